@@ -1,10 +1,80 @@
-"""The command line: lm_eval's own commands plus ours."""
+"""The command line: lm-eval's own commands plus ours, in one parser.
+
+Notable choices. lm-eval has no hook for flags, so its `HarnessCLI` is subclassed: it builds its own parsers first, then `run` gains our
+two flags and our commands are added beside its. Whatever lm-eval adds later comes along. Exit codes: 0 done, 1 a check that failed,
+2 a mistake the user can mend (one line on stderr, no traceback), 130 interrupted by Ctrl-C, as shells expect.
+"""
 
 from __future__ import annotations
 
+import sys
+
+from lm_eval._cli import HarnessCLI
+from lm_eval._cli.subcommand import SubCommand
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+class RecipesCLI(HarnessCLI):
+    """lm-eval's command line, `run` extended, our commands beside its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from harness_ext.cli.run import RunWithRecipes
+
+        choices = self._subparsers.choices
+        RunWithRecipes(choices["run"])
+        _index_tasks_of(choices["ls"], listing=True)
+        _index_tasks_of(choices["validate"], listing=False)
+        for command in _own_commands():
+            command.create(self._subparsers)
+
+
+def _own_commands() -> list[type[SubCommand]]:
+    from harness_ext.cli.compare import Compare
+    from harness_ext.cli.doctor import Doctor
+    from harness_ext.cli.ingest import Ingest
+    from harness_ext.cli.leaderboard import Leaderboard
+    from harness_ext.cli.recipes import Recipes
+
+    return [Recipes, Compare, Ingest, Leaderboard, Doctor]
+
+
+def _index_tasks_of(parser, *, listing: bool) -> None:
+    """Let a command of lm-eval's read the task files from the index; otherwise it stays as it is."""
+    execute = parser.get_default("func")
+
+    def with_index(args) -> None:
+        from harness_ext.task_index import installed
+
+        with installed(listing=listing):
+            execute(args)
+
+    parser.set_defaults(func=with_index)
+
 
 def main() -> None:
-    """Run the command given by `sys.argv`."""
-    from lm_eval.__main__ import cli_evaluate
+    """Run the command in `sys.argv`; leaves by `SystemExit` with the codes named above."""
+    from lm_eval.utils import setup_logging
 
-    cli_evaluate()
+    setup_logging()
+    try:
+        cli = RecipesCLI()
+        cli.execute(cli.parse_args())
+    except KeyboardInterrupt:
+        print("interrupted: what was complete is kept; the same command goes on from there", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        if not is_for_the_user(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+
+
+def is_for_the_user(error: Exception) -> bool:
+    """Whether an exception's message is meant to be all that a user sees."""
+    from harness_ext.errors import UserError
+    from leaderboard.errors import LeaderboardError
+
+    return isinstance(error, (UserError, LeaderboardError))

@@ -1,0 +1,34 @@
+"""`lm_eval compare A B`: two runs, the second against the first, by the leaderboard's own statistics. Nothing is stored."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from lm_eval._cli.subcommand import SubCommand
+
+
+class Compare(SubCommand):
+    """Compare two run folders or results files."""
+
+    def __init__(self, subparsers: argparse._SubParsersAction) -> None:
+        self._parser = subparsers.add_parser(
+            "compare",
+            help="Compare two runs with paired statistics",
+            description="Compare run B with run A, task by task: difference, interval, verdict.",
+        )
+        self._add_args()
+        self._parser.set_defaults(func=self._execute)
+
+    def _add_args(self) -> None:
+        self._parser.add_argument("a", type=Path, metavar="A", help="The run to compare with: its folder or its results_*.json")
+        self._parser.add_argument("b", type=Path, metavar="B", help="The run to judge: its folder or its results_*.json")
+
+    @staticmethod
+    def _execute(args: argparse.Namespace) -> None:
+        from harness_ext.cli.terminal import terminal_style
+        from leaderboard.compare import compare_paths
+        from leaderboard.table import render
+
+        style = terminal_style()
+        print(render(compare_paths(args.a, args.b), width=style.width, color=style.color))

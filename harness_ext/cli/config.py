@@ -1,0 +1,193 @@
+"""What a `run` was asked to do: lm-eval's own configuration plus our two keys, `recipe` and `control`.
+
+Notable choices. Our keys are taken out of the YAML file and the flags before lm-eval sees them, because its `EvaluatorConfig` rejects
+what it does not know; everything else is read, merged and checked by lm-eval itself. A flag replaces the key of the same name in the
+file, as lm-eval does for its own. With a recipe, `output_path` defaults to `results` and samples are always logged, since the paired
+statistics need them. The word `demo` for a model is resolved here, for runs with and without a recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness_ext.errors import UserError
+
+if TYPE_CHECKING:
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+    from lm_eval.tasks import TaskManager
+
+KEYS = ("recipe", "control")
+HF_BACKENDS = frozenset({"hf", "hf-auto", "huggingface"})
+RECIPE_BACKENDS = HF_BACKENDS | {"hf-recipe"}
+DEMO = "demo"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A run with recipes.
+
+    `harness` is lm-eval's full configuration, validated, with `output_path` and `log_samples` set. `model_name` is what the user typed
+    after `pretrained=` (`harness.model_args["pretrained"]` holds the folder where that was `demo`). `command` is `sys.argv`, for the receipt.
+    """
+
+    harness: EvaluatorConfig
+    recipes: tuple[str, ...]
+    controls: tuple[str, ...]
+    model_name: str
+    command: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Our keys as given by the flags and the `--config` file, flags first."""
+
+    recipes: tuple[str, ...]
+    controls: tuple[str, ...]
+    in_file: bool
+
+
+def read_config_file(path: str | None) -> dict[str, Any]:
+    """The mapping in a `--config` file, read by lm-eval; empty without one.
+
+    A file that lm-eval would refuse gives an empty mapping too: the refusal is lm-eval's to word, when it reads the file itself.
+    """
+    if not path:
+        return {}
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    try:
+        return EvaluatorConfig.load_yaml_config(path)
+    except (OSError, TypeError, ValueError):
+        return {}
+
+
+def asked(args: argparse.Namespace, from_file: Mapping[str, Any]) -> Asked:
+    """Which recipes and controls the flags and the file name.
+
+    Raises `UserError` where the file's key is not a name or a list of names, or is empty.
+    """
+    values = {}
+    for key in KEYS:
+        flag = getattr(args, key, None)
+        values[key] = tuple(flag) if flag else _names(key, from_file, args.config)
+    return Asked(values["recipe"], values["control"], in_file=any(key in from_file for key in KEYS))
+
+
+def _names(key: str, from_file: Mapping[str, Any], path: str | None) -> tuple[str, ...]:
+    if key not in from_file:
+        return ()
+    value = from_file[key]
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name.strip() for name in names):
+        raise UserError(f"`{key}:` in {path} must be a name or a list of names, not {value!r}; write for example `{key}: [laser, svd]` or remove the key")
+    return tuple(names)
+
+
+def run_config(args: argparse.Namespace, wanted: Asked) -> RunConfig:
+    """Let lm-eval build and check its configuration, then settle what recipes need.
+
+    Raises `UserError` for what lm-eval refuses (in its own words) and for settings that make no sense with a recipe.
+    """
+    if not wanted.recipes:
+        raise UserError("--control needs --recipe: a control is compared with the recipe whose budget it takes; name both, for example --recipe laser --control random-subspace")
+    harness = _harness_config(args)
+    _refuse(harness)
+    name = str(harness.model_args.get("pretrained", ""))
+    harness.model_args = resolve_demo(harness.model, harness.model_args)
+    # lm-eval merges model_args into the metadata of tasks (for those that need a tokenizer), so the folder goes there too.
+    harness.metadata = {**harness.metadata, **{key: harness.model_args[key] for key in ("pretrained",) if key in harness.metadata}}
+    return RunConfig(harness, wanted.recipes, wanted.controls, name, tuple(sys.argv))
+
+
+def _harness_config(args: argparse.Namespace) -> EvaluatorConfig:
+    from lm_eval.config import evaluate_config
+
+    class EvaluatorConfig(evaluate_config.EvaluatorConfig):
+        """lm-eval's configuration, read from a file that may hold our keys as well."""
+
+        __slots__ = ()
+
+        @staticmethod
+        def load_yaml_config(config_path: str | Path) -> dict[str, Any]:
+            values = evaluate_config.EvaluatorConfig.load_yaml_config(config_path)
+            return {"output_path": "results", **{key: value for key, value in values.items() if key not in KEYS}, "log_samples": True}
+
+    flags = {key: value for key, value in vars(args).items() if key not in KEYS}
+    flags["log_samples"] = True
+    if not args.config:
+        flags["output_path"] = args.output_path or "results"
+    try:
+        return EvaluatorConfig.from_cli(argparse.Namespace(**flags))
+    except (OSError, TypeError, ValueError) as error:
+        raise UserError(str(error)) from error
+
+
+def _refuse(harness: EvaluatorConfig) -> None:
+    if harness.model not in RECIPE_BACKENDS:
+        raise UserError(
+            f"--recipe edits weights in memory, which the backend {harness.model!r} does not allow: use --model hf, "
+            "or run without --recipe"
+        )
+    if not harness.model_args.get("pretrained"):
+        raise UserError("no model given: add --model_args pretrained=NAME (a hub name, a local folder, or `demo` for the embedded model)")
+    if "recipe" in harness.model_args:
+        raise UserError("the recipe is given twice: by --recipe and by `recipe=` in --model_args; keep one of them")
+    if harness.use_cache:
+        raise UserError(
+            "--use_cache cannot be combined with --recipe: its cache is keyed by the model's name and would return the unedited model's answers; "
+            "leave it out (finished recipes are not run again anyway)"
+        )
+    if not harness.tasks:
+        raise UserError("no task given: add --tasks NAME[,NAME...] (`lm_eval ls tasks` lists them)")
+
+
+def resolve_demo(model: str | None, model_args: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `model_args` in which `pretrained=demo` is the folder of the embedded model.
+
+    Only for the Hugging Face backends, and not where the working directory has a model folder of that name, which lm-eval would load.
+    """
+    resolved = dict(model_args)
+    if (model or "hf") not in RECIPE_BACKENDS or resolved.get("pretrained") != DEMO:
+        return resolved
+    if (Path(DEMO) / "config.json").is_file():
+        print(f"note: {DEMO} is taken to be the folder ./{DEMO}, not the embedded model", file=sys.stderr)
+        return resolved
+    from harness_ext.demo import demo_path
+
+    resolved["pretrained"] = str(demo_path())
+    return resolved
+
+
+def resolve_tasks(harness: EvaluatorConfig) -> TaskManager:
+    """Find the run's tasks through the index; afterwards `harness.tasks` holds what lm-eval resolved them to.
+
+    Raises `UserError` naming the tasks that do not exist and the nearest names that do.
+    """
+    from harness_ext.task_index import installed
+
+    with installed():
+        try:
+            return harness.process_tasks(harness.metadata)
+        except ValueError as error:
+            raise UserError(_missing_tasks(harness, str(error))) from error
+
+
+def _missing_tasks(harness: EvaluatorConfig, message: str) -> str:
+    import difflib
+
+    from lm_eval.tasks import TaskManager
+
+    prefix = "Tasks not found: "
+    if not message.startswith(prefix):
+        return message
+    known = TaskManager(include_path=harness.include_path).all_tasks
+    lines = []
+    for name in message.removeprefix(prefix).split(", "):
+        nearest = difflib.get_close_matches(name, known, n=3)
+        lines.append(f"no task is called {name!r}" + (f"; did you mean {' or '.join(nearest)}?" if nearest else ""))
+    return "\n".join([*lines, "`lm_eval ls tasks` lists all tasks; --include_path DIR adds your own"])

@@ -1,0 +1,94 @@
+"""`lm_eval run`: lm-eval's command, with `--recipe` and `--control`.
+
+Without them, lm-eval's own `Run._execute` does everything, so that behaviour and results are lm-eval's. The only differences there
+are that task files come from the index, that our tasks are known, and that `pretrained=demo` is the embedded model.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from lm_eval._cli.run import Run
+
+from harness_ext.cli.config import asked, read_config_file, resolve_demo, run_config
+
+EXAMPLES = """
+recipes:
+  # The embedded model, two recipes, each compared with the unedited model
+  $ lm-eval run --model hf --model_args pretrained=demo --tasks int_mult,int_sum --recipe laser --recipe eigenprune:fraction=0.1
+
+  # What recipes there are
+  $ lm-eval recipes
+"""
+
+
+class RunWithRecipes(Run):
+    """lm-eval's `run`, extended in place: takes the parser that lm-eval built, so that none of its flags is restated here."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self._parser = parser
+        self._add_args()
+        parser.epilog = (parser.epilog or "") + EXAMPLES
+        parser.set_defaults(func=self._execute)
+
+    def _add_args(self) -> None:
+        group = self._parser.add_argument_group("recipes")
+        group.add_argument(
+            "--recipe",
+            type=str,
+            nargs="+",
+            action="extend",
+            default=None,
+            metavar="<recipe>",
+            help="Edit the model's weights before scoring: a name from `lm-eval recipes`, name:key=value,key=value, or a YAML file. Repeatable; the unedited model is scored too.",
+        )
+        group.add_argument(
+            "--control",
+            type=str,
+            nargs="+",
+            action="extend",
+            default=None,
+            metavar="<name>",
+            help="Run this recipe as well, at the budget of each --recipe (for example random-subspace). Repeatable.",
+        )
+
+    @staticmethod
+    def _execute(args: argparse.Namespace) -> None:
+        from_file = read_config_file(args.config)
+        wanted = asked(args, from_file)
+        if wanted.recipes or wanted.controls or wanted.in_file:
+            from harness_ext.cli.run_recipes import execute
+
+            execute(run_config(args, wanted))
+        else:
+            run_plain(args, from_file)
+
+
+def run_plain(args: argparse.Namespace, from_file: Mapping[str, Any]) -> None:
+    """Run lm-eval's own command with the namespace it would have parsed."""
+    from harness_ext.startup import quick_imports
+    from harness_ext.task_index import installed
+
+    _place_demo(args, from_file)
+    for key in ("recipe", "control"):
+        delattr(args, key)
+    with quick_imports():
+        import lm_eval.evaluator  # noqa: F401
+    with installed():
+        Run._execute(args)
+
+
+def _place_demo(args: argparse.Namespace, from_file: Mapping[str, Any]) -> None:
+    """Resolve `pretrained=demo`, wherever it is given: a flag's model_args replace those of the file as a whole."""
+    from lm_eval.utils import simple_parse_args_string
+
+    given = args.model_args or from_file.get("model_args") or {}
+    if isinstance(given, str):
+        given = simple_parse_args_string(given)
+    if not isinstance(given, Mapping):
+        return
+    resolved = resolve_demo(args.model or from_file.get("model"), given)
+    if resolved != dict(given):
+        args.model_args = resolved
