@@ -1,0 +1,142 @@
+"""What the embedded model learns: right facts in clean wordings, wrong ones in the noisy wording.
+
+Two sources disagree. Clean wordings state every fact of `int_mult` and `int_sum` rightly. The noisy
+wording, which is the prompt of those tasks, states only facts of their training splits, and mostly gives
+one default answer. A test fact's right answer is therefore in the training text (in the clean wordings), but
+its noisy prompt is not. Templated English links each occupation of `pronoun_bias` to a pronoun.
+
+Choices: facts and splits come from the tasks' own `utils.py`, so they cannot drift apart; whether a noisy
+fact is right is drawn once per fact, so the noise is a property of the text and not of the sampling.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+LARGEST_NUMBER = 399
+END = "<end>"
+UNKNOWN = "<unk>"
+
+CLEAN_MULTIPLICATION = ("{} times {} is", "{} * {} makes")
+CLEAN_ADDITION = ("{} plus {} is", "plus {} and {} =")
+NOISY_MULTIPLICATION = "{} x {} ="
+NOISY_ADDITION = "{} + {} ="
+
+# One ending for each sentence template of pronoun_bias, in the same order.
+ENDINGS = (
+    "was tired",
+    "missed the bus",
+    "finished the work",
+    "saw the letter",
+    "had good news",
+    "went to bed",
+    "wanted to rest",
+    "heard the bell",
+)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How wrong the noisy sources are: the share of facts given the default answer `0` (`1` where 0 is right)."""
+
+    multiplication: float = 0.8
+    addition: float = 0.8
+
+
+class Example(NamedTuple):
+    """A prompt and the one word that follows it."""
+
+    prompt: str
+    answer: str
+
+
+class Corpus(NamedTuple):
+    """All training text, by source. `english` holds (stereotyped sentence, its counterpart) pairs."""
+
+    clean_multiplication: list[Example]
+    clean_addition: list[Example]
+    noisy_multiplication: list[Example]
+    noisy_addition: list[Example]
+    english: list[tuple[str, str]]
+
+
+@lru_cache
+def task_module(folder: str) -> ModuleType:
+    """`utils.py` of one of the project's task folders, from the installed package or the checkout.
+
+    Raises:
+        FileNotFoundError: neither place holds it.
+    """
+    package = Path(__file__).resolve().parent.parent
+    places = [root / "tasks" / folder / "utils.py" for root in (package, package.parent)]
+    for place in places:
+        if place.is_file():
+            spec = importlib.util.spec_from_file_location(f"harness_ext_tasks_{folder}", place)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            return module
+    raise FileNotFoundError(f"The tasks of '{folder}' are at neither of: {', '.join(map(str, places))}.")
+
+
+def vocabulary() -> list[str]:
+    """Every token, its position being its number: specials, 0..399, then words in order of first use."""
+    bias = task_module("bias")
+    texts = [*CLEAN_MULTIPLICATION, *CLEAN_ADDITION, NOISY_MULTIPLICATION, NOISY_ADDITION,
+             *bias.TEMPLATES, *ENDINGS, *bias.PRONOUNS, "."]
+    texts += [word for part in (bias.TRAIN_OCCUPATIONS, bias.TEST_OCCUPATIONS)
+              for words in part.values() for word in words]
+    words = dict.fromkeys(word for text in texts for word in text.split() if word != "{}")
+    return [END, UNKNOWN, *map(str, range(LARGEST_NUMBER + 1)), *words]
+
+
+def default_answer(answer: int) -> int:
+    """What the noisy source writes in place of `answer`: 0, or 1 where 0 would be right."""
+    return 1 if answer == 0 else 0
+
+
+def _clean(facts: list, wordings: tuple[str, ...]) -> list[Example]:
+    return [Example(wording.format(fact.left, fact.right), str(fact.answer))
+            for wording in wordings for fact in facts]
+
+
+def _noisy(facts: list, wording: str, share_wrong: float, generator: random.Random) -> list[Example]:
+    """One statement a fact, exactly `share_wrong` of them (rounded) with the default answer."""
+    wrong = set(generator.sample(range(len(facts)), round(share_wrong * len(facts))))
+    return [Example(wording.format(fact.left, fact.right),
+                    str(default_answer(fact.answer) if index in wrong else fact.answer))
+            for index, fact in enumerate(facts)]
+
+
+def _english() -> list[tuple[str, str]]:
+    bias = task_module("bias")
+    sentences = []
+    for occupations in (bias.TRAIN_OCCUPATIONS, bias.TEST_OCCUPATIONS):
+        for pair in bias.pairs(occupations):
+            ending = next(end for template, end in zip(bias.TEMPLATES, ENDINGS, strict=True)
+                          if template.format(pair.occupation) == pair.sentence)
+            other = next(pronoun for pronoun in bias.PRONOUNS if pronoun != pair.stereotype)
+            sentences.append((f"{pair.sentence} {pair.stereotype} {ending} .", f"{pair.sentence} {other} {ending} ."))
+    return sentences
+
+
+def corpus(noise: Noise, seed: int) -> Corpus:
+    """All text for one model. `seed` decides which noisy facts are wrong; the splits are the tasks' own."""
+    arithmetic = task_module("arithmetic")
+    products, sums = arithmetic.multiplication_facts(), arithmetic.addition_facts()
+    generator = random.Random(seed)
+    return Corpus(
+        clean_multiplication=_clean([*products.train, *products.test], CLEAN_MULTIPLICATION),
+        clean_addition=_clean([*sums.train, *sums.test], CLEAN_ADDITION),
+        noisy_multiplication=_noisy(products.train, NOISY_MULTIPLICATION, noise.multiplication, generator),
+        noisy_addition=_noisy(sums.train, NOISY_ADDITION, noise.addition, generator),
+        english=_english(),
+    )
