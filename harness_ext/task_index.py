@@ -1,6 +1,216 @@
-"""stub"""
+"""Finding tasks: lm-eval's own from an index on disk, ours without a flag, the user's as lm-eval does.
+
+lm-eval parses some 14,000 YAML files at every start, which takes 8 to 20 seconds. What it learns from them fits in a megabyte, so it is kept
+(see `task_cache`) and read in a tenth of a second.
+
+Notable choices. There is one seam: the name `TaskIndex` in `lm_eval.tasks.manager`, replaced by a subclass for the duration of a
+command. The files are still found and parsed by lm-eval's own code, once; only its result is kept. An entry's path object and parsed
+configuration, which lm-eval hardly ever looks at, are made when asked for. Where a version of lm-eval has no such seam, it works
+as it always did, without the index. Our tasks come after lm-eval's and before those of `--include_path`, which can override both.
+"""
+
 from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness_ext import task_cache
+from harness_ext.task_cache import Row, Saved
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._index import Entry
+
+log = logging.getLogger("lm_eval.recipes")
+
+
+def tasks_root() -> Path:
+    """The folder of our task files: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    installed_folder = package / "tasks"
+    return installed_folder if installed_folder.is_dir() else package.parent / "tasks"
+
+
+def task_manager(include_path: str | Path | list[str | Path] | None = None, metadata: dict[str, Any] | None = None) -> TaskManager:
+    """lm-eval's task manager, made through the index and knowing our tasks; for use from Python."""
+    with installed():
+        from lm_eval.tasks import TaskManager
+
+        return TaskManager(include_path=include_path, metadata=metadata)
+
+
 @contextmanager
-def installed(*, listing: bool = False):
-    yield
+def installed(*, listing: bool = False) -> Iterator[None]:
+    """Let lm-eval's task managers made inside this block use the index and find our tasks.
+
+    With `listing`, the output types that `ls` prints come from the index too. Nests; does nothing where lm-eval has no such seam.
+    """
+    seam = _seam()
+    if seam is None:
+        yield
+        return
+    manager, index_class = seam
+    before = manager.TaskIndex, manager.load_yaml
+    manager.TaskIndex = index_class
+    if listing:
+        manager.load_yaml = _output_type_loader()
+    try:
+        yield
+    finally:
+        manager.TaskIndex, manager.load_yaml = before
+
+
+def _seam() -> tuple[Any, type] | None:
+    """lm-eval's module to place our subclass in, and the subclass; None where this version of lm-eval is built otherwise."""
+    try:
+        from lm_eval.tasks import manager
+        from lm_eval.tasks._index import Entry, Kind, TaskIndex
+
+        assert issubclass(manager.TaskIndex, TaskIndex) and callable(manager.load_yaml)
+        assert {"name", "kind", "yaml_path", "cfg", "tags"} <= set(Entry.__dataclass_fields__) and Kind.TASK
+    except (ImportError, AttributeError, AssertionError, TypeError):
+        log.warning("This version of lm-eval finds tasks in a way this package does not know: starting is slow, and our tasks need --include_path %s", tasks_root())
+        return None
+    return manager, _index_class()
+
+
+def _index_class() -> type:
+    # Made inside a function because lm-eval's task modules import numpy, jinja and more, which `--help` does not need.
+    from lm_eval.tasks._index import TaskIndex
+
+    class CachedTaskIndex(TaskIndex):
+        """lm-eval's index, its own folder read from the cache and ours put behind it."""
+
+        @staticmethod
+        def build(paths: Iterable[Path], *, resolve_includes: bool = True) -> dict[str, Entry]:
+            if not resolve_includes:
+                return TaskIndex.build(paths, resolve_includes=False)
+            index: dict[str, Entry] = {}
+            for root in _with_ours(list(paths)):
+                _merge(index, entries_of(root))
+            return index
+
+    return CachedTaskIndex
+
+
+def default_root() -> Path:
+    """The folder of lm-eval's own task files."""
+    import lm_eval.tasks
+
+    return Path(lm_eval.tasks.__file__).parent
+
+
+def _with_ours(paths: list[Path]) -> list[Path]:
+    ours = tasks_root()
+    if default_root() not in paths or not ours.is_dir() or any(path.resolve() == ours for path in paths):
+        return paths
+    place = paths.index(default_root()) + 1
+    return [*paths[:place], ours, *paths[place:]]
+
+
+def _merge(index: dict[str, Entry], later: dict[str, Entry]) -> None:
+    for name, entry in later.items():
+        if name in index:
+            # The words are lm-eval's: whoever filters its log for them finds them here too.
+            logging.getLogger("lm_eval.tasks._index").warning("Task '%s' from %s overrides existing task from %s", name, entry.yaml_path, index[name].yaml_path)
+        index[name] = entry
+
+
+def entries_of(root: Path) -> dict[str, Entry]:
+    """The entries of one folder: lm-eval's own folder from the cache, any other as lm-eval reads it."""
+    from lm_eval.tasks._index import TaskIndex
+
+    if root != default_root():
+        return TaskIndex.build([root])
+    saved = saved_rows(root)
+    for text in saved.warnings:
+        logging.getLogger("lm_eval.tasks._index").warning("%s", text)
+    return _entries(root, saved.rows)
+
+
+def saved_rows(root: Path) -> Saved:
+    """The index of lm-eval's own folder, from the cache where that is current, else made and kept."""
+    import lm_eval
+
+    path, key = task_cache.cache_file(root, lm_eval.__version__), task_cache.fingerprint(root)
+    saved = task_cache.read(path, key)
+    if saved is None:
+        log.info("Indexing lm-eval's task files, which takes some seconds; later starts read the index")
+        saved = scan(root)
+        task_cache.write(path, key, saved)
+    return saved
+
+
+def scan(root: Path) -> Saved:
+    """Read all task files of a folder with lm-eval's own code."""
+    from lm_eval.tasks._index import TaskIndex
+
+    from harness_ext.startup import quick_imports
+
+    with _recorded_warnings() as warnings, quick_imports():
+        entries = TaskIndex.build([root])
+    return Saved([_row(root, name, entry) for name, entry in entries.items()], warnings)
+
+
+@contextmanager
+def _recorded_warnings() -> Iterator[list[str]]:
+    """Collect what lm-eval's index warns about instead of printing it: it is printed from what was saved, now and later alike."""
+    logger, texts = logging.getLogger("lm_eval.tasks._index"), []
+
+    def record(entry: logging.LogRecord) -> bool:
+        if entry.levelno >= logging.WARNING:
+            texts.append(entry.getMessage())
+        return entry.levelno < logging.WARNING
+
+    logger.addFilter(record)
+    try:
+        yield texts
+    finally:
+        logger.removeFilter(record)
+
+
+def _row(root: Path, name: str, entry: Entry) -> Row:
+    file = entry.yaml_path.relative_to(root).as_posix() if entry.yaml_path else None
+    output_type = (entry.cfg or {}).get("output_type")
+    return Row(name, entry.kind.name, file, sorted(entry.tags), output_type)
+
+
+def _entries(root: Path, rows: list[Row]) -> dict[str, Entry]:
+    from lm_eval.tasks._index import Entry, Kind
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    class IndexedEntry(Entry):
+        """An entry from the index: its path and its configuration are made when first asked for."""
+
+        def __init__(self, row: Row) -> None:
+            self.name, self.kind, self.tags = row.name, kinds[row.kind], set(row.tags)
+            self.row = row
+
+        @cached_property
+        def yaml_path(self) -> Path | None:
+            return root / self.row.file if self.row.file else None
+
+        @cached_property
+        def cfg(self) -> dict[str, Any] | None:
+            return load_yaml(self.yaml_path, resolve_func=False) if self.yaml_path else None
+
+    kinds = Kind.__members__
+    return {row.name: IndexedEntry(row) for row in rows}
+
+
+def _output_type_loader() -> Callable[..., dict[str, Any]]:
+    """Stands in for lm-eval's `load_yaml` while it prints a list, for which it needs the output type alone."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    root = default_root()
+    known = {str(root / row.file): row.output_type or "" for row in saved_rows(root).rows if row.file}
+
+    def load(path: str | Path, **options: Any) -> dict[str, Any]:
+        output_type = known.get(str(path))
+        return load_yaml(path, **options) if output_type is None else {"output_type": output_type}
+
+    return load
