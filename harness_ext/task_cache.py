@@ -1,0 +1,115 @@
+"""The file that keeps lm-eval's task index between starts.
+
+Notable choices. JSON, so that a damaged or foreign file can do no more than be thrown away. Its name holds lm-eval's version and the
+folder, so that environments do not fight over one file; its content is valid for exactly one fingerprint: path, size and modification
+time of every file below the folder that a task configuration can be made of. Python files are left out: the index does not run them.
+Everything here may fail (no home, a read-only disk, a full one); then there is no cache, and nothing else changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+FORMAT = 1
+_IGNORED_FOLDERS = frozenset({"__pycache__", ".ipynb_checkpoints"})
+
+
+class Row(NamedTuple):
+    """One name of the index: `kind` as lm-eval's enumeration names it, `file` relative to the folder (None for a tag)."""
+
+    name: str
+    kind: str
+    file: str | None
+    tags: list[str]
+    output_type: str | None
+
+
+class Saved(NamedTuple):
+    """What one folder's task files come to: the rows in order, and what lm-eval warned about while it read them."""
+
+    rows: list[Row]
+    warnings: list[str]
+
+
+def cache_folder() -> Path | None:
+    """The folder for this package's caches: `LM_EVAL_RECIPES_CACHE`, or below `XDG_CACHE_HOME` or `~/.cache`; None where there is no home."""
+    named = os.environ.get("LM_EVAL_RECIPES_CACHE")
+    if named:
+        return Path(named)
+    try:
+        parent = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
+    return parent / "lm-eval-recipes"
+
+
+def cache_file(root: Path, version: str) -> Path | None:
+    """Where the index of `root` is kept for this version of lm-eval."""
+    folder = cache_folder()
+    key = hashlib.sha256(f"{version}\n{root}".encode()).hexdigest()[:16]
+    return folder / f"task-index-{key}.json" if folder else None
+
+
+def fingerprint(root: Path) -> str:
+    """A digest of path, size and modification time of every file below `root` that is not Python."""
+    digest = hashlib.sha256()
+    for line in sorted(_stat_lines(str(root))):
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _stat_lines(folder: str) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                if entry.name not in _IGNORED_FOLDERS:
+                    yield from _stat_lines(entry.path)
+            elif not entry.name.endswith((".py", ".pyc")):
+                status = entry.stat()
+                yield f"{entry.path}\0{status.st_size}\0{status.st_mtime_ns}\n"
+
+
+def read(path: Path | None, expected_fingerprint: str) -> Saved | None:
+    """The saved index, or None where there is none, it is stale, or it is not what `write` writes."""
+    if path is None:
+        return None
+    try:
+        content = json.loads(path.read_bytes())
+        if content["format"] != FORMAT or content["fingerprint"] != expected_fingerprint:
+            return None
+        return Saved([_checked(Row(*row)) for row in content["rows"]], [str(text) for text in content["warnings"]])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _checked(row: Row) -> Row:
+    # A path that leads out of the folder could not have been written by us, and its file could name code to run.
+    if row.file is not None and (row.file.startswith(("/", "\\")) or ".." in row.file.split("/")):
+        raise ValueError(row.file)
+    return row
+
+
+def write(path: Path | None, key: str, saved: Saved) -> bool:
+    """Keep the index under its fingerprint `key`; whole or not at all. False where it cannot be kept."""
+    if path is None:
+        return False
+    content = json.dumps({"format": FORMAT, "fingerprint": key, "rows": saved.rows, "warnings": saved.warnings}, separators=(",", ":"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError:
+        return False
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except OSError:
+        Path(temporary).unlink(missing_ok=True)
+        return False
+    return True
