@@ -1,0 +1,198 @@
+"""Evidence: what a method needs to know about how the model uses its matrices, gathered in one streaming pass over calibration documents.
+
+Only the statistics that a method names are gathered. Documents are padded on the left, so that the answers of a batch stand at the same positions and a counterfactual input
+is that of the same place in another prompt. Losses are per document, so the batch size changes nothing but speed.
+
+A pass holds the factors of the matrices it works on; matrices are taken in groups whose factors fit `FACTOR_BYTES`, one pass a group, so that memory stays bounded for any model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from harness_ext.anatomy import Matrix
+from harness_ext.errors import UserError
+from harness_ext.evidence.documents import LabelledDocument
+from harness_ext.evidence.statistics import CounterfactualEffects, InputMean, Statistic
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from harness_ext.lm import RecipeLM
+    from harness_ext.methods import Svd
+
+FACTOR_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """One batch, padded on the left: tokens, mask and positions `[b, t]`; labels `[b, t]`, -100 where nothing is predicted."""
+
+    tokens: Tensor
+    mask: Tensor
+    positions: Tensor
+    labels: Tensor
+
+
+@dataclass
+class _Watched:
+    """One matrix under watch, its statistics, and the input it saw in the batch at hand."""
+
+    matrix: Matrix
+    statistics: dict[str, Statistic] = field(default_factory=dict)
+
+
+def gather(
+    lm: RecipeLM, matrices: Sequence[Matrix], names: frozenset[str], documents: Sequence[LabelledDocument], batch_size: int, decompose: Callable[[Matrix], Svd],
+    progress: Callable[[int], Any] = lambda documents: None,
+) -> dict[str, dict[str, Tensor]]:
+    """Gather the named statistics of every matrix over all documents; keyed by `Matrix.key`, then by statistic.
+
+    decompose: gives the factors of a matrix, called once each. progress: told the number of documents done.
+
+    Raises UserError where a batch of one cannot give what is asked (`component_effects` compares examples of a batch), or where the loss is not finite.
+    """
+    if "component_effects" in names and (batch_size < 2 or len(documents) < 2):
+        raise UserError("component_effects compares each document with the next of its batch: set calibration.batch_size and calibration.samples to 2 or more")
+    batches = list(_batches(lm, documents, batch_size))
+    gathered: dict[str, dict[str, Tensor]] = {}
+    for group in _groups(matrices, with_factors="component_effects" in names):
+        watched = [_Watched(matrix, _start(names, matrix, decompose)) for matrix in group]
+        _one_pass(lm, watched, batches, progress)
+        gathered |= {item.matrix.key: {name: statistic.result() for name, statistic in item.statistics.items()} for item in watched}
+    return gathered
+
+
+def passes(matrices: Sequence[Matrix], names: frozenset[str]) -> int:
+    """How many passes over the documents `gather` will make."""
+    return len(list(_groups(matrices, with_factors="component_effects" in names)))
+
+
+def _start(names: frozenset[str], matrix: Matrix, decompose: Callable[[Matrix], Svd]) -> dict[str, Statistic]:
+    makers: dict[str, Callable[[], Statistic]] = {
+        "input_mean": InputMean,
+        "component_effects": lambda: CounterfactualEffects(decompose(matrix)),
+    }
+    return {name: makers[name]() for name in sorted(names)}
+
+
+def _groups(matrices: Sequence[Matrix], *, with_factors: bool) -> Iterator[list[Matrix]]:
+    group: list[Matrix] = []
+    held = 0
+    for matrix in matrices:
+        rows, columns = matrix.shape
+        size = 4 * min(rows, columns) * (rows + columns) if with_factors else 0
+        if group and held + size > FACTOR_BYTES:
+            yield group
+            group, held = [], 0
+        group.append(matrix)
+        held += size
+    if group:
+        yield group
+
+
+def _one_pass(lm: RecipeLM, watched: Sequence[_Watched], batches: Sequence[_Batch], progress: Callable[[int], Any]) -> None:
+    import torch
+
+    modules = dict(lm.model.named_modules())
+    by_module: dict[str, list[_Watched]] = {}
+    for item in watched:
+        by_module.setdefault(item.matrix.module, []).append(item)
+    with ExitStack() as stack:
+        stack.enter_context(_frozen(lm.model))
+        stack.enter_context(torch.enable_grad())
+        seen: dict[str, tuple[Tensor, Tensor]] = {}
+        for name in by_module:
+            stack.callback(modules[name].register_forward_hook(_remember(seen, name)).remove)
+        stack.callback(lm.model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.detach().requires_grad_(True)).remove)
+        for batch in batches:
+            seen.clear()
+            loss = _summed_loss(lm, batch)
+            if not torch.isfinite(loss):
+                raise UserError("the calibration loss is not finite: the model or a prompt is broken; nothing was edited")
+            names = list(by_module)
+            gradients = torch.autograd.grad(loss, [seen[name][1] for name in names])
+            real = batch.mask.bool()
+            for name, gradient in zip(names, gradients, strict=True):
+                inputs = seen[name][0].detach()
+                for item in by_module[name]:
+                    for statistic in item.statistics.values():
+                        statistic.update(_part(inputs, item.matrix.columns).float(), _part(gradient, item.matrix.rows).float(), real.to(inputs.device))
+            progress(batch.tokens.shape[0])
+
+
+def _remember(seen: dict[str, tuple[Tensor, Tensor]], name: str) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        seen[name] = (args[0], output)
+
+    return hook
+
+
+def _part(values: Tensor, ranges: tuple[tuple[int, int], ...] | None) -> Tensor:
+    import torch
+
+    return values if ranges is None else torch.cat([values[..., start:stop] for start, stop in ranges], dim=-1)
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No gradients for the weights: only those of activations are wanted, and they alone should take memory."""
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+def _summed_loss(lm: RecipeLM, batch: _Batch) -> Tensor:
+    """The sum over documents of the mean cross-entropy of each one's answer tokens, in fp32."""
+    from torch.nn.functional import cross_entropy
+
+    logits = lm.model(input_ids=batch.tokens, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False).logits.float()
+    losses = cross_entropy(logits.transpose(1, 2), batch.labels.to(logits.device), ignore_index=-100, reduction="none")
+    return (losses.sum(1) / (batch.labels != -100).sum(1).to(losses)).sum()
+
+
+def _batches(lm: RecipeLM, documents: Sequence[LabelledDocument], batch_size: int) -> Iterator[_Batch]:
+    """Batches of one task each, since a counterfactual prompt should be one of the same kind; a last batch of one joins the batch before it."""
+    for task in dict.fromkeys(document.task for document in documents):
+        own = [document for document in documents if document.task == task]
+        starts = list(range(0, len(own), batch_size))
+        if len(starts) > 1 and len(own) - starts[-1] == 1:
+            starts.pop()
+        for start, stop in zip(starts, [*starts[1:], len(own)], strict=True):
+            yield _pad(lm, own[start:stop])
+
+
+def _pad(lm: RecipeLM, documents: Sequence[LabelledDocument]) -> _Batch:
+    import torch
+
+    encoded = [_encode(lm, document) for document in documents]
+    width = max(len(tokens) for tokens, _ in encoded)
+    tokens = torch.full((len(encoded), width), lm.tokenizer.pad_token_id or 0)
+    labels = torch.full((len(encoded), width), -100)
+    mask = torch.zeros((len(encoded), width), dtype=torch.long)
+    for row, (document, answer) in enumerate(encoded):
+        tokens[row, width - len(document) :] = torch.tensor(document)
+        mask[row, width - len(document) :] = 1
+        labels[row, width - len(answer) :] = torch.tensor(answer)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    return _Batch(*(value.to(lm.device) for value in (tokens, mask, positions, labels)))
+
+
+def _encode(lm: RecipeLM, document: LabelledDocument) -> tuple[list[int], list[int]]:
+    """The tokens that go in (all but the last), and those of the answer that must come out, cut from the left like lm-eval does."""
+    if document.context:
+        context, answer = lm._encode_pair(document.context, document.answer)
+    else:
+        context, answer = [lm.prefix_token_id], lm.tok_encode(document.answer, add_special_tokens=False)
+    if not answer:
+        raise UserError(f"calibration: a document of {document.task!r} has an answer of no tokens: {document.answer!r}")
+    whole = (context + answer)[-(lm.max_length + 1) :]
+    return whole[:-1], answer

@@ -1,0 +1,159 @@
+"""Calibration documents: labelled documents of a task's training split, with exactly the prompts that the task would score.
+
+Prompts and answers come from lm-eval's own request building (few-shot examples, chat template and delimiters included), so what is measured is what will be asked.
+A document that is also scored never enters: it is left out, and the receipt counts it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from harness_ext.errors import UserError
+from harness_ext.recipe import EVALUATED, Calibration, nearest
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """How the evaluation builds its prompts; calibration must not differ."""
+
+    system_instruction: str | None = None
+    apply_chat_template: bool = False
+    fewshot_as_multiturn: bool = False
+    fewshot_seed: int | None = 1234
+    chat_template: Any = None
+
+
+@dataclass(frozen=True)
+class LabelledDocument:
+    """One prompt and its right answer, as text; `doc_hash` is lm-eval's."""
+
+    task: str
+    context: str
+    answer: str
+    doc_hash: str
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """The documents drawn from one task; `also_scored` were left out because the evaluation reports them."""
+
+    task: str
+    split: str
+    seed: int
+    documents: tuple[LabelledDocument, ...]
+    also_scored: int = 0
+
+
+def document_hash(document: Any) -> str:
+    """The hash that lm-eval logs with a sample of this document."""
+    from lm_eval.utils import handle_non_serializable, hash_string
+
+    return hash_string(json.dumps(document, indent=2, default=handle_non_serializable, ensure_ascii=False))
+
+
+def why_unfit(task: Task, split: str) -> str | None:
+    """Why a task cannot give labelled documents from this split, or None if it can."""
+    metadata = task.config.metadata if isinstance(task.config.metadata, dict) else {}
+    if metadata.get("best_value"):
+        return "has no right answers: its metrics are best in the middle"
+    if task.OUTPUT_TYPE == "loglikelihood_rolling":
+        return "scores whole texts and has no answers"
+    if not (task.has_training_docs() if split == "train" else task.has_validation_docs()):
+        return f"has no {'training' if split == 'train' else 'validation'} split"
+    if split == "validation" and not task.has_test_docs():
+        return "is scored on its validation split"
+    return None
+
+
+def fit_tasks(tasks: Mapping[str, Task], split: str) -> list[str]:
+    """The tasks that can give labelled documents from this split, in order."""
+    return [name for name, task in tasks.items() if why_unfit(task, split) is None]
+
+
+def draw_documents(
+    calibration: Calibration, tasks: Mapping[str, Task], scored: Collection[str], settings: PromptSettings, where: str = ""
+) -> list[CalibrationSet]:
+    """Draw the documents that a recipe asks for, as evenly from its tasks as the number allows.
+
+    tasks: every task that may be named, built. scored: hashes of all documents that will be reported.
+
+    Raises UserError where a task is unknown, has no labelled documents in the split, or has fewer than asked.
+    """
+    names = calibration.tasks
+    if EVALUATED in names or not names:
+        names = tuple(fit_tasks(tasks, calibration.split))
+        if not names:
+            reasons = "; ".join(f"{name} {why_unfit(task, calibration.split)}" for name, task in tasks.items())
+            raise UserError(f"{where}calibration: no evaluated task can give labelled documents ({reasons}); name one that can: calibration.task=TASK")
+    for name in names:
+        if name not in tasks:
+            raise UserError(f"{where}calibration: unknown task {name!r}, {nearest(name, tasks)}")
+        if reason := why_unfit(tasks[name], calibration.split):
+            raise UserError(f"{where}calibration: task {name!r} {reason}; name another: calibration.task=TASK")
+    if calibration.samples < len(names):
+        raise UserError(f"{where}calibration: {calibration.samples} samples are too few for {len(names)} tasks; give at least one for each: calibration.samples={len(names)}")
+    shares = [calibration.samples // len(names) + (place < calibration.samples % len(names)) for place in range(len(names))]
+    return [_draw(tasks[name], name, calibration, share, scored, settings, where) for name, share in zip(names, shares, strict=True)]
+
+
+def _draw(task: Task, name: str, calibration: Calibration, share: int, scored: Collection[str], settings: PromptSettings, where: str) -> CalibrationSet:
+    source: Sequence[Any] = task.training_docs() if calibration.split == "train" else task.validation_docs()
+    task.set_fewshot_seed(seed=settings.fewshot_seed)
+    order = list(range(len(source)))
+    random.Random(f"{calibration.seed}:{name}").shuffle(order)
+    chosen: list[LabelledDocument] = []
+    also_scored = 0
+    for place in order:
+        if len(chosen) == share:
+            break
+        hashed = document_hash(source[place])
+        if hashed in scored:
+            also_scored += 1
+            continue
+        context, answer = _prompt_and_answer(task, source[place], settings)
+        chosen.append(LabelledDocument(name, context, answer, hashed))
+    if len(chosen) < share:
+        left_out = f" ({also_scored} more are also scored, and so left out)" if also_scored else ""
+        raise UserError(
+            f"{where}calibration: {share} documents of {name!r} were asked for, and its {calibration.split} split has {len(chosen)}{left_out}; lower calibration.samples"
+        )
+    return CalibrationSet(name, calibration.split, calibration.seed, tuple(chosen), also_scored)
+
+
+def _prompt_and_answer(task: Task, document: Any, settings: PromptSettings) -> tuple[str, str]:
+    context = task.fewshot_context(
+        document,
+        num_fewshot=task.config.num_fewshot or 0,
+        system_instruction=settings.system_instruction,
+        apply_chat_template=settings.apply_chat_template,
+        fewshot_as_multiturn=settings.fewshot_as_multiturn,
+        chat_template=settings.chat_template,
+        gen_prefix=task.doc_to_prefix(document),
+    )
+    built = task.construct_requests(
+        doc=document,
+        ctx=context,
+        metadata=(task.config.task, 0, 1),
+        apply_chat_template=settings.apply_chat_template,
+        chat_template=settings.chat_template,
+    )
+    requests = built if isinstance(built, list) else [built]
+    target = task.doc_to_target(document)
+    if task.OUTPUT_TYPE == "multiple_choice":
+        # With several contexts and one ending (Winogrande), doc_to_text holds the index of the right context.
+        gold = task.doc_to_text(document) if task.multiple_input else target
+        gold = gold[0] if isinstance(gold, list) else gold
+        if isinstance(gold, str):
+            gold = task.doc_to_choice(document).index(gold)
+        return requests[gold].args[0], requests[gold].args[1]
+    if task.OUTPUT_TYPE == "loglikelihood":
+        return requests[0].args[0], requests[0].args[1]
+    answer = target[0] if isinstance(target, list) else target
+    return requests[0].args[0], f"{task.config.target_delimiter}{answer}"

@@ -1,0 +1,72 @@
+"""Statistics of calibration documents, streamed: each keeps a running value of fixed size, never the activations.
+
+A statistic sees, batch by batch, the true input x of a matrix (`[batch, tokens, in]`), the gradient g of the documents' loss at its output (`[batch, tokens, out]`), and which tokens are real.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from harness_ext.methods import Svd
+
+
+class Statistic(Protocol):
+    """What the gathering pass needs of a statistic."""
+
+    def update(self, inputs: Tensor, gradients: Tensor, real: Tensor) -> None:
+        """Take in one batch: inputs `[b, t, n]`, gradients `[b, t, m]`, both fp32, and real `[b, t]`, true where the token is not padding."""
+
+    def result(self) -> Tensor:
+        """The value over everything seen."""
+
+
+class InputMean:
+    """The mean input over real tokens, `[n]`, accumulated in fp64."""
+
+    def __init__(self) -> None:
+        self._total: Tensor | None = None
+        self._tokens = 0
+
+    def update(self, inputs: Tensor, gradients: Tensor, real: Tensor) -> None:
+        """See `Statistic`."""
+        chosen = inputs[real].double()
+        total = chosen.sum(0)
+        self._total = total if self._total is None else self._total + total
+        self._tokens += chosen.shape[0]
+
+    def result(self) -> Tensor:
+        """The mean, `[n]`, fp32."""
+        assert self._total is not None, "no batch was seen"
+        return (self._total / self._tokens).float()
+
+
+class CounterfactualEffects:
+    """How much the loss would rise, to first order, if one singular component saw another example's input (arXiv:2404.03147).
+
+    `E[b, t, i] = <g[b, t], u_i> s_i (v_i . dx[b, t])`, where dx is the input of the next example in the batch minus this one's, at the same position counted from the answer.
+    The result is the maximum over examples and tokens, `[r]`: a component that never matters, anywhere, has a low one.
+    """
+
+    def __init__(self, svd: Svd) -> None:
+        self._svd = svd
+        self._maximum: Tensor | None = None
+
+    def update(self, inputs: Tensor, gradients: Tensor, real: Tensor) -> None:
+        """See `Statistic`. Positions at which either example is padding are left out."""
+        difference = inputs.roll(-1, dims=0) - inputs
+        both = real & real.roll(-1, dims=0)
+        left = gradients[both] @ self._svd.u.to(gradients)
+        right = difference[both] @ self._svd.vh.T.to(difference)
+        effects = left * right * self._svd.s.to(left)
+        if effects.shape[0] == 0:
+            return
+        maximum = effects.max(dim=0).values
+        self._maximum = maximum if self._maximum is None else self._maximum.maximum(maximum)
+
+    def result(self) -> Tensor:
+        """The running maximum, `[r]`, fp32."""
+        assert self._maximum is not None, "no pair of real tokens was seen"
+        return self._maximum

@@ -1,0 +1,79 @@
+"""How much of a matrix is kept: exactly one of four measures, always of what stays, never of what goes.
+
+"Ratio" means opposite things in the literature, so the word is not used here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from harness_ext.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# A product such as 0.29 * 100 falls just short of the integer that is meant.
+_FLOOR_SLACK = 1e-9
+
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class Keep(BaseModel):
+    """The budget of a step, for each matrix by itself. All fractions are in (0, 1].
+
+    rank: this many components. rank_fraction: LASER's rho, `floor(rho * min(m, n))`. energy: the fewest components whose squared singular values make up this
+    share of their sum. param_fraction: the largest rank whose two factors hold at most this share of the dense matrix's numbers, `floor(share * m n / (m + n))`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: Annotated[int, Field(ge=0)] | None = None
+    rank_fraction: PositiveFraction | None = None
+    energy: PositiveFraction | None = None
+    param_fraction: PositiveFraction | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Keep:
+        given = sorted(self.model_dump(exclude_none=True))
+        if len(given) != 1:
+            found = " and ".join(given) if given else "none"
+            raise ValueError(f"give exactly one of rank, rank_fraction, energy, param_fraction; found {found}")
+        return self
+
+    @property
+    def needs_singular_values(self) -> bool:
+        """Whether the rank follows from the spectrum, and so cannot be planned from shapes alone."""
+        return self.energy is not None
+
+    def rank_for(self, shape: tuple[int, int], singular_values: Tensor | None = None) -> int:
+        """The rank kept of a matrix of this shape `(m, n)`.
+
+        A fraction so small that it rounds to nothing keeps one component: asking for less than one is a mistake of scale, and the zero matrix can be had with `rank: 0`.
+
+        Raises UserError where the rank exceeds min(m, n), or where `energy` is given without singular values `[min(m, n)]`, descending.
+        """
+        rows, columns = shape
+        full = min(rows, columns)
+        if self.rank is not None:
+            if self.rank > full:
+                raise UserError(f"rank {self.rank} is beyond a {rows} x {columns} matrix: its largest rank is {full}")
+            return self.rank
+        if self.rank_fraction is not None:
+            return max(1, math.floor(self.rank_fraction * full + _FLOOR_SLACK))
+        if self.param_fraction is not None:
+            return min(full, max(1, math.floor(self.param_fraction * rows * columns / (rows + columns) + _FLOOR_SLACK)))
+        if singular_values is None:
+            raise UserError("keep.energy needs singular values, which this method does not compute: give rank, rank_fraction or param_fraction")
+        return _components_for_energy(singular_values, float(self.energy))
+
+
+def _components_for_energy(singular_values: Tensor, share: float) -> int:
+    squared = singular_values.double() ** 2
+    total = float(squared.sum())
+    if total == 0:
+        return 1
+    reached = squared.cumsum(0) >= share * total * (1 - 1e-12)
+    return int(reached.int().argmax()) + 1

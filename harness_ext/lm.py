@@ -1,0 +1,121 @@
+"""The model that recipes are applied to: lm-eval's Hugging Face backend, with a hand on its weights.
+
+`simple_evaluate(model="hf-recipe", model_args="pretrained=...,recipe=laser", ...)` edits the model once, as it is made. The command line makes the model
+without a recipe and then applies, scores and undoes one recipe after another. Scoring itself is lm-eval's, untouched.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lm_eval.models.huggingface import HFLM
+
+from harness_ext.errors import UserError
+from harness_ext.evidence.documents import PromptSettings, draw_documents
+from harness_ext.factors import Factors
+from harness_ext.receipt import totals
+from harness_ext.recipe import EVALUATED, Calibration, Recipe, parse_recipe
+from harness_ext.surgery import Documents, Operation, Progress, operate
+from harness_ext.weights import Weights
+
+if TYPE_CHECKING:
+    from harness_ext.evidence.documents import CalibrationSet
+
+
+class RecipeLM(HFLM):
+    """lm-eval's `hf` backend, its weights edited by a recipe.
+
+    pretrained: as in lm-eval, or `demo` for the embedded model. recipe: a specification as on the command line (see `parse_recipe`), or None. Everything else is lm-eval's.
+
+    Raises UserError where the recipe does not fit the model, or the weights cannot be edited.
+    """
+
+    def __init__(self, pretrained: str = "demo", recipe: str | None = None, **kwargs: Any) -> None:
+        self._asked = parse_recipe(recipe) if recipe else None
+        self.applied: Recipe | None = None
+        self.operation: Operation | None = None
+        self._weights: Weights | None = None
+        if pretrained == "demo" and not Path("demo", "config.json").is_file():
+            from harness_ext.demo import demo_path
+
+            pretrained = str(demo_path())
+        super().__init__(pretrained=pretrained, **kwargs)
+
+    def _create_model(self, *args: Any, **kwargs: Any) -> None:
+        super()._create_model(*args, **kwargs)
+        if self._asked is not None and not self._asked.is_baseline:
+            self.model.eval()
+            self.apply(self._asked, _documents_of_named_tasks)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """lm-eval's facts about the model, plus the recipe that was applied and the digest of the weights as they are."""
+        info = super().get_model_info()
+        if self.applied is not None:
+            info |= {"recipe": self.applied.label, "recipe_id": self.applied.recipe_id, "weights_digest": self.weights.digest()}
+        return info
+
+    @property
+    def weights(self) -> Weights:
+        """The model's weights, for reading, editing and undoing; the scratch folder lives as long as this object."""
+        if self._weights is None:
+            scratch = Path(tempfile.mkdtemp(prefix="lm-eval-recipes-"))
+            weakref.finalize(self, shutil.rmtree, scratch, ignore_errors=True)
+            self._refuse_quantised()
+            self._merge_adapter()
+            self._weights = Weights(self.model, scratch)
+            self._factors = Factors(scratch)
+        return self._weights
+
+    def apply(self, recipe: Recipe, documents: Documents, progress: Progress | None = None) -> Operation:
+        """Edit the weights; `undo` puts them back. A failure in the middle puts them back before it is raised."""
+        with ExitStack() as undo_on_failure:
+            undo_on_failure.callback(self.weights.restore)
+            self.operation = operate(self, self.weights, self._factors, recipe, documents, progress)
+            undo_on_failure.pop_all()
+        self.applied = recipe
+        return self.operation
+
+    def undo(self) -> None:
+        """Put the weights back, bit for bit."""
+        self.weights.restore()
+        self.applied = self.operation = None
+
+    def totals(self) -> dict[str, Any]:
+        """Parameters, bytes and operations of the model, before and after what was applied."""
+        from dataclasses import asdict
+
+        return asdict(totals(self.model, self.operation.records if self.operation else []))
+
+    def _refuse_quantised(self) -> None:
+        quantisation = getattr(self.model.config, "quantization_config", None)
+        if quantisation is not None:
+            kind = getattr(quantisation, "quant_method", None) or (quantisation.get("quant_method") if isinstance(quantisation, Mapping) else None) or "an unknown method"
+            raise UserError(f"the model is quantised by {getattr(kind, 'value', kind)}, and quantised weights cannot be edited: load it in float32, bfloat16 or float16")
+
+    def _merge_adapter(self) -> None:
+        # An edit of the base weight alone would leave the adapter's part of the matrix outside the decomposition.
+        if hasattr(self.model, "merge_and_unload"):
+            self._model = self.model.merge_and_unload()
+
+
+def _documents_of_named_tasks(calibration: Calibration, where: str) -> list[CalibrationSet]:
+    """Calibration documents when the evaluated tasks are not known here: the recipe must name its tasks."""
+    if EVALUATED in calibration.tasks:
+        raise UserError(f"{where}calibration: which tasks are evaluated is not known here; name one in the recipe: calibration.task=TASK")
+    from harness_ext.task_index import task_manager
+
+    loaded = task_manager().load(list(calibration.tasks))["tasks"]
+    scored = {hashed for task in loaded.values() for hashed in _scored_hashes(task)}
+    return draw_documents(calibration, loaded, scored, PromptSettings(), where)
+
+
+def _scored_hashes(task: Any) -> list[str]:
+    from harness_ext.evidence.documents import document_hash
+
+    return [document_hash(document) for document in task.eval_docs]

@@ -1,0 +1,146 @@
+"""The mathematics: one pure, typed function of tensors per method.
+
+A method is registered by a decorator, and its schema is read from its signature, so that a new method is one function in one file:
+
+    @method(summary="Keep the largest singular components.")
+    def truncate_svd(weight: Tensor, /, *, svd: Svd, keep: Keep) -> Edit: ...
+
+The one positional argument is the matrix, `[out, in]`, in fp32. Keyword arguments are of three kinds, told apart by name:
+
+- what the engine hands over (`ENGINE_ARGUMENTS`): `svd`, `keep`, `generator`, and the statistics in `harness_ext.evidence`;
+- everything else is a parameter that a recipe may set: it needs an annotation, and its default is the recipe's default.
+
+Methods never see a model, a file or global state, and draw only from the generator they are given. This package imports no torch when it is loaded: a recipe
+must be readable, and its mistakes nameable, in well under a second.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STATISTICS = frozenset({"component_effects", "input_mean"})
+"""Statistics of calibration documents that a method may ask for by naming an argument so; `harness_ext.evidence` gathers them."""
+
+ENGINE_ARGUMENTS = frozenset({"svd", "keep", "generator"}) | STATISTICS
+
+
+class Svd(NamedTuple):
+    """`W = U diag(s) Vh`, thin: U `[m, r]`, s `[r]` descending, Vh `[r, n]`, with r = min(m, n), in fp32."""
+
+    u: Tensor
+    s: Tensor
+    vh: Tensor
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What becomes of one matrix: `W' = left @ right` of the stated rank, and `b' = b + bias_shift`.
+
+    left: `[m, r]`. right: `[r, n]`. bias_shift: `[m]` or None for no change. Rank 0 (r = 0) is the zero matrix.
+    """
+
+    left: Tensor
+    right: Tensor
+    bias_shift: Tensor | None = None
+
+    @property
+    def rank(self) -> int:
+        """The number of components kept, r."""
+        return self.left.shape[1]
+
+    def weight(self) -> Tensor:
+        """The dense product, `[m, n]`."""
+        return self.left @ self.right
+
+
+class Parameter(NamedTuple):
+    """One setting of a method that a recipe may give: its annotation, and its default (`inspect.Parameter.empty`: required)."""
+
+    annotation: Any
+    default: Any
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered method: the function, and what its signature says about it."""
+
+    name: str
+    function: Callable[..., Edit]
+    summary: str
+    engine_arguments: frozenset[str]
+    parameters: Mapping[str, Parameter]
+
+    @property
+    def takes_keep(self) -> bool:
+        """Whether a step with this method must say what to keep."""
+        return "keep" in self.engine_arguments
+
+    @property
+    def statistics(self) -> frozenset[str]:
+        """The statistics of calibration documents that it needs; empty for a method that looks at weights alone."""
+        return self.engine_arguments & STATISTICS
+
+
+_registry: dict[str, Method] = {}
+
+
+def method(*, summary: str, name: str | None = None) -> Callable[[Callable[..., Edit]], Callable[..., Edit]]:
+    """Register a function as a method under its own name, or under `name`.
+
+    Raises TypeError where the signature is not one that the engine can call, and ValueError for a name already taken by another function.
+    """
+
+    def register(function: Callable[..., Edit]) -> Callable[..., Edit]:
+        registered = _describe(function, name or function.__name__, summary)
+        known = _registry.get(registered.name)
+        if known is not None and known.function.__module__ != function.__module__:
+            raise ValueError(f"method {registered.name!r} is already registered by {known.function.__module__}")
+        _registry[registered.name] = registered
+        return function
+
+    return register
+
+
+def _describe(function: Callable[..., Edit], name: str, summary: str) -> Method:
+    engine: set[str] = set()
+    parameters: dict[str, Parameter] = {}
+    for argument in inspect.signature(function).parameters.values():
+        if argument.kind is inspect.Parameter.POSITIONAL_ONLY:
+            continue
+        if argument.kind is not inspect.Parameter.KEYWORD_ONLY:
+            raise TypeError(f"method {name!r}: {argument.name!r} must be keyword-only; write `(weight, /, *, ...)`")
+        if argument.name in ENGINE_ARGUMENTS:
+            engine.add(argument.name)
+        else:
+            parameters[argument.name] = Parameter(_annotation(function, argument), argument.default)
+    return Method(name, function, summary, frozenset(engine), parameters)
+
+
+def _annotation(function: Callable[..., Edit], argument: inspect.Parameter) -> Any:
+    """Resolve one postponed annotation; only the parameters' are, since the tensors' would need torch."""
+    if argument.annotation is inspect.Parameter.empty:
+        raise TypeError(f"{function.__name__}: parameter {argument.name!r} has no type annotation")
+    if isinstance(argument.annotation, str):
+        return eval(argument.annotation, function.__globals__)  # noqa: S307 - our own source text, never a recipe's
+    return argument.annotation
+
+
+@cache
+def _load_shipped() -> None:
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+
+
+def registered_methods() -> Mapping[str, Method]:
+    """All methods by name, in the order of their names."""
+    _load_shipped()
+    return dict(sorted(_registry.items()))

@@ -1,0 +1,127 @@
+"""The receipt: everything that was done to a model, as rows and totals that can be joined with its scores.
+
+A failure is recorded like a success, with its reason: a recipe that could not be applied is a row on the board, never a missing one.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FORMAT = 1
+_VERSIONS_OF = ("lm_eval", "torch", "transformers", "accelerate", "safetensors", "datasets", "numpy", "peft")
+
+
+class VariantFailed(Exception):
+    """A recipe that could not be carried through on this model. kind: a word for the class of failure; where: the matrix or task."""
+
+    def __init__(self, kind: str, reason: str, where: str | None = None) -> None:
+        super().__init__(reason)
+        self.kind = kind
+        self.reason = reason
+        self.where = where
+
+
+@dataclass(frozen=True)
+class MatrixRecord:
+    """What became of one matrix, or of one part of a fused one.
+
+    rank_before: min(m, n). energy_kept: `||W'||^2 / ||W||^2`. relative_error: `||W - W'|| / ||W||`, of the stored values, Frobenius norms.
+    digest_before, digest_after: of the whole parameter. parameters_after: of two factors, where they hold less than the dense matrix.
+    """
+
+    step: int
+    method: str
+    name: str
+    part: str | None
+    role: str | None
+    layer: int | None
+    shape: tuple[int, int]
+    rank_before: int
+    rank_after: int
+    energy_kept: float
+    relative_error: float
+    digest_before: str
+    digest_after: str
+    seconds: float
+    bias_shift: bool
+    parameters_before: int
+    parameters_after: int
+    fallback: str | None = None
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over the whole model. The figures after an edit are those of factored storage, for matrices that it makes smaller; dense otherwise.
+
+    bytes: of all parameters in the model's dtypes. flops_per_token: two for each weight that multiplies a token, attention scores left out.
+    """
+
+    parameters_before: int
+    parameters_after: int
+    bytes_before: int
+    bytes_after: int
+    flops_per_token_before: int
+    flops_per_token_after: int
+    matrices_edited: int
+
+
+def stored_parameters(shape: tuple[int, int], rank: int) -> int:
+    """Numbers needed for an `[m, n]` matrix of this rank: two factors below the break-even rank `m n / (m + n)`, dense above."""
+    rows, columns = shape
+    return min(rows * columns, rank * (rows + columns))
+
+
+def totals(model: nn.Module, records: Sequence[MatrixRecord]) -> Totals:
+    """Sum up a model and what was done to it; where a matrix was edited twice, the last edit counts."""
+    parameters = dict(model.named_parameters())
+    last = {(record.name, record.part): record for record in records}.values()
+    saved = sum(record.parameters_before - record.parameters_after for record in last)
+    saved_bytes = sum((record.parameters_before - record.parameters_after) * parameters[record.name].element_size() for record in last)
+    count = sum(value.numel() for value in parameters.values())
+    size = sum(value.numel() * value.element_size() for value in parameters.values())
+    flops = 2 * _multiplied(model)
+    return Totals(count, count - saved, size, size - saved_bytes, flops, flops - 2 * saved, len(last))
+
+
+def _multiplied(model: nn.Module) -> int:
+    """Weights that multiply every token: those of linear layers, the output head among them even where it shares the embedding's."""
+    from torch.nn import Embedding
+
+    return sum(module.weight.numel() for module in model.modules() if getattr(getattr(module, "weight", None), "ndim", 0) == 2 and not isinstance(module, Embedding))
+
+
+def versions() -> dict[str, str]:
+    """The versions of everything that can change a score."""
+    from harness_ext import __version__
+
+    found = {"python": platform.python_version(), "lm_eval_recipes": __version__, "platform": f"{platform.system()} {platform.machine()}"}
+    for name in _VERSIONS_OF:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    if "torch" in sys.modules:
+        import torch
+
+        found["torch_threads"] = str(torch.get_num_threads())
+        if torch.cuda.is_available():
+            found["cuda"] = str(torch.version.cuda)
+    return found
+
+
+def rows(records: Iterable[MatrixRecord]) -> list[dict[str, Any]]:
+    """The records as plain data."""
+    return [asdict(record) for record in records]
+
+
+def failure(error: VariantFailed) -> Mapping[str, str | None]:
+    """The failure as plain data."""
+    return {"kind": error.kind, "reason": error.reason, "where": error.where}
