@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness_ext import task_cache
+from harness_ext.startup import quick_imports
 from harness_ext.task_cache import Row, Saved
 
 if TYPE_CHECKING:
@@ -126,10 +127,12 @@ def entries_of(root: Path) -> dict[str, Entry]:
 
     if root != default_root():
         return TaskIndex.build([root])
-    saved = saved_rows(root)
+    with quick_imports():
+        saved = saved_rows(root)
+        entries = _entries(root, saved.rows)
     for text in saved.warnings:
         logging.getLogger("lm_eval.tasks._index").warning("%s", text)
-    return _entries(root, saved.rows)
+    return entries
 
 
 def saved_rows(root: Path) -> Saved:
@@ -148,8 +151,6 @@ def saved_rows(root: Path) -> Saved:
 def scan(root: Path) -> Saved:
     """Read all task files of a folder with lm-eval's own code."""
     from lm_eval.tasks._index import TaskIndex
-
-    from harness_ext.startup import quick_imports
 
     with _recorded_warnings() as warnings, quick_imports():
         entries = TaskIndex.build([root])

@@ -12,7 +12,7 @@ from typing import Any
 
 from lm_eval._cli.run import Run
 
-from harness_ext.cli.config import asked, read_config_file, resolve_demo, run_config
+from harness_ext.cli.config import HF_BACKENDS, KEYS, asked, read_config_file, resolve_demo, run_config
 
 EXAMPLES = """
 recipes:
@@ -68,14 +68,14 @@ class RunWithRecipes(Run):
 
 def run_plain(args: argparse.Namespace, from_file: Mapping[str, Any]) -> None:
     """Run lm-eval's own command with the namespace it would have parsed."""
-    from harness_ext.startup import quick_imports
+    from harness_ext.startup import preload_harness, preload_hf
     from harness_ext.task_index import installed
 
     _place_demo(args, from_file)
-    for key in ("recipe", "control"):
+    for key in KEYS:
         delattr(args, key)
-    with quick_imports():
-        import lm_eval.evaluator  # noqa: F401
+    # Another backend may need a package that is missing, which is for lm-eval to say.
+    preload_hf() if (args.model or from_file.get("model") or "hf") in HF_BACKENDS else preload_harness()
     with installed():
         Run._execute(args)
 
