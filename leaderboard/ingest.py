@@ -1,0 +1,187 @@
+"""From paths to rows: `ingest` reads runs and puts them into the database, and `--rebuild` makes the database anew.
+
+Notable choices:
+- Reading (slow, no lock) and writing (fast, locked) take turns: a handful of runs is read, then written with the file held
+  for a fraction of a second, one transaction a run. Killed anywhere, the store holds whole runs only.
+- What cannot be read is reported with its reason and stops nothing else. Unedited models go first, so that of two runs that
+  contradict each other the edited one is rejected.
+- A rebuild writes a new file and renames it into place; it also reads every run directory that the old file knew of, and
+  takes over its pinned baselines, which no run directory holds.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from leaderboard.errors import LeaderboardError, Unreadable
+from leaderboard.reading import Candidate, find_runs, read_run
+from leaderboard.records import Rejection, Run
+from leaderboard.store import Store, file_lock, memory_store, open_for_writing_unlocked, open_store
+from leaderboard.writing import add_run, log_rejection
+
+_BATCH_SECONDS = 0.5  # of reading, before the batch is written
+_BATCH_SAMPLES = 20_000
+_HOLD_SECONDS = 0.4  # the file is given back after this, between two runs
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What became of each run found. `store` is set only when there is no file: the caller closes its connection."""
+
+    added: list[str] = field(default_factory=list)
+    duplicates: list[Path] = field(default_factory=list)
+    rejected: list[Rejection] = field(default_factory=list)
+    store: Store | None = None
+
+
+def ingest(
+    paths: Iterable[Path] | Path, database: Path | None, *, rebuild: bool = False, timeout_s: float = 30.0
+) -> IngestReport:
+    """Read every run at or under `paths` into `database`; `None` makes a store in memory, returned in the report.
+
+    Ingesting a run twice changes nothing. Raises `Busy`, `NewerDatabase`, `NotADatabase` or `Unwritable` for the database;
+    never for what lies under `paths`.
+    """
+    roots = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
+    if database is None:
+        report = IngestReport(store=memory_store())
+        assert report.store is not None
+        for run in _read_all(roots, report):
+            _add(report.store, run, report)
+        return report
+    if rebuild:
+        return _rebuild(roots, Path(database), timeout_s)
+    report = IngestReport()
+    for batch in _batches(_read_all(roots, report)):
+        _write_batch(batch, Path(database), report, timeout_s)
+    _write_rejections(Path(database), report, timeout_s)
+    return report
+
+
+def _read_all(roots: Sequence[Path], report: IngestReport) -> Iterator[Run]:
+    """Every run that can be read, unedited ones of our own first within each root."""
+    for root in roots:
+        later: list[Candidate] = []
+        for found in find_runs(root):
+            if isinstance(found, Rejection):
+                report.rejected.append(found)
+            elif found.receipt is not None and not found.path.name.startswith("baseline"):
+                later.append(found)
+            else:
+                yield from _read(found, report)
+        for candidate in later:
+            yield from _read(candidate, report)
+
+
+def _read(candidate: Candidate, report: IngestReport) -> Iterator[Run]:
+    try:
+        yield read_run(candidate)
+    except Unreadable as error:
+        report.rejected.append(Rejection(candidate.path, str(error)))
+
+
+def _batches(runs: Iterable[Run]) -> Iterator[list[Run]]:
+    batch: list[Run] = []
+    samples, started = 0, time.monotonic()
+    for run in runs:
+        batch.append(run)
+        samples += sum(len(task.samples or ()) for task in run.tasks)
+        if samples >= _BATCH_SAMPLES or time.monotonic() - started >= _BATCH_SECONDS:
+            yield batch
+            batch, samples, started = [], 0, time.monotonic()
+    if batch:
+        yield batch
+
+
+def _write_batch(batch: list[Run], database: Path, report: IngestReport, timeout_s: float) -> None:
+    waiting = list(batch)
+    while waiting:
+        with open_store(database, read_only=False, timeout_s=timeout_s) as store:
+            since = time.monotonic()
+            while waiting and time.monotonic() - since < _HOLD_SECONDS:
+                _add(store, waiting.pop(0), report)
+
+
+def _add(store: Store, run: Run, report: IngestReport) -> None:
+    try:
+        if add_run(store, run):
+            report.added.append(run.run_id)
+        else:
+            report.duplicates.append(run.path)
+    except Unreadable as error:
+        report.rejected.append(Rejection(run.path, str(error)))
+
+
+def _write_rejections(database: Path, report: IngestReport, timeout_s: float) -> None:
+    """Rejections are worth a row only in a store that exists: a mistyped path must not create one."""
+    if report.rejected and database.exists():
+        with open_store(database, read_only=False, timeout_s=timeout_s) as store, store.transaction():
+            for path, reason in report.rejected:
+                log_rejection(store, str(path), reason)
+
+
+def _rebuild(roots: Sequence[Path], database: Path, timeout_s: float) -> IngestReport:
+    report = IngestReport()
+    temporary = database.with_name(f".{database.name}.rebuilding-{os.getpid()}")
+    with file_lock(database, time.monotonic() + timeout_s, "a rebuild"):
+        old = _old_contents(database)
+        try:
+            store = open_for_writing_unlocked(temporary)
+            try:
+                for run in _read_all(_with_known_paths(roots, old.paths, report), report):
+                    _add(store, run, report)
+                for path, reason in report.rejected:
+                    log_rejection(store, str(path), reason)
+                _copy_baselines(store, old)
+            finally:
+                store.connection.close()
+            _replace(temporary, database)
+        finally:
+            for leftover in (temporary, Path(f"{temporary}.wal")):
+                leftover.unlink(missing_ok=True)
+    return report
+
+
+@dataclass(frozen=True)
+class _Old:
+    """What only the old database knows."""
+
+    paths: list[Path] = field(default_factory=list)
+    baselines: list[dict[str, object]] = field(default_factory=list)
+
+
+def _old_contents(database: Path) -> _Old:
+    """Empty where the old file is missing, damaged or newer: rebuilding is the cure for those."""
+    try:
+        with open_store(database, read_only=True, timeout_s=5.0) as store:
+            paths = [Path(row["path"]) for row in store.rows("SELECT DISTINCT path FROM runs ORDER BY path")]
+            return _Old(paths, store.rows("SELECT * FROM baselines ORDER BY pinned_at"))
+    except LeaderboardError:
+        return _Old()
+
+
+def _with_known_paths(roots: Sequence[Path], known: Sequence[Path], report: IngestReport) -> list[Path]:
+    """The roots, and every known run that lies outside them; runs whose files are gone are reported."""
+    resolved = [root.resolve() for root in roots]
+    outside = [path for path in known if not any(path.is_relative_to(root) for root in resolved)]
+    missing = [path for path in known if not path.exists()]
+    report.rejected.extend(Rejection(path, "its files are gone: no longer on the board") for path in missing)
+    return [*roots, *(path for path in outside if path.exists())]
+
+
+def _copy_baselines(store: Store, old: _Old) -> None:
+    present = {row["run_id"] for row in store.rows("SELECT run_id FROM runs")}
+    kept = [row for row in old.baselines if row["run_id"] in present]
+    if kept:
+        store.insert("baselines", {name: [row[name] for row in kept] for name in kept[0]})
+
+
+def _replace(temporary: Path, database: Path) -> None:
+    """Rename the new file into place, without the write-ahead log of the old one."""
+    database.parent.mkdir(parents=True, exist_ok=True)
+    Path(f"{database}.wal").unlink(missing_ok=True)
+    os.replace(temporary, database)

@@ -1,0 +1,65 @@
+"""Numbered, append-only migrations: one SQL file each, applied in order, each in a transaction with its record.
+
+A file is named `NNNN_words.sql`. Released files are never edited. `apply` is called by writers only: a reader that meets
+an older or newer schema says so instead of changing the file.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import duckdb
+
+
+class Migration(NamedTuple):
+    """One step of the schema."""
+
+    number: int
+    name: str
+    sql: str
+
+
+def all_migrations() -> list[Migration]:
+    """Every migration shipped with this version, in order of number."""
+    paths = sorted(Path(__file__).parent.glob("[0-9][0-9][0-9][0-9]_*.sql"))
+    return [Migration(int(path.name[:4]), path.stem, path.read_text(encoding="utf-8")) for path in paths]
+
+
+def latest() -> int:
+    """The schema number this code knows."""
+    return all_migrations()[-1].number
+
+
+def current(connection: duckdb.DuckDBPyConnection) -> int | None:
+    """The schema number of a database: 0 when it is empty, None when it holds somebody else's tables."""
+    tables = {row[0] for row in connection.execute("SELECT table_name FROM duckdb_tables() WHERE NOT internal").fetchall()}
+    if not tables:
+        return 0
+    if "schema_migrations" not in tables:
+        return None
+    row = connection.execute("SELECT max(number) FROM schema_migrations").fetchone()
+    return int(row[0] or 0) if row else 0
+
+
+def apply(connection: duckdb.DuckDBPyConnection) -> list[Migration]:
+    """Bring the database up to `latest()`; returns what was applied. Each migration and its record are one transaction."""
+    done = current(connection) or 0
+    pending = [migration for migration in all_migrations() if migration.number > done]
+    for migration in pending:
+        connection.execute("BEGIN")
+        try:
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS schema_migrations "
+                "(number INTEGER PRIMARY KEY, name VARCHAR NOT NULL, applied_at TIMESTAMP NOT NULL)"
+            )
+            connection.execute(migration.sql)
+            applied_at = datetime.now(timezone.utc).replace(tzinfo=None)  # SQL's now() may need an extension for time zones
+            connection.execute("INSERT INTO schema_migrations VALUES (?, ?, ?)", [migration.number, migration.name, applied_at])
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+    return pending

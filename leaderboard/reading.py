@@ -1,0 +1,306 @@
+"""Finding runs under a path, and reading one into a `Run`. Nothing here touches a database.
+
+Notable choices:
+- A folder with `receipt.json` is one run; otherwise each results file is one, with the samples files of the same date.
+- Symbolic links that lead out of the folder given are not followed; hidden folders (a run being written) are not entered.
+- `run_id` hashes what came out, with the settings that asked for it, and leaves out dates, durations and folders: the same
+  run copied elsewhere is the same run, and a second run that came out the same under the same settings adds nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+from leaderboard.errors import Unreadable
+from leaderboard.receipt_file import Receipt, calibration_rows, matrix_rows, read_receipt, shown, utc
+from leaderboard.records import Calibration, Rejection, Run, Sample, Score, TaskRun, Variant
+from leaderboard.results_file import Environment, Results, read_results
+from leaderboard.samples_file import LOG_LIKELIHOOD_OUTPUTS, content_hash, documents_hash, log_likelihoods, read_samples
+from leaderboard.untrusted import canonical, clean, digest
+
+RECEIPT = "receipt.json"
+PLAIN_RECIPE = "plain lm_eval"
+_DATE = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.jsonl?$")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A run not read yet: a run directory (with `receipt`), or one results file."""
+
+    path: Path
+    receipt: Path | None
+    results: Path | None
+    samples: tuple[Path, ...]
+
+
+def find_runs(path: Path) -> Iterator[Candidate | Rejection]:
+    """Every run at or under `path`, in order of name, and what looked like one but is not."""
+    path = Path(path)
+    if path.is_file():
+        yield from _from_file(path)
+    elif path.is_dir():
+        yield from _walk(path.resolve())
+    else:
+        yield Rejection(path, "there is nothing at this path")
+
+
+def _from_file(path: Path) -> Iterator[Candidate | Rejection]:
+    if path.name == RECEIPT:
+        yield from _in_folder(path.parent.resolve(), path.parent.resolve())
+    elif path.suffix == ".json":
+        yield _plain(path.resolve(), _regular_files(path.parent.resolve(), path.parent.resolve()))
+    else:
+        yield Rejection(path, "not a results file (.json): give the folder it lies in, or its results_*.json")
+
+
+def _walk(root: Path) -> Iterator[Candidate | Rejection]:
+    for folder, names, _ in os.walk(root, followlinks=False):
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        here = Path(folder)
+        if (here / RECEIPT).is_file():
+            names.clear()
+        yield from _in_folder(here, root)
+
+
+def _in_folder(folder: Path, root: Path) -> Iterator[Candidate | Rejection]:
+    files = _regular_files(folder, root)
+    names = {file.name: file for file in files}
+    if RECEIPT in names:
+        results = [file for file in files if file.name.startswith("results") and file.suffix == ".json"]
+        samples = tuple(file for file in files if file.suffix == ".jsonl")
+        if len(results) > 1:
+            yield Rejection(folder, f"holds {len(results)} results files; a run directory has one")
+            return
+        yield Candidate(folder, names[RECEIPT], results[0] if results else None, samples)
+        return
+    used: set[Path] = set()
+    for file in files:
+        if file.suffix == ".json":
+            candidate = _plain(file, files)
+            used.update(candidate.samples)
+            yield candidate
+    for file in files:
+        if file.suffix == ".jsonl" and file.name.startswith("samples_") and file not in used:
+            yield Rejection(file, "samples without the results file of the same date beside them")
+
+
+def _regular_files(folder: Path, root: Path) -> list[Path]:
+    """The files of a folder in order of name, without those whose real place is outside `root`."""
+    found = []
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        path = Path(entry.path)
+        if entry.is_file() and (not entry.is_symlink() or path.resolve().is_relative_to(root)):
+            found.append(path)
+    return found
+
+
+def _plain(results: Path, siblings: list[Path]) -> Candidate:
+    date = _date(results)
+    samples = tuple(f for f in siblings if f.suffix == ".jsonl" and f.name.startswith("samples_") and date and _date(f) == date)
+    return Candidate(results, None, results, samples)
+
+
+def _date(path: Path) -> str | None:
+    match = _DATE.search(path.name)
+    return match.group(1) if match else None
+
+
+def read_run(candidate: Candidate) -> Run:
+    """Read one run whole. Raises `Unreadable` with the reason; nothing else escapes for any content of the files."""
+    try:
+        if candidate.receipt is not None:
+            return _receipt_run(candidate, candidate.receipt)
+        assert candidate.results is not None
+        return _plain_run(candidate, candidate.results)
+    except OSError as error:
+        raise Unreadable(f"cannot be read: {error.strerror}") from error
+
+
+def _receipt_run(candidate: Candidate, path: Path) -> Run:
+    receipt, raw = read_receipt(path)
+    calibrations = calibration_rows(receipt)
+    run = Run(
+        run_id="",
+        path=candidate.path,
+        origin="recipe",
+        status=receipt.status,
+        variant=_receipt_variant(receipt),
+        tasks=[],
+        scores=[],
+        files=_names(candidate),
+        spec_id=clean(receipt.spec_id),
+        settings_id=receipt.settings_id and clean(receipt.settings_id),
+        command=clean(canonical(receipt.command)),
+        started=utc(receipt.started),
+        finished=utc(receipt.finished),
+        seconds=shown(raw.get("seconds")),
+        backend=receipt.model.backend and clean(receipt.model.backend),
+        device=receipt.model.device and clean(receipt.model.device),
+        versions=shown(raw.get("versions")),
+        settings=shown(raw.get("settings")),
+        seeds=shown(raw.get("seeds")),
+        warnings=[clean(warning) for warning in receipt.warnings],
+        totals=shown(raw.get("totals")),
+        parameters_before=receipt.totals.parameters_before if receipt.totals else receipt.model.parameters,
+        parameters_after=receipt.totals.parameters_after if receipt.totals else None,
+        matrices=matrix_rows(receipt),
+        calibrations=calibrations,
+    )
+    if receipt.failure is not None and receipt.status == "failed":
+        failure = receipt.failure
+        run = replace(
+            run, failure_kind=clean(failure.kind), failure_reason=clean(failure.reason), failure_where=failure.where and clean(failure.where)
+        )
+        return _with_id(replace(run, tasks=_asked_tasks(receipt)))
+    if candidate.results is None:
+        raise Unreadable("the receipt says complete, but there is no results_*.json beside it")
+    results = read_results(candidate.results)
+    tasks = [_with_overlap(task, calibrations) for task in _task_runs(results, candidate)]
+    return _with_id(replace(_with_environment(run, results.environment), tasks=tasks, scores=results.scores))
+
+
+def _plain_run(candidate: Candidate, path: Path) -> Run:
+    results = read_results(path)
+    environment = results.environment
+    run = Run(
+        run_id="",
+        path=candidate.path,
+        origin="plain",
+        status="complete",
+        variant=_plain_variant(environment),
+        tasks=_task_runs(results, candidate),
+        scores=results.scores,
+        files=_names(candidate),
+        settings=environment.settings,
+        started=_from_timestamp(environment.date),
+    )
+    return _with_id(_with_environment(run, environment))
+
+
+def _with_environment(run: Run, environment: Environment) -> Run:
+    return replace(
+        run,
+        backend=run.backend or environment.backend,
+        device=run.device or environment.device,
+        batch_size=environment.batch_size,
+        lm_eval_version=environment.lm_eval_version,
+        transformers_version=environment.transformers_version,
+        torch_version=environment.torch_version,
+    )
+
+
+def _receipt_variant(receipt: Receipt) -> Variant:
+    model, recipe = receipt.model, receipt.recipe
+    texts = {
+        "model_name": model.name, "recipe_name": recipe.name, "recipe_label": recipe.label, "pretrained": model.pretrained,
+        "revision": model.revision, "identity": model.identity, "model_type": model.model_type, "dtype": model.dtype,
+        "recipe_id": receipt.recipe_id, "recipe_summary": recipe.summary, "recipe_source": recipe.source,
+        "control": recipe.control, "control_of": recipe.control_of,
+        "digest_before": receipt.weights.digest_before, "digest_after": receipt.weights.digest_after,
+    }
+    key = _model_key(model.pretrained or model.name, model.revision, model.identity)
+    made_up = digest([key, receipt.recipe_id or recipe.label, model.dtype, receipt.weights.digest_after])
+    return Variant(
+        variant_id=clean(receipt.variant_id or made_up),
+        model_key=key,
+        parameters=model.parameters,
+        recipe_resolved=shown(recipe.resolved),
+        **{name: value if value is None else clean(value) for name, value in texts.items()},  # type: ignore[arg-type]
+    )
+
+
+def _plain_variant(environment: Environment) -> Variant:
+    key = _model_key(environment.pretrained or environment.model_name, environment.revision, environment.model_hash)
+    return Variant(
+        variant_id=digest([key, "plain", environment.dtype, environment.model_arguments]),
+        model_key=key,
+        model_name=environment.model_name,
+        recipe_name=PLAIN_RECIPE,
+        recipe_label=PLAIN_RECIPE,
+        pretrained=environment.pretrained,
+        revision=environment.revision,
+        identity=environment.model_hash,
+        parameters=environment.parameters,
+        dtype=environment.dtype,
+    )
+
+
+def _model_key(name: str, revision: str | None, identity: str | None) -> str:
+    return digest([name, revision or "main", identity or ""])[:32]
+
+
+def _task_runs(results: Results, candidate: Candidate) -> list[TaskRun]:
+    environment = results.environment
+    files = {file.name: file for file in candidate.samples}
+    date = _date(candidate.results) if candidate.results else None
+    tasks = []
+    for task, settings in results.tasks.items():
+        file = files.get(f"samples_{task}_{date}.jsonl")
+        metrics = frozenset(score.metric for score in results.scores if score.task == task)
+        samples = read_samples(file, task, metrics, settings.cluster_by) if file else None
+        if samples is not None:
+            _check_whole(task, samples, settings.sample_count)
+        run = TaskRun(
+            task=task,
+            version=settings.version,
+            num_fewshot=settings.num_fewshot,
+            chat_template_hash=environment.chat_template_hash,
+            system_instruction_hash=environment.system_instruction_hash,
+            generation_arguments=settings.generation_arguments,
+            output_type=settings.output_type,
+            cluster_by=settings.cluster_by,
+            samples=samples,
+            documents_hash=documents_hash(samples) if samples is not None else None,
+        )
+        if samples and settings.output_type in LOG_LIKELIHOOD_OUTPUTS:
+            count, fingerprint = log_likelihoods(samples)
+            run = replace(run, log_likelihoods=count, log_likelihoods_hash=fingerprint)
+        tasks.append(run)
+    return tasks
+
+
+def _check_whole(task: str, samples: list[Sample], expected: int | None) -> None:
+    found = len({(sample.doc_key, sample.occurrence) for sample in samples})
+    if expected is not None and found < expected:
+        raise Unreadable(f"the samples of {task} are incomplete: {found} of {expected} documents")
+
+
+def _with_overlap(task: TaskRun, calibrations: list[Calibration]) -> TaskRun:
+    """Mark a task that scores documents its own recipe was calibrated on."""
+    used = {document for calibration in calibrations for document in calibration.documents}
+    both = sorted(used & {sample.doc_hash for sample in task.samples or ()})
+    return replace(task, calibration_overlap=len(both), overlap_example=both[0]) if both else task
+
+
+def _asked_tasks(receipt: Receipt) -> list[TaskRun]:
+    """A failed run still has a row on the board for every task that it was asked for."""
+    return [TaskRun(clean(str(task)), None, None, None, None, None, None, None, None) for task in receipt.tasks]
+
+
+def _with_id(run: Run) -> Run:
+    asked = run.spec_id or run.settings
+    failure = [run.failure_kind, run.failure_reason, run.failure_where]
+    outcome = sorted(_outcome(score) for score in run.scores)
+    tasks = sorted([task.task, task.documents_hash or "", content_hash(task.samples or [])] for task in run.tasks)
+    matrices = [[matrix.name, matrix.digest_after] for matrix in run.matrices]
+    return replace(run, run_id=digest([asked, run.variant.variant_id, run.status, failure, outcome, tasks, matrices])[:32])
+
+
+def _outcome(score: Score) -> list[str]:
+    return [score.task, score.metric, score.filter, score.reported]
+
+
+def _names(candidate: Candidate) -> list[str]:
+    return [clean(file.name) for file in (candidate.receipt, candidate.results, *candidate.samples) if file is not None]
+
+
+def _from_timestamp(seconds: float | None) -> datetime | None:
+    try:
+        return None if seconds is None else datetime.fromtimestamp(seconds, timezone.utc).replace(tzinfo=None)
+    except (OverflowError, OSError, ValueError):
+        return None

@@ -1,0 +1,188 @@
+"""What one run is, once read: plain frozen values between the files and the database."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+NO_FILTER = "none"
+
+
+class SampleScore(NamedTuple):
+    """One metric of one document. Exactly one of `value` and `parts` is set, or neither where it was not finite.
+
+    `value` is a number in the metric's own units, or a text's log-likelihood where `weight` (words or bytes) is set.
+    `parts` is JSON: a (gold, prediction) pair and the like, for metrics that only exist over a whole corpus.
+    """
+
+    value: float | None
+    weight: float | None = None
+    parts: str | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One document under one filter."""
+
+    filter: str
+    doc_id: int | None
+    doc_key: str
+    occurrence: int
+    doc_hash: str
+    prompt_hash: str
+    target_hash: str
+    document: str
+    prompt: str
+    target: str
+    responses: str
+    filtered_responses: str
+    cluster: str | None
+    scores: dict[str, SampleScore]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One aggregate as lm-eval reported it. `score` is None where it was not finite: `reported` says what it was."""
+
+    task: str
+    metric: str
+    filter: str
+    score: float | None
+    reported: str
+    stderr: float | None
+    higher_is_better: bool | None
+    best_value: float | None
+    margin: float | None
+    is_primary: bool
+    is_group: bool
+
+
+@dataclass(frozen=True)
+class TaskRun:
+    """How one task was run: what decides comparability, and its samples (None where none were logged)."""
+
+    task: str
+    version: str | None
+    num_fewshot: int | None
+    chat_template_hash: str | None
+    system_instruction_hash: str | None
+    generation_arguments: str | None
+    output_type: str | None
+    cluster_by: str | None
+    samples: list[Sample] | None
+    documents_hash: str | None = None
+    log_likelihoods: int = 0
+    log_likelihoods_hash: str | None = None
+    calibration_overlap: int = 0
+    overlap_example: str | None = None
+
+    @property
+    def documents(self) -> int | None:
+        """How many documents were scored, counted once however many filters there are."""
+        return None if self.samples is None else len({(s.doc_key, s.occurrence) for s in self.samples})
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A base model under a recipe. `model_key` names the base model, and with it the board."""
+
+    variant_id: str
+    model_key: str
+    model_name: str
+    recipe_name: str
+    recipe_label: str
+    pretrained: str | None = None
+    revision: str | None = None
+    identity: str | None = None
+    model_type: str | None = None
+    parameters: int | None = None
+    dtype: str | None = None
+    recipe_id: str | None = None
+    recipe_summary: str | None = None
+    recipe_source: str | None = None
+    recipe_resolved: str | None = None
+    control: str | None = None
+    control_of: str | None = None
+    digest_before: str | None = None
+    digest_after: str | None = None
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One row of a receipt: what was done to one weight matrix."""
+
+    name: str
+    step: int | None
+    method: str | None
+    role: str | None
+    layer: int | None
+    shape: str | None
+    rank_before: int | None
+    rank_after: int | None
+    energy_kept: float | None
+    relative_error: float | None
+    digest_before: str | None
+    digest_after: str | None
+    seconds: float | None
+    bias_shift: bool | None
+    parameters_before: int | None
+    parameters_after: int | None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """One use of calibration documents."""
+
+    step: int | None
+    task: str | None
+    split: str | None
+    samples: int | None
+    seed: int | None
+    documents: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that one run directory, or one results file with its samples, says."""
+
+    run_id: str
+    path: Path
+    origin: str
+    status: str
+    variant: Variant
+    tasks: list[TaskRun]
+    scores: list[Score]
+    files: list[str]
+    failure_kind: str | None = None
+    failure_reason: str | None = None
+    failure_where: str | None = None
+    spec_id: str | None = None
+    settings_id: str | None = None
+    command: str | None = None
+    started: datetime | None = None
+    finished: datetime | None = None
+    seconds: str | None = None
+    backend: str | None = None
+    device: str | None = None
+    batch_size: str | None = None
+    lm_eval_version: str | None = None
+    transformers_version: str | None = None
+    torch_version: str | None = None
+    versions: str | None = None
+    settings: str | None = None
+    seeds: str | None = None
+    warnings: list[str] = field(default_factory=list)
+    totals: str | None = None
+    parameters_before: int | None = None
+    parameters_after: int | None = None
+    matrices: list[Matrix] = field(default_factory=list)
+    calibrations: list[Calibration] = field(default_factory=list)
+
+
+class Rejection(NamedTuple):
+    """What could not be taken, and why."""
+
+    path: Path
+    reason: str

@@ -1,0 +1,187 @@
+"""lm-eval's `results_*.json` (0.4 and later): the scores, and what decides whether two of them may be compared.
+
+Notable choices:
+- Keys are `metric,filter`; results from before 0.4, which had no filter in the key, are refused with that reason.
+- A score that is not a finite number is kept as a row with no value and its text.
+- A row without a config of its own is a group: stored, never compared (its tasks are).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leaderboard.errors import Unreadable
+from leaderboard.records import Score
+from leaderboard.untrusted import canonical, clean, finite, integer, load_json, mapping, optional_text
+
+_NOT_METRICS = frozenset({"alias", "name", "sample_len", "samples", " "})
+_LOWER_IS_BETTER = frozenset({"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter", "mse"})
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """What results_*.json says of how one task was run."""
+
+    version: str | None
+    num_fewshot: int | None
+    generation_arguments: str | None
+    output_type: str | None
+    cluster_by: str | None
+    sample_count: int | None
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What results_*.json says of the model and the machine."""
+
+    model_name: str
+    pretrained: str | None
+    revision: str | None
+    model_hash: str | None
+    model_arguments: str
+    parameters: int | None
+    dtype: str | None
+    backend: str | None
+    device: str | None
+    batch_size: str | None
+    lm_eval_version: str | None
+    transformers_version: str | None
+    torch_version: str | None
+    chat_template_hash: str | None
+    system_instruction_hash: str | None
+    date: float | None
+    settings: str
+
+
+@dataclass(frozen=True)
+class Results:
+    """One results file."""
+
+    scores: list[Score]
+    tasks: dict[str, TaskSettings]
+    environment: Environment
+
+
+def read_results(path: Path) -> Results:
+    """Read one results file. Raises `Unreadable` with the reason."""
+    data = load_json(path)
+    if not isinstance(data, dict) or not isinstance(data.get("results"), dict):
+        raise Unreadable(f"{path.name} is not a results file of lm-eval (no `results` object)")
+    if not data["results"]:
+        raise Unreadable(f"{path.name} holds no results")
+    scores = [score for task, row in data["results"].items() for score in _task_scores(str(task), mapping(row), data)]
+    if not scores:
+        old = any(not isinstance(row, dict) or any("," not in key for key in row) for row in data["results"].values())
+        reason = "its metric keys name no filter: results from before lm-eval 0.4 are not read yet" if old else "no metric in it"
+        raise Unreadable(f"{path.name} holds no score that can be read ({reason})")
+    tasks = {score.task: _task_settings(score.task, data) for score in scores if not score.is_group}
+    return Results(scores, tasks, _environment(data))
+
+
+def _task_scores(task: str, row: dict[str, Any], data: dict[str, Any]) -> list[Score]:
+    config = mapping(mapping(data.get("configs")).get(task))
+    metadata = mapping(config.get("metadata"))
+    directions = mapping(mapping(data.get("higher_is_better")).get(task))
+    found = _metric_keys(row)
+    primary = primary_metric(found, config, metadata)
+    is_group = not config and task in {**mapping(data.get("groups")), **mapping(data.get("group_subtasks"))}
+    return [
+        Score(
+            task=clean(task),
+            metric=clean(metric),
+            filter=clean(filter_name),
+            score=finite(row[key]),
+            reported=clean(str(row[key]))[:200],
+            stderr=finite(row.get(f"{metric}_stderr,{filter_name}")),
+            higher_is_better=_direction(metric, directions.get(metric)),
+            best_value=finite(mapping(metadata.get("best_value")).get(metric)),
+            margin=finite(mapping(metadata.get("margin")).get(metric)),
+            is_primary=(metric, filter_name) == primary,
+            is_group=is_group,
+        )
+        for key, (metric, filter_name) in found.items()
+    ]
+
+
+def _metric_keys(row: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Key -> (metric, filter) of everything in a row that is a score; strings such as "N/A" are none."""
+    found = {}
+    for key, value in row.items():
+        metric, comma, filter_name = str(key).partition(",")
+        is_number = value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+        if comma and metric not in _NOT_METRICS and not metric.endswith("_stderr") and is_number:
+            found[str(key)] = (metric, filter_name)
+    return found
+
+
+def primary_metric(found: dict[str, tuple[str, str]], config: dict[str, Any], metadata: dict[str, Any]) -> tuple[str, str] | None:
+    """The (metric, filter) shown on the board: what the task's metadata names, else the first of its metric_list,
+    else the first there is."""
+    named = metadata.get("primary_metric")
+    listed = [mapping(entry).get("metric") for entry in config.get("metric_list") or [] if isinstance(entry, dict)]
+    for wanted in [named, *listed]:
+        for key, pair in found.items():
+            if wanted in (key, pair[0]):
+                return pair
+    return next(iter(found.values()), None)
+
+
+def _direction(metric: str, given: Any) -> bool | None:
+    if isinstance(given, bool):
+        return given
+    return False if metric in _LOWER_IS_BETTER else None
+
+
+def _task_settings(task: str, data: dict[str, Any]) -> TaskSettings:
+    config = mapping(mapping(data.get("configs")).get(task))
+    row, counts = mapping(data["results"].get(task)), mapping(mapping(data.get("n-samples")).get(task))
+    shots = integer(mapping(data.get("n-shot")).get(task))
+    generation = config.get("generation_kwargs")
+    cluster_by = mapping(config.get("metadata")).get("cluster_by")
+    return TaskSettings(
+        version=optional_text(mapping(data.get("versions")).get(task)),
+        num_fewshot=shots if shots is not None else integer(config.get("num_fewshot")),
+        generation_arguments=canonical(generation) if generation is not None else None,
+        output_type=optional_text(config.get("output_type")),
+        cluster_by=cluster_by if isinstance(cluster_by, str) else None,
+        sample_count=integer(row.get("sample_len")) if "sample_len" in row else integer(counts.get("effective")),
+    )
+
+
+def _environment(data: dict[str, Any]) -> Environment:
+    config = mapping(data.get("config"))
+    arguments = model_arguments(config.get("model_args"))
+    pretrained = optional_text(arguments.get("pretrained")) or optional_text(arguments.get("model"))
+    name = optional_text(data.get("model_name")) or pretrained or "unnamed model"
+    torch = re.search(r"PyTorch version: (\S+)", str(data.get("pretty_env_info") or ""))
+    dtype = optional_text(config.get("model_dtype")) or optional_text(arguments.get("dtype"))
+    return Environment(
+        model_name=name,
+        pretrained=pretrained,
+        revision=optional_text(arguments.get("revision")) or optional_text(config.get("model_revision")),
+        model_hash=optional_text(config.get("model_sha")) or None,
+        model_arguments=canonical(arguments),
+        parameters=integer(config.get("model_num_parameters")),
+        dtype=dtype.removeprefix("torch.") if dtype else None,
+        backend=optional_text(config.get("model")) or optional_text(data.get("model_source")),
+        device=optional_text(config.get("device")),
+        batch_size=optional_text(config.get("batch_size")),
+        lm_eval_version=optional_text(data.get("lm_eval_version")),
+        transformers_version=optional_text(data.get("transformers_version")),
+        torch_version=clean(torch.group(1)) if torch else None,
+        chat_template_hash=optional_text(data.get("chat_template_sha")),
+        system_instruction_hash=optional_text(data.get("system_instruction_sha")),
+        date=finite(data.get("date")),
+        settings=canonical(config),
+    )
+
+
+def model_arguments(value: Any) -> dict[str, Any]:
+    """`model_args` as a dict, whether it was written as one or as `key=value,key=value`."""
+    if isinstance(value, dict):
+        return value
+    pairs = (part.partition("=") for part in str(value or "").split(",") if "=" in part)
+    return {key.strip(): text.strip() for key, _, text in pairs}

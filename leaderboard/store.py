@@ -1,0 +1,282 @@
+"""The DuckDB file: opening, locking, and saying clearly why it could not be opened.
+
+Notable choices:
+- DuckDB lets one process write *or* several read, and each side shuts the other out. So writers hold the file for less
+  than a second behind a lock file with retries, and readers open it for one query and close it again.
+- The lock file (`<database>.lock`) is held with `flock`, which the kernel releases when a process dies: no stale lock.
+  Its text says who holds it since when, for the message of whoever waits.
+- Files are created with the storage format of DuckDB 1.4, so that older installations can read them. Extensions are never
+  installed or loaded, and queries cannot reach other files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leaderboard import migrations
+from leaderboard.errors import Busy, LeaderboardError, MissingDatabase, NewerDatabase, NotADatabase, OlderDatabase, Unwritable
+
+if TYPE_CHECKING:
+    import duckdb
+    import numpy as np
+
+STORAGE_VERSION = "v1.4.0"
+RETRY_SECONDS = 0.03
+_CONFIG: dict[str, str | bool | int | float | list[str]] = {
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "storage_compatibility_version": STORAGE_VERSION,
+    "threads": "2",
+}
+
+
+class Store:
+    """An open database. Made by `open_store`; all values reach SQL as parameters, never as text."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, path: Path | None, read_only: bool) -> None:
+        self.connection = connection
+        self.path = path
+        self.read_only = read_only
+
+    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        """The result of a query as one dict a row."""
+        cursor = self.connection.execute(sql, list(parameters))
+        names = [column[0] for column in cursor.description or ()]
+        return [dict(zip(names, row)) for row in cursor.fetchall()]
+
+    def columns(self, sql: str, parameters: Sequence[Any] = ()) -> dict[str, np.ndarray]:
+        """The result of a query as one numpy array a column (masked where SQL has NULL)."""
+        return self.connection.execute(sql, list(parameters)).fetchnumpy()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing: rolled back on any exception, Ctrl-C included."""
+        self.connection.execute("BEGIN")
+        try:
+            yield
+        except BaseException:
+            self.connection.execute("ROLLBACK")
+            raise
+        self.connection.execute("COMMIT")
+
+    def insert(self, table: str, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Append rows given as columns, through Arrow (hundreds of times faster than `executemany`).
+
+        `table` and the column names are ours, never input. Types are the table's own.
+        """
+        import pyarrow
+
+        count = len(next(iter(columns.values()), ()))
+        if count == 0:
+            return
+        schema = self._arrow_schema(table)
+        arrays = [pyarrow.array(values, type=schema[name]) for name, values in columns.items()]
+        batch = pyarrow.Table.from_arrays(arrays, names=list(columns))
+        self.connection.register("incoming", batch)
+        try:
+            self.connection.execute(f"INSERT INTO {table} BY NAME SELECT * FROM incoming")
+        finally:
+            self.connection.unregister("incoming")
+
+    def _arrow_schema(self, table: str) -> dict[str, Any]:
+        import pyarrow
+
+        types = {
+            "VARCHAR": pyarrow.string(), "DOUBLE": pyarrow.float64(), "BIGINT": pyarrow.int64(), "INTEGER": pyarrow.int32(),
+            "BOOLEAN": pyarrow.bool_(), "TIMESTAMP": pyarrow.timestamp("us"),
+        }
+        rows = self.connection.execute(
+            "SELECT column_name, data_type FROM duckdb_columns() WHERE table_name = ?", [table]
+        ).fetchall()
+        return {name: types[kind] for name, kind in rows}
+
+
+@contextmanager
+def open_store(database: Path | None, read_only: bool = True, timeout_s: float = 30.0) -> Iterator[Store]:
+    """Open the database for one piece of work.
+
+    `database=None` is a fresh store in memory. A writer creates and migrates the file; a reader never changes it.
+
+    Raises:
+        Busy: somebody else holds it for longer than `timeout_s` seconds.
+        MissingDatabase, NotADatabase, NewerDatabase, OlderDatabase, Unwritable: as their names say.
+    """
+    if database is None:
+        with _closing(memory_store()) as store:
+            yield store
+        return
+    database = Path(database)
+    deadline = time.monotonic() + timeout_s
+    if read_only:
+        with _closing(_open_for_reading(database, deadline)) as store:
+            yield store
+        return
+    with file_lock(database, deadline, "ingest"), _closing(_open_for_writing(database, deadline)) as store:
+        yield store
+
+
+def open_for_writing_unlocked(database: Path, timeout_s: float = 30.0) -> Store:
+    """A writer for a caller that holds `file_lock` already, or for a file nobody else knows of. Close its connection."""
+    return _open_for_writing(Path(database), time.monotonic() + timeout_s)
+
+
+@contextmanager
+def _closing(store: Store) -> Iterator[Store]:
+    try:
+        yield store
+    finally:
+        store.connection.close()
+
+
+def memory_store() -> Store:
+    """A fresh store in memory. Close its connection."""
+    import duckdb
+
+    connection = duckdb.connect(":memory:", config=_CONFIG)
+    migrations.apply(connection)
+    return Store(connection, None, read_only=False)
+
+
+def _open_for_reading(database: Path, deadline: float) -> Store:
+    if not database.exists():
+        raise MissingDatabase(
+            f"there is no leaderboard at {database} yet: run `lm_eval run ... --recipe NAME`, or `lm_eval ingest PATH` for results you already have"
+        )
+    connection = _connect(database, True, deadline)
+    try:
+        _check_schema(connection, database, read_only=True)
+    except BaseException:
+        connection.close()
+        raise
+    return Store(connection, database, read_only=True)
+
+
+def _open_for_writing(database: Path, deadline: float) -> Store:
+    _check_writable(database)
+    connection = _connect(database, False, deadline)
+    try:
+        _check_schema(connection, database, read_only=False)
+        migrations.apply(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return Store(connection, database, read_only=False)
+
+
+def _check_schema(connection: duckdb.DuckDBPyConnection, database: Path, *, read_only: bool) -> None:
+    found, known = migrations.current(connection), migrations.latest()
+    if found is None:
+        raise NotADatabase(f"{database} is a DuckDB file of something else (no schema_migrations table): give another path")
+    if found > known:
+        raise NewerDatabase(
+            f"{database} has schema {found}, this version knows {known}: upgrade lm-eval-recipes, "
+            "or rebuild the file with `lm_eval ingest --rebuild`"
+        )
+    if found < known and read_only:
+        raise OlderDatabase(f"{database} has schema {found}, this version needs {known}: `lm_eval ingest PATH` brings it up to date")
+
+
+def _check_writable(database: Path) -> None:
+    """Find out before DuckDB does, because its own message names neither the reason nor the remedy."""
+    try:
+        database.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unwritable(f"cannot create the folder {database.parent} for the leaderboard: {error.strerror}") from error
+    target = database if database.exists() else database.parent
+    if not os.access(target, os.W_OK):
+        raise Unwritable(f"no permission to write {target}: choose another --output_path, or change its permissions")
+
+
+def _connect(database: Path, read_only: bool, deadline: float) -> duckdb.DuckDBPyConnection:
+    """Connect, trying again while another process has the file, until the deadline."""
+    import duckdb
+
+    while True:
+        try:
+            connection = duckdb.connect(str(database), read_only=read_only, config=_CONFIG)
+            connection.execute("SET enable_external_access = false")
+            return connection
+        except duckdb.Error as error:
+            if not _is_conflict(error):
+                raise _explained(error, database) from error
+            if time.monotonic() >= deadline:
+                raise Busy(f"{database} is busy: {_holder(error)} has it open. Try again in a moment.") from error
+        time.sleep(RETRY_SECONDS)
+
+
+def _is_conflict(error: Exception) -> bool:
+    text = str(error)
+    return "Could not set lock" in text or "different configuration than existing" in text or "Unique file handle conflict" in text
+
+
+def _holder(error: Exception) -> str:
+    match = re.search(r"\(PID (\d+)\)", str(error))
+    return f"process {match.group(1)}" if match else "another part of this process"
+
+
+def _explained(error: Exception, database: Path) -> LeaderboardError:
+    text = str(error)
+    if "not a valid DuckDB database" in text or "Corrupt" in text or "checksum" in text or "directory" in text:
+        return NotADatabase(
+            f"{database} is not a DuckDB database, or is damaged. The run directories are intact: "
+            "move the file away and run `lm_eval ingest --rebuild PATH`"
+        )
+    if "version number" in text or "newer version" in text:
+        return NewerDatabase(f"{database} was written by a later DuckDB: upgrade duckdb, or rebuild it with `lm_eval ingest --rebuild PATH`")
+    if "ermission" in text or "Read-only file system" in text or "Cannot open file" in text:
+        return Unwritable(f"cannot open {database}: {text.splitlines()[0]}")
+    return NotADatabase(f"cannot open {database}: {text.splitlines()[0]}")
+
+
+@contextmanager
+def file_lock(database: Path, deadline: float, what: str) -> Iterator[None]:
+    """Hold `<database>.lock` exclusively; raises `Busy` with the holder's own words after the deadline.
+
+    On systems without `fcntl` DuckDB's own lock, which `_connect` waits for, is the only one.
+    """
+    try:
+        import fcntl
+    except ImportError:  # pragma: no cover - not on Linux or macOS
+        yield
+        return
+    path = Path(f"{database}.lock")
+    _check_writable(database)
+    try:
+        handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed below, after the lock is given back
+    except OSError as error:
+        raise Unwritable(f"cannot create {path}: {error.strerror}") from error
+    with handle:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if time.monotonic() >= deadline:
+                    raise Busy(f"{database} is busy: {_read_holder(path)}. Try again in a moment.") from error
+            time.sleep(RETRY_SECONDS)
+        handle.seek(0)
+        handle.truncate()
+        json.dump({"process": os.getpid(), "what": what, "since": datetime.now(timezone.utc).isoformat()}, handle)
+        handle.flush()
+        try:
+            yield
+        finally:
+            handle.seek(0)
+            handle.truncate()
+
+
+def _read_holder(path: Path) -> str:
+    try:
+        holder = json.loads(path.read_text(encoding="utf-8"))
+        since = datetime.fromisoformat(holder["since"]).astimezone()
+        return f"{holder['what']} by process {holder['process']} since {since:%H:%M:%S}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process is writing"

@@ -1,0 +1,123 @@
+"""Reading JSON that anybody may have written: bounded, typed, and never a traceback.
+
+Notable choices:
+- `NaN` and `Infinity` are accepted by the parser, because lm-eval writes them, and become "not finite" where a number is
+  asked for: they are stored as NULL beside their text and never take part in arithmetic.
+- Text is made storable (unpaired surrogates and NUL replaced) but otherwise kept as it is: whoever shows it shows it as text.
+- Every failure is `Unreadable` with the file's name and the reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from leaderboard.errors import Unreadable
+
+MAX_JSON_BYTES = 256 * 2**20
+MAX_LINE_BYTES = 64 * 2**20
+MAX_SAMPLES_BYTES = 8 * 2**30
+_LARGEST_INTEGER = 2**63 - 1
+
+
+def load_json(path: Path) -> Any:
+    """The value in a JSON file of at most 256 MiB. Raises `Unreadable`."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise Unreadable(f"{path.name} has {size / 2**20:.0f} MiB, more than the {MAX_JSON_BYTES // 2**20} MiB that are read")
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise Unreadable(f"{path.name} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"{path.name} is not UTF-8 text (byte {error.start})") from error
+    return parse_json(text, path.name)
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Parse one JSON text; `where` opens the message. Raises `Unreadable`."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        what = "is empty" if not text.strip() else f"is not JSON, or is cut off: {error.msg} at line {error.lineno}"
+        raise Unreadable(f"{where} {what}") from error
+    except RecursionError as error:
+        raise Unreadable(f"{where} is nested too deeply") from error
+    except ValueError as error:  # an integer of thousands of digits
+        raise Unreadable(f"{where} holds a number that cannot be read: {error}") from error
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """(line number, value) of each line of a JSON Lines file, one line in memory at a time. Raises `Unreadable`."""
+    try:
+        if path.stat().st_size > MAX_SAMPLES_BYTES:
+            raise Unreadable(f"{path.name} has more than the {MAX_SAMPLES_BYTES // 2**30} GiB that are read")
+        with path.open("rb") as file:
+            number = 0
+            while line := file.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                if len(line) > MAX_LINE_BYTES:
+                    raise Unreadable(f"{path.name} line {number} is longer than {MAX_LINE_BYTES // 2**20} MiB")
+                if line.strip():
+                    yield number, parse_json(_decoded(line, path, number), f"{path.name} line {number}")
+    except OSError as error:
+        raise Unreadable(f"{path.name} cannot be read: {error.strerror}") from error
+
+
+def _decoded(line: bytes, path: Path, number: int) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"{path.name} line {number} is not UTF-8 text") from error
+
+
+def clean(text: str) -> str:
+    """`text` with what UTF-8 or SQL cannot hold replaced."""
+    return text.encode("utf-8", "replace").decode("utf-8").replace("\x00", "\N{REPLACEMENT CHARACTER}")
+
+
+def optional_text(value: Any) -> str | None:
+    """A string or number as clean text; None for everything else."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    return None
+
+
+def finite(value: Any) -> float | None:
+    """A finite number (or a boolean, as 0 or 1) as float; None for everything else."""
+    if not isinstance(value, (bool, int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def integer(value: Any) -> int | None:
+    """A whole number that fits 64 bits; None for everything else."""
+    number = finite(value)
+    if number is None or isinstance(value, bool) or number != int(number) or abs(number) > _LARGEST_INTEGER / 2:
+        return None
+    return int(number)
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """A JSON object, or an empty one in place of anything else."""
+    return value if isinstance(value, dict) else {}
+
+
+def canonical(value: Any) -> str:
+    """The one text of a JSON value: keys sorted, no spaces. Equal values have equal texts."""
+    return clean(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str))
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of `canonical(value)` in hex."""
+    return hashlib.sha256(canonical(value).encode("utf-8")).hexdigest()
