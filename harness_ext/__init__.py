@@ -9,7 +9,7 @@ from __future__ import annotations
 __version__ = "0.1.0"
 
 BACKEND = "hf-recipe"
-_BACKEND_TARGET = "harness_ext.lm:RecipeLM"
+BACKEND_TARGET = "harness_ext.lm:RecipeLM"
 
 
 def register_backend() -> None:
@@ -19,7 +19,7 @@ def register_backend() -> None:
     from lm_eval.api.registry import model_registry
 
     if BACKEND not in model_registry:
-        model_registry.register(BACKEND, target=_BACKEND_TARGET)
+        model_registry.register(BACKEND, target=BACKEND_TARGET)
 
 
 register_backend()

@@ -50,7 +50,7 @@ def installed(*, listing: bool = False) -> Iterator[None]:
 
     With `listing`, the output types that `ls` prints come from the index too. Nests; does nothing where lm-eval has no such seam.
     """
-    seam = _seam()
+    seam = find_seam()
     if seam is None:
         yield
         return
@@ -65,7 +65,7 @@ def installed(*, listing: bool = False) -> Iterator[None]:
         manager.TaskIndex, manager.load_yaml = before
 
 
-def _seam() -> tuple[Any, type] | None:
+def find_seam() -> tuple[Any, type] | None:
     """lm-eval's module to place our subclass in, and the subclass; None where this version of lm-eval is built otherwise."""
     try:
         from lm_eval.tasks import manager
@@ -100,9 +100,9 @@ def _index_class() -> type:
 
 def default_root() -> Path:
     """The folder of lm-eval's own task files."""
-    import lm_eval.tasks
+    import lm_eval
 
-    return Path(lm_eval.tasks.__file__).parent
+    return Path(lm_eval.__file__).parent / "tasks"
 
 
 def _with_ours(paths: list[Path]) -> list[Path]:

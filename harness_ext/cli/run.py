@@ -7,6 +7,7 @@ are that task files come from the index, that our tasks are known, and that `pre
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,7 +61,10 @@ class RunWithRecipes(Run):
         wanted = asked(args, from_file)
         if wanted.recipes or wanted.controls or wanted.in_file:
             from harness_ext.cli.run_recipes import execute
+            from harness_ext.installation import taken_back
 
+            if warning := taken_back():
+                print(f"note: {warning}", file=sys.stderr)
             execute(run_config(args, wanted))
         else:
             run_plain(args, from_file)
