@@ -13,6 +13,7 @@ import fnmatch
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from harness_ext.errors import UserError
@@ -181,7 +182,7 @@ class Anatomy:
         layers = self._layers(step.layers, mistakes)
         if mistakes:
             raise UserError(f"{where}this model ({self.model_type}, {self.layers} layers) does not fit the recipe:" + "".join(f"\n  - {mistake}" for mistake in mistakes))
-        order = {matrix.key: place for place, matrix in enumerate(self.matrices)}
+        order = {key: place for place, key in enumerate(self._parts)}
         kept = sorted((matrix for matrix in chosen.values() if layers is None or matrix.layer in layers), key=lambda matrix: order.get(matrix.key, len(order)))
         if not kept:
             raise UserError(f"{where}matrices {list(step.matrices)} have no match in layers {list(step.layers or ())} of this model ({self.layers} layers)")
@@ -213,7 +214,14 @@ class Anatomy:
         by_role = [matrix for matrix in self.matrices if matrix.role in roles]
         if by_role or pattern in ROLES or pattern in GROUPS:
             return by_role
+        if part := self._parts.get(pattern):
+            return [part]
         return [self._named(name) for name in fnmatch.filter(self._shapes, pattern)]
+
+    @cached_property
+    def _parts(self) -> dict[str, Matrix]:
+        """Every matrix and every head of one by its key, which is how a recipe made from a receipt names them."""
+        return {part.key: part for matrix in self.matrices for part in (matrix, *self._per_head(matrix))}
 
     def _named(self, name: str) -> Matrix:
         owners = [matrix for matrix in self.matrices if matrix.parameter == name]

@@ -25,6 +25,8 @@ from harness_ext.surgery import Documents, Operation, Progress, operate
 from harness_ext.weights import Weights
 
 if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+
     from harness_ext.evidence.documents import CalibrationSet
 
 
@@ -38,6 +40,7 @@ class RecipeLM(HFLM):
 
     def __init__(self, pretrained: str = "demo", recipe: str | None = None, **kwargs: Any) -> None:
         self._asked = parse_recipe(recipe) if recipe else None
+        self.bars = True
         self.applied: Recipe | None = None
         self.operation: Operation | None = None
         self._weights: Weights | None = None
@@ -59,6 +62,20 @@ class RecipeLM(HFLM):
         if self.applied is not None:
             info |= {"recipe": self.applied.label, "recipe_id": self.applied.recipe_id, "weights_digest": self.weights.digest()}
         return info
+
+    # lm-eval draws a bar for each kind of request unless told not to, also where no terminal can show it.
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """lm-eval's, its progress bar only where `bars` is set."""
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not self.bars)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """lm-eval's, its progress bar only where `bars` is set."""
+        return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm or not self.bars)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """lm-eval's, its progress bar only where `bars` is set."""
+        return super().generate_until(requests, disable_tqdm=disable_tqdm or not self.bars)
 
     @property
     def weights(self) -> Weights:

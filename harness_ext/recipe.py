@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from harness_ext.errors import UserError
 from harness_ext.keep import Keep
-from harness_ext.methods import Method, registered_methods
+from harness_ext.methods import registered_methods
 
 SHIPPED = Path(__file__).parent / "recipes"
 EVALUATED = "evaluated"
@@ -138,9 +138,10 @@ class Recipe(BaseModel):
 
 
 @cache
-def step_model(method: Method) -> type[Step]:
+def step_model(method_name: str) -> type[Step]:
     """The schema of a step with this method: the common keys, plus `keep` and `calibration` where it takes them, plus its own parameters."""
-    fields: dict[str, Any] = {name: (parameter.annotation, ... if parameter.default is parameter.empty else parameter.default) for name, parameter in method.parameters.items()}
+    method = registered_methods()[method_name]
+    fields: dict[str, Any] = {name: (parameter.annotation, parameter.default) for name, parameter in method.parameters.items()}
     if method.takes_keep:
         fields["keep"] = (Keep, ...)
     if method.statistics:
@@ -228,7 +229,7 @@ def _parse_step(step: Any, where: str, mistakes: list[str]) -> Step | None:
         problem = f"unknown method {name!r}, {nearest(str(name), methods)}" if name is not None else f"is missing; known: {', '.join(methods)}"
         mistakes.append(f"{where}method: {problem}")
         return None
-    model = step_model(methods[name])
+    model = step_model(name)
     try:
         return model.model_validate(step)
     except ValidationError as error:
@@ -309,8 +310,7 @@ def _with_changes(data: dict[str, Any], changes: Mapping[str, Any], specificatio
 
 def _known_keys(step: Any) -> set[str]:
     name = step.get("method") if isinstance(step, dict) else None
-    method = registered_methods().get(str(name))
-    return set(step_model(method).model_fields) - {"method"} if method else set()
+    return set(step_model(str(name)).model_fields) - {"method"} if name in registered_methods() else set()
 
 
 def _knows(step: Any, key: str) -> bool:

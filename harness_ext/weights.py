@@ -7,7 +7,7 @@ memory of an edit stays one matrix and its factors, however many matrices a reci
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -115,10 +115,7 @@ class Weights:
 
     def digest(self) -> str:
         """SHA-256 over the names and digests of all parameters, in order of name: the identity of the weights as they are now."""
-        names = sorted(self._parameters)
-        with ThreadPoolExecutor(_HASHING_THREADS) as pool:
-            digests = list(pool.map(self.digest_of, names))
-        return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in zip(names, digests, strict=True)).encode()).hexdigest()
+        return _combined(self._parameters, self.digest_of)
 
     def first_not_finite(self, matrix: Matrix) -> str | None:
         """Where the matrix holds a NaN or an infinity, as `[row, column]` of its `[out, in]` view; None where it holds none."""
@@ -150,6 +147,19 @@ class Weights:
         self._model.get_submodule(matrix.module).bias = bias
         self._parameters[matrix.bias] = bias
         self._added_biases.append(matrix.bias)
+
+
+def model_digest(model: nn.Module) -> str:
+    """The digest that `Weights.digest` gives, of a model that is only looked at."""
+    parameters = dict(model.named_parameters())
+    return _combined(parameters, lambda name: tensor_digest(parameters[name]))
+
+
+def _combined(names: Iterable[str], digest_of: Callable[[str], str]) -> str:
+    ordered = sorted(names)
+    with ThreadPoolExecutor(_HASHING_THREADS) as pool:
+        digests = list(pool.map(digest_of, ordered))
+    return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in zip(ordered, digests, strict=True)).encode()).hexdigest()
 
 
 def tensor_digest(value: Tensor) -> str:

@@ -63,7 +63,7 @@ class Edit:
 
 
 class Parameter(NamedTuple):
-    """One setting of a method that a recipe may give: its annotation, and its default (`inspect.Parameter.empty`: required)."""
+    """One setting of a method that a recipe may give: its annotation, and its default (`...`: required)."""
 
     annotation: Any
     default: Any
@@ -121,7 +121,7 @@ def _describe(function: Callable[..., Edit], name: str, summary: str) -> Method:
         if argument.name in ENGINE_ARGUMENTS:
             engine.add(argument.name)
         else:
-            parameters[argument.name] = Parameter(_annotation(function, argument), argument.default)
+            parameters[argument.name] = Parameter(_annotation(function, argument), ... if argument.default is argument.empty else argument.default)
     return Method(name, function, summary, frozenset(engine), parameters)
 
 

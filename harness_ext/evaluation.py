@@ -1,0 +1,117 @@
+"""Scoring one variant with lm-eval, and saving what lm-eval saves.
+
+`simple_evaluate` does the scoring, with every setting of the command; lm-eval's own tracker writes the files. Two things are added: the results say which backend was asked for (lm-eval only sees
+a finished model object), and the files are read back, because lm-eval logs a failed write and goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lm_eval.api.group import Group
+    from lm_eval.api.task import Task
+    from lm_eval.tasks import TaskManager
+
+    from harness_ext.cli.config import RunConfig
+    from harness_ext.lm import RecipeLM
+
+log = logging.getLogger("lm_eval.recipes")
+
+
+def evaluate(lm: RecipeLM, tasks: Sequence[Task | Group], task_manager: TaskManager, config: RunConfig) -> dict[str, Any]:
+    """Score the model as it is on tasks that are built already. Returns lm-eval's results, samples included; the tracker is under `_tracker`."""
+    from lm_eval import simple_evaluate
+    from lm_eval.loggers import EvaluationTracker
+
+    harness = config.harness
+    seed = harness.seed or [None] * 4
+    tracker = EvaluationTracker(**{key: value for key, value in harness.hf_hub_log_args.items() if key != "output_path"})
+    results = simple_evaluate(
+        model=lm,
+        model_args={**harness.model_args, "pretrained": config.model_name},
+        tasks=list(tasks),
+        num_fewshot=harness.num_fewshot,
+        batch_size=harness.batch_size,
+        max_batch_size=harness.max_batch_size,
+        device=harness.device,
+        cache_requests=harness.cache_requests.get("cache_requests", False),
+        rewrite_requests_cache=harness.cache_requests.get("rewrite_requests_cache", False),
+        delete_requests_cache=harness.cache_requests.get("delete_requests_cache", False),
+        limit=harness.limit,
+        samples=harness.samples,
+        check_integrity=harness.check_integrity,
+        write_out=harness.write_out,
+        log_samples=True,
+        evaluation_tracker=tracker,
+        system_instruction=harness.system_instruction,
+        apply_chat_template=harness.apply_chat_template,
+        fewshot_as_multiturn=harness.fewshot_as_multiturn,
+        gen_kwargs=harness.gen_kwargs,
+        task_manager=task_manager,
+        predict_only=harness.predict_only,
+        random_seed=seed[0],
+        numpy_random_seed=seed[1],
+        torch_random_seed=seed[2],
+        fewshot_random_seed=seed[3],
+        confirm_run_unsafe_code=harness.confirm_run_unsafe_code,
+        metadata=harness.metadata,
+    )
+    results["config"]["model"] = tracker.general_config_tracker.model_source = harness.model
+    return {**results, "_tracker": tracker}
+
+
+def save(evaluated: Mapping[str, Any], folder: Path, config: RunConfig) -> None:
+    """Write `results_*.json` and `samples_*.jsonl` into a folder, and report to the services that the command names.
+
+    Raises OSError where a file is missing or short after lm-eval wrote it.
+    """
+    from lm_eval.utils import handle_non_serializable
+
+    results = {key: value for key, value in evaluated.items() if key not in ("samples", "_tracker")}
+    samples, tracker = evaluated["samples"], evaluated["_tracker"]
+    if config.harness.show_config:
+        print(json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False))
+    tracker.output_path = str(folder / "results.json")
+    tracker.save_results_aggregated(results=results, samples=samples)
+    for task in results["configs"]:
+        tracker.save_results_samples(task_name=task, samples=samples[task])
+    _read_back(folder, {task: len(samples[task]) for task in results["configs"]})
+    if tracker.push_results_to_hub or tracker.push_samples_to_hub:
+        tracker.recreate_metadata_card()
+    _log_elsewhere(config, results, samples)
+
+
+def _read_back(folder: Path, counts: Mapping[str, int]) -> None:
+    try:
+        (path,) = folder.glob("results_*.json")
+        json.loads(path.read_text(encoding="utf-8"))
+        for task, count in counts.items():
+            (path,) = folder.glob(f"samples_{task}_*.jsonl")
+            with path.open("rb") as file:
+                if sum(1 for line in file if line.endswith(b"\n")) != count:
+                    raise ValueError("short")
+    except ValueError as error:
+        raise OSError(f"lm-eval could not write its results completely to {folder}") from error
+
+
+def _log_elsewhere(config: RunConfig, results: dict[str, Any], samples: dict[str, Any]) -> None:
+    """Weights & Biases and Trackio, one run a variant, as lm-eval does it: a service that fails never costs a result."""
+    harness = config.harness
+    for arguments, name, extra in ((harness.wandb_args, "WandbLogger", (harness.wandb_config_args,)), (harness.trackio_args, "TrackioLogger", ())):
+        if not arguments:
+            continue
+        try:
+            import lm_eval.loggers as loggers
+
+            logger = getattr(loggers, name)(arguments, *extra)
+            logger.post_init(results)
+            logger.log_eval_result()
+            logger.log_eval_samples(samples)
+            logger.run.finish() if name == "WandbLogger" else logger.finish()
+        except Exception as error:  # noqa: BLE001 - whatever a service raises, the run directory must still be written
+            log.warning("Logging to %s failed: %s", name.removesuffix("Logger"), error)

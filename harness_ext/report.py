@@ -1,0 +1,106 @@
+"""What a run says while it works: progress bars on a terminal, plain lines elsewhere, nothing but results when asked to be quiet.
+
+Everything here goes to standard error; standard output is for the table at the end.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from harness_ext.surgery import Progress
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from harness_ext.recipe import Recipe
+    from harness_ext.rundir import FinishedRun
+
+
+class _Bar(Progress):
+    """Surgery's progress as a bar."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm | None = None
+
+    def start(self, what: str, total: int) -> None:
+        """See `Progress`."""
+        from tqdm import tqdm
+
+        self.stop()
+        self._bar = tqdm(total=total, desc=what, file=sys.stderr, leave=False)
+
+    def advance(self, units: int = 1) -> None:
+        """See `Progress`."""
+        if self._bar is not None:
+            self._bar.update(units)
+
+    def stop(self) -> None:
+        """See `Progress`."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class Report:
+    """The voice of a run. quiet: say nothing. bars: draw progress bars (a terminal)."""
+
+    def __init__(self, *, quiet: bool, bars: bool) -> None:
+        self.quiet = quiet
+        self.bars = bars and not quiet
+        self.progress: Progress = _Bar() if self.bars else Progress()
+
+    def line(self, text: str) -> None:
+        """One line of news."""
+        if not self.quiet:
+            self.progress.stop()
+            print(text, file=sys.stderr, flush=True)
+
+    def warn(self, text: str) -> None:
+        """Something the user must know, quiet or not."""
+        self.progress.stop()
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+    @contextmanager
+    def stage(self, what: str) -> Iterator[None]:
+        """Announce a stage where no bar does."""
+        if not self.bars:
+            self.line(f"{what} ...")
+        yield
+
+    def finished(self, recipe: Recipe, run: FinishedRun, seconds: float) -> None:
+        """The one line about a variant that is done."""
+        receipt = run.receipt
+        if run.failed:
+            failure = receipt["failure"]
+            self.line(f"{recipe.label}: failed after {seconds:.1f} s: {failure['reason']}")
+            return
+        totals = receipt["totals"]
+        kept = totals["parameters_after"] / totals["parameters_before"]
+        what = "nothing edited" if recipe.is_baseline else f"{totals['matrices_edited']} matrices edited, {kept:.1%} of the parameters kept if stored as factors"
+        calibrated = sum(drawn["samples"] for drawn in receipt["calibration"])
+        learned = f", {calibrated} calibration documents" if calibrated else ""
+        self.line(f"{recipe.label}: done in {seconds:.1f} s; {what}{learned}")
+
+
+def _not_about_metadata(entry: logging.LogRecord) -> bool:
+    """lm-eval tells of `--metadata` for every task whose documents are made by code, which all of ours are."""
+    return "Custom kwargs can be passed" not in entry.getMessage()
+
+
+def report_for(verbosity: str | None) -> Report:
+    """The report that fits the terminal and `--verbosity`; also tells the libraries whether to draw bars."""
+    quiet = (verbosity or "").upper() in ("ERROR", "CRITICAL")
+    bars = sys.stderr.isatty() and not quiet
+    if not bars:
+        # Read by tqdm when it is first imported, which lm-eval and transformers do later.
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    if verbosity is None:
+        # One run of lm-eval says some twenty lines; here there is one for each variant.
+        logging.getLogger("lm_eval").setLevel(logging.WARNING)
+        logging.getLogger("lm_eval.api.task").addFilter(_not_about_metadata)
+    return Report(quiet=quiet, bars=bars)

@@ -1,0 +1,139 @@
+"""Run directories: the truth of every score, written beside their place and renamed into it when whole.
+
+A run is `<root>/<model>/<recipe>-<id>/` with lm-eval's own results and samples and our `receipt.json`, written last. A directory without the temporary prefix is complete by
+construction; one with it belongs to a process that is still writing or was killed, and is swept away once that process is gone. Where the place cannot take a finished run (a full disk, say), the run
+is saved elsewhere rather than lost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness_ext.errors import UserError
+
+RECEIPT = "receipt.json"
+_TEMPORARY = re.compile(r"^\..+\.tmp-(\d+)$")
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A complete run directory and its receipt."""
+
+    path: Path
+    receipt: Mapping[str, Any]
+
+    @property
+    def failed(self) -> bool:
+        """Whether the recipe could not be carried through; the receipt says why."""
+        return self.receipt.get("status") != "complete"
+
+
+def safe_name(text: str) -> str:
+    """A file name that any system takes, readable as what it was made from."""
+    return re.sub(r"[^A-Za-z0-9._=+-]+", "_", text).strip("._")[:80] or "unnamed"
+
+
+def prepare_root(root: Path) -> None:
+    """Make the results folder and check that it can be written, before hours are spent. Raises UserError."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            pass
+    except OSError as error:
+        raise UserError(f"results cannot be written to {root}: {error.strerror or error}; name another folder with --output_path") from None
+
+
+def finished_runs(folder: Path) -> Iterator[FinishedRun]:
+    """The complete runs in a model's folder, by name; a receipt that cannot be read is passed over, and so run again."""
+    for path in sorted(folder.glob(f"[!.]*/{RECEIPT}")):
+        try:
+            receipt = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(receipt, dict):
+            yield FinishedRun(path.parent, receipt)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half-written."""
+    for path in folder.glob(".*.tmp-*"):
+        match = _TEMPORARY.match(path.name)
+        if match and not _alive(int(match[1])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[Path]:
+    """A temporary folder beside `place`, renamed to it when the block ends well and removed when it does not.
+
+    The block fills the folder and may raise. Where filling or renaming fails for want of room or leave, use `save_elsewhere`.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.parent / f".{place.name}.tmp-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        _sync(temporary)
+        _move_into_place(temporary, place)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    for path in [*folder.iterdir(), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _move_into_place(temporary: Path, place: Path) -> None:
+    """Rename; an earlier run of the same name, which can only be a failed one, gives way."""
+    if place.exists():
+        old = place.parent / f".{place.name}.old.tmp-{os.getpid()}"
+        place.rename(old)
+        temporary.rename(place)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        temporary.rename(place)
+
+
+def rescue_folders() -> list[Path]:
+    """Where a finished run goes when its own place cannot take it, in order of preference."""
+    return [Path.cwd(), Path.home(), Path(tempfile.gettempdir())]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain data as indented JSON. NaN and infinities, which JSON lacks, become null."""
+    path.write_text(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value

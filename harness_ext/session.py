@@ -1,0 +1,393 @@
+"""One command: a model loaded at most once, tasks built once, every variant scored and written, or found to be there already.
+
+The order is the baseline, then each recipe followed by its controls. A variant whose run directory stands is not run again: `spec_id` hashes everything that was asked, down to the contents of the
+checkpoint and of the documents. The model is loaded when the first variant needs it, so a command whose work is done only reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness_ext import checkpoint, rundir
+from harness_ext.controls import control_recipe
+from harness_ext.errors import UserError
+from harness_ext.evidence.documents import PromptSettings, document_hash, draw_documents, fit_tasks
+from harness_ext.receipt import FORMAT, VariantFailed, failure, rows, versions
+from harness_ext.recipe import Calibration, Recipe, parse_recipe
+from harness_ext.report import Report
+from harness_ext.rundir import FinishedRun
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+
+    from harness_ext.cli.config import RunConfig
+    from harness_ext.evidence.documents import CalibrationSet
+    from harness_ext.lm import RecipeLM
+    from harness_ext.surgery import Operation
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One variant of the command: its recipe, its run directory, and whether that was there before."""
+
+    recipe: Recipe
+    run: FinishedRun
+    reused: bool
+
+
+@dataclass
+class _Timing:
+    load: float = 0.0
+    evaluate: float = 0.0
+    started: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+
+
+class Session:
+    """Everything that the variants of one command share.
+
+    config: what was asked. report: told what happens. Nothing is loaded or written before `run`.
+    """
+
+    def __init__(self, config: RunConfig, report: Report) -> None:
+        self.config = config
+        self.harness = config.harness
+        self.report = report
+        self.root = _results_root(Path(self.harness.output_path))
+        self.folder = self.root / rundir.safe_name(config.model_name)
+
+    def run(self) -> Iterator[Outcome]:
+        """Yield every variant as it is finished or found. Raises UserError before anything is loaded, where the asking is at fault."""
+        recipes = [parse_recipe(specification) for specification in self.config.recipes]
+        self._check_asked()
+        rundir.prepare_root(self.root)
+        rundir.sweep(self.folder)
+        baseline = parse_recipe("baseline")
+        seen: set[str] = set()
+        for recipe in [baseline, *(recipe.for_tasks(self._calibration_tasks(recipe)) for recipe in recipes)]:
+            if recipe.recipe_id in seen:
+                continue
+            seen.add(recipe.recipe_id)
+            outcome = self._variant(recipe)
+            yield outcome
+            if recipe.is_baseline:
+                continue
+            for name in self.config.controls:
+                if outcome.run.failed:
+                    self.report.line(f"{recipe.label}+{name}: not run, since the recipe whose budget it takes failed")
+                    continue
+                yield self._variant(control_recipe(name, recipe, outcome.run.receipt))
+
+    def _check_asked(self) -> None:
+        arguments = self.harness.model_args
+        for name in self.config.controls:
+            control_recipe(name, parse_recipe("identity"), {"matrices": []})
+        checkpoint.check_local(str(arguments["pretrained"]), str(arguments.get("subfolder") or ""), pickle_allowed=arguments.get("use_safetensors") is False)
+
+    # What was asked, as an identity.
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        """All evaluated tasks by name, built once; lm-eval is handed these same objects for every variant."""
+        return self._loaded["tasks"]
+
+    @cached_property
+    def _loaded(self) -> dict[str, Any]:
+        from harness_ext.cli.config import resolve_tasks
+
+        with self.report.stage("building tasks"):
+            manager = self._manager = resolve_tasks(self.harness)
+            return manager.load(list(self.harness.tasks))
+
+    @cached_property
+    def scored_documents(self) -> dict[str, list[str]]:
+        """The hashes of the documents that will be reported, by task, sorted."""
+        from lm_eval.evaluator_utils import get_sample_size
+
+        def hashes(name: str, task: Task) -> list[str]:
+            chosen = (self.harness.samples or {}).get(name) if self.harness.samples else None
+            documents = task.doc_iterator(limit=get_sample_size(task, self.harness.limit), samples=chosen)
+            return sorted(document_hash(document) for _, document in documents)
+
+        return {name: hashes(name, task) for name, task in self.tasks.items()}
+
+    @cached_property
+    def model_identity(self) -> dict[str, str]:
+        """The contents of the checkpoint, and of the adapter or delta that goes on it."""
+        arguments = self.harness.model_args
+        revision, subfolder = str(arguments.get("revision") or "main"), str(arguments.get("subfolder") or "")
+        found = {"pretrained": checkpoint.identity(str(arguments["pretrained"]), revision, subfolder)}
+        found |= {key: checkpoint.identity(str(arguments[key]), revision) for key in ("peft", "delta", "tokenizer") if arguments.get(key)}
+        return found
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All that can change a score besides the recipe and the tasks."""
+        harness = self.harness
+        named = ("batch_size", "max_batch_size", "device", "num_fewshot", "limit", "samples", "gen_kwargs", "system_instruction", "apply_chat_template", "fewshot_as_multiturn", "predict_only", "seed")
+        arguments = {key: value for key, value in harness.model_args.items() if key not in ("pretrained", "recipe")}
+        return {**{name: getattr(harness, name) for name in named}, "model_args": arguments, "model": self.model_identity, "versions": self._comparable_versions}
+
+    @cached_property
+    def _comparable_versions(self) -> dict[str, str]:
+        return {name: version for name, version in versions().items() if name in ("lm_eval", "transformers", "torch")}
+
+    @cached_property
+    def task_settings(self) -> dict[str, dict[str, Any]]:
+        """Each task as it will be asked: version, configuration and documents, as digests."""
+
+        def describe(name: str, task: Task) -> dict[str, Any]:
+            configuration = {key: value for key, value in task.dump_config().items() if key != "metadata"}
+            return {"version": str(task.VERSION), "config": _digest(configuration), "documents": _digest(self.scored_documents[name]), "scored": len(self.scored_documents[name])}
+
+        return {name: describe(name, task) for name, task in self.tasks.items()}
+
+    def _spec_id(self, recipe: Recipe) -> str:
+        return _digest({"recipe": recipe.recipe_id, "settings": self.settings, "tasks": self.task_settings})
+
+    def _calibration_tasks(self, recipe: Recipe) -> list[str]:
+        """The evaluated tasks that can give a recipe its labelled documents; those that cannot are named in its error or receipt."""
+        splits = {step.evidence.split for step in recipe.steps if step.evidence is not None}
+        return fit_tasks(self.tasks, splits.pop()) if len(splits) == 1 else list(self.tasks)
+
+    # Finding or making a run.
+
+    def _variant(self, recipe: Recipe) -> Outcome:
+        spec_id = self._spec_id(recipe)
+        for run in rundir.finished_runs(self.folder):
+            if run.receipt.get("spec_id") == spec_id and not run.failed:
+                self.report.line(f"{recipe.label}: kept from {run.path} (same model, tasks and settings)")
+                return Outcome(recipe, run, reused=True)
+        place = self.folder / f"{rundir.safe_name(recipe.label)}-{spec_id[:10]}"
+        started = time.perf_counter()
+        run = self._make(recipe, spec_id, place)
+        self.report.finished(recipe, run, time.perf_counter() - started)
+        return Outcome(recipe, run, reused=False)
+
+    def _make(self, recipe: Recipe, spec_id: str, place: Path) -> FinishedRun:
+        timing = _Timing()
+        with _timed(timing, "load"):
+            lm = self.lm
+        receipt = self._receipt_head(recipe, spec_id, timing)
+        operation: Operation | None = None
+        results: dict[str, Any] | None = None
+        try:
+            with _failures_of_machine():
+                before = self._base_digest if recipe.is_baseline else lm.weights.digest()
+                receipt["weights"] = {"digest_before": before, "digest_after": before}
+                if not recipe.is_baseline:
+                    operation = lm.apply(recipe, self._documents, self.report.progress)
+                    receipt["weights"]["digest_after"] = lm.weights.digest()
+                receipt["totals"] = lm.totals()
+                with _timed(timing, "evaluate"), self.report.stage(f"{recipe.label}: evaluating"):
+                    results = self._evaluate(lm)
+                _require_finite_results(results)
+        except VariantFailed as error:
+            receipt |= {"status": "failed", "failure": failure(error)}
+            results = None
+        finally:
+            if not recipe.is_baseline:
+                lm.undo()
+        receipt |= self._receipt_tail(receipt, operation, timing)
+        return self._write(place, receipt, results)
+
+    @cached_property
+    def lm(self) -> RecipeLM:
+        """The loaded model; loaded when first asked for."""
+        from harness_ext.startup import preload_hf
+
+        harness = self.harness
+        name = self.config.model_name
+        preload_hf()
+        from harness_ext.lm import RecipeLM
+
+        arguments = {key: value for key, value in harness.model_args.items() if key != "recipe"}
+        extra = {"batch_size": harness.batch_size, "max_batch_size": harness.max_batch_size, "device": harness.device}
+        try:
+            with self.report.stage(f"loading {name}"):
+                lm = RecipeLM.create_from_arg_obj(arguments, extra)
+                lm.bars = self.report.bars
+                return lm
+        except UserError:
+            raise
+        except (OSError, ValueError, KeyError, ImportError, AssertionError, RuntimeError) as error:
+            raise UserError(f"the model {name!r} cannot be loaded: {str(error).strip() or type(error).__name__}") from error
+
+    @cached_property
+    def _base_digest(self) -> str:
+        from harness_ext.weights import model_digest
+
+        return model_digest(self.lm.model)
+
+    def _documents(self, calibration: Calibration, where: str) -> list[CalibrationSet]:
+        tasks = dict(self.tasks)
+        missing = [name for name in calibration.tasks if name not in tasks]
+        if missing:
+            unknown = [name for name in missing if name not in self._manager.all_tasks]
+            if not unknown:
+                tasks |= self._manager.load(missing)["tasks"]
+        scored = {hashed for hashes in self.scored_documents.values() for hashed in hashes}
+        harness = self.harness
+        chat = bool(harness.apply_chat_template)
+        prompts = PromptSettings(
+            harness.system_instruction, chat, bool(harness.fewshot_as_multiturn), harness.seed[3] if harness.seed else None, self.lm.apply_chat_template if chat else None
+        )
+        for task in tasks.values():
+            if harness.num_fewshot is not None and task.get_config("num_fewshot") != 0:
+                task.set_config(key="num_fewshot", value=harness.num_fewshot)
+        return draw_documents(calibration, tasks, scored, prompts, where)
+
+    def _evaluate(self, lm: RecipeLM) -> dict[str, Any]:
+        from harness_ext.evaluation import evaluate
+
+        self.tasks  # noqa: B018 - built here if nothing asked for them before
+        top_level = [*self._loaded.get("groups", {}).values()]
+        inside = {name for group in top_level for name in (task.task_name for task in group.get_all_tasks())}
+        roots = [group for group in top_level if not any(group is not other and group.name in [sub.name for sub in other.get_all_groups()] for other in top_level)]
+        return evaluate(lm, [*roots, *(task for name, task in self.tasks.items() if name not in inside)], self._manager, self.config)
+
+    # Writing it down.
+
+    def _receipt_head(self, recipe: Recipe, spec_id: str, timing: _Timing) -> dict[str, Any]:
+        arguments = self.harness.model_args
+        model = self.lm.model
+        return {
+            "format": FORMAT,
+            "status": "complete",
+            "failure": None,
+            "spec_id": spec_id,
+            "settings_id": _digest(self.settings),
+            "recipe_id": recipe.recipe_id,
+            "command": list(self.config.command),
+            "started": timing.started,
+            "model": {
+                "backend": "hf",
+                "name": self.config.model_name,
+                "pretrained": self.config.model_name,
+                "revision": str(arguments.get("revision") or "main"),
+                "dtype": str(model.dtype).removeprefix("torch."),
+                "device": str(self.lm.device),
+                "model_type": str(model.config.model_type),
+                "identity": self.model_identity["pretrained"],
+                "parameters": model.num_parameters(),
+                "model_args": {**arguments, "pretrained": self.config.model_name},
+            },
+            "recipe": {
+                "name": recipe.name,
+                "label": recipe.label,
+                "summary": recipe.summary,
+                "source": recipe.source,
+                "control": recipe.control,
+                "control_of": recipe.control_of,
+                "resolved": recipe.resolved(),
+            },
+            "warnings": [],
+            "seeds": dict(zip(("python", "numpy", "torch", "fewshot"), self.harness.seed or [None] * 4, strict=False)),
+            "settings": self.settings,
+            "tasks": self.task_settings,
+            "versions": versions(),
+        }
+
+    def _receipt_tail(self, receipt: Mapping[str, Any], operation: Operation | None, timing: _Timing) -> dict[str, Any]:
+        calibration = [
+            {
+                "step": step,
+                "task": drawn.task,
+                "split": drawn.split,
+                "samples": len(drawn.documents),
+                "seed": drawn.seed,
+                "left_out_because_scored": drawn.also_scored,
+                "documents": [document.doc_hash for document in drawn.documents],
+            }
+            for step, drawn in (operation.calibration if operation else [])
+        ]
+        identity = {"model": receipt["model"]["identity"], "revision": receipt["model"]["revision"], "recipe": receipt["recipe_id"], "weights": receipt["weights"], "dtype": receipt["model"]["dtype"]}
+        return {
+            "variant_id": _digest(identity),
+            "matrices": rows(operation.records) if operation else [],
+            "calibration": calibration,
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "seconds": {
+                "load": round(timing.load, 3),
+                "calibrate": round(operation.seconds_calibrating, 3) if operation else 0.0,
+                "edit": round(operation.seconds_editing, 3) if operation else 0.0,
+                "evaluate": round(timing.evaluate, 3),
+            },
+        }
+
+    def _write(self, place: Path, receipt: Mapping[str, Any], results: dict[str, Any] | None) -> FinishedRun:
+        from harness_ext.evaluation import save
+
+        def fill(target: Path) -> None:
+            with rundir.writing(target) as folder:
+                if results is not None:
+                    save(results, folder, self.config)
+                rundir.write_json(folder / rundir.RECEIPT, receipt)
+
+        try:
+            fill(place)
+        except OSError as error:
+            place = self._rescue(place, fill, error)
+        return FinishedRun(place, receipt)
+
+    def _rescue(self, place: Path, fill: Callable[[Path], None], error: OSError) -> Path:
+        for folder in rundir.rescue_folders():
+            rescued = folder / "lm-eval-recipes-rescued" / place.name
+            try:
+                fill(rescued)
+            except OSError:
+                continue
+            self.report.warn(f"{place} could not be written ({error.strerror or error}); the run is safe in {rescued}: move it back when there is room, and `lm_eval ingest` it")
+            return rescued
+        raise UserError(f"{place} could not be written: {error.strerror or error}; make room and run the same command again") from error
+
+
+def _results_root(output_path: Path) -> Path:
+    """lm-eval takes a folder or a .json file; run directories go into the folder, or beside the file."""
+    return output_path.parent if output_path.suffix == ".json" else output_path
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@contextmanager
+def _timed(timing: _Timing, stage: str) -> Iterator[None]:
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        setattr(timing, stage, getattr(timing, stage) + time.perf_counter() - started)
+
+
+@contextmanager
+def _failures_of_machine() -> Iterator[None]:
+    """Running out of memory fails one variant, not the command."""
+    import torch
+
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise VariantFailed("out_of_memory", f"{str(error).splitlines()[0] if str(error) else 'out of memory'}; a smaller --batch_size or calibration.batch_size may fit") from None
+
+
+def _require_finite_results(results: Mapping[str, Any]) -> None:
+    """A NaN among the answers' log-likelihoods makes every score of the run worthless."""
+    for task, samples in results["samples"].items():
+        broken = sum(1 for sample in samples if _has_nan(sample["filtered_resps"]))
+        if broken:
+            raise VariantFailed("non_finite_result", f"{broken} of {len(samples)} samples of {task} have a log-likelihood that is not a number", task)
+
+
+def _has_nan(value: Any) -> bool:
+    if isinstance(value, float):
+        return value != value
+    return isinstance(value, Sequence) and not isinstance(value, str) and any(_has_nan(item) for item in value)
