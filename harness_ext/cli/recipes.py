@@ -1,22 +1,133 @@
-"""`lm_eval recipes`: list the recipes, show one, or plan one for a model."""
+"""`lm_eval recipes`: list the recipes, show one, or plan one for a model, without loading torch."""
 
 from __future__ import annotations
 
 import argparse
+import textwrap
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from lm_eval._cli.subcommand import SubCommand
+from lm_eval._cli.utils import MergeDictAction
+
+from harness_ext.cli.terminal import terminal_style
+
+if TYPE_CHECKING:
+    from harness_ext.plan import Plan, PlannedMatrix
+    from harness_ext.recipe import Recipe
+
+EPILOG = """
+examples:
+  $ lm-eval recipes
+  $ lm-eval recipes show laser > mine.yaml
+  $ lm-eval recipes plan svd:keep.rank_fraction=0.25 --model_args pretrained=demo
+"""
 
 
 class Recipes(SubCommand):
     """List, show and plan recipes."""
 
     def __init__(self, subparsers: argparse._SubParsersAction) -> None:
-        self._parser = subparsers.add_parser("recipes", help="List, show and plan recipes")
+        self._parser = subparsers.add_parser(
+            "recipes", help="List, show and plan recipes", description="List, show and plan recipes.", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         self._add_args()
-        self._parser.set_defaults(func=self._execute)
+        self._parser.set_defaults(func=self._list)
 
     def _add_args(self) -> None:
-        pass
+        actions = self._parser.add_subparsers(metavar="ACTION")
+        show = actions.add_parser("show", help="Print a recipe as a file that reproduces it, every default written out")
+        show.add_argument("recipe", metavar="RECIPE", help="A name, name:key=value,key=value, or a YAML file")
+        show.set_defaults(func=self._show)
+        planned = actions.add_parser("plan", help="Say what a recipe would do to a model, from its config and headers alone")
+        planned.add_argument("recipe", metavar="RECIPE", help="A name, name:key=value,key=value, or a YAML file")
+        planned.add_argument("--model_args", "-a", nargs="+", action=MergeDictAction, default=None, required=True, metavar="<arg>", help="As in `lm-eval run`: pretrained=NAME, also revision and subfolder")
+        planned.set_defaults(func=self._plan)
 
-    def _execute(self, args: argparse.Namespace) -> None:
-        self._parser.print_help()
+    def _list(self, args: argparse.Namespace) -> None:
+        from harness_ext.recipe import parse_recipe, shipped_names
+
+        recipes = [parse_recipe(name) for name in shipped_names()]
+        indent = max(len(recipe.name) for recipe in recipes) + 2
+        for recipe in recipes:
+            print(_entry(recipe, indent, min(terminal_style().width, 120)))
+        print("\n`lm_eval recipes show NAME` prints one as a file; `lm_eval run ... --recipe NAME:key=value` changes it.")
+
+    def _show(self, args: argparse.Namespace) -> None:
+        import yaml
+
+        from harness_ext.recipe import parse_recipe
+
+        print(yaml.safe_dump(parse_recipe(args.recipe).resolved(), sort_keys=False, allow_unicode=True, width=120), end="")
+
+    def _plan(self, args: argparse.Namespace) -> None:
+        from harness_ext.checkpoint import read_checkpoint
+        from harness_ext.cli.config import resolve_demo
+        from harness_ext.errors import UserError
+        from harness_ext.plan import plan
+        from harness_ext.recipe import parse_recipe
+
+        recipe = parse_recipe(args.recipe)
+        arguments = resolve_demo("hf", args.model_args or {})
+        if not arguments.get("pretrained"):
+            raise UserError("no model given: add --model_args pretrained=NAME (a hub name, a local folder, or `demo`)")
+        found = read_checkpoint(str(arguments["pretrained"]), str(arguments.get("revision") or "main"), str(arguments.get("subfolder") or ""))
+        print("\n".join(_plan_lines(recipe, plan(recipe, found), str(args.model_args["pretrained"]))))
+
+
+def _entry(recipe: Recipe, indent: int, width: int) -> str:
+    """One recipe of the list: name, what it does, what it needs, its source."""
+    from harness_ext.methods import registered_methods
+
+    methods = registered_methods()
+    needs = "labelled training documents" if any(methods[step.method].statistics for step in recipe.steps) else "nothing"
+    notes = [f"needs {needs}"] if recipe.steps else []
+    notes += [recipe.source] if recipe.source else []
+    text = recipe.summary + (f" [{'; '.join(notes)}]" if notes else "")
+    return textwrap.fill(text, width, initial_indent=recipe.name.ljust(indent), subsequent_indent=" " * indent)
+
+
+def _plan_lines(recipe: Recipe, planned: Plan, name: str) -> Iterable[str]:
+    yield f"{recipe.label} on {name} ({planned.model_type}, {planned.parameters:,} parameters)"
+    yield ""
+    if not planned.matrices:
+        yield "  nothing is edited"
+        return
+    keys = [item.matrix.key for item in planned.matrices]
+    yield f"  {'matrix'.ljust(max(map(len, keys)))}  {'shape':>13}  {'rank':>14}  {'parameters':>25}"
+    for item in planned.matrices:
+        yield f"  {item.matrix.key.ljust(max(map(len, keys)))}  {_shape(item):>13}  {_rank(item):>14}  {_change(item.parameters_before, item.parameters_after):>25}"
+    yield ""
+    unknown = sum(item.rank_after is None for item in planned.matrices)
+    yield f"  parameters  {_change(planned.parameters, planned.parameters_after)} ({planned.parameters_after / planned.parameters:.1%}), if stored as factors where that is smaller"
+    yield f"  bytes       {_change(planned.stored_bytes, planned.bytes_after)}"
+    yield f"  time        about {_duration(planned.seconds)} to decompose {len(planned.matrices)} matrices here (loading and scoring not counted)"
+    yield f"  memory      about {_bytes(planned.peak_bytes)} beyond the loaded model"
+    if planned.calibration_documents:
+        yield f"  calibration {planned.calibration_documents} labelled documents, forward and backward"
+    if unknown:
+        yield f"  ranks of {unknown} matrices follow from their singular values, and are known when the recipe runs"
+
+
+def _shape(item: PlannedMatrix) -> str:
+    return "{} x {}".format(*item.matrix.shape)
+
+
+def _rank(item: PlannedMatrix) -> str:
+    return f"{min(item.matrix.shape)} -> {'?' if item.rank_after is None else item.rank_after}"
+
+
+def _change(before: int, after: int) -> str:
+    return f"{before:,}" if before == after else f"{before:,} -> {after:,}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{max(seconds, 0.01):.2f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError("unreachable")

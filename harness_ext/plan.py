@@ -1,0 +1,150 @@
+"""What a recipe would do to a model, from its config and the headers of its checkpoint alone: no weight is read.
+
+Times are estimates: a singular value decomposition takes time in proportion to `m n min(m, n)`, and the constant is measured on this machine, on one small matrix, when the plan is made.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from harness_ext.anatomy import Anatomy, Matrix
+from harness_ext.checkpoint import Checkpoint
+from harness_ext.errors import UserError
+from harness_ext.methods import registered_methods
+from harness_ext.receipt import stored_parameters
+from harness_ext.recipe import Recipe, Step
+
+_FP32 = 4
+
+
+@dataclass(frozen=True)
+class PlannedMatrix:
+    """One matrix of one step. rank_after: None where only the weights or the evidence can tell. element_bytes: of a number as stored."""
+
+    step: int
+    method: str
+    matrix: Matrix
+    rank_after: int | None
+    element_bytes: int
+
+    @property
+    def parameters_before(self) -> int:
+        """Numbers in the dense matrix."""
+        return self.matrix.shape[0] * self.matrix.shape[1]
+
+    @property
+    def parameters_after(self) -> int:
+        """Numbers after the edit, stored as factors where that is smaller; unchanged where the rank is not known yet."""
+        return self.parameters_before if self.rank_after is None else stored_parameters(self.matrix.shape, self.rank_after)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole of it. parameters, stored_bytes: of the checkpoint. seconds: expected for the decompositions. peak_bytes: expected beyond the loaded model."""
+
+    model_type: str
+    matrices: tuple[PlannedMatrix, ...]
+    parameters: int
+    stored_bytes: int
+    seconds: float
+    peak_bytes: int
+    calibration_documents: int
+
+    @property
+    def parameters_after(self) -> int:
+        """Parameters of the whole model after the recipe."""
+        return self.parameters - sum(item.parameters_before - item.parameters_after for item in self._last())
+
+    @property
+    def bytes_after(self) -> int:
+        """Bytes of the whole model after the recipe, in the stored dtypes."""
+        return self.stored_bytes - sum((item.parameters_before - item.parameters_after) * item.element_bytes for item in self._last())
+
+    def _last(self) -> Sequence[PlannedMatrix]:
+        return list({item.matrix.key: item for item in self.matrices}.values())
+
+
+def plan(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
+    """Plan a recipe for a checkpoint.
+
+    Raises UserError where a pattern matches nothing, a rank is beyond a matrix, or the checkpoint has no safetensors headers to plan from.
+    """
+    if not checkpoint.tensors:
+        raise UserError(f"{checkpoint.name} has no safetensors headers to plan from; the recipe can still be run")
+    anatomy = Anatomy(checkpoint.config, {name: tensor.shape for name, tensor in checkpoint.tensors.items()})
+    matrices = tuple(_planned(number, step, matrix, checkpoint, recipe) for number, step in enumerate(recipe.steps) for matrix in anatomy.select(step, f"recipe {recipe.label!r}, step {number}: "))
+    sizes = {name: _count(tensor.shape) for name, tensor in checkpoint.tensors.items()}
+    return Plan(
+        model_type=anatomy.model_type,
+        matrices=matrices,
+        parameters=sum(sizes.values()),
+        stored_bytes=sum(sizes[name] * tensor.element_bytes for name, tensor in checkpoint.tensors.items()),
+        seconds=_expected_seconds([item.matrix.shape for item in matrices if _decomposes(item.method)]),
+        peak_bytes=_expected_peak(matrices),
+        calibration_documents=sum(step.evidence.samples for step in recipe.steps if step.evidence is not None),
+    )
+
+
+def _planned(number: int, step: Step, matrix: Matrix, checkpoint: Checkpoint, recipe: Recipe) -> PlannedMatrix:
+    keep = step.keep_budget
+    try:
+        rank = _rank_without_weights(step, matrix) if keep is None else None if keep.needs_singular_values else keep.rank_for(matrix.shape)
+    except UserError as error:
+        raise UserError(f"recipe {recipe.label!r}, step {number}: {matrix.key}: {error}") from None
+    return PlannedMatrix(number, step.method, matrix, rank, checkpoint.tensors[matrix.parameter].element_bytes)
+
+
+def _rank_without_weights(step: Step, matrix: Matrix) -> int | None:
+    """The rank that a method without a budget leaves, where its parameters alone tell it."""
+    full = min(matrix.shape)
+    return full - int(step.parameters["fraction"] * full + 1e-9) if "fraction" in step.parameters else full
+
+
+def _decomposes(method: str) -> bool:
+    return "svd" in registered_methods()[method].engine_arguments
+
+
+def _count(shape: Sequence[int]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def _expected_seconds(shapes: Sequence[tuple[int, int]]) -> float:
+    work = sum(rows * columns * min(rows, columns) for rows, columns in shapes)
+    return work * _seconds_per_unit() if work else 0.0
+
+
+def _seconds_per_unit() -> float:
+    """Seconds per `m n min(m, n)` of a singular value decomposition here, in fp32: the best of three on a 256 x 256 matrix."""
+    import numpy
+
+    size = 256
+    matrix = numpy.random.default_rng(0).standard_normal((size, size), dtype=numpy.float32)
+    best = float("inf")
+    for _ in range(3):
+        started = time.perf_counter()
+        numpy.linalg.svd(matrix, full_matrices=False)
+        best = min(best, time.perf_counter() - started)
+    return best / size**3
+
+
+def _expected_peak(matrices: Sequence[PlannedMatrix]) -> int:
+    """One matrix in fp32, its copy, its three factors and their product; for evidence, the factors of one group of matrices as well."""
+
+    def one(shape: tuple[int, int]) -> int:
+        rows, columns = shape
+        return _FP32 * (4 * rows * columns + min(rows, columns) * (rows + columns + 1))
+
+    return max((one(item.matrix.shape) for item in matrices), default=0) + _held_factors(matrices)
+
+
+def _held_factors(matrices: Sequence[PlannedMatrix]) -> int:
+    from harness_ext.evidence import FACTOR_BYTES
+
+    methods = registered_methods()
+    shapes: Mapping[str, tuple[int, int]] = {item.matrix.key: item.matrix.shape for item in matrices if "component_effects" in methods[item.method].statistics}
+    return min(FACTOR_BYTES, sum(_FP32 * min(shape) * sum(shape) for shape in shapes.values()))
