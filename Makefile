@@ -1,0 +1,55 @@
+# `make` alone lists the targets. Everything is installed into .venv and nowhere else; PYTHON chooses the interpreter (3.10 to 3.13).
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+PIP := $(RUN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALL_INPUTS := pyproject.toml constraints.txt hatch_build.py
+OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
+
+.PHONY: help demo leaderboard test test-all benchmark demo-model clean
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/installed ## Install, then run two recipes on the embedded model, without a network
+	$(OFFLINE) $(RUN)/lm_eval run --model hf --model_args pretrained=demo --tasks int_mult,int_sum,pronoun_bias \
+	  --recipe laser --recipe eigenprune:fraction=0.1 --batch_size 64 --device cpu
+	@echo
+	@echo "The table above compares each recipe with the unedited model. What next:"
+	@echo "  make leaderboard                      the same as a page, on http://127.0.0.1:8501"
+	@echo "  $(RUN)/lm_eval recipes                what other recipes there are"
+	@echo "  $(RUN)/lm_eval run --model hf --model_args pretrained=YOUR_MODEL --tasks YOUR_TASKS --recipe laser"
+
+leaderboard: $(VENV)/installed ## Open the page over what `make demo` stored
+	$(RUN)/lm_eval leaderboard
+
+test: $(VENV)/installed-test ## The default test suite
+	$(RUN)/python -m pytest
+
+test-all: $(VENV)/installed-test ## Slow, browser and wheel tests as well (the browser ones need chromium)
+	$(RUN)/python -m pytest -m "not benchmark"
+
+benchmark: $(VENV)/installed-test ## Print start-up, run time and memory against plain lm-eval
+	$(RUN)/python -m pytest -m benchmark -s tests/benchmarks
+
+demo-model: $(VENV)/installed ## Train the embedded model anew (some minutes)
+	$(RUN)/python -m harness_ext.demo.train
+
+clean: ## Remove .venv and build output; results stay
+	rm -rf $(VENV) build dist .pytest_cache .hypothesis
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else "error: Python 3.10 to 3.13 is needed, this is %d.%d; set another: make PYTHON=python3.11 ..." % v)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(INSTALL_INPUTS) | $(VENV)/bin/python
+	@echo "Installing into $(VENV), which takes some minutes the first time"
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/installed-test: $(INSTALL_INPUTS) | $(VENV)/bin/python
+	@echo "Installing into $(VENV) with what the tests need, which takes some minutes the first time"
+	$(PIP) --editable '.[test]'
+	@touch $(VENV)/installed $@
