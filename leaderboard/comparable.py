@@ -1,0 +1,91 @@
+"""May these two runs of a task be compared, and with which reservations? Answers are sentences for the board.
+
+Only inside one comparability key: task and version, few-shot examples, the set of documents, chat template, system
+instruction, generation arguments, metric, filter. Other differences (versions, dtype, device, backend, batch size) allow the
+comparison and are named beside it.
+"""
+
+from __future__ import annotations
+
+import json
+
+from leaderboard import queries
+from leaderboard.queries import RunRow, ScoreRow, TaskRow
+from leaderboard.store import Store
+
+_KEY = {
+    "version": "task version",
+    "num_fewshot": "few-shot examples",
+    "chat_template_hash": "chat template",
+    "system_instruction_hash": "system instruction",
+    "generation_arguments": "generation arguments",
+}
+_RESERVATIONS = {
+    "lm_eval_version": "lm-eval", "transformers_version": "transformers", "torch_version": "torch", "dtype": "dtype",
+    "device": "device", "backend": "backend", "batch_size": "batch size",
+}
+
+
+def same_key(baseline: TaskRow, task: TaskRow) -> bool:
+    """Whether the two lie in one comparability key, metric and filter apart."""
+    return not _differences(baseline, task) and baseline.documents_hash == task.documents_hash
+
+
+def obstacles(
+    store: Store, baseline: tuple[RunRow, TaskRow, ScoreRow | None], recipe: tuple[RunRow, TaskRow, ScoreRow]
+) -> tuple[str, ...]:
+    """Why the two may not be compared; empty where they may."""
+    (base_run, base_task, base_score), (run, task, score) = baseline, recipe
+    found = list(_differences(base_task, task))
+    if task.calibration_overlap:
+        found.append(
+            f"{task.calibration_overlap} of its calibration documents are among the documents scored here "
+            f"(such as {str(task.overlap_example)[:12]}): no score may be chosen on the documents that it reports"
+        )
+    if base_score is None:
+        found.append(f"the baseline has no {score.metric} (filter {score.filter})")
+    if base_task.documents is None or task.documents is None:
+        whose = "the baseline" if base_task.documents is None else "this run"
+        found.append(f"{whose} logged no samples, so documents cannot be paired: run it with --log_samples")
+    elif base_task.documents_hash != task.documents_hash:
+        found.append(_documents_differ(store, base_run.run_id, run.run_id, task.task))
+    if _other_weights(base_run, run):
+        found.append("the recipe was applied to other weights than the baseline's")
+    return tuple(found)
+
+
+def _differences(baseline: TaskRow, task: TaskRow) -> list[str]:
+    pairs = [(words, getattr(baseline, name), getattr(task, name)) for name, words in _KEY.items()]
+    return [f"{words} differ: baseline {_short(a)}, this run {_short(b)}" for words, a, b in pairs if a != b]
+
+
+def _short(value: object) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _documents_differ(store: Store, baseline: str, run: str, task: str) -> str:
+    only_baseline, only_run, same_documents = queries.document_overlap(store, baseline, run, task)
+    if same_documents:
+        return f"documents are the same, but {only_run} prompts or targets differ"
+    return f"documents differ: {only_baseline} only in the baseline, {only_run} only in this run"
+
+
+def _other_weights(baseline: RunRow, run: RunRow) -> bool:
+    known = baseline.digest_after and run.digest_before and baseline.model_key == run.model_key
+    return bool(known) and baseline.dtype == run.dtype and baseline.digest_after != run.digest_before
+
+
+def reservations(baseline: RunRow, run: RunRow) -> tuple[str, ...]:
+    """What differs without forbidding the comparison, and what the run itself warned of."""
+    notes = [
+        f"warning: {words} differs: baseline {a}, this run {b}"
+        for name, words in _RESERVATIONS.items()
+        if (a := getattr(baseline, name)) and (b := getattr(run, name)) and a != b
+    ]
+    return (*notes, *own_warnings(run))
+
+
+def own_warnings(run: RunRow) -> tuple[str, ...]:
+    """The warnings in the run's own receipt."""
+    return tuple(f"warning: {text}" for text in json.loads(run.warnings or "[]"))

@@ -1,0 +1,35 @@
+"""`compare A B`: two runs that may have nothing to do with a leaderboard, through a store in memory and the same code path.
+
+A is taken as the baseline, B as the recipe, whatever their models.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from leaderboard.board import Cell, board
+from leaderboard.errors import LeaderboardError
+from leaderboard.ingest import ingest
+from leaderboard.judge import DEFAULT_MARGIN
+
+
+def compare_paths(a: Path, b: Path, *, margin: float = DEFAULT_MARGIN) -> list[Cell]:
+    """Compare run directory or results file `b` with `a`: one cell a task of `b`.
+
+    Raises `LeaderboardError` where either path does not hold exactly one run, or both hold the same one.
+    """
+    report = ingest([Path(a), Path(b)], None)
+    assert report.store is not None
+    try:
+        if report.rejected:
+            raise LeaderboardError("; ".join(f"{path}: {reason}" for path, reason in report.rejected))
+        if report.duplicates:
+            raise LeaderboardError(f"{a} and {b} hold the same run: there is nothing to compare")
+        if len(report.added) != 2:
+            raise LeaderboardError(f"{a} and {b} hold {len(report.added)} runs: give two paths with one run each")
+        first, second = (report.store.rows("SELECT status FROM runs WHERE run_id = ?", [run])[0]["status"] for run in report.added)
+        if first == "failed" or second == "failed":
+            raise LeaderboardError(f"{a if first == 'failed' else b} holds a failed run: there is nothing to compare")
+        return [cell for cell in board(report.store, baseline_run=report.added[0], margin=margin) if cell.run_id == report.added[1]]
+    finally:
+        report.store.connection.close()

@@ -1,0 +1,202 @@
+"""Questions to the store, answered as plain rows. All SQL of the readers is here; nothing here judges.
+
+Sums and joins happen in SQL, p-values do not (DuckDB has no binomial or normal distribution).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from leaderboard.errors import LeaderboardError, UnknownRun
+from leaderboard.store import Store
+from leaderboard.writing import now
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """A run with its variant, as the board needs it."""
+
+    run_id: str
+    spec_id: str | None
+    settings_id: str | None
+    status: str
+    origin: str
+    failure: str | None
+    path: str
+    started: datetime | None
+    warnings: str
+    model_key: str
+    model_name: str
+    identity: str | None
+    recipe_name: str
+    recipe_label: str
+    control: str | None
+    digest_before: str | None
+    digest_after: str | None
+    parameters_before: int | None
+    parameters_after: int | None
+    backend: str | None
+    device: str | None
+    dtype: str | None
+    batch_size: str | None
+    lm_eval_version: str | None
+    transformers_version: str | None
+    torch_version: str | None
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """How a run's task was run."""
+
+    run_id: str
+    task: str
+    version: str | None
+    num_fewshot: int | None
+    chat_template_hash: str | None
+    system_instruction_hash: str | None
+    generation_arguments: str | None
+    documents: int | None
+    documents_hash: str | None
+    calibration_overlap: int
+    overlap_example: str | None
+    cluster_by: str | None
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """One reported score."""
+
+    run_id: str
+    task: str
+    metric: str
+    filter: str
+    score: float | None
+    reported: str
+    stderr: float | None
+    higher_is_better: bool | None
+    best_value: float | None
+    margin: float | None
+    is_primary: bool
+
+
+def runs(store: Store) -> list[RunRow]:
+    """All runs, earliest first."""
+    rows = store.rows(
+        "SELECT run_id, spec_id, settings_id, status, origin, path, started, warnings, model_key, model_name, identity, recipe_name, "
+        "recipe_label, control, digest_before, digest_after, parameters_before, parameters_after, backend, device, dtype, batch_size, "
+        "lm_eval_version, transformers_version, torch_version, CASE WHEN status = 'failed' THEN "
+        "concat_ws(': ', failure_kind, failure_reason) || coalesce(' (' || failure_where || ')', '') END AS failure "
+        "FROM runs JOIN variants USING (variant_id) ORDER BY started NULLS LAST, run_id"
+    )
+    return [RunRow(**row) for row in rows]
+
+
+def run_tasks(store: Store) -> dict[str, list[TaskRow]]:
+    """run_id -> its tasks, by name."""
+    names = ", ".join(TaskRow.__dataclass_fields__)
+    found: dict[str, list[TaskRow]] = defaultdict(list)
+    for row in store.rows(f"SELECT {names} FROM run_tasks ORDER BY run_id, task"):
+        found[row["run_id"]].append(TaskRow(**row))
+    return found
+
+
+def scores(store: Store) -> dict[tuple[str, str], list[ScoreRow]]:
+    """(run_id, task) -> its scores in reported order, groups left out."""
+    names = ", ".join(ScoreRow.__dataclass_fields__)
+    found: dict[tuple[str, str], list[ScoreRow]] = defaultdict(list)
+    for row in store.rows(f"SELECT {names} FROM scores WHERE NOT is_group ORDER BY rowid"):
+        found[row["run_id"], row["task"]].append(ScoreRow(**row))
+    return found
+
+
+def pinned_baselines(store: Store) -> dict[str, str]:
+    """model_key -> run_id of its pinned baseline, the last pin of each."""
+    rows = store.rows("SELECT model_key, run_id FROM baselines ORDER BY pinned_at")
+    return {row["model_key"]: row["run_id"] for row in rows}
+
+
+def pin_baseline(store: Store, run_id: str, reason: str) -> None:
+    """Make a run the baseline of its model from now on; the earlier pin stays on record.
+
+    Raises `UnknownRun`, and `LeaderboardError` for a failed run.
+    """
+    row = run_details(store, run_id)
+    if row["status"] != "complete":
+        raise LeaderboardError(f"run {run_id} failed and cannot be a baseline")
+    store.insert("baselines", {"model_key": [row["model_key"]], "run_id": [row["run_id"]], "pinned_at": [now()], "reason": [reason]})
+
+
+def paired_samples(store: Store, baseline: str, recipe: str, task: str, metric: str, filter_name: str) -> dict[str, np.ndarray]:
+    """The metric's samples of two runs, one row a document that both have, in a fixed order.
+
+    Columns: baseline, recipe (values), baseline_weight, recipe_weight, baseline_parts, recipe_parts, cluster.
+    """
+    return store.columns(
+        "SELECT b.value AS baseline, r.value AS recipe, b.weight AS baseline_weight, r.weight AS recipe_weight, "
+        "b.parts AS baseline_parts, r.parts AS recipe_parts, r.cluster AS cluster "
+        "FROM (SELECT * FROM sample_scores WHERE run_id = $1 AND task = $3 AND metric = $4 AND filter = $5) b "
+        "JOIN (SELECT * FROM sample_scores WHERE run_id = $2 AND task = $3 AND metric = $4 AND filter = $5) r "
+        "USING (doc_key, occurrence) ORDER BY doc_key, occurrence",
+        [baseline, recipe, task, metric, filter_name],
+    )
+
+
+def sample_counts(store: Store) -> dict[tuple[str, str, str, str], int]:
+    """(run_id, task, metric, filter) -> number of samples."""
+    rows = store.rows("SELECT run_id, task, metric, filter, count(*) AS n FROM sample_scores GROUP BY ALL")
+    return {(row["run_id"], row["task"], row["metric"], row["filter"]): row["n"] for row in rows}
+
+
+def document_overlap(store: Store, baseline: str, recipe: str, task: str) -> tuple[int, int, bool]:
+    """(only in the baseline, only in the recipe's run, whether the documents agree and only prompts or targets differ)."""
+    sql = (
+        "SELECT DISTINCT s.doc_key, s.occurrence, d.doc_hash FROM samples s "
+        "JOIN (SELECT DISTINCT doc_key, doc_hash FROM docs WHERE task = $2) d USING (doc_key) WHERE s.run_id = $1 AND s.task = $2"
+    )
+    first, second = ({(r["doc_key"], r["occurrence"]): r["doc_hash"] for r in store.rows(sql, [run, task])} for run in (baseline, recipe))
+    same_documents = sorted(first.values()) == sorted(second.values())
+    return len(first.keys() - second.keys()), len(second.keys() - first.keys()), same_documents
+
+
+def run_details(store: Store, run_id: str) -> dict[str, Any]:
+    """Everything known of one run (run_id may be shortened if that is unambiguous). Raises `UnknownRun`."""
+    rows = store.rows(
+        "SELECT * FROM runs JOIN variants USING (variant_id) WHERE starts_with(run_id, ?) ORDER BY run_id LIMIT 2", [run_id]
+    )
+    if not run_id or not rows:
+        raise UnknownRun(f"no run {run_id or '(none named)'} in the leaderboard")
+    if len(rows) > 1 and rows[0]["run_id"] != run_id:
+        raise UnknownRun(f"more than one run begins with {run_id}: give more of it")
+    return rows[0]
+
+
+def run_scores(store: Store, run_id: str) -> list[dict[str, Any]]:
+    """All scores of a run as reported, groups included."""
+    return store.rows(
+        "SELECT task, metric, filter, score, reported, stderr, higher_is_better, best_value, is_primary FROM scores WHERE run_id = ? ORDER BY task, rowid",
+        [run_id],
+    )
+
+
+def run_matrices(store: Store, run_id: str) -> list[dict[str, Any]]:
+    """The receipt's matrices in the order they were edited."""
+    return store.rows("SELECT * EXCLUDE (run_id, position) FROM receipts WHERE run_id = ? ORDER BY position", [run_id])
+
+
+def run_calibrations(store: Store, run_id: str) -> list[dict[str, Any]]:
+    """What the recipe was calibrated on."""
+    return store.rows("SELECT * EXCLUDE (run_id, position) FROM calibrations WHERE run_id = ? ORDER BY position", [run_id])
+
+
+def rejections(store: Store) -> list[dict[str, Any]]:
+    """What ingest could not take, latest first, without paths that were taken later."""
+    return store.rows(
+        "SELECT logged_at, path, reason FROM ingest_log l WHERE outcome = 'rejected' AND NOT EXISTS "
+        "(SELECT 1 FROM ingest_log a WHERE a.path = l.path AND a.logged_at > l.logged_at) ORDER BY logged_at DESC"
+    )

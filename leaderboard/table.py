@@ -1,0 +1,93 @@
+"""The board as a table for the terminal: 80 columns are enough, 120 are used if there.
+
+One block a model, one group a task (with its metric and baseline), one line a run; reasons and warnings follow their line.
+Plain ASCII; colour only when asked for, and never the only bearer of meaning.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+from leaderboard.board import BASELINE, Cell
+from leaderboard.wording import direction, interval, metric_name, needed, number, percent, plain
+
+NARROW, WIDE = 60, 110
+_COLOURS = {"better": "32", "worse": "31", "same": "36", "undecided": "33", "incomparable": "35", "failed": "31;1", "baseline": "2"}
+_SCORE, _DELTA, _VERDICT, _KEPT, _FLIPS = 9, 28, 12, 6, 15
+
+
+def render(cells: Sequence[Cell], *, width: int = 80, color: bool = False) -> str:
+    """The table as text without a final newline; a sentence where there are no cells."""
+    if not cells:
+        return "No results to show yet."
+    width = max(width, NARROW)
+    lines: list[str] = []
+    for model, of_model in groupby(sorted(cells, key=lambda cell: cell.model), key=lambda cell: cell.model):
+        lines += [_bold(_cut(f"Model {plain(model)}", width), color), *_header(width)]
+        for task, of_task in groupby(sorted(of_model, key=lambda cell: cell.task), key=lambda cell: cell.task):
+            lines += _task_lines(task, list(of_task), width, color)
+        lines.append("")
+    return "\n".join(lines + _legend(cells, width))
+
+
+def _header(width: int) -> list[str]:
+    row = _line("recipe", "score", "delta [95% interval]", "verdict", "kept", "lost/gained", width)
+    return [row, "-" * min(width, len(row))]
+
+
+def _task_lines(task: str, cells: list[Cell], width: int, color: bool) -> list[str]:
+    shown = next((cell for cell in cells if cell.metric), cells[0])
+    facts = [plain(task)]
+    if shown.metric:
+        facts += [f"{plain(metric_name(shown))}, {direction(shown)}"]
+    if shown.n:
+        facts += [f"{shown.n:,} documents"]
+    lines = [_bold(_cut("; ".join(facts), width), color)]
+    for cell in sorted(cells, key=lambda cell: (cell.verdict != BASELINE, cell.recipe, cell.run_id)):
+        lines += _cell_lines(cell, width, color)
+    return lines
+
+
+def _cell_lines(cell: Cell, width: int, color: bool) -> list[str]:
+    lost_gained = f"{cell.lost}/{cell.gained}" if cell.lost is not None else ""
+    row = _line(plain(cell.recipe), number(cell.score), interval(cell), cell.verdict, percent(cell.parameters_kept), lost_gained, width)
+    word = f"{cell.verdict:<{_VERDICT}}"
+    coloured = row.replace(word, f"\x1b[{_COLOURS[cell.verdict]}m{word}\x1b[0m") if color else row
+    remarks = [*filter(None, [needed(cell)]), *map(plain, cell.notes)]
+    return [coloured.rstrip(), *(line for remark in remarks for line in _wrapped(remark, width))]
+
+
+def _line(recipe: str, score: str, delta: str, verdict: str, kept: str, flips: str, width: int) -> str:
+    wide = width >= WIDE
+    room = width - 2 - _SCORE - 1 - _DELTA - 1 - _VERDICT - _KEPT - (_FLIPS if wide else 0)
+    row = f"  {_cut(recipe, room - 1):<{room - 1}} {score:>{_SCORE}} {delta:>{_DELTA}}  {verdict:<{_VERDICT}}{kept:>{_KEPT}}"
+    return row + (f"{flips:>{_FLIPS}}" if wide else "")
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, initial_indent="    . ", subsequent_indent="      ", break_long_words=True)
+
+
+def _cut(text: str, room: int) -> str:
+    """`text` in at most `room` columns, its middle left out: names often differ at their ends."""
+    if len(text) <= room:
+        return text
+    tail = max((room - 3) // 2, 0)
+    return text[: max(room - 3 - tail, 0)] + "..." + (text[-tail:] if tail else "")
+
+
+def _legend(cells: Iterable[Cell], width: int) -> list[str]:
+    tested = sum(cell.p_value is not None for cell in cells)
+    if not tested:
+        return []
+    return textwrap.wrap(
+        f"Paired by document; verdicts at 5 % after Benjamini-Hochberg over a model's board ({tested} comparisons here), intervals uncorrected. "
+        "same = equivalent within the margin; undecided = too few documents to tell.",
+        width,
+    )
+
+
+def _bold(text: str, color: bool) -> str:
+    return f"\x1b[1m{text}\x1b[0m" if color else text

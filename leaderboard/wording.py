@@ -1,0 +1,63 @@
+"""How numbers and verdicts are written, in the terminal and on the page alike. Plain ASCII.
+
+Names, notes and reasons come from files that anybody may have written: `plain` makes them safe for a terminal.
+"""
+
+from __future__ import annotations
+
+import math
+
+from leaderboard.board import Cell
+
+NOTHING = "-"
+
+
+def number(value: float | None) -> str:
+    """A score: four decimals below ten, fewer above, never `-0.0000`."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    size = abs(value)
+    text = f"{value:.4f}" if size < 10 else f"{value:.2f}" if size < 10_000 else f"{value:.3e}"
+    return text.lstrip("-") if float(text) == 0 else text
+
+
+def signed(value: float | None) -> str:
+    """A difference, always with its sign."""
+    text = number(value)
+    return text if text == NOTHING or text.startswith("-") or float(text) == 0 else f"+{text}"
+
+
+def interval(cell: Cell) -> str:
+    """`+0.0120 [-0.0030, +0.0270]`, or the difference alone where there is no interval."""
+    if cell.low is None or cell.high is None:
+        return signed(cell.delta)
+    return f"{signed(cell.delta)} [{signed(cell.low)}, {signed(cell.high)}]"
+
+
+def percent(fraction: float | None) -> str:
+    """`91.2%`."""
+    return NOTHING if fraction is None else f"{100 * fraction:.1f}%"
+
+
+def needed(cell: Cell) -> str | None:
+    """What an undecided cell still lacks, in words."""
+    if cell.verdict != "undecided" or cell.documents_needed is None:
+        return None
+    return f"needs about {cell.documents_needed:,} documents, has {cell.n or 0:,}"
+
+
+def direction(cell: Cell) -> str:
+    """Which way is good for the cell's metric."""
+    if cell.best_value is not None:
+        return f"best at {cell.best_value:g}"
+    return "higher is better" if cell.higher_is_better else "lower is better"
+
+
+def metric_name(cell: Cell) -> str:
+    """The metric, with its filter where there is a choice of them."""
+    return cell.metric if cell.filter in ("", "none") else f"{cell.metric} ({cell.filter})"
+
+
+def plain(text: str) -> str:
+    """`text` without control characters, on one line: safe to print."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
