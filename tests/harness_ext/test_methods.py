@@ -1,0 +1,156 @@
+"""Methods against references written from the formulas in float64 numpy, and the laws they must obey."""
+
+from __future__ import annotations
+
+import numpy
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness_ext.factors import Factors
+from harness_ext.keep import Keep
+from harness_ext.methods import Svd, method, registered_methods
+from harness_ext.methods.controls import random_subspace
+from harness_ext.methods.eigenprune import eigenprune
+from harness_ext.methods.truncation import identity, truncate_svd
+
+MATRICES = st.tuples(st.integers(1, 24), st.integers(1, 24), st.integers(0, 2**31))
+
+
+def random_matrix(rows: int, columns: int, seed: int) -> torch.Tensor:
+    """A matrix with a falling spectrum, as trained ones have."""
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(rows, columns, generator=generator)
+    return matrix * torch.linspace(2, 0.1, columns)
+
+
+def decompose(weight: torch.Tensor) -> Svd:
+    return Svd(*torch.linalg.svd(weight, full_matrices=False))
+
+
+def numpy_truncation(weight: torch.Tensor, rank: int) -> numpy.ndarray:
+    u, s, vh = numpy.linalg.svd(weight.double().numpy(), full_matrices=False)
+    return sum((s[i] * numpy.outer(u[:, i], vh[i]) for i in range(rank)), numpy.zeros(weight.shape))
+
+
+@given(MATRICES, st.floats(0, 1))
+@settings(max_examples=60, deadline=None)
+def test_truncation_equals_numpys_in_float64(matrix: tuple[int, int, int], share: float) -> None:
+    weight = random_matrix(*matrix)
+    rank = round(share * min(weight.shape))
+    edit = truncate_svd(weight, svd=decompose(weight), keep=Keep(rank=rank))
+    assert edit.rank == rank and edit.bias_shift is None
+    expected = numpy_truncation(weight, rank)
+    assert numpy.linalg.norm(edit.weight().double().numpy() - expected) <= 2e-5 * max(float(weight.norm()), 1e-6)
+
+
+@given(MATRICES)
+@settings(max_examples=40, deadline=None)
+def test_eckart_young_error_is_the_dropped_energy_and_falls_with_rank(matrix: tuple[int, int, int]) -> None:
+    weight = random_matrix(*matrix).double()
+    svd = decompose(weight)
+    errors = [float((weight - truncate_svd(weight, svd=svd, keep=Keep(rank=rank)).weight()).norm()) for rank in range(min(weight.shape) + 1)]
+    expected = [float((svd.s[rank:] ** 2).sum().sqrt()) for rank in range(min(weight.shape) + 1)]
+    assert errors == pytest.approx(expected, abs=1e-9)
+    assert all(later <= earlier + 1e-12 for earlier, later in zip(errors, errors[1:], strict=False))
+
+
+@given(MATRICES)
+@settings(max_examples=40, deadline=None)
+def test_identity_gives_the_matrix_back(matrix: tuple[int, int, int]) -> None:
+    weight = random_matrix(*matrix)
+    edit = identity(weight, svd=decompose(weight))
+    assert edit.rank == min(weight.shape)
+    assert float((edit.weight() - weight).norm()) <= 1e-5 * max(float(weight.norm()), 1e-6)
+
+
+@given(MATRICES, st.floats(0, 1))
+@settings(max_examples=40, deadline=None)
+def test_random_subspace_is_an_orthogonal_projection_of_the_asked_rank(matrix: tuple[int, int, int], share: float) -> None:
+    weight = random_matrix(*matrix).double()
+    rank = round(share * min(weight.shape))
+
+    def project(of: torch.Tensor) -> torch.Tensor:
+        return random_subspace(of, keep=Keep(rank=rank), generator=torch.Generator().manual_seed(3)).weight()
+
+    once = project(weight)
+    assert torch.linalg.matrix_rank(once) <= rank
+    torch.testing.assert_close(project(once), once, atol=1e-10, rtol=1e-9)
+    # Pythagoras: what is kept and what is gone are orthogonal.
+    assert float(once.norm() ** 2 + (weight - once).norm() ** 2) == pytest.approx(float(weight.norm() ** 2), abs=1e-9)
+    assert torch.equal(project(weight), once)
+
+
+@given(MATRICES, st.floats(0.01, 0.99))
+@settings(max_examples=60, deadline=None)
+def test_eigenprune_drops_the_lowest_effects_and_keeps_the_mean_output(matrix: tuple[int, int, int], fraction: float) -> None:
+    rows, columns, seed = matrix
+    weight = random_matrix(rows, columns, seed).double()
+    generator = numpy.random.default_rng(seed)
+    size = min(rows, columns)
+    effects = generator.standard_normal(size)
+    mean = generator.standard_normal(columns)
+    edit = eigenprune(weight, svd=decompose(weight), component_effects=torch.tensor(effects), input_mean=torch.tensor(mean), fraction=fraction)
+
+    dropped = sorted(range(size), key=lambda i: effects[i])[: int(numpy.floor(fraction * size + 1e-9))]
+    u, s, vh = numpy.linalg.svd(weight.numpy(), full_matrices=False)
+    removed = sum((s[i] * numpy.outer(u[:, i], vh[i]) for i in dropped), numpy.zeros((rows, columns)))
+    assert edit.rank == size - len(dropped)
+    numpy.testing.assert_allclose(edit.weight().numpy(), weight.numpy() - removed, atol=1e-9)
+    numpy.testing.assert_allclose(edit.bias_shift.numpy(), removed @ mean, atol=1e-9)
+    numpy.testing.assert_allclose(edit.weight().numpy() @ mean + edit.bias_shift.numpy(), weight.numpy() @ mean, atol=1e-9)
+
+
+def test_eigenprune_breaks_ties_from_the_smaller_singular_value() -> None:
+    weight = torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0]))
+    edit = eigenprune(weight, svd=decompose(weight), component_effects=torch.zeros(4), input_mean=torch.zeros(4), fraction=0.5)
+    torch.testing.assert_close(edit.weight(), torch.diag(torch.tensor([4.0, 3.0, 0.0, 0.0])))
+
+
+def test_factors_are_computed_once_and_read_back_exactly(tmp_path, monkeypatch) -> None:
+    weight = random_matrix(12, 7, 1)
+    factors = Factors(tmp_path)
+    first = factors.of(weight)
+    monkeypatch.setattr(torch.linalg, "svd", lambda *args, **kwargs: pytest.fail("decomposed twice"))
+    assert all(torch.equal(one, other) for one, other in zip(first, factors.of(weight.clone()), strict=True))
+
+
+def test_factors_beyond_the_limit_are_not_kept(tmp_path) -> None:
+    Factors(tmp_path, limit_bytes=10).of(random_matrix(12, 7, 1))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_decomposition_that_fails_falls_back_to_float64_and_says_so(tmp_path, monkeypatch) -> None:
+    weight, real = random_matrix(9, 6, 2), torch.linalg.svd
+
+    def fails_in_fp32(matrix: torch.Tensor, **options: bool):
+        if matrix.dtype == torch.float32:
+            raise torch.linalg.LinAlgError("did not converge")
+        return real(matrix, **options)
+
+    monkeypatch.setattr(torch.linalg, "svd", fails_in_fp32)
+    factors = Factors(tmp_path)
+    svd = factors.of(weight)
+    assert svd.s.dtype == torch.float32 and list(factors.fallbacks.values()) == ["fp64"]
+    torch.testing.assert_close((svd.u * svd.s) @ svd.vh, weight, atol=1e-5, rtol=1e-5)
+
+
+def test_every_method_says_what_it_does_and_is_importable_without_its_arguments() -> None:
+    for name, registered in registered_methods().items():
+        assert registered.summary.endswith("."), name
+        assert registered.function.__doc__, name
+
+
+def test_a_method_with_a_positional_argument_too_many_is_refused() -> None:
+    with pytest.raises(TypeError, match="must be keyword-only"):
+
+        @method(summary="Wrong.")
+        def wrong(weight, rank: int): ...
+
+
+def test_a_parameter_without_annotation_is_refused() -> None:
+    with pytest.raises(TypeError, match="has no type annotation"):
+
+        @method(summary="Wrong.")
+        def wrong(weight, /, *, strength): ...

@@ -1,0 +1,108 @@
+"""The recipe schema: what is accepted, and what a mistake is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness_ext.keep import Keep
+from harness_ext.recipe import RecipeError, parse_recipe, recipe_from, shipped_names
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_every_shipped_recipe_parses_and_is_named_as_its_file(name: str) -> None:
+    recipe = parse_recipe(name)
+    assert recipe.name == name
+    assert recipe.summary.endswith(".")
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_a_recipe_printed_in_full_is_the_same_recipe(name: str) -> None:
+    recipe = parse_recipe(name)
+    again = recipe_from(recipe.resolved(), origin="printed")
+    assert again.recipe_id == recipe.recipe_id
+
+
+def test_changes_reach_nested_keys_and_change_the_identity() -> None:
+    recipe = parse_recipe("eigenprune:fraction=0.1,calibration.samples=80,matrices=[k_proj,q_proj]")
+    (step,) = recipe.steps
+    assert step.parameters == {"fraction": 0.1}
+    assert step.evidence.samples == 80
+    assert step.matrices == ("k_proj", "q_proj")
+    assert recipe.recipe_id != parse_recipe("eigenprune").recipe_id
+
+
+def test_the_identity_ignores_names_and_spelled_out_defaults() -> None:
+    assert parse_recipe("laser").recipe_id == parse_recipe("laser:seed=0,keep.rank_fraction=0.01").recipe_id
+
+
+def test_a_budget_on_the_command_line_replaces_the_files() -> None:
+    (step,) = parse_recipe("laser:keep.rank=3").steps
+    assert step.keep_budget == Keep(rank=3)
+
+
+def test_a_file_is_read_and_its_changes_applied(tmp_path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: late\nsteps:\n- {method: truncate_svd, matrices: up_proj, layers: ['-8:'], keep: {rank: 2}}\n- {method: identity, matrices: [attn]}\n")
+    recipe = parse_recipe(f"{path}:steps.0.keep.rank=4")
+    assert recipe.label == "late:steps.0.keep.rank=4"
+    assert recipe.steps[0].keep_budget.rank == 4
+    assert recipe.steps[1].method == "identity"
+
+
+def test_all_mistakes_are_reported_together_with_the_nearest_names() -> None:
+    data = {
+        "name": "bad",
+        "colour": "red",
+        "steps": [
+            {"method": "truncate_svd", "matrices": [], "keep": {"rank": 1, "energy": 0.5}, "layer": [1]},
+            {"method": "truncate_sdv", "matrices": ["all"]},
+            {"method": "eigenprune", "matrices": ["all"], "fraction": 1.5, "calibration": {"sample": 3}},
+            {"method": "truncate_svd", "matrices": ["all"]},
+            "laser",
+        ],
+    }
+    with pytest.raises(RecipeError) as caught:
+        recipe_from(data, origin="bad.yaml")
+    text = str(caught.value)
+    for expected in (
+        "bad.yaml",
+        "colour: unknown key",
+        "steps.0.matrices",
+        "exactly one of rank, rank_fraction, energy, param_fraction; found energy and rank",
+        "steps.0.layer: unknown key, did you mean 'layers'?",
+        "steps.1.method: unknown method 'truncate_sdv', did you mean 'truncate_svd'?",
+        "steps.2.fraction",
+        "steps.2.calibration.sample: unknown key, did you mean 'samples'?",
+        "steps.3.keep: is missing",
+        "steps.4: a step is a mapping",
+    ):
+        assert expected in text
+
+
+@pytest.mark.parametrize(
+    ("specification", "expected"),
+    [
+        ("lasre", "did you mean 'laser'?"),
+        ("laser:layrs=[1]", "unknown key 'layrs', did you mean 'layers'?"),
+        ("laser:keep.rank=1,keep.energy=0.5", "found energy and rank"),
+        ("laser:keep.rank=two", "steps.0.keep.rank"),
+        ("laser:layers", "'layers' is not key=value"),
+        ("laser:layers=1,layers=2", "layers is given twice"),
+        ("laser:steps.3.layers=1", "steps.3.layers names no step"),
+        ("laser:layers=[1", "not valid YAML"),
+        ("laser:matrices.x=1", "goes through 'matrices'"),
+        ("absent.yaml", "absent.yaml"),
+    ],
+)
+def test_a_wrong_specification_says_what_is_wrong(specification: str, expected: str) -> None:
+    with pytest.raises(RecipeError, match=".*") as caught:
+        parse_recipe(specification)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["- a list", "steps: !!python/object/apply:os.system [true]", "name: [", "\x00"])
+def test_a_file_that_is_no_recipe_is_refused_and_nothing_in_it_runs(tmp_path, text: str) -> None:
+    path = tmp_path / "evil.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError):
+        parse_recipe(str(path))
