@@ -35,7 +35,7 @@ benchmark: $(VENV)/installed-test ## Print start-up, run time and memory against
 	$(RUN)/python -m pytest -m benchmark -s tests/benchmarks
 
 demo-model: $(VENV)/installed ## Train the embedded model anew (some minutes)
-	$(RUN)/python -m harness_ext.demo.train
+	$(RUN)/python -m harness_ext.demo.train --out harness_ext/demo/model
 
 clean: ## Remove .venv and build output; results stay
 	rm -rf $(VENV) build dist .pytest_cache .hypothesis
