@@ -1,0 +1,168 @@
+"""Evidence against references that share nothing with it: one document at a time, no padding, no hooks on outputs, all in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from harness_ext import evidence
+from harness_ext.errors import UserError
+from harness_ext.evidence.documents import LabelledDocument
+from harness_ext.methods import Svd
+from harness_ext.recipe import parse_recipe
+
+# Prompts of different lengths, so that padding matters; answers of one and of two tokens.
+DOCUMENTS = [
+    LabelledDocument("t", context, answer, str(number))
+    for number, (context, answer) in enumerate(
+        [("w1 w2 w3", " w4"), ("w5 w6 w7 w8 w9", " w10 w11"), ("w2 w9", " w3"), ("w12 w13 w14 w15", " w16"), ("w20 w21 w22", " w23 w24")]
+    )
+]
+
+
+@dataclass
+class Seen:
+    """What one document does at one matrix: inputs `[t, n]`, gradients of its loss at the outputs `[t, m]`."""
+
+    inputs: torch.Tensor
+    gradients: torch.Tensor
+
+
+def encode(lm, document: LabelledDocument) -> tuple[torch.Tensor, torch.Tensor]:
+    context, answer = (lm.tok_encode(text.strip()) for text in (document.context, document.answer))
+    return torch.tensor([context + answer[:-1]]), torch.tensor(answer)
+
+
+def loss_of(lm, document: LabelledDocument) -> torch.Tensor:
+    tokens, answer = encode(lm, document)
+    return cross_entropy(lm.model(tokens).logits[0, -len(answer) :], answer)
+
+
+def observe(lm, matrix, document: LabelledDocument) -> Seen:
+    """Add a zero that asks for its gradient to the matrix's output: dL/d(zero) is dL/d(output)."""
+    kept: dict[str, torch.Tensor] = {}
+
+    def hook(module, args, output):
+        kept["inputs"] = args[0].detach()
+        kept["zero"] = torch.zeros_like(output).requires_grad_(True)
+        return output + kept["zero"]
+
+    handle = lm.model.get_submodule(matrix.module).register_forward_hook(hook)
+    loss_of(lm, document).backward()
+    handle.remove()
+    gradient = kept["zero"].grad[0]
+    (rows,) = matrix.rows or ((0, gradient.shape[1]),)
+    (columns,) = matrix.columns or ((0, kept["inputs"].shape[2]),)
+    return Seen(kept["inputs"][0][:, slice(*columns)], gradient[:, slice(*rows)])
+
+
+def batches(documents: list, size: int) -> list[list]:
+    cut = [documents[start : start + size] for start in range(0, len(documents), size)]
+    if len(cut) > 1 and len(cut[-1]) == 1:
+        last = cut.pop()
+        cut[-1] = cut[-1] + last
+    return cut
+
+
+def reference_effects(lm, matrix, weight: torch.Tensor, documents: list[LabelledDocument], size: int) -> numpy.ndarray:
+    """max over documents and tokens of <g, u_i> s_i (v_i . dx), dx by hand: the next document's input at the same distance from the end."""
+    u, s, vh = numpy.linalg.svd(weight.numpy(), full_matrices=False)
+    best = numpy.full(len(s), -numpy.inf)
+    for batch in batches([observe(lm, matrix, document) for document in documents], size):
+        for place, here in enumerate(batch):
+            there = batch[(place + 1) % len(batch)]
+            for back in range(1, min(len(here.inputs), len(there.inputs)) + 1):
+                dx = (there.inputs[-back] - here.inputs[-back]).numpy()
+                g = here.gradients[-back].numpy()
+                best = numpy.maximum(best, [(g @ u[:, i]) * s[i] * (vh[i] @ dx) for i in range(len(s))])
+    return best
+
+
+def decompose(lm):
+    return lambda matrix: Svd(*torch.linalg.svd(lm.weights.read(matrix), full_matrices=False))
+
+
+@pytest.mark.parametrize("role", ["k_proj", "o_proj", "up_proj", "down_proj"])
+@pytest.mark.parametrize("per_head", ["false", "true"])
+@pytest.mark.parametrize("size", [2, 5])
+def test_effects_and_means_equal_the_reference(make_lm, family: str, role: str, per_head: str, size: int) -> None:
+    lm = make_lm(family, dtype="float64")
+    matrices = lm.weights.anatomy.select(parse_recipe(f"identity:matrices=[{role}],layers=[1],per_head={per_head}").steps[0])
+    gathered = evidence.gather(lm, matrices, frozenset({"component_effects", "input_mean"}), DOCUMENTS, size, decompose(lm))
+    for matrix in matrices[-2:]:
+        expected = reference_effects(lm, matrix, lm.weights.read(matrix), DOCUMENTS, size)
+        numpy.testing.assert_allclose(gathered[matrix.key]["component_effects"].numpy(), expected, rtol=2e-4, atol=1e-7)
+        inputs = torch.cat([observe(lm, matrix, document).inputs for document in DOCUMENTS])
+        numpy.testing.assert_allclose(gathered[matrix.key]["input_mean"].numpy(), inputs.mean(0).numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_an_effect_is_the_slope_of_the_loss_in_the_corruption(make_lm) -> None:
+    """Swap in a small part of the other document's input, for one component and one token: the loss moves by the effect.
+
+    On GPT-2, whose every operation stays in float64; a Llama normalises in float32 whatever its dtype.
+    """
+    lm = make_lm("gpt2", dtype="float64")
+    (matrix,) = lm.weights.anatomy.select(parse_recipe("identity:matrices=[up_proj],layers=[1]").steps[0])
+    u, s, vh = torch.linalg.svd(lm.weights.read(matrix), full_matrices=False)
+    here, there = (observe(lm, matrix, document) for document in (DOCUMENTS[0], DOCUMENTS[3]))
+    dx = there.inputs[-2] - here.inputs[-2]
+
+    def corrupted_loss(component: int, amount: float) -> float:
+        def hook(module, args, output):
+            output = output.clone()
+            output[0, -2] += amount * u[:, component] * s[component] * (vh[component] @ dx)
+            return output
+
+        handle = lm.model.get_submodule(matrix.module).register_forward_hook(hook)
+        with torch.no_grad():
+            loss = float(loss_of(lm, DOCUMENTS[0]))
+        handle.remove()
+        return loss
+
+    for component in range(4):
+        effect = float((here.gradients[-2] @ u[:, component]) * s[component] * (vh[component] @ dx))
+        slope = (corrupted_loss(component, 1e-5) - corrupted_loss(component, -1e-5)) / 2e-5
+        assert slope == pytest.approx(effect, rel=1e-5, abs=1e-9)
+
+
+def test_matrices_taken_in_several_passes_give_the_same(make_lm, monkeypatch) -> None:
+    lm = make_lm("llama")
+    matrices = lm.weights.anatomy.select(parse_recipe("identity:matrices=[attn]").steps[0])
+    names = frozenset({"component_effects", "input_mean"})
+    at_once = evidence.gather(lm, matrices, names, DOCUMENTS, 5, decompose(lm))
+    monkeypatch.setattr(evidence, "FACTOR_BYTES", 6000)
+    assert evidence.passes(matrices, names) > 3
+    in_parts = evidence.gather(lm, matrices, names, DOCUMENTS, 5, decompose(lm))
+    for key, values in at_once.items():
+        for name, value in values.items():
+            torch.testing.assert_close(in_parts[key][name], value)
+
+
+def test_gathering_leaves_no_trace(make_lm) -> None:
+    lm = make_lm("gpt2")
+    digest = lm.weights.digest()
+    matrices = lm.weights.anatomy.select(parse_recipe("identity").steps[0])
+    evidence.gather(lm, matrices, frozenset({"input_mean"}), DOCUMENTS, 2, decompose(lm))
+    assert lm.weights.digest() == digest
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in lm.model.parameters())
+    assert not any(module._forward_hooks for module in lm.model.modules())
+
+
+def test_a_batch_of_one_has_no_counterfactual(make_lm) -> None:
+    lm = make_lm("llama")
+    matrices = lm.weights.anatomy.select(parse_recipe("identity:matrices=[k_proj]").steps[0])
+    with pytest.raises(UserError, match="calibration.batch_size and calibration.samples to 2 or more"):
+        evidence.gather(lm, matrices, frozenset({"component_effects"}), DOCUMENTS, 1, decompose(lm))
+
+
+def test_a_loss_that_is_not_finite_stops_before_any_edit(make_lm) -> None:
+    lm = make_lm("llama")
+    with torch.no_grad():
+        lm.model.model.norm.weight.fill_(float("inf"))
+    matrices = lm.weights.anatomy.select(parse_recipe("identity:matrices=[k_proj]").steps[0])
+    with pytest.raises(UserError, match="calibration loss is not finite"):
+        evidence.gather(lm, matrices, frozenset({"input_mean"}), DOCUMENTS, 2, decompose(lm))
