@@ -4,9 +4,9 @@ Notable choices:
 - The baseline of a cell is the pinned run of its model where one is pinned and has the task; otherwise the earliest unedited
   run in the same comparability key, one of the same settings before others. Where a model has no run of the recipe `baseline`,
   its earliest plain lm_eval run stands in.
-- Words: *better* or *worse* when the difference is significant after Benjamini-Hochberg over all cells of the model (before any
-  filter of the view); else *same* when equivalence within the margin is, by a family of its own; else *undecided*. A
-  significant difference smaller than the margin is still called better or worse: the interval beside it shows its size.
+- Words: *same* when equivalence within the margin is significant; else *better* or *worse* when the difference is; else
+  *undecided*. Both after Benjamini-Hochberg over all cells of the model (before any filter of the view), each a family of its
+  own. So a difference that is certain but smaller than the margin is *same*, with a note that says so: nobody should act on it.
 - NaN or infinity as a run's score makes the cell *failed* with that reason, never a number and never a missing row.
 - A failed run is left out once the same specification has completed.
 """
@@ -278,14 +278,17 @@ def _verdicts(cells: list[Cell]) -> list[Cell]:
     differ = statistics.benjamini_hochberg(np.array([cells[i].p_value for i in tested], dtype=float))
     equal = statistics.benjamini_hochberg(np.array([_or_one(cells[i].p_same) for i in tested], dtype=float))
     for i, q_differ, q_equal in zip(tested, differ, equal):
-        cells[i] = replace(cells[i], q_value=float(q_differ), verdict=_word(cells[i].improvement, q_differ, q_equal))
+        cells[i] = _worded(replace(cells[i], q_value=float(q_differ)), q_differ <= SIGNIFICANCE, q_equal <= SIGNIFICANCE)
     return cells
 
 
-def _word(improvement: float | None, q_differ: float, q_equal: float) -> str:
-    if q_differ <= SIGNIFICANCE and improvement:
-        return "better" if improvement > 0 else "worse"
-    return "same" if q_equal <= SIGNIFICANCE else "undecided"
+def _worded(cell: Cell, differs: bool, equal: bool) -> Cell:
+    differs = differs and bool(cell.improvement)
+    direction = "better" if (cell.improvement or 0) > 0 else "worse"
+    if equal:
+        small = (f"{direction}, but by less than the margin of {cell.margin:.3g}",) if differs else ()
+        return replace(cell, verdict="same", notes=(*small, *cell.notes))
+    return replace(cell, verdict=direction if differs else "undecided")
 
 
 def _or_one(p_value: float | None) -> float:

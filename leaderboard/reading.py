@@ -92,7 +92,11 @@ def _in_folder(folder: Path, root: Path) -> Iterator[Candidate | Rejection]:
 def _regular_files(folder: Path, root: Path) -> list[Path]:
     """The files of a folder in order of name, without those whose real place is outside `root`."""
     found = []
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:  # renamed or removed since it was listed
+        return []
+    for entry in entries:
         path = Path(entry.path)
         if entry.is_file() and (not entry.is_symlink() or path.resolve().is_relative_to(root)):
             found.append(path)

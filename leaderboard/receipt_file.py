@@ -70,6 +70,7 @@ class MatrixPart(_Part):
     name: str
     step: int | None = None
     method: str | None = None
+    part: str | None = None
     role: str | None = None
     layer: int | None = None
     shape: list[int] = Field(default_factory=list)
@@ -83,6 +84,7 @@ class MatrixPart(_Part):
     bias_shift: bool | None = None
     parameters_before: int | None = None
     parameters_after: int | None = None
+    fallback: str | None = None
 
 
 class CalibrationPart(_Part):

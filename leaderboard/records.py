@@ -116,6 +116,7 @@ class Matrix:
     name: str
     step: int | None
     method: str | None
+    part: str | None
     role: str | None
     layer: int | None
     shape: str | None
@@ -129,6 +130,7 @@ class Matrix:
     bias_shift: bool | None
     parameters_before: int | None
     parameters_after: int | None
+    fallback: str | None
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,7 @@ CREATE TABLE receipts (
     step              INTEGER,
     method            VARCHAR,
     name              VARCHAR NOT NULL,
+    part              VARCHAR,
     role              VARCHAR,
     layer             INTEGER,
     shape             VARCHAR,
@@ -142,7 +143,8 @@ CREATE TABLE receipts (
     seconds           DOUBLE,
     bias_shift        BOOLEAN,
     parameters_before BIGINT,
-    parameters_after  BIGINT
+    parameters_after  BIGINT,
+    fallback          VARCHAR
 );
 
 CREATE TABLE calibrations (
@@ -168,6 +170,6 @@ CREATE TABLE ingest_log (
     logged_at TIMESTAMP NOT NULL,
     path      VARCHAR NOT NULL,
     outcome   VARCHAR NOT NULL,   -- added | rejected
-    run_id  VARCHAR,
-    reason  VARCHAR
+    run_id    VARCHAR,
+    reason    VARCHAR
 );

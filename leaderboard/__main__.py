@@ -1,0 +1,33 @@
+"""`python -m leaderboard`: the page, without the rest of the project."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from leaderboard.errors import LeaderboardError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line and serve; returns the exit code (2 for an error of the user's)."""
+    parser = argparse.ArgumentParser(prog="python -m leaderboard", description="Open the leaderboard's page on this machine.")
+    parser.add_argument("--database", type=Path, default=Path("results/leaderboard.duckdb"), help="the DuckDB file (%(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; another than this machine's own shows the board to others")
+    parser.add_argument("--port", type=int, default=8501, help="(%(default)s)")
+    parser.add_argument("--open", action="store_true", help="open a browser as well")
+    given = parser.parse_args(arguments)
+    from leaderboard.serve import serve
+
+    try:
+        serve(given.database, host=given.host, port=given.port, open_browser=given.open)
+    except LeaderboardError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The page's scripts, one a view; Streamlit runs them, nothing imports them."""

@@ -1,0 +1,125 @@
+"""Recipes x tasks against the baseline: verdicts at a glance, intervals, and every number in a table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import streamlit as st
+
+from leaderboard.app import data, forest, frame
+from leaderboard.board import BASELINE, VERDICTS, Cell
+from leaderboard.wording import direction, metric_name, plain
+
+PLOTS = 12
+
+
+def main() -> None:
+    """Draw the page."""
+    st.title("Leaderboard", anchor=False)
+    snapshot = frame.snapshot_or_stop()
+    if not snapshot.cells:
+        frame.explain_empty()
+        show_rejections(snapshot)
+        return
+    cells, model = chosen(snapshot.cells)
+    show_summary(cells, snapshot, model)
+    if not cells:
+        st.info("No result matches these filters.")
+        return
+    show_glance(cells)
+    show_forest(cells)
+    show_table(cells)
+    show_rejections(snapshot)
+    how_to_read()
+
+
+def chosen(cells: Sequence[Cell]) -> tuple[list[Cell], str]:
+    """The cells of the model, tasks and recipes in the filters, which live in the URL."""
+    models = sorted({cell.model for cell in cells})
+    columns = st.columns([2, 3, 3])
+    model = columns[0].selectbox("Model", models, key="model", bind="query-params") or models[0]
+    of_model = [cell for cell in cells if cell.model == model]
+    tasks = columns[1].multiselect("Tasks", sorted({c.task for c in of_model}), key="task", bind="query-params", placeholder="All tasks")
+    names = sorted({c.recipe for c in of_model if c.verdict != BASELINE})
+    recipes = columns[2].multiselect("Recipes", names, key="recipe", bind="query-params", placeholder="All recipes")
+    shown = [c for c in of_model if (not tasks or c.task in tasks) and (not recipes or c.recipe in recipes or c.verdict == BASELINE)]
+    return shown, model
+
+
+def show_summary(cells: Sequence[Cell], snapshot: data.Snapshot, model: str) -> None:
+    """How many of each verdict, what they are measured against, and how fresh the data is."""
+    counts = Counter(cell.verdict for cell in cells)
+    words = [f"{counts[word]} {word}" for word in VERDICTS if counts[word] and word != BASELINE]
+    pinned = any(cell.model_key in snapshot.pinned for cell in cells)
+    against = "the pinned baseline" if pinned else "the unedited model's earliest run of the same settings"
+    st.caption(f"{', '.join(words) or 'Only the baseline so far'} \u00b7 against {against} \u00b7 data of {snapshot.read_at:%H:%M:%S}")
+
+
+def show_glance(cells: Sequence[Cell]) -> None:
+    """The matrix of recipes and tasks."""
+    st.subheader("At a glance", anchor=False)
+    rows = frame.glance(cells)
+    st.dataframe(frame.tinted(rows, [name for name in rows[0] if name not in ("Recipe", "Kept")]), hide_index=True, width="stretch", key="glance")
+
+
+def show_forest(cells: Sequence[Cell]) -> None:
+    """One small plot a task."""
+    drawable = forest.drawable(cells)
+    tasks = sorted({cell.task for cell in drawable})
+    if not tasks:
+        return
+    st.subheader("Difference from the baseline, with 95 % intervals", anchor=False)
+    if len(tasks) > PLOTS:
+        st.caption(f"The first {PLOTS} of {len(tasks)} tasks; choose others above.")
+    for start in range(0, len(tasks[:PLOTS]), 2):
+        for column, task in zip(st.columns(2), tasks[:PLOTS][start : start + 2]):
+            of_task = [cell for cell in drawable if cell.task == task]
+            with column.container(border=True):
+                st.text(f"{plain(task)}: {plain(metric_name(of_task[0]))}, {direction(of_task[0])}")
+                st.altair_chart(forest.chart(of_task), width="stretch")
+
+
+def show_table(cells: Sequence[Cell]) -> None:
+    """All numbers; a click on a row opens its run."""
+    st.subheader("All results", anchor=False)
+    st.caption("Select a row (the box at its left) to open its run: command, versions, receipt, files.")
+    picked = st.dataframe(
+        frame.tinted(frame.cell_rows(cells, with_model=False), ["Verdict"]),
+        hide_index=True,
+        width="stretch",
+        key="cells",
+        on_select="rerun",
+        selection_mode="single-row",
+        column_config={"Remarks": st.column_config.TextColumn(width="medium"), "q": st.column_config.NumberColumn(format="%.4f")},
+    )
+    rows = picked["selection"]["rows"]
+    if rows and rows[0] < len(cells):
+        st.switch_page("app_pages/run.py", query_params={"run": cells[rows[0]].run_id})
+
+
+def show_rejections(snapshot: data.Snapshot) -> None:
+    """What ingest could not take, with its reason."""
+    if snapshot.rejections:
+        with st.expander(f"Not taken in: {len(snapshot.rejections)}"):
+            rows = [{"Path": plain(row["path"]), "Reason": plain(row["reason"]), "When (UTC)": row["logged_at"]} for row in snapshot.rejections]
+            st.dataframe(rows, hide_index=True, width="stretch")
+
+
+def how_to_read() -> None:
+    """The words, explained."""
+    with st.expander("How to read this"):
+        st.markdown(
+            "Recipe and baseline answered the same documents, so they are compared document by document.\n\n"
+            "- **better**, **worse**: the difference is significant at 5 % after correcting for all comparisons of the model (Benjamini-Hochberg).\n"
+            "- **same**: the difference is shown to be smaller than the margin (2 points for scores between 0 and 1; the grey band in the plots).\n"
+            "- **undecided**: there are too few documents to tell; the remark says about how many are needed.\n"
+            "- **incomparable**: the two runs did not do the same; the remark names what differs.\n"
+            "- **failed**: no usable result, with the reason.\n\n"
+            "Delta is recipe minus baseline in the metric's own units; its interval holds for that one comparison. "
+            "Where a metric's best value lies in the middle (a bias score of 0), better means nearer to it. "
+            "Kept is the share of parameters left when edited matrices are stored as factors."
+        )
+
+
+main()

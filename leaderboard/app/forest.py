@@ -1,0 +1,60 @@
+"""The forest plot: for each task, every recipe's difference with its interval around zero.
+
+Text is drawn by Vega as text marks, never as HTML. Each task has an axis of its own, because units differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from leaderboard.app.frame import MARKS
+from leaderboard.board import Cell
+from leaderboard.wording import interval, plain
+
+
+def drawable(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells that have an interval to draw."""
+    return [cell for cell in cells if cell.low is not None and cell.high is not None and cell.delta is not None]
+
+
+def chart(cells: Sequence[Cell]) -> Any:
+    """An altair chart of one task's cells (all with intervals)."""
+    import altair as alt
+    import pandas as pd
+
+    rows = pd.DataFrame(
+        [
+            {"recipe": _label(cell, cells), "delta": cell.delta, "low": cell.low, "high": cell.high, "verdict": cell.verdict, "text": interval(cell)}
+            for cell in cells
+        ]
+    )
+    seen = [word for word in MARKS if word in set(rows["verdict"])]
+    colour = alt.Color("verdict:N", scale=alt.Scale(domain=seen, range=[MARKS[word] for word in seen]), legend=None)
+    y = alt.Y("recipe:N", title=None, sort=None, axis=alt.Axis(labelLimit=170, ticks=False, domain=False))
+    tooltip = [alt.Tooltip(f"{name}:N", title=name) for name in ("recipe", "verdict", "text")]
+    base = alt.Chart(rows).encode(y=y, color=colour, tooltip=tooltip)
+    zero = alt.Chart(pd.DataFrame({"zero": [0.0]})).mark_rule(color="#8b949e", strokeDash=[4, 3]).encode(x="zero:Q")
+    rules = base.mark_rule(strokeWidth=2.5).encode(x=alt.X("low:Q", title="recipe minus baseline", scale=alt.Scale(nice=True)), x2="high:Q")
+    points = base.mark_point(filled=True, size=80, opacity=1).encode(x="delta:Q", shape=alt.Shape("verdict:N", legend=None))
+    words = base.mark_text(dy=-11, fontSize=11).encode(x="delta:Q", text="verdict:N")
+    band = _band(cells)
+    layers = [band, zero, rules, points, words] if band is not None else [zero, rules, points, words]
+    return alt.layer(*layers).properties(height=44 * len(rows) + 84).configure_view(strokeOpacity=0)
+
+
+def _label(cell: Cell, cells: Sequence[Cell]) -> str:
+    twins = sum(other.recipe == cell.recipe for other in cells)
+    return plain(cell.recipe) if twins == 1 else f"{plain(cell.recipe)} ({cell.run_id[:6]})"
+
+
+def _band(cells: Sequence[Cell]) -> Any:
+    """The margin within which a recipe counts as the same, as a grey band, where it does not dwarf the intervals."""
+    import altair as alt
+    import pandas as pd
+
+    margins = {cell.margin for cell in cells if cell.margin}
+    widest = max(max(abs(cell.low or 0.0), abs(cell.high or 0.0)) for cell in cells)
+    if len(margins) != 1 or (margin := margins.pop()) > 4 * widest:
+        return None
+    return alt.Chart(pd.DataFrame({"from": [-margin], "to": [margin]})).mark_rect(color="#8b949e", opacity=0.13).encode(x="from:Q", x2="to:Q")

@@ -1,0 +1,64 @@
+"""Start the page: a local Streamlit server for one database.
+
+It listens on this machine only, sends no telemetry, and accepts only the host names it was started for (a web page elsewhere
+cannot reach it by tricks with names). Another address has to be asked for, and is warned about: the page has no login.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from leaderboard.errors import LeaderboardError
+
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
+DATABASE_VARIABLE = "LEADERBOARD_DATABASE"
+MAIN = Path(__file__).parent / "app" / "main.py"
+
+
+def serve(database: Path, *, host: str = "127.0.0.1", port: int = 8501, open_browser: bool = False) -> None:
+    """Serve the page until interrupted. The database may be missing or empty: the page then says what to run.
+
+    Raises `LeaderboardError` for a port that is taken.
+    """
+    _check_port(host, port)
+    if host not in LOCAL_HOSTS:
+        print(f"warning: listening on {host}: everybody who can reach this machine can read the leaderboard", file=sys.stderr)
+    os.environ[DATABASE_VARIABLE] = str(Path(database).resolve())
+    print(f"leaderboard of {database} at http://{_url_host(host)}:{port} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+    import streamlit
+
+    streamlit.App(MAIN).run(config=_config(host, port, open_browser))
+
+
+def _config(host: str, port: int, open_browser: bool) -> dict[str, object]:
+    return {
+        "server.address": host,
+        "server.port": port,
+        "server.headless": not open_browser,
+        "server.allowedHosts": list(LOCAL_HOSTS) if host in LOCAL_HOSTS else ["*"],
+        "server.fileWatcherType": "none",
+        "server.enableStaticServing": False,
+        "browser.gatherUsageStats": False,
+        "browser.serverAddress": "localhost" if host in LOCAL_HOSTS else host,
+        "client.toolbarMode": "viewer",
+        "client.showErrorDetails": "none",
+    }
+
+
+def _check_port(host: str, port: int) -> None:
+    """Say that a port is taken before a server starts and says it in its own way."""
+    import socket
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            raise LeaderboardError(f"cannot listen on {host}:{port} ({error}): choose another with --port") from error
+
+
+def _url_host(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
