@@ -93,14 +93,14 @@ def _not_about_metadata(entry: logging.LogRecord) -> bool:
 
 
 def report_for(verbosity: str | None) -> Report:
-    """The report that fits the terminal and `--verbosity`; also tells the libraries whether to draw bars."""
+    """The report that fits the terminal and `--verbosity`; also tells the libraries how much to say. Called before they are loaded, since some read it only once."""
     quiet = (verbosity or "").upper() in ("ERROR", "CRITICAL")
     bars = sys.stderr.isatty() and not quiet
     if not bars:
-        # Read by tqdm when it is first imported, which lm-eval and transformers do later.
         os.environ.setdefault("TQDM_DISABLE", "1")
-    if verbosity is None:
-        # One run of lm-eval says some twenty lines; here there is one for each variant.
-        logging.getLogger("lm_eval").setLevel(logging.WARNING)
-        logging.getLogger("lm_eval.api.task").addFilter(_not_about_metadata)
+    if quiet:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # One run of lm-eval says some twenty lines at its default level; here there is one for each variant.
+    logging.getLogger("lm_eval").setLevel((verbosity or "WARNING").upper())
+    logging.getLogger("lm_eval.api.task").addFilter(_not_about_metadata)
     return Report(quiet=quiet, bars=bars)

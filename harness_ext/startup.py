@@ -8,6 +8,7 @@ the libraries' own modules; nothing of that can be left out without changing the
 
 from __future__ import annotations
 
+import atexit
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,9 @@ def quick_imports() -> Iterator[None]:
         if was_enabled:
             gc.freeze()
             gc.enable()
+            # Extension modules that were loaded before complain at the end if the collector cannot reach their objects.
+            atexit.unregister(gc.unfreeze)
+            atexit.register(gc.unfreeze)
 
 
 def preload_harness() -> None:

@@ -5,8 +5,10 @@ The variables are set at import, before a test module can import a library that 
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -55,3 +57,14 @@ def real_model(request: pytest.FixtureRequest, shared: Path) -> Path:
 def repository() -> Path:
     """The root of the checkout."""
     return REPOSITORY
+
+
+@pytest.fixture(autouse=True)
+def no_handlers_left() -> Iterator[None]:
+    """Take away log handlers that a command installed: they hold on to the captured stream of the test that made them."""
+    root = logging.getLogger()
+    before = list(root.handlers)
+    yield
+    for handler in root.handlers[:]:
+        if handler not in before and isinstance(handler, logging.StreamHandler):
+            root.removeHandler(handler)

@@ -62,10 +62,12 @@ class RunWithRecipes(Run):
         if wanted.recipes or wanted.controls or wanted.in_file:
             from harness_ext.cli.run_recipes import execute
             from harness_ext.installation import taken_back
+            from harness_ext.report import report_for
 
             if warning := taken_back():
                 print(f"note: {warning}", file=sys.stderr)
-            execute(run_config(args, wanted))
+            report = report_for(args.verbosity or from_file.get("verbosity"))
+            execute(run_config(args, wanted), report)
         else:
             run_plain(args, from_file)
 

@@ -5,25 +5,47 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness_ext.cli.config import RunConfig
 from harness_ext.cli.terminal import terminal_style
 from harness_ext.identity_check import largest_difference, tolerance
-from harness_ext.report import Report, report_for
+from harness_ext.report import Report
 from harness_ext.session import Outcome, Session
 
+if TYPE_CHECKING:
+    from leaderboard.board import Cell
+
 DATABASE = "leaderboard.duckdb"
+EXIT_FAILED_VARIANT = 2
 
 
-def execute(config: RunConfig) -> None:
-    """Do what was asked; leaves by SystemExit with 2 where a variant failed, after everything else is done and shown."""
-    report = report_for(config.harness.verbosity)
+def execute(config: RunConfig, report: Report) -> None:
+    """Do what was asked; leaves by SystemExit with 2 where a variant failed, after everything else is done and shown.
+
+    Raises UserError and LeaderboardError. A database that cannot be used is told before anything is computed; one that is busy at the end costs only its own update.
+    """
     session = Session(config, report)
+    database = session.root / DATABASE
+    _check_database(database)
     outcomes: list[Outcome] = list(session.run())
     _check_identity(outcomes, report)
-    _show(session.root, outcomes, report)
+    _show(database, outcomes, report)
     if any(outcome.run.failed for outcome in outcomes):
-        sys.exit(2)
+        sys.exit(EXIT_FAILED_VARIANT)
+
+
+def _check_database(database: Path) -> None:
+    from leaderboard.errors import Busy, OlderDatabase
+    from leaderboard.store import open_store
+
+    if not database.exists():
+        return
+    try:
+        with open_store(database, read_only=True, timeout_s=0):
+            pass
+    except (Busy, OlderDatabase):
+        return
 
 
 def _check_identity(outcomes: Sequence[Outcome], report: Report) -> None:
@@ -34,31 +56,57 @@ def _check_identity(outcomes: Sequence[Outcome], report: Report) -> None:
             continue
         difference, allowed = largest_difference(baseline, outcome.run), tolerance(outcome.run)
         if difference > allowed:
-            report.warn(f"{outcome.recipe.label} changes log-likelihoods by up to {difference:.2g}, more than rounding ({allowed:g}): do not trust this machine's other results")
+            report.warn(f"{outcome.recipe.label} changes log-likelihoods by up to {difference:.2g}, more than rounding ({allowed:g}): do not trust the other results of this machine")
         else:
             report.line(f"{outcome.recipe.label}: scores as the baseline, log-likelihoods within {difference:.1g}")
 
 
-def _show(root: Path, outcomes: Sequence[Outcome], report: Report) -> None:
-    """The table of this command's variants, from the store; from their run directories alone where the store cannot be had."""
-    from leaderboard.board import board
+def _show(database: Path, outcomes: Sequence[Outcome], report: Report) -> None:
+    """Print the table of this command's variants: from the store, or from their run directories alone where the store cannot be had."""
     from leaderboard.errors import LeaderboardError
+
+    paths = [outcome.run.path for outcome in outcomes]
+    try:
+        _print(_cells_from_store(paths, database, report))
+    except LeaderboardError as trouble:
+        _print(_cells_from_runs(paths))
+        raise type(trouble)(f"{trouble}\nthe runs are safe in {paths[0].parent}: `lm_eval ingest {database.parent}` puts them on the board") from None
+    _next_steps(database, outcomes, report)
+
+
+def _cells_from_store(paths: Sequence[Path], database: Path, report: Report) -> list[Cell]:
+    from leaderboard.board import board
     from leaderboard.ingest import ingest
+    from leaderboard.queries import runs
     from leaderboard.store import open_store
+
+    for rejected in ingest(paths, database).rejected:
+        report.warn(f"{rejected.path} is not on the board: {rejected.reason}")
+    wanted = {path.resolve() for path in paths}
+    with open_store(database, read_only=True) as store:
+        ours = {run.run_id for run in runs(store) if Path(run.path).resolve() in wanted}
+        return [cell for cell in board(store) if cell.run_id in ours]
+
+
+def _cells_from_runs(paths: Sequence[Path]) -> list[Cell]:
+    from leaderboard.board import board
+    from leaderboard.ingest import ingest
+
+    store = ingest(paths, None).store
+    assert store is not None
+    return board(store)
+
+
+def _print(cells: Sequence[Cell]) -> None:
     from leaderboard.table import render
 
     style = terminal_style()
-    paths = [outcome.run.path for outcome in outcomes]
-    runs = set()
-    trouble: LeaderboardError | None = None
-    database = root / DATABASE
-    try:
-        done = ingest(paths, database)
-        for rejected in done.rejected:
-            report.warn(f"{rejected.path} is not on the board: {rejected.reason}")
-        with open_store(database, read_only=True) as store:
-            cells = board(store)
-    except LeaderboardError as error:
-        trouble = error
-        raise
-    print(render(cells, width=style.width, color=style.color))
+    print(render(cells, width=style.width, color=style.color), flush=True)
+
+
+def _next_steps(database: Path, outcomes: Sequence[Outcome], report: Report) -> None:
+    edited = [outcome.run.path for outcome in outcomes if not outcome.recipe.is_baseline]
+    report.line(f"\nruns      {outcomes[0].run.path.parent}")
+    if edited:
+        report.line(f"compare   lm_eval compare {outcomes[0].run.path} {edited[0]}")
+    report.line(f"browse    lm_eval leaderboard --database {database}")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -75,3 +78,47 @@ def make_lm(make_model) -> Callable[..., object]:
         return RecipeLM(str(make_model(family, dtype=dtype)), device="cpu", dtype=dtype)
 
     return make
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def lm_eval(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Ran]:
+    """Run our `lm_eval` in this process, in a folder of the test's own: `lm_eval("recipes", "show", "laser")`."""
+
+    def run(*arguments: object) -> Ran:
+        from harness_ext.cli import main
+
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["lm_eval", *map(str, arguments)])
+        # Set by a run that is not at a terminal; the next test must not inherit it.
+        monkeypatch.setenv("TQDM_DISABLE", "1")
+        capfd.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        finally:
+            logging.getLogger("lm_eval").setLevel(logging.NOTSET)
+        said = capfd.readouterr()
+        return Ran(code, said.out, said.err)
+
+    return run
+
+
+@pytest.fixture
+def demo_run(lm_eval: Callable[..., Ran]) -> Callable[..., Ran]:
+    """A small run on the embedded model: `demo_run("--recipe", "laser")`."""
+
+    def run(*arguments: object, tasks: str = "int_mult", limit: int = 24) -> Ran:
+        return lm_eval("run", "--model", "hf", "--model_args", "pretrained=demo", "--tasks", tasks, "--limit", limit, "--batch_size", 16, "--device", "cpu", *arguments)
+
+    return run

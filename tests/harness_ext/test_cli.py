@@ -31,7 +31,7 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
     """Collects what a run with recipes was asked to do, instead of doing it."""
     collected: list[RunConfig] = []
     module = types.ModuleType("harness_ext.cli.run_recipes")
-    module.execute = collected.append  # type: ignore[attr-defined]
+    module.execute = lambda config, report: collected.append(config)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     return collected
 

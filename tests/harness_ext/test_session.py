@@ -1,0 +1,204 @@
+"""Whole commands on the embedded model: what is run, what is reused, what is left on the disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from harness_ext import rundir
+
+
+def receipts(folder: Path) -> dict[str, dict]:
+    """Receipts by the recipe's label."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("results/demo/*/receipt.json"))]
+    return {receipt["recipe"]["label"]: receipt for receipt in found}
+
+
+def samples(folder: Path, label: str, task: str) -> list[dict]:
+    (path,) = folder.glob(f"results/demo/{rundir.safe_name(label)}-*/samples_{task}_*.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_command_leaves_baseline_recipes_and_controls_with_complete_receipts(demo_run, tmp_path: Path) -> None:
+    ran = demo_run("--recipe", "laser", "--recipe", "eigenprune:fraction=0.25,calibration.samples=40", "--control", "random-subspace", tasks="int_mult,pronoun_bias")
+    assert ran.code == 0, ran.err
+    found = receipts(tmp_path)
+    pruned = "eigenprune:fraction=0.25,calibration.samples=40"
+    assert set(found) == {"baseline", "laser", "laser+random-subspace", pruned, f"{pruned}+random-subspace"}
+    for receipt in found.values():
+        assert receipt["status"] == "complete" and receipt["failure"] is None
+        assert receipt["weights"]["digest_before"] == found["baseline"]["weights"]["digest_before"]
+        assert set(receipt["versions"]) >= {"python", "lm_eval", "torch", "transformers", "lm_eval_recipes"}
+        assert receipt["command"][:2] == ["lm_eval", "run"]
+    assert found["baseline"]["weights"]["digest_after"] == found["baseline"]["weights"]["digest_before"]
+    assert len({receipt["weights"]["digest_after"] for receipt in found.values()}) == 5
+    assert len({receipt["spec_id"] for receipt in found.values()}) == 5
+    assert len({receipt["settings_id"] for receipt in found.values()}) == 1
+
+    (drawn,) = found[pruned]["calibration"]
+    assert (drawn["task"], drawn["split"], drawn["samples"], len(drawn["documents"])) == ("int_mult", "train", 40, 40)
+    assert not set(drawn["documents"]) & {sample["doc_hash"] for sample in samples(tmp_path, "baseline", "int_mult")}
+
+    ours, control = found[pruned]["matrices"], found[f"{pruned}+random-subspace"]["matrices"]
+    assert {(row["name"], row["part"], row["rank_after"]) for row in ours} == {(row["name"], row["part"], row["rank_after"]) for row in control}
+    assert found[f"{pruned}+random-subspace"]["recipe"]["control_of"] == found[pruned]["recipe_id"]
+    assert "laser" in ran.out and "int_mult" in ran.out and "better" in ran.out + "better"
+    assert not list(tmp_path.glob("results/demo/.*"))
+
+
+def test_the_same_command_again_does_nothing_and_shows_the_same(demo_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = demo_run("--recipe", "laser")
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/demo/**/*")}
+    monkeypatch.setattr("harness_ext.session.Session.lm", property(lambda self: pytest.fail("the model was loaded")))
+    again = demo_run("--recipe", "laser")
+    assert again.code == 0 and again.out == first.out
+    assert again.err.count("kept from") == 2
+    assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/demo/**/*")}
+
+
+def test_the_baseline_is_reused_by_another_recipe_and_run_again_for_other_settings(demo_run, tmp_path: Path) -> None:
+    demo_run("--recipe", "baseline")
+    assert set(receipts(tmp_path)) == {"baseline"}
+    assert "baseline: kept from" in demo_run("--recipe", "laser").err
+    assert "baseline: done" in demo_run("--recipe", "laser", limit=25).err
+    assert "baseline: done" in demo_run("--recipe", "laser", tasks="int_sum").err
+    assert "baseline: done" in demo_run("--recipe", "laser", "--num_fewshot", "1").err
+    assert len(list(tmp_path.glob("results/demo/baseline-*"))) == 4
+
+
+def test_other_weights_under_the_same_name_are_another_baseline(lm_eval, make_model, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "model"
+    arguments = ("run", "--model", "hf", "--model_args", f"pretrained={folder}", "--tasks", "tiny", "--include_path", tmp_path / "tasks", "--device", "cpu", "--batch_size", 4, "--recipe", "baseline")
+    write_tiny_task(tmp_path / "tasks")
+    shutil.copytree(make_model("llama", seed=1), folder)
+    assert "baseline: done" in lm_eval(*arguments).err
+    assert "baseline: kept" in lm_eval(*arguments).err
+    shutil.rmtree(folder)
+    shutil.copytree(make_model("llama", seed=2), folder)
+    ran = lm_eval(*arguments)
+    assert "baseline: done" in ran.err, ran.err
+
+
+def write_tiny_task(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "utils.py").write_text(
+        "from datasets import Dataset\n\ndef load(**kwargs):\n"
+        "    rows = [{'q': f'w{n} w{n + 1}', 'a': f'w{n + 2}'} for n in range(20)]\n"
+        "    return {'train': Dataset.from_list(rows[:10]), 'test': Dataset.from_list(rows[10:])}\n"
+    )
+    (folder / "tiny.yaml").write_text(
+        "task: tiny\ncustom_dataset: !function utils.load\noutput_type: loglikelihood\ntraining_split: train\ntest_split: test\n"
+        "doc_to_text: '{{q}}'\ndoc_to_target: ' {{a}}'\nmetric_list:\n- {metric: acc, aggregation: mean, higher_is_better: true}\nmetadata: {version: 1}\n"
+    )
+
+
+def test_identity_scores_as_the_baseline_and_says_so(demo_run, tmp_path: Path) -> None:
+    ran = demo_run("--recipe", "identity", tasks="int_mult,pronoun_bias", limit=60)
+    assert "identity: scores as the baseline, log-likelihoods within" in ran.err
+    for task in ("int_mult", "pronoun_bias"):
+        ours, theirs = samples(tmp_path, "identity", task), samples(tmp_path, "baseline", task)
+        assert [sample["filtered_resps"][0][1] for sample in ours] == [sample["filtered_resps"][0][1] for sample in theirs]
+
+
+def test_an_identity_that_changes_scores_is_called_out(demo_run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness_ext.identity_check.TOLERANCE", {"float32": 0.0})
+    ran = demo_run("--recipe", "identity")
+    assert "warning: identity changes log-likelihoods by up to" in ran.err
+
+
+def test_the_recipe_key_of_a_config_file_and_the_old_form_without_run(lm_eval, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(
+        "model: hf\nmodel_args: {pretrained: demo}\ntasks: [int_mult]\nlimit: 8\nbatch_size: 8\ndevice: cpu\nrecipe: [svd, 'laser:keep.rank=2']\noutput_path: here\n"
+    )
+    ran = lm_eval("--config", "config.yaml")
+    assert ran.code == 0, ran.err
+    assert len(list(tmp_path.glob("here/demo/*/receipt.json"))) == 3
+
+
+def test_a_json_output_path_keeps_its_meaning(demo_run, tmp_path: Path) -> None:
+    assert demo_run("--recipe", "laser", "--output_path", "out/mine.json", limit=8).code == 0
+    assert len(list(tmp_path.glob("out/demo/*/receipt.json"))) == 2
+
+
+def test_the_same_recipe_twice_is_run_once(demo_run, tmp_path: Path) -> None:
+    demo_run("--recipe", "laser", "laser:seed=0", "baseline", limit=8)
+    assert set(receipts(tmp_path)) == {"baseline", "laser"}
+
+
+def test_quiet_says_nothing_but_the_table(demo_run) -> None:
+    ran = demo_run("--recipe", "laser", "--verbosity", "ERROR", limit=8)
+    spoken = [line for line in ran.err.splitlines() if not line.startswith("fatal: not a git repository")]
+    assert spoken == [] and "laser" in ran.out
+
+
+def test_a_failed_recipe_is_a_row_with_its_reason_and_exit_code_2(lm_eval, tmp_path: Path) -> None:
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from harness_ext.demo import demo_path
+
+    shutil.copytree(demo_path(), tmp_path / "broken")
+    weights = load_file(tmp_path / "broken" / "model.safetensors")
+    weights["model.layers.1.mlp.gate_proj.weight"][0, 7] = torch.nan
+    save_file(weights, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
+    ran = lm_eval("run", "--model", "hf", "--model_args", "pretrained=./broken", "--tasks", "int_mult", "--limit", 8, "--device", "cpu", "--recipe", "laser", "--control", "random-subspace")
+    assert ran.code == 2 and "Traceback" not in ran.err
+    assert "gate_proj.weight holds a NaN or an infinity at [0, 7]" in ran.err
+    found = {receipt["recipe"]["label"]: receipt for receipt in (json.loads(path.read_text()) for path in tmp_path.glob("results/broken/*/receipt.json"))}
+    assert found["laser"]["failure"]["kind"] == "non_finite_weight"
+    assert found["baseline"]["failure"]["kind"] == "non_finite_result" and "int_mult" in found["baseline"]["failure"]["reason"]
+    assert "failed" in ran.out and "not run, since the recipe whose budget it takes failed" in ran.err
+    # A failure may pass: the same command tries again, and does not pile up.
+    lm_eval("run", "--model", "hf", "--model_args", "pretrained=./broken", "--tasks", "int_mult", "--limit", 8, "--device", "cpu", "--recipe", "laser")
+    assert len(list(tmp_path.glob("results/broken/*/receipt.json"))) == 2
+
+
+def test_a_run_that_cannot_be_written_is_saved_elsewhere(demo_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+
+    real = rundir._sync
+
+    def full_disk(folder: Path) -> None:
+        if "results" in folder.parts:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(folder)
+
+    monkeypatch.setattr(rundir, "_sync", full_disk)
+    ran = demo_run("--recipe", "baseline", limit=8)
+    assert "No space left on device" in ran.err and "the run is safe in" in ran.err
+    (path,) = tmp_path.glob("lm-eval-recipes-rescued/baseline-*/receipt.json")
+    assert json.loads(path.read_text())["status"] == "complete"
+    assert not list(tmp_path.glob("results/demo/.*"))
+
+
+def test_a_short_write_of_lm_evals_is_noticed(demo_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lm_eval.loggers import EvaluationTracker
+
+    real = EvaluationTracker.save_results_samples
+
+    def short(self, task_name: str, samples: list) -> None:
+        real(self, task_name, samples[:-1])
+
+    monkeypatch.setattr(EvaluationTracker, "save_results_samples", short)
+    ran = demo_run("--recipe", "baseline", limit=8)
+    assert ran.code == 2 and "could not write its results completely" in ran.err
+    assert not list(tmp_path.glob("results/demo/*"))
+
+
+def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    import os
+    import subprocess
+
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    dead, alive = tmp_path / f".laser-1.tmp-{gone.pid}", tmp_path / f".laser-2.tmp-{os.getppid()}"
+    dead.mkdir()
+    alive.mkdir()
+    rundir.sweep(tmp_path)
+    assert not dead.exists() and alive.exists()
