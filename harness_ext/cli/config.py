@@ -168,9 +168,10 @@ def resolve_tasks(harness: EvaluatorConfig) -> TaskManager:
 
     Raises `UserError` naming the tasks that do not exist and the nearest names that do.
     """
+    from harness_ext.startup import quick_imports
     from harness_ext.task_index import installed
 
-    with installed():
+    with quick_imports(), installed():
         try:
             return harness.process_tasks(harness.metadata)
         except ValueError as error:
