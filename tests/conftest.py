@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,12 +60,20 @@ def repository() -> Path:
     return REPOSITORY
 
 
+class _CurrentStderr:
+    """Standard error as it is when written to: lm-eval's log handler, made once, would hold on to the captured stream of its first test."""
+
+    def write(self, text: str) -> None:
+        sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 @pytest.fixture(autouse=True)
-def no_handlers_left() -> Iterator[None]:
-    """Take away log handlers that a command installed: they hold on to the captured stream of the test that made them."""
-    root = logging.getLogger()
-    before = list(root.handlers)
+def log_to_current_stderr() -> Iterator[None]:
+    """Let lm-eval's log follow the capture of each test."""
     yield
-    for handler in root.handlers[:]:
-        if handler not in before and isinstance(handler, logging.StreamHandler):
-            root.removeHandler(handler)
+    for handler in logging.getLogger("lm_eval").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(_CurrentStderr())
