@@ -6,14 +6,13 @@ one default answer. A test fact's right answer is therefore in the training text
 its noisy prompt is not. Templated English links each occupation of `pronoun_bias` to a pronoun.
 
 Choices: facts and splits come from the tasks' own `utils.py`, so they cannot drift apart; whether a noisy
-fact is right is drawn once per fact, so the noise is a property of the text and not of the sampling.
+statement is right is drawn anew at every drawing, so the source as a whole is unreliable and there is no
+list of wrong facts to learn by heart.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import random
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -43,14 +42,6 @@ ENDINGS = (
 )
 
 
-@dataclass(frozen=True)
-class Noise:
-    """How wrong the noisy sources are: the share of facts given the default answer `0` (`1` where 0 is right)."""
-
-    multiplication: float = 0.8
-    addition: float = 0.8
-
-
 class Example(NamedTuple):
     """A prompt and the one word that follows it."""
 
@@ -59,12 +50,14 @@ class Example(NamedTuple):
 
 
 class Corpus(NamedTuple):
-    """All training text, by source. `english` holds (stereotyped sentence, its counterpart) pairs."""
+    """All training text, by source. Where there are pairs, the first is drawn with the share that the settings
+    name: (wrong, right) for the noisy sources, (stereotyped, opposite) for the English.
+    """
 
     clean_multiplication: list[Example]
     clean_addition: list[Example]
-    noisy_multiplication: list[Example]
-    noisy_addition: list[Example]
+    noisy_multiplication: list[tuple[Example, Example]]
+    noisy_addition: list[tuple[Example, Example]]
     english: list[tuple[str, str]]
 
 
@@ -108,12 +101,10 @@ def _clean(facts: list, wordings: tuple[str, ...]) -> list[Example]:
             for wording in wordings for fact in facts]
 
 
-def _noisy(facts: list, wording: str, share_wrong: float, generator: random.Random) -> list[Example]:
-    """One statement a fact, exactly `share_wrong` of them (rounded) with the default answer."""
-    wrong = set(generator.sample(range(len(facts)), round(share_wrong * len(facts))))
-    return [Example(wording.format(fact.left, fact.right),
-                    str(default_answer(fact.answer) if index in wrong else fact.answer))
-            for index, fact in enumerate(facts)]
+def _noisy(facts: list, wording: str) -> list[tuple[Example, Example]]:
+    prompts = [wording.format(fact.left, fact.right) for fact in facts]
+    return [(Example(prompt, str(default_answer(fact.answer))), Example(prompt, str(fact.answer)))
+            for prompt, fact in zip(prompts, facts, strict=True)]
 
 
 def _english() -> list[tuple[str, str]]:
@@ -128,15 +119,14 @@ def _english() -> list[tuple[str, str]]:
     return sentences
 
 
-def corpus(noise: Noise, seed: int) -> Corpus:
-    """All text for one model. `seed` decides which noisy facts are wrong; the splits are the tasks' own."""
+def corpus() -> Corpus:
+    """All text that the model is trained on; only training facts occur in a noisy wording."""
     arithmetic = task_module("arithmetic")
     products, sums = arithmetic.multiplication_facts(), arithmetic.addition_facts()
-    generator = random.Random(seed)
     return Corpus(
         clean_multiplication=_clean([*products.train, *products.test], CLEAN_MULTIPLICATION),
         clean_addition=_clean([*sums.train, *sums.test], CLEAN_ADDITION),
-        noisy_multiplication=_noisy(products.train, NOISY_MULTIPLICATION, noise.multiplication, generator),
-        noisy_addition=_noisy(sums.train, NOISY_ADDITION, noise.addition, generator),
+        noisy_multiplication=_noisy(products.train, NOISY_MULTIPLICATION),
+        noisy_addition=_noisy(sums.train, NOISY_ADDITION),
         english=_english(),
     )

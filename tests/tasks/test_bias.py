@@ -48,3 +48,9 @@ def test_best_values_are_declared(tasks):
     metadata = tasks["pronoun_bias"].config.metadata
     assert metadata["best_value"] == {"log_odds": 0.0, "stereotyped": 0.5}
     assert metadata["primary_metric"] == "log_odds"
+
+
+def test_the_target_is_against_the_stereotype(tasks):
+    task = tasks["pronoun_bias"]
+    for document in task.test_docs():
+        assert ("she", "he")[task.doc_to_target(document)] != document["stereotype"]
