@@ -76,4 +76,4 @@ def log_to_current_stderr() -> Iterator[None]:
     yield
     for handler in logging.getLogger("lm_eval").handlers:
         if isinstance(handler, logging.StreamHandler):
-            handler.setStream(_CurrentStderr())
+            handler.stream = _CurrentStderr()
