@@ -75,5 +75,5 @@ def log_to_current_stderr() -> Iterator[None]:
     """Let lm-eval's log follow the capture of each test."""
     yield
     for handler in logging.getLogger("lm_eval").handlers:
-        if isinstance(handler, logging.StreamHandler):
+        if type(handler) is logging.StreamHandler:
             handler.stream = _CurrentStderr()
