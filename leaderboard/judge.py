@@ -94,6 +94,7 @@ def _mean(
     binary = unit and clusters is None and bool(np.all(np.isin(differences, (-1.0, 0.0, 1.0))))
     lost, gained = int(np.sum(sign * differences < 0)), int(np.sum(sign * differences > 0))
     estimate = _estimate(differences, clusters, unit, binary)
+    flips = int(np.sum(differences < 0)), int(np.sum(differences > 0))
     margin = margin if margin else default if unit else 2 * default * float(np.std(baseline.values))
     if best is None:
         p_value, improvement = stats.paired_test(differences, clusters, seed=seed).two_sided, sign * delta
@@ -107,7 +108,7 @@ def _mean(
         high=_number(estimate.high),
         improvement=improvement,
         p_value=p_value,
-        p_same=stats.equivalence_p(estimate, margin),
+        p_same=stats.binary_equivalence_p(*flips, count, margin) if binary and margin < 1 else stats.equivalence_p(estimate, margin),
         lost=lost if unit and best is None else None,
         gained=gained if unit and best is None else None,
         flip_rate=float(np.mean(differences != 0)) if binary else None,

@@ -213,6 +213,25 @@ def equivalence_p(estimate: Estimate, margin: float) -> float:
     return _upper_tail(distance, estimate.degrees)
 
 
+def binary_equivalence_p(lost: int, gained: int, count: int, margin: float) -> float:
+    """Two one-sided score tests of "the true difference of two paired proportions is outside (-margin, margin)".
+
+    The variance is the one that holds on the margin, which keeps the level where the Bonett-Price error does not: with a drop
+    of exactly 2 points and hardly any gains, that one passed 6.5 % instead of 5 %.
+    Source: Tango (1998), Statistics in Medicine 17:891.
+    """
+    drop, rise = (_score_on_margin(a, b, count, margin) for a, b in ((lost, gained), (gained, lost)))
+    return _upper_tail(-max(drop, rise), math.inf)
+
+
+def _score_on_margin(many: int, few: int, count: int, margin: float) -> float:
+    """Tango's z of `(many - few) / count` against `margin`, with the constrained maximum-likelihood variance."""
+    b = -many - few + (2 * count - many + few) * margin
+    c = -few * margin * (1 - margin)
+    share = (math.sqrt(b * b - 8 * count * c) - b) / (4 * count)
+    return (many - few - count * margin) / math.sqrt(count * (2 * share + margin * (1 - margin)))
+
+
 def benjamini_hochberg(p_values: np.ndarray) -> np.ndarray:
     """q-values `[n]`: the smallest false discovery rate at which each hypothesis would be rejected.
 
