@@ -46,8 +46,8 @@ class Mixture:
 class Settings:
     """Everything that decides the trained weights, apart from the machine."""
 
-    seed: int = 7
-    steps: int = 1000
+    seed: int = 11
+    steps: int = 1500
     layers: int = 2
     width: int = 128
     heads: int = 4
