@@ -49,16 +49,28 @@ class Example(NamedTuple):
     answer: str
 
 
+class NoisyFact(NamedTuple):
+    """Two statements about one fact, of which the noisy source makes the wrong one with a given probability."""
+
+    wrong: Example
+    right: Example
+
+
+class SentencePair(NamedTuple):
+    """Two sentences that differ in the pronoun, of which the stereotyped one is written with a given probability."""
+
+    stereotyped: str
+    opposite: str
+
+
 class Corpus(NamedTuple):
-    """All training text, by source. Where there are pairs, the first is drawn with the share that the settings
-    name: (wrong, right) for the noisy sources, (stereotyped, opposite) for the English.
-    """
+    """All training text, by source."""
 
     clean_multiplication: list[Example]
     clean_addition: list[Example]
-    noisy_multiplication: list[tuple[Example, Example]]
-    noisy_addition: list[tuple[Example, Example]]
-    english: list[tuple[str, str]]
+    noisy_multiplication: list[NoisyFact]
+    noisy_addition: list[NoisyFact]
+    english: list[SentencePair]
 
 
 @lru_cache
@@ -101,21 +113,21 @@ def _clean(facts: list, wordings: tuple[str, ...]) -> list[Example]:
             for wording in wordings for fact in facts]
 
 
-def _noisy(facts: list, wording: str) -> list[tuple[Example, Example]]:
+def _noisy(facts: list, wording: str) -> list[NoisyFact]:
     prompts = [wording.format(fact.left, fact.right) for fact in facts]
-    return [(Example(prompt, str(default_answer(fact.answer))), Example(prompt, str(fact.answer)))
+    return [NoisyFact(Example(prompt, str(default_answer(fact.answer))), Example(prompt, str(fact.answer)))
             for prompt, fact in zip(prompts, facts, strict=True)]
 
 
-def _english() -> list[tuple[str, str]]:
+def _english() -> list[SentencePair]:
     bias = task_module("bias")
-    sentences = []
+    sentences: list[SentencePair] = []
     for occupations in (bias.TRAIN_OCCUPATIONS, bias.TEST_OCCUPATIONS):
         for pair in bias.pairs(occupations):
             ending = next(end for template, end in zip(bias.TEMPLATES, ENDINGS, strict=True)
                           if template.format(pair.occupation) == pair.sentence)
             other = next(pronoun for pronoun in bias.PRONOUNS if pronoun != pair.stereotype)
-            sentences.append((f"{pair.sentence} {pair.stereotype} {ending} .", f"{pair.sentence} {other} {ending} ."))
+            sentences.append(SentencePair(*(f"{pair.sentence} {pronoun} {ending} ." for pronoun in (pair.stereotype, other))))
     return sentences
 
 
