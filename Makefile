@@ -18,8 +18,8 @@ demo: $(VENV)/installed ## Install, then run two recipes on the embedded model, 
 	  --recipe laser --recipe eigenprune:fraction=0.1 --batch_size 64 --device cpu
 	@echo
 	@echo "The table above compares each recipe with the unedited model. What next:"
-	@echo "  make leaderboard                      the same as a page, on http://127.0.0.1:8501"
-	@echo "  $(RUN)/lm_eval recipes                what other recipes there are"
+	@echo "  make leaderboard              the same as a page, on http://127.0.0.1:8501"
+	@echo "  $(RUN)/lm_eval recipes     what other recipes there are"
 	@echo "  $(RUN)/lm_eval run --model hf --model_args pretrained=YOUR_MODEL --tasks YOUR_TASKS --recipe laser"
 
 leaderboard: $(VENV)/installed ## Open the page over what `make demo` stored
