@@ -2,7 +2,7 @@
 
 Notable choices. lm-eval has no hook for flags, so its `HarnessCLI` is subclassed: it builds its own parsers first, then `run` gains our
 two flags and our commands are added beside its. Whatever lm-eval adds later comes along. Exit codes: 0 done, 1 a check that failed,
-2 a mistake the user can mend (one line on stderr, no traceback), 130 interrupted by Ctrl-C, as shells expect.
+2 a mistake the user can mend, a failed variant, or Ctrl-C: a message on stderr, no traceback.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from lm_eval._cli import HarnessCLI
 from lm_eval._cli.subcommand import SubCommand
 
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
 
 
 class RecipesCLI(HarnessCLI):
@@ -64,7 +63,7 @@ def main() -> None:
         cli.execute(cli.parse_args())
     except KeyboardInterrupt:
         print("interrupted: what was complete is kept; the same command goes on from there", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(EXIT_USER_ERROR)
     except Exception as error:
         if not is_for_the_user(error):
             raise

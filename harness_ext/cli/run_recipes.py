@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 DATABASE = "leaderboard.duckdb"
 EXIT_FAILED_VARIANT = 2
+PATIENCE_SECONDS = 30.0
+"""How long a busy database is waited for."""
 
 
 def execute(config: RunConfig, report: Report) -> None:
@@ -80,10 +82,10 @@ def _cells_from_store(paths: Sequence[Path], database: Path, report: Report) -> 
     from leaderboard.queries import runs
     from leaderboard.store import open_store
 
-    for rejected in ingest(paths, database).rejected:
+    for rejected in ingest(paths, database, timeout_s=PATIENCE_SECONDS).rejected:
         report.warn(f"{rejected.path} is not on the board: {rejected.reason}")
     wanted = {path.resolve() for path in paths}
-    with open_store(database, read_only=True) as store:
+    with open_store(database, read_only=True, timeout_s=PATIENCE_SECONDS) as store:
         ours = {run.run_id for run in runs(store) if Path(run.path).resolve() in wanted}
         return [cell for cell in board(store) if cell.run_id in ours]
 

@@ -1,0 +1,167 @@
+"""Mistakes: a message that says what, where and what to do, exit code 2, no traceback, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness_ext.demo import demo_path
+
+
+def assert_told(ran, *words: str) -> None:
+    assert ran.code == 2, ran.err
+    assert "Traceback" not in ran.err
+    for word in words:
+        assert word in ran.err, ran.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--recipe", "lazer"], ["unknown recipe 'lazer': did you mean 'laser'?"]),
+        (["--recipe", "laser:keep.rank=1,keep.energy=0.5"], ["exactly one of", "found energy and rank"]),
+        (["--recipe", "laser:matrices=[gate_prj],layers=[5]"], ["did you mean 'gate_proj'?", "5 is outside 0 to"]),
+        (["--recipe", "laser:keep.rank=5000"], ["rank 5000 is beyond a", "its largest rank is"]),
+        (["--recipe", "eigenprune:calibration.batch_size=1"], ["calibration.batch_size"]),
+        (["--recipe", "eigenprune:calibration.samples=100000"], ["100000 documents of 'int_mult' were asked for", "lower calibration.samples"]),
+        (["--recipe", "eigenprune:calibration.task=no_such"], ["unknown task 'no_such'"]),
+        (["--recipe", "eigenprune:calibration.task=pronoun_bias"], ["pronoun_bias", "has no right answers"]),
+        (["--recipe", "laser", "--control", "eigenprune"], ["'eigenprune' cannot be a control", "random-subspace"]),
+        (["--recipe", "laser", "--use_cache", "cache"], ["--use_cache cannot be combined with --recipe"]),
+        (["--recipe", "laser", "--model", "vllm"], ["vllm", "use --model hf"]),
+        (["--recipe", "laser", "--tasks", "int_malt"], ["no task is called 'int_malt'", "int_mult"]),
+    ],
+)
+def test_a_mistake_in_the_command(demo_run, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    assert_told(demo_run(*arguments, limit=4), *words)
+    assert not list(tmp_path.glob("results/demo/.*"))
+    assert not [path for path in tmp_path.glob("results/demo/*/receipt.json") if json.loads(path.read_text())["recipe"]["name"] != "baseline"]
+
+
+@pytest.fixture
+def broken_model(lm_eval, tmp_path: Path) -> Callable[[Callable[[Path], None]], object]:
+    """Run a recipe on a copy of the embedded model after doing something to it."""
+
+    def run(harm: Callable[[Path], None]):
+        folder = tmp_path / "model"
+        shutil.copytree(demo_path(), folder)
+        harm(folder)
+        return lm_eval("run", "--model", "hf", "--model_args", f"pretrained={folder}", "--tasks", "int_mult", "--limit", 4, "--device", "cpu", "--recipe", "laser")
+
+    return run
+
+
+def test_a_missing_weights_file(broken_model) -> None:
+    assert_told(broken_model(lambda folder: (folder / "model.safetensors").unlink()), "holds no weights", "model.safetensors")
+
+
+def test_a_truncated_weights_file(broken_model) -> None:
+    def cut(folder: Path) -> None:
+        with (folder / "model.safetensors").open("r+b") as file:
+            file.truncate(100_000)
+
+    assert_told(broken_model(cut), "model.safetensors is truncated", "fetch or copy it again")
+
+
+def test_a_truncated_header(broken_model) -> None:
+    def cut(folder: Path) -> None:
+        with (folder / "model.safetensors").open("r+b") as file:
+            file.truncate(7)
+
+    assert_told(broken_model(cut), "model.safetensors is truncated or not a safetensors file")
+
+
+def test_a_shard_that_the_index_names_and_the_folder_lacks(broken_model) -> None:
+    def split(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}))
+
+    assert_told(broken_model(split), "model-00001-of-00002.safetensors is missing")
+
+
+def test_a_folder_without_config(broken_model) -> None:
+    assert_told(broken_model(lambda folder: (folder / "config.json").unlink()), "is no model folder: it has no config.json")
+
+
+def pickle_weights(folder: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def test_pickled_weights_need_leave(broken_model) -> None:
+    assert_told(broken_model(pickle_weights), "holds pickled weights", "use_safetensors=False")
+
+
+def test_pickled_weights_with_leave(lm_eval, tmp_path: Path) -> None:
+    shutil.copytree(demo_path(), tmp_path / "model")
+    pickle_weights(tmp_path / "model")
+    ran = lm_eval("run", "--model", "hf", "--model_args", f"pretrained={tmp_path / 'model'},use_safetensors=False", "--tasks", "int_mult", "--limit", 4, "--device", "cpu", "--recipe", "laser")
+    assert ran.code == 0, ran.err
+
+
+def test_a_model_that_is_not_there(lm_eval) -> None:
+    arguments = ("--tasks", "int_mult", "--device", "cpu", "--recipe", "laser")
+    assert_told(lm_eval("run", "--model", "hf", "--model_args", "pretrained=./nowhere", *arguments), "there is no model folder ./nowhere")
+    assert_told(lm_eval("run", "--model", "hf", "--model_args", "pretrained=nobody/nothing", *arguments), "'nobody/nothing' is neither a local folder nor to be had from the hub")
+
+
+def test_a_quantised_model(broken_model) -> None:
+    def quantise(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}
+        (folder / "config.json").write_text(json.dumps(config))
+
+    assert_told(broken_model(quantise), "gptq", "unquantised")
+
+
+def test_a_results_folder_that_is_a_file(demo_run, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    assert_told(demo_run("--recipe", "laser", "--output_path", "taken", limit=4), "results cannot be written to taken", "--output_path")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be kept from /proc in the same way everywhere")
+def test_a_results_folder_that_cannot_be_written(demo_run) -> None:
+    assert_told(demo_run("--recipe", "laser", "--output_path", "/proc/results", limit=4), "results cannot be written to /proc/results")
+
+
+def test_a_newer_database_is_told_before_anything_is_computed(demo_run, tmp_path: Path) -> None:
+    import duckdb
+
+    assert demo_run("--recipe", "baseline", limit=4).code == 0
+    with duckdb.connect(str(tmp_path / "results" / "leaderboard.duckdb")) as connection:
+        connection.sql("insert into schema_migrations by name (select max(version) + 1000 as version, 'later' as name from schema_migrations)")
+    ran = demo_run("--recipe", "laser", limit=4)
+    assert_told(ran, "newer")
+    assert "evaluating" not in ran.err
+
+
+def test_a_file_that_is_no_database(demo_run, tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "leaderboard.duckdb").write_text("hello")
+    assert_told(demo_run("--recipe", "laser", limit=4), "leaderboard.duckdb")
+
+
+def test_a_busy_database_costs_only_its_own_update(demo_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert demo_run("--recipe", "baseline", limit=4).code == 0
+    database = tmp_path / "results" / "leaderboard.duckdb"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "import duckdb, sys, time; c = duckdb.connect(sys.argv[1]); print('held', flush=True); time.sleep(60)", str(database)], stdout=subprocess.PIPE, text=True
+    )
+    with holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        monkeypatch.setattr("harness_ext.cli.run_recipes.PATIENCE_SECONDS", 0.2)
+        ran = demo_run("--recipe", "laser", limit=4)
+        holder.kill()
+    assert_told(ran, "busy", "the runs are safe in", "lm_eval ingest")
+    assert "laser" in ran.out
+    assert demo_run("--recipe", "laser", limit=4).code == 0
