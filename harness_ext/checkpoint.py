@@ -21,6 +21,8 @@ _SINGLE = "model.safetensors"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _HASHED = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"}
 _HEADER_LIMIT = 100 << 20
+# transformers can turn these into plain weights as it loads them; whether it did is seen on the loaded model.
+_DEQUANTISED_ON_LOADING = {"fp8", "fbgemm_fp8", "mxfp4", "compressed-tensors"}
 _DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 
@@ -56,17 +58,21 @@ def read_checkpoint(pretrained: str, revision: str = "main", subfolder: str = ""
     return _hub_checkpoint(pretrained, revision, subfolder)
 
 
-def check_local(pretrained: str, subfolder: str = "", *, pickle_allowed: bool = False) -> None:
-    """Refuse a local folder that cannot be loaded safely or whole; a hub name is the loader's business.
+def check_local(pretrained: str, subfolder: str = "", *, pickle_allowed: bool = False, to_be_edited: bool = True) -> None:
+    """Refuse a local folder that cannot be loaded safely or whole, or not edited; a hub name is the loader's business.
 
-    Raises UserError for a missing config, a missing or truncated safetensors file, and for pickled weights without leave.
+    Raises UserError for a missing config, a missing or truncated safetensors file, pickled weights without leave, and packed weights to be edited.
     """
     folder = Path(pretrained, subfolder).expanduser()
     if not folder.is_dir():
         if pretrained.startswith((".", "/", "~")):
             raise UserError(f"there is no model folder {pretrained}; give a local folder, a hub name, or `demo` for the embedded model")
         return
-    _read_json(folder / "config.json")
+    config = _read_json(folder / "config.json")
+    quantisation = config.get("quantization_config")
+    method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
+    if to_be_edited and method is not None and method not in _DEQUANTISED_ON_LOADING:
+        raise UserError(f"{pretrained} is quantised ({method}), and quantised weights cannot be edited: use the checkpoint it was made from, in float32, bfloat16 or float16")
     if any(folder.glob("*.safetensors")) or (folder / _INDEX).is_file():
         _local_tensors(folder)
     elif any((folder / name).is_file() for name in _PICKLES):

@@ -67,7 +67,7 @@ class Session:
     def run(self) -> Iterator[Outcome]:
         """Yield every variant as it is finished or found. Raises UserError before anything is loaded, where the asking is at fault."""
         recipes = [parse_recipe(specification) for specification in self.config.recipes]
-        self._check_asked()
+        self._check_asked(recipes)
         rundir.prepare_root(self.root)
         rundir.sweep(self.folder)
         baseline = parse_recipe("baseline")
@@ -86,11 +86,16 @@ class Session:
                     continue
                 yield self._variant(control_recipe(name, recipe, outcome.run.receipt))
 
-    def _check_asked(self) -> None:
+    def _check_asked(self, recipes: Sequence[Recipe]) -> None:
         arguments = self.harness.model_args
         for name in self.config.controls:
             control_recipe(name, parse_recipe("identity"), {"matrices": []})
-        checkpoint.check_local(str(arguments["pretrained"]), str(arguments.get("subfolder") or ""), pickle_allowed=arguments.get("use_safetensors") is False)
+        checkpoint.check_local(
+            str(arguments["pretrained"]),
+            str(arguments.get("subfolder") or ""),
+            pickle_allowed=arguments.get("use_safetensors") is False,
+            to_be_edited=any(not recipe.is_baseline for recipe in recipes),
+        )
 
     # What was asked, as an identity.
 

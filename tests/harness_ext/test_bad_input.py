@@ -121,7 +121,7 @@ def test_a_quantised_model(broken_model) -> None:
         config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}
         (folder / "config.json").write_text(json.dumps(config))
 
-    assert_told(broken_model(quantise), "gptq", "unquantised")
+    assert_told(broken_model(quantise), "is quantised (gptq)", "cannot be edited")
 
 
 def test_a_results_folder_that_is_a_file(demo_run, tmp_path: Path) -> None:
@@ -139,9 +139,9 @@ def test_a_newer_database_is_told_before_anything_is_computed(demo_run, tmp_path
 
     assert demo_run("--recipe", "baseline", limit=4).code == 0
     with duckdb.connect(str(tmp_path / "results" / "leaderboard.duckdb")) as connection:
-        connection.sql("insert into schema_migrations by name (select max(version) + 1000 as version, 'later' as name from schema_migrations)")
+        connection.sql("insert into schema_migrations (select number + 1000, name, * exclude (number, name) from schema_migrations)")
     ran = demo_run("--recipe", "laser", limit=4)
-    assert_told(ran, "newer")
+    assert_told(ran, "this version knows", "upgrade lm-eval-recipes")
     assert "evaluating" not in ran.err
 
 
