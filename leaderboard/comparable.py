@@ -50,7 +50,7 @@ def obstacles(
     elif base_task.documents_hash != task.documents_hash:
         found.append(_documents_differ(store, base_run.run_id, run.run_id, task.task))
     if _other_weights(base_run, run):
-        found.append("the recipe was applied to other weights than the baseline's")
+        found.append("the run began from other weights than the baseline")
     return tuple(found)
 
 
@@ -72,8 +72,9 @@ def _documents_differ(store: Store, baseline: str, run: str, task: str) -> str:
 
 
 def _other_weights(baseline: RunRow, run: RunRow) -> bool:
-    known = baseline.digest_after and run.digest_before and baseline.model_key == run.model_key
-    return bool(known) and baseline.dtype == run.dtype and baseline.digest_after != run.digest_before
+    """Whether two runs of one model began from different weights: then it is not one model."""
+    known = baseline.digest_before and run.digest_before and baseline.model_key == run.model_key
+    return bool(known) and baseline.dtype == run.dtype and baseline.digest_before != run.digest_before
 
 
 def reservations(baseline: RunRow, run: RunRow) -> tuple[str, ...]:

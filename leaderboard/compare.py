@@ -23,10 +23,10 @@ def compare_paths(a: Path, b: Path, *, margin: float = DEFAULT_MARGIN) -> list[C
     try:
         if report.rejected:
             raise LeaderboardError("; ".join(f"{path}: {reason}" for path, reason in report.rejected))
-        if report.duplicates:
+        if len(report.added) == 1:
             raise LeaderboardError(f"{a} and {b} hold the same run: there is nothing to compare")
-        if len(report.added) != 2:
-            raise LeaderboardError(f"{a} and {b} hold {len(report.added)} runs: give two paths with one run each")
+        if len(report.added) != 2 or report.duplicates:
+            raise LeaderboardError(f"{a} and {b} hold {len(report.added)} different runs: give two paths with one run each")
         first, second = (report.store.rows("SELECT status FROM runs WHERE run_id = ?", [run])[0]["status"] for run in report.added)
         if first == "failed" or second == "failed":
             raise LeaderboardError(f"{a if first == 'failed' else b} holds a failed run: there is nothing to compare")

@@ -55,6 +55,7 @@ def ingest(
         return report
     if rebuild:
         return _rebuild(roots, Path(database), timeout_s)
+    import pyarrow  # noqa: F401 - takes a moment to load, and the database must not wait for it
     report = IngestReport()
     for batch in _batches(_read_all(roots, report)):
         _write_batch(batch, Path(database), report, timeout_s)

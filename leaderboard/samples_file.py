@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,8 @@ def read_samples(path: Path, task: str, metrics: frozenset[str], cluster_by: str
         sample = _sample(line, task, metrics, cluster_by)
         occurrence = seen[sample.doc_key, sample.filter]
         seen[sample.doc_key, sample.filter] += 1
-        samples.append(sample if occurrence == 0 else _again(sample, occurrence))
+        samples.append(sample if occurrence == 0 else replace(sample, occurrence=occurrence))
     return samples
-
-
-def _again(sample: Sample, occurrence: int) -> Sample:
-    from dataclasses import replace
-
-    return replace(sample, occurrence=occurrence)
 
 
 def _sample(line: dict[str, Any], task: str, metrics: frozenset[str], cluster_by: str | None) -> Sample:
@@ -70,13 +65,20 @@ def _sample(line: dict[str, Any], task: str, metrics: frozenset[str], cluster_by
 
 def _hashes(line: dict[str, Any], prompt: str, target: Any) -> tuple[str, str, str]:
     """lm-eval's own three hashes, or, for versions that wrote none, the same computed from what they wrote."""
-    given = [line.get(name) for name in ("doc_hash", "prompt_hash", "target_hash")]
-    computed = (json.dumps(line["doc"], indent=2, ensure_ascii=False), prompt, str(target))
-    document, prompt_hash, target_hash = (
-        clean(value) if isinstance(value, str) and value else hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
-        for value, text in zip(given, computed)
+    return (
+        _given(line, "doc_hash") or _sha(json.dumps(line["doc"], indent=2, ensure_ascii=False)),
+        _given(line, "prompt_hash") or _sha(prompt),
+        _given(line, "target_hash") or _sha(str(target)),
     )
-    return document, prompt_hash, target_hash
+
+
+def _given(line: dict[str, Any], name: str) -> str | None:
+    value = line.get(name)
+    return clean(value) if isinstance(value, str) else None
+
+
+def _sha(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
 
 
 def first_prompt(arguments: Any) -> str:

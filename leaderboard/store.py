@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 STORAGE_VERSION = "v1.4.0"
-RETRY_SECONDS = 0.03
+RETRY_SECONDS = 0.01
 _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",

@@ -61,7 +61,7 @@ def _cell_lines(cell: Cell, width: int, color: bool) -> list[str]:
 
 def _line(recipe: str, score: str, delta: str, verdict: str, kept: str, flips: str, width: int) -> str:
     wide = width >= WIDE
-    room = width - 2 - _SCORE - 1 - _DELTA - 1 - _VERDICT - _KEPT - (_FLIPS if wide else 0)
+    room = width - 5 - _SCORE - _DELTA - _VERDICT - _KEPT - (_FLIPS if wide else 0)
     row = f"  {_cut(recipe, room - 1):<{room - 1}} {score:>{_SCORE}} {delta:>{_DELTA}}  {verdict:<{_VERDICT}}{kept:>{_KEPT}}"
     return row + (f"{flips:>{_FLIPS}}" if wide else "")
 

@@ -1,0 +1,377 @@
+"""The words on the board, on data whose answer is known."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from leaderboard import queries, wording
+from leaderboard.board import Cell, board
+from leaderboard.compare import compare_paths
+from leaderboard.errors import LeaderboardError, UnknownRun
+from leaderboard.ingest import ingest
+from leaderboard.store import open_store
+from leaderboard.table import render
+
+
+def recipe_cell(cells: list[Cell], recipe: str = "laser", task: str = "sums") -> Cell:
+    """The one cell of a recipe and task."""
+    (cell,) = [cell for cell in cells if (cell.recipe, cell.task) == (recipe, task)]
+    return cell
+
+
+def judged(made: Any, baseline: Any, recipe: Any, **options: Any) -> Cell:
+    """The cell of one recipe on one task."""
+    made.run("baseline", {"sums": baseline})
+    made.run("laser", {"sums": recipe})
+    return recipe_cell(made.board(**options))
+
+
+@pytest.mark.parametrize(
+    ("count", "lost", "gained", "word"), [(400, 60, 10, "worse"), (400, 10, 60, "better"), (3000, 5, 6, "same"), (40, 3, 1, "undecided"), (3000, 0, 30, "same")]
+)
+def test_words_for_right_and_wrong_answers(made: Any, kit: Any, count: int, lost: int, gained: int, word: str) -> None:
+    cell = judged(made, *kit.pair(count, count // 2, lost=lost, gained=gained))
+    assert (cell.verdict, cell.lost, cell.gained, cell.n) == (word, lost, gained, count)
+    assert cell.delta == pytest.approx((gained - lost) / count) and cell.flip_rate == pytest.approx((lost + gained) / count)
+    assert cell.low is not None and cell.high is not None and cell.low < cell.delta < cell.high
+    assert cell.parameters_kept == pytest.approx(0.992) and cell.baseline_score == 0.5
+
+
+def test_a_sure_but_small_difference_is_the_same_and_said(made: Any, kit: Any) -> None:
+    cell = judged(made, *kit.pair(3000, 1500, lost=0, gained=30))
+    assert cell.q_value < 0.001 and cell.notes[0].startswith("better, but by less than the margin")
+
+
+def test_undecided_says_how_many_documents(made: Any, kit: Any) -> None:
+    cell = judged(made, *kit.pair(100, 50, lost=4, gained=4))
+    assert cell.verdict == "undecided" and 1200 < cell.documents_needed < 1700
+    assert "needs about" in (wording.needed(cell) or "")
+
+
+def test_the_margin_can_be_given(made: Any, kit: Any) -> None:
+    assert judged(made, *kit.pair(100, 50, lost=2, gained=2), margin=0.2).verdict == "same"
+
+
+def test_lower_is_better(made: Any, kit: Any) -> None:
+    options = {"metric": "error", "higher_is_better": {"error": False}}
+    cell = judged(made, *kit.pair(400, 200, lost=10, gained=60, **options))
+    assert cell.verdict == "worse" and cell.delta > 0 and cell.improvement < 0 and cell.lost == 60
+
+
+class TestBestInTheMiddle:
+    """Log-odds are best at 0, shares of stereotyped choices at one half."""
+
+    def bias(self, kit: Any, values: Any, best: float = 0.0, metric: str = "log_odds", **metadata: Any) -> Any:
+        metadata = {"best_value": {metric: best}, **metadata}
+        return kit.Task({metric: list(map(float, values))}, metadata=metadata, log_likelihoods=kit.likelihoods(len(values), int(abs(sum(values)) * 1e3)))
+
+    def test_nearer_to_zero_is_better_although_the_score_fell(self, made: Any, kit: Any) -> None:
+        noise = np.random.default_rng(0).normal(0, 0.3, 120)
+        cell = judged(made, self.bias(kit, 1.4 + noise), self.bias(kit, 1.0 + 0.9 * noise))
+        assert cell.verdict == "better" and cell.delta < 0 < cell.improvement and cell.high < 0 and cell.best_value == 0
+
+    def test_from_below_too(self, made: Any, kit: Any) -> None:
+        noise = np.random.default_rng(0).normal(0, 0.3, 120)
+        cell = judged(made, self.bias(kit, -1.4 + noise), self.bias(kit, -1.9 + 0.9 * noise))
+        assert cell.verdict == "worse" and cell.delta < 0
+
+    def test_the_mirror_image_is_neither_better_nor_the_same(self, made: Any, kit: Any) -> None:
+        noise = np.random.default_rng(0).normal(0, 0.3, 120)
+        cell = judged(made, self.bias(kit, 1.0 + noise), self.bias(kit, -1.0 + noise))
+        assert cell.verdict == "undecided" and "crossed its best value 0" in cell.notes
+
+    def test_shares_are_best_at_one_half(self, made: Any, kit: Any) -> None:
+        before, after = np.arange(200) < 180, np.arange(200) < 120
+        cell = judged(made, self.bias(kit, before, 0.5, "share"), self.bias(kit, after, 0.5, "share"))
+        assert cell.verdict == "better" and cell.delta == pytest.approx(-0.3) and cell.lost is None
+
+    def test_the_task_can_name_its_margin(self, made: Any, kit: Any) -> None:
+        noise = np.random.default_rng(0).normal(0, 0.3, 120)
+        margin = {"margin": {"log_odds": 0.9}}
+        assert judged(made, self.bias(kit, 1.4 + noise, **margin), self.bias(kit, 1.0 + noise, **margin)).verdict == "same"
+
+
+def perplexity(kit: Any, shift: float) -> Any:
+    """A task of 80 texts whose log-likelihoods are shifted by so much a word."""
+    generator = np.random.default_rng(3)
+    words = generator.integers(5, 40, 80)
+    values = [[float(-3 * w + e + shift * w), int(w)] for w, e in zip(words, generator.normal(0, 2, 80))]
+    score = math.exp(-sum(v for v, _ in values) / int(words.sum()))
+    texts = [v for v, _ in values]
+    options = {"scores": {"word_perplexity": score}, "higher_is_better": {"word_perplexity": False}, "output_type": "loglikelihood_rolling"}
+    return kit.Task({"word_perplexity": values}, log_likelihoods=texts, **options)
+
+
+@pytest.mark.parametrize(("shift", "word"), [(-0.2, "worse"), (0.2, "better"), (-1e-7, "same")])
+def test_perplexity_by_the_ratio(made: Any, kit: Any, shift: float, word: str) -> None:
+    cell = judged(made, perplexity(kit, 0.0), perplexity(kit, shift))
+    assert cell.verdict == word
+    assert cell.score == pytest.approx(cell.baseline_score * math.exp(-shift))
+    assert cell.low <= cell.delta + 1e-9 and cell.delta <= cell.high + 1e-9
+
+
+def test_f1_by_bootstrap(made: Any, kit: Any) -> None:
+    def task(hits: int, seed: int) -> Any:
+        pairs = [[1, int(i < hits)] for i in range(100)] + [[0, int(i < 20)] for i in range(100)]
+        return kit.Task({"f1": pairs}, scores={"f1": 2 * hits / (2 * hits + 20 + 100 - hits)}, log_likelihoods=kit.likelihoods(200, seed))
+
+    cell = judged(made, task(80, 0), task(50, 1))
+    assert cell.verdict == "worse" and cell.low < cell.delta < cell.high < 0
+
+
+@pytest.mark.parametrize("metric", ["bleu", "brier_score"])
+def test_a_corpus_metric_without_a_test_is_shown_and_undecided(made: Any, kit: Any, metric: str) -> None:
+    def task(seed: int) -> Any:
+        return kit.Task({metric: [["a", "b"]] * 9}, scores={metric: 0.5 + seed}, log_likelihoods=kit.likelihoods(9, seed))
+
+    cell = judged(made, task(0), task(1))
+    assert (cell.verdict, cell.delta, cell.low) == ("undecided", 1.0, None) and "no paired test" in cell.notes[0]
+
+
+def test_a_score_that_its_samples_do_not_give_is_not_tested(made: Any, kit: Any) -> None:
+    before, after = kit.pair(400, 200, lost=60)
+    after.scores = {"acc": 0.49}
+    cell = judged(made, before, after)
+    assert cell.verdict == "undecided" and "not the mean of its samples" in cell.notes[0]
+
+
+def test_clusters_widen_the_interval(made: Any, kit: Any) -> None:
+    def cell(folder: str, **options: Any) -> Cell:
+        place = type(made)(made.root / folder)
+        return judged(place, *kit.pair(200, 100, lost=40, gained=5, fields={"passage": [i // 20 for i in range(200)]}, **options))
+
+    alone, clustered = cell("alone"), cell("clustered", metadata={"cluster_by": "passage"})
+    assert clustered.high - clustered.low > 2 * (alone.high - alone.low)
+    assert alone.verdict == "worse" and clustered.verdict == "undecided"
+
+
+class TestIncomparable:
+    """Outside one comparability key there is no delta, and the board says which field differs."""
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"version": 2.0}, "task version differ: baseline 1.0, this run 2.0"),
+            ({"shots": 5}, "few-shot examples differ: baseline 0, this run 5"),
+            ({"generation": {"max_gen_toks": 5}}, "generation arguments differ"),
+            ({"first_document": 3}, "documents differ: 3 only in the baseline, 3 only in this run"),
+        ],
+    )
+    def test_a_field_that_differs_is_named(self, made: Any, kit: Any, change: dict[str, Any], words: str) -> None:
+        before, after = kit.pair(50, 20, lost=2)
+        for name, value in change.items():
+            setattr(after, name, value)
+        cell = judged(made, before, after)
+        assert cell.verdict == "incomparable" and cell.delta is None and cell.score == 0.36
+        assert words in " ".join(cell.notes)
+
+    def test_chat_template(self, made: Any, kit: Any) -> None:
+        before, after = kit.pair(50, 20, lost=2)
+        made.run("baseline", {"sums": before})
+        path = made.run("laser", {"sums": after})
+        results = next(path.glob("results_*"))
+        results.write_text(results.read_text().replace('"chat_template_sha": null', '"chat_template_sha": "abc"'))
+        assert "chat template differ: baseline none, this run abc" in recipe_cell(made.board()).notes[0]
+
+    def test_no_samples(self, made: Any, kit: Any) -> None:
+        before, after = kit.pair(50, 20, lost=2)
+        made.run("baseline", {"sums": before})
+        next(made.run("laser", {"sums": after}).glob("samples_*")).unlink()
+        assert "this run logged no samples" in recipe_cell(made.board()).notes[0]
+
+    def test_another_filter(self, made: Any, kit: Any) -> None:
+        before, after = kit.pair(50, 20, lost=2)
+        after.filter = "strict"
+        assert "the baseline has no acc (filter strict)" in " ".join(judged(made, before, after).notes)
+
+    def test_no_baseline(self, made: Any, kit: Any) -> None:
+        made.run("laser", {"sums": kit.pair(9, 3)[1]})
+        assert made.board()[0].notes == ("no baseline run of this model has this task",)
+
+    def test_other_weights(self, made: Any, kit: Any) -> None:
+        before, after = kit.pair(50, 20, lost=2)
+        made.run("baseline", {"sums": before})
+        made.run("laser", {"sums": after}, weights={"digest_before": "ff", "digest_after": "ee"})
+        assert "other weights" in recipe_cell(made.board()).notes[0]
+
+    def test_chosen_on_the_documents_it_reports(self, made: Any, kit: Any) -> None:
+        before, after = kit.pair(50, 20, lost=2)
+        made.run("baseline", {"sums": before})
+        used = [kit.sha(json.dumps({"question": "sums 7?"}, indent=2))]
+        made.run("laser", {"sums": after}, calibration=[{"task": "sums", "split": "test", "samples": 1, "seed": 0, "documents": used}])
+        cell = recipe_cell(made.board())
+        assert cell.verdict == "incomparable" and "calibration documents are among the documents scored" in cell.notes[0] and used[0][:12] in cell.notes[0]
+
+
+def test_other_versions_are_compared_with_a_warning(made: Any, kit: Any) -> None:
+    before, after = kit.pair(400, 200, lost=60)
+    made.run("baseline", {"sums": before})
+    made.run("laser", {"sums": after}, config={"batch_size": 8}, warnings=["a matrix was skipped"])
+    cell = recipe_cell(made.board())
+    assert cell.verdict == "worse"
+    assert cell.notes == ("warning: batch size differs: baseline 1, this run 8", "warning: a matrix was skipped")
+
+
+def test_failures_are_rows_with_their_reason(made: Any, kit: Any) -> None:
+    before, after = kit.pair(9, 3)
+    made.run("baseline", {"sums": before})
+    made.failed("laser", {"sums": after})
+    nan = kit.Task({"acc": [float("nan")] * 9}, scores={"acc": float("nan")}, log_likelihoods=kit.likelihoods(9, 5))
+    made.run("svd", {"sums": nan})
+    cells = made.board()
+    assert recipe_cell(cells).verdict == recipe_cell(cells, "svd").verdict == "failed"
+    assert recipe_cell(cells).notes == ("non_finite_weight: 3 weights are NaN (layers.0.up.weight)",)
+    assert recipe_cell(cells, "svd").notes == ("the result is nan, not a number",)
+
+
+def test_a_failure_gives_way_to_the_same_specification_complete(made: Any, kit: Any) -> None:
+    before, after = kit.pair(9, 3)
+    made.run("baseline", {"sums": before})
+    made.failed("laser", {"sums": after}, folder="first-try")
+    made.run("laser", {"sums": after})
+    assert recipe_cell(made.board()).verdict != "failed"
+
+
+def test_correction_is_over_the_whole_board_whatever_is_shown(made: Any, kit: Any) -> None:
+    tasks = {f"t{i}": kit.pair(200, 100, lost=20 if i == 0 else 6, gained=8 if i == 0 else 6) for i in range(12)}
+    made.run("baseline", {name: pair[0] for name, pair in tasks.items()})
+    made.run("laser", {name: pair[1] for name, pair in tasks.items()})
+    everything, filtered = made.board(), made.board(tasks=["t0"])
+    cell = recipe_cell(everything, task="t0")
+    assert cell.p_value < 0.05 < cell.q_value and cell.verdict == "undecided"
+    assert recipe_cell(filtered, task="t0") == cell and {c.task for c in filtered} == {"t0"}
+    assert {c.recipe for c in made.board(recipes=["laser"])} == {"baseline", "laser"}
+    assert made.board(models=["other"]) == []
+
+
+class TestBaseline:
+    """Which run a cell is compared with."""
+
+    def test_the_pinned_one(self, made: Any, kit: Any) -> None:
+        first, after = kit.pair(50, 20, lost=2)
+        made.run("baseline", {"sums": first}, spec_id="one")
+        second = kit.Task({"acc": [0.0] * 50}, log_likelihoods=kit.likelihoods(50, 9))
+        made.run("baseline", {"sums": second}, spec_id="two", folder="second", started="2027-01-01T00:00:00Z", weights={})
+        made.run("laser", {"sums": after})
+        database = made.root / "board.duckdb"
+        ingest([made.root], database)
+        with open_store(database, read_only=False) as store:
+            assert recipe_cell(board(store)).baseline_score == 0.4
+            late = next(run for run in queries.runs(store) if run.spec_id == "two")
+            queries.pin_baseline(store, late.run_id, "try")
+            assert recipe_cell(board(store)).baseline_score == 0.0
+
+    def test_one_of_the_same_settings_before_an_earlier_one(self, made: Any, kit: Any) -> None:
+        before, after = kit.pair(50, 20, lost=2)
+        made.run("baseline", {"sums": kit.Task({"acc": [0.0] * 50})}, settings_id="others", folder="early", spec_id="e", started="2020-01-01T00:00:00Z")
+        made.run("baseline", {"sums": before})
+        made.run("laser", {"sums": after})
+        assert recipe_cell(made.board()).baseline_score == 0.4
+
+    def test_a_comparable_one_before_an_earlier_one(self, made: Any, kit: Any) -> None:
+        before, after = kit.pair(50, 20, lost=2)
+        shots = kit.Task({"acc": [0.0] * 50}, shots=5)
+        made.run("baseline", {"sums": shots}, folder="early", spec_id="e", started="2020-01-01T00:00:00Z")
+        made.run("baseline", {"sums": before})
+        made.run("laser", {"sums": after})
+        assert recipe_cell(made.board()).verdict != "incomparable"
+
+    def test_plain_runs_stand_in(self, made: Any, kit: Any) -> None:
+        before, after = kit.pair(400, 200, lost=60)
+        made.plain({"sums": before})
+        made.plain({"sums": after}, folder="second", config={"batch_size": 4})
+        verdicts = sorted(cell.verdict for cell in made.board())
+        assert verdicts in (["baseline", "worse"], ["baseline", "better"])
+
+    def test_any_run_may_be_named(self, made: Any, kit: Any) -> None:
+        before, after = kit.pair(400, 200, lost=60)
+        made.run("baseline", {"sums": before})
+        made.run("laser", {"sums": after})
+        named = recipe_cell(made.board()).run_id
+        assert recipe_cell(made.board(baseline_run=named[:10]), "baseline").verdict == "better"
+        with pytest.raises(UnknownRun):
+            made.board(baseline_run="zzz")
+
+    def test_models_of_one_name_are_kept_apart(self, made: Any, kit: Any) -> None:
+        before, after = kit.pair(50, 20, lost=2)
+        made.run("baseline", {"sums": before})
+        receipt = made.run("laser", {"sums": after}) / "receipt.json"
+        receipt.write_text(receipt.read_text().replace(kit.sha("tiny"), "0123456789"))
+        assert [cell.model for cell in made.board()] == ["tiny (01234567)", f"tiny ({kit.sha('tiny')[:8]})"]
+
+
+class TestCompare:
+    """Two paths, no store."""
+
+    def test_the_second_against_the_first(self, made: Any, kit: Any) -> None:
+        before, after = kit.pair(400, 200, lost=60)
+        a, b = made.plain({"sums": before}), made.plain({"sums": after}, model="another", folder="b")
+        (cell,) = compare_paths(a, b)
+        assert (cell.verdict, cell.delta) == ("worse", pytest.approx(-0.15))
+        (back,) = compare_paths(b.parent, a.parent)
+        assert (back.verdict, back.delta) == ("better", pytest.approx(0.15))
+
+    def test_what_cannot_be_compared(self, made: Any, kit: Any) -> None:
+        before, after = kit.pair(9, 3)
+        a, b = made.run("baseline", {"sums": before}), made.run("laser", {"sums": after})
+        for first, second, words in ((a, a, "the same run"), (a, made.root, "give two paths"), (a, b / "nothing", "there is nothing at this path")):
+            with pytest.raises(LeaderboardError, match=words):
+                compare_paths(first, second)
+        with pytest.raises(LeaderboardError, match="failed run"):
+            compare_paths(a, made.failed("svd", {"sums": after}))
+
+
+class TestTable:
+    """The terminal's table."""
+
+    def cells(self, made: Any, kit: Any) -> list[Cell]:
+        pairs = {"int_mult": kit.pair(400, 200, lost=60), "a_rather_long_name_of_a_task_with_many_words_in_it": kit.pair(30, 10, lost=1)}
+        made.run("baseline", {name: pair[0] for name, pair in pairs.items()})
+        made.run("laser", {name: pair[1] for name, pair in pairs.items()})
+        made.failed("eigenprune:fraction=0.1,calibration.samples=160", {name: pair[1] for name, pair in pairs.items()})
+        return made.board()
+
+    @pytest.mark.parametrize("width", [80, 120])
+    def test_fits_its_width_in_plain_ascii(self, made: Any, kit: Any, width: int) -> None:
+        text = render(self.cells(made, kit), width=width, color=False)
+        assert max(map(len, text.splitlines())) <= width and text.isascii() and "\x1b" not in text
+        for words in ("Model tiny", "worse", "undecided", "failed", "3 weights are NaN", "-0.1500 [", "needs about", "99.2%"):
+            assert words in text
+
+    def test_colour_adds_nothing_but_colour(self, made: Any, kit: Any) -> None:
+        import re
+
+        cells = self.cells(made, kit)
+        assert re.sub(r"\x1b\[[\d;]*m", "", render(cells, width=100, color=True)).split() == render(cells, width=100, color=False).split()
+
+    def test_nothing(self) -> None:
+        assert render([], width=80, color=False) == "No results to show yet."
+
+    def test_names_cannot_move_the_cursor(self, made: Any, kit: Any) -> None:
+        before, after = kit.pair(9, 3)
+        made.run("baseline", {"sums": before})
+        made.run("evil\x1b[2J\nrecipe", {"sums": after}, folder="evil")
+        text = render(made.board(), width=80, color=False)
+        assert "\x1b" not in text and "evil [2J recipe" in text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.5, "0.5000"), (-0.00001, "0.0000"), (103.7269, "103.73"), (1e6, "1.000e+06"), (None, "-"), (math.inf, "-")])
+def test_numbers(value: float | None, text: str) -> None:
+    assert wording.number(value) == text
+
+
+def test_the_package_needs_neither_torch_nor_the_harness() -> None:
+    """Statically: no module of the leaderboard imports them."""
+    import ast
+
+    folder = Path(__file__).resolve().parents[2] / "leaderboard"
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.split(".")[0] for name in names} & {"torch", "transformers", "lm_eval", "harness_ext"}, path
