@@ -7,6 +7,7 @@ two flags and our commands are added beside its. Whatever lm-eval adds later com
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 from lm_eval._cli import HarnessCLI
@@ -40,11 +41,11 @@ def _own_commands() -> list[type[SubCommand]]:
     return [Recipes, Compare, Ingest, Leaderboard, Doctor]
 
 
-def _index_tasks_of(parser, *, listing: bool) -> None:
+def _index_tasks_of(parser: argparse.ArgumentParser, *, listing: bool) -> None:
     """Let a command of lm-eval's read the task files from the index; otherwise it stays as it is."""
     execute = parser.get_default("func")
 
-    def with_index(args) -> None:
+    def with_index(args: argparse.Namespace) -> None:
         from harness_ext.task_index import installed
 
         with installed(listing=listing):
