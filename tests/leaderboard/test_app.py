@@ -1,0 +1,169 @@
+"""The pages' logic, by Streamlit's own test driver (no browser)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from leaderboard.ingest import ingest
+from leaderboard.serve import DATABASE_VARIABLE, MAIN, _config
+
+pytest.importorskip("streamlit")
+TIMEOUT = 60
+
+
+@pytest.fixture
+def database(made: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file the page looks for; the server's memory of earlier tests is cleared."""
+    from leaderboard.app import data
+
+    made.root.mkdir(parents=True, exist_ok=True)
+    path = made.root / "leaderboard.duckdb"
+    monkeypatch.setenv(DATABASE_VARIABLE, str(path))
+    monkeypatch.setattr(data, "_TIMEOUT_S", 0.2)
+    data._snapshots.clear()
+    data._details.clear()
+    return path
+
+
+@pytest.fixture
+def filled(made: Any, kit: Any, database: Path) -> Path:
+    """A board with a better, an undecided and a failed recipe on two tasks."""
+    mult, total = kit.pair(400, 200, gained=60), kit.pair(30, 10, lost=1)
+    made.run("baseline", {"int_mult": mult[0], "int_sum": total[0]})
+    made.run("laser", {"int_mult": mult[1], "int_sum": total[1]})
+    made.failed("[svd](http://example.org) <b>x</b>", {"int_mult": mult[1]}, folder="failed")
+    ingest([made.root], database)
+    return database
+
+
+def page(name: str = "board", **parameters: str) -> Any:
+    """One view of a page. The page's script is run by itself: the driver does not navigate."""
+    from streamlit.testing.v1 import AppTest
+
+    app = AppTest.from_file(str(MAIN), default_timeout=TIMEOUT)
+    for key, value in parameters.items():
+        app.query_params[key] = value
+    if name != "board":
+        app.switch_page(f"app_pages/{name}.py")
+    app.run()
+    assert not app.exception, app.exception
+    return app
+
+
+def texts(app: Any) -> str:
+    """Everything that is written on the page outside tables."""
+    kinds = ("title", "header", "subheader", "markdown", "text", "code", "caption", "warning", "error", "info")
+    return "\n".join(str(element.value) for kind in kinds for element in getattr(app, kind))
+
+
+def test_a_missing_database_explains_itself(database: Path) -> None:
+    said = texts(page())
+    assert "Nothing here yet" in said and "pretrained=demo" in said and "lm_eval ingest PATH" in said and str(database) in said
+
+
+def test_an_empty_database_explains_itself(database: Path) -> None:
+    from leaderboard.store import open_store
+
+    with open_store(database, read_only=False):
+        pass
+    assert "Nothing here yet" in texts(page())
+
+
+def test_the_board_shows_recipes_by_tasks(filled: Path) -> None:
+    app = page()
+    glance, cells = (app.dataframe[i].value for i in (0, 1))
+    assert list(glance.columns) == ["Recipe", "Kept", "int_mult", "int_sum"]
+    laser = glance[glance["Recipe"] == "laser"].iloc[0]
+    assert (laser["int_mult"], laser["Kept"]) == ("better +0.1500", "99.2%")
+    assert laser["int_sum"].startswith("undecided")
+    assert glance.iloc[0]["Recipe"] == "baseline"
+    failed = cells[cells["Verdict"] == "failed"].iloc[0]
+    assert "3 weights are NaN" in failed["Remarks"]
+    assert "1 better, 1 undecided, 1 failed" in texts(app)
+
+
+def test_filters_live_in_the_url(filled: Path) -> None:
+    app = page(task="int_sum", recipe="laser")
+    assert app.multiselect(key="task").value == ["int_sum"] and app.multiselect(key="recipe").value == ["laser"]
+    assert set(app.dataframe[1].value["Task"]) == {"int_sum"} and set(app.dataframe[1].value["Recipe"]) == {"baseline", "laser"}
+    app.multiselect(key="task").set_value(["int_mult"]).run()
+    assert set(app.dataframe[1].value["Task"]) == {"int_mult"}
+
+
+def test_the_correction_does_not_follow_the_filters(filled: Path) -> None:
+    def q_value(app: Any) -> float:
+        cells = app.dataframe[1].value
+        return float(cells[(cells["Task"] == "int_sum") & (cells["Recipe"] == "laser")]["q"].iloc[0])
+
+    assert q_value(page()) == q_value(page(task="int_sum", recipe="laser"))
+
+
+def test_a_run_page_has_command_versions_receipt_and_files(filled: Path) -> None:
+    run_id = duckdb.connect(str(filled), read_only=True).execute("SELECT run_id FROM runs JOIN variants USING (variant_id) WHERE recipe_name = 'laser'").fetchone()
+    assert run_id is not None
+    app = page("run", run=run_id[0])
+    said = texts(app)
+    assert "lm_eval run --recipe laser" in said and "receipt.json" in said and "laser on tiny" in said and "992 after" in said
+    assert list(app.dataframe[1].value["Matrix"]) == ["layers.0.up.weight"]
+    assert any("torch" in list(frame.value.get("Name", [])) for frame in app.dataframe)
+
+
+def test_a_run_that_failed_says_why(filled: Path) -> None:
+    run_id = duckdb.connect(str(filled), read_only=True).execute("SELECT run_id FROM runs WHERE status = 'failed'").fetchone()
+    assert run_id is not None
+    said = texts(page("run", run=run_id[0]))
+    assert "This run failed." in said and "3 weights are NaN" in said
+
+
+def test_names_from_files_are_never_markdown(filled: Path) -> None:
+    app = page()
+    hostile = "example.org"
+    for kind in ("title", "header", "subheader", "markdown", "caption", "warning", "error", "info"):
+        assert not any(hostile in str(element.value) for element in getattr(app, kind)), kind
+
+
+def test_an_unknown_run_says_so(filled: Path) -> None:
+    said = texts(page("run", run="feedface"))
+    assert "No such run" in said and "no run feedface" in said
+
+
+def test_busy_shows_the_last_good_data(filled: Path) -> None:
+    assert "better" in texts(page())
+    writer = duckdb.connect(str(filled))
+    try:
+        writer.execute("INSERT INTO baselines VALUES ('k', 'r', TIMESTAMP '2026-01-01', 'x')")
+        writer.execute("CHECKPOINT")
+        app = page()
+        assert "The database is busy: showing data of" in texts(app)
+        assert len(app.dataframe[1].value) == 5
+    finally:
+        writer.close()
+    assert "is busy" not in texts(page())
+
+
+def test_busy_from_the_start_is_said(filled: Path) -> None:
+    writer = duckdb.connect(str(filled))
+    try:
+        said = texts(page())
+    finally:
+        writer.close()
+    assert "The database is busy" in said and "tries again" in said
+
+
+def test_a_newer_and_a_damaged_database_are_refused(filled: Path) -> None:
+    connection = duckdb.connect(str(filled))
+    connection.execute("UPDATE schema_migrations SET number = 999")
+    connection.close()
+    assert "newer than the page" in texts(page())
+    filled.write_bytes(b"garbage")
+    assert "is not a DuckDB database" in texts(page())
+
+
+def test_the_server_is_local_and_silent() -> None:
+    config = _config("127.0.0.1", 8501, open_browser=False)
+    assert config["server.address"] == "127.0.0.1" and config["browser.gatherUsageStats"] is False
+    assert config["server.allowedHosts"] == ["127.0.0.1", "localhost", "::1"]
