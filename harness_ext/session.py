@@ -7,7 +7,9 @@ checkpoint and of the documents. The model is loaded when the first variant need
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -361,7 +363,12 @@ def _results_root(output_path: Path) -> Path:
 
 
 def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=_as_text).encode()).hexdigest()
+
+
+def _as_text(value: Any) -> str:
+    # lm-eval leaves some functions in a configuration as they are (those of fewshot_config): the text of one names its address in memory, which differs from process to process.
+    return inspect.getsource(value) if inspect.isfunction(value) else re.sub(r" at 0x[0-9a-f]+", "", str(value))
 
 
 @contextmanager
