@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from harness_ext.lm import RecipeLM
     from harness_ext.surgery import Operation
 
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
 
 @dataclass(frozen=True)
 class Outcome:

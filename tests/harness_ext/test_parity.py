@@ -78,3 +78,24 @@ def test_a_config_file(tmp_path: Path) -> None:
     evaluate("lm_eval", theirs, "--config", config)
     evaluate("harness_ext", ours, "--config", config)
     assert_equal(theirs, ours)
+
+
+def scores_and_samples(output: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    found = results(output)
+    return {key: found[key] for key in ("results", "versions", "n-shot", "higher_is_better", "n-samples", "task_hashes")}, samples(output)
+
+
+def assert_baseline_equals_plain(pretrained: str, plain_arguments: list[object], tmp_path: Path) -> None:
+    plain, ours = tmp_path / "plain", tmp_path / "ours"
+    evaluate("lm_eval", plain, "--model", "hf", "--include_path", tasks_root(), *plain_arguments)
+    evaluate("harness_ext", ours, "--model", "hf", "--model_args", f"pretrained={pretrained}", "--recipe", "baseline")
+    assert scores_and_samples(ours) == scores_and_samples(plain)
+
+
+def test_the_baseline_recipe_scores_as_plain_lm_eval(tmp_path: Path) -> None:
+    assert_baseline_equals_plain("demo", ["--model_args", f"pretrained={demo_path()}"], tmp_path)
+
+
+@pytest.mark.slow
+def test_the_baseline_recipe_scores_as_plain_lm_eval_on_real_models(real_model: Path, tmp_path: Path) -> None:
+    assert_baseline_equals_plain(str(real_model), ["--model_args", f"pretrained={real_model}"], tmp_path)
