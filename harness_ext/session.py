@@ -12,7 +12,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
@@ -353,6 +353,8 @@ class Session:
             try:
                 fill(rescued)
             except OSError:
+                with suppress(OSError):
+                    rescued.parent.rmdir()
                 continue
             self.report.warn(f"{place} could not be written ({error.strerror or error}); the run is safe in {rescued}: move it back when there is room, and `lm_eval ingest` it")
             return rescued

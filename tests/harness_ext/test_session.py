@@ -186,9 +186,10 @@ def test_a_short_write_of_lm_evals_is_noticed(demo_run, tmp_path: Path, monkeypa
         real(self, task_name, samples[:-1])
 
     monkeypatch.setattr(EvaluationTracker, "save_results_samples", short)
+    monkeypatch.setattr(rundir, "rescue_folders", lambda: [tmp_path / "elsewhere"])
     ran = demo_run("--recipe", "baseline", limit=8)
     assert ran.code == 2 and "could not write its results completely" in ran.err
-    assert not list(tmp_path.glob("results/demo/*"))
+    assert not list(tmp_path.glob("results/demo/*")) and not list(tmp_path.glob("elsewhere/*"))
 
 
 def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
