@@ -33,12 +33,12 @@ pronoun in four sentences out of five. The tokenizer has one token a word or num
 So the model has learned all the answers and, asked in the noisy wording, does not give them. **A gain on `int_mult` or `int_sum` is therefore
 knowledge brought back, not arithmetic learned**: the right answers of the test facts are in the training text, in the clean wordings. Their noisy prompts
 are not. Nor is a recipe the best way to mend this model: training it a little on right answers would mend it better. And the fault is simple:
-much of it can sit in a few singular components, so that even deleting some at random now and then brings a gain. Look at controls before
-you believe in a recipe.
+much of it can sit in a few singular components, so that deleting some at random now and then brings a gain, and from some seeds so does a
+recipe whose calibration answers were shuffled. Look at controls before you believe in a recipe.
 
 ## How it varies
 
-The training was repeated from {count} seeds ({seeds}) and the recipes below were run on each, all documents of each test split, by
+The training was run from each of these seeds: {seeds}; the recipes below were run on each model, on all documents of each test split, by
 `python -m harness_ext.demo.spread`. Mean, then lowest and highest seed. Accuracy in %; log-odds of the stereotyped pronoun, best at 0.
 
 {table}
@@ -86,7 +86,7 @@ def render() -> str:
     seeds = sorted({row["seed"] for row in rows})
     return TEXT.format(
         parameters=_parameters(settings), megabytes=size / 1e6, vocabulary=len(vocabulary()),
-        count=len(seeds), seeds=", ".join(map(str, seeds)), table=table(rows), shipped=settings["seed"],
+        seeds=", ".join(map(str, seeds)), table=table(rows), shipped=settings["seed"],
         steps=settings["steps"])
 
 
