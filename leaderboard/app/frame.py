@@ -99,9 +99,9 @@ def cell_rows(cells: Sequence[Cell], *, with_model: bool) -> list[dict[str, Any]
             "Kept": percent(cell.parameters_kept),
             "Remarks": remarks(cell),
             "Metric": plain(metric_name(cell)),
-            "Documents": cell.n,
+            "Documents": "-" if cell.n is None else f"{cell.n:,}",
             "Lost / gained": "-" if cell.lost is None else f"{cell.lost} / {cell.gained}",
-            "q": None if cell.q_value is None else round(cell.q_value, 4),
+            "q": number(cell.q_value),
         }
         for cell in cells
     ]

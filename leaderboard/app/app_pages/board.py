@@ -83,19 +83,19 @@ def show_forest(cells: Sequence[Cell]) -> None:
 def show_table(cells: Sequence[Cell]) -> None:
     """All numbers; a click on a row opens its run."""
     st.subheader("All results", anchor=False)
-    st.caption("Select a row (the box at its left) to open its run: command, versions, receipt, files.")
+    st.caption("Click a recipe's name, or tick the box at its left, to open the run: command, versions, receipt, files.")
     picked = st.dataframe(
         frame.tinted(frame.cell_rows(cells, with_model=False), ["Verdict"]),
         hide_index=True,
         width="stretch",
         key="cells",
         on_select="rerun",
-        selection_mode="single-row",
-        column_config={"Remarks": st.column_config.TextColumn(width="medium"), "q": st.column_config.NumberColumn(format="%.4f")},
+        selection_mode=["single-row", "single-cell"],
+        column_config={"Remarks": st.column_config.TextColumn(width="medium")},
     )
-    rows = picked["selection"]["rows"]
-    if rows and rows[0] < len(cells):
-        st.switch_page("app_pages/run.py", query_params={"run": cells[rows[0]].run_id})
+    chosen_rows = [*picked["selection"]["rows"], *(row for row, column in picked["selection"]["cells"] if column == "Recipe")]
+    if chosen_rows and chosen_rows[0] < len(cells):
+        st.switch_page("app_pages/run.py", query_params={"run": cells[chosen_rows[0]].run_id})
 
 
 def show_rejections(snapshot: data.Snapshot) -> None:

@@ -1,0 +1,136 @@
+"""The page in a real Chromium: it loads without reaching anywhere else, links lead to runs, a busy database keeps the view.
+
+Run with `-m browser`; skipped where Chromium or Playwright is absent (`CHROMIUM` names another executable).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from leaderboard.ingest import ingest
+
+pytestmark = pytest.mark.browser
+FLAGS = ["--no-sandbox", "--disable-background-networking", "--headless"]
+WAIT_MS = 20_000
+
+
+@pytest.fixture
+def database(made: Any, kit: Any) -> Path:
+    """A board with one recipe on two tasks, and one whose name tries to be markup."""
+    mult, total = kit.pair(400, 200, gained=60), kit.pair(30, 10, lost=1)
+    made.run("baseline", {"int_mult": mult[0], "int_sum": total[0]})
+    made.run("laser", {"int_mult": mult[1], "int_sum": total[1]})
+    made.failed("<img src=x onerror=alert(1)>", {"int_mult": mult[1]}, folder="failed")
+    path: Path = made.root / "leaderboard.duckdb"
+    ingest([made.root], path)
+    return path
+
+
+@pytest.fixture
+def address(database: Path) -> Iterator[str]:
+    """A running server."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    command = [sys.executable, "-m", "leaderboard", "--database", str(database), "--port", str(port)]
+    server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(url, server)
+        yield url
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(timeout=20)
+
+
+def wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
+    """Until the server answers."""
+    for _ in range(300):
+        assert server.poll() is None, "the server ended"
+        try:
+            urllib.request.urlopen(f"{url}/_stcore/health", timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError("the server does not answer")
+
+
+@pytest.fixture
+def page() -> Iterator[Any]:
+    """A browser page."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    executable = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if executable is None:
+        pytest.skip("no Chromium")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=executable, args=FLAGS)
+        yield browser.new_page(viewport={"width": 1280, "height": 900})
+        browser.close()
+
+
+def test_the_page_in_a_browser(address: str, database: Path, page: Any) -> None:
+    outside, dialogs = [], []
+    page.on("request", lambda request: outside.append(request.url) if "127.0.0.1" not in request.url and request.url.startswith("http") else None)
+    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+
+    # A filter comes from the URL, and a change of it goes there.
+    page.goto(f"{address}/?task=int_mult")
+    page.get_by_text("All results").wait_for(timeout=WAIT_MS)
+    page.get_by_text("1 better, 1 failed").wait_for(timeout=WAIT_MS)
+    page.locator('[data-testid="stVegaLiteChart"]').first.wait_for(timeout=WAIT_MS)
+    assert page.locator('[data-testid="stVegaLiteChart"]').count() == 1
+    page.get_by_role("button", name="Clear all").first.click()
+    page.get_by_text("1 better, 1 undecided, 1 failed").wait_for(timeout=WAIT_MS)
+    assert "task=" not in page.url
+
+    page.get_by_text("All results").click()  # the first click elsewhere closes the list of tasks
+
+    # A click on a recipe leads to its run, which has a URL of its own.
+    table = page.locator('[data-testid="stDataFrame"]').nth(1)
+    table.wait_for(timeout=WAIT_MS)
+    table.scroll_into_view_if_needed()
+    page.wait_for_timeout(1000)  # the table is drawn on a canvas: there is nothing in it to wait for
+    box = table.bounding_box()
+    page.mouse.click(box["x"] + 140, box["y"] + 35 * 3 + 17)
+    page.wait_for_url("**/run?run=*", timeout=WAIT_MS)
+    page.get_by_text("Receipt", exact=True).wait_for(timeout=WAIT_MS)
+    where = page.url
+    page.goto(where)
+    page.get_by_text("on tiny").first.wait_for(timeout=WAIT_MS)
+
+    # Back, and a busy database keeps what was shown.
+    page.goto(address)
+    page.get_by_text("All results").wait_for(timeout=WAIT_MS)
+    writer = duckdb.connect(str(database))
+    try:
+        writer.execute("INSERT INTO baselines VALUES ('k', 'r', TIMESTAMP '2026-01-01', 'x')")
+        writer.execute("CHECKPOINT")
+        page.get_by_text("The database is busy: showing data of").wait_for(timeout=WAIT_MS)
+        assert page.get_by_text("All results").count() == 1
+    finally:
+        writer.close()
+    page.get_by_text("The database is busy").wait_for(state="detached", timeout=WAIT_MS)
+
+    assert outside == [] and dialogs == []
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_sticks_out(address: str, page: Any, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(address)
+    page.get_by_text("All results").wait_for(timeout=WAIT_MS)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
