@@ -39,7 +39,7 @@ class RecipeLM(HFLM):
     """
 
     def __init__(self, pretrained: str = "demo", recipe: str | None = None, **kwargs: Any) -> None:
-        self._asked = parse_recipe(recipe) if recipe else None
+        asked = parse_recipe(recipe) if recipe else None
         self.bars = True
         self.applied: Recipe | None = None
         self.operation: Operation | None = None
@@ -49,12 +49,9 @@ class RecipeLM(HFLM):
 
             pretrained = str(demo_path())
         super().__init__(pretrained=pretrained, **kwargs)
-
-    def _create_model(self, *args: Any, **kwargs: Any) -> None:
-        super()._create_model(*args, **kwargs)
-        if self._asked is not None and not self._asked.is_baseline:
-            self.model.eval()
-            self.apply(self._asked, _documents_of_named_tasks)
+        # Not in `_create_model`, which lm-eval runs before it knows how to tokenise calibration documents.
+        if asked is not None and not asked.is_baseline:
+            self.apply(asked, _documents_of_named_tasks)
 
     def get_model_info(self) -> dict[str, Any]:
         """lm-eval's facts about the model, plus the recipe that was applied and the digest of the weights as they are."""
