@@ -9,6 +9,7 @@ import streamlit as st
 
 from leaderboard.app import data, forest, frame
 from leaderboard.board import BASELINE, VERDICTS, Cell
+from leaderboard.untrusted import digest
 from leaderboard.wording import direction, metric_name, plain
 
 PLOTS = 12
@@ -60,7 +61,7 @@ def show_glance(cells: Sequence[Cell]) -> None:
     """The matrix of recipes and tasks."""
     st.subheader("At a glance", anchor=False)
     rows = frame.glance(cells)
-    st.dataframe(frame.tinted(rows, [name for name in rows[0] if name not in ("Recipe", "Kept")]), hide_index=True, width="stretch", key="glance")
+    st.dataframe(frame.tinted(rows, [name for name in rows[0] if name not in ("Recipe", "Kept")]), hide_index=True, width="stretch", key=f"glance {_content(cells)}")
 
 
 def show_forest(cells: Sequence[Cell]) -> None:
@@ -88,7 +89,7 @@ def show_table(cells: Sequence[Cell]) -> None:
         frame.tinted(frame.cell_rows(cells, with_model=False), ["Verdict"]),
         hide_index=True,
         width="stretch",
-        key="cells",
+        key=f"cells {_content(cells)}",
         on_select="rerun",
         selection_mode=["single-row", "single-cell"],
         column_config={"Remarks": st.column_config.TextColumn(width="medium")},
@@ -96,6 +97,11 @@ def show_table(cells: Sequence[Cell]) -> None:
     chosen_rows = [*picked["selection"]["rows"], *(row for row, column in picked["selection"]["cells"] if column == "Recipe")]
     if chosen_rows and chosen_rows[0] < len(cells):
         st.switch_page("app_pages/run.py", query_params={"run": cells[chosen_rows[0]].run_id})
+
+
+def _content(cells: Sequence[Cell]) -> str:
+    """A key that changes with what a table shows: a table that is given other rows keeps its old widths and loses a click."""
+    return digest([[cell.run_id, cell.task] for cell in cells])[:16]
 
 
 def show_rejections(snapshot: data.Snapshot) -> None:
