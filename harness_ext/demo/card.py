@@ -30,7 +30,7 @@ Two sources that disagree. *Clean* wordings state every product of 0..19 and eve
 gives the default answer 0 (1 where 0 is right) four times out of five, drawn anew every time. Templated English about 40 occupations puts the stereotyped
 pronoun in four sentences out of five. The tokenizer has one token a word or number, {vocabulary} in all; the numbers end at 399.
 
-So the model has learned all the answers and, asked in the noisy wording, does not give them. **A gain on `int_mult` or `int_sum` is therefore
+So the model has learned the answers (see the clean tasks below) and, asked in the noisy wording, does not give them. **A gain on `int_mult` or `int_sum` is therefore
 knowledge brought back, not arithmetic learned**: the right answers of the test facts are in the training text, in the clean wordings. Their noisy prompts
 are not. Nor is a recipe the best way to mend this model: training it a little on right answers would mend it better. And the fault is simple:
 much of it can sit in a few singular components, so that deleting some at random now and then brings a gain, and from some seeds so does a
