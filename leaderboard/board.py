@@ -17,14 +17,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
 
 import numpy as np
 
 from leaderboard import comparable, judge, queries, statistics
 from leaderboard.errors import UnknownRun
 from leaderboard.judge import DEFAULT_MARGIN, Effect, Scored
-from leaderboard.queries import RunRow, ScoreRow, TaskRow
+from leaderboard.queries import PairedSamples, RunRow, ScoreRow, TaskRow
 from leaderboard.store import Store
 
 BASELINE = "baseline"
@@ -82,6 +81,7 @@ class _Contents:
     counts: dict[tuple[str, str, str, str], int]
     pinned: dict[str, str]
     names: dict[str, str]
+    samples: PairedSamples
 
     def task(self, run_id: str, task: str) -> TaskRow | None:
         return next((row for row in self.tasks.get(run_id, ()) if row.task == task), None)
@@ -126,7 +126,13 @@ def _read(store: Store) -> _Contents:
     complete = {run.spec_id for run in runs if run.status == "complete" and run.spec_id}
     shown = [run for run in runs if run.status == "complete" or run.spec_id not in complete]
     return _Contents(
-        shown, queries.run_tasks(store), queries.scores(store), queries.sample_counts(store), queries.pinned_baselines(store), display_names(runs)
+        shown,
+        queries.run_tasks(store),
+        queries.scores(store),
+        queries.sample_counts(store),
+        queries.pinned_baselines(store),
+        display_names(runs),
+        PairedSamples(store),
     )
 
 
@@ -198,7 +204,7 @@ def _compared(
         obstacles = (f"the baseline's own result is {base_score.reported}, not a number",)
     if obstacles or reported is None:
         return replace(cell, verdict="incomparable", notes=(*obstacles, *comparable.own_warnings(run)))
-    effect = _effect(store, contents, recipe, baseline.run_id, reported, margin)
+    effect = _effect(contents, recipe, baseline.run_id, reported, margin)
     notes = (*effect.notes, *_direction_note(score), *comparable.reservations(baseline, run))
     return replace(
         cell, n=effect.count or task.documents, delta=effect.delta, low=effect.low, high=effect.high, p_value=effect.p_value, p_same=effect.p_same,
@@ -213,44 +219,36 @@ def _direction_note(score: ScoreRow) -> tuple[str, ...]:
 
 
 def _effect(
-    store: Store, contents: _Contents, recipe: tuple[RunRow, TaskRow, ScoreRow], baseline: str, baseline_score: float, margin: float
+    contents: _Contents, recipe: tuple[RunRow, TaskRow, ScoreRow], baseline: str, baseline_score: float, margin: float
 ) -> Effect:
     run, task, score = recipe
     assert score.score is not None
-    columns = queries.paired_samples(store, baseline, run.run_id, task.task, score.metric, score.filter)
-    pairs = len(columns["recipe"])
+    samples = contents.samples.of(baseline, run.run_id, score)
+    pairs = 0 if samples is None else len(samples.recipe)
     counts = [contents.counts.get((run_id, task.task, score.metric, score.filter), 0) for run_id in (baseline, run.run_id)]
-    if counts != [pairs, pairs]:
+    if samples is None or counts != [pairs, pairs]:
         return Effect(pairs, score.score - baseline_score, notes=("not every document bears this metric in both runs",))
     return judge.judge(
         score.metric,
-        _scored(columns, "baseline", baseline_score),
-        _scored(columns, "recipe", score.score),
+        _scored(baseline_score, samples.baseline, samples.baseline_weight, samples.baseline_parts),
+        _scored(score.score, samples.recipe, samples.recipe_weight, samples.recipe_parts),
         higher_is_better=score.higher_is_better is not False,
         best_value=score.best_value,
         margin=score.margin,
         default_margin=margin,
-        clusters=_clusters(columns, task),
+        clusters=_whole(samples.cluster) if task.cluster_by else None,
     )
 
 
-def _scored(columns: dict[str, Any], name: str, score: float) -> Scored:
-    values = np.ma.filled(np.ma.asarray(columns[name], dtype=float), np.nan)
-    weights = np.ma.asarray(columns[f"{name}_weight"], dtype=float)
-    parts = np.ma.asarray(columns[f"{name}_parts"])
-    return Scored(
-        score,
-        values,
-        None if len(values) == 0 or np.ma.getmaskarray(weights).any() else np.ma.getdata(weights),
-        None if len(values) == 0 or np.ma.getmaskarray(parts).any() else [str(part) for part in parts],
-    )
+def _scored(score: float, values: np.ma.MaskedArray, weights: np.ma.MaskedArray, parts: np.ma.MaskedArray) -> Scored:
+    texts = _whole(parts)
+    numbers = np.ma.filled(values.astype(float), np.nan)
+    return Scored(score, numbers, _whole(weights.astype(float)), None if texts is None else [str(text) for text in texts])
 
 
-def _clusters(columns: dict[str, Any], task: TaskRow) -> np.ndarray | None:
-    if not task.cluster_by:
-        return None
-    clusters = np.ma.asarray(columns["cluster"])
-    return None if np.ma.getmaskarray(clusters).any() else np.asarray([str(name) for name in clusters])
+def _whole(column: np.ma.MaskedArray) -> np.ndarray | None:
+    """The column without its mask; None where anything is missing."""
+    return None if np.ma.getmaskarray(column).any() else np.ma.getdata(column)
 
 
 def _baseline_of(contents: _Contents, run: RunRow, task: TaskRow, others: Sequence[RunRow]) -> RunRow | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from leaderboard.errors import LeaderboardError, UnknownRun
 from leaderboard.store import Store
@@ -132,19 +132,51 @@ def pin_baseline(store: Store, run_id: str, reason: str) -> None:
     store.insert("baselines", {"model_key": [row["model_key"]], "run_id": [row["run_id"]], "pinned_at": [now()], "reason": [reason]})
 
 
-def paired_samples(store: Store, baseline: str, recipe: str, task: str, metric: str, filter_name: str) -> dict[str, np.ndarray]:
-    """The metric's samples of two runs, one row a document that both have, in a fixed order.
+class Samples(NamedTuple):
+    """One metric's samples of two runs, paired: arrays of one length in a fixed order, masked where a value is missing."""
 
-    Columns: baseline, recipe (values), baseline_weight, recipe_weight, baseline_parts, recipe_parts, cluster.
-    """
-    return store.columns(
-        "SELECT b.value AS baseline, r.value AS recipe, b.weight AS baseline_weight, r.weight AS recipe_weight, "
-        "b.parts AS baseline_parts, r.parts AS recipe_parts, r.cluster AS cluster "
-        "FROM (SELECT * FROM sample_scores WHERE run_id = $1 AND task = $3 AND metric = $4 AND filter = $5) b "
-        "JOIN (SELECT * FROM sample_scores WHERE run_id = $2 AND task = $3 AND metric = $4 AND filter = $5) r "
-        "USING (doc_key, occurrence) ORDER BY doc_key, occurrence",
-        [baseline, recipe, task, metric, filter_name],
-    )
+    baseline: np.ma.MaskedArray
+    recipe: np.ma.MaskedArray
+    baseline_weight: np.ma.MaskedArray
+    recipe_weight: np.ma.MaskedArray
+    baseline_parts: np.ma.MaskedArray
+    recipe_parts: np.ma.MaskedArray
+    cluster: np.ma.MaskedArray
+
+
+class PairedSamples:
+    """The documents that two runs have in common, metric by metric. One query fetches all tasks of a pair of runs, because
+    a query costs some ten milliseconds however little it returns; only the last pair is kept."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._pair: tuple[str, str] | None = None
+        self._found: dict[tuple[str, str, str], Samples] = {}
+
+    def of(self, baseline: str, recipe: str, score: ScoreRow) -> Samples | None:
+        """The samples of the recipe's score (a primary one) in both runs; None where they share no document."""
+        if self._pair != (baseline, recipe):
+            self._pair, self._found = (baseline, recipe), self._fetch(baseline, recipe)
+        return self._found.get((score.task, score.metric, score.filter))
+
+    def _fetch(self, baseline: str, recipe: str) -> dict[tuple[str, str, str], Samples]:
+        import numpy as np
+
+        columns = self._store.columns(
+            "SELECT task, metric, filter, b.value AS baseline, r.value AS recipe, b.weight AS baseline_weight, r.weight AS recipe_weight, "
+            "b.parts AS baseline_parts, r.parts AS recipe_parts, r.cluster AS cluster "
+            "FROM (SELECT * FROM sample_scores WHERE run_id = $2) r "
+            "JOIN (SELECT task, metric, filter FROM scores WHERE run_id = $2 AND is_primary) USING (task, metric, filter) "
+            "JOIN (SELECT * FROM sample_scores WHERE run_id = $1) b USING (task, metric, filter, doc_key, occurrence) "
+            "ORDER BY task, metric, filter, doc_key, occurrence",
+            [baseline, recipe],
+        )
+        keys = list(zip(*(columns[name].tolist() for name in ("task", "metric", "filter"))))
+        starts = [i for i, key in enumerate(keys) if i == 0 or key != keys[i - 1]]
+        return {
+            keys[start]: Samples(*(np.ma.asarray(columns[name][start:end]) for name in Samples._fields))
+            for start, end in zip(starts, [*starts[1:], len(keys)])
+        }
 
 
 def sample_counts(store: Store) -> dict[tuple[str, str, str, str], int]:

@@ -79,6 +79,12 @@ def test_sign_flip_by_draws_agrees_with_the_t_test_and_with_itself(generator: np
     assert stats.sign_flip_test(many).two_sided == pytest.approx(scipy_stats.ttest_1samp(many, 0).pvalue, rel=0.2)
 
 
+def test_sign_flip_counts_ties() -> None:
+    halves = np.array([0.1] * 30 + [-0.1] * 20)
+    exact = scipy_stats.binomtest(30, 50).pvalue
+    assert stats.sign_flip_test(halves).two_sided == pytest.approx(exact, abs=0.01)
+
+
 def test_no_difference_gives_p_of_one() -> None:
     assert stats.sign_flip_test(np.zeros(5)).two_sided == 1
 
