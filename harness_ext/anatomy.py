@@ -28,7 +28,6 @@ ROLES = ATTENTION + MLP
 GROUPS: Mapping[str, str] = {
     "attn": "the attention matrices",
     "mlp": "the MLP matrices",
-    "mlp_in": "the first MLP matrix: gate_proj where there is one, up_proj otherwise (LASER's U_in)",
     "all": "attn and mlp",
 }
 
@@ -209,8 +208,6 @@ class Anatomy:
 
     def _matching(self, pattern: str) -> list[Matrix]:
         roles = {"attn": ATTENTION, "mlp": MLP, "all": ROLES}.get(pattern, (pattern,))
-        if pattern == "mlp_in":
-            roles = ("gate_proj",) if "gate_proj" in self.roles else ("up_proj",)
         by_role = [matrix for matrix in self.matrices if matrix.role in roles]
         if by_role or pattern in ROLES or pattern in GROUPS:
             return by_role

@@ -80,22 +80,20 @@ def save(evaluated: Mapping[str, Any], folder: Path, config: RunConfig) -> None:
     tracker.save_results_aggregated(results=results, samples=samples)
     for task in results["configs"]:
         tracker.save_results_samples(task_name=task, samples=samples[task])
-    _read_back(folder, {task: len(samples[task]) for task in results["configs"]})
+    _read_back(folder, tracker.date_id, {task: len(samples[task]) for task in results["configs"]})
     if tracker.push_results_to_hub or tracker.push_samples_to_hub:
         tracker.recreate_metadata_card()
     _log_elsewhere(config, results, samples)
 
 
-def _read_back(folder: Path, counts: Mapping[str, int]) -> None:
+def _read_back(folder: Path, date: str, counts: Mapping[str, int]) -> None:
     try:
-        (path,) = folder.glob("results_*.json")
-        json.loads(path.read_text(encoding="utf-8"))
+        json.loads((folder / f"results_{date}.json").read_text(encoding="utf-8"))
         for task, count in counts.items():
-            (path,) = folder.glob(f"samples_{task}_*.jsonl")
-            with path.open("rb") as file:
+            with (folder / f"samples_{task}_{date}.jsonl").open("rb") as file:
                 if sum(1 for line in file if line.endswith(b"\n")) != count:
                     raise ValueError("short")
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         raise OSError(f"lm-eval could not write its results completely to {folder}") from error
 
 

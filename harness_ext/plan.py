@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from harness_ext.anatomy import Anatomy, Matrix
 from harness_ext.checkpoint import Checkpoint
 from harness_ext.errors import UserError
-from harness_ext.methods import registered_methods
+from harness_ext.methods import STATISTICS_OF_COMPONENTS, registered_methods
 from harness_ext.receipt import stored_parameters
 from harness_ext.recipe import Recipe, Step
 
@@ -146,5 +146,5 @@ def _held_factors(matrices: Sequence[PlannedMatrix]) -> int:
     from harness_ext.evidence import FACTOR_BYTES
 
     methods = registered_methods()
-    shapes: Mapping[str, tuple[int, int]] = {item.matrix.key: item.matrix.shape for item in matrices if "component_effects" in methods[item.method].statistics}
+    shapes: Mapping[str, tuple[int, int]] = {item.matrix.key: item.matrix.shape for item in matrices if methods[item.method].statistics & STATISTICS_OF_COMPONENTS}
     return min(FACTOR_BYTES, sum(_FP32 * min(shape) * sum(shape) for shape in shapes.values()))

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from harness_ext.anatomy import Matrix
 from harness_ext.errors import UserError
 from harness_ext.evidence.documents import LabelledDocument
-from harness_ext.evidence.statistics import CounterfactualEffects, InputMean, Statistic
+from harness_ext.evidence.statistics import AblationEffects, CounterfactualEffects, InputMean, Statistic
+from harness_ext.methods import STATISTICS_OF_COMPONENTS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -53,13 +54,13 @@ def gather(
 
     decompose: gives the factors of a matrix, called once each. progress: told the number of documents done.
 
-    Raises UserError where a batch of one cannot give what is asked (`component_effects` compares examples of a batch), or where the loss is not finite.
+    Raises UserError where a batch of one cannot give what is asked (`counterfactual_effects` compares examples of a batch), or where the loss is not finite.
     """
-    if "component_effects" in names and (batch_size < 2 or len(documents) < 2):
-        raise UserError("component_effects compares each document with the next of its batch: set calibration.batch_size and calibration.samples to 2 or more")
+    if "counterfactual_effects" in names and (batch_size < 2 or len(documents) < 2):
+        raise UserError("counterfactual_effects compares each document with the next of its batch: set calibration.batch_size and calibration.samples to 2 or more")
     batches = list(_batches(lm, documents, batch_size))
     gathered: dict[str, dict[str, Tensor]] = {}
-    for group in _groups(matrices, with_factors="component_effects" in names):
+    for group in _groups(matrices, with_factors=bool(names & STATISTICS_OF_COMPONENTS)):
         watched = [_Watched(matrix, _start(names, matrix, decompose)) for matrix in group]
         _one_pass(lm, watched, batches, progress)
         gathered |= {item.matrix.key: {name: statistic.result() for name, statistic in item.statistics.items()} for item in watched}
@@ -68,13 +69,14 @@ def gather(
 
 def passes(matrices: Sequence[Matrix], names: frozenset[str]) -> int:
     """How many passes over the documents `gather` will make."""
-    return len(list(_groups(matrices, with_factors="component_effects" in names)))
+    return len(list(_groups(matrices, with_factors=bool(names & STATISTICS_OF_COMPONENTS))))
 
 
 def _start(names: frozenset[str], matrix: Matrix, decompose: Callable[[Matrix], Svd]) -> dict[str, Statistic]:
     makers: dict[str, Callable[[], Statistic]] = {
         "input_mean": InputMean,
-        "component_effects": lambda: CounterfactualEffects(decompose(matrix)),
+        "counterfactual_effects": lambda: CounterfactualEffects(decompose(matrix)),
+        "ablation_effects": lambda: AblationEffects(decompose(matrix)),
     }
     return {name: makers[name]() for name in sorted(names)}
 

@@ -60,9 +60,6 @@ def document_hash(document: Any) -> str:
 
 def why_unfit(task: Task, split: str) -> str | None:
     """Why a task cannot give labelled documents from this split, or None if it can."""
-    metadata = task.config.metadata if isinstance(task.config.metadata, dict) else {}
-    if metadata.get("best_value"):
-        return "has no right answers: its metrics are best in the middle"
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
         return "scores whole texts and has no answers"
     if not (task.has_training_docs() if split == "train" else task.has_validation_docs()):
@@ -72,9 +69,17 @@ def why_unfit(task: Task, split: str) -> str | None:
     return None
 
 
+def _why_not_by_itself(task: Task, split: str) -> str | None:
+    """As `why_unfit`, for a task that nobody named: one without right answers must be asked for."""
+    metadata = task.config.metadata if isinstance(task.config.metadata, dict) else {}
+    if metadata.get("best_value"):
+        return "has no right answers, since its metrics are best in the middle, and must be named to be used"
+    return why_unfit(task, split)
+
+
 def fit_tasks(tasks: Mapping[str, Task], split: str) -> list[str]:
-    """The tasks that can give labelled documents from this split, in order."""
-    return [name for name, task in tasks.items() if why_unfit(task, split) is None]
+    """The tasks that `evaluated` stands for: those that can give labelled documents with right answers from this split, in order."""
+    return [name for name, task in tasks.items() if _why_not_by_itself(task, split) is None]
 
 
 def draw_documents(
@@ -90,7 +95,7 @@ def draw_documents(
     if EVALUATED in names or not names:
         names = tuple(fit_tasks(tasks, calibration.split))
         if not names:
-            reasons = "; ".join(f"{name} {why_unfit(task, calibration.split)}" for name, task in tasks.items())
+            reasons = "; ".join(f"{name} {_why_not_by_itself(task, calibration.split)}" for name, task in tasks.items())
             raise UserError(f"{where}calibration: no evaluated task can give labelled documents ({reasons}); name one that can: calibration.task=TASK")
     for name in names:
         if name not in tasks:

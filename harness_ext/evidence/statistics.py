@@ -70,3 +70,31 @@ class CounterfactualEffects:
         """The running maximum, `[r]`, fp32."""
         assert self._maximum is not None, "no pair of real tokens was seen"
         return self._maximum
+
+
+class AblationEffects:
+    """How much the loss changes, to first order, if one singular component always saw the mean input: the effect of removing it and keeping the mean output.
+
+    `E[i] = mean over tokens of <g, u_i> s_i (v_i . (x_mean - x))`, `[r]`; negative where the removal helps. One pass suffices, since the sum splits into
+    `sum <g, u_i> (v_i . x_mean) - sum <g, u_i> (v_i . x)`. This is our reconstruction: the gradient of a singular value, `dL/ds_i = u_i^T G v_i`, with centred inputs.
+    """
+
+    def __init__(self, svd: Svd) -> None:
+        self._svd = svd
+        self._sums: tuple[Tensor, Tensor, Tensor] | None = None
+        self._tokens = 0
+
+    def update(self, inputs: Tensor, gradients: Tensor, real: Tensor) -> None:
+        """See `Statistic`."""
+        left = (gradients[real] @ self._svd.u.to(gradients)).double()
+        right = (inputs[real] @ self._svd.vh.T.to(inputs)).double()
+        new = (left.sum(0), right.sum(0), (left * right).sum(0))
+        self._sums = new if self._sums is None else tuple(old + more for old, more in zip(self._sums, new, strict=True))
+        self._tokens += left.shape[0]
+
+    def result(self) -> Tensor:
+        """The mean over all real tokens, `[r]`, fp32."""
+        assert self._sums is not None, "no batch was seen"
+        left, right, products = self._sums
+        effects = self._svd.s.to(left) * (left * right / self._tokens - products) / self._tokens
+        return effects.float()

@@ -27,8 +27,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
-STATISTICS = frozenset({"component_effects", "input_mean"})
-"""Statistics of calibration documents that a method may ask for by naming an argument so; `harness_ext.evidence` gathers them."""
+STATISTICS_OF_COMPONENTS = frozenset({"counterfactual_effects", "ablation_effects"})
+STATISTICS = STATISTICS_OF_COMPONENTS | {"input_mean"}
+"""Statistics of calibration documents that a method may ask for by naming an argument so; `harness_ext.evidence` gathers them. Those of components need the factors of the matrix meanwhile."""
 
 ENGINE_ARGUMENTS = frozenset({"svd", "keep", "generator"}) | STATISTICS
 

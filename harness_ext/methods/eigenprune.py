@@ -1,7 +1,7 @@
-"""Eigenpruning: removing the singular components that matter least to the answers (arXiv:2404.03147).
+"""Pruning by effect: removing the singular components that the answers can do without (arXiv:2404.03147, and a variant of ours).
 
-What the released code does differently, and why we do not: it takes inputs before normalisation or activation, shifts the bias per position of the last batch only, and scores nothing at batch size one.
-Here inputs are the matrix's own, the mean is over all real tokens, and the maximum runs over every batch.
+What the released code of the paper does differently, and why we do not: it takes inputs before normalisation or activation, shifts the bias per position of the last batch only, and scores nothing
+at batch size one. Here inputs are the matrix's own, the mean is over all real tokens, and the maximum runs over every batch.
 """
 
 from __future__ import annotations
@@ -15,19 +15,38 @@ from harness_ext.methods import Edit, Svd, method
 if TYPE_CHECKING:
     from torch import Tensor
 
+Fraction = Annotated[float, Field(gt=0, lt=1)]
 
-@method(summary="Remove the singular components with the smallest effect on the answers.")
-def eigenprune(weight: Tensor, /, *, svd: Svd, component_effects: Tensor, input_mean: Tensor, fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2) -> Edit:
-    """Drop `floor(fraction * r)` components, those of lowest effect, and keep the mean output: `b' = b + W_removed x_mean`.
 
-    component_effects: `[r]`, the largest first-order effect of each component (`CounterfactualEffects`). input_mean: `[n]`. Equal effects are dropped from the smaller singular value on.
+def without_lowest(svd: Svd, effects: Tensor, input_mean: Tensor, fraction: float) -> Edit:
+    """Drop `floor(fraction * r)` components, those of lowest effect `[r]`, and keep the mean output: `b' = b + W_removed x_mean`.
+
+    Equal effects are dropped from the smaller singular value on.
     """
     count = int(fraction * len(svd.s) + 1e-9)
     # A stable sort of the reversed order puts, among equals, the last component first.
-    order = component_effects.flip(0).argsort(stable=True)
+    order = effects.flip(0).argsort(stable=True)
     removed = (len(svd.s) - 1) - order[:count]
-    kept = component_effects.new_ones(len(svd.s), dtype=bool)
+    kept = effects.new_ones(len(svd.s), dtype=bool)
     kept[removed] = False
     left = svd.u * svd.s
     shift = left[:, ~kept] @ (svd.vh[~kept] @ input_mean)
     return Edit(left[:, kept], svd.vh[kept], shift)
+
+
+@method(summary="Remove the components whose corruption never raises the loss much.")
+def eigenprune(weight: Tensor, /, *, svd: Svd, counterfactual_effects: Tensor, input_mean: Tensor, fraction: Fraction = 0.2) -> Edit:
+    """The paper's rule: a component is worth the largest first-order effect, over documents and tokens, of seeing another document's input.
+
+    counterfactual_effects: `[r]` (see `CounterfactualEffects`). input_mean: `[n]`. fraction: of the components of each matrix, or head.
+    """
+    return without_lowest(svd, counterfactual_effects, input_mean, fraction)
+
+
+@method(summary="Remove the components whose removal lowers the loss most, to first order.")
+def ablation_prune(weight: Tensor, /, *, svd: Svd, ablation_effects: Tensor, input_mean: Tensor, fraction: Fraction = 0.02) -> Edit:
+    """Ours: as `eigenprune`, but a component is worth the mean effect of exactly the edit that is made, its removal with the mean output kept.
+
+    ablation_effects: `[r]` (see `AblationEffects`). input_mean: `[n]`. fraction: of the components of each matrix, or head.
+    """
+    return without_lowest(svd, ablation_effects, input_mean, fraction)

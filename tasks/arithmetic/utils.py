@@ -12,11 +12,10 @@ adds no target delimiter to `loglikelihood` requests.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from datasets import DatasetDict
 
 SPLIT_SEED = 0
@@ -60,21 +59,20 @@ def addition_facts() -> Split:
     return _split(100, lambda i, j: i + j)
 
 
-def _dataset(split: Split) -> DatasetDict:
+FACTS: dict[str, Callable[[], Split]] = {"multiplication": multiplication_facts, "addition": addition_facts}
+
+
+def facts(operation: str, prompt: str, **metadata: Any) -> DatasetDict:
+    """lm-eval's `custom_dataset`: the facts of an operation, each worded by `prompt`, a format string over left and right.
+
+    `metadata` is the task's, which changes nothing.
+    """
     from datasets import Dataset, DatasetDict
 
-    return DatasetDict({name: Dataset.from_list([fact._asdict() for fact in facts])
-                        for name, facts in split._asdict().items()})
+    def document(fact: Fact) -> dict[str, Any]:
+        return {**fact._asdict(), "prompt": prompt.format(left=fact.left, right=fact.right), "target": f" {fact.answer}"}
 
-
-def multiplication(**kwargs: Any) -> DatasetDict:
-    """lm-eval's `custom_dataset` for products. `kwargs` is the task's metadata, which changes nothing."""
-    return _dataset(multiplication_facts())
-
-
-def addition(**kwargs: Any) -> DatasetDict:
-    """lm-eval's `custom_dataset` for sums. `kwargs` is the task's metadata, which changes nothing."""
-    return _dataset(addition_facts())
+    return DatasetDict({name: Dataset.from_list([document(fact) for fact in split]) for name, split in FACTS[operation]()._asdict().items()})
 
 
 def process_results(doc: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, float]:

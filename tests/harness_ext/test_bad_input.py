@@ -32,7 +32,6 @@ def assert_told(ran, *words: str) -> None:
         (["--recipe", "eigenprune:calibration.batch_size=1"], ["calibration.batch_size"]),
         (["--recipe", "eigenprune:calibration.samples=100000"], ["100000 documents of 'int_mult' were asked for", "lower calibration.samples"]),
         (["--recipe", "eigenprune:calibration.task=no_such"], ["unknown task 'no_such'"]),
-        (["--recipe", "eigenprune:calibration.task=pronoun_bias"], ["pronoun_bias", "has no right answers"]),
         (["--recipe", "laser", "--control", "eigenprune"], ["'eigenprune' cannot be a control", "random-subspace"]),
         (["--recipe", "laser", "--use_cache", "cache"], ["--use_cache cannot be combined with --recipe"]),
         (["--recipe", "laser", "--model", "vllm"], ["vllm", "use --model hf"]),
@@ -43,6 +42,11 @@ def test_a_mistake_in_the_command(demo_run, tmp_path: Path, arguments: list[str]
     assert_told(demo_run(*arguments, limit=4), *words)
     assert not list(tmp_path.glob("results/demo/.*"))
     assert not [path for path in tmp_path.glob("results/demo/*/receipt.json") if json.loads(path.read_text())["recipe"]["name"] != "baseline"]
+
+
+def test_a_calibrated_recipe_without_a_task_that_has_answers(demo_run) -> None:
+    assert_told(demo_run("--recipe", "eigenprune", tasks="pronoun_bias", limit=4), "pronoun_bias has no right answers", "name one that can: calibration.task=TASK")
+    assert demo_run("--recipe", "ablation-prune:calibration.task=pronoun_bias", tasks="pronoun_bias", limit=4).code == 0
 
 
 @pytest.fixture

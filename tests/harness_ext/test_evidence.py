@@ -92,12 +92,49 @@ def decompose(lm):
 def test_effects_and_means_equal_the_reference(make_lm, family: str, role: str, per_head: str, size: int) -> None:
     lm = make_lm(family, dtype="float64")
     matrices = lm.weights.anatomy.select(parse_recipe(f"identity:matrices=[{role}],layers=[1],per_head={per_head}").steps[0])
-    gathered = evidence.gather(lm, matrices, frozenset({"component_effects", "input_mean"}), DOCUMENTS, size, decompose(lm))
+    gathered = evidence.gather(lm, matrices, frozenset({"counterfactual_effects", "input_mean"}), DOCUMENTS, size, decompose(lm))
     for matrix in matrices[-2:]:
         expected = reference_effects(lm, matrix, lm.weights.read(matrix), DOCUMENTS, size)
-        numpy.testing.assert_allclose(gathered[matrix.key]["component_effects"].numpy(), expected, rtol=2e-4, atol=1e-7)
+        numpy.testing.assert_allclose(gathered[matrix.key]["counterfactual_effects"].numpy(), expected, rtol=2e-4, atol=1e-7)
         inputs = torch.cat([observe(lm, matrix, document).inputs for document in DOCUMENTS])
         numpy.testing.assert_allclose(gathered[matrix.key]["input_mean"].numpy(), inputs.mean(0).numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("role", ["k_proj", "down_proj"])
+def test_ablation_effects_equal_the_reference(make_lm, family: str, role: str) -> None:
+    """The mean over tokens of <g, u_i> s_i (v_i . (x_mean - x)), summed by hand."""
+    lm = make_lm(family, dtype="float64")
+    (matrix,) = lm.weights.anatomy.select(parse_recipe(f"identity:matrices=[{role}],layers=[1]").steps[0])
+    gathered = evidence.gather(lm, [matrix], frozenset({"ablation_effects"}), DOCUMENTS, 2, decompose(lm))
+    u, s, vh = numpy.linalg.svd(lm.weights.read(matrix).numpy(), full_matrices=False)
+    seen = [observe(lm, matrix, document) for document in DOCUMENTS]
+    inputs, gradients = (numpy.concatenate([getattr(one, name).numpy() for one in seen]) for name in ("inputs", "gradients"))
+    expected = [numpy.mean([(g @ u[:, i]) * s[i] * (vh[i] @ (inputs.mean(0) - x)) for g, x in zip(gradients, inputs, strict=True)]) for i in range(len(s))]
+    numpy.testing.assert_allclose(gathered[matrix.key]["ablation_effects"].numpy(), expected, rtol=2e-4, atol=1e-8)
+
+
+def test_an_ablation_effect_is_the_slope_of_the_loss_in_the_removal(make_lm) -> None:
+    """Remove a thousandth of one component, its mean output kept: the summed loss moves by a thousandth of tokens times the effect."""
+    lm = make_lm("gpt2", dtype="float64")
+    (matrix,) = lm.weights.anatomy.select(parse_recipe("identity:matrices=[up_proj],layers=[1]").steps[0])
+    effects = evidence.gather(lm, [matrix], frozenset({"ablation_effects"}), DOCUMENTS, 5, decompose(lm))[matrix.key]["ablation_effects"]
+    mean = torch.cat([observe(lm, matrix, document).inputs for document in DOCUMENTS]).mean(0)
+    tokens = sum(encode(lm, document)[0].shape[1] for document in DOCUMENTS)
+    weight = lm.weights.read(matrix)
+    u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+
+    def loss_without(component: int, share: float) -> float:
+        removed = share * s[component] * torch.outer(u[:, component], vh[component])
+        lm.weights.replace(matrix, weight - removed)
+        lm.weights.shift_bias(matrix, removed @ mean)
+        with torch.no_grad():
+            loss = sum(float(loss_of(lm, document)) for document in DOCUMENTS)
+        lm.weights.restore()
+        return loss
+
+    for component in range(4):
+        slope = (loss_without(component, 1e-4) - loss_without(component, -1e-4)) / 2e-4
+        assert slope == pytest.approx(tokens * float(effects[component]), rel=1e-4, abs=1e-7)
 
 
 def test_an_effect_is_the_slope_of_the_loss_in_the_corruption(make_lm) -> None:
@@ -132,7 +169,7 @@ def test_an_effect_is_the_slope_of_the_loss_in_the_corruption(make_lm) -> None:
 def test_matrices_taken_in_several_passes_give_the_same(make_lm, monkeypatch) -> None:
     lm = make_lm("llama")
     matrices = lm.weights.anatomy.select(parse_recipe("identity:matrices=[attn]").steps[0])
-    names = frozenset({"component_effects", "input_mean"})
+    names = frozenset({"counterfactual_effects", "input_mean"})
     at_once = evidence.gather(lm, matrices, names, DOCUMENTS, 5, decompose(lm))
     monkeypatch.setattr(evidence, "FACTOR_BYTES", 6000)
     assert evidence.passes(matrices, names) > 3
@@ -156,7 +193,7 @@ def test_a_batch_of_one_has_no_counterfactual(make_lm) -> None:
     lm = make_lm("llama")
     matrices = lm.weights.anatomy.select(parse_recipe("identity:matrices=[k_proj]").steps[0])
     with pytest.raises(UserError, match="calibration.batch_size and calibration.samples to 2 or more"):
-        evidence.gather(lm, matrices, frozenset({"component_effects"}), DOCUMENTS, 1, decompose(lm))
+        evidence.gather(lm, matrices, frozenset({"counterfactual_effects"}), DOCUMENTS, 1, decompose(lm))
 
 
 def test_a_loss_that_is_not_finite_stops_before_any_edit(make_lm) -> None:

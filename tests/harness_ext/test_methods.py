@@ -12,7 +12,7 @@ from harness_ext.factors import Factors
 from harness_ext.keep import Keep
 from harness_ext.methods import Svd, method, registered_methods
 from harness_ext.methods.controls import random_subspace
-from harness_ext.methods.eigenprune import eigenprune
+from harness_ext.methods.eigenprune import ablation_prune, eigenprune
 from harness_ext.methods.truncation import identity, truncate_svd
 
 MATRICES = st.tuples(st.integers(1, 24), st.integers(1, 24), st.integers(0, 2**31))
@@ -82,16 +82,17 @@ def test_random_subspace_is_an_orthogonal_projection_of_the_asked_rank(matrix: t
     assert torch.equal(project(weight), once)
 
 
-@given(MATRICES, st.floats(0.01, 0.99))
-@settings(max_examples=60, deadline=None)
-def test_eigenprune_drops_the_lowest_effects_and_keeps_the_mean_output(matrix: tuple[int, int, int], fraction: float) -> None:
+@pytest.mark.parametrize(("prune", "effects_name"), [(eigenprune, "counterfactual_effects"), (ablation_prune, "ablation_effects")])
+@given(matrix=MATRICES, fraction=st.floats(0.01, 0.99))
+@settings(max_examples=40, deadline=None)
+def test_pruning_drops_the_lowest_effects_and_keeps_the_mean_output(prune, effects_name: str, matrix: tuple[int, int, int], fraction: float) -> None:
     rows, columns, seed = matrix
     weight = random_matrix(rows, columns, seed).double()
     generator = numpy.random.default_rng(seed)
     size = min(rows, columns)
     effects = generator.standard_normal(size)
     mean = generator.standard_normal(columns)
-    edit = eigenprune(weight, svd=decompose(weight), component_effects=torch.tensor(effects), input_mean=torch.tensor(mean), fraction=fraction)
+    edit = prune(weight, svd=decompose(weight), input_mean=torch.tensor(mean), fraction=fraction, **{effects_name: torch.tensor(effects)})
 
     dropped = sorted(range(size), key=lambda i: effects[i])[: int(numpy.floor(fraction * size + 1e-9))]
     u, s, vh = numpy.linalg.svd(weight.numpy(), full_matrices=False)
@@ -104,7 +105,7 @@ def test_eigenprune_drops_the_lowest_effects_and_keeps_the_mean_output(matrix: t
 
 def test_eigenprune_breaks_ties_from_the_smaller_singular_value() -> None:
     weight = torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0]))
-    edit = eigenprune(weight, svd=decompose(weight), component_effects=torch.zeros(4), input_mean=torch.zeros(4), fraction=0.5)
+    edit = eigenprune(weight, svd=decompose(weight), counterfactual_effects=torch.zeros(4), input_mean=torch.zeros(4), fraction=0.5)
     torch.testing.assert_close(edit.weight(), torch.diag(torch.tensor([4.0, 3.0, 0.0, 0.0])))
 
 
