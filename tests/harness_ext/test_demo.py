@@ -94,8 +94,8 @@ def test_prompts_are_those_of_the_tasks(corpus):
     for name, wording in {"int_mult": data.NOISY_MULTIPLICATION, "int_sum": data.NOISY_ADDITION,
                           "int_mult_clean": data.CLEAN_MULTIPLICATION[0],
                           "int_sum_clean": data.CLEAN_ADDITION[0]}.items():
-        prompt = yaml.load((folder / f"{name}.yaml").read_text(), Loader=loader)["doc_to_text"]
-        assert prompt == wording.format("{{left}}", "{{right}}")
+        prompt = yaml.load((folder / f"{name}.yaml").read_text(), Loader=loader)["dataset_kwargs"]["prompt"]
+        assert prompt == wording.format("{left}", "{right}")
 
 
 def test_short_training_repeats_bit_for_bit():
