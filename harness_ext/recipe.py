@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -125,14 +125,14 @@ class Recipe(BaseModel):
         steps = [step.model_dump(mode="json", exclude_none=True) for step in self.steps]
         return {"name": self.name, "summary": self.summary, "source": self.source, "steps": steps}
 
-    def for_tasks(self, tasks: Sequence[str]) -> Recipe:
-        """The recipe with `task: evaluated` replaced by these task names."""
+    def for_tasks(self, fit: Callable[[str], Sequence[str]]) -> Recipe:
+        """The recipe with `task: evaluated` replaced by the tasks that fit, as a function of the split."""
 
         def resolve(step: Step) -> Step:
             calibration = step.evidence
             if calibration is None or calibration.task != EVALUATED:
                 return step
-            return step.model_copy(update={"calibration": calibration.model_copy(update={"task": tuple(tasks)})})
+            return step.model_copy(update={"calibration": calibration.model_copy(update={"task": tuple(fit(calibration.split))})})
 
         return self.model_copy(update={"steps": tuple(resolve(step) for step in self.steps)})
 

@@ -81,7 +81,7 @@ class Report:
             return
         totals = receipt["totals"]
         kept = totals["parameters_after"] / totals["parameters_before"]
-        what = "nothing edited" if recipe.is_baseline else f"{totals['matrices_edited']} matrices edited, {kept:.1%} of the parameters kept if stored as factors"
+        what = "nothing edited" if recipe.is_baseline else f"{totals['matrices_edited']} {'matrix' if totals['matrices_edited'] == 1 else 'matrices'} edited, {kept:.1%} of the parameters kept if stored as factors"
         calibrated = sum(drawn["samples"] for drawn in receipt["calibration"])
         learned = f", {calibrated} calibration documents" if calibrated else ""
         self.line(f"{recipe.label}: done in {seconds:.1f} s; {what}{learned}")

@@ -6,10 +6,6 @@ checkpoint and of the documents. The model is loaded when the first variant need
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import json
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,21 +18,18 @@ from typing import TYPE_CHECKING, Any
 from harness_ext import checkpoint, rundir
 from harness_ext.controls import control_recipe
 from harness_ext.errors import UserError
-from harness_ext.evidence.documents import PromptSettings, document_hash, draw_documents, fit_tasks
+from harness_ext.evidence.documents import PromptSettings, draw_documents
 from harness_ext.receipt import FORMAT, VariantFailed, failure, rows, versions
 from harness_ext.recipe import Calibration, Recipe, parse_recipe
 from harness_ext.report import Report
 from harness_ext.rundir import FinishedRun
+from harness_ext.specification import Specification, digest
 
 if TYPE_CHECKING:
-    from lm_eval.api.task import Task
-
     from harness_ext.cli.config import RunConfig
     from harness_ext.evidence.documents import CalibrationSet
     from harness_ext.lm import RecipeLM
     from harness_ext.surgery import Operation
-
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 @dataclass(frozen=True)
@@ -67,6 +60,7 @@ class Session:
         self.report = report
         self.root = _results_root(Path(self.harness.output_path))
         self.folder = self.root / rundir.safe_name(config.model_name)
+        self.specification = Specification(config, report)
 
     def run(self) -> Iterator[Outcome]:
         """Yield every variant as it is finished or found. Raises UserError before anything is loaded, where the asking is at fault."""
@@ -76,7 +70,7 @@ class Session:
         rundir.sweep(self.folder)
         baseline = parse_recipe("baseline")
         seen: set[str] = set()
-        for recipe in [baseline, *(recipe.for_tasks(self._calibration_tasks(recipe)) for recipe in recipes)]:
+        for recipe in [baseline, *(self.specification.resolved(recipe) for recipe in recipes)]:
             if recipe.recipe_id in seen:
                 continue
             seen.add(recipe.recipe_id)
@@ -101,76 +95,8 @@ class Session:
             to_be_edited=any(not recipe.is_baseline for recipe in recipes),
         )
 
-    # What was asked, as an identity.
-
-    @cached_property
-    def tasks(self) -> dict[str, Task]:
-        """All evaluated tasks by name, built once; lm-eval is handed these same objects for every variant."""
-        return self._loaded["tasks"]
-
-    @cached_property
-    def _loaded(self) -> dict[str, Any]:
-        from harness_ext.cli.config import resolve_tasks
-
-        with self.report.stage("building tasks"):
-            manager = self._manager = resolve_tasks(self.harness)
-            return manager.load(list(self.harness.tasks))
-
-    @cached_property
-    def scored_documents(self) -> dict[str, list[str]]:
-        """The hashes of the documents that will be reported, by task, sorted."""
-        from lm_eval.evaluator_utils import get_sample_size
-
-        def hashes(name: str, task: Task) -> list[str]:
-            chosen = (self.harness.samples or {}).get(name) if self.harness.samples else None
-            documents = task.doc_iterator(limit=get_sample_size(task, self.harness.limit), samples=chosen)
-            return sorted(document_hash(document) for _, document in documents)
-
-        return {name: hashes(name, task) for name, task in self.tasks.items()}
-
-    @cached_property
-    def model_identity(self) -> dict[str, str]:
-        """The contents of the checkpoint, and of the adapter or delta that goes on it."""
-        arguments = self.harness.model_args
-        revision, subfolder = str(arguments.get("revision") or "main"), str(arguments.get("subfolder") or "")
-        found = {"pretrained": checkpoint.identity(str(arguments["pretrained"]), revision, subfolder)}
-        found |= {key: checkpoint.identity(str(arguments[key]), revision) for key in ("peft", "delta", "tokenizer") if arguments.get(key)}
-        return found
-
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        """All that can change a score besides the recipe and the tasks."""
-        harness = self.harness
-        named = ("batch_size", "max_batch_size", "device", "num_fewshot", "limit", "samples", "gen_kwargs", "system_instruction", "apply_chat_template", "fewshot_as_multiturn", "predict_only", "seed")
-        arguments = {key: value for key, value in harness.model_args.items() if key not in ("pretrained", "recipe")}
-        return {**{name: getattr(harness, name) for name in named}, "model_args": arguments, "model": self.model_identity, "versions": self._comparable_versions}
-
-    @cached_property
-    def _comparable_versions(self) -> dict[str, str]:
-        return {name: version for name, version in versions().items() if name in ("lm_eval", "transformers", "torch")}
-
-    @cached_property
-    def task_settings(self) -> dict[str, dict[str, Any]]:
-        """Each task as it will be asked: version, configuration and documents, as digests."""
-
-        def describe(name: str, task: Task) -> dict[str, Any]:
-            configuration = {key: value for key, value in task.dump_config().items() if key != "metadata"}
-            return {"version": str(task.VERSION), "config": _digest(configuration), "documents": _digest(self.scored_documents[name]), "scored": len(self.scored_documents[name])}
-
-        return {name: describe(name, task) for name, task in self.tasks.items()}
-
-    def _spec_id(self, recipe: Recipe) -> str:
-        return _digest({"recipe": recipe.recipe_id, "settings": self.settings, "tasks": self.task_settings})
-
-    def _calibration_tasks(self, recipe: Recipe) -> list[str]:
-        """The evaluated tasks that can give a recipe its labelled documents; those that cannot are named in its error or receipt."""
-        splits = {step.evidence.split for step in recipe.steps if step.evidence is not None}
-        return fit_tasks(self.tasks, splits.pop()) if len(splits) == 1 else list(self.tasks)
-
-    # Finding or making a run.
-
     def _variant(self, recipe: Recipe) -> Outcome:
-        spec_id = self._spec_id(recipe)
+        spec_id = self.specification.spec_id(recipe)
         for run in rundir.finished_runs(self.folder):
             if run.receipt.get("spec_id") == spec_id and not run.failed:
                 self.report.line(f"{recipe.label}: kept from {run.path} (same model, tasks and settings)")
@@ -237,31 +163,25 @@ class Session:
         return model_digest(self.lm.model)
 
     def _documents(self, calibration: Calibration, where: str) -> list[CalibrationSet]:
-        tasks = dict(self.tasks)
+        loaded, harness = self.specification.tasks, self.harness
+        tasks = dict(loaded.by_name)
         missing = [name for name in calibration.tasks if name not in tasks]
-        if missing:
-            unknown = [name for name in missing if name not in self._manager.all_tasks]
-            if not unknown:
-                tasks |= self._manager.load(missing)["tasks"]
-        scored = {hashed for hashes in self.scored_documents.values() for hashed in hashes}
-        harness = self.harness
-        chat = bool(harness.apply_chat_template)
-        prompts = PromptSettings(
-            harness.system_instruction, chat, bool(harness.fewshot_as_multiturn), harness.seed[3] if harness.seed else None, self.lm.apply_chat_template if chat else None
-        )
+        if missing and all(name in loaded.manager.all_tasks for name in missing):
+            tasks |= loaded.manager.load(missing)["tasks"]
         for task in tasks.values():
             if harness.num_fewshot is not None and task.get_config("num_fewshot") != 0:
                 task.set_config(key="num_fewshot", value=harness.num_fewshot)
+        scored = {hashed for hashes in self.specification.scored_documents.values() for hashed in hashes}
+        chat = bool(harness.apply_chat_template)
+        fewshot_seed = harness.seed[3] if harness.seed else None
+        prompts = PromptSettings(harness.system_instruction, chat, bool(harness.fewshot_as_multiturn), fewshot_seed, self.lm.apply_chat_template if chat else None)
         return draw_documents(calibration, tasks, scored, prompts, where)
 
     def _evaluate(self, lm: RecipeLM) -> dict[str, Any]:
         from harness_ext.evaluation import evaluate
 
-        self.tasks  # noqa: B018 - built here if nothing asked for them before
-        top_level = [*self._loaded.get("groups", {}).values()]
-        inside = {name for group in top_level for name in (task.task_name for task in group.get_all_tasks())}
-        roots = [group for group in top_level if not any(group is not other and group.name in [sub.name for sub in other.get_all_groups()] for other in top_level)]
-        return evaluate(lm, [*roots, *(task for name, task in self.tasks.items() if name not in inside)], self._manager, self.config)
+        tasks = self.specification.tasks
+        return evaluate(lm, tasks.as_named, tasks.manager, self.config)
 
     # Writing it down.
 
@@ -273,7 +193,7 @@ class Session:
             "status": "complete",
             "failure": None,
             "spec_id": spec_id,
-            "settings_id": _digest(self.settings),
+            "settings_id": self.specification.settings_id,
             "recipe_id": recipe.recipe_id,
             "command": list(self.config.command),
             "started": timing.started,
@@ -285,7 +205,7 @@ class Session:
                 "dtype": str(model.dtype).removeprefix("torch."),
                 "device": str(self.lm.device),
                 "model_type": str(model.config.model_type),
-                "identity": self.model_identity["pretrained"],
+                "identity": self.specification.model["pretrained"],
                 "parameters": model.num_parameters(),
                 "model_args": {**arguments, "pretrained": self.config.model_name},
             },
@@ -300,8 +220,8 @@ class Session:
             },
             "warnings": [],
             "seeds": dict(zip(("python", "numpy", "torch", "fewshot"), self.harness.seed or [None] * 4, strict=False)),
-            "settings": self.settings,
-            "tasks": self.task_settings,
+            "settings": self.specification.settings,
+            "tasks": self.specification.task_settings,
             "versions": versions(),
         }
 
@@ -320,7 +240,7 @@ class Session:
         ]
         identity = {"model": receipt["model"]["identity"], "revision": receipt["model"]["revision"], "recipe": receipt["recipe_id"], "weights": receipt["weights"], "dtype": receipt["model"]["dtype"]}
         return {
-            "variant_id": _digest(identity),
+            "variant_id": digest(identity),
             "matrices": rows(operation.records) if operation else [],
             "calibration": calibration,
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -364,15 +284,6 @@ class Session:
 def _results_root(output_path: Path) -> Path:
     """lm-eval takes a folder or a .json file; run directories go into the folder, or beside the file."""
     return output_path.parent if output_path.suffix == ".json" else output_path
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=_as_text).encode()).hexdigest()
-
-
-def _as_text(value: Any) -> str:
-    # lm-eval leaves some functions in a configuration as they are (those of fewshot_config): the text of one names its address in memory, which differs from process to process.
-    return inspect.getsource(value) if inspect.isfunction(value) else re.sub(r" at 0x[0-9a-f]+", "", str(value))
 
 
 @contextmanager

@@ -149,11 +149,11 @@ def test_a_failed_recipe_is_a_row_with_its_reason_and_exit_code_2(lm_eval, tmp_p
 
     shutil.copytree(demo_path(), tmp_path / "broken")
     weights = load_file(tmp_path / "broken" / "model.safetensors")
-    weights["model.layers.1.mlp.gate_proj.weight"][0, 7] = torch.nan
+    weights["model.layers.1.mlp.up_proj.weight"][0, 7] = torch.nan
     save_file(weights, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
     ran = lm_eval("run", "--model", "hf", "--model_args", "pretrained=./broken", "--tasks", "int_mult", "--limit", 8, "--device", "cpu", "--recipe", "laser", "--control", "random-subspace")
     assert ran.code == 2 and "Traceback" not in ran.err
-    assert "gate_proj.weight holds a NaN or an infinity at [0, 7]" in ran.err
+    assert "up_proj.weight holds a NaN or an infinity at [0, 7]" in ran.err
     found = {receipt["recipe"]["label"]: receipt for receipt in (json.loads(path.read_text()) for path in tmp_path.glob("results/broken/*/receipt.json"))}
     assert found["laser"]["failure"]["kind"] == "non_finite_weight"
     assert found["baseline"]["failure"]["kind"] == "non_finite_result" and "int_mult" in found["baseline"]["failure"]["reason"]

@@ -1,0 +1,126 @@
+"""What a command asks for, as an identity: the model's contents, the settings, the tasks and their documents.
+
+Two variants with the same `spec_id` would score the same, so the second need not be run. Only contents count: a copied model folder is the same model, a changed task file is another task.
+Everything is worked out when first asked for, and without torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import re
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from harness_ext import __version__, checkpoint
+from harness_ext.evidence.documents import document_hash, fit_tasks
+from harness_ext.receipt import versions
+from harness_ext.recipe import Recipe
+from harness_ext.report import Report
+
+if TYPE_CHECKING:
+    from lm_eval.api.group import Group
+    from lm_eval.api.task import Task
+    from lm_eval.tasks import TaskManager
+
+    from harness_ext.cli.config import RunConfig
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_SETTINGS = (
+    "batch_size", "max_batch_size", "device", "num_fewshot", "limit", "samples", "gen_kwargs", "system_instruction", "apply_chat_template", "fewshot_as_multiturn", "predict_only", "seed",
+)  # fmt: skip
+
+
+class LoadedTasks(NamedTuple):
+    """The tasks of a command, built: by name, and as the user named them (groups whole), which is how lm-eval sums them up."""
+
+    manager: TaskManager
+    by_name: dict[str, Task]
+    as_named: list[Task | Group]
+
+
+class Specification:
+    """The identity of what was asked. config: the command. report: told while the tasks are built."""
+
+    def __init__(self, config: RunConfig, report: Report) -> None:
+        self._config = config
+        self._harness = config.harness
+        self._report = report
+
+    @cached_property
+    def tasks(self) -> LoadedTasks:
+        """The evaluated tasks, built once; lm-eval is handed these same objects for every variant. Raises UserError for an unknown one."""
+        from harness_ext.cli.config import resolve_tasks
+
+        with self._report.stage("building tasks"):
+            manager = resolve_tasks(self._harness)
+            loaded = manager.load(list(self._harness.tasks))
+        groups = list(loaded.get("groups", {}).values())
+        inner = {group.name for outer in groups for group in outer.get_all_groups() if group is not outer}
+        grouped = {task.task_name for group in groups for task in group.get_all_tasks()}
+        alone = [task for name, task in loaded["tasks"].items() if name not in grouped]
+        return LoadedTasks(manager, loaded["tasks"], [*(group for group in groups if group.name not in inner), *alone])
+
+    @cached_property
+    def scored_documents(self) -> dict[str, list[str]]:
+        """The hashes of the documents that will be reported, by task, sorted."""
+        from lm_eval.evaluator_utils import get_sample_size
+
+        def hashes(name: str, task: Task) -> list[str]:
+            chosen = (self._harness.samples or {}).get(name)
+            documents = task.doc_iterator(limit=get_sample_size(task, self._harness.limit), samples=chosen)
+            return sorted(document_hash(document) for _, document in documents)
+
+        return {name: hashes(name, task) for name, task in self.tasks.by_name.items()}
+
+    @cached_property
+    def model(self) -> dict[str, str]:
+        """The contents of the checkpoint, and of the adapter, delta or tokenizer that goes with it."""
+        arguments = self._harness.model_args
+        revision, subfolder = str(arguments.get("revision") or "main"), str(arguments.get("subfolder") or "")
+        found = {"pretrained": checkpoint.identity(str(arguments["pretrained"]), revision, subfolder)}
+        return found | {key: checkpoint.identity(str(arguments[key]), revision) for key in ("peft", "delta", "tokenizer") if arguments.get(key)}
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All that can change a score besides the recipe and the tasks."""
+        arguments = {key: value for key, value in self._harness.model_args.items() if key != "pretrained"}
+        comparable = {name: version for name, version in versions().items() if name in ("lm_eval", "transformers", "torch")}
+        return {**{name: getattr(self._harness, name) for name in _SETTINGS}, "model_args": arguments, "model": self.model, "versions": comparable}
+
+    @property
+    def settings_id(self) -> str:
+        """The settings as a digest."""
+        return digest(self.settings)
+
+    @cached_property
+    def task_settings(self) -> dict[str, dict[str, Any]]:
+        """Each task as it will be asked: version, configuration and documents, as digests, and how many documents."""
+
+        def describe(name: str, task: Task) -> dict[str, Any]:
+            # The metadata holds the model's arguments, which are in the settings.
+            configuration = {key: value for key, value in task.dump_config().items() if key != "metadata"}
+            documents = self.scored_documents[name]
+            return {"version": str(task.VERSION), "config": digest(configuration), "documents": digest(documents), "scored": len(documents)}
+
+        return {name: describe(name, task) for name, task in self.tasks.by_name.items()}
+
+    def spec_id(self, recipe: Recipe) -> str:
+        """What is asked of one variant, as a digest. The baseline does not depend on our code, every other recipe on its version."""
+        made_by = None if recipe.is_baseline else __version__
+        return digest({"recipe": recipe.recipe_id, "made_by": made_by, "settings": self.settings, "tasks": self.task_settings})
+
+    def resolved(self, recipe: Recipe) -> Recipe:
+        """The recipe with the evaluated tasks that can give it labelled documents filled in."""
+        return recipe.for_tasks(lambda split: fit_tasks(self.tasks.by_name, split))
+
+
+def digest(value: Any) -> str:
+    """SHA-256 over plain data as sorted JSON; a function counts by its source, anything else that JSON lacks by its text."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=_as_text).encode()).hexdigest()
+
+
+def _as_text(value: Any) -> str:
+    # lm-eval leaves some functions in a configuration as they are (those of fewshot_config): the text of one names its address in memory, which differs from process to process.
+    return inspect.getsource(value) if inspect.isfunction(value) else _ADDRESS.sub("", str(value))
