@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from leaderboard.errors import LeaderboardError, Unreadable
+from leaderboard.errors import Busy, LeaderboardError, Unreadable
 from leaderboard.reading import Candidate, find_runs, read_run
 from leaderboard.records import Rejection, Run
 from leaderboard.store import Store, file_lock, memory_store, open_for_writing_unlocked, open_store
@@ -129,6 +129,8 @@ def _rebuild(roots: Sequence[Path], database: Path, timeout_s: float) -> IngestR
     report = IngestReport()
     temporary = database.with_name(f".{database.name}.rebuilding-{os.getpid()}")
     with file_lock(database, time.monotonic() + timeout_s, "a rebuild"):
+        for leftover in database.parent.glob(f".{database.name}.rebuilding-*"):
+            leftover.unlink(missing_ok=True)  # of a rebuild that was killed: whoever lives holds the lock
         old = _old_contents(database)
         try:
             store = open_for_writing_unlocked(temporary)
@@ -156,11 +158,13 @@ class _Old:
 
 
 def _old_contents(database: Path) -> _Old:
-    """Empty where the old file is missing, damaged or newer: rebuilding is the cure for those."""
+    """Empty where the old file is missing, damaged or newer: rebuilding is the cure for those. Raises `Busy`."""
     try:
         with open_store(database, read_only=True, timeout_s=5.0) as store:
             paths = [Path(row["path"]) for row in store.rows("SELECT DISTINCT path FROM runs ORDER BY path")]
             return _Old(paths, store.rows("SELECT * FROM baselines ORDER BY pinned_at"))
+    except Busy:
+        raise
     except LeaderboardError:
         return _Old()
 

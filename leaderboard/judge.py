@@ -9,9 +9,9 @@ Which test fits depends on what the samples are, never on the metric's name alon
 A test is used only if recomputing the reported score from the samples gives it back, for both runs.
 
 The margin within which a recipe counts as the same is 2 points (`DEFAULT_MARGIN = 0.02`) where scores lie in [0, 1]. Elsewhere
-it is relative for perplexities and bits per byte, and otherwise `2 * 0.02 * SD` of the baseline's documents: for a proportion
-near one half (SD 0.5) that is 2 points again, and for log-odds about what 2 points of probability are. A task's
-`metadata.margin: {metric: value}` overrides it.
+it is relative for perplexities and bits per byte, and otherwise `2 * 0.02 * SD` of the baseline's documents, or of their
+distances from the best value where that lies in the middle: for a proportion near one half (SD 0.5) that is 2 points again, and
+for log-odds of 1 about 1 point of probability. A task's `metadata.margin: {metric: value}` overrides it.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _mean(
     lost, gained = int(np.sum(sign * differences < 0)), int(np.sum(sign * differences > 0))
     estimate = _estimate(differences, clusters, unit, binary)
     flips = int(np.sum(differences < 0)), int(np.sum(differences > 0))
-    margin = margin if margin else default if unit else 2 * default * float(np.std(baseline.values))
+    margin = margin if margin else default if unit else 2 * default * _spread(baseline.values, best)
     if best is None:
         p_value, improvement = stats.paired_test(differences, clusters, seed=seed).two_sided, sign * delta
     else:
@@ -116,6 +116,12 @@ def _mean(
         margin=margin,
         notes=notes,
     )
+
+
+def _spread(values: np.ndarray, best: float | None) -> float:
+    """Root mean square distance from the mean, or from the best value where that lies in the middle."""
+    centre = float(np.mean(values)) if best is None else best
+    return float(np.sqrt(np.mean((values - centre) ** 2)))
 
 
 def _estimate(differences: np.ndarray, clusters: np.ndarray | None, unit: bool, binary: bool) -> stats.Estimate:

@@ -141,6 +141,7 @@ def memory_store() -> Store:
     import duckdb
 
     connection = duckdb.connect(":memory:", config=_CONFIG)
+    connection.execute("SET enable_external_access = false")
     migrations.apply(connection)
     return Store(connection, None, read_only=False)
 

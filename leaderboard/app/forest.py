@@ -31,16 +31,16 @@ def chart(cells: Sequence[Cell]) -> Any:
     )
     seen = [word for word in MARKS if word in set(rows["verdict"])]
     colour = alt.Color("verdict:N", scale=alt.Scale(domain=seen, range=[MARKS[word] for word in seen]), legend=None)
-    y = alt.Y("recipe:N", title=None, sort=None, axis=alt.Axis(labelLimit=170, ticks=False, domain=False))
+    y = alt.Y("recipe:N", title=None, sort=None, axis=alt.Axis(labelLimit=160, ticks=False, domain=False))
     tooltip = [alt.Tooltip(f"{name}:N", title=name) for name in ("recipe", "verdict", "text")]
     base = alt.Chart(rows).encode(y=y, color=colour, tooltip=tooltip)
     zero = alt.Chart(pd.DataFrame({"zero": [0.0]})).mark_rule(color="#8b949e", strokeDash=[4, 3]).encode(x="zero:Q")
     rules = base.mark_rule(strokeWidth=2.5).encode(x=alt.X("low:Q", title="recipe minus baseline", scale=alt.Scale(nice=True)), x2="high:Q")
-    points = base.mark_point(filled=True, size=80, opacity=1).encode(x="delta:Q", shape=alt.Shape("verdict:N", legend=None))
-    words = base.mark_text(dy=-11, fontSize=11).encode(x="delta:Q", text="verdict:N")
+    points = base.mark_point(filled=True, size=80, opacity=1).encode(x="delta:Q")
+    words = base.mark_text(dy=-10, fontSize=11).encode(x="delta:Q", text="verdict:N")
     band = _band(cells)
     layers = [band, zero, rules, points, words] if band is not None else [zero, rules, points, words]
-    return alt.layer(*layers).properties(height=44 * len(rows) + 84).configure_view(strokeOpacity=0)
+    return alt.layer(*layers).properties(height=34 * len(rows) + 84).configure_view(strokeOpacity=0)
 
 
 def _label(cell: Cell, cells: Sequence[Cell]) -> str:

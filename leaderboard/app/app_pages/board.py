@@ -12,7 +12,9 @@ from leaderboard.board import BASELINE, VERDICTS, Cell
 from leaderboard.untrusted import digest
 from leaderboard.wording import direction, metric_name, plain
 
-PLOTS = 12
+PLOTS, PLOTS_ASKED_FOR = 6, 24  # tasks drawn when all are shown, and when the filter names them
+
+ROWS_IN_FULL = 40
 
 
 def main() -> None:
@@ -29,7 +31,7 @@ def main() -> None:
         st.info("No result matches these filters.")
         return
     show_glance(cells)
-    show_forest(cells)
+    show_forest(cells, PLOTS_ASKED_FOR if st.session_state.get("task") else PLOTS)
     show_table(cells)
     show_rejections(snapshot)
     how_to_read()
@@ -61,20 +63,26 @@ def show_glance(cells: Sequence[Cell]) -> None:
     """The matrix of recipes and tasks."""
     st.subheader("At a glance", anchor=False)
     rows = frame.glance(cells)
-    st.dataframe(frame.tinted(rows, [name for name in rows[0] if name not in ("Recipe", "Kept")]), hide_index=True, width="stretch", key=f"glance {_content(cells)}")
+    st.dataframe(
+        frame.tinted(rows, [name for name in rows[0] if name not in ("Recipe", "Kept")]),
+        hide_index=True,
+        width="stretch",
+        key=f"glance {_content(cells)}",
+        column_config={"Recipe": st.column_config.TextColumn(pinned=True)},
+    )
 
 
-def show_forest(cells: Sequence[Cell]) -> None:
-    """One small plot a task."""
+def show_forest(cells: Sequence[Cell], most: int) -> None:
+    """One small plot a task, for the first `most` tasks."""
     drawable = forest.drawable(cells)
     tasks = sorted({cell.task for cell in drawable})
     if not tasks:
         return
     st.subheader("Difference from the baseline, with 95 % intervals", anchor=False)
-    if len(tasks) > PLOTS:
-        st.caption(f"The first {PLOTS} of {len(tasks)} tasks; choose others above.")
-    for start in range(0, len(tasks[:PLOTS]), 2):
-        for column, task in zip(st.columns(2), tasks[:PLOTS][start : start + 2]):
+    if len(tasks) > most:
+        st.caption(f"The first {most} of {len(tasks)} tasks; choose others above.")
+    for start in range(0, len(tasks[:most]), 2):
+        for column, task in zip(st.columns(2), tasks[:most][start : start + 2]):
             of_task = [cell for cell in drawable if cell.task == task]
             with column.container(border=True):
                 st.text(f"{plain(task)}: {plain(metric_name(of_task[0]))}, {direction(of_task[0])}")
@@ -89,6 +97,7 @@ def show_table(cells: Sequence[Cell]) -> None:
         frame.tinted(frame.cell_rows(cells, with_model=False), ["Verdict"]),
         hide_index=True,
         width="stretch",
+        height="content" if len(cells) <= ROWS_IN_FULL else 800,
         key=f"cells {_content(cells)}",
         on_select="rerun",
         selection_mode=["single-row", "single-cell"],
@@ -118,7 +127,7 @@ def how_to_read() -> None:
         st.markdown(
             "Recipe and baseline answered the same documents, so they are compared document by document.\n\n"
             "- **better**, **worse**: the difference is significant at 5 % after correcting for all comparisons of the model (Benjamini-Hochberg).\n"
-            "- **same**: the difference is shown to be smaller than the margin (2 points for scores between 0 and 1; the grey band in the plots).\n"
+            "- **same**: the difference is shown to be smaller than the margin (2 points for scores between 0 and 1; the grey band in the plots, if it is not far wider than they are).\n"
             "- **undecided**: there are too few documents to tell; the remark says about how many are needed.\n"
             "- **incomparable**: the two runs did not do the same; the remark names what differs.\n"
             "- **failed**: no usable result, with the reason.\n\n"
