@@ -4,9 +4,7 @@ Notable choices:
 - The baseline of a cell is the pinned run of its model where one is pinned and has the task; otherwise the earliest unedited
   run in the same comparability key, one of the same settings before others. Where a model has no run of the recipe `baseline`,
   its earliest plain lm_eval run stands in.
-- Words: *same* when equivalence within the margin is significant; else *better* or *worse* when the difference is; else
-  *undecided*. Both after Benjamini-Hochberg over all cells of the model (before any filter of the view), each a family of its
-  own. So a difference that is certain but smaller than the margin is *same*, with a note that says so: nobody should act on it.
+- The words are those of `cell`.
 - NaN or infinity as a run's score makes the cell *failed* with that reason, never a number and never a missing row.
 - A failed run is left out once the same specification has completed.
 """
@@ -16,59 +14,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 
 import numpy as np
 
-from leaderboard import comparable, judge, queries, statistics
+from leaderboard import comparable, judge, queries
+from leaderboard.cell import BASELINE, Cell, with_verdicts
 from leaderboard.errors import UnknownRun
 from leaderboard.judge import DEFAULT_MARGIN, Effect, Scored
 from leaderboard.queries import PairedSamples, RunRow, ScoreRow, TaskRow
 from leaderboard.store import Store
-
-BASELINE = "baseline"
-SIGNIFICANCE = 0.05
-VERDICTS = ("better", "worse", "same", "undecided", "incomparable", "failed", "baseline")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run on one task's primary metric, against its baseline.
-
-    `delta`, `low` and `high` (95 %, not corrected) are recipe minus baseline in the metric's own units; `improvement` is
-    positive where that is good. `notes` holds warnings, or why the cell is incomparable or failed.
-    """
-
-    model: str
-    recipe: str
-    run_id: str
-    task: str
-    metric: str
-    filter: str
-    n: int | None
-    baseline_score: float | None
-    score: float | None
-    verdict: str
-    delta: float | None = None
-    low: float | None = None
-    high: float | None = None
-    p_value: float | None = None
-    q_value: float | None = None
-    lost: int | None = None
-    gained: int | None = None
-    flip_rate: float | None = None
-    documents_needed: int | None = None
-    best_value: float | None = None
-    higher_is_better: bool = True
-    parameters_kept: float | None = None
-    notes: tuple[str, ...] = ()
-    improvement: float | None = None
-    margin: float | None = None
-    p_same: float | None = None
-    model_key: str = ""
-    baseline_run: str | None = None
-    control: str | None = None
-    started: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +71,7 @@ def board(
     cells = []
     for key, runs in by_model.items():
         if wanted is None or wanted & {key, contents.names[key], runs[0].model_name}:
-            cells += _verdicts([cell for run in runs for cell in _cells(store, contents, run, runs, fixed, margin)])
+            cells += with_verdicts([cell for run in runs for cell in _cells(store, contents, run, runs, fixed, margin)])
     return sorted(_filtered(cells, tasks, recipes), key=_order)
 
 
@@ -246,7 +200,7 @@ def _scored(score: float, values: np.ma.MaskedArray, weights: np.ma.MaskedArray,
     return Scored(score, numbers, _whole(weights.astype(float)), None if texts is None else [str(text) for text in texts])
 
 
-def _whole(column: np.ma.MaskedArray) -> np.ndarray | None:
+def _whole(column: np.ndarray) -> np.ndarray | None:
     """The column without its mask; None where anything is missing."""
     return None if np.ma.getmaskarray(column).any() else np.ma.getdata(column)
 
@@ -268,29 +222,6 @@ def _baseline_of(contents: _Contents, run: RunRow, task: TaskRow, others: Sequen
         return row is None or not comparable.same_key(row, task), not is_unedited and other.settings_id != run.settings_id
 
     return min(unedited, key=distance)  # the first of equals: runs come earliest first
-
-
-def _verdicts(cells: list[Cell]) -> list[Cell]:
-    """Correct over the cells of one model and put into words."""
-    tested = [i for i, cell in enumerate(cells) if cell.p_value is not None]
-    differ = statistics.benjamini_hochberg(np.array([cells[i].p_value for i in tested], dtype=float))
-    equal = statistics.benjamini_hochberg(np.array([_or_one(cells[i].p_same) for i in tested], dtype=float))
-    for i, q_differ, q_equal in zip(tested, differ, equal):
-        cells[i] = _worded(replace(cells[i], q_value=float(q_differ)), q_differ <= SIGNIFICANCE, q_equal <= SIGNIFICANCE)
-    return cells
-
-
-def _worded(cell: Cell, differs: bool, equal: bool) -> Cell:
-    differs = differs and bool(cell.improvement)
-    direction = "better" if (cell.improvement or 0) > 0 else "worse"
-    if equal:
-        small = (f"{direction}, but by less than the margin of {cell.margin:.3g}",) if differs else ()
-        return replace(cell, verdict="same", notes=(*small, *cell.notes))
-    return replace(cell, verdict=direction if differs else "undecided")
-
-
-def _or_one(p_value: float | None) -> float:
-    return 1.0 if p_value is None else p_value
 
 
 def _filtered(cells: Iterable[Cell], tasks: Iterable[str] | None, recipes: Iterable[str] | None) -> list[Cell]:

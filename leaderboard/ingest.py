@@ -18,9 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from leaderboard.errors import Busy, LeaderboardError, Unreadable
-from leaderboard.reading import Candidate, find_runs, read_run
+from leaderboard.finding import Candidate, find_runs
+from leaderboard.locking import file_lock
+from leaderboard.reading import read_run
 from leaderboard.records import Rejection, Run
-from leaderboard.store import Store, file_lock, memory_store, open_for_writing_unlocked, open_store
+from leaderboard.store import Store, memory_store, open_for_writing_unlocked, open_store
 from leaderboard.writing import add_run, log_rejection
 
 _BATCH_SECONDS = 0.5  # of reading, before the batch is written

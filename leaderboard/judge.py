@@ -16,12 +16,12 @@ for log-odds of 1 about 1 point of probability. A task's `metadata.margin: {metr
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from leaderboard import corpus
 from leaderboard import statistics as stats
 
 DEFAULT_MARGIN = 0.02
@@ -188,19 +188,19 @@ def _bits(values: np.ndarray, weights: np.ndarray) -> float:
 def _corpus(metric: str, baseline: Scored, recipe: Scored, sign: float, margin: float, seed: int) -> Effect:
     """F1 and MCC from (gold, prediction) pairs of 0 and 1; other corpus metrics are shown without a test."""
     count, delta = len(recipe.values), recipe.score - baseline.score
-    statistic = {"f1": _f1, "mcc": _mcc}.get(metric)
-    first, second = _binary_pairs(baseline.parts), _binary_pairs(recipe.parts)
+    statistic = {"f1": corpus.f1, "mcc": corpus.mcc}.get(metric)
+    first, second = corpus.binary_pairs(baseline.parts), corpus.binary_pairs(recipe.parts)
     if statistic is None or first is None or second is None or not np.array_equal(first[:, 0], second[:, 0]):
         return _untested(count, delta, f"{metric} exists only over all documents together: no paired test for it yet")
     kinds = first[:, 0] * 4 + first[:, 1] * 2 + second[:, 1]
     counts = np.bincount(kinds, minlength=8)
     if not all(
-        _reproduces(run.score, float(statistic(table)[0])) for run, table in zip((baseline, recipe), _tables(counts[None, :].astype(float)))
+        _reproduces(run.score, float(statistic(table)[0])) for run, table in zip((baseline, recipe), corpus.tables(counts[None, :].astype(float)))
     ):
         return _untested(count, delta, "the reported score cannot be recomputed from its samples")
 
     def difference(resampled: np.ndarray) -> np.ndarray:
-        before, after = _tables(resampled)
+        before, after = corpus.tables(resampled)
         return statistic(after) - statistic(before)
 
     estimate, tails = stats.bootstrap_counts(counts, difference, seed=seed)
@@ -215,34 +215,6 @@ def _corpus(metric: str, baseline: Scored, recipe: Scored, sign: float, margin: 
         documents_needed=_needed(estimate, count, margin, delta),
         margin=margin,
     )
-
-
-def _binary_pairs(parts: list[str] | None) -> np.ndarray | None:
-    """`[n, 2]` of (gold, prediction), or None where they are anything but 0 and 1."""
-    try:
-        pairs = [json.loads(part) for part in parts or ()]
-    except (TypeError, ValueError):
-        return None
-    if not pairs or not all(isinstance(pair, list) and len(pair) == 2 and all(x in (0, 1) for x in pair) for pair in pairs):
-        return None
-    return np.asarray(pairs, dtype=int)
-
-
-def _tables(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Counts `[draws, 8]` by (gold, before, after) -> two confusion tables `[draws, gold, prediction]`."""
-    cube = counts.reshape(-1, 2, 2, 2)
-    return cube.sum(axis=3), cube.sum(axis=2)
-
-
-def _f1(table: np.ndarray) -> np.ndarray:
-    hits, errors = table[:, 1, 1], table[:, 0, 1] + table[:, 1, 0]
-    return np.divide(2 * hits, 2 * hits + errors, out=np.zeros_like(hits), where=(2 * hits + errors) > 0)
-
-
-def _mcc(table: np.ndarray) -> np.ndarray:
-    numerator = table[:, 1, 1] * table[:, 0, 0] - table[:, 0, 1] * table[:, 1, 0]
-    product = table.sum(axis=1).prod(axis=1) * table.sum(axis=2).prod(axis=1)
-    return np.divide(numerator, np.sqrt(product), out=np.zeros_like(numerator), where=product > 0)
 
 
 def _needed(estimate: stats.Estimate, count: int, margin: float, delta: float) -> int | None:

@@ -1,117 +1,24 @@
-"""Finding runs under a path, and reading one into a `Run`. Nothing here touches a database.
+"""Reading one run, found by `finding`, into a `Run`. Nothing here touches a database.
 
-Notable choices:
-- A folder with `receipt.json` is one run; otherwise each results file is one, with the samples files of the same date.
-- Symbolic links that lead out of the folder given are not followed; hidden folders (a run being written) are not entered.
-- `run_id` hashes what came out, with the settings that asked for it, and leaves out dates, durations and folders: the same
-  run copied elsewhere is the same run, and a second run that came out the same under the same settings adds nothing.
+Notable choice: `run_id` hashes what came out, with the settings that asked for it, and leaves out dates, durations and folders.
+The same run copied elsewhere is the same run, and a second run that came out the same under the same settings adds nothing.
 """
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 from leaderboard.errors import Unreadable
+from leaderboard.finding import Candidate, date_of
 from leaderboard.receipt_file import Receipt, calibration_rows, matrix_rows, read_receipt, shown, utc
-from leaderboard.records import Calibration, Rejection, Run, Sample, Score, TaskRun, Variant
+from leaderboard.records import Calibration, Run, Sample, Score, TaskRun, Variant
 from leaderboard.results_file import Environment, Results, read_results
 from leaderboard.samples_file import LOG_LIKELIHOOD_OUTPUTS, content_hash, documents_hash, log_likelihoods, read_samples
 from leaderboard.untrusted import canonical, clean, digest
 
-RECEIPT = "receipt.json"
 PLAIN_RECIPE = "plain lm_eval"
-_DATE = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.jsonl?$")
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A run not read yet: a run directory (with `receipt`), or one results file."""
-
-    path: Path
-    receipt: Path | None
-    results: Path | None
-    samples: tuple[Path, ...]
-
-
-def find_runs(path: Path) -> Iterator[Candidate | Rejection]:
-    """Every run at or under `path`, in order of name, and what looked like one but is not."""
-    path = Path(path)
-    if path.is_file():
-        yield from _from_file(path)
-    elif path.is_dir():
-        yield from _walk(path.resolve())
-    else:
-        yield Rejection(path, "there is nothing at this path")
-
-
-def _from_file(path: Path) -> Iterator[Candidate | Rejection]:
-    if path.name == RECEIPT:
-        yield from _in_folder(path.parent.resolve(), path.parent.resolve())
-    elif path.suffix == ".json":
-        yield _plain(path.resolve(), _regular_files(path.parent.resolve(), path.parent.resolve()))
-    else:
-        yield Rejection(path, "not a results file (.json): give the folder it lies in, or its results_*.json")
-
-
-def _walk(root: Path) -> Iterator[Candidate | Rejection]:
-    for folder, names, _ in os.walk(root, followlinks=False):
-        names[:] = sorted(name for name in names if not name.startswith("."))
-        here = Path(folder)
-        if (here / RECEIPT).is_file():
-            names.clear()
-        yield from _in_folder(here, root)
-
-
-def _in_folder(folder: Path, root: Path) -> Iterator[Candidate | Rejection]:
-    files = _regular_files(folder, root)
-    names = {file.name: file for file in files}
-    if RECEIPT in names:
-        results = [file for file in files if file.name.startswith("results") and file.suffix == ".json"]
-        samples = tuple(file for file in files if file.suffix == ".jsonl")
-        if len(results) > 1:
-            yield Rejection(folder, f"holds {len(results)} results files; a run directory has one")
-            return
-        yield Candidate(folder, names[RECEIPT], results[0] if results else None, samples)
-        return
-    used: set[Path] = set()
-    for file in files:
-        if file.suffix == ".json":
-            candidate = _plain(file, files)
-            used.update(candidate.samples)
-            yield candidate
-    for file in files:
-        if file.suffix == ".jsonl" and file.name.startswith("samples_") and file not in used:
-            yield Rejection(file, "samples without the results file of the same date beside them")
-
-
-def _regular_files(folder: Path, root: Path) -> list[Path]:
-    """The files of a folder in order of name, without those whose real place is outside `root`."""
-    found = []
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:  # renamed or removed since it was listed
-        return []
-    for entry in entries:
-        path = Path(entry.path)
-        if entry.is_file() and (not entry.is_symlink() or path.resolve().is_relative_to(root)):
-            found.append(path)
-    return found
-
-
-def _plain(results: Path, siblings: list[Path]) -> Candidate:
-    date = _date(results)
-    samples = tuple(f for f in siblings if f.suffix == ".jsonl" and f.name.startswith("samples_") and date and _date(f) == date)
-    return Candidate(results, None, results, samples)
-
-
-def _date(path: Path) -> str | None:
-    match = _DATE.search(path.name)
-    return match.group(1) if match else None
 
 
 def read_run(candidate: Candidate) -> Run:
@@ -241,7 +148,7 @@ def _model_key(name: str, revision: str | None, identity: str | None) -> str:
 def _task_runs(results: Results, candidate: Candidate) -> list[TaskRun]:
     environment = results.environment
     files = {file.name: file for file in candidate.samples}
-    date = _date(candidate.results) if candidate.results else None
+    date = date_of(candidate.results) if candidate.results else None
     tasks = []
     for task, settings in results.tasks.items():
         file = files.get(f"samples_{task}_{date}.jsonl")

@@ -155,7 +155,7 @@ def matrix_rows(receipt: Receipt) -> list[Matrix]:
     rows = []
     for part in receipt.matrices:
         values = part.model_dump(exclude={"shape"})
-        tidy = {key: clean(value) if isinstance(value, str) else value for key, value in values.items()}
+        tidy: dict[str, Any] = {key: clean(value) if isinstance(value, str) else value for key, value in values.items()}
         tidy |= {key: finite(values[key]) for key in ("energy_kept", "relative_error", "seconds")}
         rows.append(Matrix(**tidy, shape=" x ".join(map(str, part.shape)) or None))
     return rows

@@ -3,33 +3,28 @@
 Notable choices:
 - DuckDB lets one process write *or* several read, and each side shuts the other out. So writers hold the file for less
   than a second behind a lock file with retries, and readers open it for one query and close it again.
-- The lock file (`<database>.lock`) is held with `flock`, which the kernel releases when a process dies: no stale lock.
-  Its text says who holds it since when, for the message of whoever waits.
 - Files are created with the storage format of DuckDB 1.4, so that older installations can read them. Extensions are never
   installed or loaded, and queries cannot reach other files.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leaderboard import migrations
 from leaderboard.errors import Busy, LeaderboardError, MissingDatabase, NewerDatabase, NotADatabase, OlderDatabase, Unwritable
+from leaderboard.locking import RETRY_SECONDS, check_writable, file_lock
 
 if TYPE_CHECKING:
     import duckdb
     import numpy as np
 
 STORAGE_VERSION = "v1.4.0"
-RETRY_SECONDS = 0.01
 _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
@@ -161,7 +156,7 @@ def _open_for_reading(database: Path, deadline: float) -> Store:
 
 
 def _open_for_writing(database: Path, deadline: float) -> Store:
-    _check_writable(database)
+    check_writable(database)
     connection = _connect(database, False, deadline)
     try:
         _check_schema(connection, database, read_only=False)
@@ -183,17 +178,6 @@ def _check_schema(connection: duckdb.DuckDBPyConnection, database: Path, *, read
         )
     if found < known and read_only:
         raise OlderDatabase(f"{database} has schema {found}, this version needs {known}: `lm_eval ingest PATH` brings it up to date")
-
-
-def _check_writable(database: Path) -> None:
-    """Find out before DuckDB does, because its own message names neither the reason nor the remedy."""
-    try:
-        database.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Unwritable(f"cannot create the folder {database.parent} for the leaderboard: {error.strerror}") from error
-    target = database if database.exists() else database.parent
-    if not os.access(target, os.W_OK):
-        raise Unwritable(f"no permission to write {target}: choose another --output_path, or change its permissions")
 
 
 def _connect(database: Path, read_only: bool, deadline: float) -> duckdb.DuckDBPyConnection:
@@ -235,49 +219,3 @@ def _explained(error: Exception, database: Path) -> LeaderboardError:
     if "ermission" in text or "Read-only file system" in text or "Cannot open file" in text:
         return Unwritable(f"cannot open {database}: {text.splitlines()[0]}")
     return NotADatabase(f"cannot open {database}: {text.splitlines()[0]}")
-
-
-@contextmanager
-def file_lock(database: Path, deadline: float, what: str) -> Iterator[None]:
-    """Hold `<database>.lock` exclusively; raises `Busy` with the holder's own words after the deadline.
-
-    On systems without `fcntl` DuckDB's own lock, which `_connect` waits for, is the only one.
-    """
-    try:
-        import fcntl
-    except ImportError:  # pragma: no cover - not on Linux or macOS
-        yield
-        return
-    path = Path(f"{database}.lock")
-    _check_writable(database)
-    try:
-        handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed below, after the lock is given back
-    except OSError as error:
-        raise Unwritable(f"cannot create {path}: {error.strerror}") from error
-    with handle:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if time.monotonic() >= deadline:
-                    raise Busy(f"{database} is busy: {_read_holder(path)}. Try again in a moment.") from error
-            time.sleep(RETRY_SECONDS)
-        handle.seek(0)
-        handle.truncate()
-        json.dump({"process": os.getpid(), "what": what, "since": datetime.now(timezone.utc).isoformat()}, handle)
-        handle.flush()
-        try:
-            yield
-        finally:
-            handle.seek(0)
-            handle.truncate()
-
-
-def _read_holder(path: Path) -> str:
-    try:
-        holder = json.loads(path.read_text(encoding="utf-8"))
-        since = datetime.fromisoformat(holder["since"]).astimezone()
-        return f"{holder['what']} by process {holder['process']} since {since:%H:%M:%S}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process is writing"

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-from leaderboard.board import BASELINE, Cell
+from leaderboard.cell import BASELINE, Cell
 from leaderboard.wording import direction, interval, metric_name, needed, number, percent, plain
 
 NARROW, WIDE = 60, 110

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from leaderboard.board import Cell
+from leaderboard.cell import Cell
 
 NOTHING = "-"
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from leaderboard.app.frame import MARKS
-from leaderboard.board import Cell
+from leaderboard.cell import Cell
 from leaderboard.wording import interval, plain
 
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from leaderboard.app import data
-from leaderboard.board import Cell
+from leaderboard.cell import Cell
 from leaderboard.errors import Busy, LeaderboardError, MissingDatabase, NewerDatabase
 from leaderboard.wording import interval, metric_name, needed, number, percent, plain, signed
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 # Tints that words remain readable on, in a light and in a dark theme.
 TINTS = {

@@ -189,7 +189,10 @@ def test_killed_anywhere_it_holds_whole_runs_and_goes_on(made: Any, kit: Any, da
 def test_busy_says_who(made: Any, kit: Any, database: Path) -> None:
     paths = write_runs(made, kit, 1)
     ingest(paths, database)
-    hold = "import sys, time; from pathlib import Path; from leaderboard.store import open_store\nwith open_store(Path(sys.argv[1]), False, 5):\n    print('held', flush=True); time.sleep(60)"
+    hold = (
+        "import sys, time; from pathlib import Path; from leaderboard.store import open_store\n"
+        "with open_store(Path(sys.argv[1]), False, 5):\n    print('held', flush=True); time.sleep(60)"
+    )
     holder = child(hold, database)
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"

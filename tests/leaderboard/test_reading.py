@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from leaderboard.errors import Unreadable
-from leaderboard.reading import Candidate, find_runs, read_run
+from leaderboard.finding import Candidate, find_runs
+from leaderboard.reading import read_run
 from leaderboard.records import Rejection, Run
 from leaderboard.results_file import model_arguments
 from leaderboard.samples_file import sample_score

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import streamlit as st
 
 from leaderboard.app import data, forest, frame
-from leaderboard.board import BASELINE, VERDICTS, Cell
+from leaderboard.cell import BASELINE, VERDICTS, Cell
 from leaderboard.untrusted import digest
 from leaderboard.wording import direction, metric_name, plain
 
@@ -127,7 +127,8 @@ def how_to_read() -> None:
         st.markdown(
             "Recipe and baseline answered the same documents, so they are compared document by document.\n\n"
             "- **better**, **worse**: the difference is significant at 5 % after correcting for all comparisons of the model (Benjamini-Hochberg).\n"
-            "- **same**: the difference is shown to be smaller than the margin (2 points for scores between 0 and 1; the grey band in the plots, if it is not far wider than they are).\n"
+            "- **same**: the difference is shown to be smaller than the margin: 2 points for scores between 0 and 1. "
+            "It is the grey band in the plots, where it is not far wider than they are.\n"
             "- **undecided**: there are too few documents to tell; the remark says about how many are needed.\n"
             "- **incomparable**: the two runs did not do the same; the remark names what differs.\n"
             "- **failed**: no usable result, with the reason.\n\n"

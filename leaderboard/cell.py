@@ -1,0 +1,82 @@
+"""A cell of the board, and the word for it.
+
+Words: *same* when equivalence within the margin is significant; else *better* or *worse* when the difference is; else
+*undecided*. Both after Benjamini-Hochberg over all cells of the model (before any filter of the view), each a family of its
+own. So a difference that is certain but smaller than the margin is *same*, with a note that says so: nobody should act on it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import numpy as np
+
+from leaderboard import statistics
+
+BASELINE = "baseline"
+SIGNIFICANCE = 0.05
+VERDICTS = ("better", "worse", "same", "undecided", "incomparable", "failed", "baseline")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run on one task's primary metric, against its baseline.
+
+    `delta`, `low` and `high` (95 %, not corrected) are recipe minus baseline in the metric's own units; `improvement` is
+    positive where that is good. `notes` holds warnings, or why the cell is incomparable or failed.
+    """
+
+    model: str
+    recipe: str
+    run_id: str
+    task: str
+    metric: str
+    filter: str
+    n: int | None
+    baseline_score: float | None
+    score: float | None
+    verdict: str
+    delta: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p_value: float | None = None
+    q_value: float | None = None
+    lost: int | None = None
+    gained: int | None = None
+    flip_rate: float | None = None
+    documents_needed: int | None = None
+    best_value: float | None = None
+    higher_is_better: bool = True
+    parameters_kept: float | None = None
+    notes: tuple[str, ...] = ()
+    improvement: float | None = None
+    margin: float | None = None
+    p_same: float | None = None
+    model_key: str = ""
+    baseline_run: str | None = None
+    control: str | None = None
+    started: datetime | None = None
+
+
+def with_verdicts(cells: list[Cell]) -> list[Cell]:
+    """Correct over the cells of one model and put into words."""
+    tested = [i for i, cell in enumerate(cells) if cell.p_value is not None]
+    differ = statistics.benjamini_hochberg(np.array([cells[i].p_value for i in tested], dtype=float))
+    equal = statistics.benjamini_hochberg(np.array([_or_one(cells[i].p_same) for i in tested], dtype=float))
+    for i, q_differ, q_equal in zip(tested, differ, equal):
+        cells[i] = _worded(replace(cells[i], q_value=float(q_differ)), q_differ <= SIGNIFICANCE, q_equal <= SIGNIFICANCE)
+    return cells
+
+
+def _worded(cell: Cell, differs: bool, equal: bool) -> Cell:
+    differs = differs and bool(cell.improvement)
+    direction = "better" if (cell.improvement or 0) > 0 else "worse"
+    if equal:
+        small = (f"{direction}, but by less than the margin of {cell.margin:.3g}",) if differs else ()
+        return replace(cell, verdict="same", notes=(*small, *cell.notes))
+    return replace(cell, verdict=direction if differs else "undecided")
+
+
+def _or_one(p_value: float | None) -> float:
+    return 1.0 if p_value is None else p_value
