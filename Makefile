@@ -13,9 +13,10 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/installed ## Install, then run three recipes on the embedded model, without a network
+demo: $(VENV)/installed ## Install, then run three recipes and their controls on the embedded model, without a network
 	$(OFFLINE) $(RUN)/lm_eval run --model hf --model_args pretrained=demo --tasks int_mult,int_sum,pronoun_bias,int_mult_clean,int_sum_clean \
-	  --recipe laser --recipe eigenprune:fraction=0.1 --recipe ablation-prune --batch_size 64 --device cpu
+	  --recipe laser --recipe eigenprune:fraction=0.1 --recipe ablation-prune --control random-subspace \
+	  --batch_size 64 --device cpu
 	@echo
 	@echo "The table above compares each recipe with the unedited model. What next:"
 	@echo "  make leaderboard              the same as a page, on http://127.0.0.1:8501"

@@ -1,0 +1,29 @@
+"""The README says what the commands say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness_ext.recipe import parse_recipe, shipped_names
+
+START, END = "<!-- recipes: kept equal to `lm_eval recipes` by a test -->\n", "<!-- end of recipes -->"
+
+
+def recipe_table() -> str:
+    """The recipes as the README lists them."""
+    rows = [f"| `{recipe.name}` | {recipe.summary} | {recipe.source} |" for recipe in map(parse_recipe, shipped_names())]
+    return "\n".join(["| recipe | what it does | source |", "|---|---|---|", *rows]) + "\n"
+
+
+def test_the_readme_lists_the_recipes(repository: Path) -> None:
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    listed = text[text.index(START) + len(START) : text.index(END)]
+    assert listed == recipe_table(), "paste this into README.md:\n" + recipe_table()
+
+
+def test_every_command_is_in_the_readme(repository: Path) -> None:
+    from harness_ext.cli import RecipesCLI
+
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    missing = [name for name in RecipesCLI()._subparsers.choices if f" {name}" not in text]
+    assert missing == []
