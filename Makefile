@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 PIP := $(RUN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-INSTALL_INPUTS := pyproject.toml constraints.txt hatch_build.py
+INSTALL_INPUTS := pyproject.toml constraints.txt harness_ext/_wheel.py
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
 .PHONY: help demo leaderboard test test-all benchmark demo-model clean

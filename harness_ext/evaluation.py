@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from lm_eval.api.task import Task
     from lm_eval.tasks import TaskManager
 
-    from harness_ext.cli.config import RunConfig
     from harness_ext.lm import RecipeLM
+    from harness_ext.run_config import RunConfig
 
 log = logging.getLogger("lm_eval.recipes")
 

@@ -26,9 +26,9 @@ from harness_ext.rundir import FinishedRun
 from harness_ext.specification import Specification, digest
 
 if TYPE_CHECKING:
-    from harness_ext.cli.config import RunConfig
     from harness_ext.evidence.documents import CalibrationSet
     from harness_ext.lm import RecipeLM
+    from harness_ext.run_config import RunConfig
     from harness_ext.surgery import Operation
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lm_eval.api.task import Task
     from lm_eval.tasks import TaskManager
 
-    from harness_ext.cli.config import RunConfig
+    from harness_ext.run_config import RunConfig
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _SETTINGS = (
@@ -51,7 +51,7 @@ class Specification:
     @cached_property
     def tasks(self) -> LoadedTasks:
         """The evaluated tasks, built once; lm-eval is handed these same objects for every variant. Raises UserError for an unknown one."""
-        from harness_ext.cli.config import resolve_tasks
+        from harness_ext.run_config import resolve_tasks
 
         with self._report.stage("building tasks"):
             manager = resolve_tasks(self._harness)

@@ -22,9 +22,9 @@ from harness_ext.recipe import Calibration, Recipe, Step
 from harness_ext.weights import Weights, tensor_digest
 
 if TYPE_CHECKING:
+    from lm_eval.models.huggingface import HFLM
     from torch import Generator, Tensor
 
-    from harness_ext.lm import RecipeLM
 
 Documents = Callable[[Calibration, str], list[CalibrationSet]]
 """Draws the documents of a step; the second argument opens its error messages."""
@@ -53,7 +53,7 @@ class Operation:
     seconds_editing: float = 0.0
 
 
-def operate(lm: RecipeLM, weights: Weights, factors: Factors, recipe: Recipe, documents: Documents, progress: Progress | None = None) -> Operation:
+def operate(lm: HFLM, weights: Weights, factors: Factors, recipe: Recipe, documents: Documents, progress: Progress | None = None) -> Operation:
     """Apply every step of a recipe, in order; a later step sees what the earlier ones left.
 
     Raises UserError for what the recipe's author can mend, and VariantFailed for what the model's weights make impossible.
@@ -76,7 +76,7 @@ def operate(lm: RecipeLM, weights: Weights, factors: Factors, recipe: Recipe, do
 
 
 def _evidence(
-    lm: RecipeLM, weights: Weights, factors: Factors, step: Step, number: int, matrices: Sequence[Matrix], documents: Documents, operation: Operation, where: str, progress: Progress
+    lm: HFLM, weights: Weights, factors: Factors, step: Step, number: int, matrices: Sequence[Matrix], documents: Documents, operation: Operation, where: str, progress: Progress
 ) -> Mapping[str, Mapping[str, Tensor]]:
     if step.evidence is None:
         return {}

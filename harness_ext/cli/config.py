@@ -16,30 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.errors import UserError
+from harness_ext.run_config import RunConfig
 
 if TYPE_CHECKING:
     from lm_eval.config.evaluate_config import EvaluatorConfig
-    from lm_eval.tasks import TaskManager
 
 KEYS = ("recipe", "control")
 HF_BACKENDS = frozenset({"hf", "hf-auto", "huggingface"})
 RECIPE_BACKENDS = HF_BACKENDS | {"hf-recipe"}
 DEMO = "demo"
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """A run with recipes.
-
-    `harness` is lm-eval's full configuration, validated, with `output_path` and `log_samples` set. `model_name` is what the user typed
-    after `pretrained=` (`harness.model_args["pretrained"]` holds the folder where that was `demo`). `command` is `sys.argv`, for the receipt.
-    """
-
-    harness: EvaluatorConfig
-    recipes: tuple[str, ...]
-    controls: tuple[str, ...]
-    model_name: str
-    command: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -161,34 +146,3 @@ def resolve_demo(model: str | None, model_args: Mapping[str, Any]) -> dict[str, 
 
     resolved["pretrained"] = str(demo_path())
     return resolved
-
-
-def resolve_tasks(harness: EvaluatorConfig) -> TaskManager:
-    """Find the run's tasks through the index; afterwards `harness.tasks` holds what lm-eval resolved them to.
-
-    Raises `UserError` naming the tasks that do not exist and the nearest names that do.
-    """
-    from harness_ext.startup import quick_imports
-    from harness_ext.task_index import installed
-
-    with quick_imports(), installed():
-        try:
-            return harness.process_tasks(harness.metadata)
-        except ValueError as error:
-            raise UserError(_missing_tasks(harness, str(error))) from error
-
-
-def _missing_tasks(harness: EvaluatorConfig, message: str) -> str:
-    import difflib
-
-    from lm_eval.tasks import TaskManager
-
-    prefix = "Tasks not found: "
-    if not message.startswith(prefix):
-        return message
-    known = TaskManager(include_path=harness.include_path).all_tasks
-    lines = []
-    for name in message.removeprefix(prefix).split(", "):
-        nearest = difflib.get_close_matches(name, known, n=3)
-        lines.append(f"no task is called {name!r}" + (f"; did you mean {' or '.join(nearest)}?" if nearest else ""))
-    return "\n".join([*lines, "`lm_eval ls tasks` lists all tasks; --include_path DIR adds your own"])

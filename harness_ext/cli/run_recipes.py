@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness_ext.cli.config import RunConfig
 from harness_ext.cli.terminal import terminal_style
 from harness_ext.identity_check import largest_difference, tolerance
 from harness_ext.report import Report
+from harness_ext.run_config import RunConfig
 from harness_ext.session import Outcome, Session
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from harness_ext.evidence.statistics import AblationEffects, CounterfactualEffec
 from harness_ext.methods import STATISTICS_OF_COMPONENTS
 
 if TYPE_CHECKING:
+    from lm_eval.models.huggingface import HFLM
     from torch import Tensor, nn
 
-    from harness_ext.lm import RecipeLM
     from harness_ext.methods import Svd
 
 FACTOR_BYTES = 2 << 30
@@ -47,7 +47,7 @@ class _Watched:
 
 
 def gather(
-    lm: RecipeLM, matrices: Sequence[Matrix], names: frozenset[str], documents: Sequence[LabelledDocument], batch_size: int, decompose: Callable[[Matrix], Svd],
+    lm: HFLM, matrices: Sequence[Matrix], names: frozenset[str], documents: Sequence[LabelledDocument], batch_size: int, decompose: Callable[[Matrix], Svd],
     progress: Callable[[int], Any] = lambda documents: None,
 ) -> dict[str, dict[str, Tensor]]:
     """Gather the named statistics of every matrix over all documents; keyed by `Matrix.key`, then by statistic.
@@ -96,7 +96,7 @@ def _groups(matrices: Sequence[Matrix], *, with_factors: bool) -> Iterator[list[
         yield group
 
 
-def _one_pass(lm: RecipeLM, watched: Sequence[_Watched], batches: Sequence[_Batch], progress: Callable[[int], Any]) -> None:
+def _one_pass(lm: HFLM, watched: Sequence[_Watched], batches: Sequence[_Batch], progress: Callable[[int], Any]) -> None:
     import torch
 
     modules = dict(lm.model.named_modules())
@@ -152,7 +152,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _summed_loss(lm: RecipeLM, batch: _Batch) -> Tensor:
+def _summed_loss(lm: HFLM, batch: _Batch) -> Tensor:
     """The sum over documents of the mean cross-entropy of each one's answer tokens, in fp32."""
     from torch.nn.functional import cross_entropy
 
@@ -161,7 +161,7 @@ def _summed_loss(lm: RecipeLM, batch: _Batch) -> Tensor:
     return (losses.sum(1) / (batch.labels != -100).sum(1).to(losses)).sum()
 
 
-def _batches(lm: RecipeLM, documents: Sequence[LabelledDocument], batch_size: int) -> Iterator[_Batch]:
+def _batches(lm: HFLM, documents: Sequence[LabelledDocument], batch_size: int) -> Iterator[_Batch]:
     """Batches of one task each, since a counterfactual prompt should be one of the same kind; a last batch of one joins the batch before it."""
     for task in dict.fromkeys(document.task for document in documents):
         own = [document for document in documents if document.task == task]
@@ -172,7 +172,7 @@ def _batches(lm: RecipeLM, documents: Sequence[LabelledDocument], batch_size: in
             yield _pad(lm, own[start:stop])
 
 
-def _pad(lm: RecipeLM, documents: Sequence[LabelledDocument]) -> _Batch:
+def _pad(lm: HFLM, documents: Sequence[LabelledDocument]) -> _Batch:
     import torch
 
     encoded = [_encode(lm, document) for document in documents]
@@ -188,7 +188,7 @@ def _pad(lm: RecipeLM, documents: Sequence[LabelledDocument]) -> _Batch:
     return _Batch(*(value.to(lm.device) for value in (tokens, mask, positions, labels)))
 
 
-def _encode(lm: RecipeLM, document: LabelledDocument) -> tuple[list[int], list[int]]:
+def _encode(lm: HFLM, document: LabelledDocument) -> tuple[list[int], list[int]]:
     """The tokens that go in (all but the last), and those of the answer that must come out, cut from the left like lm-eval does."""
     if document.context:
         context, answer = lm._encode_pair(document.context, document.answer)

@@ -15,9 +15,10 @@ from lm_eval._cli import HarnessCLI
 from lm_eval._cli.run import Run
 
 from harness_ext.cli import EXIT_USER_ERROR, RecipesCLI, main
-from harness_ext.cli.config import RunConfig, resolve_demo, resolve_tasks
+from harness_ext.cli.config import resolve_demo
 from harness_ext.demo import demo_path
 from harness_ext.errors import UserError
+from harness_ext.run_config import RunConfig, resolve_tasks
 
 HEAVY = ("torch", "transformers", "datasets", "streamlit", "duckdb", "scipy")
 

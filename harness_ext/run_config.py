@@ -1,0 +1,58 @@
+"""A run with recipes, as the command line or anything else hands it to a session: lm-eval's own configuration, and ours beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness_ext.errors import UserError
+
+if TYPE_CHECKING:
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+    from lm_eval.tasks import TaskManager
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A run with recipes.
+
+    `harness` is lm-eval's full configuration, validated, with `output_path` and `log_samples` set. `model_name` is what the user typed
+    after `pretrained=` (`harness.model_args["pretrained"]` holds the folder where that was `demo`). `command` is `sys.argv`, for the receipt.
+    """
+
+    harness: EvaluatorConfig
+    recipes: tuple[str, ...]
+    controls: tuple[str, ...]
+    model_name: str
+    command: tuple[str, ...]
+
+
+def resolve_tasks(harness: EvaluatorConfig) -> TaskManager:
+    """Find the run's tasks through the index; afterwards `harness.tasks` holds what lm-eval resolved them to.
+
+    Raises `UserError` naming the tasks that do not exist and the nearest names that do.
+    """
+    from harness_ext.startup import quick_imports
+    from harness_ext.task_index import installed
+
+    with quick_imports(), installed():
+        try:
+            return harness.process_tasks(harness.metadata)
+        except ValueError as error:
+            raise UserError(_missing_tasks(harness, str(error))) from error
+
+
+def _missing_tasks(harness: EvaluatorConfig, message: str) -> str:
+    import difflib
+
+    from lm_eval.tasks import TaskManager
+
+    prefix = "Tasks not found: "
+    if not message.startswith(prefix):
+        return message
+    known = TaskManager(include_path=harness.include_path).all_tasks
+    lines = []
+    for name in message.removeprefix(prefix).split(", "):
+        nearest = difflib.get_close_matches(name, known, n=3)
+        lines.append(f"no task is called {name!r}" + (f"; did you mean {' or '.join(nearest)}?" if nearest else ""))
+    return "\n".join([*lines, "`lm_eval ls tasks` lists all tasks; --include_path DIR adds your own"])
