@@ -82,9 +82,13 @@ def _read_all(roots: Sequence[Path], report: IngestReport) -> Iterator[Run]:
 
 def _read(candidate: Candidate, report: IngestReport) -> Iterator[Run]:
     try:
-        yield read_run(candidate)
+        run = read_run(candidate)
     except Unreadable as error:
         report.rejected.append(Rejection(candidate.path, str(error)))
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError, RecursionError) as error:  # a form nobody thought of
+        report.rejected.append(Rejection(candidate.path, f"holds something unexpected ({type(error).__name__}: {error})"))
+    else:
+        yield run
 
 
 def _batches(runs: Iterable[Run]) -> Iterator[list[Run]]:
@@ -117,6 +121,8 @@ def _add(store: Store, run: Run, report: IngestReport) -> None:
             report.duplicates.append(run.path)
     except Unreadable as error:
         report.rejected.append(Rejection(run.path, str(error)))
+    except (ValueError, OverflowError, TypeError) as error:  # Arrow's, for a value that a column cannot hold
+        report.rejected.append(Rejection(run.path, f"holds a value that cannot be stored: {error}"))
 
 
 def _write_rejections(database: Path, report: IngestReport, timeout_s: float) -> None:

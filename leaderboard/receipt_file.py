@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,6 +17,7 @@ from leaderboard.records import Calibration, Matrix
 from leaderboard.untrusted import canonical, clean, finite, load_json
 
 FORMAT = 1
+Whole = Annotated[int, Field(ge=-(2**62), le=2**62)]  # fits the store's columns
 
 
 class _Part(BaseModel):
@@ -42,7 +43,7 @@ class Model(_Part):
     device: str | None = None
     model_type: str | None = None
     identity: str | None = None
-    parameters: int | None = None
+    parameters: Whole | None = None
 
 
 class Recipe(_Part):
@@ -68,47 +69,47 @@ class MatrixPart(_Part):
     """One edited matrix."""
 
     name: str
-    step: int | None = None
+    step: Whole | None = None
     method: str | None = None
     part: str | None = None
     role: str | None = None
-    layer: int | None = None
-    shape: list[int] = Field(default_factory=list)
-    rank_before: int | None = None
-    rank_after: int | None = None
+    layer: Whole | None = None
+    shape: list[Whole] = Field(default_factory=list)
+    rank_before: Whole | None = None
+    rank_after: Whole | None = None
     energy_kept: float | None = None
     relative_error: float | None = None
     digest_before: str | None = None
     digest_after: str | None = None
     seconds: float | None = None
     bias_shift: bool | None = None
-    parameters_before: int | None = None
-    parameters_after: int | None = None
+    parameters_before: Whole | None = None
+    parameters_after: Whole | None = None
     fallback: str | None = None
 
 
 class CalibrationPart(_Part):
     """One use of calibration documents; `documents` are lm-eval's doc hashes."""
 
-    step: int | None = None
+    step: Whole | None = None
     task: str | None = None
     split: str | None = None
-    samples: int | None = None
-    seed: int | None = None
+    samples: Whole | None = None
+    seed: Whole | None = None
     documents: list[str] = Field(default_factory=list)
 
 
 class Totals(_Part):
     """Sizes of the whole model."""
 
-    parameters_before: int | None = None
-    parameters_after: int | None = None
+    parameters_before: Whole | None = None
+    parameters_after: Whole | None = None
 
 
 class Receipt(_Part):
     """The whole file."""
 
-    format: int
+    format: Whole
     status: Literal["complete", "failed"]
     failure: Failure | None = None
     spec_id: str

@@ -121,7 +121,8 @@ def primary_metric(found: dict[str, tuple[str, str]], config: dict[str, Any], me
     """The (metric, filter) shown on the board: what the task's metadata names, else the first of its metric_list,
     else the first there is."""
     named = metadata.get("primary_metric")
-    listed = [mapping(entry).get("metric") for entry in config.get("metric_list") or [] if isinstance(entry, dict)]
+    entries = config.get("metric_list")
+    listed = [mapping(entry).get("metric") for entry in entries] if isinstance(entries, list) else []
     for wanted in [named, *listed]:
         for key, pair in found.items():
             if wanted in (key, pair[0]):

@@ -60,7 +60,7 @@ CREATE TABLE run_tasks (
     run_id                  VARCHAR NOT NULL,
     task                    VARCHAR NOT NULL,
     version                 VARCHAR,
-    num_fewshot             INTEGER,
+    num_fewshot             BIGINT,
     documents               INTEGER,            -- NULL: no samples were logged
     documents_hash          VARCHAR,            -- of the sorted document keys, so order and world size do not matter
     chat_template_hash      VARCHAR,
@@ -127,12 +127,12 @@ CREATE TABLE sample_scores (
 CREATE TABLE receipts (
     run_id            VARCHAR NOT NULL,
     position          INTEGER NOT NULL,
-    step              INTEGER,
+    step              BIGINT,
     method            VARCHAR,
     name              VARCHAR NOT NULL,
     part              VARCHAR,
     role              VARCHAR,
-    layer             INTEGER,
+    layer             BIGINT,
     shape             VARCHAR,
     rank_before       BIGINT,
     rank_after        BIGINT,
@@ -150,7 +150,7 @@ CREATE TABLE receipts (
 CREATE TABLE calibrations (
     run_id    VARCHAR NOT NULL,
     position  INTEGER NOT NULL,
-    step      INTEGER,
+    step      BIGINT,
     task      VARCHAR,
     split     VARCHAR,
     samples   BIGINT,
