@@ -44,6 +44,8 @@ def _task_lines(task: str, cells: list[Cell], width: int, color: bool) -> list[s
         facts += [f"{plain(metric_name(shown))}, {direction(shown)}"]
     if shown.n:
         facts += [f"{shown.n:,} documents"]
+    if shown.baseline_score is not None and all(cell.verdict != BASELINE for cell in cells):
+        facts += [f"baseline {number(shown.baseline_score)}"]
     lines = [_bold(_cut("; ".join(facts), width), color)]
     for cell in sorted(cells, key=lambda cell: (cell.verdict != BASELINE, cell.recipe, cell.run_id)):
         lines += _cell_lines(cell, width, color)

@@ -314,6 +314,7 @@ class TestCompare:
         a, b = made.plain({"sums": before}), made.plain({"sums": after}, model="another", folder="b")
         (cell,) = compare_paths(a, b)
         assert (cell.verdict, cell.delta) == ("worse", pytest.approx(-0.15))
+        assert "400 documents; baseline 0.5000" in render([cell], width=80, color=False)
         (back,) = compare_paths(b.parent, a.parent)
         assert (back.verdict, back.delta) == ("better", pytest.approx(0.15))
 
