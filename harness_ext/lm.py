@@ -104,7 +104,7 @@ class RecipeLM(HFLM):
         """Parameters, bytes and operations of the model, before and after what was applied."""
         from dataclasses import asdict
 
-        return asdict(totals(self.model, self.operation.records if self.operation else []))
+        return asdict(totals(self.model, self.operation.records, self.weights.added_biases) if self.operation else totals(self.model, []))
 
     def _refuse_quantised(self) -> None:
         quantisation = getattr(self.model.config, "quantization_config", None)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -79,16 +79,18 @@ def stored_parameters(shape: tuple[int, int], rank: int) -> int:
     return min(rows * columns, rank * (rows + columns))
 
 
-def totals(model: nn.Module, records: Sequence[MatrixRecord]) -> Totals:
-    """Sum up a model and what was done to it; where a matrix was edited twice, the last edit counts."""
+def totals(model: nn.Module, records: Sequence[MatrixRecord], added: Collection[str] = ()) -> Totals:
+    """Sum up a model and what was done to it; where a matrix was edited twice, the last edit counts. added: parameters (biases) that the edits made."""
     parameters = dict(model.named_parameters())
     last = {(record.name, record.part): record for record in records}.values()
     saved = sum(record.parameters_before - record.parameters_after for record in last)
     saved_bytes = sum((record.parameters_before - record.parameters_after) * parameters[record.name].element_size() for record in last)
     count = sum(value.numel() for value in parameters.values())
     size = sum(value.numel() * value.element_size() for value in parameters.values())
+    new = [parameters[name] for name in added]
+    new_count, new_size = sum(value.numel() for value in new), sum(value.numel() * value.element_size() for value in new)
     flops = 2 * _multiplied(model)
-    return Totals(count, count - saved, size, size - saved_bytes, flops, flops - 2 * saved, len(last))
+    return Totals(count - new_count, count - saved, size - new_size, size - saved_bytes, flops, flops - 2 * saved, len(last))
 
 
 def _multiplied(model: nn.Module) -> int:

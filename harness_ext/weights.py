@@ -24,7 +24,7 @@ _HASHING_THREADS = 4
 class Weights:
     """Access to a model's weights by `Matrix`, with undo.
 
-    model: a transformers model. scratch: an existing folder for the originals of edited parameters; the caller removes it.
+    model: a transformers model. scratch: an existing folder for the originals of edited parameters; the caller removes it. added_biases: the names of those that edits made.
 
     Raises UserError where weights are quantised or not in memory (offloaded), since those cannot be edited in place.
     """
@@ -35,7 +35,7 @@ class Weights:
         self._parameters: dict[str, Tensor] = dict(model.named_parameters())
         self._digests: dict[str, str] = {}
         self._spilled: dict[str, Path] = {}
-        self._added_biases: list[str] = []
+        self.added_biases: list[str] = []
         self.anatomy = Anatomy(model.config.to_dict(), {name: tuple(value.shape) for name, value in self._parameters.items()})
 
     def check_editable(self, matrices: tuple[Matrix, ...]) -> None:
@@ -100,12 +100,12 @@ class Weights:
                 raise RuntimeError(f"{name} could not be restored bit for bit; the scratch folder {self._scratch} may be damaged")
             path.unlink()
         self._spilled.clear()
-        for name in self._added_biases:
+        for name in self.added_biases:
             module, _, attribute = name.rpartition(".")
             setattr(self._model.get_submodule(module), attribute, None)
             del self._parameters[name]
             self._digests.pop(name, None)
-        self._added_biases.clear()
+        self.added_biases.clear()
 
     def digest_of(self, name: str) -> str:
         """SHA-256 over a parameter's dtype, shape and bytes."""
@@ -130,7 +130,7 @@ class Weights:
     def _keep_original(self, name: str) -> None:
         from safetensors.torch import save_file
 
-        if name in self._spilled or name in self._added_biases:
+        if name in self._spilled or name in self.added_biases:
             return
         path = self._scratch / f"{hashlib.sha256(name.encode()).hexdigest()}.safetensors"
         try:
@@ -146,7 +146,7 @@ class Weights:
         bias = torch.nn.Parameter(weight.new_zeros(matrix.full_shape[0]), requires_grad=False)
         self._model.get_submodule(matrix.module).bias = bias
         self._parameters[matrix.bias] = bias
-        self._added_biases.append(matrix.bias)
+        self.added_biases.append(matrix.bias)
 
 
 def model_digest(model: nn.Module) -> str:

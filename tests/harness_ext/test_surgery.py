@@ -82,6 +82,18 @@ def test_a_matrix_edited_twice_counts_once(make_lm) -> None:
     assert totals["parameters_before"] - totals["parameters_after"] == 960 - 4 * 64
 
 
+def test_a_bias_that_the_edit_made_counts_after_it_only(make_lm) -> None:
+    from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
+
+    documents = tuple(LabelledDocument("t", f"w{number} w{number + 1}", f" w{number + 2}", str(number)) for number in range(4))
+    lm = make_lm("llama")
+    count = lm.model.num_parameters()
+    lm.apply(parse_recipe("eigenprune:per_head=false,matrices=[up_proj],layers=[0]"), lambda calibration, where: [CalibrationSet("t", "train", 0, documents)])
+    totals = lm.totals()
+    # 20 of 24 components kept are more numbers as factors than dense, so only the new bias of 40 changes the count.
+    assert (totals["parameters_before"], totals["parameters_after"]) == (count, count + 40)
+
+
 def test_the_same_recipe_and_seed_give_the_same_weights(make_lm, family: str) -> None:
     def digest(specification: str) -> str:
         lm = make_lm(family)
