@@ -1,0 +1,66 @@
+"""`lm_eval export`: write an edited model as a checkpoint that plain transformers loads."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from lm_eval._cli.subcommand import SubCommand
+from lm_eval._cli.utils import MergeDictAction
+
+EPILOG = """
+examples:
+  $ lm-eval export --model hf --model_args pretrained=demo --recipe laser --out edited
+  $ lm-eval export --model hf --model_args pretrained=demo --recipe ablation-prune:calibration.task=int_mult --out edited
+"""
+
+
+class Export(SubCommand):
+    """Write an edited model to a folder."""
+
+    def __init__(self, subparsers: argparse._SubParsersAction) -> None:
+        self._parser = subparsers.add_parser(
+            "export",
+            help="Write an edited model as a checkpoint",
+            description="Apply a recipe and write the model as safetensors, with tokenizer, receipt and model card; plain transformers loads it.",
+            epilog=EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self._add_args()
+        self._parser.set_defaults(func=self._execute)
+
+    def _add_args(self) -> None:
+        self._parser.add_argument("--model", "-M", default="hf", metavar="<model>", help="The backend: hf")
+        self._parser.add_argument("--model_args", "-a", nargs="+", action=MergeDictAction, required=True, metavar="<arg>", help="As in `lm-eval run`")
+        self._parser.add_argument("--recipe", required=True, metavar="<recipe>", help="A name, name:key=value,key=value, or a YAML file; a calibrated one names its task: calibration.task=TASK")
+        self._parser.add_argument("--device", default="cpu", metavar="<device>", help="Where the edit is computed (default: cpu)")
+        self._parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="The folder to write, which must not exist")
+
+    @staticmethod
+    def _execute(args: argparse.Namespace) -> None:
+        from harness_ext import checkpoint
+        from harness_ext.cli.config import RECIPE_BACKENDS, resolve_demo
+        from harness_ext.errors import UserError
+        from harness_ext.export import export
+        from harness_ext.recipe import parse_recipe
+        from harness_ext.report import report_for
+        from harness_ext.startup import preload_hf
+
+        if args.model not in RECIPE_BACKENDS:
+            raise UserError(f"weights of the backend {args.model!r} cannot be edited: use --model hf")
+        if parse_recipe(args.recipe).is_baseline:
+            raise UserError("the baseline edits nothing, so there is nothing to export: name another recipe")
+        if not args.model_args.get("pretrained"):
+            raise UserError("no model given: add --model_args pretrained=NAME (a hub name, a local folder, or `demo`)")
+        if args.out.exists():
+            raise UserError(f"{args.out} exists already; name a folder that does not, with --out")
+        arguments = resolve_demo(args.model, args.model_args)
+        checkpoint.check_local(str(arguments["pretrained"]), str(arguments.get("subfolder") or ""), pickle_allowed=arguments.get("use_safetensors") is False)
+        report_for(None)
+        preload_hf()
+        from harness_ext.lm import RecipeLM
+
+        lm = RecipeLM.create_from_arg_obj({**arguments, "recipe": args.recipe}, {"device": args.device})
+        export(lm, args.out, str(args.model_args["pretrained"]), sys.argv)
+        print(f"{args.recipe} on {args.model_args['pretrained']}: written to {args.out}")

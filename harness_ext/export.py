@@ -1,0 +1,107 @@
+"""An edited model as a checkpoint that plain transformers loads: safetensors, tokenizer, receipt and a model card.
+
+A bias shift needs a bias. Where the architecture has none in a layer but can be told to (`attention_bias`, `mlp_bias`), the config is told, and the other layers get biases of zero; where it cannot be
+told, the export is refused rather than the shift dropped. The folder is written beside its place and renamed when whole.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness_ext import rundir
+from harness_ext.errors import UserError
+from harness_ext.receipt import rows, versions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PretrainedConfig
+
+    from harness_ext.lm import RecipeLM
+
+_BIAS_SWITCHES = ("attention_bias", "mlp_bias")
+
+
+def export(lm: RecipeLM, place: Path, model_name: str, command: list[str]) -> None:
+    """Write the model as it is, with the recipe that was applied to it, into a new folder.
+
+    Raises UserError where the folder exists or cannot be written, or where the architecture cannot hold a bias that the recipe made.
+    """
+    if place.exists():
+        raise UserError(f"{place} exists already; name a folder that does not, with --out")
+    config, state = _with_biases(lm.model.config, dict(lm.model.state_dict()), lm.weights.added_biases)
+    try:
+        with rundir.writing(place) as folder:
+            _save(lm, config, state, folder)
+            rundir.write_json(folder / rundir.RECEIPT, _receipt(lm, model_name, command))
+            (folder / "README.md").write_text(_card(lm, model_name, command), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{place} cannot be written: {error.strerror or error}") from None
+
+
+def _save(lm: RecipeLM, config: PretrainedConfig, state: dict[str, Tensor], folder: Path) -> None:
+    before = lm.model.config
+    try:
+        lm.model.config = config
+        lm.model.save_pretrained(folder, state_dict=state)
+    finally:
+        lm.model.config = before
+    lm.tokenizer.save_pretrained(folder)
+
+
+def _with_biases(config: PretrainedConfig, state: dict[str, Tensor], added: list[str]) -> tuple[PretrainedConfig, dict[str, Tensor]]:
+    if not added:
+        return config, state
+    switched = copy.deepcopy(config)
+    for switch in _BIAS_SWITCHES:
+        if getattr(switched, switch, None) is False:
+            setattr(switched, switch, True)
+            if set(added) <= set(expected := _shapes(switched)):
+                return switched, {**state, **{name: _zeros(state, name, shape) for name, shape in expected.items() if name not in state}}
+    raise UserError(
+        f"the recipe gives {added[0]} (and {len(added) - 1} more) a bias, which a {config.model_type} checkpoint cannot hold: "
+        "choose matrices that have a bias, or a recipe that shifts none"
+    )
+
+
+def _shapes(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights that a config calls for; nothing is allocated."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return {name: tuple(value.shape) for name, value in AutoModelForCausalLM.from_config(config).state_dict().items()}
+
+
+def _zeros(state: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
+    return state[f"{name.rpartition('.')[0]}.weight"].new_zeros(shape)
+
+
+def _receipt(lm: RecipeLM, model_name: str, command: list[str]) -> dict[str, Any]:
+    assert lm.applied is not None and lm.operation is not None
+    return {
+        "format": "export",
+        "command": command,
+        "model": {"name": model_name, "dtype": str(lm.model.dtype).removeprefix("torch."), "model_type": lm.model.config.model_type},
+        "recipe": {"label": lm.applied.label, "recipe_id": lm.applied.recipe_id, "resolved": lm.applied.resolved()},
+        "weights": {"digest_after": lm.weights.digest()},
+        "matrices": rows(lm.operation.records),
+        "totals": lm.totals(),
+        "calibration": [{"step": step, "task": drawn.task, "documents": [document.doc_hash for document in drawn.documents]} for step, drawn in lm.operation.calibration],
+        "versions": versions(),
+    }
+
+
+def _card(lm: RecipeLM, model_name: str, command: list[str]) -> str:
+    import yaml
+
+    assert lm.applied is not None
+    recipe = yaml.safe_dump(lm.applied.resolved(), sort_keys=False, allow_unicode=True)
+    totals = lm.totals()
+    return (
+        f"---\nlibrary_name: transformers\nbase_model: {model_name}\n---\n\n# {model_name}, edited by {lm.applied.label}\n\n"
+        f"{totals['matrices_edited']} weight matrices of `{model_name}` were edited by the recipe below and written back dense. Whether that helped, hurt or made no difference on a task is not "
+        f"said here: measure it.\n\n    {' '.join(command)}\n\n```yaml\n{recipe}```\n\n`receipt.json` lists every matrix: shape, rank, energy kept, error, digests.\n"
+    )

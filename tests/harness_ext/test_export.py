@@ -1,0 +1,78 @@
+"""Exported checkpoints: loaded by plain transformers, they give the edited model's logits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from harness_ext.errors import UserError
+from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
+from harness_ext.export import export
+from harness_ext.recipe import parse_recipe
+
+TOKENS = torch.arange(3, 15).reshape(2, 6)
+DOCUMENTS = tuple(LabelledDocument("t", f"w{number} w{number + 1}", f" w{number + 2}", str(number)) for number in range(6))
+
+
+def documents(calibration, where):
+    return [CalibrationSet("t", "train", 0, DOCUMENTS)]
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(TOKENS).logits
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("specification", ["svd:keep.rank=3", "eigenprune:matrices=[all],fraction=0.3,per_head=false"])
+def test_the_reloaded_checkpoint_gives_the_edited_logits(make_lm, family: str, dtype: str, specification: str, tmp_path: Path) -> None:
+    lm = make_lm(family, dtype=dtype)
+    before = logits(lm.model)
+    lm.apply(parse_recipe(specification), documents)
+    expected = logits(lm.model)
+    export(lm, tmp_path / "out", "tiny", ["lm_eval", "export"])
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=dtype)
+    torch.testing.assert_close(logits(reloaded), expected, atol=0, rtol=0)
+    assert not torch.equal(expected, before)
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")("w3 w4")["input_ids"] == lm.tokenizer("w3 w4")["input_ids"]
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} <= {".json", ".safetensors", ".md"}
+    # The model in memory is as it was: it can still be undone.
+    lm.undo()
+    assert torch.equal(logits(lm.model), before)
+
+
+def test_a_bias_that_the_architecture_cannot_hold_is_refused(make_lm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = make_lm("llama")
+    lm.apply(parse_recipe("eigenprune:matrices=[up_proj],per_head=false"), documents)
+    monkeypatch.setattr("harness_ext.export._BIAS_SWITCHES", ())
+    with pytest.raises(UserError, match="up_proj.bias .* a bias, which a llama checkpoint cannot hold"):
+        export(lm, tmp_path / "out", "tiny", [])
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_writes_receipt_and_card(lm_eval, tmp_path: Path) -> None:
+    ran = lm_eval("export", "--model_args", "pretrained=demo", "--recipe", "laser", "--out", "edited")
+    assert ran.code == 0, ran.err
+    receipt = json.loads((tmp_path / "edited" / "receipt.json").read_text())
+    assert [row["rank_after"] for row in receipt["matrices"]] == [1]
+    assert "laser" in (tmp_path / "edited" / "README.md").read_text()
+    scored = lm_eval("run", "--model", "hf", "--model_args", "pretrained=edited", "--tasks", "int_mult", "--limit", 8, "--device", "cpu", "--recipe", "baseline")
+    assert scored.code == 0, scored.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--recipe", "baseline"), "nothing to export"),
+        (("--recipe", "laser", "--out", "."), "exists already"),
+        (("--recipe", "laser", "--model", "vllm"), "use --model hf"),
+        (("--recipe", "ablation-prune"), "calibration.task=TASK"),
+    ],
+)
+def test_mistakes(lm_eval, arguments: tuple[str, ...], words: str) -> None:
+    ran = lm_eval("export", "--model_args", "pretrained=demo", "--out", "edited", *arguments)
+    assert ran.code == 2 and words in ran.err and "Traceback" not in ran.err
