@@ -9,6 +9,7 @@ statistics need them. The word `demo` for a model is resolved here, for runs wit
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -127,6 +128,13 @@ def _refuse(harness: EvaluatorConfig) -> None:
             "--use_cache cannot be combined with --recipe: its cache is keyed by the model's name and would return the unedited model's answers; "
             "leave it out (finished recipes are not run again anyway)"
         )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "--recipe edits one copy of the model, and this is one of several processes (accelerate launch or torchrun): start the command by itself; "
+            "--model_args parallelize=True spreads a large model over the devices of one process"
+        )
+    if harness.model_args.get("tp_plan"):
+        raise UserError("tp_plan cuts each matrix into pieces, which cannot be decomposed: use --model_args parallelize=True, which spreads whole layers over devices")
     if not harness.tasks:
         raise UserError("no task given: add --tasks NAME[,NAME...] (`lm_eval ls tasks` lists them)")
 

@@ -218,6 +218,7 @@ def assert_user_error(capsys: pytest.CaptureFixture[str], *words: str) -> None:
         (run_arguments("--recipe", "laser", "--use_cache", "cache.db"), ["--use_cache"]),
         (run_arguments("--recipe", "laser", "--model", "vllm"), ["vllm", "--model hf"]),
         (run_arguments("--control", "random-subspace"), ["--control needs --recipe"]),
+        (run_arguments("--recipe", "laser", "--model_args", "tp_plan=auto"), ["tp_plan", "parallelize=True"]),
         (("run", "--tasks", "int_mult", "--recipe", "laser"), ["pretrained="]),
         (("run", "--model_args", "pretrained=gpt2", "--recipe", "laser"), ["--tasks"]),
         (("run", "--model_args", "pretrained=gpt2,recipe=svd", "--tasks", "int_mult", "--recipe", "laser"), ["twice"]),
@@ -231,6 +232,13 @@ def test_settings_that_make_no_sense_with_a_recipe(
     set_arguments(monkeypatch, *arguments)
     assert_user_error(capsys, *words)
     assert not executed
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch, executed: list[RunConfig], capsys: pytest.CaptureFixture[str]) -> None:
+    set_arguments(monkeypatch, *run_arguments("--recipe", "laser"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert_user_error(capsys, "several processes", "parallelize=True")
+    assert executed == []
 
 
 @pytest.mark.parametrize("line", ["recipe:", "recipe: []", "recipe: {laser: 1}", "recipe: [1]", "recipe: ['']", "control: laser", "recipe: laser\nno_such_key: 1"])
