@@ -67,6 +67,16 @@ def gather(
     return gathered
 
 
+def check_observable(matrices: Sequence[Matrix], where: str = "") -> None:
+    """Raise UserError naming the first matrix that evidence cannot be gathered for.
+
+    An expert's matrices are no modules: one call computes all experts from one parameter, and shows neither the inputs nor the outputs of a single one.
+    """
+    for matrix in matrices:
+        if matrix.expert is not None:
+            raise UserError(f"{where}{matrix.key}: methods that need calibration cannot be applied to experts yet; choose matrices outside them, such as attn, or a method that needs none")
+
+
 def passes(matrices: Sequence[Matrix], names: frozenset[str]) -> int:
     """How many passes over the documents `gather` will make."""
     return len(list(_groups(matrices, with_factors=bool(names & STATISTICS_OF_COMPONENTS))))
