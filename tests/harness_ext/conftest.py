@@ -32,6 +32,8 @@ _COMMON = {**_SPECIAL, "hidden_size": 24, "num_hidden_layers": 3, "num_attention
 _GATED = {**_COMMON, "intermediate_size": 40, "num_key_value_heads": 2}
 _GPT = {**_SPECIAL, "n_embd": 24, "n_inner": 40, "n_layer": 3, "n_head": 4, "n_positions": 64}
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
+# Of the six places of a head four are turned; by default an odd number would be.
+_PARTLY_ROTARY = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.67}}
 _GEMMA = {**_GATED, "head_dim": 10, "sliding_window": 4}
 
 # A model type, and what its config says.
@@ -43,14 +45,15 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {**_GATED, "head_dim": 10}),
     "gemma2": ("gemma2", {**_GEMMA, "query_pre_attn_scalar": 10}),
     "gemma3": ("gemma3_text", {**_GEMMA, "query_pre_attn_scalar": 10, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
-    "phi": ("phi", {**_COMMON, "intermediate_size": 40, "num_key_value_heads": 2}),
+    "phi": ("phi", {**_COMMON, **_PARTLY_ROTARY, "intermediate_size": 40, "num_key_value_heads": 2}),
     "phi3": ("phi3", _GATED),
     "gpt2": ("gpt2", _GPT),
     "gptj": ("gptj", {**_GPT, "rotary_dim": 4, "tie_word_embeddings": False}),
-    "gpt_neox": ("gpt_neox", {**_COMMON, "intermediate_size": 40}),
-    "gpt_neox-unbiased": ("gpt_neox", {**_COMMON, "intermediate_size": 40, "attention_bias": False}),
-    "opt": ("opt", {**_COMMON, "ffn_dim": 40, "word_embed_proj_dim": 24}),
-    "opt-unbiased": ("opt", {**_COMMON, "ffn_dim": 40, "word_embed_proj_dim": 16, "enable_bias": False}),
+    "gpt_neox": ("gpt_neox", {**_COMMON, **_PARTLY_ROTARY, "intermediate_size": 40}),
+    "gpt_neox-unbiased": ("gpt_neox", {**_COMMON, **_PARTLY_ROTARY, "intermediate_size": 40, "attention_bias": False}),
+    # Their ReLU would leave some rows without effect.
+    "opt": ("opt", {**_COMMON, "ffn_dim": 40, "word_embed_proj_dim": 24, "activation_function": "gelu"}),
+    "opt-unbiased": ("opt", {**_COMMON, "ffn_dim": 40, "word_embed_proj_dim": 16, "enable_bias": False, "activation_function": "gelu"}),
     "bloom": ("bloom", {**_SPECIAL, "hidden_size": 24, "n_layer": 3, "n_head": 4}),
     "falcon": ("falcon", {**_COMMON, "ffn_hidden_size": 40}),
     "falcon-grouped": ("falcon", {**_COMMON, "ffn_hidden_size": 40, "new_decoder_architecture": True, "num_kv_heads": 2}),
@@ -100,7 +103,7 @@ def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=list(CONFIGS))
+@pytest.fixture(scope="session", params=list(CONFIGS))
 def every_family(request: pytest.FixtureRequest) -> str:
     """Each family in turn, in the quick tests too."""
     return request.param
@@ -111,9 +114,17 @@ def make_lm(make_model) -> Callable[..., object]:
     """A `RecipeLM` on the CPU around a tiny model: `make_lm("llama", dtype="float64")`."""
 
     def make(family: str, *, dtype: str = "float32"):
+        from transformers import PreTrainedTokenizerFast
+
         from harness_ext.lm import RecipeLM
 
-        return RecipeLM(str(make_model(family, dtype=dtype)), device="cpu", dtype=dtype)
+        folder = make_model(family, dtype=dtype)
+        # For some model types transformers takes a tokenizer of its own, whatever the folder says.
+        lm = RecipeLM(str(folder), device="cpu", dtype=dtype, tokenizer=PreTrainedTokenizerFast.from_pretrained(folder))
+        if family in MIXTURES:
+            # The default computes experts by a grouped product, which knows no float64.
+            lm.model.set_experts_implementation("eager")
+        return lm
 
     return make
 

@@ -33,7 +33,7 @@ def test_groups_cover_the_roles() -> None:
     assert {role for _, role in chosen(["all"])} == set(ROLES)
     assert {role for _, role in chosen(["attn"])} == {"q_proj", "k_proj", "v_proj", "o_proj"}
     assert {role for _, role in chosen(["mlp"])} == {"gate_proj", "up_proj", "down_proj"}
-    assert set(GROUPS) == {"attn", "mlp", "all"}
+    assert set(GROUPS) == {"attn", "mlp", "experts", "all"}
 
 
 @pytest.mark.parametrize(
