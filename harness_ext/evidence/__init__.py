@@ -124,7 +124,7 @@ def _one_pass(lm: HFLM, watched: Sequence[_Watched], batches: Sequence[_Batch], 
             seen.clear()
             loss = _summed_loss(lm, batch)
             if not torch.isfinite(loss):
-                hint = "; in float64 the attention of some models cannot take padding: load it in float32, or set calibration.batch_size=1" if lm.model.dtype == torch.float64 else ""
+                hint = "; in float64 the attention of some models cannot take padding: load the model in float32" if lm.model.dtype == torch.float64 else ""
                 raise UserError(f"the calibration loss is not finite: the model or a prompt is broken; nothing was edited{hint}")
             names = list(by_module)
             gradients = torch.autograd.grad(loss, [seen[name][1] for name in names])
