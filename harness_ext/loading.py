@@ -17,9 +17,9 @@ from harness_ext.families import Family, family_of, text_config
 _EXPERT = re.compile(r"(.+\.)(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(\w+)\.weight")
 _EXPERT_ROLES = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 # `language_model.model.` is how wrapped language models were stored before transformers 5 renamed them.
-_RENAMED = ((r"^language_model\.lm_head\.", "lm_head."), (r"^language_model\.model\.", "model.language_model."), (r"\.block_sparse_moe\.", ".mlp."))
+_RENAMED = ((r"^embed_out\.", "lm_head."), (r"^language_model\.lm_head\.", "lm_head."), (r"^language_model\.model\.", "model.language_model."), (r"\.block_sparse_moe\.", ".mlp."))
 _WRAPPED = re.compile(r"^(language_model|vision_tower|multi_modal_projector)\.")
-_HEADS = ("lm_head.", "embed_out.")
+_HEAD = "lm_head."
 
 
 def as_loaded(checkpoint: Checkpoint) -> Checkpoint:
@@ -30,23 +30,29 @@ def as_loaded(checkpoint: Checkpoint) -> Checkpoint:
     family = family_of(checkpoint.config)
     if family is None:
         return checkpoint
-    config = _complete(checkpoint.config, family)
+    config = _complete(checkpoint, family)
     tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if not _is_buffer(name, tensor)}
     tensors = _fused_experts(checkpoint.name, tensors)
     tensors = _renamed(tensors, family, wrapped=text_config(config) is not config)
     if bool(text_config(config).get("tie_word_embeddings", config.get("tie_word_embeddings", family.tied))):
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_HEADS)}
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_HEAD)}
     return Checkpoint(checkpoint.name, config, tensors)
 
 
-def _complete(config: Mapping[str, Any], family: Family) -> Mapping[str, Any]:
+def _complete(checkpoint: Checkpoint, family: Family) -> Mapping[str, Any]:
     """The config with transformers' defaults, where it does not itself say what the attention geometry needs; transformers is loaded only then."""
-    if all(key in text_config(config) for key in family.geometry):
+    config = checkpoint.config
+    missing = [key for key in family.geometry if key not in text_config(config)]
+    if not missing:
         return config
     from transformers import AutoConfig
 
     options = {key: value for key, value in config.items() if key != "model_type"}
-    return {**config, **AutoConfig.for_model(config["model_type"], **options).to_dict()}
+    try:
+        return {**config, **AutoConfig.for_model(config["model_type"], **options).to_dict()}
+    except Exception as error:
+        # Whatever a config's own checks raise: it was written by anyone.
+        raise UserError(f"{checkpoint.name}: its config does not say {', '.join(missing)}, and transformers cannot complete it: {error}") from None
 
 
 def _is_buffer(name: str, tensor: StoredTensor) -> bool:
@@ -89,4 +95,4 @@ def _renamed(tensors: Mapping[str, StoredTensor], family: Family, *, wrapped: bo
         renamed[_WRAPPED.sub(r"model.\1.", new) if wrapped else new] = tensor
     if wrapped or any(name.startswith(family.base) for name in renamed):
         return renamed
-    return {name if name.startswith(_HEADS) else f"{family.base}{name}": tensor for name, tensor in renamed.items()}
+    return {name if name.startswith(_HEAD) else f"{family.base}{name}": tensor for name, tensor in renamed.items()}

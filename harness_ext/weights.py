@@ -134,8 +134,10 @@ class Weights:
 
     def _forget_digests(self, name: str, expert: int | None = None) -> None:
         """After a change of a parameter: of one of its experts, or anywhere in it."""
-        for known in [known for known in self._digests if known[0] == name and (expert is None or known[1] in (None, expert))]:
-            del self._digests[known]
+        value = self._parameters.get(name)
+        experts = [expert] if expert is not None else range(value.shape[0]) if value is not None and value.ndim == 3 else []
+        for part in (None, *experts):
+            self._digests.pop((name, part), None)
 
     def _keep_original(self, name: str) -> None:
         from safetensors.torch import save_file

@@ -112,7 +112,7 @@ def test_effects_and_means_equal_the_reference(make_lm, family: str, role: str, 
         expected = reference_effects(lm, matrix, lm.weights.read(matrix), DOCUMENTS, size)
         numpy.testing.assert_allclose(gathered[matrix.key]["counterfactual_effects"].numpy(), expected, **closeness)
         inputs = torch.cat([observe(lm, matrix, document).inputs for document in DOCUMENTS])
-        numpy.testing.assert_allclose(gathered[matrix.key]["input_mean"].numpy(), inputs.mean(0).numpy(), rtol=1e-4, atol=1e-5)
+        numpy.testing.assert_allclose(gathered[matrix.key]["input_mean"].numpy(), inputs.mean(0).numpy(), rtol=1e-5, atol=max(1e-6, closeness["atol"]))
 
 
 @pytest.mark.parametrize("role", ["k_proj", "down_proj"])
