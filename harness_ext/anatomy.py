@@ -1,42 +1,40 @@
 """A model's matrices: which parameter, or which part of one, plays which role in which layer.
 
-Everything here follows from the config and from parameter names and shapes, so that a plan needs no weights. The next family is one entry in `FAMILIES`; an architecture
-without an entry still works through globs on parameter names, its roles unknown.
+Everything here follows from the config and from parameter names and shapes, so that a plan needs no weights. What a kind of model calls things is in `harness_ext.families`; an architecture
+without an entry there still works through globs on parameter names, its roles unknown.
 
 Every matrix is spoken of in the orientation `[out, in]` (`y = W x`), however it is stored. A role may be a part of a fused parameter: its rows (or columns) are given as ranges of that view, so that
-interleaved layouts need nothing new.
+interleaved layouts need nothing new. Of the experts in a parameter `[experts, out, in]`, each is a matrix of its own.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from harness_ext.errors import UserError
+from harness_ext.families import ATTENTION, MLP, ROLES, Ranges, family_of, text_config
 from harness_ext.recipe import Step, nearest
 
-Ranges = tuple[tuple[int, int], ...]
-"""Half-open ranges of rows or columns, in order."""
-
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-MLP = ("gate_proj", "up_proj", "down_proj")
-ROLES = ATTENTION + MLP
 GROUPS: Mapping[str, str] = {
     "attn": "the attention matrices",
     "mlp": "the MLP matrices",
+    "experts": "the MLP matrices of a mixture's experts",
     "all": "attn and mlp",
 }
+_OF_ONE_EXPERT = re.compile(r"(.+) expert (\d+)")
 
 
 @dataclass(frozen=True)
 class Matrix:
     """One matrix, or one part of a fused one.
 
-    parameter: the full name of its weight. stored_transposed: kept as `[in, out]`. rows, columns: the part that is meant, as ranges of the `[out, in]` view; None for all.
+    parameter: the full name of its weight. full_shape: of the whole weight, or of one expert's part of it. stored_transposed: kept as `[in, out]`. rows, columns: the part that is meant, as ranges of
+    the `[out, in]` view; None for all. expert: its place along the first axis of a weight that holds many experts.
     """
 
     parameter: str
@@ -47,6 +45,7 @@ class Matrix:
     rows: Ranges | None = None
     columns: Ranges | None = None
     head: int | None = None
+    expert: int | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -66,84 +65,19 @@ class Matrix:
 
     @property
     def key(self) -> str:
-        """A name for the part that no other has: the parameter's, with role and head where it is only a part."""
+        """A name for the part that no other has: the parameter's, with role, head and expert where it is only a part."""
         parts = [self.parameter]
         if self.role and (self.rows or self.columns):
             parts.append(self.role)
         if self.head is not None:
             parts.append(f"head {self.head}")
+        if self.expert is not None:
+            parts.append(f"expert {self.expert}")
         return " ".join(parts)
 
 
 def _length(ranges: Ranges | None, full: int) -> int:
     return full if ranges is None else sum(stop - start for start, stop in ranges)
-
-
-@dataclass(frozen=True)
-class Heads:
-    """The attention geometry: query heads, key and value heads (fewer where grouped), and the width of one."""
-
-    queries: int
-    key_values: int
-    width: int
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Where a family keeps a role: a weight inside a layer, and the rows of it, as a function of the attention geometry."""
-
-    module: str
-    rows: Callable[[Heads], Ranges] | None = None
-
-
-@dataclass(frozen=True)
-class Family:
-    """How one kind of model names its layers and matrices. `layer` is the text between the start of a name, or a dot, and the number."""
-
-    model_types: tuple[str, ...]
-    layer: str
-    slots: Mapping[str, Slot]
-    stored_transposed: bool = False
-    heads: Callable[[Mapping[str, Any]], Heads] = field(default=lambda config: _llama_heads(config))
-
-
-def _llama_heads(config: Mapping[str, Any]) -> Heads:
-    queries = int(config["num_attention_heads"])
-    width = config.get("head_dim") or int(config["hidden_size"]) // queries
-    return Heads(queries, int(config.get("num_key_value_heads") or queries), int(width))
-
-
-def _gpt2_heads(config: Mapping[str, Any]) -> Heads:
-    heads = int(config["n_head"])
-    return Heads(heads, heads, int(config["n_embd"]) // heads)
-
-
-def _third(number: int) -> Callable[[Heads], Ranges]:
-    """The rows of query (0), key (1) or value (2) in a matrix that stacks the three."""
-    return lambda heads: ((number * heads.queries * heads.width, (number + 1) * heads.queries * heads.width),)
-
-
-FAMILIES: tuple[Family, ...] = (
-    Family(
-        model_types=("llama", "mistral", "qwen2", "qwen3"),
-        layer="layers.",
-        slots={role: Slot(f"{'self_attn' if role in ATTENTION else 'mlp'}.{role}") for role in ROLES},
-    ),
-    Family(
-        model_types=("gpt2",),
-        layer="h.",
-        slots={
-            "q_proj": Slot("attn.c_attn", _third(0)),
-            "k_proj": Slot("attn.c_attn", _third(1)),
-            "v_proj": Slot("attn.c_attn", _third(2)),
-            "o_proj": Slot("attn.c_proj"),
-            "up_proj": Slot("mlp.c_fc"),
-            "down_proj": Slot("mlp.c_proj"),
-        },
-        stored_transposed=True,
-        heads=_gpt2_heads,
-    ),
-)
 
 
 class Anatomy:
@@ -154,11 +88,15 @@ class Anatomy:
 
     def __init__(self, config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> None:
         self.model_type = str(config.get("model_type", "unknown"))
-        self._shapes = {name: (int(shape[0]), int(shape[1])) for name, shape in shapes.items() if len(shape) == 2}
-        self.family = next((family for family in FAMILIES if self.model_type in family.model_types), None)
-        self.heads = self.family.heads(config) if self.family else None
+        self._shapes = {name: tuple(map(int, shape)) for name, shape in shapes.items() if len(shape) == 2 or _holds_experts(name, shape)}
+        self.family = family_of(config)
+        self.heads = self.family.heads(text_config(config)) if self.family else None
+        # Where the language model is one part among others, a tower for images may name its layers alike.
+        inside = "" if text_config(config) is config else r"(?:.*\.)?language_model\."
+        self._layer = re.compile(rf"^{inside}(?:.*\.)?{re.escape(self.family.layer)}(\d+)\.(.+?)(?:\.weight)?$") if self.family else None
         self.matrices: tuple[Matrix, ...] = tuple(self._by_role())
         self.layers = 1 + max((matrix.layer for matrix in self.matrices if matrix.layer is not None), default=-1)
+        self.experts = max((shape[0] for shape in self._shapes.values() if len(shape) == 3), default=0)
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -188,45 +126,67 @@ class Anatomy:
         return tuple(part for matrix in kept for part in (self._per_head(matrix) if step.per_head else (matrix,)))
 
     def _by_role(self) -> Iterator[Matrix]:
-        if self.family is None or self.heads is None:
+        if self.family is None or self.heads is None or self._layer is None:
             return
-        pattern = re.compile(rf"(?:^|\.){re.escape(self.family.layer)}(\d+)\.(.+)\.weight$")
         owners: dict[tuple[int, str], str] = {}
         for name in self._shapes:
-            if match := pattern.search(name):
+            if match := self._layer.search(name):
                 owners[int(match[1]), match[2]] = name
         for layer in sorted({layer for layer, _ in owners}):
-            for role, slot in self.family.slots.items():
-                if (name := owners.get((layer, slot.module))) is not None:
-                    rows = slot.rows(self.heads) if slot.rows else None
-                    yield replace(self._whole(name), role=role, layer=layer, rows=rows)
+            for slot in self.family.slots:
+                for whole in self._wholes(owners.get((layer, slot.name))):
+                    rows = slot.rows(self.heads, whole.full_shape[0]) if slot.rows else None
+                    yield replace(whole, role=slot.role, layer=layer, rows=rows)
 
-    def _whole(self, name: str) -> Matrix:
-        rows, columns = self._shapes[name]
-        transposed = self.family is not None and self.family.stored_transposed and bool(re.search(rf"(?:^|\.){re.escape(self.family.layer)}\d+\.", name))
-        return Matrix(name, (columns, rows) if transposed else (rows, columns), stored_transposed=transposed)
+    def _wholes(self, name: str | None) -> list[Matrix]:
+        """The parameter as one matrix, or as one for each of its experts; nothing for None."""
+        if name is None:
+            return []
+        *experts, rows, columns = self._shapes[name]
+        transposed = self.family is not None and self.family.stored_transposed and self._layer is not None and bool(self._layer.search(name))
+        whole = Matrix(name, (columns, rows) if transposed else (rows, columns), stored_transposed=transposed)
+        return [replace(whole, expert=number) for number in range(experts[0])] if experts else [whole]
 
     def _matching(self, pattern: str) -> list[Matrix]:
+        if part := self._parts.get(pattern):
+            return [part]
+        if match := _OF_ONE_EXPERT.fullmatch(pattern):
+            return [matrix for matrix in self._matching(match[1]) if matrix.expert == int(match[2])]
+        if pattern == "experts":
+            return [matrix for matrix in self.matrices if matrix.expert is not None]
         roles = {"attn": ATTENTION, "mlp": MLP, "all": ROLES}.get(pattern, (pattern,))
         by_role = [matrix for matrix in self.matrices if matrix.role in roles]
         if by_role or pattern in ROLES or pattern in GROUPS:
             return by_role
-        if part := self._parts.get(pattern):
-            return [part]
-        return [self._named(name) for name in fnmatch.filter(self._shapes, pattern)]
+        return [matrix for name in fnmatch.filter(self._shapes, pattern) for matrix in self._named(name)]
 
     @cached_property
     def _parts(self) -> dict[str, Matrix]:
         """Every matrix and every head of one by its key, which is how a recipe made from a receipt names them."""
         return {part.key: part for matrix in self.matrices for part in (matrix, *self._per_head(matrix))}
 
-    def _named(self, name: str) -> Matrix:
-        owners = [matrix for matrix in self.matrices if matrix.parameter == name]
-        return owners[0] if len(owners) == 1 and owners[0].rows is None else replace(self._whole(name), layer=owners[0].layer if owners else None)
+    @cached_property
+    def _owned(self) -> dict[tuple[str, int | None], list[Matrix]]:
+        """The roles in each parameter, or in each expert's part of it."""
+        owned: dict[tuple[str, int | None], list[Matrix]] = {}
+        for matrix in self.matrices:
+            owned.setdefault((matrix.parameter, matrix.expert), []).append(matrix)
+        return owned
+
+    def _named(self, name: str) -> Iterator[Matrix]:
+        """What a parameter's name means: its one role where it has one, else the whole of it."""
+        for whole in self._wholes(name):
+            owners = self._owned.get((name, whole.expert), [])
+            yield owners[0] if len(owners) == 1 and owners[0].rows is None else replace(whole, layer=owners[0].layer if owners else None)
 
     def _unmatched(self, pattern: str) -> str:
+        known = f"it has {', '.join(self.roles)}" if self.roles else f"the roles of a {self.model_type} are unknown: use globs on parameter names, such as {self._example()!r}"
+        if "expert" in pattern:
+            if not self.experts:
+                return f"matrices: {pattern!r} names experts, and this model has none; {known}"
+            if (match := _OF_ONE_EXPERT.fullmatch(pattern)) and self._matching(match[1]):
+                return f"matrices: {pattern!r} matches nothing; the experts of this model are 0 to {self.experts - 1}"
         if pattern in ROLES or pattern in GROUPS:
-            known = f"it has {', '.join(self.roles)}" if self.roles else f"the roles of a {self.model_type} are unknown: use globs on parameter names, such as {self._example()!r}"
             return f"matrices: no {pattern} here; {known}"
         return f"matrices: {pattern!r} matches no role, group or 2-D parameter; {nearest(pattern, [*self.roles, *GROUPS, *self._shapes])}"
 
@@ -255,13 +215,29 @@ class Anatomy:
         if self.heads is None or matrix.role not in ATTENTION:
             return (matrix,)
         count = self.heads.key_values if matrix.role in ("k_proj", "v_proj") else self.heads.queries
-        start = matrix.rows[0][0] if matrix.rows else 0
+        width = self.heads.width
+        spans = [(number * width, (number + 1) * width) for number in range(count)]
+        if matrix.role == "o_proj":
+            return [replace(matrix, head=number, columns=(span,)) for number, span in enumerate(spans)]
+        rows = matrix.rows or ((0, matrix.full_shape[0]),)
+        return [replace(matrix, head=number, rows=_within(rows, *span)) for number, span in enumerate(spans)]
 
-        def head(number: int) -> Matrix:
-            span: Ranges = ((start + number * self.heads.width, start + (number + 1) * self.heads.width),)
-            return replace(matrix, head=number, **({"columns": span} if matrix.role == "o_proj" else {"rows": span}))
 
-        return [head(number) for number in range(count)]
+def _within(ranges: Ranges, start: int, stop: int) -> Ranges:
+    """Part of a part: places `start` to `stop` among those that the ranges list."""
+    found: list[tuple[int, int]] = []
+    place = 0
+    for low, high in ranges:
+        first, last = max(start, place), min(stop, place + high - low)
+        if first < last:
+            found.append((low + first - place, low + last - place))
+        place += high - low
+    return tuple(found)
+
+
+def _holds_experts(name: str, shape: Sequence[int]) -> bool:
+    """Other weights of three dimensions exist, such as those of convolutions."""
+    return len(shape) == 3 and "experts" in name
 
 
 def _layer_numbers(item: int | str, count: int) -> list[int] | None:

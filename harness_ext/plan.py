@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from harness_ext.anatomy import Anatomy, Matrix
 from harness_ext.checkpoint import Checkpoint
 from harness_ext.errors import UserError
+from harness_ext.evidence import check_observable
+from harness_ext.loading import as_loaded
 from harness_ext.methods import STATISTICS_OF_COMPONENTS, registered_methods
 from harness_ext.receipt import stored_parameters
 from harness_ext.recipe import Recipe, Step
@@ -73,8 +75,9 @@ def plan(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
     """
     if not checkpoint.tensors:
         raise UserError(f"{checkpoint.name} has no safetensors headers to plan from; the recipe can still be run")
+    checkpoint = as_loaded(checkpoint)
     anatomy = Anatomy(checkpoint.config, {name: tensor.shape for name, tensor in checkpoint.tensors.items()})
-    matrices = tuple(_planned(number, step, matrix, checkpoint, recipe) for number, step in enumerate(recipe.steps) for matrix in anatomy.select(step, f"recipe {recipe.label!r}, step {number}: "))
+    matrices = tuple(_planned(number, step, matrix, checkpoint, recipe) for number, step in enumerate(recipe.steps) for matrix in _selected(anatomy, recipe, number, step))
     sizes = {name: _count(tensor.shape) for name, tensor in checkpoint.tensors.items()}
     return Plan(
         model_type=anatomy.model_type,
@@ -85,6 +88,14 @@ def plan(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
         peak_bytes=_expected_peak(matrices),
         calibration_documents=sum(step.evidence.samples for step in recipe.steps if step.evidence is not None),
     )
+
+
+def _selected(anatomy: Anatomy, recipe: Recipe, number: int, step: Step) -> Sequence[Matrix]:
+    where = f"recipe {recipe.label!r}, step {number}: "
+    matrices = anatomy.select(step, where)
+    if step.evidence is not None:
+        check_observable(matrices, where)
+    return matrices
 
 
 def _planned(number: int, step: Step, matrix: Matrix, checkpoint: Checkpoint, recipe: Recipe) -> PlannedMatrix:

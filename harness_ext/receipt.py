@@ -9,11 +9,12 @@ import platform
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 FORMAT = 1
 _VERSIONS_OF = ("lm_eval", "torch", "transformers", "accelerate", "safetensors", "datasets", "numpy", "peft")
@@ -34,7 +35,7 @@ class MatrixRecord:
     """What became of one matrix, or of one part of a fused one.
 
     rank_before: min(m, n). energy_kept: `||W'||^2 / ||W||^2`. relative_error: `||W - W'|| / ||W||`, of the stored values, Frobenius norms.
-    digest_before, digest_after: of the whole parameter. parameters_after: of two factors, where they hold less than the dense matrix.
+    digest_before, digest_after: of the whole parameter, or of the one expert of it. parameters_after: of two factors, where they hold less than the dense matrix.
     """
 
     step: int
@@ -89,8 +90,10 @@ def totals(model: nn.Module, records: Sequence[MatrixRecord], added: Collection[
     size = sum(value.numel() * value.element_size() for value in parameters.values())
     new = [parameters[name] for name in added]
     new_count, new_size = sum(value.numel() for value in new), sum(value.numel() * value.element_size() for value in new)
-    flops = 2 * _multiplied(model)
-    return Totals(count - new_count, count - saved, size - new_size, size - saved_bytes, flops, flops - 2 * saved, len(last))
+    used = {name: _share_used(model, value) for name, value in parameters.items()}
+    saved_flops = 2 * sum(used[record.name] * (record.parameters_before - record.parameters_after) for record in last)
+    flops = 2 * _multiplied(model) + 2 * sum(used[name] * value.numel() for name, value in parameters.items() if value.ndim == 3)
+    return Totals(count - new_count, count - saved, size - new_size, size - saved_bytes, round(flops), round(flops - saved_flops), len(last))
 
 
 def _multiplied(model: nn.Module) -> int:
@@ -98,6 +101,12 @@ def _multiplied(model: nn.Module) -> int:
     from torch.nn import Embedding
 
     return sum(module.weight.numel() for module in model.modules() if getattr(getattr(module, "weight", None), "ndim", 0) == 2 and not isinstance(module, Embedding))
+
+
+def _share_used(model: nn.Module, value: Tensor) -> Fraction:
+    """The share of a parameter that multiplies a token: of experts `[experts, out, in]` those that a token is sent to, of any other all."""
+    chosen = getattr(model.config.get_text_config(), "num_experts_per_tok", None)
+    return Fraction(int(chosen), value.shape[0]) if chosen and value.ndim == 3 else Fraction(1)
 
 
 def versions() -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness_ext.anatomy import Matrix
 from harness_ext.errors import UserError
-from harness_ext.evidence import gather
+from harness_ext.evidence import check_observable, gather
 from harness_ext.evidence.documents import CalibrationSet
 from harness_ext.factors import Factors, NotConverged
 from harness_ext.methods import Edit, registered_methods
@@ -81,6 +81,7 @@ def _evidence(
     if step.evidence is None:
         return {}
     started = time.perf_counter()
+    check_observable(matrices, where)
     sets = documents(step.evidence, where)
     operation.calibration += [(number, drawn) for drawn in sets]
     labelled = [document for drawn in sets for document in drawn.documents]
@@ -101,7 +102,7 @@ def _edit(weights: Weights, factors: Factors, step: Step, number: int, matrix: M
     started = time.perf_counter()
     _require_finite(weights, matrix)
     weight = weights.read(matrix)
-    before = weights.digest_of(matrix.parameter)
+    before = weights.digest_of(matrix.parameter, matrix.expert)
     edit = _call(factors, step, matrix, weight, evidence, where)
     _require_finite_edit(edit, matrix)
     weights.replace(matrix, edit.weight())
@@ -123,7 +124,7 @@ def _edit(weights: Weights, factors: Factors, step: Step, number: int, matrix: M
         energy_kept=(float(after.double().norm()) / norm) ** 2 if norm else 1.0,
         relative_error=float((weight - after).double().norm()) / norm if norm else 0.0,
         digest_before=before,
-        digest_after=weights.digest_of(matrix.parameter),
+        digest_after=weights.digest_of(matrix.parameter, matrix.expert),
         seconds=time.perf_counter() - started,
         bias_shift=shifted,
         parameters_before=matrix.shape[0] * matrix.shape[1],

@@ -12,8 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness_ext.anatomy import Anatomy, Matrix, Ranges
+from harness_ext.anatomy import Anatomy, Matrix
 from harness_ext.errors import UserError
+from harness_ext.families import Ranges
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -33,7 +34,7 @@ class Weights:
         self._model = model
         self._scratch = scratch
         self._parameters: dict[str, Tensor] = dict(model.named_parameters())
-        self._digests: dict[str, str] = {}
+        self._digests: dict[tuple[str, int | None], str] = {}
         self._spilled: dict[str, Path] = {}
         self.added_biases: list[str] = []
         self.anatomy = Anatomy(model.config.to_dict(), {name: tuple(value.shape) for name, value in self._parameters.items()})
@@ -52,8 +53,7 @@ class Weights:
         import torch
 
         value = self._parameters[matrix.parameter].detach()
-        whole = value.T if matrix.stored_transposed else value
-        part = _take(_take(whole, matrix.rows, 0), matrix.columns, 1)
+        part = _take(_take(_view(value, matrix), matrix.rows, 0), matrix.columns, 1)
         return part.to(torch.float64 if value.dtype == torch.float64 else torch.float32, copy=True).contiguous()
 
     def replace(self, matrix: Matrix, weight: Tensor) -> None:
@@ -63,14 +63,18 @@ class Weights:
         self._keep_original(matrix.parameter)
         value = self._parameters[matrix.parameter]
         with torch.no_grad():
-            whole = value.T if matrix.stored_transposed else value
-            _put(whole, matrix.rows, matrix.columns, weight.to(value))
-        self._digests.pop(matrix.parameter, None)
+            _put(_view(value, matrix), matrix.rows, matrix.columns, weight.to(value))
+        self._forget_digests(matrix.parameter, matrix.expert)
 
     def shift_bias(self, matrix: Matrix, shift: Tensor) -> None:
-        """Add `[out]` to the bias of the matrix, making a zero bias first where the layer has none."""
+        """Add `[out]` to the bias of the matrix, making a zero bias first where the layer has none.
+
+        Raises UserError for a matrix of an expert, which has none and cannot be given one.
+        """
         import torch
 
+        if matrix.expert is not None:
+            raise UserError(f"{matrix.key} has no bias to shift: experts have none")
         if matrix.bias not in self._parameters:
             self._add_bias(matrix)
         self._keep_original(matrix.bias)
@@ -80,7 +84,7 @@ class Weights:
             for low, high in matrix.rows or ((0, matrix.full_shape[0]),):
                 value[low:high] += shift[start : start + high - low].to(value)
                 start += high - low
-        self._digests.pop(matrix.bias, None)
+        self._forget_digests(matrix.bias)
 
     def restore(self) -> None:
         """Put every changed parameter back, bit for bit, and check it by its digest.
@@ -95,7 +99,7 @@ class Weights:
             (digest,) = kept.keys()
             with torch.no_grad():
                 self._parameters[name].copy_(kept[digest])
-            self._digests.pop(name, None)
+            self._forget_digests(name)
             if self.digest_of(name) != digest:
                 raise RuntimeError(f"{name} could not be restored bit for bit; the scratch folder {self._scratch} may be damaged")
             path.unlink()
@@ -104,14 +108,15 @@ class Weights:
             module, _, attribute = name.rpartition(".")
             setattr(self._model.get_submodule(module), attribute, None)
             del self._parameters[name]
-            self._digests.pop(name, None)
+            self._forget_digests(name)
         self.added_biases.clear()
 
-    def digest_of(self, name: str) -> str:
-        """SHA-256 over a parameter's dtype, shape and bytes."""
-        if name not in self._digests:
-            self._digests[name] = tensor_digest(self._parameters[name])
-        return self._digests[name]
+    def digest_of(self, name: str, expert: int | None = None) -> str:
+        """SHA-256 over a parameter's dtype, shape and bytes, or over those of one of its experts: hashing all of them for the edit of each would take their number squared."""
+        if (name, expert) not in self._digests:
+            value = self._parameters[name]
+            self._digests[name, expert] = tensor_digest(value if expert is None else value[expert])
+        return self._digests[name, expert]
 
     def digest(self) -> str:
         """SHA-256 over the names and digests of all parameters, in order of name: the identity of the weights as they are now."""
@@ -126,6 +131,13 @@ class Weights:
             return None
         row, column = (~finite).nonzero()[0].tolist()
         return f"[{row}, {column}]"
+
+    def _forget_digests(self, name: str, expert: int | None = None) -> None:
+        """After a change of a parameter: of one of its experts, or anywhere in it."""
+        value = self._parameters.get(name)
+        experts = [expert] if expert is not None else range(value.shape[0]) if value is not None and value.ndim == 3 else []
+        for part in (None, *experts):
+            self._digests.pop((name, part), None)
 
     def _keep_original(self, name: str) -> None:
         from safetensors.torch import save_file
@@ -171,6 +183,12 @@ def tensor_digest(value: Tensor) -> str:
     if data.numel():
         hasher.update(data.reshape(-1).view(torch.uint8).numpy())
     return hasher.hexdigest()
+
+
+def _view(value: Tensor, matrix: Matrix) -> Tensor:
+    """The whole weight, or one expert's part of it, as `[out, in]`; shares its memory."""
+    whole = value if matrix.expert is None else value[matrix.expert]
+    return whole.T if matrix.stored_transposed else whole
 
 
 def _take(value: Tensor, ranges: Ranges | None, axis: int) -> Tensor:

@@ -67,6 +67,16 @@ def gather(
     return gathered
 
 
+def check_observable(matrices: Sequence[Matrix], where: str = "") -> None:
+    """Raise UserError naming the first matrix that evidence cannot be gathered for.
+
+    An expert's matrices are no modules: one call computes all experts from one parameter, and shows neither the inputs nor the outputs of a single one.
+    """
+    for matrix in matrices:
+        if matrix.expert is not None:
+            raise UserError(f"{where}{matrix.key}: methods that need calibration cannot be applied to experts yet; choose matrices outside them, such as attn, or a method that needs none")
+
+
 def passes(matrices: Sequence[Matrix], names: frozenset[str]) -> int:
     """How many passes over the documents `gather` will make."""
     return len(list(_groups(matrices, with_factors=bool(names & STATISTICS_OF_COMPONENTS))))
@@ -114,12 +124,13 @@ def _one_pass(lm: HFLM, watched: Sequence[_Watched], batches: Sequence[_Batch], 
             seen.clear()
             loss = _summed_loss(lm, batch)
             if not torch.isfinite(loss):
-                raise UserError("the calibration loss is not finite: the model or a prompt is broken; nothing was edited")
+                hint = "; in float64 the attention of some models cannot take padding: load the model in float32" if lm.model.dtype == torch.float64 else ""
+                raise UserError(f"the calibration loss is not finite: the model or a prompt is broken; nothing was edited{hint}")
             names = list(by_module)
             gradients = torch.autograd.grad(loss, [seen[name][1] for name in names])
             real = batch.mask.bool()
             for name, gradient in zip(names, gradients, strict=True):
-                inputs = seen[name][0].detach()
+                inputs, gradient = (value.detach().reshape(*real.shape, -1) for value in (seen[name][0], gradient))
                 for item in by_module[name]:
                     for statistic in item.statistics.values():
                         statistic.update(_part(inputs, item.matrix.columns).float(), _part(gradient, item.matrix.rows).float(), real.to(inputs.device))

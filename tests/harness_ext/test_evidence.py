@@ -54,10 +54,26 @@ def observe(lm, matrix, document: LabelledDocument) -> Seen:
     handle = lm.model.get_submodule(matrix.module).register_forward_hook(hook)
     loss_of(lm, document).backward()
     handle.remove()
-    gradient = kept["zero"].grad[0]
-    (rows,) = matrix.rows or ((0, gradient.shape[1]),)
-    (columns,) = matrix.columns or ((0, kept["inputs"].shape[2]),)
-    return Seen(kept["inputs"][0][:, slice(*columns)], gradient[:, slice(*rows)])
+    # One document a batch, which some modules see as tokens without a batch.
+    inputs, gradient = (value.reshape(-1, value.shape[-1]) for value in (kept["inputs"], kept["zero"].grad))
+    return Seen(part(inputs, matrix.columns), part(gradient, matrix.rows))
+
+
+def part(values: torch.Tensor, ranges) -> torch.Tensor:
+    return values if ranges is None else values[:, [place for start, stop in ranges for place in range(start, stop)]]
+
+
+# Their attention takes the softmax in float32 of scores masked in the model's dtype: in float64 a padded row overflows to NaN. They are compared in float32, less closely.
+EAGER = ("gemma2", "bloom")
+
+
+def observable(make_lm, family: str, words: str):
+    """A model, the matrices that a recipe's words choose in its layer 1 without those of experts, and how closely to compare."""
+    lm = make_lm(family, dtype="float32" if family in EAGER else "float64")
+    matrices = [matrix for matrix in lm.weights.anatomy.select(parse_recipe(f"identity:layers=[1],{words}").steps[0]) if matrix.expert is None]
+    if not matrices:
+        pytest.skip("nothing is seen of single experts")
+    return lm, matrices, {"rtol": 5e-3, "atol": 1e-4} if family in EAGER else {"rtol": 2e-4, "atol": 1e-7}
 
 
 def batches(documents: list, size: int) -> list[list]:
@@ -90,27 +106,25 @@ def decompose(lm):
 @pytest.mark.parametrize("per_head", ["false", "true"])
 @pytest.mark.parametrize("size", [2, 5])
 def test_effects_and_means_equal_the_reference(make_lm, family: str, role: str, per_head: str, size: int) -> None:
-    lm = make_lm(family, dtype="float64")
-    matrices = lm.weights.anatomy.select(parse_recipe(f"identity:matrices=[{role}],layers=[1],per_head={per_head}").steps[0])
+    lm, matrices, closeness = observable(make_lm, family, f"matrices=[{role}],per_head={per_head}")
     gathered = evidence.gather(lm, matrices, frozenset({"counterfactual_effects", "input_mean"}), DOCUMENTS, size, decompose(lm))
     for matrix in matrices[-2:]:
         expected = reference_effects(lm, matrix, lm.weights.read(matrix), DOCUMENTS, size)
-        numpy.testing.assert_allclose(gathered[matrix.key]["counterfactual_effects"].numpy(), expected, rtol=2e-4, atol=1e-7)
+        numpy.testing.assert_allclose(gathered[matrix.key]["counterfactual_effects"].numpy(), expected, **closeness)
         inputs = torch.cat([observe(lm, matrix, document).inputs for document in DOCUMENTS])
-        numpy.testing.assert_allclose(gathered[matrix.key]["input_mean"].numpy(), inputs.mean(0).numpy(), rtol=1e-5, atol=1e-6)
+        numpy.testing.assert_allclose(gathered[matrix.key]["input_mean"].numpy(), inputs.mean(0).numpy(), rtol=1e-5, atol=max(1e-6, closeness["atol"]))
 
 
 @pytest.mark.parametrize("role", ["k_proj", "down_proj"])
 def test_ablation_effects_equal_the_reference(make_lm, family: str, role: str) -> None:
     """The mean over tokens of <g, u_i> s_i (v_i . (x_mean - x)), summed by hand."""
-    lm = make_lm(family, dtype="float64")
-    (matrix,) = lm.weights.anatomy.select(parse_recipe(f"identity:matrices=[{role}],layers=[1]").steps[0])
+    lm, (matrix,), closeness = observable(make_lm, family, f"matrices=[{role}]")
     gathered = evidence.gather(lm, [matrix], frozenset({"ablation_effects"}), DOCUMENTS, 2, decompose(lm))
     u, s, vh = numpy.linalg.svd(lm.weights.read(matrix).numpy(), full_matrices=False)
     seen = [observe(lm, matrix, document) for document in DOCUMENTS]
     inputs, gradients = (numpy.concatenate([getattr(one, name).numpy() for one in seen]) for name in ("inputs", "gradients"))
     expected = [numpy.mean([(g @ u[:, i]) * s[i] * (vh[i] @ (inputs.mean(0) - x)) for g, x in zip(gradients, inputs, strict=True)]) for i in range(len(s))]
-    numpy.testing.assert_allclose(gathered[matrix.key]["ablation_effects"].numpy(), expected, rtol=2e-4, atol=1e-8)
+    numpy.testing.assert_allclose(gathered[matrix.key]["ablation_effects"].numpy(), expected, **closeness)
 
 
 def test_an_ablation_effect_is_the_slope_of_the_loss_in_the_removal(make_lm) -> None:

@@ -1,0 +1,192 @@
+"""How each kind of model names its layers and lays out its matrices; the next one is one entry in `FAMILIES`.
+
+Three layouts of queries, keys and values occur: a matrix each; one matrix that stacks the three; and one that interleaves them, for each group of query heads its queries, its key and its value.
+A group is one head in BLOOM and GPT-NeoX, all heads in a multi-query Falcon. Experts are kept in one parameter `[experts, out, in]`, gate and up fused in the rows of one; the router that picks
+among them has no role.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Ranges = tuple[tuple[int, int], ...]
+"""Half-open ranges of rows or columns, in order."""
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
+ROLES = ATTENTION + MLP
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The attention geometry: query heads, key and value heads (fewer where grouped), and the width of one."""
+
+    queries: int
+    key_values: int
+    width: int
+
+
+Rows = Callable[[Heads, int], Ranges]
+"""The rows of a role, from the attention geometry and the number of rows of the whole parameter."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a family keeps a role: the name of a weight inside a layer, without `.weight`, and the rows of it; None for all."""
+
+    role: str
+    name: str
+    rows: Rows | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one kind of model names its layers and matrices.
+
+    layer: the text between the start of a name, or a dot, and the number. base: what comes before the names of all but the output head in a loaded model; some checkpoints leave it out.
+    geometry: the keys of the config that `heads` reads. tied: whether a config that does not say means that the output head shares the embedding's weight.
+    """
+
+    model_types: tuple[str, ...]
+    layer: str
+    base: str
+    slots: tuple[Slot, ...]
+    stored_transposed: bool = False
+    tied: bool = False
+    heads: Callable[[Mapping[str, Any]], Heads] = lambda config: _llama_heads(config)
+    geometry: tuple[str, ...] = ("hidden_size", "num_attention_heads", "num_key_value_heads")
+
+
+def _llama_heads(config: Mapping[str, Any]) -> Heads:
+    queries = int(config["num_attention_heads"])
+    width = config.get("head_dim") or int(config["hidden_size"]) // queries
+    return Heads(queries, int(config.get("num_key_value_heads") or queries), int(width))
+
+
+def _equal_heads(count: str, width: str) -> Callable[[Mapping[str, Any]], Heads]:
+    """As many key and value heads as query heads; `count` and `width` are the config's keys for the heads and for the width of all."""
+    return lambda config: Heads(int(config[count]), int(config[count]), int(config[width]) // int(config[count]))
+
+
+def _falcon_heads(config: Mapping[str, Any]) -> Heads:
+    queries = int(config["num_attention_heads"])
+    # Outside the new architecture num_kv_heads is not looked at: one for all, or one each.
+    grouped = int(config.get("num_kv_heads") or queries)
+    key_values = grouped if config["new_decoder_architecture"] else 1 if config["multi_query"] else queries
+    return Heads(queries, key_values, int(config["hidden_size"]) // queries)
+
+
+def _stacked(role: str) -> Rows:
+    """All queries, then all keys, then all values."""
+
+    def rows(heads: Heads, full: int) -> Ranges:
+        sizes = [heads.width * count for count in (heads.queries, heads.key_values, heads.key_values)]
+        number = ATTENTION.index(role)
+        return ((sum(sizes[:number]), sum(sizes[: number + 1])),)
+
+    return rows
+
+
+def _interleaved(role: str) -> Rows:
+    """For each key and value head in turn: the queries that it serves, the key, the value."""
+
+    def rows(heads: Heads, full: int) -> Ranges:
+        serves = heads.queries // heads.key_values
+        first, count = {"q_proj": (0, serves), "k_proj": (serves, 1), "v_proj": (serves + 1, 1)}[role]
+        starts = [(group * (serves + 2) + first) * heads.width for group in range(heads.key_values)]
+        return tuple((start, start + count * heads.width) for start in starts)
+
+    return rows
+
+
+def _half(number: int) -> Rows:
+    """The first (0) or second (1) half of the rows."""
+    return lambda heads, full: ((number * full // 2, (number + 1) * full // 2),)
+
+
+def _slots(module: str, **names: str) -> tuple[Slot, ...]:
+    """Roles that have a matrix each, by its name in the module."""
+    return tuple(Slot(role, f"{module}{name}") for role, name in names.items())
+
+
+def _fused(name: str, layout: Callable[[str], Rows]) -> tuple[Slot, ...]:
+    return tuple(Slot(role, name, layout(role)) for role in ATTENTION[:3])
+
+
+def _gate_up(name: str) -> tuple[Slot, ...]:
+    return (Slot("gate_proj", name, _half(0)), Slot("up_proj", name, _half(1)))
+
+
+_QKVO = _slots("self_attn.", q_proj="q_proj", k_proj="k_proj", v_proj="v_proj", o_proj="o_proj")
+_GATED = {"gate_proj": "gate_proj", "up_proj": "up_proj", "down_proj": "down_proj"}
+# These have a width of their own for a head when their config names none, rather than a share of the hidden size.
+_OWN_WIDTH = ("num_attention_heads", "num_key_value_heads", "head_dim")
+
+FAMILIES: tuple[Family, ...] = (
+    Family(("llama", "mistral", "qwen2"), "layers.", "model.", _QKVO + _slots("mlp.", **_GATED)),
+    Family(("qwen3",), "layers.", "model.", _QKVO + _slots("mlp.", **_GATED), geometry=_OWN_WIDTH),
+    Family(("gemma2", "gemma3_text"), "layers.", "model.", _QKVO + _slots("mlp.", **_GATED), tied=True, geometry=_OWN_WIDTH),
+    Family(
+        # Some Qwen layers are dense, and Qwen2's mixtures have one shared expert beside the others, which is a matrix like any other.
+        ("mixtral", "qwen2_moe", "qwen3_moe"), "layers.", "model.",
+        _QKVO + _slots("mlp.", **_GATED) + _gate_up("mlp.experts.gate_up_proj") + _slots("mlp.experts.", down_proj="down_proj") + _slots("mlp.shared_expert.", **_GATED),
+    ),
+    Family(
+        ("phi",), "layers.", "model.",
+        _slots("self_attn.", q_proj="q_proj", k_proj="k_proj", v_proj="v_proj", o_proj="dense") + _slots("mlp.", up_proj="fc1", down_proj="fc2"),
+        geometry=("hidden_size", "num_attention_heads"),
+    ),
+    Family(
+        ("phi3",), "layers.", "model.",
+        _fused("self_attn.qkv_proj", _stacked) + _slots("self_attn.", o_proj="o_proj") + _gate_up("mlp.gate_up_proj") + _slots("mlp.", down_proj="down_proj"),
+        geometry=("hidden_size", "num_attention_heads"),
+    ),
+    Family(
+        ("gpt2",), "h.", "transformer.",
+        _fused("attn.c_attn", _stacked) + _slots("attn.", o_proj="c_proj") + _slots("mlp.", up_proj="c_fc", down_proj="c_proj"),
+        stored_transposed=True, tied=True, heads=_equal_heads("n_head", "n_embd"), geometry=("n_head", "n_embd"),
+    ),
+    Family(
+        ("gptj",), "h.", "transformer.",
+        _slots("attn.", q_proj="q_proj", k_proj="k_proj", v_proj="v_proj", o_proj="out_proj") + _slots("mlp.", up_proj="fc_in", down_proj="fc_out"),
+        heads=_equal_heads("n_head", "n_embd"), geometry=("n_head", "n_embd"),
+    ),
+    Family(
+        ("gpt_neox",), "layers.", "gpt_neox.",
+        _fused("attention.query_key_value", _interleaved) + _slots("attention.", o_proj="dense") + _slots("mlp.", up_proj="dense_h_to_4h", down_proj="dense_4h_to_h"),
+        heads=_equal_heads("num_attention_heads", "hidden_size"), geometry=("num_attention_heads", "hidden_size"),
+    ),
+    Family(
+        ("opt",), "layers.", "model.",
+        _slots("self_attn.", q_proj="q_proj", k_proj="k_proj", v_proj="v_proj", o_proj="out_proj") + _slots("", up_proj="fc1", down_proj="fc2"),
+        tied=True, heads=_equal_heads("num_attention_heads", "hidden_size"), geometry=("num_attention_heads", "hidden_size"),
+    ),
+    Family(
+        ("bloom",), "h.", "transformer.",
+        _fused("self_attention.query_key_value", _interleaved) + _slots("self_attention.", o_proj="dense") + _slots("mlp.", up_proj="dense_h_to_4h", down_proj="dense_4h_to_h"),
+        tied=True, heads=_equal_heads("n_head", "hidden_size"), geometry=("n_head", "hidden_size"),
+    ),
+    Family(
+        ("falcon",), "h.", "transformer.",
+        _fused("self_attention.query_key_value", _interleaved) + _slots("self_attention.", o_proj="dense") + _slots("mlp.", up_proj="dense_h_to_4h", down_proj="dense_4h_to_h"),
+        tied=True, heads=_falcon_heads, geometry=("hidden_size", "num_attention_heads", "new_decoder_architecture", "multi_query"),
+    ),
+)
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a config that describes the language model: the whole, or `text_config` where that is wrapped together with other senses."""
+    inner = config.get("text_config")
+    return inner if isinstance(inner, Mapping) and family_named(config.get("model_type")) is None else config
+
+
+def family_of(config: Mapping[str, Any]) -> Family | None:
+    """The family of a model by its config; None for an architecture without an entry."""
+    return family_named(text_config(config).get("model_type"))
+
+
+def family_named(model_type: Any) -> Family | None:
+    """The family that claims a `model_type`, or None."""
+    return next((family for family in FAMILIES if model_type in family.model_types), None)
