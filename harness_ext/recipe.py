@@ -81,6 +81,11 @@ class Step(BaseModel):
         return getattr(self, "calibration", None)
 
     @property
+    def one_after_another(self) -> bool:
+        """Whether evidence for a matrix is gathered after the matrices before it were edited, rather than on the model as it was."""
+        return getattr(self, "sequential", False)
+
+    @property
     def parameters(self) -> dict[str, Any]:
         """The settings of the method itself, as keyword arguments."""
         return {name: getattr(self, name) for name in registered_methods()[self.method].parameters}
@@ -139,13 +144,14 @@ class Recipe(BaseModel):
 
 @cache
 def step_model(method_name: str) -> type[Step]:
-    """The schema of a step with this method: the common keys, plus `keep` and `calibration` where it takes them, plus its own parameters."""
+    """The schema of a step with this method: the common keys, plus `keep`, and `calibration` and `sequential`, where it takes them, plus its own parameters."""
     method = registered_methods()[method_name]
     fields: dict[str, Any] = {name: (parameter.annotation, parameter.default) for name, parameter in method.parameters.items()}
     if method.takes_keep:
         fields["keep"] = (Keep, ...)
     if method.statistics:
         fields["calibration"] = (Calibration, Calibration())
+        fields["sequential"] = (bool, False)
     return create_model(f"{method.name} step", __base__=Step, **fields)
 
 

@@ -3,7 +3,7 @@
 Only the statistics that a method names are gathered. Documents are padded on the left, so that the answers of a batch stand at the same positions and a counterfactual input
 is that of the same place in another prompt. Losses are per document, so the batch size changes nothing but speed.
 
-A pass holds the factors of the matrices it works on; matrices are taken in groups whose factors fit `FACTOR_BYTES`, one pass a group, so that memory stays bounded for any model.
+A pass holds the factors, or the second moments, of the matrices it works on; matrices are taken in groups that fit `FACTOR_BYTES`, one pass a group, so that memory stays bounded for any model.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from harness_ext.anatomy import Matrix
 from harness_ext.errors import UserError
 from harness_ext.evidence.documents import LabelledDocument
-from harness_ext.evidence.statistics import AblationEffects, CounterfactualEffects, InputMean, Statistic
-from harness_ext.methods import STATISTICS_OF_COMPONENTS
+from harness_ext.evidence.statistics import AblationEffects, CounterfactualEffects, FisherInformation, InputMagnitude, InputMean, InputSecondMoment, Statistic
+from harness_ext.methods import STATISTICS_OF_COMPONENTS, STATISTICS_OF_INPUTS
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
@@ -60,33 +60,42 @@ def gather(
         raise UserError("counterfactual_effects compares each document with the next of its batch: set calibration.batch_size and calibration.samples to 2 or more")
     batches = list(_batches(lm, documents, batch_size))
     gathered: dict[str, dict[str, Tensor]] = {}
-    for group in _groups(matrices, with_factors=bool(names & STATISTICS_OF_COMPONENTS)):
+    for group in _groups(matrices, names):
         watched = [_Watched(matrix, _start(names, matrix, decompose)) for matrix in group]
-        _one_pass(lm, watched, batches, progress)
+        _one_pass(lm, watched, batches, progress, backward=not names <= STATISTICS_OF_INPUTS)
         gathered |= {item.matrix.key: {name: statistic.result() for name, statistic in item.statistics.items()} for item in watched}
     return gathered
 
 
 def passes(matrices: Sequence[Matrix], names: frozenset[str]) -> int:
     """How many passes over the documents `gather` will make."""
-    return len(list(_groups(matrices, with_factors=bool(names & STATISTICS_OF_COMPONENTS))))
+    return len(list(_groups(matrices, names)))
 
 
 def _start(names: frozenset[str], matrix: Matrix, decompose: Callable[[Matrix], Svd]) -> dict[str, Statistic]:
     makers: dict[str, Callable[[], Statistic]] = {
         "input_mean": InputMean,
+        "input_magnitude": InputMagnitude,
+        "input_second_moment": InputSecondMoment,
+        "fisher_information": FisherInformation,
         "counterfactual_effects": lambda: CounterfactualEffects(decompose(matrix)),
         "ablation_effects": lambda: AblationEffects(decompose(matrix)),
     }
     return {name: makers[name]() for name in sorted(names)}
 
 
-def _groups(matrices: Sequence[Matrix], *, with_factors: bool) -> Iterator[list[Matrix]]:
+def held_bytes(shape: tuple[int, int], names: frozenset[str]) -> int:
+    """What a pass holds for one matrix `[m, n]`: factors in fp32 for statistics of components, and a second moment `[n, n]` in fp64; the rest is small."""
+    rows, columns = shape
+    factors = 4 * min(rows, columns) * (rows + columns) if names & STATISTICS_OF_COMPONENTS else 0
+    return factors + (8 * columns * columns if "input_second_moment" in names else 0)
+
+
+def _groups(matrices: Sequence[Matrix], names: frozenset[str]) -> Iterator[list[Matrix]]:
     group: list[Matrix] = []
     held = 0
     for matrix in matrices:
-        rows, columns = matrix.shape
-        size = 4 * min(rows, columns) * (rows + columns) if with_factors else 0
+        size = held_bytes(matrix.shape, names)
         if group and held + size > FACTOR_BYTES:
             yield group
             group, held = [], 0
@@ -96,7 +105,7 @@ def _groups(matrices: Sequence[Matrix], *, with_factors: bool) -> Iterator[list[
         yield group
 
 
-def _one_pass(lm: HFLM, watched: Sequence[_Watched], batches: Sequence[_Batch], progress: Callable[[int], Any]) -> None:
+def _one_pass(lm: HFLM, watched: Sequence[_Watched], batches: Sequence[_Batch], progress: Callable[[int], Any], *, backward: bool) -> None:
     import torch
 
     modules = dict(lm.model.named_modules())
@@ -105,25 +114,31 @@ def _one_pass(lm: HFLM, watched: Sequence[_Watched], batches: Sequence[_Batch], 
         by_module.setdefault(item.matrix.module, []).append(item)
     with ExitStack() as stack:
         stack.enter_context(_frozen(lm.model))
-        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.set_grad_enabled(backward))
         seen: dict[str, tuple[Tensor, Tensor]] = {}
         for name in by_module:
             stack.callback(modules[name].register_forward_hook(_remember(seen, name)).remove)
-        stack.callback(lm.model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.detach().requires_grad_(True)).remove)
+        if backward:
+            stack.callback(lm.model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.detach().requires_grad_(True)).remove)
         for batch in batches:
             seen.clear()
             loss = _summed_loss(lm, batch)
             if not torch.isfinite(loss):
                 raise UserError("the calibration loss is not finite: the model or a prompt is broken; nothing was edited")
             names = list(by_module)
-            gradients = torch.autograd.grad(loss, [seen[name][1] for name in names])
+            gradients = torch.autograd.grad(loss, [seen[name][1] for name in names]) if backward else [None] * len(names)
             real = batch.mask.bool()
             for name, gradient in zip(names, gradients, strict=True):
-                inputs = seen[name][0].detach()
                 for item in by_module[name]:
-                    for statistic in item.statistics.values():
-                        statistic.update(_part(inputs, item.matrix.columns).float(), _part(gradient, item.matrix.rows).float(), real.to(inputs.device))
+                    _update(item, seen[name][0].detach(), gradient, real)
             progress(batch.tokens.shape[0])
+
+
+def _update(item: _Watched, inputs: Tensor, gradient: Tensor | None, real: Tensor) -> None:
+    own_inputs = _part(inputs, item.matrix.columns).float()
+    own_gradient = None if gradient is None else _part(gradient, item.matrix.rows).float()
+    for statistic in item.statistics.values():
+        statistic.update(own_inputs, own_gradient, real.to(inputs.device))
 
 
 def _remember(seen: dict[str, tuple[Tensor, Tensor]], name: str) -> Callable[..., None]:

@@ -30,7 +30,7 @@ def without_lowest(svd: Svd, effects: Tensor, input_mean: Tensor, fraction: floa
     kept = effects.new_ones(len(svd.s), dtype=bool)
     kept[removed] = False
     left = svd.u * svd.s
-    shift = left[:, ~kept] @ (svd.vh[~kept] @ input_mean)
+    shift = left[:, ~kept] @ (svd.vh[~kept] @ input_mean.to(svd.vh))
     return Edit(left[:, kept], svd.vh[kept], shift)
 
 
