@@ -54,6 +54,14 @@ class InputMagnitude(InputMean):
         super().update(inputs.abs(), gradients, real)
 
 
+class InputSquare(InputMean):
+    """The mean squared input over real tokens, `[n]`, fp64."""
+
+    def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor) -> None:
+        """See `Statistic`."""
+        super().update(inputs.double() ** 2, gradients, real)
+
+
 class InputSecondMoment:
     """The mean of `x x^T` over real tokens, `[n, n]`, accumulated in fp64: small eigenvalues of covariances of outputs are differences of large numbers."""
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STATISTICS_OF_COMPONENTS = frozenset({"counterfactual_effects", "ablation_effects"})
-STATISTICS_OF_INPUTS = frozenset({"input_mean", "input_second_moment", "input_magnitude"})
+STATISTICS_OF_INPUTS = frozenset({"input_mean", "input_magnitude", "input_second_moment", "input_second_moment_diagonal"})
 STATISTICS = STATISTICS_OF_COMPONENTS | STATISTICS_OF_INPUTS | {"fisher_information"}
 """Statistics of calibration documents that a method may ask for by naming an argument so; `harness_ext.evidence` gathers them.
 
