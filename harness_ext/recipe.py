@@ -38,6 +38,7 @@ class Calibration(BaseModel):
     """Where a method's evidence comes from: labelled documents of a task, never the documents that are scored.
 
     task: one task or several, or `evaluated`. samples: documents in all, drawn evenly from the tasks by `seed`. batch_size: documents in one forward pass.
+    shuffled_labels: the answers change places among the documents of a task; a control, what is learned from them is not about the questions.
     """
 
     model_config = _STRICT
@@ -47,6 +48,7 @@ class Calibration(BaseModel):
     samples: Annotated[int, Field(ge=1)] = 160
     seed: int = 0
     batch_size: Annotated[int, Field(ge=1)] = 16
+    shuffled_labels: bool = False
 
     @property
     def tasks(self) -> tuple[str, ...]:
