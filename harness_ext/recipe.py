@@ -56,6 +56,15 @@ class Calibration(BaseModel):
         return (self.task,) if isinstance(self.task, str) else self.task
 
 
+class Search(BaseModel):
+    """How edits are tried out on the calibration documents. rounds: at most; each renews the gradients. at_once: candidates of the first trial of a round, halved while the loss does not fall, and at last tried one by one."""
+
+    model_config = _STRICT
+
+    rounds: Annotated[int, Field(ge=1)] = 8
+    at_once: Annotated[int, Field(ge=1)] = 16
+
+
 class Step(BaseModel):
     """One method on a set of matrices. Subclassed for each method, whose own parameters become fields."""
 
@@ -81,6 +90,11 @@ class Step(BaseModel):
     def evidence(self) -> Calibration | None:
         """Where the step's evidence comes from; None for a method that looks at weights alone."""
         return getattr(self, "calibration", None)
+
+    @property
+    def trials(self) -> Search | None:
+        """How edits are tried out; None for a method that tries none."""
+        return getattr(self, "search", None)
 
     @property
     def one_after_another(self) -> bool:
@@ -146,14 +160,14 @@ class Recipe(BaseModel):
 
 @cache
 def step_model(method_name: str) -> type[Step]:
-    """The schema of a step with this method: the common keys, plus `keep`, and `calibration` and `sequential`, where it takes them, plus its own parameters."""
+    """The schema of a step with this method: the common keys, plus `keep`, and `calibration` with `sequential` or `search`, where it takes them, plus its own parameters."""
     method = registered_methods()[method_name]
     fields: dict[str, Any] = {name: (parameter.annotation, parameter.default) for name, parameter in method.parameters.items()}
     if method.takes_keep:
         fields["keep"] = (Keep, ...)
     if method.statistics:
         fields["calibration"] = (Calibration, Calibration())
-        fields["sequential"] = (bool, False)
+        fields |= {"search": (Search, Search())} if method.searches else {"sequential": (bool, False)}
     return create_model(f"{method.name} step", __base__=Step, **fields)
 
 
@@ -245,7 +259,7 @@ def _parse_step(step: Any, where: str, mistakes: list[str]) -> Step | None:
         return None
 
 
-_KEYS_OF = {"calibration": Calibration, "keep": Keep}
+_KEYS_OF = {"calibration": Calibration, "keep": Keep, "search": Search}
 
 
 def _sentence(item: Mapping[str, Any], where: str, model: type[BaseModel]) -> str:

@@ -16,8 +16,9 @@ from harness_ext.anatomy import ATTENTION, Matrix
 from harness_ext.errors import UserError
 from harness_ext.evidence import gather
 from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
+from harness_ext.evidence.search import search
 from harness_ext.factors import Factors, NotConverged
-from harness_ext.methods import AnyEdit, registered_methods
+from harness_ext.methods import AnyEdit, Svd, registered_methods
 from harness_ext.receipt import MatrixRecord, VariantFailed, stored_parameters
 from harness_ext.recipe import Calibration, Recipe, Step
 from harness_ext.weights import Weights, tensor_digest
@@ -111,12 +112,19 @@ def _evidence(
     if step.evidence is None:
         return {}
     started = time.perf_counter()
-    progress.start(f"{step.method}: calibrating", len(labelled))
+    progress.start(f"{step.method}: calibrating", len(labelled) if step.trials is None else step.trials.rounds)
     for matrix in matrices:
         _require_finite(weights, matrix)
     statistics = registered_methods()[step.method].statistics
+
+    def decompose(matrix: Matrix) -> Svd:
+        return _decompose(factors, weights.read(matrix), matrix)
+
     try:
-        gathered = gather(lm, matrices, statistics, labelled, step.evidence.batch_size, lambda matrix: _decompose(factors, weights.read(matrix), matrix), progress.advance)
+        if step.trials is not None:
+            gathered = search(lm, matrices, labelled, step.evidence.batch_size, step.trials, decompose, progress.advance)
+        else:
+            gathered = gather(lm, matrices, statistics, labelled, step.evidence.batch_size, decompose, progress.advance)
     except UserError as error:
         raise UserError(f"{where}{error}") from None
     progress.stop()
@@ -189,7 +197,7 @@ def generator_for(seed: int, matrix: Matrix) -> Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def _decompose(factors: Factors, weight: Tensor, matrix: Matrix) -> Any:
+def _decompose(factors: Factors, weight: Tensor, matrix: Matrix) -> Svd:
     try:
         return factors.of(weight)
     except NotConverged as error:

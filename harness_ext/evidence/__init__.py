@@ -58,7 +58,7 @@ def gather(
     """
     if "counterfactual_effects" in names and (batch_size < 2 or len(documents) < 2):
         raise UserError("counterfactual_effects compares each document with the next of its batch: set calibration.batch_size and calibration.samples to 2 or more")
-    batches = list(_batches(lm, documents, batch_size))
+    batches = list(batches_of(lm, documents, batch_size))
     gathered: dict[str, dict[str, Tensor]] = {}
     for group in _groups(matrices, names):
         watched = [_Watched(matrix, _start(names, matrix, decompose)) for matrix in group]
@@ -123,7 +123,7 @@ def _one_pass(lm: HFLM, watched: Sequence[_Watched], batches: Sequence[_Batch], 
             stack.callback(lm.model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.detach().requires_grad_(True)).remove)
         for batch in batches:
             seen.clear()
-            loss = _summed_loss(lm, batch)
+            loss = summed_loss(lm, batch)
             if not torch.isfinite(loss):
                 raise UserError("the calibration loss is not finite: the model or a prompt is broken; nothing was edited")
             names = list(by_module)
@@ -136,8 +136,8 @@ def _one_pass(lm: HFLM, watched: Sequence[_Watched], batches: Sequence[_Batch], 
 
 
 def _update(item: _Watched, inputs: Tensor, gradient: Tensor | None, real: Tensor) -> None:
-    own_inputs = _part(inputs, item.matrix.columns).float()
-    own_gradient = None if gradient is None else _part(gradient, item.matrix.rows).float()
+    own_inputs = part_of(inputs, item.matrix.columns).float()
+    own_gradient = None if gradient is None else part_of(gradient, item.matrix.rows).float()
     for statistic in item.statistics.values():
         statistic.update(own_inputs, own_gradient, real.to(inputs.device))
 
@@ -149,7 +149,7 @@ def _remember(seen: dict[str, tuple[Tensor, Tensor]], name: str) -> Callable[...
     return hook
 
 
-def _part(values: Tensor, ranges: tuple[tuple[int, int], ...] | None) -> Tensor:
+def part_of(values: Tensor, ranges: tuple[tuple[int, int], ...] | None) -> Tensor:
     import torch
 
     return values if ranges is None else torch.cat([values[..., start:stop] for start, stop in ranges], dim=-1)
@@ -168,7 +168,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _summed_loss(lm: HFLM, batch: _Batch) -> Tensor:
+def summed_loss(lm: HFLM, batch: _Batch) -> Tensor:
     """The sum over documents of the mean cross-entropy of each one's answer tokens, in fp32."""
     from torch.nn.functional import cross_entropy
 
@@ -177,7 +177,7 @@ def _summed_loss(lm: HFLM, batch: _Batch) -> Tensor:
     return (losses.sum(1) / (batch.labels != -100).sum(1).to(losses)).sum()
 
 
-def _batches(lm: HFLM, documents: Sequence[LabelledDocument], batch_size: int) -> Iterator[_Batch]:
+def batches_of(lm: HFLM, documents: Sequence[LabelledDocument], batch_size: int) -> Iterator[_Batch]:
     """Batches of one task each, since a counterfactual prompt should be one of the same kind; a last batch of one joins the batch before it."""
     for task in dict.fromkeys(document.task for document in documents):
         own = [document for document in documents if document.task == task]

@@ -29,10 +29,12 @@ if TYPE_CHECKING:
 
 STATISTICS_OF_COMPONENTS = frozenset({"counterfactual_effects", "ablation_effects"})
 STATISTICS_OF_INPUTS = frozenset({"input_mean", "input_magnitude", "input_second_moment", "input_second_moment_diagonal"})
-STATISTICS = STATISTICS_OF_COMPONENTS | STATISTICS_OF_INPUTS | {"fisher_information"}
+SEARCHED = frozenset({"removed_components"})
+STATISTICS = STATISTICS_OF_COMPONENTS | STATISTICS_OF_INPUTS | SEARCHED | {"fisher_information"}
 """Statistics of calibration documents that a method may ask for by naming an argument so; `harness_ext.evidence` gathers them.
 
-Those of components need the factors of the matrix meanwhile; those of inputs need a forward pass only, and no right answers.
+Those of components need the factors of the matrix meanwhile; those of inputs need a forward pass only, and no right answers. What is searched for takes
+many passes, and the other statistics of such a method come from the same search.
 """
 
 NEEDS = ("nothing", "texts", "labelled documents")
@@ -133,6 +135,11 @@ class Method:
     def statistics(self) -> frozenset[str]:
         """The statistics of calibration documents that it needs; empty for a method that looks at weights alone."""
         return self.engine_arguments & STATISTICS
+
+    @property
+    def searches(self) -> bool:
+        """Whether its evidence is found by trying edits out."""
+        return bool(self.engine_arguments & SEARCHED)
 
     @property
     def needs(self) -> str:
