@@ -88,8 +88,13 @@ class Step(BaseModel):
 
     @property
     def evidence(self) -> Calibration | None:
-        """Where the step's evidence comes from; None for a method that looks at weights alone."""
+        """Which documents the step's evidence comes from; None for a method that looks at weights, or at a contrast set, alone."""
         return getattr(self, "calibration", None)
+
+    @property
+    def contrast_set(self) -> str | None:
+        """The shipped contrast set that the step's evidence comes from; None for evidence from a task, or none."""
+        return getattr(self, "contrast", None)
 
     @property
     def trials(self) -> Search | None:
@@ -160,12 +165,14 @@ class Recipe(BaseModel):
 
 @cache
 def step_model(method_name: str) -> type[Step]:
-    """The schema of a step with this method: the common keys, plus `keep`, and `calibration` with `sequential` or `search`, where it takes them, plus its own parameters."""
+    """The schema of a step with this method: the common keys, plus `keep`, and `calibration` with `sequential` or `search`, or `contrast`, where it takes them, plus its own parameters."""
     method = registered_methods()[method_name]
     fields: dict[str, Any] = {name: (parameter.annotation, parameter.default) for name, parameter in method.parameters.items()}
     if method.takes_keep:
         fields["keep"] = (Keep, ...)
-    if method.statistics:
+    if method.contrasts:
+        fields["contrast"] = (Literal["pronouns"], "pronouns")
+    elif method.statistics:
         fields["calibration"] = (Calibration, Calibration())
         fields |= {"search": (Search, Search())} if method.searches else {"sequential": (bool, False)}
     return create_model(f"{method.name} step", __base__=Step, **fields)

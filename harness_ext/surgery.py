@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from harness_ext.anatomy import ATTENTION, Matrix
 from harness_ext.errors import UserError
 from harness_ext.evidence import gather
+from harness_ext.evidence.contrast import contrast_set
 from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
 from harness_ext.evidence.search import search
 from harness_ext.factors import Factors, NotConverged
@@ -79,6 +80,8 @@ def operate(lm: HFLM, weights: Weights, factors: Factors, recipe: Recipe, docume
     return operation
 
 
+# Even, so that no pair is torn apart.
+_CONTRAST_BATCH = 16
 _OUTPUTS = ("o_proj", "down_proj")
 
 
@@ -97,10 +100,13 @@ def stages(matrices: Sequence[Matrix]) -> list[list[Matrix]]:
 
 
 def _documents(step: Step, number: int, documents: Documents, operation: Operation, where: str) -> list[LabelledDocument]:
-    if step.evidence is None:
-        return []
     started = time.perf_counter()
-    sets = documents(step.evidence, where)
+    if step.contrast_set is not None:
+        sets = [contrast_set(step.contrast_set)]
+    elif step.evidence is not None:
+        sets = documents(step.evidence, where)
+    else:
+        return []
     operation.calibration += [(number, drawn) for drawn in sets]
     operation.seconds_calibrating += time.perf_counter() - started
     return [document for drawn in sets for document in drawn.documents]
@@ -109,8 +115,9 @@ def _documents(step: Step, number: int, documents: Documents, operation: Operati
 def _evidence(
     lm: HFLM, weights: Weights, factors: Factors, step: Step, matrices: Sequence[Matrix], labelled: Sequence[LabelledDocument], operation: Operation, where: str, progress: Progress
 ) -> Mapping[str, Mapping[str, Tensor]]:
-    if step.evidence is None:
+    if not labelled:
         return {}
+    batch_size = step.evidence.batch_size if step.evidence is not None else _CONTRAST_BATCH
     started = time.perf_counter()
     progress.start(f"{step.method}: calibrating", len(labelled) if step.trials is None else step.trials.rounds)
     for matrix in matrices:
@@ -122,9 +129,9 @@ def _evidence(
 
     try:
         if step.trials is not None:
-            gathered = search(lm, matrices, labelled, step.evidence.batch_size, step.trials, decompose, progress.advance)
+            gathered = search(lm, matrices, labelled, batch_size, step.trials, decompose, progress.advance)
         else:
-            gathered = gather(lm, matrices, statistics, labelled, step.evidence.batch_size, decompose, progress.advance)
+            gathered = gather(lm, matrices, statistics, labelled, batch_size, decompose, progress.advance)
     except UserError as error:
         raise UserError(f"{where}{error}") from None
     progress.stop()

@@ -106,7 +106,7 @@ def _plan_lines(recipe: Recipe, planned: Plan, name: str) -> Iterable[str]:
     if planned.calibration_documents:
         yield f"  calibration {planned.calibration_documents} documents"
     if unknown:
-        yield f"  ranks of {unknown} matrices follow from their singular values, and are known when the recipe runs"
+        yield f"  ranks of {unknown} matrices follow from their values or the evidence, and are known when the recipe runs"
 
 
 def _shape(item: PlannedMatrix) -> str:

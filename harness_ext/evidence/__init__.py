@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from harness_ext.anatomy import Matrix
 from harness_ext.errors import UserError
 from harness_ext.evidence.documents import LabelledDocument
-from harness_ext.evidence.statistics import AblationEffects, CounterfactualEffects, FisherInformation, InputMagnitude, InputMean, InputSecondMoment, InputSquare, Statistic
+from harness_ext.evidence.statistics import AblationEffects, ContrastDifferences, CounterfactualEffects, FisherInformation, InputMagnitude, InputMean, InputSecondMoment, InputSquare, Statistic
 from harness_ext.methods import STATISTICS_OF_COMPONENTS, STATISTICS_OF_INPUTS
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def _start(names: frozenset[str], matrix: Matrix, decompose: Callable[[Matrix], 
         "input_second_moment": InputSecondMoment,
         "input_second_moment_diagonal": InputSquare,
         "fisher_information": FisherInformation,
+        "contrast_differences": ContrastDifferences,
         "counterfactual_effects": lambda: CounterfactualEffects(decompose(matrix)),
         "ablation_effects": lambda: AblationEffects(decompose(matrix)),
     }

@@ -84,6 +84,24 @@ class InputSecondMoment:
         return self._total / self._tokens
 
 
+class ContrastDifferences:
+    """The input at the last token of each pair's first text minus that of its second, `[pairs, n]`, fp64; the two of a pair stand next to each other in a batch."""
+
+    def __init__(self) -> None:
+        self._differences: list[Tensor] = []
+
+    def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor) -> None:
+        """See `Statistic`. Padding is on the left, so the last place is each text's last token."""
+        last = inputs[:, -1].double()
+        self._differences.append(last[0::2] - last[1::2])
+
+    def result(self) -> Tensor:
+        """All differences, in order."""
+        import torch
+
+        return torch.cat(self._differences)
+
+
 class FisherInformation:
     """The empirical Fisher information of a matrix, summed over its rows: mean over documents of `sum_i (dL/dW_ij)^2`, `[n]` (arXiv:2207.00112).
 

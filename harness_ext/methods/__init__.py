@@ -28,16 +28,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STATISTICS_OF_COMPONENTS = frozenset({"counterfactual_effects", "ablation_effects"})
-STATISTICS_OF_INPUTS = frozenset({"input_mean", "input_magnitude", "input_second_moment", "input_second_moment_diagonal"})
+STATISTICS_OF_CONTRASTS = frozenset({"contrast_differences"})
+STATISTICS_OF_INPUTS = STATISTICS_OF_CONTRASTS | {"input_mean", "input_magnitude", "input_second_moment", "input_second_moment_diagonal"}
 SEARCHED = frozenset({"removed_components"})
 STATISTICS = STATISTICS_OF_COMPONENTS | STATISTICS_OF_INPUTS | SEARCHED | {"fisher_information"}
 """Statistics of calibration documents that a method may ask for by naming an argument so; `harness_ext.evidence` gathers them.
 
 Those of components need the factors of the matrix meanwhile; those of inputs need a forward pass only, and no right answers. What is searched for takes
-many passes, and the other statistics of such a method come from the same search.
+many passes, and the other statistics of such a method come from the same search. Those of contrasts, and all that goes with them, come from a shipped contrast set.
 """
 
-NEEDS = ("nothing", "texts", "labelled documents")
+NEEDS = ("nothing", "nothing, its texts are shipped", "texts", "labelled documents")
 """What a method may need, from little to much. Texts are taken from labelled documents too, prompt and right answer, but without labels any would do."""
 
 ENGINE_ARGUMENTS = frozenset({"svd", "keep", "generator"}) | STATISTICS
@@ -142,9 +143,16 @@ class Method:
         return bool(self.engine_arguments & SEARCHED)
 
     @property
+    def contrasts(self) -> bool:
+        """Whether its evidence comes from a contrast set rather than from a task."""
+        return bool(self.engine_arguments & STATISTICS_OF_CONTRASTS)
+
+    @property
     def needs(self) -> str:
         """What a user must have for it: one of `NEEDS`."""
-        return NEEDS[0 if not self.statistics else 1 if self.statistics <= STATISTICS_OF_INPUTS else 2]
+        if not self.statistics:
+            return NEEDS[0]
+        return NEEDS[1 if self.contrasts else 2 if self.statistics <= STATISTICS_OF_INPUTS else 3]
 
 
 _registry: dict[str, Method] = {}
