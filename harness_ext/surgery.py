@@ -222,7 +222,8 @@ def _require_finite_evidence(values: Mapping[str, Tensor], key: str) -> None:
 
     for name, value in values.items():
         if not bool(torch.isfinite(value).all()):
-            raise VariantFailed("non_finite_statistic", f"the {name} of {key} over the calibration documents holds a NaN or an infinity: its inputs overflow; load the model in float32 or bfloat16", key)
+            reason = f"the {name} of {key} over the calibration documents holds a NaN or an infinity: its inputs overflow; load the model in float32 or bfloat16"
+            raise VariantFailed("non_finite_statistic", reason, key)
 
 
 def _require_finite_edit(edit: AnyEdit, matrix: Matrix) -> None:

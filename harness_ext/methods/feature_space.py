@@ -1,8 +1,8 @@
 """Low rank in the space of a matrix's outputs: what is kept is what the outputs on calibration texts vary along.
 
-`argmin_{rank r} ||W X - W' X||_F = U_r U_r^T W`, with U_r the leading eigenvectors of the outputs' second moment `W X X^T W^T`. SVD-LLM's truncation-aware whitening, Swift-SVD and feature-space
-decomposition are this one operator: they differ in whether the outputs are centred and in how ranks are chosen. The eigenvectors need no Cholesky factor, no inverse, and no repair of an `X X^T` that is not
-positive definite.
+`argmin_{rank r} ||W X - W' X||_F = U_r U_r^T W`, with U_r the leading eigenvectors of the outputs' second moment `W X X^T W^T`. SVD-LLM's
+truncation-aware whitening, Swift-SVD and feature-space decomposition are this one operator: they differ in whether the outputs are centred and in
+how ranks are chosen. The eigenvectors need no Cholesky factor, no inverse, and no repair of an `X X^T` that is not positive definite.
 
 Everything is in fp64: the eigenvalues of a second moment are squares, and span twice as many orders of magnitude as the singular values that they stand for.
 """
