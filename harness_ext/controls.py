@@ -1,4 +1,8 @@
-"""Controls at another recipe's own budget: the same matrices, the same ranks, another method."""
+"""Controls for another recipe, at the budget of its own receipt: as much done to the same matrices, with no knowledge of what matters in them.
+
+The budget is the rank that each matrix was left at, for a control that keeps a rank; the distance that it was moved, for `noise`; and the recipe itself for `shuffled-labels`, which is that recipe
+with the answers of its calibration documents exchanged.
+"""
 
 from __future__ import annotations
 
@@ -6,36 +10,81 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness_ext.errors import UserError
-from harness_ext.methods import registered_methods
-from harness_ext.recipe import Recipe, parse_recipe, recipe_from, shipped_names
+from harness_ext.methods import Method, registered_methods
+from harness_ext.recipe import Recipe, Step, parse_recipe, recipe_from, shipped_names
+
+SHUFFLED_LABELS = "shuffled-labels"
+
+
+class NoControl(Exception):
+    """A control that says nothing about this recipe; the message says why, and is a clause."""
+
+
+def check_control(name: str) -> None:
+    """Raise UserError where no recipe could have this control."""
+    if name != SHUFFLED_LABELS and not _fit(parse_recipe(name)):
+        fit = [*(other for other in shipped_names() if _fit(parse_recipe(other))), SHUFFLED_LABELS]
+        raise UserError(f"{name!r} cannot be a control: it must be a recipe of one step that keeps a given rank or moves a given distance; choose from {', '.join(fit)}")
 
 
 def control_recipe(name: str, recipe: Recipe, receipt: Mapping[str, Any]) -> Recipe:
-    """The control `name` on the matrices of a receipt, each at the rank that the recipe left it.
+    """The control `name` of a recipe that left this receipt.
 
-    Any shipped recipe of one step whose method takes a rank and needs no calibration can be a control; `random-subspace` is made to be one.
+    Any shipped recipe of one step that needs no calibration, and whose method takes a rank or a `relative_error`, can be one; `random-subspace`, `bottom-k` and `noise` are made to be.
 
-    Raises UserError where `name` cannot be one.
+    Raises UserError where `name` cannot be a control, and NoControl where it cannot be one of this recipe.
     """
-    own = parse_recipe(name)
-    method = registered_methods()[own.steps[0].method] if len(own.steps) == 1 else None
-    if method is None or not method.takes_keep or method.statistics:
-        fit = [other for other in shipped_names() if _fit(other)]
-        raise UserError(f"{name!r} cannot be a control: it must be a recipe of one step that keeps a given rank; choose from {', '.join(fit)}")
-    # A matrix edited twice is in the receipt twice; the last rank is the one it was left with.
-    left = {" ".join(filter(None, (record["name"], record.get("part")))): record["rank_after"] for record in receipt["matrices"]}
-    by_rank: dict[int, list[str]] = {}
-    for key, rank in left.items():
-        by_rank.setdefault(rank, []).append(key)
-    steps = [{"method": own.steps[0].method, "matrices": keys, "keep": {"rank": rank}, "seed": own.steps[0].seed} for rank, keys in sorted(by_rank.items())]
+    check_control(name)
     label = f"{recipe.label}+{name}"
+    if name == SHUFFLED_LABELS:
+        control = _with_shuffled_labels(recipe)
+        return control.model_copy(update={"label": label, "control": name, "control_of": recipe.recipe_id})
+    own = parse_recipe(name)
+    steps = _by_rank(own.steps[0], receipt) if _method(own).takes_keep else _by_distance(own.steps[0], receipt)
     data = {"name": own.name, "summary": f"{own.summary.rstrip('.')}. Control at the budget of {recipe.label}.", "source": own.source, "steps": steps}
     return recipe_from(data, origin=label, label=label).model_copy(update={"control": own.name, "control_of": recipe.recipe_id})
 
 
-def _fit(name: str) -> bool:
-    recipe = parse_recipe(name)
+def _by_rank(step: Step, receipt: Mapping[str, Any]) -> list[dict[str, Any]]:
+    # A matrix edited twice is in the receipt twice; the last rank is the one it was left with.
+    left = {_key(record): record["rank_after"] for record in receipt["matrices"]}
+    if all(record["rank_after"] == record["rank_before"] for record in receipt["matrices"]):
+        raise NoControl("the recipe left every matrix at full rank, where this control changes nothing; noise can be its control")
+    by_rank: dict[int, list[str]] = {}
+    for key, rank in left.items():
+        by_rank.setdefault(rank, []).append(key)
+    return [{"method": step.method, "matrices": keys, "keep": {"rank": rank}, "seed": step.seed} for rank, keys in sorted(by_rank.items())]
+
+
+def _by_distance(step: Step, receipt: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One step for each matrix, at the distance that the receipt has; edits in succession add up as if at right angles, as random ones nearly are."""
+    squares: dict[str, float] = {}
+    for record in receipt["matrices"]:
+        squares[_key(record)] = squares.get(_key(record), 0.0) + record["relative_error"] ** 2
+    return [{"method": step.method, "matrices": [key], "relative_error": square**0.5, "seed": step.seed} for key, square in squares.items()]
+
+
+def _with_shuffled_labels(recipe: Recipe) -> Recipe:
+    if all(step.evidence is None for step in recipe.steps):
+        raise NoControl("the recipe learns nothing from calibration documents")
+
+    def shuffled(step: Step) -> Step:
+        return step if step.evidence is None else step.model_copy(update={"calibration": step.evidence.model_copy(update={"shuffled_labels": True})})
+
+    summary = f"{recipe.summary.rstrip('.')}. Control: the answers of the calibration documents exchanged."
+    return recipe.model_copy(update={"name": SHUFFLED_LABELS, "steps": tuple(map(shuffled, recipe.steps)), "summary": summary})
+
+
+def _key(record: Mapping[str, Any]) -> str:
+    return " ".join(filter(None, (record["name"], record.get("part"))))
+
+
+def _method(recipe: Recipe) -> Method:
+    return registered_methods()[recipe.steps[0].method]
+
+
+def _fit(recipe: Recipe) -> bool:
     if len(recipe.steps) != 1:
         return False
-    method = registered_methods()[recipe.steps[0].method]
-    return method.takes_keep and not method.statistics
+    method = _method(recipe)
+    return (method.takes_keep or "relative_error" in method.parameters) and not method.statistics

@@ -14,7 +14,7 @@ from harness_ext.checkpoint import Checkpoint
 from harness_ext.errors import UserError
 from harness_ext.evidence import check_observable
 from harness_ext.loading import as_loaded
-from harness_ext.methods import STATISTICS_OF_COMPONENTS, registered_methods
+from harness_ext.methods import registered_methods
 from harness_ext.receipt import stored_parameters
 from harness_ext.recipe import Recipe, Step
 
@@ -109,12 +109,16 @@ def _planned(number: int, step: Step, matrix: Matrix, checkpoint: Checkpoint, re
 
 def _rank_without_weights(step: Step, matrix: Matrix) -> int | None:
     """The rank that a method without a budget leaves, where its parameters alone tell it."""
+    if registered_methods()[step.method].rank_from_weights:
+        return None
     full = min(matrix.shape)
     return full - int(step.parameters["fraction"] * full + 1e-9) if "fraction" in step.parameters else full
 
 
 def _decomposes(method: str) -> bool:
-    return "svd" in registered_methods()[method].engine_arguments
+    """Whether it decomposes the matrix, as it is or scaled; an eigendecomposition of its outputs counts alike."""
+    described = registered_methods()[method]
+    return "svd" in described.engine_arguments or (described.takes_keep and bool(described.statistics))
 
 
 def _count(shape: Sequence[int]) -> int:
@@ -144,7 +148,7 @@ def _seconds_per_unit() -> float:
 
 
 def _expected_peak(matrices: Sequence[PlannedMatrix]) -> int:
-    """One matrix in fp32, its copy, its three factors and their product; for evidence, the factors of one group of matrices as well."""
+    """One matrix in fp32, its copy, its three factors and their product; for evidence, what is held for one group of matrices as well."""
 
     def one(shape: tuple[int, int]) -> int:
         rows, columns = shape
@@ -154,8 +158,8 @@ def _expected_peak(matrices: Sequence[PlannedMatrix]) -> int:
 
 
 def _held_factors(matrices: Sequence[PlannedMatrix]) -> int:
-    from harness_ext.evidence import FACTOR_BYTES
+    from harness_ext.evidence import FACTOR_BYTES, held_bytes
 
     methods = registered_methods()
-    shapes: Mapping[str, tuple[int, int]] = {item.matrix.key: item.matrix.shape for item in matrices if methods[item.method].statistics & STATISTICS_OF_COMPONENTS}
-    return min(FACTOR_BYTES, sum(_FP32 * min(shape) * sum(shape) for shape in shapes.values()))
+    held: Mapping[str, int] = {item.matrix.key: held_bytes(item.matrix.shape, methods[item.method].statistics) for item in matrices}
+    return min(max(FACTOR_BYTES, max(held.values(), default=0)), sum(held.values()))

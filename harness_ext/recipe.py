@@ -38,6 +38,7 @@ class Calibration(BaseModel):
     """Where a method's evidence comes from: labelled documents of a task, never the documents that are scored.
 
     task: one task or several, or `evaluated`. samples: documents in all, drawn evenly from the tasks by `seed`. batch_size: documents in one forward pass.
+    shuffled_labels: the answers change places among the documents of a task; a control, what is learned from them is not about the questions.
     """
 
     model_config = _STRICT
@@ -47,11 +48,21 @@ class Calibration(BaseModel):
     samples: Annotated[int, Field(ge=1)] = 160
     seed: int = 0
     batch_size: Annotated[int, Field(ge=1)] = 16
+    shuffled_labels: bool = False
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """The named tasks as a tuple."""
         return (self.task,) if isinstance(self.task, str) else self.task
+
+
+class Search(BaseModel):
+    """How edits are tried out on the calibration documents. rounds: at most; each renews the gradients. at_once: candidates of the first trial of a round, halved while the loss does not fall, and at last tried one by one."""
+
+    model_config = _STRICT
+
+    rounds: Annotated[int, Field(ge=1)] = 8
+    at_once: Annotated[int, Field(ge=1)] = 16
 
 
 class Step(BaseModel):
@@ -77,8 +88,23 @@ class Step(BaseModel):
 
     @property
     def evidence(self) -> Calibration | None:
-        """Where the step's evidence comes from; None for a method that looks at weights alone."""
+        """Which documents the step's evidence comes from; None for a method that looks at weights, or at a contrast set, alone."""
         return getattr(self, "calibration", None)
+
+    @property
+    def contrast_set(self) -> str | None:
+        """The shipped contrast set that the step's evidence comes from; None for evidence from a task, or none."""
+        return getattr(self, "contrast", None)
+
+    @property
+    def trials(self) -> Search | None:
+        """How edits are tried out; None for a method that tries none."""
+        return getattr(self, "search", None)
+
+    @property
+    def one_after_another(self) -> bool:
+        """Whether evidence for a matrix is gathered after the matrices before it were edited, rather than on the model as it was."""
+        return getattr(self, "sequential", False)
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -139,13 +165,16 @@ class Recipe(BaseModel):
 
 @cache
 def step_model(method_name: str) -> type[Step]:
-    """The schema of a step with this method: the common keys, plus `keep` and `calibration` where it takes them, plus its own parameters."""
+    """The schema of a step with this method: the common keys, plus `keep`, and `calibration` with `sequential` or `search`, or `contrast`, where it takes them, plus its own parameters."""
     method = registered_methods()[method_name]
     fields: dict[str, Any] = {name: (parameter.annotation, parameter.default) for name, parameter in method.parameters.items()}
     if method.takes_keep:
         fields["keep"] = (Keep, ...)
-    if method.statistics:
+    if method.contrasts:
+        fields["contrast"] = (Literal["pronouns"], "pronouns")
+    elif method.statistics:
         fields["calibration"] = (Calibration, Calibration())
+        fields |= {"search": (Search, Search())} if method.searches else {"sequential": (bool, False)}
     return create_model(f"{method.name} step", __base__=Step, **fields)
 
 
@@ -237,7 +266,7 @@ def _parse_step(step: Any, where: str, mistakes: list[str]) -> Step | None:
         return None
 
 
-_KEYS_OF = {"calibration": Calibration, "keep": Keep}
+_KEYS_OF = {"calibration": Calibration, "keep": Keep, "search": Search}
 
 
 def _sentence(item: Mapping[str, Any], where: str, model: type[BaseModel]) -> str:

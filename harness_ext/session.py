@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness_ext import checkpoint, rundir
-from harness_ext.controls import control_recipe
+from harness_ext.controls import NoControl, check_control, control_recipe
 from harness_ext.errors import UserError
 from harness_ext.evidence.documents import PromptSettings, draw_documents
 from harness_ext.receipt import FORMAT, VariantFailed, failure, rows, versions
@@ -82,12 +82,17 @@ class Session:
                 if outcome.run.failed:
                     self.report.line(f"{recipe.label}+{name}: not run, since the recipe whose budget it takes failed")
                     continue
-                yield self._variant(control_recipe(name, recipe, outcome.run.receipt))
+                try:
+                    control = control_recipe(name, recipe, outcome.run.receipt)
+                except NoControl as reason:
+                    self.report.line(f"{recipe.label}+{name}: not run, since {reason}")
+                    continue
+                yield self._variant(control)
 
     def _check_asked(self, recipes: Sequence[Recipe]) -> None:
         arguments = self.harness.model_args
         for name in self.config.controls:
-            control_recipe(name, parse_recipe("identity"), {"matrices": []})
+            check_control(name)
         checkpoint.check_local(
             str(arguments["pretrained"]),
             str(arguments.get("subfolder") or ""),
@@ -233,6 +238,7 @@ class Session:
                 "split": drawn.split,
                 "samples": len(drawn.documents),
                 "seed": drawn.seed,
+                "shuffled_labels": drawn.shuffled_labels,
                 "left_out_because_scored": drawn.also_scored,
                 "documents": [document.doc_hash for document in drawn.documents],
             }

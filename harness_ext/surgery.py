@@ -6,17 +6,20 @@ Undo is the business of `Weights.restore`; a failure in the middle leaves a mode
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from harness_ext.anatomy import Matrix
+from harness_ext.anatomy import ATTENTION, Matrix
 from harness_ext.errors import UserError
 from harness_ext.evidence import check_observable, gather
-from harness_ext.evidence.documents import CalibrationSet
+from harness_ext.evidence.contrast import contrast_set
+from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
+from harness_ext.evidence.search import search
 from harness_ext.factors import Factors, NotConverged
-from harness_ext.methods import Edit, registered_methods
+from harness_ext.methods import AnyEdit, Svd, registered_methods
 from harness_ext.receipt import MatrixRecord, VariantFailed, stored_parameters
 from harness_ext.recipe import Calibration, Recipe, Step
 from harness_ext.weights import Weights, tensor_digest
@@ -64,36 +67,78 @@ def operate(lm: HFLM, weights: Weights, factors: Factors, recipe: Recipe, docume
         where = f"recipe {recipe.label!r}, step {number}: "
         matrices = weights.anatomy.select(step, where)
         weights.check_editable(matrices)
-        evidence = _evidence(lm, weights, factors, step, number, matrices, documents, operation, where, progress)
-        started = time.perf_counter()
-        progress.start(f"{recipe.label}: decomposing", len(matrices))
-        for matrix in matrices:
-            operation.records.append(_edit(weights, factors, step, number, matrix, evidence.get(matrix.key, {}), where))
-            progress.advance()
-        progress.stop()
-        operation.seconds_editing += time.perf_counter() - started
+        if step.evidence is not None or step.contrast_set is not None:
+            check_observable(matrices, where)
+        labelled = _documents(step, number, documents, operation, where)
+        for stage in stages(matrices) if step.one_after_another else [matrices]:
+            evidence = _evidence(lm, weights, factors, step, stage, labelled, operation, where, progress)
+            started = time.perf_counter()
+            progress.start(f"{recipe.label}: decomposing", len(stage))
+            for matrix in stage:
+                operation.records.append(_edit(weights, factors, step, number, matrix, evidence.get(matrix.key, {}), where))
+                progress.advance()
+            progress.stop()
+            operation.seconds_editing += time.perf_counter() - started
     return operation
 
 
-def _evidence(
-    lm: HFLM, weights: Weights, factors: Factors, step: Step, number: int, matrices: Sequence[Matrix], documents: Documents, operation: Operation, where: str, progress: Progress
-) -> Mapping[str, Mapping[str, Tensor]]:
-    if step.evidence is None:
-        return {}
+# Even, so that no pair is torn apart.
+_CONTRAST_BATCH = 16
+_OUTPUTS = ("o_proj", "down_proj")
+
+
+def stages(matrices: Sequence[Matrix]) -> list[list[Matrix]]:
+    """The matrices in runs, none of which feeds another of its run: query, key and value; attention output; MLP inputs; MLP output; layer by layer.
+
+    A matrix of unknown role is a stage of its own, with other parts of its module. Matrices are taken in the order given, that of the model.
+    """
+
+    def place(matrix: Matrix) -> tuple[int | None, object]:
+        if matrix.role is None:
+            return matrix.layer, matrix.module
+        return matrix.layer, (matrix.role in ATTENTION, matrix.role in _OUTPUTS)
+
+    return [list(run) for _, run in itertools.groupby(matrices, key=place)]
+
+
+def _documents(step: Step, number: int, documents: Documents, operation: Operation, where: str) -> list[LabelledDocument]:
     started = time.perf_counter()
-    check_observable(matrices, where)
-    sets = documents(step.evidence, where)
+    if step.contrast_set is not None:
+        sets = [contrast_set(step.contrast_set)]
+    elif step.evidence is not None:
+        sets = documents(step.evidence, where)
+    else:
+        return []
     operation.calibration += [(number, drawn) for drawn in sets]
-    labelled = [document for drawn in sets for document in drawn.documents]
-    progress.start(f"{step.method}: calibrating", len(labelled))
+    operation.seconds_calibrating += time.perf_counter() - started
+    return [document for drawn in sets for document in drawn.documents]
+
+
+def _evidence(
+    lm: HFLM, weights: Weights, factors: Factors, step: Step, matrices: Sequence[Matrix], labelled: Sequence[LabelledDocument], operation: Operation, where: str, progress: Progress
+) -> Mapping[str, Mapping[str, Tensor]]:
+    if not labelled:
+        return {}
+    batch_size = step.evidence.batch_size if step.evidence is not None else _CONTRAST_BATCH
+    started = time.perf_counter()
+    progress.start(f"{step.method}: calibrating", len(labelled) if step.trials is None else step.trials.rounds)
     for matrix in matrices:
         _require_finite(weights, matrix)
     statistics = registered_methods()[step.method].statistics
+
+    def decompose(matrix: Matrix) -> Svd:
+        return _decompose(factors, weights.read(matrix), matrix)
+
     try:
-        gathered = gather(lm, matrices, statistics, labelled, step.evidence.batch_size, lambda matrix: _decompose(factors, weights.read(matrix), matrix), progress.advance)
+        if step.trials is not None:
+            gathered = search(lm, matrices, labelled, batch_size, step.trials, decompose, progress.advance)
+        else:
+            gathered = gather(lm, matrices, statistics, labelled, batch_size, decompose, progress.advance)
     except UserError as error:
         raise UserError(f"{where}{error}") from None
     progress.stop()
+    for key, values in gathered.items():
+        _require_finite_evidence(values, key)
     operation.seconds_calibrating += time.perf_counter() - started
     return gathered
 
@@ -129,14 +174,16 @@ def _edit(weights: Weights, factors: Factors, step: Step, number: int, matrix: M
         bias_shift=shifted,
         parameters_before=matrix.shape[0] * matrix.shape[1],
         parameters_after=stored_parameters(matrix.shape, edit.rank),
-        fallback=factors.fallbacks.get(tensor_digest(weight)),
+        fallback=edit.fallback or factors.fallbacks.get(tensor_digest(weight)),
     )
 
 
-def _call(factors: Factors, step: Step, matrix: Matrix, weight: Tensor, evidence: Mapping[str, Tensor], where: str) -> Edit:
+def _call(factors: Factors, step: Step, matrix: Matrix, weight: Tensor, evidence: Mapping[str, Tensor], where: str) -> AnyEdit:
     """Hand a method what its signature asks for."""
+    import torch
+
     method = registered_methods()[step.method]
-    arguments: dict[str, Any] = {**step.parameters, **{name: value.to(weight) for name, value in evidence.items()}}
+    arguments: dict[str, Any] = {**step.parameters, **{name: value.to(weight.device) for name, value in evidence.items()}}
     if "svd" in method.engine_arguments:
         arguments["svd"] = _decompose(factors, weight, matrix)
     if "keep" in method.engine_arguments:
@@ -147,6 +194,8 @@ def _call(factors: Factors, step: Step, matrix: Matrix, weight: Tensor, evidence
         return method.function(weight, **arguments)
     except UserError as error:
         raise UserError(f"{where}{matrix.key}: {error}") from None
+    except torch.linalg.LinAlgError as error:
+        raise VariantFailed("not_converged", f"the decomposition of {matrix.key} does not converge: {error}", matrix.key) from None
 
 
 def generator_for(seed: int, matrix: Matrix) -> Generator:
@@ -157,7 +206,7 @@ def generator_for(seed: int, matrix: Matrix) -> Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def _decompose(factors: Factors, weight: Tensor, matrix: Matrix) -> Any:
+def _decompose(factors: Factors, weight: Tensor, matrix: Matrix) -> Svd:
     try:
         return factors.of(weight)
     except NotConverged as error:
@@ -170,8 +219,17 @@ def _require_finite(weights: Weights, matrix: Matrix) -> None:
         raise VariantFailed("non_finite_weight", f"{matrix.key} holds a NaN or an infinity at {place}, and cannot be decomposed", matrix.key)
 
 
-def _require_finite_edit(edit: Edit, matrix: Matrix) -> None:
+def _require_finite_evidence(values: Mapping[str, Tensor], key: str) -> None:
     import torch
 
-    if not all(bool(torch.isfinite(part).all()) for part in (edit.left, edit.right, edit.bias_shift) if part is not None):
+    for name, value in values.items():
+        if not bool(torch.isfinite(value).all()):
+            reason = f"the {name} of {key} over the calibration documents holds a NaN or an infinity: its inputs overflow; load the model in float32 or bfloat16"
+            raise VariantFailed("non_finite_statistic", reason, key)
+
+
+def _require_finite_edit(edit: AnyEdit, matrix: Matrix) -> None:
+    import torch
+
+    if not all(bool(torch.isfinite(part).all()) for part in edit.parts):
         raise VariantFailed("non_finite_edit", f"the edit of {matrix.key} holds a NaN or an infinity", matrix.key)

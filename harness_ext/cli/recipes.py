@@ -77,10 +77,10 @@ class Recipes(SubCommand):
 
 def _entry(recipe: Recipe, indent: int, width: int) -> str:
     """One recipe of the list: name, what it does, what it needs, its source."""
-    from harness_ext.methods import registered_methods
+    from harness_ext.methods import NEEDS, registered_methods
 
     methods = registered_methods()
-    needs = "labelled training documents" if any(methods[step.method].statistics for step in recipe.steps) else "nothing"
+    needs = max((methods[step.method].needs for step in recipe.steps), key=NEEDS.index, default="nothing")
     notes = [f"needs {needs}"] if recipe.steps else []
     notes += [recipe.source] if recipe.source else []
     text = recipe.summary + (f" [{'; '.join(notes)}]" if notes else "")
@@ -104,9 +104,9 @@ def _plan_lines(recipe: Recipe, planned: Plan, name: str) -> Iterable[str]:
     yield f"  time        about {_duration(planned.seconds)} to decompose {len(planned.matrices)} matrices here (loading and scoring not counted)"
     yield f"  memory      about {_bytes(planned.peak_bytes)} beyond the loaded model"
     if planned.calibration_documents:
-        yield f"  calibration {planned.calibration_documents} labelled documents, forward and backward"
+        yield f"  calibration {planned.calibration_documents} documents"
     if unknown:
-        yield f"  ranks of {unknown} matrices follow from their singular values, and are known when the recipe runs"
+        yield f"  ranks of {unknown} matrices follow from their values or the evidence, and are known when the recipe runs"
 
 
 def _shape(item: PlannedMatrix) -> str:

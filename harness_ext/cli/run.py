@@ -52,7 +52,7 @@ class RunWithRecipes(Run):
             action="extend",
             default=None,
             metavar="<name>",
-            help="Run this recipe as well, at the budget of each --recipe (for example random-subspace). Repeatable.",
+            help="Run this recipe as well, at the budget of each --recipe: random-subspace, bottom-k or noise; or shuffled-labels, for one that learns from documents. Repeatable.",
         )
 
     @staticmethod

@@ -3,7 +3,7 @@
 Only the statistics that a method names are gathered. Documents are padded on the left, so that the answers of a batch stand at the same positions and a counterfactual input
 is that of the same place in another prompt. Losses are per document, so the batch size changes nothing but speed.
 
-A pass holds the factors of the matrices it works on; matrices are taken in groups whose factors fit `FACTOR_BYTES`, one pass a group, so that memory stays bounded for any model.
+A pass holds the factors, or the second moments, of the matrices it works on; matrices are taken in groups that fit `FACTOR_BYTES`, one pass a group, so that memory stays bounded for any model.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from harness_ext.anatomy import Matrix
 from harness_ext.errors import UserError
 from harness_ext.evidence.documents import LabelledDocument
-from harness_ext.evidence.statistics import AblationEffects, CounterfactualEffects, InputMean, Statistic
-from harness_ext.methods import STATISTICS_OF_COMPONENTS
+from harness_ext.evidence.statistics import AblationEffects, ContrastDifferences, CounterfactualEffects, FisherInformation, InputMagnitude, InputMean, InputSecondMoment, InputSquare, Statistic
+from harness_ext.methods import STATISTICS_OF_COMPONENTS, STATISTICS_OF_INPUTS
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
@@ -58,11 +58,11 @@ def gather(
     """
     if "counterfactual_effects" in names and (batch_size < 2 or len(documents) < 2):
         raise UserError("counterfactual_effects compares each document with the next of its batch: set calibration.batch_size and calibration.samples to 2 or more")
-    batches = list(_batches(lm, documents, batch_size))
+    batches = list(batches_of(lm, documents, batch_size))
     gathered: dict[str, dict[str, Tensor]] = {}
-    for group in _groups(matrices, with_factors=bool(names & STATISTICS_OF_COMPONENTS)):
+    for group in _groups(matrices, names):
         watched = [_Watched(matrix, _start(names, matrix, decompose)) for matrix in group]
-        _one_pass(lm, watched, batches, progress)
+        _one_pass(lm, watched, batches, progress, backward=not names <= STATISTICS_OF_INPUTS)
         gathered |= {item.matrix.key: {name: statistic.result() for name, statistic in item.statistics.items()} for item in watched}
     return gathered
 
@@ -79,24 +79,35 @@ def check_observable(matrices: Sequence[Matrix], where: str = "") -> None:
 
 def passes(matrices: Sequence[Matrix], names: frozenset[str]) -> int:
     """How many passes over the documents `gather` will make."""
-    return len(list(_groups(matrices, with_factors=bool(names & STATISTICS_OF_COMPONENTS))))
+    return len(list(_groups(matrices, names)))
 
 
 def _start(names: frozenset[str], matrix: Matrix, decompose: Callable[[Matrix], Svd]) -> dict[str, Statistic]:
     makers: dict[str, Callable[[], Statistic]] = {
         "input_mean": InputMean,
+        "input_magnitude": InputMagnitude,
+        "input_second_moment": InputSecondMoment,
+        "input_second_moment_diagonal": InputSquare,
+        "fisher_information": FisherInformation,
+        "contrast_differences": ContrastDifferences,
         "counterfactual_effects": lambda: CounterfactualEffects(decompose(matrix)),
         "ablation_effects": lambda: AblationEffects(decompose(matrix)),
     }
     return {name: makers[name]() for name in sorted(names)}
 
 
-def _groups(matrices: Sequence[Matrix], *, with_factors: bool) -> Iterator[list[Matrix]]:
+def held_bytes(shape: tuple[int, int], names: frozenset[str]) -> int:
+    """What a pass holds for one matrix `[m, n]`: factors in fp32 for statistics of components, and a second moment `[n, n]` in fp64; the rest is small."""
+    rows, columns = shape
+    factors = 4 * min(rows, columns) * (rows + columns) if names & STATISTICS_OF_COMPONENTS else 0
+    return factors + (8 * columns * columns if "input_second_moment" in names else 0)
+
+
+def _groups(matrices: Sequence[Matrix], names: frozenset[str]) -> Iterator[list[Matrix]]:
     group: list[Matrix] = []
     held = 0
     for matrix in matrices:
-        rows, columns = matrix.shape
-        size = 4 * min(rows, columns) * (rows + columns) if with_factors else 0
+        size = held_bytes(matrix.shape, names)
         if group and held + size > FACTOR_BYTES:
             yield group
             group, held = [], 0
@@ -106,7 +117,7 @@ def _groups(matrices: Sequence[Matrix], *, with_factors: bool) -> Iterator[list[
         yield group
 
 
-def _one_pass(lm: HFLM, watched: Sequence[_Watched], batches: Sequence[_Batch], progress: Callable[[int], Any]) -> None:
+def _one_pass(lm: HFLM, watched: Sequence[_Watched], batches: Sequence[_Batch], progress: Callable[[int], Any], *, backward: bool) -> None:
     import torch
 
     modules = dict(lm.model.named_modules())
@@ -115,26 +126,35 @@ def _one_pass(lm: HFLM, watched: Sequence[_Watched], batches: Sequence[_Batch], 
         by_module.setdefault(item.matrix.module, []).append(item)
     with ExitStack() as stack:
         stack.enter_context(_frozen(lm.model))
-        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.set_grad_enabled(backward))
         seen: dict[str, tuple[Tensor, Tensor]] = {}
         for name in by_module:
             stack.callback(modules[name].register_forward_hook(_remember(seen, name)).remove)
-        stack.callback(lm.model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.detach().requires_grad_(True)).remove)
+        if backward:
+            stack.callback(lm.model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.detach().requires_grad_(True)).remove)
         for batch in batches:
             seen.clear()
-            loss = _summed_loss(lm, batch)
+            loss = summed_loss(lm, batch)
             if not torch.isfinite(loss):
                 hint = "; in float64 the attention of some models cannot take padding: load the model in float32" if lm.model.dtype == torch.float64 else ""
                 raise UserError(f"the calibration loss is not finite: the model or a prompt is broken; nothing was edited{hint}")
             names = list(by_module)
-            gradients = torch.autograd.grad(loss, [seen[name][1] for name in names])
+            gradients = torch.autograd.grad(loss, [seen[name][1] for name in names]) if backward else [None] * len(names)
             real = batch.mask.bool()
             for name, gradient in zip(names, gradients, strict=True):
-                inputs, gradient = (value.detach().reshape(*real.shape, -1) for value in (seen[name][0], gradient))
+                # Some models hand their layers all tokens in a row, without the batch.
+                inputs = seen[name][0].detach().reshape(*real.shape, -1)
+                gradient = None if gradient is None else gradient.detach().reshape(*real.shape, -1)
                 for item in by_module[name]:
-                    for statistic in item.statistics.values():
-                        statistic.update(_part(inputs, item.matrix.columns).float(), _part(gradient, item.matrix.rows).float(), real.to(inputs.device))
+                    _update(item, inputs, gradient, real)
             progress(batch.tokens.shape[0])
+
+
+def _update(item: _Watched, inputs: Tensor, gradient: Tensor | None, real: Tensor) -> None:
+    own_inputs = part_of(inputs, item.matrix.columns).float()
+    own_gradient = None if gradient is None else part_of(gradient, item.matrix.rows).float()
+    for statistic in item.statistics.values():
+        statistic.update(own_inputs, own_gradient, real.to(inputs.device))
 
 
 def _remember(seen: dict[str, tuple[Tensor, Tensor]], name: str) -> Callable[..., None]:
@@ -144,7 +164,7 @@ def _remember(seen: dict[str, tuple[Tensor, Tensor]], name: str) -> Callable[...
     return hook
 
 
-def _part(values: Tensor, ranges: tuple[tuple[int, int], ...] | None) -> Tensor:
+def part_of(values: Tensor, ranges: tuple[tuple[int, int], ...] | None) -> Tensor:
     import torch
 
     return values if ranges is None else torch.cat([values[..., start:stop] for start, stop in ranges], dim=-1)
@@ -163,7 +183,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _summed_loss(lm: HFLM, batch: _Batch) -> Tensor:
+def summed_loss(lm: HFLM, batch: _Batch) -> Tensor:
     """The sum over documents of the mean cross-entropy of each one's answer tokens, in fp32."""
     from torch.nn.functional import cross_entropy
 
@@ -172,7 +192,7 @@ def _summed_loss(lm: HFLM, batch: _Batch) -> Tensor:
     return (losses.sum(1) / (batch.labels != -100).sum(1).to(losses)).sum()
 
 
-def _batches(lm: HFLM, documents: Sequence[LabelledDocument], batch_size: int) -> Iterator[_Batch]:
+def batches_of(lm: HFLM, documents: Sequence[LabelledDocument], batch_size: int) -> Iterator[_Batch]:
     """Batches of one task each, since a counterfactual prompt should be one of the same kind; a last batch of one joins the batch before it."""
     for task in dict.fromkeys(document.task for document in documents):
         own = [document for document in documents if document.task == task]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.errors import UserError
@@ -42,13 +42,14 @@ class LabelledDocument:
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """The documents drawn from one task; `also_scored` were left out because the evaluation reports them."""
+    """The documents drawn from one task; `also_scored` were left out because the evaluation reports them. shuffled_labels: each has the answer of another."""
 
     task: str
     split: str
     seed: int
     documents: tuple[LabelledDocument, ...]
     also_scored: int = 0
+    shuffled_labels: bool = False
 
 
 def document_hash(document: Any) -> str:
@@ -129,7 +130,24 @@ def _draw(task: Task, name: str, calibration: Calibration, share: int, scored: C
         raise UserError(
             f"{where}calibration: {share} documents of {name!r} were asked for, and its {calibration.split} split has {len(chosen)}{left_out}; lower calibration.samples"
         )
-    return CalibrationSet(name, calibration.split, calibration.seed, tuple(chosen), also_scored)
+    if calibration.shuffled_labels:
+        if len(chosen) < 2:
+            raise UserError(f"{where}calibration: one document of {name!r} has nobody to change answers with; raise calibration.samples")
+        chosen = with_answers_of_others(chosen, f"{calibration.seed}:{name}:answers")
+    return CalibrationSet(name, calibration.split, calibration.seed, tuple(chosen), also_scored, calibration.shuffled_labels)
+
+
+def with_answers_of_others(documents: Sequence[LabelledDocument], seed: str) -> list[LabelledDocument]:
+    """Every document with the answer of another, in a cycle through all of them drawn by the seed (Sattolo's algorithm).
+
+    Of another document, not another answer: two documents may have the same one. With two answers in all, exchanging them would not hide what is right but turn it round.
+    """
+    order = list(range(len(documents)))
+    draw = random.Random(seed)
+    for last in range(len(order) - 1, 0, -1):
+        other = draw.randrange(last)
+        order[last], order[other] = order[other], order[last]
+    return [replace(document, answer=documents[place].answer) for document, place in zip(documents, order, strict=True)]
 
 
 def _prompt_and_answer(task: Task, document: Any, settings: PromptSettings) -> tuple[str, str]:

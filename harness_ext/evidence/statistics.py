@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 class Statistic(Protocol):
     """What the gathering pass needs of a statistic."""
 
-    def update(self, inputs: Tensor, gradients: Tensor, real: Tensor) -> None:
-        """Take in one batch: inputs `[b, t, n]`, gradients `[b, t, m]`, both fp32, and real `[b, t]`, true where the token is not padding."""
+    def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor) -> None:
+        """Take in one batch: inputs `[b, t, n]`, gradients `[b, t, m]`, both fp32, and real `[b, t]`, true where the token is not padding.
+
+        gradients: None in a pass whose statistics are all of inputs.
+        """
 
     def result(self) -> Tensor:
         """The value over everything seen."""
@@ -30,7 +33,7 @@ class InputMean:
         self._total: Tensor | None = None
         self._tokens = 0
 
-    def update(self, inputs: Tensor, gradients: Tensor, real: Tensor) -> None:
+    def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor) -> None:
         """See `Statistic`."""
         chosen = inputs[real].double()
         total = chosen.sum(0)
@@ -38,9 +41,91 @@ class InputMean:
         self._tokens += chosen.shape[0]
 
     def result(self) -> Tensor:
-        """The mean, `[n]`, fp32."""
+        """The mean, `[n]`, fp64."""
         assert self._total is not None, "no batch was seen"
-        return (self._total / self._tokens).float()
+        return self._total / self._tokens
+
+
+class InputMagnitude(InputMean):
+    """The mean absolute input over real tokens, `[n]`, fp64."""
+
+    def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor) -> None:
+        """See `Statistic`."""
+        super().update(inputs.abs(), gradients, real)
+
+
+class InputSquare(InputMean):
+    """The mean squared input over real tokens, `[n]`, fp64."""
+
+    def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor) -> None:
+        """See `Statistic`."""
+        super().update(inputs.double() ** 2, gradients, real)
+
+
+class InputSecondMoment:
+    """The mean of `x x^T` over real tokens, `[n, n]`, accumulated in fp64: small eigenvalues of covariances of outputs are differences of large numbers."""
+
+    def __init__(self) -> None:
+        self._total: Tensor | None = None
+        self._tokens = 0
+
+    def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor) -> None:
+        """See `Statistic`."""
+        chosen = inputs[real].double()
+        if self._total is None:
+            self._total = chosen.T @ chosen
+        else:
+            self._total.addmm_(chosen.T, chosen)
+        self._tokens += chosen.shape[0]
+
+    def result(self) -> Tensor:
+        """The mean, `[n, n]`, fp64."""
+        assert self._total is not None, "no batch was seen"
+        return self._total / self._tokens
+
+
+class ContrastDifferences:
+    """The input at the last token of each pair's first text minus that of its second, `[pairs, n]`, fp64; the two of a pair stand next to each other in a batch."""
+
+    def __init__(self) -> None:
+        self._differences: list[Tensor] = []
+
+    def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor) -> None:
+        """See `Statistic`. Padding is on the left, so the last place is each text's last token."""
+        last = inputs[:, -1].double()
+        self._differences.append(last[0::2] - last[1::2])
+
+    def result(self) -> Tensor:
+        """All differences, in order."""
+        import torch
+
+        return torch.cat(self._differences)
+
+
+class FisherInformation:
+    """The empirical Fisher information of a matrix, summed over its rows: mean over documents of `sum_i (dL/dW_ij)^2`, `[n]` (arXiv:2207.00112).
+
+    A document's gradient is `G = g^T x`; its squared columns sum to `diag(x^T (g g^T) x)`, so that no `[m, n]` gradient is ever made.
+    """
+
+    def __init__(self) -> None:
+        self._total: Tensor | None = None
+        self._documents = 0
+
+    def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor) -> None:
+        """See `Statistic`."""
+        assert gradients is not None
+        for own_inputs, own_gradients, own in zip(inputs, gradients, real, strict=True):
+            x, g = own_inputs[own].double(), own_gradients[own].double()
+            # The true value is a sum of squares; rounding may leave a tiny negative one.
+            squared = ((g @ g.T @ x) * x).sum(0).clamp(min=0)
+            self._total = squared if self._total is None else self._total + squared
+        self._documents += inputs.shape[0]
+
+    def result(self) -> Tensor:
+        """The mean over documents, `[n]`, fp64."""
+        assert self._total is not None, "no batch was seen"
+        return self._total / self._documents
 
 
 class CounterfactualEffects:
@@ -54,8 +139,9 @@ class CounterfactualEffects:
         self._svd = svd
         self._maximum: Tensor | None = None
 
-    def update(self, inputs: Tensor, gradients: Tensor, real: Tensor) -> None:
+    def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor) -> None:
         """See `Statistic`. Positions at which either example is padding are left out."""
+        assert gradients is not None
         difference = inputs.roll(-1, dims=0) - inputs
         both = real & real.roll(-1, dims=0)
         left = gradients[both] @ self._svd.u.to(gradients)
@@ -84,8 +170,9 @@ class AblationEffects:
         self._sums: tuple[Tensor, Tensor, Tensor] | None = None
         self._tokens = 0
 
-    def update(self, inputs: Tensor, gradients: Tensor, real: Tensor) -> None:
+    def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor) -> None:
         """See `Statistic`."""
+        assert gradients is not None
         left = (gradients[real] @ self._svd.u.to(gradients)).double()
         right = (inputs[real] @ self._svd.vh.T.to(inputs)).double()
         new = (left.sum(0), right.sum(0), (left * right).sum(0))

@@ -20,7 +20,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,8 +28,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STATISTICS_OF_COMPONENTS = frozenset({"counterfactual_effects", "ablation_effects"})
-STATISTICS = STATISTICS_OF_COMPONENTS | {"input_mean"}
-"""Statistics of calibration documents that a method may ask for by naming an argument so; `harness_ext.evidence` gathers them. Those of components need the factors of the matrix meanwhile."""
+STATISTICS_OF_CONTRASTS = frozenset({"contrast_differences"})
+STATISTICS_OF_INPUTS = STATISTICS_OF_CONTRASTS | {"input_mean", "input_magnitude", "input_second_moment", "input_second_moment_diagonal"}
+SEARCHED = frozenset({"removed_components"})
+STATISTICS = STATISTICS_OF_COMPONENTS | STATISTICS_OF_INPUTS | SEARCHED | {"fisher_information"}
+"""Statistics of calibration documents that a method may ask for by naming an argument so; `harness_ext.evidence` gathers them.
+
+Those of components need the factors of the matrix meanwhile; those of inputs need a forward pass only, and no right answers. What is searched for takes
+many passes, and the other statistics of such a method come from the same search. Those of contrasts, and all that goes with them, come from a shipped contrast set.
+"""
+
+NEEDS = ("nothing", "nothing, its texts are shipped", "texts", "labelled documents")
+"""What a method may need, from little to much. Texts are taken from labelled documents too, prompt and right answer, but without labels any would do."""
 
 ENGINE_ARGUMENTS = frozenset({"svd", "keep", "generator"}) | STATISTICS
 
@@ -47,11 +57,13 @@ class Edit:
     """What becomes of one matrix: `W' = left @ right` of the stated rank, and `b' = b + bias_shift`.
 
     left: `[m, r]`. right: `[r, n]`. bias_shift: `[m]` or None for no change. Rank 0 (r = 0) is the zero matrix.
+    fallback: where the method could not go its way, a word for the way it took instead; the receipt has it.
     """
 
     left: Tensor
     right: Tensor
     bias_shift: Tensor | None = None
+    fallback: str | None = None
 
     @property
     def rank(self) -> int:
@@ -61,6 +73,40 @@ class Edit:
     def weight(self) -> Tensor:
         """The dense product, `[m, n]`."""
         return self.left @ self.right
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """Every tensor of the edit."""
+        return tuple(part for part in (self.left, self.right, self.bias_shift) if part is not None)
+
+
+@dataclass(frozen=True)
+class DenseEdit:
+    """What becomes of one matrix where that is not of low rank: sparse matrices and added noise.
+
+    values: `[m, n]`. It counts as of full rank, and as holding all of its m n numbers, zeros too: a matrix with scattered zeros, stored and multiplied as the dense one that it is, saves nothing.
+    """
+
+    values: Tensor
+    fallback: str | None = None
+    bias_shift: None = None
+
+    @property
+    def rank(self) -> int:
+        """The full rank, min(m, n), by convention: nothing is factored."""
+        return min(self.values.shape)
+
+    def weight(self) -> Tensor:
+        """The matrix, `[m, n]`."""
+        return self.values
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """Every tensor of the edit."""
+        return (self.values,)
+
+
+AnyEdit = Edit | DenseEdit
 
 
 class Parameter(NamedTuple):
@@ -75,10 +121,11 @@ class Method:
     """A registered method: the function, and what its signature says about it."""
 
     name: str
-    function: Callable[..., Edit]
+    function: Callable[..., AnyEdit]
     summary: str
     engine_arguments: frozenset[str]
     parameters: Mapping[str, Parameter]
+    rank_from_weights: bool = False
 
     @property
     def takes_keep(self) -> bool:
@@ -90,18 +137,35 @@ class Method:
         """The statistics of calibration documents that it needs; empty for a method that looks at weights alone."""
         return self.engine_arguments & STATISTICS
 
+    @property
+    def searches(self) -> bool:
+        """Whether its evidence is found by trying edits out."""
+        return bool(self.engine_arguments & SEARCHED)
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether its evidence comes from a contrast set rather than from a task."""
+        return bool(self.engine_arguments & STATISTICS_OF_CONTRASTS)
+
+    @property
+    def needs(self) -> str:
+        """What a user must have for it: one of `NEEDS`."""
+        if not self.statistics:
+            return NEEDS[0]
+        return NEEDS[1 if self.contrasts else 2 if self.statistics <= STATISTICS_OF_INPUTS else 3]
+
 
 _registry: dict[str, Method] = {}
 
 
-def method(*, summary: str, name: str | None = None) -> Callable[[Callable[..., Edit]], Callable[..., Edit]]:
-    """Register a function as a method under its own name, or under `name`.
+def method(*, summary: str, name: str | None = None, rank_from_weights: bool = False) -> Callable[[Callable[..., AnyEdit]], Callable[..., AnyEdit]]:
+    """Register a function as a method under its own name, or under `name`. rank_from_weights: it finds the rank itself, so that no plan can tell it.
 
     Raises TypeError where the signature is not one that the engine can call, and ValueError for a name already taken by another function.
     """
 
-    def register(function: Callable[..., Edit]) -> Callable[..., Edit]:
-        registered = _describe(function, name or function.__name__, summary)
+    def register(function: Callable[..., AnyEdit]) -> Callable[..., AnyEdit]:
+        registered = replace(_describe(function, name or function.__name__, summary), rank_from_weights=rank_from_weights)
         known = _registry.get(registered.name)
         if known is not None and known.function.__module__ != function.__module__:
             raise ValueError(f"method {registered.name!r} is already registered by {known.function.__module__}")
@@ -111,7 +175,7 @@ def method(*, summary: str, name: str | None = None) -> Callable[[Callable[..., 
     return register
 
 
-def _describe(function: Callable[..., Edit], name: str, summary: str) -> Method:
+def _describe(function: Callable[..., AnyEdit], name: str, summary: str) -> Method:
     engine: set[str] = set()
     parameters: dict[str, Parameter] = {}
     for argument in inspect.signature(function).parameters.values():
@@ -126,7 +190,7 @@ def _describe(function: Callable[..., Edit], name: str, summary: str) -> Method:
     return Method(name, function, summary, frozenset(engine), parameters)
 
 
-def _annotation(function: Callable[..., Edit], argument: inspect.Parameter) -> Any:
+def _annotation(function: Callable[..., AnyEdit], argument: inspect.Parameter) -> Any:
     """Resolve one postponed annotation; only the parameters' are, since the tensors' would need torch."""
     if argument.annotation is inspect.Parameter.empty:
         raise TypeError(f"{function.__name__}: parameter {argument.name!r} has no type annotation")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from harness_ext.methods import Edit, method
+from pydantic import Field
+
+from harness_ext.methods import DenseEdit, Edit, Svd, method
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     from harness_ext.recipe import Keep
+
+Distance = Annotated[float, Field(ge=0)]
 
 
 @method(summary="Project each matrix onto random orthonormal directions, as many as kept.")
@@ -28,3 +32,21 @@ def random_subspace(weight: Tensor, /, *, keep: Keep, generator: Generator) -> E
     if rows <= columns:
         return Edit(directions, directions.T @ weight)
     return Edit(weight @ directions, directions.T)
+
+
+@method(summary="Keep the smallest singular components of each matrix.")
+def bottom_components(weight: Tensor, /, *, svd: Svd, keep: Keep) -> Edit:
+    """`W' = sum_{i > k - r} s_i u_i v_i^T`, k = min(m, n): the worst choice of r components there is. `keep.energy` says how many as in truncation: what the largest would need."""
+    rank = keep.rank_for(tuple(weight.shape), svd.s)
+    first = svd.s.shape[0] - rank
+    return Edit(svd.u[:, first:] * svd.s[first:], svd.vh[first:])
+
+
+@method(summary="Add noise of a given size to each matrix, in a random direction.")
+def noise(weight: Tensor, /, *, generator: Generator, relative_error: Distance = 0.1) -> DenseEdit:
+    """`W' = W + e ||W|| N / ||N||`, Frobenius norms, N Gaussian: a step of length `e ||W||`, e = relative_error, uniform over directions. The bias stays."""
+    import torch
+
+    direction = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+    step = direction * (relative_error * weight.double().norm().cpu() / direction.norm())
+    return DenseEdit((weight.double() + step.to(weight.device)).to(weight))

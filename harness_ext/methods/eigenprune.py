@@ -26,12 +26,16 @@ def without_lowest(svd: Svd, effects: Tensor, input_mean: Tensor, fraction: floa
     count = int(fraction * len(svd.s) + 1e-9)
     # A stable sort of the reversed order puts, among equals, the last component first.
     order = effects.flip(0).argsort(stable=True)
-    removed = (len(svd.s) - 1) - order[:count]
     kept = effects.new_ones(len(svd.s), dtype=bool)
-    kept[removed] = False
+    kept[(len(svd.s) - 1) - order[:count]] = False
+    return without(svd, ~kept, input_mean)
+
+
+def without(svd: Svd, removed: Tensor, input_mean: Tensor) -> Edit:
+    """Drop the marked components `[r]`, bool, and keep the mean output."""
     left = svd.u * svd.s
-    shift = left[:, ~kept] @ (svd.vh[~kept] @ input_mean)
-    return Edit(left[:, kept], svd.vh[kept], shift)
+    shift = left[:, removed] @ (svd.vh[removed] @ input_mean.to(svd.vh))
+    return Edit(left[:, ~removed], svd.vh[~removed], shift)
 
 
 @method(summary="Remove the components whose corruption never raises the loss much.")
@@ -50,3 +54,12 @@ def ablation_prune(weight: Tensor, /, *, svd: Svd, ablation_effects: Tensor, inp
     ablation_effects: `[r]` (see `AblationEffects`). input_mean: `[n]`. fraction: of the components of each matrix, or head.
     """
     return without_lowest(svd, ablation_effects, input_mean, fraction)
+
+
+@method(summary="Remove the components whose removal is measured to lower the loss, few at a time.", rank_from_weights=True)
+def eigenprune_greedy(weight: Tensor, /, *, svd: Svd, removed_components: Tensor, input_mean: Tensor) -> Edit:
+    """Ours: as `ablation_prune`, but candidates are taken only if the loss really falls, and found anew after each round (see `harness_ext.evidence.search`).
+
+    removed_components: `[r]`, bool. input_mean: `[n]`, on the model as it was before the step.
+    """
+    return without(svd, removed_components, input_mean)

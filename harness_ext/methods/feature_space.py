@@ -1,0 +1,72 @@
+"""Low rank in the space of a matrix's outputs: what is kept is what the outputs on calibration texts vary along.
+
+`argmin_{rank r} ||W X - W' X||_F = U_r U_r^T W`, with U_r the leading eigenvectors of the outputs' second moment `W X X^T W^T`. SVD-LLM's
+truncation-aware whitening, Swift-SVD and feature-space decomposition are this one operator: they differ in whether the outputs are centred and in
+how ranks are chosen. The eigenvectors need no Cholesky factor, no inverse, and no repair of an `X X^T` that is not positive definite.
+
+Everything is in fp64: the eigenvalues of a second moment are squares, and span twice as many orders of magnitude as the singular values that they stand for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from harness_ext.methods import Edit, method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from harness_ext.recipe import Keep
+
+WEIGHT_DIRECTIONS = "weight_directions"
+"""The fallback where the texts move the outputs along fewer directions than are to be kept."""
+
+
+@method(summary="Keep the directions along which the outputs on calibration texts vary most.")
+def feature_space(weight: Tensor, /, *, input_second_moment: Tensor, input_mean: Tensor, keep: Keep, centred: bool = True, bias: bool = True) -> Edit:
+    """`W' = U_r U_r^T W`, and with `bias` also `b' = b + (I - U_r U_r^T) W x_mean` (arXiv:2405.13039 centred; arXiv:2403.07378 not).
+
+    input_second_moment: `[n, n]`, the mean of `x x^T`. input_mean: `[n]`. centred: U_r from the covariance of the outputs rather than their second moment.
+    Centred and with the bias, it is the best affine map of rank r on these inputs; centred without it is what the released code of arXiv:2405.13039 does, which loses the mean output.
+    `keep.energy` is a share of the sum of the eigenvalues, the outputs' (co)variance, not of the weight's own energy.
+
+    Where the outputs span fewer directions than are kept, the rest are the leading singular directions of what is left of W (ours): recorded as a fallback.
+    """
+    moment, mean, dense = input_second_moment.double(), input_mean.double(), weight.double()
+    spread = moment - mean.outer(mean) if centred else moment
+    eigenvalues, eigenvectors = output_spectrum(dense, spread)
+    rank = keep.rank_for(tuple(weight.shape), eigenvalues.sqrt())
+    spanned = int((eigenvalues > eigenvalues[0] * len(eigenvalues) * 1e-15).sum())
+    directions = eigenvectors[:, :rank] if rank <= spanned else _completed(dense, eigenvectors[:, :spanned], rank)
+    right = directions.T @ dense
+    output_mean = dense @ mean
+    shift = (output_mean - directions @ (directions.T @ output_mean)).to(weight) if bias else None
+    return Edit(directions.to(weight), right.to(weight), shift, WEIGHT_DIRECTIONS if rank > spanned else None)
+
+
+def output_spectrum(weight: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+    """The leading min(m, n) eigenvalues `[r]`, descending and not negative, and eigenvectors `[m, r]` of `W S W^T`, for W `[m, n]` and S `[n, n]`.
+
+    Of a tall matrix, those of `R S R^T` with `W = Q R`, turned by Q: the eigenproblem has the smaller side.
+    """
+    import torch
+
+    rows, columns = weight.shape
+    basis = None
+    if rows > columns:
+        basis, weight = torch.linalg.qr(weight)
+    moment = weight @ spread @ weight.T
+    # Rounding leaves the product a little asymmetric, and eigh reads one triangle only.
+    eigenvalues, eigenvectors = torch.linalg.eigh((moment + moment.T) / 2)
+    eigenvalues, eigenvectors = eigenvalues.flip(0).clamp(min=0), eigenvectors.flip(1)
+    return eigenvalues, eigenvectors if basis is None else basis @ eigenvectors
+
+
+def _completed(weight: Tensor, directions: Tensor, rank: int) -> Tensor:
+    """Add to orthonormal directions `[m, k]` the leading left singular vectors of what they leave of W, up to `[m, rank]`."""
+    import torch
+
+    rest = weight - directions @ (directions.T @ weight)
+    more = torch.linalg.svd(rest, full_matrices=False).U[:, : rank - directions.shape[1]]
+    # Those of a rest that has vanished may lean on the directions already there.
+    return torch.linalg.qr(torch.cat([directions, more], dim=1)).Q

@@ -1,0 +1,99 @@
+"""Truncation of the weights themselves: with the rank read off the spectrum of noise, or with the columns weighted by how much they matter."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from harness_ext.methods import Edit, Svd, method
+from harness_ext.methods.truncation import leading_components
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from harness_ext.recipe import Keep
+
+Positive = Annotated[float, Field(gt=0)]
+Exponent = Annotated[float, Field(gt=0, le=2)]
+
+LARGEST_ONLY = "largest_only"
+"""The fallback where no singular value stands out of the noise."""
+UNSCALED = "unscaled"
+"""The fallback where the evidence gives every column the weight zero."""
+SCALE_FLOOR = 1e-6
+"""The smallest weight of a column as a share of the largest: beyond it, fp32 would lose the columns when they are scaled back."""
+
+
+@method(summary="Keep the singular components above the edge of a noise spectrum.", rank_from_weights=True)
+def marchenko_pastur(weight: Tensor, /, *, svd: Svd, threshold: Positive = 1.0) -> Edit:
+    """Keep `s_i > threshold * sigma (sqrt(m) + sqrt(n))`, the edge below which the singular values of an `[m, n]` matrix of independent noise of deviation sigma lie.
+
+    sigma is estimated as `median(s) / sqrt(max(m, n) mu)`, mu the median of the Marchenko-Pastur law of m/n (Gavish and Donoho, arXiv:1305.5870): up to half of the
+    components may be signal without moving it much. A matrix without a component above the edge keeps its largest (ours), which the receipt says.
+    """
+    rows, columns = weight.shape
+    edge = noise_level(svd.s, (rows, columns)) * (rows**0.5 + columns**0.5)
+    above = int((svd.s > threshold * edge).sum())
+    kept = leading_components(svd, max(above, 1))
+    return kept if above else Edit(kept.left, kept.right, fallback=LARGEST_ONLY)
+
+
+def noise_level(singular_values: Tensor, shape: tuple[int, int]) -> float:
+    """The deviation sigma of the noise in a matrix of this shape, from its singular values `[min(m, n)]`."""
+    smaller, larger = sorted(shape)
+    # The mean of the middle two, where torch.median takes the lower.
+    return float(singular_values.double().quantile(0.5)) / (larger * marchenko_pastur_median(smaller / larger)) ** 0.5
+
+
+@cache
+def marchenko_pastur_median(aspect: float) -> float:
+    """The median of the Marchenko-Pastur law with ratio `0 < aspect <= 1` and variance 1.
+
+    With `x = 1 + aspect - 2 sqrt(aspect) cos(t)`, its density in t is `2 sin(t)^2 / (pi x)` on (0, pi), smooth also where that in x is not; summed at 20,000 midpoints.
+    """
+    import numpy
+
+    count = 20_000
+    angle = (numpy.arange(count) + 0.5) * numpy.pi / count
+    place = 1 + aspect - 2 * numpy.sqrt(aspect) * numpy.cos(angle)
+    cumulated = numpy.cumsum(2 * numpy.sin(angle) ** 2 / (numpy.pi * place)) * numpy.pi / count
+    # A sum up to and with the k-th cell reaches to its right edge, half a cell beyond the midpoint.
+    edges = (numpy.arange(count) + 1) * numpy.pi / count
+    middle = numpy.interp(0.5, cumulated, edges)
+    return float(1 + aspect - 2 * numpy.sqrt(aspect) * numpy.cos(middle))
+
+
+@method(summary="Truncate with each column weighted by the size of its input.")
+def activation_aware_svd(weight: Tensor, /, *, input_magnitude: Tensor, keep: Keep, exponent: Exponent = 0.5) -> Edit:
+    """ASVD (arXiv:2312.05821): `W' = trunc_r(W S) S^-1`, S diagonal, `S_jj = (mean |x_j|)^exponent`.
+
+    input_magnitude: `[n]`. `keep.energy` is a share of the squared singular values of `W S`.
+    """
+    return scaled_truncation(weight, input_magnitude.double() ** exponent, keep)
+
+
+@method(summary="Truncate with each column weighted by the information that the right answers hold about it.")
+def fisher_weighted_svd(weight: Tensor, /, *, fisher_information: Tensor, keep: Keep) -> Edit:
+    """FWSVD (arXiv:2207.00112): `W' = trunc_r(W S) S^-1`, S diagonal, `S_jj = sqrt(sum_i I_ij)`, I the empirical Fisher information of the weights.
+
+    fisher_information: `[n]`, already summed over the rows. `keep.energy` is a share of the squared singular values of `W S`.
+    """
+    return scaled_truncation(weight, fisher_information.double().sqrt(), keep)
+
+
+def scaled_truncation(weight: Tensor, scale: Tensor, keep: Keep) -> Edit:
+    """The `W'` of rank r that minimises `||(W - W') diag(scale)||_F`; scale `[n]`, not negative.
+
+    A column whose scale is below `SCALE_FLOOR` of the largest is given that much, so that the scale can be undone; where all are zero, it is plain truncation. Decomposed in fp64, since a scale
+    may span as many digits as fp32 has.
+    """
+    import torch
+
+    largest = scale.max()
+    unscaled = bool(largest == 0)
+    scale = torch.ones_like(scale) if unscaled else (scale / largest).clamp(min=SCALE_FLOOR)
+    scaled = Svd(*torch.linalg.svd(weight.double() * scale, full_matrices=False))
+    kept = leading_components(scaled, keep.rank_for(tuple(weight.shape), scaled.s))
+    return Edit(kept.left.to(weight), (kept.right / scale).to(weight), fallback=UNSCALED if unscaled else None)

@@ -1,0 +1,150 @@
+"""Controls: their formulas against numpy, their laws, and that each meets the budget of the recipe it is a control of."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness_ext.controls import NoControl, check_control, control_recipe
+from harness_ext.errors import UserError
+from harness_ext.evidence.documents import LabelledDocument, with_answers_of_others
+from harness_ext.keep import Keep
+from harness_ext.methods import Svd
+from harness_ext.methods.controls import bottom_components, noise
+from harness_ext.methods.truncation import truncate_svd
+from harness_ext.receipt import rows
+from harness_ext.recipe import parse_recipe
+
+SHAPES = st.tuples(st.integers(1, 16), st.integers(1, 16), st.integers(0, 2**31))
+
+
+def random_matrix(rows: int, columns: int, seed: int) -> torch.Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@given(SHAPES, st.floats(0, 1))
+@settings(max_examples=40, deadline=None)
+def test_the_smallest_and_the_largest_components_make_up_the_matrix(shape, share: float) -> None:
+    weight = random_matrix(*shape)
+    full = min(weight.shape)
+    rank = round(share * full)
+    svd = Svd(*torch.linalg.svd(weight, full_matrices=False))
+    bottom = bottom_components(weight, svd=svd, keep=Keep(rank=rank))
+    s = numpy.linalg.svd(weight.numpy(), compute_uv=False)
+    assert bottom.rank == rank
+    assert float(bottom.weight().norm()) == pytest.approx(numpy.sqrt((s[full - rank :] ** 2).sum()), abs=1e-9)
+    torch.testing.assert_close(bottom.weight() + truncate_svd(weight, svd=svd, keep=Keep(rank=full - rank)).weight(), weight)
+
+
+@given(SHAPES, st.floats(0, 3))
+@settings(max_examples=40, deadline=None)
+def test_noise_moves_a_matrix_exactly_as_far_as_asked(shape, distance: float) -> None:
+    weight = random_matrix(*shape)
+
+    def moved(seed: int) -> torch.Tensor:
+        return noise(weight, generator=torch.Generator().manual_seed(seed), relative_error=distance).weight()
+
+    assert float((moved(0) - weight).norm()) == pytest.approx(distance * float(weight.norm()), abs=1e-9)
+    assert torch.equal(moved(0), moved(0))
+    assert distance < 1e-6 or weight.numel() == 1 or not torch.equal(moved(0), moved(1))
+
+
+def test_noise_has_no_favoured_direction() -> None:
+    steps = torch.stack([noise(torch.ones(3, 4), generator=torch.Generator().manual_seed(seed), relative_error=1.0).weight() - 1 for seed in range(3000)]).flatten(1).double().numpy()
+    numpy.testing.assert_allclose(steps.mean(0), 0, atol=0.08)
+    numpy.testing.assert_allclose(steps.T @ steps / len(steps), numpy.eye(12), atol=0.08)
+
+
+# The exchange of answers.
+
+
+@given(st.integers(2, 40), st.integers(0, 100))
+@settings(max_examples=60, deadline=None)
+def test_every_document_gets_the_answer_of_another(count: int, seed: int) -> None:
+    documents = [LabelledDocument("t", f"question {number}", f"answer {number}", str(number)) for number in range(count)]
+    exchanged = with_answers_of_others(documents, str(seed))
+    assert [(document.context, document.doc_hash) for document in exchanged] == [(document.context, document.doc_hash) for document in documents]
+    assert Counter(document.answer for document in exchanged) == Counter(document.answer for document in documents)
+    assert all(new.answer != old.answer for new, old in zip(exchanged, documents, strict=True))
+    assert exchanged == with_answers_of_others(documents, str(seed))
+
+
+# At the budget of a receipt.
+
+
+def no_documents(calibration, where):
+    pytest.fail("no document was to be asked for")
+
+
+@pytest.mark.parametrize("specification", ["svd:keep.energy=0.8", "svd:matrices=[attn],per_head=true,keep.rank=2", "magnitude:density=0.4,matrices=[mlp]"])
+@pytest.mark.parametrize("name", ["bottom-k", "random-subspace", "noise"])
+def test_a_control_meets_the_budget(make_lm, family: str, specification: str, name: str) -> None:
+    lm = make_lm(family)
+    recipe = parse_recipe(specification)
+    receipt = {"matrices": rows(lm.apply(recipe, no_documents).records)}
+    lm.undo()
+    if specification.startswith("magnitude") and name != "noise":
+        with pytest.raises(NoControl, match="noise can be its control"):
+            control_recipe(name, recipe, receipt)
+        return
+    control = control_recipe(name, recipe, receipt)
+    assert (control.control, control.control_of, control.label) == (name, recipe.recipe_id, f"{specification}+{name}")
+    records = {(record.name, record.part): record for record in lm.apply(control, no_documents).records}
+    lm.undo()
+    assert len(records) == len(receipt["matrices"])
+    for row in receipt["matrices"]:
+        record = records[row["name"], row["part"]]
+        if name == "noise":
+            assert record.relative_error == pytest.approx(row["relative_error"], rel=1e-4)
+        else:
+            assert record.rank_after == row["rank_after"]
+
+
+def test_distances_of_a_matrix_edited_twice_add_up_in_squares() -> None:
+    record = {"name": "a.weight", "part": None, "rank_before": 4, "rank_after": 2}
+    control = control_recipe("noise", parse_recipe("svd"), {"matrices": [record | {"relative_error": 0.3}, record | {"relative_error": 0.4}]})
+    (step,) = control.steps
+    assert step.parameters["relative_error"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("name", ["eigenprune", "sfsd", "identity", "baseline", "magnitude"])
+def test_what_cannot_be_a_control_is_refused_with_those_that_can(name: str) -> None:
+    with pytest.raises(UserError, match=r"choose from bottom-k, laser, noise, random-subspace, svd, shuffled-labels"):
+        check_control(name)
+
+
+def test_shuffled_labels_is_the_recipe_with_answers_exchanged() -> None:
+    recipe = parse_recipe("eigenprune")
+    control = control_recipe("shuffled-labels", recipe, {"matrices": []})
+    assert control.recipe_id != recipe.recipe_id and control.control == "shuffled-labels"
+    assert [step.evidence.shuffled_labels for step in control.steps] == [True]
+    plain = control.steps[0].model_copy(update={"calibration": recipe.steps[0].evidence})
+    assert plain == recipe.steps[0]
+    with pytest.raises(NoControl, match="learns nothing from calibration documents"):
+        control_recipe("shuffled-labels", parse_recipe("laser"), {"matrices": []})
+
+
+def test_a_run_with_each_control(demo_run, tmp_path: Path) -> None:
+    pruned = "ablation-prune:calibration.samples=40"
+    ran = demo_run("--recipe", pruned, "laser", "--control", "noise", "bottom-k", "shuffled-labels")
+    assert ran.code == 0, ran.err
+    assert "laser+shuffled-labels: not run, since the recipe learns nothing" in ran.err
+    found = {receipt["recipe"]["label"]: receipt for receipt in (json.loads(path.read_text()) for path in tmp_path.glob("results/demo/*/receipt.json"))}
+    assert set(found) == {"baseline", pruned, "laser", *(f"{pruned}+{name}" for name in ("noise", "bottom-k", "shuffled-labels")), "laser+noise", "laser+bottom-k"}
+    (ours,), (shuffled,) = (found[label]["calibration"] for label in (pruned, f"{pruned}+shuffled-labels"))
+    assert (ours["shuffled_labels"], shuffled["shuffled_labels"]) == (False, True)
+    assert ours["documents"] == shuffled["documents"]
+    digests = [found[label]["weights"]["digest_after"] for label in (pruned, f"{pruned}+shuffled-labels")]
+    assert digests[0] != digests[1]
+
+
+def test_one_document_has_nobody_to_change_answers_with(demo_run) -> None:
+    ran = demo_run("--recipe", "fwsvd:calibration.samples=1", "--control", "shuffled-labels", limit=4)
+    assert ran.code == 2 and "nobody to change answers with" in ran.err and "Traceback" not in ran.err

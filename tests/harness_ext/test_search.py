@@ -1,0 +1,96 @@
+"""The greedy search: what it tries on equals what is written at last, and it takes nothing that does not lower the measured loss."""
+
+from __future__ import annotations
+
+import numpy
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
+from harness_ext.evidence.search import _removed, mean_loss, search
+from harness_ext.methods import Svd
+from harness_ext.methods.eigenprune import eigenprune_greedy
+from harness_ext.recipe import RecipeError, Search, parse_recipe
+
+DOCUMENTS = [
+    LabelledDocument("t", context, answer, context) for context, answer in [("w1 w2 w3", " w4"), ("w5 w6 w7 w8 w9", " w10 w11"), ("w2 w9", " w3"), ("w12 w13 w14 w15", " w16"), ("w20 w21", " w23")]
+]
+
+
+def documents(calibration, where) -> list[CalibrationSet]:
+    return [CalibrationSet("t", "train", 0, tuple(DOCUMENTS))]
+
+
+def decompose(lm):
+    return lambda matrix: Svd(*torch.linalg.svd(lm.weights.read(matrix), full_matrices=False))
+
+
+def reference_loss(lm) -> float:
+    """One document at a time, unpadded."""
+    losses = []
+    for document in DOCUMENTS:
+        context, answer = (lm.tok_encode(text.strip()) for text in (document.context, document.answer))
+        with torch.no_grad():
+            losses.append(float(cross_entropy(lm.model(torch.tensor([context + answer[:-1]])).logits[0, -len(answer) :].double(), torch.tensor(answer))))
+    return float(numpy.mean(losses))
+
+
+def test_the_loss_is_the_mean_over_documents(make_lm, family: str) -> None:
+    lm = make_lm(family)
+    assert mean_loss(lm, DOCUMENTS, 2) == pytest.approx(reference_loss(lm), rel=1e-5)
+
+
+@pytest.mark.parametrize("specification", ["identity:matrices=[down_proj]", "identity:matrices=[attn],per_head=true", "identity"])
+def test_a_removal_on_trial_is_the_edit_that_is_made(make_lm, family: str, specification: str) -> None:
+    lm = make_lm(family, dtype="float64")
+    digest = lm.weights.digest()
+    matrices = lm.weights.anatomy.select(parse_recipe(specification).steps[0])
+    generator = torch.Generator().manual_seed(0)
+    marks = {matrix.key: torch.rand(min(matrix.shape), generator=generator) < 0.3 for matrix in matrices}
+    means = {matrix.key: torch.randn(matrix.shape[1], generator=generator, dtype=torch.float64) for matrix in matrices}
+    with _removed(lm, matrices, marks, means, decompose(lm)):
+        tried = reference_loss(lm)
+    assert lm.weights.digest() == digest and not any(module._forward_hooks for module in lm.model.modules())
+    for matrix in matrices:
+        weight = lm.weights.read(matrix)
+        edit = eigenprune_greedy(weight, svd=decompose(lm)(matrix), removed_components=marks[matrix.key], input_mean=means[matrix.key])
+        assert edit.rank == int((~marks[matrix.key]).sum())
+        lm.weights.replace(matrix, edit.weight())
+        lm.weights.shift_bias(matrix, edit.bias_shift)
+    # A Llama normalises in float32 whatever its dtype.
+    assert reference_loss(lm) == pytest.approx(tried, rel=1e-6)
+
+
+def test_the_loss_falls_with_every_round_and_the_edit_has_the_loss_found(make_lm, family: str) -> None:
+    lm = make_lm(family)
+    matrices = lm.weights.anatomy.select(parse_recipe("identity:matrices=[down_proj]").steps[0])
+    before, counts = mean_loss(lm, DOCUMENTS, 5), []
+    losses = [before]
+    for rounds in (1, 2, 3):
+        found = search(lm, matrices, DOCUMENTS, 5, Search(rounds=rounds, at_once=4), decompose(lm))
+        marks, means = ({key: values[name] for key, values in found.items()} for name in ("removed_components", "input_mean"))
+        with _removed(lm, matrices, marks, means, decompose(lm)):
+            losses.append(mean_loss(lm, DOCUMENTS, 5))
+        counts.append(sum(int(values.sum()) for values in marks.values()))
+    assert losses == sorted(losses, reverse=True) and losses[1] < before
+    assert counts == sorted(counts) and counts[0] <= 4
+
+    operation = lm.apply(parse_recipe("eigenprune-greedy:search.rounds=3,search.at_once=4,calibration.batch_size=5"), documents)
+    assert mean_loss(lm, DOCUMENTS, 5) == pytest.approx(losses[-1], rel=1e-4)
+    assert sum(record.rank_before - record.rank_after for record in operation.records) == counts[-1]
+
+
+def test_a_search_that_finds_nothing_changes_nothing(make_lm, monkeypatch) -> None:
+    lm = make_lm("llama")
+    matrices = lm.weights.anatomy.select(parse_recipe("identity:matrices=[down_proj]").steps[0])
+    monkeypatch.setattr("harness_ext.evidence.search._candidates", lambda effects, removed: [])
+    found = search(lm, matrices, DOCUMENTS, 5, Search(), decompose(lm))
+    assert not any(values["removed_components"].any() for values in found.values())
+
+
+def test_the_settings_of_a_search_are_checked() -> None:
+    assert parse_recipe("eigenprune-greedy:search.rounds=2").steps[0].trials == Search(rounds=2)
+    with pytest.raises(RecipeError, match=r"search.round: unknown key, did you mean 'rounds'\?"):
+        parse_recipe("eigenprune-greedy:search.round=2")
+    assert parse_recipe("eigenprune").steps[0].trials is None
