@@ -41,4 +41,4 @@ def test_the_command_names_model_tasks_and_recipes(tmp_path, monkeypatch):
     spread.evaluate(tmp_path / "seed-3", tmp_path / "results", [])
     first, second = (" ".join(command) for command in commands)
     assert f"pretrained={tmp_path / 'seed-3'}" in first and "--tasks " + ",".join(spread.TASKS) in first
-    assert first.endswith("--recipe laser --recipe eigenprune:fraction=0.1") and second.endswith("--recipe baseline")
+    assert first.endswith("--recipe laser --recipe eigenprune:fraction=0.1 --control random-subspace") and second.endswith("--recipe baseline")
