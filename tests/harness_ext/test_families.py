@@ -18,7 +18,7 @@ from harness_ext.anatomy import Anatomy, Matrix
 from harness_ext.checkpoint import Checkpoint, StoredTensor, read_checkpoint
 from harness_ext.errors import UserError
 from harness_ext.evidence.documents import LabelledDocument
-from harness_ext.families import ATTENTION, MLP, ROLES, Ranges
+from harness_ext.families import MLP, ROLES, Ranges
 from harness_ext.loading import as_loaded
 from harness_ext.plan import plan
 from harness_ext.recipe import Step, parse_recipe
