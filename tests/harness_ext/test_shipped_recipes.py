@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from harness_ext.recipe import parse_recipe, shipped_names
 
 
+@pytest.mark.slow
 def test_every_shipped_recipe_runs_on_one_task(demo_run, tmp_path: Path) -> None:
     """On one task alone: the number of calibration documents asked for by default must be one that a small task has."""
     ran = demo_run("--recipe", *shipped_names(), limit=8)
