@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import os
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group
     from lm_eval.api.task import Task
+    from lm_eval.loggers import EvaluationTracker
     from lm_eval.tasks import TaskManager
 
     from harness_ext.lm import RecipeLM
@@ -25,13 +29,22 @@ log = logging.getLogger("lm_eval.recipes")
 
 def evaluate(lm: RecipeLM, tasks: Sequence[Task | Group], task_manager: TaskManager, config: RunConfig) -> dict[str, Any]:
     """Score the model as it is on tasks that are built already. Returns lm-eval's results, samples included; the tracker is under `_tracker`."""
-    from lm_eval import simple_evaluate
     from lm_eval.loggers import EvaluationTracker
 
     harness = config.harness
     seed = harness.seed or [None] * 4
     tracker = EvaluationTracker(**{key: value for key, value in harness.hf_hub_log_args.items() if key != "output_path"})
-    results = simple_evaluate(
+    with _quiet_git():
+        results = _simple_evaluate(lm, tasks, task_manager, config, tracker, seed)
+    results["config"]["model"] = tracker.general_config_tracker.model_source = harness.model
+    return {**results, "_tracker": tracker}
+
+
+def _simple_evaluate(lm: RecipeLM, tasks: Sequence[Task | Group], task_manager: TaskManager, config: RunConfig, tracker: EvaluationTracker, seed: list[int | None]) -> dict[str, Any]:
+    from lm_eval import simple_evaluate
+
+    harness = config.harness
+    return simple_evaluate(
         model=lm,
         model_args={**harness.model_args, "pretrained": config.model_name},
         tasks=list(tasks),
@@ -61,8 +74,29 @@ def evaluate(lm: RecipeLM, tasks: Sequence[Task | Group], task_manager: TaskMana
         confirm_run_unsafe_code=harness.confirm_run_unsafe_code,
         metadata=harness.metadata,
     )
-    results["config"]["model"] = tracker.general_config_tracker.model_source = harness.model
-    return {**results, "_tracker": tracker}
+
+
+@contextmanager
+def _quiet_git() -> Iterator[None]:
+    """Let lm-eval ask git for the commit without git's complaint, once a variant, that a folder is no repository. The answer is the same."""
+    from lm_eval import evaluator
+
+    before = evaluator.get_git_commit_hash
+
+    def commit() -> str | None:
+        try:
+            inside = subprocess.run(["git", "rev-parse"], capture_output=True, check=False).returncode == 0  # noqa: S607
+        except OSError:
+            inside = True
+        return before() if inside else get_commit_from_path(os.getcwd())
+
+    from lm_eval.loggers.utils import get_commit_from_path
+
+    evaluator.get_git_commit_hash = commit
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash = before
 
 
 def save(evaluated: Mapping[str, Any], folder: Path, config: RunConfig) -> None:

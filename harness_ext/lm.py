@@ -7,13 +7,13 @@ without a recipe and then applies, scores and undoes one recipe after another. S
 from __future__ import annotations
 
 import shutil
-import tempfile
 import weakref
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lm_eval.models.huggingface import HFLM
 
 from harness_ext.errors import UserError
@@ -21,6 +21,7 @@ from harness_ext.evidence.documents import PromptSettings, draw_documents
 from harness_ext.factors import Factors
 from harness_ext.receipt import totals
 from harness_ext.recipe import EVALUATED, Calibration, Recipe, parse_recipe
+from harness_ext.rundir import scratch_folder
 from harness_ext.surgery import Documents, Operation, Progress, operate
 from harness_ext.weights import Weights
 
@@ -48,6 +49,8 @@ class RecipeLM(HFLM):
             from harness_ext.demo import demo_path
 
             pretrained = str(demo_path())
+        # lm-eval's own default is a CUDA device, whether or not there is one.
+        kwargs.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
         super().__init__(pretrained=pretrained, **kwargs)
         # Not in `_create_model`, which lm-eval runs before it knows how to tokenise calibration documents.
         if asked is not None and not asked.is_baseline:
@@ -78,10 +81,10 @@ class RecipeLM(HFLM):
     def weights(self) -> Weights:
         """The model's weights, for reading, editing and undoing; the scratch folder lives as long as this object."""
         if self._weights is None:
-            scratch = Path(tempfile.mkdtemp(prefix="lm-eval-recipes-"))
+            scratch = scratch_folder()
             weakref.finalize(self, shutil.rmtree, scratch, ignore_errors=True)
             self._refuse_quantised()
-            self._merge_adapter()
+            self.merge_adapter()
             self._weights = Weights(self.model, scratch)
             self._factors = Factors(scratch)
         return self._weights
@@ -112,8 +115,8 @@ class RecipeLM(HFLM):
             kind = getattr(quantisation, "quant_method", None) or (quantisation.get("quant_method") if isinstance(quantisation, Mapping) else None) or "an unknown method"
             raise UserError(f"the model is quantised by {getattr(kind, 'value', kind)}, and quantised weights cannot be edited: load it in float32, bfloat16 or float16")
 
-    def _merge_adapter(self) -> None:
-        # An edit of the base weight alone would leave the adapter's part of the matrix outside the decomposition.
+    def merge_adapter(self) -> None:
+        """Make an adapter part of the weights: an edit of the base weight alone would leave the adapter's part of the matrix outside the decomposition."""
         if hasattr(self.model, "merge_and_unload"):
             self._model = self.model.merge_and_unload()
 

@@ -76,11 +76,10 @@ def plan(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
     if not checkpoint.tensors:
         raise UserError(f"{checkpoint.name} has no safetensors headers to plan from; the recipe can still be run")
     checkpoint = as_loaded(checkpoint)
-    anatomy = Anatomy(checkpoint.config, {name: tensor.shape for name, tensor in checkpoint.tensors.items()})
-    matrices = tuple(_planned(number, step, matrix, checkpoint, recipe) for number, step in enumerate(recipe.steps) for matrix in _selected(anatomy, recipe, number, step))
+    matrices = planned_matrices(recipe, checkpoint)
     sizes = {name: _count(tensor.shape) for name, tensor in checkpoint.tensors.items()}
     return Plan(
-        model_type=anatomy.model_type,
+        model_type=str(checkpoint.config.get("model_type", "unknown")),
         matrices=matrices,
         parameters=sum(sizes.values()),
         stored_bytes=sum(sizes[name] * tensor.element_bytes for name, tensor in checkpoint.tensors.items()),
@@ -88,6 +87,12 @@ def plan(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
         peak_bytes=_expected_peak(matrices),
         calibration_documents=sum(step.evidence.samples for step in recipe.steps if step.evidence is not None),
     )
+
+
+def planned_matrices(recipe: Recipe, loaded: Checkpoint) -> tuple[PlannedMatrix, ...]:
+    """Every matrix of every step, in order. loaded: a checkpoint as `as_loaded` gives it. Raises UserError where the recipe does not fit it."""
+    anatomy = Anatomy(loaded.config, {name: tensor.shape for name, tensor in loaded.tensors.items()})
+    return tuple(_planned(number, step, matrix, loaded, recipe) for number, step in enumerate(recipe.steps) for matrix in _selected(anatomy, recipe, number, step))
 
 
 def _selected(anatomy: Anatomy, recipe: Recipe, number: int, step: Step) -> Sequence[Matrix]:

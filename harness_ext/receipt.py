@@ -6,6 +6,7 @@ A failure is recorded like a success, with its reason: a recipe that could not b
 from __future__ import annotations
 
 import platform
+import re
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 FORMAT = 1
+_HEAD = re.compile(r"\bhead \d+")
 _VERSIONS_OF = ("lm_eval", "torch", "transformers", "accelerate", "safetensors", "datasets", "numpy", "peft")
 
 
@@ -93,7 +95,12 @@ def totals(model: nn.Module, records: Sequence[MatrixRecord], added: Collection[
     used = {name: _share_used(model, value) for name, value in parameters.items()}
     saved_flops = 2 * sum(used[record.name] * (record.parameters_before - record.parameters_after) for record in last)
     flops = 2 * _multiplied(model) + 2 * sum(used[name] * value.numel() for name, value in parameters.items() if value.ndim == 3)
-    return Totals(count - new_count, count - saved, size - new_size, size - saved_bytes, round(flops), round(flops - saved_flops), len(last))
+    return Totals(count - new_count, count - saved, size - new_size, size - saved_bytes, round(flops), round(flops - saved_flops), len(_whole(last)))
+
+
+def _whole(records: Iterable[MatrixRecord]) -> set[tuple[str, str]]:
+    """The matrices that the records are of, heads of one counted together."""
+    return {(record.name, _HEAD.sub("", record.part or "")) for record in records}
 
 
 def _multiplied(model: nn.Module) -> int:

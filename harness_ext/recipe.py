@@ -240,7 +240,7 @@ def _read(source: str) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise RecipeError(f"recipe file {source}: {error.strerror or error}") from None
+        raise RecipeError(f"recipe file {source} cannot be read: {error.strerror or error}; give the path of a YAML file, or a name from `lm_eval recipes`") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe file {source} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):

@@ -85,6 +85,8 @@ class Report:
         calibrated = sum(drawn["samples"] for drawn in receipt["calibration"])
         learned = f", {calibrated} calibration documents" if calibrated else ""
         self.line(f"{recipe.label}: done in {seconds:.1f} s; {what}{learned}")
+        for warning in receipt["warnings"]:
+            self.line(f"{recipe.label}: {warning}")
 
 
 def _not_about_metadata(entry: logging.LogRecord) -> bool:

@@ -21,6 +21,7 @@ from typing import Any
 from harness_ext.errors import UserError
 
 RECEIPT = "receipt.json"
+_SCRATCH = "lm-eval-recipes-"
 _TEMPORARY = re.compile(r"^\..+\.tmp-(\d+)$")
 
 
@@ -85,7 +86,7 @@ def _alive(process: int) -> bool:
 def writing(place: Path) -> Iterator[Path]:
     """A temporary folder beside `place`, renamed to it when the block ends well and removed when it does not.
 
-    The block fills the folder and may raise. Where filling or renaming fails for want of room or leave, use `save_elsewhere`.
+    The block fills the folder and may raise; an OSError of the block or of the renaming reaches the caller.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
     temporary = place.parent / f".{place.name}.tmp-{os.getpid()}"
@@ -97,6 +98,15 @@ def writing(place: Path) -> Iterator[Path]:
         _move_into_place(temporary, place)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def scratch_folder() -> Path:
+    """A new temporary folder of this process; those of processes that were killed are swept away first, since they can hold gigabytes of weights."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
+        owner = path.name.removeprefix(_SCRATCH).partition("-")[0]
+        if owner.isdigit() and not _alive(int(owner)):
+            shutil.rmtree(path, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{os.getpid()}-"))
 
 
 def _sync(folder: Path) -> None:

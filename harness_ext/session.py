@@ -18,7 +18,11 @@ from typing import TYPE_CHECKING, Any
 from harness_ext import checkpoint, rundir
 from harness_ext.controls import NoControl, check_control, control_recipe
 from harness_ext.errors import UserError
+from harness_ext.evidence import check_pairs
 from harness_ext.evidence.documents import PromptSettings, draw_documents
+from harness_ext.loading import as_loaded
+from harness_ext.methods import registered_methods
+from harness_ext.plan import planned_matrices
 from harness_ext.receipt import FORMAT, VariantFailed, failure, rows, versions
 from harness_ext.recipe import Calibration, Recipe, parse_recipe
 from harness_ext.report import Report
@@ -70,7 +74,9 @@ class Session:
         rundir.sweep(self.folder)
         baseline = parse_recipe("baseline")
         seen: set[str] = set()
-        for recipe in [baseline, *(self.specification.resolved(recipe) for recipe in recipes)]:
+        variants = [baseline, *(self.specification.resolved(recipe) for recipe in recipes)]
+        self._check_fit(variants)
+        for recipe in variants:
             if recipe.recipe_id in seen:
                 continue
             seen.add(recipe.recipe_id)
@@ -91,6 +97,9 @@ class Session:
 
     def _check_asked(self, recipes: Sequence[Recipe]) -> None:
         arguments = self.harness.model_args
+        edited = [recipe for recipe in recipes if not recipe.is_baseline]
+        if self.config.controls and not edited:
+            raise UserError("--control takes the budget of another recipe, and the baseline has none: name a recipe that edits, or leave --control out")
         for name in self.config.controls:
             check_control(name)
         checkpoint.check_local(
@@ -99,6 +108,42 @@ class Session:
             pickle_allowed=arguments.get("use_safetensors") is False,
             to_be_edited=any(not recipe.is_baseline for recipe in recipes),
         )
+
+    def _check_fit(self, recipes: Sequence[Recipe]) -> None:
+        """Find out what will not work before the model is loaded and scored: matrices and ranks from the headers, calibration from the tasks."""
+        self.specification.task_settings  # noqa: B018 - taken before drawing documents settles the number of shots
+        loaded = self._headers()
+        mistakes: list[str] = []
+        for recipe in recipes:
+            try:
+                if loaded is not None:
+                    planned_matrices(recipe, loaded)
+                self._check_calibration(recipe)
+            except UserError as error:
+                mistakes.append(str(error))
+        if mistakes:
+            raise UserError("\n".join(mistakes))
+
+    def _headers(self) -> checkpoint.Checkpoint | None:
+        """The checkpoint as it will be loaded; None where its headers cannot be had, which is then the loader's business."""
+        arguments = self.harness.model_args
+        try:
+            found = checkpoint.read_checkpoint(str(arguments["pretrained"]), str(arguments.get("revision") or "main"), str(arguments.get("subfolder") or ""))
+            return as_loaded(found) if found.tensors else None
+        except UserError:
+            return None
+
+    def _check_calibration(self, recipe: Recipe) -> None:
+        for number, step in enumerate(recipe.steps):
+            # A chat template belongs to a tokenizer, which is not loaded yet.
+            if step.evidence is None or self.harness.apply_chat_template:
+                continue
+            where = f"recipe {recipe.label!r}, step {number}: "
+            counts = {drawn.task: len(drawn.documents) for drawn in self._documents(step.evidence, where)}
+            try:
+                check_pairs(registered_methods()[step.method].statistics, counts, step.evidence.batch_size)
+            except UserError as error:
+                raise UserError(f"{where}{error}") from None
 
     def _variant(self, recipe: Recipe) -> Outcome:
         spec_id = self.specification.spec_id(recipe)
@@ -125,6 +170,7 @@ class Session:
                 receipt["weights"] = {"digest_before": before, "digest_after": before}
                 if not recipe.is_baseline:
                     operation = lm.apply(recipe, self._documents, self.report.progress)
+                    receipt["warnings"] += _left_as_they_were(recipe, operation)
                     receipt["weights"]["digest_after"] = lm.weights.digest()
                 receipt["totals"] = lm.totals()
                 with _timed(timing, "evaluate"), self.report.stage(f"{recipe.label}: evaluating"):
@@ -155,6 +201,9 @@ class Session:
             with self.report.stage(f"loading {name}"):
                 lm = RecipeLM.create_from_arg_obj(arguments, extra)
                 lm.bars = self.report.bars
+                if arguments.get("peft"):
+                    # Before the baseline: it must have the very weights that the recipes start from.
+                    lm.merge_adapter()
                 return lm
         except UserError:
             raise
@@ -290,6 +339,14 @@ class Session:
 def _results_root(output_path: Path) -> Path:
     """lm-eval takes a folder or a .json file; run directories go into the folder, or beside the file."""
     return output_path.parent if output_path.suffix == ".json" else output_path
+
+
+def _left_as_they_were(recipe: Recipe, operation: Operation) -> list[str]:
+    """A warning about matrices that an editing recipe did not change: a fraction of few components may be none."""
+    if all(step.method == "identity" for step in recipe.steps):
+        return []
+    same = sum(record.rank_after == record.rank_before and record.relative_error < 1e-6 for record in operation.records)
+    return [f"{same} of {len(operation.records)} matrices or heads were left as they were: what was asked for comes to no component there"] if same else []
 
 
 @contextmanager

@@ -86,8 +86,11 @@ class Specification:
     def settings(self) -> dict[str, Any]:
         """All that can change a score besides the recipe and the tasks."""
         arguments = {key: value for key, value in self._harness.model_args.items() if key != "pretrained"}
+        # A flag gives text where a file gives a number.
+        asked = {name: getattr(self._harness, name) for name in _SETTINGS}
+        asked |= {"batch_size": str(asked["batch_size"]), "limit": None if asked["limit"] is None else float(asked["limit"])}
         comparable = {name: version for name, version in versions().items() if name in ("lm_eval", "transformers", "torch")}
-        return {**{name: getattr(self._harness, name) for name in _SETTINGS}, "model_args": arguments, "model": self.model, "versions": comparable}
+        return {**asked, "model_args": arguments, "model": self.model, "versions": comparable}
 
     @property
     def settings_id(self) -> str:

@@ -178,6 +178,8 @@ def tensor_digest(value: Tensor) -> str:
     """SHA-256 over a tensor's dtype, shape and bytes; equal exactly where the bits are."""
     import torch
 
+    if value.device.type == "meta":
+        raise UserError("some weights of the model are offloaded, not in memory, and can neither be edited nor told apart: give the model more memory, or drop parallelize and offloading")
     data = value.detach().cpu().contiguous()
     hasher = hashlib.sha256(f"{data.dtype} {tuple(data.shape)} ".encode())
     if data.numel():

@@ -21,6 +21,15 @@ def test_the_readme_lists_the_recipes(repository: Path) -> None:
     assert listed == recipe_table(), "paste this into README.md:\n" + recipe_table()
 
 
+def test_the_python_of_the_readme_runs(repository: Path) -> None:
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    (start,) = [number for number, line in enumerate(text.splitlines()) if line.startswith("    import harness_ext")]
+    block = text.splitlines()[start : start + 3]
+    namespace: dict[str, object] = {}
+    exec("\n".join(line.strip() for line in block[:2]) + "\nresults = " + block[2].strip(), namespace)  # noqa: S102 - our own README
+    assert namespace["results"]["config"]["recipe"] == "laser"  # type: ignore[index]
+
+
 def test_every_command_of_ours_is_in_the_readme(repository: Path) -> None:
     from lm_eval._cli import HarnessCLI
 

@@ -8,6 +8,7 @@ two flags and our commands are added beside its. Whatever lm-eval adds later com
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from lm_eval._cli import HarnessCLI
@@ -63,6 +64,10 @@ def main() -> None:
     try:
         cli = RecipesCLI()
         cli.execute(cli.parse_args())
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output has enough of it; the interpreter must not try to flush the rest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("interrupted: what was complete is kept; the same command goes on from there", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)

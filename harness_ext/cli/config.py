@@ -83,7 +83,8 @@ def run_config(args: argparse.Namespace, wanted: Asked) -> RunConfig:
         raise UserError("--control needs --recipe: a control is compared with the recipe whose budget it takes; name both, for example --recipe laser --control random-subspace")
     harness = _harness_config(args)
     _refuse(harness)
-    name = str(harness.model_args.get("pretrained", ""))
+    # lm-eval reads a folder called `nan` or `7` as a number.
+    harness.model_args["pretrained"] = name = str(harness.model_args["pretrained"])
     harness.model_args = resolve_demo(harness.model, harness.model_args)
     # lm-eval merges model_args into the metadata of tasks (for those that need a tokenizer), so the folder goes there too.
     harness.metadata = {**harness.metadata, **{key: harness.model_args[key] for key in ("pretrained",) if key in harness.metadata}}
@@ -135,6 +136,8 @@ def _refuse(harness: EvaluatorConfig) -> None:
         )
     if harness.model_args.get("tp_plan"):
         raise UserError("tp_plan cuts each matrix into pieces, which cannot be decomposed: use --model_args parallelize=True, which spreads whole layers over devices")
+    if harness.limit is not None and harness.limit <= 0:
+        raise UserError(f"--limit {harness.limit:g} leaves no document to score: give a number of documents, or a share between 0 and 1")
     if not harness.tasks:
         raise UserError("no task given: add --tasks NAME[,NAME...] (`lm_eval ls tasks` lists them)")
 

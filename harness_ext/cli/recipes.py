@@ -99,14 +99,19 @@ def _plan_lines(recipe: Recipe, planned: Plan, name: str) -> Iterable[str]:
         yield f"  {item.matrix.key.ljust(max(map(len, keys)))}  {_shape(item):>13}  {_rank(item):>14}  {_change(item.parameters_before, item.parameters_after):>25}"
     yield ""
     unknown = sum(item.rank_after is None for item in planned.matrices)
-    yield f"  parameters  {_change(planned.parameters, planned.parameters_after)} ({planned.parameters_after / planned.parameters:.1%}), if stored as factors where that is smaller"
+    at_most = " at most" if unknown else ""
+    yield f"  parameters {at_most} {_change(planned.parameters, planned.parameters_after)} ({planned.parameters_after / planned.parameters:.1%}), if stored as factors where that is smaller"
     yield f"  bytes       {_change(planned.stored_bytes, planned.bytes_after)}"
-    yield f"  time        about {_duration(planned.seconds)} to decompose {len(planned.matrices)} matrices here (loading and scoring not counted)"
+    yield f"  time        about {_duration(planned.seconds)} to decompose {_matrices(len(planned.matrices))} here (loading and scoring not counted)"
     yield f"  memory      about {_bytes(planned.peak_bytes)} beyond the loaded model"
     if planned.calibration_documents:
         yield f"  calibration {planned.calibration_documents} documents"
     if unknown:
-        yield f"  ranks of {unknown} matrices follow from their values or the evidence, and are known when the recipe runs"
+        yield f"  ranks of {_matrices(unknown)} follow from their values or the evidence, and are known when the recipe runs"
+
+
+def _matrices(count: int) -> str:
+    return "1 matrix" if count == 1 else f"{count} matrices"
 
 
 def _shape(item: PlannedMatrix) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from lm_eval._cli.run import Run
 
 from harness_ext.cli.config import HF_BACKENDS, KEYS, asked, read_config_file, resolve_demo, run_config
+from harness_ext.errors import UserError
 
 EXAMPLES = """
 recipes:
@@ -95,6 +96,8 @@ def _place_demo(args: argparse.Namespace, from_file: Mapping[str, Any]) -> None:
         given = simple_parse_args_string(given)
     if not isinstance(given, Mapping):
         return
+    if "recipe" in given and (args.model or from_file.get("model") or "hf") in HF_BACKENDS:
+        raise UserError(f"`recipe=` in --model_args is for --model hf-recipe; with --model hf give it as a flag: --recipe {given['recipe']}")
     resolved = resolve_demo(args.model or from_file.get("model"), given)
     if resolved != dict(given):
         args.model_args = resolved

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness_ext.cli.terminal import terminal_style
+from harness_ext.errors import UserError
 from harness_ext.identity_check import largest_difference, tolerance
 from harness_ext.report import Report
 from harness_ext.run_config import RunConfig
@@ -30,11 +31,27 @@ def execute(config: RunConfig, report: Report) -> None:
     session = Session(config, report)
     database = session.root / DATABASE
     _check_database(database)
-    outcomes: list[Outcome] = list(session.run())
+    outcomes, mistake = _run(session)
+    if not outcomes:
+        assert mistake is not None
+        raise mistake
     _check_identity(outcomes, report)
     _show(database, outcomes, report)
+    if mistake is not None:
+        raise mistake
     if any(outcome.run.failed for outcome in outcomes):
         sys.exit(EXIT_FAILED_VARIANT)
+
+
+def _run(session: Session) -> tuple[list[Outcome], UserError | None]:
+    """What was finished, and the mistake that stopped the rest, if one did: what is there is still shown and stored."""
+    outcomes: list[Outcome] = []
+    try:
+        for outcome in session.run():
+            outcomes.append(outcome)
+    except UserError as mistake:
+        return outcomes, mistake
+    return outcomes, None
 
 
 def _check_database(database: Path) -> None:

@@ -8,7 +8,8 @@ A pass holds the factors, or the second moments, of the matrices it works on; ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from harness_ext.errors import UserError
 from harness_ext.evidence.documents import LabelledDocument
 from harness_ext.evidence.statistics import AblationEffects, ContrastDifferences, CounterfactualEffects, FisherInformation, InputMagnitude, InputMean, InputSecondMoment, InputSquare, Statistic
 from harness_ext.methods import STATISTICS_OF_COMPONENTS, STATISTICS_OF_INPUTS
+from harness_ext.receipt import VariantFailed
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
@@ -54,10 +56,9 @@ def gather(
 
     decompose: gives the factors of a matrix, called once each. progress: told the number of documents done.
 
-    Raises UserError where a batch of one cannot give what is asked (`counterfactual_effects` compares examples of a batch), or where the loss is not finite.
+    Raises UserError where a batch of one cannot give what is asked (`counterfactual_effects` compares examples of a batch), and VariantFailed where the loss is not finite.
     """
-    if "counterfactual_effects" in names and (batch_size < 2 or len(documents) < 2):
-        raise UserError("counterfactual_effects compares each document with the next of its batch: set calibration.batch_size and calibration.samples to 2 or more")
+    check_pairs(names, Counter(document.task for document in documents), batch_size)
     batches = list(batches_of(lm, documents, batch_size))
     gathered: dict[str, dict[str, Tensor]] = {}
     for group in _groups(matrices, names):
@@ -65,6 +66,17 @@ def gather(
         _one_pass(lm, watched, batches, progress, backward=not names <= STATISTICS_OF_INPUTS)
         gathered |= {item.matrix.key: {name: statistic.result() for name, statistic in item.statistics.items()} for item in watched}
     return gathered
+
+
+def check_pairs(names: frozenset[str], documents: Mapping[str, int], batch_size: int) -> None:
+    """Raise UserError where a method compares documents with one another and some would stand alone. documents: how many, by task."""
+    if "counterfactual_effects" not in names:
+        return
+    if batch_size < 2:
+        raise UserError("this method compares each calibration document with the next of its batch: set calibration.batch_size to 2 or more")
+    alone = [task for task, count in documents.items() if count < 2]
+    if alone:
+        raise UserError(f"this method compares each calibration document with another of its task, and {' and '.join(alone)} would give only one: raise calibration.samples")
 
 
 def check_observable(matrices: Sequence[Matrix], where: str = "") -> None:
@@ -75,11 +87,6 @@ def check_observable(matrices: Sequence[Matrix], where: str = "") -> None:
     for matrix in matrices:
         if matrix.expert is not None:
             raise UserError(f"{where}{matrix.key}: methods that need calibration cannot be applied to experts yet; choose matrices outside them, such as attn, or a method that needs none")
-
-
-def passes(matrices: Sequence[Matrix], names: frozenset[str]) -> int:
-    """How many passes over the documents `gather` will make."""
-    return len(list(_groups(matrices, names)))
 
 
 def _start(names: frozenset[str], matrix: Matrix, decompose: Callable[[Matrix], Svd]) -> dict[str, Statistic]:
@@ -137,7 +144,7 @@ def _one_pass(lm: HFLM, watched: Sequence[_Watched], batches: Sequence[_Batch], 
             loss = summed_loss(lm, batch)
             if not torch.isfinite(loss):
                 hint = "; in float64 the attention of some models cannot take padding: load the model in float32" if lm.model.dtype == torch.float64 else ""
-                raise UserError(f"the calibration loss is not finite: the model or a prompt is broken; nothing was edited{hint}")
+                raise VariantFailed("non_finite_loss", f"the calibration loss is not finite: the model or a prompt is broken; nothing was edited{hint}")
             names = list(by_module)
             gradients = torch.autograd.grad(loss, [seen[name][1] for name in names]) if backward else [None] * len(names)
             real = batch.mask.bool()

@@ -14,9 +14,9 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.anatomy import Matrix
-from harness_ext.errors import UserError
 from harness_ext.evidence import batches_of, gather, part_of, summed_loss
 from harness_ext.evidence.documents import LabelledDocument
+from harness_ext.receipt import VariantFailed
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
@@ -40,7 +40,7 @@ def search(
 ) -> dict[str, dict[str, Tensor]]:
     """Find `removed_components` `[r]`, bool, and `input_mean` `[n]` of every matrix, keyed by `Matrix.key`. progress: told the number of rounds done.
 
-    Raises UserError where the loss is not finite.
+    Raises VariantFailed where the loss is not finite.
     """
     import torch
 
@@ -64,13 +64,13 @@ def search(
 
 
 def mean_loss(lm: HFLM, documents: Sequence[LabelledDocument], batch_size: int) -> float:
-    """The mean over documents of the cross-entropy of each one's answer, in nats. Raises UserError where it is not finite."""
+    """The mean over documents of the cross-entropy of each one's answer, in nats. Raises VariantFailed where it is not finite."""
     import torch
 
     with torch.no_grad():
         total = sum(float(summed_loss(lm, batch)) for batch in batches_of(lm, documents, batch_size))
     if total - total != 0:
-        raise UserError("the calibration loss is not finite: the model or a prompt is broken; nothing was edited")
+        raise VariantFailed("non_finite_loss", "the calibration loss is not finite: the model or a prompt is broken; nothing was edited")
     return total / len(documents)
 
 

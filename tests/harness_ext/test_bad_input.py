@@ -44,6 +44,35 @@ def test_a_mistake_in_the_command(demo_run, tmp_path: Path, arguments: list[str]
     assert not [path for path in tmp_path.glob("results/demo/*/receipt.json") if json.loads(path.read_text())["recipe"]["name"] != "baseline"]
 
 
+def test_one_recipe_that_does_not_fit_is_told_before_anything_is_loaded(demo_run, tmp_path: Path) -> None:
+    ran = demo_run("--recipe", "svd", "laser:matrices=[up_prj]", "laser:keep.rank=999", "eigenprune:calibration.samples=1", tasks="int_mult,int_sum", limit=4)
+    assert_told(ran, "did you mean 'up_proj'?", "rank 999 is beyond", "1 samples are too few for 2 tasks")
+    assert "loading" not in ran.err and not list(tmp_path.glob("results/demo/*"))
+
+
+def test_a_mistake_that_shows_late_costs_nothing_that_was_finished(demo_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness_ext.session.Session._check_fit", lambda self, recipes: None)
+    ran = demo_run("--recipe", "svd", "laser:matrices=[up_prj]", limit=4)
+    assert_told(ran, "did you mean 'up_proj'?")
+    assert "svd" in ran.out and (tmp_path / "results" / "leaderboard.duckdb").is_file()
+
+
+def test_one_document_of_a_task_has_nothing_to_be_compared_with(demo_run) -> None:
+    assert_told(demo_run("--recipe", "eigenprune:calibration.samples=3", tasks="int_mult,int_sum", limit=4), "int_sum would give only one", "raise calibration.samples")
+
+
+def test_no_document_to_score(demo_run) -> None:
+    assert_told(demo_run("--recipe", "laser", limit=0), "--limit 0 leaves no document")
+
+
+def test_a_control_of_the_baseline(demo_run) -> None:
+    assert_told(demo_run("--recipe", "baseline", "--control", "random-subspace", limit=4), "the baseline has none")
+
+
+def test_a_recipe_among_the_model_arguments(lm_eval) -> None:
+    assert_told(lm_eval("run", "--model", "hf", "--model_args", "pretrained=demo,recipe=laser", "--tasks", "int_mult"), "--recipe laser")
+
+
 def test_a_calibrated_recipe_without_a_task_that_has_answers(demo_run) -> None:
     assert_told(demo_run("--recipe", "eigenprune", tasks="pronoun_bias", limit=4), "pronoun_bias has no right answers", "name one that can: calibration.task=TASK")
     assert demo_run("--recipe", "ablation-prune:calibration.task=pronoun_bias", tasks="pronoun_bias", limit=4).code == 0

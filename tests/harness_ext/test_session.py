@@ -163,6 +163,90 @@ def test_a_failed_recipe_is_a_row_with_its_reason_and_exit_code_2(lm_eval, tmp_p
     assert len(list(tmp_path.glob("results/broken/*/receipt.json"))) == 2
 
 
+def test_a_loss_that_is_not_finite_is_a_row_too(lm_eval, tmp_path: Path) -> None:
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from harness_ext.demo import demo_path
+
+    shutil.copytree(demo_path(), tmp_path / "broken")
+    weights = load_file(tmp_path / "broken" / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"][0, 7] = torch.nan
+    save_file(weights, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
+    ran = lm_eval("run", "--model", "hf", "--model_args", "pretrained=./broken", "--tasks", "int_mult", "--limit", 8, "--device", "cpu", "--recipe", "eigenprune")
+    assert ran.code == 2 and ran.out.count("failed") >= 2
+    kinds = {receipt["recipe"]["name"]: receipt["failure"]["kind"] for receipt in (json.loads(path.read_text()) for path in tmp_path.glob("results/broken/*/receipt.json"))}
+    assert kinds == {"baseline": "non_finite_result", "eigenprune": "non_finite_loss"}
+
+
+def test_settings_from_a_file_and_from_flags_are_the_same_settings(demo_run, lm_eval, tmp_path: Path) -> None:
+    demo_run("--recipe", "baseline", limit=8)
+    (tmp_path / "config.yaml").write_text("model: hf\nmodel_args: {pretrained: demo}\ntasks: [int_mult]\nlimit: 8\nbatch_size: 16\ndevice: cpu\nrecipe: baseline\n")
+    assert "baseline: kept from" in lm_eval("--config", "config.yaml").err
+
+
+def test_a_fraction_that_comes_to_nothing_is_said(demo_run, tmp_path: Path) -> None:
+    ran = demo_run("--recipe", "eigenprune:fraction=0.01,calibration.samples=20", limit=8)
+    assert "8 of 8 matrices or heads were left as they were" in ran.err
+    assert receipts(tmp_path)["eigenprune:fraction=0.01,calibration.samples=20"]["warnings"]
+
+
+# peft asks transformers in a way that is about to change; nothing of ours.
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+def test_an_adapter_is_compared_with_itself(lm_eval, tmp_path: Path) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from harness_ext.demo import demo_path
+
+    torch.manual_seed(0)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(demo_path()), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    model.save_pretrained(tmp_path / "adapter")
+    arguments = f"pretrained=demo,peft={tmp_path / 'adapter'}"
+    ran = lm_eval("run", "--model", "hf", "--model_args", arguments, "--tasks", "int_mult", "--limit", 8, "--device", "cpu", "--recipe", "identity", "svd")
+    assert ran.code == 0, ran.err
+    assert "incomparable" not in ran.out and "identity: scores as the baseline" in ran.err
+
+
+def test_weights_that_are_not_in_memory_are_told(demo_run, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from harness_ext.session import Session
+
+    whole = Session.lm.func
+
+    def offloaded(self):
+        lm = whole(self)
+        lm.model.model.layers[0].mlp.up_proj.weight = torch.nn.Parameter(torch.empty(4, 4, device="meta"))
+        return lm
+
+    monkeypatch.setattr(Session, "lm", property(offloaded))
+    ran = demo_run("--recipe", "laser", limit=4)
+    assert ran.code == 2 and "offloaded" in ran.err and "Traceback" not in ran.err
+
+
+def test_git_says_nothing_outside_a_repository(demo_run, tmp_path: Path) -> None:
+    assert "fatal" not in demo_run("--recipe", "baseline", limit=4).err
+    (path,) = tmp_path.glob("results/demo/baseline-*/results_*.json")
+    assert json.loads(path.read_text())["git_hash"] is None
+
+
+def test_scratch_folders_of_killed_processes_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import subprocess
+    import tempfile
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    (tmp_path / f"lm-eval-recipes-{gone.pid}-abc").mkdir()
+    kept = rundir.scratch_folder()
+    again = rundir.scratch_folder()
+    assert {path.name for path in tmp_path.iterdir()} == {kept.name, again.name}
+
+
 def test_a_run_that_cannot_be_written_is_saved_elsewhere(demo_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
 
