@@ -19,9 +19,11 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -40,6 +42,9 @@ many passes, and the other statistics of such a method come from the same search
 
 NEEDS = ("nothing", "nothing, its texts are shipped", "texts", "labelled documents")
 """What a method may need, from little to much. Texts are taken from labelled documents too, prompt and right answer, but without labels any would do."""
+
+ENTRY_POINTS = "lm_eval_recipes.methods"
+"""The group in which another package names its modules of methods; importing one registers what it holds."""
 
 ENGINE_ARGUMENTS = frozenset({"svd", "keep", "generator"}) | STATISTICS
 
@@ -200,12 +205,17 @@ def _annotation(function: Callable[..., AnyEdit], argument: inspect.Parameter) -
 
 
 @cache
-def _load_shipped() -> None:
+def _load_all() -> None:
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
+    for entry in metadata.entry_points(group=ENTRY_POINTS):
+        try:
+            entry.load()
+        except Exception as error:  # noqa: BLE001 - a broken package of somebody else's must not take ours down
+            warnings.warn(f"the methods of {entry.value} cannot be loaded: {type(error).__name__}: {error}", stacklevel=2)
 
 
 def registered_methods() -> Mapping[str, Method]:
     """All methods by name, in the order of their names."""
-    _load_shipped()
+    _load_all()
     return dict(sorted(_registry.items()))

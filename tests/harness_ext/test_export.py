@@ -27,7 +27,16 @@ def logits(model) -> torch.Tensor:
         return model(TOKENS).logits
 
 
+def test_every_family_reloads_to_the_edited_logits(make_lm, family: str, tmp_path: Path) -> None:
+    lm = make_lm(family)
+    lm.apply(parse_recipe("svd:keep.rank=3"), documents)
+    expected = logits(lm.model)
+    export(lm, tmp_path / "out", "tiny", ["lm_eval", "export"])
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), expected, atol=0, rtol=0)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("specification", ["svd:keep.rank=3", "eigenprune:matrices=[all],fraction=0.3,per_head=false"])
 def test_the_reloaded_checkpoint_gives_the_edited_logits(make_lm, family: str, dtype: str, specification: str, tmp_path: Path) -> None:
     lm = make_lm(family, dtype=dtype)
