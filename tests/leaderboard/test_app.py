@@ -62,7 +62,8 @@ def texts(app: Any) -> str:
 
 def test_a_missing_database_explains_itself(database: Path) -> None:
     said = texts(page())
-    assert "Nothing here yet" in said and "pretrained=demo" in said and "lm_eval ingest PATH" in said and str(database) in said
+    assert "Nothing here yet" in said and "pretrained=demo" in said and f"lm_eval ingest PATH --database {database}" in said
+    assert f"--recipe laser --output_path {database.parent}" in said
 
 
 def test_an_empty_database_explains_itself(database: Path) -> None:
@@ -160,7 +161,14 @@ def test_a_newer_and_a_damaged_database_are_refused(filled: Path) -> None:
     connection.close()
     assert "newer than the page" in texts(page())
     filled.write_bytes(b"garbage")
-    assert "is not a DuckDB database" in texts(page())
+    assert "is not a DuckDB database" in texts(page()) and f"lm_eval ingest --rebuild {filled.parent} --database {filled}" in texts(page())
+
+
+def test_what_was_rejected_says_how_to_take_it_in(made: Any, filled: Path) -> None:
+    (made.root / "results_broken.json").write_text("{")
+    ingest([made.root], filled)
+    app = page()
+    assert app.expander[0].label == "Not taken in: 1" and f"lm_eval ingest PATH --database {filled}" in texts(app)
 
 
 def test_the_server_is_local_and_silent() -> None:

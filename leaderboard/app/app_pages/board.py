@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import streamlit as st
 
+from leaderboard.advice import ingest_command
 from leaderboard.app import data, forest, frame
 from leaderboard.cell import BASELINE, VERDICTS, Cell
 from leaderboard.untrusted import digest
@@ -119,6 +120,8 @@ def show_rejections(snapshot: data.Snapshot) -> None:
         with st.expander(f"Not taken in: {len(snapshot.rejections)}"):
             rows = [{"Path": plain(row["path"]), "Reason": plain(row["reason"]), "When (UTC)": row["logged_at"]} for row in snapshot.rejections]
             st.dataframe(rows, hide_index=True, width="stretch")
+            st.caption("Once mended, take them in again:")
+            st.code(ingest_command(data.database(), "PATH"), language=None, wrap_lines=True)
 
 
 def how_to_read() -> None:
