@@ -9,6 +9,7 @@ import duckdb
 import pytest
 
 from leaderboard.ingest import ingest
+from leaderboard.pins import pin
 from leaderboard.serve import DATABASE_VARIABLE, MAIN, _config
 
 pytest.importorskip("streamlit")
@@ -93,6 +94,16 @@ def test_filters_live_in_the_url(filled: Path) -> None:
     assert set(app.dataframe[1].value["Task"]) == {"int_sum"} and set(app.dataframe[1].value["Recipe"]) == {"baseline", "laser"}
     app.multiselect(key="task").set_value(["int_mult"]).run()
     assert set(app.dataframe[1].value["Task"]) == {"int_mult"}
+
+
+def test_the_page_says_whether_its_baseline_is_pinned(made: Any, kit: Any, filled: Path) -> None:
+    assert "against the unedited model's earliest run of the same settings (no baseline is pinned)" in texts(page())
+    again = made.run("baseline", {"int_mult": kit.pair(400, 200)[0]}, folder="again", spec_id="again", started="2027-01-01T00:00:00Z")
+    ingest([again], filled)
+    chosen = pin(filled, str(again), "of the new machine")
+    assert f"against the pinned baseline, run {chosen.run_id[:8]}, and on tasks that it has not run, the unedited" in texts(page())
+    assert f"against the pinned baseline, run {chosen.run_id[:8]} " in texts(page(task="int_mult"))
+    assert "(no baseline of these tasks is pinned)" in texts(page(task="int_sum"))
 
 
 def test_the_correction_does_not_follow_the_filters(filled: Path) -> None:
