@@ -6,13 +6,14 @@ import argparse
 import sys
 from pathlib import Path
 
+from leaderboard.advice import DEFAULT_DATABASE
 from leaderboard.errors import LeaderboardError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and serve; returns the exit code (2 for an error of the user's)."""
     parser = argparse.ArgumentParser(prog="python -m leaderboard", description="Open the leaderboard's page on this machine.")
-    parser.add_argument("--database", type=Path, default=Path("results/leaderboard.duckdb"), help="the DuckDB file (%(default)s)")
+    parser.add_argument("--database", type=Path, default=DEFAULT_DATABASE, help="the DuckDB file (%(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; another than this machine's own shows the board to others")
     parser.add_argument("--port", type=int, default=8501, help="(%(default)s)")
     parser.add_argument("--open", action="store_true", help="open a browser as well")

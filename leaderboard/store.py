@@ -10,6 +10,7 @@ Notable choices:
 from __future__ import annotations
 
 import re
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leaderboard import migrations
+from leaderboard.advice import ingest_command, run_arguments
 from leaderboard.errors import Busy, LeaderboardError, MissingDatabase, NewerDatabase, NotADatabase, OlderDatabase, Unwritable
 from leaderboard.locking import RETRY_SECONDS, check_writable, file_lock
 
@@ -144,7 +146,8 @@ def memory_store() -> Store:
 def _open_for_reading(database: Path, deadline: float) -> Store:
     if not database.exists():
         raise MissingDatabase(
-            f"there is no leaderboard at {database} yet: run `lm_eval run ... --recipe NAME`, or `lm_eval ingest PATH` for results you already have"
+            f"there is no leaderboard at {database} yet: run `{shlex.join(['lm_eval', 'run', '...', '--recipe', 'NAME', *run_arguments(database)])}`, "
+            f"or `{ingest_command(database, 'PATH')}` for results you already have"
         )
     connection = _connect(database, True, deadline)
     try:
@@ -174,10 +177,10 @@ def _check_schema(connection: duckdb.DuckDBPyConnection, database: Path, *, read
     if found > known:
         raise NewerDatabase(
             f"{database} has schema {found}, this version knows {known}: upgrade lm-eval-recipes, "
-            "or rebuild the file with `lm_eval ingest --rebuild`"
+            f"or rebuild the file with `{ingest_command(database, rebuild=True)}`"
         )
     if found < known and read_only:
-        raise OlderDatabase(f"{database} has schema {found}, this version needs {known}: `lm_eval ingest PATH` brings it up to date")
+        raise OlderDatabase(f"{database} has schema {found}, this version needs {known}: `{ingest_command(database)}` brings it up to date")
 
 
 def _connect(database: Path, read_only: bool, deadline: float) -> duckdb.DuckDBPyConnection:
@@ -212,10 +215,10 @@ def _explained(error: Exception, database: Path) -> LeaderboardError:
     if "not a valid DuckDB database" in text or "Corrupt" in text or "checksum" in text or "directory" in text:
         return NotADatabase(
             f"{database} is not a DuckDB database, or is damaged. The run directories are intact: "
-            "move the file away and run `lm_eval ingest --rebuild PATH`"
+            f"move the file away and run `{ingest_command(database, rebuild=True)}`"
         )
     if "version number" in text or "newer version" in text:
-        return NewerDatabase(f"{database} was written by a later DuckDB: upgrade duckdb, or rebuild it with `lm_eval ingest --rebuild PATH`")
+        return NewerDatabase(f"{database} was written by a later DuckDB: upgrade duckdb, or rebuild it with `{ingest_command(database, rebuild=True)}`")
     if "ermission" in text or "Read-only file system" in text or "Cannot open file" in text:
         return Unwritable(f"cannot open {database}: {text.splitlines()[0]}")
     return NotADatabase(f"cannot open {database}: {text.splitlines()[0]}")

@@ -33,6 +33,7 @@ class RecipesCLI(HarnessCLI):
 
 
 def _own_commands() -> list[type[SubCommand]]:
+    from harness_ext.cli.baseline import Baseline
     from harness_ext.cli.compare import Compare
     from harness_ext.cli.doctor import Doctor
     from harness_ext.cli.export import Export
@@ -40,7 +41,7 @@ def _own_commands() -> list[type[SubCommand]]:
     from harness_ext.cli.leaderboard import Leaderboard
     from harness_ext.cli.recipes import Recipes
 
-    return [Recipes, Export, Compare, Ingest, Leaderboard, Doctor]
+    return [Recipes, Export, Compare, Ingest, Baseline, Leaderboard, Doctor]
 
 
 def _index_tasks_of(parser: argparse.ArgumentParser, *, listing: bool) -> None:

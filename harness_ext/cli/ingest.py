@@ -8,12 +8,14 @@ from pathlib import Path
 
 from lm_eval._cli.subcommand import SubCommand
 
-DATABASE = Path("results") / "leaderboard.duckdb"
+from leaderboard.advice import DEFAULT_DATABASE
 
 
 def add_database_argument(parser: argparse.ArgumentParser) -> None:
     """The flag that names the database, the same for every command that reads or writes it."""
-    parser.add_argument("--database", type=Path, default=DATABASE, metavar="<path>", help=f"The leaderboard's database (default: {DATABASE})")
+    parser.add_argument(
+        "--database", type=Path, default=DEFAULT_DATABASE, metavar="<path>", help=f"The leaderboard's database (default: {DEFAULT_DATABASE}, wherever the results lie)"
+    )
 
 
 class Ingest(SubCommand):
@@ -23,7 +25,8 @@ class Ingest(SubCommand):
         self._parser = subparsers.add_parser(
             "ingest",
             help="Add results to the leaderboard",
-            description="Add run folders, or the output of plain lm-eval from any machine, to the leaderboard. What it holds already is left alone.",
+            description="Add run folders, or the output of plain lm-eval from any machine, to the leaderboard. What it holds already is left alone. "
+            "The database is the one that --database names, also where PATH holds another.",
         )
         self._add_args()
         self._parser.set_defaults(func=self._execute)

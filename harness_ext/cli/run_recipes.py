@@ -82,6 +82,7 @@ def _check_identity(outcomes: Sequence[Outcome], report: Report) -> None:
 
 def _show(database: Path, outcomes: Sequence[Outcome], report: Report) -> None:
     """Print the table of this command's variants: from the store, or from their run directories alone where the store cannot be had."""
+    from leaderboard.advice import ingest_command
     from leaderboard.errors import LeaderboardError
 
     paths = [outcome.run.path for outcome in outcomes]
@@ -89,7 +90,7 @@ def _show(database: Path, outcomes: Sequence[Outcome], report: Report) -> None:
         _print(_cells_from_store(paths, database, report))
     except LeaderboardError as trouble:
         _print(_cells_from_runs(paths))
-        raise type(trouble)(f"{trouble}\nthe runs are safe in {paths[0].parent}: `lm_eval ingest {database.parent}` puts them on the board") from None
+        raise type(trouble)(f"{trouble}\nthe runs are safe in {paths[0].parent}: `{ingest_command(database)}` puts them on the board") from None
     _next_steps(database, outcomes, report)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from leaderboard import queries
+from leaderboard.advice import DEFAULT_DATABASE
 from leaderboard.board import Cell, board
 from leaderboard.errors import Busy
 from leaderboard.serve import DATABASE_VARIABLE
@@ -51,7 +52,7 @@ class Details:
 
 def database() -> Path:
     """The file that this server shows."""
-    return Path(os.environ.get(DATABASE_VARIABLE, "results/leaderboard.duckdb"))
+    return Path(os.environ.get(DATABASE_VARIABLE, DEFAULT_DATABASE))
 
 
 def generation(path: Path) -> object:

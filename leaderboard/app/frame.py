@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
+from leaderboard.advice import ingest_command, run_arguments
 from leaderboard.app import data
 from leaderboard.cell import Cell
 from leaderboard.errors import Busy, LeaderboardError, MissingDatabase, NewerDatabase
@@ -28,6 +30,7 @@ MARKS = {
     "failed": "#e5534b", "baseline": "#8b949e",
 }  # fmt: skip
 REFRESH_SECONDS = 5
+EXAMPLE_RUN = ("lm_eval", "run", "--model", "hf", "--model_args", "pretrained=demo", "--tasks", "int_mult,int_sum,pronoun_bias", "--recipe", "laser")
 
 
 def snapshot_or_stop() -> data.Snapshot:
@@ -64,9 +67,9 @@ def explain_empty() -> None:
     """What to run when there is nothing to show."""
     st.header("Nothing here yet")
     st.write("This page shows every recipe beside its baseline as soon as one run is finished. To make one, with the small model that comes along:")
-    st.code("lm_eval run --model hf --model_args pretrained=demo --tasks int_mult,int_sum,pronoun_bias --recipe laser", language=None, wrap_lines=True)
+    st.code(shlex.join([*EXAMPLE_RUN, *run_arguments(data.database())]), language=None, wrap_lines=True)
     st.write("If you have results of `lm_eval` already, from any machine, take them in:")
-    st.code("lm_eval ingest PATH", language=None)
+    st.code(ingest_command(data.database(), "PATH"), language=None, wrap_lines=True)
     st.caption("The database looked for:")
     st.text(str(data.database()))
 

@@ -107,7 +107,7 @@ def test_help_and_recipes_are_quick_and_load_nothing_heavy() -> None:
 
 def test_the_module_and_the_scripts_are_one_command() -> None:
     shown = subprocess.run([sys.executable, "-m", "harness_ext", "--help"], capture_output=True, text=True, check=True).stdout
-    for command in ("run", "ls", "validate", "recipes", "compare", "ingest", "leaderboard", "doctor"):
+    for command in ("run", "ls", "validate", "recipes", "compare", "ingest", "baseline", "leaderboard", "doctor"):
         assert f"\n    {command}" in shown
 
 

@@ -9,6 +9,7 @@ import duckdb
 import pytest
 
 from leaderboard.ingest import ingest
+from leaderboard.pins import pin
 from leaderboard.serve import DATABASE_VARIABLE, MAIN, _config
 
 pytest.importorskip("streamlit")
@@ -62,7 +63,8 @@ def texts(app: Any) -> str:
 
 def test_a_missing_database_explains_itself(database: Path) -> None:
     said = texts(page())
-    assert "Nothing here yet" in said and "pretrained=demo" in said and "lm_eval ingest PATH" in said and str(database) in said
+    assert "Nothing here yet" in said and "pretrained=demo" in said and f"lm_eval ingest PATH --database {database}" in said
+    assert f"--recipe laser --output_path {database.parent}" in said
 
 
 def test_an_empty_database_explains_itself(database: Path) -> None:
@@ -92,6 +94,16 @@ def test_filters_live_in_the_url(filled: Path) -> None:
     assert set(app.dataframe[1].value["Task"]) == {"int_sum"} and set(app.dataframe[1].value["Recipe"]) == {"baseline", "laser"}
     app.multiselect(key="task").set_value(["int_mult"]).run()
     assert set(app.dataframe[1].value["Task"]) == {"int_mult"}
+
+
+def test_the_page_says_whether_its_baseline_is_pinned(made: Any, kit: Any, filled: Path) -> None:
+    assert "against the unedited model's earliest run of the same settings (no baseline is pinned)" in texts(page())
+    again = made.run("baseline", {"int_mult": kit.pair(400, 200)[0]}, folder="again", spec_id="again", started="2027-01-01T00:00:00Z")
+    ingest([again], filled)
+    chosen = pin(filled, str(again), "of the new machine")
+    assert f"against the pinned baseline, run {chosen.run_id[:8]}, and on tasks that it has not run, the unedited" in texts(page())
+    assert f"against the pinned baseline, run {chosen.run_id[:8]} " in texts(page(task="int_mult"))
+    assert "(no baseline of these tasks is pinned)" in texts(page(task="int_sum"))
 
 
 def test_the_correction_does_not_follow_the_filters(filled: Path) -> None:
@@ -160,7 +172,14 @@ def test_a_newer_and_a_damaged_database_are_refused(filled: Path) -> None:
     connection.close()
     assert "newer than the page" in texts(page())
     filled.write_bytes(b"garbage")
-    assert "is not a DuckDB database" in texts(page())
+    assert "is not a DuckDB database" in texts(page()) and f"lm_eval ingest --rebuild {filled.parent} --database {filled}" in texts(page())
+
+
+def test_what_was_rejected_says_how_to_take_it_in(made: Any, filled: Path) -> None:
+    (made.root / "results_broken.json").write_text("{")
+    ingest([made.root], filled)
+    app = page()
+    assert app.expander[0].label == "Not taken in: 1" and f"lm_eval ingest PATH --database {filled}" in texts(app)
 
 
 def test_the_server_is_local_and_silent() -> None:

@@ -207,7 +207,8 @@ def test_busy_says_who(made: Any, kit: Any, database: Path) -> None:
 
 
 def test_newer_older_foreign_garbage_and_missing(database: Path) -> None:
-    with pytest.raises(MissingDatabase, match="lm_eval run"), open_store(database):
+    here = f"{database.parent} --database {database}`"
+    with pytest.raises(MissingDatabase, match=f"lm_eval ingest PATH --database {database}`"), open_store(database):
         pass
     connection = duckdb.connect(str(database))
     connection.execute("CREATE TABLE invoices (n INTEGER)")
@@ -217,17 +218,17 @@ def test_newer_older_foreign_garbage_and_missing(database: Path) -> None:
     database.unlink()
     with open_store(database, read_only=False) as store:
         store.connection.execute("UPDATE schema_migrations SET number = 0")
-    with pytest.raises(OlderDatabase, match="lm_eval ingest"), open_store(database):
+    with pytest.raises(OlderDatabase, match=f"`lm_eval ingest {here}"), open_store(database):
         pass
     connection = duckdb.connect(str(database))
     connection.execute("UPDATE schema_migrations SET number = 999")
     connection.close()
     for read_only in (True, False):
-        with pytest.raises(NewerDatabase, match="upgrade lm-eval-recipes"), open_store(database, read_only=read_only):
+        with pytest.raises(NewerDatabase, match=f"upgrade lm-eval-recipes.*`lm_eval ingest --rebuild {here}"), open_store(database, read_only=read_only):
             pass
     database.write_bytes(b"not a database at all")
     for read_only in (True, False):
-        with pytest.raises(NotADatabase, match="--rebuild"), open_store(database, read_only=read_only):
+        with pytest.raises(NotADatabase, match=f"`lm_eval ingest --rebuild {here}"), open_store(database, read_only=read_only):
             pass
     assert database.read_bytes() == b"not a database at all"
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import streamlit as st
 
+from leaderboard.advice import ingest_command
 from leaderboard.app import data, forest, frame
 from leaderboard.cell import BASELINE, VERDICTS, Cell
 from leaderboard.untrusted import digest
@@ -54,9 +55,19 @@ def show_summary(cells: Sequence[Cell], snapshot: data.Snapshot, model: str) -> 
     """How many of each verdict, what they are measured against, and how fresh the data is."""
     counts = Counter(cell.verdict for cell in cells)
     words = [f"{counts[word]} {word}" for word in VERDICTS if counts[word] and word != BASELINE]
-    pinned = any(cell.model_key in snapshot.pinned for cell in cells)
-    against = "the pinned baseline" if pinned else "the unedited model's earliest run of the same settings"
-    st.caption(f"{', '.join(words) or 'Only the baseline so far'} \u00b7 against {against} \u00b7 data of {snapshot.read_at:%H:%M:%S}")
+    st.caption(f"{', '.join(words) or 'Only the baseline so far'} \u00b7 {measured_against(cells, snapshot.pinned)} \u00b7 data of {snapshot.read_at:%H:%M:%S}")
+
+
+def measured_against(cells: Sequence[Cell], pinned: Mapping[str, str]) -> str:
+    """Whether a pinned run is the baseline of these cells, another stands in, or both: a pinned run need not have every task."""
+    by_pin = {cell.baseline_run == pinned.get(cell.model_key) for cell in cells if cell.baseline_run}
+    stand_in = "the unedited model's earliest run of the same settings"
+    runs = ", ".join(sorted({cell.baseline_run[:8] for cell in cells if cell.baseline_run and cell.baseline_run == pinned.get(cell.model_key)}))
+    if by_pin == {True}:
+        return f"against the pinned baseline, run {runs}"
+    if by_pin == {True, False}:
+        return f"against the pinned baseline, run {runs}, and on tasks that it has not run, {stand_in}"
+    return f"against {stand_in} (no baseline {'of these tasks ' if any(c.model_key in pinned for c in cells) else ''}is pinned)"
 
 
 def show_glance(cells: Sequence[Cell]) -> None:
@@ -119,6 +130,8 @@ def show_rejections(snapshot: data.Snapshot) -> None:
         with st.expander(f"Not taken in: {len(snapshot.rejections)}"):
             rows = [{"Path": plain(row["path"]), "Reason": plain(row["reason"]), "When (UTC)": row["logged_at"]} for row in snapshot.rejections]
             st.dataframe(rows, hide_index=True, width="stretch")
+            st.caption("Once mended, take them in again:")
+            st.code(ingest_command(data.database(), "PATH"), language=None, wrap_lines=True)
 
 
 def how_to_read() -> None:

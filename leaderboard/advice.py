@@ -1,0 +1,33 @@
+"""The commands that messages advise, whole: what is printed can be pasted, and reaches the database that the message is about.
+
+Notable choice: `lm_eval ingest` never takes the database from the folder it reads. A folder of somebody else's results may hold
+a database of its own, and results must not end up there unasked; so every command for another database than the default names it.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+DEFAULT_DATABASE = Path("results") / "leaderboard.duckdb"
+
+
+def ingest_command(database: Path, *paths: Path | str, rebuild: bool = False) -> str:
+    """`lm_eval ingest` of `paths`, by default the database's own folder, into `database`."""
+    words = ["lm_eval", "ingest", *(["--rebuild"] if rebuild else []), *map(str, paths or [database.parent])]
+    return shlex.join([*words, *_database_flag(database)])
+
+
+def run_arguments(database: Path) -> list[str]:
+    """What `lm_eval run` needs besides, so that its results land in `database`; nothing where no run would write there."""
+    if _is_default(database) or database.name != DEFAULT_DATABASE.name:
+        return []
+    return ["--output_path", str(database.parent)]
+
+
+def _database_flag(database: Path) -> list[str]:
+    return [] if _is_default(database) else ["--database", str(database)]
+
+
+def _is_default(database: Path) -> bool:
+    return database.resolve() == DEFAULT_DATABASE.resolve()

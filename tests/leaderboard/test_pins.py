@@ -1,0 +1,94 @@
+"""Pinning a baseline, from Python and from the command line."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leaderboard.errors import LeaderboardError, MissingDatabase, UnknownRun
+from leaderboard.ingest import ingest
+from leaderboard.pins import pin, pins
+from leaderboard.store import open_store
+
+
+@pytest.fixture
+def database(made: Any, kit: Any) -> Path:
+    """Two unedited runs, an edited, a failed and a plain one."""
+    before, after = kit.pair(9, 3, lost=1)
+    made.run("baseline", {"sums": before}, folder="first")
+    made.run("baseline", {"sums": before}, folder="second", spec_id="two", started="2027-01-01T00:00:00Z")
+    made.run("laser", {"sums": after}, folder="laser")
+    made.failed("nan", {"sums": after}, folder="failed")
+    made.plain({"sums": before}, model="other")
+    path: Path = made.root / "leaderboard.duckdb"
+    ingest([made.root], path)
+    return path
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> int | str | None:
+    """Run `lm_eval` with these words; the exit code, None where it ended by itself."""
+    pytest.importorskip("lm_eval")
+    from harness_ext.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["lm_eval", *map(str, words)])
+    try:
+        main()
+    except SystemExit as stop:
+        return stop.code
+    return None
+
+
+def test_a_run_is_named_by_folder_file_or_id(made: Any, database: Path) -> None:
+    by_folder = pin(database, str(made.root / "tiny" / "second"), "of the new machine")
+    assert by_folder == pin(database, by_folder.run_id[:12], "of the new machine")._replace(pinned_at=by_folder.pinned_at)
+    (file,) = (made.root / "plain" / "other").glob("results_*.json")
+    assert pin(database, str(file), "x").run_id == pin(database, str(file.parent), "x").run_id
+    assert [(entry.model, entry.current) for entry in pins(database)] == [("tiny", False), ("tiny", True), ("other", False), ("other", True)]
+
+
+def test_what_cannot_be_pinned(made: Any, database: Path) -> None:
+    for run, reason, words in ((made.root / "tiny", "x", "holds 4 runs"), (made.root, "x", "holds no runs"), (made.root / "tiny" / "failed", "x", "cannot be a baseline")):
+        with pytest.raises(LeaderboardError, match=words):
+            pin(database, str(run), reason)
+    with pytest.raises(LeaderboardError, match="needs a reason"):
+        pin(database, str(made.root / "tiny" / "first"), "  ")
+    for run in ("feedface", ""):
+        with pytest.raises(UnknownRun):
+            pin(database, run, "x")
+    assert pins(database) == []
+
+
+def test_no_database_is_created(tmp_path: Path) -> None:
+    with pytest.raises(MissingDatabase):
+        pin(tmp_path / "none.duckdb", "abc", "x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_pin_survives_the_loss_of_its_run(made: Any, database: Path) -> None:
+    pin(database, str(made.root / "tiny" / "second"), "x")
+    with open_store(database, read_only=False) as store:
+        store.connection.execute("DELETE FROM runs")
+    assert [entry.recipe for entry in pins(database)] == [None]
+
+
+def test_the_command(made: Any, database: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ("--database", database)
+    assert command(monkeypatch, "baseline", "list", *where) is None
+    assert "no baseline is pinned" in capsys.readouterr().out
+    for folder in ("first", "second"):
+        assert command(monkeypatch, "baseline", "set", made.root / "tiny" / folder, "--reason", f"the {folder}", *where) is None
+    assert "baseline on tiny" in capsys.readouterr().out
+    assert command(monkeypatch, "baseline", "list", *where) is None
+    first, second, legend = capsys.readouterr().out.splitlines()
+    assert first.startswith("  ") and first.endswith(": the first") and second.startswith("* ") and second.endswith(": the second") and legend == "* counts now"
+
+
+def test_the_command_asks_for_a_reason_and_an_action(database: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(monkeypatch, "baseline", "set", "abc", "--database", database) == 2
+    assert "--reason" in capsys.readouterr().err
+    assert command(monkeypatch, "baseline") == 2
+    assert command(monkeypatch, "baseline", "set", "feedface", "--reason", "x", "--database", database) == 2
+    assert "no run feedface in the leaderboard" in capsys.readouterr().err
