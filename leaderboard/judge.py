@@ -112,7 +112,7 @@ def _mean(
         lost=lost if unit and best is None else None,
         gained=gained if unit and best is None else None,
         flip_rate=float(np.mean(differences != 0)) if binary else None,
-        documents_needed=_needed(estimate, count, margin, delta),
+        documents_needed=_needed(estimate, count, margin, improvement),
         margin=margin,
         notes=notes,
     )
@@ -171,7 +171,7 @@ def _likelihood(
         improvement=sign * delta,
         p_value=stats.paired_test(recipe.values - baseline.values, seed=seed).two_sided,
         p_same=stats.equivalence_p(ratio, limit),
-        documents_needed=_needed(ratio, count, limit, ratio.value),
+        documents_needed=_needed(ratio, count, limit),
         margin=relative * baseline.score,
     )
 
@@ -212,21 +212,26 @@ def _corpus(metric: str, baseline: Scored, recipe: Scored, sign: float, margin: 
         improvement=sign * delta,
         p_value=tails.two_sided,
         p_same=stats.equivalence_p(estimate, margin),
-        documents_needed=_needed(estimate, count, margin, delta),
+        documents_needed=_needed(estimate, count, margin),
         margin=margin,
     )
 
 
-def _needed(estimate: stats.Estimate, count: int, margin: float, delta: float) -> int | None:
-    """Documents for a decision: to pass the margin if truly equal; if those are there already, to settle what is observed."""
-    variance = count * estimate.standard_error**2
+def _needed(estimate: stats.Estimate, count: int, margin: float, change: float | None = None) -> int | None:
+    """Documents that decide with 80 % power, for what is seen: a difference beyond the margin is to be confirmed at its size,
+    a smaller one shown to be within the margin.
+
+    `change` is what the test of a difference is about, where that is not the estimate itself (the distance to a best value in
+    the middle). At most `count` where those documents are there already, and bad luck or the correction kept the answer away.
+    """
+    variance, seen = count * estimate.standard_error**2, abs(estimate.value)
+    settled = abs(estimate.value if change is None else change)
     if not math.isfinite(variance) or margin <= 0:
         return None
+    if seen >= margin:
+        return stats.documents_needed(variance, settled) if settled > 0 else None
     needed = stats.documents_needed(variance, margin)
-    if needed > count:
-        return needed
-    gap = max(abs(delta), abs(margin - abs(delta)))
-    return max(count + 1, stats.documents_needed(variance, gap)) if gap > 0 else None
+    return needed if needed > count else stats.documents_needed(variance, max(settled, margin - seen))
 
 
 def _untested(count: int, delta: float, reason: str) -> Effect:

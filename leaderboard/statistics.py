@@ -259,11 +259,6 @@ def documents_needed(variance: float, margin: float) -> int:
     return math.ceil(_POWER_80 * variance / margin**2)
 
 
-def smallest_detectable(variance: float, count: int) -> float:
-    """The drop that `count` documents show with 80 % power, one-sided 5 %: `2.487 sqrt(variance / n)`."""
-    return math.sqrt(_POWER_80 * variance / count)
-
-
 def _normal_quantile(confidence: float) -> float:
     from scipy.stats import norm
 

@@ -1,6 +1,7 @@
 """The board as a table for the terminal: 80 columns are enough, 120 are used if there.
 
 One block a model, one group a task (with its metric and baseline), one line a run; reasons and warnings follow their line.
+A name too long for its column stands whole on a line above its numbers: variants of a recipe often differ in the middle.
 Plain ASCII; colour only when asked for, and never the only bearer of meaning.
 """
 
@@ -11,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from leaderboard.cell import BASELINE, Cell
-from leaderboard.wording import direction, interval, metric_name, needed, number, percent, plain
+from leaderboard.wording import counted, direction, interval, metric_name, needed, number, percent, plain
 
-NARROW, WIDE = 60, 110
+NARROW, WIDE = 70, 110
 _COLOURS = {"better": "32", "worse": "31", "same": "36", "undecided": "33", "incomparable": "35", "failed": "31;1", "baseline": "2"}
 _SCORE, _DELTA, _VERDICT, _KEPT, _FLIPS = 9, 28, 12, 6, 15
 
@@ -54,18 +55,24 @@ def _task_lines(task: str, cells: list[Cell], width: int, color: bool) -> list[s
 
 def _cell_lines(cell: Cell, width: int, color: bool) -> list[str]:
     lost_gained = f"{cell.lost}/{cell.gained}" if cell.lost is not None else ""
-    row = _line(plain(cell.recipe), number(cell.score), interval(cell), cell.verdict, percent(cell.parameters_kept), lost_gained, width)
+    name = plain(cell.recipe)
+    fits = len(name) <= _name_room(width)
+    row = _line(name if fits else "", number(cell.score), interval(cell), cell.verdict, percent(cell.parameters_kept), lost_gained, width)
     word = f"{cell.verdict:<{_VERDICT}}"
     coloured = row.replace(word, f"\x1b[{_COLOURS[cell.verdict]}m{word}\x1b[0m") if color else row
     remarks = [*filter(None, [needed(cell)]), *map(plain, cell.notes)]
-    return [coloured.rstrip(), *(line for remark in remarks for line in _wrapped(remark, width))]
+    above = [] if fits else [f"  {_cut(name, width - 2)}"]
+    return [*above, coloured.rstrip(), *(line for remark in remarks for line in _wrapped(remark, width))]
 
 
 def _line(recipe: str, score: str, delta: str, verdict: str, kept: str, flips: str, width: int) -> str:
-    wide = width >= WIDE
-    room = width - 5 - _SCORE - _DELTA - _VERDICT - _KEPT - (_FLIPS if wide else 0)
-    row = f"  {_cut(recipe, room - 1):<{room - 1}} {score:>{_SCORE}} {delta:>{_DELTA}}  {verdict:<{_VERDICT}}{kept:>{_KEPT}}"
-    return row + (f"{flips:>{_FLIPS}}" if wide else "")
+    row = f"  {recipe:<{_name_room(width)}} {score:>{_SCORE}} {delta:>{_DELTA}}  {verdict:<{_VERDICT}} {kept:>{_KEPT}}"
+    return row + (f"{flips:>{_FLIPS}}" if width >= WIDE else "")
+
+
+def _name_room(width: int) -> int:
+    """Columns for a recipe's name beside its numbers."""
+    return width - 7 - _SCORE - _DELTA - _VERDICT - _KEPT - (_FLIPS if width >= WIDE else 0)
 
 
 def _wrapped(text: str, width: int) -> list[str]:
@@ -85,7 +92,7 @@ def _legend(cells: Iterable[Cell], width: int) -> list[str]:
     if not tested:
         return []
     return textwrap.wrap(
-        f"Paired by document; verdicts at 5 % after Benjamini-Hochberg over a model's board ({tested} comparisons here), intervals uncorrected. "
+        f"Paired by document; verdicts at 5 % after Benjamini-Hochberg over a model's board ({counted(tested, 'comparison', 'comparisons')} here), intervals uncorrected. "
         "same = equivalent within the margin; undecided = too few documents to tell.",
         width,
     )

@@ -40,10 +40,20 @@ def percent(fraction: float | None) -> str:
 
 
 def needed(cell: Cell) -> str | None:
-    """What an undecided cell still lacks, in words."""
+    """What an undecided cell still lacks, in words: the number rests on the difference seen so far, and says so."""
     if cell.verdict != "undecided" or cell.documents_needed is None:
         return None
-    return f"needs about {cell.documents_needed:,} documents, has {cell.n or 0:,}"
+    count = cell.n or 0
+    if cell.documents_needed <= count:
+        return f"close to a verdict: needs somewhat more than the {count:,} documents it has"
+    large = cell.margin is not None and abs(cell.delta or 0.0) >= cell.margin
+    purpose = "to confirm a difference of this size" if large else "to show that it is within the margin"
+    return f"needs about {cell.documents_needed:,} documents {purpose}, has {count:,}"
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """`1 matrix`, `2 matrices`."""
+    return f"{number:,} {one if number == 1 else many}"
 
 
 def direction(cell: Cell) -> str:

@@ -96,6 +96,26 @@ def test_filters_live_in_the_url(filled: Path) -> None:
     assert set(app.dataframe[1].value["Task"]) == {"int_mult"}
 
 
+def test_a_filter_that_names_nothing_says_so(filled: Path) -> None:
+    assert "names nothing known" not in texts(page(task="int_sum", recipe="laser", model="tiny"))
+    for name in ("task", "recipe", "model"):
+        app = page(**{name: "*nope*"})
+        assert f"The {name} filter of this link names nothing known here" in app.warning[0].value and "*nope*" in [text.value for text in app.text]
+        assert len(app.dataframe[1].value) == 5
+
+
+def test_the_chosen_model_is_in_the_url(made: Any, kit: Any, filled: Path) -> None:
+    app = page()
+    assert app.query_params["model"] == "tiny"
+    made.run("baseline", {"int_mult": kit.pair(400, 200)[0]}, model="another")
+    ingest([made.root], filled)
+    assert page().selectbox(key="model").value == "another"
+    linked = page(model="tiny")
+    assert linked.selectbox(key="model").value == "tiny" and "int_sum" in linked.dataframe[0].value
+    linked.selectbox(key="model").set_value("another").run()
+    assert set(linked.dataframe[1].value["Task"]) == {"int_mult"} and not linked.warning
+
+
 def test_the_page_says_whether_its_baseline_is_pinned(made: Any, kit: Any, filled: Path) -> None:
     assert "against the unedited model's earliest run of the same settings (no baseline is pinned)" in texts(page())
     again = made.run("baseline", {"int_mult": kit.pair(400, 200)[0]}, folder="again", spec_id="again", started="2027-01-01T00:00:00Z")
@@ -119,7 +139,7 @@ def test_a_run_page_has_command_versions_receipt_and_files(filled: Path) -> None
     assert run_id is not None
     app = page("run", run=run_id[0])
     said = texts(app)
-    assert "lm_eval run --recipe laser" in said and "receipt.json" in said and "laser on tiny" in said and "992 after" in said
+    assert "lm_eval run --recipe laser" in said and "receipt.json" in said and "laser on tiny" in said and "992 after" in said and "1 matrix edited" in said
     assert list(app.dataframe[1].value["Matrix"]) == ["layers.0.up.weight"]
     assert any("torch" in list(frame.value.get("Name", [])) for frame in app.dataframe)
 

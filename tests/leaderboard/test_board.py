@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,23 @@ def test_a_sure_but_small_difference_is_the_same_and_said(made: Any, kit: Any) -
 def test_undecided_says_how_many_documents(made: Any, kit: Any) -> None:
     cell = judged(made, *kit.pair(100, 50, lost=4, gained=4))
     assert cell.verdict == "undecided" and 1200 < cell.documents_needed < 1700
-    assert "needs about" in (wording.needed(cell) or "")
+    assert wording.needed(cell) == f"needs about {cell.documents_needed:,} documents to show that it is within the margin, has 100"
+
+
+def test_a_large_difference_needs_documents_for_its_own_size(made: Any, kit: Any) -> None:
+    cell = judged(made, *kit.pair(30, 20, lost=6, gained=2))
+    variance = 30 * ((cell.high - cell.low) / (2 * 1.959964)) ** 2
+    assert cell.verdict == "undecided" and cell.documents_needed == math.ceil(6.1826 * variance / cell.delta**2) < 150
+    assert wording.needed(cell) == f"needs about {cell.documents_needed} documents to confirm a difference of this size, has 30"
+
+
+def test_documents_that_are_there_already_are_not_asked_for(made: Any, kit: Any) -> None:
+    tasks = {f"t{i}": kit.pair(200, 100, lost=20 if i == 0 else 6, gained=8 if i == 0 else 6) for i in range(12)}
+    made.run("baseline", {name: pair[0] for name, pair in tasks.items()})
+    made.run("laser", {name: pair[1] for name, pair in tasks.items()})
+    cell = recipe_cell(made.board(), task="t0")
+    assert cell.verdict == "undecided" and 200 < cell.documents_needed < 300
+    assert wording.needed(replace(cell, documents_needed=150)) == "close to a verdict: needs somewhat more than the 200 documents it has"
 
 
 def test_the_margin_can_be_given(made: Any, kit: Any) -> None:
@@ -350,6 +367,25 @@ class TestTable:
 
         cells = self.cells(made, kit)
         assert re.sub(r"\x1b\[[\d;]*m", "", render(cells, width=100, color=True)).split() == render(cells, width=100, color=False).split()
+
+    @pytest.mark.parametrize("width", [20, 80, 120])
+    def test_long_names_stay_whole_and_columns_apart(self, made: Any, kit: Any, width: int) -> None:
+        before, after = kit.pair(40, 20, lost=3)
+        long = "eigenprune:fraction=0.1,calibration.samples=160"
+        made.run("baseline", {"sums": before})
+        made.run("laser+random-subspace", {"sums": kit.Task(after.values, log_likelihoods=kit.likelihoods(40, 3), shots=2)}, folder="control")
+        made.run(long, {"sums": after}, folder="long")
+        lines = render(made.board(), width=width).splitlines()
+        assert f"  {long}" in lines and any(line.startswith("  laser+random-subspace") for line in lines)
+        assert any(line.rstrip().endswith("incomparable  99.2%") or "incomparable  99.2% " in line for line in lines)
+        assert "(1 comparison here)" in " ".join(lines)
+
+    def test_a_share_of_all_parameters_stands_apart_from_its_verdict(self, made: Any, kit: Any) -> None:
+        before, after = kit.pair(40, 20, lost=3)
+        made.run("baseline", {"sums": before})
+        made.run("laser", {"sums": after})
+        cells = [replace(recipe_cell(made.board()), verdict="incomparable", parameters_kept=1.0)]
+        assert "incomparable 100.0%" in render(cells, width=80)
 
     def test_nothing(self) -> None:
         assert render([], width=80, color=False) == "No results to show yet."

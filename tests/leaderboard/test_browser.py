@@ -87,6 +87,10 @@ def test_the_page_in_a_browser(address: str, database: Path, page: Any) -> None:
     page.on("request", lambda request: outside.append(request.url) if "127.0.0.1" not in request.url and request.url.startswith("http") else None)
     page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
 
+    # The model is in the URL, though nobody chose it: a saved link stays with it.
+    page.goto(address)
+    page.wait_for_url("**/?model=tiny", timeout=WAIT_MS)
+
     # A filter comes from the URL, and a change of it goes there.
     page.goto(f"{address}/?task=int_mult")
     page.get_by_text("All results").wait_for(timeout=WAIT_MS)

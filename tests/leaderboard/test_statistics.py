@@ -117,7 +117,6 @@ def test_equivalence_needs_a_variance_and_a_margin() -> None:
 
 def test_documents_needed_follows_the_flip_rate() -> None:
     assert stats.documents_needed(0.08, 0.01) == 4944
-    assert stats.smallest_detectable(0.08, 1000) == pytest.approx(2.487 * math.sqrt(0.08 / 1000), rel=1e-3)
 
 
 def test_log_ratio_of_perplexities(generator: np.random.Generator) -> None:

@@ -42,13 +42,38 @@ def chosen(cells: Sequence[Cell]) -> tuple[list[Cell], str]:
     """The cells of the model, tasks and recipes in the filters, which live in the URL."""
     models = sorted({cell.model for cell in cells})
     columns = st.columns([2, 3, 3])
-    model = columns[0].selectbox("Model", models, key="model", bind="query-params") or models[0]
+    say_unknown("model", models)
+    keep_model(models)
+    model = columns[0].selectbox("Model", models, index=None, key="model", bind="query-params") or models[0]
     of_model = [cell for cell in cells if cell.model == model]
-    tasks = columns[1].multiselect("Tasks", sorted({c.task for c in of_model}), key="task", bind="query-params", placeholder="All tasks")
+    known = sorted({c.task for c in of_model})
     names = sorted({c.recipe for c in of_model if c.verdict != BASELINE})
+    say_unknown("task", known)
+    say_unknown("recipe", names)
+    tasks = columns[1].multiselect("Tasks", known, key="task", bind="query-params", placeholder="All tasks")
     recipes = columns[2].multiselect("Recipes", names, key="recipe", bind="query-params", placeholder="All recipes")
     shown = [c for c in of_model if (not tasks or c.task in tasks) and (not recipes or c.recipe in recipes or c.verdict == BASELINE)]
     return shown, model
+
+
+def keep_model(models: Sequence[str]) -> None:
+    """Choose a model before its box is drawn, and put it into the URL. The box itself has no default, because a default is left
+    out of the URL: a saved link would then turn to whichever model comes first by then."""
+    if st.session_state.get("model") in models:
+        return
+    asked = st.query_params.get("model")
+    model = asked if asked in models else models[0]
+    if "model" not in st.session_state:  # from its first drawing on, the box itself writes to the URL, and nobody else may
+        st.query_params["model"] = model
+    st.session_state["model"] = model
+
+
+def say_unknown(name: str, known: Sequence[str]) -> None:
+    """Say so where the URL's filter names what is not there; Streamlit itself drops it without a word."""
+    unknown = [value for value in st.query_params.get_all(name) if value not in known]
+    if unknown:
+        st.warning(f"The {name} filter of this link names nothing known here and is left out:", icon=":material/filter_alt_off:")
+        st.text(plain(", ".join(unknown)))
 
 
 def show_summary(cells: Sequence[Cell], snapshot: data.Snapshot, model: str) -> None:
@@ -142,7 +167,7 @@ def how_to_read() -> None:
             "- **better**, **worse**: the difference is significant at 5 % after correcting for all comparisons of the model (Benjamini-Hochberg).\n"
             "- **same**: the difference is shown to be smaller than the margin: 2 points for scores between 0 and 1. "
             "It is the grey band in the plots, where it is not far wider than they are.\n"
-            "- **undecided**: there are too few documents to tell; the remark says about how many are needed.\n"
+            "- **undecided**: there are too few documents to tell; the remark says about how many are needed, going by the difference seen so far.\n"
             "- **incomparable**: the two runs did not do the same; the remark names what differs.\n"
             "- **failed**: no usable result, with the reason.\n\n"
             "Delta is recipe minus baseline in the metric's own units; its interval holds for that one comparison. "

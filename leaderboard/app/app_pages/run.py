@@ -9,7 +9,7 @@ import streamlit as st
 
 from leaderboard.app import data, frame
 from leaderboard.errors import LeaderboardError, UnknownRun
-from leaderboard.wording import number, percent, plain
+from leaderboard.wording import counted, number, percent, plain
 
 
 def main() -> None:
@@ -80,7 +80,7 @@ def show_receipt(details: data.Details) -> None:
     run = details.run
     before, after = run["parameters_before"], run["parameters_after"]
     if before and after:
-        st.text(f"{before:,} parameters before, {after:,} after ({percent(after / before)} kept when stored as factors); {len(details.matrices)} matrices edited")
+        st.text(f"{before:,} parameters before, {after:,} after ({percent(after / before)} kept when stored as factors); {counted(len(details.matrices), 'matrix', 'matrices')} edited")
     if details.matrices:
         st.dataframe([_matrix(row) for row in details.matrices], hide_index=True, width="stretch", key="matrices")
     else:
