@@ -7,15 +7,14 @@ checkpoint and of the documents. The model is loaded when the first variant need
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness_ext import checkpoint, rundir
+from harness_ext import bookkeeping, checkpoint, rundir
 from harness_ext.controls import NoControl, check_control, control_recipe
 from harness_ext.errors import UserError
 from harness_ext.evidence import check_pairs
@@ -23,11 +22,11 @@ from harness_ext.evidence.documents import PromptSettings, draw_documents
 from harness_ext.loading import as_loaded
 from harness_ext.methods import registered_methods
 from harness_ext.plan import planned_matrices
-from harness_ext.receipt import FORMAT, VariantFailed, failure, rows, versions
+from harness_ext.receipt import VariantFailed, failure
 from harness_ext.recipe import Calibration, Recipe, parse_recipe
 from harness_ext.report import Report
 from harness_ext.rundir import FinishedRun
-from harness_ext.specification import Specification, digest
+from harness_ext.specification import Specification
 
 if TYPE_CHECKING:
     from harness_ext.evidence.documents import CalibrationSet
@@ -43,13 +42,6 @@ class Outcome:
     recipe: Recipe
     run: FinishedRun
     reused: bool
-
-
-@dataclass
-class _Timing:
-    load: float = 0.0
-    evaluate: float = 0.0
-    started: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
 
 class Session:
@@ -153,15 +145,16 @@ class Session:
                 return Outcome(recipe, run, reused=True)
         place = self.folder / f"{rundir.safe_name(recipe.label)}-{spec_id[:10]}"
         started = time.perf_counter()
-        run = self._make(recipe, spec_id, place)
+        run = self._make(recipe, place)
         self.report.finished(recipe, run, time.perf_counter() - started)
         return Outcome(recipe, run, reused=False)
 
-    def _make(self, recipe: Recipe, spec_id: str, place: Path) -> FinishedRun:
-        timing = _Timing()
-        with _timed(timing, "load"):
+    def _make(self, recipe: Recipe, place: Path) -> FinishedRun:
+        seconds = dict.fromkeys(("load", "evaluate"), 0.0)
+        started = bookkeeping.now()
+        with _timed(seconds, "load"):
             lm = self.lm
-        receipt = self._receipt_head(recipe, spec_id, timing)
+        receipt = bookkeeping.opened(self.config, self.specification, lm, recipe, started)
         operation: Operation | None = None
         results: dict[str, Any] | None = None
         try:
@@ -173,7 +166,7 @@ class Session:
                     receipt["warnings"] += _left_as_they_were(recipe, operation)
                     receipt["weights"]["digest_after"] = lm.weights.digest()
                 receipt["totals"] = lm.totals()
-                with _timed(timing, "evaluate"), self.report.stage(f"{recipe.label}: evaluating"):
+                with _timed(seconds, "evaluate"), self.report.stage(f"{recipe.label}: evaluating"):
                     results = self._evaluate(lm)
                 _require_finite_results(results)
         except VariantFailed as error:
@@ -182,8 +175,8 @@ class Session:
         finally:
             if not recipe.is_baseline:
                 lm.undo()
-        receipt |= self._receipt_tail(receipt, operation, timing)
-        return self._write(place, receipt, results)
+        receipt |= bookkeeping.closed(receipt, operation, seconds)
+        return bookkeeping.write(place, receipt, results, self.config, self.report)
 
     @cached_property
     def lm(self) -> RecipeLM:
@@ -237,104 +230,6 @@ class Session:
         tasks = self.specification.tasks
         return evaluate(lm, tasks.as_named, tasks.manager, self.config)
 
-    # Writing it down.
-
-    def _receipt_head(self, recipe: Recipe, spec_id: str, timing: _Timing) -> dict[str, Any]:
-        arguments = self.harness.model_args
-        model = self.lm.model
-        return {
-            "format": FORMAT,
-            "status": "complete",
-            "failure": None,
-            "spec_id": spec_id,
-            "settings_id": self.specification.settings_id,
-            "recipe_id": recipe.recipe_id,
-            "command": list(self.config.command),
-            "started": timing.started,
-            "model": {
-                "backend": "hf",
-                "name": self.config.model_name,
-                "pretrained": self.config.model_name,
-                "revision": str(arguments.get("revision") or "main"),
-                "dtype": str(model.dtype).removeprefix("torch."),
-                "device": str(self.lm.device),
-                "model_type": str(model.config.model_type),
-                "identity": self.specification.model["pretrained"],
-                "parameters": model.num_parameters(),
-                "model_args": {**arguments, "pretrained": self.config.model_name},
-            },
-            "recipe": {
-                "name": recipe.name,
-                "label": recipe.label,
-                "summary": recipe.summary,
-                "source": recipe.source,
-                "control": recipe.control,
-                "control_of": recipe.control_of,
-                "resolved": recipe.resolved(),
-            },
-            "warnings": [],
-            "seeds": dict(zip(("python", "numpy", "torch", "fewshot"), self.harness.seed or [None] * 4, strict=False)),
-            "settings": self.specification.settings,
-            "tasks": self.specification.task_settings,
-            "versions": versions(),
-        }
-
-    def _receipt_tail(self, receipt: Mapping[str, Any], operation: Operation | None, timing: _Timing) -> dict[str, Any]:
-        calibration = [
-            {
-                "step": step,
-                "task": drawn.task,
-                "split": drawn.split,
-                "samples": len(drawn.documents),
-                "seed": drawn.seed,
-                "shuffled_labels": drawn.shuffled_labels,
-                "left_out_because_scored": drawn.also_scored,
-                "documents": [document.doc_hash for document in drawn.documents],
-            }
-            for step, drawn in (operation.calibration if operation else [])
-        ]
-        identity = {"model": receipt["model"]["identity"], "revision": receipt["model"]["revision"], "recipe": receipt["recipe_id"], "weights": receipt["weights"], "dtype": receipt["model"]["dtype"]}
-        return {
-            "variant_id": digest(identity),
-            "matrices": rows(operation.records) if operation else [],
-            "calibration": calibration,
-            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "seconds": {
-                "load": round(timing.load, 3),
-                "calibrate": round(operation.seconds_calibrating, 3) if operation else 0.0,
-                "edit": round(operation.seconds_editing, 3) if operation else 0.0,
-                "evaluate": round(timing.evaluate, 3),
-            },
-        }
-
-    def _write(self, place: Path, receipt: Mapping[str, Any], results: dict[str, Any] | None) -> FinishedRun:
-        from harness_ext.evaluation import save
-
-        def fill(target: Path) -> None:
-            with rundir.writing(target) as folder:
-                if results is not None:
-                    save(results, folder, self.config)
-                rundir.write_json(folder / rundir.RECEIPT, receipt)
-
-        try:
-            fill(place)
-        except OSError as error:
-            place = self._rescue(place, fill, error)
-        return FinishedRun(place, receipt)
-
-    def _rescue(self, place: Path, fill: Callable[[Path], None], error: OSError) -> Path:
-        for folder in rundir.rescue_folders():
-            rescued = folder / "lm-eval-recipes-rescued" / place.name
-            try:
-                fill(rescued)
-            except OSError:
-                with suppress(OSError):
-                    rescued.parent.rmdir()
-                continue
-            self.report.warn(f"{place} could not be written ({error.strerror or error}); the run is safe in {rescued}: move it back when there is room, and `lm_eval ingest` it")
-            return rescued
-        raise UserError(f"{place} could not be written: {error.strerror or error}; make room and run the same command again") from error
-
 
 def _results_root(output_path: Path) -> Path:
     """lm-eval takes a folder or a .json file; run directories go into the folder, or beside the file."""
@@ -350,12 +245,12 @@ def _left_as_they_were(recipe: Recipe, operation: Operation) -> list[str]:
 
 
 @contextmanager
-def _timed(timing: _Timing, stage: str) -> Iterator[None]:
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     started = time.perf_counter()
     try:
         yield
     finally:
-        setattr(timing, stage, getattr(timing, stage) + time.perf_counter() - started)
+        seconds[stage] += time.perf_counter() - started
 
 
 @contextmanager
