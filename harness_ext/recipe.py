@@ -37,14 +37,14 @@ class RecipeError(UserError):
 class Calibration(BaseModel):
     """Where a method's evidence comes from: labelled documents of a task, never the documents that are scored.
 
-    task: one task or several, or `evaluated`. samples: documents in all, drawn evenly from the tasks by `seed`. batch_size: documents in one forward pass.
+    task: one task or several, or `evaluated`. split: `test` takes documents out of the scored split, and so out of the score of every variant, for tasks that have no other. samples: documents in all, drawn evenly from the tasks by `seed`. batch_size: documents in one forward pass.
     shuffled_labels: the answers change places among the documents of a task; a control, what is learned from them is not about the questions.
     """
 
     model_config = _STRICT
 
     task: str | tuple[str, ...] = EVALUATED
-    split: Literal["train", "validation"] = "train"
+    split: Literal["train", "validation", "test"] = "train"
     samples: Annotated[int, Field(ge=1)] = 160
     seed: int = 0
     batch_size: Annotated[int, Field(ge=1)] = 16

@@ -67,6 +67,7 @@ class Session:
         baseline = parse_recipe("baseline")
         seen: set[str] = set()
         variants = [baseline, *(self.specification.resolved(recipe) for recipe in recipes)]
+        self.specification.hold_out(variants)
         self._check_fit(variants)
         for recipe in variants:
             if recipe.recipe_id in seen:

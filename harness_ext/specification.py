@@ -10,11 +10,13 @@ import hashlib
 import inspect
 import json
 import re
+from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext import __version__, checkpoint
-from harness_ext.evidence.documents import document_hash, fit_tasks
+from harness_ext.errors import UserError
+from harness_ext.evidence.documents import document_hash, drawing_order, fit_tasks, shares
 from harness_ext.receipt import versions
 from harness_ext.recipe import Recipe
 from harness_ext.report import Report
@@ -40,6 +42,17 @@ class LoadedTasks(NamedTuple):
     as_named: list[Task | Group]
 
 
+class Places(list):
+    """Ascending places of documents. lm-eval asks of every document whether its place is in the list, which a plain one answers in time quadratic in their number."""
+
+    @cached_property
+    def _set(self) -> frozenset[int]:
+        return frozenset(self)
+
+    def __contains__(self, place: object) -> bool:
+        return place in self._set
+
+
 class Specification:
     """The identity of what was asked. config: the command. report: told while the tasks are built."""
 
@@ -61,6 +74,35 @@ class Specification:
         grouped = {task.task_name for group in groups for task in group.get_all_tasks()}
         alone = [task for name, task in loaded["tasks"].items() if name not in grouped]
         return LoadedTasks(manager, loaded["tasks"], [*(group for group in groups if group.name not in inner), *alone])
+
+    def hold_out(self, recipes: Iterable[Recipe]) -> None:
+        """Take documents out of the score of every variant, where a recipe learns from the scored split (`calibration.split: test`, LASER's protocol).
+
+        Call it before anything else is asked of this object. Raises UserError where nothing would be left to score.
+        """
+        learned: dict[str, set[int]] = {}
+        for calibration in (step.evidence for recipe in recipes for step in recipe.steps):
+            if calibration is None or calibration.split != "test":
+                continue
+            for name, share in shares(calibration.tasks, calibration.samples).items():
+                candidates = self._scored_places(name) if name in self.tasks.by_name else []
+                if candidates and share >= len(candidates):
+                    raise UserError(f"calibration: {share} of the {len(candidates)} scored documents of {name!r} were asked for, which leaves none to score; lower calibration.samples")
+                learned.setdefault(name, set()).update(drawing_order(calibration, name, candidates)[:share])
+        if learned:
+            left = {name: Places(place for place in self._scored_places(name) if place not in learned.get(name, ())) for name in self.tasks.by_name}
+            self._harness.samples, self._harness.limit = left, None
+
+    def _scored_places(self, name: str) -> list[int]:
+        """The places of a task's scored documents in its split, ascending."""
+        from lm_eval.evaluator_utils import get_sample_size
+
+        chosen = (self._harness.samples or {}).get(name)
+        if chosen is not None:
+            return sorted(chosen)
+        task = self.tasks.by_name[name]
+        limit = get_sample_size(task, self._harness.limit)
+        return list(range(len(task.eval_docs) if limit is None else min(int(limit), len(task.eval_docs))))
 
     @cached_property
     def scored_documents(self) -> dict[str, list[str]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -63,8 +63,10 @@ def why_unfit(task: Task, split: str) -> str | None:
     """Why a task cannot give labelled documents from this split, or None if it can."""
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
         return "scores whole texts and has no answers"
+    if split == "test":
+        return None
     if not (task.has_training_docs() if split == "train" else task.has_validation_docs()):
-        return f"has no {'training' if split == 'train' else 'validation'} split"
+        return f"has no {'training' if split == 'train' else 'validation'} split (calibration.split=test takes documents out of the score instead)"
     if split == "validation" and not task.has_test_docs():
         return "is scored on its validation split"
     return None
@@ -105,15 +107,25 @@ def draw_documents(
             raise UserError(f"{where}calibration: task {name!r} {reason}; name another: calibration.task=TASK")
     if calibration.samples < len(names):
         raise UserError(f"{where}calibration: {calibration.samples} samples are too few for {len(names)} tasks; give at least one for each: calibration.samples={len(names)}")
-    shares = [calibration.samples // len(names) + (place < calibration.samples % len(names)) for place in range(len(names))]
-    return [_draw(tasks[name], name, calibration, share, scored, settings, where) for name, share in zip(names, shares, strict=True)]
+    return [_draw(tasks[name], name, calibration, share, scored, settings, where) for name, share in shares(names, calibration.samples).items()]
+
+
+def shares(names: Sequence[str], samples: int) -> dict[str, int]:
+    """How many of the documents each task gives: as evenly as the number allows, the first ones one more."""
+    return {name: samples // len(names) + (place < samples % len(names)) for place, name in enumerate(names)}
+
+
+def drawing_order(calibration: Calibration, name: str, places: Iterable[int]) -> list[int]:
+    """The places of a task's documents in the order in which they are drawn; each task is shuffled by itself."""
+    order = list(places)
+    random.Random(f"{calibration.seed}:{name}").shuffle(order)
+    return order
 
 
 def _draw(task: Task, name: str, calibration: Calibration, share: int, scored: Collection[str], settings: PromptSettings, where: str) -> CalibrationSet:
-    source: Sequence[Any] = task.training_docs() if calibration.split == "train" else task.validation_docs()
+    source: Sequence[Any] = {"train": task.training_docs, "validation": task.validation_docs, "test": lambda: task.eval_docs}[calibration.split]()
     task.set_fewshot_seed(seed=settings.fewshot_seed)
-    order = list(range(len(source)))
-    random.Random(f"{calibration.seed}:{name}").shuffle(order)
+    order = drawing_order(calibration, name, range(len(source)))
     chosen: list[LabelledDocument] = []
     also_scored = 0
     for place in order:

@@ -61,6 +61,10 @@ def test_one_document_of_a_task_has_nothing_to_be_compared_with(demo_run) -> Non
     assert_told(demo_run("--recipe", "eigenprune:calibration.samples=3", tasks="int_mult,int_sum", limit=4), "int_sum would give only one", "raise calibration.samples")
 
 
+def test_all_documents_to_learn_from(demo_run) -> None:
+    assert_told(demo_run("--recipe", "ablation-prune:calibration.split=test,calibration.samples=24", limit=24), "24 of the 24 scored documents of 'int_mult'", "lower calibration.samples")
+
+
 def test_no_document_to_score(demo_run) -> None:
     assert_told(demo_run("--recipe", "laser", limit=0), "--limit 0 leaves no document")
 

@@ -50,6 +50,21 @@ def test_a_command_leaves_baseline_recipes_and_controls_with_complete_receipts(d
     assert not list(tmp_path.glob("results/demo/.*"))
 
 
+def test_documents_of_the_scored_split_that_a_recipe_learns_from_are_out_of_every_score(demo_run, tmp_path: Path) -> None:
+    arguments = ("--recipe", "ablation-prune:calibration.split=test,calibration.samples=20", "laser")
+    ran = demo_run(*arguments, tasks="int_mult,int_sum", limit=40)
+    assert ran.code == 0, ran.err
+    found = receipts(tmp_path)
+    learned = {drawn["task"]: set(drawn["documents"]) for drawn in found[arguments[1]]["calibration"]}
+    assert {name: len(hashes) for name, hashes in learned.items()} == {"int_mult": 10, "int_sum": 10}
+    for label in found:
+        for task, hashes in learned.items():
+            scored = {sample["doc_hash"] for sample in samples(tmp_path, label, task)}
+            assert len(scored) == 30 and not scored & hashes
+    assert "incomparable" not in ran.out and "30 documents" in ran.out
+    assert demo_run(*arguments, tasks="int_mult,int_sum", limit=40).err.count("kept from") == 3
+
+
 def test_the_same_command_again_does_nothing_and_shows_the_same(demo_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = demo_run("--recipe", "laser")
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/demo/**/*")}
