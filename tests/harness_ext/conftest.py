@@ -103,6 +103,12 @@ def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(params=["llama", "gpt2"])
+def plain_family(request: pytest.FixtureRequest) -> str:
+    """The families of plain layout, for references that read rows in one range and inputs with their batch; `test_families` covers the layouts themselves."""
+    return request.param
+
+
 @pytest.fixture(scope="session", params=list(CONFIGS))
 def every_family(request: pytest.FixtureRequest) -> str:
     """Each family in turn, in the quick tests too."""

@@ -159,8 +159,8 @@ def inputs_of(lm, matrix) -> numpy.ndarray:
 
 
 @pytest.mark.parametrize("role", ["k_proj", "down_proj"])
-def test_moments_equal_those_of_unpadded_texts(make_lm, family: str, role: str) -> None:
-    lm = make_lm(family, dtype="float64")
+def test_moments_equal_those_of_unpadded_texts(make_lm, plain_family: str, role: str) -> None:
+    lm = make_lm(plain_family, dtype="float64")
     (matrix,) = lm.weights.anatomy.select(parse_recipe(f"identity:matrices=[{role}],layers=[1]").steps[0])
     names = frozenset({"input_mean", "input_second_moment", "input_magnitude"})
     found = evidence.gather(lm, [matrix], names, TEXTS, 3, lambda matrix: pytest.fail("no factors are needed"))[matrix.key]
@@ -181,10 +181,10 @@ def test_moments_are_gathered_in_bounded_memory(make_lm, monkeypatch) -> None:
         torch.testing.assert_close(values["input_second_moment"], at_once[key]["input_second_moment"])
 
 
-def test_sequential_evidence_sees_the_matrices_edited_so_far(make_lm, family: str) -> None:
+def test_sequential_evidence_sees_the_matrices_edited_so_far(make_lm, plain_family: str) -> None:
     """The last stage's edit is the kernel's on the inputs that the edited model gives it; without `sequential`, on those of the model as it was."""
     for sequential in (True, False):
-        lm, observed = make_lm(family, dtype="float64"), make_lm(family, dtype="float64")
+        lm, observed = make_lm(plain_family, dtype="float64"), make_lm(plain_family, dtype="float64")
         (matrix,) = lm.weights.anatomy.select(parse_recipe("identity:matrices=[down_proj],layers=[2]").steps[0])
         weight = lm.weights.read(matrix)
         specification = f"sfsd:keep.rank=4,sequential={str(sequential).lower()}"
@@ -205,8 +205,8 @@ def test_stages_are_runs_of_matrices_that_do_not_feed_each_other(make_lm) -> Non
 
 
 @pytest.mark.parametrize("name", ["sfsd", "sfsd-released", "svd-llm", "swift"])
-def test_the_recipes_run_and_undo(make_lm, family: str, name: str) -> None:
-    lm = make_lm(family)
+def test_the_recipes_run_and_undo(make_lm, plain_family: str, name: str) -> None:
+    lm = make_lm(plain_family)
     digest = lm.weights.digest()
     operation = lm.apply(parse_recipe(name), texts)
     assert len(operation.records) == len(lm.weights.anatomy.matrices)

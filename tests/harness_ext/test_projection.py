@@ -67,10 +67,10 @@ def test_the_shipped_pairs_differ_in_their_last_word_only() -> None:
         assert (one.split()[-1], other.split()[-1]) in {("he", "she"), ("him", "her"), ("his", "her")}
 
 
-def test_differences_are_those_of_the_inputs_at_the_last_word(make_lm, family: str) -> None:
+def test_differences_are_those_of_the_inputs_at_the_last_word(make_lm, plain_family: str) -> None:
     from harness_ext.evidence.documents import LabelledDocument
 
-    lm = make_lm(family, dtype="float64")
+    lm = make_lm(plain_family, dtype="float64")
     (matrix,) = lm.weights.anatomy.select(parse_recipe("identity:matrices=[down_proj],layers=[1]").steps[0])
     texts = ["w1 w2 w3", "w1 w2 w4", "w5 w3", "w5 w4", "w9 w8 w7 w6 w3", "w9 w8 w7 w6 w4"]
     found = evidence.gather(lm, [matrix], frozenset({"contrast_differences"}), [LabelledDocument("c", text, " w0", text) for text in texts], 4, lambda matrix: None)

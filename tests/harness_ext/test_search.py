@@ -36,14 +36,14 @@ def reference_loss(lm) -> float:
     return float(numpy.mean(losses))
 
 
-def test_the_loss_is_the_mean_over_documents(make_lm, family: str) -> None:
-    lm = make_lm(family)
+def test_the_loss_is_the_mean_over_documents(make_lm, plain_family: str) -> None:
+    lm = make_lm(plain_family)
     assert mean_loss(lm, DOCUMENTS, 2) == pytest.approx(reference_loss(lm), rel=1e-5)
 
 
 @pytest.mark.parametrize("specification", ["identity:matrices=[down_proj]", "identity:matrices=[attn],per_head=true", "identity"])
-def test_a_removal_on_trial_is_the_edit_that_is_made(make_lm, family: str, specification: str) -> None:
-    lm = make_lm(family, dtype="float64")
+def test_a_removal_on_trial_is_the_edit_that_is_made(make_lm, plain_family: str, specification: str) -> None:
+    lm = make_lm(plain_family, dtype="float64")
     digest = lm.weights.digest()
     matrices = lm.weights.anatomy.select(parse_recipe(specification).steps[0])
     generator = torch.Generator().manual_seed(0)
@@ -62,8 +62,8 @@ def test_a_removal_on_trial_is_the_edit_that_is_made(make_lm, family: str, speci
     assert reference_loss(lm) == pytest.approx(tried, rel=1e-6)
 
 
-def test_the_loss_falls_with_every_round_and_the_edit_has_the_loss_found(make_lm, family: str) -> None:
-    lm = make_lm(family)
+def test_the_loss_falls_with_every_round_and_the_edit_has_the_loss_found(make_lm, plain_family: str) -> None:
+    lm = make_lm(plain_family)
     matrices = lm.weights.anatomy.select(parse_recipe("identity:matrices=[down_proj]").steps[0])
     before, counts = mean_loss(lm, DOCUMENTS, 5), []
     losses = [before]

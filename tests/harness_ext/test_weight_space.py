@@ -131,9 +131,9 @@ def test_a_column_that_never_matters_leaves_the_others_exact() -> None:
 
 @pytest.mark.parametrize("role", ["k_proj", "up_proj"])
 @pytest.mark.parametrize("size", [1, 3])
-def test_the_fisher_information_equals_that_of_whole_gradients(make_lm, family: str, role: str, size: int) -> None:
+def test_the_fisher_information_equals_that_of_whole_gradients(make_lm, plain_family: str, role: str, size: int) -> None:
     """Each document's own backward pass to the weight itself, squared, summed over rows."""
-    lm = make_lm(family, dtype="float64")
+    lm = make_lm(plain_family, dtype="float64")
     (matrix,) = lm.weights.anatomy.select(parse_recipe(f"identity:matrices=[{role}],layers=[1]").steps[0])
     found = evidence.gather(lm, [matrix], frozenset({"fisher_information"}), DOCUMENTS, size, lambda matrix: pytest.fail("no factors are needed"))
     parameter = dict(lm.model.named_parameters())[matrix.parameter]
@@ -174,8 +174,8 @@ def documents(calibration, where) -> list[CalibrationSet]:
 
 
 @pytest.mark.parametrize("name", ["laser-rmt", "asvd", "fwsvd", "magnitude", "wanda"])
-def test_the_recipes_run_are_recorded_and_undone(make_lm, family: str, name: str) -> None:
-    lm = make_lm(family)
+def test_the_recipes_run_are_recorded_and_undone(make_lm, plain_family: str, name: str) -> None:
+    lm = make_lm(plain_family)
     digest, parameters = lm.weights.digest(), lm.model.num_parameters()
     operation = lm.apply(parse_recipe(name), documents)
     assert operation.records and all(record.relative_error > 0 for record in operation.records)
