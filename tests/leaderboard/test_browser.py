@@ -129,11 +129,20 @@ def test_the_page_in_a_browser(address: str, database: Path, page: Any) -> None:
 
 def click_recipe(page: Any, row: int) -> None:
     """Click the recipe in a row of the table, which is a canvas: again, should the page have moved meanwhile."""
+    from playwright.sync_api import Error
+
     table = page.locator('[data-testid="stDataFrame"]').nth(1)
     for _ in range(8):
-        table.scroll_into_view_if_needed(timeout=WAIT_MS)
-        page.wait_for_timeout(500)
-        box = table.bounding_box()
+        try:
+            table.scroll_into_view_if_needed(timeout=WAIT_MS)
+            page.wait_for_timeout(500)
+            box = table.bounding_box()
+        except Error:
+            # Streamlit replaced the table while it was being looked at.
+            box = None
+        if box is None:
+            page.wait_for_timeout(1000)
+            continue
         page.mouse.click(box["x"] + 140, box["y"] + 35 * row + 17)
         page.wait_for_timeout(1500)
         if "/run?" in page.url:
