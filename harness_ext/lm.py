@@ -24,6 +24,7 @@ from harness_ext.recipe import EVALUATED, Calibration, Recipe, parse_recipe
 from harness_ext.rundir import scratch_folder
 from harness_ext.surgery import Documents, Operation, Progress, operate
 from harness_ext.weights import Weights
+from harness_ext.workplace import Workplace
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -89,11 +90,11 @@ class RecipeLM(HFLM):
             self._factors = Factors(scratch)
         return self._weights
 
-    def apply(self, recipe: Recipe, documents: Documents, progress: Progress | None = None) -> Operation:
-        """Edit the weights; `undo` puts them back. A failure in the middle puts them back before it is raised."""
+    def apply(self, recipe: Recipe, documents: Documents, progress: Progress | None = None, work: Workplace | None = None) -> Operation:
+        """Edit the weights; `undo` puts them back. A failure in the middle puts them back before it is raised. See `operate`."""
         with ExitStack() as undo_on_failure:
             undo_on_failure.callback(self.weights.restore)
-            self.operation = operate(self, self.weights, self._factors, recipe, documents, progress)
+            self.operation = operate(self, self.weights, self._factors, recipe, documents, progress, work)
             undo_on_failure.pop_all()
         self.applied = recipe
         return self.operation

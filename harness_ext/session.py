@@ -27,6 +27,7 @@ from harness_ext.recipe import Calibration, Recipe, parse_recipe
 from harness_ext.report import Report
 from harness_ext.rundir import FinishedRun
 from harness_ext.specification import Specification
+from harness_ext.workplace import Workplace
 
 if TYPE_CHECKING:
     from harness_ext.evidence.documents import CalibrationSet
@@ -156,6 +157,7 @@ class Session:
         with _timed(seconds, "load"):
             lm = self.lm
         receipt = bookkeeping.opened(self.config, self.specification, lm, recipe, started)
+        work = Workplace(place.parent / f".{place.name}.work")
         operation: Operation | None = None
         results: dict[str, Any] | None = None
         try:
@@ -163,7 +165,7 @@ class Session:
                 before = self._base_digest if recipe.is_baseline else lm.weights.digest()
                 receipt["weights"] = {"digest_before": before, "digest_after": before}
                 if not recipe.is_baseline:
-                    operation = lm.apply(recipe, self._documents, self.report.progress)
+                    operation = lm.apply(recipe, self._documents, self.report.progress, work)
                     receipt["warnings"] += _left_as_they_were(recipe, operation)
                     receipt["weights"]["digest_after"] = lm.weights.digest()
                 receipt["totals"] = lm.totals()
@@ -177,7 +179,10 @@ class Session:
             if not recipe.is_baseline:
                 lm.undo()
         receipt |= bookkeeping.closed(receipt, operation, seconds)
-        return bookkeeping.write(place, receipt, results, self.config, self.report)
+        run = bookkeeping.write(place, receipt, results, self.config, self.report)
+        if not run.failed:
+            work.remove()
+        return run
 
     @cached_property
     def lm(self) -> RecipeLM:

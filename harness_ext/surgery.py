@@ -23,6 +23,7 @@ from harness_ext.methods import AnyEdit, Svd, registered_methods
 from harness_ext.receipt import MatrixRecord, VariantFailed, stored_parameters
 from harness_ext.recipe import Calibration, Recipe, Step
 from harness_ext.weights import Weights, tensor_digest
+from harness_ext.workplace import Workplace
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
@@ -56,8 +57,8 @@ class Operation:
     seconds_editing: float = 0.0
 
 
-def operate(lm: HFLM, weights: Weights, factors: Factors, recipe: Recipe, documents: Documents, progress: Progress | None = None) -> Operation:
-    """Apply every step of a recipe, in order; a later step sees what the earlier ones left.
+def operate(lm: HFLM, weights: Weights, factors: Factors, recipe: Recipe, documents: Documents, progress: Progress | None = None, work: Workplace | None = None) -> Operation:
+    """Apply every step of a recipe, in order; a later step sees what the earlier ones left. work: where a long step keeps what it needs to go on after a kill; None to keep nothing.
 
     Raises UserError for what the recipe's author can mend, and VariantFailed for what the model's weights make impossible.
     """

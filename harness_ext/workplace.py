@@ -1,0 +1,84 @@
+"""What a long calculation leaves behind while it runs, so that the same command goes on after a kill.
+
+A folder beside the place of the run: rows of plain data, appended and synced one by one, and sets of tensors, written whole and renamed. It is named after everything that was asked (`spec_id`), so what
+is found in it was made for the very same model, documents and settings. It is removed when the run is complete, and kept when the run fails.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness_ext.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Workplace:
+    """Rows and tensors that outlive the process. folder: made when first written to.
+
+    Raises UserError where the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def part(self, name: str) -> Workplace:
+        """A workplace inside this one."""
+        return Workplace(self.folder / name)
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """The rows appended so far, in order; a last one that a kill tore is cut off, so that the next one starts a line of its own."""
+        path = self.folder / f"{name}.jsonl"
+        if not path.exists():
+            return []
+        text = path.read_bytes()
+        whole = text[: text.rfind(b"\n") + 1]
+        if whole != text:
+            path.write_bytes(whole)
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def append(self, name: str, row: Mapping[str, Any]) -> None:
+        """Add a row of plain data, on the disk when this returns. NaN and infinities are kept as such."""
+        with _told(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+
+    def tensors(self, name: str) -> dict[str, Tensor] | None:
+        """The tensors kept under this name, or None."""
+        from safetensors.torch import load_file
+
+        path = self.folder / f"{name}.safetensors"
+        return load_file(path) if path.exists() else None
+
+    def keep(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep tensors under a name, in place of earlier ones; a kill leaves the old or the new, whole."""
+        from safetensors.torch import save_file
+
+        path = self.folder / f"{name}.safetensors"
+        new = self.folder / f".{name}.{os.getpid()}"
+        with _told(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, new)
+            new.replace(path)
+
+    def remove(self) -> None:
+        """Remove the folder; the run is complete."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"what is done so far cannot be kept in {folder}: {error.strerror or error}; make room and run the same command again") from error

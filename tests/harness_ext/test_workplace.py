@@ -1,0 +1,51 @@
+"""What a killed calculation left is found again, whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness_ext.errors import UserError
+from harness_ext.workplace import Workplace
+
+
+def test_rows_come_back_in_order(tmp_path: Path) -> None:
+    work = Workplace(tmp_path / "work")
+    assert work.rows("trials") == []
+    for number in range(3):
+        work.append("trials", {"number": number})
+    assert work.rows("trials") == [{"number": 0}, {"number": 1}, {"number": 2}]
+
+
+def test_a_torn_row_is_cut_off(tmp_path: Path) -> None:
+    work = Workplace(tmp_path)
+    work.append("trials", {"number": 0})
+    with (tmp_path / "trials.jsonl").open("a") as file:
+        file.write('{"numb')
+    assert work.rows("trials") == [{"number": 0}]
+    work.append("trials", {"number": 1})
+    assert work.rows("trials") == [{"number": 0}, {"number": 1}]
+
+
+def test_tensors_replace_earlier_ones(tmp_path: Path) -> None:
+    work = Workplace(tmp_path).part("step-0")
+    assert work.tensors("state") is None
+    for value in (1.0, 2.0):
+        work.keep("state", {"weight": torch.full((2, 3), value)})
+    assert torch.equal(work.tensors("state")["weight"], torch.full((2, 3), 2.0))
+    assert [path.name for path in (tmp_path / "step-0").iterdir()] == ["state.safetensors"]
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be kept in"):
+        Workplace(tmp_path / "file" / "work").append("trials", {})
+
+
+def test_it_is_gone_when_removed(tmp_path: Path) -> None:
+    work = Workplace(tmp_path / "work")
+    work.append("trials", {})
+    work.remove()
+    assert not work.folder.exists()
