@@ -1,7 +1,7 @@
 """Finding runs under a path: which files make one, and what only looks like one.
 
 Notable choices:
-- A folder with `receipt.json` is one run; otherwise each results file is one, with the samples files of the same date.
+- A folder with `receipt.json` is one run; otherwise each results file is one, with the samples files of the same date, and a samples file without results is one too.
 - Symbolic links that lead out of the folder given are not followed; hidden folders (a run being written) are not entered.
 """
 
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from leaderboard.records import Rejection
+from leaderboard.samples_only import looks_like_samples
 
 RECEIPT = "receipt.json"
 _DATE = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.jsonl?$")
@@ -21,7 +22,7 @@ _DATE = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.jsonl?$")
 
 @dataclass(frozen=True)
 class Candidate:
-    """A run not read yet: a run directory (with `receipt`), or one results file."""
+    """A run not read yet: a run directory (with `receipt`), one results file, or samples alone."""
 
     path: Path
     receipt: Path | None
@@ -43,10 +44,12 @@ def find_runs(path: Path) -> Iterator[Candidate | Rejection]:
 def _from_file(path: Path) -> Iterator[Candidate | Rejection]:
     if path.name == RECEIPT:
         yield from _in_folder(path.parent.resolve(), path.parent.resolve())
+    elif path.suffix == ".jsonl":
+        yield _lone_samples(path.resolve())
     elif path.suffix == ".json":
         yield _plain(path.resolve(), _regular_files(path.parent.resolve(), path.parent.resolve()))
     else:
-        yield Rejection(path, "not a results file (.json): give the folder it lies in, or its results_*.json")
+        yield Rejection(path, "not a results file (.json) or samples file (.jsonl): give the folder it lies in, or its results_*.json")
 
 
 def _walk(root: Path) -> Iterator[Candidate | Rejection]:
@@ -76,8 +79,8 @@ def _in_folder(folder: Path, root: Path) -> Iterator[Candidate | Rejection]:
             used.update(candidate.samples)
             yield candidate
     for file in files:
-        if file.suffix == ".jsonl" and file.name.startswith("samples_") and file not in used:
-            yield Rejection(file, "samples without the results file of the same date beside them")
+        if file.suffix == ".jsonl" and file not in used:
+            yield _lone_samples(file)
 
 
 def _regular_files(folder: Path, root: Path) -> list[Path]:
@@ -98,6 +101,13 @@ def _plain(results: Path, siblings: list[Path]) -> Candidate:
     date = date_of(results)
     samples = tuple(f for f in siblings if f.suffix == ".jsonl" and f.name.startswith("samples_") and date and date_of(f) == date)
     return Candidate(results, None, results, samples)
+
+
+def _lone_samples(file: Path) -> Candidate | Rejection:
+    """Samples whose results file is elsewhere, each file by itself: nothing says which of them belong together."""
+    if looks_like_samples(file):
+        return Candidate(file, None, None, (file,))
+    return Rejection(file, "not a samples file of lm-eval (its first line holds no `doc` and `resps`)")
 
 
 def date_of(path: Path) -> str | None:

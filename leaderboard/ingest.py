@@ -20,7 +20,7 @@ from pathlib import Path
 from leaderboard.errors import Busy, LeaderboardError, Unreadable
 from leaderboard.finding import Candidate, find_runs
 from leaderboard.locking import file_lock
-from leaderboard.reading import read_run
+from leaderboard.reading import read_runs
 from leaderboard.records import Rejection, Run
 from leaderboard.store import Store, memory_store, open_for_writing_unlocked, open_store
 from leaderboard.writing import add_run, log_rejection
@@ -82,13 +82,13 @@ def _read_all(roots: Sequence[Path], report: IngestReport) -> Iterator[Run]:
 
 def _read(candidate: Candidate, report: IngestReport) -> Iterator[Run]:
     try:
-        run = read_run(candidate)
+        runs = read_runs(candidate)
     except Unreadable as error:
         report.rejected.append(Rejection(candidate.path, str(error)))
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError, RecursionError) as error:  # a form nobody thought of
         report.rejected.append(Rejection(candidate.path, f"holds something unexpected ({type(error).__name__}: {error})"))
     else:
-        yield run
+        yield from runs
 
 
 def _batches(runs: Iterable[Run]) -> Iterator[list[Run]]:

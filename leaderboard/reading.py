@@ -12,22 +12,37 @@ from pathlib import Path
 
 from leaderboard.errors import Unreadable
 from leaderboard.finding import Candidate, date_of
-from leaderboard.receipt_file import Receipt, calibration_rows, matrix_rows, read_receipt, shown, utc
+from leaderboard.receipt_file import (
+    Receipt,
+    calibration_rows,
+    matrix_rows,
+    read_receipt,
+    shown,
+    utc,
+)
 from leaderboard.records import Calibration, Run, Sample, Score, TaskRun, Variant
 from leaderboard.results_file import Environment, Results, read_results
-from leaderboard.samples_file import LOG_LIKELIHOOD_OUTPUTS, content_hash, documents_hash, log_likelihoods, read_samples
+from leaderboard.samples_file import (
+    LOG_LIKELIHOOD_OUTPUTS,
+    content_hash,
+    documents_hash,
+    log_likelihoods,
+    read_samples,
+)
+from leaderboard.samples_only import WARNING, read_task
 from leaderboard.untrusted import canonical, clean, digest
 
 PLAIN_RECIPE = "plain lm_eval"
 
 
-def read_run(candidate: Candidate) -> Run:
-    """Read one run whole. Raises `Unreadable` with the reason; nothing else escapes for any content of the files."""
+def read_runs(candidate: Candidate) -> list[Run]:
+    """Read what was found, whole: one run, or the several that an old results file may hold. Raises `Unreadable` with the reason; nothing else escapes for any content of the files."""
     try:
         if candidate.receipt is not None:
-            return _receipt_run(candidate, candidate.receipt)
-        assert candidate.results is not None
-        return _plain_run(candidate, candidate.results)
+            return [_receipt_run(candidate, candidate.receipt)]
+        if candidate.results is None:
+            return [_samples_run(candidate)]
+        return [_plain_run(candidate, results) for results in read_results(candidate.results)]
     except OSError as error:
         raise Unreadable(f"cannot be read: {error.strerror}") from error
 
@@ -70,13 +85,14 @@ def _receipt_run(candidate: Candidate, path: Path) -> Run:
         return _with_id(replace(run, tasks=_asked_tasks(receipt)))
     if candidate.results is None:
         raise Unreadable("the receipt says complete, but there is no results_*.json beside it")
-    results = read_results(candidate.results)
+    results, *others = read_results(candidate.results)
+    if others:
+        raise Unreadable("results_*.json is of before lm-eval 0.4, which no receipt can lie beside")
     tasks = [_with_overlap(task, calibrations) for task in _task_runs(results, candidate)]
     return _with_id(replace(_with_environment(run, results.environment), tasks=tasks, scores=results.scores))
 
 
-def _plain_run(candidate: Candidate, path: Path) -> Run:
-    results = read_results(path)
+def _plain_run(candidate: Candidate, results: Results) -> Run:
     environment = results.environment
     run = Run(
         run_id="",
@@ -91,6 +107,25 @@ def _plain_run(candidate: Candidate, path: Path) -> Run:
         started=_from_timestamp(environment.date),
     )
     return _with_id(_with_environment(run, environment))
+
+
+def _samples_run(candidate: Candidate) -> Run:
+    read = [read_task(file) for file in candidate.samples]
+    name = clean(candidate.path.parent.name or "unnamed model")
+    key = _model_key(name, None, None)
+    run = Run(
+        run_id="",
+        path=candidate.path,
+        origin="plain",
+        status="complete",
+        variant=Variant(digest([key, PLAIN_RECIPE]), key, name, PLAIN_RECIPE, PLAIN_RECIPE),
+        tasks=[task for task, _ in read],
+        scores=[score for _, scores in read for score in scores],
+        files=_names(candidate),
+        settings=canonical({"samples_only": True}),
+        warnings=[WARNING],
+    )
+    return _with_id(run)
 
 
 def _with_environment(run: Run, environment: Environment) -> Run:

@@ -1,7 +1,8 @@
-"""lm-eval's `results_*.json` (0.4 and later): the scores, and what decides whether two of them may be compared.
+"""lm-eval's `results_*.json`: the scores, and what decides whether two of them may be compared.
 
 Notable choices:
-- Keys are `metric,filter`; results from before 0.4, which had no filter in the key, are refused with that reason.
+- Keys are `metric,filter`; results from before 0.4 are brought into that form first (`old_results`).
+- Files that say nothing of a metric's direction get it for the metrics that everybody knows; for others it stays unknown.
 - A score that is not a finite number is kept as a row with no value and its text.
 - A row without a config of its own is a group: stored, never compared (its tasks are).
 """
@@ -14,11 +15,23 @@ from pathlib import Path
 from typing import Any
 
 from leaderboard.errors import Unreadable
+from leaderboard.old_results import modernised
 from leaderboard.records import Score
-from leaderboard.untrusted import canonical, clean, finite, integer, load_json, mapping, optional_text
+from leaderboard.untrusted import (
+    canonical,
+    clean,
+    finite,
+    integer,
+    load_json,
+    mapping,
+    optional_text,
+)
 
 _NOT_METRICS = frozenset({"alias", "name", "sample_len", "samples", " "})
-_LOWER_IS_BETTER = frozenset({"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter", "mse"})
+_LOWER_IS_BETTER = frozenset({"perplexity", "ppl", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter", "mse", "mae", "wer"})
+_HIGHER_IS_BETTER = frozenset(
+    {"acc", "acc_norm", "acc_mutual_info", "acc_all", "exact_match", "exact", "em", "f1", "mcc", "mc1", "mc2", "bleu", "chrf", "rouge1", "rouge2", "rougeL", "pass@1"}
+)
 
 
 @dataclass(frozen=True)
@@ -65,20 +78,25 @@ class Results:
     environment: Environment
 
 
-def read_results(path: Path) -> Results:
-    """Read one results file. Raises `Unreadable` with the reason."""
+def read_results(path: Path) -> list[Results]:
+    """Read one results file, which of old ones may hold several runs. Raises `Unreadable` with the reason."""
     data = load_json(path)
     if not isinstance(data, dict) or not isinstance(data.get("results"), dict):
         raise Unreadable(f"{path.name} is not a results file of lm-eval (no `results` object)")
+    if "config_general" in data:
+        raise Unreadable(f"{path.name} is a results file of lighteval, not of lm-eval (it has `config_general`)")
     if not data["results"]:
         raise Unreadable(f"{path.name} holds no results")
+    found = [_results(one, path) for one in modernised(data)]
+    if not any(results.scores for results in found):
+        raise Unreadable(f"{path.name} holds no score that can be read (no metric in it)")
+    return [results for results in found if results.scores]
+
+
+def _results(data: dict[str, Any], path: Path) -> Results:
     scores = [score for task, row in data["results"].items() for score in _task_scores(str(task), mapping(row), data)]
-    if not scores:
-        old = any(not isinstance(row, dict) or any("," not in key for key in row) for row in data["results"].values())
-        reason = "its metric keys name no filter: results from before lm-eval 0.4 are not read yet" if old else "no metric in it"
-        raise Unreadable(f"{path.name} holds no score that can be read ({reason})")
     tasks = {score.task: _task_settings(score.task, data) for score in scores if not score.is_group}
-    return Results(scores, tasks, _environment(data))
+    return Results(scores, tasks, _environment(data, path))
 
 
 def _task_scores(task: str, row: dict[str, Any], data: dict[str, Any]) -> list[Score]:
@@ -96,7 +114,7 @@ def _task_scores(task: str, row: dict[str, Any], data: dict[str, Any]) -> list[S
             score=finite(row[key]),
             reported=clean(str(row[key]))[:200],
             stderr=finite(row.get(f"{metric}_stderr,{filter_name}")),
-            higher_is_better=_direction(metric, directions.get(metric)),
+            higher_is_better=direction(metric, directions.get(metric)),
             best_value=finite(mapping(metadata.get("best_value")).get(metric)),
             margin=finite(mapping(metadata.get("margin")).get(metric)),
             is_primary=(metric, filter_name) == primary,
@@ -130,10 +148,11 @@ def primary_metric(found: dict[str, tuple[str, str]], config: dict[str, Any], me
     return next(iter(found.values()), None)
 
 
-def _direction(metric: str, given: Any) -> bool | None:
+def direction(metric: str, given: Any) -> bool | None:
+    """Whether more of a metric is better: as given, else as everybody knows, else None."""
     if isinstance(given, bool):
         return given
-    return False if metric in _LOWER_IS_BETTER else None
+    return False if metric in _LOWER_IS_BETTER else True if metric in _HIGHER_IS_BETTER else None
 
 
 def _task_settings(task: str, data: dict[str, Any]) -> TaskSettings:
@@ -152,11 +171,11 @@ def _task_settings(task: str, data: dict[str, Any]) -> TaskSettings:
     )
 
 
-def _environment(data: dict[str, Any]) -> Environment:
+def _environment(data: dict[str, Any], path: Path) -> Environment:
     config = mapping(data.get("config"))
     arguments = model_arguments(config.get("model_args"))
     pretrained = optional_text(arguments.get("pretrained")) or optional_text(arguments.get("model"))
-    name = optional_text(data.get("model_name")) or pretrained or "unnamed model"
+    name = optional_text(data.get("model_name")) or pretrained or optional_text(arguments.get("engine")) or clean(f"{path.parent.name}/{path.stem}")
     torch = re.search(r"PyTorch version: (\S+)", str(data.get("pretty_env_info") or ""))
     dtype = optional_text(config.get("model_dtype")) or optional_text(arguments.get("dtype"))
     return Environment(

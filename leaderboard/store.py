@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 from leaderboard import migrations
 from leaderboard.advice import ingest_command, run_arguments
-from leaderboard.errors import Busy, LeaderboardError, MissingDatabase, NewerDatabase, NotADatabase, OlderDatabase, Unwritable
+from leaderboard.errors import (
+    Busy,
+    LeaderboardError,
+    MissingDatabase,
+    NewerDatabase,
+    NotADatabase,
+    OlderDatabase,
+    Unwritable,
+)
 from leaderboard.locking import RETRY_SECONDS, check_writable, file_lock
 
 if TYPE_CHECKING:

@@ -12,7 +12,16 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from leaderboard.cell import BASELINE, Cell
-from leaderboard.wording import counted, direction, interval, metric_name, needed, number, percent, plain
+from leaderboard.wording import (
+    counted,
+    direction,
+    interval,
+    metric_name,
+    needed,
+    number,
+    percent,
+    plain,
+)
 
 NARROW, WIDE = 70, 110
 _COLOURS = {"better": "32", "worse": "31", "same": "36", "undecided": "33", "incomparable": "35", "failed": "31;1", "baseline": "2"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import shlex
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import streamlit as st
 
@@ -13,10 +13,15 @@ from leaderboard.advice import ingest_command, run_arguments
 from leaderboard.app import data
 from leaderboard.cell import Cell
 from leaderboard.errors import Busy, LeaderboardError, MissingDatabase, NewerDatabase
-from leaderboard.wording import interval, metric_name, needed, number, percent, plain, signed
-
-if TYPE_CHECKING:
-    pass
+from leaderboard.wording import (
+    interval,
+    metric_name,
+    needed,
+    number,
+    percent,
+    plain,
+    signed,
+)
 
 # Tints that words remain readable on, in a light and in a dark theme.
 TINTS = {

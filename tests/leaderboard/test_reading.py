@@ -11,7 +11,7 @@ import pytest
 
 from leaderboard.errors import Unreadable
 from leaderboard.finding import Candidate, find_runs
-from leaderboard.reading import read_run
+from leaderboard.reading import read_runs
 from leaderboard.records import Rejection, Run
 from leaderboard.results_file import model_arguments
 from leaderboard.samples_file import sample_score
@@ -21,7 +21,8 @@ def only_run(path: Path) -> Run:
     """The one run at a path."""
     (found,) = find_runs(path)
     assert isinstance(found, Candidate)
-    return read_run(found)
+    (run,) = read_runs(found)
+    return run
 
 
 def reason(path: Path) -> str:
@@ -30,7 +31,7 @@ def reason(path: Path) -> str:
     if isinstance(found, Rejection):
         return found.reason
     with pytest.raises(Unreadable) as caught:
-        read_run(found)
+        read_runs(found)
     return str(caught.value)
 
 
@@ -138,7 +139,7 @@ def test_model_arguments_in_both_forms() -> None:
         ("[1, 2]", "not a results file"),
         ('{"results": {}}', "holds no results"),
         ('{"results": []}', "not a results file"),
-        ('{"results": {"t": {"acc": 0.5}}}', "before lm-eval 0.4"),
+        ('{"results": {"t": {"acc": 0.5}}, "config_general": {}}', "of lighteval"),
         ('{"results": {"t": 7}}', "no score that can be read"),
         ("[" * 100_000, "nested too deeply"),
         ('{"results": ' + "9" * 5000 + "}", "number that cannot be read"),
@@ -216,23 +217,49 @@ def test_nothing_there_and_no_results_file(tmp_path: Path) -> None:
     assert "not a results file" in reason(tmp_path / "weights.bin")
 
 
-def test_samples_without_results_are_reported(made: Any, kit: Any) -> None:
-    file = made.plain({"sums": kit.pair(3, 1)[0]})
+def test_samples_without_results_are_a_run_whose_scores_are_means(made: Any, kit: Any) -> None:
+    file = made.plain({"sums": kit.pair(10, 4)[0]})
     file.unlink()
-    assert "samples without the results file" in reason(made.root)
+    run = only_run(made.root)
+    assert [(task.task, task.documents) for task in run.tasks] == [("sums", 10)]
+    assert [(s.metric, s.score, s.higher_is_better) for s in run.scores] == [("acc", 0.4, True)]
+    assert "its results file is missing" in run.warnings[0]
 
 
-def test_real_files_from_elsewhere(shared: Path) -> None:
+def test_lines_that_are_no_samples_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "samples_x.jsonl").write_text('{"text": "a corpus"}\n')
+    assert "not a samples file" in reason(tmp_path)
+
+
+OLD = {"acc": 0.25, "acc_stderr": 0.01, "ppl": 20.0}
+
+
+def test_results_from_before_filters(tmp_path: Path) -> None:
+    """The form of lm-eval 0.2 and 0.3: metrics without a filter, settings in `config`."""
+    config = {"model": "hf-causal", "model_args": "pretrained=a/b,revision=step7", "num_fewshot": 3, "device": "cuda:0"}
+    (tmp_path / "old.json").write_text(json.dumps({"results": {"piqa": OLD}, "versions": {"piqa": 0}, "config": config}))
+    run = only_run(tmp_path)
+    assert (run.variant.model_name, run.variant.revision, run.backend, run.device) == ("a/b", "step7", "hf-causal", "cuda:0")
+    assert [(s.metric, s.filter, s.score, s.stderr, s.higher_is_better) for s in run.scores] == [("acc", "none", 0.25, 0.01, True), ("ppl", "none", 20.0, None, False)]
+    assert [(t.task, t.version, t.num_fewshot, t.samples) for t in run.tasks] == [("piqa", "0", 3, None)]
+
+
+def test_results_with_several_dates_are_as_many_runs(tmp_path: Path) -> None:
+    folder = tmp_path / "bloom"
+    folder.mkdir()
+    rows = {"piqa": {"2022-07-06-16-30-12": {"acc": 0.5, "prompt_name": "x"}, "2022-07-07-16-30-12": {"acc": 0.6}}, "rte": {"2022-07-01-00-00-00": {"acc": 0.7}}}
+    (folder / "final.json").write_text(json.dumps({"results": rows, "versions": {"piqa": 0}}))
+    (found,) = find_runs(folder)
+    assert isinstance(found, Candidate)
+    runs = read_runs(found)
+    assert [[(s.task, s.score) for s in run.scores] for run in runs] == [[("piqa", 0.6), ("rte", 0.7)], [("piqa", 0.5)]]
+    assert {run.variant.model_name for run in runs} == {"bloom/final"}
+
+
+def test_every_real_file_from_elsewhere_lands(shared: Path) -> None:
     folder = shared / "data" / "lm_eval_results"
     if not folder.is_dir():
         pytest.skip("no files from elsewhere")
-    read, refused = 0, []
-    for found in find_runs(folder):
-        try:
-            assert isinstance(found, Candidate)
-            read_run(found)
-            read += 1
-        except Unreadable as error:
-            refused.append(str(error))
-    assert read >= 37
-    assert all("before lm-eval 0.4" in text for text in refused)
+    found = list(find_runs(folder))
+    assert [item for item in found if isinstance(item, Rejection)] == []
+    assert len(found) == 61 and all(read_runs(item) for item in found)

@@ -1,0 +1,41 @@
+"""Results from before lm-eval 0.4, brought into the form of today.
+
+Notable choices:
+- Before 0.4 a metric had no filter: `acc` becomes `acc,none`, as 0.4 calls the absence of one.
+- A fork of 2022 (BigScience's) wrote `{task: {date: {metric: value}}}`, several dates in one file. The latest of every task make
+  one run, those before them another, and so on: nothing is averaged, nothing is left out.
+- Those files log no samples and no hashes: they are shown, and nothing can be paired with them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from leaderboard.untrusted import mapping
+
+_DATE = re.compile(r"^\d{4}-\d\d-\d\d-\d\d-\d\d-\d\d$")
+
+
+def modernised(data: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The results of one file as one or more of today's form; `data` itself where it has that form already."""
+    rows = {task: mapping(row) for task, row in data["results"].items()}
+    if any("," in str(key) for row in rows.values() for key in row):
+        yield data
+    elif any(_DATE.match(str(key)) for row in rows.values() for key in row):
+        for rank in range(max(len(row) for row in rows.values())):
+            chosen = {task: mapping(row[dates[rank]]) for task, row in rows.items() if len(dates := _latest_first(row)) > rank}
+            if chosen:
+                yield _one(data, chosen)
+    else:
+        yield _one(data, rows)
+
+
+def _latest_first(row: dict[str, Any]) -> list[str]:
+    return sorted((date for date in row if _DATE.match(str(date))), reverse=True)
+
+
+def _one(data: dict[str, Any], rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    shots = mapping(data.get("config")).get("num_fewshot")
+    return {**data, "results": {task: {f"{key},none": value for key, value in row.items()} for task, row in rows.items()}, "n-shot": dict.fromkeys(rows, shots)}
