@@ -6,7 +6,7 @@ Notable choices:
 - What cannot be read is reported with its reason and stops nothing else. Unedited models go first, so that of two runs that
   contradict each other the edited one is rejected.
 - A rebuild writes a new file and renames it into place; it also reads every run directory that the old file knew of, and
-  takes over its pinned baselines, which no run directory holds.
+  takes over what no run directory holds: pinned baselines and deletions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from leaderboard.locking import file_lock
 from leaderboard.reading import read_runs
 from leaderboard.records import Rejection, Run
 from leaderboard.store import Store, memory_store, open_for_writing_unlocked, open_store
-from leaderboard.writing import add_run, log_rejection
+from leaderboard.writing import Added, add_run, log_rejection
 
 _BATCH_SECONDS = 0.5  # of reading, before the batch is written
 _BATCH_SAMPLES = 20_000
@@ -32,11 +32,12 @@ _HOLD_SECONDS = 0.4  # the file is given back after this, between two runs
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What became of each run found. `store` is set only when there is no file: the caller closes its connection."""
+    """What became of each run found; `deleted` ones were taken off the board before. `store` is set only when there is no file: the caller closes its connection."""
 
     added: list[str] = field(default_factory=list)
     duplicates: list[Path] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
+    deleted: list[Path] = field(default_factory=list)
     store: Store | None = None
 
 
@@ -115,10 +116,11 @@ def _write_batch(batch: list[Run], database: Path, report: IngestReport, timeout
 
 def _add(store: Store, run: Run, report: IngestReport) -> None:
     try:
-        if add_run(store, run):
+        outcome = add_run(store, run)
+        if outcome is Added.NEW:
             report.added.append(run.run_id)
         else:
-            report.duplicates.append(run.path)
+            (report.deleted if outcome is Added.DELETED else report.duplicates).append(run.path)
     except Unreadable as error:
         report.rejected.append(Rejection(run.path, str(error)))
     except (ValueError, OverflowError, TypeError) as error:  # Arrow's, for a value that a column cannot hold
@@ -143,6 +145,7 @@ def _rebuild(roots: Sequence[Path], database: Path, timeout_s: float) -> IngestR
         try:
             store = open_for_writing_unlocked(temporary)
             try:
+                _copy(store, "deletions", old.deletions)
                 for run in _read_all(_with_known_paths(roots, old.paths, report), report):
                     _add(store, run, report)
                 for path, reason in report.rejected:
@@ -163,6 +166,7 @@ class _Old:
 
     paths: list[Path] = field(default_factory=list)
     baselines: list[dict[str, object]] = field(default_factory=list)
+    deletions: list[dict[str, object]] = field(default_factory=list)
 
 
 def _old_contents(database: Path) -> _Old:
@@ -170,7 +174,7 @@ def _old_contents(database: Path) -> _Old:
     try:
         with open_store(database, read_only=True, timeout_s=5.0) as store:
             paths = [Path(row["path"]) for row in store.rows("SELECT DISTINCT path FROM runs ORDER BY path")]
-            return _Old(paths, store.rows("SELECT * FROM baselines ORDER BY pinned_at"))
+            return _Old(paths, store.rows("SELECT * FROM baselines ORDER BY pinned_at"), store.rows("SELECT * FROM deletions ORDER BY rowid"))
     except Busy:
         raise
     except LeaderboardError:
@@ -188,9 +192,12 @@ def _with_known_paths(roots: Sequence[Path], known: Sequence[Path], report: Inge
 
 def _copy_baselines(store: Store, old: _Old) -> None:
     present = {row["run_id"] for row in store.rows("SELECT run_id FROM runs")}
-    kept = [row for row in old.baselines if row["run_id"] in present]
-    if kept:
-        store.insert("baselines", {name: [row[name] for row in kept] for name in kept[0]})
+    _copy(store, "baselines", [row for row in old.baselines if row["run_id"] in present])
+
+
+def _copy(store: Store, table: str, rows: Sequence[dict[str, object]]) -> None:
+    if rows:
+        store.insert(table, {name: [row[name] for row in rows] for name in rows[0]})
 
 
 def _replace(temporary: Path, database: Path) -> None:

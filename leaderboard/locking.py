@@ -7,6 +7,7 @@ since when, for the message of whoever waits. The file itself stays: removing it
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ from pathlib import Path
 from leaderboard.errors import Busy, Unwritable
 
 RETRY_SECONDS = 0.01
+SAID_AFTER_SECONDS = 1.0  # of waiting, it is said for whom
+
+_log = logging.getLogger("leaderboard")
 
 
 def check_writable(database: Path) -> None:
@@ -48,6 +52,7 @@ def file_lock(database: Path, deadline: float, what: str) -> Iterator[None]:
     except OSError as error:
         raise Unwritable(f"cannot create {path}: {error.strerror}") from error
     with handle:
+        say_at = time.monotonic() + SAID_AFTER_SECONDS
         while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -55,6 +60,9 @@ def file_lock(database: Path, deadline: float, what: str) -> Iterator[None]:
             except OSError as error:
                 if time.monotonic() >= deadline:
                     raise Busy(f"{database} is busy: {_read_holder(path)}. Try again in a moment.") from error
+            if time.monotonic() >= say_at:
+                _log.warning("waiting for %s: %s", database, _read_holder(path))
+                say_at = deadline
             time.sleep(RETRY_SECONDS)
         handle.seek(0)
         handle.truncate()

@@ -9,6 +9,7 @@ Notable choices:
 
 from __future__ import annotations
 
+import logging
 import re
 import shlex
 import time
@@ -28,13 +29,19 @@ from leaderboard.errors import (
     OlderDatabase,
     Unwritable,
 )
-from leaderboard.locking import RETRY_SECONDS, check_writable, file_lock
+from leaderboard.locking import (
+    RETRY_SECONDS,
+    SAID_AFTER_SECONDS,
+    check_writable,
+    file_lock,
+)
 
 if TYPE_CHECKING:
     import duckdb
     import numpy as np
 
 STORAGE_VERSION = "v1.4.0"
+_log = logging.getLogger("leaderboard")
 _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
@@ -195,6 +202,7 @@ def _connect(database: Path, read_only: bool, deadline: float) -> duckdb.DuckDBP
     """Connect, trying again while another process has the file, until the deadline."""
     import duckdb
 
+    say_at = time.monotonic() + SAID_AFTER_SECONDS
     while True:
         try:
             connection = duckdb.connect(str(database), read_only=read_only, config=_CONFIG)
@@ -205,6 +213,9 @@ def _connect(database: Path, read_only: bool, deadline: float) -> duckdb.DuckDBP
                 raise _explained(error, database) from error
             if time.monotonic() >= deadline:
                 raise Busy(f"{database} is busy: {_holder(error)} has it open. Try again in a moment.") from error
+            if time.monotonic() >= say_at:
+                _log.warning("waiting for %s: %s has it open", database, _holder(error))
+                say_at = deadline
         time.sleep(RETRY_SECONDS)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from datetime import datetime, timezone
+from enum import Enum
 from typing import Any
 
 from leaderboard.errors import Unreadable
@@ -30,15 +31,31 @@ def now() -> datetime:
     return datetime.now(timezone.utc).replace(tzinfo=None)
 
 
-def add_run(store: Store, run: Run) -> bool:
-    """Store a run; False when it is there already. Raises `Unreadable` where it contradicts a stored run."""
+class Added(Enum):
+    """What became of a run."""
+
+    NEW = "added"
+    KNOWN = "known already"
+    DELETED = "deleted"
+
+
+def add_run(store: Store, run: Run) -> Added:
+    """Store a run, unless it is there already or was deleted. Raises `Unreadable` where it contradicts a stored run."""
     if store.rows("SELECT 1 FROM runs WHERE run_id = ?", [run.run_id]):
-        return False
+        return Added.KNOWN
+    if is_deleted(store, run.run_id):
+        return Added.DELETED
     with store.transaction():
         _check_not_a_copy(store, run)
         _insert_run(store, run)
         _log(store, str(run.path), "added", run.run_id, None)
-    return True
+    return Added.NEW
+
+
+def is_deleted(store: Store, run_id: str) -> bool:
+    """Whether a run was taken off the board (see `deletion`)."""
+    last = store.rows("SELECT deleted FROM deletions WHERE run_id = ? ORDER BY rowid DESC LIMIT 1", [run_id])
+    return bool(last and last[0]["deleted"])
 
 
 def log_rejection(store: Store, path: str, reason: str) -> None:

@@ -40,8 +40,9 @@ def _own_commands() -> list[type[SubCommand]]:
     from harness_ext.cli.ingest import Ingest
     from harness_ext.cli.leaderboard import Leaderboard
     from harness_ext.cli.recipes import Recipes
+    from harness_ext.cli.runs import Runs
 
-    return [Recipes, Export, Compare, Ingest, Baseline, Leaderboard, Doctor]
+    return [Recipes, Export, Compare, Ingest, Runs, Baseline, Leaderboard, Doctor]
 
 
 def _index_tasks_of(parser: argparse.ArgumentParser, *, listing: bool) -> None:

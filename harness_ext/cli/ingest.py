@@ -5,10 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from lm_eval._cli.subcommand import SubCommand
 
+from harness_ext.errors import UserError
 from leaderboard.advice import DEFAULT_DATABASE
+
+if TYPE_CHECKING:
+    from leaderboard.ingest import IngestReport
 
 
 def add_database_argument(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +40,9 @@ class Ingest(SubCommand):
         self._parser.add_argument("paths", type=Path, nargs="*", metavar="PATH", help="Folders (searched to the bottom) or results_*.json files; default: the database's folder")
         add_database_argument(self._parser)
         self._parser.add_argument("--rebuild", action="store_true", help="Make the database anew from the paths; the run folders are the truth, it is an index")
+        self._parser.add_argument(
+            "--watch", type=float, nargs="?", const=5.0, default=None, metavar="<seconds>", help="Keep looking for new runs, every so many seconds (default: 5), until Ctrl-C"
+        )
         self._parser.add_argument("--timeout", type=float, default=30.0, metavar="<seconds>", help="How long to wait for another writer (default: 30)")
 
     @staticmethod
@@ -42,9 +50,30 @@ class Ingest(SubCommand):
         from leaderboard.ingest import ingest
 
         paths = args.paths or [args.database.parent]
+        if args.watch is not None:
+            _watch(paths, args)
         report = ingest(paths, args.database, rebuild=args.rebuild, timeout_s=args.timeout)
-        print(f"{len(report.added)} added, {len(report.duplicates)} known already, {len(report.rejected)} rejected: {args.database}")
-        for rejected in report.rejected:
-            print(f"rejected: {rejected.path}: {rejected.reason}", file=sys.stderr)
+        _tell(report, args.database)
         if report.rejected:
             sys.exit(1)
+
+
+def _watch(paths: list[Path], args: argparse.Namespace) -> NoReturn:
+    from leaderboard.watch import Watch
+
+    if args.rebuild or args.watch <= 0:
+        raise UserError("--watch takes a number of seconds above 0, and goes without --rebuild")
+    print(f"watching {', '.join(map(str, paths))}; Ctrl-C ends it", file=sys.stderr)
+    watch = Watch(paths, args.database, lambda report: _tell(report, args.database), timeout_s=args.timeout)
+    try:
+        watch.run(args.watch)
+    except KeyboardInterrupt:
+        sys.exit(0)
+    raise AssertionError("it watches until it is interrupted")
+
+
+def _tell(report: IngestReport, database: Path) -> None:
+    deleted = f", {len(report.deleted)} left out since deleted (`lm_eval runs list --deleted`)" if report.deleted else ""
+    print(f"{len(report.added)} added, {len(report.duplicates)} known already, {len(report.rejected)} rejected{deleted}: {database}", flush=True)
+    for rejected in report.rejected:
+        print(f"rejected: {rejected.path}: {rejected.reason}", file=sys.stderr)

@@ -203,3 +203,10 @@ def kit() -> Kit:
 def made(tmp_path: Path) -> Fabricator:
     """A fabricator for a fresh folder."""
     return Fabricator(tmp_path / "results")
+
+
+@pytest.fixture
+def database(made: Any) -> Path:
+    """Where the store will be."""
+    made.root.mkdir(parents=True, exist_ok=True)
+    return made.root / "leaderboard.duckdb"

@@ -188,7 +188,7 @@ def test_busy_from_the_start_is_said(filled: Path) -> None:
 
 def test_a_newer_and_a_damaged_database_are_refused(filled: Path) -> None:
     connection = duckdb.connect(str(filled))
-    connection.execute("UPDATE schema_migrations SET number = 999")
+    connection.execute("UPDATE schema_migrations SET number = number + 999")
     connection.close()
     assert "newer than the page" in texts(page())
     filled.write_bytes(b"garbage")

@@ -26,13 +26,6 @@ TABLES = ("variants", "runs", "run_tasks", "scores", "docs", "samples", "sample_
 INGEST = "import sys; from pathlib import Path; from leaderboard.ingest import ingest\nprint(len(ingest([Path(p) for p in sys.argv[2:]], Path(sys.argv[1])).added))"
 
 
-@pytest.fixture
-def database(made: Any) -> Path:
-    """Where the store will be."""
-    made.root.mkdir(parents=True, exist_ok=True)
-    return made.root / "leaderboard.duckdb"
-
-
 def contents(database: Path) -> dict[str, list[tuple[Any, ...]]]:
     """All rows but times of ingest, in an order of their own."""
     with open_store(database) as store:
@@ -217,11 +210,11 @@ def test_newer_older_foreign_garbage_and_missing(database: Path) -> None:
         pass
     database.unlink()
     with open_store(database, read_only=False) as store:
-        store.connection.execute("UPDATE schema_migrations SET number = 0")
+        store.connection.execute("UPDATE schema_migrations SET number = number - 100")
     with pytest.raises(OlderDatabase, match=f"`lm_eval ingest {here}"), open_store(database):
         pass
     connection = duckdb.connect(str(database))
-    connection.execute("UPDATE schema_migrations SET number = 999")
+    connection.execute("UPDATE schema_migrations SET number = number + 999")
     connection.close()
     for read_only in (True, False):
         with pytest.raises(NewerDatabase, match=f"upgrade lm-eval-recipes.*`lm_eval ingest --rebuild {here}"), open_store(database, read_only=read_only):

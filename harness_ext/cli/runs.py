@@ -1,0 +1,79 @@
+"""`lm_eval runs`: what the leaderboard holds, and taking a run off it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from lm_eval._cli.subcommand import SubCommand
+
+from harness_ext.cli.ingest import add_database_argument
+
+if TYPE_CHECKING:
+    from leaderboard.queries import RunRow
+
+
+class Runs(SubCommand):
+    """List runs, delete one, or take a deletion back."""
+
+    def __init__(self, subparsers: argparse._SubParsersAction) -> None:
+        self._parser = subparsers.add_parser(
+            "runs",
+            help="List the leaderboard's runs, or take one off it",
+            description="List what the leaderboard holds, or take a run off it. The run's files are never touched; it is remembered that ingest must leave them out.",
+        )
+        self._add_args()
+
+    def _add_args(self) -> None:
+        actions = self._parser.add_subparsers(metavar="ACTION", required=True)
+        listed = actions.add_parser("list", help="List all runs, or those that were deleted")
+        listed.add_argument("--deleted", action="store_true", help="Those that are off the board, with the reasons")
+        gone = actions.add_parser("delete", help="Take a run off the board; its files stay")
+        gone.add_argument("run", metavar="RUN", help="The run's folder or results file, or the beginning of its id")
+        gone.add_argument("--reason", required=True, metavar="<text>", help="Why; kept on record")
+        back = actions.add_parser("restore", help="Let a deleted run back in at the next ingest")
+        back.add_argument("run", metavar="ID", help="The beginning of its id, from `runs list --deleted`")
+        for parser, function in ((listed, self._list), (gone, self._delete), (back, self._restore)):
+            add_database_argument(parser)
+            parser.set_defaults(func=function)
+
+    @staticmethod
+    def _execute(args: argparse.Namespace) -> None:
+        """Never reached: an action is required."""
+
+    @staticmethod
+    def _list(args: argparse.Namespace) -> None:
+        from leaderboard import queries
+        from leaderboard.deletion import deletions
+        from leaderboard.store import open_store
+        from leaderboard.wording import plain
+
+        if args.deleted:
+            for entry in deletions(args.database):
+                print(plain(f"{entry.run_id[:12]}  {entry.logged_at:%Y-%m-%d %H:%M} UTC  {entry.path}: {entry.reason}"))
+            return
+        with open_store(args.database) as store:
+            for run in queries.runs(store):
+                print(_line(run))
+
+    @staticmethod
+    def _delete(args: argparse.Namespace) -> None:
+        from leaderboard.deletion import delete
+
+        entry = delete(args.database, args.run, args.reason)
+        print(f"{entry.run_id[:12]} is off the board; its files stay in {entry.path}. `lm_eval runs restore {entry.run_id[:12]}` takes this back")
+
+    @staticmethod
+    def _restore(args: argparse.Namespace) -> None:
+        from leaderboard.advice import ingest_command
+        from leaderboard.deletion import take_back
+
+        entry = take_back(args.database, args.run)
+        print(f"{entry.run_id[:12]} may come back: `{ingest_command(args.database, str(entry.path))}`")
+
+
+def _line(run: RunRow) -> str:
+    from leaderboard.wording import plain
+
+    started = f"{run.started:%Y-%m-%d %H:%M}" if run.started else "unknown date    "
+    return plain(f"{run.run_id[:12]}  {started}  {run.status:8}  {run.recipe_label} on {run.model_name}  {run.path}")

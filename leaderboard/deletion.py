@@ -1,0 +1,82 @@
+"""Taking a run off the board, and back: the store forgets its rows and remembers that it is not to be ingested again.
+
+Notable choices: its folder is never touched, since files are the truth and may be wanted elsewhere; every deletion has a reason and stays on record; a baseline that is pinned must be replaced first.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from leaderboard import queries
+from leaderboard.errors import LeaderboardError, UnknownRun
+from leaderboard.pins import find_run
+from leaderboard.store import Store, open_store
+from leaderboard.writing import now
+
+_TABLES = ("runs", "run_tasks", "scores", "samples", "sample_scores", "receipts", "calibrations")
+
+
+class Deletion(NamedTuple):
+    """One run that is off the board."""
+
+    run_id: str
+    path: Path
+    logged_at: datetime
+    reason: str
+
+
+def delete(database: Path, run: str, reason: str, *, timeout_s: float = 30.0) -> Deletion:
+    """Take a run, named by id or place, off the board. Its files stay.
+
+    Raises `UnknownRun`, `LeaderboardError` for an empty reason or a pinned baseline, and what `open_store` raises.
+    """
+    if not reason.strip():
+        raise LeaderboardError("a deletion needs a reason: say in --reason why this run is taken off the board")
+    with open_store(database, read_only=True, timeout_s=timeout_s) as store:
+        run_id = find_run(store, run)
+    with open_store(database, read_only=False, timeout_s=timeout_s) as store:
+        if run_id in queries.pinned_baselines(store).values():
+            raise LeaderboardError(f"{run_id} is the pinned baseline of its model: pin another one first, `lm_eval baseline set RUN --reason ...`")
+        path = str(queries.run_details(store, run_id)["path"])
+        with store.transaction():
+            _remove(store, run_id)
+            _record(store, run_id, path, reason.strip(), deleted=True)
+        return next(entry for entry in _deletions(store) if entry.run_id == run_id)
+
+
+def take_back(database: Path, run: str, *, timeout_s: float = 30.0) -> Deletion:
+    """Allow a deleted run to be ingested again. Raises `UnknownRun` where no deleted run's id begins so, and what `open_store` raises."""
+    with open_store(database, read_only=False, timeout_s=timeout_s) as store:
+        found = [entry for entry in _deletions(store) if run and entry.run_id.startswith(run)]
+        if len(found) != 1:
+            raise UnknownRun(f"{run!r} begins the id of {len(found) or 'no'} deleted runs: `lm_eval runs list --deleted` shows them")
+        with store.transaction():
+            _record(store, found[0].run_id, str(found[0].path), "taken back", deleted=False)
+        return found[0]
+
+
+def deletions(database: Path, *, timeout_s: float = 30.0) -> list[Deletion]:
+    """The runs that are off the board now, earliest deletion first. Raises what `open_store` raises."""
+    with open_store(database, read_only=True, timeout_s=timeout_s) as store:
+        return _deletions(store)
+
+
+def _deletions(store: Store) -> list[Deletion]:
+    rows = store.rows(
+        "SELECT run_id, path, logged_at, reason FROM (SELECT *, row_number() OVER (PARTITION BY run_id ORDER BY rowid DESC) AS place FROM deletions) "
+        "WHERE place = 1 AND deleted ORDER BY logged_at, run_id"
+    )
+    return [Deletion(row["run_id"], Path(row["path"]), row["logged_at"], row["reason"]) for row in rows]
+
+
+def _remove(store: Store, run_id: str) -> None:
+    for table in _TABLES:
+        store.connection.execute(f"DELETE FROM {table} WHERE run_id = ?", [run_id])
+    store.connection.execute("DELETE FROM variants WHERE variant_id NOT IN (SELECT variant_id FROM runs)")
+    store.connection.execute("DELETE FROM docs WHERE doc_key NOT IN (SELECT doc_key FROM samples)")
+
+
+def _record(store: Store, run_id: str, path: str, reason: str, *, deleted: bool) -> None:
+    store.insert("deletions", {"run_id": [run_id], "path": [path], "logged_at": [now()], "deleted": [deleted], "reason": [reason]})
