@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from leaderboard import comparable, judge, queries
+from leaderboard import comparable, judge, published, queries
 from leaderboard.cell import BASELINE, Cell, with_verdicts
 from leaderboard.errors import UnknownRun
 from leaderboard.judge import DEFAULT_MARGIN, Effect, Scored
@@ -133,6 +133,7 @@ def _cell(
         _blank(contents, run, task.task, "undecided"), metric=score.metric, filter=score.filter, n=task.documents, score=score.score,
         best_value=score.best_value, higher_is_better=score.higher_is_better is not False,
     )  # fmt: skip
+    cell = replace(cell, reported=published.beside(run.model_name, task.task, run.recipe_name, score.metric) if run.control is None else ())
     if score.score is None:
         return replace(cell, verdict="failed", notes=(f"the result is {score.reported}, not a number", *comparable.own_warnings(run)))
     baseline = fixed or _baseline_of(contents, run, task, others)

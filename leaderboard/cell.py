@@ -13,6 +13,7 @@ from datetime import datetime
 import numpy as np
 
 from leaderboard import statistics
+from leaderboard.published import Reported
 
 BASELINE = "baseline"
 SIGNIFICANCE = 0.05
@@ -57,6 +58,7 @@ class Cell:
     baseline_run: str | None = None
     control: str | None = None
     started: datetime | None = None
+    reported: tuple[Reported, ...] = ()
 
 
 def with_verdicts(cells: list[Cell]) -> list[Cell]:

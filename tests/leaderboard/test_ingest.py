@@ -18,7 +18,16 @@ import pytest
 
 from leaderboard import migrations, queries
 from leaderboard.board import board
-from leaderboard.errors import Busy, LeaderboardError, MissingDatabase, NewerDatabase, NotADatabase, OlderDatabase, UnknownRun, Unwritable
+from leaderboard.errors import (
+    Busy,
+    LeaderboardError,
+    MissingDatabase,
+    NewerDatabase,
+    NotADatabase,
+    OlderDatabase,
+    UnknownRun,
+    Unwritable,
+)
 from leaderboard.ingest import ingest
 from leaderboard.store import open_store
 

@@ -1,0 +1,65 @@
+"""The papers' numbers: whole, in our units, beside ours only where everything agrees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from leaderboard.board import board
+from leaderboard.errors import LeaderboardError
+from leaderboard.ingest import ingest
+from leaderboard.published import beside, published, published_folder
+from leaderboard.store import open_store
+from leaderboard.table import render
+
+
+def test_the_known_headline_numbers() -> None:
+    (phi,) = beside("microsoft/phi-2", "int_mult", "eigenprune", "acc")
+    assert (phi.before, phi.after, phi.sure) == (0.1375, 0.975, "paper")
+    (gptj,) = beside("EleutherAI/gpt-j-6B", "counterfact", "laser-search", "acc")
+    assert (gptj.before, gptj.after, gptj.setting) == (0.131, 0.240, "U_in, layer 27, rho 0.01")
+    (loss,) = beside("/models/somewhere/gpt-j-6b".rpartition("/")[2], "bios_gender", "laser-search", "log_loss")
+    assert (loss.before, loss.after, loss.higher_is_better) == (3.86, 4.20, False)
+
+
+def test_as_many_as_the_tables_have() -> None:
+    by_method = {name: sum(entry.method == name for entry in published()) for name in ("LASER", "feature space", "SFSD, searched", "MoDeGPT", "SVD")}
+    assert by_method == {"LASER": 48, "feature space": 12, "SFSD, searched": 10, "MoDeGPT": 2, "SVD": 3}
+
+
+@pytest.mark.parametrize("changed", [("other/phi-2b", "int_mult", "eigenprune", "acc"), ("microsoft/phi-2", "int_sum", "eigenprune", "acc"), ("microsoft/phi-2", "int_mult", "laser", "acc"), ("microsoft/phi-2", "int_mult", "eigenprune", "f1")])
+def test_nothing_where_one_thing_differs(changed: tuple[str, str, str, str]) -> None:
+    assert beside(*changed) == ()
+
+
+def test_every_recipe_named_is_shipped() -> None:
+    from harness_ext.recipe import shipped_names
+
+    assert {recipe for entry in published() for recipe in entry.recipes} - set(shipped_names()) <= {"laser-search", "sfsd-surgical"}
+
+
+def test_it_stands_beside_the_cell_and_in_no_verdict(made: Any, kit: Any, database: Path) -> None:
+    base, edited = kit.pair(20, 5, lost=1)
+    made.run("baseline", {"int_mult": base}, model="microsoft/phi-2")
+    made.run("eigenprune", {"int_mult": edited}, model="microsoft/phi-2")
+    ingest([made.root], database)
+    with open_store(database) as store:
+        cells = {cell.recipe: cell for cell in board(store)}
+    assert [entry.after for entry in cells["eigenprune"].reported] == [0.975] and cells["baseline"].reported == ()
+    assert "reported by arXiv:2404.03147 (stated in the paper)" in " ".join(render(list(cells.values()), width=120).split())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [("sure", "certain", "sure"), ("rows", [["LASER", "GPT-J", "t", [1, 2]]], "4 values for 6 columns"), ("columns", ["model"], "columns must be"), ("extra", 1, "extra")],
+)
+def test_a_file_with_a_mistake_is_named(tmp_path: Path, key: str, value: object, message: str) -> None:
+    data = yaml.safe_load((published_folder() / "laser.yaml").read_text())
+    data[key] = value
+    (tmp_path / "laser.yaml").write_text(yaml.safe_dump(data))
+    with pytest.raises(LeaderboardError, match=r"laser\.yaml cannot be read") as caught:
+        published(tmp_path)
+    assert message in str(caught.value)
