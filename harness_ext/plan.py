@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from harness_ext.anatomy import Anatomy, Matrix
 from harness_ext.checkpoint import Checkpoint
 from harness_ext.errors import UserError
-from harness_ext.evidence import check_observable
+from harness_ext.evidence.experts import check_experts
 from harness_ext.loading import as_loaded
 from harness_ext.methods import registered_methods
 from harness_ext.receipt import stored_parameters
@@ -98,8 +98,7 @@ def planned_matrices(recipe: Recipe, loaded: Checkpoint) -> tuple[PlannedMatrix,
 def _selected(anatomy: Anatomy, recipe: Recipe, number: int, step: Step) -> Sequence[Matrix]:
     where = f"recipe {recipe.label!r}, step {number}: "
     matrices = anatomy.select(step, where)
-    if step.evidence is not None:
-        check_observable(matrices, where)
+    check_experts(step, matrices, where)
     return matrices
 
 

@@ -243,11 +243,16 @@ def _results_root(output_path: Path) -> Path:
 
 
 def _left_as_they_were(recipe: Recipe, operation: Operation) -> list[str]:
-    """A warning about matrices that an editing recipe did not change: a fraction of few components may be none."""
+    """Warnings about matrices that an editing recipe did not change: a fraction of few components may be none, and an expert may have seen nothing."""
+    from harness_ext.surgery import UNSEEN
+
     if all(step.method == "identity" for step in recipe.steps):
         return []
-    same = sum(record.rank_after == record.rank_before and record.relative_error < 1e-6 for record in operation.records)
-    return [f"{same} of {len(operation.records)} matrices or heads were left as they were: what was asked for comes to no component there"] if same else []
+    of = f"of {len(operation.records)} matrices or heads were left as they were"
+    unseen = sum(record.fallback == UNSEEN for record in operation.records)
+    same = sum(record.rank_after == record.rank_before and record.relative_error < 1e-6 for record in operation.records) - unseen
+    found = [f"{same} {of}: what was asked for comes to no component there"] if same else []
+    return found + ([f"{unseen} {of}: no calibration document has a token that reached them (fallback unseen), as happens to experts; a larger calibration.samples may reach them"] if unseen else [])
 
 
 @contextmanager

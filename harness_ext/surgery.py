@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from harness_ext.anatomy import ATTENTION, Matrix
 from harness_ext.errors import UserError
-from harness_ext.evidence import check_observable, gather
+from harness_ext.evidence import gather
 from harness_ext.evidence.contrast import contrast_set
 from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
+from harness_ext.evidence.experts import check_experts
 from harness_ext.evidence.search import search
 from harness_ext.factors import Factors, NotConverged
-from harness_ext.methods import AnyEdit, Svd, registered_methods
+from harness_ext.methods import AnyEdit, DenseEdit, Svd, registered_methods
 from harness_ext.receipt import MatrixRecord, VariantFailed, stored_parameters
 from harness_ext.recipe import Calibration, Recipe, Step
 from harness_ext.weights import Weights, tensor_digest
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
     from torch import Generator, Tensor
 
+
+UNSEEN = "unseen"
+"""The fallback for an expert to which no token of the calibration documents was sent: it stays as it was."""
 
 Documents = Callable[[Calibration, str], list[CalibrationSet]]
 """Draws the documents of a step; the second argument opens its error messages."""
@@ -68,8 +72,7 @@ def operate(lm: HFLM, weights: Weights, factors: Factors, recipe: Recipe, docume
         where = f"recipe {recipe.label!r}, step {number}: "
         matrices = weights.anatomy.select(step, where)
         weights.check_editable(matrices)
-        if step.evidence is not None or step.contrast_set is not None:
-            check_observable(matrices, where)
+        check_experts(step, matrices, where)
         labelled = _documents(step, number, documents, operation, where)
         for stage in stages(matrices) if step.one_after_another else [matrices]:
             evidence = _evidence(lm, weights, factors, step, stage, labelled, operation, where, progress)
@@ -184,6 +187,8 @@ def _call(factors: Factors, step: Step, matrix: Matrix, weight: Tensor, evidence
     import torch
 
     method = registered_methods()[step.method]
+    if method.statistics - evidence.keys():
+        return DenseEdit(weight, UNSEEN)
     arguments: dict[str, Any] = {**step.parameters, **{name: value.to(weight.device) for name, value in evidence.items()}}
     if "svd" in method.engine_arguments:
         arguments["svd"] = _decompose(factors, weight, matrix)

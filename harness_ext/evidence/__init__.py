@@ -3,7 +3,8 @@
 Only the statistics that a method names are gathered. Documents are padded on the left, so that the answers of a batch stand at the same positions and a counterfactual input
 is that of the same place in another prompt. Losses are per document, so the batch size changes nothing but speed.
 
-A pass holds the factors, or the second moments, of the matrices it works on; matrices are taken in groups that fit `FACTOR_BYTES`, one pass a group, so that memory stays bounded for any model.
+Gradients are those at the outputs of modules, reduced as the backward pass reaches each and then let go; weights get none. A pass holds the factors, or the second moments, of the matrices it works on;
+matrices are taken in groups that fit `FACTOR_BYTES`, one pass a group, so that memory stays bounded for any model.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from harness_ext.anatomy import Matrix
 from harness_ext.errors import UserError
 from harness_ext.evidence.documents import LabelledDocument
+from harness_ext.evidence.experts import ExpertCall, check_equation, sights
 from harness_ext.evidence.statistics import AblationEffects, ContrastDifferences, CounterfactualEffects, FisherInformation, InputMagnitude, InputMean, InputSecondMoment, InputSquare, Statistic
 from harness_ext.methods import STATISTICS_OF_COMPONENTS, STATISTICS_OF_INPUTS
 from harness_ext.receipt import VariantFailed
@@ -42,17 +44,34 @@ class _Batch:
 
 @dataclass
 class _Watched:
-    """One matrix under watch, its statistics, and the input it saw in the batch at hand."""
+    """One matrix under watch, its statistics, and how many real tokens it has seen."""
 
     matrix: Matrix
     statistics: dict[str, Statistic] = field(default_factory=dict)
+    tokens: int = 0
+
+    def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor) -> None:
+        """Take in a batch of what goes into its module and of the gradients at what comes out; see `Statistic`."""
+        own_inputs = part_of(inputs, self.matrix.columns).float()
+        own_gradients = None if gradients is None else part_of(gradients, self.matrix.rows).float()
+        real = real.to(inputs.device)
+        self.tokens += int(real.sum())
+        for statistic in self.statistics.values():
+            statistic.update(own_inputs, own_gradients, real)
+
+    def results(self) -> dict[str, Tensor] | None:
+        """Every statistic by name; None where no token, or nothing to compare, was seen, which happens to experts."""
+        if not self.tokens:
+            return None
+        found = {name: value for name, statistic in self.statistics.items() if (value := statistic.result()) is not None}
+        return found if len(found) == len(self.statistics) else None
 
 
 def gather(
     lm: HFLM, matrices: Sequence[Matrix], names: frozenset[str], documents: Sequence[LabelledDocument], batch_size: int, decompose: Callable[[Matrix], Svd],
     progress: Callable[[int], Any] = lambda documents: None,
 ) -> dict[str, dict[str, Tensor]]:
-    """Gather the named statistics of every matrix over all documents; keyed by `Matrix.key`, then by statistic.
+    """Gather the named statistics of every matrix over all documents; keyed by `Matrix.key`, then by statistic. An expert that saw nothing to go by is left out.
 
     decompose: gives the factors of a matrix, called once each. progress: told the number of documents done.
 
@@ -64,7 +83,7 @@ def gather(
     for group in _groups(matrices, names):
         watched = [_Watched(matrix, _start(names, matrix, decompose)) for matrix in group]
         _one_pass(lm, watched, batches, progress, backward=not names <= STATISTICS_OF_INPUTS)
-        gathered |= {item.matrix.key: {name: statistic.result() for name, statistic in item.statistics.items()} for item in watched}
+        gathered |= {item.matrix.key: found for item in watched if (found := item.results()) is not None}
     return gathered
 
 
@@ -77,16 +96,6 @@ def check_pairs(names: frozenset[str], documents: Mapping[str, int], batch_size:
     alone = [task for task, count in documents.items() if count < 2]
     if alone:
         raise UserError(f"this method compares each calibration document with another of its task, and {' and '.join(alone)} would give only one: raise calibration.samples")
-
-
-def check_observable(matrices: Sequence[Matrix], where: str = "") -> None:
-    """Raise UserError naming the first matrix that evidence cannot be gathered for.
-
-    An expert's matrices are no modules: one call computes all experts from one parameter, and shows neither the inputs nor the outputs of a single one.
-    """
-    for matrix in matrices:
-        if matrix.expert is not None:
-            raise UserError(f"{where}{matrix.key}: methods that need calibration cannot be applied to experts yet; choose matrices outside them, such as attn, or a method that needs none")
 
 
 def _start(names: frozenset[str], matrix: Matrix, decompose: Callable[[Matrix], Svd]) -> dict[str, Statistic]:
@@ -124,49 +133,81 @@ def _groups(matrices: Sequence[Matrix], names: frozenset[str]) -> Iterator[list[
         yield group
 
 
+@dataclass
+class _Observed:
+    """One module under watch, called once a batch: the matrices in it, and which tokens of the batch at hand are real, `[b, t]`.
+
+    What is seen is reduced as soon as it is there and then let go: in a forward pass when the module is called, else when the gradient at its output arrives.
+    """
+
+    name: str
+    items: list[_Watched]
+    backward: bool
+    real: Tensor | None = None
+    checked: bool = False
+
+    def called(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        """A forward hook."""
+        experts = self.items[0].matrix.expert is not None
+        waiting = [ExpertCall(*(value.detach() for value in (*args, output))) if experts else args[0].detach()]
+        if self.backward:
+            output.register_hook(lambda gradient: self._show(module, waiting.pop(), gradient))
+        else:
+            self._show(module, waiting.pop(), None)
+
+    def _show(self, module: nn.Module, seen: Tensor | ExpertCall, gradient: Tensor | None) -> None:
+        real = self.real
+        assert real is not None, "no batch is at hand"
+        if not isinstance(seen, ExpertCall):
+            # Some models hand their layers all tokens in a row, without the batch.
+            inputs, gradient = seen.reshape(*real.shape, -1), None if gradient is None else gradient.reshape(*real.shape, -1)
+            for item in self.items:
+                item.update(inputs, gradient, real)
+            return
+        if not self.checked:
+            check_equation(module, seen, real, self.name)
+            self.checked = True
+        for expert in sorted({item.matrix.expert for item in self.items if item.matrix.expert is not None}):
+            sight = sights(module, seen, gradient, expert, real)
+            for item in self.items:
+                if item.matrix.expert == expert:
+                    item.update(*sight[item.matrix.parameter.rpartition(".")[2]])
+
+
 def _one_pass(lm: HFLM, watched: Sequence[_Watched], batches: Sequence[_Batch], progress: Callable[[int], Any], *, backward: bool) -> None:
     import torch
 
     modules = dict(lm.model.named_modules())
-    by_module: dict[str, list[_Watched]] = {}
+    observed: dict[str, _Observed] = {}
     for item in watched:
-        by_module.setdefault(item.matrix.module, []).append(item)
+        observed.setdefault(item.matrix.module, _Observed(item.matrix.module, [], backward)).items.append(item)
     with ExitStack() as stack:
         stack.enter_context(_frozen(lm.model))
         stack.enter_context(torch.set_grad_enabled(backward))
-        seen: dict[str, tuple[Tensor, Tensor]] = {}
-        for name in by_module:
-            stack.callback(modules[name].register_forward_hook(_remember(seen, name)).remove)
+        for name, module in observed.items():
+            stack.callback(modules[name].register_forward_hook(module.called).remove)
+        embedded: list[Tensor] = []
         if backward:
-            stack.callback(lm.model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.detach().requires_grad_(True)).remove)
+            stack.callback(lm.model.get_input_embeddings().register_forward_hook(_begin_here(embedded)).remove)
         for batch in batches:
-            seen.clear()
+            for module in observed.values():
+                module.real = batch.mask.bool()
+            embedded.clear()
             loss = summed_loss(lm, batch)
             if not torch.isfinite(loss):
                 hint = "; in float64 the attention of some models cannot take padding: load the model in float32" if lm.model.dtype == torch.float64 else ""
                 raise VariantFailed("non_finite_loss", f"the calibration loss is not finite: the model or a prompt is broken; nothing was edited{hint}")
-            names = list(by_module)
-            gradients = torch.autograd.grad(loss, [seen[name][1] for name in names]) if backward else [None] * len(names)
-            real = batch.mask.bool()
-            for name, gradient in zip(names, gradients, strict=True):
-                # Some models hand their layers all tokens in a row, without the batch.
-                inputs = seen[name][0].detach().reshape(*real.shape, -1)
-                gradient = None if gradient is None else gradient.detach().reshape(*real.shape, -1)
-                for item in by_module[name]:
-                    _update(item, inputs, gradient, real)
+            if backward:
+                torch.autograd.grad(loss, embedded)
             progress(batch.tokens.shape[0])
 
 
-def _update(item: _Watched, inputs: Tensor, gradient: Tensor | None, real: Tensor) -> None:
-    own_inputs = part_of(inputs, item.matrix.columns).float()
-    own_gradient = None if gradient is None else part_of(gradient, item.matrix.rows).float()
-    for statistic in item.statistics.values():
-        statistic.update(own_inputs, own_gradient, real.to(inputs.device))
+def _begin_here(embedded: list[Tensor]) -> Callable[..., Tensor]:
+    """A forward hook that makes a module's output the place where the backward pass ends: all that follows gets gradients, without any for the weights."""
 
-
-def _remember(seen: dict[str, tuple[Tensor, Tensor]], name: str) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        seen[name] = (args[0], output)
+    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        embedded.append(output.detach().requires_grad_(True))
+        return embedded[-1]
 
     return hook
 

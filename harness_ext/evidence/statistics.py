@@ -17,13 +17,13 @@ class Statistic(Protocol):
     """What the gathering pass needs of a statistic."""
 
     def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor) -> None:
-        """Take in one batch: inputs `[b, t, n]`, gradients `[b, t, m]`, both fp32, and real `[b, t]`, true where the token is not padding.
+        """Take in one batch: inputs `[b, t, n]`, gradients `[b, t, m]`, both fp32, and real `[b, t]`, true where the token is not padding, and of an expert where it was sent there.
 
         gradients: None in a pass whose statistics are all of inputs.
         """
 
-    def result(self) -> Tensor:
-        """The value over everything seen."""
+    def result(self) -> Tensor | None:
+        """The value over everything seen; None where nothing of it could be used."""
 
 
 class InputMean:
@@ -92,14 +92,16 @@ class ContrastDifferences:
 
     def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor) -> None:
         """See `Statistic`. Padding is on the left, so the last place is each text's last token."""
-        last = inputs[:, -1].double()
-        self._differences.append(last[0::2] - last[1::2])
+        last, seen = inputs[:, -1].double(), real[:, -1]
+        # An expert may see one of a pair, or neither.
+        self._differences.append((last[0::2] - last[1::2])[seen[0::2] & seen[1::2]])
 
-    def result(self) -> Tensor:
-        """All differences, in order."""
+    def result(self) -> Tensor | None:
+        """All differences, in order; None where both of a pair were never seen."""
         import torch
 
-        return torch.cat(self._differences)
+        found = torch.cat(self._differences)
+        return found if len(found) else None
 
 
 class FisherInformation:
@@ -152,9 +154,8 @@ class CounterfactualEffects:
         maximum = effects.max(dim=0).values
         self._maximum = maximum if self._maximum is None else self._maximum.maximum(maximum)
 
-    def result(self) -> Tensor:
-        """The running maximum, `[r]`, fp32."""
-        assert self._maximum is not None, "no pair of real tokens was seen"
+    def result(self) -> Tensor | None:
+        """The running maximum, `[r]`, fp32; None where no two tokens could be compared, which happens to experts."""
         return self._maximum
 
 

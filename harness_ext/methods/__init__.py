@@ -131,6 +131,7 @@ class Method:
     engine_arguments: frozenset[str]
     parameters: Mapping[str, Parameter]
     rank_from_weights: bool = False
+    shifts_bias: bool = False
 
     @property
     def takes_keep(self) -> bool:
@@ -160,17 +161,23 @@ class Method:
         return NEEDS[1 if self.contrasts else 2 if self.statistics <= STATISTICS_OF_INPUTS else 3]
 
 
+    def moves_bias(self, parameters: Mapping[str, Any]) -> bool:
+        """Whether an edit with these settings moves a bias, so that what has none (an expert) must be refused: always, or as the setting `bias` says."""
+        return self.shifts_bias and bool(parameters.get("bias", True))
+
+
 _registry: dict[str, Method] = {}
 
 
-def method(*, summary: str, name: str | None = None, rank_from_weights: bool = False) -> Callable[[Callable[..., AnyEdit]], Callable[..., AnyEdit]]:
+def method(*, summary: str, name: str | None = None, rank_from_weights: bool = False, shifts_bias: bool = False) -> Callable[[Callable[..., AnyEdit]], Callable[..., AnyEdit]]:
     """Register a function as a method under its own name, or under `name`. rank_from_weights: it finds the rank itself, so that no plan can tell it.
+    shifts_bias: its edits move a bias; where it has a setting `bias`, only those with that set.
 
     Raises TypeError where the signature is not one that the engine can call, and ValueError for a name already taken by another function.
     """
 
     def register(function: Callable[..., AnyEdit]) -> Callable[..., AnyEdit]:
-        registered = replace(_describe(function, name or function.__name__, summary), rank_from_weights=rank_from_weights)
+        registered = replace(_describe(function, name or function.__name__, summary), rank_from_weights=rank_from_weights, shifts_bias=shifts_bias)
         known = _registry.get(registered.name)
         if known is not None and known.function.__module__ != function.__module__:
             raise ValueError(f"method {registered.name!r} is already registered by {known.function.__module__}")

@@ -38,7 +38,7 @@ def without(svd: Svd, removed: Tensor, input_mean: Tensor) -> Edit:
     return Edit(left[:, ~removed], svd.vh[~removed], shift)
 
 
-@method(summary="Remove the components whose corruption never raises the loss much.")
+@method(summary="Remove the components whose corruption never raises the loss much.", shifts_bias=True)
 def eigenprune(weight: Tensor, /, *, svd: Svd, counterfactual_effects: Tensor, input_mean: Tensor, fraction: Fraction = 0.2) -> Edit:
     """The paper's rule: a component is worth the largest first-order effect, over documents and tokens, of seeing another document's input.
 
@@ -47,7 +47,7 @@ def eigenprune(weight: Tensor, /, *, svd: Svd, counterfactual_effects: Tensor, i
     return without_lowest(svd, counterfactual_effects, input_mean, fraction)
 
 
-@method(summary="Remove the components whose removal lowers the loss most, to first order.")
+@method(summary="Remove the components whose removal lowers the loss most, to first order.", shifts_bias=True)
 def ablation_prune(weight: Tensor, /, *, svd: Svd, ablation_effects: Tensor, input_mean: Tensor, fraction: Fraction = 0.02) -> Edit:
     """Ours: as `eigenprune`, but a component is worth the mean effect of exactly the edit that is made, its removal with the mean output kept.
 
@@ -56,7 +56,7 @@ def ablation_prune(weight: Tensor, /, *, svd: Svd, ablation_effects: Tensor, inp
     return without_lowest(svd, ablation_effects, input_mean, fraction)
 
 
-@method(summary="Remove the components whose removal is measured to lower the loss, few at a time.", rank_from_weights=True)
+@method(summary="Remove the components whose removal is measured to lower the loss, few at a time.", rank_from_weights=True, shifts_bias=True)
 def eigenprune_greedy(weight: Tensor, /, *, svd: Svd, removed_components: Tensor, input_mean: Tensor) -> Edit:
     """Ours: as `ablation_prune`, but candidates are taken only if the loss really falls, and found anew after each round (see `harness_ext.evidence.search`).
 

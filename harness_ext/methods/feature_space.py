@@ -22,7 +22,7 @@ WEIGHT_DIRECTIONS = "weight_directions"
 """The fallback where the texts move the outputs along fewer directions than are to be kept."""
 
 
-@method(summary="Keep the directions along which the outputs on calibration texts vary most.")
+@method(summary="Keep the directions along which the outputs on calibration texts vary most.", shifts_bias=True)
 def feature_space(weight: Tensor, /, *, input_second_moment: Tensor, input_mean: Tensor, keep: Keep, centred: bool = True, bias: bool = True) -> Edit:
     """`W' = U_r U_r^T W`, and with `bias` also `b' = b + (I - U_r U_r^T) W x_mean` (arXiv:2405.13039 centred; arXiv:2403.07378 not).
 

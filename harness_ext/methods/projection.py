@@ -18,7 +18,7 @@ NO_DIFFERENCE = "no_difference"
 """The fallback where the outputs do not tell the texts apart: the matrix stays as it is."""
 
 
-@method(summary="Project the directions that separate contrasting texts out of each matrix's outputs.", rank_from_weights=True)
+@method(summary="Project the directions that separate contrasting texts out of each matrix's outputs.", rank_from_weights=True, shifts_bias=True)
 def contrast_projection(weight: Tensor, /, *, contrast_differences: Tensor, input_mean: Tensor, directions: Count = 1, bias: bool = True) -> Edit | DenseEdit:
     """`W' = (I - V V^T) W`, V `[m, k]` the top right singular vectors of the output differences `D = X W^T` (after ProFS, arXiv:2405.13967), uncentred, so that their mean counts (ours).
 

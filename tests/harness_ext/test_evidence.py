@@ -27,10 +27,11 @@ DOCUMENTS = [
 
 @dataclass
 class Seen:
-    """What one document does at one matrix: inputs `[t, n]`, gradients of its loss at the outputs `[t, m]`."""
+    """What one document does at one matrix: inputs `[t, n]`, gradients of its loss at the outputs `[t, m]`, and whether the token gets there at all `[t]`, as it may not with an expert."""
 
     inputs: torch.Tensor
     gradients: torch.Tensor
+    there: torch.Tensor
 
 
 def encode(lm, document: LabelledDocument) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,6 +46,8 @@ def loss_of(lm, document: LabelledDocument) -> torch.Tensor:
 
 def observe(lm, matrix, document: LabelledDocument) -> Seen:
     """Add a zero that asks for its gradient to the matrix's output: dL/d(zero) is dL/d(output)."""
+    if matrix.expert is not None:
+        return observe_expert(lm, matrix, document)
     kept: dict[str, torch.Tensor] = {}
 
     def hook(module, args, output):
@@ -57,7 +60,35 @@ def observe(lm, matrix, document: LabelledDocument) -> Seen:
     handle.remove()
     # One document a batch, which some modules see as tokens without a batch.
     inputs, gradient = (value.reshape(-1, value.shape[-1]) for value in (kept["inputs"], kept["zero"].grad))
-    return Seen(part(inputs, matrix.columns), part(gradient, matrix.rows))
+    return Seen(part(inputs, matrix.columns), part(gradient, matrix.rows), torch.ones(len(inputs), dtype=bool))
+
+
+def observe_expert(lm, matrix, document: LabelledDocument) -> Seen:
+    """The same at one of the products in transformers' own loop over experts, which multiplies the tokens sent to an expert with its part of the parameter."""
+    experts = lm.model.get_submodule(matrix.module)
+    own = getattr(experts, matrix.parameter.rpartition(".")[2])[matrix.expert].detach()
+    kept: dict[str, torch.Tensor] = {}
+    real = torch.nn.functional.linear
+
+    def linear(values, weight, bias=None):
+        output = real(values, weight, bias)
+        if weight.shape != own.shape or not torch.equal(weight, own):
+            return output
+        kept.update(inputs=values.detach(), zero=torch.zeros_like(output).requires_grad_(True))
+        return output + kept["zero"]
+
+    handle = experts.register_forward_pre_hook(lambda module, args: kept.update(chosen=args[1]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "linear", linear)
+        loss_of(lm, document).backward()
+    handle.remove()
+    # The loop takes the tokens whose first choice the expert is first, then those whose second choice it is.
+    order = [token for choice in kept["chosen"].T.tolist() for token, chosen in enumerate(choice) if chosen == matrix.expert]
+    length = len(kept["chosen"])
+    seen = Seen(torch.zeros(length, matrix.full_shape[1]).double(), torch.zeros(length, matrix.full_shape[0]).double(), torch.zeros(length, dtype=bool))
+    if order:
+        seen.inputs[order], seen.gradients[order], seen.there[order] = kept["inputs"], kept["zero"].grad, True
+    return Seen(part(seen.inputs, matrix.columns), part(seen.gradients, matrix.rows), seen.there)
 
 
 def part(values: torch.Tensor, ranges) -> torch.Tensor:
@@ -69,11 +100,9 @@ EAGER = ("gemma2", "bloom")
 
 
 def observable(make_lm, family: str, words: str):
-    """A model, the matrices that a recipe's words choose in its layer 1 without those of experts, and how closely to compare."""
+    """A model, the matrices that a recipe's words choose in its layer 1, and how closely to compare."""
     lm = make_lm(family, dtype="float32" if family in EAGER else "float64")
-    matrices = [matrix for matrix in lm.weights.anatomy.select(parse_recipe(f"identity:layers=[1],{words}").steps[0]) if matrix.expert is None]
-    if not matrices:
-        pytest.skip("nothing is seen of single experts")
+    matrices = lm.weights.anatomy.select(parse_recipe(f"identity:layers=[1],{words}").steps[0])
     return lm, matrices, {"rtol": 5e-3, "atol": 1e-4} if family in EAGER else {"rtol": 2e-4, "atol": 1e-7}
 
 
@@ -93,6 +122,8 @@ def reference_effects(lm, matrix, weight: torch.Tensor, documents: list[Labelled
         for place, here in enumerate(batch):
             there = batch[(place + 1) % len(batch)]
             for back in range(1, min(len(here.inputs), len(there.inputs)) + 1):
+                if not (here.there[-back] and there.there[-back]):
+                    continue
                 dx = (there.inputs[-back] - here.inputs[-back]).numpy()
                 g = here.gradients[-back].numpy()
                 best = numpy.maximum(best, [(g @ u[:, i]) * s[i] * (vh[i] @ dx) for i in range(len(s))])
@@ -111,21 +142,28 @@ def test_effects_and_means_equal_the_reference(make_lm, family: str, role: str, 
     gathered = evidence.gather(lm, matrices, frozenset({"counterfactual_effects", "input_mean"}), DOCUMENTS, size, decompose(lm))
     for matrix in matrices[-2:]:
         expected = reference_effects(lm, matrix, lm.weights.read(matrix), DOCUMENTS, size)
+        if numpy.isinf(expected).all():
+            assert matrix.expert is not None and matrix.key not in gathered
+            continue
         numpy.testing.assert_allclose(gathered[matrix.key]["counterfactual_effects"].numpy(), expected, **closeness)
-        inputs = torch.cat([observe(lm, matrix, document).inputs for document in DOCUMENTS])
+        inputs = torch.cat([(seen := observe(lm, matrix, document)).inputs[seen.there] for document in DOCUMENTS])
         numpy.testing.assert_allclose(gathered[matrix.key]["input_mean"].numpy(), inputs.mean(0).numpy(), rtol=1e-5, atol=max(1e-6, closeness["atol"]))
 
 
 @pytest.mark.parametrize("role", ["k_proj", "down_proj"])
 def test_ablation_effects_equal_the_reference(make_lm, family: str, role: str) -> None:
     """The mean over tokens of <g, u_i> s_i (v_i . (x_mean - x)), summed by hand."""
-    lm, (matrix,), closeness = observable(make_lm, family, f"matrices=[{role}]")
-    gathered = evidence.gather(lm, [matrix], frozenset({"ablation_effects"}), DOCUMENTS, 2, decompose(lm))
-    u, s, vh = numpy.linalg.svd(lm.weights.read(matrix).numpy(), full_matrices=False)
-    seen = [observe(lm, matrix, document) for document in DOCUMENTS]
-    inputs, gradients = (numpy.concatenate([getattr(one, name).numpy() for one in seen]) for name in ("inputs", "gradients"))
-    expected = [numpy.mean([(g @ u[:, i]) * s[i] * (vh[i] @ (inputs.mean(0) - x)) for g, x in zip(gradients, inputs, strict=True)]) for i in range(len(s))]
-    numpy.testing.assert_allclose(gathered[matrix.key]["ablation_effects"].numpy(), expected, **closeness)
+    lm, matrices, closeness = observable(make_lm, family, f"matrices=[{role}]")
+    gathered = evidence.gather(lm, matrices, frozenset({"ablation_effects"}), DOCUMENTS, 2, decompose(lm))
+    for matrix in matrices:
+        u, s, vh = numpy.linalg.svd(lm.weights.read(matrix).numpy(), full_matrices=False)
+        seen = [observe(lm, matrix, document) for document in DOCUMENTS]
+        inputs, gradients = (numpy.concatenate([getattr(one, name)[one.there].numpy() for one in seen]) for name in ("inputs", "gradients"))
+        if not len(inputs):
+            assert matrix.expert is not None and matrix.key not in gathered
+            continue
+        expected = [numpy.mean([(g @ u[:, i]) * s[i] * (vh[i] @ (inputs.mean(0) - x)) for g, x in zip(gradients, inputs, strict=True)]) for i in range(len(s))]
+        numpy.testing.assert_allclose(gathered[matrix.key]["ablation_effects"].numpy(), expected, **closeness)
 
 
 def test_an_ablation_effect_is_the_slope_of_the_loss_in_the_removal(make_lm) -> None:
@@ -192,6 +230,42 @@ def test_matrices_taken_in_several_passes_give_the_same(make_lm, monkeypatch) ->
     for key, values in at_once.items():
         for name, value in values.items():
             torch.testing.assert_close(in_parts[key][name], value)
+
+
+def test_the_gradients_of_two_layers_are_never_there_together(make_lm, monkeypatch, plain_family: str) -> None:
+    """When those of a layer are reduced, those of the layers above are gone; nor are inputs kept beyond their use."""
+    from torch.multiprocessing.reductions import StorageWeakRef
+
+    lm = make_lm(plain_family)
+    matrices = lm.weights.anatomy.select(parse_recipe("identity").steps[0])
+    held: dict[int, list[StorageWeakRef]] = {}
+    layers: list[int] = []
+    real = evidence._Observed._show
+
+    def watch(self, module, seen, gradient) -> None:
+        layer = self.items[0].matrix.layer
+        assert all(reference.expired() for other, references in held.items() if other != layer for reference in references)
+        held.setdefault(layer, []).append(StorageWeakRef(gradient.untyped_storage()))
+        layers.append(layer)
+        real(self, module, seen, gradient)
+
+    monkeypatch.setattr(evidence._Observed, "_show", watch)
+    evidence.gather(lm, matrices, frozenset({"fisher_information"}), DOCUMENTS[:2], 2, decompose(lm))
+    assert layers == sorted(layers, reverse=True) and set(layers) == {0, 1, 2}
+    assert all(parameter.grad is None for parameter in lm.model.parameters())
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_padding_changes_no_statistic(make_lm, plain_family: str, size: int) -> None:
+    """One document at a time there is none; whatever the padding holds, the statistics are the same."""
+    lm = make_lm(plain_family, dtype="float64")
+    matrices = lm.weights.anatomy.select(parse_recipe("identity").steps[0])
+    names = frozenset({"input_mean", "input_magnitude", "input_second_moment", "input_second_moment_diagonal", "fisher_information", "ablation_effects"})
+    alone = evidence.gather(lm, matrices, names, DOCUMENTS, 1, decompose(lm))
+    for pad in (0, 17):
+        lm.tokenizer.pad_token_id = pad
+        for key, values in evidence.gather(lm, matrices, names, DOCUMENTS, size, decompose(lm)).items():
+            torch.testing.assert_close(values, alone[key], rtol=1e-4, atol=1e-6)
 
 
 def test_gathering_leaves_no_trace(make_lm) -> None:

@@ -372,18 +372,6 @@ def test_an_expert_beyond_the_last(mixture) -> None:
         mixture[1].anatomy.select(step(["up_proj expert 4"]))
 
 
-def test_experts_have_neither_evidence_nor_biases_yet(make_lm, make_model) -> None:
-    recipe = parse_recipe("eigenprune:matrices=[up_proj expert 1],calibration.task=int_mult")
-    said = "up_proj expert 1: methods that need calibration cannot be applied to experts yet"
-    lm = make_lm("mixtral")
-    with pytest.raises(UserError, match=said):
-        lm.apply(recipe, no_documents)
-    with pytest.raises(UserError, match=said):
-        plan(recipe, read_checkpoint(str(make_model("mixtral"))))
-    with pytest.raises(UserError, match="has no bias to shift: experts have none"):
-        lm.weights.shift_bias(lm.weights.anatomy.select(step(["up_proj expert 1"], [0]))[0], torch.ones(40))
-
-
 def test_experts_of_an_unknown_architecture_are_found_by_glob() -> None:
     anatomy = Anatomy({"model_type": "novel"}, {"blocks.0.experts.in": (3, 4, 5), "blocks.0.conv.weight": (3, 4, 5)})
     assert [(matrix.parameter, matrix.expert, matrix.shape) for matrix in anatomy.select(step(["*"]))] == [("blocks.0.experts.in", number, (4, 5)) for number in range(3)]
