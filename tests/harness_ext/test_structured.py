@@ -1,0 +1,252 @@
+"""Every method on matrices with a trap in them, in the fp32 in which it is used, against formulas in float64 numpy.
+
+Where singular values are equal the edit is not unique, so what is compared is what the formula determines: distances, ranks, projections, and which numbers are zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy
+import pytest
+import torch
+
+from harness_ext.errors import UserError
+from harness_ext.keep import Keep
+from harness_ext.methods import AnyEdit, Svd, registered_methods
+from harness_ext.methods.projection import NO_DIFFERENCE
+from harness_ext.methods.weight_space import SCALE_FLOOR, marchenko_pastur_median
+
+RANDOM = numpy.random.default_rng(7)
+
+
+def orthonormal(rows: int, columns: int) -> numpy.ndarray:
+    return numpy.linalg.qr(RANDOM.standard_normal((rows, columns)))[0]
+
+
+MATRICES: dict[str, numpy.ndarray] = {
+    "random": RANDOM.standard_normal((9, 13)),
+    "tall": RANDOM.standard_normal((13, 9)),
+    "deficient": RANDOM.standard_normal((10, 3)) @ RANDOM.standard_normal((3, 12)),
+    "repeated": orthonormal(8, 8) @ numpy.diag([3, 3, 3, 2, 2, 2, 1, 1]) @ orthonormal(12, 8).T,
+    "orthogonal": orthonormal(7, 7),
+    "row": RANDOM.standard_normal((1, 11)),
+    "column": RANDOM.standard_normal((11, 1)),
+    "single": numpy.array([[-2.5]]),
+    "zero": numpy.zeros((6, 9)),
+    "zero columns": RANDOM.standard_normal((6, 9)) * (numpy.arange(9) % 3 == 0),
+    "badly scaled columns": RANDOM.standard_normal((8, 11)) * numpy.logspace(-6, 6, 11),
+    "badly scaled rows": RANDOM.standard_normal((8, 11)) * numpy.logspace(-6, 6, 8)[:, None],
+    "tiny": RANDOM.standard_normal((6, 7)) * 1e-20,
+    "huge": RANDOM.standard_normal((6, 7)) * 1e15,
+}
+
+
+class Case:
+    """A matrix as the engine hands it over, in fp32, and the same numbers in float64; inputs of 40 tokens `[n, N]` with a mean, and gradients of as many."""
+
+    def __init__(self, name: str) -> None:
+        self.tensor = torch.tensor(MATRICES[name], dtype=torch.float32)
+        self.weight = self.tensor.double().numpy()
+        self.rows, self.columns = self.weight.shape
+        self.full = min(self.weight.shape)
+        self.norm = float(numpy.linalg.norm(self.weight))
+        generator = numpy.random.default_rng(3)
+        self.inputs = generator.standard_normal((self.columns, 40)) * numpy.linspace(2, 0.2, self.columns)[:, None] + generator.standard_normal((self.columns, 1))
+        self.mean = self.inputs.mean(1)
+        self.effects = generator.standard_normal(self.full)
+        self.u, self.s, self.vh = numpy.linalg.svd(self.weight, full_matrices=False)
+        self.svd = Svd(*torch.linalg.svd(self.tensor, full_matrices=False))
+        self.ranks = sorted({1, (self.full + 1) // 2, self.full})
+
+    def without(self, marks: numpy.ndarray) -> numpy.ndarray:
+        """What the marked components, of the factors handed over, make up."""
+        u, s, vh = (part.double().numpy() for part in self.svd)
+        return (u[:, marks] * s[marks]) @ vh[marks]
+
+    def near(self, found: object, expected: object, scale: float | None = None) -> None:
+        scale = self.norm if scale is None else scale
+        numpy.testing.assert_allclose(numpy.asarray(found, dtype=float), expected, rtol=0, atol=3e-5 * scale + 1e-30)
+
+    def dropped(self, rank: int, singular_values: numpy.ndarray | None = None) -> float:
+        return float(numpy.sqrt(((self.s if singular_values is None else singular_values)[rank:] ** 2).sum()))
+
+
+def dense(edit: AnyEdit) -> numpy.ndarray:
+    found = edit.weight().double().numpy()
+    assert numpy.isfinite(found).all() and all(bool(torch.isfinite(part).all()) for part in edit.parts)
+    return found
+
+
+def check_truncate_svd(case: Case, method: Callable[..., AnyEdit]) -> None:
+    for rank in case.ranks:
+        edit = method(case.tensor, svd=case.svd, keep=Keep(rank=rank))
+        assert edit.rank == rank
+        case.near(numpy.linalg.norm(case.weight - dense(edit)), case.dropped(rank))
+        again = method(edit.weight(), svd=Svd(*torch.linalg.svd(edit.weight(), full_matrices=False)), keep=Keep(rank=rank))
+        case.near(dense(again), dense(edit))
+
+
+def check_identity(case: Case, method: Callable[..., AnyEdit]) -> None:
+    edit = method(case.tensor, svd=case.svd)
+    case.near(dense(edit), case.weight)
+    assert edit.rank == case.full
+
+
+def check_bottom_components(case: Case, method: Callable[..., AnyEdit]) -> None:
+    for rank in case.ranks:
+        edit = method(case.tensor, svd=case.svd, keep=Keep(rank=rank))
+        case.near(numpy.linalg.norm(dense(edit)), case.dropped(case.full - rank))
+        case.near(numpy.linalg.norm(case.weight - dense(edit)), numpy.sqrt((case.s[: case.full - rank] ** 2).sum()))
+
+
+def check_random_subspace(case: Case, method: Callable[..., AnyEdit]) -> None:
+    for rank in case.ranks:
+        found = dense(method(case.tensor, keep=Keep(rank=rank), generator=torch.Generator().manual_seed(5)))
+        gaussian = torch.randn(case.full, rank, generator=torch.Generator().manual_seed(5), dtype=torch.float64).numpy()
+        projector = gaussian @ numpy.linalg.pinv(gaussian)
+        case.near(found, projector @ case.weight if case.rows <= case.columns else case.weight @ projector)
+        case.near(dense(method(torch.tensor(found), keep=Keep(rank=rank), generator=torch.Generator().manual_seed(5))), found)
+
+
+def check_noise(case: Case, method: Callable[..., AnyEdit]) -> None:
+    found = dense(method(case.tensor, generator=torch.Generator().manual_seed(1), relative_error=0.3))
+    case.near(numpy.linalg.norm(found - case.weight), 0.3 * case.norm)
+
+
+def check_magnitude(case: Case, method: Callable[..., AnyEdit]) -> None:
+    for density in (0.3, 0.5, 1.0):
+        expected = case.weight.flatten()
+        expected[numpy.argsort(numpy.abs(expected), kind="stable")[: int(numpy.floor((1 - density) * expected.size + 1e-9))]] = 0
+        numpy.testing.assert_array_equal(dense(method(case.tensor, density=density)), expected.reshape(case.weight.shape))
+
+
+def check_wanda(case: Case, method: Callable[..., AnyEdit]) -> None:
+    size = numpy.sqrt((case.inputs**2).mean(1))
+    for density in (0.3, 1.0):
+        expected = case.weight.copy()
+        for row in expected:
+            row[numpy.argsort(numpy.abs(row) * size, kind="stable")[: int(numpy.floor((1 - density) * len(row) + 1e-9))]] = 0
+        numpy.testing.assert_array_equal(dense(method(case.tensor, input_second_moment_diagonal=torch.tensor(size**2), density=density)), expected)
+
+
+def check_marchenko_pastur(case: Case, method: Callable[..., AnyEdit]) -> None:
+    small, large = sorted(case.weight.shape)
+    edge = numpy.median(case.s) / numpy.sqrt(large * marchenko_pastur_median(small / large)) * (numpy.sqrt(small) + numpy.sqrt(large))
+    edit = method(case.tensor, svd=case.svd)
+    # The median of a matrix of deficient rank is rounding: how many components lie above it is chance, and all that matter do.
+    if edge > 1e-5 * case.norm or case.norm == 0:
+        assert edit.rank == max(1, int((case.s > edge).sum()))
+    else:
+        assert edit.rank >= (case.s > 1e-5 * case.norm).sum()
+    case.near(numpy.linalg.norm(case.weight - dense(edit)), case.dropped(edit.rank))
+
+
+def check_scaled(case: Case, scale: numpy.ndarray, edit_at: Callable[[Keep], AnyEdit]) -> None:
+    """The weighted distance is the best there is at this rank; columns of no weight count by the floor."""
+    scale = numpy.maximum(scale / scale.max(), SCALE_FLOOR)
+    singular_values = numpy.linalg.svd(case.weight * scale, compute_uv=False)
+    for rank in case.ranks:
+        edit = edit_at(Keep(rank=rank))
+        assert edit.rank == rank
+        case.near(numpy.linalg.norm((case.weight - dense(edit)) * scale), case.dropped(rank, singular_values), scale=max(float(numpy.linalg.norm(case.weight * scale)), 1e-2 * case.norm))
+
+
+def check_activation_aware_svd(case: Case, method: Callable[..., AnyEdit]) -> None:
+    size = numpy.abs(case.inputs).mean(1)
+    check_scaled(case, numpy.sqrt(size), lambda keep: method(case.tensor, input_magnitude=torch.tensor(size), keep=keep))
+
+
+def check_fisher_weighted_svd(case: Case, method: Callable[..., AnyEdit]) -> None:
+    information = case.mean**2
+    information[0] = 0.0
+    if case.columns > 1:
+        check_scaled(case, numpy.sqrt(information), lambda keep: method(case.tensor, fisher_information=torch.tensor(information), keep=keep))
+    assert method(case.tensor, fisher_information=torch.zeros(case.columns).double(), keep=Keep(rank=1)).fallback == "unscaled"
+
+
+def check_feature_space(case: Case, method: Callable[..., AnyEdit]) -> None:
+    moment = case.inputs @ case.inputs.T / case.inputs.shape[1]
+    outputs = case.weight @ case.inputs
+    size = float(numpy.linalg.norm(outputs))
+    for rank in case.ranks:
+        for centred in (True, False):
+            about = outputs.mean(1, keepdims=True) if centred else 0.0
+            edit = method(case.tensor, input_second_moment=torch.tensor(moment), input_mean=torch.tensor(case.mean), keep=Keep(rank=rank), centred=centred, bias=centred)
+            shift = edit.bias_shift.double().numpy()[:, None] if centred else 0.0
+            best = case.dropped(rank, numpy.linalg.svd(outputs - about, compute_uv=False))
+            case.near(numpy.linalg.norm(outputs - dense(edit) @ case.inputs - shift), best, scale=size)
+            left = edit.left.double().numpy()
+            numpy.testing.assert_allclose(left.T @ left, numpy.eye(rank), atol=1e-5)
+            case.near(dense(edit), left @ left.T @ case.weight)
+
+
+def check_pruning(case: Case, drop: Callable[[float], AnyEdit], fraction: float) -> None:
+    marks = numpy.zeros(case.full, dtype=bool)
+    marks[numpy.argsort(case.effects)[: int(fraction * case.full + 1e-9)]] = True
+    edit = drop(fraction)
+    assert edit.rank == case.full - marks.sum()
+    case.near(dense(edit), case.weight - case.without(marks))
+    case.near(edit.bias_shift, case.without(marks) @ case.mean, scale=case.norm * float(numpy.linalg.norm(case.mean)))
+
+
+def check_eigenprune(case: Case, method: Callable[..., AnyEdit]) -> None:
+    for fraction in (0.2, 0.6):
+        check_pruning(case, lambda share: method(case.tensor, svd=case.svd, counterfactual_effects=torch.tensor(case.effects), input_mean=torch.tensor(case.mean), fraction=share), fraction)
+
+
+def check_ablation_prune(case: Case, method: Callable[..., AnyEdit]) -> None:
+    for fraction in (0.2, 0.6):
+        check_pruning(case, lambda share: method(case.tensor, svd=case.svd, ablation_effects=torch.tensor(case.effects), input_mean=torch.tensor(case.mean), fraction=share), fraction)
+
+
+def check_eigenprune_greedy(case: Case, method: Callable[..., AnyEdit]) -> None:
+    for marks in (case.effects < 0, numpy.ones(case.full, dtype=bool), numpy.zeros(case.full, dtype=bool)):
+        edit = method(case.tensor, svd=case.svd, removed_components=torch.tensor(marks), input_mean=torch.tensor(case.mean))
+        case.near(dense(edit), case.weight - case.without(marks))
+        case.near(edit.bias_shift, case.without(marks) @ case.mean, scale=case.norm * float(numpy.linalg.norm(case.mean)))
+
+
+def check_contrast_projection(case: Case, method: Callable[..., AnyEdit]) -> None:
+    differences = (case.inputs[:, 0::2] - case.inputs[:, 1::2]).T
+    given = {"contrast_differences": torch.tensor(differences), "input_mean": torch.tensor(case.mean)}
+    if case.full == 1:
+        with pytest.raises(UserError, match="cannot be taken out of a"):
+            method(case.tensor, **given)
+        return
+    edit = method(case.tensor, **given)
+    if case.norm == 0:
+        assert edit.fallback == NO_DIFFERENCE and edit.bias_shift is None and not edit.weight().any()
+        return
+    direction = numpy.linalg.svd(differences @ case.weight.T)[2][:1]
+    case.near(dense(edit), case.weight - direction.T @ direction @ case.weight)
+    case.near(edit.bias_shift, direction.T @ direction @ case.weight @ case.mean, scale=case.norm * float(numpy.linalg.norm(case.mean)))
+    case.near(direction @ dense(edit), 0)
+
+
+CHECKS = {name.removeprefix("check_"): check for name, check in globals().items() if name.startswith("check_") and name.removeprefix("check_") in registered_methods()}
+
+
+def test_every_method_has_a_check() -> None:
+    ours = {name for name, method in registered_methods().items() if method.function.__module__.startswith("harness_ext.")}
+    assert set(CHECKS) == ours
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+@pytest.mark.parametrize("method", CHECKS)
+def test_a_method_on_a_matrix(method: str, matrix: str) -> None:
+    CHECKS[method](Case(matrix), registered_methods()[method].function)
+
+
+@pytest.mark.parametrize("method", CHECKS)
+def test_a_method_says_whether_it_moves_a_bias(method: str) -> None:
+    """By the declaration experts are kept from what they cannot take."""
+    described, case = registered_methods()[method], Case("random")
+    evidence = {
+        "svd": case.svd, "keep": Keep(rank=3), "generator": torch.Generator().manual_seed(0), "input_mean": torch.tensor(case.mean), "input_magnitude": torch.ones(13), "removed_components": torch.arange(9) < 3,
+        "input_second_moment": torch.tensor(case.inputs @ case.inputs.T), "input_second_moment_diagonal": torch.ones(13), "fisher_information": torch.ones(13),
+        "counterfactual_effects": torch.tensor(case.effects), "ablation_effects": torch.tensor(case.effects), "contrast_differences": torch.tensor(case.inputs.T[:6]),
+    }  # fmt: skip
+    given = {name: evidence[name] for name in described.engine_arguments}
+    for settings in [{"bias": True}, {"bias": False}] if "bias" in described.parameters else [{}]:
+        assert (described.function(case.tensor, **given, **settings).bias_shift is not None) == described.moves_bias(settings)
