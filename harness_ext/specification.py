@@ -78,9 +78,9 @@ class Specification:
     def hold_out(self, recipes: Iterable[Recipe]) -> None:
         """Take documents out of the score of every variant, where a recipe learns from the scored split (`calibration.split: test`, LASER's protocol).
 
-        Call it before anything else is asked of this object. Raises UserError where nothing would be left to score.
+        A document that several tasks ask about is out of the score of all of them. Call it before anything else is asked of this object. Raises UserError where nothing would be left to score.
         """
-        learned: dict[str, set[int]] = {}
+        learned: set[str] = set()
         for calibration in (step.evidence for recipe in recipes for step in recipe.steps):
             if calibration is None or calibration.split != "test":
                 continue
@@ -88,9 +88,11 @@ class Specification:
                 candidates = self._scored_places(name) if name in self.tasks.by_name else []
                 if candidates and share >= len(candidates):
                     raise UserError(f"calibration: {share} of the {len(candidates)} scored documents of {name!r} were asked for, which leaves none to score; lower calibration.samples")
-                learned.setdefault(name, set()).update(drawing_order(calibration, name, candidates)[:share])
+                learned.update(document_hash(self.tasks.by_name[name].eval_docs[place]) for place in drawing_order(calibration, name, candidates)[:share])
         if learned:
-            left = {name: Places(place for place in self._scored_places(name) if place not in learned.get(name, ())) for name in self.tasks.by_name}
+            left = {name: Places(place for place in self._scored_places(name) if document_hash(task.eval_docs[place]) not in learned) for name, task in self.tasks.by_name.items()}
+            if empty := [name for name, places in left.items() if not places]:
+                raise UserError(f"calibration: every scored document of {empty[0]!r} is one that a recipe learns from, there or in another task, which leaves none to score; lower calibration.samples")
             self._harness.samples, self._harness.limit = left, None
 
     def _scored_places(self, name: str) -> list[int]:
