@@ -48,6 +48,13 @@ class Keep(BaseModel):
         """Whether the rank follows from the spectrum, and so cannot be planned from shapes alone."""
         return self.energy is not None
 
+    def is_below_one(self, shape: tuple[int, int]) -> bool:
+        """Whether the budget comes to less than one component of a matrix of this shape `(m, n)`, so that it cannot be met: `rank_for` keeps one."""
+        rows, columns = shape
+        if self.rank_fraction is not None:
+            return self.rank_fraction * min(rows, columns) < 1 - _FLOOR_SLACK
+        return self.param_fraction is not None and self.param_fraction * rows * columns / (rows + columns) < 1 - _FLOOR_SLACK
+
     def rank_for(self, shape: tuple[int, int], singular_values: Tensor | None = None) -> int:
         """The rank kept of a matrix of this shape `(m, n)`.
 

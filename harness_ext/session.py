@@ -166,7 +166,7 @@ class Session:
                 receipt["weights"] = {"digest_before": before, "digest_after": before}
                 if not recipe.is_baseline:
                     operation = lm.apply(recipe, self._documents, self.report.progress, work)
-                    receipt["warnings"] += _left_as_they_were(recipe, operation)
+                    receipt["warnings"] += _warnings(recipe, operation)
                     receipt["weights"]["digest_after"] = lm.weights.digest()
                 receipt["totals"] = lm.totals()
                 with _timed(seconds, "evaluate"), self.report.stage(f"{recipe.label}: evaluating"):
@@ -242,8 +242,8 @@ def _results_root(output_path: Path) -> Path:
     return output_path.parent if output_path.suffix == ".json" else output_path
 
 
-def _left_as_they_were(recipe: Recipe, operation: Operation) -> list[str]:
-    """Warnings about matrices that an editing recipe did not change: a fraction of few components may be none, and an expert may have seen nothing."""
+def _warnings(recipe: Recipe, operation: Operation) -> list[str]:
+    """Warnings about matrices that are not what was asked for: a fraction of few components may be none, a budget less than one, and an expert may have seen nothing."""
     from harness_ext.surgery import UNSEEN
 
     if all(step.method == "identity" for step in recipe.steps):
@@ -252,6 +252,9 @@ def _left_as_they_were(recipe: Recipe, operation: Operation) -> list[str]:
     unseen = sum(record.fallback == UNSEEN for record in operation.records)
     same = sum(record.rank_after == record.rank_before and record.relative_error < 1e-6 for record in operation.records) - unseen
     found = [f"{same} {of}: what was asked for comes to no component there"] if same else []
+    budgets = [recipe.steps[record.step].keep_budget for record in operation.records]
+    short = sum(keep is not None and keep.is_below_one(record.shape) for keep, record in zip(budgets, operation.records, strict=True))
+    found += [f"in {short} of {len(operation.records)} matrices or heads the budget comes to less than one component, and one was kept: they hold more than was asked for"] if short else []
     return found + ([f"{unseen} {of}: no calibration document has a token that reached them (fallback unseen), as happens to experts; a larger calibration.samples may reach them"] if unseen else [])
 
 

@@ -147,8 +147,11 @@ class _Observed:
     checked: bool = False
 
     def called(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        """A forward hook."""
-        experts = self.items[0].matrix.expert is not None
+        """A forward hook. Raises UserError where the module does not multiply its input with its weight, as an embedding, which looks a row up."""
+        matrix = self.items[0].matrix
+        experts = matrix.expert is not None
+        if not args[0].is_floating_point() or (not experts and args[0].shape[-1] != matrix.full_shape[1]):
+            raise UserError(f"{matrix.parameter} does not multiply an input (an embedding is looked up), so there is nothing to be learned about it: leave it out of matrices")
         waiting = [ExpertCall(*(value.detach() for value in (*args, output))) if experts else args[0].detach()]
         if self.backward:
             output.register_hook(lambda gradient: self._show(module, waiting.pop(), gradient))

@@ -30,6 +30,13 @@ def assert_told(ran, *words: str) -> None:
         (["--recipe", "laser:matrices=[gate_prj],layers=[5]"], ["did you mean 'gate_proj'?", "5 is outside 0 to"]),
         (["--recipe", "laser:keep.rank=5000"], ["rank 5000 is beyond a", "its largest rank is"]),
         (["--recipe", "eigenprune:calibration.batch_size=1"], ["calibration.batch_size"]),
+        (["--recipe", "svd:keep.param_fraction=0"], ["keep.param_fraction: input should be greater than 0"]),
+        (["--recipe", "svd:matrices=[up_proj expert 3]"], ["'up_proj expert 3' names experts, and this model has none; it has q_proj"]),
+        (["--recipe", "svd:matrices=[experts]"], ["'experts' names experts, and this model has none"]),
+        (["--recipe", "fwsvd:calibration.split=validation"], ["int_mult has no validation split", "calibration.split=test"]),
+        (["--recipe", "fwsvd:calibration.task=int_mult,calibration.split=validation"], ["task 'int_mult' has no validation split", "name another: calibration.task=TASK"]),
+        (["--recipe", "wanda:matrices=[model.embed_tokens.weight]"], ["model.embed_tokens.weight does not multiply an input", "leave it out of matrices"]),
+        (["--recipe", "fwsvd:matrices=[model.embed_tokens.weight]"], ["model.embed_tokens.weight does not multiply an input"]),
         (["--recipe", "eigenprune:calibration.samples=100000"], ["100000 documents of 'int_mult' were asked for", "lower calibration.samples"]),
         (["--recipe", "eigenprune:calibration.task=no_such"], ["unknown task 'no_such'"]),
         (["--recipe", "laser", "--control", "eigenprune"], ["'eigenprune' cannot be a control", "random-subspace"]),
@@ -59,6 +66,44 @@ def test_a_mistake_that_shows_late_costs_nothing_that_was_finished(demo_run, tmp
 
 def test_one_document_of_a_task_has_nothing_to_be_compared_with(demo_run) -> None:
     assert_told(demo_run("--recipe", "eigenprune:calibration.samples=3", tasks="int_mult,int_sum", limit=4), "int_sum would give only one", "raise calibration.samples")
+
+
+def test_a_task_without_answers(lm_eval, tmp_path: Path) -> None:
+    """One that scores whole texts, named or evaluated."""
+    (tmp_path / "texts.jsonl").write_text('{"text": "one two"}\n{"text": "three"}\n')
+    task = {"task": "whole_texts", "dataset_path": "json", "dataset_kwargs": {"data_files": {"train": str(tmp_path / "texts.jsonl")}}, "training_split": "train", "test_split": "train"}
+    (tmp_path / "texts.yaml").write_text(json.dumps({**task, "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}"}))
+    arguments = ("run", "--model", "hf", "--model_args", "pretrained=demo", "--device", "cpu", "--include_path", tmp_path, "--tasks")
+    assert_told(lm_eval(*arguments, "int_mult", "--recipe", "fwsvd:calibration.task=whole_texts"), "task 'whole_texts' scores whole texts and has no answers", "name another: calibration.task=TASK")
+    assert_told(lm_eval(*arguments, "whole_texts", "--recipe", "fwsvd"), "no evaluated task can give labelled documents (whole_texts scores whole texts and has no answers)")
+
+
+def test_a_budget_that_cannot_be_met_is_said(demo_run, tmp_path: Path) -> None:
+    ran = demo_run("--recipe", "svd:keep.param_fraction=0.0001", limit=4)
+    assert ran.code == 0 and "the budget comes to less than one component, and one was kept: they hold more than was asked for" in ran.err
+    (path,) = tmp_path.glob("results/demo/svd*/receipt.json")
+    receipt = json.loads(path.read_text())
+    assert {row["rank_after"] for row in receipt["matrices"]} == {1} and "hold more than was asked for" in receipt["warnings"][0]
+
+
+def test_statistics_that_are_singular_are_recorded_with_what_was_done_instead(demo_run, tmp_path: Path) -> None:
+    """Two documents move the outputs along fewer directions than are to be kept."""
+    ran = demo_run("--recipe", "svd-llm:calibration.samples=2,calibration.batch_size=2,keep.rank_fraction=1.0", limit=4)
+    assert ran.code == 0, ran.err
+    (path,) = tmp_path.glob("results/demo/svd-llm*/receipt.json")
+    assert {row["fallback"] for row in json.loads(path.read_text())["matrices"]} == {"weight_directions"}
+
+
+def test_statistics_that_are_not_finite_are_a_failed_row_with_its_place(demo_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness_ext.evidence import InputMagnitude
+
+    monkeypatch.setattr(InputMagnitude, "result", lambda self: self._total * float("inf"))
+    ran = demo_run("--recipe", "asvd:calibration.samples=4", limit=4)
+    assert ran.code == 2 and "Traceback" not in ran.err
+    (path,) = tmp_path.glob("results/demo/asvd*/receipt.json")
+    failure = json.loads(path.read_text())["failure"]
+    assert (failure["kind"], failure["where"]) == ("non_finite_statistic", "model.layers.0.self_attn.q_proj.weight")
+    assert "load the model in float32 or bfloat16" in failure["reason"] and failure["reason"] in " ".join(ran.out.split()) + " ".join(ran.err.split())
 
 
 def test_all_documents_to_learn_from(demo_run) -> None:

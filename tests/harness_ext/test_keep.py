@@ -53,6 +53,13 @@ def test_a_rank_beyond_the_matrix_is_refused() -> None:
         Keep(rank=5).rank_for((4, 9))
 
 
+@given(SIZES, SIZES, st.floats(0.001, 1))
+def test_a_budget_that_cannot_be_met_is_one_of_less_than_one_component(rows: int, columns: int, share: float) -> None:
+    assert Keep(param_fraction=share).is_below_one((rows, columns)) == (share * rows * columns < (rows + columns) * (1 - 1e-9))
+    assert Keep(rank_fraction=share).is_below_one((rows, columns)) == (share * min(rows, columns) < 1 - 1e-9)
+    assert not Keep(rank=0).is_below_one((rows, columns)) and not Keep(energy=share).is_below_one((rows, columns))
+
+
 def test_energy_without_singular_values_is_refused() -> None:
     with pytest.raises(UserError, match="keep.energy needs singular values"):
         Keep(energy=0.5).rank_for((4, 9))

@@ -1,13 +1,17 @@
-"""Every shipped recipe, from the command to the receipt, on the embedded model."""
+"""Every shipped recipe, from the command to the receipt, on the embedded model and on small real ones."""
 
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from harness_ext.recipe import parse_recipe, shipped_names
+from harness_ext.receipt import MatrixRecord
+from harness_ext.recipe import Step, parse_recipe, shipped_names
 
 
 @pytest.mark.slow
@@ -19,6 +23,61 @@ def test_every_shipped_recipe_runs_on_one_task(demo_run, tmp_path: Path) -> None
     assert {receipt["recipe"]["label"] for receipt in found} == set(shipped_names())
     assert {receipt["status"] for receipt in found} == {"complete"}
     assert len({receipt["recipe_id"] for receipt in found}) == len(found)
+
+
+MILD = {"fraction": 0.05, "density": 0.95, "relative_error": 0.02, "threshold": 0.1}
+
+
+def mildly(name: str) -> str:
+    """The recipe at a setting at which a sound model stays sound, with few documents."""
+    changes: dict[str, Any] = {}
+    for step in parse_recipe(name).steps:
+        changes |= {key: value for key, value in MILD.items() if key in type(step).model_fields}
+        changes |= {"keep.energy" if step.keep_budget.energy else "keep.rank_fraction": 0.99} if step.keep_budget else {}
+        changes |= {"calibration.samples": 8, "calibration.batch_size": 4} if step.evidence else {}
+        changes |= {"search.rounds": 1, "search.at_once": 4} if step.trials else {}
+    return f"{name}:{','.join(f'{key}={value}' for key, value in changes.items())}" if changes else name
+
+
+def check_matrices(rows: list[dict[str, Any]], steps: tuple[Step, ...]) -> None:
+    """Every field of every row is there and can be true."""
+    assert rows
+    for row in rows:
+        assert set(row) == {field.name for field in fields(MatrixRecord)}
+        assert row["method"] == steps[row["step"]].method and row["role"] and row["layer"] is not None and row["name"]
+        assert 0 <= row["rank_after"] <= row["rank_before"] == min(row["shape"])
+        assert row["parameters_before"] == math.prod(row["shape"]) >= row["parameters_after"] >= 0
+        assert 0 <= row["energy_kept"] < 1.2 and 0 <= row["relative_error"] < 1.05 and row["seconds"] >= 0
+        assert all(len(row[key]) == 64 for key in ("digest_before", "digest_after"))
+        assert row["relative_error"] == 0 or row["digest_after"] != row["digest_before"]
+
+
+@pytest.mark.slow
+def test_every_shipped_recipe_runs_mildly_on_a_real_model(lm_eval, real_model: Path, tmp_path: Path) -> None:
+    recipes = {mildly(name): parse_recipe(mildly(name)) for name in shipped_names()}
+    arguments = ("--model", "hf", "--model_args", f"pretrained={real_model},dtype=float32", "--tasks", "int_mult,pronoun_bias", "--limit", 16, "--batch_size", 16, "--device", "cpu")
+    ran = lm_eval("run", *arguments, "--recipe", *recipes)
+    assert ran.code == 0, ran.err
+    receipts = {receipt["recipe"]["label"]: (receipt, path.parent) for path in tmp_path.glob("results/*/*/receipt.json") if (receipt := json.loads(path.read_text()))}
+    assert set(receipts) == set(recipes)
+    baseline = receipts["baseline"][0]["weights"]["digest_before"]
+    for label, (receipt, folder) in receipts.items():
+        recipe = recipes[label]
+        assert (receipt["status"], receipt["failure"], receipt["weights"]["digest_before"]) == ("complete", None, baseline)
+        assert (receipt["weights"]["digest_after"] == baseline) == recipe.is_baseline
+        assert set(receipt["seeds"]) == {"python", "numpy", "torch", "fewshot"} and set(receipt["versions"]) >= {"python", "lm_eval", "torch", "transformers", "lm_eval_recipes"}
+        assert receipt["totals"]["parameters_after"] <= receipt["totals"]["parameters_before"] and receipt["model"]["identity"]
+        if not recipe.is_baseline:
+            check_matrices(receipt["matrices"], recipe.steps)
+        learned = {hashed for used in receipt["calibration"] for hashed in used["documents"]}
+        assert bool(learned) == any(step.evidence or step.contrast_set for step in recipe.steps)
+        for used in receipt["calibration"]:
+            assert len(used["documents"]) == used["samples"] and used["seed"] == 0 and used["split"] in ("train", "shipped")
+        (results,) = folder.glob("results_*.json")
+        scores = [value for of_task in json.loads(results.read_text())["results"].values() for value in of_task.values() if isinstance(value, float)]
+        assert len(scores) >= 6 and all(math.isfinite(value) for value in scores)
+        for path in folder.glob("samples_*.jsonl"):
+            assert not learned & {json.loads(line)["doc_hash"] for line in path.read_text().splitlines()}
 
 
 def test_every_recipe_says_what_it_does_in_a_sentence() -> None:
