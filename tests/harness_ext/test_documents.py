@@ -20,7 +20,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "text_choice": {"output_type": "multiple_choice", "doc_to_text": "{{first}}", "doc_to_choice": "{{options}}", "doc_to_target": "{{options[right]}}", "target_delimiter": " w30 "},
     # One ending after either of two beginnings, the right one named by its place.
     "two_beginnings": {"output_type": "multiple_choice", "doc_to_text": "{{right}}", "doc_to_choice": "{{options}}", "doc_to_target": "{{second}}"},
-    "continuation": {"output_type": "loglikelihood", "doc_to_text": "{{first}} {{second}}", "doc_to_target": " {{options[right]}}"},
+    "continuation": {"output_type": "loglikelihood", "doc_to_text": "{{first}} {{second}}", "doc_to_target": " {{options[right]}}", "metric_list": [{"metric": "acc"}]},
     "generation": {"output_type": "generate_until", "doc_to_text": "w31 {{first}}", "doc_to_target": "{{options[right]}}", "generation_kwargs": {"until": ["w9"], "max_gen_toks": 2}},
 }
 
