@@ -1,6 +1,7 @@
 """A matrix as a sum of bases, some of which are dropped and some added: the parametrisation that basis selection trains (arXiv:2405.15877), and its rule for dropping.
 
-The paper names the parts and their order; what is filled in here is ours. The sum of |s| that a round is measured against is that at the first, so that the ratios of later rounds do not multiply. is for good. The added matrices start as in LoRA, one at zero and one at random, so that the model starts as it is.
+The paper names the parts and their order; what is filled in here is ours. The sum of |s| that a round is measured against is that at the first, so that the ratios of later rounds do not multiply. What is
+dropped stays so. The added matrices start as in LoRA, one at zero and one at random, so that the model starts as it is.
 """
 
 from __future__ import annotations
