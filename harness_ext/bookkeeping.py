@@ -78,6 +78,7 @@ def closed(receipt: Mapping[str, Any], operation: Operation | None, seconds: Map
         "variant_id": digest(identity),
         "matrices": rows(operation.records) if operation else [],
         "calibration": [_calibration(step, drawn) for step, drawn in operation.calibration] if operation else [],
+        "log": operation.log if operation else [],
         "finished": now(),
         "seconds": {stage: round(value, 3) for stage, value in {**seconds, **of_surgery}.items()},
     }

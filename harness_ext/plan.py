@@ -17,6 +17,7 @@ from harness_ext.loading import as_loaded
 from harness_ext.methods import registered_methods
 from harness_ext.receipt import stored_parameters
 from harness_ext.recipe import Recipe, Step
+from harness_ext.training import check_trainable
 
 _FP32 = 4
 
@@ -44,7 +45,7 @@ class PlannedMatrix:
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole of it. parameters, stored_bytes: of the checkpoint. seconds: expected for the decompositions. peak_bytes: expected beyond the loaded model."""
+    """The whole of it. parameters, stored_bytes: of the checkpoint. seconds: expected for the decompositions. peak_bytes: expected beyond the loaded model. training_epochs: passes over the calibration documents, forward and backward."""
 
     model_type: str
     matrices: tuple[PlannedMatrix, ...]
@@ -53,6 +54,7 @@ class Plan:
     seconds: float
     peak_bytes: int
     calibration_documents: int
+    training_epochs: int = 0
 
     @property
     def parameters_after(self) -> int:
@@ -84,8 +86,9 @@ def plan(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
         parameters=sum(sizes.values()),
         stored_bytes=sum(sizes[name] * tensor.element_bytes for name, tensor in checkpoint.tensors.items()),
         seconds=_expected_seconds([item.matrix.shape for item in matrices if _decomposes(item.method)]),
-        peak_bytes=_expected_peak(matrices),
+        peak_bytes=_expected_peak(matrices) + _held_by_training(recipe, matrices),
         calibration_documents=sum(step.evidence.samples for step in recipe.steps if step.evidence is not None),
+        training_epochs=sum(step.learning.epochs for step in recipe.steps if step.learning is not None),
     )
 
 
@@ -99,6 +102,8 @@ def _selected(anatomy: Anatomy, recipe: Recipe, number: int, step: Step) -> Sequ
     where = f"recipe {recipe.label!r}, step {number}: "
     matrices = anatomy.select(step, where)
     check_experts(step, matrices, where)
+    if step.learning is not None:
+        check_trainable(matrices, where)
     return matrices
 
 
@@ -122,7 +127,7 @@ def _rank_without_weights(step: Step, matrix: Matrix) -> int | None:
 def _decomposes(method: str) -> bool:
     """Whether it decomposes the matrix, as it is or scaled; an eigendecomposition of its outputs counts alike."""
     described = registered_methods()[method]
-    return "svd" in described.engine_arguments or (described.takes_keep and bool(described.statistics))
+    return "svd" in described.engine_arguments or described.trains or (described.takes_keep and bool(described.statistics))
 
 
 def _count(shape: Sequence[int]) -> int:
@@ -167,3 +172,12 @@ def _held_factors(matrices: Sequence[PlannedMatrix]) -> int:
     methods = registered_methods()
     held: Mapping[str, int] = {item.matrix.key: held_bytes(item.matrix.shape, methods[item.method].statistics) for item in matrices}
     return min(max(FACTOR_BYTES, max(held.values(), default=0)), sum(held.values()))
+
+
+def _held_by_training(recipe: Recipe, matrices: Sequence[PlannedMatrix]) -> int:
+    """The most that a training step holds, activations aside: two factors of every matrix in fp32, their gradients and two moments each."""
+
+    def held(number: int, added: int) -> int:
+        return sum(4 * _FP32 * (min(item.matrix.shape) + added) * sum(item.matrix.shape) for item in matrices if item.step == number)
+
+    return max((held(number, step.learning.added_rank) for number, step in enumerate(recipe.steps) if step.learning is not None), default=0)

@@ -65,6 +65,31 @@ class Search(BaseModel):
     at_once: Annotated[int, Field(ge=1)] = 16
 
 
+class Training(BaseModel):
+    """How basis selection trains on the calibration documents; names after arXiv:2405.15877, values ours. One optimiser step a batch of `calibration.batch_size` documents.
+
+    keep_ratio: of each matrix's sum of |s|, what its bases have left after pruning. pruning_times: rounds in which that falls there. keeping_epochs, pruning_epochs, post_epochs: before pruning, after
+    each round, and of the two factors at last. added_rank: new bases a matrix. loss: `text` for all tokens of prompt and right answer (language modelling), `answer` for those of the answer.
+    """
+
+    model_config = _STRICT
+
+    keep_ratio: Annotated[float, Field(gt=0, le=1)] = 0.8
+    pruning_times: Annotated[int, Field(ge=1)] = 4
+    keeping_epochs: Annotated[int, Field(ge=0)] = 4
+    pruning_epochs: Annotated[int, Field(ge=1)] = 2
+    post_epochs: Annotated[int, Field(ge=0)] = 8
+    added_rank: Annotated[int, Field(ge=0)] = 4
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    loss: Literal["text", "answer"] = "text"
+
+    @property
+    def epochs(self) -> int:
+        """How often every document is seen."""
+        return self.keeping_epochs + self.pruning_times * self.pruning_epochs + self.post_epochs
+
+
 class Step(BaseModel):
     """One method on a set of matrices. Subclassed for each method, whose own parameters become fields."""
 
@@ -100,6 +125,11 @@ class Step(BaseModel):
     def trials(self) -> Search | None:
         """How edits are tried out; None for a method that tries none."""
         return getattr(self, "search", None)
+
+    @property
+    def learning(self) -> Training | None:
+        """How the step trains; None for a method that does not."""
+        return getattr(self, "training", None)
 
     @property
     def one_after_another(self) -> bool:
@@ -165,7 +195,7 @@ class Recipe(BaseModel):
 
 @cache
 def step_model(method_name: str) -> type[Step]:
-    """The schema of a step with this method: the common keys, plus `keep`, and `calibration` with `sequential` or `search`, or `contrast`, where it takes them, plus its own parameters."""
+    """The schema of a step with this method: the common keys, plus `keep`, and `calibration` with `sequential`, `search` or `training`, or `contrast`, where it takes them, plus its own parameters."""
     method = registered_methods()[method_name]
     fields: dict[str, Any] = {name: (parameter.annotation, parameter.default) for name, parameter in method.parameters.items()}
     if method.takes_keep:
@@ -174,7 +204,7 @@ def step_model(method_name: str) -> type[Step]:
         fields["contrast"] = (Literal["pronouns"], "pronouns")
     elif method.statistics:
         fields["calibration"] = (Calibration, Calibration())
-        fields |= {"search": (Search, Search())} if method.searches else {"sequential": (bool, False)}
+        fields |= {"search": (Search, Search())} if method.searches else {"training": (Training, Training())} if method.trains else {"sequential": (bool, False)}
     return create_model(f"{method.name} step", __base__=Step, **fields)
 
 
@@ -266,7 +296,7 @@ def _parse_step(step: Any, where: str, mistakes: list[str]) -> Step | None:
         return None
 
 
-_KEYS_OF = {"calibration": Calibration, "keep": Keep, "search": Search}
+_KEYS_OF = {"calibration": Calibration, "keep": Keep, "search": Search, "training": Training}
 
 
 def _sentence(item: Mapping[str, Any], where: str, model: type[BaseModel]) -> str:

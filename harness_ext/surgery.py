@@ -23,6 +23,8 @@ from harness_ext.factors import Factors, NotConverged
 from harness_ext.methods import AnyEdit, DenseEdit, Svd, registered_methods
 from harness_ext.receipt import MatrixRecord, VariantFailed, stored_parameters
 from harness_ext.recipe import Calibration, Recipe, Step
+from harness_ext.training import check_trainable, train
+from harness_ext.training.bases import Bases, all_bases
 from harness_ext.weights import Weights, tensor_digest
 from harness_ext.workplace import Workplace
 
@@ -53,9 +55,10 @@ class Progress:
 
 @dataclass
 class Operation:
-    """A recipe as it was carried out."""
+    """A recipe as it was carried out. log: rows of plain data about what took many passes over the documents, each with its step."""
 
     records: list[MatrixRecord] = field(default_factory=list)
+    log: list[dict[str, Any]] = field(default_factory=list)
     calibration: list[tuple[int, CalibrationSet]] = field(default_factory=list)
     seconds_calibrating: float = 0.0
     seconds_editing: float = 0.0
@@ -73,9 +76,11 @@ def operate(lm: HFLM, weights: Weights, factors: Factors, recipe: Recipe, docume
         matrices = weights.anatomy.select(step, where)
         weights.check_editable(matrices)
         check_experts(step, matrices, where)
+        if step.learning is not None:
+            check_trainable(matrices, where)
         labelled = _documents(step, number, documents, operation, where)
         for stage in stages(matrices) if step.one_after_another else [matrices]:
-            evidence = _evidence(lm, weights, factors, step, stage, labelled, operation, where, progress)
+            evidence = _evidence(lm, weights, factors, step, number, stage, labelled, operation, where, progress, work)
             started = time.perf_counter()
             progress.start(f"{recipe.label}: decomposing", len(stage))
             for matrix in stage:
@@ -119,13 +124,14 @@ def _documents(step: Step, number: int, documents: Documents, operation: Operati
 
 
 def _evidence(
-    lm: HFLM, weights: Weights, factors: Factors, step: Step, matrices: Sequence[Matrix], labelled: Sequence[LabelledDocument], operation: Operation, where: str, progress: Progress
+    lm: HFLM, weights: Weights, factors: Factors, step: Step, number: int, matrices: Sequence[Matrix], labelled: Sequence[LabelledDocument], operation: Operation, where: str, progress: Progress,
+    work: Workplace | None,
 ) -> Mapping[str, Mapping[str, Tensor]]:
     if not labelled:
         return {}
     batch_size = step.evidence.batch_size if step.evidence is not None else _CONTRAST_BATCH
     started = time.perf_counter()
-    progress.start(f"{step.method}: calibrating", len(labelled) if step.trials is None else step.trials.rounds)
+    _start_stage(progress, step, len(labelled))
     for matrix in matrices:
         _require_finite(weights, matrix)
     statistics = registered_methods()[step.method].statistics
@@ -133,8 +139,15 @@ def _evidence(
     def decompose(matrix: Matrix) -> Svd:
         return _decompose(factors, weights.read(matrix), matrix)
 
+    def bases(matrix: Matrix) -> Bases:
+        return all_bases(decompose(matrix), step.learning.added_rank, generator_for(step.seed, matrix))
+
     try:
-        if step.trials is not None:
+        if step.learning is not None:
+            place = work.part(f"step-{number}") if work else None
+            gathered, log = train(lm, matrices, labelled, batch_size, step.learning, step.seed, bases, place, progress.advance)
+            operation.log += [{"step": number, **row} for row in log]
+        elif step.trials is not None:
             gathered = search(lm, matrices, labelled, batch_size, step.trials, decompose, progress.advance)
         else:
             gathered = gather(lm, matrices, statistics, labelled, batch_size, decompose, progress.advance)
@@ -145,6 +158,13 @@ def _evidence(
         _require_finite_evidence(values, key)
     operation.seconds_calibrating += time.perf_counter() - started
     return gathered
+
+
+def _start_stage(progress: Progress, step: Step, documents: int) -> None:
+    if step.learning is not None:
+        progress.start(f"{step.method}: training", documents * step.learning.epochs)
+    else:
+        progress.start(f"{step.method}: calibrating", documents if step.trials is None else step.trials.rounds)
 
 
 def _edit(weights: Weights, factors: Factors, step: Step, number: int, matrix: Matrix, evidence: Mapping[str, Tensor], where: str) -> MatrixRecord:

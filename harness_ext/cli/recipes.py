@@ -106,6 +106,8 @@ def _plan_lines(recipe: Recipe, planned: Plan, name: str) -> Iterable[str]:
     yield f"  memory      about {_bytes(planned.peak_bytes)} beyond the loaded model"
     if planned.calibration_documents:
         yield f"  calibration {planned.calibration_documents} documents"
+    if planned.training_epochs:
+        yield f"  training    {planned.training_epochs} epochs over them, whose time is not counted"
     if unknown:
         yield f"  ranks of {_matrices(unknown)} follow from their values or the evidence, and are known when the recipe runs"
 

@@ -185,7 +185,7 @@ def _one_pass(lm: HFLM, watched: Sequence[_Watched], batches: Sequence[_Batch], 
     for item in watched:
         observed.setdefault(item.matrix.module, _Observed(item.matrix.module, [], backward)).items.append(item)
     with ExitStack() as stack:
-        stack.enter_context(_frozen(lm.model))
+        stack.enter_context(frozen(lm.model))
         stack.enter_context(torch.set_grad_enabled(backward))
         for name, module in observed.items():
             stack.callback(modules[name].register_forward_hook(module.called).remove)
@@ -222,7 +222,7 @@ def part_of(values: Tensor, ranges: tuple[tuple[int, int], ...] | None) -> Tenso
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Iterator[None]:
     """No gradients for the weights: only those of activations are wanted, and they alone should take memory."""
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in learning:
@@ -251,10 +251,11 @@ def batches_of(lm: HFLM, documents: Sequence[LabelledDocument], batch_size: int)
         if len(starts) > 1 and len(own) - starts[-1] == 1:
             starts.pop()
         for start, stop in zip(starts, [*starts[1:], len(own)], strict=True):
-            yield _pad(lm, own[start:stop])
+            yield pad(lm, own[start:stop])
 
 
-def _pad(lm: HFLM, documents: Sequence[LabelledDocument]) -> _Batch:
+def pad(lm: HFLM, documents: Sequence[LabelledDocument]) -> _Batch:
+    """One batch, padded on the left."""
     import torch
 
     encoded = [_encode(lm, document) for document in documents]

@@ -33,14 +33,16 @@ STATISTICS_OF_COMPONENTS = frozenset({"counterfactual_effects", "ablation_effect
 STATISTICS_OF_CONTRASTS = frozenset({"contrast_differences"})
 STATISTICS_OF_INPUTS = STATISTICS_OF_CONTRASTS | {"input_mean", "input_magnitude", "input_second_moment", "input_second_moment_diagonal"}
 SEARCHED = frozenset({"removed_components"})
-STATISTICS = STATISTICS_OF_COMPONENTS | STATISTICS_OF_INPUTS | SEARCHED | {"fisher_information"}
+TRAINED = frozenset({"trained_left", "trained_right"})
+STATISTICS = STATISTICS_OF_COMPONENTS | STATISTICS_OF_INPUTS | SEARCHED | TRAINED | {"fisher_information"}
 """Statistics of calibration documents that a method may ask for by naming an argument so; `harness_ext.evidence` gathers them.
 
 Those of components need the factors of the matrix meanwhile; those of inputs need a forward pass only, and no right answers. What is searched for takes
-many passes, and the other statistics of such a method come from the same search. Those of contrasts, and all that goes with them, come from a shipped contrast set.
+many passes, and the other statistics of such a method come from the same search. What is trained (two factors of the matrix,
+`[m, r]` and `[r, n]`) likewise comes alone. Those of contrasts, and all that goes with them, come from a shipped contrast set.
 """
 
-NEEDS = ("nothing", "nothing, its texts are shipped", "texts", "labelled documents")
+NEEDS = ("nothing", "nothing, its texts are shipped", "texts", "labelled documents", "training")
 """What a method may need, from little to much. Texts are taken from labelled documents too, prompt and right answer, but without labels any would do."""
 
 ENTRY_POINTS = "lm_eval_recipes.methods"
@@ -149,6 +151,11 @@ class Method:
         return bool(self.engine_arguments & SEARCHED)
 
     @property
+    def trains(self) -> bool:
+        """Whether its evidence is trained on the calibration documents."""
+        return bool(self.engine_arguments & TRAINED)
+
+    @property
     def contrasts(self) -> bool:
         """Whether its evidence comes from a contrast set rather than from a task."""
         return bool(self.engine_arguments & STATISTICS_OF_CONTRASTS)
@@ -158,7 +165,7 @@ class Method:
         """What a user must have for it: one of `NEEDS`."""
         if not self.statistics:
             return NEEDS[0]
-        return NEEDS[1 if self.contrasts else 2 if self.statistics <= STATISTICS_OF_INPUTS else 3]
+        return NEEDS[4 if self.trains else 1 if self.contrasts else 2 if self.statistics <= STATISTICS_OF_INPUTS else 3]
 
 
     def moves_bias(self, parameters: Mapping[str, Any]) -> bool:

@@ -88,6 +88,6 @@ def test_every_recipe_says_what_it_does_in_a_sentence() -> None:
 
 def test_the_list_says_what_each_needs(lm_eval) -> None:
     listed = " ".join(lm_eval("recipes").out.split())
-    for name, needs in [("svd-llm", "needs texts"), ("fwsvd", "needs labelled documents"), ("laser-rmt", "needs nothing;"), ("contrast-projection", "needs nothing, its texts are shipped")]:
+    for name, needs in [("svd-llm", "needs texts"), ("fwsvd", "needs labelled documents"), ("basis-selection", "needs training"), ("laser-rmt", "needs nothing;"), ("contrast-projection", "needs nothing, its texts are shipped")]:
         entry = listed[listed.index(f"{name} {parse_recipe(name).summary[:10]}") :]
         assert needs in entry[: entry.index("]")], name
