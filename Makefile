@@ -7,7 +7,7 @@ PIP := $(RUN)/python -m pip install --quiet --disable-pip-version-check --constr
 INSTALL_INPUTS := pyproject.toml constraints.txt harness_ext/_wheel.py
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
-.PHONY: help demo leaderboard test test-all benchmark demo-model clean
+.PHONY: help demo leaderboard test test-all benchmark demo-model demo-table clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -37,6 +37,9 @@ benchmark: $(VENV)/installed-test ## Print start-up, run time and memory against
 
 demo-model: $(VENV)/installed ## Train the embedded model anew (some minutes)
 	$(RUN)/python -m harness_ext.demo.train --out harness_ext/demo/model
+
+demo-table: $(VENV)/installed ## Run every recipe and control on the embedded model, and write the README's table of it (ten minutes; goes on where it stopped)
+	$(OFFLINE) $(RUN)/python -m harness_ext.demo.table --out results/demo-table
 
 clean: ## Remove .venv and build output; results stay
 	rm -rf $(VENV) build dist .pytest_cache .hypothesis

@@ -14,8 +14,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from harness_ext.demo import train
-
 SPREAD = Path(__file__).resolve().parent / "spread.json"
 TASKS = ("int_mult", "int_sum", "int_mult_clean", "int_sum_clean", "pronoun_bias")
 PRIMARY = {**dict.fromkeys(TASKS, "acc,none"), "pronoun_bias": "log_odds,none"}
@@ -56,6 +54,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", required=True, help="one model for each")
     parser.add_argument("--recipe", action="append", default=[], help="run this recipe too (repeatable)")
     options = parser.parse_args(arguments)
+    from harness_ext.demo import train
+
     for seed in options.seeds:
         model = options.out / f"seed-{seed}"
         if not (model / "model.safetensors").is_file():
