@@ -67,7 +67,7 @@ def test_every_shipped_recipe_runs_mildly_on_a_real_model(lm_eval, real_model: P
         assert (receipt["weights"]["digest_after"] == baseline) == recipe.is_baseline
         assert set(receipt["seeds"]) == {"python", "numpy", "torch", "fewshot"} and set(receipt["versions"]) >= {"python", "lm_eval", "torch", "transformers", "lm_eval_recipes"}
         # A bias made where there was none may outweigh what is saved.
-        assert set(receipt["totals"]) == {field.name for field in fields(Totals)} and 0 < receipt["totals"]["parameters_after"] < 1.01 * receipt["totals"]["parameters_before"]
+        assert set(receipt["totals"]) == {field.name for field in fields(Totals)} and 0 < receipt["totals"]["parameters_after"] < 1.05 * receipt["totals"]["parameters_before"]
         if not recipe.is_baseline:
             check_matrices(receipt["matrices"], recipe.steps)
         learned = {hashed for used in receipt["calibration"] for hashed in used["documents"]}
