@@ -209,7 +209,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m harness_ext.demo.table", description="Measure every recipe on the embedded model, and write the tables of the README and of the model's card.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs; the same command goes on from what is there")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="seeds of all that is drawn; others than %(default)s are printed, not stored")
-    parser.add_argument("--recipe", action="append", help="this recipe alone, printed, not stored (repeatable)")
+    parser.add_argument("--recipe", action="append", choices=shipped_names(), metavar="NAME", help="this shipped recipe alone, printed, not stored (repeatable)")
     options = parser.parse_args(arguments)
     try:
         found = measure(options.recipe or shipped_names(), options.seeds, options.out, report_for(None))
