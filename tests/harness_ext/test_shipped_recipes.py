@@ -36,6 +36,8 @@ def mildly(name: str) -> str:
         changes |= {"keep.energy" if step.keep_budget.energy else "keep.rank_fraction": 0.99} if step.keep_budget else {}
         changes |= {"calibration.samples": 8, "calibration.batch_size": 4} if step.evidence else {}
         changes |= {"search.rounds": 1, "search.at_once": 4} if step.trials else {}
+        brief = {"keep_ratio": 0.99, "keeping_epochs": 1, "pruning_times": 1, "pruning_epochs": 1, "post_epochs": 1, "added_rank": 1}
+        changes |= {f"training.{key}": value for key, value in brief.items()} if step.learning else {}
     return f"{name}:{','.join(f'{key}={value}' for key, value in changes.items())}" if changes else name
 
 

@@ -224,6 +224,17 @@ def check_contrast_projection(case: Case, method: Callable[..., AnyEdit]) -> Non
     case.near(direction @ dense(edit), 0)
 
 
+def check_basis_selection(case: Case, method: Callable[..., AnyEdit]) -> None:
+    """Training is tested by itself; here it left every component and some more, or fewer, on factors that split the singular values evenly."""
+    more = numpy.random.default_rng(1).standard_normal((2, max(case.rows, case.columns)))
+    for rank in case.ranks:
+        left, right = case.u[:, :rank] * numpy.sqrt(case.s[:rank]), numpy.sqrt(case.s[:rank])[:, None] * case.vh[:rank]
+        for factors in ((left, right), (numpy.hstack([left, case.norm * more[:, : case.rows].T]), numpy.vstack([right, more[:, : case.columns]]))):
+            edit = method(case.tensor, trained_left=torch.tensor(factors[0]).float(), trained_right=torch.tensor(factors[1]).float())
+            assert edit.rank == min(case.full, factors[0].shape[1])
+            case.near(dense(edit), factors[0] @ factors[1], scale=max(case.norm, float(numpy.linalg.norm(factors[0] @ factors[1]))))
+
+
 CHECKS = {name.removeprefix("check_"): check for name, check in globals().items() if name.startswith("check_") and name.removeprefix("check_") in registered_methods()}
 
 
@@ -246,6 +257,7 @@ def test_a_method_says_whether_it_moves_a_bias(method: str) -> None:
         "svd": case.svd, "keep": Keep(rank=3), "generator": torch.Generator().manual_seed(0), "input_mean": torch.tensor(case.mean), "input_magnitude": torch.ones(13), "removed_components": torch.arange(9) < 3,
         "input_second_moment": torch.tensor(case.inputs @ case.inputs.T), "input_second_moment_diagonal": torch.ones(13), "fisher_information": torch.ones(13),
         "counterfactual_effects": torch.tensor(case.effects), "ablation_effects": torch.tensor(case.effects), "contrast_differences": torch.tensor(case.inputs.T[:6]),
+        "trained_left": torch.ones(9, 2), "trained_right": torch.ones(2, 13),
     }  # fmt: skip
     given = {name: evidence[name] for name in described.engine_arguments}
     for settings in [{"bias": True}, {"bias": False}] if "bias" in described.parameters else [{}]:
