@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 RANDOMISED = "randomised"
 SETTLED = 0.0025
 """The gain of the last doubling, as a share of the error, at which the iteration ends; the error is to be within 1 % of the least."""
-_FIRST, _LAST = 4, 64
+_ITERATIONS = (4, 8, 16, 32, 64)
 _OVERSAMPLING = 10
 
 
@@ -33,31 +33,24 @@ def truncate(matrix: Tensor, rank: int, generator: Generator) -> Edit | None:
         return None
     basis = torch.linalg.qr(matrix @ torch.randn(columns, width, generator=generator, dtype=torch.float64).to(matrix)).Q
     negligible = torch.finfo(matrix.dtype).eps * float(torch.linalg.vector_norm(matrix, dtype=torch.float64))
-    done, edit, error = 0, None, float("inf")
-    for iterations in _doublings():
+    done, error = 0, float("inf")
+    for iterations in _ITERATIONS:
         for _ in range(iterations - done):
             basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis).Q).Q
+        left, right = _best_within(matrix, basis, rank)
         done, before = iterations, error
-        edit = _best_within(matrix, basis, rank)
-        error = float(torch.linalg.vector_norm(torch.addmm(matrix, edit.left, edit.right, alpha=-1), dtype=torch.float64))
-        gained = max(0.0, before - error) if before - error > negligible else 0.0
+        error = float(torch.linalg.vector_norm(torch.addmm(matrix, left, right, alpha=-1), dtype=torch.float64))
+        gained = before - error if before - error > negligible else 0.0
         if gained <= SETTLED * error:
-            return Edit(edit.left, edit.right, decomposition=RANDOMISED, excess_error=gained / error if gained else 0.0)
+            return Edit(left, right, decomposition=RANDOMISED, excess_error=gained / error if gained else 0.0)
     return None
 
 
-def _doublings() -> list[int]:
-    counts = [_FIRST]
-    while counts[-1] < _LAST:
-        counts.append(2 * counts[-1])
-    return counts
-
-
-def _best_within(matrix: Tensor, basis: Tensor, rank: int) -> Edit:
-    """The best approximation whose columns lie in the span of basis `[m, l]`; its small eigenproblem `[l, l]` is solved in fp64."""
+def _best_within(matrix: Tensor, basis: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The factors `[m, r]` and `[r, n]` of the best approximation whose columns lie in the span of basis `[m, l]`; its small eigenproblem `[l, l]` is solved in fp64."""
     import torch
 
     inside = basis.T @ matrix
     squares = inside.double() @ inside.double().T
     turn = torch.linalg.eigh(squares).eigenvectors.flip(1)[:, :rank].to(matrix)
-    return Edit(basis @ turn, turn.T @ inside)
+    return basis @ turn, turn.T @ inside
