@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -75,6 +76,10 @@ class Keep(BaseModel):
         if singular_values is None:
             raise UserError("keep.energy needs singular values, which this method does not compute: give rank, rank_fraction or param_fraction")
         return _components_for_energy(singular_values, float(self.energy))
+
+    def rank_rule(self, shape: tuple[int, int]) -> Callable[[Tensor], int]:
+        """`rank_for` of this shape, as a function of the singular values."""
+        return lambda singular_values: self.rank_for(shape, singular_values)
 
 
 def _components_for_energy(singular_values: Tensor, share: float) -> int:

@@ -19,6 +19,7 @@ from lm_eval.models.huggingface import HFLM
 from harness_ext.errors import UserError
 from harness_ext.evidence.documents import PromptSettings, draw_documents
 from harness_ext.factors import Factors
+from harness_ext.factors.disk import lasting
 from harness_ext.receipt import totals
 from harness_ext.recipe import EVALUATED, Calibration, Recipe, parse_recipe
 from harness_ext.rundir import scratch_folder
@@ -87,7 +88,7 @@ class RecipeLM(HFLM):
             self._refuse_quantised()
             self.merge_adapter()
             self._weights = Weights(self.model, scratch)
-            self._factors = Factors(scratch)
+            self._factors = Factors(lasting(scratch))
         return self._weights
 
     def apply(self, recipe: Recipe, documents: Documents, progress: Progress | None = None, work: Workplace | None = None) -> Operation:

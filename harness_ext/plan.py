@@ -1,6 +1,7 @@
 """What a recipe would do to a model, from its config and the headers of its checkpoint alone: no weight is read.
 
-Times are estimates: a singular value decomposition takes time in proportion to `m n min(m, n)`, and the constant is measured on this machine, on one small matrix, when the plan is made.
+Times are estimates: a singular value decomposition takes time in proportion to `m n min(m, n)`, and the constant is measured on this machine, on one small matrix, when the plan is made; leading components alone take a
+share of it. What is kept from earlier runs takes next to none.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from harness_ext.recipe import Recipe, Step
 from harness_ext.training import check_trainable
 
 _FP32 = 4
+# Of the time of a singular value decomposition, as measured in tests/benchmarks: leading components through the Gram matrix, mostly in fp32.
+_SHARE_OF_TRUNCATION = 0.25
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def plan(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
         matrices=matrices,
         parameters=sum(sizes.values()),
         stored_bytes=sum(sizes[name] * tensor.element_bytes for name, tensor in checkpoint.tensors.items()),
-        seconds=_expected_seconds([item.matrix.shape for item in matrices if _decomposes(item.method)]),
+        seconds=_expected_seconds(matrices),
         peak_bytes=_expected_peak(matrices) + _held_by_training(recipe, matrices),
         calibration_documents=sum(step.evidence.samples for step in recipe.steps if step.evidence is not None),
         training_epochs=sum(step.learning.epochs for step in recipe.steps if step.learning is not None),
@@ -124,10 +127,12 @@ def _rank_without_weights(step: Step, matrix: Matrix) -> int | None:
     return full - int(step.parameters["fraction"] * full + 1e-9) if "fraction" in step.parameters else full
 
 
-def _decomposes(method: str) -> bool:
-    """Whether it decomposes the matrix, as it is or scaled; an eigendecomposition of its outputs counts alike."""
+def _decompositions(method: str) -> float:
+    """The work of a method on a matrix, in singular value decompositions of it; an eigendecomposition of its outputs counts as one."""
     described = registered_methods()[method]
-    return "svd" in described.engine_arguments or described.trains or (described.takes_keep and bool(described.statistics))
+    if "truncate" in described.engine_arguments:
+        return _SHARE_OF_TRUNCATION
+    return float("svd" in described.engine_arguments or described.trains or (described.takes_keep and bool(described.statistics)))
 
 
 def _count(shape: Sequence[int]) -> int:
@@ -137,8 +142,8 @@ def _count(shape: Sequence[int]) -> int:
     return count
 
 
-def _expected_seconds(shapes: Sequence[tuple[int, int]]) -> float:
-    work = sum(rows * columns * min(rows, columns) for rows, columns in shapes)
+def _expected_seconds(planned: Sequence[PlannedMatrix]) -> float:
+    work = sum(_decompositions(item.method) * item.parameters_before * min(item.matrix.shape) for item in planned)
     return work * _seconds_per_unit() if work else 0.0
 
 

@@ -38,6 +38,8 @@ class MatrixRecord:
 
     rank_before: min(m, n). energy_kept: `||W'||^2 / ||W||^2`. relative_error: `||W - W'|| / ||W||`, of the stored values, Frobenius norms.
     digest_before, digest_after: of the whole parameter, or of the one expert of it. parameters_after: of two factors, where they hold less than the dense matrix.
+    decomposition: `gram_fp32`, `gram_fp64`, `svd` or `randomised`; None for a method that makes none of the matrix, or its own. excess_error: a bound on `error / least possible error - 1` at this rank, in the norm that the
+    method truncates in and before the result is rounded to the stored dtype; for `randomised` an estimate, and for `svd`, which is what the others are held against, None.
     """
 
     step: int
@@ -58,6 +60,8 @@ class MatrixRecord:
     parameters_before: int
     parameters_after: int
     fallback: str | None = None
+    decomposition: str | None = None
+    excess_error: float | None = None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from harness_ext.evidence.contrast import contrast_set
 from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
 from harness_ext.evidence.experts import check_experts
 from harness_ext.evidence.search import search
-from harness_ext.factors import Factors, NotConverged
+from harness_ext.factors import SVD, Factors, NotConverged
 from harness_ext.methods import AnyEdit, DenseEdit, Svd, registered_methods
 from harness_ext.receipt import MatrixRecord, VariantFailed, stored_parameters
 from harness_ext.recipe import Calibration, Recipe, Step
@@ -180,6 +180,7 @@ def _edit(weights: Weights, factors: Factors, step: Step, number: int, matrix: M
         weights.shift_bias(matrix, edit.bias_shift)
     after = weights.read(matrix)
     norm = float(weight.double().norm())
+    described = registered_methods()[step.method]
     return MatrixRecord(
         step=number,
         method=step.method,
@@ -199,6 +200,8 @@ def _edit(weights: Weights, factors: Factors, step: Step, number: int, matrix: M
         parameters_before=matrix.shape[0] * matrix.shape[1],
         parameters_after=stored_parameters(matrix.shape, edit.rank),
         fallback=edit.fallback or factors.fallbacks.get(tensor_digest(weight)),
+        decomposition=edit.decomposition or (SVD if "svd" in described.engine_arguments or described.trains else None),
+        excess_error=edit.excess_error,
     )
 
 
@@ -212,6 +215,8 @@ def _call(factors: Factors, step: Step, matrix: Matrix, weight: Tensor, evidence
     arguments: dict[str, Any] = {**step.parameters, **{name: value.to(weight.device) for name, value in evidence.items()}}
     if "svd" in method.engine_arguments:
         arguments["svd"] = _decompose(factors, weight, matrix)
+    if "truncate" in method.engine_arguments:
+        arguments["truncate"] = factors.truncate
     if "keep" in method.engine_arguments:
         arguments["keep"] = step.keep_budget
     if "generator" in method.engine_arguments:
@@ -220,6 +225,8 @@ def _call(factors: Factors, step: Step, matrix: Matrix, weight: Tensor, evidence
         return method.function(weight, **arguments)
     except UserError as error:
         raise UserError(f"{where}{matrix.key}: {error}") from None
+    except NotConverged as error:
+        raise VariantFailed("not_converged", str(error), matrix.key) from None
     except torch.linalg.LinAlgError as error:
         raise VariantFailed("not_converged", f"the decomposition of {matrix.key} does not converge: {error}", matrix.key) from None
 

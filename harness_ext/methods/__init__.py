@@ -3,12 +3,14 @@
 A method is registered by a decorator, and its schema is read from its signature, so that a new method is one function in one file:
 
     @method(summary="Keep the largest singular components.")
-    def truncate_svd(weight: Tensor, /, *, svd: Svd, keep: Keep) -> Edit: ...
+    def truncate_svd(weight: Tensor, /, *, truncate: Truncate, keep: Keep) -> Edit: ...
 
 The one positional argument is the matrix, `[out, in]`, in fp32. Keyword arguments are of three kinds, told apart by name:
 
-- what the engine hands over (`ENGINE_ARGUMENTS`): `svd`, `keep`, `generator`, and the statistics in `harness_ext.evidence`;
+- what the engine hands over (`ENGINE_ARGUMENTS`): `svd`, `truncate`, `keep`, `generator`, and the statistics in `harness_ext.evidence`;
 - everything else is a parameter that a recipe may set: it needs an annotation, and its default is the recipe's default.
+
+A method that keeps leading components asks for `truncate`, which is several times faster than `svd` and lasts over runs like it; one that works on components one by one, or on all of them, asks for `svd`.
 
 Methods never see a model, a file or global state, and draw only from the generator they are given. This package imports no torch when it is loaded: a recipe
 must be readable, and its mistakes nameable, in well under a second.
@@ -48,7 +50,12 @@ NEEDS = ("nothing", "nothing, its texts are shipped", "texts", "labelled documen
 ENTRY_POINTS = "lm_eval_recipes.methods"
 """The group in which another package names its modules of methods; importing one registers what it holds."""
 
-ENGINE_ARGUMENTS = frozenset({"svd", "keep", "generator"}) | STATISTICS
+ENGINE_ARGUMENTS = frozenset({"svd", "truncate", "keep", "generator"}) | STATISTICS
+
+RankRule = Callable[["Tensor"], int]
+"""The number of components to keep, from the singular values `[min(m, n)]`, descending."""
+Truncate = Callable[["Tensor", RankRule], "Edit"]
+"""The best approximation of a matrix `[m, n]`, the weight or one made from it, at the rank that a rule gives: its error exceeds the least possible by at most 1e-5 of that, in fp32."""
 
 
 class Svd(NamedTuple):
@@ -64,13 +71,16 @@ class Edit:
     """What becomes of one matrix: `W' = left @ right` of the stated rank, and `b' = b + bias_shift`.
 
     left: `[m, r]`. right: `[r, n]`. bias_shift: `[m]` or None for no change. Rank 0 (r = 0) is the zero matrix.
-    fallback: where the method could not go its way, a word for the way it took instead; the receipt has it.
+    fallback: where the method could not go its way, a word for the way it took instead; the receipt has it. decomposition: a word for where the factors are from, and excess_error: the bound or estimate
+    found with it of `error / least possible error - 1`; the receipt has these as well.
     """
 
     left: Tensor
     right: Tensor
     bias_shift: Tensor | None = None
     fallback: str | None = None
+    decomposition: str | None = None
+    excess_error: float | None = None
 
     @property
     def rank(self) -> int:
@@ -97,6 +107,8 @@ class DenseEdit:
     values: Tensor
     fallback: str | None = None
     bias_shift: None = None
+    decomposition: None = None
+    excess_error: None = None
 
     @property
     def rank(self) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from harness_ext.methods import Edit, Svd, method
-from harness_ext.methods.truncation import leading_components
+from harness_ext.methods import Edit, Truncate, method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,17 +27,24 @@ SCALE_FLOOR = 1e-6
 
 
 @method(summary="Keep the singular components above the edge of a noise spectrum.", rank_from_weights=True)
-def marchenko_pastur(weight: Tensor, /, *, svd: Svd, threshold: Positive = 1.0) -> Edit:
+def marchenko_pastur(weight: Tensor, /, *, truncate: Truncate, threshold: Positive = 1.0) -> Edit:
     """Keep `s_i > threshold * sigma (sqrt(m) + sqrt(n))`, the edge below which the singular values of an `[m, n]` matrix of independent noise of deviation sigma lie.
 
     sigma is estimated as `median(s) / sqrt(max(m, n) mu)`, mu the median of the Marchenko-Pastur law of m/n (Gavish and Donoho, arXiv:1305.5870): up to half of the
     components may be signal without moving it much. A matrix without a component above the edge keeps its largest (ours), which the receipt says.
     """
     rows, columns = weight.shape
-    edge = noise_level(svd.s, (rows, columns)) * (rows**0.5 + columns**0.5)
-    above = int((svd.s > threshold * edge).sum())
-    kept = leading_components(svd, max(above, 1))
-    return kept if above else Edit(kept.left, kept.right, fallback=LARGEST_ONLY)
+    largest_only = False
+
+    def rank_of(singular_values: Tensor) -> int:
+        nonlocal largest_only
+        edge = noise_level(singular_values, (rows, columns)) * (rows**0.5 + columns**0.5)
+        above = int((singular_values > threshold * edge).sum())
+        largest_only = above == 0
+        return max(above, 1)
+
+    kept = truncate(weight, rank_of)
+    return replace(kept, fallback=LARGEST_ONLY) if largest_only else kept
 
 
 def noise_level(singular_values: Tensor, shape: tuple[int, int]) -> float:
@@ -66,24 +73,24 @@ def marchenko_pastur_median(aspect: float) -> float:
 
 
 @method(summary="Truncate with each column weighted by the size of its input.")
-def activation_aware_svd(weight: Tensor, /, *, input_magnitude: Tensor, keep: Keep, exponent: Exponent = 0.5) -> Edit:
+def activation_aware_svd(weight: Tensor, /, *, input_magnitude: Tensor, truncate: Truncate, keep: Keep, exponent: Exponent = 0.5) -> Edit:
     """ASVD (arXiv:2312.05821): `W' = trunc_r(W S) S^-1`, S diagonal, `S_jj = (mean |x_j|)^exponent`.
 
     input_magnitude: `[n]`. `keep.energy` is a share of the squared singular values of `W S`.
     """
-    return scaled_truncation(weight, input_magnitude.double() ** exponent, keep)
+    return scaled_truncation(weight, input_magnitude.double() ** exponent, truncate, keep)
 
 
 @method(summary="Truncate with each column weighted by the information that the right answers hold about it.")
-def fisher_weighted_svd(weight: Tensor, /, *, fisher_information: Tensor, keep: Keep) -> Edit:
+def fisher_weighted_svd(weight: Tensor, /, *, fisher_information: Tensor, truncate: Truncate, keep: Keep) -> Edit:
     """FWSVD (arXiv:2207.00112): `W' = trunc_r(W S) S^-1`, S diagonal, `S_jj = sqrt(sum_i I_ij)`, I the empirical Fisher information of the weights.
 
     fisher_information: `[n]`, already summed over the rows. `keep.energy` is a share of the squared singular values of `W S`.
     """
-    return scaled_truncation(weight, fisher_information.double().sqrt(), keep)
+    return scaled_truncation(weight, fisher_information.double().sqrt(), truncate, keep)
 
 
-def scaled_truncation(weight: Tensor, scale: Tensor, keep: Keep) -> Edit:
+def scaled_truncation(weight: Tensor, scale: Tensor, truncate: Truncate, keep: Keep) -> Edit:
     """The `W'` of rank r that minimises `||(W - W') diag(scale)||_F`; scale `[n]`, not negative.
 
     A column whose scale is below `SCALE_FLOOR` of the largest is given that much, so that the scale can be undone; where all are zero, it is plain truncation. Decomposed in fp64, since a scale
@@ -94,6 +101,5 @@ def scaled_truncation(weight: Tensor, scale: Tensor, keep: Keep) -> Edit:
     largest = scale.max()
     unscaled = bool(largest == 0)
     scale = torch.ones_like(scale) if unscaled else (scale / largest).clamp(min=SCALE_FLOOR)
-    scaled = Svd(*torch.linalg.svd(weight.double() * scale, full_matrices=False))
-    kept = leading_components(scaled, keep.rank_for(tuple(weight.shape), scaled.s))
-    return Edit(kept.left.to(weight), (kept.right / scale).to(weight), fallback=UNSCALED if unscaled else None)
+    kept = truncate(weight.double() * scale, keep.rank_rule(tuple(weight.shape)))
+    return replace(kept, left=kept.left.to(weight), right=(kept.right / scale).to(weight), fallback=UNSCALED if unscaled else kept.fallback)

@@ -39,7 +39,7 @@ def numpy_truncation(weight: torch.Tensor, rank: int) -> numpy.ndarray:
 def test_truncation_equals_numpys_in_float64(matrix: tuple[int, int, int], share: float) -> None:
     weight = random_matrix(*matrix)
     rank = round(share * min(weight.shape))
-    edit = truncate_svd(weight, svd=decompose(weight), keep=Keep(rank=rank))
+    edit = truncate_svd(weight, truncate=Factors().truncate, keep=Keep(rank=rank), generator=torch.Generator())
     assert edit.rank == rank and edit.bias_shift is None
     expected = numpy_truncation(weight, rank)
     assert numpy.linalg.norm(edit.weight().double().numpy() - expected) <= 2e-5 * max(float(weight.norm()), 1e-6)
@@ -50,7 +50,8 @@ def test_truncation_equals_numpys_in_float64(matrix: tuple[int, int, int], share
 def test_eckart_young_error_is_the_dropped_energy_and_falls_with_rank(matrix: tuple[int, int, int]) -> None:
     weight = random_matrix(*matrix).double()
     svd = decompose(weight)
-    errors = [float((weight - truncate_svd(weight, svd=svd, keep=Keep(rank=rank)).weight()).norm()) for rank in range(min(weight.shape) + 1)]
+    cut = Factors().truncation(weight).cut
+    errors = [float((weight - cut(Keep(rank=rank).rank_rule(tuple(weight.shape))).weight()).norm()) for rank in range(min(weight.shape) + 1)]
     expected = [float((svd.s[rank:] ** 2).sum().sqrt()) for rank in range(min(weight.shape) + 1)]
     assert errors == pytest.approx(expected, abs=1e-9)
     assert all(later <= earlier + 1e-12 for earlier, later in zip(errors, errors[1:], strict=False))
@@ -107,34 +108,6 @@ def test_eigenprune_breaks_ties_from_the_smaller_singular_value() -> None:
     weight = torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0]))
     edit = eigenprune(weight, svd=decompose(weight), counterfactual_effects=torch.zeros(4), input_mean=torch.zeros(4), fraction=0.5)
     torch.testing.assert_close(edit.weight(), torch.diag(torch.tensor([4.0, 3.0, 0.0, 0.0])))
-
-
-def test_factors_are_computed_once_and_read_back_exactly(tmp_path, monkeypatch) -> None:
-    weight = random_matrix(12, 7, 1)
-    factors = Factors(tmp_path)
-    first = factors.of(weight)
-    monkeypatch.setattr(torch.linalg, "svd", lambda *args, **kwargs: pytest.fail("decomposed twice"))
-    assert all(torch.equal(one, other) for one, other in zip(first, factors.of(weight.clone()), strict=True))
-
-
-def test_factors_beyond_the_limit_are_not_kept(tmp_path) -> None:
-    Factors(tmp_path, limit_bytes=10).of(random_matrix(12, 7, 1))
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_decomposition_that_fails_falls_back_to_float64_and_says_so(tmp_path, monkeypatch) -> None:
-    weight, real = random_matrix(9, 6, 2), torch.linalg.svd
-
-    def fails_in_fp32(matrix: torch.Tensor, **options: bool):
-        if matrix.dtype == torch.float32:
-            raise torch.linalg.LinAlgError("did not converge")
-        return real(matrix, **options)
-
-    monkeypatch.setattr(torch.linalg, "svd", fails_in_fp32)
-    factors = Factors(tmp_path)
-    svd = factors.of(weight)
-    assert svd.s.dtype == torch.float32 and list(factors.fallbacks.values()) == ["fp64"]
-    torch.testing.assert_close((svd.u * svd.s) @ svd.vh, weight, atol=1e-5, rtol=1e-5)
 
 
 def test_every_method_says_what_it_does_and_is_importable_without_its_arguments() -> None:

@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from harness_ext.errors import UserError
+from harness_ext.factors import Factors
 from harness_ext.keep import Keep
 from harness_ext.methods import AnyEdit, Svd, registered_methods
 from harness_ext.methods.projection import NO_DIFFERENCE
 from harness_ext.methods.weight_space import SCALE_FLOOR, marchenko_pastur_median
 
+TRUNCATE = Factors().truncate
 RANDOM = numpy.random.default_rng(7)
 
 
@@ -80,10 +82,10 @@ def dense(edit: AnyEdit) -> numpy.ndarray:
 
 def check_truncate_svd(case: Case, method: Callable[..., AnyEdit]) -> None:
     for rank in case.ranks:
-        edit = method(case.tensor, svd=case.svd, keep=Keep(rank=rank))
+        edit = method(case.tensor, truncate=TRUNCATE, keep=Keep(rank=rank), generator=torch.Generator())
         assert edit.rank == rank
         case.near(numpy.linalg.norm(case.weight - dense(edit)), case.dropped(rank))
-        again = method(edit.weight(), svd=Svd(*torch.linalg.svd(edit.weight(), full_matrices=False)), keep=Keep(rank=rank))
+        again = method(edit.weight(), truncate=TRUNCATE, keep=Keep(rank=rank), generator=torch.Generator())
         case.near(dense(again), dense(edit))
 
 
@@ -133,7 +135,7 @@ def check_wanda(case: Case, method: Callable[..., AnyEdit]) -> None:
 def check_marchenko_pastur(case: Case, method: Callable[..., AnyEdit]) -> None:
     small, large = sorted(case.weight.shape)
     edge = numpy.median(case.s) / numpy.sqrt(large * marchenko_pastur_median(small / large)) * (numpy.sqrt(small) + numpy.sqrt(large))
-    edit = method(case.tensor, svd=case.svd)
+    edit = method(case.tensor, truncate=TRUNCATE)
     # The median of a matrix of deficient rank is rounding: how many components lie above it is chance, and all that matter do.
     if edge > 1e-5 * case.norm or case.norm == 0:
         assert edit.rank == max(1, int((case.s > edge).sum()))
@@ -154,15 +156,15 @@ def check_scaled(case: Case, scale: numpy.ndarray, edit_at: Callable[[Keep], Any
 
 def check_activation_aware_svd(case: Case, method: Callable[..., AnyEdit]) -> None:
     size = numpy.abs(case.inputs).mean(1)
-    check_scaled(case, numpy.sqrt(size), lambda keep: method(case.tensor, input_magnitude=torch.tensor(size), keep=keep))
+    check_scaled(case, numpy.sqrt(size), lambda keep: method(case.tensor, input_magnitude=torch.tensor(size), truncate=TRUNCATE, keep=keep))
 
 
 def check_fisher_weighted_svd(case: Case, method: Callable[..., AnyEdit]) -> None:
     information = case.mean**2
     information[0] = 0.0
     if case.columns > 1:
-        check_scaled(case, numpy.sqrt(information), lambda keep: method(case.tensor, fisher_information=torch.tensor(information), keep=keep))
-    assert method(case.tensor, fisher_information=torch.zeros(case.columns).double(), keep=Keep(rank=1)).fallback == "unscaled"
+        check_scaled(case, numpy.sqrt(information), lambda keep: method(case.tensor, fisher_information=torch.tensor(information), truncate=TRUNCATE, keep=keep))
+    assert method(case.tensor, fisher_information=torch.zeros(case.columns).double(), truncate=TRUNCATE, keep=Keep(rank=1)).fallback == "unscaled"
 
 
 def check_feature_space(case: Case, method: Callable[..., AnyEdit]) -> None:
@@ -254,7 +256,7 @@ def test_a_method_says_whether_it_moves_a_bias(method: str) -> None:
     """By the declaration experts are kept from what they cannot take."""
     described, case = registered_methods()[method], Case("random")
     evidence = {
-        "svd": case.svd, "keep": Keep(rank=3), "generator": torch.Generator().manual_seed(0), "input_mean": torch.tensor(case.mean), "input_magnitude": torch.ones(13), "removed_components": torch.arange(9) < 3,
+        "svd": case.svd, "truncate": TRUNCATE, "keep": Keep(rank=3), "generator": torch.Generator().manual_seed(0), "input_mean": torch.tensor(case.mean), "input_magnitude": torch.ones(13), "removed_components": torch.arange(9) < 3,
         "input_second_moment": torch.tensor(case.inputs @ case.inputs.T), "input_second_moment_diagonal": torch.ones(13), "fisher_information": torch.ones(13),
         "counterfactual_effects": torch.tensor(case.effects), "ablation_effects": torch.tensor(case.effects), "contrast_differences": torch.tensor(case.inputs.T[:6]),
         "trained_left": torch.ones(9, 2), "trained_right": torch.ones(2, 13),

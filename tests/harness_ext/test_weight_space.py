@@ -12,21 +12,19 @@ from torch.nn.functional import cross_entropy
 from harness_ext import evidence
 from harness_ext.checkpoint import read_checkpoint
 from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
+from harness_ext.factors import Factors
 from harness_ext.keep import Keep
-from harness_ext.methods import Svd, registered_methods
+from harness_ext.methods import registered_methods
 from harness_ext.methods.sparse import magnitude, wanda
 from harness_ext.methods.weight_space import LARGEST_ONLY, UNSCALED, activation_aware_svd, fisher_weighted_svd, marchenko_pastur, marchenko_pastur_median, noise_level
 from harness_ext.plan import plan
 from harness_ext.recipe import parse_recipe
 
+TRUNCATE = Factors().truncate
 SHAPES = st.tuples(st.integers(1, 16), st.integers(1, 16), st.integers(0, 2**31))
 DOCUMENTS = [
     LabelledDocument("t", context, answer, context) for context, answer in [("w1 w2 w3", " w4"), ("w5 w6 w7 w8 w9", " w10 w11"), ("w2 w9", " w3"), ("w12 w13 w14 w15", " w16"), ("w20 w21", " w23")]
 ]
-
-
-def decompose(weight: torch.Tensor) -> Svd:
-    return Svd(*torch.linalg.svd(weight, full_matrices=False))
 
 
 def random(rows: int, columns: int, seed: int) -> tuple[numpy.ndarray, numpy.ndarray]:
@@ -56,9 +54,8 @@ def test_the_level_of_noise_is_found_with_and_without_signal(shape: tuple[int, i
     signal = generator.standard_normal((shape[0], 5)) @ generator.standard_normal((5, shape[1])) * sigma * 3
     for matrix, expected in ((noise, 0), (noise + signal, 5)):
         weight = torch.tensor(matrix)
-        svd = decompose(weight)
-        assert noise_level(svd.s, shape) == pytest.approx(sigma, rel=0.05)
-        edit = marchenko_pastur(weight, svd=svd, threshold=1.05)
+        assert noise_level(torch.linalg.svdvals(weight), shape) == pytest.approx(sigma, rel=0.05)
+        edit = marchenko_pastur(weight, truncate=TRUNCATE, threshold=1.05)
         assert (edit.rank, edit.fallback) == ((expected, None) if expected else (1, LARGEST_ONLY))
 
 
@@ -67,13 +64,12 @@ def test_the_level_of_noise_is_found_with_and_without_signal(shape: tuple[int, i
 def test_the_edge_scales_with_the_matrix_and_what_stays_lies_above_it(shape, threshold: float) -> None:
     matrix, _ = random(*shape)
     weight = torch.tensor(matrix)
-    svd = decompose(weight)
-    edit = marchenko_pastur(weight, svd=svd, threshold=threshold)
+    edit = marchenko_pastur(weight, truncate=TRUNCATE, threshold=threshold)
     s, (rows, columns) = numpy.linalg.svd(matrix, compute_uv=False), matrix.shape
     aspect, larger = min(rows, columns) / max(rows, columns), max(rows, columns)
     edge = numpy.median(s) / numpy.sqrt(larger * marchenko_pastur_median(aspect)) * (numpy.sqrt(rows) + numpy.sqrt(columns))
     assert edit.rank == max(1, int((s > threshold * edge).sum()))
-    assert marchenko_pastur(1000 * weight, svd=svd._replace(s=1000 * svd.s), threshold=threshold).rank == edit.rank
+    assert marchenko_pastur(1000 * weight, truncate=TRUNCATE, threshold=threshold).rank == edit.rank
 
 
 def test_a_plan_does_not_guess_a_rank_that_the_weights_decide(make_model) -> None:
@@ -91,8 +87,8 @@ def test_scaled_truncations_equal_the_reference(shape, share: float, exponent: f
     rank = max(1, round(share * min(matrix.shape)))
     weight, keep = torch.tensor(matrix), Keep(rank=rank)
     edits = {
-        "asvd": (activation_aware_svd(weight, input_magnitude=torch.tensor(size), keep=keep, exponent=exponent), size**exponent),
-        "fwsvd": (fisher_weighted_svd(weight, fisher_information=torch.tensor(size), keep=keep), numpy.sqrt(size)),
+        "asvd": (activation_aware_svd(weight, truncate=TRUNCATE, input_magnitude=torch.tensor(size), keep=keep, exponent=exponent), size**exponent),
+        "fwsvd": (fisher_weighted_svd(weight, truncate=TRUNCATE, fisher_information=torch.tensor(size), keep=keep), numpy.sqrt(size)),
     }
     for edit, scale in edits.values():
         u, s, vh = numpy.linalg.svd(matrix @ numpy.diag(scale), full_matrices=False)
@@ -112,18 +108,18 @@ def test_equal_columns_give_plain_truncation_and_energy_is_that_of_the_scaled_ma
     u, s, vh = numpy.linalg.svd(matrix, full_matrices=False)
     plain = (u[:, :3] * s[:3]) @ vh[:3]
     for size_of_all, fallback in ((2.5, None), (0.0, UNSCALED)):
-        edit = activation_aware_svd(weight, input_magnitude=torch.full((7,), size_of_all), keep=Keep(rank=3))
+        edit = activation_aware_svd(weight, truncate=TRUNCATE, input_magnitude=torch.full((7,), size_of_all), keep=Keep(rank=3))
         numpy.testing.assert_allclose(edit.weight().numpy(), plain, atol=1e-10)
         assert edit.fallback == fallback
     scaled = numpy.linalg.svd(matrix * numpy.sqrt(size), compute_uv=False) ** 2
-    edit = fisher_weighted_svd(weight, fisher_information=torch.tensor(size), keep=Keep(energy=0.8))
+    edit = fisher_weighted_svd(weight, truncate=TRUNCATE, fisher_information=torch.tensor(size), keep=Keep(energy=0.8))
     assert edit.rank == int(numpy.argmax(scaled.cumsum() >= 0.8 * scaled.sum())) + 1
 
 
 def test_a_column_that_never_matters_leaves_the_others_exact() -> None:
     matrix, size = random(6, 5, 2)
     size[3] = 0.0
-    edit = fisher_weighted_svd(torch.tensor(matrix), fisher_information=torch.tensor(size), keep=Keep(rank=4))
+    edit = fisher_weighted_svd(torch.tensor(matrix), truncate=TRUNCATE, fisher_information=torch.tensor(size), keep=Keep(rank=4))
     assert torch.isfinite(edit.weight()).all()
     others = [0, 1, 2, 4]
     numpy.testing.assert_allclose(edit.weight().numpy()[:, others], matrix[:, others], atol=1e-9)

@@ -1,0 +1,185 @@
+"""A folder of decompositions that lasts: safetensors files, bounded in bytes, the least recently used going first.
+
+Notable choices. Whatever may go wrong with it costs time only: a file is written under another name and renamed when whole; one that is damaged, cut short or another's is thrown away and made anew, since its tensors must
+have the digest in its header; a full disk, a read-only one or none at all means no cache. Processes may share the folder, and anybody may empty it. Its bound is also a share of what is free on its disk.
+
+The name of a file holds all that its bits depend on: the matrix by digest, the decomposition and its version, and what computes it (torch, processor or card, threads). So an edit is bit for bit the same whether its
+factors were there or not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from harness_ext.errors import UserError
+from harness_ext.task_cache import cache_folder
+from harness_ext.weights import tensor_digest
+
+if TYPE_CHECKING:
+    from torch import Tensor, device
+
+LIMIT_VARIABLE = "LM_EVAL_RECIPES_FACTORS_GIB"
+DEFAULT_LIMIT_BYTES = 16 << 30
+SHARE_OF_FREE = 0.25
+_SUFFIX = ".safetensors"
+_SECONDS_TO_WRITE = 3600
+
+
+class Entry(NamedTuple):
+    """What a file holds. note: a word that goes with the tensors, or none."""
+
+    tensors: dict[str, Tensor]
+    note: str | None
+
+
+class DiskCache:
+    """Tensors under names. folder: made when first needed. limit_bytes: of all files together; 0 keeps none."""
+
+    def __init__(self, folder: Path, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
+        self._folder = folder
+        self._limit = limit_bytes
+        self._unseen: int | None = None
+        self._checked: set[tuple[str, int]] = set()
+
+    def load(self, name: str, shapes: Mapping[str, tuple[int, ...]], on: device) -> Entry | None:
+        """The tensors kept under a name; None where there are none, or they are not whole or not of these names and shapes."""
+        path = self._folder / f"{name}{_SUFFIX}"
+        try:
+            entry = self._read(path, name, shapes)
+        except FileNotFoundError:
+            return None
+        except Exception:  # noqa: BLE001 - whatever a damaged file makes a reader raise, the decomposition is made again
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+            return None
+        with suppress(OSError):
+            os.utime(path)
+        # Memory of torch's own: where a tensor is aligned may decide the last bits of a product.
+        return Entry({key: value.clone() if on.type == "cpu" else value.to(on) for key, value in entry.tensors.items()}, entry.note)
+
+    def _read(self, path: Path, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Entry:
+        from safetensors import safe_open
+
+        # Hashing again what this process has hashed or written would take longer than reading it.
+        known = (name, path.stat().st_ino)
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        if header.get("name") != name or {key: tuple(value.shape) for key, value in tensors.items()} != dict(shapes):
+            raise ValueError(f"{path} is another's")
+        if known not in self._checked and header.get("digest") != _digest(tensors):
+            raise ValueError(f"{path} is damaged")
+        self._checked.add(known)
+        return Entry(tensors, header.get("note") or None)
+
+    def save(self, name: str, tensors: Mapping[str, Tensor], note: str | None = None) -> None:
+        """Keep tensors under a name, where there is room."""
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        path, temporary = self._folder / f"{name}{_SUFFIX}", self._folder / f".{uuid.uuid4().hex}.writing"
+        kept = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        try:
+            if not self._make_room(sum(value.numel() * value.element_size() for value in kept.values())):
+                return
+            save_file(kept, temporary, {"name": name, "digest": _digest(kept), "note": note or ""})
+            os.replace(temporary, path)
+        except (OSError, SafetensorError):
+            self._unseen = None
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+    def _make_room(self, size: int) -> bool:
+        """Let the least recently used go until so many bytes fit; False where they cannot. Files of other processes are counted now and then."""
+        if self._unseen is not None and self._unseen >= size:
+            self._unseen -= size
+            return True
+        if size > self._limit:
+            return False
+        self._folder.mkdir(parents=True, exist_ok=True)
+        files = self._files()
+        held = sum(status.st_size for _, status in files)
+        limit = min(self._limit, int(SHARE_OF_FREE * (shutil.disk_usage(self._folder).free + held)))
+        if size > limit:
+            return False
+        for path, status in sorted(files, key=lambda item: item[1].st_mtime_ns):
+            if held + size <= limit:
+                break
+            path.unlink(missing_ok=True)
+            held -= status.st_size
+        self._unseen = min(limit - held - size, limit // 64)
+        return True
+
+    def _files(self) -> list[tuple[Path, os.stat_result]]:
+        found = []
+        for entry in os.scandir(self._folder):
+            with suppress(OSError):
+                status = entry.stat()
+                if entry.name.endswith(_SUFFIX):
+                    found.append((Path(entry.path), status))
+                elif entry.name.endswith(".writing") and time.time() - status.st_mtime > _SECONDS_TO_WRITE:
+                    # Left by a process that was killed.
+                    os.unlink(entry.path)
+        return found
+
+
+def lasting(scratch: Path) -> DiskCache:
+    """The user's cache of factors; in the scratch folder, for this session only, where there is none or `LM_EVAL_RECIPES_FACTORS_GIB` is 0.
+
+    Raises UserError where that variable is not a number.
+    """
+    limit = _limit_asked_for()
+    folder = cache_folder()
+    if folder is not None and limit:
+        place = folder / "factors"
+        with suppress(OSError):
+            place.mkdir(parents=True, exist_ok=True)
+            if os.access(place, os.W_OK | os.X_OK):
+                return DiskCache(place, limit)
+    return DiskCache(scratch / "factors", limit or DEFAULT_LIMIT_BYTES)
+
+
+def _limit_asked_for() -> int:
+    asked = os.environ.get(LIMIT_VARIABLE)
+    if not asked:
+        return DEFAULT_LIMIT_BYTES
+    try:
+        return max(0, int(float(asked) * 2**30))
+    except (ValueError, OverflowError):
+        raise UserError(f"{LIMIT_VARIABLE} must be a number of GiB, such as 16, or 0 to keep no decompositions; found {asked!r}") from None
+
+
+def name_of(digest: str, kind: str, on: device) -> str:
+    """The name for a decomposition of this kind of the matrix with this digest, computed on this device."""
+    return f"{digest[:40]}-{kind}-{_computed_by(str(on), _threads())}"
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+@cache
+def _computed_by(on: str, threads: int) -> str:
+    """What the last bits of a decomposition depend on besides the matrix, as a short digest."""
+    import torch
+
+    if on.startswith("cuda"):
+        machine = f"{torch.version.cuda} {torch.cuda.get_device_name(on)} {torch.get_float32_matmul_precision()}"
+    else:
+        machine = f"{on} {torch.backends.cpu.get_cpu_capability()} {threads}"
+    return hashlib.sha256(f"{torch.__version__} {machine}".encode()).hexdigest()[:12]
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    return hashlib.sha256("".join(f"{key} {tensor_digest(tensors[key])}\n" for key in sorted(tensors)).encode()).hexdigest()
