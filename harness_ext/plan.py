@@ -15,8 +15,9 @@ from harness_ext.errors import UserError
 from harness_ext.evidence.experts import check_experts
 from harness_ext.loading import as_loaded
 from harness_ext.methods import registered_methods
-from harness_ext.receipt import stored_parameters
+from harness_ext.receipt import standing, stored_parameters
 from harness_ext.recipe import Recipe, Step
+from harness_ext.swaps import check_no_expert
 from harness_ext.training import check_trainable
 
 _FP32 = 4
@@ -67,7 +68,7 @@ class Plan:
         return self.stored_bytes - sum((item.parameters_before - item.parameters_after) * item.element_bytes for item in self._last())
 
     def _last(self) -> Sequence[PlannedMatrix]:
-        return list({item.matrix.key: item for item in self.matrices}.values())
+        return standing(self.matrices, lambda item: (item.matrix.parameter, item.matrix.part))
 
 
 def plan(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
@@ -104,6 +105,8 @@ def _selected(anatomy: Anatomy, recipe: Recipe, number: int, step: Step) -> Sequ
     check_experts(step, matrices, where)
     if step.learning is not None:
         check_trainable(matrices, where)
+    if step.factored:
+        check_no_expert(matrices, where)
     return matrices
 
 

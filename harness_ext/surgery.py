@@ -20,8 +20,8 @@ from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
 from harness_ext.evidence.experts import check_experts
 from harness_ext.evidence.search import search
 from harness_ext.factors import Factors, NotConverged
-from harness_ext.methods import AnyEdit, DenseEdit, Svd, registered_methods
-from harness_ext.receipt import MatrixRecord, VariantFailed, stored_parameters
+from harness_ext.methods import AnyEdit, DenseEdit, Edit, Svd, registered_methods
+from harness_ext.receipt import DENSE, FACTORS, MatrixRecord, VariantFailed, stored_parameters
 from harness_ext.recipe import Calibration, Recipe, Step
 from harness_ext.training import check_trainable, train
 from harness_ext.training.bases import Bases, all_bases
@@ -78,6 +78,8 @@ def operate(lm: HFLM, weights: Weights, factors: Factors, recipe: Recipe, docume
         check_experts(step, matrices, where)
         if step.learning is not None:
             check_trainable(matrices, where)
+        if step.factored:
+            weights.check_factorable(matrices, where)
         labelled = _documents(step, number, documents, operation, where)
         for stage in stages(matrices) if step.one_after_another else [matrices]:
             evidence = _evidence(lm, weights, factors, step, number, stage, labelled, operation, where, progress, work)
@@ -174,7 +176,7 @@ def _edit(weights: Weights, factors: Factors, step: Step, number: int, matrix: M
     before = weights.digest_of(matrix.parameter, matrix.expert)
     edit = _call(factors, step, matrix, weight, evidence, where)
     _require_finite_edit(edit, matrix)
-    weights.replace(matrix, edit.weight())
+    stored = _write(weights, step, matrix, edit)
     shifted = edit.bias_shift is not None and bool(edit.bias_shift.any())
     if shifted:
         weights.shift_bias(matrix, edit.bias_shift)
@@ -184,7 +186,7 @@ def _edit(weights: Weights, factors: Factors, step: Step, number: int, matrix: M
         step=number,
         method=step.method,
         name=matrix.parameter,
-        part=matrix.key.removeprefix(matrix.parameter).strip() or None,
+        part=matrix.part,
         role=matrix.role,
         layer=matrix.layer,
         shape=matrix.shape,
@@ -199,7 +201,18 @@ def _edit(weights: Weights, factors: Factors, step: Step, number: int, matrix: M
         parameters_before=matrix.shape[0] * matrix.shape[1],
         parameters_after=stored_parameters(matrix.shape, edit.rank),
         fallback=edit.fallback or factors.fallbacks.get(tensor_digest(weight)),
+        stored=stored,
     )
+
+
+def _write(weights: Weights, step: Step, matrix: Matrix, edit: AnyEdit) -> str:
+    """Write an edit as the step wants it, and say how: as factors only below the break-even rank, where they are smaller."""
+    rows, columns = matrix.shape
+    if step.factored and isinstance(edit, Edit) and stored_parameters(matrix.shape, edit.rank) < rows * columns:
+        weights.factor(matrix, edit.left, edit.right)
+        return FACTORS
+    weights.replace(matrix, edit.weight())
+    return DENSE
 
 
 def _call(factors: Factors, step: Step, matrix: Matrix, weight: Tensor, evidence: Mapping[str, Tensor], where: str) -> AnyEdit:
