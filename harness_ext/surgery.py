@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from harness_ext.anatomy import ATTENTION, Matrix
 from harness_ext.errors import UserError
-from harness_ext.evidence import gather
+from harness_ext.evidence import gather, groups
 from harness_ext.evidence.contrast import contrast_set
 from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
 from harness_ext.evidence.experts import check_experts
 from harness_ext.evidence.search import search
 from harness_ext.factors import Factors, NotConverged
-from harness_ext.methods import AnyEdit, DenseEdit, Edit, Svd, registered_methods
+from harness_ext.methods import AnyEdit, DenseEdit, Edit, Svd, call, registered_methods
 from harness_ext.receipt import DENSE, FACTORS, MatrixRecord, VariantFailed, stored_parameters
 from harness_ext.recipe import Calibration, Recipe, Step
 from harness_ext.training import check_trainable, train
@@ -144,20 +144,28 @@ def _evidence(
     def bases(matrix: Matrix) -> Bases:
         return all_bases(decompose(matrix), step.learning.added_rank, generator_for(step.seed, matrix))
 
-    try:
+    def gather_for(group: Sequence[Matrix]) -> Mapping[str, Mapping[str, Tensor]]:
         if step.learning is not None:
             place = work.part(f"step-{number}") if work else None
-            gathered, log = train(lm, matrices, labelled, batch_size, step.learning, step.seed, bases, place, progress.advance)
+            found, log = train(lm, group, labelled, batch_size, step.learning, step.seed, bases, place, progress.advance)
             operation.log += [{"step": number, **row} for row in log]
         elif step.trials is not None:
-            gathered = search(lm, matrices, labelled, batch_size, step.trials, decompose, progress.advance)
+            found = search(lm, group, labelled, batch_size, step.trials, decompose, progress.advance)
         else:
-            gathered = gather(lm, matrices, statistics, labelled, batch_size, decompose, progress.advance)
+            found = gather(lm, group, statistics, labelled, batch_size, decompose, progress.advance)
+        for key, values in found.items():
+            _require_finite_evidence(values, key)
+        return found
+
+    try:
+        if step.learning is not None or step.trials is not None or step.one_after_another:
+            gathered = gather_for(matrices)
+        else:
+            about = [weights.digest(), str(batch_size), *sorted(statistics), *(repr(document) for document in labelled)]
+            gathered = weights.kept.evidence(about, matrices, gather_for, lambda missing: groups(missing, statistics))
     except UserError as error:
         raise UserError(f"{where}{error}") from None
     progress.stop()
-    for key, values in gathered.items():
-        _require_finite_evidence(values, key)
     operation.seconds_calibrating += time.perf_counter() - started
     return gathered
 
@@ -174,7 +182,7 @@ def _edit(weights: Weights, factors: Factors, step: Step, number: int, matrix: M
     _require_finite(weights, matrix)
     weight = weights.read(matrix)
     before = weights.digest_of(matrix.parameter, matrix.expert)
-    edit = _call(factors, step, matrix, weight, evidence, where)
+    edit = _call(weights, factors, step, matrix, weight, evidence, where)
     _require_finite_edit(edit, matrix)
     stored = _write(weights, step, matrix, edit)
     shifted = edit.bias_shift is not None and bool(edit.bias_shift.any())
@@ -215,7 +223,7 @@ def _write(weights: Weights, step: Step, matrix: Matrix, edit: AnyEdit) -> str:
     return DENSE
 
 
-def _call(factors: Factors, step: Step, matrix: Matrix, weight: Tensor, evidence: Mapping[str, Tensor], where: str) -> AnyEdit:
+def _call(weights: Weights, factors: Factors, step: Step, matrix: Matrix, weight: Tensor, evidence: Mapping[str, Tensor], where: str) -> AnyEdit:
     """Hand a method what its signature asks for."""
     import torch
 
@@ -227,6 +235,9 @@ def _call(factors: Factors, step: Step, matrix: Matrix, weight: Tensor, evidence
         arguments["svd"] = _decompose(factors, weight, matrix)
     if "keep" in method.engine_arguments:
         arguments["keep"] = step.keep_budget
+    if "remember" in method.engine_arguments:
+        # A matrix that is edited after others is another one in the next recipe.
+        arguments["remember"] = call if step.one_after_another else weights.kept.remember
     if "generator" in method.engine_arguments:
         arguments["generator"] = generator_for(step.seed, matrix)
     try:

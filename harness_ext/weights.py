@@ -10,13 +10,14 @@ is then written to a part of it makes dense again what that part touches.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness_ext.anatomy import Anatomy, Matrix
+from harness_ext.digests import combined, model_digest, tensor_digest
 from harness_ext.errors import UserError
+from harness_ext.kept import Kept
 from harness_ext.ranges import put, take
 from harness_ext.receipt import size_of
 from harness_ext.swaps import Swaps
@@ -26,13 +27,13 @@ if TYPE_CHECKING:
 
     from harness_ext.thin import Part
 
-_HASHING_THREADS = 4
+__all__ = ["Weights", "model_digest", "tensor_digest"]
 
 
 class Weights:
     """Access to a model's weights by `Matrix`, with undo.
 
-    model: a transformers model. scratch: an existing folder for the originals of edited parameters; the caller removes it. added_biases: the names of those that edits made. size: of the model as it was.
+    model: a transformers model. scratch: an existing folder for the originals of edited parameters; the caller removes it. added_biases: the names of those that edits made. size: of the model as it was. kept: what was worked out from them, for the next recipe.
 
     Raises UserError where weights are quantised or not in memory (offloaded), since those cannot be edited in place.
     """
@@ -45,6 +46,7 @@ class Weights:
         self._spilled: dict[str, Path] = {}
         self._swaps = Swaps(model, self._renew)
         self.size = size_of(model)
+        self.kept = Kept(scratch)
         self.added_biases: list[str] = []
         self.anatomy = Anatomy(model.config.to_dict(), {name: tuple(value.shape) for name, value in self._parameters.items()})
 
@@ -181,7 +183,7 @@ class Weights:
         """
         if name in self._swaps:
             held = [f"{name.rpartition('.')[0]}.{part}" for part, _ in self._swaps[name].named_parameters() if part != "bias"]
-            return _combined(held, self.digest_of)
+            return combined(held, self.digest_of)
         if (name, expert) not in self._digests:
             value = self._parameters[name]
             self._digests[name, expert] = tensor_digest(value if expert is None else value[expert])
@@ -189,7 +191,7 @@ class Weights:
 
     def digest(self) -> str:
         """SHA-256 over the names and digests of all parameters, in order of name: the identity of the weights as they are now."""
-        return _combined(self._parameters, self.digest_of)
+        return combined(self._parameters, self.digest_of)
 
     def first_not_finite(self, matrix: Matrix) -> str | None:
         """Where the matrix holds a NaN or an infinity, as `[row, column]` of its `[out, in]` view; None where it holds none."""
@@ -228,32 +230,6 @@ class Weights:
         self._model.get_submodule(matrix.module).bias = bias
         self._parameters[matrix.bias] = bias
         self.added_biases.append(matrix.bias)
-
-
-def model_digest(model: nn.Module) -> str:
-    """The digest that `Weights.digest` gives, of a model that is only looked at."""
-    parameters = dict(model.named_parameters())
-    return _combined(parameters, lambda name: tensor_digest(parameters[name]))
-
-
-def _combined(names: Iterable[str], digest_of: Callable[[str], str]) -> str:
-    ordered = sorted(names)
-    with ThreadPoolExecutor(_HASHING_THREADS) as pool:
-        digests = list(pool.map(digest_of, ordered))
-    return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in zip(ordered, digests, strict=True)).encode()).hexdigest()
-
-
-def tensor_digest(value: Tensor) -> str:
-    """SHA-256 over a tensor's dtype, shape and bytes; equal exactly where the bits are."""
-    import torch
-
-    if value.device.type == "meta":
-        raise UserError("some weights of the model are offloaded, not in memory, and can neither be edited nor told apart: give the model more memory, or drop parallelize and offloading")
-    data = value.detach().cpu().contiguous()
-    hasher = hashlib.sha256(f"{data.dtype} {tuple(data.shape)} ".encode())
-    if data.numel():
-        hasher.update(data.reshape(-1).view(torch.uint8).numpy())
-    return hasher.hexdigest()
 
 
 def _view(value: Tensor, matrix: Matrix) -> Tensor:

@@ -7,7 +7,8 @@ A method is registered by a decorator, and its schema is read from its signature
 
 The one positional argument is the matrix, `[out, in]`, in fp32. Keyword arguments are of three kinds, told apart by name:
 
-- what the engine hands over (`ENGINE_ARGUMENTS`): `svd`, `keep`, `generator`, and the statistics in `harness_ext.evidence`;
+- what the engine hands over (`ENGINE_ARGUMENTS`): `svd`, `keep`, `generator`, the statistics in `harness_ext.evidence`, and `remember`, which calls a function of tensors and keeps
+  what it returns for the next time (`remember(function, *tensors)`): a decomposition from which every rank is a slice need be made only once;
 - everything else is a parameter that a recipe may set: it needs an annotation, and its default is the recipe's default.
 
 Methods never see a model, a file or global state, and draw only from the generator they are given. This package imports no torch when it is loaded: a recipe
@@ -48,7 +49,12 @@ NEEDS = ("nothing", "nothing, its texts are shipped", "texts", "labelled documen
 ENTRY_POINTS = "lm_eval_recipes.methods"
 """The group in which another package names its modules of methods; importing one registers what it holds."""
 
-ENGINE_ARGUMENTS = frozenset({"svd", "keep", "generator"}) | STATISTICS
+ENGINE_ARGUMENTS = frozenset({"svd", "keep", "generator", "remember"}) | STATISTICS
+
+
+def call(function: Callable[..., tuple[Tensor, ...]], *arguments: Tensor) -> tuple[Tensor, ...]:
+    """What `remember` is where nothing is remembered: the call itself."""
+    return function(*arguments)
 
 
 class Svd(NamedTuple):
