@@ -96,6 +96,7 @@ def operate(lm: HFLM, weights: Weights, factors: Factors, recipe: Recipe, docume
 # Even, so that no pair is torn apart.
 _CONTRAST_BATCH = 16
 _OUTPUTS = ("o_proj", "down_proj")
+_ROWS_AT_ONCE = 256
 
 
 def stages(matrices: Sequence[Matrix]) -> list[list[Matrix]]:
@@ -189,7 +190,7 @@ def _edit(weights: Weights, factors: Factors, step: Step, number: int, matrix: M
     if shifted:
         weights.shift_bias(matrix, edit.bias_shift)
     after = weights.read(matrix)
-    norm = float(weight.double().norm())
+    norm = _norm(weight)
     return MatrixRecord(
         step=number,
         method=step.method,
@@ -200,8 +201,8 @@ def _edit(weights: Weights, factors: Factors, step: Step, number: int, matrix: M
         shape=matrix.shape,
         rank_before=min(matrix.shape),
         rank_after=edit.rank,
-        energy_kept=(float(after.double().norm()) / norm) ** 2 if norm else 1.0,
-        relative_error=float((weight - after).double().norm()) / norm if norm else 0.0,
+        energy_kept=(_norm(after) / norm) ** 2 if norm else 1.0,
+        relative_error=_norm(weight, after) / norm if norm else 0.0,
         digest_before=before,
         digest_after=weights.digest_of(matrix.parameter, matrix.expert),
         seconds=time.perf_counter() - started,
@@ -211,6 +212,17 @@ def _edit(weights: Weights, factors: Factors, step: Step, number: int, matrix: M
         fallback=edit.fallback or factors.fallbacks.get(tensor_digest(weight)),
         stored=stored,
     )
+
+
+def _norm(matrix: Tensor, without: Tensor | None = None) -> float:
+    """The Frobenius norm of a matrix, or of what it is without another, added up in fp64; some rows at a time, since a whole copy in fp64 would be the largest thing in memory."""
+    squares = 0.0
+    for start in range(0, matrix.shape[0], _ROWS_AT_ONCE):
+        rows = matrix[start : start + _ROWS_AT_ONCE].double()
+        if without is not None:
+            rows -= without[start : start + _ROWS_AT_ONCE]
+        squares += float(rows.square_().sum())
+    return squares**0.5
 
 
 def _write(weights: Weights, step: Step, matrix: Matrix, edit: AnyEdit) -> str:

@@ -63,10 +63,12 @@ def test_three_budgets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     together = taken(tmp_path / "together", model, *BUDGETS)
     one, each = edits(tmp_path / "together"), edits(tmp_path / "apart")
     assert {label: receipt["weights"] for label, receipt in one.items()} == {label: receipt["weights"] for label, receipt in each.items()}
+    learning = [sum(receipt["seconds"]["calibrate"] + receipt["seconds"]["edit"] for receipt in receipts.values()) for receipts in (each, one)]
     wall, cpu = (sum(values) for values in zip(*apart, strict=True))
     with capsys.disabled():
         print(f"\nthree commands, a budget each        {wall:7.1f} s wall {cpu:7.1f} s processor")
         print(f"one command, three budgets           {together.wall:7.1f} s wall {together.cpu:7.1f} s processor   {wall / together.wall:4.1f}x wall {cpu / together.cpu:4.1f}x processor")
+        print(f"of that, learning and editing        {learning[0]:7.1f} s and {learning[1]:.1f} s {learning[0] / learning[1]:34.1f}x wall")
         for label in BUDGETS:
             spent = one[label]["seconds"]
             print(f"  {label:<35} {spent['calibrate']:6.1f} s to learn {spent['edit']:6.1f} s to edit {spent['evaluate']:6.1f} s to score")
