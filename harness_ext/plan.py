@@ -20,7 +20,7 @@ from harness_ext.recipe import Recipe, Step
 from harness_ext.swaps import check_no_expert
 from harness_ext.training import check_trainable
 
-_FP32 = 4
+_FP32, _FP64 = 4, 8
 
 
 @dataclass(frozen=True)
@@ -160,13 +160,16 @@ def _seconds_per_unit() -> float:
 
 
 def _expected_peak(matrices: Sequence[PlannedMatrix]) -> int:
-    """One matrix in fp32, its copy, its three factors and their product; for evidence, what is held for one group of matrices as well."""
+    """One matrix, its copy, its three factors and their product, in fp64 for a method that truncates by what it learns; for evidence, what is held for one group of matrices as well."""
+    methods = registered_methods()
 
-    def one(shape: tuple[int, int]) -> int:
-        rows, columns = shape
-        return _FP32 * (4 * rows * columns + min(rows, columns) * (rows + columns + 1))
+    def one(item: PlannedMatrix) -> int:
+        rows, columns = item.matrix.shape
+        method = methods[item.method]
+        number = _FP64 if method.takes_keep and method.statistics else _FP32
+        return number * (4 * rows * columns + min(rows, columns) * (rows + columns + 1))
 
-    return max((one(item.matrix.shape) for item in matrices), default=0) + _held_factors(matrices)
+    return max(map(one, matrices), default=0) + _held_factors(matrices)
 
 
 def _held_factors(matrices: Sequence[PlannedMatrix]) -> int:

@@ -216,9 +216,11 @@ def _edit(weights: Weights, factors: Factors, step: Step, number: int, matrix: M
 
 def _norm(matrix: Tensor, without: Tensor | None = None) -> float:
     """The Frobenius norm of a matrix, or of what it is without another, added up in fp64; some rows at a time, since a whole copy in fp64 would be the largest thing in memory."""
+    import torch
+
     squares = 0.0
     for start in range(0, matrix.shape[0], _ROWS_AT_ONCE):
-        rows = matrix[start : start + _ROWS_AT_ONCE].double()
+        rows = matrix[start : start + _ROWS_AT_ONCE].to(torch.float64, copy=True)
         if without is not None:
             rows -= without[start : start + _ROWS_AT_ONCE]
         squares += float(rows.square_().sum())

@@ -404,3 +404,17 @@ def test_the_first_of_many_calls_is_not_counted() -> None:
     clock.add(100, 1.0)
     clock.add(300, 1.0)
     assert clock.tokens_per_second == 200.0
+
+
+def test_a_trained_step_can_follow(make_lm) -> None:
+    """Training computes parts of a layer by itself and asks that for the rest of its weight: also where that is thin."""
+    from harness_ext.training.swap import swapped
+
+    lm = make_lm("gpt2", dtype="float64")
+    lm.apply(parse_recipe("svd:matrices=[q_proj],keep.rank=3,factored=true"), documents)
+    matrices = lm.weights.anatomy.select(parse_recipe("svd:matrices=[k_proj,q_proj]").steps[0])
+    expected = logits(lm.model)
+    values = {matrix.key: lm.weights.read(matrix) for matrix in matrices}
+    for chosen in (matrices, [matrix for matrix in matrices if matrix.role == "k_proj"]):
+        with swapped(lm.model, chosen, lambda key: lambda x: x @ values[key].T):
+            assert_close(logits(lm.model), expected, 1e-12)
