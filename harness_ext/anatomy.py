@@ -75,6 +75,11 @@ class Matrix:
             parts.append(f"expert {self.expert}")
         return " ".join(parts)
 
+    @property
+    def part(self) -> str | None:
+        """What the key says beyond the parameter; None for all of it."""
+        return self.key.removeprefix(self.parameter).strip() or None
+
 
 def _length(ranges: Ranges | None, full: int) -> int:
     return full if ranges is None else sum(stop - start for start, stop in ranges)

@@ -7,13 +7,21 @@ with the answers of its calibration documents exchanged.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness_ext.errors import UserError
 from harness_ext.methods import Method, registered_methods
+from harness_ext.receipt import FACTORS
 from harness_ext.recipe import Recipe, Step, parse_recipe, recipe_from, shipped_names
 
 SHUFFLED_LABELS = "shuffled-labels"
+
+
+class _Left(NamedTuple):
+    """How a recipe left a matrix: at which rank, and whether as two thin layers."""
+
+    rank: int
+    factored: bool
 
 
 class NoControl(Exception):
@@ -47,13 +55,13 @@ def control_recipe(name: str, recipe: Recipe, receipt: Mapping[str, Any]) -> Rec
 
 def _by_rank(step: Step, receipt: Mapping[str, Any]) -> list[dict[str, Any]]:
     # A matrix edited twice is in the receipt twice; the last rank is the one it was left with.
-    left = {_key(record): record["rank_after"] for record in receipt["matrices"]}
+    left = {_key(record): _Left(record["rank_after"], record.get("stored") == FACTORS) for record in receipt["matrices"]}
     if all(record["rank_after"] == record["rank_before"] for record in receipt["matrices"]):
         raise NoControl("the recipe left every matrix at full rank, where this control changes nothing; noise can be its control")
-    by_rank: dict[int, list[str]] = {}
-    for key, rank in left.items():
-        by_rank.setdefault(rank, []).append(key)
-    return [{"method": step.method, "matrices": keys, "keep": {"rank": rank}, "seed": step.seed} for rank, keys in sorted(by_rank.items())]
+    alike: dict[_Left, list[str]] = {}
+    for key, how in left.items():
+        alike.setdefault(how, []).append(key)
+    return [{"method": step.method, "matrices": keys, "keep": {"rank": how.rank}, "seed": step.seed, "factored": how.factored} for how, keys in sorted(alike.items())]
 
 
 def _by_distance(step: Step, receipt: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -7,13 +7,14 @@ told, the export is refused rather than the shift dropped. The folder is written
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness_ext import rundir
 from harness_ext.errors import UserError
-from harness_ext.receipt import rows, versions
+from harness_ext.receipt import DENSE, FACTORS, rows, versions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,21 +25,25 @@ if TYPE_CHECKING:
 _BIAS_SWITCHES = ("attention_bias", "mlp_bias")
 
 
-def export(lm: RecipeLM, place: Path, model_name: str, command: list[str]) -> None:
-    """Write the model as it is, with the recipe that was applied to it, into a new folder.
+def export(lm: RecipeLM, place: Path, model_name: str, command: list[str]) -> int:
+    """Write the model as it is, with the recipe that was applied to it, into a new folder. Plain transformers has no place for thin layers: they become the products of their factors, in the model too.
+
+    Returns the number of layers of which that is so.
 
     Raises UserError where the folder exists or cannot be written, or where the architecture cannot hold a bias that the recipe made.
     """
     if place.exists():
         raise UserError(f"{place} exists already; name a folder that does not, with --out")
+    dense = lm.weights.make_dense()
     config, state = _with_biases(lm.model.config, dict(lm.model.state_dict()), lm.weights.added_biases)
     try:
         with rundir.writing(place) as folder:
             _save(lm, config, state, folder)
-            rundir.write_json(folder / rundir.RECEIPT, _receipt(lm, model_name, command))
-            (folder / "README.md").write_text(_card(lm, model_name, command), encoding="utf-8")
+            rundir.write_json(folder / rundir.RECEIPT, _receipt(lm, model_name, command, dense))
+            (folder / "README.md").write_text(_card(lm, model_name, command, dense), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{place} cannot be written: {error.strerror or error}") from None
+    return len(dense)
 
 
 def _save(lm: RecipeLM, config: PretrainedConfig, state: dict[str, Tensor], folder: Path) -> None:
@@ -79,29 +84,32 @@ def _zeros(state: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Te
     return state[f"{name.rpartition('.')[0]}.weight"].new_zeros(shape)
 
 
-def _receipt(lm: RecipeLM, model_name: str, command: list[str]) -> dict[str, Any]:
+def _receipt(lm: RecipeLM, model_name: str, command: list[str], made_dense: Collection[str]) -> dict[str, Any]:
     assert lm.applied is not None and lm.operation is not None
+    records = [replace(record, stored=DENSE, digest_after=lm.weights.digest_of(record.name)) if record.name in made_dense and record.stored == FACTORS else record for record in lm.operation.records]
     return {
         "format": "export",
         "command": command,
         "model": {"name": model_name, "dtype": str(lm.model.dtype).removeprefix("torch."), "model_type": lm.model.config.model_type},
         "recipe": {"label": lm.applied.label, "recipe_id": lm.applied.recipe_id, "resolved": lm.applied.resolved()},
         "weights": {"digest_after": lm.weights.digest()},
-        "matrices": rows(lm.operation.records),
+        "matrices": rows(records),
+        "made_dense": sorted(made_dense),
         "totals": lm.totals(),
         "calibration": [{"step": step, "task": drawn.task, "documents": [document.doc_hash for document in drawn.documents]} for step, drawn in lm.operation.calibration],
         "versions": versions(),
     }
 
 
-def _card(lm: RecipeLM, model_name: str, command: list[str]) -> str:
+def _card(lm: RecipeLM, model_name: str, command: list[str], made_dense: Collection[str]) -> str:
     import yaml
 
     assert lm.applied is not None
     recipe = yaml.safe_dump(lm.applied.resolved(), sort_keys=False, allow_unicode=True)
     totals = lm.totals()
+    thin = f" The recipe computes {len(made_dense)} layers as two thin ones; here they are the products of those, since this format has no place for them: no smaller, and no faster." if made_dense else ""
     return (
         f"---\nlibrary_name: transformers\nbase_model: {model_name}\n---\n\n# {model_name}, edited by {lm.applied.label}\n\n"
         f"{totals['matrices_edited']} weight matrices of `{model_name}` were edited by the recipe below and written back dense. Whether that helped, hurt or made no difference on a task is not "
-        f"said here: measure it.\n\n    {' '.join(command)}\n\n```yaml\n{recipe}```\n\n`receipt.json` lists every matrix: shape, rank, energy kept, error, digests.\n"
+        f"said here: measure it.{thin}\n\n    {' '.join(command)}\n\n```yaml\n{recipe}```\n\n`receipt.json` lists every matrix: shape, rank, energy kept, error, digests.\n"
     )

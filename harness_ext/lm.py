@@ -7,6 +7,7 @@ without a recipe and then applies, scores and undoes one recipe after another. S
 from __future__ import annotations
 
 import shutil
+import time
 import weakref
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -20,9 +21,10 @@ from harness_ext.errors import UserError
 from harness_ext.evidence.documents import PromptSettings, draw_documents
 from harness_ext.factors import Factors
 from harness_ext.factors.disk import lasting
-from harness_ext.receipt import totals
+from harness_ext.receipt import size_of, totals
 from harness_ext.recipe import EVALUATED, Calibration, Recipe, parse_recipe
 from harness_ext.rundir import scratch_folder
+from harness_ext.speed import Speed, seconds_since
 from harness_ext.surgery import Documents, Operation, Progress, operate
 from harness_ext.weights import Weights
 from harness_ext.workplace import Workplace
@@ -44,6 +46,7 @@ class RecipeLM(HFLM):
     def __init__(self, pretrained: str = "demo", recipe: str | None = None, **kwargs: Any) -> None:
         asked = parse_recipe(recipe) if recipe else None
         self.bars = True
+        self.speed = Speed()
         self.applied: Recipe | None = None
         self.operation: Operation | None = None
         self._weights: Weights | None = None
@@ -64,6 +67,20 @@ class RecipeLM(HFLM):
         if self.applied is not None:
             info |= {"recipe": self.applied.label, "recipe_id": self.applied.recipe_id, "weights_digest": self.weights.digest()}
         return info
+
+    # All of lm-eval's calls of the model go through these two; they are timed, not changed.
+
+    def _model_call(self, inps: torch.Tensor, attn_mask: torch.Tensor | None = None, labels: torch.Tensor | None = None) -> torch.Tensor:
+        started = time.perf_counter()
+        logits = super()._model_call(inps, attn_mask=attn_mask, labels=labels)
+        self.speed.scoring.add(inps.numel(), seconds_since(started, logits))
+        return logits
+
+    def _model_generate(self, context: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        started = time.perf_counter()
+        tokens = super()._model_generate(context, *args, **kwargs)
+        self.speed.generating.add(tokens.numel() - context.numel(), seconds_since(started, tokens))
+        return tokens
 
     # lm-eval draws a bar for each kind of request unless told not to, also where no terminal can show it.
 
@@ -109,7 +126,7 @@ class RecipeLM(HFLM):
         """Parameters, bytes and operations of the model, before and after what was applied."""
         from dataclasses import asdict
 
-        return asdict(totals(self.model, self.operation.records, self.weights.added_biases) if self.operation else totals(self.model, []))
+        return asdict(totals(self.weights.size, self.operation.records, self.weights.added()) if self.operation else totals(size_of(self.model)))
 
     def _refuse_quantised(self) -> None:
         quantisation = getattr(self.model.config, "quantization_config", None)

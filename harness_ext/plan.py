@@ -16,11 +16,12 @@ from harness_ext.errors import UserError
 from harness_ext.evidence.experts import check_experts
 from harness_ext.loading import as_loaded
 from harness_ext.methods import registered_methods
-from harness_ext.receipt import stored_parameters
+from harness_ext.receipt import standing, stored_parameters
 from harness_ext.recipe import Recipe, Step
+from harness_ext.swaps import check_no_expert
 from harness_ext.training import check_trainable
 
-_FP32 = 4
+_FP32, _FP64 = 4, 8
 # Of the time of a singular value decomposition, as measured in tests/benchmarks: leading components through the Gram matrix, mostly in fp32.
 _SHARE_OF_TRUNCATION = 0.25
 
@@ -70,7 +71,7 @@ class Plan:
         return self.stored_bytes - sum((item.parameters_before - item.parameters_after) * item.element_bytes for item in self._last())
 
     def _last(self) -> Sequence[PlannedMatrix]:
-        return list({item.matrix.key: item for item in self.matrices}.values())
+        return standing(self.matrices, lambda item: (item.matrix.parameter, item.matrix.part))
 
 
 def plan(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
@@ -107,6 +108,8 @@ def _selected(anatomy: Anatomy, recipe: Recipe, number: int, step: Step) -> Sequ
     check_experts(step, matrices, where)
     if step.learning is not None:
         check_trainable(matrices, where)
+    if step.factored:
+        check_no_expert(matrices, where)
     return matrices
 
 
@@ -162,13 +165,16 @@ def _seconds_per_unit() -> float:
 
 
 def _expected_peak(matrices: Sequence[PlannedMatrix]) -> int:
-    """One matrix in fp32, its copy, its three factors and their product; for evidence, what is held for one group of matrices as well."""
+    """One matrix, its copy, its three factors and their product, in fp64 for a method that truncates by what it learns; for evidence, what is held for one group of matrices as well."""
+    methods = registered_methods()
 
-    def one(shape: tuple[int, int]) -> int:
-        rows, columns = shape
-        return _FP32 * (4 * rows * columns + min(rows, columns) * (rows + columns + 1))
+    def one(item: PlannedMatrix) -> int:
+        rows, columns = item.matrix.shape
+        method = methods[item.method]
+        number = _FP64 if method.takes_keep and method.statistics else _FP32
+        return number * (4 * rows * columns + min(rows, columns) * (rows + columns + 1))
 
-    return max((one(item.matrix.shape) for item in matrices), default=0) + _held_factors(matrices)
+    return max(map(one, matrices), default=0) + _held_factors(matrices)
 
 
 def _held_factors(matrices: Sequence[PlannedMatrix]) -> int:

@@ -8,18 +8,21 @@ from __future__ import annotations
 import platform
 import re
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 FORMAT = 1
+DENSE, FACTORS = "dense", "factors"
 _HEAD = re.compile(r"\bhead \d+")
 _VERSIONS_OF = ("lm_eval", "torch", "transformers", "accelerate", "safetensors", "datasets", "numpy", "peft")
+
+Edited = TypeVar("Edited")
 
 
 class VariantFailed(Exception):
@@ -40,6 +43,7 @@ class MatrixRecord:
     digest_before, digest_after: of the whole parameter, or of the one expert of it. parameters_after: of two factors, where they hold less than the dense matrix.
     decomposition: `gram_fp32`, `gram_fp64`, `svd` or `randomised`; None for a method that makes none of the matrix, or its own. excess_error: a bound on `error / least possible error - 1` at this rank, in the norm that the
     method truncates in and before the result is rounded to the stored dtype; for `randomised` an estimate, and for `svd`, which is what the others are held against, None.
+    stored: as `factors`, two thin layers that the model computes with, or written back `dense`.
     """
 
     step: int
@@ -62,11 +66,23 @@ class MatrixRecord:
     fallback: str | None = None
     decomposition: str | None = None
     excess_error: float | None = None
+    stored: str = DENSE
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """A model in numbers. element_bytes: of each parameter, by name. used: the share of each that multiplies a token."""
+
+    parameters: int
+    stored_bytes: int
+    flops_per_token: int
+    element_bytes: Mapping[str, int]
+    used: Mapping[str, Fraction]
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over the whole model. The figures after an edit are those of factored storage, for matrices that it makes smaller; dense otherwise.
+    """Sums over the whole model. The figures after an edit are those of factored storage, for matrices that it makes smaller; dense otherwise. Of a recipe that is factored, they are those of the model as it runs.
 
     bytes: of all parameters in the model's dtypes. flops_per_token: two for each weight that multiplies a token, attention scores left out.
     """
@@ -86,20 +102,52 @@ def stored_parameters(shape: tuple[int, int], rank: int) -> int:
     return min(rows * columns, rank * (rows + columns))
 
 
-def totals(model: nn.Module, records: Sequence[MatrixRecord], added: Collection[str] = ()) -> Totals:
-    """Sum up a model and what was done to it; where a matrix was edited twice, the last edit counts. added: parameters (biases) that the edits made."""
+def size_of(model: nn.Module) -> ModelSize:
+    """Measure a model as it is."""
     parameters = dict(model.named_parameters())
-    last = {(record.name, record.part): record for record in records}.values()
-    saved = sum(record.parameters_before - record.parameters_after for record in last)
-    saved_bytes = sum((record.parameters_before - record.parameters_after) * parameters[record.name].element_size() for record in last)
-    count = sum(value.numel() for value in parameters.values())
-    size = sum(value.numel() * value.element_size() for value in parameters.values())
-    new = [parameters[name] for name in added]
-    new_count, new_size = sum(value.numel() for value in new), sum(value.numel() * value.element_size() for value in new)
     used = {name: _share_used(model, value) for name, value in parameters.items()}
-    saved_flops = 2 * sum(used[record.name] * (record.parameters_before - record.parameters_after) for record in last)
     flops = 2 * _multiplied(model) + 2 * sum(used[name] * value.numel() for name, value in parameters.items() if value.ndim == 3)
-    return Totals(count - new_count, count - saved, size - new_size, size - saved_bytes, round(flops), round(flops - saved_flops), len(_whole(last)))
+    return ModelSize(
+        parameters=sum(value.numel() for value in parameters.values()),
+        stored_bytes=sum(value.numel() * value.element_size() for value in parameters.values()),
+        flops_per_token=round(flops),
+        element_bytes={name: value.element_size() for name, value in parameters.items()},
+        used=used,
+    )
+
+
+def totals(size: ModelSize, records: Sequence[MatrixRecord] = (), added: Collection[Tensor] = ()) -> Totals:
+    """Sum up a model and what was done to it. size: of the model before. added: parameters (biases) that the edits made."""
+    last = standing(records, lambda record: (record.name, record.part))
+    saved = [(record.name, record.parameters_before - record.parameters_after) for record in last]
+    return Totals(
+        parameters_before=size.parameters,
+        parameters_after=size.parameters - sum(count for _, count in saved) + sum(value.numel() for value in added),
+        bytes_before=size.stored_bytes,
+        bytes_after=size.stored_bytes - sum(count * size.element_bytes[name] for name, count in saved) + sum(value.numel() * value.element_size() for value in added),
+        flops_per_token_before=size.flops_per_token,
+        flops_per_token_after=round(size.flops_per_token - 2 * sum(count * size.used[name] for name, count in saved)),
+        matrices_edited=len(_whole(last)),
+    )
+
+
+def standing(edits: Iterable[Edited], place: Callable[[Edited], tuple[str, str | None]]) -> list[Edited]:
+    """The edits that no later one overwrote, in order. place: the parameter of one, and the part of it; None for all.
+
+    A later edit of the whole, or of one head, leaves nothing of an earlier one's low rank.
+    """
+    last: dict[tuple[str, ...], Edited] = {}
+    inside: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
+    for edit in edits:
+        name, part = place(edit)
+        key = (name, *(part or "").split())
+        for other in (*inside.get(key, ()), *(key[:length] for length in range(1, len(key)))):
+            last.pop(other, None)
+        last.pop(key, None)
+        last[key] = edit
+        for length in range(1, len(key) + 1):
+            inside.setdefault(key[:length], set()).add(key)
+    return list(last.values())
 
 
 def _whole(records: Iterable[MatrixRecord]) -> set[tuple[str, str]]:

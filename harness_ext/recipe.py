@@ -91,7 +91,10 @@ class Training(BaseModel):
 
 
 class Step(BaseModel):
-    """One method on a set of matrices. Subclassed for each method, whose own parameters become fields."""
+    """One method on a set of matrices. Subclassed for each method, whose own parameters become fields.
+
+    factored: whether the model computes with two thin layers where they are smaller than the matrix; its outputs are those of the dense product within rounding, in less time and memory.
+    """
 
     model_config = _STRICT
 
@@ -100,6 +103,7 @@ class Step(BaseModel):
     layers: tuple[int | str, ...] | None = None
     per_head: bool = False
     seed: int = 0
+    factored: bool = False
 
     @field_validator("matrices", "layers", mode="before")
     @classmethod
@@ -174,7 +178,9 @@ class Recipe(BaseModel):
     @property
     def recipe_id(self) -> str:
         """SHA-256 over the resolved steps; equal for recipes that do the same under other names."""
-        return hashlib.sha256(json.dumps(self.resolved()["steps"], sort_keys=True).encode()).hexdigest()
+        # A key that is younger than the rest is left out at its default, so that recipes without it keep their id.
+        steps = [{key: value for key, value in step.items() if (key, value) != ("factored", False)} for step in self.resolved()["steps"]]
+        return hashlib.sha256(json.dumps(steps, sort_keys=True).encode()).hexdigest()
 
     def resolved(self) -> dict[str, Any]:
         """The recipe as plain data, every default written out: what a file that reproduces it holds."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness_ext.surgery import Progress
 
@@ -82,11 +82,20 @@ class Report:
         totals = receipt["totals"]
         kept = totals["parameters_after"] / totals["parameters_before"]
         what = "nothing edited" if recipe.is_baseline else f"{totals['matrices_edited']} {'matrix' if totals['matrices_edited'] == 1 else 'matrices'} edited, {kept:.1%} of the parameters kept if stored as factors"
+        what += _speed(totals) if any(matrix.get("stored") == "factors" for matrix in receipt["matrices"]) else ""
         calibrated = sum(drawn["samples"] for drawn in receipt["calibration"])
         learned = f", {calibrated} calibration documents" if calibrated else ""
         self.line(f"{recipe.label}: done in {seconds:.1f} s; {what}{learned}")
         for warning in receipt["warnings"]:
             self.line(f"{recipe.label}: {warning}")
+
+
+def _speed(totals: Mapping[str, Any]) -> str:
+    """How fast thin layers are, beside the baseline where this process has scored that too."""
+    before, after = totals.get("tokens_per_second_before"), totals.get("tokens_per_second_after")
+    if not after:
+        return ""
+    return f", {after:,.0f} tokens/s" + (f" ({after / before:.2f}x the baseline's)" if before else "")
 
 
 def _not_about_metadata(entry: logging.LogRecord) -> bool:

@@ -22,7 +22,7 @@ from harness_ext.evidence.documents import PromptSettings, draw_documents
 from harness_ext.loading import as_loaded
 from harness_ext.methods import registered_methods
 from harness_ext.plan import planned_matrices
-from harness_ext.receipt import VariantFailed, failure
+from harness_ext.receipt import DENSE, VariantFailed, failure
 from harness_ext.recipe import Calibration, Recipe, parse_recipe
 from harness_ext.report import Report
 from harness_ext.rundir import FinishedRun
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from harness_ext.evidence.documents import CalibrationSet
     from harness_ext.lm import RecipeLM
     from harness_ext.run_config import RunConfig
+    from harness_ext.speed import Speed
     from harness_ext.surgery import Operation
 
 
@@ -58,6 +59,7 @@ class Session:
         self.root = _results_root(Path(self.harness.output_path))
         self.folder = self.root / rundir.safe_name(config.model_name)
         self.specification = Specification(config, report)
+        self._baseline_speed: dict[str, float | None] = {}
 
     def run(self) -> Iterator[Outcome]:
         """Yield every variant as it is finished or found. Raises UserError before anything is loaded, where the asking is at fault."""
@@ -166,11 +168,12 @@ class Session:
                 receipt["weights"] = {"digest_before": before, "digest_after": before}
                 if not recipe.is_baseline:
                     operation = lm.apply(recipe, self._documents, self.report.progress, work)
-                    receipt["warnings"] += _warnings(recipe, operation)
+                    receipt["warnings"] += _warnings(recipe, operation) + _left_dense(recipe, operation)
                     receipt["weights"]["digest_after"] = lm.weights.digest()
                 receipt["totals"] = lm.totals()
                 with _timed(seconds, "evaluate"), self.report.stage(f"{recipe.label}: evaluating"):
                     results = self._evaluate(lm)
+                receipt["totals"] |= self._speed(recipe, lm.speed)
                 _require_finite_results(results)
         except VariantFailed as error:
             receipt |= {"status": "failed", "failure": failure(error)}
@@ -230,9 +233,18 @@ class Session:
         prompts = PromptSettings(harness.system_instruction, chat, bool(harness.fewshot_as_multiturn), fewshot_seed, self.lm.apply_chat_template if chat else None)
         return draw_documents(calibration, tasks, scored, prompts, where)
 
+    def _speed(self, recipe: Recipe, speed: Speed) -> dict[str, float | None]:
+        """Tokens per second of the baseline and of the variant, both while they were scored by this process: figures of another time would be of another load."""
+        found = speed.figures()
+        if recipe.is_baseline:
+            self._baseline_speed = found
+        return {f"{name}_before": self._baseline_speed.get(name) for name in found} | {f"{name}_after": value for name, value in found.items()}
+
     def _evaluate(self, lm: RecipeLM) -> dict[str, Any]:
         from harness_ext.evaluation import evaluate
+        from harness_ext.speed import Speed
 
+        lm.speed = Speed()
         tasks = self.specification.tasks
         return evaluate(lm, tasks.as_named, tasks.manager, self.config)
 
@@ -256,6 +268,13 @@ def _warnings(recipe: Recipe, operation: Operation) -> list[str]:
     short = sum(keep is not None and keep.is_below_one(record.shape) for keep, record in zip(budgets, operation.records, strict=True))
     found += [f"in {short} of {len(operation.records)} matrices or heads the budget comes to less than one component, and one was kept: they hold more than was asked for"] if short else []
     return found + ([f"{unseen} {of}: no calibration document has a token that reached them (fallback unseen), as happens to experts; a larger calibration.samples may reach them"] if unseen else [])
+
+
+def _left_dense(recipe: Recipe, operation: Operation) -> list[str]:
+    """A warning about matrices that stayed dense though thin layers were asked for."""
+    asked = [record for record in operation.records if recipe.steps[record.step].factored]
+    dense = sum(record.stored == DENSE for record in asked)
+    return [f"{dense} of {len(asked)} matrices or heads stay dense: at the rank they have, two factors hold no fewer numbers"] if dense else []
 
 
 @contextmanager

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from harness_ext.anatomy import ATTENTION, Matrix
 from harness_ext.errors import UserError
-from harness_ext.evidence import gather
+from harness_ext.evidence import gather, groups
 from harness_ext.evidence.contrast import contrast_set
 from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
 from harness_ext.evidence.experts import check_experts
 from harness_ext.evidence.search import search
 from harness_ext.factors import SVD, Factors, NotConverged
-from harness_ext.methods import AnyEdit, DenseEdit, Svd, registered_methods
-from harness_ext.receipt import MatrixRecord, VariantFailed, stored_parameters
+from harness_ext.methods import AnyEdit, DenseEdit, Edit, Svd, call, registered_methods
+from harness_ext.receipt import DENSE, FACTORS, MatrixRecord, VariantFailed, stored_parameters
 from harness_ext.recipe import Calibration, Recipe, Step
 from harness_ext.training import check_trainable, train
 from harness_ext.training.bases import Bases, all_bases
@@ -78,6 +78,8 @@ def operate(lm: HFLM, weights: Weights, factors: Factors, recipe: Recipe, docume
         check_experts(step, matrices, where)
         if step.learning is not None:
             check_trainable(matrices, where)
+        if step.factored:
+            weights.check_factorable(matrices, where)
         labelled = _documents(step, number, documents, operation, where)
         for stage in stages(matrices) if step.one_after_another else [matrices]:
             evidence = _evidence(lm, weights, factors, step, number, stage, labelled, operation, where, progress, work)
@@ -94,6 +96,7 @@ def operate(lm: HFLM, weights: Weights, factors: Factors, recipe: Recipe, docume
 # Even, so that no pair is torn apart.
 _CONTRAST_BATCH = 16
 _OUTPUTS = ("o_proj", "down_proj")
+_ROWS_AT_ONCE = 256
 
 
 def stages(matrices: Sequence[Matrix]) -> list[list[Matrix]]:
@@ -142,20 +145,28 @@ def _evidence(
     def bases(matrix: Matrix) -> Bases:
         return all_bases(decompose(matrix), step.learning.added_rank, generator_for(step.seed, matrix))
 
-    try:
+    def gather_for(group: Sequence[Matrix]) -> Mapping[str, Mapping[str, Tensor]]:
         if step.learning is not None:
             place = work.part(f"step-{number}") if work else None
-            gathered, log = train(lm, matrices, labelled, batch_size, step.learning, step.seed, bases, place, progress.advance)
+            found, log = train(lm, group, labelled, batch_size, step.learning, step.seed, bases, place, progress.advance)
             operation.log += [{"step": number, **row} for row in log]
         elif step.trials is not None:
-            gathered = search(lm, matrices, labelled, batch_size, step.trials, decompose, progress.advance)
+            found = search(lm, group, labelled, batch_size, step.trials, decompose, progress.advance)
         else:
-            gathered = gather(lm, matrices, statistics, labelled, batch_size, decompose, progress.advance)
+            found = gather(lm, group, statistics, labelled, batch_size, decompose, progress.advance)
+        for key, values in found.items():
+            _require_finite_evidence(values, key)
+        return found
+
+    try:
+        if step.learning is not None or step.trials is not None or step.one_after_another:
+            gathered = gather_for(matrices)
+        else:
+            about = [weights.digest(), str(batch_size), *sorted(statistics), *(repr(document) for document in labelled)]
+            gathered = weights.kept.evidence(about, matrices, gather_for, lambda missing: groups(missing, statistics))
     except UserError as error:
         raise UserError(f"{where}{error}") from None
     progress.stop()
-    for key, values in gathered.items():
-        _require_finite_evidence(values, key)
     operation.seconds_calibrating += time.perf_counter() - started
     return gathered
 
@@ -172,27 +183,27 @@ def _edit(weights: Weights, factors: Factors, step: Step, number: int, matrix: M
     _require_finite(weights, matrix)
     weight = weights.read(matrix)
     before = weights.digest_of(matrix.parameter, matrix.expert)
-    edit = _call(factors, step, matrix, weight, evidence, where)
+    edit = _call(weights, factors, step, matrix, weight, evidence, where)
     _require_finite_edit(edit, matrix)
-    weights.replace(matrix, edit.weight())
+    stored = _write(weights, step, matrix, edit)
     shifted = edit.bias_shift is not None and bool(edit.bias_shift.any())
     if shifted:
         weights.shift_bias(matrix, edit.bias_shift)
     after = weights.read(matrix)
-    norm = float(weight.double().norm())
+    norm = _norm(weight)
     described = registered_methods()[step.method]
     return MatrixRecord(
         step=number,
         method=step.method,
         name=matrix.parameter,
-        part=matrix.key.removeprefix(matrix.parameter).strip() or None,
+        part=matrix.part,
         role=matrix.role,
         layer=matrix.layer,
         shape=matrix.shape,
         rank_before=min(matrix.shape),
         rank_after=edit.rank,
-        energy_kept=(float(after.double().norm()) / norm) ** 2 if norm else 1.0,
-        relative_error=float((weight - after).double().norm()) / norm if norm else 0.0,
+        energy_kept=(_norm(after) / norm) ** 2 if norm else 1.0,
+        relative_error=_norm(weight, after) / norm if norm else 0.0,
         digest_before=before,
         digest_after=weights.digest_of(matrix.parameter, matrix.expert),
         seconds=time.perf_counter() - started,
@@ -202,10 +213,34 @@ def _edit(weights: Weights, factors: Factors, step: Step, number: int, matrix: M
         fallback=edit.fallback or factors.fallbacks.get(tensor_digest(weight)),
         decomposition=edit.decomposition or (SVD if "svd" in described.engine_arguments or described.trains else None),
         excess_error=edit.excess_error,
+        stored=stored,
     )
 
 
-def _call(factors: Factors, step: Step, matrix: Matrix, weight: Tensor, evidence: Mapping[str, Tensor], where: str) -> AnyEdit:
+def _norm(matrix: Tensor, without: Tensor | None = None) -> float:
+    """The Frobenius norm of a matrix, or of what it is without another, added up in fp64; some rows at a time, since a whole copy in fp64 would be the largest thing in memory."""
+    import torch
+
+    squares = 0.0
+    for start in range(0, matrix.shape[0], _ROWS_AT_ONCE):
+        rows = matrix[start : start + _ROWS_AT_ONCE].to(torch.float64, copy=True)
+        if without is not None:
+            rows -= without[start : start + _ROWS_AT_ONCE]
+        squares += float(rows.square_().sum())
+    return squares**0.5
+
+
+def _write(weights: Weights, step: Step, matrix: Matrix, edit: AnyEdit) -> str:
+    """Write an edit as the step wants it, and say how: as factors only below the break-even rank, where they are smaller."""
+    rows, columns = matrix.shape
+    if step.factored and isinstance(edit, Edit) and stored_parameters(matrix.shape, edit.rank) < rows * columns:
+        weights.factor(matrix, edit.left, edit.right)
+        return FACTORS
+    weights.replace(matrix, edit.weight())
+    return DENSE
+
+
+def _call(weights: Weights, factors: Factors, step: Step, matrix: Matrix, weight: Tensor, evidence: Mapping[str, Tensor], where: str) -> AnyEdit:
     """Hand a method what its signature asks for."""
     import torch
 
@@ -219,6 +254,9 @@ def _call(factors: Factors, step: Step, matrix: Matrix, weight: Tensor, evidence
         arguments["truncate"] = factors.truncate
     if "keep" in method.engine_arguments:
         arguments["keep"] = step.keep_budget
+    if "remember" in method.engine_arguments:
+        # A matrix that is edited after others is another one in the next recipe.
+        arguments["remember"] = call if step.one_after_another else weights.kept.remember
     if "generator" in method.engine_arguments:
         arguments["generator"] = generator_for(step.seed, matrix)
     try:

@@ -2,30 +2,38 @@
 
 Arithmetic is in fp32 (fp64 for fp64 weights), storage in the weight's own orientation and dtype. Originals are spilled to a scratch folder before the first change, not held in memory: the extra
 memory of an edit stays one matrix and its factors, however many matrices a recipe touches. Digests show that what was put back is what was there.
+
+A matrix that is factored (`factor`) is computed by a `ThinLinear` in the place of its layer, and the memory of its dense weight is given back until `restore`. It reads as the product of its factors; whatever
+is then written to a part of it makes dense again what that part touches.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness_ext.anatomy import Anatomy, Matrix
+from harness_ext.digests import combined, model_digest, tensor_digest
 from harness_ext.errors import UserError
-from harness_ext.families import Ranges
+from harness_ext.kept import Kept
+from harness_ext.ranges import put, take
+from harness_ext.receipt import size_of
+from harness_ext.swaps import Swaps
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_HASHING_THREADS = 4
+    from harness_ext.thin import Part
+
+__all__ = ["Weights", "model_digest", "tensor_digest"]
 
 
 class Weights:
     """Access to a model's weights by `Matrix`, with undo.
 
-    model: a transformers model. scratch: an existing folder for the originals of edited parameters; the caller removes it. added_biases: the names of those that edits made.
+    model: a transformers model. scratch: an existing folder for the originals of edited parameters; the caller removes it. added_biases: the names of those that edits made. size: of the model as it was. kept: what was worked out from them, for the next recipe.
 
     Raises UserError where weights are quantised or not in memory (offloaded), since those cannot be edited in place.
     """
@@ -36,35 +44,90 @@ class Weights:
         self._parameters: dict[str, Tensor] = dict(model.named_parameters())
         self._digests: dict[tuple[str, int | None], str] = {}
         self._spilled: dict[str, Path] = {}
+        self._swaps = Swaps(model, self._renew)
+        self.size = size_of(model)
+        self.kept = Kept(scratch)
         self.added_biases: list[str] = []
         self.anatomy = Anatomy(model.config.to_dict(), {name: tuple(value.shape) for name, value in self._parameters.items()})
 
     def check_editable(self, matrices: tuple[Matrix, ...]) -> None:
         """Raise UserError naming the first matrix that cannot be edited, and what to do about it."""
         for matrix in matrices:
-            value = self._parameters[matrix.parameter]
+            value = self._stored(matrix.parameter)
             if value.device.type == "meta":
                 raise UserError(f"{matrix.parameter} is offloaded, not in memory, and cannot be edited: give the model more memory, or drop parallelize and offloading")
             if not value.dtype.is_floating_point or value.element_size() == 1:
                 raise UserError(f"{matrix.parameter} is quantised ({str(value.dtype).removeprefix('torch.')}) and cannot be edited: load the model unquantised, in float32, bfloat16 or float16")
 
+    def check_factorable(self, matrices: Sequence[Matrix], where: str = "") -> None:
+        """Raise UserError naming the first matrix that two thin layers cannot take the place of, and what to do about it."""
+        self._swaps.check(matrices, where)
+
     def read(self, matrix: Matrix) -> Tensor:
-        """A copy of the matrix, `[out, in]`, in fp32 (fp64 where the weight is)."""
+        """A copy of the matrix, `[out, in]`, in fp32 (fp64 where the weight is); of a factored one, the product."""
         import torch
 
-        value = self._parameters[matrix.parameter].detach()
-        part = _take(_take(_view(value, matrix), matrix.rows, 0), matrix.columns, 1)
-        return part.to(torch.float64 if value.dtype == torch.float64 else torch.float32, copy=True).contiguous()
+        value = self._stored(matrix.parameter).detach()
+        dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+        if matrix.parameter in self._swaps:
+            return self._swaps[matrix.parameter].product_of(matrix.rows, matrix.columns, dtype)
+        part = take(take(_view(value, matrix), matrix.rows, 0), matrix.columns, 1)
+        return part.to(dtype, copy=True).contiguous()
 
     def replace(self, matrix: Matrix, weight: Tensor) -> None:
         """Write `[out, in]` values into the matrix, in its own dtype and orientation; the original is kept for `restore`."""
         import torch
 
         self._keep_original(matrix.parameter)
+        if matrix.parameter in self._swaps:
+            dense, parts = self._without(matrix)
+            put(dense, matrix.rows, matrix.columns, weight.to(dense))
+            self._swaps.set_parts(matrix, dense, parts)
+            return
         value = self._parameters[matrix.parameter]
         with torch.no_grad():
-            _put(_view(value, matrix), matrix.rows, matrix.columns, weight.to(value))
+            put(_view(value, matrix), matrix.rows, matrix.columns, weight.to(value))
         self._forget_digests(matrix.parameter, matrix.expert)
+
+    def factor(self, matrix: Matrix, left: Tensor, right: Tensor) -> None:
+        """Compute the matrix as two thin layers, left `[m, r]` after right `[r, n]`, in its own dtype; what else its layer holds stays as it is. Undone by `restore`.
+
+        `check_factorable` must have passed.
+        """
+        from harness_ext.thin import Part
+
+        self._keep_original(matrix.parameter)
+        dense, parts = self._without(matrix)
+        self._swaps.set_parts(matrix, dense, [*parts, Part(matrix.rows, matrix.columns, left, right)])
+
+    def added(self) -> list[Tensor]:
+        """The biases that edits made."""
+        return [self._parameters[name] for name in self.added_biases]
+
+    def make_dense(self) -> frozenset[str]:
+        """Put products in the place of all thin layers, each in its own dtype, and return the names of their weights. The model still restores to what it was."""
+        names = frozenset(self._swaps)
+        for name in names:
+            self._swaps.put_back(name, self._swaps[name].product(self._stored(name).dtype))
+        return names
+
+    def _without(self, matrix: Matrix) -> tuple[Tensor, list[Part]]:
+        """The layer of a matrix as a dense `[out, in]`, which may share its memory, and those of its factored parts that do not touch the matrix."""
+        if matrix.parameter not in self._swaps:
+            return _view(self._parameters[matrix.parameter].detach(), matrix), []
+        thin = self._swaps[matrix.parameter]
+        return thin.product(thin.lefts[0].dtype), [part for part in thin.parts if not part.overlaps(matrix.rows, matrix.columns)]
+
+    def _stored(self, name: str) -> Tensor:
+        """The parameter of that name; of a factored matrix one of its factors, which has the dtype and the device."""
+        return self._swaps[name].lefts[0] if name in self._swaps else self._parameters[name]
+
+    def _renew(self, gone: Collection[str], new: Mapping[str, Tensor]) -> None:
+        """Follow the model's parameters when a layer is swapped."""
+        for name in gone:
+            del self._parameters[name]
+            self._forget_digests(name)
+        self._parameters |= new
 
     def shift_bias(self, matrix: Matrix, shift: Tensor) -> None:
         """Add `[out]` to the bias of the matrix, making a zero bias first where the layer has none.
@@ -94,6 +157,8 @@ class Weights:
         import torch
         from safetensors.torch import load_file
 
+        for name in self._swaps:
+            self._swaps.put_back(name)
         for name, path in self._spilled.items():
             kept = load_file(path)
             (digest,) = kept.keys()
@@ -112,7 +177,13 @@ class Weights:
         self.added_biases.clear()
 
     def digest_of(self, name: str, expert: int | None = None) -> str:
-        """SHA-256 over a parameter's dtype, shape and bytes, or over those of one of its experts: hashing all of them for the edit of each would take their number squared."""
+        """SHA-256 over a parameter's dtype, shape and bytes, or over those of one of its experts: hashing all of them for the edit of each would take their number squared.
+
+        Of a factored matrix, over the digests of what its layer holds, without the bias.
+        """
+        if name in self._swaps:
+            held = [f"{name.rpartition('.')[0]}.{part}" for part, _ in self._swaps[name].named_parameters() if part != "bias"]
+            return combined(held, self.digest_of)
         if (name, expert) not in self._digests:
             value = self._parameters[name]
             self._digests[name, expert] = tensor_digest(value if expert is None else value[expert])
@@ -120,7 +191,7 @@ class Weights:
 
     def digest(self) -> str:
         """SHA-256 over the names and digests of all parameters, in order of name: the identity of the weights as they are now."""
-        return _combined(self._parameters, self.digest_of)
+        return combined(self._parameters, self.digest_of)
 
     def first_not_finite(self, matrix: Matrix) -> str | None:
         """Where the matrix holds a NaN or an infinity, as `[row, column]` of its `[out, in]` view; None where it holds none."""
@@ -154,63 +225,14 @@ class Weights:
     def _add_bias(self, matrix: Matrix) -> None:
         import torch
 
-        weight = self._parameters[matrix.parameter]
+        weight = self._stored(matrix.parameter)
         bias = torch.nn.Parameter(weight.new_zeros(matrix.full_shape[0]), requires_grad=False)
         self._model.get_submodule(matrix.module).bias = bias
         self._parameters[matrix.bias] = bias
         self.added_biases.append(matrix.bias)
 
 
-def model_digest(model: nn.Module) -> str:
-    """The digest that `Weights.digest` gives, of a model that is only looked at."""
-    parameters = dict(model.named_parameters())
-    return _combined(parameters, lambda name: tensor_digest(parameters[name]))
-
-
-def _combined(names: Iterable[str], digest_of: Callable[[str], str]) -> str:
-    ordered = sorted(names)
-    with ThreadPoolExecutor(_HASHING_THREADS) as pool:
-        digests = list(pool.map(digest_of, ordered))
-    return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in zip(ordered, digests, strict=True)).encode()).hexdigest()
-
-
-def tensor_digest(value: Tensor) -> str:
-    """SHA-256 over a tensor's dtype, shape and bytes; equal exactly where the bits are."""
-    import torch
-
-    if value.device.type == "meta":
-        raise UserError("some weights of the model are offloaded, not in memory, and can neither be edited nor told apart: give the model more memory, or drop parallelize and offloading")
-    data = value.detach().cpu().contiguous()
-    hasher = hashlib.sha256(f"{data.dtype} {tuple(data.shape)} ".encode())
-    if data.numel():
-        hasher.update(data.reshape(-1).view(torch.uint8).numpy())
-    return hasher.hexdigest()
-
-
 def _view(value: Tensor, matrix: Matrix) -> Tensor:
     """The whole weight, or one expert's part of it, as `[out, in]`; shares its memory."""
     whole = value if matrix.expert is None else value[matrix.expert]
     return whole.T if matrix.stored_transposed else whole
-
-
-def _take(value: Tensor, ranges: Ranges | None, axis: int) -> Tensor:
-    import torch
-
-    if ranges is None:
-        return value
-    return torch.cat([value.narrow(axis, start, stop - start) for start, stop in ranges], dim=axis)
-
-
-def _put(whole: Tensor, rows: Ranges | None, columns: Ranges | None, values: Tensor) -> None:
-    """Write values into the ranges of a 2-D view."""
-    for row, low, high in _spans(rows, whole.shape[0]):
-        for column, left, right in _spans(columns, whole.shape[1]):
-            whole[low:high, left:right] = values[row : row + high - low, column : column + right - left]
-
-
-def _spans(ranges: Ranges | None, full: int) -> Iterator[tuple[int, int, int]]:
-    """The place of each range in the part, then its start and stop in the whole."""
-    place = 0
-    for start, stop in ranges or ((0, full),):
-        yield place, start, stop
-        place += stop - start

@@ -62,5 +62,7 @@ class Export(SubCommand):
         from harness_ext.lm import RecipeLM
 
         lm = RecipeLM.create_from_arg_obj({**arguments, "recipe": args.recipe}, {"device": args.device})
-        export(lm, args.out, str(args.model_args["pretrained"]), sys.argv)
+        dense = export(lm, args.out, str(args.model_args["pretrained"]), sys.argv)
         print(f"{args.recipe} on {args.model_args['pretrained']}: written to {args.out}")
+        if dense:
+            print(f"{dense} {'layer' if dense == 1 else 'layers'} of two thin ones in the recipe: written as their product, since plain transformers has no place for factors")

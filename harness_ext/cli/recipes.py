@@ -100,7 +100,8 @@ def _plan_lines(recipe: Recipe, planned: Plan, name: str) -> Iterable[str]:
     yield ""
     unknown = sum(item.rank_after is None for item in planned.matrices)
     at_most = " at most" if unknown else ""
-    yield f"  parameters {at_most} {_change(planned.parameters, planned.parameters_after)} ({planned.parameters_after / planned.parameters:.1%}), if stored as factors where that is smaller"
+    stored = "computed as two thin layers" if all(step.factored for step in recipe.steps) else "if stored as factors"
+    yield f"  parameters {at_most} {_change(planned.parameters, planned.parameters_after)} ({planned.parameters_after / planned.parameters:.1%}), {stored} where that is smaller"
     yield f"  bytes       {_change(planned.stored_bytes, planned.bytes_after)}"
     yield f"  time        about {_duration(planned.seconds)} to decompose {_matrices(len(planned.matrices))} here (loading and scoring not counted)"
     yield f"  memory      about {_bytes(planned.peak_bytes)} beyond the loaded model"

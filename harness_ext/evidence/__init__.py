@@ -80,10 +80,14 @@ def gather(
     check_pairs(names, Counter(document.task for document in documents), batch_size)
     batches = list(batches_of(lm, documents, batch_size))
     gathered: dict[str, dict[str, Tensor]] = {}
-    for group in _groups(matrices, names):
+    for group in groups(matrices, names):
         watched = [_Watched(matrix, _start(names, matrix, decompose)) for matrix in group]
         _one_pass(lm, watched, batches, progress, backward=not names <= STATISTICS_OF_INPUTS)
-        gathered |= {item.matrix.key: found for item in watched if (found := item.results()) is not None}
+        for item in watched:
+            if (found := item.results()) is not None:
+                gathered[item.matrix.key] = found
+            # A result may be another tensor, as large as what it was made from.
+            item.statistics.clear()
     return gathered
 
 
@@ -119,7 +123,8 @@ def held_bytes(shape: tuple[int, int], names: frozenset[str]) -> int:
     return factors + (8 * columns * columns if "input_second_moment" in names else 0)
 
 
-def _groups(matrices: Sequence[Matrix], names: frozenset[str]) -> Iterator[list[Matrix]]:
+def groups(matrices: Sequence[Matrix], names: frozenset[str]) -> Iterator[list[Matrix]]:
+    """The matrices in runs of which one pass holds no more than `FACTOR_BYTES`; a larger one is a run by itself."""
     group: list[Matrix] = []
     held = 0
     for matrix in matrices:

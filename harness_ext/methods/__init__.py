@@ -7,7 +7,8 @@ A method is registered by a decorator, and its schema is read from its signature
 
 The one positional argument is the matrix, `[out, in]`, in fp32. Keyword arguments are of three kinds, told apart by name:
 
-- what the engine hands over (`ENGINE_ARGUMENTS`): `svd`, `truncate`, `keep`, `generator`, and the statistics in `harness_ext.evidence`;
+- what the engine hands over (`ENGINE_ARGUMENTS`): `svd`, `truncate`, `keep`, `generator`, the statistics in `harness_ext.evidence`, and `remember`, which calls a function of tensors
+  and keeps what it returns for the next time (`remember(function, *tensors)`): a decomposition from which every rank is a slice need be made only once;
 - everything else is a parameter that a recipe may set: it needs an annotation, and its default is the recipe's default.
 
 A method that keeps leading components asks for `truncate`, which is several times faster than `svd` and lasts over runs like it; one that works on components one by one, or on all of them, asks for `svd`.
@@ -50,12 +51,17 @@ NEEDS = ("nothing", "nothing, its texts are shipped", "texts", "labelled documen
 ENTRY_POINTS = "lm_eval_recipes.methods"
 """The group in which another package names its modules of methods; importing one registers what it holds."""
 
-ENGINE_ARGUMENTS = frozenset({"svd", "truncate", "keep", "generator"}) | STATISTICS
+ENGINE_ARGUMENTS = frozenset({"svd", "truncate", "keep", "generator", "remember"}) | STATISTICS
 
 RankRule = Callable[["Tensor"], int]
 """The number of components to keep, from the singular values `[min(m, n)]`, descending."""
 Truncate = Callable[["Tensor", RankRule], "Edit"]
 """The best approximation of a matrix `[m, n]`, the weight or one made from it, at the rank that a rule gives: its error exceeds the least possible by at most 1e-5 of that, in fp32."""
+
+
+def call(function: Callable[..., tuple[Tensor, ...]], *arguments: Tensor) -> tuple[Tensor, ...]:
+    """What `remember` is where nothing is remembered: the call itself."""
+    return function(*arguments)
 
 
 class Svd(NamedTuple):

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness_ext.methods import Edit, method
+from harness_ext.methods import Edit, call, method
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from harness_ext.recipe import Keep
@@ -23,7 +25,9 @@ WEIGHT_DIRECTIONS = "weight_directions"
 
 
 @method(summary="Keep the directions along which the outputs on calibration texts vary most.", shifts_bias=True)
-def feature_space(weight: Tensor, /, *, input_second_moment: Tensor, input_mean: Tensor, keep: Keep, centred: bool = True, bias: bool = True) -> Edit:
+def feature_space(
+    weight: Tensor, /, *, input_second_moment: Tensor, input_mean: Tensor, keep: Keep, remember: Callable[..., tuple[Tensor, ...]] = call, centred: bool = True, bias: bool = True
+) -> Edit:
     """`W' = U_r U_r^T W`, and with `bias` also `b' = b + (I - U_r U_r^T) W x_mean` (arXiv:2405.13039 centred; arXiv:2403.07378 not).
 
     input_second_moment: `[n, n]`, the mean of `x x^T`. input_mean: `[n]`. centred: U_r from the covariance of the outputs rather than their second moment.
@@ -34,7 +38,7 @@ def feature_space(weight: Tensor, /, *, input_second_moment: Tensor, input_mean:
     """
     moment, mean, dense = input_second_moment.double(), input_mean.double(), weight.double()
     spread = moment - mean.outer(mean) if centred else moment
-    eigenvalues, eigenvectors = output_spectrum(dense, spread)
+    eigenvalues, eigenvectors = remember(output_spectrum, dense, spread)
     rank = keep.rank_for(tuple(weight.shape), eigenvalues.sqrt())
     spanned = int((eigenvalues > eigenvalues[0] * len(eigenvalues) * 1e-15).sum())
     directions = eigenvectors[:, :rank] if rank <= spanned else _completed(dense, eigenvectors[:, :spanned], rank)

@@ -41,7 +41,9 @@ def _require_linear(module: nn.Module, matrix: Matrix) -> None:
     from torch.nn import Linear
     from transformers.pytorch_utils import Conv1D
 
-    if not isinstance(module, (Linear, Conv1D)):
+    from harness_ext.thin import ThinLinear
+
+    if not isinstance(module, (Linear, Conv1D, ThinLinear)):
         raise UserError(f"{matrix.key} belongs to a {type(module).__name__}, and only linear layers can be trained: choose roles, or attn or mlp")
 
 

@@ -176,7 +176,7 @@ def test_moments_are_gathered_in_bounded_memory(make_lm, monkeypatch) -> None:
     names = frozenset({"input_second_moment"})
     at_once = evidence.gather(lm, matrices, names, TEXTS, 4, lambda matrix: None)
     monkeypatch.setattr(evidence, "FACTOR_BYTES", 2 * 8 * 40 * 40)
-    assert len(list(evidence._groups(matrices, names))) > 3
+    assert len(list(evidence.groups(matrices, names))) > 3
     for key, values in evidence.gather(lm, matrices, names, TEXTS, 4, lambda matrix: None).items():
         torch.testing.assert_close(values["input_second_moment"], at_once[key]["input_second_moment"])
 

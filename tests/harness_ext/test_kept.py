@@ -1,0 +1,155 @@
+"""What a session keeps for its next recipe: the same evidence and spectra, bit for bit, gathered once, within bounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness_ext import surgery
+from harness_ext.evidence import gather
+from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
+from harness_ext.kept import Kept, Shelf
+from harness_ext.methods import feature_space
+from harness_ext.recipe import parse_recipe
+
+TEXTS = tuple(LabelledDocument("t", f"w{number} w{2 * number % 40}", f" w{(3 * number + 1) % 40}", str(number)) for number in range(30))
+
+
+def texts(calibration, where):
+    return [CalibrationSet("t", "train", 0, TEXTS[: calibration.samples])]
+
+
+def digest_after(lm, specification: str) -> str:
+    lm.apply(parse_recipe(specification), texts)
+    digest = lm.weights.digest()
+    lm.undo()
+    return digest
+
+
+@pytest.fixture
+def gathered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The matrices for which evidence is gathered, by key, as it happens."""
+    seen: list[str] = []
+
+    def counting(lm, matrices, *rest):
+        seen.extend(matrix.key for matrix in matrices)
+        return gather(lm, matrices, *rest)
+
+    monkeypatch.setattr(surgery, "gather", counting)
+    return seen
+
+
+@pytest.fixture
+def spectra(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of the matrices whose output spectra are computed, as it happens."""
+    seen: list[tuple[int, ...]] = []
+    plain = feature_space.output_spectrum
+
+    def output_spectrum(weight, spread):
+        seen.append(tuple(weight.shape))
+        return plain(weight, spread)
+
+    monkeypatch.setattr(feature_space, "output_spectrum", output_spectrum)
+    return seen
+
+
+BUDGETS = [f"svd-llm:keep.param_fraction={share}" for share in (0.8, 0.6, 0.4)]
+
+
+def test_a_second_budget_gathers_and_decomposes_nothing_and_is_what_it_is_alone(make_lm, plain_family: str, gathered: list[str], spectra: list[tuple[int, ...]]) -> None:
+    together = make_lm(plain_family)
+    found = [digest_after(together, specification) for specification in BUDGETS]
+    assert len(gathered) == len(spectra) == len(together.weights.anatomy.matrices) == len(set(gathered))
+    for specification, digest in zip(BUDGETS, found, strict=True):
+        assert digest_after(make_lm(plain_family), specification) == digest
+    assert len(set(found)) == 3
+
+
+@pytest.mark.parametrize(
+    "changed",
+    ["calibration.samples=29", "calibration.batch_size=4", "centred=true", "matrices=[up_proj],per_head=false,layers=[0]"],
+)
+def test_what_is_asked_differently_is_gathered_as_far_as_it_differs(make_lm, gathered: list[str], spectra: list[tuple[int, ...]], changed: str) -> None:
+    lm = make_lm("llama")
+    digest_after(lm, "svd-llm")
+    count = len(gathered)
+    after = digest_after(lm, f"svd-llm:{changed}")
+    assert len(gathered) == (2 * count if changed.startswith("calibration") else count)
+    if changed == "centred=true":
+        assert len(spectra) == 2 * count
+    assert after == digest_after(make_lm("llama"), f"svd-llm:{changed}")
+
+
+def test_a_model_already_edited_is_another_model(make_lm, gathered: list[str]) -> None:
+    from harness_ext.recipe import recipe_from
+
+    step = {"method": "feature_space", "matrices": ["up_proj"], "keep": {"rank": 5}}
+    recipe = recipe_from({"name": "twice", "steps": [step, step]}, origin="test")
+    lm = make_lm("llama")
+    lm.apply(recipe, texts)
+    assert len(gathered) == 6
+    lm.undo()
+    lm.apply(recipe, texts)
+    assert len(gathered) == 6
+
+
+def test_sequential_evidence_is_never_kept(make_lm, gathered: list[str]) -> None:
+    lm = make_lm("llama")
+    digest_after(lm, "sfsd")
+    count = len(gathered)
+    digest_after(lm, "sfsd")
+    assert len(gathered) == 2 * count and not (lm.weights._scratch / "evidence").exists() and not (lm.weights._scratch / "results").exists()
+
+
+@pytest.mark.parametrize("room", [0, 20_000])
+def test_without_room_it_is_gathered_again_and_nothing_else_changes(make_lm, gathered: list[str], room: int, tmp_path: Path) -> None:
+    lm = make_lm("llama")
+    lm.weights.kept = Kept(tmp_path, limit_bytes=room)
+    count = len(lm.weights.anatomy.matrices)
+    found = [digest_after(lm, specification) for specification in BUDGETS[:2]]
+    assert count < len(gathered) <= 2 * count
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors")) <= 2 * room + 100 * count
+    assert found == [digest_after(make_lm("llama"), specification) for specification in BUDGETS[:2]]
+
+
+def test_a_shelf_gives_bits_back_and_makes_room_by_dropping_the_oldest_batch(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path / "shelf", limit_bytes=1000)
+    value = torch.randn(100)
+    assert shelf.save("old", "a", {"x": value}) and shelf.save("old", "b", {"x": value})
+    assert torch.equal(shelf.load("old", "a")["x"], value)
+    assert not shelf.save("old", "c", {"x": value}) and shelf.load("old", "c") is None
+    assert shelf.save("new", "a", {"x": value + 1})
+    assert shelf.names("old") == frozenset() and shelf.load("old", "a") is None and torch.equal(shelf.load("new", "a")["x"], value + 1)
+    assert len(list((tmp_path / "shelf").iterdir())) == 1
+    assert shelf.save("new", "nothing", {}) and shelf.load("new", "nothing") == {}
+
+
+def test_a_shelf_that_cannot_be_written_keeps_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    shelf = Shelf(tmp_path / "file" / "shelf")
+    assert not shelf.save("batch", "a", {"x": torch.ones(3)}) and shelf.load("batch", "a") is None
+
+
+def test_evidence_that_found_no_room_is_there_beside_what_did(tmp_path: Path, make_lm) -> None:
+    matrices = make_lm("llama").weights.anatomy.matrices[:3]
+    kept = Kept(tmp_path, limit_bytes=900)
+    values = {matrix.key: {"x": torch.full((100,), float(number))} for number, matrix in enumerate(matrices)}
+    found = kept.evidence(["it"], matrices, lambda group: {matrix.key: values[matrix.key] for matrix in group[:2]}, lambda missing: [missing])
+    assert set(found) == set(values) and len(found) == 3
+    assert [found[matrix.key].get("x", torch.zeros(1))[0] for matrix in matrices] == [0.0, 1.0, 0.0]
+
+
+def test_a_function_is_called_once_for_the_same_bits(tmp_path: Path) -> None:
+    kept, calls = Kept(tmp_path), []
+
+    def doubled(value: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        calls.append(1)
+        return value * 2, value.sum()
+
+    value = torch.arange(4.0)
+    assert [part.tolist() for part in kept.remember(doubled, value)] == [part.tolist() for part in kept.remember(doubled, value.clone())]
+    kept.remember(doubled, value + 1)
+    kept.remember(doubled, value.double())
+    assert len(calls) == 3
