@@ -14,7 +14,7 @@ import torch
 from harness_ext.errors import UserError
 from harness_ext.factors import Factors
 from harness_ext.keep import Keep
-from harness_ext.methods import AnyEdit, Svd, registered_methods
+from harness_ext.methods import AnyEdit, Svd, call, registered_methods
 from harness_ext.methods.projection import NO_DIFFERENCE
 from harness_ext.methods.weight_space import SCALE_FLOOR, marchenko_pastur_median
 
@@ -256,7 +256,7 @@ def test_a_method_says_whether_it_moves_a_bias(method: str) -> None:
     """By the declaration experts are kept from what they cannot take."""
     described, case = registered_methods()[method], Case("random")
     evidence = {
-        "svd": case.svd, "truncate": TRUNCATE, "keep": Keep(rank=3), "generator": torch.Generator().manual_seed(0), "input_mean": torch.tensor(case.mean), "input_magnitude": torch.ones(13), "removed_components": torch.arange(9) < 3,
+        "svd": case.svd, "truncate": TRUNCATE, "remember": call, "keep": Keep(rank=3), "generator": torch.Generator().manual_seed(0), "input_mean": torch.tensor(case.mean), "input_magnitude": torch.ones(13), "removed_components": torch.arange(9) < 3,
         "input_second_moment": torch.tensor(case.inputs @ case.inputs.T), "input_second_moment_diagonal": torch.ones(13), "fisher_information": torch.ones(13),
         "counterfactual_effects": torch.tensor(case.effects), "ablation_effects": torch.tensor(case.effects), "contrast_differences": torch.tensor(case.inputs.T[:6]),
         "trained_left": torch.ones(9, 2), "trained_right": torch.ones(2, 13),
