@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 SEEDS = (0, 1, 2)
 STEPS = (1, 10, 30, 100)
 DRAWN_CONTROLS = ("random-subspace", "noise")
+NEEDS_ANSWERS = NEEDS[NEEDS.index("labelled documents") :]
 TEACHER = "ablation-prune"
 """The recipe whose calibration documents the fine-tuning gets."""
 
@@ -75,7 +76,7 @@ def _controls(recipe: Recipe, seed: int) -> tuple[str, ...]:
     if recipe.is_baseline or recipe.name in (*CONTROLS, "identity"):
         return ()
     drawn = tuple(f"{name}:seed={seed}" for name in DRAWN_CONTROLS)
-    learns = any(registered_methods()[step.method].needs == NEEDS[-1] for step in recipe.steps)
+    learns = any(registered_methods()[step.method].needs in NEEDS_ANSWERS for step in recipe.steps)
     return (*drawn, "bottom-k", SHUFFLED_LABELS) if learns else (*drawn, "bottom-k")
 
 

@@ -33,13 +33,14 @@ def row(**changes) -> Row:
 
 
 def test_every_recipe_gets_the_controls_that_say_something_about_it() -> None:
-    found = {recipe: command.controls for command in table.commands(["laser", "ablation-prune", "wanda", "noise", "identity", "contrast-projection"], 2) for recipe in command.recipes}
+    found = {recipe: command.controls for command in table.commands(["laser", "ablation-prune", "basis-selection", "wanda", "noise", "identity", "contrast-projection"], 2) for recipe in command.recipes}
     drawn = ("random-subspace:seed=2", "noise:seed=2", "bottom-k")
     assert found == {
         "laser": drawn,
         "contrast-projection": drawn,
         "wanda:calibration.seed=2,seed=2": drawn,
         "ablation-prune:calibration.seed=2,seed=2": (*drawn, "shuffled-labels"),
+        "basis-selection:calibration.seed=2,seed=2": (*drawn, "shuffled-labels"),
         "noise:seed=2": (),
         "identity": (),
     }
