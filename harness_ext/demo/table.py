@@ -83,7 +83,7 @@ def _controls(recipe: Recipe, seed: int) -> tuple[str, ...]:
 def _from_seed(recipe: Recipe, seed: int) -> str:
     """The recipe with its draws from this seed: calibration documents, and whatever else a method that calibrates or draws may draw."""
     calibrated = any(step.evidence is not None for step in recipe.steps)
-    draws = any("generator" in registered_methods()[step.method].engine_arguments for step in recipe.steps)
+    draws = any("generator" in registered_methods()[step.method].engine_arguments and step.parameters.get("decomposition") != "exact" for step in recipe.steps)
     changes = ([f"calibration.seed={seed}"] if calibrated else []) + ([f"seed={seed}"] if calibrated or draws else [])
     return f"{recipe.name}:{','.join(changes)}" if changes else recipe.name
 
