@@ -70,14 +70,16 @@ class Source:
         assert self.local is not None
         return next((self.local / name for name in names if (self.local / name).is_file()), None)
 
-    def hub(self, path: str, name: str | None, split: str) -> Dataset:
-        """One split of a data set on the Hugging Face hub, or from the hub's cache. Raises UserError where neither has it."""
+    def hub(self, path: str, name: str | None, split: str, columns: Sequence[str] = ()) -> Dataset:
+        """These columns (or all) of one split of a data set on the Hugging Face hub, or from the hub's cache. Raises UserError where neither has it, or it lacks a column."""
         import datasets
 
         try:
-            return datasets.load_dataset(path, name, split=split)
+            found = datasets.load_dataset(path, name, split=split)
         except Exception as error:  # offline, absent, gated and renamed data sets raise a dozen kinds of exceptions
             raise self._unreachable(f"the data set {path}{f' ({name})' if name else ''}, split {split}, on the Hugging Face hub", error) from error
+        self.checked(found.select(range(min(1, len(found)))), columns, f"{path}, split {split}")
+        return found.select_columns(list(columns)) if columns else found
 
     def published(self, url: str) -> Path:
         """An official file from where its authors publish it, downloaded once into the cache of `datasets`. Raises UserError where it cannot be had."""

@@ -18,6 +18,10 @@ class RequestsTask(ConfigurableTask):
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config={key: value for key, value in config.items() if key != "class"})
 
+    def continuation(self, answer: str, **kwargs: Any) -> str:
+        """An answer as it follows the prompt: after lm-eval's delimiter, except where a chat template ends the prompt."""
+        return answer if kwargs.get("apply_chat_template") else f"{self.config.target_delimiter}{answer}"
+
     def instance(self, request_type: str, document: dict[str, Any], arguments: tuple[Any, ...], place: int, **kwargs: Any) -> Instance:
         """One request of a document; `place` is its position among the document's results."""
         own = {key: value for key, value in kwargs.items() if key not in ("apply_chat_template", "chat_template")}
@@ -29,7 +33,7 @@ class OpenAnswer(RequestsTask):
 
     def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> list[Instance]:
         """Two requests: `generate_until`, and `loglikelihood` of the target."""
-        target = f"{self.config.target_delimiter}{self.doc_to_target(doc)}"
+        target = self.continuation(str(self.doc_to_target(doc)), **kwargs)
         return [
             self.instance("generate_until", doc, (ctx, dict(self.config.generation_kwargs or {})), 0, **kwargs),
             self.instance("loglikelihood", doc, (ctx, target), 1, **kwargs),

@@ -81,6 +81,7 @@ def simple_cooccurrence(**settings: Any) -> DatasetDict:
 
 
 def _as_lm_eval(source: Source, path: str, name: str | None) -> DatasetDict:
+    """What lm-eval itself would load, with every column that the data set has."""
     from datasets import DatasetDict
 
     return DatasetDict({"test": source.hub(path, name, "test")})

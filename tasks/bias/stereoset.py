@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from datasets import DatasetDict
 
 HUB = "McGill-NLP/stereoset"
+COLUMNS = ("id", "target", "bias_type", "context")
 KINDS = ("intrasentence", "intersentence")
 # In the order of the hub's numbers.
 LABELS = ("anti-stereotype", "stereotype", "unrelated")
@@ -38,7 +39,7 @@ def items(**settings: Any) -> DatasetDict:
     """Items of both kinds, intrasentence first: from the hub, from the authors' dev.json, or from re-splits of it (lists of items, in one or several files)."""
     source = Source("stereoset", "stereoset", settings)
     if source.local is None:
-        found = [(kind, dict(item)) for kind in KINDS for item in source.hub(HUB, kind, "validation")]
+        found = [(kind, dict(item)) for kind in KINDS for item in source.hub(HUB, kind, "validation", (*COLUMNS, "sentences"))]
     else:
         found = list(_local_items(source))
     return source.splits(test=(document(source, kind, item) for kind, item in found))
@@ -49,14 +50,13 @@ def _local_items(source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
     official = source.optional("dev.json")
     for path in [official] if official else sorted(source.local.glob("*.json")) or [source.file("dev.json")]:
         content = source.parse(path)
-        columns = ("id", "target", "bias_type", "context")
         if isinstance(content, Mapping):
             data = source.checked([content], ("data",), path)[0]["data"]
             for kind in KINDS:
-                yield from ((kind, item) for item in source.checked(data.get(kind, ()), columns, f"{kind} of {path}"))
+                yield from ((kind, item) for item in source.checked(data.get(kind, ()), COLUMNS, f"{kind} of {path}"))
         else:
             # Re-splits do not name the kind; the context of an intrasentence item has a gap.
-            for item in source.checked(content, columns, path):
+            for item in source.checked(content, COLUMNS, path):
                 yield (KINDS["BLANK" not in item["context"]], item)
 
 

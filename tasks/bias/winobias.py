@@ -85,9 +85,11 @@ class WinoBias(RequestsTask):
 
     def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> list[Instance]:
         """`ctx` is the prompt against the stereotype, with whatever lm-eval put around it; the other gets the same around it."""
-        around = ctx.rpartition(doc["prompt"])
-        prompts = (ctx, "".join((around[0], doc["pro_prompt"], around[2])))
-        arguments = [(prompt, f"{self.config.target_delimiter}{choice}") for prompt, choices in zip(prompts, (doc["choices"], doc["pro_choices"]), strict=True) for choice in choices]
+        before, found, after = ctx.rpartition(doc["prompt"])
+        if not found:
+            raise UserError(f"task {self.task_name}: the chat template changes the words of the prompt; leave out --apply_chat_template")
+        prompts = (ctx, f"{before}{doc['pro_prompt']}{after}")
+        arguments = [(prompt, self.continuation(choice, **kwargs)) for prompt, choices in zip(prompts, (doc["choices"], doc["pro_choices"]), strict=True) for choice in choices]
         return [self.instance("loglikelihood", doc, pair, place, **kwargs) for place, pair in enumerate(arguments)]
 
 

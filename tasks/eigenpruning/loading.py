@@ -42,7 +42,7 @@ def rte(**settings: Any) -> DatasetDict:
 def _superglue(source: Source, name: str, prompt: str, fields: tuple[str, ...], labels: tuple[str, ...]) -> DatasetDict:
     def documents(split: str, file: str) -> list[Row]:
         columns = (*fields, "label")
-        items = source.hub("aps/super_glue", name, split) if source.local is None else source.read(source.file(file), columns)
+        items = source.hub("aps/super_glue", name, split, columns) if source.local is None else source.read(source.file(file), columns)
         return [{"prompt": prompt.format(**{field: item[field] for field in fields}), "label": _label(source, item, labels)} for item in items]
 
     return source.splits(train=documents("train", "train.jsonl"), validation=documents("validation", "val.jsonl"))

@@ -63,7 +63,7 @@ def hotpotqa(**settings: Any) -> DatasetDict:
     """The validation split and as many questions from the start of the training split, as in the paper; the training questions after them are for calibration."""
     source = Source("hotpotqa_closed", "hotpotqa", settings)
     if source.local is None:
-        train, validation = (source.hub("hotpotqa/hotpot_qa", "fullwiki", split).select_columns(["question", "answer"]) for split in ("train", "validation"))
+        train, validation = (source.hub("hotpotqa/hotpot_qa", "fullwiki", split, ("question", "answer")) for split in ("train", "validation"))
     else:
         train, validation = (source.read(source.file(name), ("question", "answer")) for name in ("hotpot_train_v1.1.json", "hotpot_dev_fullwiki_v1.json"))
     size = len(validation)
@@ -125,10 +125,12 @@ def bios_profession(**settings: Any) -> DatasetDict:
 
 
 def _bios(source: Source, documents: Any) -> DatasetDict:
+    columns = ("hard_text", "profession", "gender")
+
     def items(split: str) -> Any:
         if source.local is None:
-            return source.hub("LabHC/bias_in_bios", None, split)
-        return source.read(source.file(f"{split}.parquet", f"{split}.jsonl", f"{split}.csv"), ("hard_text", "profession", "gender"))
+            return source.hub("LabHC/bias_in_bios", None, split, columns)
+        return source.read(source.file(f"{split}.parquet", f"{split}.jsonl", f"{split}.csv"), columns)
 
     training = items("train")
     first = (training[place] for place in range(min(TRAINING_LIMIT, len(training))))
@@ -153,7 +155,7 @@ def truthfulqa(**settings: Any) -> DatasetDict:
     """Every answer that TruthfulQA lists for a question (mc2), as a statement to be called true or false: 5,882 of 817 questions."""
     source = Source("truthfulqa_claims", "truthfulqa", settings)
     columns = ("question", "mc2_targets")
-    items: Items = source.hub("truthfulqa/truthful_qa", "multiple_choice", "validation") if source.local is None else source.read(source.file("mc_task.json"), columns)
+    items: Items = source.hub("truthfulqa/truthful_qa", "multiple_choice", "validation", columns) if source.local is None else source.read(source.file("mc_task.json"), columns)
     return source.splits(test=truthfulqa_documents(source, items))
 
 
@@ -199,7 +201,7 @@ def _bigbench(source: Source, name: str) -> Iterator[tuple[str, list[str]]]:
     """Prompt and right answers of every item: from BIG-bench's task.json, or from the hub in the order in which LASER reads it."""
     if source.local is None:
         for split in ("validation", "train"):
-            for item in source.hub("tasksource/bigbench", name, split):
+            for item in source.hub("tasksource/bigbench", name, split, ("inputs", "targets")):
                 yield item["inputs"], item["targets"]
         return
     path = source.file("task.json")

@@ -32,7 +32,7 @@ def pieces(length: int, **settings: Any) -> DatasetDict:
 def joined(source: Source) -> str:
     """The whole test split as one text, its lines joined by empty ones, which is how the usual perplexity reads it."""
     if source.local is None:
-        return "\n\n".join(source.hub("Salesforce/wikitext", "wikitext-2-raw-v1", "test")["text"])
+        return "\n\n".join(source.hub("Salesforce/wikitext", "wikitext-2-raw-v1", "test", ("text",))["text"])
     path = source.file("wiki.test.raw")
     lines = path.read_text(encoding="utf-8").split("\n")
     # As the hub has them: blank lines empty, the others with their line break.

@@ -148,6 +148,15 @@ def test_few_shot_examples_stand_before_both_sentences(file_tasks):
     assert example.startswith("The carpenter thanked the nurse") and {context.partition("\n\n")[2] for context in contexts} == {document["prompt"], document["pro_prompt"]}
 
 
+def test_a_chat_template_stands_around_both_sentences(file_tasks):
+    task = file_tasks["winobias_type2"]
+    document = task.test_docs()[0]
+    built = task.construct_requests(document, f"<user>{document['prompt']}</user>", apply_chat_template=True, metadata=("winobias_type2", 0, 1))
+    assert [request.args for request in built][1:3] == [(f"<user>{document['prompt']}</user>", "guard"), (f"<user>{document['pro_prompt']}</user>", "baker")]
+    with pytest.raises(UserError, match="task winobias_type2: the chat template changes the words"):
+        task.construct_requests(document, "<user>SHOUTED</user>", metadata=("winobias_type2", 0, 1))
+
+
 @pytest.mark.parametrize("line", ["The guard called the baker.", "1 [The guard] called the baker because he rang.", "1 [The owl] called the baker because [he] rang.", "1 [The guard] rang because [he] could."])
 def test_a_line_of_another_form(line):
     with pytest.raises(UserError, match="task winobias_type1: line 7 of x is not a sentence with an"):

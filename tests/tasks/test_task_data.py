@@ -153,6 +153,12 @@ def hub(monkeypatch: pytest.MonkeyPatch, splits: dict[tuple[str | None, str], li
     monkeypatch.setattr(datasets, "load_dataset", lambda path, name, split: datasets.Dataset.from_list(splits[name, split]))
 
 
+def test_a_hub_data_set_without_a_column(monkeypatch):
+    hub(monkeypatch, {(None, split): [{"hard_text": "He writes.", "profession": 11}] for split in ("train", "dev")})
+    with pytest.raises(UserError, match="task bios_gender: item 0 of LabHC/bias_in_bios, split train has no 'gender'; it has hard_text, profession"):
+        load("bios_gender")
+
+
 def test_truthfulqa_in_the_hubs_layout(monkeypatch):
     hub(monkeypatch, {("multiple_choice", "validation"): [{"question": "Do snails have teeth?", "mc2_targets": {"choices": ["Yes", "No"], "labels": [1, 0]}}]})
     documents = load("truthfulqa_claims")["truthfulqa_claims"].test_docs()
