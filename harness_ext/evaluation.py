@@ -44,6 +44,7 @@ def _simple_evaluate(lm: RecipeLM, tasks: Sequence[Task | Group], task_manager: 
     from lm_eval import simple_evaluate
 
     harness = config.harness
+    _ask_for_ranks(tasks)
     return simple_evaluate(
         model=lm,
         model_args={**harness.model_args, "pretrained": config.model_name},
@@ -74,6 +75,14 @@ def _simple_evaluate(lm: RecipeLM, tasks: Sequence[Task | Group], task_manager: 
         confirm_run_unsafe_code=harness.confirm_run_unsafe_code,
         metadata=harness.metadata,
     )
+
+
+def _ask_for_ranks(tasks: Sequence[Task | Group]) -> None:
+    """Tell the tasks that can report an answer's rank that this backend gives it."""
+    for item in tasks:
+        for task in item.get_all_tasks() if hasattr(item, "get_all_tasks") else [item]:
+            if hasattr(task, "ranks"):
+                task.ranks = True
 
 
 @contextmanager

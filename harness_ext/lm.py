@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from harness_ext.evidence.documents import CalibrationSet
 
 
+_RANK_BATCH = 16
+"""Prompts ranked at once where lm-eval finds its batch size by itself."""
+
+
 class RecipeLM(HFLM):
     """lm-eval's `hf` backend, its weights edited by a recipe.
 
@@ -95,6 +99,25 @@ class RecipeLM(HFLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """lm-eval's, its progress bar only where `bars` is set."""
         return super().generate_until(requests, disable_tqdm=disable_tqdm or not self.bars)
+
+    def answer_rank(self, requests: list[Instance]) -> list[int]:
+        """The rank of each answer's first token among all tokens that could come next: one more than the number of likelier ones.
+
+        A kind of request that lm-eval does not have: only tasks that were told of it ask (see `harness_ext.task_requests.RankedAnswer`).
+        """
+        ranks: list[int] = []
+        size = self.batch_size if isinstance(self.batch_size, int) else _RANK_BATCH
+        for start in range(0, len(requests), size):
+            pairs = [self._encode_pair(*request.args) for request in requests[start : start + size]]
+            contexts = [torch.tensor(context[-self.max_length :]) for context, _ in pairs]
+            # Padded at the end, which a causal model does not see.
+            padded = torch.nn.utils.rnn.pad_sequence(contexts, batch_first=True).to(self.device)
+            last = torch.tensor([len(context) - 1 for context in contexts], device=self.device)
+            logits = self._model_call(padded)[torch.arange(len(pairs), device=self.device), last]
+            answers = torch.tensor([answer[0] for _, answer in pairs], device=self.device)
+            own = logits.gather(1, answers[:, None])
+            ranks += ((logits > own).sum(dim=1) + 1).tolist()
+        return ranks
 
     @property
     def weights(self) -> Weights:

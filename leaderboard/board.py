@@ -25,6 +25,9 @@ from leaderboard.queries import PairedSamples, RunRow, ScoreRow, TaskRow
 from leaderboard.store import Store
 
 
+LOG_LOSS = "log_loss"
+
+
 @dataclass(frozen=True)
 class _Contents:
     """The store's rows that the board needs, read once."""
@@ -160,12 +163,20 @@ def _compared(
     if obstacles or reported is None:
         return replace(cell, verdict="incomparable", notes=(*obstacles, *comparable.own_warnings(run)))
     effect = _effect(contents, recipe, baseline.run_id, reported, margin)
-    notes = (*effect.notes, *_direction_note(score), *comparable.reservations(baseline, run))
+    notes = (*effect.notes, *_beside(contents, baseline.run_id, run.run_id, score), *_direction_note(score), *comparable.reservations(baseline, run))
     return replace(
         cell, n=effect.count or task.documents, delta=effect.delta, low=effect.low, high=effect.high, p_value=effect.p_value, p_same=effect.p_same,
         lost=effect.lost, gained=effect.gained, flip_rate=effect.flip_rate, documents_needed=effect.documents_needed,
         improvement=effect.improvement, margin=effect.margin, notes=notes,
     )  # fmt: skip
+
+
+def _beside(contents: _Contents, baseline: str, run: str, primary: ScoreRow) -> tuple[str, ...]:
+    """The log-loss of the right answers, where a task reports it beside its primary metric: accuracy can rise while it gets worse."""
+    before, after = (contents.score(run_id, primary.task, LOG_LOSS, primary.filter) for run_id in (baseline, run))
+    if primary.metric == LOG_LOSS or before is None or after is None or before.score is None or after.score is None:
+        return ()
+    return (f"{LOG_LOSS} {before.score:.4f} -> {after.score:.4f}, lower is better",)
 
 
 def _direction_note(score: ScoreRow) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from leaderboard import corpus
 from leaderboard import statistics as stats
 
 DEFAULT_MARGIN = 0.02
-LIKELIHOOD_METRICS = frozenset({"perplexity", "word_perplexity", "byte_perplexity"})
+LIKELIHOOD_METRICS = frozenset({"perplexity", "token_perplexity", "word_perplexity", "byte_perplexity"})
 
 
 @dataclass(frozen=True)

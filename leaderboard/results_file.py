@@ -28,7 +28,7 @@ from leaderboard.untrusted import (
 )
 
 _NOT_METRICS = frozenset({"alias", "name", "sample_len", "samples", " "})
-_LOWER_IS_BETTER = frozenset({"perplexity", "ppl", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter", "mse", "mae", "wer"})
+_LOWER_IS_BETTER = frozenset({"perplexity", "ppl", "token_perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter", "mse", "mae", "wer"})
 _HIGHER_IS_BETTER = frozenset(
     {"acc", "acc_norm", "acc_mutual_info", "acc_all", "exact_match", "exact", "em", "f1", "mcc", "mc1", "mc2", "bleu", "chrf", "rouge1", "rouge2", "rougeL", "pass@1"}
 )

@@ -21,7 +21,7 @@ from leaderboard.errors import Unreadable
 from leaderboard.records import NO_FILTER, Sample, SampleScore
 from leaderboard.untrusted import canonical, clean, finite, integer, read_json_lines
 
-WEIGHTED_METRICS = frozenset({"word_perplexity", "byte_perplexity", "bits_per_byte"})
+WEIGHTED_METRICS = frozenset({"token_perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"})
 LOG_LIKELIHOOD_OUTPUTS = frozenset({"loglikelihood", "multiple_choice", "loglikelihood_rolling"})
 
 

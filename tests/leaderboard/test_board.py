@@ -81,6 +81,14 @@ def test_lower_is_better(made: Any, kit: Any) -> None:
     assert cell.verdict == "worse" and cell.delta > 0 and cell.improvement < 0 and cell.lost == 60
 
 
+def test_log_loss_stands_beside_accuracy(made: Any, kit: Any) -> None:
+    """Accuracy rises while log-loss gets worse: the cell says both."""
+    before, after = kit.pair(100, 50, gained=20)
+    before.values["log_loss"], after.values["log_loss"] = [1.25] * 100, [1.75] * 100
+    cell = judged(made, before, after)
+    assert cell.metric == "acc" and cell.verdict == "better" and "log_loss 1.2500 -> 1.7500, lower is better" in cell.notes
+
+
 class TestBestInTheMiddle:
     """Log-odds are best at 0, shares of stereotyped choices at one half."""
 

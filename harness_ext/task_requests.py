@@ -1,0 +1,55 @@
+"""Tasks whose documents need more than one kind of request, which lm-eval's YAML has no words for.
+
+Each is lm-eval's own `ConfigurableTask` with `construct_requests` replaced; a task file names one with `class: !function harness_ext.task_requests.NAME` and is otherwise
+like any other. The first request of a document is always (prompt, ...), so that prompts, hashes and calibration work as for every task.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.task import ConfigurableTask
+
+
+class RequestsTask(ConfigurableTask):
+    """A `ConfigurableTask` that lm-eval can make from a file with a `class` key."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config={key: value for key, value in config.items() if key != "class"})
+
+    def continuation(self, answer: str, **kwargs: Any) -> str:
+        """An answer as it follows the prompt: after lm-eval's delimiter, except where a chat template ends the prompt."""
+        return answer if kwargs.get("apply_chat_template") else f"{self.config.target_delimiter}{answer}"
+
+    def instance(self, request_type: str, document: dict[str, Any], arguments: tuple[Any, ...], place: int, **kwargs: Any) -> Instance:
+        """One request of a document; `place` is its position among the document's results."""
+        own = {key: value for key, value in kwargs.items() if key not in ("apply_chat_template", "chat_template")}
+        return Instance(request_type=request_type, doc=document, arguments=arguments, idx=place, **own)
+
+
+class OpenAnswer(RequestsTask):
+    """Generates an answer and, on the same prompt, scores the right one: results are [generated text, (log-likelihood, is greedy)]."""
+
+    def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> list[Instance]:
+        """Two requests: `generate_until`, and `loglikelihood` of the target."""
+        target = self.continuation(str(self.doc_to_target(doc)), **kwargs)
+        return [
+            self.instance("generate_until", doc, (ctx, dict(self.config.generation_kwargs or {})), 0, **kwargs),
+            self.instance("loglikelihood", doc, (ctx, target), 1, **kwargs),
+        ]
+
+
+class RankedAnswer(RequestsTask):
+    """Scores the right answer and, where the backend can (`answer_rank`), asks at which place the answer's first token stands in the vocabulary.
+
+    Results are [(log-likelihood, is greedy)] or [(log-likelihood, is greedy), rank]. `ranks` is set by whoever knows the backend.
+    """
+
+    ranks = False
+
+    def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> list[Instance]:
+        """`loglikelihood` of the target, and its rank where `ranks` is set."""
+        arguments = (ctx, self.doc_to_target(doc))
+        kinds = ("loglikelihood", "answer_rank") if self.ranks else ("loglikelihood",)
+        return [self.instance(kind, doc, arguments, place, **kwargs) for place, kind in enumerate(kinds)]
