@@ -10,7 +10,7 @@ from leaderboard import corpus
 from leaderboard import statistics as stats
 from leaderboard.effect import Effect, Scored, finite_or_none, needed, reproduces, untested
 
-LIKELIHOOD_METRICS = frozenset({"perplexity", "word_perplexity", "byte_perplexity"})
+LIKELIHOOD_METRICS = frozenset({"perplexity", "token_perplexity", "word_perplexity", "byte_perplexity"})
 
 
 def likelihood_effect(

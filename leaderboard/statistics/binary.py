@@ -10,6 +10,8 @@ import numpy as np
 
 from leaderboard.statistics.values import Estimate, Tails, normal_quantile, upper_tail
 
+WIDER = 1.02
+"""Bonett-Price intervals are made wider by this. As published they cover 93.0 % at worst (57 documents, 10 % flips, all lost); so, at least 93.5 %."""
 EXACT_UP_TO = 200
 """Expected flips at the margin up to which the score statistic's distribution is summed, rather than taken as normal."""
 
@@ -52,12 +54,12 @@ def mid_p_mcnemar(lost: int, gained: int) -> Tails:
 def bonett_price(lost: int, gained: int, count: int, confidence: float = 0.95) -> Estimate:
     """Interval of `(gained - lost) / count`, the difference of two paired proportions.
 
-    The value is the plain difference, the interval is centred on the adjusted one.
+    The value is the plain difference, the interval is centred on the adjusted one and wider by `WIDER`.
     Source: Bonett and Price (2012), Journal of Educational and Behavioral Statistics 37:479.
     """
     up, down = (gained + 1) / (count + 2), (lost + 1) / (count + 2)
     error = math.sqrt((up + down - (up - down) ** 2) / (count + 2))
-    half = normal_quantile(confidence) * error
+    half = WIDER * normal_quantile(confidence) * error
     return Estimate((gained - lost) / count, up - down - half, up - down + half, error, math.inf)
 
 

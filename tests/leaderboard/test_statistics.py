@@ -38,7 +38,7 @@ def test_bonett_price_by_hand() -> None:
     up, down = 5 / 100, 10 / 100
     error = math.sqrt((up + down - (up - down) ** 2) / 100)
     assert estimate.value == pytest.approx(-5 / 98)
-    assert (estimate.low, estimate.high) == pytest.approx((up - down - 1.959964 * error, up - down + 1.959964 * error))
+    assert (estimate.low, estimate.high) == pytest.approx((up - down - 1.02 * 1.959964 * error, up - down + 1.02 * 1.959964 * error))
 
 
 def test_paired_interval_is_that_of_the_one_sample_t_test(generator: np.random.Generator) -> None:
@@ -281,11 +281,12 @@ def test_choice_divergence_is_scipys_entropy(generator: np.random.Generator) -> 
 
 
 def test_suite_by_hand() -> None:
-    parts = [stats.Part(2, 0.03, 0.01, 0.05, 0.012, math.inf), stats.Part(1, -0.01, -0.04, 0.03, 0.02, 30)]
+    parts = [stats.Part(2, 0.03, 0.01, 0.05, 0.012, math.inf), stats.Part(1, -0.01, -0.04, 0.03, 0.017, 30)]
     found = stats.suite(parts)
     assert found.drop == pytest.approx((2 * 0.03 - 0.01) / 3)
-    assert found.standard_error == pytest.approx(math.hypot(2 * 0.012, 0.02) / 3)
+    assert found.standard_error == pytest.approx(math.hypot(2 * 0.012, 0.017) / 3)
     assert found.high - found.drop == pytest.approx(math.hypot(2 * 0.02, 0.04) / 3) and found.drop - found.low == pytest.approx(math.hypot(2 * 0.02, 0.03) / 3)
+    assert stats.suite(parts, 0.001).drop - stats.suite(parts, 0.001).low == pytest.approx(found.standard_error * scipy_stats.t.isf(0.001, found.degrees))
     assert found.p_worse == pytest.approx(scipy_stats.t.sf(found.drop / found.standard_error, found.degrees)) and found.degrees > 30
     with pytest.raises(ValueError, match="weight above zero"):
         stats.suite([])
