@@ -42,7 +42,6 @@ class Effect:
     margin: float | None = None
     notes: tuple[str, ...] = ()
     p_worse: float | None = None
-    p_within: float | None = None
     drop_low: float | None = None
     drop_high: float | None = None
     standard_error: float | None = None

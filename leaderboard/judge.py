@@ -10,7 +10,7 @@ Which test fits depends on what the samples are, never on the metric's name alon
 A test is used only if recomputing the reported score from the samples gives it back, for both runs.
 
 Beside the two-sided answers of a board an `Effect` has the one-sided ones of a gate, about the *drop*: how much worse the recipe is, in the
-metric's own units, in whichever direction is worse. `p_worse` is small where there is a drop, `p_within` where it is less than the margin.
+metric's own units, in whichever direction is worse. `p_worse` is small where there is one, and limits of its size are given at the level asked for.
 
 The margin within which a recipe counts as the same is 2 points (`DEFAULT_MARGIN = 0.02`) where scores lie in [0, 1]. Elsewhere
 it is relative for perplexities and bits per byte, and otherwise `2 * 0.02 * SD` of the baseline's documents, or of their
@@ -77,11 +77,10 @@ def _mean(
     directed = best is None
     if best is None:
         tails = pair.test()
-        improvement, p_value, p_worse, p_within = sign * delta, tails.two_sided, tails.less, pair.within_p(margin)
+        improvement, p_value, p_worse = sign * delta, tails.two_sided, tails.less
         low, high = pair.drop_limits(limits_at)
     else:
         improvement, p_value, p_worse = stats.middle_best_test(baseline.values, recipe.values, best, clusters, seed=seed)
-        p_within = stats.middle_within_p(baseline.values, recipe.values, best, margin, clusters)
         low, high = pair.distance_limits(best, limits_at)
     estimate = pair.estimate()
     flips = pair.flips
@@ -100,7 +99,6 @@ def _mean(
         margin=margin,
         notes=_mean_notes(baseline.score, recipe.score, best, pair.differences),
         p_worse=p_worse,
-        p_within=p_within,
         drop_low=low,
         drop_high=high,
         standard_error=finite_or_none(estimate.standard_error),

@@ -68,7 +68,7 @@ class Policy(_Strict):
     that the file does not name are gated with the margin of non-critical ones.
     """
 
-    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    alpha: Annotated[float, Field(gt=0, le=0.2)] = 0.05
     margin: Margin = 0.02
     critical_margin: Margin = 0.01
     tasks: dict[str, TaskPolicy] = Field(default_factory=dict)

@@ -14,6 +14,8 @@ WIDER = 1.02
 """Bonett-Price intervals are made wider by this. As published they cover 93.0 % at worst (57 documents, 10 % flips, all lost); so, at least 93.5 %."""
 EXACT_UP_TO = 200
 """Expected flips at the margin up to which the score statistic's distribution is summed, rather than taken as normal."""
+CLEAR = 0.25
+"""p-values above this by the normal limit are far above any level, and not worth the sum."""
 
 
 class Flips(NamedTuple):
@@ -72,8 +74,9 @@ def binary_within_p(lost: int, gained: int, count: int, margin: float) -> float:
     """
     gains = _gains_on_margin(lost, gained, count, margin)
     score = float(_score(lost, gained, count, margin))
-    if count * (2 * gains + margin) > EXACT_UP_TO:
-        return upper_tail(-score, math.inf)
+    normal = upper_tail(-score, math.inf)
+    if normal > CLEAR or count * (2 * gains + margin) > EXACT_UP_TO:
+        return normal
     return _exact_tail(score, count, margin, gains)
 
 
