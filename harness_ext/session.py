@@ -212,6 +212,12 @@ class Session:
         except (OSError, ValueError, KeyError, ImportError, AssertionError, RuntimeError) as error:
             raise UserError(f"the model {name!r} cannot be loaded: {str(error).strip() or type(error).__name__}") from error
 
+    def take_model_of(self, other: Session) -> None:
+        """Use the model that another session of the same model arguments has loaded, if it has, at this session's batch size (a number)."""
+        if "lm" in vars(other):
+            self.lm = other.lm
+            self.lm.batch_size_per_gpu = int(self.harness.batch_size)
+
     @cached_property
     def _base_digest(self) -> str:
         from harness_ext.weights import model_digest

@@ -1,4 +1,4 @@
-"""`python -m leaderboard`: the page, without the rest of the project."""
+"""`python -m leaderboard`: the page, or with `gate` first the gate, without the rest of the project."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from leaderboard.errors import LeaderboardError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse the command line and serve; returns the exit code (2 for an error of the user's)."""
-    parser = argparse.ArgumentParser(prog="python -m leaderboard", description="Open the leaderboard's page on this machine.")
+    """Parse the command line and serve, or gate; returns the exit code (2 for an error of the user's)."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == ["gate"]:
+        return _gate(words[1:])
+    parser = argparse.ArgumentParser(prog="python -m leaderboard", description="Open the leaderboard's page on this machine, or judge a run: `python -m leaderboard gate --help`.")
     parser.add_argument("--database", type=Path, default=DEFAULT_DATABASE, help="the DuckDB file (%(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; another than this machine's own shows the board to others")
     parser.add_argument("--port", type=int, default=8501, help="(%(default)s)")
@@ -28,6 +31,23 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _gate(arguments: list[str]) -> int:
+    import os
+    import shutil
+
+    from leaderboard.gate.command import DESCRIPTION, add_arguments, execute
+
+    parser = argparse.ArgumentParser(prog="python -m leaderboard gate", description=DESCRIPTION)
+    add_arguments(parser)
+    given = parser.parse_args(arguments)
+    color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    try:
+        return execute(given, width=shutil.get_terminal_size((120, 24)).columns, color=color)
+    except LeaderboardError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

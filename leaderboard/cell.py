@@ -13,6 +13,7 @@ from datetime import datetime
 import numpy as np
 
 from leaderboard import statistics
+from leaderboard.choices import Choices
 from leaderboard.published import Reported
 
 BASELINE = "baseline"
@@ -26,6 +27,8 @@ class Cell:
 
     `delta`, `low` and `high` (95 %, not corrected) are recipe minus baseline in the metric's own units; `improvement` is
     positive where that is good. `notes` holds warnings, or why the cell is incomparable or failed.
+    `detectable` is the smallest drop that its documents show with 80 % power, `noise_floor` the share of answers that change at another batch size, of
+    which the flips are to be seen; `choices` is filled only where two runs are compared by themselves.
     """
 
     model: str
@@ -59,6 +62,9 @@ class Cell:
     control: str | None = None
     started: datetime | None = None
     reported: tuple[Reported, ...] = ()
+    detectable: float | None = None
+    noise_floor: float | None = None
+    choices: Choices | None = None
 
 
 def with_verdicts(cells: list[Cell]) -> list[Cell]:

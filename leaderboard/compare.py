@@ -5,12 +5,15 @@ A is taken as the baseline, B as the recipe, whatever their models.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from leaderboard.board import Cell, board
+from leaderboard.choices import compare_choices
 from leaderboard.errors import LeaderboardError
 from leaderboard.ingest import ingest
 from leaderboard.judge import DEFAULT_MARGIN
+from leaderboard.store import Store
 
 
 def compare_paths(a: Path, b: Path, *, margin: float = DEFAULT_MARGIN) -> list[Cell]:
@@ -30,6 +33,13 @@ def compare_paths(a: Path, b: Path, *, margin: float = DEFAULT_MARGIN) -> list[C
         first, second = (report.store.rows("SELECT status FROM runs WHERE run_id = ?", [run])[0]["status"] for run in report.added)
         if first == "failed" or second == "failed":
             raise LeaderboardError(f"{a if first == 'failed' else b} holds a failed run: there is nothing to compare")
-        return [cell for cell in board(report.store, baseline_run=report.added[0], margin=margin) if cell.run_id == report.added[1]]
+        cells = [cell for cell in board(report.store, baseline_run=report.added[0], margin=margin) if cell.run_id == report.added[1]]
+        return [_with_choices(report.store, cell) for cell in cells]
     finally:
         report.store.connection.close()
+
+
+def _with_choices(store: Store, cell: Cell) -> Cell:
+    if cell.delta is None or cell.baseline_run is None:
+        return cell
+    return replace(cell, choices=compare_choices(store, cell.baseline_run, cell.run_id, cell.task, cell.filter))

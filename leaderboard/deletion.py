@@ -1,6 +1,6 @@
 """Taking a run off the board, and back: the store forgets its rows and remembers that it is not to be ingested again.
 
-Notable choices: its folder is never touched, since files are the truth and may be wanted elsewhere; every deletion has a reason and stays on record; a baseline that is pinned must be replaced first.
+Notable choices: its folder is never touched, since files are the truth and may be wanted elsewhere; every deletion has a reason and stays on record; one that is pinned or blessed must be replaced first.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from leaderboard import queries
 from leaderboard.errors import LeaderboardError, UnknownRun
-from leaderboard.pins import find_run
+from leaderboard.pins import find_run, is_blessed
 from leaderboard.store import Store, open_store
 from leaderboard.writing import now
 
@@ -30,7 +30,7 @@ class Deletion(NamedTuple):
 def delete(database: Path, run: str, reason: str, *, timeout_s: float = 30.0) -> Deletion:
     """Take a run, named by id or place, off the board. Its files stay.
 
-    Raises `UnknownRun`, `LeaderboardError` for an empty reason or a pinned baseline, and what `open_store` raises.
+    Raises `UnknownRun`, `LeaderboardError` for an empty reason or a chosen run, and what `open_store` raises.
     """
     if not reason.strip():
         raise LeaderboardError("a deletion needs a reason: say in --reason why this run is taken off the board")
@@ -39,6 +39,8 @@ def delete(database: Path, run: str, reason: str, *, timeout_s: float = 30.0) ->
     with open_store(database, read_only=False, timeout_s=timeout_s) as store:
         if run_id in queries.pinned_baselines(store).values():
             raise LeaderboardError(f"{run_id} is the pinned baseline of its model: pin another one first, `lm_eval baseline set RUN --reason ...`")
+        if is_blessed(store, run_id):
+            raise LeaderboardError(f"{run_id} is the blessed run of its recipe, which gates compare with: bless another one first, `lm_eval baseline set RUN --reason ...`")
         path = str(queries.run_details(store, run_id)["path"])
         with store.transaction():
             _remove(store, run_id)
@@ -74,6 +76,7 @@ def _deletions(store: Store) -> list[Deletion]:
 def _remove(store: Store, run_id: str) -> None:
     for table in _TABLES:
         store.connection.execute(f"DELETE FROM {table} WHERE run_id = ?", [run_id])
+    store.connection.execute("DELETE FROM noise_floors WHERE $1 IN (run_id, other_run_id)", [run_id])
     store.connection.execute("DELETE FROM variants WHERE variant_id NOT IN (SELECT variant_id FROM runs)")
     store.connection.execute("DELETE FROM docs WHERE doc_key NOT IN (SELECT doc_key FROM samples)")
 

@@ -6,7 +6,7 @@ Notable choices:
 - What cannot be read is reported with its reason and stops nothing else. Unedited models go first, so that of two runs that
   contradict each other the edited one is rejected.
 - A rebuild writes a new file and renames it into place; it also reads every run directory that the old file knew of, and
-  takes over what no run directory holds: pinned baselines and deletions.
+  takes over what no run directory holds: deletions, chosen runs that are still there, and the record of gates.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from leaderboard.records import Rejection, Run
 from leaderboard.store import Store, memory_store, open_for_writing_unlocked, open_store
 from leaderboard.writing import Added, add_run, log_rejection
 
+_KEPT = ("deletions", "baselines", "blessings", "gate_runs")  # what a rebuild takes over from the old file
 _BATCH_SECONDS = 0.5  # of reading, before the batch is written
 _BATCH_SAMPLES = 20_000
 _HOLD_SECONDS = 0.4  # the file is given back after this, between two runs
@@ -145,12 +146,12 @@ def _rebuild(roots: Sequence[Path], database: Path, timeout_s: float) -> IngestR
         try:
             store = open_for_writing_unlocked(temporary)
             try:
-                _copy(store, "deletions", old.deletions)
+                _copy(store, "deletions", old.kept.get("deletions", []))
                 for run in _read_all(_with_known_paths(roots, old.paths, report), report):
                     _add(store, run, report)
                 for path, reason in report.rejected:
                     log_rejection(store, str(path), reason)
-                _copy_baselines(store, old)
+                _copy_kept(store, old)
             finally:
                 store.connection.close()
             _replace(temporary, database)
@@ -165,16 +166,17 @@ class _Old:
     """What only the old database knows."""
 
     paths: list[Path] = field(default_factory=list)
-    baselines: list[dict[str, object]] = field(default_factory=list)
-    deletions: list[dict[str, object]] = field(default_factory=list)
+    kept: dict[str, list[dict[str, object]]] = field(default_factory=dict)
 
 
 def _old_contents(database: Path) -> _Old:
-    """Empty where the old file is missing, damaged or newer: rebuilding is the cure for those. Raises `Busy`."""
+    """Empty where the old file is missing, damaged or newer: rebuilding is the cure for those. An older one is brought up to date first. Raises `Busy`."""
     try:
+        if database.exists():
+            open_for_writing_unlocked(database, timeout_s=5.0).connection.close()
         with open_store(database, read_only=True, timeout_s=5.0) as store:
             paths = [Path(row["path"]) for row in store.rows("SELECT DISTINCT path FROM runs ORDER BY path")]
-            return _Old(paths, store.rows("SELECT * FROM baselines ORDER BY pinned_at"), store.rows("SELECT * FROM deletions ORDER BY rowid"))
+            return _Old(paths, {table: store.rows(f"SELECT * FROM {table} ORDER BY rowid") for table in _KEPT})
     except Busy:
         raise
     except LeaderboardError:
@@ -190,9 +192,11 @@ def _with_known_paths(roots: Sequence[Path], known: Sequence[Path], report: Inge
     return [*roots, *(path for path in outside if path.exists())]
 
 
-def _copy_baselines(store: Store, old: _Old) -> None:
+def _copy_kept(store: Store, old: _Old) -> None:
     present = {row["run_id"] for row in store.rows("SELECT run_id FROM runs")}
-    _copy(store, "baselines", [row for row in old.baselines if row["run_id"] in present])
+    for table, rows in old.kept.items():
+        if table != "deletions":
+            _copy(store, table, [row for row in rows if "run_id" not in row or row["run_id"] in present])
 
 
 def _copy(store: Store, table: str, rows: Sequence[dict[str, object]]) -> None:

@@ -1,7 +1,8 @@
-"""Pinned baselines: choosing the run that a model's others are measured against, and the record of such choices.
+"""Chosen runs: the unedited run that a model's others are measured against (pinned), and the run that later ones of its recipe are gated against (blessed).
 
-Notable choices: pins are only ever added, each with its reason, and the last one of a model counts. A run may be named by the
-beginning of its id or by where it lies, because the table prints folders and the page prints ids.
+Notable choices: choices are only ever added, each with its reason, and the last one of a model, or of a model and recipe, counts. Which of the two a choice
+is follows from the run: an unedited one is pinned, an edited one is blessed, and only `as_base` makes an edited one its model's baseline. A run may be
+named by the beginning of its id or by where it lies, because the table prints folders and the page prints ids.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from leaderboard import queries
+from leaderboard.cell import BASELINE
 from leaderboard.errors import LeaderboardError, UnknownRun
 from leaderboard.store import Store, open_store
+from leaderboard.writing import now
 
 
 class Pin(NamedTuple):
-    """One choice of a baseline; `current` for the last of its model. `recipe` is None where the run has left the store since."""
+    """One choice of a run; `current` for the last of its model, or of its model and recipe where it is `blessed`. `recipe` is None where a pinned run has left the store since."""
 
     model: str
     run_id: str
@@ -24,26 +27,62 @@ class Pin(NamedTuple):
     pinned_at: datetime
     reason: str
     current: bool
+    blessed: bool = False
 
 
-def pin(database: Path, run: str, reason: str, *, timeout_s: float = 30.0) -> Pin:
-    """Make `run` the baseline of its model from now on. Never creates a database.
+def choose(database: Path, run: str, reason: str, *, as_base: bool = False, timeout_s: float = 30.0) -> Pin:
+    """Pin an unedited run, bless an edited one. Never creates a database.
 
     Raises `UnknownRun`, `LeaderboardError` for a failed run or an empty reason, and what `open_store` raises.
     """
     if not reason.strip():
-        raise LeaderboardError("a pin needs a reason: say in --reason why this run is the baseline")
+        raise LeaderboardError("a choice needs a reason: say in --reason why this run")
     with open_store(database, read_only=True, timeout_s=timeout_s) as store:
-        run_id = find_run(store, run)
+        row = queries.run_details(store, find_run(store, run))
+    unedited = row["recipe_name"] == BASELINE or row["origin"] == "plain"
     with open_store(database, read_only=False, timeout_s=timeout_s) as store:
-        queries.pin_baseline(store, run_id, reason.strip())
-        return next(entry for entry in reversed(_pins(store)) if entry.run_id == run_id)
+        if unedited or as_base:
+            queries.pin_baseline(store, row["run_id"], reason.strip())
+            return next(entry for entry in reversed(_pins(store)) if entry.run_id == row["run_id"])
+        _bless(store, row["run_id"], reason.strip())
+        return _blessings(store)[-1]
+
+
+def pin(database: Path, run: str, reason: str, *, timeout_s: float = 30.0) -> Pin:
+    """Make `run`, edited or not, the baseline of its model from now on; as `choose` otherwise."""
+    return choose(database, run, reason, as_base=True, timeout_s=timeout_s)
+
+
+def last_blessing(store: Store, model: str, recipe: str) -> Pin | None:
+    """The blessing that counts for a model and recipe, by their names."""
+    return next((entry for entry in reversed(_blessings(store)) if (entry.model, entry.recipe) == (model, recipe)), None)
+
+
+def is_blessed(store: Store, run_id: str) -> bool:
+    """Whether a run is the blessed one of its model and recipe now."""
+    return any(entry.run_id == run_id and entry.current for entry in _blessings(store))
+
+
+def _bless(store: Store, run_id: str, reason: str) -> None:
+    row = queries.run_details(store, run_id)
+    if row["status"] != "complete":
+        raise LeaderboardError(f"run {run_id} failed and cannot be blessed")
+    values = {"model_name": row["model_name"], "model_key": row["model_key"], "recipe_label": row["recipe_label"], "run_id": run_id, "blessed_at": now(), "reason": reason}
+    store.insert("blessings", {name: [value] for name, value in values.items()})
+
+
+def _blessings(store: Store) -> list[Pin]:
+    rows = store.rows(
+        "SELECT model_name AS model, run_id, recipe_label AS recipe, blessed_at AS pinned_at, reason, "
+        "row_number() OVER (PARTITION BY model_name, recipe_label ORDER BY blessed_at DESC, rowid DESC) = 1 AS current, true AS blessed FROM blessings ORDER BY blessed_at, rowid"
+    )
+    return [Pin(**row) for row in rows]
 
 
 def pins(database: Path, *, timeout_s: float = 30.0) -> list[Pin]:
-    """All pins, earliest first. Raises what `open_store` raises."""
+    """All pins and blessings, earliest first. Raises what `open_store` raises."""
     with open_store(database, read_only=True, timeout_s=timeout_s) as store:
-        return _pins(store)
+        return sorted([*_pins(store), *_blessings(store)], key=lambda entry: entry.pinned_at)
 
 
 def find_run(store: Store, run: str) -> str:

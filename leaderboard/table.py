@@ -13,8 +13,10 @@ from itertools import groupby
 
 from leaderboard.cell import BASELINE, Cell
 from leaderboard.wording import (
+    choices,
     counted,
     direction,
+    flips,
     interval,
     metric_name,
     needed,
@@ -69,7 +71,7 @@ def _cell_lines(cell: Cell, width: int, color: bool) -> list[str]:
     row = _line(name if fits else "", number(cell.score), interval(cell), cell.verdict, percent(cell.parameters_kept), lost_gained, width)
     word = f"{cell.verdict:<{_VERDICT}}"
     coloured = row.replace(word, f"\x1b[{_COLOURS[cell.verdict]}m{word}\x1b[0m") if color else row
-    remarks = [*filter(None, [needed(cell)]), *map(plain, cell.notes), *(entry.sentence() for entry in cell.reported)]
+    remarks = [*filter(None, [needed(cell), flips(cell.flip_rate, cell.noise_floor), choices(cell.choices)]), *map(plain, cell.notes), *(entry.sentence() for entry in cell.reported)]
     above = [] if fits else [f"  {_cut(name, width - 2)}"]
     return [*above, coloured.rstrip(), *(line for remark in remarks for line in _wrapped(remark, width))]
 

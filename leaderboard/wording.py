@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 from leaderboard.cell import Cell
+from leaderboard.choices import Choices
 
 NOTHING = "-"
 
@@ -49,6 +50,27 @@ def needed(cell: Cell) -> str | None:
     large = cell.margin is not None and abs(cell.delta or 0.0) >= cell.margin
     purpose = "to confirm a difference of this size" if large else "to show that it is within the margin"
     return f"needs about {cell.documents_needed:,} documents {purpose}, has {count:,}"
+
+
+def flips(flip_rate: float | None, noise_floor: float | None) -> str | None:
+    """`flips 3.1%, noise floor 0.4%: 2.7 points above it`; None where no noise floor was measured."""
+    if flip_rate is None or noise_floor is None:
+        return None
+    beyond = "not above it" if flip_rate <= noise_floor else f"{100 * (flip_rate - noise_floor):.1f} points above it"
+    return f"flips {percent(flip_rate)}, noise floor {percent(noise_floor)}: {beyond}"
+
+
+def choices(found: Choices | None) -> str | None:
+    """`answers changed 4.1%, choice divergence 0.0123 nats [+0.0101, +0.0145], ...`; None where there is nothing of it."""
+    if found is None:
+        return None
+    parts = []
+    if found.changed is not None:
+        parts.append(f"answers changed {percent(found.changed)}")
+    for words, estimate in (("choice divergence", found.divergence), ("log-likelihood of the right answer, drop", found.gold_drop)):
+        if estimate is not None:
+            parts.append(f"{words} {number(estimate.value)} [{signed(estimate.low)}, {signed(estimate.high)}] nats")
+    return ", ".join(parts) or None
 
 
 def counted(number: int, one: str, many: str) -> str:

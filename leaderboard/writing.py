@@ -15,6 +15,8 @@ from datetime import datetime, timezone
 from enum import Enum
 from typing import Any
 
+from leaderboard import noise
+from leaderboard.cell import BASELINE
 from leaderboard.errors import Unreadable
 from leaderboard.records import Matrix, Run, Sample, TaskRun
 from leaderboard.store import Store
@@ -48,6 +50,8 @@ def add_run(store: Store, run: Run) -> Added:
     with store.transaction():
         _check_not_a_copy(store, run)
         _insert_run(store, run)
+        if run.status == "complete" and run.variant.recipe_name == BASELINE and any(task.samples for task in run.tasks):
+            noise.record(store, run.run_id)
         _log(store, str(run.path), "added", run.run_id, None)
     return Added.NEW
 

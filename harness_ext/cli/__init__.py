@@ -2,7 +2,7 @@
 
 Notable choices. lm-eval has no hook for flags, so its `HarnessCLI` is subclassed: it builds its own parsers first, then `run` gains our
 two flags and our commands are added beside its. Whatever lm-eval adds later comes along. Exit codes: 0 done, 1 a check that failed,
-2 a mistake the user can mend, a failed variant, or Ctrl-C: a message on stderr, no traceback.
+3 a gate that cannot tell, 2 a mistake the user can mend, a failed variant, or Ctrl-C: a message on stderr, no traceback.
 """
 
 from __future__ import annotations
@@ -37,12 +37,14 @@ def _own_commands() -> list[type[SubCommand]]:
     from harness_ext.cli.compare import Compare
     from harness_ext.cli.doctor import Doctor
     from harness_ext.cli.export import Export
+    from harness_ext.cli.gate import Gate
     from harness_ext.cli.ingest import Ingest
     from harness_ext.cli.leaderboard import Leaderboard
+    from harness_ext.cli.noise import Noise
     from harness_ext.cli.recipes import Recipes
     from harness_ext.cli.runs import Runs
 
-    return [Recipes, Export, Compare, Ingest, Runs, Baseline, Leaderboard, Doctor]
+    return [Recipes, Export, Compare, Gate, Noise, Ingest, Runs, Baseline, Leaderboard, Doctor]
 
 
 def _index_tasks_of(parser: argparse.ArgumentParser, *, listing: bool) -> None:

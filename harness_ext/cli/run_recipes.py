@@ -30,7 +30,7 @@ def execute(config: RunConfig, report: Report) -> None:
     """
     session = Session(config, report)
     database = session.root / DATABASE
-    _check_database(database)
+    check_database(database)
     outcomes, mistake = _run(session)
     if not outcomes:
         assert mistake is not None
@@ -54,7 +54,8 @@ def _run(session: Session) -> tuple[list[Outcome], UserError | None]:
     return outcomes, None
 
 
-def _check_database(database: Path) -> None:
+def check_database(database: Path) -> None:
+    """Find out before anything is computed that the database cannot be used. One that is busy or old may be in order by the end. Raises LeaderboardError."""
     from leaderboard.errors import Busy, OlderDatabase
     from leaderboard.store import open_store
 

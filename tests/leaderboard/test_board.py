@@ -57,7 +57,7 @@ def test_undecided_says_how_many_documents(made: Any, kit: Any) -> None:
 
 def test_a_large_difference_needs_documents_for_its_own_size(made: Any, kit: Any) -> None:
     cell = judged(made, *kit.pair(30, 20, lost=6, gained=2))
-    variance = 30 * ((cell.high - cell.low) / (2 * 1.959964)) ** 2
+    variance = 30 * ((cell.high - cell.low) / (2 * 1.02 * 1.959964)) ** 2
     assert cell.verdict == "undecided" and cell.documents_needed == math.ceil(6.1826 * variance / cell.delta**2) < 150
     assert wording.needed(cell) == f"needs about {cell.documents_needed} documents to confirm a difference of this size, has 30"
 
@@ -420,3 +420,100 @@ def test_the_package_needs_neither_torch_nor_the_harness() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not {name.split(".")[0] for name in names} & {"torch", "transformers", "lm_eval", "harness_ext"}, path
+
+
+class TestNoiseFloor:
+    """Two unedited runs that differ in batch size alone."""
+
+    def floors(self, made: Any, kit: Any, **changes: Any) -> list[Any]:
+        from leaderboard import noise
+
+        before, after = kit.pair(100, 50, lost=3, gained=1)
+        made.run("baseline", {"sums": before})
+        options = {"config": {"batch_size": 16}, "spec_id": "other", "started": "2026-05-01T00:00:00Z"} | changes
+        made.run(options.pop("recipe_label", "baseline"), {"sums": options.pop("task", after)}, folder="other", **options)
+        report = ingest(made.root, None)
+        assert report.store is not None and not report.rejected
+        return [floor for floors in noise.floors(report.store).values() for floor in floors]
+
+    def test_it_is_measured_when_the_second_is_ingested(self, made: Any, kit: Any) -> None:
+        (floor,) = self.floors(made, kit)
+        assert (floor.task, floor.metric, floor.documents, floor.flips, floor.rate) == ("sums", "acc", 100, 4, 0.04)
+        assert {floor.batch_size, floor.other_batch_size} == {"1", "16"}
+
+    def test_any_other_difference_is_no_noise(self, made: Any, kit: Any, tmp_path: Path) -> None:
+        other_shots = kit.pair(100, 50)[1]
+        other_shots.shots = 2
+        for number, changes in enumerate([
+            {"config": {"batch_size": 1}}, {"config": {"batch_size": 16, "device": "cuda"}, "model": "another"}, {"recipe_label": "laser"}, {"task": other_shots},
+            {"weights": {"digest_before": "x", "digest_after": "x"}, "variant_id": "other"},
+        ]):  # fmt: skip
+            fresh = type(made)(tmp_path / f"results{number}")
+            assert self.floors(fresh, kit, **changes) == [], changes
+
+    def test_scores_that_are_not_right_or_wrong_have_none(self, made: Any, kit: Any) -> None:
+        tasks = [{"sums": kit.Task({"odds": [seed * 0.1 + i for i in range(9)]}, log_likelihoods=kit.likelihoods(9, seed))} for seed in (0, 1)]
+        made.run("baseline", tasks[0])
+        made.run("baseline", tasks[1], folder="other", config={"batch_size": 16}, spec_id="other")
+        assert [cell.noise_floor for cell in made.board()] == [None, None]
+
+    def test_the_board_shows_what_exceeds_it(self, made: Any, kit: Any) -> None:
+        before, after = kit.pair(400, 200, lost=60, gained=4)
+        noisy = kit.pair(400, 200, lost=1, gained=1)[1]
+        noisy.log_likelihoods = kit.likelihoods(400, 7)
+        made.run("baseline", {"sums": before})
+        made.run("baseline", {"sums": noisy}, folder="other", config={"batch_size": 16}, spec_id="other", settings_id="other", started="2026-05-01T00:00:00Z")
+        made.run("laser", {"sums": after})
+        cell = recipe_cell(made.board())
+        assert cell.noise_floor == pytest.approx(0.005) and cell.flip_rate == pytest.approx(0.16)
+        assert "flips 16.0%, noise floor 0.5%: 15.5 points above it" in render(made.board(), width=120)
+
+
+class TestChoices:
+    """Changed answers, divergence and the right answer's log-likelihood, of two runs compared by themselves."""
+
+    def runs(self, made: Any, kit: Any, before: Any, after: Any, output_type: str = "multiple_choice", target: str = "0") -> Cell:
+        """The cell of two runs whose filtered responses are given."""
+        paths = []
+        for recipe, responses in (("baseline", before), ("laser", after)):
+            task = kit.Task({"acc": [1.0] * len(responses)}, output_type=output_type, log_likelihoods=kit.likelihoods(len(responses), len(paths)))
+            path = made.run(recipe, {"sums": task}, weights={"digest_before": "w", "digest_after": "w"})
+            samples = next(path.glob("samples_*.jsonl"))
+            lines = [json.loads(line) | {"filtered_resps": response, "target": target} for line, response in zip(samples.read_text().splitlines(), responses)]
+            samples.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            paths.append(path)
+        return compare_paths(*paths)[0]
+
+    def test_multiple_choice(self, made: Any, kit: Any) -> None:
+        before = [[["-1.0", "True"], ["-2.0", "False"]]] * 4
+        after = [[["-1.0", "True"], ["-2.0", "False"]]] * 3 + [[["-3.0", "False"], ["-2.0", "True"]]]
+        choices = self.runs(made, kit, before, after).choices
+        p, q = 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(1))
+        divergence = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+        assert choices.documents == 4 and choices.changed == 0.25
+        assert choices.divergence.value == pytest.approx(divergence / 4) and choices.gold_drop.value == pytest.approx(0.5)
+
+    def test_generation(self, made: Any, kit: Any) -> None:
+        choices = self.runs(made, kit, [["4"], ["5"]], [["4"], ["6"]], "generate_until").choices
+        assert (choices.changed, choices.divergence, choices.gold_drop) == (0.5, None, None)
+
+    def test_one_answer_has_a_log_likelihood_and_no_choice(self, made: Any, kit: Any) -> None:
+        choices = self.runs(made, kit, [["-1.5", "True"]] * 3, [["-2.0", "True"]] * 3, "loglikelihood", " right").choices
+        assert (choices.changed, choices.divergence, choices.gold_drop.value) == (None, None, 0.5)
+
+    @pytest.mark.parametrize("response", [None, [], "x", [["y", "True"]], [[float("nan"), True]], [{}], [["-1", "True"]] * 3])
+    def test_responses_of_another_form_have_none(self, made: Any, kit: Any, response: Any) -> None:
+        good = [["-1.0", "True"], ["-2.0", "False"]]
+        assert self.runs(made, kit, [good, good], [good, response]).choices is None
+
+    def test_an_unknown_right_answer_only_costs_its_drop(self, made: Any, kit: Any) -> None:
+        good = [["-1.0", "True"], ["-2.0", "False"]]
+        for target in ("7", "a word"):
+            fresh = type(made)(made.root / target)
+            choices = self.runs(fresh, kit, [good], [good], target=target).choices
+            assert choices.changed == 0 and choices.gold_drop is None
+
+    def test_the_table_says_it(self, made: Any, kit: Any) -> None:
+        good = [["-1.0", "True"], ["-2.0", "False"]]
+        text = render([self.runs(made, kit, [good] * 3, [good] * 3)], width=120)
+        assert "answers changed 0.0%, choice divergence 0.0000 [0.0000, 0.0000] nats" in text

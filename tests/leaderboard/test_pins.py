@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from leaderboard import queries
 from leaderboard.errors import LeaderboardError, MissingDatabase, UnknownRun
 from leaderboard.ingest import ingest
-from leaderboard.pins import pin, pins
+from leaderboard.pins import choose, pin, pins
 from leaderboard.store import open_store
 
 
@@ -83,7 +84,7 @@ def test_the_command(made: Any, database: Path, monkeypatch: pytest.MonkeyPatch,
     assert "baseline on tiny" in capsys.readouterr().out
     assert command(monkeypatch, "baseline", "list", *where) is None
     first, second, legend = capsys.readouterr().out.splitlines()
-    assert first.startswith("  ") and first.endswith(": the first") and second.startswith("* ") and second.endswith(": the second") and legend == "* counts now"
+    assert first.startswith("  pinned") and first.endswith(": the first") and second.startswith("* pinned") and second.endswith(": the second") and legend == "* counts now"
 
 
 def test_the_command_asks_for_a_reason_and_an_action(database: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,3 +93,32 @@ def test_the_command_asks_for_a_reason_and_an_action(database: Path, monkeypatch
     assert command(monkeypatch, "baseline") == 2
     assert command(monkeypatch, "baseline", "set", "feedface", "--reason", "x", "--database", database) == 2
     assert "no run feedface in the leaderboard" in capsys.readouterr().err
+
+
+def test_an_edited_run_is_blessed_for_its_recipe_and_pinned_only_if_asked(made: Any, database: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ("--database", database)
+    laser = made.root / "tiny" / "laser"
+    for reason in ("first", "better"):
+        assert command(monkeypatch, "baseline", "set", laser, "--reason", reason, *where) is None
+    out = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in out] == ["blessed", "blessed"] and out[1].endswith(": better") and "laser on tiny" in out[1]
+    assert [(entry.recipe, entry.reason, entry.current, entry.blessed) for entry in pins(database)] == [("laser", "first", False, True), ("laser", "better", True, True)]
+    with open_store(database) as store:
+        assert queries.pinned_baselines(store) == {}
+    assert command(monkeypatch, "baseline", "set", laser, "--reason", "odd", "--base", *where) is None
+    with open_store(database) as store:
+        assert len(queries.pinned_baselines(store)) == 1
+    assert command(monkeypatch, "baseline", "list", *where) is None
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[1:]] == [["blessed", pins(database)[0].run_id[:12]], ["*", "blessed"], ["*", "pinned"], ["*", "counts"]]
+
+
+def test_choices_survive_a_rebuild(made: Any, database: Path) -> None:
+    choose(database, str(made.root / "tiny" / "laser"), "x")
+    choose(database, str(made.root / "tiny" / "first"), "y")
+    ingest([made.root], database, rebuild=True)
+    assert [(entry.reason, entry.blessed, entry.current) for entry in pins(database)] == [("x", True, True), ("y", False, True)]
+
+
+def test_a_failed_run_is_not_blessed(made: Any, database: Path) -> None:
+    with pytest.raises(LeaderboardError, match="failed and cannot be blessed"):
+        choose(database, str(made.root / "tiny" / "failed"), "x")

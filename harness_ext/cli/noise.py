@@ -1,0 +1,120 @@
+"""`lm_eval noise`: how many answers change when nothing does, at another batch size.
+
+The unedited model is scored twice, by the very path that `run --recipe baseline` takes, with one model in memory: once at each batch size. Both are run directories like any other, and the
+leaderboard shows beside every verdict how far a recipe's flips exceed what these two differ in. All flags of `run` that concern the model and its tasks hold here too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lm_eval._cli.run import Run
+
+from harness_ext.errors import UserError
+
+if TYPE_CHECKING:
+    from harness_ext.report import Report
+    from harness_ext.run_config import RunConfig
+    from harness_ext.session import Outcome
+
+TIMES = 4
+"""The other batch size, where none is given, in batch sizes."""
+
+
+class Noise(Run):
+    """Score the unedited model at two batch sizes. The flags are lm-eval's own, added by its `Run`."""
+
+    def __init__(self, subparsers: argparse._SubParsersAction) -> None:
+        self._parser = subparsers.add_parser(
+            "noise",
+            help="Measure how many answers change at another batch size, without any edit",
+            description="Score the unedited model at two batch sizes. What differs between the two is rounding, and a recipe's flips have to exceed it. Takes the flags of `run`.",
+        )
+        self._add_args()
+        self._parser.add_argument("--other_batch_size", type=int, default=None, metavar="<size>", help=f"The second batch size (default: {TIMES} times --batch_size)")
+        self._parser.set_defaults(func=self._execute)
+
+    @staticmethod
+    def _execute(args: argparse.Namespace) -> None:
+        from harness_ext.cli.config import Asked, read_config_file, run_config
+        from harness_ext.report import report_for
+
+        other = args.other_batch_size
+        del args.other_batch_size
+        from_file = read_config_file(args.config)
+        config = run_config(args, Asked(("baseline",), (), in_file=False))
+        first, second = _sizes(config, other)
+        measure(config, first, second, report_for(args.verbosity or from_file.get("verbosity")))
+
+
+def _sizes(config: RunConfig, other: int | None) -> tuple[int, int]:
+    given = str(config.harness.batch_size)
+    if not given.isdigit() or int(given) < 1:
+        raise UserError(f"--batch_size {given} is no number of documents: the two sizes that are compared must be known, for example --batch_size 8 --other_batch_size 32")
+    second = TIMES * int(given) if other is None else other
+    if second < 1 or second == int(given):
+        raise UserError(f"--other_batch_size {second} must be a number of documents other than --batch_size {given}")
+    return int(given), second
+
+
+def measure(config: RunConfig, first: int, second: int, report: Report) -> None:
+    """Score at both sizes, store both runs, print what differs. Raises UserError where a run failed, and LeaderboardError."""
+    from harness_ext.cli.run_recipes import DATABASE, check_database
+    from harness_ext.session import Session
+
+    sessions = [Session(_at_size(config, size), report) for size in (first, second)]
+    database = sessions[0].root / DATABASE
+    check_database(database)
+    outcomes = []
+    for session, size in zip(sessions, (first, second), strict=True):
+        if outcomes:
+            session.take_model_of(sessions[0])
+        report.line(f"batch size {size}:")
+        (outcome,) = session.run()
+        if outcome.run.failed:
+            raise UserError(f"batch size {size}: {outcome.run.receipt['failure']['reason']}")
+        outcomes.append(outcome)
+    _show(database, outcomes, first, second)
+
+
+def _at_size(config: RunConfig, size: int) -> RunConfig:
+    harness = copy.copy(config.harness)
+    harness.batch_size = size
+    harness.model_args = dict(harness.model_args)
+    return replace(config, harness=harness)
+
+
+def _show(database: Path, outcomes: list[Outcome], first: int, second: int) -> None:
+    from harness_ext.cli.run_recipes import PATIENCE_SECONDS
+    from harness_ext.identity_check import largest_difference
+    from leaderboard import noise
+    from leaderboard.ingest import ingest
+    from leaderboard.pins import find_run
+    from leaderboard.store import open_store
+
+    paths = [outcome.run.path for outcome in outcomes]
+    for rejected in ingest(paths, database, timeout_s=PATIENCE_SECONDS).rejected:
+        raise UserError(f"{rejected.path} was not stored: {rejected.reason}")
+    with open_store(database, read_only=True, timeout_s=PATIENCE_SECONDS) as store:
+        ours = {find_run(store, str(path)) for path in paths}
+        measured = [floor for floors in noise.floors(store).values() for floor in floors if {floor.run_id, floor.other_run_id} == ours]
+    print(f"batch size {first} against {second}, nothing edited:")
+    print(_lines(measured))
+    print(f"log-likelihoods differ by up to {largest_difference(outcomes[0].run, outcomes[1].run):.2g}")
+    print(f"stored in {database}: verdicts on this model now say what exceeds it")
+
+
+def _lines(measured: Iterable) -> str:
+    from leaderboard.wording import percent, plain
+
+    lines = [
+        f"  {plain(floor.task)}, {floor.metric if floor.filter == 'none' else f'{plain(floor.metric)} ({plain(floor.filter)})'}: "
+        f"{floor.flips} of {floor.documents:,} documents flipped, noise floor {percent(floor.rate)}"
+        for floor in measured
+    ]
+    return "\n".join(lines) or "  no task here has scores of right or wrong, so there are no flips to count"

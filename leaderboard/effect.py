@@ -1,0 +1,87 @@
+"""What a comparison of two runs on one metric takes and gives, and the few rules that all kinds of metric share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from leaderboard import statistics as stats
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One run's samples of one metric, in an order shared by both runs, and its reported score."""
+
+    score: float
+    values: np.ndarray
+    weights: np.ndarray | None = None
+    parts: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What the pair shows. Fields that the kind of metric does not have are None; `improvement` > 0 is better.
+
+    `drop_low` and `drop_high` are one-sided limits of the drop at the level asked for, None where none was. `detectable`: the smallest drop that this many
+    documents show with 80 % power. `unit`: scores lie within [0, 1], so that drops of different tasks may be averaged.
+    """
+
+    count: int
+    delta: float
+    low: float | None = None
+    high: float | None = None
+    improvement: float | None = None
+    p_value: float | None = None
+    p_same: float | None = None
+    lost: int | None = None
+    gained: int | None = None
+    flip_rate: float | None = None
+    documents_needed: int | None = None
+    margin: float | None = None
+    notes: tuple[str, ...] = ()
+    p_worse: float | None = None
+    drop_low: float | None = None
+    drop_high: float | None = None
+    standard_error: float | None = None
+    degrees: float | None = None
+    detectable: float | None = None
+    unit: bool = False
+
+    @property
+    def drop(self) -> float | None:
+        """How much worse the recipe is, in the metric's units; below zero where it is better."""
+        return None if self.improvement is None else -self.improvement
+
+
+def needed(estimate: stats.Estimate, count: int, margin: float, change: float | None = None) -> int | None:
+    """Documents that decide with 80 % power, for what is seen: a difference beyond the margin is to be confirmed at its size,
+    a smaller one shown to be within the margin.
+
+    `change` is what the test of a difference is about, where that is not the estimate itself (the distance to a best value in
+    the middle). At most `count` where those documents are there already, and bad luck or the correction kept the answer away.
+    """
+    variance, seen = count * estimate.standard_error**2, abs(estimate.value)
+    settled = abs(estimate.value if change is None else change)
+    if not math.isfinite(variance) or margin <= 0:
+        return None
+    if seen >= margin:
+        return stats.documents_needed(variance, settled) if settled > 0 else None
+    documents = stats.documents_needed(variance, margin)
+    return documents if documents > count else stats.documents_needed(variance, max(settled, margin - seen))
+
+
+def untested(count: int, delta: float, reason: str) -> Effect:
+    """A difference that is shown without a test, and why."""
+    return Effect(count, delta, notes=(reason,))
+
+
+def reproduces(reported: float, recomputed: float) -> bool:
+    """Whether a score recomputed from samples is the reported one."""
+    return math.isclose(reported, recomputed, rel_tol=1e-6, abs_tol=1e-9)
+
+
+def finite_or_none(value: float) -> float | None:
+    """None for NaN and infinities, which have no place in a row."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,100 @@
+"""What changed between two runs, and whose doing a drop can be.
+
+Notable choices: equal weights clear the recipe, whatever else differs, because the model that was scored is the same to the bit. And where the unedited model, too, scores otherwise than it did
+when the blessed run was made, that much is not the recipe's doing. Neither changes the verdict: a model that got worse got worse.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+from leaderboard.gate.decision import Row
+from leaderboard.gate.evaluate import Bench
+from leaderboard.pairing import Terms
+from leaderboard.records import Run
+from leaderboard.wording import signed
+
+
+class Change(NamedTuple):
+    """One thing that differs: its name, and what it was and is."""
+
+    what: str
+    before: str
+    after: str
+
+
+def changes(baseline: Run, candidate: Run) -> list[Change]:
+    """Everything known of both runs that differs and can change a score. What either run does not say is left out."""
+    before, after = _facts(baseline), _facts(candidate)
+    return [Change(name, before[name], after[name]) for name in before if before[name] and after[name] and before[name] != after[name]]
+
+
+def _facts(run: Run) -> dict[str, str]:
+    variant, versions = run.variant, _mapping(run.versions)
+    facts = {
+        "recipe": variant.recipe_label,
+        "recipe's steps": _short(variant.recipe_id),
+        "weights digest": _short(variant.digest_after),
+        "model": variant.model_name,
+        "model revision": variant.revision,
+        "unedited weights": _short(variant.digest_before),
+        "lm-eval": run.lm_eval_version or versions.get("lm_eval"),
+        "transformers": run.transformers_version or versions.get("transformers"),
+        "torch": versions.get("torch") or run.torch_version,
+        "lm-eval-recipes": versions.get("lm_eval_recipes"),
+        "device": run.device,
+        "dtype": variant.dtype,
+        "backend": run.backend,
+        "batch size": run.batch_size,
+    }
+    return {name: str(value) if value else "" for name, value in facts.items()}
+
+
+def _mapping(text: str | None) -> dict[str, Any]:
+    try:
+        value = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _short(digest: str | None) -> str | None:
+    return None if digest is None else digest[:12]
+
+
+def same_weights(baseline: Run, candidate: Run) -> bool:
+    """Whether both runs scored the same weights, to the bit."""
+    return baseline.variant.digest_after is not None and baseline.variant.digest_after == candidate.variant.digest_after
+
+
+def findings(baseline: Run, candidate: Run, found: list[Change]) -> list[str]:
+    """What the changes between a run and the one before it say about whose doing a drop is."""
+    if same_weights(baseline, candidate):
+        return ["the weights are the same to the bit, so the recipe did not do this"]
+    said = []
+    names = {change.what for change in found}
+    if baseline.variant.digest_after is None or candidate.variant.digest_after is None:
+        said.append("the weights were not recorded in both runs, so the recipe is neither cleared nor accused")
+    elif "unedited weights" in names:
+        said.append("the unedited model has other weights than it had, so the recipe started from something else")
+    elif not names - {"weights digest", "recipe", "recipe's steps"}:
+        said.append("nothing else that is known differs, so the edit did this")
+    return said
+
+
+def moved_baseline(bench: Bench, row: Row, base_before: Run, base_now: Run, alpha: float) -> str | None:
+    """A sentence on whether the unedited model moved between two runs of it, on a row's task; None for a suite, or where it cannot be told."""
+    if row.kind == "suite":
+        return None
+    if base_before.run_id == base_now.run_id:
+        return f"{row.name}: the unedited model did not move"
+    subject = bench.subject(base_now, row.name)
+    if subject is None or subject.score.score is None:
+        return None
+    effect = bench.pair(subject, base_before, Terms()).effect
+    if effect is None or effect.drop is None:
+        return None
+    if effect.p_value is not None and effect.p_value <= alpha:
+        return f"{row.name}: the unedited model moved too, by {signed(effect.delta)}: that much is not the recipe's doing"
+    return f"{row.name}: the unedited model did not move beyond chance ({signed(effect.delta)})"

@@ -1,0 +1,77 @@
+"""A gate's report for machines and reviews: Markdown for a pull request, JUnit XML for a test report.
+
+What comes from files (names of models, tasks and recipes, reasons) is untrusted. In Markdown it stands in code spans, where neither links, images, HTML nor mentions
+mean anything; in XML it is escaped, without the characters that XML forbids.
+"""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+
+from leaderboard.gate.decision import Row
+from leaderboard.gate.report import Report
+from leaderboard.gate.table import remarks
+from leaderboard.wording import number, plain, signed
+
+_MARKS = {"PASS": "PASS", "WARN": "**WARN**", "FAIL": "**FAIL**", "INCONCLUSIVE": "**INCONCLUSIVE**", "INCOMPARABLE": "**INCOMPARABLE**"}
+_NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def markdown(report: Report) -> str:
+    """The report as Markdown, with a final newline."""
+    lines = [f"### Gate: {_MARKS[report.verdict]}", "", f"{_code(report.recipe)} on {_code(report.model)}, run {_code(report.candidate[:12])}", ""]
+    for compared in report.baselines:
+        lines += [f"Against **{compared.role}**: {_code(compared.recipe)}, {_code(compared.how)}", ""]
+        lines += ["| task | baseline | now | drop | at most | margin | verdict |", "|---|---:|---:|---:|---:|---:|---|"]
+        rows = report.rows_of(compared.role)
+        lines += [_markdown_row(row) for row in rows] + [""]
+        lines += [f"- {_code(row.name)}: {'; '.join(map(_code, remarks(row)))}" for row in rows if row.verdict != "PASS"]
+        if any(row.got_worse for row in rows):
+            lines += ["", "What changed:", *(f"- {change.what}: {_code(change.before)} became {_code(change.after)}" for change in compared.changes)]
+            lines += [f"- {_code(finding)}" for finding in compared.findings] or ([] if compared.changes else ["- nothing that either run says of itself"])
+        lines.append("")
+    lines.append(f"Drop: above 0 is worse. At most: its one-sided limit at {100 * report.alpha:g} %. PASS where that is below the margin; significance by Holm over all rows.")
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_row(row: Row) -> str:
+    name = _code(row.name) + (" (critical)" if row.critical else "")
+    return f"| {name} | {number(row.baseline_score)} | {number(row.score)} | {signed(row.drop)} | {signed(row.drop_high)} | {number(row.margin)} | {_MARKS[row.verdict]} |"
+
+
+def _code(text: str) -> str:
+    """`text` as a code span that nothing in it can end, also within a table."""
+    return f"`{plain(text).replace('`', chr(39)).replace('|', chr(0xA6)).strip() or ' '}`"
+
+
+def junit(report: Report) -> str:
+    """The report as JUnit XML: a suite for each baseline, a case for each row. FAIL is a failure, INCOMPARABLE an error, INCONCLUSIVE skipped."""
+    root = ElementTree.Element("testsuites", name="gate")
+    for compared in report.baselines:
+        rows = report.rows_of(compared.role)
+        counts = {word: sum(row.verdict == word for row in rows) for word in ("FAIL", "INCOMPARABLE", "INCONCLUSIVE")}
+        suite = ElementTree.SubElement(
+            root, "testsuite", name=_xml(f"{report.recipe} on {report.model} against {compared.role}"), tests=str(len(rows)),
+            failures=str(counts["FAIL"]), errors=str(counts["INCOMPARABLE"]), skipped=str(counts["INCONCLUSIVE"]),
+        )  # fmt: skip
+        for row in rows:
+            _case(suite, row, report, compared.role)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def _case(suite: ElementTree.Element, row: Row, report: Report, role: str) -> None:
+    case = ElementTree.SubElement(suite, "testcase", classname=_xml(f"{report.model}.{role}"), name=_xml(row.name), time="0")
+    element = {"FAIL": "failure", "INCOMPARABLE": "error", "INCONCLUSIVE": "skipped"}.get(row.verdict)
+    said = [f"{row.verdict}: {signed(row.drop)} drop, at most {signed(row.drop_high)}, margin {number(row.margin)}", *remarks(row)]
+    if element is None:
+        ElementTree.SubElement(case, "system-out").text = _xml("\n".join(said))
+    else:
+        found = ElementTree.SubElement(case, element, message=_xml(row.reasons[0] if row.reasons else row.verdict))
+        found.text = _xml("\n".join(said))
+        if element != "skipped":
+            found.set("type", row.verdict)
+
+
+def _xml(text: str) -> str:
+    return _NOT_XML.sub(" ", text)

@@ -1,0 +1,179 @@
+"""The policy file: which tasks count, how much each may lose, and how sure the gate must be.
+
+The schema is strict: an unknown key is a mistake, and all mistakes of a file are reported together, with the nearest name offered. A policy is data,
+and may come from anybody: it is small, plain YAML, without aliases.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from leaderboard.errors import LeaderboardError
+
+LARGEST_FILE = 2**20
+Margin = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Role = Literal["base", "blessed", "run"]
+
+
+class PolicyError(LeaderboardError):
+    """A policy that cannot be used; the message lists every mistake found in it."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Margins(_Strict):
+    """Other margins for other baselines: an edit may lose more against the unedited model than against its own last version."""
+
+    base: Margin | None = None
+    blessed: Margin | None = None
+
+
+class Judged(_Strict):
+    """What a task and a suite have in common.
+
+    margin: in the metric's own units; where none is given, that of critical or of other tasks. floor: the worst score allowed, whatever the baseline had (the highest, where lower is better).
+    required: whether it must be there.
+    """
+
+    critical: bool = False
+    margin: Margin | Margins | None = None
+    floor: float | None = None
+    required: bool = True
+
+
+class TaskPolicy(Judged):
+    """One task. metric: another than the task's own, with `name,filter` where there are several filters."""
+
+    metric: Annotated[str, Field(min_length=1)] | None = None
+
+
+class SuitePolicy(Judged):
+    """A weighted mean of tasks whose scores lie within [0, 1]."""
+
+    weights: Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)]
+
+
+class Policy(_Strict):
+    """The whole file.
+
+    alpha: the level of every one-sided test. margin, critical_margin: for scores within [0, 1], and relative or scaled to the spread for others, as on the board. others: whether tasks
+    that the file does not name are gated with the margin of non-critical ones.
+    """
+
+    alpha: Annotated[float, Field(gt=0, le=0.2)] = 0.05
+    margin: Margin = 0.02
+    critical_margin: Margin = 0.01
+    tasks: dict[str, TaskPolicy] = Field(default_factory=dict)
+    suites: dict[str, SuitePolicy] = Field(default_factory=dict)
+    others: Literal["gate", "ignore"] = "gate"
+
+    def own_margin(self, entry: Judged, role: Role) -> float | None:
+        """The margin that the file names for this task or suite and baseline; None where the default applies."""
+        if isinstance(entry.margin, Margins):
+            return entry.margin.base if role == "base" else entry.margin.blessed if role == "blessed" else None
+        return entry.margin
+
+    def default_margin(self, entry: Judged) -> float:
+        """The margin of tasks that name none."""
+        return self.critical_margin if entry.critical else self.margin
+
+
+def load_policy(path: Path) -> Policy:
+    """Read a policy file. Raises `PolicyError` naming every mistake."""
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise PolicyError(f"policy {path} has more than 1 MiB: that is no policy")
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader that refuses more
+    except OSError as error:
+        raise PolicyError(f"policy {path} cannot be read: {error.strerror or error}; give the path of a YAML file with --policy") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise PolicyError(f"policy {path} is not valid YAML: {' '.join(str(error).split()) or 'nested too deeply'}") from None
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise PolicyError(f"policy {path} must hold a mapping with keys such as tasks and margin, not {type(data).__name__}")
+    return policy_from(data, str(path))
+
+
+def policy_from(data: Mapping[str, Any], origin: str) -> Policy:
+    """Check plain data against the schema. Raises `PolicyError` with all mistakes at once."""
+    tasks = data.get("tasks")
+    if isinstance(tasks, dict):  # `int_mult:` with nothing after it names a task with nothing special
+        data = {**data, "tasks": {name: {} if entry is None else entry for name, entry in tasks.items()}}
+    try:
+        policy = Policy.model_validate(data)
+    except ValidationError as error:
+        raise _refusal(origin, [_sentence(item) for item in error.errors(include_url=False)]) from None
+    mistakes = [f"suites.{name}: a task has this name too" for name in policy.suites if name in policy.tasks]
+    if mistakes:
+        raise _refusal(origin, mistakes)
+    return policy
+
+
+def _refusal(origin: str, mistakes: Iterable[str]) -> PolicyError:
+    return PolicyError(f"policy {origin} cannot be used:" + "".join(f"\n  - {mistake}" for mistake in dict.fromkeys(mistakes)))
+
+
+def _sentence(item: Mapping[str, Any]) -> str:
+    """One of pydantic's findings as a sentence that names the key and the trouble."""
+    inner = {"Margins", "float", "constrained-float", "[key]"}  # which of a union's branches, or that a key is meant: no key of the file
+    place = [str(part) for part in item["loc"]]
+    branch = "Margins" in place
+    key = ".".join(part for part in place if part not in inner and not part.startswith("function-"))
+    if item["type"] == "extra_forbidden":
+        known = _known_keys(place, branch)
+        close = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
+        return f"{key}: unknown key, " + (f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}")
+    if item["type"] == "missing":
+        return f"{key}: is missing"
+    if branch and item["type"] in ("model_type", "model_attributes_type"):
+        return f"{key}: should be a number, or a mapping with base and blessed"
+    message = item["msg"].removeprefix("Value error, ")
+    value = item.get("input")
+    shown = f" (found {value!r})" if isinstance(value, (str, int, float, bool)) and len(repr(value)) < 80 else ""
+    return f"{key}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def _known_keys(place: list[str], branch: bool) -> list[str]:
+    model: type[BaseModel] = Policy
+    if branch:
+        model = Margins
+    elif len(place) > 2:
+        model = TaskPolicy if place[0] == "tasks" else SuitePolicy
+    return list(model.model_fields)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader without aliases, which can make a small file enormous, and without keys given twice, of which YAML silently takes the last."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Refuse aliases."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed here: write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a key that is given twice, or is no text."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge" or not isinstance(key, yaml.ScalarNode):
+                raise yaml.YAMLError(f"a key must be plain text{_line(key)}")
+            if key.value in seen:
+                raise yaml.YAMLError(f"{key.value!r} is given twice{_line(key)}")
+            seen.add(key.value)
+        return {str(key.value): self.construct_object(value, deep=True) for key, value in node.value}
+
+
+def _line(node: Any) -> str:
+    return f" (line {node.start_mark.line + 1})"
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", lambda loader, node: loader.construct_mapping(node, deep=True))

@@ -1,0 +1,127 @@
+"""A gate's whole outcome as one value: what was compared, every row, what changed, and the word for all of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from leaderboard import noise
+from leaderboard.errors import LeaderboardError
+from leaderboard.gate.changes import Change, changes, findings, moved_baseline
+from leaderboard.gate.decision import EXIT_CODES, Row, Verdict, decide, overall
+from leaderboard.gate.evaluate import Floors, bench, rows_against, with_metrics
+from leaderboard.gate.policy import Policy
+from leaderboard.gate.runs import Named, base_of, baselines_of
+from leaderboard.records import Run
+from leaderboard.store import open_store
+
+PATIENCE_SECONDS = 5.0
+"""How long a busy database is waited for, for what is only shown."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One baseline: in which role, which run, how it was found, what differs from it, and what that says. `findings` only where something got worse."""
+
+    role: str
+    run_id: str
+    recipe: str
+    path: str
+    how: str
+    changes: tuple[Change, ...]
+    findings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome. `exit_code` as the command ends with it."""
+
+    verdict: Verdict
+    exit_code: int
+    model: str
+    recipe: str
+    candidate: str
+    candidate_path: str
+    alpha: float
+    baselines: tuple[Compared, ...]
+    rows: tuple[Row, ...]
+
+    def to_json(self) -> str:
+        """The report as JSON, numbers that are not finite as null."""
+        return json.dumps(_finite(asdict(self)), indent=2, ensure_ascii=False, default=str)
+
+    def rows_of(self, role: str) -> list[Row]:
+        """The rows against one baseline."""
+        return [row for row in self.rows if row.role == role]
+
+
+def judge_candidate(candidate: Run, policy: Policy, asked: Sequence[str], database: Path) -> Report:
+    """Gate a run. Raises `LeaderboardError` where there is nothing to compare it with, or no task to gate."""
+    baselines = baselines_of(candidate, asked, database)
+    unedited = _unedited(candidate, baselines, database)
+    runs = _without_repeats([*unedited.values(), *(named.run for named in baselines), candidate])
+    with bench([with_metrics(run, policy) for run in runs], _floors(database)) as found:
+        rows = decide([row for named in baselines for row in rows_against(found, candidate, named, policy)], policy.alpha)
+        if not rows:
+            raise LeaderboardError("there is no task to gate: the candidate has none that the policy speaks of")
+        compared = []
+        for named in baselines:
+            worse = [row for row in rows if row.role == named.role and row.got_worse]
+            differing = changes(named.run, candidate)
+            said = findings(named.run, candidate, differing) if worse and named.role != "base" else []
+            if named.role == "blessed" and {"before", "now"} <= unedited.keys():
+                said += filter(None, (moved_baseline(found, row, unedited["before"], unedited["now"], policy.alpha) for row in worse))
+            variant = named.run.variant
+            compared.append(Compared(named.role, named.run.run_id, variant.recipe_label, str(named.run.path), named.how, tuple(differing), tuple(said)))
+    verdict = overall(rows)
+    variant = candidate.variant
+    return Report(
+        verdict, EXIT_CODES[verdict], variant.model_name, variant.recipe_label, candidate.run_id, str(candidate.path), policy.alpha, tuple(compared), tuple(rows)
+    )
+
+
+def _unedited(candidate: Run, baselines: Sequence[Named], database: Path) -> dict[str, Run]:
+    """The unedited runs of the candidate ("now") and of the blessed run ("before"), where both are known."""
+    blessed = next((named.run for named in baselines if named.role == "blessed"), None)
+    if blessed is None:
+        return {}
+    found = {"now": named.run for named in baselines if named.role == "base"}
+    for when, run in (("before", blessed), ("now", candidate)):
+        if when in found:
+            continue
+        try:
+            base = base_of(run, database)
+        except LeaderboardError:  # its files are gone: the gate can do without
+            base = None
+        if base is not None:
+            found[when] = base.run
+    return found if len(found) == 2 else {}
+
+
+def _without_repeats(runs: Sequence[Run]) -> list[Run]:
+    """Each run once, unedited ones first: of two that contradict each other the edited one is to be blamed."""
+    return sorted({run.run_id: run for run in runs}.values(), key=lambda run: run.variant.recipe_name != "baseline")
+
+
+def _floors(database: Path) -> Floors:
+    if not database.exists():
+        return {}
+    try:
+        with open_store(database, read_only=True, timeout_s=PATIENCE_SECONDS) as store:
+            return noise.floors(store)
+    except LeaderboardError:  # a floor is shown beside a verdict and never decides one
+        return {}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value

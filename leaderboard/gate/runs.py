@@ -1,0 +1,163 @@
+"""Which runs a gate compares: a path, an id, `base` (the unedited model) or `blessed` (the last blessed run of the recipe), each read from its files.
+
+Notable choices: the database names runs and says where they lie, and their files are what is compared. Without a database `base` is looked for beside the
+candidate, where `lm_eval run` puts it. The unedited run of the candidate's own settings is taken before others, and of those the earliest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from leaderboard import pins, queries
+from leaderboard.cell import BASELINE
+from leaderboard.errors import LeaderboardError, MissingDatabase, UnknownRun, Unreadable
+from leaderboard.finding import RECEIPT, Candidate, find_runs
+from leaderboard.queries import RunRow
+from leaderboard.reading import read_runs
+from leaderboard.receipt_file import read_receipt
+from leaderboard.records import Rejection, Run
+from leaderboard.store import open_store
+
+Role = Literal["base", "blessed", "run"]
+PATIENCE_SECONDS = 30.0
+"""How long a busy database is waited for."""
+
+
+class Named(NamedTuple):
+    """A run to compare with: in which role, and how it came to have it."""
+
+    role: Role
+    run: Run
+    how: str
+
+
+def is_unedited(run: Run) -> bool:
+    """Whether a run is of the model as it is."""
+    return run.variant.recipe_name == BASELINE or run.origin == "plain"
+
+
+def read_one(path: Path, what: str) -> Run:
+    """The one complete run at a path. Raises `LeaderboardError` where there is none, more than one, or a failed one."""
+    found = list(find_runs(path))
+    candidates = [item for item in found if isinstance(item, Candidate)]
+    rejected = [item for item in found if isinstance(item, Rejection)]
+    if len(candidates) != 1:
+        reason = f"holds {len(candidates)} runs: name one run's folder or results file" if candidates else rejected[0].reason if rejected else "holds no run"
+        raise LeaderboardError(f"{what} {path}: {reason}")
+    try:
+        runs = read_runs(candidates[0])
+    except Unreadable as error:
+        raise LeaderboardError(f"{what} {path}: {error}") from None
+    if len(runs) != 1:
+        raise LeaderboardError(f"{what} {path}: holds {len(runs)} runs of an old form, which are shown, not gateable")
+    (run,) = runs
+    if run.status != "complete":
+        where = f" ({run.failure_where})" if run.failure_where else ""
+        raise LeaderboardError(f"{what} {path} is a failed run, and there is nothing to compare: {run.failure_kind}: {run.failure_reason}{where}")
+    return run
+
+
+def read_named(name: str, database: Path, what: str) -> Run:
+    """The run that a path, or the beginning of an id in the database, names."""
+    if name and Path(name).exists():
+        return read_one(Path(name), what)
+    try:
+        with open_store(database, read_only=True, timeout_s=PATIENCE_SECONDS) as store:
+            place = Path(str(queries.run_details(store, name)["path"]))
+    except MissingDatabase:
+        raise LeaderboardError(f"{what} {name}: there is nothing at this path, and no leaderboard at {database} that could know a run of this id") from None
+    return _from_store(place, what)
+
+
+def _from_store(place: Path, what: str) -> Run:
+    if not place.exists():
+        raise LeaderboardError(f"{what} {place}: its files are gone, and a gate compares files: bring them back, or name another run")
+    return read_one(place, what)
+
+
+def base_of(run: Run, database: Path | None) -> Named | None:
+    """The unedited run of a run's model; None where there is none, or the run itself is unedited."""
+    if is_unedited(run):
+        return None
+    rows, pinned = _known_runs(run, database)
+    for row in rows:
+        if row.run_id == pinned:
+            return Named("base", _from_store(Path(row.path), "the pinned baseline"), f"pinned, run {row.run_id[:12]}")
+    unedited = [row for row in rows if row.recipe_name == BASELINE] or [row for row in rows if row.origin == "plain"]
+    there = [row for row in unedited if Path(row.path).exists()]
+    if there:
+        row = min(there, key=lambda row: row.settings_id != run.settings_id)
+        return Named("base", _from_store(Path(row.path), "the unedited run"), f"{'the same' if row.settings_id == run.settings_id else 'other'} settings, run {row.run_id[:12]}")
+    beside = _beside(run)
+    return None if beside is None else Named("base", beside, f"found beside it, run {beside.run_id[:12]}")
+
+
+def _known_runs(run: Run, database: Path | None) -> tuple[list[RunRow], str | None]:
+    """(the database's complete runs of the run's model, the id of its pinned baseline)."""
+    if database is None or not database.exists():
+        return [], None
+    with open_store(database, read_only=True, timeout_s=PATIENCE_SECONDS) as store:
+        rows = [row for row in queries.runs(store) if row.model_key == run.variant.model_key and row.status == "complete"]
+        return rows, queries.pinned_baselines(store).get(run.variant.model_key)
+
+
+def _beside(run: Run) -> Run | None:
+    """An unedited run of the same weights and settings in the folder that the run lies in."""
+    if run.origin != "recipe":
+        return None
+    for receipt in _receipts(run.path.parent, run.path):
+        try:
+            found, _ = read_receipt(receipt)
+        except (Unreadable, OSError):
+            continue
+        same_weights = found.weights.digest_after == run.variant.digest_before and found.weights.digest_after is not None
+        if found.recipe.name == BASELINE and found.status == "complete" and same_weights and found.settings_id == run.settings_id:
+            return read_one(receipt.parent, "the unedited run")
+    return None
+
+
+def _receipts(folder: Path, but: Path) -> Iterable[Path]:
+    return sorted(path for path in folder.glob(f"[!.]*/{RECEIPT}") if path.parent != but)
+
+
+def blessed_for(run: Run, database: Path | None) -> Named | None:
+    """The last blessed run of the run's model (by name) and recipe; None where none is blessed."""
+    if database is None or not database.exists():
+        return None
+    with open_store(database, read_only=True, timeout_s=PATIENCE_SECONDS) as store:
+        last = pins.last_blessing(store, run.variant.model_name, run.variant.recipe_label)
+        if last is None:
+            return None
+        try:
+            place = Path(str(queries.run_details(store, last.run_id)["path"]))
+        except UnknownRun:
+            raise LeaderboardError(f'the blessed run {last.run_id[:12]} is no longer in {database}: bless another, `lm_eval baseline set RUN --reason "..."`') from None
+    return Named("blessed", _from_store(place, "the blessed run"), f"blessed {last.pinned_at:%Y-%m-%d}, run {last.run_id[:12]}: {last.reason}")
+
+
+def baselines_of(candidate: Run, asked: Iterable[str], database: Path) -> list[Named]:
+    """The runs to compare with: those asked for, or else `base` and `blessed` as far as there are any.
+
+    Raises `LeaderboardError` where one that is asked for does not exist, or none does.
+    """
+    label, model = candidate.variant.recipe_label, candidate.variant.model_name
+    found: list[Named] = []
+    names = list(dict.fromkeys(asked))
+    for name in names or ("base", "blessed"):
+        if name == "base":
+            named = base_of(candidate, database)
+            missing = "the candidate is the unedited model itself" if is_unedited(candidate) else f"no unedited run of {model} is in {database} or beside the candidate; name one with --baseline PATH"
+        elif name == "blessed":
+            named = blessed_for(candidate, database)
+            missing = f'no run of {label} on {model} is blessed in {database}: `lm_eval baseline set RUN --reason "..."` blesses one'
+        else:
+            named, missing = Named("run", read_named(name, database, "baseline"), f"named, {name}"), ""
+        if named is not None:
+            found.append(named)
+        elif names:
+            raise LeaderboardError(f"no baseline {name!r}: {missing}")
+    if not found:
+        raise LeaderboardError(f"nothing to compare {label} on {model} with: no unedited run of the model is known, and no run of the recipe is blessed in {database}; name a run with --baseline PATH")
+    return found

@@ -1,0 +1,114 @@
+"""One task of one run against the same task of another: may they be compared, and what do their samples say?
+
+What `board`, `compare` and `gate` have in common; each puts the answer into its own words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from leaderboard import comparable, judge
+from leaderboard.contents import Contents
+from leaderboard.effect import Effect, Scored
+from leaderboard.queries import RunRow, ScoreRow, TaskRow
+from leaderboard.store import Store
+
+
+LOG_LOSS = "log_loss"
+
+
+class Subject(NamedTuple):
+    """A score, the task it is of, and the run that made it."""
+
+    run: RunRow
+    task: TaskRow
+    score: ScoreRow
+
+
+class Terms(NamedTuple):
+    """On which terms two runs are judged. `margin` is for scores in [0, 1], see `judge` for others; `own_margin`, in the metric's units, is taken instead of it and of the
+    task's own. `limits_at`: the level of one-sided limits of the drop, None for none."""
+
+    margin: float = judge.DEFAULT_MARGIN
+    own_margin: float | None = None
+    limits_at: float | None = None
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """The answer. `obstacles`: why the two may not be compared, and then there is no effect. `notes`: what is to be said beside the effect.
+
+    `noise_floor`: the share of answers that change when the unedited model runs at another batch size; None where it was not measured.
+    """
+
+    baseline_score: float | None
+    obstacles: tuple[str, ...] = ()
+    effect: Effect | None = None
+    notes: tuple[str, ...] = ()
+    noise_floor: float | None = None
+
+
+def pair_up(store: Store, contents: Contents, subject: Subject, baseline: RunRow, terms: Terms) -> Pairing:
+    """Compare a score with the baseline run's."""
+    run, task, score = subject
+    base_task = contents.task(baseline.run_id, task.task)
+    if base_task is None:
+        return Pairing(None, ("the baseline has not run this task",))
+    base_score = contents.score(baseline.run_id, task.task, score.metric, score.filter)
+    reported = None if base_score is None else base_score.score
+    obstacles = comparable.obstacles(store, (baseline, base_task, base_score), subject)
+    if not obstacles and reported is None and base_score is not None:
+        obstacles = (f"the baseline's own result is {base_score.reported}, not a number",)
+    if obstacles or reported is None:
+        return Pairing(reported, obstacles)
+    effect = _effect(contents, subject, baseline.run_id, reported, terms)
+    notes = (*effect.notes, *_beside(contents, baseline.run_id, run.run_id, score), *_direction_note(score), *comparable.reservations(baseline, run))
+    return Pairing(reported, (), effect, notes, contents.noise_floor(run, score, baseline))
+
+
+def _beside(contents: Contents, baseline: str, run: str, primary: ScoreRow) -> tuple[str, ...]:
+    """The log-loss of the right answers, where a task reports it beside its primary metric: accuracy can rise while it gets worse."""
+    before, after = (contents.score(run_id, primary.task, LOG_LOSS, primary.filter) for run_id in (baseline, run))
+    if primary.metric == LOG_LOSS or before is None or after is None or before.score is None or after.score is None:
+        return ()
+    return (f"{LOG_LOSS} {before.score:.4f} -> {after.score:.4f}, lower is better",)
+
+
+def _direction_note(score: ScoreRow) -> tuple[str, ...]:
+    unknown = score.higher_is_better is None and score.best_value is None
+    return ("its results do not say whether higher is better: taken so",) if unknown else ()
+
+
+def _effect(contents: Contents, subject: Subject, baseline: str, baseline_score: float, terms: Terms) -> Effect:
+    run, task, score = subject
+    assert score.score is not None
+    samples = contents.samples.of(baseline, run.run_id, score)
+    pairs = 0 if samples is None else len(samples.recipe)
+    counts = [contents.counts.get((run_id, task.task, score.metric, score.filter), 0) for run_id in (baseline, run.run_id)]
+    if samples is None or counts != [pairs, pairs]:
+        return Effect(pairs, score.score - baseline_score, notes=("not every document bears this metric in both runs",))
+    return judge.judge(
+        score.metric,
+        _scored(baseline_score, samples.baseline, samples.baseline_weight, samples.baseline_parts),
+        _scored(score.score, samples.recipe, samples.recipe_weight, samples.recipe_parts),
+        higher_is_better=score.higher_is_better is not False,
+        best_value=score.best_value,
+        margin=terms.own_margin or score.margin,
+        default_margin=terms.margin,
+        clusters=_whole(samples.cluster) if task.cluster_by else None,
+        limits_at=terms.limits_at,
+    )
+
+
+def _scored(score: float, values: np.ma.MaskedArray, weights: np.ma.MaskedArray, parts: np.ma.MaskedArray) -> Scored:
+    texts = _whole(parts)
+    numbers = np.ma.filled(values.astype(float), np.nan)
+    return Scored(score, numbers, _whole(weights.astype(float)), None if texts is None else [str(text) for text in texts])
+
+
+def _whole(column: np.ndarray) -> np.ndarray | None:
+    """The column without its mask; None where anything is missing."""
+    return None if np.ma.getmaskarray(column).any() else np.ma.getdata(column)

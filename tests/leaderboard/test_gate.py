@@ -1,0 +1,546 @@
+"""The gate, on runs whose answer is known: its words and exit codes, its baselines, what it says changed, and its four forms."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import yaml
+
+from leaderboard import __main__ as module
+from leaderboard.errors import LeaderboardError
+from leaderboard.gate import formats, table
+from leaderboard.gate.decision import Row, decide
+from leaderboard.gate.policy import policy_from
+from leaderboard.gate.report import Report, judge_candidate
+from leaderboard.gate.runs import read_named
+from leaderboard.ingest import ingest
+from leaderboard.pins import choose
+from leaderboard.store import open_store
+
+NOWHERE = Path("no-such-folder") / "leaderboard.duckdb"
+
+
+def gated(candidate: Path | str, *baselines: object, database: Path = NOWHERE, **policy: Any) -> Report:
+    """The report on a candidate, by a policy given as keywords."""
+    run = read_named(str(candidate), database, "candidate")
+    return judge_candidate(run, policy_from(policy, "the test's"), [str(baseline) for baseline in baselines], database)
+
+
+def row(report: Report, name: str = "sums") -> Row:
+    """The one row of a task or suite."""
+    (found,) = [row for row in report.rows if row.name == name]
+    return found
+
+
+def two(made: Any, before: Any, after: Any, **changes: Any) -> tuple[Path, Path]:
+    """A baseline and an edited run."""
+    tasks = [task if isinstance(task, dict) else {"sums": task} for task in (before, after)]
+    return made.run("baseline", tasks[0]), made.run("laser", tasks[1], **changes)
+
+
+@pytest.mark.parametrize(
+    ("count", "lost", "gained", "word", "code", "reason"),
+    [
+        (3000, 5, 6, "PASS", 0, None),
+        (3000, 30, 0, "PASS", 0, "worse, but by less than the margin"),
+        (3000, 90, 40, "WARN", 0, "worse; by less than the margin as far as is seen"),
+        (400, 60, 10, "FAIL", 1, "worse by more than the margin"),
+        (40, 1, 1, "INCONCLUSIVE", 3, "cannot exclude a drop as large as the margin: needs about"),
+        (40, 3, 1, "INCONCLUSIVE", 3, "looks worse by more than the margin, but chance is not excluded"),
+    ],
+)
+def test_words_and_exit_codes(made: Any, kit: Any, count: int, lost: int, gained: int, word: str, code: int, reason: str | None) -> None:
+    base, laser = two(made, *kit.pair(count, count // 2, lost=lost, gained=gained))
+    report = gated(laser, base)
+    found = row(report)
+    assert (report.verdict, report.exit_code, found.verdict) == (word, code, word)
+    assert found.drop == pytest.approx((lost - gained) / count) and found.drop_low < found.drop < found.drop_high and found.margin == 0.02
+    assert (found.lost, found.gained, found.documents) == (lost, gained, count)
+    assert found.reasons[0].startswith(reason) if reason else found.reasons == ()
+
+
+def test_a_critical_task_has_half_the_margin(made: Any, kit: Any) -> None:
+    base, laser = two(made, *kit.pair(3000, 1500, lost=60, gained=40))
+    assert gated(laser, base).verdict == "PASS"
+    report = gated(laser, base, tasks={"sums": {"critical": True}})
+    assert (report.verdict, row(report).margin) == ("WARN", 0.01)
+    assert gated(laser, base, tasks={"sums": {"margin": 0.05}}).verdict == "PASS"
+
+
+def test_the_margin_of_a_task_is_its_own_before_the_default(made: Any, kit: Any) -> None:
+    base, laser = two(made, *kit.pair(400, 200, lost=60, gained=10, metadata={"margin": {"acc": 0.2}}))
+    assert (gated(laser, base).verdict, row(gated(laser, base)).margin) == ("PASS", 0.2)
+    assert gated(laser, base, tasks={"sums": {"margin": 0.02}}).verdict == "FAIL"
+
+
+def test_significance_is_corrected_over_all_rows(made: Any, kit: Any) -> None:
+    tasks = {f"t{i}": kit.pair(200, 100, lost=9 if i == 0 else 0, gained=2 if i == 0 else 0) for i in range(8)}
+    base, laser = two(made, {name: pair[0] for name, pair in tasks.items()}, {name: pair[1] for name, pair in tasks.items()})
+    alone = gated(laser, base, tasks={"t0": {}}, others="ignore")
+    assert row(alone, "t0").p_worse == row(alone, "t0").p_holm < 0.05 and alone.verdict == "FAIL"
+    together = gated(laser, base)
+    assert row(together, "t0").p_holm > 0.05 and row(together, "t0").verdict == "INCONCLUSIVE"
+
+
+def test_the_worst_row_decides() -> None:
+    def words(*decided: str) -> str:
+        from leaderboard.gate.decision import overall
+
+        return overall(decide([Row("base", str(i), decided=word) for i, word in enumerate(decided)], 0.05))  # type: ignore[arg-type]
+
+    assert words("PASS", "WARN", "PASS") == "WARN" and words("WARN", "INCONCLUSIVE") == "INCONCLUSIVE"
+    assert words("INCONCLUSIVE", "INCOMPARABLE") == "INCOMPARABLE" and words("INCOMPARABLE", "FAIL", "PASS") == "FAIL"
+
+
+def test_floors(made: Any, kit: Any) -> None:
+    base, laser = two(made, *kit.pair(1000, 500, lost=1, gained=2))
+    report = gated(laser, base, tasks={"sums": {"floor": 0.6}})
+    assert (report.verdict, row(report).reasons) == ("FAIL", ("0.501 is below the floor of 0.6",))
+    assert gated(laser, base, tasks={"sums": {"floor": 0.5}}).verdict == "PASS"
+
+
+def test_floors_of_other_directions(made: Any, kit: Any) -> None:
+    values = [0.2] * 100
+    error = kit.Task({"error": values}, higher_is_better={"error": False}, log_likelihoods=kit.likelihoods(100, 0))
+    bias = kit.Task({"odds": [x * 5 for x in values]}, metadata={"best_value": {"odds": 0.0}}, log_likelihoods=kit.likelihoods(100, 0))
+    base, laser = two(made, {"e": error, "b": bias}, {"e": error, "b": bias}, weights={"digest_before": kit.sha("weights"), "digest_after": kit.sha("weights")})
+    report = gated(laser, base, tasks={"e": {"floor": 0.1}, "b": {"floor": 0.5}})
+    assert row(report, "e").reasons == ("0.2 is above the 0.1 that the policy allows at most",)
+    assert row(report, "b").reasons == ("1 is farther than 0.5 from its best value 0",)
+
+
+def test_lower_is_better(made: Any, kit: Any) -> None:
+    base, laser = two(made, *kit.pair(400, 200, lost=10, gained=60, metric="error", higher_is_better={"error": False}))
+    assert row(gated(laser, base)).drop == pytest.approx(0.125) and gated(laser, base).verdict == "FAIL"
+
+
+def test_best_in_the_middle(made: Any, kit: Any) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.3, 400)
+
+    def task(mean: float, seed: int) -> Any:
+        return kit.Task({"odds": (mean + noise).tolist()}, metadata={"best_value": {"odds": 0.0}}, log_likelihoods=kit.likelihoods(400, seed))
+
+    base = made.run("baseline", {"bias": task(0.5, 0)})
+    words = {}
+    for number, (mean, margin) in enumerate([(0.9, 0.1), (0.1, 0.1), (-0.5, 0.1), (0.55, 0.1)]):
+        laser = made.run("laser", {"bias": task(mean, number + 1)}, folder=f"laser{number}", spec_id=f"s{number}")
+        words[mean] = gated(laser, base, tasks={"bias": {"margin": margin}}).verdict
+    assert words == {0.9: "FAIL", 0.1: "PASS", -0.5: "PASS", 0.55: "PASS"}
+
+
+def test_perplexity(made: Any, kit: Any) -> None:
+    def task(shift: float) -> Any:
+        generator = np.random.default_rng(3)
+        words = generator.integers(5, 40, 80)
+        values = [[float(-3 * w + e + shift * w), int(w)] for w, e in zip(words, generator.normal(0, 2, 80))]
+        score = float(np.exp(-sum(v for v, _ in values) / int(words.sum())))
+        options = {"higher_is_better": {"word_perplexity": False}, "output_type": "loglikelihood_rolling"}
+        return kit.Task({"word_perplexity": values}, scores={"word_perplexity": score}, log_likelihoods=[v for v, _ in values], **options)
+
+    base = made.run("baseline", {"wiki": task(0)})
+    for shift, word in ((-0.2, "FAIL"), (0.2, "PASS"), (-0.001, "PASS")):
+        assert gated(made.run("laser", {"wiki": task(shift)}, folder=f"laser{shift}"), base).verdict == word
+
+
+class TestTasksOfThePolicy:
+    """What the policy names and the candidate has."""
+
+    def test_a_required_task_that_is_missing_fails(self, made: Any, kit: Any) -> None:
+        base, laser = two(made, *kit.pair(300, 150))
+        report = gated(laser, base, tasks={"summs": {}, "other": {"required": False}})
+        assert (report.verdict, row(report, "summs").reasons) == ("FAIL", ("required, and the candidate has not run it; did you mean 'sums'?",))
+        assert [row.name for row in report.rows] == ["summs", "sums"]
+        assert "it has sums" in row(gated(laser, base, tasks={"zzz": {}}), "zzz").reasons[0]
+
+    def test_others_can_be_left_alone(self, made: Any, kit: Any) -> None:
+        good, bad = kit.pair(400, 200), kit.pair(400, 200, lost=60)
+        base, laser = two(made, {"good": good[0], "bad": bad[0]}, {"good": good[1], "bad": bad[1]})
+        assert gated(laser, base).verdict == "FAIL"
+        assert gated(laser, base, tasks={"good": {}}, others="ignore").verdict == "PASS"
+        with pytest.raises(LeaderboardError, match="no task to gate"):
+            gated(laser, base, others="ignore")
+
+    def test_a_metric_of_the_policys_choice(self, made: Any, kit: Any) -> None:
+        before, after = kit.pair(400, 200, lost=60)
+        for task, values in ((before, [1.0] * 400), (after, [1.0] * 400)):
+            task.values = {**task.values, "kind": values}
+        base, laser = two(made, before, after)
+        assert gated(laser, base).verdict == "FAIL"
+        for metric in ("kind", "kind,none"):
+            report = gated(laser, base, tasks={"sums": {"metric": metric}})
+            assert (report.verdict, row(report).metric) == ("PASS", "kind")
+        report = gated(laser, base, tasks={"sums": {"metric": "f2"}})
+        assert (report.verdict, report.exit_code) == ("INCOMPARABLE", 2) and row(report).reasons == ("the candidate has no metric 'f2' here; it has acc,none, kind,none",)
+
+    def test_other_settings_are_incomparable_and_named(self, made: Any, kit: Any) -> None:
+        before, after = kit.pair(300, 150)
+        after.shots = 5
+        base, laser = two(made, before, after)
+        report = gated(laser, base)
+        assert report.exit_code == 2 and "few-shot examples differ: baseline 0, this run 5" in row(report).reasons
+
+    def test_runs_without_samples_are_shown_and_not_gateable(self, made: Any, kit: Any) -> None:
+        before, after = kit.pair(300, 150)
+        plain = made.plain({"sums": before}, samples=False)
+        report = gated(made.run("laser", {"sums": after}), plain)
+        assert report.exit_code == 2 and any(reason.endswith("shown, not gateable") for reason in row(report).reasons)
+
+    def test_a_result_that_is_no_number_fails(self, made: Any, kit: Any) -> None:
+        before, after = kit.pair(30, 15)
+        after.scores = {"acc": float("nan")}
+        report = gated(*reversed(two(made, before, after)))
+        assert report.verdict == "FAIL" and "not a number" in row(report).reasons[0]
+
+
+class TestSuites:
+    """Weighted means."""
+
+    def pair(self, made: Any, kit: Any, **more: Any) -> tuple[Path, Path]:
+        first, second = kit.pair(1000, 500, lost=40, gained=10), kit.pair(1000, 500, lost=5, gained=35)
+        return two(made, {"a": first[0], "b": second[0], **{k: v[0] for k, v in more.items()}}, {"a": first[1], "b": second[1], **{k: v[1] for k, v in more.items()}})
+
+    def test_losses_and_gains_are_weighed(self, made: Any, kit: Any) -> None:
+        base, laser = self.pair(made, kit)
+        report = gated(laser, base, suites={"both": {"weights": {"a": 1, "b": 1}}, "mostly": {"weights": {"a": 9, "b": 1}}})
+        assert row(report, "both").drop == pytest.approx(0) and row(report, "both").verdict == "PASS"
+        assert row(report, "mostly").drop == pytest.approx(0.024) and row(report, "mostly").verdict == "FAIL" and row(report, "mostly").documents == 2000
+        assert row(report, "mostly").standard_error == pytest.approx(np.hypot(0.9 * row(report, "a").standard_error, 0.1 * row(report, "b").standard_error))
+
+    def test_the_tasks_of_a_suite_need_no_row_of_their_own(self, made: Any, kit: Any) -> None:
+        base, laser = self.pair(made, kit)
+        report = gated(laser, base, suites={"both": {"weights": {"a": 1, "b": 1}, "floor": 0.51}}, others="ignore")
+        assert [row.name for row in report.rows] == ["both"] and report.verdict == "FAIL" and "below the floor of 0.51" in row(report, "both").reasons[0]
+
+    def test_a_missing_task_is_never_averaged_over(self, made: Any, kit: Any) -> None:
+        base, laser = self.pair(made, kit)
+        report = gated(laser, base, suites={"s": {"weights": {"a": 1, "c": 1}}, "t": {"weights": {"c": 1}, "required": False}}, others="ignore")
+        assert [(row.name, row.verdict, row.reasons) for row in report.rows] == [("s", "FAIL", ("not averaged, because the candidate has no score of c",))]
+
+    def test_what_has_another_scale_is_not_averaged(self, made: Any, kit: Any) -> None:
+        odds = [kit.Task({"odds": [float(i % 7) for i in range(1000)]}, log_likelihoods=kit.likelihoods(1000, seed)) for seed in (0, 1)]
+        base, laser = self.pair(made, kit, odds=tuple(odds))
+        report = gated(laser, base, suites={"s": {"weights": {"a": 1, "odds": 1}}})
+        assert row(report, "s").verdict == "INCOMPARABLE" and "the scores of odds do not lie between" in row(report, "s").reasons[0]
+
+
+class TestBaselines:
+    """Which runs a candidate is measured against."""
+
+    def test_the_unedited_run_is_found_beside_the_candidate_without_a_database(self, made: Any, kit: Any) -> None:
+        base, laser = two(made, *kit.pair(400, 200))
+        report = gated(laser)
+        assert [(b.role, b.path) for b in report.baselines] == [("base", str(base))] and "found beside it" in report.baselines[0].how
+        (base / "receipt.json").unlink()
+        with pytest.raises(LeaderboardError, match="nothing to compare laser on tiny with"):
+            gated(laser)
+        with pytest.raises(LeaderboardError, match="no unedited run of tiny"):
+            gated(laser, "base")
+
+    def test_base_and_the_last_blessed_run_are_both_compared_with(self, made: Any, kit: Any, tmp_path: Path) -> None:
+        before, after = kit.pair(1500, 750, lost=10)
+        base, first = two(made, before, after)
+        worse = kit.pair(1500, 750, lost=20)[1]
+        worse.log_likelihoods = kit.likelihoods(1500, 2)
+        second = made.run("laser", {"sums": worse}, folder="again", spec_id="other")
+        database = made.root / "leaderboard.duckdb"
+        ingest([made.root], database)
+        with pytest.raises(LeaderboardError, match="no run of laser on tiny is blessed"):
+            gated(second, "blessed", database=database)
+        choose(database, str(first), "the release")
+        report = gated(second, database=database)
+        assert [b.role for b in report.baselines] == ["base", "blessed"] and report.baselines[1].how.endswith(": the release")
+        assert {row.role: round(row.drop, 5) for row in report.rows} == {"base": 0.01333, "blessed": 0.00667}
+        assert [b.role for b in gated(second, "blessed", database=database).baselines] == ["blessed"]
+        by_id = gated(report.candidate[:10], report.baselines[0].run_id[:10], database=database)
+        assert [(b.role, b.run_id) for b in by_id.baselines] == [("run", report.baselines[0].run_id)]
+        margins = gated(second, database=database, tasks={"sums": {"margin": {"base": 0.05, "blessed": 0.005}}})
+        assert {row.role: row.verdict for row in margins.rows} == {"base": "PASS", "blessed": "FAIL"}
+
+    def test_a_pinned_run_is_the_base(self, made: Any, kit: Any) -> None:
+        before, after = kit.pair(300, 150, lost=5)
+        two(made, before, after)
+        pinned = made.run("baseline", {"sums": before}, folder="pinned", spec_id="other")
+        database = made.root / "leaderboard.duckdb"
+        ingest([made.root], database)
+        choose(database, str(pinned), "x")
+        assert gated(made.root / "tiny" / "laser-0123456789", database=database).baselines[0].path == str(pinned)
+
+    def test_the_same_run_again_passes_however_few_its_documents(self, made: Any, kit: Any) -> None:
+        before, after = kit.pair(20, 10, lost=2)
+        laser = made.run("laser", {"sums": after})
+        copy = made.run("laser", {"sums": after}, folder="copy", started="2027-01-01T00:00:00Z")
+        report = gated(copy, laser, suites={"s": {"weights": {"sums": 1}}})
+        assert report.exit_code == 0 and row(report).notes[0] == "the same as the baseline, to the bit" and row(report).documents == 20
+        assert before.count == 20
+
+    def test_the_unedited_model_can_be_gated_against_another_run_of_it(self, made: Any, kit: Any) -> None:
+        before, after = kit.pair(400, 200, lost=60)
+        old, new = made.run("baseline", {"sums": before}, folder="old"), made.run("baseline", {"sums": after}, folder="new", model="tiny2")
+        assert gated(made.root / "tiny2" / "new", old).verdict == "FAIL" and new.is_dir()
+        with pytest.raises(LeaderboardError, match="the candidate is the unedited model itself"):
+            gated(new, "base")
+
+    def test_names_that_mean_no_run(self, made: Any, kit: Any, tmp_path: Path) -> None:
+        base, laser = two(made, *kit.pair(30, 15))
+        failed = made.failed("nan", {"sums": kit.pair(30, 15)[1]})
+        (tmp_path / "empty").mkdir()
+        for name, words in (
+            ("feedface", "there is nothing at this path, and no leaderboard at"), (made.root / "tiny", "holds 3 runs"), (tmp_path / "empty", "holds no run"),
+            (failed, "is a failed run, and there is nothing to compare: non_finite_weight: 3 weights are NaN"), (laser / "samples_sums_x.jsonl", "nothing at this path"),
+        ):  # fmt: skip
+            with pytest.raises(LeaderboardError, match=words):
+                gated(name, base)
+            with pytest.raises(LeaderboardError, match=words):
+                gated(laser, name)
+
+    def test_a_run_whose_files_are_gone(self, made: Any, kit: Any) -> None:
+        import shutil
+
+        base, laser = two(made, *kit.pair(30, 15))
+        database = made.root / "leaderboard.duckdb"
+        ingest([made.root], database)
+        choose(database, str(base), "x")
+        shutil.rmtree(base)
+        with pytest.raises(LeaderboardError, match="its files are gone"):
+            gated(laser, database=database)
+
+    def test_one_cache_for_two_models_is_found_out(self, made: Any, kit: Any) -> None:
+        task = kit.pair(30, 15)[0]
+        base, laser = two(made, task, task, matrices=[])
+        receipt = json.loads((laser / "receipt.json").read_text())
+        receipt["matrices"] = [{"name": "w", "relative_error": 0.5}]
+        (laser / "receipt.json").write_text(json.dumps(receipt))
+        with pytest.raises(LeaderboardError, match="served by one request cache"):
+            gated(laser, base)
+
+
+class TestWhatChanged:
+    """Who is to blame."""
+
+    def store(self, made: Any, kit: Any, *, moved: int, digest: str | None = None, **changes: Any) -> Report:
+        """A blessed run and one that lost 60 more documents, each with an unedited run of its own settings."""
+        start, blessed = kit.pair(400, 300)
+        later_base = kit.pair(400, 300, lost=moved)[1]
+        worse = kit.pair(400, 300, lost=60)[1]
+        for seed, task in enumerate((start, blessed, later_base, worse)):
+            task.log_likelihoods = kit.likelihoods(400, seed)
+        made.run("baseline", {"sums": start})
+        first = made.run("laser", {"sums": blessed})
+        made.run("baseline", {"sums": later_base}, folder="base2", spec_id="b2", settings_id="two", started="2026-02-02T00:00:00Z", **changes)
+        weights = {"digest_before": kit.sha("weights"), "digest_after": digest or kit.sha("weightsother")}
+        second = made.run("laser", {"sums": worse}, folder="laser2", spec_id="l2", settings_id="two", started="2026-02-02T00:00:00Z", weights=weights, **changes)
+        database = made.root / "leaderboard.duckdb"
+        assert ingest([made.root], database).rejected == []
+        choose(database, str(first), "x")
+        return gated(second, database=database)
+
+    def test_equal_weights_clear_the_recipe(self, made: Any, kit: Any) -> None:
+        report = self.store(made, kit, moved=0, digest=kit.sha("weightslaser"), versions={"python": "3.11.7", "torch": "2.14.0"})
+        blessed = report.baselines[1]
+        assert report.verdict == "FAIL" and ("torch", "2.13.0", "2.14.0") in blessed.changes and "weights digest" not in [c.what for c in blessed.changes]
+        assert "the weights are the same to the bit, so the recipe did not do this" in blessed.findings
+
+    def test_other_weights_and_nothing_else_accuse_it(self, made: Any, kit: Any) -> None:
+        blessed = self.store(made, kit, moved=0).baselines[1]
+        assert [change.what for change in blessed.changes] == ["weights digest"]
+        assert blessed.findings[0] == "nothing else that is known differs, so the edit did this" and "the unedited model did not move beyond chance" in blessed.findings[1]
+
+    def test_a_baseline_that_moved_too_is_said(self, made: Any, kit: Any) -> None:
+        findings = self.store(made, kit, moved=50).baselines[1].findings
+        assert any("the unedited model moved too, by -0.1250: that much is not the recipe's doing" in finding for finding in findings)
+
+    def test_everything_that_can_change_a_score_is_named(self, made: Any, kit: Any) -> None:
+        before, after = kit.pair(400, 300, lost=60)
+        first = made.run("laser", {"sums": before})
+        model = {"backend": "hf", "name": "tiny", "pretrained": "tiny", "revision": "v2", "dtype": "bfloat16", "device": "cuda:0", "identity": kit.sha("new"), "parameters": 1}
+        second = made.run("laser:rank=3", {"sums": after}, folder="second", model="tiny", config={"batch_size": 8}, versions={"torch": "3", "lm_eval": "9"})
+        receipt = json.loads((second / "receipt.json").read_text()) | {"weights": {"digest_before": kit.sha("b"), "digest_after": kit.sha("a")}}
+        receipt["model"] = model
+        (second / "receipt.json").write_text(json.dumps(receipt))
+        results = next(second.glob("results_*.json"))
+        results.write_text(results.read_text().replace('"5.23.0"', '"5.24.0"').replace('"lm_eval_version": "0.4.13"', '"lm_eval_version": "0.4.14"'))
+        (compared,) = gated(second, first).baselines
+        assert {change.what for change in compared.changes} == {
+            "recipe", "recipe's steps", "weights digest", "model revision", "unedited weights", "lm-eval", "transformers", "torch", "device", "dtype", "batch size",
+        }  # fmt: skip
+        assert "the unedited model has other weights than it had" in compared.findings[0]
+
+
+HOSTILE = "`x` | [a](http://b) <script>alert(1)</script> @all \x1b[31m \x00 \ud800 **b**"
+
+
+class TestForms:
+    """For people, pull requests and machines."""
+
+    def report(self, made: Any, kit: Any, task: str = "sums", label: str = "laser") -> Report:
+        good, bad = kit.pair(400, 200), kit.pair(400, 200, lost=60)
+        few = kit.pair(40, 20, lost=1, gained=1)
+        base = made.run("baseline", {"good": good[0], task: bad[0], "few": few[0]})
+        laser = made.run("laser", {"good": good[1], task: bad[1], "few": few[1]})
+        receipt = json.loads((laser / "receipt.json").read_text())
+        receipt["recipe"]["label"] = label
+        (laser / "receipt.json").write_text(json.dumps(receipt))
+        return gated(laser, base, tasks={"good": {"critical": True}, "absent": {}})
+
+    @pytest.mark.parametrize("width", [80, 120])
+    def test_the_table_fits(self, made: Any, kit: Any, width: int) -> None:
+        text = table.render(self.report(made, kit, "a_task_with_a_name_that_is_much_too_long_for_a_column_of_eighty"), width=width)
+        assert max(map(len, text.splitlines())) <= width and text.isascii()
+        assert text.splitlines()[-1] == "FAIL, exit code 1: 2 of 4 rows"
+        for words in ("good *", "60 lost, 0 gained", "worse by more than the margin", "What changed since that run:", "recipe: baseline -> laser", "required, and the candidate has not run it"):
+            assert words in text, text
+
+    def test_colour_only_when_asked_for(self, made: Any, kit: Any) -> None:
+        report = self.report(made, kit)
+        assert "\x1b" not in table.render(report) and "\x1b[31;1mFAIL\x1b[0m" in table.render(report, color=True)
+
+    def test_json(self, made: Any, kit: Any) -> None:
+        data = json.loads(self.report(made, kit).to_json())
+        assert (data["verdict"], data["exit_code"], data["baselines"][0]["changes"][0]["what"]) == ("FAIL", 1, "recipe")
+        assert {row["name"]: row["verdict"] for row in data["rows"]} == {"good": "PASS", "absent": "FAIL", "sums": "FAIL", "few": "INCONCLUSIVE"}
+
+    def test_junit(self, made: Any, kit: Any) -> None:
+        root = ElementTree.fromstring(formats.junit(self.report(made, kit)))
+        (suite,) = root
+        assert {key: suite.get(key) for key in ("tests", "failures", "errors", "skipped")} == {"tests": "4", "failures": "2", "errors": "0", "skipped": "1"}
+        assert {case.get("name"): [child.tag for child in case] for case in suite} == {"good": ["system-out"], "absent": ["failure"], "sums": ["failure"], "few": ["skipped"]}
+
+    def test_markdown(self, made: Any, kit: Any) -> None:
+        text = formats.markdown(self.report(made, kit))
+        assert text.startswith("### Gate: **FAIL**\n") and "| `good` (critical) | 0.5000 | 0.5000 | 0.0000 |" in text and "recipe: `baseline` became `laser`" in text
+
+    def test_hostile_names_stay_names(self, made: Any, kit: Any) -> None:
+        report = self.report(made, kit, label=HOSTILE)
+        ElementTree.fromstring(formats.junit(report))
+        for text in (formats.markdown(report), table.render(report)):
+            assert not set(text) & {"\x1b", "\x00", "\ud800"}
+        for line in formats.markdown(report).splitlines():
+            outside = "".join(line.split("`")[::2])  # what is not in a code span
+            assert line.count("`") % 2 == 0 and not any(mark in outside for mark in ("<", "](", "@")), line
+
+
+class TestCommand:
+    """The command itself, without lm-eval."""
+
+    def files(self, made: Any, kit: Any, tmp_path: Path, **options: Any) -> tuple[Path, Path, Path]:
+        base, laser = two(made, *kit.pair(400, 200, **options))
+        (tmp_path / "gate.yaml").write_text("tasks: {sums: {critical: true}}\n")
+        return base, laser, tmp_path / "gate.yaml"
+
+    def run(self, policy: Path, laser: Path, *words: object, database: Path = NOWHERE) -> int:
+        return module.main(["gate", "--policy", str(policy), "--candidate", str(laser), "--database", str(database), *map(str, words)])
+
+    def test_exit_codes_and_forms(self, made: Any, kit: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        base, laser, policy = self.files(made, kit, tmp_path, lost=60)
+        assert self.run(policy, laser, "--baseline", base, "--junit", tmp_path / "junit.xml") == 1
+        assert "FAIL, exit code 1" in capsys.readouterr().out and ElementTree.parse(tmp_path / "junit.xml").getroot().tag == "testsuites"
+        assert self.run(policy, laser, "--baseline", base, "--json") == 1 and json.loads(capsys.readouterr().out)["verdict"] == "FAIL"
+        assert self.run(policy, laser, "--baseline", base, "--markdown") == 1 and capsys.readouterr().out.startswith("### Gate")
+        assert self.run(policy, laser, "--baseline", tmp_path / "none") == 2 and capsys.readouterr().err.startswith("error: baseline ")
+        assert self.run(tmp_path / "none.yaml", laser) == 2 and "cannot be read" in capsys.readouterr().err
+        assert self.run(policy, laser, "--junit", tmp_path / "no" / "junit.xml") == 2 and "cannot be written" in capsys.readouterr().err
+        assert not NOWHERE.parent.exists()
+
+    def test_decisions_are_recorded_where_there_is_a_database(self, made: Any, kit: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        _, laser, policy = self.files(made, kit, tmp_path, lost=60)
+        database = made.root / "leaderboard.duckdb"
+        ingest([made.root], database)
+        for _ in range(2):
+            assert self.run(policy, laser, database=database) == 1
+        ingest([made.root], database, rebuild=True)
+        with open_store(database) as store:
+            rows = store.rows("SELECT * FROM gate_runs ORDER BY gated_at")
+        assert [(r["verdict"], r["exit_code"], r["recipe_label"], r["model_name"]) for r in rows] == [("FAIL", 1, "laser", "tiny")] * 2
+        assert json.loads(rows[0]["policy"])["tasks"]["sums"]["critical"] is True and json.loads(rows[0]["report"])["rows"][0]["lost"] == 60
+        assert capsys.readouterr().err == ""
+
+    def test_a_busy_database(self, made: Any, kit: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        base, laser, policy = self.files(made, kit, tmp_path, lost=60)
+        database = made.root / "leaderboard.duckdb"
+        ingest([made.root], database)
+        monkeypatch.setattr("leaderboard.gate.history.PATIENCE_SECONDS", 0.05)
+        monkeypatch.setattr("leaderboard.gate.runs.PATIENCE_SECONDS", 0.05)
+        monkeypatch.setattr("leaderboard.gate.report.PATIENCE_SECONDS", 0.05)
+        holder = subprocess.Popen([sys.executable, "-c", f"import duckdb, time; c = duckdb.connect({str(database)!r}); print('held', flush=True); time.sleep(60)"], stdout=subprocess.PIPE)
+        try:
+            assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+            assert self.run(policy, laser, "--baseline", base, database=database) == 1
+            said = capsys.readouterr()
+            assert "FAIL, exit code 1" in said.out and f"note: this decision was not recorded: {database} is busy: process {holder.pid}" in said.err
+            assert self.run(policy, laser, database=database) == 2
+            assert capsys.readouterr().err.startswith(f"error: {database} is busy")
+        finally:
+            holder.kill()
+            holder.communicate()
+
+    def test_two_folders_are_enough_without_torch_or_lm_eval(self, made: Any, kit: Any, tmp_path: Path, repository: Path) -> None:
+        base, laser, policy = self.files(made, kit, tmp_path, lost=60)
+        code = (
+            "import sys\n"
+            "class Refuse:\n"
+            "    def find_spec(self, name, path=None, target=None):\n"
+            "        if name.partition('.')[0] in ('torch', 'lm_eval', 'transformers', 'harness_ext', 'streamlit'): raise ImportError(f'{name} was asked for')\n"
+            "sys.meta_path.insert(0, Refuse())\n"
+            "from leaderboard.__main__ import main\n"
+            "sys.exit(main(sys.argv[1:]))\n"
+        )
+        words = [sys.executable, "-c", code, "gate", "--policy", policy, "--candidate", laser, "--baseline", base]
+        done = subprocess.run(list(map(str, words)), cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(repository)}, capture_output=True, text=True, check=False)
+        assert done.returncode == 1 and done.stderr == "" and "FAIL, exit code 1" in done.stdout
+
+
+def test_the_noise_floor_of_the_database_is_shown(made: Any, kit: Any) -> None:
+    before, after = kit.pair(400, 200, lost=60)
+    again = kit.pair(400, 200, lost=1, gained=1)[1]
+    again.log_likelihoods = kit.likelihoods(400, 3)
+    _, laser = two(made, before, after)
+    made.run("baseline", {"sums": again}, folder="other_size", spec_id="size", settings_id="size", config={"batch_size": 16}, started="2026-05-01T00:00:00Z")
+    database = made.root / "leaderboard.duckdb"
+    ingest([made.root], database)
+    report = gated(laser, database=database)
+    assert row(report).noise_floor == pytest.approx(2 / 400)
+    assert "flips 15.0%, noise floor 0.5%: 14.5 points above it" in table.render(report)
+
+
+def workflow(text: str) -> dict[str, Any]:
+    """The GitHub workflow in the README."""
+    (block,) = [block.partition("\n")[2] for block in text.split("```")[1::2] if block.startswith("yaml") and "jobs:" in block]
+    found = yaml.load(block, yaml.BaseLoader)  # BaseLoader: `on` stays a word
+    assert isinstance(found, dict)
+    return found
+
+
+def test_the_workflow_of_the_readme_uses_commands_that_exist(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shlex
+
+    pytest.importorskip("lm_eval")
+    from harness_ext.cli import RecipesCLI
+
+    found = workflow((repository / "README.md").read_text(encoding="utf-8"))
+    assert set(found) >= {"on", "jobs"}
+    (job,) = found["jobs"].values()
+    lines = [line for step in job["steps"] for line in step.get("run", "").replace("\\\n", " ").splitlines()]
+    commands = [shlex.split(line, comments=True) for line in lines if "lm_eval " in line]
+    assert [words[1] for words in commands] == ["run", "gate"]
+    parser = RecipesCLI()._parser
+    for words in commands:
+        words = words[: next((i for i, word in enumerate(words) if word in (">", ">>", "|", "||", "|&")), None)]
+        assert parser.parse_args(words[1:]).func is not None
+    names = {step["uses"].partition("@")[0] for step in job["steps"] if "uses" in step}
+    assert "actions/checkout" in names
+
+
+def test_the_policy_of_the_readme_is_one(repository: Path) -> None:
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    start = text.index("    # gate.yaml")
+    block = text[start : text.index("\n\n", start)]
+    policy = policy_from(yaml.safe_load("\n".join(line[4:] for line in block.splitlines())), "README")
+    assert policy.tasks and policy.suites
