@@ -12,7 +12,7 @@ from leaderboard.deletion import delete, deletions, take_back
 from leaderboard.errors import LeaderboardError, UnknownRun
 from leaderboard.ingest import IngestReport, ingest
 from leaderboard.locking import file_lock
-from leaderboard.pins import pin
+from leaderboard.pins import choose, pin
 from leaderboard.store import open_store
 from leaderboard.watch import Watch
 
@@ -102,3 +102,19 @@ def test_who_is_waited_for_is_said(made: Any, kit: Any, database: Path, monkeypa
     with file_lock(database, time.monotonic() + 1, "a long rebuild"), pytest.raises(LeaderboardError):
         ingest([made.root], database, timeout_s=0.1)
     assert "a long rebuild by process" in caplog.text
+
+
+def test_a_blessed_run_must_be_replaced_first_and_noise_goes_with_its_run(two_runs: tuple[Path, Path], made: Any, kit: Any, database: Path) -> None:
+    choose(database, str(two_runs[1]), "the release")
+    with pytest.raises(LeaderboardError, match="is the blessed run of its recipe"):
+        delete(database, str(two_runs[1]), "x")
+    task = kit.pair(10, 5, lost=1)[1]
+    task.log_likelihoods = kit.likelihoods(10, 2)
+    again = made.run("baseline", {"sums": task}, folder="size", spec_id="size", config={"batch_size": 16})
+    ingest([again], database)
+    assert count(database, "noise_floors") == 1
+    run_id = delete(database, str(again), "x").run_id
+    assert count(database, "noise_floors") == 0
+    take_back(database, run_id)
+    ingest([again], database)
+    assert count(database, "noise_floors") == 1

@@ -193,6 +193,16 @@ class TestTasksOfThePolicy:
         report = gated(made.run("laser", {"sums": after}), plain)
         assert report.exit_code == 2 and any(reason.endswith("shown, not gateable") for reason in row(report).reasons)
 
+    def test_results_from_before_samples_had_hashes(self, made: Any, kit: Any, tmp_path: Path) -> None:
+        before, after = kit.pair(300, 150)
+        old = tmp_path / "old.json"
+        old.write_text(json.dumps({"results": {"sums": {"acc": 0.5, "acc_stderr": 0.03}}, "versions": {"sums": 1}, "config": {"model": "gpt2", "model_args": "pretrained=tiny"}}))
+        laser = made.run("laser", {"sums": after})
+        for candidate, baseline in ((laser, old), (old, laser)):
+            report = gated(candidate, baseline)
+            assert report.exit_code == 2 and any(reason.endswith("shown, not gateable") for reason in row(report).reasons), row(report)
+        assert before.count == 300
+
     def test_a_result_that_is_no_number_fails(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(30, 15)
         after.scores = {"acc": float("nan")}
@@ -300,6 +310,16 @@ class TestBaselines:
                 gated(name, base)
             with pytest.raises(LeaderboardError, match=words):
                 gated(laser, name)
+
+    def test_a_blessed_run_that_left_the_store(self, made: Any, kit: Any) -> None:
+        _, laser = two(made, *kit.pair(30, 15))
+        database = made.root / "leaderboard.duckdb"
+        ingest([made.root], database)
+        choose(database, str(laser), "x")
+        with open_store(database, read_only=False) as store:
+            store.connection.execute("DELETE FROM runs WHERE run_id IN (SELECT run_id FROM blessings)")
+        with pytest.raises(LeaderboardError, match="is no longer in .*: bless another"):
+            gated(laser, database=database)
 
     def test_a_run_whose_files_are_gone(self, made: Any, kit: Any) -> None:
         import shutil
