@@ -4,28 +4,41 @@ Notable choices:
 - The file is opened read-only for one reading and closed again, so that a writer never waits for a page that is merely open.
 - Its modification time and size are its generation: as long as they stand, nothing is read.
 - A busy database yields the last good reading, marked as such, never an empty table.
+- Every page asks through `answer`, with a function of a store; only the answers asked for last are kept.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from leaderboard import queries
 from leaderboard.advice import DEFAULT_DATABASE
 from leaderboard.board import Cell, board
 from leaderboard.errors import Busy
 from leaderboard.serve import DATABASE_VARIABLE
-from leaderboard.store import open_store
+from leaderboard.store import Store, open_store
 
 _TIMEOUT_S = 2.0
+_KEPT = 256  # answers
 _lock = threading.Lock()
-_snapshots: dict[Path, Snapshot] = {}
-_details: dict[tuple[Path, object, str], Details] = {}
+_answers: dict[Hashable, Answer[Any]] = {}
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True)
+class Answer(Generic[_Value]):
+    """What the database held at one moment. `busy` is set when it could not be read just now and this is an earlier reading."""
+
+    value: _Value
+    read_at: datetime
+    generation: object
+    busy: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,37 +77,55 @@ def generation(path: Path) -> object:
     return facts.st_ino, facts.st_mtime_ns, facts.st_size
 
 
-def snapshot() -> Snapshot:
-    """The board, as fresh as can be had. Raises what `open_store` raises; `Busy` only where nothing was ever read."""
+def answer(question: Callable[..., _Value], *arguments: Hashable) -> Answer[_Value]:
+    """`question(store, *arguments)`, kept while the database stands. The question is a function of a module (not of a page's script) and known by its name.
+
+    Raises what `open_store` and the question raise; `Busy` only where this was never answered.
+    """
     path = database()
+    key = (path, question.__module__, question.__qualname__, arguments)
     with _lock:
-        last = _snapshots.get(path)
+        last = _answers.get(key)
         current = generation(path)
         if last is not None and last.generation == current:
             return last
         try:
             with open_store(path, read_only=True, timeout_s=_TIMEOUT_S) as store:
-                fresh = Snapshot(board(store), queries.rejections(store), queries.pinned_baselines(store), datetime.now(), current)
+                fresh = Answer(question(store, *arguments), datetime.now(), current)
         except Busy as error:
             if last is None:
                 raise
             return replace(last, busy=str(error))
-        _snapshots[path] = fresh
+        _answers.pop(key, None)
+        _answers[key] = fresh
+        while len(_answers) > _KEPT:
+            _answers.pop(next(iter(_answers)))
         return fresh
 
 
-def details(run_id: str) -> Details:
-    """One run in full, kept as long as the database stands. Raises `UnknownRun` and what `open_store` raises."""
-    path = database()
-    key = (path, generation(path), run_id)
+def forget() -> None:
+    """Drop all answers."""
     with _lock:
-        if key in _details:
-            return _details[key]
-        with open_store(path, read_only=True, timeout_s=_TIMEOUT_S) as store:
-            run = queries.run_details(store, run_id)
-            full = run["run_id"]
-            found = Details(run, queries.run_scores(store, full), queries.run_matrices(store, full), queries.run_calibrations(store, full))
-        if len(_details) >= 64:
-            _details.clear()
-        _details[key] = found
-        return found
+        _answers.clear()
+
+
+def snapshot() -> Snapshot:
+    """The board, as fresh as can be had. Raises what `answer` raises."""
+    found = answer(_board)
+    cells, rejections, pinned = found.value
+    return Snapshot(cells, rejections, pinned, found.read_at, found.generation, found.busy)
+
+
+def details(run_id: str) -> Details:
+    """One run in full. Raises `UnknownRun` and what `answer` raises."""
+    return answer(_details, run_id).value
+
+
+def _board(store: Store) -> tuple[list[Cell], list[dict[str, Any]], dict[str, str]]:
+    return board(store), queries.rejections(store), queries.pinned_baselines(store)
+
+
+def _details(store: Store, run_id: str) -> Details:
+    run = queries.run_details(store, run_id)
+    full = run["run_id"]
+    return Details(run, queries.run_scores(store, full), queries.run_matrices(store, full), queries.run_calibrations(store, full))

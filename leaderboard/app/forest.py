@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from leaderboard.app.frame import MARKS
+from leaderboard.app.scale import NEUTRAL, word_colour
 from leaderboard.cell import Cell
 from leaderboard.wording import interval, plain
 
@@ -29,12 +29,11 @@ def chart(cells: Sequence[Cell]) -> Any:
             for cell in cells
         ]
     )
-    seen = [word for word in MARKS if word in set(rows["verdict"])]
-    colour = alt.Color("verdict:N", scale=alt.Scale(domain=seen, range=[MARKS[word] for word in seen]), legend=None)
+    colour = word_colour("verdict", rows["verdict"])
     y = alt.Y("recipe:N", title=None, sort=None, axis=alt.Axis(labelLimit=160, ticks=False, domain=False))
     tooltip = [alt.Tooltip(f"{name}:N", title=name) for name in ("recipe", "verdict", "text")]
     base = alt.Chart(rows).encode(y=y, color=colour, tooltip=tooltip)
-    zero = alt.Chart(pd.DataFrame({"zero": [0.0]})).mark_rule(color="#8b949e", strokeDash=[4, 3]).encode(x="zero:Q")
+    zero = alt.Chart(pd.DataFrame({"zero": [0.0]})).mark_rule(color=NEUTRAL, strokeDash=[4, 3]).encode(x="zero:Q")
     rules = base.mark_rule(strokeWidth=2.5).encode(x=alt.X("low:Q", title="recipe minus baseline", scale=alt.Scale(nice=True)), x2="high:Q")
     points = base.mark_point(filled=True, size=80, opacity=1).encode(x="delta:Q")
     words = base.mark_text(dy=-10, fontSize=11).encode(x="delta:Q", text="verdict:N")
@@ -57,4 +56,4 @@ def _band(cells: Sequence[Cell]) -> Any:
     widest = max(max(abs(cell.low or 0.0), abs(cell.high or 0.0)) for cell in cells)
     if len(margins) != 1 or (margin := margins.pop()) > 4 * widest:
         return None
-    return alt.Chart(pd.DataFrame({"from": [-margin], "to": [margin]})).mark_rect(color="#8b949e", opacity=0.13).encode(x="from:Q", x2="to:Q")
+    return alt.Chart(pd.DataFrame({"from": [-margin], "to": [margin]})).mark_rect(color=NEUTRAL, opacity=0.13).encode(x="from:Q", x2="to:Q")

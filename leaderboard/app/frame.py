@@ -1,16 +1,17 @@
-"""Parts that the pages share: what is said when there is nothing to show, and tables of plain text with tinted verdicts."""
+"""Parts that the pages share: what is said when there is nothing to show, tables of plain text with tinted verdicts, plots with a sentence beneath."""
 
 from __future__ import annotations
 
 import itertools
 import shlex
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
 
 import streamlit as st
 
 from leaderboard.advice import ingest_command, run_arguments
 from leaderboard.app import data
+from leaderboard.app.scale import tinted
 from leaderboard.cell import Cell
 from leaderboard.errors import Busy, LeaderboardError, MissingDatabase, NewerDatabase
 from leaderboard.wording import (
@@ -23,25 +24,26 @@ from leaderboard.wording import (
     signed,
 )
 
-# Tints that words remain readable on, in a light and in a dark theme.
-TINTS = {
-    "better": "rgba(46, 160, 67, 0.28)", "worse": "rgba(229, 83, 75, 0.30)", "same": "rgba(56, 139, 253, 0.22)",
-    "undecided": "rgba(187, 128, 9, 0.24)", "incomparable": "rgba(163, 113, 247, 0.24)", "failed": "rgba(229, 83, 75, 0.48)",
-    "baseline": "rgba(128, 128, 128, 0.20)",
-}  # fmt: skip
-# One colour for points and rules of a chart, readable on white and on near-black.
-MARKS = {
-    "better": "#2da44e", "worse": "#e5534b", "same": "#388bfd", "undecided": "#bb8009", "incomparable": "#a371f7",
-    "failed": "#e5534b", "baseline": "#8b949e",
-}  # fmt: skip
+__all__ = ["answer_or_stop", "cell_rows", "explain_empty", "explain_error", "facts_table", "glance", "plot", "remarks", "snapshot_or_stop", "tinted", "watch"]
+_Value = TypeVar("_Value")
+_Found = TypeVar("_Found", data.Snapshot, data.Answer[Any])
 REFRESH_SECONDS = 5
 EXAMPLE_RUN = ("lm_eval", "run", "--model", "hf", "--model_args", "pretrained=demo", "--tasks", "int_mult,int_sum,pronoun_bias", "--recipe", "laser")
 
 
 def snapshot_or_stop() -> data.Snapshot:
     """The board's data; where there is none, an explanation instead of the page."""
+    return _or_stop(data.snapshot)
+
+
+def answer_or_stop(question: Callable[..., _Value], *arguments: Hashable) -> data.Answer[_Value]:
+    """`data.answer`; where there is none, an explanation instead of the page. A page asks once with it and further with `data.answer`."""
+    return _or_stop(lambda: data.answer(question, *arguments))
+
+
+def _or_stop(ask: Callable[[], _Found]) -> _Found:
     try:
-        found = data.snapshot()
+        found = ask()
     except MissingDatabase:
         explain_empty()
         watch(None)
@@ -115,19 +117,6 @@ def cell_rows(cells: Sequence[Cell], *, with_model: bool) -> list[dict[str, Any]
     ]
 
 
-def tinted(rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> Any:
-    """A table whose verdict columns bear their colour (the word stays: colour is never the only sign)."""
-    import pandas as pd
-
-    frame = pd.DataFrame(list(rows))
-
-    def tint(text: Any) -> str:
-        colour = TINTS.get(str(text).split(" ")[0])
-        return f"background-color: {colour}" if colour else ""
-
-    return frame.style.map(tint, subset=[name for name in columns if name in frame])
-
-
 def glance(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """One row a recipe, one column a task: the verdict and the difference. The latest run of a recipe speaks for it."""
     tasks = sorted({cell.task for cell in cells})
@@ -153,3 +142,9 @@ def facts_table(facts: dict[str, Any]) -> None:
     rows = [{"Name": name, "Value": plain(str(value))} for name, value in facts.items() if value not in (None, "")]
     if rows:
         st.dataframe(rows, hide_index=True, width="stretch", height="content")
+
+
+def plot(chart: Any, sentence: str) -> None:
+    """A chart with what it shows in words: beneath it for everybody, and as the picture's alternative text."""
+    st.altair_chart(chart.properties(description=sentence), width="stretch")
+    st.text(sentence)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import streamlit as st
 from PIL import Image
 
+from leaderboard.app.pages import BOARD, menu
+
 
 def icon() -> Image.Image:
     """Three bars in the colours of the verdicts, 32 x 32."""
@@ -18,10 +20,4 @@ def icon() -> Image.Image:
 
 
 st.set_page_config(page_title="Leaderboard", page_icon=icon(), layout="wide")
-st.navigation(
-    [
-        st.Page("app_pages/board.py", title="Leaderboard", icon=":material/leaderboard:", default=True),
-        st.Page("app_pages/run.py", title="Run", icon=":material/receipt_long:", url_path="run"),
-    ],
-    position="top",
-).run()
+st.navigation([st.Page(page.script, title=page.title, icon=page.icon, default=page == BOARD, url_path=None if page == BOARD else page.name) for page in menu()], position="top").run()

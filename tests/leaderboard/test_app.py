@@ -25,8 +25,7 @@ def database(made: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = made.root / "leaderboard.duckdb"
     monkeypatch.setenv(DATABASE_VARIABLE, str(path))
     monkeypatch.setattr(data, "_TIMEOUT_S", 0.2)
-    data._snapshots.clear()
-    data._details.clear()
+    data.forget()
     return path
 
 

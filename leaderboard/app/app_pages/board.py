@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import streamlit as st
 
 from leaderboard.advice import ingest_command
-from leaderboard.app import data, forest, frame
+from leaderboard.app import address, data, forest, frame
 from leaderboard.cell import BASELINE, VERDICTS, Cell
 from leaderboard.untrusted import digest
 from leaderboard.wording import direction, metric_name, plain
@@ -42,38 +42,12 @@ def chosen(cells: Sequence[Cell]) -> tuple[list[Cell], str]:
     """The cells of the model, tasks and recipes in the filters, which live in the URL."""
     models = sorted({cell.model for cell in cells})
     columns = st.columns([2, 3, 3])
-    say_unknown("model", models)
-    keep_model(models)
-    model = columns[0].selectbox("Model", models, index=None, key="model", bind="query-params") or models[0]
+    model = address.one_of(columns[0], "Model", models, "model")
     of_model = [cell for cell in cells if cell.model == model]
-    known = sorted({c.task for c in of_model})
-    names = sorted({c.recipe for c in of_model if c.verdict != BASELINE})
-    say_unknown("task", known)
-    say_unknown("recipe", names)
-    tasks = columns[1].multiselect("Tasks", known, key="task", bind="query-params", placeholder="All tasks")
-    recipes = columns[2].multiselect("Recipes", names, key="recipe", bind="query-params", placeholder="All recipes")
+    tasks = address.any_of(columns[1], "Tasks", sorted({c.task for c in of_model}), "task", placeholder="All tasks")
+    recipes = address.any_of(columns[2], "Recipes", sorted({c.recipe for c in of_model if c.verdict != BASELINE}), "recipe", placeholder="All recipes")
     shown = [c for c in of_model if (not tasks or c.task in tasks) and (not recipes or c.recipe in recipes or c.verdict == BASELINE)]
     return shown, model
-
-
-def keep_model(models: Sequence[str]) -> None:
-    """Choose a model before its box is drawn, and put it into the URL. The box itself has no default, because a default is left
-    out of the URL: a saved link would then turn to whichever model comes first by then."""
-    if st.session_state.get("model") in models:
-        return
-    asked = st.query_params.get("model")
-    model = asked if asked in models else models[0]
-    if "model" not in st.session_state:  # from its first drawing on, the box itself writes to the URL, and nobody else may
-        st.query_params["model"] = model
-    st.session_state["model"] = model
-
-
-def say_unknown(name: str, known: Sequence[str]) -> None:
-    """Say so where the URL's filter names what is not there; Streamlit itself drops it without a word."""
-    unknown = [value for value in st.query_params.get_all(name) if value not in known]
-    if unknown:
-        st.warning(f"The {name} filter of this link names nothing known here and is left out:", icon=":material/filter_alt_off:")
-        st.text(plain(", ".join(unknown)))
 
 
 def show_summary(cells: Sequence[Cell], snapshot: data.Snapshot, model: str) -> None:
