@@ -51,14 +51,14 @@ def control_recipe(name: str, recipe: Recipe, receipt: Mapping[str, Any]) -> Rec
         return control.model_copy(update={"label": label, "control": name, "control_of": recipe.recipe_id})
     own = parse_recipe(name)
     if own.name == RANDOM_SUBSPACE and any(step.is_search for step in recipe.steps):
-        data = {"name": own.name, "summary": f"As many trials as {recipe.label} made, of random directions in matrices drawn at random, and the best of them.", "steps": _searched_at_random(recipe, receipt)}
+        data = {"name": own.name, "summary": f"As many trials as {recipe.label} made, of random directions in matrices drawn at random, and the best of them.", "steps": _searched_at_random(recipe, receipt, own.steps[0].seed)}
         return recipe_from(data, origin=label, label=label).model_copy(update={"control": own.name, "control_of": recipe.recipe_id})
     steps = _by_rank(own.steps[0], receipt) if _method(own).takes_keep else _by_distance(own.steps[0], receipt)
     data = {"name": own.name, "summary": f"{own.summary.rstrip('.')}. Control at the budget of {recipe.label}.", "source": own.source, "steps": steps}
     return recipe_from(data, origin=label, label=label).model_copy(update={"control": own.name, "control_of": recipe.recipe_id})
 
 
-def _searched_at_random(recipe: Recipe, receipt: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _searched_at_random(recipe: Recipe, receipt: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
     """The recipe with each search replaced by its control: the winner's ranks as fractions of full rank, and as many trials as were made."""
     steps = []
     for number, step in enumerate(recipe.steps):
@@ -70,8 +70,8 @@ def _searched_at_random(recipe: Recipe, receipt: Mapping[str, Any]) -> list[dict
             raise NoControl("the search found nothing to edit")
         (made,) = [record["trials"] for record in receipt["searches"] if record["step"] == number]
         budgets = [max(record["rank_after"], 1) / record["rank_before"] for record in edited]
-        common = step.model_dump(mode="json", exclude_none=True, include={"matrices", "layers", "per_head", "seed", "calibration"})
-        steps.append({**common, "method": "search_at_random", "budgets": budgets, "tries": max(1, len(made))})
+        common = step.model_dump(mode="json", exclude_none=True, include={"matrices", "layers", "per_head", "factored", "calibration"})
+        steps.append({**common, "method": "search_at_random", "seed": seed, "budgets": budgets, "tries": max(1, len(made))})
     return steps
 
 

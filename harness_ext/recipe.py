@@ -335,7 +335,7 @@ def _sentence(item: Mapping[str, Any], where: str, model: type[BaseModel]) -> st
             owner = _KEYS_OF.get(location[-2], model) if len(location) > 1 else model
             return f"{key}: unknown key, {nearest(location[-1], owner.model_fields)}"
         case "missing":
-            hint = "; give one of rank, rank_fraction, energy, param_fraction" if location[-1] == "keep" else ""
+            hint = "; give one of rank, rank_fraction, energy, param_fraction, ranks" if location[-1] == "keep" else ""
             return f"{key}: is missing{hint}"
         case _:
             message = item["msg"].removeprefix("Value error, ")

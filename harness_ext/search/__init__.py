@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from harness_ext.errors import UserError
-from harness_ext.methods import NEEDS, Parameter, parameter_of
+from harness_ext.methods import Parameter, parameter_of
 
 if TYPE_CHECKING:
     from harness_ext.anatomy import Matrix
@@ -52,7 +52,8 @@ class Searcher:
     trials: Callable[[Sequence[tuple[int, int]], Mapping[str, Any]], int]
     parameters: Mapping[str, Parameter]
     statistics: frozenset[str] = frozenset()
-    needs: str = NEEDS[-1]
+    engine_arguments: frozenset[str] = frozenset()
+    needs: str = "labelled documents"
 
 
 def nothing_to_try(matrices: int) -> str:
