@@ -79,6 +79,7 @@ def closed(receipt: Mapping[str, Any], operation: Operation | None, seconds: Map
         "matrices": rows(operation.records) if operation else [],
         "calibration": [_calibration(step, drawn) for step, drawn in operation.calibration] if operation else [],
         "log": operation.log if operation else [],
+        "searches": operation.searches if operation else receipt.get("searches", []),
         "finished": now(),
         "seconds": {stage: round(value, 3) for stage, value in {**seconds, **of_surgery}.items()},
     }

@@ -1,7 +1,8 @@
 """Controls for another recipe, at the budget of its own receipt: as much done to the same matrices, with no knowledge of what matters in them.
 
 The budget is the rank that each matrix was left at, for a control that keeps a rank; the distance that it was moved, for `noise`; and the recipe itself for `shuffled-labels`, which is that recipe
-with the answers of its calibration documents exchanged.
+with the answers of its calibration documents exchanged. A search is controlled by a search: on exchanged answers, or, for `random-subspace`, by as many trials of random directions in as many
+matrices drawn at random (`harness_ext.search.at_random`), of which the best is chosen in the same way.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from harness_ext.receipt import FACTORS
 from harness_ext.recipe import Recipe, Step, parse_recipe, recipe_from, shipped_names
 
 SHUFFLED_LABELS = "shuffled-labels"
+RANDOM_SUBSPACE = "random-subspace"
 
 
 class _Left(NamedTuple):
@@ -48,9 +50,29 @@ def control_recipe(name: str, recipe: Recipe, receipt: Mapping[str, Any]) -> Rec
         control = _with_shuffled_labels(recipe)
         return control.model_copy(update={"label": label, "control": name, "control_of": recipe.recipe_id})
     own = parse_recipe(name)
+    if own.name == RANDOM_SUBSPACE and any(step.is_search for step in recipe.steps):
+        data = {"name": own.name, "summary": f"As many trials as {recipe.label} made, of random directions in matrices drawn at random, and the best of them.", "steps": _searched_at_random(recipe, receipt, own.steps[0].seed)}
+        return recipe_from(data, origin=label, label=label).model_copy(update={"control": own.name, "control_of": recipe.recipe_id})
     steps = _by_rank(own.steps[0], receipt) if _method(own).takes_keep else _by_distance(own.steps[0], receipt)
     data = {"name": own.name, "summary": f"{own.summary.rstrip('.')}. Control at the budget of {recipe.label}.", "source": own.source, "steps": steps}
     return recipe_from(data, origin=label, label=label).model_copy(update={"control": own.name, "control_of": recipe.recipe_id})
+
+
+def _searched_at_random(recipe: Recipe, receipt: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
+    """The recipe with each search replaced by its control: the winner's ranks as fractions of full rank, and as many trials as were made."""
+    steps = []
+    for number, step in enumerate(recipe.steps):
+        if not step.is_search:
+            steps.append(step.model_dump(mode="json", exclude_none=True))
+            continue
+        edited = [record for record in receipt["matrices"] if record["step"] == number]
+        if not edited:
+            raise NoControl("the search found nothing to edit")
+        (made,) = [record["trials"] for record in receipt["searches"] if record["step"] == number]
+        budgets = [max(record["rank_after"], 1) / record["rank_before"] for record in edited]
+        common = step.model_dump(mode="json", exclude_none=True, include={"matrices", "layers", "per_head", "factored", "calibration"})
+        steps.append({**common, "method": "search_at_random", "seed": seed, "budgets": budgets, "tries": max(1, len(made))})
+    return steps
 
 
 def _by_rank(step: Step, receipt: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -92,7 +114,7 @@ def _method(recipe: Recipe) -> Method:
 
 
 def _fit(recipe: Recipe) -> bool:
-    if len(recipe.steps) != 1:
+    if len(recipe.steps) != 1 or recipe.steps[0].is_search:
         return False
     method = _method(recipe)
     return (method.takes_keep or "relative_error" in method.parameters) and not method.statistics

@@ -1,4 +1,4 @@
-"""How much of a matrix is kept: exactly one of four measures, always of what stays, never of what goes.
+"""How much of a matrix is kept: exactly one of five measures, always of what stays, never of what goes.
 
 "Ratio" means opposite things in the literature, so the word is not used here.
 """
@@ -27,6 +27,7 @@ class Keep(BaseModel):
 
     rank: this many components. rank_fraction: LASER's rho, `floor(rho * min(m, n))`. energy: the fewest components whose squared singular values make up this
     share of their sum; for a method that weighs inputs or looks at outputs, those of the matrix it truncates: the weighted one, or the outputs. param_fraction: the largest rank whose two factors hold at most this share of the dense matrix's numbers, `floor(share * m n / (m + n))`.
+    ranks: a rank for each matrix by its name in plans and receipts; what a search finds is written so.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,14 +36,23 @@ class Keep(BaseModel):
     rank_fraction: PositiveFraction | None = None
     energy: PositiveFraction | None = None
     param_fraction: PositiveFraction | None = None
+    ranks: dict[str, Annotated[int, Field(ge=0)]] | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Keep:
         given = sorted(self.model_dump(exclude_none=True))
         if len(given) != 1:
             found = " and ".join(given) if given else "none"
-            raise ValueError(f"give exactly one of rank, rank_fraction, energy, param_fraction; found {found}")
+            raise ValueError(f"give exactly one of rank, rank_fraction, energy, param_fraction, ranks; found {found}")
         return self
+
+    def of(self, key: str) -> Keep:
+        """The budget of one matrix, by its name. Raises UserError where ranks are given and its is not among them."""
+        if self.ranks is None:
+            return self
+        if key not in self.ranks:
+            raise UserError(f"keep.ranks has no rank for it; it names {', '.join(list(self.ranks)[:3])}{', ...' if len(self.ranks) > 3 else ''}")
+        return Keep(rank=self.ranks[key])
 
     @property
     def needs_singular_values(self) -> bool:

@@ -17,7 +17,8 @@ from harness_ext.evidence.experts import check_experts
 from harness_ext.loading import as_loaded
 from harness_ext.methods import registered_methods
 from harness_ext.receipt import standing, stored_parameters
-from harness_ext.recipe import Recipe, Step
+from harness_ext.recipe import Recipe, Step, described
+from harness_ext.search import check_searchable, nothing_to_try, registered_searches
 from harness_ext.swaps import check_no_expert
 from harness_ext.training import check_trainable
 
@@ -48,6 +49,18 @@ class PlannedMatrix:
 
 
 @dataclass(frozen=True)
+class PlannedSearch:
+    """One search. trials: at most. matrices: those among which it chooses. passes: through the whole model over all its documents, expected at most, where each trial starts at its matrix's layer."""
+
+    step: int
+    method: str
+    matrices: int
+    trials: int
+    documents: int
+    passes: float
+
+
+@dataclass(frozen=True)
 class Plan:
     """The whole of it. parameters, stored_bytes: of the checkpoint. seconds: expected for the decompositions. peak_bytes: expected beyond the loaded model. training_epochs: passes over the calibration documents, forward and backward."""
 
@@ -59,6 +72,7 @@ class Plan:
     peak_bytes: int
     calibration_documents: int
     training_epochs: int = 0
+    searches: tuple[PlannedSearch, ...] = ()
 
     @property
     def parameters_after(self) -> int:
@@ -93,7 +107,18 @@ def plan(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
         peak_bytes=_expected_peak(matrices) + _held_by_training(recipe, matrices),
         calibration_documents=sum(step.evidence.samples for step in recipe.steps if step.evidence is not None),
         training_epochs=sum(step.learning.epochs for step in recipe.steps if step.learning is not None),
+        searches=tuple(_planned_search(number, step, [item.matrix for item in matrices if item.step == number]) for number, step in enumerate(recipe.steps) if step.is_search),
     )
+
+
+def _planned_search(number: int, step: Step, matrices: Sequence[Matrix]) -> PlannedSearch:
+    assert step.evidence is not None
+    count = registered_searches()[step.method].trials
+    trials = count([matrix.shape for matrix in matrices], step.parameters)
+    layers = 1 + max((matrix.layer or 0 for matrix in matrices), default=0)
+    # An edit of layer l, counted from 0, changes what the layers from l on compute.
+    shares = [1 - (matrix.layer or 0) / layers for matrix in matrices]
+    return PlannedSearch(number, step.method, len(matrices), trials, step.evidence.samples, 2 + trials * sum(shares) / max(1, len(shares)))
 
 
 def planned_matrices(recipe: Recipe, loaded: Checkpoint) -> tuple[PlannedMatrix, ...]:
@@ -105,18 +130,23 @@ def planned_matrices(recipe: Recipe, loaded: Checkpoint) -> tuple[PlannedMatrix,
 def _selected(anatomy: Anatomy, recipe: Recipe, number: int, step: Step) -> Sequence[Matrix]:
     where = f"recipe {recipe.label!r}, step {number}: "
     matrices = anatomy.select(step, where)
-    check_experts(step, matrices, where)
+    if not step.is_search:
+        check_experts(step, matrices, where)
     if step.learning is not None:
         check_trainable(matrices, where)
     if step.factored:
         check_no_expert(matrices, where)
+    if step.is_search:
+        check_searchable(matrices, where)
+        if not registered_searches()[step.method].trials([matrix.shape for matrix in matrices], step.parameters):
+            raise UserError(f"{where}{nothing_to_try(len(matrices))}")
     return matrices
 
 
 def _planned(number: int, step: Step, matrix: Matrix, checkpoint: Checkpoint, recipe: Recipe) -> PlannedMatrix:
     keep = step.keep_budget
     try:
-        rank = _rank_without_weights(step, matrix) if keep is None else None if keep.needs_singular_values else keep.rank_for(matrix.shape)
+        rank = _rank_without_weights(step, matrix) if keep is None else None if keep.needs_singular_values else keep.of(matrix.key).rank_for(matrix.shape)
     except UserError as error:
         raise UserError(f"recipe {recipe.label!r}, step {number}: {matrix.key}: {error}") from None
     return PlannedMatrix(number, step.method, matrix, rank, checkpoint.tensors[matrix.parameter].element_bytes)
@@ -124,18 +154,20 @@ def _planned(number: int, step: Step, matrix: Matrix, checkpoint: Checkpoint, re
 
 def _rank_without_weights(step: Step, matrix: Matrix) -> int | None:
     """The rank that a method without a budget leaves, where its parameters alone tell it."""
-    if registered_methods()[step.method].rank_from_weights:
+    if step.is_search or registered_methods()[step.method].rank_from_weights:
         return None
     full = min(matrix.shape)
     return full - int(step.parameters["fraction"] * full + 1e-9) if "fraction" in step.parameters else full
 
 
 def _decompositions(method: str) -> float:
-    """The work of a method on a matrix, in singular value decompositions of it; an eigendecomposition of its outputs counts as one."""
-    described = registered_methods()[method]
-    if "truncate" in described.engine_arguments:
+    """The work of a method on a matrix, in singular value decompositions of it; an eigendecomposition of its outputs counts as one, and so does what a search needs."""
+    if method in registered_searches():
+        return 1.0
+    known = registered_methods()[method]
+    if "truncate" in known.engine_arguments:
         return _SHARE_OF_TRUNCATION
-    return float("svd" in described.engine_arguments or described.trains or (described.takes_keep and bool(described.statistics)))
+    return float("svd" in known.engine_arguments or known.trains or (known.takes_keep and bool(known.statistics)))
 
 
 def _count(shape: Sequence[int]) -> int:
@@ -165,13 +197,12 @@ def _seconds_per_unit() -> float:
 
 
 def _expected_peak(matrices: Sequence[PlannedMatrix]) -> int:
-    """One matrix, its copy, its three factors and their product, in fp64 for a method that truncates by what it learns; for evidence, what is held for one group of matrices as well."""
-    methods = registered_methods()
+    """One matrix, its copy, its three factors and their product, in fp64 for a method that truncates by what it learns; for evidence, what is held for one group of matrices as well. What a search keeps of its documents is bounded and not counted."""
 
     def one(item: PlannedMatrix) -> int:
         rows, columns = item.matrix.shape
-        method = methods[item.method]
-        number = _FP64 if method.takes_keep and method.statistics else _FP32
+        method = described(item.method)
+        number = _FP64 if getattr(method, "takes_keep", False) and method.statistics else _FP32
         return number * (4 * rows * columns + min(rows, columns) * (rows + columns + 1))
 
     return max(map(one, matrices), default=0) + _held_factors(matrices)
@@ -180,8 +211,7 @@ def _expected_peak(matrices: Sequence[PlannedMatrix]) -> int:
 def _held_factors(matrices: Sequence[PlannedMatrix]) -> int:
     from harness_ext.evidence import FACTOR_BYTES, held_bytes
 
-    methods = registered_methods()
-    held: Mapping[str, int] = {item.matrix.key: held_bytes(item.matrix.shape, methods[item.method].statistics) for item in matrices}
+    held: Mapping[str, int] = {item.matrix.key: held_bytes(item.matrix.shape, described(item.method).statistics) for item in matrices}
     return min(max(FACTOR_BYTES, max(held.values(), default=0)), sum(held.values()))
 
 

@@ -26,13 +26,14 @@ Edited = TypeVar("Edited")
 
 
 class VariantFailed(Exception):
-    """A recipe that could not be carried through on this model. kind: a word for the class of failure; where: the matrix or task."""
+    """A recipe that could not be carried through on this model. kind: a word for the class of failure; where: the matrix or task. searches: records of those that were under way."""
 
     def __init__(self, kind: str, reason: str, where: str | None = None) -> None:
         super().__init__(reason)
         self.kind = kind
         self.reason = reason
         self.where = where
+        self.searches: list[dict[str, Any]] = []
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from harness_ext.errors import UserError
 from harness_ext.keep import Keep
-from harness_ext.methods import registered_methods
+from harness_ext.methods import Method, registered_methods
+from harness_ext.search import Searcher, registered_searches
 
 SHIPPED = Path(__file__).parent / "recipes"
 EVALUATED = "evaluated"
@@ -136,6 +137,11 @@ class Step(BaseModel):
         return getattr(self, "training", None)
 
     @property
+    def is_search(self) -> bool:
+        """Whether the step looks for ordinary steps, and edits nothing itself."""
+        return self.method in registered_searches()
+
+    @property
     def one_after_another(self) -> bool:
         """Whether evidence for a matrix is gathered after the matrices before it were edited, rather than on the model as it was."""
         return getattr(self, "sequential", False)
@@ -143,7 +149,7 @@ class Step(BaseModel):
     @property
     def parameters(self) -> dict[str, Any]:
         """The settings of the method itself, as keyword arguments."""
-        return {name: getattr(self, name) for name in registered_methods()[self.method].parameters}
+        return {name: getattr(self, name) for name in described(self.method).parameters}
 
 
 class _Header(BaseModel):
@@ -199,11 +205,26 @@ class Recipe(BaseModel):
         return self.model_copy(update={"steps": tuple(resolve(step) for step in self.steps)})
 
 
+def described(name: str) -> Method | Searcher:
+    """What goes under this name in a step: a method, or a search. Raises KeyError."""
+    return known_methods()[name]
+
+
+def known_methods() -> Mapping[str, Method | Searcher]:
+    """All that a step may name: methods, and searches."""
+    return {**registered_methods(), **registered_searches()}
+
+
 @cache
 def step_model(method_name: str) -> type[Step]:
-    """The schema of a step with this method: the common keys, plus `keep`, and `calibration` with `sequential`, `search` or `training`, or `contrast`, where it takes them, plus its own parameters."""
-    method = registered_methods()[method_name]
+    """The schema of a step with this method: the common keys, plus `keep`, and `calibration` with `sequential`, `search` or `training`, or `contrast`, where it takes them, plus its own parameters.
+
+    A search takes `calibration` and its own parameters.
+    """
+    method = described(method_name)
     fields: dict[str, Any] = {name: (parameter.annotation, parameter.default) for name, parameter in method.parameters.items()}
+    if isinstance(method, Searcher):
+        return create_model(f"{method.name} step", __base__=Step, calibration=(Calibration, Calibration()), **fields)
     if method.takes_keep:
         fields["keep"] = (Keep, ...)
     if method.contrasts:
@@ -288,7 +309,7 @@ def _parse_step(step: Any, where: str, mistakes: list[str]) -> Step | None:
     if not isinstance(step, dict):
         mistakes.append(f"{where[:-1]}: a step is a mapping with at least method and matrices")
         return None
-    methods = registered_methods()
+    methods = known_methods()
     name = step.get("method")
     if name not in methods:
         problem = f"unknown method {name!r}, {nearest(str(name), methods)}" if name is not None else f"is missing; known: {', '.join(methods)}"
@@ -314,7 +335,7 @@ def _sentence(item: Mapping[str, Any], where: str, model: type[BaseModel]) -> st
             owner = _KEYS_OF.get(location[-2], model) if len(location) > 1 else model
             return f"{key}: unknown key, {nearest(location[-1], owner.model_fields)}"
         case "missing":
-            hint = "; give one of rank, rank_fraction, energy, param_fraction" if location[-1] == "keep" else ""
+            hint = "; give one of rank, rank_fraction, energy, param_fraction, ranks" if location[-1] == "keep" else ""
             return f"{key}: is missing{hint}"
         case _:
             message = item["msg"].removeprefix("Value error, ")
@@ -375,7 +396,7 @@ def _with_changes(data: dict[str, Any], changes: Mapping[str, Any], specificatio
 
 def _known_keys(step: Any) -> set[str]:
     name = step.get("method") if isinstance(step, dict) else None
-    return set(step_model(str(name)).model_fields) - {"method"} if name in registered_methods() else set()
+    return set(step_model(str(name)).model_fields) - {"method"} if name in known_methods() else set()
 
 
 def _knows(step: Any, key: str) -> bool:

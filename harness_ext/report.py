@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
     from harness_ext.recipe import Recipe
     from harness_ext.rundir import FinishedRun
+
+
+SECONDS_BETWEEN_LINES = 60.0
 
 
 class _Bar(Progress):
@@ -46,13 +50,36 @@ class _Bar(Progress):
             self._bar = None
 
 
+class _Lines(Progress):
+    """Surgery's progress where no bar can be drawn: for what takes long, now and then a line with the time left."""
+
+    def __init__(self) -> None:
+        self._what, self._total, self._done = "", 0, 0
+        self._started = self._told = 0.0
+
+    def start(self, what: str, total: int) -> None:
+        """See `Progress`."""
+        self._what, self._total, self._done = what, total, 0
+        self._started = self._told = time.monotonic()
+
+    def advance(self, units: int = 1) -> None:
+        """See `Progress`."""
+        self._done += units
+        now = time.monotonic()
+        if now - self._told < SECONDS_BETWEEN_LINES or self._done >= self._total:
+            return
+        self._told = now
+        left = (now - self._started) / self._done * (self._total - self._done)
+        print(f"{self._what}: {self._done} of {self._total} done, about {left / 60:.0f} min left", file=sys.stderr, flush=True)
+
+
 class Report:
     """The voice of a run. quiet: say nothing. bars: draw progress bars (a terminal)."""
 
     def __init__(self, *, quiet: bool, bars: bool) -> None:
         self.quiet = quiet
         self.bars = bars and not quiet
-        self.progress: Progress = _Bar() if self.bars else Progress()
+        self.progress: Progress = _Bar() if self.bars else Progress() if quiet else _Lines()
 
     def line(self, text: str) -> None:
         """One line of news."""

@@ -20,10 +20,9 @@ from harness_ext.errors import UserError
 from harness_ext.evidence import check_pairs
 from harness_ext.evidence.documents import PromptSettings, draw_documents
 from harness_ext.loading import as_loaded
-from harness_ext.methods import registered_methods
 from harness_ext.plan import planned_matrices
 from harness_ext.receipt import DENSE, VariantFailed, failure
-from harness_ext.recipe import Calibration, Recipe, parse_recipe
+from harness_ext.recipe import Calibration, Recipe, described, parse_recipe
 from harness_ext.report import Report
 from harness_ext.rundir import FinishedRun
 from harness_ext.specification import Specification
@@ -137,7 +136,7 @@ class Session:
             where = f"recipe {recipe.label!r}, step {number}: "
             counts = {drawn.task: len(drawn.documents) for drawn in self._documents(step.evidence, where)}
             try:
-                check_pairs(registered_methods()[step.method].statistics, counts, step.evidence.batch_size)
+                check_pairs(described(step.method).statistics, counts, step.evidence.batch_size)
             except UserError as error:
                 raise UserError(f"{where}{error}") from None
 
@@ -168,7 +167,7 @@ class Session:
                 receipt["weights"] = {"digest_before": before, "digest_after": before}
                 if not recipe.is_baseline:
                     operation = lm.apply(recipe, self._documents, self.report.progress, work)
-                    receipt["warnings"] += _warnings(recipe, operation) + _left_dense(recipe, operation)
+                    receipt["warnings"] += _search_warnings(operation) + _warnings(recipe, operation) + _left_dense(recipe, operation)
                     receipt["weights"]["digest_after"] = lm.weights.digest()
                 receipt["totals"] = lm.totals()
                 with _timed(seconds, "evaluate"), self.report.stage(f"{recipe.label}: evaluating"):
@@ -176,7 +175,7 @@ class Session:
                 receipt["totals"] |= self._speed(recipe, lm.speed)
                 _require_finite_results(results)
         except VariantFailed as error:
-            receipt |= {"status": "failed", "failure": failure(error)}
+            receipt |= {"status": "failed", "failure": failure(error), "searches": error.searches}
             results = None
         finally:
             if not recipe.is_baseline:
@@ -281,6 +280,12 @@ def _left_dense(recipe: Recipe, operation: Operation) -> list[str]:
     asked = [record for record in operation.records if recipe.steps[record.step].factored]
     dense = sum(record.stored == DENSE for record in asked)
     return [f"{dense} of {len(asked)} matrices or heads stay dense: at the rank they have, two factors hold no fewer numbers"] if dense else []
+
+
+def _search_warnings(operation: Operation) -> list[str]:
+    """What a reader of the scores must know about how the edit was found."""
+    none = [f"{record['method']} found nothing worth editing: the model was scored as it is" for record in operation.searches if not record["chosen"]]
+    return none + [f"{record['method']}: {note}" for record in operation.searches for note in record["warnings"]]
 
 
 @contextmanager

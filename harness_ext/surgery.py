@@ -20,9 +20,12 @@ from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
 from harness_ext.evidence.experts import check_experts
 from harness_ext.evidence.search import search
 from harness_ext.factors import SVD, Factors, NotConverged
+from harness_ext.keep import Keep
 from harness_ext.methods import AnyEdit, DenseEdit, Edit, Svd, call, registered_methods
 from harness_ext.receipt import DENSE, FACTORS, MatrixRecord, VariantFailed, stored_parameters
 from harness_ext.recipe import Calibration, Recipe, Step
+from harness_ext.search import check_searchable
+from harness_ext.search.running import Outcome, find
 from harness_ext.training import check_trainable, train
 from harness_ext.training.bases import Bases, all_bases
 from harness_ext.weights import Weights, tensor_digest
@@ -60,6 +63,7 @@ class Operation:
     records: list[MatrixRecord] = field(default_factory=list)
     log: list[dict[str, Any]] = field(default_factory=list)
     calibration: list[tuple[int, CalibrationSet]] = field(default_factory=list)
+    searches: list[dict[str, Any]] = field(default_factory=list)
     seconds_calibrating: float = 0.0
     seconds_editing: float = 0.0
 
@@ -73,24 +77,60 @@ def operate(lm: HFLM, weights: Weights, factors: Factors, recipe: Recipe, docume
     operation = Operation()
     for number, step in enumerate(recipe.steps):
         where = f"recipe {recipe.label!r}, step {number}: "
-        matrices = weights.anatomy.select(step, where)
-        weights.check_editable(matrices)
-        check_experts(step, matrices, where)
-        if step.learning is not None:
-            check_trainable(matrices, where)
-        if step.factored:
-            weights.check_factorable(matrices, where)
-        labelled = _documents(step, number, documents, operation, where)
-        for stage in stages(matrices) if step.one_after_another else [matrices]:
-            evidence = _evidence(lm, weights, factors, step, number, stage, labelled, operation, where, progress, work)
-            started = time.perf_counter()
-            progress.start(f"{recipe.label}: decomposing", len(stage))
-            for matrix in stage:
-                operation.records.append(_edit(weights, factors, step, number, matrix, evidence.get(matrix.key, {}), where))
-                progress.advance()
-            progress.stop()
-            operation.seconds_editing += time.perf_counter() - started
+        if not step.is_search:
+            _carry_out(lm, weights, factors, recipe, step, number, documents, operation, where, progress, work)
+            continue
+        found = _search(lm, weights, factors, step, number, documents, operation, where, progress, work)
+        operation.searches.append(found.record)
+        for chosen in found.steps:
+            _carry_out(lm, weights, factors, recipe, chosen, number, documents, operation, where, progress, work)
+        found.measured()
     return operation
+
+
+def _search(
+    lm: HFLM, weights: Weights, factors: Factors, step: Step, number: int, documents: Documents, operation: Operation, where: str, progress: Progress, work: Workplace | None
+) -> Outcome:
+    matrices = _selected(weights, step, where)
+    labelled = _documents(step, number, documents, operation, where)
+    started = time.perf_counter()
+    for matrix in matrices:
+        _require_finite(weights, matrix)
+    found = find(lm, weights, factors, step, number, matrices, labelled, progress, work.part(f"step-{number}") if work is not None else None, where)
+    operation.seconds_calibrating += time.perf_counter() - started
+    return found
+
+
+def _selected(weights: Weights, step: Step, where: str) -> tuple[Matrix, ...]:
+    matrices = weights.anatomy.select(step, where)
+    weights.check_editable(matrices)
+    if step.is_search:
+        check_searchable(matrices, where)
+        weights.check_dense(matrices, where)
+    else:
+        check_experts(step, matrices, where)
+    if step.learning is not None:
+        check_trainable(matrices, where)
+    if step.factored:
+        weights.check_factorable(matrices, where)
+    return matrices
+
+
+def _carry_out(
+    lm: HFLM, weights: Weights, factors: Factors, recipe: Recipe, step: Step, number: int, documents: Documents, operation: Operation, where: str, progress: Progress, work: Workplace | None
+) -> None:
+    """One ordinary step on the model as it is now."""
+    matrices = _selected(weights, step, where)
+    labelled = _documents(step, number, documents, operation, where)
+    for stage in stages(matrices) if step.one_after_another else [matrices]:
+        evidence = _evidence(lm, weights, factors, step, number, stage, labelled, operation, where, progress, work)
+        started = time.perf_counter()
+        progress.start(f"{recipe.label}: decomposing", len(stage))
+        for matrix in stage:
+            operation.records.append(_edit(weights, factors, step, number, matrix, evidence.get(matrix.key, {}), where))
+            progress.advance()
+        progress.stop()
+        operation.seconds_editing += time.perf_counter() - started
 
 
 # Even, so that no pair is torn apart.
@@ -253,7 +293,7 @@ def _call(weights: Weights, factors: Factors, step: Step, matrix: Matrix, weight
     if "truncate" in method.engine_arguments:
         arguments["truncate"] = factors.truncate
     if "keep" in method.engine_arguments:
-        arguments["keep"] = step.keep_budget
+        arguments["keep"] = _budget(step, matrix, where)
     if "remember" in method.engine_arguments:
         # A matrix that is edited after others is another one in the next recipe.
         arguments["remember"] = call if step.one_after_another else weights.kept.remember
@@ -267,6 +307,13 @@ def _call(weights: Weights, factors: Factors, step: Step, matrix: Matrix, weight
         raise VariantFailed("not_converged", str(error), matrix.key) from None
     except torch.linalg.LinAlgError as error:
         raise VariantFailed("not_converged", f"the decomposition of {matrix.key} does not converge: {error}", matrix.key) from None
+
+
+def _budget(step: Step, matrix: Matrix, where: str) -> Keep | None:
+    try:
+        return step.keep_budget.of(matrix.key) if step.keep_budget is not None else None
+    except UserError as error:
+        raise UserError(f"{where}{matrix.key}: {error}") from None
 
 
 def generator_for(seed: int, matrix: Matrix) -> Generator:

@@ -63,6 +63,12 @@ class Weights:
         """Raise UserError naming the first matrix that two thin layers cannot take the place of, and what to do about it."""
         self._swaps.check(matrices, where)
 
+    def check_dense(self, matrices: Sequence[Matrix], where: str = "") -> None:
+        """Raise UserError naming the first matrix that an earlier step left as two thin layers."""
+        for matrix in matrices:
+            if matrix.parameter in self._swaps:
+                raise UserError(f"{where}{matrix.parameter} is computed as two thin layers since an earlier step, and a search tries edits of dense matrices: set factored=false there, or search first")
+
     def read(self, matrix: Matrix) -> Tensor:
         """A copy of the matrix, `[out, in]`, in fp32 (fp64 where the weight is); of a factored one, the product."""
         import torch
@@ -143,10 +149,7 @@ class Weights:
         self._keep_original(matrix.bias)
         value = self._parameters[matrix.bias]
         with torch.no_grad():
-            start = 0
-            for low, high in matrix.rows or ((0, matrix.full_shape[0]),):
-                value[low:high] += shift[start : start + high - low].to(value)
-                start += high - low
+            with_shift(value, matrix, shift)
         self._forget_digests(matrix.bias)
 
     def restore(self) -> None:
@@ -230,6 +233,22 @@ class Weights:
         self._model.get_submodule(matrix.module).bias = bias
         self._parameters[matrix.bias] = bias
         self.added_biases.append(matrix.bias)
+
+
+def with_part(value: Tensor, matrix: Matrix, weight: Tensor) -> Tensor:
+    """A copy of a stored parameter with `[out, in]` values in the place of the matrix."""
+    changed = value.detach().clone()
+    put(_view(changed, matrix), matrix.rows, matrix.columns, weight.to(changed))
+    return changed
+
+
+def with_shift(bias: Tensor, matrix: Matrix, shift: Tensor) -> Tensor:
+    """The bias `[full out]` with a shift `[out]` added, in place, to the rows of the matrix."""
+    start = 0
+    for low, high in matrix.rows or ((0, matrix.full_shape[0]),):
+        bias[low:high] += shift[start : start + high - low].to(bias)
+        start += high - low
+    return bias
 
 
 def _view(value: Tensor, matrix: Matrix) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import textwrap
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lm_eval._cli.subcommand import SubCommand
 from lm_eval._cli.utils import MergeDictAction
@@ -20,6 +21,7 @@ EPILOG = """
 examples:
   $ lm-eval recipes
   $ lm-eval recipes show laser > mine.yaml
+  $ lm-eval recipes show --from results/demo/laser-search-0123456789 > found.yaml
   $ lm-eval recipes plan svd:keep.rank_fraction=0.25 --model_args pretrained=demo
 """
 
@@ -37,7 +39,8 @@ class Recipes(SubCommand):
     def _add_args(self) -> None:
         actions = self._parser.add_subparsers(metavar="ACTION")
         show = actions.add_parser("show", help="Print a recipe as a file that reproduces it, every default written out")
-        show.add_argument("recipe", metavar="RECIPE", help="A name, name:key=value,key=value, or a YAML file")
+        show.add_argument("recipe", metavar="RECIPE", nargs="?", help="A name, name:key=value,key=value, or a YAML file")
+        show.add_argument("--from", metavar="RUN", dest="run", help="A run folder instead: its recipe, with what its searches found in their place")
         show.set_defaults(func=self._show)
         planned = actions.add_parser("plan", help="Say what a recipe would do to a model, from its config and headers alone")
         planned.add_argument("recipe", metavar="RECIPE", help="A name, name:key=value,key=value, or a YAML file")
@@ -56,9 +59,13 @@ class Recipes(SubCommand):
     def _show(self, args: argparse.Namespace) -> None:
         import yaml
 
+        from harness_ext.errors import UserError
         from harness_ext.recipe import parse_recipe
 
-        print(yaml.safe_dump(parse_recipe(args.recipe).resolved(), sort_keys=False, allow_unicode=True, width=120), end="")
+        if (args.recipe is None) == (args.run is None):
+            raise UserError("name a recipe, or a run folder with --from: one of the two")
+        shown = _recipe_of_run(Path(args.run)) if args.run is not None else parse_recipe(args.recipe).resolved()
+        print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=120), end="")
 
     def _plan(self, args: argparse.Namespace) -> None:
         from harness_ext.checkpoint import read_checkpoint
@@ -75,12 +82,38 @@ class Recipes(SubCommand):
         print("\n".join(_plan_lines(recipe, plan(recipe, found), str(args.model_args["pretrained"]))))
 
 
+def _recipe_of_run(place: Path) -> dict[str, Any]:
+    """The recipe that a run folder, or its receipt, tells of, without searches. Raises UserError where it tells of none."""
+    import json
+
+    from harness_ext.errors import UserError
+    from harness_ext.recipe import recipe_from
+    from harness_ext.rundir import RECEIPT
+    from harness_ext.search.running import without_searching
+
+    path = place / RECEIPT if place.is_dir() else place
+    try:
+        receipt = json.loads(path.read_text(encoding="utf-8"))
+        failed = receipt["status"] != "complete"
+        data = without_searching(receipt["recipe"]["resolved"], receipt.get("searches", []))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}; give a run folder, such as results/MODEL/RECIPE-ID") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} is not the receipt of a run") from None
+    if failed:
+        raise UserError(f"the run in {place} failed, and its recipe found nothing; run it again")
+    if receipt.get("searches"):
+        data |= {"name": f"{data['name']}-found", "summary": f"What {receipt['recipe']['label']} found on {receipt['model']['name']}."}
+    # A receipt is a file from anywhere: what is printed must be a recipe.
+    return recipe_from(data, origin=str(path)).resolved()
+
+
 def _entry(recipe: Recipe, indent: int, width: int) -> str:
     """One recipe of the list: name, what it does, what it needs, its source."""
-    from harness_ext.methods import NEEDS, registered_methods
+    from harness_ext.methods import NEEDS
+    from harness_ext.recipe import described
 
-    methods = registered_methods()
-    needs = max((methods[step.method].needs for step in recipe.steps), key=NEEDS.index, default="nothing")
+    needs = max((described(step.method).needs for step in recipe.steps), key=NEEDS.index, default="nothing")
     notes = [f"needs {needs}"] if recipe.steps else []
     notes += [recipe.source] if recipe.source else []
     text = recipe.summary + (f" [{'; '.join(notes)}]" if notes else "")
@@ -105,6 +138,8 @@ def _plan_lines(recipe: Recipe, planned: Plan, name: str) -> Iterable[str]:
     yield f"  bytes       {_change(planned.stored_bytes, planned.bytes_after)}"
     yield f"  time        about {_duration(planned.seconds)} to decompose {_matrices(len(planned.matrices))} here (loading and scoring not counted)"
     yield f"  memory      about {_bytes(planned.peak_bytes)} beyond the loaded model"
+    for search in planned.searches:
+        yield f"  search      at most {search.trials} trials among {_matrices(search.matrices)} on {search.documents} documents: at most {search.passes:.0f} passes of the whole model over them; it edits what it finds"
     if planned.calibration_documents:
         yield f"  calibration {planned.calibration_documents} documents"
     if planned.training_epochs:

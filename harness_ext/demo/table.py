@@ -22,8 +22,8 @@ from harness_ext.demo.figures import CONTROLS, Kind, Row
 from harness_ext.demo.finetune import FineTuning, fine_tune
 from harness_ext.demo.spread import TASKS, scores
 from harness_ext.errors import UserError
-from harness_ext.methods import NEEDS, registered_methods
-from harness_ext.recipe import Recipe, parse_recipe, shipped_names
+from harness_ext.methods import NEEDS
+from harness_ext.recipe import Recipe, described, parse_recipe, shipped_names
 from harness_ext.report import Report, report_for
 from leaderboard.errors import LeaderboardError
 
@@ -76,14 +76,14 @@ def _controls(recipe: Recipe, seed: int) -> tuple[str, ...]:
     if recipe.is_baseline or recipe.name in (*CONTROLS, "identity"):
         return ()
     drawn = tuple(f"{name}:seed={seed}" for name in DRAWN_CONTROLS)
-    learns = any(registered_methods()[step.method].needs in NEEDS_ANSWERS for step in recipe.steps)
+    learns = any(described(step.method).needs in NEEDS_ANSWERS for step in recipe.steps)
     return (*drawn, "bottom-k", SHUFFLED_LABELS) if learns else (*drawn, "bottom-k")
 
 
 def _from_seed(recipe: Recipe, seed: int) -> str:
     """The recipe with its draws from this seed: calibration documents, and whatever else a method that calibrates or draws may draw."""
     calibrated = any(step.evidence is not None for step in recipe.steps)
-    draws = any("generator" in registered_methods()[step.method].engine_arguments and step.parameters.get("decomposition") != "exact" for step in recipe.steps)
+    draws = any("generator" in described(step.method).engine_arguments and step.parameters.get("decomposition") != "exact" for step in recipe.steps)
     changes = ([f"calibration.seed={seed}"] if calibrated else []) + ([f"seed={seed}"] if calibrated or draws else [])
     return f"{recipe.name}:{','.join(changes)}" if changes else recipe.name
 

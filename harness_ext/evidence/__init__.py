@@ -19,7 +19,9 @@ from harness_ext.anatomy import Matrix
 from harness_ext.errors import UserError
 from harness_ext.evidence.documents import LabelledDocument
 from harness_ext.evidence.experts import ExpertCall, check_equation, sights
-from harness_ext.evidence.statistics import AblationEffects, ContrastDifferences, CounterfactualEffects, FisherInformation, InputMagnitude, InputMean, InputSecondMoment, InputSquare, Statistic
+from harness_ext.evidence.statistics import (
+    AblationEffects, ContrastDifferences, CounterfactualEffects, FisherInformation, InputMagnitude, InputMean, InputSecondMoment, InputSquare, SingularValueGradients, Statistic,
+)  # fmt: skip
 from harness_ext.methods import STATISTICS_OF_COMPONENTS, STATISTICS_OF_INPUTS
 from harness_ext.receipt import VariantFailed
 
@@ -112,6 +114,7 @@ def _start(names: frozenset[str], matrix: Matrix, decompose: Callable[[Matrix], 
         "contrast_differences": ContrastDifferences,
         "counterfactual_effects": lambda: CounterfactualEffects(decompose(matrix)),
         "ablation_effects": lambda: AblationEffects(decompose(matrix)),
+        "singular_value_gradients": lambda: SingularValueGradients(decompose(matrix)),
     }
     return {name: makers[name]() for name in sorted(names)}
 
@@ -277,12 +280,16 @@ def pad(lm: HFLM, documents: Sequence[LabelledDocument]) -> _Batch:
 
 
 def _encode(lm: HFLM, document: LabelledDocument) -> tuple[list[int], list[int]]:
-    """The tokens that go in (all but the last), and those of the answer that must come out, cut from the left like lm-eval does."""
-    if document.context:
-        context, answer = lm._encode_pair(document.context, document.answer)
+    return encode(lm, document.context, document.answer, document.task)
+
+
+def encode(lm: HFLM, context: str, answer: str, task: str) -> tuple[list[int], list[int]]:
+    """The tokens that go in (all but the last), and those of the answer that must come out, cut from the left like lm-eval does. task: named where the answer has no tokens, which is a UserError."""
+    if context:
+        before, after = lm._encode_pair(context, answer)
     else:
-        context, answer = [lm.prefix_token_id], lm.tok_encode(document.answer, add_special_tokens=False)
-    if not answer:
-        raise UserError(f"calibration: a document of {document.task!r} has an answer of no tokens: {document.answer!r}")
-    whole = (context + answer)[-(lm.max_length + 1) :]
-    return whole[:-1], answer
+        before, after = [lm.prefix_token_id], lm.tok_encode(answer, add_special_tokens=False)
+    if not after:
+        raise UserError(f"calibration: a document of {task!r} has an answer of no tokens: {answer!r}")
+    whole = (before + after)[-(lm.max_length + 1) :]
+    return whole[:-1], after

@@ -32,12 +32,17 @@ class PromptSettings:
 
 @dataclass(frozen=True)
 class LabelledDocument:
-    """One prompt and its right answer, as text; `doc_hash` is lm-eval's."""
+    """One prompt and its right answer, as text; `doc_hash` is lm-eval's.
+
+    choices: where the task offers some, every one with its prompt; right: the places of the right ones among them, the one in `answer` first.
+    """
 
     task: str
     context: str
     answer: str
     doc_hash: str
+    choices: tuple[tuple[str, str], ...] = ()
+    right: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,8 +140,7 @@ def _draw(task: Task, name: str, calibration: Calibration, share: int, scored: C
         if hashed in scored:
             also_scored += 1
             continue
-        context, answer = _prompt_and_answer(task, source[place], settings)
-        chosen.append(LabelledDocument(name, context, answer, hashed))
+        chosen.append(_labelled(task, name, source[place], hashed, settings))
     if len(chosen) < share:
         left_out = f" ({also_scored} more are also scored, and so left out)" if also_scored else ""
         raise UserError(
@@ -152,17 +156,23 @@ def _draw(task: Task, name: str, calibration: Calibration, share: int, scored: C
 def with_answers_of_others(documents: Sequence[LabelledDocument], seed: str) -> list[LabelledDocument]:
     """Every document with the answer of another, in a cycle through all of them drawn by the seed (Sattolo's algorithm).
 
-    Of another document, not another answer: two documents may have the same one. With two answers in all, exchanging them would not hide what is right but turn it round.
+    Of another document, not another answer: two documents may have the same one. With two answers in all, exchanging them would not hide what is right but turn it round. Where there are choices,
+    the place of the right one is another's too (counted round where there are fewer).
     """
     order = list(range(len(documents)))
     draw = random.Random(seed)
     for last in range(len(order) - 1, 0, -1):
         other = draw.randrange(last)
         order[last], order[other] = order[other], order[last]
-    return [replace(document, answer=documents[place].answer) for document, place in zip(documents, order, strict=True)]
+
+    def exchanged(document: LabelledDocument, other: LabelledDocument) -> LabelledDocument:
+        right = tuple(dict.fromkeys(place % len(document.choices) for place in other.right)) if document.choices else ()
+        return replace(document, answer=other.answer, right=right)
+
+    return [exchanged(document, documents[place]) for document, place in zip(documents, order, strict=True)]
 
 
-def _prompt_and_answer(task: Task, document: Any, settings: PromptSettings) -> tuple[str, str]:
+def _labelled(task: Task, name: str, document: Any, hashed: str, settings: PromptSettings) -> LabelledDocument:
     context = task.fewshot_context(
         document,
         num_fewshot=task.config.num_fewshot or 0,
@@ -184,11 +194,12 @@ def _prompt_and_answer(task: Task, document: Any, settings: PromptSettings) -> t
     if task.OUTPUT_TYPE == "multiple_choice":
         # With several contexts and one ending (Winogrande), doc_to_text holds the index of the right context.
         gold = task.doc_to_text(document) if task.multiple_input else target
-        gold = gold[0] if isinstance(gold, list) else gold
-        if isinstance(gold, str):
-            gold = task.doc_to_choice(document).index(gold)
-        return requests[gold].args[0], requests[gold].args[1]
+        names = task.doc_to_choice(document)
+        right = [names.index(one) if isinstance(one, str) else int(one) for one in (gold if isinstance(gold, list) else [gold])]
+        # Scores that compare with an unconditional likelihood ask for each choice once more; those come last.
+        choices = tuple((request.args[0], request.args[1]) for request in requests[: len(names)])
+        return LabelledDocument(name, *choices[right[0]], hashed, choices, tuple(right))
     if task.OUTPUT_TYPE == "loglikelihood":
-        return requests[0].args[0], requests[0].args[1]
+        return LabelledDocument(name, *requests[0].args[:2], hashed)
     answer = target[0] if isinstance(target, list) else target
-    return requests[0].args[0], f"{task.config.target_delimiter}{answer}"
+    return LabelledDocument(name, requests[0].args[0], f"{task.config.target_delimiter}{answer}", hashed)

@@ -186,3 +186,29 @@ class AblationEffects:
         left, right, products = self._sums
         effects = self._svd.s.to(left) * (left * right / self._tokens - products) / self._tokens
         return effects.float()
+
+
+class SingularValueGradients:
+    """The gradient of the loss in every singular value, `dL/ds_i = u_i^T G v_i`, `[r]`: the sum over tokens of `(g . u_i) (v_i . x)`, so that no `[m, n]` gradient is ever made.
+
+    The loss is the mean over documents. Removing component i changes it, to first order, by `-s_i u_i^T G v_i`.
+    """
+
+    def __init__(self, svd: Svd) -> None:
+        self._svd = svd
+        self._total: Tensor | None = None
+        self._documents = 0
+
+    def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor) -> None:
+        """See `Statistic`."""
+        assert gradients is not None
+        left = gradients[real] @ self._svd.u.to(gradients)
+        right = inputs[real] @ self._svd.vh.T.to(inputs)
+        new = (left * right).double().sum(0)
+        self._total = new if self._total is None else self._total + new
+        self._documents += inputs.shape[0]
+
+    def result(self) -> Tensor:
+        """The mean over documents, `[r]`, fp64."""
+        assert self._total is not None, "no batch was seen"
+        return self._total / self._documents

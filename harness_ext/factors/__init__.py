@@ -9,7 +9,7 @@ alone, never on what the cache holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -124,6 +124,16 @@ class Truncation:
         svd = self._svd
         rank = rank_of(svd.s)
         return Edit(svd.u[:, :rank] * svd.s[:rank], svd.vh[:rank], fallback=self._factors.fallbacks.get(self._digest), decomposition=SVD)
+
+    def serving(self, ranks: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Factors `[m, k]` and `[k, n]`, k the largest of these ranks, whose first components are an exact truncation at each of them (see `cut`). Raises NotConverged."""
+        (rows, columns), largest = self._matrix.shape, max(ranks)
+        for _, leading in self._attempts():
+            if all(leading.suffices(rank) for rank in ranks):
+                directions, projections = leading.directions[:largest], leading.projections[:largest]
+                return (directions.T, projections) if rows <= columns else (projections.T, directions)
+        svd = self._factors.of(self._matrix)
+        return svd.u[:, :largest] * svd.s[:largest], svd.vh[:largest]
 
     def _attempts(self) -> Iterator[tuple[str, gram.Leading]]:
         import torch

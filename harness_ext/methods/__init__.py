@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
-STATISTICS_OF_COMPONENTS = frozenset({"counterfactual_effects", "ablation_effects"})
+STATISTICS_OF_COMPONENTS = frozenset({"counterfactual_effects", "ablation_effects", "singular_value_gradients"})
 STATISTICS_OF_CONTRASTS = frozenset({"contrast_differences"})
 STATISTICS_OF_INPUTS = STATISTICS_OF_CONTRASTS | {"input_mean", "input_magnitude", "input_second_moment", "input_second_moment_diagonal"}
 SEARCHED = frozenset({"removed_components"})
@@ -223,17 +223,18 @@ def _describe(function: Callable[..., AnyEdit], name: str, summary: str) -> Meth
         if argument.name in ENGINE_ARGUMENTS:
             engine.add(argument.name)
         else:
-            parameters[argument.name] = Parameter(_annotation(function, argument), ... if argument.default is argument.empty else argument.default)
+            parameters[argument.name] = parameter_of(function, argument)
     return Method(name, function, summary, frozenset(engine), parameters)
 
 
-def _annotation(function: Callable[..., AnyEdit], argument: inspect.Parameter) -> Any:
-    """Resolve one postponed annotation; only the parameters' are, since the tensors' would need torch."""
+def parameter_of(function: Callable[..., Any], argument: inspect.Parameter) -> Parameter:
+    """One argument as a setting of a recipe, its postponed annotation resolved; only settings are, since the tensors' annotations would need torch."""
     if argument.annotation is inspect.Parameter.empty:
         raise TypeError(f"{function.__name__}: parameter {argument.name!r} has no type annotation")
-    if isinstance(argument.annotation, str):
-        return eval(argument.annotation, function.__globals__)  # noqa: S307 - our own source text, never a recipe's
-    return argument.annotation
+    annotation = argument.annotation
+    if isinstance(annotation, str):
+        annotation = eval(annotation, function.__globals__)  # noqa: S307 - our own source text, never a recipe's
+    return Parameter(annotation, ... if argument.default is argument.empty else argument.default)
 
 
 @cache

@@ -40,12 +40,19 @@ def feature_space(
     spread = moment - mean.outer(mean) if centred else moment
     eigenvalues, eigenvectors = remember(output_spectrum, dense, spread)
     rank = keep.rank_for(tuple(weight.shape), eigenvalues.sqrt())
-    spanned = int((eigenvalues > eigenvalues[0] * len(eigenvalues) * 1e-15).sum())
-    directions = eigenvectors[:, :rank] if rank <= spanned else _completed(dense, eigenvectors[:, :spanned], rank)
+    directions, fallback = leading_directions(dense, eigenvalues, eigenvectors, rank)
     right = directions.T @ dense
     output_mean = dense @ mean
     shift = (output_mean - directions @ (directions.T @ output_mean)).to(weight) if bias else None
-    return Edit(directions.to(weight), right.to(weight), shift, WEIGHT_DIRECTIONS if rank > spanned else None)
+    return Edit(directions.to(weight), right.to(weight), shift, fallback)
+
+
+def leading_directions(weight: Tensor, eigenvalues: Tensor, eigenvectors: Tensor, rank: int) -> tuple[Tensor, str | None]:
+    """As many directions `[m, rank]` as asked for, from the spectrum of the outputs of W `[m, n]`, and the fallback where that spans fewer. The first of them serve smaller ranks."""
+    spanned = int((eigenvalues > eigenvalues[0] * len(eigenvalues) * 1e-15).sum())
+    if rank <= spanned:
+        return eigenvectors[:, :rank], None
+    return _completed(weight, eigenvectors[:, :spanned], rank), WEIGHT_DIRECTIONS
 
 
 def output_spectrum(weight: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:

@@ -225,7 +225,7 @@ def test_matrices_taken_in_several_passes_give_the_same(make_lm, monkeypatch) ->
     names = frozenset({"counterfactual_effects", "input_mean"})
     at_once = evidence.gather(lm, matrices, names, DOCUMENTS, 5, decompose(lm))
     monkeypatch.setattr(evidence, "FACTOR_BYTES", 6000)
-    assert len(list(evidence._groups(matrices, names))) > 3
+    assert len(list(evidence.groups(matrices, names))) > 3
     in_parts = evidence.gather(lm, matrices, names, DOCUMENTS, 5, decompose(lm))
     for key, values in at_once.items():
         for name, value in values.items():

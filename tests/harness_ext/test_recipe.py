@@ -68,7 +68,7 @@ def test_all_mistakes_are_reported_together_with_the_nearest_names() -> None:
         "bad.yaml",
         "colour: unknown key",
         "steps.0.matrices",
-        "exactly one of rank, rank_fraction, energy, param_fraction; found energy and rank",
+        "exactly one of rank, rank_fraction, energy, param_fraction, ranks; found energy and rank",
         "steps.0.layer: unknown key, did you mean 'layers'?",
         "steps.1.method: unknown method 'truncate_sdv', did you mean 'truncate_svd'?",
         "steps.2.fraction",

@@ -1,0 +1,101 @@
+"""Searches: which matrices, and which ranks. A search is a step of a recipe whose outcome is a list of ordinary steps.
+
+A search is registered by a decorator, and its schema is read from its signature, so that a new one is one function in one file:
+
+    @searcher(summary="...", trials=lambda shapes, settings: ...)
+    def laser_search(bench: Bench, /, *, fractions: Fractions = GRID) -> Found: ...
+
+The bench hands over the matrices and the calibration documents, and tries edits out on them (`harness_ext.search.bench`). Nothing is written to the model while a search runs: what it finds is
+carried out afterwards, by the same code as any other step. This package imports no torch when it is loaded, for the reasons that `harness_ext.methods` gives.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from harness_ext.errors import UserError
+from harness_ext.methods import Parameter, parameter_of
+
+if TYPE_CHECKING:
+    from harness_ext.anatomy import Matrix
+    from harness_ext.search.bench import Bench
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Fractions = Annotated[tuple[Fraction, ...], Field(min_length=1)]
+GRID: tuple[float, ...] = (0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.01)
+"""The fractions of full rank that LASER's search tries (arXiv:2312.13558)."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search chose: ordinary steps as data, in the order in which they are to be carried out; none where nothing was worth doing. notes: what a reader should know."""
+
+    steps: tuple[Mapping[str, Any], ...]
+    notes: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Searcher:
+    """A registered search. trials: how many edits it will try at most, from the shapes of its matrices and its settings."""
+
+    name: str
+    function: Callable[..., Found]
+    summary: str
+    trials: Callable[[Sequence[tuple[int, int]], Mapping[str, Any]], int]
+    parameters: Mapping[str, Parameter]
+    statistics: frozenset[str] = frozenset()
+    engine_arguments: frozenset[str] = frozenset()
+    needs: str = "labelled documents"
+
+
+def nothing_to_try(matrices: int) -> str:
+    """What to say of a search whose settings leave it without a trial."""
+    return f"there is nothing to try: no setting of this search leaves any of the {matrices} chosen matrices below full rank; give smaller ranks or fractions, or other matrices"
+
+
+def check_searchable(matrices: Sequence[Matrix], where: str = "") -> None:
+    """Raise UserError naming the first matrix that edits cannot be tried on: one call computes all experts of a layer, and nothing can be put in the place of one."""
+    for matrix in matrices:
+        if matrix.expert is not None:
+            raise UserError(f"{where}{matrix.key}: a search cannot try edits of experts; choose matrices outside them, such as attn")
+
+
+_registry: dict[str, Searcher] = {}
+
+
+def searcher(*, summary: str, trials: Callable[[Sequence[tuple[int, int]], Mapping[str, Any]], int]) -> Callable[[Callable[..., Found]], Callable[..., Found]]:
+    """Register a function as a search under its own name. Raises TypeError where an argument other than the bench is not keyword-only."""
+
+    def register(function: Callable[..., Found]) -> Callable[..., Found]:
+        name = function.__name__
+        parameters: dict[str, Parameter] = {}
+        for argument in inspect.signature(function).parameters.values():
+            if argument.kind is inspect.Parameter.POSITIONAL_ONLY:
+                continue
+            if argument.kind is not inspect.Parameter.KEYWORD_ONLY:
+                raise TypeError(f"search {name!r}: {argument.name!r} must be keyword-only; write `(bench, /, *, ...)`")
+            parameters[argument.name] = parameter_of(function, argument)
+        _registry[name] = Searcher(name, function, summary, trials, parameters)
+        return function
+
+    return register
+
+
+@cache
+def _load_all() -> None:
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+
+
+def registered_searches() -> Mapping[str, Searcher]:
+    """All searches by name, in the order of their names."""
+    _load_all()
+    return dict(sorted(_registry.items()))

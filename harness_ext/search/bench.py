@@ -1,0 +1,358 @@
+"""The bench: where a search tries edits out on calibration documents, and where every trial is written down.
+
+A trial changes no weight. Alternatives for one matrix run side by side (`harness_ext.search.replay`); what a search has taken on stands in the model as substituted parameters, the model's own put aside
+untouched, until the bench is closed. An alternative that can no longer matter is dropped in the middle of its documents: a search says when that is, and only where it is certain.
+
+Trials are kept in a workplace as they are made, so that a killed search goes on where it stopped, with the same trials.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from harness_ext.errors import UserError
+from harness_ext.evidence import gather
+from harness_ext.receipt import VariantFailed
+from harness_ext.search.alternatives import Alternatives, Nested, as_computed
+from harness_ext.search.replay import Replay
+from harness_ext.search.scoring import Score, batches_by_length, questions
+from harness_ext.weights import with_part, with_shift
+
+if TYPE_CHECKING:
+    from lm_eval.models.huggingface import HFLM
+    from torch import Generator, Tensor
+
+    from harness_ext.anatomy import Matrix
+    from harness_ext.evidence.documents import LabelledDocument
+    from harness_ext.factors import Factors
+    from harness_ext.methods import Svd
+    from harness_ext.recipe import Step
+    from harness_ext.search.scoring import Batch
+    from harness_ext.weights import Weights
+    from harness_ext.workplace import Workplace
+
+ALTERNATIVES = 8
+"""About as many as one pass has: LASER's grid."""
+BATCHES = 8
+SMALLEST_BATCH = 96
+"""Tokens of a batch before it is repeated for each alternative."""
+TOKENS_PER_DOCUMENT = 256
+"""Tokens of one pass for each document of `calibration.batch_size`, those of all alternatives together: lowering it lowers the memory that a pass takes."""
+_NOT_RUN = "-"
+
+
+class Partial(NamedTuple):
+    """Alternatives in the middle of their documents: right `[alternatives, documents]`, bool, loss likewise, and which documents were run, `[documents]`."""
+
+    right: Tensor
+    loss: Tensor
+    seen: Tensor
+
+    @property
+    def correct(self) -> Tensor:
+        """Documents right so far, `[alternatives]`."""
+        return (self.right & self.seen).sum(1)
+
+    @property
+    def rest(self) -> int:
+        """Documents not run yet."""
+        return int((~self.seen).sum())
+
+    @property
+    def losses(self) -> Tensor:
+        """The summed loss so far, `[alternatives]`."""
+        return (self.loss * self.seen).sum(1)
+
+
+Hopeless = Callable[[Partial], "Tensor"]
+"""Which alternatives can no longer matter, `[alternatives]`, bool."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One edit that was tried. setting: the ordinary steps, or the part of one, that it stands for. right: a digit for each document, 1 or 0, or `-` where it was dropped before. loss: the mean over those run."""
+
+    setting: Mapping[str, Any]
+    right: str
+    loss: float
+
+    @property
+    def dropped(self) -> bool:
+        """Whether it was given up before its last document."""
+        return _NOT_RUN in self.right
+
+    @property
+    def score(self) -> Score:
+        """Over the documents that were run."""
+        return Score(self.right.count("1"), len(self.right) - self.right.count(_NOT_RUN), self.loss)
+
+    @property
+    def eligible(self) -> bool:
+        """Whether it can be chosen: all its documents were run, and their loss is finite."""
+        return not self.dropped and math.isfinite(self.loss)
+
+    def correct(self, places: Sequence[int]) -> int:
+        """How many of these documents are right."""
+        return sum(self.right[place] == "1" for place in places)
+
+
+@dataclass
+class Bench:
+    """What a search works with. documents: labelled, with right answers. factors: decompositions, made once each. work: where trials are kept, or None. tried: told the number of trials made.
+
+    before: the model as it is, over all documents. trials: all that were made, in order. Use it as a context: on leaving, the model is what it was.
+    """
+
+    lm: HFLM
+    weights: Weights
+    factors: Factors
+    step: Step
+    matrices: tuple[Matrix, ...]
+    documents: Sequence[LabelledDocument]
+    work: Workplace | None = None
+    tried: Callable[[int], Any] = lambda trials: None
+    trials: list[Trial] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        import torch
+
+        evidence = self.step.evidence
+        assert evidence is not None, "a search has calibration documents"
+        self._budget = TOKENS_PER_DOCUMENT * evidence.batch_size
+        self._put_aside: dict[tuple[str, str], Any] = {}
+        self._standing: dict[str, Any] = {}
+        self._known = {row["key"]: row["trials"] for row in self.work.rows("trials")} if self.work is not None else {}
+        self._questions = questions(self.lm, self.documents)
+        self._batches, self._replay = self._arranged([range(len(self.documents))], self._budget)
+        self.before = self.as_it_is()
+        if not self.before.eligible:
+            raise VariantFailed("non_finite_loss", "the loss of the unedited model on the calibration documents is not finite: the model or a prompt is broken; nothing was searched")
+        spent = self._replay.passes
+        self._batches, self._replay = self._arranged(self._by_difficulty(), self._budget // ALTERNATIVES)
+        self._replay.passes = spent
+        self._wrong = torch.zeros(len(self.documents))
+        self._ran = torch.zeros(len(self.documents))
+
+    def _by_difficulty(self) -> list[list[int]]:
+        """Documents that the unedited model gets wrong, then the others. What most edits get wrong is run first: the fewer documents are left, the sooner it is certain that an edit is not the best."""
+        return [group for group in ([place for place, digit in enumerate(self.before.right) if digit == wanted] for wanted in "01") if group]
+
+    def _arranged(self, groups: Sequence[Sequence[int]], tokens: int) -> tuple[list[Batch], Replay]:
+        """Batches of each group by itself, and the passes over them: enough batches that something can be dropped in between, none so small that the pass costs more than its arithmetic."""
+        whole = sum(len(row) for question in self._questions for row in question.rows)
+        most = min(tokens, max(SMALLEST_BATCH, whole // BATCHES)) if tokens < self._budget else tokens
+        batches = [batch for group in groups for batch in batches_by_length(self._questions, group, most, self.lm.device)]
+        shortest = sorted(range(len(self._questions)), key=lambda place: self._questions[place].width)[:2]
+        (probe,) = batches_by_length(self._questions, shortest, 1 << 30, self.lm.device)
+        return batches, Replay(self.lm.model, batches, probe, self.matrices, self.weights.anatomy.matrices)
+
+    @property
+    def passes(self) -> float:
+        """Passes made so far through the whole model over all documents, parts of it counted as such."""
+        return self._replay.passes
+
+    def weight(self, matrix: Matrix) -> Tensor:
+        """The matrix as it is in the unedited model, `[m, n]`, in fp32 (fp64)."""
+        return self.weights.read(matrix)
+
+    def decompose(self, matrix: Matrix) -> Svd:
+        """The singular value decomposition of a matrix of the unedited model. Raises VariantFailed where it does not converge."""
+        with _converging(matrix):
+            return self.factors.of(self.weight(matrix))
+
+    def truncations(self, matrix: Matrix, ranks: Sequence[int]) -> Nested:
+        """A matrix of the unedited model at several ranks, as `truncate_svd` would leave it. Raises VariantFailed where its decomposition does not converge."""
+        with _converging(matrix):
+            left, right = self.factors.truncation(self.weight(matrix)).serving(ranks)
+        return Nested(left, right, tuple(ranks))
+
+    def generator(self, matrix: Matrix, seed: int | None = None) -> Generator:
+        """The generator that an ordinary step of this seed (the search's own unless given) would draw from for this matrix."""
+        from harness_ext.surgery import generator_for
+
+        return generator_for(self.step.seed if seed is None else seed, matrix)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the passes had to do without."""
+        return self._replay.notes
+
+    def as_it_is(self) -> Trial:
+        """The model as it stands now, by plain passes."""
+        import torch
+
+        with torch.inference_mode():
+            parts = [batch.score(self._replay.plain(place)) for place, batch in enumerate(self._batches)]
+        right, loss = self._in_order(parts)
+        return _trial({}, right[0], loss[0])
+
+    def _in_order(self, parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        import torch
+
+        places = torch.tensor([place for batch in self._batches for place in batch.places])
+        right, loss = (torch.cat([part[side].cpu() for part in parts], 1)[:, places.argsort()] for side in (0, 1))
+        return right, loss
+
+    def try_out(self, matrix: Matrix, alternatives: Alternatives, settings: Sequence[Mapping[str, Any]], hopeless: Hopeless | None = None) -> list[Trial]:
+        """Try alternatives for one matrix on all documents, on top of what stands. settings: what each is, for the record.
+
+        Trials found in the workplace are not made again.
+        """
+        import torch
+
+        key = json.dumps([self._standing, matrix.key, list(settings)], sort_keys=True)
+        if key in self._known:
+            made = [Trial(row["setting"], row["right"], math.nan if row["loss"] is None else row["loss"]) for row in self._known[key]]
+        else:
+            made = self._run(matrix, as_computed(alternatives, self.lm.model.get_parameter(matrix.parameter).dtype), settings, hopeless)
+            if self.work is not None:
+                self.work.append("trials", {"key": key, "trials": [{"setting": trial.setting, "right": trial.right, "loss": _finite(trial.loss)} for trial in made]})
+        for trial in made:
+            self._wrong += torch.tensor([digit == "0" for digit in trial.right])
+            self._ran += torch.tensor([digit != _NOT_RUN for digit in trial.right])
+        self.trials += made
+        self.tried(len(made))
+        return made
+
+    def _hardest_first(self) -> list[int]:
+        """The places of the batches, those first whose documents the trials so far got wrong most often."""
+        share = (self._wrong + 1) / (self._ran + 2)
+        return sorted(range(len(self._batches)), key=lambda place: -float(share[list(self._batches[place].places)].mean())) if bool(self._ran.any()) else list(range(len(self._batches)))
+
+    def _run(self, matrix: Matrix, alternatives: Alternatives, settings: Sequence[Mapping[str, Any]], hopeless: Hopeless | None) -> list[Trial]:
+        import torch
+
+        count, total = len(alternatives), len(self.documents)
+        partial = Partial(torch.zeros(count, total, dtype=torch.bool), torch.zeros(count, total, dtype=torch.float64), torch.zeros(total, dtype=torch.bool))
+        ran = torch.zeros(count, total, dtype=torch.bool)
+        active = torch.arange(count)
+        with torch.inference_mode():
+            for place in self._hardest_first():
+                batch = self._batches[place]
+                # Large batches of large documents go in fewer alternatives at a time.
+                for some in active.split(max(1, self._budget // batch.tokens.numel())):
+                    right, loss = batch.score(self._replay.logits(place, matrix, alternatives.only(some.tolist())))
+                    partial.right[some[:, None], list(batch.places)] = right.cpu()
+                    partial.loss[some[:, None], list(batch.places)] = loss.cpu()
+                    ran[some[:, None], list(batch.places)] = True
+                partial.seen[list(batch.places)] = True
+                if hopeless is not None and not bool(partial.seen.all()):
+                    active = active[~hopeless(partial)[active]]
+                    if not len(active):
+                        break
+        return [_trial(setting, partial.right[number], partial.loss[number], ran[number]) for number, setting in enumerate(settings)]
+
+    def try_together(self, edits: Mapping[Matrix, Tensor], setting: Mapping[str, Any]) -> Trial:
+        """Try edits `[m, n]` of several matrices at once on all documents."""
+        key = json.dumps([self._standing, setting], sort_keys=True)
+        if key in self._known:
+            (row,) = self._known[key]
+            made = Trial(row["setting"], row["right"], math.nan if row["loss"] is None else row["loss"])
+        else:
+            with self._standing_only():
+                for matrix, weight in edits.items():
+                    self.take(matrix, weight, note=None)
+                found = self.as_it_is()
+            made = Trial(setting, found.right, found.loss)
+            if self.work is not None:
+                self.work.append("trials", {"key": key, "trials": [{"setting": setting, "right": made.right, "loss": _finite(made.loss)}]})
+        self.trials.append(made)
+        self.tried(1)
+        return made
+
+    def take(self, matrix: Matrix, weight: Tensor, shift: Tensor | None = None, *, note: Any) -> None:
+        """Let an edit stand in the model; its weight takes the place of an earlier one of the same matrix, its shift adds to it. note: names what stands, so that trials on top of it are told from others."""
+        import torch
+
+        module = self.lm.model.get_submodule(matrix.module)
+        with torch.no_grad():
+            self._substitute(matrix, module, "weight", with_part(module.weight, matrix, weight))
+            if shift is not None:
+                bias = module.weight.new_zeros(matrix.full_shape[0]) if module.bias is None else module.bias.detach().clone()
+                self._substitute(matrix, module, "bias", with_shift(bias, matrix, shift))
+        self._standing[matrix.key] = note
+        self._replay.forget(self._replay.depth(matrix))
+
+    def _substitute(self, matrix: Matrix, module: Any, name: str, value: Tensor) -> None:
+        import torch
+
+        self._put_aside.setdefault((matrix.module, name), module._parameters.get(name))
+        module._parameters[name] = torch.nn.Parameter(value, requires_grad=False)
+
+    @contextmanager
+    def _standing_only(self) -> Iterator[None]:
+        """What is taken on inside does not stand any longer when the block ends."""
+        standing = dict(self._standing)
+        parameters = {(module, name): self.lm.model.get_submodule(module)._parameters.get(name) for module, name in self._put_aside}
+        try:
+            yield
+        finally:
+            for (module, name), own in self._put_aside.items():
+                self.lm.model.get_submodule(module)._parameters[name] = parameters.get((module, name), own)
+            self._standing = standing
+            self._replay.forget()
+
+    def gather(self, matrices: Sequence[Matrix], names: frozenset[str], decompose: Callable[[Matrix], Svd] | None = None) -> dict[str, dict[str, Tensor]]:
+        """Statistics of matrices on the documents, of the model as it stands, as a method would be given them."""
+        assert self.step.evidence is not None
+        return gather(self.lm, matrices, names, self.documents, self.step.evidence.batch_size, decompose or self.decompose)
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for (module, name), own in self._put_aside.items():
+            self.lm.model.get_submodule(module)._parameters[name] = own
+        self._put_aside.clear()
+        self._standing.clear()
+        self._replay.forget()
+
+
+@contextmanager
+def _converging(matrix: Matrix) -> Iterator[None]:
+    from harness_ext.factors import NotConverged
+
+    try:
+        yield
+    except NotConverged as error:
+        raise VariantFailed("not_converged", str(error), matrix.key) from None
+
+
+def cannot_win(bar: Score | None) -> Hopeless:
+    """For a search of the highest accuracy, and among equals the lowest loss: an alternative is hopeless where all the rest right would not bring it up to the best.
+
+    bar: the best so far, over all documents. One that could at most draw level with it is hopeless as soon as its loss is the higher: losses are never negative.
+    """
+
+    def hopeless(partial: Partial) -> Tensor:
+        best = partial.correct.max() if bar is None else partial.correct.max().clamp(min=bar.correct)
+        reachable = partial.correct + partial.rest
+        lost = (reachable < best) | ~partial.losses.isfinite()
+        return lost if bar is None else lost | ((reachable == bar.correct) & (partial.losses > bar.loss * bar.documents * (1 + 1e-9)))
+
+    return hopeless
+
+
+def best_of(trials: Sequence[Trial]) -> Trial:
+    """The trial of the highest accuracy; among equals that of the lowest loss; among those the first. Raises VariantFailed where no loss is finite, and UserError where nothing was tried."""
+    if not trials:
+        raise UserError("nothing was tried")
+    eligible = [trial for trial in trials if trial.eligible]
+    if not eligible:
+        raise VariantFailed("non_finite_loss", f"of the {len(trials)} trials none has a finite loss on the calibration documents: no edit can be chosen")
+    return min(eligible, key=lambda trial: (-trial.score.correct, trial.loss))
+
+
+def _trial(setting: Mapping[str, Any], right: Tensor, loss: Tensor, ran: Tensor | None = None) -> Trial:
+    ran = ran if ran is not None else right.new_ones(len(right))
+    digits = "".join(_NOT_RUN if not was else str(int(one)) for one, was in zip(right.tolist(), ran.tolist(), strict=True))
+    return Trial(setting, digits, float(loss[ran].mean()))
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,231 @@
+"""Searches for the ranks of feature-space decompositions: matrix after matrix by trial (SFSD, arXiv:2405.13039), or all at once by predicted changes of the loss (zero-sum).
+
+Both end in one ordinary step of `feature_space` with a rank for each matrix. Its evidence is that of the unedited model; that is also what the trials saw, since a search from the last layer to the first
+changes nothing that comes before the matrix at hand.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from harness_ext.receipt import stored_parameters
+from harness_ext.search import Found, Fraction, Fractions, searcher
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from harness_ext.anatomy import Matrix
+    from harness_ext.search.alternatives import Nested
+    from harness_ext.search.bench import Bench, Hopeless, Partial, Trial
+
+TENTHS: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+Tolerance = Annotated[float, Field(ge=0, lt=1)]
+Chunks = Annotated[int, Field(ge=1)]
+Growth = Annotated[float, Field(ge=1)]
+Blocks = Annotated[int, Field(ge=0)]
+PAPERS_SHARE = 8
+"""The paper leaves out the first four blocks of LLaMA-7B's thirty-two: an eighth."""
+
+
+def break_even(shape: tuple[int, int]) -> int:
+    """The largest rank whose two factors are no larger than the matrix, `floor(m n / (m + n))`."""
+    rows, columns = shape
+    return rows * columns // (rows + columns)
+
+
+def ranks_of(shape: tuple[int, int], fractions: Sequence[float]) -> list[int]:
+    """Rank one, and these fractions of the break-even rank, ascending; none of less than one or at full rank."""
+    ranks = {1, *(math.floor(fraction * break_even(shape) + 1e-9) for fraction in fractions)}
+    return sorted(rank for rank in ranks if 1 <= rank < min(shape))
+
+
+def _count(shapes: Sequence[tuple[int, int]], settings: Mapping[str, Any]) -> int:
+    return sum(len(ranks_of(shape, settings["fractions"])) for shape in shapes)
+
+
+@searcher(summary="From the last matrix to the first, take the smallest rank at which the model answers as well as before.", trials=_count)
+def sfsd_surgical(
+    bench: Bench, /, *, criterion: Literal["task", "perplexity"] = "task", fractions: Fractions = TENTHS, skip_blocks: Blocks | None = None, tolerance: Tolerance = 0.0, chunks: Chunks = 3, growth: Growth = 1.005
+) -> Found:
+    """The paper's search, with the bias of `sfsd`. Ranks: one, and fractions of the break-even rank, each tried on top of what was taken before; a matrix that no rank suits stays dense.
+
+    task: the smallest rank for each of `chunks` parts of the documents at which accuracy is that of the unedited model less `tolerance`; of these the largest, if it holds on all documents together.
+    perplexity: the smallest rank at which the perplexity of the right answers (ours; the paper's is of texts) is that of the unedited model times `growth ^ (n - index)`, index counting matrices from 0.
+    skip_blocks: the first so many layers stay as they are; an eighth of them unless given. Raises UserError where that leaves nothing.
+    """
+    from harness_ext.errors import UserError
+
+    layers = bench.weights.anatomy.layers
+    skipped = layers // PAPERS_SHARE if skip_blocks is None else skip_blocks
+    matrices = [matrix for matrix in bench.matrices if (matrix.layer if matrix.layer is not None else skipped) >= skipped]
+    if not matrices:
+        raise UserError(f"there is nothing to search: all chosen matrices lie in the first {skipped} of {layers} layers, which skip_blocks leaves as they are")
+    parts = _parts(len(bench.documents), chunks, bench.step.seed)
+    taken: dict[str, int] = {}
+    for index, matrix, moments in _from_the_last(bench, matrices):
+        ranks = ranks_of(matrix.shape, fractions)
+        if not ranks:
+            continue
+        if criterion == "task":
+            allowed = [max(0, math.ceil(bench.before.correct(part) - tolerance * len(part) - 1e-9)) for part in parts]
+            hopeless = _fails_everywhere(parts, allowed)
+        else:
+            limit = bench.before.loss + (len(matrices) - index) * math.log(growth)
+            hopeless = _above(limit)
+        alternatives = _truncations(bench.weight(matrix), moments, ranks)
+        settings = [_step(bench, {matrix.key: rank}, centred=True, bias=True) for rank in ranks]
+        trials = bench.try_out(matrix, alternatives, settings, hopeless)
+        place = _by_chunks(bench, trials, parts, allowed, tolerance) if criterion == "task" else next((place for place, trial in enumerate(trials) if trial.eligible and trial.loss <= limit), None)
+        if place is not None:
+            taken[matrix.key] = ranks[place]
+            bench.take(matrix, alternatives.weight(place), alternatives.shifts[place], note=ranks[place])
+    return Found((_step(bench, dict(reversed(taken.items())), centred=True, bias=True),) if taken else ())
+
+
+def _from_the_last(bench: Bench, matrices: Sequence[Matrix]) -> Iterator[tuple[int, Matrix, Mapping[str, Tensor]]]:
+    """The matrices from the last to the first with their places and the moments of their inputs, gathered for as many at a time as fit together."""
+    from harness_ext.evidence import groups
+
+    names = frozenset({"input_second_moment", "input_mean"})
+    place = len(matrices)
+    for group in groups(list(reversed(matrices)), names):
+        found = bench.gather(group, names)
+        for matrix in group:
+            place -= 1
+            yield place, matrix, found.pop(matrix.key)
+
+
+def _truncations(weight: Tensor, moments: Mapping[str, Tensor], ranks: Sequence[int]) -> Nested:
+    """What `feature_space`, centred and with the bias, makes of a matrix at each rank."""
+    import torch
+
+    from harness_ext.methods.feature_space import leading_directions, output_spectrum
+    from harness_ext.search.alternatives import Nested
+
+    dense, mean = weight.double(), moments["input_mean"].double().to(weight.device)
+    spread = moments["input_second_moment"].double().to(weight.device) - mean.outer(mean)
+    directions, _ = leading_directions(dense, *output_spectrum(dense, spread), max(ranks))
+    output_mean = dense @ mean
+    shifts = torch.stack([output_mean - directions[:, :rank] @ (directions[:, :rank].T @ output_mean) for rank in ranks])
+    return Nested(directions.to(weight), (directions.T @ dense).to(weight), tuple(ranks), shifts.to(weight))
+
+
+def _parts(documents: int, chunks: int, seed: int) -> list[list[int]]:
+    order = list(range(documents))
+    random.Random(f"{seed}:chunks").shuffle(order)
+    return [part for part in (order[start::chunks] for start in range(chunks)) if part]
+
+
+def _by_chunks(bench: Bench, trials: Sequence[Trial], parts: Sequence[Sequence[int]], allowed: Sequence[int], tolerance: float) -> int | None:
+    """The place of the rank that the chunks agree on, or None."""
+    smallest = [next((place for place, trial in enumerate(trials) if trial.eligible and trial.correct(part) >= least), None) for part, least in zip(parts, allowed, strict=True)]
+    if any(place is None for place in smallest):
+        return None
+    largest = max(place for place in smallest if place is not None)
+    before = bench.before.score
+    return largest if trials[largest].score.correct >= before.correct - tolerance * before.documents - 1e-9 else None
+
+
+def _fails_everywhere(parts: Sequence[Sequence[int]], allowed: Sequence[int]) -> Hopeless:
+    """A rank matters only if some chunk may settle on it; one that has failed in all of them already cannot be chosen."""
+
+    def hopeless(partial: Partial) -> Tensor:
+        import torch
+
+        failed = []
+        for part, least in zip(parts, allowed, strict=True):
+            seen = partial.seen[list(part)]
+            correct = (partial.right[:, list(part)] & seen).sum(1)
+            failed.append(correct + int((~seen).sum()) < least)
+        return torch.stack(failed).all(0)
+
+    return hopeless
+
+
+def _above(limit: float) -> Hopeless:
+    """A rank whose summed loss is already above what all documents together may have."""
+
+    def hopeless(partial: Partial) -> Tensor:
+        return ~(partial.losses <= limit * partial.right.shape[1])
+
+    return hopeless
+
+
+def _step(bench: Bench, ranks: Mapping[str, int], *, centred: bool, bias: bool) -> dict[str, Any]:
+    assert bench.step.evidence is not None
+    order = [matrix.key for matrix in bench.matrices if matrix.key in ranks]
+    return {
+        "method": "feature_space", "matrices": order, "keep": {"ranks": {key: ranks[key] for key in order}}, "centred": centred, "bias": bias,
+        "calibration": bench.step.evidence.model_dump(mode="json"),
+    }  # fmt: skip
+
+
+@searcher(summary="A rank for every matrix under one budget: remove what the loss is predicted to lose least by, gains and losses balanced.", trials=lambda shapes, settings: int(any(min(shape) > 1 for shape in shapes)))
+def zero_sum(bench: Bench, /, *, param_fraction: Fraction = 0.8) -> Found:
+    """Directions of each matrix's outputs on the texts (the coordinates of truncation-aware whitening), and what the loss would change by, to first order, without each: `-u_i^T G W^T u_i`.
+
+    That is `-s_i u_i^T G v_i` of the whitened matrix `W S`, `S S^T = X X^T`, since `s_i S^-T v_i = W^T u_i`; no whitening is ever computed. See `allotted` for which are removed. param_fraction: of the
+    numbers in all matrices together, stored as factors where that is smaller. Nothing is tried: the outcome is one step, `feature_space` as `svd-llm` has it.
+    """
+    effects: dict[str, list[float]] = {}
+    for group in _groups(bench):
+        moments = bench.gather(group, frozenset({"input_second_moment"}))
+        bases = {matrix.key: _output_basis(bench.weight(matrix), moments.pop(matrix.key)["input_second_moment"]) for matrix in group}
+        gradients = bench.gather(group, frozenset({"singular_value_gradients"}), lambda matrix, bases=bases: bases[matrix.key])
+        effects |= {key: (-found["singular_value_gradients"]).tolist() for key, found in gradients.items()}
+    ranks = allotted({matrix.key: matrix.shape for matrix in bench.matrices}, effects, param_fraction)
+    removed = sum(effect for key, rank in ranks.items() for effect in effects[key][rank:])
+    bench.tried(1)
+    return Found((_step(bench, ranks, centred=False, bias=False),) if ranks else (), (f"the predicted change of the loss is {removed:+.3g} nats",))
+
+
+def _groups(bench: Bench) -> Iterator[list[Matrix]]:
+    from harness_ext.evidence import groups
+
+    return groups(bench.matrices, frozenset({"input_second_moment", "singular_value_gradients"}))
+
+
+def _output_basis(weight: Tensor, moment: Tensor) -> Any:
+    """U and `U^T W` in the form of a decomposition, its singular values one: the gradient in them is then `u_i^T G W^T u_i`."""
+    from harness_ext.methods import Svd
+    from harness_ext.methods.feature_space import output_spectrum
+
+    _, directions = output_spectrum(weight.double(), moment.double().to(weight.device))
+    return Svd(directions.to(weight), weight.new_ones(directions.shape[1]), (directions.T @ weight.double()).to(weight))
+
+
+def allotted(shapes: Mapping[str, tuple[int, int]], effects: Mapping[str, Sequence[float]], param_fraction: float) -> dict[str, int]:
+    """A rank for each matrix that is to be made smaller; the others stay dense.
+
+    effects: the predicted change of the loss by removing each direction, leading ones first. Directions go from the last on in each matrix. While the sum of the changes so far is above zero the next is
+    the last direction of some matrix that lowers the loss, the one of smallest size; else one that raises it; whichever there is where there is only one kind. Equal ones in the order of the matrices.
+    Ends when the numbers stored are at most the share asked for, or nothing is left to remove: one direction stays of each matrix.
+    """
+    order = {key: place for place, key in enumerate(shapes)}
+    ranks = {key: min(shape) for key, shape in shapes.items()}
+    waiting: dict[bool, list[tuple[float, int, str]]] = {True: [], False: []}
+
+    def offer(key: str) -> None:
+        if ranks[key] > 1:
+            effect = effects[key][ranks[key] - 1]
+            heapq.heappush(waiting[effect > 0], (abs(effect), order[key], key))
+
+    for key in shapes:
+        offer(key)
+    stored = sum(rows * columns for rows, columns in shapes.values())
+    target, total = param_fraction * stored, 0.0
+    while stored > target and (waiting[True] or waiting[False]):
+        raises = total <= 0
+        _, _, key = heapq.heappop(waiting[raises] or waiting[not raises])
+        before = stored_parameters(shapes[key], ranks[key])
+        total += effects[key][ranks[key] - 1]
+        ranks[key] -= 1
+        stored += stored_parameters(shapes[key], ranks[key]) - before
+        offer(key)
+    return {key: rank for key, rank in ranks.items() if stored_parameters(shapes[key], rank) < shapes[key][0] * shapes[key][1]}

@@ -1,0 +1,160 @@
+"""LASER's searches (arXiv:2312.13558): one matrix and one fraction of its rank; several, taken on greedily; and few matrices, found by a gradient and cut in clusters (arXiv:2510.20800)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from harness_ext.keep import Keep
+from harness_ext.search import GRID, Found, Fraction, Fractions, searcher
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from harness_ext.anatomy import Matrix
+    from harness_ext.methods import Svd
+    from harness_ext.search.bench import Bench, Hopeless, Partial
+    from harness_ext.search.scoring import Score
+
+Positive = Annotated[int, Field(ge=1)]
+Clusters = Annotated[tuple[Positive, ...], Field(min_length=1)]
+
+
+def grid_of(shape: tuple[int, int], fractions: Sequence[float]) -> dict[float, int]:
+    """The fractions that change a matrix of this shape, with their ranks: of several that come to one rank the first, and none that leaves it at full rank."""
+    ranks: dict[int, float] = {}
+    for fraction in fractions:
+        ranks.setdefault(Keep(rank_fraction=fraction).rank_for(shape), fraction)
+    return {fraction: rank for rank, fraction in ranks.items() if rank < min(shape)}
+
+
+def _count(shapes: Sequence[tuple[int, int]], settings: Mapping[str, Any]) -> int:
+    return sum(len(grid_of(shape, settings["fractions"])) for shape in shapes)
+
+
+def truncation(matrix: Matrix, fraction: float) -> dict[str, Any]:
+    """The ordinary step that a trial stands for."""
+    return {"method": "truncate_svd", "matrices": [matrix.key], "keep": {"rank_fraction": fraction}}
+
+
+@searcher(summary="Try every fraction of every matrix, and choose the one that answers best.", trials=_count)
+def laser_search(bench: Bench, /, *, fractions: Fractions = GRID) -> Found:
+    """The paper's search: one matrix is truncated, every other left. Chosen by accuracy; among equals by the lower loss; among those by the order of the matrices in the model, then of the fractions.
+
+    The best of the grid is chosen also where it is no better than the model as it is: the receipt has both scores.
+    """
+    from harness_ext.search.bench import best_of, cannot_win
+
+    tried: dict[str, list[Any]] = {}
+    # From the last layer on: passes are shortest there, and the best found so far spares the longer ones. What is chosen does not depend on it.
+    for matrix in reversed(bench.matrices):
+        grid = grid_of(matrix.shape, fractions)
+        if not grid:
+            continue
+        eligible = [trial for trials in tried.values() for trial in trials if trial.eligible]
+        bar = best_of(eligible).score if eligible else None
+        settings = [truncation(matrix, fraction) for fraction in grid]
+        tried[matrix.key] = bench.try_out(matrix, bench.truncations(matrix, list(grid.values())), settings, cannot_win(bar))
+    best = best_of([trial for matrix in bench.matrices for trial in tried.get(matrix.key, [])])
+    return Found((best.setting,))
+
+
+@searcher(summary="Truncate matrix after matrix, from the last layer on, and keep what answers better.", trials=_count)
+def laser_compose(bench: Bench, /, *, fractions: Fractions = GRID) -> Found:
+    """The paper's greedy composition: from the largest layer and the smallest fraction, each truncation tried on top of those kept before, and kept if the accuracy rises; else the matrix is as it was.
+
+    Within a layer matrices are taken from the last to the first; for each, fractions from the smallest, and a larger one takes the place of a smaller that was kept if it answers better still (ours).
+    """
+    standing = bench.before.score
+    kept: list[Mapping[str, Any]] = []
+    for matrix in reversed(bench.matrices):
+        grid = dict(sorted(grid_of(matrix.shape, fractions).items()))
+        if not grid:
+            continue
+        alternatives = bench.truncations(matrix, list(grid.values()))
+        best: int | None = None
+        for place, trial in enumerate(bench.try_out(matrix, alternatives, [truncation(matrix, fraction) for fraction in grid], _cannot_rise_above(standing))):
+            if trial.eligible and trial.score.correct > standing.correct:
+                best, standing = place, trial.score
+        if best is not None:
+            chosen = truncation(matrix, list(grid)[best])
+            kept.append(chosen)
+            bench.take(matrix, alternatives.weight(best), note=chosen)
+    return Found(tuple(kept))
+
+
+def _cannot_rise_above(standing: Score) -> Hopeless:
+    """For a search that takes what is better than what stands: an alternative is hopeless where all the rest right would not make it so, or not make it the best."""
+
+    def hopeless(partial: Partial) -> Tensor:
+        reachable = partial.correct + partial.rest
+        return (reachable <= standing.correct) | (reachable < partial.correct.max())
+
+    return hopeless
+
+
+def _count_clusters(shapes: Sequence[tuple[int, int]], settings: Mapping[str, Any]) -> int:
+    each = sorted((len(settings["clusters"]) * len(grid_of(shape, settings["fractions"])) for shape in shapes), reverse=True)
+    return sum(each[: settings["top"]])
+
+
+@searcher(summary="Find the few matrices whose singular values the loss would have smaller, and try every fraction of these, whole and in clusters of rows.", trials=_count_clusters)
+def laser_gradient(
+    bench: Bench, /, *, top: Positive = 5, fractions: Fractions = GRID, clusters: Clusters = (1, 2, 4, 8, 16), grouping: Literal["block", "subspace"] = "block", beyond: Fraction = 0.01
+) -> Found:
+    """Gradient-guided, clustered LASER; every choice here is ours, since no code was released.
+
+    `g_i = u_i^T G v_i` on all documents; a matrix is worth `sum_{i > beyond r} s_i max(0, g_i)`, what the removal of these components would lower the loss by, to first order. The `top` matrices are
+    tried: each number of clusters, with each fraction. Chosen as in `laser_search`.
+    """
+    from harness_ext.search.bench import best_of, cannot_win
+
+    found = bench.gather(bench.matrices, frozenset({"singular_value_gradients"}))
+    worth = {matrix.key: _worth(bench.decompose(matrix), found[matrix.key]["singular_value_gradients"], beyond) for matrix in bench.matrices if grid_of(matrix.shape, fractions)}
+    promising = sorted(worth, key=lambda key: -worth[key])[:top]
+    tried: list[Any] = []
+    # From the last layer on, as in `laser_search`.
+    for matrix in reversed([matrix for matrix in bench.matrices if matrix.key in promising]):
+        for count in clusters:
+            if count > matrix.shape[0]:
+                continue
+            eligible = [trial for trial in tried if trial.eligible]
+            grid = grid_of(matrix.shape, fractions)
+            settings = [truncation(matrix, fraction) if count == 1 else clustered(matrix, fraction, count, grouping, bench.step.seed) for fraction in grid]
+            tried += bench.try_out(matrix, _clustered(bench, matrix, tuple(grid), count, grouping), settings, cannot_win(best_of(eligible).score if eligible else None))
+    order = {matrix.key: place for place, matrix in enumerate(bench.matrices)}
+    best = best_of(sorted(tried, key=lambda trial: order[trial.setting["matrices"][0]]))
+    listed = ", ".join(f"{key} ({worth[key]:.3g})" for key in promising)
+    return Found((best.setting,), (f"of {len(worth)} matrices these were tried, with the fall of the loss that the gradient promises: {listed}",))
+
+
+def clustered(matrix: Matrix, fraction: float, clusters: int, grouping: str, seed: int) -> dict[str, Any]:
+    """The ordinary step that a trial in clusters stands for."""
+    return {"method": "truncate_clusters", "matrices": [matrix.key], "keep": {"rank_fraction": fraction}, "clusters": clusters, "grouping": grouping, "seed": seed}
+
+
+def _worth(svd: Svd, gradients: Tensor, beyond: float) -> float:
+    first = Keep(rank_fraction=beyond).rank_for((len(svd.s), len(svd.s)))
+    return float((svd.s.double() * gradients.to(svd.s.device).clamp(min=0))[first:].sum())
+
+
+def _clustered(bench: Bench, matrix: Matrix, fractions: Sequence[float], clusters: int, grouping: str) -> Any:
+    """One matrix at every fraction, in so many clusters: nested truncations of each where the clusters do not depend on the rank."""
+    import torch
+
+    from harness_ext.methods.clusters import blocks, truncate_clusters
+    from harness_ext.search.alternatives import Dense, Grouped, Nested
+
+    if clusters == 1:
+        return bench.truncations(matrix, list(grid_of(matrix.shape, fractions).values()))
+    weight = bench.weight(matrix)
+    if grouping == "block":
+        parts = []
+        for rows in blocks(weight.shape[0], clusters):
+            u, s, vh = torch.linalg.svd(weight[rows], full_matrices=False)
+            parts.append((rows, Nested(u * s, vh, tuple(Keep(rank_fraction=fraction).rank_for((len(rows), weight.shape[1])) for fraction in fractions))))
+        return Grouped(tuple(parts))
+    keeps = [Keep(rank_fraction=fraction) for fraction in fractions]
+    return Dense(torch.stack([truncate_clusters(weight, keep=keep, generator=bench.generator(matrix), clusters=clusters, grouping="subspace").weight() for keep in keeps]))
