@@ -29,7 +29,8 @@ class Row:
     """One recipe, one control of one, or one fine-tuning, over the seeds.
 
     recipe: its name, or that of the recipe whose control this is. scores, verdicts: by task, one value for each seed, or a single one where no seed changes anything; a failed run has the score None
-    and the verdict `failed`. kept: share of the parameters if stored as factors; None where every run failed. seconds: to find and make the edit, scoring apart. Both are means over the seeds.
+    and the verdict `failed`. kept: share of the parameters if stored as factors; None where every run failed. seconds: to find and make the edit, scoring apart. trials: what a search
+    tried; None for what searches nothing. All three are means over the seeds.
     """
 
     kind: Kind
@@ -37,6 +38,7 @@ class Row:
     control: str | None
     kept: float | None
     seconds: float
+    trials: float | None
     scores: dict[str, list[float | None]]
     verdicts: dict[str, list[str]]
 
@@ -54,7 +56,7 @@ def read(path: Path = TABLE) -> list[Row]:
 
 def full_table(rows: Sequence[Row]) -> str:
     """Every row: the recipes, each followed by its controls, in Markdown."""
-    lines = [f"| {_name(row)} | {' | '.join(_cell(row, task) for task in TASKS)} | {_kept(row)} | {row.seconds:.1f} |" for row in rows]
+    lines = [f"| {_name(row)} | {' | '.join(_cell(row, task) for task in TASKS)} | {_kept(row)} | {_effort(row)} |" for row in rows]
     return "\n".join([_header("recipe", *map(_code, TASKS), "kept", "seconds"), *lines])
 
 
@@ -63,7 +65,7 @@ def short_table(rows: Sequence[Row]) -> str:
     lines: list[str] = []
     for _, group in groupby(rows, key=lambda row: row.recipe):
         first, *controls = group
-        lines.append(f"| {_name(first)} | {' | '.join(_cell(first, task) for task in TASKS)} | {first.seconds:.1f} |")
+        lines.append(f"| {_name(first)} | {' | '.join(_cell(first, task) for task in TASKS)} | {_effort(first)} |")
         if controls:
             by_name = {row.control: row for row in controls}
             cells = [" · ".join(_mean(by_name[name], task) if name in by_name else "–" for name in CONTROLS) for task in TASKS]
@@ -87,6 +89,11 @@ def _name(row: Row) -> str:
 
 def _kept(row: Row) -> str:
     return "" if row.kept is None else f"{row.kept:.0%}"
+
+
+def _effort(row: Row) -> str:
+    """Seconds, and the number of trials of a search."""
+    return f"{row.seconds:.1f}" + (f", {row.trials:.0f} trials" if row.trials is not None else "")
 
 
 def _shown(score: float, task: str) -> str:

@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.controls import SHUFFLED_LABELS
 from harness_ext.demo import card, demo_path, figures
@@ -179,9 +179,15 @@ def _row(place: Place, variants: Sequence[Variant], found: Mapping[tuple[Path, s
         *place,
         kept=round(mean(total["parameters_after"] / total["parameters_before"] for total in totals), 4) if totals else None,
         seconds=round(mean(variant.seconds for variant in variants), 3),
+        trials=_trials([variant.run.receipt for variant in variants]),
         scores={task: [None if run[task] is None else round(run[task], 6) for run in of_runs] for task in TASKS},
         verdicts={task: [run[task] for run in words] for task in TASKS},
     )
+
+
+def _trials(receipts: Sequence[Mapping[str, Any]]) -> float | None:
+    counts = [sum(len(search["trials"]) for search in searches) for receipt in receipts if (searches := receipt.get("searches"))]
+    return round(mean(counts), 1) if counts else None
 
 
 def measure(names: Sequence[str], seeds: Sequence[int], out: Path, report: Report) -> list[Row]:

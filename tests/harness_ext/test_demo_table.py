@@ -29,7 +29,7 @@ def stored() -> dict[tuple[str, str | None], Row]:
 def row(**changes) -> Row:
     scores = {task: [0.5, 0.25, 0.75] for task in spread.TASKS}
     verdicts = {task: ["same", "better", "better"] for task in spread.TASKS}
-    return Row(**{"kind": "recipe", "recipe": "laser", "control": None, "kept": 0.891, "seconds": 1.25, "scores": scores, "verdicts": verdicts} | changes)
+    return Row(**{"kind": "recipe", "recipe": "laser", "control": None, "kept": 0.891, "seconds": 1.25, "trials": None, "scores": scores, "verdicts": verdicts} | changes)
 
 
 def test_every_recipe_gets_the_controls_that_say_something_about_it() -> None:
@@ -228,3 +228,10 @@ def test_the_readme_shows_the_stored_table(repository: Path) -> None:
     text = (repository / "README.md").read_text(encoding="utf-8")
     shown = text[text.index(figures.START) + len(figures.START) : text.index(figures.END)]
     assert shown == figures.short_table(figures.read()) + "\n", "run `make demo-table`"
+
+
+def test_what_a_search_tried_stands_beside_its_seconds() -> None:
+    table_of = figures.short_table([row(recipe="laser-search", seconds=4.04, trials=176.0), row()])
+    assert table_of.splitlines()[2].endswith("| 4.0, 176 trials |") and table_of.splitlines()[3].endswith("| 1.2 |")
+    assert table._trials([{"searches": [{"trials": [{}, {}]}]}, {"searches": [{"trials": [{}]}]}]) == 1.5
+    assert table._trials([{}, {"searches": []}]) is None
