@@ -8,14 +8,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from leaderboard.app.scale import NEUTRAL, word_colour
+from leaderboard.app.scale import MARKS, NEUTRAL, word_colour
 from leaderboard.cell import Cell
-from leaderboard.wording import interval, plain
+from leaderboard.wording import counted, interval, plain
+
+MOST_ROWS = 24  # recipes in one plot: more cannot be read
 
 
 def drawable(cells: Sequence[Cell]) -> list[Cell]:
     """The cells that have an interval to draw."""
     return [cell for cell in cells if cell.low is not None and cell.high is not None and cell.delta is not None]
+
+
+def most_telling(cells: Sequence[Cell]) -> list[Cell]:
+    """At most `MOST_ROWS` of one task's cells: those with the largest differences, in the order given."""
+    if len(cells) <= MOST_ROWS:
+        return list(cells)
+    largest = sorted(cells, key=lambda cell: -abs(cell.delta or 0.0))[:MOST_ROWS]
+    kept = {id(cell) for cell in largest}
+    return [cell for cell in cells if id(cell) in kept]
+
+
+def sentence(cells: Sequence[Cell], of: int) -> str:
+    """What a plot of these cells shows, in words; `of`: how many there are in all."""
+    words = [f"{count} {word}" for word in MARKS if (count := sum(cell.verdict == word for cell in cells))]
+    cut = f"The {len(cells)} largest differences of {of} runs; choose recipes above for others: " if len(cells) < of else f"{counted(len(cells), 'run', 'runs')}: "
+    ordered = sorted(cells, key=lambda cell: cell.delta or 0.0)
+    ends = "" if len(cells) < 2 else f". From {plain(ordered[0].recipe)} ({interval(ordered[0])}) to {plain(ordered[-1].recipe)} ({interval(ordered[-1])})"
+    return f"{cut}{', '.join(words)}{ends}."
 
 
 def chart(cells: Sequence[Cell]) -> Any:
