@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from harness_ext.lm import RecipeLM
 
-_BIAS_SWITCHES = ("attention_bias", "mlp_bias")
+_BIAS_SWITCHES = ("attention_bias", "mlp_bias", "bias")
 
 
 def export(lm: RecipeLM, place: Path, model_name: str, command: list[str]) -> int:
@@ -67,7 +67,7 @@ def _with_biases(config: PretrainedConfig, state: dict[str, Tensor], added: list
                 return switched, {**state, **{name: _zeros(state, name, shape) for name, shape in expected.items() if name not in state}}
     raise UserError(
         f"the recipe gives {added[0]} (and {len(added) - 1} more) a bias, which a {config.model_type} checkpoint cannot hold: "
-        "choose matrices that have a bias, or a recipe that shifts none"
+        "choose matrices that have a bias, or a recipe that shifts none (bias=false, where the method has it)"
     )
 
 
