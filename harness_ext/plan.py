@@ -23,8 +23,8 @@ from harness_ext.swaps import check_no_expert
 from harness_ext.training import check_trainable
 
 _FP32, _FP64 = 4, 8
-# Of the time of a singular value decomposition, as measured in tests/benchmarks: leading components through the Gram matrix, mostly in fp32.
-_SHARE_OF_TRUNCATION = 0.25
+# Of the time of a singular value decomposition: leading components through the Gram matrix, mostly in fp32. A fifth of it with two threads, two thirds with one (tests/benchmarks).
+_SHARE_OF_TRUNCATION = 0.5
 
 
 @dataclass(frozen=True)
