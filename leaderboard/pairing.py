@@ -5,6 +5,7 @@ What `board`, `compare` and `gate` have in common; each puts the answer into its
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -83,6 +84,18 @@ def _direction_note(score: ScoreRow) -> tuple[str, ...]:
 
 
 def _effect(contents: Contents, subject: Subject, baseline: str, baseline_score: float, terms: Terms) -> Effect:
+    key = effect_key(subject.run, subject.score, baseline, terms)
+    if key not in contents.effects:
+        contents.effects[key] = _found_effect(contents, subject, baseline, baseline_score, terms)
+    return contents.effects[key]
+
+
+def effect_key(run: RunRow, score: ScoreRow, baseline: str, terms: Terms) -> Hashable:
+    """What an effect depends on: a run's id is a hash of all that came out of it."""
+    return baseline, run.run_id, score.task, score.metric, score.filter, terms
+
+
+def _found_effect(contents: Contents, subject: Subject, baseline: str, baseline_score: float, terms: Terms) -> Effect:
     run, task, score = subject
     assert score.score is not None
     samples = contents.samples.of(baseline, run.run_id, score)
