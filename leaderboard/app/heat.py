@@ -73,7 +73,7 @@ def chart(found: Sequence[Row]) -> Any:
         y=alt.Y("task:N", title=None, axis=alt.Axis(labelLimit=160)),
         tooltip=[alt.Tooltip(f"{name}:N", title=name) for name in ("task", "metric", "text", "word")],
     )
-    tiles = base.mark_rect(cornerRadius=3).encode(color=difference_colour("share", 1.0, "worse (below 0) to better, as a share of the metric's largest"))
+    tiles = base.mark_rect(cornerRadius=3).encode(color=difference_colour("share", 1.0, "worse to better"))
     return alt.layer(tiles, base.mark_text(fontSize=12, color=ON_TILES).encode(text="text:N")).properties(height=28 * table["task"].nunique() + 160).configure_view(strokeOpacity=0)
 
 
@@ -86,4 +86,4 @@ def sentence(found: Sequence[Row]) -> str:
     shown = _shown(found)
     words = [f"{count} {word}" for word in ("better", "worse", "unchanged") if (count := sum(_word(row) == word for row in shown))]
     cut = "" if len(shown) == len(found) else f" The {len(shown)} of {len(found)} that move most are drawn; the file has all."
-    return f"B minus A in each metric's own units: {', '.join(words)}, by the direction that is good for the metric and without regard to chance.{cut}"
+    return f"B minus A in each metric's own units: {', '.join(words)}, by the direction that is good for the metric and without regard to chance. Colours are relative to the metric's largest change.{cut}"

@@ -13,7 +13,7 @@ from leaderboard.pareto import front
 from leaderboard.queries_pages import RunFacts
 from leaderboard.wording import counted, direction, number, percent, plain
 
-NAMES = 8  # of points on the front that are written beside them
+NAMES = 6  # of points on the front that are named
 
 
 class Point(NamedTuple):
@@ -67,7 +67,8 @@ def chart(shown: Sequence[Point], words: str) -> Any:
     steps = alt.Chart(on_front).mark_line(interpolate="step-after", color=NEUTRAL, strokeDash=[5, 3]).encode(x=x, y=y, order="size:Q")
     whiskers = base.transform_filter("isValid(datum.low)").mark_rule(opacity=0.45).encode(y=alt.Y("low:Q", scale=alt.Scale(zero=False, reverse=reverse)), y2="high:Q", color=colour)
     dots = base.mark_point(filled=True, opacity=0.9).encode(y=y, color=colour, size=alt.condition("datum.front", alt.value(130), alt.value(55)), shape=_shapes(rows["verdict"]))
-    names = alt.Chart(on_front.iloc[_spread(len(on_front))]).mark_text(align="left", dx=8, dy=-9, fontSize=11, color=NEUTRAL, limit=170).encode(x=x, y=y, text="name:N")
+    apart = on_front.drop_duplicates(["size", "score"])
+    names = alt.Chart(apart.iloc[_spread(len(apart))]).mark_text(align="left", dx=8, dy=-9, fontSize=11, color=NEUTRAL, limit=130).encode(x=x, y=y, text="name:N")
     return alt.layer(steps, whiskers, dots, names).properties(height=400).configure_view(strokeOpacity=0)
 
 
