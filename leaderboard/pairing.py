@@ -17,7 +17,6 @@ from leaderboard.effect import Effect, Scored
 from leaderboard.queries import RunRow, ScoreRow, TaskRow
 from leaderboard.store import Store
 
-
 LOG_LOSS = "log_loss"
 
 

@@ -86,7 +86,7 @@ def show_glance(cells: Sequence[Cell], facts: Mapping[str, RunFacts]) -> None:
         key=f"glance {_content(cells)}",
         on_select="rerun",
         selection_mode="multi-row",
-        column_config={"Recipe": st.column_config.TextColumn(pinned=True)},
+        column_config={"Recipe": st.column_config.TextColumn(pinned=True, width=190)},
     )
     st.caption("Blank: not run. Tick two recipes to compare them.")
     downloads(rows, "glance")
