@@ -17,10 +17,10 @@ from dataclasses import replace
 
 from leaderboard import comparable, published
 from leaderboard.cell import BASELINE, Cell, with_verdicts
-from leaderboard.contents import Contents, read_contents
+from leaderboard.contents import Contents, Effects, read_contents
 from leaderboard.errors import UnknownRun
 from leaderboard.judge import DEFAULT_MARGIN
-from leaderboard.pairing import Subject, Terms, pair_up
+from leaderboard.pairing import Subject, Terms, effect_key, pair_up
 from leaderboard.queries import RunRow, ScoreRow, TaskRow
 from leaderboard.store import Store
 
@@ -33,13 +33,15 @@ def board(
     recipes: Iterable[str] | None = None,
     baseline_run: str | None = None,
     margin: float = DEFAULT_MARGIN,
+    known: Effects | None = None,
 ) -> list[Cell]:
     """All cells, or those of some models, tasks and recipes (labels), by model, task and time.
 
     `baseline_run` compares everything with that run instead. `margin` is for scores in [0, 1]; see `judge` for others.
+    `known` keeps effects from one call to the next: runs never change, so neither do they.
     The correction is over all cells of a model, whatever the filters. Raises `UnknownRun`.
     """
-    contents = read_contents(store)
+    contents = read_contents(store, known)
     fixed = _the_run(contents, baseline_run) if baseline_run else None
     by_model: dict[str, list[RunRow]] = defaultdict(list)
     for run in contents.runs:
@@ -49,6 +51,7 @@ def board(
     for key, runs in by_model.items():
         if wanted is None or wanted & {key, contents.names[key], runs[0].model_name}:
             candidates = fixed or _Candidates(contents, runs)
+            contents.samples.fetch(_pairs(contents, runs, candidates, margin))
             cells += with_verdicts([cell for run in runs for cell in _cells(store, contents, run, candidates, margin)])
     return sorted(_filtered(cells, tasks, recipes), key=_order)
 
@@ -58,6 +61,18 @@ def pair_board(store: Store, baseline_run: str, run_id: str, *, margin: float = 
     contents = read_contents(store)
     baseline, run = _the_run(contents, baseline_run), _the_run(contents, run_id)
     return sorted(with_verdicts(_cells(store, contents, run, baseline, margin)), key=_order)
+
+
+def _pairs(contents: Contents, runs: Sequence[RunRow], against: RunRow | _Candidates, margin: float) -> set[tuple[str, str]]:
+    """(baseline, run) of every pair whose samples will be asked for."""
+    found = set()
+    for run in runs if len(runs) > 1 else ():
+        for task in contents.tasks.get(run.run_id, ()):
+            score = contents.primary(run.run_id, task.task)
+            baseline = against if isinstance(against, RunRow) else against.baseline_of(run, task)
+            if score is not None and baseline is not None and baseline is not run and effect_key(run, score, baseline.run_id, Terms(margin)) not in contents.effects:
+                found.add((baseline.run_id, run.run_id))
+    return found
 
 
 def _the_run(contents: Contents, run_id: str) -> RunRow:

@@ -20,7 +20,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from leaderboard import queries_pages, queries
 from leaderboard.advice import DEFAULT_DATABASE
 from leaderboard.board import Cell, board
-from leaderboard.contents import display_names
+from leaderboard.contents import Effects, display_names
 from leaderboard.errors import Busy
 from leaderboard.queries_pages import RunFacts
 from leaderboard.serve import DATABASE_VARIABLE
@@ -28,6 +28,8 @@ from leaderboard.store import Store, open_store
 
 _TIMEOUT_S = 2.0
 _KEPT = 256  # answers
+_EFFECTS = 200_000
+_effects: Effects = {}
 _lock = threading.Lock()
 _answers: dict[Hashable, Answer[Any]] = {}
 _Value = TypeVar("_Value")
@@ -118,6 +120,7 @@ def forget() -> None:
     """Drop all answers."""
     with _lock:
         _answers.clear()
+        _effects.clear()
 
 
 def snapshot() -> Snapshot:
@@ -143,7 +146,7 @@ def details(run_id: str) -> Details:
 
 
 def _board(store: Store) -> tuple[list[Cell], list[dict[str, Any]], dict[str, str]]:
-    return board(store), queries.rejections(store), queries.pinned_baselines(store)
+    return board(store, known=_effects), queries.rejections(store), queries.pinned_baselines(store)
 
 
 def _overview(store: Store) -> Overview:
@@ -152,7 +155,9 @@ def _overview(store: Store) -> Overview:
 
 
 def _board_of(store: Store, model_key: str) -> list[Cell]:
-    return board(store, models=[model_key])
+    if len(_effects) > _EFFECTS:
+        _effects.clear()
+    return board(store, models=[model_key], known=_effects)
 
 
 def _details(store: Store, run_id: str) -> Details:

@@ -28,7 +28,7 @@ def chart(flips: Sequence[Flips]) -> Any:
         xOffset=alt.XOffset("word:N") if most <= 12 else alt.Undefined,
         tooltip=[alt.Tooltip("recipes:Q", title="recipes"), alt.Tooltip("word:N", title="change"), alt.Tooltip("documents:Q", title="documents")],
     )
-    return encoded.properties(height=240)
+    return encoded.properties(height=320)
 
 
 def sentence(flips: Sequence[Flips], runs: int, documents: int | None) -> str:

@@ -21,12 +21,10 @@ def drawable(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def most_telling(cells: Sequence[Cell]) -> list[Cell]:
-    """At most `MOST_ROWS` of one task's cells: those with the largest differences, in the order given."""
+    """At most `MOST_ROWS` of one task's cells: those with the largest differences, the highest first."""
     if len(cells) <= MOST_ROWS:
         return list(cells)
-    largest = sorted(cells, key=lambda cell: -abs(cell.delta or 0.0))[:MOST_ROWS]
-    kept = {id(cell) for cell in largest}
-    return [cell for cell in cells if id(cell) in kept]
+    return sorted(sorted(cells, key=lambda cell: -abs(cell.delta or 0.0))[:MOST_ROWS], key=lambda cell: -(cell.delta or 0.0))
 
 
 def sentence(cells: Sequence[Cell], of: int) -> str:
@@ -43,14 +41,15 @@ def chart(cells: Sequence[Cell]) -> Any:
     import altair as alt
     import pandas as pd
 
+    labels = _labels(cells)
     rows = pd.DataFrame(
         [
-            {"recipe": _label(cell, cells), "delta": cell.delta, "low": cell.low, "high": cell.high, "verdict": cell.verdict, "text": interval(cell)}
-            for cell in cells
+            {"label": labels[i], "recipe": plain(cell.recipe), "delta": cell.delta, "low": cell.low, "high": cell.high, "verdict": cell.verdict, "text": interval(cell)}
+            for i, cell in enumerate(cells)
         ]
     )
     colour = word_colour("verdict", rows["verdict"])
-    y = alt.Y("recipe:N", title=None, sort=None, axis=alt.Axis(labelLimit=160, ticks=False, domain=False))
+    y = alt.Y("label:N", title=None, sort=None, axis=alt.Axis(labelLimit=160, ticks=False, domain=False))
     tooltip = [alt.Tooltip(f"{name}:N", title=name) for name in ("recipe", "verdict", "text")]
     base = alt.Chart(rows).encode(y=y, color=colour, tooltip=tooltip)
     zero = alt.Chart(pd.DataFrame({"zero": [0.0]})).mark_rule(color=NEUTRAL, strokeDash=[4, 3]).encode(x="zero:Q")
@@ -62,9 +61,15 @@ def chart(cells: Sequence[Cell]) -> Any:
     return alt.layer(*layers).properties(height=34 * len(rows) + 84).configure_view(strokeOpacity=0)
 
 
-def _label(cell: Cell, cells: Sequence[Cell]) -> str:
-    twins = sum(other.recipe == cell.recipe for other in cells)
-    return plain(cell.recipe) if twins == 1 else f"{plain(cell.recipe)} ({cell.run_id[:6]})"
+def _labels(cells: Sequence[Cell]) -> list[str]:
+    """A short name for each, no two alike: rows of one name would be drawn over each other."""
+    short = [shortened(plain(cell.recipe)) for cell in cells]
+    return [name if short.count(name) == 1 else f"{shortened(plain(cell.recipe), 20)} ({cell.run_id[:6]})" for name, cell in zip(short, cells)]
+
+
+def shortened(name: str, room: int = 26) -> str:
+    """`name` in at most `room` letters, its middle left out: variants of a recipe differ at their ends."""
+    return name if len(name) <= room else f"{name[: room // 2 - 2]}...{name[-(room - room // 2 - 1) :]}"
 
 
 def _band(cells: Sequence[Cell]) -> Any:

@@ -14,6 +14,7 @@ from leaderboard.store import Store
 from leaderboard.wording import plain, signed
 
 MOST_TASKS, MOST_METRICS = 60, 12
+ON_TILES = "#101418"  # the tiles look the same in both themes, so their text does too
 
 
 class Row(NamedTuple):
@@ -68,12 +69,12 @@ def chart(found: Sequence[Row]) -> Any:
         ]
     )
     base = alt.Chart(table).encode(
-        x=alt.X("metric:N", title=None, axis=alt.Axis(orient="top", labelAngle=-30 if table["metric"].nunique() > 3 else 0, labelLimit=140)),
+        x=alt.X("metric:N", title=None, axis=alt.Axis(labelAngle=-35 if table["metric"].nunique() > 2 else 0, labelLimit=140)),
         y=alt.Y("task:N", title=None, axis=alt.Axis(labelLimit=160)),
         tooltip=[alt.Tooltip(f"{name}:N", title=name) for name in ("task", "metric", "text", "word")],
     )
-    tiles = base.mark_rect(opacity=0.55, cornerRadius=3).encode(color=difference_colour("share", 1.0, "share of the metric's largest change: below 0 worse, above 0 better"))
-    return alt.layer(tiles, base.mark_text(fontSize=12).encode(text="text:N")).properties(height=28 * table["task"].nunique() + 90).configure_view(strokeOpacity=0)
+    tiles = base.mark_rect(cornerRadius=3).encode(color=difference_colour("share", 1.0, "worse to better"))
+    return alt.layer(tiles, base.mark_text(fontSize=12, color=ON_TILES).encode(text="text:N")).properties(height=28 * table["task"].nunique() + 160).configure_view(strokeOpacity=0)
 
 
 def _word(row: Row) -> str:
@@ -85,4 +86,4 @@ def sentence(found: Sequence[Row]) -> str:
     shown = _shown(found)
     words = [f"{count} {word}" for word in ("better", "worse", "unchanged") if (count := sum(_word(row) == word for row in shown))]
     cut = "" if len(shown) == len(found) else f" The {len(shown)} of {len(found)} that move most are drawn; the file has all."
-    return f"B minus A in each metric's own units: {', '.join(words)}, by the direction that is good for the metric and without regard to chance.{cut}"
+    return f"B minus A in each metric's own units: {', '.join(words)}, by the direction that is good for the metric and without regard to chance. Colours are relative to the metric's largest change.{cut}"

@@ -6,13 +6,14 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from leaderboard.app.forest import shortened
 from leaderboard.app.scale import NEUTRAL, word_colour
 from leaderboard.cell import BASELINE, Cell
 from leaderboard.pareto import front
 from leaderboard.queries_pages import RunFacts
 from leaderboard.wording import counted, direction, number, percent, plain
 
-NAMES = 8  # of points on the front that are written beside them
+NAMES = 6  # of points on the front that are named
 
 
 class Point(NamedTuple):
@@ -66,8 +67,9 @@ def chart(shown: Sequence[Point], words: str) -> Any:
     steps = alt.Chart(on_front).mark_line(interpolate="step-after", color=NEUTRAL, strokeDash=[5, 3]).encode(x=x, y=y, order="size:Q")
     whiskers = base.transform_filter("isValid(datum.low)").mark_rule(opacity=0.45).encode(y=alt.Y("low:Q", scale=alt.Scale(zero=False, reverse=reverse)), y2="high:Q", color=colour)
     dots = base.mark_point(filled=True, opacity=0.9).encode(y=y, color=colour, size=alt.condition("datum.front", alt.value(130), alt.value(55)), shape=_shapes(rows["verdict"]))
-    names = alt.Chart(on_front.iloc[_spread(len(on_front))]).mark_text(align="left", dx=8, dy=-9, fontSize=11, color=NEUTRAL, limit=170).encode(x=x, y=y, text="recipe:N")
-    return alt.layer(steps, whiskers, dots, names).properties(height=320).configure_view(strokeOpacity=0)
+    apart = on_front.drop_duplicates(["size", "score"])
+    names = alt.Chart(apart.iloc[_spread(len(apart))]).mark_text(align="left", dx=8, dy=-9, fontSize=11, color=NEUTRAL, limit=130).encode(x=x, y=y, text="name:N")
+    return alt.layer(steps, whiskers, dots, names).properties(height=400).configure_view(strokeOpacity=0)
 
 
 def _shapes(words: Any) -> Any:
@@ -84,6 +86,7 @@ def _row(point: Point) -> dict[str, Any]:
     compared = cell.low is not None and cell.high is not None and cell.baseline_score is not None
     return {
         "recipe": plain(cell.recipe),
+        "name": shortened(plain(cell.recipe), 26),
         "verdict": cell.verdict,
         "size": point.size,
         "score": cell.score,

@@ -110,9 +110,10 @@ def glance(cells: Sequence[Cell], facts: Mapping[str, RunFacts] = _NO_FACTS) -> 
     speeds = {recipe: _speed(facts.get(cell.run_id)) for (recipe, _), cell in latest.items()}
     fast = {"Tokens/s": True} if any(speeds.values()) else {}
     return [
-        {"Recipe": plain(recipe), "Kept": percent(kept[recipe])}
-        | {name: speeds[recipe] for name in fast}
+        {"Recipe": plain(recipe)}
         | {plain(task): _glance_text(latest.get((recipe, task))) for task in tasks}
+        | {"Kept": percent(kept[recipe])}
+        | {name: speeds[recipe] for name in fast}
         for recipe in glance_order(cells)
     ]
 

@@ -86,7 +86,7 @@ def show_glance(cells: Sequence[Cell], facts: Mapping[str, RunFacts]) -> None:
         key=f"glance {_content(cells)}",
         on_select="rerun",
         selection_mode="multi-row",
-        column_config={"Recipe": st.column_config.TextColumn(pinned=True)},
+        column_config={"Recipe": st.column_config.TextColumn(pinned=True, width=190)},
     )
     st.caption("Blank: not run. Tick two recipes to compare them.")
     downloads(rows, "glance")
@@ -137,7 +137,7 @@ def show_table(cells: Sequence[Cell], facts: Mapping[str, RunFacts]) -> None:
         key=f"cells {_content(cells)}",
         on_select="rerun",
         selection_mode=["multi-row", "single-cell"],
-        column_config={"Remarks": st.column_config.TextColumn(width="medium")},
+        column_config={name: st.column_config.TextColumn(width="medium") for name in ("Recipe", "Remarks")},
     )
     downloads(tables.cell_records(cells, facts), "results")
     clicked = [row for row, column in picked["selection"]["cells"] if column == "Recipe" and row < len(cells)]

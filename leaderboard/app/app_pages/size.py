@@ -64,7 +64,7 @@ def show_task(points: Sequence[size_plot.Point], missing: Sequence[Cell], words:
             "Recipe": plain(point.cell.recipe),
             "Verdict": point.cell.verdict,
             "On the front": "yes" if point.front else "no",
-            words: point.size,
+            words: round(point.size),
             "Kept": percent(point.share),
             "Score": number(point.cell.score),
             "Delta [95 %]": interval(point.cell),
