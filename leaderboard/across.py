@@ -23,12 +23,13 @@ from leaderboard.cell import BASELINE, Cell
 from leaderboard.reading import PLAIN_RECIPE
 
 EVERY_TASK = "(all)"  # of a run that failed before it had tasks
+LEAST_SIGNS = 5  # of fewer, not even a unanimous vote is below 5 %: they are not tested, and cost the others nothing in the correction
 COMPARED = ("better", "worse", "same", "undecided")
 
 
 @dataclass(frozen=True)
 class Line:
-    """One recipe on one task over all models. `cells`: model -> its latest run. `up` and `down` count signs of the improvement; `p_value` and `q_value` are the sign test's, None where no sign is known."""
+    """One recipe on one task over all models. `cells`: model -> its latest run. `up` and `down` count signs of the improvement; `p_value` and `q_value` are the sign test's, None for fewer than `LEAST_SIGNS`."""
 
     recipe: str
     task: str
@@ -55,7 +56,7 @@ def lines(cells: Iterable[Cell], task: str) -> list[Line]:
     for cell in sorted((c for c in cells if c.task in (task, EVERY_TASK) and c.verdict != BASELINE and not _unedited(c)), key=_age):
         by_recipe[cell.recipe][cell.model] = cell
     tested = {recipe: _signs(found.values()) for recipe, found in by_recipe.items()}
-    p_values = {recipe: statistics.mid_p_mcnemar(down, up).two_sided for recipe, (up, down) in tested.items() if up + down}
+    p_values = {recipe: statistics.mid_p_mcnemar(down, up).two_sided for recipe, (up, down) in tested.items() if up + down >= LEAST_SIGNS}
     q_values = dict(zip(p_values, statistics.benjamini_hochberg(np.array(list(p_values.values()), dtype=float)).tolist())) if p_values else {}
     made = [
         Line(recipe, task, any(c.control for c in found.values()), dict(sorted(found.items())), *tested[recipe], p_values.get(recipe), q_values.get(recipe))

@@ -3,7 +3,7 @@
 Notable choices:
 - A history follows names (model, recipe label, task), not identities: it is there to show when what bears a name has become something else.
 - Every run of the names is in it, failed ones too; only deleted ones are not. Runs without a time come last.
-- A change is against the run before it in the same line (recipe or unedited). What either of the two does not say is no change.
+- A change is against the run before it in the same line (recipe or unedited). What either of the two does not say is no change; a limit that is not named is none.
 - Intervals are the reported standard error's, 1.96 of them either way: they are of one score by itself. Whether two runs differ is for paired verdicts to say.
 """
 
@@ -21,13 +21,13 @@ NORMAL_95 = 1.959964
 _ALIKE = {
     "model_key": "model", "revision": "model revision", "digest_before": "unedited weights", "recipe_id": "recipe's steps", "digest_after": "weights digest",
     "lm_eval_version": "lm-eval", "transformers_version": "transformers", "torch_version": "torch", "lm_eval_recipes": "lm-eval-recipes", "device": "device",
-    "dtype": "dtype", "backend": "backend", "batch_size": "batch size", "version": "task version", "num_fewshot": "few-shot examples", "documents_hash": "documents",
+    "dtype": "dtype", "backend": "backend", "batch_size": "batch size", "version": "task version", "num_fewshot": "few-shot examples", "limit": "limit", "documents_hash": "documents",
     "chat_template_hash": "chat template", "system_instruction_hash": "system instruction", "generation_arguments": "generation arguments",
 }  # fmt: skip
 _HASHES = ("digest_before", "digest_after", "recipe_id", "documents_hash", "chat_template_hash", "system_instruction_hash", "model_key")
 _POINTS = """
 SELECT r.run_id, coalesce(r.started, r.finished) AS moment, r.status, r.path, concat_ws(': ', r.failure_kind, r.failure_reason) AS failure, v.recipe_name = 'baseline' OR r.origin = 'plain' AS unedited,
-  s.metric, s.filter, s.score, s.reported, s.stderr, t.documents, r.versions,
+  s.metric, s.filter, s.score, s.reported, s.stderr, t.documents, r.versions, r.settings,
   v.model_key, v.revision, v.digest_before, v.recipe_id, v.digest_after, r.lm_eval_version, r.transformers_version, r.torch_version, r.device, v.dtype, r.backend, r.batch_size,
   t.version, t.num_fewshot, t.documents_hash, t.chat_template_hash, t.system_instruction_hash, t.generation_arguments
 FROM runs r JOIN variants v USING (variant_id)
@@ -121,6 +121,7 @@ def _with_changes(rows: Iterable[dict[str, Any]]) -> list[Point]:
     last: dict[bool, dict[str, Any]] = {}
     for row in rows:
         row["lm_eval_recipes"] = _of_json(row["versions"]).get("lm_eval_recipes")
+        row["limit"] = str(_of_json(row["settings"]).get("limit", "none")).replace("None", "none")
         before = last.get(row["unedited"])
         points.append(replace(_point(row), changes=() if before is None else tuple(_changes(before, row))))
         last[row["unedited"]] = row

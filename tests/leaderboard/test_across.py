@@ -30,6 +30,12 @@ def test_the_sign_test_is_the_binomial_with_half_of_the_point() -> None:
     assert line.p_value == pytest.approx(2 * (binom.cdf(2, 8, 0.5) - binom.pmf(2, 8, 0.5) / 2)) == line.q_value
 
 
+def test_fewer_signs_than_can_ever_be_significant_are_not_tested() -> None:
+    for count, expected in ((4, None), (5, 2 * 0.5**5 / 2)):
+        (line,) = lines([cell(f"m{i}", "better", 0.1) for i in range(count)], "sums")
+        assert (line.p_value, line.q_value) == (expected, expected)
+
+
 def test_the_correction_is_over_the_recipes() -> None:
     ahead = [cell(f"m{i}", "better", 0.1) for i in range(6)]
     mixed = [cell(f"m{i}", "undecided", 0.1 if i % 2 else -0.1, recipe="svd") for i in range(6)]

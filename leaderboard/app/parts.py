@@ -1,0 +1,52 @@
+"""What pages over many runs share besides the frame: further questions to the store, and tables whose rows lead to their runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import streamlit as st
+
+from leaderboard.app import data, frame
+from leaderboard.app.pages import RUN
+from leaderboard.app.scale import tinted
+from leaderboard.cell import Cell
+from leaderboard.errors import Busy, LeaderboardError
+from leaderboard.untrusted import digest
+
+_Value = TypeVar("_Value")
+RUN_BLUE = "#388bfd"  # marks of what is looked at, where no verdict gives a colour
+ROWS_IN_FULL = 25
+
+
+def further(ask: Callable[[], _Value]) -> _Value:
+    """A question after a page's first; where there is no answer, an explanation instead of the rest of the page."""
+    try:
+        return ask()
+    except LeaderboardError as error:
+        frame.explain_error(error)
+        if isinstance(error, Busy):
+            frame.watch(object())
+        st.stop()
+
+
+def cells() -> list[Cell]:
+    """The board's cells, for a page that has asked something else already."""
+    return further(lambda: data.snapshot().cells)
+
+
+def linked_table(rows: Sequence[dict[str, Any]], run_ids: Sequence[str], name: str, *, words: Iterable[str] = (), columns: dict[str, Any] | None = None) -> None:
+    """A table of which every row leads to its run (`run_ids`, one a row) once its box is ticked. `words`: columns whose words bear their colour."""
+    picked = st.dataframe(
+        tinted(rows, words),
+        hide_index=True,
+        width="stretch",
+        height="content" if len(rows) <= ROWS_IN_FULL else 700,
+        key=f"{name} {digest([name, *run_ids])[:16]}",  # other rows under an old key keep its widths and lose a click
+        on_select="rerun",
+        selection_mode="single-row",
+        column_config=columns or {},
+    )
+    chosen = picked["selection"]["rows"]
+    if chosen and chosen[0] < len(run_ids):
+        st.switch_page(RUN.script, query_params={"run": run_ids[chosen[0]]})
