@@ -121,7 +121,7 @@ def _with_changes(rows: Iterable[dict[str, Any]]) -> list[Point]:
     last: dict[bool, dict[str, Any]] = {}
     for row in rows:
         row["lm_eval_recipes"] = _of_json(row["versions"]).get("lm_eval_recipes")
-        row["limit"] = str(_of_json(row["settings"]).get("limit", "none")).replace("None", "none")
+        row["limit"] = _limit(_of_json(row["settings"]).get("limit"))
         before = last.get(row["unedited"])
         points.append(replace(_point(row), changes=() if before is None else tuple(_changes(before, row))))
         last[row["unedited"]] = row
@@ -150,6 +150,11 @@ def _differ(before: object, after: object) -> bool:
 
 def _short(name: str, value: object) -> str:
     return str(value)[:12] if name in _HASHES else str(value)
+
+
+def _limit(value: object) -> str:
+    """`10`, whether it was written 10 or 10.0."""
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _of_json(text: str | None) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def sign_grid(found: Sequence[Line]) -> Any:
         ]
     )
     labels = [_label(line, found) for line in found]
-    x = alt.X("model:N", title=None, sort=list(short.values()), scale=alt.Scale(domain=list(short.values())), axis=alt.Axis(labelAngle=-40, labelLimit=170, ticks=False, domain=False, grid=False))
+    x = alt.X("model:N", title=None, sort=list(short.values()), scale=alt.Scale(domain=list(short.values())), axis=alt.Axis(labelAngle=-50, labelLimit=170, labelOverlap=False, ticks=False, domain=False, grid=False))
     y = alt.Y("recipe:N", title=None, sort=labels, axis=alt.Axis(labelLimit=150, ticks=False, domain=False, grid=False))
     tooltip = [alt.Tooltip(f"{name}:N", title=title) for name, title in (("recipe", "recipe"), ("name", "model"), ("verdict", "verdict"), ("delta", "delta"))]
     base = alt.Chart(rows).encode(x=x, y=y, tooltip=tooltip)
@@ -76,7 +76,7 @@ def place_map(places: Sequence[Place], measure: str) -> Any:
     matrices = sorted(set(rows["matrix"]), key=matrix_order)
     in_words = len(layers) <= LAYERS_IN_WORDS
     y = alt.Y("layer:N", title="layer", sort=layers, axis=alt.Axis(ticks=False, domain=False, grid=False, labelOverlap=True))
-    x = alt.X("matrix:N", title=None, sort=matrices, axis=alt.Axis(orient="top", labelAngle=-35, labelLimit=140, ticks=False, domain=False, grid=False))
+    x = alt.X("matrix:N", title=None, sort=matrices, axis=alt.Axis(orient="top", labelAngle=-35, labelLimit=140, labelOverlap=False, ticks=False, domain=False, grid=False))
     tooltip = [alt.Tooltip(f"{name}:N", title=name) for name in ("layer", "matrix", "runs", "kept", "verdicts")]
     base = alt.Chart(rows).encode(x=x, y=y, tooltip=tooltip)
     tiles = base.transform_filter("isValid(datum.value)").mark_rect(opacity=0.62, cornerRadius=2).encode(color=_colour(measure, rows))

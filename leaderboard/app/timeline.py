@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from leaderboard.app.parts import RUN_BLUE
@@ -15,6 +15,7 @@ from leaderboard.wording import number, plain
 WITH_RECIPE, UNEDITED, FAILED = "with the recipe", "unedited", "failed"
 _DECISION, _CHANGE = "#a371f7", "#bb8009"
 HEIGHT = 340
+A_FEW_DAYS = timedelta(days=4)  # below, the hour is written beside the date
 
 
 def line_of(point: Point) -> str:
@@ -32,14 +33,14 @@ def chart(points: Sequence[Point], events: Sequence[Event], *, by_date: bool) ->
     import altair as alt
     import pandas as pd
 
-    axis = _axis(by_date)
+    axis = _axis(points if by_date else ())
     rows = pd.DataFrame([_row(point, place, by_date) for place, point in enumerate(points, 1)])
     scored, changed = rows[rows["score"].notna()], rows[rows["changes"] != ""]
     low, high = _span(scored)
     y = alt.Y("score:Q", title=plain(next((point.metric for point in points if point.metric), "score")), scale=alt.Scale(domain=[low, high], nice=True))
     names = [name for name in (WITH_RECIPE, UNEDITED) if name in set(rows["line"])]
     scale = alt.Scale(domain=names, range=[RUN_BLUE if name == WITH_RECIPE else NEUTRAL for name in names])
-    colour = alt.Color("line:N", scale=scale, legend=alt.Legend(title=None, orient="top"))
+    colour = alt.Color("line:N", scale=scale, legend=alt.Legend(title=None, orient="top", symbolOpacity=1))
     tooltip = [alt.Tooltip(f"{name}:N", title=name) for name in ("when", "line", "value", "changes", "run")]
     base = alt.Chart(scored).encode(x=axis, color=colour, tooltip=tooltip)
     layers = [
@@ -53,12 +54,15 @@ def chart(points: Sequence[Point], events: Sequence[Event], *, by_date: bool) ->
     return alt.layer(*layers).properties(height=HEIGHT).configure_view(strokeOpacity=0)
 
 
-def _axis(by_date: bool) -> Any:
+def _axis(dated: Sequence[Point]) -> Any:
+    """The axis of time for points that all have one; of places for none."""
     import altair as alt
 
-    if by_date:
-        return alt.X("at:T", title="started (UTC)", scale=alt.Scale(type="utc", padding=20), axis=alt.Axis(labelOverlap=True))
-    return alt.X("at:Q", title="runs, the earliest first", scale=alt.Scale(padding=20, nice=False, zero=False), axis=alt.Axis(tickMinStep=1, format="d", grid=False))
+    if not dated:
+        return alt.X("at:Q", title="runs, the earliest first", scale=alt.Scale(padding=20, nice=False, zero=False), axis=alt.Axis(tickMinStep=1, format="d", grid=False))
+    times = [point.moment for point in dated if point.moment is not None]
+    labels = {"format": "%d %b %H:%M"} if max(times) - min(times) < A_FEW_DAYS else {}
+    return alt.X("at:T", title="started (UTC)", scale=alt.Scale(type="utc", padding=20), axis=alt.Axis(labelOverlap=True, tickCount=5, **labels))
 
 
 def _row(point: Point, place: int, by_date: bool) -> dict[str, Any]:

@@ -44,6 +44,14 @@ def test_intervals_are_of_the_reported_error(made: Any, kit: Any, database: Path
     assert point.unedited and point.low == pytest.approx(3 / 9 - NORMAL_95 * 0.1) and point.high == pytest.approx(3 / 9 + NORMAL_95 * 0.1)
 
 
+def test_a_limit_that_is_not_named_is_none(made: Any, kit: Any, database: Path) -> None:
+    for day, settings in enumerate(({"limit": 10.0}, {"limit": None}, {}), 1):
+        made.run("laser", {"sums": kit.Task({"acc": [1.0] * day})}, folder=str(day), spec_id=str(day), started=f"2026-01-0{day}T00:00:00Z", settings=settings)
+    ingest([made.root], database)
+    changed = [[tuple(change) for change in point.changes if change.what == "limit"] for point in of(database).points]
+    assert changed == [[], [("limit", "10", "none")], []]
+
+
 def test_a_failure_is_a_point_without_a_score(made: Any, kit: Any, database: Path) -> None:
     made.run("laser", {"sums": kit.pair(9, 3)[1]})
     made.failed("laser", {"sums": kit.pair(9, 3)[1]}, folder="failed", spec_id="f", started="2027-01-01T00:00:00Z")

@@ -11,7 +11,14 @@ import pytest
 from leaderboard import queries
 from leaderboard.app.download import as_csv, as_parquet
 from leaderboard.ingest import ingest
-from leaderboard.on_disk import as_text, files_of, flat, receipt_of, records, requirements
+from leaderboard.on_disk import (
+    as_text,
+    files_of,
+    flat,
+    receipt_of,
+    records,
+    requirements,
+)
 from leaderboard.store import open_store
 
 LOG = [{"step": 0, "epoch": 1, "loss": 2.5}, {"step": 0, "epoch": 2, "loss": 2, "bases": {"a": 1}}]

@@ -128,7 +128,7 @@ class TestAcross:
     def test_counts_signs_and_blanks(self, filled: Path) -> None:
         app = page("across", least="1")
         counts, differences = tables(app)[:2]
-        assert list(counts["Verdicts"]) == ["better on 1 of 2 models, worse on 1", "better on 0 of 1 model, undecided on 1"] and list(counts["Up / down"])[0] == "1 / 1"
+        assert list(counts["Verdicts"]) == ["better on 1 of 2 models, worse on 1", "better on 0 of 1 model, undecided on 1"] and counts["Up / down"].iloc[0] == "1 / 1"
         assert list(differences["small"]) == ["worse -0.1500", ""] and differences["tiny"].iloc[0] == "better +0.5000"
         assert "laser: better on 1 of 2 models, worse on 1; up on 1, down on 1" in next(descriptions(app))
 

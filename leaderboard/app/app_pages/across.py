@@ -83,7 +83,7 @@ def show_counts(found: Sequence[Line]) -> None:
         }
         for line in found
     ]
-    st.dataframe(tinted(rows, []), hide_index=True, width="stretch", key="counts", column_config={"Recipe": st.column_config.TextColumn(pinned=True, width="medium")})
+    st.dataframe(tinted(rows, []), hide_index=True, width="stretch", key="counts", column_config={"Recipe": st.column_config.TextColumn(pinned=True)})
     counts = [
         {"recipe": line.recipe, "task": line.task, "control": line.control, "models": len(line.cells), "compared": line.compared}
         | {word: line.count(word) for word in (*across.COMPARED, "incomparable", "failed")}
@@ -103,7 +103,7 @@ def show_tasks(cells: Sequence[Cell], tasks: Sequence[str], recipes: Sequence[st
         st.caption(f"{MOST_TASKS} of {len(tasks)} tasks, those of most models.")
     by_task = {name: {line.recipe: line for line in across.lines(cells, name)} for name in shown}
     rows = [{"Recipe": plain(recipe)} | {plain(name): _brief(by_task[name].get(recipe)) for name in shown} for recipe in recipes]
-    st.dataframe(tinted(rows, []), hide_index=True, width="stretch", key="tasks", column_config={"Recipe": st.column_config.TextColumn(pinned=True, width="medium")})
+    st.dataframe(tinted(rows, []), hide_index=True, width="stretch", key="tasks", column_config={"Recipe": st.column_config.TextColumn(pinned=True)})
     downloads(rows, "recipes-across-tasks")
 
 
@@ -123,7 +123,7 @@ def show_numbers(found: Sequence[Line]) -> None:
     models = across.models_of(found)
     short = shortened(models)
     rows = [{"Recipe": plain(line.recipe)} | {short[model]: _text(line.cells.get(model)) for model in models} for line in found]
-    st.dataframe(tinted(rows, list(short.values())), hide_index=True, width="stretch", key="models", column_config={"Recipe": st.column_config.TextColumn(pinned=True, width="medium")})
+    st.dataframe(tinted(rows, list(short.values())), hide_index=True, width="stretch", key="models", column_config={"Recipe": st.column_config.TextColumn(pinned=True)})
     runs = [cell for line in found for cell in line.cells.values()]
     downloads([_record(cell) for cell in runs], "differences-across-models")
     with st.expander(f"All {len(runs)} runs"):

@@ -59,7 +59,9 @@ def show(details: data.Details, snapshot: data.Snapshot) -> None:
         st.code("\n".join(filter(None, [run["failure_kind"], run["failure_reason"], run["failure_where"]])), language=None, wrap_lines=True)
     cells = [cell for cell in snapshot.cells if cell.run_id == run["run_id"]]
     if cells:
-        st.dataframe(frame.tinted(frame.cell_rows(cells, with_model=False), ["Verdict"]), hide_index=True, width="stretch", key="verdicts")
+        rows = [{name: text for name, text in row.items() if name != "Recipe"} for row in frame.cell_rows(cells, with_model=False)]
+        st.dataframe(frame.tinted(rows, ["Verdict"]), hide_index=True, width="stretch", key="verdicts")
+        downloads(rows, "verdicts")
     for warning in json.loads(run["warnings"] or "[]"):
         st.text(f"warning: {plain(warning)}")
     show_links(run, [cell.task for cell in cells])
