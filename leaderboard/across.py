@@ -53,7 +53,7 @@ class Line:
 def lines(cells: Iterable[Cell], task: str) -> list[Line]:
     """Every recipe that some model ran on the task: more models first, then more of them better, then by name."""
     by_recipe: dict[str, dict[str, Cell]] = defaultdict(dict)
-    for cell in sorted((c for c in cells if c.task in (task, EVERY_TASK) and c.verdict != BASELINE and not _unedited(c)), key=_age):
+    for cell in sorted((c for c in cells if c.task in (task, EVERY_TASK) and c.verdict != BASELINE and not unedited(c.recipe)), key=_age):
         by_recipe[cell.recipe][cell.model] = cell
     tested = {recipe: _signs(found.values()) for recipe, found in by_recipe.items()}
     p_values = {recipe: statistics.mid_p_mcnemar(down, up).two_sided for recipe, (up, down) in tested.items() if up + down >= LEAST_SIGNS}
@@ -70,7 +70,7 @@ def tasks(cells: Iterable[Cell]) -> list[str]:
     models: dict[str, set[str]] = defaultdict(set)
     runs: Counter[str] = Counter()
     for cell in cells:
-        if cell.task != EVERY_TASK and cell.verdict != BASELINE and not _unedited(cell):
+        if cell.task != EVERY_TASK and cell.verdict != BASELINE and not unedited(cell.recipe):
             models[cell.task].add(cell.model)
             runs[cell.task] += 1
     return sorted(models, key=lambda task: (-len(models[task]), -runs[task], task))
@@ -103,8 +103,9 @@ def _signs(found: Iterable[Cell]) -> tuple[int, int]:
     return sum(value > 0 for value in values), sum(value < 0 for value in values)
 
 
-def _unedited(cell: Cell) -> bool:
-    return cell.recipe in (BASELINE, PLAIN_RECIPE)
+def unedited(recipe: str) -> bool:
+    """Whether a label is that of a model as it is."""
+    return recipe in (BASELINE, PLAIN_RECIPE)
 
 
 def _age(cell: Cell) -> tuple[bool, datetime, str]:

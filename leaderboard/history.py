@@ -72,6 +72,7 @@ class Point:
     low: float | None
     high: float | None
     documents: int | None
+    model_key: str
     changes: tuple[Change, ...] = ()
 
 
@@ -133,7 +134,7 @@ def _point(row: dict[str, Any]) -> Point:
     spread = None if score is None or error is None else NORMAL_95 * error
     return Point(
         row["run_id"], row["moment"], row["unedited"], row["status"], row["failure"] or "", row["metric"] or "", row["filter"] or "", score, row["reported"] or "",
-        None if spread is None else score - spread, None if spread is None else score + spread, row["documents"],
+        None if spread is None else score - spread, None if spread is None else score + spread, row["documents"], row["model_key"],
     )  # fmt: skip
 
 

@@ -1,9 +1,10 @@
-"""What pages over many runs share besides the frame: further questions to the store, and tables whose rows lead to their runs."""
+"""What pages over many runs share besides the frame: the boards of several models, and tables whose rows lead to their runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
 
 import streamlit as st
 
@@ -11,28 +12,15 @@ from leaderboard.app import data, frame
 from leaderboard.app.pages import RUN
 from leaderboard.app.scale import tinted
 from leaderboard.cell import Cell
-from leaderboard.errors import Busy, LeaderboardError
 from leaderboard.untrusted import digest
 
-_Value = TypeVar("_Value")
 RUN_BLUE = "#388bfd"  # marks of what is looked at, where no verdict gives a colour
 ROWS_IN_FULL = 25
 
 
-def further(ask: Callable[[], _Value]) -> _Value:
-    """A question after a page's first; where there is no answer, an explanation instead of the rest of the page."""
-    try:
-        return ask()
-    except LeaderboardError as error:
-        frame.explain_error(error)
-        if isinstance(error, Busy):
-            frame.watch(object())
-        st.stop()
-
-
-def cells() -> list[Cell]:
-    """The board's cells, for a page that has asked something else already."""
-    return further(lambda: data.snapshot().cells)
+def cells_of(model_keys: Iterable[str], first: data.Answer[Any]) -> list[Cell]:
+    """The boards of some models, for a page that has had its `first` answer."""
+    return [cell for key in sorted(set(model_keys)) for cell in frame.further_or_stop(partial(data.cells_of, key), first)]
 
 
 def linked_table(rows: Sequence[dict[str, Any]], run_ids: Sequence[str], name: str, *, words: Iterable[str] = (), columns: dict[str, Any] | None = None) -> None:

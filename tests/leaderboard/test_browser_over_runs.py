@@ -165,8 +165,9 @@ def test_hostile_names_are_text_and_plots_have_words(address: str, database: Pat
 
 def test_downloads_are_what_is_shown(address: str, page: Any) -> None:
     page.goto(f"{address}/across?task=int_mult&least=2")
+    page.get_by_text("All 2 runs").wait_for(timeout=WAIT_MS)
     with page.expect_download(timeout=WAIT_MS) as waiting:
-        page.get_by_test_id("stDownloadButton").first.click()
+        page.get_by_test_id("stDownloadButton").first.locator("button").click()
     text = Path(waiting.value.path()).read_text()
     assert waiting.value.suggested_filename == "recipes-across-models.csv" and text.splitlines()[1].startswith("laser,int_mult,False,2,2,2,0")
 

@@ -13,6 +13,7 @@ from leaderboard.app import address, frame, parts
 from leaderboard.app.download import downloads
 from leaderboard.app.grid import SIGNS, shortened, sign_grid
 from leaderboard.app.scale import tinted
+from leaderboard.app.tables import remarks
 from leaderboard.cell import Cell
 from leaderboard.wording import interval, number, plain, signed
 
@@ -23,10 +24,11 @@ MOST_TASKS = 12  # columns of the table over tasks
 def main() -> None:
     """Draw the page."""
     st.title("Across models", anchor=False)
-    cells = frame.snapshot_or_stop().cells
+    first = frame.overview_or_stop()
+    cells = parts.cells_of((run.model_key for run in first.value.runs.values() if not across.unedited(run.recipe)), first)
     tasks = across.tasks(cells)
     if not tasks:
-        explain_no_recipes(bool(cells))
+        st.info("Every run here is of an unedited model: this page compares what a recipe did to several models.")
         return
     found, task = chosen(cells, tasks)
     if not found:
@@ -37,14 +39,6 @@ def main() -> None:
     show_tasks(cells, tasks, [line.recipe for line in found], task)
     show_numbers(found)
     how_to_read()
-
-
-def explain_no_recipes(any_cells: bool) -> None:
-    """What this page needs."""
-    if not any_cells:
-        frame.explain_empty()
-        return
-    st.info("Every run here is of an unedited model: this page compares what a recipe did to several models.")
 
 
 def chosen(cells: Sequence[Cell], tasks: Sequence[str]) -> tuple[list[Line], str]:
@@ -138,7 +132,7 @@ def _text(cell: Cell | None) -> str:
 
 
 def _row(cell: Cell) -> dict[str, Any]:
-    return {"Recipe": plain(cell.recipe), "Model": plain(cell.model), "Verdict": cell.verdict, "Delta [95 %]": interval(cell), "Score": number(cell.score), "Baseline": number(cell.baseline_score), "Remarks": frame.remarks(cell)}
+    return {"Recipe": plain(cell.recipe), "Model": plain(cell.model), "Verdict": cell.verdict, "Delta [95 %]": interval(cell), "Score": number(cell.score), "Baseline": number(cell.baseline_score), "Remarks": remarks(cell)}
 
 
 def _record(cell: Cell) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import streamlit as st
 
+from leaderboard.across import unedited
 from leaderboard.app import address, data, frame, parts, timeline
 from leaderboard.app.download import downloads
 from leaderboard.cell import Cell
@@ -20,17 +21,18 @@ CHANGES_IN_WORDS = 6
 def main() -> None:
     """Draw the page."""
     st.title("History", anchor=False)
-    known = frame.answer_or_stop(subjects).value
+    first = frame.answer_or_stop(subjects)
+    known = first.value
     if not known:
         frame.explain_empty()
         return
     places = st.columns([3, 3, 3, 2])
     model, recipe, task = chosen(known, places)
-    found: History = parts.further(lambda: data.answer(history, model, recipe, task).value)
+    found: History = frame.further_or_stop(lambda: data.answer(history, model, recipe, task), first)
     if not found.points:
         st.info("No run of these has a score of the task's main metric.")
         return
-    verdicts = {cell.run_id: cell for cell in parts.cells() if cell.task == task}
+    verdicts = {cell.run_id: cell for cell in parts.cells_of((point.model_key for point in found.points), first) if cell.task == task}
     show_plot(found, recipe, places[3])
     show_runs(found.points, verdicts)
     show_decisions(found.events)
@@ -47,11 +49,6 @@ def chosen(known: Sequence[Subject], places: Sequence[Any]) -> tuple[str, str, s
     of_recipe = [subject for subject in of_model if subject.recipe == recipe]
     task = address.one_of(places[2], "Task", sorted(subject.task for subject in of_recipe), "task", first=max(of_recipe, key=lambda subject: subject.runs).task)
     return model, recipe, task
-
-
-def unedited(recipe: str) -> bool:
-    """Whether a label is that of the model as it is."""
-    return recipe in ("baseline", "plain lm_eval")
 
 
 def show_plot(found: History, recipe: str, place: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import streamlit as st
 
-from leaderboard.app import address, frame, parts
+from leaderboard.app import address, data, frame, parts
 from leaderboard.app.download import downloads
 from leaderboard.app.grid import MEASURES, place_map
 from leaderboard.app.scale import NEUTRAL, word_colour
@@ -32,12 +32,12 @@ class Choice(NamedTuple):
 def main() -> None:
     """Draw the page."""
     st.title("Layers", anchor=False)
-    found = frame.answer_or_stop(edits).value
+    first = frame.answer_or_stop(edits)
+    found = first.value
     if not found:
         st.info("No run here has a receipt that names an edited matrix. Runs made with --recipe have one; results of plain lm_eval do not.")
         return
-    cells = parts.cells()
-    shown, task, by_run, measure = chosen(found, cells)
+    shown, task, by_run, measure = chosen(found, first)
     if not shown:
         st.info("No edit matches these filters.")
         return
@@ -47,14 +47,15 @@ def main() -> None:
     how_to_read()
 
 
-def chosen(found: Sequence[Edit], cells: Sequence[Cell]) -> Choice:
+def chosen(found: Sequence[Edit], answer: data.Answer[list[Edit]]) -> Choice:
     """What the filters leave."""
     first, second = st.columns([2, 2, 4]), st.columns([2, 2, 2, 2])
-    names = {cell.model_key: cell.model for cell in cells}
+    names = frame.further_or_stop(data.overview, answer).names
     models = {edit.model_key: names.get(edit.model_key, edit.model_name) for edit in found}
     model = address.one_of(first[0], "Model", sorted(set(models.values())), "model", first=_most([models[edit.model_key] for edit in found]))
     of_model = [edit for edit in found if models[edit.model_key] == model]
     runs = {edit.run_id for edit in of_model}
+    cells = parts.cells_of((edit.model_key for edit in of_model), answer)
     tasks = sorted({cell.task for cell in cells if cell.run_id in runs}) or ["(none)"]
     task = address.one_of(first[1], "Verdicts on the task", tasks, "task")
     recipes = address.any_of(first[2], "Recipes", sorted({edit.recipe for edit in of_model}), "recipe", placeholder="All recipes")

@@ -11,43 +11,45 @@ import streamlit as st
 from leaderboard import on_disk
 from leaderboard.app import data, frame, parts, receipt_view
 from leaderboard.app.download import downloads
-from leaderboard.app.pages import ACROSS, BOARD, HISTORY, LAYERS
-from leaderboard.errors import LeaderboardError, UnknownRun
+from leaderboard.app.pages import ACROSS, BOARD, HISTORY, LAYERS, RUN
+from leaderboard.errors import Busy, LeaderboardError, UnknownRun
 from leaderboard.layers import edits
 from leaderboard.wording import plain
 
 
 def main() -> None:
     """Draw the page."""
-    snapshot = frame.snapshot_or_stop()
+    first = frame.overview_or_stop()
     wanted = str(st.query_params.get("run", ""))
     st.page_link(BOARD.script, label="Back to the leaderboard", icon=":material/arrow_back:")
     if not wanted:
-        choose(snapshot)
+        choose(first.value)
         return
     try:
         details = data.details(wanted)
     except UnknownRun as error:
         st.header("No such run", anchor=False)
         st.text(str(error))
-        choose(snapshot)
+        choose(first.value)
         return
     except LeaderboardError as error:
         frame.explain_error(error)
+        if isinstance(error, Busy):
+            frame.watch(object())
         return
-    show(details, snapshot)
+    show(details, first)
 
 
-def choose(snapshot: data.Snapshot) -> None:
+def choose(overview: data.Overview) -> None:
     """A list of runs to pick from."""
     st.subheader("Choose a run", anchor=False)
-    labels = {cell.run_id: f"{plain(cell.model)}: {plain(cell.recipe)} ({cell.run_id[:8]})" for cell in snapshot.cells}
-    picked = st.selectbox("Run", sorted(labels, key=labels.__getitem__), index=None, format_func=labels.__getitem__, label_visibility="collapsed")
+    labels = frame.run_labels(overview)
+    picked = st.selectbox("Run", list(labels), index=None, format_func=labels.__getitem__, label_visibility="collapsed")
     if picked:
-        st.switch_page("app_pages/run.py", query_params={"run": picked})
+        st.switch_page(RUN.script, query_params={"run": picked})
 
 
-def show(details: data.Details, snapshot: data.Snapshot) -> None:
+def show(details: data.Details, first: data.Answer[data.Overview]) -> None:
     """All sections of one run."""
     run = details.run
     st.title("Run", anchor=False)
@@ -57,7 +59,7 @@ def show(details: data.Details, snapshot: data.Snapshot) -> None:
     if run["status"] == "failed":
         st.error("This run failed.", icon=":material/error:")
         st.code("\n".join(filter(None, [run["failure_kind"], run["failure_reason"], run["failure_where"]])), language=None, wrap_lines=True)
-    cells = [cell for cell in snapshot.cells if cell.run_id == run["run_id"]]
+    cells = [cell for cell in parts.cells_of([run["model_key"]], first) if cell.run_id == run["run_id"]]
     if cells:
         rows = [{name: text for name, text in row.items() if name != "Recipe"} for row in frame.cell_rows(cells, with_model=False)]
         st.dataframe(frame.tinted(rows, ["Verdict"]), hide_index=True, width="stretch", key="verdicts")
@@ -67,7 +69,7 @@ def show(details: data.Details, snapshot: data.Snapshot) -> None:
     show_links(run, [cell.task for cell in cells])
     show_command(run)
     show_files(run)
-    own = [edit for edit in parts.further(lambda: data.answer(edits).value) if edit.run_id == run["run_id"]]
+    own = [edit for edit in frame.further_or_stop(lambda: data.answer(edits), first) if edit.run_id == run["run_id"]]
     receipt_view.show(details, own, on_disk.receipt_of(run))
     show_facts(run)
     show_scores(details)
