@@ -11,7 +11,6 @@ from leaderboard.noise import Floor
 from leaderboard.queries import PairedSamples, RunRow, ScoreRow, TaskRow
 from leaderboard.store import Store
 
-
 Effects = dict[Hashable, Effect]  # found before, by `pairing.effect_key`
 
 

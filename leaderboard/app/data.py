@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from leaderboard import queries_pages, queries
+from leaderboard import queries, queries_pages
 from leaderboard.advice import DEFAULT_DATABASE
 from leaderboard.board import Cell, board
 from leaderboard.contents import Effects, display_names

@@ -33,7 +33,7 @@ def rows(store: Store, a: str, b: str) -> list[Row]:
     return [_row(**found) for found in queries_pages.common_scores(store, a, b)]
 
 
-def _row(task: str, metric: str, filter: str, before: float, after: float, higher_is_better: bool | None, best_value: float | None) -> Row:  # noqa: A002
+def _row(task: str, metric: str, filter: str, before: float, after: float, higher_is_better: bool | None, best_value: float | None) -> Row:
     name = metric if filter in ("", "none") else f"{metric} ({filter})"
     sign = -1.0 if higher_is_better is False else 1.0
     improvement = sign * (after - before) if best_value is None else abs(before - best_value) - abs(after - best_value)
