@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 ALTERNATIVES = 8
 """About as many as one pass has: LASER's grid."""
 BATCHES = 8
-SMALLEST_BATCH = 96
+SMALLEST_BATCH = 64
 """Tokens of a batch before it is repeated for each alternative."""
 TOKENS_PER_DOCUMENT = 256
 """Tokens of one pass for each document of `calibration.batch_size`, those of all alternatives together: lowering it lowers the memory that a pass takes."""
@@ -159,11 +159,6 @@ class Bench:
     def weight(self, matrix: Matrix) -> Tensor:
         """The matrix as it is in the unedited model, `[m, n]`, in fp32 (fp64)."""
         return self.weights.read(matrix)
-
-    def decompose(self, matrix: Matrix) -> Svd:
-        """The singular value decomposition of a matrix of the unedited model. Raises VariantFailed where it does not converge."""
-        with _converging(matrix):
-            return self.factors.of(self.weight(matrix))
 
     def truncations(self, matrix: Matrix, ranks: Sequence[int]) -> Nested:
         """A matrix of the unedited model at several ranks, as `truncate_svd` would leave it. Raises VariantFailed where its decomposition does not converge."""
@@ -297,10 +292,14 @@ class Bench:
             self._standing = standing
             self._replay.forget()
 
-    def gather(self, matrices: Sequence[Matrix], names: frozenset[str], decompose: Callable[[Matrix], Svd] | None = None) -> dict[str, dict[str, Tensor]]:
-        """Statistics of matrices on the documents, of the model as it stands, as a method would be given them."""
+    def gather(self, matrices: Sequence[Matrix], names: frozenset[str], components: Callable[[Matrix], Svd] | None = None) -> dict[str, dict[str, Tensor]]:
+        """Statistics of matrices on the documents, of the model as it stands, as a method would be given them. components: what statistics of components are of."""
+
+        def none(matrix: Matrix) -> Svd:
+            raise AssertionError("statistics of components need some")
+
         assert self.step.evidence is not None
-        return gather(self.lm, matrices, names, self.documents, self.step.evidence.batch_size, decompose or self.decompose)
+        return gather(self.lm, matrices, names, self.documents, self.step.evidence.batch_size, components or none)
 
     def __enter__(self) -> Bench:
         return self
@@ -341,7 +340,7 @@ def cannot_win(bar: Score | None) -> Hopeless:
 def best_of(trials: Sequence[Trial]) -> Trial:
     """The trial of the highest accuracy; among equals that of the lowest loss; among those the first. Raises VariantFailed where no loss is finite, and UserError where nothing was tried."""
     if not trials:
-        raise UserError("nothing was tried")
+        raise UserError("nothing was tried: the settings leave no edit that changes a matrix; give smaller fractions, fewer clusters, or other matrices")
     eligible = [trial for trial in trials if trial.eligible]
     if not eligible:
         raise VariantFailed("non_finite_loss", f"of the {len(trials)} trials none has a finite loss on the calibration documents: no edit can be chosen")
