@@ -19,7 +19,7 @@ from harness_ext.errors import UserError
 from harness_ext.evidence import gather
 from harness_ext.receipt import VariantFailed
 from harness_ext.search.alternatives import Alternatives, Nested, as_computed
-from harness_ext.search.replay import Replay
+from harness_ext.search.replay import Replay, tolerance
 from harness_ext.search.scoring import Score, batches_by_length, questions
 from harness_ext.weights import with_part, with_shift
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from harness_ext.factors import Factors
     from harness_ext.methods import Svd
     from harness_ext.recipe import Step
-    from harness_ext.search.scoring import Batch
+    from harness_ext.search.scoring import Batch, Question
     from harness_ext.weights import Weights
     from harness_ext.workplace import Workplace
 
@@ -127,7 +127,7 @@ class Bench:
         self._put_aside: dict[tuple[str, str], Any] = {}
         self._standing: dict[str, Any] = {}
         self._known = {row["key"]: row["trials"] for row in self.work.rows("trials")} if self.work is not None else {}
-        self._questions = questions(self.lm, self.documents)
+        self._questions = self._in_tokens()
         self._batches, self._replay = self._arranged([range(len(self.documents))], self._budget)
         self.before = self.as_it_is()
         if not self.before.eligible:
@@ -138,13 +138,34 @@ class Bench:
         self._wrong = torch.zeros(len(self.documents))
         self._ran = torch.zeros(len(self.documents))
 
+    def _in_tokens(self) -> list[Question]:
+        """The documents with the choices of each packed into one sequence, if the model makes the same of them so; else apart."""
+        import torch
+
+        packed = questions(self.lm, self.documents, packed=True)
+        probed = [place for place, question in enumerate(packed) if question.packed][:2]
+        if not probed:
+            return packed
+        apart = questions(self.lm, self.documents, packed=False)
+        with torch.inference_mode():
+            try:
+                first, second = (self._likelihoods(asked, probed) for asked in (packed, apart))
+            except (RuntimeError, ValueError, TypeError, IndexError):
+                # Whatever an architecture makes of a mask that it was not written for.
+                return apart
+        return packed if first.shape == second.shape and bool(((first - second).abs() <= tolerance(self.lm.model)).all()) else apart
+
+    def _likelihoods(self, asked: Sequence[Question], places: Sequence[int]) -> Tensor:
+        (batch,) = batches_by_length(asked, places, 1 << 30, self.lm.device)
+        return batch.likelihoods(Replay(self.lm.model, [batch], batch, self.matrices, ()).plain(0).float())
+
     def _by_difficulty(self) -> list[list[int]]:
         """Documents that the unedited model gets wrong, then the others. What most edits get wrong is run first: the fewer documents are left, the sooner it is certain that an edit is not the best."""
         return [group for group in ([place for place, digit in enumerate(self.before.right) if digit == wanted] for wanted in "01") if group]
 
     def _arranged(self, groups: Sequence[Sequence[int]], tokens: int) -> tuple[list[Batch], Replay]:
         """Batches of each group by itself, and the passes over them: enough batches that something can be dropped in between, none so small that the pass costs more than its arithmetic."""
-        whole = sum(len(row) for question in self._questions for row in question.rows)
+        whole = sum(len(row.tokens) for question in self._questions for row in question.rows)
         most = min(tokens, max(SMALLEST_BATCH, whole // BATCHES)) if tokens < self._budget else tokens
         batches = [batch for group in groups for batch in batches_by_length(self._questions, group, most, self.lm.device)]
         shortest = sorted(range(len(self._questions)), key=lambda place: self._questions[place].width)[:2]

@@ -32,6 +32,13 @@ _PART_LATE = ("o_proj", *MLP)
 """The roles after which a layer may take a further leading axis: attention itself cannot."""
 
 
+def tolerance(model: nn.Module) -> float:
+    """How far two log-probabilities may lie apart that are to be the same, computed in batches of different shapes: half precision rounds differently in each."""
+    import torch
+
+    return 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.25
+
+
 class _Reached(Exception):
     """A pass that has come as far as was wanted."""
 
@@ -51,7 +58,7 @@ class Replay:
         self.slim = self.layers is not None
         self.passes = 0.0
         self.notes: list[str] = []
-        self._rows = sum(batch.tokens.shape[0] for batch in batches)
+        self._tokens = sum(batch.tokens.numel() for batch in batches)
         self._modules = dict(model.named_modules())
         self._sliced = _sliced_modules(known, self._modules, len(self.layers)) if self.layers is not None else []
         self._tuple_lengths: dict[int, int] = {}
@@ -99,10 +106,7 @@ class Replay:
         return shared
 
     def _same(self, reference: Tensor, place: int, matrix: Matrix, alternatives: Alternatives, *, shared: bool) -> bool:
-        import torch
-
-        # Half precision rounds differently in batches of another shape.
-        allowed = 1e-3 if self.model.dtype in (torch.float32, torch.float64) else 0.25
+        allowed = tolerance(self.model)
         try:
             found = self._replayed(place, matrix, alternatives, shared=shared).float().log_softmax(-1)
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
@@ -127,9 +131,8 @@ class Replay:
 
     def _forward(self, batch: Batch, copies: int, start: int) -> Tensor:
         depth = len(self.layers) if self.layers is not None else 1
-        self.passes += copies * batch.tokens.shape[0] / self._rows * (depth - start) / depth
-        tokens = batch.tokens if copies == 1 else batch.tokens.repeat(copies, 1)
-        logits = self.model(input_ids=tokens, use_cache=False).logits
+        self.passes += copies * batch.tokens.numel() / self._tokens * (depth - start) / depth
+        logits = self.model(**batch.arguments(copies, self.model.dtype), use_cache=False).logits
         return logits.reshape(copies, -1, logits.shape[-1])
 
     def _entering(self, place: int, layer: int) -> Tensor | None:
@@ -154,9 +157,9 @@ class Replay:
                 stack.callback(self.layers[depth].register_forward_pre_hook(self._keep(place, depth, layer), with_kwargs=True).remove)
                 stack.callback(self.layers[depth].register_forward_hook(self._note_form(depth)).remove)
             try:
-                self.model(input_ids=batch.tokens, use_cache=False)
+                self.model(**batch.arguments(1, self.model.dtype), use_cache=False)
             except _Reached:
-                self.passes += batch.tokens.shape[0] / self._rows * (layer - start) / len(self.layers)
+                self.passes += batch.tokens.numel() / self._tokens * (layer - start) / len(self.layers)
 
     def _keep(self, place: int, depth: int, last: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -65,6 +65,18 @@ def test_the_score_is_lm_evals(make_lm, plain_family: str) -> None:
         assert trial.right[place] == str(int(right))
 
 
+def test_choices_share_what_they_begin_with(make_lm, family: str) -> None:
+    """Packed behind one another where the architecture takes it, and the same either way; replayed passes of packed documents are checked with all others here."""
+    lm = make_lm(family)
+    bench = bench_for(lm, "laser-search:matrices=[attn]")
+    packed = [question.packed for question in bench._questions]
+    # A window, or positions by distance, make of a mask what is not meant.
+    assert packed == [False] * 5 + [family not in ("mistral", "gemma2", "gemma3", "bloom", "falcon-per-head"), False]
+    if packed[5]:
+        assert [len(row.tokens) for row in bench._questions[5].rows] == [3 + 1 + 2]
+    assert len(bench._questions[6].rows) == 1
+
+
 def test_parts_of_matrices(make_lm, plain_family: str) -> None:
     """Heads: rows of a matrix, or of one that is fused; columns of the output."""
     lm = make_lm(plain_family)
