@@ -13,14 +13,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from harness_ext.errors import UserError
 from harness_ext.evidence import gather
 from harness_ext.receipt import VariantFailed
 from harness_ext.search.alternatives import Alternatives, Nested, as_computed
 from harness_ext.search.replay import Replay, tolerance
-from harness_ext.search.scoring import Score, batches_by_length, questions
+from harness_ext.search.scoring import batches_by_length, questions
+from harness_ext.search.trials import NOT_RUN, Hopeless, Partial, Trial, finite, trial_of
 from harness_ext.weights import with_part, with_shift
 
 if TYPE_CHECKING:
@@ -38,67 +38,11 @@ if TYPE_CHECKING:
 
 ALTERNATIVES = 8
 """About as many as one pass has: LASER's grid."""
-BATCHES = 8
+BATCHES = 16
 SMALLEST_BATCH = 64
 """Tokens of a batch before it is repeated for each alternative."""
 TOKENS_PER_DOCUMENT = 256
 """Tokens of one pass for each document of `calibration.batch_size`, those of all alternatives together: lowering it lowers the memory that a pass takes."""
-_NOT_RUN = "-"
-
-
-class Partial(NamedTuple):
-    """Alternatives in the middle of their documents: right `[alternatives, documents]`, bool, loss likewise, and which documents were run, `[documents]`."""
-
-    right: Tensor
-    loss: Tensor
-    seen: Tensor
-
-    @property
-    def correct(self) -> Tensor:
-        """Documents right so far, `[alternatives]`."""
-        return (self.right & self.seen).sum(1)
-
-    @property
-    def rest(self) -> int:
-        """Documents not run yet."""
-        return int((~self.seen).sum())
-
-    @property
-    def losses(self) -> Tensor:
-        """The summed loss so far, `[alternatives]`."""
-        return (self.loss * self.seen).sum(1)
-
-
-Hopeless = Callable[[Partial], "Tensor"]
-"""Which alternatives can no longer matter, `[alternatives]`, bool."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One edit that was tried. setting: the ordinary steps, or the part of one, that it stands for. right: a digit for each document, 1 or 0, or `-` where it was dropped before. loss: the mean over those run."""
-
-    setting: Mapping[str, Any]
-    right: str
-    loss: float
-
-    @property
-    def dropped(self) -> bool:
-        """Whether it was given up before its last document."""
-        return _NOT_RUN in self.right
-
-    @property
-    def score(self) -> Score:
-        """Over the documents that were run."""
-        return Score(self.right.count("1"), len(self.right) - self.right.count(_NOT_RUN), self.loss)
-
-    @property
-    def eligible(self) -> bool:
-        """Whether it can be chosen: all its documents were run, and their loss is finite."""
-        return not self.dropped and math.isfinite(self.loss)
-
-    def correct(self, places: Sequence[int]) -> int:
-        """How many of these documents are right."""
-        return sum(self.right[place] == "1" for place in places)
 
 
 @dataclass
@@ -205,7 +149,7 @@ class Bench:
         with torch.inference_mode():
             parts = [batch.score(self._replay.plain(place)) for place, batch in enumerate(self._batches)]
         right, loss = self._in_order(parts)
-        return _trial({}, right[0], loss[0])
+        return trial_of({}, right[0], loss[0])
 
     def _in_order(self, parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         import torch
@@ -227,10 +171,10 @@ class Bench:
         else:
             made = self._run(matrix, as_computed(alternatives, self.lm.model.get_parameter(matrix.parameter).dtype), settings, hopeless)
             if self.work is not None:
-                self.work.append("trials", {"key": key, "trials": [{"setting": trial.setting, "right": trial.right, "loss": _finite(trial.loss)} for trial in made]})
+                self.work.append("trials", {"key": key, "trials": [{"setting": trial.setting, "right": trial.right, "loss": finite(trial.loss)} for trial in made]})
         for trial in made:
             self._wrong += torch.tensor([digit == "0" for digit in trial.right])
-            self._ran += torch.tensor([digit != _NOT_RUN for digit in trial.right])
+            self._ran += torch.tensor([digit != NOT_RUN for digit in trial.right])
         self.trials += made
         self.tried(len(made))
         return made
@@ -261,7 +205,7 @@ class Bench:
                     active = active[~hopeless(partial)[active]]
                     if not len(active):
                         break
-        return [_trial(setting, partial.right[number], partial.loss[number], ran[number]) for number, setting in enumerate(settings)]
+        return [trial_of(setting, partial.right[number], partial.loss[number], ran[number]) for number, setting in enumerate(settings)]
 
     def try_together(self, edits: Mapping[Matrix, Tensor], setting: Mapping[str, Any]) -> Trial:
         """Try edits `[m, n]` of several matrices at once on all documents."""
@@ -276,7 +220,7 @@ class Bench:
                 found = self.as_it_is()
             made = Trial(setting, found.right, found.loss)
             if self.work is not None:
-                self.work.append("trials", {"key": key, "trials": [{"setting": setting, "right": made.right, "loss": _finite(made.loss)}]})
+                self.work.append("trials", {"key": key, "trials": [{"setting": setting, "right": made.right, "loss": finite(made.loss)}]})
         self.trials.append(made)
         self.tried(1)
         return made
@@ -341,38 +285,3 @@ def _converging(matrix: Matrix) -> Iterator[None]:
         yield
     except NotConverged as error:
         raise VariantFailed("not_converged", str(error), matrix.key) from None
-
-
-def cannot_win(bar: Score | None) -> Hopeless:
-    """For a search of the highest accuracy, and among equals the lowest loss: an alternative is hopeless where all the rest right would not bring it up to the best.
-
-    bar: the best so far, over all documents. One that could at most draw level with it is hopeless as soon as its loss is the higher: losses are never negative.
-    """
-
-    def hopeless(partial: Partial) -> Tensor:
-        best = partial.correct.max() if bar is None else partial.correct.max().clamp(min=bar.correct)
-        reachable = partial.correct + partial.rest
-        lost = (reachable < best) | ~partial.losses.isfinite()
-        return lost if bar is None else lost | ((reachable == bar.correct) & (partial.losses > bar.loss * bar.documents * (1 + 1e-9)))
-
-    return hopeless
-
-
-def best_of(trials: Sequence[Trial]) -> Trial:
-    """The trial of the highest accuracy; among equals that of the lowest loss; among those the first. Raises VariantFailed where no loss is finite, and UserError where nothing was tried."""
-    if not trials:
-        raise UserError("nothing was tried: the settings leave no edit that changes a matrix; give smaller fractions, fewer clusters, or other matrices")
-    eligible = [trial for trial in trials if trial.eligible]
-    if not eligible:
-        raise VariantFailed("non_finite_loss", f"of the {len(trials)} trials none has a finite loss on the calibration documents: no edit can be chosen")
-    return min(eligible, key=lambda trial: (-trial.score.correct, trial.loss))
-
-
-def _trial(setting: Mapping[str, Any], right: Tensor, loss: Tensor, ran: Tensor | None = None) -> Trial:
-    ran = ran if ran is not None else right.new_ones(len(right))
-    digits = "".join(_NOT_RUN if not was else str(int(one)) for one, was in zip(right.tolist(), ran.tolist(), strict=True))
-    return Trial(setting, digits, float(loss[ran].mean()))
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
     from harness_ext.anatomy import Matrix
     from harness_ext.methods import Svd
-    from harness_ext.search.bench import Bench, Hopeless, Partial
+    from harness_ext.search.bench import Bench
     from harness_ext.search.scoring import Score
+    from harness_ext.search.trials import Hopeless, Partial
 
 Positive = Annotated[int, Field(ge=1)]
 Clusters = Annotated[tuple[Positive, ...], Field(min_length=1)]
@@ -45,7 +46,7 @@ def laser_search(bench: Bench, /, *, fractions: Fractions = GRID) -> Found:
 
     The best of the grid is chosen also where it is no better than the model as it is: the receipt has both scores.
     """
-    from harness_ext.search.bench import best_of, cannot_win
+    from harness_ext.search.trials import best_of, cannot_win
 
     tried: dict[str, list[Any]] = {}
     # From the last layer on: passes are shortest there, and the best found so far spares the longer ones. What is chosen does not depend on it.
@@ -111,7 +112,7 @@ def laser_gradient(
     their gradient is `s_i g_i`.
     """
     from harness_ext.search.alternatives import Joined
-    from harness_ext.search.bench import best_of, cannot_win
+    from harness_ext.search.trials import best_of, cannot_win
 
     found = bench.gather(bench.matrices, frozenset({"singular_value_gradients"}), lambda matrix: _components(bench, matrix))
     worth = {matrix.key: _worth(found[matrix.key]["singular_value_gradients"], beyond) for matrix in bench.matrices if grid_of(matrix.shape, fractions)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 import torch
 from lm_eval.api.instance import Instance
@@ -118,9 +120,9 @@ def _factors(lm, matrix):
 def test_an_architecture_that_cannot_be_replayed_is_run_whole(make_lm, monkeypatch) -> None:
     lm = make_lm("llama")
     # Layers that look at how often they were run cannot be left out.
-    original = replay._pass_on
-    monkeypatch.setattr(replay, "_pass_on", lambda length: lambda *args, **kwargs: original(length)(*args, **kwargs) + 1)
-    monkeypatch.setattr(replay, "_enter", lambda layer, hidden, copies, shared: replay.ExitStack())
+    original = replay.pass_on
+    monkeypatch.setattr(replay, "pass_on", lambda length: lambda *args, **kwargs: original(length)(*args, **kwargs) + 1)
+    monkeypatch.setattr(replay, "enter", lambda layer, hidden, copies, shared: ExitStack())
     bench = bench_for(lm, "laser-search")
     check(lm, bench, bench.matrices[-1], notes=1)
     assert "every trial took a whole pass" in bench.notes[0]
