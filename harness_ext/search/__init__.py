@@ -26,7 +26,6 @@ from harness_ext.methods import Parameter, parameter_of
 
 if TYPE_CHECKING:
     from harness_ext.anatomy import Matrix
-    from harness_ext.search.bench import Bench
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Fractions = Annotated[tuple[Fraction, ...], Field(min_length=1)]

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from harness_ext.anatomy import Matrix
     from harness_ext.search.alternatives import Nested
-    from harness_ext.search.bench import Bench, Hopeless, Partial, Trial
+    from harness_ext.search.bench import Bench
+    from harness_ext.search.trials import Hopeless, Partial, Trial
 
 TENTHS: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 Tolerance = Annotated[float, Field(ge=0, lt=1)]
