@@ -346,7 +346,7 @@ def _sentence(item: Mapping[str, Any], where: str, model: type[BaseModel]) -> st
 
 
 # An asterisk at the start of a value is YAML's sign for an alias, which one line can have no use for, and anybody else's for a glob.
-_GLOB = re.compile(r"(^\s*|[\[,]\s*)(\*[^\],]*)")
+_GLOB = re.compile(r"(^\s*|[\[,]\s*)(\*[^\],\s]*)")
 
 
 def _parse_changes(specification: str, text: str) -> dict[str, Any]:
