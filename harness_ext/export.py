@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from harness_ext import rundir
 from harness_ext.errors import UserError
 from harness_ext.receipt import DENSE, FACTORS, rows, versions
+from harness_ext.search.running import without_searching
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,8 +105,8 @@ def _receipt(lm: RecipeLM, model_name: str, command: list[str], made_dense: Coll
 def _card(lm: RecipeLM, model_name: str, command: list[str], made_dense: Collection[str]) -> str:
     import yaml
 
-    assert lm.applied is not None
-    recipe = yaml.safe_dump(lm.applied.resolved(), sort_keys=False, allow_unicode=True)
+    assert lm.applied is not None and lm.operation is not None
+    recipe = yaml.safe_dump(without_searching(lm.applied, lm.operation.searches), sort_keys=False, allow_unicode=True)
     totals = lm.totals()
     thin = f" The recipe computes {len(made_dense)} layers as two thin ones; here they are the products of those, since this format has no place for them: no smaller, and no faster." if made_dense else ""
     return (

@@ -21,7 +21,7 @@ Budgets = Annotated[tuple[Fraction, ...], Field(min_length=1)]
 _AT_ONCE = 8
 
 
-@searcher(summary="Random directions in matrices drawn at random, as often and at the budget that a search had; its control.", trials=lambda shapes, settings: settings["tries"])
+@searcher(summary="Random directions in matrices drawn at random, as often and at the budget that a search had; its control.", trials=lambda shapes, settings: settings["tries"], takes_on=True)
 def search_at_random(bench: Bench, /, *, budgets: Budgets, tries: Count) -> Found:
     """budgets: the rank of each edited matrix as a fraction of its full rank. tries: how many edits. Every trial draws matrices, and directions, of its own from the seed; chosen as in `laser_search`."""
     from harness_ext.keep import Keep

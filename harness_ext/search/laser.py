@@ -62,7 +62,7 @@ def laser_search(bench: Bench, /, *, fractions: Fractions = GRID) -> Found:
     return Found((best.setting,))
 
 
-@searcher(summary="Truncate matrix after matrix, from the last layer on, and keep what answers better.", trials=_count)
+@searcher(summary="Truncate matrix after matrix, from the last layer on, and keep what answers better.", trials=_count, takes_on=True)
 def laser_compose(bench: Bench, /, *, fractions: Fractions = GRID) -> Found:
     """The paper's greedy composition: from the largest layer and the smallest fraction, each truncation tried on top of those kept before, and kept if the accuracy rises; else the matrix is as it was.
 
@@ -101,7 +101,10 @@ def _count_clusters(shapes: Sequence[tuple[int, int]], settings: Mapping[str, An
     return sum(each[: settings["top"]])
 
 
-@searcher(summary="Find the few matrices whose singular values the loss would have smaller, and try every fraction of these, whole and in clusters of rows.", trials=_count_clusters)
+@searcher(
+    summary="Find the few matrices whose singular values the loss would have smaller, and try every fraction of these, whole and in clusters of rows.", trials=_count_clusters,
+    statistics=("singular_value_gradients",),
+)  # fmt: skip
 def laser_gradient(
     bench: Bench, /, *, top: Positive = 5, fractions: Fractions = GRID, clusters: Clusters = (1, 2, 4, 8, 16), grouping: Literal["block", "subspace"] = "block", beyond: Fraction = 0.01
 ) -> Found:
