@@ -123,7 +123,7 @@ class Anatomy:
             chosen.update((matrix.key, matrix) for matrix in found)
         layers = self._layers(step.layers, mistakes)
         if mistakes:
-            raise UserError(f"{where}this model ({self.model_type}, {self.layers} layers) does not fit the recipe:" + "".join(f"\n  - {mistake}" for mistake in mistakes))
+            raise UserError(f"{where}this model ({self.model_type}, {self.layers or 'unknown'} layers) does not fit the recipe:" + "".join(f"\n  - {mistake}" for mistake in mistakes))
         order = {key: place for place, key in enumerate(self._parts)}
         kept = sorted((matrix for matrix in chosen.values() if layers is None or matrix.layer in layers), key=lambda matrix: order.get(matrix.key, len(order)))
         if not kept:
@@ -196,7 +196,7 @@ class Anatomy:
         return f"matrices: {pattern!r} matches no role, group or 2-D parameter; {nearest(pattern, [*self.roles, *GROUPS, *self._shapes])}"
 
     def _example(self) -> str:
-        name = next(iter(self._shapes), "*.weight")
+        name = next((name for name, shape in self._shapes.items() if len(shape) == 2 and re.search(r"\d", name)), None) or next(iter(self._shapes), "*.weight")
         return re.sub(r"\d+", "*", name)
 
     def _layers(self, wanted: Iterable[int | str] | None, mistakes: list[str]) -> frozenset[int] | None:

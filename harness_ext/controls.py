@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from harness_ext.errors import UserError
-from harness_ext.methods import Method, registered_methods
+from harness_ext.methods import TEXTS, Method, registered_methods
 from harness_ext.receipt import FACTORS
-from harness_ext.recipe import Recipe, Step, parse_recipe, recipe_from, shipped_names
+from harness_ext.recipe import Recipe, Step, described, parse_recipe, recipe_from, shipped_names
 
 SHUFFLED_LABELS = "shuffled-labels"
 RANDOM_SUBSPACE = "random-subspace"
+IDENTITY = "identity"
 
 
 class _Left(NamedTuple):
@@ -40,7 +41,7 @@ def check_control(name: str) -> None:
 def control_recipe(name: str, recipe: Recipe, receipt: Mapping[str, Any]) -> Recipe:
     """The control `name` of a recipe that left this receipt.
 
-    Any shipped recipe of one step that needs no calibration, and whose method takes a rank or a `relative_error`, can be one; `random-subspace`, `bottom-k` and `noise` are made to be.
+    Any shipped recipe of one step that needs no calibration, and whose method takes a rank or a `relative_error`, can be one; `random-subspace`, `bottom-k` and `noise` are made to be. `identity` takes the same matrices at full rank.
 
     Raises UserError where `name` cannot be a control, and NoControl where it cannot be one of this recipe.
     """
@@ -53,7 +54,7 @@ def control_recipe(name: str, recipe: Recipe, receipt: Mapping[str, Any]) -> Rec
     if own.name == RANDOM_SUBSPACE and any(step.is_search for step in recipe.steps):
         data = {"name": own.name, "summary": f"As many trials as {recipe.label} made, of random directions in matrices drawn at random, and the best of them.", "steps": _searched_at_random(recipe, receipt, own.steps[0].seed)}
         return recipe_from(data, origin=label, label=label).model_copy(update={"control": own.name, "control_of": recipe.recipe_id})
-    steps = _by_rank(own.steps[0], receipt) if _method(own).takes_keep else _by_distance(own.steps[0], receipt)
+    steps = _of_the_size(own.steps[0], receipt)
     data = {"name": own.name, "summary": f"{own.summary.rstrip('.')}. Control at the budget of {recipe.label}.", "source": own.source, "steps": steps}
     return recipe_from(data, origin=label, label=label).model_copy(update={"control": own.name, "control_of": recipe.recipe_id})
 
@@ -73,6 +74,15 @@ def _searched_at_random(recipe: Recipe, receipt: Mapping[str, Any], seed: int) -
         common = step.model_dump(mode="json", exclude_none=True, include={"matrices", "layers", "per_head", "factored", "calibration"})
         steps.append({**common, "method": "search_at_random", "seed": seed, "budgets": budgets, "tries": max(1, len(made))})
     return steps
+
+
+def _of_the_size(step: Step, receipt: Mapping[str, Any]) -> list[dict[str, Any]]:
+    method = registered_methods()[step.method]
+    if method.takes_keep:
+        return _by_rank(step, receipt)
+    if "relative_error" in method.parameters:
+        return _by_distance(step, receipt)
+    return [{"method": step.method, "matrices": list(dict.fromkeys(_key(record) for record in receipt["matrices"]))}]
 
 
 def _by_rank(step: Step, receipt: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -97,6 +107,8 @@ def _by_distance(step: Step, receipt: Mapping[str, Any]) -> list[dict[str, Any]]
 def _with_shuffled_labels(recipe: Recipe) -> Recipe:
     if all(step.evidence is None for step in recipe.steps):
         raise NoControl("the recipe learns nothing from calibration documents")
+    if all(step.evidence is None or described(step.method).needs == TEXTS for step in recipe.steps):
+        raise NoControl("the recipe learns from texts alone, and not from which answer is right")
 
     def shuffled(step: Step) -> Step:
         return step if step.evidence is None else step.model_copy(update={"calibration": step.evidence.model_copy(update={"shuffled_labels": True})})
@@ -117,4 +129,4 @@ def _fit(recipe: Recipe) -> bool:
     if len(recipe.steps) != 1 or recipe.steps[0].is_search:
         return False
     method = _method(recipe)
-    return (method.takes_keep or "relative_error" in method.parameters) and not method.statistics
+    return (method.takes_keep or "relative_error" in method.parameters or recipe.name == IDENTITY) and not method.statistics

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from harness_ext import rundir
 from harness_ext.errors import UserError
 from harness_ext.receipt import DENSE, FACTORS, rows, versions
+from harness_ext.search.running import without_searching
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from harness_ext.lm import RecipeLM
 
-_BIAS_SWITCHES = ("attention_bias", "mlp_bias")
+_BIAS_SWITCHES = ("attention_bias", "mlp_bias", "bias")
 
 
 def export(lm: RecipeLM, place: Path, model_name: str, command: list[str]) -> int:
@@ -67,7 +68,7 @@ def _with_biases(config: PretrainedConfig, state: dict[str, Tensor], added: list
                 return switched, {**state, **{name: _zeros(state, name, shape) for name, shape in expected.items() if name not in state}}
     raise UserError(
         f"the recipe gives {added[0]} (and {len(added) - 1} more) a bias, which a {config.model_type} checkpoint cannot hold: "
-        "choose matrices that have a bias, or a recipe that shifts none"
+        "choose matrices that have a bias, or a recipe that shifts none (bias=false, where the method has it)"
     )
 
 
@@ -104,8 +105,8 @@ def _receipt(lm: RecipeLM, model_name: str, command: list[str], made_dense: Coll
 def _card(lm: RecipeLM, model_name: str, command: list[str], made_dense: Collection[str]) -> str:
     import yaml
 
-    assert lm.applied is not None
-    recipe = yaml.safe_dump(lm.applied.resolved(), sort_keys=False, allow_unicode=True)
+    assert lm.applied is not None and lm.operation is not None
+    recipe = yaml.safe_dump(without_searching(lm.applied, lm.operation.searches), sort_keys=False, allow_unicode=True)
     totals = lm.totals()
     thin = f" The recipe computes {len(made_dense)} layers as two thin ones; here they are the products of those, since this format has no place for them: no smaller, and no faster." if made_dense else ""
     return (

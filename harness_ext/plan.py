@@ -18,13 +18,13 @@ from harness_ext.loading import as_loaded
 from harness_ext.methods import registered_methods
 from harness_ext.receipt import standing, stored_parameters
 from harness_ext.recipe import Recipe, Step, described
-from harness_ext.search import check_searchable, nothing_to_try, registered_searches
+from harness_ext.search import Searcher, check_searchable, nothing_to_try, registered_searches
 from harness_ext.swaps import check_no_expert
 from harness_ext.training import check_trainable
 
 _FP32, _FP64 = 4, 8
-# Of the time of a singular value decomposition, as measured in tests/benchmarks: leading components through the Gram matrix, mostly in fp32.
-_SHARE_OF_TRUNCATION = 0.25
+# Of the time of a singular value decomposition: leading components through the Gram matrix, mostly in fp32. A fifth of it with two threads, two thirds with one (tests/benchmarks).
+_SHARE_OF_TRUNCATION = 0.5
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def plan(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
         parameters=sum(sizes.values()),
         stored_bytes=sum(sizes[name] * tensor.element_bytes for name, tensor in checkpoint.tensors.items()),
         seconds=_expected_seconds(matrices),
-        peak_bytes=_expected_peak(matrices) + _held_by_training(recipe, matrices),
+        peak_bytes=_expected_peak(matrices) + _held_by_training(recipe, matrices) + _held_by_search(recipe, matrices),
         calibration_documents=sum(step.evidence.samples for step in recipe.steps if step.evidence is not None),
         training_epochs=sum(step.learning.epochs for step in recipe.steps if step.learning is not None),
         searches=tuple(_planned_search(number, step, [item.matrix for item in matrices if item.step == number]) for number, step in enumerate(recipe.steps) if step.is_search),
@@ -197,12 +197,13 @@ def _seconds_per_unit() -> float:
 
 
 def _expected_peak(matrices: Sequence[PlannedMatrix]) -> int:
-    """One matrix, its copy, its three factors and their product, in fp64 for a method that truncates by what it learns; for evidence, what is held for one group of matrices as well. What a search keeps of its documents is bounded and not counted."""
+    """One matrix, its copy, its three factors and their product, in fp64 for a method that truncates by what it learns; for evidence, what is held for one group of matrices as well."""
 
     def one(item: PlannedMatrix) -> int:
         rows, columns = item.matrix.shape
         method = described(item.method)
-        number = _FP64 if getattr(method, "takes_keep", False) and method.statistics else _FP32
+        truncates = isinstance(method, Searcher) or method.takes_keep
+        number = _FP64 if truncates and method.statistics else _FP32
         return number * (4 * rows * columns + min(rows, columns) * (rows + columns + 1))
 
     return max(map(one, matrices), default=0) + _held_factors(matrices)
@@ -222,3 +223,18 @@ def _held_by_training(recipe: Recipe, matrices: Sequence[PlannedMatrix]) -> int:
         return sum(4 * _FP32 * (min(item.matrix.shape) + added) * sum(item.matrix.shape) for item in matrices if item.step == number)
 
     return max((held(number, step.learning.added_rank) for number, step in enumerate(recipe.steps) if step.learning is not None), default=0)
+
+
+def _held_by_search(recipe: Recipe, matrices: Sequence[PlannedMatrix]) -> int:
+    """The most that a search holds: activations of one pass, a few times the widest layer's inputs and outputs; the edits that stand while others are tried; and of its documents no more than `STATE_BYTES`, which short ones do not come near."""
+    from harness_ext.search.bench import TOKENS_PER_DOCUMENT
+
+    searches = registered_searches()
+
+    def held(number: int, step: Step) -> int:
+        own = [item for item in matrices if item.step == number]
+        assert step.evidence is not None
+        activations = 3 * _FP32 * TOKENS_PER_DOCUMENT * step.evidence.batch_size * max(sum(item.matrix.shape) for item in own)
+        return activations + (sum(item.parameters_before * item.element_bytes for item in own) if searches[step.method].takes_on else 0)
+
+    return max((held(number, step) for number, step in enumerate(recipe.steps) if step.is_search), default=0)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -344,6 +345,10 @@ def _sentence(item: Mapping[str, Any], where: str, model: type[BaseModel]) -> st
             return f"{key}: {message[0].lower()}{message[1:]}{shown}"
 
 
+# An asterisk at the start of a value is YAML's sign for an alias, which one line can have no use for, and anybody else's for a glob.
+_GLOB = re.compile(r"(^\s*|[\[,]\s*)(\*[^\],\s]*)")
+
+
 def _parse_changes(specification: str, text: str) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     for item in _split_outside_brackets(text):
@@ -353,7 +358,7 @@ def _parse_changes(specification: str, text: str) -> dict[str, Any]:
         if key.strip() in changes:
             raise RecipeError(f"recipe {specification!r}: {key.strip()} is given twice")
         try:
-            changes[key.strip()] = yaml.safe_load(value)
+            changes[key.strip()] = yaml.safe_load(_GLOB.sub(r'\1"\2"', value))
         except yaml.YAMLError:
             raise RecipeError(f"recipe {specification!r}: the value of {key.strip()} is not valid YAML: {value!r}") from None
     return changes

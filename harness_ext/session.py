@@ -268,7 +268,7 @@ def _warnings(recipe: Recipe, operation: Operation) -> list[str]:
     of = f"of {len(operation.records)} matrices or heads were left as they were"
     unseen = sum(record.fallback == UNSEEN for record in operation.records)
     same = sum(record.rank_after == record.rank_before and record.relative_error < 1e-6 for record in operation.records) - unseen
-    found = [f"{same} {of}: what was asked for comes to no component there"] if same else []
+    found = [f"{same} {of}: what was asked for changes nothing there"] if same else []
     budgets = [recipe.steps[record.step].keep_budget for record in operation.records]
     short = sum(keep is not None and keep.is_below_one(record.shape) for keep, record in zip(budgets, operation.records, strict=True))
     found += [f"in {short} of {len(operation.records)} matrices or heads the budget comes to less than one component, and one was kept: they hold more than was asked for"] if short else []

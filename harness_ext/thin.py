@@ -48,7 +48,7 @@ class ThinLinear(nn.Module):
         self._rest_places = () if None in covered else left_over(covered, full)
         self.lefts = nn.ParameterList(_frozen(part.left.to(dense)) for part in parts)
         self.rights = nn.ParameterList(_frozen(part.right.to(dense)) for part in parts)
-        self.rest = _frozen(take(dense, self._rest_places, axis).contiguous()) if self._rest_places else None
+        self.rest = _frozen(take(dense, self._rest_places, axis)) if self._rest_places else None
         self.register_parameter("bias", bias)
         self.register_buffer("_order", self._order_of_rows(dense.device), persistent=False)
 
@@ -112,4 +112,5 @@ def _multiplied(part: Part, dtype: torch.dtype) -> Tensor:
 
 
 def _frozen(value: Tensor) -> nn.Parameter:
-    return nn.Parameter(value.detach().contiguous(), requires_grad=False)
+    # A copy: factors are often views of a whole decomposition, which would stay in memory with them.
+    return nn.Parameter(value.detach().clone(memory_format=torch.contiguous_format), requires_grad=False)

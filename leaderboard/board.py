@@ -17,10 +17,10 @@ from dataclasses import replace
 
 from leaderboard import comparable, published
 from leaderboard.cell import BASELINE, Cell, with_verdicts
-from leaderboard.contents import Contents, read_contents
+from leaderboard.contents import Contents, Effects, read_contents
 from leaderboard.errors import UnknownRun
 from leaderboard.judge import DEFAULT_MARGIN
-from leaderboard.pairing import Subject, Terms, pair_up
+from leaderboard.pairing import Subject, Terms, effect_key, pair_up
 from leaderboard.queries import RunRow, ScoreRow, TaskRow
 from leaderboard.store import Store
 
@@ -33,13 +33,15 @@ def board(
     recipes: Iterable[str] | None = None,
     baseline_run: str | None = None,
     margin: float = DEFAULT_MARGIN,
+    known: Effects | None = None,
 ) -> list[Cell]:
     """All cells, or those of some models, tasks and recipes (labels), by model, task and time.
 
     `baseline_run` compares everything with that run instead. `margin` is for scores in [0, 1]; see `judge` for others.
+    `known` keeps effects from one call to the next: runs never change, so neither do they.
     The correction is over all cells of a model, whatever the filters. Raises `UnknownRun`.
     """
-    contents = read_contents(store)
+    contents = read_contents(store, known)
     fixed = _the_run(contents, baseline_run) if baseline_run else None
     by_model: dict[str, list[RunRow]] = defaultdict(list)
     for run in contents.runs:
@@ -48,8 +50,29 @@ def board(
     cells = []
     for key, runs in by_model.items():
         if wanted is None or wanted & {key, contents.names[key], runs[0].model_name}:
-            cells += with_verdicts([cell for run in runs for cell in _cells(store, contents, run, runs, fixed, margin)])
+            candidates = fixed or _Candidates(contents, runs)
+            contents.samples.fetch(_pairs(contents, runs, candidates, margin))
+            cells += with_verdicts([cell for run in runs for cell in _cells(store, contents, run, candidates, margin)])
     return sorted(_filtered(cells, tasks, recipes), key=_order)
+
+
+def pair_board(store: Store, baseline_run: str, run_id: str, *, margin: float = DEFAULT_MARGIN) -> list[Cell]:
+    """One run against another, whatever their models: a cell a task, corrected over these alone. Raises `UnknownRun`."""
+    contents = read_contents(store)
+    baseline, run = _the_run(contents, baseline_run), _the_run(contents, run_id)
+    return sorted(with_verdicts(_cells(store, contents, run, baseline, margin)), key=_order)
+
+
+def _pairs(contents: Contents, runs: Sequence[RunRow], against: RunRow | _Candidates, margin: float) -> set[tuple[str, str]]:
+    """(baseline, run) of every pair whose samples will be asked for."""
+    found = set()
+    for run in runs if len(runs) > 1 else ():
+        for task in contents.tasks.get(run.run_id, ()):
+            score = contents.primary(run.run_id, task.task)
+            baseline = against if isinstance(against, RunRow) else against.baseline_of(run, task)
+            if score is not None and baseline is not None and baseline is not run and effect_key(run, score, baseline.run_id, Terms(margin)) not in contents.effects:
+                found.add((baseline.run_id, run.run_id))
+    return found
 
 
 def _the_run(contents: Contents, run_id: str) -> RunRow:
@@ -59,12 +82,12 @@ def _the_run(contents: Contents, run_id: str) -> RunRow:
     return found[0]
 
 
-def _cells(store: Store, contents: Contents, run: RunRow, others: Sequence[RunRow], fixed: RunRow | None, margin: float) -> list[Cell]:
+def _cells(store: Store, contents: Contents, run: RunRow, against: RunRow | _Candidates, margin: float) -> list[Cell]:
     if run.status == "failed":
         names = [row.task for row in contents.tasks.get(run.run_id, ())] or ["(all)"]
         return [_failed(contents, run, name) for name in names]
     rows = [(row, contents.primary(run.run_id, row.task)) for row in contents.tasks.get(run.run_id, ())]
-    return [_cell(store, contents, run, row, score, others, fixed, margin) for row, score in rows if score is not None]
+    return [_cell(store, contents, run, row, score, against, margin) for row, score in rows if score is not None]
 
 
 def _blank(contents: Contents, run: RunRow, task: str, verdict: str) -> Cell:
@@ -81,9 +104,7 @@ def _failed(contents: Contents, run: RunRow, task: str) -> Cell:
     return replace(_blank(contents, run, task, "failed"), notes=(reason, *comparable.own_warnings(run)))
 
 
-def _cell(
-    store: Store, contents: Contents, run: RunRow, task: TaskRow, score: ScoreRow, others: Sequence[RunRow], fixed: RunRow | None, margin: float
-) -> Cell:
+def _cell(store: Store, contents: Contents, run: RunRow, task: TaskRow, score: ScoreRow, against: RunRow | _Candidates, margin: float) -> Cell:
     cell = replace(
         _blank(contents, run, task.task, "undecided"), metric=score.metric, filter=score.filter, n=task.documents, score=score.score,
         best_value=score.best_value, higher_is_better=score.higher_is_better is not False,
@@ -91,7 +112,7 @@ def _cell(
     cell = replace(cell, reported=published.beside(run.model_name, task.task, run.recipe_name, score.metric) if run.control is None else ())
     if score.score is None:
         return replace(cell, verdict="failed", notes=(f"the result is {score.reported}, not a number", *comparable.own_warnings(run)))
-    baseline = fixed or _baseline_of(contents, run, task, others)
+    baseline = against if isinstance(against, RunRow) else against.baseline_of(run, task)
     if baseline is None:
         return replace(cell, verdict="incomparable", notes=("no baseline run of this model has this task",))
     if baseline.run_id == run.run_id:
@@ -115,23 +136,41 @@ def _compared(
     )  # fmt: skip
 
 
-def _baseline_of(contents: Contents, run: RunRow, task: TaskRow, others: Sequence[RunRow]) -> RunRow | None:
-    """The run to compare with; see the module's notes."""
-    having = [other for other in others if other.status == "complete" and contents.primary(other.run_id, task.task)]
-    pinned = contents.pinned.get(run.model_key)
-    for other in having:
-        if other.run_id == pinned:
-            return other
-    unedited = [other for other in having if other.recipe_name == BASELINE] or [other for other in having if other.origin == "plain"]
-    if not unedited:
-        return None
-    is_unedited = run in unedited
+class _Candidates:
+    """The runs of one model that may be its baseline, by task: found once, because a model may have a thousand runs."""
 
-    def distance(other: RunRow) -> tuple[bool, bool]:
-        row = contents.task(other.run_id, task.task)
-        return row is None or not comparable.same_key(row, task), not is_unedited and other.settings_id != run.settings_id
+    def __init__(self, contents: Contents, runs: Sequence[RunRow]) -> None:
+        self._contents = contents
+        pinned = contents.pinned.get(runs[0].model_key)
+        self._pinned: dict[str, RunRow] = {}
+        having: dict[str, list[tuple[RunRow, TaskRow]]] = defaultdict(list)
+        for run in runs:
+            if run.status != "complete" or not (run.run_id == pinned or run.recipe_name == BASELINE or run.origin == "plain"):
+                continue
+            for row in contents.tasks.get(run.run_id, ()):
+                if contents.primary(run.run_id, row.task) is None:
+                    continue
+                if run.run_id == pinned:
+                    self._pinned[row.task] = run
+                if run.recipe_name == BASELINE or run.origin == "plain":
+                    having[row.task].append((run, row))
+        self._unedited = {task: [pair for pair in pairs if pair[0].recipe_name == BASELINE] or pairs for task, pairs in having.items()}
 
-    return min(unedited, key=distance)  # the first of equals: runs come earliest first
+    def baseline_of(self, run: RunRow, task: TaskRow) -> RunRow | None:
+        """The run to compare with; see the module's notes."""
+        if task.task in self._pinned:
+            return self._pinned[task.task]
+        unedited = self._unedited.get(task.task, ())
+        is_unedited = run.recipe_name == BASELINE or any(other.run_id == run.run_id for other, _ in unedited)
+        best: tuple[bool, bool] | None = None
+        found = None
+        for other, row in unedited:  # the first of equals: runs come earliest first
+            distance = (not comparable.same_key(row, task), not is_unedited and other.settings_id != run.settings_id)
+            if best is None or distance < best:
+                best, found = distance, other
+            if best == (False, False):
+                break
+        return found
 
 
 def _filtered(cells: Iterable[Cell], tasks: Iterable[str] | None, recipes: Iterable[str] | None) -> list[Cell]:

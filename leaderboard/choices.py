@@ -57,12 +57,12 @@ def _document(row: dict[str, Any]) -> _Document | None:
         return _Document(_text(before), _text(after), None)
     if row["output_type"] not in ("multiple_choice", "loglikelihood"):
         return None
-    first, second = _log_likelihoods(before), _log_likelihoods(after)
+    first, second = log_likelihoods(before), log_likelihoods(after)
     if first is None or second is None or len(first) != len(second):
         return None
     if row["doubled"]:  # the second half are the choices without their question
         first, second = first[: len(first) // 2], second[: len(second) // 2]
-    target = 0 if len(first) == 1 else _index(row["target"], len(first))
+    target = 0 if len(first) == 1 else target_index(row["target"], len(first))
     return _Document(first, second, target)
 
 
@@ -70,7 +70,7 @@ def _text(response: Any) -> str:
     return json.dumps(response, sort_keys=True)
 
 
-def _log_likelihoods(response: Any) -> np.ndarray | None:
+def log_likelihoods(response: Any) -> np.ndarray | None:
     """One number a choice; a bare log-likelihood is a choice of one, stored as the pair itself."""
     if isinstance(response, list) and len(response) == 2 and not isinstance(response[0], list):
         response = [response]
@@ -81,7 +81,8 @@ def _log_likelihoods(response: Any) -> np.ndarray | None:
     return values if len(values) and not np.isnan(values).any() and np.isfinite(values).any() else None
 
 
-def _index(target: Any, choices: int) -> int | None:
+def target_index(target: Any, choices: int) -> int | None:
+    """Which choice a stored target names; None where it names none."""
     try:
         index = int(target)
     except (TypeError, ValueError):

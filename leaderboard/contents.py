@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 from leaderboard import noise, queries
+from leaderboard.effect import Effect
 from leaderboard.noise import Floor
 from leaderboard.queries import PairedSamples, RunRow, ScoreRow, TaskRow
 from leaderboard.store import Store
+
+Effects = dict[Hashable, Effect]  # found before, by `pairing.effect_key`
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class Contents:
     names: dict[str, str]
     samples: PairedSamples
     floors: dict[tuple[str, str, str, str], list[Floor]]
+    effects: Effects
 
     def task(self, run_id: str, task: str) -> TaskRow | None:
         """How a run's task was run."""
@@ -42,8 +46,8 @@ class Contents:
         return noise.rate(self.floors.get((run.model_key, score.task, score.metric, score.filter), []), baseline.run_id)
 
 
-def read_contents(store: Store) -> Contents:
-    """All runs that a board shows: failed ones only where the same specification has not completed since."""
+def read_contents(store: Store, known: Effects | None = None) -> Contents:
+    """What was found before may be handed on as `known`, which grows. All runs that a board shows: failed ones only where the same specification has not completed since."""
     runs = queries.runs(store)
     complete = {run.spec_id for run in runs if run.status == "complete" and run.spec_id}
     shown = [run for run in runs if run.status == "complete" or run.spec_id not in complete]
@@ -56,6 +60,7 @@ def read_contents(store: Store) -> Contents:
         display_names(runs),
         PairedSamples(store),
         noise.floors(store),
+        {} if known is None else known,
     )
 
 

@@ -5,6 +5,7 @@ What `board`, `compare` and `gate` have in common; each puts the answer into its
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,7 +16,6 @@ from leaderboard.contents import Contents
 from leaderboard.effect import Effect, Scored
 from leaderboard.queries import RunRow, ScoreRow, TaskRow
 from leaderboard.store import Store
-
 
 LOG_LOSS = "log_loss"
 
@@ -83,6 +83,18 @@ def _direction_note(score: ScoreRow) -> tuple[str, ...]:
 
 
 def _effect(contents: Contents, subject: Subject, baseline: str, baseline_score: float, terms: Terms) -> Effect:
+    key = effect_key(subject.run, subject.score, baseline, terms)
+    if key not in contents.effects:
+        contents.effects[key] = _found_effect(contents, subject, baseline, baseline_score, terms)
+    return contents.effects[key]
+
+
+def effect_key(run: RunRow, score: ScoreRow, baseline: str, terms: Terms) -> Hashable:
+    """What an effect depends on: a run's id is a hash of all that came out of it."""
+    return baseline, run.run_id, score.task, score.metric, score.filter, terms
+
+
+def _found_effect(contents: Contents, subject: Subject, baseline: str, baseline_score: float, terms: Terms) -> Effect:
     run, task, score = subject
     assert score.score is not None
     samples = contents.samples.of(baseline, run.run_id, score)

@@ -6,6 +6,7 @@ Sums and joins happen in SQL, p-values do not (DuckDB has no binomial or normal 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -144,39 +145,83 @@ class Samples(NamedTuple):
     cluster: np.ma.MaskedArray
 
 
+_Key = tuple[str, str, str, str, str]  # baseline, recipe's run, task, metric, filter
+_JOINED = (
+    "FROM (SELECT unnest($1) AS baseline, unnest($2) AS recipe) p "
+    "JOIN sample_scores r ON r.run_id = p.recipe JOIN scores s ON s.run_id = p.recipe AND s.is_primary AND (s.task, s.metric, s.filter) = (r.task, r.metric, r.filter) "
+    "JOIN sample_scores b ON b.run_id = p.baseline AND (b.task, b.metric, b.filter, b.doc_key, b.occurrence) = (r.task, r.metric, r.filter, r.doc_key, r.occurrence) "
+)
+_PLAIN = "b.value IN (0, 1) AND r.value IN (0, 1) AND b.weight IS NULL AND r.weight IS NULL AND b.parts IS NULL AND r.parts IS NULL AND r.cluster IS NULL AND s.best_value IS NULL"
+
+
 class PairedSamples:
-    """The documents that two runs have in common, metric by metric. One query fetches all tasks of a pair of runs, because
-    a query costs some ten milliseconds however little it returns; only the last pair is kept."""
+    """The documents that two runs have in common, metric by metric.
+
+    A query costs some ten milliseconds however little it returns, so `fetch` asks for many pairs at once. Scores of 0 and 1 come as four counts a
+    task, because nothing else of them enters a test; all others come document by document.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._pair: tuple[str, str] | None = None
-        self._found: dict[tuple[str, str, str], Samples] = {}
+        self._asked: set[tuple[str, str]] = set()
+        self._found: dict[_Key, Samples] = {}
 
     def of(self, baseline: str, recipe: str, score: ScoreRow) -> Samples | None:
-        """The samples of the recipe's score (a primary one) in both runs; None where they share no document."""
-        if self._pair != (baseline, recipe):
-            self._pair, self._found = (baseline, recipe), self._fetch(baseline, recipe)
-        return self._found.get((score.task, score.metric, score.filter))
+        """The samples of the recipe's score (a primary one) in both runs, in an order that is the same for both; None where they share no document."""
+        if (baseline, recipe) not in self._asked:
+            self.fetch([(baseline, recipe)])
+        return self._found.get((baseline, recipe, score.task, score.metric, score.filter))
 
-    def _fetch(self, baseline: str, recipe: str) -> dict[tuple[str, str, str], Samples]:
+    def fetch(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Read these pairs of (baseline, recipe's run) in place of what was read before."""
+        self._asked, self._found = set(pairs), {}
+        if not self._asked:
+            return
+        sides = [list(side) for side in zip(*sorted(self._asked))]
+        rows = self._store.rows(
+            "SELECT p.baseline, p.recipe, r.task, r.metric, r.filter, "
+            "count(*) FILTER (b.value = 1 AND r.value = 1) AS right_in_both, count(*) FILTER (b.value = 1 AND r.value = 0) AS lost, "
+            "count(*) FILTER (b.value = 0 AND r.value = 1) AS gained, count(*) FILTER (b.value = 0 AND r.value = 0) AS wrong_in_both, "
+            f"bool_and(coalesce({_PLAIN}, false)) AS plain {_JOINED} GROUP BY ALL",
+            sides,
+        )
+        keys = {(row["baseline"], row["recipe"], row["task"], row["metric"], row["filter"]): row for row in rows}
+        self._found = {key: _from_counts(row) for key, row in keys.items() if row["plain"]}
+        others = [key for key, row in keys.items() if not row["plain"]]
+        if others:
+            self._found |= self._documents(others)
+
+    def _documents(self, wanted: list[_Key]) -> dict[_Key, Samples]:
         import numpy as np
 
+        pairs = sorted({key[:2] for key in wanted})
+        tasks = sorted({key[2:] for key in wanted})
         columns = self._store.columns(
-            "SELECT task, metric, filter, b.value AS baseline, r.value AS recipe, b.weight AS baseline_weight, r.weight AS recipe_weight, "
-            "b.parts AS baseline_parts, r.parts AS recipe_parts, r.cluster AS cluster "
-            "FROM (SELECT * FROM sample_scores WHERE run_id = $2) r "
-            "JOIN (SELECT task, metric, filter FROM scores WHERE run_id = $2 AND is_primary) USING (task, metric, filter) "
-            "JOIN (SELECT * FROM sample_scores WHERE run_id = $1) b USING (task, metric, filter, doc_key, occurrence) "
-            "ORDER BY task, metric, filter, doc_key, occurrence",
-            [baseline, recipe],
+            "SELECT p.baseline AS baseline_run, p.recipe AS recipe_run, r.task, r.metric, r.filter, b.value AS baseline, r.value AS recipe, b.weight AS baseline_weight, "
+            f"r.weight AS recipe_weight, b.parts AS baseline_parts, r.parts AS recipe_parts, r.cluster AS cluster {_JOINED} "
+            "JOIN (SELECT unnest($3) AS task, unnest($4) AS metric, unnest($5) AS filter) w ON (w.task, w.metric, w.filter) = (r.task, r.metric, r.filter) "
+            "ORDER BY p.baseline, p.recipe, r.task, r.metric, r.filter, r.doc_key, r.occurrence",
+            [*(list(side) for side in zip(*pairs)), *(list(side) for side in zip(*tasks))],
         )
-        keys = list(zip(*(columns[name].tolist() for name in ("task", "metric", "filter"))))
+        keys = list(zip(*(columns[name].tolist() for name in ("baseline_run", "recipe_run", "task", "metric", "filter"))))
         starts = [i for i, key in enumerate(keys) if i == 0 or key != keys[i - 1]]
+        chosen = set(wanted)
         return {
             keys[start]: Samples(*(np.ma.asarray(columns[name][start:end]) for name in Samples._fields))
             for start, end in zip(starts, [*starts[1:], len(keys)])
+            if keys[start] in chosen
         }
+
+
+def _from_counts(row: dict[str, Any]) -> Samples:
+    """Right and wrong answers of two runs from how often each combination occurs."""
+    import numpy as np
+
+    counts = [row[name] for name in ("right_in_both", "lost", "gained", "wrong_in_both")]
+    missing = np.ma.masked_all(sum(counts), dtype=float)
+    texts = np.ma.masked_all(sum(counts), dtype=object)
+    baseline, recipe = (np.ma.asarray(np.repeat(values, counts)) for values in ([1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0]))
+    return Samples(baseline, recipe, missing, missing, texts, texts, texts)
 
 
 def sample_counts(store: Store) -> dict[tuple[str, str, str, str], int]:

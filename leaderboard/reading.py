@@ -137,6 +137,7 @@ def _with_environment(run: Run, environment: Environment) -> Run:
         lm_eval_version=environment.lm_eval_version,
         transformers_version=environment.transformers_version,
         torch_version=environment.torch_version,
+        request_cache=environment.request_cache,
     )
 
 

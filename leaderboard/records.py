@@ -176,6 +176,7 @@ class Run:
     settings: str | None = None
     seeds: str | None = None
     warnings: list[str] = field(default_factory=list)
+    request_cache: bool | None = None  # whether answers may have come from a cache; None: the files do not say
     totals: str | None = None
     parameters_before: int | None = None
     parameters_after: int | None = None

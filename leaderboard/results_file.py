@@ -67,6 +67,7 @@ class Environment:
     system_instruction_hash: str | None
     date: float | None
     settings: str
+    request_cache: bool | None
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,7 @@ def _environment(data: dict[str, Any], path: Path) -> Environment:
         system_instruction_hash=optional_text(data.get("system_instruction_sha")),
         date=finite(data.get("date")),
         settings=canonical(config),
+        request_cache=bool(config["use_cache"]) if "use_cache" in config else None,
     )
 
 

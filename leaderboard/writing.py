@@ -2,7 +2,7 @@
 
 Who is rejected here: a run that is in the store already is a duplicate, not an error; a run whose log-likelihoods equal, to
 the bit, those of a run of the same model with other weights is an error (a shared request cache makes every recipe look
-lossless). Notable choice: the error needs *every* log-likelihood task that the two share to be identical, because one cache
+lossless), or, where the run says that it used no cache, a warning: an edit may concern nothing that these answers use. Notable choice: it needs *every* log-likelihood task that the two share to be identical, because one cache
 serves all of them, and it is waived where the edit is within rounding of the weights' own dtype, or touched no matrix: such
 an edit, `identity` above all, may change weights without changing one printed number.
 """
@@ -10,7 +10,7 @@ an edit, `identity` above all, may change weights without changing one printed n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from datetime import datetime, timezone
 from enum import Enum
 from typing import Any
@@ -48,7 +48,8 @@ def add_run(store: Store, run: Run) -> Added:
     if is_deleted(store, run.run_id):
         return Added.DELETED
     with store.transaction():
-        _check_not_a_copy(store, run)
+        if copied := _copied(store, run):
+            run = replace(run, warnings=[*run.warnings, copied])
         _insert_run(store, run)
         if run.status == "complete" and run.variant.recipe_name == BASELINE and any(task.samples for task in run.tasks):
             noise.record(store, run.run_id)
@@ -73,11 +74,12 @@ def _log(store: Store, path: str, outcome: str, run_id: str | None, reason: str 
     store.insert("ingest_log", _columns([{"logged_at": now(), "path": path, "outcome": outcome, "run_id": run_id, "reason": reason}]))
 
 
-def _check_not_a_copy(store: Store, run: Run) -> None:
+def _copied(store: Store, run: Run) -> str | None:
+    """What is to be said of a run whose every answer is that of a run with other weights; None for any other. Raises `Unreadable` where a cache may have served both."""
     digest = run.variant.digest_after
     mine = {task.task: task for task in run.tasks if task.log_likelihoods >= _FEWEST_LOG_LIKELIHOODS}
     if digest is None or not mine:
-        return
+        return None
     others = store.rows(
         "SELECT r.run_id, r.path, v.digest_after, v.dtype, t.task, t.log_likelihoods_hash AS hash FROM run_tasks t "
         "JOIN runs r USING (run_id) JOIN variants v USING (variant_id) "
@@ -90,10 +92,11 @@ def _check_not_a_copy(store: Store, run: Run) -> None:
             if _within_rounding(store, run, run_id):
                 continue
             tasks = ", ".join(sorted(row["task"] for row in shared))
-            raise Unreadable(
-                f"every log-likelihood of {tasks} equals to the bit that of {shared[0]['path']}, although the weights differ: "
-                "the two were probably served by one request cache. Run it again without --use_cache"
-            )
+            finding = f"every log-likelihood of {tasks} equals to the bit that of {shared[0]['path']}, although the weights differ"
+            if run.request_cache is False:
+                return f"{finding}: what was edited has no part in these answers (an expert that no token is sent to, say), or the edit did not take effect"
+            raise Unreadable(f"{finding}: the two were probably served by one request cache. Run it again without --use_cache")
+    return None
 
 
 def _within_rounding(store: Store, run: Run, other_id: str) -> bool:
@@ -121,7 +124,7 @@ def _insert_run(store: Store, run: Run) -> None:
 
 
 def _run_row(run: Run) -> dict[str, Any]:
-    left_out = {"variant", "tasks", "scores", "matrices", "calibrations"}
+    left_out = {"variant", "tasks", "scores", "matrices", "calibrations", "request_cache"}
     row = {field.name: getattr(run, field.name) for field in fields(run) if field.name not in left_out}
     return row | {
         "variant_id": run.variant.variant_id,

@@ -88,7 +88,13 @@ def run_config(args: argparse.Namespace, wanted: Asked) -> RunConfig:
     harness.model_args = resolve_demo(harness.model, harness.model_args)
     # lm-eval merges model_args into the metadata of tasks (for those that need a tokenizer), so the folder goes there too.
     harness.metadata = {**harness.metadata, **{key: harness.model_args[key] for key in ("pretrained",) if key in harness.metadata}}
-    return RunConfig(harness, wanted.recipes, wanted.controls, name, tuple(sys.argv))
+    return RunConfig(harness, wanted.recipes, wanted.controls, name, command_line())
+
+
+def command_line() -> tuple[str, ...]:
+    """`sys.argv` as it can be typed again elsewhere: the program by its name, not by its place."""
+    program = Path(sys.argv[0])
+    return (*(("python", "-m", "harness_ext") if program.name == "__main__.py" else (program.name,)), *sys.argv[1:])
 
 
 def _harness_config(args: argparse.Namespace) -> EvaluatorConfig:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from lm_eval._cli.subcommand import SubCommand
@@ -40,7 +39,7 @@ class Export(SubCommand):
     @staticmethod
     def _execute(args: argparse.Namespace) -> None:
         from harness_ext import checkpoint
-        from harness_ext.cli.config import RECIPE_BACKENDS, resolve_demo
+        from harness_ext.cli.config import RECIPE_BACKENDS, command_line, resolve_demo
         from harness_ext.errors import UserError
         from harness_ext.export import export
         from harness_ext.recipe import parse_recipe
@@ -62,7 +61,7 @@ class Export(SubCommand):
         from harness_ext.lm import RecipeLM
 
         lm = RecipeLM.create_from_arg_obj({**arguments, "recipe": args.recipe}, {"device": args.device})
-        dense = export(lm, args.out, str(args.model_args["pretrained"]), sys.argv)
+        dense = export(lm, args.out, str(args.model_args["pretrained"]), list(command_line()))
         print(f"{args.recipe} on {args.model_args['pretrained']}: written to {args.out}")
         if dense:
             print(f"{dense} {'layer' if dense == 1 else 'layers'} of two thin ones in the recipe: written as their product, since plain transformers has no place for factors")

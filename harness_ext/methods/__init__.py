@@ -45,7 +45,8 @@ many passes, and the other statistics of such a method come from the same search
 `[m, r]` and `[r, n]`) likewise comes alone. Those of contrasts, and all that goes with them, come from a shipped contrast set.
 """
 
-NEEDS = ("nothing", "nothing, its texts are shipped", "texts", "labelled documents", "training")
+TEXTS = "texts"
+NEEDS = ("nothing", "nothing, its texts are shipped", TEXTS, "labelled documents", "training")
 """What a method may need, from little to much. Texts are taken from labelled documents too, prompt and right answer, but without labels any would do."""
 
 ENTRY_POINTS = "lm_eval_recipes.methods"

@@ -26,7 +26,6 @@ from harness_ext.methods import Parameter, parameter_of
 
 if TYPE_CHECKING:
     from harness_ext.anatomy import Matrix
-    from harness_ext.search.bench import Bench
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Fractions = Annotated[tuple[Fraction, ...], Field(min_length=1)]
@@ -44,7 +43,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Searcher:
-    """A registered search. trials: how many edits it will try at most, from the shapes of its matrices and its settings."""
+    """A registered search. trials: how many edits it will try at most, from the shapes of its matrices and its settings. statistics: those that it gathers. takes_on: whether edits stand while others are tried."""
 
     name: str
     function: Callable[..., Found]
@@ -52,6 +51,7 @@ class Searcher:
     trials: Callable[[Sequence[tuple[int, int]], Mapping[str, Any]], int]
     parameters: Mapping[str, Parameter]
     statistics: frozenset[str] = frozenset()
+    takes_on: bool = False
     engine_arguments: frozenset[str] = frozenset()
     needs: str = "labelled documents"
 
@@ -71,8 +71,10 @@ def check_searchable(matrices: Sequence[Matrix], where: str = "") -> None:
 _registry: dict[str, Searcher] = {}
 
 
-def searcher(*, summary: str, trials: Callable[[Sequence[tuple[int, int]], Mapping[str, Any]], int]) -> Callable[[Callable[..., Found]], Callable[..., Found]]:
-    """Register a function as a search under its own name. Raises TypeError where an argument other than the bench is not keyword-only."""
+def searcher(
+    *, summary: str, trials: Callable[[Sequence[tuple[int, int]], Mapping[str, Any]], int], statistics: tuple[str, ...] = (), takes_on: bool = False
+) -> Callable[[Callable[..., Found]], Callable[..., Found]]:
+    """Register a function as a search under its own name; see `Searcher`. Raises TypeError where an argument other than the bench is not keyword-only."""
 
     def register(function: Callable[..., Found]) -> Callable[..., Found]:
         name = function.__name__
@@ -83,7 +85,7 @@ def searcher(*, summary: str, trials: Callable[[Sequence[tuple[int, int]], Mappi
             if argument.kind is not inspect.Parameter.KEYWORD_ONLY:
                 raise TypeError(f"search {name!r}: {argument.name!r} must be keyword-only; write `(bench, /, *, ...)`")
             parameters[argument.name] = parameter_of(function, argument)
-        _registry[name] = Searcher(name, function, summary, trials, parameters)
+        _registry[name] = Searcher(name, function, summary, trials, parameters, frozenset(statistics), takes_on)
         return function
 
     return register

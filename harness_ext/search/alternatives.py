@@ -103,7 +103,41 @@ class Grouped:
         return outputs
 
 
-Alternatives = Nested | Dense | Grouped
+@dataclass(frozen=True)
+class Joined:
+    """Alternatives of several kinds in a row, none with a shift of the bias."""
+
+    parts: tuple[Nested | Dense | Grouped, ...]
+    shifts: None = None
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def only(self, places: Sequence[int]) -> Joined:
+        """Some of the alternatives; places ascend."""
+        chosen, start = [], 0
+        for part in self.parts:
+            own = [place - start for place in places if start <= place < start + len(part)]
+            chosen += [part.only(own)] if own else []
+            start += len(part)
+        return Joined(tuple(chosen))
+
+    def weight(self, place: int) -> Tensor:
+        """One of the weights, `[m, n]`."""
+        for part in self.parts:
+            if place < len(part):
+                return part.weight(place)
+            place -= len(part)
+        raise IndexError(place)
+
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """See `Nested.outputs`."""
+        import torch
+
+        return torch.cat([part.outputs(inputs) for part in self.parts])
+
+
+Alternatives = Nested | Dense | Grouped | Joined
 
 
 def as_computed(alternatives: Alternatives, dtype: object) -> Alternatives:
@@ -116,5 +150,7 @@ def as_computed(alternatives: Alternatives, dtype: object) -> Alternatives:
             return replace(alternatives, left=alternatives.left.to(dtype).T.clone(memory_format=torch.contiguous_format).T, right=alternatives.right.to(dtype).clone(memory_format=torch.contiguous_format))
         if isinstance(alternatives, Grouped):
             return Grouped(tuple((rows, as_computed(part, dtype)) for rows, part in alternatives.parts))
+    if isinstance(alternatives, Joined):
+        return Joined(tuple(as_computed(part, dtype) for part in alternatives.parts))
     weights = alternatives.weights if isinstance(alternatives, Dense) else torch.stack([alternatives.weight(place) for place in range(len(alternatives))])
     return Dense(weights.to(dtype), alternatives.shifts)

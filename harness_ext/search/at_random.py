@@ -21,11 +21,11 @@ Budgets = Annotated[tuple[Fraction, ...], Field(min_length=1)]
 _AT_ONCE = 8
 
 
-@searcher(summary="Random directions in matrices drawn at random, as often and at the budget that a search had; its control.", trials=lambda shapes, settings: settings["tries"])
+@searcher(summary="Random directions in matrices drawn at random, as often and at the budget that a search had; its control.", trials=lambda shapes, settings: settings["tries"], takes_on=True)
 def search_at_random(bench: Bench, /, *, budgets: Budgets, tries: Count) -> Found:
     """budgets: the rank of each edited matrix as a fraction of its full rank. tries: how many edits. Every trial draws matrices, and directions, of its own from the seed; chosen as in `laser_search`."""
     from harness_ext.keep import Keep
-    from harness_ext.search.bench import best_of
+    from harness_ext.search.trials import best_of
 
     draw = random.Random(f"{bench.step.seed}:matrices")
     count = min(len(budgets), len(bench.matrices))
@@ -44,7 +44,7 @@ def _one_each(bench: Bench, plans: list[tuple[list[Matrix], dict[str, Any]]]) ->
     import torch
 
     from harness_ext.search.alternatives import Dense
-    from harness_ext.search.bench import best_of, cannot_win
+    from harness_ext.search.trials import best_of, cannot_win
 
     trials: list[Any] = []
     for matrix in reversed(bench.matrices):

@@ -13,14 +13,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from harness_ext.errors import UserError
 from harness_ext.evidence import gather
 from harness_ext.receipt import VariantFailed
 from harness_ext.search.alternatives import Alternatives, Nested, as_computed
-from harness_ext.search.replay import Replay
-from harness_ext.search.scoring import Score, batches_by_length, questions
+from harness_ext.search.replay import Replay, tolerance
+from harness_ext.search.scoring import batches_by_length, questions
+from harness_ext.search.trials import NOT_RUN, Hopeless, Partial, Trial, finite, trial_of
 from harness_ext.weights import with_part, with_shift
 
 if TYPE_CHECKING:
@@ -32,73 +32,17 @@ if TYPE_CHECKING:
     from harness_ext.factors import Factors
     from harness_ext.methods import Svd
     from harness_ext.recipe import Step
-    from harness_ext.search.scoring import Batch
+    from harness_ext.search.scoring import Batch, Question
     from harness_ext.weights import Weights
     from harness_ext.workplace import Workplace
 
 ALTERNATIVES = 8
 """About as many as one pass has: LASER's grid."""
-BATCHES = 8
-SMALLEST_BATCH = 96
+BATCHES = 16
+SMALLEST_BATCH = 64
 """Tokens of a batch before it is repeated for each alternative."""
 TOKENS_PER_DOCUMENT = 256
 """Tokens of one pass for each document of `calibration.batch_size`, those of all alternatives together: lowering it lowers the memory that a pass takes."""
-_NOT_RUN = "-"
-
-
-class Partial(NamedTuple):
-    """Alternatives in the middle of their documents: right `[alternatives, documents]`, bool, loss likewise, and which documents were run, `[documents]`."""
-
-    right: Tensor
-    loss: Tensor
-    seen: Tensor
-
-    @property
-    def correct(self) -> Tensor:
-        """Documents right so far, `[alternatives]`."""
-        return (self.right & self.seen).sum(1)
-
-    @property
-    def rest(self) -> int:
-        """Documents not run yet."""
-        return int((~self.seen).sum())
-
-    @property
-    def losses(self) -> Tensor:
-        """The summed loss so far, `[alternatives]`."""
-        return (self.loss * self.seen).sum(1)
-
-
-Hopeless = Callable[[Partial], "Tensor"]
-"""Which alternatives can no longer matter, `[alternatives]`, bool."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One edit that was tried. setting: the ordinary steps, or the part of one, that it stands for. right: a digit for each document, 1 or 0, or `-` where it was dropped before. loss: the mean over those run."""
-
-    setting: Mapping[str, Any]
-    right: str
-    loss: float
-
-    @property
-    def dropped(self) -> bool:
-        """Whether it was given up before its last document."""
-        return _NOT_RUN in self.right
-
-    @property
-    def score(self) -> Score:
-        """Over the documents that were run."""
-        return Score(self.right.count("1"), len(self.right) - self.right.count(_NOT_RUN), self.loss)
-
-    @property
-    def eligible(self) -> bool:
-        """Whether it can be chosen: all its documents were run, and their loss is finite."""
-        return not self.dropped and math.isfinite(self.loss)
-
-    def correct(self, places: Sequence[int]) -> int:
-        """How many of these documents are right."""
-        return sum(self.right[place] == "1" for place in places)
 
 
 @dataclass
@@ -127,7 +71,7 @@ class Bench:
         self._put_aside: dict[tuple[str, str], Any] = {}
         self._standing: dict[str, Any] = {}
         self._known = {row["key"]: row["trials"] for row in self.work.rows("trials")} if self.work is not None else {}
-        self._questions = questions(self.lm, self.documents)
+        self._questions = self._in_tokens()
         self._batches, self._replay = self._arranged([range(len(self.documents))], self._budget)
         self.before = self.as_it_is()
         if not self.before.eligible:
@@ -138,13 +82,34 @@ class Bench:
         self._wrong = torch.zeros(len(self.documents))
         self._ran = torch.zeros(len(self.documents))
 
+    def _in_tokens(self) -> list[Question]:
+        """The documents with the choices of each packed into one sequence, if the model makes the same of them so; else apart."""
+        import torch
+
+        packed = questions(self.lm, self.documents, packed=True)
+        probed = [place for place, question in enumerate(packed) if question.packed][:2]
+        if not probed:
+            return packed
+        apart = questions(self.lm, self.documents, packed=False)
+        with torch.inference_mode():
+            try:
+                first, second = (self._likelihoods(asked, probed) for asked in (packed, apart))
+            except (RuntimeError, ValueError, TypeError, IndexError):
+                # Whatever an architecture makes of a mask that it was not written for.
+                return apart
+        return packed if first.shape == second.shape and bool(((first - second).abs() <= tolerance(self.lm.model)).all()) else apart
+
+    def _likelihoods(self, asked: Sequence[Question], places: Sequence[int]) -> Tensor:
+        (batch,) = batches_by_length(asked, places, 1 << 30, self.lm.device)
+        return batch.likelihoods(Replay(self.lm.model, [batch], batch, self.matrices, ()).plain(0).float())
+
     def _by_difficulty(self) -> list[list[int]]:
         """Documents that the unedited model gets wrong, then the others. What most edits get wrong is run first: the fewer documents are left, the sooner it is certain that an edit is not the best."""
         return [group for group in ([place for place, digit in enumerate(self.before.right) if digit == wanted] for wanted in "01") if group]
 
     def _arranged(self, groups: Sequence[Sequence[int]], tokens: int) -> tuple[list[Batch], Replay]:
         """Batches of each group by itself, and the passes over them: enough batches that something can be dropped in between, none so small that the pass costs more than its arithmetic."""
-        whole = sum(len(row) for question in self._questions for row in question.rows)
+        whole = sum(len(row.tokens) for question in self._questions for row in question.rows)
         most = min(tokens, max(SMALLEST_BATCH, whole // BATCHES)) if tokens < self._budget else tokens
         batches = [batch for group in groups for batch in batches_by_length(self._questions, group, most, self.lm.device)]
         shortest = sorted(range(len(self._questions)), key=lambda place: self._questions[place].width)[:2]
@@ -159,11 +124,6 @@ class Bench:
     def weight(self, matrix: Matrix) -> Tensor:
         """The matrix as it is in the unedited model, `[m, n]`, in fp32 (fp64)."""
         return self.weights.read(matrix)
-
-    def decompose(self, matrix: Matrix) -> Svd:
-        """The singular value decomposition of a matrix of the unedited model. Raises VariantFailed where it does not converge."""
-        with _converging(matrix):
-            return self.factors.of(self.weight(matrix))
 
     def truncations(self, matrix: Matrix, ranks: Sequence[int]) -> Nested:
         """A matrix of the unedited model at several ranks, as `truncate_svd` would leave it. Raises VariantFailed where its decomposition does not converge."""
@@ -189,7 +149,7 @@ class Bench:
         with torch.inference_mode():
             parts = [batch.score(self._replay.plain(place)) for place, batch in enumerate(self._batches)]
         right, loss = self._in_order(parts)
-        return _trial({}, right[0], loss[0])
+        return trial_of({}, right[0], loss[0])
 
     def _in_order(self, parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         import torch
@@ -211,10 +171,10 @@ class Bench:
         else:
             made = self._run(matrix, as_computed(alternatives, self.lm.model.get_parameter(matrix.parameter).dtype), settings, hopeless)
             if self.work is not None:
-                self.work.append("trials", {"key": key, "trials": [{"setting": trial.setting, "right": trial.right, "loss": _finite(trial.loss)} for trial in made]})
+                self.work.append("trials", {"key": key, "trials": [{"setting": trial.setting, "right": trial.right, "loss": finite(trial.loss)} for trial in made]})
         for trial in made:
             self._wrong += torch.tensor([digit == "0" for digit in trial.right])
-            self._ran += torch.tensor([digit != _NOT_RUN for digit in trial.right])
+            self._ran += torch.tensor([digit != NOT_RUN for digit in trial.right])
         self.trials += made
         self.tried(len(made))
         return made
@@ -245,7 +205,7 @@ class Bench:
                     active = active[~hopeless(partial)[active]]
                     if not len(active):
                         break
-        return [_trial(setting, partial.right[number], partial.loss[number], ran[number]) for number, setting in enumerate(settings)]
+        return [trial_of(setting, partial.right[number], partial.loss[number], ran[number]) for number, setting in enumerate(settings)]
 
     def try_together(self, edits: Mapping[Matrix, Tensor], setting: Mapping[str, Any]) -> Trial:
         """Try edits `[m, n]` of several matrices at once on all documents."""
@@ -260,7 +220,7 @@ class Bench:
                 found = self.as_it_is()
             made = Trial(setting, found.right, found.loss)
             if self.work is not None:
-                self.work.append("trials", {"key": key, "trials": [{"setting": setting, "right": made.right, "loss": _finite(made.loss)}]})
+                self.work.append("trials", {"key": key, "trials": [{"setting": setting, "right": made.right, "loss": finite(made.loss)}]})
         self.trials.append(made)
         self.tried(1)
         return made
@@ -297,10 +257,14 @@ class Bench:
             self._standing = standing
             self._replay.forget()
 
-    def gather(self, matrices: Sequence[Matrix], names: frozenset[str], decompose: Callable[[Matrix], Svd] | None = None) -> dict[str, dict[str, Tensor]]:
-        """Statistics of matrices on the documents, of the model as it stands, as a method would be given them."""
+    def gather(self, matrices: Sequence[Matrix], names: frozenset[str], components: Callable[[Matrix], Svd] | None = None) -> dict[str, dict[str, Tensor]]:
+        """Statistics of matrices on the documents, of the model as it stands, as a method would be given them. components: what statistics of components are of."""
+
+        def none(matrix: Matrix) -> Svd:
+            raise AssertionError("statistics of components need some")
+
         assert self.step.evidence is not None
-        return gather(self.lm, matrices, names, self.documents, self.step.evidence.batch_size, decompose or self.decompose)
+        return gather(self.lm, matrices, names, self.documents, self.step.evidence.batch_size, components or none)
 
     def __enter__(self) -> Bench:
         return self
@@ -321,38 +285,3 @@ def _converging(matrix: Matrix) -> Iterator[None]:
         yield
     except NotConverged as error:
         raise VariantFailed("not_converged", str(error), matrix.key) from None
-
-
-def cannot_win(bar: Score | None) -> Hopeless:
-    """For a search of the highest accuracy, and among equals the lowest loss: an alternative is hopeless where all the rest right would not bring it up to the best.
-
-    bar: the best so far, over all documents. One that could at most draw level with it is hopeless as soon as its loss is the higher: losses are never negative.
-    """
-
-    def hopeless(partial: Partial) -> Tensor:
-        best = partial.correct.max() if bar is None else partial.correct.max().clamp(min=bar.correct)
-        reachable = partial.correct + partial.rest
-        lost = (reachable < best) | ~partial.losses.isfinite()
-        return lost if bar is None else lost | ((reachable == bar.correct) & (partial.losses > bar.loss * bar.documents * (1 + 1e-9)))
-
-    return hopeless
-
-
-def best_of(trials: Sequence[Trial]) -> Trial:
-    """The trial of the highest accuracy; among equals that of the lowest loss; among those the first. Raises VariantFailed where no loss is finite, and UserError where nothing was tried."""
-    if not trials:
-        raise UserError("nothing was tried")
-    eligible = [trial for trial in trials if trial.eligible]
-    if not eligible:
-        raise VariantFailed("non_finite_loss", f"of the {len(trials)} trials none has a finite loss on the calibration documents: no edit can be chosen")
-    return min(eligible, key=lambda trial: (-trial.score.correct, trial.loss))
-
-
-def _trial(setting: Mapping[str, Any], right: Tensor, loss: Tensor, ran: Tensor | None = None) -> Trial:
-    ran = ran if ran is not None else right.new_ones(len(right))
-    digits = "".join(_NOT_RUN if not was else str(int(one)) for one, was in zip(right.tolist(), ran.tolist(), strict=True))
-    return Trial(setting, digits, float(loss[ran].mean()))
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

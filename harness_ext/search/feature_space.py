@@ -22,13 +22,16 @@ if TYPE_CHECKING:
 
     from harness_ext.anatomy import Matrix
     from harness_ext.search.alternatives import Nested
-    from harness_ext.search.bench import Bench, Hopeless, Partial, Trial
+    from harness_ext.search.bench import Bench
+    from harness_ext.search.trials import Hopeless, Partial, Trial
 
 TENTHS: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 Tolerance = Annotated[float, Field(ge=0, lt=1)]
 Chunks = Annotated[int, Field(ge=1)]
 Growth = Annotated[float, Field(ge=1)]
 Blocks = Annotated[int, Field(ge=0)]
+_MOMENTS = ("input_second_moment", "input_mean")
+_EFFECTS = ("input_second_moment", "singular_value_gradients")
 PAPERS_SHARE = 8
 """The paper leaves out the first four blocks of LLaMA-7B's thirty-two: an eighth."""
 
@@ -49,7 +52,7 @@ def _count(shapes: Sequence[tuple[int, int]], settings: Mapping[str, Any]) -> in
     return sum(len(ranks_of(shape, settings["fractions"])) for shape in shapes)
 
 
-@searcher(summary="From the last matrix to the first, take the smallest rank at which the model answers as well as before.", trials=_count)
+@searcher(summary="From the last matrix to the first, take the smallest rank at which the model answers as well as before.", trials=_count, statistics=_MOMENTS, takes_on=True)
 def sfsd_surgical(
     bench: Bench, /, *, criterion: Literal["task", "perplexity"] = "task", fractions: Fractions = TENTHS, skip_blocks: Blocks | None = None, tolerance: Tolerance = 0.0, chunks: Chunks = 3, growth: Growth = 1.005
 ) -> Found:
@@ -92,7 +95,7 @@ def _from_the_last(bench: Bench, matrices: Sequence[Matrix]) -> Iterator[tuple[i
     """The matrices from the last to the first with their places and the moments of their inputs, gathered for as many at a time as fit together."""
     from harness_ext.evidence import groups
 
-    names = frozenset({"input_second_moment", "input_mean"})
+    names = frozenset(_MOMENTS)
     place = len(matrices)
     for group in groups(list(reversed(matrices)), names):
         found = bench.gather(group, names)
@@ -166,7 +169,10 @@ def _step(bench: Bench, ranks: Mapping[str, int], *, centred: bool, bias: bool) 
     }  # fmt: skip
 
 
-@searcher(summary="A rank for every matrix under one budget: remove what the loss is predicted to lose least by, gains and losses balanced.", trials=lambda shapes, settings: int(any(min(shape) > 1 for shape in shapes)))
+@searcher(
+    summary="A rank for every matrix under one budget: remove what the loss is predicted to lose least by, gains and losses balanced.",
+    trials=lambda shapes, settings: int(any(min(shape) > 1 for shape in shapes)), statistics=_EFFECTS,
+)  # fmt: skip
 def zero_sum(bench: Bench, /, *, param_fraction: Fraction = 0.8) -> Found:
     """Directions of each matrix's outputs on the texts (the coordinates of truncation-aware whitening), and what the loss would change by, to first order, without each: `-u_i^T G W^T u_i`.
 
@@ -188,7 +194,7 @@ def zero_sum(bench: Bench, /, *, param_fraction: Fraction = 0.8) -> Found:
 def _groups(bench: Bench) -> Iterator[list[Matrix]]:
     from harness_ext.evidence import groups
 
-    return groups(bench.matrices, frozenset({"input_second_moment", "singular_value_gradients"}))
+    return groups(bench.matrices, frozenset(_EFFECTS))
 
 
 def _output_basis(weight: Tensor, moment: Tensor) -> Any:

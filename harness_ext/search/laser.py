@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
     from harness_ext.anatomy import Matrix
     from harness_ext.methods import Svd
-    from harness_ext.search.bench import Bench, Hopeless, Partial
+    from harness_ext.search.bench import Bench
     from harness_ext.search.scoring import Score
+    from harness_ext.search.trials import Hopeless, Partial
 
 Positive = Annotated[int, Field(ge=1)]
 Clusters = Annotated[tuple[Positive, ...], Field(min_length=1)]
@@ -45,7 +46,7 @@ def laser_search(bench: Bench, /, *, fractions: Fractions = GRID) -> Found:
 
     The best of the grid is chosen also where it is no better than the model as it is: the receipt has both scores.
     """
-    from harness_ext.search.bench import best_of, cannot_win
+    from harness_ext.search.trials import best_of, cannot_win
 
     tried: dict[str, list[Any]] = {}
     # From the last layer on: passes are shortest there, and the best found so far spares the longer ones. What is chosen does not depend on it.
@@ -61,7 +62,7 @@ def laser_search(bench: Bench, /, *, fractions: Fractions = GRID) -> Found:
     return Found((best.setting,))
 
 
-@searcher(summary="Truncate matrix after matrix, from the last layer on, and keep what answers better.", trials=_count)
+@searcher(summary="Truncate matrix after matrix, from the last layer on, and keep what answers better.", trials=_count, takes_on=True)
 def laser_compose(bench: Bench, /, *, fractions: Fractions = GRID) -> Found:
     """The paper's greedy composition: from the largest layer and the smallest fraction, each truncation tried on top of those kept before, and kept if the accuracy rises; else the matrix is as it was.
 
@@ -100,30 +101,36 @@ def _count_clusters(shapes: Sequence[tuple[int, int]], settings: Mapping[str, An
     return sum(each[: settings["top"]])
 
 
-@searcher(summary="Find the few matrices whose singular values the loss would have smaller, and try every fraction of these, whole and in clusters of rows.", trials=_count_clusters)
+@searcher(
+    summary="Find the few matrices whose singular values the loss would have smaller, and try every fraction of these, whole and in clusters of rows.", trials=_count_clusters,
+    statistics=("singular_value_gradients",),
+)  # fmt: skip
 def laser_gradient(
     bench: Bench, /, *, top: Positive = 5, fractions: Fractions = GRID, clusters: Clusters = (1, 2, 4, 8, 16), grouping: Literal["block", "subspace"] = "block", beyond: Fraction = 0.01
 ) -> Found:
     """Gradient-guided, clustered LASER; every choice here is ours, since no code was released.
 
     `g_i = u_i^T G v_i` on all documents; a matrix is worth `sum_{i > beyond r} s_i max(0, g_i)`, what the removal of these components would lower the loss by, to first order. The `top` matrices are
-    tried: each number of clusters, with each fraction. Chosen as in `laser_search`.
+    tried: each number of clusters, with each fraction. Chosen as in `laser_search`. Components are those of the truncations, whose factors are `u_i` and `s_i v_i` or `s_i u_i` and `v_i`: either way
+    their gradient is `s_i g_i`.
     """
-    from harness_ext.search.bench import best_of, cannot_win
+    from harness_ext.search.alternatives import Joined
+    from harness_ext.search.trials import best_of, cannot_win
 
-    found = bench.gather(bench.matrices, frozenset({"singular_value_gradients"}))
-    worth = {matrix.key: _worth(bench.decompose(matrix), found[matrix.key]["singular_value_gradients"], beyond) for matrix in bench.matrices if grid_of(matrix.shape, fractions)}
+    found = bench.gather(bench.matrices, frozenset({"singular_value_gradients"}), lambda matrix: _components(bench, matrix))
+    worth = {matrix.key: _worth(found[matrix.key]["singular_value_gradients"], beyond) for matrix in bench.matrices if grid_of(matrix.shape, fractions)}
     promising = sorted(worth, key=lambda key: -worth[key])[:top]
     tried: list[Any] = []
     # From the last layer on, as in `laser_search`.
     for matrix in reversed([matrix for matrix in bench.matrices if matrix.key in promising]):
-        for count in clusters:
-            if count > matrix.shape[0]:
-                continue
-            eligible = [trial for trial in tried if trial.eligible]
-            grid = grid_of(matrix.shape, fractions)
-            settings = [truncation(matrix, fraction) if count == 1 else clustered(matrix, fraction, count, grouping, bench.step.seed) for fraction in grid]
-            tried += bench.try_out(matrix, _clustered(bench, matrix, tuple(grid), count, grouping), settings, cannot_win(best_of(eligible).score if eligible else None))
+        grid = tuple(grid_of(matrix.shape, fractions))
+        counts = [count for count in clusters if count <= matrix.shape[0]]
+        if not counts:
+            continue
+        settings = [truncation(matrix, fraction) if count == 1 else clustered(matrix, fraction, count, grouping, bench.step.seed) for count in counts for fraction in grid]
+        alternatives = Joined(tuple(_clustered(bench, matrix, grid, count, grouping) for count in counts))
+        eligible = [trial for trial in tried if trial.eligible]
+        tried += bench.try_out(matrix, alternatives, settings, cannot_win(best_of(eligible).score if eligible else None))
     order = {matrix.key: place for place, matrix in enumerate(bench.matrices)}
     best = best_of(sorted(tried, key=lambda trial: order[trial.setting["matrices"][0]]))
     listed = ", ".join(f"{key} ({worth[key]:.3g})" for key in promising)
@@ -135,9 +142,18 @@ def clustered(matrix: Matrix, fraction: float, clusters: int, grouping: str, see
     return {"method": "truncate_clusters", "matrices": [matrix.key], "keep": {"rank_fraction": fraction}, "clusters": clusters, "grouping": grouping, "seed": seed}
 
 
-def _worth(svd: Svd, gradients: Tensor, beyond: float) -> float:
-    first = Keep(rank_fraction=beyond).rank_for((len(svd.s), len(svd.s)))
-    return float((svd.s.double() * gradients.to(svd.s.device).clamp(min=0))[first:].sum())
+def _components(bench: Bench, matrix: Matrix) -> Svd:
+    """The factors of a truncation at full rank, in the form of a decomposition of singular values one."""
+    from harness_ext.methods import Svd
+
+    whole = bench.truncations(matrix, [min(matrix.shape)])
+    return Svd(whole.left, whole.left.new_ones(min(matrix.shape)), whole.right)
+
+
+def _worth(gains: Tensor, beyond: float) -> float:
+    """gains: by how much each component's removal lowers the loss, `[r]`."""
+    first = Keep(rank_fraction=beyond).rank_for((len(gains), len(gains)))
+    return float(gains.clamp(min=0)[first:].sum())
 
 
 def _clustered(bench: Bench, matrix: Matrix, fractions: Sequence[float], clusters: int, grouping: str) -> Any:

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.families import MLP
+from harness_ext.search.hooks import enter, head, hidden_of, layers_of, merge, only_at, pass_on, sliced_modules, substitute
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,6 +31,13 @@ if TYPE_CHECKING:
 STATE_BYTES = 2 << 30
 _PART_LATE = ("o_proj", *MLP)
 """The roles after which a layer may take a further leading axis: attention itself cannot."""
+
+
+def tolerance(model: nn.Module) -> float:
+    """How far two log-probabilities may lie apart that are to be the same, computed in batches of different shapes: half precision rounds differently in each."""
+    import torch
+
+    return 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.25
 
 
 class _Reached(Exception):
@@ -46,14 +54,14 @@ class Replay:
     def __init__(self, model: nn.Module, batches: Sequence[Batch], probe: Batch, matrices: Sequence[Matrix], known: Sequence[Matrix]) -> None:
         self.model = model
         self.batches = [*batches, probe]
-        self.layers, self._depths = _layers_of(model, matrices)
+        self.layers, self._depths = layers_of(model, matrices)
         self.shared: dict[str, bool] = {}
         self.slim = self.layers is not None
         self.passes = 0.0
         self.notes: list[str] = []
-        self._rows = sum(batch.tokens.shape[0] for batch in batches)
+        self._tokens = sum(batch.tokens.numel() for batch in batches)
         self._modules = dict(model.named_modules())
-        self._sliced = _sliced_modules(known, self._modules, len(self.layers)) if self.layers is not None else []
+        self._sliced = sliced_modules(known, self._modules, len(self.layers)) if self.layers is not None else []
         self._tuple_lengths: dict[int, int] = {}
         self._states: dict[tuple[int, int], Tensor] = {}
         self._stride = 1
@@ -64,7 +72,7 @@ class Replay:
 
     def plain(self, place: int) -> Tensor:
         """Logits `[1, n, vocabulary]` of a batch from a pass through everything."""
-        with _head(self.model, self.batches[place], 1):
+        with head(self.model, self.batches[place], 1):
             return self._forward(self.batches[place], 1, 0)
 
     def forget(self, depth: int = 0) -> None:
@@ -99,10 +107,7 @@ class Replay:
         return shared
 
     def _same(self, reference: Tensor, place: int, matrix: Matrix, alternatives: Alternatives, *, shared: bool) -> bool:
-        import torch
-
-        # Half precision rounds differently in batches of another shape.
-        allowed = 1e-3 if self.model.dtype in (torch.float32, torch.float64) else 0.25
+        allowed = tolerance(self.model)
         try:
             found = self._replayed(place, matrix, alternatives, shared=shared).float().log_softmax(-1)
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
@@ -113,23 +118,22 @@ class Replay:
     def _replayed(self, place: int, matrix: Matrix, alternatives: Alternatives, *, shared: bool) -> Tensor:
         batch, copies, start = self.batches[place], len(alternatives), self.depth(matrix)
         with ExitStack() as stack:
-            stack.enter_context(_head(self.model, batch, copies))
+            stack.enter_context(head(self.model, batch, copies))
             if self.layers is not None:
                 entering = self._entering(place, start)
                 stack.enter_context(self._below(start))
-                stack.enter_context(_enter(self.layers[start], entering, copies, shared=shared))
-            stack.callback(self._modules[matrix.module].register_forward_hook(_substitute(matrix, alternatives, shared=shared)).remove)
+                stack.enter_context(enter(self.layers[start], entering, copies, shared=shared))
+            stack.callback(self._modules[matrix.module].register_forward_hook(substitute(matrix, alternatives, shared=shared)).remove)
             if self.slim:
-                stack.enter_context(_only_at(self._sliced, batch))
+                stack.enter_context(only_at(self._sliced, batch))
             if shared:
-                stack.callback(self.layers[start].register_forward_hook(_merge()).remove)
+                stack.callback(self.layers[start].register_forward_hook(merge()).remove)
             return self._forward(batch, copies, start)
 
     def _forward(self, batch: Batch, copies: int, start: int) -> Tensor:
         depth = len(self.layers) if self.layers is not None else 1
-        self.passes += copies * batch.tokens.shape[0] / self._rows * (depth - start) / depth
-        tokens = batch.tokens if copies == 1 else batch.tokens.repeat(copies, 1)
-        logits = self.model(input_ids=tokens, use_cache=False).logits
+        self.passes += copies * batch.tokens.numel() / self._tokens * (depth - start) / depth
+        logits = self.model(**batch.arguments(copies, self.model.dtype), use_cache=False).logits
         return logits.reshape(copies, -1, logits.shape[-1])
 
     def _entering(self, place: int, layer: int) -> Tensor | None:
@@ -149,18 +153,18 @@ class Replay:
             del self._states[key]
         with ExitStack() as stack:
             stack.enter_context(self._below(start))
-            stack.enter_context(_enter(self.layers[start], self._states.get((place, start)), 1, shared=False))
+            stack.enter_context(enter(self.layers[start], self._states.get((place, start)), 1, shared=False))
             for depth in range(start, layer + 1):
                 stack.callback(self.layers[depth].register_forward_pre_hook(self._keep(place, depth, layer), with_kwargs=True).remove)
                 stack.callback(self.layers[depth].register_forward_hook(self._note_form(depth)).remove)
             try:
-                self.model(input_ids=batch.tokens, use_cache=False)
+                self.model(**batch.arguments(1, self.model.dtype), use_cache=False)
             except _Reached:
-                self.passes += batch.tokens.shape[0] / self._rows * (layer - start) / len(self.layers)
+                self.passes += batch.tokens.numel() / self._tokens * (layer - start) / len(self.layers)
 
     def _keep(self, place: int, depth: int, last: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden = _hidden(args, kwargs)
+            hidden = hidden_of(args, kwargs)
             if depth == 0:
                 size = sum(batch.tokens.numel() for batch in self.batches) * hidden.shape[-1] * hidden.element_size() * len(self.layers)
                 self._stride = max(1, math.ceil(size / STATE_BYTES))
@@ -188,7 +192,7 @@ class Replay:
                 layer = self.layers[depth]
                 had.append(layer.__dict__.get("forward"))
                 replaced.append(layer)
-                layer.forward = _pass_on(self._tuple_lengths.get(depth))
+                layer.forward = pass_on(self._tuple_lengths.get(depth))
             yield
         finally:
             for layer, own in zip(replaced, had, strict=True):
@@ -196,173 +200,3 @@ class Replay:
                     del layer.__dict__["forward"]
                 else:
                     layer.forward = own
-
-
-def _layers_of(model: nn.Module, matrices: Sequence[Matrix]) -> tuple[nn.ModuleList | None, dict[str, int]]:
-    """The outermost list of modules that holds all the matrices, and each module's place in it; None where they lie in several lists, or in none."""
-    from torch import nn
-
-    found: dict[str, nn.ModuleList] = {}
-    depths: dict[str, int] = {}
-    for name in {matrix.module for matrix in matrices}:
-        parts = name.split(".")
-        for length in range(1, len(parts)):
-            outer = ".".join(parts[:length])
-            if isinstance(model.get_submodule(outer), nn.ModuleList):
-                found[outer] = model.get_submodule(outer)
-                depths[name] = int(parts[length])
-                break
-        else:
-            return None, {}
-    return (next(iter(found.values())), depths) if len(found) == 1 else (None, {})
-
-
-def _hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    return args[0] if args else kwargs["hidden_states"]
-
-
-def _pass_on(length: int | None) -> Callable[..., Any]:
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        hidden = _hidden(args, kwargs)
-        return hidden if length is None else (hidden, *[None] * (length - 1))
-
-    return forward
-
-
-@contextmanager
-def _enter(layer: nn.Module, hidden: Tensor | None, copies: int, *, shared: bool) -> Iterator[None]:
-    """Hand a layer these hidden states `[b, t, d]`, repeated for every copy, or once where the copies part later on; for None those that come from below."""
-
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        given = _hidden(args, kwargs)
-        rows = given.shape[0] // copies
-        if shared:
-            args, kwargs = _first_rows(args, copies), _first_rows(kwargs, copies)
-            # A copy: a layer may add to what it is given in place.
-            new = given[:rows].clone() if hidden is None else hidden.clone()
-        else:
-            new = given if hidden is None else hidden.repeat(copies, 1, 1)
-        return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
-
-    handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _first_rows(value: Any, copies: int) -> Any:
-    """The first of the copies of everything that was made for all of them: masks, positions and the like, wherever it is nested."""
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        many = value.ndim > 1 and value.shape[0] > 1 and value.shape[0] % copies == 0
-        return value[: value.shape[0] // copies] if many else value
-    if isinstance(value, tuple):
-        return tuple(_first_rows(item, copies) for item in value)
-    if isinstance(value, dict):
-        return {key: _first_rows(item, copies) for key, item in value.items()}
-    return value
-
-
-def _merge() -> Callable[..., Any]:
-    """The output of a layer with its leading axis, `[alternatives, b, t, d]`, as one batch."""
-
-    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        hidden = output[0] if isinstance(output, tuple) else output
-        flat = hidden.reshape(-1, *hidden.shape[-2:])
-        return (flat, *output[1:]) if isinstance(output, tuple) else flat
-
-    return hook
-
-
-@contextmanager
-def _head(model: nn.Module, batch: Batch, copies: int) -> Iterator[None]:
-    """The output head sees the positions whose logits are wanted, and no others."""
-    head = model.get_output_embeddings()
-
-    def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden = args[0].reshape(copies, -1, args[0].shape[-1])
-        return (hidden[:, batch.needed], *args[1:])
-
-    handle = head.register_forward_pre_hook(before)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _substitute(matrix: Matrix, alternatives: Alternatives, *, shared: bool) -> Callable[..., Tensor]:
-    """A hook that puts the outputs of the alternatives in the place of a module's own: along a new leading axis, or, not shared, in each copy of the batch its own."""
-    import torch
-
-    from harness_ext.evidence import part_of
-
-    whole = matrix.rows is None and matrix.columns is None
-
-    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        count = len(alternatives)
-        own = output if shared else output.reshape(count, -1, *output.shape[1:])[0]
-        inputs = part_of(args[0] if shared else args[0].reshape(count, -1, *args[0].shape[1:])[0], matrix.columns)
-        flat = inputs.reshape(-1, inputs.shape[-1])
-        made = alternatives.outputs(flat)
-        if alternatives.shifts is not None:
-            made += alternatives.shifts.to(made)[:, None]
-        made = made.reshape(count, *inputs.shape[:-1], -1)
-        if whole:
-            made = made if module.bias is None else made + module.bias
-        else:
-            made = _part_replaced(matrix, module, own, flat, made)
-        return made if shared else made.reshape(output.shape)
-
-    def _part_replaced(matrix: Matrix, module: nn.Module, own: Tensor, flat: Tensor, made: Tensor) -> Tensor:
-        weight = module.weight.T if matrix.stored_transposed else module.weight
-        ranges = matrix.rows or ((0, matrix.full_shape[0]),)
-        rows = torch.cat([weight[low:high] for low, high in ranges])
-        before = (flat @ part_of(rows, matrix.columns).T).reshape(*own.shape[:-1], -1)
-        result = own.expand(made.shape[0], *own.shape).clone()
-        start = 0
-        for low, high in ranges:
-            result[..., low:high] += made[..., start : start + high - low] - before[..., start : start + high - low]
-            start += high - low
-        return result
-
-    return hook
-
-
-def _sliced_modules(known: Sequence[Matrix], modules: Mapping[str, nn.Module], layers: int) -> list[nn.Module]:
-    """The modules of the last layer that look at each position by itself: its MLP (whole, or matrix by matrix where it is no module of its own), and the attention's queries and output."""
-    chosen: dict[str, nn.Module] = {}
-    for matrix in known:
-        if matrix.layer != layers - 1 or matrix.expert is not None:
-            continue
-        outer = matrix.module.rpartition(".")[0]
-        if matrix.role in MLP and not outer.rpartition(".")[2].isdigit():
-            chosen[outer] = modules[outer]
-        elif matrix.role in (*MLP, "o_proj") or (matrix.role == "q_proj" and matrix.rows is None):
-            chosen[matrix.module] = modules[matrix.module]
-    return list(chosen.values())
-
-
-@contextmanager
-def _only_at(modules: Sequence[nn.Module], batch: Batch) -> Iterator[None]:
-    """These modules see the wanted positions only; elsewhere their outputs are zero, which nothing looks at."""
-    places = batch.tokens.numel()
-
-    def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        inputs = args[0]
-        module._given_shape = inputs.shape
-        return (inputs.reshape(-1, places, inputs.shape[-1])[:, batch.needed], *args[1:])
-
-    def after(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        shape = module._given_shape
-        del module._given_shape
-        full = output.new_zeros(*output.shape[:-2], places, output.shape[-1])
-        full[..., batch.needed, :] = output
-        return full.reshape(*output.shape[:-3], *shape[:-1], output.shape[-1])
-
-    with ExitStack() as stack:
-        for module in modules:
-            stack.callback(module.register_forward_pre_hook(before).remove)
-            stack.callback(module.register_forward_hook(after).remove)
-        yield

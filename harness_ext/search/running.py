@@ -12,8 +12,9 @@ from harness_ext.errors import UserError
 from harness_ext.receipt import VariantFailed
 from harness_ext.recipe import Recipe, Step, recipe_from
 from harness_ext.search import nothing_to_try, registered_searches
-from harness_ext.search.bench import Bench, Trial
+from harness_ext.search.bench import Bench
 from harness_ext.search.scoring import Score
+from harness_ext.search.trials import Trial
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM

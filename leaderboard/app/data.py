@@ -15,17 +15,21 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from leaderboard import queries
+from leaderboard import queries, queries_pages
 from leaderboard.advice import DEFAULT_DATABASE
 from leaderboard.board import Cell, board
+from leaderboard.contents import Effects, display_names
 from leaderboard.errors import Busy
+from leaderboard.queries_pages import RunFacts
 from leaderboard.serve import DATABASE_VARIABLE
 from leaderboard.store import Store, open_store
 
 _TIMEOUT_S = 2.0
 _KEPT = 256  # answers
+_EFFECTS = 200_000
+_effects: Effects = {}
 _lock = threading.Lock()
 _answers: dict[Hashable, Answer[Any]] = {}
 _Value = TypeVar("_Value")
@@ -51,6 +55,15 @@ class Snapshot:
     read_at: datetime
     generation: object
     busy: str | None = None
+
+
+class Overview(NamedTuple):
+    """What the database holds, by name. names: model_key -> the name shown; runs: every run shown, by id, earliest first; pinned: model_key -> run."""
+
+    names: dict[str, str]
+    runs: dict[str, RunFacts]
+    rejections: list[dict[str, Any]]
+    pinned: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -107,6 +120,7 @@ def forget() -> None:
     """Drop all answers."""
     with _lock:
         _answers.clear()
+        _effects.clear()
 
 
 def snapshot() -> Snapshot:
@@ -116,13 +130,34 @@ def snapshot() -> Snapshot:
     return Snapshot(cells, rejections, pinned, found.read_at, found.generation, found.busy)
 
 
+def overview() -> Answer[Overview]:
+    """What there is, without judging anything. Raises what `answer` raises."""
+    return answer(_overview)
+
+
+def cells_of(model_key: str) -> Answer[list[Cell]]:
+    """The board of one model. Raises what `answer` raises."""
+    return answer(_board_of, model_key)
+
+
 def details(run_id: str) -> Details:
     """One run in full. Raises `UnknownRun` and what `answer` raises."""
     return answer(_details, run_id).value
 
 
 def _board(store: Store) -> tuple[list[Cell], list[dict[str, Any]], dict[str, str]]:
-    return board(store), queries.rejections(store), queries.pinned_baselines(store)
+    return board(store, known=_effects), queries.rejections(store), queries.pinned_baselines(store)
+
+
+def _overview(store: Store) -> Overview:
+    runs = queries_pages.run_facts(store)
+    return Overview(display_names(queries.runs(store)), runs, queries.rejections(store), queries.pinned_baselines(store))
+
+
+def _board_of(store: Store, model_key: str) -> list[Cell]:
+    if len(_effects) > _EFFECTS:
+        _effects.clear()
+    return board(store, models=[model_key], known=_effects)
 
 
 def _details(store: Store, run_id: str) -> Details:

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import itertools
 import shlex
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
 import streamlit as st
 
 from leaderboard.advice import ingest_command, run_arguments
-from leaderboard.app import data
+from leaderboard.app import address, data
 from leaderboard.app.scale import tinted
-from leaderboard.cell import Cell
+from leaderboard.app.tables import cell_rows, glance
 from leaderboard.errors import Busy, LeaderboardError, MissingDatabase, NewerDatabase
-from leaderboard.wording import (
-    interval,
-    metric_name,
-    needed,
-    number,
-    percent,
-    plain,
-    signed,
-)
+from leaderboard.wording import plain
 
-__all__ = ["answer_or_stop", "cell_rows", "explain_empty", "explain_error", "facts_table", "glance", "plot", "remarks", "snapshot_or_stop", "tinted", "watch"]
+__all__ = ["cell_rows", "glance", "tinted"]  # and all that is defined here
 _Value = TypeVar("_Value")
 _Found = TypeVar("_Found", data.Snapshot, data.Answer[Any])
 REFRESH_SECONDS = 5
@@ -41,6 +33,58 @@ def answer_or_stop(question: Callable[..., _Value], *arguments: Hashable) -> dat
     return _or_stop(lambda: data.answer(question, *arguments))
 
 
+def overview_or_stop() -> data.Answer[data.Overview]:
+    """What there is; where there is nothing, an explanation instead of the page."""
+    found = _or_stop(data.overview)
+    if not found.value.runs:
+        explain_empty()
+        show_rejections(found.value)
+        st.stop()
+    return found
+
+
+def further_or_stop(ask: Callable[[], data.Answer[_Value]], first: data.Answer[Any]) -> _Value:
+    """What a page asks after its first answer; an explanation in its place where there is none."""
+    try:
+        found = ask()
+    except LeaderboardError as error:
+        explain_error(error)
+        if isinstance(error, Busy):
+            watch(object())
+        st.stop()
+    if found.busy and not first.busy:
+        say_busy(found)
+        watch(object())
+    return found.value
+
+
+def say_busy(found: data.Snapshot | data.Answer[Any]) -> None:
+    """How old the data shown is, while somebody writes."""
+    st.warning(f"The database is busy: showing data of {found.read_at:%H:%M}.", icon=":material/hourglass_top:")
+
+
+def show_rejections(found: data.Overview | data.Snapshot) -> None:
+    """What ingest could not take, with its reason."""
+    if found.rejections:
+        with st.expander(f"Not taken in: {len(found.rejections)}"):
+            rows = [{"Path": plain(row["path"]), "Reason": plain(row["reason"]), "When (UTC)": row["logged_at"]} for row in found.rejections]
+            st.dataframe(rows, hide_index=True, width="stretch")
+            st.caption("Once mended, take them in again:")
+            st.code(ingest_command(data.database(), "PATH"), language=None, wrap_lines=True)
+
+
+def choose_model(overview: data.Overview, place: Any) -> str:
+    """The model chosen in the URL, as its key."""
+    names = {name: key for key, name in sorted(overview.names.items(), key=lambda item: item[1])}
+    return names[address.one_of(place, "Model", list(names), "model")]
+
+
+def run_labels(overview: data.Overview) -> dict[str, str]:
+    """run_id -> what it is called in a list, by name."""
+    words = {run.run_id: f"{plain(overview.names[run.model_key])}: {plain(run.recipe)} ({run.run_id[:8]})" for run in overview.runs.values()}
+    return dict(sorted(words.items(), key=lambda item: item[1]))
+
+
 def _or_stop(ask: Callable[[], _Found]) -> _Found:
     try:
         found = ask()
@@ -53,7 +97,7 @@ def _or_stop(ask: Callable[[], _Found]) -> _Found:
         watch(object() if isinstance(error, Busy) else data.generation(data.database()))
         st.stop()
     if found.busy:
-        st.warning(f"The database is busy: showing data of {found.read_at:%H:%M}.", icon=":material/hourglass_top:")
+        say_busy(found)
     watch(object() if found.busy else found.generation)
     return found
 
@@ -88,53 +132,6 @@ def explain_error(error: LeaderboardError) -> None:
     st.text(str(error))
     if isinstance(error, Busy):
         st.caption(f"The page tries again every {REFRESH_SECONDS} seconds.")
-
-
-def remarks(cell: Cell) -> str:
-    """What is still to be said of a cell, on one line."""
-    return "; ".join(filter(None, [needed(cell), *map(plain, cell.notes)]))
-
-
-def cell_rows(cells: Sequence[Cell], *, with_model: bool) -> list[dict[str, Any]]:
-    """The cells as rows of text for a table."""
-    return [
-        ({"Model": plain(cell.model)} if with_model else {})
-        | {
-            "Task": plain(cell.task),
-            "Recipe": plain(cell.recipe),
-            "Verdict": cell.verdict,
-            "Delta [95 %]": interval(cell),
-            "Score": number(cell.score),
-            "Baseline": number(cell.baseline_score),
-            "Kept": percent(cell.parameters_kept),
-            "Remarks": remarks(cell),
-            "Metric": plain(metric_name(cell)),
-            "Documents": "-" if cell.n is None else f"{cell.n:,}",
-            "Lost / gained": "-" if cell.lost is None else f"{cell.lost} / {cell.gained}",
-            "q": number(cell.q_value),
-        }
-        for cell in cells
-    ]
-
-
-def glance(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """One row a recipe, one column a task: the verdict and the difference. The latest run of a recipe speaks for it."""
-    tasks = sorted({cell.task for cell in cells})
-    latest = {(cell.recipe, cell.task): cell for cell in sorted(cells, key=lambda c: (c.started is not None, c.started or 0))}
-    kept = {cell.recipe: cell.parameters_kept for cell in cells}
-    order = sorted(kept, key=lambda recipe: (all(c.verdict != "baseline" for c in cells if c.recipe == recipe), recipe))
-    return [
-        {"Recipe": plain(recipe), "Kept": percent(kept[recipe])} | {plain(task): _glance_text(latest.get((recipe, task))) for task in tasks}
-        for recipe in order
-    ]
-
-
-def _glance_text(cell: Cell | None) -> str:
-    if cell is None:
-        return ""
-    if cell.verdict == "baseline":
-        return f"baseline {number(cell.score)}"
-    return cell.verdict if cell.delta is None else f"{cell.verdict} {signed(cell.delta)}"
 
 
 def facts_table(facts: dict[str, Any]) -> None:

@@ -35,8 +35,8 @@ def difference_colour(field: str, largest: float, title: str) -> Any:
     import altair as alt
 
     largest = largest or 1.0
-    scale = alt.Scale(domain=[-largest, 0.0, largest], range=list(_WORSE_TO_BETTER), clamp=True)
-    return alt.Color(f"{field}:Q", scale=scale, legend=alt.Legend(title=title, orient="bottom", gradientLength=160))
+    scale = alt.Scale(domain=[-largest, 0.0, largest], range=list(_WORSE_TO_BETTER), clamp=True, interpolate="rgb")
+    return alt.Color(f"{field}:Q", scale=scale, legend=alt.Legend(title=title, orient="bottom", gradientLength=160, titleLimit=400))
 
 
 def tinted(rows: Iterable[dict[str, Any]], columns: Iterable[str]) -> Any:

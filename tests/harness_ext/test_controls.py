@@ -115,9 +115,9 @@ def test_distances_of_a_matrix_edited_twice_add_up_in_squares() -> None:
     assert step.parameters["relative_error"] == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("name", ["eigenprune", "sfsd", "identity", "baseline", "magnitude"])
+@pytest.mark.parametrize("name", ["eigenprune", "sfsd", "baseline", "magnitude"])
 def test_what_cannot_be_a_control_is_refused_with_those_that_can(name: str) -> None:
-    with pytest.raises(UserError, match=r"choose from bottom-k, laser, noise, random-subspace, svd, shuffled-labels"):
+    with pytest.raises(UserError, match=r"choose from bottom-k, identity, laser, noise, random-subspace, svd, shuffled-labels"):
         check_control(name)
 
 
@@ -149,3 +149,19 @@ def test_a_run_with_each_control(demo_run, tmp_path: Path) -> None:
 def test_one_document_has_nobody_to_change_answers_with(demo_run) -> None:
     ran = demo_run("--recipe", "fwsvd:calibration.samples=1", "--control", "shuffled-labels", limit=4)
     assert ran.code == 2 and "nobody to change answers with" in ran.err and "Traceback" not in ran.err
+
+
+def test_identity_takes_the_same_matrices(make_lm) -> None:
+    lm = make_lm("llama")
+    recipe = parse_recipe("svd:matrices=[up_proj],keep.rank=3")
+    receipt = {"matrices": rows(lm.apply(recipe, no_documents).records)}
+    lm.undo()
+    control = control_recipe("identity", recipe, receipt)
+    assert [record.name for record in lm.apply(control, no_documents).records] == [record["name"] for record in receipt["matrices"]]
+    assert control.label.endswith("+identity") and control.control == "identity"
+
+
+@pytest.mark.parametrize("name", ["asvd", "svd-llm", "swift", "wanda", "sfsd"])
+def test_exchanged_answers_say_nothing_of_what_learns_from_texts(name: str) -> None:
+    with pytest.raises(NoControl, match="texts alone"):
+        control_recipe("shuffled-labels", parse_recipe(name), {"matrices": []})

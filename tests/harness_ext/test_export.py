@@ -36,7 +36,7 @@ def test_every_family_reloads_to_the_edited_logits(make_lm, family: str, tmp_pat
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "falcon"])
 @pytest.mark.parametrize("specification", ["svd:keep.rank=3", "eigenprune:matrices=[all],fraction=0.3,per_head=false"])
 def test_the_reloaded_checkpoint_gives_the_edited_logits(make_lm, family: str, dtype: str, specification: str, tmp_path: Path) -> None:
     lm = make_lm(family, dtype=dtype)

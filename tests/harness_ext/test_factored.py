@@ -154,6 +154,8 @@ def test_the_dense_weight_gives_its_memory_back(make_lm) -> None:
     weight = lm.model.model.layers[0].mlp.up_proj.weight
     lm.apply(parse_recipe("svd:matrices=[up_proj],layers=[0],keep.rank=5,factored=true"), documents)
     assert weight.numel() == 0
+    for value in lm.model.model.layers[0].mlp.up_proj.parameters():
+        assert value.untyped_storage().nbytes() == value.numel() * value.element_size()
     lm.undo()
     assert weight.shape == (40, 24) and lm.model.model.layers[0].mlp.up_proj.weight is weight
 

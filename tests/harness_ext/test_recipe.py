@@ -106,3 +106,8 @@ def test_a_file_that_is_no_recipe_is_refused_and_nothing_in_it_runs(tmp_path, te
     path.write_text(text)
     with pytest.raises(RecipeError):
         parse_recipe(str(path))
+
+
+@pytest.mark.parametrize("written", ["*.q_proj.weight", "[*.q_proj.weight]", '["*.q_proj.weight"]', "[ *.q_proj.weight ]"])
+def test_a_glob_needs_no_quotes(written: str) -> None:
+    assert parse_recipe(f"svd:matrices={written}").steps[0].matrices == ("*.q_proj.weight",)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 import torch
 from lm_eval.api.instance import Instance
@@ -65,6 +67,18 @@ def test_the_score_is_lm_evals(make_lm, plain_family: str) -> None:
         assert trial.right[place] == str(int(right))
 
 
+def test_choices_share_what_they_begin_with(make_lm, family: str) -> None:
+    """Packed behind one another where the architecture takes it, and the same either way; replayed passes of packed documents are checked with all others here."""
+    lm = make_lm(family)
+    bench = bench_for(lm, "laser-search:matrices=[attn]")
+    packed = [question.packed for question in bench._questions]
+    # A window, or positions by distance, make of a mask what is not meant.
+    assert packed == [False] * 5 + [family not in ("mistral", "gemma2", "gemma3", "bloom", "falcon-per-head"), False]
+    if packed[5]:
+        assert [len(row.tokens) for row in bench._questions[5].rows] == [3 + 1 + 2]
+    assert len(bench._questions[6].rows) == 1
+
+
 def test_parts_of_matrices(make_lm, plain_family: str) -> None:
     """Heads: rows of a matrix, or of one that is fused; columns of the output."""
     lm = make_lm(plain_family)
@@ -106,9 +120,9 @@ def _factors(lm, matrix):
 def test_an_architecture_that_cannot_be_replayed_is_run_whole(make_lm, monkeypatch) -> None:
     lm = make_lm("llama")
     # Layers that look at how often they were run cannot be left out.
-    original = replay._pass_on
-    monkeypatch.setattr(replay, "_pass_on", lambda length: lambda *args, **kwargs: original(length)(*args, **kwargs) + 1)
-    monkeypatch.setattr(replay, "_enter", lambda layer, hidden, copies, shared: replay.ExitStack())
+    original = replay.pass_on
+    monkeypatch.setattr(replay, "pass_on", lambda length: lambda *args, **kwargs: original(length)(*args, **kwargs) + 1)
+    monkeypatch.setattr(replay, "enter", lambda layer, hidden, copies, shared: ExitStack())
     bench = bench_for(lm, "laser-search")
     check(lm, bench, bench.matrices[-1], notes=1)
     assert "every trial took a whole pass" in bench.notes[0]

@@ -25,7 +25,7 @@ def test_every_shipped_recipe_runs_on_one_task(demo_run, tmp_path: Path) -> None
     assert len({receipt["recipe_id"] for receipt in found}) == len(found)
 
 
-MILD = {"fraction": 0.05, "density": 0.95, "relative_error": 0.02, "threshold": 0.1}
+MILD = {"fraction": 0.2, "density": 0.95, "relative_error": 0.02, "threshold": 0.1}
 
 
 def mildly(name: str) -> str:

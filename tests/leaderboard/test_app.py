@@ -77,7 +77,7 @@ def test_an_empty_database_explains_itself(database: Path) -> None:
 def test_the_board_shows_recipes_by_tasks(filled: Path) -> None:
     app = page()
     glance, cells = (app.dataframe[i].value for i in (0, 1))
-    assert list(glance.columns) == ["Recipe", "Kept", "int_mult", "int_sum"]
+    assert list(glance.columns) == ["Recipe", "int_mult", "int_sum", "Kept"]
     laser = glance[glance["Recipe"] == "laser"].iloc[0]
     assert (laser["int_mult"], laser["Kept"]) == ("better +0.1500", "99.2%")
     assert laser["int_sum"].startswith("undecided")

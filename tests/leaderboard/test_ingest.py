@@ -122,10 +122,20 @@ def test_rebuild_says_what_is_gone_and_cures_a_damaged_file(made: Any, kit: Any,
 def test_identical_log_likelihoods_of_other_weights_are_an_error(made: Any, kit: Any, database: Path) -> None:
     task, _ = kit.pair(10, 5)
     made.run("baseline", {"sums": task})
-    made.run("laser", {"sums": task})
+    made.run("laser", {"sums": task}, config={"use_cache": "answers"})
     report = ingest([made.root], database)
     assert len(report.added) == 1
     assert "equals to the bit" in report.rejected[0].reason and "--use_cache" in report.rejected[0].reason
+
+
+def test_without_a_cache_an_edit_may_concern_no_answer(made: Any, kit: Any, database: Path) -> None:
+    task, _ = kit.pair(10, 5)
+    made.run("baseline", {"sums": task})
+    made.run("svd:matrices=[down_proj expert 7]", {"sums": task}, folder="svd")
+    assert len(ingest([made.root], database).added) == 2
+    with open_store(database) as store:
+        (edited,) = [cell for cell in board(store) if cell.recipe != "baseline"]
+    assert edited.delta == 0 and any("has no part in these answers" in note for note in edited.notes)
 
 
 def test_one_differing_task_shows_that_no_cache_was_shared(made: Any, kit: Any, database: Path) -> None:

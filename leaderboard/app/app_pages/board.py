@@ -4,57 +4,62 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import streamlit as st
 
-from leaderboard.advice import ingest_command
-from leaderboard.app import address, data, forest, frame
+from leaderboard.app import address, data, forest, frame, tables
+from leaderboard.app.download import downloads
 from leaderboard.cell import BASELINE, VERDICTS, Cell
+from leaderboard.queries_pages import RunFacts
 from leaderboard.untrusted import digest
 from leaderboard.wording import direction, metric_name, plain
 
 PLOTS, PLOTS_ASKED_FOR = 6, 24  # tasks drawn when all are shown, and when the filter names them
-
 ROWS_IN_FULL = 40
 
 
 def main() -> None:
     """Draw the page."""
     st.title("Leaderboard", anchor=False)
-    snapshot = frame.snapshot_or_stop()
-    if not snapshot.cells:
-        frame.explain_empty()
-        show_rejections(snapshot)
-        return
-    cells, model = chosen(snapshot.cells)
-    show_summary(cells, snapshot, model)
-    if not cells:
+    overview = frame.overview_or_stop()
+    columns = st.columns([3, 3, 3, 2])
+    model = frame.choose_model(overview.value, columns[0])
+    board = frame.further_or_stop(lambda: data.cells_of(model), overview)
+    cells = chosen(board, columns[1:])
+    facts = overview.value.runs
+    show_summary(cells, overview)
+    if cells:
+        show_glance(cells, facts)
+        show_forest(cells, PLOTS_ASKED_FOR if st.session_state.get("task") else PLOTS)
+        show_table(cells, facts)
+        show_reported(cells)
+    else:
         st.info("No result matches these filters.")
-        return
-    show_glance(cells)
-    show_forest(cells, PLOTS_ASKED_FOR if st.session_state.get("task") else PLOTS)
-    show_table(cells)
-    show_rejections(snapshot)
+    frame.show_rejections(overview.value)
     how_to_read()
 
 
-def chosen(cells: Sequence[Cell]) -> tuple[list[Cell], str]:
-    """The cells of the model, tasks and recipes in the filters, which live in the URL."""
-    models = sorted({cell.model for cell in cells})
-    columns = st.columns([2, 3, 3])
-    model = address.one_of(columns[0], "Model", models, "model")
-    of_model = [cell for cell in cells if cell.model == model]
-    tasks = address.any_of(columns[1], "Tasks", sorted({c.task for c in of_model}), "task", placeholder="All tasks")
-    recipes = address.any_of(columns[2], "Recipes", sorted({c.recipe for c in of_model if c.verdict != BASELINE}), "recipe", placeholder="All recipes")
-    shown = [c for c in of_model if (not tasks or c.task in tasks) and (not recipes or c.recipe in recipes or c.verdict == BASELINE)]
-    return shown, model
+def chosen(cells: Sequence[Cell], columns: Sequence[Any]) -> list[Cell]:
+    """The cells of the tasks, recipes and verdicts in the filters, which live in the URL. The baseline stays: the others mean nothing without it."""
+    tasks = address.any_of(columns[0], "Tasks", sorted({c.task for c in cells}), "task", placeholder="All tasks")
+    recipes = address.any_of(columns[1], "Recipes", sorted({c.recipe for c in cells if c.verdict != BASELINE}), "recipe", placeholder="All recipes")
+    present = {cell.verdict for cell in cells}
+    verdicts = address.any_of(columns[2], "Verdicts", [word for word in VERDICTS if word in present and word != BASELINE], "verdict", placeholder="All verdicts")
+    controls = any(cell.control for cell in cells) and not st.toggle("Show controls", value=True, key="controls", bind="query-params")
+    return [
+        c
+        for c in cells
+        if (not tasks or c.task in tasks)
+        and (c.verdict == BASELINE or ((not recipes or c.recipe in recipes) and (not verdicts or c.verdict in verdicts) and not (controls and c.control)))
+    ]
 
 
-def show_summary(cells: Sequence[Cell], snapshot: data.Snapshot, model: str) -> None:
+def show_summary(cells: Sequence[Cell], overview: data.Answer[data.Overview]) -> None:
     """How many of each verdict, what they are measured against, and how fresh the data is."""
     counts = Counter(cell.verdict for cell in cells)
     words = [f"{counts[word]} {word}" for word in VERDICTS if counts[word] and word != BASELINE]
-    st.caption(f"{', '.join(words) or 'Only the baseline so far'} \u00b7 {measured_against(cells, snapshot.pinned)} \u00b7 data of {snapshot.read_at:%H:%M:%S}")
+    st.caption(f"{', '.join(words) or 'Only the baseline so far'} \u00b7 {measured_against(cells, overview.value.pinned)} \u00b7 data of {overview.read_at:%H:%M:%S}")
 
 
 def measured_against(cells: Sequence[Cell], pinned: Mapping[str, str]) -> str:
@@ -69,17 +74,37 @@ def measured_against(cells: Sequence[Cell], pinned: Mapping[str, str]) -> str:
     return f"against {stand_in} (no baseline {'of these tasks ' if any(c.model_key in pinned for c in cells) else ''}is pinned)"
 
 
-def show_glance(cells: Sequence[Cell]) -> None:
+def show_glance(cells: Sequence[Cell], facts: Mapping[str, RunFacts]) -> None:
     """The matrix of recipes and tasks."""
     st.subheader("At a glance", anchor=False)
-    rows = frame.glance(cells)
-    st.dataframe(
-        frame.tinted(rows, [name for name in rows[0] if name not in ("Recipe", "Kept")]),
+    rows = frame.glance(cells, facts)
+    recipes = tables.glance_order(cells)
+    picked = st.dataframe(
+        frame.tinted(rows, [name for name in rows[0] if name not in ("Recipe", "Kept", "Tokens/s")]),
         hide_index=True,
         width="stretch",
         key=f"glance {_content(cells)}",
-        column_config={"Recipe": st.column_config.TextColumn(pinned=True)},
+        on_select="rerun",
+        selection_mode="multi-row",
+        column_config={"Recipe": st.column_config.TextColumn(pinned=True, width=190)},
     )
+    st.caption("Blank: not run. Tick two recipes to compare them.")
+    downloads(rows, "glance")
+    latest = {cell.recipe: cell for cell in sorted(cells, key=lambda c: (c.started is not None, c.started or 0))}
+    compare([latest[recipes[row]] for row in picked["selection"]["rows"] if row < len(recipes)])
+
+
+def compare(ticked: Sequence[Cell]) -> None:
+    """Lead on to the comparison of two ticked runs; the baseline, or else the earlier, is what the other is compared with."""
+    if len(ticked) < 2:
+        return
+    first, second = ticked[:2]
+    if first.run_id == second.run_id:
+        st.info("Both rows are of one run: tick a row of another.")
+        return
+    if second.verdict == BASELINE and first.verdict != BASELINE:
+        first, second = second, first
+    st.switch_page("app_pages/compare.py", query_params={"a": first.run_id, "b": second.run_id})
 
 
 def show_forest(cells: Sequence[Cell], most: int) -> None:
@@ -94,28 +119,31 @@ def show_forest(cells: Sequence[Cell], most: int) -> None:
     for start in range(0, len(tasks[:most]), 2):
         for column, task in zip(st.columns(2), tasks[:most][start : start + 2]):
             of_task = [cell for cell in drawable if cell.task == task]
+            shown = forest.most_telling(of_task)
             with column.container(border=True):
                 st.text(f"{plain(task)}: {plain(metric_name(of_task[0]))}, {direction(of_task[0])}")
-                st.altair_chart(forest.chart(of_task), width="stretch")
+                frame.plot(forest.chart(shown), forest.sentence(shown, len(of_task)))
 
 
-def show_table(cells: Sequence[Cell]) -> None:
-    """All numbers; a click on a row opens its run."""
+def show_table(cells: Sequence[Cell], facts: Mapping[str, RunFacts]) -> None:
+    """All numbers; a click on a recipe opens its run, two ticked rows are compared."""
     st.subheader("All results", anchor=False)
-    st.caption("Click a recipe's name, or tick the box at its left, to open the run: command, versions, receipt, files.")
+    st.caption("Click a recipe's name to open the run: command, versions, receipt, files. Tick two rows to compare their runs.")
     picked = st.dataframe(
-        frame.tinted(frame.cell_rows(cells, with_model=False), ["Verdict"]),
+        frame.tinted(frame.cell_rows(cells, with_model=False, facts=facts), ["Verdict"]),
         hide_index=True,
         width="stretch",
         height="content" if len(cells) <= ROWS_IN_FULL else 800,
         key=f"cells {_content(cells)}",
         on_select="rerun",
-        selection_mode=["single-row", "single-cell"],
-        column_config={"Remarks": st.column_config.TextColumn(width="medium")},
+        selection_mode=["multi-row", "single-cell"],
+        column_config={name: st.column_config.TextColumn(width="medium") for name in ("Recipe", "Remarks")},
     )
-    chosen_rows = [*picked["selection"]["rows"], *(row for row, column in picked["selection"]["cells"] if column == "Recipe")]
-    if chosen_rows and chosen_rows[0] < len(cells):
-        st.switch_page("app_pages/run.py", query_params={"run": cells[chosen_rows[0]].run_id})
+    downloads(tables.cell_records(cells, facts), "results")
+    clicked = [row for row, column in picked["selection"]["cells"] if column == "Recipe" and row < len(cells)]
+    if clicked:
+        st.switch_page("app_pages/run.py", query_params={"run": cells[clicked[0]].run_id})
+    compare([cells[row] for row in picked["selection"]["rows"] if row < len(cells)])
 
 
 def _content(cells: Sequence[Cell]) -> str:
@@ -123,14 +151,14 @@ def _content(cells: Sequence[Cell]) -> str:
     return digest([[cell.run_id, cell.task] for cell in cells])[:16]
 
 
-def show_rejections(snapshot: data.Snapshot) -> None:
-    """What ingest could not take, with its reason."""
-    if snapshot.rejections:
-        with st.expander(f"Not taken in: {len(snapshot.rejections)}"):
-            rows = [{"Path": plain(row["path"]), "Reason": plain(row["reason"]), "When (UTC)": row["logged_at"]} for row in snapshot.rejections]
-            st.dataframe(rows, hide_index=True, width="stretch")
-            st.caption("Once mended, take them in again:")
-            st.code(ingest_command(data.database(), "PATH"), language=None, wrap_lines=True)
+def show_reported(cells: Sequence[Cell]) -> None:
+    """Papers' numbers beside ours, kept apart from all that was measured here."""
+    rows = tables.reported_rows(cells)
+    if rows:
+        st.subheader("Reported by papers", anchor=False)
+        st.caption("Numbers that papers report for this model, task and recipe. They were not measured here, their settings may differ, and they are part of no verdict.")
+        st.dataframe(rows, hide_index=True, width="stretch", key="reported")
+        downloads(rows, "reported")
 
 
 def how_to_read() -> None:
@@ -146,7 +174,9 @@ def how_to_read() -> None:
             "- **failed**: no usable result, with the reason.\n\n"
             "Delta is recipe minus baseline in the metric's own units; its interval holds for that one comparison. "
             "Where a metric's best value lies in the middle (a bias score of 0), better means nearer to it. "
-            "Kept is the share of parameters left when edited matrices are stored as factors."
+            "Kept is the share of parameters left when edited matrices are stored as factors. "
+            "Tokens/s is how fast documents were scored, and how many times as fast as the baseline in the same process. "
+            "The noise floor is the share of answers that change when the unedited model runs at another batch size: flips within it mean nothing."
         )
 
 

@@ -1,48 +1,55 @@
-"""One run: its verdicts, the command that made it, its receipt, settings, versions and files. Its URL ends in `?run=<id>`."""
+"""One run: its verdicts, and everything to make it again: command, versions, seeds, recipe, receipt, files. Its URL ends in `?run=<id>`."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from typing import Any
 
 import streamlit as st
 
-from leaderboard.app import data, frame
-from leaderboard.errors import LeaderboardError, UnknownRun
-from leaderboard.wording import counted, number, percent, plain
+from leaderboard import on_disk
+from leaderboard.app import data, frame, parts, receipt_view
+from leaderboard.app.download import downloads
+from leaderboard.app.pages import ACROSS, BOARD, HISTORY, LAYERS, RUN
+from leaderboard.errors import Busy, LeaderboardError, UnknownRun
+from leaderboard.layers import edits
+from leaderboard.wording import plain
 
 
 def main() -> None:
     """Draw the page."""
-    snapshot = frame.snapshot_or_stop()
+    first = frame.overview_or_stop()
     wanted = str(st.query_params.get("run", ""))
-    st.page_link("app_pages/board.py", label="Back to the leaderboard", icon=":material/arrow_back:")
+    st.page_link(BOARD.script, label="Back to the leaderboard", icon=":material/arrow_back:")
     if not wanted:
-        choose(snapshot)
+        choose(first.value)
         return
     try:
         details = data.details(wanted)
     except UnknownRun as error:
         st.header("No such run", anchor=False)
         st.text(str(error))
-        choose(snapshot)
+        choose(first.value)
         return
     except LeaderboardError as error:
         frame.explain_error(error)
+        if isinstance(error, Busy):
+            frame.watch(object())
         return
-    show(details, snapshot)
+    show(details, first)
 
 
-def choose(snapshot: data.Snapshot) -> None:
+def choose(overview: data.Overview) -> None:
     """A list of runs to pick from."""
     st.subheader("Choose a run", anchor=False)
-    labels = {cell.run_id: f"{plain(cell.model)}: {plain(cell.recipe)} ({cell.run_id[:8]})" for cell in snapshot.cells}
-    picked = st.selectbox("Run", sorted(labels, key=labels.__getitem__), index=None, format_func=labels.__getitem__, label_visibility="collapsed")
+    labels = frame.run_labels(overview)
+    picked = st.selectbox("Run", list(labels), index=None, format_func=labels.__getitem__, label_visibility="collapsed")
     if picked:
-        st.switch_page("app_pages/run.py", query_params={"run": picked})
+        st.switch_page(RUN.script, query_params={"run": picked})
 
 
-def show(details: data.Details, snapshot: data.Snapshot) -> None:
+def show(details: data.Details, first: data.Answer[data.Overview]) -> None:
     """All sections of one run."""
     run = details.run
     st.title("Run", anchor=False)
@@ -52,63 +59,66 @@ def show(details: data.Details, snapshot: data.Snapshot) -> None:
     if run["status"] == "failed":
         st.error("This run failed.", icon=":material/error:")
         st.code("\n".join(filter(None, [run["failure_kind"], run["failure_reason"], run["failure_where"]])), language=None, wrap_lines=True)
-    cells = [cell for cell in snapshot.cells if cell.run_id == run["run_id"]]
+    cells = [cell for cell in parts.cells_of([run["model_key"]], first) if cell.run_id == run["run_id"]]
     if cells:
-        st.dataframe(frame.tinted(frame.cell_rows(cells, with_model=False), ["Verdict"]), hide_index=True, width="stretch", key="verdicts")
+        rows = [{name: text for name, text in row.items() if name != "Recipe"} for row in frame.cell_rows(cells, with_model=False)]
+        st.dataframe(frame.tinted(rows, ["Verdict"]), hide_index=True, width="stretch", key="verdicts")
+        downloads(rows, "verdicts")
     for warning in json.loads(run["warnings"] or "[]"):
         st.text(f"warning: {plain(warning)}")
+    show_links(run, [cell.task for cell in cells])
     show_command(run)
-    show_receipt(details)
+    show_files(run)
+    own = [edit for edit in frame.further_or_stop(lambda: data.answer(edits), first) if edit.run_id == run["run_id"]]
+    receipt_view.show(details, own, on_disk.receipt_of(run))
     show_facts(run)
     show_scores(details)
 
 
-def show_command(run: dict[str, Any]) -> None:
-    """The command line, and where its files lie."""
-    import shlex
+def show_links(run: dict[str, Any], tasks: list[str]) -> None:
+    """Where else this run is to be seen."""
+    edited = run["origin"] == "recipe" and run["recipe_name"] != "baseline"
+    with st.container(horizontal=True):
+        if tasks:
+            st.page_link(HISTORY.script, label="Its history", icon=HISTORY.icon, query_params={"model": plain(run["model_name"]), "recipe": plain(run["recipe_label"]), "task": plain(tasks[0])})
+        if tasks and edited:
+            st.page_link(ACROSS.script, label="Its recipe on other models", icon=ACROSS.icon, query_params={"task": plain(tasks[0]), "recipe": plain(run["recipe_label"]), "least": "1"})
+            st.page_link(LAYERS.script, label="Its layers among others", icon=LAYERS.icon)
 
+
+def show_command(run: dict[str, Any]) -> None:
+    """What to type, and with which versions installed."""
     st.subheader("Command", anchor=False)
     words = json.loads(run["command"] or "[]")
-    st.code(plain(shlex.join(map(str, words))) if words else "not recorded: these results came from plain lm_eval", language=None, wrap_lines=True)
-    st.subheader("Files", anchor=False)
-    st.code("\n".join([plain(run["path"]), *(f"  {plain(name)}" for name in json.loads(run["files"] or "[]"))]), language=None, wrap_lines=True)
-
-
-def show_receipt(details: data.Details) -> None:
-    """What was done to which matrix."""
-    st.subheader("Receipt", anchor=False)
-    run = details.run
-    before, after = run["parameters_before"], run["parameters_after"]
-    if before and after:
-        st.text(f"{before:,} parameters before, {after:,} after ({percent(after / before)} kept when stored as factors); {counted(len(details.matrices), 'matrix', 'matrices')} edited")
-    if details.matrices:
-        st.dataframe([_matrix(row) for row in details.matrices], hide_index=True, width="stretch", key="matrices")
+    if not words:
+        st.code("not recorded: these results came from plain lm_eval", language=None, wrap_lines=True)
     else:
-        st.text("No matrix was edited.")
-    if details.calibrations:
-        st.caption("Calibrated on")
-        st.dataframe([_plain_row(row) for row in details.calibrations], hide_index=True, width="stretch", key="calibrations")
+        st.code(plain(shlex.join(map(str, words))), language=None, wrap_lines=True)
+    needed = on_disk.requirements(_versions(run))
+    if needed:
+        st.caption("With these versions, as lines for pip")
+        st.code("\n".join(map(plain, needed)), language=None)
+    seeds = _mapping(run["seeds"])
+    if seeds:
+        st.caption("Seeds")
+        st.text(", ".join(f"{plain(name)} {plain(str(value))}" for name, value in seeds.items()))
+    if run["digest_after"] and words:
+        st.caption("The weights that were scored have the digest")
+        st.code(plain(run["digest_after"]), language=None, wrap_lines=True)
 
 
-def _matrix(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "Step": row["step"],
-        "Method": plain(row["method"] or ""),
-        "Matrix": plain(row["name"]) + (f" [{plain(row['part'])}]" if row["part"] else ""),
-        "Shape": row["shape"],
-        "Rank": f"{row['rank_before']} -> {row['rank_after']}",
-        "Energy kept": percent(row["energy_kept"]),
-        "Relative error": number(row["relative_error"]),
-        "Seconds": None if row["seconds"] is None else round(row["seconds"], 4),
-        "Role": plain(row["role"] or ""),
-        "Layer": row["layer"],
-        "Digest before": plain(row["digest_before"] or "")[:12],
-        "Digest after": plain(row["digest_after"] or "")[:12],
-    }
+def show_files(run: dict[str, Any]) -> None:
+    """Where its files lie, and which of them are still there."""
+    st.subheader("Files", anchor=False)
+    files = on_disk.files_of(run)
+    st.code("\n".join([plain(run["path"]), *(f"  {plain(file.name)}  ({_size(file.size)})" for file in files)]), language=None, wrap_lines=True)
+    gone = sum(file.size is None for file in files)
+    if gone:
+        st.caption(f"{gone} of {len(files)} are not on this machine, or have been moved since they were taken in.")
 
 
-def _plain_row(row: dict[str, Any]) -> dict[str, Any]:
-    return {name.capitalize(): plain(value) if isinstance(value, str) else value for name, value in row.items()}
+def _size(size: int | None) -> str:
+    return "not there" if size is None else f"{size:,} bytes"
 
 
 def show_facts(run: dict[str, Any]) -> None:
@@ -116,23 +126,31 @@ def show_facts(run: dict[str, Any]) -> None:
     left, right = st.columns(2)
     with left:
         st.subheader("Versions and machine", anchor=False)
-        versions = json.loads(run["versions"] or "{}")
-        named = {"lm_eval": run["lm_eval_version"], "transformers": run["transformers_version"], "torch": run["torch_version"]} | versions
         machine = {name: run[name] for name in ("backend", "device", "dtype", "batch_size", "started", "finished")}
-        frame.facts_table(named | machine | {f"seconds: {k}": round(v, 2) for k, v in _numbers(run["seconds"]).items()})
+        frame.facts_table(_versions(run) | machine | {f"seconds: {k}": round(v, 2) for k, v in _numbers(run["seconds"]).items()})
     with right:
         st.subheader("Identity", anchor=False)
         names = ("run_id", "spec_id", "settings_id", "variant_id", "recipe_id", "recipe_source", "control", "control_of")
         model = ("pretrained", "revision", "identity", "model_type", "digest_before", "digest_after")
         frame.facts_table({name: run[name] for name in (*names, *model)})
-    for title, column in (("Recipe, fully resolved", "recipe_resolved"), ("Settings", "settings"), ("Totals", "totals"), ("Seeds", "seeds")):
+    for title, column in (("Recipe, fully resolved", "recipe_resolved"), ("Settings", "settings"), ("Totals", "totals")):
         if run[column]:
             with st.expander(title):
                 st.code(json.dumps(json.loads(run[column]), indent=2, ensure_ascii=False), language="json")
 
 
+def _versions(run: dict[str, Any]) -> dict[str, Any]:
+    named = {"lm_eval": run["lm_eval_version"], "transformers": run["transformers_version"], "torch": run["torch_version"]}
+    return {name: value for name, value in (named | _mapping(run["versions"])).items() if value}
+
+
+def _mapping(text: str | None) -> dict[str, Any]:
+    value = json.loads(text or "{}")
+    return value if isinstance(value, dict) else {}
+
+
 def _numbers(text: str | None) -> dict[str, float]:
-    return {str(k): float(v) for k, v in json.loads(text or "{}").items() if isinstance(v, (int, float))}
+    return {str(k): float(v) for k, v in _mapping(text).items() if isinstance(v, (int, float))}
 
 
 def show_scores(details: data.Details) -> None:
@@ -144,6 +162,7 @@ def show_scores(details: data.Details) -> None:
             for r in details.scores
         ]
         st.dataframe(rows, hide_index=True, width="stretch", key="scores")
+        downloads(details.scores, "scores")
 
 
 main()

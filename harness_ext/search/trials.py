@@ -1,0 +1,107 @@
+"""Trials: what is known of an edit that was tried on the calibration documents, and which of several is the best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from harness_ext.errors import UserError
+from harness_ext.receipt import VariantFailed
+from harness_ext.search.scoring import Score
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NOT_RUN = "-"
+
+
+class Partial(NamedTuple):
+    """Alternatives in the middle of their documents: right `[alternatives, documents]`, bool, loss likewise, and which documents were run, `[documents]`."""
+
+    right: Tensor
+    loss: Tensor
+    seen: Tensor
+
+    @property
+    def correct(self) -> Tensor:
+        """Documents right so far, `[alternatives]`."""
+        return (self.right & self.seen).sum(1)
+
+    @property
+    def rest(self) -> int:
+        """Documents not run yet."""
+        return int((~self.seen).sum())
+
+    @property
+    def losses(self) -> Tensor:
+        """The summed loss so far, `[alternatives]`."""
+        return (self.loss * self.seen).sum(1)
+
+
+Hopeless = Callable[[Partial], "Tensor"]
+"""Which alternatives can no longer matter, `[alternatives]`, bool."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One edit that was tried. setting: the ordinary steps, or the part of one, that it stands for. right: a digit for each document, 1 or 0, or `-` where it was dropped before. loss: the mean over those run."""
+
+    setting: Mapping[str, Any]
+    right: str
+    loss: float
+
+    @property
+    def dropped(self) -> bool:
+        """Whether it was given up before its last document."""
+        return NOT_RUN in self.right
+
+    @property
+    def score(self) -> Score:
+        """Over the documents that were run."""
+        return Score(self.right.count("1"), len(self.right) - self.right.count(NOT_RUN), self.loss)
+
+    @property
+    def eligible(self) -> bool:
+        """Whether it can be chosen: all its documents were run, and their loss is finite."""
+        return not self.dropped and math.isfinite(self.loss)
+
+    def correct(self, places: Sequence[int]) -> int:
+        """How many of these documents are right."""
+        return sum(self.right[place] == "1" for place in places)
+
+
+def cannot_win(bar: Score | None) -> Hopeless:
+    """For a search of the highest accuracy, and among equals the lowest loss: an alternative is hopeless where all the rest right would not bring it up to the best.
+
+    bar: the best so far, over all documents. One that could at most draw level with it is hopeless as soon as its loss is the higher: losses are never negative.
+    """
+
+    def hopeless(partial: Partial) -> Tensor:
+        best = partial.correct.max() if bar is None else partial.correct.max().clamp(min=bar.correct)
+        reachable = partial.correct + partial.rest
+        lost = (reachable < best) | ~partial.losses.isfinite()
+        return lost if bar is None else lost | ((reachable == bar.correct) & (partial.losses > bar.loss * bar.documents * (1 + 1e-9)))
+
+    return hopeless
+
+
+def best_of(trials: Sequence[Trial]) -> Trial:
+    """The trial of the highest accuracy; among equals that of the lowest loss; among those the first. Raises VariantFailed where no loss is finite, and UserError where nothing was tried."""
+    if not trials:
+        raise UserError("nothing was tried: the settings leave no edit that changes a matrix; give smaller fractions, fewer clusters, or other matrices")
+    eligible = [trial for trial in trials if trial.eligible]
+    if not eligible:
+        raise VariantFailed("non_finite_loss", f"of the {len(trials)} trials none has a finite loss on the calibration documents: no edit can be chosen")
+    return min(eligible, key=lambda trial: (-trial.score.correct, trial.loss))
+
+
+def trial_of(setting: Mapping[str, Any], right: Tensor, loss: Tensor, ran: Tensor | None = None) -> Trial:
+    ran = ran if ran is not None else right.new_ones(len(right))
+    digits = "".join(NOT_RUN if not was else str(int(one)) for one, was in zip(right.tolist(), ran.tolist(), strict=True))
+    return Trial(setting, digits, float(loss[ran].mean()))
+
+
+def finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,97 @@
+"""What a model answered, from its stored responses: in words, and how sure it was.
+
+Responses come from files that anybody may have written: whatever cannot be read so is shown as it stands.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from leaderboard.choices import log_likelihoods, target_index
+from leaderboard.wording import number
+
+
+class Answer(NamedTuple):
+    """The answer in words, and its margin in nats: the right choice's log-likelihood minus the best other's, or that of the right text alone. None where there is none."""
+
+    words: str
+    margin: float | None = None
+
+
+def read_answer(responses: str | None, target: str | None, document: str | None, output_type: str | None, doubled: bool) -> Answer:
+    """`responses` is the stored JSON of one document's filtered responses; `doubled`: its second half are the choices without their question."""
+    value = _json(responses)
+    likelihoods = log_likelihoods(value) if output_type in ("multiple_choice", "loglikelihood") else None
+    if likelihoods is None:
+        return Answer(_text(value, responses))
+    if doubled:
+        likelihoods = likelihoods[: len(likelihoods) // 2]
+    if len(likelihoods) == 1:
+        said = "the right text is the likeliest" if _greedy(value) else "another text is likelier"
+        return Answer(said, float(likelihoods[0]))
+    chosen, right = int(np.argmax(likelihoods)), target_index(target, len(likelihoods))
+    texts = choice_texts(document, len(likelihoods))
+    margin = None if right is None else float(likelihoods[right] - np.max(np.delete(likelihoods, right)))
+    return Answer(_choice(chosen, texts), margin)
+
+
+def right_answer(target: str | None, document: str | None, choices: int | None = None) -> str:
+    """The target, with the choice's text where it is a number of one."""
+    texts = choice_texts(document, choices)
+    right = target_index(target, len(texts)) if texts else None
+    return (target or "") if right is None else _choice(right, texts)
+
+
+def choice_texts(document: str | None, count: int | None) -> list[str]:
+    """The texts of a document's choices: the one list of `count` texts that it holds; empty where there is none, or more than one."""
+    value = _json(document)
+    lists = _lists(value) if isinstance(value, dict) else []
+    fitting = [texts for texts in lists if len(texts) > 1 and (count is None or len(texts) == count)]
+    return fitting[0] if len(fitting) == 1 else []
+
+
+def likelihood_rows(responses: str | None, target: str | None, document: str | None, doubled: bool) -> list[tuple[str, float, bool]]:
+    """(choice, log-likelihood, whether it is the right one) of every choice; empty where there are fewer than two."""
+    found = log_likelihoods(_json(responses))
+    if found is None or len(found) < 2:
+        return []
+    found = found[: len(found) // 2] if doubled else found
+    texts, right = choice_texts(document, len(found)), target_index(target, len(found))
+    return [(_choice(i, texts), float(value), i == right) for i, value in enumerate(found)]
+
+
+def margin_text(margin: float | None) -> str:
+    """`+1.23`, or a dash."""
+    return "-" if margin is None else number(margin) if margin < 0 else f"+{number(margin)}"
+
+
+def _choice(index: int, texts: list[str]) -> str:
+    return f"choice {index}: {texts[index]}" if index < len(texts) else f"choice {index}"
+
+
+def _lists(value: dict[str, Any]) -> list[list[str]]:
+    inner = [item for outer in value.values() for item in ([outer] if not isinstance(outer, dict) else outer.values())]
+    return [item for item in inner if isinstance(item, list) and all(isinstance(text, str) for text in item)]
+
+
+def _greedy(value: Any) -> bool:
+    """The second part of a lone (log-likelihood, is it the greedy one) pair, which is stored as text."""
+    while isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return isinstance(value, list) and len(value) == 2 and str(value[1]) == "True"
+
+
+def _text(value: Any, stored: str | None) -> str:
+    while isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return value if isinstance(value, str) else (stored or "")
+
+
+def _json(text: str | None) -> Any:
+    try:
+        return json.loads(text or "null")
+    except (ValueError, RecursionError):
+        return None

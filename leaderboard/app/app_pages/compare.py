@@ -1,0 +1,110 @@
+"""Two runs, task by task: what differs in how they were made, the differences with the margin, and every metric they share. Its URL ends in `?a=<id>&b=<id>`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import groupby
+
+import streamlit as st
+
+from leaderboard import queries_pages
+from leaderboard.app import address, data, forest, frame, heat, tables
+from leaderboard.app.download import downloads
+from leaderboard.board import pair_board
+from leaderboard.cell import VERDICTS, Cell
+from leaderboard.differences import compare_facts
+from leaderboard.wording import direction, metric_name, plain
+
+TASKS_IN_A_PLOT = 40
+
+
+def main() -> None:
+    """Draw the page."""
+    st.title("Compare", anchor=False)
+    overview = frame.overview_or_stop()
+    labels = frame.run_labels(overview.value)
+    columns = st.columns(2)
+    first = address.by_id(columns[0], "Run A, the baseline", labels, "a")
+    second = address.by_id(columns[1], "Run B, compared with it", labels, "b")
+    if first is None or second is None:
+        st.info("Choose two runs, or tick two rows of the leaderboard.")
+        return
+    if first == second:
+        st.info("Both are the same run: there is nothing to compare.")
+        return
+    failed = [run for run in (first, second) if overview.value.runs[run].status != "complete"]
+    cells = [] if failed else frame.further_or_stop(lambda: data.answer(pair_board, first, second), overview)
+    for run in failed:
+        st.warning("This run failed, so there are no scores to compare:", icon=":material/error:")
+        st.text(labels[run])
+    if cells:
+        counts = Counter(cell.verdict for cell in cells)
+        st.caption(f"B minus A: {', '.join(f'{counts[word]} {word}' for word in VERDICTS if counts[word])}; corrected over these {len(cells)} tasks.")
+        show_forest(cells)
+    if not failed:
+        show_heat(frame.further_or_stop(lambda: data.answer(heat.rows, first, second), overview))
+    if cells:
+        show_table(cells)
+    show_differences(frame.further_or_stop(lambda: data.answer(queries_pages.two_runs, first, second), overview))
+
+
+def show_forest(cells: Sequence[Cell]) -> None:
+    """One plot a metric, because units differ; its rows are tasks."""
+    drawable = sorted(forest.drawable(cells), key=lambda cell: (metric_name(cell), direction(cell), cell.task))
+    if not drawable:
+        st.info("No task can be compared with an interval; the table below says why.")
+        return
+    st.subheader("Difference with its 95 % interval, and the margin", anchor=False)
+    for _, group in groupby(drawable, key=lambda cell: (metric_name(cell), direction(cell))):
+        of_metric = list(group)
+        shown = sorted(of_metric, key=lambda cell: -abs(cell.delta or 0.0))[:TASKS_IN_A_PLOT]
+        with st.container(border=True):
+            st.text(f"{plain(metric_name(shown[0]))}, {direction(shown[0])}")
+            frame.plot(forest.by_task(shown), forest.task_sentence(shown, len(of_metric)))
+
+
+def show_heat(rows: Sequence[heat.Row]) -> None:
+    """Every metric that both report, coloured by whether it rose or fell."""
+    if not rows:
+        st.info("The two runs share no metric of any task.")
+        return
+    st.subheader("Every metric of every task", anchor=False)
+    frame.plot(heat.chart(rows), heat.sentence(rows))
+    downloads([row._asdict() for row in rows], "metrics")
+
+
+def show_table(cells: Sequence[Cell]) -> None:
+    """All numbers of the primary metrics."""
+    st.subheader("All tasks", anchor=False)
+    st.caption("Click a task with lost or gained documents to read them.")
+    picked = st.dataframe(
+        frame.tinted(frame.cell_rows(cells, with_model=False), ["Verdict"]),
+        hide_index=True,
+        width="stretch",
+        key=f"tasks {cells[0].baseline_run} {cells[0].run_id}",
+        on_select="rerun",
+        selection_mode="single-cell",
+        column_config={"Recipe": None, "Remarks": st.column_config.TextColumn(width="medium")},
+    )
+    downloads(tables.cell_records(cells), "tasks")
+    clicked = [cells[row] for row, column in picked["selection"]["cells"] if column == "Task" and row < len(cells)]
+    if clicked and clicked[0].lost is not None and clicked[0].baseline_run:
+        st.switch_page("app_pages/flips.py", query_params={"a": clicked[0].baseline_run, "b": clicked[0].run_id, "task": clicked[0].task})
+
+
+def show_differences(runs: Sequence[dict[str, object]]) -> None:
+    """What the two runs say of how they were made."""
+    if len(runs) != 2:
+        return
+    found = compare_facts(*runs)
+    st.subheader("What differs in how they were made", anchor=False)
+    rows = [{"Name": plain(entry.name), "Run A": plain(entry.first), "Run B": plain(entry.second)} for entry in found if entry.differs]
+    st.dataframe(rows, hide_index=True, width="stretch", key="differences")
+    downloads(rows, "differences")
+    same = [{"Name": plain(entry.name), "Both": plain(entry.first)} for entry in found if not entry.differs]
+    with st.expander(f"The same in both: {len(same)}"):
+        st.dataframe(same, hide_index=True, width="stretch", key="same")
+
+
+main()

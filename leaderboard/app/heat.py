@@ -1,0 +1,89 @@
+"""The heat map of two runs: every metric of every task that both report, coloured by whether it changed for better or worse.
+
+Notable choice: metrics have units of their own, so a column's colours are relative to its own largest change; the numbers are in the metric's units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from leaderboard import queries_pages
+from leaderboard.app.scale import difference_colour
+from leaderboard.store import Store
+from leaderboard.wording import plain, signed
+
+MOST_TASKS, MOST_METRICS = 60, 12
+ON_TILES = "#101418"  # the tiles look the same in both themes, so their text does too
+
+
+class Row(NamedTuple):
+    """One metric of one task. improvement: above zero where `after` is better than `before`, in the metric's own units."""
+
+    task: str
+    metric: str
+    before: float
+    after: float
+    delta: float
+    improvement: float
+
+
+def rows(store: Store, a: str, b: str) -> list[Row]:
+    """What both runs report."""
+    return [_row(**found) for found in queries_pages.common_scores(store, a, b)]
+
+
+def _row(task: str, metric: str, filter: str, before: float, after: float, higher_is_better: bool | None, best_value: float | None) -> Row:
+    name = metric if filter in ("", "none") else f"{metric} ({filter})"
+    sign = -1.0 if higher_is_better is False else 1.0
+    improvement = sign * (after - before) if best_value is None else abs(before - best_value) - abs(after - best_value)
+    return Row(task, name, before, after, after - before, improvement)
+
+
+def _shown(found: Sequence[Row]) -> list[Row]:
+    """The tasks and metrics that fit: those that move most relative to their metric's largest change."""
+    largest = _largest(found)
+    metrics = sorted(largest, key=lambda metric: -sum(row.metric == metric for row in found))[:MOST_METRICS]
+    share: dict[str, float] = {}
+    for row in found:
+        if row.metric in metrics:
+            share[row.task] = max(share.get(row.task, 0.0), abs(row.improvement) / (largest[row.metric] or 1.0))
+    tasks = set(sorted(share, key=lambda task: -share[task])[:MOST_TASKS])
+    return [row for row in found if row.metric in metrics and row.task in tasks]
+
+
+def _largest(found: Sequence[Row]) -> dict[str, float]:
+    return {metric: max(abs(row.improvement) for row in found if row.metric == metric) for metric in {row.metric for row in found}}
+
+
+def chart(found: Sequence[Row]) -> Any:
+    """An altair chart of the rows (at least one)."""
+    import altair as alt
+    import pandas as pd
+
+    shown, largest = _shown(found), _largest(found)
+    table = pd.DataFrame(
+        [
+            {"task": plain(row.task), "metric": plain(row.metric), "share": row.improvement / (largest[row.metric] or 1.0), "text": signed(row.delta), "word": _word(row)}
+            for row in shown
+        ]
+    )
+    base = alt.Chart(table).encode(
+        x=alt.X("metric:N", title=None, axis=alt.Axis(labelAngle=-35 if table["metric"].nunique() > 2 else 0, labelLimit=140)),
+        y=alt.Y("task:N", title=None, axis=alt.Axis(labelLimit=160)),
+        tooltip=[alt.Tooltip(f"{name}:N", title=name) for name in ("task", "metric", "text", "word")],
+    )
+    tiles = base.mark_rect(cornerRadius=3).encode(color=difference_colour("share", 1.0, "worse to better"))
+    return alt.layer(tiles, base.mark_text(fontSize=12, color=ON_TILES).encode(text="text:N")).properties(height=28 * table["task"].nunique() + 160).configure_view(strokeOpacity=0)
+
+
+def _word(row: Row) -> str:
+    return "better" if row.improvement > 0 else "worse" if row.improvement < 0 else "unchanged"
+
+
+def sentence(found: Sequence[Row]) -> str:
+    """What the map shows, in words."""
+    shown = _shown(found)
+    words = [f"{count} {word}" for word in ("better", "worse", "unchanged") if (count := sum(_word(row) == word for row in shown))]
+    cut = "" if len(shown) == len(found) else f" The {len(shown)} of {len(found)} that move most are drawn; the file has all."
+    return f"B minus A in each metric's own units: {', '.join(words)}, by the direction that is good for the metric and without regard to chance. Colours are relative to the metric's largest change.{cut}"

@@ -1,0 +1,40 @@
+"""What pages over many runs share besides the frame: the boards of several models, and tables whose rows lead to their runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import streamlit as st
+
+from leaderboard.app import data, frame
+from leaderboard.app.pages import RUN
+from leaderboard.app.scale import tinted
+from leaderboard.cell import Cell
+from leaderboard.untrusted import digest
+
+RUN_BLUE = "#388bfd"  # marks of what is looked at, where no verdict gives a colour
+ROWS_IN_FULL = 25
+
+
+def cells_of(model_keys: Iterable[str], first: data.Answer[Any]) -> list[Cell]:
+    """The boards of some models, for a page that has had its `first` answer."""
+    return [cell for key in sorted(set(model_keys)) for cell in frame.further_or_stop(partial(data.cells_of, key), first)]
+
+
+def linked_table(rows: Sequence[dict[str, Any]], run_ids: Sequence[str], name: str, *, words: Iterable[str] = (), columns: dict[str, Any] | None = None) -> None:
+    """A table of which every row leads to its run (`run_ids`, one a row) once its box is ticked. `words`: columns whose words bear their colour."""
+    picked = st.dataframe(
+        tinted(rows, words),
+        hide_index=True,
+        width="stretch",
+        height="content" if len(rows) <= ROWS_IN_FULL else 700,
+        key=f"{name} {digest([name, *run_ids])[:16]}",  # other rows under an old key keep its widths and lose a click
+        on_select="rerun",
+        selection_mode="single-row",
+        column_config=columns or {},
+    )
+    chosen = picked["selection"]["rows"]
+    if chosen and chosen[0] < len(run_ids):
+        st.switch_page(RUN.script, query_params={"run": run_ids[chosen[0]]})

@@ -1,0 +1,141 @@
+"""Cells of the board as tables: as text for the eye, and as values for a file. What is missing stays blank, and no number is a mean over tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from leaderboard.cell import BASELINE, Cell
+from leaderboard.queries_pages import RunFacts
+from leaderboard.wording import (
+    NOTHING,
+    interval,
+    metric_name,
+    needed,
+    number,
+    percent,
+    plain,
+    signed,
+)
+
+_NO_FACTS: Mapping[str, RunFacts] = {}
+
+
+def remarks(cell: Cell) -> str:
+    """What is still to be said of a cell, on one line."""
+    return "; ".join(filter(None, [needed(cell), *map(plain, cell.notes)]))
+
+
+def cell_rows(cells: Sequence[Cell], *, with_model: bool, facts: Mapping[str, RunFacts] = _NO_FACTS) -> list[dict[str, Any]]:
+    """The cells as rows of text for a table. facts: of the runs, for their speed; a column that would be empty throughout is left out."""
+    fast = any(_speed(facts.get(cell.run_id)) for cell in cells)
+    floor = any(cell.noise_floor is not None for cell in cells)
+    reported = any(cell.reported for cell in cells)
+    return [
+        ({"Model": plain(cell.model)} if with_model else {})
+        | {
+            "Task": plain(cell.task),
+            "Recipe": plain(cell.recipe),
+            "Verdict": cell.verdict,
+            "Delta [95 %]": interval(cell),
+            "Score": number(cell.score),
+            "Baseline": number(cell.baseline_score),
+            "Lost / gained": NOTHING if cell.lost is None else f"{cell.lost} / {cell.gained}",
+        }
+        | ({"Noise floor": _floor(cell)} if floor else {})
+        | {"Kept": percent(cell.parameters_kept)}
+        | ({"Tokens/s": _speed(facts.get(cell.run_id))} if fast else {})
+        | ({"Reported by papers": "; ".join(f"{number(entry.before)} -> {number(entry.after)} reported by {plain(entry.source)}" for entry in cell.reported)} if reported else {})
+        | {
+            "Remarks": remarks(cell),
+            "Metric": plain(metric_name(cell)),
+            "Documents": NOTHING if cell.n is None else f"{cell.n:,}",
+            "q": number(cell.q_value),
+        }
+        for cell in cells
+    ]
+
+
+def cell_records(cells: Sequence[Cell], facts: Mapping[str, RunFacts] = _NO_FACTS) -> list[dict[str, Any]]:
+    """The same rows with every number in full, for a file."""
+    names = (
+        "model", "task", "recipe", "run_id", "verdict", "metric", "filter", "n", "delta", "low", "high", "score", "baseline_score", "baseline_run", "lost", "gained", "flip_rate",
+        "noise_floor", "p_value", "q_value", "margin", "documents_needed", "parameters_kept", "control",
+    )  # fmt: skip
+    return [
+        {name: getattr(cell, name) for name in names}
+        | {"tokens_per_second": None if (run := facts.get(cell.run_id)) is None else run.tokens_per_second_after}
+        | {"reported_by_papers": "; ".join(entry.sentence() for entry in cell.reported) or None, "remarks": remarks(cell)}
+        for cell in cells
+    ]
+
+
+def reported_rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """What papers report for these models, tasks and recipes, beside what was measured here."""
+    return [
+        {
+            "Task": plain(cell.task),
+            "Recipe": plain(cell.recipe),
+            "Metric": entry.metric,
+            "Ours": f"{number(cell.baseline_score)} -> {number(cell.score)}",
+            "Reported": f"{number(entry.before)} -> {number(entry.after)}",
+            "Ours, difference": signed(cell.delta),
+            "Reported, difference": signed(entry.after - entry.before),
+            "Method, as reported": entry.method,
+            "Setting": entry.setting,
+            "Source": entry.source,
+            "How sure": entry.sure,
+        }
+        for cell in cells
+        for entry in cell.reported
+    ]
+
+
+def latest_first(cells: Sequence[Cell]) -> dict[tuple[str, str], Cell]:
+    """(recipe, task) -> the cell of its latest run."""
+    return {(cell.recipe, cell.task): cell for cell in sorted(cells, key=lambda c: (c.started is not None, c.started or 0))}
+
+
+def glance_order(cells: Sequence[Cell]) -> list[str]:
+    """The recipes in the order of the matrix: the baseline, then by name."""
+    plain_runs = {cell.recipe for cell in cells if cell.verdict == BASELINE}
+    return sorted({cell.recipe for cell in cells}, key=lambda recipe: (recipe not in plain_runs, recipe))
+
+
+def glance(cells: Sequence[Cell], facts: Mapping[str, RunFacts] = _NO_FACTS) -> list[dict[str, Any]]:
+    """One row a recipe, one column a task: the verdict and the difference. The latest run of a recipe speaks for it."""
+    tasks = sorted({cell.task for cell in cells})
+    latest = latest_first(cells)
+    kept = {cell.recipe: cell.parameters_kept for cell in cells}
+    speeds = {recipe: _speed(facts.get(cell.run_id)) for (recipe, _), cell in latest.items()}
+    fast = {"Tokens/s": True} if any(speeds.values()) else {}
+    return [
+        {"Recipe": plain(recipe)}
+        | {plain(task): _glance_text(latest.get((recipe, task))) for task in tasks}
+        | {"Kept": percent(kept[recipe])}
+        | {name: speeds[recipe] for name in fast}
+        for recipe in glance_order(cells)
+    ]
+
+
+def _glance_text(cell: Cell | None) -> str:
+    if cell is None:
+        return ""
+    if cell.verdict == BASELINE:
+        return f"baseline {number(cell.score)}"
+    return cell.verdict if cell.delta is None else f"{cell.verdict} {signed(cell.delta)}"
+
+
+def _speed(run: RunFacts | None) -> str:
+    """Tokens per second while scoring, and how many times the baseline's."""
+    if run is None or run.tokens_per_second_after is None:
+        return ""
+    before, after = run.tokens_per_second_before, run.tokens_per_second_after
+    return f"{after:,.0f}" + (f" ({after / before:.2f}x)" if before and before != after else "")
+
+
+def _floor(cell: Cell) -> str:
+    if cell.noise_floor is None or cell.flip_rate is None:
+        return ""
+    beyond = "within" if cell.flip_rate <= cell.noise_floor else "above"
+    return f"{percent(cell.noise_floor)}, flips {percent(cell.flip_rate)}: {beyond}"

@@ -1,0 +1,117 @@
+"""The plot of a history: scores with their intervals over time, the unedited model's beside them, decisions as upright lines, triangles where something changed."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from leaderboard.app.parts import RUN_BLUE
+from leaderboard.app.scale import MARKS, NEUTRAL
+from leaderboard.history import Event, Point
+from leaderboard.wording import number, plain
+
+WITH_RECIPE, UNEDITED, FAILED = "with the recipe", "unedited", "failed"
+_DECISION, _CHANGE = "#a371f7", "#bb8009"
+HEIGHT = 340
+A_FEW_DAYS = timedelta(days=4)  # below, the hour is written beside the date
+
+
+def line_of(point: Point) -> str:
+    """The name of the line that a point is on."""
+    return UNEDITED if point.unedited else WITH_RECIPE
+
+
+def when(moment: datetime | None) -> str:
+    """`2026-01-02 03:04`, in UTC."""
+    return "time unknown" if moment is None else f"{moment:%Y-%m-%d %H:%M}"
+
+
+def chart(points: Sequence[Point], events: Sequence[Event], *, by_date: bool) -> Any:
+    """An altair chart of at least one point; `by_date` needs a time in every point, and otherwise runs stand evenly spaced."""
+    import altair as alt
+    import pandas as pd
+
+    axis = _axis(points if by_date else ())
+    rows = pd.DataFrame([_row(point, place, by_date) for place, point in enumerate(points, 1)])
+    scored, changed = rows[rows["score"].notna()], rows[rows["changes"] != ""]
+    low, high = _span(scored)
+    y = alt.Y("score:Q", title=plain(next((point.metric for point in points if point.metric), "score")), scale=alt.Scale(domain=[low, high], nice=True))
+    names = [name for name in (WITH_RECIPE, UNEDITED) if name in set(rows["line"])]
+    scale = alt.Scale(domain=names, range=[RUN_BLUE if name == WITH_RECIPE else NEUTRAL for name in names])
+    colour = alt.Color("line:N", scale=scale, legend=alt.Legend(title=None, orient="top", symbolOpacity=1))
+    tooltip = [alt.Tooltip(f"{name}:N", title=name) for name in ("when", "line", "value", "changes", "run")]
+    base = alt.Chart(scored).encode(x=axis, color=colour, tooltip=tooltip)
+    layers = [
+        base.mark_line(strokeWidth=1.5, opacity=0.6).encode(y=y),
+        base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q"), y2="high:Q"),
+        base.mark_point(filled=True, size=90, opacity=1).encode(y=y, shape=alt.Shape("line:N", scale=alt.Scale(domain=names, range=["circle", "square"][: len(names)]), legend=None)),
+        alt.Chart(changed).mark_point(shape="triangle-up", filled=True, size=90, color=_CHANGE, opacity=1, yOffset=-6).encode(x=axis, y=alt.value("height"), tooltip=tooltip),
+        *_failures(rows[rows["status"] == FAILED], axis, tooltip),
+        *_decisions(points, events, axis, by_date),
+    ]
+    return alt.layer(*layers).properties(height=HEIGHT).configure_view(strokeOpacity=0)
+
+
+def _axis(dated: Sequence[Point]) -> Any:
+    """The axis of time for points that all have one; of places for none."""
+    import altair as alt
+
+    if not dated:
+        return alt.X("at:Q", title="runs, the earliest first", scale=alt.Scale(padding=20, nice=False, zero=False), axis=alt.Axis(tickMinStep=1, format="d", grid=False))
+    times = [point.moment for point in dated if point.moment is not None]
+    labels = {"format": "%d %b %H:%M"} if max(times) - min(times) < A_FEW_DAYS else {}
+    return alt.X("at:T", title="started (UTC)", scale=alt.Scale(type="utc", padding=20), axis=alt.Axis(labelOverlap=True, tickCount=5, **labels))
+
+
+def _row(point: Point, place: int, by_date: bool) -> dict[str, Any]:
+    value = FAILED if point.status == FAILED else point.reported if point.score is None else number(point.score)
+    return {
+        "at": _utc(point.moment) if by_date and point.moment else place, "line": line_of(point), "status": point.status, "score": point.score,
+        "low": point.score if point.low is None else point.low, "high": point.score if point.high is None else point.high, "value": plain(value), "when": when(point.moment),
+        "changes": plain("; ".join(f"{change.what}: {change.before} -> {change.after}" for change in point.changes)), "run": point.run_id[:12],
+    }  # fmt: skip
+
+
+def _utc(moment: datetime) -> Any:
+    import pandas as pd
+
+    return pd.Timestamp(moment, tz="UTC")
+
+
+def _span(scored: Any) -> tuple[float, float]:
+    """The lowest and highest ends of the intervals, with a little air; around a single value, some room."""
+    if scored.empty:
+        return 0.0, 1.0
+    low, high = float(scored["low"].min()), float(scored["high"].max())
+    air = 0.12 * (high - low) or 0.05 * abs(high) or 0.5
+    return low - air, high + air
+
+
+def _failures(failed: Any, axis: Any, tooltip: list[Any]) -> list[Any]:
+    """A cross near the floor with the word beside it."""
+    import altair as alt
+
+    base = alt.Chart(failed).encode(x=axis, y=alt.value("height"), tooltip=tooltip)
+    cross = base.mark_point(shape="cross", angle=45, filled=True, size=120, color=MARKS["failed"], opacity=1, yOffset=-24)
+    return [cross, base.mark_text(yOffset=-38, color=MARKS["failed"], text=FAILED)]
+
+
+def _decisions(points: Sequence[Point], events: Sequence[Event], axis: Any, by_date: bool) -> list[Any]:
+    """Upright lines, with what was decided written at their head, one below the other where they stand close."""
+    import altair as alt
+    import pandas as pd
+
+    if not events:
+        return []
+    times = [point.moment for point in points if point.moment is not None]
+    rows = pd.DataFrame(
+        [
+            {"at": _utc(event.moment) if by_date else bisect_right(times, event.moment) + 0.5, "what": plain(event.what), "when": when(event.moment), "reason": plain(event.reason), "head": 8 + 14 * (place % 3)}
+            for place, event in enumerate(events)
+        ]
+    )  # fmt: skip
+    base = alt.Chart(rows).encode(x=axis, tooltip=[alt.Tooltip(f"{name}:N", title=name) for name in ("what", "when", "reason")])
+    heads = base.mark_text(align="left", dx=4, color=_DECISION, fontSize=11).encode(text="what:N", y=alt.Y("head:Q", scale=None))
+    return [base.mark_rule(strokeDash=[4, 3], strokeWidth=1.5, color=_DECISION), heads]

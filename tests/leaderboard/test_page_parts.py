@@ -1,0 +1,193 @@
+"""What the pages are made of, without a page: the front, downloads, answers, differences, flips, sizes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leaderboard import queries_pages
+from leaderboard.app import answers, download, forest, heat, pages, size_plot, tables
+from leaderboard.board import board, pair_board
+from leaderboard.cell import Cell
+from leaderboard.differences import compare_facts
+from leaderboard.ingest import ingest
+from leaderboard.pareto import front
+from leaderboard.store import Store, open_store
+
+pytest.importorskip("streamlit")
+
+
+@pytest.fixture
+def store(made: Any, kit: Any, database: Path) -> Any:
+    """A baseline and two recipes: one loses 2 and gains 5 of 40 documents, the other loses 2."""
+    before, laser = kit.pair(40, 20, lost=2, gained=5)
+    _, svd = kit.pair(40, 20, lost=2)
+    svd.log_likelihoods = kit.likelihoods(40, 2)
+    made.run("baseline", {"int_mult": before})
+    made.run("laser", {"int_mult": laser})
+    made.run("svd", {"int_mult": svd})
+    report = ingest([made.root], database)
+    assert not report.rejected
+    with open_store(database, read_only=True) as opened:
+        yield opened
+
+
+def by_recipe(store: Store) -> dict[str, Cell]:
+    return {cell.recipe: cell for cell in board(store)}
+
+
+def test_the_front_against_its_definition() -> None:
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    for count in (1, 2, 7, 40):
+        sizes, goods = generator.integers(0, 6, count).tolist(), generator.integers(0, 6, count).tolist()
+        beaten = {
+            i for i, j in itertools.permutations(range(count), 2) if sizes[j] <= sizes[i] and goods[j] >= goods[i] and (sizes[j], goods[j]) != (sizes[i], goods[i])
+        }
+        assert set(front(sizes, goods)) == set(range(count)) - beaten
+
+
+def test_flips_are_the_documents_that_changed(store: Store) -> None:
+    cells = by_recipe(store)
+    base, laser = cells["baseline"], cells["laser"]
+    found = queries_pages.flips(store, base.run_id, laser.run_id, "int_mult", "acc", "none")
+    assert sorted((flip.before, flip.after) for flip in found) == [(0.0, 1.0)] * 5 + [(1.0, 0.0)] * 2
+    assert (laser.lost, laser.gained) == (2, 5)
+    question = queries_pages.prompt(store, "int_mult", found[0].doc_key)
+    assert question == f"int_mult {found[0].doc_id}? with 0 examples"
+    often = queries_pages.often_flipped(store, base.run_id, (laser.run_id, cells["svd"].run_id), "int_mult", "acc", "none")
+    assert sorted((row.lower, row.higher) for row in often) == [(0, 1)] * 5 + [(2, 0)] * 2
+    assert [(row.lower, row.higher) for row in often[:2]] == [(2, 0)] * 2
+
+
+def test_two_runs_are_corrected_over_their_own_tasks(store: Store) -> None:
+    cells = by_recipe(store)
+    (cell,) = pair_board(store, cells["laser"].run_id, cells["svd"].run_id)
+    assert (cell.lost, cell.gained) == (5, 0) and cell.q_value == cell.p_value and cell.baseline_run == cells["laser"].run_id
+
+
+def test_what_was_found_before_is_not_read_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from leaderboard.queries import PairedSamples
+
+    known: dict[Any, Any] = {}
+    first = board(store, known=known)
+    asked: list[Any] = []
+    monkeypatch.setattr(PairedSamples, "fetch", lambda self, pairs: asked.extend(pairs))
+    assert board(store, known=known) == first and len(known) == 2 and asked == []
+
+
+def test_four_counts_say_what_the_documents_say(store: Store) -> None:
+    """A pair read as counts and the same pair read document by document give the same cell."""
+    from leaderboard import queries
+
+    def everything_by_document(row: dict[str, Any]) -> Any:
+        raise AssertionError("unused")
+
+    counted = by_recipe(store)["laser"]
+    patch = pytest.MonkeyPatch()
+    patch.setattr(queries, "_PLAIN", "false")
+    patch.setattr(queries, "_from_counts", everything_by_document)
+    try:
+        assert by_recipe(store)["laser"] == counted
+    finally:
+        patch.undo()
+
+
+def test_sizes_come_from_the_receipt(store: Store) -> None:
+    cells = board(store)
+    facts = queries_pages.run_facts(store)
+    points = {point.cell.recipe: point for point in size_plot.points(cells, facts, "parameters")}
+    assert points["laser"].size == 992 and points["laser"].share == 0.992 and points["baseline"].size == 1000
+    assert {name for name, point in points.items() if point.front} == {"laser"}  # smaller than the baseline and better than it and svd
+    assert "1 on the front" in size_plot.sentence(list(points.values()), "Parameters")
+
+
+def test_a_receipt_with_odd_totals_has_no_size(made: Any, kit: Any) -> None:
+    task = kit.pair(10, 5)[0]
+    made.run("baseline", {"t": task}, totals={"bytes_before": "many", "bytes_after": -3, "flops_per_token_after": True, "tokens_per_second_after": float("nan")})
+    report = ingest(made.root, None)
+    assert report.store is not None and not report.rejected
+    (facts,) = queries_pages.run_facts(report.store).values()
+    assert (facts.bytes_before, facts.bytes_after, facts.tokens_per_second_after) == (None, None, None)
+    report.store.connection.close()
+
+
+def test_speed_is_shown_where_it_was_measured(made: Any, kit: Any) -> None:
+    before, after = kit.pair(40, 20, gained=5)
+    totals = {"parameters_before": 1000, "parameters_after": 992, "tokens_per_second_before": 100.0, "tokens_per_second_after": 150.0}
+    made.run("baseline", {"t": before})
+    made.run("laser", {"t": after}, totals=totals)
+    report = ingest(made.root, None)
+    assert report.store is not None
+    rows = tables.cell_rows(board(report.store), with_model=False, facts=queries_pages.run_facts(report.store))
+    assert [row["Tokens/s"] for row in rows] == ["", "150 (1.50x)"]
+    report.store.connection.close()
+
+
+def test_differences_name_what_changed(store: Store) -> None:
+    cells = by_recipe(store)
+    found = {entry.name: entry for entry in compare_facts(*queries_pages.two_runs(store, cells["baseline"].run_id, cells["laser"].run_id))}
+    assert found["recipe"].differs and (found["recipe"].first, found["recipe"].second) == ("baseline", "laser")
+    assert not found["lm-eval"].differs and not found["seeds.fewshot"].differs and found["seeds.fewshot"].first == "1234"
+    deep: Any = "x"
+    for _ in range(40):
+        deep = {"a": deep}
+    assert any(entry.differs for entry in compare_facts({"settings": json.dumps(deep)}, {"settings": "not JSON"}))
+
+
+def test_heat_rows_are_oriented(store: Store) -> None:
+    cells = by_recipe(store)
+    (row,) = heat.rows(store, cells["baseline"].run_id, cells["laser"].run_id)
+    assert (row.task, row.metric) == ("int_mult", "acc") and row.improvement == row.delta == pytest.approx(3 / 40)
+    assert heat._row("t", "mae", "none", 2.0, 1.0, False, None).improvement == 1.0
+    assert heat._row("t", "bias", "none", -2.0, 1.0, None, 0.0).improvement == 1.0
+
+
+@pytest.mark.parametrize(
+    ("responses", "target", "document", "kind", "words", "margin"),
+    [
+        ('[["-1.0","False"],["-3.0","False"]]', "1", '{"choices": ["cat", "dog"]}', "multiple_choice", "choice 0: cat", -2.0),
+        ('[["-1.0","False"],["-3.0","False"]]', "0", '{"q": "x"}', "multiple_choice", "choice 0", 2.0),
+        ('[["-1.0","False"],["-3.0","False"]]', "none", '{"a": ["x", "y"], "b": ["z", "w"]}', "multiple_choice", "choice 0", None),
+        ('["-0.5","True"]', " 9", "{}", "loglikelihood", "the right text is the likeliest", -0.5),
+        ('[["-0.5","False"]]', " 9", "{}", "loglikelihood", "another text is likelier", -0.5),
+        ('["four <b>"]', "4", "{}", "generate_until", "four <b>", None),
+        ('[["a","b"]]', "4", "{}", "multiple_choice", '[["a","b"]]', None),
+        ("not JSON", "4", None, None, "not JSON", None),
+        (None, None, None, "multiple_choice", "", None),
+    ],
+)
+def test_answers(responses: str | None, target: str | None, document: str | None, kind: str | None, words: str, margin: float | None) -> None:
+    assert answers.read_answer(responses, target, document, kind, doubled=False) == (words, margin)
+
+
+def test_a_doubled_response_has_its_second_half_left_out() -> None:
+    stored = '[["-1","False"],["-2","False"],["-9","False"],["-0.1","False"]]'
+    assert answers.read_answer(stored, "0", None, "multiple_choice", doubled=True) == ("choice 0", 1.0)
+    assert answers.likelihood_rows(stored, "0", None, doubled=True) == [("choice 0", -1.0, True), ("choice 1", -2.0, False)]
+
+
+def test_a_downloaded_name_cannot_be_a_formula() -> None:
+    rows = [{"Recipe": '=HYPERLINK("http://example.org")', "delta": -0.5, "note": None}, {"Recipe": "a,\nb", "delta": 1.0, "note": "x"}]
+    read = list(csv.DictReader(io.StringIO(download.as_csv(rows).decode())))
+    assert read[0] == {"Recipe": '\'=HYPERLINK("http://example.org")', "delta": "-0.5", "note": ""} and read[1]["Recipe"] == "a,\nb"
+    import pyarrow.parquet
+
+    assert pyarrow.parquet.read_table(io.BytesIO(download.as_parquet(rows))).to_pylist() == rows
+
+
+def test_long_names_keep_their_ends_and_stay_apart(store: Store) -> None:
+    assert forest.shortened("basis-selection:calibration.seed=1,seed=1") == "basis-selec...eed=1,seed=1"
+    assert len(forest.shortened("x" * 99)) == 26
+
+
+def test_every_page_of_the_menu_is_there() -> None:
+    scripts = {path.stem for path in (Path(pages.__file__).parent / pages.FOLDER).glob("*.py")} - {"__init__"}
+    assert {page.name for page in pages.menu()} == scripts

@@ -1,0 +1,138 @@
+"""Compare, Flips, Size and score, and what the leaderboard says of papers, by Streamlit's own test driver (no browser)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from leaderboard.ingest import ingest
+from leaderboard.serve import DATABASE_VARIABLE, MAIN
+
+pytest.importorskip("streamlit")
+TIMEOUT = 60
+HOSTILE = "![x](http://example.org/x.png) <script>alert(1)</script> $\\frac{1}{2}$ [link](http://example.org)"
+
+
+@pytest.fixture
+def database(made: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file the page looks for; the server's memory of earlier tests is cleared."""
+    from leaderboard.app import data
+
+    made.root.mkdir(parents=True, exist_ok=True)
+    path: Path = made.root / "leaderboard.duckdb"
+    monkeypatch.setenv(DATABASE_VARIABLE, str(path))
+    monkeypatch.setattr(data, "_TIMEOUT_S", 0.2)
+    data.forget()
+    return path
+
+
+@pytest.fixture
+def runs(made: Any, kit: Any, database: Path) -> dict[str, str]:
+    """recipe -> run id, of a baseline and two recipes with flips, with a hostile question, and a failed one."""
+    documents = {"question": [f"{i} {HOSTILE}" for i in range(40)]}
+    before, laser = kit.pair(40, 20, lost=2, gained=5, fields=documents)
+    _, svd = kit.pair(40, 20, lost=12, fields=documents)
+    made.run("baseline", {"int_mult": before})
+    made.run("laser", {"int_mult": laser})
+    svd.log_likelihoods = kit.likelihoods(40, 2)
+    made.run("svd", {"int_mult": svd})
+    made.failed("broken", {"int_mult": laser}, folder="failed")
+    report = ingest([made.root], database)
+    assert not report.rejected
+    with duckdb.connect(str(database), read_only=True) as connection:
+        return dict(connection.execute("SELECT recipe_label, run_id FROM runs JOIN variants USING (variant_id)").fetchall())
+
+
+def page(name: str, **parameters: str) -> Any:
+    """One view of a page."""
+    from streamlit.testing.v1 import AppTest
+
+    app = AppTest.from_file(str(MAIN), default_timeout=TIMEOUT)
+    for key, value in parameters.items():
+        app.query_params[key] = value
+    if name != "board":
+        app.switch_page(f"app_pages/{name}.py")
+    app.run()
+    assert not app.exception, app.exception
+    return app
+
+
+def texts(app: Any) -> str:
+    """Everything that is written on the page outside tables."""
+    kinds = ("title", "header", "subheader", "markdown", "text", "code", "caption", "warning", "error", "info")
+    return "\n".join(str(element.value) for kind in kinds for element in getattr(app, kind))
+
+
+def test_compare_shows_two_runs(runs: dict[str, str]) -> None:
+    app = page("compare", a=runs["laser"], b=runs["svd"][:10])
+    said = texts(app)
+    assert "corrected over these 1 tasks" in said and "1 task: 1 worse" in said and "1 worse, by the direction" in said
+    tasks, differences = app.dataframe[0].value, app.dataframe[1].value
+    assert tasks.iloc[0]["Lost / gained"] == "15 / 0"
+    recipe = differences[differences["Name"] == "recipe"].iloc[0]
+    assert (recipe["Run A"], recipe["Run B"]) == ("laser", "svd")
+    assert app.query_params["b"] == runs["svd"]
+
+
+def test_compare_wants_two_runs_that_are_there(runs: dict[str, str]) -> None:
+    assert "Choose two runs" in texts(page("compare"))
+    assert "the same run" in texts(page("compare", a=runs["svd"], b=runs["svd"]))
+    said = texts(page("compare", a="*nope*", b=runs["svd"]))
+    assert "not known here" in said and "*nope*" in said
+    assert "This run failed" in texts(page("compare", a=runs["broken"], b=runs["svd"]))
+
+
+def test_flips_lists_what_was_lost_and_gained(runs: dict[str, str]) -> None:
+    app = page("flips", b=runs["laser"])
+    said = texts(app)
+    assert "2 lost, 5 gained of 40 documents" in said
+    assert sorted(app.dataframe[0].value["Change"]) == ["gained"] * 5 + ["lost"] * 2
+    lost = page("flips", b=runs["laser"], show="lost", task="int_mult")
+    assert list(lost.dataframe[0].value["Change"]) == ["lost"] * 2
+    assert "17 documents of 40" in said and "of 2 recipes, controls left out; 2 under" not in said
+    against = page("flips", a=runs["svd"], b=runs["laser"], task="int_mult")
+    assert "0 lost, 15 gained of 40" in texts(against)
+
+
+def test_a_hostile_document_is_text(runs: dict[str, str]) -> None:
+    app = page("flips", b=runs["laser"])
+    assert any(HOSTILE in str(code.value) or "with 0 examples" in str(code.value) for code in app.code)
+    for kind in ("title", "header", "subheader", "markdown", "caption", "warning", "error", "info"):
+        assert not any("example.org" in str(element.value) for element in getattr(app, kind)), kind
+
+
+def test_flips_says_so_where_there_are_none(made: Any, kit: Any, runs: dict[str, str], database: Path) -> None:
+    assert "No task of this run" in texts(page("flips", b=runs["broken"]))
+    assert "Choose a run" in texts(page("flips"))
+
+
+def test_size_and_score_has_the_front(runs: dict[str, str]) -> None:
+    app = page("size", model="tiny", size="Parameters")
+    points = app.dataframe[0].value
+    assert dict(zip(points["Recipe"], points["On the front"])) == {"laser": "yes", "svd": "no", "baseline": "no"}
+    assert dict(zip(points["Recipe"], points["Parameters"])) == {"laser": 992, "svd": 992, "baseline": 1000}
+    assert "1 failed, 0 without a recorded size" in texts(app)
+
+
+def test_reported_numbers_stand_apart(made: Any, kit: Any, database: Path) -> None:
+    before, after = kit.pair(40, 20, gained=5)
+    made.run("baseline", {"counterfact": before}, model="EleutherAI/gpt-j-6b", folder="a")
+    made.run("laser-search", {"counterfact": after}, model="EleutherAI/gpt-j-6b", folder="b")
+    ingest([made.root], database)
+    app = page("board")
+    reported = app.dataframe[2].value.iloc[0]
+    assert reported["Reported"] == "0.1310 -> 0.2400" and reported["Ours"] == "0.5000 -> 0.6250" and "2312.13558" in reported["Source"]
+    assert "were not measured here" in texts(app)
+
+
+def test_filters_by_verdict_and_control(made: Any, kit: Any, runs: dict[str, str], database: Path) -> None:
+    app = page("board", verdict="failed")
+    assert set(app.dataframe[1].value["Verdict"]) == {"baseline", "failed"}
+
+
+@pytest.mark.parametrize("name", ["compare", "flips", "size"])
+def test_an_empty_store_explains_itself(database: Path, name: str) -> None:
+    assert "Nothing here yet" in texts(page(name))
