@@ -26,8 +26,9 @@ from harness_ext.receipt import VariantFailed
 from harness_ext.recipe import RecipeError, parse_recipe
 
 LIMIT = 1e-5
-# Of the norm: what the product of two fp32 factors and the rounding of the factors themselves may add, at right angles to the error.
-ROUNDING = 1e-6
+# As shares of the norm, the roundoff of fp32 along the error, and what the rounding of many numbers adds at right angles to it: of two factors, and of their product too.
+ROUNDOFF = 2.0**-24
+OF_FACTORS, OF_PRODUCT = 2e-7, 1e-6
 
 
 def fixed(rank: int) -> Callable[[torch.Tensor], int]:
@@ -65,17 +66,22 @@ STRUCTURED = {
 }
 
 
+def allowed(least: float, norm: float, across: float) -> float:
+    return float(numpy.hypot(least * (1 + LIMIT), across * norm)) + ROUNDOFF * norm
+
+
 def assert_exact(weight: torch.Tensor, ranks: range | list[int]) -> set[str]:
     """Every truncation is within the limit of the best, and so is what it says of itself; gives the decompositions that were used."""
     truncation, least, norm = Factors().truncation(weight), least_errors(weight), float(weight.double().norm())
     used = set()
     for rank in ranks:
         edit = truncation.cut(fixed(rank))
-        error = distance(weight, edit)
+        unrounded = numpy.linalg.norm(weight.double().numpy() - (edit.left.double() @ edit.right.double()).numpy())
         assert edit.rank == rank and edit.left.dtype == edit.right.dtype == weight.dtype
         if edit.decomposition != SVD:
             assert edit.excess_error <= LIMIT
-            assert error**2 <= (least[rank] * (1 + LIMIT)) ** 2 + (ROUNDING * norm) ** 2
+            assert unrounded <= allowed(least[rank], norm, OF_FACTORS)
+            assert distance(weight, edit) <= allowed(least[rank], norm, OF_PRODUCT)
         used.add(edit.decomposition)
     return used
 
@@ -117,7 +123,7 @@ def test_what_passes_the_bound_is_as_near_as_it_says(name: str, precision: torch
         if rank:
             rest = rest - numpy.outer(found.directions[rank - 1].double().numpy(), found.projections[rank - 1].double().numpy())
         if found.suffices(rank):
-            assert numpy.linalg.norm(rest) ** 2 <= (least[rank] * (1 + LIMIT)) ** 2 + (2e-7 * norm) ** 2
+            assert numpy.linalg.norm(rest) <= allowed(least[rank], norm, OF_FACTORS)
     s = numpy.linalg.svd(weight.double().numpy(), compute_uv=False)
     numpy.testing.assert_allclose(found.singular_values.numpy(), s, atol=(1e-3 if precision == torch.float32 else 1e-6) * s[0])
 
