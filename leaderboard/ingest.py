@@ -18,9 +18,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from leaderboard import remembered
+from leaderboard.board import judge_ahead
 from leaderboard.errors import Busy, LeaderboardError, Unreadable
 from leaderboard.finding import Candidate, find_runs
 from leaderboard.locking import file_lock
+from leaderboard.queries import model_keys
 from leaderboard.reading import read_runs
 from leaderboard.records import Rejection, Run
 from leaderboard.store import Store, memory_store, open_for_writing_unlocked, open_store
@@ -28,6 +31,9 @@ from leaderboard.untrusted import no_collection
 from leaderboard.writing import Added, add_runs, log_rejection
 
 _KEPT = ("deletions", "baselines", "blessings", "gate_runs")  # what a rebuild takes over from the old file
+_AHEAD_SECONDS = 5.0  # of judging after an ingest, in turns of
+_TURN_SECONDS = 0.5
+_REBUILD_AHEAD_SECONDS = 120.0  # nobody waits for the new file
 _BATCH_SECONDS = 2.0  # of reading, before the batch is written
 _BATCH_SAMPLES = 50_000  # which take about a second to write; each batch costs a checkpoint, which is dear where there are many
 
@@ -71,6 +77,7 @@ def ingest(
         if writing is not None:
             writing.result()
     _write_rejections(Path(database), report, timeout_s)
+    _judge_ahead(Path(database), report.added, timeout_s)
     return report
 
 
@@ -137,6 +144,21 @@ def _add(store: Store, batch: Sequence[Run], report: IngestReport) -> None:
             (report.deleted if outcome is Added.DELETED else report.duplicates).append(run.path)
 
 
+def _judge_ahead(database: Path, added: Sequence[str], timeout_s: float) -> None:
+    """Judge what the next board of the models at hand would have to, in turns of reading and writing, so that nobody waits long. A board does without; so does a busy database."""
+    until = time.monotonic() + _AHEAD_SECONDS
+    all_done = not added
+    try:
+        while not all_done and time.monotonic() < until:
+            with open_store(database, read_only=True, timeout_s=timeout_s) as store:
+                new, all_done = judge_ahead(store, model_keys(store, added), _TURN_SECONDS)
+            if new:
+                with open_store(database, read_only=False, timeout_s=timeout_s) as store:
+                    remembered.write(store, new)
+    except Busy:
+        pass
+
+
 def _write_rejections(database: Path, report: IngestReport, timeout_s: float) -> None:
     """Rejections are worth a row only in a store that exists: a mistyped path must not create one."""
     if report.rejected and database.exists():
@@ -161,6 +183,7 @@ def _rebuild(roots: Sequence[Path], database: Path, timeout_s: float) -> IngestR
                 for path, reason in report.rejected:
                     log_rejection(store, str(path), reason)
                 _copy_kept(store, old)
+                remembered.write(store, judge_ahead(store, model_keys(store, report.added), _REBUILD_AHEAD_SECONDS)[0])
             finally:
                 store.connection.close()
             _replace(temporary, database)
