@@ -2,6 +2,7 @@
 
 Notable choices:
 - A folder with `receipt.json` is one run; otherwise each results file is one, with the samples files of the same date, and a samples file without results is one too.
+- lm-eval 0.4.0 to 0.4.2 gave no dates: the undated samples files (`{model_args}_{task}.jsonl`) of a folder belong to its one undated results file, where there is just one.
 - Symbolic links that lead out of the folder given are not followed; hidden folders (a run being written) are not entered.
 """
 
@@ -17,7 +18,7 @@ from leaderboard.records import Rejection
 from leaderboard.samples_only import looks_like_samples
 
 RECEIPT = "receipt.json"
-_DATE = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.jsonl?$")
+_DATE = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d[-:]\d\d[-:]\d\d(?:\.\d+)?)\.jsonl?$")
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,11 @@ def _regular_files(folder: Path, root: Path) -> list[Path]:
 
 def _plain(results: Path, siblings: list[Path]) -> Candidate:
     date = date_of(results)
-    samples = tuple(f for f in siblings if f.suffix == ".jsonl" and f.name.startswith("samples_") and date and date_of(f) == date)
-    return Candidate(results, None, results, samples)
+    if date:
+        return Candidate(results, None, results, tuple(f for f in siblings if f.suffix == ".jsonl" and f.name.startswith("samples_") and date_of(f) == date))
+    undated = [file for file in siblings if date_of(file) is None]
+    alone = [file for file in undated if file.suffix == ".json"] == [results]
+    return Candidate(results, None, results, tuple(file for file in undated if file.suffix == ".jsonl" and looks_like_samples(file)) if alone else ())
 
 
 def _lone_samples(file: Path) -> Candidate | Rejection:

@@ -24,28 +24,28 @@ WEIGHTED_METRICS = frozenset({"token_perplexity", "word_perplexity", "byte_perpl
 LOG_LIKELIHOOD_OUTPUTS = frozenset({"loglikelihood", "multiple_choice", "loglikelihood_rolling"})
 
 
-def read_samples(path: Path, task: str, metrics: frozenset[str], cluster_by: str | None) -> list[Sample]:
-    """All samples of one task, in the file's order. Raises `Unreadable`."""
+def read_samples(path: Path, task: str, metrics: frozenset[str], cluster_by: str | None, default_filter: str = NO_FILTER) -> list[Sample]:
+    """All samples of one task, in the file's order. `default_filter` is that of samples which name none, as before 0.4.4. Raises `Unreadable`."""
     seen: Counter[tuple[str, str]] = Counter()
     samples = []
     for number, line in read_json_lines(path):
         if not isinstance(line, dict) or "doc" not in line:
             raise Unreadable(f"{path.name} line {number} is not a sample of lm-eval (no `doc`)")
-        sample = _sample(line, task, metrics, cluster_by)
+        sample = _sample(line, task, metrics, cluster_by, default_filter)
         occurrence = seen[sample.doc_key, sample.filter]
         seen[sample.doc_key, sample.filter] += 1
         samples.append(sample if occurrence == 0 else sample._replace(occurrence=occurrence))
     return samples
 
 
-def _sample(line: dict[str, Any], task: str, metrics: frozenset[str], cluster_by: str | None) -> Sample:
+def _sample(line: dict[str, Any], task: str, metrics: frozenset[str], cluster_by: str | None, default_filter: str) -> Sample:
     prompt = first_prompt(line.get("arguments"))
     target = str(line.get("target"))
     hashes = _hashes(line, prompt, target)
     document = line["doc"]
     cluster = document.get(cluster_by) if cluster_by and isinstance(document, dict) else None
     return Sample(
-        filter=clean(str(line.get("filter") or NO_FILTER)),
+        filter=clean(str(line.get("filter") or default_filter)),
         doc_id=integer(line.get("doc_id")),
         doc_key=hashlib.sha256("\x1f".join((task, *hashes)).encode("utf-8", "replace")).hexdigest()[:32],
         occurrence=0,

@@ -58,7 +58,11 @@ def parse_json(text: str, where: str) -> Any:
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number, value) of each line of a JSON Lines file, one line in memory at a time. Raises `Unreadable`."""
+    """(line number, value) of each line of a JSON Lines file, one line in memory at a time. Raises `Unreadable`.
+
+    lm-eval 0.4.0 to 0.4.2 wrote one indented list under such a name, and tools that indent write values over several lines: a file of at most 256 MiB whose first line is no value, or is a
+    list, is read whole, and numbers are then those of its values.
+    """
     try:
         if path.stat().st_size > MAX_SAMPLES_BYTES:
             raise Unreadable(f"{path.name} has more than the {MAX_SAMPLES_BYTES // 2**30} GiB that are read")
@@ -66,12 +70,32 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             number = 0
             while line := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
+                if number == 1 and (values := _indented(path, line)) is not None:
+                    yield from enumerate(values, 1)
+                    return
                 if len(line) > MAX_LINE_BYTES:
                     raise Unreadable(f"{path.name} line {number} is longer than {MAX_LINE_BYTES // 2**20} MiB")
                 if not line.isspace():
                     yield number, _parse_line(line, path, number)
     except OSError as error:
         raise Unreadable(f"{path.name} cannot be read: {error.strerror}") from error
+
+
+def _indented(path: Path, first: bytes) -> list[Any] | None:
+    """The values of a file that is no JSON Lines, judged by its first line; None where it is."""
+    if first[:1] not in b"[{" or (first[:1] == b"{" and first.rstrip()[-1:] == b"}") or path.stat().st_size > MAX_JSON_BYTES:
+        return None
+    decoder, values, position = json.JSONDecoder(), [], 0
+    try:
+        text = path.read_bytes().decode("utf-8").rstrip()
+        while position < len(text):
+            value, position = decoder.raw_decode(text, position)
+            values.append(value)
+            while position < len(text) and text[position] in " \t\r\n,":
+                position += 1
+    except (ValueError, RecursionError):  # what is wrong is told line by line
+        return None
+    return values[0] if len(values) == 1 and isinstance(values[0], list) else values
 
 
 def _parse_line(line: bytes, path: Path, number: int) -> Any:
