@@ -26,7 +26,7 @@ from leaderboard.locking import file_lock
 from leaderboard.queries import model_keys
 from leaderboard.reading import read_runs
 from leaderboard.records import Rejection, Run
-from leaderboard.store import Store, memory_store, open_for_writing_unlocked, open_store
+from leaderboard.store import Store, memory_store, open_for_writing_unlocked, open_store, told_when_full
 from leaderboard.untrusted import no_collection
 from leaderboard.writing import Added, add_runs, log_rejection
 
@@ -170,7 +170,7 @@ def _write_rejections(database: Path, report: IngestReport, timeout_s: float) ->
 def _rebuild(roots: Sequence[Path], database: Path, timeout_s: float) -> IngestReport:
     report = IngestReport()
     temporary = database.with_name(f".{database.name}.rebuilding-{os.getpid()}")
-    with file_lock(database, time.monotonic() + timeout_s, "a rebuild"):
+    with file_lock(database, time.monotonic() + timeout_s, "a rebuild"), told_when_full(database), no_collection():
         for leftover in database.parent.glob(f".{database.name}.rebuilding-*"):
             leftover.unlink(missing_ok=True)  # of a rebuild that was killed: whoever lives holds the lock
         old = _old_contents(database)
