@@ -54,12 +54,16 @@ def _from_file(path: Path) -> Iterator[Candidate | Rejection]:
 
 
 def _walk(root: Path) -> Iterator[Candidate | Rejection]:
-    for folder, names, _ in os.walk(root, followlinks=False):
+    refused: list[OSError] = []
+    for folder, names, _ in os.walk(root, onerror=refused.append, followlinks=False):
         names[:] = sorted(name for name in names if not name.startswith("."))
         here = Path(folder)
         if (here / RECEIPT).is_file():
             names.clear()
         yield from _in_folder(here, root)
+    for error in refused:
+        if not isinstance(error, FileNotFoundError):  # removed since it was listed
+            yield Rejection(Path(error.filename), f"this folder cannot be read: {error.strerror}")
 
 
 def _in_folder(folder: Path, root: Path) -> Iterator[Candidate | Rejection]:
@@ -89,22 +93,30 @@ def _regular_files(folder: Path, root: Path) -> list[Path]:
     found = []
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:  # renamed or removed since it was listed
+    except OSError:  # renamed or removed since it was listed, or not ours to read, of which `_walk` speaks
         return []
     for entry in entries:
         path = Path(entry.path)
-        if entry.is_file() and (not entry.is_symlink() or path.resolve().is_relative_to(root)):
+        if _is_file(entry) and (not entry.is_symlink() or path.resolve().is_relative_to(root)):
             found.append(path)
     return found
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a regular file, or a link to one; a link that leads in a circle is neither."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 def _plain(results: Path, siblings: list[Path]) -> Candidate:
     date = date_of(results)
     if date:
         return Candidate(results, None, results, tuple(f for f in siblings if f.suffix == ".jsonl" and f.name.startswith("samples_") and date_of(f) == date))
-    undated = [file for file in siblings if date_of(file) is None]
-    alone = [file for file in undated if file.suffix == ".json"] == [results]
-    return Candidate(results, None, results, tuple(file for file in undated if file.suffix == ".jsonl" and looks_like_samples(file)) if alone else ())
+    if any(file.suffix == ".json" and file != results and date_of(file) is None for file in siblings):
+        return Candidate(results, None, results, ())
+    return Candidate(results, None, results, tuple(file for file in siblings if file.suffix == ".jsonl" and date_of(file) is None and looks_like_samples(file)))
 
 
 def _lone_samples(file: Path) -> Candidate | Rejection:

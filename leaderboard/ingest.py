@@ -28,7 +28,7 @@ from leaderboard.reading import read_runs
 from leaderboard.records import Rejection, Run
 from leaderboard.store import Store, memory_store, open_for_writing_unlocked, open_store, told_when_full
 from leaderboard.untrusted import no_collection
-from leaderboard.writing import Added, add_runs, log_rejection
+from leaderboard.writing import Added, add_runs, log_rejections
 
 _KEPT = ("deletions", "baselines", "blessings", "gate_runs")  # what a rebuild takes over from the old file
 _AHEAD_SECONDS = 5.0  # of judging after an ingest, in turns of
@@ -163,8 +163,7 @@ def _write_rejections(database: Path, report: IngestReport, timeout_s: float) ->
     """Rejections are worth a row only in a store that exists: a mistyped path must not create one."""
     if report.rejected and database.exists():
         with open_store(database, read_only=False, timeout_s=timeout_s) as store, store.transaction():
-            for path, reason in report.rejected:
-                log_rejection(store, str(path), reason)
+            log_rejections(store, report.rejected)
 
 
 def _rebuild(roots: Sequence[Path], database: Path, timeout_s: float) -> IngestReport:
@@ -180,8 +179,7 @@ def _rebuild(roots: Sequence[Path], database: Path, timeout_s: float) -> IngestR
                 _copy(store, "deletions", old.kept.get("deletions", []))
                 for batch in _batches(_read_all(_with_known_paths(roots, old.paths, report), report)):
                     _add(store, batch, report)
-                for path, reason in report.rejected:
-                    log_rejection(store, str(path), reason)
+                log_rejections(store, report.rejected)
                 _copy_kept(store, old)
                 remembered.write(store, judge_ahead(store, model_keys(store, report.added), _REBUILD_AHEAD_SECONDS)[0])
             finally:

@@ -19,9 +19,9 @@ from typing import Any
 from leaderboard import noise
 from leaderboard.cell import BASELINE
 from leaderboard.errors import Unreadable
-from leaderboard.records import Calibration, Matrix, Run, Sample, Score, TaskRun, Variant
+from leaderboard.records import Calibration, Matrix, Rejection, Run, Sample, Score, TaskRun, Variant
 from leaderboard.store import Store
-from leaderboard.untrusted import canonical
+from leaderboard.untrusted import canonical, clean
 
 # Largest relative change of a matrix that rounding to the dtype alone explains: twice its unit in the last place, and for
 # float32 what a decomposition and its product in float32 leave behind.
@@ -90,11 +90,15 @@ def is_deleted(store: Store, run_id: str) -> bool:
     return bool(last and last[0]["deleted"])
 
 
-def log_rejection(store: Store, path: str, reason: str) -> None:
-    """Remember why a path was not taken, once for each new reason."""
-    last = store.rows("SELECT reason FROM ingest_log WHERE path = ? AND outcome = 'rejected' ORDER BY logged_at DESC LIMIT 1", [path])
-    if not last or last[0]["reason"] != reason:
-        store.insert("ingest_log", {"logged_at": [now()], "path": [path], "outcome": ["rejected"], "run_id": [None], "reason": [reason]})
+def log_rejections(store: Store, rejections: Iterable[Rejection]) -> None:
+    """Remember why paths were not taken, each new reason once."""
+    asked = {clean(str(path)): clean(reason) for path, reason in rejections}
+    last = store.rows("SELECT path, arg_max(reason, logged_at) AS reason FROM ingest_log WHERE outcome = 'rejected' AND path IN (SELECT unnest(?)) GROUP BY path", [list(asked)])
+    known = {row["path"]: row["reason"] for row in last}
+    new = {path: reason for path, reason in asked.items() if known.get(path) != reason}
+    count = len(new)
+    columns: dict[str, list[Any]] = {"logged_at": [now()] * count, "path": list(new), "outcome": ["rejected"] * count, "run_id": [None] * count, "reason": list(new.values())}
+    store.insert("ingest_log", columns)
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,7 @@ def _insert_runs(store: Store, runs: Sequence[Run]) -> None:
     _insert_calibrations(store, runs)
     _insert_samples(store, runs)
     count = len(runs)
-    log = {"logged_at": [moment] * count, "path": [str(run.path) for run in runs], "outcome": ["added"] * count, "run_id": [run.run_id for run in runs], "reason": [None] * count}
+    log = {"logged_at": [moment] * count, "path": [clean(str(run.path)) for run in runs], "outcome": ["added"] * count, "run_id": [run.run_id for run in runs], "reason": [None] * count}
     store.insert("ingest_log", log)
 
 
@@ -195,7 +199,7 @@ def _run_columns(runs: Sequence[Run], moment: datetime) -> dict[str, list[Any]]:
     columns = {field.name: [getattr(run, field.name) for run in runs] for field in fields(Run) if field.name not in left_out}
     return columns | {
         "variant_id": [run.variant.variant_id for run in runs],
-        "path": [str(run.path) for run in runs],
+        "path": [clean(str(run.path)) for run in runs],
         "files": [canonical(run.files) for run in runs],
         "warnings": [canonical(run.warnings) for run in runs],
         "ingested_at": [moment] * len(runs),
