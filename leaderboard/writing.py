@@ -84,12 +84,6 @@ def _left_out(store: Store, run_ids: Sequence[str]) -> dict[str, Added | Unreada
     return {row["run_id"]: Added.DELETED for row in deleted if row["deleted"]} | {row["run_id"]: Added.KNOWN for row in known}
 
 
-def is_deleted(store: Store, run_id: str) -> bool:
-    """Whether a run was taken off the board (see `deletion`)."""
-    last = store.rows("SELECT deleted FROM deletions WHERE run_id = ? ORDER BY rowid DESC LIMIT 1", [run_id])
-    return bool(last and last[0]["deleted"])
-
-
 def log_rejections(store: Store, rejections: Iterable[Rejection]) -> None:
     """Remember why paths were not taken, each new reason once."""
     asked = {clean(str(path)): clean(reason) for path, reason in rejections}
