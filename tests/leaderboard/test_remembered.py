@@ -19,7 +19,6 @@ from leaderboard.store import open_store
 def filled(made: Any, kit: Any, database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A database of two unedited runs, two recipes and a task that cannot be compared, with its comparisons stored."""
     monkeypatch.setattr(remembered, "WORTH_KEEPING", 0)
-    monkeypatch.setattr(remembered, "_in_memory", {})
     for k, recipe in enumerate(["baseline", "baseline", "laser", "svd"]):
         task = kit.Task({"acc": [float((i * (k + 2)) % 7 < 3) for i in range(60)]}, log_likelihoods=kit.likelihoods(60, k))
         other = kit.Task({"acc": [1.0] * 9}, log_likelihoods=kit.likelihoods(9, k), shots=k)
@@ -49,7 +48,6 @@ def test_a_board_is_the_same_with_and_without(filled: Path, monkeypatch: pytest.
         assert asked == []
         monkeypatch.setattr(remembered, "code", lambda: "another version")
         assert board(store) == cells and len(asked) == 5
-        assert board(store) == cells and len(asked) == 5, "what is not stored is kept in memory"
 
 
 def test_a_new_pin_asks_for_other_rows_and_a_deleted_run_takes_its_own_along(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
