@@ -11,18 +11,24 @@ Notable choices:
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from typing import NamedTuple
 
-from leaderboard import comparable, published
-from leaderboard.cell import BASELINE, Cell, with_verdicts
+from leaderboard import comparable, published, remembered
+from leaderboard.cell import BASELINE, Cell, changed, with_verdicts
 from leaderboard.contents import Contents, Effects, read_contents
 from leaderboard.errors import UnknownRun
 from leaderboard.judge import DEFAULT_MARGIN
 from leaderboard.pairing import Subject, Terms, effect_key, pair_up
-from leaderboard.queries import RunRow, ScoreRow, TaskRow
+from leaderboard.queries import RunRow, TaskRow
+from leaderboard.remembered import Judged, Key, Memory
 from leaderboard.store import Store
+from leaderboard.untrusted import no_collection
+
+
+_AT_ONCE = 20  # runs judged between two looks at the clock
 
 
 def board(
@@ -41,36 +47,67 @@ def board(
     `known` keeps effects from one call to the next: runs never change, so neither do they.
     The correction is over all cells of a model, whatever the filters. Raises `UnknownRun`.
     """
-    contents = read_contents(store, known)
-    fixed = _the_run(contents, baseline_run) if baseline_run else None
-    by_model: dict[str, list[RunRow]] = defaultdict(list)
-    for run in contents.runs:
-        by_model[run.model_key].append(run)
     wanted = None if models is None else set(models)
-    cells = []
-    for key, runs in by_model.items():
-        if wanted is None or wanted & {key, contents.names[key], runs[0].model_name}:
-            candidates = fixed or _Candidates(contents, runs)
-            contents.samples.fetch(_pairs(contents, runs, candidates, margin))
-            cells += with_verdicts([cell for run in runs for cell in _cells(store, contents, run, candidates, margin)])
-    return sorted(_filtered(cells, tasks, recipes), key=_order)
+    with no_collection():
+        contents = read_contents(store, known, models=wanted, and_run=baseline_run)
+        fixed = _the_run(contents, baseline_run) if baseline_run else None
+        memory = remembered.recall(store, contents.run_ids(wanted)) if margin == DEFAULT_MARGIN else None
+        cells = []
+        for runs in contents.by_model(wanted).values():
+            judging = _Judging(store, contents, fixed or _Candidates(contents, runs), margin, memory)
+            contents.samples.fetch(_pairs(judging, runs))
+            cells += with_verdicts([cell for run in runs for cell in _cells(judging, run)])
+        return sorted(_filtered(cells, tasks, recipes), key=_order)
+
+
+def judge_ahead(store: Store, models: Sequence[str], seconds: float) -> tuple[dict[Key, Judged], bool]:
+    """What a board of these models would have to judge and nobody has yet, as far as `seconds` go; and whether that is all of it."""
+    until = time.monotonic() + seconds
+    contents = read_contents(store, models=models)
+    memory = remembered.recall(store, contents.run_ids(set(models)))
+    for runs in contents.by_model(set(models)).values():
+        if sum(len(contents.tasks.get(run.run_id, ())) for run in runs) < remembered.WORTH_KEEPING:
+            continue
+        judging = _Judging(store, contents, _Candidates(contents, runs), DEFAULT_MARGIN, memory)
+        for first in range(0, len(runs), _AT_ONCE):
+            some = runs[first : first + _AT_ONCE]
+            contents.samples.fetch(_pairs(judging, some))
+            for run in some:
+                _cells(judging, run)
+            if time.monotonic() > until:
+                return memory.new, False
+    return memory.new, True
 
 
 def pair_board(store: Store, baseline_run: str, run_id: str, *, margin: float = DEFAULT_MARGIN) -> list[Cell]:
     """One run against another, whatever their models: a cell a task, corrected over these alone. Raises `UnknownRun`."""
     contents = read_contents(store)
     baseline, run = _the_run(contents, baseline_run), _the_run(contents, run_id)
-    return sorted(with_verdicts(_cells(store, contents, run, baseline, margin)), key=_order)
+    return sorted(with_verdicts(_cells(_Judging(store, contents, baseline, margin), run)), key=_order)
 
 
-def _pairs(contents: Contents, runs: Sequence[RunRow], against: RunRow | _Candidates, margin: float) -> set[tuple[str, str]]:
+class _Judging(NamedTuple):
+    """What every cell of a board is judged with: against the one run, or the best of a model's; remembered where `memory` is given."""
+
+    store: Store
+    contents: Contents
+    against: RunRow | _Candidates
+    margin: float
+    memory: Memory | None = None
+
+
+def _pairs(judging: _Judging, runs: Sequence[RunRow]) -> set[tuple[str, str]]:
     """(baseline, run) of every pair whose samples will be asked for."""
     found = set()
+    contents, against, terms = judging.contents, judging.against, Terms(judging.margin)
     for run in runs if len(runs) > 1 else ():
         for task in contents.tasks.get(run.run_id, ()):
             score = contents.primary(run.run_id, task.task)
             baseline = against if isinstance(against, RunRow) else against.baseline_of(run, task)
-            if score is not None and baseline is not None and baseline is not run and effect_key(run, score, baseline.run_id, Terms(margin)) not in contents.effects:
+            if score is None or baseline is None or baseline is run or (baseline.run_id, run.run_id) in found:
+                continue
+            subject = Subject(run, task, score)
+            if _recalled(judging, subject, baseline) is None and effect_key(run, score, baseline.run_id, terms) not in contents.effects:
                 found.add((baseline.run_id, run.run_id))
     return found
 
@@ -82,12 +119,13 @@ def _the_run(contents: Contents, run_id: str) -> RunRow:
     return found[0]
 
 
-def _cells(store: Store, contents: Contents, run: RunRow, against: RunRow | _Candidates, margin: float) -> list[Cell]:
+def _cells(judging: _Judging, run: RunRow) -> list[Cell]:
+    contents = judging.contents
     if run.status == "failed":
         names = [row.task for row in contents.tasks.get(run.run_id, ())] or ["(all)"]
         return [_failed(contents, run, name) for name in names]
     rows = [(row, contents.primary(run.run_id, row.task)) for row in contents.tasks.get(run.run_id, ())]
-    return [_cell(store, contents, run, row, score, against, margin) for row, score in rows if score is not None]
+    return [_cell(judging, Subject(run, row, score)) for row, score in rows if score is not None]
 
 
 def _blank(contents: Contents, run: RunRow, task: str, verdict: str) -> Cell:
@@ -101,39 +139,53 @@ def _blank(contents: Contents, run: RunRow, task: str, verdict: str) -> Cell:
 
 def _failed(contents: Contents, run: RunRow, task: str) -> Cell:
     reason = run.failure or "no reason given"
-    return replace(_blank(contents, run, task, "failed"), notes=(reason, *comparable.own_warnings(run)))
+    return changed(_blank(contents, run, task, "failed"), notes=(reason, *comparable.own_warnings(run)))
 
 
-def _cell(store: Store, contents: Contents, run: RunRow, task: TaskRow, score: ScoreRow, against: RunRow | _Candidates, margin: float) -> Cell:
-    cell = replace(
-        _blank(contents, run, task.task, "undecided"), metric=score.metric, filter=score.filter, n=task.documents, score=score.score,
+def _cell(judging: _Judging, subject: Subject) -> Cell:
+    (run, task, score), against = subject, judging.against
+    cell = changed(
+        _blank(judging.contents, run, task.task, "undecided"), metric=score.metric, filter=score.filter, n=task.documents, score=score.score,
         best_value=score.best_value, higher_is_better=score.higher_is_better is not False,
     )  # fmt: skip
-    cell = replace(cell, reported=published.beside(run.model_name, task.task, run.recipe_name, score.metric) if run.control is None else ())
+    cell = changed(cell, reported=published.beside(run.model_name, task.task, run.recipe_name, score.metric) if run.control is None else ())
     if score.score is None:
-        return replace(cell, verdict="failed", notes=(f"the result is {score.reported}, not a number", *comparable.own_warnings(run)))
+        return changed(cell, verdict="failed", notes=(f"the result is {score.reported}, not a number", *comparable.own_warnings(run)))
     baseline = against if isinstance(against, RunRow) else against.baseline_of(run, task)
     if baseline is None:
-        return replace(cell, verdict="incomparable", notes=("no baseline run of this model has this task",))
+        return changed(cell, verdict="incomparable", notes=("no baseline run of this model has this task",))
     if baseline.run_id == run.run_id:
-        return replace(cell, verdict=BASELINE, baseline_run=run.run_id, baseline_score=score.score, notes=comparable.own_warnings(run))
-    return _compared(store, contents, cell, (run, task, score), baseline, margin)
+        return changed(cell, verdict=BASELINE, baseline_run=run.run_id, baseline_score=score.score, notes=comparable.own_warnings(run))
+    return _compared(judging, cell, subject, baseline)
 
 
-def _compared(
-    store: Store, contents: Contents, cell: Cell, recipe: tuple[RunRow, TaskRow, ScoreRow], baseline: RunRow, margin: float
-) -> Cell:
-    run, task, _ = recipe
-    pairing = pair_up(store, contents, Subject(*recipe), baseline, Terms(margin))
-    cell = replace(cell, baseline_run=baseline.run_id, baseline_score=pairing.baseline_score)
-    effect = pairing.effect
-    if effect is None:
-        return replace(cell, verdict="incomparable", notes=(*pairing.obstacles, *comparable.own_warnings(run)))
-    return replace(
-        cell, n=effect.count or task.documents, delta=effect.delta, low=effect.low, high=effect.high, p_value=effect.p_value, p_same=effect.p_same,
-        lost=effect.lost, gained=effect.gained, flip_rate=effect.flip_rate, documents_needed=effect.documents_needed, detectable=effect.detectable,
-        improvement=effect.improvement, margin=effect.margin, notes=pairing.notes, noise_floor=pairing.noise_floor,
+def _compared(judging: _Judging, cell: Cell, subject: Subject, baseline: RunRow) -> Cell:
+    run, task, score = subject
+    found = _judged(judging, subject, baseline)
+    cell = changed(cell, baseline_run=baseline.run_id, baseline_score=found.baseline_score)
+    if found.documents is None:
+        return changed(cell, verdict="incomparable", notes=(*remembered.texts(found.obstacles), *comparable.own_warnings(run)))
+    return changed(
+        cell, n=found.documents or task.documents, delta=found.delta, low=found.low, high=found.high, p_value=found.p_value, p_same=found.p_same,
+        lost=found.lost, gained=found.gained, flip_rate=found.flip_rate, documents_needed=found.documents_needed, detectable=found.detectable,
+        improvement=found.improvement, margin=found.margin, notes=remembered.texts(found.notes), noise_floor=judging.contents.noise_floor(run, score, baseline),
     )  # fmt: skip
+
+
+def _judged(judging: _Judging, subject: Subject, baseline: RunRow) -> Judged:
+    found = _recalled(judging, subject, baseline)
+    if found is not None:
+        return found
+    pairing = pair_up(judging.store, judging.contents, subject, baseline, Terms(judging.margin))
+    return remembered.judged(pairing) if judging.memory is None else judging.memory.add(_key(subject, baseline), pairing)
+
+
+def _recalled(judging: _Judging, subject: Subject, baseline: RunRow) -> Judged | None:
+    return None if judging.memory is None else judging.memory.get(_key(subject, baseline))
+
+
+def _key(subject: Subject, baseline: RunRow) -> Key:
+    return Key(subject.run.run_id, baseline.run_id, subject.task.task, subject.score.metric, subject.score.filter)
 
 
 class _Candidates:

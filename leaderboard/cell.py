@@ -7,8 +7,9 @@ own. So a difference that is certain but smaller than the margin is *same*, with
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 
@@ -67,13 +68,20 @@ class Cell:
     choices: Choices | None = None
 
 
+def changed(cell: Cell, **changes: Any) -> Cell:
+    """The cell with some fields replaced: as `dataclasses.replace`, which takes thirty times as long for a cell's many fields."""
+    result = object.__new__(Cell)
+    result.__dict__.update(cell.__dict__, **changes)
+    return result
+
+
 def with_verdicts(cells: list[Cell]) -> list[Cell]:
     """Correct over the cells of one model and put into words."""
     tested = [i for i, cell in enumerate(cells) if cell.p_value is not None]
     differ = statistics.benjamini_hochberg(np.array([cells[i].p_value for i in tested], dtype=float))
     equal = statistics.benjamini_hochberg(np.array([_or_one(cells[i].p_same) for i in tested], dtype=float))
     for i, q_differ, q_equal in zip(tested, differ, equal):
-        cells[i] = _worded(replace(cells[i], q_value=float(q_differ)), q_differ <= SIGNIFICANCE, q_equal <= SIGNIFICANCE)
+        cells[i] = _worded(changed(cells[i], q_value=float(q_differ)), q_differ <= SIGNIFICANCE, q_equal <= SIGNIFICANCE)
     return cells
 
 
@@ -82,8 +90,8 @@ def _worded(cell: Cell, differs: bool, equal: bool) -> Cell:
     direction = "better" if (cell.improvement or 0) > 0 else "worse"
     if equal:
         small = (f"{direction}, but by less than the margin of {cell.margin:.3g}",) if differs else ()
-        return replace(cell, verdict="same", notes=(*small, *cell.notes))
-    return replace(cell, verdict=direction if differs else "undecided")
+        return changed(cell, verdict="same", notes=(*small, *cell.notes))
+    return changed(cell, verdict=direction if differs else "undecided")
 
 
 def _or_one(p_value: float | None) -> float:

@@ -8,6 +8,7 @@ comparison and are named beside it.
 from __future__ import annotations
 
 import json
+from functools import cache
 
 from leaderboard import queries
 from leaderboard.queries import RunRow, ScoreRow, TaskRow
@@ -89,4 +90,9 @@ def reservations(baseline: RunRow, run: RunRow) -> tuple[str, ...]:
 
 def own_warnings(run: RunRow) -> tuple[str, ...]:
     """The warnings in the run's own receipt."""
-    return tuple(f"warning: {text}" for text in json.loads(run.warnings or "[]"))
+    return _warnings(run.warnings or "[]")
+
+
+@cache
+def _warnings(texts: str) -> tuple[str, ...]:
+    return tuple(f"warning: {text}" for text in json.loads(texts))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from leaderboard import noise, queries
 from leaderboard.effect import Effect
 from leaderboard.noise import Floor
-from leaderboard.queries import PairedSamples, RunRow, ScoreRow, TaskRow
+from leaderboard.queries import PairedSamples, RunRow, SampleCounts, ScoreRow, TaskRow
 from leaderboard.store import Store
 
 Effects = dict[Hashable, Effect]  # found before, by `pairing.effect_key`
@@ -21,7 +22,7 @@ class Contents:
     runs: list[RunRow]
     tasks: dict[str, list[TaskRow]]
     scores: dict[tuple[str, str], list[ScoreRow]]
-    counts: dict[tuple[str, str, str, str], int]
+    counts: SampleCounts
     pinned: dict[str, str]
     names: dict[str, str]
     samples: PairedSamples
@@ -30,7 +31,7 @@ class Contents:
 
     def task(self, run_id: str, task: str) -> TaskRow | None:
         """How a run's task was run."""
-        return next((row for row in self.tasks.get(run_id, ()) if row.task == task), None)
+        return self._task_of.get((run_id, task))
 
     def score(self, run_id: str, task: str, metric: str, filter_name: str) -> ScoreRow | None:
         """One score of a run."""
@@ -39,25 +40,51 @@ class Contents:
 
     def primary(self, run_id: str, task: str) -> ScoreRow | None:
         """The score of a task that the board shows."""
-        return next((row for row in self.scores.get((run_id, task), ()) if row.is_primary), None)
+        return self._primary_of.get((run_id, task))
+
+    @cached_property
+    def _task_of(self) -> dict[tuple[str, str], TaskRow]:
+        return {(row.run_id, row.task): row for rows in self.tasks.values() for row in rows}
+
+    @cached_property
+    def _primary_of(self) -> dict[tuple[str, str], ScoreRow]:
+        return {place: row for place, rows in self.scores.items() for row in reversed(rows) if row.is_primary}
+
+    def by_model(self, wanted: set[str] | None) -> dict[str, list[RunRow]]:
+        """model_key -> its runs, earliest first, of all models or those wanted (by key, name shown or own name)."""
+        found: dict[str, list[RunRow]] = {}
+        for run in self.runs:
+            if wanted is None or wanted & {run.model_key, self.names[run.model_key], run.model_name}:
+                found.setdefault(run.model_key, []).append(run)
+        return found
+
+    def run_ids(self, wanted: set[str] | None) -> list[str]:
+        """The runs of all models, or of those wanted."""
+        return [run.run_id for runs in self.by_model(wanted).values() for run in runs]
 
     def noise_floor(self, run: RunRow, score: ScoreRow, baseline: RunRow) -> float | None:
         """The share of answers that change at another batch size, for comparisons of this score with a baseline run; None where it was not measured."""
         return noise.rate(self.floors.get((run.model_key, score.task, score.metric, score.filter), []), baseline.run_id)
 
 
-def read_contents(store: Store, known: Effects | None = None) -> Contents:
-    """What was found before may be handed on as `known`, which grows. All runs that a board shows: failed ones only where the same specification has not completed since."""
+def read_contents(store: Store, known: Effects | None = None, *, models: Iterable[str] | None = None, and_run: str | None = None) -> Contents:
+    """What was found before may be handed on as `known`, which grows. All runs that a board shows: failed ones only where the same specification has not completed since.
+    Tasks and scores are read of all models, or of those given (by key, name shown or own name) and of runs whose id begins with `and_run`."""
     runs = queries.runs(store)
     complete = {run.spec_id for run in runs if run.status == "complete" and run.spec_id}
     shown = [run for run in runs if run.status == "complete" or run.spec_id not in complete]
+    names = display_names(runs)
+    wanted = None if models is None else set(models)
+    chosen = None
+    if wanted is not None:
+        chosen = [run.run_id for run in shown if wanted & {run.model_key, names[run.model_key], run.model_name} or (and_run and run.run_id.startswith(and_run))]
     return Contents(
         shown,
-        queries.run_tasks(store),
-        queries.scores(store),
-        queries.sample_counts(store),
+        queries.run_tasks(store, chosen),
+        queries.scores(store, chosen),
+        SampleCounts(store, chosen),
         queries.pinned_baselines(store),
-        display_names(runs),
+        names,
         PairedSamples(store),
         noise.floors(store),
         {} if known is None else known,

@@ -2,6 +2,7 @@
 
 Notable choices:
 - A folder with `receipt.json` is one run; otherwise each results file is one, with the samples files of the same date, and a samples file without results is one too.
+- lm-eval 0.4.0 to 0.4.2 gave no dates: the undated samples files (`{model_args}_{task}.jsonl`) of a folder belong to its one undated results file, where there is just one.
 - Symbolic links that lead out of the folder given are not followed; hidden folders (a run being written) are not entered.
 """
 
@@ -17,7 +18,7 @@ from leaderboard.records import Rejection
 from leaderboard.samples_only import looks_like_samples
 
 RECEIPT = "receipt.json"
-_DATE = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.jsonl?$")
+_DATE = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d[-:]\d\d[-:]\d\d(?:\.\d+)?)\.jsonl?$")
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,16 @@ def _from_file(path: Path) -> Iterator[Candidate | Rejection]:
 
 
 def _walk(root: Path) -> Iterator[Candidate | Rejection]:
-    for folder, names, _ in os.walk(root, followlinks=False):
+    refused: list[OSError] = []
+    for folder, names, _ in os.walk(root, onerror=refused.append, followlinks=False):
         names[:] = sorted(name for name in names if not name.startswith("."))
         here = Path(folder)
         if (here / RECEIPT).is_file():
             names.clear()
         yield from _in_folder(here, root)
+    for error in refused:
+        if not isinstance(error, FileNotFoundError):  # removed since it was listed
+            yield Rejection(Path(error.filename), f"this folder cannot be read: {error.strerror}")
 
 
 def _in_folder(folder: Path, root: Path) -> Iterator[Candidate | Rejection]:
@@ -88,19 +93,30 @@ def _regular_files(folder: Path, root: Path) -> list[Path]:
     found = []
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:  # renamed or removed since it was listed
+    except OSError:  # renamed or removed since it was listed, or not ours to read, of which `_walk` speaks
         return []
     for entry in entries:
         path = Path(entry.path)
-        if entry.is_file() and (not entry.is_symlink() or path.resolve().is_relative_to(root)):
+        if _is_file(entry) and (not entry.is_symlink() or path.resolve().is_relative_to(root)):
             found.append(path)
     return found
 
 
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a regular file, or a link to one; a link that leads in a circle is neither."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
 def _plain(results: Path, siblings: list[Path]) -> Candidate:
     date = date_of(results)
-    samples = tuple(f for f in siblings if f.suffix == ".jsonl" and f.name.startswith("samples_") and date and date_of(f) == date)
-    return Candidate(results, None, results, samples)
+    if date:
+        return Candidate(results, None, results, tuple(f for f in siblings if f.suffix == ".jsonl" and f.name.startswith("samples_") and date_of(f) == date))
+    if any(file.suffix == ".json" and file != results and date_of(file) is None for file in siblings):
+        return Candidate(results, None, results, ())
+    return Candidate(results, None, results, tuple(file for file in siblings if file.suffix == ".jsonl" and date_of(file) is None and looks_like_samples(file)))
 
 
 def _lone_samples(file: Path) -> Candidate | Rejection:

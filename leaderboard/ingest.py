@@ -1,8 +1,8 @@
 """From paths to rows: `ingest` reads runs and puts them into the database, and `--rebuild` makes the database anew.
 
 Notable choices:
-- Reading (slow, no lock) and writing (fast, locked) take turns: a handful of runs is read, then written with the file held
-  for a fraction of a second, one transaction a run. Killed anywhere, the store holds whole runs only.
+- Reading (slow, no lock) and writing (fast, locked) take turns: some runs are read, then written with the file held for a
+  fraction of a second, in one transaction. Killed anywhere, the store holds whole runs only.
 - What cannot be read is reported with its reason and stops nothing else. Unedited models go first, so that of two runs that
   contradict each other the edited one is rejected.
 - A rebuild writes a new file and renames it into place; it also reads every run directory that the old file knew of, and
@@ -14,21 +14,28 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from leaderboard import remembered
+from leaderboard.board import judge_ahead
 from leaderboard.errors import Busy, LeaderboardError, Unreadable
 from leaderboard.finding import Candidate, find_runs
 from leaderboard.locking import file_lock
+from leaderboard.queries import model_keys
 from leaderboard.reading import read_runs
 from leaderboard.records import Rejection, Run
-from leaderboard.store import Store, memory_store, open_for_writing_unlocked, open_store
-from leaderboard.writing import Added, add_run, log_rejection
+from leaderboard.store import Store, memory_store, open_for_writing_unlocked, open_store, told_when_full
+from leaderboard.untrusted import no_collection
+from leaderboard.writing import Added, add_runs, log_rejections
 
 _KEPT = ("deletions", "baselines", "blessings", "gate_runs")  # what a rebuild takes over from the old file
-_BATCH_SECONDS = 0.5  # of reading, before the batch is written
-_BATCH_SAMPLES = 20_000
-_HOLD_SECONDS = 0.4  # the file is given back after this, between two runs
+_AHEAD_SECONDS = 5.0  # of judging after an ingest, in turns of
+_TURN_SECONDS = 0.5
+_REBUILD_AHEAD_SECONDS = 120.0  # nobody waits for the new file
+_BATCH_SECONDS = 2.0  # of reading, before the batch is written
+_BATCH_SAMPLES = 50_000  # which take about a second to write; each batch costs a checkpoint, which is dear where there are many
 
 
 @dataclass(frozen=True)
@@ -54,17 +61,29 @@ def ingest(
     if database is None:
         report = IngestReport(store=memory_store())
         assert report.store is not None
-        for run in _read_all(roots, report):
-            _add(report.store, run, report)
+        for batch in _batches(_read_all(roots, report)):
+            _add(report.store, batch, report)
         return report
     if rebuild:
         return _rebuild(roots, Path(database), timeout_s)
     import pyarrow  # noqa: F401 - takes a moment to load, and the database must not wait for it
     report = IngestReport()
-    for batch in _batches(_read_all(roots, report)):
-        _write_batch(batch, Path(database), report, timeout_s)
+    with no_collection(), ThreadPoolExecutor(max_workers=1) as writer:  # the disk is waited for while the next runs are read
+        writing: Future[None] | None = None
+        for batch in _batches(_read_all(roots, report)):
+            if writing is not None:
+                writing.result()
+            writing = writer.submit(_write, batch, Path(database), report, timeout_s)
+        if writing is not None:
+            writing.result()
     _write_rejections(Path(database), report, timeout_s)
+    _judge_ahead(Path(database), report.added, timeout_s)
     return report
+
+
+def _write(batch: Sequence[Run], database: Path, report: IngestReport, timeout_s: float) -> None:
+    with open_store(database, read_only=False, timeout_s=timeout_s) as store:
+        _add(store, batch, report)
 
 
 def _read_all(roots: Sequence[Path], report: IngestReport) -> Iterator[Run]:
@@ -106,40 +125,51 @@ def _batches(runs: Iterable[Run]) -> Iterator[list[Run]]:
         yield batch
 
 
-def _write_batch(batch: list[Run], database: Path, report: IngestReport, timeout_s: float) -> None:
-    waiting = list(batch)
-    while waiting:
-        with open_store(database, read_only=False, timeout_s=timeout_s) as store:
-            since = time.monotonic()
-            while waiting and time.monotonic() - since < _HOLD_SECONDS:
-                _add(store, waiting.pop(0), report)
-
-
-def _add(store: Store, run: Run, report: IngestReport) -> None:
+def _add(store: Store, batch: Sequence[Run], report: IngestReport) -> None:
     try:
-        outcome = add_run(store, run)
-        if outcome is Added.NEW:
+        outcomes = add_runs(store, batch)
+    except (ValueError, OverflowError, TypeError) as error:  # Arrow's, for a value that a column cannot hold
+        if len(batch) > 1:
+            for run in batch:
+                _add(store, [run], report)
+        else:
+            report.rejected.append(Rejection(batch[0].path, f"holds a value that cannot be stored: {error}"))
+        return
+    for run, outcome in zip(batch, outcomes):
+        if isinstance(outcome, Unreadable):
+            report.rejected.append(Rejection(run.path, str(outcome)))
+        elif outcome is Added.NEW:
             report.added.append(run.run_id)
         else:
             (report.deleted if outcome is Added.DELETED else report.duplicates).append(run.path)
-    except Unreadable as error:
-        report.rejected.append(Rejection(run.path, str(error)))
-    except (ValueError, OverflowError, TypeError) as error:  # Arrow's, for a value that a column cannot hold
-        report.rejected.append(Rejection(run.path, f"holds a value that cannot be stored: {error}"))
+
+
+def _judge_ahead(database: Path, added: Sequence[str], timeout_s: float) -> None:
+    """Judge what the next board of the models at hand would have to, in turns of reading and writing, so that nobody waits long. A board does without; so does a busy database."""
+    until = time.monotonic() + _AHEAD_SECONDS
+    all_done = not added
+    try:
+        while not all_done and time.monotonic() < until:
+            with open_store(database, read_only=True, timeout_s=timeout_s) as store:
+                new, all_done = judge_ahead(store, model_keys(store, added), _TURN_SECONDS)
+            if new:
+                with open_store(database, read_only=False, timeout_s=timeout_s) as store:
+                    remembered.write(store, new)
+    except Busy:
+        pass
 
 
 def _write_rejections(database: Path, report: IngestReport, timeout_s: float) -> None:
     """Rejections are worth a row only in a store that exists: a mistyped path must not create one."""
     if report.rejected and database.exists():
         with open_store(database, read_only=False, timeout_s=timeout_s) as store, store.transaction():
-            for path, reason in report.rejected:
-                log_rejection(store, str(path), reason)
+            log_rejections(store, report.rejected)
 
 
 def _rebuild(roots: Sequence[Path], database: Path, timeout_s: float) -> IngestReport:
     report = IngestReport()
     temporary = database.with_name(f".{database.name}.rebuilding-{os.getpid()}")
-    with file_lock(database, time.monotonic() + timeout_s, "a rebuild"):
+    with file_lock(database, time.monotonic() + timeout_s, "a rebuild"), told_when_full(database), no_collection():
         for leftover in database.parent.glob(f".{database.name}.rebuilding-*"):
             leftover.unlink(missing_ok=True)  # of a rebuild that was killed: whoever lives holds the lock
         old = _old_contents(database)
@@ -147,11 +177,11 @@ def _rebuild(roots: Sequence[Path], database: Path, timeout_s: float) -> IngestR
             store = open_for_writing_unlocked(temporary)
             try:
                 _copy(store, "deletions", old.kept.get("deletions", []))
-                for run in _read_all(_with_known_paths(roots, old.paths, report), report):
-                    _add(store, run, report)
-                for path, reason in report.rejected:
-                    log_rejection(store, str(path), reason)
+                for batch in _batches(_read_all(_with_known_paths(roots, old.paths, report), report)):
+                    _add(store, batch, report)
+                log_rejections(store, report.rejected)
                 _copy_kept(store, old)
+                remembered.write(store, judge_ahead(store, model_keys(store, report.added), _REBUILD_AHEAD_SECONDS)[0])
             finally:
                 store.connection.close()
             _replace(temporary, database)

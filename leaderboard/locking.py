@@ -64,15 +64,19 @@ def file_lock(database: Path, deadline: float, what: str) -> Iterator[None]:
                 _log.warning("waiting for %s: %s", database, _read_holder(path))
                 say_at = deadline
             time.sleep(RETRY_SECONDS)
-        handle.seek(0)
-        handle.truncate()
-        json.dump({"process": os.getpid(), "what": what, "since": datetime.now(timezone.utc).isoformat()}, handle)
-        handle.flush()
+        _say_holder(path, json.dumps({"process": os.getpid(), "what": what, "since": datetime.now(timezone.utc).isoformat()}))
         try:
             yield
         finally:
-            handle.seek(0)
-            handle.truncate()
+            _say_holder(path, "")
+
+
+def _say_holder(path: Path, text: str) -> None:
+    """Best effort: on a full disk the lock itself still holds, and only the words for those who wait are missing."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError:
+        pass
 
 
 def _read_holder(path: Path) -> str:

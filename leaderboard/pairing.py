@@ -99,7 +99,7 @@ def _found_effect(contents: Contents, subject: Subject, baseline: str, baseline_
     assert score.score is not None
     samples = contents.samples.of(baseline, run.run_id, score)
     pairs = 0 if samples is None else len(samples.recipe)
-    counts = [contents.counts.get((run_id, task.task, score.metric, score.filter), 0) for run_id in (baseline, run.run_id)]
+    counts = [contents.counts.of(run_id, task.task, score.metric, score.filter) for run_id in (baseline, run.run_id)]
     if samples is None or counts != [pairs, pairs]:
         return Effect(pairs, score.score - baseline_score, notes=("not every document bears this metric in both runs",))
     return judge.judge(

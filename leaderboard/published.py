@@ -103,6 +103,7 @@ def published(folder: Path | None = None) -> tuple[Reported, ...]:
     return tuple(entry for path in sorted((folder or published_folder()).glob("*.yaml")) for entry in _read(path).reported())
 
 
+@cache
 def beside(model: str, task: str, recipe: str, metric: str) -> tuple[Reported, ...]:
     """What is reported for this model (a hub name or a folder of that name), task, recipe (its name, without settings) and metric."""
     own = model.rstrip("/").lower()

@@ -6,7 +6,7 @@ Sums and joins happen in SQL, p-values do not (DuckDB has no binomial or normal 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -51,8 +51,7 @@ class RunRow:
     torch_version: str | None
 
 
-@dataclass(frozen=True)
-class TaskRow:
+class TaskRow(NamedTuple):
     """How a run's task was run."""
 
     run_id: str
@@ -69,8 +68,7 @@ class TaskRow:
     cluster_by: str | None
 
 
-@dataclass(frozen=True)
-class ScoreRow:
+class ScoreRow(NamedTuple):
     """One reported score."""
 
     run_id: str
@@ -98,21 +96,33 @@ def runs(store: Store) -> list[RunRow]:
     return [RunRow(**row) for row in rows]
 
 
-def run_tasks(store: Store) -> dict[str, list[TaskRow]]:
-    """run_id -> its tasks, by name."""
-    names = ", ".join(TaskRow.__dataclass_fields__)
+def run_tasks(store: Store, run_ids: list[str] | None = None) -> dict[str, list[TaskRow]]:
+    """run_id -> its tasks, by name; of all runs or of some."""
     found: dict[str, list[TaskRow]] = defaultdict(list)
-    for row in store.rows(f"SELECT {names} FROM run_tasks ORDER BY run_id, task"):
-        found[row["run_id"]].append(TaskRow(**row))
+    for row in _rows_of(store, TaskRow._fields, "run_tasks", "true", "run_id, task", run_ids):
+        task = TaskRow._make(row)
+        found[task.run_id].append(task)
     return found
 
 
-def scores(store: Store) -> dict[tuple[str, str], list[ScoreRow]]:
-    """(run_id, task) -> its scores in reported order, groups left out."""
-    names = ", ".join(ScoreRow.__dataclass_fields__)
+def model_keys(store: Store, run_ids: Sequence[str]) -> list[str]:
+    """The models of some runs."""
+    rows = store.rows("SELECT DISTINCT model_key FROM runs JOIN variants USING (variant_id) WHERE run_id IN (SELECT unnest(?)) ORDER BY model_key", [list(run_ids)])
+    return [row["model_key"] for row in rows]
+
+
+def _rows_of(store: Store, columns: Sequence[str], table: str, condition: str, order: str, run_ids: list[str] | None) -> list[tuple[Any, ...]]:
+    """Bare tuples, because a board reads a hundred thousand. Every argument but `run_ids` is ours."""
+    some = "" if run_ids is None else " AND run_id IN (SELECT unnest($1))"
+    return store.connection.execute(f"SELECT {', '.join(columns)} FROM {table} WHERE {condition}{some} ORDER BY {order}", [] if run_ids is None else [run_ids]).fetchall()
+
+
+def scores(store: Store, run_ids: list[str] | None = None) -> dict[tuple[str, str], list[ScoreRow]]:
+    """(run_id, task) -> its scores in reported order, groups left out; of all runs or of some."""
     found: dict[tuple[str, str], list[ScoreRow]] = defaultdict(list)
-    for row in store.rows(f"SELECT {names} FROM scores WHERE NOT is_group ORDER BY rowid"):
-        found[row["run_id"], row["task"]].append(ScoreRow(**row))
+    for row in _rows_of(store, ScoreRow._fields, "scores", "NOT is_group", "rowid", run_ids):
+        score = ScoreRow._make(row)
+        found[score.run_id, score.task].append(score)
     return found
 
 
@@ -224,10 +234,20 @@ def _from_counts(row: dict[str, Any]) -> Samples:
     return Samples(baseline, recipe, missing, missing, texts, texts, texts)
 
 
-def sample_counts(store: Store) -> dict[tuple[str, str, str, str], int]:
-    """(run_id, task, metric, filter) -> number of samples."""
-    rows = store.rows("SELECT run_id, task, metric, filter, count(*) AS n FROM sample_scores GROUP BY ALL")
-    return {(row["run_id"], row["task"], row["metric"], row["filter"]): row["n"] for row in rows}
+class SampleCounts:
+    """How many samples bear a metric of a run's task, of all runs or of some; counted when first asked, because a board of remembered comparisons never asks."""
+
+    def __init__(self, store: Store, run_ids: list[str] | None = None) -> None:
+        self._store, self._run_ids = store, run_ids
+        self._found: dict[tuple[str, str, str, str], int] | None = None
+
+    def of(self, run_id: str, task: str, metric: str, filter_name: str) -> int:
+        """The number of samples."""
+        if self._found is None:
+            some, parameters = ("", []) if self._run_ids is None else (" WHERE run_id IN (SELECT unnest($1))", [self._run_ids])
+            rows = self._store.connection.execute(f"SELECT run_id, task, metric, filter, count(*) FROM sample_scores{some} GROUP BY ALL", parameters).fetchall()
+            self._found = {(row[0], row[1], row[2], row[3]): row[4] for row in rows}
+        return self._found.get((run_id, task, metric, filter_name), 0)
 
 
 def document_overlap(store: Store, baseline: str, recipe: str, task: str) -> tuple[int, int, bool]:

@@ -6,6 +6,8 @@ The same run copied elsewhere is the same run, and a second run that came out th
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,7 +22,7 @@ from leaderboard.receipt_file import (
     shown,
     utc,
 )
-from leaderboard.records import Calibration, Run, Sample, Score, TaskRun, Variant
+from leaderboard.records import NO_FILTER, Calibration, Run, Sample, Score, TaskRun, Variant
 from leaderboard.results_file import Environment, Results, read_results
 from leaderboard.samples_file import (
     LOG_LIKELIHOOD_OUTPUTS,
@@ -42,9 +44,31 @@ def read_runs(candidate: Candidate) -> list[Run]:
             return [_receipt_run(candidate, candidate.receipt)]
         if candidate.results is None:
             return [_samples_run(candidate)]
-        return [_plain_run(candidate, results) for results in read_results(candidate.results)]
+        runs = [_plain_run(candidate, results) for results in read_results(candidate.results)]
+        return [*runs, *_unclaimed(candidate, runs)]
     except OSError as error:
         raise Unreadable(f"cannot be read: {error.strerror}") from error
+
+
+def _unclaimed(candidate: Candidate, runs: list[Run]) -> Iterator[Run]:
+    """Undated samples beside a results file that has no such task: runs of their own."""
+    if candidate.results is None or date_of(candidate.results) is not None:
+        return
+    claimed = {_samples_of(candidate, task.task, [task.task for task in run.tasks]) for run in runs for task in run.tasks}
+    for file in candidate.samples:
+        if file not in claimed:
+            yield _samples_run(Candidate(file, None, None, (file,)))
+
+
+def _samples_of(candidate: Candidate, task: str, tasks: Sequence[str]) -> Path | None:
+    """The samples file of a task. Without a date its name ends in the task's, of which the longest that fits is meant."""
+    date = date_of(candidate.results) if candidate.results else None
+    if date is not None:
+        return next((file for file in candidate.samples if file.name == f"samples_{task}_{date}.jsonl"), None)
+    for file in candidate.samples:
+        if max((name for name in tasks if file.stem == name or file.stem.endswith(f"_{name}")), key=len, default=None) == task:
+            return file
+    return None
 
 
 def _receipt_run(candidate: Candidate, path: Path) -> Run:
@@ -183,13 +207,15 @@ def _model_key(name: str, revision: str | None, identity: str | None) -> str:
 
 def _task_runs(results: Results, candidate: Candidate) -> list[TaskRun]:
     environment = results.environment
-    files = {file.name: file for file in candidate.samples}
-    date = date_of(candidate.results) if candidate.results else None
+    by_task: dict[str, list[Score]] = defaultdict(list)
+    for score in results.scores:
+        by_task[score.task].append(score)
     tasks = []
     for task, settings in results.tasks.items():
-        file = files.get(f"samples_{task}_{date}.jsonl")
-        metrics = frozenset(score.metric for score in results.scores if score.task == task)
-        samples = read_samples(file, task, metrics, settings.cluster_by) if file else None
+        file = _samples_of(candidate, task, list(results.tasks))
+        scores = by_task[task]
+        filters = {score.filter for score in scores}
+        samples = read_samples(file, task, frozenset(score.metric for score in scores), settings.cluster_by, filters.pop() if len(filters) == 1 else NO_FILTER) if file else None
         if samples is not None:
             _check_whole(task, samples, settings.sample_count)
         run = TaskRun(

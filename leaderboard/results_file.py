@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from leaderboard.errors import Unreadable
-from leaderboard.old_results import modernised
+from leaderboard.old_results import by_prompt, modernised
 from leaderboard.records import Score
 from leaderboard.untrusted import (
     canonical,
@@ -28,6 +28,7 @@ from leaderboard.untrusted import (
 )
 
 _NOT_METRICS = frozenset({"alias", "name", "sample_len", "samples", " "})
+_NUMBER = re.compile(r"^(?:tensor\()?([+-]?(?:\d+\.?\d{0,40}|\.\d{1,40})(?:[eE][+-]?\d{1,3})?|nan|[+-]?inf)(?:\.)?(?:, (?:device|dtype)=[^()]*)?\)?$")
 _LOWER_IS_BETTER = frozenset({"perplexity", "ppl", "token_perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter", "mse", "mae", "wer"})
 _HIGHER_IS_BETTER = frozenset(
     {"acc", "acc_norm", "acc_mutual_info", "acc_all", "exact_match", "exact", "em", "f1", "mcc", "mc1", "mc2", "bleu", "chrf", "rouge1", "rouge2", "rougeL", "pass@1"}
@@ -82,6 +83,8 @@ class Results:
 def read_results(path: Path) -> list[Results]:
     """Read one results file, which of old ones may hold several runs. Raises `Unreadable` with the reason."""
     data = load_json(path)
+    if isinstance(data, dict) and isinstance(data.get("results"), list) and (prompts := by_prompt(data["results"])):
+        data = {**data, "results": prompts}
     if not isinstance(data, dict) or not isinstance(data.get("results"), dict):
         raise Unreadable(f"{path.name} is not a results file of lm-eval (no `results` object)")
     if "config_general" in data:
@@ -112,9 +115,9 @@ def _task_scores(task: str, row: dict[str, Any], data: dict[str, Any]) -> list[S
             task=clean(task),
             metric=clean(metric),
             filter=clean(filter_name),
-            score=finite(row[key]),
+            score=number(row[key]),
             reported=clean(str(row[key]))[:200],
-            stderr=finite(row.get(f"{metric}_stderr,{filter_name}")),
+            stderr=number(row.get(f"{metric}_stderr,{filter_name}")),
             higher_is_better=direction(metric, directions.get(metric)),
             best_value=finite(mapping(metadata.get("best_value")).get(metric)),
             margin=finite(mapping(metadata.get("margin")).get(metric)),
@@ -125,12 +128,18 @@ def _task_scores(task: str, row: dict[str, Any], data: dict[str, Any]) -> list[S
     ]
 
 
+def number(value: Any) -> float | None:
+    """A finite number, also where it was written as text: lm-eval passes what JSON does not know, such as float32 scalars and tensors, through `str`."""
+    match = _NUMBER.match(value) if isinstance(value, str) else None
+    return finite(float(match[1])) if match else finite(value)
+
+
 def _metric_keys(row: dict[str, Any]) -> dict[str, tuple[str, str]]:
     """Key -> (metric, filter) of everything in a row that is a score; strings such as "N/A" are none."""
     found = {}
     for key, value in row.items():
         metric, comma, filter_name = str(key).partition(",")
-        is_number = value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+        is_number = value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)) or (isinstance(value, str) and _NUMBER.match(value))
         if comma and metric not in _NOT_METRICS and not metric.endswith("_stderr") and is_number:
             found[str(key)] = (metric, filter_name)
     return found

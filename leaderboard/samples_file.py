@@ -13,7 +13,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,37 +24,37 @@ WEIGHTED_METRICS = frozenset({"token_perplexity", "word_perplexity", "byte_perpl
 LOG_LIKELIHOOD_OUTPUTS = frozenset({"loglikelihood", "multiple_choice", "loglikelihood_rolling"})
 
 
-def read_samples(path: Path, task: str, metrics: frozenset[str], cluster_by: str | None) -> list[Sample]:
-    """All samples of one task, in the file's order. Raises `Unreadable`."""
+def read_samples(path: Path, task: str, metrics: frozenset[str], cluster_by: str | None, default_filter: str = NO_FILTER) -> list[Sample]:
+    """All samples of one task, in the file's order. `default_filter` is that of samples which name none, as before 0.4.4. Raises `Unreadable`."""
     seen: Counter[tuple[str, str]] = Counter()
     samples = []
     for number, line in read_json_lines(path):
         if not isinstance(line, dict) or "doc" not in line:
             raise Unreadable(f"{path.name} line {number} is not a sample of lm-eval (no `doc`)")
-        sample = _sample(line, task, metrics, cluster_by)
+        sample = _sample(line, task, metrics, cluster_by, default_filter)
         occurrence = seen[sample.doc_key, sample.filter]
         seen[sample.doc_key, sample.filter] += 1
-        samples.append(sample if occurrence == 0 else replace(sample, occurrence=occurrence))
+        samples.append(sample if occurrence == 0 else sample._replace(occurrence=occurrence))
     return samples
 
 
-def _sample(line: dict[str, Any], task: str, metrics: frozenset[str], cluster_by: str | None) -> Sample:
+def _sample(line: dict[str, Any], task: str, metrics: frozenset[str], cluster_by: str | None, default_filter: str) -> Sample:
     prompt = first_prompt(line.get("arguments"))
-    target = line.get("target")
+    target = str(line.get("target"))
     hashes = _hashes(line, prompt, target)
     document = line["doc"]
     cluster = document.get(cluster_by) if cluster_by and isinstance(document, dict) else None
     return Sample(
-        filter=clean(str(line.get("filter") or NO_FILTER)),
+        filter=clean(str(line.get("filter") or default_filter)),
         doc_id=integer(line.get("doc_id")),
         doc_key=hashlib.sha256("\x1f".join((task, *hashes)).encode("utf-8", "replace")).hexdigest()[:32],
         occurrence=0,
         doc_hash=hashes[0],
         prompt_hash=hashes[1],
         target_hash=hashes[2],
-        document=clean(json.dumps(document, ensure_ascii=False)),
+        source=document,
         prompt=clean(prompt),
-        target=clean(str(target)),
+        target=clean(target),
         responses=canonical(line.get("resps")),
         filtered_responses=canonical(line.get("filtered_resps")),
         cluster=None if cluster is None else canonical(cluster),
@@ -63,12 +62,12 @@ def _sample(line: dict[str, Any], task: str, metrics: frozenset[str], cluster_by
     )
 
 
-def _hashes(line: dict[str, Any], prompt: str, target: Any) -> tuple[str, str, str]:
+def _hashes(line: dict[str, Any], prompt: str, target: str) -> tuple[str, str, str]:
     """lm-eval's own three hashes, or, for versions that wrote none, the same computed from what they wrote."""
     return (
         _given(line, "doc_hash") or _sha(json.dumps(line["doc"], indent=2, ensure_ascii=False)),
         _given(line, "prompt_hash") or _sha(prompt),
-        _given(line, "target_hash") or _sha(str(target)),
+        _given(line, "target_hash") or _sha(target),
     )
 
 
@@ -119,9 +118,19 @@ def log_likelihoods(samples: list[Sample]) -> tuple[int, str]:
 
 
 def content_hash(samples: Iterable[Sample]) -> str:
-    """A hash of everything that came out for these samples, independent of their order."""
+    """A hash of everything that came out for these samples, independent of their order. Each line is `canonical` of a list, written out because there are millions."""
+    text = json.encoder.encode_basestring
+    names: dict[str, str] = {}
     lines = sorted(
-        canonical([s.doc_key, s.occurrence, s.filter, s.responses, s.filtered_responses, [[n, *v] for n, v in sorted(s.scores.items())]])
+        f'["{s.doc_key}",{s.occurrence},{names.get(s.filter) or names.setdefault(s.filter, text(s.filter))},{text(s.responses)},{text(s.filtered_responses)},'
+        f"[{','.join([_outcome(name, score) for name, score in sorted(s.scores.items())])}]]"
         for s in samples
     )
     return hashlib.sha256("\n".join(lines).encode("utf-8", "replace")).hexdigest()
+
+
+def _outcome(metric: str, score: SampleScore) -> str:
+    """One metric in canonical form; numbers, which nearly all are, without the encoder."""
+    if score.value is not None and score.weight is None:
+        return f"[{json.encoder.encode_basestring(metric)},{score.value!r},null,null]"
+    return canonical([metric, *score])

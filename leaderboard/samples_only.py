@@ -20,7 +20,7 @@ from leaderboard.samples_file import documents_hash, read_samples
 from leaderboard.untrusted import clean, finite, read_json_lines
 
 WARNING = "its results file is missing: scores are means over the samples, and model and settings are known by folder and file name only"
-_NAME = re.compile(r"^(?:.*?samples_)?(?P<task>.+?)(?:_\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)?$")
+_NAME = re.compile(r"^(?:.*?samples_)?(?P<task>.+?)(?:_\d{4}-\d\d-\d\dT\d\d[-:]\d\d[-:]\d\d(?:\.\d+)?)?$")
 _NOT_METRICS = frozenset({"doc_id"})
 
 

@@ -14,7 +14,7 @@ import re
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 STORAGE_VERSION = "v1.4.0"
+_NO_ROOM = ("No space left", "File too large", "Disk quota", "Input/output error")
 _log = logging.getLogger("leaderboard")
 _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": "false",
@@ -57,6 +58,7 @@ class Store:
         self.connection = connection
         self.path = path
         self.read_only = read_only
+        self._schemas: dict[str, dict[str, Any]] = {}
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """The result of a query as one dict a row."""
@@ -75,7 +77,8 @@ class Store:
         try:
             yield
         except BaseException:
-            self.connection.execute("ROLLBACK")
+            with suppress(Exception):  # a connection that lost its disk has no transaction left, and its error says more
+                self.connection.execute("ROLLBACK")
             raise
         self.connection.execute("COMMIT")
 
@@ -105,10 +108,10 @@ class Store:
             "VARCHAR": pyarrow.string(), "DOUBLE": pyarrow.float64(), "BIGINT": pyarrow.int64(), "INTEGER": pyarrow.int32(),
             "BOOLEAN": pyarrow.bool_(), "TIMESTAMP": pyarrow.timestamp("us"),
         }
-        rows = self.connection.execute(
-            "SELECT column_name, data_type FROM duckdb_columns() WHERE table_name = ?", [table]
-        ).fetchall()
-        return {name: types[kind] for name, kind in rows}
+        if not self._schemas:  # asked once for all tables: the catalogue takes milliseconds
+            for name, column, kind in self.connection.execute("SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE NOT internal").fetchall():
+                self._schemas.setdefault(name, {})[column] = types.get(kind)
+        return self._schemas[table]
 
 
 @contextmanager
@@ -119,6 +122,7 @@ def open_store(database: Path | None, read_only: bool = True, timeout_s: float =
 
     Raises:
         Busy: somebody else holds it for longer than `timeout_s` seconds.
+        Unwritable: also where the disk is full, at any point; what was stored before is unharmed.
         MissingDatabase, NotADatabase, NewerDatabase, OlderDatabase, Unwritable: as their names say.
     """
     if database is None:
@@ -131,8 +135,25 @@ def open_store(database: Path | None, read_only: bool = True, timeout_s: float =
         with _closing(_open_for_reading(database, deadline)) as store:
             yield store
         return
-    with file_lock(database, deadline, "ingest"), _closing(_open_for_writing(database, deadline)) as store:
+    with file_lock(database, deadline, "ingest"), told_when_full(database), _closing(_open_for_writing(database, deadline)) as store:
         yield store
+
+
+@contextmanager
+def told_when_full(database: Path) -> Iterator[None]:
+    """Turn DuckDB's errors of a disk that takes no more into `Unwritable`."""
+    import duckdb
+
+    try:
+        yield
+    except duckdb.Error as error:
+        if not any(words in str(error) for words in _NO_ROOM):
+            raise
+        raise Unwritable(_no_room(database, str(error))) from error
+
+
+def _no_room(database: Path, text: str) -> str:
+    return f"{database} could not be written ({text.splitlines()[0][:200]}). What was stored before and the run directories are unharmed: make room and run the same command again"
 
 
 def open_for_writing_unlocked(database: Path, timeout_s: float = 30.0) -> Store:
@@ -175,7 +196,8 @@ def _open_for_reading(database: Path, deadline: float) -> Store:
 
 def _open_for_writing(database: Path, deadline: float) -> Store:
     check_writable(database)
-    connection = _connect(database, False, deadline)
+    with _removed_if_never_begun(database):
+        connection = _connect(database, False, deadline)
     try:
         _check_schema(connection, database, read_only=False)
         migrations.apply(connection)
@@ -183,6 +205,18 @@ def _open_for_writing(database: Path, deadline: float) -> Store:
         connection.close()
         raise
     return Store(connection, database, read_only=False)
+
+
+@contextmanager
+def _removed_if_never_begun(database: Path) -> Iterator[None]:
+    """A file that there was no room to begin would be taken for a damaged one from then on."""
+    there = database.exists()
+    try:
+        yield
+    except Unwritable:
+        if not there:
+            database.unlink(missing_ok=True)
+        raise
 
 
 def _check_schema(connection: duckdb.DuckDBPyConnection, database: Path, *, read_only: bool) -> None:
@@ -238,6 +272,8 @@ def _explained(error: Exception, database: Path) -> LeaderboardError:
         )
     if "version number" in text or "newer version" in text:
         return NewerDatabase(f"{database} was written by a later DuckDB: upgrade duckdb, or rebuild it with `{ingest_command(database, rebuild=True)}`")
+    if any(words in text for words in _NO_ROOM):
+        return Unwritable(_no_room(database, text))
     if "ermission" in text or "Read-only file system" in text or "Cannot open file" in text:
         return Unwritable(f"cannot open {database}: {text.splitlines()[0]}")
     return NotADatabase(f"cannot open {database}: {text.splitlines()[0]}")

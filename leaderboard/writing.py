@@ -1,4 +1,4 @@
-"""Putting one `Run` into an open store: in one transaction, through Arrow.
+"""Putting runs into an open store: a group of them in one transaction, one Arrow insertion a table.
 
 Who is rejected here: a run that is in the store already is a duplicate, not an error; a run whose log-likelihoods equal, to
 the bit, those of a run of the same model with other weights is an error (a shared request cache makes every recipe look
@@ -9,8 +9,9 @@ an edit, `identity` above all, may change weights without changing one printed n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timezone
 from enum import Enum
 from typing import Any
@@ -18,9 +19,9 @@ from typing import Any
 from leaderboard import noise
 from leaderboard.cell import BASELINE
 from leaderboard.errors import Unreadable
-from leaderboard.records import Matrix, Run, Sample, TaskRun
+from leaderboard.records import Calibration, Matrix, Rejection, Run, Sample, Score, TaskRun, Variant
 from leaderboard.store import Store
-from leaderboard.untrusted import canonical
+from leaderboard.untrusted import canonical, clean
 
 # Largest relative change of a matrix that rounding to the dtype alone explains: twice its unit in the last place, and for
 # float32 what a decomposition and its product in float32 leave behind.
@@ -43,149 +44,209 @@ class Added(Enum):
 
 def add_run(store: Store, run: Run) -> Added:
     """Store a run, unless it is there already or was deleted. Raises `Unreadable` where it contradicts a stored run."""
-    if store.rows("SELECT 1 FROM runs WHERE run_id = ?", [run.run_id]):
-        return Added.KNOWN
-    if is_deleted(store, run.run_id):
-        return Added.DELETED
+    (outcome,) = add_runs(store, [run])
+    if isinstance(outcome, Unreadable):
+        raise outcome
+    return outcome
+
+
+def add_runs(store: Store, runs: Sequence[Run]) -> list[Added | Unreadable]:
+    """Store a group of runs, all that are new or none: what became of each, or why it was left out because it contradicts a stored run or an earlier one of the group."""
+    left_out = _left_out(store, [run.run_id for run in runs])
+    outcomes: list[Added | Unreadable] = []
+    fresh: list[Run] = []
     with store.transaction():
-        if copied := _copied(store, run):
-            run = replace(run, warnings=[*run.warnings, copied])
-        _insert_run(store, run)
-        if run.status == "complete" and run.variant.recipe_name == BASELINE and any(task.samples for task in run.tasks):
-            noise.record(store, run.run_id)
-        _log(store, str(run.path), "added", run.run_id, None)
-    return Added.NEW
-
-
-def is_deleted(store: Store, run_id: str) -> bool:
-    """Whether a run was taken off the board (see `deletion`)."""
-    last = store.rows("SELECT deleted FROM deletions WHERE run_id = ? ORDER BY rowid DESC LIMIT 1", [run_id])
-    return bool(last and last[0]["deleted"])
-
-
-def log_rejection(store: Store, path: str, reason: str) -> None:
-    """Remember why a path was not taken, once for each new reason."""
-    last = store.rows("SELECT reason FROM ingest_log WHERE path = ? AND outcome = 'rejected' ORDER BY logged_at DESC LIMIT 1", [path])
-    if not last or last[0]["reason"] != reason:
-        _log(store, path, "rejected", None, reason)
-
-
-def _log(store: Store, path: str, outcome: str, run_id: str | None, reason: str | None) -> None:
-    store.insert("ingest_log", _columns([{"logged_at": now(), "path": path, "outcome": outcome, "run_id": run_id, "reason": reason}]))
-
-
-def _copied(store: Store, run: Run) -> str | None:
-    """What is to be said of a run whose every answer is that of a run with other weights; None for any other. Raises `Unreadable` where a cache may have served both."""
-    digest = run.variant.digest_after
-    mine = {task.task: task for task in run.tasks if task.log_likelihoods >= _FEWEST_LOG_LIKELIHOODS}
-    if digest is None or not mine:
-        return None
-    others = store.rows(
-        "SELECT r.run_id, r.path, v.digest_after, v.dtype, t.task, t.log_likelihoods_hash AS hash FROM run_tasks t "
-        "JOIN runs r USING (run_id) JOIN variants v USING (variant_id) "
-        "WHERE v.model_key = ? AND v.digest_after IS NOT NULL AND v.digest_after <> ? AND t.log_likelihoods >= ?",
-        [run.variant.model_key, digest, _FEWEST_LOG_LIKELIHOODS],
-    )
-    for run_id in sorted({row["run_id"] for row in others}):
-        shared = [row for row in others if row["run_id"] == run_id and row["task"] in mine]
-        if shared and all(row["hash"] == mine[row["task"]].log_likelihoods_hash for row in shared):
-            if _within_rounding(store, run, run_id):
+        answers = _Answers(store, runs)
+        for run in runs:
+            known = left_out.get(run.run_id)
+            copied = None if known else answers.copied(run)
+            outcome = known or (copied if isinstance(copied, Unreadable) else Added.NEW)
+            outcomes.append(outcome)
+            if outcome is not Added.NEW:
                 continue
-            tasks = ", ".join(sorted(row["task"] for row in shared))
-            finding = f"every log-likelihood of {tasks} equals to the bit that of {shared[0]['path']}, although the weights differ"
+            if isinstance(copied, str):
+                run = replace(run, warnings=[*run.warnings, copied])
+            fresh.append(run)
+            left_out[run.run_id] = Added.KNOWN
+            answers.remember(run)
+            if run.status == "complete" and run.variant.recipe_name == BASELINE and any(task.samples for task in run.tasks):
+                _insert_runs(store, fresh)  # the noise floor is measured against what was stored before
+                noise.record(store, run.run_id)
+                fresh = []
+        _insert_runs(store, fresh)
+    return outcomes
+
+
+def _left_out(store: Store, run_ids: Sequence[str]) -> dict[str, Added | Unreadable]:
+    """Those runs that the store knows, or was told to forget."""
+    known = store.rows("SELECT run_id FROM runs WHERE run_id IN (SELECT unnest(?))", [list(run_ids)])
+    deleted = store.rows("SELECT run_id, arg_max(deleted, rowid) AS deleted FROM deletions WHERE run_id IN (SELECT unnest(?)) GROUP BY run_id", [list(run_ids)])
+    return {row["run_id"]: Added.DELETED for row in deleted if row["deleted"]} | {row["run_id"]: Added.KNOWN for row in known}
+
+
+def log_rejections(store: Store, rejections: Iterable[Rejection]) -> None:
+    """Remember why paths were not taken, each new reason once."""
+    asked = {clean(str(path)): clean(reason) for path, reason in rejections}
+    last = store.rows("SELECT path, arg_max(reason, logged_at) AS reason FROM ingest_log WHERE outcome = 'rejected' AND path IN (SELECT unnest(?)) GROUP BY path", [list(asked)])
+    known = {row["path"]: row["reason"] for row in last}
+    new = {path: reason for path, reason in asked.items() if known.get(path) != reason}
+    count = len(new)
+    columns: dict[str, list[Any]] = {"logged_at": [now()] * count, "path": list(new), "outcome": ["rejected"] * count, "run_id": [None] * count, "reason": list(new.values())}
+    store.insert("ingest_log", columns)
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """The log-likelihoods of one run, as hashes by task."""
+
+    run_id: str
+    path: str
+    digest: str
+    hashes: dict[str, str | None]
+    changes: Callable[[], list[float | None]]
+
+
+class _Answers:
+    """The runs of the models at hand that share the log-likelihoods of a task with a run of the group."""
+
+    def __init__(self, store: Store, runs: Iterable[Run]) -> None:
+        self._by_model: dict[str, list[_Answered]] = defaultdict(list)
+        asked = [run for run in runs if run.variant.digest_after is not None and _hashes(run)]
+        if not asked:
+            return
+        rows = store.rows(
+            "SELECT v.model_key, r.run_id, r.path, v.digest_after AS digest, t.task, t.log_likelihoods_hash AS hash FROM run_tasks t "
+            "JOIN runs r USING (run_id) JOIN variants v USING (variant_id) WHERE v.digest_after IS NOT NULL AND t.log_likelihoods >= $1 "
+            "AND t.run_id IN (SELECT run_id FROM run_tasks WHERE log_likelihoods_hash IN (SELECT unnest($2))) ORDER BY r.run_id",
+            [_FEWEST_LOG_LIKELIHOODS, [hash_ for run in asked for hash_ in _hashes(run).values()]],
+        )
+        by_run: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for row in rows:
+            by_run[row["run_id"]].append(row)
+        for run_id, of_run in by_run.items():
+            first = of_run[0]
+            hashes = {row["task"]: row["hash"] for row in of_run}
+            self._by_model[first["model_key"]].append(_Answered(run_id, first["path"], first["digest"], hashes, _stored_changes(store, run_id)))
+
+    def remember(self, run: Run) -> None:
+        """Take a run of the group for stored."""
+        if run.variant.digest_after is not None and (hashes := _hashes(run)):
+            changes = [matrix.relative_error for matrix in run.matrices]
+            self._by_model[run.variant.model_key].append(_Answered(run.run_id, str(run.path), run.variant.digest_after, dict(hashes), lambda: changes))
+
+    def copied(self, run: Run) -> Unreadable | str | None:
+        """Of a run whose every answer is to the bit that of a run with other weights: why it cannot be what it says, or, where no cache can have served both, what is to be said of it."""
+        mine = _hashes(run)
+        if run.variant.digest_after is None or not mine:
+            return None
+        limit = ROUNDING.get(run.variant.dtype or "float32", ROUNDING["float32"])
+        for other in self._by_model[run.variant.model_key]:
+            shared = sorted(other.hashes.keys() & mine.keys())
+            if other.digest == run.variant.digest_after or not shared or any(other.hashes[task] != mine[task] for task in shared):
+                continue
+            changes = [matrix.relative_error for matrix in run.matrices] + other.changes()
+            if all(change is not None and change <= limit for change in changes):
+                continue
+            finding = f"every log-likelihood of {', '.join(shared)} equals to the bit that of {other.path}, although the weights differ"
             if run.request_cache is False:
                 return f"{finding}: what was edited has no part in these answers (an expert that no token is sent to, say), or the edit did not take effect"
-            raise Unreadable(f"{finding}: the two were probably served by one request cache. Run it again without --use_cache")
-    return None
+            return Unreadable(f"{finding}: the two were probably served by one request cache. Run it again without --use_cache")
+        return None
 
 
-def _within_rounding(store: Store, run: Run, other_id: str) -> bool:
-    """Whether both runs' edits are too small to have to show in a log-likelihood."""
-    limit = ROUNDING.get(run.variant.dtype or "float32", ROUNDING["float32"])
-    stored = store.rows("SELECT relative_error FROM receipts WHERE run_id = ?", [other_id])
-    changes = [matrix.relative_error for matrix in run.matrices] + [row["relative_error"] for row in stored]
-    return all(change is not None and change <= limit for change in changes)
+def _hashes(run: Run) -> dict[str, str | None]:
+    return {task.task: task.log_likelihoods_hash for task in run.tasks if task.log_likelihoods >= _FEWEST_LOG_LIKELIHOODS}
 
 
-def _insert_run(store: Store, run: Run) -> None:
-    if not store.rows("SELECT 1 FROM variants WHERE variant_id = ?", [run.variant.variant_id]):
-        store.insert("variants", _columns([asdict(run.variant)]))
-    store.insert("runs", _columns([_run_row(run)]))
-    store.insert("run_tasks", _columns([_task_row(run, task) for task in run.tasks]))
-    store.insert("scores", _columns([{"run_id": run.run_id, **asdict(score)} for score in run.scores]))
-    store.insert("receipts", _columns([_matrix_row(run, i, matrix) for i, matrix in enumerate(run.matrices)]))
-    store.insert(
-        "calibrations",
-        _columns([{"run_id": run.run_id, "position": i, **asdict(c), "documents": len(c.documents)} for i, c in enumerate(run.calibrations)]),
-    )
-    for task in run.tasks:
-        if task.samples:
-            _insert_samples(store, run.run_id, task, task.samples)
+def _stored_changes(store: Store, run_id: str) -> Callable[[], list[float | None]]:
+    return lambda: [row["relative_error"] for row in store.rows("SELECT relative_error FROM receipts WHERE run_id = ?", [run_id])]
 
 
-def _run_row(run: Run) -> dict[str, Any]:
-    left_out = {"variant", "tasks", "scores", "matrices", "calibrations", "request_cache"}
-    row = {field.name: getattr(run, field.name) for field in fields(run) if field.name not in left_out}
-    return row | {
-        "variant_id": run.variant.variant_id,
-        "path": str(run.path),
-        "files": canonical(run.files),
-        "warnings": canonical(run.warnings),
-        "ingested_at": now(),
+def _insert_runs(store: Store, runs: Sequence[Run]) -> None:
+    if not runs:
+        return
+    variants = {run.variant.variant_id: run.variant for run in runs}
+    known = store.rows("SELECT variant_id FROM variants WHERE variant_id IN (SELECT unnest(?))", [list(variants)])
+    for row in known:
+        del variants[row["variant_id"]]
+    moment = now()
+    store.insert("variants", _columns(Variant, list(variants.values())))
+    store.insert("runs", _run_columns(runs, moment))
+    tasks = [task for run in runs for task in run.tasks]
+    store.insert("run_tasks", {"run_id": _ids(runs, "tasks"), **_columns(TaskRun, tasks, but="samples"), "documents": [task.documents for task in tasks]})
+    store.insert("scores", {"run_id": _ids(runs, "scores"), **_columns(Score, [score for run in runs for score in run.scores])})
+    places = [place for run in runs for place in range(len(run.matrices))]
+    store.insert("receipts", {"run_id": _ids(runs, "matrices"), "position": places, **_columns(Matrix, [matrix for run in runs for matrix in run.matrices])})
+    _insert_calibrations(store, runs)
+    _insert_samples(store, runs)
+    count = len(runs)
+    log = {"logged_at": [moment] * count, "path": [clean(str(run.path)) for run in runs], "outcome": ["added"] * count, "run_id": [run.run_id for run in runs], "reason": [None] * count}
+    store.insert("ingest_log", log)
+
+
+def _ids(runs: Sequence[Run], of: str) -> list[str]:
+    return [run.run_id for run in runs for _ in getattr(run, of)]
+
+
+def _run_columns(runs: Sequence[Run], moment: datetime) -> dict[str, list[Any]]:
+    left_out = {"variant", "tasks", "scores", "matrices", "calibrations", "path", "files", "warnings", "request_cache"}
+    columns = {field.name: [getattr(run, field.name) for run in runs] for field in fields(Run) if field.name not in left_out}
+    return columns | {
+        "variant_id": [run.variant.variant_id for run in runs],
+        "path": [clean(str(run.path)) for run in runs],
+        "files": [canonical(run.files) for run in runs],
+        "warnings": [canonical(run.warnings) for run in runs],
+        "ingested_at": [moment] * len(runs),
     }
 
 
-def _task_row(run: Run, task: TaskRun) -> dict[str, Any]:
-    row = {field.name: getattr(task, field.name) for field in fields(task) if field.name != "samples"}
-    return row | {"run_id": run.run_id, "documents": task.documents}
+def _insert_calibrations(store: Store, runs: Sequence[Run]) -> None:
+    used = [calibration for run in runs for calibration in run.calibrations]
+    places = [place for run in runs for place in range(len(run.calibrations))]
+    columns = _columns(Calibration, used, but="documents") | {"documents": [len(calibration.documents) for calibration in used]}
+    store.insert("calibrations", {"run_id": _ids(runs, "calibrations"), "position": places, **columns})
 
 
-def _matrix_row(run: Run, position: int, matrix: Matrix) -> dict[str, Any]:
-    return {"run_id": run.run_id, "position": position, **asdict(matrix)}
-
-
-def _insert_samples(store: Store, run_id: str, task: TaskRun, samples: Sequence[Sample]) -> None:
-    count = len(samples)
-    store.insert(
-        "samples",
-        {
-            "run_id": [run_id] * count,
-            "task": [task.task] * count,
-            "filter": [s.filter for s in samples],
-            "doc_key": [s.doc_key for s in samples],
-            "occurrence": [s.occurrence for s in samples],
-            "doc_id": [s.doc_id for s in samples],
-            "responses": [s.responses for s in samples],
-            "filtered_responses": [s.filtered_responses for s in samples],
-        },
-    )
-    flat = [(s, metric, score) for s in samples for metric, score in s.scores.items()]
+def _insert_samples(store: Store, runs: Sequence[Run]) -> None:
+    logged = [(run.run_id, task.task, task.samples) for run in runs for task in run.tasks if task.samples]
+    rows = [sample for _, _, samples in logged for sample in samples]
+    owners = {"run_id": [run_id for run_id, _, samples in logged for _ in samples], "task": [task for _, task, samples in logged for _ in samples]}
+    names = ("filter", "doc_key", "occurrence", "doc_id", "responses", "filtered_responses")
+    store.insert("samples", owners | _picked(rows, names))
+    flat = [(run_id, task, sample, metric, score) for run_id, task, samples in logged for sample in samples for metric, score in sample.scores.items()]
     store.insert(
         "sample_scores",
         {
-            "run_id": [run_id] * len(flat),
-            "task": [task.task] * len(flat),
-            "metric": [metric for _, metric, _ in flat],
-            "filter": [s.filter for s, _, _ in flat],
-            "doc_key": [s.doc_key for s, _, _ in flat],
-            "occurrence": [s.occurrence for s, _, _ in flat],
-            "cluster": [s.cluster for s, _, _ in flat],
-            "value": [score.value for _, _, score in flat],
-            "weight": [score.weight for _, _, score in flat],
-            "parts": [score.parts for _, _, score in flat],
+            "run_id": [row[0] for row in flat],
+            "task": [row[1] for row in flat],
+            "metric": [row[3] for row in flat],
+            "filter": [row[2].filter for row in flat],
+            "doc_key": [row[2].doc_key for row in flat],
+            "occurrence": [row[2].occurrence for row in flat],
+            "cluster": [row[2].cluster for row in flat],
+            "value": [row[4].value for row in flat],
+            "weight": [row[4].weight for row in flat],
+            "parts": [row[4].parts for row in flat],
         },
     )
-    _insert_new_documents(store, task.task, samples)
+    _insert_new_documents(store, dict(zip([sample.doc_key for sample in rows], zip(owners["task"], rows))))
 
 
-def _insert_new_documents(store: Store, task: str, samples: Sequence[Sample]) -> None:
+def _insert_new_documents(store: Store, documents: dict[str, tuple[str, Sample]]) -> None:
     """Prompts are kept once for all variants."""
-    known = {row["doc_key"] for row in store.rows("SELECT doc_key FROM docs WHERE task = ?", [task])}
-    fresh = {s.doc_key: s for s in samples if s.doc_key not in known}
+    if not documents:
+        return
+    known = store.columns("SELECT doc_key FROM docs WHERE doc_key IN (SELECT unnest(?))", [list(documents)])["doc_key"]
+    for key in known.tolist():
+        del documents[key]
+    fresh = list(documents.values())
     names = ("doc_key", "doc_hash", "prompt_hash", "target_hash", "document", "prompt", "target")
-    columns: dict[str, list[Any]] = {name: [getattr(s, name) for s in fresh.values()] for name in names}
-    store.insert("docs", {"task": [task] * len(fresh), **columns})
+    store.insert("docs", {"task": [task for task, _ in fresh], **_picked([sample for _, sample in fresh], names)})
 
 
-def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+def _columns(kind: type, rows: Sequence[Any], but: str = "") -> dict[str, list[Any]]:
+    return _picked(rows, [field.name for field in fields(kind) if field.name != but])
+
+
+def _picked(rows: Sequence[Any], names: Iterable[str]) -> dict[str, list[Any]]:
+    return {name: [getattr(row, name) for row in rows] for name in names}

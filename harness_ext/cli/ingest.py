@@ -73,7 +73,9 @@ def _watch(paths: list[Path], args: argparse.Namespace) -> NoReturn:
 
 
 def _tell(report: IngestReport, database: Path) -> None:
+    from leaderboard.wording import plain
+
     deleted = f", {len(report.deleted)} left out since deleted (`lm_eval runs list --deleted`)" if report.deleted else ""
     print(f"{len(report.added)} added, {len(report.duplicates)} known already, {len(report.rejected)} rejected{deleted}: {database}", flush=True)
     for rejected in report.rejected:
-        print(f"rejected: {rejected.path}: {rejected.reason}", file=sys.stderr)
+        print(plain(f"rejected: {rejected.path}: {rejected.reason}"), file=sys.stderr)

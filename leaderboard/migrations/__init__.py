@@ -7,6 +7,7 @@ an older or newer schema says so instead of changing the file.
 from __future__ import annotations
 
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,10 +23,11 @@ class Migration(NamedTuple):
     sql: str
 
 
-def all_migrations() -> list[Migration]:
+@cache
+def all_migrations() -> tuple[Migration, ...]:
     """Every migration shipped with this version, in order of number."""
     paths = sorted(Path(__file__).parent.glob("[0-9][0-9][0-9][0-9]_*.sql"))
-    return [Migration(int(path.name[:4]), path.stem, path.read_text(encoding="utf-8")) for path in paths]
+    return tuple(Migration(int(path.name[:4]), path.stem, path.read_text(encoding="utf-8")) for path in paths)
 
 
 def latest() -> int:

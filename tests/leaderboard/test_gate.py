@@ -334,7 +334,7 @@ class TestBaselines:
 
     def test_one_cache_for_two_models_is_found_out(self, made: Any, kit: Any) -> None:
         task = kit.pair(30, 15)[0]
-        base, laser = two(made, task, task, matrices=[])
+        base, laser = two(made, task, task, matrices=[], config={"use_cache": "answers"})
         receipt = json.loads((laser / "receipt.json").read_text())
         receipt["matrices"] = [{"name": "w", "relative_error": 0.5}]
         (laser / "receipt.json").write_text(json.dumps(receipt))

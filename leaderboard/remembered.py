@@ -1,0 +1,127 @@
+"""Comparisons that were judged before. Judging a cell takes half a millisecond and a board has tens of thousands, so what was found is kept.
+
+Notable choices:
+- A row is known by run, baseline run, task, metric, filter and a digest of the source that judged; only the default margin is kept. Runs never change once stored, so such a row
+  never becomes wrong: a new pin or a new baseline asks for other rows, new code for all of them anew, and a deleted run's go with it.
+- What depends on more than the two runs is not in it: the correction over all cells, published numbers and the noise floor are worked out for every board.
+- Writers fill the table when they ingest, for the models that got runs, in turns of half a second that let others in, for a few seconds at most. Pages never write: what the
+  table lacks they judge themselves, and keep the effects in memory (`known` of `board`).
+- Small boards, which take less than that to judge, are left alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from leaderboard.pairing import Pairing
+from leaderboard.store import Store
+
+WORTH_KEEPING = 1000
+"""Cells of a model below which nothing is stored."""
+_SOURCES = ("cell.py", "comparable.py", "corpus.py", "effect.py", "judge.py", "judge_corpus.py", "pair.py", "pairing.py", "queries.py", "statistics/*.py")
+
+
+class Key(NamedTuple):
+    """What was compared."""
+
+    run_id: str
+    baseline_run: str
+    task: str
+    metric: str
+    filter: str
+
+
+class Judged(NamedTuple):
+    """What was found, as it is stored: the numbers of an `Effect` that a board shows, and two JSON lists."""
+
+    baseline_score: float | None
+    documents: int | None
+    delta: float | None
+    low: float | None
+    high: float | None
+    improvement: float | None
+    p_value: float | None
+    p_same: float | None
+    lost: int | None
+    gained: int | None
+    flip_rate: float | None
+    documents_needed: int | None
+    margin: float | None
+    detectable: float | None
+    obstacles: str
+    notes: str
+
+
+@cache
+def code() -> str:
+    """A digest of everything that decides what judging finds."""
+    here = Path(__file__).parent
+    files = [file for pattern in _SOURCES for file in sorted(here.glob(pattern))]
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+class Memory:
+    """What is known of some runs; `new` is what was judged since."""
+
+    def __init__(self, known: dict[Key, Judged]) -> None:
+        self.known = known
+        self.new: dict[Key, Judged] = {}
+
+    def get(self, key: Key) -> Judged | None:
+        """What was found, if it was ever asked."""
+        return self.known.get(key) or self.new.get(key)
+
+    def add(self, key: Key, pairing: Pairing) -> Judged:
+        """Take down what was found."""
+        self.new[key] = found = judged(pairing)
+        return found
+
+
+def judged(pairing: Pairing) -> Judged:
+    """A pairing in the form that is kept."""
+    effect, texts = pairing.effect, (_text(pairing.obstacles), _text(pairing.notes))
+    if effect is None:
+        return Judged(pairing.baseline_score, *[None] * 13, *texts)
+    return Judged(
+        pairing.baseline_score, effect.count, effect.delta, effect.low, effect.high, effect.improvement, effect.p_value, effect.p_same,
+        _whole(effect.lost), _whole(effect.gained), effect.flip_rate, _whole(effect.documents_needed), effect.margin, effect.detectable, *texts,
+    )  # fmt: skip
+
+
+def recall(store: Store, run_ids: Sequence[str]) -> Memory:
+    """What the table holds of these runs."""
+    names = ", ".join((*Key._fields, *Judged._fields))
+    rows = store.connection.execute(f"SELECT {names} FROM comparisons WHERE code = ? AND run_id IN (SELECT unnest(?))", [code(), list(run_ids)]).fetchall()
+    width = len(Key._fields)
+    known = {Key._make(row[:width]): Judged._make(row[width:]) for row in rows}
+    return Memory(known)
+
+
+def write(store: Store, new: dict[Key, Judged]) -> None:
+    """Store what was judged, of runs that are still there."""
+    present = {row["run_id"] for row in store.rows("SELECT run_id FROM runs")}
+    rows = [(key, found) for key, found in new.items() if key.run_id in present and key.baseline_run in present]
+    if rows:
+        columns = {name: [getattr(key, name) for key, _ in rows] for name in Key._fields} | {name: [getattr(found, name) for _, found in rows] for name in Judged._fields}
+        with store.transaction():
+            store.connection.execute("DELETE FROM comparisons WHERE code <> ?", [code()])
+            store.insert("comparisons", {"code": [code()] * len(rows), **columns})
+
+
+@cache
+def texts(stored: str) -> tuple[str, ...]:
+    """A stored list of sentences. Most are one of a few."""
+    return tuple(json.loads(stored))
+
+
+def _text(sentences: Iterable[str]) -> str:
+    return json.dumps(list(sentences), ensure_ascii=False)
+
+
+def _whole(number: float | None) -> int | None:
+    return None if number is None else int(number)
