@@ -1,7 +1,7 @@
 """Results, samples and receipts changed at random, in every form: each run is taken or refused with a reason, and what is taken says what the file says.
 
 What makes a row right: every score and error that is stored is a number of the results file; no (task, metric, filter) comes twice; every value of a document is a number of the samples file;
-there are as many sample rows as samples; a board can be made of it.
+there are as many sample rows as samples; where only samples were found, the score is their mean; a board can be made of it.
 """
 
 from __future__ import annotations
@@ -93,8 +93,12 @@ def check_rows(store: Store, files: list[Path]) -> None:
     """See the module's notes."""
     texts = [file.read_bytes().decode("utf-8-sig", "replace") for file in files]
     known = numbers([parsed(text) for text in texts])
-    scores = store.rows("SELECT run_id, task, metric, filter, score, stderr FROM scores")
+    scores = store.rows("SELECT run_id, task, metric, filter, score, stderr, settings = '{\"samples_only\":true}' AS means FROM scores JOIN runs USING (run_id)")
     for row in scores:
+        if row["means"]:
+            (mean,) = store.rows("SELECT avg(value) AS of_values FROM sample_scores WHERE run_id = ? AND task = ? AND metric = ? AND filter = ?", [row[name] for name in ("run_id", "task", "metric", "filter")])
+            assert row["score"] is None or math.isclose(row["score"], mean["of_values"], rel_tol=1e-9, abs_tol=1e-12), row
+            continue
         assert {value for value in (row["score"], row["stderr"]) if value is not None} <= known, row
     assert len({(row["run_id"], row["task"], row["metric"], row["filter"]) for row in scores}) == len(scores)
     values = store.rows("SELECT value, weight FROM sample_scores WHERE value IS NOT NULL")
