@@ -35,6 +35,7 @@ def mildly(name: str) -> str:
         changes |= {key: value for key, value in MILD.items() if key in type(step).model_fields}
         changes |= {"keep.energy" if step.keep_budget.energy else "keep.rank_fraction": 0.99} if step.keep_budget else {}
         changes |= {"calibration.samples": 8, "calibration.batch_size": 4} if step.evidence else {}
+        changes |= {key: value for key, value in {"fractions": "[0.99]", "param_fraction": 0.95, "tolerance": 0.5}.items() if step.is_search and key in type(step).model_fields}
         changes |= {"search.rounds": 1, "search.at_once": 4} if step.trials else {}
         brief = {"keep_ratio": 0.99, "keeping_epochs": 1, "pruning_times": 1, "pruning_epochs": 1, "post_epochs": 1, "added_rank": 1}
         changes |= {f"training.{key}": value for key, value in brief.items()} if step.learning else {}
@@ -46,7 +47,8 @@ def check_matrices(rows: list[dict[str, Any]], steps: tuple[Step, ...]) -> None:
     assert rows
     for row in rows:
         assert set(row) == {field.name for field in fields(MatrixRecord)}
-        assert row["method"] == steps[row["step"]].method and row["role"] and row["layer"] is not None and row["name"]
+        step = steps[row["step"]]
+        assert (row["method"] == step.method or step.is_search) and row["role"] and row["layer"] is not None and row["name"]
         assert 0 <= row["rank_after"] <= row["rank_before"] == min(row["shape"])
         assert row["parameters_before"] == math.prod(row["shape"]) >= row["parameters_after"] >= 0
         assert 0 <= row["energy_kept"] < 1.2 and 0 <= row["relative_error"] < 1.05 and row["seconds"] >= 0
@@ -66,11 +68,14 @@ def test_every_shipped_recipe_runs_mildly_on_a_real_model(lm_eval, real_model: P
     for label, (receipt, folder) in receipts.items():
         recipe = recipes[label]
         assert (receipt["status"], receipt["failure"], receipt["weights"]["digest_before"]) == ("complete", None, baseline)
-        assert (receipt["weights"]["digest_after"] == baseline) == recipe.is_baseline
+        # A search may find nothing that is worth doing.
+        nothing = recipe.is_baseline or any(not record["chosen"] for record in receipt["searches"])
+        assert (receipt["weights"]["digest_after"] == baseline) == nothing
         assert set(receipt["seeds"]) == {"python", "numpy", "torch", "fewshot"} and set(receipt["versions"]) >= {"python", "lm_eval", "torch", "transformers", "lm_eval_recipes"}
         # A bias made where there was none may outweigh what is saved.
-        assert set(receipt["totals"]) == {field.name for field in fields(Totals)} and 0 < receipt["totals"]["parameters_after"] < 1.05 * receipt["totals"]["parameters_before"]
-        if not recipe.is_baseline:
+        kinds = {key for key in receipt["totals"] if "tokens_per_second" not in key}
+        assert kinds == {field.name for field in fields(Totals)} and 0 < receipt["totals"]["parameters_after"] < 1.05 * receipt["totals"]["parameters_before"]
+        if not nothing:
             check_matrices(receipt["matrices"], recipe.steps)
         learned = {hashed for used in receipt["calibration"] for hashed in used["documents"]}
         assert bool(learned) == any(step.evidence or step.contrast_set for step in recipe.steps)
