@@ -10,23 +10,16 @@ import pytest
 
 from leaderboard.ingest import ingest
 from leaderboard.pins import pin
-from leaderboard.serve import DATABASE_VARIABLE, MAIN, _config
+from leaderboard.serve import _config
+from tests.leaderboard.driving import page, page_database, texts
 
 pytest.importorskip("streamlit")
-TIMEOUT = 60
 
 
 @pytest.fixture
 def database(made: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file the page looks for; the server's memory of earlier tests is cleared."""
-    from leaderboard.app import data
-
-    made.root.mkdir(parents=True, exist_ok=True)
-    path = made.root / "leaderboard.duckdb"
-    monkeypatch.setenv(DATABASE_VARIABLE, str(path))
-    monkeypatch.setattr(data, "_TIMEOUT_S", 0.2)
-    data.forget()
-    return path
+    """The file that the pages look for."""
+    return page_database(made.root, monkeypatch)
 
 
 @pytest.fixture
@@ -38,26 +31,6 @@ def filled(made: Any, kit: Any, database: Path) -> Path:
     made.failed("[svd](http://example.org) <b>x</b>", {"int_mult": mult[1]}, folder="failed")
     ingest([made.root], database)
     return database
-
-
-def page(name: str = "board", **parameters: str) -> Any:
-    """One view of a page. The page's script is run by itself: the driver does not navigate."""
-    from streamlit.testing.v1 import AppTest
-
-    app = AppTest.from_file(str(MAIN), default_timeout=TIMEOUT)
-    for key, value in parameters.items():
-        app.query_params[key] = value
-    if name != "board":
-        app.switch_page(f"app_pages/{name}.py")
-    app.run()
-    assert not app.exception, app.exception
-    return app
-
-
-def texts(app: Any) -> str:
-    """Everything that is written on the page outside tables."""
-    kinds = ("title", "header", "subheader", "markdown", "text", "code", "caption", "warning", "error", "info")
-    return "\n".join(str(element.value) for kind in kinds for element in getattr(app, kind))
 
 
 def test_a_missing_database_explains_itself(database: Path) -> None:

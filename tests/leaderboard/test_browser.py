@@ -5,14 +5,6 @@ Run with `-m browser`; skipped where Chromium or Playwright is absent (`CHROMIUM
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,9 +13,9 @@ import duckdb
 import pytest
 
 from leaderboard.ingest import ingest
+from tests.leaderboard.driving import chromium_page, serving
 
 pytestmark = pytest.mark.browser
-FLAGS = ["--no-sandbox", "--disable-background-networking", "--headless"]
 WAIT_MS = 20_000
 
 
@@ -42,44 +34,15 @@ def database(made: Any, kit: Any) -> Path:
 @pytest.fixture
 def address(database: Path) -> Iterator[str]:
     """A running server."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    command = [sys.executable, "-m", "leaderboard", "--database", str(database), "--port", str(port)]
-    server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_for(url, server)
+    with serving(database) as url:
         yield url
-    finally:
-        server.send_signal(signal.SIGINT)
-        server.wait(timeout=20)
-
-
-def wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
-    """Until the server answers."""
-    for _ in range(300):
-        assert server.poll() is None, "the server ended"
-        try:
-            urllib.request.urlopen(f"{url}/_stcore/health", timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise AssertionError("the server does not answer")
 
 
 @pytest.fixture
 def page() -> Iterator[Any]:
     """A browser page."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    executable = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    if executable is None:
-        pytest.skip("no Chromium")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=executable, args=FLAGS)
-        yield browser.new_page(viewport={"width": 1280, "height": 900})
-        browser.close()
+    with chromium_page() as opened:
+        yield opened
 
 
 def test_the_page_in_a_browser(address: str, database: Path, page: Any) -> None:

@@ -5,14 +5,6 @@ Run with `-m browser`; skipped where Chromium or Playwright is absent (`CHROMIUM
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,9 +14,9 @@ import pytest
 
 from leaderboard.ingest import ingest
 from leaderboard.pins import choose
+from tests.leaderboard.driving import chromium_page, serving, watched
 
 pytestmark = pytest.mark.browser
-FLAGS = ["--no-sandbox", "--disable-background-networking", "--headless"]
 WAIT_MS = 30_000
 HOSTILE = "<img src=x onerror=alert(1)> ![x](http://example.org/x.png) [l](http://example.org)"
 PAGES = {"history": "How to read this", "across": "How to read this", "layers": "How to read this", "run": "All scores"}
@@ -48,48 +40,17 @@ def database(made: Any, kit: Any) -> Path:
 @pytest.fixture
 def address(database: Path) -> Iterator[str]:
     """A running server."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    server = subprocess.Popen([sys.executable, "-m", "leaderboard", "--database", str(database), "--port", str(port)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_for(url, server)
+    with serving(database) as url:
         yield url
-    finally:
-        server.send_signal(signal.SIGINT)
-        server.wait(timeout=30)
-
-
-def wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
-    """Until the server answers."""
-    for _ in range(600):
-        assert server.poll() is None, "the server ended"
-        try:
-            urllib.request.urlopen(f"{url}/_stcore/health", timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise AssertionError("the server does not answer")
 
 
 @pytest.fixture
 def page() -> Iterator[Any]:
     """A browser page that fails the test for a dialog or a request that leaves the machine."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    executable = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    if executable is None:
-        pytest.skip("no Chromium")
-    wrong: list[str] = []
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=executable, args=FLAGS)
-        opened = browser.new_page(viewport={"width": 1280, "height": 1400})
-        opened.on("request", lambda request: wrong.append(request.url) if "127.0.0.1" not in request.url and request.url.startswith("http") else None)
-        opened.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
+    with chromium_page(height=1400) as opened:
+        outside, dialogs = watched(opened)
         yield opened
-        browser.close()
-    assert wrong == []
+    assert outside == [] and dialogs == []
 
 
 def run_id(database: Path, folder: str) -> str:

@@ -9,24 +9,16 @@ import duckdb
 import pytest
 
 from leaderboard.ingest import ingest
-from leaderboard.serve import DATABASE_VARIABLE, MAIN
+from tests.leaderboard.driving import page, page_database, texts
 
 pytest.importorskip("streamlit")
-TIMEOUT = 60
 HOSTILE = "![x](http://example.org/x.png) <script>alert(1)</script> $\\frac{1}{2}$ [link](http://example.org)"
 
 
 @pytest.fixture
 def database(made: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file the page looks for; the server's memory of earlier tests is cleared."""
-    from leaderboard.app import data
-
-    made.root.mkdir(parents=True, exist_ok=True)
-    path: Path = made.root / "leaderboard.duckdb"
-    monkeypatch.setenv(DATABASE_VARIABLE, str(path))
-    monkeypatch.setattr(data, "_TIMEOUT_S", 0.2)
-    data.forget()
-    return path
+    """The file that the pages look for."""
+    return page_database(made.root, monkeypatch)
 
 
 @pytest.fixture
@@ -44,26 +36,6 @@ def runs(made: Any, kit: Any, database: Path) -> dict[str, str]:
     assert not report.rejected
     with duckdb.connect(str(database), read_only=True) as connection:
         return dict(connection.execute("SELECT recipe_label, run_id FROM runs JOIN variants USING (variant_id)").fetchall())
-
-
-def page(name: str, **parameters: str) -> Any:
-    """One view of a page."""
-    from streamlit.testing.v1 import AppTest
-
-    app = AppTest.from_file(str(MAIN), default_timeout=TIMEOUT)
-    for key, value in parameters.items():
-        app.query_params[key] = value
-    if name != "board":
-        app.switch_page(f"app_pages/{name}.py")
-    app.run()
-    assert not app.exception, app.exception
-    return app
-
-
-def texts(app: Any) -> str:
-    """Everything that is written on the page outside tables."""
-    kinds = ("title", "header", "subheader", "markdown", "text", "code", "caption", "warning", "error", "info")
-    return "\n".join(str(element.value) for kind in kinds for element in getattr(app, kind))
 
 
 def test_compare_shows_two_runs(runs: dict[str, str]) -> None:

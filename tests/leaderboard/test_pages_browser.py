@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,10 @@ import duckdb
 import pytest
 
 from leaderboard.ingest import ingest
-from tests.leaderboard.test_browser import (  # noqa: F401 - fixtures
-    WAIT_MS,
-    address,
-    page,
-)
+from tests.leaderboard.driving import chromium_page, serving, watched
 
 pytestmark = pytest.mark.browser
+WAIT_MS = 20_000
 HOSTILE = "![x](http://example.org/x.png) <script>alert(1)</script> <img src=x onerror=alert(2)> $\\frac{1}{2}$ [link](http://example.org)"
 PLOT = '[data-testid="stVegaLiteChart"]'
 
@@ -37,21 +35,26 @@ def database(made: Any, kit: Any) -> Path:
     return path
 
 
+@pytest.fixture
+def address(database: Path) -> Iterator[str]:
+    """A running server."""
+    with serving(database) as url:
+        yield url
+
+
+@pytest.fixture
+def page() -> Iterator[Any]:
+    """A browser page."""
+    with chromium_page() as opened:
+        yield opened
+
+
 def run_ids(database: Path) -> dict[str, str]:
     with duckdb.connect(str(database), read_only=True) as connection:
         return dict(connection.execute("SELECT recipe_name, run_id FROM runs JOIN variants USING (variant_id)").fetchall())
 
 
-def watched(page: Any) -> tuple[list[str], list[str]]:  # noqa: F811
-    """Requests that leave this machine, and dialogs: there must be none of either."""
-    outside: list[str] = []
-    dialogs: list[str] = []
-    page.on("request", lambda request: outside.append(request.url) if "127.0.0.1" not in request.url and request.url.startswith("http") else None)
-    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
-    return outside, dialogs
-
-
-def test_two_ticked_rows_are_compared(address: str, page: Any, database: Path) -> None:  # noqa: F811
+def test_two_ticked_rows_are_compared(address: str, page: Any, database: Path) -> None:
     ids = run_ids(database)
     page.goto(address)
     page.get_by_text("All results").wait_for(timeout=WAIT_MS)
@@ -70,7 +73,7 @@ def test_two_ticked_rows_are_compared(address: str, page: Any, database: Path) -
     page.locator(PLOT).first.wait_for(timeout=WAIT_MS)
 
 
-def test_a_link_to_a_comparison_restores_it(address: str, page: Any, database: Path) -> None:  # noqa: F811
+def test_a_link_to_a_comparison_restores_it(address: str, page: Any, database: Path) -> None:
     outside, dialogs = watched(page)
     ids = run_ids(database)
     page.goto(f"{address}/compare?a={ids['svd']}&b={ids['laser']}")
@@ -81,7 +84,7 @@ def test_a_link_to_a_comparison_restores_it(address: str, page: Any, database: P
     assert f"a={ids['svd']}" in page.url and outside == [] and dialogs == []
 
 
-def test_a_document_is_text(address: str, page: Any, database: Path) -> None:  # noqa: F811
+def test_a_document_is_text(address: str, page: Any, database: Path) -> None:
     outside, dialogs = watched(page)
     page.goto(f"{address}/flips?b={run_ids(database)['laser']}&task=int_mult&show=lost")
     page.get_by_text("2 lost, 5 gained of 40 documents").wait_for(timeout=WAIT_MS)
@@ -92,7 +95,7 @@ def test_a_document_is_text(address: str, page: Any, database: Path) -> None:  #
     assert outside == [] and dialogs == []
 
 
-def test_the_download_holds_what_is_shown(address: str, page: Any, database: Path) -> None:  # noqa: F811
+def test_the_download_holds_what_is_shown(address: str, page: Any, database: Path) -> None:
     page.goto(f"{address}/flips?b={run_ids(database)['laser']}&task=int_mult&show=lost")
     page.get_by_text("2 lost, 5 gained of 40 documents").wait_for(timeout=WAIT_MS)
     with page.expect_download(timeout=WAIT_MS) as waiting:
@@ -101,7 +104,7 @@ def test_the_download_holds_what_is_shown(address: str, page: Any, database: Pat
     assert len(lines) == 3 and all(",lost," in line for line in lines[1:])
 
 
-def test_plots_have_words_of_their_own(address: str, page: Any, database: Path) -> None:  # noqa: F811
+def test_plots_have_words_of_their_own(address: str, page: Any, database: Path) -> None:
     page.goto(f"{address}/size?model=tiny&task=int_mult")
     page.locator(PLOT).first.wait_for(timeout=WAIT_MS)
     said = page.get_by_text("by parameters and score").first
@@ -111,7 +114,7 @@ def test_plots_have_words_of_their_own(address: str, page: Any, database: Path) 
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_nothing_sticks_out(address: str, page: Any, database: Path, width: int) -> None:  # noqa: F811
+def test_nothing_sticks_out(address: str, page: Any, database: Path, width: int) -> None:
     ids = run_ids(database)
     page.set_viewport_size({"width": width, "height": 900})
     for place, ready in ((f"compare?a={ids['baseline']}&b={ids['laser']}", "What differs"), (f"flips?b={ids['laser']}", "Documents that flip"), ("size?model=tiny", "All points")):

@@ -12,24 +12,17 @@ import pytest
 
 from leaderboard.ingest import ingest
 from leaderboard.pins import choose
-from leaderboard.serve import DATABASE_VARIABLE, MAIN
+from leaderboard.serve import DATABASE_VARIABLE
+from tests.leaderboard.driving import page, page_database, texts
 
 pytest.importorskip("streamlit")
-TIMEOUT = 60
 HOSTILE = "[svd](http://example.org) <b>x</b> $x$"
 
 
 @pytest.fixture
 def database(made: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file the pages look for; the server's memory of earlier tests is cleared."""
-    from leaderboard.app import data
-
-    made.root.mkdir(parents=True, exist_ok=True)
-    path = made.root / "leaderboard.duckdb"
-    monkeypatch.setenv(DATABASE_VARIABLE, str(path))
-    monkeypatch.setattr(data, "_TIMEOUT_S", 0.2)
-    data.forget()
-    return path
+    """The file that the pages look for."""
+    return page_database(made.root, monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -59,24 +52,6 @@ def filled(root: Path, kit: Any, database: Path, monkeypatch: pytest.MonkeyPatch
     choose(path, str(root / "tiny" / "baseline-0123456789"), "the first")
     choose(path, str(root / "tiny" / "laser-0123456789"), HOSTILE)
     return path
-
-
-def page(name: str, **parameters: str) -> Any:
-    """One view of a page."""
-    from streamlit.testing.v1 import AppTest
-
-    app = AppTest.from_file(str(MAIN), default_timeout=TIMEOUT)
-    for key, value in parameters.items():
-        app.query_params[key] = value
-    app.switch_page(f"app_pages/{name}.py")
-    app.run()
-    assert not app.exception, app.exception
-    return app
-
-
-def texts(app: Any, *kinds: str) -> str:
-    """Everything that is written on the page outside tables."""
-    return "\n".join(str(element.value) for kind in kinds or ("title", "header", "subheader", "markdown", "text", "code", "caption", "warning", "error", "info") for element in getattr(app, kind))
 
 
 def tables(app: Any) -> list[Any]:
