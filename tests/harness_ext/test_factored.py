@@ -97,7 +97,7 @@ def test_other_dtypes(make_lm, plain_family: str, dtype: str, share: float) -> N
     assert lm.weights.digest() == digest
 
 
-@pytest.mark.parametrize("specification", ["svd:keep.rank=3", "svd:keep.rank=9", "svd:matrices=[k_proj,o_proj],keep.rank=8", "svd:matrices=[attn],per_head=true,keep.rank=2", "sfsd:keep.param_fraction=0.5"])
+@pytest.mark.parametrize("specification", ["svd:keep.rank=3", "svd:keep.rank_fraction=0.6", "svd:matrices=[k_proj,o_proj],keep.rank_fraction=0.6", "svd:matrices=[attn],per_head=true,keep.rank=2", "sfsd:keep.param_fraction=0.5"])
 def test_a_plan_tells_the_parameters_of_the_thin_model(make_lm, make_model, family: str, specification: str) -> None:
     recipe = parse_recipe(f"{specification},factored=true" + (",matrices=[attn]" if family in MIXTURES and "matrices" not in specification else ""))
     planned = plan(recipe, read_checkpoint(str(make_model(family))))
@@ -184,7 +184,7 @@ Q = {"matrices": ["q_proj"], "layers": [1]}
 )
 @pytest.mark.parametrize("how", [(True, True), (True, False), (False, True)])
 def test_a_later_step_reads_the_product_and_writes_as_it_is_told(make_lm, family: str, first: dict, second: dict, how: tuple[bool, bool]) -> None:
-    if family in MIXTURES and first is UP:
+    if family in MIXTURES and first["matrices"] == UP["matrices"]:
         pytest.skip("no layer of this one has an MLP outside its experts")
     lm = make_lm(family)
     digest = lm.weights.digest()
@@ -316,6 +316,8 @@ def test_an_export_holds_the_products(make_lm, family: str, dtype: str, tmp_path
     count = export(lm, tmp_path / "out", "tiny", ["lm_eval", "export"])
     assert count == len({record.name for record in operation.records})
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=dtype)
+    if family in MIXTURES:
+        reloaded.set_experts_implementation("eager")  # as the fixture's model computes them
     assert torch.equal(logits(reloaded), logits(lm.model))
     receipt = json.loads((tmp_path / "out" / "receipt.json").read_text())
     assert receipt["weights"]["digest_after"] == model_digest(reloaded)
