@@ -2,7 +2,7 @@
 
 The budget is the rank that each matrix was left at, for a control that keeps a rank; the distance that it was moved, for `noise`; and the recipe itself for `shuffled-labels`, which is that recipe
 with the answers of its calibration documents exchanged. A search is controlled by a search: on exchanged answers, or, for `random-subspace`, by as many trials of random directions in as many
-matrices drawn at random (`harness_ext.search.at_random`), of which the best is chosen in the same way.
+matrices of the same sizes drawn at random (`harness_ext.search.at_random`), of which the best is chosen in the same way.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def control_recipe(name: str, recipe: Recipe, receipt: Mapping[str, Any]) -> Rec
         return control.model_copy(update={"label": label, "control": name, "control_of": recipe.recipe_id})
     own = parse_recipe(name)
     if own.name == RANDOM_SUBSPACE and any(step.is_search for step in recipe.steps):
-        data = {"name": own.name, "summary": f"As many trials as {recipe.label} made, of random directions in matrices drawn at random, and the best of them.", "steps": _searched_at_random(recipe, receipt, own.steps[0].seed)}
+        data = {"name": own.name, "summary": f"As many trials as {recipe.label} made, of random directions in matrices of the same sizes drawn at random, and the best of them.", "steps": _searched_at_random(recipe, receipt, own.steps[0].seed)}
         return recipe_from(data, origin=label, label=label).model_copy(update={"control": own.name, "control_of": recipe.recipe_id})
     steps = _of_the_size(own.steps[0], receipt)
     data = {"name": own.name, "summary": f"{own.summary.rstrip('.')}. Control at the budget of {recipe.label}.", "source": own.source, "steps": steps}
@@ -60,7 +60,7 @@ def control_recipe(name: str, recipe: Recipe, receipt: Mapping[str, Any]) -> Rec
 
 
 def _searched_at_random(recipe: Recipe, receipt: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
-    """The recipe with each search replaced by its control: the winner's ranks as fractions of full rank, and as many trials as were made."""
+    """The recipe with each search replaced by its control: the ranks at which the winner left its matrices, and as many trials as were made."""
     steps = []
     for number, step in enumerate(recipe.steps):
         if not step.is_search:
@@ -70,9 +70,10 @@ def _searched_at_random(recipe: Recipe, receipt: Mapping[str, Any], seed: int) -
         if not edited:
             raise NoControl("the search found nothing to edit")
         (made,) = [record["trials"] for record in receipt["searches"] if record["step"] == number]
-        budgets = [max(record["rank_after"], 1) / record["rank_before"] for record in edited]
+        # A matrix edited twice is in the receipt twice; the last rank is the one it was left with.
+        left = {_key(record): record["rank_after"] for record in edited}
         common = step.model_dump(mode="json", exclude_none=True, include={"matrices", "layers", "per_head", "factored", "calibration"})
-        steps.append({**common, "method": "search_at_random", "seed": seed, "budgets": budgets, "tries": max(1, len(made))})
+        steps.append({**common, "method": "search_at_random", "seed": seed, "instead_of": left, "tries": max(1, len(made))})
     return steps
 
 

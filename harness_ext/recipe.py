@@ -265,13 +265,27 @@ def parse_recipe(specification: str) -> Recipe:
     return recipe_from(data, origin=specification, label=label)
 
 
+def parse_recipes(specifications: Sequence[str]) -> list[Recipe]:
+    """Several of them. Raises RecipeError with the mistakes of all at once."""
+    recipes: list[Recipe] = []
+    mistakes: list[str] = []
+    for specification in specifications:
+        try:
+            recipes.append(parse_recipe(specification))
+        except RecipeError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise RecipeError("\n".join(mistakes))
+    return recipes
+
+
 def recipe_from(data: Mapping[str, Any], *, origin: str, label: str | None = None) -> Recipe:
     """Check plain data against the schema. Raises RecipeError with all mistakes at once."""
     mistakes: list[str] = []
     try:
         header = _Header.model_validate(dict(data))
     except ValidationError as error:
-        mistakes += [_sentence(item, "", _Header) for item in error.errors()]
+        mistakes += _sentences(error, "", _Header)
         header = None
     given = data.get("steps")
     steps = [_parse_step(step, f"steps.{index}.", mistakes) for index, step in enumerate(given)] if isinstance(given, list) else []
@@ -320,11 +334,18 @@ def _parse_step(step: Any, where: str, mistakes: list[str]) -> Step | None:
     try:
         return model.model_validate(step)
     except ValidationError as error:
-        mistakes += [_sentence(item, where, model) for item in error.errors()]
+        mistakes += _sentences(error, where, model)
         return None
 
 
 _KEYS_OF = {"calibration": Calibration, "keep": Keep, "search": Search, "training": Training}
+
+
+def _sentences(error: ValidationError, where: str, model: type[BaseModel]) -> list[str]:
+    """All of pydantic's findings but those that follow from others: a list whose entries are wrong is not too short as well."""
+    found = error.errors()
+    inside = {item["loc"][:length] for item in found for length in range(len(item["loc"]))}
+    return [_sentence(item, where, model) for item in found if not (item["type"] == "too_short" and item["loc"] in inside)]
 
 
 def _sentence(item: Mapping[str, Any], where: str, model: type[BaseModel]) -> str:

@@ -22,7 +22,7 @@ from harness_ext.evidence.documents import PromptSettings, draw_documents
 from harness_ext.loading import as_loaded
 from harness_ext.plan import planned_matrices
 from harness_ext.receipt import DENSE, VariantFailed, failure
-from harness_ext.recipe import Calibration, Recipe, described, parse_recipe
+from harness_ext.recipe import Calibration, Recipe, described, parse_recipe, parse_recipes
 from harness_ext.report import Report
 from harness_ext.rundir import FinishedRun
 from harness_ext.specification import Specification
@@ -62,7 +62,7 @@ class Session:
 
     def run(self) -> Iterator[Outcome]:
         """Yield every variant as it is finished or found. Raises UserError before anything is loaded, where the asking is at fault."""
-        recipes = [parse_recipe(specification) for specification in self.config.recipes]
+        recipes = parse_recipes(self.config.recipes)
         self._check_asked(recipes)
         rundir.prepare_root(self.root)
         rundir.sweep(self.folder)

@@ -161,7 +161,8 @@ def _documents(step: Step, number: int, documents: Documents, operation: Operati
         sets = documents(step.evidence, where)
     else:
         return []
-    operation.calibration += [(number, drawn) for drawn in sets]
+    # The step that a search found may learn from the documents that the search learned from.
+    operation.calibration += [pair for drawn in sets if (pair := (number, drawn)) not in operation.calibration]
     operation.seconds_calibrating += time.perf_counter() - started
     return [document for drawn in sets for document in drawn.documents]
 

@@ -103,7 +103,8 @@ def _recipe_of_run(place: Path) -> dict[str, Any]:
     if failed:
         raise UserError(f"the run in {place} failed, and its recipe found nothing; run it again")
     if receipt.get("searches"):
-        data |= {"name": f"{data['name']}-found", "summary": f"What {receipt['recipe']['label']} found on {receipt['model']['name']}."}
+        what = "What {} found on {}." if data["steps"] else "{} found nothing worth editing on {}: this recipe changes nothing."
+        data |= {"name": f"{data['name']}-found", "summary": what.format(receipt["recipe"]["label"], receipt["model"]["name"])}
     # A receipt is a file from anywhere: what is printed must be a recipe.
     return recipe_from(data, origin=str(path)).resolved()
 

@@ -1,4 +1,5 @@
-"""The control of a search: as many trials as it made, on matrices drawn at random, each left with random directions of as high a rank as the search's winner left, and the best of them chosen.
+"""The control of a search: as many trials as it made, on matrices drawn at random, and the best of them chosen. For each matrix that the search's winner edited one of the same size is drawn, and left with as many
+random directions as the winner left, so that the budget is the same to the last number.
 
 Whoever tries many edits and keeps the best finds one that looks good. This says how good that is without singular values, gradients, or a choice of where to look.
 """
@@ -6,37 +7,52 @@ Whoever tries many edits and keeps the best finds one that looks good. This says
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from harness_ext.search import Found, Fraction, searcher
+from harness_ext.errors import UserError
+from harness_ext.search import Found, searcher
 
 if TYPE_CHECKING:
     from harness_ext.anatomy import Matrix
     from harness_ext.search.bench import Bench
 
 Count = Annotated[int, Field(ge=1)]
-Budgets = Annotated[tuple[Fraction, ...], Field(min_length=1)]
+Ranks = Annotated[dict[str, Annotated[int, Field(ge=0)]], Field(min_length=1)]
 _AT_ONCE = 8
 
 
 @searcher(summary="Random directions in matrices drawn at random, as often and at the budget that a search had; its control.", trials=lambda shapes, settings: settings["tries"], takes_on=True)
-def search_at_random(bench: Bench, /, *, budgets: Budgets, tries: Count) -> Found:
-    """budgets: the rank of each edited matrix as a fraction of its full rank. tries: how many edits. Every trial draws matrices, and directions, of its own from the seed; chosen as in `laser_search`."""
-    from harness_ext.keep import Keep
+def search_at_random(bench: Bench, /, *, instead_of: Ranks, tries: Count) -> Found:
+    """instead_of: the matrices in whose place others are drawn, with the ranks they were left at. tries: how many edits. Every trial draws matrices, and directions, of its own from the seed; chosen as in `laser_search`.
+
+    Raises UserError where one of them is not among the matrices of the step.
+    """
     from harness_ext.search.trials import best_of
 
     draw = random.Random(f"{bench.step.seed}:matrices")
-    count = min(len(budgets), len(bench.matrices))
     plans: list[tuple[list[Matrix], dict[str, Any]]] = []
     for number in range(tries):
-        chosen = draw.sample(bench.matrices, count)
-        ranks = {matrix.key: Keep(rank_fraction=fraction).rank_for(matrix.shape) for matrix, fraction in zip(chosen, budgets, strict=False)}
+        ranks = drawn({matrix.key: matrix.shape for matrix in bench.matrices}, instead_of, draw)
         order = [matrix for matrix in bench.matrices if matrix.key in ranks]
         plans.append((order, {"method": "random_subspace", "matrices": [matrix.key for matrix in order], "keep": {"ranks": {matrix.key: ranks[matrix.key] for matrix in order}}, "seed": bench.step.seed + number}))
-    trials = _one_each(bench, plans) if count == 1 else [bench.try_together({matrix: _edited(bench, matrix, step) for matrix in order}, step) for order, step in plans]
+    trials = _one_each(bench, plans) if len(instead_of) == 1 else [bench.try_together({matrix: _edited(bench, matrix, step) for matrix in order}, step) for order, step in plans]
     return Found((best_of(sorted(trials, key=lambda trial: trial.setting["seed"])).setting,))
+
+
+def drawn(shapes: Mapping[str, tuple[int, int]], instead_of: Mapping[str, int], draw: random.Random) -> dict[str, int]:
+    """For each of the given matrices another of its size, which may be itself or a transposed one, all different, with the rank of the one it stands for."""
+    unknown = [key for key in instead_of if key not in shapes]
+    if unknown:
+        raise UserError(f"instead_of: {unknown[0]} is not among the {len(shapes)} matrices that the step chooses from")
+    size = {key: tuple(sorted(shape)) for key, shape in shapes.items()}
+    ranks: dict[str, int] = {}
+    for one in sorted({size[key] for key in instead_of}):
+        own = [rank for key, rank in instead_of.items() if size[key] == one]
+        ranks |= zip(draw.sample([key for key in shapes if size[key] == one], len(own)), own, strict=True)
+    return ranks
 
 
 def _one_each(bench: Bench, plans: list[tuple[list[Matrix], dict[str, Any]]]) -> list[Any]:

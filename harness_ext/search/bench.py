@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -49,7 +50,8 @@ TOKENS_PER_DOCUMENT = 256
 class Bench:
     """What a search works with. documents: labelled, with right answers. factors: decompositions, made once each. work: where trials are kept, or None. tried: told the number of trials made.
 
-    before: the model as it is, over all documents. trials: all that were made, in order. Use it as a context: on leaving, the model is what it was.
+    before: the model as it is, over all documents. trials: all that were made, in order. parts: documents, by their places, that a search scores by themselves as well; set by it. resumed: how many of the trials
+    an earlier process made. Use it as a context: on leaving, the model is what it was.
     """
 
     lm: HFLM
@@ -61,6 +63,10 @@ class Bench:
     work: Workplace | None = None
     tried: Callable[[int], Any] = lambda trials: None
     trials: list[Trial] = field(default_factory=list)
+    parts: Sequence[Sequence[int]] = ()
+    resumed: int = 0
+    earlier_seconds: float = 0.0
+    backward_passes: int = 0
 
     def __post_init__(self) -> None:
         import torch
@@ -70,7 +76,8 @@ class Bench:
         self._budget = TOKENS_PER_DOCUMENT * evidence.batch_size
         self._put_aside: dict[tuple[str, str], Any] = {}
         self._standing: dict[str, Any] = {}
-        self._known = {row["key"]: row["trials"] for row in self.work.rows("trials")} if self.work is not None else {}
+        self._known = {row["key"]: row for row in self.work.rows("trials")} if self.work is not None else {}
+        self._other_passes = 0.0
         self._questions = self._in_tokens()
         self._batches, self._replay = self._arranged([range(len(self.documents))], self._budget)
         self.before = self.as_it_is()
@@ -118,8 +125,8 @@ class Bench:
 
     @property
     def passes(self) -> float:
-        """Passes made so far through the whole model over all documents, parts of it counted as such."""
-        return self._replay.passes
+        """Forward passes made so far through the whole model over all documents, parts of it counted as such; those of an earlier process, and those that gathered statistics, among them."""
+        return self._replay.passes + self._other_passes
 
     def weight(self, matrix: Matrix) -> Tensor:
         """The matrix as it is in the unedited model, `[m, n]`, in fp32 (fp64)."""
@@ -165,16 +172,30 @@ class Bench:
         """
         import torch
 
-        key = json.dumps([self._standing, matrix.key, list(settings)], sort_keys=True)
-        if key in self._known:
-            made = [Trial(row["setting"], row["right"], math.nan if row["loss"] is None else row["loss"]) for row in self._known[key]]
-        else:
-            made = self._run(matrix, as_computed(alternatives, self.lm.model.get_parameter(matrix.parameter).dtype), settings, hopeless)
-            if self.work is not None:
-                self.work.append("trials", {"key": key, "trials": [{"setting": trial.setting, "right": trial.right, "loss": finite(trial.loss)} for trial in made]})
+        def make() -> list[Trial]:
+            return self._run(matrix, as_computed(alternatives, self.lm.model.get_parameter(matrix.parameter).dtype), settings, hopeless)
+
+        made = self._kept([self._standing, matrix.key, list(settings)], make)
         for trial in made:
             self._wrong += torch.tensor([digit == "0" for digit in trial.right])
             self._ran += torch.tensor([digit != NOT_RUN for digit in trial.right])
+        return made
+
+    def _kept(self, asked: Any, make: Callable[[], list[Trial]]) -> list[Trial]:
+        """Trials that the workplace has, or else made now and kept there, with what they cost. asked: what tells them from others."""
+        key = json.dumps(asked, sort_keys=True)
+        row = self._known.get(key)
+        if row is not None:
+            made = [Trial(one["setting"], one["right"], math.nan if one["loss"] is None else one["loss"]) for one in row["trials"]]
+            self._other_passes += row["passes"]
+            self.earlier_seconds += row["seconds"]
+            self.resumed += len(made)
+        else:
+            started, passes = time.perf_counter(), self._replay.passes
+            made = make()
+            if self.work is not None:
+                cost = {"passes": self._replay.passes - passes, "seconds": time.perf_counter() - started}
+                self.work.append("trials", {"key": key, "trials": [{"setting": trial.setting, "right": trial.right, "loss": finite(trial.loss)} for trial in made], **cost})
         self.trials += made
         self.tried(len(made))
         return made
@@ -209,20 +230,15 @@ class Bench:
 
     def try_together(self, edits: Mapping[Matrix, Tensor], setting: Mapping[str, Any]) -> Trial:
         """Try edits `[m, n]` of several matrices at once on all documents."""
-        key = json.dumps([self._standing, setting], sort_keys=True)
-        if key in self._known:
-            (row,) = self._known[key]
-            made = Trial(row["setting"], row["right"], math.nan if row["loss"] is None else row["loss"])
-        else:
+
+        def make() -> list[Trial]:
             with self._standing_only():
                 for matrix, weight in edits.items():
                     self.take(matrix, weight, note=None)
                 found = self.as_it_is()
-            made = Trial(setting, found.right, found.loss)
-            if self.work is not None:
-                self.work.append("trials", {"key": key, "trials": [{"setting": setting, "right": made.right, "loss": finite(made.loss)}]})
-        self.trials.append(made)
-        self.tried(1)
+            return [Trial(setting, found.right, found.loss)]
+
+        (made,) = self._kept([self._standing, setting], make)
         return made
 
     def take(self, matrix: Matrix, weight: Tensor, shift: Tensor | None = None, *, note: Any) -> None:
@@ -264,6 +280,8 @@ class Bench:
             raise AssertionError("statistics of components need some")
 
         assert self.step.evidence is not None
+        self._other_passes += 1
+        self.backward_passes += "singular_value_gradients" in names
         return gather(self.lm, matrices, names, self.documents, self.step.evidence.batch_size, components or none)
 
     def __enter__(self) -> Bench:

@@ -69,7 +69,7 @@ def sfsd_surgical(
     matrices = [matrix for matrix in bench.matrices if (matrix.layer if matrix.layer is not None else skipped) >= skipped]
     if not matrices:
         raise UserError(f"there is nothing to search: all chosen matrices lie in the first {skipped} of {layers} layers, which skip_blocks leaves as they are")
-    parts = _parts(len(bench.documents), chunks, bench.step.seed)
+    parts = bench.parts = _parts(len(bench.documents), chunks, bench.step.seed) if criterion == "task" else []
     taken: dict[str, int] = {}
     for index, matrix, moments in _from_the_last(bench, matrices):
         ranks = ranks_of(matrix.shape, fractions)
@@ -177,7 +177,7 @@ def zero_sum(bench: Bench, /, *, param_fraction: Fraction = 0.8) -> Found:
     """Directions of each matrix's outputs on the texts (the coordinates of truncation-aware whitening), and what the loss would change by, to first order, without each: `-u_i^T G W^T u_i`.
 
     That is `-s_i u_i^T G v_i` of the whitened matrix `W S`, `S S^T = X X^T`, since `s_i S^-T v_i = W^T u_i`; no whitening is ever computed. See `allotted` for which are removed. param_fraction: of the
-    numbers in all matrices together, stored as factors where that is smaller. Nothing is tried: the outcome is one step, `feature_space` as `svd-llm` has it.
+    numbers in all matrices together, stored as factors where that is smaller. Nothing is tried before the outcome, one step, `feature_space` as `svd-llm` has it; its score is the one trial.
     """
     effects: dict[str, list[float]] = {}
     for group in _groups(bench):

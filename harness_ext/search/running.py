@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.errors import UserError
@@ -36,9 +36,13 @@ class Outcome:
     bench: Bench
 
     def measured(self) -> None:
-        """Score the model as it was edited, on the same documents."""
+        """Score the model as it was edited, on the same documents; of a search that tries nothing out this is the one trial."""
         started = time.perf_counter()
-        self.record["after"] = _score(self.bench.as_it_is().score)
+        made = self.bench.as_it_is()
+        self.record["after"] = _score(made.score)
+        if self.steps and not self.record["trials"]:
+            self.record["trials"] = [_row(0, replace(made, setting=self.record["chosen"][0]), self.bench.parts, self.record["chosen"])]
+        self.record["forward_passes"] = round(self.bench.passes, 2)
         self.record["seconds"] += time.perf_counter() - started
 
 
@@ -69,16 +73,36 @@ def find(
         raise
     finally:
         progress.stop()
-    record |= {"chosen": [one.model_dump(mode="json", exclude_none=True) for one in steps], "before": _score(bench.before.score), **_trials(bench), "notes": list(found.notes), "warnings": list(bench.notes)}
-    return Outcome(steps, record | {"seconds": time.perf_counter() - started}, bench)
+    chosen = [one.model_dump(mode="json", exclude_none=True) for one in steps]
+    record |= {"chosen": chosen, "before": _score(bench.before.score), **_trials(bench, found.steps), "notes": [*found.notes, *_went_on(bench)], "warnings": list(bench.notes)}
+    return Outcome(steps, record | {"seconds": time.perf_counter() - started + bench.earlier_seconds}, bench)
 
 
-def _trials(bench: Bench) -> dict[str, Any]:
-    return {"trials": [_row(place, trial) for place, trial in enumerate(bench.trials)], "forward_passes": round(bench.passes, 2)}
+def _went_on(bench: Bench) -> list[str]:
+    return [f"went on from {bench.resumed} trials that an earlier process had made; its passes and seconds are counted"] if bench.resumed else []
 
 
-def _row(number: int, trial: Trial) -> dict[str, Any]:
-    return {"number": number, **trial.setting, **_score(trial.score), "documents": trial.score.documents, "dropped": trial.dropped}
+def _trials(bench: Bench, chosen: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """What was tried, and what it took: passes over all documents."""
+    return {
+        "trials": [_row(place, trial, bench.parts, chosen) for place, trial in enumerate(bench.trials)], "resumed": bench.resumed,
+        "forward_passes": round(bench.passes, 2), "backward_passes": bench.backward_passes,
+    }  # fmt: skip
+
+
+def _row(number: int, trial: Trial, parts: Sequence[Sequence[int]], chosen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One trial as plain data. parts: those of the documents that are told of by themselves."""
+    by_part = {"parts": [{"correct": trial.correct(part), "documents": trial.run(part)} for part in parts]} if parts else {}
+    accepted = any(_stands_in(trial.setting, step) for step in chosen)
+    return {"number": number, **trial.setting, **_score(trial.score), "documents": trial.score.documents, "dropped": trial.dropped, "accepted": accepted, **by_part}
+
+
+def _stands_in(setting: Mapping[str, Any], step: Mapping[str, Any]) -> bool:
+    """Whether the step is this setting, or has it among the ranks that it gives its matrices."""
+    if setting == step:
+        return True
+    own, whole = (one.get("keep", {}).get("ranks") or {} for one in (setting, step))
+    return bool(own) and own.items() <= whole.items() and all(setting.get(key) == step.get(key) for key in ("method", "seed"))
 
 
 def _score(score: Score) -> dict[str, Any]:

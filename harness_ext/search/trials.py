@@ -71,6 +71,10 @@ class Trial:
         """How many of these documents are right."""
         return sum(self.right[place] == "1" for place in places)
 
+    def run(self, places: Sequence[int]) -> int:
+        """On how many of these documents it was run."""
+        return sum(self.right[place] != NOT_RUN for place in places)
+
 
 def cannot_win(bar: Score | None) -> Hopeless:
     """For a search of the highest accuracy, and among equals the lowest loss: an alternative is hopeless where all the rest right would not bring it up to the best.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness_ext.keep import Keep
-from harness_ext.recipe import RecipeError, parse_recipe, recipe_from, shipped_names
+from harness_ext.recipe import RecipeError, parse_recipe, parse_recipes, recipe_from, shipped_names
 
 
 @pytest.mark.parametrize("name", shipped_names())
@@ -47,6 +47,20 @@ def test_a_file_is_read_and_its_changes_applied(tmp_path) -> None:
     assert recipe.label == "late:steps.0.keep.rank=4"
     assert recipe.steps[0].keep_budget.rank == 4
     assert recipe.steps[1].method == "identity"
+
+
+def test_a_list_whose_entry_is_wrong_is_not_called_too_short() -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe("laser-search:fractions=[1.5]")
+    assert "steps.0.fractions.0: input should be less than or equal to 1 (found 1.5)" in str(caught.value) and str(caught.value).count("\n") == 1
+    with pytest.raises(RecipeError, match="steps.0.fractions: .*at least 1 item"):
+        parse_recipe("laser-search:fractions=[]")
+
+
+def test_the_mistakes_of_several_recipes_are_told_at_once() -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipes(["laser-search:fractions=[1.5]", "svd", "svd:keep.rank=-3", "lasre"])
+    assert all(word in str(caught.value) for word in ("fractions.0", "keep.rank: ", "did you mean 'laser'"))
 
 
 def test_all_mistakes_are_reported_together_with_the_nearest_names() -> None:

@@ -333,6 +333,43 @@ def test_the_winner_as_an_ordinary_recipe_gives_the_same_weights(make_lm, recipe
     assert len(record["trials"]) == record["planned"] and record["forward_passes"] > 0
 
 
+def test_the_control_of_many_matrices_keeps_as_many_parameters(make_lm) -> None:
+    lm = make_lm("llama")
+    documents = documents_for(lm)
+    recipe = parse_recipe("zero-sum:param_fraction=0.6")
+    operation = lm.apply(recipe, drawing(documents))
+    receipt, totals = {"matrices": rows(operation.records), "searches": operation.searches}, lm.totals()
+    (record,) = operation.searches
+    (trial,) = record["trials"]
+    assert trial["accepted"] and trial["keep"] == record["chosen"][0]["keep"]
+    assert {key: trial[key] for key in ("correct", "accuracy", "loss")} == record["after"]
+    # As it was and as it became; moments and gradients each over all documents, gradients backwards as well.
+    assert record["forward_passes"] == pytest.approx(4) and record["backward_passes"] == 1
+    assert len(operation.calibration) == 1
+    lm.undo()
+    found = lm.apply(control_recipe("random-subspace", recipe, receipt), drawing(documents))
+    assert lm.totals()["parameters_after"] == totals["parameters_after"] < totals["parameters_before"]
+    assert len(found.searches[0]["trials"]) == 1
+    lm.undo()
+
+
+def test_trials_tell_what_was_accepted_and_how_each_part_of_the_documents_did(make_lm) -> None:
+    lm = make_lm("llama")
+    documents = documents_for(lm)
+    composed = lm.apply(parse_recipe(f"laser-compose:{GRID}"), drawing(documents)).searches[0]
+    lm.undo()
+    accepted = [trial for trial in composed["trials"] if trial["accepted"]]
+    assert [(one["matrices"], one["keep"]) for one in accepted] == [(one["matrices"], one["keep"]) for one in composed["chosen"]]
+    assert all("parts" not in trial for trial in composed["trials"])
+    surgical = lm.apply(parse_recipe("sfsd-surgical:fractions=[0.5,1.0],tolerance=0.3,matrices=[mlp]"), drawing(documents)).searches[0]
+    lm.undo()
+    ranks = {key: rank for trial in surgical["trials"] if trial["accepted"] for key, rank in trial["keep"]["ranks"].items()}
+    assert ranks and [ranks] == [step["keep"]["ranks"] for step in surgical["chosen"]]
+    for trial in surgical["trials"]:
+        assert sum(part["correct"] for part in trial["parts"]) == trial["correct"]
+        assert [part["documents"] for part in trial["parts"]] == [6, 5, 5] or trial["dropped"]
+
+
 class Killed(BaseException):
     pass
 
@@ -364,15 +401,20 @@ def test_a_killed_search_goes_on_to_the_same_winner(make_lm, tmp_path: Path, mon
     resumed = lm.apply(parsed, drawing(documents), work=work).searches[0]
     lm.undo()
     assert (resumed["chosen"], resumed["trials"]) == (whole["chosen"], whole["trials"])
-    assert resumed["forward_passes"] < whole["forward_passes"]
+    assert (whole["resumed"], resumed["resumed"]) == (0, sum(len(row["trials"]) for row in kept))
+    # What the killed process did is counted; a state that it had computed for later trials may be computed again.
+    assert whole["forward_passes"] <= resumed["forward_passes"] < 1.5 * whole["forward_passes"]
+    assert resumed["seconds"] > sum(row["seconds"] for row in kept) > 0
+    assert any("went on from" in note for note in resumed["notes"])
 
 
 def test_the_same_seed_makes_the_same_trials(make_lm) -> None:
     lm = make_lm("gpt2")
     documents = documents_for(lm)
+    ranks = dict(zip((matrix.key for matrix in lm.weights.anatomy.matrices if matrix.role in ("up_proj", "down_proj")), (12, 5), strict=False))
 
     def trials(seed: int) -> list:
-        data = {"name": "r", "steps": [{"method": "search_at_random", "matrices": ["mlp"], "budgets": [0.5, 0.2], "tries": 5, "seed": seed}]}
+        data = {"name": "r", "steps": [{"method": "search_at_random", "matrices": ["mlp"], "instead_of": ranks, "tries": 5, "seed": seed}]}
         record = lm.apply(recipe_from(data, origin="r"), drawing(documents)).searches[0]
         lm.undo()
         return record["trials"]
@@ -412,7 +454,10 @@ def test_the_control_tries_as_often_at_the_same_budget(make_lm) -> None:
     assert len(found.searches[0]["trials"]) == len(operation.searches[0]["trials"]) == 36
     (edited,), (ours,) = found.records, operation.records
     assert edited.method == "random_subspace" and edited.rank_after == ours.rank_after
-    assert len({trial["matrices"][0] for trial in found.searches[0]["trials"]}) > 5
+    shapes = {matrix.key: sorted(matrix.shape) for matrix in lm.weights.anatomy.matrices}
+    tried = {trial["matrices"][0] for trial in found.searches[0]["trials"]}
+    assert len(tried) > 2 and {tuple(shapes[key]) for key in tried} == {tuple(sorted(ours.shape))}
+    assert [trial["accepted"] for trial in found.searches[0]["trials"]].count(True) == 1
     shuffled = control_recipe("shuffled-labels", recipe, receipt)
     assert shuffled.steps[0].evidence.shuffled_labels and shuffled.steps[0].is_search
 
