@@ -97,21 +97,22 @@ def _cannot_rise_above(standing: Score) -> Hopeless:
 
 
 def _count_clusters(shapes: Sequence[tuple[int, int]], settings: Mapping[str, Any]) -> int:
-    each = sorted((len(settings["clusters"]) * len(grid_of(shape, settings["fractions"])) for shape in shapes), reverse=True)
-    return sum(each[: settings["top"]])
+    grids = sorted((len(grid_of(shape, settings["fractions"])) for shape in shapes), reverse=True)[: settings["top"]]
+    counts = set(settings["clusters"])
+    return (sum(grids) if 1 in counts else 0) + len(counts - {1}) * sum(grids[: settings["refined"]])
 
 
 @searcher(
-    summary="Find the few matrices whose singular values the loss would have smaller, and try every fraction of these, whole and in clusters of rows.", trials=_count_clusters,
+    summary="Find the few matrices whose singular values the loss would have smaller, try every fraction of these, and of the best also in clusters of rows.", trials=_count_clusters,
     statistics=("singular_value_gradients",),
 )  # fmt: skip
 def laser_gradient(
-    bench: Bench, /, *, top: Positive = 5, fractions: Fractions = GRID, clusters: Clusters = (1, 2, 4, 8, 16), grouping: Literal["block", "subspace"] = "block", beyond: Fraction = 0.01
+    bench: Bench, /, *, top: Positive = 5, refined: Positive = 1, fractions: Fractions = GRID, clusters: Clusters = (1, 2, 4, 8, 16), grouping: Literal["block", "subspace"] = "block", beyond: Fraction = 0.01
 ) -> Found:
     """Gradient-guided, clustered LASER; every choice here is ours, since no code was released.
 
     `g_i = u_i^T G v_i` on all documents; a matrix is worth `sum_{i > beyond r} s_i max(0, g_i)`, what the removal of these components would lower the loss by, to first order. The `top` matrices are
-    tried: each number of clusters, with each fraction. Chosen as in `laser_search`. Components are those of the truncations, whose factors are `u_i` and `s_i v_i` or `s_i u_i` and `v_i`: either way
+    tried whole, with each fraction; the best `refined` of them (without whole trials, those worth most) in each number of clusters as well. Chosen as in `laser_search`. Components are those of the truncations, whose factors are `u_i` and `s_i v_i` or `s_i u_i` and `v_i`: either way
     their gradient is `s_i g_i`.
     """
     from harness_ext.search.alternatives import Joined
@@ -121,18 +122,30 @@ def laser_gradient(
     worth = {matrix.key: _worth(found[matrix.key]["singular_value_gradients"], beyond) for matrix in bench.matrices if grid_of(matrix.shape, fractions)}
     promising = sorted(worth, key=lambda key: -worth[key])[:top]
     tried: list[Any] = []
-    # From the last layer on, as in `laser_search`.
-    for matrix in reversed([matrix for matrix in bench.matrices if matrix.key in promising]):
-        grid = tuple(grid_of(matrix.shape, fractions))
-        counts = [count for count in clusters if count <= matrix.shape[0]]
-        if not counts:
-            continue
-        settings = [truncation(matrix, fraction) if count == 1 else clustered(matrix, fraction, count, grouping, bench.step.seed) for count in counts for fraction in grid]
-        alternatives = Joined(tuple(_clustered(bench, matrix, grid, count, grouping) for count in counts))
-        eligible = [trial for trial in tried if trial.eligible]
-        tried += bench.try_out(matrix, alternatives, settings, cannot_win(best_of(eligible).score if eligible else None))
+
+    def try_in(keys: Sequence[str], counts: Sequence[int]) -> None:
+        # From the last layer on, as in `laser_search`.
+        for matrix in reversed([matrix for matrix in bench.matrices if matrix.key in keys]):
+            grid = tuple(grid_of(matrix.shape, fractions))
+            fit = [count for count in counts if count <= matrix.shape[0]]
+            if not fit:
+                continue
+            settings = [truncation(matrix, fraction) if count == 1 else clustered(matrix, fraction, count, grouping, bench.step.seed) for count in fit for fraction in grid]
+            alternatives = Joined(tuple(_clustered(bench, matrix, grid, count, grouping) for count in fit))
+            eligible = [trial for trial in tried if trial.eligible]
+            tried.extend(bench.try_out(matrix, alternatives, settings, cannot_win(best_of(eligible).score if eligible else None)))
+
+    if 1 in clusters:
+        try_in(promising, (1,))
     order = {matrix.key: place for place, matrix in enumerate(bench.matrices)}
-    best = best_of(sorted(tried, key=lambda trial: order[trial.setting["matrices"][0]]))
+
+    def in_order() -> list[Any]:
+        return sorted(tried, key=lambda trial: order[trial.setting["matrices"][0]])
+
+    # A matrix whose trials were all dropped comes after those that held out.
+    best_first = [trial.setting["matrices"][0] for trial in sorted(in_order(), key=lambda trial: (-trial.score.correct, trial.loss)) if trial.eligible]
+    try_in(list(dict.fromkeys([*best_first, *promising]))[:refined], [count for count in clusters if count > 1])
+    best = best_of(in_order())
     listed = ", ".join(f"{key} ({worth[key]:.3g})" for key in promising)
     return Found((best.setting,), (f"of {len(worth)} matrices these were tried, with the fall of the loss that the gradient promises: {listed}",))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -156,10 +157,11 @@ def gradients_of(lm, documents, matrices) -> dict[str, torch.Tensor]:
     return total
 
 
-def test_laser_gradient_finds_what_a_plain_loop_finds(make_lm, plain_family: str) -> None:
+@pytest.mark.parametrize("refined", [1, 2])
+def test_laser_gradient_finds_what_a_plain_loop_finds(make_lm, plain_family: str, refined: int) -> None:
     lm = make_lm(plain_family)
     documents = documents_for(lm)
-    recipe = f"laser-gradient:{GRID},matrices=[mlp],top=2,clusters=[1,2,3],beyond=0.1"
+    recipe = f"laser-gradient:{GRID},matrices=[mlp],top=2,clusters=[1,2,3],beyond=0.1,refined={refined}"
     matrices = lm.weights.anatomy.select(parse_recipe(recipe).steps[0])
     worth = {}
     for key, gradient in gradients_of(lm, documents, matrices).items():
@@ -169,19 +171,23 @@ def test_laser_gradient_finds_what_a_plain_loop_finds(make_lm, plain_family: str
         worth[key] = float((s * per_value.clip(min=0))[max(1, int(0.1 * len(s))) :].sum())
     promising = sorted(worth, key=lambda key: -worth[key])[:2]
     tried = []
-    for matrix in matrices:
-        for count in (1, 2, 3) if matrix.key in promising else ():
-            for fraction in FRACTIONS:
-                weight = lm.weights.read(matrix)
-                parts = []
-                for block in numpy.array_split(weight.numpy(), count):
-                    u, s, vh = numpy.linalg.svd(block, full_matrices=False)
-                    rank = max(1, int(fraction * len(s) + 1e-9))
-                    parts.append((u[:, :rank] * s[:rank]) @ vh[:rank])
-                lm.weights.replace(matrix, torch.from_numpy(numpy.concatenate(parts)))
-                correct, loss = scored(lm, documents)
-                lm.weights.restore()
-                tried.append((-correct, loss, matrix.key, count, fraction))
+
+    def try_in(keys, counts) -> None:
+        for matrix, count, fraction in itertools.product([matrix for matrix in matrices if matrix.key in keys], counts, FRACTIONS):
+            weight = lm.weights.read(matrix)
+            parts = []
+            for block in numpy.array_split(weight.numpy(), count):
+                u, s, vh = numpy.linalg.svd(block, full_matrices=False)
+                rank = max(1, int(fraction * len(s) + 1e-9))
+                parts.append((u[:, :rank] * s[:rank]) @ vh[:rank])
+            lm.weights.replace(matrix, torch.from_numpy(numpy.concatenate(parts)))
+            correct, loss = scored(lm, documents)
+            lm.weights.restore()
+            tried.append((-correct, loss, matrix.key, count, fraction))
+
+    try_in(promising, (1,))
+    best_first = list(dict.fromkeys(trial[2] for trial in sorted(tried, key=lambda trial: trial[:2])))
+    try_in(best_first[:refined], (2, 3))
     _, _, key, count, fraction = min(tried, key=lambda trial: trial[:2])
     (chosen,) = found_by(lm, recipe, documents)
     assert (chosen["matrices"], chosen.get("clusters", 1), chosen["keep"]["rank_fraction"]) == ([key], count, fraction)
