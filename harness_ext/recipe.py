@@ -366,8 +366,8 @@ def _sentence(item: Mapping[str, Any], where: str, model: type[BaseModel]) -> st
             return f"{key}: {message[0].lower()}{message[1:]}{shown}"
 
 
-# An asterisk at the start of a value is YAML's sign for an alias, which one line can have no use for, and anybody else's for a glob.
-_GLOB = re.compile(r"(^\s*|[\[,]\s*)(\*[^\],\s]*)")
+# An asterisk at the start of a value is YAML's sign for an alias, which one line can have no use for, and anybody else's for a glob; likewise `-2:`, a mapping's key there and a range of layers here.
+_GLOB_OR_RANGE = re.compile(r"(^\s*|[\[,]\s*)(\*[^\],\s]*|-?\d*:(?:-?\d+)?(?=\s*(?:[\],]|$)))")
 
 
 def _parse_changes(specification: str, text: str) -> dict[str, Any]:
@@ -379,7 +379,7 @@ def _parse_changes(specification: str, text: str) -> dict[str, Any]:
         if key.strip() in changes:
             raise RecipeError(f"recipe {specification!r}: {key.strip()} is given twice")
         try:
-            changes[key.strip()] = yaml.safe_load(_GLOB.sub(r'\1"\2"', value))
+            changes[key.strip()] = yaml.safe_load(_GLOB_OR_RANGE.sub(r'\1"\2"', value))
         except yaml.YAMLError:
             raise RecipeError(f"recipe {specification!r}: the value of {key.strip()} is not valid YAML: {value!r}") from None
     return changes

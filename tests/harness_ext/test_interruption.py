@@ -72,8 +72,8 @@ def kill_and_finish(folder: Path, kills: int, seed: int) -> None:
     assert rows_of_store(folder) == [(label, 1) for label in sorted(LABELS)]
 
 
-def test_killed_at_random_points_and_finished(tmp_path: Path) -> None:
-    kill_and_finish(tmp_path, kills=3, seed=int(os.environ.get("PYTEST_SEED", "1")))
+def test_killed_at_a_random_point_and_finished(tmp_path: Path) -> None:
+    kill_and_finish(tmp_path, kills=1, seed=int(os.environ.get("PYTEST_SEED", "1")))
 
 
 @pytest.mark.slow
@@ -83,7 +83,13 @@ def test_killed_at_many_random_points_and_finished(tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_with_one_line_and_the_same_command_goes_on(tmp_path: Path) -> None:
     said = []
-    with subprocess.Popen(command(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    # A shell that runs the tests in the background makes them, and all that they start, deaf to it.
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        started = subprocess.Popen(command(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, heard)
+    with started as process:
         assert process.stderr is not None
         for line in process.stderr:
             said.append(line)

@@ -49,6 +49,11 @@ def test_a_file_is_read_and_its_changes_applied(tmp_path) -> None:
     assert recipe.steps[1].method == "identity"
 
 
+@pytest.mark.parametrize(("layers", "read"), [("[-2:]", ["-2:"]), ("['-2:']", ["-2:"]), ("[:3, 5]", [":3", 5]), ("[1:2,-1]", ["1:2", -1]), ("[0]", [0])])
+def test_ranges_of_layers_need_no_quotes(layers: str, read: list[int | str]) -> None:
+    assert list(parse_recipe(f"laser:layers={layers}").steps[0].layers) == read
+
+
 def test_a_list_whose_entry_is_wrong_is_not_called_too_short() -> None:
     with pytest.raises(RecipeError) as caught:
         parse_recipe("laser-search:fractions=[1.5]")
