@@ -93,7 +93,7 @@ def _kept(row: Row) -> str:
 
 def _effort(row: Row) -> str:
     """Seconds, and the number of trials of a search."""
-    return f"{row.seconds:.1f}" + (f", {row.trials:.0f} trials" if row.trials else "")
+    return f"{row.seconds:.1f}" + (f", {row.trials:.0f} trial{'s' * (row.trials != 1)}" if row.trials else "")
 
 
 def _shown(score: float, task: str) -> str:
