@@ -93,7 +93,8 @@ def _kept(row: Row) -> str:
 
 def _effort(row: Row) -> str:
     """Seconds, and the number of trials of a search."""
-    return f"{row.seconds:.1f}" + (f", {row.trials:.0f} trial{'s' * (row.trials != 1)}" if row.trials else "")
+    unit = "trial" if row.trials == 1 else "trials"
+    return f"{row.seconds:.1f}" + (f", {row.trials:.0f} {unit}" if row.trials else "")
 
 
 def _shown(score: float, task: str) -> str:
