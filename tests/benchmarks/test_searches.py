@@ -220,7 +220,7 @@ def test_laser_gradient_demo(capsys) -> None:
         print(f"  laser-gradient                {seconds:8.2f} s   held out {share[0]:.3f}")
         print(f"  plain loop, 1,000 documents   {plain.seconds:8.2f} s   held out {share[1]:.3f}   {plain.seconds / seconds:6.1f}x, {plain.candidates} candidates; half-width of the interval {half:.3f}")
     # The embedded model has fourteen matrices, of which five are searched; the ratio grows with the number of matrices.
-    assert plain.seconds >= 15 * seconds and share[0] >= share[1] - half
+    assert plain.seconds >= 50 * seconds and share[0] >= share[1] - half
 
 
 def test_laser_gradient_random(tmp_path: Path, capsys) -> None:
@@ -241,7 +241,7 @@ def test_laser_gradient_random(tmp_path: Path, capsys) -> None:
         print(f"  laser-gradient                {seconds:8.2f} s")
         print(f"  plain loop, 1,000 documents   {plain:8.2f} s   {plain / seconds:6.1f}x, {len(matrices) * len(FRACTIONS)} candidates, from one of each shape")
     # The gradient takes matrices of the first layer here, where a trial saves no layers below: the worst case.
-    assert plain >= 35 * seconds
+    assert plain >= 50 * seconds
 
 
 def edited(lm, step: dict):
