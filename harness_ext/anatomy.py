@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from harness_ext.errors import UserError
+from harness_ext.errors import UserError, nearest
 from harness_ext.families import ATTENTION, MLP, ROLES, Ranges, family_of, text_config
-from harness_ext.recipe import Step, nearest
+from harness_ext.steps import Step
 
 GROUPS: Mapping[str, str] = {
     "attn": "the attention matrices",

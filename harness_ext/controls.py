@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from harness_ext.errors import UserError
 from harness_ext.methods import TEXTS, Method, registered_methods
 from harness_ext.receipt import FACTORS
-from harness_ext.recipe import Recipe, Step, described, parse_recipe, recipe_from, shipped_names
+from harness_ext.recipe import Recipe, parse_recipe, recipe_from, shipped_names
+from harness_ext.steps import Step, described
 
 SHUFFLED_LABELS = "shuffled-labels"
 RANDOM_SUBSPACE = "random-subspace"

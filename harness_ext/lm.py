@@ -22,9 +22,10 @@ from harness_ext.evidence.documents import PromptSettings, draw_documents
 from harness_ext.factors import Factors
 from harness_ext.factors.disk import lasting
 from harness_ext.receipt import size_of, totals
-from harness_ext.recipe import EVALUATED, Calibration, Recipe, parse_recipe
+from harness_ext.recipe import Recipe, parse_recipe
 from harness_ext.rundir import scratch_folder
 from harness_ext.speed import Speed, seconds_since
+from harness_ext.steps import EVALUATED, Calibration
 from harness_ext.surgery import Documents, Operation, Progress, operate
 from harness_ext.weights import Weights
 from harness_ext.workplace import Workplace

@@ -17,8 +17,14 @@ from harness_ext.evidence.experts import check_experts
 from harness_ext.loading import as_loaded
 from harness_ext.methods import registered_methods
 from harness_ext.receipt import standing, stored_parameters
-from harness_ext.recipe import Recipe, Step, described
-from harness_ext.search import Searcher, check_searchable, nothing_to_try, registered_searches
+from harness_ext.recipe import Recipe
+from harness_ext.search import (
+    Searcher,
+    check_searchable,
+    nothing_to_try,
+    registered_searches,
+)
+from harness_ext.steps import Step, described
 from harness_ext.swaps import check_no_expert
 from harness_ext.training import check_trainable
 

@@ -22,10 +22,11 @@ from harness_ext.evidence.documents import PromptSettings, draw_documents
 from harness_ext.loading import as_loaded
 from harness_ext.plan import planned_matrices
 from harness_ext.receipt import DENSE, VariantFailed, failure
-from harness_ext.recipe import Calibration, Recipe, described, parse_recipe, parse_recipes
+from harness_ext.recipe import Recipe, parse_recipe, parse_recipes
 from harness_ext.report import Report
 from harness_ext.rundir import FinishedRun
 from harness_ext.specification import Specification
+from harness_ext.steps import Calibration, described
 from harness_ext.workplace import Workplace
 
 if TYPE_CHECKING:

@@ -22,10 +22,17 @@ from harness_ext.evidence.search import search
 from harness_ext.factors import SVD, Factors, NotConverged
 from harness_ext.keep import Keep
 from harness_ext.methods import AnyEdit, DenseEdit, Edit, Svd, call, registered_methods
-from harness_ext.receipt import DENSE, FACTORS, MatrixRecord, VariantFailed, stored_parameters
-from harness_ext.recipe import Calibration, Recipe, Step
+from harness_ext.receipt import (
+    DENSE,
+    FACTORS,
+    MatrixRecord,
+    VariantFailed,
+    stored_parameters,
+)
+from harness_ext.recipe import Recipe
 from harness_ext.search import check_searchable
 from harness_ext.search.running import Outcome, find
+from harness_ext.steps import Calibration, Step
 from harness_ext.training import check_trainable, train
 from harness_ext.training.bases import Bases, all_bases
 from harness_ext.weights import Weights, tensor_digest

@@ -112,7 +112,7 @@ def _recipe_of_run(place: Path) -> dict[str, Any]:
 def _entry(recipe: Recipe, indent: int, width: int) -> str:
     """One recipe of the list: name, what it does, what it needs, its source."""
     from harness_ext.methods import NEEDS
-    from harness_ext.recipe import described
+    from harness_ext.steps import described
 
     needs = max((described(step.method).needs for step in recipe.steps), key=NEEDS.index, default="nothing")
     notes = [f"needs {needs}"] if recipe.steps else []

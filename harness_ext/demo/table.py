@@ -23,8 +23,9 @@ from harness_ext.demo.finetune import FineTuning, fine_tune
 from harness_ext.demo.spread import TASKS, scores
 from harness_ext.errors import UserError
 from harness_ext.methods import NEEDS
-from harness_ext.recipe import Recipe, described, parse_recipe, shipped_names
+from harness_ext.recipe import Recipe, parse_recipe, shipped_names
 from harness_ext.report import Report, report_for
+from harness_ext.steps import described
 from leaderboard.errors import LeaderboardError
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from harness_ext.errors import UserError
-from harness_ext.recipe import EVALUATED, Calibration, nearest
+from harness_ext.errors import UserError, nearest
+from harness_ext.steps import EVALUATED, Calibration
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task

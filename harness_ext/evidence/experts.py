@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from harness_ext.anatomy import Matrix
 from harness_ext.errors import UserError
 from harness_ext.methods import registered_methods
-from harness_ext.recipe import Step
+from harness_ext.steps import Step
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from harness_ext.methods import Svd
-    from harness_ext.recipe import Search
+    from harness_ext.steps import Search
 
 
 class _Candidate(NamedTuple):

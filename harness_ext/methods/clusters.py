@@ -12,7 +12,7 @@ from harness_ext.methods import AnyEdit, DenseEdit, Edit, method
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    from harness_ext.recipe import Keep
+    from harness_ext.keep import Keep
 
 Clusters = Annotated[int, Field(ge=1)]
 ROUNDS = 20

@@ -13,7 +13,7 @@ from harness_ext.methods import Edit, Svd, Truncate, method
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    from harness_ext.recipe import Keep
+    from harness_ext.keep import Keep
 
 EXACT_INSTEAD = "exact_instead"
 """The fallback where a randomised decomposition was asked for, but would not be faster at this rank, or not be near enough."""

@@ -13,7 +13,7 @@ from harness_ext.methods import Edit, Truncate, method
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness_ext.recipe import Keep
+    from harness_ext.keep import Keep
 
 Positive = Annotated[float, Field(gt=0)]
 Exponent = Annotated[float, Field(gt=0, le=2)]

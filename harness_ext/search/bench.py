@@ -21,7 +21,14 @@ from harness_ext.receipt import VariantFailed
 from harness_ext.search.alternatives import Alternatives, Nested, as_computed
 from harness_ext.search.replay import Replay, tolerance
 from harness_ext.search.scoring import batches_by_length, questions
-from harness_ext.search.trials import NOT_RUN, Hopeless, Partial, Trial, finite, trial_of
+from harness_ext.search.trials import (
+    NOT_RUN,
+    Hopeless,
+    Partial,
+    Trial,
+    finite,
+    trial_of,
+)
 from harness_ext.weights import with_part, with_shift
 
 if TYPE_CHECKING:
@@ -32,8 +39,8 @@ if TYPE_CHECKING:
     from harness_ext.evidence.documents import LabelledDocument
     from harness_ext.factors import Factors
     from harness_ext.methods import Svd
-    from harness_ext.recipe import Step
     from harness_ext.search.scoring import Batch, Question
+    from harness_ext.steps import Step
     from harness_ext.weights import Weights
     from harness_ext.workplace import Workplace
 

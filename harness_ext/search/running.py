@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from harness_ext.errors import UserError
 from harness_ext.receipt import VariantFailed
-from harness_ext.recipe import Recipe, Step, recipe_from
+from harness_ext.recipe import Recipe, recipe_from
 from harness_ext.search import nothing_to_try, registered_searches
 from harness_ext.search.bench import Bench
 from harness_ext.search.scoring import Score
 from harness_ext.search.trials import Trial
+from harness_ext.steps import Step
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM

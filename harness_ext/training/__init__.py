@@ -26,7 +26,7 @@ from harness_ext.errors import UserError
 from harness_ext.evidence import frozen, pad, summed_loss
 from harness_ext.evidence.documents import LabelledDocument
 from harness_ext.receipt import VariantFailed
-from harness_ext.recipe import Training
+from harness_ext.steps import Training
 from harness_ext.training.bases import Bases, Pair, bases_to_keep, ratios
 from harness_ext.training.state import State, as_tensors, from_tensors, optimizer_for
 from harness_ext.training.swap import swapped

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.anatomy import Matrix
-from harness_ext.recipe import Training
+from harness_ext.steps import Training
 from harness_ext.training.bases import Bases, Pair
 
 if TYPE_CHECKING:

@@ -142,7 +142,7 @@ def demo_documents(tasks: Sequence[str], count: int, split: str = "train") -> tu
     from harness_ext.demo import demo_path
     from harness_ext.evidence.documents import PromptSettings, draw_documents
     from harness_ext.lm import RecipeLM
-    from harness_ext.recipe import Calibration
+    from harness_ext.steps import Calibration
     from harness_ext.task_index import task_manager
 
     lm = RecipeLM(str(demo_path()), device="cpu")

@@ -6,7 +6,7 @@ import pytest
 
 from harness_ext.anatomy import GROUPS, ROLES, Anatomy
 from harness_ext.errors import UserError
-from harness_ext.recipe import Step
+from harness_ext.steps import Step
 from harness_ext.weights import Weights
 
 LLAMA = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 24}

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from harness_ext.checkpoint import read_checkpoint
-from harness_ext.errors import UserError
+from harness_ext.errors import RecipeError, UserError
 from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
 from harness_ext.export import export
 from harness_ext.plan import plan
 from harness_ext.ranges import left_over, overlap, places, put, take
 from harness_ext.receipt import standing
-from harness_ext.recipe import RecipeError, parse_recipe, recipe_from
+from harness_ext.recipe import parse_recipe, recipe_from
 from harness_ext.speed import Clock
 from harness_ext.thin import Part, ThinLinear
 from harness_ext.weights import model_digest

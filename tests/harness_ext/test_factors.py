@@ -17,13 +17,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness_ext.errors import UserError
-from harness_ext.factors import GRAM_FP32, GRAM_FP64, SVD, Factors, NotConverged, disk, gram, range_finder
+from harness_ext.errors import RecipeError, UserError
+from harness_ext.factors import (
+    GRAM_FP32,
+    GRAM_FP64,
+    SVD,
+    Factors,
+    NotConverged,
+    disk,
+    gram,
+    range_finder,
+)
 from harness_ext.factors.disk import DiskCache, lasting
 from harness_ext.keep import Keep
 from harness_ext.methods.truncation import EXACT_INSTEAD, truncate_svd
 from harness_ext.receipt import VariantFailed
-from harness_ext.recipe import RecipeError, parse_recipe
+from harness_ext.recipe import parse_recipe
 
 LIMIT = 1e-5
 # As shares of the norm, the roundoff of fp32 along the error, and what the rounding of many numbers adds at right angles to it: of two factors, and of their product too.

@@ -21,7 +21,8 @@ from harness_ext.evidence.documents import LabelledDocument
 from harness_ext.families import MLP, ROLES, Ranges
 from harness_ext.loading import as_loaded
 from harness_ext.plan import plan
-from harness_ext.recipe import Step, parse_recipe
+from harness_ext.recipe import parse_recipe
+from harness_ext.steps import Step
 from harness_ext.weights import Weights, model_digest
 
 TOKENS = torch.arange(3, 9)

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness_ext import evidence
-from harness_ext.errors import UserError
+from harness_ext.errors import RecipeError, UserError
 from harness_ext.evidence.contrast import contrast_set
 from harness_ext.methods.projection import NO_DIFFERENCE, contrast_projection
-from harness_ext.recipe import RecipeError, parse_recipe
+from harness_ext.recipe import parse_recipe
 
 CASES = st.tuples(st.integers(3, 14), st.integers(3, 14), st.integers(1, 2), st.integers(0, 2**31))
 

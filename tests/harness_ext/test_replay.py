@@ -10,8 +10,9 @@ from lm_eval.api.instance import Instance
 
 from harness_ext.evidence.documents import LabelledDocument
 from harness_ext.factors import Factors
+from harness_ext.keep import Keep
 from harness_ext.methods.clusters import blocks, truncate_clusters
-from harness_ext.recipe import Keep, parse_recipe
+from harness_ext.recipe import parse_recipe
 from harness_ext.search import replay
 from harness_ext.search.alternatives import Grouped, Nested
 from harness_ext.search.bench import Bench

@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from harness_ext.errors import RecipeError
 from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
 from harness_ext.evidence.search import _removed, mean_loss, search
 from harness_ext.methods import Svd
 from harness_ext.methods.eigenprune import eigenprune_greedy
-from harness_ext.recipe import RecipeError, Search, parse_recipe
+from harness_ext.recipe import parse_recipe
+from harness_ext.steps import Search
 
 DOCUMENTS = [
     LabelledDocument("t", context, answer, context) for context, answer in [("w1 w2 w3", " w4"), ("w5 w6 w7 w8 w9", " w10 w11"), ("w2 w9", " w3"), ("w12 w13 w14 w15", " w16"), ("w20 w21", " w23")]

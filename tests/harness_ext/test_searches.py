@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from harness_ext.controls import control_recipe
-from harness_ext.errors import UserError
+from harness_ext.errors import RecipeError, UserError
 from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
 from harness_ext.receipt import VariantFailed, rows
-from harness_ext.recipe import RecipeError, parse_recipe, recipe_from
+from harness_ext.recipe import parse_recipe, recipe_from
 from harness_ext.search.feature_space import allotted
 from harness_ext.search.running import without_searching
 from harness_ext.weights import model_digest
@@ -132,7 +132,7 @@ def demo_lm():
     from harness_ext.demo import demo_path
     from harness_ext.evidence.documents import PromptSettings, draw_documents
     from harness_ext.lm import RecipeLM
-    from harness_ext.recipe import Calibration
+    from harness_ext.steps import Calibration
     from harness_ext.task_index import task_manager
 
     tasks = task_manager().load(["int_mult"])["tasks"]

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from harness_ext.receipt import MatrixRecord, Totals
-from harness_ext.recipe import Step, parse_recipe, shipped_names
+from harness_ext.recipe import parse_recipe, shipped_names
+from harness_ext.steps import Step
 
 
 @pytest.mark.slow

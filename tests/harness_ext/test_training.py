@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from harness_ext.errors import UserError
+from harness_ext.errors import RecipeError, UserError
 from harness_ext.evidence import pad, summed_loss
 from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
 from harness_ext.evidence.search import mean_loss
@@ -19,7 +19,8 @@ from harness_ext.methods import Svd
 from harness_ext.methods.basis import basis_selection
 from harness_ext.plan import plan
 from harness_ext.receipt import VariantFailed
-from harness_ext.recipe import RecipeError, Training, parse_recipe
+from harness_ext.recipe import parse_recipe
+from harness_ext.steps import Training
 from harness_ext.training import all_labels, schedule, train
 from harness_ext.training.bases import Bases, all_bases, bases_to_keep, ratios
 from harness_ext.training.swap import swapped

@@ -1,0 +1,96 @@
+"""Changes to a recipe on the command line: `NAME:key=value,key=value`. Values are YAML; a nested key has dots; a bare key is set in every step whose method knows it, `steps.0.key` in one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from harness_ext.errors import RecipeError, nearest
+from harness_ext.steps import known_methods, step_model
+
+
+def split_specification(specification: str) -> tuple[str, str, str]:
+    """What names the recipe, the colon if there is one, and the changes."""
+    # A Windows path may hold a colon after its drive letter; the changes never start with a path separator.
+    head, colon, tail = specification.partition(":")
+    if colon and tail[:1] in "\\/":
+        inner, colon, tail = tail.partition(":")
+        head = f"{head}:{inner}"
+    return head, colon, tail
+
+
+# An asterisk at the start of a value is YAML's sign for an alias, which one line can have no use for, and anybody else's for a glob; likewise `-2:`, a mapping's key there and a range of layers here.
+_GLOB_OR_RANGE = re.compile(r"(^\s*|[\[,]\s*)(\*[^\],\s]*|-?\d*:(?:-?\d+)?(?=\s*(?:[\],]|$)))")
+
+
+def parse_changes(specification: str, text: str) -> dict[str, Any]:
+    """The changed keys and their values. Raises RecipeError."""
+    changes: dict[str, Any] = {}
+    for item in _split_outside_brackets(text):
+        key, equals, value = item.partition("=")
+        if not equals or not key.strip():
+            raise RecipeError(f"recipe {specification!r}: {item!r} is not key=value")
+        if key.strip() in changes:
+            raise RecipeError(f"recipe {specification!r}: {key.strip()} is given twice")
+        try:
+            changes[key.strip()] = yaml.safe_load(_GLOB_OR_RANGE.sub(r'\1"\2"', value))
+        except yaml.YAMLError:
+            raise RecipeError(f"recipe {specification!r}: the value of {key.strip()} is not valid YAML: {value!r}") from None
+    return changes
+
+
+def _split_outside_brackets(text: str) -> list[str]:
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "[{") - (character in "]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part for part in parts if part.strip()]
+
+
+def with_changes(data: dict[str, Any], changes: Mapping[str, Any], specification: str) -> dict[str, Any]:
+    """Set the changed keys. A budget on the command line replaces the file's, whichever measure that had."""
+    steps = [dict(step) if isinstance(step, dict) else step for step in data.get("steps") or []]
+    replaced: set[int] = set()
+    for key, value in changes.items():
+        head, _, rest = key.partition(".")
+        if head == "steps":
+            number, _, path = rest.partition(".")
+            if not number.isdigit() or int(number) >= len(steps) or not path:
+                raise RecipeError(f"recipe {specification!r}: {key} names no step; it has steps.0 to steps.{len(steps) - 1}")
+            targets, path = [int(number)], path
+        else:
+            targets, path = [index for index, step in enumerate(steps) if _knows(step, head)], key
+        if not targets:
+            known = {name for step in steps for name in _known_keys(step)}
+            raise RecipeError(f"recipe {specification!r}: unknown key {key!r}, {nearest(head, known)}")
+        for index in targets:
+            if path.startswith("keep.") and index not in replaced:
+                steps[index]["keep"] = {}
+                replaced.add(index)
+            _set(steps[index], path.split("."), value, specification)
+    return {**data, "steps": steps}
+
+
+def _known_keys(step: Any) -> set[str]:
+    name = step.get("method") if isinstance(step, dict) else None
+    return set(step_model(str(name)).model_fields) - {"method"} if name in known_methods() else set()
+
+
+def _knows(step: Any, key: str) -> bool:
+    return key in _known_keys(step)
+
+
+def _set(target: dict[str, Any], path: list[str], value: Any, specification: str) -> None:
+    for part in path[:-1]:
+        inner = target.get(part)
+        if inner is not None and not isinstance(inner, dict):
+            raise RecipeError(f"recipe {specification!r}: {'.'.join(path)} goes through {part!r}, which is a plain value")
+        target[part] = dict(inner or {})
+        target = target[part]
+    target[path[-1]] = value

@@ -1,0 +1,165 @@
+"""The schema of a recipe's step: the keys that every method has, and those of its own, read from its signature. It is strict: an unknown key is a mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
+
+from harness_ext.keep import Keep
+from harness_ext.methods import Method, registered_methods
+from harness_ext.search import Searcher, registered_searches
+
+EVALUATED = "evaluated"
+"""Stands, as a calibration task, for every evaluated task that has labelled training documents."""
+
+STRICT = ConfigDict(extra="forbid", frozen=True)
+
+
+class Calibration(BaseModel):
+    """Where a method's evidence comes from: labelled documents of a task, never the documents that are scored.
+
+    task: one task or several, or `evaluated`. split: `test` takes documents out of the scored split, and so out of the score of every variant, for tasks that have no other. samples: documents in all, drawn evenly from the tasks by `seed`. batch_size: documents in one forward pass.
+    shuffled_labels: the answers change places among the documents of a task; a control, what is learned from them is not about the questions.
+    """
+
+    model_config = STRICT
+
+    task: str | tuple[str, ...] = EVALUATED
+    split: Literal["train", "validation", "test"] = "train"
+    samples: Annotated[int, Field(ge=1)] = 160
+    seed: int = 0
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    shuffled_labels: bool = False
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The named tasks as a tuple."""
+        return (self.task,) if isinstance(self.task, str) else self.task
+
+
+class Search(BaseModel):
+    """How edits are tried out on the calibration documents. rounds: at most; each renews the gradients. at_once: candidates of the first trial of a round, halved while the loss does not fall, and at last tried one by one."""
+
+    model_config = STRICT
+
+    rounds: Annotated[int, Field(ge=1)] = 8
+    at_once: Annotated[int, Field(ge=1)] = 16
+
+
+class Training(BaseModel):
+    """How basis selection trains on the calibration documents; names after arXiv:2405.15877, values ours. One optimiser step a batch of `calibration.batch_size` documents.
+
+    keep_ratio: of each matrix's sum of |s|, what its bases have left after pruning. pruning_times: rounds in which that falls there. keeping_epochs, pruning_epochs, post_epochs: before pruning, after
+    each round, and of the two factors at last. added_rank: new bases a matrix. loss: `text` for all tokens of prompt and right answer (language modelling), `answer` for those of the answer.
+    """
+
+    model_config = STRICT
+
+    keep_ratio: Annotated[float, Field(gt=0, le=1)] = 0.8
+    pruning_times: Annotated[int, Field(ge=1)] = 4
+    keeping_epochs: Annotated[int, Field(ge=0)] = 4
+    pruning_epochs: Annotated[int, Field(ge=1)] = 2
+    post_epochs: Annotated[int, Field(ge=0)] = 8
+    added_rank: Annotated[int, Field(ge=0)] = 4
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    loss: Literal["text", "answer"] = "text"
+
+    @property
+    def epochs(self) -> int:
+        """How often every document is seen."""
+        return self.keeping_epochs + self.pruning_times * self.pruning_epochs + self.post_epochs
+
+
+class Step(BaseModel):
+    """One method on a set of matrices. Subclassed for each method, whose own parameters become fields.
+
+    factored: whether the model computes with two thin layers where they are smaller than the matrix; its outputs are those of the dense product within rounding, in less time and memory.
+    """
+
+    model_config = STRICT
+
+    method: str
+    matrices: tuple[str, ...] = Field(min_length=1)
+    layers: tuple[int | str, ...] | None = None
+    per_head: bool = False
+    seed: int = 0
+    factored: bool = False
+
+    @field_validator("matrices", "layers", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, (str, int)) else value
+
+    @property
+    def keep_budget(self) -> Keep | None:
+        """What the step keeps; None for a method that decides by itself."""
+        return getattr(self, "keep", None)
+
+    @property
+    def evidence(self) -> Calibration | None:
+        """Which documents the step's evidence comes from; None for a method that looks at weights, or at a contrast set, alone."""
+        return getattr(self, "calibration", None)
+
+    @property
+    def contrast_set(self) -> str | None:
+        """The shipped contrast set that the step's evidence comes from; None for evidence from a task, or none."""
+        return getattr(self, "contrast", None)
+
+    @property
+    def trials(self) -> Search | None:
+        """How edits are tried out; None for a method that tries none."""
+        return getattr(self, "search", None)
+
+    @property
+    def learning(self) -> Training | None:
+        """How the step trains; None for a method that does not."""
+        return getattr(self, "training", None)
+
+    @property
+    def is_search(self) -> bool:
+        """Whether the step looks for ordinary steps, and edits nothing itself."""
+        return self.method in registered_searches()
+
+    @property
+    def one_after_another(self) -> bool:
+        """Whether evidence for a matrix is gathered after the matrices before it were edited, rather than on the model as it was."""
+        return getattr(self, "sequential", False)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The settings of the method itself, as keyword arguments."""
+        return {name: getattr(self, name) for name in described(self.method).parameters}
+
+
+def described(name: str) -> Method | Searcher:
+    """What goes under this name in a step: a method, or a search. Raises KeyError."""
+    return known_methods()[name]
+
+
+def known_methods() -> Mapping[str, Method | Searcher]:
+    """All that a step may name: methods, and searches."""
+    return {**registered_methods(), **registered_searches()}
+
+
+@cache
+def step_model(method_name: str) -> type[Step]:
+    """The schema of a step with this method: the common keys, plus `keep`, and `calibration` with `sequential`, `search` or `training`, or `contrast`, where it takes them, plus its own parameters.
+
+    A search takes `calibration` and its own parameters.
+    """
+    method = described(method_name)
+    fields: dict[str, Any] = {name: (parameter.annotation, parameter.default) for name, parameter in method.parameters.items()}
+    if isinstance(method, Searcher):
+        return create_model(f"{method.name} step", __base__=Step, calibration=(Calibration, Calibration()), **fields)
+    if method.takes_keep:
+        fields["keep"] = (Keep, ...)
+    if method.contrasts:
+        fields["contrast"] = (Literal["pronouns"], "pronouns")
+    elif method.statistics:
+        fields["calibration"] = (Calibration, Calibration())
+        fields |= {"search": (Search, Search())} if method.searches else {"training": (Training, Training())} if method.trains else {"sequential": (bool, False)}
+    return create_model(f"{method.name} step", __base__=Step, **fields)
