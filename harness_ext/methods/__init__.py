@@ -214,18 +214,18 @@ def method(*, summary: str, name: str | None = None, rank_from_weights: bool = F
 
 
 def _describe(function: Callable[..., AnyEdit], name: str, summary: str) -> Method:
-    engine: set[str] = set()
-    parameters: dict[str, Parameter] = {}
-    for argument in inspect.signature(function).parameters.values():
-        if argument.kind is inspect.Parameter.POSITIONAL_ONLY:
-            continue
+    arguments = keyword_arguments(function, f"method {name!r}")
+    engine = frozenset(argument.name for argument in arguments if argument.name in ENGINE_ARGUMENTS)
+    return Method(name, function, summary, engine, {argument.name: parameter_of(function, argument) for argument in arguments if argument.name not in engine})
+
+
+def keyword_arguments(function: Callable[..., Any], what: str) -> list[inspect.Parameter]:
+    """The arguments of a function after what it is handed first. Raises TypeError where one could be given by its place."""
+    arguments = [argument for argument in inspect.signature(function).parameters.values() if argument.kind is not inspect.Parameter.POSITIONAL_ONLY]
+    for argument in arguments:
         if argument.kind is not inspect.Parameter.KEYWORD_ONLY:
-            raise TypeError(f"method {name!r}: {argument.name!r} must be keyword-only; write `(weight, /, *, ...)`")
-        if argument.name in ENGINE_ARGUMENTS:
-            engine.add(argument.name)
-        else:
-            parameters[argument.name] = parameter_of(function, argument)
-    return Method(name, function, summary, frozenset(engine), parameters)
+            raise TypeError(f"{what}: {argument.name!r} must be keyword-only; write `(first, /, *, {argument.name}, ...)`")
+    return arguments
 
 
 def parameter_of(function: Callable[..., Any], argument: inspect.Parameter) -> Parameter:

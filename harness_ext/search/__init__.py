@@ -12,7 +12,6 @@ carried out afterwards, by the same code as any other step. This package imports
 from __future__ import annotations
 
 import importlib
-import inspect
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from harness_ext.errors import UserError
-from harness_ext.methods import Parameter, parameter_of
+from harness_ext.methods import Parameter, keyword_arguments, parameter_of
 
 if TYPE_CHECKING:
     from harness_ext.anatomy import Matrix
@@ -78,13 +77,7 @@ def searcher(
 
     def register(function: Callable[..., Found]) -> Callable[..., Found]:
         name = function.__name__
-        parameters: dict[str, Parameter] = {}
-        for argument in inspect.signature(function).parameters.values():
-            if argument.kind is inspect.Parameter.POSITIONAL_ONLY:
-                continue
-            if argument.kind is not inspect.Parameter.KEYWORD_ONLY:
-                raise TypeError(f"search {name!r}: {argument.name!r} must be keyword-only; write `(bench, /, *, ...)`")
-            parameters[argument.name] = parameter_of(function, argument)
+        parameters = {argument.name: parameter_of(function, argument) for argument in keyword_arguments(function, f"search {name!r}")}
         _registry[name] = Searcher(name, function, summary, trials, parameters, frozenset(statistics), takes_on)
         return function
 
