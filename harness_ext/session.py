@@ -262,7 +262,7 @@ def _results_root(output_path: Path) -> Path:
 
 def _warnings(recipe: Recipe, operation: Operation) -> list[str]:
     """Warnings about matrices that are not what was asked for: a fraction of few components may be none, a budget less than one, and an expert may have seen nothing."""
-    from harness_ext.surgery import UNSEEN
+    from harness_ext.editing import UNSEEN
 
     if all(step.method == "identity" for step in recipe.steps):
         return []

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from harness_ext.editing import generator_for
 from harness_ext.evidence import gather
 from harness_ext.receipt import VariantFailed
 from harness_ext.search.alternatives import Alternatives, Nested, as_computed
@@ -147,8 +148,6 @@ class Bench:
 
     def generator(self, matrix: Matrix, seed: int | None = None) -> Generator:
         """The generator that an ordinary step of this seed (the search's own unless given) would draw from for this matrix."""
-        from harness_ext.surgery import generator_for
-
         return generator_for(self.step.seed if seed is None else seed, matrix)
 
     @property

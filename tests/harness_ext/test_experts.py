@@ -14,7 +14,7 @@ from harness_ext.methods import Svd
 from harness_ext.plan import plan
 from harness_ext.recipe import parse_recipe
 from harness_ext.session import _warnings
-from harness_ext.surgery import UNSEEN
+from harness_ext.editing import UNSEEN
 
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")
 DOCUMENTS = [
