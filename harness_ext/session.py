@@ -21,8 +21,9 @@ from harness_ext.evidence import check_pairs
 from harness_ext.evidence.documents import PromptSettings, draw_documents
 from harness_ext.loading import as_loaded
 from harness_ext.plan import planned_matrices
-from harness_ext.receipt import DENSE, VariantFailed, failure
+from harness_ext.receipt import VariantFailed, failure
 from harness_ext.recipe import Recipe, parse_recipe, parse_recipes
+from harness_ext.remarks import remarks
 from harness_ext.report import Report
 from harness_ext.rundir import FinishedRun
 from harness_ext.specification import Specification
@@ -168,7 +169,8 @@ class Session:
                 receipt["weights"] = {"digest_before": before, "digest_after": before}
                 if not recipe.is_baseline:
                     operation = lm.apply(recipe, self._documents, self.report.progress, work)
-                    receipt["warnings"] += _search_warnings(operation) + _warnings(recipe, operation) + _left_dense(recipe, operation)
+                    receipt["warnings"] += remarks(recipe, operation)
+                    self._tell_resumed(recipe, operation)
                     receipt["weights"]["digest_after"] = lm.weights.digest()
                 receipt["totals"] = lm.totals()
                 with _timed(seconds, "evaluate"), self.report.stage(f"{recipe.label}: evaluating"):
@@ -186,6 +188,11 @@ class Session:
         if not run.failed:
             work.remove()
         return run
+
+    def _tell_resumed(self, recipe: Recipe, operation: Operation) -> None:
+        for record in operation.searches:
+            if record["resumed"]:
+                self.report.line(f"{recipe.label}: went on from {record['resumed']} trials that an earlier process had made")
 
     @cached_property
     def lm(self) -> RecipeLM:
@@ -258,35 +265,6 @@ class Session:
 def _results_root(output_path: Path) -> Path:
     """lm-eval takes a folder or a .json file; run directories go into the folder, or beside the file."""
     return output_path.parent if output_path.suffix == ".json" else output_path
-
-
-def _warnings(recipe: Recipe, operation: Operation) -> list[str]:
-    """Warnings about matrices that are not what was asked for: a fraction of few components may be none, a budget less than one, and an expert may have seen nothing."""
-    from harness_ext.editing import UNSEEN
-
-    if all(step.method == "identity" for step in recipe.steps):
-        return []
-    of = f"of {len(operation.records)} matrices or heads were left as they were"
-    unseen = sum(record.fallback == UNSEEN for record in operation.records)
-    same = sum(record.rank_after == record.rank_before and record.relative_error < 1e-6 for record in operation.records) - unseen
-    found = [f"{same} {of}: what was asked for changes nothing there"] if same else []
-    budgets = [recipe.steps[record.step].keep_budget for record in operation.records]
-    short = sum(keep is not None and keep.is_below_one(record.shape) for keep, record in zip(budgets, operation.records, strict=True))
-    found += [f"in {short} of {len(operation.records)} matrices or heads the budget comes to less than one component, and one was kept: they hold more than was asked for"] if short else []
-    return found + ([f"{unseen} {of}: no calibration document has a token that reached them (fallback unseen), as happens to experts; a larger calibration.samples may reach them"] if unseen else [])
-
-
-def _left_dense(recipe: Recipe, operation: Operation) -> list[str]:
-    """A warning about matrices that stayed dense though thin layers were asked for."""
-    asked = [record for record in operation.records if recipe.steps[record.step].factored]
-    dense = sum(record.stored == DENSE for record in asked)
-    return [f"{dense} of {len(asked)} matrices or heads stay dense: at the rank they have, two factors hold no fewer numbers"] if dense else []
-
-
-def _search_warnings(operation: Operation) -> list[str]:
-    """What a reader of the scores must know about how the edit was found."""
-    none = [f"{record['method']} found nothing worth editing: the model was scored as it is" for record in operation.searches if not record["chosen"]]
-    return none + [f"{record['method']}: {note}" for record in operation.searches for note in record["warnings"]]
 
 
 @contextmanager

@@ -8,13 +8,13 @@ from torch.nn.functional import cross_entropy
 
 from harness_ext import evidence
 from harness_ext.checkpoint import read_checkpoint
+from harness_ext.editing import UNSEEN
 from harness_ext.errors import UserError
 from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
 from harness_ext.methods import Svd
 from harness_ext.plan import plan
 from harness_ext.recipe import parse_recipe
-from harness_ext.session import _warnings
-from harness_ext.editing import UNSEEN
+from harness_ext.remarks import remarks
 
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")
 DOCUMENTS = [
@@ -122,7 +122,7 @@ def test_an_expert_that_sees_no_token_stays_as_it_was_and_the_receipt_says_so(ma
     assert (unseen.fallback, unseen.rank_after, unseen.relative_error, unseen.parameters_after) == (UNSEEN, 24, 0.0, unseen.parameters_before)
     assert unseen.digest_after == unseen.digest_before
     assert all(record.fallback != UNSEEN and record.rank_after == 3 and record.digest_after != record.digest_before for record in by_expert.values())
-    assert _warnings(recipe, operation) == [
+    assert remarks(recipe, operation) == [
         "1 of 4 matrices or heads were left as they were: no calibration document has a token that reached them (fallback unseen), as happens to experts; a larger calibration.samples may reach them"
     ]
     lm.undo()
