@@ -1,21 +1,32 @@
 """WikiText-2 perplexity over pieces of 128 or 2,048 tokens, as papers on low-rank compression report it.
 
-lm-eval's `wikitext` scores whole pages and counts words; that number and these cannot be compared, nor these two with each other. The test split is joined, tokenised and cut
-into pieces of equal length, the rest dropped; every token of a piece is predicted from the piece alone. Two choices differ from most papers' code: the piece's first token
-is predicted too (from the model's start token), and a piece is handed over as text, so that a tokenizer may divide it anew at its two ends; the perplexity counts the tokens
-that come out. The request is a continuation of nothing rather than lm-eval's rolling one, which for many tokenizers counts a second start token as text.
+lm-eval's `wikitext` scores whole pages and counts words; that number and these cannot be compared, nor these two with each other. The test split is joined and cut into
+pieces of equal length, the rest dropped; of each piece the first token is given and the others are predicted from the piece alone. One choice differs from most papers' code,
+which cuts a list of token numbers: lm-eval hands texts to a model, and many a tokenizer divides a text out of the middle otherwise than the whole. So a piece ends where the
+tokenizer, given this piece by itself, makes exactly so many tokens of it: never more than fit into a model that reads so many.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.errors import UserError
 from harness_ext.task_data import Row, Source
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
+
+TRIES = 8
+"""How often the end of a piece is moved by the tokens that it has too many; one or two times are usual."""
+
+
+class Token(NamedTuple):
+    """A token's number in the vocabulary, and where in the text it ends."""
+
+    number: int
+    end: int
 
 
 def pieces(length: int, **settings: Any) -> DatasetDict:
@@ -40,11 +51,50 @@ def joined(source: Source) -> str:
 
 
 def cut(text: str, tokenizer: Any, length: int) -> Iterator[Row]:
-    """Pieces of `length` tokens, cut where the tokens of the whole text end; `tokens` counts those of the piece by itself."""
-    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
-    for start in range(0, len(offsets) - length + 1, length):
-        piece = text[offsets[start][0] : offsets[start + length - 1][1]]
-        yield {"text": piece, "tokens": len(tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"])}
+    """Pieces that are `length` tokens each by themselves, in order: `context`, the first token (more where it is blank), `text`, the others, and `tokens`, how many others."""
+    ends = sorted({token.end for token in _tokens(text, tokenizer)})
+    # A tokenizer that puts a space before every text would make two of one that stands there.
+    adds_space = _numbers("a b", tokenizer) == _numbers("a", tokenizer) + _numbers("b", tokenizer)
+    start = 0
+    while (first := bisect_right(ends, start)) + length <= len(ends):
+        start += adds_space and text[start] == " "
+        end = _end_of_piece(text, tokenizer, length, start, ends[first:])
+        row = _row(text[start:end], tokenizer) if end else None
+        if row:
+            yield row
+        start = end or ends[first]
+
+
+def _end_of_piece(text: str, tokenizer: Any, length: int, start: int, ends: Sequence[int]) -> int | None:
+    """Where a piece of `length` tokens ends that begins at `start`, among the ends of the whole text's tokens after it; None where no such piece is found."""
+    place = length - 1
+    for _ in range(TRIES):
+        if not 0 <= place < len(ends):
+            return None
+        surplus = len(_tokens(text[start : ends[place]], tokenizer)) - length
+        if not surplus:
+            return ends[place]
+        place -= surplus
+    return None
+
+
+def _row(piece: str, tokenizer: Any) -> Row | None:
+    """A piece divided after its first token, or after the first that lm-eval leaves in the context (it moves blanks at the end of one into the text); None where there is none."""
+    tokens = _tokens(piece, tokenizer)
+    for given, token in enumerate(tokens[:-1], 1):
+        context = piece[: token.end]
+        if context.strip() and context == context.rstrip() and _numbers(context, tokenizer) == [other.number for other in tokens[:given]]:
+            return {"context": context, "text": piece[token.end :], "tokens": len(tokens) - given}
+    return None
+
+
+def _tokens(text: str, tokenizer: Any) -> list[Token]:
+    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return [Token(number, end) for number, (_, end) in zip(found["input_ids"], found["offset_mapping"], strict=True)]
+
+
+def _numbers(text: str, tokenizer: Any) -> list[int]:
+    return [token.number for token in _tokens(text, tokenizer)]
 
 
 def _tokenizer(source: Source, settings: Mapping[str, Any]) -> Any:
@@ -80,6 +130,6 @@ def _check_context(source: Source, settings: Mapping[str, Any], length: int) -> 
 
 
 def process_results(doc: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, tuple[float, int]]:
-    """Score one piece: its log-likelihood, over its tokens (`token_perplexity`) and over its bytes (`bits_per_byte`, for models with different tokenizers)."""
+    """Score one piece: the log-likelihood of what is predicted, over its tokens (`token_perplexity`) and over its bytes (`bits_per_byte`, for models with different tokenizers)."""
     ((likelihood, _),) = results
     return {"token_perplexity": (likelihood, doc["tokens"]), "bits_per_byte": (likelihood, len(doc["text"].encode()))}

@@ -18,16 +18,18 @@ from .conftest import FIXTURES, load, module
 WIKITEXT = module("sfsd/wikitext2.py")
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    """Pieces of text by bytes, merged in pairs: every cut falls between tokens of several letters."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+@pytest.fixture(scope="module", params=["bytes", "space before every text"])
+def tokenizer(request):
+    """Merges of letters, so that cuts fall within words: over bytes as GPT-2's, or as Llama's, which puts a space before whatever it is given."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    made.train_from_iterator([text()], trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    made, alphabet = Tokenizer(models.BPE()), []
+    if request.param == "bytes":
+        made.pre_tokenizer, alphabet = pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.ByteLevel.alphabet()
+    else:
+        made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.train_from_iterator([text()], trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, max_token_length=6, show_progress=False))
     return PreTrainedTokenizerFast(tokenizer_object=made)
 
 
@@ -46,15 +48,22 @@ def test_lines_are_joined_as_the_usual_perplexity_joins_the_hubs_rows(monkeypatc
 
 
 @pytest.mark.parametrize("length", [16, 128])
-def test_pieces_are_the_text_in_order_and_of_equal_length(tokenizer, length):
+def test_pieces_are_the_text_in_order_and_have_exactly_so_many_tokens(tokenizer, length):
+    def numbers(part: str) -> list[int]:
+        return tokenizer(part, add_special_tokens=False)["input_ids"]
+
     pieces = list(WIKITEXT.cut(text(), tokenizer, length))
-    total = len(tokenizer(text(), add_special_tokens=False)["input_ids"])
-    assert len(pieces) == total // length > 1
-    assert text().startswith("".join(piece["text"] for piece in pieces))
+    assert len(pieces) >= len(numbers(text())) // length - 1 > 1
+    place = 0
     for piece in pieces:
-        assert piece["tokens"] == len(tokenizer(piece["text"], add_special_tokens=False)["input_ids"])
-        # The text begins and ends where the whole text's tokens do, so a tokenizer rarely sees the piece otherwise.
-        assert abs(piece["tokens"] - length) <= 2
+        whole, given = numbers(piece["context"] + piece["text"]), numbers(piece["context"])
+        assert len(whole) == length and whole[: len(given)] == given and piece["tokens"] == length - len(given)
+        found = text().index(piece["context"] + piece["text"], place)
+        # Between two pieces nothing is left out but a space that the tokenizer adds again.
+        assert found - place <= (tokenizer.backend_tokenizer.normalizer is not None)
+        place = found + len(piece["context"] + piece["text"])
+        # lm-eval would move a blank at the end of the context.
+        assert piece["context"] == piece["context"].rstrip() != ""
 
 
 def test_perplexity_by_hand():
@@ -75,8 +84,8 @@ def test_the_leaderboard_pairs_token_perplexity():
     assert first.score * math.expm1(0.09) < effect.delta < first.score * math.expm1(0.11)
 
 
-def test_every_token_of_a_piece_is_scored_once_from_the_start_token():
-    """A model that gives every token of the embedded model's vocabulary the same probability has a perplexity of its size."""
+def test_a_model_that_gives_every_token_the_same_probability():
+    """Its perplexity is the size of the vocabulary, and it need not read more than a piece."""
     import lm_eval
     import torch
     from lm_eval.models.huggingface import HFLM
@@ -87,6 +96,28 @@ def test_every_token_of_a_piece_is_scored_once_from_the_start_token():
     lm._max_length = 128
     scores = lm_eval.evaluate(lm, {"tasks": {"wikitext2_128": task}}, bootstrap_iters=0)["results"]["wikitext2_128"]
     assert scores["token_perplexity,none"] == pytest.approx(lm.vocab_size, rel=1e-5)
+
+
+@pytest.mark.parametrize("start_token", [True, False])
+def test_perplexity_of_a_real_model_equals_its_definition(real_model, start_token):
+    """In a model that reads no more than one piece, against one sum over token numbers in float64."""
+    import lm_eval
+    import torch
+    from lm_eval.models.huggingface import HFLM
+
+    task = load("wikitext2_128", data_dir=str(FIXTURES), tokenizer=str(real_model))["wikitext2_128"]
+    lm = HFLM(str(real_model), device="cpu", batch_size=4, max_length=128, add_bos_token=start_token)
+    scores = lm_eval.evaluate(lm, {"tasks": {"wikitext2_128": task}}, limit=8, bootstrap_iters=0)["results"]["wikitext2_128"]
+
+    model, losses = lm.model.double(), []
+    for document in list(task.test_docs())[:8]:
+        tokens = lm.tokenizer(document["context"] + document["text"], add_special_tokens=False)["input_ids"]
+        assert len(tokens) == 128
+        shown = [lm.tokenizer.bos_token_id] * start_token + tokens
+        with torch.no_grad():
+            log_probabilities = model(torch.tensor([shown])).logits[0].log_softmax(-1)
+        losses += [-log_probabilities[place - 1, shown[place]].item() for place in range(len(shown) - document["tokens"], len(shown))]
+    assert scores["token_perplexity,none"] == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
 
 
 @pytest.mark.parametrize(("setting", "limit"), [({}, None), ({"max_length": 100}, 100)])
