@@ -2,7 +2,7 @@
 
 Notable choices:
 - Keys are `metric,filter`; results from before 0.4 are brought into that form first (`old_results`).
-- Files that say nothing of a metric's direction get it for the metrics that everybody knows; for others it stays unknown.
+- Files that say nothing of a metric's direction get it for the metrics that everybody knows (`known_metrics`); for others it stays unknown.
 - A score that is not a finite number is kept as a row with no value and its text.
 - A row without a config of its own is a group: stored, never compared (its tasks are).
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from leaderboard.errors import Unreadable
+from leaderboard.known_metrics import best_value, direction
 from leaderboard.old_results import by_prompt, modernised
 from leaderboard.records import Score
 from leaderboard.untrusted import (
@@ -29,10 +30,6 @@ from leaderboard.untrusted import (
 
 _NOT_METRICS = frozenset({"alias", "name", "sample_len", "samples", " "})
 _NUMBER = re.compile(r"^(?:tensor\()?([+-]?(?:\d+\.?\d{0,40}|\.\d{1,40})(?:[eE][+-]?\d{1,3})?|nan|[+-]?inf)(?:\.)?(?:, (?:device|dtype)=[^()]*)?\)?$")
-_LOWER_IS_BETTER = frozenset({"perplexity", "ppl", "token_perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter", "mse", "mae", "wer"})
-_HIGHER_IS_BETTER = frozenset(
-    {"acc", "acc_norm", "acc_mutual_info", "acc_all", "exact_match", "exact", "em", "f1", "mcc", "mc1", "mc2", "bleu", "chrf", "rouge1", "rouge2", "rougeL", "pass@1"}
-)
 
 
 @dataclass(frozen=True)
@@ -119,7 +116,7 @@ def _task_scores(task: str, row: dict[str, Any], data: dict[str, Any]) -> list[S
             reported=clean(str(row[key]))[:200],
             stderr=number(row.get(f"{metric}_stderr,{filter_name}")),
             higher_is_better=direction(metric, directions.get(metric)),
-            best_value=finite(mapping(metadata.get("best_value")).get(metric)),
+            best_value=best_value(metric, finite(mapping(metadata.get("best_value")).get(metric))),
             margin=finite(mapping(metadata.get("margin")).get(metric)),
             is_primary=(metric, filter_name) == primary,
             is_group=is_group,
@@ -156,13 +153,6 @@ def primary_metric(found: dict[str, tuple[str, str]], config: dict[str, Any], me
             if wanted in (key, pair[0]):
                 return pair
     return next(iter(found.values()), None)
-
-
-def direction(metric: str, given: Any) -> bool | None:
-    """Whether more of a metric is better: as given, else as everybody knows, else None."""
-    if isinstance(given, bool):
-        return given
-    return False if metric in _LOWER_IS_BETTER else True if metric in _HIGHER_IS_BETTER else None
 
 
 def _task_settings(task: str, data: dict[str, Any]) -> TaskSettings:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from leaderboard.errors import Unreadable
+from leaderboard.known_metrics import best_value, direction
 from leaderboard.records import NO_FILTER, Sample, Score, TaskRun
-from leaderboard.results_file import direction
 from leaderboard.samples_file import documents_hash, read_samples
 from leaderboard.untrusted import clean, finite, read_json_lines
 
@@ -61,7 +61,7 @@ def _scores(task: str, samples: list[Sample]) -> Iterator[Score]:
         numbers = [value for value in found if value is not None]
         whole = len(numbers) == len(found)
         mean = sum(numbers) / len(numbers) if whole else None
-        yield Score(task, metric, filter_name, mean, _text(mean), None, direction(metric, None), None, None, place == 0, False)
+        yield Score(task, metric, filter_name, mean, _text(mean), None, direction(metric, None), best_value(metric, None), None, place == 0, False)
 
 
 def _text(mean: Any) -> str:

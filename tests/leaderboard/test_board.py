@@ -101,6 +101,13 @@ class TestBestInTheMiddle:
         cell = judged(made, self.bias(kit, 1.4 + noise), self.bias(kit, 1.0 + 0.9 * noise))
         assert cell.verdict == "better" and cell.delta < 0 < cell.improvement and cell.high < 0 and cell.best_value == 0
 
+    @pytest.mark.parametrize(("metric", "best"), [("pct_stereotype", 0.5), ("pct_male_preferred", 0.5), ("likelihood_diff", 0.0), ("amb_bias_score", 0.0), ("disamb_bias_score_Age", 0.0)])
+    def test_lm_evals_own_bias_metrics_need_no_word_of_the_task(self, made: Any, kit: Any, metric: str, best: float) -> None:
+        """lm-eval calls each of them "lower is better"; away downwards is worse all the same."""
+        before, after = (kit.Task({metric: values}, higher_is_better={metric: False}) for values in ([best] * 100, [best - 0.5] * 99 + [best]))
+        cell = judged(made, before, after)
+        assert cell.verdict == "worse" and cell.delta < 0 and cell.best_value == best
+
     def test_from_below_too(self, made: Any, kit: Any) -> None:
         noise = np.random.default_rng(0).normal(0, 0.3, 120)
         cell = judged(made, self.bias(kit, -1.4 + noise), self.bias(kit, -1.9 + 0.9 * noise))
