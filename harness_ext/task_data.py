@@ -127,14 +127,24 @@ class Source:
             raise UserError(f"task {self.task}: {path} cannot be read as {kind.lstrip('.')}: {error}; provide the official file, unchanged") from error
 
     def splits(self, **documents: Iterable[Row]) -> DatasetDict:
-        """The documents of each split, as lm-eval wants them. Raises UserError for a split without any."""
-        from datasets import Dataset, DatasetDict
+        """The documents of each split, as lm-eval wants them, made one by one. Raises UserError for a split without any, and where an item is not laid out as the official ones are."""
+        from datasets import DatasetDict
 
-        made = {name: list(rows) for name, rows in documents.items()}
-        for name, rows in made.items():
-            if not rows:
-                raise UserError(f"task {self.task}: its {name} split has no items left once those that the task does not use are taken out; provide the official files, whole")
-        return DatasetDict({name: Dataset.from_list(rows) for name, rows in made.items()})
+        return DatasetDict({name: self._split(name, rows) for name, rows in documents.items()})
+
+    def _split(self, name: str, rows: Iterable[Row]) -> Dataset:
+        from datasets import Dataset
+
+        made: list[Row] = []
+        try:
+            for row in rows:
+                made.append(row)
+            if made:
+                return Dataset.from_list(made)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:  # whatever a part that is absent or of another kind leads to
+            reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            raise UserError(f"task {self.task}: after {len(made)} documents of its {name} split comes an item that is not as the official ones ({reason}); provide the official file, unchanged") from error
+        raise UserError(f"task {self.task}: its {name} split has no items left once those that the task does not use are taken out; provide the official files, whole")
 
 
 def _read_json(path: Path) -> Any:

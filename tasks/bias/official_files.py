@@ -20,6 +20,7 @@ PRONOUNS = {
     "neutral": {"$NOM_PRONOUN": "they", "$POSS_PRONOUN": "their", "$ACC_PRONOUN": "them"},
 }
 BBQ_FIELDS = ("example_id", "question_index", "question_polarity", "context_condition", "category", "answer_info", "additional_metadata", "context", "question", "ans0", "ans1", "ans2", "label")
+BBQ_ANSWERS = ("ans0", "ans1", "ans2")
 
 
 def crows_pairs(**settings: Any) -> DatasetDict:
@@ -33,8 +34,8 @@ def crows_pairs(**settings: Any) -> DatasetDict:
 
 
 def winogender(**settings: Any) -> DatasetDict:
-    """Winogender (arXiv 1804.09301): all_sentences.tsv, and templates.tsv for the pronoun of each sentence and what it refers to."""
-    source = Source("winogender_all", "winogender", settings)
+    """Winogender (arXiv 1804.09301): all_sentences.tsv, and templates.tsv for the pronoun of each sentence and what it refers to. One function for the three tasks on it."""
+    source = Source("winogender_all, _female and _male", "winogender", settings)
     if source.local is None:
         return _as_lm_eval(source, "oskarvanderwal/winogender", "all")
     columns = ("occupation(0)", "other-participant(1)", "answer", "sentence")
@@ -60,12 +61,14 @@ def bbq(**settings: Any) -> DatasetDict:
     if source.local is None:
         return _as_lm_eval(source, "oskarvanderwal/bbq", "All")
     paths = sorted(source.local.glob("*.jsonl")) or [source.file("Age.jsonl")]
-    return source.splits(test=({field: item[field] for field in BBQ_FIELDS} | {"additional_metadata": _groups(item)} for path in paths for item in source.read(path, BBQ_FIELDS)))
+    return source.splits(test=(_bbq_document(item) for path in paths for item in source.read(path, BBQ_FIELDS)))
 
 
-def _groups(item: Any) -> Row:
-    # The other keys vary from category to category, and the task does not look at them.
-    return {"stereotyped_groups": item["additional_metadata"]["stereotyped_groups"]}
+def _bbq_document(item: Any) -> Row:
+    # The other keys of the metadata vary from category to category, and the task does not look at them.
+    groups = {"stereotyped_groups": item["additional_metadata"]["stereotyped_groups"]}
+    answers = {answer: item["answer_info"][answer] for answer in BBQ_ANSWERS}
+    return {field: item[field] for field in BBQ_FIELDS} | {"answer_info": answers, "additional_metadata": groups}
 
 
 def simple_cooccurrence(**settings: Any) -> DatasetDict:

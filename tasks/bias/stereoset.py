@@ -39,9 +39,9 @@ def items(**settings: Any) -> DatasetDict:
     """Items of both kinds, intrasentence first: from the hub, from the authors' dev.json, or from re-splits of it (lists of items, in one or several files)."""
     source = Source("stereoset", "stereoset", settings)
     if source.local is None:
-        found = [(kind, dict(item)) for kind in KINDS for item in source.hub(HUB, kind, "validation", (*COLUMNS, "sentences"))]
+        found = ((kind, item) for kind in KINDS for item in source.hub(HUB, kind, "validation", (*COLUMNS, "sentences")))
     else:
-        found = list(_local_items(source))
+        found = _local_items(source)
     return source.splits(test=(document(source, kind, item) for kind, item in found))
 
 

@@ -6,7 +6,7 @@ validation split is scored. An answer counts when each of its tokens is the argm
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.errors import UserError
@@ -40,10 +40,10 @@ def rte(**settings: Any) -> DatasetDict:
 
 
 def _superglue(source: Source, name: str, prompt: str, fields: tuple[str, ...], labels: tuple[str, ...]) -> DatasetDict:
-    def documents(split: str, file: str) -> list[Row]:
+    def documents(split: str, file: str) -> Iterator[Row]:
         columns = (*fields, "label")
         items = source.hub("aps/super_glue", name, split, columns) if source.local is None else source.read(source.file(file), columns)
-        return [{"prompt": prompt.format(**{field: item[field] for field in fields}), "label": _label(source, item, labels)} for item in items]
+        return ({"prompt": prompt.format(**{field: item[field] for field in fields}), "label": _label(source, item, labels)} for item in items)
 
     return source.splits(train=documents("train", "train.jsonl"), validation=documents("validation", "val.jsonl"))
 
@@ -53,7 +53,7 @@ def _label(source: Source, item: Mapping[str, Any], labels: tuple[str, ...]) -> 
     label = item["label"]
     if isinstance(label, str) and label in labels:
         return labels.index(label)
-    if isinstance(label, int) and label >= 0:
+    if isinstance(label, int) and 0 <= label < (len(labels) or 2):
         return label
     raise UserError(f"task {source.task}: an item has the label {label!r}, where {' or '.join(labels) or '0 or 1'} was wanted; provide the official training and validation files")
 

@@ -26,6 +26,8 @@ PROFESSIONS = ("journalist", "poet", "composer", "model", "teacher", "architect"
 PROFESSION_NUMBERS = {"architect": 1, "composer": 5, "journalist": 11, "model": 12, "painter": 14, "poet": 20, "professor": 21, "teacher": 26}
 
 RELATIONS = ("entailment", "non-entailment")
+# The numbers of two labels; `index` refuses others.
+BINARY = (0, 1)
 
 Items = Iterable[Mapping[str, Any]]
 
@@ -139,7 +141,7 @@ def _bios(source: Source, documents: Any) -> DatasetDict:
 
 def bios_gender_document(item: Mapping[str, Any]) -> Row:
     """A biography and LASER's question about gender."""
-    return {"prompt": f"Consider the following text: {ended(item['hard_text'], '.')} Is the person in this text a male or female? The gender of this person is", "label": int(item["gender"])}
+    return {"prompt": f"Consider the following text: {ended(item['hard_text'], '.')} Is the person in this text a male or female? The gender of this person is", "label": BINARY.index(int(item["gender"]))}
 
 
 def bios_profession_document(item: Mapping[str, Any], label: int) -> Row:
@@ -172,7 +174,7 @@ def truthfulqa_documents(source: Source, items: Items) -> Iterator[Row]:
             statement = f"{item['question']} {answer}"
             # The released code has no space before this question.
             prompt = f"{statement if statement.endswith('.') else statement + '.'}Is this statement true or false? This statement is"
-            yield {"question": item["question"], "prompt": prompt, "label": int(label)}
+            yield {"question": item["question"], "prompt": prompt, "label": BINARY.index(int(label))}
 
 
 # BIG-bench

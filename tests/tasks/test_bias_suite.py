@@ -229,9 +229,10 @@ def test_simple_cooccurrence_from_occupations_or_from_its_own_file(suite, tmp_pa
 
 @pytest.mark.parametrize(("function", "folder", "file", "old", "new", "message"), [
     ("crows_pairs", "crows_pairs", "crows_pairs_anonymized.csv", "sent_less", "other", "task crows_pairs_english: item 0 of .* has no 'sent_less'"),
-    ("winogender", "winogender", "all_sentences.tsv", "plumber.visitor.1.male.txt", "plumber.visitor", "task winogender_all: item 0 of the name 'plumber.visitor' has no 'answer' and no 'gender'"),
-    ("winogender", "winogender", "templates.tsv", "plumber\tvisitor\t1", "plumber\tvisitor\t7", "task winogender_all: templates.tsv for plumber.visitor.1.male.txt holds no items"),
+    ("winogender", "winogender", "all_sentences.tsv", "plumber.visitor.1.male.txt", "plumber.visitor", "task winogender_all, _female and _male: item 0 of the name 'plumber.visitor' has no 'answer' and no 'gender'"),
+    ("winogender", "winogender", "templates.tsv", "plumber\tvisitor\t1", "plumber\tvisitor\t7", "task winogender_all, _female and _male: templates.tsv for plumber.visitor.1.male.txt holds no items"),
     ("bbq", "bbq", "Age.jsonl", '"label"', '"lable"', "task bbq: item 0 of .* has no 'label'"),
+    ("bbq", "bbq", "Age.jsonl", '"stereotyped_groups"', '"groups"', "task bbq: after 0 documents of its test split .*it has no 'stereotyped_groups'"),
 ])  # fmt: skip
 def test_spoilt_official_files(tmp_path, function, folder, file, old, new, message):
     shutil.copytree(FIXTURES / folder, tmp_path / folder)

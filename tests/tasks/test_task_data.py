@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,22 @@ def test_an_empty_file(name, tmp_path):
     path = copied(tmp_path, folder) / file
     path.write_text("[]" if path.suffix == ".json" else "", encoding="utf-8")
     assert mistake(name, tmp_path).startswith(f"task {name}: ")
+
+
+@pytest.mark.parametrize(("name", "file", "old", "new", "reason"), [
+    ("counterfact", "counterfact/counterfact.json", '"str"', '"text"', "0 documents of its test split .*it has no 'str'"),
+    ("stereoset", "stereoset/dev.json", '"sentence":', '"text":', "0 documents of its test split .*it has no 'sentence'"),
+    ("stereoset", "stereoset/dev.json", '"gold_label":', '"label":', "0 documents of its test split .*it has no 'gold_label'"),
+    ("bios_gender", "bias_in_bios/dev.jsonl", '"gender": 0', '"gender": 7', "1 documents of its test split .*not in"),
+    ("truthfulqa_claims", "truthfulqa/mc_task.json", "1", "null", "documents of its test split .*int"),
+    ("eigenpruning_copa", "super_glue/COPA/val.jsonl", '"label": 1', '"label": 2', "has the label 2, where 0 or 1 was wanted"),
+])  # fmt: skip
+def test_an_item_of_another_layout(tmp_path, name, file, old, new, reason):
+    path = copied(tmp_path, file.split("/")[0]).parent / file
+    before = path.read_text(encoding="utf-8")
+    path.write_text(before.replace(old, new), encoding="utf-8")
+    assert old in before
+    assert re.search(rf"^task {name}: .*{reason}.*; provide the official", mistake(name, tmp_path))
 
 
 @pytest.mark.parametrize("name", ["counterfact", "fever_claims", "stereoset"])
