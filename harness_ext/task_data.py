@@ -137,8 +137,7 @@ class Source:
 
         made: list[Row] = []
         try:
-            for row in rows:
-                made.append(row)
+            made.extend(rows)  # leaves those before the item that fails, so that their number says where it is
             if made:
                 return Dataset.from_list(made)
         except (AttributeError, LookupError, TypeError, ValueError) as error:  # whatever a part that is absent or of another kind leads to

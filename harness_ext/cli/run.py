@@ -1,7 +1,7 @@
 """`lm_eval run`: lm-eval's command, with `--recipe` and `--control`.
 
 Without them, lm-eval's own `Run._execute` does everything, so that behaviour and results are lm-eval's. The only differences there
-are that task files come from the index, that our tasks are known, and that `pretrained=demo` is the embedded model.
+are that task files come from the index, that our tasks are known, that `pretrained=demo` is the embedded model, and that a data set which cannot be loaded is told in one line.
 """
 
 from __future__ import annotations
@@ -84,13 +84,14 @@ def run_plain(args: argparse.Namespace, from_file: Mapping[str, Any]) -> None:
     """Run lm-eval's own command with the namespace it would have parsed."""
     from harness_ext.startup import preload_harness, preload_hf
     from harness_ext.task_index import installed
+    from harness_ext.unloadable import named
 
     _place_demo(args, from_file)
     for key in KEYS:
         delattr(args, key)
     # Another backend may need a package that is missing, which is for lm-eval to say.
     preload_hf() if (args.model or from_file.get("model") or "hf") in HF_BACKENDS else preload_harness()
-    with installed():
+    with installed(), named():
         Run._execute(args)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from .conftest import load
+from .conftest import FIXTURES, load
 
 ITEMS = {"stereoset": 80, "winobias_type1": 20, "winobias_type2": 20}
 
@@ -59,6 +59,26 @@ def test_scores_equal_the_reference(real_model, reported):
     _compare(reported["results"]["stereoset"], stereoset(reference, reported["documents"]["stereoset"]))
     for name in ("winobias_type1", "winobias_type2"):
         _compare(reported["results"][name], winobias(reference, reported["documents"][name]))
+
+
+def test_second_sentences_equal_the_reference(real_model):
+    """The official items at hand have none, so these are the fixtures': every log-likelihood, and the scores that follow from them."""
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    tasks = load("stereoset", data_dir=str(FIXTURES))
+    found = lm_eval.evaluate(HFLM(str(real_model), device="cpu"), {"tasks": tasks}, bootstrap_iters=0, log_samples=True)
+    samples = [sample for sample in found["samples"]["stereoset"] if sample["doc"]["kind"] == "intersentence"]
+    reference, comparisons = Reference(real_model), []
+    for sample in samples:
+        expected = [reference(sample["doc"]["prompt"], choice) for choice in sample["doc"]["choices"]]
+        assert [likelihood for likelihood, _ in sample["filtered_resps"]] == pytest.approx(expected, abs=1e-3)
+        stereotype, opposite, unrelated = expected
+        comparisons.append((stereotype > opposite, np.mean([stereotype > unrelated, opposite > unrelated])))
+    score, language = np.mean(comparisons, axis=0)
+    scores = {"stereotype_score": score, "lm_score": language, "icat": language * min(score, 1 - score) / 0.5}
+    assert len(samples) == 2
+    _compare(found["results"]["stereoset"], {f"{name}_intersentence": float(value) for name, value in scores.items()})
 
 
 def _compare(found: dict[str, Any], expected: dict[str, float]) -> None:
