@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness_ext.errors import UserError, nearest
 from harness_ext.steps import EVALUATED, Calibration
+from leaderboard.known_metrics import best_value
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -78,11 +79,19 @@ def why_unfit(task: Task, split: str) -> str | None:
 
 
 def _why_not_by_itself(task: Task, split: str) -> str | None:
-    """As `why_unfit`, for a task that nobody named: one without right answers must be asked for."""
-    metadata = task.config.metadata if isinstance(task.config.metadata, dict) else {}
-    if metadata.get("best_value"):
+    """As `why_unfit`, for a task that nobody named: one without right answers, or of whole texts, must be asked for."""
+    if isinstance(task.config.metadata, dict) and task.config.metadata.get("whole_texts"):
+        return "has texts without answers, and must be named to be used"
+    if _best_in_the_middle(task):
         return "has no right answers, since its metrics are best in the middle, and must be named to be used"
     return why_unfit(task, split)
+
+
+def _best_in_the_middle(task: Task) -> bool:
+    """Whether a task says so of a metric of its own, or every metric is one of lm-eval's that are known to be."""
+    metadata = task.config.metadata if isinstance(task.config.metadata, dict) else {}
+    metrics = [str(entry["metric"]) for entry in task.config.metric_list or ()]
+    return bool(metadata.get("best_value")) or (bool(metrics) and all(best_value(metric, None) is not None for metric in metrics))
 
 
 def fit_tasks(tasks: Mapping[str, Task], split: str) -> list[str]:

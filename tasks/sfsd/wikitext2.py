@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.errors import UserError
@@ -20,13 +21,25 @@ if TYPE_CHECKING:
 
 TRIES = 8
 """How often the end of a piece is moved by the tokens that it has too many; one or two times are usual."""
+TRAINING_TOKENS = 256 * 2048
+"""As many of the training split's tokens as recipes learn from at most, from its start; cutting all of it would take most of a minute."""
+LETTERS_A_TOKEN = 6
+"""More than tokenizers have on average in English."""
 
 
-class Token(NamedTuple):
-    """A token's number in the vocabulary, and where in the text it ends."""
+class Tokens(NamedTuple):
+    """A text's tokens: their numbers in the vocabulary, and where in the text each ends."""
 
-    number: int
+    numbers: list[int]
+    ends: list[int]
+
+
+class Piece(NamedTuple):
+    """A part of the whole text, where in that it ends, and the tokens that it has by itself."""
+
+    text: str
     end: int
+    tokens: Tokens
 
 
 def pieces(length: int, **settings: Any) -> DatasetDict:
@@ -34,67 +47,71 @@ def pieces(length: int, **settings: Any) -> DatasetDict:
     source = Source(f"wikitext2_{length}", "wikitext-2-raw", settings)
     tokenizer = _tokenizer(source, settings)
     _check_context(source, settings, length)
-    documents = list(cut(joined(source), tokenizer, length))
-    if not documents:
-        raise UserError(f"task {source.task}: the test split is shorter than one piece of {length} tokens; provide the official wiki.test.raw, whole")
-    return source.splits(test=documents)
+    found = {
+        "test": list(cut(joined(source, "test"), tokenizer, length)),
+        "train": list(cut(joined(source, "train")[: TRAINING_TOKENS * LETTERS_A_TOKEN], tokenizer, length, TRAINING_TOKENS // length)),
+    }
+    for split, documents in found.items():
+        if not documents:
+            raise UserError(f"task {source.task}: the {split} split is shorter than one piece of {length} tokens; provide the official wiki.{split}.raw, whole")
+    return source.splits(**found)
 
 
-def joined(source: Source) -> str:
-    """The whole test split as one text, its lines joined by empty ones, which is how the usual perplexity reads it."""
+def joined(source: Source, split: str) -> str:
+    """A whole split as one text, its lines joined by empty ones, which is how the usual perplexity reads it."""
     if source.local is None:
-        return "\n\n".join(source.hub("Salesforce/wikitext", "wikitext-2-raw-v1", "test", ("text",))["text"])
-    path = source.file("wiki.test.raw")
+        return "\n\n".join(source.hub("Salesforce/wikitext", "wikitext-2-raw-v1", split, ("text",))["text"])
+    path = source.file(f"wiki.{split}.raw")
     lines = path.read_text(encoding="utf-8").split("\n")
     # As the hub has them: blank lines empty, the others with their line break.
     return "\n\n".join(f"{line}\n" if line.strip() else "" for line in lines[: -1 if not lines[-1] else None])
 
 
-def cut(text: str, tokenizer: Any, length: int) -> Iterator[Row]:
-    """Pieces that are `length` tokens each by themselves, in order: `context`, the first token (more where it is blank), `text`, the others, and `tokens`, how many others."""
-    ends = sorted({token.end for token in _tokens(text, tokenizer)})
+def cut(text: str, tokenizer: Any, length: int, most: int | None = None) -> Iterator[Row]:
+    """Pieces (the first `most`, or all) that are `length` tokens each by themselves, in order: `context`, the first token (more where it is blank), `text`, the others, and `tokens`, how many others."""
+    return islice(filter(None, (_row(piece, tokenizer) for piece in _pieces(text, tokenizer, length))), most)
+
+
+def _pieces(text: str, tokenizer: Any, length: int) -> Iterator[Piece]:
+    ends = sorted(set(_tokens(text, tokenizer).ends))
     # A tokenizer that puts a space before every text would make two of one that stands there.
-    adds_space = _numbers("a b", tokenizer) == _numbers("a", tokenizer) + _numbers("b", tokenizer)
+    adds_space = _tokens("a b", tokenizer).numbers == _tokens("a", tokenizer).numbers + _tokens("b", tokenizer).numbers
     start = 0
     while (first := bisect_right(ends, start)) + length <= len(ends):
         start += adds_space and text[start] == " "
-        end = _end_of_piece(text, tokenizer, length, start, ends[first:])
-        row = _row(text[start:end], tokenizer) if end else None
-        if row:
-            yield row
-        start = end or ends[first]
+        piece = _piece(text, tokenizer, length, start, ends)
+        if piece:
+            yield piece
+        start = piece.end if piece else ends[first]
 
 
-def _end_of_piece(text: str, tokenizer: Any, length: int, start: int, ends: Sequence[int]) -> int | None:
-    """Where a piece of `length` tokens ends that begins at `start`, among the ends of the whole text's tokens after it; None where no such piece is found."""
-    place = length - 1
+def _piece(text: str, tokenizer: Any, length: int, start: int, ends: Sequence[int]) -> Piece | None:
+    """The piece of `length` tokens that begins at `start`, and ends where one of the whole text's tokens does (`ends`); None where no such piece is found."""
+    place = bisect_right(ends, start) + length - 1
     for _ in range(TRIES):
-        if not 0 <= place < len(ends):
+        if not 0 <= place < len(ends) or ends[place] <= start:
             return None
-        surplus = len(_tokens(text[start : ends[place]], tokenizer)) - length
-        if not surplus:
-            return ends[place]
-        place -= surplus
+        part = text[start : ends[place]]
+        tokens = _tokens(part, tokenizer)
+        if len(tokens.numbers) == length:
+            return Piece(part, ends[place], tokens)
+        place -= len(tokens.numbers) - length
     return None
 
 
-def _row(piece: str, tokenizer: Any) -> Row | None:
+def _row(piece: Piece, tokenizer: Any) -> Row | None:
     """A piece divided after its first token, or after the first that lm-eval leaves in the context (it moves blanks at the end of one into the text); None where there is none."""
-    tokens = _tokens(piece, tokenizer)
-    for given, token in enumerate(tokens[:-1], 1):
-        context = piece[: token.end]
-        if context.strip() and context == context.rstrip() and _numbers(context, tokenizer) == [other.number for other in tokens[:given]]:
-            return {"context": context, "text": piece[token.end :], "tokens": len(tokens) - given}
+    numbers, ends = piece.tokens
+    for given, end in enumerate(ends[:-1], 1):
+        context = piece.text[:end]
+        if context.strip() and context == context.rstrip() and _tokens(context, tokenizer).numbers == numbers[:given]:
+            return {"context": context, "text": piece.text[end:], "tokens": len(numbers) - given}
     return None
 
 
-def _tokens(text: str, tokenizer: Any) -> list[Token]:
+def _tokens(text: str, tokenizer: Any) -> Tokens:
     found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    return [Token(number, end) for number, (_, end) in zip(found["input_ids"], found["offset_mapping"], strict=True)]
-
-
-def _numbers(text: str, tokenizer: Any) -> list[int]:
-    return [token.number for token in _tokens(text, tokenizer)]
+    return Tokens(found["input_ids"], [end for _, end in found["offset_mapping"]])
 
 
 def _tokenizer(source: Source, settings: Mapping[str, Any]) -> Any:

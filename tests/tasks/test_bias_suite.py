@@ -195,6 +195,13 @@ def test_lm_evals_tasks_are_its_own_but_for_their_items(suite):
         assert ours.metadata["primary_metric"] in suite[name].aggregation() and set(ours.metadata.get("best_value", {})) <= set(suite[name].aggregation())
 
 
+def test_nobody_learns_unasked_from_tasks_without_right_answers(suite):
+    """CrowS-Pairs' "target" is the stereotype: a recipe calibrated on it would learn that."""
+    from harness_ext.evidence.documents import fit_tasks
+
+    assert set(fit_tasks(suite, "test")) == {"winogender_all", "winogender_female", "winogender_male", "bbq"}
+
+
 def test_crows_pairs_from_the_official_file(suite):
     task = suite["crows_pairs_english"]
     documents = list(task.test_docs())

@@ -65,7 +65,7 @@ def test_every_task_says_version_source_and_primary_metric(tasks, file_tasks):
         assert metadata["version"] == 1.0 and ("arXiv:" in metadata["source"] or "made in code" in metadata["source"]), name
         assert metadata["primary_metric"] in {entry["metric"] for entry in task.config.metric_list}, name
     for name in CUT:
-        assert {"version", "source", "primary_metric"} == set(FILES[f"sfsd/{name}.yaml"]["metadata"]), name
+        assert {"version", "source", "primary_metric"} <= set(FILES[f"sfsd/{name}.yaml"]["metadata"]), name
 
 
 def test_tag_holds_the_tasks_made_in_code():

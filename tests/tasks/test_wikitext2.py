@@ -34,7 +34,7 @@ def tokenizer(request):
 
 
 def text() -> str:
-    return WIKITEXT.joined(Source("wikitext2_128", "wikitext-2-raw", {"data_dir": str(FIXTURES)}))
+    return WIKITEXT.joined(Source("wikitext2_128", "wikitext-2-raw", {"data_dir": str(FIXTURES)}), "test")
 
 
 def test_lines_are_joined_as_the_usual_perplexity_joins_the_hubs_rows(monkeypatch):
@@ -44,7 +44,7 @@ def test_lines_are_joined_as_the_usual_perplexity_joins_the_hubs_rows(monkeypatc
     lines = (FIXTURES / "wikitext-2-raw" / "wiki.test.raw").read_text(encoding="utf-8").splitlines(keepends=True)
     rows = [{"text": line if line.strip() else ""} for line in lines]
     monkeypatch.setattr(datasets, "load_dataset", lambda path, name, split: datasets.Dataset.from_list(rows))
-    assert WIKITEXT.joined(Source("wikitext2_128", "wikitext-2-raw", {})) == text() and " = Oster = \n" in text()
+    assert WIKITEXT.joined(Source("wikitext2_128", "wikitext-2-raw", {}), "test") == text() and " = Oster = \n" in text()
 
 
 @pytest.mark.parametrize("length", [16, 128])
@@ -64,6 +64,18 @@ def test_pieces_are_the_text_in_order_and_have_exactly_so_many_tokens(tokenizer,
         place = found + len(piece["context"] + piece["text"])
         # lm-eval would move a blank at the end of the context.
         assert piece["context"] == piece["context"].rstrip() != ""
+
+
+def test_no_more_pieces_than_asked_for(tokenizer):
+    assert list(WIKITEXT.cut(text(), tokenizer, 16, 3)) == list(WIKITEXT.cut(text(), tokenizer, 16))[:3]
+
+
+def test_recipes_learn_from_the_training_split_and_only_where_they_name_the_task():
+    from harness_ext.evidence.documents import fit_tasks, why_unfit
+
+    tasks = load("wikitext2_128", data_dir=str(FIXTURES), tokenizer=str(demo_path()))
+    assert "Hale" in tasks["wikitext2_128"].training_docs()[0]["text"] and why_unfit(tasks["wikitext2_128"], "train") is None
+    assert fit_tasks(tasks, "train") == fit_tasks(tasks, "test") == []
 
 
 def test_perplexity_by_hand():
