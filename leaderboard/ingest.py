@@ -26,6 +26,7 @@ from leaderboard.locking import file_lock
 from leaderboard.queries import model_keys
 from leaderboard.reading import read_runs
 from leaderboard.records import Rejection, Run
+from leaderboard.samples_file import SamplesReader
 from leaderboard.store import Store, memory_store, open_for_writing_unlocked, open_store, told_when_full
 from leaderboard.untrusted import no_collection
 from leaderboard.writing import Added, add_runs, log_rejections
@@ -34,8 +35,9 @@ _KEPT = ("deletions", "baselines", "blessings", "gate_runs")  # what a rebuild t
 _AHEAD_SECONDS = 5.0  # of judging after an ingest, in turns of
 _TURN_SECONDS = 0.5
 _REBUILD_AHEAD_SECONDS = 120.0  # nobody waits for the new file
-_BATCH_SECONDS = 2.0  # of reading, before the batch is written
-_BATCH_SAMPLES = 50_000  # which take about a second to write; each batch costs a checkpoint, which is dear where there are many
+_BATCH_SECONDS = 4.0  # of reading, before the batch is written
+_BATCH_SAMPLES = 125_000  # more than the 122,880 rows of a row group: DuckDB writes whole ones at once, and fewer first to its log and then again, for three times the work
+_BATCH_BYTES = 256 * 2**20  # of samples files, which bounds the memory
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def _write(batch: Sequence[Run], database: Path, report: IngestReport, timeout_s
 
 def _read_all(roots: Sequence[Path], report: IngestReport) -> Iterator[Run]:
     """Every run that can be read, unedited ones of our own first within each root."""
+    reader = SamplesReader()
     for root in roots:
         later: list[Candidate] = []
         for found in find_runs(root):
@@ -96,14 +99,14 @@ def _read_all(roots: Sequence[Path], report: IngestReport) -> Iterator[Run]:
             elif found.receipt is not None and not found.path.name.startswith("baseline"):
                 later.append(found)
             else:
-                yield from _read(found, report)
+                yield from _read(found, report, reader)
         for candidate in later:
-            yield from _read(candidate, report)
+            yield from _read(candidate, report, reader)
 
 
-def _read(candidate: Candidate, report: IngestReport) -> Iterator[Run]:
+def _read(candidate: Candidate, report: IngestReport, reader: SamplesReader) -> Iterator[Run]:
     try:
-        runs = read_runs(candidate)
+        runs = read_runs(candidate, reader)
     except Unreadable as error:
         report.rejected.append(Rejection(candidate.path, str(error)))
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError, RecursionError) as error:  # a form nobody thought of
@@ -114,13 +117,15 @@ def _read(candidate: Candidate, report: IngestReport) -> Iterator[Run]:
 
 def _batches(runs: Iterable[Run]) -> Iterator[list[Run]]:
     batch: list[Run] = []
-    samples, started = 0, time.monotonic()
+    samples = size = 0
+    started = time.monotonic()
     for run in runs:
         batch.append(run)
         samples += sum(len(task.samples or ()) for task in run.tasks)
-        if samples >= _BATCH_SAMPLES or time.monotonic() - started >= _BATCH_SECONDS:
+        size += sum(task.samples.size for task in run.tasks if task.samples)
+        if samples >= _BATCH_SAMPLES or size >= _BATCH_BYTES or time.monotonic() - started >= _BATCH_SECONDS:
             yield batch
-            batch, samples, started = [], 0, time.monotonic()
+            batch, samples, size, started = [], 0, 0, time.monotonic()
     if batch:
         yield batch
 

@@ -22,42 +22,38 @@ from leaderboard.receipt_file import (
     shown,
     utc,
 )
-from leaderboard.records import NO_FILTER, Calibration, Run, Sample, Score, TaskRun, Variant
+from leaderboard.records import NO_FILTER, Calibration, Run, Score, TaskRun, Variant
 from leaderboard.results_file import Environment, Results, read_results
-from leaderboard.samples_file import (
-    LOG_LIKELIHOOD_OUTPUTS,
-    content_hash,
-    documents_hash,
-    log_likelihoods,
-    read_samples,
-)
+from leaderboard.samples import Samples, content_hash, documents_hash, log_likelihoods
+from leaderboard.samples_file import LOG_LIKELIHOOD_OUTPUTS, SampleForm, SamplesReader
 from leaderboard.samples_only import WARNING, read_task
 from leaderboard.untrusted import canonical, clean, digest
 
 PLAIN_RECIPE = "plain lm_eval"
 
 
-def read_runs(candidate: Candidate) -> list[Run]:
-    """Read what was found, whole: one run, or the several that an old results file may hold. Raises `Unreadable` with the reason; nothing else escapes for any content of the files."""
+def read_runs(candidate: Candidate, reader: SamplesReader | None = None) -> list[Run]:
+    """Read what was found, whole: one run, or the several that an old results file may hold; `reader` speeds it up where runs of the same documents are read. Raises `Unreadable` with the reason; nothing else escapes for any content of the files."""
+    reader = reader or SamplesReader()
     try:
         if candidate.receipt is not None:
-            return [_receipt_run(candidate, candidate.receipt)]
+            return [_receipt_run(candidate, candidate.receipt, reader)]
         if candidate.results is None:
-            return [_samples_run(candidate)]
-        runs = [_plain_run(candidate, results) for results in read_results(candidate.results)]
-        return [*runs, *_unclaimed(candidate, runs)]
+            return [_samples_run(candidate, reader)]
+        runs = [_plain_run(candidate, results, reader) for results in read_results(candidate.results)]
+        return [*runs, *_unclaimed(candidate, runs, reader)]
     except OSError as error:
         raise Unreadable(f"cannot be read: {error.strerror}") from error
 
 
-def _unclaimed(candidate: Candidate, runs: list[Run]) -> Iterator[Run]:
+def _unclaimed(candidate: Candidate, runs: list[Run], reader: SamplesReader) -> Iterator[Run]:
     """Undated samples beside a results file that has no such task: runs of their own."""
     if candidate.results is None or date_of(candidate.results) is not None:
         return
     claimed = {_samples_of(candidate, task.task, [task.task for task in run.tasks]) for run in runs for task in run.tasks}
     for file in candidate.samples:
         if file not in claimed:
-            yield _samples_run(Candidate(file, None, None, (file,)))
+            yield _samples_run(Candidate(file, None, None, (file,)), reader)
 
 
 def _samples_of(candidate: Candidate, task: str, tasks: Sequence[str]) -> Path | None:
@@ -71,7 +67,7 @@ def _samples_of(candidate: Candidate, task: str, tasks: Sequence[str]) -> Path |
     return None
 
 
-def _receipt_run(candidate: Candidate, path: Path) -> Run:
+def _receipt_run(candidate: Candidate, path: Path, reader: SamplesReader) -> Run:
     receipt, raw = read_receipt(path)
     calibrations = calibration_rows(receipt)
     run = Run(
@@ -112,11 +108,11 @@ def _receipt_run(candidate: Candidate, path: Path) -> Run:
     results, *others = read_results(candidate.results)
     if others:
         raise Unreadable("results_*.json is of before lm-eval 0.4, which no receipt can lie beside")
-    tasks = [_with_overlap(task, calibrations) for task in _task_runs(results, candidate)]
+    tasks = [_with_overlap(task, calibrations) for task in _task_runs(results, candidate, reader)]
     return _with_id(replace(_with_environment(run, results.environment), tasks=tasks, scores=results.scores))
 
 
-def _plain_run(candidate: Candidate, results: Results) -> Run:
+def _plain_run(candidate: Candidate, results: Results, reader: SamplesReader) -> Run:
     environment = results.environment
     run = Run(
         run_id="",
@@ -124,7 +120,7 @@ def _plain_run(candidate: Candidate, results: Results) -> Run:
         origin="plain",
         status="complete",
         variant=_plain_variant(environment),
-        tasks=_task_runs(results, candidate),
+        tasks=_task_runs(results, candidate, reader),
         scores=results.scores,
         files=_names(candidate),
         settings=environment.settings,
@@ -133,8 +129,8 @@ def _plain_run(candidate: Candidate, results: Results) -> Run:
     return _with_id(_with_environment(run, environment))
 
 
-def _samples_run(candidate: Candidate) -> Run:
-    read = [read_task(file) for file in candidate.samples]
+def _samples_run(candidate: Candidate, reader: SamplesReader) -> Run:
+    read = [read_task(file, reader) for file in candidate.samples]
     name = clean(candidate.path.parent.name or "unnamed model")
     key = _model_key(name, None, None)
     run = Run(
@@ -205,7 +201,7 @@ def _model_key(name: str, revision: str | None, identity: str | None) -> str:
     return digest([name, revision or "main", identity or ""])[:32]
 
 
-def _task_runs(results: Results, candidate: Candidate) -> list[TaskRun]:
+def _task_runs(results: Results, candidate: Candidate, reader: SamplesReader) -> list[TaskRun]:
     environment = results.environment
     by_task: dict[str, list[Score]] = defaultdict(list)
     for score in results.scores:
@@ -215,7 +211,8 @@ def _task_runs(results: Results, candidate: Candidate) -> list[TaskRun]:
         file = _samples_of(candidate, task, list(results.tasks))
         scores = by_task[task]
         filters = {score.filter for score in scores}
-        samples = read_samples(file, task, frozenset(score.metric for score in scores), settings.cluster_by, filters.pop() if len(filters) == 1 else NO_FILTER) if file else None
+        form = SampleForm(task, frozenset(score.metric for score in scores), settings.cluster_by, filters.pop() if len(filters) == 1 else NO_FILTER)
+        samples = reader.read(file, form) if file else None
         if samples is not None:
             _check_whole(task, samples, settings.sample_count)
         run = TaskRun(
@@ -237,16 +234,15 @@ def _task_runs(results: Results, candidate: Candidate) -> list[TaskRun]:
     return tasks
 
 
-def _check_whole(task: str, samples: list[Sample], expected: int | None) -> None:
-    found = len({(sample.doc_key, sample.occurrence) for sample in samples})
-    if expected is not None and found < expected:
-        raise Unreadable(f"the samples of {task} are incomplete: {found} of {expected} documents")
+def _check_whole(task: str, samples: Samples, expected: int | None) -> None:
+    if expected is not None and samples.distinct < expected:
+        raise Unreadable(f"the samples of {task} are incomplete: {samples.distinct} of {expected} documents")
 
 
 def _with_overlap(task: TaskRun, calibrations: list[Calibration]) -> TaskRun:
     """Mark a task that scores documents its own recipe was calibrated on."""
     used = {document for calibration in calibrations for document in calibration.documents}
-    both = sorted(used & {sample.doc_hash for sample in task.samples or ()})
+    both = sorted(used.intersection(document.doc_hash for document in (task.samples or Samples()).documents))
     return replace(task, calibration_overlap=len(both), overlap_example=both[0]) if both else task
 
 
@@ -259,7 +255,7 @@ def _with_id(run: Run) -> Run:
     asked = run.spec_id or run.settings
     failure = [run.failure_kind, run.failure_reason, run.failure_where]
     outcome = sorted(_outcome(score) for score in run.scores)
-    tasks = sorted([task.task, task.documents_hash or "", content_hash(task.samples or [])] for task in run.tasks)
+    tasks = sorted([task.task, task.documents_hash or "", content_hash(task.samples or Samples())] for task in run.tasks)
     matrices = [[matrix.name, matrix.digest_after] for matrix in run.matrices]
     return replace(run, run_id=digest([asked, run.variant.variant_id, run.status, failure, outcome, tasks, matrices])[:32])
 

@@ -5,47 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from leaderboard.untrusted import clean, document_text
+from leaderboard.samples import Samples
 
 NO_FILTER = "none"
-
-
-class SampleScore(NamedTuple):
-    """One metric of one document. Exactly one of `value` and `parts` is set, or neither where it was not finite.
-
-    `value` is a number in the metric's own units, or a text's log-likelihood where `weight` (words or bytes) is set.
-    `parts` is JSON: a (gold, prediction) pair and the like, for metrics that only exist over a whole corpus.
-    """
-
-    value: float | None
-    weight: float | None = None
-    parts: str | None = None
-
-
-class Sample(NamedTuple):
-    """One document under one filter. A named tuple, because a store holds a million of them and a frozen dataclass takes ten times as long to make."""
-
-    filter: str
-    doc_id: int | None
-    doc_key: str
-    occurrence: int
-    doc_hash: str
-    prompt_hash: str
-    target_hash: str
-    source: Any
-    prompt: str
-    target: str
-    responses: str
-    filtered_responses: str
-    cluster: str | None
-    scores: dict[str, SampleScore]
-
-    @property
-    def document(self) -> str:
-        """The document as JSON, made when asked for: a store needs it once, however many runs answer it."""
-        return clean(document_text(self.source))
 
 
 @dataclass(frozen=True)
@@ -77,7 +41,7 @@ class TaskRun:
     generation_arguments: str | None
     output_type: str | None
     cluster_by: str | None
-    samples: list[Sample] | None
+    samples: Samples | None
     documents_hash: str | None = None
     log_likelihoods: int = 0
     log_likelihoods_hash: str | None = None
@@ -87,7 +51,7 @@ class TaskRun:
     @property
     def documents(self) -> int | None:
         """How many documents were scored, counted once however many filters there are."""
-        return None if self.samples is None else len({(s.doc_key, s.occurrence) for s in self.samples})
+        return None if self.samples is None else self.samples.distinct
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from leaderboard.errors import Unreadable
+from leaderboard.json_lines import read_json_lines
 from leaderboard.known_metrics import best_value, direction
-from leaderboard.records import NO_FILTER, Sample, Score, TaskRun
-from leaderboard.samples_file import documents_hash, read_samples
-from leaderboard.untrusted import clean, finite, read_json_lines
+from leaderboard.records import NO_FILTER, Score, TaskRun
+from leaderboard.samples import Samples, documents_hash
+from leaderboard.samples_file import SampleForm, SamplesReader
+from leaderboard.untrusted import clean, finite
 
 WARNING = "its results file is missing: scores are means over the samples, and model and settings are known by folder and file name only"
 _NAME = re.compile(r"^(?:.*?samples_)?(?P<task>.+?)(?:_\d{4}-\d\d-\d\dT\d\d[-:]\d\d[-:]\d\d(?:\.\d+)?)?$")
@@ -33,11 +35,11 @@ def looks_like_samples(path: Path) -> bool:
     return isinstance(line, dict) and isinstance(line.get("doc"), dict) and ("resps" in line or "filtered_resps" in line)
 
 
-def read_task(path: Path) -> tuple[TaskRun, list[Score]]:
+def read_task(path: Path, reader: SamplesReader) -> tuple[TaskRun, list[Score]]:
     """The task of one samples file and its scores. Raises `Unreadable`."""
     match = _NAME.match(path.stem)
     task = clean(match["task"] if match else path.stem)
-    samples = read_samples(path, task, _metrics(path), None)
+    samples = reader.read(path, SampleForm(task, _metrics(path)))
     scores = list(_scores(task, samples))
     if not scores:
         raise Unreadable(f"{path.name} is without its results file, and holds no metric that is a number per document")
@@ -52,11 +54,11 @@ def _metrics(path: Path) -> frozenset[str]:
     return frozenset(names)
 
 
-def _scores(task: str, samples: list[Sample]) -> Iterator[Score]:
+def _scores(task: str, samples: Samples) -> Iterator[Score]:
     values: dict[tuple[str, str], list[float | None]] = {}
-    for sample in samples:
-        for metric, score in sample.scores.items():
-            values.setdefault((metric, sample.filter or NO_FILTER), []).append(score.value)
+    for document, outcome in zip(samples.documents, samples.outcomes):
+        for metric, score in outcome.scores.items():
+            values.setdefault((metric, document.filter or NO_FILTER), []).append(score.value)
     for place, ((metric, filter_name), found) in enumerate(values.items()):
         numbers = [value for value in found if value is not None]
         whole = len(numbers) == len(found)

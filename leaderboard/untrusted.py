@@ -13,20 +13,18 @@ import gc
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from pydantic_core import from_json
+from uuid import uuid4
 
 from leaderboard.errors import Unreadable
 
 MAX_JSON_BYTES = 256 * 2**20
-MAX_LINE_BYTES = 64 * 2**20
-MAX_SAMPLES_BYTES = 8 * 2**30
 _LARGEST_INTEGER = 2**63 - 1
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)  # made once: `json.dumps` with settings makes one a call
+_BOUNDARY = uuid4().hex  # between values that are encoded in one go: nobody can have written it into a file
 _DOCUMENT = json.JSONEncoder(ensure_ascii=False)
 
 
@@ -55,60 +53,6 @@ def parse_json(text: str, where: str) -> Any:
         raise Unreadable(f"{where} is nested too deeply") from error
     except ValueError as error:  # an integer of thousands of digits
         raise Unreadable(f"{where} holds a number that cannot be read: {error}") from error
-
-
-def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number, value) of each line of a JSON Lines file, one line in memory at a time. Raises `Unreadable`.
-
-    lm-eval 0.4.0 to 0.4.2 wrote one indented list under such a name, and tools that indent write values over several lines: a file of at most 256 MiB whose first line is no value, or is a
-    list, is read whole, and numbers are then those of its values.
-    """
-    try:
-        if path.stat().st_size > MAX_SAMPLES_BYTES:
-            raise Unreadable(f"{path.name} has more than the {MAX_SAMPLES_BYTES // 2**30} GiB that are read")
-        with path.open("rb") as file:
-            number = 0
-            while line := file.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                if number == 1 and (values := _indented(path, line)) is not None:
-                    yield from enumerate(values, 1)
-                    return
-                if len(line) > MAX_LINE_BYTES:
-                    raise Unreadable(f"{path.name} line {number} is longer than {MAX_LINE_BYTES // 2**20} MiB")
-                if not line.isspace():
-                    yield number, _parse_line(line, path, number)
-    except OSError as error:
-        raise Unreadable(f"{path.name} cannot be read: {error.strerror}") from error
-
-
-def _indented(path: Path, first: bytes) -> list[Any] | None:
-    """The values of a file that is no JSON Lines, judged by its first line; None where it is."""
-    if first[:1] not in b"[{" or (first[:1] == b"{" and first.rstrip()[-1:] == b"}") or path.stat().st_size > MAX_JSON_BYTES:
-        return None
-    decoder, values, position = json.JSONDecoder(), [], 0
-    try:
-        text = path.read_bytes().decode("utf-8").rstrip()
-        while position < len(text):
-            value, position = decoder.raw_decode(text, position)
-            values.append(value)
-            while position < len(text) and text[position] in " \t\r\n,":
-                position += 1
-    except (ValueError, RecursionError):  # what is wrong is told line by line
-        return None
-    return values[0] if len(values) == 1 and isinstance(values[0], list) else values
-
-
-def _parse_line(line: bytes, path: Path, number: int) -> Any:
-    """One line by pydantic's parser, which takes half the time; what it refuses (a lone surrogate, which Python's takes, or an error to explain) by Python's."""
-    try:
-        return from_json(line, cache_strings="keys")
-    except ValueError:
-        pass
-    try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise Unreadable(f"{path.name} line {number} is not UTF-8 text") from error
-    return parse_json(text, f"{path.name} line {number}")
 
 
 @contextmanager
@@ -168,6 +112,13 @@ def mapping(value: Any) -> dict[str, Any]:
 def canonical(value: Any) -> str:
     """The one text of a JSON value: keys sorted, no spaces. Equal values have equal texts."""
     return clean(_CANONICAL.encode(value))
+
+
+def canonical_each(values: Sequence[Any]) -> list[str]:
+    """`canonical` of many values. A call for each would take longer than its encoding."""
+    parts: list[Any] = [_BOUNDARY] * (2 * len(values))
+    parts[::2] = values
+    return clean(_CANONICAL.encode(parts)[1:-1] + ",").split(f',"{_BOUNDARY}",')[:-1]
 
 
 def document_text(value: Any) -> str:

@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timezone
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from leaderboard import noise
 from leaderboard.cell import BASELINE
 from leaderboard.errors import Unreadable
-from leaderboard.records import Calibration, Matrix, Rejection, Run, Sample, Score, TaskRun, Variant
+from leaderboard.records import Calibration, Matrix, Rejection, Run, Score, TaskRun, Variant
+from leaderboard.samples import Document, Outcome, Samples, SampleScore
 from leaderboard.store import Store
 from leaderboard.untrusted import canonical, clean
 
@@ -200,6 +201,14 @@ def _run_columns(runs: Sequence[Run], moment: datetime) -> dict[str, list[Any]]:
     }
 
 
+class _Logged(NamedTuple):
+    """The samples of one task of one run."""
+
+    run_id: str
+    task: str
+    samples: Samples
+
+
 def _insert_calibrations(store: Store, runs: Sequence[Run]) -> None:
     used = [calibration for run in runs for calibration in run.calibrations]
     places = [place for run in runs for place in range(len(run.calibrations))]
@@ -208,40 +217,35 @@ def _insert_calibrations(store: Store, runs: Sequence[Run]) -> None:
 
 
 def _insert_samples(store: Store, runs: Sequence[Run]) -> None:
-    logged = [(run.run_id, task.task, task.samples) for run in runs for task in run.tasks if task.samples]
-    rows = [sample for _, _, samples in logged for sample in samples]
-    owners = {"run_id": [run_id for run_id, _, samples in logged for _ in samples], "task": [task for _, task, samples in logged for _ in samples]}
-    names = ("filter", "doc_key", "occurrence", "doc_id", "responses", "filtered_responses")
-    store.insert("samples", owners | _picked(rows, names))
-    flat = [(run_id, task, sample, metric, score) for run_id, task, samples in logged for sample in samples for metric, score in sample.scores.items()]
-    store.insert(
-        "sample_scores",
-        {
-            "run_id": [row[0] for row in flat],
-            "task": [row[1] for row in flat],
-            "metric": [row[3] for row in flat],
-            "filter": [row[2].filter for row in flat],
-            "doc_key": [row[2].doc_key for row in flat],
-            "occurrence": [row[2].occurrence for row in flat],
-            "cluster": [row[2].cluster for row in flat],
-            "value": [row[4].value for row in flat],
-            "weight": [row[4].weight for row in flat],
-            "parts": [row[4].parts for row in flat],
-        },
-    )
-    _insert_new_documents(store, dict(zip([sample.doc_key for sample in rows], zip(owners["task"], rows))))
+    logged = [_Logged(run.run_id, task.task, task.samples) for run in runs for task in run.tasks if task.samples]
+    documents = [document for item in logged for document in item.samples.documents]
+    answers = {name: [value for item in logged for value in getattr(item.samples, name)] for name in ("occurrence", "responses", "filtered_responses")}
+    owners = {"run_id": [item.run_id for item in logged for _ in item.samples.documents], "task": [item.task for item in logged for _ in item.samples.documents]}
+    store.insert("samples", owners | _picked(documents, ("filter", "doc_key", "doc_id")) | answers)
+    _insert_sample_scores(store, [value for item in logged for value in item.samples.outcomes], owners, documents, answers["occurrence"])
+    _insert_new_documents(store, dict(zip(reversed([document.doc_key for document in documents]), zip(reversed(owners["task"]), reversed(documents)))))
 
 
-def _insert_new_documents(store: Store, documents: dict[str, tuple[str, Sample]]) -> None:
+def _insert_sample_scores(store: Store, outcomes: Sequence[Outcome], owners: dict[str, list[str]], documents: Sequence[Document], occurrence: Sequence[int]) -> None:
+    for metric in sorted({metric for scores in {id(found.scores): found.scores for found in outcomes}.values() for metric in scores}):
+        places = [place for place, found in enumerate(outcomes) if metric in found.scores]
+        of_sample = {name: [column[place] for place in places] for name, column in {**owners, "occurrence": occurrence}.items()}
+        of_document = _picked([documents[place] for place in places], ("filter", "doc_key", "cluster"))
+        of_metric = _picked([outcomes[place].scores[metric] for place in places], SampleScore._fields)
+        store.insert("sample_scores", of_sample | {"metric": [metric] * len(places)} | of_document | of_metric)
+
+
+def _insert_new_documents(store: Store, documents: dict[str, tuple[str, Document]]) -> None:
     """Prompts are kept once for all variants."""
     if not documents:
         return
     known = store.columns("SELECT doc_key FROM docs WHERE doc_key IN (SELECT unnest(?))", [list(documents)])["doc_key"]
     for key in known.tolist():
         del documents[key]
-    fresh = list(documents.values())
-    names = ("doc_key", "doc_hash", "prompt_hash", "target_hash", "document", "prompt", "target")
-    store.insert("docs", {"task": [task for task, _ in fresh], **_picked([sample for _, sample in fresh], names)})
+    tasks, fresh = [task for task, _ in documents.values()], [document for _, document in documents.values()]
+    texts = [document.texts() for document in fresh]
+    columns = {"task": tasks, **_picked(fresh, ("doc_key", "doc_hash", "prompt_hash", "target_hash"))}
+    store.insert("docs", columns | {name: [text[name] for text in texts] for name in ("document", "prompt", "target")})
 
 
 def _columns(kind: type, rows: Sequence[Any], but: str = "") -> dict[str, list[Any]]:

@@ -82,7 +82,7 @@ def test_samples_that_name_no_filter_have_the_only_one_there_is(tmp_path: Path) 
     write(tmp_path / "results_2024-06-03T01:44:00.470625.json", {"results": {"t": {"acc,get-answer": 0.5}}})
     (tmp_path / "samples_t_2024-06-03T01:44:00.470625.jsonl").write_text("\n".join(json.dumps(sample(i)) for i in range(4)))
     (run,) = runs_of(tmp_path)
-    assert {s.filter for s in run.tasks[0].samples or ()} == {"get-answer"} == {score.filter for score in run.scores}
+    assert {document.filter for document in run.tasks[0].samples.documents} == {"get-answer"} == {score.filter for score in run.scores}
 
 
 @pytest.mark.parametrize("resps", [[], None, "text", [["a", "b"]], [[[["-1.0", "True"]]]], [[[float("-inf"), False]]], [[10**40]], {"a": 1}])
@@ -90,6 +90,6 @@ def test_responses_of_any_shape_are_kept(tmp_path: Path, resps: Any) -> None:
     write(tmp_path / "results_2024-06-03T01-44-00.json", {"results": {"t": {"acc,none": 0.0}}})
     (tmp_path / "samples_t_2024-06-03T01-44-00.jsonl").write_text(json.dumps(sample(0, resps=resps, filtered_resps=resps, doc_id=10**40, target=None)))
     (run,) = runs_of(tmp_path)
-    (found,) = run.tasks[0].samples or ()
-    assert json.loads(found.responses) == resps
-    assert found.doc_id is None
+    samples = run.tasks[0].samples
+    assert [json.loads(text) for text in samples.responses] == [resps]
+    assert [document.doc_id for document in samples.documents] == [None]

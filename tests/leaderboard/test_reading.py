@@ -90,7 +90,7 @@ def test_a_document_that_occurs_twice_is_two(made: Any, kit: Any) -> None:
     samples = next(path.glob("samples_*"))
     samples.write_text(samples.read_text() * 2)
     read = only_run(path).tasks[0]
-    assert read.documents == 6 and sorted({sample.occurrence for sample in read.samples}) == [0, 1]
+    assert read.documents == 6 and sorted(set(read.samples.occurrence)) == [0, 1]
 
 
 def test_calibration_on_scored_documents_is_noticed(made: Any, kit: Any) -> None:
@@ -105,7 +105,7 @@ def test_nan_is_kept_as_text_and_never_as_a_number(made: Any, kit: Any) -> None:
     task = kit.Task({"acc": [1.0, float("nan")]}, scores={"acc": float("nan")})
     run = only_run(made.run("laser", {"sums": task}))
     assert (run.scores[0].score, run.scores[0].reported) == (None, "nan")
-    assert [sample.scores["acc"].value for sample in run.tasks[0].samples] == [1.0, None]
+    assert [found.scores["acc"].value for found in run.tasks[0].samples.outcomes] == [1.0, None]
 
 
 def test_primary_metric_is_the_named_one(made: Any, kit: Any) -> None:
