@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from leaderboard.records import Rejection
@@ -29,6 +30,11 @@ class Candidate:
     receipt: Path | None
     results: Path | None
     samples: tuple[Path, ...]
+
+    @cached_property
+    def samples_by_name(self) -> dict[str, Path]:
+        """The samples files by their names in the folder."""
+        return {file.name: file for file in self.samples}
 
 
 def find_runs(path: Path) -> Iterator[Candidate | Rejection]:

@@ -1,8 +1,8 @@
 """From paths to rows: `ingest` reads runs and puts them into the database, and `--rebuild` makes the database anew.
 
 Notable choices:
-- Reading (slow, no lock) and writing (fast, locked) take turns: some runs are read, then written with the file held for a
-  fraction of a second, in one transaction. Killed anywhere, the store holds whole runs only.
+- Reading (slow, no lock) and writing (fast, locked) take turns: some runs are read, then written with the file held for less
+  than a second, in one transaction, while the next are read. Killed anywhere, the store holds whole runs only.
 - What cannot be read is reported with its reason and stops nothing else. Unedited models go first, so that of two runs that
   contradict each other the edited one is rejected.
 - A rebuild writes a new file and renames it into place; it also reads every run directory that the old file knew of, and

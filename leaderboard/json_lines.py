@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from leaderboard.untrusted import MAX_JSON_BYTES, parse_json
 
 MAX_LINE_BYTES = 64 * 2**20
 MAX_SAMPLES_BYTES = 8 * 2**30
-_BUFFER_BYTES = 2**20  # at a time: whoever waits for the disk lets another thread of Python go first, which may take its time
+_BUFFER_BYTES = 2**18  # at a time: whoever waits for the disk lets another thread of Python go first, which may take its time
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
@@ -30,10 +31,9 @@ def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
     list, is read whole; numbers are then those of its values, which come in place of lines.
     """
     try:
-        size = path.stat().st_size
-        if size > MAX_SAMPLES_BYTES:
-            raise Unreadable(f"{path.name} has more than the {MAX_SAMPLES_BYTES // 2**30} GiB that are read")
-        with path.open("rb", buffering=min(max(size, 2), _BUFFER_BYTES)) as file:
+        with path.open("rb", buffering=_BUFFER_BYTES) as file:
+            if os.fstat(file.fileno()).st_size > MAX_SAMPLES_BYTES:
+                raise Unreadable(f"{path.name} has more than the {MAX_SAMPLES_BYTES // 2**30} GiB that are read")
             number = 0
             while line := file.readline(MAX_LINE_BYTES + 1):
                 number += 1

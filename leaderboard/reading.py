@@ -60,7 +60,7 @@ def _samples_of(candidate: Candidate, task: str, tasks: Sequence[str]) -> Path |
     """The samples file of a task. Without a date its name ends in the task's, of which the longest that fits is meant."""
     date = date_of(candidate.results) if candidate.results else None
     if date is not None:
-        return next((file for file in candidate.samples if file.name == f"samples_{task}_{date}.jsonl"), None)
+        return candidate.samples_by_name.get(f"samples_{task}_{date}.jsonl")
     for file in candidate.samples:
         if max((name for name in tasks if file.stem == name or file.stem.endswith(f"_{name}")), key=len, default=None) == task:
             return file

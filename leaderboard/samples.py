@@ -60,13 +60,13 @@ def outcome(scores: dict[str, SampleScore]) -> Outcome:
 
 @dataclass(frozen=True)
 class Samples:
-    """A task's samples, one for each document and filter, in the file's order. All lists have one entry a sample; `size` is the file's, in bytes."""
+    """A task's samples, one for each document and filter, in the file's order. All lists have one entry a sample; `size` is that of its lines, in bytes."""
 
     documents: list[Document] = field(default_factory=list)
-    occurrence: list[int] = field(default_factory=list)
     responses: list[str] = field(default_factory=list)
     filtered_responses: list[str] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
+    occurrence: list[int] = field(default_factory=list)
     size: int = 0
 
     def __len__(self) -> int:

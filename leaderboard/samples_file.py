@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -45,19 +45,25 @@ class SamplesReader:
 
     def __init__(self) -> None:
         self._known: dict[SampleForm, Known] = {}
+        self._size = 0
 
     def read(self, path: Path, form: SampleForm) -> Samples:
         """All samples of one task, in the file's order. Raises `Unreadable`."""
-        if sum(known.size for known in self._known.values()) > KNOWN_BYTES:
+        if self._size > KNOWN_BYTES:
             self._known.clear()
+            self._size = 0
         known = self._known.get(form) or self._known.setdefault(form, Known(form.metrics, lambda line: _document(line, form), lambda line: _outcome(line, form)))
-        samples = Samples(size=path.stat().st_size)
+        columns, size, before = Lines([], [], [], []), 0, known.size
         for numbered in _blocks(path):
             lines = [line for _, line in numbered]
-            found = known.read(lines) if all(type(line) is bytes for line in lines) else None
-            for column, values in zip((samples.documents, samples.responses, samples.filtered_responses, samples.outcomes), found or _parsed(numbered, path, form)):
+            found = None
+            if set(map(type, lines)) == {bytes}:
+                size += sum(map(len, lines))
+                found = known.read(lines)
+            for column, values in zip(columns, found or _parsed(numbered, path, form)):
                 column.extend(values)  # type: ignore[arg-type]
-        return replace(samples, occurrence=_occurrences([(document.doc_key, document.filter) for document in samples.documents]))
+        self._size += known.size - before
+        return Samples(*columns, _occurrences([(document.doc_key, document.filter) for document in columns.documents]), size)
 
 
 def _blocks(path: Path) -> Iterator[list[tuple[int, Any]]]:

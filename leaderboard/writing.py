@@ -1,4 +1,4 @@
-"""Putting runs into an open store: a group of them in one transaction, one Arrow insertion a table.
+"""Putting runs into an open store: a group of them in one transaction.
 
 Who is rejected here: a run that is in the store already is a duplicate, not an error; a run whose log-likelihoods equal, to
 the bit, those of a run of the same model with other weights is an error (a shared request cache makes every recipe look
@@ -11,18 +11,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any
 
 from leaderboard import noise
 from leaderboard.cell import BASELINE
 from leaderboard.errors import Unreadable
-from leaderboard.records import Calibration, Matrix, Rejection, Run, Score, TaskRun, Variant
-from leaderboard.samples import Document, Outcome, Samples, SampleScore
+from leaderboard.inserting import insert_runs
+from leaderboard.records import Rejection, Run
 from leaderboard.store import Store
-from leaderboard.untrusted import canonical, clean
+from leaderboard.untrusted import clean
 
 # Largest relative change of a matrix that rounding to the dtype alone explains: twice its unit in the last place, and for
 # float32 what a decomposition and its product in float32 leave behind.
@@ -71,10 +71,10 @@ def add_runs(store: Store, runs: Sequence[Run]) -> list[Added | Unreadable]:
             left_out[run.run_id] = Added.KNOWN
             answers.remember(run)
             if run.status == "complete" and run.variant.recipe_name == BASELINE and any(task.samples for task in run.tasks):
-                _insert_runs(store, fresh)  # the noise floor is measured against what was stored before
+                insert_runs(store, fresh, now())  # the noise floor is measured against what was stored before
                 noise.record(store, run.run_id)
                 fresh = []
-        _insert_runs(store, fresh)
+        insert_runs(store, fresh, now())
     return outcomes
 
 
@@ -161,96 +161,3 @@ def _hashes(run: Run) -> dict[str, str | None]:
 
 def _stored_changes(store: Store, run_id: str) -> Callable[[], list[float | None]]:
     return lambda: [row["relative_error"] for row in store.rows("SELECT relative_error FROM receipts WHERE run_id = ?", [run_id])]
-
-
-def _insert_runs(store: Store, runs: Sequence[Run]) -> None:
-    if not runs:
-        return
-    variants = {run.variant.variant_id: run.variant for run in runs}
-    known = store.rows("SELECT variant_id FROM variants WHERE variant_id IN (SELECT unnest(?))", [list(variants)])
-    for row in known:
-        del variants[row["variant_id"]]
-    moment = now()
-    store.insert("variants", _columns(Variant, list(variants.values())))
-    store.insert("runs", _run_columns(runs, moment))
-    tasks = [task for run in runs for task in run.tasks]
-    store.insert("run_tasks", {"run_id": _ids(runs, "tasks"), **_columns(TaskRun, tasks, but="samples"), "documents": [task.documents for task in tasks]})
-    store.insert("scores", {"run_id": _ids(runs, "scores"), **_columns(Score, [score for run in runs for score in run.scores])})
-    places = [place for run in runs for place in range(len(run.matrices))]
-    store.insert("receipts", {"run_id": _ids(runs, "matrices"), "position": places, **_columns(Matrix, [matrix for run in runs for matrix in run.matrices])})
-    _insert_calibrations(store, runs)
-    _insert_samples(store, runs)
-    count = len(runs)
-    log = {"logged_at": [moment] * count, "path": [clean(str(run.path)) for run in runs], "outcome": ["added"] * count, "run_id": [run.run_id for run in runs], "reason": [None] * count}
-    store.insert("ingest_log", log)
-
-
-def _ids(runs: Sequence[Run], of: str) -> list[str]:
-    return [run.run_id for run in runs for _ in getattr(run, of)]
-
-
-def _run_columns(runs: Sequence[Run], moment: datetime) -> dict[str, list[Any]]:
-    left_out = {"variant", "tasks", "scores", "matrices", "calibrations", "path", "files", "warnings", "request_cache"}
-    columns = {field.name: [getattr(run, field.name) for run in runs] for field in fields(Run) if field.name not in left_out}
-    return columns | {
-        "variant_id": [run.variant.variant_id for run in runs],
-        "path": [clean(str(run.path)) for run in runs],
-        "files": [canonical(run.files) for run in runs],
-        "warnings": [canonical(run.warnings) for run in runs],
-        "ingested_at": [moment] * len(runs),
-    }
-
-
-class _Logged(NamedTuple):
-    """The samples of one task of one run."""
-
-    run_id: str
-    task: str
-    samples: Samples
-
-
-def _insert_calibrations(store: Store, runs: Sequence[Run]) -> None:
-    used = [calibration for run in runs for calibration in run.calibrations]
-    places = [place for run in runs for place in range(len(run.calibrations))]
-    columns = _columns(Calibration, used, but="documents") | {"documents": [len(calibration.documents) for calibration in used]}
-    store.insert("calibrations", {"run_id": _ids(runs, "calibrations"), "position": places, **columns})
-
-
-def _insert_samples(store: Store, runs: Sequence[Run]) -> None:
-    logged = [_Logged(run.run_id, task.task, task.samples) for run in runs for task in run.tasks if task.samples]
-    documents = [document for item in logged for document in item.samples.documents]
-    answers = {name: [value for item in logged for value in getattr(item.samples, name)] for name in ("occurrence", "responses", "filtered_responses")}
-    owners = {"run_id": [item.run_id for item in logged for _ in item.samples.documents], "task": [item.task for item in logged for _ in item.samples.documents]}
-    store.insert("samples", owners | _picked(documents, ("filter", "doc_key", "doc_id")) | answers)
-    _insert_sample_scores(store, [value for item in logged for value in item.samples.outcomes], owners, documents, answers["occurrence"])
-    _insert_new_documents(store, dict(zip(reversed([document.doc_key for document in documents]), zip(reversed(owners["task"]), reversed(documents)))))
-
-
-def _insert_sample_scores(store: Store, outcomes: Sequence[Outcome], owners: dict[str, list[str]], documents: Sequence[Document], occurrence: Sequence[int]) -> None:
-    for metric in sorted({metric for scores in {id(found.scores): found.scores for found in outcomes}.values() for metric in scores}):
-        places = [place for place, found in enumerate(outcomes) if metric in found.scores]
-        of_sample = {name: [column[place] for place in places] for name, column in {**owners, "occurrence": occurrence}.items()}
-        of_document = _picked([documents[place] for place in places], ("filter", "doc_key", "cluster"))
-        of_metric = _picked([outcomes[place].scores[metric] for place in places], SampleScore._fields)
-        store.insert("sample_scores", of_sample | {"metric": [metric] * len(places)} | of_document | of_metric)
-
-
-def _insert_new_documents(store: Store, documents: dict[str, tuple[str, Document]]) -> None:
-    """Prompts are kept once for all variants."""
-    if not documents:
-        return
-    known = store.columns("SELECT doc_key FROM docs WHERE doc_key IN (SELECT unnest(?))", [list(documents)])["doc_key"]
-    for key in known.tolist():
-        del documents[key]
-    tasks, fresh = [task for task, _ in documents.values()], [document for _, document in documents.values()]
-    texts = [document.texts() for document in fresh]
-    columns = {"task": tasks, **_picked(fresh, ("doc_key", "doc_hash", "prompt_hash", "target_hash"))}
-    store.insert("docs", columns | {name: [text[name] for text in texts] for name in ("document", "prompt", "target")})
-
-
-def _columns(kind: type, rows: Sequence[Any], but: str = "") -> dict[str, list[Any]]:
-    return _picked(rows, [field.name for field in fields(kind) if field.name != but])
-
-
-def _picked(rows: Sequence[Any], names: Iterable[str]) -> dict[str, list[Any]]:
-    return {name: [getattr(row, name) for row in rows] for name in names}
