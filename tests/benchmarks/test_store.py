@@ -150,7 +150,7 @@ def test_ingest_without_samples(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_ingest_of_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_runs(tmp_path / "runs", 20, 10, 1000)
-    with timed(capsys, "20 runs of ten tasks, 1,000 samples a task", "rows", 200_000, least=15_000):
+    with timed(capsys, "20 runs of ten tasks, 1,000 samples a task", "rows", 200_000, least=30_000):
         assert len(ingest([tmp_path / "runs"], tmp_path / "board.duckdb").added) == 20
 
 
