@@ -55,7 +55,14 @@ class Outcome(NamedTuple):
 
 def outcome(scores: dict[str, SampleScore]) -> Outcome:
     """With its text: the metrics in the order of their names."""
-    return Outcome(scores, ",".join(canonical([metric, *scores[metric]]) for metric in sorted(scores)))
+    return Outcome(scores, ",".join([_canonical_score(metric, scores[metric]) for metric in sorted(scores)]))
+
+
+def _canonical_score(metric: str, score: SampleScore) -> str:
+    """`canonical` of metric and score; numbers, which nearly all are, without the encoder."""
+    if score.value is not None and score.weight is None:
+        return f"[{json.encoder.encode_basestring(metric)},{score.value!r},null,null]"
+    return canonical([metric, *score])
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from pydantic_core import from_json
 from leaderboard.samples import Document, Outcome
 from leaderboard.untrusted import canonical_each
 
-KNOWN_BYTES = 64 * 2**20  # of text, before all is forgotten
+KNOWN_BYTES = 64 * 2**20  # before all is forgotten
+_VALUE_BYTES = 1024  # what a value takes beside its text, about
 _HASH = b', "target_hash": "'
 _HASH_END = len(_HASH) + 64 + 1  # a SHA-256 in hex, and its quotation mark
 _RESPONSES = frozenset({"resps", "filtered_resps"})
@@ -43,7 +44,7 @@ class Known:
         self._metrics, self._document, self._outcome = metrics, document, outcome
         self._documents: dict[tuple[bytes, bytes], Document] = {}
         self._outcomes: dict[bytes, Outcome] = {}
-        self.size = 0  # of the texts, in bytes
+        self.size = 0  # of what is known, in bytes
 
     def read(self, lines: Sequence[bytes]) -> Lines | None:
         """What the lines say, or None where one is not as usual."""
@@ -80,11 +81,11 @@ class Known:
         return self._outcomes.setdefault(scores, self._outcome(value))
 
     def _make_room(self, count: int) -> None:
-        self.size += count
+        self.size += count + _VALUE_BYTES
         if self.size > KNOWN_BYTES:
             self._documents.clear()
             self._outcomes.clear()
-            self.size = count
+            self.size = count + _VALUE_BYTES
 
 
 def _object(text: bytes) -> dict[str, Any]:

@@ -96,10 +96,10 @@ def test_what_lm_eval_writes_is_known_the_second_time(tmp_path: Path, monkeypatc
 def test_what_is_known_is_forgotten_when_it_takes_too_much_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, reader = tmp_path / "samples_sums.jsonl", SamplesReader()
     path.write_text(USUAL)
-    monkeypatch.setattr("leaderboard.usual_lines.KNOWN_BYTES", 400)
-    monkeypatch.setattr("leaderboard.samples_file.KNOWN_BYTES", 400)
+    monkeypatch.setattr("leaderboard.usual_lines.KNOWN_BYTES", 3000)
+    monkeypatch.setattr("leaderboard.samples_file.KNOWN_BYTES", 3000)
     assert outcome(reader, path) == outcome(reader, path) == by_parser(path)
-    assert all(known.size <= 800 for known in reader._known.values())
+    assert all(known.size <= 3000 for known in reader._known.values())
 
 
 @given(st.lists(st.recursive(st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from([1.5, 10**30, None, True, "], ["]), lambda inner: st.lists(inner, max_size=3)), min_size=1, max_size=4))
