@@ -31,16 +31,17 @@ class _Sums(NamedTuple):
 
 
 def bounded_interval(differences: np.ndarray, clusters: np.ndarray | None = None, confidence: float = 0.95) -> Estimate:
-    """Interval of the mean of differences `[n]` of scores within [0, 1]; NaN limits where one document or cluster gives no variance.
+    """Interval of the mean of differences `[n]` of scores within [0, 1], itself within [-1, 1]; NaN limits where one document or cluster gives no variance.
 
-    `standard_error` is the half-width in quantiles, so that it is never zero.
+    `standard_error` is the half-width in quantiles, so that it is never zero, and at most what it would be if every document had changed, with its cluster: few clusters have a wide interval, but no mean can vary more.
     """
     sums = _sums(differences, clusters)
     if sums.degrees <= 0:
         return Estimate(sums.mean, math.nan, math.nan, math.nan, 0.0)
     q = quantile(confidence, sums.degrees)
     half = (q * q * sums.whole_change + math.sqrt((q * q * sums.whole_change) ** 2 + 4 * q * q * sums.variance)) / 2 / sums.count
-    return Estimate(sums.mean, sums.mean - half, sums.mean + half, half / q, sums.degrees)
+    error = min(half / q, math.sqrt(sums.whole_change / sums.count))
+    return Estimate(sums.mean, max(-1.0, sums.mean - half), min(1.0, sums.mean + half), error, sums.degrees)
 
 
 def bounded_within_p(differences: np.ndarray, margin: float, clusters: np.ndarray | None = None) -> float:

@@ -251,6 +251,13 @@ def test_bounded_interval_allows_for_changes_that_were_not_seen() -> None:
     assert math.isnan(stats.bounded_interval(nothing, np.zeros(100)).low) and stats.bounded_within_p(nothing, 0.1, np.zeros(100)) == 1
 
 
+def test_bounded_interval_stays_within_what_is_possible() -> None:
+    """Two clusters of ten, whose t quantile is 12.7: no mean lies beyond 1, and none varies more than two whole clusters."""
+    estimate = stats.bounded_interval(np.array([0.0] * 18 + [1.0, -1.0]), np.repeat([0, 1], 10))
+    assert (estimate.low, estimate.high, estimate.degrees) == (-1, 1, 1)
+    assert estimate.standard_error == pytest.approx((2 * 10**2) ** 0.5 / 20)
+
+
 def test_bounded_interval_and_p_value_say_the_same(generator: np.random.Generator) -> None:
     differences = generator.choice([-1, -0.5, 0, 0.5], size=400, p=[0.03, 0.04, 0.88, 0.05])
     limit = -stats.bounded_interval(differences, confidence=0.9).low
