@@ -35,8 +35,8 @@ def cell_rows(cells: Sequence[Cell], *, with_model: bool, facts: Mapping[str, Ru
         ({"Model": plain(cell.model)} if with_model else {})
         | {
             "Task": plain(cell.task),
-            "Recipe": plain(cell.recipe),
             "Verdict": cell.verdict,
+            "Recipe": plain(cell.recipe),
             "Delta [95 %]": interval(cell),
             "Score": number(cell.score),
             "Baseline": number(cell.baseline_score),
@@ -60,7 +60,7 @@ def cell_records(cells: Sequence[Cell], facts: Mapping[str, RunFacts] = _NO_FACT
     """The same rows with every number in full, for a file."""
     names = (
         "model", "task", "recipe", "run_id", "verdict", "metric", "filter", "n", "delta", "low", "high", "score", "baseline_score", "baseline_run", "lost", "gained", "flip_rate",
-        "noise_floor", "p_value", "q_value", "margin", "documents_needed", "parameters_kept", "control",
+        "noise_floor", "p_value", "q_value", "margin", "detectable", "documents_needed", "parameters_kept", "control",
     )  # fmt: skip
     return [
         {name: getattr(cell, name) for name in names}

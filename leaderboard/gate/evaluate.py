@@ -114,8 +114,7 @@ def _task_row(bench: Bench, candidate: Run, named: Named, policy: Policy, name: 
     row = replace(row, metric=metric, score=score.score, baseline_score=pairing.baseline_score, identical=candidate.run_id == named.run.run_id)
     broken = _floor_broken(score, entry)
     if pairing.effect is None:
-        reasons = tuple(f"{text}: shown, not gateable" if "logged no samples" in text else text for text in pairing.obstacles)
-        return replace(row, decided="FAIL" if broken else "INCOMPARABLE", reasons=(*broken, *reasons))
+        return replace(row, decided="FAIL" if broken else "INCOMPARABLE", reasons=(*broken, *pairing.obstacles))
     effect = pairing.effect
     choices = compare_choices(bench.store, named.run.run_id, candidate.run_id, name, score.filter)
     row = replace(

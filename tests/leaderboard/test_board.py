@@ -227,7 +227,12 @@ class TestIncomparable:
         before, after = kit.pair(50, 20, lost=2)
         made.run("baseline", {"sums": before})
         next(made.run("laser", {"sums": after}).glob("samples_*")).unlink()
-        assert "this run logged no samples" in recipe_cell(made.board()).notes[0]
+        assert "this run logged no samples, so documents cannot be paired: shown, not gateable" in recipe_cell(made.board()).notes[0]
+
+    def test_a_lone_run_without_samples_is_marked_too(self, made: Any, kit: Any) -> None:
+        next(made.run("baseline", {"sums": kit.pair(50, 20)[0]}).glob("samples_*")).unlink()
+        (cell,) = made.board()
+        assert (cell.verdict, cell.notes) == ("baseline", ("no samples were logged: shown, not gateable",))
 
     def test_another_filter(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(50, 20, lost=2)

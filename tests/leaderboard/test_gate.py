@@ -191,7 +191,7 @@ class TestTasksOfThePolicy:
         before, after = kit.pair(300, 150)
         plain = made.plain({"sums": before}, samples=False)
         report = gated(made.run("laser", {"sums": after}), plain)
-        assert report.exit_code == 2 and any(reason.endswith("shown, not gateable") for reason in row(report).reasons)
+        assert report.exit_code == 2 and any("shown, not gateable" in reason for reason in row(report).reasons)
 
     def test_results_from_before_samples_had_hashes(self, made: Any, kit: Any, tmp_path: Path) -> None:
         before, after = kit.pair(300, 150)
@@ -200,7 +200,7 @@ class TestTasksOfThePolicy:
         laser = made.run("laser", {"sums": after})
         for candidate, baseline in ((laser, old), (old, laser)):
             report = gated(candidate, baseline)
-            assert report.exit_code == 2 and any(reason.endswith("shown, not gateable") for reason in row(report).reasons), row(report)
+            assert report.exit_code == 2 and any("shown, not gateable" in reason for reason in row(report).reasons), row(report)
         assert before.count == 300
 
     def test_a_result_that_is_no_number_fails(self, made: Any, kit: Any) -> None:

@@ -156,7 +156,9 @@ def test_differences_name_what_changed(store: Store) -> None:
 
 def test_heat_rows_are_oriented(store: Store) -> None:
     cells = by_recipe(store)
-    (row,) = heat.rows(store, cells["baseline"].run_id, cells["laser"].run_id)
+    runs = cells["baseline"].run_id, cells["laser"].run_id
+    assert heat.rows(store, *runs, ()) == []
+    (row,) = heat.rows(store, *runs, ("int_mult",))
     assert (row.task, row.metric) == ("int_mult", "acc") and row.improvement == row.delta == pytest.approx(3 / 40)
     assert heat._row("t", "mae", "none", 2.0, 1.0, False, None).improvement == 1.0
     assert heat._row("t", "bias", "none", -2.0, 1.0, None, 0.0).improvement == 1.0
