@@ -1,4 +1,4 @@
-"""One recipe against its baseline on metrics that are no means of samples: perplexities of texts, and F1 and MCC of a whole corpus."""
+"""One recipe against its baseline on metrics that are no means of samples: perplexities of texts; F1, MCC, BLEU, chrF and TER of a whole corpus."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import math
 
 import numpy as np
 
-from leaderboard import corpus
+from leaderboard import corpus, corpus_text
 from leaderboard import statistics as stats
+from leaderboard.corpus_text import NoTest
 from leaderboard.effect import Effect, Scored, finite_or_none, needed, reproduces, untested
 
 LIKELIHOOD_METRICS = frozenset({"perplexity", "token_perplexity", "word_perplexity", "byte_perplexity"})
+TEXT_DRAWS = 1_999  # a draw costs two calls of sacrebleu
 
 
 def likelihood_effect(
@@ -63,29 +65,16 @@ def _bits(values: np.ndarray, weights: np.ndarray) -> float:
 
 
 def corpus_effect(
-    metric: str, baseline: Scored, recipe: Scored, sign: float, margin: float, clusters: np.ndarray | None, seed: int, limits_at: float | None
+    metric: str, baseline: Scored, recipe: Scored, sign: float, margin: float | None, default: float, clusters: np.ndarray | None, seed: int, limits_at: float | None
 ) -> Effect:
-    """F1 and MCC from (gold, prediction) pairs of 0 and 1; other corpus metrics are shown without a test."""
+    """F1 and MCC from (gold, prediction) pairs of 0 and 1, BLEU, chrF and TER from texts; other corpus metrics are shown without a test, and the reason said."""
     count, delta = len(recipe.values), recipe.score - baseline.score
-    statistic = {"f1": corpus.f1, "mcc": corpus.mcc}.get(metric)
-    first, second = corpus.binary_pairs(baseline.parts), corpus.binary_pairs(recipe.parts)
-    if statistic is None or first is None or second is None or not np.array_equal(first[:, 0], second[:, 0]):
-        return untested(count, delta, f"{metric} exists only over all documents together: no paired test for it yet")
-    kinds = first[:, 0] * 4 + first[:, 1] * 2 + second[:, 1]
-    counts = np.bincount(kinds, minlength=8)
-    if not all(
-        reproduces(run.score, float(statistic(table)[0])) for run, table in zip((baseline, recipe), corpus.tables(counts[None, :].astype(float)))
-    ):
-        return untested(count, delta, "the reported score cannot be recomputed from its samples")
-
-    def gain(resampled: np.ndarray) -> np.ndarray:
-        before, after = corpus.tables(resampled)
-        return sign * (statistic(after) - statistic(before))
-
-    if clusters is None:
-        estimate, tails = stats.bootstrap_counts(counts, gain, seed=seed)
-    else:
-        estimate, tails = stats.bootstrap_sums(_by_cluster(kinds, clusters), gain, seed=seed)
+    try:
+        bootstrap = _of_texts if metric in corpus_text.METRICS else _of_tables
+        estimate, tails = bootstrap(metric, baseline, recipe, sign, clusters, seed)
+    except NoTest as reason:
+        return untested(count, delta, str(reason))
+    margin = margin or default * (corpus_text.POINTS if metric in corpus_text.METRICS else 1.0)
     half = None if limits_at is None else stats.normal_quantile(1 - 2 * limits_at) * estimate.standard_error
     low, high = (estimate.low, estimate.high) if sign > 0 else (-estimate.high, -estimate.low)
     return Effect(
@@ -108,8 +97,42 @@ def corpus_effect(
     )
 
 
-def _by_cluster(kinds: np.ndarray, clusters: np.ndarray) -> np.ndarray:
-    """How many documents of each of the eight kinds every cluster has, `[G, 8]`."""
-    _, positions = np.unique(clusters, return_inverse=True)
-    groups = int(positions.max()) + 1
-    return np.bincount(positions.ravel() * 8 + kinds, minlength=groups * 8).reshape(groups, 8).astype(float)
+_NOT_RECOMPUTED = "the reported score cannot be recomputed from its samples"
+
+
+def _of_tables(metric: str, baseline: Scored, recipe: Scored, sign: float, clusters: np.ndarray | None, seed: int) -> tuple[stats.Estimate, stats.Tails]:
+    statistic = {"f1": corpus.f1, "mcc": corpus.mcc}.get(metric)
+    first, second = corpus.binary_pairs(baseline.parts), corpus.binary_pairs(recipe.parts)
+    if statistic is None or first is None or second is None or not np.array_equal(first[:, 0], second[:, 0]):
+        raise NoTest(f"{metric} exists only over all documents together: no paired test for it yet")
+    kinds = first[:, 0] * 4 + first[:, 1] * 2 + second[:, 1]
+    counts = np.bincount(kinds, minlength=8)
+    tables = corpus.tables(counts[None, :].astype(float))
+    if not all(reproduces(run.score, float(statistic(table)[0])) for run, table in zip((baseline, recipe), tables)):
+        raise NoTest(_NOT_RECOMPUTED)
+
+    def gain(resampled: np.ndarray) -> np.ndarray:
+        before, after = corpus.tables(resampled)
+        return sign * (statistic(after) - statistic(before))
+
+    if clusters is None:
+        return stats.bootstrap_counts(counts, gain, seed=seed)
+    return stats.bootstrap_sums(_by_cluster(np.eye(8)[kinds], clusters), gain, seed=seed)
+
+
+def _of_texts(metric: str, baseline: Scored, recipe: Scored, sign: float, clusters: np.ndarray | None, seed: int) -> tuple[stats.Estimate, stats.Tails]:
+    before, after = (corpus_text.counts(metric, run.parts or ()) for run in (baseline, recipe))
+    if not all(reproduces(run.score, float(counts.score(counts.values.sum(axis=0, keepdims=True))[0])) for run, counts in ((baseline, before), (recipe, after))):
+        raise NoTest(_NOT_RECOMPUTED)
+    width = before.values.shape[1]
+
+    def gain(sums: np.ndarray) -> np.ndarray:
+        return sign * (after.score(sums[:, width:]) - before.score(sums[:, :width]))
+
+    units = np.hstack([before.values, after.values])
+    return stats.bootstrap_sums(units if clusters is None else _by_cluster(units, clusters), gain, seed=seed, draws=TEXT_DRAWS)
+
+
+def _by_cluster(units: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """Sums of `[n, k]` by cluster, `[G, k]`."""
+    return np.stack([stats.cluster_sums(column, clusters) for column in units.T], axis=1)
