@@ -8,10 +8,12 @@ checked before they are used.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+
+from leaderboard.corpus import Contributions, NoTest
 
 METRICS = {"bleu": "BLEU", "chrf": "CHRF", "ter": "TER"}
 """The metric's name in lm-eval -> its class in sacrebleu."""
@@ -19,31 +21,30 @@ POINTS = 100.0
 """What a score of one is in these metrics' units."""
 
 
-class NoTest(Exception):
-    """A corpus metric cannot be tested; the message is the reason, shown beside the difference."""
+def contributions(metric: str, before: Sequence[str], after: Sequence[str]) -> Contributions:
+    """What two runs' `[references, answer]` samples, as JSON, contribute to a metric of `METRICS`. Raises `NoTest`.
 
-
-class Counts(NamedTuple):
-    """One run's counts of every document `[n, k]`, and `[draws, k] -> [draws]`, the score of their sums."""
-
-    values: np.ndarray
-    score: Callable[[np.ndarray], np.ndarray]
-
-
-def counts(metric: str, parts: Sequence[str]) -> Counts:
-    """What `(references, answer)` samples, as JSON, contribute to a metric of `METRICS`. Raises `NoTest`."""
-    references, answers = _texts(metric, parts)
+    A wholly right document is an average one of the two runs, a wholly wrong one an average one without any answer.
+    """
+    references, answers = _texts(metric, before)
+    others, after_answers = _texts(metric, after)
+    if references != others:
+        raise NoTest(f"the two runs have other references: no paired test of {metric}")
     try:
         from sacrebleu import metrics
 
         scorer: Any = getattr(metrics, METRICS[metric])()
-        values = np.array(scorer._extract_corpus_statistics(answers, references), dtype=float)
+        first, second, empty = (np.array(scorer._extract_corpus_statistics(texts, references), dtype=float) for texts in (answers, after_answers, [""] * len(answers)))
         of_sums = scorer._compute_score_from_stats
     except ImportError:
         raise NoTest(f"{metric} has a paired test where sacrebleu is installed") from None
     except (AttributeError, TypeError, ValueError, IndexError):
         raise NoTest(f"this sacrebleu gives no counts of single documents: no paired test of {metric}") from None
-    return Counts(values, lambda sums: np.array([of_sums([int(value) for value in row]).score for row in sums]))
+
+    def score(sums: np.ndarray) -> np.ndarray:
+        return np.array([of_sums([round(value) for value in row]).score for row in sums.tolist()])
+
+    return Contributions(first, second, score, (first + second).mean(axis=0) / 2, empty.mean(axis=0))
 
 
 def _texts(metric: str, parts: Sequence[str]) -> tuple[list[list[str]], list[str]]:

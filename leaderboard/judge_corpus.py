@@ -8,11 +8,11 @@ import numpy as np
 
 from leaderboard import corpus, corpus_text
 from leaderboard import statistics as stats
-from leaderboard.corpus_text import NoTest
+from leaderboard.corpus import Contributions, NoTest
 from leaderboard.effect import Effect, Scored, finite_or_none, needed, reproduces, untested
 
 LIKELIHOOD_METRICS = frozenset({"perplexity", "token_perplexity", "word_perplexity", "byte_perplexity"})
-TEXT_DRAWS = 1_999  # a draw costs two calls of sacrebleu
+TEXT_DRAWS = 1_999  # of the test: a draw costs two calls of sacrebleu
 
 
 def likelihood_effect(
@@ -68,14 +68,18 @@ def corpus_effect(
     metric: str, baseline: Scored, recipe: Scored, sign: float, margin: float | None, default: float, clusters: np.ndarray | None, seed: int, limits_at: float | None
 ) -> Effect:
     """F1 and MCC from (gold, prediction) pairs of 0 and 1, BLEU, chrF and TER from texts; other corpus metrics are shown without a test, and the reason said."""
-    count, delta = len(recipe.values), recipe.score - baseline.score
+    count, delta, of_text = len(recipe.values), recipe.score - baseline.score, metric in corpus_text.METRICS
     try:
-        bootstrap = _of_texts if metric in corpus_text.METRICS else _of_tables
-        estimate, tails = bootstrap(metric, baseline, recipe, sign, clusters, seed)
+        contributed = (corpus_text.contributions if of_text else corpus.contributions)(metric, baseline.parts or (), recipe.parts or ())
     except NoTest as reason:
         return untested(count, delta, str(reason))
-    margin = margin or default * (corpus_text.POINTS if metric in corpus_text.METRICS else 1.0)
-    half = None if limits_at is None else stats.normal_quantile(1 - 2 * limits_at) * estimate.standard_error
+    scores = [float(contributed.score(counts.sum(axis=0, keepdims=True))[0]) for counts in (contributed.before, contributed.after)]
+    if not all(reproduces(run.score, score) for run, score in zip((baseline, recipe), scores)):
+        return untested(count, delta, "the reported score cannot be recomputed from its samples")
+    pair, margin = _corpora(contributed, sign, clusters), margin or default * (corpus_text.POINTS if of_text else 1.0)
+    draws = {"draws": TEXT_DRAWS} if of_text else {}
+    estimate, tails = stats.corpus_interval(pair, seed=seed), stats.corpus_test(pair, seed=seed, **draws)
+    limits = None if limits_at is None else stats.corpus_interval(pair, 1 - 2 * limits_at, seed=seed)
     low, high = (estimate.low, estimate.high) if sign > 0 else (-estimate.high, -estimate.low)
     return Effect(
         count=count,
@@ -88,8 +92,8 @@ def corpus_effect(
         documents_needed=needed(estimate, count, margin),
         margin=margin,
         p_worse=tails.less,
-        drop_low=None if half is None else -estimate.value - half,
-        drop_high=None if half is None else -estimate.value + half,
+        drop_low=None if limits is None else -limits.high,
+        drop_high=None if limits is None else -limits.low,
         standard_error=estimate.standard_error,
         degrees=estimate.degrees,
         detectable=stats.detectable_effect(count * estimate.standard_error**2, count),
@@ -97,42 +101,16 @@ def corpus_effect(
     )
 
 
-_NOT_RECOMPUTED = "the reported score cannot be recomputed from its samples"
+def _corpora(found: Contributions, sign: float, clusters: np.ndarray | None) -> stats.Corpora:
+    """Two documents are added that are wholly lost and gained; where documents come in clusters, of a size that leans to the large ones."""
+    before, after, size = found.before, found.after, 1.0
+    if clusters is not None:
+        sizes = np.unique(clusters, return_counts=True)[1].astype(float)
+        before, after, size = _by_cluster(before, clusters), _by_cluster(after, clusters), float(np.sum(sizes**3) / np.sum(sizes**2))
+    added = size * np.stack([found.right, found.wrong])
+    return stats.Corpora(before, after, lambda sums: sign * found.score(sums), added, added[::-1])
 
 
-def _of_tables(metric: str, baseline: Scored, recipe: Scored, sign: float, clusters: np.ndarray | None, seed: int) -> tuple[stats.Estimate, stats.Tails]:
-    statistic = {"f1": corpus.f1, "mcc": corpus.mcc}.get(metric)
-    first, second = corpus.binary_pairs(baseline.parts), corpus.binary_pairs(recipe.parts)
-    if statistic is None or first is None or second is None or not np.array_equal(first[:, 0], second[:, 0]):
-        raise NoTest(f"{metric} exists only over all documents together: no paired test for it yet")
-    kinds = first[:, 0] * 4 + first[:, 1] * 2 + second[:, 1]
-    counts = np.bincount(kinds, minlength=8)
-    tables = corpus.tables(counts[None, :].astype(float))
-    if not all(reproduces(run.score, float(statistic(table)[0])) for run, table in zip((baseline, recipe), tables)):
-        raise NoTest(_NOT_RECOMPUTED)
-
-    def gain(resampled: np.ndarray) -> np.ndarray:
-        before, after = corpus.tables(resampled)
-        return sign * (statistic(after) - statistic(before))
-
-    if clusters is None:
-        return stats.bootstrap_counts(counts, gain, seed=seed)
-    return stats.bootstrap_sums(_by_cluster(np.eye(8)[kinds], clusters), gain, seed=seed)
-
-
-def _of_texts(metric: str, baseline: Scored, recipe: Scored, sign: float, clusters: np.ndarray | None, seed: int) -> tuple[stats.Estimate, stats.Tails]:
-    before, after = (corpus_text.counts(metric, run.parts or ()) for run in (baseline, recipe))
-    if not all(reproduces(run.score, float(counts.score(counts.values.sum(axis=0, keepdims=True))[0])) for run, counts in ((baseline, before), (recipe, after))):
-        raise NoTest(_NOT_RECOMPUTED)
-    width = before.values.shape[1]
-
-    def gain(sums: np.ndarray) -> np.ndarray:
-        return sign * (after.score(sums[:, width:]) - before.score(sums[:, :width]))
-
-    units = np.hstack([before.values, after.values])
-    return stats.bootstrap_sums(units if clusters is None else _by_cluster(units, clusters), gain, seed=seed, draws=TEXT_DRAWS)
-
-
-def _by_cluster(units: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+def _by_cluster(counts: np.ndarray, clusters: np.ndarray) -> np.ndarray:
     """Sums of `[n, k]` by cluster, `[G, k]`."""
-    return np.stack([stats.cluster_sums(column, clusters) for column in units.T], axis=1)
+    return np.stack([stats.cluster_sums(column, clusters) for column in counts.T], axis=1)
