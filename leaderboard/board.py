@@ -153,9 +153,9 @@ def _cell(judging: _Judging, subject: Subject) -> Cell:
         return changed(cell, verdict="failed", notes=(f"the result is {score.reported}, not a number", *comparable.own_warnings(run)))
     baseline = against if isinstance(against, RunRow) else against.baseline_of(run, task)
     if baseline is None:
-        return changed(cell, verdict="incomparable", notes=("no baseline run of this model has this task",))
+        return changed(cell, verdict="incomparable", notes=("no baseline run of this model has this task", *comparable.unpaired_notes(run, task)))
     if baseline.run_id == run.run_id:
-        return changed(cell, verdict=BASELINE, baseline_run=run.run_id, baseline_score=score.score, notes=comparable.own_warnings(run))
+        return changed(cell, verdict=BASELINE, baseline_run=run.run_id, baseline_score=score.score, notes=comparable.unpaired_notes(run, task))
     return _compared(judging, cell, subject, baseline)
 
 

@@ -3,6 +3,10 @@
 Words: *same* when equivalence within the margin is significant; else *better* or *worse* when the difference is; else
 *undecided*. Both after Benjamini-Hochberg over all cells of the model (before any filter of the view), each a family of its
 own. So a difference that is certain but smaller than the margin is *same*, with a note that says so: nobody should act on it.
+
+Test and interval are different procedures (mid-p McNemar and Bonett-Price, say), and of few changed documents the interval is the more cautious:
+0 lost and 5 gained of 40 have p = 0.031 and an interval from -0.001. *Better* and *worse* need both, so that no verdict contradicts the
+interval beside it. It can only make errors rarer: the test alone keeps its level.
 """
 
 from __future__ import annotations
@@ -87,11 +91,19 @@ def with_verdicts(cells: list[Cell]) -> list[Cell]:
 
 def _worded(cell: Cell, differs: bool, equal: bool) -> Cell:
     differs = differs and bool(cell.improvement)
+    both = differs and not _holds_none(cell)
     direction = "better" if (cell.improvement or 0) > 0 else "worse"
     if equal:
-        small = (f"{direction}, but by less than the margin of {cell.margin:.3g}",) if differs else ()
+        small = (f"{direction}, but by less than the margin of {cell.margin:.3g}",) if both else ()
         return changed(cell, verdict="same", notes=(*small, *cell.notes))
-    return changed(cell, verdict=direction if differs else "undecided")
+    if differs and not both:
+        return changed(cell, verdict="undecided", notes=(f"{direction} by the test alone (q {cell.q_value:.2g}); the interval does not exclude that there is no difference", *cell.notes))
+    return changed(cell, verdict=direction if both else "undecided")
+
+
+def _holds_none(cell: Cell) -> bool:
+    """Whether the interval holds a difference of zero."""
+    return cell.low is not None and cell.high is not None and cell.low <= 0 <= cell.high
 
 
 def _or_one(p_value: float | None) -> float:

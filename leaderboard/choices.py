@@ -30,6 +30,20 @@ class Choices(NamedTuple):
     gold_drop: Estimate | None
 
 
+def of_tasks(store: Store, baseline: str, recipe: str, tasks: tuple[tuple[str, str], ...]) -> dict[str, Choices]:
+    """task -> its choices, of (task, filter) pairs in which the two runs may be compared; without the tasks that have none."""
+    found = {task: compare_choices(store, baseline, recipe, task, filter_name) for task, filter_name in tasks}
+    return {task: of_task for task, of_task in found.items() if of_task is not None and any(value is not None for value in of_task[1:])}
+
+
+def record(found: Choices) -> dict[str, float | None]:
+    """Every number in full, for a file."""
+    row: dict[str, float | None] = {"documents": found.documents, "changed": found.changed}
+    for name, estimate in (("divergence", found.divergence), ("gold_drop", found.gold_drop)):
+        row |= {f"{name}{end}": None if estimate is None else value for end, value in zip(("", "_low", "_high"), estimate or (None, None, None))}
+    return row
+
+
 class _Document(NamedTuple):
     before: np.ndarray | str
     after: np.ndarray | str

@@ -47,7 +47,7 @@ def obstacles(
         found.append(f"the baseline has no {score.metric} (filter {score.filter})")
     if base_task.documents is None or task.documents is None:
         whose = "the baseline" if base_task.documents is None else "this run"
-        found.append(f"{whose} logged no samples, so documents cannot be paired: run it with --log_samples")
+        found.append(f"{whose} logged no samples, so documents cannot be paired: shown, not gateable; run it with --log_samples")
     elif base_task.documents_hash != task.documents_hash:
         found.append(_documents_differ(store, base_run.run_id, run.run_id, task.task))
     if _other_weights(base_run, run):
@@ -86,6 +86,12 @@ def reservations(baseline: RunRow, run: RunRow) -> tuple[str, ...]:
         if (a := getattr(baseline, name)) and (b := getattr(run, name)) and a != b
     ]
     return (*notes, *own_warnings(run))
+
+
+def unpaired_notes(run: RunRow, task: TaskRow) -> tuple[str, ...]:
+    """What is to be said of a score that stands alone: whether it can ever be compared, and the run's own warnings."""
+    lacking = ("no samples were logged: shown, not gateable",) if task.documents is None else ()
+    return (*lacking, *own_warnings(run))
 
 
 def own_warnings(run: RunRow) -> tuple[str, ...]:

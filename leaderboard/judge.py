@@ -5,7 +5,7 @@ Which test fits depends on what the samples are, never on the metric's name alon
   or any others (sign-flip, t interval), clustered or not;
 - a metric with a best value in the middle: the same, and `middle_best_test` for whether the distance to it changed;
 - log-likelihoods of texts: the ratio of perplexities;
-- gold and prediction: F1 or MCC by a paired bootstrap over documents;
+- gold and prediction: F1 or MCC, BLEU, chrF or TER, by a paired bootstrap over documents;
 - anything else: the difference is shown without an interval, and the reason said.
 A test is used only if recomputing the reported score from the samples gives it back, for both runs.
 
@@ -13,7 +13,7 @@ Beside the two-sided answers of a board an `Effect` has the one-sided ones of a 
 metric's own units, in whichever direction is worse. `p_worse` is small where there is one, and limits of its size are given at the level asked for.
 
 The margin within which a recipe counts as the same is 2 points (`DEFAULT_MARGIN = 0.02`) where scores lie in [0, 1]. Elsewhere
-it is relative for perplexities and bits per byte, and otherwise `2 * 0.02 * SD` of the baseline's documents, or of their
+it is 2 of 100 for BLEU, chrF and TER, relative for perplexities and bits per byte, and otherwise `2 * 0.02 * SD` of the baseline's documents, or of their
 distances from the best value where that lies in the middle: for a proportion near one half (SD 0.5) that is 2 points again, and
 for log-odds of 1 about 1 point of probability. A task's `metadata.margin: {metric: value}` overrides it.
 """
@@ -49,7 +49,7 @@ def judge(
     if count == 0:
         return Effect(0, delta, notes=("no sample bears this metric",))
     if baseline.parts is not None or recipe.parts is not None:
-        return corpus_effect(metric, baseline, recipe, sign, margin or default_margin, clusters, seed, limits_at)
+        return corpus_effect(metric, baseline, recipe, sign, margin, default_margin, clusters, seed, limits_at)
     if np.isnan(baseline.values).any() or np.isnan(recipe.values).any():
         return Effect(count, delta, notes=("some documents have a score that is not a finite number",))
     if baseline.weights is not None or metric == "perplexity":

@@ -1,4 +1,4 @@
-"""One recipe against its baseline on metrics that are no means of samples: perplexities of texts, and F1 and MCC of a whole corpus."""
+"""One recipe against its baseline on metrics that are no means of samples: perplexities of texts; F1, MCC, BLEU, chrF and TER of a whole corpus."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import math
 
 import numpy as np
 
-from leaderboard import corpus
+from leaderboard import corpus, corpus_text
 from leaderboard import statistics as stats
+from leaderboard.corpus import Contributions, NoTest
 from leaderboard.effect import Effect, Scored, finite_or_none, needed, reproduces, untested
 
 LIKELIHOOD_METRICS = frozenset({"perplexity", "token_perplexity", "word_perplexity", "byte_perplexity"})
+TEXT_DRAWS = 1_999  # of the test: a draw costs two calls of sacrebleu
 
 
 def likelihood_effect(
@@ -63,30 +65,21 @@ def _bits(values: np.ndarray, weights: np.ndarray) -> float:
 
 
 def corpus_effect(
-    metric: str, baseline: Scored, recipe: Scored, sign: float, margin: float, clusters: np.ndarray | None, seed: int, limits_at: float | None
+    metric: str, baseline: Scored, recipe: Scored, sign: float, margin: float | None, default: float, clusters: np.ndarray | None, seed: int, limits_at: float | None
 ) -> Effect:
-    """F1 and MCC from (gold, prediction) pairs of 0 and 1; other corpus metrics are shown without a test."""
-    count, delta = len(recipe.values), recipe.score - baseline.score
-    statistic = {"f1": corpus.f1, "mcc": corpus.mcc}.get(metric)
-    first, second = corpus.binary_pairs(baseline.parts), corpus.binary_pairs(recipe.parts)
-    if statistic is None or first is None or second is None or not np.array_equal(first[:, 0], second[:, 0]):
-        return untested(count, delta, f"{metric} exists only over all documents together: no paired test for it yet")
-    kinds = first[:, 0] * 4 + first[:, 1] * 2 + second[:, 1]
-    counts = np.bincount(kinds, minlength=8)
-    if not all(
-        reproduces(run.score, float(statistic(table)[0])) for run, table in zip((baseline, recipe), corpus.tables(counts[None, :].astype(float)))
-    ):
+    """F1 and MCC from (gold, prediction) pairs of 0 and 1, BLEU, chrF and TER from texts; other corpus metrics are shown without a test, and the reason said."""
+    count, delta, of_text = len(recipe.values), recipe.score - baseline.score, metric in corpus_text.METRICS
+    try:
+        contributed = (corpus_text.contributions if of_text else corpus.contributions)(metric, baseline.parts or (), recipe.parts or ())
+    except NoTest as reason:
+        return untested(count, delta, str(reason))
+    scores = [float(contributed.score(counts.sum(axis=0, keepdims=True))[0]) for counts in (contributed.before, contributed.after)]
+    if not all(reproduces(run.score, score) for run, score in zip((baseline, recipe), scores)):
         return untested(count, delta, "the reported score cannot be recomputed from its samples")
-
-    def gain(resampled: np.ndarray) -> np.ndarray:
-        before, after = corpus.tables(resampled)
-        return sign * (statistic(after) - statistic(before))
-
-    if clusters is None:
-        estimate, tails = stats.bootstrap_counts(counts, gain, seed=seed)
-    else:
-        estimate, tails = stats.bootstrap_sums(_by_cluster(kinds, clusters), gain, seed=seed)
-    half = None if limits_at is None else stats.normal_quantile(1 - 2 * limits_at) * estimate.standard_error
+    pair, margin = _corpora(contributed, sign, clusters), margin or default * (corpus_text.POINTS if of_text else 1.0)
+    draws = {"draws": TEXT_DRAWS} if of_text else {}
+    estimate, tails = stats.corpus_interval(pair, seed=seed), stats.corpus_test(pair, seed=seed, **draws)
+    limits = None if limits_at is None else stats.corpus_interval(pair, 1 - 2 * limits_at, seed=seed)
     low, high = (estimate.low, estimate.high) if sign > 0 else (-estimate.high, -estimate.low)
     return Effect(
         count=count,
@@ -99,8 +92,8 @@ def corpus_effect(
         documents_needed=needed(estimate, count, margin),
         margin=margin,
         p_worse=tails.less,
-        drop_low=None if half is None else -estimate.value - half,
-        drop_high=None if half is None else -estimate.value + half,
+        drop_low=None if limits is None else -limits.high,
+        drop_high=None if limits is None else -limits.low,
         standard_error=estimate.standard_error,
         degrees=estimate.degrees,
         detectable=stats.detectable_effect(count * estimate.standard_error**2, count),
@@ -108,8 +101,16 @@ def corpus_effect(
     )
 
 
-def _by_cluster(kinds: np.ndarray, clusters: np.ndarray) -> np.ndarray:
-    """How many documents of each of the eight kinds every cluster has, `[G, 8]`."""
-    _, positions = np.unique(clusters, return_inverse=True)
-    groups = int(positions.max()) + 1
-    return np.bincount(positions.ravel() * 8 + kinds, minlength=groups * 8).reshape(groups, 8).astype(float)
+def _corpora(found: Contributions, sign: float, clusters: np.ndarray | None) -> stats.Corpora:
+    """Two documents are added that are wholly lost and gained; where documents come in clusters, of a size that leans to the large ones."""
+    before, after, size = found.before, found.after, 1.0
+    if clusters is not None:
+        sizes = np.unique(clusters, return_counts=True)[1].astype(float)
+        before, after, size = _by_cluster(before, clusters), _by_cluster(after, clusters), float(np.sum(sizes**3) / np.sum(sizes**2))
+    added = size * np.stack([found.right, found.wrong])
+    return stats.Corpora(before, after, lambda sums: sign * found.score(sums), added, added[::-1])
+
+
+def _by_cluster(counts: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """Sums of `[n, k]` by cluster, `[G, k]`."""
+    return np.stack([stats.cluster_sums(column, clusters) for column in counts.T], axis=1)

@@ -31,7 +31,7 @@ def check_writable(database: Path) -> None:
         raise Unwritable(f"cannot create the folder {database.parent} for the leaderboard: {error.strerror}") from error
     target = database if database.exists() else database.parent
     if not os.access(target, os.W_OK):
-        raise Unwritable(f"no permission to write {target}: choose another --output_path, or change its permissions")
+        raise Unwritable(f"no permission to write {target}: name another with --database (--output_path for a run), or change its permissions")
 
 
 @contextmanager

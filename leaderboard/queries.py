@@ -267,7 +267,7 @@ def run_details(store: Store, run_id: str) -> dict[str, Any]:
         "SELECT * FROM runs JOIN variants USING (variant_id) WHERE starts_with(run_id, ?) ORDER BY run_id LIMIT 2", [run_id]
     )
     if not run_id or not rows:
-        raise UnknownRun(f"no run {run_id or '(none named)'} in the leaderboard")
+        raise UnknownRun(f"no run {run_id or '(none named)'} in the leaderboard: `lm_eval runs list` shows their ids")
     if len(rows) > 1 and rows[0]["run_id"] != run_id:
         raise UnknownRun(f"more than one run begins with {run_id}: give more of it")
     return rows[0]

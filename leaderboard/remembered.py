@@ -23,7 +23,7 @@ from leaderboard.store import Store
 
 WORTH_KEEPING = 1000
 """Cells of a model below which nothing is stored."""
-_SOURCES = ("cell.py", "comparable.py", "corpus.py", "effect.py", "judge.py", "judge_corpus.py", "pair.py", "pairing.py", "queries.py", "statistics/*.py")
+_SOURCES = ("cell.py", "comparable.py", "corpus.py", "corpus_text.py", "effect.py", "judge.py", "judge_corpus.py", "pair.py", "pairing.py", "queries.py", "statistics/*.py")
 
 
 class Key(NamedTuple):

@@ -103,7 +103,7 @@ def _legend(cells: Iterable[Cell], width: int) -> list[str]:
     if not tested:
         return []
     return textwrap.wrap(
-        f"Paired by document; verdicts at 5 % after Benjamini-Hochberg over a model's board ({counted(tested, 'comparison', 'comparisons')} here), intervals uncorrected. "
+        f"Paired by document; better and worse: significant at 5 % after Benjamini-Hochberg over a model's board ({counted(tested, 'comparison', 'comparisons')} here), and zero outside the interval, itself uncorrected. "
         "same = equivalent within the margin; undecided = too few documents to tell.",
         width,
     )

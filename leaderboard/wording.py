@@ -9,6 +9,7 @@ import math
 
 from leaderboard.cell import Cell
 from leaderboard.choices import Choices
+from leaderboard.statistics import Estimate
 
 NOTHING = "-"
 
@@ -33,6 +34,11 @@ def interval(cell: Cell) -> str:
     if cell.low is None or cell.high is None:
         return signed(cell.delta)
     return f"{signed(cell.delta)} [{signed(cell.low)}, {signed(cell.high)}]"
+
+
+def estimated(estimate: Estimate | None) -> str:
+    """`0.0120 [-0.0030, +0.0270]`."""
+    return NOTHING if estimate is None else f"{number(estimate.value)} [{signed(estimate.low)}, {signed(estimate.high)}]"
 
 
 def percent(fraction: float | None) -> str:
@@ -69,7 +75,7 @@ def choices(found: Choices | None) -> str | None:
         parts.append(f"answers changed {percent(found.changed)}")
     for words, estimate in (("choice divergence", found.divergence), ("log-likelihood of the right answer, drop", found.gold_drop)):
         if estimate is not None:
-            parts.append(f"{words} {number(estimate.value)} [{signed(estimate.low)}, {signed(estimate.high)}] nats")
+            parts.append(f"{words} {estimated(estimate)} nats")
     return ", ".join(parts) or None
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import streamlit as st
 
+from leaderboard.across import unedited
 from leaderboard.advice import ingest_command, run_arguments
 from leaderboard.app import address, data
 from leaderboard.app.scale import tinted
@@ -74,9 +75,11 @@ def show_rejections(found: data.Overview | data.Snapshot) -> None:
 
 
 def choose_model(overview: data.Overview, place: Any) -> str:
-    """The model chosen in the URL, as its key."""
+    """The model chosen in the URL, as its key; at first the one that was edited last, if any was."""
     names = {name: key for key, name in sorted(overview.names.items(), key=lambda item: item[1])}
-    return names[address.one_of(place, "Model", list(names), "model")]
+    edited = [run for run in overview.runs.values() if not unedited(run.recipe)]
+    last = max(edited, key=lambda run: (run.started is not None, run.started or 0), default=None)
+    return names[address.one_of(place, "Model", list(names), "model", first=last and overview.names[last.model_key])]
 
 
 def run_labels(overview: data.Overview) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The heat map of two runs: every metric of every task that both report, coloured by whether it changed for better or worse.
+"""The heat map of two runs: every metric of every task in which they may be compared, coloured by whether it improved or declined.
 
 Notable choice: metrics have units of their own, so a column's colours are relative to its own largest change; the numbers are in the metric's units.
 """
@@ -28,9 +28,9 @@ class Row(NamedTuple):
     improvement: float
 
 
-def rows(store: Store, a: str, b: str) -> list[Row]:
-    """What both runs report."""
-    return [_row(**found) for found in queries_pages.common_scores(store, a, b)]
+def rows(store: Store, a: str, b: str, tasks: tuple[str, ...]) -> list[Row]:
+    """What both runs report of these tasks."""
+    return [_row(**found) for found in queries_pages.common_scores(store, a, b) if found["task"] in tasks]
 
 
 def _row(task: str, metric: str, filter: str, before: float, after: float, higher_is_better: bool | None, best_value: float | None) -> Row:
@@ -73,17 +73,18 @@ def chart(found: Sequence[Row]) -> Any:
         y=alt.Y("task:N", title=None, axis=alt.Axis(labelLimit=160)),
         tooltip=[alt.Tooltip(f"{name}:N", title=name) for name in ("task", "metric", "text", "word")],
     )
-    tiles = base.mark_rect(cornerRadius=3).encode(color=difference_colour("share", 1.0, "worse to better"))
+    tiles = base.mark_rect(cornerRadius=3).encode(color=difference_colour("share", 1.0, "declined to improved"))
     return alt.layer(tiles, base.mark_text(fontSize=12, color=ON_TILES).encode(text="text:N")).properties(height=28 * table["task"].nunique() + 160).configure_view(strokeOpacity=0)
 
 
 def _word(row: Row) -> str:
-    return "better" if row.improvement > 0 else "worse" if row.improvement < 0 else "unchanged"
+    """Other words than those of verdicts, which need a test."""
+    return "improved" if row.improvement > 0 else "declined" if row.improvement < 0 else "unchanged"
 
 
 def sentence(found: Sequence[Row]) -> str:
     """What the map shows, in words."""
     shown = _shown(found)
-    words = [f"{count} {word}" for word in ("better", "worse", "unchanged") if (count := sum(_word(row) == word for row in shown))]
+    words = [f"{count} {word}" for word in ("improved", "declined", "unchanged") if (count := sum(_word(row) == word for row in shown))]
     cut = "" if len(shown) == len(found) else f" The {len(shown)} of {len(found)} that move most are drawn; the file has all."
     return f"B minus A in each metric's own units: {', '.join(words)}, by the direction that is good for the metric and without regard to chance. Colours are relative to the metric's largest change.{cut}"

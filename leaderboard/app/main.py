@@ -19,5 +19,5 @@ def icon() -> Image.Image:
     return picture
 
 
-st.set_page_config(page_title="Leaderboard", page_icon=icon(), layout="wide")
+st.set_page_config(page_icon=icon(), layout="wide")
 st.navigation([st.Page(page.script, title=page.title, icon=page.icon, default=page == BOARD, url_path=None if page == BOARD else page.name) for page in menu()], position="top").run()

@@ -35,8 +35,8 @@ def cell_rows(cells: Sequence[Cell], *, with_model: bool, facts: Mapping[str, Ru
         ({"Model": plain(cell.model)} if with_model else {})
         | {
             "Task": plain(cell.task),
-            "Recipe": plain(cell.recipe),
             "Verdict": cell.verdict,
+            "Recipe": plain(cell.recipe),
             "Delta [95 %]": interval(cell),
             "Score": number(cell.score),
             "Baseline": number(cell.baseline_score),
@@ -60,7 +60,7 @@ def cell_records(cells: Sequence[Cell], facts: Mapping[str, RunFacts] = _NO_FACT
     """The same rows with every number in full, for a file."""
     names = (
         "model", "task", "recipe", "run_id", "verdict", "metric", "filter", "n", "delta", "low", "high", "score", "baseline_score", "baseline_run", "lost", "gained", "flip_rate",
-        "noise_floor", "p_value", "q_value", "margin", "documents_needed", "parameters_kept", "control",
+        "noise_floor", "p_value", "q_value", "margin", "detectable", "documents_needed", "parameters_kept", "control",
     )  # fmt: skip
     return [
         {name: getattr(cell, name) for name in names}
@@ -91,9 +91,9 @@ def reported_rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     ]
 
 
-def latest_first(cells: Sequence[Cell]) -> dict[tuple[str, str], Cell]:
-    """(recipe, task) -> the cell of its latest run."""
-    return {(cell.recipe, cell.task): cell for cell in sorted(cells, key=lambda c: (c.started is not None, c.started or 0))}
+def by_age(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells from the earliest run to the latest, and then those of the baselines: the last of a recipe speaks for it. An unedited model that was run again is still its first run's."""
+    return sorted(cells, key=lambda cell: (cell.verdict == BASELINE, cell.started is not None, cell.started or 0))
 
 
 def glance_order(cells: Sequence[Cell]) -> list[str]:
@@ -103,11 +103,12 @@ def glance_order(cells: Sequence[Cell]) -> list[str]:
 
 
 def glance(cells: Sequence[Cell], facts: Mapping[str, RunFacts] = _NO_FACTS) -> list[dict[str, Any]]:
-    """One row a recipe, one column a task: the verdict and the difference. The latest run of a recipe speaks for it."""
+    """One row a recipe, one column a task: the verdict and the difference. The latest run of a recipe speaks for it, the baseline for the unedited model."""
     tasks = sorted({cell.task for cell in cells})
-    latest = latest_first(cells)
-    kept = {cell.recipe: cell.parameters_kept for cell in cells}
-    speeds = {recipe: _speed(facts.get(cell.run_id)) for (recipe, _), cell in latest.items()}
+    ordered = by_age(cells)
+    latest = {(cell.recipe, cell.task): cell for cell in ordered}
+    kept = {cell.recipe: cell.parameters_kept for cell in ordered}
+    speeds = {cell.recipe: _speed(facts.get(cell.run_id)) for cell in ordered}
     fast = {"Tokens/s": True} if any(speeds.values()) else {}
     return [
         {"Recipe": plain(recipe)}

@@ -15,7 +15,7 @@ from leaderboard.wording import number, plain
 WITH_RECIPE, UNEDITED, FAILED = "with the recipe", "unedited", "failed"
 _DECISION, _CHANGE = "#a371f7", "#bb8009"
 HEIGHT = 340
-A_FEW_DAYS = timedelta(days=4)  # below, the hour is written beside the date
+A_FEW_DAYS, A_FEW_MINUTES = timedelta(days=4), timedelta(minutes=10)  # below, the hour is written beside the date, and the second in its place
 
 
 def line_of(point: Point) -> str:
@@ -61,7 +61,8 @@ def _axis(dated: Sequence[Point]) -> Any:
     if not dated:
         return alt.X("at:Q", title="runs, the earliest first", scale=alt.Scale(padding=20, nice=False, zero=False), axis=alt.Axis(tickMinStep=1, format="d", grid=False))
     times = [point.moment for point in dated if point.moment is not None]
-    labels = {"format": "%d %b %H:%M"} if max(times) - min(times) < A_FEW_DAYS else {}
+    span = max(times) - min(times)
+    labels = {"format": "%H:%M:%S"} if span < A_FEW_MINUTES else {"format": "%d %b %H:%M"} if span < A_FEW_DAYS else {}
     return alt.X("at:T", title="started (UTC)", scale=alt.Scale(type="utc", padding=20), axis=alt.Axis(labelOverlap=True, tickCount=5, **labels))
 
 

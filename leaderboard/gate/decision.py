@@ -29,11 +29,12 @@ class Row:
     """A task or a suite against one baseline.
 
     `drop` is how much worse the candidate is, in the metric's own units, `drop_low` and `drop_high` its one-sided limits; `p_worse` is before, `p_holm` after correction.
-    `decided` is set where a word holds without statistics (a floor, something missing, incomparable runs); `identical` where both runs are one.
+    `baseline` is the id of the run compared with, since two may be in one role. `decided` is set where a word holds without statistics (a floor, something missing, incomparable runs); `identical` where both runs are one.
     """
 
     role: str
     name: str
+    baseline: str = ""
     kind: Literal["task", "suite"] = "task"
     metric: str = ""
     documents: int | None = None

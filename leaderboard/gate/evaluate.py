@@ -98,8 +98,8 @@ def rows_against(bench: Bench, candidate: Run, named: Named, policy: Policy) -> 
 
 
 def _task_row(bench: Bench, candidate: Run, named: Named, policy: Policy, name: str, entry: TaskPolicy) -> Row | None:
-    row = Row(role=named.role, name=name, critical=entry.critical)
-    terms = Terms(policy.default_margin(entry), policy.own_margin(entry, named.role), policy.alpha)
+    row = Row(role=named.role, name=name, baseline=named.run.run_id, critical=entry.critical)
+    terms = Terms(policy.default_margin(entry), policy.own_margin(entry, named.margins), policy.alpha)
     if entry.metric and any(task.task == name for task in candidate.tasks) and _find_metric(candidate, name, entry.metric) is None:
         known = sorted(f"{score.metric},{score.filter}" for score in candidate.scores if score.task == name)
         return replace(row, decided="INCOMPARABLE", reasons=(f"the candidate has no metric {entry.metric!r} here; it has {', '.join(known)}",))
@@ -114,8 +114,7 @@ def _task_row(bench: Bench, candidate: Run, named: Named, policy: Policy, name: 
     row = replace(row, metric=metric, score=score.score, baseline_score=pairing.baseline_score, identical=candidate.run_id == named.run.run_id)
     broken = _floor_broken(score, entry)
     if pairing.effect is None:
-        reasons = tuple(f"{text}: shown, not gateable" if "logged no samples" in text else text for text in pairing.obstacles)
-        return replace(row, decided="FAIL" if broken else "INCOMPARABLE", reasons=(*broken, *reasons))
+        return replace(row, decided="FAIL" if broken else "INCOMPARABLE", reasons=(*broken, *pairing.obstacles))
     effect = pairing.effect
     choices = compare_choices(bench.store, named.run.run_id, candidate.run_id, name, score.filter)
     row = replace(
@@ -157,7 +156,7 @@ def _floor_broken(score: ScoreRow, entry: Judged) -> tuple[str, ...]:
 
 
 def _suite_row(named: Named, policy: Policy, name: str, entry: SuitePolicy, tasks: Mapping[str, Row | None]) -> Row | None:
-    row = Row(role=named.role, name=name, kind="suite", metric=f"weighted mean of {len(entry.weights)}", critical=entry.critical)
+    row = Row(role=named.role, name=name, baseline=named.run.run_id, kind="suite", metric=f"weighted mean of {len(entry.weights)}", critical=entry.critical)
     members = {task: tasks.get(task) for task in entry.weights}
     lacking = [task for task, member in members.items() if member is None or member.score is None]
     if lacking:
@@ -181,7 +180,7 @@ def _combined(row: Row, policy: Policy, entry: SuitePolicy, members: Mapping[str
     parts = [stats.Part(share[task], m.drop or 0.0, m.drop_low or 0.0, m.drop_high or 0.0, m.standard_error or 0.0, m.degrees or 0.0) for task, m in members.items()]
     found = stats.suite(parts, policy.alpha)
     score = sum(share[task] * (member.score or 0.0) for task, member in members.items())
-    margin = policy.own_margin(entry, named.role) or policy.default_margin(entry)
+    margin = policy.own_margin(entry, named.margins) or policy.default_margin(entry)
     row = replace(
         row, score=score, baseline_score=sum(share[task] * (member.baseline_score or 0.0) for task, member in members.items()),
         documents=sum(member.documents or 0 for member in members.values()), drop=found.drop, drop_low=found.low, drop_high=found.high, margin=margin,

@@ -22,9 +22,9 @@ def markdown(report: Report) -> str:
     """The report as Markdown, with a final newline."""
     lines = [f"### Gate: {_MARKS[report.verdict]}", "", f"{_code(report.recipe)} on {_code(report.model)}, run {_code(report.candidate[:12])}", ""]
     for compared in report.baselines:
-        lines += [f"Against **{compared.role}**: {_code(compared.recipe)}, {_code(compared.how)}", ""]
+        lines += [f"Against **{compared.title}**: {_code(compared.recipe)}, {_code(compared.how)}", ""]
         lines += ["| task | baseline | now | drop | at most | margin | verdict |", "|---|---:|---:|---:|---:|---:|---|"]
-        rows = report.rows_of(compared.role)
+        rows = report.rows_of(compared)
         lines += [_markdown_row(row) for row in rows] + [""]
         lines += [f"- {_code(row.name)}: {'; '.join(map(_code, remarks(row)))}" for row in rows if row.verdict != "PASS"]
         if any(row.got_worse for row in rows):
@@ -49,19 +49,19 @@ def junit(report: Report) -> str:
     """The report as JUnit XML: a suite for each baseline, a case for each row. FAIL is a failure, INCOMPARABLE an error, INCONCLUSIVE skipped."""
     root = ElementTree.Element("testsuites", name="gate")
     for compared in report.baselines:
-        rows = report.rows_of(compared.role)
+        rows = report.rows_of(compared)
         counts = {word: sum(row.verdict == word for row in rows) for word in ("FAIL", "INCOMPARABLE", "INCONCLUSIVE")}
         suite = ElementTree.SubElement(
-            root, "testsuite", name=_xml(f"{report.recipe} on {report.model} against {compared.role}"), tests=str(len(rows)),
+            root, "testsuite", name=_xml(f"{report.recipe} on {report.model} against {compared.title}"), tests=str(len(rows)),
             failures=str(counts["FAIL"]), errors=str(counts["INCOMPARABLE"]), skipped=str(counts["INCONCLUSIVE"]),
         )  # fmt: skip
         for row in rows:
-            _case(suite, row, report, compared.role)
+            _case(suite, row, report, compared.title)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def _case(suite: ElementTree.Element, row: Row, report: Report, role: str) -> None:
-    case = ElementTree.SubElement(suite, "testcase", classname=_xml(f"{report.model}.{role}"), name=_xml(row.name), time="0")
+def _case(suite: ElementTree.Element, row: Row, report: Report, against: str) -> None:
+    case = ElementTree.SubElement(suite, "testcase", classname=_xml(f"{report.model}.{against}"), name=_xml(row.name), time="0")
     element = {"FAIL": "failure", "INCOMPARABLE": "error", "INCONCLUSIVE": "skipped"}.get(row.verdict)
     said = [f"{row.verdict}: {signed(row.drop)} drop, at most {signed(row.drop_high)}, margin {number(row.margin)}", *remarks(row)]
     if element is None:

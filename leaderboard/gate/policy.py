@@ -18,7 +18,7 @@ from leaderboard.errors import LeaderboardError
 
 LARGEST_FILE = 2**20
 Margin = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Role = Literal["base", "blessed", "run"]
+Against = Literal["base", "blessed"]
 
 
 class PolicyError(LeaderboardError):
@@ -30,7 +30,7 @@ class _Strict(BaseModel):
 
 
 class Margins(_Strict):
-    """Other margins for other baselines: an edit may lose more against the unedited model than against its own last version."""
+    """Other margins for other baselines: an edit may lose more against the unedited model (base) than against an edited one, such as its own last version (blessed)."""
 
     base: Margin | None = None
     blessed: Margin | None = None
@@ -75,10 +75,10 @@ class Policy(_Strict):
     suites: dict[str, SuitePolicy] = Field(default_factory=dict)
     others: Literal["gate", "ignore"] = "gate"
 
-    def own_margin(self, entry: Judged, role: Role) -> float | None:
+    def own_margin(self, entry: Judged, against: Against) -> float | None:
         """The margin that the file names for this task or suite and baseline; None where the default applies."""
         if isinstance(entry.margin, Margins):
-            return entry.margin.base if role == "base" else entry.margin.blessed if role == "blessed" else None
+            return entry.margin.base if against == "base" else entry.margin.blessed
         return entry.margin
 
     def default_margin(self, entry: Judged) -> float:
@@ -95,7 +95,7 @@ def load_policy(path: Path) -> Policy:
     except OSError as error:
         raise PolicyError(f"policy {path} cannot be read: {error.strerror or error}; give the path of a YAML file with --policy") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise PolicyError(f"policy {path} is not valid YAML: {' '.join(str(error).split()) or 'nested too deeply'}") from None
+        raise PolicyError(f"policy {path} is not valid YAML: {_yaml_words(error)}") from None
     if data is None:
         data = {}
     if not isinstance(data, dict):
@@ -111,19 +111,25 @@ def policy_from(data: Mapping[str, Any], origin: str) -> Policy:
     try:
         policy = Policy.model_validate(data)
     except ValidationError as error:
-        raise _refusal(origin, [_sentence(item) for item in error.errors(include_url=False)]) from None
+        raise _refusal(origin, filter(None, map(_sentence, error.errors(include_url=False)))) from None
     mistakes = [f"suites.{name}: a task has this name too" for name in policy.suites if name in policy.tasks]
     if mistakes:
         raise _refusal(origin, mistakes)
     return policy
 
 
+def _yaml_words(error: Exception) -> str:
+    """What is wrong with the text, and in which line."""
+    mark = getattr(error, "problem_mark", None)
+    return " ".join(str(getattr(error, "problem", None) or error).split()) + (_line(mark) if mark else "") or "nested too deeply"
+
+
 def _refusal(origin: str, mistakes: Iterable[str]) -> PolicyError:
     return PolicyError(f"policy {origin} cannot be used:" + "".join(f"\n  - {mistake}" for mistake in dict.fromkeys(mistakes)))
 
 
-def _sentence(item: Mapping[str, Any]) -> str:
-    """One of pydantic's findings as a sentence that names the key and the trouble."""
+def _sentence(item: Mapping[str, Any]) -> str | None:
+    """One of pydantic's findings as a sentence that names the key and the trouble; None where another says it: a margin is tried as a number and as a mapping."""
     inner = {"Margins", "float", "constrained-float", "[key]"}  # which of a union's branches, or that a key is meant: no key of the file
     place = [str(part) for part in item["loc"]]
     branch = "Margins" in place
@@ -134,10 +140,13 @@ def _sentence(item: Mapping[str, Any]) -> str:
         return f"{key}: unknown key, " + (f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}")
     if item["type"] == "missing":
         return f"{key}: is missing"
-    if branch and item["type"] in ("model_type", "model_attributes_type"):
-        return f"{key}: should be a number, or a mapping with base and blessed"
-    message = item["msg"].removeprefix("Value error, ")
     value = item.get("input")
+    numeric = isinstance(value, (int, float))
+    if branch and item["type"] == "model_type":
+        return None if numeric else f"{key}: should be a number, or a mapping with base and blessed"
+    if not numeric and place[-1] in ("float", "constrained-float"):
+        return None
+    message = "should be a mapping, such as {margin: 0.01}" if item["type"] == "model_type" else item["msg"].removeprefix("Value error, ").removeprefix("Input ")
     shown = f" (found {value!r})" if isinstance(value, (str, int, float, bool)) and len(repr(value)) < 80 else ""
     return f"{key}: {message[0].lower()}{message[1:]}{shown}"
 
@@ -165,15 +174,15 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge" or not isinstance(key, yaml.ScalarNode):
-                raise yaml.YAMLError(f"a key must be plain text{_line(key)}")
+                raise yaml.YAMLError(f"a key must be plain text{_line(key.start_mark)}")
             if key.value in seen:
-                raise yaml.YAMLError(f"{key.value!r} is given twice{_line(key)}")
+                raise yaml.YAMLError(f"{key.value!r} is given twice{_line(key.start_mark)}")
             seen.add(key.value)
         return {str(key.value): self.construct_object(value, deep=True) for key, value in node.value}
 
 
-def _line(node: Any) -> str:
-    return f" (line {node.start_mark.line + 1})"
+def _line(mark: Any) -> str:
+    return f" (line {mark.line + 1})"
 
 
 _Loader.add_constructor("tag:yaml.org,2002:map", lambda loader, node: loader.construct_mapping(node, deep=True))

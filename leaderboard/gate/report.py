@@ -35,6 +35,11 @@ class Compared:
     changes: tuple[Change, ...]
     findings: tuple[str, ...]
 
+    @property
+    def title(self) -> str:
+        """The role, with its run where several can have it."""
+        return f"run {self.run_id[:12]}" if self.role == "run" else self.role
+
 
 @dataclass(frozen=True)
 class Report:
@@ -54,27 +59,27 @@ class Report:
         """The report as JSON, numbers that are not finite as null."""
         return json.dumps(_finite(asdict(self)), indent=2, ensure_ascii=False, default=str)
 
-    def rows_of(self, role: str) -> list[Row]:
+    def rows_of(self, compared: Compared) -> list[Row]:
         """The rows against one baseline."""
-        return [row for row in self.rows if row.role == role]
+        return [row for row in self.rows if row.baseline == compared.run_id]
 
 
 def judge_candidate(candidate: Run, policy: Policy, asked: Sequence[str], database: Path) -> Report:
     """Gate a run. Raises `LeaderboardError` where there is nothing to compare it with, or no task to gate."""
     baselines = baselines_of(candidate, asked, database)
-    unedited = _unedited(candidate, baselines, database)
-    runs = _without_repeats([*unedited.values(), *(named.run for named in baselines), candidate])
+    now, before = _unedited(candidate, baselines, database)
+    runs = _without_repeats([*([] if now is None else [now]), *before.values(), *(named.run for named in baselines), candidate])
     with bench([with_metrics(run, policy) for run in runs], _floors(database)) as found:
         rows = decide([row for named in baselines for row in rows_against(found, candidate, named, policy)], policy.alpha)
         if not rows:
             raise LeaderboardError("there is no task to gate: the candidate has none that the policy speaks of")
         compared = []
         for named in baselines:
-            worse = [row for row in rows if row.role == named.role and row.got_worse]
+            worse = [row for row in rows if row.baseline == named.run.run_id and row.got_worse]
             differing = changes(named.run, candidate)
             said = findings(named.run, candidate, differing) if worse and named.role != "base" else []
-            if named.role == "blessed" and {"before", "now"} <= unedited.keys():
-                said += filter(None, (moved_baseline(found, row, unedited["before"], unedited["now"], policy.alpha) for row in worse))
+            if now is not None and named.run.run_id in before:
+                said += filter(None, (moved_baseline(found, row, before[named.run.run_id], now, policy.alpha) for row in worse))
             variant = named.run.variant
             compared.append(Compared(named.role, named.run.run_id, variant.recipe_label, str(named.run.path), named.how, tuple(differing), tuple(said)))
     verdict = overall(rows)
@@ -84,22 +89,19 @@ def judge_candidate(candidate: Run, policy: Policy, asked: Sequence[str], databa
     )
 
 
-def _unedited(candidate: Run, baselines: Sequence[Named], database: Path) -> dict[str, Run]:
-    """The unedited runs of the candidate ("now") and of the blessed run ("before"), where both are known."""
-    blessed = next((named.run for named in baselines if named.role == "blessed"), None)
-    if blessed is None:
-        return {}
-    found = {"now": named.run for named in baselines if named.role == "base"}
-    for when, run in (("before", blessed), ("now", candidate)):
-        if when in found:
-            continue
-        try:
-            base = base_of(run, database)
-        except LeaderboardError:  # its files are gone: the gate can do without
-            base = None
-        if base is not None:
-            found[when] = base.run
-    return found if len(found) == 2 else {}
+def _unedited(candidate: Run, baselines: Sequence[Named], database: Path) -> tuple[Run | None, dict[str, Run]]:
+    """The unedited run of the candidate, and of each edited run that it is compared with, by that one's id; as far as they are known."""
+    now = next((named.run for named in baselines if named.role == "base"), None) or _base(candidate, database)
+    found = {named.run.run_id: _base(named.run, database) for named in baselines if now is not None}
+    return now, {run_id: base for run_id, base in found.items() if base is not None}
+
+
+def _base(run: Run, database: Path) -> Run | None:
+    try:
+        found = base_of(run, database)
+    except LeaderboardError:  # its files are gone: the gate can do without
+        return None
+    return None if found is None else found.run
 
 
 def _without_repeats(runs: Sequence[Run]) -> list[Run]:

@@ -6,6 +6,7 @@ candidate, where `lm_eval run` puts it. The unedited run of the candidate's own 
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -31,6 +32,11 @@ class Named(NamedTuple):
     role: Role
     run: Run
     how: str
+
+    @property
+    def margins(self) -> Literal["base", "blessed"]:
+        """Whose margins a policy with several means: a run that is named by itself has those of an unedited or of an edited one."""
+        return "base" if is_unedited(self.run) else "blessed"
 
 
 def is_unedited(run: Run) -> bool:
@@ -68,6 +74,10 @@ def read_named(name: str, database: Path, what: str) -> Run:
             place = Path(str(queries.run_details(store, name)["path"]))
     except MissingDatabase:
         raise LeaderboardError(f"{what} {name}: there is nothing at this path, and no leaderboard at {database} that could know a run of this id") from None
+    except UnknownRun as error:
+        close = difflib.get_close_matches(name, ("base", "blessed"), n=1) if what == "baseline" else ()
+        meant = f"; did you mean {close[0]!r}?" if close else ""
+        raise LeaderboardError(f"{what} {name or '(none named)'}: there is nothing at this path, and {database} does not know it: {error}{meant}") from None
     return _from_store(place, what)
 
 
@@ -154,9 +164,9 @@ def baselines_of(candidate: Run, asked: Iterable[str], database: Path) -> list[N
             missing = f'no run of {label} on {model} is blessed in {database}: `lm_eval baseline set RUN --reason "..."` blesses one'
         else:
             named, missing = Named("run", read_named(name, database, "baseline"), f"named, {name}"), ""
-        if named is not None:
+        if named is not None and named.run.run_id not in {other.run.run_id for other in found}:
             found.append(named)
-        elif names:
+        elif named is None and names:
             raise LeaderboardError(f"no baseline {name!r}: {missing}")
     if not found:
         raise LeaderboardError(f"nothing to compare {label} on {model} with: no unedited run of the model is known, and no run of the recipe is blessed in {database}; name a run with --baseline PATH")

@@ -21,10 +21,10 @@ def render(report: Report, *, width: int = 80, color: bool = False) -> str:
     width = max(width, NARROW)
     lines = _wrapped(f"Gate: {plain(report.recipe)} on {plain(report.model)}, run {report.candidate[:12]}", width, "")
     for compared in report.baselines:
-        lines += ["", *_wrapped(f"against {compared.role}: {plain(compared.recipe)}, {plain(compared.how)}", width, "  "), *_header(width)]
-        for row in report.rows_of(compared.role):
+        lines += ["", *_wrapped(f"against {compared.title}: {plain(compared.recipe)}, {plain(compared.how)}", width, "  "), *_header(width)]
+        for row in report.rows_of(compared):
             lines += _row_lines(row, width, color)
-        lines += _what_changed(compared, any(row.got_worse for row in report.rows_of(compared.role)), width)
+        lines += _what_changed(compared, any(row.got_worse for row in report.rows_of(compared)), width)
     tasks = sum(row.verdict == report.verdict for row in report.rows)
     final = f"{report.verdict}, exit code {report.exit_code}: {tasks} of {counted(len(report.rows), 'row', 'rows')}"
     legend = f"drop: above 0 is worse; at most: its one-sided limit at {100 * report.alpha:g} %. PASS where that is below the margin. Significance by Holm over all rows."

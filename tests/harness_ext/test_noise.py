@@ -69,4 +69,4 @@ def test_gate_is_a_command_of_lm_eval(lm_eval, tmp_path: Path) -> None:
     ran = lm_eval("gate", "--policy", "gate.yaml", "--candidate", candidate, "--baseline", "blessed")
     assert ran.code == 0 and "the same as the baseline, to the bit" in ran.out
     ran = lm_eval("gate", "--policy", "gate.yaml", "--candidate", "nothing")
-    assert ran.code == 2 and "error: no run nothing in the leaderboard" in ran.err
+    assert ran.code == 2 and "error: candidate nothing: there is nothing at this path" in ran.err and "no run nothing in the leaderboard" in ran.err

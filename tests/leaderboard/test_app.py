@@ -79,9 +79,12 @@ def test_a_filter_that_names_nothing_says_so(filled: Path) -> None:
 def test_the_chosen_model_is_in_the_url(made: Any, kit: Any, filled: Path) -> None:
     app = page()
     assert app.query_params["model"] == "tiny"
-    made.run("baseline", {"int_mult": kit.pair(400, 200)[0]}, model="another")
+    made.run("baseline", {"int_mult": kit.pair(400, 200)[0]}, model="another", started="2027-01-01T00:00:00Z")
     ingest([made.root], filled)
-    assert page().selectbox(key="model").value == "another"
+    assert page().selectbox(key="model").value == "tiny"  # which was edited
+    made.run("svd", {"int_mult": kit.pair(400, 200, lost=9)[1]}, model="another", started="2027-01-02T00:00:00Z")
+    ingest([made.root], filled)
+    assert page().selectbox(key="model").value == "another"  # which was edited last
     linked = page(model="tiny")
     assert linked.selectbox(key="model").value == "tiny" and "int_sum" in linked.dataframe[0].value
     linked.selectbox(key="model").set_value("another").run()

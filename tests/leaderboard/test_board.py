@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -11,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leaderboard import queries, wording
+from leaderboard import queries, statistics, wording
 from leaderboard.board import Cell, board
+from leaderboard.cell import with_verdicts
 from leaderboard.compare import compare_paths
 from leaderboard.errors import LeaderboardError, UnknownRun
 from leaderboard.ingest import ingest
@@ -42,6 +44,16 @@ def test_words_for_right_and_wrong_answers(made: Any, kit: Any, count: int, lost
     assert cell.delta == pytest.approx((gained - lost) / count) and cell.flip_rate == pytest.approx((lost + gained) / count)
     assert cell.low is not None and cell.high is not None and cell.low < cell.delta < cell.high
     assert cell.parameters_kept == pytest.approx(0.992) and cell.baseline_score == 0.5
+
+
+def test_no_verdict_contradicts_the_interval_beside_it(made: Any, kit: Any) -> None:
+    cell = judged(made, *kit.pair(40, 20, gained=5))
+    assert cell.p_value == pytest.approx(0.03125) and cell.low == pytest.approx(-0.0014145, abs=1e-6)
+    assert cell.verdict == "undecided" and cell.notes[0] == "better by the test alone (q 0.031); the interval does not exclude that there is no difference"
+    for lost, gained in itertools.product(range(12), repeat=2):
+        interval, tails = statistics.bonett_price(lost, gained, 40), statistics.mid_p_mcnemar(lost, gained)
+        (found,) = with_verdicts([replace(cell, low=interval.low, high=interval.high, p_value=tails.two_sided, p_same=1.0, improvement=interval.value, notes=())])
+        assert (found.verdict in ("better", "worse")) == (tails.two_sided <= 0.05 and not interval.low <= 0 <= interval.high)
 
 
 def test_a_sure_but_small_difference_is_the_same_and_said(made: Any, kit: Any) -> None:
@@ -157,7 +169,7 @@ def test_f1_by_bootstrap(made: Any, kit: Any) -> None:
     assert cell.verdict == "worse" and cell.low < cell.delta < cell.high < 0
 
 
-@pytest.mark.parametrize("metric", ["bleu", "brier_score"])
+@pytest.mark.parametrize("metric", ["rouge", "brier_score"])
 def test_a_corpus_metric_without_a_test_is_shown_and_undecided(made: Any, kit: Any, metric: str) -> None:
     def task(seed: int) -> Any:
         return kit.Task({metric: [["a", "b"]] * 9}, scores={metric: 0.5 + seed}, log_likelihoods=kit.likelihoods(9, seed))
@@ -215,7 +227,12 @@ class TestIncomparable:
         before, after = kit.pair(50, 20, lost=2)
         made.run("baseline", {"sums": before})
         next(made.run("laser", {"sums": after}).glob("samples_*")).unlink()
-        assert "this run logged no samples" in recipe_cell(made.board()).notes[0]
+        assert "this run logged no samples, so documents cannot be paired: shown, not gateable" in recipe_cell(made.board()).notes[0]
+
+    def test_a_lone_run_without_samples_is_marked_too(self, made: Any, kit: Any) -> None:
+        next(made.run("baseline", {"sums": kit.pair(50, 20)[0]}).glob("samples_*")).unlink()
+        (cell,) = made.board()
+        assert (cell.verdict, cell.notes) == ("baseline", ("no samples were logged: shown, not gateable",))
 
     def test_another_filter(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(50, 20, lost=2)

@@ -106,7 +106,7 @@ def click_recipe(page: Any, row: int) -> None:
         if box is None:
             page.wait_for_timeout(1000)
             continue
-        page.mouse.click(box["x"] + 140, box["y"] + 35 * row + 17)
+        page.mouse.click(box["x"] + 240, box["y"] + 35 * row + 17)
         page.wait_for_timeout(1500)
         if "/run?" in page.url:
             return

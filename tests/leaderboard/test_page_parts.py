@@ -54,6 +54,18 @@ def test_the_front_against_its_definition() -> None:
         assert set(front(sizes, goods)) == set(range(count)) - beaten
 
 
+def test_the_baseline_speaks_for_the_unedited_model_however_often_it_was_run(made: Any, kit: Any, database: Path) -> None:
+    before, laser = kit.pair(40, 20, gained=20)
+    made.run("baseline", {"int_mult": before})
+    made.run("laser", {"int_mult": laser})
+    made.run("baseline", {"int_mult": before}, folder="again", config={"batch_size": 8}, started="2027-01-01T00:00:00Z")
+    assert not ingest([made.root], database).rejected
+    with open_store(database, read_only=True) as opened:
+        cells = board(opened)
+    assert [row["int_mult"] for row in tables.glance(cells)] == ["baseline 0.5000", "better +0.5000"]
+    assert tables.by_age(cells)[-1].verdict == "baseline"
+
+
 def test_flips_are_the_documents_that_changed(store: Store) -> None:
     cells = by_recipe(store)
     base, laser = cells["baseline"], cells["laser"]
@@ -144,7 +156,9 @@ def test_differences_name_what_changed(store: Store) -> None:
 
 def test_heat_rows_are_oriented(store: Store) -> None:
     cells = by_recipe(store)
-    (row,) = heat.rows(store, cells["baseline"].run_id, cells["laser"].run_id)
+    runs = cells["baseline"].run_id, cells["laser"].run_id
+    assert heat.rows(store, *runs, ()) == []
+    (row,) = heat.rows(store, *runs, ("int_mult",))
     assert (row.task, row.metric) == ("int_mult", "acc") and row.improvement == row.delta == pytest.approx(3 / 40)
     assert heat._row("t", "mae", "none", 2.0, 1.0, False, None).improvement == 1.0
     assert heat._row("t", "bias", "none", -2.0, 1.0, None, 0.0).improvement == 1.0

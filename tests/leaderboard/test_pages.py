@@ -41,8 +41,10 @@ def runs(made: Any, kit: Any, database: Path) -> dict[str, str]:
 def test_compare_shows_two_runs(runs: dict[str, str]) -> None:
     app = page("compare", a=runs["laser"], b=runs["svd"][:10])
     said = texts(app)
-    assert "corrected over these 1 tasks" in said and "1 task: 1 worse" in said and "1 worse, by the direction" in said
-    tasks, differences = app.dataframe[0].value, app.dataframe[1].value
+    assert "corrected over 1 task." in said and "1 task: 1 worse" in said and "1 declined, by the direction" in said
+    tasks, answers, differences = (app.dataframe[i].value for i in range(3))
+    (answered,) = answers.to_dict("records")
+    assert answered["Documents"] == 40 and answered["Right answer's log-likelihood, drop in nats [95 %]"] == "0.0000 [0.0000, 0.0000]"
     assert tasks.iloc[0]["Lost / gained"] == "15 / 0"
     recipe = differences[differences["Name"] == "recipe"].iloc[0]
     assert (recipe["Run A"], recipe["Run B"]) == ("laser", "svd")

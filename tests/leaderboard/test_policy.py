@@ -36,7 +36,7 @@ def test_a_whole_policy(tmp_path: Path) -> None:
     policy = loaded(tmp_path, WHOLE)
     sums, products, plain = policy.tasks["sums"], policy.tasks["products"], policy.tasks["plain"]
     assert (policy.default_margin(sums), policy.default_margin(plain), policy.own_margin(sums, "base")) == (0.005, 0.03, None)
-    assert [policy.own_margin(products, role) for role in ("base", "blessed", "run")] == [0.05, 0.01, None]
+    assert [policy.own_margin(products, role) for role in ("base", "blessed")] == [0.05, 0.01]
     assert plain.required and not products.required and policy.own_margin(policy.suites["arithmetic"], "blessed") == 0.01
 
 
@@ -52,9 +52,9 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     said = str(caught.value).splitlines()
     assert said[0].endswith("cannot be used:")
     for words in (
-        "- alhpa: unknown key, did you mean 'alpha'?", "- margin: input should be greater than 0 (found -1)", "- tasks.sums.criticl: unknown key, did you mean 'critical'?",
-        "- tasks.sums.floor: input should be a valid number", "- tasks.products: input should be a valid dictionary", "- tasks.odd.margin.bass: unknown key, did you mean 'base'?",
-        "- suites.s.weights: dictionary should have at least 1 item", "- suites.t.weights: is missing", "- suites.u.weights.sums: input should be greater than 0",
+        "- alhpa: unknown key, did you mean 'alpha'?", "- margin: should be greater than 0 (found -1)", "- tasks.sums.criticl: unknown key, did you mean 'critical'?",
+        "- tasks.sums.floor: should be a valid number", "- tasks.products: should be a mapping", "- tasks.odd.margin.bass: unknown key, did you mean 'base'?",
+        "- suites.s.weights: dictionary should have at least 1 item", "- suites.t.weights: is missing", "- suites.u.weights.sums: should be greater than 0",
     ):  # fmt: skip
         assert any(words in line for line in said), (words, said)
 
@@ -63,13 +63,14 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("- a list", "must hold a mapping"),
-        ("tasks: [sums", "is not valid YAML"),
+        ("tasks: [sums", "is not valid YAML: expected ',' or ']', but got '<stream end>' (line 1)"),
+        ("tasks: {sums: 5}", "tasks.sums: should be a mapping, such as {margin: 0.01} (found 5)"),
         ("a: &x [1]\nb: *x\n", "aliases"),
         ("margin: 0.1\nmargin: 0.2\n", "'margin' is given twice (line 2)"),
         ("? [a, b]\n: 1\n", "a key must be plain text"),
         ("tasks: {sums: !!python/object/apply:os.system [ls]}", "is not valid YAML"),
         ("alpha: .nan", "alpha"),
-        ("alpha: 0.7", "alpha: input should be less than or equal to 0.2"),
+        ("alpha: 0.7", "alpha: should be less than or equal to 0.2"),
         ("tasks: {sums: }\nsuites: {sums: {weights: {a: 1}}}", "a task has this name too"),
         ("[" * 3000, "is not valid YAML"),
         ("1: 2", "1: unknown key"),
@@ -79,6 +80,13 @@ def test_what_is_no_policy(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(PolicyError) as caught:
         loaded(tmp_path, text)
     assert words in str(caught.value) and "gate.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize(("margin", "words"), [("-1", "should be greater than 0 (found -1)"), ("wide", "should be a number, or a mapping with base and blessed"), ("{base: 0}", "should be greater than 0 (found 0)")])
+def test_a_wrong_margin_is_one_mistake(tmp_path: Path, margin: str, words: str) -> None:
+    with pytest.raises(PolicyError) as caught:
+        loaded(tmp_path, f"tasks: {{sums: {{margin: {margin}}}}}")
+    assert str(caught.value).count("\n  - ") == 1 and words in str(caught.value)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

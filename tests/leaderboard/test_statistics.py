@@ -153,40 +153,39 @@ class TestMiddle:
         assert result.improvement == pytest.approx(0.25) and result.p_value < 0.001
 
 
-def test_bootstrap_of_counts_finds_a_difference_of_means(generator: np.random.Generator) -> None:
-    counts = np.array([60, 10, 25, 5])  # (before, after): 00, 01, 10, 11
-    estimate, tails = stats.bootstrap_counts(counts, lambda c: (c[:, 1] - c[:, 2]) / c.sum(axis=1))
-    assert estimate.value == pytest.approx(-0.15)
-    price = stats.bonett_price(25, 10, 100)
-    assert (estimate.low, estimate.high) == pytest.approx((price.low, price.high), abs=0.02)
-    assert tails.two_sided == pytest.approx(stats.mid_p_mcnemar(25, 10).two_sided, abs=0.02)
+def corpora(before: np.ndarray, after: np.ndarray, added: float = 1.0) -> stats.Corpora:
+    """A corpus metric that is the mean of `[n]` scores: counts are (score, 1)."""
+    ones, two = np.ones(len(before)), np.array([[added, 1.0], [0.0, 1.0]])
+    return stats.Corpora(np.column_stack([before, ones]), np.column_stack([after, ones]), lambda sums: sums[:, 0] / sums[:, 1], two, two[::-1])
 
 
-def test_bootstrap_of_counts_and_of_sums_agree() -> None:
-    counts = np.array([60, 10, 25, 5])
-    documents = np.repeat(np.eye(4), counts, axis=0)
-
-    def statistic(sums: np.ndarray) -> np.ndarray:
-        return (sums[:, 1] - sums[:, 2]) / sums.sum(axis=1)
-
-    by_count, by_sum = stats.bootstrap_counts(counts, statistic)[0], stats.bootstrap_sums(documents, statistic)[0]
-    assert by_sum.value == pytest.approx(by_count.value) and by_sum.standard_error == pytest.approx(by_count.standard_error, rel=0.03)
+def test_of_a_mean_the_corpus_interval_is_bonett_prices() -> None:
+    before, after = np.repeat([0.0, 0.0, 1.0, 1.0], [60, 10, 25, 5]), np.repeat([0.0, 1.0, 0.0, 1.0], [60, 10, 25, 5])
+    estimate, tails, price = stats.corpus_interval(corpora(before, after), draws=20_000), stats.corpus_test(corpora(before, after)), stats.bonett_price(25, 10, 100)
+    assert estimate.value == price.value and estimate.degrees == 37
+    assert (estimate.low + estimate.high) / 2 == pytest.approx((price.low + price.high) / 2) and estimate.standard_error == pytest.approx(price.standard_error, rel=0.03)
+    exact = scipy_stats.binomtest(10, 35).pvalue
+    assert tails.two_sided == pytest.approx(exact, rel=0.2) and tails.less == pytest.approx(exact / 2, rel=0.2) and tails.greater > 0.99
 
 
-def test_paired_bootstrap_is_scipys(generator: np.random.Generator) -> None:
-    differences = generator.normal(0.2, 1, 80)
-    estimate, _ = stats.bootstrap_sums(np.column_stack([differences, np.ones(80)]), lambda sums: sums[:, 0] / sums[:, 1])
-    expected = scipy_stats.bootstrap((differences,), np.mean, method="percentile", rng=generator)
-    assert (estimate.low, estimate.high) == pytest.approx(tuple(expected.confidence_interval), abs=0.02)
-    assert estimate.standard_error == pytest.approx(expected.standard_error, rel=0.05)
+def test_the_corpus_test_is_scipys_permutation_test(generator: np.random.Generator) -> None:
+    before, after = generator.normal(0, 1, 40), generator.normal(0.2, 1, 40)
+    tails = stats.corpus_test(corpora(before, after))
+    for side, found in (("less", tails.less), ("greater", tails.greater), ("two-sided", tails.two_sided)):
+        expected = scipy_stats.permutation_test((after, before), lambda x, y, axis: np.mean(x - y, axis=axis), permutation_type="samples", alternative=side, vectorized=True, n_resamples=9_999, rng=generator)
+        assert found == pytest.approx(expected.pvalue, abs=0.02)
 
 
-def test_cluster_bootstrap_has_the_clustered_error(generator: np.random.Generator) -> None:
-    clusters = np.repeat(np.arange(60), 5)
-    differences = generator.normal(0, 1, 60)[clusters] + generator.normal(0, 1, 300)
-    units = np.column_stack([stats.cluster_sums(differences, clusters), np.full(60, 5.0)])
-    estimate, _ = stats.bootstrap_sums(units, lambda sums: sums[:, 0] / sums[:, 1])
-    assert estimate.standard_error == pytest.approx(stats.standard_error(differences, clusters)[0], rel=0.05)
+def test_the_error_of_the_corpus_interval_is_scipys_bootstrap(generator: np.random.Generator) -> None:
+    before, after = generator.normal(0, 1, 300), generator.normal(0.2, 1, 300)
+    expected = scipy_stats.bootstrap((after - before,), np.mean, method="percentile", rng=generator).standard_error
+    assert stats.corpus_interval(corpora(before, after)).standard_error == pytest.approx(expected, rel=0.05)
+
+
+def test_a_corpus_in_which_nothing_changed_still_has_an_interval() -> None:
+    same = corpora(np.ones(50), np.ones(50))
+    estimate, tails = stats.corpus_interval(same), stats.corpus_test(same)
+    assert estimate.low < -0.02 and estimate.high > 0.02 and tails == (1.0, 1.0, 1.0) and stats.equivalence_p(estimate, 0.02) > 0.05
 
 
 def test_holm_is_that_of_statsmodels(generator: np.random.Generator) -> None:

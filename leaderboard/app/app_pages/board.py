@@ -90,7 +90,7 @@ def show_glance(cells: Sequence[Cell], facts: Mapping[str, RunFacts]) -> None:
     )
     st.caption("Blank: not run. Tick two recipes to compare them.")
     downloads(rows, "glance")
-    latest = {cell.recipe: cell for cell in sorted(cells, key=lambda c: (c.started is not None, c.started or 0))}
+    latest = {cell.recipe: cell for cell in tables.by_age(cells)}
     compare([latest[recipes[row]] for row in picked["selection"]["rows"] if row < len(recipes)])
 
 
@@ -166,7 +166,7 @@ def how_to_read() -> None:
     with st.expander("How to read this"):
         st.markdown(
             "Recipe and baseline answered the same documents, so they are compared document by document.\n\n"
-            "- **better**, **worse**: the difference is significant at 5 % after correcting for all comparisons of the model (Benjamini-Hochberg).\n"
+            "- **better**, **worse**: the difference is significant at 5 % after correcting for all comparisons of the model (Benjamini-Hochberg), and its interval excludes zero.\n"
             "- **same**: the difference is shown to be smaller than the margin: 2 points for scores between 0 and 1. "
             "It is the grey band in the plots, where it is not far wider than they are.\n"
             "- **undecided**: there are too few documents to tell; the remark says about how many are needed, going by the difference seen so far.\n"

@@ -8,13 +8,13 @@ from itertools import groupby
 
 import streamlit as st
 
-from leaderboard import queries_pages
+from leaderboard import choices, queries_pages
 from leaderboard.app import address, data, forest, frame, heat, tables
 from leaderboard.app.download import downloads
 from leaderboard.board import pair_board
 from leaderboard.cell import VERDICTS, Cell
 from leaderboard.differences import compare_facts
-from leaderboard.wording import direction, metric_name, plain
+from leaderboard.wording import counted, direction, estimated, metric_name, percent, plain
 
 TASKS_IN_A_PLOT = 40
 
@@ -40,12 +40,17 @@ def main() -> None:
         st.text(labels[run])
     if cells:
         counts = Counter(cell.verdict for cell in cells)
-        st.caption(f"B minus A: {', '.join(f'{counts[word]} {word}' for word in VERDICTS if counts[word])}; corrected over these {len(cells)} tasks.")
+        st.caption(f"B minus A: {', '.join(f'{counts[word]} {word}' for word in VERDICTS if counts[word])}; corrected over {counted(len(cells), 'task', 'tasks')}.")
         show_forest(cells)
+    comparable = [cell for cell in cells if cell.verdict not in ("incomparable", "failed")]
     if not failed:
-        show_heat(frame.further_or_stop(lambda: data.answer(heat.rows, first, second), overview))
+        tasks = tuple(cell.task for cell in comparable)
+        show_heat(frame.further_or_stop(lambda: data.answer(heat.rows, first, second, tasks), overview))
     if cells:
         show_table(cells)
+    if comparable:
+        asked = tuple((cell.task, cell.filter) for cell in comparable)
+        show_choices(frame.further_or_stop(lambda: data.answer(choices.of_tasks, first, second, asked), overview))
     show_differences(frame.further_or_stop(lambda: data.answer(queries_pages.two_runs, first, second), overview))
 
 
@@ -65,9 +70,9 @@ def show_forest(cells: Sequence[Cell]) -> None:
 
 
 def show_heat(rows: Sequence[heat.Row]) -> None:
-    """Every metric that both report, coloured by whether it rose or fell."""
+    """Every metric that both report of the tasks in which they may be compared, coloured by whether it rose or fell."""
     if not rows:
-        st.info("The two runs share no metric of any task.")
+        st.info("The two runs share no metric of a task in which they may be compared.")
         return
     st.subheader("Every metric of every task", anchor=False)
     frame.plot(heat.chart(rows), heat.sentence(rows))
@@ -91,6 +96,26 @@ def show_table(cells: Sequence[Cell]) -> None:
     clicked = [cells[row] for row, column in picked["selection"]["cells"] if column == "Task" and row < len(cells)]
     if clicked and clicked[0].lost is not None and clicked[0].baseline_run:
         st.switch_page("app_pages/flips.py", query_params={"a": clicked[0].baseline_run, "b": clicked[0].run_id, "task": clicked[0].task})
+
+
+def show_choices(found: dict[str, choices.Choices]) -> None:
+    """Answers that changed, wrong ones among themselves included, and how far the probabilities moved: more sensitive than any score."""
+    if not found:
+        return
+    st.subheader("Answers and probabilities", anchor=False)
+    rows = [
+        {
+            "Task": plain(task),
+            "Documents": of_task.documents,
+            "Answers changed": percent(of_task.changed),
+            "Choice divergence, nats [95 %]": estimated(of_task.divergence),
+            "Right answer's log-likelihood, drop in nats [95 %]": estimated(of_task.gold_drop),
+        }
+        for task, of_task in found.items()
+    ]
+    st.dataframe(rows, hide_index=True, width="stretch", key="choices")
+    st.caption("Divergence: how far B's probabilities of the choices are from A's (Kullback-Leibler, mean over documents; 0 is no change). Drop: above 0, B finds the right answers less likely. Shown, and part of no verdict.")
+    downloads([{"task": task} | choices.record(of_task) for task, of_task in found.items()], "answers")
 
 
 def show_differences(runs: Sequence[dict[str, object]]) -> None:

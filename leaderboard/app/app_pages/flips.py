@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 import streamlit as st
 
 from leaderboard import queries_pages
-from leaderboard.app import address, answers, data, flip_plot, frame
+from leaderboard.across import unedited
+from leaderboard.app import address, answers, data, flip_plot, frame, tables
 from leaderboard.app.download import downloads
 from leaderboard.board import pair_board
 from leaderboard.cell import Cell
@@ -155,7 +156,7 @@ def show_often(cell: Cell, overview: data.Answer[data.Overview]) -> None:
     model = overview.value.runs[cell.run_id].model_key
     board = frame.further_or_stop(lambda: data.cells_of(model), overview)
     like = [c for c in board if (c.task, c.metric, c.filter, c.baseline_run) == (cell.task, cell.metric, cell.filter, cell.baseline_run) and c.lost is not None]
-    latest: Mapping[str, Cell] = {c.recipe: c for c in sorted(like, key=lambda c: (c.started is not None, c.started or 0)) if c.control is None}
+    latest: Mapping[str, Cell] = {c.recipe: c for c in tables.by_age(like) if c.control is None and not unedited(c.recipe)}
     if len(latest) < 2:
         return
     st.subheader("Documents that flip under many recipes", anchor=False)

@@ -30,7 +30,7 @@ def main() -> None:
     asked = address.any_of(columns[2], "Tasks", tasks, "task", placeholder="All tasks") or tasks
     points = size_plot.points(cells, overview.value.runs, MEASURES[words])
     st.caption(
-        f"{words} with edited matrices stored as factors, against the score; up and to the left is better. The line joins the runs that no other beats in both. "
+        f"{words} with edited matrices stored as factors, against the score; up and to the left is better, or nearer to the best value where that lies in the middle. The line joins the runs that no other beats in both. "
         "Whiskers: 95 % interval of the difference from the baseline. Verdicts are those of the leaderboard."
     )
     if len(asked) > PLOTS:
