@@ -86,6 +86,9 @@ class MatrixPart(_Part):
     parameters_before: Whole | None = None
     parameters_after: Whole | None = None
     fallback: str | None = None
+    stored: str | None = None
+    decomposition: str | None = None
+    excess_error: float | None = None
 
 
 class CalibrationPart(_Part):
@@ -157,7 +160,7 @@ def matrix_rows(receipt: Receipt) -> list[Matrix]:
     for part in receipt.matrices:
         values = part.model_dump(exclude={"shape"})
         tidy: dict[str, Any] = {key: clean(value) if isinstance(value, str) else value for key, value in values.items()}
-        tidy |= {key: finite(values[key]) for key in ("energy_kept", "relative_error", "seconds")}
+        tidy |= {key: finite(values[key]) for key in ("energy_kept", "relative_error", "excess_error", "seconds")}
         rows.append(Matrix(**tidy, shape=" x ".join(map(str, part.shape)) or None))
     return rows
 

@@ -101,6 +101,9 @@ class Matrix:
     parameters_before: int | None
     parameters_after: int | None
     fallback: str | None
+    stored: str | None
+    decomposition: str | None
+    excess_error: float | None
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def receipt_json(recipe: str, tasks: Mapping[str, Task], *, model: str, changes:
     edited = recipe != "baseline"
     matrix = {"step": 0, "method": "truncate_svd", "name": "layers.0.up.weight", "part": None, "role": "up_proj", "layer": 0, "shape": [8, 4],
               "rank_before": 4, "rank_after": 2, "energy_kept": 0.9, "relative_error": 0.3, "digest_before": sha("m"), "digest_after": sha(recipe),
-              "seconds": 0.1, "bias_shift": False, "parameters_before": 32, "parameters_after": 24, "fallback": None}  # fmt: skip
+              "seconds": 0.1, "bias_shift": False, "parameters_before": 32, "parameters_after": 24, "fallback": None, "stored": "factors", "decomposition": "gram_fp32", "excess_error": 2e-7}  # fmt: skip
     return {
         "format": 1, "status": "complete", "failure": None, "spec_id": sha(f"{model}{recipe}{sorted(tasks)}"), "settings_id": sha("settings"),
         "variant_id": sha(f"{model}{recipe}"), "recipe_id": sha(recipe), "command": ["lm_eval", "run", "--recipe", recipe],

@@ -84,6 +84,15 @@ def test_what_cannot_be_read_stops_nothing_else(made: Any, kit: Any, database: P
         assert store.rows("SELECT count(*) AS n FROM ingest_log WHERE outcome = 'rejected'")[0]["n"] == 2
 
 
+def test_a_matrix_is_a_row_with_all_that_its_receipt_says(made: Any, kit: Any, database: Path) -> None:
+    run = write_runs(made, kit, 2)[1]
+    ingest([made.root], database)
+    (said,) = json.loads((run / "receipt.json").read_text())["matrices"]
+    with open_store(database) as store:
+        (row,) = store.rows("SELECT * FROM receipts")
+    assert {key: row[key] for key in said} == said | {"shape": "8 x 4"}
+
+
 def test_a_wrong_path_makes_no_database(database: Path) -> None:
     report = ingest([database.parent / "nowhere"], database)
     assert report.rejected and not database.exists()
