@@ -15,7 +15,8 @@ from harness_ext.search import Searcher, registered_searches
 EVALUATED = "evaluated"
 """Stands, as a calibration task, for every evaluated task that has labelled training documents."""
 
-STRICT = ConfigDict(extra="forbid", frozen=True)
+# A receipt is JSON, which has no infinities.
+STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Calibration(BaseModel):

@@ -114,8 +114,12 @@ class DiskCache:
         for path, status in sorted(files, key=lambda item: item[1].st_mtime_ns):
             if held + size <= limit:
                 break
-            path.unlink(missing_ok=True)
-            held -= status.st_size
+            # What another user put there stays, and counts.
+            with suppress(PermissionError):
+                path.unlink(missing_ok=True)
+                held -= status.st_size
+        if held + size > limit:
+            return False
         self._unseen = min(limit - held - size, limit // 64)
         return True
 
@@ -124,7 +128,7 @@ class DiskCache:
         for entry in os.scandir(self._folder):
             with suppress(OSError):
                 status = entry.stat()
-                if entry.name.endswith(_SUFFIX):
+                if entry.name.endswith(_SUFFIX) and entry.is_file():
                     found.append((Path(entry.path), status))
                 elif entry.name.endswith(".writing") and time.time() - status.st_mtime > _SECONDS_TO_WRITE:
                     # Left by a process that was killed.

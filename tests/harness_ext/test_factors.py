@@ -337,6 +337,23 @@ def test_the_folder_stays_within_its_bound_and_the_least_recently_used_goes_firs
     assert cache.load("0", {"a": (999,)}, torch.device("cpu")) is None
 
 
+def test_what_cannot_be_removed_stays_and_the_rest_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = DiskCache(tmp_path, limit_bytes=3000)
+    (tmp_path / "folder.safetensors").mkdir()
+    for name in ("foreign", "old"):
+        cache.save(name, {"t": torch.zeros(300)})
+    unlink = Path.unlink
+
+    def refused(path: Path, missing_ok: bool = False) -> None:
+        if path.name.startswith("foreign"):
+            raise PermissionError(path)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    cache.save("new", {"t": torch.zeros(300)})
+    assert {path.name for path in tmp_path.iterdir()} == {"folder.safetensors", "foreign.safetensors", "new.safetensors"}
+
+
 def test_the_bound_is_also_a_share_of_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = disk.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: usage._replace(free=10_000))

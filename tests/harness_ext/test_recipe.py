@@ -63,6 +63,12 @@ def test_a_list_whose_entry_is_wrong_is_not_called_too_short() -> None:
         parse_recipe("laser-search:fractions=[]")
 
 
+@pytest.mark.parametrize("specification", ["sfsd-surgical:growth=.inf", "noise:relative_error=.nan"])
+def test_numbers_are_finite(specification: str) -> None:
+    with pytest.raises(RecipeError, match="input should be a finite number"):
+        parse_recipe(specification)
+
+
 def test_the_mistakes_of_several_recipes_are_told_at_once() -> None:
     with pytest.raises(RecipeError) as caught:
         parse_recipes(["laser-search:fractions=[1.5]", "svd", "svd:keep.rank=-3", "lasre"])
