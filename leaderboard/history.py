@@ -4,7 +4,8 @@ Notable choices:
 - A history follows names (model, recipe label, task), not identities: it is there to show when what bears a name has become something else.
 - Every run of the names is in it, failed ones too; only deleted ones are not. Runs without a time come last.
 - A change is against the run before it in the same line (recipe or unedited). What either of the two does not say is no change; a limit that is not named is none.
-- Intervals are the reported standard error's, 1.96 of them either way: they are of one score by itself. Whether two runs differ is for paired verdicts to say.
+- Intervals are of one score by itself: Wilson's where its samples, all of them 0 or 1, say that it is a share of documents; otherwise 1.96 of the reported standard errors either
+  way, as far as the metric's values go. Whether two runs differ is for paired verdicts to say.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from leaderboard import known_metrics
+from leaderboard.effect import reproduces
+from leaderboard.statistics import wilson
 from leaderboard.store import Store
 
 NORMAL_95 = 1.959964
@@ -37,6 +41,10 @@ WHERE v.model_name = $1 AND (v.recipe_label = $2 OR v.recipe_name = 'baseline' O
   AND (s.metric IS NOT NULL OR r.status = 'failed' AND (t.task IS NOT NULL OR NOT EXISTS (SELECT 1 FROM run_tasks a WHERE a.run_id = r.run_id)))
 ORDER BY moment NULLS LAST, r.run_id
 """
+_SAMPLES = """
+SELECT run_id, metric, filter, count(*) AS documents, coalesce(sum(value), 0) AS total, bool_and(coalesce(value IN (0, 1), false)) AS binary
+FROM sample_scores WHERE task = $1 AND run_id IN (SELECT unnest($2)) GROUP BY ALL
+"""
 _EVENTS = """
 SELECT b.pinned_at AS moment, 'pinned' AS what, b.run_id, b.reason FROM baselines b
 WHERE b.model_key IN (SELECT model_key FROM variants WHERE model_name = $1)
@@ -58,7 +66,7 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class Point:
-    """One run's score of the task. `score` is None for a run that failed, and for a result that is not a number (`reported` says what it was); `low` and `high` are None without a standard error."""
+    """One run's score of the task. `score` is None for a run that failed, and for a result that is not a number (`reported` says what it was); `low` and `high` are None where nothing says how sure it is."""
 
     run_id: str
     moment: datetime | None
@@ -113,6 +121,9 @@ def subjects(store: Store) -> list[Subject]:
 def history(store: Store, model: str, recipe: str, task: str) -> History:
     """The history of a recipe (a label; `baseline` for the unedited model alone) on a model (a name) and a task, by its primary metric. Empty where there is none."""
     rows = store.rows(_POINTS, [model, recipe, task])
+    samples = {(row["run_id"], row["metric"], row["filter"]): row for row in store.rows(_SAMPLES, [task, [row["run_id"] for row in rows]])}
+    for row in rows:
+        row["samples"] = samples.get((row["run_id"], row["metric"], row["filter"]))
     events = [Event(**row) for row in store.rows(_EVENTS, [model, recipe])]
     return History(_with_changes(rows), events)
 
@@ -130,12 +141,38 @@ def _with_changes(rows: Iterable[dict[str, Any]]) -> list[Point]:
 
 
 def _point(row: dict[str, Any]) -> Point:
-    score, error = row["score"], row["stderr"]
-    spread = None if score is None or error is None else NORMAL_95 * error
+    score, interval = row["score"], _interval(row)
     return Point(
         row["run_id"], row["moment"], row["unedited"], row["status"], row["failure"] or "", row["metric"] or "", row["filter"] or "", score, row["reported"] or "",
-        None if spread is None else score - spread, None if spread is None else score + spread, row["documents"], row["model_key"],
+        interval.low if interval else None, interval.high if interval else None, row["documents"], row["model_key"],
     )  # fmt: skip
+
+
+class Interval(NamedTuple):
+    """The 95 % interval of one score by itself."""
+
+    low: float
+    high: float
+
+
+def _interval(row: dict[str, Any]) -> Interval | None:
+    score, error, documents = row["score"], row["stderr"], _documents_of_share(row)
+    if documents is not None:
+        limits = wilson(row["samples"]["total"], documents)
+        return Interval(float(limits.low), float(limits.high))
+    if score is None or error is None:
+        return None
+    low, high = score - NORMAL_95 * error, score + NORMAL_95 * error
+    least, most = known_metrics.value_range(row["metric"])
+    return Interval(max(low, least) if score >= least else low, min(high, most) if score <= most else high)
+
+
+def _documents_of_share(row: dict[str, Any]) -> int | None:
+    """How many documents the score is a share of: all scored 0 or 1, and it their mean. None where it is something else, or no samples were logged."""
+    score, samples = row["score"], row["samples"]
+    if score is None or samples is None or not samples["binary"]:
+        return None
+    return samples["documents"] if reproduces(score, samples["total"] / samples["documents"]) else None
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:

@@ -1,4 +1,4 @@
-"""What results files leave out and everybody knows: which way a metric is better.
+"""What results files leave out and everybody knows: which way a metric is better, and what values it can have.
 
 Notable choices. lm-eval says of each metric whether higher or lower is better, and has no word for a metric that is best in the middle; a task of ours names such a value in its
 metadata. For the bias probes of lm-eval itself (CrowS-Pairs, simple co-occurrence, BBQ) it stands here, so that they are judged alike wherever a run comes from.
@@ -6,7 +6,8 @@ metadata. For the bias probes of lm-eval itself (CrowS-Pairs, simple co-occurren
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 _LOWER_IS_BETTER = frozenset({"perplexity", "ppl", "token_perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter", "mse", "mae", "wer"})
 _HIGHER_IS_BETTER = frozenset(
@@ -30,3 +31,24 @@ def best_value(metric: str, given: float | None) -> float | None:
     if given is not None:
         return given
     return 0.0 if metric.startswith(_BEST_AT_ZERO) else _BEST_VALUES.get(metric)
+
+
+class Range(NamedTuple):
+    """The least and the largest value that a metric can have; infinite where there is none."""
+
+    low: float
+    high: float
+
+
+_RANGES = {"mcc": Range(-1.0, 1.0)} | {name: Range(0.0, 100.0) for name in ("bleu", "chrf", "rouge1", "rouge2", "rougeL")}
+_SHARES = frozenset({"pct_stereotype", "pct_male_preferred"})
+_AT_LEAST_ONE = ("perplexity", "ppl")
+
+
+def value_range(metric: str) -> Range:
+    """What values a metric can have, as far as known. Some tasks report shares in percent: a value beyond a limit here is of another scale."""
+    if metric in _RANGES:
+        return _RANGES[metric]
+    if metric in _LOWER_IS_BETTER:
+        return Range(1.0 if metric.endswith(_AT_LEAST_ONE) else 0.0, math.inf)
+    return Range(0.0, 1.0) if metric in _SHARES | _HIGHER_IS_BETTER else Range(-math.inf, math.inf)

@@ -8,6 +8,7 @@ One module for the page, `compare` and `gate` alike. Throughout, `differences` a
 - Other scores: sign-flip test; t interval; with clusters both work on cluster sums, the t interval with G - 1 degrees. (A bootstrap of
   the clusters was tried for few of them: with 8 of unequal size it covered 86 %, t 93 %.)
 - Metrics of a whole corpus (F1, MCC, BLEU): a permutation test, and a t interval with the error of a paired bootstrap; see `corpora`.
+- One proportion by itself: Wilson's score interval, which stays within [0, 1] and has a width at none and at all of the documents.
 - Scores within [0, 1], clustered or with partial credit: an interval that allows for changes too rare to have been seen (`bounded_interval`).
   With t alone, and whole clusters that flip together, a drop as large as the margin passed in up to 74 % of cases.
 - A metric whose best value lies in the middle improves when its distance to that value shrinks; see `middle`.
@@ -30,13 +31,14 @@ from leaderboard.statistics.means import cluster_sums, equivalence_p, mirrored, 
 from leaderboard.statistics.middle import MiddleTest, middle_best_test, middle_within_p
 from leaderboard.statistics.multiplicity import benjamini_hochberg, holm
 from leaderboard.statistics.power import detectable_effect, documents_needed
+from leaderboard.statistics.proportions import Limits, wilson
 from leaderboard.statistics.resampling import sign_flip_test
 from leaderboard.statistics.suites import Part, Suite, suite
 from leaderboard.statistics.values import Estimate, Tails, normal_quantile
 
 __all__ = [
-    "Corpora", "Estimate", "Flips", "MiddleTest", "Part", "Suite", "Tails", "benjamini_hochberg", "binary_drop_limit", "binary_equivalence_p", "binary_within_p", "bonett_price",
+    "Corpora", "Estimate", "Flips", "Limits", "MiddleTest", "Part", "Suite", "Tails", "benjamini_hochberg", "binary_drop_limit", "binary_equivalence_p", "binary_within_p", "bonett_price",
     "bounded_interval", "bounded_within_p", "choice_divergence", "cluster_sums", "corpus_interval", "corpus_test", "count_flips", "detectable_effect",
     "documents_needed", "equivalence_p", "holm", "log_ratio", "mid_p_mcnemar", "middle_best_test", "middle_within_p", "mirrored", "normal_quantile", "paired_interval", "paired_test",
-    "sign_flip_test", "standard_error", "suite", "within_p",
+    "sign_flip_test", "standard_error", "suite", "wilson", "within_p",
 ]  # fmt: skip

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy.stats import binomtest
 
-from leaderboard.history import NORMAL_95, Event, History, history, subjects
+from leaderboard.history import NORMAL_95, Event, History, Point, history, subjects
 from leaderboard.ingest import ingest
 from leaderboard.pins import choose
 from leaderboard.store import memory_store, open_store
@@ -36,12 +38,49 @@ def test_both_lines_in_order_of_time_with_what_changed(made: Any, kit: Any, data
     assert "unedited weights" not in changed and "lm-eval-recipes" not in changed  # alike, and said by one of the two alone
 
 
-def test_intervals_are_of_the_reported_error(made: Any, kit: Any, database: Path) -> None:
-    file = made.plain({"sums": kit.pair(9, 3)[0]})
-    file.write_text(file.read_text().replace('"acc_stderr,none": "N/A"', '"acc_stderr,none": 0.1'))
-    ingest([made.root], database)
+def point_of(made: Any, database: Path, task: Any, error: float | str, *, samples: bool = True) -> Point:
+    """The one run of a task whose results file says that its standard error is this."""
+    (metric,) = task.values
+    file = made.plain({"sums": task}, samples=samples)
+    file.write_text(file.read_text().replace(f'"{metric}_stderr,none": "N/A"', f'"{metric}_stderr,none": {json.dumps(error)}'))
+    assert not ingest([made.root], database).rejected
     ((point,), _) = of(database, "plain lm_eval")
-    assert point.unedited and point.low == pytest.approx(3 / 9 - NORMAL_95 * 0.1) and point.high == pytest.approx(3 / 9 + NORMAL_95 * 0.1)
+    assert point.unedited
+    return point
+
+
+@pytest.mark.parametrize("hits", [0, 1, 3, 9])
+def test_a_share_of_documents_has_the_score_interval(made: Any, kit: Any, database: Path, hits: int) -> None:
+    point = point_of(made, database, kit.Task({"acc": kit.binary(9, hits)[0]}), "N/A")
+    expected = binomtest(hits, 9).proportion_ci(method="wilson")
+    assert (point.low, point.high) == pytest.approx((expected.low, expected.high)) and point.low is not None and point.high is not None
+    assert 0 <= point.low < point.high <= 1
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "error", "low", "high"),
+    [
+        ("acc", [0.5] * 8 + [1.0], 0.1, 5 / 9 - NORMAL_95 * 0.1, 5 / 9 + NORMAL_95 * 0.1),
+        ("acc", [0.5] * 8 + [1.0], 0.4, 0.0, 1.0),
+        ("mcc", [0.5] * 9, 0.9, -1.0, 1.0),
+        ("f1", [50.0] * 9, 9.0, 50 - NORMAL_95 * 9, 50 + NORMAL_95 * 9),  # in percent
+        ("word_perplexity", [20.0] * 9, 30.0, 1.0, 20 + NORMAL_95 * 30),
+        ("unheard_of", [0.5] * 9, 1.0, 0.5 - NORMAL_95, 0.5 + NORMAL_95),
+    ],
+)
+def test_other_scores_have_the_reported_error_s_as_far_as_values_go(made: Any, kit: Any, database: Path, metric: str, values: list[float], error: float, low: float, high: float) -> None:
+    point = point_of(made, database, kit.Task({metric: values}), error)
+    assert (point.low, point.high) == pytest.approx((low, high))
+
+
+def test_without_samples_or_error_there_is_what_is_known(made: Any, kit: Any, database: Path) -> None:
+    point = point_of(made, database, kit.Task({"acc": kit.binary(9, 0)[0]}), 0.1, samples=False)
+    assert (point.low, point.high, point.documents) == (0.0, pytest.approx(NORMAL_95 * 0.1), None)
+
+
+def test_a_score_that_its_samples_do_not_make_is_no_share_of_them(made: Any, kit: Any, database: Path) -> None:
+    point = point_of(made, database, kit.Task({"acc": kit.binary(9, 3)[0]}, scores={"acc": 0.9}), "N/A")
+    assert (point.low, point.high) == (None, None)
 
 
 def test_a_limit_that_is_not_named_is_none(made: Any, kit: Any, database: Path) -> None:

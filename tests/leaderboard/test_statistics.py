@@ -41,6 +41,17 @@ def test_bonett_price_by_hand() -> None:
     assert (estimate.low, estimate.high) == pytest.approx((up - down - 1.02 * 1.959964 * error, up - down + 1.02 * 1.959964 * error))
 
 
+def test_the_score_interval_is_that_of_scipy() -> None:
+    counts = np.repeat([1, 2, 9, 100, 5000], 6)
+    hits = np.round(counts * np.tile([0.0, 0.01, 0.3, 0.5, 0.99, 1.0], 5)).astype(int)
+    for confidence in (0.9, 0.95):
+        limits = stats.wilson(hits, counts, confidence)
+        expected = [scipy_stats.binomtest(int(hit), int(count)).proportion_ci(confidence, method="wilson") for hit, count in zip(hits, counts)]
+        np.testing.assert_allclose(limits.low, [each.low for each in expected], atol=1e-12)
+        np.testing.assert_allclose(limits.high, [each.high for each in expected], atol=1e-12)
+        assert (limits.low >= 0).all() and (limits.high <= 1).all() and (limits.high > limits.low).all()
+
+
 def test_paired_interval_is_that_of_the_one_sample_t_test(generator: np.random.Generator) -> None:
     differences = generator.normal(0.1, 1, 40)
     expected = scipy_stats.ttest_1samp(differences, 0).confidence_interval(0.95)

@@ -134,6 +134,7 @@ def how_to_read() -> None:
             "- *pinned*: from then on the run is what the model's other runs are measured against. *blessed*: from then on the run is what later runs of the recipe are gated against. "
             "*gate*: a gate was run, with this outcome.\n"
             "- A run that failed has no score; it is a cross at the foot of the plot.\n"
+            "- The bar of a score that is a share of documents is Wilson's interval; of any other, 1.96 of the standard errors that were reported, as far as the metric's values go.\n"
             "- Verdicts are those of the leaderboard, from paired documents. Whether two intervals here overlap says less."
         )
 
