@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from leaderboard.app.heads import Head, heads
+from leaderboard.app.heads import rows as rows_of
 from leaderboard.app.parts import RUN_BLUE
 from leaderboard.app.scale import MARKS, NEUTRAL
 from leaderboard.history import Event, Point
@@ -14,7 +16,7 @@ from leaderboard.wording import number, plain
 
 WITH_RECIPE, UNEDITED, FAILED = "with the recipe", "unedited", "failed"
 _DECISION, _CHANGE = "#a371f7", "#bb8009"
-HEIGHT = 340
+HEIGHT, ROW = 340, 14  # pixels: of the plot without words, and of a row of words above the scores
 A_FEW_DAYS, A_FEW_MINUTES = timedelta(days=4), timedelta(minutes=10)  # below, the hour is written beside the date, and the second in its place
 
 
@@ -36,11 +38,14 @@ def chart(points: Sequence[Point], events: Sequence[Event], *, by_date: bool) ->
     axis = _axis(points if by_date else ())
     rows = pd.DataFrame([_row(point, place, by_date) for place, point in enumerate(points, 1)])
     scored, changed = rows[rows["score"].notna()], rows[rows["changes"] != ""]
-    low, high = _span(scored)
-    y = alt.Y("score:Q", title=plain(next((point.metric for point in points if point.metric), "score")), scale=alt.Scale(domain=[low, high], nice=True))
+    at = _moments(points, events, by_date)
+    found = _heads(list(rows["at"]), at, events)
+    above, (low, high) = ROW * rows_of(found), _span(scored)
+    scale = alt.Scale(domain=[low, high], nice=True, range=[{"expr": "height"}, above])  # nothing that was measured lies behind words
+    y = alt.Y("score:Q", title=plain(next((point.metric for point in points if point.metric), "score")), scale=scale)
     names = [name for name in (WITH_RECIPE, UNEDITED) if name in set(rows["line"])]
-    scale = alt.Scale(domain=names, range=[RUN_BLUE if name == WITH_RECIPE else NEUTRAL for name in names])
-    colour = alt.Color("line:N", scale=scale, legend=alt.Legend(title=None, orient="top", symbolOpacity=1))
+    colours = alt.Scale(domain=names, range=[RUN_BLUE if name == WITH_RECIPE else NEUTRAL for name in names])
+    colour = alt.Color("line:N", scale=colours, legend=alt.Legend(title=None, orient="top", symbolOpacity=1))
     tooltip = [alt.Tooltip(f"{name}:N", title=name) for name in ("when", "line", "value", "changes", "run")]
     base = alt.Chart(scored).encode(x=axis, color=colour, tooltip=tooltip)
     layers = [
@@ -49,9 +54,9 @@ def chart(points: Sequence[Point], events: Sequence[Event], *, by_date: bool) ->
         base.mark_point(filled=True, size=90, opacity=1).encode(y=y, shape=alt.Shape("line:N", scale=alt.Scale(domain=names, range=["circle", "square"][: len(names)]), legend=None)),
         alt.Chart(changed).mark_point(shape="triangle-up", filled=True, size=90, color=_CHANGE, opacity=1, yOffset=-6).encode(x=axis, y=alt.value("height"), tooltip=tooltip),
         *_failures(rows[rows["status"] == FAILED], axis, tooltip),
-        *_decisions(points, events, axis, by_date),
+        *_decisions(events, at, found, axis),
     ]
-    return alt.layer(*layers).properties(height=HEIGHT).configure_view(strokeOpacity=0)
+    return alt.layer(*layers).properties(height=HEIGHT + above).configure_view(strokeOpacity=0)
 
 
 def _axis(dated: Sequence[Point]) -> Any:
@@ -99,20 +104,40 @@ def _failures(failed: Any, axis: Any, tooltip: list[Any]) -> list[Any]:
     return [cross, base.mark_text(yOffset=-38, color=MARKS["failed"], text=FAILED)]
 
 
-def _decisions(points: Sequence[Point], events: Sequence[Event], axis: Any, by_date: bool) -> list[Any]:
-    """Upright lines, with what was decided written at their head, one below the other where they stand close."""
+def _decisions(events: Sequence[Event], at: Sequence[Any], found: Sequence[Head], axis: Any) -> list[Any]:
+    """Upright lines at the places `at`, with what was decided written at their heads."""
     import altair as alt
     import pandas as pd
 
     if not events:
         return []
+    top = {line: ROW * head.row for head in found for line in head.lines}
+    lines = [{"at": at[line], "top": top[line], "what": plain(event.what), "when": when(event.moment), "reason": plain(event.reason)} for line, event in enumerate(events)]
+    rule = alt.Chart(pd.DataFrame(lines)).mark_rule(strokeDash=[4, 3], strokeWidth=1.5, color=_DECISION)
+    tooltip = [alt.Tooltip(f"{name}:N", title=name) for name in ("what", "when", "reason")]
+    return [rule.encode(x=axis, y=alt.Y("top:Q", scale=None), y2=alt.value("height"), tooltip=tooltip), *(_words([head for head in found if head.to_the_left is left], at, axis) for left in (False, True))]
+
+
+def _words(found: Sequence[Head], at: Sequence[Any], axis: Any) -> Any:
+    """What was decided, on one side of the lines."""
+    import altair as alt
+    import pandas as pd
+
+    left = any(head.to_the_left for head in found)
+    rows = [{"at": at[head.lines[0 if left else -1]], "y": ROW * (head.row + place) + ROW / 2, "what": word} for head in found for place, word in enumerate(head.words)]
+    mark = alt.Chart(pd.DataFrame(rows, columns=["at", "y", "what"])).mark_text(align="right" if left else "left", dx=-4 if left else 4, baseline="middle", color=_DECISION, fontSize=11)
+    return mark.encode(x=axis, y=alt.Y("y:Q", scale=None), text="what:N")
+
+
+def _moments(points: Sequence[Point], events: Sequence[Event], by_date: bool) -> list[Any]:
+    """Where on the axis the events stand: at their time, or between the runs before and after."""
     times = [point.moment for point in points if point.moment is not None]
-    rows = pd.DataFrame(
-        [
-            {"at": _utc(event.moment) if by_date else bisect_right(times, event.moment) + 0.5, "what": plain(event.what), "when": when(event.moment), "reason": plain(event.reason), "head": 8 + 14 * (place % 3)}
-            for place, event in enumerate(events)
-        ]
-    )  # fmt: skip
-    base = alt.Chart(rows).encode(x=axis, tooltip=[alt.Tooltip(f"{name}:N", title=name) for name in ("what", "when", "reason")])
-    heads = base.mark_text(align="left", dx=4, color=_DECISION, fontSize=11).encode(text="what:N", y=alt.Y("head:Q", scale=None))
-    return [base.mark_rule(strokeDash=[4, 3], strokeWidth=1.5, color=_DECISION), heads]
+    return [_utc(event.moment) if by_date else bisect_right(times, event.moment) + 0.5 for event in events]
+
+
+def _heads(runs: Sequence[Any], at: Sequence[Any], events: Sequence[Event]) -> list[Head]:
+    """The words of the events, placed. runs, at: where runs and events stand on the axis."""
+    if not events:
+        return []
+    first, last = min(*runs, *at), max(*runs, *at)
+    return heads([(place - first) / (last - first) if last > first else 0.5 for place in at], [plain(event.what) for event in events])
