@@ -52,6 +52,7 @@ def likelihood_effect(
         drop_high=None if ends[1] is None else finite_or_none(in_units(ends[1])),
         standard_error=finite_or_none(ratio.standard_error * (baseline.score if exponential else 1 / math.log(2))),
         degrees=ratio.degrees,
+        detectable=finite_or_none(in_units(stats.detectable_effect(count * ratio.standard_error**2, count))),
     )
 
 

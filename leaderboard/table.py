@@ -19,10 +19,10 @@ from leaderboard.wording import (
     flips,
     interval,
     metric_name,
-    needed,
     number,
     percent,
     plain,
+    undecided,
 )
 
 NARROW, WIDE = 70, 110
@@ -71,7 +71,7 @@ def _cell_lines(cell: Cell, width: int, color: bool) -> list[str]:
     row = _line(name if fits else "", number(cell.score), interval(cell), cell.verdict, percent(cell.parameters_kept), lost_gained, width)
     word = f"{cell.verdict:<{_VERDICT}}"
     coloured = row.replace(word, f"\x1b[{_COLOURS[cell.verdict]}m{word}\x1b[0m") if color else row
-    remarks = [*filter(None, [needed(cell), flips(cell.flip_rate, cell.noise_floor), choices(cell.choices)]), *map(plain, cell.notes), *(entry.sentence() for entry in cell.reported)]
+    remarks = [*filter(None, [undecided(cell), flips(cell.flip_rate, cell.noise_floor), choices(cell.choices)]), *map(plain, cell.notes), *(entry.sentence() for entry in cell.reported)]
     above = [] if fits else [f"  {_cut(name, width - 2)}"]
     return [*above, coloured.rstrip(), *(line for remark in remarks for line in _wrapped(remark, width))]
 
@@ -104,7 +104,7 @@ def _legend(cells: Iterable[Cell], width: int) -> list[str]:
         return []
     return textwrap.wrap(
         f"Paired by document; better and worse: significant at 5 % after Benjamini-Hochberg over a model's board ({counted(tested, 'comparison', 'comparisons')} here), and zero outside the interval, itself uncorrected. "
-        "same = equivalent within the margin; undecided = too few documents to tell.",
+        "same = equivalent within the margin; undecided = too few documents to tell (could have shown: with 80 % power).",
         width,
     )
 

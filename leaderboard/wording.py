@@ -46,9 +46,23 @@ def percent(fraction: float | None) -> str:
     return NOTHING if fraction is None else f"{100 * fraction:.1f}%"
 
 
-def needed(cell: Cell) -> str | None:
-    """What an undecided cell still lacks, in words: the number rests on the difference seen so far, and says so."""
-    if cell.verdict != "undecided" or cell.documents_needed is None:
+def undecided(cell: Cell) -> str | None:
+    """What an undecided cell still lacks, and what it would have shown with what it has; None for any other."""
+    if cell.verdict != "undecided":
+        return None
+    return ", ".join(filter(None, [_needed(cell), _shows(cell)])) or None
+
+
+def _shows(cell: Cell) -> str | None:
+    """The smallest difference that its documents show four times in five, in the metric's units, to two digits."""
+    if not cell.detectable or not math.isfinite(cell.detectable):
+        return None
+    return f"could have shown a difference of {f'{cell.detectable:.2g}' if cell.detectable < 10 else number(cell.detectable)}"
+
+
+def _needed(cell: Cell) -> str | None:
+    """How many documents decide: the number rests on the difference seen so far, and says so."""
+    if cell.documents_needed is None:
         return None
     count = cell.n or 0
     if cell.documents_needed <= count:

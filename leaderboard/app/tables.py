@@ -11,11 +11,11 @@ from leaderboard.wording import (
     NOTHING,
     interval,
     metric_name,
-    needed,
     number,
     percent,
     plain,
     signed,
+    undecided,
 )
 
 _NO_FACTS: Mapping[str, RunFacts] = {}
@@ -23,7 +23,7 @@ _NO_FACTS: Mapping[str, RunFacts] = {}
 
 def remarks(cell: Cell) -> str:
     """What is still to be said of a cell, on one line."""
-    return "; ".join(filter(None, [needed(cell), *map(plain, cell.notes)]))
+    return "; ".join(filter(None, [undecided(cell), *map(plain, cell.notes)]))
 
 
 def cell_rows(cells: Sequence[Cell], *, with_model: bool, facts: Mapping[str, RunFacts] = _NO_FACTS) -> list[dict[str, Any]]:

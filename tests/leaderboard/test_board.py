@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from leaderboard import queries, statistics, wording
+from leaderboard.app import tables
 from leaderboard.board import Cell, board
 from leaderboard.cell import with_verdicts
 from leaderboard.compare import compare_paths
@@ -64,14 +65,41 @@ def test_a_sure_but_small_difference_is_the_same_and_said(made: Any, kit: Any) -
 def test_undecided_says_how_many_documents(made: Any, kit: Any) -> None:
     cell = judged(made, *kit.pair(100, 50, lost=4, gained=4))
     assert cell.verdict == "undecided" and 1200 < cell.documents_needed < 1700
-    assert wording.needed(cell) == f"needs about {cell.documents_needed:,} documents to show that it is within the margin, has 100"
+    assert cell.detectable == pytest.approx(2.486 * math.sqrt(0.1 / 100), rel=0.1)  # of 10 % flips: 8 % were seen
+    assert wording.undecided(cell) == f"needs about {cell.documents_needed:,} documents to show that it is within the margin, has 100, could have shown a difference of {cell.detectable:.2g}"
+    assert wording.undecided(cell) in " ".join(render([cell], width=80).split()) and tables.remarks(cell).startswith(wording.undecided(cell))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "could have shown a difference of 0.061"),
+        ({"detectable": 12.345}, "could have shown a difference of 12.35"),
+        ({"detectable": None}, None),
+        ({"detectable": 0.0}, None),
+        ({"verdict": "same"}, None),
+    ],
+)
+def test_what_could_have_been_shown(changes: dict[str, Any], said: str | None) -> None:
+    cell = Cell("m", "r", "id", "t", "acc", "none", 100, 0.5, 0.5, "undecided", detectable=0.0612)
+    assert wording.undecided(replace(cell, **changes)) == said
+
+
+def test_a_perplexity_says_in_its_own_units_what_could_have_been_shown(made: Any, kit: Any) -> None:
+    generator = np.random.default_rng(0)
+    values = [(-generator.uniform(20, 40, 30)).tolist(), (-generator.uniform(20, 40, 30)).tolist()]
+    before, after = (kit.Task({"word_perplexity": [[value, 10] for value in run]}, scores={"word_perplexity": math.exp(-sum(run) / 300)}, higher_is_better={"word_perplexity": False}, output_type="loglikelihood_rolling", log_likelihoods=run) for run in values)
+    cell = judged(made, before, after)
+    log_ratio = np.array(values[1]) - np.array(values[0])
+    error = math.sqrt(30 / 29 * np.sum((-log_ratio + log_ratio.mean()) ** 2)) / 300
+    assert cell.verdict == "undecided" and cell.detectable == pytest.approx(cell.baseline_score * math.expm1(2.486 * error), rel=1e-3)
 
 
 def test_a_large_difference_needs_documents_for_its_own_size(made: Any, kit: Any) -> None:
     cell = judged(made, *kit.pair(30, 20, lost=6, gained=2))
     variance = 30 * ((cell.high - cell.low) / (2 * 1.02 * 1.959964)) ** 2
     assert cell.verdict == "undecided" and cell.documents_needed == math.ceil(6.1826 * variance / cell.delta**2) < 150
-    assert wording.needed(cell) == f"needs about {cell.documents_needed} documents to confirm a difference of this size, has 30"
+    assert wording.undecided(cell).startswith(f"needs about {cell.documents_needed} documents to confirm a difference of this size, has 30")
 
 
 def test_documents_that_are_there_already_are_not_asked_for(made: Any, kit: Any) -> None:
@@ -80,7 +108,7 @@ def test_documents_that_are_there_already_are_not_asked_for(made: Any, kit: Any)
     made.run("laser", {name: pair[1] for name, pair in tasks.items()})
     cell = recipe_cell(made.board(), task="t0")
     assert cell.verdict == "undecided" and 200 < cell.documents_needed < 300
-    assert wording.needed(replace(cell, documents_needed=150)) == "close to a verdict: needs somewhat more than the 200 documents it has"
+    assert wording.undecided(replace(cell, documents_needed=150, detectable=None)) == "close to a verdict: needs somewhat more than the 200 documents it has"
 
 
 def test_the_margin_can_be_given(made: Any, kit: Any) -> None:
