@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from leaderboard.board import Cell, board
 from leaderboard.choices import compare_choices
@@ -14,10 +15,18 @@ from leaderboard.errors import LeaderboardError
 from leaderboard.ingest import ingest
 from leaderboard.judge import DEFAULT_MARGIN
 from leaderboard.store import Store
+from leaderboard.unshared import Unshared, unshared
 
 
-def compare_paths(a: Path, b: Path, *, margin: float = DEFAULT_MARGIN) -> list[Cell]:
-    """Compare run directory or results file `b` with `a`: one cell a task of `b`.
+class Comparison(NamedTuple):
+    """One cell a task of B, and what only one of the two has."""
+
+    cells: list[Cell]
+    unshared: tuple[Unshared, Unshared]
+
+
+def compare_paths(a: Path, b: Path, *, margin: float = DEFAULT_MARGIN) -> Comparison:
+    """Compare run directory or results file `b` with `a`.
 
     Raises `LeaderboardError` where either path does not hold exactly one run, or both hold the same one.
     """
@@ -34,7 +43,7 @@ def compare_paths(a: Path, b: Path, *, margin: float = DEFAULT_MARGIN) -> list[C
         if first == "failed" or second == "failed":
             raise LeaderboardError(f"{a if first == 'failed' else b} holds a failed run: there is nothing to compare")
         cells = [cell for cell in board(report.store, baseline_run=report.added[0], margin=margin) if cell.run_id == report.added[1]]
-        return [_with_choices(report.store, cell) for cell in cells]
+        return Comparison([_with_choices(report.store, cell) for cell in cells], unshared(report.store, *report.added))
     finally:
         report.store.connection.close()
 

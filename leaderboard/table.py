@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from leaderboard.cell import BASELINE, Cell
+from leaderboard.unshared import Unshared
 from leaderboard.wording import (
     choices,
     counted,
@@ -42,6 +43,11 @@ def render(cells: Sequence[Cell], *, width: int = 80, color: bool = False) -> st
             lines += _task_lines(task, list(of_task), width, color)
         lines.append("")
     return "\n".join(lines + _legend(cells, width))
+
+
+def render_unshared(found: Iterable[Unshared], *, width: int = 80) -> list[str]:
+    """What only one of two runs has, as lines."""
+    return [line for only in found for sentence in only.sentences() for line in textwrap.wrap(sentence, max(width, NARROW), subsequent_indent="  ", break_on_hyphens=False)]
 
 
 def _header(width: int) -> list[str]:

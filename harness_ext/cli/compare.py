@@ -28,7 +28,9 @@ class Compare(SubCommand):
     def _execute(args: argparse.Namespace) -> None:
         from harness_ext.cli.terminal import terminal_style
         from leaderboard.compare import compare_paths
-        from leaderboard.table import render
+        from leaderboard.table import render, render_unshared
 
         style = terminal_style()
-        print(render(compare_paths(args.a, args.b), width=style.width, color=style.color))
+        found = compare_paths(args.a, args.b)
+        lines = render_unshared(found.unshared, width=style.width)
+        print("\n".join([render(found.cells, width=style.width, color=style.color), *([""] if lines else []), *lines]))

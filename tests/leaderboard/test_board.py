@@ -20,7 +20,8 @@ from leaderboard.compare import compare_paths
 from leaderboard.errors import LeaderboardError, UnknownRun
 from leaderboard.ingest import ingest
 from leaderboard.store import open_store
-from leaderboard.table import render
+from leaderboard.table import render, render_unshared
+from leaderboard.unshared import Unshared
 
 
 def recipe_cell(cells: list[Cell], recipe: str = "laser", task: str = "sums") -> Cell:
@@ -389,11 +390,31 @@ class TestCompare:
     def test_the_second_against_the_first(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(400, 200, lost=60)
         a, b = made.plain({"sums": before}), made.plain({"sums": after}, model="another", folder="b")
-        (cell,) = compare_paths(a, b)
+        (cell,) = compare_paths(a, b).cells
         assert (cell.verdict, cell.delta) == ("worse", pytest.approx(-0.15))
         assert "400 documents; baseline 0.5000" in render([cell], width=80, color=False)
-        (back,) = compare_paths(b.parent, a.parent)
+        (back,) = compare_paths(b.parent, a.parent).cells
         assert (back.verdict, back.delta) == ("better", pytest.approx(0.15))
+
+    def test_what_only_one_has_is_told(self, made: Any, kit: Any) -> None:
+        before, after = kit.pair(40, 20, lost=3)
+        more = kit.Task({"acc": before.values["acc"], "acc_norm": before.values["acc"]}, log_likelihoods=kit.likelihoods(40, 5))
+        a = made.run("baseline", {"sums": more, "words": more, "first": before, "second": before})
+        b = made.run("laser", {"sums": after, "words": after, "b\x1bonly": after, "filtered": after})
+        found = compare_paths(a, b)
+        assert [only.sentences() for only in found.unshared] == [["Only A has the tasks first, second", "Only A has the metric acc_norm of sums, words"], ["Only B has the tasks b only, filtered"]]
+        assert render_unshared(found.unshared) == ["Only A has the tasks first, second", "Only A has the metric acc_norm of sums, words", "Only B has the tasks b only, filtered"]
+        (nothing, more_of_a) = compare_paths(b, made.run("svd", {"sums": more, "words": before, "b\x1bonly": before, "filtered": before})).unshared
+        assert nothing.sentences() == [] and more_of_a.sentences() == ["Only B has the metric acc_norm of sums"]
+
+    def test_two_runs_without_a_task_in_common(self, made: Any, kit: Any) -> None:
+        before, after = kit.pair(40, 20, lost=3)
+        (cell,), found = compare_paths(made.run("baseline", {"sums": before}), made.run("laser", {"words": after}))
+        assert cell.verdict == "incomparable" and render_unshared(found) == ["Only A has the task sums", "Only B has the task words"]
+
+    def test_many_names_fit_the_terminal(self) -> None:
+        lines = render_unshared([Unshared("A", tuple(f"a-task-with-a-name-{i}" for i in range(57)), ())], width=80)
+        assert max(map(len, lines)) <= 80 and " ".join(lines).count("a-task-with-a-name") == 57
 
     def test_what_cannot_be_compared(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(9, 3)
@@ -534,7 +555,7 @@ class TestChoices:
             lines = [json.loads(line) | {"filtered_resps": response, "target": target} for line, response in zip(samples.read_text().splitlines(), responses)]
             samples.write_text("".join(json.dumps(line) + "\n" for line in lines))
             paths.append(path)
-        return compare_paths(*paths)[0]
+        return compare_paths(*paths).cells[0]
 
     def test_multiple_choice(self, made: Any, kit: Any) -> None:
         before = [[["-1.0", "True"], ["-2.0", "False"]]] * 4

@@ -51,6 +51,20 @@ def test_compare_shows_two_runs(runs: dict[str, str]) -> None:
     assert app.query_params["b"] == runs["svd"]
 
 
+def test_compare_tells_what_only_one_run_has(made: Any, kit: Any, database: Path) -> None:
+    before, after = kit.pair(40, 20, lost=2)
+    more = kit.Task({"acc": before.values["acc"], "acc_norm": before.values["acc"]}, log_likelihoods=kit.likelihoods(40, 5))
+    made.run("baseline", {"sums": more, HOSTILE.replace("/", ""): before})
+    made.run("laser", {"sums": after, "words": after})
+    assert not ingest([made.root], database).rejected
+    with duckdb.connect(str(database), read_only=True) as connection:
+        ids = dict(connection.execute("SELECT recipe_label, run_id FROM runs JOIN variants USING (variant_id)").fetchall())
+    said = texts(page("compare", a=ids["baseline"], b=ids["laser"]), "text").splitlines()
+    assert [line for line in said if line.startswith("Only")] == [f"Only A has the task {HOSTILE.replace('/', '')}", "Only A has the metric acc_norm of sums", "Only B has the task words"]
+    same = page("compare", a=ids["laser"], b=ids["laser"])
+    assert "Only" not in texts(same, "text")
+
+
 def test_compare_wants_two_runs_that_are_there(runs: dict[str, str]) -> None:
     assert "Choose two runs" in texts(page("compare"))
     assert "the same run" in texts(page("compare", a=runs["svd"], b=runs["svd"]))

@@ -14,6 +14,7 @@ from leaderboard.app.download import downloads
 from leaderboard.board import pair_board
 from leaderboard.cell import VERDICTS, Cell
 from leaderboard.differences import compare_facts
+from leaderboard.unshared import Unshared, unshared
 from leaderboard.wording import counted, direction, estimated, metric_name, percent, plain
 
 TASKS_IN_A_PLOT = 40
@@ -41,6 +42,9 @@ def main() -> None:
     if cells:
         counts = Counter(cell.verdict for cell in cells)
         st.caption(f"B minus A: {', '.join(f'{counts[word]} {word}' for word in VERDICTS if counts[word])}; corrected over {counted(len(cells), 'task', 'tasks')}.")
+    if not failed:
+        show_unshared(frame.further_or_stop(lambda: data.answer(unshared, first, second), overview))
+    if cells:
         show_forest(cells)
     comparable = [cell for cell in cells if cell.verdict not in ("incomparable", "failed")]
     if not failed:
@@ -52,6 +56,13 @@ def main() -> None:
         asked = tuple((cell.task, cell.filter) for cell in comparable)
         show_choices(frame.further_or_stop(lambda: data.answer(choices.of_tasks, first, second, asked), overview))
     show_differences(frame.further_or_stop(lambda: data.answer(queries_pages.two_runs, first, second), overview))
+
+
+def show_unshared(found: Sequence[Unshared]) -> None:
+    """Tasks and metrics that only one of the two has, a line each."""
+    for only in found:
+        for line in only.sentences():
+            st.text(line)
 
 
 def show_forest(cells: Sequence[Cell]) -> None:
