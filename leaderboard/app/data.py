@@ -135,9 +135,9 @@ def overview() -> Answer[Overview]:
     return answer(_overview)
 
 
-def cells_of(model_key: str) -> Answer[list[Cell]]:
-    """The board of one model. Raises what `answer` raises."""
-    return answer(_board_of, model_key)
+def cells_of(*model_keys: str) -> Answer[list[Cell]]:
+    """The boards of some models, read at once: forty one by one take seven times as long. Raises what `answer` raises."""
+    return answer(_board_of, *model_keys)
 
 
 def details(run_id: str) -> Details:
@@ -154,10 +154,10 @@ def _overview(store: Store) -> Overview:
     return Overview(display_names(queries.runs(store)), runs, queries.rejections(store), queries.pinned_baselines(store))
 
 
-def _board_of(store: Store, model_key: str) -> list[Cell]:
+def _board_of(store: Store, *model_keys: str) -> list[Cell]:
     if len(_effects) > _EFFECTS:
         _effects.clear()
-    return board(store, models=[model_key], known=_effects)
+    return board(store, models=model_keys, known=_effects)
 
 
 def _details(store: Store, run_id: str) -> Details:

@@ -20,7 +20,8 @@ ROWS_IN_FULL = 25
 
 def cells_of(model_keys: Iterable[str], first: data.Answer[Any]) -> list[Cell]:
     """The boards of some models, for a page that has had its `first` answer."""
-    return [cell for key in sorted(set(model_keys)) for cell in frame.further_or_stop(partial(data.cells_of, key), first)]
+    keys = sorted(set(model_keys))
+    return frame.further_or_stop(partial(data.cells_of, *keys), first) if keys else []
 
 
 def linked_table(rows: Sequence[dict[str, Any]], run_ids: Sequence[str], name: str, *, words: Iterable[str] = (), columns: dict[str, Any] | None = None) -> None:

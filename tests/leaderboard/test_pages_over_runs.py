@@ -107,6 +107,24 @@ class TestAcross:
         assert list(differences["small"]) == ["worse -0.1500", ""] and differences["tiny"].iloc[0] == "better +0.5000"
         assert "laser: better on 1 of 2 models, worse on 1; up on 1, down on 1" in next(descriptions(app))
 
+    def test_boards_of_many_models_are_one_reading(self, made: Any, kit: Any, database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from leaderboard.app import data
+
+        for place in range(5):
+            before, after = (kit.Task({"acc": values}, log_likelihoods=kit.likelihoods(40, seed + 10 * place)) for seed, values in enumerate(kit.binary(40, 20, gained=4 * place)))
+            made.run("baseline", {"sums": before}, model=f"m{place}"), made.run("laser", {"sums": after}, model=f"m{place}")
+        assert not ingest([made.root], database).rejected
+        keys = sorted(data.overview().value.names)
+        alone = [cell for key in keys for cell in data.cells_of(key).value]
+        opened: list[Any] = []
+        real = data.open_store
+        monkeypatch.setattr(data, "open_store", lambda *arguments, **named: opened.append(arguments) or real(*arguments, **named))
+        together = data.cells_of(*keys).value
+        assert len(opened) == 1 and sorted(together, key=repr) == sorted(alone, key=repr) and len(together) == 10
+        data.forget()
+        opened.clear()
+        assert "5 models" in next(descriptions(page("across", least="1"))) and len(opened) == 2  # what there is, and all boards
+
     def test_filters(self, filled: Path) -> None:
         assert list(tables(page("across"))[0]["Recipe"]) == ["laser"]
         app = page("across", least="1", recipe=HOSTILE)
