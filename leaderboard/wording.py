@@ -50,14 +50,15 @@ def undecided(cell: Cell) -> str | None:
     """What an undecided cell still lacks, and what it would have shown with what it has; None for any other."""
     if cell.verdict != "undecided":
         return None
-    return ", ".join(filter(None, [_needed(cell), _shows(cell)])) or None
+    size = could_show(cell)
+    return ", ".join(filter(None, [_needed(cell), size and f"could have shown a difference of {size}"])) or None
 
 
-def _shows(cell: Cell) -> str | None:
-    """The smallest difference that its documents show four times in five, in the metric's units, to two digits."""
-    if not cell.detectable or not math.isfinite(cell.detectable):
+def could_show(cell: Cell) -> str | None:
+    """The smallest difference that an undecided cell's documents show four times in five, in the metric's units, to two digits; None for any other."""
+    if cell.verdict != "undecided" or not cell.detectable or not math.isfinite(cell.detectable):
         return None
-    return f"could have shown a difference of {f'{cell.detectable:.2g}' if cell.detectable < 10 else number(cell.detectable)}"
+    return f"{cell.detectable:.2g}" if cell.detectable < 10 else number(cell.detectable)
 
 
 def _needed(cell: Cell) -> str | None:

@@ -9,6 +9,7 @@ from leaderboard.cell import BASELINE, Cell
 from leaderboard.queries_pages import RunFacts
 from leaderboard.wording import (
     NOTHING,
+    could_show,
     interval,
     metric_name,
     number,
@@ -29,6 +30,7 @@ def remarks(cell: Cell) -> str:
 def cell_rows(cells: Sequence[Cell], *, with_model: bool, facts: Mapping[str, RunFacts] = _NO_FACTS) -> list[dict[str, Any]]:
     """The cells as rows of text for a table. facts: of the runs, for their speed; a column that would be empty throughout is left out."""
     fast = any(_speed(facts.get(cell.run_id)) for cell in cells)
+    sizes = any(could_show(cell) for cell in cells)
     floor = any(cell.noise_floor is not None for cell in cells)
     reported = any(cell.reported for cell in cells)
     return [
@@ -38,6 +40,9 @@ def cell_rows(cells: Sequence[Cell], *, with_model: bool, facts: Mapping[str, Ru
             "Verdict": cell.verdict,
             "Recipe": plain(cell.recipe),
             "Delta [95 %]": interval(cell),
+        }
+        | ({"Could show": could_show(cell) or ""} if sizes else {})
+        | {
             "Score": number(cell.score),
             "Baseline": number(cell.baseline_score),
             "Lost / gained": NOTHING if cell.lost is None else f"{cell.lost} / {cell.gained}",

@@ -69,6 +69,8 @@ def test_undecided_says_how_many_documents(made: Any, kit: Any) -> None:
     assert cell.detectable == pytest.approx(2.486 * math.sqrt(0.1 / 100), rel=0.1)  # of 10 % flips: 8 % were seen
     assert wording.undecided(cell) == f"needs about {cell.documents_needed:,} documents to show that it is within the margin, has 100, could have shown a difference of {cell.detectable:.2g}"
     assert wording.undecided(cell) in " ".join(render([cell], width=80).split()) and tables.remarks(cell).startswith(wording.undecided(cell))
+    assert [row["Could show"] for row in tables.cell_rows([cell, replace(cell, verdict="worse")], with_model=False)] == [f"{cell.detectable:.2g}", ""]
+    assert "Could show" not in tables.cell_rows([replace(cell, verdict="worse")], with_model=False)[0]
 
 
 @pytest.mark.parametrize(
