@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 
 from leaderboard.board import Cell, board
 from leaderboard.ingest import ingest
+from tests.leaderboard.driving import chromium_page, serving
 
 DATE = "2026-01-02T03-04-05.678901"
 
@@ -210,3 +211,17 @@ def database(made: Any) -> Path:
     """Where the store will be."""
     made.root.mkdir(parents=True, exist_ok=True)
     return made.root / "leaderboard.duckdb"
+
+
+@pytest.fixture
+def address(database: Path) -> Iterator[str]:
+    """A running server over the database of the test's file."""
+    with serving(database) as url:
+        yield url
+
+
+@pytest.fixture
+def page() -> Iterator[Any]:
+    """A browser page."""
+    with chromium_page() as opened:
+        yield opened

@@ -5,7 +5,6 @@ Run with `-m browser`; skipped where Chromium or Playwright is absent (`CHROMIUM
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import duckdb
 import pytest
 
 from leaderboard.ingest import ingest
-from tests.leaderboard.driving import chromium_page, serving
 
 pytestmark = pytest.mark.browser
 WAIT_MS = 20_000
@@ -29,20 +27,6 @@ def database(made: Any, kit: Any) -> Path:
     path: Path = made.root / "leaderboard.duckdb"
     ingest([made.root], path)
     return path
-
-
-@pytest.fixture
-def address(database: Path) -> Iterator[str]:
-    """A running server."""
-    with serving(database) as url:
-        yield url
-
-
-@pytest.fixture
-def page() -> Iterator[Any]:
-    """A browser page."""
-    with chromium_page() as opened:
-        yield opened
 
 
 def test_the_page_in_a_browser(address: str, database: Path, page: Any) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from leaderboard.ingest import ingest
 from leaderboard.pins import choose
-from tests.leaderboard.driving import chromium_page, serving, watched
+from tests.leaderboard.driving import chromium_page, watched
 
 pytestmark = pytest.mark.browser
 WAIT_MS = 30_000
@@ -35,13 +35,6 @@ def database(made: Any, kit: Any) -> Path:
     choose(path, str(made.root / "tiny" / "baseline-0123456789"), HOSTILE)
     choose(path, str(made.root / "tiny" / "laser-0123456789"), "reviewed")
     return path
-
-
-@pytest.fixture
-def address(database: Path) -> Iterator[str]:
-    """A running server."""
-    with serving(database) as url:
-        yield url
 
 
 @pytest.fixture

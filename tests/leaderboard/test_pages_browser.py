@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import duckdb
 import pytest
 
 from leaderboard.ingest import ingest
-from tests.leaderboard.driving import chromium_page, serving, watched
+from tests.leaderboard.driving import watched
 
 pytestmark = pytest.mark.browser
 WAIT_MS = 20_000
@@ -33,20 +32,6 @@ def database(made: Any, kit: Any) -> Path:
     path: Path = made.root / "leaderboard.duckdb"
     assert not ingest([made.root], path).rejected
     return path
-
-
-@pytest.fixture
-def address(database: Path) -> Iterator[str]:
-    """A running server."""
-    with serving(database) as url:
-        yield url
-
-
-@pytest.fixture
-def page() -> Iterator[Any]:
-    """A browser page."""
-    with chromium_page() as opened:
-        yield opened
 
 
 def run_ids(database: Path) -> dict[str, str]:
