@@ -51,6 +51,8 @@ class RecipeLM(HFLM):
 
     def __init__(self, pretrained: str = "demo", recipe: str | None = None, **kwargs: Any) -> None:
         asked = parse_recipe(recipe) if recipe else None
+        if asked is not None and asked.chosen_on:
+            raise UserError(f"recipe {asked.label!r} was chosen on documents of a scored split (chosen_on), which cannot be taken out of the score here; run it by `lm_eval run --recipe`")
         self.bars = True
         self.speed = Speed()
         self.applied: Recipe | None = None

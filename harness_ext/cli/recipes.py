@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +95,7 @@ def _recipe_of_run(place: Path) -> dict[str, Any]:
     try:
         receipt = json.loads(path.read_text(encoding="utf-8"))
         failed = receipt["status"] != "complete"
-        data = without_searching(receipt["recipe"]["resolved"], receipt.get("searches", []))
+        data = without_searching(receipt["recipe"]["resolved"], receipt.get("searches", [])) | {"chosen_on": _chosen_on(receipt)}
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}; give a run folder, such as results/MODEL/RECIPE-ID") from None
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -107,6 +107,13 @@ def _recipe_of_run(place: Path) -> dict[str, Any]:
         data |= {"name": f"{data['name']}-found", "summary": what.format(receipt["recipe"]["label"], receipt["model"]["name"])}
     # A receipt is a file from anywhere: what is printed must be a recipe.
     return recipe_from(data, origin=str(path)).resolved()
+
+
+def _chosen_on(receipt: Mapping[str, Any]) -> list[str]:
+    """The documents of a scored split that searches chose on, this run's and those that its recipe comes from: no later run may score them. A training split is never scored."""
+    searching = {record["step"] for record in receipt.get("searches", [])}
+    drawn = [hashed for used in receipt.get("calibration", []) if used["step"] in searching and used["split"] == "test" for hashed in used["documents"]]
+    return sorted({*receipt["recipe"]["resolved"].get("chosen_on", ()), *drawn})
 
 
 def _entry(recipe: Recipe, indent: int, width: int) -> str:

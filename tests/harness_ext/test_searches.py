@@ -489,6 +489,27 @@ def test_from_the_command_to_a_recipe_without_the_search(demo_run, lm_eval, tmp_
     assert not list(tmp_path.glob("results/demo/.*"))
 
 
+def test_the_winner_is_not_scored_on_what_it_was_chosen_on(demo_run, lm_eval, tmp_path: Path) -> None:
+    ran = demo_run("--recipe", "laser-search:calibration.split=test,calibration.samples=20", limit=70)
+    assert ran.code == 0, ran.err
+    (place,) = tmp_path.glob("results/demo/laser-search*")
+    receipt = json.loads((place / "receipt.json").read_text())
+    learned = {hashed for used in receipt["calibration"] for hashed in used["documents"]}
+    (tmp_path / "mine.yaml").write_text(lm_eval("recipes", "show", "--from", place).out)
+    # Asked for more documents than the search was, and beside a recipe that learned nothing.
+    assert demo_run("--recipe", "mine.yaml", "laser", limit=80).code == 0
+    found = [path for path in tmp_path.glob("results/demo/*/receipt.json") if path.parent != place and json.loads(path.read_text())["tasks"]["int_mult"]["scored"] == 60]
+    assert len(found) == 3
+    for path in found:
+        (samples,) = path.parent.glob("samples_*.jsonl")
+        assert not learned & {json.loads(line)["doc_hash"] for line in samples.read_text().splitlines()}
+    (mine,) = tmp_path.glob("results/demo/laser-search-found*")
+    assert json.loads((mine / "receipt.json").read_text())["weights"] == receipt["weights"]
+    # What is shown of that run still knows, and tasks without these documents are scored whole.
+    assert len(learned) == 20 and all(hashed in lm_eval("recipes", "show", "--from", mine).out for hashed in learned)
+    assert "same model, tasks and settings" in demo_run("--recipe", "laser", tasks="int_sum", limit=8).err + demo_run("--recipe", "mine.yaml", tasks="int_sum", limit=8).err
+
+
 def test_the_plan_of_a_search(lm_eval) -> None:
     planned = lm_eval("recipes", "plan", "laser-search", "--model_args", "pretrained=demo")
     assert planned.code == 0 and "at most 48 trials among 6 matrices on 160 documents" in planned.out
