@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -147,7 +148,7 @@ def _plan_lines(recipe: Recipe, planned: Plan, name: str) -> Iterable[str]:
     yield f"  time        about {_duration(planned.seconds)} to decompose {_matrices(len(planned.matrices))} here (loading and scoring not counted)"
     yield f"  memory      about {_bytes(planned.peak_bytes)} beyond the loaded model"
     for search in planned.searches:
-        yield f"  search      at most {search.trials} trials among {_matrices(search.matrices)} on {search.documents} documents: at most {search.passes:.0f} passes of the whole model over them; it edits what it finds"
+        yield f"  search      at most {search.trials} {'trial' if search.trials == 1 else 'trials'} among {_matrices(search.matrices)} on {search.documents} documents: at most {math.ceil(search.passes)} passes of the whole model over them; it edits what it finds"
     if planned.calibration_documents:
         yield f"  calibration {planned.calibration_documents} documents"
     if planned.training_epochs:
