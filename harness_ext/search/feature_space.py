@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 TENTHS: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 Tolerance = Annotated[float, Field(ge=0, lt=1)]
 Chunks = Annotated[int, Field(ge=1)]
-Growth = Annotated[float, Field(ge=1, allow_inf_nan=False)]
+Growth = Annotated[float, Field(ge=1)]
 Blocks = Annotated[int, Field(ge=0)]
 _MOMENTS = ("input_second_moment", "input_mean")
 _EFFECTS = ("input_second_moment", "singular_value_gradients")
+_NOTHING_TO_LOSE = "no calibration document had to be answered right, since the unedited model answers none or the tolerance allows it: every rank passed, and the smallest were taken"
 PAPERS_SHARE = 8
 """The paper leaves out the first four blocks of LLaMA-7B's thirty-two: an eighth."""
 
@@ -74,13 +75,13 @@ def sfsd_surgical(
     """
     matrices = _beyond_skipped(bench.matrices, bench.weights.anatomy.layers, {"skip_blocks": skip_blocks})
     parts = bench.parts = _parts(len(bench.documents), chunks, bench.step.seed) if criterion == "task" else []
+    allowed = [max(0, math.ceil(bench.before.correct(part) - tolerance * len(part) - 1e-9)) for part in parts]
     taken: dict[str, int] = {}
     for index, matrix, moments in _from_the_last(bench, matrices):
         ranks = ranks_of(matrix.shape, fractions)
         if not ranks:
             continue
         if criterion == "task":
-            allowed = [max(0, math.ceil(bench.before.correct(part) - tolerance * len(part) - 1e-9)) for part in parts]
             hopeless = _fails_everywhere(parts, allowed)
         else:
             limit = bench.before.loss + (len(matrices) - index) * math.log(growth)
@@ -92,7 +93,8 @@ def sfsd_surgical(
         if place is not None:
             taken[matrix.key] = ranks[place]
             bench.take(matrix, alternatives.weight(place), alternatives.shifts[place], note=ranks[place])
-    return Found((_step(bench, dict(reversed(taken.items())), centred=True, bias=True),) if taken else ())
+    steps = (_step(bench, dict(reversed(taken.items())), centred=True, bias=True),) if taken else ()
+    return Found(steps, warnings=() if criterion == "perplexity" or any(allowed) else (_NOTHING_TO_LOSE,))
 
 
 def _from_the_last(bench: Bench, matrices: Sequence[Matrix]) -> Iterator[tuple[int, Matrix, Mapping[str, Tensor]]]:

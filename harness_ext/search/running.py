@@ -73,7 +73,7 @@ def find(
     finally:
         progress.stop()
     chosen = [one.model_dump(mode="json", exclude_none=True) for one in steps]
-    record |= {"chosen": chosen, "before": _score(bench.before.score), **_trials(bench, found.steps), "notes": [*found.notes, *_went_on(bench)], "warnings": list(bench.notes)}
+    record |= {"chosen": chosen, "before": _score(bench.before.score), **_trials(bench, found.steps), "notes": [*found.notes, *_went_on(bench)], "warnings": [*found.warnings, *bench.notes]}
     return Outcome(steps, record | {"seconds": time.perf_counter() - started + bench.earlier_seconds}, bench)
 
 

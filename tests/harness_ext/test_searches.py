@@ -17,6 +17,7 @@ from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
 from harness_ext.plan import plan
 from harness_ext.receipt import VariantFailed, rows
 from harness_ext.recipe import parse_recipe, recipe_from
+from harness_ext.remarks import remarks
 from harness_ext.search.feature_space import allotted
 from harness_ext.search.laser import _cannot_rise_above
 from harness_ext.search.running import without_searching
@@ -322,6 +323,22 @@ def test_zero_sum_predicts_in_whitened_coordinates(make_lm) -> None:
     (chosen,) = found_by(lm, recipe, plain)
     assert chosen["keep"]["ranks"] == expected and len(expected) > 2
     assert (chosen["centred"], chosen["bias"]) == (False, False)
+
+
+def test_ranks_that_nothing_could_refuse_are_told(make_lm) -> None:
+    lm = make_lm("llama")
+    # The unedited model gets every other one right.
+    documents = documents_for(lm)[::4]
+    recipe = "sfsd-surgical:fractions=[1.0],matrices=[down_proj],chunks=1,skip_blocks=0"
+    for specification, warned in ((recipe, True), (f"{recipe},criterion=perplexity", False)):
+        operation = lm.apply(parse_recipe(specification), drawing(documents))
+        lm.undo()
+        (record,) = operation.searches
+        assert record["before"]["correct"] == 0 and len(record["warnings"]) == warned
+        assert any("every rank passed" in remark for remark in remarks(parse_recipe(specification), operation)) is warned
+    (record,) = lm.apply(parse_recipe(recipe), drawing(documents_for(lm))).searches
+    lm.undo()
+    assert record["before"]["correct"] > 0 and not record["warnings"]
 
 
 # What a search leaves.
