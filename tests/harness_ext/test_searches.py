@@ -14,6 +14,7 @@ from harness_ext.checkpoint import read_checkpoint
 from harness_ext.controls import NoControl, control_recipe
 from harness_ext.errors import RecipeError, UserError
 from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
+from harness_ext.lm import RecipeLM
 from harness_ext.plan import plan
 from harness_ext.receipt import VariantFailed, rows
 from harness_ext.recipe import parse_recipe, recipe_from
@@ -137,7 +138,6 @@ def test_laser_search_on_the_embedded_model(demo_lm) -> None:
 def demo_lm():
     from harness_ext.demo import demo_path
     from harness_ext.evidence.documents import PromptSettings, draw_documents
-    from harness_ext.lm import RecipeLM
     from harness_ext.steps import Calibration
     from harness_ext.task_index import task_manager
 
@@ -548,6 +548,9 @@ def test_the_winner_is_not_scored_on_what_it_was_chosen_on(demo_run, lm_eval, tm
         assert not learned & {json.loads(line)["doc_hash"] for line in samples.read_text().splitlines()}
     (mine,) = tmp_path.glob("results/demo/laser-search-found*")
     assert json.loads((mine / "receipt.json").read_text())["weights"] == receipt["weights"]
+    assert lm_eval("export", "--model_args", "pretrained=demo", "--recipe", "mine.yaml", "--out", "edited").code == 0
+    with pytest.raises(UserError, match="cannot be taken out of the score here"):
+        RecipeLM("demo", recipe=str(tmp_path / "mine.yaml"), device="cpu")
     # What is shown of that run still knows, and tasks without these documents are scored whole.
     assert len(learned) == 20 and all(hashed in lm_eval("recipes", "show", "--from", mine).out for hashed in learned)
     assert "same model, tasks and settings" in demo_run("--recipe", "laser", tasks="int_sum", limit=8).err + demo_run("--recipe", "mine.yaml", tasks="int_sum", limit=8).err
