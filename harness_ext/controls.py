@@ -7,7 +7,7 @@ matrices of the same sizes drawn at random (`harness_ext.search.at_random`), of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from harness_ext.errors import UserError
@@ -70,6 +70,7 @@ def _searched_at_random(recipe: Recipe, receipt: Mapping[str, Any], seed: int) -
         edited = [record for record in receipt["matrices"] if record["step"] == number]
         if not edited:
             raise NoControl("the search found nothing to edit")
+        _check_cut(edited)
         (made,) = [record["trials"] for record in receipt["searches"] if record["step"] == number]
         # A matrix edited twice is in the receipt twice; the last rank is the one it was left with.
         left = {_key(record): record["rank_after"] for record in edited}
@@ -90,12 +91,16 @@ def _of_the_size(step: Step, receipt: Mapping[str, Any]) -> list[dict[str, Any]]
 def _by_rank(step: Step, receipt: Mapping[str, Any]) -> list[dict[str, Any]]:
     # A matrix edited twice is in the receipt twice; the last rank is the one it was left with.
     left = {_key(record): _Left(record["rank_after"], record.get("stored") == FACTORS) for record in receipt["matrices"]}
-    if all(record["rank_after"] == record["rank_before"] for record in receipt["matrices"]):
-        raise NoControl("the recipe left every matrix at full rank, where this control changes nothing; noise can be its control")
+    _check_cut(receipt["matrices"])
     alike: dict[_Left, list[str]] = {}
     for key, how in left.items():
         alike.setdefault(how, []).append(key)
     return [{"method": step.method, "matrices": keys, "keep": {"rank": how.rank}, "seed": step.seed, "factored": how.factored} for how, keys in sorted(alike.items())]
+
+
+def _check_cut(records: Sequence[Mapping[str, Any]]) -> None:
+    if all(record["rank_after"] == record["rank_before"] for record in records):
+        raise NoControl("the recipe left every matrix at full rank, where this control changes nothing; noise can be its control")
 
 
 def _by_distance(step: Step, receipt: Mapping[str, Any]) -> list[dict[str, Any]]:

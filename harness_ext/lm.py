@@ -51,6 +51,8 @@ class RecipeLM(HFLM):
 
     def __init__(self, pretrained: str = "demo", recipe: str | None = None, **kwargs: Any) -> None:
         asked = parse_recipe(recipe) if recipe else None
+        if asked is not None and asked.chosen_on:
+            raise UserError(f"recipe {asked.label!r} was chosen on documents of a scored split (chosen_on), which cannot be taken out of the score here; run it by `lm_eval run --recipe`")
         self.bars = True
         self.speed = Speed()
         self.applied: Recipe | None = None
@@ -65,7 +67,7 @@ class RecipeLM(HFLM):
         super().__init__(pretrained=pretrained, **kwargs)
         # Not in `_create_model`, which lm-eval runs before it knows how to tokenise calibration documents.
         if asked is not None and not asked.is_baseline:
-            self.apply(asked, _documents_of_named_tasks)
+            self.apply(asked, documents_of_named_tasks)
 
     def get_model_info(self) -> dict[str, Any]:
         """lm-eval's facts about the model, plus the recipe that was applied and the digest of the weights as they are."""
@@ -165,7 +167,7 @@ class RecipeLM(HFLM):
             self._model = self.model.merge_and_unload()
 
 
-def _documents_of_named_tasks(calibration: Calibration, where: str) -> list[CalibrationSet]:
+def documents_of_named_tasks(calibration: Calibration, where: str) -> list[CalibrationSet]:
     """Calibration documents when the evaluated tasks are not known here: the recipe must name its tasks."""
     if EVALUATED in calibration.tasks:
         raise UserError(f"{where}calibration: which tasks are evaluated is not known here; name one in the recipe: calibration.task=TASK")

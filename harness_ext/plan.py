@@ -21,7 +21,7 @@ from harness_ext.recipe import Recipe
 from harness_ext.search import (
     Searcher,
     check_searchable,
-    nothing_to_try,
+    planned_trials,
     registered_searches,
 )
 from harness_ext.steps import Step, described
@@ -56,7 +56,7 @@ class PlannedMatrix:
 
 @dataclass(frozen=True)
 class PlannedSearch:
-    """One search. trials: at most. matrices: those among which it chooses. passes: through the whole model over all its documents, expected at most, where each trial starts at its matrix's layer."""
+    """One search. trials: at most. matrices: those among which it chooses. passes: through the whole model over all its documents, at most but for checks on two of them; each trial starts at its matrix's layer."""
 
     step: int
     method: str
@@ -102,7 +102,8 @@ def plan(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
     if not checkpoint.tensors:
         raise UserError(f"{checkpoint.name} has no safetensors headers to plan from; the recipe can still be run")
     checkpoint = as_loaded(checkpoint)
-    matrices = planned_matrices(recipe, checkpoint)
+    anatomy = _anatomy(checkpoint)
+    matrices = _planned_matrices(recipe, checkpoint, anatomy)
     sizes = {name: _count(tensor.shape) for name, tensor in checkpoint.tensors.items()}
     return Plan(
         model_type=str(checkpoint.config.get("model_type", "unknown")),
@@ -113,23 +114,35 @@ def plan(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
         peak_bytes=_expected_peak(matrices) + _held_by_training(recipe, matrices) + _held_by_search(recipe, matrices),
         calibration_documents=sum(step.evidence.samples for step in recipe.steps if step.evidence is not None),
         training_epochs=sum(step.learning.epochs for step in recipe.steps if step.learning is not None),
-        searches=tuple(_planned_search(number, step, [item.matrix for item in matrices if item.step == number]) for number, step in enumerate(recipe.steps) if step.is_search),
+        searches=tuple(_planned_search(number, step, [item.matrix for item in matrices if item.step == number], anatomy.layers) for number, step in enumerate(recipe.steps) if step.is_search),
     )
 
 
-def _planned_search(number: int, step: Step, matrices: Sequence[Matrix]) -> PlannedSearch:
+def _planned_search(number: int, step: Step, matrices: Sequence[Matrix], layers: int) -> PlannedSearch:
+    from harness_ext.evidence import groups
+
     assert step.evidence is not None
-    count = registered_searches()[step.method].trials
-    trials = count([matrix.shape for matrix in matrices], step.parameters)
-    layers = 1 + max((matrix.layer or 0 for matrix in matrices), default=0)
+    search, settings = registered_searches()[step.method], step.parameters
+    trials = planned_trials(step.method, matrices, layers, settings)
+    among = search.among(matrices, layers, settings)
     # An edit of layer l, counted from 0, changes what the layers from l on compute.
-    shares = [1 - (matrix.layer or 0) / layers for matrix in matrices]
-    return PlannedSearch(number, step.method, len(matrices), trials, step.evidence.samples, 2 + trials * sum(shares) / max(1, len(shares)))
+    shares = [1 - (matrix.layer or 0) / max(1, layers) for matrix in among]
+    tried = min(trials * max(shares), sum(share * search.trials([matrix.shape], settings) for share, matrix in zip(shares, among, strict=True)))
+    gathered = len(search.statistics) * sum(1 for _ in groups(among, search.statistics)) if search.statistics else 0
+    # As it is, as it becomes, and once for the states that enter each layer.
+    return PlannedSearch(number, step.method, len(among), trials, step.evidence.samples, 3 + gathered + tried)
 
 
 def planned_matrices(recipe: Recipe, loaded: Checkpoint) -> tuple[PlannedMatrix, ...]:
     """Every matrix of every step, in order. loaded: a checkpoint as `as_loaded` gives it. Raises UserError where the recipe does not fit it."""
-    anatomy = Anatomy(loaded.config, {name: tensor.shape for name, tensor in loaded.tensors.items()})
+    return _planned_matrices(recipe, loaded, _anatomy(loaded))
+
+
+def _anatomy(loaded: Checkpoint) -> Anatomy:
+    return Anatomy(loaded.config, {name: tensor.shape for name, tensor in loaded.tensors.items()})
+
+
+def _planned_matrices(recipe: Recipe, loaded: Checkpoint, anatomy: Anatomy) -> tuple[PlannedMatrix, ...]:
     return tuple(_planned(number, step, matrix, loaded, recipe) for number, step in enumerate(recipe.steps) for matrix in _selected(anatomy, recipe, number, step))
 
 
@@ -144,8 +157,7 @@ def _selected(anatomy: Anatomy, recipe: Recipe, number: int, step: Step) -> Sequ
         check_no_expert(matrices, where)
     if step.is_search:
         check_searchable(matrices, where)
-        if not registered_searches()[step.method].trials([matrix.shape for matrix in matrices], step.parameters):
-            raise UserError(f"{where}{nothing_to_try(len(matrices))}")
+        planned_trials(step.method, matrices, anatomy.layers, step.parameters, where)
     return matrices
 
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -32,6 +32,9 @@ from harness_ext.steps import (
 )
 
 SHIPPED = Path(__file__).parent / "recipes"
+Hashes = tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...]
+
+
 class _Header(BaseModel):
     """The outermost keys of a recipe file."""
 
@@ -41,10 +44,14 @@ class _Header(BaseModel):
     summary: str = ""
     source: str = ""
     steps: list[dict[str, Any]]
+    chosen_on: Hashes = ()
 
 
 class Recipe(BaseModel):
-    """A whole recipe, every default filled in. `label` is what the user typed for it."""
+    """A whole recipe, every default filled in. `label` is what the user typed for it.
+
+    chosen_on: lm-eval's hashes of documents of a scored split on which a search chose these steps; they are out of the score of every variant wherever the recipe is run.
+    """
 
     model_config = STRICT
 
@@ -55,6 +62,7 @@ class Recipe(BaseModel):
     steps: tuple[Step, ...]
     control: str | None = None
     control_of: str | None = None
+    chosen_on: Hashes = ()
 
     @property
     def is_baseline(self) -> bool:
@@ -71,7 +79,7 @@ class Recipe(BaseModel):
     def resolved(self) -> dict[str, Any]:
         """The recipe as plain data, every default written out: what a file that reproduces it holds."""
         steps = [step.model_dump(mode="json", exclude_none=True) for step in self.steps]
-        return {"name": self.name, "summary": self.summary, "source": self.source, "steps": steps}
+        return {"name": self.name, "summary": self.summary, "source": self.source, "steps": steps} | ({"chosen_on": list(self.chosen_on)} if self.chosen_on else {})
 
     def for_tasks(self, fit: Callable[[str], Sequence[str]]) -> Recipe:
         """The recipe with `task: evaluated` replaced by the tasks that fit, as a function of the split."""
@@ -132,7 +140,8 @@ def recipe_from(data: Mapping[str, Any], *, origin: str, label: str | None = Non
     if mistakes or header is None:
         listing = "".join(f"\n  - {mistake}" for mistake in mistakes)
         raise RecipeError(f"recipe {origin!r} cannot be used:{listing}")
-    return Recipe(name=header.name, label=label or header.name, summary=header.summary, source=header.source, steps=tuple(step for step in steps if step is not None))
+    steps_read = tuple(step for step in steps if step is not None)
+    return Recipe(name=header.name, label=label or header.name, summary=header.summary, source=header.source, steps=steps_read, chosen_on=header.chosen_on)
 
 
 def _read(source: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -75,12 +75,12 @@ class Specification:
         alone = [task for name, task in loaded["tasks"].items() if name not in grouped]
         return LoadedTasks(manager, loaded["tasks"], [*(group for group in groups if group.name not in inner), *alone])
 
-    def hold_out(self, recipes: Iterable[Recipe]) -> None:
-        """Take documents out of the score of every variant, where a recipe learns from the scored split (`calibration.split: test`, LASER's protocol).
+    def hold_out(self, recipes: Sequence[Recipe]) -> None:
+        """Take documents out of the score of every variant, where a recipe learns from the scored split (`calibration.split: test`, LASER's protocol), or was chosen on some of it (`chosen_on`).
 
         A document that several tasks ask about is out of the score of all of them. Call it before anything else is asked of this object. Raises UserError where nothing would be left to score.
         """
-        learned: set[str] = set()
+        learned = {hashed for recipe in recipes for hashed in recipe.chosen_on}
         for calibration in (step.evidence for recipe in recipes for step in recipe.steps):
             if calibration is None or calibration.split != "test":
                 continue
@@ -89,10 +89,14 @@ class Specification:
                 if candidates and share >= len(candidates):
                     raise UserError(f"calibration: {share} of the {len(candidates)} scored documents of {name!r} were asked for, which leaves none to score; lower calibration.samples")
                 learned.update(document_hash(self.tasks.by_name[name].eval_docs[place]) for place in drawing_order(calibration, name, candidates)[:share])
-        if learned:
-            left = {name: Places(place for place in self._scored_places(name) if document_hash(task.eval_docs[place]) not in learned) for name, task in self.tasks.by_name.items()}
-            if empty := [name for name, places in left.items() if not places]:
-                raise UserError(f"calibration: every scored document of {empty[0]!r} is one that a recipe learns from, there or in another task, which leaves none to score; lower calibration.samples")
+        if not learned:
+            return
+        scored = {name: self._scored_places(name) for name in self.tasks.by_name}
+        left = {name: Places(place for place in places if document_hash(self.tasks.by_name[name].eval_docs[place]) not in learned) for name, places in scored.items()}
+        if empty := [name for name, places in left.items() if not places]:
+            raise UserError(f"calibration: every scored document of {empty[0]!r} is one that a recipe learns from or was chosen on, there or in another task, which leaves none to score; lower calibration.samples")
+        # Where a recipe was chosen on documents of other tasks, what is asked stays what was asked.
+        if left != scored:
             self._harness.samples, self._harness.limit = left, None
 
     def _scored_places(self, name: str) -> list[int]:

@@ -34,15 +34,21 @@ class Workplace:
         return Workplace(self.folder / name)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """The rows appended so far, in order; a last one that a kill tore is cut off, so that the next one starts a line of its own."""
+        """The rows appended so far, in order; a last one that a kill tore, or whatever follows one that a lost block of the disk left unreadable, is cut off, so that the next one starts a line of its own."""
         path = self.folder / f"{name}.jsonl"
         if not path.exists():
             return []
         text = path.read_bytes()
-        whole = text[: text.rfind(b"\n") + 1]
-        if whole != text:
-            path.write_bytes(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        rows: list[dict[str, Any]] = []
+        whole = 0
+        for line in text.splitlines(keepends=True):
+            row = _row(line)
+            if row is None:
+                path.write_bytes(text[:whole])
+                break
+            rows.append(row)
+            whole += len(line)
+        return rows
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Add a row of plain data, on the disk when this returns. NaN and infinities are kept as such."""
@@ -74,6 +80,15 @@ class Workplace:
     def remove(self) -> None:
         """Remove the folder; the run is complete."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """A row from its line; None where it is not whole."""
+    try:
+        row = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
 
 
 @contextmanager

@@ -48,7 +48,8 @@ class Export(SubCommand):
 
         if args.model not in RECIPE_BACKENDS:
             raise UserError(f"weights of the backend {args.model!r} cannot be edited: use --model hf")
-        if parse_recipe(args.recipe).is_baseline:
+        recipe = parse_recipe(args.recipe)
+        if recipe.is_baseline:
             raise UserError("the baseline edits nothing, so there is nothing to export: name another recipe")
         if not args.model_args.get("pretrained"):
             raise UserError("no model given: add --model_args pretrained=NAME (a hub name, a local folder, or `demo`)")
@@ -58,9 +59,10 @@ class Export(SubCommand):
         checkpoint.check_local(str(arguments["pretrained"]), str(arguments.get("subfolder") or ""), pickle_allowed=arguments.get("use_safetensors") is False)
         report_for(None)
         preload_hf()
-        from harness_ext.lm import RecipeLM
+        from harness_ext.lm import RecipeLM, documents_of_named_tasks
 
-        lm = RecipeLM.create_from_arg_obj({**arguments, "recipe": args.recipe}, {"device": args.device})
+        lm = RecipeLM.create_from_arg_obj({**arguments, "recipe": None}, {"device": args.device})
+        lm.apply(recipe, documents_of_named_tasks)
         dense = export(lm, args.out, str(args.model_args["pretrained"]), list(command_line()))
         print(f"{args.recipe} on {args.model_args['pretrained']}: written to {args.out}")
         if dense:

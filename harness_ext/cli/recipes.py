@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +96,7 @@ def _recipe_of_run(place: Path) -> dict[str, Any]:
     try:
         receipt = json.loads(path.read_text(encoding="utf-8"))
         failed = receipt["status"] != "complete"
-        data = without_searching(receipt["recipe"]["resolved"], receipt.get("searches", []))
+        data = without_searching(receipt["recipe"]["resolved"], receipt.get("searches", [])) | {"chosen_on": _chosen_on(receipt)}
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}; give a run folder, such as results/MODEL/RECIPE-ID") from None
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -107,6 +108,13 @@ def _recipe_of_run(place: Path) -> dict[str, Any]:
         data |= {"name": f"{data['name']}-found", "summary": what.format(receipt["recipe"]["label"], receipt["model"]["name"])}
     # A receipt is a file from anywhere: what is printed must be a recipe.
     return recipe_from(data, origin=str(path)).resolved()
+
+
+def _chosen_on(receipt: Mapping[str, Any]) -> list[str]:
+    """The documents of a scored split that searches chose on, this run's and those that its recipe comes from: no later run may score them. A training split is never scored."""
+    searching = {record["step"] for record in receipt.get("searches", [])}
+    drawn = [hashed for used in receipt.get("calibration", []) if used["step"] in searching and used["split"] == "test" for hashed in used["documents"]]
+    return sorted({*receipt["recipe"]["resolved"].get("chosen_on", ()), *drawn})
 
 
 def _entry(recipe: Recipe, indent: int, width: int) -> str:
@@ -140,7 +148,7 @@ def _plan_lines(recipe: Recipe, planned: Plan, name: str) -> Iterable[str]:
     yield f"  time        about {_duration(planned.seconds)} to decompose {_matrices(len(planned.matrices))} here (loading and scoring not counted)"
     yield f"  memory      about {_bytes(planned.peak_bytes)} beyond the loaded model"
     for search in planned.searches:
-        yield f"  search      at most {search.trials} trials among {_matrices(search.matrices)} on {search.documents} documents: at most {search.passes:.0f} passes of the whole model over them; it edits what it finds"
+        yield f"  search      at most {search.trials} {'trial' if search.trials == 1 else 'trials'} among {_matrices(search.matrices)} on {search.documents} documents: at most {math.ceil(search.passes)} passes of the whole model over them; it edits what it finds"
     if planned.calibration_documents:
         yield f"  calibration {planned.calibration_documents} documents"
     if planned.training_epochs:

@@ -34,15 +34,27 @@ GRID: tuple[float, ...] = (0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.01)
 
 @dataclass(frozen=True)
 class Found:
-    """What a search chose: ordinary steps as data, in the order in which they are to be carried out; none where nothing was worth doing. notes: what a reader should know."""
+    """What a search chose: ordinary steps as data, in the order in which they are to be carried out; none where nothing was worth doing. notes: what a reader should know. warnings: what whoever reads the scores must."""
 
     steps: tuple[Mapping[str, Any], ...]
     notes: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = field(default=())
+
+
+Among = Callable[[Sequence["Matrix"], int, Mapping[str, Any]], Sequence["Matrix"]]
+
+
+def everything(matrices: Sequence[Matrix], layers: int, settings: Mapping[str, Any]) -> Sequence[Matrix]:
+    """All of its matrices: what a search tries edits of that leaves none out."""
+    return matrices
 
 
 @dataclass(frozen=True)
 class Searcher:
-    """A registered search. trials: how many edits it will try at most, from the shapes of its matrices and its settings. statistics: those that it gathers. takes_on: whether edits stand while others are tried."""
+    """A registered search. trials: how many edits it will try at most, from the shapes of its matrices and its settings. statistics: those that it gathers. takes_on: whether edits stand while others are tried.
+
+    among: which of its matrices it tries edits of, in a model of so many layers, from its settings; UserError where that is none.
+    """
 
     name: str
     function: Callable[..., Found]
@@ -51,13 +63,21 @@ class Searcher:
     parameters: Mapping[str, Parameter]
     statistics: frozenset[str] = frozenset()
     takes_on: bool = False
+    among: Among = everything
     engine_arguments: frozenset[str] = frozenset()
     needs: str = "labelled documents"
 
 
-def nothing_to_try(matrices: int) -> str:
-    """What to say of a search whose settings leave it without a trial."""
-    return f"there is nothing to try: no setting of this search leaves any of the {matrices} chosen matrices below full rank; give smaller ranks or fractions, or other matrices"
+def planned_trials(name: str, matrices: Sequence[Matrix], layers: int, settings: Mapping[str, Any], where: str = "") -> int:
+    """How many edits of these matrices, in a model of so many layers, a search will try at most. Raises UserError where its settings leave it without any."""
+    search = registered_searches()[name]
+    try:
+        trials = search.trials([matrix.shape for matrix in search.among(matrices, layers, settings)], settings)
+    except UserError as error:
+        raise UserError(f"{where}{error}") from None
+    if not trials:
+        raise UserError(f"{where}there is nothing to try: no setting of this search changes any of the {len(matrices)} chosen matrices; give smaller ranks or fractions, fewer clusters, or other matrices")
+    return trials
 
 
 def check_searchable(matrices: Sequence[Matrix], where: str = "") -> None:
@@ -71,14 +91,15 @@ _registry: dict[str, Searcher] = {}
 
 
 def searcher(
-    *, summary: str, trials: Callable[[Sequence[tuple[int, int]], Mapping[str, Any]], int], statistics: tuple[str, ...] = (), takes_on: bool = False
+    *, summary: str, trials: Callable[[Sequence[tuple[int, int]], Mapping[str, Any]], int], statistics: tuple[str, ...] = (), takes_on: bool = False,
+    among: Among = everything,
 ) -> Callable[[Callable[..., Found]], Callable[..., Found]]:
     """Register a function as a search under its own name; see `Searcher`. Raises TypeError where an argument other than the bench is not keyword-only."""
 
     def register(function: Callable[..., Found]) -> Callable[..., Found]:
         name = function.__name__
         parameters = {argument.name: parameter_of(function, argument) for argument in keyword_arguments(function, f"search {name!r}")}
-        _registry[name] = Searcher(name, function, summary, trials, parameters, frozenset(statistics), takes_on)
+        _registry[name] = Searcher(name, function, summary, trials, parameters, frozenset(statistics), takes_on, among)
         return function
 
     return register

@@ -1,5 +1,5 @@
 """The control of a search: as many trials as it made, on matrices drawn at random, and the best of them chosen. For each matrix that the search's winner edited one of the same size is drawn, and left with as many
-random directions as the winner left, so that the budget is the same to the last number.
+random directions as the winner left, so that the budget is the same to the last number, but for biases that a winner adds to a model without them (`sfsd-surgical`).
 
 Whoever tries many edits and keeps the best finds one that looks good. This says how good that is without singular values, gradients, or a choice of where to look.
 """

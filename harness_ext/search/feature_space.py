@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from harness_ext.errors import UserError
 from harness_ext.receipt import stored_parameters
 from harness_ext.search import Found, Fraction, Fractions, searcher
 
@@ -32,6 +33,7 @@ Growth = Annotated[float, Field(ge=1)]
 Blocks = Annotated[int, Field(ge=0)]
 _MOMENTS = ("input_second_moment", "input_mean")
 _EFFECTS = ("input_second_moment", "singular_value_gradients")
+_NOTHING_TO_LOSE = "no calibration document had to be answered right, since the unedited model answers none or the tolerance allows it: every rank passed, and the smallest were taken"
 PAPERS_SHARE = 8
 """The paper leaves out the first four blocks of LLaMA-7B's thirty-two: an eighth."""
 
@@ -48,11 +50,20 @@ def ranks_of(shape: tuple[int, int], fractions: Sequence[float]) -> list[int]:
     return sorted(rank for rank in ranks if 1 <= rank < min(shape))
 
 
+def _beyond_skipped(matrices: Sequence[Matrix], layers: int, settings: Mapping[str, Any]) -> Sequence[Matrix]:
+    """The matrices outside the first `skip_blocks` layers, an eighth of them unless given. Raises UserError where there are none."""
+    skipped = layers // PAPERS_SHARE if settings["skip_blocks"] is None else settings["skip_blocks"]
+    left = [matrix for matrix in matrices if matrix.layer is None or matrix.layer >= skipped]
+    if not left:
+        raise UserError(f"there is nothing to search: all chosen matrices lie in the first {skipped} of {layers} layers, which skip_blocks leaves as they are")
+    return left
+
+
 def _count(shapes: Sequence[tuple[int, int]], settings: Mapping[str, Any]) -> int:
     return sum(len(ranks_of(shape, settings["fractions"])) for shape in shapes)
 
 
-@searcher(summary="From the last matrix to the first, take the smallest rank at which the model answers as well as before.", trials=_count, statistics=_MOMENTS, takes_on=True)
+@searcher(summary="From the last matrix to the first, take the smallest rank at which the model answers as well as before.", trials=_count, statistics=_MOMENTS, takes_on=True, among=_beyond_skipped)
 def sfsd_surgical(
     bench: Bench, /, *, criterion: Literal["task", "perplexity"] = "task", fractions: Fractions = TENTHS, skip_blocks: Blocks | None = None, tolerance: Tolerance = 0.0, chunks: Chunks = 3, growth: Growth = 1.005
 ) -> Found:
@@ -62,21 +73,15 @@ def sfsd_surgical(
     perplexity: the smallest rank at which the perplexity of the right answers (ours; the paper's is of texts) is that of the unedited model times `growth ^ (n - index)`, index counting matrices from 0.
     skip_blocks: the first so many layers stay as they are; an eighth of them unless given. Raises UserError where that leaves nothing.
     """
-    from harness_ext.errors import UserError
-
-    layers = bench.weights.anatomy.layers
-    skipped = layers // PAPERS_SHARE if skip_blocks is None else skip_blocks
-    matrices = [matrix for matrix in bench.matrices if (matrix.layer if matrix.layer is not None else skipped) >= skipped]
-    if not matrices:
-        raise UserError(f"there is nothing to search: all chosen matrices lie in the first {skipped} of {layers} layers, which skip_blocks leaves as they are")
+    matrices = _beyond_skipped(bench.matrices, bench.weights.anatomy.layers, {"skip_blocks": skip_blocks})
     parts = bench.parts = _parts(len(bench.documents), chunks, bench.step.seed) if criterion == "task" else []
+    allowed = [max(0, math.ceil(bench.before.correct(part) - tolerance * len(part) - 1e-9)) for part in parts]
     taken: dict[str, int] = {}
     for index, matrix, moments in _from_the_last(bench, matrices):
         ranks = ranks_of(matrix.shape, fractions)
         if not ranks:
             continue
         if criterion == "task":
-            allowed = [max(0, math.ceil(bench.before.correct(part) - tolerance * len(part) - 1e-9)) for part in parts]
             hopeless = _fails_everywhere(parts, allowed)
         else:
             limit = bench.before.loss + (len(matrices) - index) * math.log(growth)
@@ -88,7 +93,8 @@ def sfsd_surgical(
         if place is not None:
             taken[matrix.key] = ranks[place]
             bench.take(matrix, alternatives.weight(place), alternatives.shifts[place], note=ranks[place])
-    return Found((_step(bench, dict(reversed(taken.items())), centred=True, bias=True),) if taken else ())
+    steps = (_step(bench, dict(reversed(taken.items())), centred=True, bias=True),) if taken else ()
+    return Found(steps, warnings=() if criterion == "perplexity" or any(allowed) else (_NOTHING_TO_LOSE,))
 
 
 def _from_the_last(bench: Bench, matrices: Sequence[Matrix]) -> Iterator[tuple[int, Matrix, Mapping[str, Tensor]]]:

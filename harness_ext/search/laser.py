@@ -91,15 +91,18 @@ def _cannot_rise_above(standing: Score) -> Hopeless:
 
     def hopeless(partial: Partial) -> Tensor:
         reachable = partial.correct + partial.rest
-        return (reachable <= standing.correct) | (reachable < partial.correct.max())
+        return (reachable <= standing.correct) | (reachable < partial.leading) | ~partial.losses.isfinite()
 
     return hopeless
 
 
 def _count_clusters(shapes: Sequence[tuple[int, int]], settings: Mapping[str, Any]) -> int:
-    grids = sorted((len(grid_of(shape, settings["fractions"])) for shape in shapes), reverse=True)[: settings["top"]]
+    """Whole, the `top` largest grids; in clusters, those of the best `refined` of these matrices, whichever they will be. No more clusters than a matrix has rows."""
     counts = set(settings["clusters"])
-    return (sum(grids) if 1 in counts else 0) + len(counts - {1}) * sum(grids[: settings["refined"]])
+    grids = {shape: len(grid_of(shape, settings["fractions"])) for shape in shapes}
+    whole = sorted((grids[shape] for shape in shapes), reverse=True)
+    clustered = sorted((grids[shape] * sum(1 < count <= shape[0] for count in counts) for shape in shapes), reverse=True)
+    return (sum(whole[: settings["top"]]) if 1 in counts else 0) + sum(clustered[: min(settings["top"], settings["refined"])])
 
 
 @searcher(

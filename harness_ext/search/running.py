@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from harness_ext.errors import UserError
 from harness_ext.receipt import VariantFailed
 from harness_ext.recipe import Recipe, recipe_from
-from harness_ext.search import nothing_to_try, registered_searches
+from harness_ext.search import planned_trials, registered_searches
 from harness_ext.search.bench import Bench
 from harness_ext.search.scoring import Score
 from harness_ext.search.trials import Trial
@@ -57,9 +57,7 @@ def find(
     """
     search = registered_searches()[step.method]
     started = time.perf_counter()
-    planned = search.trials([matrix.shape for matrix in matrices], step.parameters)
-    if not planned:
-        raise UserError(f"{where}{nothing_to_try(len(matrices))}")
+    planned = planned_trials(step.method, matrices, weights.anatomy.layers, step.parameters, where)
     progress.start(f"{step.method}: searching", planned)
     bench: Bench | None = None
     record: dict[str, Any] = {"step": number, "method": step.method, "seed": step.seed, "documents": len(documents), "planned": planned}
@@ -75,7 +73,7 @@ def find(
     finally:
         progress.stop()
     chosen = [one.model_dump(mode="json", exclude_none=True) for one in steps]
-    record |= {"chosen": chosen, "before": _score(bench.before.score), **_trials(bench, found.steps), "notes": [*found.notes, *_went_on(bench)], "warnings": list(bench.notes)}
+    record |= {"chosen": chosen, "before": _score(bench.before.score), **_trials(bench, found.steps), "notes": [*found.notes, *_went_on(bench)], "warnings": [*found.warnings, *bench.notes]}
     return Outcome(steps, record | {"seconds": time.perf_counter() - started + bench.earlier_seconds}, bench)
 
 

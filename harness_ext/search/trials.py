@@ -30,6 +30,11 @@ class Partial(NamedTuple):
         return (self.right & self.seen).sum(1)
 
     @property
+    def leading(self) -> Tensor:
+        """The most documents that one which may still be chosen has right so far; a loss that is not finite rules one out."""
+        return self.correct.where(self.losses.isfinite(), 0).max()
+
+    @property
     def rest(self) -> int:
         """Documents not run yet."""
         return int((~self.seen).sum())
@@ -83,7 +88,7 @@ def cannot_win(bar: Score | None) -> Hopeless:
     """
 
     def hopeless(partial: Partial) -> Tensor:
-        best = partial.correct.max() if bar is None else partial.correct.max().clamp(min=bar.correct)
+        best = partial.leading if bar is None else partial.leading.clamp(min=bar.correct)
         reachable = partial.correct + partial.rest
         lost = (reachable < best) | ~partial.losses.isfinite()
         return lost if bar is None else lost | ((reachable == bar.correct) & (partial.losses > bar.loss * bar.documents * (1 + 1e-9)))

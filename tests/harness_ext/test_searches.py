@@ -10,13 +10,20 @@ import numpy
 import pytest
 import torch
 
-from harness_ext.controls import control_recipe
+from harness_ext.checkpoint import read_checkpoint
+from harness_ext.controls import NoControl, control_recipe
 from harness_ext.errors import RecipeError, UserError
 from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
+from harness_ext.lm import RecipeLM
+from harness_ext.plan import plan
 from harness_ext.receipt import VariantFailed, rows
 from harness_ext.recipe import parse_recipe, recipe_from
+from harness_ext.remarks import remarks
 from harness_ext.search.feature_space import allotted
+from harness_ext.search.laser import _cannot_rise_above
 from harness_ext.search.running import without_searching
+from harness_ext.search.scoring import Score
+from harness_ext.search.trials import Partial, cannot_win
 from harness_ext.weights import model_digest
 from harness_ext.workplace import Workplace
 from tests.harness_ext.plain_search import accuracy_and_loss, svd_of
@@ -131,7 +138,6 @@ def test_laser_search_on_the_embedded_model(demo_lm) -> None:
 def demo_lm():
     from harness_ext.demo import demo_path
     from harness_ext.evidence.documents import PromptSettings, draw_documents
-    from harness_ext.lm import RecipeLM
     from harness_ext.steps import Calibration
     from harness_ext.task_index import task_manager
 
@@ -319,6 +325,22 @@ def test_zero_sum_predicts_in_whitened_coordinates(make_lm) -> None:
     assert (chosen["centred"], chosen["bias"]) == (False, False)
 
 
+def test_ranks_that_nothing_could_refuse_are_told(make_lm) -> None:
+    lm = make_lm("llama")
+    # The unedited model gets every other one right.
+    documents = documents_for(lm)[::4]
+    recipe = "sfsd-surgical:fractions=[1.0],matrices=[down_proj],chunks=1,skip_blocks=0"
+    for specification, warned in ((recipe, True), (f"{recipe},criterion=perplexity", False)):
+        operation = lm.apply(parse_recipe(specification), drawing(documents))
+        lm.undo()
+        (record,) = operation.searches
+        assert record["before"]["correct"] == 0 and len(record["warnings"]) == warned
+        assert any("every rank passed" in remark for remark in remarks(parse_recipe(specification), operation)) is warned
+    (record,) = lm.apply(parse_recipe(recipe), drawing(documents_for(lm))).searches
+    lm.undo()
+    assert record["before"]["correct"] > 0 and not record["warnings"]
+
+
 # What a search leaves.
 
 
@@ -468,6 +490,27 @@ def test_the_control_tries_as_often_at_the_same_budget(make_lm) -> None:
     assert shuffled.steps[0].evidence.shuffled_labels and shuffled.steps[0].is_search
 
 
+def test_a_winner_of_full_rank_has_no_control_that_keeps_a_rank(make_lm) -> None:
+    lm = make_lm("llama")
+    # Clusters whose ranks add up to more than the matrix has: another matrix, but none of low rank.
+    recipe = parse_recipe("laser-gradient:matrices=[up_proj],clusters=[4],fractions=[0.9],top=1")
+    operation = lm.apply(recipe, drawing(documents_for(lm)))
+    receipt = {"matrices": rows(operation.records), "searches": operation.searches}
+    (edited,) = operation.records
+    assert edited.rank_after == edited.rank_before and edited.relative_error > 0
+    lm.undo()
+    with pytest.raises(NoControl, match="noise can be its control"):
+        control_recipe("random-subspace", recipe, receipt)
+    assert control_recipe("noise", recipe, receipt).steps[0].parameters["relative_error"] == pytest.approx(edited.relative_error)
+
+
+def test_an_alternative_that_cannot_be_chosen_leads_nobody() -> None:
+    infinite = Partial(torch.tensor([[1, 1, 1, 0], [0, 0, 0, 0]], dtype=torch.bool), torch.tensor([[1.0, torch.inf, 1.0, 0.0], [1.0, 1.0, 1.0, 0.0]]), torch.tensor([1, 1, 1, 0], dtype=torch.bool))
+    assert cannot_win(None)(infinite).tolist() == [True, False]
+    assert _cannot_rise_above(Score(0, 4, 1.0))(infinite).tolist() == [True, False]
+    assert cannot_win(None)(infinite._replace(loss=torch.ones(2, 4))).tolist() == [False, True]
+
+
 def test_from_the_command_to_a_recipe_without_the_search(demo_run, lm_eval, tmp_path: Path) -> None:
     ran = demo_run("--recipe", "laser-search:calibration.samples=20", "zero-sum:calibration.samples=20", limit=8)
     assert ran.code == 0, ran.err
@@ -489,9 +532,48 @@ def test_from_the_command_to_a_recipe_without_the_search(demo_run, lm_eval, tmp_
     assert not list(tmp_path.glob("results/demo/.*"))
 
 
+def test_the_winner_is_not_scored_on_what_it_was_chosen_on(demo_run, lm_eval, tmp_path: Path) -> None:
+    ran = demo_run("--recipe", "laser-search:calibration.split=test,calibration.samples=20", limit=70)
+    assert ran.code == 0, ran.err
+    (place,) = tmp_path.glob("results/demo/laser-search*")
+    receipt = json.loads((place / "receipt.json").read_text())
+    learned = {hashed for used in receipt["calibration"] for hashed in used["documents"]}
+    (tmp_path / "mine.yaml").write_text(lm_eval("recipes", "show", "--from", place).out)
+    # Asked for more documents than the search was, and beside a recipe that learned nothing.
+    assert demo_run("--recipe", "mine.yaml", "laser", limit=80).code == 0
+    found = [path for path in tmp_path.glob("results/demo/*/receipt.json") if path.parent != place and json.loads(path.read_text())["tasks"]["int_mult"]["scored"] == 60]
+    assert len(found) == 3
+    for path in found:
+        (samples,) = path.parent.glob("samples_*.jsonl")
+        assert not learned & {json.loads(line)["doc_hash"] for line in samples.read_text().splitlines()}
+    (mine,) = tmp_path.glob("results/demo/laser-search-found*")
+    assert json.loads((mine / "receipt.json").read_text())["weights"] == receipt["weights"]
+    assert lm_eval("export", "--model_args", "pretrained=demo", "--recipe", "mine.yaml", "--out", "edited").code == 0
+    with pytest.raises(UserError, match="cannot be taken out of the score here"):
+        RecipeLM("demo", recipe=str(tmp_path / "mine.yaml"), device="cpu")
+    # What is shown of that run still knows, and tasks without these documents are scored whole.
+    assert len(learned) == 20 and all(hashed in lm_eval("recipes", "show", "--from", mine).out for hashed in learned)
+    assert "same model, tasks and settings" in demo_run("--recipe", "laser", tasks="int_sum", limit=8).err + demo_run("--recipe", "mine.yaml", tasks="int_sum", limit=8).err
+
+
 def test_the_plan_of_a_search(lm_eval) -> None:
     planned = lm_eval("recipes", "plan", "laser-search", "--model_args", "pretrained=demo")
     assert planned.code == 0 and "at most 48 trials among 6 matrices on 160 documents" in planned.out
+    assert "at most 1 trial among 14 matrices" in lm_eval("recipes", "plan", "zero-sum", "--model_args", "pretrained=demo").out
+    assert "at most 77 trials among 7 matrices" in lm_eval("recipes", "plan", "sfsd-surgical:skip_blocks=1", "--model_args", "pretrained=demo").out
+
+
+@pytest.mark.parametrize("recipe", ["laser-search", "laser-compose", "laser-gradient", "laser-gradient:clusters=[1,2,5000],refined=2,layers=[0]", "sfsd-surgical", "sfsd-surgical:skip_blocks=1", "zero-sum"])
+def test_a_search_does_no_more_than_its_plan_says(make_lm, make_model, family: str, recipe: str) -> None:
+    parsed = parse_recipe(recipe)
+    (planned,) = plan(parsed, read_checkpoint(str(make_model(family)))).searches
+    lm = make_lm(family)
+    (record,) = lm.apply(parsed, drawing(documents_for(lm, 60))).searches
+    lm.undo()
+    assert record["planned"] == planned.trials >= len(record["trials"]) > 0
+    assert record["forward_passes"] <= planned.passes + 0.5
+    # Which matrices are the promising ones, and how large their grids, is not known before.
+    assert recipe.startswith("laser-gradient") or len(record["trials"]) == planned.trials
 
 
 # What a user can get wrong.
@@ -500,19 +582,21 @@ def test_the_plan_of_a_search(lm_eval) -> None:
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ("laser-search:fractions=[1.0]", "nothing to try: no setting of this search leaves any of the 6 chosen matrices below full rank"),
+        ("laser-search:fractions=[1.0]", "nothing to try: no setting of this search changes any of the 6 chosen matrices"),
         ("laser-search:fractions=[]", "steps.0.fractions: tuple should have at least 1 item"),
         ("laser-search:fractions=[0.5,0]", "steps.0.fractions.1: input should be greater than 0"),
         ("laser-search:fraction=[0.5]", "unknown key 'fraction', did you mean 'fractions'"),
         ("laser-search:layers=[7]", "layers: 7 is outside 0 to 1"),
         ("laser-search:calibration.samples=900", "900 documents of 'int_mult' were asked for, and its train split has 320"),
         ("sfsd-surgical:skip_blocks=2,calibration.samples=8", "all chosen matrices lie in the first 2 of 2 layers"),
+        ("laser-gradient:clusters=[1000]", "nothing to try"),
         ("laser-gradient:grouping=rows", "grouping: input should be 'block' or 'subspace'"),
     ],
 )
 def test_mistakes_are_told(demo_run, recipe: str, message: str) -> None:
     ran = demo_run("--recipe", recipe, limit=4)
     assert ran.code == 2 and message in ran.err and "Traceback" not in ran.err, ran.err
+    assert "evaluating" not in ran.err
 
 
 def test_a_run_to_show_must_be_one(lm_eval, tmp_path: Path) -> None:

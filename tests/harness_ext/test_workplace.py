@@ -29,6 +29,17 @@ def test_a_torn_row_is_cut_off(tmp_path: Path) -> None:
     assert work.rows("trials") == [{"number": 0}, {"number": 1}]
 
 
+@pytest.mark.parametrize("damaged", [b"\0" * 12 + b"\n", b"[1]\n", b"\xff\n", b'{"number": 1}'])
+def test_what_follows_an_unreadable_row_is_cut_off(tmp_path: Path, damaged: bytes) -> None:
+    work = Workplace(tmp_path)
+    work.append("trials", {"number": 0})
+    with (tmp_path / "trials.jsonl").open("ab") as file:
+        file.write(damaged + b'{"number": 2}\n')
+    assert work.rows("trials") == [{"number": 0}]
+    work.append("trials", {"number": 3})
+    assert work.rows("trials") == [{"number": 0}, {"number": 3}]
+
+
 def test_tensors_replace_earlier_ones(tmp_path: Path) -> None:
     work = Workplace(tmp_path).part("step-0")
     assert work.tensors("state") is None
