@@ -25,7 +25,7 @@ SVD = "svd"
 GRAM_FP32 = "gram_fp32"
 GRAM_FP64 = "gram_fp64"
 # Raised when the arithmetic changes: older files are then never read again.
-_VERSION = 1
+_VERSION = 2
 
 
 class NotConverged(ArithmeticError):

@@ -3,7 +3,7 @@
 Notable choices. Whatever may go wrong with it costs time only: a file is written under another name and renamed when whole; one that is damaged, cut short or another's is thrown away and made anew, since its tensors must
 have the digest in its header; a full disk, a read-only one or none at all means no cache. Processes may share the folder, and anybody may empty it. Its bound is also a share of what is free on its disk.
 
-The name of a file holds all that its bits depend on: the matrix by digest, the decomposition and its version, and what computes it (torch, processor or card, threads). So an edit is bit for bit the same whether its
+The name of a file holds all that its bits depend on: the matrix by digest, the decomposition and its version, and what computes it (torch, scipy, processor or card, threads). So an edit is bit for bit the same whether its
 factors were there or not.
 """
 
@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -181,7 +182,8 @@ def _computed_by(on: str, threads: int) -> str:
     if on.startswith("cuda"):
         machine = f"{torch.version.cuda} {torch.cuda.get_device_name(on)} {torch.get_float32_matmul_precision()}"
     else:
-        machine = f"{on} {torch.backends.cpu.get_cpu_capability()} {threads}"
+        blas = os.environ.get("OPENBLAS_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS") or os.cpu_count()
+        machine = f"{on} {torch.backends.cpu.get_cpu_capability()} {threads} {metadata.version('scipy')} {blas}"
     return hashlib.sha256(f"{torch.__version__} {machine}".encode()).hexdigest()[:12]
 
 

@@ -22,6 +22,7 @@ EXCESS_LIMIT = 1e-5
 """How much larger than the least possible error that of an exact truncation may be, as a share of it."""
 
 _BLOCK = 512
+_LARGE = 1024
 # Powers of two: entries between the inverse of this and this can be squared and summed in fp32 without overflow, and with nothing lost that counts.
 _SAFE_EXPONENT = 20
 
@@ -73,10 +74,32 @@ def _scale(matrix: Tensor) -> float:
 
 def _eigenvectors(matrix: Tensor) -> Tensor:
     """Those of `W W^T` as unit rows `[k, k]`, by falling eigenvalue."""
+    vectors = _of_symmetric(_gram(matrix)).T.flip(0)
+    return vectors / _lengths(vectors).to(vectors.dtype)[:, None]
+
+
+def _gram(matrix: Tensor) -> Tensor:
+    """The lower triangle of `W W^T` `[k, k]`, in blocks of rows; nothing of what is above it is read."""
+    gram = matrix.new_zeros(matrix.shape[0], matrix.shape[0])
+    for stop in range(_BLOCK, matrix.shape[0] + _BLOCK, _BLOCK):
+        gram[stop - _BLOCK : stop, :stop] = matrix[stop - _BLOCK : stop] @ matrix[:stop].T
+    return gram
+
+
+def _of_symmetric(gram: Tensor) -> Tensor:
+    """Eigenvectors `[k, k]` as columns, by rising eigenvalue, from the lower triangle, which is lost."""
     import torch
 
-    vectors = torch.linalg.eigh(matrix @ matrix.T).eigenvectors.T.flip(0)
-    return vectors / _lengths(vectors).to(vectors.dtype)[:, None]
+    if gram.device.type != "cpu" or len(gram) < _LARGE:
+        return torch.linalg.eigh(gram).eigenvectors
+    import numpy
+    from scipy.linalg import eigh
+
+    # The same routine of LAPACK; scipy's build of it takes two thirds of the time that torch's takes, in place, on the triangle as Fortran lays it out.
+    try:
+        return torch.from_numpy(eigh(gram.T.numpy(), lower=False, driver="evd", overwrite_a=True, check_finite=False)[1])
+    except numpy.linalg.LinAlgError as error:
+        raise torch.linalg.LinAlgError(str(error)) from error
 
 
 def _lengths(rows: Tensor) -> Tensor:

@@ -137,6 +137,17 @@ def test_what_passes_the_bound_is_as_near_as_it_says(name: str, precision: torch
     numpy.testing.assert_allclose(found.singular_values.numpy(), s, atol=(1e-3 if precision == torch.float32 else 1e-6) * s[0])
 
 
+def test_a_large_matrix_is_cut_as_by_numpy() -> None:
+    """Beyond 1,024 rows eigenvectors come from scipy; a Gram matrix whose rows are no multiple of a block."""
+    weight = torch.randn(1100, 1300, generator=torch.Generator().manual_seed(0))
+    truncation = Factors().truncation(weight)
+    edit = truncation.cut(lambda singular_values: 400)
+    singular_values = numpy.linalg.svd(weight.double().numpy(), compute_uv=False)
+    least = (singular_values[400:] ** 2).sum() ** 0.5
+    assert (weight.double() - edit.weight().double()).norm().item() <= least * (1 + 1e-5)
+    assert edit.decomposition == "gram_fp32" and edit.excess_error < 1e-5
+
+
 def test_the_spectrum_of_energies_gives_the_rank_that_numpy_gives() -> None:
     weight = with_spectrum(160, 230, STRUCTURED["falling slowly"])
     squared = numpy.linalg.svd(weight.double().numpy(), compute_uv=False) ** 2
