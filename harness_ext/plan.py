@@ -29,7 +29,7 @@ from harness_ext.swaps import check_no_expert
 from harness_ext.training import check_trainable
 
 _FP32, _FP64 = 4, 8
-# Of the time of a singular value decomposition: leading components through the Gram matrix, mostly in fp32. A fifth of it with two threads, two thirds with one (tests/benchmarks).
+# Of the time of a singular value decomposition: leading components through the Gram matrix, mostly in fp32 (tests/benchmarks: a quarter to a half, and more with one thread).
 _SHARE_OF_TRUNCATION = 0.5
 
 
