@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from harness_ext import unloadable
+from harness_ext import data_sets
 from harness_ext.errors import UserError
 from harness_ext.evidence.documents import PromptSettings, draw_documents
 from harness_ext.factors import Factors
@@ -173,7 +173,7 @@ def documents_of_named_tasks(calibration: Calibration, where: str) -> list[Calib
         raise UserError(f"{where}calibration: which tasks are evaluated is not known here; name one in the recipe: calibration.task=TASK")
     from harness_ext.task_index import task_manager
 
-    with unloadable.named():
+    with data_sets.loading():
         loaded = task_manager().load(list(calibration.tasks))["tasks"]
     scored = {hashed for task in loaded.values() for hashed in _scored_hashes(task)}
     return draw_documents(calibration, loaded, scored, PromptSettings(), where)

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness_ext import bookkeeping, checkpoint, rundir, unloadable
+from harness_ext import bookkeeping, checkpoint, data_sets, rundir
 from harness_ext.controls import NoControl, check_control, control_recipe
 from harness_ext.errors import UserError
 from harness_ext.evidence import check_pairs
@@ -236,7 +236,7 @@ class Session:
         tasks = dict(loaded.by_name)
         missing = [name for name in calibration.tasks if name not in tasks]
         if missing and all(name in loaded.manager.all_tasks for name in missing):
-            with unloadable.named():
+            with data_sets.loading():
                 tasks |= loaded.manager.load(missing)["tasks"]
         for task in tasks.values():
             if harness.num_fewshot is not None and task.get_config("num_fewshot") != 0:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness_ext import __version__, checkpoint, unloadable
+from harness_ext import __version__, checkpoint, data_sets
 from harness_ext.errors import UserError
 from harness_ext.evidence.documents import document_hash, drawing_order, fit_tasks, shares
 from harness_ext.receipt import versions
@@ -66,7 +66,7 @@ class Specification:
         """The evaluated tasks, built once; lm-eval is handed these same objects for every variant. Raises UserError for an unknown one, and for one whose items cannot be had."""
         from harness_ext.run_config import resolve_tasks
 
-        with self._report.stage("building tasks"), unloadable.named():
+        with self._report.stage("building tasks"), data_sets.loading():
             manager = resolve_tasks(self._harness)
             loaded = manager.load(list(self._harness.tasks))
         groups = list(loaded.get("groups", {}).values())

@@ -84,14 +84,14 @@ def run_plain(args: argparse.Namespace, from_file: Mapping[str, Any]) -> None:
     """Run lm-eval's own command with the namespace it would have parsed."""
     from harness_ext.startup import preload_harness, preload_hf
     from harness_ext.task_index import installed
-    from harness_ext.unloadable import named
+    from harness_ext.data_sets import loading
 
     _place_demo(args, from_file)
     for key in KEYS:
         delattr(args, key)
     # Another backend may need a package that is missing, which is for lm-eval to say.
     preload_hf() if (args.model or from_file.get("model") or "hf") in HF_BACKENDS else preload_harness()
-    with installed(), named():
+    with installed(), loading():
         Run._execute(args)
 
 

@@ -1,0 +1,91 @@
+"""The data sets of lm-eval's own tasks: taken from copies in the user's data folder, where there are some, and named with their task where they cannot be loaded.
+
+Our tasks do both for themselves (`task_data`). For lm-eval's the one seam is `ConfigurableTask.download`, replaced while a command builds its tasks. A copy is a folder named as the data set is on the hub, `DIR/OWNER/NAME`,
+with a sub-folder for each configuration or the hub's own layout; it changes nothing of the task but where the items come from. What cannot be loaded raises, offline or where a data set is
+absent, gated or renamed, a dozen kinds of exceptions that name no task: the failing one is found among the frames of the traceback.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from traceback import walk_tb
+from typing import TYPE_CHECKING, Any
+
+from harness_ext.errors import UserError
+from harness_ext.task_data import DATA_VARIABLE
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Inside this block lm-eval's own tasks take their data sets from local copies where there are some; one that cannot be loaded is a UserError with the task, the data set and what to do. All else passes unchanged."""
+    try:
+        with _copies():
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        task = _downloading(error)
+        if task is None:
+            raise
+        raise UserError(_message(task, error)) from error
+
+
+@contextmanager
+def _copies() -> Iterator[None]:
+    from lm_eval.api.task import ConfigurableTask
+
+    original = ConfigurableTask.download
+
+    def download(self: Any, *arguments: Any, **named: Any) -> None:
+        public = self.DATASET_PATH, self.DATASET_NAME
+        copy = None if callable(self.config.custom_dataset) else _copy_of(self)
+        if copy is not None:
+            self.DATASET_PATH, self.DATASET_NAME = copy
+        try:
+            original(self, *arguments, **named)
+        finally:
+            self.DATASET_PATH, self.DATASET_NAME = public
+
+    ConfigurableTask.download = download
+    try:
+        yield
+    finally:
+        ConfigurableTask.download = original
+
+
+def _copy_of(task: Task) -> tuple[str, str | None] | None:
+    """What to load in the place of a task's data set: a folder, and the configuration if the folder is not that of one; None without a copy."""
+    root = (task.config.metadata or {}).get("data_dir") or os.environ.get(DATA_VARIABLE)
+    copy = Path(str(root)).expanduser() / task.DATASET_PATH if root and task.DATASET_PATH else None
+    if copy is None or not copy.is_dir():
+        return None
+    part = copy / task.DATASET_NAME if task.DATASET_NAME else None
+    return (str(part), None) if part is not None and part.is_dir() else (str(copy), task.DATASET_NAME)
+
+
+def _downloading(error: Exception) -> Task | None:
+    """The task whose data set was being loaded when `error` was raised; None where it comes from elsewhere, or from a function of the task's own."""
+    from lm_eval.api.task import ConfigurableTask
+
+    for frame, _ in walk_tb(error.__traceback__):
+        owner = frame.f_locals.get("self")
+        if frame.f_code.co_name == "download" and isinstance(owner, ConfigurableTask):
+            return None if callable(owner.config.custom_dataset) else owner
+    return None
+
+
+def _message(task: Task, error: Exception) -> str:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    arguments = ", ".join(repr(part) for part in (task.DATASET_PATH, task.DATASET_NAME) if part)
+    place = "/".join(part for part in ("DIR", task.DATASET_PATH, task.DATASET_NAME) if part)
+    return (
+        f"task {task.config.task}: its data set cannot be loaded ({reason}). It is lm-eval's own task, which takes its items from the Hugging Face hub or from that hub's cache: "
+        f"where there is a network, run it once, or `datasets.load_dataset({arguments})`, and name the folder of that cache here by HF_HOME=DIR; or put the splits (train.jsonl, test.parquet ...) into {place} "
+        f"and name DIR by {DATA_VARIABLE}=DIR or --metadata '{{\"data_dir\": \"DIR\"}}'"
+    )
