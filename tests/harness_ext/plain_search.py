@@ -1,11 +1,15 @@
-"""The plain way to score an edit, for comparison: every request by itself through the whole model, unpadded. Written from the definitions, shares no code with the search."""
+"""The plain way to score an edit, for comparison: every request by itself through the whole model, unpadded, written from the definitions; and documents to score it on. Shares no code with the search."""
 
 from __future__ import annotations
 
 import numpy
 import torch
 
+from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
 from harness_ext.methods import Svd
+
+FRACTIONS = [0.9, 0.5, 0.2, 0.05]
+GRID = "fractions=[0.9,0.5,0.2,0.05]"
 
 
 def svd_of(lm):
@@ -33,3 +37,29 @@ def _answer(lm, context: str, answer: str) -> tuple[float, bool, int]:
     with torch.no_grad():
         logits = lm.model(torch.tensor([(before + after)[:-1]])).logits[0, -len(after) :].float().log_softmax(-1)
     return float(logits[range(len(after)), after].double().sum()), logits.argmax(-1).tolist() == after, len(after)
+
+
+def documents_for(lm, count: int = 16) -> list[LabelledDocument]:
+    """Half of them answered as the model does, so that edits can make it worse; some with choices."""
+    generator = numpy.random.default_rng(0)
+    made = []
+    for number in range(count):
+        words = generator.integers(0, 40, generator.integers(2, 7))
+        context = " ".join(f"w{word}" for word in words)
+        with torch.no_grad():
+            ranked = lm.model(torch.tensor([lm.tok_encode(context)])).logits[0, -1].argsort(descending=True).tolist()
+        # Special tokens are no words.
+        ranked = [token for token in ranked if token > 2]
+        answer = f" {lm.tok_decode([ranked[0 if number % 2 else 2]])}"
+        choices = tuple((context, f" {lm.tok_decode([ranked[place]])}") for place in (4, 1, 3)) if number % 4 == 3 else ()
+        made.append(LabelledDocument("t", context, choices[1][1] if choices else answer, str(number), choices, (1,) if choices else ()))
+    return made
+
+
+def drawing(documents):
+    return lambda calibration, where: [CalibrationSet("t", "train", 0, tuple(documents))]
+
+
+def scored(lm, documents) -> tuple[int, float]:
+    right, loss = accuracy_and_loss(lm, documents)
+    return sum(right), loss
