@@ -132,11 +132,24 @@ def open_store(database: Path | None, read_only: bool = True, timeout_s: float =
     database = Path(database)
     deadline = time.monotonic() + timeout_s
     if read_only:
-        with _closing(_open_for_reading(database, deadline)) as store:
+        with _told_when_cut_short(database), _closing(_open_for_reading(database, deadline)) as store:
             yield store
         return
     with file_lock(database, deadline, "ingest"), told_when_full(database), _closing(_open_for_writing(database, deadline)) as store:
         yield store
+
+
+@contextmanager
+def _told_when_cut_short(database: Path) -> Iterator[None]:
+    """Turn DuckDB's error of a file that a writer was killed in the middle of into `Busy`: a reader must not mend it, and the next writer does so by opening it."""
+    import duckdb
+
+    try:
+        yield
+    except duckdb.IOException as error:
+        if "Could not read enough bytes" not in str(error):
+            raise
+        raise Busy(f"{database} was left in the middle of a write by a process that was killed; the next writer completes it: `{ingest_command(database)}`") from error
 
 
 @contextmanager

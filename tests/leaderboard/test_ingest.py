@@ -93,6 +93,15 @@ def test_a_matrix_is_a_row_with_all_that_its_receipt_says(made: Any, kit: Any, d
     assert {key: row[key] for key in said} == said | {"shape": "8 x 4"}
 
 
+def test_a_reader_of_a_write_that_was_cut_short_waits_for_the_next_writer(made: Any, kit: Any, database: Path) -> None:
+    write_runs(made, kit, 1)
+    ingest([made.root], database)
+    with pytest.raises(Busy, match="in the middle of a write .* ingest"), open_store(database):
+        raise duckdb.IOException("IO Error: Could not read enough bytes from file: attempted to read 262144 bytes from location 5779456")
+    with pytest.raises(duckdb.IOException, match="else"), open_store(database):
+        raise duckdb.IOException("something else")
+
+
 def test_a_wrong_path_makes_no_database(database: Path) -> None:
     report = ingest([database.parent / "nowhere"], database)
     assert report.rejected and not database.exists()

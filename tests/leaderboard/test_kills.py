@@ -74,6 +74,11 @@ def write_and_kill(made: Any, kit: Any, database: Path, seconds: float, runs: in
                 seen.append(len({cell.run_id for cell in board(store)}))
         except (Busy, MissingDatabase):
             busy += 1
+        except BaseException:
+            for writer in writers:
+                writer.kill()
+                writer.communicate()
+            raise
         time.sleep(generator.uniform(0, seconds / 50))
         victim = generator.choice(writers)
         victim.send_signal(signal.SIGKILL)
