@@ -135,14 +135,19 @@ def test_old_and_new_forms(tmp_path: Path, form: str, data: st.DataObject) -> No
     check(tmp_path, runs=1)
 
 
+def fresh_file(made: Any, kit: Any, name: str) -> Path:
+    """A file of the second of two runs, made anew."""
+    shutil.rmtree(made.root, ignore_errors=True)
+    before, after = kit.pair(4, 2, lost=1)
+    made.run("baseline", {"sums": before})
+    return next(made.run("laser", {"sums": after}).glob(f"{name}*"))
+
+
 @pytest.mark.parametrize("name", ["receipt", "results", "samples"])
 @given(data=st.data())
 @FUZZ
 def test_run_folders_with_a_key_or_value_changed(made: Any, kit: Any, name: str, data: st.DataObject) -> None:
-    shutil.rmtree(made.root, ignore_errors=True)
-    before, after = kit.pair(4, 2, lost=1)
-    made.run("baseline", {"sums": before})
-    file = next(made.run("laser", {"sums": after}).glob(f"{name}*"))
+    file = fresh_file(made, kit, name)
     lines = file.read_text().splitlines()
     place = data.draw(st.integers(0, len(lines) - 1))
     lines[place] = json.dumps(mutated(json.loads(lines[place]), data))
@@ -154,10 +159,7 @@ def test_run_folders_with_a_key_or_value_changed(made: Any, kit: Any, name: str,
 @given(data=st.data())
 @FUZZ
 def test_run_folders_with_bytes_changed(made: Any, kit: Any, name: str, data: st.DataObject) -> None:
-    shutil.rmtree(made.root, ignore_errors=True)
-    before, after = kit.pair(4, 2, lost=1)
-    made.run("baseline", {"sums": before})
-    file = next(made.run("laser", {"sums": after}).glob(f"{name}*"))
+    file = fresh_file(made, kit, name)
     content = file.read_bytes()
     start = data.draw(st.integers(0, len(content)))
     end = data.draw(st.sampled_from([start, start + 1, start + 40, len(content)]))
