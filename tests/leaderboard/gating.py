@@ -1,0 +1,31 @@
+"""Gating runs in tests: a report by a policy given as keywords, and its rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from leaderboard.gate.decision import Row
+from leaderboard.gate.policy import policy_from
+from leaderboard.gate.report import Report, judge_candidate
+from leaderboard.gate.runs import read_named
+
+NOWHERE = Path("no-such-folder") / "leaderboard.duckdb"
+
+
+def gated(candidate: Path | str, *baselines: object, database: Path = NOWHERE, **policy: Any) -> Report:
+    """The report on a candidate, by a policy given as keywords."""
+    run = read_named(str(candidate), database, "candidate")
+    return judge_candidate(run, policy_from(policy, "the test's"), [str(baseline) for baseline in baselines], database)
+
+
+def row(report: Report, name: str = "sums") -> Row:
+    """The one row of a task or suite."""
+    (found,) = [row for row in report.rows if row.name == name]
+    return found
+
+
+def two(made: Any, before: Any, after: Any, **changes: Any) -> tuple[Path, Path]:
+    """A baseline and an edited run."""
+    tasks = [task if isinstance(task, dict) else {"sums": task} for task in (before, after)]
+    return made.run("baseline", tasks[0]), made.run("laser", tasks[1], **changes)
