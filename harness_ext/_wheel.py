@@ -1,7 +1,8 @@
 """Puts the folders that live beside the packages into the wheel.
 
 `tasks/` becomes `harness_ext/tasks` and `results/published/` becomes `leaderboard/published`, so that nothing named
-`tasks` or `results` lands at the top of site-packages. An editable install needs neither: it reads them from the checkout.
+`tasks` or `results` lands at the top of site-packages. An editable install needs neither: it reads them from the
+checkout.
 """
 
 from __future__ import annotations

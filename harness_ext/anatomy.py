@@ -1,9 +1,11 @@
 """A model's matrices: which parameter, or which part of one, plays which role in which layer.
 
-Everything here follows from the config and from parameter names and shapes, so that a plan needs no weights. What a kind of model calls things is in `harness_ext.families`; an architecture
+Everything here follows from the config and from parameter names and shapes, so that a plan needs no weights. What a
+kind of model calls things is in `harness_ext.families`; an architecture
 without an entry there still works through globs on parameter names, its roles unknown.
 
-Every matrix is spoken of in the orientation `[out, in]` (`y = W x`), however it is stored. A role may be a part of a fused parameter: its rows (or columns) are given as ranges of that view, so that
+Every matrix is spoken of in the orientation `[out, in]` (`y = W x`), however it is stored. A role may be a part of a
+fused parameter: its rows (or columns) are given as ranges of that view, so that
 interleaved layouts need nothing new. Of the experts in a parameter `[experts, out, in]`, each is a matrix of its own.
 """
 
@@ -33,7 +35,8 @@ _OF_ONE_EXPERT = re.compile(r"(.+) expert (\d+)")
 class Matrix:
     """One matrix, or one part of a fused one.
 
-    parameter: the full name of its weight. full_shape: of the whole weight, or of one expert's part of it. stored_transposed: kept as `[in, out]`. rows, columns: the part that is meant, as ranges of
+    parameter: the full name of its weight. full_shape: of the whole weight, or of one expert's part of it.
+    stored_transposed: kept as `[in, out]`. rows, columns: the part that is meant, as ranges of
     the `[out, in]` view; None for all. expert: its place along the first axis of a weight that holds many experts.
     """
 
@@ -65,7 +68,9 @@ class Matrix:
 
     @property
     def key(self) -> str:
-        """A name for the part that no other has: the parameter's, with role, head and expert where it is only a part."""
+        """A name for the part that no other has: the parameter's, with role, head and expert where it is only a
+        part.
+        """
         parts = [self.parameter]
         if self.role and (self.rows or self.columns):
             parts.append(self.role)
@@ -93,12 +98,20 @@ class Anatomy:
 
     def __init__(self, config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> None:
         self.model_type = str(config.get("model_type", "unknown"))
-        self._shapes = {name: tuple(map(int, shape)) for name, shape in shapes.items() if len(shape) == 2 or _holds_experts(name, shape)}
+        self._shapes = {
+            name: tuple(map(int, shape))
+            for name, shape in shapes.items()
+            if len(shape) == 2 or _holds_experts(name, shape)
+        }
         self.family = family_of(config)
         self.heads = self.family.heads(text_config(config)) if self.family else None
         # Where the language model is one part among others, a tower for images may name its layers alike.
         inside = "" if text_config(config) is config else r"(?:.*\.)?language_model\."
-        self._layer = re.compile(rf"^{inside}(?:.*\.)?{re.escape(self.family.layer)}(\d+)\.(.+?)(?:\.weight)?$") if self.family else None
+        self._layer = (
+            re.compile(rf"^{inside}(?:.*\.)?{re.escape(self.family.layer)}(\d+)\.(.+?)(?:\.weight)?$")
+            if self.family
+            else None
+        )
         self.matrices: tuple[Matrix, ...] = tuple(self._by_role())
         self.layers = 1 + max((matrix.layer for matrix in self.matrices if matrix.layer is not None), default=-1)
         self.experts = max((shape[0] for shape in self._shapes.values() if len(shape) == 3), default=0)
@@ -123,11 +136,20 @@ class Anatomy:
             chosen.update((matrix.key, matrix) for matrix in found)
         layers = self._layers(step.layers, mistakes)
         if mistakes:
-            raise UserError(f"{where}this model ({self.model_type}, {self.layers or 'unknown'} layers) does not fit the recipe:" + "".join(f"\n  - {mistake}" for mistake in mistakes))
+            raise UserError(
+                f"{where}this model ({self.model_type}, {self.layers or 'unknown'} layers) does not fit the recipe:"
+                + "".join(f"\n  - {mistake}" for mistake in mistakes)
+            )
         order = {key: place for place, key in enumerate(self._parts)}
-        kept = sorted((matrix for matrix in chosen.values() if layers is None or matrix.layer in layers), key=lambda matrix: order.get(matrix.key, len(order)))
+        kept = sorted(
+            (matrix for matrix in chosen.values() if layers is None or matrix.layer in layers),
+            key=lambda matrix: order.get(matrix.key, len(order)),
+        )
         if not kept:
-            raise UserError(f"{where}matrices {list(step.matrices)} have no match in layers {list(step.layers or ())} of this model ({self.layers} layers)")
+            raise UserError(
+                f"{where}matrices {list(step.matrices)} have no match in layers {list(step.layers or ())} of this model"
+                f" ({self.layers} layers)"
+            )
         return tuple(part for matrix in kept for part in (self._per_head(matrix) if step.per_head else (matrix,)))
 
     def _by_role(self) -> Iterator[Matrix]:
@@ -148,7 +170,12 @@ class Anatomy:
         if name is None:
             return []
         *experts, rows, columns = self._shapes[name]
-        transposed = self.family is not None and self.family.stored_transposed and self._layer is not None and bool(self._layer.search(name))
+        transposed = (
+            self.family is not None
+            and self.family.stored_transposed
+            and self._layer is not None
+            and bool(self._layer.search(name))
+        )
         whole = Matrix(name, (columns, rows) if transposed else (rows, columns), stored_transposed=transposed)
         return [replace(whole, expert=number) for number in range(experts[0])] if experts else [whole]
 
@@ -182,10 +209,21 @@ class Anatomy:
         """What a parameter's name means: its one role where it has one, else the whole of it."""
         for whole in self._wholes(name):
             owners = self._owned.get((name, whole.expert), [])
-            yield owners[0] if len(owners) == 1 and owners[0].rows is None else replace(whole, layer=owners[0].layer if owners else None)
+            yield (
+                owners[0]
+                if len(owners) == 1 and owners[0].rows is None
+                else replace(whole, layer=owners[0].layer if owners else None)
+            )
 
     def _unmatched(self, pattern: str) -> str:
-        known = f"it has {', '.join(self.roles)}" if self.roles else f"the roles of a {self.model_type} are unknown: use globs on parameter names, such as {self._example()!r}"
+        known = (
+            f"it has {', '.join(self.roles)}"
+            if self.roles
+            else (
+                f"the roles of a {self.model_type} are unknown: use globs on parameter names, such as"
+                f" {self._example()!r}"
+            )
+        )
         if "expert" in pattern:
             if not self.experts:
                 return f"matrices: {pattern!r} names experts, and this model has none; {known}"
@@ -193,10 +231,15 @@ class Anatomy:
                 return f"matrices: {pattern!r} matches nothing; the experts of this model are 0 to {self.experts - 1}"
         if pattern in ROLES or pattern in GROUPS:
             return f"matrices: no {pattern} here; {known}"
-        return f"matrices: {pattern!r} matches no role, group or 2-D parameter; {nearest(pattern, [*self.roles, *GROUPS, *self._shapes])}"
+        return (
+            f"matrices: {pattern!r} matches no role, group or 2-D parameter;"
+            f" {nearest(pattern, [*self.roles, *GROUPS, *self._shapes])}"
+        )
 
     def _example(self) -> str:
-        name = next((name for name, shape in self._shapes.items() if len(shape) == 2 and re.search(r"\d", name)), None) or next(iter(self._shapes), "*.weight")
+        name = next(
+            (name for name, shape in self._shapes.items() if len(shape) == 2 and re.search(r"\d", name)), None
+        ) or next(iter(self._shapes), "*.weight")
         return re.sub(r"\d+", "*", name)
 
     def _layers(self, wanted: Iterable[int | str] | None, mistakes: list[str]) -> frozenset[int] | None:
@@ -204,12 +247,17 @@ class Anatomy:
             return None
         chosen: set[int] = set()
         if not self.layers:
-            mistakes.append(f"layers: this architecture's layers are unknown; put their numbers into the globs, such as {self._example()!r}")
+            mistakes.append(
+                "layers: this architecture's layers are unknown; put their numbers into the globs, such as"
+                f" {self._example()!r}"
+            )
             return frozenset()
         for item in wanted:
             found = _layer_numbers(item, self.layers)
             if found is None:
-                mistakes.append(f"layers: {item!r} is not a number, a negative number or a range such as '-8:' or '2:5'")
+                mistakes.append(
+                    f"layers: {item!r} is not a number, a negative number or a range such as '-8:' or '2:5'"
+                )
             elif not found:
                 mistakes.append(f"layers: {item!r} is outside 0 to {self.layers - 1}")
             chosen.update(found or ())

@@ -1,6 +1,7 @@
 """The receipt of a variant from its opening to its place on the disk.
 
-Opened before anything is done to the model, closed when the variant is scored or has failed, and written with lm-eval's files in one directory. A run that cost hours is never lost to a full disk: where
+Opened before anything is done to the model, closed when the variant is scored or has failed, and written with lm-eval's
+files in one directory. A run that cost hours is never lost to a full disk: where
 its place cannot take it, it is saved elsewhere.
 """
 
@@ -32,7 +33,9 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def opened(config: RunConfig, specification: Specification, lm: RecipeLM, recipe: Recipe, started: str) -> dict[str, Any]:
+def opened(
+    config: RunConfig, specification: Specification, lm: RecipeLM, recipe: Recipe, started: str
+) -> dict[str, Any]:
     """What is known before the recipe is applied: what was asked, of which model, with which versions."""
     return {
         "format": FORMAT,
@@ -44,7 +47,10 @@ def opened(config: RunConfig, specification: Specification, lm: RecipeLM, recipe
         "command": list(config.command),
         "started": started,
         "model": _model(config, specification, lm),
-        "recipe": {**recipe.model_dump(include={"name", "label", "summary", "source", "control", "control_of"}), "resolved": recipe.resolved()},
+        "recipe": {
+            **recipe.model_dump(include={"name", "label", "summary", "source", "control", "control_of"}),
+            "resolved": recipe.resolved(),
+        },
         "warnings": [],
         "seeds": dict(zip(("python", "numpy", "torch", "fewshot"), config.harness.seed or [None] * 4, strict=False)),
         "settings": specification.settings,
@@ -70,10 +76,22 @@ def _model(config: RunConfig, specification: Specification, lm: RecipeLM) -> dic
 
 
 def closed(receipt: Mapping[str, Any], operation: Operation | None, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """What is known when the variant is done. operation: None where nothing was applied. seconds: of loading and evaluating."""
+    """What is known when the variant is done. operation: None where nothing was applied. seconds: of loading and
+    evaluating.
+    """
     model = receipt["model"]
-    identity = {"model": model["identity"], "revision": model["revision"], "recipe": receipt["recipe_id"], "weights": receipt["weights"], "dtype": model["dtype"]}
-    of_surgery = {"calibrate": operation.seconds_calibrating, "edit": operation.seconds_editing} if operation else {"calibrate": 0.0, "edit": 0.0}
+    identity = {
+        "model": model["identity"],
+        "revision": model["revision"],
+        "recipe": receipt["recipe_id"],
+        "weights": receipt["weights"],
+        "dtype": model["dtype"],
+    }
+    of_surgery = (
+        {"calibrate": operation.seconds_calibrating, "edit": operation.seconds_editing}
+        if operation
+        else {"calibrate": 0.0, "edit": 0.0}
+    )
     return {
         "variant_id": digest(identity),
         "matrices": rows(operation.records) if operation else [],
@@ -98,8 +116,12 @@ def _calibration(step: int, drawn: CalibrationSet) -> dict[str, Any]:
     }
 
 
-def write(place: Path, receipt: Mapping[str, Any], results: dict[str, Any] | None, config: RunConfig, report: Report) -> FinishedRun:
-    """Write the run directory; results is None for a variant that failed. Raises UserError where neither its place nor any other can take it."""
+def write(
+    place: Path, receipt: Mapping[str, Any], results: dict[str, Any] | None, config: RunConfig, report: Report
+) -> FinishedRun:
+    """Write the run directory; results is None for a variant that failed. Raises UserError where neither its place nor
+    any other can take it.
+    """
     from harness_ext.evaluation import save
 
     def fill(target: Path) -> None:
@@ -124,6 +146,11 @@ def _rescue(place: Path, fill: Callable[[Path], None], error: OSError, report: R
             with suppress(OSError):
                 rescued.parent.rmdir()
             continue
-        report.warn(f"{place} could not be written ({error.strerror or error}); the run is safe in {rescued}: move it to {place.parent} when there is room, and run the same command again")
+        report.warn(
+            f"{place} could not be written ({error.strerror or error}); the run is safe in {rescued}: move it to"
+            f" {place.parent} when there is room, and run the same command again"
+        )
         return rescued
-    raise UserError(f"{place} could not be written: {error.strerror or error}; make room and run the same command again") from error
+    raise UserError(
+        f"{place} could not be written: {error.strerror or error}; make room and run the same command again"
+    ) from error

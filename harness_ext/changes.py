@@ -1,4 +1,6 @@
-"""Changes to a recipe on the command line: `NAME:key=value,key=value`. Values are YAML; a nested key has dots; a bare key is set in every step whose method knows it, `steps.0.key` in one."""
+"""Changes to a recipe on the command line: `NAME:key=value,key=value`. Values are YAML; a nested key has dots; a bare
+key is set in every step whose method knows it, `steps.0.key` in one.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ def split_specification(specification: str) -> tuple[str, str, str]:
     return head, colon, tail
 
 
-# An asterisk at the start of a value is YAML's sign for an alias, which one line can have no use for, and anybody else's for a glob; likewise `-2:`, a mapping's key there and a range of layers here.
+# An asterisk at the start of a value is YAML's sign for an alias, which one line can have no use for, and anybody
+# else's for a glob; likewise `-2:`, a mapping's key there and a range of layers here.
 _GLOB_OR_RANGE = re.compile(r"(^\s*|[\[,]\s*)(\*[^\],\s]*|-?\d*:(?:-?\d+)?(?=\s*(?:[\],]|$)))")
 
 
@@ -38,7 +41,9 @@ def parse_changes(specification: str, text: str) -> dict[str, Any]:
         try:
             changes[key.strip()] = yaml.safe_load(_GLOB_OR_RANGE.sub(r'\1"\2"', value))
         except yaml.YAMLError:
-            raise RecipeError(f"recipe {specification!r}: the value of {key.strip()} is not valid YAML: {value!r}") from None
+            raise RecipeError(
+                f"recipe {specification!r}: the value of {key.strip()} is not valid YAML: {value!r}"
+            ) from None
     return changes
 
 
@@ -62,8 +67,10 @@ def with_changes(data: dict[str, Any], changes: Mapping[str, Any], specification
         if head == "steps":
             number, _, path = rest.partition(".")
             if not number.isdigit() or int(number) >= len(steps) or not path:
-                raise RecipeError(f"recipe {specification!r}: {key} names no step; it has steps.0 to steps.{len(steps) - 1}")
-            targets, path = [int(number)], path
+                raise RecipeError(
+                    f"recipe {specification!r}: {key} names no step; it has steps.0 to steps.{len(steps) - 1}"
+                )
+            targets = [int(number)]
         else:
             targets, path = [index for index, step in enumerate(steps) if _knows(step, head)], key
         if not targets:
@@ -90,7 +97,9 @@ def _set(target: dict[str, Any], path: list[str], value: Any, specification: str
     for part in path[:-1]:
         inner = target.get(part)
         if inner is not None and not isinstance(inner, dict):
-            raise RecipeError(f"recipe {specification!r}: {'.'.join(path)} goes through {part!r}, which is a plain value")
+            raise RecipeError(
+                f"recipe {specification!r}: {'.'.join(path)} goes through {part!r}, which is a plain value"
+            )
         target[part] = dict(inner or {})
         target = target[part]
     target[path[-1]] = value

@@ -1,6 +1,8 @@
-"""A checkpoint as it lies on disk or on the hub: its config, the shapes in its headers, and its identity, all without loading a weight.
+"""A checkpoint as it lies on disk or on the hub: its config, the shapes in its headers, and its identity, all without
+loading a weight.
 
-Checked before a run: a missing or truncated safetensors file is named here, in one sentence, instead of deep inside a loader; a checkpoint of pickled weights needs the user's leave.
+Checked before a run: a missing or truncated safetensors file is named here, in one sentence, instead of deep inside a
+loader; a checkpoint of pickled weights needs the user's leave.
 """
 
 from __future__ import annotations
@@ -23,7 +25,20 @@ _HASHED = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"}
 _HEADER_LIMIT = 100 << 20
 # transformers can turn these into plain weights as it loads them; whether it did is seen on the loaded model.
 _DEQUANTISED_ON_LOADING = {"fp8", "fbgemm_fp8", "mxfp4", "compressed-tensors"}
-_DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_DTYPE_BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
 
 
 class StoredTensor(NamedTuple):
@@ -40,7 +55,9 @@ class StoredTensor(NamedTuple):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is known of a model before it is loaded. tensors: by name, as stored; empty where there are no safetensors headers."""
+    """What is known of a model before it is loaded. tensors: by name, as stored; empty where there are no safetensors
+    headers.
+    """
 
     name: str
     config: Mapping[str, Any]
@@ -58,28 +75,37 @@ def read_checkpoint(pretrained: str, revision: str = "main", subfolder: str = ""
     return _hub_checkpoint(pretrained, revision, subfolder)
 
 
-def check_local(pretrained: str, subfolder: str = "", *, pickle_allowed: bool = False, to_be_edited: bool = True) -> None:
+def check_local(
+    pretrained: str, subfolder: str = "", *, pickle_allowed: bool = False, to_be_edited: bool = True
+) -> None:
     """Refuse a local folder that cannot be loaded safely or whole, or not edited; a hub name is the loader's business.
 
-    Raises UserError for a missing config, a missing or truncated safetensors file, pickled weights without leave, and packed weights to be edited.
+    Raises UserError for a missing config, a missing or truncated safetensors file, pickled weights without leave, and
+    packed weights to be edited.
     """
     folder = Path(pretrained, subfolder).expanduser()
     if not folder.is_dir():
         if pretrained.startswith((".", "/", "~")):
-            raise UserError(f"there is no model folder {pretrained}; give a local folder, a hub name, or `demo` for the embedded model")
+            raise UserError(
+                f"there is no model folder {pretrained}; give a local folder, a hub name, or `demo` for the embedded"
+                " model"
+            )
         return
     config = _read_json(folder / "config.json")
     quantisation = config.get("quantization_config")
     method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
     if to_be_edited and method is not None and method not in _DEQUANTISED_ON_LOADING:
-        raise UserError(f"{pretrained} is quantised ({method}), and quantised weights cannot be edited: use the checkpoint it was made from, in float32, bfloat16 or float16")
+        raise UserError(
+            f"{pretrained} is quantised ({method}), and quantised weights cannot be edited: use the checkpoint it was"
+            " made from, in float32, bfloat16 or float16"
+        )
     if any(folder.glob("*.safetensors")) or (folder / _INDEX).is_file():
         _local_tensors(folder)
     elif any((folder / name).is_file() for name in _PICKLES):
         if not pickle_allowed:
             raise UserError(
-                f"{pretrained} holds pickled weights ({_PICKLES[0]}), which can run code when they are loaded: convert them to safetensors, "
-                "or, if you trust their source, say so with --model_args use_safetensors=False"
+                f"{pretrained} holds pickled weights ({_PICKLES[0]}), which can run code when they are loaded: convert"
+                " them to safetensors, or, if you trust their source, say so with --model_args use_safetensors=False"
             )
     elif not any(folder.glob("*.gguf")):
         raise UserError(f"{pretrained} holds no weights: expected {_SINGLE} or {_INDEX} beside config.json")
@@ -95,7 +121,12 @@ def identity(pretrained: str, revision: str = "main", subfolder: str = "") -> st
         files = sorted(path for path in folder.iterdir() if path.suffix in _HASHED and path.is_file())
         with ThreadPoolExecutor(4) as pool:
             digests = list(pool.map(_file_digest, files))
-        return "sha256:" + hashlib.sha256("".join(f"{path.name} {digest}\n" for path, digest in zip(files, digests, strict=True)).encode()).hexdigest()
+        return (
+            "sha256:"
+            + hashlib.sha256(
+                "".join(f"{path.name} {digest}\n" for path, digest in zip(files, digests, strict=True)).encode()
+            ).hexdigest()
+        )
     return f"{pretrained}@{_hub_commit(pretrained, revision)}"
 
 
@@ -145,16 +176,25 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         with path.open("rb") as file:
             length = struct.unpack("<Q", file.read(8))[0] if size >= 8 else _HEADER_LIMIT + 1
             if length > min(size - 8, _HEADER_LIMIT):
-                raise UserError(f"{path} is truncated or not a safetensors file ({size:,} bytes): fetch or copy it again")
+                raise UserError(
+                    f"{path} is truncated or not a safetensors file ({size:,} bytes): fetch or copy it again"
+                )
             header = json.loads(file.read(length))
-        found = {name: StoredTensor(tuple(item["shape"]), item["dtype"]) for name, item in header.items() if name != "__metadata__"}
+        found = {
+            name: StoredTensor(tuple(item["shape"]), item["dtype"])
+            for name, item in header.items()
+            if name != "__metadata__"
+        }
         end = max((item["data_offsets"][1] for name, item in header.items() if name != "__metadata__"), default=0)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: the checkpoint is incomplete; fetch or copy it again") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read as a safetensors file: {error}") from None
     if size < 8 + length + end:
-        raise UserError(f"{path} is truncated: it has {size:,} bytes and its header promises {8 + length + end:,}; fetch or copy it again")
+        raise UserError(
+            f"{path} is truncated: it has {size:,} bytes and its header promises {8 + length + end:,}; fetch or copy it"
+            " again"
+        )
     return found
 
 
@@ -184,8 +224,12 @@ def _hub_checkpoint(name: str, revision: str, subfolder: str) -> Checkpoint:
     try:
         files = get_safetensors_metadata(name, revision=revision).files_metadata.values()
     except Exception as error:
-        raise UserError(f"the safetensors headers of {name} cannot be read: {_first_line(error)}; plan from a local folder instead") from None
-    tensors = {key: StoredTensor(tuple(item.shape), str(item.dtype)) for file in files for key, item in file.tensors.items()}
+        raise UserError(
+            f"the safetensors headers of {name} cannot be read: {_first_line(error)}; plan from a local folder instead"
+        ) from None
+    tensors = {
+        key: StoredTensor(tuple(item.shape), str(item.dtype)) for file in files for key, item in file.tensors.items()
+    }
     return Checkpoint(name, config, tensors)
 
 

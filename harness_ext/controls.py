@@ -1,8 +1,12 @@
-"""Controls for another recipe, at the budget of its own receipt: as much done to the same matrices, with no knowledge of what matters in them.
+"""Controls for another recipe, at the budget of its own receipt: as much done to the same matrices, with no knowledge
+of what matters in them.
 
-The budget is the rank that each matrix was left at, for a control that keeps a rank; the distance that it was moved, for `noise`; and the recipe itself for `shuffled-labels`, which is that recipe
-with the answers of its calibration documents exchanged. A search is controlled by a search: on exchanged answers, or, for `random-subspace`, by as many trials of random directions in as many
-matrices of the same sizes drawn at random (`harness_ext.search.at_random`), of which the best is chosen in the same way.
+The budget is the rank that each matrix was left at, for a control that keeps a rank; the distance that it was moved,
+for `noise`; and the recipe itself for `shuffled-labels`, which is that recipe
+with the answers of its calibration documents exchanged. A search is controlled by a search: on exchanged answers, or,
+for `random-subspace`, by as many trials of random directions in as many
+matrices of the same sizes drawn at random (`harness_ext.search.at_random`), of which the best is chosen in the same
+way.
 """
 
 from __future__ import annotations
@@ -36,13 +40,17 @@ def check_control(name: str) -> None:
     """Raise UserError where no recipe could have this control."""
     if name != SHUFFLED_LABELS and not _fit(parse_recipe(name)):
         fit = [*(other for other in shipped_names() if _fit(parse_recipe(other))), SHUFFLED_LABELS]
-        raise UserError(f"{name!r} cannot be a control: it must be a recipe of one step that keeps a given rank or moves a given distance; choose from {', '.join(fit)}")
+        raise UserError(
+            f"{name!r} cannot be a control: it must be a recipe of one step that keeps a given rank or moves a given"
+            f" distance; choose from {', '.join(fit)}"
+        )
 
 
 def control_recipe(name: str, recipe: Recipe, receipt: Mapping[str, Any]) -> Recipe:
     """The control `name` of a recipe that left this receipt.
 
-    Any shipped recipe of one step that needs no calibration, and whose method takes a rank or a `relative_error`, can be one; `random-subspace`, `bottom-k` and `noise` are made to be. `identity` takes the same matrices at full rank.
+    Any shipped recipe of one step that needs no calibration, and whose method takes a rank or a `relative_error`, can
+    be one; `random-subspace`, `bottom-k` and `noise` are made to be. `identity` takes the same matrices at full rank.
 
     Raises UserError where `name` cannot be a control, and NoControl where it cannot be one of this recipe.
     """
@@ -53,15 +61,33 @@ def control_recipe(name: str, recipe: Recipe, receipt: Mapping[str, Any]) -> Rec
         return control.model_copy(update={"label": label, "control": name, "control_of": recipe.recipe_id})
     own = parse_recipe(name)
     if own.name == RANDOM_SUBSPACE and any(step.is_search for step in recipe.steps):
-        data = {"name": own.name, "summary": f"As many trials as {recipe.label} made, of random directions in matrices of the same sizes drawn at random, and the best of them.", "steps": _searched_at_random(recipe, receipt, own.steps[0].seed)}
-        return recipe_from(data, origin=label, label=label).model_copy(update={"control": own.name, "control_of": recipe.recipe_id})
+        data = {
+            "name": own.name,
+            "summary": (
+                f"As many trials as {recipe.label} made, of random directions in matrices of the same sizes drawn at"
+                " random, and the best of them."
+            ),
+            "steps": _searched_at_random(recipe, receipt, own.steps[0].seed),
+        }
+        return recipe_from(data, origin=label, label=label).model_copy(
+            update={"control": own.name, "control_of": recipe.recipe_id}
+        )
     steps = _of_the_size(own.steps[0], receipt)
-    data = {"name": own.name, "summary": f"{own.summary.rstrip('.')}. Control at the budget of {recipe.label}.", "source": own.source, "steps": steps}
-    return recipe_from(data, origin=label, label=label).model_copy(update={"control": own.name, "control_of": recipe.recipe_id})
+    data = {
+        "name": own.name,
+        "summary": f"{own.summary.rstrip('.')}. Control at the budget of {recipe.label}.",
+        "source": own.source,
+        "steps": steps,
+    }
+    return recipe_from(data, origin=label, label=label).model_copy(
+        update={"control": own.name, "control_of": recipe.recipe_id}
+    )
 
 
 def _searched_at_random(recipe: Recipe, receipt: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
-    """The recipe with each search replaced by its control: the ranks at which the winner left its matrices, and as many trials as were made."""
+    """The recipe with each search replaced by its control: the ranks at which the winner left its matrices, and as many
+    trials as were made.
+    """
     steps = []
     for number, step in enumerate(recipe.steps):
         if not step.is_search:
@@ -74,8 +100,12 @@ def _searched_at_random(recipe: Recipe, receipt: Mapping[str, Any], seed: int) -
         (made,) = [record["trials"] for record in receipt["searches"] if record["step"] == number]
         # A matrix edited twice is in the receipt twice; the last rank is the one it was left with.
         left = {_key(record): record["rank_after"] for record in edited}
-        common = step.model_dump(mode="json", exclude_none=True, include={"matrices", "layers", "per_head", "factored", "calibration"})
-        steps.append({**common, "method": "search_at_random", "seed": seed, "instead_of": left, "tries": max(1, len(made))})
+        common = step.model_dump(
+            mode="json", exclude_none=True, include={"matrices", "layers", "per_head", "factored", "calibration"}
+        )
+        steps.append(
+            {**common, "method": "search_at_random", "seed": seed, "instead_of": left, "tries": max(1, len(made))}
+        )
     return steps
 
 
@@ -90,25 +120,43 @@ def _of_the_size(step: Step, receipt: Mapping[str, Any]) -> list[dict[str, Any]]
 
 def _by_rank(step: Step, receipt: Mapping[str, Any]) -> list[dict[str, Any]]:
     # A matrix edited twice is in the receipt twice; the last rank is the one it was left with.
-    left = {_key(record): _Left(record["rank_after"], record.get("stored") == FACTORS) for record in receipt["matrices"]}
+    left = {
+        _key(record): _Left(record["rank_after"], record.get("stored") == FACTORS) for record in receipt["matrices"]
+    }
     _check_cut(receipt["matrices"])
     alike: dict[_Left, list[str]] = {}
     for key, how in left.items():
         alike.setdefault(how, []).append(key)
-    return [{"method": step.method, "matrices": keys, "keep": {"rank": how.rank}, "seed": step.seed, "factored": how.factored} for how, keys in sorted(alike.items())]
+    return [
+        {
+            "method": step.method,
+            "matrices": keys,
+            "keep": {"rank": how.rank},
+            "seed": step.seed,
+            "factored": how.factored,
+        }
+        for how, keys in sorted(alike.items())
+    ]
 
 
 def _check_cut(records: Sequence[Mapping[str, Any]]) -> None:
     if all(record["rank_after"] == record["rank_before"] for record in records):
-        raise NoControl("the recipe left every matrix at full rank, where this control changes nothing; noise can be its control")
+        raise NoControl(
+            "the recipe left every matrix at full rank, where this control changes nothing; noise can be its control"
+        )
 
 
 def _by_distance(step: Step, receipt: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One step for each matrix, at the distance that the receipt has; edits in succession add up as if at right angles, as random ones nearly are."""
+    """One step for each matrix, at the distance that the receipt has; edits in succession add up as if at right angles,
+    as random ones nearly are.
+    """
     squares: dict[str, float] = {}
     for record in receipt["matrices"]:
         squares[_key(record)] = squares.get(_key(record), 0.0) + record["relative_error"] ** 2
-    return [{"method": step.method, "matrices": [key], "relative_error": square**0.5, "seed": step.seed} for key, square in squares.items()]
+    return [
+        {"method": step.method, "matrices": [key], "relative_error": square**0.5, "seed": step.seed}
+        for key, square in squares.items()
+    ]
 
 
 def _with_shuffled_labels(recipe: Recipe) -> Recipe:
@@ -118,10 +166,16 @@ def _with_shuffled_labels(recipe: Recipe) -> Recipe:
         raise NoControl("the recipe learns from texts alone, and not from which answer is right")
 
     def shuffled(step: Step) -> Step:
-        return step if step.evidence is None else step.model_copy(update={"calibration": step.evidence.model_copy(update={"shuffled_labels": True})})
+        return (
+            step
+            if step.evidence is None
+            else step.model_copy(update={"calibration": step.evidence.model_copy(update={"shuffled_labels": True})})
+        )
 
     summary = f"{recipe.summary.rstrip('.')}. Control: the answers of the calibration documents exchanged."
-    return recipe.model_copy(update={"name": SHUFFLED_LABELS, "steps": tuple(map(shuffled, recipe.steps)), "summary": summary})
+    return recipe.model_copy(
+        update={"name": SHUFFLED_LABELS, "steps": tuple(map(shuffled, recipe.steps)), "summary": summary}
+    )
 
 
 def _key(record: Mapping[str, Any]) -> str:
@@ -136,4 +190,6 @@ def _fit(recipe: Recipe) -> bool:
     if len(recipe.steps) != 1 or recipe.steps[0].is_search:
         return False
     method = _method(recipe)
-    return (method.takes_keep or "relative_error" in method.parameters or recipe.name == IDENTITY) and not method.statistics
+    return (
+        method.takes_keep or "relative_error" in method.parameters or recipe.name == IDENTITY
+    ) and not method.statistics

@@ -1,8 +1,12 @@
-"""The data sets of lm-eval's own tasks: taken from copies in the user's data folder, where there are some, and named with their task where they cannot be loaded.
+"""The data sets of lm-eval's own tasks: taken from copies in the user's data folder, where there are some, and named
+with their task where they cannot be loaded.
 
-Our tasks do both for themselves (`task_data`). For lm-eval's the one seam is `ConfigurableTask.download`, replaced while a command builds its tasks. A copy is a folder named as the data set is on the hub, `DIR/OWNER/NAME`,
-with a sub-folder for each configuration or the hub's own layout; it changes nothing of the task but where the items come from. What cannot be loaded raises, offline or where a data set is
-absent, gated or renamed, a dozen kinds of exceptions that name no task: the failing one is found among the frames of the traceback.
+Our tasks do both for themselves (`task_data`). For lm-eval's the one seam is `ConfigurableTask.download`, replaced
+while a command builds its tasks. A copy is a folder named as the data set is on the hub, `DIR/OWNER/NAME`,
+with a sub-folder for each configuration or the hub's own layout; it changes nothing of the task but where the items
+come from. What cannot be loaded raises, offline or where a data set is
+absent, gated or renamed, a dozen kinds of exceptions that name no task: the failing one is found among the frames of
+the traceback.
 """
 
 from __future__ import annotations
@@ -23,7 +27,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Inside this block lm-eval's own tasks take their data sets from local copies where there are some; one that cannot be loaded is a UserError with the task, the data set and what to do. All else passes unchanged."""
+    """Inside this block lm-eval's own tasks take their data sets from local copies where there are some; one that
+    cannot be loaded is a UserError with the task, the data set and what to do. All else passes unchanged.
+    """
     try:
         with _copies():
             yield
@@ -60,7 +66,9 @@ def _copies() -> Iterator[None]:
 
 
 def _copy_of(task: Task) -> tuple[str, str | None] | None:
-    """What to load in the place of a task's data set: a folder, and the configuration if the folder is not that of one; None without a copy."""
+    """What to load in the place of a task's data set: a folder, and the configuration if the folder is not that of one;
+    None without a copy.
+    """
     root = (task.config.metadata or {}).get("data_dir") or os.environ.get(DATA_VARIABLE)
     copy = Path(str(root)).expanduser() / task.DATASET_PATH if root and task.DATASET_PATH else None
     if copy is None or not copy.is_dir():
@@ -70,7 +78,9 @@ def _copy_of(task: Task) -> tuple[str, str | None] | None:
 
 
 def _downloading(error: Exception) -> Task | None:
-    """The task whose data set was being loaded when `error` was raised; None where it comes from elsewhere, or from a function of the task's own."""
+    """The task whose data set was being loaded when `error` was raised; None where it comes from elsewhere, or from a
+    function of the task's own.
+    """
     from lm_eval.api.task import ConfigurableTask
 
     for frame, _ in walk_tb(error.__traceback__):
@@ -85,7 +95,9 @@ def _message(task: Task, error: Exception) -> str:
     arguments = ", ".join(repr(part) for part in (task.DATASET_PATH, task.DATASET_NAME) if part)
     place = "/".join(part for part in ("DIR", task.DATASET_PATH, task.DATASET_NAME) if part)
     return (
-        f"task {task.config.task}: its data set cannot be loaded ({reason}). It is lm-eval's own task, which takes its items from the Hugging Face hub or from that hub's cache: "
-        f"where there is a network, run it once, or `datasets.load_dataset({arguments})`, and name the folder of that cache here by HF_HOME=DIR; or put the splits (train.jsonl, test.parquet ...) into {place} "
-        f"and name DIR by {DATA_VARIABLE}=DIR or --metadata '{{\"data_dir\": \"DIR\"}}'"
+        f"task {task.config.task}: its data set cannot be loaded ({reason}). It is lm-eval's own task, which takes its"
+        " items from the Hugging Face hub or from that hub's cache: "
+        f"where there is a network, run it once, or `datasets.load_dataset({arguments})`, and name the folder of that"
+        f" cache here by HF_HOME=DIR; or put the splits (train.jsonl, test.parquet ...) into {place} "
+        f'and name DIR by {DATA_VARIABLE}=DIR or --metadata \'{{"data_dir": "DIR"}}\''
     )

@@ -26,7 +26,9 @@ def combined(names: Iterable[str], digest_of: Callable[[str], str]) -> str:
     ordered = sorted(names)
     with ThreadPoolExecutor(_HASHING_THREADS) as pool:
         digests = list(pool.map(digest_of, ordered))
-    return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in zip(ordered, digests, strict=True)).encode()).hexdigest()
+    return hashlib.sha256(
+        "".join(f"{name} {digest}\n" for name, digest in zip(ordered, digests, strict=True)).encode()
+    ).hexdigest()
 
 
 def tensor_digest(value: Tensor) -> str:
@@ -34,7 +36,10 @@ def tensor_digest(value: Tensor) -> str:
     import torch
 
     if value.device.type == "meta":
-        raise UserError("some weights of the model are offloaded, not in memory, and can neither be edited nor told apart: give the model more memory, or drop parallelize and offloading")
+        raise UserError(
+            "some weights of the model are offloaded, not in memory, and can neither be edited nor told apart: give the"
+            " model more memory, or drop parallelize and offloading"
+        )
     data = value.detach().cpu().contiguous()
     hasher = hashlib.sha256(f"{data.dtype} {tuple(data.shape)} ".encode())
     if data.numel():

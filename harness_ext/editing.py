@@ -24,10 +24,19 @@ UNSEEN = "unseen"
 _ROWS_AT_ONCE = 256
 
 
-def edit_matrix(weights: Weights, factors: Factors, step: Step, number: int, matrix: Matrix, evidence: Mapping[str, Tensor], where: str) -> MatrixRecord:
+def edit_matrix(
+    weights: Weights,
+    factors: Factors,
+    step: Step,
+    number: int,
+    matrix: Matrix,
+    evidence: Mapping[str, Tensor],
+    where: str,
+) -> MatrixRecord:
     """Edit one matrix as a step says, by what was learned about it, and tell what became of it.
 
-    Raises UserError where the step asks for what the matrix cannot have, and VariantFailed where its numbers are at fault.
+    Raises UserError where the step asks for what the matrix cannot have, and VariantFailed where its numbers are at
+    fault.
     """
     started = time.perf_counter()
     require_finite(weights, matrix)
@@ -68,7 +77,9 @@ def edit_matrix(weights: Weights, factors: Factors, step: Step, number: int, mat
 
 
 def _norm(matrix: Tensor, without: Tensor | None = None) -> float:
-    """The Frobenius norm of a matrix, or of what it is without another, added up in fp64; some rows at a time, since a whole copy in fp64 would be the largest thing in memory."""
+    """The Frobenius norm of a matrix, or of what it is without another, added up in fp64; some rows at a time, since a
+    whole copy in fp64 would be the largest thing in memory.
+    """
     import torch
 
     squares = 0.0
@@ -81,7 +92,9 @@ def _norm(matrix: Tensor, without: Tensor | None = None) -> float:
 
 
 def _write(weights: Weights, step: Step, matrix: Matrix, edit: AnyEdit) -> str:
-    """Write an edit as the step wants it, and say how: as factors only below the break-even rank, where they are smaller."""
+    """Write an edit as the step wants it, and say how: as factors only below the break-even rank, where they are
+    smaller.
+    """
     rows, columns = matrix.shape
     if step.factored and isinstance(edit, Edit) and stored_parameters(matrix.shape, edit.rank) < rows * columns:
         weights.factor(matrix, edit.left, edit.right)
@@ -90,14 +103,25 @@ def _write(weights: Weights, step: Step, matrix: Matrix, edit: AnyEdit) -> str:
     return DENSE
 
 
-def _call(weights: Weights, factors: Factors, step: Step, matrix: Matrix, weight: Tensor, evidence: Mapping[str, Tensor], where: str) -> AnyEdit:
+def _call(
+    weights: Weights,
+    factors: Factors,
+    step: Step,
+    matrix: Matrix,
+    weight: Tensor,
+    evidence: Mapping[str, Tensor],
+    where: str,
+) -> AnyEdit:
     """Hand a method what its signature asks for."""
     import torch
 
     method = registered_methods()[step.method]
     if method.statistics - evidence.keys():
         return DenseEdit(weight, UNSEEN)
-    arguments: dict[str, Any] = {**step.parameters, **{name: value.to(weight.device) for name, value in evidence.items()}}
+    arguments: dict[str, Any] = {
+        **step.parameters,
+        **{name: value.to(weight.device) for name, value in evidence.items()},
+    }
     if "svd" in method.engine_arguments:
         arguments["svd"] = decompose(factors, weight, matrix)
     if "truncate" in method.engine_arguments:
@@ -116,7 +140,9 @@ def _call(weights: Weights, factors: Factors, step: Step, matrix: Matrix, weight
     except NotConverged as error:
         raise VariantFailed("not_converged", str(error), matrix.key) from None
     except torch.linalg.LinAlgError as error:
-        raise VariantFailed("not_converged", f"the decomposition of {matrix.key} does not converge: {error}", matrix.key) from None
+        raise VariantFailed(
+            "not_converged", f"the decomposition of {matrix.key} does not converge: {error}", matrix.key
+        ) from None
 
 
 def _budget(step: Step, matrix: Matrix, where: str) -> Keep | None:
@@ -146,7 +172,11 @@ def require_finite(weights: Weights, matrix: Matrix) -> None:
     """Raise VariantFailed where a matrix holds what cannot be decomposed."""
     place = weights.first_not_finite(matrix)
     if place is not None:
-        raise VariantFailed("non_finite_weight", f"{matrix.key} holds a NaN or an infinity at {place}, and cannot be decomposed", matrix.key)
+        raise VariantFailed(
+            "non_finite_weight",
+            f"{matrix.key} holds a NaN or an infinity at {place}, and cannot be decomposed",
+            matrix.key,
+        )
 
 
 def require_finite_evidence(values: Mapping[str, Tensor], key: str) -> None:
@@ -155,7 +185,10 @@ def require_finite_evidence(values: Mapping[str, Tensor], key: str) -> None:
 
     for name, value in values.items():
         if not bool(torch.isfinite(value).all()):
-            reason = f"the {name} of {key} over the calibration documents holds a NaN or an infinity: its inputs overflow; load the model in float32 or bfloat16"
+            reason = (
+                f"the {name} of {key} over the calibration documents holds a NaN or an infinity: its inputs overflow;"
+                " load the model in float32 or bfloat16"
+            )
             raise VariantFailed("non_finite_statistic", reason, key)
 
 

@@ -1,6 +1,7 @@
 """What a user of this package is meant to see when something is wrong, and the words for it.
 
-The command line prints the message after `error: ` and exits with code 2; everything else is a bug and keeps its traceback.
+The command line prints the message after `error: ` and exits with code 2; everything else is a bug and keeps its
+traceback.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Scoring one variant with lm-eval, and saving what lm-eval saves.
 
-`simple_evaluate` does the scoring, with every setting of the command; lm-eval's own tracker writes the files. Two things are added: the results say which backend was asked for (lm-eval only sees
+`simple_evaluate` does the scoring, with every setting of the command; lm-eval's own tracker writes the files. Two
+things are added: the results say which backend was asked for (lm-eval only sees
 a finished model object), and the files are read back, because lm-eval logs a failed write and goes on.
 """
 
@@ -27,20 +28,33 @@ if TYPE_CHECKING:
 log = logging.getLogger("lm_eval.recipes")
 
 
-def evaluate(lm: RecipeLM, tasks: Sequence[Task | Group], task_manager: TaskManager, config: RunConfig) -> dict[str, Any]:
-    """Score the model as it is on tasks that are built already. Returns lm-eval's results, samples included; the tracker is under `_tracker`."""
+def evaluate(
+    lm: RecipeLM, tasks: Sequence[Task | Group], task_manager: TaskManager, config: RunConfig
+) -> dict[str, Any]:
+    """Score the model as it is on tasks that are built already. Returns lm-eval's results, samples included; the
+    tracker is under `_tracker`.
+    """
     from lm_eval.loggers import EvaluationTracker
 
     harness = config.harness
     seed = harness.seed or [None] * 4
-    tracker = EvaluationTracker(**{key: value for key, value in harness.hf_hub_log_args.items() if key != "output_path"})
+    tracker = EvaluationTracker(
+        **{key: value for key, value in harness.hf_hub_log_args.items() if key != "output_path"}
+    )
     with _quiet_git():
         results = _simple_evaluate(lm, tasks, task_manager, config, tracker, seed)
     results["config"]["model"] = tracker.general_config_tracker.model_source = harness.model
     return {**results, "_tracker": tracker}
 
 
-def _simple_evaluate(lm: RecipeLM, tasks: Sequence[Task | Group], task_manager: TaskManager, config: RunConfig, tracker: EvaluationTracker, seed: list[int | None]) -> dict[str, Any]:
+def _simple_evaluate(
+    lm: RecipeLM,
+    tasks: Sequence[Task | Group],
+    task_manager: TaskManager,
+    config: RunConfig,
+    tracker: EvaluationTracker,
+    seed: list[int | None],
+) -> dict[str, Any]:
     from lm_eval import simple_evaluate
 
     harness = config.harness
@@ -87,14 +101,17 @@ def _ask_for_ranks(tasks: Sequence[Task | Group]) -> None:
 
 @contextmanager
 def _quiet_git() -> Iterator[None]:
-    """Let lm-eval ask git for the commit without git's complaint, once a variant, that a folder is no repository. The answer is the same."""
+    """Let lm-eval ask git for the commit without git's complaint, once a variant, that a folder is no repository. The
+    answer is the same.
+    """
     from lm_eval import evaluator
 
     before = evaluator.get_git_commit_hash
 
     def commit() -> str | None:
         try:
-            inside = subprocess.run(["git", "rev-parse"], capture_output=True, check=False).returncode == 0  # noqa: S607
+            asked = subprocess.run(["git", "rev-parse"], capture_output=True, check=False)
+            inside = asked.returncode == 0
         except OSError:
             inside = True
         return before() if inside else get_commit_from_path(os.getcwd())
@@ -141,9 +158,14 @@ def _read_back(folder: Path, date: str, counts: Mapping[str, int]) -> None:
 
 
 def _log_elsewhere(config: RunConfig, results: dict[str, Any], samples: dict[str, Any]) -> None:
-    """Weights & Biases and Trackio, one run a variant, as lm-eval does it: a service that fails never costs a result."""
+    """Weights & Biases and Trackio, one run a variant, as lm-eval does it: a service that fails never costs a
+    result.
+    """
     harness = config.harness
-    for arguments, name, extra in ((harness.wandb_args, "WandbLogger", (harness.wandb_config_args,)), (harness.trackio_args, "TrackioLogger", ())):
+    for arguments, name, extra in (
+        (harness.wandb_args, "WandbLogger", (harness.wandb_config_args,)),
+        (harness.trackio_args, "TrackioLogger", ()),
+    ):
         if not arguments:
             continue
         try:
@@ -154,5 +176,5 @@ def _log_elsewhere(config: RunConfig, results: dict[str, Any], samples: dict[str
             logger.log_eval_result()
             logger.log_eval_samples(samples)
             logger.run.finish() if name == "WandbLogger" else logger.finish()
-        except Exception as error:  # noqa: BLE001 - whatever a service raises, the run directory must still be written
+        except Exception as error:
             log.warning("Logging to %s failed: %s", name.removesuffix("Logger"), error)

@@ -1,7 +1,9 @@
 """An edited model as a checkpoint that plain transformers loads: safetensors, tokenizer, receipt and a model card.
 
-A bias shift needs a bias. Where the architecture has none in a layer but can be told to (`attention_bias`, `mlp_bias`), the config is told, and the other layers get biases of zero; where it cannot be
-told, the export is refused rather than the shift dropped. The folder is written beside its place and renamed when whole.
+A bias shift needs a bias. Where the architecture has none in a layer but can be told to (`attention_bias`, `mlp_bias`),
+the config is told, and the other layers get biases of zero; where it cannot be
+told, the export is refused rather than the shift dropped. The folder is written beside its place and renamed when
+whole.
 """
 
 from __future__ import annotations
@@ -27,11 +29,13 @@ _BIAS_SWITCHES = ("attention_bias", "mlp_bias", "bias")
 
 
 def export(lm: RecipeLM, place: Path, model_name: str, command: list[str]) -> int:
-    """Write the model as it is, with the recipe that was applied to it, into a new folder. Plain transformers has no place for thin layers: they become the products of their factors, in the model too.
+    """Write the model as it is, with the recipe that was applied to it, into a new folder. Plain transformers has no
+    place for thin layers: they become the products of their factors, in the model too.
 
     Returns the number of layers of which that is so.
 
-    Raises UserError where the folder exists or cannot be written, or where the architecture cannot hold a bias that the recipe made.
+    Raises UserError where the folder exists or cannot be written, or where the architecture cannot hold a bias that the
+    recipe made.
     """
     if place.exists():
         raise UserError(f"{place} exists already; name a folder that does not, with --out")
@@ -57,7 +61,9 @@ def _save(lm: RecipeLM, config: PretrainedConfig, state: dict[str, Tensor], fold
     lm.tokenizer.save_pretrained(folder)
 
 
-def _with_biases(config: PretrainedConfig, state: dict[str, Tensor], added: list[str]) -> tuple[PretrainedConfig, dict[str, Tensor]]:
+def _with_biases(
+    config: PretrainedConfig, state: dict[str, Tensor], added: list[str]
+) -> tuple[PretrainedConfig, dict[str, Tensor]]:
     if not added:
         return config, state
     switched = copy.deepcopy(config)
@@ -65,10 +71,13 @@ def _with_biases(config: PretrainedConfig, state: dict[str, Tensor], added: list
         if getattr(switched, switch, None) is False:
             setattr(switched, switch, True)
             if set(added) <= set(expected := _shapes(switched)):
-                return switched, {**state, **{name: _zeros(state, name, shape) for name, shape in expected.items() if name not in state}}
+                return switched, {
+                    **state,
+                    **{name: _zeros(state, name, shape) for name, shape in expected.items() if name not in state},
+                }
     raise UserError(
-        f"the recipe gives {added[0]} (and {len(added) - 1} more) a bias, which a {config.model_type} checkpoint cannot hold: "
-        "choose matrices that have a bias, or a recipe that shifts none (bias=false, where the method has it)"
+        f"the recipe gives {added[0]} (and {len(added) - 1} more) a bias, which a {config.model_type} checkpoint cannot"
+        " hold: choose matrices that have a bias, or a recipe that shifts none (bias=false, where the method has it)"
     )
 
 
@@ -78,7 +87,9 @@ def _shapes(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return {name: tuple(value.shape) for name, value in AutoModelForCausalLM.from_config(config).state_dict().items()}
+        return {
+            name: tuple(value.shape) for name, value in AutoModelForCausalLM.from_config(config).state_dict().items()
+        }
 
 
 def _zeros(state: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
@@ -87,17 +98,31 @@ def _zeros(state: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Te
 
 def _receipt(lm: RecipeLM, model_name: str, command: list[str], made_dense: Collection[str]) -> dict[str, Any]:
     assert lm.applied is not None and lm.operation is not None
-    records = [replace(record, stored=DENSE, digest_after=lm.weights.digest_of(record.name)) if record.name in made_dense and record.stored == FACTORS else record for record in lm.operation.records]
+    records = [
+        (
+            replace(record, stored=DENSE, digest_after=lm.weights.digest_of(record.name))
+            if record.name in made_dense and record.stored == FACTORS
+            else record
+        )
+        for record in lm.operation.records
+    ]
     return {
         "format": "export",
         "command": command,
-        "model": {"name": model_name, "dtype": str(lm.model.dtype).removeprefix("torch."), "model_type": lm.model.config.model_type},
+        "model": {
+            "name": model_name,
+            "dtype": str(lm.model.dtype).removeprefix("torch."),
+            "model_type": lm.model.config.model_type,
+        },
         "recipe": {"label": lm.applied.label, "recipe_id": lm.applied.recipe_id, "resolved": lm.applied.resolved()},
         "weights": {"digest_after": lm.weights.digest()},
         "matrices": rows(records),
         "made_dense": sorted(made_dense),
         "totals": lm.totals(),
-        "calibration": [{"step": step, "task": drawn.task, "documents": [document.doc_hash for document in drawn.documents]} for step, drawn in lm.operation.calibration],
+        "calibration": [
+            {"step": step, "task": drawn.task, "documents": [document.doc_hash for document in drawn.documents]}
+            for step, drawn in lm.operation.calibration
+        ],
         "versions": versions(),
     }
 
@@ -108,9 +133,16 @@ def _card(lm: RecipeLM, model_name: str, command: list[str], made_dense: Collect
     assert lm.applied is not None and lm.operation is not None
     recipe = yaml.safe_dump(without_searching(lm.applied, lm.operation.searches), sort_keys=False, allow_unicode=True)
     totals = lm.totals()
-    thin = f" The recipe computes {len(made_dense)} layers as two thin ones; here they are the products of those, since this format has no place for them: no smaller, and no faster." if made_dense else ""
+    thin = (
+        f" The recipe computes {len(made_dense)} layers as two thin ones; here they are the products of those, since"
+        " this format has no place for them: no smaller, and no faster."
+        if made_dense
+        else ""
+    )
     return (
-        f"---\nlibrary_name: transformers\nbase_model: {model_name}\n---\n\n# {model_name}, edited by {lm.applied.label}\n\n"
-        f"{totals['matrices_edited']} weight matrices of `{model_name}` were edited by the recipe below and written back dense. Whether that helped, hurt or made no difference on a task is not "
-        f"said here: measure it.{thin}\n\n    {' '.join(command)}\n\n```yaml\n{recipe}```\n\n`receipt.json` lists every matrix: shape, rank, energy kept, error, digests.\n"
+        f"---\nlibrary_name: transformers\nbase_model: {model_name}\n---\n\n# {model_name}, edited by"
+        f" {lm.applied.label}\n\n{totals['matrices_edited']} weight matrices of `{model_name}` were edited by the"
+        " recipe below and written back dense. Whether that helped, hurt or made no difference on a task is not said"
+        f" here: measure it.{thin}\n\n    {' '.join(command)}\n\n```yaml\n{recipe}```\n\n`receipt.json` lists every"
+        " matrix: shape, rank, energy kept, error, digests.\n"
     )

@@ -1,7 +1,9 @@
 """How each kind of model names its layers and lays out its matrices; the next one is one entry in `FAMILIES`.
 
-Three layouts of queries, keys and values occur: a matrix each; one matrix that stacks the three; and one that interleaves them, for each group of query heads its queries, its key and its value.
-A group is one head in BLOOM and GPT-NeoX, all heads in a multi-query Falcon. Experts are kept in one parameter `[experts, out, in]`, gate and up fused in the rows of one; the router that picks
+Three layouts of queries, keys and values occur: a matrix each; one matrix that stacks the three; and one that
+interleaves them, for each group of query heads its queries, its key and its value.
+A group is one head in BLOOM and GPT-NeoX, all heads in a multi-query Falcon. Experts are kept in one parameter
+`[experts, out, in]`, gate and up fused in the rows of one; the router that picks
 among them has no role.
 """
 
@@ -34,7 +36,9 @@ Rows = Callable[[Heads, int], Ranges]
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a family keeps a role: the name of a weight inside a layer, without `.weight`, and the rows of it; None for all."""
+    """Where a family keeps a role: the name of a weight inside a layer, without `.weight`, and the rows of it; None for
+    all.
+    """
 
     role: str
     name: str
@@ -45,8 +49,10 @@ class Slot:
 class Family:
     """How one kind of model names its layers and matrices.
 
-    layer: the text between the start of a name, or a dot, and the number. base: what comes before the names of all but the output head in a loaded model; some checkpoints leave it out.
-    geometry: the keys of the config that `heads` reads. tied: whether a config that does not say means that the output head shares the embedding's weight.
+    layer: the text between the start of a name, or a dot, and the number. base: what comes before the names of all but
+    the output head in a loaded model; some checkpoints leave it out.
+    geometry: the keys of the config that `heads` reads. tied: whether a config that does not say means that the output
+    head shares the embedding's weight.
     """
 
     model_types: tuple[str, ...]
@@ -55,7 +61,7 @@ class Family:
     slots: tuple[Slot, ...]
     stored_transposed: bool = False
     tied: bool = False
-    heads: Callable[[Mapping[str, Any]], Heads] = lambda config: _llama_heads(config)
+    heads: Callable[[Mapping[str, Any]], Heads] = lambda config: _llama_heads(config)  # noqa: PLW0108 - defined below
     geometry: tuple[str, ...] = ("hidden_size", "num_attention_heads", "num_key_value_heads")
 
 
@@ -66,7 +72,9 @@ def _llama_heads(config: Mapping[str, Any]) -> Heads:
 
 
 def _equal_heads(count: str, width: str) -> Callable[[Mapping[str, Any]], Heads]:
-    """As many key and value heads as query heads; `count` and `width` are the config's keys for the heads and for the width of all."""
+    """As many key and value heads as query heads; `count` and `width` are the config's keys for the heads and for the
+    width of all.
+    """
     return lambda config: Heads(int(config[count]), int(config[count]), int(config[width]) // int(config[count]))
 
 
@@ -127,57 +135,109 @@ _OWN_WIDTH = ("num_attention_heads", "num_key_value_heads", "head_dim")
 FAMILIES: tuple[Family, ...] = (
     Family(("llama", "mistral", "qwen2"), "layers.", "model.", _QKVO + _slots("mlp.", **_GATED)),
     Family(("qwen3",), "layers.", "model.", _QKVO + _slots("mlp.", **_GATED), geometry=_OWN_WIDTH),
-    Family(("gemma2", "gemma3_text"), "layers.", "model.", _QKVO + _slots("mlp.", **_GATED), tied=True, geometry=_OWN_WIDTH),
     Family(
-        # Some Qwen layers are dense, and Qwen2's mixtures have one shared expert beside the others, which is a matrix like any other.
-        ("mixtral", "qwen2_moe", "qwen3_moe"), "layers.", "model.",
-        _QKVO + _slots("mlp.", **_GATED) + _gate_up("mlp.experts.gate_up_proj") + _slots("mlp.experts.", down_proj="down_proj") + _slots("mlp.shared_expert.", **_GATED),
+        ("gemma2", "gemma3_text"), "layers.", "model.", _QKVO + _slots("mlp.", **_GATED), tied=True, geometry=_OWN_WIDTH
     ),
     Family(
-        ("phi",), "layers.", "model.",
-        _slots("self_attn.", q_proj="q_proj", k_proj="k_proj", v_proj="v_proj", o_proj="dense") + _slots("mlp.", up_proj="fc1", down_proj="fc2"),
+        # Some Qwen layers are dense, and Qwen2's mixtures have one shared expert beside the others, which is a matrix
+        # like any other.
+        ("mixtral", "qwen2_moe", "qwen3_moe"),
+        "layers.",
+        "model.",
+        _QKVO
+        + _slots("mlp.", **_GATED)
+        + _gate_up("mlp.experts.gate_up_proj")
+        + _slots("mlp.experts.", down_proj="down_proj")
+        + _slots("mlp.shared_expert.", **_GATED),
+    ),
+    Family(
+        ("phi",),
+        "layers.",
+        "model.",
+        _slots("self_attn.", q_proj="q_proj", k_proj="k_proj", v_proj="v_proj", o_proj="dense")
+        + _slots("mlp.", up_proj="fc1", down_proj="fc2"),
         geometry=("hidden_size", "num_attention_heads"),
     ),
     Family(
-        ("phi3",), "layers.", "model.",
-        _fused("self_attn.qkv_proj", _stacked) + _slots("self_attn.", o_proj="o_proj") + _gate_up("mlp.gate_up_proj") + _slots("mlp.", down_proj="down_proj"),
+        ("phi3",),
+        "layers.",
+        "model.",
+        _fused("self_attn.qkv_proj", _stacked)
+        + _slots("self_attn.", o_proj="o_proj")
+        + _gate_up("mlp.gate_up_proj")
+        + _slots("mlp.", down_proj="down_proj"),
         geometry=("hidden_size", "num_attention_heads"),
     ),
     Family(
-        ("gpt2",), "h.", "transformer.",
-        _fused("attn.c_attn", _stacked) + _slots("attn.", o_proj="c_proj") + _slots("mlp.", up_proj="c_fc", down_proj="c_proj"),
-        stored_transposed=True, tied=True, heads=_equal_heads("n_head", "n_embd"), geometry=("n_head", "n_embd"),
+        ("gpt2",),
+        "h.",
+        "transformer.",
+        _fused("attn.c_attn", _stacked)
+        + _slots("attn.", o_proj="c_proj")
+        + _slots("mlp.", up_proj="c_fc", down_proj="c_proj"),
+        stored_transposed=True,
+        tied=True,
+        heads=_equal_heads("n_head", "n_embd"),
+        geometry=("n_head", "n_embd"),
     ),
     Family(
-        ("gptj",), "h.", "transformer.",
-        _slots("attn.", q_proj="q_proj", k_proj="k_proj", v_proj="v_proj", o_proj="out_proj") + _slots("mlp.", up_proj="fc_in", down_proj="fc_out"),
-        heads=_equal_heads("n_head", "n_embd"), geometry=("n_head", "n_embd"),
+        ("gptj",),
+        "h.",
+        "transformer.",
+        _slots("attn.", q_proj="q_proj", k_proj="k_proj", v_proj="v_proj", o_proj="out_proj")
+        + _slots("mlp.", up_proj="fc_in", down_proj="fc_out"),
+        heads=_equal_heads("n_head", "n_embd"),
+        geometry=("n_head", "n_embd"),
     ),
     Family(
-        ("gpt_neox",), "layers.", "gpt_neox.",
-        _fused("attention.query_key_value", _interleaved) + _slots("attention.", o_proj="dense") + _slots("mlp.", up_proj="dense_h_to_4h", down_proj="dense_4h_to_h"),
-        heads=_equal_heads("num_attention_heads", "hidden_size"), geometry=("num_attention_heads", "hidden_size"),
+        ("gpt_neox",),
+        "layers.",
+        "gpt_neox.",
+        _fused("attention.query_key_value", _interleaved)
+        + _slots("attention.", o_proj="dense")
+        + _slots("mlp.", up_proj="dense_h_to_4h", down_proj="dense_4h_to_h"),
+        heads=_equal_heads("num_attention_heads", "hidden_size"),
+        geometry=("num_attention_heads", "hidden_size"),
     ),
     Family(
-        ("opt",), "layers.", "model.",
-        _slots("self_attn.", q_proj="q_proj", k_proj="k_proj", v_proj="v_proj", o_proj="out_proj") + _slots("", up_proj="fc1", down_proj="fc2"),
-        tied=True, heads=_equal_heads("num_attention_heads", "hidden_size"), geometry=("num_attention_heads", "hidden_size"),
+        ("opt",),
+        "layers.",
+        "model.",
+        _slots("self_attn.", q_proj="q_proj", k_proj="k_proj", v_proj="v_proj", o_proj="out_proj")
+        + _slots("", up_proj="fc1", down_proj="fc2"),
+        tied=True,
+        heads=_equal_heads("num_attention_heads", "hidden_size"),
+        geometry=("num_attention_heads", "hidden_size"),
     ),
     Family(
-        ("bloom",), "h.", "transformer.",
-        _fused("self_attention.query_key_value", _interleaved) + _slots("self_attention.", o_proj="dense") + _slots("mlp.", up_proj="dense_h_to_4h", down_proj="dense_4h_to_h"),
-        tied=True, heads=_equal_heads("n_head", "hidden_size"), geometry=("n_head", "hidden_size"),
+        ("bloom",),
+        "h.",
+        "transformer.",
+        _fused("self_attention.query_key_value", _interleaved)
+        + _slots("self_attention.", o_proj="dense")
+        + _slots("mlp.", up_proj="dense_h_to_4h", down_proj="dense_4h_to_h"),
+        tied=True,
+        heads=_equal_heads("n_head", "hidden_size"),
+        geometry=("n_head", "hidden_size"),
     ),
     Family(
-        ("falcon",), "h.", "transformer.",
-        _fused("self_attention.query_key_value", _interleaved) + _slots("self_attention.", o_proj="dense") + _slots("mlp.", up_proj="dense_h_to_4h", down_proj="dense_4h_to_h"),
-        tied=True, heads=_falcon_heads, geometry=("hidden_size", "num_attention_heads", "new_decoder_architecture", "multi_query"),
+        ("falcon",),
+        "h.",
+        "transformer.",
+        _fused("self_attention.query_key_value", _interleaved)
+        + _slots("self_attention.", o_proj="dense")
+        + _slots("mlp.", up_proj="dense_h_to_4h", down_proj="dense_4h_to_h"),
+        tied=True,
+        heads=_falcon_heads,
+        geometry=("hidden_size", "num_attention_heads", "new_decoder_architecture", "multi_query"),
     ),
 )
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of a config that describes the language model: the whole, or `text_config` where that is wrapped together with other senses."""
+    """The part of a config that describes the language model: the whole, or `text_config` where that is wrapped
+    together with other senses.
+    """
     inner = config.get("text_config")
     return inner if isinstance(inner, Mapping) and family_named(config.get("model_type")) is None else config
 

@@ -1,6 +1,7 @@
 """The standing check: a recipe that changes nothing must not change a score.
 
-`identity` decomposes and recomposes every matrix at full rank. Its answers' log-likelihoods may differ from the baseline's by rounding; by more, and something between
+`identity` decomposes and recomposes every matrix at full rank. Its answers' log-likelihoods may differ from the
+baseline's by rounding; by more, and something between
 decomposition and scoring is broken, and every other recipe's result with it.
 """
 
@@ -13,13 +14,16 @@ from pathlib import Path
 
 from harness_ext.rundir import FinishedRun
 
-# Log-likelihoods of short answers; measured differences are some 1e-5 in fp32 and some 1e-2 in half precision, whose weights are rounded once more.
+# Log-likelihoods of short answers; measured differences are some 1e-5 in fp32 and some 1e-2 in half precision, whose
+# weights are rounded once more.
 TOLERANCE: Mapping[str, float] = {"float64": 1e-6, "float32": 1e-3}
 _HALF_PRECISION = 0.25
 
 
 def largest_difference(baseline: FinishedRun, other: FinishedRun) -> float:
-    """The largest difference between two runs' log-likelihoods of the same request, in nats; infinite where the requests differ."""
+    """The largest difference between two runs' log-likelihoods of the same request, in nats; infinite where the
+    requests differ.
+    """
     ours, theirs = dict(_likelihoods(baseline.path)), dict(_likelihoods(other.path))
     if ours.keys() != theirs.keys():
         return math.inf

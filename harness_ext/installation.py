@@ -1,7 +1,9 @@
 """Facts about this installation: whose `lm_eval` script it has, and how to mend it.
 
-Two packages own the script names `lm_eval` and `lm-eval`: lm-eval and this one. pip installs ours last, as the dependent; an upgrade of
-lm-eval, or another installer's order, can take the names back. `lm-eval-recipes` and `python -m harness_ext` are never contested.
+Two packages own the script names `lm_eval` and `lm-eval`: lm-eval and this one. pip installs ours last, as the
+dependent; an upgrade of
+lm-eval, or another installer's order, can take the names back. `lm-eval-recipes` and `python -m harness_ext` are never
+contested.
 """
 
 from __future__ import annotations
@@ -68,4 +70,7 @@ def taken_back() -> str | None:
     if not lost:
         return None
     names = " and ".join(f"`{item.name}`" for item in lost)
-    return f"{names} in this environment {'is' if len(lost) == 1 else 'are'} lm-eval's own, without --recipe; mend with `{mend_command()}`, or use `lm-eval-recipes`"
+    return (
+        f"{names} in this environment {'is' if len(lost) == 1 else 'are'} lm-eval's own, without --recipe; mend with"
+        f" `{mend_command()}`, or use `lm-eval-recipes`"
+    )

@@ -25,8 +25,11 @@ PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 class Keep(BaseModel):
     """The budget of a step, for each matrix by itself. All fractions are in (0, 1].
 
-    rank: this many components. rank_fraction: LASER's rho, `floor(rho * min(m, n))`. energy: the fewest components whose squared singular values make up this
-    share of their sum; for a method that weighs inputs or looks at outputs, those of the matrix it truncates: the weighted one, or the outputs. param_fraction: the largest rank whose two factors hold at most this share of the dense matrix's numbers, `floor(share * m n / (m + n))`.
+    rank: this many components. rank_fraction: LASER's rho, `floor(rho * min(m, n))`. energy: the fewest components
+    whose squared singular values make up this
+    share of their sum; for a method that weighs inputs or looks at outputs, those of the matrix it truncates: the
+    weighted one, or the outputs. param_fraction: the largest rank whose two factors hold at most this share of the
+    dense matrix's numbers, `floor(share * m n / (m + n))`.
     ranks: a rank for each matrix by its name in plans and receipts; what a search finds is written so.
     """
 
@@ -51,7 +54,10 @@ class Keep(BaseModel):
         if self.ranks is None:
             return self
         if key not in self.ranks:
-            raise UserError(f"keep.ranks has no rank for it; it names {', '.join(list(self.ranks)[:3])}{', ...' if len(self.ranks) > 3 else ''}")
+            raise UserError(
+                "keep.ranks has no rank for it; it names"
+                f" {', '.join(list(self.ranks)[:3])}{', ...' if len(self.ranks) > 3 else ''}"
+            )
         return Keep(rank=self.ranks[key])
 
     @property
@@ -60,18 +66,25 @@ class Keep(BaseModel):
         return self.energy is not None
 
     def is_below_one(self, shape: tuple[int, int]) -> bool:
-        """Whether the budget comes to less than one component of a matrix of this shape `(m, n)`, so that it cannot be met: `rank_for` keeps one."""
+        """Whether the budget comes to less than one component of a matrix of this shape `(m, n)`, so that it cannot be
+        met: `rank_for` keeps one.
+        """
         rows, columns = shape
         if self.rank_fraction is not None:
             return self.rank_fraction * min(rows, columns) < 1 - _FLOOR_SLACK
-        return self.param_fraction is not None and self.param_fraction * rows * columns / (rows + columns) < 1 - _FLOOR_SLACK
+        return (
+            self.param_fraction is not None
+            and self.param_fraction * rows * columns / (rows + columns) < 1 - _FLOOR_SLACK
+        )
 
     def rank_for(self, shape: tuple[int, int], singular_values: Tensor | None = None) -> int:
         """The rank kept of a matrix of this shape `(m, n)`.
 
-        A fraction so small that it rounds to nothing keeps one component: asking for less than one is a mistake of scale, and the zero matrix can be had with `rank: 0`.
+        A fraction so small that it rounds to nothing keeps one component: asking for less than one is a mistake of
+        scale, and the zero matrix can be had with `rank: 0`.
 
-        Raises UserError where the rank exceeds min(m, n), or where `energy` is given without singular values `[min(m, n)]`, descending.
+        Raises UserError where the rank exceeds min(m, n), or where `energy` is given without singular values `[min(m,
+        n)]`, descending.
         """
         rows, columns = shape
         full = min(rows, columns)
@@ -84,7 +97,10 @@ class Keep(BaseModel):
         if self.param_fraction is not None:
             return min(full, max(1, math.floor(self.param_fraction * rows * columns / (rows + columns) + _FLOOR_SLACK)))
         if singular_values is None:
-            raise UserError("keep.energy needs singular values, which this method does not compute: give rank, rank_fraction or param_fraction")
+            raise UserError(
+                "keep.energy needs singular values, which this method does not compute: give rank, rank_fraction or"
+                " param_fraction"
+            )
         return _components_for_energy(singular_values, float(self.energy))
 
     def rank_rule(self, shape: tuple[int, int]) -> Callable[[Tensor], int]:

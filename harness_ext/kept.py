@@ -1,7 +1,10 @@
-"""What a session works out once and needs again: evidence, and decompositions of what evidence makes of a matrix. On scratch disk, so that memory holds it for one matrix at a time.
+"""What a session works out once and needs again: evidence, and decompositions of what evidence makes of a matrix. On
+scratch disk, so that memory holds it for one matrix at a time.
 
-Everything is named by digests of all that it depends on, so that nothing is ever out of date. A shelf is bounded: what no longer fits is simply not kept, and worked out again; the oldest batch of evidence goes first.
-Tensors come back bit for bit, and in memory of torch's own: how a tensor is aligned may decide the last bits of a product.
+Everything is named by digests of all that it depends on, so that nothing is ever out of date. A shelf is bounded: what
+no longer fits is simply not kept, and worked out again; the oldest batch of evidence goes first.
+Tensors come back bit for bit, and in memory of torch's own: how a tensor is aligned may decide the last bits of a
+product.
 """
 
 from __future__ import annotations
@@ -25,7 +28,9 @@ SHELF_BYTES = 16 << 30
 
 
 class Shelf:
-    """Sets of tensors under names, in batches. folder: made when first written to. limit_bytes: of all files together."""
+    """Sets of tensors under names, in batches. folder: made when first written to. limit_bytes: of all files
+    together.
+    """
 
     def __init__(self, folder: Path, limit_bytes: int = SHELF_BYTES) -> None:
         self._folder = folder
@@ -43,7 +48,10 @@ class Shelf:
         from safetensors.torch import save_file
 
         size = sum(value.numel() * value.element_size() for value in tensors.values())
-        while self._held + size > self._limit and (old := next((other for other in self._sizes if other != batch), None)) is not None:
+        while (
+            self._held + size > self._limit
+            and (old := next((other for other in self._sizes if other != batch), None)) is not None
+        ):
             self._drop(old)
         if self._held + size > self._limit:
             return False
@@ -104,8 +112,15 @@ class Kept:
         self._evidence = Shelf(scratch / "evidence", limit_bytes)
         self._results = Shelf(scratch / "results", limit_bytes)
 
-    def evidence(self, about: Sequence[str], matrices: Sequence[Matrix], gather: Callable[[Sequence[Matrix]], Mapping[str, Evidence]], groups: Callable[[Sequence[Matrix]], Iterable[Sequence[Matrix]]]) -> Mapping[str, Evidence]:
-        """The evidence for these matrices by `Matrix.key`: gathered group by group for those that have none yet, each group put on the shelf before the next.
+    def evidence(
+        self,
+        about: Sequence[str],
+        matrices: Sequence[Matrix],
+        gather: Callable[[Sequence[Matrix]], Mapping[str, Evidence]],
+        groups: Callable[[Sequence[Matrix]], Iterable[Sequence[Matrix]]],
+    ) -> Mapping[str, Evidence]:
+        """The evidence for these matrices by `Matrix.key`: gathered group by group for those that have none yet, each
+        group put on the shelf before the next.
 
         about: all that the evidence depends on besides the matrix.
         """
@@ -122,7 +137,9 @@ class Kept:
         return _OnShelf(self._evidence, batch, loose)
 
     def remember(self, function: Callable[..., tuple[Tensor, ...]], *arguments: Tensor) -> tuple[Tensor, ...]:
-        """`function(*arguments)` of a pure function of tensors, worked out once for the same arguments; on the device of the first."""
+        """`function(*arguments)` of a pure function of tensors, worked out once for the same arguments; on the device
+        of the first.
+        """
         batch = f"{function.__module__}.{function.__qualname__}"
         name = " ".join(tensor_digest(value) for value in arguments)
         kept = self._results.load(batch, name)

@@ -1,6 +1,7 @@
 """The model that recipes are applied to: lm-eval's Hugging Face backend, with a hand on its weights.
 
-`simple_evaluate(model="hf-recipe", model_args="pretrained=...,recipe=laser", ...)` edits the model once, as it is made. The command line makes the model
+`simple_evaluate(model="hf-recipe", model_args="pretrained=...,recipe=laser", ...)` edits the model once, as it is made.
+The command line makes the model
 without a recipe and then applies, scores and undoes one recipe after another. Scoring itself is lm-eval's, untouched.
 """
 
@@ -44,7 +45,8 @@ _RANK_BATCH = 16
 class RecipeLM(HFLM):
     """lm-eval's `hf` backend, its weights edited by a recipe.
 
-    pretrained: as in lm-eval, or `demo` for the embedded model. recipe: a specification as on the command line (see `parse_recipe`), or None. Everything else is lm-eval's.
+    pretrained: as in lm-eval, or `demo` for the embedded model. recipe: a specification as on the command line (see
+    `parse_recipe`), or None. Everything else is lm-eval's.
 
     Raises UserError where the recipe does not fit the model, or the weights cannot be edited.
     """
@@ -52,7 +54,10 @@ class RecipeLM(HFLM):
     def __init__(self, pretrained: str = "demo", recipe: str | None = None, **kwargs: Any) -> None:
         asked = parse_recipe(recipe) if recipe else None
         if asked is not None and asked.chosen_on:
-            raise UserError(f"recipe {asked.label!r} was chosen on documents of a scored split (chosen_on), which cannot be taken out of the score here; run it by `lm_eval run --recipe`")
+            raise UserError(
+                f"recipe {asked.label!r} was chosen on documents of a scored split (chosen_on), which cannot be taken"
+                " out of the score here; run it by `lm_eval run --recipe`"
+            )
         self.bars = True
         self.speed = Speed()
         self.applied: Recipe | None = None
@@ -70,15 +75,23 @@ class RecipeLM(HFLM):
             self.apply(asked, documents_of_named_tasks)
 
     def get_model_info(self) -> dict[str, Any]:
-        """lm-eval's facts about the model, plus the recipe that was applied and the digest of the weights as they are."""
+        """lm-eval's facts about the model, plus the recipe that was applied and the digest of the weights as they
+        are.
+        """
         info = super().get_model_info()
         if self.applied is not None:
-            info |= {"recipe": self.applied.label, "recipe_id": self.applied.recipe_id, "weights_digest": self.weights.digest()}
+            info |= {
+                "recipe": self.applied.label,
+                "recipe_id": self.applied.recipe_id,
+                "weights_digest": self.weights.digest(),
+            }
         return info
 
     # All of lm-eval's calls of the model go through these two; they are timed, not changed.
 
-    def _model_call(self, inps: torch.Tensor, attn_mask: torch.Tensor | None = None, labels: torch.Tensor | None = None) -> torch.Tensor:
+    def _model_call(
+        self, inps: torch.Tensor, attn_mask: torch.Tensor | None = None, labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
         started = time.perf_counter()
         logits = super()._model_call(inps, attn_mask=attn_mask, labels=labels)
         self.speed.scoring.add(inps.numel(), seconds_since(started, logits))
@@ -105,9 +118,11 @@ class RecipeLM(HFLM):
         return super().generate_until(requests, disable_tqdm=disable_tqdm or not self.bars)
 
     def answer_rank(self, requests: list[Instance]) -> list[int]:
-        """The rank of each answer's first token among all tokens that could come next: one more than the number of likelier ones.
+        """The rank of each answer's first token among all tokens that could come next: one more than the number of
+        likelier ones.
 
-        A kind of request that lm-eval does not have: only tasks that were told of it ask (see `harness_ext.task_requests.RankedAnswer`).
+        A kind of request that lm-eval does not have: only tasks that were told of it ask (see
+        `harness_ext.task_requests.RankedAnswer`).
         """
         ranks: list[int] = []
         size = self.batch_size if isinstance(self.batch_size, int) else _RANK_BATCH
@@ -135,8 +150,12 @@ class RecipeLM(HFLM):
             self._factors = Factors(lasting(scratch))
         return self._weights
 
-    def apply(self, recipe: Recipe, documents: Documents, progress: Progress | None = None, work: Workplace | None = None) -> Operation:
-        """Edit the weights; `undo` puts them back. A failure in the middle puts them back before it is raised. See `operate`."""
+    def apply(
+        self, recipe: Recipe, documents: Documents, progress: Progress | None = None, work: Workplace | None = None
+    ) -> Operation:
+        """Edit the weights; `undo` puts them back. A failure in the middle puts them back before it is raised. See
+        `operate`.
+        """
         with ExitStack() as undo_on_failure:
             undo_on_failure.callback(self.weights.restore)
             self.operation = operate(self, self.weights, self._factors, recipe, documents, progress, work)
@@ -153,16 +172,29 @@ class RecipeLM(HFLM):
         """Parameters, bytes and operations of the model, before and after what was applied."""
         from dataclasses import asdict
 
-        return asdict(totals(self.weights.size, self.operation.records, self.weights.added()) if self.operation else totals(size_of(self.model)))
+        return asdict(
+            totals(self.weights.size, self.operation.records, self.weights.added())
+            if self.operation
+            else totals(size_of(self.model))
+        )
 
     def _refuse_quantised(self) -> None:
         quantisation = getattr(self.model.config, "quantization_config", None)
         if quantisation is not None:
-            kind = getattr(quantisation, "quant_method", None) or (quantisation.get("quant_method") if isinstance(quantisation, Mapping) else None) or "an unknown method"
-            raise UserError(f"the model is quantised by {getattr(kind, 'value', kind)}, and quantised weights cannot be edited: load it in float32, bfloat16 or float16")
+            kind = (
+                getattr(quantisation, "quant_method", None)
+                or (quantisation.get("quant_method") if isinstance(quantisation, Mapping) else None)
+                or "an unknown method"
+            )
+            raise UserError(
+                f"the model is quantised by {getattr(kind, 'value', kind)}, and quantised weights cannot be edited:"
+                " load it in float32, bfloat16 or float16"
+            )
 
     def merge_adapter(self) -> None:
-        """Make an adapter part of the weights: an edit of the base weight alone would leave the adapter's part of the matrix outside the decomposition."""
+        """Make an adapter part of the weights: an edit of the base weight alone would leave the adapter's part of the
+        matrix outside the decomposition.
+        """
         if hasattr(self.model, "merge_and_unload"):
             self._model = self.model.merge_and_unload()
 
@@ -170,7 +202,10 @@ class RecipeLM(HFLM):
 def documents_of_named_tasks(calibration: Calibration, where: str) -> list[CalibrationSet]:
     """Calibration documents when the evaluated tasks are not known here: the recipe must name its tasks."""
     if EVALUATED in calibration.tasks:
-        raise UserError(f"{where}calibration: which tasks are evaluated is not known here; name one in the recipe: calibration.task=TASK")
+        raise UserError(
+            f"{where}calibration: which tasks are evaluated is not known here; name one in the recipe:"
+            " calibration.task=TASK"
+        )
     from harness_ext.task_index import task_manager
 
     with data_sets.loading():

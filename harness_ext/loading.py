@@ -1,7 +1,10 @@
-"""What a checkpoint's headers become when transformers 5 loads them, so that a plan speaks of the matrices that the run will edit.
+"""What a checkpoint's headers become when transformers 5 loads them, so that a plan speaks of the matrices that the run
+will edit.
 
-Loading renames and fuses: experts that are stored one by one become one parameter, names without the base model's prefix get it, and what is no parameter of the model (masks and frequencies of
-older releases, an output head that shares the embedding's weight) goes. Only the families of `harness_ext.families` are followed; of any other architecture the headers are taken as they are.
+Loading renames and fuses: experts that are stored one by one become one parameter, names without the base model's
+prefix get it, and what is no parameter of the model (masks and frequencies of
+older releases, an output head that shares the embedding's weight) goes. Only the families of `harness_ext.families` are
+followed; of any other architecture the headers are taken as they are.
 """
 
 from __future__ import annotations
@@ -17,7 +20,12 @@ from harness_ext.families import Family, family_of, text_config
 _EXPERT = re.compile(r"(.+\.)(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(\w+)\.weight")
 _EXPERT_ROLES = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 # `language_model.model.` is how wrapped language models were stored before transformers 5 renamed them.
-_RENAMED = ((r"^embed_out\.", "lm_head."), (r"^language_model\.lm_head\.", "lm_head."), (r"^language_model\.model\.", "model.language_model."), (r"\.block_sparse_moe\.", ".mlp."))
+_RENAMED = (
+    (r"^embed_out\.", "lm_head."),
+    (r"^language_model\.lm_head\.", "lm_head."),
+    (r"^language_model\.model\.", "model.language_model."),
+    (r"\.block_sparse_moe\.", ".mlp."),
+)
 _WRAPPED = re.compile(r"^(language_model|vision_tower|multi_modal_projector)\.")
 _HEAD = "lm_head."
 
@@ -40,7 +48,9 @@ def as_loaded(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _complete(checkpoint: Checkpoint, family: Family) -> Mapping[str, Any]:
-    """The config with transformers' defaults, where it does not itself say what the attention geometry needs; transformers is loaded only then."""
+    """The config with transformers' defaults, where it does not itself say what the attention geometry needs;
+    transformers is loaded only then.
+    """
     config = checkpoint.config
     missing = [key for key in family.geometry if key not in text_config(config)]
     if not missing:
@@ -52,7 +62,10 @@ def _complete(checkpoint: Checkpoint, family: Family) -> Mapping[str, Any]:
         return {**config, **AutoConfig.for_model(config["model_type"], **options).to_dict()}
     except Exception as error:
         # Whatever a config's own checks raise: it was written by anyone.
-        raise UserError(f"{checkpoint.name}: its config does not say {', '.join(missing)}, and transformers cannot complete it: {error}") from None
+        raise UserError(
+            f"{checkpoint.name}: its config does not say {', '.join(missing)}, and transformers cannot complete it:"
+            f" {error}"
+        ) from None
 
 
 def _is_buffer(name: str, tensor: StoredTensor) -> bool:
@@ -75,13 +88,24 @@ def _fused_experts(checkpoint: str, tensors: Mapping[str, StoredTensor]) -> dict
     return loaded
 
 
-def _expert_shapes(checkpoint: str, module: str, roles: Mapping[str, Mapping[int, StoredTensor]]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, str]]:
-    """The shapes of one expert's gate (and up), and of its down projection; then the number of experts and their dtype."""
+def _expert_shapes(
+    checkpoint: str, module: str, roles: Mapping[str, Mapping[int, StoredTensor]]
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, str]]:
+    """The shapes of one expert's gate (and up), and of its down projection; then the number of experts and their
+    dtype.
+    """
     numbers = {tuple(sorted(of_role)) for of_role in roles.values()}
     kinds = {role: set(of_role.values()) for role, of_role in roles.items()}
-    complete = roles.keys() == {"gate_proj", "up_proj", "down_proj"} and len(numbers) == 1 and numbers == {tuple(range(len(next(iter(numbers)))))}
+    complete = (
+        roles.keys() == {"gate_proj", "up_proj", "down_proj"}
+        and len(numbers) == 1
+        and numbers == {tuple(range(len(next(iter(numbers)))))}
+    )
     if not complete or any(len(kind) != 1 for kind in kinds.values()) or kinds["gate_proj"] != kinds["up_proj"]:
-        raise UserError(f"{checkpoint}: the experts under {module} are not all there, or not all of one shape and dtype; the recipe cannot be planned")
+        raise UserError(
+            f"{checkpoint}: the experts under {module} are not all there, or not all of one shape and dtype; the recipe"
+            " cannot be planned"
+        )
     (gate,), (down,) = kinds["gate_proj"], kinds["down_proj"]
     return gate.shape, down.shape, (len(next(iter(numbers))), gate.dtype)
 

@@ -1,6 +1,7 @@
 """What a recipe would do to a model, from its config and the headers of its checkpoint alone: no weight is read.
 
-Times are estimates: a singular value decomposition takes time in proportion to `m n min(m, n)`, and the constant is measured on this machine, on one small matrix, when the plan is made; leading components alone take a
+Times are estimates: a singular value decomposition takes time in proportion to `m n min(m, n)`, and the constant is
+measured on this machine, on one small matrix, when the plan is made; leading components alone take a
 share of it. What is kept from earlier runs takes next to none.
 """
 
@@ -29,13 +30,16 @@ from harness_ext.swaps import check_no_expert
 from harness_ext.training import check_trainable
 
 _FP32, _FP64 = 4, 8
-# Of the time of a singular value decomposition: leading components through the Gram matrix, mostly in fp32 (tests/benchmarks: a quarter to a half, and more with one thread).
+# Of the time of a singular value decomposition: leading components through the Gram matrix, mostly in fp32
+# (tests/benchmarks: a quarter to a half, and more with one thread).
 _SHARE_OF_TRUNCATION = 0.5
 
 
 @dataclass(frozen=True)
 class PlannedMatrix:
-    """One matrix of one step. rank_after: None where only the weights or the evidence can tell. element_bytes: of a number as stored."""
+    """One matrix of one step. rank_after: None where only the weights or the evidence can tell. element_bytes: of a
+    number as stored.
+    """
 
     step: int
     method: str
@@ -50,13 +54,19 @@ class PlannedMatrix:
 
     @property
     def parameters_after(self) -> int:
-        """Numbers after the edit, stored as factors where that is smaller; unchanged where the rank is not known yet."""
-        return self.parameters_before if self.rank_after is None else stored_parameters(self.matrix.shape, self.rank_after)
+        """Numbers after the edit, stored as factors where that is smaller; unchanged where the rank is not known
+        yet.
+        """
+        return (
+            self.parameters_before if self.rank_after is None else stored_parameters(self.matrix.shape, self.rank_after)
+        )
 
 
 @dataclass(frozen=True)
 class PlannedSearch:
-    """One search. trials: at most. matrices: those among which it chooses. passes: through the whole model over all its documents, at most but for checks on two of them; each trial starts at its matrix's layer."""
+    """One search. trials: at most. matrices: those among which it chooses. passes: through the whole model over all its
+    documents, at most but for checks on two of them; each trial starts at its matrix's layer.
+    """
 
     step: int
     method: str
@@ -68,7 +78,10 @@ class PlannedSearch:
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole of it. parameters, stored_bytes: of the checkpoint. seconds: expected for the decompositions. peak_bytes: expected beyond the loaded model. training_epochs: passes over the calibration documents, forward and backward."""
+    """The whole of it. parameters, stored_bytes: of the checkpoint. seconds: expected for the decompositions.
+    peak_bytes: expected beyond the loaded model. training_epochs: passes over the calibration documents, forward and
+    backward.
+    """
 
     model_type: str
     matrices: tuple[PlannedMatrix, ...]
@@ -88,7 +101,9 @@ class Plan:
     @property
     def bytes_after(self) -> int:
         """Bytes of the whole model after the recipe, in the stored dtypes."""
-        return self.stored_bytes - sum((item.parameters_before - item.parameters_after) * item.element_bytes for item in self._last())
+        return self.stored_bytes - sum(
+            (item.parameters_before - item.parameters_after) * item.element_bytes for item in self._last()
+        )
 
     def _last(self) -> Sequence[PlannedMatrix]:
         return standing(self.matrices, lambda item: (item.matrix.parameter, item.matrix.part))
@@ -97,7 +112,8 @@ class Plan:
 def plan(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
     """Plan a recipe for a checkpoint.
 
-    Raises UserError where a pattern matches nothing, a rank is beyond a matrix, or the checkpoint has no safetensors headers to plan from.
+    Raises UserError where a pattern matches nothing, a rank is beyond a matrix, or the checkpoint has no safetensors
+    headers to plan from.
     """
     if not checkpoint.tensors:
         raise UserError(f"{checkpoint.name} has no safetensors headers to plan from; the recipe can still be run")
@@ -114,7 +130,11 @@ def plan(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
         peak_bytes=_expected_peak(matrices) + _held_by_training(recipe, matrices) + _held_by_search(recipe, matrices),
         calibration_documents=sum(step.evidence.samples for step in recipe.steps if step.evidence is not None),
         training_epochs=sum(step.learning.epochs for step in recipe.steps if step.learning is not None),
-        searches=tuple(_planned_search(number, step, [item.matrix for item in matrices if item.step == number], anatomy.layers) for number, step in enumerate(recipe.steps) if step.is_search),
+        searches=tuple(
+            _planned_search(number, step, [item.matrix for item in matrices if item.step == number], anatomy.layers)
+            for number, step in enumerate(recipe.steps)
+            if step.is_search
+        ),
     )
 
 
@@ -127,14 +147,19 @@ def _planned_search(number: int, step: Step, matrices: Sequence[Matrix], layers:
     among = search.among(matrices, layers, settings)
     # An edit of layer l, counted from 0, changes what the layers from l on compute.
     shares = [1 - (matrix.layer or 0) / max(1, layers) for matrix in among]
-    tried = min(trials * max(shares), sum(share * search.trials([matrix.shape], settings) for share, matrix in zip(shares, among, strict=True)))
+    tried = min(
+        trials * max(shares),
+        sum(share * search.trials([matrix.shape], settings) for share, matrix in zip(shares, among, strict=True)),
+    )
     gathered = len(search.statistics) * sum(1 for _ in groups(among, search.statistics)) if search.statistics else 0
     # As it is, as it becomes, and once for the states that enter each layer.
     return PlannedSearch(number, step.method, len(among), trials, step.evidence.samples, 3 + gathered + tried)
 
 
 def planned_matrices(recipe: Recipe, loaded: Checkpoint) -> tuple[PlannedMatrix, ...]:
-    """Every matrix of every step, in order. loaded: a checkpoint as `as_loaded` gives it. Raises UserError where the recipe does not fit it."""
+    """Every matrix of every step, in order. loaded: a checkpoint as `as_loaded` gives it. Raises UserError where the
+    recipe does not fit it.
+    """
     return _planned_matrices(recipe, loaded, _anatomy(loaded))
 
 
@@ -143,7 +168,11 @@ def _anatomy(loaded: Checkpoint) -> Anatomy:
 
 
 def _planned_matrices(recipe: Recipe, loaded: Checkpoint, anatomy: Anatomy) -> tuple[PlannedMatrix, ...]:
-    return tuple(_planned(number, step, matrix, loaded, recipe) for number, step in enumerate(recipe.steps) for matrix in _selected(anatomy, recipe, number, step))
+    return tuple(
+        _planned(number, step, matrix, loaded, recipe)
+        for number, step in enumerate(recipe.steps)
+        for matrix in _selected(anatomy, recipe, number, step)
+    )
 
 
 def _selected(anatomy: Anatomy, recipe: Recipe, number: int, step: Step) -> Sequence[Matrix]:
@@ -164,7 +193,13 @@ def _selected(anatomy: Anatomy, recipe: Recipe, number: int, step: Step) -> Sequ
 def _planned(number: int, step: Step, matrix: Matrix, checkpoint: Checkpoint, recipe: Recipe) -> PlannedMatrix:
     keep = step.keep_budget
     try:
-        rank = _rank_without_weights(step, matrix) if keep is None else None if keep.needs_singular_values else keep.of(matrix.key).rank_for(matrix.shape)
+        rank = (
+            _rank_without_weights(step, matrix)
+            if keep is None
+            else None
+            if keep.needs_singular_values
+            else keep.of(matrix.key).rank_for(matrix.shape)
+        )
     except UserError as error:
         raise UserError(f"recipe {recipe.label!r}, step {number}: {matrix.key}: {error}") from None
     return PlannedMatrix(number, step.method, matrix, rank, checkpoint.tensors[matrix.parameter].element_bytes)
@@ -179,7 +214,9 @@ def _rank_without_weights(step: Step, matrix: Matrix) -> int | None:
 
 
 def _decompositions(method: str) -> float:
-    """The work of a method on a matrix, in singular value decompositions of it; an eigendecomposition of its outputs counts as one, and so does what a search needs."""
+    """The work of a method on a matrix, in singular value decompositions of it; an eigendecomposition of its outputs
+    counts as one, and so does what a search needs.
+    """
     if method in registered_searches():
         return 1.0
     known = registered_methods()[method]
@@ -201,7 +238,9 @@ def _expected_seconds(planned: Sequence[PlannedMatrix]) -> float:
 
 
 def _seconds_per_unit() -> float:
-    """Seconds per `m n min(m, n)` of a singular value decomposition here, in fp32: the best of three on a 256 x 256 matrix."""
+    """Seconds per `m n min(m, n)` of a singular value decomposition here, in fp32: the best of three on a 256 x 256
+    matrix.
+    """
     import numpy
 
     size = 256
@@ -215,7 +254,9 @@ def _seconds_per_unit() -> float:
 
 
 def _expected_peak(matrices: Sequence[PlannedMatrix]) -> int:
-    """One matrix, its copy, its three factors and their product, in fp64 for a method that truncates by what it learns; for evidence, what is held for one group of matrices as well."""
+    """One matrix, its copy, its three factors and their product, in fp64 for a method that truncates by what it learns;
+    for evidence, what is held for one group of matrices as well.
+    """
 
     def one(item: PlannedMatrix) -> int:
         rows, columns = item.matrix.shape
@@ -230,21 +271,39 @@ def _expected_peak(matrices: Sequence[PlannedMatrix]) -> int:
 def _held_factors(matrices: Sequence[PlannedMatrix]) -> int:
     from harness_ext.evidence import FACTOR_BYTES, held_bytes
 
-    held: Mapping[str, int] = {item.matrix.key: held_bytes(item.matrix.shape, described(item.method).statistics) for item in matrices}
+    held: Mapping[str, int] = {
+        item.matrix.key: held_bytes(item.matrix.shape, described(item.method).statistics) for item in matrices
+    }
     return min(max(FACTOR_BYTES, max(held.values(), default=0)), sum(held.values()))
 
 
 def _held_by_training(recipe: Recipe, matrices: Sequence[PlannedMatrix]) -> int:
-    """The most that a training step holds, activations aside: two factors of every matrix in fp32, their gradients and two moments each."""
+    """The most that a training step holds, activations aside: two factors of every matrix in fp32, their gradients and
+    two moments each.
+    """
 
     def held(number: int, added: int) -> int:
-        return sum(4 * _FP32 * (min(item.matrix.shape) + added) * sum(item.matrix.shape) for item in matrices if item.step == number)
+        return sum(
+            4 * _FP32 * (min(item.matrix.shape) + added) * sum(item.matrix.shape)
+            for item in matrices
+            if item.step == number
+        )
 
-    return max((held(number, step.learning.added_rank) for number, step in enumerate(recipe.steps) if step.learning is not None), default=0)
+    return max(
+        (
+            held(number, step.learning.added_rank)
+            for number, step in enumerate(recipe.steps)
+            if step.learning is not None
+        ),
+        default=0,
+    )
 
 
 def _held_by_search(recipe: Recipe, matrices: Sequence[PlannedMatrix]) -> int:
-    """The most that a search holds: activations of one pass, a few times the widest layer's inputs and outputs; the edits that stand while others are tried; and of its documents no more than `STATE_BYTES`, which short ones do not come near."""
+    """The most that a search holds: activations of one pass, a few times the widest layer's inputs and outputs; the
+    edits that stand while others are tried; and of its documents no more than `STATE_BYTES`, which short ones do not
+    come near.
+    """
     from harness_ext.search.bench import TOKENS_PER_DOCUMENT
 
     searches = registered_searches()
@@ -252,7 +311,11 @@ def _held_by_search(recipe: Recipe, matrices: Sequence[PlannedMatrix]) -> int:
     def held(number: int, step: Step) -> int:
         own = [item for item in matrices if item.step == number]
         assert step.evidence is not None
-        activations = 3 * _FP32 * TOKENS_PER_DOCUMENT * step.evidence.batch_size * max(sum(item.matrix.shape) for item in own)
-        return activations + (sum(item.parameters_before * item.element_bytes for item in own) if searches[step.method].takes_on else 0)
+        activations = (
+            3 * _FP32 * TOKENS_PER_DOCUMENT * step.evidence.batch_size * max(sum(item.matrix.shape) for item in own)
+        )
+        return activations + (
+            sum(item.parameters_before * item.element_bytes for item in own) if searches[step.method].takes_on else 0
+        )
 
     return max((held(number, step) for number, step in enumerate(recipe.steps) if step.is_search), default=0)

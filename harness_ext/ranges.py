@@ -1,4 +1,6 @@
-"""Parts of a matrix, as half-open ranges of its rows or columns: reading them, writing them, and telling which are left over. None stands for all."""
+"""Parts of a matrix, as half-open ranges of its rows or columns: reading them, writing them, and telling which are left
+over. None stands for all.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The receipt: everything that was done to a model, as rows and totals that can be joined with its scores.
 
-A failure is recorded like a success, with its reason: a recipe that could not be applied is a row on the board, never a missing one.
+A failure is recorded like a success, with its reason: a recipe that could not be applied is a row on the board, never a
+missing one.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ Edited = TypeVar("Edited")
 
 
 class VariantFailed(Exception):
-    """A recipe that could not be carried through on this model. kind: a word for the class of failure; where: the matrix or task. searches: records of those that were under way."""
+    """A recipe that could not be carried through on this model. kind: a word for the class of failure; where: the
+    matrix or task. searches: records of those that were under way.
+    """
 
     def __init__(self, kind: str, reason: str, where: str | None = None) -> None:
         super().__init__(reason)
@@ -40,10 +43,14 @@ class VariantFailed(Exception):
 class MatrixRecord:
     """What became of one matrix, or of one part of a fused one.
 
-    rank_before: min(m, n). energy_kept: `||W'||^2 / ||W||^2`. relative_error: `||W - W'|| / ||W||`, of the stored values, Frobenius norms.
-    digest_before, digest_after: of the whole parameter, or of the one expert of it. parameters_after: of two factors, where they hold less than the dense matrix.
-    decomposition: `gram_fp32`, `gram_fp64`, `svd` or `randomised`; None for a method that makes none of the matrix, or its own. excess_error: a bound on `error / least possible error - 1` at this rank, in the norm that the
-    method truncates in and before the result is rounded to the stored dtype; for `randomised` an estimate, and for `svd`, which is what the others are held against, None.
+    rank_before: min(m, n). energy_kept: `||W'||^2 / ||W||^2`. relative_error: `||W - W'|| / ||W||`, of the stored
+    values, Frobenius norms.
+    digest_before, digest_after: of the whole parameter, or of the one expert of it. parameters_after: of two factors,
+    where they hold less than the dense matrix.
+    decomposition: `gram_fp32`, `gram_fp64`, `svd` or `randomised`; None for a method that makes none of the matrix, or
+    its own. excess_error: a bound on `error / least possible error - 1` at this rank, in the norm that the
+    method truncates in and before the result is rounded to the stored dtype; for `randomised` an estimate, and for
+    `svd`, which is what the others are held against, None.
     stored: as `factors`, two thin layers that the model computes with, or written back `dense`.
     """
 
@@ -72,7 +79,9 @@ class MatrixRecord:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """A model in numbers. element_bytes: of each parameter, by name. used: the share of each that multiplies a token."""
+    """A model in numbers. element_bytes: of each parameter, by name. used: the share of each that multiplies a
+    token.
+    """
 
     parameters: int
     stored_bytes: int
@@ -83,9 +92,11 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over the whole model. The figures after an edit are those of factored storage, for matrices that it makes smaller; dense otherwise. Of a recipe that is factored, they are those of the model as it runs.
+    """Sums over the whole model. The figures after an edit are those of factored storage, for matrices that it makes
+    smaller; dense otherwise. Of a recipe that is factored, they are those of the model as it runs.
 
-    bytes: of all parameters in the model's dtypes. flops_per_token: two for each weight that multiplies a token, attention scores left out.
+    bytes: of all parameters in the model's dtypes. flops_per_token: two for each weight that multiplies a token,
+    attention scores left out.
     """
 
     parameters_before: int
@@ -98,7 +109,9 @@ class Totals:
 
 
 def stored_parameters(shape: tuple[int, int], rank: int) -> int:
-    """Numbers needed for an `[m, n]` matrix of this rank: two factors below the break-even rank `m n / (m + n)`, dense above."""
+    """Numbers needed for an `[m, n]` matrix of this rank: two factors below the break-even rank `m n / (m + n)`, dense
+    above.
+    """
     rows, columns = shape
     return min(rows * columns, rank * (rows + columns))
 
@@ -107,7 +120,9 @@ def size_of(model: nn.Module) -> ModelSize:
     """Measure a model as it is."""
     parameters = dict(model.named_parameters())
     used = {name: _share_used(model, value) for name, value in parameters.items()}
-    flops = 2 * _multiplied(model) + 2 * sum(used[name] * value.numel() for name, value in parameters.items() if value.ndim == 3)
+    flops = 2 * _multiplied(model) + 2 * sum(
+        used[name] * value.numel() for name, value in parameters.items() if value.ndim == 3
+    )
     return ModelSize(
         parameters=sum(value.numel() for value in parameters.values()),
         stored_bytes=sum(value.numel() * value.element_size() for value in parameters.values()),
@@ -118,14 +133,18 @@ def size_of(model: nn.Module) -> ModelSize:
 
 
 def totals(size: ModelSize, records: Sequence[MatrixRecord] = (), added: Collection[Tensor] = ()) -> Totals:
-    """Sum up a model and what was done to it. size: of the model before. added: parameters (biases) that the edits made."""
+    """Sum up a model and what was done to it. size: of the model before. added: parameters (biases) that the edits
+    made.
+    """
     last = standing(records, lambda record: (record.name, record.part))
     saved = [(record.name, record.parameters_before - record.parameters_after) for record in last]
     return Totals(
         parameters_before=size.parameters,
         parameters_after=size.parameters - sum(count for _, count in saved) + sum(value.numel() for value in added),
         bytes_before=size.stored_bytes,
-        bytes_after=size.stored_bytes - sum(count * size.element_bytes[name] for name, count in saved) + sum(value.numel() * value.element_size() for value in added),
+        bytes_after=size.stored_bytes
+        - sum(count * size.element_bytes[name] for name, count in saved)
+        + sum(value.numel() * value.element_size() for value in added),
         flops_per_token_before=size.flops_per_token,
         flops_per_token_after=round(size.flops_per_token - 2 * sum(count * size.used[name] for name, count in saved)),
         matrices_edited=len(_whole(last)),
@@ -157,14 +176,22 @@ def _whole(records: Iterable[MatrixRecord]) -> set[tuple[str, str]]:
 
 
 def _multiplied(model: nn.Module) -> int:
-    """Weights that multiply every token: those of linear layers, the output head among them even where it shares the embedding's."""
+    """Weights that multiply every token: those of linear layers, the output head among them even where it shares the
+    embedding's.
+    """
     from torch.nn import Embedding
 
-    return sum(module.weight.numel() for module in model.modules() if getattr(getattr(module, "weight", None), "ndim", 0) == 2 and not isinstance(module, Embedding))
+    return sum(
+        module.weight.numel()
+        for module in model.modules()
+        if getattr(getattr(module, "weight", None), "ndim", 0) == 2 and not isinstance(module, Embedding)
+    )
 
 
 def _share_used(model: nn.Module, value: Tensor) -> Fraction:
-    """The share of a parameter that multiplies a token: of experts `[experts, out, in]` those that a token is sent to, of any other all."""
+    """The share of a parameter that multiplies a token: of experts `[experts, out, in]` those that a token is sent to,
+    of any other all.
+    """
     chosen = getattr(model.config.get_text_config(), "num_experts_per_tok", None)
     return Fraction(int(chosen), value.shape[0]) if chosen and value.ndim == 3 else Fraction(1)
 
@@ -173,7 +200,11 @@ def versions() -> dict[str, str]:
     """The versions of everything that can change a score."""
     from harness_ext import __version__
 
-    found = {"python": platform.python_version(), "lm_eval_recipes": __version__, "platform": f"{platform.system()} {platform.machine()}"}
+    found = {
+        "python": platform.python_version(),
+        "lm_eval_recipes": __version__,
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
     for name in _VERSIONS_OF:
         try:
             found[name] = metadata.version(name)

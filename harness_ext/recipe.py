@@ -1,7 +1,9 @@
 """Recipes: which matrices are edited, by which method, keeping how much.
 
-A recipe comes from a shipped file (`laser`), a path (`mine.yaml`), or either with changes (`laser:layers=[-1],keep.rank=4`). The schema is strict: an unknown key is a mistake, and all
-mistakes of a recipe are reported together, with the nearest name offered. A recipe is data: nothing in it is ever executed.
+A recipe comes from a shipped file (`laser`), a path (`mine.yaml`), or either with changes
+(`laser:layers=[-1],keep.rank=4`). The schema is strict: an unknown key is a mistake, and all
+mistakes of a recipe are reported together, with the nearest name offered. A recipe is data: nothing in it is ever
+executed.
 
 `recipe_id` hashes what a recipe does (the steps, resolved to the last default), not what it is called.
 """
@@ -50,7 +52,8 @@ class _Header(BaseModel):
 class Recipe(BaseModel):
     """A whole recipe, every default filled in. `label` is what the user typed for it.
 
-    chosen_on: lm-eval's hashes of documents of a scored split on which a search chose these steps; they are out of the score of every variant wherever the recipe is run.
+    chosen_on: lm-eval's hashes of documents of a scored split on which a search chose these steps; they are out of the
+    score of every variant wherever the recipe is run.
     """
 
     model_config = STRICT
@@ -73,13 +76,18 @@ class Recipe(BaseModel):
     def recipe_id(self) -> str:
         """SHA-256 over the resolved steps; equal for recipes that do the same under other names."""
         # A key that is younger than the rest is left out at its default, so that recipes without it keep their id.
-        steps = [{key: value for key, value in step.items() if (key, value) != ("factored", False)} for step in self.resolved()["steps"]]
+        steps = [
+            {key: value for key, value in step.items() if (key, value) != ("factored", False)}
+            for step in self.resolved()["steps"]
+        ]
         return hashlib.sha256(json.dumps(steps, sort_keys=True).encode()).hexdigest()
 
     def resolved(self) -> dict[str, Any]:
         """The recipe as plain data, every default written out: what a file that reproduces it holds."""
         steps = [step.model_dump(mode="json", exclude_none=True) for step in self.steps]
-        return {"name": self.name, "summary": self.summary, "source": self.source, "steps": steps} | ({"chosen_on": list(self.chosen_on)} if self.chosen_on else {})
+        return {"name": self.name, "summary": self.summary, "source": self.source, "steps": steps} | (
+            {"chosen_on": list(self.chosen_on)} if self.chosen_on else {}
+        )
 
     def for_tasks(self, fit: Callable[[str], Sequence[str]]) -> Recipe:
         """The recipe with `task: evaluated` replaced by the tasks that fit, as a function of the split."""
@@ -88,7 +96,9 @@ class Recipe(BaseModel):
             calibration = step.evidence
             if calibration is None or calibration.task != EVALUATED:
                 return step
-            return step.model_copy(update={"calibration": calibration.model_copy(update={"task": tuple(fit(calibration.split))})})
+            return step.model_copy(
+                update={"calibration": calibration.model_copy(update={"task": tuple(fit(calibration.split))})}
+            )
 
         return self.model_copy(update={"steps": tuple(resolve(step) for step in self.steps)})
 
@@ -101,7 +111,8 @@ def shipped_names() -> list[str]:
 def parse_recipe(specification: str) -> Recipe:
     """Read `NAME`, `NAME:key=value,...`, `FILE.yaml` or `FILE.yaml:key=value,...`.
 
-    Nested keys have dots (`calibration.samples=80`); a bare key is set in every step whose method knows it, `steps.0.key` in one. Values are YAML.
+    Nested keys have dots (`calibration.samples=80`); a bare key is set in every step whose method knows it,
+    `steps.0.key` in one. Values are YAML.
 
     Raises RecipeError naming every mistake.
     """
@@ -109,7 +120,11 @@ def parse_recipe(specification: str) -> Recipe:
     data = _read(source)
     if changes:
         data = with_changes(data, parse_changes(specification, changes), specification)
-    label = specification if not source.endswith((".yaml", ".yml")) else str(data.get("name", source)) + (f":{changes}" if changes else "")
+    label = (
+        specification
+        if not source.endswith((".yaml", ".yml"))
+        else str(data.get("name", source)) + (f":{changes}" if changes else "")
+    )
     return recipe_from(data, origin=specification, label=label)
 
 
@@ -136,23 +151,40 @@ def recipe_from(data: Mapping[str, Any], *, origin: str, label: str | None = Non
         mistakes += _sentences(error, "", _Header)
         header = None
     given = data.get("steps")
-    steps = [_parse_step(step, f"steps.{index}.", mistakes) for index, step in enumerate(given)] if isinstance(given, list) else []
+    steps = (
+        [_parse_step(step, f"steps.{index}.", mistakes) for index, step in enumerate(given)]
+        if isinstance(given, list)
+        else []
+    )
     if mistakes or header is None:
         listing = "".join(f"\n  - {mistake}" for mistake in mistakes)
         raise RecipeError(f"recipe {origin!r} cannot be used:{listing}")
     steps_read = tuple(step for step in steps if step is not None)
-    return Recipe(name=header.name, label=label or header.name, summary=header.summary, source=header.source, steps=steps_read, chosen_on=header.chosen_on)
+    return Recipe(
+        name=header.name,
+        label=label or header.name,
+        summary=header.summary,
+        source=header.source,
+        steps=steps_read,
+        chosen_on=header.chosen_on,
+    )
 
 
 def _read(source: str) -> dict[str, Any]:
     is_file = source.endswith((".yaml", ".yml"))
     path = Path(source).expanduser() if is_file else SHIPPED / f"{source}.yaml"
     if not is_file and source not in shipped_names():
-        raise RecipeError(f"unknown recipe {source!r}: {nearest(source, shipped_names())} (`lm_eval recipes` lists them; a file's name ends in .yaml)")
+        raise RecipeError(
+            f"unknown recipe {source!r}: {nearest(source, shipped_names())} (`lm_eval recipes` lists them; a file's"
+            " name ends in .yaml)"
+        )
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise RecipeError(f"recipe file {source} cannot be read: {error.strerror or error}; give the path of a YAML file, or a name from `lm_eval recipes`") from None
+        raise RecipeError(
+            f"recipe file {source} cannot be read: {error.strerror or error}; give the path of a YAML file, or a name"
+            " from `lm_eval recipes`"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe file {source} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
@@ -167,7 +199,11 @@ def _parse_step(step: Any, where: str, mistakes: list[str]) -> Step | None:
     methods = known_methods()
     name = step.get("method")
     if name not in methods:
-        problem = f"unknown method {name!r}, {nearest(str(name), methods)}" if name is not None else f"is missing; known: {', '.join(methods)}"
+        problem = (
+            f"unknown method {name!r}, {nearest(str(name), methods)}"
+            if name is not None
+            else f"is missing; known: {', '.join(methods)}"
+        )
         mistakes.append(f"{where}method: {problem}")
         return None
     model = step_model(name)
@@ -182,10 +218,14 @@ _KEYS_OF = {"calibration": Calibration, "keep": Keep, "search": Search, "trainin
 
 
 def _sentences(error: ValidationError, where: str, model: type[BaseModel]) -> list[str]:
-    """All of pydantic's findings but those that follow from others: a list whose entries are wrong is not too short as well."""
+    """All of pydantic's findings but those that follow from others: a list whose entries are wrong is not too short as
+    well.
+    """
     found = error.errors()
     inside = {item["loc"][:length] for item in found for length in range(len(item["loc"]))}
-    return [_sentence(item, where, model) for item in found if not (item["type"] == "too_short" and item["loc"] in inside)]
+    return [
+        _sentence(item, where, model) for item in found if not (item["type"] == "too_short" and item["loc"] in inside)
+    ]
 
 
 def _sentence(item: Mapping[str, Any], where: str, model: type[BaseModel]) -> str:

@@ -14,27 +14,60 @@ def remarks(recipe: Recipe, operation: Operation) -> list[str]:
 
 
 def _as_asked(recipe: Recipe, operation: Operation) -> list[str]:
-    """Matrices that are not what was asked for: a fraction of few components may be none, a budget less than one, and an expert may have seen nothing."""
+    """Matrices that are not what was asked for: a fraction of few components may be none, a budget less than one, and
+    an expert may have seen nothing.
+    """
     if all(step.method == "identity" for step in recipe.steps):
         return []
     of = f"of {len(operation.records)} matrices or heads were left as they were"
     unseen = sum(record.fallback == UNSEEN for record in operation.records)
-    same = sum(record.rank_after == record.rank_before and record.relative_error < 1e-6 for record in operation.records) - unseen
+    same = (
+        sum(record.rank_after == record.rank_before and record.relative_error < 1e-6 for record in operation.records)
+        - unseen
+    )
     found = [f"{same} {of}: what was asked for changes nothing there"] if same else []
     budgets = [recipe.steps[record.step].keep_budget for record in operation.records]
-    short = sum(keep is not None and keep.is_below_one(record.shape) for keep, record in zip(budgets, operation.records, strict=True))
-    found += [f"in {short} of {len(operation.records)} matrices or heads the budget comes to less than one component, and one was kept: they hold more than was asked for"] if short else []
-    return found + ([f"{unseen} {of}: no calibration document has a token that reached them (fallback unseen), as happens to experts; a larger calibration.samples may reach them"] if unseen else [])
+    short = sum(
+        keep is not None and keep.is_below_one(record.shape)
+        for keep, record in zip(budgets, operation.records, strict=True)
+    )
+    found += (
+        [
+            f"in {short} of {len(operation.records)} matrices or heads the budget comes to less than one component, and"
+            " one was kept: they hold more than was asked for"
+        ]
+        if short
+        else []
+    )
+    return found + (
+        [
+            f"{unseen} {of}: no calibration document has a token that reached them (fallback unseen), as happens to"
+            " experts; a larger calibration.samples may reach them"
+        ]
+        if unseen
+        else []
+    )
 
 
 def _left_dense(recipe: Recipe, operation: Operation) -> list[str]:
     """Matrices that stayed dense though thin layers were asked for."""
     asked = [record for record in operation.records if recipe.steps[record.step].factored]
     dense = sum(record.stored == DENSE for record in asked)
-    return [f"{dense} of {len(asked)} matrices or heads stay dense: at the rank they have, two factors hold no fewer numbers"] if dense else []
+    return (
+        [
+            f"{dense} of {len(asked)} matrices or heads stay dense: at the rank they have, two factors hold no fewer"
+            " numbers"
+        ]
+        if dense
+        else []
+    )
 
 
 def _searched(operation: Operation) -> list[str]:
     """What searches found, or had to do without."""
-    none = [f"{record['method']} found nothing worth editing: the model was scored as it is" for record in operation.searches if not record["chosen"]]
+    none = [
+        f"{record['method']} found nothing worth editing: the model was scored as it is"
+        for record in operation.searches
+        if not record["chosen"]
+    ]
     return none + [f"{record['method']}: {note}" for record in operation.searches for note in record["warnings"]]

@@ -1,4 +1,5 @@
-"""What a run says while it works: progress bars on a terminal, plain lines elsewhere, nothing but results when asked to be quiet.
+"""What a run says while it works: progress bars on a terminal, plain lines elsewhere, nothing but results when asked to
+be quiet.
 
 Everything here goes to standard error; standard output is for the table at the end.
 """
@@ -70,7 +71,11 @@ class _Lines(Progress):
             return
         self._told = now
         left = (now - self._started) / self._done * (self._total - self._done)
-        print(f"{self._what}: {self._done} of {self._total} done, about {left / 60:.0f} min left", file=sys.stderr, flush=True)
+        print(
+            f"{self._what}: {self._done} of {self._total} done, about {left / 60:.0f} min left",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 class Report:
@@ -108,7 +113,14 @@ class Report:
             return
         totals = receipt["totals"]
         kept = totals["parameters_after"] / totals["parameters_before"]
-        what = "nothing edited" if recipe.is_baseline else f"{totals['matrices_edited']} {'matrix' if totals['matrices_edited'] == 1 else 'matrices'} edited, {kept:.1%} of the parameters kept if stored as factors"
+        what = (
+            "nothing edited"
+            if recipe.is_baseline
+            else (
+                f"{totals['matrices_edited']} {'matrix' if totals['matrices_edited'] == 1 else 'matrices'} edited,"
+                f" {kept:.1%} of the parameters kept if stored as factors"
+            )
+        )
         what += _speed(totals) if any(matrix.get("stored") == "factors" for matrix in receipt["matrices"]) else ""
         calibrated = sum(drawn["samples"] for drawn in receipt["calibration"])
         learned = f", {calibrated} calibration documents" if calibrated else ""
@@ -131,7 +143,9 @@ def _not_about_metadata(entry: logging.LogRecord) -> bool:
 
 
 def report_for(verbosity: str | None) -> Report:
-    """The report that fits the terminal and `--verbosity`; also tells the libraries how much to say. Called before they are loaded, since some read it only once."""
+    """The report that fits the terminal and `--verbosity`; also tells the libraries how much to say. Called before they
+    are loaded, since some read it only once.
+    """
     quiet = (verbosity or "").upper() in ("ERROR", "CRITICAL")
     bars = sys.stderr.isatty() and not quiet
     if not bars:

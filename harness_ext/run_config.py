@@ -1,4 +1,6 @@
-"""A run with recipes, as the command line or anything else hands it to a session: lm-eval's own configuration, and ours beside it."""
+"""A run with recipes, as the command line or anything else hands it to a session: lm-eval's own configuration, and ours
+beside it.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,10 @@ if TYPE_CHECKING:
 class RunConfig:
     """A run with recipes.
 
-    `harness` is lm-eval's full configuration, validated, with `output_path` and `log_samples` set. `model_name` is what the user typed
-    after `pretrained=` (`harness.model_args["pretrained"]` holds the folder where that was `demo`). `command` is `sys.argv`, for the receipt.
+    `harness` is lm-eval's full configuration, validated, with `output_path` and `log_samples` set. `model_name` is what
+    the user typed
+    after `pretrained=` (`harness.model_args["pretrained"]` holds the folder where that was `demo`). `command` is
+    `sys.argv`, for the receipt.
     """
 
     harness: EvaluatorConfig

@@ -1,7 +1,9 @@
 """Run directories: the truth of every score, written beside their place and renamed into it when whole.
 
-A run is `<root>/<model>/<recipe>-<id>/` with lm-eval's own results and samples and our `receipt.json`, written last. A directory without the temporary prefix is complete by
-construction; one with it belongs to a process that is still writing or was killed, and is swept away once that process is gone. Where the place cannot take a finished run (a full disk, say), the run
+A run is `<root>/<model>/<recipe>-<id>/` with lm-eval's own results and samples and our `receipt.json`, written last. A
+directory without the temporary prefix is complete by
+construction; one with it belongs to a process that is still writing or was killed, and is swept away once that process
+is gone. Where the place cannot take a finished run (a full disk, say), the run
 is saved elsewhere rather than lost.
 """
 
@@ -50,11 +52,15 @@ def prepare_root(root: Path) -> None:
         with tempfile.TemporaryFile(dir=root):
             pass
     except OSError as error:
-        raise UserError(f"results cannot be written to {root}: {error.strerror or error}; name another folder with --output_path") from None
+        raise UserError(
+            f"results cannot be written to {root}: {error.strerror or error}; name another folder with --output_path"
+        ) from None
 
 
 def finished_runs(folder: Path) -> Iterator[FinishedRun]:
-    """The complete runs in a model's folder, by name; a receipt that cannot be read is passed over, and so run again."""
+    """The complete runs in a model's folder, by name; a receipt that cannot be read is passed over, and so run
+    again.
+    """
     for path in sorted(folder.glob(f"[!.]*/{RECEIPT}")):
         try:
             receipt = json.loads(path.read_text(encoding="utf-8"))
@@ -101,7 +107,9 @@ def writing(place: Path) -> Iterator[Path]:
 
 
 def scratch_folder() -> Path:
-    """A new temporary folder of this process; those of processes that were killed are swept away first, since they can hold gigabytes of weights."""
+    """A new temporary folder of this process; those of processes that were killed are swept away first, since they can
+    hold gigabytes of weights.
+    """
     for path in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
         owner = path.name.removeprefix(_SCRATCH).partition("-")[0]
         if owner.isdigit() and not _alive(int(owner)):
@@ -136,7 +144,9 @@ def rescue_folders() -> list[Path]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write plain data as indented JSON. NaN and infinities, which JSON lacks, become null."""
-    path.write_text(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n", encoding="utf-8"
+    )
 
 
 def _finite(value: Any) -> Any:

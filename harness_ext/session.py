@@ -1,7 +1,10 @@
-"""One command: a model loaded at most once, tasks built once, every variant scored and written, or found to be there already.
+"""One command: a model loaded at most once, tasks built once, every variant scored and written, or found to be there
+already.
 
-The order is the baseline, then each recipe followed by its controls. A variant whose run directory stands is not run again: `spec_id` hashes everything that was asked, down to the contents of the
-checkpoint and of the documents. The model is loaded when the first variant needs it, so a command whose work is done only reads.
+The order is the baseline, then each recipe followed by its controls. A variant whose run directory stands is not run
+again: `spec_id` hashes everything that was asked, down to the contents of the
+checkpoint and of the documents. The model is loaded when the first variant needs it, so a command whose work is done
+only reads.
 """
 
 from __future__ import annotations
@@ -63,7 +66,9 @@ class Session:
         self._baseline_speed: dict[str, float | None] = {}
 
     def run(self) -> Iterator[Outcome]:
-        """Yield every variant as it is finished or found. Raises UserError before anything is loaded, where the asking is at fault."""
+        """Yield every variant as it is finished or found. Raises UserError before anything is loaded, where the asking
+        is at fault.
+        """
         recipes = parse_recipes(self.config.recipes)
         self._check_asked(recipes)
         rundir.prepare_root(self.root)
@@ -96,7 +101,10 @@ class Session:
         arguments = self.harness.model_args
         edited = [recipe for recipe in recipes if not recipe.is_baseline]
         if self.config.controls and not edited:
-            raise UserError("--control takes the budget of another recipe, and the baseline has none: name a recipe that edits, or leave --control out")
+            raise UserError(
+                "--control takes the budget of another recipe, and the baseline has none: name a recipe that edits, or"
+                " leave --control out"
+            )
         for name in self.config.controls:
             check_control(name)
         checkpoint.check_local(
@@ -107,7 +115,9 @@ class Session:
         )
 
     def _check_fit(self, recipes: Sequence[Recipe]) -> None:
-        """Find out what will not work before the model is loaded and scored: matrices and ranks from the headers, calibration from the tasks."""
+        """Find out what will not work before the model is loaded and scored: matrices and ranks from the headers,
+        calibration from the tasks.
+        """
         self.specification.task_settings  # noqa: B018 - taken before drawing documents settles the number of shots
         loaded = self._headers()
         mistakes: list[str] = []
@@ -122,10 +132,16 @@ class Session:
             raise UserError("\n".join(mistakes))
 
     def _headers(self) -> checkpoint.Checkpoint | None:
-        """The checkpoint as it will be loaded; None where its headers cannot be had, which is then the loader's business."""
+        """The checkpoint as it will be loaded; None where its headers cannot be had, which is then the loader's
+        business.
+        """
         arguments = self.harness.model_args
         try:
-            found = checkpoint.read_checkpoint(str(arguments["pretrained"]), str(arguments.get("revision") or "main"), str(arguments.get("subfolder") or ""))
+            found = checkpoint.read_checkpoint(
+                str(arguments["pretrained"]),
+                str(arguments.get("revision") or "main"),
+                str(arguments.get("subfolder") or ""),
+            )
             return as_loaded(found) if found.tensors else None
         except UserError:
             return None
@@ -192,7 +208,9 @@ class Session:
     def _tell_resumed(self, recipe: Recipe, operation: Operation) -> None:
         for record in operation.searches:
             if record["resumed"]:
-                self.report.line(f"{recipe.label}: went on from {record['resumed']} trials that an earlier process had made")
+                self.report.line(
+                    f"{recipe.label}: went on from {record['resumed']} trials that an earlier process had made"
+                )
 
     @cached_property
     def lm(self) -> RecipeLM:
@@ -217,10 +235,14 @@ class Session:
         except UserError:
             raise
         except (OSError, ValueError, KeyError, ImportError, AssertionError, RuntimeError) as error:
-            raise UserError(f"the model {name!r} cannot be loaded: {str(error).strip() or type(error).__name__}") from error
+            raise UserError(
+                f"the model {name!r} cannot be loaded: {str(error).strip() or type(error).__name__}"
+            ) from error
 
     def take_model_of(self, other: Session) -> None:
-        """Use the model that another session of the same model arguments has loaded, if it has, at this session's batch size (a number)."""
+        """Use the model that another session of the same model arguments has loaded, if it has, at this session's batch
+        size (a number).
+        """
         if "lm" in vars(other):
             self.lm = other.lm
             self.lm.batch_size_per_gpu = int(self.harness.batch_size)
@@ -244,15 +266,25 @@ class Session:
         scored = {hashed for hashes in self.specification.scored_documents.values() for hashed in hashes}
         chat = bool(harness.apply_chat_template)
         fewshot_seed = harness.seed[3] if harness.seed else None
-        prompts = PromptSettings(harness.system_instruction, chat, bool(harness.fewshot_as_multiturn), fewshot_seed, self.lm.apply_chat_template if chat else None)
+        prompts = PromptSettings(
+            harness.system_instruction,
+            chat,
+            bool(harness.fewshot_as_multiturn),
+            fewshot_seed,
+            self.lm.apply_chat_template if chat else None,
+        )
         return draw_documents(calibration, tasks, scored, prompts, where)
 
     def _speed(self, recipe: Recipe, speed: Speed) -> dict[str, float | None]:
-        """Tokens per second of the baseline and of the variant, both while they were scored by this process: figures of another time would be of another load."""
+        """Tokens per second of the baseline and of the variant, both while they were scored by this process: figures of
+        another time would be of another load.
+        """
         found = speed.figures()
         if recipe.is_baseline:
             self._baseline_speed = found
-        return {f"{name}_before": self._baseline_speed.get(name) for name in found} | {f"{name}_after": value for name, value in found.items()}
+        return {f"{name}_before": self._baseline_speed.get(name) for name in found} | {
+            f"{name}_after": value for name, value in found.items()
+        }
 
     def _evaluate(self, lm: RecipeLM) -> dict[str, Any]:
         from harness_ext.evaluation import evaluate
@@ -285,7 +317,11 @@ def _failures_of_machine() -> Iterator[None]:
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError) as error:
-        raise VariantFailed("out_of_memory", f"{str(error).splitlines()[0] if str(error) else 'out of memory'}; a smaller --batch_size or calibration.batch_size may fit") from None
+        raise VariantFailed(
+            "out_of_memory",
+            f"{str(error).splitlines()[0] if str(error) else 'out of memory'}; a smaller --batch_size or"
+            " calibration.batch_size may fit",
+        ) from None
 
 
 def _require_finite_results(results: Mapping[str, Any]) -> None:
@@ -293,7 +329,11 @@ def _require_finite_results(results: Mapping[str, Any]) -> None:
     for task, samples in results["samples"].items():
         broken = sum(1 for sample in samples if _has_nan(sample["filtered_resps"]))
         if broken:
-            raise VariantFailed("non_finite_result", f"{broken} of {len(samples)} samples of {task} have a log-likelihood that is not a number", task)
+            raise VariantFailed(
+                "non_finite_result",
+                f"{broken} of {len(samples)} samples of {task} have a log-likelihood that is not a number",
+                task,
+            )
 
 
 def _has_nan(value: Any) -> bool:

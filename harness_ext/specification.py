@@ -1,6 +1,7 @@
 """What a command asks for, as an identity: the model's contents, the settings, the tasks and their documents.
 
-Two variants with the same `spec_id` would score the same, so the second need not be run. Only contents count: a copied model folder is the same model, a changed task file is another task.
+Two variants with the same `spec_id` would score the same, so the second need not be run. Only contents count: a copied
+model folder is the same model, a changed task file is another task.
 Everything is worked out when first asked for, and without torch.
 """
 
@@ -30,12 +31,25 @@ if TYPE_CHECKING:
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _SETTINGS = (
-    "batch_size", "max_batch_size", "device", "num_fewshot", "limit", "samples", "gen_kwargs", "system_instruction", "apply_chat_template", "fewshot_as_multiturn", "predict_only", "seed",
-)  # fmt: skip
+    "batch_size",
+    "max_batch_size",
+    "device",
+    "num_fewshot",
+    "limit",
+    "samples",
+    "gen_kwargs",
+    "system_instruction",
+    "apply_chat_template",
+    "fewshot_as_multiturn",
+    "predict_only",
+    "seed",
+)
 
 
 class LoadedTasks(NamedTuple):
-    """The tasks of a command, built: by name, and as the user named them (groups whole), which is how lm-eval sums them up."""
+    """The tasks of a command, built: by name, and as the user named them (groups whole), which is how lm-eval sums them
+    up.
+    """
 
     manager: TaskManager
     by_name: dict[str, Task]
@@ -43,7 +57,9 @@ class LoadedTasks(NamedTuple):
 
 
 class Places(list):
-    """Ascending places of documents. lm-eval asks of every document whether its place is in the list, which a plain one answers in time quadratic in their number."""
+    """Ascending places of documents. lm-eval asks of every document whether its place is in the list, which a plain one
+    answers in time quadratic in their number.
+    """
 
     @cached_property
     def _set(self) -> frozenset[int]:
@@ -63,7 +79,9 @@ class Specification:
 
     @cached_property
     def tasks(self) -> LoadedTasks:
-        """The evaluated tasks, built once; lm-eval is handed these same objects for every variant. Raises UserError for an unknown one, and for one whose items cannot be had."""
+        """The evaluated tasks, built once; lm-eval is handed these same objects for every variant. Raises UserError for
+        an unknown one, and for one whose items cannot be had.
+        """
         from harness_ext.run_config import resolve_tasks
 
         with self._report.stage("building tasks"), data_sets.loading():
@@ -76,9 +94,11 @@ class Specification:
         return LoadedTasks(manager, loaded["tasks"], [*(group for group in groups if group.name not in inner), *alone])
 
     def hold_out(self, recipes: Sequence[Recipe]) -> None:
-        """Take documents out of the score of every variant, where a recipe learns from the scored split (`calibration.split: test`, LASER's protocol), or was chosen on some of it (`chosen_on`).
+        """Take documents out of the score of every variant, where a recipe learns from the scored split
+        (`calibration.split: test`, LASER's protocol), or was chosen on some of it (`chosen_on`).
 
-        A document that several tasks ask about is out of the score of all of them. Call it before anything else is asked of this object. Raises UserError where nothing would be left to score.
+        A document that several tasks ask about is out of the score of all of them. Call it before anything else is
+        asked of this object. Raises UserError where nothing would be left to score.
         """
         learned = {hashed for recipe in recipes for hashed in recipe.chosen_on}
         for calibration in (step.evidence for recipe in recipes for step in recipe.steps):
@@ -87,14 +107,28 @@ class Specification:
             for name, share in shares(calibration.tasks, calibration.samples).items():
                 candidates = self._scored_places(name) if name in self.tasks.by_name else []
                 if candidates and share >= len(candidates):
-                    raise UserError(f"calibration: {share} of the {len(candidates)} scored documents of {name!r} were asked for, which leaves none to score; lower calibration.samples")
-                learned.update(document_hash(self.tasks.by_name[name].eval_docs[place]) for place in drawing_order(calibration, name, candidates)[:share])
+                    raise UserError(
+                        f"calibration: {share} of the {len(candidates)} scored documents of {name!r} were asked for,"
+                        " which leaves none to score; lower calibration.samples"
+                    )
+                learned.update(
+                    document_hash(self.tasks.by_name[name].eval_docs[place])
+                    for place in drawing_order(calibration, name, candidates)[:share]
+                )
         if not learned:
             return
         scored = {name: self._scored_places(name) for name in self.tasks.by_name}
-        left = {name: Places(place for place in places if document_hash(self.tasks.by_name[name].eval_docs[place]) not in learned) for name, places in scored.items()}
+        left = {
+            name: Places(
+                place for place in places if document_hash(self.tasks.by_name[name].eval_docs[place]) not in learned
+            )
+            for name, places in scored.items()
+        }
         if empty := [name for name, places in left.items() if not places]:
-            raise UserError(f"calibration: every scored document of {empty[0]!r} is one that a recipe learns from or was chosen on, there or in another task, which leaves none to score; lower calibration.samples")
+            raise UserError(
+                f"calibration: every scored document of {empty[0]!r} is one that a recipe learns from or was chosen on,"
+                " there or in another task, which leaves none to score; lower calibration.samples"
+            )
         # Where a recipe was chosen on documents of other tasks, what is asked stays what was asked.
         if left != scored:
             self._harness.samples, self._harness.limit = left, None
@@ -128,7 +162,11 @@ class Specification:
         arguments = self._harness.model_args
         revision, subfolder = str(arguments.get("revision") or "main"), str(arguments.get("subfolder") or "")
         found = {"pretrained": checkpoint.identity(str(arguments["pretrained"]), revision, subfolder)}
-        return found | {key: checkpoint.identity(str(arguments[key]), revision) for key in ("peft", "delta", "tokenizer") if arguments.get(key)}
+        return found | {
+            key: checkpoint.identity(str(arguments[key]), revision)
+            for key in ("peft", "delta", "tokenizer")
+            if arguments.get(key)
+        }
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -136,8 +174,13 @@ class Specification:
         arguments = {key: value for key, value in self._harness.model_args.items() if key != "pretrained"}
         # A flag gives text where a file gives a number.
         asked = {name: getattr(self._harness, name) for name in _SETTINGS}
-        asked |= {"batch_size": str(asked["batch_size"]), "limit": None if asked["limit"] is None else float(asked["limit"])}
-        comparable = {name: version for name, version in versions().items() if name in ("lm_eval", "transformers", "torch")}
+        asked |= {
+            "batch_size": str(asked["batch_size"]),
+            "limit": None if asked["limit"] is None else float(asked["limit"]),
+        }
+        comparable = {
+            name: version for name, version in versions().items() if name in ("lm_eval", "transformers", "torch")
+        }
         return {**asked, "model_args": arguments, "model": self.model, "versions": comparable}
 
     @property
@@ -153,14 +196,23 @@ class Specification:
             # The metadata holds the model's arguments, which are in the settings.
             configuration = {key: value for key, value in task.dump_config().items() if key != "metadata"}
             documents = self.scored_documents[name]
-            return {"version": str(task.VERSION), "config": digest(configuration), "documents": digest(documents), "scored": len(documents)}
+            return {
+                "version": str(task.VERSION),
+                "config": digest(configuration),
+                "documents": digest(documents),
+                "scored": len(documents),
+            }
 
         return {name: describe(name, task) for name, task in self.tasks.by_name.items()}
 
     def spec_id(self, recipe: Recipe) -> str:
-        """What is asked of one variant, as a digest. The baseline does not depend on our code, every other recipe on its version."""
+        """What is asked of one variant, as a digest. The baseline does not depend on our code, every other recipe on
+        its version.
+        """
         made_by = None if recipe.is_baseline else __version__
-        return digest({"recipe": recipe.recipe_id, "made_by": made_by, "settings": self.settings, "tasks": self.task_settings})
+        return digest(
+            {"recipe": recipe.recipe_id, "made_by": made_by, "settings": self.settings, "tasks": self.task_settings}
+        )
 
     def resolved(self, recipe: Recipe) -> Recipe:
         """The recipe with the evaluated tasks that can give it labelled documents filled in."""
@@ -168,10 +220,13 @@ class Specification:
 
 
 def digest(value: Any) -> str:
-    """SHA-256 over plain data as sorted JSON; a function counts by its source, anything else that JSON lacks by its text."""
+    """SHA-256 over plain data as sorted JSON; a function counts by its source, anything else that JSON lacks by its
+    text.
+    """
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=_as_text).encode()).hexdigest()
 
 
 def _as_text(value: Any) -> str:
-    # lm-eval leaves some functions in a configuration as they are (those of fewshot_config): the text of one names its address in memory, which differs from process to process.
+    # lm-eval leaves some functions in a configuration as they are (those of fewshot_config): the text of one names its
+    # address in memory, which differs from process to process.
     return inspect.getsource(value) if inspect.isfunction(value) else _ADDRESS.sub("", str(value))

@@ -1,7 +1,9 @@
 """How fast the model is while it is scored: tokens in, seconds spent in it, taken along the way at no cost.
 
-Scoring and generating are told apart, since a generated token takes a pass of its own. A token is a position of a batch, padding included: that is what the model computes, and it is the same for every
-variant of a command, which asks the same documents in the same batches. The first call of each kind is left out, since it pays for what is set up once: the baseline's most of all, which comes first. Where it was the
+Scoring and generating are told apart, since a generated token takes a pass of its own. A token is a position of a
+batch, padding included: that is what the model computes, and it is the same for every
+variant of a command, which asks the same documents in the same batches. The first call of each kind is left out, since
+it pays for what is set up once: the baseline's most of all, which comes first. Where it was the
 only one there is no figure, rather than one that would have every variant many times faster than the baseline.
 """
 
@@ -38,14 +40,19 @@ class Clock:
 
 @dataclass
 class Speed:
-    """A variant's speed. scoring: forward passes over whole texts, by their tokens. generating: by the tokens that came out; the passes over the prompts take time too."""
+    """A variant's speed. scoring: forward passes over whole texts, by their tokens. generating: by the tokens that came
+    out; the passes over the prompts take time too.
+    """
 
     scoring: Clock = field(default_factory=Clock)
     generating: Clock = field(default_factory=Clock)
 
     def figures(self) -> dict[str, float | None]:
         """Tokens per second of both kinds; None for a kind that did not happen, or once only."""
-        return {"tokens_per_second": self.scoring.tokens_per_second, "generated_tokens_per_second": self.generating.tokens_per_second}
+        return {
+            "tokens_per_second": self.scoring.tokens_per_second,
+            "generated_tokens_per_second": self.generating.tokens_per_second,
+        }
 
 
 def seconds_since(started: float, result: Tensor) -> float:

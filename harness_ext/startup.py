@@ -1,8 +1,11 @@
 """A quicker start: what can be saved while libraries load, without touching them.
 
-Notable choice. Loading torch and transformers makes some two million objects that live until the end. Python's garbage collector walks
-the young ones again and again meanwhile, finds nothing, and takes about a third of the time. So it is off while they load, and what was
-loaded is put out of its sight afterwards (`gc.freeze`), which makes every later collection cheaper too. The rest of the time goes into
+Notable choice. Loading torch and transformers makes some two million objects that live until the end. Python's garbage
+collector walks
+the young ones again and again meanwhile, finds nothing, and takes about a third of the time. So it is off while they
+load, and what was
+loaded is put out of its sight afterwards (`gc.freeze`), which makes every later collection cheaper too. The rest of the
+time goes into
 the libraries' own modules; nothing of that can be left out without changing them.
 """
 
@@ -16,7 +19,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Load libraries, or make many objects that stay, inside this block; nests, and leaves the collector switched as it was."""
+    """Load libraries, or make many objects that stay, inside this block; nests, and leaves the collector switched as it
+    was.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -37,7 +42,9 @@ def preload_harness() -> None:
 
 
 def preload_hf() -> None:
-    """Load all that lm-eval's Hugging Face backend needs before it knows the model: torch, and transformers as far as every model uses it."""
+    """Load all that lm-eval's Hugging Face backend needs before it knows the model: torch, and transformers as far as
+    every model uses it.
+    """
     with quick_imports():
         import lm_eval.evaluator
         import lm_eval.models.huggingface  # noqa: F401

@@ -1,4 +1,6 @@
-"""The schema of a recipe's step: the keys that every method has, and those of its own, read from its signature. It is strict: an unknown key is a mistake."""
+"""The schema of a recipe's step: the keys that every method has, and those of its own, read from its signature. It is
+strict: an unknown key is a mistake.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,11 @@ STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 class Calibration(BaseModel):
     """Where a method's evidence comes from: labelled documents of a task, never the documents that are scored.
 
-    task: one task or several, or `evaluated`. split: `test` takes documents out of the scored split, and so out of the score of every variant, for tasks that have no other. samples: documents in all, drawn evenly from the tasks by `seed`. batch_size: documents in one forward pass.
-    shuffled_labels: the answers change places among the documents of a task; a control, what is learned from them is not about the questions.
+    task: one task or several, or `evaluated`. split: `test` takes documents out of the scored split, and so out of the
+    score of every variant, for tasks that have no other. samples: documents in all, drawn evenly from the tasks by
+    `seed`. batch_size: documents in one forward pass.
+    shuffled_labels: the answers change places among the documents of a task; a control, what is learned from them is
+    not about the questions.
     """
 
     model_config = STRICT
@@ -42,7 +47,9 @@ class Calibration(BaseModel):
 
 
 class Search(BaseModel):
-    """How edits are tried out on the calibration documents. rounds: at most; each renews the gradients. at_once: candidates of the first trial of a round, halved while the loss does not fall, and at last tried one by one."""
+    """How edits are tried out on the calibration documents. rounds: at most; each renews the gradients. at_once:
+    candidates of the first trial of a round, halved while the loss does not fall, and at last tried one by one.
+    """
 
     model_config = STRICT
 
@@ -51,10 +58,13 @@ class Search(BaseModel):
 
 
 class Training(BaseModel):
-    """How basis selection trains on the calibration documents; names after arXiv:2405.15877, values ours. One optimiser step a batch of `calibration.batch_size` documents.
+    """How basis selection trains on the calibration documents; names after arXiv:2405.15877, values ours. One optimiser
+    step a batch of `calibration.batch_size` documents.
 
-    keep_ratio: of each matrix's sum of |s|, what its bases have left after pruning. pruning_times: rounds in which that falls there. keeping_epochs, pruning_epochs, post_epochs: before pruning, after
-    each round, and of the two factors at last. added_rank: new bases a matrix. loss: `text` for all tokens of prompt and right answer (language modelling), `answer` for those of the answer.
+    keep_ratio: of each matrix's sum of |s|, what its bases have left after pruning. pruning_times: rounds in which that
+    falls there. keeping_epochs, pruning_epochs, post_epochs: before pruning, after
+    each round, and of the two factors at last. added_rank: new bases a matrix. loss: `text` for all tokens of prompt
+    and right answer (language modelling), `answer` for those of the answer.
     """
 
     model_config = STRICT
@@ -78,7 +88,8 @@ class Training(BaseModel):
 class Step(BaseModel):
     """One method on a set of matrices. Subclassed for each method, whose own parameters become fields.
 
-    factored: whether the model computes with two thin layers where they are smaller than the matrix; its outputs are those of the dense product within rounding, in less time and memory.
+    factored: whether the model computes with two thin layers where they are smaller than the matrix; its outputs are
+    those of the dense product within rounding, in less time and memory.
     """
 
     model_config = STRICT
@@ -102,7 +113,9 @@ class Step(BaseModel):
 
     @property
     def evidence(self) -> Calibration | None:
-        """Which documents the step's evidence comes from; None for a method that looks at weights, or at a contrast set, alone."""
+        """Which documents the step's evidence comes from; None for a method that looks at weights, or at a contrast
+        set, alone.
+        """
         return getattr(self, "calibration", None)
 
     @property
@@ -127,7 +140,9 @@ class Step(BaseModel):
 
     @property
     def one_after_another(self) -> bool:
-        """Whether evidence for a matrix is gathered after the matrices before it were edited, rather than on the model as it was."""
+        """Whether evidence for a matrix is gathered after the matrices before it were edited, rather than on the model
+        as it was.
+        """
         return getattr(self, "sequential", False)
 
     @property
@@ -148,12 +163,15 @@ def known_methods() -> Mapping[str, Method | Searcher]:
 
 @cache
 def step_model(method_name: str) -> type[Step]:
-    """The schema of a step with this method: the common keys, plus `keep`, and `calibration` with `sequential`, `search` or `training`, or `contrast`, where it takes them, plus its own parameters.
+    """The schema of a step with this method: the common keys, plus `keep`, and `calibration` with `sequential`,
+    `search` or `training`, or `contrast`, where it takes them, plus its own parameters.
 
     A search takes `calibration` and its own parameters.
     """
     method = described(method_name)
-    fields: dict[str, Any] = {name: (parameter.annotation, parameter.default) for name, parameter in method.parameters.items()}
+    fields: dict[str, Any] = {
+        name: (parameter.annotation, parameter.default) for name, parameter in method.parameters.items()
+    }
     if isinstance(method, Searcher):
         return create_model(f"{method.name} step", __base__=Step, calibration=(Calibration, Calibration()), **fields)
     if method.takes_keep:
@@ -162,5 +180,11 @@ def step_model(method_name: str) -> type[Step]:
         fields["contrast"] = (Literal["pronouns"], "pronouns")
     elif method.statistics:
         fields["calibration"] = (Calibration, Calibration())
-        fields |= {"search": (Search, Search())} if method.searches else {"training": (Training, Training())} if method.trains else {"sequential": (bool, False)}
+        fields |= (
+            {"search": (Search, Search())}
+            if method.searches
+            else {"training": (Training, Training())}
+            if method.trains
+            else {"sequential": (bool, False)}
+        )
     return create_model(f"{method.name} step", __base__=Step, **fields)

@@ -54,7 +54,9 @@ class Progress:
 
 @dataclass
 class Operation:
-    """A recipe as it was carried out. log: rows of plain data about what took many passes over the documents, each with its step."""
+    """A recipe as it was carried out. log: rows of plain data about what took many passes over the documents, each with
+    its step.
+    """
 
     records: list[MatrixRecord] = field(default_factory=list)
     log: list[dict[str, Any]] = field(default_factory=list)
@@ -64,10 +66,20 @@ class Operation:
     seconds_editing: float = 0.0
 
 
-def operate(lm: HFLM, weights: Weights, factors: Factors, recipe: Recipe, documents: Documents, progress: Progress | None = None, work: Workplace | None = None) -> Operation:
-    """Apply every step of a recipe, in order; a later step sees what the earlier ones left. work: where a long step keeps what it needs to go on after a kill; None to keep nothing.
+def operate(
+    lm: HFLM,
+    weights: Weights,
+    factors: Factors,
+    recipe: Recipe,
+    documents: Documents,
+    progress: Progress | None = None,
+    work: Workplace | None = None,
+) -> Operation:
+    """Apply every step of a recipe, in order; a later step sees what the earlier ones left. work: where a long step
+    keeps what it needs to go on after a kill; None to keep nothing.
 
-    Raises UserError for what the recipe's author can mend, and VariantFailed for what the model's weights make impossible.
+    Raises UserError for what the recipe's author can mend, and VariantFailed for what the model's weights make
+    impossible.
     """
     progress = progress or Progress()
     operation = Operation()
@@ -85,14 +97,34 @@ def operate(lm: HFLM, weights: Weights, factors: Factors, recipe: Recipe, docume
 
 
 def _search(
-    lm: HFLM, weights: Weights, factors: Factors, step: Step, number: int, documents: Documents, operation: Operation, where: str, progress: Progress, work: Workplace | None
+    lm: HFLM,
+    weights: Weights,
+    factors: Factors,
+    step: Step,
+    number: int,
+    documents: Documents,
+    operation: Operation,
+    where: str,
+    progress: Progress,
+    work: Workplace | None,
 ) -> Outcome:
     matrices = _selected(weights, step, where)
     labelled = _documents(step, number, documents, operation, where)
     started = time.perf_counter()
     for matrix in matrices:
         require_finite(weights, matrix)
-    found = find(lm, weights, factors, step, number, matrices, labelled, progress, work.part(f"step-{number}") if work is not None else None, where)
+    found = find(
+        lm,
+        weights,
+        factors,
+        step,
+        number,
+        matrices,
+        labelled,
+        progress,
+        work.part(f"step-{number}") if work is not None else None,
+        where,
+    )
     operation.seconds_calibrating += time.perf_counter() - started
     return found
 
@@ -113,7 +145,17 @@ def _selected(weights: Weights, step: Step, where: str) -> tuple[Matrix, ...]:
 
 
 def _carry_out(
-    lm: HFLM, weights: Weights, factors: Factors, recipe: Recipe, step: Step, number: int, documents: Documents, operation: Operation, where: str, progress: Progress, work: Workplace | None
+    lm: HFLM,
+    weights: Weights,
+    factors: Factors,
+    recipe: Recipe,
+    step: Step,
+    number: int,
+    documents: Documents,
+    operation: Operation,
+    where: str,
+    progress: Progress,
+    work: Workplace | None,
 ) -> None:
     """One ordinary step on the model as it is now."""
     matrices = _selected(weights, step, where)
@@ -123,7 +165,9 @@ def _carry_out(
         started = time.perf_counter()
         progress.start(f"{recipe.label}: decomposing", len(stage))
         for matrix in stage:
-            operation.records.append(edit_matrix(weights, factors, step, number, matrix, evidence.get(matrix.key, {}), where))
+            operation.records.append(
+                edit_matrix(weights, factors, step, number, matrix, evidence.get(matrix.key, {}), where)
+            )
             progress.advance()
         progress.stop()
         operation.seconds_editing += time.perf_counter() - started
@@ -135,9 +179,11 @@ _OUTPUTS = ("o_proj", "down_proj")
 
 
 def stages(matrices: Sequence[Matrix]) -> list[list[Matrix]]:
-    """The matrices in runs, none of which feeds another of its run: query, key and value; attention output; MLP inputs; MLP output; layer by layer.
+    """The matrices in runs, none of which feeds another of its run: query, key and value; attention output; MLP inputs;
+    MLP output; layer by layer.
 
-    A matrix of unknown role is a stage of its own, with other parts of its module. Matrices are taken in the order given, that of the model.
+    A matrix of unknown role is a stage of its own, with other parts of its module. Matrices are taken in the order
+    given, that of the model.
     """
 
     def place(matrix: Matrix) -> tuple[int | None, object]:
@@ -148,7 +194,9 @@ def stages(matrices: Sequence[Matrix]) -> list[list[Matrix]]:
     return [list(run) for _, run in itertools.groupby(matrices, key=place)]
 
 
-def _documents(step: Step, number: int, documents: Documents, operation: Operation, where: str) -> list[LabelledDocument]:
+def _documents(
+    step: Step, number: int, documents: Documents, operation: Operation, where: str
+) -> list[LabelledDocument]:
     started = time.perf_counter()
     if step.contrast_set is not None:
         sets = [contrast_set(step.contrast_set)]
@@ -163,7 +211,16 @@ def _documents(step: Step, number: int, documents: Documents, operation: Operati
 
 
 def _evidence(
-    lm: HFLM, weights: Weights, factors: Factors, step: Step, number: int, matrices: Sequence[Matrix], labelled: Sequence[LabelledDocument], operation: Operation, where: str, progress: Progress,
+    lm: HFLM,
+    weights: Weights,
+    factors: Factors,
+    step: Step,
+    number: int,
+    matrices: Sequence[Matrix],
+    labelled: Sequence[LabelledDocument],
+    operation: Operation,
+    where: str,
+    progress: Progress,
     work: Workplace | None,
 ) -> Mapping[str, Mapping[str, Tensor]]:
     if not labelled:
@@ -184,7 +241,9 @@ def _evidence(
     def gather_for(group: Sequence[Matrix]) -> Mapping[str, Mapping[str, Tensor]]:
         if step.learning is not None:
             place = work.part(f"step-{number}") if work else None
-            found, log = train(lm, group, labelled, batch_size, step.learning, step.seed, bases, place, progress.advance)
+            found, log = train(
+                lm, group, labelled, batch_size, step.learning, step.seed, bases, place, progress.advance
+            )
             operation.log += [{"step": number, **row} for row in log]
         elif step.trials is not None:
             found = search(lm, group, labelled, batch_size, step.trials, decomposed, progress.advance)

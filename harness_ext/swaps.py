@@ -1,6 +1,7 @@
 """Thin layers in the places of a model's linear layers, and the layers themselves put back.
 
-While a thin layer stands for it, the weight of a layer holds no memory; its values come back from elsewhere (`Weights.restore`) or as the product of the factors.
+While a thin layer stands for it, the weight of a layer holds no memory; its values come back from elsewhere
+(`Weights.restore`) or as the product of the factors.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ class _Swap(NamedTuple):
 
 
 class Swaps:
-    """The thin layers of a model, by the names of the weights that they stand for. changed: told which parameters of the model are gone and which are new, whenever a layer is swapped."""
+    """The thin layers of a model, by the names of the weights that they stand for. changed: told which parameters of
+    the model are gone and which are new, whenever a layer is swapped.
+    """
 
     def __init__(self, model: nn.Module, changed: Callable[[Collection[str], Mapping[str, Tensor]], None]) -> None:
         self._model = model
@@ -44,7 +47,9 @@ class Swaps:
         return self._swaps[name].thin
 
     def check(self, matrices: Sequence[Matrix], where: str = "") -> None:
-        """Raise UserError naming the first matrix that two thin layers cannot take the place of, and what to do about it."""
+        """Raise UserError naming the first matrix that two thin layers cannot take the place of, and what to do about
+        it.
+        """
         from torch import nn
         from transformers.pytorch_utils import Conv1D
 
@@ -54,27 +59,45 @@ class Swaps:
             if matrix.parameter in self._swaps:
                 continue
             if not isinstance(layer, (nn.Linear, Conv1D)):
-                raise UserError(f"{where}{matrix.parameter} is the weight of a layer of class {type(layer).__name__}, which two thin linear layers cannot stand for: leave it out, or set factored=false")
-            shared = [name for name, module in self._model.named_modules() if module is not layer and any(value is layer.weight for value in module.parameters(recurse=False))]
+                raise UserError(
+                    f"{where}{matrix.parameter} is the weight of a layer of class {type(layer).__name__}, which two"
+                    " thin linear layers cannot stand for: leave it out, or set factored=false"
+                )
+            shared = [
+                name
+                for name, module in self._model.named_modules()
+                if module is not layer and any(value is layer.weight for value in module.parameters(recurse=False))
+            ]
             if shared:
-                raise UserError(f"{where}{matrix.parameter} is also the weight of {shared[0]}, which would stay dense: leave it out, or set factored=false")
+                raise UserError(
+                    f"{where}{matrix.parameter} is also the weight of {shared[0]}, which would stay dense: leave it"
+                    " out, or set factored=false"
+                )
 
     def set_parts(self, matrix: Matrix, dense: Tensor, parts: Sequence[Part]) -> None:
-        """Make the layer of a matrix what the parts say, and elsewhere dense `[out, in]`; put the layer itself back where there are no parts."""
+        """Make the layer of a matrix what the parts say, and elsewhere dense `[out, in]`; put the layer itself back
+        where there are no parts.
+        """
         from harness_ext.thin import ThinLinear
 
         if not parts:
             self.put_back(matrix.parameter, dense)
             return
         inside = self._model.get_submodule(matrix.module)
-        layer, shape = self._swaps[matrix.parameter][:2] if matrix.parameter in self._swaps else (inside, tuple(inside.weight.shape))
+        layer, shape = (
+            self._swaps[matrix.parameter][:2]
+            if matrix.parameter in self._swaps
+            else (inside, tuple(inside.weight.shape))
+        )
         thin = ThinLinear(dense, parts, inside.bias, transposed=matrix.stored_transposed).train(layer.training)
         self._place(matrix.module, thin)
         self._swaps[matrix.parameter] = _Swap(layer, shape, thin)
         layer.weight.data = layer.weight.data.new_empty(0)
 
     def put_back(self, name: str, dense: Tensor | None = None) -> None:
-        """Put a layer back into its place, its weight the given `[out, in]`; without it, there is memory for values, and none in it yet."""
+        """Put a layer back into its place, its weight the given `[out, in]`; without it, there is memory for values,
+        and none in it yet.
+        """
         import torch
 
         layer, shape, thin = self._swaps.pop(name)
@@ -93,7 +116,12 @@ class Swaps:
 
 
 def check_no_expert(matrices: Iterable[Matrix], where: str = "") -> None:
-    """Raise UserError naming the first matrix of an expert: all experts are computed from one parameter, in which thin ones have no place."""
+    """Raise UserError naming the first matrix of an expert: all experts are computed from one parameter, in which thin
+    ones have no place.
+    """
     for matrix in matrices:
         if matrix.expert is not None:
-            raise UserError(f"{where}{matrix.key}: experts are computed from one parameter, which cannot hold thin layers: set factored=false, or choose matrices outside the experts, such as attn")
+            raise UserError(
+                f"{where}{matrix.key}: experts are computed from one parameter, which cannot hold thin layers: set"
+                " factored=false, or choose matrices outside the experts, such as attn"
+            )

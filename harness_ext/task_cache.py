@@ -1,8 +1,11 @@
 """The file that keeps lm-eval's task index between starts.
 
-Notable choices. JSON, so that a damaged or foreign file can do no more than be thrown away. Its name holds lm-eval's version and the
-folder, so that environments do not fight over one file; its content is valid for exactly one fingerprint: path, size and modification
-time of every file below the folder that a task configuration can be made of. Python files are left out: the index does not run them.
+Notable choices. JSON, so that a damaged or foreign file can do no more than be thrown away. Its name holds lm-eval's
+version and the
+folder, so that environments do not fight over one file; its content is valid for exactly one fingerprint: path, size
+and modification
+time of every file below the folder that a task configuration can be made of. Python files are left out: the index does
+not run them.
 Everything here may fail (no home, a read-only disk, a full one); then there is no cache, and nothing else changes.
 """
 
@@ -21,7 +24,9 @@ _IGNORED_FOLDERS = frozenset({"__pycache__", ".ipynb_checkpoints"})
 
 
 class Row(NamedTuple):
-    """One name of the index: `kind` as lm-eval's enumeration names it, `file` relative to the folder (None for a tag)."""
+    """One name of the index: `kind` as lm-eval's enumeration names it, `file` relative to the folder (None for a
+    tag).
+    """
 
     name: str
     kind: str
@@ -38,7 +43,9 @@ class Saved(NamedTuple):
 
 
 def cache_folder() -> Path | None:
-    """The folder for this package's caches: `LM_EVAL_RECIPES_CACHE`, or below `XDG_CACHE_HOME` or `~/.cache`; None where there is no home."""
+    """The folder for this package's caches: `LM_EVAL_RECIPES_CACHE`, or below `XDG_CACHE_HOME` or `~/.cache`; None
+    where there is no home.
+    """
     named = os.environ.get("LM_EVAL_RECIPES_CACHE")
     if named:
         return Path(named)
@@ -99,7 +106,9 @@ def write(path: Path | None, key: str, saved: Saved) -> bool:
     """Keep the index under its fingerprint `key`; whole or not at all. False where it cannot be kept."""
     if path is None:
         return False
-    content = json.dumps({"format": FORMAT, "fingerprint": key, "rows": saved.rows, "warnings": saved.warnings}, separators=(",", ":"))
+    content = json.dumps(
+        {"format": FORMAT, "fingerprint": key, "rows": saved.rows, "warnings": saved.warnings}, separators=(",", ":")
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

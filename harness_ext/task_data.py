@@ -1,8 +1,11 @@
 """Where the items of our tasks come from: a folder of official files, or the public data set.
 
-Notable choices. One convention for all tasks: `data_dir`, from `--metadata '{"data_dir": "..."}'` or the environment variable `LM_EVAL_RECIPES_DATA`, is a folder with
-one sub-folder for each data set, in which the files lie as their authors publish them. A data set without a sub-folder there is taken from its public place. Whatever is
-wrong with either names the task, what it wanted, and how to provide it. Nothing is executed and nothing unpickled: JSON, CSV, TSV and parquet are all that is read.
+Notable choices. One convention for all tasks: `data_dir`, from `--metadata '{"data_dir": "..."}'` or the environment
+variable `LM_EVAL_RECIPES_DATA`, is a folder with
+one sub-folder for each data set, in which the files lie as their authors publish them. A data set without a sub-folder
+there is taken from its public place. Whatever is
+wrong with either names the task, what it wanted, and how to provide it. Nothing is executed and nothing unpickled:
+JSON, CSV, TSV and parquet are all that is read.
 """
 
 from __future__ import annotations
@@ -26,14 +29,18 @@ log = logging.getLogger("lm_eval.recipes")
 
 DATA_VARIABLE = "LM_EVAL_RECIPES_DATA"
 TRAINING_LIMIT = 10_000
-"""lm-eval makes a list of every training document as it builds a task; calibration and few-shot examples need no more than these."""
+"""lm-eval makes a list of every training document as it builds a task; calibration and few-shot examples need no more
+than these.
+"""
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Source:
-    """The items of one task. task: its name, for messages. folder: the sub-folder of `data_dir`. settings: the task's metadata, as lm-eval hands it over."""
+    """The items of one task. task: its name, for messages. folder: the sub-folder of `data_dir`. settings: the task's
+    metadata, as lm-eval hands it over.
+    """
 
     task: str
     folder: str
@@ -46,24 +53,34 @@ class Source:
 
     @cached_property
     def local(self) -> Path | None:
-        """The folder with this data set's files, or None where the user has not provided one. Raises UserError where `data_dir` is no folder."""
+        """The folder with this data set's files, or None where the user has not provided one. Raises UserError where
+        `data_dir` is no folder.
+        """
         root = self._root
         if root is None:
             return None
         if not root.is_dir():
-            raise UserError(f"task {self.task}: the data folder {root} does not exist (it is named by `data_dir` in --metadata, or by {DATA_VARIABLE})")
+            raise UserError(
+                f"task {self.task}: the data folder {root} does not exist (it is named by `data_dir` in --metadata, or"
+                f" by {DATA_VARIABLE})"
+            )
         if (root / self.folder).is_dir():
             return root / self.folder
         log.info("Task %s: %s has no folder %s, so the public data set is used", self.task, root, self.folder)
         return None
 
     def file(self, *names: str) -> Path:
-        """The first of these files (relative to the data set's folder) that is there. Raises UserError where none is."""
+        """The first of these files (relative to the data set's folder) that is there. Raises UserError where none
+        is.
+        """
         assert self.local is not None
         for name in names:
             if (self.local / name).is_file():
                 return self.local / name
-        raise UserError(f"task {self.task}: wanted {' or '.join(names)} in {self.local}, and there is none; put the official file there (tasks/README.md says where it is published)")
+        raise UserError(
+            f"task {self.task}: wanted {' or '.join(names)} in {self.local}, and there is none; put the official file"
+            " there (tasks/README.md says where it is published)"
+        )
 
     def optional(self, *names: str) -> Path | None:
         """As `file`, but None where none of them is there."""
@@ -71,18 +88,24 @@ class Source:
         return next((self.local / name for name in names if (self.local / name).is_file()), None)
 
     def hub(self, path: str, name: str | None, split: str, columns: Sequence[str] = ()) -> Dataset:
-        """These columns (or all) of one split of a data set on the Hugging Face hub, or from the hub's cache. Raises UserError where neither has it, or it lacks a column."""
+        """These columns (or all) of one split of a data set on the Hugging Face hub, or from the hub's cache. Raises
+        UserError where neither has it, or it lacks a column.
+        """
         import datasets
 
         try:
             found = datasets.load_dataset(path, name, split=split)
         except Exception as error:  # offline, absent, gated and renamed data sets raise a dozen kinds of exceptions
-            raise self._unreachable(f"the data set {path}{f' ({name})' if name else ''}, split {split}, on the Hugging Face hub", error) from error
+            raise self._unreachable(
+                f"the data set {path}{f' ({name})' if name else ''}, split {split}, on the Hugging Face hub", error
+            ) from error
         self.checked(found.select(range(min(1, len(found)))), columns, f"{path}, split {split}")
         return found.select_columns(list(columns)) if columns else found
 
     def published(self, url: str) -> Path:
-        """An official file from where its authors publish it, downloaded once into the cache of `datasets`. Raises UserError where it cannot be had."""
+        """An official file from where its authors publish it, downloaded once into the cache of `datasets`. Raises
+        UserError where it cannot be had.
+        """
         import datasets
 
         try:
@@ -95,12 +118,17 @@ class Source:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         lacking = f"{self._root} has no folder {self.folder}, and " if self._root else ""
         return UserError(
-            f"task {self.task}: {lacking}{wanted} cannot be reached ({reason}); put the official files into a folder {self.folder!r} of a data folder and name that: "
+            f"task {self.task}: {lacking}{wanted} cannot be reached ({reason}); put the official files into a folder"
+            f" {self.folder!r} of a data folder and name that: "
             f"""--metadata '{{"data_dir": "DIR"}}' or {DATA_VARIABLE}=DIR (tasks/README.md lists the files)"""
         )
 
-    def checked(self, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], where: object) -> list[Mapping[str, Any]]:
-        """The rows as a list. where: the file or split, for messages. Raises UserError where there is none, or one lacks a column."""
+    def checked(
+        self, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], where: object
+    ) -> list[Mapping[str, Any]]:
+        """The rows as a list. where: the file or split, for messages. Raises UserError where there is none, or one
+        lacks a column.
+        """
         found = list(rows)
         if not found:
             raise UserError(f"task {self.task}: {where} holds no items; provide the official file, whole")
@@ -108,15 +136,21 @@ class Source:
             missing = [column for column in columns if not isinstance(row, Mapping) or column not in row]
             if missing:
                 has = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
-                raise UserError(f"task {self.task}: item {number} of {where} has no {' and no '.join(map(repr, missing))}; it has {has}. The official file has the columns {', '.join(columns)}")
+                raise UserError(
+                    f"task {self.task}: item {number} of {where} has no {' and no '.join(map(repr, missing))}; it has"
+                    f" {has}. The official file has the columns {', '.join(columns)}"
+                )
         return found
 
     def read(self, path: Path, columns: Sequence[str], *, ending: str = "") -> list[Mapping[str, Any]]:
-        """The rows of a file that must have these columns. Raises UserError where it cannot be read, is empty, or lacks one."""
+        """The rows of a file that must have these columns. Raises UserError where it cannot be read, is empty, or lacks
+        one.
+        """
         return self.checked(self.parse(path, ending=ending), columns, path)
 
     def parse(self, path: Path, *, ending: str = "") -> Any:
-        """What a file holds: rows, or lines (.txt), or whatever a .json file has at its top. Raises UserError where it is not what its ending says.
+        """What a file holds: rows, or lines (.txt), or whatever a .json file has at its top. Raises UserError where it
+        is not what its ending says.
 
         ending: stands in for the file's own, which downloaded files do not have.
         """
@@ -124,10 +158,15 @@ class Source:
         try:
             return _READERS[kind](path)
         except (OSError, ValueError, csv.Error) as error:
-            raise UserError(f"task {self.task}: {path} cannot be read as {kind.lstrip('.')}: {error}; provide the official file, unchanged") from error
+            raise UserError(
+                f"task {self.task}: {path} cannot be read as {kind.lstrip('.')}: {error}; provide the official file,"
+                " unchanged"
+            ) from error
 
     def splits(self, **documents: Iterable[Row]) -> DatasetDict:
-        """The documents of each split, as lm-eval wants them, made one by one. Raises UserError for a split without any, and where an item is not laid out as the official ones are."""
+        """The documents of each split, as lm-eval wants them, made one by one. Raises UserError for a split without
+        any, and where an item is not laid out as the official ones are.
+        """
         from datasets import DatasetDict
 
         return DatasetDict({name: self._split(name, rows) for name, rows in documents.items()})
@@ -140,10 +179,17 @@ class Source:
             made.extend(rows)  # leaves those before the item that fails, so that their number says where it is
             if made:
                 return Dataset.from_list(made)
-        except (AttributeError, LookupError, TypeError, ValueError) as error:  # whatever a part that is absent or of another kind leads to
+        # whatever a part that is absent or of another kind leads to
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-            raise UserError(f"task {self.task}: after {len(made)} documents of its {name} split comes an item that is not as the official ones ({reason}); provide the official file, unchanged") from error
-        raise UserError(f"task {self.task}: its {name} split has no items left once those that the task does not use are taken out; provide the official files, whole")
+            raise UserError(
+                f"task {self.task}: after {len(made)} documents of its {name} split comes an item that is not as the"
+                f" official ones ({reason}); provide the official file, unchanged"
+            ) from error
+        raise UserError(
+            f"task {self.task}: its {name} split has no items left once those that the task does not use are taken out;"
+            " provide the official files, whole"
+        )
 
 
 def _read_json(path: Path) -> Any:
@@ -175,5 +221,10 @@ def _read_parquet(path: Path) -> list[Row]:
 
 
 _READERS: dict[str, Callable[[Path], Any]] = {
-    ".json": _read_json, ".jsonl": _read_json_lines, ".csv": _read_table(","), ".tsv": _read_table("\t"), ".parquet": _read_parquet, ".txt": _read_lines,
-}  # fmt: skip
+    ".json": _read_json,
+    ".jsonl": _read_json_lines,
+    ".csv": _read_table(","),
+    ".tsv": _read_table("\t"),
+    ".parquet": _read_parquet,
+    ".txt": _read_lines,
+}

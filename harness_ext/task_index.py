@@ -1,12 +1,17 @@
 """Finding tasks: lm-eval's own from an index on disk, ours without a flag, the user's as lm-eval does.
 
-lm-eval parses some 14,000 YAML files at every start, which takes 8 to 20 seconds. What it learns from them fits in a megabyte, so it is kept
+lm-eval parses some 14,000 YAML files at every start, which takes 8 to 20 seconds. What it learns from them fits in a
+megabyte, so it is kept
 (see `task_cache`) and read in a tenth of a second.
 
-Notable choices. There is one seam: the name `TaskIndex` in `lm_eval.tasks.manager`, replaced by a subclass for the duration of a
-command. The files are still found and parsed by lm-eval's own code, once; only its result is kept. An entry's path object and parsed
-configuration, which lm-eval hardly ever looks at, are made when asked for. Where a version of lm-eval has no such seam, it works
-as it always did, without the index. Our tasks come after lm-eval's and before those of `--include_path`, which can override both.
+Notable choices. There is one seam: the name `TaskIndex` in `lm_eval.tasks.manager`, replaced by a subclass for the
+duration of a
+command. The files are still found and parsed by lm-eval's own code, once; only its result is kept. An entry's path
+object and parsed
+configuration, which lm-eval hardly ever looks at, are made when asked for. Where a version of lm-eval has no such seam,
+it works
+as it always did, without the index. Our tasks come after lm-eval's and before those of `--include_path`, which can
+override both.
 """
 
 from __future__ import annotations
@@ -36,7 +41,9 @@ def tasks_root() -> Path:
     return installed_folder if installed_folder.is_dir() else package.parent / "tasks"
 
 
-def task_manager(include_path: str | Path | list[str | Path] | None = None, metadata: dict[str, Any] | None = None) -> TaskManager:
+def task_manager(
+    include_path: str | Path | list[str | Path] | None = None, metadata: dict[str, Any] | None = None
+) -> TaskManager:
     """lm-eval's task manager, made through the index and knowing our tasks; for use from Python."""
     with installed():
         from lm_eval.tasks import TaskManager
@@ -48,7 +55,8 @@ def task_manager(include_path: str | Path | list[str | Path] | None = None, meta
 def installed(*, listing: bool = False) -> Iterator[None]:
     """Let lm-eval's task managers made inside this block use the index and find our tasks.
 
-    With `listing`, the output types that `ls` prints come from the index too. Nests; does nothing where lm-eval has no such seam.
+    With `listing`, the output types that `ls` prints come from the index too. Nests; does nothing where lm-eval has no
+    such seam.
     """
     seam = find_seam()
     if seam is None:
@@ -66,7 +74,9 @@ def installed(*, listing: bool = False) -> Iterator[None]:
 
 
 def find_seam() -> tuple[Any, type] | None:
-    """lm-eval's module to place our subclass in, and the subclass; None where this version of lm-eval is built otherwise."""
+    """lm-eval's module to place our subclass in, and the subclass; None where this version of lm-eval is built
+    otherwise.
+    """
     try:
         from lm_eval.tasks import manager
         from lm_eval.tasks._index import Entry, Kind, TaskIndex
@@ -74,7 +84,11 @@ def find_seam() -> tuple[Any, type] | None:
         assert issubclass(manager.TaskIndex, TaskIndex) and callable(manager.load_yaml)
         assert {"name", "kind", "yaml_path", "cfg", "tags"} <= set(Entry.__dataclass_fields__) and Kind.TASK
     except (ImportError, AttributeError, AssertionError, TypeError):
-        log.warning("This version of lm-eval finds tasks in a way this package does not know: starting is slow, and our tasks need --include_path %s", tasks_root())
+        log.warning(
+            "This version of lm-eval finds tasks in a way this package does not know: starting is slow, and our tasks"
+            " need --include_path %s",
+            tasks_root(),
+        )
         return None
     return manager, _index_class()
 
@@ -117,7 +131,9 @@ def _merge(index: dict[str, Entry], later: dict[str, Entry]) -> None:
     for name, entry in later.items():
         if name in index:
             # The words are lm-eval's: whoever filters its log for them finds them here too.
-            logging.getLogger("lm_eval.tasks._index").warning("Task '%s' from %s overrides existing task from %s", name, entry.yaml_path, index[name].yaml_path)
+            logging.getLogger("lm_eval.tasks._index").warning(
+                "Task '%s' from %s overrides existing task from %s", name, entry.yaml_path, index[name].yaml_path
+            )
         index[name] = entry
 
 
@@ -159,7 +175,9 @@ def scan(root: Path) -> Saved:
 
 @contextmanager
 def _recorded_warnings() -> Iterator[list[str]]:
-    """Collect what lm-eval's index warns about instead of printing it: it is printed from what was saved, now and later alike."""
+    """Collect what lm-eval's index warns about instead of printing it: it is printed from what was saved, now and later
+    alike.
+    """
     logger, texts = logging.getLogger("lm_eval.tasks._index"), []
 
     def record(entry: logging.LogRecord) -> bool:

@@ -1,7 +1,9 @@
 """Tasks whose documents need more than one kind of request, which lm-eval's YAML has no words for.
 
-Each is lm-eval's own `ConfigurableTask` with `construct_requests` replaced; a task file names one with `class: !function harness_ext.task_requests.NAME` and is otherwise
-like any other. The first request of a document is always (prompt, ...), so that prompts, hashes and calibration work as for every task.
+Each is lm-eval's own `ConfigurableTask` with `construct_requests` replaced; a task file names one with `class:
+!function harness_ext.task_requests.NAME` and is otherwise
+like any other. The first request of a document is always (prompt, ...), so that prompts, hashes and calibration work as
+for every task.
 """
 
 from __future__ import annotations
@@ -19,17 +21,23 @@ class RequestsTask(ConfigurableTask):
         super().__init__(config={key: value for key, value in config.items() if key != "class"})
 
     def continuation(self, answer: str, **kwargs: Any) -> str:
-        """An answer as it follows the prompt: after lm-eval's delimiter, except where a chat template ends the prompt."""
+        """An answer as it follows the prompt: after lm-eval's delimiter, except where a chat template ends the
+        prompt.
+        """
         return answer if kwargs.get("apply_chat_template") else f"{self.config.target_delimiter}{answer}"
 
-    def instance(self, request_type: str, document: dict[str, Any], arguments: tuple[Any, ...], place: int, **kwargs: Any) -> Instance:
+    def instance(
+        self, request_type: str, document: dict[str, Any], arguments: tuple[Any, ...], place: int, **kwargs: Any
+    ) -> Instance:
         """One request of a document; `place` is its position among the document's results."""
         own = {key: value for key, value in kwargs.items() if key not in ("apply_chat_template", "chat_template")}
         return Instance(request_type=request_type, doc=document, arguments=arguments, idx=place, **own)
 
 
 class OpenAnswer(RequestsTask):
-    """Generates an answer and, on the same prompt, scores the right one: results are [generated text, (log-likelihood, is greedy)]."""
+    """Generates an answer and, on the same prompt, scores the right one: results are [generated text, (log-likelihood,
+    is greedy)].
+    """
 
     def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> list[Instance]:
         """Two requests: `generate_until`, and `loglikelihood` of the target."""
@@ -41,9 +49,11 @@ class OpenAnswer(RequestsTask):
 
 
 class RankedAnswer(RequestsTask):
-    """Scores the right answer and, where the backend can (`answer_rank`), asks at which place the answer's first token stands in the vocabulary.
+    """Scores the right answer and, where the backend can (`answer_rank`), asks at which place the answer's first token
+    stands in the vocabulary.
 
-    Results are [(log-likelihood, is greedy)] or [(log-likelihood, is greedy), rank]. `ranks` is set by whoever knows the backend.
+    Results are [(log-likelihood, is greedy)] or [(log-likelihood, is greedy), rank]. `ranks` is set by whoever knows
+    the backend.
     """
 
     ranks = False

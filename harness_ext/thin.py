@@ -1,7 +1,9 @@
 """A linear layer whose weight, or parts of whose weight, are kept as two thin factors: `W x = A (B x)`.
 
-It takes the place of the layer that it stands for, under the same name. A part is a range of rows (a role of a fused matrix, a head of the queries) or of columns (a head of the output projection), and
-each part has factors of its own; what no part covers stays dense. So a fused matrix of which only the keys are cut is computed as thin keys beside dense queries and values.
+It takes the place of the layer that it stands for, under the same name. A part is a range of rows (a role of a fused
+matrix, a head of the queries) or of columns (a head of the output projection), and
+each part has factors of its own; what no part covers stays dense. So a fused matrix of which only the keys are cut is
+computed as thin keys beside dense queries and values.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from harness_ext.ranges import left_over, overlap, places, put, take
 
 
 class Part(NamedTuple):
-    """Some rows, or some columns, of a matrix as the product of left `[m, r]` and right `[r, n]`; neither rows nor columns means the whole."""
+    """Some rows, or some columns, of a matrix as the product of left `[m, r]` and right `[r, n]`; neither rows nor
+    columns means the whole.
+    """
 
     rows: Ranges | None
     columns: Ranges | None
@@ -33,7 +37,8 @@ class Part(NamedTuple):
 class ThinLinear(nn.Module):
     """`y = W x + b`, `W [m, n]` made of factored parts and a dense rest.
 
-    dense: `[m, n]`, of which only what no part covers is looked at. parts: disjoint, all of rows or all of columns; their factors take its dtype. bias: `[m]`, shared with the layer it stands for.
+    dense: `[m, n]`, of which only what no part covers is looked at. parts: disjoint, all of rows or all of columns;
+    their factors take its dtype. bias: `[m]`, shared with the layer it stands for.
     transposed: whether that layer keeps its weight as `[in, out]`.
     """
 
@@ -53,7 +58,9 @@ class ThinLinear(nn.Module):
         self.register_buffer("_order", self._order_of_rows(dense.device), persistent=False)
 
     def _order_of_rows(self, device: torch.device) -> Tensor | None:
-        """Where each output stands among those of the parts and the rest, one after another; None where they stand in order."""
+        """Where each output stands among those of the parts and the rest, one after another; None where they stand in
+        order.
+        """
         if self._by_columns or self._places == [(None, None)]:
             return None
         listed = [place for rows, _ in self._places for place in places(rows)] + places(self._rest_places)
@@ -63,7 +70,10 @@ class ThinLinear(nn.Module):
         """inputs `[..., n]`; returns `[..., m]`."""
         if self._places == [(None, None)]:
             return linear(linear(inputs, self.rights[0]), self.lefts[0], self.bias)
-        pieces = [linear(linear(take(inputs, columns, -1), right), left) for (_, columns), left, right in zip(self._places, self.lefts, self.rights, strict=True)]
+        pieces = [
+            linear(linear(take(inputs, columns, -1), right), left)
+            for (_, columns), left, right in zip(self._places, self.lefts, self.rights, strict=True)
+        ]
         if self.rest is not None:
             pieces.append(linear(take(inputs, self._rest_places, -1) if self._by_columns else inputs, self.rest))
         if self._by_columns:
@@ -76,13 +86,21 @@ class ThinLinear(nn.Module):
     @property
     def parts(self) -> list[Part]:
         """The factored parts, as they are."""
-        return [Part(*place, left.detach(), right.detach()) for place, left, right in zip(self._places, self.lefts, self.rights, strict=True)]
+        return [
+            Part(*place, left.detach(), right.detach())
+            for place, left, right in zip(self._places, self.lefts, self.rights, strict=True)
+        ]
 
     def product(self, dtype: torch.dtype) -> Tensor:
         """The whole weight, `[m, n]`: parts multiplied out in fp32 or better, the rest as it is."""
         dense = torch.empty(self.out_features, self.in_features, dtype=dtype, device=self.lefts[0].device)
         if self.rest is not None:
-            put(dense, None if self._by_columns else self._rest_places, self._rest_places if self._by_columns else None, self.rest.detach().to(dtype))
+            put(
+                dense,
+                None if self._by_columns else self._rest_places,
+                self._rest_places if self._by_columns else None,
+                self.rest.detach().to(dtype),
+            )
         for part in self.parts:
             put(dense, part.rows, part.columns, _multiplied(part, dtype))
         return dense
@@ -96,14 +114,19 @@ class ThinLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The whole weight as the layer it stands for keeps it, for code that asks a linear layer for its dtype or its numbers; computed at every call."""
+        """The whole weight as the layer it stands for keeps it, for code that asks a linear layer for its dtype or its
+        numbers; computed at every call.
+        """
         dense = self.product(self.lefts[0].dtype)
         return dense.T if self.transposed else dense
 
     def extra_repr(self) -> str:
         """Sizes, as torch prints them."""
         ranks = ", ".join(str(left.shape[1]) for left in self.lefts)
-        return f"in_features={self.in_features}, out_features={self.out_features}, ranks=[{ranks}], bias={self.bias is not None}"
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, ranks=[{ranks}],"
+            f" bias={self.bias is not None}"
+        )
 
 
 def _multiplied(part: Part, dtype: torch.dtype) -> Tensor:

@@ -1,9 +1,12 @@
 """The weights of a loaded model, read and replaced one matrix at a time, and put back bit for bit.
 
-Arithmetic is in fp32 (fp64 for fp64 weights), storage in the weight's own orientation and dtype. Originals are spilled to a scratch folder before the first change, not held in memory: the extra
-memory of an edit stays one matrix and its factors, however many matrices a recipe touches. Digests show that what was put back is what was there.
+Arithmetic is in fp32 (fp64 for fp64 weights), storage in the weight's own orientation and dtype. Originals are spilled
+to a scratch folder before the first change, not held in memory: the extra
+memory of an edit stays one matrix and its factors, however many matrices a recipe touches. Digests show that what was
+put back is what was there.
 
-A matrix that is factored (`factor`) is computed by a `ThinLinear` in the place of its layer, and the memory of its dense weight is given back until `restore`. It reads as the product of its factors; whatever
+A matrix that is factored (`factor`) is computed by a `ThinLinear` in the place of its layer, and the memory of its
+dense weight is given back until `restore`. It reads as the product of its factors; whatever
 is then written to a part of it makes dense again what that part touches.
 """
 
@@ -33,7 +36,9 @@ __all__ = ["Weights", "model_digest", "tensor_digest"]
 class Weights:
     """Access to a model's weights by `Matrix`, with undo.
 
-    model: a transformers model. scratch: an existing folder for the originals of edited parameters; the caller removes it. added_biases: the names of those that edits made. size: of the model as it was. kept: what was worked out from them, for the next recipe.
+    model: a transformers model. scratch: an existing folder for the originals of edited parameters; the caller removes
+    it. added_biases: the names of those that edits made. size: of the model as it was. kept: what was worked out from
+    them, for the next recipe.
 
     Raises UserError where weights are quantised or not in memory (offloaded), since those cannot be edited in place.
     """
@@ -48,26 +53,39 @@ class Weights:
         self.size = size_of(model)
         self.kept = Kept(scratch)
         self.added_biases: list[str] = []
-        self.anatomy = Anatomy(model.config.to_dict(), {name: tuple(value.shape) for name, value in self._parameters.items()})
+        self.anatomy = Anatomy(
+            model.config.to_dict(), {name: tuple(value.shape) for name, value in self._parameters.items()}
+        )
 
     def check_editable(self, matrices: tuple[Matrix, ...]) -> None:
         """Raise UserError naming the first matrix that cannot be edited, and what to do about it."""
         for matrix in matrices:
             value = self._stored(matrix.parameter)
             if value.device.type == "meta":
-                raise UserError(f"{matrix.parameter} is offloaded, not in memory, and cannot be edited: give the model more memory, or drop parallelize and offloading")
+                raise UserError(
+                    f"{matrix.parameter} is offloaded, not in memory, and cannot be edited: give the model more memory,"
+                    " or drop parallelize and offloading"
+                )
             if not value.dtype.is_floating_point or value.element_size() == 1:
-                raise UserError(f"{matrix.parameter} is quantised ({str(value.dtype).removeprefix('torch.')}) and cannot be edited: load the model unquantised, in float32, bfloat16 or float16")
+                raise UserError(
+                    f"{matrix.parameter} is quantised ({str(value.dtype).removeprefix('torch.')}) and cannot be edited:"
+                    " load the model unquantised, in float32, bfloat16 or float16"
+                )
 
     def check_factorable(self, matrices: Sequence[Matrix], where: str = "") -> None:
-        """Raise UserError naming the first matrix that two thin layers cannot take the place of, and what to do about it."""
+        """Raise UserError naming the first matrix that two thin layers cannot take the place of, and what to do about
+        it.
+        """
         self._swaps.check(matrices, where)
 
     def check_dense(self, matrices: Sequence[Matrix], where: str = "") -> None:
         """Raise UserError naming the first matrix that an earlier step left as two thin layers."""
         for matrix in matrices:
             if matrix.parameter in self._swaps:
-                raise UserError(f"{where}{matrix.parameter} is computed as two thin layers since an earlier step, and a search tries edits of dense matrices: set factored=false there, or search first")
+                raise UserError(
+                    f"{where}{matrix.parameter} is computed as two thin layers since an earlier step, and a search"
+                    " tries edits of dense matrices: set factored=false there, or search first"
+                )
 
     def read(self, matrix: Matrix) -> Tensor:
         """A copy of the matrix, `[out, in]`, in fp32 (fp64 where the weight is); of a factored one, the product."""
@@ -81,7 +99,9 @@ class Weights:
         return part.to(dtype, copy=True).contiguous()
 
     def replace(self, matrix: Matrix, weight: Tensor) -> None:
-        """Write `[out, in]` values into the matrix, in its own dtype and orientation; the original is kept for `restore`."""
+        """Write `[out, in]` values into the matrix, in its own dtype and orientation; the original is kept for
+        `restore`.
+        """
         import torch
 
         self._keep_original(matrix.parameter)
@@ -96,7 +116,8 @@ class Weights:
         self._forget_digests(matrix.parameter, matrix.expert)
 
     def factor(self, matrix: Matrix, left: Tensor, right: Tensor) -> None:
-        """Compute the matrix as two thin layers, left `[m, r]` after right `[r, n]`, in its own dtype; what else its layer holds stays as it is. Undone by `restore`.
+        """Compute the matrix as two thin layers, left `[m, r]` after right `[r, n]`, in its own dtype; what else its
+        layer holds stays as it is. Undone by `restore`.
 
         `check_factorable` must have passed.
         """
@@ -111,18 +132,24 @@ class Weights:
         return [self._parameters[name] for name in self.added_biases]
 
     def make_dense(self) -> frozenset[str]:
-        """Put products in the place of all thin layers, each in its own dtype, and return the names of their weights. The model still restores to what it was."""
+        """Put products in the place of all thin layers, each in its own dtype, and return the names of their weights.
+        The model still restores to what it was.
+        """
         names = frozenset(self._swaps)
         for name in names:
             self._swaps.put_back(name, self._swaps[name].product(self._stored(name).dtype))
         return names
 
     def _without(self, matrix: Matrix) -> tuple[Tensor, list[Part]]:
-        """The layer of a matrix as a dense `[out, in]`, which may share its memory, and those of its factored parts that do not touch the matrix."""
+        """The layer of a matrix as a dense `[out, in]`, which may share its memory, and those of its factored parts
+        that do not touch the matrix.
+        """
         if matrix.parameter not in self._swaps:
             return _view(self._parameters[matrix.parameter].detach(), matrix), []
         thin = self._swaps[matrix.parameter]
-        return thin.product(thin.lefts[0].dtype), [part for part in thin.parts if not part.overlaps(matrix.rows, matrix.columns)]
+        return thin.product(thin.lefts[0].dtype), [
+            part for part in thin.parts if not part.overlaps(matrix.rows, matrix.columns)
+        ]
 
     def _stored(self, name: str) -> Tensor:
         """The parameter of that name; of a factored matrix one of its factors, which has the dtype and the device."""
@@ -169,7 +196,9 @@ class Weights:
                 self._parameters[name].copy_(kept[digest])
             self._forget_digests(name)
             if self.digest_of(name) != digest:
-                raise RuntimeError(f"{name} could not be restored bit for bit; the scratch folder {self._scratch} may be damaged")
+                raise RuntimeError(
+                    f"{name} could not be restored bit for bit; the scratch folder {self._scratch} may be damaged"
+                )
             path.unlink()
         self._spilled.clear()
         for name in self.added_biases:
@@ -180,12 +209,17 @@ class Weights:
         self.added_biases.clear()
 
     def digest_of(self, name: str, expert: int | None = None) -> str:
-        """SHA-256 over a parameter's dtype, shape and bytes, or over those of one of its experts: hashing all of them for the edit of each would take their number squared.
+        """SHA-256 over a parameter's dtype, shape and bytes, or over those of one of its experts: hashing all of them
+        for the edit of each would take their number squared.
 
         Of a factored matrix, over the digests of what its layer holds, without the bias.
         """
         if name in self._swaps:
-            held = [f"{name.rpartition('.')[0]}.{part}" for part, _ in self._swaps[name].named_parameters() if part != "bias"]
+            held = [
+                f"{name.rpartition('.')[0]}.{part}"
+                for part, _ in self._swaps[name].named_parameters()
+                if part != "bias"
+            ]
             return combined(held, self.digest_of)
         if (name, expert) not in self._digests:
             value = self._parameters[name]
@@ -193,11 +227,15 @@ class Weights:
         return self._digests[name, expert]
 
     def digest(self) -> str:
-        """SHA-256 over the names and digests of all parameters, in order of name: the identity of the weights as they are now."""
+        """SHA-256 over the names and digests of all parameters, in order of name: the identity of the weights as they
+        are now.
+        """
         return combined(self._parameters, self.digest_of)
 
     def first_not_finite(self, matrix: Matrix) -> str | None:
-        """Where the matrix holds a NaN or an infinity, as `[row, column]` of its `[out, in]` view; None where it holds none."""
+        """Where the matrix holds a NaN or an infinity, as `[row, column]` of its `[out, in]` view; None where it holds
+        none.
+        """
         import torch
 
         finite = torch.isfinite(self.read(matrix))
@@ -209,7 +247,9 @@ class Weights:
     def _forget_digests(self, name: str, expert: int | None = None) -> None:
         """After a change of a parameter: of one of its experts, or anywhere in it."""
         value = self._parameters.get(name)
-        experts = [expert] if expert is not None else range(value.shape[0]) if value is not None and value.ndim == 3 else []
+        experts = (
+            [expert] if expert is not None else range(value.shape[0]) if value is not None and value.ndim == 3 else []
+        )
         for part in (None, *experts):
             self._digests.pop((name, part), None)
 
@@ -222,7 +262,10 @@ class Weights:
         try:
             save_file({self.digest_of(name): self._parameters[name].detach().cpu().contiguous()}, path)
         except OSError as error:
-            raise UserError(f"the original of {name} cannot be kept in {self._scratch}: {error.strerror or error}; set TMPDIR to a folder with room") from None
+            raise UserError(
+                f"the original of {name} cannot be kept in {self._scratch}: {error.strerror or error}; set TMPDIR to a"
+                " folder with room"
+            ) from None
         self._spilled[name] = path
 
     def _add_bias(self, matrix: Matrix) -> None:

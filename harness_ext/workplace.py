@@ -1,7 +1,9 @@
 """What a long calculation leaves behind while it runs, so that the same command goes on after a kill.
 
-A folder beside the place of the run: rows of plain data, appended and synced one by one, and sets of tensors, written whole and renamed. It is named after everything that was asked (`spec_id`), so what
-is found in it was made for the very same model, documents and settings. It is removed when the run is complete, and kept when the run fails.
+A folder beside the place of the run: rows of plain data, appended and synced one by one, and sets of tensors, written
+whole and renamed. It is named after everything that was asked (`spec_id`), so what
+is found in it was made for the very same model, documents and settings. It is removed when the run is complete, and
+kept when the run fails.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ class Workplace:
         return Workplace(self.folder / name)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """The rows appended so far, in order; a last one that a kill tore, or whatever follows one that a lost block of the disk left unreadable, is cut off, so that the next one starts a line of its own."""
+        """The rows appended so far, in order; a last one that a kill tore, or whatever follows one that a lost block of
+        the disk left unreadable, is cut off, so that the next one starts a line of its own.
+        """
         path = self.folder / f"{name}.jsonl"
         if not path.exists():
             return []
@@ -96,4 +100,7 @@ def _told(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"what is done so far cannot be kept in {folder}: {error.strerror or error}; make room and run the same command again") from error
+        raise UserError(
+            f"what is done so far cannot be kept in {folder}: {error.strerror or error}; make room and run the same"
+            " command again"
+        ) from error

@@ -15,9 +15,16 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     if words[:1] == ["gate"]:
         return _gate(words[1:])
-    parser = argparse.ArgumentParser(prog="python -m leaderboard", description="Open the leaderboard's page on this machine, or judge a run: `python -m leaderboard gate --help`.")
+    parser = argparse.ArgumentParser(
+        prog="python -m leaderboard",
+        description="Open the leaderboard's page on this machine, or judge a run: `python -m leaderboard gate --help`.",
+    )
     parser.add_argument("--database", type=Path, default=DEFAULT_DATABASE, help="the DuckDB file (%(default)s)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; another than this machine's own shows the board to others")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; another than this machine's own shows the board to others",
+    )
     parser.add_argument("--port", type=int, default=8501, help="(%(default)s)")
     parser.add_argument("--open", action="store_true", help="open a browser as well")
     given = parser.parse_args(arguments)

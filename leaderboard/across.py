@@ -1,11 +1,16 @@
 """One recipe on many models: on how many did it help? From a board's cells.
 
 Notable choices:
-- A model counts where its latest run of the recipe was compared with its baseline (better, worse, same, undecided). Incomparable and failed runs are named
-  beside the count, never in it, and a model without a run is a blank: nothing is averaged, and nothing is assumed of it.
-- Two counts: verdicts ("better on 7 of 9"), each of which had to reach significance on its own model, and bare signs ("up on 8, down on 1"), which are put to
-  an exact sign test with mid-p (McNemar's, with models for documents) and corrected over the recipes of a task after Benjamini-Hochberg.
-- The sign test takes the models as a sample of their own. Fine-tunings of one model are not independent, and its p-value is then too small.
+- A model counts where its latest run of the recipe was compared with its baseline (better, worse, same, undecided).
+Incomparable and failed runs are named
+  beside the count, never in it, and a model without a run is a blank: nothing is averaged, and nothing is assumed of
+  it.
+- Two counts: verdicts ("better on 7 of 9"), each of which had to reach significance on its own model, and bare signs
+("up on 8, down on 1"), which are put to
+  an exact sign test with mid-p (McNemar's, with models for documents) and corrected over the recipes of a task after
+  Benjamini-Hochberg.
+- The sign test takes the models as a sample of their own. Fine-tunings of one model are not independent, and its
+p-value is then too small.
 - Recipes are one where their labels are.
 """
 
@@ -23,13 +28,16 @@ from leaderboard.cell import BASELINE, Cell
 from leaderboard.reading import PLAIN_RECIPE
 
 EVERY_TASK = "(all)"  # of a run that failed before it had tasks
-LEAST_SIGNS = 5  # of fewer, not even a unanimous vote is below 5 %: they are not tested, and cost the others nothing in the correction
+# of fewer, not even a unanimous vote is below 5 %: they are not tested, and cost the others nothing in the correction
+LEAST_SIGNS = 5
 COMPARED = ("better", "worse", "same", "undecided")
 
 
 @dataclass(frozen=True)
 class Line:
-    """One recipe on one task over all models. `cells`: model -> its latest run. `up` and `down` count signs of the improvement; `p_value` and `q_value` are the sign test's, None for fewer than `LEAST_SIGNS`."""
+    """One recipe on one task over all models. `cells`: model -> its latest run. `up` and `down` count signs of the
+    improvement; `p_value` and `q_value` are the sign test's, None for fewer than `LEAST_SIGNS`.
+    """
 
     recipe: str
     task: str
@@ -53,16 +61,37 @@ class Line:
 def lines(cells: Iterable[Cell], task: str) -> list[Line]:
     """Every recipe that some model ran on the task: more models first, then more of them better, then by name."""
     by_recipe: dict[str, dict[str, Cell]] = defaultdict(dict)
-    for cell in sorted((c for c in cells if c.task in (task, EVERY_TASK) and c.verdict != BASELINE and not unedited(c.recipe)), key=_age):
+    for cell in sorted(
+        (c for c in cells if c.task in (task, EVERY_TASK) and c.verdict != BASELINE and not unedited(c.recipe)),
+        key=_age,
+    ):
         by_recipe[cell.recipe][cell.model] = cell
     tested = {recipe: _signs(found.values()) for recipe, found in by_recipe.items()}
-    p_values = {recipe: statistics.mid_p_mcnemar(down, up).two_sided for recipe, (up, down) in tested.items() if up + down >= LEAST_SIGNS}
-    q_values = dict(zip(p_values, statistics.benjamini_hochberg(np.array(list(p_values.values()), dtype=float)).tolist())) if p_values else {}
+    p_values = {
+        recipe: statistics.mid_p_mcnemar(down, up).two_sided
+        for recipe, (up, down) in tested.items()
+        if up + down >= LEAST_SIGNS
+    }
+    q_values = (
+        dict(zip(p_values, statistics.benjamini_hochberg(np.array(list(p_values.values()), dtype=float)).tolist()))
+        if p_values
+        else {}
+    )
     made = [
-        Line(recipe, task, any(c.control for c in found.values()), dict(sorted(found.items())), *tested[recipe], p_values.get(recipe), q_values.get(recipe))
+        Line(
+            recipe,
+            task,
+            any(c.control for c in found.values()),
+            dict(sorted(found.items())),
+            *tested[recipe],
+            p_values.get(recipe),
+            q_values.get(recipe),
+        )
         for recipe, found in by_recipe.items()
     ]
-    return sorted(made, key=lambda line: (-len(line.cells), line.control, -line.count("better"), line.count("worse"), line.recipe))
+    return sorted(
+        made, key=lambda line: (-len(line.cells), line.control, -line.count("better"), line.count("worse"), line.recipe)
+    )
 
 
 def tasks(cells: Iterable[Cell]) -> list[str]:

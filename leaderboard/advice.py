@@ -1,7 +1,10 @@
-"""The commands that messages advise, whole: what is printed can be pasted, and reaches the database that the message is about.
+"""The commands that messages advise, whole: what is printed can be pasted, and reaches the database that the message is
+about.
 
-Notable choice: `lm_eval ingest` never takes the database from the folder it reads. A folder of somebody else's results may hold
-a database of its own, and results must not end up there unasked; so every command for another database than the default names it.
+Notable choice: `lm_eval ingest` never takes the database from the folder it reads. A folder of somebody else's results
+may hold
+a database of its own, and results must not end up there unasked; so every command for another database than the default
+names it.
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ def ingest_command(database: Path, *paths: Path | str, rebuild: bool = False) ->
 
 
 def run_arguments(database: Path) -> list[str]:
-    """What `lm_eval run` needs besides, so that its results land in `database`; nothing where no run would write there."""
+    """What `lm_eval run` needs besides, so that its results land in `database`; nothing where no run would write
+    there.
+    """
     if _is_default(database) or database.name != DEFAULT_DATABASE.name:
         return []
     return ["--output_path", str(database.parent)]

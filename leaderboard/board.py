@@ -1,8 +1,10 @@
 """The board: every run x task against its baseline, judged, corrected for their number, and put into words.
 
 Notable choices:
-- The baseline of a cell is the pinned run of its model where one is pinned and has the task; otherwise the earliest unedited
-  run in the same comparability key, one of the same settings before others. Where a model has no run of the recipe `baseline`,
+- The baseline of a cell is the pinned run of its model where one is pinned and has the task; otherwise the earliest
+unedited
+  run in the same comparability key, one of the same settings before others. Where a model has no run of the recipe
+  `baseline`,
   its earliest plain lm_eval run stands in.
 - The words are those of `cell`.
 - NaN or infinity as a run's score makes the cell *failed* with that reason, never a number and never a missing row.
@@ -26,7 +28,6 @@ from leaderboard.queries import RunRow, TaskRow
 from leaderboard.remembered import Judged, Key, Memory
 from leaderboard.store import Store
 from leaderboard.untrusted import no_collection
-
 
 _AT_ONCE = 20  # runs judged between two looks at the clock
 
@@ -61,7 +62,9 @@ def board(
 
 
 def judge_ahead(store: Store, models: Sequence[str], seconds: float) -> tuple[dict[Key, Judged], bool]:
-    """What a board of these models would have to judge and nobody has yet, as far as `seconds` go; and whether that is all of it."""
+    """What a board of these models would have to judge and nobody has yet, as far as `seconds` go; and whether that is
+    all of it.
+    """
     until = time.monotonic() + seconds
     contents = read_contents(store, models=models)
     memory = remembered.recall(store, contents.run_ids(set(models)))
@@ -80,14 +83,18 @@ def judge_ahead(store: Store, models: Sequence[str], seconds: float) -> tuple[di
 
 
 def pair_board(store: Store, baseline_run: str, run_id: str, *, margin: float = DEFAULT_MARGIN) -> list[Cell]:
-    """One run against another, whatever their models: a cell a task, corrected over these alone. Raises `UnknownRun`."""
+    """One run against another, whatever their models: a cell a task, corrected over these alone. Raises
+    `UnknownRun`.
+    """
     contents = read_contents(store)
     baseline, run = _the_run(contents, baseline_run), _the_run(contents, run_id)
     return sorted(with_verdicts(_cells(_Judging(store, contents, baseline, margin), run)), key=_order)
 
 
 class _Judging(NamedTuple):
-    """What every cell of a board is judged with: against the one run, or the best of a model's; remembered where `memory` is given."""
+    """What every cell of a board is judged with: against the one run, or the best of a model's; remembered where
+    `memory` is given.
+    """
 
     store: Store
     contents: Contents
@@ -107,7 +114,10 @@ def _pairs(judging: _Judging, runs: Sequence[RunRow]) -> set[tuple[str, str]]:
             if score is None or baseline is None or baseline is run or (baseline.run_id, run.run_id) in found:
                 continue
             subject = Subject(run, task, score)
-            if _recalled(judging, subject, baseline) is None and effect_key(run, score, baseline.run_id, terms) not in contents.effects:
+            if (
+                _recalled(judging, subject, baseline) is None
+                and effect_key(run, score, baseline.run_id, terms) not in contents.effects
+            ):
                 found.add((baseline.run_id, run.run_id))
     return found
 
@@ -131,10 +141,21 @@ def _cells(judging: _Judging, run: RunRow) -> list[Cell]:
 def _blank(contents: Contents, run: RunRow, task: str, verdict: str) -> Cell:
     kept = run.parameters_after / run.parameters_before if run.parameters_after and run.parameters_before else None
     return Cell(
-        model=contents.names[run.model_key], recipe=run.recipe_label, run_id=run.run_id, task=task, metric="", filter="", n=None,
-        baseline_score=None, score=None, verdict=verdict, model_key=run.model_key, control=run.control, started=run.started,
+        model=contents.names[run.model_key],
+        recipe=run.recipe_label,
+        run_id=run.run_id,
+        task=task,
+        metric="",
+        filter="",
+        n=None,
+        baseline_score=None,
+        score=None,
+        verdict=verdict,
+        model_key=run.model_key,
+        control=run.control,
+        started=run.started,
         parameters_kept=1.0 if kept is None and run.recipe_name == BASELINE else kept,
-    )  # fmt: skip
+    )
 
 
 def _failed(contents: Contents, run: RunRow, task: str) -> Cell:
@@ -145,17 +166,41 @@ def _failed(contents: Contents, run: RunRow, task: str) -> Cell:
 def _cell(judging: _Judging, subject: Subject) -> Cell:
     (run, task, score), against = subject, judging.against
     cell = changed(
-        _blank(judging.contents, run, task.task, "undecided"), metric=score.metric, filter=score.filter, n=task.documents, score=score.score,
-        best_value=score.best_value, higher_is_better=score.higher_is_better is not False,
-    )  # fmt: skip
-    cell = changed(cell, reported=published.beside(run.model_name, task.task, run.recipe_name, score.metric) if run.control is None else ())
+        _blank(judging.contents, run, task.task, "undecided"),
+        metric=score.metric,
+        filter=score.filter,
+        n=task.documents,
+        score=score.score,
+        best_value=score.best_value,
+        higher_is_better=score.higher_is_better is not False,
+    )
+    cell = changed(
+        cell,
+        reported=(
+            published.beside(run.model_name, task.task, run.recipe_name, score.metric) if run.control is None else ()
+        ),
+    )
     if score.score is None:
-        return changed(cell, verdict="failed", notes=(f"the result is {score.reported}, not a number", *comparable.own_warnings(run)))
+        return changed(
+            cell,
+            verdict="failed",
+            notes=(f"the result is {score.reported}, not a number", *comparable.own_warnings(run)),
+        )
     baseline = against if isinstance(against, RunRow) else against.baseline_of(run, task)
     if baseline is None:
-        return changed(cell, verdict="incomparable", notes=("no baseline run of this model has this task", *comparable.unpaired_notes(run, task)))
+        return changed(
+            cell,
+            verdict="incomparable",
+            notes=("no baseline run of this model has this task", *comparable.unpaired_notes(run, task)),
+        )
     if baseline.run_id == run.run_id:
-        return changed(cell, verdict=BASELINE, baseline_run=run.run_id, baseline_score=score.score, notes=comparable.unpaired_notes(run, task))
+        return changed(
+            cell,
+            verdict=BASELINE,
+            baseline_run=run.run_id,
+            baseline_score=score.score,
+            notes=comparable.unpaired_notes(run, task),
+        )
     return _compared(judging, cell, subject, baseline)
 
 
@@ -164,12 +209,27 @@ def _compared(judging: _Judging, cell: Cell, subject: Subject, baseline: RunRow)
     found = _judged(judging, subject, baseline)
     cell = changed(cell, baseline_run=baseline.run_id, baseline_score=found.baseline_score)
     if found.documents is None:
-        return changed(cell, verdict="incomparable", notes=(*remembered.texts(found.obstacles), *comparable.own_warnings(run)))
+        return changed(
+            cell, verdict="incomparable", notes=(*remembered.texts(found.obstacles), *comparable.own_warnings(run))
+        )
     return changed(
-        cell, n=found.documents or task.documents, delta=found.delta, low=found.low, high=found.high, p_value=found.p_value, p_same=found.p_same,
-        lost=found.lost, gained=found.gained, flip_rate=found.flip_rate, documents_needed=found.documents_needed, detectable=found.detectable,
-        improvement=found.improvement, margin=found.margin, notes=remembered.texts(found.notes), noise_floor=judging.contents.noise_floor(run, score, baseline),
-    )  # fmt: skip
+        cell,
+        n=found.documents or task.documents,
+        delta=found.delta,
+        low=found.low,
+        high=found.high,
+        p_value=found.p_value,
+        p_same=found.p_same,
+        lost=found.lost,
+        gained=found.gained,
+        flip_rate=found.flip_rate,
+        documents_needed=found.documents_needed,
+        detectable=found.detectable,
+        improvement=found.improvement,
+        margin=found.margin,
+        notes=remembered.texts(found.notes),
+        noise_floor=judging.contents.noise_floor(run, score, baseline),
+    )
 
 
 def _judged(judging: _Judging, subject: Subject, baseline: RunRow) -> Judged:
@@ -177,7 +237,9 @@ def _judged(judging: _Judging, subject: Subject, baseline: RunRow) -> Judged:
     if found is not None:
         return found
     pairing = pair_up(judging.store, judging.contents, subject, baseline, Terms(judging.margin))
-    return remembered.judged(pairing) if judging.memory is None else judging.memory.add(_key(subject, baseline), pairing)
+    return (
+        remembered.judged(pairing) if judging.memory is None else judging.memory.add(_key(subject, baseline), pairing)
+    )
 
 
 def _recalled(judging: _Judging, subject: Subject, baseline: RunRow) -> Judged | None:
@@ -197,7 +259,9 @@ class _Candidates:
         self._pinned: dict[str, RunRow] = {}
         having: dict[str, list[tuple[RunRow, TaskRow]]] = defaultdict(list)
         for run in runs:
-            if run.status != "complete" or not (run.run_id == pinned or run.recipe_name == BASELINE or run.origin == "plain"):
+            if run.status != "complete" or not (
+                run.run_id == pinned or run.recipe_name == BASELINE or run.origin == "plain"
+            ):
                 continue
             for row in contents.tasks.get(run.run_id, ()):
                 if contents.primary(run.run_id, row.task) is None:
@@ -206,7 +270,9 @@ class _Candidates:
                     self._pinned[row.task] = run
                 if run.recipe_name == BASELINE or run.origin == "plain":
                     having[row.task].append((run, row))
-        self._unedited = {task: [pair for pair in pairs if pair[0].recipe_name == BASELINE] or pairs for task, pairs in having.items()}
+        self._unedited = {
+            task: [pair for pair in pairs if pair[0].recipe_name == BASELINE] or pairs for task, pairs in having.items()
+        }
 
     def baseline_of(self, run: RunRow, task: TaskRow) -> RunRow | None:
         """The run to compare with; see the module's notes."""
@@ -231,7 +297,8 @@ def _filtered(cells: Iterable[Cell], tasks: Iterable[str] | None, recipes: Itera
     return [
         cell
         for cell in cells
-        if (task_set is None or cell.task in task_set) and (recipe_set is None or cell.recipe in recipe_set or cell.verdict == BASELINE)
+        if (task_set is None or cell.task in task_set)
+        and (recipe_set is None or cell.recipe in recipe_set or cell.verdict == BASELINE)
     ]
 
 

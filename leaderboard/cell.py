@@ -1,11 +1,15 @@
 """A cell of the board, and the word for it.
 
 Words: *same* when equivalence within the margin is significant; else *better* or *worse* when the difference is; else
-*undecided*. Both after Benjamini-Hochberg over all cells of the model (before any filter of the view), each a family of its
-own. So a difference that is certain but smaller than the margin is *same*, with a note that says so: nobody should act on it.
+*undecided*. Both after Benjamini-Hochberg over all cells of the model (before any filter of the view), each a family of
+its
+own. So a difference that is certain but smaller than the margin is *same*, with a note that says so: nobody should act
+on it.
 
-Test and interval are different procedures (mid-p McNemar and Bonett-Price, say), and of few changed documents the interval is the more cautious:
-0 lost and 5 gained of 40 have p = 0.031 and an interval from -0.001. *Better* and *worse* need both, so that no verdict contradicts the
+Test and interval are different procedures (mid-p McNemar and Bonett-Price, say), and of few changed documents the
+interval is the more cautious:
+0 lost and 5 gained of 40 have p = 0.031 and an interval from -0.001. *Better* and *worse* need both, so that no verdict
+contradicts the
 interval beside it. It can only make errors rarer: the test alone keeps its level.
 """
 
@@ -30,9 +34,11 @@ VERDICTS = ("better", "worse", "same", "undecided", "incomparable", "failed", "b
 class Cell:
     """One run on one task's primary metric, against its baseline.
 
-    `delta`, `low` and `high` (95 %, not corrected) are recipe minus baseline in the metric's own units; `improvement` is
+    `delta`, `low` and `high` (95 %, not corrected) are recipe minus baseline in the metric's own units; `improvement`
+    is
     positive where that is good. `notes` holds warnings, or why the cell is incomparable or failed.
-    `detectable` is the smallest drop that its documents show with 80 % power, `noise_floor` the share of answers that change at another batch size, of
+    `detectable` is the smallest drop that its documents show with 80 % power, `noise_floor` the share of answers that
+    change at another batch size, of
     which the flips are to be seen; `choices` is filled only where two runs are compared by themselves.
     """
 
@@ -73,7 +79,9 @@ class Cell:
 
 
 def changed(cell: Cell, **changes: Any) -> Cell:
-    """The cell with some fields replaced: as `dataclasses.replace`, which takes thirty times as long for a cell's many fields."""
+    """The cell with some fields replaced: as `dataclasses.replace`, which takes thirty times as long for a cell's many
+    fields.
+    """
     result = object.__new__(Cell)
     result.__dict__.update(cell.__dict__, **changes)
     return result
@@ -85,7 +93,9 @@ def with_verdicts(cells: list[Cell]) -> list[Cell]:
     differ = statistics.benjamini_hochberg(np.array([cells[i].p_value for i in tested], dtype=float))
     equal = statistics.benjamini_hochberg(np.array([_or_one(cells[i].p_same) for i in tested], dtype=float))
     for i, q_differ, q_equal in zip(tested, differ, equal):
-        cells[i] = _worded(changed(cells[i], q_value=float(q_differ)), q_differ <= SIGNIFICANCE, q_equal <= SIGNIFICANCE)
+        cells[i] = _worded(
+            changed(cells[i], q_value=float(q_differ)), q_differ <= SIGNIFICANCE, q_equal <= SIGNIFICANCE
+        )
     return cells
 
 
@@ -97,7 +107,17 @@ def _worded(cell: Cell, differs: bool, equal: bool) -> Cell:
         small = (f"{direction}, but by less than the margin of {cell.margin:.3g}",) if both else ()
         return changed(cell, verdict="same", notes=(*small, *cell.notes))
     if differs and not both:
-        return changed(cell, verdict="undecided", notes=(f"{direction} by the test alone (q {cell.q_value:.2g}); the interval does not exclude that there is no difference", *cell.notes))
+        return changed(
+            cell,
+            verdict="undecided",
+            notes=(
+                (
+                    f"{direction} by the test alone (q {cell.q_value:.2g}); the interval does not exclude that there is"
+                    " no difference"
+                ),
+                *cell.notes,
+            ),
+        )
     return changed(cell, verdict=direction if both else "undecided")
 
 

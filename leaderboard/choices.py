@@ -1,10 +1,16 @@
-"""What two runs answered, beside what it scored: changed answers, how far the choices' probabilities moved, and the right answer's log-likelihood.
+"""What two runs answered, beside what it scored: changed answers, how far the choices' probabilities moved, and the
+right answer's log-likelihood.
 
-These need the stored responses, which are text and slow to read, so they are worked out for a pair of runs and not for a whole board. Notable choices:
-- For multiple choice the answer is the likeliest choice, the first of equals; for generation it is the filtered text; a bare log-likelihood is no answer.
-- The divergence is the mean over documents of `sum_k p_k^B ln(p_k^B / p_k^R)`, the `p` a softmax of the choices' log-likelihoods.
-- The drop of the right answer's log-likelihood is the most sensitive of all measures. It is shown and never gated: models may be less sure and as right.
-- A task with responses of any other form has none of these, and a document whose response cannot be read makes its task such a one.
+These need the stored responses, which are text and slow to read, so they are worked out for a pair of runs and not for
+a whole board. Notable choices:
+- For multiple choice the answer is the likeliest choice, the first of equals; for generation it is the filtered text; a
+bare log-likelihood is no answer.
+- The divergence is the mean over documents of `sum_k p_k^B ln(p_k^B / p_k^R)`, the `p` a softmax of the choices'
+log-likelihoods.
+- The drop of the right answer's log-likelihood is the most sensitive of all measures. It is shown and never gated:
+models may be less sure and as right.
+- A task with responses of any other form has none of these, and a document whose response cannot be read makes its task
+such a one.
 """
 
 from __future__ import annotations
@@ -22,7 +28,9 @@ from leaderboard.store import Store
 
 
 class Choices(NamedTuple):
-    """Of one task: the share of documents whose answer changed, the mean divergence in nats, and the mean drop of the right answer's log-likelihood. None: it has none."""
+    """Of one task: the share of documents whose answer changed, the mean divergence in nats, and the mean drop of the
+    right answer's log-likelihood. None: it has none.
+    """
 
     documents: int
     changed: float | None
@@ -31,16 +39,25 @@ class Choices(NamedTuple):
 
 
 def of_tasks(store: Store, baseline: str, recipe: str, tasks: tuple[tuple[str, str], ...]) -> dict[str, Choices]:
-    """task -> its choices, of (task, filter) pairs in which the two runs may be compared; without the tasks that have none."""
+    """task -> its choices, of (task, filter) pairs in which the two runs may be compared; without the tasks that have
+    none.
+    """
     found = {task: compare_choices(store, baseline, recipe, task, filter_name) for task, filter_name in tasks}
-    return {task: of_task for task, of_task in found.items() if of_task is not None and any(value is not None for value in of_task[1:])}
+    return {
+        task: of_task
+        for task, of_task in found.items()
+        if of_task is not None and any(value is not None for value in of_task[1:])
+    }
 
 
 def record(found: Choices) -> dict[str, float | None]:
     """Every number in full, for a file."""
     row: dict[str, float | None] = {"documents": found.documents, "changed": found.changed}
     for name, estimate in (("divergence", found.divergence), ("gold_drop", found.gold_drop)):
-        row |= {f"{name}{end}": None if estimate is None else value for end, value in zip(("", "_low", "_high"), estimate or (None, None, None))}
+        row |= {
+            f"{name}{end}": None if estimate is None else value
+            for end, value in zip(("", "_low", "_high"), estimate or (None, None, None))
+        }
     return row
 
 
@@ -51,13 +68,15 @@ class _Document(NamedTuple):
 
 
 def compare_choices(store: Store, baseline: str, recipe: str, task: str, filter_name: str) -> Choices | None:
-    """The choices of one task and filter in two runs that may be compared; None where the responses are of no known form."""
+    """The choices of one task and filter in two runs that may be compared; None where the responses are of no known
+    form.
+    """
     rows = store.rows(
-        "SELECT t.output_type, b.filtered_responses AS before, r.filtered_responses AS after, d.target, "
-        "EXISTS (FROM scores s WHERE s.run_id = $2 AND s.task = $3 AND s.metric = 'acc_mutual_info') AS doubled "
-        "FROM samples b JOIN samples r USING (task, filter, doc_key, occurrence) JOIN run_tasks t ON t.run_id = r.run_id AND t.task = r.task "
-        "LEFT JOIN (SELECT doc_key, any_value(target) AS target FROM docs WHERE task = $3 GROUP BY doc_key) d USING (doc_key) "
-        "WHERE b.run_id = $1 AND r.run_id = $2 AND b.task = $3 AND b.filter = $4",
+        "SELECT t.output_type, b.filtered_responses AS before, r.filtered_responses AS after, d.target, EXISTS (FROM"
+        " scores s WHERE s.run_id = $2 AND s.task = $3 AND s.metric = 'acc_mutual_info') AS doubled FROM samples b JOIN"
+        " samples r USING (task, filter, doc_key, occurrence) JOIN run_tasks t ON t.run_id = r.run_id AND t.task ="
+        " r.task LEFT JOIN (SELECT doc_key, any_value(target) AS target FROM docs WHERE task = $3 GROUP BY doc_key) d"
+        " USING (doc_key) WHERE b.run_id = $1 AND r.run_id = $2 AND b.task = $3 AND b.filter = $4",
         [baseline, recipe, task, filter_name],
     )
     documents = [_document(row) for row in rows]
@@ -107,11 +126,24 @@ def target_index(target: Any, choices: int) -> int | None:
 def _summary(documents: Sequence[_Document]) -> Choices:
     texts = [document for document in documents if isinstance(document.before, str)]
     if texts:
-        return Choices(len(documents), sum(document.before != document.after for document in texts) / len(documents), None, None)
+        return Choices(
+            len(documents), sum(document.before != document.after for document in texts) / len(documents), None, None
+        )
     several = all(len(document.before) > 1 for document in documents)
-    changed = sum(int(np.argmax(document.before)) != int(np.argmax(document.after)) for document in documents) / len(documents) if several else None
-    divergence = _mean([stats.choice_divergence(document.before, document.after) for document in documents]) if several else None  # type: ignore[arg-type]
-    gold = [float(document.before[document.target]) - float(document.after[document.target]) for document in documents if document.target is not None]  # type: ignore[arg-type]
+    changed = (
+        sum(int(np.argmax(document.before)) != int(np.argmax(document.after)) for document in documents)
+        / len(documents)
+        if several
+        else None
+    )
+    divergence = (
+        _mean([stats.choice_divergence(document.before, document.after) for document in documents]) if several else None
+    )  # type: ignore[arg-type]
+    gold = [
+        float(document.before[document.target]) - float(document.after[document.target])
+        for document in documents
+        if document.target is not None
+    ]  # type: ignore[arg-type]
     return Choices(len(documents), changed, divergence, _mean(gold) if len(gold) == len(documents) else None)
 
 

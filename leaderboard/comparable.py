@@ -1,7 +1,8 @@
 """May these two runs of a task be compared, and with which reservations? Answers are sentences for the board.
 
 Only inside one comparability key: task and version, few-shot examples, the set of documents, chat template, system
-instruction, generation arguments, metric, filter. Other differences (versions, dtype, device, backend, batch size) allow the
+instruction, generation arguments, metric, filter. Other differences (versions, dtype, device, backend, batch size)
+allow the
 comparison and are named beside it.
 """
 
@@ -22,8 +23,13 @@ _KEY = {
     "generation_arguments": "generation arguments",
 }
 _RESERVATIONS = {
-    "lm_eval_version": "lm-eval", "transformers_version": "transformers", "torch_version": "torch", "dtype": "dtype",
-    "device": "device", "backend": "backend", "batch_size": "batch size",
+    "lm_eval_version": "lm-eval",
+    "transformers_version": "transformers",
+    "torch_version": "torch",
+    "dtype": "dtype",
+    "device": "device",
+    "backend": "backend",
+    "batch_size": "batch size",
 }
 
 
@@ -47,7 +53,9 @@ def obstacles(
         found.append(f"the baseline has no {score.metric} (filter {score.filter})")
     if base_task.documents is None or task.documents is None:
         whose = "the baseline" if base_task.documents is None else "this run"
-        found.append(f"{whose} logged no samples, so documents cannot be paired: shown, not gateable; run it with --log_samples")
+        found.append(
+            f"{whose} logged no samples, so documents cannot be paired: shown, not gateable; run it with --log_samples"
+        )
     elif base_task.documents_hash != task.documents_hash:
         found.append(_documents_differ(store, base_run.run_id, run.run_id, task.task))
     if _other_weights(base_run, run):

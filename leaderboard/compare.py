@@ -1,4 +1,5 @@
-"""`compare A B`: two runs that may have nothing to do with a leaderboard, through a store in memory and the same code path.
+"""`compare A B`: two runs that may have nothing to do with a leaderboard, through a store in memory and the same code
+path.
 
 A is taken as the baseline, B as the recipe, whatever their models.
 """
@@ -38,11 +39,19 @@ def compare_paths(a: Path, b: Path, *, margin: float = DEFAULT_MARGIN) -> Compar
         if len(report.added) == 1:
             raise LeaderboardError(f"{a} and {b} hold the same run: there is nothing to compare")
         if len(report.added) != 2 or report.duplicates:
-            raise LeaderboardError(f"{a} and {b} hold {len(report.added)} different runs: give two paths with one run each")
-        first, second = (report.store.rows("SELECT status FROM runs WHERE run_id = ?", [run])[0]["status"] for run in report.added)
+            raise LeaderboardError(
+                f"{a} and {b} hold {len(report.added)} different runs: give two paths with one run each"
+            )
+        first, second = (
+            report.store.rows("SELECT status FROM runs WHERE run_id = ?", [run])[0]["status"] for run in report.added
+        )
         if first == "failed" or second == "failed":
             raise LeaderboardError(f"{a if first == 'failed' else b} holds a failed run: there is nothing to compare")
-        cells = [cell for cell in board(report.store, baseline_run=report.added[0], margin=margin) if cell.run_id == report.added[1]]
+        cells = [
+            cell
+            for cell in board(report.store, baseline_run=report.added[0], margin=margin)
+            if cell.run_id == report.added[1]
+        ]
         return Comparison([_with_choices(report.store, cell) for cell in cells], unshared(report.store, *report.added))
     finally:
         report.store.connection.close()

@@ -63,13 +63,20 @@ class Contents:
         return [run.run_id for runs in self.by_model(wanted).values() for run in runs]
 
     def noise_floor(self, run: RunRow, score: ScoreRow, baseline: RunRow) -> float | None:
-        """The share of answers that change at another batch size, for comparisons of this score with a baseline run; None where it was not measured."""
+        """The share of answers that change at another batch size, for comparisons of this score with a baseline run;
+        None where it was not measured.
+        """
         return noise.rate(self.floors.get((run.model_key, score.task, score.metric, score.filter), []), baseline.run_id)
 
 
-def read_contents(store: Store, known: Effects | None = None, *, models: Iterable[str] | None = None, and_run: str | None = None) -> Contents:
-    """What was found before may be handed on as `known`, which grows. All runs that a board shows: failed ones only where the same specification has not completed since.
-    Tasks and scores are read of all models, or of those given (by key, name shown or own name) and of runs whose id begins with `and_run`."""
+def read_contents(
+    store: Store, known: Effects | None = None, *, models: Iterable[str] | None = None, and_run: str | None = None
+) -> Contents:
+    """What was found before may be handed on as `known`, which grows. All runs that a board shows: failed ones only
+    where the same specification has not completed since.
+    Tasks and scores are read of all models, or of those given (by key, name shown or own name) and of runs whose id
+    begins with `and_run`.
+    """
     runs = queries.runs(store)
     complete = {run.spec_id for run in runs if run.status == "complete" and run.spec_id}
     shown = [run for run in runs if run.status == "complete" or run.spec_id not in complete]
@@ -77,7 +84,12 @@ def read_contents(store: Store, known: Effects | None = None, *, models: Iterabl
     wanted = None if models is None else set(models)
     chosen = None
     if wanted is not None:
-        chosen = [run.run_id for run in shown if wanted & {run.model_key, names[run.model_key], run.model_name} or (and_run and run.run_id.startswith(and_run))]
+        chosen = [
+            run.run_id
+            for run in shown
+            if wanted & {run.model_key, names[run.model_key], run.model_name}
+            or (and_run and run.run_id.startswith(and_run))
+        ]
     return Contents(
         shown,
         queries.run_tasks(store, chosen),
@@ -95,4 +107,6 @@ def display_names(runs: Iterable[RunRow]) -> dict[str, str]:
     """model_key -> the name shown, with part of its identity where two models bear one name."""
     names = {run.model_key: (run.model_name, run.identity or run.model_key) for run in runs}
     shared = [name for name, _ in names.values()]
-    return {key: name if shared.count(name) == 1 else f"{name} ({identity[:8]})" for key, (name, identity) in names.items()}
+    return {
+        key: name if shared.count(name) == 1 else f"{name} ({identity[:8]})" for key, (name, identity) in names.items()
+    }

@@ -1,4 +1,6 @@
-"""Metrics of a whole corpus: what each document contributes to them, as counts whose sums make the score. Here F1 and MCC; texts have a module of their own."""
+"""Metrics of a whole corpus: what each document contributes to them, as counts whose sums make the score. Here F1 and
+MCC; texts have a module of their own.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ class NoTest(Exception):
 
 
 class Contributions(NamedTuple):
-    """Of two runs on the same documents: counts `[n, k]` of each, the function of `[draws, k]` sums that is the score, `[draws]`, and the counts `[k]` of a document
+    """Of two runs on the same documents: counts `[n, k]` of each, the function of `[draws, k]` sums that is the score,
+    `[draws]`, and the counts `[k]` of a document
     answered wholly right and wholly wrong."""
 
     before: np.ndarray
@@ -25,7 +28,8 @@ class Contributions(NamedTuple):
 
 
 def contributions(metric: str, before: Sequence[str], after: Sequence[str]) -> Contributions:
-    """Cells of the confusion table (gold, prediction), from `[gold, prediction]` samples of 0 and 1 as JSON. Raises `NoTest`.
+    """Cells of the confusion table (gold, prediction), from `[gold, prediction]` samples of 0 and 1 as JSON. Raises
+    `NoTest`.
 
     A document that is wholly right or wrong counts one half in either class.
     """
@@ -35,7 +39,9 @@ def contributions(metric: str, before: Sequence[str], after: Sequence[str]) -> C
         raise NoTest(f"{metric} exists only over all documents together: no paired test for it yet")
     cells = np.eye(4)
     counts = [cells[2 * pairs[:, 0] + pairs[:, 1]] for pairs in (first, second)]
-    return Contributions(*counts, lambda sums: statistic(sums.reshape(-1, 2, 2)), (cells[0] + cells[3]) / 2, (cells[1] + cells[2]) / 2)
+    return Contributions(
+        *counts, lambda sums: statistic(sums.reshape(-1, 2, 2)), (cells[0] + cells[3]) / 2, (cells[1] + cells[2]) / 2
+    )
 
 
 def binary_pairs(parts: Sequence[str]) -> np.ndarray | None:
@@ -44,7 +50,9 @@ def binary_pairs(parts: Sequence[str]) -> np.ndarray | None:
         pairs = [json.loads(part) for part in parts]
     except (TypeError, ValueError):
         return None
-    if not pairs or not all(isinstance(pair, list) and len(pair) == 2 and all(x in (0, 1) for x in pair) for pair in pairs):
+    if not pairs or not all(
+        isinstance(pair, list) and len(pair) == 2 and all(x in (0, 1) for x in pair) for pair in pairs
+    ):
         return None
     return np.asarray(pairs, dtype=int)
 

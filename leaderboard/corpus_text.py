@@ -1,7 +1,10 @@
-"""Text metrics of a whole corpus (BLEU, chrF, TER): each document's own share of what the score is made of, so that a bootstrap over documents needs no text.
+"""Text metrics of a whole corpus (BLEU, chrF, TER): each document's own share of what the score is made of, so that a
+bootstrap over documents needs no text.
 
-Notable choices: counts and scores are sacrebleu's, with its defaults, as lm-eval calls it. The score of a corpus is a function of the sums of its documents' counts,
-which sacrebleu keeps behind names of its own; where they are missing, or it is not installed, there is no test, and the reason is said. Whether they give the reported score is
+Notable choices: counts and scores are sacrebleu's, with its defaults, as lm-eval calls it. The score of a corpus is a
+function of the sums of its documents' counts,
+which sacrebleu keeps behind names of its own; where they are missing, or it is not installed, there is no test, and the
+reason is said. Whether they give the reported score is
 checked before they are used.
 """
 
@@ -34,7 +37,10 @@ def contributions(metric: str, before: Sequence[str], after: Sequence[str]) -> C
         from sacrebleu import metrics
 
         scorer: Any = getattr(metrics, METRICS[metric])()
-        first, second, empty = (np.array(scorer._extract_corpus_statistics(texts, references), dtype=float) for texts in (answers, after_answers, [""] * len(answers)))
+        first, second, empty = (
+            np.array(scorer._extract_corpus_statistics(texts, references), dtype=float)
+            for texts in (answers, after_answers, [""] * len(answers))
+        )
         of_sums = scorer._compute_score_from_stats
     except ImportError:
         raise NoTest(f"{metric} has a paired test where sacrebleu is installed") from None
@@ -62,5 +68,9 @@ def _pair(part: str) -> tuple[list[str], str] | None:
     except (TypeError, ValueError):
         return None
     references, answers = ([each] if isinstance(each, str) else each for each in (references, answer))
-    texts = isinstance(references, list) and isinstance(answers, list) and all(isinstance(text, str) for text in (*references, *answers))
+    texts = (
+        isinstance(references, list)
+        and isinstance(answers, list)
+        and all(isinstance(text, str) for text in (*references, *answers))
+    )
     return (references, answers[0]) if texts and references and len(answers) == 1 else None

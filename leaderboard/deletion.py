@@ -1,6 +1,7 @@
 """Taking a run off the board, and back: the store forgets its rows and remembers that it is not to be ingested again.
 
-Notable choices: its folder is never touched, since files are the truth and may be wanted elsewhere; every deletion has a reason and stays on record; one that is pinned or blessed must be replaced first.
+Notable choices: its folder is never touched, since files are the truth and may be wanted elsewhere; every deletion has
+a reason and stays on record; one that is pinned or blessed must be replaced first.
 """
 
 from __future__ import annotations
@@ -38,9 +39,15 @@ def delete(database: Path, run: str, reason: str, *, timeout_s: float = 30.0) ->
         run_id = find_run(store, run)
     with open_store(database, read_only=False, timeout_s=timeout_s) as store:
         if run_id in queries.pinned_baselines(store).values():
-            raise LeaderboardError(f"{run_id} is the pinned baseline of its model: pin another one first, `lm_eval baseline set RUN --reason ...`")
+            raise LeaderboardError(
+                f"{run_id} is the pinned baseline of its model: pin another one first, `lm_eval baseline set RUN"
+                " --reason ...`"
+            )
         if is_blessed(store, run_id):
-            raise LeaderboardError(f"{run_id} is the blessed run of its recipe, which gates compare with: bless another one first, `lm_eval baseline set RUN --reason ...`")
+            raise LeaderboardError(
+                f"{run_id} is the blessed run of its recipe, which gates compare with: bless another one first,"
+                " `lm_eval baseline set RUN --reason ...`"
+            )
         path = str(queries.run_details(store, run_id)["path"])
         with store.transaction():
             _remove(store, run_id)
@@ -49,11 +56,15 @@ def delete(database: Path, run: str, reason: str, *, timeout_s: float = 30.0) ->
 
 
 def take_back(database: Path, run: str, *, timeout_s: float = 30.0) -> Deletion:
-    """Allow a deleted run to be ingested again. Raises `UnknownRun` where no deleted run's id begins so, and what `open_store` raises."""
+    """Allow a deleted run to be ingested again. Raises `UnknownRun` where no deleted run's id begins so, and what
+    `open_store` raises.
+    """
     with open_store(database, read_only=False, timeout_s=timeout_s) as store:
         found = [entry for entry in _deletions(store) if run and entry.run_id.startswith(run)]
         if len(found) != 1:
-            raise UnknownRun(f"{run!r} begins the id of {len(found) or 'no'} deleted runs: `lm_eval runs list --deleted` shows them")
+            raise UnknownRun(
+                f"{run!r} begins the id of {len(found) or 'no'} deleted runs: `lm_eval runs list --deleted` shows them"
+            )
         with store.transaction():
             _record(store, found[0].run_id, str(found[0].path), "taken back", deleted=False)
         return found[0]
@@ -67,8 +78,8 @@ def deletions(database: Path, *, timeout_s: float = 30.0) -> list[Deletion]:
 
 def _deletions(store: Store) -> list[Deletion]:
     rows = store.rows(
-        "SELECT run_id, path, logged_at, reason FROM (SELECT *, row_number() OVER (PARTITION BY run_id ORDER BY rowid DESC) AS place FROM deletions) "
-        "WHERE place = 1 AND deleted ORDER BY logged_at, run_id"
+        "SELECT run_id, path, logged_at, reason FROM (SELECT *, row_number() OVER (PARTITION BY run_id ORDER BY rowid"
+        " DESC) AS place FROM deletions) WHERE place = 1 AND deleted ORDER BY logged_at, run_id"
     )
     return [Deletion(row["run_id"], Path(row["path"]), row["logged_at"], row["reason"]) for row in rows]
 
@@ -83,4 +94,7 @@ def _remove(store: Store, run_id: str) -> None:
 
 
 def _record(store: Store, run_id: str, path: str, reason: str, *, deleted: bool) -> None:
-    store.insert("deletions", {"run_id": [run_id], "path": [path], "logged_at": [now()], "deleted": [deleted], "reason": [reason]})
+    store.insert(
+        "deletions",
+        {"run_id": [run_id], "path": [path], "logged_at": [now()], "deleted": [deleted], "reason": [reason]},
+    )

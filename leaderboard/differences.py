@@ -1,4 +1,6 @@
-"""What differs between two runs in the store, name by name: the recipe, the model, versions, machine, settings, seeds."""
+"""What differs between two runs in the store, name by name: the recipe, the model, versions, machine, settings,
+seeds.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,25 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 _FACTS = {
-    "recipe_label": "recipe", "recipe_id": "recipe's steps", "control": "control", "model_name": "model", "pretrained": "pretrained", "revision": "model revision",
-    "digest_before": "unedited weights", "digest_after": "weights digest", "dtype": "dtype", "backend": "backend", "device": "device", "batch_size": "batch size",
-    "lm_eval_version": "lm-eval", "transformers_version": "transformers", "torch_version": "torch", "parameters_after": "parameters after", "started": "started", "path": "folder",
-}  # fmt: skip
+    "recipe_label": "recipe",
+    "recipe_id": "recipe's steps",
+    "control": "control",
+    "model_name": "model",
+    "pretrained": "pretrained",
+    "revision": "model revision",
+    "digest_before": "unedited weights",
+    "digest_after": "weights digest",
+    "dtype": "dtype",
+    "backend": "backend",
+    "device": "device",
+    "batch_size": "batch size",
+    "lm_eval_version": "lm-eval",
+    "transformers_version": "transformers",
+    "torch_version": "torch",
+    "parameters_after": "parameters after",
+    "started": "started",
+    "path": "folder",
+}
 _TREES = {"settings": "settings", "versions": "versions", "seeds": "seeds", "recipe_resolved": "recipe"}
 _MOST_DEEP = 12
 
@@ -42,8 +59,12 @@ def _facts(run: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _leaves(value: Any, name: str, depth: int = 0) -> Iterator[tuple[str, str]]:
-    inner = list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
-    if depth < _MOST_DEEP and inner and any(isinstance(item, (dict, list)) for _, item in inner) or isinstance(value, dict):
+    inner = (
+        list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+    )
+    if (depth < _MOST_DEEP and inner and any(isinstance(item, (dict, list)) for _, item in inner)) or isinstance(
+        value, dict
+    ):
         for key, item in inner:
             yield from _leaves(item, f"{name}.{key}", depth + 1)
     elif value is not None:

@@ -1,9 +1,12 @@
 """Finding runs under a path: which files make one, and what only looks like one.
 
 Notable choices:
-- A folder with `receipt.json` is one run; otherwise each results file is one, with the samples files of the same date, and a samples file without results is one too.
-- lm-eval 0.4.0 to 0.4.2 gave no dates: the undated samples files (`{model_args}_{task}.jsonl`) of a folder belong to its one undated results file, where there is just one.
-- Symbolic links that lead out of the folder given are not followed; hidden folders (a run being written) are not entered.
+- A folder with `receipt.json` is one run; otherwise each results file is one, with the samples files of the same date,
+and a samples file without results is one too.
+- lm-eval 0.4.0 to 0.4.2 gave no dates: the undated samples files (`{model_args}_{task}.jsonl`) of a folder belong to
+its one undated results file, where there is just one.
+- Symbolic links that lead out of the folder given are not followed; hidden folders (a run being written) are not
+entered.
 """
 
 from __future__ import annotations
@@ -56,7 +59,10 @@ def _from_file(path: Path) -> Iterator[Candidate | Rejection]:
     elif path.suffix == ".json":
         yield _plain(path.resolve(), _regular_files(path.parent.resolve(), path.parent.resolve()))
     else:
-        yield Rejection(path, "not a results file (.json) or samples file (.jsonl): give the folder it lies in, or its results_*.json")
+        yield Rejection(
+            path,
+            "not a results file (.json) or samples file (.jsonl): give the folder it lies in, or its results_*.json",
+        )
 
 
 def _walk(root: Path) -> Iterator[Candidate | Rejection]:
@@ -119,10 +125,22 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 def _plain(results: Path, siblings: list[Path]) -> Candidate:
     date = date_of(results)
     if date:
-        return Candidate(results, None, results, tuple(f for f in siblings if f.suffix == ".jsonl" and f.name.startswith("samples_") and date_of(f) == date))
+        return Candidate(
+            results,
+            None,
+            results,
+            tuple(f for f in siblings if f.suffix == ".jsonl" and f.name.startswith("samples_") and date_of(f) == date),
+        )
     if any(file.suffix == ".json" and file != results and date_of(file) is None for file in siblings):
         return Candidate(results, None, results, ())
-    return Candidate(results, None, results, tuple(file for file in siblings if file.suffix == ".jsonl" and date_of(file) is None and looks_like_samples(file)))
+    return Candidate(
+        results,
+        None,
+        results,
+        tuple(
+            file for file in siblings if file.suffix == ".jsonl" and date_of(file) is None and looks_like_samples(file)
+        ),
+    )
 
 
 def _lone_samples(file: Path) -> Candidate | Rejection:

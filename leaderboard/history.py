@@ -1,10 +1,14 @@
-"""One (model, recipe, task) over time: its scores and the unedited model's, what changed from run to run, and what was decided about them.
+"""One (model, recipe, task) over time: its scores and the unedited model's, what changed from run to run, and what was
+decided about them.
 
 Notable choices:
-- A history follows names (model, recipe label, task), not identities: it is there to show when what bears a name has become something else.
+- A history follows names (model, recipe label, task), not identities: it is there to show when what bears a name has
+become something else.
 - Every run of the names is in it, failed ones too; only deleted ones are not. Runs without a time come last.
-- A change is against the run before it in the same line (recipe or unedited). What either of the two does not say is no change; a limit that is not named is none.
-- Intervals are of one score by itself: Wilson's where its samples, all of them 0 or 1, say that it is a share of documents; otherwise 1.96 of the reported standard errors either
+- A change is against the run before it in the same line (recipe or unedited). What either of the two does not say is no
+change; a limit that is not named is none.
+- Intervals are of one score by itself: Wilson's where its samples, all of them 0 or 1, say that it is a share of
+documents; otherwise 1.96 of the reported standard errors either
   way, as far as the metric's values go. Whether two runs differ is for paired verdicts to say.
 """
 
@@ -23,26 +27,55 @@ from leaderboard.store import Store
 
 NORMAL_95 = 1.959964
 _ALIKE = {
-    "model_key": "model", "revision": "model revision", "digest_before": "unedited weights", "recipe_id": "recipe's steps", "digest_after": "weights digest",
-    "lm_eval_version": "lm-eval", "transformers_version": "transformers", "torch_version": "torch", "lm_eval_recipes": "lm-eval-recipes", "device": "device",
-    "dtype": "dtype", "backend": "backend", "batch_size": "batch size", "version": "task version", "num_fewshot": "few-shot examples", "limit": "limit", "documents_hash": "documents",
-    "chat_template_hash": "chat template", "system_instruction_hash": "system instruction", "generation_arguments": "generation arguments",
-}  # fmt: skip
-_HASHES = ("digest_before", "digest_after", "recipe_id", "documents_hash", "chat_template_hash", "system_instruction_hash", "model_key")
+    "model_key": "model",
+    "revision": "model revision",
+    "digest_before": "unedited weights",
+    "recipe_id": "recipe's steps",
+    "digest_after": "weights digest",
+    "lm_eval_version": "lm-eval",
+    "transformers_version": "transformers",
+    "torch_version": "torch",
+    "lm_eval_recipes": "lm-eval-recipes",
+    "device": "device",
+    "dtype": "dtype",
+    "backend": "backend",
+    "batch_size": "batch size",
+    "version": "task version",
+    "num_fewshot": "few-shot examples",
+    "limit": "limit",
+    "documents_hash": "documents",
+    "chat_template_hash": "chat template",
+    "system_instruction_hash": "system instruction",
+    "generation_arguments": "generation arguments",
+}
+_HASHES = (
+    "digest_before",
+    "digest_after",
+    "recipe_id",
+    "documents_hash",
+    "chat_template_hash",
+    "system_instruction_hash",
+    "model_key",
+)
 _POINTS = """
-SELECT r.run_id, coalesce(r.started, r.finished) AS moment, r.status, r.path, concat_ws(': ', r.failure_kind, r.failure_reason) AS failure, v.recipe_name = 'baseline' OR r.origin = 'plain' AS unedited,
+SELECT r.run_id, coalesce(r.started, r.finished) AS moment, r.status, r.path,
+    concat_ws(': ', r.failure_kind, r.failure_reason) AS failure, v.recipe_name = 'baseline'
+    OR r.origin = 'plain' AS unedited,
   s.metric, s.filter, s.score, s.reported, s.stderr, t.documents, r.versions, r.settings,
-  v.model_key, v.revision, v.digest_before, v.recipe_id, v.digest_after, r.lm_eval_version, r.transformers_version, r.torch_version, r.device, v.dtype, r.backend, r.batch_size,
+  v.model_key, v.revision, v.digest_before, v.recipe_id, v.digest_after, r.lm_eval_version, r.transformers_version,
+  r.torch_version, r.device, v.dtype, r.backend, r.batch_size,
   t.version, t.num_fewshot, t.documents_hash, t.chat_template_hash, t.system_instruction_hash, t.generation_arguments
 FROM runs r JOIN variants v USING (variant_id)
 LEFT JOIN (SELECT * FROM run_tasks WHERE task = $3) t ON t.run_id = r.run_id
 LEFT JOIN (SELECT * FROM scores WHERE task = $3 AND is_primary AND NOT is_group) s ON s.run_id = r.run_id
 WHERE v.model_name = $1 AND (v.recipe_label = $2 OR v.recipe_name = 'baseline' OR r.origin = 'plain')
-  AND (s.metric IS NOT NULL OR r.status = 'failed' AND (t.task IS NOT NULL OR NOT EXISTS (SELECT 1 FROM run_tasks a WHERE a.run_id = r.run_id)))
+  AND (s.metric IS NOT NULL
+  OR r.status = 'failed' AND (t.task IS NOT NULL OR NOT EXISTS (SELECT 1 FROM run_tasks a WHERE a.run_id = r.run_id)))
 ORDER BY moment NULLS LAST, r.run_id
 """
 _SAMPLES = """
-SELECT run_id, metric, filter, count(*) AS documents, coalesce(sum(value), 0) AS total, bool_and(coalesce(value IN (0, 1), false)) AS binary
+SELECT run_id, metric, filter, count(*) AS documents, coalesce(sum(value), 0) AS total,
+    bool_and(coalesce(value IN (0, 1), false)) AS binary
 FROM sample_scores WHERE task = $1 AND run_id IN (SELECT unnest($2)) GROUP BY ALL
 """
 _EVENTS = """
@@ -66,7 +99,9 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class Point:
-    """One run's score of the task. `score` is None for a run that failed, and for a result that is not a number (`reported` says what it was); `low` and `high` are None where nothing says how sure it is."""
+    """One run's score of the task. `score` is None for a run that failed, and for a result that is not a number
+    (`reported` says what it was); `low` and `high` are None where nothing says how sure it is.
+    """
 
     run_id: str
     moment: datetime | None
@@ -85,7 +120,9 @@ class Point:
 
 
 class Event(NamedTuple):
-    """A decision: a run pinned as the model's baseline, blessed for the recipe, or gated (`what` then bears the verdict)."""
+    """A decision: a run pinned as the model's baseline, blessed for the recipe, or gated (`what` then bears the
+    verdict).
+    """
 
     moment: datetime
     what: str
@@ -112,16 +149,21 @@ class Subject(NamedTuple):
 def subjects(store: Store) -> list[Subject]:
     """Every (model, recipe, task) with a score, by name."""
     rows = store.rows(
-        "SELECT model_name AS model, recipe_label AS recipe, task, count(DISTINCT run_id) AS runs FROM runs JOIN variants USING (variant_id) JOIN run_tasks USING (run_id) "
-        "GROUP BY ALL ORDER BY ALL"
+        "SELECT model_name AS model, recipe_label AS recipe, task, count(DISTINCT run_id) AS runs FROM runs JOIN"
+        " variants USING (variant_id) JOIN run_tasks USING (run_id) GROUP BY ALL ORDER BY ALL"
     )
     return [Subject(**row) for row in rows]
 
 
 def history(store: Store, model: str, recipe: str, task: str) -> History:
-    """The history of a recipe (a label; `baseline` for the unedited model alone) on a model (a name) and a task, by its primary metric. Empty where there is none."""
+    """The history of a recipe (a label; `baseline` for the unedited model alone) on a model (a name) and a task, by its
+    primary metric. Empty where there is none.
+    """
     rows = store.rows(_POINTS, [model, recipe, task])
-    samples = {(row["run_id"], row["metric"], row["filter"]): row for row in store.rows(_SAMPLES, [task, [row["run_id"] for row in rows]])}
+    samples = {
+        (row["run_id"], row["metric"], row["filter"]): row
+        for row in store.rows(_SAMPLES, [task, [row["run_id"] for row in rows]])
+    }
     for row in rows:
         row["samples"] = samples.get((row["run_id"], row["metric"], row["filter"]))
     events = [Event(**row) for row in store.rows(_EVENTS, [model, recipe])]
@@ -143,9 +185,20 @@ def _with_changes(rows: Iterable[dict[str, Any]]) -> list[Point]:
 def _point(row: dict[str, Any]) -> Point:
     score, interval = row["score"], _interval(row)
     return Point(
-        row["run_id"], row["moment"], row["unedited"], row["status"], row["failure"] or "", row["metric"] or "", row["filter"] or "", score, row["reported"] or "",
-        interval.low if interval else None, interval.high if interval else None, row["documents"], row["model_key"],
-    )  # fmt: skip
+        row["run_id"],
+        row["moment"],
+        row["unedited"],
+        row["status"],
+        row["failure"] or "",
+        row["metric"] or "",
+        row["filter"] or "",
+        score,
+        row["reported"] or "",
+        interval.low if interval else None,
+        interval.high if interval else None,
+        row["documents"],
+        row["model_key"],
+    )
 
 
 class Interval(NamedTuple):
@@ -168,7 +221,9 @@ def _interval(row: dict[str, Any]) -> Interval | None:
 
 
 def _documents_of_share(row: dict[str, Any]) -> int | None:
-    """How many documents the score is a share of: all scored 0 or 1, and it their mean. None where it is something else, or no samples were logged."""
+    """How many documents the score is a share of: all scored 0 or 1, and it their mean. None where it is something
+    else, or no samples were logged.
+    """
     score, samples = row["score"], row["samples"]
     if score is None or samples is None or not samples["binary"]:
         return None
@@ -177,7 +232,11 @@ def _documents_of_share(row: dict[str, Any]) -> int | None:
 
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
     """What differs of what both runs say, and the metric."""
-    found = [Change(words, _short(name, before[name]), _short(name, after[name])) for name, words in _ALIKE.items() if _differ(before[name], after[name])]
+    found = [
+        Change(words, _short(name, before[name]), _short(name, after[name]))
+        for name, words in _ALIKE.items()
+        if _differ(before[name], after[name])
+    ]
     metrics = [f"{row['metric']} ({row['filter']})" for row in (before, after) if row["metric"]]
     return found + ([Change("metric", *metrics)] if len(set(metrics)) == 2 else [])
 
@@ -198,5 +257,3 @@ def _limit(value: object) -> str:
 def _of_json(text: str | None) -> dict[str, Any]:
     value = json.loads(text or "{}")
     return value if isinstance(value, dict) else {}
-
-

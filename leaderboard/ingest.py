@@ -1,11 +1,14 @@
 """From paths to rows: `ingest` reads runs and puts them into the database, and `--rebuild` makes the database anew.
 
 Notable choices:
-- Reading (slow, no lock) and writing (fast, locked) take turns: some runs are read, then written with the file held for less
+- Reading (slow, no lock) and writing (fast, locked) take turns: some runs are read, then written with the file held for
+less
   than a second, in one transaction, while the next are read. Killed anywhere, the store holds whole runs only.
-- What cannot be read is reported with its reason and stops nothing else. Unedited models go first, so that of two runs that
+- What cannot be read is reported with its reason and stops nothing else. Unedited models go first, so that of two runs
+that
   contradict each other the edited one is rejected.
-- A rebuild writes a new file and renames it into place; it also reads every run directory that the old file knew of, and
+- A rebuild writes a new file and renames it into place; it also reads every run directory that the old file knew of,
+and
   takes over what no run directory holds: deletions, chosen runs that are still there, and the record of gates.
 """
 
@@ -36,13 +39,17 @@ _AHEAD_SECONDS = 5.0  # of judging after an ingest, in turns of
 _TURN_SECONDS = 0.5
 _REBUILD_AHEAD_SECONDS = 120.0  # nobody waits for the new file
 _BATCH_SECONDS = 4.0  # of reading, before the batch is written
-_BATCH_SAMPLES = 125_000  # more than the 122,880 rows of a row group: DuckDB writes whole ones at once, and fewer first to its log and then again, for three times the work
+# more than the 122,880 rows of a row group: DuckDB writes whole ones at once, and fewer first to its log and then
+# again, for three times the work
+_BATCH_SAMPLES = 125_000
 _BATCH_BYTES = 256 * 2**20  # of samples files, which bounds the memory
 
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What became of each run found; `deleted` ones were taken off the board before. `store` is set only when there is no file: the caller closes its connection."""
+    """What became of each run found; `deleted` ones were taken off the board before. `store` is set only when there is
+    no file: the caller closes its connection.
+    """
 
     added: list[str] = field(default_factory=list)
     duplicates: list[Path] = field(default_factory=list)
@@ -56,7 +63,8 @@ def ingest(
 ) -> IngestReport:
     """Read every run at or under `paths` into `database`; `None` makes a store in memory, returned in the report.
 
-    Ingesting a run twice changes nothing. Raises `Busy`, `NewerDatabase`, `NotADatabase` or `Unwritable` for the database;
+    Ingesting a run twice changes nothing. Raises `Busy`, `NewerDatabase`, `NotADatabase` or `Unwritable` for the
+    database;
     never for what lies under `paths`.
     """
     roots = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
@@ -69,8 +77,10 @@ def ingest(
     if rebuild:
         return _rebuild(roots, Path(database), timeout_s)
     import pyarrow  # noqa: F401 - takes a moment to load, and the database must not wait for it
+
     report = IngestReport()
-    with no_collection(), ThreadPoolExecutor(max_workers=1) as writer:  # the disk is waited for while the next runs are read
+    # the disk is waited for while the next runs are read
+    with no_collection(), ThreadPoolExecutor(max_workers=1) as writer:
         writing: Future[None] | None = None
         for batch in _batches(_read_all(roots, report)):
             if writing is not None:
@@ -109,8 +119,11 @@ def _read(candidate: Candidate, report: IngestReport, reader: SamplesReader) -> 
         runs = read_runs(candidate, reader)
     except Unreadable as error:
         report.rejected.append(Rejection(candidate.path, str(error)))
-    except (TypeError, ValueError, KeyError, AttributeError, OverflowError, RecursionError) as error:  # a form nobody thought of
-        report.rejected.append(Rejection(candidate.path, f"holds something unexpected ({type(error).__name__}: {error})"))
+    # a form nobody thought of
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        report.rejected.append(
+            Rejection(candidate.path, f"holds something unexpected ({type(error).__name__}: {error})")
+        )
     else:
         yield from runs
 
@@ -150,7 +163,9 @@ def _add(store: Store, batch: Sequence[Run], report: IngestReport) -> None:
 
 
 def _judge_ahead(database: Path, added: Sequence[str], timeout_s: float) -> None:
-    """Judge what the next board of the models at hand would have to, in turns of reading and writing, so that nobody waits long. A board does without; so does a busy database."""
+    """Judge what the next board of the models at hand would have to, in turns of reading and writing, so that nobody
+    waits long. A board does without; so does a busy database.
+    """
     until = time.monotonic() + _AHEAD_SECONDS
     all_done = not added
     try:
@@ -205,7 +220,9 @@ class _Old:
 
 
 def _old_contents(database: Path) -> _Old:
-    """Empty where the old file is missing, damaged or newer: rebuilding is the cure for those. An older one is brought up to date first. Raises `Busy`."""
+    """Empty where the old file is missing, damaged or newer: rebuilding is the cure for those. An older one is brought
+    up to date first. Raises `Busy`.
+    """
     try:
         if database.exists():
             open_for_writing_unlocked(database, timeout_s=5.0).connection.close()

@@ -24,14 +24,36 @@ def insert_runs(store: Store, runs: Sequence[Run], moment: datetime) -> None:
     store.insert("variants", _columns(Variant, list(variants.values())))
     store.insert("runs", _run_columns(runs, moment))
     tasks = [task for run in runs for task in run.tasks]
-    store.insert("run_tasks", {"run_id": _ids(runs, "tasks"), **_columns(TaskRun, tasks, but="samples"), "documents": [task.documents for task in tasks]})
-    store.insert("scores", {"run_id": _ids(runs, "scores"), **_columns(Score, [score for run in runs for score in run.scores])})
+    store.insert(
+        "run_tasks",
+        {
+            "run_id": _ids(runs, "tasks"),
+            **_columns(TaskRun, tasks, but="samples"),
+            "documents": [task.documents for task in tasks],
+        },
+    )
+    store.insert(
+        "scores", {"run_id": _ids(runs, "scores"), **_columns(Score, [score for run in runs for score in run.scores])}
+    )
     places = [place for run in runs for place in range(len(run.matrices))]
-    store.insert("receipts", {"run_id": _ids(runs, "matrices"), "position": places, **_columns(Matrix, [matrix for run in runs for matrix in run.matrices])})
+    store.insert(
+        "receipts",
+        {
+            "run_id": _ids(runs, "matrices"),
+            "position": places,
+            **_columns(Matrix, [matrix for run in runs for matrix in run.matrices]),
+        },
+    )
     _insert_calibrations(store, runs)
     _insert_samples(store, runs)
     count = len(runs)
-    log = {"logged_at": [moment] * count, "path": [clean(str(run.path)) for run in runs], "outcome": ["added"] * count, "run_id": [run.run_id for run in runs], "reason": [None] * count}
+    log = {
+        "logged_at": [moment] * count,
+        "path": [clean(str(run.path)) for run in runs],
+        "outcome": ["added"] * count,
+        "run_id": [run.run_id for run in runs],
+        "reason": [None] * count,
+    }
     store.insert("ingest_log", log)
 
 
@@ -41,7 +63,9 @@ def _ids(runs: Sequence[Run], of: str) -> list[str]:
 
 def _run_columns(runs: Sequence[Run], moment: datetime) -> dict[str, list[Any]]:
     left_out = {"variant", "tasks", "scores", "matrices", "calibrations", "path", "files", "warnings", "request_cache"}
-    columns = {field.name: [getattr(run, field.name) for run in runs] for field in fields(Run) if field.name not in left_out}
+    columns = {
+        field.name: [getattr(run, field.name) for run in runs] for field in fields(Run) if field.name not in left_out
+    }
     return columns | {
         "variant_id": [run.variant.variant_id for run in runs],
         "path": [clean(str(run.path)) for run in runs],
@@ -62,24 +86,52 @@ class _Logged(NamedTuple):
 def _insert_calibrations(store: Store, runs: Sequence[Run]) -> None:
     used = [calibration for run in runs for calibration in run.calibrations]
     places = [place for run in runs for place in range(len(run.calibrations))]
-    columns = _columns(Calibration, used, but="documents") | {"documents": [len(calibration.documents) for calibration in used]}
+    columns = _columns(Calibration, used, but="documents") | {
+        "documents": [len(calibration.documents) for calibration in used]
+    }
     store.insert("calibrations", {"run_id": _ids(runs, "calibrations"), "position": places, **columns})
 
 
 def _insert_samples(store: Store, runs: Sequence[Run]) -> None:
     logged = [_Logged(run.run_id, task.task, task.samples) for run in runs for task in run.tasks if task.samples]
     documents = [document for item in logged for document in item.samples.documents]
-    answers = {name: [value for item in logged for value in getattr(item.samples, name)] for name in ("occurrence", "responses", "filtered_responses")}
-    owners = {"run_id": [item.run_id for item in logged for _ in item.samples.documents], "task": [item.task for item in logged for _ in item.samples.documents]}
+    answers = {
+        name: [value for item in logged for value in getattr(item.samples, name)]
+        for name in ("occurrence", "responses", "filtered_responses")
+    }
+    owners = {
+        "run_id": [item.run_id for item in logged for _ in item.samples.documents],
+        "task": [item.task for item in logged for _ in item.samples.documents],
+    }
     store.insert("samples", owners | _picked(documents, ("filter", "doc_key", "doc_id")) | answers)
-    _insert_sample_scores(store, [value for item in logged for value in item.samples.outcomes], owners, documents, answers["occurrence"])
-    _insert_new_documents(store, dict(zip(reversed([document.doc_key for document in documents]), zip(reversed(owners["task"]), reversed(documents)))))
+    _insert_sample_scores(
+        store, [value for item in logged for value in item.samples.outcomes], owners, documents, answers["occurrence"]
+    )
+    _insert_new_documents(
+        store,
+        dict(
+            zip(
+                reversed([document.doc_key for document in documents]),
+                zip(reversed(owners["task"]), reversed(documents)),
+            )
+        ),
+    )
 
 
-def _insert_sample_scores(store: Store, outcomes: Sequence[Outcome], owners: dict[str, list[str]], documents: Sequence[Document], occurrence: Sequence[int]) -> None:
-    for metric in sorted({metric for scores in {id(found.scores): found.scores for found in outcomes}.values() for metric in scores}):
+def _insert_sample_scores(
+    store: Store,
+    outcomes: Sequence[Outcome],
+    owners: dict[str, list[str]],
+    documents: Sequence[Document],
+    occurrence: Sequence[int],
+) -> None:
+    for metric in sorted(
+        {metric for scores in {id(found.scores): found.scores for found in outcomes}.values() for metric in scores}
+    ):
         places = [place for place, found in enumerate(outcomes) if metric in found.scores]
-        of_sample = {name: [column[place] for place in places] for name, column in {**owners, "occurrence": occurrence}.items()}
+        of_sample = {
+            name: [column[place] for place in places] for name, column in {**owners, "occurrence": occurrence}.items()
+        }
         of_document = _picked([documents[place] for place in places], ("filter", "doc_key", "cluster"))
         of_metric = _picked([outcomes[place].scores[metric] for place in places], SampleScore._fields)
         store.insert("sample_scores", of_sample | {"metric": [metric] * len(places)} | of_document | of_metric)

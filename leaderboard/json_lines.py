@@ -1,4 +1,6 @@
-"""JSON Lines that anybody may have written. Every failure is `Unreadable` with the file's name, the line's number and the reason."""
+"""JSON Lines that anybody may have written. Every failure is `Unreadable` with the file's name, the line's number and
+the reason.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from leaderboard.untrusted import MAX_JSON_BYTES, parse_json
 
 MAX_LINE_BYTES = 64 * 2**20
 MAX_SAMPLES_BYTES = 8 * 2**30
-_BUFFER_BYTES = 2**18  # at a time: whoever waits for the disk lets another thread of Python go first, which may take its time
+# at a time: whoever waits for the disk lets another thread of Python go first, which may take its time
+_BUFFER_BYTES = 2**18
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
@@ -27,7 +30,8 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """(line number, line as bytes) for each line that is not empty. Raises `Unreadable`.
 
-    lm-eval 0.4.0 to 0.4.2 wrote one indented list under such a name, and tools that indent write values over several lines: a file of at most 256 MiB whose first line is no value, or is a
+    lm-eval 0.4.0 to 0.4.2 wrote one indented list under such a name, and tools that indent write values over several
+    lines: a file of at most 256 MiB whose first line is no value, or is a
     list, is read whole; numbers are then those of its values, which come in place of lines.
     """
     try:
@@ -50,7 +54,11 @@ def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _indented(path: Path, first: bytes) -> list[Any] | None:
     """The values of a file that is no JSON Lines, judged by its first line; None where it is."""
-    if first[:1] not in b"[{" or (first[:1] == b"{" and first.rstrip()[-1:] == b"}") or path.stat().st_size > MAX_JSON_BYTES:
+    if (
+        first[:1] not in b"[{"
+        or (first[:1] == b"{" and first.rstrip()[-1:] == b"}")
+        or path.stat().st_size > MAX_JSON_BYTES
+    ):
         return None
     decoder, values, position = json.JSONDecoder(), [], 0
     try:
@@ -66,7 +74,9 @@ def _indented(path: Path, first: bytes) -> list[Any] | None:
 
 
 def parse_line(line: Any, path: Path, number: int) -> Any:
-    """The value of what `read_lines` gave. pydantic's parser takes half the time of Python's; what it refuses (a lone surrogate, which Python's takes, or an error to explain) Python's is asked about."""
+    """The value of what `read_lines` gave. pydantic's parser takes half the time of Python's; what it refuses (a lone
+    surrogate, which Python's takes, or an error to explain) Python's is asked about.
+    """
     if not isinstance(line, bytes):
         return line
     try:

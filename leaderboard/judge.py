@@ -1,7 +1,8 @@
 """One recipe against its baseline on one metric: which test fits, and what it finds. Pure: arrays in, `Effect` out.
 
 Which test fits depends on what the samples are, never on the metric's name alone:
-- numbers whose mean is the reported score: binary (McNemar, Bonett-Price, Tango), other scores within [0, 1] (sign-flip, bounded interval),
+- numbers whose mean is the reported score: binary (McNemar, Bonett-Price, Tango), other scores within [0, 1]
+(sign-flip, bounded interval),
   or any others (sign-flip, t interval), clustered or not;
 - a metric with a best value in the middle: the same, and `middle_best_test` for whether the distance to it changed;
 - log-likelihoods of texts: the ratio of perplexities;
@@ -9,12 +10,17 @@ Which test fits depends on what the samples are, never on the metric's name alon
 - anything else: the difference is shown without an interval, and the reason said.
 A test is used only if recomputing the reported score from the samples gives it back, for both runs.
 
-Beside the two-sided answers of a board an `Effect` has the one-sided ones of a gate, about the *drop*: how much worse the recipe is, in the
-metric's own units, in whichever direction is worse. `p_worse` is small where there is one, and limits of its size are given at the level asked for.
+Beside the two-sided answers of a board an `Effect` has the one-sided ones of a gate, about the *drop*: how much worse
+the recipe is, in the
+metric's own units, in whichever direction is worse. `p_worse` is small where there is one, and limits of its size are
+given at the level asked for.
 
-The margin within which a recipe counts as the same is 2 points (`DEFAULT_MARGIN = 0.02`) where scores lie in [0, 1]. Elsewhere
-it is 2 of 100 for BLEU, chrF and TER, relative for perplexities and bits per byte, and otherwise `2 * 0.02 * SD` of the baseline's documents, or of their
-distances from the best value where that lies in the middle: for a proportion near one half (SD 0.5) that is 2 points again, and
+The margin within which a recipe counts as the same is 2 points (`DEFAULT_MARGIN = 0.02`) where scores lie in [0, 1].
+Elsewhere
+it is 2 of 100 for BLEU, chrF and TER, relative for perplexities and bits per byte, and otherwise `2 * 0.02 * SD` of the
+baseline's documents, or of their
+distances from the best value where that lies in the middle: for a proportion near one half (SD 0.5) that is 2 points
+again, and
 for log-odds of 1 about 1 point of probability. A task's `metadata.margin: {metric: value}` overrides it.
 """
 
@@ -43,7 +49,9 @@ def judge(
     seed: int = 0,
     limits_at: float | None = None,
 ) -> Effect:
-    """Compare paired samples of one metric. `margin` is the task's own, in the metric's units, where it has one; `limits_at` the level of one-sided limits."""
+    """Compare paired samples of one metric. `margin` is the task's own, in the metric's units, where it has one;
+    `limits_at` the level of one-sided limits.
+    """
     count, delta = len(recipe.values), recipe.score - baseline.score
     sign = 1.0 if higher_is_better else -1.0
     if count == 0:
@@ -80,7 +88,9 @@ def _mean(
         improvement, p_value, p_worse = sign * delta, tails.two_sided, tails.less
         low, high = pair.drop_limits(limits_at)
     else:
-        improvement, p_value, p_worse = stats.middle_best_test(baseline.values, recipe.values, best, clusters, seed=seed)
+        improvement, p_value, p_worse = stats.middle_best_test(
+            baseline.values, recipe.values, best, clusters, seed=seed
+        )
         low, high = pair.distance_limits(best, limits_at)
     estimate = pair.estimate()
     flips = pair.flips

@@ -1,4 +1,6 @@
-"""One recipe against its baseline on metrics that are no means of samples: perplexities of texts; F1, MCC, BLEU, chrF and TER of a whole corpus."""
+"""One recipe against its baseline on metrics that are no means of samples: perplexities of texts; F1, MCC, BLEU, chrF
+and TER of a whole corpus.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,14 @@ TEXT_DRAWS = 1_999  # of the test: a draw costs two calls of sacrebleu
 
 
 def likelihood_effect(
-    metric: str, baseline: Scored, recipe: Scored, sign: float, margin: float | None, default: float, seed: int, limits_at: float | None
+    metric: str,
+    baseline: Scored,
+    recipe: Scored,
+    sign: float,
+    margin: float | None,
+    default: float,
+    seed: int,
+    limits_at: float | None,
 ) -> Effect:
     """The ratio of two perplexities, or the difference of two rates of bits, from the texts' log-likelihoods."""
     count, delta = len(recipe.values), recipe.score - baseline.score
@@ -36,7 +45,11 @@ def likelihood_effect(
 
     limit = math.log1p(relative) if exponential else relative * baseline.score * math.log(2)
     tails = stats.paired_test(recipe.values - baseline.values, seed=seed)
-    ends = (None, None) if limits_at is None else stats.log_ratio(baseline.values, recipe.values, weights, 1 - 2 * limits_at)[1:3]
+    ends = (
+        (None, None)
+        if limits_at is None
+        else stats.log_ratio(baseline.values, recipe.values, weights, 1 - 2 * limits_at)[1:3]
+    )
     return Effect(
         count=count,
         delta=delta,
@@ -66,15 +79,30 @@ def _bits(values: np.ndarray, weights: np.ndarray) -> float:
 
 
 def corpus_effect(
-    metric: str, baseline: Scored, recipe: Scored, sign: float, margin: float | None, default: float, clusters: np.ndarray | None, seed: int, limits_at: float | None
+    metric: str,
+    baseline: Scored,
+    recipe: Scored,
+    sign: float,
+    margin: float | None,
+    default: float,
+    clusters: np.ndarray | None,
+    seed: int,
+    limits_at: float | None,
 ) -> Effect:
-    """F1 and MCC from (gold, prediction) pairs of 0 and 1, BLEU, chrF and TER from texts; other corpus metrics are shown without a test, and the reason said."""
+    """F1 and MCC from (gold, prediction) pairs of 0 and 1, BLEU, chrF and TER from texts; other corpus metrics are
+    shown without a test, and the reason said.
+    """
     count, delta, of_text = len(recipe.values), recipe.score - baseline.score, metric in corpus_text.METRICS
     try:
-        contributed = (corpus_text.contributions if of_text else corpus.contributions)(metric, baseline.parts or (), recipe.parts or ())
+        contributed = (corpus_text.contributions if of_text else corpus.contributions)(
+            metric, baseline.parts or (), recipe.parts or ()
+        )
     except NoTest as reason:
         return untested(count, delta, str(reason))
-    scores = [float(contributed.score(counts.sum(axis=0, keepdims=True))[0]) for counts in (contributed.before, contributed.after)]
+    scores = [
+        float(contributed.score(counts.sum(axis=0, keepdims=True))[0])
+        for counts in (contributed.before, contributed.after)
+    ]
     if not all(reproduces(run.score, score) for run, score in zip((baseline, recipe), scores)):
         return untested(count, delta, "the reported score cannot be recomputed from its samples")
     pair, margin = _corpora(contributed, sign, clusters), margin or default * (corpus_text.POINTS if of_text else 1.0)
@@ -103,11 +131,17 @@ def corpus_effect(
 
 
 def _corpora(found: Contributions, sign: float, clusters: np.ndarray | None) -> stats.Corpora:
-    """Two documents are added that are wholly lost and gained; where documents come in clusters, of a size that leans to the large ones."""
+    """Two documents are added that are wholly lost and gained; where documents come in clusters, of a size that leans
+    to the large ones.
+    """
     before, after, size = found.before, found.after, 1.0
     if clusters is not None:
         sizes = np.unique(clusters, return_counts=True)[1].astype(float)
-        before, after, size = _by_cluster(before, clusters), _by_cluster(after, clusters), float(np.sum(sizes**3) / np.sum(sizes**2))
+        before, after, size = (
+            _by_cluster(before, clusters),
+            _by_cluster(after, clusters),
+            float(np.sum(sizes**3) / np.sum(sizes**2)),
+        )
     added = size * np.stack([found.right, found.wrong])
     return stats.Corpora(before, after, lambda sums: sign * found.score(sums), added, added[::-1])
 

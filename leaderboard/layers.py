@@ -1,10 +1,13 @@
-"""Which matrices were edited, how far down in rank, and what became of the scores: every receipt's matrices, joined with the board's cells.
+"""Which matrices were edited, how far down in rank, and what became of the scores: every receipt's matrices, joined
+with the board's cells.
 
 Notable choices:
-- A place is a layer and a kind of matrix (its role, or its name where it has none). The heads or experts that a receipt lists one by one are one place of a run: ranks are
+- A place is a layer and a kind of matrix (its role, or its name where it has none). The heads or experts that a receipt
+lists one by one are one place of a run: ranks are
   summed; energy kept and relative error are those of the part that lost most.
 - A matrix that several steps edited counts once: its rank before the first of them, and what the last of them left.
-- The score belongs to a run, not to a matrix. A run that edits many matrices says little about any of them, so a view can be narrowed to runs that edit few, and a
+- The score belongs to a run, not to a matrix. A run that edits many matrices says little about any of them, so a view
+can be narrowed to runs that edit few, and a
   place shows every run by itself or counts of verdicts, never a mean.
 """
 
@@ -21,12 +24,16 @@ from leaderboard.store import Store
 # Of a run: each matrix (or part) once, then each place once. `arg_max(value, position)` is the last step's value.
 _PLACES = """
 WITH parts AS (
-  SELECT run_id, layer, coalesce(role, regexp_replace(name, '\\.\\d+\\.', '.*.', 'g')) AS matrix, name, part, any_value(shape) AS shape, string_agg(DISTINCT method, ', ' ORDER BY method) AS methods,
-    arg_min(rank_before, position) AS rank_before, arg_max(rank_after, position) AS rank_after, min(energy_kept) AS energy_kept, max(relative_error) AS relative_error
+  SELECT run_id, layer, coalesce(role, regexp_replace(name, '\\.\\d+\\.', '.*.', 'g')) AS matrix, name, part,
+  any_value(shape) AS shape, string_agg(DISTINCT method, ', ' ORDER BY method) AS methods,
+    arg_min(rank_before, position) AS rank_before, arg_max(rank_after, position) AS rank_after,
+    min(energy_kept) AS energy_kept, max(relative_error) AS relative_error
   FROM receipts GROUP BY ALL
 ), sizes AS (SELECT run_id, count(DISTINCT name) AS edited FROM receipts GROUP BY run_id)
-SELECT p.run_id, v.model_key, v.model_name, v.recipe_label AS recipe, v.control IS NOT NULL AS control, p.layer, p.matrix, any_value(p.shape) AS shape, count(*) AS parts, s.edited, min(p.methods) AS methods,
-  CASE WHEN count(p.rank_before) = count(*) THEN try_cast(sum(p.rank_before) AS BIGINT) END AS rank_before, CASE WHEN count(p.rank_after) = count(*) THEN try_cast(sum(p.rank_after) AS BIGINT) END AS rank_after,
+SELECT p.run_id, v.model_key, v.model_name, v.recipe_label AS recipe, v.control IS NOT NULL AS control, p.layer,
+    p.matrix, any_value(p.shape) AS shape, count(*) AS parts, s.edited, min(p.methods) AS methods,
+  CASE WHEN count(p.rank_before) = count(*) THEN try_cast(sum(p.rank_before) AS BIGINT) END AS rank_before,
+  CASE WHEN count(p.rank_after) = count(*) THEN try_cast(sum(p.rank_after) AS BIGINT) END AS rank_after,
   min(p.energy_kept) AS energy_kept, max(p.relative_error) AS relative_error
 FROM parts p JOIN sizes s USING (run_id) JOIN runs r USING (run_id) JOIN variants v USING (variant_id)
 GROUP BY p.run_id, v.model_key, v.model_name, v.recipe_label, v.control, p.layer, p.matrix, s.edited
@@ -37,7 +44,9 @@ _ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 
 @dataclass(frozen=True)
 class Edit:
-    """What one run did to one place. `parts`: how many heads, experts or matrices it is made of; `edited`: how many matrices the run edited in all. `layer` is None outside the layers."""
+    """What one run did to one place. `parts`: how many heads, experts or matrices it is made of; `edited`: how many
+    matrices the run edited in all. `layer` is None outside the layers.
+    """
 
     run_id: str
     model_key: str
@@ -63,7 +72,9 @@ class Edit:
 
 @dataclass(frozen=True)
 class Place:
-    """One layer and matrix over several runs: how many edited it, the span of the rank they kept, and their verdicts on one task (runs without one left out of `verdicts`)."""
+    """One layer and matrix over several runs: how many edited it, the span of the rank they kept, and their verdicts on
+    one task (runs without one left out of `verdicts`).
+    """
 
     layer: int | None
     matrix: str

@@ -1,11 +1,13 @@
 """The writers' lock file, `<database>.lock`.
 
-It is held with `flock`, which the kernel releases when a process dies, so there is no stale lock. Its text says who holds it
+It is held with `flock`, which the kernel releases when a process dies, so there is no stale lock. Its text says who
+holds it
 since when, for the message of whoever waits. The file itself stays: removing it would let two writers lock two files.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -24,14 +26,19 @@ _log = logging.getLogger("leaderboard")
 
 
 def check_writable(database: Path) -> None:
-    """Find out before DuckDB does, because its own message names neither the reason nor the remedy. Raises `Unwritable`."""
+    """Find out before DuckDB does, because its own message names neither the reason nor the remedy. Raises
+    `Unwritable`.
+    """
     try:
         database.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Unwritable(f"cannot create the folder {database.parent} for the leaderboard: {error.strerror}") from error
     target = database if database.exists() else database.parent
     if not os.access(target, os.W_OK):
-        raise Unwritable(f"no permission to write {target}: name another with --database (--output_path for a run), or change its permissions")
+        raise Unwritable(
+            f"no permission to write {target}: name another with --database (--output_path for a run), or change its"
+            " permissions"
+        )
 
 
 @contextmanager
@@ -64,7 +71,9 @@ def file_lock(database: Path, deadline: float, what: str) -> Iterator[None]:
                 _log.warning("waiting for %s: %s", database, _read_holder(path))
                 say_at = deadline
             time.sleep(RETRY_SECONDS)
-        _say_holder(path, json.dumps({"process": os.getpid(), "what": what, "since": datetime.now(timezone.utc).isoformat()}))
+        _say_holder(
+            path, json.dumps({"process": os.getpid(), "what": what, "since": datetime.now(timezone.utc).isoformat()})
+        )
         try:
             yield
         finally:
@@ -73,10 +82,8 @@ def file_lock(database: Path, deadline: float, what: str) -> Iterator[None]:
 
 def _say_holder(path: Path, text: str) -> None:
     """Best effort: on a full disk the lock itself still holds, and only the words for those who wait are missing."""
-    try:
+    with contextlib.suppress(OSError):
         path.write_text(text, encoding="utf-8")
-    except OSError:
-        pass
 
 
 def _read_holder(path: Path) -> str:

@@ -1,8 +1,11 @@
 """The noise floor: how many answers change when nothing does, at another batch size.
 
-Two runs of one unedited model, alike in everything but the batch size, differ by rounding alone. The share of their answers that flip is what a recipe's
-flips have to exceed. Notable choices: such a pair is known by what the runs say of themselves, whoever made them, so a rebuild finds it again; only
-scores of 0 and 1 have one; where several pairs were measured, those with the baseline at hand count, and of them the largest.
+Two runs of one unedited model, alike in everything but the batch size, differ by rounding alone. The share of their
+answers that flip is what a recipe's
+flips have to exceed. Notable choices: such a pair is known by what the runs say of themselves, whoever made them, so a
+rebuild finds it again; only
+scores of 0 and 1 have one; where several pairs were measured, those with the baseline at hand count, and of them the
+largest.
 """
 
 from __future__ import annotations
@@ -15,16 +18,23 @@ from leaderboard.store import Store
 # Alike: weights, task settings, documents, versions, device, dtype. Different: the batch size.
 _PAIRS = """
 INSERT INTO noise_floors
-SELECT vn.model_key, o.run_id, n.run_id, sn.task, sn.metric, sn.filter, count(*), count(*) FILTER (sn.value <> so.value), o.batch_size, n.batch_size
+SELECT vn.model_key, o.run_id, n.run_id, sn.task, sn.metric, sn.filter, count(*),
+    count(*) FILTER (sn.value <> so.value), o.batch_size, n.batch_size
 FROM runs n JOIN variants vn USING (variant_id)
-JOIN variants vo ON vo.model_key = vn.model_key AND vo.recipe_name = 'baseline' AND vo.digest_after = vn.digest_after AND vo.dtype IS NOT DISTINCT FROM vn.dtype
-JOIN runs o ON o.variant_id = vo.variant_id AND o.run_id <> n.run_id AND o.status = 'complete' AND o.batch_size <> n.batch_size
+JOIN variants vo ON vo.model_key = vn.model_key AND vo.recipe_name = 'baseline' AND vo.digest_after = vn.digest_after
+    AND vo.dtype IS NOT DISTINCT FROM vn.dtype
+JOIN runs o ON o.variant_id = vo.variant_id AND o.run_id <> n.run_id AND o.status = 'complete'
+    AND o.batch_size <> n.batch_size
   AND o.device IS NOT DISTINCT FROM n.device AND o.lm_eval_version IS NOT DISTINCT FROM n.lm_eval_version
-  AND o.transformers_version IS NOT DISTINCT FROM n.transformers_version AND o.torch_version IS NOT DISTINCT FROM n.torch_version
+  AND o.transformers_version IS NOT DISTINCT FROM n.transformers_version AND o.torch_version IS NOT DISTINCT
+  FROM n.torch_version
 JOIN run_tasks tn ON tn.run_id = n.run_id
-JOIN run_tasks t ON t.run_id = o.run_id AND t.task = tn.task AND t.documents_hash = tn.documents_hash AND t.version IS NOT DISTINCT FROM tn.version
-  AND t.num_fewshot IS NOT DISTINCT FROM tn.num_fewshot AND t.chat_template_hash IS NOT DISTINCT FROM tn.chat_template_hash
-  AND t.system_instruction_hash IS NOT DISTINCT FROM tn.system_instruction_hash AND t.generation_arguments IS NOT DISTINCT FROM tn.generation_arguments
+JOIN run_tasks t ON t.run_id = o.run_id AND t.task = tn.task AND t.documents_hash = tn.documents_hash
+    AND t.version IS NOT DISTINCT FROM tn.version
+  AND t.num_fewshot IS NOT DISTINCT FROM tn.num_fewshot AND t.chat_template_hash IS NOT DISTINCT
+  FROM tn.chat_template_hash
+  AND t.system_instruction_hash IS NOT DISTINCT FROM tn.system_instruction_hash
+  AND t.generation_arguments IS NOT DISTINCT FROM tn.generation_arguments
 JOIN sample_scores sn ON sn.run_id = n.run_id AND sn.task = tn.task
 JOIN sample_scores so ON so.run_id = o.run_id AND so.task = sn.task AND so.metric = sn.metric AND so.filter = sn.filter
   AND so.doc_key = sn.doc_key AND so.occurrence = sn.occurrence
@@ -55,7 +65,9 @@ class Floor(NamedTuple):
 
 
 def record(store: Store, run_id: str) -> None:
-    """Measure the run just stored against every run that differs from it in batch size alone. Part of the run's own transaction."""
+    """Measure the run just stored against every run that differs from it in batch size alone. Part of the run's own
+    transaction.
+    """
     store.connection.execute(_PAIRS, [run_id])
 
 
@@ -64,8 +76,8 @@ def floors(store: Store) -> dict[tuple[str, str, str, str], list[Floor]]:
     names = ", ".join(f"f.{name}" for name in Floor._fields)
     found: dict[tuple[str, str, str, str], list[Floor]] = defaultdict(list)
     for row in store.rows(
-        f"SELECT {names} FROM noise_floors f WHERE EXISTS (FROM runs r WHERE r.run_id = f.run_id) AND EXISTS (FROM runs r WHERE r.run_id = f.other_run_id) "
-        "ORDER BY f.task, f.metric, f.filter, f.run_id, f.other_run_id"
+        f"SELECT {names} FROM noise_floors f WHERE EXISTS (FROM runs r WHERE r.run_id = f.run_id) AND EXISTS (FROM runs"
+        " r WHERE r.run_id = f.other_run_id) ORDER BY f.task, f.metric, f.filter, f.run_id, f.other_run_id"
     ):
         floor = Floor(**row)
         found[floor.model_key, floor.task, floor.metric, floor.filter].append(floor)

@@ -2,9 +2,11 @@
 
 Notable choices:
 - Before 0.4 a metric had no filter: `acc` becomes `acc,none`, as 0.4 calls the absence of one.
-- A fork of 2022 (BigScience's) wrote `{task: {date: {metric: value}}}`, several dates in one file. The latest of every task make
+- A fork of 2022 (BigScience's) wrote `{task: {date: {metric: value}}}`, several dates in one file. The latest of every
+task make
   one run, those before them another, and so on: nothing is averaged, nothing is left out.
-- The same fork's later form is a list, one entry a task and prompt: each becomes a task `name+prompt`, as the fork itself named them before.
+- The same fork's later form is a list, one entry a task and prompt: each becomes a task `name+prompt`, as the fork
+itself named them before.
 - Those files log no samples and no hashes: they are shown, and nothing can be paired with them.
 """
 
@@ -26,24 +28,44 @@ def modernised(data: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield data
     elif any(_DATE.match(str(key)) for row in rows.values() for key in row):
         for rank in range(max(len(row) for row in rows.values())):
-            chosen = {task: mapping(row[dates[rank]]) for task, row in rows.items() if len(dates := _latest_first(row)) > rank}
+            chosen = {
+                task: mapping(row[dates[rank]]) for task, row in rows.items() if len(dates := _latest_first(row)) > rank
+            }
             if chosen:
                 yield _one(data, chosen)
     else:
         yield _one(data, rows)
 
 
-_ABOUT_PROMPT = frozenset({"task_name", "prompt_name", "prompt_id", "prompt_jinja", "prompt_original_task", "dataset_path", "dataset_name", "subset", "comment"})
+_ABOUT_PROMPT = frozenset(
+    {
+        "task_name",
+        "prompt_name",
+        "prompt_id",
+        "prompt_jinja",
+        "prompt_original_task",
+        "dataset_path",
+        "dataset_name",
+        "subset",
+        "comment",
+    }
+)
 
 
 def by_prompt(entries: list[Any]) -> dict[str, dict[str, Any]]:
-    """Results that are a list, as a dict by task; a name that comes again gets a number. What is no entry is left out."""
+    """Results that are a list, as a dict by task; a name that comes again gets a number. What is no entry is left
+    out.
+    """
     found: dict[str, dict[str, Any]] = {}
     for entry in map(mapping, entries):
         task, prompt = entry.get("task_name") or entry.get("task"), entry.get("prompt_name")
         if isinstance(task, str):
             name = f"{task}+{prompt}" if isinstance(prompt, str) and prompt else task
-            unique = name if name not in found else f"{name} ({sum(other == name or other.startswith(f'{name} (') for other in found) + 1})"
+            unique = (
+                name
+                if name not in found
+                else f"{name} ({sum(other == name or other.startswith(f'{name} (') for other in found) + 1})"
+            )
             found[unique] = {key: value for key, value in entry.items() if key not in _ABOUT_PROMPT}
     return found
 
@@ -54,4 +76,11 @@ def _latest_first(row: dict[str, Any]) -> list[str]:
 
 def _one(data: dict[str, Any], rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
     shots = mapping(data.get("config")).get("num_fewshot")
-    return {**data, "results": {task: {f"{key},none": value for key, value in row.items() if key not in _ABOUT_PROMPT} for task, row in rows.items()}, "n-shot": dict.fromkeys(rows, shots)}
+    return {
+        **data,
+        "results": {
+            task: {f"{key},none": value for key, value in row.items() if key not in _ABOUT_PROMPT}
+            for task, row in rows.items()
+        },
+        "n-shot": dict.fromkeys(rows, shots),
+    }

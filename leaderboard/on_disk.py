@@ -1,8 +1,11 @@
-"""What is left of a run on disk: which of its files are still there, and the parts of its receipt that the store does not keep.
+"""What is left of a run on disk: which of its files are still there, and the parts of its receipt that the store does
+not keep.
 
 Notable choices:
-- The record of searches and trainings is long and never joined with anything, so it stays in the receipt and is read when somebody looks.
-- Nothing is read but the run folder's own `receipt.json`, never a link, and only while it still is the receipt that was ingested (by its specification and start).
+- The record of searches and trainings is long and never joined with anything, so it stays in the receipt and is read
+when somebody looks.
+- Nothing is read but the run folder's own `receipt.json`, never a link, and only while it still is the receipt that was
+ingested (by its specification and start).
 - A file that is gone is an answer, not an error: run folders may lie on another machine.
 """
 
@@ -73,9 +76,11 @@ def records(receipt: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
 
 
 def flat(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Records as rows of one table: the same keys in each, in order of appearance, and one kind of value in each column.
+    """Records as rows of one table: the same keys in each, in order of appearance, and one kind of value in each
+    column.
 
-    None where a record lacks a key. A column stays of numbers or booleans where all of it is; otherwise it is text, JSON for what is nested.
+    None where a record lacks a key. A column stays of numbers or booleans where all of it is; otherwise it is text,
+    JSON for what is nested.
     """
     rows = list(entries)
     names = dict.fromkeys(name for row in rows for name in row)
@@ -105,6 +110,22 @@ def as_text(value: Any, indent: int | None = None) -> str:
 
 
 def requirements(versions: Mapping[str, Any]) -> list[str]:
-    """Versions as lines for pip, of the packages that decide about scores; a build's suffix (`+cpu`) is left out, because indexes differ in it."""
-    packages = {"lm_eval": "lm-eval", "lm_eval_recipes": "lm-eval-recipes", "torch": "torch", "transformers": "transformers", "accelerate": "accelerate", "safetensors": "safetensors", "datasets": "datasets", "numpy": "numpy", "peft": "peft"}
-    return [f"{package}=={str(versions[name]).partition('+')[0]}" for name, package in packages.items() if versions.get(name)]
+    """Versions as lines for pip, of the packages that decide about scores; a build's suffix (`+cpu`) is left out,
+    because indexes differ in it.
+    """
+    packages = {
+        "lm_eval": "lm-eval",
+        "lm_eval_recipes": "lm-eval-recipes",
+        "torch": "torch",
+        "transformers": "transformers",
+        "accelerate": "accelerate",
+        "safetensors": "safetensors",
+        "datasets": "datasets",
+        "numpy": "numpy",
+        "peft": "peft",
+    }
+    return [
+        f"{package}=={str(versions[name]).partition('+')[0]}"
+        for name, package in packages.items()
+        if versions.get(name)
+    ]

@@ -1,7 +1,8 @@
 """Paired scores whose mean is reported: which formula fits them. Everything is oriented, so that below zero is worse.
 
 - right or wrong, documents independent: Bonett-Price, mid-p McNemar, Tango;
-- scores within [0, 1] otherwise (clusters, partial credit): the interval that allows for changes too rare to have been seen;
+- scores within [0, 1] otherwise (clusters, partial credit): the interval that allows for changes too rare to have been
+seen;
 - any other score: the t interval.
 """
 
@@ -19,7 +20,9 @@ from leaderboard import statistics as stats
 
 @dataclass(frozen=True)
 class Pair:
-    """The scores `[n]` of two runs in one order. sign: 1 where higher is better, else -1. unit: all scores lie within [0, 1]."""
+    """The scores `[n]` of two runs in one order. sign: 1 where higher is better, else -1. unit: all scores lie within
+    [0, 1].
+    """
 
     baseline: np.ndarray
     recipe: np.ndarray
@@ -72,12 +75,16 @@ class Pair:
         return stats.equivalence_p(self.estimate(), margin)
 
     def drop_limits(self, level: float | None) -> tuple[float | None, float | None]:
-        """One-sided limits of the drop at `level`: each is what `within_p` excludes there, of this pair and of the mirrored one. None without a level or a variance."""
+        """One-sided limits of the drop at `level`: each is what `within_p` excludes there, of this pair and of the
+        mirrored one. None without a level or a variance.
+        """
         if level is None:
             return None, None
         if self.binary:
             lost, gained, count = self.flips
-            return -stats.binary_drop_limit(gained, lost, count, level), stats.binary_drop_limit(lost, gained, count, level)
+            return -stats.binary_drop_limit(gained, lost, count, level), stats.binary_drop_limit(
+                lost, gained, count, level
+            )
         estimate = self.estimate(1 - 2 * level)
         return (None, None) if math.isnan(estimate.low) else (-estimate.high, -estimate.low)
 
@@ -87,10 +94,15 @@ class Pair:
             return None, None
 
         def excluded(first: np.ndarray, second: np.ndarray) -> Callable[[float], bool]:
-            return lambda margin: margin > 0 and stats.middle_within_p(first, second, best, margin, self.clusters) <= level
+            return lambda margin: (
+                margin > 0 and stats.middle_within_p(first, second, best, margin, self.clusters) <= level
+            )
 
         growth = abs(float(np.mean(self.recipe)) - best) - abs(float(np.mean(self.baseline)) - best)
-        high, low = _smallest(excluded(self.baseline, self.recipe), growth), _smallest(excluded(self.recipe, self.baseline), -growth)
+        high, low = (
+            _smallest(excluded(self.baseline, self.recipe), growth),
+            _smallest(excluded(self.recipe, self.baseline), -growth),
+        )
         return (None if low is None else -low), high
 
 

@@ -29,7 +29,8 @@ class Subject(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """On which terms two runs are judged. `margin` is for scores in [0, 1], see `judge` for others; `own_margin`, in the metric's units, is taken instead of it and of the
+    """On which terms two runs are judged. `margin` is for scores in [0, 1], see `judge` for others; `own_margin`, in
+    the metric's units, is taken instead of it and of the
     task's own. `limits_at`: the level of one-sided limits of the drop, None for none."""
 
     margin: float = judge.DEFAULT_MARGIN
@@ -39,9 +40,11 @@ class Terms(NamedTuple):
 
 @dataclass(frozen=True)
 class Pairing:
-    """The answer. `obstacles`: why the two may not be compared, and then there is no effect. `notes`: what is to be said beside the effect.
+    """The answer. `obstacles`: why the two may not be compared, and then there is no effect. `notes`: what is to be
+    said beside the effect.
 
-    `noise_floor`: the share of answers that change when the unedited model runs at another batch size; None where it was not measured.
+    `noise_floor`: the share of answers that change when the unedited model runs at another batch size; None where it
+    was not measured.
     """
 
     baseline_score: float | None
@@ -65,12 +68,19 @@ def pair_up(store: Store, contents: Contents, subject: Subject, baseline: RunRow
     if obstacles or reported is None:
         return Pairing(reported, obstacles)
     effect = _effect(contents, subject, baseline.run_id, reported, terms)
-    notes = (*effect.notes, *_beside(contents, baseline.run_id, run.run_id, score), *_direction_note(score), *comparable.reservations(baseline, run))
+    notes = (
+        *effect.notes,
+        *_beside(contents, baseline.run_id, run.run_id, score),
+        *_direction_note(score),
+        *comparable.reservations(baseline, run),
+    )
     return Pairing(reported, (), effect, notes, contents.noise_floor(run, score, baseline))
 
 
 def _beside(contents: Contents, baseline: str, run: str, primary: ScoreRow) -> tuple[str, ...]:
-    """The log-loss of the right answers, where a task reports it beside its primary metric: accuracy can rise while it gets worse."""
+    """The log-loss of the right answers, where a task reports it beside its primary metric: accuracy can rise while it
+    gets worse.
+    """
     before, after = (contents.score(run_id, primary.task, LOG_LOSS, primary.filter) for run_id in (baseline, run))
     if primary.metric == LOG_LOSS or before is None or after is None or before.score is None or after.score is None:
         return ()
@@ -118,7 +128,9 @@ def _found_effect(contents: Contents, subject: Subject, baseline: str, baseline_
 def _scored(score: float, values: np.ma.MaskedArray, weights: np.ma.MaskedArray, parts: np.ma.MaskedArray) -> Scored:
     texts = _whole(parts)
     numbers = np.ma.filled(values.astype(float), np.nan)
-    return Scored(score, numbers, _whole(weights.astype(float)), None if texts is None else [str(text) for text in texts])
+    return Scored(
+        score, numbers, _whole(weights.astype(float)), None if texts is None else [str(text) for text in texts]
+    )
 
 
 def _whole(column: np.ndarray) -> np.ndarray | None:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 
 def front(sizes: Sequence[float], goods: Sequence[float]) -> list[int]:
-    """Indices of the points that no other beats, by size: no other is as small and better, or smaller and as good. Points alike in both are all on it.
+    """Indices of the points that no other beats, by size: no other is as small and better, or smaller and as good.
+    Points alike in both are all on it.
 
     sizes: smaller is better; goods: larger is better; both finite and of one length.
     """

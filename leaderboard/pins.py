@@ -1,7 +1,10 @@
-"""Chosen runs: the unedited run that a model's others are measured against (pinned), and the run that later ones of its recipe are gated against (blessed).
+"""Chosen runs: the unedited run that a model's others are measured against (pinned), and the run that later ones of its
+recipe are gated against (blessed).
 
-Notable choices: choices are only ever added, each with its reason, and the last one of a model, or of a model and recipe, counts. Which of the two a choice
-is follows from the run: an unedited one is pinned, an edited one is blessed, and only `as_base` makes an edited one its model's baseline. A run may be
+Notable choices: choices are only ever added, each with its reason, and the last one of a model, or of a model and
+recipe, counts. Which of the two a choice
+is follows from the run: an unedited one is pinned, an edited one is blessed, and only `as_base` makes an edited one its
+model's baseline. A run may be
 named by the beginning of its id or by where it lies, because the table prints folders and the page prints ids.
 """
 
@@ -19,7 +22,9 @@ from leaderboard.writing import now
 
 
 class Pin(NamedTuple):
-    """One choice of a run; `current` for the last of its model, or of its model and recipe where it is `blessed`. `recipe` is None where a pinned run has left the store since."""
+    """One choice of a run; `current` for the last of its model, or of its model and recipe where it is `blessed`.
+    `recipe` is None where a pinned run has left the store since.
+    """
 
     model: str
     run_id: str
@@ -55,7 +60,9 @@ def pin(database: Path, run: str, reason: str, *, timeout_s: float = 30.0) -> Pi
 
 def last_blessing(store: Store, model: str, recipe: str) -> Pin | None:
     """The blessing that counts for a model and recipe, by their names."""
-    return next((entry for entry in reversed(_blessings(store)) if (entry.model, entry.recipe) == (model, recipe)), None)
+    return next(
+        (entry for entry in reversed(_blessings(store)) if (entry.model, entry.recipe) == (model, recipe)), None
+    )
 
 
 def is_blessed(store: Store, run_id: str) -> bool:
@@ -67,14 +74,22 @@ def _bless(store: Store, run_id: str, reason: str) -> None:
     row = queries.run_details(store, run_id)
     if row["status"] != "complete":
         raise LeaderboardError(f"run {run_id} failed and cannot be blessed")
-    values = {"model_name": row["model_name"], "model_key": row["model_key"], "recipe_label": row["recipe_label"], "run_id": run_id, "blessed_at": now(), "reason": reason}
+    values = {
+        "model_name": row["model_name"],
+        "model_key": row["model_key"],
+        "recipe_label": row["recipe_label"],
+        "run_id": run_id,
+        "blessed_at": now(),
+        "reason": reason,
+    }
     store.insert("blessings", {name: [value] for name, value in values.items()})
 
 
 def _blessings(store: Store) -> list[Pin]:
     rows = store.rows(
-        "SELECT model_name AS model, run_id, recipe_label AS recipe, blessed_at AS pinned_at, reason, "
-        "row_number() OVER (PARTITION BY model_name, recipe_label ORDER BY blessed_at DESC, rowid DESC) = 1 AS current, true AS blessed FROM blessings ORDER BY blessed_at, rowid"
+        "SELECT model_name AS model, run_id, recipe_label AS recipe, blessed_at AS pinned_at, reason, row_number() OVER"
+        " (PARTITION BY model_name, recipe_label ORDER BY blessed_at DESC, rowid DESC) = 1 AS current, true AS blessed"
+        " FROM blessings ORDER BY blessed_at, rowid"
     )
     return [Pin(**row) for row in rows]
 
@@ -86,22 +101,31 @@ def pins(database: Path, *, timeout_s: float = 30.0) -> list[Pin]:
 
 
 def find_run(store: Store, run: str) -> str:
-    """The id of the run that `run` names: its folder or results file, or the beginning of its id. Raises `UnknownRun`."""
+    """The id of the run that `run` names: its folder or results file, or the beginning of its id. Raises
+    `UnknownRun`.
+    """
     place = Path(run)
     if not run or not place.exists():
         return str(queries.run_details(store, run)["run_id"])
     where = place.resolve()
-    found = [row.run_id for row in queries.runs(store) if where in (Path(row.path).resolve(), Path(row.path).resolve().parent)]
+    found = [
+        row.run_id
+        for row in queries.runs(store)
+        if where in (Path(row.path).resolve(), Path(row.path).resolve().parent)
+    ]
     if len(found) != 1:
-        raise UnknownRun(f"{run} holds {len(found) or 'no'} runs of this leaderboard: name one run's folder or results file, or its id")
+        raise UnknownRun(
+            f"{run} holds {len(found) or 'no'} runs of this leaderboard: name one run's folder or results file, or"
+            " its id"
+        )
     return found[0]
 
 
 def _pins(store: Store) -> list[Pin]:
     rows = store.rows(
-        "SELECT coalesce(v.model_name, b.model_key) AS model, b.run_id, v.recipe_label AS recipe, b.pinned_at, b.reason, "
-        "b.rowid = last_value(b.rowid) OVER (PARTITION BY b.model_key ORDER BY b.pinned_at, b.rowid "
-        "ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING) AS current "
-        "FROM baselines b LEFT JOIN runs r USING (run_id) LEFT JOIN variants v USING (variant_id) ORDER BY b.pinned_at, b.rowid"
+        "SELECT coalesce(v.model_name, b.model_key) AS model, b.run_id, v.recipe_label AS recipe, b.pinned_at,"
+        " b.reason, b.rowid = last_value(b.rowid) OVER (PARTITION BY b.model_key ORDER BY b.pinned_at, b.rowid ROWS"
+        " BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING) AS current FROM baselines b LEFT JOIN runs r USING"
+        " (run_id) LEFT JOIN variants v USING (variant_id) ORDER BY b.pinned_at, b.rowid"
     )
     return [Pin(**row) for row in rows]

@@ -1,6 +1,8 @@
-"""Numbers that papers report, kept as data in `results/published/*.yaml`: shown beside ours where model, task and recipe agree, always as reported, and part of no verdict.
+"""Numbers that papers report, kept as data in `results/published/*.yaml`: shown beside ours where model, task and
+recipe agree, always as reported, and part of no verdict.
 
-A file is one table: its paper and source, how sure its numbers are (`paper`: stated there; `code`: in the released code; `secondary`: as others cite it), which of our recipes a method of it stands for and
+A file is one table: its paper and source, how sure its numbers are (`paper`: stated there; `code`: in the released
+code; `secondary`: as others cite it), which of our recipes a method of it stands for and
 which hub names a model has, and rows of `[before, after]` a metric.
 """
 
@@ -21,7 +23,9 @@ _SURE = {"paper": "stated in the paper", "code": "from its released code", "seco
 
 
 class Reported(NamedTuple):
-    """One reported pair of scores, in the units of our metric (fractions, not percent). recipes and models: our names for the method and model, in small letters where models."""
+    """One reported pair of scores, in the units of our metric (fractions, not percent). recipes and models: our names
+    for the method and model, in small letters where models.
+    """
 
     method: str
     model: str
@@ -39,7 +43,10 @@ class Reported(NamedTuple):
 
     def sentence(self) -> str:
         """One line for a person."""
-        return f"reported by {self.source} ({_SURE[self.sure]}): {self.method}, {self.metric} {self.before:.4g} -> {self.after:.4g} ({self.setting})"
+        return (
+            f"reported by {self.source} ({_SURE[self.sure]}): {self.method}, {self.metric} {self.before:.4g} ->"
+            f" {self.after:.4g} ({self.setting})"
+        )
 
 
 class _Metric(BaseModel):
@@ -76,7 +83,9 @@ class _Table(BaseModel):
                     raise ValueError(f"rows.{number}: {name!r} is not among {', '.join(known)}")
             for metric in self.metrics:
                 pair = values[metric]
-                if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(value, (int, float)) for value in pair)):
+                if not (
+                    isinstance(pair, list) and len(pair) == 2 and all(isinstance(value, (int, float)) for value in pair)
+                ):
                     raise ValueError(f"rows.{number}: {metric} must be [before, after]")
         return self
 
@@ -86,8 +95,19 @@ class _Table(BaseModel):
             for name, metric in self.metrics.items():
                 before, after = (value / 100 if metric.unit == "percent" else float(value) for value in values[name])
                 yield Reported(
-                    values["recipe"], values["model"], values["task"], name, before, after, str(values["setting"]), self.paper, self.source, self.sure,
-                    metric.better == "higher", self.recipes[values["recipe"]], tuple(alias.lower() for alias in self.models[values["model"]]),
+                    values["recipe"],
+                    values["model"],
+                    values["task"],
+                    name,
+                    before,
+                    after,
+                    str(values["setting"]),
+                    self.paper,
+                    self.source,
+                    self.sure,
+                    metric.better == "higher",
+                    self.recipes[values["recipe"]],
+                    tuple(alias.lower() for alias in self.models[values["model"]]),
                 )
 
 
@@ -99,18 +119,27 @@ def published_folder() -> Path:
 
 @cache
 def published(folder: Path | None = None) -> tuple[Reported, ...]:
-    """Every reported pair of scores, in the order of files and rows. Raises LeaderboardError naming the file that is not as it should be."""
-    return tuple(entry for path in sorted((folder or published_folder()).glob("*.yaml")) for entry in _read(path).reported())
+    """Every reported pair of scores, in the order of files and rows. Raises LeaderboardError naming the file that is
+    not as it should be.
+    """
+    return tuple(
+        entry for path in sorted((folder or published_folder()).glob("*.yaml")) for entry in _read(path).reported()
+    )
 
 
 @cache
 def beside(model: str, task: str, recipe: str, metric: str) -> tuple[Reported, ...]:
-    """What is reported for this model (a hub name or a folder of that name), task, recipe (its name, without settings) and metric."""
+    """What is reported for this model (a hub name or a folder of that name), task, recipe (its name, without settings)
+    and metric.
+    """
     own = model.rstrip("/").lower()
     return tuple(
         entry
         for entry in published()
-        if entry.task == task and entry.metric == metric and recipe in entry.recipes and any(own in (alias, alias.rpartition("/")[2]) for alias in entry.models)
+        if entry.task == task
+        and entry.metric == metric
+        and recipe in entry.recipes
+        and any(own in (alias, alias.rpartition("/")[2]) for alias in entry.models)
     )
 
 
@@ -121,4 +150,6 @@ def _read(path: Path) -> _Table:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
         return _Table.model_validate(data if isinstance(data, Mapping) else {})
     except (OSError, yaml.YAMLError, ValueError) as error:
-        raise LeaderboardError(f"the published numbers in {path} cannot be read: {' '.join(str(error).split())}") from error
+        raise LeaderboardError(
+            f"the published numbers in {path} cannot be read: {' '.join(str(error).split())}"
+        ) from error

@@ -87,11 +87,11 @@ class ScoreRow(NamedTuple):
 def runs(store: Store) -> list[RunRow]:
     """All runs, earliest first."""
     rows = store.rows(
-        "SELECT run_id, spec_id, settings_id, status, origin, path, started, warnings, model_key, model_name, identity, recipe_name, "
-        "recipe_label, control, digest_before, digest_after, parameters_before, parameters_after, backend, device, dtype, batch_size, "
-        "lm_eval_version, transformers_version, torch_version, CASE WHEN status = 'failed' THEN "
-        "concat_ws(': ', failure_kind, failure_reason) || coalesce(' (' || failure_where || ')', '') END AS failure "
-        "FROM runs JOIN variants USING (variant_id) ORDER BY started NULLS LAST, run_id"
+        "SELECT run_id, spec_id, settings_id, status, origin, path, started, warnings, model_key, model_name, identity,"
+        " recipe_name, recipe_label, control, digest_before, digest_after, parameters_before, parameters_after,"
+        " backend, device, dtype, batch_size, lm_eval_version, transformers_version, torch_version, CASE WHEN status ="
+        " 'failed' THEN concat_ws(': ', failure_kind, failure_reason) || coalesce(' (' || failure_where || ')', '') END"
+        " AS failure FROM runs JOIN variants USING (variant_id) ORDER BY started NULLS LAST, run_id"
     )
     return [RunRow(**row) for row in rows]
 
@@ -107,14 +107,23 @@ def run_tasks(store: Store, run_ids: list[str] | None = None) -> dict[str, list[
 
 def model_keys(store: Store, run_ids: Sequence[str]) -> list[str]:
     """The models of some runs."""
-    rows = store.rows("SELECT DISTINCT model_key FROM runs JOIN variants USING (variant_id) WHERE run_id IN (SELECT unnest(?)) ORDER BY model_key", [list(run_ids)])
+    rows = store.rows(
+        "SELECT DISTINCT model_key FROM runs JOIN variants USING (variant_id) WHERE run_id IN (SELECT unnest(?)) ORDER"
+        " BY model_key",
+        [list(run_ids)],
+    )
     return [row["model_key"] for row in rows]
 
 
-def _rows_of(store: Store, columns: Sequence[str], table: str, condition: str, order: str, run_ids: list[str] | None) -> list[tuple[Any, ...]]:
+def _rows_of(
+    store: Store, columns: Sequence[str], table: str, condition: str, order: str, run_ids: list[str] | None
+) -> list[tuple[Any, ...]]:
     """Bare tuples, because a board reads a hundred thousand. Every argument but `run_ids` is ours."""
     some = "" if run_ids is None else " AND run_id IN (SELECT unnest($1))"
-    return store.connection.execute(f"SELECT {', '.join(columns)} FROM {table} WHERE {condition}{some} ORDER BY {order}", [] if run_ids is None else [run_ids]).fetchall()
+    return store.connection.execute(
+        f"SELECT {', '.join(columns)} FROM {table} WHERE {condition}{some} ORDER BY {order}",
+        [] if run_ids is None else [run_ids],
+    ).fetchall()
 
 
 def scores(store: Store, run_ids: list[str] | None = None) -> dict[tuple[str, str], list[ScoreRow]]:
@@ -140,11 +149,16 @@ def pin_baseline(store: Store, run_id: str, reason: str) -> None:
     row = run_details(store, run_id)
     if row["status"] != "complete":
         raise LeaderboardError(f"run {run_id} failed and cannot be a baseline")
-    store.insert("baselines", {"model_key": [row["model_key"]], "run_id": [row["run_id"]], "pinned_at": [now()], "reason": [reason]})
+    store.insert(
+        "baselines",
+        {"model_key": [row["model_key"]], "run_id": [row["run_id"]], "pinned_at": [now()], "reason": [reason]},
+    )
 
 
 class Samples(NamedTuple):
-    """One metric's samples of two runs, paired: arrays of one length in a fixed order, masked where a value is missing."""
+    """One metric's samples of two runs, paired: arrays of one length in a fixed order, masked where a value is
+    missing.
+    """
 
     baseline: np.ma.MaskedArray
     recipe: np.ma.MaskedArray
@@ -157,17 +171,22 @@ class Samples(NamedTuple):
 
 _Key = tuple[str, str, str, str, str]  # baseline, recipe's run, task, metric, filter
 _JOINED = (
-    "FROM (SELECT unnest($1) AS baseline, unnest($2) AS recipe) p "
-    "JOIN sample_scores r ON r.run_id = p.recipe JOIN scores s ON s.run_id = p.recipe AND s.is_primary AND (s.task, s.metric, s.filter) = (r.task, r.metric, r.filter) "
-    "JOIN sample_scores b ON b.run_id = p.baseline AND (b.task, b.metric, b.filter, b.doc_key, b.occurrence) = (r.task, r.metric, r.filter, r.doc_key, r.occurrence) "
+    "FROM (SELECT unnest($1) AS baseline, unnest($2) AS recipe) p JOIN sample_scores r ON r.run_id = p.recipe JOIN"
+    " scores s ON s.run_id = p.recipe AND s.is_primary AND (s.task, s.metric, s.filter) = (r.task, r.metric, r.filter)"
+    " JOIN sample_scores b ON b.run_id = p.baseline AND (b.task, b.metric, b.filter, b.doc_key, b.occurrence) ="
+    " (r.task, r.metric, r.filter, r.doc_key, r.occurrence) "
 )
-_PLAIN = "b.value IN (0, 1) AND r.value IN (0, 1) AND b.weight IS NULL AND r.weight IS NULL AND b.parts IS NULL AND r.parts IS NULL AND r.cluster IS NULL AND s.best_value IS NULL"
+_PLAIN = (
+    "b.value IN (0, 1) AND r.value IN (0, 1) AND b.weight IS NULL AND r.weight IS NULL AND b.parts IS NULL AND r.parts"
+    " IS NULL AND r.cluster IS NULL AND s.best_value IS NULL"
+)
 
 
 class PairedSamples:
     """The documents that two runs have in common, metric by metric.
 
-    A query costs some ten milliseconds however little it returns, so `fetch` asks for many pairs at once. Scores of 0 and 1 come as four counts a
+    A query costs some ten milliseconds however little it returns, so `fetch` asks for many pairs at once. Scores of 0
+    and 1 come as four counts a
     task, because nothing else of them enters a test; all others come document by document.
     """
 
@@ -177,7 +196,9 @@ class PairedSamples:
         self._found: dict[_Key, Samples] = {}
 
     def of(self, baseline: str, recipe: str, score: ScoreRow) -> Samples | None:
-        """The samples of the recipe's score (a primary one) in both runs, in an order that is the same for both; None where they share no document."""
+        """The samples of the recipe's score (a primary one) in both runs, in an order that is the same for both; None
+        where they share no document.
+        """
         if (baseline, recipe) not in self._asked:
             self.fetch([(baseline, recipe)])
         return self._found.get((baseline, recipe, score.task, score.metric, score.filter))
@@ -189,10 +210,10 @@ class PairedSamples:
             return
         sides = [list(side) for side in zip(*sorted(self._asked))]
         rows = self._store.rows(
-            "SELECT p.baseline, p.recipe, r.task, r.metric, r.filter, "
-            "count(*) FILTER (b.value = 1 AND r.value = 1) AS right_in_both, count(*) FILTER (b.value = 1 AND r.value = 0) AS lost, "
-            "count(*) FILTER (b.value = 0 AND r.value = 1) AS gained, count(*) FILTER (b.value = 0 AND r.value = 0) AS wrong_in_both, "
-            f"bool_and(coalesce({_PLAIN}, false)) AS plain {_JOINED} GROUP BY ALL",
+            "SELECT p.baseline, p.recipe, r.task, r.metric, r.filter, count(*) FILTER (b.value = 1 AND r.value = 1) AS"
+            " right_in_both, count(*) FILTER (b.value = 1 AND r.value = 0) AS lost, count(*) FILTER (b.value = 0 AND"
+            " r.value = 1) AS gained, count(*) FILTER (b.value = 0 AND r.value = 0) AS wrong_in_both,"
+            f" bool_and(coalesce({_PLAIN}, false)) AS plain {_JOINED} GROUP BY ALL",
             sides,
         )
         keys = {(row["baseline"], row["recipe"], row["task"], row["metric"], row["filter"]): row for row in rows}
@@ -207,13 +228,16 @@ class PairedSamples:
         pairs = sorted({key[:2] for key in wanted})
         tasks = sorted({key[2:] for key in wanted})
         columns = self._store.columns(
-            "SELECT p.baseline AS baseline_run, p.recipe AS recipe_run, r.task, r.metric, r.filter, b.value AS baseline, r.value AS recipe, b.weight AS baseline_weight, "
-            f"r.weight AS recipe_weight, b.parts AS baseline_parts, r.parts AS recipe_parts, r.cluster AS cluster {_JOINED} "
-            "JOIN (SELECT unnest($3) AS task, unnest($4) AS metric, unnest($5) AS filter) w ON (w.task, w.metric, w.filter) = (r.task, r.metric, r.filter) "
-            "ORDER BY p.baseline, p.recipe, r.task, r.metric, r.filter, r.doc_key, r.occurrence",
+            "SELECT p.baseline AS baseline_run, p.recipe AS recipe_run, r.task, r.metric, r.filter, b.value AS"
+            " baseline, r.value AS recipe, b.weight AS baseline_weight, r.weight AS recipe_weight, b.parts AS"
+            f" baseline_parts, r.parts AS recipe_parts, r.cluster AS cluster {_JOINED} JOIN (SELECT unnest($3) AS task,"
+            " unnest($4) AS metric, unnest($5) AS filter) w ON (w.task, w.metric, w.filter) = (r.task, r.metric,"
+            " r.filter) ORDER BY p.baseline, p.recipe, r.task, r.metric, r.filter, r.doc_key, r.occurrence",
             [*(list(side) for side in zip(*pairs)), *(list(side) for side in zip(*tasks))],
         )
-        keys = list(zip(*(columns[name].tolist() for name in ("baseline_run", "recipe_run", "task", "metric", "filter"))))
+        keys = list(
+            zip(*(columns[name].tolist() for name in ("baseline_run", "recipe_run", "task", "metric", "filter")))
+        )
         starts = [i for i, key in enumerate(keys) if i == 0 or key != keys[i - 1]]
         chosen = set(wanted)
         return {
@@ -230,12 +254,16 @@ def _from_counts(row: dict[str, Any]) -> Samples:
     counts = [row[name] for name in ("right_in_both", "lost", "gained", "wrong_in_both")]
     missing = np.ma.masked_all(sum(counts), dtype=float)
     texts = np.ma.masked_all(sum(counts), dtype=object)
-    baseline, recipe = (np.ma.asarray(np.repeat(values, counts)) for values in ([1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0]))
+    baseline, recipe = (
+        np.ma.asarray(np.repeat(values, counts)) for values in ([1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0])
+    )
     return Samples(baseline, recipe, missing, missing, texts, texts, texts)
 
 
 class SampleCounts:
-    """How many samples bear a metric of a run's task, of all runs or of some; counted when first asked, because a board of remembered comparisons never asks."""
+    """How many samples bear a metric of a run's task, of all runs or of some; counted when first asked, because a board
+    of remembered comparisons never asks.
+    """
 
     def __init__(self, store: Store, run_ids: list[str] | None = None) -> None:
         self._store, self._run_ids = store, run_ids
@@ -244,19 +272,28 @@ class SampleCounts:
     def of(self, run_id: str, task: str, metric: str, filter_name: str) -> int:
         """The number of samples."""
         if self._found is None:
-            some, parameters = ("", []) if self._run_ids is None else (" WHERE run_id IN (SELECT unnest($1))", [self._run_ids])
-            rows = self._store.connection.execute(f"SELECT run_id, task, metric, filter, count(*) FROM sample_scores{some} GROUP BY ALL", parameters).fetchall()
+            some, parameters = (
+                ("", []) if self._run_ids is None else (" WHERE run_id IN (SELECT unnest($1))", [self._run_ids])
+            )
+            rows = self._store.connection.execute(
+                f"SELECT run_id, task, metric, filter, count(*) FROM sample_scores{some} GROUP BY ALL", parameters
+            ).fetchall()
             self._found = {(row[0], row[1], row[2], row[3]): row[4] for row in rows}
         return self._found.get((run_id, task, metric, filter_name), 0)
 
 
 def document_overlap(store: Store, baseline: str, recipe: str, task: str) -> tuple[int, int, bool]:
-    """(only in the baseline, only in the recipe's run, whether the documents agree and only prompts or targets differ)."""
+    """(only in the baseline, only in the recipe's run, whether the documents agree and only prompts or targets
+    differ).
+    """
     sql = (
-        "SELECT DISTINCT s.doc_key, s.occurrence, d.doc_hash FROM samples s "
-        "JOIN (SELECT DISTINCT doc_key, doc_hash FROM docs WHERE task = $2) d USING (doc_key) WHERE s.run_id = $1 AND s.task = $2"
+        "SELECT DISTINCT s.doc_key, s.occurrence, d.doc_hash FROM samples s JOIN (SELECT DISTINCT doc_key, doc_hash"
+        " FROM docs WHERE task = $2) d USING (doc_key) WHERE s.run_id = $1 AND s.task = $2"
     )
-    first, second = ({(r["doc_key"], r["occurrence"]): r["doc_hash"] for r in store.rows(sql, [run, task])} for run in (baseline, recipe))
+    first, second = (
+        {(r["doc_key"], r["occurrence"]): r["doc_hash"] for r in store.rows(sql, [run, task])}
+        for run in (baseline, recipe)
+    )
     same_documents = sorted(first.values()) == sorted(second.values())
     return len(first.keys() - second.keys()), len(second.keys() - first.keys()), same_documents
 
@@ -264,7 +301,8 @@ def document_overlap(store: Store, baseline: str, recipe: str, task: str) -> tup
 def run_details(store: Store, run_id: str) -> dict[str, Any]:
     """Everything known of one run (run_id may be shortened if that is unambiguous). Raises `UnknownRun`."""
     rows = store.rows(
-        "SELECT * FROM runs JOIN variants USING (variant_id) WHERE starts_with(run_id, ?) ORDER BY run_id LIMIT 2", [run_id]
+        "SELECT * FROM runs JOIN variants USING (variant_id) WHERE starts_with(run_id, ?) ORDER BY run_id LIMIT 2",
+        [run_id],
     )
     if not run_id or not rows:
         raise UnknownRun(f"no run {run_id or '(none named)'} in the leaderboard: `lm_eval runs list` shows their ids")
@@ -276,7 +314,8 @@ def run_details(store: Store, run_id: str) -> dict[str, Any]:
 def run_scores(store: Store, run_id: str) -> list[dict[str, Any]]:
     """All scores of a run as reported, groups included."""
     return store.rows(
-        "SELECT task, metric, filter, score, reported, stderr, higher_is_better, best_value, is_primary FROM scores WHERE run_id = ? ORDER BY task, rowid",
+        "SELECT task, metric, filter, score, reported, stderr, higher_is_better, best_value, is_primary FROM scores"
+        " WHERE run_id = ? ORDER BY task, rowid",
         [run_id],
     )
 
@@ -288,7 +327,9 @@ def run_matrices(store: Store, run_id: str) -> list[dict[str, Any]]:
 
 def run_calibrations(store: Store, run_id: str) -> list[dict[str, Any]]:
     """What the recipe was calibrated on."""
-    return store.rows("SELECT * EXCLUDE (run_id, position) FROM calibrations WHERE run_id = ? ORDER BY position", [run_id])
+    return store.rows(
+        "SELECT * EXCLUDE (run_id, position) FROM calibrations WHERE run_id = ? ORDER BY position", [run_id]
+    )
 
 
 def rejections(store: Store) -> list[dict[str, Any]]:

@@ -1,7 +1,9 @@
 """Reading one run, found by `finding`, into a `Run`. Nothing here touches a database.
 
-Notable choice: `run_id` hashes what came out, with the settings that asked for it, and leaves out dates, durations and folders.
-The same run copied elsewhere is the same run, and a second run that came out the same under the same settings adds nothing.
+Notable choice: `run_id` hashes what came out, with the settings that asked for it, and leaves out dates, durations and
+folders.
+The same run copied elsewhere is the same run, and a second run that came out the same under the same settings adds
+nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +35,10 @@ PLAIN_RECIPE = "plain lm_eval"
 
 
 def read_runs(candidate: Candidate, reader: SamplesReader | None = None) -> list[Run]:
-    """Read what was found, whole: one run, or the several that an old results file may hold; `reader` speeds it up where runs of the same documents are read. Raises `Unreadable` with the reason; nothing else escapes for any content of the files."""
+    """Read what was found, whole: one run, or the several that an old results file may hold; `reader` speeds it up
+    where runs of the same documents are read. Raises `Unreadable` with the reason; nothing else escapes for any content
+    of the files.
+    """
     reader = reader or SamplesReader()
     try:
         if candidate.receipt is not None:
@@ -50,19 +55,26 @@ def _unclaimed(candidate: Candidate, runs: list[Run], reader: SamplesReader) -> 
     """Undated samples beside a results file that has no such task: runs of their own."""
     if candidate.results is None or date_of(candidate.results) is not None:
         return
-    claimed = {_samples_of(candidate, task.task, [task.task for task in run.tasks]) for run in runs for task in run.tasks}
+    claimed = {
+        _samples_of(candidate, task.task, [task.task for task in run.tasks]) for run in runs for task in run.tasks
+    }
     for file in candidate.samples:
         if file not in claimed:
             yield _samples_run(Candidate(file, None, None, (file,)), reader)
 
 
 def _samples_of(candidate: Candidate, task: str, tasks: Sequence[str]) -> Path | None:
-    """The samples file of a task. Without a date its name ends in the task's, of which the longest that fits is meant."""
+    """The samples file of a task. Without a date its name ends in the task's, of which the longest that fits is
+    meant.
+    """
     date = date_of(candidate.results) if candidate.results else None
     if date is not None:
         return candidate.samples_by_name.get(f"samples_{task}_{date}.jsonl")
     for file in candidate.samples:
-        if max((name for name in tasks if file.stem == name or file.stem.endswith(f"_{name}")), key=len, default=None) == task:
+        if (
+            max((name for name in tasks if file.stem == name or file.stem.endswith(f"_{name}")), key=len, default=None)
+            == task
+        ):
             return file
     return None
 
@@ -100,7 +112,10 @@ def _receipt_run(candidate: Candidate, path: Path, reader: SamplesReader) -> Run
     if receipt.failure is not None and receipt.status == "failed":
         failure = receipt.failure
         run = replace(
-            run, failure_kind=clean(failure.kind), failure_reason=clean(failure.reason), failure_where=failure.where and clean(failure.where)
+            run,
+            failure_kind=clean(failure.kind),
+            failure_reason=clean(failure.reason),
+            failure_where=failure.where and clean(failure.where),
         )
         return _with_id(replace(run, tasks=_asked_tasks(receipt)))
     if candidate.results is None:
@@ -164,11 +179,21 @@ def _with_environment(run: Run, environment: Environment) -> Run:
 def _receipt_variant(receipt: Receipt) -> Variant:
     model, recipe = receipt.model, receipt.recipe
     texts = {
-        "model_name": model.name, "recipe_name": recipe.name, "recipe_label": recipe.label, "pretrained": model.pretrained,
-        "revision": model.revision, "identity": model.identity, "model_type": model.model_type, "dtype": model.dtype,
-        "recipe_id": receipt.recipe_id, "recipe_summary": recipe.summary, "recipe_source": recipe.source,
-        "control": recipe.control, "control_of": recipe.control_of,
-        "digest_before": receipt.weights.digest_before, "digest_after": receipt.weights.digest_after,
+        "model_name": model.name,
+        "recipe_name": recipe.name,
+        "recipe_label": recipe.label,
+        "pretrained": model.pretrained,
+        "revision": model.revision,
+        "identity": model.identity,
+        "model_type": model.model_type,
+        "dtype": model.dtype,
+        "recipe_id": receipt.recipe_id,
+        "recipe_summary": recipe.summary,
+        "recipe_source": recipe.source,
+        "control": recipe.control,
+        "control_of": recipe.control_of,
+        "digest_before": receipt.weights.digest_before,
+        "digest_after": receipt.weights.digest_after,
     }
     key = _model_key(model.pretrained or model.name, model.revision, model.identity)
     made_up = digest([key, receipt.recipe_id or recipe.label, model.dtype, receipt.weights.digest_after])
@@ -211,7 +236,12 @@ def _task_runs(results: Results, candidate: Candidate, reader: SamplesReader) ->
         file = _samples_of(candidate, task, list(results.tasks))
         scores = by_task[task]
         filters = {score.filter for score in scores}
-        form = SampleForm(task, frozenset(score.metric for score in scores), settings.cluster_by, filters.pop() if len(filters) == 1 else NO_FILTER)
+        form = SampleForm(
+            task,
+            frozenset(score.metric for score in scores),
+            settings.cluster_by,
+            filters.pop() if len(filters) == 1 else NO_FILTER,
+        )
         samples = reader.read(file, form) if file else None
         if samples is not None:
             _check_whole(task, samples, settings.sample_count)
@@ -255,9 +285,13 @@ def _with_id(run: Run) -> Run:
     asked = run.spec_id or run.settings
     failure = [run.failure_kind, run.failure_reason, run.failure_where]
     outcome = sorted(_outcome(score) for score in run.scores)
-    tasks = sorted([task.task, task.documents_hash or "", content_hash(task.samples or Samples())] for task in run.tasks)
+    tasks = sorted(
+        [task.task, task.documents_hash or "", content_hash(task.samples or Samples())] for task in run.tasks
+    )
     matrices = [[matrix.name, matrix.digest_after] for matrix in run.matrices]
-    return replace(run, run_id=digest([asked, run.variant.variant_id, run.status, failure, outcome, tasks, matrices])[:32])
+    return replace(
+        run, run_id=digest([asked, run.variant.variant_id, run.status, failure, outcome, tasks, matrices])[:32]
+    )
 
 
 def _outcome(score: Score) -> list[str]:

@@ -1,6 +1,7 @@
 """`receipt.json`, format 1: what was asked, what was done to which matrix, and how it ended.
 
-The schema is checked (wrong types are a reason, not a traceback); keys it does not know are ignored, so that a later writer
+The schema is checked (wrong types are a reason, not a traceback); keys it does not know are ignored, so that a later
+writer
 may add some. A later *format* is refused.
 """
 
@@ -168,7 +169,9 @@ def matrix_rows(receipt: Receipt) -> list[Matrix]:
 def calibration_rows(receipt: Receipt) -> list[Calibration]:
     """The receipt's calibration uses as records."""
     return [
-        Calibration(part.step, _text(part.task), _text(part.split), part.samples, part.seed, tuple(map(clean, part.documents)))
+        Calibration(
+            part.step, _text(part.task), _text(part.split), part.samples, part.seed, tuple(map(clean, part.documents))
+        )
         for part in receipt.calibration
     ]
 

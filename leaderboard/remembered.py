@@ -1,10 +1,15 @@
-"""Comparisons that were judged before. Judging a cell takes half a millisecond and a board has tens of thousands, so what was found is kept.
+"""Comparisons that were judged before. Judging a cell takes half a millisecond and a board has tens of thousands, so
+what was found is kept.
 
 Notable choices:
-- A row is known by run, baseline run, task, metric, filter and a digest of the source that judged; only the default margin is kept. Runs never change once stored, so such a row
-  never becomes wrong: a new pin or a new baseline asks for other rows, new code for all of them anew, and a deleted run's go with it.
-- What depends on more than the two runs is not in it: the correction over all cells, published numbers and the noise floor are worked out for every board.
-- Writers fill the table when they ingest, for the models that got runs, in turns of half a second that let others in, for a few seconds at most. Pages never write: what the
+- A row is known by run, baseline run, task, metric, filter and a digest of the source that judged; only the default
+margin is kept. Runs never change once stored, so such a row
+  never becomes wrong: a new pin or a new baseline asks for other rows, new code for all of them anew, and a deleted
+  run's go with it.
+- What depends on more than the two runs is not in it: the correction over all cells, published numbers and the noise
+floor are worked out for every board.
+- Writers fill the table when they ingest, for the models that got runs, in turns of half a second that let others in,
+for a few seconds at most. Pages never write: what the
   table lacks they judge themselves, and keep the effects in memory (`known` of `board`).
 - Small boards, which take less than that to judge, are left alone.
 """
@@ -23,7 +28,19 @@ from leaderboard.store import Store
 
 WORTH_KEEPING = 1000
 """Cells of a model below which nothing is stored."""
-_SOURCES = ("cell.py", "comparable.py", "corpus.py", "corpus_text.py", "effect.py", "judge.py", "judge_corpus.py", "pair.py", "pairing.py", "queries.py", "statistics/*.py")
+_SOURCES = (
+    "cell.py",
+    "comparable.py",
+    "corpus.py",
+    "corpus_text.py",
+    "effect.py",
+    "judge.py",
+    "judge_corpus.py",
+    "pair.py",
+    "pairing.py",
+    "queries.py",
+    "statistics/*.py",
+)
 
 
 class Key(NamedTuple):
@@ -88,15 +105,30 @@ def judged(pairing: Pairing) -> Judged:
     if effect is None:
         return Judged(pairing.baseline_score, *[None] * 13, *texts)
     return Judged(
-        pairing.baseline_score, effect.count, effect.delta, effect.low, effect.high, effect.improvement, effect.p_value, effect.p_same,
-        _whole(effect.lost), _whole(effect.gained), effect.flip_rate, _whole(effect.documents_needed), effect.margin, effect.detectable, *texts,
-    )  # fmt: skip
+        pairing.baseline_score,
+        effect.count,
+        effect.delta,
+        effect.low,
+        effect.high,
+        effect.improvement,
+        effect.p_value,
+        effect.p_same,
+        _whole(effect.lost),
+        _whole(effect.gained),
+        effect.flip_rate,
+        _whole(effect.documents_needed),
+        effect.margin,
+        effect.detectable,
+        *texts,
+    )
 
 
 def recall(store: Store, run_ids: Sequence[str]) -> Memory:
     """What the table holds of these runs."""
     names = ", ".join((*Key._fields, *Judged._fields))
-    rows = store.connection.execute(f"SELECT {names} FROM comparisons WHERE code = ? AND run_id IN (SELECT unnest(?))", [code(), list(run_ids)]).fetchall()
+    rows = store.connection.execute(
+        f"SELECT {names} FROM comparisons WHERE code = ? AND run_id IN (SELECT unnest(?))", [code(), list(run_ids)]
+    ).fetchall()
     width = len(Key._fields)
     known = {Key._make(row[:width]): Judged._make(row[width:]) for row in rows}
     return Memory(known)
@@ -107,7 +139,9 @@ def write(store: Store, new: dict[Key, Judged]) -> None:
     present = {row["run_id"] for row in store.rows("SELECT run_id FROM runs")}
     rows = [(key, found) for key, found in new.items() if key.run_id in present and key.baseline_run in present]
     if rows:
-        columns = {name: [getattr(key, name) for key, _ in rows] for name in Key._fields} | {name: [getattr(found, name) for _, found in rows] for name in Judged._fields}
+        columns = {name: [getattr(key, name) for key, _ in rows] for name in Key._fields} | {
+            name: [getattr(found, name) for _, found in rows] for name in Judged._fields
+        }
         with store.transaction():
             store.connection.execute("DELETE FROM comparisons WHERE code <> ?", [code()])
             store.insert("comparisons", {"code": [code()] * len(rows), **columns})

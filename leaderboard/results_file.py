@@ -2,7 +2,8 @@
 
 Notable choices:
 - Keys are `metric,filter`; results from before 0.4 are brought into that form first (`old_results`).
-- Files that say nothing of a metric's direction get it for the metrics that everybody knows (`known_metrics`); for others it stays unknown.
+- Files that say nothing of a metric's direction get it for the metrics that everybody knows (`known_metrics`); for
+others it stays unknown.
 - A score that is not a finite number is kept as a row with no value and its text.
 - A row without a config of its own is a group: stored, never compared (its tasks are).
 """
@@ -29,7 +30,10 @@ from leaderboard.untrusted import (
 )
 
 _NOT_METRICS = frozenset({"alias", "name", "sample_len", "samples", " "})
-_NUMBER = re.compile(r"^(?:tensor\()?([+-]?(?:\d+\.?\d{0,40}|\.\d{1,40})(?:[eE][+-]?\d{1,3})?|nan|[+-]?inf)(?:\.)?(?:, (?:device|dtype)=[^()]*)?\)?$")
+_NUMBER = re.compile(
+    r"^(?:tensor\()?([+-]?(?:\d+\.?\d{0,40}|\.\d{1,40})(?:[eE][+-]?\d{1,3})?|nan|[+-]?inf)(?:\.)?(?:,"
+    r" (?:device|dtype)=[^()]*)?\)?$"
+)
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,9 @@ def _task_scores(task: str, row: dict[str, Any], data: dict[str, Any]) -> list[S
 
 
 def number(value: Any) -> float | None:
-    """A finite number, also where it was written as text: lm-eval passes what JSON does not know, such as float32 scalars and tensors, through `str`."""
+    """A finite number, also where it was written as text: lm-eval passes what JSON does not know, such as float32
+    scalars and tensors, through `str`.
+    """
     match = _NUMBER.match(value) if isinstance(value, str) else None
     return finite(float(match[1])) if match else finite(value)
 
@@ -136,13 +142,19 @@ def _metric_keys(row: dict[str, Any]) -> dict[str, tuple[str, str]]:
     found = {}
     for key, value in row.items():
         metric, comma, filter_name = str(key).partition(",")
-        is_number = value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)) or (isinstance(value, str) and _NUMBER.match(value))
+        is_number = (
+            value is None
+            or (isinstance(value, (int, float)) and not isinstance(value, bool))
+            or (isinstance(value, str) and _NUMBER.match(value))
+        )
         if comma and metric not in _NOT_METRICS and not metric.endswith("_stderr") and is_number:
             found[str(key)] = (metric, filter_name)
     return found
 
 
-def primary_metric(found: dict[str, tuple[str, str]], config: dict[str, Any], metadata: dict[str, Any]) -> tuple[str, str] | None:
+def primary_metric(
+    found: dict[str, tuple[str, str]], config: dict[str, Any], metadata: dict[str, Any]
+) -> tuple[str, str] | None:
     """The (metric, filter) shown on the board: what the task's metadata names, else the first of its metric_list,
     else the first there is."""
     named = metadata.get("primary_metric")
@@ -175,7 +187,12 @@ def _environment(data: dict[str, Any], path: Path) -> Environment:
     config = mapping(data.get("config"))
     arguments = model_arguments(config.get("model_args"))
     pretrained = optional_text(arguments.get("pretrained")) or optional_text(arguments.get("model"))
-    name = optional_text(data.get("model_name")) or pretrained or optional_text(arguments.get("engine")) or clean(f"{path.parent.name}/{path.stem}")
+    name = (
+        optional_text(data.get("model_name"))
+        or pretrained
+        or optional_text(arguments.get("engine"))
+        or clean(f"{path.parent.name}/{path.stem}")
+    )
     torch = re.search(r"PyTorch version: (\S+)", str(data.get("pretty_env_info") or ""))
     dtype = optional_text(config.get("model_dtype")) or optional_text(arguments.get("dtype"))
     return Environment(

@@ -1,6 +1,7 @@
 """All samples of one task, and the hashes that make runs comparable.
 
-Notable choice: runs of one model answer the same documents, often with the same scores, so that samples share what they have in common: an object for each would take longer to make than to read.
+Notable choice: runs of one model answer the same documents, often with the same scores, so that samples share what they
+have in common: an object for each would take longer to make than to read.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ class SampleScore(NamedTuple):
 
 
 class Document(NamedTuple):
-    """What was asked, under one filter. `source`, `prompt` and `target` are as they were read: `texts` makes them storable, which a store needs once, however many runs answer."""
+    """What was asked, under one filter. `source`, `prompt` and `target` are as they were read: `texts` makes them
+    storable, which a store needs once, however many runs answer.
+    """
 
     filter: str
     doc_id: int | None
@@ -43,7 +46,11 @@ class Document(NamedTuple):
 
     def texts(self) -> dict[str, str]:
         """The document as JSON in the order of its own keys, its prompt and its target."""
-        return {"document": clean(document_text(self.source)), "prompt": clean(self.prompt), "target": clean(self.target)}
+        return {
+            "document": clean(document_text(self.source)),
+            "prompt": clean(self.prompt),
+            "target": clean(self.target),
+        }
 
 
 class Outcome(NamedTuple):
@@ -67,7 +74,9 @@ def _canonical_score(metric: str, score: SampleScore) -> str:
 
 @dataclass(frozen=True)
 class Samples:
-    """A task's samples, one for each document and filter, in the file's order. All lists have one entry a sample; `size` is that of its lines, in bytes."""
+    """A task's samples, one for each document and filter, in the file's order. All lists have one entry a sample;
+    `size` is that of its lines, in bytes.
+    """
 
     documents: list[Document] = field(default_factory=list)
     responses: list[str] = field(default_factory=list)
@@ -98,18 +107,27 @@ def documents_hash(samples: Samples) -> str:
 def log_likelihoods(samples: Samples) -> tuple[int, str]:
     """How many distinct log-likelihood texts the first filter holds, and a hash of all of them to the bit."""
     first = samples.documents[0].filter if samples else ""
-    pairs = [(identity, responses) for identity, responses, document in zip(samples.identities, samples.responses, samples.documents) if document.filter == first]
-    return len({responses for _, responses in pairs}), _hash_of([f"{identity}:{responses}" for identity, responses in pairs])
+    pairs = [
+        (identity, responses)
+        for identity, responses, document in zip(samples.identities, samples.responses, samples.documents)
+        if document.filter == first
+    ]
+    return len({responses for _, responses in pairs}), _hash_of(
+        [f"{identity}:{responses}" for identity, responses in pairs]
+    )
 
 
 def content_hash(samples: Samples) -> str:
-    """A hash of everything that came out for these samples, independent of their order. Each line is `canonical` of a list, written out because there are millions."""
+    """A hash of everything that came out for these samples, independent of their order. Each line is `canonical` of a
+    list, written out because there are millions.
+    """
     text = json.encoder.encode_basestring
     filters = {name: text(name) for name in {document.filter for document in samples.documents}}
     columns = (samples.documents, samples.occurrence, samples.responses, samples.filtered_responses, samples.outcomes)
     return _hash_of(
         [
-            f'["{document.doc_key}",{occurrence},{filters[document.filter]},{text(responses)},{text(filtered)},[{found.text}]]'
+            f'["{document.doc_key}",{occurrence},{filters[document.filter]},{text(responses)},'
+            f"{text(filtered)},[{found.text}]]"
             for document, occurrence, responses, filtered, found in zip(*columns)
         ]
     )

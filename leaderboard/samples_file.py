@@ -1,7 +1,8 @@
 """lm-eval's `samples_<task>_<date>.jsonl`: one line per document and filter.
 
 Notable choices:
-- A document is known by `doc_key`, a hash of task, document, prompt and target, never by its position. Where a task holds the
+- A document is known by `doc_key`, a hash of task, document, prompt and target, never by its position. Where a task
+holds the
   same document twice, `occurrence` counts them in the order of `doc_id`.
 - Numbers in `resps` are strings; they are kept as text, so that "the same to the bit" can be asked of them.
 - A metric's sample may be a number, a (log-likelihood, weight) pair, or the parts of a corpus metric.
@@ -32,7 +33,9 @@ _BLOCK = 500  # lines that are read in one go
 
 @dataclass(frozen=True)
 class SampleForm:
-    """What a task's results say of its samples. `default_filter` is that of samples which name none, as before 0.4.4."""
+    """What a task's results say of its samples. `default_filter` is that of samples which name none, as before
+    0.4.4.
+    """
 
     task: str
     metrics: frozenset[str]
@@ -41,7 +44,9 @@ class SampleForm:
 
 
 class SamplesReader:
-    """Reads samples files. Of runs that answer the same documents, all but the first are read in half the time by one reader."""
+    """Reads samples files. Of runs that answer the same documents, all but the first are read in half the time by one
+    reader.
+    """
 
     def __init__(self) -> None:
         self._known: dict[SampleForm, Known] = {}
@@ -52,7 +57,9 @@ class SamplesReader:
         if self._size > KNOWN_BYTES:
             self._known.clear()
             self._size = 0
-        known = self._known.get(form) or self._known.setdefault(form, Known(form.metrics, lambda line: _document(line, form), lambda line: _outcome(line, form)))
+        known = self._known.get(form) or self._known.setdefault(
+            form, Known(form.metrics, lambda line: _document(line, form), lambda line: _outcome(line, form))
+        )
         columns, size, before = Lines([], [], [], []), 0, known.size
         for numbered in _blocks(path):
             lines = [line for _, line in numbered]
@@ -63,7 +70,9 @@ class SamplesReader:
             for column, values in zip(columns, found or _parsed(numbered, path, form)):
                 column.extend(values)  # type: ignore[arg-type]
         self._size += known.size - before
-        return Samples(*columns, _occurrences([(document.doc_key, document.filter) for document in columns.documents]), size)
+        return Samples(
+            *columns, _occurrences([(document.doc_key, document.filter) for document in columns.documents]), size
+        )
 
 
 def _blocks(path: Path) -> Iterator[list[tuple[int, Any]]]:
@@ -139,7 +148,9 @@ def _occurrences(documents: Sequence[tuple[str, str]]) -> list[int]:
 
 
 def first_prompt(arguments: Any) -> str:
-    """The context of the first request, as 0.4.x writes it (`gen_args_0.arg_0`) or as earlier versions did (nested lists)."""
+    """The context of the first request, as 0.4.x writes it (`gen_args_0.arg_0`) or as earlier versions did (nested
+    lists).
+    """
     if isinstance(arguments, dict):
         first = arguments.get("gen_args_0")
         arguments = first.get("arg_0") if isinstance(first, dict) else None

@@ -1,8 +1,11 @@
-"""Samples that lie somewhere without their results file: their scores are means over what was logged, and are called so.
+"""Samples that lie somewhere without their results file: their scores are means over what was logged, and are called
+so.
 
 Notable choices:
-- Only metrics that are numbers per document are taken; a corpus metric's parts, or a text's log-likelihood, have no mean that lm-eval would call by that name.
-- Nothing is known of model and settings but the names of folder and file. Such a run is shown; its settings are unknown, and so it is compared with nothing that states them.
+- Only metrics that are numbers per document are taken; a corpus metric's parts, or a text's log-likelihood, have no
+mean that lm-eval would call by that name.
+- Nothing is known of model and settings but the names of folder and file. Such a run is shown; its settings are
+unknown, and so it is compared with nothing that states them.
 """
 
 from __future__ import annotations
@@ -21,7 +24,10 @@ from leaderboard.samples import Samples, documents_hash
 from leaderboard.samples_file import SampleForm, SamplesReader
 from leaderboard.untrusted import clean, finite
 
-WARNING = "its results file is missing: scores are means over the samples, and model and settings are known by folder and file name only"
+WARNING = (
+    "its results file is missing: scores are means over the samples, and model and settings are known by folder and"
+    " file name only"
+)
 _NAME = re.compile(r"^(?:.*?samples_)?(?P<task>.+?)(?:_\d{4}-\d\d-\d\dT\d\d[-:]\d\d[-:]\d\d(?:\.\d+)?)?$")
 _NOT_METRICS = frozenset({"doc_id"})
 
@@ -32,7 +38,9 @@ def looks_like_samples(path: Path) -> bool:
         _, line = next(read_json_lines(path))
     except (StopIteration, Unreadable):
         return False
-    return isinstance(line, dict) and isinstance(line.get("doc"), dict) and ("resps" in line or "filtered_resps" in line)
+    return (
+        isinstance(line, dict) and isinstance(line.get("doc"), dict) and ("resps" in line or "filtered_resps" in line)
+    )
 
 
 def read_task(path: Path, reader: SamplesReader) -> tuple[TaskRun, list[Score]]:
@@ -63,7 +71,19 @@ def _scores(task: str, samples: Samples) -> Iterator[Score]:
         numbers = [value for value in found if value is not None]
         whole = len(numbers) == len(found)
         mean = sum(numbers) / len(numbers) if whole else None
-        yield Score(task, metric, filter_name, mean, _text(mean), None, direction(metric, None), best_value(metric, None), None, place == 0, False)
+        yield Score(
+            task,
+            metric,
+            filter_name,
+            mean,
+            _text(mean),
+            None,
+            direction(metric, None),
+            best_value(metric, None),
+            None,
+            place == 0,
+            False,
+        )
 
 
 def _text(mean: Any) -> str:

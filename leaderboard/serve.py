@@ -1,6 +1,7 @@
 """Start the page: a local Streamlit server for one database.
 
-It listens on this machine only, sends no telemetry, and accepts only the host names it was started for (a web page elsewhere
+It listens on this machine only, sends no telemetry, and accepts only the host names it was started for (a web page
+elsewhere
 cannot reach it by tricks with names). Another address has to be asked for, and is warned about: the page has no login.
 """
 
@@ -24,7 +25,10 @@ def serve(database: Path, *, host: str = "127.0.0.1", port: int = 8501, open_bro
     """
     _check_port(host, port)
     if host not in LOCAL_HOSTS:
-        print(f"warning: listening on {host}: everybody who can reach this machine can read the leaderboard", file=sys.stderr)
+        print(
+            f"warning: listening on {host}: everybody who can reach this machine can read the leaderboard",
+            file=sys.stderr,
+        )
     os.environ[DATABASE_VARIABLE] = str(Path(database).resolve())
     print(f"leaderboard of {database} at http://{_url_host(host)}:{port} (Ctrl-C ends it)", file=sys.stderr, flush=True)
     import streamlit

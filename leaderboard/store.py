@@ -3,7 +3,8 @@
 Notable choices:
 - DuckDB lets one process write *or* several read, and each side shuts the other out. So writers hold the file for less
   than a second behind a lock file with retries, and readers open it for one query and close it again.
-- Files are created with the storage format of DuckDB 1.4, so that older installations can read them. Extensions are never
+- Files are created with the storage format of DuckDB 1.4, so that older installations can read them. Extensions are
+never
   installed or loaded, and queries cannot reach other files.
 """
 
@@ -77,7 +78,8 @@ class Store:
         try:
             yield
         except BaseException:
-            with suppress(Exception):  # a connection that lost its disk has no transaction left, and its error says more
+            # a connection that lost its disk has no transaction left, and its error says more
+            with suppress(Exception):
                 self.connection.execute("ROLLBACK")
             raise
         self.connection.execute("COMMIT")
@@ -105,11 +107,17 @@ class Store:
         import pyarrow
 
         types = {
-            "VARCHAR": pyarrow.string(), "DOUBLE": pyarrow.float64(), "BIGINT": pyarrow.int64(), "INTEGER": pyarrow.int32(),
-            "BOOLEAN": pyarrow.bool_(), "TIMESTAMP": pyarrow.timestamp("us"),
+            "VARCHAR": pyarrow.string(),
+            "DOUBLE": pyarrow.float64(),
+            "BIGINT": pyarrow.int64(),
+            "INTEGER": pyarrow.int32(),
+            "BOOLEAN": pyarrow.bool_(),
+            "TIMESTAMP": pyarrow.timestamp("us"),
         }
         if not self._schemas:  # asked once for all tables: the catalogue takes milliseconds
-            for name, column, kind in self.connection.execute("SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE NOT internal").fetchall():
+            for name, column, kind in self.connection.execute(
+                "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE NOT internal"
+            ).fetchall():
                 self._schemas.setdefault(name, {})[column] = types.get(kind)
         return self._schemas[table]
 
@@ -135,13 +143,19 @@ def open_store(database: Path | None, read_only: bool = True, timeout_s: float =
         with _told_when_cut_short(database), _closing(_open_for_reading(database, deadline)) as store:
             yield store
         return
-    with file_lock(database, deadline, "ingest"), told_when_full(database), _closing(_open_for_writing(database, deadline)) as store:
+    with (
+        file_lock(database, deadline, "ingest"),
+        told_when_full(database),
+        _closing(_open_for_writing(database, deadline)) as store,
+    ):
         yield store
 
 
 @contextmanager
 def _told_when_cut_short(database: Path) -> Iterator[None]:
-    """Turn DuckDB's error of a file that a writer was killed in the middle of into `Busy`: a reader must not mend it, and the next writer does so by opening it."""
+    """Turn DuckDB's error of a file that a writer was killed in the middle of into `Busy`: a reader must not mend it,
+    and the next writer does so by opening it.
+    """
     import duckdb
 
     try:
@@ -149,7 +163,10 @@ def _told_when_cut_short(database: Path) -> Iterator[None]:
     except duckdb.IOException as error:
         if "Could not read enough bytes" not in str(error):
             raise
-        raise Busy(f"{database} was left in the middle of a write by a process that was killed; the next writer completes it: `{ingest_command(database)}`") from error
+        raise Busy(
+            f"{database} was left in the middle of a write by a process that was killed; the next writer completes it:"
+            f" `{ingest_command(database)}`"
+        ) from error
 
 
 @contextmanager
@@ -166,11 +183,16 @@ def told_when_full(database: Path) -> Iterator[None]:
 
 
 def _no_room(database: Path, text: str) -> str:
-    return f"{database} could not be written ({text.splitlines()[0][:200]}). What was stored before and the run directories are unharmed: make room and run the same command again"
+    return (
+        f"{database} could not be written ({text.splitlines()[0][:200]}). What was stored before and the run"
+        " directories are unharmed: make room and run the same command again"
+    )
 
 
 def open_for_writing_unlocked(database: Path, timeout_s: float = 30.0) -> Store:
-    """A writer for a caller that holds `file_lock` already, or for a file nobody else knows of. Close its connection."""
+    """A writer for a caller that holds `file_lock` already, or for a file nobody else knows of. Close its
+    connection.
+    """
     return _open_for_writing(Path(database), time.monotonic() + timeout_s)
 
 
@@ -195,8 +217,9 @@ def memory_store() -> Store:
 def _open_for_reading(database: Path, deadline: float) -> Store:
     if not database.exists():
         raise MissingDatabase(
-            f"there is no leaderboard at {database} yet: run `{shlex.join(['lm_eval', 'run', '...', '--recipe', 'NAME', *run_arguments(database)])}`, "
-            f"or `{ingest_command(database, 'PATH')}` for results you already have"
+            f"there is no leaderboard at {database} yet: run"
+            f" `{shlex.join(['lm_eval', 'run', '...', '--recipe', 'NAME', *run_arguments(database)])}`, or"
+            f" `{ingest_command(database, 'PATH')}` for results you already have"
         )
     connection = _connect(database, True, deadline)
     try:
@@ -235,14 +258,19 @@ def _removed_if_never_begun(database: Path) -> Iterator[None]:
 def _check_schema(connection: duckdb.DuckDBPyConnection, database: Path, *, read_only: bool) -> None:
     found, known = migrations.current(connection), migrations.latest()
     if found is None:
-        raise NotADatabase(f"{database} is a DuckDB file of something else (no schema_migrations table): give another path")
+        raise NotADatabase(
+            f"{database} is a DuckDB file of something else (no schema_migrations table): give another path"
+        )
     if found > known:
         raise NewerDatabase(
             f"{database} has schema {found}, this version knows {known}: upgrade lm-eval-recipes, "
             f"or rebuild the file with `{ingest_command(database, rebuild=True)}`"
         )
     if found < known and read_only:
-        raise OlderDatabase(f"{database} has schema {found}, this version needs {known}: `{ingest_command(database)}` brings it up to date")
+        raise OlderDatabase(
+            f"{database} has schema {found}, this version needs {known}: `{ingest_command(database)}` brings it up to"
+            " date"
+        )
 
 
 def _connect(database: Path, read_only: bool, deadline: float) -> duckdb.DuckDBPyConnection:
@@ -268,7 +296,11 @@ def _connect(database: Path, read_only: bool, deadline: float) -> duckdb.DuckDBP
 
 def _is_conflict(error: Exception) -> bool:
     text = str(error)
-    return "Could not set lock" in text or "different configuration than existing" in text or "Unique file handle conflict" in text
+    return (
+        "Could not set lock" in text
+        or "different configuration than existing" in text
+        or "Unique file handle conflict" in text
+    )
 
 
 def _holder(error: Exception) -> str:
@@ -284,7 +316,10 @@ def _explained(error: Exception, database: Path) -> LeaderboardError:
             f"move the file away and run `{ingest_command(database, rebuild=True)}`"
         )
     if "version number" in text or "newer version" in text:
-        return NewerDatabase(f"{database} was written by a later DuckDB: upgrade duckdb, or rebuild it with `{ingest_command(database, rebuild=True)}`")
+        return NewerDatabase(
+            f"{database} was written by a later DuckDB: upgrade duckdb, or rebuild it with"
+            f" `{ingest_command(database, rebuild=True)}`"
+        )
     if any(words in text for words in _NO_ROOM):
         return Unwritable(_no_room(database, text))
     if "ermission" in text or "Read-only file system" in text or "Cannot open file" in text:

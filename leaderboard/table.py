@@ -1,7 +1,9 @@
 """The board as a table for the terminal: 80 columns are enough, 120 are used if there.
 
-One block a model, one group a task (with its metric and baseline), one line a run; reasons and warnings follow their line.
-A name too long for its column stands whole on a line above its numbers: variants of a recipe often differ in the middle.
+One block a model, one group a task (with its metric and baseline), one line a run; reasons and warnings follow their
+line.
+A name too long for its column stands whole on a line above its numbers: variants of a recipe often differ in the
+middle.
 Plain ASCII; colour only when asked for, and never the only bearer of meaning.
 """
 
@@ -27,7 +29,15 @@ from leaderboard.wording import (
 )
 
 NARROW, WIDE = 70, 110
-_COLOURS = {"better": "32", "worse": "31", "same": "36", "undecided": "33", "incomparable": "35", "failed": "31;1", "baseline": "2"}
+_COLOURS = {
+    "better": "32",
+    "worse": "31",
+    "same": "36",
+    "undecided": "33",
+    "incomparable": "35",
+    "failed": "31;1",
+    "baseline": "2",
+}
 _SCORE, _DELTA, _VERDICT, _KEPT, _FLIPS = 9, 28, 12, 6, 15
 
 
@@ -47,7 +57,12 @@ def render(cells: Sequence[Cell], *, width: int = 80, color: bool = False) -> st
 
 def render_unshared(found: Iterable[Unshared], *, width: int = 80) -> list[str]:
     """What only one of two runs has, as lines."""
-    return [line for only in found for sentence in only.sentences() for line in textwrap.wrap(sentence, max(width, NARROW), subsequent_indent="  ", break_on_hyphens=False)]
+    return [
+        line
+        for only in found
+        for sentence in only.sentences()
+        for line in textwrap.wrap(sentence, max(width, NARROW), subsequent_indent="  ", break_on_hyphens=False)
+    ]
 
 
 def _header(width: int) -> list[str]:
@@ -74,10 +89,22 @@ def _cell_lines(cell: Cell, width: int, color: bool) -> list[str]:
     lost_gained = f"{cell.lost}/{cell.gained}" if cell.lost is not None else ""
     name = plain(cell.recipe)
     fits = len(name) <= _name_room(width)
-    row = _line(name if fits else "", number(cell.score), interval(cell), cell.verdict, percent(cell.parameters_kept), lost_gained, width)
+    row = _line(
+        name if fits else "",
+        number(cell.score),
+        interval(cell),
+        cell.verdict,
+        percent(cell.parameters_kept),
+        lost_gained,
+        width,
+    )
     word = f"{cell.verdict:<{_VERDICT}}"
     coloured = row.replace(word, f"\x1b[{_COLOURS[cell.verdict]}m{word}\x1b[0m") if color else row
-    remarks = [*filter(None, [undecided(cell), flips(cell.flip_rate, cell.noise_floor), choices(cell.choices)]), *map(plain, cell.notes), *(entry.sentence() for entry in cell.reported)]
+    remarks = [
+        *filter(None, [undecided(cell), flips(cell.flip_rate, cell.noise_floor), choices(cell.choices)]),
+        *map(plain, cell.notes),
+        *(entry.sentence() for entry in cell.reported),
+    ]
     above = [] if fits else [f"  {_cut(name, width - 2)}"]
     return [*above, coloured.rstrip(), *(line for remark in remarks for line in _wrapped(remark, width))]
 
@@ -109,8 +136,10 @@ def _legend(cells: Iterable[Cell], width: int) -> list[str]:
     if not tested:
         return []
     return textwrap.wrap(
-        f"Paired by document; better and worse: significant at 5 % after Benjamini-Hochberg over a model's board ({counted(tested, 'comparison', 'comparisons')} here), and zero outside the interval, itself uncorrected. "
-        "same = equivalent within the margin; undecided = too few documents to tell (could have shown: with 80 % power).",
+        "Paired by document; better and worse: significant at 5 % after Benjamini-Hochberg over a model's board"
+        f" ({counted(tested, 'comparison', 'comparisons')} here), and zero outside the interval, itself uncorrected."
+        " same = equivalent within the margin; undecided = too few documents to tell (could have shown: with 80 %"
+        " power).",
         width,
     )
 

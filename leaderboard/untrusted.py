@@ -1,9 +1,11 @@
 """Reading JSON that anybody may have written: bounded, typed, and never a traceback.
 
 Notable choices:
-- `NaN` and `Infinity` are accepted by the parser, because lm-eval writes them, and become "not finite" where a number is
+- `NaN` and `Infinity` are accepted by the parser, because lm-eval writes them, and become "not finite" where a number
+is
   asked for: they are stored as NULL beside their text and never take part in arithmetic.
-- Text is made storable (unpaired surrogates and NUL replaced) but otherwise kept as it is: whoever shows it shows it as text.
+- Text is made storable (unpaired surrogates and NUL replaced) but otherwise kept as it is: whoever shows it shows it as
+text.
 - Every failure is `Unreadable` with the file's name and the reason.
 """
 
@@ -23,7 +25,8 @@ from leaderboard.errors import Unreadable
 
 MAX_JSON_BYTES = 256 * 2**20
 _LARGEST_INTEGER = 2**63 - 1
-_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)  # made once: `json.dumps` with settings makes one a call
+# made once: `json.dumps` with settings makes one a call
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
 _BOUNDARY = uuid4().hex  # between values that are encoded in one go: nobody can have written it into a file
 _DOCUMENT = json.JSONEncoder(ensure_ascii=False)
 
@@ -33,7 +36,9 @@ def load_json(path: Path) -> Any:
     try:
         size = path.stat().st_size
         if size > MAX_JSON_BYTES:
-            raise Unreadable(f"{path.name} has {size / 2**20:.0f} MiB, more than the {MAX_JSON_BYTES // 2**20} MiB that are read")
+            raise Unreadable(
+                f"{path.name} has {size / 2**20:.0f} MiB, more than the {MAX_JSON_BYTES // 2**20} MiB that are read"
+            )
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise Unreadable(f"{path.name} cannot be read: {error.strerror}") from error
@@ -57,7 +62,9 @@ def parse_json(text: str, where: str) -> Any:
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Leave Python's cycle collector out for a while: JSON has no cycles, and it would go over a million new values again and again."""
+    """Leave Python's cycle collector out for a while: JSON has no cycles, and it would go over a million new values
+    again and again.
+    """
     was_on = gc.isenabled()
     gc.disable()
     try:

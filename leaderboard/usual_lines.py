@@ -1,11 +1,15 @@
 """Lines of samples in the form that lm-eval writes them now, without parsing what is known already.
 
-    {"doc_id": .., "doc": .., "target": .., "arguments": .., "resps": .., "filtered_resps": .., "filter": .., .., "target_hash": "..", "acc": ..}
-    ------------------- head ---------------------------              ..                   ..  ------- about -------------------  - scores -
+    {"doc_id": .., "doc": .., "target": .., "arguments": .., "resps": .., "filtered_resps": .., "filter": .., ..,
+    "target_hash": "..", "acc": ..}
+    ------------------- head ---------------------------              ..                   ..  ------- about
+    -------------------  - scores -
 
-Head and about say which document it is: every run of a model asks the same, and they are most of the text. Scores are few. So both are parsed once and found again by their text.
+Head and about say which document it is: every run of a model asks the same, and they are most of the text. Scores are
+few. So both are parsed once and found again by their text.
 
-Nothing is taken on trust. Where a line is cut, each part, closed and opened by braces of our own, must be JSON by itself; then so is the line, and its keys are those of its parts. No key may come in two parts. Whatever
+Nothing is taken on trust. Where a line is cut, each part, closed and opened by braces of our own, must be JSON by
+itself; then so is the line, and its keys are those of its parts. No key may come in two parts. Whatever
 does not fit is left to the parser, line by line.
 """
 
@@ -24,7 +28,17 @@ _VALUE_BYTES = 1024  # what a value takes beside its text, about
 _HASH = b', "target_hash": "'
 _HASH_END = len(_HASH) + 64 + 1  # a SHA-256 in hex, and its quotation mark
 _RESPONSES = frozenset({"resps", "filtered_resps"})
-_OF_DOCUMENT = _RESPONSES | {"doc_id", "doc", "target", "arguments", "filter", "metrics", "doc_hash", "prompt_hash", "target_hash"}
+_OF_DOCUMENT = _RESPONSES | {
+    "doc_id",
+    "doc",
+    "target",
+    "arguments",
+    "filter",
+    "metrics",
+    "doc_hash",
+    "prompt_hash",
+    "target_hash",
+}
 _NOT_PLAIN = bytes(set(range(256)) - set(range(32)) - {ord("\\")})  # deleted, they leave what is not plain
 
 
@@ -40,7 +54,12 @@ class Lines(NamedTuple):
 class Known:
     """What was parsed for samples of one form: documents, and scores, by their texts."""
 
-    def __init__(self, metrics: frozenset[str], document: Callable[[dict[str, Any]], Document], outcome: Callable[[dict[str, Any]], Outcome]) -> None:
+    def __init__(
+        self,
+        metrics: frozenset[str],
+        document: Callable[[dict[str, Any]], Document],
+        outcome: Callable[[dict[str, Any]], Outcome],
+    ) -> None:
         self._metrics, self._document, self._outcome = metrics, document, outcome
         self._documents: dict[tuple[bytes, bytes], Document] = {}
         self._outcomes: dict[bytes, Outcome] = {}
@@ -62,11 +81,20 @@ class Known:
         filtered, _, rest = rest.partition(b', "filter": ')
         end = rest.find(_HASH) + _HASH_END
         about, scores = rest[:end], rest[end:]
-        return self._documents.get((head, about)) or self._learn_document(head, about), responses, filtered, self._outcomes.get(scores) or self._learn_outcome(scores)
+        return (
+            self._documents.get((head, about)) or self._learn_document(head, about),
+            responses,
+            filtered,
+            self._outcomes.get(scores) or self._learn_outcome(scores),
+        )
 
     def _learn_document(self, head: bytes, about: bytes) -> Document:
         first, second = _object(head + b"}"), _object(b'{"filter": ' + about + b"}")
-        if "doc" not in first or not first.keys().isdisjoint(second) or not (first.keys() | second.keys()).isdisjoint(_RESPONSES | self._metrics):
+        if (
+            "doc" not in first
+            or not first.keys().isdisjoint(second)
+            or not (first.keys() | second.keys()).isdisjoint(_RESPONSES | self._metrics)
+        ):
             raise ValueError("a key that belongs elsewhere")
         self._make_room(len(head) + len(about))
         return self._documents.setdefault((head, about), self._document(first | second))
@@ -98,7 +126,8 @@ def _object(text: bytes) -> dict[str, Any]:
 def _canonical_texts(texts: Sequence[bytes]) -> list[str]:
     """`canonical` of JSON texts. Raises `ValueError` where one is no JSON.
 
-    Nearly all are lists of plain strings, of which canonical means without spaces. They differ in their strings only, which any text without a backslash or control character may be: it suffices to look at what
+    Nearly all are lists of plain strings, of which canonical means without spaces. They differ in their strings only,
+    which any text without a backslash or control character may be: it suffices to look at what
     is around them, of which few kinds occur.
     """
     together = b"\n".join(texts)

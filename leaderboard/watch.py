@@ -1,6 +1,7 @@
 """Watching folders: every run that appears under them is ingested when it is whole.
 
-Run directories are renamed into place complete, so what is seen is whole; a results file of plain lm-eval may still be growing, and is taken when it has stayed the same for one round. What a round
+Run directories are renamed into place complete, so what is seen is whole; a results file of plain lm-eval may still be
+growing, and is taken when it has stayed the same for one round. What a round
 could not store, because the database was busy, the next one tries again.
 """
 
@@ -24,9 +25,13 @@ class _Stamp(NamedTuple):
 
 
 class Watch:
-    """The runs under some folders, ingested as they come. told: called with the report of each round that did something."""
+    """The runs under some folders, ingested as they come. told: called with the report of each round that did
+    something.
+    """
 
-    def __init__(self, paths: Sequence[Path], database: Path, told: Callable[[IngestReport], None], *, timeout_s: float = 30.0) -> None:
+    def __init__(
+        self, paths: Sequence[Path], database: Path, told: Callable[[IngestReport], None], *, timeout_s: float = 30.0
+    ) -> None:
         self._paths = list(paths)
         self._database = database
         self._told = told
@@ -35,9 +40,20 @@ class Watch:
         self._seen: dict[Path, _Stamp] = {}
 
     def round(self) -> None:
-        """Look once, and ingest what is new or has changed and then stayed as it is. Raises what `ingest` raises, except `Busy`."""
-        found = {item.path: stamp for path in self._paths for item in find_runs(path) if isinstance(item, Candidate) and (stamp := _stamp(item))}
-        settled = [path for path, stamp in found.items() if self._done.get(path) != stamp and (self._seen.get(path) == stamp or path.is_dir())]
+        """Look once, and ingest what is new or has changed and then stayed as it is. Raises what `ingest` raises,
+        except `Busy`.
+        """
+        found = {
+            item.path: stamp
+            for path in self._paths
+            for item in find_runs(path)
+            if isinstance(item, Candidate) and (stamp := _stamp(item))
+        }
+        settled = [
+            path
+            for path, stamp in found.items()
+            if self._done.get(path) != stamp and (self._seen.get(path) == stamp or path.is_dir())
+        ]
         self._seen = found
         if not settled:
             return

@@ -38,7 +38,9 @@ def interval(cell: Cell) -> str:
 
 def estimated(estimate: Estimate | None) -> str:
     """`0.0120 [-0.0030, +0.0270]`."""
-    return NOTHING if estimate is None else f"{number(estimate.value)} [{signed(estimate.low)}, {signed(estimate.high)}]"
+    return (
+        NOTHING if estimate is None else f"{number(estimate.value)} [{signed(estimate.low)}, {signed(estimate.high)}]"
+    )
 
 
 def percent(fraction: float | None) -> str:
@@ -55,7 +57,9 @@ def undecided(cell: Cell) -> str | None:
 
 
 def could_show(cell: Cell) -> str | None:
-    """The smallest difference that an undecided cell's documents show four times in five, in the metric's units, to two digits; None for any other."""
+    """The smallest difference that an undecided cell's documents show four times in five, in the metric's units, to two
+    digits; None for any other.
+    """
     if cell.verdict != "undecided" or not cell.detectable or not math.isfinite(cell.detectable):
         return None
     return f"{cell.detectable:.2g}" if cell.detectable < 10 else number(cell.detectable)
@@ -82,13 +86,18 @@ def flips(flip_rate: float | None, noise_floor: float | None) -> str | None:
 
 
 def choices(found: Choices | None) -> str | None:
-    """`answers changed 4.1%, choice divergence 0.0123 nats [+0.0101, +0.0145], ...`; None where there is nothing of it."""
+    """`answers changed 4.1%, choice divergence 0.0123 nats [+0.0101, +0.0145], ...`; None where there is nothing of
+    it.
+    """
     if found is None:
         return None
     parts = []
     if found.changed is not None:
         parts.append(f"answers changed {percent(found.changed)}")
-    for words, estimate in (("choice divergence", found.divergence), ("log-likelihood of the right answer, drop", found.gold_drop)):
+    for words, estimate in (
+        ("choice divergence", found.divergence),
+        ("log-likelihood of the right answer, drop", found.gold_drop),
+    ):
         if estimate is not None:
             parts.append(f"{words} {estimated(estimate)} nats")
     return ", ".join(parts) or None

@@ -1,9 +1,12 @@
 """Putting runs into an open store: a group of them in one transaction.
 
-Who is rejected here: a run that is in the store already is a duplicate, not an error; a run whose log-likelihoods equal, to
+Who is rejected here: a run that is in the store already is a duplicate, not an error; a run whose log-likelihoods
+equal, to
 the bit, those of a run of the same model with other weights is an error (a shared request cache makes every recipe look
-lossless), or, where the run says that it used no cache, a warning: an edit may concern nothing that these answers use. Notable choice: it needs *every* log-likelihood task that the two share to be identical, because one cache
-serves all of them, and it is waived where the edit is within rounding of the weights' own dtype, or touched no matrix: such
+lossless), or, where the run says that it used no cache, a warning: an edit may concern nothing that these answers use.
+Notable choice: it needs *every* log-likelihood task that the two share to be identical, because one cache
+serves all of them, and it is waived where the edit is within rounding of the weights' own dtype, or touched no matrix:
+such
 an edit, `identity` above all, may change weights without changing one printed number.
 """
 
@@ -24,7 +27,8 @@ from leaderboard.records import Rejection, Run
 from leaderboard.store import Store
 from leaderboard.untrusted import clean
 
-# Largest relative change of a matrix that rounding to the dtype alone explains: twice its unit in the last place, and for
+# Largest relative change of a matrix that rounding to the dtype alone explains: twice its unit in the last place, and
+# for
 # float32 what a decomposition and its product in float32 leave behind.
 ROUNDING = {"float64": 1e-12, "float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2}
 _FEWEST_LOG_LIKELIHOODS = 4
@@ -52,7 +56,9 @@ def add_run(store: Store, run: Run) -> Added:
 
 
 def add_runs(store: Store, runs: Sequence[Run]) -> list[Added | Unreadable]:
-    """Store a group of runs, all that are new or none: what became of each, or why it was left out because it contradicts a stored run or an earlier one of the group."""
+    """Store a group of runs, all that are new or none: what became of each, or why it was left out because it
+    contradicts a stored run or an earlier one of the group.
+    """
     left_out = _left_out(store, [run.run_id for run in runs])
     outcomes: list[Added | Unreadable] = []
     fresh: list[Run] = []
@@ -70,7 +76,11 @@ def add_runs(store: Store, runs: Sequence[Run]) -> list[Added | Unreadable]:
             fresh.append(run)
             left_out[run.run_id] = Added.KNOWN
             answers.remember(run)
-            if run.status == "complete" and run.variant.recipe_name == BASELINE and any(task.samples for task in run.tasks):
+            if (
+                run.status == "complete"
+                and run.variant.recipe_name == BASELINE
+                and any(task.samples for task in run.tasks)
+            ):
                 insert_runs(store, fresh, now())  # the noise floor is measured against what was stored before
                 noise.record(store, run.run_id)
                 fresh = []
@@ -81,18 +91,34 @@ def add_runs(store: Store, runs: Sequence[Run]) -> list[Added | Unreadable]:
 def _left_out(store: Store, run_ids: Sequence[str]) -> dict[str, Added | Unreadable]:
     """Those runs that the store knows, or was told to forget."""
     known = store.rows("SELECT run_id FROM runs WHERE run_id IN (SELECT unnest(?))", [list(run_ids)])
-    deleted = store.rows("SELECT run_id, arg_max(deleted, rowid) AS deleted FROM deletions WHERE run_id IN (SELECT unnest(?)) GROUP BY run_id", [list(run_ids)])
-    return {row["run_id"]: Added.DELETED for row in deleted if row["deleted"]} | {row["run_id"]: Added.KNOWN for row in known}
+    deleted = store.rows(
+        "SELECT run_id, arg_max(deleted, rowid) AS deleted FROM deletions WHERE run_id IN (SELECT unnest(?)) GROUP BY"
+        " run_id",
+        [list(run_ids)],
+    )
+    return {row["run_id"]: Added.DELETED for row in deleted if row["deleted"]} | {
+        row["run_id"]: Added.KNOWN for row in known
+    }
 
 
 def log_rejections(store: Store, rejections: Iterable[Rejection]) -> None:
     """Remember why paths were not taken, each new reason once."""
     asked = {clean(str(path)): clean(reason) for path, reason in rejections}
-    last = store.rows("SELECT path, arg_max(reason, logged_at) AS reason FROM ingest_log WHERE outcome = 'rejected' AND path IN (SELECT unnest(?)) GROUP BY path", [list(asked)])
+    last = store.rows(
+        "SELECT path, arg_max(reason, logged_at) AS reason FROM ingest_log WHERE outcome = 'rejected' AND path IN"
+        " (SELECT unnest(?)) GROUP BY path",
+        [list(asked)],
+    )
     known = {row["path"]: row["reason"] for row in last}
     new = {path: reason for path, reason in asked.items() if known.get(path) != reason}
     count = len(new)
-    columns: dict[str, list[Any]] = {"logged_at": [now()] * count, "path": list(new), "outcome": ["rejected"] * count, "run_id": [None] * count, "reason": list(new.values())}
+    columns: dict[str, list[Any]] = {
+        "logged_at": [now()] * count,
+        "path": list(new),
+        "outcome": ["rejected"] * count,
+        "run_id": [None] * count,
+        "reason": list(new.values()),
+    }
     store.insert("ingest_log", columns)
 
 
@@ -116,9 +142,10 @@ class _Answers:
         if not asked:
             return
         rows = store.rows(
-            "SELECT v.model_key, r.run_id, r.path, v.digest_after AS digest, t.task, t.log_likelihoods_hash AS hash FROM run_tasks t "
-            "JOIN runs r USING (run_id) JOIN variants v USING (variant_id) WHERE v.digest_after IS NOT NULL AND t.log_likelihoods >= $1 "
-            "AND t.run_id IN (SELECT run_id FROM run_tasks WHERE log_likelihoods_hash IN (SELECT unnest($2))) ORDER BY r.run_id",
+            "SELECT v.model_key, r.run_id, r.path, v.digest_after AS digest, t.task, t.log_likelihoods_hash AS hash"
+            " FROM run_tasks t JOIN runs r USING (run_id) JOIN variants v USING (variant_id) WHERE v.digest_after IS"
+            " NOT NULL AND t.log_likelihoods >= $1 AND t.run_id IN (SELECT run_id FROM run_tasks WHERE"
+            " log_likelihoods_hash IN (SELECT unnest($2))) ORDER BY r.run_id",
             [_FEWEST_LOG_LIKELIHOODS, [hash_ for run in asked for hash_ in _hashes(run).values()]],
         )
         by_run: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -127,37 +154,59 @@ class _Answers:
         for run_id, of_run in by_run.items():
             first = of_run[0]
             hashes = {row["task"]: row["hash"] for row in of_run}
-            self._by_model[first["model_key"]].append(_Answered(run_id, first["path"], first["digest"], hashes, _stored_changes(store, run_id)))
+            self._by_model[first["model_key"]].append(
+                _Answered(run_id, first["path"], first["digest"], hashes, _stored_changes(store, run_id))
+            )
 
     def remember(self, run: Run) -> None:
         """Take a run of the group for stored."""
         if run.variant.digest_after is not None and (hashes := _hashes(run)):
             changes = [matrix.relative_error for matrix in run.matrices]
-            self._by_model[run.variant.model_key].append(_Answered(run.run_id, str(run.path), run.variant.digest_after, dict(hashes), lambda: changes))
+            self._by_model[run.variant.model_key].append(
+                _Answered(run.run_id, str(run.path), run.variant.digest_after, dict(hashes), lambda: changes)
+            )
 
     def copied(self, run: Run) -> Unreadable | str | None:
-        """Of a run whose every answer is to the bit that of a run with other weights: why it cannot be what it says, or, where no cache can have served both, what is to be said of it."""
+        """Of a run whose every answer is to the bit that of a run with other weights: why it cannot be what it says,
+        or, where no cache can have served both, what is to be said of it.
+        """
         mine = _hashes(run)
         if run.variant.digest_after is None or not mine:
             return None
         limit = ROUNDING.get(run.variant.dtype or "float32", ROUNDING["float32"])
         for other in self._by_model[run.variant.model_key]:
             shared = sorted(other.hashes.keys() & mine.keys())
-            if other.digest == run.variant.digest_after or not shared or any(other.hashes[task] != mine[task] for task in shared):
+            if (
+                other.digest == run.variant.digest_after
+                or not shared
+                or any(other.hashes[task] != mine[task] for task in shared)
+            ):
                 continue
             changes = [matrix.relative_error for matrix in run.matrices] + other.changes()
             if all(change is not None and change <= limit for change in changes):
                 continue
-            finding = f"every log-likelihood of {', '.join(shared)} equals to the bit that of {other.path}, although the weights differ"
+            finding = (
+                f"every log-likelihood of {', '.join(shared)} equals to the bit that of {other.path}, although the"
+                " weights differ"
+            )
             if run.request_cache is False:
-                return f"{finding}: what was edited has no part in these answers (an expert that no token is sent to, say), or the edit did not take effect"
-            return Unreadable(f"{finding}: the two were probably served by one request cache. Run it again without --use_cache")
+                return (
+                    f"{finding}: what was edited has no part in these answers (an expert that no token is sent to,"
+                    " say), or the edit did not take effect"
+                )
+            return Unreadable(
+                f"{finding}: the two were probably served by one request cache. Run it again without --use_cache"
+            )
         return None
 
 
 def _hashes(run: Run) -> dict[str, str | None]:
-    return {task.task: task.log_likelihoods_hash for task in run.tasks if task.log_likelihoods >= _FEWEST_LOG_LIKELIHOODS}
+    return {
+        task.task: task.log_likelihoods_hash for task in run.tasks if task.log_likelihoods >= _FEWEST_LOG_LIKELIHOODS
+    }
 
 
 def _stored_changes(store: Store, run_id: str) -> Callable[[], list[float | None]]:
-    return lambda: [row["relative_error"] for row in store.rows("SELECT relative_error FROM receipts WHERE run_id = ?", [run_id])]
+    return lambda: [
+        row["relative_error"] for row in store.rows("SELECT relative_error FROM receipts WHERE run_id = ?", [run_id])
+    ]

@@ -61,7 +61,9 @@ def repository() -> Path:
 
 
 class _CurrentStderr:
-    """Standard error as it is when written to: lm-eval's log handler, made once, would hold on to the captured stream of its first test."""
+    """Standard error as it is when written to: lm-eval's log handler, made once, would hold on to the captured stream
+    of its first test.
+    """
 
     def write(self, text: str) -> None:
         sys.stderr.write(text)

@@ -33,7 +33,14 @@ def installed(example: str, tmp_path: Path) -> Path:
 
 def command(site: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])}
-    return subprocess.run([sys.executable, "-m", "harness_ext", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "harness_ext", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_the_example_is_short(example: str) -> None:
@@ -41,8 +48,24 @@ def test_the_example_is_short(example: str) -> None:
 
 
 def test_the_example_runs_as_a_step_of_a_recipe(installed: Path, tmp_path: Path) -> None:
-    (tmp_path / "soft.yaml").write_text("name: soft\nsteps:\n- {method: soft_threshold, matrices: [up_proj], layers: [-1], share: 0.3}\n")
-    arguments = ["run", "--model", "hf", "--model_args", "pretrained=demo", "--tasks", "int_mult", "--limit", "8", "--device", "cpu", "--recipe", "soft.yaml"]
+    (tmp_path / "soft.yaml").write_text(
+        "name: soft\nsteps:\n- {method: soft_threshold, matrices: [up_proj], layers: [-1], share: 0.3}\n"
+    )
+    arguments = [
+        "run",
+        "--model",
+        "hf",
+        "--model_args",
+        "pretrained=demo",
+        "--tasks",
+        "int_mult",
+        "--limit",
+        "8",
+        "--device",
+        "cpu",
+        "--recipe",
+        "soft.yaml",
+    ]
     done = command(installed, *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.glob("results/demo/soft-*/receipt.json")
@@ -52,7 +75,7 @@ def test_the_example_runs_as_a_step_of_a_recipe(installed: Path, tmp_path: Path)
 
 def test_the_example_computes_its_formula(example: str) -> None:
     namespace: dict[str, object] = {"__name__": "example"}
-    exec(compile(example, "example", "exec"), namespace)  # noqa: S102 - our own document
+    exec(compile(example, "example", "exec"), namespace)
     from harness_ext.methods import Svd, _registry
 
     _registry.pop("soft_threshold")

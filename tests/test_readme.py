@@ -11,7 +11,9 @@ START, END = "<!-- recipes: kept equal to `lm_eval recipes` by a test -->\n", "<
 
 def recipe_table() -> str:
     """The recipes as the README lists them."""
-    rows = [f"| `{recipe.name}` | {recipe.summary} | {recipe.source} |" for recipe in map(parse_recipe, shipped_names())]
+    rows = [
+        f"| `{recipe.name}` | {recipe.summary} | {recipe.source} |" for recipe in map(parse_recipe, shipped_names())
+    ]
     return "\n".join(["| recipe | what it does | source |", "|---|---|---|", *rows]) + "\n"
 
 
@@ -26,7 +28,8 @@ def test_the_python_of_the_readme_runs(repository: Path) -> None:
     (start,) = [number for number, line in enumerate(text.splitlines()) if line.startswith("    import harness_ext")]
     block = text.splitlines()[start : start + 3]
     namespace: dict[str, object] = {}
-    exec("\n".join(line.strip() for line in block[:2]) + "\nresults = " + block[2].strip(), namespace)  # noqa: S102 - our own README
+    code = "\n".join(line.strip() for line in block[:2]) + "\nresults = " + block[2].strip()
+    exec(code, namespace)
     assert namespace["results"]["config"]["recipe"] == "laser"  # type: ignore[index]
 
 

@@ -1,6 +1,7 @@
 """The wheel in an environment of its own: what it carries, what it puts where, and that its commands work.
 
-The environment sees the libraries of the one that runs the tests, so that nothing is fetched; with `LM_EVAL_RECIPES_FULL_INSTALL` set,
+The environment sees the libraries of the one that runs the tests, so that nothing is fetched; with
+`LM_EVAL_RECIPES_FULL_INSTALL` set,
 everything is installed into an empty one from the package index, under the pinned set.
 """
 
@@ -35,7 +36,8 @@ SHOULD_CARRY = (
 
 
 def run(*command: object, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True, **options)  # type: ignore[call-overload, no-any-return]
+    words = [str(part) for part in command]
+    return subprocess.run(words, capture_output=True, text=True, check=True, **options)  # type: ignore
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +54,17 @@ class Environment:
     def __init__(self, folder: Path) -> None:
         self.scripts = folder / ("Scripts" if os.name == "nt" else "bin")
         self.python = self.scripts / "python"
-        self.variables = {**os.environ, "PATH": f"{self.scripts}{os.pathsep}{os.environ['PATH']}", "LM_EVAL_RECIPES_CACHE": str(folder / "cache")}
+        self.variables = {
+            **os.environ,
+            "PATH": f"{self.scripts}{os.pathsep}{os.environ['PATH']}",
+            "LM_EVAL_RECIPES_CACHE": str(folder / "cache"),
+        }
         self.variables.pop("PYTHONPATH", None)
 
     def run(self, *command: object, cwd: Path, code: int = 0) -> str:
-        done = subprocess.run([str(part) for part in command], cwd=cwd, env=self.variables, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [str(part) for part in command], cwd=cwd, env=self.variables, capture_output=True, text=True, check=False
+        )
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout
 
@@ -71,7 +79,17 @@ def environment(wheel: Path, repository: Path, tmp_path_factory: pytest.TempPath
     run(sys.executable, "-m", "venv", folder)
     made = Environment(folder)
     if os.environ.get("LM_EVAL_RECIPES_FULL_INSTALL"):
-        run(made.python, "-m", "pip", "install", "--quiet", "--constraint", repository / "constraints.txt", wheel, env=made.variables)
+        run(
+            made.python,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--constraint",
+            repository / "constraints.txt",
+            wheel,
+            env=made.variables,
+        )
     else:
         run(made.python, "-m", "pip", "install", "--quiet", "--no-deps", wheel, env=made.variables)
         # A plain path line: the libraries are seen, the checkout (by way of their own .pth file) is not.
@@ -81,7 +99,11 @@ def environment(wheel: Path, repository: Path, tmp_path_factory: pytest.TempPath
 
 def test_contents(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names} == {"harness_ext", "leaderboard", next(name.split("/")[0] for name in names if name.endswith("METADATA")).split("/")[0]}
+    assert {name.split("/")[0] for name in names} == {
+        "harness_ext",
+        "leaderboard",
+        next(name.split("/")[0] for name in names if name.endswith("METADATA")).split("/")[0],
+    }
     assert set(SHOULD_CARRY) <= set(names)
     assert not [name for name in names if "__pycache__" in name or name.endswith(".duckdb")]
     assert sum(info.file_size for info in zipfile.ZipFile(wheel).infolist()) < 30e6
@@ -90,7 +112,11 @@ def test_contents(wheel: Path) -> None:
 def test_every_data_file_of_the_packages_is_carried(wheel: Path, repository: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     tracked = run("git", "-C", repository, "ls-files", "harness_ext", "leaderboard", "tasks").stdout.splitlines()
-    expected = {f"harness_ext/{name}" if name.startswith("tasks/") else name for name in tracked if (repository / name).is_file() and name != BUILD_HOOK}
+    expected = {
+        f"harness_ext/{name}" if name.startswith("tasks/") else name
+        for name in tracked
+        if (repository / name).is_file() and name != BUILD_HOOK
+    }
     assert expected <= names
 
 
@@ -111,22 +137,41 @@ def test_the_scripts_are_ours(environment: Environment, tmp_path: Path) -> None:
 
 
 def test_a_recipe_runs_from_the_wheel(environment: Environment, tmp_path: Path) -> None:
-    arguments = ["run", "--model", "hf", "--model_args", "pretrained=demo", "--tasks", "int_mult", "--recipe", "laser", "--limit", "8", "--device", "cpu", "--batch_size", "8"]
+    arguments = [
+        "run",
+        "--model",
+        "hf",
+        "--model_args",
+        "pretrained=demo",
+        "--tasks",
+        "int_mult",
+        "--recipe",
+        "laser",
+        "--limit",
+        "8",
+        "--device",
+        "cpu",
+        "--batch_size",
+        "8",
+    ]
     printed = environment.run("lm_eval", *arguments, cwd=tmp_path)
     assert "laser" in printed
     assert (tmp_path / "results" / "leaderboard.duckdb").is_file()
     assert len(list(tmp_path.rglob("receipt.json"))) == 2
-    sources = environment.run(environment.python, "-c", "import harness_ext, leaderboard; print(harness_ext.__file__, leaderboard.__file__)", cwd=tmp_path)
+    sources = environment.run(
+        environment.python,
+        "-c",
+        "import harness_ext, leaderboard; print(harness_ext.__file__, leaderboard.__file__)",
+        cwd=tmp_path,
+    )
     assert sources.count(str(environment.site_packages)) == 2
 
 
 def test_the_backend_works_from_python(environment: Environment, tmp_path: Path) -> None:
     code = (
-        "import harness_ext\n"
-        "from lm_eval import simple_evaluate\n"
-        "from harness_ext.task_index import task_manager\n"
-        "done = simple_evaluate(model='hf-recipe', model_args='pretrained=demo,recipe=laser', tasks=['int_mult'], limit=4, device='cpu', task_manager=task_manager())\n"
-        "print(sorted(done['results']))\n"
+        "import harness_ext\nfrom lm_eval import simple_evaluate\nfrom harness_ext.task_index import task_manager\ndone"
+        " = simple_evaluate(model='hf-recipe', model_args='pretrained=demo,recipe=laser', tasks=['int_mult'], limit=4,"
+        " device='cpu', task_manager=task_manager())\nprint(sorted(done['results']))\n"
     )
     assert "['int_mult']" in environment.run(environment.python, "-c", code, cwd=tmp_path)
 
@@ -138,7 +183,17 @@ def test_doctor_sees_that_lm_eval_took_its_script_back(environment: Environment,
     try:
         report = environment.run("lm-eval-recipes", "doctor", cwd=tmp_path, code=1)
         assert f"{script} was taken back" in report and "pip install --force-reinstall --no-deps" in report
-        run(environment.python, "-m", "pip", "install", "--quiet", "--force-reinstall", "--no-deps", wheel, env=environment.variables)
+        run(
+            environment.python,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--force-reinstall",
+            "--no-deps",
+            wheel,
+            env=environment.variables,
+        )
         assert "FAIL" not in environment.run("lm-eval-recipes", "doctor", cwd=tmp_path)
     finally:
         script.write_text(ours)

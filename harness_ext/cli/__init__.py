@@ -1,8 +1,11 @@
 """The command line: lm-eval's own commands plus ours, in one parser.
 
-Notable choices. lm-eval has no hook for flags, so its `HarnessCLI` is subclassed: it builds its own parsers first, then `run` gains our
-two flags and our commands are added beside its. Whatever lm-eval adds later comes along. Exit codes: 0 done, 1 a check that failed,
-3 a gate that cannot tell, 2 a mistake the user can mend, a failed variant, or Ctrl-C: a message on stderr, no traceback.
+Notable choices. lm-eval has no hook for flags, so its `HarnessCLI` is subclassed: it builds its own parsers first, then
+`run` gains our
+two flags and our commands are added beside its. Whatever lm-eval adds later comes along. Exit codes: 0 done, 1 a check
+that failed,
+3 a gate that cannot tell, 2 a mistake the user can mend, a failed variant, or Ctrl-C: a message on stderr, no
+traceback.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""`lm_eval baseline`: choose the run that a model's others, or later ones of a recipe, are measured against, and list the choices."""
+"""`lm_eval baseline`: choose the run that a model's others, or later ones of a recipe, are measured against, and list
+the choices.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +22,33 @@ class Baseline(SubCommand):
         self._parser = subparsers.add_parser(
             "baseline",
             help="Choose the run that others are compared with",
-            description="Choose the runs that others are measured against. An unedited run becomes its model's baseline; without one, a model's earliest unedited run of the same settings "
-            "stands in. An edited run is blessed: `lm_eval gate` compares later runs of its recipe with it.",
+            description=(
+                "Choose the runs that others are measured against. An unedited run becomes its model's baseline;"
+                " without one, a model's earliest unedited run of the same settings stands in. An edited run is"
+                " blessed: `lm_eval gate` compares later runs of its recipe with it."
+            ),
         )
         self._add_args()
 
     def _add_args(self) -> None:
         actions = self._parser.add_subparsers(metavar="ACTION", required=True)
-        chosen = actions.add_parser("set", help="Pin an unedited run as its model's baseline, or bless an edited one for its recipe; earlier choices stay on record")
+        chosen = actions.add_parser(
+            "set",
+            help=(
+                "Pin an unedited run as its model's baseline, or bless an edited one for its recipe; earlier choices"
+                " stay on record"
+            ),
+        )
         chosen.add_argument("run", metavar="RUN", help="The run's folder or results file, or the beginning of its id")
         chosen.add_argument("--reason", required=True, metavar="<text>", help="Why this run; kept on record")
-        chosen.add_argument("--base", action="store_true", help="Make an edited run, too, the baseline that its model's others are compared with")
-        listed = actions.add_parser("list", help="List all choices, earliest first; the last of a model, or of a model and recipe, counts")
+        chosen.add_argument(
+            "--base",
+            action="store_true",
+            help="Make an edited run, too, the baseline that its model's others are compared with",
+        )
+        listed = actions.add_parser(
+            "list", help="List all choices, earliest first; the last of a model, or of a model and recipe, counts"
+        )
         for parser, function in ((chosen, self._set), (listed, self._list)):
             add_database_argument(parser)
             parser.set_defaults(func=function)
@@ -54,7 +71,11 @@ class Baseline(SubCommand):
         found = pins(args.database)
         for entry in found:
             print(f"{'* ' if entry.current else '  '}{'blessed' if entry.blessed else 'pinned '} {_line(entry)}")
-        print("* counts now" if found else "no baseline is pinned: a model's earliest unedited run of the same settings stands in")
+        print(
+            "* counts now"
+            if found
+            else "no baseline is pinned: a model's earliest unedited run of the same settings stands in"
+        )
 
 
 def _line(pin: Pin) -> str:

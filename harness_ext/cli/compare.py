@@ -1,4 +1,6 @@
-"""`lm_eval compare A B`: two runs, the second against the first, by the leaderboard's own statistics. Nothing is stored."""
+"""`lm_eval compare A B`: two runs, the second against the first, by the leaderboard's own statistics. Nothing is
+stored.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,12 @@ class Compare(SubCommand):
         self._parser.set_defaults(func=self._execute)
 
     def _add_args(self) -> None:
-        self._parser.add_argument("a", type=Path, metavar="A", help="The run to compare with: its folder or its results_*.json")
-        self._parser.add_argument("b", type=Path, metavar="B", help="The run to judge: its folder or its results_*.json")
+        self._parser.add_argument(
+            "a", type=Path, metavar="A", help="The run to compare with: its folder or its results_*.json"
+        )
+        self._parser.add_argument(
+            "b", type=Path, metavar="B", help="The run to judge: its folder or its results_*.json"
+        )
 
     @staticmethod
     def _execute(args: argparse.Namespace) -> None:

@@ -1,8 +1,11 @@
 """What a `run` was asked to do: lm-eval's own configuration plus our two keys, `recipe` and `control`.
 
-Notable choices. Our keys are taken out of the YAML file and the flags before lm-eval sees them, because its `EvaluatorConfig` rejects
-what it does not know; everything else is read, merged and checked by lm-eval itself. A flag replaces the key of the same name in the
-file, as lm-eval does for its own. With a recipe, `output_path` defaults to `results` and samples are always logged, since the paired
+Notable choices. Our keys are taken out of the YAML file and the flags before lm-eval sees them, because its
+`EvaluatorConfig` rejects
+what it does not know; everything else is read, merged and checked by lm-eval itself. A flag replaces the key of the
+same name in the
+file, as lm-eval does for its own. With a recipe, `output_path` defaults to `results` and samples are always logged,
+since the paired
 statistics need them. The word `demo` for a model is resolved here, for runs with and without a recipe.
 """
 
@@ -40,7 +43,8 @@ class Asked:
 def read_config_file(path: str | None) -> dict[str, Any]:
     """The mapping in a `--config` file, read by lm-eval; empty without one.
 
-    A file that lm-eval would refuse gives an empty mapping too: the refusal is lm-eval's to word, when it reads the file itself.
+    A file that lm-eval would refuse gives an empty mapping too: the refusal is lm-eval's to word, when it reads the
+    file itself.
     """
     if not path:
         return {}
@@ -70,7 +74,10 @@ def _names(key: str, from_file: Mapping[str, Any], path: str | None) -> tuple[st
     value = from_file[key]
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name.strip() for name in names):
-        raise UserError(f"`{key}:` in {path} must be a name or a list of names, not {value!r}; write for example `{key}: [laser, svd]` or remove the key")
+        raise UserError(
+            f"`{key}:` in {path} must be a name or a list of names, not {value!r}; write for example `{key}: [laser,"
+            " svd]` or remove the key"
+        )
     return tuple(names)
 
 
@@ -80,14 +87,21 @@ def run_config(args: argparse.Namespace, wanted: Asked) -> RunConfig:
     Raises `UserError` for what lm-eval refuses (in its own words) and for settings that make no sense with a recipe.
     """
     if not wanted.recipes:
-        raise UserError("--control needs --recipe: a control is compared with the recipe whose budget it takes; name both, for example --recipe laser --control random-subspace")
+        raise UserError(
+            "--control needs --recipe: a control is compared with the recipe whose budget it takes; name both, for"
+            " example --recipe laser --control random-subspace"
+        )
     harness = _harness_config(args)
     _refuse(harness)
     # lm-eval reads a folder called `nan` or `7` as a number.
     harness.model_args["pretrained"] = name = str(harness.model_args["pretrained"])
     harness.model_args = resolve_demo(harness.model, harness.model_args)
-    # lm-eval merges model_args into the metadata of tasks (for those that need a tokenizer), so the folder goes there too.
-    harness.metadata = {**harness.metadata, **{key: harness.model_args[key] for key in ("pretrained",) if key in harness.metadata}}
+    # lm-eval merges model_args into the metadata of tasks (for those that need a tokenizer), so the folder goes there
+    # too.
+    harness.metadata = {
+        **harness.metadata,
+        **{key: harness.model_args[key] for key in ("pretrained",) if key in harness.metadata},
+    }
     return RunConfig(harness, wanted.recipes, wanted.controls, name, command_line())
 
 
@@ -108,7 +122,11 @@ def _harness_config(args: argparse.Namespace) -> EvaluatorConfig:
         @staticmethod
         def load_yaml_config(config_path: str | Path) -> dict[str, Any]:
             values = evaluate_config.EvaluatorConfig.load_yaml_config(config_path)
-            return {"output_path": "results", **{key: value for key, value in values.items() if key not in KEYS}, "log_samples": True}
+            return {
+                "output_path": "results",
+                **{key: value for key, value in values.items() if key not in KEYS},
+                "log_samples": True,
+            }
 
     flags = {key: value for key, value in vars(args).items() if key not in KEYS}
     flags["log_samples"] = True
@@ -127,23 +145,33 @@ def _refuse(harness: EvaluatorConfig) -> None:
             "or run without --recipe"
         )
     if not harness.model_args.get("pretrained"):
-        raise UserError("no model given: add --model_args pretrained=NAME (a hub name, a local folder, or `demo` for the embedded model)")
+        raise UserError(
+            "no model given: add --model_args pretrained=NAME (a hub name, a local folder, or `demo` for the embedded"
+            " model)"
+        )
     if "recipe" in harness.model_args:
         raise UserError("the recipe is given twice: by --recipe and by `recipe=` in --model_args; keep one of them")
     if harness.use_cache:
         raise UserError(
-            "--use_cache cannot be combined with --recipe: its cache is keyed by the model's name and would return the unedited model's answers; "
-            "leave it out (finished recipes are not run again anyway)"
+            "--use_cache cannot be combined with --recipe: its cache is keyed by the model's name and would return the"
+            " unedited model's answers; leave it out (finished recipes are not run again anyway)"
         )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
-            "--recipe edits one copy of the model, and this is one of several processes (accelerate launch or torchrun): start the command by itself; "
-            "--model_args parallelize=True spreads a large model over the devices of one process"
+            "--recipe edits one copy of the model, and this is one of several processes (accelerate launch or"
+            " torchrun): start the command by itself; --model_args parallelize=True spreads a large model over the"
+            " devices of one process"
         )
     if harness.model_args.get("tp_plan"):
-        raise UserError("tp_plan cuts each matrix into pieces, which cannot be decomposed: use --model_args parallelize=True, which spreads whole layers over devices")
+        raise UserError(
+            "tp_plan cuts each matrix into pieces, which cannot be decomposed: use --model_args parallelize=True, which"
+            " spreads whole layers over devices"
+        )
     if harness.limit is not None and harness.limit <= 0:
-        raise UserError(f"--limit {harness.limit:g} leaves no document to score: give a number of documents, or a share between 0 and 1")
+        raise UserError(
+            f"--limit {harness.limit:g} leaves no document to score: give a number of documents, or a share between 0"
+            " and 1"
+        )
     if not harness.tasks:
         raise UserError("no task given: add --tasks NAME[,NAME...] (`lm_eval ls tasks` lists them)")
 
@@ -151,7 +179,8 @@ def _refuse(harness: EvaluatorConfig) -> None:
 def resolve_demo(model: str | None, model_args: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of `model_args` in which `pretrained=demo` is the folder of the embedded model.
 
-    Only for the Hugging Face backends, and not where the working directory has a model folder of that name, which lm-eval would load.
+    Only for the Hugging Face backends, and not where the working directory has a model folder of that name, which
+    lm-eval would load.
     """
     resolved = dict(model_args)
     if (model or "hf") not in RECIPE_BACKENDS or resolved.get("pretrained") != DEMO:

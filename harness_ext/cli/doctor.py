@@ -1,4 +1,6 @@
-"""`lm-eval-recipes doctor`: is this installation whole, and if not, how to mend it. Exit code 0 where it is, 1 where it is not."""
+"""`lm-eval-recipes doctor`: is this installation whole, and if not, how to mend it. Exit code 0 where it is, 1 where it
+is not.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,10 @@ class Doctor(SubCommand):
         self._parser = subparsers.add_parser(
             "doctor",
             help="Check the installation",
-            description="Check the installation: versions, scripts, entry points, the task index, the database. Exit code 1 where something needs mending.",
+            description=(
+                "Check the installation: versions, scripts, entry points, the task index, the database. Exit code 1"
+                " where something needs mending."
+            ),
         )
         self._add_args()
         self._parser.set_defaults(func=self._execute)
@@ -73,16 +78,27 @@ def _scripts() -> Iterator[Finding]:
     scripts = environment_scripts()
     for item in scripts:
         if item.path is None:
-            yield Finding("note", f"no script {item.name} in this environment; `lm-eval-recipes` and `python -m harness_ext` do the same")
+            yield Finding(
+                "note",
+                f"no script {item.name} in this environment; `lm-eval-recipes` and `python -m harness_ext` do the same",
+            )
         elif item.owner == "ours":
             yield Finding("ok", f"{item.path} is ours")
         else:
             yield Finding("FAIL", f"{item.path} was taken back by lm-eval and knows no --recipe: {mend_command()}")
     on_path = path_script()
     if on_path.path is None:
-        yield Finding("note", f"this environment's scripts are not on PATH: activate it, or call {scripts[0].path or 'python -m harness_ext'}")
+        yield Finding(
+            "note",
+            "this environment's scripts are not on PATH: activate it, or call"
+            f" {scripts[0].path or 'python -m harness_ext'}",
+        )
     elif scripts[0].path and not on_path.path.samefile(scripts[0].path):
-        yield Finding("FAIL" if on_path.owner != "ours" else "note", f"PATH finds another lm_eval first ({on_path.path}, {on_path.owner}): activate this environment, or call {scripts[0].path}")
+        yield Finding(
+            "FAIL" if on_path.owner != "ours" else "note",
+            f"PATH finds another lm_eval first ({on_path.path}, {on_path.owner}): activate this environment, or call"
+            f" {scripts[0].path}",
+        )
 
 
 def _entry_points() -> Iterator[Finding]:
@@ -93,7 +109,11 @@ def _entry_points() -> Iterator[Finding]:
     if BACKEND_TARGET in declared:
         yield Finding("ok", f"entry point lm_eval.models: {BACKEND}")
     else:
-        yield Finding("FAIL", f"the entry point {BACKEND} is not declared, so that later versions of lm-eval will not find it: {mend_command()}")
+        yield Finding(
+            "FAIL",
+            f"the entry point {BACKEND} is not declared, so that later versions of lm-eval will not find it:"
+            f" {mend_command()}",
+        )
 
 
 def _model_and_tasks() -> Iterator[Finding]:
@@ -101,9 +121,19 @@ def _model_and_tasks() -> Iterator[Finding]:
     from harness_ext.task_index import tasks_root
 
     weights = demo_path() / "model.safetensors"
-    yield Finding("ok", f"embedded model at {demo_path()}") if weights.is_file() else Finding("FAIL", f"the embedded model is missing ({weights}): reinstall, or `make demo-model` in a checkout")
+    yield (
+        Finding("ok", f"embedded model at {demo_path()}")
+        if weights.is_file()
+        else Finding(
+            "FAIL", f"the embedded model is missing ({weights}): reinstall, or `make demo-model` in a checkout"
+        )
+    )
     files = list(tasks_root().rglob("*.yaml"))
-    yield Finding("ok", f"{len(files)} task files at {tasks_root()}") if files else Finding("FAIL", f"our task files are missing ({tasks_root()}): reinstall")
+    yield (
+        Finding("ok", f"{len(files)} task files at {tasks_root()}")
+        if files
+        else Finding("FAIL", f"our task files are missing ({tasks_root()}): reinstall")
+    )
 
 
 def _task_index() -> Finding:
@@ -113,11 +143,19 @@ def _task_index() -> Finding:
     from harness_ext.task_index import default_root, find_seam, tasks_root
 
     if find_seam() is None:
-        return Finding("note", f"lm-eval {lm_eval.__version__} finds tasks in a way this version does not know: starts are slow, and our tasks need --include_path {tasks_root()}")
+        return Finding(
+            "note",
+            f"lm-eval {lm_eval.__version__} finds tasks in a way this version does not know: starts are slow, and our"
+            f" tasks need --include_path {tasks_root()}",
+        )
     root = default_root()
     path = task_cache.cache_file(root, lm_eval.__version__)
     if path is None:
-        return Finding("note", "no task index: there is no home folder for it, so every start parses all task files; set LM_EVAL_RECIPES_CACHE")
+        return Finding(
+            "note",
+            "no task index: there is no home folder for it, so every start parses all task files; set"
+            " LM_EVAL_RECIPES_CACHE",
+        )
     if not path.is_file():
         return Finding("note", f"no task index yet at {path}: the first run makes it")
     if task_cache.read(path, task_cache.fingerprint(root)) is None:

@@ -11,7 +11,8 @@ from lm_eval._cli.utils import MergeDictAction
 EPILOG = """
 examples:
   $ lm-eval export --model hf --model_args pretrained=demo --recipe laser --out edited
-  $ lm-eval export --model hf --model_args pretrained=demo --recipe ablation-prune:calibration.task=int_mult --out edited
+  $ lm-eval export --model hf --model_args pretrained=demo --out edited \\
+      --recipe ablation-prune:calibration.task=int_mult
 """
 
 
@@ -22,7 +23,10 @@ class Export(SubCommand):
         self._parser = subparsers.add_parser(
             "export",
             help="Write an edited model as a checkpoint",
-            description="Apply a recipe and write the model as safetensors, with tokenizer, receipt and model card; plain transformers loads it.",
+            description=(
+                "Apply a recipe and write the model as safetensors, with tokenizer, receipt and model card; plain"
+                " transformers loads it."
+            ),
             epilog=EPILOG,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
@@ -31,10 +35,30 @@ class Export(SubCommand):
 
     def _add_args(self) -> None:
         self._parser.add_argument("--model", "-M", default="hf", metavar="<model>", help="The backend: hf")
-        self._parser.add_argument("--model_args", "-a", nargs="+", action=MergeDictAction, required=True, metavar="<arg>", help="As in `lm-eval run`")
-        self._parser.add_argument("--recipe", required=True, metavar="<recipe>", help="A name, name:key=value,key=value, or a YAML file; a calibrated one names its task: calibration.task=TASK")
-        self._parser.add_argument("--device", default="cpu", metavar="<device>", help="Where the edit is computed (default: cpu)")
-        self._parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="The folder to write, which must not exist")
+        self._parser.add_argument(
+            "--model_args",
+            "-a",
+            nargs="+",
+            action=MergeDictAction,
+            required=True,
+            metavar="<arg>",
+            help="As in `lm-eval run`",
+        )
+        self._parser.add_argument(
+            "--recipe",
+            required=True,
+            metavar="<recipe>",
+            help=(
+                "A name, name:key=value,key=value, or a YAML file; a calibrated one names its task:"
+                " calibration.task=TASK"
+            ),
+        )
+        self._parser.add_argument(
+            "--device", default="cpu", metavar="<device>", help="Where the edit is computed (default: cpu)"
+        )
+        self._parser.add_argument(
+            "--out", type=Path, required=True, metavar="DIR", help="The folder to write, which must not exist"
+        )
 
     @staticmethod
     def _execute(args: argparse.Namespace) -> None:
@@ -56,7 +80,11 @@ class Export(SubCommand):
         if args.out.exists():
             raise UserError(f"{args.out} exists already; name a folder that does not, with --out")
         arguments = resolve_demo(args.model, args.model_args)
-        checkpoint.check_local(str(arguments["pretrained"]), str(arguments.get("subfolder") or ""), pickle_allowed=arguments.get("use_safetensors") is False)
+        checkpoint.check_local(
+            str(arguments["pretrained"]),
+            str(arguments.get("subfolder") or ""),
+            pickle_allowed=arguments.get("use_safetensors") is False,
+        )
         report_for(None)
         preload_hf()
         from harness_ext.lm import RecipeLM, documents_of_named_tasks
@@ -66,4 +94,7 @@ class Export(SubCommand):
         dense = export(lm, args.out, str(args.model_args["pretrained"]), list(command_line()))
         print(f"{args.recipe} on {args.model_args['pretrained']}: written to {args.out}")
         if dense:
-            print(f"{dense} {'layer' if dense == 1 else 'layers'} of two thin ones in the recipe: written as their product, since plain transformers has no place for factors")
+            print(
+                f"{dense} {'layer' if dense == 1 else 'layers'} of two thin ones in the recipe: written as their"
+                " product, since plain transformers has no place for factors"
+            )

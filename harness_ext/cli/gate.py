@@ -14,7 +14,9 @@ class Gate(SubCommand):
     """Judge a run by a policy."""
 
     def __init__(self, subparsers: argparse._SubParsersAction) -> None:
-        self._parser = subparsers.add_parser("gate", help="Judge a run by a policy: pass, warn, fail or inconclusive", description=DESCRIPTION)
+        self._parser = subparsers.add_parser(
+            "gate", help="Judge a run by a policy: pass, warn, fail or inconclusive", description=DESCRIPTION
+        )
         self._add_args()
         self._parser.set_defaults(func=self._execute)
 

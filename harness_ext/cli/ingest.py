@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 def add_database_argument(parser: argparse.ArgumentParser) -> None:
     """The flag that names the database, the same for every command that reads or writes it."""
     parser.add_argument(
-        "--database", type=Path, default=DEFAULT_DATABASE, metavar="<path>", help=f"The leaderboard's database (default: {DEFAULT_DATABASE}, wherever the results lie)"
+        "--database",
+        type=Path,
+        default=DEFAULT_DATABASE,
+        metavar="<path>",
+        help=f"The leaderboard's database (default: {DEFAULT_DATABASE}, wherever the results lie)",
     )
 
 
@@ -30,20 +34,44 @@ class Ingest(SubCommand):
         self._parser = subparsers.add_parser(
             "ingest",
             help="Add results to the leaderboard",
-            description="Add run folders, or the output of plain lm-eval from any machine, to the leaderboard. What it holds already is left alone. "
-            "The database is the one that --database names, also where PATH holds another.",
+            description=(
+                "Add run folders, or the output of plain lm-eval from any machine, to the leaderboard. What it holds"
+                " already is left alone. The database is the one that --database names, also where PATH holds another."
+            ),
         )
         self._add_args()
         self._parser.set_defaults(func=self._execute)
 
     def _add_args(self) -> None:
-        self._parser.add_argument("paths", type=Path, nargs="*", metavar="PATH", help="Folders (searched to the bottom) or results_*.json files; default: the database's folder")
-        add_database_argument(self._parser)
-        self._parser.add_argument("--rebuild", action="store_true", help="Make the database anew from the paths; the run folders are the truth, it is an index")
         self._parser.add_argument(
-            "--watch", type=float, nargs="?", const=5.0, default=None, metavar="<seconds>", help="Keep looking for new runs, every so many seconds (default: 5), until Ctrl-C"
+            "paths",
+            type=Path,
+            nargs="*",
+            metavar="PATH",
+            help="Folders (searched to the bottom) or results_*.json files; default: the database's folder",
         )
-        self._parser.add_argument("--timeout", type=float, default=30.0, metavar="<seconds>", help="How long to wait for another writer (default: 30)")
+        add_database_argument(self._parser)
+        self._parser.add_argument(
+            "--rebuild",
+            action="store_true",
+            help="Make the database anew from the paths; the run folders are the truth, it is an index",
+        )
+        self._parser.add_argument(
+            "--watch",
+            type=float,
+            nargs="?",
+            const=5.0,
+            default=None,
+            metavar="<seconds>",
+            help="Keep looking for new runs, every so many seconds (default: 5), until Ctrl-C",
+        )
+        self._parser.add_argument(
+            "--timeout",
+            type=float,
+            default=30.0,
+            metavar="<seconds>",
+            help="How long to wait for another writer (default: 30)",
+        )
 
     @staticmethod
     def _execute(args: argparse.Namespace) -> None:
@@ -75,7 +103,13 @@ def _watch(paths: list[Path], args: argparse.Namespace) -> NoReturn:
 def _tell(report: IngestReport, database: Path) -> None:
     from leaderboard.wording import plain
 
-    deleted = f", {len(report.deleted)} left out since deleted (`lm_eval runs list --deleted`)" if report.deleted else ""
-    print(f"{len(report.added)} added, {len(report.duplicates)} known already, {len(report.rejected)} rejected{deleted}: {database}", flush=True)
+    deleted = (
+        f", {len(report.deleted)} left out since deleted (`lm_eval runs list --deleted`)" if report.deleted else ""
+    )
+    print(
+        f"{len(report.added)} added, {len(report.duplicates)} known already, {len(report.rejected)} rejected{deleted}:"
+        f" {database}",
+        flush=True,
+    )
     for rejected in report.rejected:
         print(plain(f"rejected: {rejected.path}: {rejected.reason}"), file=sys.stderr)

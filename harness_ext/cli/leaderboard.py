@@ -23,8 +23,16 @@ class Leaderboard(SubCommand):
 
     def _add_args(self) -> None:
         add_database_argument(self._parser)
-        self._parser.add_argument("--host", type=str, default="127.0.0.1", metavar="<address>", help="Address to listen on (default: 127.0.0.1; any other shows the results to that network)")
-        self._parser.add_argument("--port", type=int, default=8501, metavar="<port>", help="Port to listen on (default: 8501)")
+        self._parser.add_argument(
+            "--host",
+            type=str,
+            default="127.0.0.1",
+            metavar="<address>",
+            help="Address to listen on (default: 127.0.0.1; any other shows the results to that network)",
+        )
+        self._parser.add_argument(
+            "--port", type=int, default=8501, metavar="<port>", help="Port to listen on (default: 8501)"
+        )
         self._parser.add_argument("--open", action="store_true", help="Open a browser as well")
 
     @staticmethod

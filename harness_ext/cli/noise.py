@@ -1,7 +1,9 @@
 """`lm_eval noise`: how many answers change when nothing does, at another batch size.
 
-The unedited model is scored twice, by the very path that `run --recipe baseline` takes, with one model in memory: once at each batch size. Both are run directories like any other, and the
-leaderboard shows beside every verdict how far a recipe's flips exceed what these two differ in. All flags of `run` that concern the model and its tasks hold here too.
+The unedited model is scored twice, by the very path that `run --recipe baseline` takes, with one model in memory: once
+at each batch size. Both are run directories like any other, and the
+leaderboard shows beside every verdict how far a recipe's flips exceed what these two differ in. All flags of `run` that
+concern the model and its tasks hold here too.
 """
 
 from __future__ import annotations
@@ -33,10 +35,19 @@ class Noise(Run):
         self._parser = subparsers.add_parser(
             "noise",
             help="Measure how many answers change at another batch size, without any edit",
-            description="Score the unedited model at two batch sizes. What differs between the two is rounding, and a recipe's flips have to exceed it. Takes the flags of `run`.",
+            description=(
+                "Score the unedited model at two batch sizes. What differs between the two is rounding, and a recipe's"
+                " flips have to exceed it. Takes the flags of `run`."
+            ),
         )
         self._add_args()
-        self._parser.add_argument("--other_batch_size", type=int, default=None, metavar="<size>", help=f"The second batch size (default: {TIMES} times --batch_size)")
+        self._parser.add_argument(
+            "--other_batch_size",
+            type=int,
+            default=None,
+            metavar="<size>",
+            help=f"The second batch size (default: {TIMES} times --batch_size)",
+        )
         self._parser.set_defaults(func=self._execute)
 
     @staticmethod
@@ -55,7 +66,10 @@ class Noise(Run):
 def _sizes(config: RunConfig, other: int | None) -> tuple[int, int]:
     given = str(config.harness.batch_size)
     if not given.isdigit() or int(given) < 1:
-        raise UserError(f"--batch_size {given} is no number of documents: the two sizes that are compared must be known, for example --batch_size 8 --other_batch_size 32")
+        raise UserError(
+            f"--batch_size {given} is no number of documents: the two sizes that are compared must be known, for"
+            " example --batch_size 8 --other_batch_size 32"
+        )
     second = TIMES * int(given) if other is None else other
     if second < 1 or second == int(given):
         raise UserError(f"--other_batch_size {second} must be a number of documents other than --batch_size {given}")
@@ -63,7 +77,9 @@ def _sizes(config: RunConfig, other: int | None) -> tuple[int, int]:
 
 
 def measure(config: RunConfig, first: int, second: int, report: Report) -> None:
-    """Score at both sizes, store both runs, print what differs. Raises UserError where a run failed, and LeaderboardError."""
+    """Score at both sizes, store both runs, print what differs. Raises UserError where a run failed, and
+    LeaderboardError.
+    """
     from harness_ext.cli.run_recipes import DATABASE, check_database
     from harness_ext.session import Session
 
@@ -102,7 +118,12 @@ def _show(database: Path, outcomes: list[Outcome], first: int, second: int) -> N
         raise UserError(f"{rejected.path} was not stored: {rejected.reason}")
     with open_store(database, read_only=True, timeout_s=PATIENCE_SECONDS) as store:
         ours = {find_run(store, str(path)) for path in paths}
-        measured = [floor for floors in noise.floors(store).values() for floor in floors if {floor.run_id, floor.other_run_id} == ours]
+        measured = [
+            floor
+            for floors in noise.floors(store).values()
+            for floor in floors
+            if {floor.run_id, floor.other_run_id} == ours
+        ]
     print(f"batch size {first} against {second}, nothing edited:")
     print(_lines(measured))
     print(f"log-likelihoods differ by up to {largest_difference(outcomes[0].run, outcomes[1].run):.2g}")
@@ -113,8 +134,9 @@ def _lines(measured: Iterable) -> str:
     from leaderboard.wording import percent, plain
 
     lines = [
-        f"  {plain(floor.task)}, {floor.metric if floor.filter == 'none' else f'{plain(floor.metric)} ({plain(floor.filter)})'}: "
-        f"{floor.flips} of {floor.documents:,} documents flipped, noise floor {percent(floor.rate)}"
+        f"  {plain(floor.task)},"
+        f" {floor.metric if floor.filter == 'none' else f'{plain(floor.metric)} ({plain(floor.filter)})'}:"
+        f" {floor.flips} of {floor.documents:,} documents flipped, noise floor {percent(floor.rate)}"
         for floor in measured
     ]
     return "\n".join(lines) or "  no task here has scores of right or wrong, so there are no flips to count"

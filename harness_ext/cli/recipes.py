@@ -32,7 +32,11 @@ class Recipes(SubCommand):
 
     def __init__(self, subparsers: argparse._SubParsersAction) -> None:
         self._parser = subparsers.add_parser(
-            "recipes", help="List, show and plan recipes", description="List, show and plan recipes.", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+            "recipes",
+            help="List, show and plan recipes",
+            description="List, show and plan recipes.",
+            epilog=EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         self._add_args()
         self._parser.set_defaults(func=self._list)
@@ -40,12 +44,30 @@ class Recipes(SubCommand):
     def _add_args(self) -> None:
         actions = self._parser.add_subparsers(metavar="ACTION")
         show = actions.add_parser("show", help="Print a recipe as a file that reproduces it, every default written out")
-        show.add_argument("recipe", metavar="RECIPE", nargs="?", help="A name, name:key=value,key=value, or a YAML file")
-        show.add_argument("--from", metavar="RUN", dest="run", help="A run folder instead: its recipe, with what its searches found in their place")
+        show.add_argument(
+            "recipe", metavar="RECIPE", nargs="?", help="A name, name:key=value,key=value, or a YAML file"
+        )
+        show.add_argument(
+            "--from",
+            metavar="RUN",
+            dest="run",
+            help="A run folder instead: its recipe, with what its searches found in their place",
+        )
         show.set_defaults(func=self._show)
-        planned = actions.add_parser("plan", help="Say what a recipe would do to a model, from its config and headers alone")
+        planned = actions.add_parser(
+            "plan", help="Say what a recipe would do to a model, from its config and headers alone"
+        )
         planned.add_argument("recipe", metavar="RECIPE", help="A name, name:key=value,key=value, or a YAML file")
-        planned.add_argument("--model_args", "-a", nargs="+", action=MergeDictAction, default=None, required=True, metavar="<arg>", help="As in `lm-eval run`: pretrained=NAME, also revision and subfolder")
+        planned.add_argument(
+            "--model_args",
+            "-a",
+            nargs="+",
+            action=MergeDictAction,
+            default=None,
+            required=True,
+            metavar="<arg>",
+            help="As in `lm-eval run`: pretrained=NAME, also revision and subfolder",
+        )
         planned.set_defaults(func=self._plan)
 
     def _list(self, args: argparse.Namespace) -> None:
@@ -55,7 +77,9 @@ class Recipes(SubCommand):
         indent = max(len(recipe.name) for recipe in recipes) + 2
         for recipe in recipes:
             print(_entry(recipe, indent, min(terminal_style().width, 120)))
-        print("\n`lm_eval recipes show NAME` prints one as a file; `lm_eval run ... --recipe NAME:key=value` changes it.")
+        print(
+            "\n`lm_eval recipes show NAME` prints one as a file; `lm_eval run ... --recipe NAME:key=value` changes it."
+        )
 
     def _show(self, args: argparse.Namespace) -> None:
         import yaml
@@ -79,12 +103,18 @@ class Recipes(SubCommand):
         arguments = resolve_demo("hf", args.model_args or {})
         if not arguments.get("pretrained"):
             raise UserError("no model given: add --model_args pretrained=NAME (a hub name, a local folder, or `demo`)")
-        found = read_checkpoint(str(arguments["pretrained"]), str(arguments.get("revision") or "main"), str(arguments.get("subfolder") or ""))
+        found = read_checkpoint(
+            str(arguments["pretrained"]),
+            str(arguments.get("revision") or "main"),
+            str(arguments.get("subfolder") or ""),
+        )
         print("\n".join(_plan_lines(recipe, plan(recipe, found), str(args.model_args["pretrained"]))))
 
 
 def _recipe_of_run(place: Path) -> dict[str, Any]:
-    """The recipe that a run folder, or its receipt, tells of, without searches. Raises UserError where it tells of none."""
+    """The recipe that a run folder, or its receipt, tells of, without searches. Raises UserError where it tells of
+    none.
+    """
     import json
 
     from harness_ext.errors import UserError
@@ -96,24 +126,42 @@ def _recipe_of_run(place: Path) -> dict[str, Any]:
     try:
         receipt = json.loads(path.read_text(encoding="utf-8"))
         failed = receipt["status"] != "complete"
-        data = without_searching(receipt["recipe"]["resolved"], receipt.get("searches", [])) | {"chosen_on": _chosen_on(receipt)}
+        data = without_searching(receipt["recipe"]["resolved"], receipt.get("searches", [])) | {
+            "chosen_on": _chosen_on(receipt)
+        }
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}; give a run folder, such as results/MODEL/RECIPE-ID") from None
+        raise UserError(
+            f"{path} cannot be read: {error.strerror or error}; give a run folder, such as results/MODEL/RECIPE-ID"
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is not the receipt of a run") from None
     if failed:
         raise UserError(f"the run in {place} failed, and its recipe found nothing; run it again")
     if receipt.get("searches"):
-        what = "What {} found on {}." if data["steps"] else "{} found nothing worth editing on {}: this recipe changes nothing."
-        data |= {"name": f"{data['name']}-found", "summary": what.format(receipt["recipe"]["label"], receipt["model"]["name"])}
+        what = (
+            "What {} found on {}."
+            if data["steps"]
+            else "{} found nothing worth editing on {}: this recipe changes nothing."
+        )
+        data |= {
+            "name": f"{data['name']}-found",
+            "summary": what.format(receipt["recipe"]["label"], receipt["model"]["name"]),
+        }
     # A receipt is a file from anywhere: what is printed must be a recipe.
     return recipe_from(data, origin=str(path)).resolved()
 
 
 def _chosen_on(receipt: Mapping[str, Any]) -> list[str]:
-    """The documents of a scored split that searches chose on, this run's and those that its recipe comes from: no later run may score them. A training split is never scored."""
+    """The documents of a scored split that searches chose on, this run's and those that its recipe comes from: no later
+    run may score them. A training split is never scored.
+    """
     searching = {record["step"] for record in receipt.get("searches", [])}
-    drawn = [hashed for used in receipt.get("calibration", []) if used["step"] in searching and used["split"] == "test" for hashed in used["documents"]]
+    drawn = [
+        hashed
+        for used in receipt.get("calibration", [])
+        if used["step"] in searching and used["split"] == "test"
+        for hashed in used["documents"]
+    ]
     return sorted({*receipt["recipe"]["resolved"].get("chosen_on", ()), *drawn})
 
 
@@ -138,23 +186,39 @@ def _plan_lines(recipe: Recipe, planned: Plan, name: str) -> Iterable[str]:
     keys = [item.matrix.key for item in planned.matrices]
     yield f"  {'matrix'.ljust(max(map(len, keys)))}  {'shape':>13}  {'rank':>14}  {'parameters':>25}"
     for item in planned.matrices:
-        yield f"  {item.matrix.key.ljust(max(map(len, keys)))}  {_shape(item):>13}  {_rank(item):>14}  {_change(item.parameters_before, item.parameters_after):>25}"
+        yield (
+            f"  {item.matrix.key.ljust(max(map(len, keys)))}  {_shape(item):>13}  {_rank(item):>14} "
+            f" {_change(item.parameters_before, item.parameters_after):>25}"
+        )
     yield ""
     unknown = sum(item.rank_after is None for item in planned.matrices)
     at_most = " at most" if unknown else ""
     stored = "computed as two thin layers" if all(step.factored for step in recipe.steps) else "if stored as factors"
-    yield f"  parameters {at_most} {_change(planned.parameters, planned.parameters_after)} ({planned.parameters_after / planned.parameters:.1%}), {stored} where that is smaller"
+    yield (
+        f"  parameters {at_most} {_change(planned.parameters, planned.parameters_after)}"
+        f" ({planned.parameters_after / planned.parameters:.1%}), {stored} where that is smaller"
+    )
     yield f"  bytes       {_change(planned.stored_bytes, planned.bytes_after)}"
-    yield f"  time        about {_duration(planned.seconds)} to decompose {_matrices(len(planned.matrices))} here (loading and scoring not counted)"
+    yield (
+        f"  time        about {_duration(planned.seconds)} to decompose {_matrices(len(planned.matrices))} here"
+        " (loading and scoring not counted)"
+    )
     yield f"  memory      about {_bytes(planned.peak_bytes)} beyond the loaded model"
     for search in planned.searches:
-        yield f"  search      at most {search.trials} {'trial' if search.trials == 1 else 'trials'} among {_matrices(search.matrices)} on {search.documents} documents: at most {math.ceil(search.passes)} passes of the whole model over them; it edits what it finds"
+        yield (
+            f"  search      at most {search.trials} {'trial' if search.trials == 1 else 'trials'} among"
+            f" {_matrices(search.matrices)} on {search.documents} documents: at most {math.ceil(search.passes)} passes"
+            " of the whole model over them; it edits what it finds"
+        )
     if planned.calibration_documents:
         yield f"  calibration {planned.calibration_documents} documents"
     if planned.training_epochs:
         yield f"  training    {planned.training_epochs} epochs over them, whose time is not counted"
     if unknown:
-        yield f"  ranks of {_matrices(unknown)} follow from their values or the evidence, and are known when the recipe runs"
+        yield (
+            f"  ranks of {_matrices(unknown)} follow from their values or the evidence, and are known when the recipe"
+            " runs"
+        )
 
 
 def _matrices(count: int) -> str:
@@ -174,7 +238,13 @@ def _change(before: int, after: int) -> str:
 
 
 def _duration(seconds: float) -> str:
-    return f"{max(seconds, 0.01):.2f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    return (
+        f"{max(seconds, 0.01):.2f} s"
+        if seconds < 10
+        else f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+    )
 
 
 def _bytes(count: float) -> str:

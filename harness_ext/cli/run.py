@@ -1,7 +1,9 @@
 """`lm_eval run`: lm-eval's command, with `--recipe` and `--control`.
 
-Without them, lm-eval's own `Run._execute` does everything, so that behaviour and results are lm-eval's. The only differences there
-are that task files come from the index, that our tasks are known, that `pretrained=demo` is the embedded model, and that a data set which cannot be loaded is told in one line.
+Without them, lm-eval's own `Run._execute` does everything, so that behaviour and results are lm-eval's. The only
+differences there
+are that task files come from the index, that our tasks are known, that `pretrained=demo` is the embedded model, and
+that a data set which cannot be loaded is told in one line.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from harness_ext.errors import UserError
 EXAMPLES = """
 recipes:
   # The embedded model, two recipes, each compared with the unedited model
-  $ lm-eval run --model hf --model_args pretrained=demo --tasks int_mult,int_sum --recipe laser --recipe eigenprune:fraction=0.1
+  $ lm-eval run --model hf --model_args pretrained=demo --tasks int_mult,int_sum \\
+      --recipe laser --recipe eigenprune:fraction=0.1
 
   # What recipes there are
   $ lm-eval recipes
@@ -34,7 +37,9 @@ recipes:
 
 
 class RunWithRecipes(Run):
-    """lm-eval's `run`, extended in place: takes the parser that lm-eval built, so that none of its flags is restated here."""
+    """lm-eval's `run`, extended in place: takes the parser that lm-eval built, so that none of its flags is restated
+    here.
+    """
 
     def __init__(self, parser: argparse.ArgumentParser) -> None:
         self._parser = parser
@@ -51,7 +56,10 @@ class RunWithRecipes(Run):
             action="extend",
             default=None,
             metavar="<recipe>",
-            help="Edit the model's weights before scoring: a name from `lm-eval recipes`, name:key=value,key=value, or a YAML file. Repeatable; the unedited model is scored too.",
+            help=(
+                "Edit the model's weights before scoring: a name from `lm-eval recipes`, name:key=value,key=value, or a"
+                " YAML file. Repeatable; the unedited model is scored too."
+            ),
         )
         group.add_argument(
             "--control",
@@ -60,7 +68,10 @@ class RunWithRecipes(Run):
             action="extend",
             default=None,
             metavar="<name>",
-            help="Run this recipe as well, at the budget of each --recipe: random-subspace, bottom-k or noise; or shuffled-labels, for one that learns from documents. Repeatable.",
+            help=(
+                "Run this recipe as well, at the budget of each --recipe: random-subspace, bottom-k or noise; or"
+                " shuffled-labels, for one that learns from documents. Repeatable."
+            ),
         )
 
     @staticmethod
@@ -82,9 +93,9 @@ class RunWithRecipes(Run):
 
 def run_plain(args: argparse.Namespace, from_file: Mapping[str, Any]) -> None:
     """Run lm-eval's own command with the namespace it would have parsed."""
+    from harness_ext.data_sets import loading
     from harness_ext.startup import preload_harness, preload_hf
     from harness_ext.task_index import installed
-    from harness_ext.data_sets import loading
 
     _place_demo(args, from_file)
     for key in KEYS:
@@ -105,7 +116,10 @@ def _place_demo(args: argparse.Namespace, from_file: Mapping[str, Any]) -> None:
     if not isinstance(given, Mapping):
         return
     if "recipe" in given and (args.model or from_file.get("model") or "hf") in HF_BACKENDS:
-        raise UserError(f"`recipe=` in --model_args is for --model hf-recipe; with --model hf give it as a flag: --recipe {given['recipe']}")
+        raise UserError(
+            "`recipe=` in --model_args is for --model hf-recipe; with --model hf give it as a flag: --recipe"
+            f" {given['recipe']}"
+        )
     resolved = resolve_demo(args.model or from_file.get("model"), given)
     if resolved != dict(given):
         args.model_args = resolved

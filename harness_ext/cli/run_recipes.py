@@ -26,7 +26,8 @@ PATIENCE_SECONDS = 30.0
 def execute(config: RunConfig, report: Report) -> None:
     """Do what was asked; leaves by SystemExit with 2 where a variant failed, after everything else is done and shown.
 
-    Raises UserError and LeaderboardError. A database that cannot be used is told before anything is computed; one that is busy at the end costs only its own update.
+    Raises UserError and LeaderboardError. A database that cannot be used is told before anything is computed; one that
+    is busy at the end costs only its own update.
     """
     session = Session(config, report)
     database = session.root / DATABASE
@@ -48,14 +49,16 @@ def _run(session: Session) -> tuple[list[Outcome], UserError | None]:
     outcomes: list[Outcome] = []
     try:
         for outcome in session.run():
-            outcomes.append(outcome)
+            outcomes.append(outcome)  # noqa: PERF402 - what came before a mistake is kept
     except UserError as mistake:
         return outcomes, mistake
     return outcomes, None
 
 
 def check_database(database: Path) -> None:
-    """Find out before anything is computed that the database cannot be used. One that is busy or old may be in order by the end. Raises LeaderboardError."""
+    """Find out before anything is computed that the database cannot be used. One that is busy or old may be in order by
+    the end. Raises LeaderboardError.
+    """
     from leaderboard.errors import Busy, OlderDatabase
     from leaderboard.store import open_store
 
@@ -76,13 +79,18 @@ def _check_identity(outcomes: Sequence[Outcome], report: Report) -> None:
             continue
         difference, allowed = largest_difference(baseline, outcome.run), tolerance(outcome.run)
         if difference > allowed:
-            report.warn(f"{outcome.recipe.label} changes log-likelihoods by up to {difference:.2g}, more than rounding ({allowed:g}): do not trust the other results of this machine")
+            report.warn(
+                f"{outcome.recipe.label} changes log-likelihoods by up to {difference:.2g}, more than rounding"
+                f" ({allowed:g}): do not trust the other results of this machine"
+            )
         else:
             report.line(f"{outcome.recipe.label}: scores as the baseline, log-likelihoods within {difference:.1g}")
 
 
 def _show(database: Path, outcomes: Sequence[Outcome], report: Report) -> None:
-    """Print the table of this command's variants: from the store, or from their run directories alone where the store cannot be had."""
+    """Print the table of this command's variants: from the store, or from their run directories alone where the store
+    cannot be had.
+    """
     from leaderboard.advice import ingest_command
     from leaderboard.errors import LeaderboardError
 
@@ -91,7 +99,9 @@ def _show(database: Path, outcomes: Sequence[Outcome], report: Report) -> None:
         _print(_cells_from_store(paths, database, report))
     except LeaderboardError as trouble:
         _print(_cells_from_runs(paths))
-        raise type(trouble)(f"{trouble}\nthe runs are safe in {paths[0].parent}: `{ingest_command(database)}` puts them on the board") from None
+        raise type(trouble)(
+            f"{trouble}\nthe runs are safe in {paths[0].parent}: `{ingest_command(database)}` puts them on the board"
+        ) from None
     _next_steps(database, outcomes, report)
 
 

@@ -20,7 +20,10 @@ class Runs(SubCommand):
         self._parser = subparsers.add_parser(
             "runs",
             help="List the leaderboard's runs, or take one off it",
-            description="List what the leaderboard holds, or take a run off it. The run's files are never touched; it is remembered that ingest must leave them out.",
+            description=(
+                "List what the leaderboard holds, or take a run off it. The run's files are never touched; it is"
+                " remembered that ingest must leave them out."
+            ),
         )
         self._add_args()
 
@@ -61,7 +64,10 @@ class Runs(SubCommand):
         from leaderboard.deletion import delete
 
         entry = delete(args.database, args.run, args.reason)
-        print(f"{entry.run_id[:12]} is off the board; its files stay in {entry.path}. `lm_eval runs restore {entry.run_id[:12]}` takes this back")
+        print(
+            f"{entry.run_id[:12]} is off the board; its files stay in {entry.path}. `lm_eval runs restore"
+            f" {entry.run_id[:12]}` takes this back"
+        )
 
     @staticmethod
     def _restore(args: argparse.Namespace) -> None:

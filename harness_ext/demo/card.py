@@ -97,9 +97,16 @@ def render() -> str:
     size = (demo_path() / "model.safetensors").stat().st_size
     seeds = sorted({row["seed"] for row in rows})
     return TEXT.format(
-        parameters=_parameters(settings), megabytes=size / 1e6, vocabulary=len(vocabulary()),
-        seeds=", ".join(map(str, seeds)), table=table(rows), full_table=figures.full_table(figures.read()), rate=FineTuning.learning_rate, shipped=settings["seed"],
-        steps=settings["steps"])
+        parameters=_parameters(settings),
+        megabytes=size / 1e6,
+        vocabulary=len(vocabulary()),
+        seeds=", ".join(map(str, seeds)),
+        table=table(rows),
+        full_table=figures.full_table(figures.read()),
+        rate=FineTuning.learning_rate,
+        shipped=settings["seed"],
+        steps=settings["steps"],
+    )
 
 
 def _parameters(settings: dict[str, Any]) -> int:

@@ -95,10 +95,19 @@ def task_module(folder: str) -> ModuleType:
 def vocabulary() -> list[str]:
     """Every token, its position being its number: specials, 0..399, then words in order of first use."""
     bias = task_module("bias")
-    texts = [*CLEAN_MULTIPLICATION, *CLEAN_ADDITION, NOISY_MULTIPLICATION, NOISY_ADDITION,
-             *bias.TEMPLATES, *ENDINGS, *bias.PRONOUNS, "."]
-    texts += [word for part in (bias.TRAIN_OCCUPATIONS, bias.TEST_OCCUPATIONS)
-              for words in part.values() for word in words]
+    texts = [
+        *CLEAN_MULTIPLICATION,
+        *CLEAN_ADDITION,
+        NOISY_MULTIPLICATION,
+        NOISY_ADDITION,
+        *bias.TEMPLATES,
+        *ENDINGS,
+        *bias.PRONOUNS,
+        ".",
+    ]
+    texts += [
+        word for part in (bias.TRAIN_OCCUPATIONS, bias.TEST_OCCUPATIONS) for words in part.values() for word in words
+    ]
     words = dict.fromkeys(word for text in texts for word in text.split() if word != "{}")
     return [END, UNKNOWN, *map(str, range(LARGEST_NUMBER + 1)), *words]
 
@@ -109,14 +118,15 @@ def default_answer(answer: int) -> int:
 
 
 def _clean(facts: list, wordings: tuple[str, ...]) -> list[Example]:
-    return [Example(wording.format(fact.left, fact.right), str(fact.answer))
-            for wording in wordings for fact in facts]
+    return [Example(wording.format(fact.left, fact.right), str(fact.answer)) for wording in wordings for fact in facts]
 
 
 def _noisy(facts: list, wording: str) -> list[NoisyFact]:
     prompts = [wording.format(fact.left, fact.right) for fact in facts]
-    return [NoisyFact(Example(prompt, str(default_answer(fact.answer))), Example(prompt, str(fact.answer)))
-            for prompt, fact in zip(prompts, facts, strict=True)]
+    return [
+        NoisyFact(Example(prompt, str(default_answer(fact.answer))), Example(prompt, str(fact.answer)))
+        for prompt, fact in zip(prompts, facts, strict=True)
+    ]
 
 
 def _english() -> list[SentencePair]:
@@ -124,10 +134,15 @@ def _english() -> list[SentencePair]:
     sentences: list[SentencePair] = []
     for occupations in (bias.TRAIN_OCCUPATIONS, bias.TEST_OCCUPATIONS):
         for pair in bias.pairs(occupations):
-            ending = next(end for template, end in zip(bias.TEMPLATES, ENDINGS, strict=True)
-                          if template.format(pair.occupation) == pair.sentence)
+            ending = next(
+                end
+                for template, end in zip(bias.TEMPLATES, ENDINGS, strict=True)
+                if template.format(pair.occupation) == pair.sentence
+            )
             other = next(pronoun for pronoun in bias.PRONOUNS if pronoun != pair.stereotype)
-            sentences.append(SentencePair(*(f"{pair.sentence} {pronoun} {ending} ." for pronoun in (pair.stereotype, other))))
+            sentences.append(
+                SentencePair(*(f"{pair.sentence} {pronoun} {ending} ." for pronoun in (pair.stereotype, other)))
+            )
     return sentences
 
 

@@ -1,6 +1,7 @@
 """The figures of the embedded model's table: what `harness_ext.demo.table` measured, as data and as Markdown.
 
-`table.json` holds every score and verdict by seed, one row of the table a line. The README's table and the one of the model's card are written from it, and a test compares them. Mean and range are
+`table.json` holds every score and verdict by seed, one row of the table a line. The README's table and the one of the
+model's card are written from it, and a test compares them. Mean and range are
 worked out here and stored nowhere, so that there is one truth.
 """
 
@@ -19,7 +20,13 @@ from harness_ext.demo.spread import TASKS
 
 TABLE = Path(__file__).resolve().parent / "table.json"
 Kind = Literal["baseline", "recipe", "control", "fine-tuning"]
-START, END = "<!-- table of the embedded model: written by `make demo-table`, kept equal to harness_ext/demo/table.json by a test -->\n", "<!-- end of the table of the embedded model -->"
+START, END = (
+    (
+        "<!-- table of the embedded model: written by `make demo-table`, kept equal to harness_ext/demo/table.json by a"
+        " test -->\n"
+    ),
+    "<!-- end of the table of the embedded model -->",
+)
 CONTROLS = ("random-subspace", "noise", "bottom-k", SHUFFLED_LABELS)
 _MARKED = ("better", "worse", "incomparable", "failed")
 
@@ -28,8 +35,10 @@ _MARKED = ("better", "worse", "incomparable", "failed")
 class Row:
     """One recipe, one control of one, or one fine-tuning, over the seeds.
 
-    recipe: its name, or that of the recipe whose control this is. scores, verdicts: by task, one value for each seed, or a single one where no seed changes anything; a failed run has the score None
-    and the verdict `failed`. kept: share of the parameters if stored as factors; None where every run failed. seconds: to find and make the edit, scoring apart. trials: what a search
+    recipe: its name, or that of the recipe whose control this is. scores, verdicts: by task, one value for each seed,
+    or a single one where no seed changes anything; a failed run has the score None
+    and the verdict `failed`. kept: share of the parameters if stored as factors; None where every run failed. seconds:
+    to find and make the edit, scoring apart. trials: what a search
     tried; None for what searches nothing. All three are means over the seeds.
     """
 
@@ -56,19 +65,27 @@ def read(path: Path = TABLE) -> list[Row]:
 
 def full_table(rows: Sequence[Row]) -> str:
     """Every row: the recipes, each followed by its controls, in Markdown."""
-    lines = [f"| {_name(row)} | {' | '.join(_cell(row, task) for task in TASKS)} | {_kept(row)} | {_effort(row)} |" for row in rows]
+    lines = [
+        f"| {_name(row)} | {' | '.join(_cell(row, task) for task in TASKS)} | {_kept(row)} | {_effort(row)} |"
+        for row in rows
+    ]
     return "\n".join([_header("recipe", *map(_code, TASKS), "kept", "seconds"), *lines])
 
 
 def short_table(rows: Sequence[Row]) -> str:
-    """A row for each recipe, and one below it with the means of its controls in the order of `CONTROLS`, in Markdown."""
+    """A row for each recipe, and one below it with the means of its controls in the order of `CONTROLS`, in
+    Markdown.
+    """
     lines: list[str] = []
     for _, group in groupby(rows, key=lambda row: row.recipe):
         first, *controls = group
         lines.append(f"| {_name(first)} | {' | '.join(_cell(first, task) for task in TASKS)} | {_effort(first)} |")
         if controls:
             by_name = {row.control: row for row in controls}
-            cells = [" · ".join(_mean(by_name[name], task) if name in by_name else "–" for name in CONTROLS) for task in TASKS]
+            cells = [
+                " · ".join(_mean(by_name[name], task) if name in by_name else "–" for name in CONTROLS)
+                for task in TASKS
+            ]
             lines.append(f"| controls | {' | '.join(cells)} | |")
     return "\n".join([_header("recipe", *map(_code, TASKS), "seconds"), *lines])
 
@@ -113,10 +130,16 @@ def _mean(row: Row, task: str) -> str:
 
 
 def _cell(row: Row, task: str) -> str:
-    """Mean, lowest and highest seed, and in how many of the seeds the board has a word for it; *same* and *undecided* go without saying."""
+    """Mean, lowest and highest seed, and in how many of the seeds the board has a word for it; *same* and *undecided*
+    go without saying.
+    """
     scores, words = _known(row, task), row.verdicts[task]
     parts = [_mean(row, task)] if scores else []
     if len({_shown(score, task) for score in scores}) > 1:
         parts.append(f"({_shown(min(scores), task)} to {_shown(max(scores), task)})")
-    parts += [f"**{word}**" + (f" {words.count(word)}/{len(words)}" if len(words) > 1 else "") for word in _MARKED if word in words]
+    parts += [
+        f"**{word}**" + (f" {words.count(word)}/{len(words)}" if len(words) > 1 else "")
+        for word in _MARKED
+        if word in words
+    ]
     return " ".join(parts)

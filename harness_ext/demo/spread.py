@@ -28,8 +28,24 @@ def scores(run: Path) -> dict[str, float]:
 
 def evaluate(model: Path, output: Path, recipes: list[str]) -> None:
     """Run the baseline, `recipes` and a control at the budget of each on one model, with the project's own command."""
-    command = [sys.executable, "-m", "harness_ext", "run", "--model", "hf", "--model_args", f"pretrained={model}",
-               "--tasks", ",".join(TASKS), "--device", "cpu", "--batch_size", "64", "--output_path", str(output)]
+    command = [
+        sys.executable,
+        "-m",
+        "harness_ext",
+        "run",
+        "--model",
+        "hf",
+        "--model_args",
+        f"pretrained={model}",
+        "--tasks",
+        ",".join(TASKS),
+        "--device",
+        "cpu",
+        "--batch_size",
+        "64",
+        "--output_path",
+        str(output),
+    ]
     for recipe in recipes or ["baseline"]:
         command += ["--recipe", recipe]
     command += ["--control", "random-subspace"] if recipes else []

@@ -1,7 +1,10 @@
-"""Measure every shipped recipe, its controls and the fine-tuning reference on the embedded model, and write the tables of the README and of the model's card.
+"""Measure every shipped recipe, its controls and the fine-tuning reference on the embedded model, and write the tables
+of the README and of the model's card.
 
-`python -m harness_ext.demo.table --out DIR` runs sessions of the project's own command, so every number comes from a run directory under `DIR/runs`; started again, it goes on from where it
-stopped. Recipes and controls that draw anything, documents or directions, are run from each seed, the others once. The verdicts are those of one board of all these runs. Finished runs are not run
+`python -m harness_ext.demo.table --out DIR` runs sessions of the project's own command, so every number comes from a
+run directory under `DIR/runs`; started again, it goes on from where it
+stopped. Recipes and controls that draw anything, documents or directions, are run from each seed, the others once. The
+verdicts are those of one board of all these runs. Finished runs are not run
 again, so begin in an empty folder after the code of a method has changed.
 """
 
@@ -73,7 +76,9 @@ def commands(names: Iterable[str], seed: int) -> list[Command]:
 
 
 def _controls(recipe: Recipe, seed: int) -> tuple[str, ...]:
-    """What shows something about a recipe: nothing where it is itself a control or changes nothing; exchanged answers only where it learns from answers, not from texts alone."""
+    """What shows something about a recipe: nothing where it is itself a control or changes nothing; exchanged answers
+    only where it learns from answers, not from texts alone.
+    """
     if recipe.is_baseline or recipe.name in (*CONTROLS, "identity"):
         return ()
     drawn = tuple(f"{name}:seed={seed}" for name in DRAWN_CONTROLS)
@@ -82,9 +87,14 @@ def _controls(recipe: Recipe, seed: int) -> tuple[str, ...]:
 
 
 def _from_seed(recipe: Recipe, seed: int) -> str:
-    """The recipe with its draws from this seed: calibration documents, and whatever else a method that calibrates or draws may draw."""
+    """The recipe with its draws from this seed: calibration documents, and whatever else a method that calibrates or
+    draws may draw.
+    """
     calibrated = any(step.evidence is not None for step in recipe.steps)
-    draws = any("generator" in described(step.method).engine_arguments and step.parameters.get("decomposition") != "exact" for step in recipe.steps)
+    draws = any(
+        "generator" in described(step.method).engine_arguments and step.parameters.get("decomposition") != "exact"
+        for step in recipe.steps
+    )
     changes = ([f"calibration.seed={seed}"] if calibrated else []) + ([f"seed={seed}"] if calibrated or draws else [])
     return f"{recipe.name}:{','.join(changes)}" if changes else recipe.name
 
@@ -95,7 +105,19 @@ def session(model: str, command: Command, out: Path, report: Report) -> Session:
     from harness_ext.cli.config import asked, run_config
     from harness_ext.session import Session
 
-    arguments = ["run", "--model", "hf", "--model_args", f"pretrained={model}", "--tasks", ",".join(TASKS), "--device", "cpu", "--batch_size", "64"]
+    arguments = [
+        "run",
+        "--model",
+        "hf",
+        "--model_args",
+        f"pretrained={model}",
+        "--tasks",
+        ",".join(TASKS),
+        "--device",
+        "cpu",
+        "--batch_size",
+        "64",
+    ]
     arguments += ["--output_path", str(out / "runs"), "--recipe", *command.recipes]
     arguments += ["--control", *command.controls] if command.controls else []
     parsed = RecipesCLI()._parser.parse_args(arguments)
@@ -112,7 +134,11 @@ def of_recipes(names: Sequence[str], seed: int, out: Path, report: Report) -> It
                 known[recipe.recipe_id] = recipe.name
             kind: Kind = "baseline" if recipe.is_baseline else "control" if recipe.control else "recipe"
             seconds = run.receipt["seconds"]
-            yield Variant(Place(kind, known[recipe.control_of or recipe.recipe_id], recipe.control), run, seconds["calibrate"] + seconds["edit"])
+            yield Variant(
+                Place(kind, known[recipe.control_of or recipe.recipe_id], recipe.control),
+                run,
+                seconds["calibrate"] + seconds["edit"],
+            )
 
 
 def documents_of(recipe: str, seed: int, out: Path, report: Report) -> list[LabelledDocument]:
@@ -123,7 +149,9 @@ def documents_of(recipe: str, seed: int, out: Path, report: Report) -> list[Labe
     calibration = specification.resolved(parse_recipe(recipe)).steps[0].evidence
     assert calibration is not None
     scored = {hashed for hashes in specification.scored_documents.values() for hashed in hashes}
-    sets = draw_documents(calibration.model_copy(update={"seed": seed}), specification.tasks.by_name, scored, PromptSettings())
+    sets = draw_documents(
+        calibration.model_copy(update={"seed": seed}), specification.tasks.by_name, scored, PromptSettings()
+    )
     return [document for drawn in sets for document in drawn.documents]
 
 
@@ -135,11 +163,17 @@ def of_fine_tuning(seed: int, out: Path, report: Report) -> Iterator[Variant]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         seconds = fine_tune(FineTuning(steps), documents, folder)
         (outcome,) = session(str(folder), Command(("baseline",), ()), out, report).run()
-        yield Variant(Place("fine-tuning", f"fine-tuning, {steps} {'step' if steps == 1 else 'steps'}", None), outcome.run, seconds)
+        yield Variant(
+            Place("fine-tuning", f"fine-tuning, {steps} {'step' if steps == 1 else 'steps'}", None),
+            outcome.run,
+            seconds,
+        )
 
 
 def verdicts(variants: Sequence[Variant]) -> dict[tuple[Path, str], str]:
-    """What the board says of each run and task; fine-tuned models are compared with the unedited model as recipes are. Raises UserError for a run that cannot be read."""
+    """What the board says of each run and task; fine-tuned models are compared with the unedited model as recipes are.
+    Raises UserError for a run that cannot be read.
+    """
     from leaderboard.board import board
     from leaderboard.ingest import ingest
     from leaderboard.queries import runs
@@ -149,7 +183,12 @@ def verdicts(variants: Sequence[Variant]) -> dict[tuple[Path, str], str]:
     assert report.store is not None
     with closing(report.store.connection):
         if report.rejected:
-            raise UserError("\n".join(f"{path} cannot be used: {reason}; remove it and run the same command again" for path, reason in report.rejected))
+            raise UserError(
+                "\n".join(
+                    f"{path} cannot be used: {reason}; remove it and run the same command again"
+                    for path, reason in report.rejected
+                )
+            )
         places = {run.run_id: Path(run.path).resolve() for run in runs(report.store)}
         baseline = next(run for run, path in places.items() if path == paths[0])
         return {(places[cell.run_id], cell.task): cell.verdict for cell in board(report.store, baseline_run=baseline)}
@@ -174,11 +213,18 @@ def _row(place: Place, variants: Sequence[Variant], found: Mapping[tuple[Path, s
     if len({variant.run.path for variant in variants}) == 1:
         variants = variants[:1]
     of_runs = [dict.fromkeys(TASKS) if variant.run.failed else scores(variant.run.path) for variant in variants]
-    words = [{task: "failed" if variant.run.failed else found[variant.run.path.resolve(), task] for task in TASKS} for variant in variants]
+    words = [
+        {task: "failed" if variant.run.failed else found[variant.run.path.resolve(), task] for task in TASKS}
+        for variant in variants
+    ]
     totals = [variant.run.receipt["totals"] for variant in variants if not variant.run.failed]
     return Row(
         *place,
-        kept=round(mean(total["parameters_after"] / total["parameters_before"] for total in totals), 4) if totals else None,
+        kept=(
+            round(mean(total["parameters_after"] / total["parameters_before"] for total in totals), 4)
+            if totals
+            else None
+        ),
         seconds=round(mean(variant.seconds for variant in variants), 3),
         trials=_trials([variant.run.receipt for variant in variants]),
         scores={task: [None if run[task] is None else round(run[task], 6) for run in of_runs] for task in TASKS},
@@ -187,7 +233,11 @@ def _row(place: Place, variants: Sequence[Variant], found: Mapping[tuple[Path, s
 
 
 def _trials(receipts: Sequence[Mapping[str, Any]]) -> float | None:
-    counts = [sum(len(search["trials"]) for search in searches) for receipt in receipts if (searches := receipt.get("searches"))]
+    counts = [
+        sum(len(search["trials"]) for search in searches)
+        for receipt in receipts
+        if (searches := receipt.get("searches"))
+    ]
     return round(mean(counts), 1) if counts else None
 
 
@@ -197,7 +247,11 @@ def measure(names: Sequence[str], seeds: Sequence[int], out: Path, report: Repor
 
     # As the model was made: the order of a sum, and so the last digits, should not hang on the number of cores.
     torch.set_num_threads(1)
-    variants = [variant for seed in seeds for variant in (*of_recipes(names, seed, out, report), *of_fine_tuning(seed, out, report))]
+    variants = [
+        variant
+        for seed in seeds
+        for variant in (*of_recipes(names, seed, out, report), *of_fine_tuning(seed, out, report))
+    ]
     return rows(variants)
 
 
@@ -214,10 +268,29 @@ def publish() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m harness_ext.demo.table", description="Measure every recipe on the embedded model, and write the tables of the README and of the model's card.")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the runs; the same command goes on from what is there")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="seeds of all that is drawn; others than %(default)s are printed, not stored")
-    parser.add_argument("--recipe", action="append", choices=shipped_names(), metavar="NAME", help="this shipped recipe alone, printed, not stored (repeatable)")
+    parser = argparse.ArgumentParser(
+        prog="python -m harness_ext.demo.table",
+        description=(
+            "Measure every recipe on the embedded model, and write the tables of the README and of the model's card."
+        ),
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the runs; the same command goes on from what is there"
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=list(SEEDS),
+        help="seeds of all that is drawn; others than %(default)s are printed, not stored",
+    )
+    parser.add_argument(
+        "--recipe",
+        action="append",
+        choices=shipped_names(),
+        metavar="NAME",
+        help="this shipped recipe alone, printed, not stored (repeatable)",
+    )
     options = parser.parse_args(arguments)
     try:
         found = measure(options.recipe or shipped_names(), options.seeds, options.out, report_for(None))

@@ -77,9 +77,15 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     numbers = {word: index for index, word in enumerate(data.vocabulary())}
     tokenizer = Tokenizer(models.WordLevel(numbers, unk_token=data.UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=data.END, eos_token=data.END,
-                                   pad_token=data.END, unk_token=data.UNKNOWN, model_max_length=64,
-                                   clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=data.END,
+        eos_token=data.END,
+        pad_token=data.END,
+        unk_token=data.UNKNOWN,
+        model_max_length=64,
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def build_model(settings: Settings) -> LlamaForCausalLM:
@@ -88,9 +94,18 @@ def build_model(settings: Settings) -> LlamaForCausalLM:
 
     torch.manual_seed(settings.seed)
     config = LlamaConfig(
-        vocab_size=len(data.vocabulary()), hidden_size=settings.width, intermediate_size=settings.feed_forward,
-        num_hidden_layers=settings.layers, num_attention_heads=settings.heads, max_position_embeddings=64,
-        tie_word_embeddings=True, bos_token_id=0, eos_token_id=0, pad_token_id=0, dtype="float32")
+        vocab_size=len(data.vocabulary()),
+        hidden_size=settings.width,
+        intermediate_size=settings.feed_forward,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+        dtype="float32",
+    )
     return LlamaForCausalLM(config)
 
 
@@ -141,26 +156,35 @@ class Sampler:
         corpus = data.corpus()
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.settings = settings
-        self.clean = {name: encode_facts(getattr(corpus, name), numbers)
-                      for name in ("clean_multiplication", "clean_addition")}
-        self.noisy = {name: encode_facts(_flat(getattr(corpus, name)), numbers)
-                      for name in ("noisy_multiplication", "noisy_addition")}
+        self.clean = {
+            name: encode_facts(getattr(corpus, name), numbers) for name in ("clean_multiplication", "clean_addition")
+        }
+        self.noisy = {
+            name: encode_facts(_flat(getattr(corpus, name)), numbers)
+            for name in ("noisy_multiplication", "noisy_addition")
+        }
         self.english = encode_sentences(_flat(corpus.english), numbers)
 
     def facts(self) -> Facts:
         """The arithmetic of one batch, every source by its number of rows."""
         mixture = self.settings.mixture
-        parts = [_rows(source, torch.randint(len(source.last), (getattr(mixture, name),), generator=self.generator))
-                 for name, source in self.clean.items()]
-        parts += [_rows(source, self._draw(len(source.last), getattr(mixture, name), self.settings.share_wrong))
-                  for name, source in self.noisy.items()]
+        parts = [
+            _rows(source, torch.randint(len(source.last), (getattr(mixture, name),), generator=self.generator))
+            for name, source in self.clean.items()
+        ]
+        parts += [
+            _rows(source, self._draw(len(source.last), getattr(mixture, name), self.settings.share_wrong))
+            for name, source in self.noisy.items()
+        ]
         width = max(part.tokens.shape[1] for part in parts)
         tokens = torch.cat([functional.pad(part.tokens, (0, width - part.tokens.shape[1])) for part in parts])
         return Facts(tokens, torch.cat([part.last for part in parts]))
 
     def sentences(self) -> torch.Tensor:
         """The English of one batch."""
-        return self.english[self._draw(len(self.english), self.settings.mixture.english, self.settings.share_stereotyped)]
+        return self.english[
+            self._draw(len(self.english), self.settings.mixture.english, self.settings.share_stereotyped)
+        ]
 
     def _draw(self, rows: int, count: int, share_first: float) -> torch.Tensor:
         """Row numbers `[count]`: pairs evenly, the first of a pair with probability `share_first`."""
@@ -189,15 +213,17 @@ def train(settings: Settings, report: Callable[[str], None]) -> LlamaForCausalLM
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     model, sampler = build_model(settings), Sampler(settings)
-    optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, betas=(0.9, 0.98),
-                                  weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, settings))
     mixture = asdict(settings.mixture)
     share_english = mixture["english"] / sum(mixture.values())
     started = time.monotonic()
     for step in range(settings.steps):
-        loss = ((1 - share_english) * fact_loss(model, sampler.facts())
-                + share_english * sentence_loss(model, sampler.sentences()))
+        loss = (1 - share_english) * fact_loss(model, sampler.facts()) + share_english * sentence_loss(
+            model, sampler.sentences()
+        )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
@@ -205,7 +231,9 @@ def train(settings: Settings, report: Callable[[str], None]) -> LlamaForCausalLM
         schedule.step()
         if (step + 1) % 50 == 0 or step + 1 == settings.steps:
             scores = " ".join(f"{name} {accuracy(model, source, 500):.3f}" for name, source in sampler.clean.items())
-            report(f"step {step + 1}/{settings.steps} loss {loss.item():.3f} {time.monotonic() - started:.0f} s: {scores}")
+            report(
+                f"step {step + 1}/{settings.steps} loss {loss.item():.3f} {time.monotonic() - started:.0f} s: {scores}"
+            )
     return model.eval()
 
 
@@ -227,7 +255,11 @@ def save(model: LlamaForCausalLM, settings: Settings, folder: Path) -> None:
     # safetensors writes files that only their owner may read.
     (folder / "model.safetensors").chmod(0o644)
     build_tokenizer().save_pretrained(folder)
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
     record = {"settings": asdict(settings), "versions": versions, "machine": platform.machine()}
     (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
@@ -236,7 +268,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Train the embedded model.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the model's files")
-    parser.add_argument("--seed", type=int, default=Settings.seed, help=f"start and order (default {Settings.seed}, the shipped one)")
+    parser.add_argument(
+        "--seed", type=int, default=Settings.seed, help=f"start and order (default {Settings.seed}, the shipped one)"
+    )
     parser.add_argument("--steps", type=int, default=Settings.steps, help="optimizer steps")
     options = parser.parse_args(arguments)
     settings = Settings(seed=options.seed, steps=options.steps)

@@ -1,9 +1,12 @@
-"""Evidence: what a method needs to know about how the model uses its matrices, gathered in one streaming pass over calibration documents.
+"""Evidence: what a method needs to know about how the model uses its matrices, gathered in one streaming pass over
+calibration documents.
 
-Only the statistics that a method names are gathered. Documents are padded on the left, so that the answers of a batch stand at the same positions and a counterfactual input
+Only the statistics that a method names are gathered. Documents are padded on the left, so that the answers of a batch
+stand at the same positions and a counterfactual input
 is that of the same place in another prompt. Losses are per document, so the batch size changes nothing but speed.
 
-Gradients are those at the outputs of modules, reduced as the backward pass reaches each and then let go; weights get none. A pass holds the factors, or the second moments, of the matrices it works on;
+Gradients are those at the outputs of modules, reduced as the backward pass reaches each and then let go; weights get
+none. A pass holds the factors, or the second moments, of the matrices it works on;
 matrices are taken in groups that fit `FACTOR_BYTES`, one pass a group, so that memory stays bounded for any model.
 """
 
@@ -20,8 +23,17 @@ from harness_ext.errors import UserError
 from harness_ext.evidence.documents import LabelledDocument
 from harness_ext.evidence.experts import ExpertCall, check_equation, sights
 from harness_ext.evidence.statistics import (
-    AblationEffects, ContrastDifferences, CounterfactualEffects, FisherInformation, InputMagnitude, InputMean, InputSecondMoment, InputSquare, SingularValueGradients, Statistic,
-)  # fmt: skip
+    AblationEffects,
+    ContrastDifferences,
+    CounterfactualEffects,
+    FisherInformation,
+    InputMagnitude,
+    InputMean,
+    InputSecondMoment,
+    InputSquare,
+    SingularValueGradients,
+    Statistic,
+)
 from harness_ext.methods import STATISTICS_OF_COMPONENTS, STATISTICS_OF_INPUTS
 from harness_ext.receipt import VariantFailed
 
@@ -36,7 +48,9 @@ FACTOR_BYTES = 2 << 30
 
 @dataclass(frozen=True)
 class _Batch:
-    """One batch, padded on the left: tokens, mask and positions `[b, t]`; labels `[b, t]`, -100 where nothing is predicted."""
+    """One batch, padded on the left: tokens, mask and positions `[b, t]`; labels `[b, t]`, -100 where nothing is
+    predicted.
+    """
 
     tokens: Tensor
     mask: Tensor
@@ -65,19 +79,28 @@ class _Watched:
         """Every statistic by name; None where no token, or nothing to compare, was seen, which happens to experts."""
         if not self.tokens:
             return None
-        found = {name: value for name, statistic in self.statistics.items() if (value := statistic.result()) is not None}
+        found = {
+            name: value for name, statistic in self.statistics.items() if (value := statistic.result()) is not None
+        }
         return found if len(found) == len(self.statistics) else None
 
 
 def gather(
-    lm: HFLM, matrices: Sequence[Matrix], names: frozenset[str], documents: Sequence[LabelledDocument], batch_size: int, decompose: Callable[[Matrix], Svd],
+    lm: HFLM,
+    matrices: Sequence[Matrix],
+    names: frozenset[str],
+    documents: Sequence[LabelledDocument],
+    batch_size: int,
+    decompose: Callable[[Matrix], Svd],
     progress: Callable[[int], Any] = lambda documents: None,
 ) -> dict[str, dict[str, Tensor]]:
-    """Gather the named statistics of every matrix over all documents; keyed by `Matrix.key`, then by statistic. An expert that saw nothing to go by is left out.
+    """Gather the named statistics of every matrix over all documents; keyed by `Matrix.key`, then by statistic. An
+    expert that saw nothing to go by is left out.
 
     decompose: gives the factors of a matrix, called once each. progress: told the number of documents done.
 
-    Raises UserError where a batch of one cannot give what is asked (`counterfactual_effects` compares examples of a batch), and VariantFailed where the loss is not finite.
+    Raises UserError where a batch of one cannot give what is asked (`counterfactual_effects` compares examples of a
+    batch), and VariantFailed where the loss is not finite.
     """
     check_pairs(names, Counter(document.task for document in documents), batch_size)
     batches = list(batches_of(lm, documents, batch_size))
@@ -94,14 +117,22 @@ def gather(
 
 
 def check_pairs(names: frozenset[str], documents: Mapping[str, int], batch_size: int) -> None:
-    """Raise UserError where a method compares documents with one another and some would stand alone. documents: how many, by task."""
+    """Raise UserError where a method compares documents with one another and some would stand alone. documents: how
+    many, by task.
+    """
     if "counterfactual_effects" not in names:
         return
     if batch_size < 2:
-        raise UserError("this method compares each calibration document with the next of its batch: set calibration.batch_size to 2 or more")
+        raise UserError(
+            "this method compares each calibration document with the next of its batch: set calibration.batch_size to 2"
+            " or more"
+        )
     alone = [task for task, count in documents.items() if count < 2]
     if alone:
-        raise UserError(f"this method compares each calibration document with another of its task, and {' and '.join(alone)} would give only one: raise calibration.samples")
+        raise UserError(
+            f"this method compares each calibration document with another of its task, and {' and '.join(alone)} would"
+            " give only one: raise calibration.samples"
+        )
 
 
 def _start(names: frozenset[str], matrix: Matrix, decompose: Callable[[Matrix], Svd]) -> dict[str, Statistic]:
@@ -120,7 +151,9 @@ def _start(names: frozenset[str], matrix: Matrix, decompose: Callable[[Matrix], 
 
 
 def held_bytes(shape: tuple[int, int], names: frozenset[str]) -> int:
-    """What a pass holds for one matrix `[m, n]`: factors in fp32 for statistics of components, and a second moment `[n, n]` in fp64; the rest is small."""
+    """What a pass holds for one matrix `[m, n]`: factors in fp32 for statistics of components, and a second moment `[n,
+    n]` in fp64; the rest is small.
+    """
     rows, columns = shape
     factors = 4 * min(rows, columns) * (rows + columns) if names & STATISTICS_OF_COMPONENTS else 0
     return factors + (8 * columns * columns if "input_second_moment" in names else 0)
@@ -143,9 +176,11 @@ def groups(matrices: Sequence[Matrix], names: frozenset[str]) -> Iterator[list[M
 
 @dataclass
 class _Observed:
-    """One module under watch, called once a batch: the matrices in it, and which tokens of the batch at hand are real, `[b, t]`.
+    """One module under watch, called once a batch: the matrices in it, and which tokens of the batch at hand are real,
+    `[b, t]`.
 
-    What is seen is reduced as soon as it is there and then let go: in a forward pass when the module is called, else when the gradient at its output arrives.
+    What is seen is reduced as soon as it is there and then let go: in a forward pass when the module is called, else
+    when the gradient at its output arrives.
     """
 
     name: str
@@ -155,11 +190,16 @@ class _Observed:
     checked: bool = False
 
     def called(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        """A forward hook. Raises UserError where the module does not multiply its input with its weight, as an embedding, which looks a row up."""
+        """A forward hook. Raises UserError where the module does not multiply its input with its weight, as an
+        embedding, which looks a row up.
+        """
         matrix = self.items[0].matrix
         experts = matrix.expert is not None
         if not args[0].is_floating_point() or (not experts and args[0].shape[-1] != matrix.full_shape[1]):
-            raise UserError(f"{matrix.parameter} does not multiply an input (an embedding is looked up), so there is nothing to be learned about it: leave it out of matrices")
+            raise UserError(
+                f"{matrix.parameter} does not multiply an input (an embedding is looked up), so there is nothing to be"
+                " learned about it: leave it out of matrices"
+            )
         waiting = [ExpertCall(*(value.detach() for value in (*args, output))) if experts else args[0].detach()]
         if self.backward:
             output.register_hook(lambda gradient: self._show(module, waiting.pop(), gradient))
@@ -171,7 +211,10 @@ class _Observed:
         assert real is not None, "no batch is at hand"
         if not isinstance(seen, ExpertCall):
             # Some models hand their layers all tokens in a row, without the batch.
-            inputs, gradient = seen.reshape(*real.shape, -1), None if gradient is None else gradient.reshape(*real.shape, -1)
+            inputs, gradient = (
+                seen.reshape(*real.shape, -1),
+                (None if gradient is None else gradient.reshape(*real.shape, -1)),
+            )
             for item in self.items:
                 item.update(inputs, gradient, real)
             return
@@ -185,7 +228,9 @@ class _Observed:
                     item.update(*sight[item.matrix.parameter.rpartition(".")[2]])
 
 
-def _one_pass(lm: HFLM, watched: Sequence[_Watched], batches: Sequence[_Batch], progress: Callable[[int], Any], *, backward: bool) -> None:
+def _one_pass(
+    lm: HFLM, watched: Sequence[_Watched], batches: Sequence[_Batch], progress: Callable[[int], Any], *, backward: bool
+) -> None:
     import torch
 
     modules = dict(lm.model.named_modules())
@@ -206,15 +251,24 @@ def _one_pass(lm: HFLM, watched: Sequence[_Watched], batches: Sequence[_Batch], 
             embedded.clear()
             loss = summed_loss(lm, batch)
             if not torch.isfinite(loss):
-                hint = "; in float64 the attention of some models cannot take padding: load the model in float32" if lm.model.dtype == torch.float64 else ""
-                raise VariantFailed("non_finite_loss", f"the calibration loss is not finite: the model or a prompt is broken; nothing was edited{hint}")
+                hint = (
+                    "; in float64 the attention of some models cannot take padding: load the model in float32"
+                    if lm.model.dtype == torch.float64
+                    else ""
+                )
+                raise VariantFailed(
+                    "non_finite_loss",
+                    f"the calibration loss is not finite: the model or a prompt is broken; nothing was edited{hint}",
+                )
             if backward:
                 torch.autograd.grad(loss, embedded)
             progress(batch.tokens.shape[0])
 
 
 def _begin_here(embedded: list[Tensor]) -> Callable[..., Tensor]:
-    """A forward hook that makes a module's output the place where the backward pass ends: all that follows gets gradients, without any for the weights."""
+    """A forward hook that makes a module's output the place where the backward pass ends: all that follows gets
+    gradients, without any for the weights.
+    """
 
     def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         embedded.append(output.detach().requires_grad_(True))
@@ -246,13 +300,17 @@ def summed_loss(lm: HFLM, batch: _Batch) -> Tensor:
     """The sum over documents of the mean cross-entropy of each one's answer tokens, in fp32."""
     from torch.nn.functional import cross_entropy
 
-    logits = lm.model(input_ids=batch.tokens, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False).logits.float()
+    logits = lm.model(
+        input_ids=batch.tokens, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
+    ).logits.float()
     losses = cross_entropy(logits.transpose(1, 2), batch.labels.to(logits.device), ignore_index=-100, reduction="none")
     return (losses.sum(1) / (batch.labels != -100).sum(1).to(losses)).sum()
 
 
 def batches_of(lm: HFLM, documents: Sequence[LabelledDocument], batch_size: int) -> Iterator[_Batch]:
-    """Batches of one task each, since a counterfactual prompt should be one of the same kind; a last batch of one joins the batch before it."""
+    """Batches of one task each, since a counterfactual prompt should be one of the same kind; a last batch of one joins
+    the batch before it.
+    """
     for task in dict.fromkeys(document.task for document in documents):
         own = [document for document in documents if document.task == task]
         starts = list(range(0, len(own), batch_size))
@@ -284,7 +342,9 @@ def _encode(lm: HFLM, document: LabelledDocument) -> tuple[list[int], list[int]]
 
 
 def encode(lm: HFLM, context: str, answer: str, task: str) -> tuple[list[int], list[int]]:
-    """The tokens that go in (all but the last), and those of the answer that must come out, cut from the left like lm-eval does. task: named where the answer has no tokens, which is a UserError."""
+    """The tokens that go in (all but the last), and those of the answer that must come out, cut from the left like
+    lm-eval does. task: named where the answer has no tokens, which is a UserError.
+    """
     if context:
         before, after = lm._encode_pair(context, answer)
     else:

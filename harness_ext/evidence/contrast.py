@@ -1,4 +1,6 @@
-"""Contrast sets: pairs of beginnings that differ in one thing, shipped with the package as data (`harness_ext/contrasts`)."""
+"""Contrast sets: pairs of beginnings that differ in one thing, shipped with the package as data
+(`harness_ext/contrasts`).
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,22 @@ import yaml
 from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
 
 SHIPPED = Path(__file__).parent.parent / "contrasts"
-# What is predicted after the beginning does not matter: the input at its last word does, and gathering leaves the answer's last token out.
+# What is predicted after the beginning does not matter: the input at its last word does, and gathering leaves the
+# answer's last token out.
 _FOLLOWS = " and"
 
 
 def contrast_set(name: str) -> CalibrationSet:
     """The texts of a shipped set, the two of a pair next to each other."""
     data = yaml.safe_load((SHIPPED / f"{name}.yaml").read_text(encoding="utf-8"))
-    texts = [beginning.format(word) for pair, beginnings in zip(data["pairs"], data["beginnings"], strict=True) for beginning in beginnings for word in pair]
-    documents = tuple(LabelledDocument(f"contrast:{name}", text, _FOLLOWS, hashlib.sha256(text.encode()).hexdigest()) for text in texts)
+    texts = [
+        beginning.format(word)
+        for pair, beginnings in zip(data["pairs"], data["beginnings"], strict=True)
+        for beginning in beginnings
+        for word in pair
+    ]
+    documents = tuple(
+        LabelledDocument(f"contrast:{name}", text, _FOLLOWS, hashlib.sha256(text.encode()).hexdigest())
+        for text in texts
+    )
     return CalibrationSet(f"contrast:{name}", "shipped", 0, documents)

@@ -1,6 +1,8 @@
-"""Calibration documents: labelled documents of a task's training split, with exactly the prompts that the task would score.
+"""Calibration documents: labelled documents of a task's training split, with exactly the prompts that the task would
+score.
 
-Prompts and answers come from lm-eval's own request building (few-shot examples, chat template and delimiters included), so what is measured is what will be asked.
+Prompts and answers come from lm-eval's own request building (few-shot examples, chat template and delimiters included),
+so what is measured is what will be asked.
 A document that is also scored never enters: it is left out, and the receipt counts it.
 """
 
@@ -35,7 +37,8 @@ class PromptSettings:
 class LabelledDocument:
     """One prompt and its right answer, as text; `doc_hash` is lm-eval's.
 
-    choices: where the task offers some, every one with its prompt; right: the places of the right ones among them, the one in `answer` first.
+    choices: where the task offers some, every one with its prompt; right: the places of the right ones among them, the
+    one in `answer` first.
     """
 
     task: str
@@ -48,7 +51,9 @@ class LabelledDocument:
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """The documents drawn from one task; `also_scored` were left out because the evaluation reports them. shuffled_labels: each has the answer of another."""
+    """The documents drawn from one task; `also_scored` were left out because the evaluation reports them.
+    shuffled_labels: each has the answer of another.
+    """
 
     task: str
     split: str
@@ -72,7 +77,10 @@ def why_unfit(task: Task, split: str) -> str | None:
     if split == "test":
         return None
     if not (task.has_training_docs() if split == "train" else task.has_validation_docs()):
-        return f"has no {'training' if split == 'train' else 'validation'} split (calibration.split=test takes documents out of the score instead)"
+        return (
+            f"has no {'training' if split == 'train' else 'validation'} split (calibration.split=test takes documents"
+            " out of the score instead)"
+        )
     if split == "validation" and not task.has_test_docs():
         return "is scored on its validation split"
     return None
@@ -91,16 +99,24 @@ def _best_in_the_middle(task: Task) -> bool:
     """Whether a task says so of a metric of its own, or every metric is one of lm-eval's that are known to be."""
     metadata = task.config.metadata if isinstance(task.config.metadata, dict) else {}
     metrics = [str(entry["metric"]) for entry in task.config.metric_list or ()]
-    return bool(metadata.get("best_value")) or (bool(metrics) and all(best_value(metric, None) is not None for metric in metrics))
+    return bool(metadata.get("best_value")) or (
+        bool(metrics) and all(best_value(metric, None) is not None for metric in metrics)
+    )
 
 
 def fit_tasks(tasks: Mapping[str, Task], split: str) -> list[str]:
-    """The tasks that `evaluated` stands for: those that can give labelled documents with right answers from this split, in order."""
+    """The tasks that `evaluated` stands for: those that can give labelled documents with right answers from this split,
+    in order.
+    """
     return [name for name, task in tasks.items() if _why_not_by_itself(task, split) is None]
 
 
 def draw_documents(
-    calibration: Calibration, tasks: Mapping[str, Task], scored: Collection[str], settings: PromptSettings, where: str = ""
+    calibration: Calibration,
+    tasks: Mapping[str, Task],
+    scored: Collection[str],
+    settings: PromptSettings,
+    where: str = "",
 ) -> list[CalibrationSet]:
     """Draw the documents that a recipe asks for, as evenly from its tasks as the number allows.
 
@@ -113,15 +129,24 @@ def draw_documents(
         names = tuple(fit_tasks(tasks, calibration.split))
         if not names:
             reasons = "; ".join(f"{name} {_why_not_by_itself(task, calibration.split)}" for name, task in tasks.items())
-            raise UserError(f"{where}calibration: no evaluated task can give labelled documents ({reasons}); name one that can: calibration.task=TASK")
+            raise UserError(
+                f"{where}calibration: no evaluated task can give labelled documents ({reasons}); name one that can:"
+                " calibration.task=TASK"
+            )
     for name in names:
         if name not in tasks:
             raise UserError(f"{where}calibration: unknown task {name!r}, {nearest(name, tasks)}")
         if reason := why_unfit(tasks[name], calibration.split):
             raise UserError(f"{where}calibration: task {name!r} {reason}; name another: calibration.task=TASK")
     if calibration.samples < len(names):
-        raise UserError(f"{where}calibration: {calibration.samples} samples are too few for {len(names)} tasks; give at least one for each: calibration.samples={len(names)}")
-    return [_draw(tasks[name], name, calibration, share, scored, settings, where) for name, share in shares(names, calibration.samples).items()]
+        raise UserError(
+            f"{where}calibration: {calibration.samples} samples are too few for {len(names)} tasks; give at least one"
+            f" for each: calibration.samples={len(names)}"
+        )
+    return [
+        _draw(tasks[name], name, calibration, share, scored, settings, where)
+        for name, share in shares(names, calibration.samples).items()
+    ]
 
 
 def shares(names: Sequence[str], samples: int) -> dict[str, int]:
@@ -136,8 +161,20 @@ def drawing_order(calibration: Calibration, name: str, places: Iterable[int]) ->
     return order
 
 
-def _draw(task: Task, name: str, calibration: Calibration, share: int, scored: Collection[str], settings: PromptSettings, where: str) -> CalibrationSet:
-    source: Sequence[Any] = {"train": task.training_docs, "validation": task.validation_docs, "test": lambda: task.eval_docs}[calibration.split]()
+def _draw(
+    task: Task,
+    name: str,
+    calibration: Calibration,
+    share: int,
+    scored: Collection[str],
+    settings: PromptSettings,
+    where: str,
+) -> CalibrationSet:
+    source: Sequence[Any] = {
+        "train": task.training_docs,
+        "validation": task.validation_docs,
+        "test": lambda: task.eval_docs,
+    }[calibration.split]()
     task.set_fewshot_seed(seed=settings.fewshot_seed)
     order = drawing_order(calibration, name, range(len(source)))
     chosen: list[LabelledDocument] = []
@@ -153,19 +190,27 @@ def _draw(task: Task, name: str, calibration: Calibration, share: int, scored: C
     if len(chosen) < share:
         left_out = f" ({also_scored} more are also scored, and so left out)" if also_scored else ""
         raise UserError(
-            f"{where}calibration: {share} documents of {name!r} were asked for, and its {calibration.split} split has {len(chosen)}{left_out}; lower calibration.samples"
+            f"{where}calibration: {share} documents of {name!r} were asked for, and its {calibration.split} split has"
+            f" {len(chosen)}{left_out}; lower calibration.samples"
         )
     if calibration.shuffled_labels:
         if len(chosen) < 2:
-            raise UserError(f"{where}calibration: one document of {name!r} has nobody to change answers with; raise calibration.samples")
+            raise UserError(
+                f"{where}calibration: one document of {name!r} has nobody to change answers with; raise"
+                " calibration.samples"
+            )
         chosen = with_answers_of_others(chosen, f"{calibration.seed}:{name}:answers")
-    return CalibrationSet(name, calibration.split, calibration.seed, tuple(chosen), also_scored, calibration.shuffled_labels)
+    return CalibrationSet(
+        name, calibration.split, calibration.seed, tuple(chosen), also_scored, calibration.shuffled_labels
+    )
 
 
 def with_answers_of_others(documents: Sequence[LabelledDocument], seed: str) -> list[LabelledDocument]:
-    """Every document with the answer of another, in a cycle through all of them drawn by the seed (Sattolo's algorithm).
+    """Every document with the answer of another, in a cycle through all of them drawn by the seed (Sattolo's
+    algorithm).
 
-    Of another document, not another answer: two documents may have the same one. With two answers in all, exchanging them would not hide what is right but turn it round. Where there are choices,
+    Of another document, not another answer: two documents may have the same one. With two answers in all, exchanging
+    them would not hide what is right but turn it round. Where there are choices,
     the place of the right one is another's too (counted round where there are fewer).
     """
     order = list(range(len(documents)))
@@ -204,7 +249,10 @@ def _labelled(task: Task, name: str, document: Any, hashed: str, settings: Promp
         # With several contexts and one ending (Winogrande), doc_to_text holds the index of the right context.
         gold = task.doc_to_text(document) if task.multiple_input else target
         names = task.doc_to_choice(document)
-        right = [names.index(one) if isinstance(one, str) else int(one) for one in (gold if isinstance(gold, list) else [gold])]
+        right = [
+            names.index(one) if isinstance(one, str) else int(one)
+            for one in (gold if isinstance(gold, list) else [gold])
+        ]
         # Scores that compare with an unconditional likelihood ask for each choice once more; those come last.
         choices = tuple((request.args[0], request.args[1]) for request in requests[: len(names)])
         return LabelledDocument(name, *choices[right[0]], hashed, choices, tuple(right))

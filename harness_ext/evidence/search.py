@@ -1,10 +1,13 @@
 """A greedy search for components to remove: candidates to first order, accepted by the loss that is measured (ours).
 
-In each round the ablation effect of every component is measured on the model as edited so far; the best candidates of all matrices together are removed on trial. Where the loss of the calibration
-documents falls they stay removed; where it does not, half as many are tried, down to one, and then the others one by one: the best to first order is often a large component, for which first order is
+In each round the ablation effect of every component is measured on the model as edited so far; the best candidates of
+all matrices together are removed on trial. Where the loss of the calibration
+documents falls they stay removed; where it does not, half as many are tried, down to one, and then the others one by
+one: the best to first order is often a large component, for which first order is
 not enough. The search ends with the first round that accepts nothing.
 
-Nothing is written to the model: a removal is `y - W_removed (x - x_mean)` at the output, by a hook, which is the edit that is made at last. Means are those of the model before the search.
+Nothing is written to the model: a removal is `y - W_removed (x - x_mean)` at the output, by a hook, which is the edit
+that is made at last. Means are those of the model before the search.
 """
 
 from __future__ import annotations
@@ -35,16 +38,25 @@ class _Candidate(NamedTuple):
 
 
 def search(
-    lm: HFLM, matrices: Sequence[Matrix], documents: Sequence[LabelledDocument], batch_size: int, trials: Search, decompose: Callable[[Matrix], Svd],
+    lm: HFLM,
+    matrices: Sequence[Matrix],
+    documents: Sequence[LabelledDocument],
+    batch_size: int,
+    trials: Search,
+    decompose: Callable[[Matrix], Svd],
     progress: Callable[[int], Any] = lambda rounds: None,
 ) -> dict[str, dict[str, Tensor]]:
-    """Find `removed_components` `[r]`, bool, and `input_mean` `[n]` of every matrix, keyed by `Matrix.key`. progress: told the number of rounds done.
+    """Find `removed_components` `[r]`, bool, and `input_mean` `[n]` of every matrix, keyed by `Matrix.key`. progress:
+    told the number of rounds done.
 
     Raises VariantFailed where the loss is not finite.
     """
     import torch
 
-    means = {key: found["input_mean"] for key, found in gather(lm, matrices, frozenset({"input_mean"}), documents, batch_size, decompose).items()}
+    means = {
+        key: found["input_mean"]
+        for key, found in gather(lm, matrices, frozenset({"input_mean"}), documents, batch_size, decompose).items()
+    }
     removed = {matrix.key: torch.zeros(min(matrix.shape), dtype=torch.bool) for matrix in matrices}
 
     def loss_without(chosen: Mapping[str, Tensor]) -> float:
@@ -64,18 +76,24 @@ def search(
 
 
 def mean_loss(lm: HFLM, documents: Sequence[LabelledDocument], batch_size: int) -> float:
-    """The mean over documents of the cross-entropy of each one's answer, in nats. Raises VariantFailed where it is not finite."""
+    """The mean over documents of the cross-entropy of each one's answer, in nats. Raises VariantFailed where it is not
+    finite.
+    """
     import torch
 
     with torch.no_grad():
         total = sum(float(summed_loss(lm, batch)) for batch in batches_of(lm, documents, batch_size))
     if total - total != 0:
-        raise VariantFailed("non_finite_loss", "the calibration loss is not finite: the model or a prompt is broken; nothing was edited")
+        raise VariantFailed(
+            "non_finite_loss", "the calibration loss is not finite: the model or a prompt is broken; nothing was edited"
+        )
     return total / len(documents)
 
 
 def _candidates(effects: Mapping[str, Mapping[str, Tensor]], removed: Mapping[str, Tensor]) -> list[_Candidate]:
-    """Components still there whose removal should lower the loss, the best first; equal ones in the order of the matrices."""
+    """Components still there whose removal should lower the loss, the best first; equal ones in the order of the
+    matrices.
+    """
     found = [
         _Candidate(float(effect), key, component)
         for key, values in effects.items()
@@ -86,7 +104,11 @@ def _candidates(effects: Mapping[str, Mapping[str, Tensor]], removed: Mapping[st
 
 
 def _best_trial(
-    removed: Mapping[str, Tensor], candidates: Sequence[_Candidate], at_once: int, loss: float, loss_without: Callable[[Mapping[str, Tensor]], float]
+    removed: Mapping[str, Tensor],
+    candidates: Sequence[_Candidate],
+    at_once: int,
+    loss: float,
+    loss_without: Callable[[Mapping[str, Tensor]], float],
 ) -> tuple[dict[str, Tensor], float] | None:
     """The first set of candidates that lowers the loss, with the loss then; None where none does."""
     for chosen in _sets(candidates[:at_once]):
@@ -109,13 +131,23 @@ def _sets(candidates: Sequence[_Candidate]) -> Iterator[Sequence[_Candidate]]:
 
 
 @contextmanager
-def _removed(lm: HFLM, matrices: Sequence[Matrix], removed: Mapping[str, Tensor], means: Mapping[str, Tensor], decompose: Callable[[Matrix], Svd]) -> Iterator[None]:
+def _removed(
+    lm: HFLM,
+    matrices: Sequence[Matrix],
+    removed: Mapping[str, Tensor],
+    means: Mapping[str, Tensor],
+    decompose: Callable[[Matrix], Svd],
+) -> Iterator[None]:
     """The model computes as if the marked components were removed and their mean output kept."""
     modules = dict(lm.model.named_modules())
     with ExitStack() as stack:
         for matrix in matrices:
             if bool(removed[matrix.key].any()):
-                stack.callback(modules[matrix.module].register_forward_hook(_subtract(matrix, removed[matrix.key], means[matrix.key], decompose(matrix))).remove)
+                stack.callback(
+                    modules[matrix.module]
+                    .register_forward_hook(_subtract(matrix, removed[matrix.key], means[matrix.key], decompose(matrix)))
+                    .remove
+                )
         yield
 
 

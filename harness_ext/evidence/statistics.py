@@ -1,6 +1,7 @@
 """Statistics of calibration documents, streamed: each keeps a running value of fixed size, never the activations.
 
-A statistic sees, batch by batch, the true input x of a matrix (`[batch, tokens, in]`), the gradient g of the documents' loss at its output (`[batch, tokens, out]`), and which tokens are real.
+A statistic sees, batch by batch, the true input x of a matrix (`[batch, tokens, in]`), the gradient g of the documents'
+loss at its output (`[batch, tokens, out]`), and which tokens are real.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ class Statistic(Protocol):
     """What the gathering pass needs of a statistic."""
 
     def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor) -> None:
-        """Take in one batch: inputs `[b, t, n]`, gradients `[b, t, m]`, both fp32, and real `[b, t]`, true where the token is not padding, and of an expert where it was sent there.
+        """Take in one batch: inputs `[b, t, n]`, gradients `[b, t, m]`, both fp32, and real `[b, t]`, true where the
+        token is not padding, and of an expert where it was sent there.
 
         gradients: None in a pass whose statistics are all of inputs.
         """
@@ -63,7 +65,9 @@ class InputSquare(InputMean):
 
 
 class InputSecondMoment:
-    """The mean of `x x^T` over real tokens, `[n, n]`, accumulated in fp64: small eigenvalues of covariances of outputs are differences of large numbers."""
+    """The mean of `x x^T` over real tokens, `[n, n]`, accumulated in fp64: small eigenvalues of covariances of outputs
+    are differences of large numbers.
+    """
 
     def __init__(self) -> None:
         self._total: Tensor | None = None
@@ -85,7 +89,9 @@ class InputSecondMoment:
 
 
 class ContrastDifferences:
-    """The input at the last token of each pair's first text minus that of its second, `[pairs, n]`, fp64; the two of a pair stand next to each other in a batch."""
+    """The input at the last token of each pair's first text minus that of its second, `[pairs, n]`, fp64; the two of a
+    pair stand next to each other in a batch.
+    """
 
     def __init__(self) -> None:
         self._differences: list[Tensor] = []
@@ -105,9 +111,11 @@ class ContrastDifferences:
 
 
 class FisherInformation:
-    """The empirical Fisher information of a matrix, summed over its rows: mean over documents of `sum_i (dL/dW_ij)^2`, `[n]` (arXiv:2207.00112).
+    """The empirical Fisher information of a matrix, summed over its rows: mean over documents of `sum_i (dL/dW_ij)^2`,
+    `[n]` (arXiv:2207.00112).
 
-    A document's gradient is `G = g^T x`; its squared columns sum to `diag(x^T (g g^T) x)`, so that no `[m, n]` gradient is ever made.
+    A document's gradient is `G = g^T x`; its squared columns sum to `diag(x^T (g g^T) x)`, so that no `[m, n]` gradient
+    is ever made.
     """
 
     def __init__(self) -> None:
@@ -131,9 +139,11 @@ class FisherInformation:
 
 
 class CounterfactualEffects:
-    """How much the loss would rise, to first order, if one singular component saw another example's input (arXiv:2404.03147).
+    """How much the loss would rise, to first order, if one singular component saw another example's input
+    (arXiv:2404.03147).
 
-    `E[b, t, i] = <g[b, t], u_i> s_i (v_i . dx[b, t])`, where dx is the input of the next example in the batch minus this one's, at the same position counted from the answer.
+    `E[b, t, i] = <g[b, t], u_i> s_i (v_i . dx[b, t])`, where dx is the input of the next example in the batch minus
+    this one's, at the same position counted from the answer.
     The result is the maximum over examples and tokens, `[r]`: a component that never matters, anywhere, has a low one.
     """
 
@@ -160,10 +170,13 @@ class CounterfactualEffects:
 
 
 class AblationEffects:
-    """How much the loss changes, to first order, if one singular component always saw the mean input: the effect of removing it and keeping the mean output.
+    """How much the loss changes, to first order, if one singular component always saw the mean input: the effect of
+    removing it and keeping the mean output.
 
-    `E[i] = mean over tokens of <g, u_i> s_i (v_i . (x_mean - x))`, `[r]`; negative where the removal helps. One pass suffices, since the sum splits into
-    `sum <g, u_i> (v_i . x_mean) - sum <g, u_i> (v_i . x)`. This is our reconstruction: the gradient of a singular value, `dL/ds_i = u_i^T G v_i`, with centred inputs.
+    `E[i] = mean over tokens of <g, u_i> s_i (v_i . (x_mean - x))`, `[r]`; negative where the removal helps. One pass
+    suffices, since the sum splits into
+    `sum <g, u_i> (v_i . x_mean) - sum <g, u_i> (v_i . x)`. This is our reconstruction: the gradient of a singular
+    value, `dL/ds_i = u_i^T G v_i`, with centred inputs.
     """
 
     def __init__(self, svd: Svd) -> None:
@@ -189,7 +202,8 @@ class AblationEffects:
 
 
 class SingularValueGradients:
-    """The gradient of the loss in every singular value, `dL/ds_i = u_i^T G v_i`, `[r]`: the sum over tokens of `(g . u_i) (v_i . x)`, so that no `[m, n]` gradient is ever made.
+    """The gradient of the loss in every singular value, `dL/ds_i = u_i^T G v_i`, `[r]`: the sum over tokens of `(g .
+    u_i) (v_i . x)`, so that no `[m, n]` gradient is ever made.
 
     The loss is the mean over documents. Removing component i changes it, to first order, by `-s_i u_i^T G v_i`.
     """

@@ -1,9 +1,12 @@
 """Decompositions of weight matrices, each made once: by digest of the matrix, kept on disk over sessions.
 
-A recipe, its control, the next recipe and tomorrow's run mostly ask for those of the same matrices; every rank, energy and budget is a slice of one.
+A recipe, its control, the next recipe and tomorrow's run mostly ask for those of the same matrices; every rank, energy
+and budget is a slice of one.
 
-Two kinds. `Factors.of` gives the full singular value decomposition, by LAPACK (gesdd) in fp32, and where that does not converge in fp64 on the CPU, which the receipt then says. `Factors.truncation` gives leading components
-only, which is all that truncation needs: through the Gram matrix, in fp32 if its bound says that this suffices at the rank asked for, else in fp64, else from the full decomposition. Which it is depends on matrix and rank
+Two kinds. `Factors.of` gives the full singular value decomposition, by LAPACK (gesdd) in fp32, and where that does not
+converge in fp64 on the CPU, which the receipt then says. `Factors.truncation` gives leading components
+only, which is all that truncation needs: through the Gram matrix, in fp32 if its bound says that this suffices at the
+rank asked for, else in fp64, else from the full decomposition. Which it is depends on matrix and rank
 alone, never on what the cache holds.
 """
 
@@ -36,7 +39,9 @@ class Factors:
     """Decompositions on demand. kept: where they are kept; a folder stands for a cache in it, None for nowhere."""
 
     def __init__(self, kept: DiskCache | Path | None = None) -> None:
-        self._kept = kept if isinstance(kept, DiskCache) else DiskCache(kept or Path(), disk.DEFAULT_LIMIT_BYTES if kept else 0)
+        self._kept = (
+            kept if isinstance(kept, DiskCache) else DiskCache(kept or Path(), disk.DEFAULT_LIMIT_BYTES if kept else 0)
+        )
         self.fallbacks: dict[str, str] = {}
 
     def of(self, weight: Tensor) -> Svd:
@@ -69,7 +74,12 @@ class Factors:
 
         count, larger = sorted(matrix.shape)
         name = _name(digest, kind, matrix)
-        shapes = {"directions": (count, count), "projections": (count, larger), "singular_values": (count,), "excess": (count + 1,)}
+        shapes = {
+            "directions": (count, count),
+            "projections": (count, larger),
+            "singular_values": (count,),
+            "excess": (count + 1,),
+        }
         found = self._kept.load(name, shapes, matrix.device)
         if found is not None:
             return gram.Leading(**found.tensors)
@@ -90,7 +100,10 @@ class Factors:
         try:
             parts = torch.linalg.svd(weight.double().cpu(), full_matrices=False)
         except torch.linalg.LinAlgError as error:
-            raise NotConverged(f"the singular value decomposition of a {tuple(weight.shape)} matrix does not converge, in fp64 neither: {error}") from None
+            raise NotConverged(
+                f"the singular value decomposition of a {tuple(weight.shape)} matrix does not converge, in fp64"
+                f" neither: {error}"
+            ) from None
         self.fallbacks[digest] = "fp64"
         return Svd(*(part.to(weight).contiguous() for part in parts))
 
@@ -106,9 +119,11 @@ class Truncation:
         self._svd: Svd | None = None
 
     def cut(self, rank_of: RankRule) -> Edit:
-        """The approximation of least error at the rank that the rule gives, within `gram.EXCESS_LIMIT`, and how it was made. Its factors are views.
+        """The approximation of least error at the rank that the rule gives, within `gram.EXCESS_LIMIT`, and how it was
+        made. Its factors are views.
 
-        rank_of: a function of the singular values `[min(m, n)]`, descending. Raises NotConverged, and what the rule raises.
+        rank_of: a function of the singular values `[min(m, n)]`, descending. Raises NotConverged, and what the rule
+        raises.
         """
         rows, columns = self._matrix.shape
         for kind, leading in self._attempts():
@@ -123,10 +138,17 @@ class Truncation:
             self._svd = self._factors.of(self._matrix)
         svd = self._svd
         rank = rank_of(svd.s)
-        return Edit(svd.u[:, :rank] * svd.s[:rank], svd.vh[:rank], fallback=self._factors.fallbacks.get(self._digest), decomposition=SVD)
+        return Edit(
+            svd.u[:, :rank] * svd.s[:rank],
+            svd.vh[:rank],
+            fallback=self._factors.fallbacks.get(self._digest),
+            decomposition=SVD,
+        )
 
     def serving(self, ranks: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Factors `[m, k]` and `[k, n]`, k the largest of these ranks, whose first components are an exact truncation at each of them (see `cut`). Raises NotConverged."""
+        """Factors `[m, k]` and `[k, n]`, k the largest of these ranks, whose first components are an exact truncation
+        at each of them (see `cut`). Raises NotConverged.
+        """
         (rows, columns), largest = self._matrix.shape, max(ranks)
         for _, leading in self._attempts():
             if all(leading.suffices(rank) for rank in ranks):

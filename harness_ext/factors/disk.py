@@ -1,9 +1,12 @@
 """A folder of decompositions that lasts: safetensors files, bounded in bytes, the least recently used going first.
 
-Notable choices. Whatever may go wrong with it costs time only: a file is written under another name and renamed when whole; one that is damaged, cut short or another's is thrown away and made anew, since its tensors must
-have the digest in its header; a full disk, a read-only one or none at all means no cache. Processes may share the folder, and anybody may empty it. Its bound is also a share of what is free on its disk.
+Notable choices. Whatever may go wrong with it costs time only: a file is written under another name and renamed when
+whole; one that is damaged, cut short or another's is thrown away and made anew, since its tensors must
+have the digest in its header; a full disk, a read-only one or none at all means no cache. Processes may share the
+folder, and anybody may empty it. Its bound is also a share of what is free on its disk.
 
-The name of a file holds all that its bits depend on: the matrix by digest, the decomposition and its version, and what computes it (torch, scipy, processor or card, threads). So an edit is bit for bit the same whether its
+The name of a file holds all that its bits depend on: the matrix by digest, the decomposition and its version, and what
+computes it (torch, scipy, processor or card, threads). So an edit is bit for bit the same whether its
 factors were there or not.
 """
 
@@ -52,20 +55,25 @@ class DiskCache:
         self._checked: set[tuple[str, int]] = set()
 
     def load(self, name: str, shapes: Mapping[str, tuple[int, ...]], on: device) -> Entry | None:
-        """The tensors kept under a name; None where there are none, or they are not whole or not of these names and shapes."""
+        """The tensors kept under a name; None where there are none, or they are not whole or not of these names and
+        shapes.
+        """
         path = self._folder / f"{name}{_SUFFIX}"
         try:
             entry = self._read(path, name, shapes)
         except FileNotFoundError:
             return None
-        except Exception:  # noqa: BLE001 - whatever a damaged file makes a reader raise, the decomposition is made again
+        except Exception:  # whatever a damaged file makes a reader raise: it is made again
             with suppress(OSError):
                 path.unlink(missing_ok=True)
             return None
         with suppress(OSError):
             os.utime(path)
         # Memory of torch's own: where a tensor is aligned may decide the last bits of a product.
-        return Entry({key: value.clone() if on.type == "cpu" else value.to(on) for key, value in entry.tensors.items()}, entry.note)
+        return Entry(
+            {key: value.clone() if on.type == "cpu" else value.to(on) for key, value in entry.tensors.items()},
+            entry.note,
+        )
 
     def _read(self, path: Path, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Entry:
         from safetensors import safe_open
@@ -100,7 +108,9 @@ class DiskCache:
                 temporary.unlink(missing_ok=True)
 
     def _make_room(self, size: int) -> bool:
-        """Let the least recently used go until so many bytes fit; False where they cannot. Files of other processes are counted now and then."""
+        """Let the least recently used go until so many bytes fit; False where they cannot. Files of other processes are
+        counted now and then.
+        """
         if self._unseen is not None and self._unseen >= size:
             self._unseen -= size
             return True
@@ -138,7 +148,8 @@ class DiskCache:
 
 
 def lasting(scratch: Path) -> DiskCache:
-    """The user's cache of factors; in the scratch folder, for this session only, where there is none or `LM_EVAL_RECIPES_FACTORS_GIB` is 0.
+    """The user's cache of factors; in the scratch folder, for this session only, where there is none or
+    `LM_EVAL_RECIPES_FACTORS_GIB` is 0.
 
     Raises UserError where that variable is not a number.
     """
@@ -160,7 +171,9 @@ def _limit_asked_for() -> int:
     try:
         return max(0, int(float(asked) * 2**30))
     except (ValueError, OverflowError):
-        raise UserError(f"{LIMIT_VARIABLE} must be a number of GiB, such as 16, or 0 to keep no decompositions; found {asked!r}") from None
+        raise UserError(
+            f"{LIMIT_VARIABLE} must be a number of GiB, such as 16, or 0 to keep no decompositions; found {asked!r}"
+        ) from None
 
 
 def name_of(digest: str, kind: str, on: device) -> str:
@@ -188,4 +201,6 @@ def _computed_by(on: str, threads: int) -> str:
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
-    return hashlib.sha256("".join(f"{key} {tensor_digest(tensors[key])}\n" for key in sorted(tensors)).encode()).hexdigest()
+    return hashlib.sha256(
+        "".join(f"{key} {tensor_digest(tensors[key])}\n" for key in sorted(tensors)).encode()
+    ).hexdigest()

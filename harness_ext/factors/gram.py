@@ -1,13 +1,21 @@
-"""The leading singular components through the Gram matrix of the smaller side, with a bound on how far they are from the best ones.
+"""The leading singular components through the Gram matrix of the smaller side, with a bound on how far they are from
+the best ones.
 
-With W `[m, n]`, m <= n (else its transpose), and U the eigenvectors of `W W^T`, the truncation to rank r is `U_r U_r^T W`: singular values and the other side's vectors are not needed, and every rank is a slice of one
-eigendecomposition, which costs a fraction of the singular value decomposition. The price is accuracy: a Gram matrix holds squares, and what lies far below the largest one drowns in its rounding. So the distance from the
-best truncation is bounded here for every rank; where it is too large the caller takes more digits, or the full decomposition.
+With W `[m, n]`, m <= n (else its transpose), and U the eigenvectors of `W W^T`, the truncation to rank r is `U_r U_r^T
+W`: singular values and the other side's vectors are not needed, and every rank is a slice of one
+eigendecomposition, which costs a fraction of the singular value decomposition. The price is accuracy: a Gram matrix
+holds squares, and what lies far below the largest one drowns in its rounding. So the distance from the
+best truncation is bounded here for every rank; where it is too large the caller takes more digits, or the full
+decomposition.
 
-The bound (ours). Let `A = U^T W`, energies `c_i = ||a_i||^2`, overlaps `D = U^T U - I`, and couplings `F = A A^T - diag(c) - (D diag(c) + diag(c) D) / 2`, which are those of the nearest orthonormal basis to first order
-in D. The r largest eigenvalues add up to more than `c_1 + ... + c_r` by `sum_{i <= r < j} F_ij^2 / (c_i - c_j)` to second order; here each pair counts with the exact gain of its own 2 x 2 problem,
-`2 F^2 / (g + sqrt(g^2 + 4 F^2))` with g the difference of its energies, which is sound for equal ones too, and the sum is doubled for the higher orders. To the squared error overlaps add at most `sum_ij D_ij^2 c_i`, and
-rounding of A about `k u^2 ||W||^2` with u the unit roundoff. The least error falls with the rank, so that bounds found at one rank serve the others.
+The bound (ours). Let `A = U^T W`, energies `c_i = ||a_i||^2`, overlaps `D = U^T U - I`, and couplings `F = A A^T -
+diag(c) - (D diag(c) + diag(c) D) / 2`, which are those of the nearest orthonormal basis to first order
+in D. The r largest eigenvalues add up to more than `c_1 + ... + c_r` by `sum_{i <= r < j} F_ij^2 / (c_i - c_j)` to
+second order; here each pair counts with the exact gain of its own 2 x 2 problem,
+`2 F^2 / (g + sqrt(g^2 + 4 F^2))` with g the difference of its energies, which is sound for equal ones too, and the sum
+is doubled for the higher orders. To the squared error overlaps add at most `sum_ij D_ij^2 c_i`, and
+rounding of A about `k u^2 ||W||^2` with u the unit roundoff. The least error falls with the rank, so that bounds found
+at one rank serve the others.
 """
 
 from __future__ import annotations
@@ -23,15 +31,19 @@ EXCESS_LIMIT = 1e-5
 
 _BLOCK = 512
 _LARGE = 1024
-# Powers of two: entries between the inverse of this and this can be squared and summed in fp32 without overflow, and with nothing lost that counts.
+# Powers of two: entries between the inverse of this and this can be squared and summed in fp32 without overflow, and
+# with nothing lost that counts.
 _SAFE_EXPONENT = 20
 
 
 class Leading(NamedTuple):
-    """The components of an `[m, n]` matrix by falling energy; k = min(m, n). In the matrix's dtype, on its device, but for the last two, which are fp64.
+    """The components of an `[m, n]` matrix by falling energy; k = min(m, n). In the matrix's dtype, on its device, but
+    for the last two, which are fp64.
 
-    directions: `[k, k]`, orthonormal rows in the space of the smaller side. projections: `[k, max(m, n)]`, the matrix seen along them. singular_values: `[k]`.
-    excess: `[k + 1]`, for each rank a bound on `error / least possible error - 1`, a part of the error as small as the roundoff of the whole matrix left out.
+    directions: `[k, k]`, orthonormal rows in the space of the smaller side. projections: `[k, max(m, n)]`, the matrix
+    seen along them. singular_values: `[k]`.
+    excess: `[k + 1]`, for each rank a bound on `error / least possible error - 1`, a part of the error as small as the
+    roundoff of the whole matrix left out.
     """
 
     directions: Tensor
@@ -67,7 +79,9 @@ def decompose(matrix: Tensor, precision: dtype) -> Leading:
 
 
 def _scale(matrix: Tensor) -> float:
-    """A power of two that brings the entries to where their squares neither overflow nor vanish; 1 for any usual weight."""
+    """A power of two that brings the entries to where their squares neither overflow nor vanish; 1 for any usual
+    weight.
+    """
     exponent = math.frexp(float(matrix.abs().max()))[1]
     return 2.0**exponent if abs(exponent) > _SAFE_EXPONENT else 1.0
 
@@ -95,9 +109,12 @@ def _of_symmetric(gram: Tensor) -> Tensor:
     import numpy
     from scipy.linalg import eigh
 
-    # The same routine of LAPACK; scipy's build of it takes two thirds of the time that torch's takes, in place, on the triangle as Fortran lays it out.
+    # The same routine of LAPACK; scipy's build of it takes two thirds of the time that torch's takes, in place, on the
+    # triangle as Fortran lays it out.
     try:
-        return torch.from_numpy(eigh(gram.T.numpy(), lower=False, driver="evd", overwrite_a=True, check_finite=False)[1])
+        return torch.from_numpy(
+            eigh(gram.T.numpy(), lower=False, driver="evd", overwrite_a=True, check_finite=False)[1]
+        )
     except numpy.linalg.LinAlgError as error:
         raise torch.linalg.LinAlgError(str(error)) from error
 
@@ -110,7 +127,9 @@ def _lengths(rows: Tensor) -> Tensor:
 
 
 def _excess(directions: Tensor, projections: Tensor, energies: Tensor, negligible: float) -> Tensor:
-    """The bound of the module's docstring for every rank, `[k + 1]`. energies: `[k]`, falling. negligible: a part of the error of this share of the norm does not count."""
+    """The bound of the module's docstring for every rank, `[k + 1]`. energies: `[k]`, falling. negligible: a part of
+    the error of this share of the norm does not count.
+    """
     import torch
 
     count, total = len(energies), energies.sum()
@@ -125,7 +144,9 @@ def _excess(directions: Tensor, projections: Tensor, energies: Tensor, negligibl
 
 
 def _pairs(directions: Tensor, projections: Tensor, energies: Tensor) -> tuple[Tensor, Tensor]:
-    """Over pairs of components: the energy that the first r miss, `[k + 1]`, and what overlaps add to the squared error, a scalar; block by block, so that no further matrix is held."""
+    """Over pairs of components: the energy that the first r miss, `[k + 1]`, and what overlaps add to the squared
+    error, a scalar; block by block, so that no further matrix is held.
+    """
     import torch
 
     count = len(energies)
@@ -136,7 +157,9 @@ def _pairs(directions: Tensor, projections: Tensor, energies: Tensor) -> tuple[T
         rows = slice(start, min(start + _BLOCK, count))
         both = share[rows, None] + share[start:]
         overlap = (directions[rows] @ directions[start:].T).triu(1)
-        coupling = ((projections[rows] @ projections[start:].T) / unit.to(projections.dtype)).triu(1) - overlap * both / 2
+        coupling = ((projections[rows] @ projections[start:].T) / unit.to(projections.dtype)).triu(
+            1
+        ) - overlap * both / 2
         gap = (share[rows, None] - share[start:]).abs()
         gained = (2 * coupling**2 / (gap + (gap**2 + 4 * coupling**2).sqrt())).nan_to_num(nan=0.0).triu(1)
         # A pair counts at the ranks from its first component on, up to before its second.

@@ -1,10 +1,15 @@
-"""The leading components of a large matrix at a small rank, from random directions (Halko, Martinsson and Tropp 2011, doi:10.1137/090771806).
+"""The leading components of a large matrix at a small rank, from random directions (Halko, Martinsson and Tropp 2011,
+doi:10.1137/090771806).
 
-Subspace iteration on `r + max(10, r)` Gaussian directions, orthonormalised after each product, then the best r components within what they span. The iterations are as many as it takes: 4, and twice as many until doubling
-them lowers the error by less than `SETTLED`. Iterating converges at least as fast as one over their number (on a flat spectrum that is about its rate, on a falling one it is far faster), and then what is left to gain is
-less than what the last doubling gained. That gain is the estimate of the excess error; where 64 iterations do not settle it, nothing is returned.
+Subspace iteration on `r + max(10, r)` Gaussian directions, orthonormalised after each product, then the best r
+components within what they span. The iterations are as many as it takes: 4, and twice as many until doubling
+them lowers the error by less than `SETTLED`. Iterating converges at least as fast as one over their number (on a flat
+spectrum that is about its rate, on a falling one it is far faster), and then what is left to gain is
+less than what the last doubling gained. That gain is the estimate of the excess error; where 64 iterations do not
+settle it, nothing is returned.
 
-Everything is drawn from the generator that is given, on the CPU, so that a seed means the same on every device. The error is measured on the matrix itself, in fp64 sums.
+Everything is drawn from the generator that is given, on the CPU, so that a seed means the same on every device. The
+error is measured on the matrix itself, in fp64 sums.
 """
 
 from __future__ import annotations
@@ -18,13 +23,17 @@ if TYPE_CHECKING:
 
 RANDOMISED = "randomised"
 SETTLED = 0.0025
-"""The gain of the last doubling, as a share of the error, at which the iteration ends; the error is to be within 1 % of the least."""
+"""The gain of the last doubling, as a share of the error, at which the iteration ends; the error is to be within 1 % of
+the least.
+"""
 _ITERATIONS = (4, 8, 16, 32, 64)
 _OVERSAMPLING = 10
 
 
 def truncate(matrix: Tensor, rank: int, generator: Generator) -> Edit | None:
-    """An approximation of `[m, n]` at this rank; None where the rank is too large for this to be worth while, or the error does not settle."""
+    """An approximation of `[m, n]` at this rank; None where the rank is too large for this to be worth while, or the
+    error does not settle.
+    """
     import torch
 
     rows, columns = matrix.shape
@@ -47,7 +56,9 @@ def truncate(matrix: Tensor, rank: int, generator: Generator) -> Edit | None:
 
 
 def _best_within(matrix: Tensor, basis: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The factors `[m, r]` and `[r, n]` of the best approximation whose columns lie in the span of basis `[m, l]`; its small eigenproblem `[l, l]` is solved in fp64."""
+    """The factors `[m, r]` and `[r, n]` of the best approximation whose columns lie in the span of basis `[m, l]`; its
+    small eigenproblem `[l, l]` is solved in fp64.
+    """
     import torch
 
     inside = basis.T @ matrix

@@ -1,19 +1,25 @@
 """The mathematics: one pure, typed function of tensors per method.
 
-A method is registered by a decorator, and its schema is read from its signature, so that a new method is one function in one file:
+A method is registered by a decorator, and its schema is read from its signature, so that a new method is one function
+in one file:
 
     @method(summary="Keep the largest singular components.")
     def truncate_svd(weight: Tensor, /, *, truncate: Truncate, keep: Keep) -> Edit: ...
 
-The one positional argument is the matrix, `[out, in]`, in fp32. Keyword arguments are of three kinds, told apart by name:
+The one positional argument is the matrix, `[out, in]`, in fp32. Keyword arguments are of three kinds, told apart by
+name:
 
-- what the engine hands over (`ENGINE_ARGUMENTS`): `svd`, `truncate`, `keep`, `generator`, the statistics in `harness_ext.evidence`, and `remember`, which calls a function of tensors
-  and keeps what it returns for the next time (`remember(function, *tensors)`): a decomposition from which every rank is a slice need be made only once;
+- what the engine hands over (`ENGINE_ARGUMENTS`): `svd`, `truncate`, `keep`, `generator`, the statistics in
+`harness_ext.evidence`, and `remember`, which calls a function of tensors
+  and keeps what it returns for the next time (`remember(function, *tensors)`): a decomposition from which every rank is
+  a slice need be made only once;
 - everything else is a parameter that a recipe may set: it needs an annotation, and its default is the recipe's default.
 
-A method that keeps leading components asks for `truncate`, which is several times faster than `svd` and lasts over runs like it; one that works on components one by one, or on all of them, asks for `svd`.
+A method that keeps leading components asks for `truncate`, which is several times faster than `svd` and lasts over runs
+like it; one that works on components one by one, or on all of them, asks for `svd`.
 
-Methods never see a model, a file or global state, and draw only from the generator they are given. This package imports no torch when it is loaded: a recipe
+Methods never see a model, a file or global state, and draw only from the generator they are given. This package imports
+no torch when it is loaded: a recipe
 must be readable, and its mistakes nameable, in well under a second.
 """
 
@@ -34,20 +40,31 @@ if TYPE_CHECKING:
 
 STATISTICS_OF_COMPONENTS = frozenset({"counterfactual_effects", "ablation_effects", "singular_value_gradients"})
 STATISTICS_OF_CONTRASTS = frozenset({"contrast_differences"})
-STATISTICS_OF_INPUTS = STATISTICS_OF_CONTRASTS | {"input_mean", "input_magnitude", "input_second_moment", "input_second_moment_diagonal"}
+STATISTICS_OF_INPUTS = STATISTICS_OF_CONTRASTS | {
+    "input_mean",
+    "input_magnitude",
+    "input_second_moment",
+    "input_second_moment_diagonal",
+}
 SEARCHED = frozenset({"removed_components"})
 TRAINED = frozenset({"trained_left", "trained_right"})
 STATISTICS = STATISTICS_OF_COMPONENTS | STATISTICS_OF_INPUTS | SEARCHED | TRAINED | {"fisher_information"}
-"""Statistics of calibration documents that a method may ask for by naming an argument so; `harness_ext.evidence` gathers them.
+"""Statistics of calibration documents that a method may ask for by naming an argument so; `harness_ext.evidence`
+gathers them.
 
-Those of components need the factors of the matrix meanwhile; those of inputs need a forward pass only, and no right answers. What is searched for takes
-many passes, and the other statistics of such a method come from the same search. What is trained (two factors of the matrix,
-`[m, r]` and `[r, n]`) likewise comes alone. Those of contrasts, and all that goes with them, come from a shipped contrast set.
+Those of components need the factors of the matrix meanwhile; those of inputs need a forward pass only, and no right
+answers. What is searched for takes
+many passes, and the other statistics of such a method come from the same search. What is trained (two factors of the
+matrix,
+`[m, r]` and `[r, n]`) likewise comes alone. Those of contrasts, and all that goes with them, come from a shipped
+contrast set.
 """
 
 TEXTS = "texts"
 NEEDS = ("nothing", "nothing, its texts are shipped", TEXTS, "labelled documents", "training")
-"""What a method may need, from little to much. Texts are taken from labelled documents too, prompt and right answer, but without labels any would do."""
+"""What a method may need, from little to much. Texts are taken from labelled documents too, prompt and right answer,
+but without labels any would do.
+"""
 
 ENTRY_POINTS = "lm_eval_recipes.methods"
 """The group in which another package names its modules of methods; importing one registers what it holds."""
@@ -57,7 +74,9 @@ ENGINE_ARGUMENTS = frozenset({"svd", "truncate", "keep", "generator", "remember"
 RankRule = Callable[["Tensor"], int]
 """The number of components to keep, from the singular values `[min(m, n)]`, descending."""
 Truncate = Callable[["Tensor", RankRule], "Edit"]
-"""The best approximation of a matrix `[m, n]`, the weight or one made from it, at the rank that a rule gives: its error exceeds the least possible by at most 1e-5 of that, in fp32."""
+"""The best approximation of a matrix `[m, n]`, the weight or one made from it, at the rank that a rule gives: its error
+exceeds the least possible by at most 1e-5 of that, in fp32.
+"""
 
 
 def call(function: Callable[..., tuple[Tensor, ...]], *arguments: Tensor) -> tuple[Tensor, ...]:
@@ -78,7 +97,8 @@ class Edit:
     """What becomes of one matrix: `W' = left @ right` of the stated rank, and `b' = b + bias_shift`.
 
     left: `[m, r]`. right: `[r, n]`. bias_shift: `[m]` or None for no change. Rank 0 (r = 0) is the zero matrix.
-    fallback: where the method could not go its way, a word for the way it took instead; the receipt has it. decomposition: a word for where the factors are from, and excess_error: the bound or estimate
+    fallback: where the method could not go its way, a word for the way it took instead; the receipt has it.
+    decomposition: a word for where the factors are from, and excess_error: the bound or estimate
     found with it of `error / least possible error - 1`; the receipt has these as well.
     """
 
@@ -108,7 +128,8 @@ class Edit:
 class DenseEdit:
     """What becomes of one matrix where that is not of low rank: sparse matrices and added noise.
 
-    values: `[m, n]`. It counts as of full rank, and as holding all of its m n numbers, zeros too: a matrix with scattered zeros, stored and multiplied as the dense one that it is, saves nothing.
+    values: `[m, n]`. It counts as of full rank, and as holding all of its m n numbers, zeros too: a matrix with
+    scattered zeros, stored and multiplied as the dense one that it is, saves nothing.
     """
 
     values: Tensor
@@ -186,24 +207,33 @@ class Method:
             return NEEDS[0]
         return NEEDS[4 if self.trains else 1 if self.contrasts else 2 if self.statistics <= STATISTICS_OF_INPUTS else 3]
 
-
     def moves_bias(self, parameters: Mapping[str, Any]) -> bool:
-        """Whether an edit with these settings moves a bias, so that what has none (an expert) must be refused: always, or as the setting `bias` says."""
+        """Whether an edit with these settings moves a bias, so that what has none (an expert) must be refused: always,
+        or as the setting `bias` says.
+        """
         return self.shifts_bias and bool(parameters.get("bias", True))
 
 
 _registry: dict[str, Method] = {}
 
 
-def method(*, summary: str, name: str | None = None, rank_from_weights: bool = False, shifts_bias: bool = False) -> Callable[[Callable[..., AnyEdit]], Callable[..., AnyEdit]]:
-    """Register a function as a method under its own name, or under `name`. rank_from_weights: it finds the rank itself, so that no plan can tell it.
+def method(
+    *, summary: str, name: str | None = None, rank_from_weights: bool = False, shifts_bias: bool = False
+) -> Callable[[Callable[..., AnyEdit]], Callable[..., AnyEdit]]:
+    """Register a function as a method under its own name, or under `name`. rank_from_weights: it finds the rank itself,
+    so that no plan can tell it.
     shifts_bias: its edits move a bias; where it has a setting `bias`, only those with that set.
 
-    Raises TypeError where the signature is not one that the engine can call, and ValueError for a name already taken by another function.
+    Raises TypeError where the signature is not one that the engine can call, and ValueError for a name already taken by
+    another function.
     """
 
     def register(function: Callable[..., AnyEdit]) -> Callable[..., AnyEdit]:
-        registered = replace(_describe(function, name or function.__name__, summary), rank_from_weights=rank_from_weights, shifts_bias=shifts_bias)
+        registered = replace(
+            _describe(function, name or function.__name__, summary),
+            rank_from_weights=rank_from_weights,
+            shifts_bias=shifts_bias,
+        )
         known = _registry.get(registered.name)
         if known is not None and known.function.__module__ != function.__module__:
             raise ValueError(f"method {registered.name!r} is already registered by {known.function.__module__}")
@@ -216,25 +246,41 @@ def method(*, summary: str, name: str | None = None, rank_from_weights: bool = F
 def _describe(function: Callable[..., AnyEdit], name: str, summary: str) -> Method:
     arguments = keyword_arguments(function, f"method {name!r}")
     engine = frozenset(argument.name for argument in arguments if argument.name in ENGINE_ARGUMENTS)
-    return Method(name, function, summary, engine, {argument.name: parameter_of(function, argument) for argument in arguments if argument.name not in engine})
+    return Method(
+        name,
+        function,
+        summary,
+        engine,
+        {argument.name: parameter_of(function, argument) for argument in arguments if argument.name not in engine},
+    )
 
 
 def keyword_arguments(function: Callable[..., Any], what: str) -> list[inspect.Parameter]:
-    """The arguments of a function after what it is handed first. Raises TypeError where one could be given by its place."""
-    arguments = [argument for argument in inspect.signature(function).parameters.values() if argument.kind is not inspect.Parameter.POSITIONAL_ONLY]
+    """The arguments of a function after what it is handed first. Raises TypeError where one could be given by its
+    place.
+    """
+    arguments = [
+        argument
+        for argument in inspect.signature(function).parameters.values()
+        if argument.kind is not inspect.Parameter.POSITIONAL_ONLY
+    ]
     for argument in arguments:
         if argument.kind is not inspect.Parameter.KEYWORD_ONLY:
-            raise TypeError(f"{what}: {argument.name!r} must be keyword-only; write `(first, /, *, {argument.name}, ...)`")
+            raise TypeError(
+                f"{what}: {argument.name!r} must be keyword-only; write `(first, /, *, {argument.name}, ...)`"
+            )
     return arguments
 
 
 def parameter_of(function: Callable[..., Any], argument: inspect.Parameter) -> Parameter:
-    """One argument as a setting of a recipe, its postponed annotation resolved; only settings are, since the tensors' annotations would need torch."""
+    """One argument as a setting of a recipe, its postponed annotation resolved; only settings are, since the tensors'
+    annotations would need torch.
+    """
     if argument.annotation is inspect.Parameter.empty:
         raise TypeError(f"{function.__name__}: parameter {argument.name!r} has no type annotation")
     annotation = argument.annotation
     if isinstance(annotation, str):
-        annotation = eval(annotation, function.__globals__)  # noqa: S307 - our own source text, never a recipe's
+        annotation = eval(annotation, function.__globals__)
     return Parameter(annotation, ... if argument.default is argument.empty else argument.default)
 
 
@@ -245,8 +291,10 @@ def _load_all() -> None:
     for entry in metadata.entry_points(group=ENTRY_POINTS):
         try:
             entry.load()
-        except Exception as error:  # noqa: BLE001 - a broken package of somebody else's must not take ours down
-            warnings.warn(f"the methods of {entry.value} cannot be loaded: {type(error).__name__}: {error}", stacklevel=2)
+        except Exception as error:
+            warnings.warn(
+                f"the methods of {entry.value} cannot be loaded: {type(error).__name__}: {error}", stacklevel=2
+            )
 
 
 def registered_methods() -> Mapping[str, Method]:

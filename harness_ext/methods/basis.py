@@ -1,4 +1,6 @@
-"""Basis selection: what training made of a matrix takes its place (arXiv:2405.15877; the training is in `harness_ext.training`)."""
+"""Basis selection: what training made of a matrix takes its place (arXiv:2405.15877; the training is in
+`harness_ext.training`).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ if TYPE_CHECKING:
 
 @method(summary="Train which bases of the matrix to keep, and new ones.", rank_from_weights=True)
 def basis_selection(weight: Tensor, /, *, trained_left: Tensor, trained_right: Tensor) -> Edit:
-    """The product of the trained factors, `[m, r]` and `[r, n]`; where bases kept and added are more than min(m, n), as of full rank, which they cannot exceed."""
+    """The product of the trained factors, `[m, r]` and `[r, n]`; where bases kept and added are more than min(m, n), as
+    of full rank, which they cannot exceed.
+    """
     import torch
 
     rows, columns = weight.shape

@@ -1,4 +1,6 @@
-"""Truncation of the rows of a matrix in clusters, each decomposed by itself (after arXiv:2510.20800, which released no code; every choice here is ours)."""
+"""Truncation of the rows of a matrix in clusters, each decomposed by itself (after arXiv:2510.20800, which released no
+code; every choice here is ours).
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,22 @@ ROUNDS = 20
 
 
 @method(summary="Truncate the rows of each matrix in clusters, each by itself.", rank_from_weights=True)
-def truncate_clusters(weight: Tensor, /, *, keep: Keep, generator: Generator, clusters: Clusters = 4, grouping: Literal["block", "subspace"] = "block") -> AnyEdit:
-    """The rows of each of c groups are replaced by their truncated SVD; `keep` is of the group: `rank_fraction` of min(rows, n).
+def truncate_clusters(
+    weight: Tensor,
+    /,
+    *,
+    keep: Keep,
+    generator: Generator,
+    clusters: Clusters = 4,
+    grouping: Literal["block", "subspace"] = "block",
+) -> AnyEdit:
+    """The rows of each of c groups are replaced by their truncated SVD; `keep` is of the group: `rank_fraction` of
+    min(rows, n).
 
-    grouping: `block`, contiguous rows, as even as they go; `subspace`, k-subspaces of the rank to be kept (`subspaces`). Groups with one subspace each make `W' = left right`, left with a block for each
-    group; where their ranks add up to the full rank or more that would be larger than the matrix, and the edit is dense.
+    grouping: `block`, contiguous rows, as even as they go; `subspace`, k-subspaces of the rank to be kept
+    (`subspaces`). Groups with one subspace each make `W' = left right`, left with a block for each
+    group; where their ranks add up to the full rank or more that would be larger than the matrix, and the edit is
+    dense.
 
     More clusters than rows are as many as rows.
     """
@@ -52,9 +65,11 @@ def blocks(rows: int, count: int) -> Sequence[Tensor]:
 
 
 def subspaces(weight: Tensor, count: int, keep: Keep, generator: Generator) -> Sequence[Tensor]:
-    """The places of the rows `[m, n]` in groups, each near one subspace: k-subspaces (Bradley and Mangasarian 2000, doi:10.1023/A:1008324625522) from a random even start.
+    """The places of the rows `[m, n]` in groups, each near one subspace: k-subspaces (Bradley and Mangasarian 2000,
+    doi:10.1023/A:1008324625522) from a random even start.
 
-    In turn, each group's leading right singular vectors, as many as are to be kept of it, and each row to the subspace that holds most of its length; among equals to the first. A group may lose all of its rows.
+    In turn, each group's leading right singular vectors, as many as are to be kept of it, and each row to the subspace
+    that holds most of its length; among equals to the first. A group may lose all of its rows.
     """
     import torch
 

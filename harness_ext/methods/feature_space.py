@@ -1,10 +1,14 @@
 """Low rank in the space of a matrix's outputs: what is kept is what the outputs on calibration texts vary along.
 
-`argmin_{rank r} ||W X - W' X||_F = U_r U_r^T W`, with U_r the leading eigenvectors of the outputs' second moment `W X X^T W^T`. SVD-LLM's
-truncation-aware whitening, Swift-SVD and feature-space decomposition are this one operator: they differ in whether the outputs are centred and in
-how ranks are chosen. The eigenvectors need no Cholesky factor, no inverse, and no repair of an `X X^T` that is not positive definite.
+`argmin_{rank r} ||W X - W' X||_F = U_r U_r^T W`, with U_r the leading eigenvectors of the outputs' second moment `W X
+X^T W^T`. SVD-LLM's
+truncation-aware whitening, Swift-SVD and feature-space decomposition are this one operator: they differ in whether the
+outputs are centred and in
+how ranks are chosen. The eigenvectors need no Cholesky factor, no inverse, and no repair of an `X X^T` that is not
+positive definite.
 
-Everything is in fp64: the eigenvalues of a second moment are squares, and span twice as many orders of magnitude as the singular values that they stand for.
+Everything is in fp64: the eigenvalues of a second moment are squares, and span twice as many orders of magnitude as the
+singular values that they stand for.
 """
 
 from __future__ import annotations
@@ -26,15 +30,27 @@ WEIGHT_DIRECTIONS = "weight_directions"
 
 @method(summary="Keep the directions along which the outputs on calibration texts vary most.", shifts_bias=True)
 def feature_space(
-    weight: Tensor, /, *, input_second_moment: Tensor, input_mean: Tensor, keep: Keep, remember: Callable[..., tuple[Tensor, ...]] = call, centred: bool = True, bias: bool = True
+    weight: Tensor,
+    /,
+    *,
+    input_second_moment: Tensor,
+    input_mean: Tensor,
+    keep: Keep,
+    remember: Callable[..., tuple[Tensor, ...]] = call,
+    centred: bool = True,
+    bias: bool = True,
 ) -> Edit:
-    """`W' = U_r U_r^T W`, and with `bias` also `b' = b + (I - U_r U_r^T) W x_mean` (arXiv:2405.13039 centred; arXiv:2403.07378 not).
+    """`W' = U_r U_r^T W`, and with `bias` also `b' = b + (I - U_r U_r^T) W x_mean` (arXiv:2405.13039 centred;
+    arXiv:2403.07378 not).
 
-    input_second_moment: `[n, n]`, the mean of `x x^T`. input_mean: `[n]`. centred: U_r from the covariance of the outputs rather than their second moment.
-    Centred and with the bias, it is the best affine map of rank r on these inputs; centred without it is what the released code of arXiv:2405.13039 does, which loses the mean output.
+    input_second_moment: `[n, n]`, the mean of `x x^T`. input_mean: `[n]`. centred: U_r from the covariance of the
+    outputs rather than their second moment.
+    Centred and with the bias, it is the best affine map of rank r on these inputs; centred without it is what the
+    released code of arXiv:2405.13039 does, which loses the mean output.
     `keep.energy` is a share of the sum of the eigenvalues, the outputs' (co)variance, not of the weight's own energy.
 
-    Where the outputs span fewer directions than are kept, the rest are the leading singular directions of what is left of W (ours): recorded as a fallback.
+    Where the outputs span fewer directions than are kept, the rest are the leading singular directions of what is left
+    of W (ours): recorded as a fallback.
     """
     moment, mean, dense = input_second_moment.double(), input_mean.double(), weight.double()
     spread = moment - mean.outer(mean) if centred else moment
@@ -47,8 +63,12 @@ def feature_space(
     return Edit(directions.to(weight), right.to(weight), shift, fallback)
 
 
-def leading_directions(weight: Tensor, eigenvalues: Tensor, eigenvectors: Tensor, rank: int) -> tuple[Tensor, str | None]:
-    """As many directions `[m, rank]` as asked for, from the spectrum of the outputs of W `[m, n]`, and the fallback where that spans fewer. The first of them serve smaller ranks."""
+def leading_directions(
+    weight: Tensor, eigenvalues: Tensor, eigenvectors: Tensor, rank: int
+) -> tuple[Tensor, str | None]:
+    """As many directions `[m, rank]` as asked for, from the spectrum of the outputs of W `[m, n]`, and the fallback
+    where that spans fewer. The first of them serve smaller ranks.
+    """
     spanned = int((eigenvalues > eigenvalues[0] * len(eigenvalues) * 1e-15).sum())
     if rank <= spanned:
         return eigenvectors[:, :rank], None
@@ -56,7 +76,8 @@ def leading_directions(weight: Tensor, eigenvalues: Tensor, eigenvectors: Tensor
 
 
 def output_spectrum(weight: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
-    """The leading min(m, n) eigenvalues `[r]`, descending and not negative, and eigenvectors `[m, r]` of `W S W^T`, for W `[m, n]` and S `[n, n]`.
+    """The leading min(m, n) eigenvalues `[r]`, descending and not negative, and eigenvectors `[m, r]` of `W S W^T`, for
+    W `[m, n]` and S `[n, n]`.
 
     Of a tall matrix, those of `R S R^T` with `W = Q R`, turned by Q: the eigenproblem has the smaller side.
     """
@@ -74,7 +95,9 @@ def output_spectrum(weight: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _completed(weight: Tensor, directions: Tensor, rank: int) -> Tensor:
-    """Add to orthonormal directions `[m, k]` the leading left singular vectors of what they leave of W, up to `[m, rank]`."""
+    """Add to orthonormal directions `[m, k]` the leading left singular vectors of what they leave of W, up to `[m,
+    rank]`.
+    """
     import torch
 
     rest = weight - directions @ (directions.T @ weight)

@@ -1,4 +1,6 @@
-"""Subtractive projection: a matrix can no longer write along the directions in which its outputs tell two kinds of text apart."""
+"""Subtractive projection: a matrix can no longer write along the directions in which its outputs tell two kinds of text
+apart.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +20,32 @@ NO_DIFFERENCE = "no_difference"
 """The fallback where the outputs do not tell the texts apart: the matrix stays as it is."""
 
 
-@method(summary="Project the directions that separate contrasting texts out of each matrix's outputs.", rank_from_weights=True, shifts_bias=True)
-def contrast_projection(weight: Tensor, /, *, contrast_differences: Tensor, input_mean: Tensor, directions: Count = 1, bias: bool = True) -> Edit | DenseEdit:
-    """`W' = (I - V V^T) W`, V `[m, k]` the top right singular vectors of the output differences `D = X W^T` (after ProFS, arXiv:2405.13967), uncentred, so that their mean counts (ours).
+@method(
+    summary="Project the directions that separate contrasting texts out of each matrix's outputs.",
+    rank_from_weights=True,
+    shifts_bias=True,
+)
+def contrast_projection(
+    weight: Tensor, /, *, contrast_differences: Tensor, input_mean: Tensor, directions: Count = 1, bias: bool = True
+) -> Edit | DenseEdit:
+    """`W' = (I - V V^T) W`, V `[m, k]` the top right singular vectors of the output differences `D = X W^T` (after
+    ProFS, arXiv:2405.13967), uncentred, so that their mean counts (ours).
 
-    contrast_differences: X `[p, n]`, input of the first text minus that of the second, for p pairs. input_mean: `[n]`, over all tokens of the texts. directions: k.
+    contrast_differences: X `[p, n]`, input of the first text minus that of the second, for p pairs. input_mean: `[n]`,
+    over all tokens of the texts. directions: k.
     bias: `b' = b + V V^T W x_mean` (ours): the outputs stay at the middle of the two kinds, rather than at zero.
 
-    Each direction in which the outputs differ lowers the rank by one. Raises UserError where the pairs cannot give k directions.
+    Each direction in which the outputs differ lowers the rank by one. Raises UserError where the pairs cannot give k
+    directions.
     """
     import torch
 
     dense, differences = weight.double(), contrast_differences.double()
     if directions >= min(*weight.shape) or directions > len(differences):
-        raise UserError(f"directions: {directions} cannot be taken out of a {weight.shape[0]} x {weight.shape[1]} matrix with {len(differences)} pairs of texts; give fewer")
+        raise UserError(
+            f"directions: {directions} cannot be taken out of a {weight.shape[0]} x {weight.shape[1]} matrix with"
+            f" {len(differences)} pairs of texts; give fewer"
+        )
     pairs, sizes, found = torch.linalg.svd(differences @ dense.T, full_matrices=False)
     count = int((sizes[:directions] > 1e-12 * float(dense.norm() * differences.norm())).sum())
     if count == 0:
@@ -39,7 +53,8 @@ def contrast_projection(weight: Tensor, /, *, contrast_differences: Tensor, inpu
     separating = found[:count].T
     rest = dense - separating @ (separating.T @ dense)
     shift = (separating @ (separating.T @ (dense @ input_mean.double()))).to(weight) if bias else None
-    # W' has neither `separating` among its outputs nor, these being W z, any answer to the inputs z = X^T u: either gives its factors, the smaller side the smaller ones.
+    # W' has neither `separating` among its outputs nor, these being W z, any answer to the inputs z = X^T u: either
+    # gives its factors, the smaller side the smaller ones.
     if weight.shape[0] <= weight.shape[1]:
         others = _complement(separating)
         return Edit(others.to(weight), (others.T @ rest).to(weight), shift)

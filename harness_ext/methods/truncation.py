@@ -16,14 +16,26 @@ if TYPE_CHECKING:
     from harness_ext.keep import Keep
 
 EXACT_INSTEAD = "exact_instead"
-"""The fallback where a randomised decomposition was asked for, but would not be faster at this rank, or not be near enough."""
+"""The fallback where a randomised decomposition was asked for, but would not be faster at this rank, or not be near
+enough.
+"""
 
 
 @method(summary="Keep the largest singular components of each matrix.")
-def truncate_svd(weight: Tensor, /, *, truncate: Truncate, keep: Keep, generator: Generator, decomposition: Literal["exact", "randomised"] = "exact") -> Edit:
-    """LASER's edit and plain SVD compression (arXiv:2312.13558): `W' = sum_{i <= r} s_i u_i v_i^T`, of all matrices of rank r the one nearest to W in Frobenius norm (Eckart and Young).
+def truncate_svd(
+    weight: Tensor,
+    /,
+    *,
+    truncate: Truncate,
+    keep: Keep,
+    generator: Generator,
+    decomposition: Literal["exact", "randomised"] = "exact",
+) -> Edit:
+    """LASER's edit and plain SVD compression (arXiv:2312.13558): `W' = sum_{i <= r} s_i u_i v_i^T`, of all matrices of
+    rank r the one nearest to W in Frobenius norm (Eckart and Young).
 
-    decomposition: `randomised`, for small ranks of large matrices, finds the leading components among random directions of the step's seed, to within about 1 % of the least error. It does not see the whole spectrum, so that
+    decomposition: `randomised`, for small ranks of large matrices, finds the leading components among random directions
+    of the step's seed, to within about 1 % of the least error. It does not see the whole spectrum, so that
     `keep.energy` cannot go with it.
     """
     from harness_ext.factors import range_finder

@@ -1,4 +1,6 @@
-"""Truncation of the weights themselves: with the rank read off the spectrum of noise, or with the columns weighted by how much they matter."""
+"""Truncation of the weights themselves: with the rank read off the spectrum of noise, or with the columns weighted by
+how much they matter.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +25,20 @@ LARGEST_ONLY = "largest_only"
 UNSCALED = "unscaled"
 """The fallback where the evidence gives every column the weight zero."""
 SCALE_FLOOR = 1e-6
-"""The smallest weight of a column as a share of the largest: beyond it, fp32 would lose the columns when they are scaled back."""
+"""The smallest weight of a column as a share of the largest: beyond it, fp32 would lose the columns when they are
+scaled back.
+"""
 
 
 @method(summary="Keep the singular components above the edge of a noise spectrum.", rank_from_weights=True)
 def marchenko_pastur(weight: Tensor, /, *, truncate: Truncate, threshold: Positive = 1.0) -> Edit:
-    """Keep `s_i > threshold * sigma (sqrt(m) + sqrt(n))`, the edge below which the singular values of an `[m, n]` matrix of independent noise of deviation sigma lie.
+    """Keep `s_i > threshold * sigma (sqrt(m) + sqrt(n))`, the edge below which the singular values of an `[m, n]`
+    matrix of independent noise of deviation sigma lie.
 
-    sigma is estimated as `median(s) / sqrt(max(m, n) mu)`, mu the median of the Marchenko-Pastur law of m/n (Gavish and Donoho, arXiv:1305.5870): up to half of the
-    components may be signal without moving it much. A matrix without a component above the edge keeps its largest (ours), which the receipt says.
+    sigma is estimated as `median(s) / sqrt(max(m, n) mu)`, mu the median of the Marchenko-Pastur law of m/n (Gavish and
+    Donoho, arXiv:1305.5870): up to half of the
+    components may be signal without moving it much. A matrix without a component above the edge keeps its largest
+    (ours), which the receipt says.
     """
     rows, columns = weight.shape
     largest_only = False
@@ -58,7 +65,8 @@ def noise_level(singular_values: Tensor, shape: tuple[int, int]) -> float:
 def marchenko_pastur_median(aspect: float) -> float:
     """The median of the Marchenko-Pastur law with ratio `0 < aspect <= 1` and variance 1.
 
-    With `x = 1 + aspect - 2 sqrt(aspect) cos(t)`, its density in t is `2 sin(t)^2 / (pi x)` on (0, pi), smooth also where that in x is not; summed at 20,000 midpoints.
+    With `x = 1 + aspect - 2 sqrt(aspect) cos(t)`, its density in t is `2 sin(t)^2 / (pi x)` on (0, pi), smooth also
+    where that in x is not; summed at 20,000 midpoints.
     """
     import numpy
 
@@ -73,7 +81,9 @@ def marchenko_pastur_median(aspect: float) -> float:
 
 
 @method(summary="Truncate with each column weighted by the size of its input.")
-def activation_aware_svd(weight: Tensor, /, *, input_magnitude: Tensor, truncate: Truncate, keep: Keep, exponent: Exponent = 0.5) -> Edit:
+def activation_aware_svd(
+    weight: Tensor, /, *, input_magnitude: Tensor, truncate: Truncate, keep: Keep, exponent: Exponent = 0.5
+) -> Edit:
     """ASVD (arXiv:2312.05821): `W' = trunc_r(W S) S^-1`, S diagonal, `S_jj = (mean |x_j|)^exponent`.
 
     input_magnitude: `[n]`. `keep.energy` is a share of the squared singular values of `W S`.
@@ -83,9 +93,11 @@ def activation_aware_svd(weight: Tensor, /, *, input_magnitude: Tensor, truncate
 
 @method(summary="Truncate with each column weighted by the information that the right answers hold about it.")
 def fisher_weighted_svd(weight: Tensor, /, *, fisher_information: Tensor, truncate: Truncate, keep: Keep) -> Edit:
-    """FWSVD (arXiv:2207.00112): `W' = trunc_r(W S) S^-1`, S diagonal, `S_jj = sqrt(sum_i I_ij)`, I the empirical Fisher information of the weights.
+    """FWSVD (arXiv:2207.00112): `W' = trunc_r(W S) S^-1`, S diagonal, `S_jj = sqrt(sum_i I_ij)`, I the empirical Fisher
+    information of the weights.
 
-    fisher_information: `[n]`, already summed over the rows. `keep.energy` is a share of the squared singular values of `W S`.
+    fisher_information: `[n]`, already summed over the rows. `keep.energy` is a share of the squared singular values of
+    `W S`.
     """
     return scaled_truncation(weight, fisher_information.double().sqrt(), truncate, keep)
 
@@ -93,7 +105,8 @@ def fisher_weighted_svd(weight: Tensor, /, *, fisher_information: Tensor, trunca
 def scaled_truncation(weight: Tensor, scale: Tensor, truncate: Truncate, keep: Keep) -> Edit:
     """The `W'` of rank r that minimises `||(W - W') diag(scale)||_F`; scale `[n]`, not negative.
 
-    A column whose scale is below `SCALE_FLOOR` of the largest is given that much, so that the scale can be undone; where all are zero, it is plain truncation. Decomposed in fp64, since a scale
+    A column whose scale is below `SCALE_FLOOR` of the largest is given that much, so that the scale can be undone;
+    where all are zero, it is plain truncation. Decomposed in fp64, since a scale
     may span as many digits as fp32 has.
     """
     import torch
@@ -102,4 +115,9 @@ def scaled_truncation(weight: Tensor, scale: Tensor, truncate: Truncate, keep: K
     unscaled = bool(largest == 0)
     scale = torch.ones_like(scale) if unscaled else (scale / largest).clamp(min=SCALE_FLOOR)
     kept = truncate(weight.double() * scale, keep.rank_rule(tuple(weight.shape)))
-    return replace(kept, left=kept.left.to(weight), right=(kept.right / scale).to(weight), fallback=UNSCALED if unscaled else kept.fallback)
+    return replace(
+        kept,
+        left=kept.left.to(weight),
+        right=(kept.right / scale).to(weight),
+        fallback=UNSCALED if unscaled else kept.fallback,
+    )

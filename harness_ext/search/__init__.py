@@ -1,12 +1,15 @@
 """Searches: which matrices, and which ranks. A search is a step of a recipe whose outcome is a list of ordinary steps.
 
-A search is registered by a decorator, and its schema is read from its signature, so that a new one is one function in one file:
+A search is registered by a decorator, and its schema is read from its signature, so that a new one is one function in
+one file:
 
     @searcher(summary="...", trials=lambda shapes, settings: ...)
     def laser_search(bench: Bench, /, *, fractions: Fractions = GRID) -> Found: ...
 
-The bench hands over the matrices and the calibration documents, and tries edits out on them (`harness_ext.search.bench`). Nothing is written to the model while a search runs: what it finds is
-carried out afterwards, by the same code as any other step. This package imports no torch when it is loaded, for the reasons that `harness_ext.methods` gives.
+The bench hands over the matrices and the calibration documents, and tries edits out on them
+(`harness_ext.search.bench`). Nothing is written to the model while a search runs: what it finds is
+carried out afterwards, by the same code as any other step. This package imports no torch when it is loaded, for the
+reasons that `harness_ext.methods` gives.
 """
 
 from __future__ import annotations
@@ -34,7 +37,9 @@ GRID: tuple[float, ...] = (0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.01)
 
 @dataclass(frozen=True)
 class Found:
-    """What a search chose: ordinary steps as data, in the order in which they are to be carried out; none where nothing was worth doing. notes: what a reader should know. warnings: what whoever reads the scores must."""
+    """What a search chose: ordinary steps as data, in the order in which they are to be carried out; none where nothing
+    was worth doing. notes: what a reader should know. warnings: what whoever reads the scores must.
+    """
 
     steps: tuple[Mapping[str, Any], ...]
     notes: tuple[str, ...] = field(default=())
@@ -51,9 +56,11 @@ def everything(matrices: Sequence[Matrix], layers: int, settings: Mapping[str, A
 
 @dataclass(frozen=True)
 class Searcher:
-    """A registered search. trials: how many edits it will try at most, from the shapes of its matrices and its settings. statistics: those that it gathers. takes_on: whether edits stand while others are tried.
+    """A registered search. trials: how many edits it will try at most, from the shapes of its matrices and its
+    settings. statistics: those that it gathers. takes_on: whether edits stand while others are tried.
 
-    among: which of its matrices it tries edits of, in a model of so many layers, from its settings; UserError where that is none.
+    among: which of its matrices it tries edits of, in a model of so many layers, from its settings; UserError where
+    that is none.
     """
 
     name: str
@@ -68,37 +75,57 @@ class Searcher:
     needs: str = "labelled documents"
 
 
-def planned_trials(name: str, matrices: Sequence[Matrix], layers: int, settings: Mapping[str, Any], where: str = "") -> int:
-    """How many edits of these matrices, in a model of so many layers, a search will try at most. Raises UserError where its settings leave it without any."""
+def planned_trials(
+    name: str, matrices: Sequence[Matrix], layers: int, settings: Mapping[str, Any], where: str = ""
+) -> int:
+    """How many edits of these matrices, in a model of so many layers, a search will try at most. Raises UserError where
+    its settings leave it without any.
+    """
     search = registered_searches()[name]
     try:
         trials = search.trials([matrix.shape for matrix in search.among(matrices, layers, settings)], settings)
     except UserError as error:
         raise UserError(f"{where}{error}") from None
     if not trials:
-        raise UserError(f"{where}there is nothing to try: no setting of this search changes any of the {len(matrices)} chosen matrices; give smaller ranks or fractions, fewer clusters, or other matrices")
+        raise UserError(
+            f"{where}there is nothing to try: no setting of this search changes any of the {len(matrices)} chosen"
+            " matrices; give smaller ranks or fractions, fewer clusters, or other matrices"
+        )
     return trials
 
 
 def check_searchable(matrices: Sequence[Matrix], where: str = "") -> None:
-    """Raise UserError naming the first matrix that edits cannot be tried on: one call computes all experts of a layer, and nothing can be put in the place of one."""
+    """Raise UserError naming the first matrix that edits cannot be tried on: one call computes all experts of a layer,
+    and nothing can be put in the place of one.
+    """
     for matrix in matrices:
         if matrix.expert is not None:
-            raise UserError(f"{where}{matrix.key}: a search cannot try edits of experts; choose matrices outside them, such as attn")
+            raise UserError(
+                f"{where}{matrix.key}: a search cannot try edits of experts; choose matrices outside them, such as attn"
+            )
 
 
 _registry: dict[str, Searcher] = {}
 
 
 def searcher(
-    *, summary: str, trials: Callable[[Sequence[tuple[int, int]], Mapping[str, Any]], int], statistics: tuple[str, ...] = (), takes_on: bool = False,
+    *,
+    summary: str,
+    trials: Callable[[Sequence[tuple[int, int]], Mapping[str, Any]], int],
+    statistics: tuple[str, ...] = (),
+    takes_on: bool = False,
     among: Among = everything,
 ) -> Callable[[Callable[..., Found]], Callable[..., Found]]:
-    """Register a function as a search under its own name; see `Searcher`. Raises TypeError where an argument other than the bench is not keyword-only."""
+    """Register a function as a search under its own name; see `Searcher`. Raises TypeError where an argument other than
+    the bench is not keyword-only.
+    """
 
     def register(function: Callable[..., Found]) -> Callable[..., Found]:
         name = function.__name__
-        parameters = {argument.name: parameter_of(function, argument) for argument in keyword_arguments(function, f"search {name!r}")}
+        parameters = {
+            argument.name: parameter_of(function, argument)
+            for argument in keyword_arguments(function, f"search {name!r}")
+        }
         _registry[name] = Searcher(name, function, summary, trials, parameters, frozenset(statistics), takes_on, among)
         return function
 

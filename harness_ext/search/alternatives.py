@@ -1,7 +1,9 @@
 """Edits of one matrix on trial: several weights that could stand in its place, all computed in one pass.
 
-Truncations of one decomposition are nested: the outputs of the larger rank are those of the smaller plus a few components more, so that all of them together cost little more than the largest.
-Where the model computes in half precision, the weights on trial are the rounded ones that an edit would write, so that what is tried is what would be made.
+Truncations of one decomposition are nested: the outputs of the larger rank are those of the smaller plus a few
+components more, so that all of them together cost little more than the largest.
+Where the model computes in half precision, the weights on trial are the rounded ones that an edit would write, so that
+what is tried is what would be made.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Nested:
-    """`W_r = left[:, :r] @ right[:r]` for several r. left `[m, k]`, right `[k, n]`, in fp32 (fp64); shifts `[alternatives, m]`: what is added to the bias, or None."""
+    """`W_r = left[:, :r] @ right[:r]` for several r. left `[m, k]`, right `[k, n]`, in fp32 (fp64); shifts
+    `[alternatives, m]`: what is added to the bias, or None.
+    """
 
     left: Tensor
     right: Tensor
@@ -28,7 +32,11 @@ class Nested:
 
     def only(self, places: Sequence[int]) -> Nested:
         """Some of the alternatives."""
-        return replace(self, ranks=tuple(self.ranks[place] for place in places), shifts=None if self.shifts is None else self.shifts[list(places)])
+        return replace(
+            self,
+            ranks=tuple(self.ranks[place] for place in places),
+            shifts=None if self.shifts is None else self.shifts[list(places)],
+        )
 
     def weight(self, place: int) -> Tensor:
         """One of the weights, `[m, n]`."""
@@ -45,7 +53,11 @@ class Nested:
         for place in sorted(range(len(self.ranks)), key=lambda place: self.ranks[place]):
             rank, start = self.ranks[place], before[0] if before else 0
             left, own = self.left[:, start:rank].T, coordinates[:, start:rank]
-            torch.mm(own, left, out=outputs[place]) if before is None else torch.addmm(before[1], own, left, out=outputs[place])
+            (
+                torch.mm(own, left, out=outputs[place])
+                if before is None
+                else torch.addmm(before[1], own, left, out=outputs[place])
+            )
             before = rank, outputs[place]
         return outputs
 
@@ -75,7 +87,9 @@ class Dense:
 
 @dataclass(frozen=True)
 class Grouped:
-    """Rows in groups, each with nested truncations of its own. parts: the places of the rows `[rows of the group]`, and the group's alternatives; together they are all rows."""
+    """Rows in groups, each with nested truncations of its own. parts: the places of the rows `[rows of the group]`, and
+    the group's alternatives; together they are all rows.
+    """
 
     parts: tuple[tuple[Tensor, Nested], ...]
     shifts: None = None
@@ -141,16 +155,27 @@ Alternatives = Nested | Dense | Grouped | Joined
 
 
 def as_computed(alternatives: Alternatives, dtype: object) -> Alternatives:
-    """The alternatives as the model would compute with them once written in its dtype: nested ones stay so in fp32 and fp64, where rounding is far below what a score shows."""
+    """The alternatives as the model would compute with them once written in its dtype: nested ones stay so in fp32 and
+    fp64, where rounding is far below what a score shows.
+    """
     import torch
 
     if dtype in (torch.float32, torch.float64):
         if isinstance(alternatives, Nested):
-            # Copies of one layout, whether the factors were just computed or read back: products of other layouts round otherwise.
-            return replace(alternatives, left=alternatives.left.to(dtype).T.clone(memory_format=torch.contiguous_format).T, right=alternatives.right.to(dtype).clone(memory_format=torch.contiguous_format))
+            # Copies of one layout, whether the factors were just computed or read back: products of other layouts round
+            # otherwise.
+            return replace(
+                alternatives,
+                left=alternatives.left.to(dtype).T.clone(memory_format=torch.contiguous_format).T,
+                right=alternatives.right.to(dtype).clone(memory_format=torch.contiguous_format),
+            )
         if isinstance(alternatives, Grouped):
             return Grouped(tuple((rows, as_computed(part, dtype)) for rows, part in alternatives.parts))
     if isinstance(alternatives, Joined):
         return Joined(tuple(as_computed(part, dtype) for part in alternatives.parts))
-    weights = alternatives.weights if isinstance(alternatives, Dense) else torch.stack([alternatives.weight(place) for place in range(len(alternatives))])
+    weights = (
+        alternatives.weights
+        if isinstance(alternatives, Dense)
+        else torch.stack([alternatives.weight(place) for place in range(len(alternatives))])
+    )
     return Dense(weights.to(dtype), alternatives.shifts)

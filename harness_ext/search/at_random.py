@@ -1,7 +1,10 @@
-"""The control of a search: as many trials as it made, on matrices drawn at random, and the best of them chosen. For each matrix that the search's winner edited one of the same size is drawn, and left with as many
-random directions as the winner left, so that the budget is the same to the last number, but for biases that a winner adds to a model without them (`sfsd-surgical`).
+"""The control of a search: as many trials as it made, on matrices drawn at random, and the best of them chosen. For
+each matrix that the search's winner edited one of the same size is drawn, and left with as many
+random directions as the winner left, so that the budget is the same to the last number, but for biases that a winner
+adds to a model without them (`sfsd-surgical`).
 
-Whoever tries many edits and keeps the best finds one that looks good. This says how good that is without singular values, gradients, or a choice of where to look.
+Whoever tries many edits and keeps the best finds one that looks good. This says how good that is without singular
+values, gradients, or a choice of where to look.
 """
 
 from __future__ import annotations
@@ -24,9 +27,14 @@ Ranks = Annotated[dict[str, Annotated[int, Field(ge=0)]], Field(min_length=1)]
 _AT_ONCE = 8
 
 
-@searcher(summary="Random directions in matrices drawn at random, as often and at the budget that a search had; its control.", trials=lambda shapes, settings: settings["tries"], takes_on=True)
+@searcher(
+    summary="Random directions in matrices drawn at random, as often and at the budget that a search had; its control.",
+    trials=lambda shapes, settings: settings["tries"],
+    takes_on=True,
+)
 def search_at_random(bench: Bench, /, *, instead_of: Ranks, tries: Count) -> Found:
-    """instead_of: the matrices in whose place others are drawn, with the ranks they were left at. tries: how many edits. Every trial draws matrices, and directions, of its own from the seed; chosen as in `laser_search`.
+    """instead_of: the matrices in whose place others are drawn, with the ranks they were left at. tries: how many
+    edits. Every trial draws matrices, and directions, of its own from the seed; chosen as in `laser_search`.
 
     Raises UserError where one of them is not among the matrices of the step.
     """
@@ -37,13 +45,32 @@ def search_at_random(bench: Bench, /, *, instead_of: Ranks, tries: Count) -> Fou
     for number in range(tries):
         ranks = drawn({matrix.key: matrix.shape for matrix in bench.matrices}, instead_of, draw)
         order = [matrix for matrix in bench.matrices if matrix.key in ranks]
-        plans.append((order, {"method": "random_subspace", "matrices": [matrix.key for matrix in order], "keep": {"ranks": {matrix.key: ranks[matrix.key] for matrix in order}}, "seed": bench.step.seed + number}))
-    trials = _one_each(bench, plans) if len(instead_of) == 1 else [bench.try_together({matrix: _edited(bench, matrix, step) for matrix in order}, step) for order, step in plans]
+        plans.append(
+            (
+                order,
+                {
+                    "method": "random_subspace",
+                    "matrices": [matrix.key for matrix in order],
+                    "keep": {"ranks": {matrix.key: ranks[matrix.key] for matrix in order}},
+                    "seed": bench.step.seed + number,
+                },
+            )
+        )
+    trials = (
+        _one_each(bench, plans)
+        if len(instead_of) == 1
+        else [
+            bench.try_together({matrix: _edited(bench, matrix, step) for matrix in order}, step)
+            for order, step in plans
+        ]
+    )
     return Found((best_of(sorted(trials, key=lambda trial: trial.setting["seed"])).setting,))
 
 
 def drawn(shapes: Mapping[str, tuple[int, int]], instead_of: Mapping[str, int], draw: random.Random) -> dict[str, int]:
-    """For each of the given matrices another of its size, which may be itself or a transposed one, all different, with the rank of the one it stands for."""
+    """For each of the given matrices another of its size, which may be itself or a transposed one, all different, with
+    the rank of the one it stands for.
+    """
     unknown = [key for key in instead_of if key not in shapes]
     if unknown:
         raise UserError(f"instead_of: {unknown[0]} is not among the {len(shapes)} matrices that the step chooses from")
@@ -56,7 +83,9 @@ def drawn(shapes: Mapping[str, tuple[int, int]], instead_of: Mapping[str, int], 
 
 
 def _one_each(bench: Bench, plans: list[tuple[list[Matrix], dict[str, Any]]]) -> list[Any]:
-    """Trials of one matrix each: those of the same matrix side by side, some at a time, since their directions share nothing."""
+    """Trials of one matrix each: those of the same matrix side by side, some at a time, since their directions share
+    nothing.
+    """
     import torch
 
     from harness_ext.search.alternatives import Dense
@@ -69,7 +98,9 @@ def _one_each(bench: Bench, plans: list[tuple[list[Matrix], dict[str, Any]]]) ->
             some = own[start : start + _AT_ONCE]
             eligible = [trial for trial in trials if trial.eligible]
             weights = torch.stack([_edited(bench, matrix, step) for step in some])
-            trials += bench.try_out(matrix, Dense(weights), some, cannot_win(best_of(eligible).score if eligible else None))
+            trials += bench.try_out(
+                matrix, Dense(weights), some, cannot_win(best_of(eligible).score if eligible else None)
+            )
     return trials
 
 

@@ -1,7 +1,9 @@
 """The bench: where a search tries edits out on calibration documents, and where every trial is written down.
 
-A trial changes no weight. Alternatives for one matrix run side by side (`harness_ext.search.replay`); what a search has taken on stands in the model as substituted parameters, the model's own put aside
-untouched, until the bench is closed. An alternative that can no longer matter is dropped in the middle of its documents: a search says when that is, and only where it is certain.
+A trial changes no weight. Alternatives for one matrix run side by side (`harness_ext.search.replay`); what a search has
+taken on stands in the model as substituted parameters, the model's own put aside
+untouched, until the bench is closed. An alternative that can no longer matter is dropped in the middle of its
+documents: a search says when that is, and only where it is certain.
 
 Trials are kept in a workplace as they are made, so that a killed search goes on where it stopped, with the same trials.
 """
@@ -51,14 +53,18 @@ BATCHES = 16
 SMALLEST_BATCH = 64
 """Tokens of a batch before it is repeated for each alternative."""
 TOKENS_PER_DOCUMENT = 256
-"""Tokens of one pass for each document of `calibration.batch_size`, those of all alternatives together: lowering it lowers the memory that a pass takes."""
+"""Tokens of one pass for each document of `calibration.batch_size`, those of all alternatives together: lowering it
+lowers the memory that a pass takes.
+"""
 
 
 @dataclass
 class Bench:
-    """What a search works with. documents: labelled, with right answers. factors: decompositions, made once each. work: where trials are kept, or None. tried: told the number of trials made.
+    """What a search works with. documents: labelled, with right answers. factors: decompositions, made once each. work:
+    where trials are kept, or None. tried: told the number of trials made.
 
-    before: the model as it is, over all documents. trials: all that were made, in order. parts: documents, by their places, that a search scores by themselves as well; set by it. resumed: how many of the trials
+    before: the model as it is, over all documents. trials: all that were made, in order. parts: documents, by their
+    places, that a search scores by themselves as well; set by it. resumed: how many of the trials
     an earlier process made. Use it as a context: on leaving, the model is what it was.
     """
 
@@ -90,7 +96,11 @@ class Bench:
         self._batches, self._replay = self._arranged([range(len(self.documents))], self._budget)
         self.before = self.as_it_is()
         if not self.before.eligible:
-            raise VariantFailed("non_finite_loss", "the loss of the unedited model on the calibration documents is not finite: the model or a prompt is broken; nothing was searched")
+            raise VariantFailed(
+                "non_finite_loss",
+                "the loss of the unedited model on the calibration documents is not finite: the model or a prompt is"
+                " broken; nothing was searched",
+            )
         spent = self._replay.passes
         self._batches, self._replay = self._arranged(self._by_difficulty(), self._budget // ALTERNATIVES)
         self._replay.passes = spent
@@ -98,7 +108,9 @@ class Bench:
         self._ran = torch.zeros(len(self.documents))
 
     def _in_tokens(self) -> list[Question]:
-        """The documents with the choices of each packed into one sequence, if the model makes the same of them so; else apart."""
+        """The documents with the choices of each packed into one sequence, if the model makes the same of them so; else
+        apart.
+        """
         import torch
 
         packed = questions(self.lm, self.documents, packed=True)
@@ -112,28 +124,46 @@ class Bench:
             except (RuntimeError, ValueError, TypeError, IndexError):
                 # Whatever an architecture makes of a mask that it was not written for.
                 return apart
-        return packed if first.shape == second.shape and bool(((first - second).abs() <= tolerance(self.lm.model)).all()) else apart
+        return (
+            packed
+            if first.shape == second.shape and bool(((first - second).abs() <= tolerance(self.lm.model)).all())
+            else apart
+        )
 
     def _likelihoods(self, asked: Sequence[Question], places: Sequence[int]) -> Tensor:
         (batch,) = batches_by_length(asked, places, 1 << 30, self.lm.device)
         return batch.likelihoods(Replay(self.lm.model, [batch], batch, self.matrices, ()).plain(0).float())
 
     def _by_difficulty(self) -> list[list[int]]:
-        """Documents that the unedited model gets wrong, then the others. What most edits get wrong is run first: the fewer documents are left, the sooner it is certain that an edit is not the best."""
-        return [group for group in ([place for place, digit in enumerate(self.before.right) if digit == wanted] for wanted in "01") if group]
+        """Documents that the unedited model gets wrong, then the others. What most edits get wrong is run first: the
+        fewer documents are left, the sooner it is certain that an edit is not the best.
+        """
+        return [
+            group
+            for group in (
+                [place for place, digit in enumerate(self.before.right) if digit == wanted] for wanted in "01"
+            )
+            if group
+        ]
 
     def _arranged(self, groups: Sequence[Sequence[int]], tokens: int) -> tuple[list[Batch], Replay]:
-        """Batches of each group by itself, and the passes over them: enough batches that something can be dropped in between, none so small that the pass costs more than its arithmetic."""
+        """Batches of each group by itself, and the passes over them: enough batches that something can be dropped in
+        between, none so small that the pass costs more than its arithmetic.
+        """
         whole = sum(len(row.tokens) for question in self._questions for row in question.rows)
         most = min(tokens, max(SMALLEST_BATCH, whole // BATCHES)) if tokens < self._budget else tokens
-        batches = [batch for group in groups for batch in batches_by_length(self._questions, group, most, self.lm.device)]
+        batches = [
+            batch for group in groups for batch in batches_by_length(self._questions, group, most, self.lm.device)
+        ]
         shortest = sorted(range(len(self._questions)), key=lambda place: self._questions[place].width)[:2]
         (probe,) = batches_by_length(self._questions, shortest, 1 << 30, self.lm.device)
         return batches, Replay(self.lm.model, batches, probe, self.matrices, self.weights.anatomy.matrices)
 
     @property
     def passes(self) -> float:
-        """Forward passes made so far through the whole model over all documents, parts of it counted as such; those of an earlier process, and those that gathered statistics, among them."""
+        """Forward passes made so far through the whole model over all documents, parts of it counted as such; those of
+        an earlier process, and those that gathered statistics, among them.
+        """
         return self._replay.passes + self._other_passes
 
     def weight(self, matrix: Matrix) -> Tensor:
@@ -141,13 +171,17 @@ class Bench:
         return self.weights.read(matrix)
 
     def truncations(self, matrix: Matrix, ranks: Sequence[int]) -> Nested:
-        """A matrix of the unedited model at several ranks, as `truncate_svd` would leave it. Raises VariantFailed where its decomposition does not converge."""
+        """A matrix of the unedited model at several ranks, as `truncate_svd` would leave it. Raises VariantFailed where
+        its decomposition does not converge.
+        """
         with _converging(matrix):
             left, right = self.factors.truncation(self.weight(matrix)).serving(ranks)
         return Nested(left, right, tuple(ranks))
 
     def generator(self, matrix: Matrix, seed: int | None = None) -> Generator:
-        """The generator that an ordinary step of this seed (the search's own unless given) would draw from for this matrix."""
+        """The generator that an ordinary step of this seed (the search's own unless given) would draw from for this
+        matrix.
+        """
         return generator_for(self.step.seed if seed is None else seed, matrix)
 
     @property
@@ -171,15 +205,27 @@ class Bench:
         right, loss = (torch.cat([part[side].cpu() for part in parts], 1)[:, places.argsort()] for side in (0, 1))
         return right, loss
 
-    def try_out(self, matrix: Matrix, alternatives: Alternatives, settings: Sequence[Mapping[str, Any]], hopeless: Hopeless | None = None) -> list[Trial]:
-        """Try alternatives for one matrix on all documents, on top of what stands. settings: what each is, for the record.
+    def try_out(
+        self,
+        matrix: Matrix,
+        alternatives: Alternatives,
+        settings: Sequence[Mapping[str, Any]],
+        hopeless: Hopeless | None = None,
+    ) -> list[Trial]:
+        """Try alternatives for one matrix on all documents, on top of what stands. settings: what each is, for the
+        record.
 
         Trials found in the workplace are not made again.
         """
         import torch
 
         def make() -> list[Trial]:
-            return self._run(matrix, as_computed(alternatives, self.lm.model.get_parameter(matrix.parameter).dtype), settings, hopeless)
+            return self._run(
+                matrix,
+                as_computed(alternatives, self.lm.model.get_parameter(matrix.parameter).dtype),
+                settings,
+                hopeless,
+            )
 
         made = self._kept([self._standing, matrix.key, list(settings)], make)
         for trial in made:
@@ -188,11 +234,16 @@ class Bench:
         return made
 
     def _kept(self, asked: Any, make: Callable[[], list[Trial]]) -> list[Trial]:
-        """Trials that the workplace has, or else made now and kept there, with what they cost. asked: what tells them from others."""
+        """Trials that the workplace has, or else made now and kept there, with what they cost. asked: what tells them
+        from others.
+        """
         key = json.dumps(asked, sort_keys=True)
         row = self._known.get(key)
         if row is not None:
-            made = [Trial(one["setting"], one["right"], math.nan if one["loss"] is None else one["loss"]) for one in row["trials"]]
+            made = [
+                Trial(one["setting"], one["right"], math.nan if one["loss"] is None else one["loss"])
+                for one in row["trials"]
+            ]
             self._other_passes += row["passes"]
             self.earlier_seconds += row["seconds"]
             self.resumed += len(made)
@@ -201,7 +252,17 @@ class Bench:
             made = make()
             if self.work is not None:
                 cost = {"passes": self._replay.passes - passes, "seconds": time.perf_counter() - started}
-                self.work.append("trials", {"key": key, "trials": [{"setting": trial.setting, "right": trial.right, "loss": finite(trial.loss)} for trial in made], **cost})
+                self.work.append(
+                    "trials",
+                    {
+                        "key": key,
+                        "trials": [
+                            {"setting": trial.setting, "right": trial.right, "loss": finite(trial.loss)}
+                            for trial in made
+                        ],
+                        **cost,
+                    },
+                )
         self.trials += made
         self.tried(len(made))
         return made
@@ -209,13 +270,27 @@ class Bench:
     def _hardest_first(self) -> list[int]:
         """The places of the batches, those first whose documents the trials so far got wrong most often."""
         share = (self._wrong + 1) / (self._ran + 2)
-        return sorted(range(len(self._batches)), key=lambda place: -float(share[list(self._batches[place].places)].mean())) if bool(self._ran.any()) else list(range(len(self._batches)))
+        return (
+            sorted(range(len(self._batches)), key=lambda place: -float(share[list(self._batches[place].places)].mean()))
+            if bool(self._ran.any())
+            else list(range(len(self._batches)))
+        )
 
-    def _run(self, matrix: Matrix, alternatives: Alternatives, settings: Sequence[Mapping[str, Any]], hopeless: Hopeless | None) -> list[Trial]:
+    def _run(
+        self,
+        matrix: Matrix,
+        alternatives: Alternatives,
+        settings: Sequence[Mapping[str, Any]],
+        hopeless: Hopeless | None,
+    ) -> list[Trial]:
         import torch
 
         count, total = len(alternatives), len(self.documents)
-        partial = Partial(torch.zeros(count, total, dtype=torch.bool), torch.zeros(count, total, dtype=torch.float64), torch.zeros(total, dtype=torch.bool))
+        partial = Partial(
+            torch.zeros(count, total, dtype=torch.bool),
+            torch.zeros(count, total, dtype=torch.float64),
+            torch.zeros(total, dtype=torch.bool),
+        )
         ran = torch.zeros(count, total, dtype=torch.bool)
         active = torch.arange(count)
         with torch.inference_mode():
@@ -232,7 +307,10 @@ class Bench:
                     active = active[~hopeless(partial)[active]]
                     if not len(active):
                         break
-        return [trial_of(setting, partial.right[number], partial.loss[number], ran[number]) for number, setting in enumerate(settings)]
+        return [
+            trial_of(setting, partial.right[number], partial.loss[number], ran[number])
+            for number, setting in enumerate(settings)
+        ]
 
     def try_together(self, edits: Mapping[Matrix, Tensor], setting: Mapping[str, Any]) -> Trial:
         """Try edits `[m, n]` of several matrices at once on all documents."""
@@ -248,14 +326,20 @@ class Bench:
         return made
 
     def take(self, matrix: Matrix, weight: Tensor, shift: Tensor | None = None, *, note: Any) -> None:
-        """Let an edit stand in the model; its weight takes the place of an earlier one of the same matrix, its shift adds to it. note: names what stands, so that trials on top of it are told from others."""
+        """Let an edit stand in the model; its weight takes the place of an earlier one of the same matrix, its shift
+        adds to it. note: names what stands, so that trials on top of it are told from others.
+        """
         import torch
 
         module = self.lm.model.get_submodule(matrix.module)
         with torch.no_grad():
             self._substitute(matrix, module, "weight", with_part(module.weight, matrix, weight))
             if shift is not None:
-                bias = module.weight.new_zeros(matrix.full_shape[0]) if module.bias is None else module.bias.detach().clone()
+                bias = (
+                    module.weight.new_zeros(matrix.full_shape[0])
+                    if module.bias is None
+                    else module.bias.detach().clone()
+                )
                 self._substitute(matrix, module, "bias", with_shift(bias, matrix, shift))
         self._standing[matrix.key] = note
         self._replay.forget(self._replay.depth(matrix))
@@ -270,7 +354,10 @@ class Bench:
     def _standing_only(self) -> Iterator[None]:
         """What is taken on inside does not stand any longer when the block ends."""
         standing = dict(self._standing)
-        parameters = {(module, name): self.lm.model.get_submodule(module)._parameters.get(name) for module, name in self._put_aside}
+        parameters = {
+            (module, name): self.lm.model.get_submodule(module)._parameters.get(name)
+            for module, name in self._put_aside
+        }
         try:
             yield
         finally:
@@ -279,8 +366,12 @@ class Bench:
             self._standing = standing
             self._replay.forget()
 
-    def gather(self, matrices: Sequence[Matrix], names: frozenset[str], components: Callable[[Matrix], Svd] | None = None) -> dict[str, dict[str, Tensor]]:
-        """Statistics of matrices on the documents, of the model as it stands, as a method would be given them. components: what statistics of components are of."""
+    def gather(
+        self, matrices: Sequence[Matrix], names: frozenset[str], components: Callable[[Matrix], Svd] | None = None
+    ) -> dict[str, dict[str, Tensor]]:
+        """Statistics of matrices on the documents, of the model as it stands, as a method would be given them.
+        components: what statistics of components are of.
+        """
 
         def none(matrix: Matrix) -> Svd:
             raise AssertionError("statistics of components need some")

@@ -1,6 +1,8 @@
-"""Searches for the ranks of feature-space decompositions: matrix after matrix by trial (SFSD, arXiv:2405.13039), or all at once by predicted changes of the loss (zero-sum).
+"""Searches for the ranks of feature-space decompositions: matrix after matrix by trial (SFSD, arXiv:2405.13039), or all
+at once by predicted changes of the loss (zero-sum).
 
-Both end in one ordinary step of `feature_space` with a rank for each matrix. Its evidence is that of the unedited model; that is also what the trials saw, since a search from the last layer to the first
+Both end in one ordinary step of `feature_space` with a rank for each matrix. Its evidence is that of the unedited
+model; that is also what the trials saw, since a search from the last layer to the first
 changes nothing that comes before the matrix at hand.
 """
 
@@ -33,7 +35,10 @@ Growth = Annotated[float, Field(ge=1)]
 Blocks = Annotated[int, Field(ge=0)]
 _MOMENTS = ("input_second_moment", "input_mean")
 _EFFECTS = ("input_second_moment", "singular_value_gradients")
-_NOTHING_TO_LOSE = "no calibration document had to be answered right, since the unedited model answers none or the tolerance allows it: every rank passed, and the smallest were taken"
+_NOTHING_TO_LOSE = (
+    "no calibration document had to be answered right, since the unedited model answers none or the tolerance allows"
+    " it: every rank passed, and the smallest were taken"
+)
 PAPERS_SHARE = 8
 """The paper leaves out the first four blocks of LLaMA-7B's thirty-two: an eighth."""
 
@@ -51,11 +56,16 @@ def ranks_of(shape: tuple[int, int], fractions: Sequence[float]) -> list[int]:
 
 
 def _beyond_skipped(matrices: Sequence[Matrix], layers: int, settings: Mapping[str, Any]) -> Sequence[Matrix]:
-    """The matrices outside the first `skip_blocks` layers, an eighth of them unless given. Raises UserError where there are none."""
+    """The matrices outside the first `skip_blocks` layers, an eighth of them unless given. Raises UserError where there
+    are none.
+    """
     skipped = layers // PAPERS_SHARE if settings["skip_blocks"] is None else settings["skip_blocks"]
     left = [matrix for matrix in matrices if matrix.layer is None or matrix.layer >= skipped]
     if not left:
-        raise UserError(f"there is nothing to search: all chosen matrices lie in the first {skipped} of {layers} layers, which skip_blocks leaves as they are")
+        raise UserError(
+            f"there is nothing to search: all chosen matrices lie in the first {skipped} of {layers} layers, which"
+            " skip_blocks leaves as they are"
+        )
     return left
 
 
@@ -63,15 +73,33 @@ def _count(shapes: Sequence[tuple[int, int]], settings: Mapping[str, Any]) -> in
     return sum(len(ranks_of(shape, settings["fractions"])) for shape in shapes)
 
 
-@searcher(summary="From the last matrix to the first, take the smallest rank at which the model answers as well as before.", trials=_count, statistics=_MOMENTS, takes_on=True, among=_beyond_skipped)
+@searcher(
+    summary="From the last matrix to the first, take the smallest rank at which the model answers as well as before.",
+    trials=_count,
+    statistics=_MOMENTS,
+    takes_on=True,
+    among=_beyond_skipped,
+)
 def sfsd_surgical(
-    bench: Bench, /, *, criterion: Literal["task", "perplexity"] = "task", fractions: Fractions = TENTHS, skip_blocks: Blocks | None = None, tolerance: Tolerance = 0.0, chunks: Chunks = 3, growth: Growth = 1.005
+    bench: Bench,
+    /,
+    *,
+    criterion: Literal["task", "perplexity"] = "task",
+    fractions: Fractions = TENTHS,
+    skip_blocks: Blocks | None = None,
+    tolerance: Tolerance = 0.0,
+    chunks: Chunks = 3,
+    growth: Growth = 1.005,
 ) -> Found:
-    """The paper's search, with the bias of `sfsd`. Ranks: one, and fractions of the break-even rank, each tried on top of what was taken before; a matrix that no rank suits stays dense.
+    """The paper's search, with the bias of `sfsd`. Ranks: one, and fractions of the break-even rank, each tried on top
+    of what was taken before; a matrix that no rank suits stays dense.
 
-    task: the smallest rank for each of `chunks` parts of the documents at which accuracy is that of the unedited model less `tolerance`; of these the largest, if it holds on all documents together.
-    perplexity: the smallest rank at which the perplexity of the right answers (ours; the paper's is of texts) is that of the unedited model times `growth ^ (n - index)`, index counting matrices from 0.
-    skip_blocks: the first so many layers stay as they are; an eighth of them unless given. Raises UserError where that leaves nothing.
+    task: the smallest rank for each of `chunks` parts of the documents at which accuracy is that of the unedited model
+    less `tolerance`; of these the largest, if it holds on all documents together.
+    perplexity: the smallest rank at which the perplexity of the right answers (ours; the paper's is of texts) is that
+    of the unedited model times `growth ^ (n - index)`, index counting matrices from 0.
+    skip_blocks: the first so many layers stay as they are; an eighth of them unless given. Raises UserError where that
+    leaves nothing.
     """
     matrices = _beyond_skipped(bench.matrices, bench.weights.anatomy.layers, {"skip_blocks": skip_blocks})
     parts = bench.parts = _parts(len(bench.documents), chunks, bench.step.seed) if criterion == "task" else []
@@ -89,7 +117,11 @@ def sfsd_surgical(
         alternatives = _truncations(bench.weight(matrix), moments, ranks)
         settings = [_step(bench, {matrix.key: rank}, centred=True, bias=True) for rank in ranks]
         trials = bench.try_out(matrix, alternatives, settings, hopeless)
-        place = _by_chunks(bench, trials, parts, allowed, tolerance) if criterion == "task" else next((place for place, trial in enumerate(trials) if trial.eligible and trial.loss <= limit), None)
+        place = (
+            _by_chunks(bench, trials, parts, allowed, tolerance)
+            if criterion == "task"
+            else next((place for place, trial in enumerate(trials) if trial.eligible and trial.loss <= limit), None)
+        )
         if place is not None:
             taken[matrix.key] = ranks[place]
             bench.take(matrix, alternatives.weight(place), alternatives.shifts[place], note=ranks[place])
@@ -98,7 +130,9 @@ def sfsd_surgical(
 
 
 def _from_the_last(bench: Bench, matrices: Sequence[Matrix]) -> Iterator[tuple[int, Matrix, Mapping[str, Tensor]]]:
-    """The matrices from the last to the first with their places and the moments of their inputs, gathered for as many at a time as fit together."""
+    """The matrices from the last to the first with their places and the moments of their inputs, gathered for as many
+    at a time as fit together.
+    """
     from harness_ext.evidence import groups
 
     names = frozenset(_MOMENTS)
@@ -121,7 +155,9 @@ def _truncations(weight: Tensor, moments: Mapping[str, Tensor], ranks: Sequence[
     spread = moments["input_second_moment"].double().to(weight.device) - mean.outer(mean)
     directions, _ = leading_directions(dense, *output_spectrum(dense, spread), max(ranks))
     output_mean = dense @ mean
-    shifts = torch.stack([output_mean - directions[:, :rank] @ (directions[:, :rank].T @ output_mean) for rank in ranks])
+    shifts = torch.stack(
+        [output_mean - directions[:, :rank] @ (directions[:, :rank].T @ output_mean) for rank in ranks]
+    )
     return Nested(directions.to(weight), (directions.T @ dense).to(weight), tuple(ranks), shifts.to(weight))
 
 
@@ -131,9 +167,14 @@ def _parts(documents: int, chunks: int, seed: int) -> list[list[int]]:
     return [part for part in (order[start::chunks] for start in range(chunks)) if part]
 
 
-def _by_chunks(bench: Bench, trials: Sequence[Trial], parts: Sequence[Sequence[int]], allowed: Sequence[int], tolerance: float) -> int | None:
+def _by_chunks(
+    bench: Bench, trials: Sequence[Trial], parts: Sequence[Sequence[int]], allowed: Sequence[int], tolerance: float
+) -> int | None:
     """The place of the rank that the chunks agree on, or None."""
-    smallest = [next((place for place, trial in enumerate(trials) if trial.eligible and trial.correct(part) >= least), None) for part, least in zip(parts, allowed, strict=True)]
+    smallest = [
+        next((place for place, trial in enumerate(trials) if trial.eligible and trial.correct(part) >= least), None)
+        for part, least in zip(parts, allowed, strict=True)
+    ]
     if any(place is None for place in smallest):
         return None
     largest = max(place for place in smallest if place is not None)
@@ -142,7 +183,9 @@ def _by_chunks(bench: Bench, trials: Sequence[Trial], parts: Sequence[Sequence[i
 
 
 def _fails_everywhere(parts: Sequence[Sequence[int]], allowed: Sequence[int]) -> Hopeless:
-    """A rank matters only if some chunk may settle on it; one that has failed in all of them already cannot be chosen."""
+    """A rank matters only if some chunk may settle on it; one that has failed in all of them already cannot be
+    chosen.
+    """
 
     def hopeless(partial: Partial) -> Tensor:
         import torch
@@ -170,31 +213,50 @@ def _step(bench: Bench, ranks: Mapping[str, int], *, centred: bool, bias: bool) 
     assert bench.step.evidence is not None
     order = [matrix.key for matrix in bench.matrices if matrix.key in ranks]
     return {
-        "method": "feature_space", "matrices": order, "keep": {"ranks": {key: ranks[key] for key in order}}, "centred": centred, "bias": bias,
+        "method": "feature_space",
+        "matrices": order,
+        "keep": {"ranks": {key: ranks[key] for key in order}},
+        "centred": centred,
+        "bias": bias,
         "calibration": bench.step.evidence.model_dump(mode="json"),
-    }  # fmt: skip
+    }
 
 
 @searcher(
-    summary="A rank for every matrix under one budget: remove what the loss is predicted to lose least by, gains and losses balanced.",
-    trials=lambda shapes, settings: int(any(min(shape) > 1 for shape in shapes)), statistics=_EFFECTS,
-)  # fmt: skip
+    summary=(
+        "A rank for every matrix under one budget: remove what the loss is predicted to lose least by, gains and losses"
+        " balanced."
+    ),
+    trials=lambda shapes, settings: int(any(min(shape) > 1 for shape in shapes)),
+    statistics=_EFFECTS,
+)
 def zero_sum(bench: Bench, /, *, param_fraction: Fraction = 0.8) -> Found:
-    """Directions of each matrix's outputs on the texts (the coordinates of truncation-aware whitening), and what the loss would change by, to first order, without each: `-u_i^T G W^T u_i`.
+    """Directions of each matrix's outputs on the texts (the coordinates of truncation-aware whitening), and what the
+    loss would change by, to first order, without each: `-u_i^T G W^T u_i`.
 
-    That is `-s_i u_i^T G v_i` of the whitened matrix `W S`, `S S^T = X X^T`, since `s_i S^-T v_i = W^T u_i`; no whitening is ever computed. See `allotted` for which are removed. param_fraction: of the
-    numbers in all matrices together, stored as factors where that is smaller. Nothing is tried before the outcome, one step, `feature_space` as `svd-llm` has it; its score is the one trial.
+    That is `-s_i u_i^T G v_i` of the whitened matrix `W S`, `S S^T = X X^T`, since `s_i S^-T v_i = W^T u_i`; no
+    whitening is ever computed. See `allotted` for which are removed. param_fraction: of the
+    numbers in all matrices together, stored as factors where that is smaller. Nothing is tried before the outcome, one
+    step, `feature_space` as `svd-llm` has it; its score is the one trial.
     """
     effects: dict[str, list[float]] = {}
     for group in _groups(bench):
         moments = bench.gather(group, frozenset({"input_second_moment"}))
-        bases = {matrix.key: _output_basis(bench.weight(matrix), moments.pop(matrix.key)["input_second_moment"]) for matrix in group}
-        gradients = bench.gather(group, frozenset({"singular_value_gradients"}), lambda matrix, bases=bases: bases[matrix.key])
+        bases = {
+            matrix.key: _output_basis(bench.weight(matrix), moments.pop(matrix.key)["input_second_moment"])
+            for matrix in group
+        }
+        gradients = bench.gather(
+            group, frozenset({"singular_value_gradients"}), lambda matrix, bases=bases: bases[matrix.key]
+        )
         effects |= {key: (-found["singular_value_gradients"]).tolist() for key, found in gradients.items()}
     ranks = allotted({matrix.key: matrix.shape for matrix in bench.matrices}, effects, param_fraction)
     removed = sum(effect for key, rank in ranks.items() for effect in effects[key][rank:])
     bench.tried(1)
-    return Found((_step(bench, ranks, centred=False, bias=False),) if ranks else (), (f"the predicted change of the loss is {removed:+.3g} nats",))
+    return Found(
+        (_step(bench, ranks, centred=False, bias=False),) if ranks else (),
+        (f"the predicted change of the loss is {removed:+.3g} nats",),
+    )
 
 
 def _groups(bench: Bench) -> Iterator[list[Matrix]]:
@@ -204,7 +266,9 @@ def _groups(bench: Bench) -> Iterator[list[Matrix]]:
 
 
 def _output_basis(weight: Tensor, moment: Tensor) -> Any:
-    """U and `U^T W` in the form of a decomposition, its singular values one: the gradient in them is then `u_i^T G W^T u_i`."""
+    """U and `U^T W` in the form of a decomposition, its singular values one: the gradient in them is then `u_i^T G W^T
+    u_i`.
+    """
     from harness_ext.methods import Svd
     from harness_ext.methods.feature_space import output_spectrum
 
@@ -212,12 +276,17 @@ def _output_basis(weight: Tensor, moment: Tensor) -> Any:
     return Svd(directions.to(weight), weight.new_ones(directions.shape[1]), (directions.T @ weight.double()).to(weight))
 
 
-def allotted(shapes: Mapping[str, tuple[int, int]], effects: Mapping[str, Sequence[float]], param_fraction: float) -> dict[str, int]:
+def allotted(
+    shapes: Mapping[str, tuple[int, int]], effects: Mapping[str, Sequence[float]], param_fraction: float
+) -> dict[str, int]:
     """A rank for each matrix that is to be made smaller; the others stay dense.
 
-    effects: the predicted change of the loss by removing each direction, leading ones first. Directions go from the last on in each matrix. While the sum of the changes so far is above zero the next is
-    the last direction of some matrix that lowers the loss, the one of smallest size; else one that raises it; whichever there is where there is only one kind. Equal ones in the order of the matrices.
-    Ends when the numbers stored are at most the share asked for, or nothing is left to remove: one direction stays of each matrix.
+    effects: the predicted change of the loss by removing each direction, leading ones first. Directions go from the
+    last on in each matrix. While the sum of the changes so far is above zero the next is
+    the last direction of some matrix that lowers the loss, the one of smallest size; else one that raises it; whichever
+    there is where there is only one kind. Equal ones in the order of the matrices.
+    Ends when the numbers stored are at most the share asked for, or nothing is left to remove: one direction stays of
+    each matrix.
     """
     order = {key: place for place, key in enumerate(shapes)}
     ranks = {key: min(shape) for key, shape in shapes.items()}
@@ -240,4 +309,8 @@ def allotted(shapes: Mapping[str, tuple[int, int]], effects: Mapping[str, Sequen
         ranks[key] -= 1
         stored += stored_parameters(shapes[key], ranks[key]) - before
         offer(key)
-    return {key: rank for key, rank in ranks.items() if stored_parameters(shapes[key], rank) < shapes[key][0] * shapes[key][1]}
+    return {
+        key: rank
+        for key, rank in ranks.items()
+        if stored_parameters(shapes[key], rank) < shapes[key][0] * shapes[key][1]
+    }

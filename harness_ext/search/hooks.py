@@ -1,4 +1,6 @@
-"""Hooks by which a pass through a model is cut short, parted and thinned out (see `harness_ext.search.replay`). None touches a weight, and each is gone when its block ends."""
+"""Hooks by which a pass through a model is cut short, parted and thinned out (see `harness_ext.search.replay`). None
+touches a weight, and each is gone when its block ends.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ if TYPE_CHECKING:
 
 
 def layers_of(model: nn.Module, matrices: Sequence[Matrix]) -> tuple[nn.ModuleList | None, dict[str, int]]:
-    """The outermost list of modules that holds all the matrices, and each module's place in it; None where they lie in several lists, or in none."""
+    """The outermost list of modules that holds all the matrices, and each module's place in it; None where they lie in
+    several lists, or in none.
+    """
     from torch import nn
 
     found: dict[str, nn.ModuleList] = {}
@@ -49,9 +53,13 @@ def pass_on(length: int | None) -> Callable[..., Any]:
 
 @contextmanager
 def enter(layer: nn.Module, hidden: Tensor | None, copies: int, *, shared: bool) -> Iterator[None]:
-    """Hand a layer these hidden states `[b, t, d]`, repeated for every copy, or once where the copies part later on; for None those that come from below."""
+    """Hand a layer these hidden states `[b, t, d]`, repeated for every copy, or once where the copies part later on;
+    for None those that come from below.
+    """
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def hook(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         given = hidden_of(args, kwargs)
         rows = given.shape[0] // copies
         if shared:
@@ -70,7 +78,9 @@ def enter(layer: nn.Module, hidden: Tensor | None, copies: int, *, shared: bool)
 
 
 def first_rows(value: Any, copies: int) -> Any:
-    """The first of the copies of everything that was made for all of them: masks, positions and the like, wherever it is nested."""
+    """The first of the copies of everything that was made for all of them: masks, positions and the like, wherever it
+    is nested.
+    """
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -111,7 +121,9 @@ def head(model: nn.Module, batch: Batch, copies: int) -> Iterator[None]:
 
 
 def substitute(matrix: Matrix, alternatives: Alternatives, *, shared: bool) -> Callable[..., Tensor]:
-    """A hook that puts the outputs of the alternatives in the place of a module's own: along a new leading axis, or, not shared, in each copy of the batch its own."""
+    """A hook that puts the outputs of the alternatives in the place of a module's own: along a new leading axis, or,
+    not shared, in each copy of the batch its own.
+    """
     import torch
 
     from harness_ext.evidence import part_of
@@ -149,7 +161,9 @@ def substitute(matrix: Matrix, alternatives: Alternatives, *, shared: bool) -> C
 
 
 def sliced_modules(known: Sequence[Matrix], modules: Mapping[str, nn.Module], layers: int) -> list[nn.Module]:
-    """The modules of the last layer that look at each position by itself: its MLP (whole, or matrix by matrix where it is no module of its own), and the attention's queries and output."""
+    """The modules of the last layer that look at each position by itself: its MLP (whole, or matrix by matrix where it
+    is no module of its own), and the attention's queries and output.
+    """
     chosen: dict[str, nn.Module] = {}
     for matrix in known:
         if matrix.layer != layers - 1 or matrix.expert is not None:

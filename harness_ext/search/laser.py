@@ -1,4 +1,6 @@
-"""LASER's searches (arXiv:2312.13558): one matrix and one fraction of its rank; several, taken on greedily; and few matrices, found by a gradient and cut in clusters (arXiv:2510.20800)."""
+"""LASER's searches (arXiv:2312.13558): one matrix and one fraction of its rank; several, taken on greedily; and few
+matrices, found by a gradient and cut in clusters (arXiv:2510.20800).
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ Clusters = Annotated[tuple[Positive, ...], Field(min_length=1)]
 
 
 def grid_of(shape: tuple[int, int], fractions: Sequence[float]) -> dict[float, int]:
-    """The fractions that change a matrix of this shape, with their ranks: of several that come to one rank the first, and none that leaves it at full rank."""
+    """The fractions that change a matrix of this shape, with their ranks: of several that come to one rank the first,
+    and none that leaves it at full rank.
+    """
     ranks: dict[int, float] = {}
     for fraction in fractions:
         ranks.setdefault(Keep(rank_fraction=fraction).rank_for(shape), fraction)
@@ -42,14 +46,16 @@ def truncation(matrix: Matrix, fraction: float) -> dict[str, Any]:
 
 @searcher(summary="Try every fraction of every matrix, and choose the one that answers best.", trials=_count)
 def laser_search(bench: Bench, /, *, fractions: Fractions = GRID) -> Found:
-    """The paper's search: one matrix is truncated, every other left. Chosen by accuracy; among equals by the lower loss; among those by the order of the matrices in the model, then of the fractions.
+    """The paper's search: one matrix is truncated, every other left. Chosen by accuracy; among equals by the lower
+    loss; among those by the order of the matrices in the model, then of the fractions.
 
     The best of the grid is chosen also where it is no better than the model as it is: the receipt has both scores.
     """
     from harness_ext.search.trials import best_of, cannot_win
 
     tried: dict[str, list[Any]] = {}
-    # From the last layer on: passes are shortest there, and the best found so far spares the longer ones. What is chosen does not depend on it.
+    # From the last layer on: passes are shortest there, and the best found so far spares the longer ones. What is
+    # chosen does not depend on it.
     for matrix in reversed(bench.matrices):
         grid = grid_of(matrix.shape, fractions)
         if not grid:
@@ -57,16 +63,24 @@ def laser_search(bench: Bench, /, *, fractions: Fractions = GRID) -> Found:
         eligible = [trial for trials in tried.values() for trial in trials if trial.eligible]
         bar = best_of(eligible).score if eligible else None
         settings = [truncation(matrix, fraction) for fraction in grid]
-        tried[matrix.key] = bench.try_out(matrix, bench.truncations(matrix, list(grid.values())), settings, cannot_win(bar))
+        tried[matrix.key] = bench.try_out(
+            matrix, bench.truncations(matrix, list(grid.values())), settings, cannot_win(bar)
+        )
     best = best_of([trial for matrix in bench.matrices for trial in tried.get(matrix.key, [])])
     return Found((best.setting,))
 
 
-@searcher(summary="Truncate matrix after matrix, from the last layer on, and keep what answers better.", trials=_count, takes_on=True)
+@searcher(
+    summary="Truncate matrix after matrix, from the last layer on, and keep what answers better.",
+    trials=_count,
+    takes_on=True,
+)
 def laser_compose(bench: Bench, /, *, fractions: Fractions = GRID) -> Found:
-    """The paper's greedy composition: from the largest layer and the smallest fraction, each truncation tried on top of those kept before, and kept if the accuracy rises; else the matrix is as it was.
+    """The paper's greedy composition: from the largest layer and the smallest fraction, each truncation tried on top of
+    those kept before, and kept if the accuracy rises; else the matrix is as it was.
 
-    Within a layer matrices are taken from the last to the first; for each, fractions from the smallest, and a larger one takes the place of a smaller that was kept if it answers better still (ours).
+    Within a layer matrices are taken from the last to the first; for each, fractions from the smallest, and a larger
+    one takes the place of a smaller that was kept if it answers better still (ours).
     """
     standing = bench.before.score
     kept: list[Mapping[str, Any]] = []
@@ -76,7 +90,11 @@ def laser_compose(bench: Bench, /, *, fractions: Fractions = GRID) -> Found:
             continue
         alternatives = bench.truncations(matrix, list(grid.values()))
         best: int | None = None
-        for place, trial in enumerate(bench.try_out(matrix, alternatives, [truncation(matrix, fraction) for fraction in grid], _cannot_rise_above(standing))):
+        for place, trial in enumerate(
+            bench.try_out(
+                matrix, alternatives, [truncation(matrix, fraction) for fraction in grid], _cannot_rise_above(standing)
+            )
+        ):
             if trial.eligible and trial.score.correct > standing.correct:
                 best, standing = place, trial.score
         if best is not None:
@@ -87,7 +105,9 @@ def laser_compose(bench: Bench, /, *, fractions: Fractions = GRID) -> Found:
 
 
 def _cannot_rise_above(standing: Score) -> Hopeless:
-    """For a search that takes what is better than what stands: an alternative is hopeless where all the rest right would not make it so, or not make it the best."""
+    """For a search that takes what is better than what stands: an alternative is hopeless where all the rest right
+    would not make it so, or not make it the best.
+    """
 
     def hopeless(partial: Partial) -> Tensor:
         reachable = partial.correct + partial.rest
@@ -97,32 +117,59 @@ def _cannot_rise_above(standing: Score) -> Hopeless:
 
 
 def _count_clusters(shapes: Sequence[tuple[int, int]], settings: Mapping[str, Any]) -> int:
-    """Whole, the `top` largest grids; in clusters, those of the best `refined` of these matrices, whichever they will be. No more clusters than a matrix has rows."""
+    """Whole, the `top` largest grids; in clusters, those of the best `refined` of these matrices, whichever they will
+    be. No more clusters than a matrix has rows.
+    """
     counts = set(settings["clusters"])
     grids = {shape: len(grid_of(shape, settings["fractions"])) for shape in shapes}
     whole = sorted((grids[shape] for shape in shapes), reverse=True)
-    clustered = sorted((grids[shape] * sum(1 < count <= shape[0] for count in counts) for shape in shapes), reverse=True)
-    return (sum(whole[: settings["top"]]) if 1 in counts else 0) + sum(clustered[: min(settings["top"], settings["refined"])])
+    clustered = sorted(
+        (grids[shape] * sum(1 < count <= shape[0] for count in counts) for shape in shapes), reverse=True
+    )
+    return (sum(whole[: settings["top"]]) if 1 in counts else 0) + sum(
+        clustered[: min(settings["top"], settings["refined"])]
+    )
 
 
 @searcher(
-    summary="Find the few matrices whose singular values the loss would have smaller, try every fraction of these, and of the best also in clusters of rows.", trials=_count_clusters,
+    summary=(
+        "Find the few matrices whose singular values the loss would have smaller, try every fraction of these, and of"
+        " the best also in clusters of rows."
+    ),
+    trials=_count_clusters,
     statistics=("singular_value_gradients",),
-)  # fmt: skip
+)
 def laser_gradient(
-    bench: Bench, /, *, top: Positive = 5, refined: Positive = 1, fractions: Fractions = GRID, clusters: Clusters = (1, 2, 4, 8, 16), grouping: Literal["block", "subspace"] = "block", beyond: Fraction = 0.01
+    bench: Bench,
+    /,
+    *,
+    top: Positive = 5,
+    refined: Positive = 1,
+    fractions: Fractions = GRID,
+    clusters: Clusters = (1, 2, 4, 8, 16),
+    grouping: Literal["block", "subspace"] = "block",
+    beyond: Fraction = 0.01,
 ) -> Found:
     """Gradient-guided, clustered LASER; every choice here is ours, since no code was released.
 
-    `g_i = u_i^T G v_i` on all documents; a matrix is worth `sum_{i > beyond r} s_i max(0, g_i)`, what the removal of these components would lower the loss by, to first order. The `top` matrices are
-    tried whole, with each fraction; the best `refined` of them (without whole trials, those worth most) in each number of clusters as well. Chosen as in `laser_search`. Components are those of the truncations, whose factors are `u_i` and `s_i v_i` or `s_i u_i` and `v_i`: either way
+    `g_i = u_i^T G v_i` on all documents; a matrix is worth `sum_{i > beyond r} s_i max(0, g_i)`, what the removal of
+    these components would lower the loss by, to first order. The `top` matrices are
+    tried whole, with each fraction; the best `refined` of them (without whole trials, those worth most) in each number
+    of clusters as well. Chosen as in `laser_search`. Components are those of the truncations, whose factors are `u_i`
+    and `s_i v_i` or `s_i u_i` and `v_i`: either way
     their gradient is `s_i g_i`.
     """
     from harness_ext.search.alternatives import Joined
     from harness_ext.search.trials import best_of, cannot_win
 
-    found = bench.gather(bench.matrices, frozenset({"singular_value_gradients"}), lambda matrix: _components(bench, matrix))
-    worth = {matrix.key: _worth(found[matrix.key]["singular_value_gradients"], beyond) for matrix in bench.matrices if grid_of(matrix.shape, fractions)}
+    found = bench.gather(
+        bench.matrices, frozenset({"singular_value_gradients"}), lambda matrix: _components(bench, matrix)
+    )
+    worth = {
+        matrix.key: _worth(found[matrix.key]["singular_value_gradients"], beyond)
+        for matrix in bench.matrices
+        if grid_of(matrix.shape, fractions)
+    }
     promising = sorted(worth, key=lambda key: -worth[key])[:top]
     tried: list[Any] = []
 
@@ -133,10 +180,20 @@ def laser_gradient(
             fit = [count for count in counts if count <= matrix.shape[0]]
             if not fit:
                 continue
-            settings = [truncation(matrix, fraction) if count == 1 else clustered(matrix, fraction, count, grouping, bench.step.seed) for count in fit for fraction in grid]
+            settings = [
+                (
+                    truncation(matrix, fraction)
+                    if count == 1
+                    else clustered(matrix, fraction, count, grouping, bench.step.seed)
+                )
+                for count in fit
+                for fraction in grid
+            ]
             alternatives = Joined(tuple(_clustered(bench, matrix, grid, count, grouping) for count in fit))
             eligible = [trial for trial in tried if trial.eligible]
-            tried.extend(bench.try_out(matrix, alternatives, settings, cannot_win(best_of(eligible).score if eligible else None)))
+            tried.extend(
+                bench.try_out(matrix, alternatives, settings, cannot_win(best_of(eligible).score if eligible else None))
+            )
 
     if 1 in clusters:
         try_in(promising, (1,))
@@ -146,16 +203,30 @@ def laser_gradient(
         return sorted(tried, key=lambda trial: order[trial.setting["matrices"][0]])
 
     # A matrix whose trials were all dropped comes after those that held out.
-    best_first = [trial.setting["matrices"][0] for trial in sorted(in_order(), key=lambda trial: (-trial.score.correct, trial.loss)) if trial.eligible]
+    best_first = [
+        trial.setting["matrices"][0]
+        for trial in sorted(in_order(), key=lambda trial: (-trial.score.correct, trial.loss))
+        if trial.eligible
+    ]
     try_in(list(dict.fromkeys([*best_first, *promising]))[:refined], [count for count in clusters if count > 1])
     best = best_of(in_order())
     listed = ", ".join(f"{key} ({worth[key]:.3g})" for key in promising)
-    return Found((best.setting,), (f"of {len(worth)} matrices these were tried, with the fall of the loss that the gradient promises: {listed}",))
+    return Found(
+        (best.setting,),
+        (f"of {len(worth)} matrices these were tried, with the fall of the loss that the gradient promises: {listed}",),
+    )
 
 
 def clustered(matrix: Matrix, fraction: float, clusters: int, grouping: str, seed: int) -> dict[str, Any]:
     """The ordinary step that a trial in clusters stands for."""
-    return {"method": "truncate_clusters", "matrices": [matrix.key], "keep": {"rank_fraction": fraction}, "clusters": clusters, "grouping": grouping, "seed": seed}
+    return {
+        "method": "truncate_clusters",
+        "matrices": [matrix.key],
+        "keep": {"rank_fraction": fraction},
+        "clusters": clusters,
+        "grouping": grouping,
+        "seed": seed,
+    }
 
 
 def _components(bench: Bench, matrix: Matrix) -> Svd:
@@ -173,7 +244,9 @@ def _worth(gains: Tensor, beyond: float) -> float:
 
 
 def _clustered(bench: Bench, matrix: Matrix, fractions: Sequence[float], clusters: int, grouping: str) -> Any:
-    """One matrix at every fraction, in so many clusters: nested truncations of each where the clusters do not depend on the rank."""
+    """One matrix at every fraction, in so many clusters: nested truncations of each where the clusters do not depend on
+    the rank.
+    """
     import torch
 
     from harness_ext.methods.clusters import blocks, truncate_clusters
@@ -186,7 +259,28 @@ def _clustered(bench: Bench, matrix: Matrix, fractions: Sequence[float], cluster
         parts = []
         for rows in blocks(weight.shape[0], clusters):
             u, s, vh = torch.linalg.svd(weight[rows], full_matrices=False)
-            parts.append((rows, Nested(u * s, vh, tuple(Keep(rank_fraction=fraction).rank_for((len(rows), weight.shape[1])) for fraction in fractions))))
+            parts.append(
+                (
+                    rows,
+                    Nested(
+                        u * s,
+                        vh,
+                        tuple(
+                            Keep(rank_fraction=fraction).rank_for((len(rows), weight.shape[1]))
+                            for fraction in fractions
+                        ),
+                    ),
+                )
+            )
         return Grouped(tuple(parts))
     keeps = [Keep(rank_fraction=fraction) for fraction in fractions]
-    return Dense(torch.stack([truncate_clusters(weight, keep=keep, generator=bench.generator(matrix), clusters=clusters, grouping="subspace").weight() for keep in keeps]))
+    return Dense(
+        torch.stack(
+            [
+                truncate_clusters(
+                    weight, keep=keep, generator=bench.generator(matrix), clusters=clusters, grouping="subspace"
+                ).weight()
+                for keep in keeps
+            ]
+        )
+    )

@@ -1,13 +1,17 @@
 """Passes through a model from one of its layers on, for several weights of one matrix at once.
 
-The model's own forward does the work, whatever its architecture: layers below the first one wanted are passed over, and the hidden states kept from the unedited model are put in where they entered. Three
+The model's own forward does the work, whatever its architecture: layers below the first one wanted are passed over, and
+the hidden states kept from the unedited model are put in where they entered. Three
 savings are added, each checked against plain passes when a search starts and left out where it does not hold:
 
-- *shared*: in the edited layer, what comes before the edited matrix is computed once; the alternatives part at its output, along a new leading axis that the rest of the layer takes like a batch;
-- *slim*: in the last layer, all but keys and values is computed at the positions whose logits are wanted, and so is the output head;
+- *shared*: in the edited layer, what comes before the edited matrix is computed once; the alternatives part at its
+output, along a new leading axis that the rest of the layer takes like a batch;
+- *slim*: in the last layer, all but keys and values is computed at the positions whose logits are wanted, and so is the
+output head;
 - *replay* itself: where it cannot be had, every pass starts at the first layer.
 
-Kept hidden states are bounded: beyond `STATE_BYTES` only those of every second, third, ... layer are kept, and the others computed from them.
+Kept hidden states are bounded: beyond `STATE_BYTES` only those of every second, third, ... layer are kept, and the
+others computed from them.
 """
 
 from __future__ import annotations
@@ -19,7 +23,17 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.families import MLP
-from harness_ext.search.hooks import enter, head, hidden_of, layers_of, merge, only_at, pass_on, sliced_modules, substitute
+from harness_ext.search.hooks import (
+    enter,
+    head,
+    hidden_of,
+    layers_of,
+    merge,
+    only_at,
+    pass_on,
+    sliced_modules,
+    substitute,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,7 +48,9 @@ _PART_LATE = ("o_proj", *MLP)
 
 
 def tolerance(model: nn.Module) -> float:
-    """How far two log-probabilities may lie apart that are to be the same, computed in batches of different shapes: half precision rounds differently in each."""
+    """How far two log-probabilities may lie apart that are to be the same, computed in batches of different shapes:
+    half precision rounds differently in each.
+    """
     import torch
 
     return 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.25
@@ -45,13 +61,22 @@ class _Reached(Exception):
 
 
 class Replay:
-    """Passes over fixed batches of a model. known: all matrices of the model that are known by role. probe: a small batch, for checks.
+    """Passes over fixed batches of a model. known: all matrices of the model that are known by role. probe: a small
+    batch, for checks.
 
-    layers: the decoder layers, or None where they are not known or cannot be replayed. shared: the kinds of matrices for which that saving holds, as far as tried. slim: whether that one does.
+    layers: the decoder layers, or None where they are not known or cannot be replayed. shared: the kinds of matrices
+    for which that saving holds, as far as tried. slim: whether that one does.
     passes: what was computed so far, in passes over all batches through all layers. notes: what had to be left out.
     """
 
-    def __init__(self, model: nn.Module, batches: Sequence[Batch], probe: Batch, matrices: Sequence[Matrix], known: Sequence[Matrix]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Batch],
+        probe: Batch,
+        matrices: Sequence[Matrix],
+        known: Sequence[Matrix],
+    ) -> None:
         self.model = model
         self.batches = [*batches, probe]
         self.layers, self._depths = layers_of(model, matrices)
@@ -80,8 +105,11 @@ class Replay:
         self._states = {key: state for key, state in self._states.items() if key[1] <= depth}
 
     def logits(self, place: int, matrix: Matrix, alternatives: Alternatives) -> Tensor:
-        """Logits `[alternatives, n, vocabulary]` of a batch, with each of the weights in turn in the place of the matrix."""
-        # Layers of one model may differ: what holds for a matrix holds for those of the same name in other layers, as far as these hold the same modules.
+        """Logits `[alternatives, n, vocabulary]` of a batch, with each of the weights in turn in the place of the
+        matrix.
+        """
+        # Layers of one model may differ: what holds for a matrix holds for those of the same name in other layers, as
+        # far as these hold the same modules.
         kind = self._kind(matrix)
         if kind not in self.shared:
             self.shared[kind] = self._check(matrix, alternatives.only(range(min(2, len(alternatives)))))
@@ -89,21 +117,34 @@ class Replay:
 
     def _kind(self, matrix: Matrix) -> str:
         inside = re.sub(r"\d+", "#", matrix.key)
-        return inside if self.layers is None else f"{inside} in {[type(module).__name__ for module in self.layers[self.depth(matrix)].modules()]}"
+        return (
+            inside
+            if self.layers is None
+            else f"{inside} in {[type(module).__name__ for module in self.layers[self.depth(matrix)].modules()]}"
+        )
 
     def _check(self, matrix: Matrix, alternatives: Alternatives) -> bool:
-        """Compare a replayed pass over the probe with one that does everything, and leave out, in turn, what makes a difference. Says whether the copies may part late."""
+        """Compare a replayed pass over the probe with one that does everything, and leave out, in turn, what makes a
+        difference. Says whether the copies may part late.
+        """
         place, layers, slim = len(self.batches) - 1, self.layers, self.slim
         wanted = alternatives if len(alternatives) > 1 else alternatives.only([0, 0])
         self.layers, self.slim = None, False
         reference = self._replayed(place, matrix, wanted, shared=False).float().log_softmax(-1)
-        for self.layers, self.slim, shared in ((layers, slim, True), (layers, slim, False), (layers, False, False), (None, False, False)):
+        for self.layers, self.slim, shared in (
+            (layers, slim, True),
+            (layers, slim, False),
+            (layers, False, False),
+            (None, False, False),
+        ):
             if shared and (layers is None or matrix.role not in _PART_LATE):
                 continue
             if self._same(reference, place, matrix, wanted, shared=shared):
                 break
         if self.layers is None and layers is not None:
-            self.notes.append("this architecture cannot be run from a layer in the middle: every trial took a whole pass")
+            self.notes.append(
+                "this architecture cannot be run from a layer in the middle: every trial took a whole pass"
+            )
         return shared
 
     def _same(self, reference: Tensor, place: int, matrix: Matrix, alternatives: Alternatives, *, shared: bool) -> bool:
@@ -113,7 +154,9 @@ class Replay:
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
             # Whatever an architecture makes of shapes that it was not written for.
             return False
-        return found.shape == reference.shape and bool(((found - reference).abs() <= allowed).logical_or(~reference.isfinite()).all())
+        return found.shape == reference.shape and bool(
+            ((found - reference).abs() <= allowed).logical_or(~reference.isfinite()).all()
+        )
 
     def _replayed(self, place: int, matrix: Matrix, alternatives: Alternatives, *, shared: bool) -> Tensor:
         batch, copies, start = self.batches[place], len(alternatives), self.depth(matrix)
@@ -123,7 +166,11 @@ class Replay:
                 entering = self._entering(place, start)
                 stack.enter_context(self._below(start))
                 stack.enter_context(enter(self.layers[start], entering, copies, shared=shared))
-            stack.callback(self._modules[matrix.module].register_forward_hook(substitute(matrix, alternatives, shared=shared)).remove)
+            stack.callback(
+                self._modules[matrix.module]
+                .register_forward_hook(substitute(matrix, alternatives, shared=shared))
+                .remove
+            )
             if self.slim:
                 stack.enter_context(only_at(self._sliced, batch))
             if shared:
@@ -137,7 +184,9 @@ class Replay:
         return logits.reshape(copies, -1, logits.shape[-1])
 
     def _entering(self, place: int, layer: int) -> Tensor | None:
-        """The hidden states `[b, t, d]` that enter a layer; None for the first, which needs none but those of the embedding."""
+        """The hidden states `[b, t, d]` that enter a layer; None for the first, which needs none but those of the
+        embedding.
+        """
         assert self.layers is not None
         if layer == 0:
             return None
@@ -146,7 +195,9 @@ class Replay:
         return self._states[place, layer]
 
     def _run_up_to(self, place: int, layer: int) -> None:
-        """Compute the states that enter a layer from the nearest ones kept below, keeping what falls on the stride, and of other layers only the one asked for."""
+        """Compute the states that enter a layer from the nearest ones kept below, keeping what falls on the stride, and
+        of other layers only the one asked for.
+        """
         batch = self.batches[place]
         start = max((kept for at, kept in self._states if at == place and kept < layer), default=0)
         for key in [key for key in self._states if key[1] % self._stride and key[1] not in (start, layer)]:
@@ -155,7 +206,11 @@ class Replay:
             stack.enter_context(self._below(start))
             stack.enter_context(enter(self.layers[start], self._states.get((place, start)), 1, shared=False))
             for depth in range(start, layer + 1):
-                stack.callback(self.layers[depth].register_forward_pre_hook(self._keep(place, depth, layer), with_kwargs=True).remove)
+                stack.callback(
+                    self.layers[depth]
+                    .register_forward_pre_hook(self._keep(place, depth, layer), with_kwargs=True)
+                    .remove
+                )
                 stack.callback(self.layers[depth].register_forward_hook(self._note_form(depth)).remove)
             try:
                 self.model(**batch.arguments(1, self.model.dtype), use_cache=False)
@@ -166,7 +221,12 @@ class Replay:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             hidden = hidden_of(args, kwargs)
             if depth == 0:
-                size = sum(batch.tokens.numel() for batch in self.batches) * hidden.shape[-1] * hidden.element_size() * len(self.layers)
+                size = (
+                    sum(batch.tokens.numel() for batch in self.batches)
+                    * hidden.shape[-1]
+                    * hidden.element_size()
+                    * len(self.layers)
+                )
                 self._stride = max(1, math.ceil(size / STATE_BYTES))
             if depth and (depth % self._stride == 0 or depth == last):
                 self._states[place, depth] = hidden.clone()
@@ -184,7 +244,9 @@ class Replay:
 
     @contextmanager
     def _below(self, start: int) -> Iterator[None]:
-        """The layers below this one pass on what they are given; they were run before, which showed the form of what they return."""
+        """The layers below this one pass on what they are given; they were run before, which showed the form of what
+        they return.
+        """
         replaced: list[nn.Module] = []
         had = []
         try:

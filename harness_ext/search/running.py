@@ -1,4 +1,6 @@
-"""A search step from its documents to the ordinary steps that it found, with the record that the receipt keeps of it."""
+"""A search step from its documents to the ordinary steps that it found, with the record that the receipt keeps of
+it.
+"""
 
 from __future__ import annotations
 
@@ -30,41 +32,67 @@ if TYPE_CHECKING:
 
 @dataclass
 class Outcome:
-    """What a search found: the steps to carry out, and its record as plain data, to which `measured` adds the score of the edited model."""
+    """What a search found: the steps to carry out, and its record as plain data, to which `measured` adds the score of
+    the edited model.
+    """
 
     steps: tuple[Step, ...]
     record: dict[str, Any]
     bench: Bench
 
     def measured(self) -> None:
-        """Score the model as it was edited, on the same documents; of a search that tries nothing out this is the one trial."""
+        """Score the model as it was edited, on the same documents; of a search that tries nothing out this is the one
+        trial.
+        """
         started = time.perf_counter()
         made = self.bench.as_it_is()
         self.record["after"] = _score(made.score)
         if self.steps and not self.record["trials"]:
-            self.record["trials"] = [_row(0, replace(made, setting=self.record["chosen"][0]), self.bench.parts, self.record["chosen"])]
+            self.record["trials"] = [
+                _row(0, replace(made, setting=self.record["chosen"][0]), self.bench.parts, self.record["chosen"])
+            ]
         self.record["forward_passes"] = round(self.bench.passes, 2)
         self.record["seconds"] += time.perf_counter() - started
 
 
 def find(
-    lm: HFLM, weights: Weights, factors: Factors, step: Step, number: int, matrices: tuple[Matrix, ...], documents: Sequence[LabelledDocument],
-    progress: Progress, work: Workplace | None, where: str,
+    lm: HFLM,
+    weights: Weights,
+    factors: Factors,
+    step: Step,
+    number: int,
+    matrices: tuple[Matrix, ...],
+    documents: Sequence[LabelledDocument],
+    progress: Progress,
+    work: Workplace | None,
+    where: str,
 ) -> Outcome:
     """Run the search of one step. Nothing of the model is changed when this returns.
 
-    Raises UserError for what the recipe's author can mend, and VariantFailed, with the record of the trials made so far, for what the model makes impossible.
+    Raises UserError for what the recipe's author can mend, and VariantFailed, with the record of the trials made so
+    far, for what the model makes impossible.
     """
     search = registered_searches()[step.method]
     started = time.perf_counter()
     planned = planned_trials(step.method, matrices, weights.anatomy.layers, step.parameters, where)
     progress.start(f"{step.method}: searching", planned)
     bench: Bench | None = None
-    record: dict[str, Any] = {"step": number, "method": step.method, "seed": step.seed, "documents": len(documents), "planned": planned}
+    record: dict[str, Any] = {
+        "step": number,
+        "method": step.method,
+        "seed": step.seed,
+        "documents": len(documents),
+        "planned": planned,
+    }
     try:
         with Bench(lm, weights, factors, step, matrices, documents, work, progress.advance) as bench:
             found = search.function(bench, **step.parameters)
-        steps = tuple(recipe_from({"name": "found", "steps": [{**one, "factored": step.factored} for one in found.steps]}, origin=step.method).steps)
+        steps = tuple(
+            recipe_from(
+                {"name": "found", "steps": [{**one, "factored": step.factored} for one in found.steps]},
+                origin=step.method,
+            ).steps
+        )
     except UserError as error:
         raise UserError(f"{where}{error}") from None
     except VariantFailed as error:
@@ -73,27 +101,51 @@ def find(
     finally:
         progress.stop()
     chosen = [one.model_dump(mode="json", exclude_none=True) for one in steps]
-    record |= {"chosen": chosen, "before": _score(bench.before.score), **_trials(bench, found.steps), "notes": [*found.notes, *_went_on(bench)], "warnings": [*found.warnings, *bench.notes]}
+    record |= {
+        "chosen": chosen,
+        "before": _score(bench.before.score),
+        **_trials(bench, found.steps),
+        "notes": [*found.notes, *_went_on(bench)],
+        "warnings": [*found.warnings, *bench.notes],
+    }
     return Outcome(steps, record | {"seconds": time.perf_counter() - started + bench.earlier_seconds}, bench)
 
 
 def _went_on(bench: Bench) -> list[str]:
-    return [f"went on from {bench.resumed} trials that an earlier process had made; its passes and seconds are counted"] if bench.resumed else []
+    return (
+        [f"went on from {bench.resumed} trials that an earlier process had made; its passes and seconds are counted"]
+        if bench.resumed
+        else []
+    )
 
 
 def _trials(bench: Bench, chosen: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """What was tried, and what it took: passes over all documents."""
     return {
-        "trials": [_row(place, trial, bench.parts, chosen) for place, trial in enumerate(bench.trials)], "resumed": bench.resumed,
-        "forward_passes": round(bench.passes, 2), "backward_passes": bench.backward_passes,
-    }  # fmt: skip
+        "trials": [_row(place, trial, bench.parts, chosen) for place, trial in enumerate(bench.trials)],
+        "resumed": bench.resumed,
+        "forward_passes": round(bench.passes, 2),
+        "backward_passes": bench.backward_passes,
+    }
 
 
-def _row(number: int, trial: Trial, parts: Sequence[Sequence[int]], chosen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _row(
+    number: int, trial: Trial, parts: Sequence[Sequence[int]], chosen: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     """One trial as plain data. parts: those of the documents that are told of by themselves."""
-    by_part = {"parts": [{"correct": trial.correct(part), "documents": trial.run(part)} for part in parts]} if parts else {}
+    by_part = (
+        {"parts": [{"correct": trial.correct(part), "documents": trial.run(part)} for part in parts]} if parts else {}
+    )
     accepted = any(_stands_in(trial.setting, step) for step in chosen)
-    return {"number": number, **trial.setting, **_score(trial.score), "documents": trial.score.documents, "dropped": trial.dropped, "accepted": accepted, **by_part}
+    return {
+        "number": number,
+        **trial.setting,
+        **_score(trial.score),
+        "documents": trial.score.documents,
+        "dropped": trial.dropped,
+        "accepted": accepted,
+        **by_part,
+    }
 
 
 def _stands_in(setting: Mapping[str, Any], step: Mapping[str, Any]) -> bool:
@@ -101,11 +153,19 @@ def _stands_in(setting: Mapping[str, Any], step: Mapping[str, Any]) -> bool:
     if setting == step:
         return True
     own, whole = (one.get("keep", {}).get("ranks") or {} for one in (setting, step))
-    return bool(own) and own.items() <= whole.items() and all(setting.get(key) == step.get(key) for key in ("method", "seed"))
+    return (
+        bool(own)
+        and own.items() <= whole.items()
+        and all(setting.get(key) == step.get(key) for key in ("method", "seed"))
+    )
 
 
 def _score(score: Score) -> dict[str, Any]:
-    return {"correct": score.correct, "accuracy": score.correct / max(1, score.documents), "loss": score.loss if math.isfinite(score.loss) else None}
+    return {
+        "correct": score.correct,
+        "accuracy": score.correct / max(1, score.documents),
+        "loss": score.loss if math.isfinite(score.loss) else None,
+    }
 
 
 def without_searching(recipe: Recipe | Mapping[str, Any], searches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -1,11 +1,17 @@
-"""What a search scores: the calibration documents as batches of tokens, and right or wrong and the loss of each from the logits at its answers.
+"""What a search scores: the calibration documents as batches of tokens, and right or wrong and the loss of each from
+the logits at its answers.
 
-A multiple-choice document is right where the choice of the highest log-likelihood is, as lm-eval's `acc` has it. Any other is right where every token of its answer is the argmax over the vocabulary
-given those before it: that is what lm-eval scores for tasks of log-likelihood; for tasks that generate it stands in for generation (ours), and knows neither filters nor other wordings of the answer.
-The loss of a document is the mean cross-entropy of the tokens of its (first) right answer, in nats, in fp32 from logits of any precision.
+A multiple-choice document is right where the choice of the highest log-likelihood is, as lm-eval's `acc` has it. Any
+other is right where every token of its answer is the argmax over the vocabulary
+given those before it: that is what lm-eval scores for tasks of log-likelihood; for tasks that generate it stands in for
+generation (ours), and knows neither filters nor other wordings of the answer.
+The loss of a document is the mean cross-entropy of the tokens of its (first) right answer, in nats, in fp32 from logits
+of any precision.
 
-Tokens are padded on the right, as lm-eval does it, so that a causal model needs no mask. Choices of one document share what they begin with: where one sequence begins another it is not run at all, and
-else, packed, they stand one after the other behind the common beginning, in places that a mask and positions keep apart. An architecture for which that is not the same is run unpacked; the bench checks it.
+Tokens are padded on the right, as lm-eval does it, so that a causal model needs no mask. Choices of one document share
+what they begin with: where one sequence begins another it is not run at all, and
+else, packed, they stand one after the other behind the common beginning, in places that a mask and positions keep
+apart. An architecture for which that is not the same is run unpacked; the bench checks it.
 """
 
 from __future__ import annotations
@@ -39,7 +45,9 @@ class Score(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """One sequence. segments: 0 for what all choices begin with, else the choice that a token belongs to; empty where the sequence is an ordinary one. positions: of each token in its own choice."""
+    """One sequence. segments: 0 for what all choices begin with, else the choice that a token belongs to; empty where
+    the sequence is an ordinary one. positions: of each token in its own choice.
+    """
 
     tokens: list[int]
     segments: list[int]
@@ -56,7 +64,9 @@ class _Request(NamedTuple):
 
 @dataclass(frozen=True)
 class Question:
-    """A document in tokens. right: which requests are right answers, the first of them the one whose loss counts. chosen: whether the best request is the answer, or all must be greedy."""
+    """A document in tokens. right: which requests are right answers, the first of them the one whose loss counts.
+    chosen: whether the best request is the answer, or all must be greedy.
+    """
 
     rows: list[_Row]
     requests: list[_Request]
@@ -87,7 +97,7 @@ def _question(lm: HFLM, document: LabelledDocument, *, packed: bool) -> Question
     for tokens, _ in sorted(encoded, key=lambda pair: len(pair[0]), reverse=True):
         if not any(sequence[: len(tokens)] == tokens for sequence in sequences):
             sequences.append(tokens)
-    common = len(os.path.commonprefix(sequences))
+    common = len(os.path.commonprefix(sequences))  # noqa: RUF071 - sequences of tokens, not paths
     if packed and len(sequences) > 1 and common:
         return Question(*_packed(encoded, sequences, common), right, chosen)
 
@@ -95,10 +105,14 @@ def _question(lm: HFLM, document: LabelledDocument, *, packed: bool) -> Question
         row = next(place for place, sequence in enumerate(sequences) if sequence[: len(tokens)] == tokens)
         return _Request(row, list(range(len(tokens) - len(answer), len(tokens))), answer)
 
-    return Question([_Row(sequence, [], []) for sequence in sequences], [request(*pair) for pair in encoded], right, chosen)
+    return Question(
+        [_Row(sequence, [], []) for sequence in sequences], [request(*pair) for pair in encoded], right, chosen
+    )
 
 
-def _packed(encoded: Sequence[tuple[list[int], list[int]]], sequences: Sequence[list[int]], common: int) -> tuple[list[_Row], list[_Request]]:
+def _packed(
+    encoded: Sequence[tuple[list[int], list[int]]], sequences: Sequence[list[int]], common: int
+) -> tuple[list[_Row], list[_Request]]:
     """The sequences as one: the tokens that they all begin with, then the rest of each."""
     tokens, segments, positions = list(sequences[0][:common]), [0] * common, list(range(common))
     starts: list[int] = []
@@ -110,7 +124,9 @@ def _packed(encoded: Sequence[tuple[list[int], list[int]]], sequences: Sequence[
 
     def request(own: list[int], answer: list[int]) -> _Request:
         start = next(start for start, sequence in zip(starts, sequences, strict=True) if sequence[: len(own)] == own)
-        places = [place if place < common else start + place - common for place in range(len(own) - len(answer), len(own))]
+        places = [
+            place if place < common else start + place - common for place in range(len(own) - len(answer), len(own))
+        ]
         return _Request(0, places, answer)
 
     return [_Row(tokens, segments, positions)], [request(*pair) for pair in encoded]
@@ -118,10 +134,13 @@ def _packed(encoded: Sequence[tuple[list[int], list[int]]], sequences: Sequence[
 
 @dataclass(frozen=True)
 class Batch:
-    """Documents that are run together. places: theirs in the calibration set. tokens `[b, t]`. needed `[n]`: places in `b t`, in a row, whose logits are wanted.
+    """Documents that are run together. places: theirs in the calibration set. tokens `[b, t]`. needed `[n]`: places in
+    `b t`, in a row, whose logits are wanted.
 
-    Of each answer token: token_need, its place in `needed`; target; token_request. request_length `[q]`. options `[d, c]`: each document's requests, -1 where it has fewer; right `[d, c]`; chosen `[d]`.
-    gold `[d]`: the request whose loss counts. positions `[b, t]` and mask `[b, 1, t, t]`, true where a token may look: of batches with packed choices; None for ordinary ones.
+    Of each answer token: token_need, its place in `needed`; target; token_request. request_length `[q]`. options `[d,
+    c]`: each document's requests, -1 where it has fewer; right `[d, c]`; chosen `[d]`.
+    gold `[d]`: the request whose loss counts. positions `[b, t]` and mask `[b, 1, t, t]`, true where a token may look:
+    of batches with packed choices; None for ordinary ones.
     """
 
     places: tuple[int, ...]
@@ -144,8 +163,13 @@ class Batch:
 
         given = {"input_ids": self.tokens.repeat(copies, 1)}
         if self.mask is not None and self.positions is not None:
-            hidden = torch.zeros(self.mask.shape, dtype=dtype, device=self.mask.device).masked_fill_(~self.mask, torch.finfo(dtype).min)
-            given |= {"attention_mask": hidden.repeat(copies, 1, 1, 1), "position_ids": self.positions.repeat(copies, 1)}
+            hidden = torch.zeros(self.mask.shape, dtype=dtype, device=self.mask.device).masked_fill_(
+                ~self.mask, torch.finfo(dtype).min
+            )
+            given |= {
+                "attention_mask": hidden.repeat(copies, 1, 1, 1),
+                "position_ids": self.positions.repeat(copies, 1),
+            }
         return given
 
     def likelihoods(self, logits: Tensor) -> Tensor:
@@ -154,7 +178,9 @@ class Batch:
         return (logits[:, self.token_need, self.target] - logits.logsumexp(-1)[:, self.token_need]).double()
 
     def score(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Right `[a, d]`, bool, and loss `[a, d]`, fp64, of every document under each of a alternatives, from logits `[a, n, vocabulary]`."""
+        """Right `[a, d]`, bool, and loss `[a, d]`, fp64, of every document under each of a alternatives, from logits
+        `[a, n, vocabulary]`.
+        """
         import torch
 
         logits = logits.float()
@@ -165,14 +191,22 @@ class Batch:
         misses = likelihood.new_zeros(count, requests).index_add_(1, self.token_request, missed)
         offered = torch.where(self.options >= 0, sums[:, self.options.clamp(min=0)], -torch.inf)
         # The first among equals, as numpy's argmax takes it for lm-eval.
-        first = torch.where(offered == offered.amax(-1, keepdim=True), torch.arange(offered.shape[-1], device=offered.device), offered.shape[-1] - 1).amin(-1)
-        is_right = torch.where(self.chosen, self.right.expand(count, -1, -1).gather(2, first[..., None])[..., 0], misses[:, self.gold] == 0)
+        first = torch.where(
+            offered == offered.amax(-1, keepdim=True),
+            torch.arange(offered.shape[-1], device=offered.device),
+            offered.shape[-1] - 1,
+        ).amin(-1)
+        is_right = torch.where(
+            self.chosen, self.right.expand(count, -1, -1).gather(2, first[..., None])[..., 0], misses[:, self.gold] == 0
+        )
         loss = -sums[:, self.gold] / self.request_length[self.gold]
         return is_right & loss.isfinite(), loss
 
 
 def batches_by_length(asked: Sequence[Question], chosen: Sequence[int], tokens: int, device: object) -> list[Batch]:
-    """The documents at these places, like lengths together, at most so many tokens a batch with padding, and at least one document."""
+    """The documents at these places, like lengths together, at most so many tokens a batch with padding, and at least
+    one document.
+    """
     batches: list[Batch] = []
     group: list[int] = []
     rows = 0
@@ -201,7 +235,10 @@ def _batch(asked: Sequence[Question], places: Sequence[int], device: object) -> 
     for place in places:
         options.append(list(range(len(lengths), len(lengths) + len(asked[place].requests))))
         for request in asked[place].requests:
-            flat += [((first_row + request.row) * width + spot, target, len(lengths)) for spot, target in zip(request.places, request.targets, strict=True)]
+            flat += [
+                ((first_row + request.row) * width + spot, target, len(lengths))
+                for spot, target in zip(request.places, request.targets, strict=True)
+            ]
             lengths.append(len(request.targets))
         first_row += len(asked[place].rows)
     most = max(map(len, options))
@@ -211,12 +248,27 @@ def _batch(asked: Sequence[Question], places: Sequence[int], device: object) -> 
     gold = torch.tensor([own[asked[place].right[0]] for own, place in zip(options, places, strict=True)])
     chosen = torch.tensor([asked[place].chosen for place in places])
     padded = torch.tensor([own + [-1] * (most - len(own)) for own in options])
-    values = (tokens, needed, token_need, targets, requests, torch.tensor(lengths), padded, right, chosen, gold, positions, mask)
+    values = (
+        tokens,
+        needed,
+        token_need,
+        targets,
+        requests,
+        torch.tensor(lengths),
+        padded,
+        right,
+        chosen,
+        gold,
+        positions,
+        mask,
+    )
     return Batch(tuple(places), *(None if value is None else value.to(device) for value in values))
 
 
 def _apart(rows: Sequence[_Row], width: int) -> tuple[Tensor, Tensor]:
-    """Positions `[b, t]`, and which places each may look at, `[b, 1, t, t]`: earlier ones that all choices begin with, or of its own choice."""
+    """Positions `[b, t]`, and which places each may look at, `[b, 1, t, t]`: earlier ones that all choices begin with,
+    or of its own choice.
+    """
     import torch
 
     positions = torch.arange(width).repeat(len(rows), 1)

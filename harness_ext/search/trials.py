@@ -18,7 +18,9 @@ NOT_RUN = "-"
 
 
 class Partial(NamedTuple):
-    """Alternatives in the middle of their documents: right `[alternatives, documents]`, bool, loss likewise, and which documents were run, `[documents]`."""
+    """Alternatives in the middle of their documents: right `[alternatives, documents]`, bool, loss likewise, and which
+    documents were run, `[documents]`.
+    """
 
     right: Tensor
     loss: Tensor
@@ -31,7 +33,9 @@ class Partial(NamedTuple):
 
     @property
     def leading(self) -> Tensor:
-        """The most documents that one which may still be chosen has right so far; a loss that is not finite rules one out."""
+        """The most documents that one which may still be chosen has right so far; a loss that is not finite rules one
+        out.
+        """
         return self.correct.where(self.losses.isfinite(), 0).max()
 
     @property
@@ -51,7 +55,9 @@ Hopeless = Callable[[Partial], "Tensor"]
 
 @dataclass(frozen=True)
 class Trial:
-    """One edit that was tried. setting: the ordinary steps, or the part of one, that it stands for. right: a digit for each document, 1 or 0, or `-` where it was dropped before. loss: the mean over those run."""
+    """One edit that was tried. setting: the ordinary steps, or the part of one, that it stands for. right: a digit for
+    each document, 1 or 0, or `-` where it was dropped before. loss: the mean over those run.
+    """
 
     setting: Mapping[str, Any]
     right: str
@@ -82,33 +88,49 @@ class Trial:
 
 
 def cannot_win(bar: Score | None) -> Hopeless:
-    """For a search of the highest accuracy, and among equals the lowest loss: an alternative is hopeless where all the rest right would not bring it up to the best.
+    """For a search of the highest accuracy, and among equals the lowest loss: an alternative is hopeless where all the
+    rest right would not bring it up to the best.
 
-    bar: the best so far, over all documents. One that could at most draw level with it is hopeless as soon as its loss is the higher: losses are never negative.
+    bar: the best so far, over all documents. One that could at most draw level with it is hopeless as soon as its loss
+    is the higher: losses are never negative.
     """
 
     def hopeless(partial: Partial) -> Tensor:
         best = partial.leading if bar is None else partial.leading.clamp(min=bar.correct)
         reachable = partial.correct + partial.rest
         lost = (reachable < best) | ~partial.losses.isfinite()
-        return lost if bar is None else lost | ((reachable == bar.correct) & (partial.losses > bar.loss * bar.documents * (1 + 1e-9)))
+        return (
+            lost
+            if bar is None
+            else lost | ((reachable == bar.correct) & (partial.losses > bar.loss * bar.documents * (1 + 1e-9)))
+        )
 
     return hopeless
 
 
 def best_of(trials: Sequence[Trial]) -> Trial:
-    """The trial of the highest accuracy; among equals that of the lowest loss; among those the first. Raises VariantFailed where no loss is finite, and UserError where nothing was tried."""
+    """The trial of the highest accuracy; among equals that of the lowest loss; among those the first. Raises
+    VariantFailed where no loss is finite, and UserError where nothing was tried.
+    """
     if not trials:
-        raise UserError("nothing was tried: the settings leave no edit that changes a matrix; give smaller fractions, fewer clusters, or other matrices")
+        raise UserError(
+            "nothing was tried: the settings leave no edit that changes a matrix; give smaller fractions, fewer"
+            " clusters, or other matrices"
+        )
     eligible = [trial for trial in trials if trial.eligible]
     if not eligible:
-        raise VariantFailed("non_finite_loss", f"of the {len(trials)} trials none has a finite loss on the calibration documents: no edit can be chosen")
+        raise VariantFailed(
+            "non_finite_loss",
+            f"of the {len(trials)} trials none has a finite loss on the calibration documents: no edit can be chosen",
+        )
     return min(eligible, key=lambda trial: (-trial.score.correct, trial.loss))
 
 
 def trial_of(setting: Mapping[str, Any], right: Tensor, loss: Tensor, ran: Tensor | None = None) -> Trial:
     ran = ran if ran is not None else right.new_ones(len(right))
-    digits = "".join(NOT_RUN if not was else str(int(one)) for one, was in zip(right.tolist(), ran.tolist(), strict=True))
+    digits = "".join(
+        NOT_RUN if not was else str(int(one)) for one, was in zip(right.tolist(), ran.tolist(), strict=True)
+    )
     return Trial(setting, digits, float(loss[ran].mean()))
 
 

@@ -1,15 +1,20 @@
-"""Training the factors of matrices inside a loaded model whose own weights stay as they are (basis selection, arXiv:2405.15877; our reconstruction, in the order that its algorithm names).
+"""Training the factors of matrices inside a loaded model whose own weights stay as they are (basis selection,
+arXiv:2405.15877; our reconstruction, in the order that its algorithm names).
 
     W~ = U diag(s) V^T + A B; U and V fixed, A B = 0 at first
     1  s, A and B are trained for `keeping_epochs`
-    2  `pruning_times` rounds: of each matrix the fewest bases are kept whose |s| sum to ratio_t of their sum before the first round, ratio_t falling to `keep_ratio`; `pruning_epochs` in each
+    2  `pruning_times` rounds: of each matrix the fewest bases are kept whose |s| sum to ratio_t of their sum before the
+    first round, ratio_t falling to `keep_ratio`; `pruning_epochs` in each
     3  the factors [U sqrt|s|, A] and [sign(s) sqrt|s| V^T; B] are trained as a whole for `post_epochs`
 
-The loss is the mean over a batch's documents of each one's mean cross-entropy, in nats: by default the language-modelling loss, of all tokens of prompt and right answer, or that of the answer's tokens
-alone. The optimiser is AdamW with a constant learning rate, in fp32 whatever the model's dtype (fp64 for fp64); its memory of what stays survives a pruning, and starts anew with the two factors. There
+The loss is the mean over a batch's documents of each one's mean cross-entropy, in nats: by default the
+language-modelling loss, of all tokens of prompt and right answer, or that of the answer's tokens
+alone. The optimiser is AdamW with a constant learning rate, in fp32 whatever the model's dtype (fp64 for fp64); its
+memory of what stays survives a pruning, and starts anew with the two factors. There
 is no dropout.
 
-The order of the documents is drawn for each epoch from the seed. What is done so far is kept after each epoch and every half minute, and the same command goes on from there to the very same factors.
+The order of the documents is drawn for each epoch from the seed. What is done so far is kept after each epoch and every
+half minute, and the same command goes on from there to the very same factors.
 """
 
 from __future__ import annotations
@@ -44,7 +49,9 @@ _CHECKPOINT = "training"
 
 
 class Trained(NamedTuple):
-    """factors: `trained_left` and `trained_right` of every matrix, keyed by `Matrix.key`. log: a row for each epoch: its stage, loss, and where it begins a round the ratio and the bases kept."""
+    """factors: `trained_left` and `trained_right` of every matrix, keyed by `Matrix.key`. log: a row for each epoch:
+    its stage, loss, and where it begins a round the ratio and the bases kept.
+    """
 
     factors: dict[str, dict[str, Tensor]]
     log: list[dict[str, Any]]
@@ -59,24 +66,41 @@ class Epoch(NamedTuple):
 
 def schedule(settings: Training) -> list[Epoch]:
     """Every epoch, in order."""
-    rounds = [Epoch("pruning", ratio if first else None) for ratio in ratios(settings.keep_ratio, settings.pruning_times) for first in (True, *[False] * (settings.pruning_epochs - 1))]
+    rounds = [
+        Epoch("pruning", ratio if first else None)
+        for ratio in ratios(settings.keep_ratio, settings.pruning_times)
+        for first in (True, *[False] * (settings.pruning_epochs - 1))
+    ]
     return [*[Epoch("keeping")] * settings.keeping_epochs, *rounds, *[Epoch("post")] * settings.post_epochs]
 
 
 def check_trainable(matrices: Sequence[Matrix], where: str = "") -> None:
-    """Raise UserError naming the first matrix of an expert: one call computes all experts, and nothing can take the place of a single one meanwhile."""
+    """Raise UserError naming the first matrix of an expert: one call computes all experts, and nothing can take the
+    place of a single one meanwhile.
+    """
     for matrix in matrices:
         if matrix.expert is not None:
-            raise UserError(f"{where}{matrix.key}: experts cannot be trained; choose matrices outside them, such as attn")
+            raise UserError(
+                f"{where}{matrix.key}: experts cannot be trained; choose matrices outside them, such as attn"
+            )
 
 
 def train(
-    lm: HFLM, matrices: Sequence[Matrix], documents: Sequence[LabelledDocument], batch_size: int, settings: Training, seed: int, start: Callable[[Matrix], Bases],
-    work: Workplace | None = None, progress: Callable[[int], Any] = lambda documents: None,
+    lm: HFLM,
+    matrices: Sequence[Matrix],
+    documents: Sequence[LabelledDocument],
+    batch_size: int,
+    settings: Training,
+    seed: int,
+    start: Callable[[Matrix], Bases],
+    work: Workplace | None = None,
+    progress: Callable[[int], Any] = lambda documents: None,
 ) -> Trained:
-    """Train the factors of the matrices, from what was kept in `work` on. start: gives all bases of a matrix, and the new ones. progress: told the number of documents done.
+    """Train the factors of the matrices, from what was kept in `work` on. start: gives all bases of a matrix, and the
+    new ones. progress: told the number of documents done.
 
-    The model is left as it was. Raises UserError where a matrix cannot be trained, and VariantFailed where the loss is not finite; what was kept then stays.
+    The model is left as it was. Raises UserError where a matrix cannot be trained, and VariantFailed where the loss is
+    not finite; what was kept then stays.
     """
     check_trainable(matrices)
     training = _Training(lm, matrices, documents, batch_size, settings, seed, start, work, progress)
@@ -91,10 +115,26 @@ class _Training:
     """One training; its arguments are those of `train`."""
 
     def __init__(
-        self, lm: HFLM, matrices: Sequence[Matrix], documents: Sequence[LabelledDocument], batch_size: int, settings: Training, seed: int, start: Callable[[Matrix], Bases],
-        work: Workplace | None, progress: Callable[[int], Any],
+        self,
+        lm: HFLM,
+        matrices: Sequence[Matrix],
+        documents: Sequence[LabelledDocument],
+        batch_size: int,
+        settings: Training,
+        seed: int,
+        start: Callable[[Matrix], Bases],
+        work: Workplace | None,
+        progress: Callable[[int], Any],
     ) -> None:
-        self._lm, self._documents, self._batch_size, self._settings, self._seed, self._work, self._progress = lm, documents, batch_size, settings, seed, work, progress
+        self._lm, self._documents, self._batch_size, self._settings, self._seed, self._work, self._progress = (
+            lm,
+            documents,
+            batch_size,
+            settings,
+            seed,
+            work,
+            progress,
+        )
         self._epochs = schedule(settings)
         kept = work.tensors(_CHECKPOINT) if work else None
         if kept is None:
@@ -156,7 +196,9 @@ class _Training:
             places = bases_to_keep(part.values, ratio, total)
             left = part.only(places)
             if moments := carried.pop(part.values, None):
-                carried[left.values] = {name: moment[places] if moment.ndim else moment for name, moment in moments.items()}
+                carried[left.values] = {
+                    name: moment[places] if moment.ndim else moment for name, moment in moments.items()
+                }
             pruned[key] = left
         state.exchange(pruned, self._settings, carried)
         state.bases.append([len(part.kept) for part in pruned.values() if isinstance(part, Bases)])
@@ -183,8 +225,16 @@ class _Training:
         self._state.loss += float(summed.detach())
 
     def _diverged(self, key: str | None = None) -> VariantFailed:
-        place = f"epoch {min(self._state.epoch + 1, len(self._epochs))} of {len(self._epochs)}, after {self._state.batch} batches"
-        return VariantFailed("non_finite_loss", f"the training loss is not finite in {place}: lower training.learning_rate (now {self._settings.learning_rate:g}); nothing was edited", key)
+        place = (
+            f"epoch {min(self._state.epoch + 1, len(self._epochs))} of {len(self._epochs)}, after {self._state.batch}"
+            " batches"
+        )
+        return VariantFailed(
+            "non_finite_loss",
+            f"the training loss is not finite in {place}: lower training.learning_rate (now"
+            f" {self._settings.learning_rate:g}); nothing was edited",
+            key,
+        )
 
     def _keep_if_due(self) -> None:
         if time.monotonic() - self._kept_at >= max(KEEP_SECONDS, self._keeping / KEEP_SHARE):
@@ -208,6 +258,8 @@ class _Training:
 
 
 def all_labels(tokens: Tensor, mask: Tensor, answers: Tensor) -> Tensor:
-    """Labels `[b, t]` for every real token: the next one, and at the end the last of the answer. answers: `[b, t]`, those of the answer, -100 elsewhere."""
+    """Labels `[b, t]` for every real token: the next one, and at the end the last of the answer. answers: `[b, t]`,
+    those of the answer, -100 elsewhere.
+    """
     following = tokens.roll(-1, dims=1).masked_fill(mask == 0, -100)
     return answers.where(answers != -100, following)

@@ -1,6 +1,8 @@
-"""A matrix as a sum of bases, some of which are dropped and some added: the parametrisation that basis selection trains (arXiv:2405.15877), and its rule for dropping.
+"""A matrix as a sum of bases, some of which are dropped and some added: the parametrisation that basis selection trains
+(arXiv:2405.15877), and its rule for dropping.
 
-The paper names the parts and their order; what is filled in here is ours. The sum of |s| that a round is measured against is that at the first, so that the ratios of later rounds do not multiply. What is
+The paper names the parts and their order; what is filled in here is ours. The sum of |s| that a round is measured
+against is that at the first, so that the ratios of later rounds do not multiply. What is
 dropped stays so. The added matrices start as in LoRA, one at zero and one at random, so that the model starts as it is.
 """
 
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Bases:
-    """`W~ = U diag(s) V^T + A B`: u `[m, k]` and vh `[k, n]` are fixed, values s `[k]` of either sign, added_left A `[m, q]` and added_right B `[q, n]` are trained.
+    """`W~ = U diag(s) V^T + A B`: u `[m, k]` and vh `[k, n]` are fixed, values s `[k]` of either sign, added_left A
+    `[m, q]` and added_right B `[q, n]` are trained.
 
     kept: `[k]`, the places of the bases in the decomposition, ascending.
     """
@@ -76,21 +79,30 @@ class Pair:
 
 
 def all_bases(svd: Svd, added_rank: int, generator: Generator) -> Bases:
-    """Every basis of a decomposition, and `added_rank` new ones: A = 0, B normal with variance 1 / n, so that B x is of the size of the inputs' entries. generator: on the CPU."""
+    """Every basis of a decomposition, and `added_rank` new ones: A = 0, B normal with variance 1 / n, so that B x is of
+    the size of the inputs' entries. generator: on the CPU.
+    """
     import torch
 
     rows, columns = svd.u.shape[0], svd.vh.shape[1]
     drawn = torch.randn(added_rank, columns, generator=generator, dtype=torch.float64) / columns**0.5
     places = torch.arange(len(svd.s), device=svd.s.device)
-    # Contiguous, as they are not when fresh from LAPACK: products of other layouts are rounded otherwise, and factors read back from the disk must train to the same bits.
+    # Contiguous, as they are not when fresh from LAPACK: products of other layouts are rounded otherwise, and factors
+    # read back from the disk must train to the same bits.
     u, vh = svd.u.contiguous(), svd.vh.contiguous()
     return Bases(
-        u, svd.s.clone().requires_grad_(True), vh, svd.u.new_zeros(rows, added_rank).requires_grad_(True), drawn.to(svd.u).requires_grad_(True), places
+        u,
+        svd.s.clone().requires_grad_(True),
+        vh,
+        svd.u.new_zeros(rows, added_rank).requires_grad_(True),
+        drawn.to(svd.u).requires_grad_(True),
+        places,
     )
 
 
 def bases_to_keep(values: Tensor, ratio: float, total: float) -> Tensor:
-    """The places, ascending, of the fewest values `[k]` whose |s| sum to `ratio * total` at least; all where all together do not. Of equal ones the first stay.
+    """The places, ascending, of the fewest values `[k]` whose |s| sum to `ratio * total` at least; all where all
+    together do not. Of equal ones the first stay.
 
     Sums are in fp64, and a sum that falls short by its own rounding reaches.
     """

@@ -1,4 +1,5 @@
-"""Where a training stands: the trained tensors, the optimiser's moments, the place in the schedule and what was measured, as one set of tensors that can be kept and taken up again bit for bit.
+"""Where a training stands: the trained tensors, the optimiser's moments, the place in the schedule and what was
+measured, as one set of tensors that can be kept and taken up again bit for bit.
 
 Whatever is drawn follows from the seed and the place, so no generator's state is needed.
 """
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class State:
-    """epoch, batch: how many are done, the batches of the epoch at hand. loss: summed over the documents of that epoch so far. losses: of each epoch done, a mean over documents.
+    """epoch, batch: how many are done, the batches of the epoch at hand. loss: summed over the documents of that epoch
+    so far. losses: of each epoch done, a mean over documents.
 
-    totals: of each matrix, the sum of |s| at the first pruning; empty before it. bases: of each round, how many each matrix kept.
+    totals: of each matrix, the sum of |s| at the first pruning; empty before it. bases: of each round, how many each
+    matrix kept.
     """
 
     parts: dict[str, Bases | Pair]
@@ -34,7 +37,9 @@ class State:
     totals: list[float] = field(default_factory=list)
     bases: list[list[int]] = field(default_factory=list)
 
-    def exchange(self, parts: dict[str, Bases | Pair], settings: Training, carried: Mapping[Tensor, Any] | None = None) -> None:
+    def exchange(
+        self, parts: dict[str, Bases | Pair], settings: Training, carried: Mapping[Tensor, Any] | None = None
+    ) -> None:
         """Train other tensors from now on. carried: the optimiser's memory of those that have one."""
         self.parts = parts
         self.optimizer = optimizer_for(parts, settings)
@@ -45,7 +50,11 @@ def optimizer_for(parts: Mapping[str, Bases | Pair], settings: Training) -> Adam
     """AdamW over everything trained, without memory."""
     from torch.optim import AdamW
 
-    return AdamW([value for part in parts.values() for value in part.trained.values()], lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    return AdamW(
+        [value for part in parts.values() for value in part.trained.values()],
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+    )
 
 
 def as_tensors(state: State) -> dict[str, Tensor]:
@@ -68,8 +77,12 @@ def as_tensors(state: State) -> dict[str, Tensor]:
     return found
 
 
-def from_tensors(kept: Mapping[str, Tensor], matrices: Sequence[Matrix], start: Callable[[Matrix], Bases], settings: Training) -> State:
-    """The state that `as_tensors` took apart. start: gives all bases of a matrix; the factors of the decomposition are not kept, being found again."""
+def from_tensors(
+    kept: Mapping[str, Tensor], matrices: Sequence[Matrix], start: Callable[[Matrix], Bases], settings: Training
+) -> State:
+    """The state that `as_tensors` took apart. start: gives all bases of a matrix; the factors of the decomposition are
+    not kept, being found again.
+    """
     parts: dict[str, Bases | Pair] = {}
     memory: dict[Tensor, Any] = {}
     for matrix in matrices:
@@ -80,7 +93,9 @@ def from_tensors(kept: Mapping[str, Tensor], matrices: Sequence[Matrix], start: 
             moments = {full.removeprefix(prefix): moment for full, moment in kept.items() if full.startswith(prefix)}
             if moments:
                 # The count of steps stays on the CPU, where AdamW wants it.
-                memory[value] = {moment: tensor if moment == "step" else tensor.to(value) for moment, tensor in moments.items()}
+                memory[value] = {
+                    moment: tensor if moment == "step" else tensor.to(value) for moment, tensor in moments.items()
+                }
     state = State(
         parts,
         optimizer_for(parts, settings),

@@ -1,6 +1,8 @@
-"""The model computing with other matrices in place of its own, by a hook on each module's output; its weights are not touched.
+"""The model computing with other matrices in place of its own, by a hook on each module's output; its weights are not
+touched.
 
-The other matrix is a function of the inputs, so it need not be dense and may learn. Of a module of which only a part is replaced (one role of a fused matrix, one head), the rest of the weight is kept
+The other matrix is a function of the inputs, so it need not be dense and may learn. Of a module of which only a part is
+replaced (one role of a fused matrix, one head), the rest of the weight is kept
 as a copy with zeros in the part's place: taking the part's output away again would lose precision.
 """
 
@@ -21,8 +23,11 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def swapped(model: nn.Module, matrices: Sequence[Matrix], function: Callable[[str], Callable[[Tensor], Tensor]]) -> Iterator[None]:
-    """The model computes `function(matrix.key)(x)`, `[..., n]` to `[..., m]`, for every `W x`; asked for at each call, so that it may be another meanwhile.
+def swapped(
+    model: nn.Module, matrices: Sequence[Matrix], function: Callable[[str], Callable[[Tensor], Tensor]]
+) -> Iterator[None]:
+    """The model computes `function(matrix.key)(x)`, `[..., n]` to `[..., m]`, for every `W x`; asked for at each call,
+    so that it may be another meanwhile.
 
     Raises UserError for a matrix whose module is no linear layer, and for matrices that overlap.
     """
@@ -44,10 +49,15 @@ def _require_linear(module: nn.Module, matrix: Matrix) -> None:
     from harness_ext.thin import ThinLinear
 
     if not isinstance(module, (Linear, Conv1D, ThinLinear)):
-        raise UserError(f"{matrix.key} belongs to a {type(module).__name__}, and only linear layers can be trained: choose roles, or attn or mlp")
+        raise UserError(
+            f"{matrix.key} belongs to a {type(module).__name__}, and only linear layers can be trained: choose roles,"
+            " or attn or mlp"
+        )
 
 
-def _replacement(module: nn.Module, parts: Sequence[Matrix], function: Callable[[str], Callable[[Tensor], Tensor]]) -> Callable[..., Tensor]:
+def _replacement(
+    module: nn.Module, parts: Sequence[Matrix], function: Callable[[str], Callable[[Tensor], Tensor]]
+) -> Callable[..., Tensor]:
     import torch
 
     rest = _rest(module, parts)
@@ -83,7 +93,10 @@ def _rest(module: nn.Module, parts: Sequence[Matrix]) -> Tensor | None:
     for matrix in parts:
         place = (_places(matrix.rows, rows)[:, None], _places(matrix.columns, columns))
         if not bool(free[place].all()):
-            raise UserError(f"{matrix.key} overlaps another matrix of the step, and they cannot be trained together: name each part once")
+            raise UserError(
+                f"{matrix.key} overlaps another matrix of the step, and they cannot be trained together: name each part"
+                " once"
+            )
         free[place] = False
     if not bool(free.any()):
         return None

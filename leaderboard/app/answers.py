@@ -15,14 +15,20 @@ from leaderboard.wording import number
 
 
 class Answer(NamedTuple):
-    """The answer in words, and its margin in nats: the right choice's log-likelihood minus the best other's, or that of the right text alone. None where there is none."""
+    """The answer in words, and its margin in nats: the right choice's log-likelihood minus the best other's, or that of
+    the right text alone. None where there is none.
+    """
 
     words: str
     margin: float | None = None
 
 
-def read_answer(responses: str | None, target: str | None, document: str | None, output_type: str | None, doubled: bool) -> Answer:
-    """`responses` is the stored JSON of one document's filtered responses; `doubled`: its second half are the choices without their question."""
+def read_answer(
+    responses: str | None, target: str | None, document: str | None, output_type: str | None, doubled: bool
+) -> Answer:
+    """`responses` is the stored JSON of one document's filtered responses; `doubled`: its second half are the choices
+    without their question.
+    """
     value = _json(responses)
     likelihoods = log_likelihoods(value) if output_type in ("multiple_choice", "loglikelihood") else None
     if likelihoods is None:
@@ -46,14 +52,18 @@ def right_answer(target: str | None, document: str | None, choices: int | None =
 
 
 def choice_texts(document: str | None, count: int | None) -> list[str]:
-    """The texts of a document's choices: the one list of `count` texts that it holds; empty where there is none, or more than one."""
+    """The texts of a document's choices: the one list of `count` texts that it holds; empty where there is none, or
+    more than one.
+    """
     value = _json(document)
     lists = _lists(value) if isinstance(value, dict) else []
     fitting = [texts for texts in lists if len(texts) > 1 and (count is None or len(texts) == count)]
     return fitting[0] if len(fitting) == 1 else []
 
 
-def likelihood_rows(responses: str | None, target: str | None, document: str | None, doubled: bool) -> list[tuple[str, float, bool]]:
+def likelihood_rows(
+    responses: str | None, target: str | None, document: str | None, doubled: bool
+) -> list[tuple[str, float, bool]]:
     """(choice, log-likelihood, whether it is the right one) of every choice; empty where there are fewer than two."""
     found = log_likelihoods(_json(responses))
     if found is None or len(found) < 2:

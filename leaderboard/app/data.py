@@ -1,7 +1,8 @@
 """What the pages show: read from the database for a moment, then kept until the file changes.
 
 Notable choices:
-- The file is opened read-only for one reading and closed again, so that a writer never waits for a page that is merely open.
+- The file is opened read-only for one reading and closed again, so that a writer never waits for a page that is merely
+open.
 - Its modification time and size are its generation: as long as they stand, nothing is read.
 - A busy database yields the last good reading, marked as such, never an empty table.
 - Every page asks through `answer`, with a function of a store; only the answers asked for last are kept.
@@ -37,7 +38,9 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True)
 class Answer(Generic[_Value]):
-    """What the database held at one moment. `busy` is set when it could not be read just now and this is an earlier reading."""
+    """What the database held at one moment. `busy` is set when it could not be read just now and this is an earlier
+    reading.
+    """
 
     value: _Value
     read_at: datetime
@@ -47,7 +50,9 @@ class Answer(Generic[_Value]):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The board at one moment. `busy` is set when the database could not be read just now and this is an earlier reading."""
+    """The board at one moment. `busy` is set when the database could not be read just now and this is an earlier
+    reading.
+    """
 
     cells: list[Cell]
     rejections: list[dict[str, Any]]
@@ -58,7 +63,9 @@ class Snapshot:
 
 
 class Overview(NamedTuple):
-    """What the database holds, by name. names: model_key -> the name shown; runs: every run shown, by id, earliest first; pinned: model_key -> run."""
+    """What the database holds, by name. names: model_key -> the name shown; runs: every run shown, by id, earliest
+    first; pinned: model_key -> run.
+    """
 
     names: dict[str, str]
     runs: dict[str, RunFacts]
@@ -91,7 +98,8 @@ def generation(path: Path) -> object:
 
 
 def answer(question: Callable[..., _Value], *arguments: Hashable) -> Answer[_Value]:
-    """`question(store, *arguments)`, kept while the database stands. The question is a function of a module (not of a page's script) and known by its name.
+    """`question(store, *arguments)`, kept while the database stands. The question is a function of a module (not of a
+    page's script) and known by its name.
 
     Raises what `open_store` and the question raise; `Busy` only where this was never answered.
     """
@@ -136,7 +144,9 @@ def overview() -> Answer[Overview]:
 
 
 def cells_of(*model_keys: str) -> Answer[list[Cell]]:
-    """The boards of some models, read at once: forty one by one take seven times as long. Raises what `answer` raises."""
+    """The boards of some models, read at once: forty one by one take seven times as long. Raises what `answer`
+    raises.
+    """
     return answer(_board_of, *model_keys)
 
 
@@ -151,7 +161,9 @@ def _board(store: Store) -> tuple[list[Cell], list[dict[str, Any]], dict[str, st
 
 def _overview(store: Store) -> Overview:
     runs = queries_pages.run_facts(store)
-    return Overview(display_names(queries.runs(store)), runs, queries.rejections(store), queries.pinned_baselines(store))
+    return Overview(
+        display_names(queries.runs(store)), runs, queries.rejections(store), queries.pinned_baselines(store)
+    )
 
 
 def _board_of(store: Store, *model_keys: str) -> list[Cell]:
@@ -163,4 +175,6 @@ def _board_of(store: Store, *model_keys: str) -> list[Cell]:
 def _details(store: Store, run_id: str) -> Details:
     run = queries.run_details(store, run_id)
     full = run["run_id"]
-    return Details(run, queries.run_scores(store, full), queries.run_matrices(store, full), queries.run_calibrations(store, full))
+    return Details(
+        run, queries.run_scores(store, full), queries.run_matrices(store, full), queries.run_calibrations(store, full)
+    )

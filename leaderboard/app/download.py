@@ -1,6 +1,7 @@
 """What is shown, as a file: CSV for people and spreadsheets, Parquet with its types.
 
-Notable choice: a spreadsheet runs a CSV cell that begins like a formula, and names come from anybody. Such text gets an apostrophe in front, in CSV alone.
+Notable choice: a spreadsheet runs a CSV cell that begins like a formula, and names come from anybody. Such text gets an
+apostrophe in front, in CSV alone.
 """
 
 from __future__ import annotations
@@ -16,12 +17,29 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def downloads(rows: Sequence[dict[str, Any]], name: str) -> None:
-    """Two buttons for these rows, of which each has the same keys; none where there are no rows. `name` is the file's, without ending, and unique on its page."""
+    """Two buttons for these rows, of which each has the same keys; none where there are no rows. `name` is the file's,
+    without ending, and unique on its page.
+    """
     if not rows:
         return
     with st.container(horizontal=True):
-        st.download_button("CSV", lambda: as_csv(rows), f"{name}.csv", "text/csv", key=f"csv {name}", icon=":material/download:", on_click="ignore")
-        st.download_button("Parquet", lambda: as_parquet(rows), f"{name}.parquet", key=f"parquet {name}", icon=":material/download:", on_click="ignore")
+        st.download_button(
+            "CSV",
+            lambda: as_csv(rows),
+            f"{name}.csv",
+            "text/csv",
+            key=f"csv {name}",
+            icon=":material/download:",
+            on_click="ignore",
+        )
+        st.download_button(
+            "Parquet",
+            lambda: as_parquet(rows),
+            f"{name}.parquet",
+            key=f"parquet {name}",
+            icon=":material/download:",
+            on_click="ignore",
+        )
 
 
 def as_csv(rows: Sequence[dict[str, Any]]) -> bytes:

@@ -1,4 +1,6 @@
-"""Parts that the pages share: what is said when there is nothing to show, tables of plain text with tinted verdicts, plots with a sentence beneath."""
+"""Parts that the pages share: what is said when there is nothing to show, tables of plain text with tinted verdicts,
+plots with a sentence beneath.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,18 @@ __all__ = ["cell_rows", "glance", "tinted"]  # and all that is defined here
 _Value = TypeVar("_Value")
 _Found = TypeVar("_Found", data.Snapshot, data.Answer[Any])
 REFRESH_SECONDS = 5
-EXAMPLE_RUN = ("lm_eval", "run", "--model", "hf", "--model_args", "pretrained=demo", "--tasks", "int_mult,int_sum,pronoun_bias", "--recipe", "laser")
+EXAMPLE_RUN = (
+    "lm_eval",
+    "run",
+    "--model",
+    "hf",
+    "--model_args",
+    "pretrained=demo",
+    "--tasks",
+    "int_mult,int_sum,pronoun_bias",
+    "--recipe",
+    "laser",
+)
 
 
 def snapshot_or_stop() -> data.Snapshot:
@@ -30,7 +43,9 @@ def snapshot_or_stop() -> data.Snapshot:
 
 
 def answer_or_stop(question: Callable[..., _Value], *arguments: Hashable) -> data.Answer[_Value]:
-    """`data.answer`; where there is none, an explanation instead of the page. A page asks once with it and further with `data.answer`."""
+    """`data.answer`; where there is none, an explanation instead of the page. A page asks once with it and further with
+    `data.answer`.
+    """
     return _or_stop(lambda: data.answer(question, *arguments))
 
 
@@ -68,7 +83,10 @@ def show_rejections(found: data.Overview | data.Snapshot) -> None:
     """What ingest could not take, with its reason."""
     if found.rejections:
         with st.expander(f"Not taken in: {len(found.rejections)}"):
-            rows = [{"Path": plain(row["path"]), "Reason": plain(row["reason"]), "When (UTC)": row["logged_at"]} for row in found.rejections]
+            rows = [
+                {"Path": plain(row["path"]), "Reason": plain(row["reason"]), "When (UTC)": row["logged_at"]}
+                for row in found.rejections
+            ]
             st.dataframe(rows, hide_index=True, width="stretch")
             st.caption("Once mended, take them in again:")
             st.code(ingest_command(data.database(), "PATH"), language=None, wrap_lines=True)
@@ -84,7 +102,10 @@ def choose_model(overview: data.Overview, place: Any) -> str:
 
 def run_labels(overview: data.Overview) -> dict[str, str]:
     """run_id -> what it is called in a list, by name."""
-    words = {run.run_id: f"{plain(overview.names[run.model_key])}: {plain(run.recipe)} ({run.run_id[:8]})" for run in overview.runs.values()}
+    words = {
+        run.run_id: f"{plain(overview.names[run.model_key])}: {plain(run.recipe)} ({run.run_id[:8]})"
+        for run in overview.runs.values()
+    }
     return dict(sorted(words.items(), key=lambda item: item[1]))
 
 
@@ -106,7 +127,9 @@ def _or_stop(ask: Callable[[], _Found]) -> _Found:
 
 
 def watch(shown: object) -> None:
-    """Run the page again once the database is no longer of the generation shown; a value of its own tries again every time."""
+    """Run the page again once the database is no longer of the generation shown; a value of its own tries again every
+    time.
+    """
     checks = itertools.count()
 
     @st.fragment(run_every=REFRESH_SECONDS)
@@ -120,7 +143,10 @@ def watch(shown: object) -> None:
 def explain_empty() -> None:
     """What to run when there is nothing to show."""
     st.header("Nothing here yet")
-    st.write("This page shows every recipe beside its baseline as soon as one run is finished. To make one, with the small model that comes along:")
+    st.write(
+        "This page shows every recipe beside its baseline as soon as one run is finished. To make one, with the small"
+        " model that comes along:"
+    )
     st.code(shlex.join([*EXAMPLE_RUN, *run_arguments(data.database())]), language=None, wrap_lines=True)
     st.write("If you have results of `lm_eval` already, from any machine, take them in:")
     st.code(ingest_command(data.database(), "PATH"), language=None, wrap_lines=True)

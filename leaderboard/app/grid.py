@@ -1,6 +1,7 @@
 """Grids of tiles: recipes by models with a sign in each, and layers by matrices with a colour in each.
 
-Notable choices: text is drawn by Vega as text marks, never as HTML; a tile is blank (not drawn) where there is nothing, never filled with a middle value.
+Notable choices: text is drawn by Vega as text marks, never as HTML; a tile is blank (not drawn) where there is nothing,
+never filled with a middle value.
 """
 
 from __future__ import annotations
@@ -31,7 +32,11 @@ def ink() -> str:
 def shortened(names: Sequence[str]) -> dict[str, str]:
     """Each name safe to show, cut to its end where it is long, unless two were then alike."""
     short = {name: plain(name) if len(name) <= LONGEST else f"...{plain(name)[-LONGEST:]}" for name in names}
-    return short if len(set(short.values())) == len(short) else {name: f"{place}. {text}" for place, (name, text) in enumerate(short.items(), 1)}
+    return (
+        short
+        if len(set(short.values())) == len(short)
+        else {name: f"{place}. {text}" for place, (name, text) in enumerate(short.items(), 1)}
+    )
 
 
 def sign_grid(found: Sequence[Line]) -> Any:
@@ -43,17 +48,35 @@ def sign_grid(found: Sequence[Line]) -> Any:
     short = shortened(models)
     rows = pd.DataFrame(
         [
-            {"recipe": _label(line, found), "model": short[model], "verdict": cell.verdict, "sign": SIGNS.get(cell.verdict, ""), "delta": interval(cell), "name": plain(model)}
+            {
+                "recipe": _label(line, found),
+                "model": short[model],
+                "verdict": cell.verdict,
+                "sign": SIGNS.get(cell.verdict, ""),
+                "delta": interval(cell),
+                "name": plain(model),
+            }
             for line in found
             for model, cell in line.cells.items()
         ]
     )
     labels = [_label(line, found) for line in found]
-    x = alt.X("model:N", title=None, sort=list(short.values()), scale=alt.Scale(domain=list(short.values())), axis=alt.Axis(labelAngle=-50, labelLimit=170, labelOverlap=False, ticks=False, domain=False, grid=False))
+    x = alt.X(
+        "model:N",
+        title=None,
+        sort=list(short.values()),
+        scale=alt.Scale(domain=list(short.values())),
+        axis=alt.Axis(labelAngle=-50, labelLimit=170, labelOverlap=False, ticks=False, domain=False, grid=False),
+    )
     y = alt.Y("recipe:N", title=None, sort=labels, axis=alt.Axis(labelLimit=150, ticks=False, domain=False, grid=False))
-    tooltip = [alt.Tooltip(f"{name}:N", title=title) for name, title in (("recipe", "recipe"), ("name", "model"), ("verdict", "verdict"), ("delta", "delta"))]
+    tooltip = [
+        alt.Tooltip(f"{name}:N", title=title)
+        for name, title in (("recipe", "recipe"), ("name", "model"), ("verdict", "verdict"), ("delta", "delta"))
+    ]
     base = alt.Chart(rows).encode(x=x, y=y, tooltip=tooltip)
-    tiles = base.mark_rect(opacity=0.55, cornerRadius=3, stroke="transparent", strokeWidth=3).encode(color=word_colour("verdict", rows["verdict"], legend=True))
+    tiles = base.mark_rect(opacity=0.55, cornerRadius=3, stroke="transparent", strokeWidth=3).encode(
+        color=word_colour("verdict", rows["verdict"], legend=True)
+    )
     signs = base.mark_text(fontSize=15, fontWeight="bold", color=ink()).encode(text="sign:N")
     slanted = 5 * max(len(text) for text in short.values())  # what the models' names take, in pixels
     return alt.layer(tiles, signs).properties(height=34 * len(found) + slanted + 110).configure_view(strokeOpacity=0)
@@ -75,13 +98,30 @@ def place_map(places: Sequence[Place], measure: str) -> Any:
     layers = list(dict.fromkeys(rows["layer"]))
     matrices = sorted(set(rows["matrix"]), key=matrix_order)
     in_words = len(layers) <= LAYERS_IN_WORDS
-    y = alt.Y("layer:N", title="layer", sort=layers, axis=alt.Axis(ticks=False, domain=False, grid=False, labelOverlap=True))
-    x = alt.X("matrix:N", title=None, sort=matrices, axis=alt.Axis(orient="top", labelAngle=-35, labelLimit=140, labelOverlap=False, ticks=False, domain=False, grid=False))
+    y = alt.Y(
+        "layer:N", title="layer", sort=layers, axis=alt.Axis(ticks=False, domain=False, grid=False, labelOverlap=True)
+    )
+    x = alt.X(
+        "matrix:N",
+        title=None,
+        sort=matrices,
+        axis=alt.Axis(
+            orient="top", labelAngle=-35, labelLimit=140, labelOverlap=False, ticks=False, domain=False, grid=False
+        ),
+    )
     tooltip = [alt.Tooltip(f"{name}:N", title=name) for name in ("layer", "matrix", "runs", "kept", "verdicts")]
     base = alt.Chart(rows).encode(x=x, y=y, tooltip=tooltip)
-    tiles = base.transform_filter("isValid(datum.value)").mark_rect(opacity=0.62, cornerRadius=2).encode(color=_colour(measure, rows))
+    tiles = (
+        base.transform_filter("isValid(datum.value)")
+        .mark_rect(opacity=0.62, cornerRadius=2)
+        .encode(color=_colour(measure, rows))
+    )
     words = base.mark_text(fontSize=11, color=ink()).encode(text="text:N")
-    return alt.layer(tiles, *([words] if in_words else [])).properties(height=(TALL if in_words else FLAT) * len(layers) + 190).configure_view(strokeOpacity=0)
+    return (
+        alt.layer(tiles, *([words] if in_words else []))
+        .properties(height=(TALL if in_words else FLAT) * len(layers) + 190)
+        .configure_view(strokeOpacity=0)
+    )
 
 
 def _colour(measure: str, rows: Any) -> Any:
@@ -90,16 +130,42 @@ def _colour(measure: str, rows: Any) -> Any:
     if measure == "verdicts":
         return difference_colour("value", 1.0, "worse (-1) to better (1)")
     top = 1.0 if measure == "least rank kept" else float(rows["value"].max())
-    return alt.Color("value:Q", scale=alt.Scale(domain=[0.0, top or 1.0], range=["rgba(56, 139, 253, 0.12)", RUN_BLUE], clamp=True), legend=alt.Legend(title=measure, orient="bottom", gradientLength=160, titleLimit=300, format="%" if measure == "least rank kept" else "d"))
+    return alt.Color(
+        "value:Q",
+        scale=alt.Scale(domain=[0.0, top or 1.0], range=["rgba(56, 139, 253, 0.12)", RUN_BLUE], clamp=True),
+        legend=alt.Legend(
+            title=measure,
+            orient="bottom",
+            gradientLength=160,
+            titleLimit=300,
+            format="%" if measure == "least rank kept" else "d",
+        ),
+    )
 
 
 def _tile(place: Place, measure: str) -> dict[str, Any]:
     better, worse, compared = (place.verdicts["better"], place.verdicts["worse"], sum(place.verdicts.values()))
-    kept = "" if place.least_kept is None or place.most_kept is None else f"{100 * place.least_kept:.0f} to {100 * place.most_kept:.0f} %"
+    kept = (
+        ""
+        if place.least_kept is None or place.most_kept is None
+        else f"{100 * place.least_kept:.0f} to {100 * place.most_kept:.0f} %"
+    )
     value, text = {
         "verdicts": (place.balance, "" if place.balance is None else f"+{better} -{worse}"),
         "least rank kept": (place.least_kept, "" if place.least_kept is None else f"{100 * place.least_kept:.0f} %"),
         "runs": (float(place.runs), f"{place.runs:,}"),
     }[measure]
-    said = ", ".join(f"{count} {word}" for word, count in sorted(place.verdicts.items())) if compared else "none on this task"
-    return {"layer": "none" if place.layer is None else str(place.layer), "matrix": plain(place.matrix), "value": value, "text": text, "runs": place.runs, "kept": kept, "verdicts": said}
+    said = (
+        ", ".join(f"{count} {word}" for word, count in sorted(place.verdicts.items()))
+        if compared
+        else "none on this task"
+    )
+    return {
+        "layer": "none" if place.layer is None else str(place.layer),
+        "matrix": plain(place.matrix),
+        "value": value,
+        "text": text,
+        "runs": place.runs,
+        "kept": kept,
+        "verdicts": said,
+    }

@@ -1,10 +1,14 @@
-"""Where the words at the heads of upright lines stand, so that each can be read: beside one another, below one another, or joined.
+"""Where the words at the heads of upright lines stand, so that each can be read: beside one another, below one another,
+or joined.
 
 Notable choices:
-- A plot does not know its width. Places are found for the narrowest (`NARROWEST`, that of a telephone); on a wider one everything is farther apart.
-- Lines too close to tell apart share their words, which stand below one another, each once, with how often. The closer than the first of `CLOSE` are joined, and more only
+- A plot does not know its width. Places are found for the narrowest (`NARROWEST`, that of a telephone); on a wider one
+everything is farther apart.
+- Lines too close to tell apart share their words, which stand below one another, each once, with how often. The closer
+than the first of `CLOSE` are joined, and more only
   where that leaves more rows than `MOST_ROWS`.
-- Words stand to the right of their lines, or to the left where they would stick out. They stand below those that their lines would otherwise run through.
+- Words stand to the right of their lines, or to the left where they would stick out. They stand below those that their
+lines would otherwise run through.
 """
 
 from __future__ import annotations
@@ -13,13 +17,16 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-NARROWEST, LETTER, SPACE = 250.0, 6.4, 10.0  # pixels: from the first to the last place, of a letter (rather too wide), between words and lines
+# pixels: from the first to the last place, of a letter (rather too wide), between words and lines
+NARROWEST, LETTER, SPACE = 250.0, 6.4, 10.0
 CLOSE = (0.06, 0.12, 0.25, 0.5, 1.0)  # of the way from the first to the last place
 MOST_ROWS = 10
 
 
 class Head(NamedTuple):
-    """Lines that share their words. lines: their numbers; words: one a row; place: of the line that they stand at, 0 to 1; row: of the first, 0 at the top; start, end: what words and lines cover, in pixels."""
+    """Lines that share their words. lines: their numbers; words: one a row; place: of the line that they stand at, 0 to
+    1; row: of the first, 0 at the top; start, end: what words and lines cover, in pixels.
+    """
 
     lines: list[int]
     words: list[str]
@@ -67,15 +74,26 @@ def _head(lines: list[int], places: Sequence[float], words: Sequence[str]) -> He
 
 
 def _side(xs: Sequence[float], width: float) -> tuple[int, bool]:
-    """At which of some lines the words stand, and whether to its left: to the right of all or to the left of all where there is room, otherwise between them, otherwise where more room is."""
+    """At which of some lines the words stand, and whether to its left: to the right of all or to the left of all where
+    there is room, otherwise between them, otherwise where more room is.
+    """
     last = len(xs) - 1
-    choices = [(last, False), (0, True), *((line, False) for line in range(last, -1, -1)), *((line, True) for line in range(last + 1))]
-    fitting = (choice for choice in choices if (xs[choice[0]] >= width if choice[1] else xs[choice[0]] + width <= NARROWEST))
+    choices = [
+        (last, False),
+        (0, True),
+        *((line, False) for line in range(last, -1, -1)),
+        *((line, True) for line in range(last + 1)),
+    ]
+    fitting = (
+        choice for choice in choices if (xs[choice[0]] >= width if choice[1] else xs[choice[0]] + width <= NARROWEST)
+    )
     return next(fitting, (0, True) if xs[0] > NARROWEST - xs[last] else (last, False))
 
 
 def _in_rows(found: Sequence[Head]) -> list[Head]:
-    """Those to the right of their lines from the left on, then the others from the right on: each below all that it meets."""
+    """Those to the right of their lines from the left on, then the others from the right on: each below all that it
+    meets.
+    """
     placed: list[Head] = []
     for head in sorted(found, key=lambda head: (head.to_the_left, -head.place if head.to_the_left else head.place)):
         met = [other for other in placed if other.start < head.end and head.start < other.end]

@@ -1,6 +1,8 @@
-"""The heat map of two runs: every metric of every task in which they may be compared, coloured by whether it improved or declined.
+"""The heat map of two runs: every metric of every task in which they may be compared, coloured by whether it improved
+or declined.
 
-Notable choice: metrics have units of their own, so a column's colours are relative to its own largest change; the numbers are in the metric's units.
+Notable choice: metrics have units of their own, so a column's colours are relative to its own largest change; the
+numbers are in the metric's units.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ ON_TILES = "#101418"  # the tiles look the same in both themes, so their text do
 
 
 class Row(NamedTuple):
-    """One metric of one task. improvement: above zero where `after` is better than `before`, in the metric's own units."""
+    """One metric of one task. improvement: above zero where `after` is better than `before`, in the metric's own
+    units.
+    """
 
     task: str
     metric: str
@@ -33,7 +37,15 @@ def rows(store: Store, a: str, b: str, tasks: tuple[str, ...]) -> list[Row]:
     return [_row(**found) for found in queries_pages.common_scores(store, a, b) if found["task"] in tasks]
 
 
-def _row(task: str, metric: str, filter: str, before: float, after: float, higher_is_better: bool | None, best_value: float | None) -> Row:
+def _row(
+    task: str,
+    metric: str,
+    filter: str,
+    before: float,
+    after: float,
+    higher_is_better: bool | None,
+    best_value: float | None,
+) -> Row:
     name = metric if filter in ("", "none") else f"{metric} ({filter})"
     sign = -1.0 if higher_is_better is False else 1.0
     improvement = sign * (after - before) if best_value is None else abs(before - best_value) - abs(after - best_value)
@@ -53,7 +65,10 @@ def _shown(found: Sequence[Row]) -> list[Row]:
 
 
 def _largest(found: Sequence[Row]) -> dict[str, float]:
-    return {metric: max(abs(row.improvement) for row in found if row.metric == metric) for metric in {row.metric for row in found}}
+    return {
+        metric: max(abs(row.improvement) for row in found if row.metric == metric)
+        for metric in {row.metric for row in found}
+    }
 
 
 def chart(found: Sequence[Row]) -> Any:
@@ -64,17 +79,31 @@ def chart(found: Sequence[Row]) -> Any:
     shown, largest = _shown(found), _largest(found)
     table = pd.DataFrame(
         [
-            {"task": plain(row.task), "metric": plain(row.metric), "share": row.improvement / (largest[row.metric] or 1.0), "text": signed(row.delta), "word": _word(row)}
+            {
+                "task": plain(row.task),
+                "metric": plain(row.metric),
+                "share": row.improvement / (largest[row.metric] or 1.0),
+                "text": signed(row.delta),
+                "word": _word(row),
+            }
             for row in shown
         ]
     )
     base = alt.Chart(table).encode(
-        x=alt.X("metric:N", title=None, axis=alt.Axis(labelAngle=-35 if table["metric"].nunique() > 2 else 0, labelLimit=140)),
+        x=alt.X(
+            "metric:N",
+            title=None,
+            axis=alt.Axis(labelAngle=-35 if table["metric"].nunique() > 2 else 0, labelLimit=140),
+        ),
         y=alt.Y("task:N", title=None, axis=alt.Axis(labelLimit=160)),
         tooltip=[alt.Tooltip(f"{name}:N", title=name) for name in ("task", "metric", "text", "word")],
     )
     tiles = base.mark_rect(cornerRadius=3).encode(color=difference_colour("share", 1.0, "declined to improved"))
-    return alt.layer(tiles, base.mark_text(fontSize=12, color=ON_TILES).encode(text="text:N")).properties(height=28 * table["task"].nunique() + 160).configure_view(strokeOpacity=0)
+    return (
+        alt.layer(tiles, base.mark_text(fontSize=12, color=ON_TILES).encode(text="text:N"))
+        .properties(height=28 * table["task"].nunique() + 160)
+        .configure_view(strokeOpacity=0)
+    )
 
 
 def _word(row: Row) -> str:
@@ -85,6 +114,17 @@ def _word(row: Row) -> str:
 def sentence(found: Sequence[Row]) -> str:
     """What the map shows, in words."""
     shown = _shown(found)
-    words = [f"{count} {word}" for word in ("improved", "declined", "unchanged") if (count := sum(_word(row) == word for row in shown))]
-    cut = "" if len(shown) == len(found) else f" The {len(shown)} of {len(found)} that move most are drawn; the file has all."
-    return f"B minus A in each metric's own units: {', '.join(words)}, by the direction that is good for the metric and without regard to chance. Colours are relative to the metric's largest change.{cut}"
+    words = [
+        f"{count} {word}"
+        for word in ("improved", "declined", "unchanged")
+        if (count := sum(_word(row) == word for row in shown))
+    ]
+    cut = (
+        ""
+        if len(shown) == len(found)
+        else f" The {len(shown)} of {len(found)} that move most are drawn; the file has all."
+    )
+    return (
+        f"B minus A in each metric's own units: {', '.join(words)}, by the direction that is good for the metric and"
+        f" without regard to chance. Colours are relative to the metric's largest change.{cut}"
+    )

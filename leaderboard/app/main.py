@@ -20,4 +20,16 @@ def icon() -> Image.Image:
 
 
 st.set_page_config(page_icon=icon(), layout="wide")
-st.navigation([st.Page(page.script, title=page.title, icon=page.icon, default=page == BOARD, url_path=None if page == BOARD else page.name) for page in menu()], position="top").run()
+st.navigation(
+    [
+        st.Page(
+            page.script,
+            title=page.title,
+            icon=page.icon,
+            default=page == BOARD,
+            url_path=None if page == BOARD else page.name,
+        )
+        for page in menu()
+    ],
+    position="top",
+).run()

@@ -1,4 +1,6 @@
-"""The pages, in the order of the menu. A page is a script in `app_pages/`; this list is the only place that names them all."""
+"""The pages, in the order of the menu. A page is a script in `app_pages/`; this list is the only place that names them
+all.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ FOLDER = "app_pages"
 
 
 class Page(NamedTuple):
-    """One entry of the menu. `name` is the script without its ending and the last part of the URL; the first page has none."""
+    """One entry of the menu. `name` is the script without its ending and the last part of the URL; the first page has
+    none.
+    """
 
     name: str
     title: str

@@ -1,4 +1,6 @@
-"""What pages over many runs share besides the frame: the boards of several models, and tables whose rows lead to their runs."""
+"""What pages over many runs share besides the frame: the boards of several models, and tables whose rows lead to their
+runs.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,17 @@ def cells_of(model_keys: Iterable[str], first: data.Answer[Any]) -> list[Cell]:
     return frame.further_or_stop(partial(data.cells_of, *keys), first) if keys else []
 
 
-def linked_table(rows: Sequence[dict[str, Any]], run_ids: Sequence[str], name: str, *, words: Iterable[str] = (), columns: dict[str, Any] | None = None) -> None:
-    """A table of which every row leads to its run (`run_ids`, one a row) once its box is ticked. `words`: columns whose words bear their colour."""
+def linked_table(
+    rows: Sequence[dict[str, Any]],
+    run_ids: Sequence[str],
+    name: str,
+    *,
+    words: Iterable[str] = (),
+    columns: dict[str, Any] | None = None,
+) -> None:
+    """A table of which every row leads to its run (`run_ids`, one a row) once its box is ticked. `words`: columns whose
+    words bear their colour.
+    """
     picked = st.dataframe(
         tinted(rows, words),
         hide_index=True,

@@ -1,4 +1,6 @@
-"""A run's receipt on its page: what was done to which matrix, what it was calibrated on, how searches and trainings went. Everything in it is shown as text."""
+"""A run's receipt on its page: what was done to which matrix, what it was calibrated on, how searches and trainings
+went. Everything in it is shown as text.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +29,19 @@ def show(details: data.Details, edits: Sequence[Edit], lying: OnDisk) -> None:
     run = details.run
     before, after = run["parameters_before"], run["parameters_after"]
     if before and after:
-        st.text(f"{before:,} parameters before, {after:,} after ({percent(after / before)} kept when stored as factors); {counted(len(details.matrices), 'matrix', 'matrices')} edited")
+        st.text(
+            f"{before:,} parameters before, {after:,} after ({percent(after / before)} kept when stored as factors);"
+            f" {counted(len(details.matrices), 'matrix', 'matrices')} edited"
+        )
     if details.matrices:
         _show_matrices(details.matrices, edits)
     else:
         st.text("No matrix was edited.")
     if details.calibrations:
         st.caption("Calibrated on")
-        st.dataframe([plain_row(row) for row in details.calibrations], hide_index=True, width="stretch", key="calibrations")
+        st.dataframe(
+            [plain_row(row) for row in details.calibrations], hide_index=True, width="stretch", key="calibrations"
+        )
     if lying.receipt is None:
         st.caption("How searches and trainings went stands in the receipt itself, which cannot be shown:")
         st.text(plain(lying.reason))
@@ -42,7 +49,14 @@ def show(details: data.Details, edits: Sequence[Edit], lying: OnDisk) -> None:
     for place, search in enumerate(on_disk.records(lying.receipt, "searches")):
         _show_search(place, search)
     _show_log(on_disk.records(lying.receipt, "log"))
-    st.download_button("receipt.json", lambda: on_disk.as_text(lying.receipt).encode(), "receipt.json", "application/json", icon=":material/download:", on_click="ignore")
+    st.download_button(
+        "receipt.json",
+        lambda: on_disk.as_text(lying.receipt).encode(),
+        "receipt.json",
+        "application/json",
+        icon=":material/download:",
+        on_click="ignore",
+    )
 
 
 def _show_matrices(matrices: Sequence[dict[str, Any]], edits: Sequence[Edit]) -> None:
@@ -50,7 +64,11 @@ def _show_matrices(matrices: Sequence[dict[str, Any]], edits: Sequence[Edit]) ->
     if ranked:
         kept = [edit.rank_kept or 0.0 for edit in ranked]
         least, most = (f"{100 * value:.0f} %" for value in (min(kept), max(kept)))
-        frame.plot(place_map(places(ranked, {}), "least rank kept"), f"The share of its rank that each matrix kept, by layer: {least} at least, {most} at most. What is not drawn was not edited.")
+        frame.plot(
+            place_map(places(ranked, {}), "least rank kept"),
+            f"The share of its rank that each matrix kept, by layer: {least} at least, {most} at most. What is not"
+            " drawn was not edited.",
+        )
     st.dataframe([_matrix(row) for row in matrices], hide_index=True, width="stretch", key="matrices")
     downloads(matrices, "matrices")
 
@@ -88,7 +106,9 @@ def _show_search(place: int, search: dict[str, Any]) -> None:
     st.text(plain(f"step {search.get('step')}: {search.get('method')}, {counted(len(trials), 'trial', 'trials')}"))
     st.caption("What was found, as the steps that take the search's place")
     st.code(on_disk.as_text(search.get("chosen"), 2), language=None, wrap_lines=True)
-    frame.facts_table({name: value for name, value in on_disk.flat([search])[0].items() if name not in ("trials", "chosen")})
+    frame.facts_table(
+        {name: value for name, value in on_disk.flat([search])[0].items() if name not in ("trials", "chosen")}
+    )
     if trials:
         with st.expander(f"All {len(trials)} trials"):
             _show_course(trials, "trials")
@@ -115,11 +135,19 @@ def _show_course(entries: Sequence[dict[str, Any]], of_what: str) -> None:
     measure = next((name for name in _MEASURES if any(_is_number(entry.get(name)) for entry in entries)), None)
     if step is None or measure is None:
         return
-    rows = [{"at": entry[step], "value": entry[measure], "step": f"step {plain(str(entry.get('step', '-')))}"} for entry in entries if _is_number(entry.get(step)) and _is_number(entry.get(measure))]
+    rows = [
+        {"at": entry[step], "value": entry[measure], "step": f"step {plain(str(entry.get('step', '-')))}"}
+        for entry in entries
+        if _is_number(entry.get(step)) and _is_number(entry.get(measure))
+    ]
     if len(rows) < 2:
         return
     first, last = rows[0]["value"], rows[-1]["value"]
-    frame.plot(_course(rows, step, measure), f"The {measure} over {len(rows)} {of_what}: {number(first)} at first, {number(last)} at last, {number(min(row['value'] for row in rows))} at least.")
+    frame.plot(
+        _course(rows, step, measure),
+        f"The {measure} over {len(rows)} {of_what}: {number(first)} at first, {number(last)} at last,"
+        f" {number(min(row['value'] for row in rows))} at least.",
+    )
 
 
 def _course(rows: Sequence[dict[str, Any]], step: str, measure: str) -> Any:
@@ -129,7 +157,12 @@ def _course(rows: Sequence[dict[str, Any]], step: str, measure: str) -> Any:
     return (
         alt.Chart(pd.DataFrame(list(rows)))
         .mark_line(point=True, color=RUN_BLUE)
-        .encode(x=alt.X("at:Q", title=step, axis=alt.Axis(tickMinStep=1)), y=alt.Y("value:Q", title=measure, scale=alt.Scale(zero=False)), detail="step:N", tooltip=["step:N", "at:Q", "value:Q"])
+        .encode(
+            x=alt.X("at:Q", title=step, axis=alt.Axis(tickMinStep=1)),
+            y=alt.Y("value:Q", title=measure, scale=alt.Scale(zero=False)),
+            detail="step:N",
+            tooltip=["step:N", "at:Q", "value:Q"],
+        )
         .properties(height=260)
     )
 
@@ -140,4 +173,10 @@ def _is_number(value: Any) -> bool:
 
 def _texts(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of a table whose columns may hold one kind of value in one row and another in the next: all as text."""
-    return [{plain(name): "" if value is None else number(value) if isinstance(value, float) else plain(str(value)) for name, value in row.items()} for row in rows]
+    return [
+        {
+            plain(name): "" if value is None else number(value) if isinstance(value, float) else plain(str(value))
+            for name, value in row.items()
+        }
+        for row in rows
+    ]

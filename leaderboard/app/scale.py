@@ -7,15 +7,28 @@ from typing import Any
 
 # Tints of table cells that words remain readable on.
 TINTS = {
-    "better": "rgba(46, 160, 67, 0.28)", "worse": "rgba(229, 83, 75, 0.30)", "same": "rgba(56, 139, 253, 0.22)",
-    "undecided": "rgba(187, 128, 9, 0.24)", "incomparable": "rgba(163, 113, 247, 0.24)", "failed": "rgba(229, 83, 75, 0.48)",
-    "baseline": "rgba(128, 128, 128, 0.20)", "lost": "rgba(229, 83, 75, 0.30)", "gained": "rgba(46, 160, 67, 0.28)",
-}  # fmt: skip
+    "better": "rgba(46, 160, 67, 0.28)",
+    "worse": "rgba(229, 83, 75, 0.30)",
+    "same": "rgba(56, 139, 253, 0.22)",
+    "undecided": "rgba(187, 128, 9, 0.24)",
+    "incomparable": "rgba(163, 113, 247, 0.24)",
+    "failed": "rgba(229, 83, 75, 0.48)",
+    "baseline": "rgba(128, 128, 128, 0.20)",
+    "lost": "rgba(229, 83, 75, 0.30)",
+    "gained": "rgba(46, 160, 67, 0.28)",
+}
 # One colour for points and rules of a chart, readable on white and on near-black.
 MARKS = {
-    "better": "#2da44e", "worse": "#e5534b", "same": "#388bfd", "undecided": "#bb8009", "incomparable": "#a371f7",
-    "failed": "#e5534b", "baseline": "#8b949e", "lost": "#e5534b", "gained": "#2da44e",
-}  # fmt: skip
+    "better": "#2da44e",
+    "worse": "#e5534b",
+    "same": "#388bfd",
+    "undecided": "#bb8009",
+    "incomparable": "#a371f7",
+    "failed": "#e5534b",
+    "baseline": "#8b949e",
+    "lost": "#e5534b",
+    "gained": "#2da44e",
+}
 NEUTRAL = "#8b949e"  # axes, zero lines, bands
 _WORSE_TO_BETTER = ("#e5534b", NEUTRAL, "#2da44e")
 
@@ -31,12 +44,16 @@ def word_colour(field: str, words: Iterable[str], *, legend: bool = False) -> An
 
 
 def difference_colour(field: str, largest: float, title: str) -> Any:
-    """An altair colour by a signed number in `field`: red below zero, grey at zero, green above, the same strength `largest` to either side."""
+    """An altair colour by a signed number in `field`: red below zero, grey at zero, green above, the same strength
+    `largest` to either side.
+    """
     import altair as alt
 
     largest = largest or 1.0
     scale = alt.Scale(domain=[-largest, 0.0, largest], range=list(_WORSE_TO_BETTER), clamp=True, interpolate="rgb")
-    return alt.Color(f"{field}:Q", scale=scale, legend=alt.Legend(title=title, orient="bottom", gradientLength=160, titleLimit=400))
+    return alt.Color(
+        f"{field}:Q", scale=scale, legend=alt.Legend(title=title, orient="bottom", gradientLength=160, titleLimit=400)
+    )
 
 
 def tinted(rows: Iterable[dict[str, Any]], columns: Iterable[str]) -> Any:

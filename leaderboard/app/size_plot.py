@@ -17,7 +17,9 @@ NAMES = 6  # of points on the front that are named
 
 
 class Point(NamedTuple):
-    """A run on a task. size: in the measure asked for; share: of the unedited model's, None where that is not known; front: nothing beats it in both size and score."""
+    """A run on a task. size: in the measure asked for; share: of the unedited model's, None where that is not known;
+    front: nothing beats it in both size and score.
+    """
 
     cell: Cell
     size: float
@@ -26,7 +28,9 @@ class Point(NamedTuple):
 
 
 def points(cells: Sequence[Cell], facts: Mapping[str, RunFacts], measure: str) -> list[Point]:
-    """The cells with a score and a recorded size; the front is each task's own. measure: parameters, bytes or flops_per_token."""
+    """The cells with a score and a recorded size; the front is each task's own. measure: parameters, bytes or
+    flops_per_token.
+    """
     by_task: dict[str, list[tuple[Cell, float, float | None]]] = defaultdict(list)
     for cell in cells:
         size, before = _size(facts.get(cell.run_id), measure, cell.verdict == BASELINE)
@@ -40,7 +44,9 @@ def points(cells: Sequence[Cell], facts: Mapping[str, RunFacts], measure: str) -
 
 
 def _size(run: RunFacts | None, measure: str, unedited: bool) -> tuple[float | None, float | None]:
-    before, after = (None, None) if run is None else (getattr(run, f"{measure}_before"), getattr(run, f"{measure}_after"))
+    before, after = (
+        (None, None) if run is None else (getattr(run, f"{measure}_before"), getattr(run, f"{measure}_after"))
+    )
     return (before if after is None and unedited else after), before
 
 
@@ -57,28 +63,62 @@ def chart(shown: Sequence[Point], words: str) -> Any:
     import pandas as pd
 
     rows = pd.DataFrame([_row(point) for point in shown])
-    x = alt.X("size:Q", title=words.lower().replace("flops", "FLOPs"), scale=alt.Scale(zero=False, padding=24), axis=alt.Axis(format="~s", tickCount=6))
+    x = alt.X(
+        "size:Q",
+        title=words.lower().replace("flops", "FLOPs"),
+        scale=alt.Scale(zero=False, padding=24),
+        axis=alt.Axis(format="~s", tickCount=6),
+    )
     reverse = shown[0].cell.best_value is None and not shown[0].cell.higher_is_better
     y = alt.Y("score:Q", title="score", scale=alt.Scale(zero=False, reverse=reverse))
-    tooltip = [alt.Tooltip(f"{name}:N", title=name) for name in ("recipe", "verdict", "size in full", "kept", "score in full")]
+    tooltip = [
+        alt.Tooltip(f"{name}:N", title=name) for name in ("recipe", "verdict", "size in full", "kept", "score in full")
+    ]
     colour = word_colour("verdict", rows["verdict"], legend=True)
     base = alt.Chart(rows).encode(x=x, tooltip=tooltip)
     on_front = rows[rows["front"]].sort_values("size")
-    steps = alt.Chart(on_front).mark_line(interpolate="step-after", color=NEUTRAL, strokeDash=[5, 3]).encode(x=x, y=y, order="size:Q")
-    whiskers = base.transform_filter("isValid(datum.low)").mark_rule(opacity=0.45).encode(y=alt.Y("low:Q", scale=alt.Scale(zero=False, reverse=reverse)), y2="high:Q", color=colour)
-    dots = base.mark_point(filled=True, opacity=0.9).encode(y=y, color=colour, size=alt.condition("datum.front", alt.value(130), alt.value(55)), shape=_shapes(rows["verdict"]))
+    steps = (
+        alt.Chart(on_front)
+        .mark_line(interpolate="step-after", color=NEUTRAL, strokeDash=[5, 3])
+        .encode(x=x, y=y, order="size:Q")
+    )
+    whiskers = (
+        base.transform_filter("isValid(datum.low)")
+        .mark_rule(opacity=0.45)
+        .encode(y=alt.Y("low:Q", scale=alt.Scale(zero=False, reverse=reverse)), y2="high:Q", color=colour)
+    )
+    dots = base.mark_point(filled=True, opacity=0.9).encode(
+        y=y,
+        color=colour,
+        size=alt.condition("datum.front", alt.value(130), alt.value(55)),
+        shape=_shapes(rows["verdict"]),
+    )
     apart = on_front.drop_duplicates(["size", "score"])
-    names = alt.Chart(apart.iloc[_spread(len(apart))]).mark_text(align="left", dx=8, dy=-9, fontSize=11, color=NEUTRAL, limit=130).encode(x=x, y=y, text="name:N")
+    names = (
+        alt.Chart(apart.iloc[_spread(len(apart))])
+        .mark_text(align="left", dx=8, dy=-9, fontSize=11, color=NEUTRAL, limit=130)
+        .encode(x=x, y=y, text="name:N")
+    )
     return alt.layer(steps, whiskers, dots, names).properties(height=400).configure_view(strokeOpacity=0)
 
 
 def _shapes(words: Any) -> Any:
     import altair as alt
 
-    known = {"better": "triangle-up", "worse": "triangle-down", "same": "circle", "undecided": "diamond", "baseline": "square"}
+    known = {
+        "better": "triangle-up",
+        "worse": "triangle-down",
+        "same": "circle",
+        "undecided": "diamond",
+        "baseline": "square",
+    }
     present = set(words)
     seen = [word for word in known if word in present]
-    return alt.Shape("verdict:N", scale=alt.Scale(domain=seen, range=[known[word] for word in seen]), legend=alt.Legend(title=None, orient="bottom"))
+    return alt.Shape(
+        "verdict:N",
+        scale=alt.Scale(domain=seen, range=[known[word] for word in seen]),
+        legend=alt.Legend(title=None, orient="bottom"),
+    )
 
 
 def _row(point: Point) -> dict[str, Any]:
@@ -101,7 +141,9 @@ def _row(point: Point) -> dict[str, Any]:
 
 def _spread(count: int) -> list[int]:
     """Positions of at most `NAMES` of `count`, the ends among them."""
-    return list(range(count)) if count <= NAMES else sorted({round(i * (count - 1) / (NAMES - 1)) for i in range(NAMES)})
+    return (
+        list(range(count)) if count <= NAMES else sorted({round(i * (count - 1) / (NAMES - 1)) for i in range(NAMES)})
+    )
 
 
 def sentence(shown: Sequence[Point], words: str) -> str:
@@ -110,6 +152,8 @@ def sentence(shown: Sequence[Point], words: str) -> str:
     named = [on_front[i] for i in _spread(len(on_front))]
     listed = "; ".join(f"{plain(p.cell.recipe)} ({percent(p.share)}, {number(p.cell.score)})" for p in named)
     return (
-        f"{counted(len(shown), 'run', 'runs')} by {words.lower().replace('flops', 'FLOPs')} and score ({direction(shown[0].cell)}); {len(on_front)} on the front"
-        f"{', among them' if len(named) < len(on_front) else ''}, smallest first, with the share kept and the score: {listed}."
+        f"{counted(len(shown), 'run', 'runs')} by {words.lower().replace('flops', 'FLOPs')} and score"
+        f" ({direction(shown[0].cell)}); {len(on_front)} on the"
+        f" front{', among them' if len(named) < len(on_front) else ''}, smallest first, with the share kept and the"
+        f" score: {listed}."
     )

@@ -1,4 +1,6 @@
-"""Cells of the board as tables: as text for the eye, and as values for a file. What is missing stays blank, and no number is a mean over tasks."""
+"""Cells of the board as tables: as text for the eye, and as values for a file. What is missing stays blank, and no
+number is a mean over tasks.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,12 @@ def remarks(cell: Cell) -> str:
     return "; ".join(filter(None, [undecided(cell), *map(plain, cell.notes)]))
 
 
-def cell_rows(cells: Sequence[Cell], *, with_model: bool, facts: Mapping[str, RunFacts] = _NO_FACTS) -> list[dict[str, Any]]:
-    """The cells as rows of text for a table. facts: of the runs, for their speed; a column that would be empty throughout is left out."""
+def cell_rows(
+    cells: Sequence[Cell], *, with_model: bool, facts: Mapping[str, RunFacts] = _NO_FACTS
+) -> list[dict[str, Any]]:
+    """The cells as rows of text for a table. facts: of the runs, for their speed; a column that would be empty
+    throughout is left out.
+    """
     fast = any(_speed(facts.get(cell.run_id)) for cell in cells)
     sizes = any(could_show(cell) for cell in cells)
     floor = any(cell.noise_floor is not None for cell in cells)
@@ -50,7 +56,16 @@ def cell_rows(cells: Sequence[Cell], *, with_model: bool, facts: Mapping[str, Ru
         | ({"Noise floor": _floor(cell)} if floor else {})
         | {"Kept": percent(cell.parameters_kept)}
         | ({"Tokens/s": _speed(facts.get(cell.run_id))} if fast else {})
-        | ({"Reported by papers": "; ".join(f"{number(entry.before)} -> {number(entry.after)} reported by {plain(entry.source)}" for entry in cell.reported)} if reported else {})
+        | (
+            {
+                "Reported by papers": "; ".join(
+                    f"{number(entry.before)} -> {number(entry.after)} reported by {plain(entry.source)}"
+                    for entry in cell.reported
+                )
+            }
+            if reported
+            else {}
+        )
         | {
             "Remarks": remarks(cell),
             "Metric": plain(metric_name(cell)),
@@ -64,13 +79,39 @@ def cell_rows(cells: Sequence[Cell], *, with_model: bool, facts: Mapping[str, Ru
 def cell_records(cells: Sequence[Cell], facts: Mapping[str, RunFacts] = _NO_FACTS) -> list[dict[str, Any]]:
     """The same rows with every number in full, for a file."""
     names = (
-        "model", "task", "recipe", "run_id", "verdict", "metric", "filter", "n", "delta", "low", "high", "score", "baseline_score", "baseline_run", "lost", "gained", "flip_rate",
-        "noise_floor", "p_value", "q_value", "margin", "detectable", "documents_needed", "parameters_kept", "control",
-    )  # fmt: skip
+        "model",
+        "task",
+        "recipe",
+        "run_id",
+        "verdict",
+        "metric",
+        "filter",
+        "n",
+        "delta",
+        "low",
+        "high",
+        "score",
+        "baseline_score",
+        "baseline_run",
+        "lost",
+        "gained",
+        "flip_rate",
+        "noise_floor",
+        "p_value",
+        "q_value",
+        "margin",
+        "detectable",
+        "documents_needed",
+        "parameters_kept",
+        "control",
+    )
     return [
         {name: getattr(cell, name) for name in names}
         | {"tokens_per_second": None if (run := facts.get(cell.run_id)) is None else run.tokens_per_second_after}
-        | {"reported_by_papers": "; ".join(entry.sentence() for entry in cell.reported) or None, "remarks": remarks(cell)}
+        | {
+            "reported_by_papers": "; ".join(entry.sentence() for entry in cell.reported) or None,
+            "remarks": remarks(cell),
+        }
         for cell in cells
     ]
 
@@ -97,7 +138,9 @@ def reported_rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
 
 
 def by_age(cells: Sequence[Cell]) -> list[Cell]:
-    """The cells from the earliest run to the latest, and then those of the baselines: the last of a recipe speaks for it. An unedited model that was run again is still its first run's."""
+    """The cells from the earliest run to the latest, and then those of the baselines: the last of a recipe speaks for
+    it. An unedited model that was run again is still its first run's.
+    """
     return sorted(cells, key=lambda cell: (cell.verdict == BASELINE, cell.started is not None, cell.started or 0))
 
 
@@ -108,7 +151,9 @@ def glance_order(cells: Sequence[Cell]) -> list[str]:
 
 
 def glance(cells: Sequence[Cell], facts: Mapping[str, RunFacts] = _NO_FACTS) -> list[dict[str, Any]]:
-    """One row a recipe, one column a task: the verdict and the difference. The latest run of a recipe speaks for it, the baseline for the unedited model."""
+    """One row a recipe, one column a task: the verdict and the difference. The latest run of a recipe speaks for it,
+    the baseline for the unedited model.
+    """
     tasks = sorted({cell.task for cell in cells})
     ordered = by_age(cells)
     latest = {(cell.recipe, cell.task): cell for cell in ordered}
@@ -119,7 +164,7 @@ def glance(cells: Sequence[Cell], facts: Mapping[str, RunFacts] = _NO_FACTS) -> 
         {"Recipe": plain(recipe)}
         | {plain(task): _glance_text(latest.get((recipe, task))) for task in tasks}
         | {"Kept": percent(kept[recipe])}
-        | {name: speeds[recipe] for name in fast}
+        | dict.fromkeys(fast, speeds[recipe])
         for recipe in glance_order(cells)
     ]
 

@@ -1,7 +1,9 @@
 """What changed between two runs, and whose doing a drop can be.
 
-Notable choices: equal weights clear the recipe, whatever else differs, because the model that was scored is the same to the bit. And where the unedited model, too, scores otherwise than it did
-when the blessed run was made, that much is not the recipe's doing. Neither changes the verdict: a model that got worse got worse.
+Notable choices: equal weights clear the recipe, whatever else differs, because the model that was scored is the same to
+the bit. And where the unedited model, too, scores otherwise than it did
+when the blessed run was made, that much is not the recipe's doing. Neither changes the verdict: a model that got worse
+got worse.
 """
 
 from __future__ import annotations
@@ -27,7 +29,11 @@ class Change(NamedTuple):
 def changes(baseline: Run, candidate: Run) -> list[Change]:
     """Everything known of both runs that differs and can change a score. What either run does not say is left out."""
     before, after = _facts(baseline), _facts(candidate)
-    return [Change(name, before[name], after[name]) for name in before if before[name] and after[name] and before[name] != after[name]]
+    return [
+        Change(name, before[name], after[name])
+        for name in before
+        if before[name] and after[name] and before[name] != after[name]
+    ]
 
 
 def _facts(run: Run) -> dict[str, str]:
@@ -84,7 +90,9 @@ def findings(baseline: Run, candidate: Run, found: list[Change]) -> list[str]:
 
 
 def moved_baseline(bench: Bench, row: Row, base_before: Run, base_now: Run, alpha: float) -> str | None:
-    """A sentence on whether the unedited model moved between two runs of it, on a row's task; None for a suite, or where it cannot be told."""
+    """A sentence on whether the unedited model moved between two runs of it, on a row's task; None for a suite, or
+    where it cannot be told.
+    """
     if row.kind == "suite":
         return None
     if base_before.run_id == base_now.run_id:
@@ -96,5 +104,7 @@ def moved_baseline(bench: Bench, row: Row, base_before: Run, base_now: Run, alph
     if effect is None or effect.drop is None:
         return None
     if effect.p_value is not None and effect.p_value <= alpha:
-        return f"{row.name}: the unedited model moved too, by {signed(effect.delta)}: that much is not the recipe's doing"
+        return (
+            f"{row.name}: the unedited model moved too, by {signed(effect.delta)}: that much is not the recipe's doing"
+        )
     return f"{row.name}: the unedited model did not move beyond chance ({signed(effect.delta)})"

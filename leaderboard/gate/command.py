@@ -1,4 +1,6 @@
-"""The command `gate`, for `lm_eval gate` and for `python -m leaderboard gate`, which needs neither torch nor lm-eval."""
+"""The command `gate`, for `lm_eval gate` and for `python -m leaderboard gate`, which needs neither torch nor
+lm-eval.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +12,44 @@ from leaderboard.advice import DEFAULT_DATABASE
 from leaderboard.errors import LeaderboardError
 
 DESCRIPTION = (
-    "May this run replace the last one? Compares it, task by task, with the unedited model and with the last blessed run of its recipe, by a policy file. "
-    "Exit codes: 0 pass or warn, 1 fail, 2 incomparable or an error, 3 inconclusive. Two folders are enough: without a database, name the other with --baseline."
+    "May this run replace the last one? Compares it, task by task, with the unedited model and with the last blessed"
+    " run of its recipe, by a policy file. Exit codes: 0 pass or warn, 1 fail, 2 incomparable or an error, 3"
+    " inconclusive. Two folders are enough: without a database, name the other with --baseline."
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of the command."""
-    parser.add_argument("--policy", type=Path, required=True, metavar="FILE", help="The policy, a YAML file: tasks, margins, floors, suites")
-    parser.add_argument("--candidate", required=True, metavar="RUN", help="The run to judge: its folder or results file, or the beginning of its id")
     parser.add_argument(
-        "--baseline", action="append", default=[], metavar="RUN", help="What to compare with: a run, `base` (the unedited model) or `blessed` (the last blessed run of the recipe); repeatable; base and blessed unless given"
+        "--policy",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="The policy, a YAML file: tasks, margins, floors, suites",
     )
-    parser.add_argument("--database", type=Path, default=DEFAULT_DATABASE, metavar="<path>", help=f"The leaderboard's database, if there is one (default: {DEFAULT_DATABASE})")
+    parser.add_argument(
+        "--candidate",
+        required=True,
+        metavar="RUN",
+        help="The run to judge: its folder or results file, or the beginning of its id",
+    )
+    parser.add_argument(
+        "--baseline",
+        action="append",
+        default=[],
+        metavar="RUN",
+        help=(
+            "What to compare with: a run, `base` (the unedited model) or `blessed` (the last blessed run of the"
+            " recipe); repeatable; base and blessed unless given"
+        ),
+    )
+    parser.add_argument(
+        "--database",
+        type=Path,
+        default=DEFAULT_DATABASE,
+        metavar="<path>",
+        help=f"The leaderboard's database, if there is one (default: {DEFAULT_DATABASE})",
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="Print the report as JSON")
     form.add_argument("--markdown", action="store_true", help="Print the report as Markdown, for a pull request")

@@ -82,7 +82,9 @@ def _find_metric(run: Run, task: str, wanted: str) -> Score | None:
 
 
 def gated_tasks(candidate: Run, policy: Policy) -> dict[str, TaskPolicy]:
-    """The tasks that the policy names, those that its suites are made of, and the candidate's others where the policy gates them."""
+    """The tasks that the policy names, those that its suites are made of, and the candidate's others where the policy
+    gates them.
+    """
     names = dict.fromkeys([*policy.tasks, *(task for suite in policy.suites.values() for task in suite.weights)])
     if policy.others == "gate":
         names |= dict.fromkeys(task.task for task in candidate.tasks)
@@ -91,38 +93,73 @@ def gated_tasks(candidate: Run, policy: Policy) -> dict[str, TaskPolicy]:
 
 def rows_against(bench: Bench, candidate: Run, named: Named, policy: Policy) -> list[Row]:
     """One row a task and suite, not decided yet."""
-    tasks = {name: _task_row(bench, candidate, named, policy, name, entry) for name, entry in gated_tasks(candidate, policy).items()}
+    tasks = {
+        name: _task_row(bench, candidate, named, policy, name, entry)
+        for name, entry in gated_tasks(candidate, policy).items()
+    }
     suites = [_suite_row(named, policy, name, entry, tasks) for name, entry in policy.suites.items()]
-    listed = [row for name, row in tasks.items() if row is not None and (name in policy.tasks or policy.others == "gate")]
+    listed = [
+        row for name, row in tasks.items() if row is not None and (name in policy.tasks or policy.others == "gate")
+    ]
     return [*listed, *filter(None, suites)]
 
 
 def _task_row(bench: Bench, candidate: Run, named: Named, policy: Policy, name: str, entry: TaskPolicy) -> Row | None:
     row = Row(role=named.role, name=name, baseline=named.run.run_id, critical=entry.critical)
     terms = Terms(policy.default_margin(entry), policy.own_margin(entry, named.margins), policy.alpha)
-    if entry.metric and any(task.task == name for task in candidate.tasks) and _find_metric(candidate, name, entry.metric) is None:
+    if (
+        entry.metric
+        and any(task.task == name for task in candidate.tasks)
+        and _find_metric(candidate, name, entry.metric) is None
+    ):
         known = sorted(f"{score.metric},{score.filter}" for score in candidate.scores if score.task == name)
-        return replace(row, decided="INCOMPARABLE", reasons=(f"the candidate has no metric {entry.metric!r} here; it has {', '.join(known)}",))
+        return replace(
+            row,
+            decided="INCOMPARABLE",
+            reasons=(f"the candidate has no metric {entry.metric!r} here; it has {', '.join(known)}",),
+        )
     subject = bench.subject(candidate, name)
     if subject is None:
         return _missing(row, candidate, entry)
     score = subject.score
     if score.score is None:
-        return replace(row, metric=score.metric, decided="FAIL", reasons=(f"the result is {score.reported}, not a number",))
+        return replace(
+            row, metric=score.metric, decided="FAIL", reasons=(f"the result is {score.reported}, not a number",)
+        )
     pairing = bench.pair(subject, named.run, terms)
     metric = score.metric if score.filter == "none" else f"{score.metric} ({score.filter})"
-    row = replace(row, metric=metric, score=score.score, baseline_score=pairing.baseline_score, identical=candidate.run_id == named.run.run_id)
+    row = replace(
+        row,
+        metric=metric,
+        score=score.score,
+        baseline_score=pairing.baseline_score,
+        identical=candidate.run_id == named.run.run_id,
+    )
     broken = _floor_broken(score, entry)
     if pairing.effect is None:
         return replace(row, decided="FAIL" if broken else "INCOMPARABLE", reasons=(*broken, *pairing.obstacles))
     effect = pairing.effect
     choices = compare_choices(bench.store, named.run.run_id, candidate.run_id, name, score.filter)
     row = replace(
-        row, documents=effect.count, drop=effect.drop, drop_low=effect.drop_low, drop_high=effect.drop_high, margin=effect.margin, p_worse=effect.p_worse,
-        standard_error=effect.standard_error, degrees=effect.degrees, unit=effect.unit, lost=effect.lost, gained=effect.gained, flip_rate=effect.flip_rate,
-        noise_floor=pairing.noise_floor, detectable=effect.detectable, documents_needed=_needed(effect.count, effect.standard_error, effect.margin, policy.alpha),
-        choices=choices, notes=(*(("the same as the baseline, to the bit",) if row.identical else ()), *pairing.notes),
-    )  # fmt: skip
+        row,
+        documents=effect.count,
+        drop=effect.drop,
+        drop_low=effect.drop_low,
+        drop_high=effect.drop_high,
+        margin=effect.margin,
+        p_worse=effect.p_worse,
+        standard_error=effect.standard_error,
+        degrees=effect.degrees,
+        unit=effect.unit,
+        lost=effect.lost,
+        gained=effect.gained,
+        flip_rate=effect.flip_rate,
+        noise_floor=pairing.noise_floor,
+        detectable=effect.detectable,
+        documents_needed=_needed(effect.count, effect.standard_error, effect.margin, policy.alpha),
+        choices=choices,
+        notes=(*(("the same as the baseline, to the bit",) if row.identical else ()), *pairing.notes),
+    )
     return replace(row, decided="FAIL", reasons=broken) if broken else row
 
 
@@ -138,16 +175,25 @@ def _missing(row: Row, candidate: Run, entry: Judged) -> Row | None:
         hint = "it is a group: name its tasks, or make a suite of them"
     else:
         close = difflib.get_close_matches(row.name, names, n=1, cutoff=0.6)
-        hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(sorted(names)[:8])}{', ...' if len(names) > 8 else ''}"
+        hint = (
+            f"did you mean {close[0]!r}?"
+            if close
+            else f"it has {', '.join(sorted(names)[:8])}{', ...' if len(names) > 8 else ''}"
+        )
     return replace(row, decided="FAIL", reasons=(f"required, and the candidate has not run it; {hint}",))
 
 
 def _floor_broken(score: ScoreRow, entry: Judged) -> tuple[str, ...]:
-    """The sentence about a broken floor, or nothing. Where the best value lies in the middle, the floor is the largest distance from it."""
+    """The sentence about a broken floor, or nothing. Where the best value lies in the middle, the floor is the largest
+    distance from it.
+    """
     if entry.floor is None or score.score is None:
         return ()
     if score.best_value is not None:
-        broken, words = abs(score.score - score.best_value) > entry.floor, f"farther than {entry.floor:g} from its best value {score.best_value:g}"
+        broken, words = (
+            abs(score.score - score.best_value) > entry.floor,
+            f"farther than {entry.floor:g} from its best value {score.best_value:g}",
+        )
     elif score.higher_is_better is False:
         broken, words = score.score > entry.floor, f"above the {entry.floor:g} that the policy allows at most"
     else:
@@ -155,8 +201,17 @@ def _floor_broken(score: ScoreRow, entry: Judged) -> tuple[str, ...]:
     return (f"{score.score:.4g} is {words}",) if broken else ()
 
 
-def _suite_row(named: Named, policy: Policy, name: str, entry: SuitePolicy, tasks: Mapping[str, Row | None]) -> Row | None:
-    row = Row(role=named.role, name=name, baseline=named.run.run_id, kind="suite", metric=f"weighted mean of {len(entry.weights)}", critical=entry.critical)
+def _suite_row(
+    named: Named, policy: Policy, name: str, entry: SuitePolicy, tasks: Mapping[str, Row | None]
+) -> Row | None:
+    row = Row(
+        role=named.role,
+        name=name,
+        baseline=named.run.run_id,
+        kind="suite",
+        metric=f"weighted mean of {len(entry.weights)}",
+        critical=entry.critical,
+    )
     members = {task: tasks.get(task) for task in entry.weights}
     lacking = [task for task, member in members.items() if member is None or member.score is None]
     if lacking:
@@ -165,27 +220,53 @@ def _suite_row(named: Named, policy: Policy, name: str, entry: SuitePolicy, task
     found = {task: member for task, member in members.items() if member is not None}
     if all(member.identical for member in found.values()):
         return replace(row, identical=True, notes=("the same as the baseline, to the bit",))
-    untested = [task for task, member in found.items() if member.drop is None or member.drop_high is None or member.drop_low is None or member.standard_error is None]
+    untested = [
+        task
+        for task, member in found.items()
+        if member.drop is None or member.drop_high is None or member.drop_low is None or member.standard_error is None
+    ]
     if untested:
-        return replace(row, decided="INCOMPARABLE", reasons=(f"not averaged, because {', '.join(untested)} cannot be compared",))
+        return replace(
+            row, decided="INCOMPARABLE", reasons=(f"not averaged, because {', '.join(untested)} cannot be compared",)
+        )
     others = [task for task, member in found.items() if not member.unit]
     if others:
-        return replace(row, decided="INCOMPARABLE", reasons=(f"not averaged, because the scores of {', '.join(others)} do not lie between 0 (worst) and 1 (best)",))
+        return replace(
+            row,
+            decided="INCOMPARABLE",
+            reasons=(
+                f"not averaged, because the scores of {', '.join(others)} do not lie between 0 (worst) and 1 (best)",
+            ),
+        )
     return _combined(row, policy, entry, found, named)
 
 
 def _combined(row: Row, policy: Policy, entry: SuitePolicy, members: Mapping[str, Row], named: Named) -> Row:
     total = sum(entry.weights.values())
     share = {task: weight / total for task, weight in entry.weights.items()}
-    parts = [stats.Part(share[task], m.drop or 0.0, m.drop_low or 0.0, m.drop_high or 0.0, m.standard_error or 0.0, m.degrees or 0.0) for task, m in members.items()]
+    parts = [
+        stats.Part(
+            share[task], m.drop or 0.0, m.drop_low or 0.0, m.drop_high or 0.0, m.standard_error or 0.0, m.degrees or 0.0
+        )
+        for task, m in members.items()
+    ]
     found = stats.suite(parts, policy.alpha)
     score = sum(share[task] * (member.score or 0.0) for task, member in members.items())
     margin = policy.own_margin(entry, named.margins) or policy.default_margin(entry)
     row = replace(
-        row, score=score, baseline_score=sum(share[task] * (member.baseline_score or 0.0) for task, member in members.items()),
-        documents=sum(member.documents or 0 for member in members.values()), drop=found.drop, drop_low=found.low, drop_high=found.high, margin=margin,
-        p_worse=found.p_worse, standard_error=found.standard_error, degrees=found.degrees, unit=True,
-    )  # fmt: skip
+        row,
+        score=score,
+        baseline_score=sum(share[task] * (member.baseline_score or 0.0) for task, member in members.items()),
+        documents=sum(member.documents or 0 for member in members.values()),
+        drop=found.drop,
+        drop_low=found.low,
+        drop_high=found.high,
+        margin=margin,
+        p_worse=found.p_worse,
+        standard_error=found.standard_error,
+        degrees=found.degrees,
+        unit=True,
+    )
     if entry.floor is not None and score < entry.floor:
         return replace(row, decided="FAIL", reasons=(f"{score:.4g} is below the floor of {entry.floor:g}",))
     return row

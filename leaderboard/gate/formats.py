@@ -1,6 +1,7 @@
 """A gate's report for machines and reviews: Markdown for a pull request, JUnit XML for a test report.
 
-What comes from files (names of models, tasks and recipes, reasons) is untrusted. In Markdown it stands in code spans, where neither links, images, HTML nor mentions
+What comes from files (names of models, tasks and recipes, reasons) is untrusted. In Markdown it stands in code spans,
+where neither links, images, HTML nor mentions
 mean anything; in XML it is escaped, without the characters that XML forbids.
 """
 
@@ -14,30 +15,58 @@ from leaderboard.gate.report import Report
 from leaderboard.gate.table import remarks
 from leaderboard.wording import number, plain, signed
 
-_MARKS = {"PASS": "PASS", "WARN": "**WARN**", "FAIL": "**FAIL**", "INCONCLUSIVE": "**INCONCLUSIVE**", "INCOMPARABLE": "**INCOMPARABLE**"}
+_MARKS = {
+    "PASS": "PASS",
+    "WARN": "**WARN**",
+    "FAIL": "**FAIL**",
+    "INCONCLUSIVE": "**INCONCLUSIVE**",
+    "INCOMPARABLE": "**INCOMPARABLE**",
+}
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def markdown(report: Report) -> str:
     """The report as Markdown, with a final newline."""
-    lines = [f"### Gate: {_MARKS[report.verdict]}", "", f"{_code(report.recipe)} on {_code(report.model)}, run {_code(report.candidate[:12])}", ""]
+    lines = [
+        f"### Gate: {_MARKS[report.verdict]}",
+        "",
+        f"{_code(report.recipe)} on {_code(report.model)}, run {_code(report.candidate[:12])}",
+        "",
+    ]
     for compared in report.baselines:
         lines += [f"Against **{compared.title}**: {_code(compared.recipe)}, {_code(compared.how)}", ""]
         lines += ["| task | baseline | now | drop | at most | margin | verdict |", "|---|---:|---:|---:|---:|---:|---|"]
         rows = report.rows_of(compared)
         lines += [_markdown_row(row) for row in rows] + [""]
-        lines += [f"- {_code(row.name)}: {'; '.join(map(_code, remarks(row)))}" for row in rows if row.verdict != "PASS"]
+        lines += [
+            f"- {_code(row.name)}: {'; '.join(map(_code, remarks(row)))}" for row in rows if row.verdict != "PASS"
+        ]
         if any(row.got_worse for row in rows):
-            lines += ["", "What changed:", *(f"- {change.what}: {_code(change.before)} became {_code(change.after)}" for change in compared.changes)]
-            lines += [f"- {_code(finding)}" for finding in compared.findings] or ([] if compared.changes else ["- nothing that either run says of itself"])
+            lines += [
+                "",
+                "What changed:",
+                *(
+                    f"- {change.what}: {_code(change.before)} became {_code(change.after)}"
+                    for change in compared.changes
+                ),
+            ]
+            lines += [f"- {_code(finding)}" for finding in compared.findings] or (
+                [] if compared.changes else ["- nothing that either run says of itself"]
+            )
         lines.append("")
-    lines.append(f"Drop: above 0 is worse. At most: its one-sided limit at {100 * report.alpha:g} %. PASS where that is below the margin; significance by Holm over all rows.")
+    lines.append(
+        f"Drop: above 0 is worse. At most: its one-sided limit at {100 * report.alpha:g} %. PASS where that is below"
+        " the margin; significance by Holm over all rows."
+    )
     return "\n".join(lines) + "\n"
 
 
 def _markdown_row(row: Row) -> str:
     name = _code(row.name) + (" (critical)" if row.critical else "")
-    return f"| {name} | {number(row.baseline_score)} | {number(row.score)} | {signed(row.drop)} | {signed(row.drop_high)} | {number(row.margin)} | {_MARKS[row.verdict]} |"
+    return (
+        f"| {name} | {number(row.baseline_score)} | {number(row.score)} | {signed(row.drop)} | {signed(row.drop_high)}"
+        f" | {number(row.margin)} | {_MARKS[row.verdict]} |"
+    )
 
 
 def _code(text: str) -> str:
@@ -46,24 +75,36 @@ def _code(text: str) -> str:
 
 
 def junit(report: Report) -> str:
-    """The report as JUnit XML: a suite for each baseline, a case for each row. FAIL is a failure, INCOMPARABLE an error, INCONCLUSIVE skipped."""
+    """The report as JUnit XML: a suite for each baseline, a case for each row. FAIL is a failure, INCOMPARABLE an
+    error, INCONCLUSIVE skipped.
+    """
     root = ElementTree.Element("testsuites", name="gate")
     for compared in report.baselines:
         rows = report.rows_of(compared)
         counts = {word: sum(row.verdict == word for row in rows) for word in ("FAIL", "INCOMPARABLE", "INCONCLUSIVE")}
         suite = ElementTree.SubElement(
-            root, "testsuite", name=_xml(f"{report.recipe} on {report.model} against {compared.title}"), tests=str(len(rows)),
-            failures=str(counts["FAIL"]), errors=str(counts["INCOMPARABLE"]), skipped=str(counts["INCONCLUSIVE"]),
-        )  # fmt: skip
+            root,
+            "testsuite",
+            name=_xml(f"{report.recipe} on {report.model} against {compared.title}"),
+            tests=str(len(rows)),
+            failures=str(counts["FAIL"]),
+            errors=str(counts["INCOMPARABLE"]),
+            skipped=str(counts["INCONCLUSIVE"]),
+        )
         for row in rows:
             _case(suite, row, report, compared.title)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
 def _case(suite: ElementTree.Element, row: Row, report: Report, against: str) -> None:
-    case = ElementTree.SubElement(suite, "testcase", classname=_xml(f"{report.model}.{against}"), name=_xml(row.name), time="0")
+    case = ElementTree.SubElement(
+        suite, "testcase", classname=_xml(f"{report.model}.{against}"), name=_xml(row.name), time="0"
+    )
     element = {"FAIL": "failure", "INCOMPARABLE": "error", "INCONCLUSIVE": "skipped"}.get(row.verdict)
-    said = [f"{row.verdict}: {signed(row.drop)} drop, at most {signed(row.drop_high)}, margin {number(row.margin)}", *remarks(row)]
+    said = [
+        f"{row.verdict}: {signed(row.drop)} drop, at most {signed(row.drop_high)}, margin {number(row.margin)}",
+        *remarks(row),
+    ]
     if element is None:
         ElementTree.SubElement(case, "system-out").text = _xml("\n".join(said))
     else:

@@ -14,13 +14,22 @@ PATIENCE_SECONDS = 10.0
 
 
 def record(report: Report, policy: Policy, database: Path) -> str | None:
-    """Append a decision to `gate_runs`. Never creates a database, and never costs the decision: what went wrong is returned as a sentence."""
+    """Append a decision to `gate_runs`. Never creates a database, and never costs the decision: what went wrong is
+    returned as a sentence.
+    """
     if not database.exists():
         return None
     row = {
-        "gated_at": now(), "verdict": report.verdict, "exit_code": report.exit_code, "model_name": report.model, "recipe_label": report.recipe,
-        "candidate": report.candidate, "candidate_path": report.candidate_path, "policy": policy.model_dump_json(), "report": report.to_json(),
-    }  # fmt: skip
+        "gated_at": now(),
+        "verdict": report.verdict,
+        "exit_code": report.exit_code,
+        "model_name": report.model,
+        "recipe_label": report.recipe,
+        "candidate": report.candidate,
+        "candidate_path": report.candidate_path,
+        "policy": policy.model_dump_json(),
+        "report": report.to_json(),
+    }
     try:
         with open_store(database, read_only=False, timeout_s=PATIENCE_SECONDS) as store:
             store.insert("gate_runs", {name: [value] for name, value in row.items()})

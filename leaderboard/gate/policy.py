@@ -1,6 +1,7 @@
 """The policy file: which tasks count, how much each may lose, and how sure the gate must be.
 
-The schema is strict: an unknown key is a mistake, and all mistakes of a file are reported together, with the nearest name offered. A policy is data,
+The schema is strict: an unknown key is a mistake, and all mistakes of a file are reported together, with the nearest
+name offered. A policy is data,
 and may come from anybody: it is small, plain YAML, without aliases.
 """
 
@@ -30,7 +31,9 @@ class _Strict(BaseModel):
 
 
 class Margins(_Strict):
-    """Other margins for other baselines: an edit may lose more against the unedited model (base) than against an edited one, such as its own last version (blessed)."""
+    """Other margins for other baselines: an edit may lose more against the unedited model (base) than against an edited
+    one, such as its own last version (blessed).
+    """
 
     base: Margin | None = None
     blessed: Margin | None = None
@@ -39,7 +42,8 @@ class Margins(_Strict):
 class Judged(_Strict):
     """What a task and a suite have in common.
 
-    margin: in the metric's own units; where none is given, that of critical or of other tasks. floor: the worst score allowed, whatever the baseline had (the highest, where lower is better).
+    margin: in the metric's own units; where none is given, that of critical or of other tasks. floor: the worst score
+    allowed, whatever the baseline had (the highest, where lower is better).
     required: whether it must be there.
     """
 
@@ -64,7 +68,8 @@ class SuitePolicy(Judged):
 class Policy(_Strict):
     """The whole file.
 
-    alpha: the level of every one-sided test. margin, critical_margin: for scores within [0, 1], and relative or scaled to the spread for others, as on the board. others: whether tasks
+    alpha: the level of every one-sided test. margin, critical_margin: for scores within [0, 1], and relative or scaled
+    to the spread for others, as on the board. others: whether tasks
     that the file does not name are gated with the margin of non-critical ones.
     """
 
@@ -91,15 +96,19 @@ def load_policy(path: Path) -> Policy:
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise PolicyError(f"policy {path} has more than 1 MiB: that is no policy")
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader that refuses more
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
-        raise PolicyError(f"policy {path} cannot be read: {error.strerror or error}; give the path of a YAML file with --policy") from None
+        raise PolicyError(
+            f"policy {path} cannot be read: {error.strerror or error}; give the path of a YAML file with --policy"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise PolicyError(f"policy {path} is not valid YAML: {_yaml_words(error)}") from None
     if data is None:
         data = {}
     if not isinstance(data, dict):
-        raise PolicyError(f"policy {path} must hold a mapping with keys such as tasks and margin, not {type(data).__name__}")
+        raise PolicyError(
+            f"policy {path} must hold a mapping with keys such as tasks and margin, not {type(data).__name__}"
+        )
     return policy_from(data, str(path))
 
 
@@ -121,16 +130,24 @@ def policy_from(data: Mapping[str, Any], origin: str) -> Policy:
 def _yaml_words(error: Exception) -> str:
     """What is wrong with the text, and in which line."""
     mark = getattr(error, "problem_mark", None)
-    return " ".join(str(getattr(error, "problem", None) or error).split()) + (_line(mark) if mark else "") or "nested too deeply"
+    return (
+        " ".join(str(getattr(error, "problem", None) or error).split()) + (_line(mark) if mark else "")
+        or "nested too deeply"
+    )
 
 
 def _refusal(origin: str, mistakes: Iterable[str]) -> PolicyError:
-    return PolicyError(f"policy {origin} cannot be used:" + "".join(f"\n  - {mistake}" for mistake in dict.fromkeys(mistakes)))
+    return PolicyError(
+        f"policy {origin} cannot be used:" + "".join(f"\n  - {mistake}" for mistake in dict.fromkeys(mistakes))
+    )
 
 
 def _sentence(item: Mapping[str, Any]) -> str | None:
-    """One of pydantic's findings as a sentence that names the key and the trouble; None where another says it: a margin is tried as a number and as a mapping."""
-    inner = {"Margins", "float", "constrained-float", "[key]"}  # which of a union's branches, or that a key is meant: no key of the file
+    """One of pydantic's findings as a sentence that names the key and the trouble; None where another says it: a margin
+    is tried as a number and as a mapping.
+    """
+    # which of a union's branches, or that a key is meant: no key of the file
+    inner = {"Margins", "float", "constrained-float", "[key]"}
     place = [str(part) for part in item["loc"]]
     branch = "Margins" in place
     key = ".".join(part for part in place if part not in inner and not part.startswith("function-"))
@@ -146,7 +163,11 @@ def _sentence(item: Mapping[str, Any]) -> str | None:
         return None if numeric else f"{key}: should be a number, or a mapping with base and blessed"
     if not numeric and place[-1] in ("float", "constrained-float"):
         return None
-    message = "should be a mapping, such as {margin: 0.01}" if item["type"] == "model_type" else item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    message = (
+        "should be a mapping, such as {margin: 0.01}"
+        if item["type"] == "model_type"
+        else item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    )
     shown = f" (found {value!r})" if isinstance(value, (str, int, float, bool)) and len(repr(value)) < 80 else ""
     return f"{key}: {message[0].lower()}{message[1:]}{shown}"
 
@@ -161,7 +182,9 @@ def _known_keys(place: list[str], branch: bool) -> list[str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader without aliases, which can make a small file enormous, and without keys given twice, of which YAML silently takes the last."""
+    """SafeLoader without aliases, which can make a small file enormous, and without keys given twice, of which YAML
+    silently takes the last.
+    """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Refuse aliases."""

@@ -25,7 +25,9 @@ PATIENCE_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Compared:
-    """One baseline: in which role, which run, how it was found, what differs from it, and what that says. `findings` only where something got worse."""
+    """One baseline: in which role, which run, how it was found, what differs from it, and what that says. `findings`
+    only where something got worse.
+    """
 
     role: str
     run_id: str
@@ -68,9 +70,13 @@ def judge_candidate(candidate: Run, policy: Policy, asked: Sequence[str], databa
     """Gate a run. Raises `LeaderboardError` where there is nothing to compare it with, or no task to gate."""
     baselines = baselines_of(candidate, asked, database)
     now, before = _unedited(candidate, baselines, database)
-    runs = _without_repeats([*([] if now is None else [now]), *before.values(), *(named.run for named in baselines), candidate])
+    runs = _without_repeats(
+        [*([] if now is None else [now]), *before.values(), *(named.run for named in baselines), candidate]
+    )
     with bench([with_metrics(run, policy) for run in runs], _floors(database)) as found:
-        rows = decide([row for named in baselines for row in rows_against(found, candidate, named, policy)], policy.alpha)
+        rows = decide(
+            [row for named in baselines for row in rows_against(found, candidate, named, policy)], policy.alpha
+        )
         if not rows:
             raise LeaderboardError("there is no task to gate: the candidate has none that the policy speaks of")
         compared = []
@@ -79,18 +85,40 @@ def judge_candidate(candidate: Run, policy: Policy, asked: Sequence[str], databa
             differing = changes(named.run, candidate)
             said = findings(named.run, candidate, differing) if worse and named.role != "base" else []
             if now is not None and named.run.run_id in before:
-                said += filter(None, (moved_baseline(found, row, before[named.run.run_id], now, policy.alpha) for row in worse))
+                said += filter(
+                    None, (moved_baseline(found, row, before[named.run.run_id], now, policy.alpha) for row in worse)
+                )
             variant = named.run.variant
-            compared.append(Compared(named.role, named.run.run_id, variant.recipe_label, str(named.run.path), named.how, tuple(differing), tuple(said)))
+            compared.append(
+                Compared(
+                    named.role,
+                    named.run.run_id,
+                    variant.recipe_label,
+                    str(named.run.path),
+                    named.how,
+                    tuple(differing),
+                    tuple(said),
+                )
+            )
     verdict = overall(rows)
     variant = candidate.variant
     return Report(
-        verdict, EXIT_CODES[verdict], variant.model_name, variant.recipe_label, candidate.run_id, str(candidate.path), policy.alpha, tuple(compared), tuple(rows)
+        verdict,
+        EXIT_CODES[verdict],
+        variant.model_name,
+        variant.recipe_label,
+        candidate.run_id,
+        str(candidate.path),
+        policy.alpha,
+        tuple(compared),
+        tuple(rows),
     )
 
 
 def _unedited(candidate: Run, baselines: Sequence[Named], database: Path) -> tuple[Run | None, dict[str, Run]]:
-    """The unedited run of the candidate, and of each edited run that it is compared with, by that one's id; as far as they are known."""
+    """The unedited run of the candidate, and of each edited run that it is compared with, by that one's id; as far as
+    they are known.
+    """
     now = next((named.run for named in baselines if named.role == "base"), None) or _base(candidate, database)
     found = {named.run.run_id: _base(named.run, database) for named in baselines if now is not None}
     return now, {run_id: base for run_id, base in found.items() if base is not None}

@@ -1,7 +1,10 @@
-"""Which runs a gate compares: a path, an id, `base` (the unedited model) or `blessed` (the last blessed run of the recipe), each read from its files.
+"""Which runs a gate compares: a path, an id, `base` (the unedited model) or `blessed` (the last blessed run of the
+recipe), each read from its files.
 
-Notable choices: the database names runs and says where they lie, and their files are what is compared. Without a database `base` is looked for beside the
-candidate, where `lm_eval run` puts it. The unedited run of the candidate's own settings is taken before others, and of those the earliest.
+Notable choices: the database names runs and says where they lie, and their files are what is compared. Without a
+database `base` is looked for beside the
+candidate, where `lm_eval run` puts it. The unedited run of the candidate's own settings is taken before others, and of
+those the earliest.
 """
 
 from __future__ import annotations
@@ -35,7 +38,9 @@ class Named(NamedTuple):
 
     @property
     def margins(self) -> Literal["base", "blessed"]:
-        """Whose margins a policy with several means: a run that is named by itself has those of an unedited or of an edited one."""
+        """Whose margins a policy with several means: a run that is named by itself has those of an unedited or of an
+        edited one.
+        """
         return "base" if is_unedited(self.run) else "blessed"
 
 
@@ -50,7 +55,13 @@ def read_one(path: Path, what: str) -> Run:
     candidates = [item for item in found if isinstance(item, Candidate)]
     rejected = [item for item in found if isinstance(item, Rejection)]
     if len(candidates) != 1:
-        reason = f"holds {len(candidates)} runs: name one run's folder or results file" if candidates else rejected[0].reason if rejected else "holds no run"
+        reason = (
+            f"holds {len(candidates)} runs: name one run's folder or results file"
+            if candidates
+            else rejected[0].reason
+            if rejected
+            else "holds no run"
+        )
         raise LeaderboardError(f"{what} {path}: {reason}")
     try:
         runs = read_runs(candidates[0])
@@ -61,7 +72,10 @@ def read_one(path: Path, what: str) -> Run:
     (run,) = runs
     if run.status != "complete":
         where = f" ({run.failure_where})" if run.failure_where else ""
-        raise LeaderboardError(f"{what} {path} is a failed run, and there is nothing to compare: {run.failure_kind}: {run.failure_reason}{where}")
+        raise LeaderboardError(
+            f"{what} {path} is a failed run, and there is nothing to compare: {run.failure_kind}:"
+            f" {run.failure_reason}{where}"
+        )
     return run
 
 
@@ -73,17 +87,25 @@ def read_named(name: str, database: Path, what: str) -> Run:
         with open_store(database, read_only=True, timeout_s=PATIENCE_SECONDS) as store:
             place = Path(str(queries.run_details(store, name)["path"]))
     except MissingDatabase:
-        raise LeaderboardError(f"{what} {name}: there is nothing at this path, and no leaderboard at {database} that could know a run of this id") from None
+        raise LeaderboardError(
+            f"{what} {name}: there is nothing at this path, and no leaderboard at {database} that could know a run of"
+            " this id"
+        ) from None
     except UnknownRun as error:
         close = difflib.get_close_matches(name, ("base", "blessed"), n=1) if what == "baseline" else ()
         meant = f"; did you mean {close[0]!r}?" if close else ""
-        raise LeaderboardError(f"{what} {name or '(none named)'}: there is nothing at this path, and {database} does not know it: {error}{meant}") from None
+        raise LeaderboardError(
+            f"{what} {name or '(none named)'}: there is nothing at this path, and {database} does not know it:"
+            f" {error}{meant}"
+        ) from None
     return _from_store(place, what)
 
 
 def _from_store(place: Path, what: str) -> Run:
     if not place.exists():
-        raise LeaderboardError(f"{what} {place}: its files are gone, and a gate compares files: bring them back, or name another run")
+        raise LeaderboardError(
+            f"{what} {place}: its files are gone, and a gate compares files: bring them back, or name another run"
+        )
     return read_one(place, what)
 
 
@@ -99,7 +121,11 @@ def base_of(run: Run, database: Path | None) -> Named | None:
     there = [row for row in unedited if Path(row.path).exists()]
     if there:
         row = min(there, key=lambda row: row.settings_id != run.settings_id)
-        return Named("base", _from_store(Path(row.path), "the unedited run"), f"{'the same' if row.settings_id == run.settings_id else 'other'} settings, run {row.run_id[:12]}")
+        return Named(
+            "base",
+            _from_store(Path(row.path), "the unedited run"),
+            f"{'the same' if row.settings_id == run.settings_id else 'other'} settings, run {row.run_id[:12]}",
+        )
     beside = _beside(run)
     return None if beside is None else Named("base", beside, f"found beside it, run {beside.run_id[:12]}")
 
@@ -109,7 +135,9 @@ def _known_runs(run: Run, database: Path | None) -> tuple[list[RunRow], str | No
     if database is None or not database.exists():
         return [], None
     with open_store(database, read_only=True, timeout_s=PATIENCE_SECONDS) as store:
-        rows = [row for row in queries.runs(store) if row.model_key == run.variant.model_key and row.status == "complete"]
+        rows = [
+            row for row in queries.runs(store) if row.model_key == run.variant.model_key and row.status == "complete"
+        ]
         return rows, queries.pinned_baselines(store).get(run.variant.model_key)
 
 
@@ -122,8 +150,15 @@ def _beside(run: Run) -> Run | None:
             found, _ = read_receipt(receipt)
         except (Unreadable, OSError):
             continue
-        same_weights = found.weights.digest_after == run.variant.digest_before and found.weights.digest_after is not None
-        if found.recipe.name == BASELINE and found.status == "complete" and same_weights and found.settings_id == run.settings_id:
+        same_weights = (
+            found.weights.digest_after == run.variant.digest_before and found.weights.digest_after is not None
+        )
+        if (
+            found.recipe.name == BASELINE
+            and found.status == "complete"
+            and same_weights
+            and found.settings_id == run.settings_id
+        ):
             return read_one(receipt.parent, "the unedited run")
     return None
 
@@ -143,8 +178,15 @@ def blessed_for(run: Run, database: Path | None) -> Named | None:
         try:
             place = Path(str(queries.run_details(store, last.run_id)["path"]))
         except UnknownRun:
-            raise LeaderboardError(f'the blessed run {last.run_id[:12]} is no longer in {database}: bless another, `lm_eval baseline set RUN --reason "..."`') from None
-    return Named("blessed", _from_store(place, "the blessed run"), f"blessed {last.pinned_at:%Y-%m-%d}, run {last.run_id[:12]}: {last.reason}")
+            raise LeaderboardError(
+                f"the blessed run {last.run_id[:12]} is no longer in {database}: bless another, `lm_eval baseline set"
+                ' RUN --reason "..."`'
+            ) from None
+    return Named(
+        "blessed",
+        _from_store(place, "the blessed run"),
+        f"blessed {last.pinned_at:%Y-%m-%d}, run {last.run_id[:12]}: {last.reason}",
+    )
 
 
 def baselines_of(candidate: Run, asked: Iterable[str], database: Path) -> list[Named]:
@@ -158,10 +200,20 @@ def baselines_of(candidate: Run, asked: Iterable[str], database: Path) -> list[N
     for name in names or ("base", "blessed"):
         if name == "base":
             named = base_of(candidate, database)
-            missing = "the candidate is the unedited model itself" if is_unedited(candidate) else f"no unedited run of {model} is in {database} or beside the candidate; name one with --baseline PATH"
+            missing = (
+                "the candidate is the unedited model itself"
+                if is_unedited(candidate)
+                else (
+                    f"no unedited run of {model} is in {database} or beside the candidate; name one with --baseline"
+                    " PATH"
+                )
+            )
         elif name == "blessed":
             named = blessed_for(candidate, database)
-            missing = f'no run of {label} on {model} is blessed in {database}: `lm_eval baseline set RUN --reason "..."` blesses one'
+            missing = (
+                f'no run of {label} on {model} is blessed in {database}: `lm_eval baseline set RUN --reason "..."`'
+                " blesses one"
+            )
         else:
             named, missing = Named("run", read_named(name, database, "baseline"), f"named, {name}"), ""
         if named is not None and named.run.run_id not in {other.run.run_id for other in found}:
@@ -169,5 +221,8 @@ def baselines_of(candidate: Run, asked: Iterable[str], database: Path) -> list[N
         elif named is None and names:
             raise LeaderboardError(f"no baseline {name!r}: {missing}")
     if not found:
-        raise LeaderboardError(f"nothing to compare {label} on {model} with: no unedited run of the model is known, and no run of the recipe is blessed in {database}; name a run with --baseline PATH")
+        raise LeaderboardError(
+            f"nothing to compare {label} on {model} with: no unedited run of the model is known, and no run of the"
+            f" recipe is blessed in {database}; name a run with --baseline PATH"
+        )
     return found

@@ -1,6 +1,8 @@
-"""A gate's report for people, in a terminal: 80 columns are enough, more are used if there. Plain ASCII; colour only when asked for.
+"""A gate's report for people, in a terminal: 80 columns are enough, more are used if there. Plain ASCII; colour only
+when asked for.
 
-Drops are in the metric's own units, so that above zero is always worse. Names and reasons come from files that anybody may have written, and pass through `plain`.
+Drops are in the metric's own units, so that above zero is always worse. Names and reasons come from files that anybody
+may have written, and pass through `plain`.
 """
 
 from __future__ import annotations
@@ -21,13 +23,20 @@ def render(report: Report, *, width: int = 80, color: bool = False) -> str:
     width = max(width, NARROW)
     lines = _wrapped(f"Gate: {plain(report.recipe)} on {plain(report.model)}, run {report.candidate[:12]}", width, "")
     for compared in report.baselines:
-        lines += ["", *_wrapped(f"against {compared.title}: {plain(compared.recipe)}, {plain(compared.how)}", width, "  "), *_header(width)]
+        lines += [
+            "",
+            *_wrapped(f"against {compared.title}: {plain(compared.recipe)}, {plain(compared.how)}", width, "  "),
+            *_header(width),
+        ]
         for row in report.rows_of(compared):
             lines += _row_lines(row, width, color)
         lines += _what_changed(compared, any(row.got_worse for row in report.rows_of(compared)), width)
     tasks = sum(row.verdict == report.verdict for row in report.rows)
     final = f"{report.verdict}, exit code {report.exit_code}: {tasks} of {counted(len(report.rows), 'row', 'rows')}"
-    legend = f"drop: above 0 is worse; at most: its one-sided limit at {100 * report.alpha:g} %. PASS where that is below the margin. Significance by Holm over all rows."
+    legend = (
+        f"drop: above 0 is worse; at most: its one-sided limit at {100 * report.alpha:g} %. PASS where that is below"
+        " the margin. Significance by Holm over all rows."
+    )
     return "\n".join([*lines, "", *textwrap.wrap(legend, width), _tinted(final, report.verdict, color)])
 
 
@@ -39,16 +48,38 @@ def _header(width: int) -> list[str]:
 def _row_lines(row: Row, width: int, color: bool) -> list[str]:
     name = plain(row.name) + (" *" if row.critical else "")
     fits = len(name) <= _name_room(width)
-    text = _line(name if fits else "", number(row.baseline_score), number(row.score), signed(row.drop), signed(row.drop_high), number(row.margin), row.verdict, width)
+    text = _line(
+        name if fits else "",
+        number(row.baseline_score),
+        number(row.score),
+        signed(row.drop),
+        signed(row.drop_high),
+        number(row.margin),
+        row.verdict,
+        width,
+    )
     above = [] if fits else _wrapped(name, width, "")
-    return [*above, _tinted(text.rstrip(), row.verdict, color), *(line for remark in remarks(row) for line in _wrapped(remark, width, "  . "))]
+    return [
+        *above,
+        _tinted(text.rstrip(), row.verdict, color),
+        *(line for remark in remarks(row) for line in _wrapped(remark, width, "  . ")),
+    ]
 
 
 def remarks(row: Row) -> list[str]:
     """Everything to be said beside a row's numbers, safe to print."""
     metric = [f"{row.metric}, {row.documents:,} documents" if row.documents else row.metric] if row.metric else []
-    lost = [f"{row.lost} lost, {row.gained} gained"] if row.lost is not None and row.gained is not None and row.verdict != "PASS" else []
-    beside = [*filter(None, [flips(row.flip_rate, row.noise_floor), choices(row.choices) if row.verdict not in ("PASS",) else None])]
+    lost = (
+        [f"{row.lost} lost, {row.gained} gained"]
+        if row.lost is not None and row.gained is not None and row.verdict != "PASS"
+        else []
+    )
+    beside = [
+        *filter(
+            None,
+            [flips(row.flip_rate, row.noise_floor), choices(row.choices) if row.verdict not in ("PASS",) else None],
+        )
+    ]
     facts = "; ".join([*metric, *lost])
     return [plain(text) for text in [*filter(None, [facts]), *row.reasons, *beside, *row.notes]]
 
@@ -57,14 +88,21 @@ def _what_changed(compared: Compared, worse: bool, width: int) -> list[str]:
     if not worse:
         return []
     lines = [f"What changed since {'the unedited run' if compared.role == 'base' else 'that run'}:"]
-    lines += [line for change in compared.changes for line in _wrapped(plain(f"{change.what}: {change.before} -> {change.after}"), width, "  ")]
+    lines += [
+        line
+        for change in compared.changes
+        for line in _wrapped(plain(f"{change.what}: {change.before} -> {change.after}"), width, "  ")
+    ]
     if not compared.changes:
         lines.append("  nothing that either run says of itself")
     return lines + [line for finding in compared.findings for line in _wrapped(plain(finding), width, "  => ")]
 
 
 def _line(name: str, baseline: str, now: str, drop: str, limit: str, margin: str, verdict: str, width: int) -> str:
-    return f"{name:<{_name_room(width)}} {baseline:>{_NUMBER}} {now:>{_NUMBER}} {drop:>{_NUMBER}} {limit:>{_NUMBER}} {margin:>{_NUMBER - 2}} {verdict:<{_VERDICT}}"
+    return (
+        f"{name:<{_name_room(width)}} {baseline:>{_NUMBER}} {now:>{_NUMBER}} {drop:>{_NUMBER}} {limit:>{_NUMBER}}"
+        f" {margin:>{_NUMBER - 2}} {verdict:<{_VERDICT}}"
+    )
 
 
 def _name_room(width: int) -> int:
@@ -72,7 +110,9 @@ def _name_room(width: int) -> int:
 
 
 def _wrapped(text: str, width: int, lead: str) -> list[str]:
-    return textwrap.wrap(text, width, initial_indent=lead, subsequent_indent=" " * len(lead), break_long_words=True) or [""]
+    return textwrap.wrap(
+        text, width, initial_indent=lead, subsequent_indent=" " * len(lead), break_long_words=True
+    ) or [""]
 
 
 def _tinted(text: str, verdict: str, color: bool) -> str:

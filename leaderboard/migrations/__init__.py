@@ -1,6 +1,7 @@
 """Numbered, append-only migrations: one SQL file each, applied in order, each in a transaction with its record.
 
-A file is named `NNNN_words.sql`. Released files are never edited. `apply` is called by writers only: a reader that meets
+A file is named `NNNN_words.sql`. Released files are never edited. `apply` is called by writers only: a reader that
+meets
 an older or newer schema says so instead of changing the file.
 """
 
@@ -37,7 +38,9 @@ def latest() -> int:
 
 def current(connection: duckdb.DuckDBPyConnection) -> int | None:
     """The schema number of a database: 0 when it is empty, None when it holds somebody else's tables."""
-    tables = {row[0] for row in connection.execute("SELECT table_name FROM duckdb_tables() WHERE NOT internal").fetchall()}
+    tables = {
+        row[0] for row in connection.execute("SELECT table_name FROM duckdb_tables() WHERE NOT internal").fetchall()
+    }
     if not tables:
         return 0
     if "schema_migrations" not in tables:
@@ -47,7 +50,9 @@ def current(connection: duckdb.DuckDBPyConnection) -> int | None:
 
 
 def apply(connection: duckdb.DuckDBPyConnection) -> list[Migration]:
-    """Bring the database up to `latest()`; returns what was applied. Each migration and its record are one transaction."""
+    """Bring the database up to `latest()`; returns what was applied. Each migration and its record are one
+    transaction.
+    """
     done = current(connection) or 0
     pending = [migration for migration in all_migrations() if migration.number > done]
     for migration in pending:
@@ -58,8 +63,11 @@ def apply(connection: duckdb.DuckDBPyConnection) -> list[Migration]:
                 "(number INTEGER PRIMARY KEY, name VARCHAR NOT NULL, applied_at TIMESTAMP NOT NULL)"
             )
             connection.execute(migration.sql)
-            applied_at = datetime.now(timezone.utc).replace(tzinfo=None)  # SQL's now() may need an extension for time zones
-            connection.execute("INSERT INTO schema_migrations VALUES (?, ?, ?)", [migration.number, migration.name, applied_at])
+            # SQL's now() may need an extension for time zones
+            applied_at = datetime.now(timezone.utc).replace(tzinfo=None)
+            connection.execute(
+                "INSERT INTO schema_migrations VALUES (?, ?, ?)", [migration.number, migration.name, applied_at]
+            )
             connection.execute("COMMIT")
         except BaseException:
             connection.execute("ROLLBACK")

@@ -1,4 +1,6 @@
-"""Right or wrong before, right or wrong after: everything that depends on documents only through how many were lost and gained."""
+"""Right or wrong before, right or wrong after: everything that depends on documents only through how many were lost and
+gained.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,12 @@ import numpy as np
 from leaderboard.statistics.values import Estimate, Tails, normal_quantile, upper_tail
 
 WIDER = 1.02
-"""Bonett-Price intervals are made wider by this. As published they cover 93.0 % at worst (57 documents, 10 % flips, all lost); so, at least 93.5 %."""
+"""Bonett-Price intervals are made wider by this. As published they cover 93.0 % at worst (57 documents, 10 % flips, all
+lost); so, at least 93.5 %.
+"""
 EXACT_UP_TO = 200
-"""Expected flips at the margin up to which the score statistic's distribution is summed, rather than taken as normal."""
+"""Expected flips at the margin up to which the score statistic's distribution is summed, rather than taken as normal.
+"""
 CLEAR = 0.25
 """p-values above this by the normal limit are far above any level, and not worth the sum."""
 
@@ -66,11 +71,14 @@ def bonett_price(lost: int, gained: int, count: int, confidence: float = 0.95) -
 
 
 def binary_within_p(lost: int, gained: int, count: int, margin: float) -> float:
-    """One-sided p of "the true drop is at least `margin`", for 0 < margin < 1: small means that the recipe is not worse by the margin.
+    """One-sided p of "the true drop is at least `margin`", for 0 < margin < 1: small means that the recipe is not worse
+    by the margin.
 
-    Tango's score statistic. Where few flips are expected at the margin its normal limit errs by up to a fifth, so that there its distribution
+    Tango's score statistic. Where few flips are expected at the margin its normal limit errs by up to a fifth, so that
+    there its distribution
     is summed exactly, with the share of gains at its constrained estimate (an estimated, or E, p-value).
-    Sources: Tango (1998), Statistics in Medicine 17:891; for the E p-value, Lloyd (2008), Australian and New Zealand Journal of Statistics 50:329.
+    Sources: Tango (1998), Statistics in Medicine 17:891; for the E p-value, Lloyd (2008), Australian and New Zealand
+    Journal of Statistics 50:329.
     """
     gains = _gains_on_margin(lost, gained, count, margin)
     score = float(_score(lost, gained, count, margin))
@@ -86,7 +94,8 @@ def binary_equivalence_p(lost: int, gained: int, count: int, margin: float) -> f
 
 
 def binary_drop_limit(lost: int, gained: int, count: int, alpha: float) -> float:
-    """The one-sided upper limit of the true drop at level `alpha`: the smallest margin that `binary_within_p` excludes, to 1e-6.
+    """The one-sided upper limit of the true drop at level `alpha`: the smallest margin that `binary_within_p` excludes,
+    to 1e-6.
 
     The lower limit is that of lost and gained exchanged, negated.
     """
@@ -99,7 +108,9 @@ def binary_drop_limit(lost: int, gained: int, count: int, alpha: float) -> float
 
 
 def _any_margin_p(lost: int, gained: int, count: int, margin: float) -> float:
-    """`binary_within_p`, also for a margin of zero or less: "the true gain is at most -margin" has the roles of lost and gained exchanged."""
+    """`binary_within_p`, also for a margin of zero or less: "the true gain is at most -margin" has the roles of lost
+    and gained exchanged.
+    """
     if margin > 0:
         return binary_within_p(lost, gained, count, margin) if margin < 1 else 0.0
     if margin == 0:
@@ -126,19 +137,29 @@ def _score(lost: np.ndarray | int, gained: np.ndarray | int, count: int, margin:
 def _exact_tail(score: float, count: int, margin: float, gains: float) -> float:
     """P(statistic <= score) when a share `gains` of documents is gained and `gains + margin` lost.
 
-    For every number of gained documents worth considering (within eight standard deviations), the largest number of lost ones whose statistic
-    is at most `score` is found by bisection, the statistic being monotone in it; what remains is a sum of binomial tails.
+    For every number of gained documents worth considering (within eight standard deviations), the largest number of
+    lost ones whose statistic
+    is at most `score` is found by bisection, the statistic being monotone in it; what remains is a sum of binomial
+    tails.
     """
     from scipy.special import bdtr, gammaln, xlog1py, xlogy
 
     spread = math.sqrt(count * gains * (1 - gains))
-    gained = np.arange(max(0, int(count * gains - 8 * spread - 8)), min(count, int(count * gains + 8 * spread + 12)) + 1)
+    gained = np.arange(
+        max(0, int(count * gains - 8 * spread - 8)), min(count, int(count * gains + 8 * spread + 12)) + 1
+    )
     low, high = np.full(len(gained), -1), count - gained
     while (low < high).any():
         middle = (low + high + 1) // 2
         fits = _score(middle, gained, count, margin) <= score + 1e-9
         low, high = np.where(fits, middle, low), np.where(fits, high, np.maximum(middle - 1, low))
-    log_mass = gammaln(count + 1) - gammaln(gained + 1) - gammaln(count - gained + 1) + xlogy(gained, gains) + xlog1py(count - gained, -gains)
+    log_mass = (
+        gammaln(count + 1)
+        - gammaln(gained + 1)
+        - gammaln(count - gained + 1)
+        + xlogy(gained, gains)
+        + xlog1py(count - gained, -gains)
+    )
     share_lost = min(1.0, (gains + margin) / (1 - gains))
     tails = np.where(low >= 0, bdtr(np.maximum(low, 0), count - gained, share_lost), 0.0)
     return min(1.0, float(np.sum(np.exp(log_mass) * tails)))

@@ -12,7 +12,9 @@ from leaderboard.statistics.values import Estimate, Tails, quantile, upper_tail
 
 
 def paired_interval(differences: np.ndarray, clusters: np.ndarray | None = None, confidence: float = 0.95) -> Estimate:
-    """t interval of the mean difference, `[n] -> Estimate`; NaN limits where one document or cluster gives no variance."""
+    """t interval of the mean difference, `[n] -> Estimate`; NaN limits where one document or cluster gives no
+    variance.
+    """
     mean = float(np.mean(differences))
     error, degrees = standard_error(differences, clusters)
     half = quantile(confidence, degrees) * error if degrees > 0 else math.nan
@@ -20,13 +22,18 @@ def paired_interval(differences: np.ndarray, clusters: np.ndarray | None = None,
 
 
 def standard_error(differences: np.ndarray, clusters: np.ndarray | None = None) -> tuple[float, float]:
-    """Standard error of the mean of `[n]` paired differences and its degrees of freedom, clustered where clusters are given.
+    """Standard error of the mean of `[n]` paired differences and its degrees of freedom, clustered where clusters are
+    given.
 
     Source: Miller (2024), arXiv:2411.00640, with the small-sample factor G / (G - 1).
     """
     count, residuals = len(differences), differences - np.mean(differences)
     if clusters is None:
-        return (float(np.sqrt(np.sum(residuals**2) / (count * (count - 1)))), count - 1.0) if count > 1 else (math.nan, 0.0)
+        return (
+            (float(np.sqrt(np.sum(residuals**2) / (count * (count - 1)))), count - 1.0)
+            if count > 1
+            else (math.nan, 0.0)
+        )
     sums = cluster_sums(residuals, clusters)
     groups = len(sums)
     if groups < 2:
@@ -35,14 +42,17 @@ def standard_error(differences: np.ndarray, clusters: np.ndarray | None = None) 
 
 
 def paired_test(differences: np.ndarray, clusters: np.ndarray | None = None, *, seed: int = 0) -> Tails:
-    """Mid-p McNemar where every difference is -1, 0 or 1 and documents are independent, the sign-flip test otherwise."""
+    """Mid-p McNemar where every difference is -1, 0 or 1 and documents are independent, the sign-flip test
+    otherwise.
+    """
     if clusters is None and np.all(np.isin(differences, (-1.0, 0.0, 1.0))):
         return mid_p_mcnemar(int(np.sum(differences < 0)), int(np.sum(differences > 0)))
     return sign_flip_test(differences, clusters, seed=seed)
 
 
 def within_p(estimate: Estimate, margin: float) -> float:
-    """One-sided p of "the true mean is `-margin` or less", of an estimate in which below zero is worse. 1.0 where there is no variance estimate.
+    """One-sided p of "the true mean is `-margin` or less", of an estimate in which below zero is worse. 1.0 where there
+    is no variance estimate.
 
     Uses the centre of the interval, which for Bonett-Price is the adjusted difference.
     """
@@ -55,7 +65,9 @@ def within_p(estimate: Estimate, margin: float) -> float:
 
 
 def equivalence_p(estimate: Estimate, margin: float) -> float:
-    """Two one-sided tests: p of "the true difference is outside (-margin, margin)". 1.0 where there is no variance estimate."""
+    """Two one-sided tests: p of "the true difference is outside (-margin, margin)". 1.0 where there is no variance
+    estimate.
+    """
     return max(within_p(estimate, margin), within_p(mirrored(estimate), margin))
 
 

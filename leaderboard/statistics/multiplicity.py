@@ -22,7 +22,8 @@ def benjamini_hochberg(p_values: np.ndarray) -> np.ndarray:
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
-    """Adjusted p-values `[n]`: the smallest family-wise error rate at which each hypothesis would be rejected, whatever their dependence.
+    """Adjusted p-values `[n]`: the smallest family-wise error rate at which each hypothesis would be rejected, whatever
+    their dependence.
 
     Source: Holm (1979).
     """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-
 POWER = 0.8
 _POWER_80 = 6.18  # (z(.95) + z(.80))^2: one-sided 5 %, power 80 %
 
@@ -18,7 +17,9 @@ def documents_needed(variance: float, margin: float, alpha: float = 0.05) -> int
 
 
 def detectable_effect(variance: float, count: int, alpha: float = 0.05) -> float:
-    """The smallest true difference that `count` documents show with 80 % power: `2.487 sqrt(variance / count)` at 5 %. Units of the score."""
+    """The smallest true difference that `count` documents show with 80 % power: `2.487 sqrt(variance / count)` at 5 %.
+    Units of the score.
+    """
     return math.sqrt(_factor(alpha) * variance / count) if count else math.inf
 
 
@@ -29,5 +30,3 @@ def _factor(alpha: float) -> float:
     from scipy.special import ndtri
 
     return float(ndtri(1 - alpha) + ndtri(POWER)) ** 2
-
-

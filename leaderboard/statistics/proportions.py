@@ -17,7 +17,8 @@ class Limits(NamedTuple):
 
 
 def wilson(hits: np.ndarray, counts: np.ndarray, confidence: float = 0.95) -> Limits:
-    """Score intervals of `[n]` proportions `hits / counts`, counts above zero. Within [0, 1]; none and all of the documents have exactly 0 and 1 as one end, and a width.
+    """Score intervals of `[n]` proportions `hits / counts`, counts above zero. Within [0, 1]; none and all of the
+    documents have exactly 0 and 1 as one end, and a width.
 
     Source: Wilson (1927), Journal of the American Statistical Association 22:209.
     """

@@ -1,4 +1,6 @@
-"""Sign flips: drawn, counted out where there are few, or their normal limit where there are many. Takes a seed; equal input gives equal output."""
+"""Sign flips: drawn, counted out where there are few, or their normal limit where there are many. Takes a seed; equal
+input gives equal output.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ def sign_flip_test(
 ) -> Tails:
     """Permutation test of a zero mean by flipping signs (of whole clusters, where given).
 
-    Exact up to `EXACT_SIGN_FLIPS` non-zero values, `draws` seeded patterns up to `LARGE_SIGN_FLIPS`, the normal limit beyond.
+    Exact up to `EXACT_SIGN_FLIPS` non-zero values, `draws` seeded patterns up to `LARGE_SIGN_FLIPS`, the normal limit
+    beyond.
     Draws count the observed pattern too, so that no p-value is zero.
     """
     values = differences if clusters is None else cluster_sums(differences, clusters)
@@ -51,6 +54,8 @@ def _flipped_sums(values: np.ndarray, seed: int, draws: int) -> tuple[int, np.nd
     generator = np.random.default_rng(seed)
     blocks = []
     for start in range(0, draws, 1000):
-        bits = np.unpackbits(generator.integers(0, 256, size=(min(1000, draws - start), -(-len(values) // 8)), dtype=np.uint8), axis=1)
+        bits = np.unpackbits(
+            generator.integers(0, 256, size=(min(1000, draws - start), -(-len(values) // 8)), dtype=np.uint8), axis=1
+        )
         blocks.append(2.0 * (bits[:, : len(values)].astype(np.float32) @ values.astype(np.float32)) - values.sum())
     return 1, np.concatenate(blocks)

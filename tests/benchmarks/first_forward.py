@@ -1,8 +1,10 @@
-"""Run a command line and stop at the model's first forward pass; prints wall and processor seconds since the process began.
+"""Run a command line and stop at the model's first forward pass; prints wall and processor seconds since the process
+began.
 
     python first_forward.py lm_eval|harness_ext run --model hf ...
 
-Nothing of the command is changed: a global hook of torch is registered when the first modelling module is about to load.
+Nothing of the command is changed: a global hook of torch is registered when the first modelling module is about to
+load.
 """
 
 from __future__ import annotations
@@ -27,7 +29,10 @@ def seconds_since_start() -> float:
 
 def report_and_stop(module: Any, inputs: Any) -> None:
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    print("FIRST FORWARD " + json.dumps({"wall": seconds_since_start(), "cpu": usage.ru_utime + usage.ru_stime}), flush=True)
+    print(
+        "FIRST FORWARD " + json.dumps({"wall": seconds_since_start(), "cpu": usage.ru_utime + usage.ru_stime}),
+        flush=True,
+    )
     os._exit(0)
 
 

@@ -1,8 +1,10 @@
-"""Load a model, then apply and undo one recipe after another; prints the resident memory after loading and its peak during each recipe, in MiB, as JSON (Linux).
+"""Load a model, then apply and undo one recipe after another; prints the resident memory after loading and its peak
+during each recipe, in MiB, as JSON (Linux).
 
     python peak_memory.py MODEL RECIPE...
 
-One process serves them all: the kernel is told to forget the peak before each recipe, and the C library to give back what is free. What is loaded once, such as lm-eval's tasks, is loaded before the first figure.
+One process serves them all: the kernel is told to forget the peak before each recipe, and the C library to give back
+what is free. What is loaded once, such as lm-eval's tasks, is loaded before the first figure.
 """
 
 from __future__ import annotations
@@ -33,7 +35,10 @@ def main(model: str, recipes: list[str]) -> None:
 
     lm = RecipeLM(model, device="cpu")
     digest = lm.weights.digest()
-    lm.apply(parse_recipe("asvd:layers=[0],matrices=[k_proj],calibration.task=int_mult,calibration.samples=2"), _documents_of_named_tasks)
+    lm.apply(
+        parse_recipe("asvd:layers=[0],matrices=[k_proj],calibration.task=int_mult,calibration.samples=2"),
+        _documents_of_named_tasks,
+    )
     lm.undo()
     settle()
     print("PEAK " + json.dumps({"loaded": resident_mib("VmRSS")}), flush=True)

@@ -1,7 +1,9 @@
 """Truncations of matrices of the size that language models have, against `torch.linalg.svd` for each of them.
 
-Everything is timed in one process with as many threads as there are cores, so that the ratios hold on a noisy machine. `torch.linalg.svd` takes the same time whatever the rank, so it is run once for each shape, and counted
-as often as a plain loop would run it. Ours includes the digest, the decomposition and its check, and the factors; where it says so, the dense product too, on both sides.
+Everything is timed in one process with as many threads as there are cores, so that the ratios hold on a noisy machine.
+`torch.linalg.svd` takes the same time whatever the rank, so it is run once for each shape, and counted
+as often as a plain loop would run it. Ours includes the digest, the decomposition and its check, and the factors; where
+it says so, the dense product too, on both sides.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ class Row(NamedTuple):
     remark: str
 
     def __str__(self) -> str:
-        return f"  {self.name:<40}{self.theirs:8.1f} s {self.ours:8.2f} s {self.theirs / self.ours:7.1f}x   {self.remark}"
+        return (
+            f"  {self.name:<40}{self.theirs:8.1f} s {self.ours:8.2f} s {self.theirs / self.ours:7.1f}x   {self.remark}"
+        )
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -69,17 +73,37 @@ def measure(shape: tuple[int, int], folder: Path) -> list[Row]:
     rows = [
         row("one rank", 1, lambda: used.append(cut(Factors(), matrix, [HALF])), "in fp32"),
         row("ten ranks", 10, lambda: used.append(cut(Factors(folder), matrix, RANKS)), "in fp32, and kept on disk"),
-        row("ten ranks, multiplied out", 10, lambda: used.append(cut(Factors(), matrix, RANKS, multiplied=True)), "in fp32, products on both sides", products),
+        row(
+            "ten ranks, multiplied out",
+            10,
+            lambda: used.append(cut(Factors(), matrix, RANKS, multiplied=True)),
+            "in fp32, products on both sides",
+            products,
+        ),
         row("ten ranks again", 10, lambda: used.append(cut(Factors(folder), matrix, RANKS)), "read from disk"),
     ]
     assert used == [{GRAM_FP32}] * 4
     found = []
-    rows.append(row("a small rank at random", 1, lambda: found.append(range_finder.truncate(matrix, SMALL, torch.Generator().manual_seed(0)).weight()), ""))
+    rows.append(
+        row(
+            "a small rank at random",
+            1,
+            lambda: found.append(range_finder.truncate(matrix, SMALL, torch.Generator().manual_seed(0)).weight()),
+            "",
+        )
+    )
     error = float((matrix - found[0]).double().norm() / (s[SMALL:].double() ** 2).sum().sqrt())
     rows[-1] = rows[-1]._replace(remark=f"rank {SMALL}, error {error:.5f} of the least")
     assert error <= 1.01
     falling = (u / (1 + torch.arange(len(s)))) @ vh
-    rows.append(row("one rank, spectrum 1/i", 1, lambda: used.append(cut(Factors(), falling, [HALF])), "in fp32, which does not suffice, then in fp64"))
+    rows.append(
+        row(
+            "one rank, spectrum 1/i",
+            1,
+            lambda: used.append(cut(Factors(), falling, [HALF])),
+            "in fp32, which does not suffice, then in fp64",
+        )
+    )
     assert used[-1] == {GRAM_FP64}
     return rows
 
@@ -88,14 +112,18 @@ def test_truncations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     import torch
 
     cores = os.cpu_count() or 1
-    # Before the numerical libraries spread over all cores; whoever else is at work makes their threads wait for each other.
+    # Before the numerical libraries spread over all cores; whoever else is at work makes their threads wait for each
+    # other.
     quiet = os.getloadavg()[0] < cores / 2
     before = torch.get_num_threads()
     torch.set_num_threads(cores)
     try:
         rows = [row for shape in ((4096, 4096), (4096, 11008)) for row in measure(shape, tmp_path)]
         with capsys.disabled():
-            print(f"\n\n{torch.get_num_threads()} threads on {cores} cores, {'quiet' if quiet else 'others at work'}; load average at the end {os.getloadavg()[0]:.1f}")
+            print(
+                f"\n\n{torch.get_num_threads()} threads on {cores} cores, {'quiet' if quiet else 'others at work'};"
+                f" load average at the end {os.getloadavg()[0]:.1f}"
+            )
             print(*rows, sep="\n")
     finally:
         torch.set_num_threads(before)

@@ -1,7 +1,10 @@
-"""Peak memory of every shipped recipe while it edits, on a random Llama made here that is large enough for its weights to count, against the model as it lies in memory.
+"""Peak memory of every shipped recipe while it edits, on a random Llama made here that is large enough for its weights
+to count, against the model as it lies in memory.
 
-What a recipe may take more: the largest matrix, a copy of it and its factors; and where it learns from documents, what a pass over them holds. `lm_eval recipes plan` says how much that is
-(`evidence.FACTOR_BYTES` bounds it for any model), and the slack is for activations, the workspace of LAPACK, and what the allocator holds on to.
+What a recipe may take more: the largest matrix, a copy of it and its factors; and where it learns from documents, what
+a pass over them holds. `lm_eval recipes plan` says how much that is
+(`evidence.FACTOR_BYTES` bounds it for any model), and the slack is for activations, the workspace of LAPACK, and what
+the allocator holds on to.
 """
 
 from __future__ import annotations
@@ -36,7 +39,14 @@ def larger_model(folder: Path) -> Path:
 
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(demo_path())
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=LAYERS, num_attention_heads=8, tie_word_embeddings=True)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=INNER,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=8,
+        tie_word_embeddings=True,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -50,7 +60,14 @@ def specification(name: str) -> str:
 def test_peak_memory_of_every_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = larger_model(tmp_path / "model")
     recipes = {name: specification(name) for name in (*shipped_names(), *FACTORED) if name != "baseline"}
-    done = subprocess.run([sys.executable, Path(__file__).with_name("peak_memory.py"), model, *recipes.values()], check=True, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **GLIBC})
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("peak_memory.py"), model, *recipes.values()],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, **GLIBC},
+    )
     found: dict[str, float] = {}
     for line in done.stdout.splitlines():
         if line.startswith("PEAK "):
@@ -60,7 +77,10 @@ def test_peak_memory_of_every_recipe(tmp_path: Path, capsys: pytest.CaptureFixtu
     weights = sum(path.stat().st_size for path in model.glob("*.safetensors")) / 2**20
     over = {}
     with capsys.disabled():
-        print(f"\nmodel loaded {found['loaded']:.0f} MiB, of which weights {weights:.0f}; one matrix, its copy and its factors {matrix_and_factors:.0f} MiB")
+        print(
+            f"\nmodel loaded {found['loaded']:.0f} MiB, of which weights {weights:.0f}; one matrix, its copy and its"
+            f" factors {matrix_and_factors:.0f} MiB"
+        )
         print(f"{'recipe':<24} {'peak, MiB':>9} {'more':>6} {'of matrix and factors':>22} {'the plan says':>14}")
         for name, recipe in recipes.items():
             more = found[recipe] - found["loaded"]

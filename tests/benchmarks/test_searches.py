@@ -1,6 +1,8 @@
-"""Searches against the plain loops that they replace: every trial edits the weights, runs every calibration document through the whole model, and restores.
+"""Searches against the plain loops that they replace: every trial edits the weights, runs every calibration document
+through the whole model, and restores.
 
-The plain loop is written here from the definition. Both see the same documents, and must find the same winner. Seconds are of the processor, not of the clock, and both run in one go, so that the
+The plain loop is written here from the definition. Both see the same documents, and must find the same winner. Seconds
+are of the processor, not of the clock, and both run in one go, so that the
 ratios hold on a busy machine.
 """
 
@@ -29,7 +31,9 @@ class Winner(NamedTuple):
 
 
 def plain_loop(lm, documents, matrices, batch_size: int, fractions: Sequence[float] = FRACTIONS) -> Winner:
-    """Truncate, score all documents in batches of full logits, restore; for every matrix and fraction. The best accuracy, then the lower loss, then the first."""
+    """Truncate, score all documents in batches of full logits, restore; for every matrix and fraction. The best
+    accuracy, then the lower loss, then the first.
+    """
     import torch
 
     batches = padded(lm, documents, batch_size)
@@ -99,7 +103,9 @@ def searched(lm, documents, specification: str) -> tuple[dict, float]:
 
 
 def random_llama(folder: Path, words: int):
-    """A Llama of 6 layers, d 512, of random weights, with a vocabulary of numbers; answers are the model's own for half of the documents, so that accuracies differ."""
+    """A Llama of 6 layers, d 512, of random weights, with a vocabulary of numbers; answers are the model's own for half
+    of the documents, so that accuracies differ.
+    """
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -107,7 +113,16 @@ def random_llama(folder: Path, words: int):
     from harness_ext.lm import RecipeLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=words, hidden_size=512, intermediate_size=1376, num_hidden_layers=6, num_attention_heads=8, bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    config = LlamaConfig(
+        vocab_size=words,
+        hidden_size=512,
+        intermediate_size=1376,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
     model = LlamaForCausalLM(config)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -152,7 +167,9 @@ def demo_documents(tasks: Sequence[str], count: int, split: str = "train") -> tu
 
 
 def compare(name: str, lm, documents, capsys, *, sampled: int) -> None:
-    """Print and check the ratios. sampled: the loop of one document at a time is run on every so-manieth candidate, and its time multiplied; all of them do the same work."""
+    """Print and check the ratios. sampled: the loop of one document at a time is run on every so-manieth candidate, and
+    its time multiplied; all of them do the same work.
+    """
     from harness_ext.recipe import parse_recipe
 
     matrices = lm.weights.anatomy.select(parse_recipe("laser-search").steps[0])
@@ -164,10 +181,19 @@ def compare(name: str, lm, documents, capsys, *, sampled: int) -> None:
     (chosen,) = record["chosen"]
     dropped = sum(trial["dropped"] for trial in record["trials"])
     with capsys.disabled():
-        print(f"\n{name}: {len(documents)} documents, {batched.candidates} trials, accuracy before {record['before']['accuracy']:.2f}")
-        print(f"  laser-search                  {seconds:8.2f} s   {record['forward_passes']:.1f} passes, {dropped} trials dropped early")
+        print(
+            f"\n{name}: {len(documents)} documents, {batched.candidates} trials, accuracy before"
+            f" {record['before']['accuracy']:.2f}"
+        )
+        print(
+            f"  laser-search                  {seconds:8.2f} s   {record['forward_passes']:.1f} passes, {dropped}"
+            " trials dropped early"
+        )
         print(f"  plain loop, batches of {BATCH}     {batched.seconds:8.2f} s   {batched.seconds / seconds:6.1f}x")
-        print(f"  plain loop, one at a time     {singly_seconds:8.2f} s   {singly_seconds / seconds:6.1f}x{f'   (from every {sampled}th matrix)' if sampled > 1 else ''}")
+        print(
+            f"  plain loop, one at a time     {singly_seconds:8.2f} s  "
+            f" {singly_seconds / seconds:6.1f}x{f'   (from every {sampled}th matrix)' if sampled > 1 else ''}"
+        )
     assert (chosen["matrices"], chosen["keep"]["rank_fraction"]) == ([batched.key], batched.fraction)
     assert batched.seconds >= 5 * seconds and singly_seconds >= 12 * seconds
 
@@ -198,7 +224,9 @@ def held_out(lm, documents, key: str, weight) -> int:
 
 
 def test_laser_gradient_demo(capsys) -> None:
-    """100 documents and the gradient, against every matrix and rank on 1,000 documents; both winners on 2,000 that neither saw."""
+    """100 documents and the gradient, against every matrix and rank on 1,000 documents; both winners on 2,000 that
+    neither saw.
+    """
     import torch
 
     from harness_ext.recipe import parse_recipe
@@ -216,15 +244,23 @@ def test_laser_gradient_demo(capsys) -> None:
     share = [correct / len(unseen) for correct in (ours, theirs)]
     half = 1.96 * (sum(each * (1 - each) for each in share) / len(unseen)) ** 0.5
     with capsys.disabled():
-        print(f"\nlaser-gradient on the embedded model: 100 documents, {len(record['trials'])} trials, {record['forward_passes']:.1f} passes")
+        print(
+            f"\nlaser-gradient on the embedded model: 100 documents, {len(record['trials'])} trials,"
+            f" {record['forward_passes']:.1f} passes"
+        )
         print(f"  laser-gradient                {seconds:8.2f} s   held out {share[0]:.3f}")
-        print(f"  plain loop, 1,000 documents   {plain.seconds:8.2f} s   held out {share[1]:.3f}   {plain.seconds / seconds:6.1f}x, {plain.candidates} candidates; half-width of the interval {half:.3f}")
+        print(
+            f"  plain loop, 1,000 documents   {plain.seconds:8.2f} s   held out {share[1]:.3f}  "
+            f" {plain.seconds / seconds:6.1f}x, {plain.candidates} candidates; half-width of the interval {half:.3f}"
+        )
     # The embedded model has fourteen matrices, of which five are searched; the ratio grows with the number of matrices.
     assert plain.seconds >= 50 * seconds and share[0] >= share[1] - half
 
 
 def test_laser_gradient_random(tmp_path: Path, capsys) -> None:
-    """The same on a Llama of 6 layers. Of the plain loop one candidate of each shape is run, since all others do the same work."""
+    """The same on a Llama of 6 layers. Of the plain loop one candidate of each shape is run, since all others do the
+    same work.
+    """
     from harness_ext.recipe import parse_recipe
 
     words = 8192
@@ -233,13 +269,23 @@ def test_laser_gradient_random(tmp_path: Path, capsys) -> None:
     matrices = lm.weights.anatomy.select(parse_recipe("laser-gradient").steps[0])
     record, seconds = searched(lm, thousand[:100], "laser-gradient")
     by_role = {matrix.role: matrix for matrix in matrices}
-    each = {role: plain_loop(lm, thousand, [matrix], BATCH, (0.4,)).seconds for role, matrix in by_role.items() if role in ("o_proj", "up_proj", "down_proj")}
+    each = {
+        role: plain_loop(lm, thousand, [matrix], BATCH, (0.4,)).seconds
+        for role, matrix in by_role.items()
+        if role in ("o_proj", "up_proj", "down_proj")
+    }
     alike = {"q_proj": "o_proj", "k_proj": "o_proj", "v_proj": "o_proj", "gate_proj": "up_proj"}
     plain = len(FRACTIONS) * sum(each[alike.get(matrix.role, matrix.role)] for matrix in matrices)
     with capsys.disabled():
-        print(f"\nlaser-gradient on a Llama of 6 layers, d 512: 100 documents, {len(record['trials'])} trials, {record['forward_passes']:.1f} passes")
+        print(
+            f"\nlaser-gradient on a Llama of 6 layers, d 512: 100 documents, {len(record['trials'])} trials,"
+            f" {record['forward_passes']:.1f} passes"
+        )
         print(f"  laser-gradient                {seconds:8.2f} s")
-        print(f"  plain loop, 1,000 documents   {plain:8.2f} s   {plain / seconds:6.1f}x, {len(matrices) * len(FRACTIONS)} candidates, from one of each shape")
+        print(
+            f"  plain loop, 1,000 documents   {plain:8.2f} s   {plain / seconds:6.1f}x,"
+            f" {len(matrices) * len(FRACTIONS)} candidates, from one of each shape"
+        )
     # The gradient takes matrices of the first layer here, where a trial saves no layers below: the worst case.
     assert plain >= 50 * seconds
 

@@ -1,6 +1,7 @@
 """How long it takes until something happens: our command against lm-eval's, on this machine as it is.
 
-Printed, with little asserted: other processes slow a wall-clock time down, so the processor time stands beside it. Each figure is the
+Printed, with little asserted: other processes slow a wall-clock time down, so the processor time stands beside it. Each
+figure is the
 least of several runs, after one that is not counted (file caches, byte code, the task index).
 """
 
@@ -45,7 +46,9 @@ def least(values: list[Seconds]) -> Seconds:
 def first_forward(module: str, arguments: tuple[str, ...], folder: Path) -> Seconds:
     """From the start of the process to the first forward pass."""
     script = Path(__file__).with_name("first_forward.py")
-    done = subprocess.run([sys.executable, script, module, *arguments], capture_output=True, text=True, check=True, cwd=folder)
+    done = subprocess.run(
+        [sys.executable, script, module, *arguments], capture_output=True, text=True, check=True, cwd=folder
+    )
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("FIRST FORWARD ")]
     return Seconds(**json.loads(line.removeprefix("FIRST FORWARD ")))
 
@@ -78,7 +81,10 @@ def test_startup(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     measure("to first forward, ours with --recipe laser", first_forward, "harness_ext", (*OURS, "--recipe", "laser"))
 
     with capsys.disabled():
-        print(f"\n\nStart-up, least of {REPEATS}; load average at the end {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+        print(
+            f"\n\nStart-up, least of {REPEATS}; load average at the end {os.getloadavg()[0]:.1f} on {os.cpu_count()}"
+            " cores"
+        )
         for name, seconds in rows.items():
             print(f"  {name:<62}{seconds}")
     assert rows["to first forward, ours with --recipe laser"].cpu < rows["to first forward, lm-eval"].cpu / 2

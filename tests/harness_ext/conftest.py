@@ -1,4 +1,6 @@
-"""Tiny random models of each family, a word-level tokenizer, and lm-eval wrappers around them; all made here, nothing fetched."""
+"""Tiny random models of each family, a word-level tokenizer, and lm-eval wrappers around them; all made here, nothing
+fetched.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,21 @@ def _tokenizer(folder: Path) -> None:
 
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<eos>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>").save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
+    ).save_pretrained(folder)
 
 
 _SPECIAL = {"vocab_size": len(WORDS), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-# Of the shapes that matter here every size differs, and heads are 6 wide: a mix-up of rows, columns or heads cannot pass unseen.
-_COMMON = {**_SPECIAL, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 64}
+# Of the shapes that matter here every size differs, and heads are 6 wide: a mix-up of rows, columns or heads cannot
+# pass unseen.
+_COMMON = {
+    **_SPECIAL,
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
 _GATED = {**_COMMON, "intermediate_size": 40, "num_key_value_heads": 2}
 _GPT = {**_SPECIAL, "n_embd": 24, "n_inner": 40, "n_layer": 3, "n_head": 4, "n_positions": 64}
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
@@ -44,7 +55,14 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", _GATED),
     "qwen3": ("qwen3", {**_GATED, "head_dim": 10}),
     "gemma2": ("gemma2", {**_GEMMA, "query_pre_attn_scalar": 10}),
-    "gemma3": ("gemma3_text", {**_GEMMA, "query_pre_attn_scalar": 10, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
+    "gemma3": (
+        "gemma3_text",
+        {
+            **_GEMMA,
+            "query_pre_attn_scalar": 10,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
     "phi": ("phi", {**_COMMON, **_PARTLY_ROTARY, "intermediate_size": 40, "num_key_value_heads": 2}),
     "phi3": ("phi3", _GATED),
     "gpt2": ("gpt2", _GPT),
@@ -53,17 +71,27 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox-unbiased": ("gpt_neox", {**_COMMON, **_PARTLY_ROTARY, "intermediate_size": 40, "attention_bias": False}),
     # Their ReLU would leave some rows without effect.
     "opt": ("opt", {**_COMMON, "ffn_dim": 40, "word_embed_proj_dim": 24, "activation_function": "gelu"}),
-    "opt-unbiased": ("opt", {**_COMMON, "ffn_dim": 40, "word_embed_proj_dim": 16, "enable_bias": False, "activation_function": "gelu"}),
+    "opt-unbiased": (
+        "opt",
+        {**_COMMON, "ffn_dim": 40, "word_embed_proj_dim": 16, "enable_bias": False, "activation_function": "gelu"},
+    ),
     "bloom": ("bloom", {**_SPECIAL, "hidden_size": 24, "n_layer": 3, "n_head": 4}),
     "falcon": ("falcon", {**_COMMON, "ffn_hidden_size": 40}),
-    "falcon-grouped": ("falcon", {**_COMMON, "ffn_hidden_size": 40, "new_decoder_architecture": True, "num_kv_heads": 2}),
-    "falcon-per-head": ("falcon", {**_COMMON, "ffn_hidden_size": 40, "multi_query": False, "alibi": True, "bias": True}),
+    "falcon-grouped": (
+        "falcon",
+        {**_COMMON, "ffn_hidden_size": 40, "new_decoder_architecture": True, "num_kv_heads": 2},
+    ),
+    "falcon-per-head": (
+        "falcon",
+        {**_COMMON, "ffn_hidden_size": 40, "multi_query": False, "alibi": True, "bias": True},
+    ),
     "mixtral": ("mixtral", {**_GATED, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen2_moe": ("qwen2_moe", {**_GATED, **_EXPERTS, "shared_expert_intermediate_size": 28, "mlp_only_layers": [2]}),
     "qwen3_moe": ("qwen3_moe", {**_GATED, **_EXPERTS, "head_dim": 10}),
 }
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")
-# One whose matrices are all apart, and one that fuses and transposes: what holds for both mostly holds for all, and all are asked among the slow tests.
+# One whose matrices are all apart, and one that fuses and transposes: what holds for both mostly holds for all, and all
+# are asked among the slow tests.
 REPRESENTATIVES = ("gpt2", "llama")
 
 
@@ -77,7 +105,9 @@ def tiny_config(family: str) -> PreTrainedConfig:
 
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Save a tiny random model of a family in a folder of its own: `make_model("gpt2", dtype="bfloat16", safe=True)`."""
+    """Save a tiny random model of a family in a folder of its own: `make_model("gpt2", dtype="bfloat16",
+    safe=True)`.
+    """
 
     def make(family: str, *, dtype: str = "float32", seed: int = 0) -> Path:
         import torch
@@ -97,7 +127,9 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return make
 
 
-@pytest.fixture(params=[name if name in REPRESENTATIVES else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS])
+@pytest.fixture(
+    params=[name if name in REPRESENTATIVES else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
+)
 def family(request: pytest.FixtureRequest) -> str:
     """Each family in turn; in the quick tests the representatives."""
     return request.param
@@ -105,7 +137,9 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=["llama", "gpt2"])
 def plain_family(request: pytest.FixtureRequest) -> str:
-    """The families of plain layout, for references that read rows in one range and inputs with their batch; `test_families` covers the layouts themselves."""
+    """The families of plain layout, for references that read rows in one range and inputs with their batch;
+    `test_families` covers the layouts themselves.
+    """
     return request.param
 
 
@@ -174,6 +208,21 @@ def demo_run(lm_eval: Callable[..., Ran]) -> Callable[..., Ran]:
     """A small run on the embedded model: `demo_run("--recipe", "laser")`."""
 
     def run(*arguments: object, tasks: str = "int_mult", limit: int = 24) -> Ran:
-        return lm_eval("run", "--model", "hf", "--model_args", "pretrained=demo", "--tasks", tasks, "--limit", limit, "--batch_size", 16, "--device", "cpu", *arguments)
+        return lm_eval(
+            "run",
+            "--model",
+            "hf",
+            "--model_args",
+            "pretrained=demo",
+            "--tasks",
+            tasks,
+            "--limit",
+            limit,
+            "--batch_size",
+            16,
+            "--device",
+            "cpu",
+            *arguments,
+        )
 
     return run

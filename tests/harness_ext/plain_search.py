@@ -1,4 +1,6 @@
-"""The plain way to score an edit, for comparison: every request by itself through the whole model, unpadded, written from the definitions; and documents to score it on. Shares no code with the search."""
+"""The plain way to score an edit, for comparison: every request by itself through the whole model, unpadded, written
+from the definitions; and documents to score it on. Shares no code with the search.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ def accuracy_and_loss(lm, documents) -> tuple[list[bool], float]:
     """Right or wrong of each document, and their mean loss, one request at a time."""
     right, losses = [], []
     for document in documents:
-        answers = [_answer(lm, context, answer) for context, answer in document.choices or ((document.context, document.answer),)]
+        answers = [
+            _answer(lm, context, answer)
+            for context, answer in document.choices or ((document.context, document.answer),)
+        ]
         if document.choices:
             right.append(int(numpy.argmax([likelihood for likelihood, _, _ in answers])) in document.right)
         else:
@@ -51,8 +56,14 @@ def documents_for(lm, count: int = 16) -> list[LabelledDocument]:
         # Special tokens are no words.
         ranked = [token for token in ranked if token > 2]
         answer = f" {lm.tok_decode([ranked[0 if number % 2 else 2]])}"
-        choices = tuple((context, f" {lm.tok_decode([ranked[place]])}") for place in (4, 1, 3)) if number % 4 == 3 else ()
-        made.append(LabelledDocument("t", context, choices[1][1] if choices else answer, str(number), choices, (1,) if choices else ()))
+        choices = (
+            tuple((context, f" {lm.tok_decode([ranked[place]])}") for place in (4, 1, 3)) if number % 4 == 3 else ()
+        )
+        made.append(
+            LabelledDocument(
+                "t", context, choices[1][1] if choices else answer, str(number), choices, (1,) if choices else ()
+            )
+        )
     return made
 
 

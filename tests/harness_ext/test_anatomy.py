@@ -1,4 +1,6 @@
-"""Choosing matrices by the words of a recipe. That each slice is what the forward pass uses is checked family by family, in test_families.py."""
+"""Choosing matrices by the words of a recipe. That each slice is what the forward pass uses is checked family by
+family, in test_families.py.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,22 @@ LLAMA_SHAPES = {
     f"model.layers.{layer}.{name}.weight": shape
     for layer in range(12)
     for name, shape in {
-        "self_attn.q_proj": (24, 24), "self_attn.k_proj": (12, 24), "self_attn.v_proj": (12, 24), "self_attn.o_proj": (24, 24),
-        "mlp.gate_proj": (40, 24), "mlp.up_proj": (40, 24), "mlp.down_proj": (24, 40), "input_layernorm": (24,),
+        "self_attn.q_proj": (24, 24),
+        "self_attn.k_proj": (12, 24),
+        "self_attn.v_proj": (12, 24),
+        "self_attn.o_proj": (24, 24),
+        "mlp.gate_proj": (40, 24),
+        "mlp.up_proj": (40, 24),
+        "mlp.down_proj": (24, 40),
+        "input_layernorm": (24,),
     }.items()
 }
 
 
 def step(matrices: list[str], layers: list[int | str] | None = None, *, per_head: bool = False) -> Step:
-    return Step(method="identity", matrices=tuple(matrices), layers=None if layers is None else tuple(layers), per_head=per_head)
+    return Step(
+        method="identity", matrices=tuple(matrices), layers=None if layers is None else tuple(layers), per_head=per_head
+    )
 
 
 def chosen(*arguments, **options) -> list[tuple[int | None, str | None]]:
@@ -37,7 +47,15 @@ def test_groups_cover_the_roles() -> None:
 
 @pytest.mark.parametrize(
     ("layers", "expected"),
-    [([0], [0]), ([-1], [11]), (["-3:"], [9, 10, 11]), (["2:4", 11], [2, 3, 11]), ([":2"], [0, 1]), (["3"], [3]), (["-2:-1"], [10])],
+    [
+        ([0], [0]),
+        ([-1], [11]),
+        (["-3:"], [9, 10, 11]),
+        (["2:4", 11], [2, 3, 11]),
+        ([":2"], [0, 1]),
+        (["3"], [3]),
+        (["-2:-1"], [10]),
+    ],
 )
 def test_layers_take_numbers_negatives_and_ranges(layers: list[int | str], expected: list[int]) -> None:
     assert [layer for layer, _ in chosen(["q_proj"], layers)] == expected
@@ -59,7 +77,10 @@ def test_mistakes_are_reported_together_with_the_nearest() -> None:
 def test_an_unknown_architecture_works_through_globs_and_says_so() -> None:
     anatomy = Anatomy({"model_type": "novel"}, {"blocks.0.mixer.weight": (4, 5), "norm.weight": (4,)})
     assert [matrix.parameter for matrix in anatomy.select(step(["*.mixer.weight"]))] == ["blocks.0.mixer.weight"]
-    with pytest.raises(UserError, match=r"roles of a novel are unknown: use globs on parameter names, such as 'blocks\.\*\.mixer\.weight'"):
+    with pytest.raises(
+        UserError,
+        match=r"roles of a novel are unknown: use globs on parameter names, such as 'blocks\.\*\.mixer\.weight'",
+    ):
         anatomy.select(step(["q_proj"]))
 
 

@@ -31,13 +31,31 @@ def assert_told(ran, *words: str) -> None:
         (["--recipe", "laser:keep.rank=5000"], ["rank 5000 is beyond a", "its largest rank is"]),
         (["--recipe", "eigenprune:calibration.batch_size=1"], ["calibration.batch_size"]),
         (["--recipe", "svd:keep.param_fraction=0"], ["keep.param_fraction: input should be greater than 0"]),
-        (["--recipe", "svd:matrices=[up_proj expert 3]"], ["'up_proj expert 3' names experts, and this model has none; it has q_proj"]),
+        (
+            ["--recipe", "svd:matrices=[up_proj expert 3]"],
+            ["'up_proj expert 3' names experts, and this model has none; it has q_proj"],
+        ),
         (["--recipe", "svd:matrices=[experts]"], ["'experts' names experts, and this model has none"]),
-        (["--recipe", "fwsvd:calibration.split=validation"], ["int_mult has no validation split", "calibration.split=test"]),
-        (["--recipe", "fwsvd:calibration.task=int_mult,calibration.split=validation"], ["task 'int_mult' has no validation split", "name another: calibration.task=TASK"]),
-        (["--recipe", "wanda:matrices=[model.embed_tokens.weight]"], ["model.embed_tokens.weight does not multiply an input", "leave it out of matrices"]),
-        (["--recipe", "fwsvd:matrices=[model.embed_tokens.weight]"], ["model.embed_tokens.weight does not multiply an input"]),
-        (["--recipe", "eigenprune:calibration.samples=100000"], ["100000 documents of 'int_mult' were asked for", "lower calibration.samples"]),
+        (
+            ["--recipe", "fwsvd:calibration.split=validation"],
+            ["int_mult has no validation split", "calibration.split=test"],
+        ),
+        (
+            ["--recipe", "fwsvd:calibration.task=int_mult,calibration.split=validation"],
+            ["task 'int_mult' has no validation split", "name another: calibration.task=TASK"],
+        ),
+        (
+            ["--recipe", "wanda:matrices=[model.embed_tokens.weight]"],
+            ["model.embed_tokens.weight does not multiply an input", "leave it out of matrices"],
+        ),
+        (
+            ["--recipe", "fwsvd:matrices=[model.embed_tokens.weight]"],
+            ["model.embed_tokens.weight does not multiply an input"],
+        ),
+        (
+            ["--recipe", "eigenprune:calibration.samples=100000"],
+            ["100000 documents of 'int_mult' were asked for", "lower calibration.samples"],
+        ),
         (["--recipe", "eigenprune:calibration.task=no_such"], ["unknown task 'no_such'"]),
         (["--recipe", "laser", "--control", "eigenprune"], ["'eigenprune' cannot be a control", "random-subspace"]),
         (["--recipe", "laser", "--use_cache", "cache"], ["--use_cache cannot be combined with --recipe"]),
@@ -48,16 +66,30 @@ def assert_told(ran, *words: str) -> None:
 def test_a_mistake_in_the_command(demo_run, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
     assert_told(demo_run(*arguments, limit=4), *words)
     assert not list(tmp_path.glob("results/demo/.*"))
-    assert not [path for path in tmp_path.glob("results/demo/*/receipt.json") if json.loads(path.read_text())["recipe"]["name"] != "baseline"]
+    assert not [
+        path
+        for path in tmp_path.glob("results/demo/*/receipt.json")
+        if json.loads(path.read_text())["recipe"]["name"] != "baseline"
+    ]
 
 
 def test_one_recipe_that_does_not_fit_is_told_before_anything_is_loaded(demo_run, tmp_path: Path) -> None:
-    ran = demo_run("--recipe", "svd", "laser:matrices=[up_prj]", "laser:keep.rank=999", "eigenprune:calibration.samples=1", tasks="int_mult,int_sum", limit=4)
+    ran = demo_run(
+        "--recipe",
+        "svd",
+        "laser:matrices=[up_prj]",
+        "laser:keep.rank=999",
+        "eigenprune:calibration.samples=1",
+        tasks="int_mult,int_sum",
+        limit=4,
+    )
     assert_told(ran, "did you mean 'up_proj'?", "rank 999 is beyond", "1 samples are too few for 2 tasks")
     assert "loading" not in ran.err and not list(tmp_path.glob("results/demo/*"))
 
 
-def test_a_mistake_that_shows_late_costs_nothing_that_was_finished(demo_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistake_that_shows_late_costs_nothing_that_was_finished(
+    demo_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("harness_ext.session.Session._check_fit", lambda self, recipes: None)
     ran = demo_run("--recipe", "svd", "laser:matrices=[up_prj]", limit=4)
     assert_told(ran, "did you mean 'up_proj'?")
@@ -65,25 +97,61 @@ def test_a_mistake_that_shows_late_costs_nothing_that_was_finished(demo_run, tmp
 
 
 def test_one_document_of_a_task_has_nothing_to_be_compared_with(demo_run) -> None:
-    assert_told(demo_run("--recipe", "eigenprune:calibration.samples=3", tasks="int_mult,int_sum", limit=4), "int_sum would give only one", "raise calibration.samples")
+    assert_told(
+        demo_run("--recipe", "eigenprune:calibration.samples=3", tasks="int_mult,int_sum", limit=4),
+        "int_sum would give only one",
+        "raise calibration.samples",
+    )
 
 
 def test_a_task_without_answers(lm_eval, tmp_path: Path) -> None:
     """One that scores whole texts, named or evaluated."""
     (tmp_path / "texts.jsonl").write_text('{"text": "one two"}\n{"text": "three"}\n')
-    task = {"task": "whole_texts", "dataset_path": "json", "dataset_kwargs": {"data_files": {"train": str(tmp_path / "texts.jsonl")}}, "training_split": "train", "test_split": "train"}
-    (tmp_path / "texts.yaml").write_text(json.dumps({**task, "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}"}))
-    arguments = ("run", "--model", "hf", "--model_args", "pretrained=demo", "--device", "cpu", "--include_path", tmp_path, "--tasks")
-    assert_told(lm_eval(*arguments, "int_mult", "--recipe", "fwsvd:calibration.task=whole_texts"), "task 'whole_texts' scores whole texts and has no answers", "name another: calibration.task=TASK")
-    assert_told(lm_eval(*arguments, "whole_texts", "--recipe", "fwsvd"), "no evaluated task can give labelled documents (whole_texts scores whole texts and has no answers)")
+    task = {
+        "task": "whole_texts",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"train": str(tmp_path / "texts.jsonl")}},
+        "training_split": "train",
+        "test_split": "train",
+    }
+    (tmp_path / "texts.yaml").write_text(
+        json.dumps({**task, "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}"})
+    )
+    arguments = (
+        "run",
+        "--model",
+        "hf",
+        "--model_args",
+        "pretrained=demo",
+        "--device",
+        "cpu",
+        "--include_path",
+        tmp_path,
+        "--tasks",
+    )
+    assert_told(
+        lm_eval(*arguments, "int_mult", "--recipe", "fwsvd:calibration.task=whole_texts"),
+        "task 'whole_texts' scores whole texts and has no answers",
+        "name another: calibration.task=TASK",
+    )
+    assert_told(
+        lm_eval(*arguments, "whole_texts", "--recipe", "fwsvd"),
+        "no evaluated task can give labelled documents (whole_texts scores whole texts and has no answers)",
+    )
 
 
 def test_a_budget_that_cannot_be_met_is_said(demo_run, tmp_path: Path) -> None:
     ran = demo_run("--recipe", "svd:keep.param_fraction=0.0001", limit=4)
-    assert ran.code == 0 and "the budget comes to less than one component, and one was kept: they hold more than was asked for" in ran.err
+    assert (
+        ran.code == 0
+        and "the budget comes to less than one component, and one was kept: they hold more than was asked for"
+        in ran.err
+    )
     (path,) = tmp_path.glob("results/demo/svd*/receipt.json")
     receipt = json.loads(path.read_text())
-    assert {row["rank_after"] for row in receipt["matrices"]} == {1} and "hold more than was asked for" in receipt["warnings"][0]
+    assert {row["rank_after"] for row in receipt["matrices"]} == {1} and "hold more than was asked for" in receipt[
+        "warnings"
+    ][0]
 
 
 def test_statistics_that_are_singular_are_recorded_with_what_was_done_instead(demo_run, tmp_path: Path) -> None:
@@ -94,7 +162,9 @@ def test_statistics_that_are_singular_are_recorded_with_what_was_done_instead(de
     assert {row["fallback"] for row in json.loads(path.read_text())["matrices"]} == {"weight_directions"}
 
 
-def test_statistics_that_are_not_finite_are_a_failed_row_with_its_place(demo_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_that_are_not_finite_are_a_failed_row_with_its_place(
+    demo_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from harness_ext.evidence import InputMagnitude
 
     monkeypatch.setattr(InputMagnitude, "result", lambda self: self._total * float("inf"))
@@ -103,11 +173,17 @@ def test_statistics_that_are_not_finite_are_a_failed_row_with_its_place(demo_run
     (path,) = tmp_path.glob("results/demo/asvd*/receipt.json")
     failure = json.loads(path.read_text())["failure"]
     assert (failure["kind"], failure["where"]) == ("non_finite_statistic", "model.layers.0.self_attn.q_proj.weight")
-    assert "load the model in float32 or bfloat16" in failure["reason"] and failure["reason"] in " ".join(ran.out.split()) + " ".join(ran.err.split())
+    assert "load the model in float32 or bfloat16" in failure["reason"] and failure["reason"] in " ".join(
+        ran.out.split()
+    ) + " ".join(ran.err.split())
 
 
 def test_all_documents_to_learn_from(demo_run) -> None:
-    assert_told(demo_run("--recipe", "ablation-prune:calibration.split=test,calibration.samples=24", limit=24), "24 of the 24 scored documents of 'int_mult'", "lower calibration.samples")
+    assert_told(
+        demo_run("--recipe", "ablation-prune:calibration.split=test,calibration.samples=24", limit=24),
+        "24 of the 24 scored documents of 'int_mult'",
+        "lower calibration.samples",
+    )
 
 
 def test_no_document_to_score(demo_run) -> None:
@@ -119,11 +195,18 @@ def test_a_control_of_the_baseline(demo_run) -> None:
 
 
 def test_a_recipe_among_the_model_arguments(lm_eval) -> None:
-    assert_told(lm_eval("run", "--model", "hf", "--model_args", "pretrained=demo,recipe=laser", "--tasks", "int_mult"), "--recipe laser")
+    assert_told(
+        lm_eval("run", "--model", "hf", "--model_args", "pretrained=demo,recipe=laser", "--tasks", "int_mult"),
+        "--recipe laser",
+    )
 
 
 def test_a_calibrated_recipe_without_a_task_that_has_answers(demo_run) -> None:
-    assert_told(demo_run("--recipe", "eigenprune", tasks="pronoun_bias", limit=4), "pronoun_bias has no right answers", "name one that can: calibration.task=TASK")
+    assert_told(
+        demo_run("--recipe", "eigenprune", tasks="pronoun_bias", limit=4),
+        "pronoun_bias has no right answers",
+        "name one that can: calibration.task=TASK",
+    )
     assert demo_run("--recipe", "ablation-prune:calibration.task=pronoun_bias", tasks="pronoun_bias", limit=4).code == 0
 
 
@@ -135,13 +218,29 @@ def broken_model(lm_eval, tmp_path: Path) -> Callable[[Callable[[Path], None]], 
         folder = tmp_path / "model"
         shutil.copytree(demo_path(), folder)
         harm(folder)
-        return lm_eval("run", "--model", "hf", "--model_args", f"pretrained={folder}", "--tasks", "int_mult", "--limit", 4, "--device", "cpu", "--recipe", "laser")
+        return lm_eval(
+            "run",
+            "--model",
+            "hf",
+            "--model_args",
+            f"pretrained={folder}",
+            "--tasks",
+            "int_mult",
+            "--limit",
+            4,
+            "--device",
+            "cpu",
+            "--recipe",
+            "laser",
+        )
 
     return run
 
 
 def test_a_missing_weights_file(broken_model) -> None:
-    assert_told(broken_model(lambda folder: (folder / "model.safetensors").unlink()), "holds no weights", "model.safetensors")
+    assert_told(
+        broken_model(lambda folder: (folder / "model.safetensors").unlink()), "holds no weights", "model.safetensors"
+    )
 
 
 def test_a_truncated_weights_file(broken_model) -> None:
@@ -163,13 +262,17 @@ def test_a_truncated_header(broken_model) -> None:
 def test_a_shard_that_the_index_names_and_the_folder_lacks(broken_model) -> None:
     def split(folder: Path) -> None:
         (folder / "model.safetensors").unlink()
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}))
+        (folder / "model.safetensors.index.json").write_text(
+            json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}})
+        )
 
     assert_told(broken_model(split), "model-00001-of-00002.safetensors is missing")
 
 
 def test_a_folder_without_config(broken_model) -> None:
-    assert_told(broken_model(lambda folder: (folder / "config.json").unlink()), "is no model folder: it has no config.json")
+    assert_told(
+        broken_model(lambda folder: (folder / "config.json").unlink()), "is no model folder: it has no config.json"
+    )
 
 
 def pickle_weights(folder: Path) -> None:
@@ -187,20 +290,46 @@ def test_pickled_weights_need_leave(broken_model) -> None:
 def test_pickled_weights_with_leave(lm_eval, tmp_path: Path) -> None:
     shutil.copytree(demo_path(), tmp_path / "model")
     pickle_weights(tmp_path / "model")
-    ran = lm_eval("run", "--model", "hf", "--model_args", f"pretrained={tmp_path / 'model'},use_safetensors=False", "--tasks", "int_mult", "--limit", 4, "--device", "cpu", "--recipe", "laser")
+    ran = lm_eval(
+        "run",
+        "--model",
+        "hf",
+        "--model_args",
+        f"pretrained={tmp_path / 'model'},use_safetensors=False",
+        "--tasks",
+        "int_mult",
+        "--limit",
+        4,
+        "--device",
+        "cpu",
+        "--recipe",
+        "laser",
+    )
     assert ran.code == 0, ran.err
 
 
 def test_a_model_that_is_not_there(lm_eval) -> None:
     arguments = ("--tasks", "int_mult", "--device", "cpu", "--recipe", "laser")
-    assert_told(lm_eval("run", "--model", "hf", "--model_args", "pretrained=./nowhere", *arguments), "there is no model folder ./nowhere")
-    assert_told(lm_eval("run", "--model", "hf", "--model_args", "pretrained=nobody/nothing", *arguments), "'nobody/nothing' is neither a local folder nor to be had from the hub")
+    assert_told(
+        lm_eval("run", "--model", "hf", "--model_args", "pretrained=./nowhere", *arguments),
+        "there is no model folder ./nowhere",
+    )
+    assert_told(
+        lm_eval("run", "--model", "hf", "--model_args", "pretrained=nobody/nothing", *arguments),
+        "'nobody/nothing' is neither a local folder nor to be had from the hub",
+    )
 
 
 def test_a_quantised_model(broken_model) -> None:
     def quantise(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
-        config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}
+        config["quantization_config"] = {
+            "quant_method": "gptq",
+            "bits": 4,
+            "group_size": 128,
+            "sym": True,
+            "desc_act": False,
+        }
         (folder / "config.json").write_text(json.dumps(config))
 
     assert_told(broken_model(quantise), "is quantised (gptq)", "cannot be edited")
@@ -208,12 +337,19 @@ def test_a_quantised_model(broken_model) -> None:
 
 def test_a_results_folder_that_is_a_file(demo_run, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
-    assert_told(demo_run("--recipe", "laser", "--output_path", "taken", limit=4), "results cannot be written to taken", "--output_path")
+    assert_told(
+        demo_run("--recipe", "laser", "--output_path", "taken", limit=4),
+        "results cannot be written to taken",
+        "--output_path",
+    )
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be kept from /proc in the same way everywhere")
 def test_a_results_folder_that_cannot_be_written(demo_run) -> None:
-    assert_told(demo_run("--recipe", "laser", "--output_path", "/proc/results", limit=4), "results cannot be written to /proc/results")
+    assert_told(
+        demo_run("--recipe", "laser", "--output_path", "/proc/results", limit=4),
+        "results cannot be written to /proc/results",
+    )
 
 
 def test_a_newer_database_is_told_before_anything_is_computed(demo_run, tmp_path: Path) -> None:
@@ -221,7 +357,10 @@ def test_a_newer_database_is_told_before_anything_is_computed(demo_run, tmp_path
 
     assert demo_run("--recipe", "baseline", limit=4).code == 0
     with duckdb.connect(str(tmp_path / "results" / "leaderboard.duckdb")) as connection:
-        connection.sql("insert into schema_migrations (select number + 1000, name, * exclude (number, name) from schema_migrations)")
+        connection.sql(
+            "insert into schema_migrations (select number + 1000, name, * exclude (number, name) from"
+            " schema_migrations)"
+        )
     ran = demo_run("--recipe", "laser", limit=4)
     assert_told(ran, "this version knows", "upgrade lm-eval-recipes")
     assert "evaluating" not in ran.err
@@ -237,7 +376,14 @@ def test_a_busy_database_costs_only_its_own_update(demo_run, tmp_path: Path, mon
     assert demo_run("--recipe", "baseline", limit=4).code == 0
     database = tmp_path / "results" / "leaderboard.duckdb"
     holder = subprocess.Popen(
-        [sys.executable, "-c", "import duckdb, sys, time; c = duckdb.connect(sys.argv[1]); print('held', flush=True); time.sleep(60)", str(database)], stdout=subprocess.PIPE, text=True
+        [
+            sys.executable,
+            "-c",
+            "import duckdb, sys, time; c = duckdb.connect(sys.argv[1]); print('held', flush=True); time.sleep(60)",
+            str(database),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     with holder:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"

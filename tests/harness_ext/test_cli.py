@@ -1,4 +1,6 @@
-"""The command line: everything of lm-eval's is there unchanged, our flags and keys are read, mistakes are told in one line."""
+"""The command line: everything of lm-eval's is there unchanged, our flags and keys are read, mistakes are told in one
+line.
+"""
 
 from __future__ import annotations
 
@@ -57,13 +59,27 @@ def parsed_by_lm_eval(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> di
 
 
 def describe(action: argparse.Action) -> tuple[object, ...]:
-    return (action.option_strings, action.dest, action.default, action.nargs, action.choices, action.required, action.const, type(action).__name__, action.help)
+    return (
+        action.option_strings,
+        action.dest,
+        action.default,
+        action.nargs,
+        action.choices,
+        action.required,
+        action.const,
+        type(action).__name__,
+        action.help,
+    )
 
 
 @pytest.mark.parametrize("command", ["run", "ls", "validate"])
 def test_every_argument_of_lm_eval_is_unchanged(command: str) -> None:
     theirs = HarnessCLI()._subparsers.choices[command]._actions
-    ours = [action for action in RecipesCLI()._subparsers.choices[command]._actions if action.dest not in ("recipe", "control")]
+    ours = [
+        action
+        for action in RecipesCLI()._subparsers.choices[command]._actions
+        if action.dest not in ("recipe", "control")
+    ]
     assert [describe(action) for action in ours] == [describe(action) for action in theirs]
 
 
@@ -73,11 +89,27 @@ def test_no_abbreviation_of_lm_evals_becomes_ambiguous() -> None:
         for end in range(3, len(option)):
             matches = theirs._get_option_tuples(option[:end])
             if len(matches) == 1:
-                assert [match[0].dest for match in ours._get_option_tuples(option[:end])] == [matches[0][0].dest], option[:end]
+                assert [match[0].dest for match in ours._get_option_tuples(option[:end])] == [matches[0][0].dest], (
+                    option[:end]
+                )
 
 
-def test_a_run_without_recipe_reaches_lm_eval_as_it_was_parsed(monkeypatch: pytest.MonkeyPatch, plain: list[argparse.Namespace]) -> None:
-    arguments = ("--model", "hf", "--model_args", "pretrained=gpt2,dtype=float32", "--tasks", "a,b", "--batch_size", "8", "--log_samples", "--output_path", "o")
+def test_a_run_without_recipe_reaches_lm_eval_as_it_was_parsed(
+    monkeypatch: pytest.MonkeyPatch, plain: list[argparse.Namespace]
+) -> None:
+    arguments = (
+        "--model",
+        "hf",
+        "--model_args",
+        "pretrained=gpt2,dtype=float32",
+        "--tasks",
+        "a,b",
+        "--batch_size",
+        "8",
+        "--log_samples",
+        "--output_path",
+        "o",
+    )
     expected = parsed_by_lm_eval(monkeypatch, *arguments)
     set_arguments(monkeypatch, *arguments)
     main()
@@ -106,7 +138,9 @@ def test_help_and_recipes_are_quick_and_load_nothing_heavy() -> None:
 
 
 def test_the_module_and_the_scripts_are_one_command() -> None:
-    shown = subprocess.run([sys.executable, "-m", "harness_ext", "--help"], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        [sys.executable, "-m", "harness_ext", "--help"], capture_output=True, text=True, check=True
+    ).stdout
     for command in ("run", "ls", "validate", "recipes", "compare", "ingest", "baseline", "leaderboard", "doctor"):
         assert f"\n    {command}" in shown
 
@@ -119,7 +153,18 @@ def run_arguments(*more: object) -> tuple[object, ...]:
 
 
 def test_recipes_repeat_and_keep_their_settings(monkeypatch: pytest.MonkeyPatch, executed: list[RunConfig]) -> None:
-    set_arguments(monkeypatch, *run_arguments("--recipe", "laser", "--recipe", "eigenprune:fraction=0.1,calibration.samples=80", "svd", "--control", "random-subspace"))
+    set_arguments(
+        monkeypatch,
+        *run_arguments(
+            "--recipe",
+            "laser",
+            "--recipe",
+            "eigenprune:fraction=0.1,calibration.samples=80",
+            "svd",
+            "--control",
+            "random-subspace",
+        ),
+    )
     main()
     (run,) = executed
     assert run.recipes == ("laser", "eigenprune:fraction=0.1,calibration.samples=80", "svd")
@@ -136,10 +181,17 @@ def test_the_old_form_without_run(monkeypatch: pytest.MonkeyPatch, executed: lis
 def test_defaults_that_recipes_need(monkeypatch: pytest.MonkeyPatch, executed: list[RunConfig]) -> None:
     set_arguments(monkeypatch, *run_arguments("--recipe", "laser"))
     main()
-    set_arguments(monkeypatch, *run_arguments("--recipe", "laser", "--output_path", "elsewhere", "--seed", "7", "--limit", "5"))
+    set_arguments(
+        monkeypatch, *run_arguments("--recipe", "laser", "--output_path", "elsewhere", "--seed", "7", "--limit", "5")
+    )
     main()
     first, second = (run.harness for run in executed)
-    assert (first.output_path, first.log_samples, first.model, first.model_args) == ("results", True, "hf", {"pretrained": "gpt2"})
+    assert (first.output_path, first.log_samples, first.model, first.model_args) == (
+        "results",
+        True,
+        "hf",
+        {"pretrained": "gpt2"},
+    )
     assert (second.output_path, second.log_samples, second.seed, second.limit) == ("elsewhere", True, [7, 7, 7, 7], 5)
 
 
@@ -152,16 +204,25 @@ def write_config(folder: Path, text: str) -> Path:
 CONFIG = "model: hf\nmodel_args: {pretrained: gpt2}\ntasks: [int_mult]\nnum_fewshot: 2\n"
 
 
-@pytest.mark.parametrize(("line", "recipes"), [("recipe: laser", ("laser",)), ("recipe: [laser, 'svd:keep.rank=2']", ("laser", "svd:keep.rank=2"))])
-def test_a_recipe_in_the_config_file(line: str, recipes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executed: list[RunConfig]) -> None:
-    set_arguments(monkeypatch, "run", "--config", write_config(tmp_path, CONFIG + line + "\ncontrol: random-subspace\n"))
+@pytest.mark.parametrize(
+    ("line", "recipes"),
+    [("recipe: laser", ("laser",)), ("recipe: [laser, 'svd:keep.rank=2']", ("laser", "svd:keep.rank=2"))],
+)
+def test_a_recipe_in_the_config_file(
+    line: str, recipes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executed: list[RunConfig]
+) -> None:
+    set_arguments(
+        monkeypatch, "run", "--config", write_config(tmp_path, CONFIG + line + "\ncontrol: random-subspace\n")
+    )
     main()
     (run,) = executed
     assert (run.recipes, run.controls) == (recipes, ("random-subspace",))
     assert (run.harness.num_fewshot, run.harness.output_path, run.harness.log_samples) == (2, "results", True)
 
 
-def test_a_flag_replaces_the_key_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executed: list[RunConfig]) -> None:
+def test_a_flag_replaces_the_key_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executed: list[RunConfig]
+) -> None:
     path = write_config(tmp_path, CONFIG + "recipe: laser\noutput_path: from_file\n")
     set_arguments(monkeypatch, "run", "--config", path, "--recipe", "svd", "--num_fewshot", "3")
     main()
@@ -172,10 +233,14 @@ def test_a_flag_replaces_the_key_in_the_file(tmp_path: Path, monkeypatch: pytest
 # The embedded model
 
 
-def test_demo_is_the_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executed: list[RunConfig], plain: list[argparse.Namespace]) -> None:
+def test_demo_is_the_embedded_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executed: list[RunConfig], plain: list[argparse.Namespace]
+) -> None:
     monkeypatch.chdir(tmp_path)
     folder = str(demo_path())
-    set_arguments(monkeypatch, "run", "--model_args", "pretrained=demo,dtype=float32", "--tasks", "int_mult", "--recipe", "laser")
+    set_arguments(
+        monkeypatch, "run", "--model_args", "pretrained=demo,dtype=float32", "--tasks", "int_mult", "--recipe", "laser"
+    )
     main()
     assert executed[0].harness.model_args == {"pretrained": folder, "dtype": "float32"}
     assert executed[0].harness.metadata["pretrained"] == folder
@@ -184,12 +249,16 @@ def test_demo_is_the_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     set_arguments(monkeypatch, "run", "--model_args", "pretrained=demo", "--tasks", "int_mult")
     main()
     for value in ("{pretrained: demo}", "pretrained=demo"):
-        set_arguments(monkeypatch, "run", "--config", write_config(tmp_path, f"model_args: {value}\ntasks: [int_mult]\n"))
+        set_arguments(
+            monkeypatch, "run", "--config", write_config(tmp_path, f"model_args: {value}\ntasks: [int_mult]\n")
+        )
         main()
     assert [args.model_args for args in plain] == [{"pretrained": folder}] * 3
 
 
-def test_demo_elsewhere_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_elsewhere_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert resolve_demo("vllm", {"pretrained": "demo"}) == {"pretrained": "demo"}
     assert resolve_demo("hf", {"pretrained": "demo2"}) == {"pretrained": "demo2"}
     (tmp_path / "demo").mkdir()
@@ -222,42 +291,74 @@ def assert_user_error(capsys: pytest.CaptureFixture[str], *words: str) -> None:
         (("run", "--tasks", "int_mult", "--recipe", "laser"), ["pretrained="]),
         (("run", "--model_args", "pretrained=gpt2", "--recipe", "laser"), ["--tasks"]),
         (("run", "--model_args", "pretrained=gpt2,recipe=svd", "--tasks", "int_mult", "--recipe", "laser"), ["twice"]),
-        (run_arguments("--recipe", "laser", "--samples", '{"int_mult": [0]}', "--limit", "3"), ["--samples", "--limit"]),
+        (
+            run_arguments("--recipe", "laser", "--samples", '{"int_mult": [0]}', "--limit", "3"),
+            ["--samples", "--limit"],
+        ),
         (run_arguments("--recipe", "laser", "--config", "no-such-file.yaml"), ["no-such-file.yaml"]),
     ],
 )
 def test_settings_that_make_no_sense_with_a_recipe(
-    arguments: tuple[object, ...], words: list[str], monkeypatch: pytest.MonkeyPatch, executed: list[RunConfig], capsys: pytest.CaptureFixture[str]
+    arguments: tuple[object, ...],
+    words: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    executed: list[RunConfig],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     set_arguments(monkeypatch, *arguments)
     assert_user_error(capsys, *words)
     assert not executed
 
 
-def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch, executed: list[RunConfig], capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_processes_are_refused(
+    monkeypatch: pytest.MonkeyPatch, executed: list[RunConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
     set_arguments(monkeypatch, *run_arguments("--recipe", "laser"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert_user_error(capsys, "several processes", "parallelize=True")
     assert executed == []
 
 
-@pytest.mark.parametrize("line", ["recipe:", "recipe: []", "recipe: {laser: 1}", "recipe: [1]", "recipe: ['']", "control: laser", "recipe: laser\nno_such_key: 1"])
-def test_mistakes_in_the_config_file(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executed: list[RunConfig], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "line",
+    [
+        "recipe:",
+        "recipe: []",
+        "recipe: {laser: 1}",
+        "recipe: [1]",
+        "recipe: ['']",
+        "control: laser",
+        "recipe: laser\nno_such_key: 1",
+    ],
+)
+def test_mistakes_in_the_config_file(
+    line: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    executed: list[RunConfig],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     set_arguments(monkeypatch, "run", "--config", write_config(tmp_path, CONFIG + line + "\n"))
     assert_user_error(capsys)
     assert not executed
 
 
 def test_an_unknown_task_names_its_neighbours(monkeypatch: pytest.MonkeyPatch, executed: list[RunConfig]) -> None:
-    set_arguments(monkeypatch, "run", "--model_args", "pretrained=gpt2", "--tasks", "int_mullt,int_sum", "--recipe", "laser")
+    set_arguments(
+        monkeypatch, "run", "--model_args", "pretrained=gpt2", "--tasks", "int_mullt,int_sum", "--recipe", "laser"
+    )
     main()
     with pytest.raises(UserError, match="'int_mullt'; did you mean int_mult") as raised:
         resolve_tasks(executed[0].harness)
     assert "int_sum'" not in str(raised.value)
 
 
-@pytest.mark.parametrize(("error", "code"), [(UserError("what and where"), EXIT_USER_ERROR), (KeyboardInterrupt(), EXIT_USER_ERROR)])
-def test_exit_codes(error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("error", "code"), [(UserError("what and where"), EXIT_USER_ERROR), (KeyboardInterrupt(), EXIT_USER_ERROR)]
+)
+def test_exit_codes(
+    error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fail(self: object, args: object) -> None:
         raise error
 

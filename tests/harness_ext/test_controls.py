@@ -1,4 +1,6 @@
-"""Controls: their formulas against numpy, their laws, and that each meets the budget of the recipe it is a control of."""
+"""Controls: their formulas against numpy, their laws, and that each meets the budget of the recipe it is a control
+of.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,13 @@ def test_the_smallest_and_the_largest_components_make_up_the_matrix(shape, share
     s = numpy.linalg.svd(weight.numpy(), compute_uv=False)
     assert bottom.rank == rank
     assert float(bottom.weight().norm()) == pytest.approx(numpy.sqrt((s[full - rank :] ** 2).sum()), abs=1e-9)
-    torch.testing.assert_close(bottom.weight() + truncate_svd(weight, truncate=Factors().truncate, keep=Keep(rank=full - rank), generator=torch.Generator()).weight(), weight)
+    torch.testing.assert_close(
+        bottom.weight()
+        + truncate_svd(
+            weight, truncate=Factors().truncate, keep=Keep(rank=full - rank), generator=torch.Generator()
+        ).weight(),
+        weight,
+    )
 
 
 @given(SHAPES, st.floats(0, 3))
@@ -58,7 +66,17 @@ def test_noise_moves_a_matrix_exactly_as_far_as_asked(shape, distance: float) ->
 
 
 def test_noise_has_no_favoured_direction() -> None:
-    steps = torch.stack([noise(torch.ones(3, 4), generator=torch.Generator().manual_seed(seed), relative_error=1.0).weight() - 1 for seed in range(3000)]).flatten(1).double().numpy()
+    steps = (
+        torch.stack(
+            [
+                noise(torch.ones(3, 4), generator=torch.Generator().manual_seed(seed), relative_error=1.0).weight() - 1
+                for seed in range(3000)
+            ]
+        )
+        .flatten(1)
+        .double()
+        .numpy()
+    )
     numpy.testing.assert_allclose(steps.mean(0), 0, atol=0.08)
     numpy.testing.assert_allclose(steps.T @ steps / len(steps), numpy.eye(12), atol=0.08)
 
@@ -69,9 +87,13 @@ def test_noise_has_no_favoured_direction() -> None:
 @given(st.integers(2, 40), st.integers(0, 100))
 @settings(max_examples=60, deadline=None)
 def test_every_document_gets_the_answer_of_another(count: int, seed: int) -> None:
-    documents = [LabelledDocument("t", f"question {number}", f"answer {number}", str(number)) for number in range(count)]
+    documents = [
+        LabelledDocument("t", f"question {number}", f"answer {number}", str(number)) for number in range(count)
+    ]
     exchanged = with_answers_of_others(documents, str(seed))
-    assert [(document.context, document.doc_hash) for document in exchanged] == [(document.context, document.doc_hash) for document in documents]
+    assert [(document.context, document.doc_hash) for document in exchanged] == [
+        (document.context, document.doc_hash) for document in documents
+    ]
     assert Counter(document.answer for document in exchanged) == Counter(document.answer for document in documents)
     assert all(new.answer != old.answer for new, old in zip(exchanged, documents, strict=True))
     assert exchanged == with_answers_of_others(documents, str(seed))
@@ -84,7 +106,10 @@ def no_documents(calibration, where):
     pytest.fail("no document was to be asked for")
 
 
-@pytest.mark.parametrize("specification", ["svd:keep.energy=0.8", "svd:matrices=[attn],per_head=true,keep.rank=2", "magnitude:density=0.4,matrices=[mlp]"])
+@pytest.mark.parametrize(
+    "specification",
+    ["svd:keep.energy=0.8", "svd:matrices=[attn],per_head=true,keep.rank=2", "magnitude:density=0.4,matrices=[mlp]"],
+)
 @pytest.mark.parametrize("name", ["bottom-k", "random-subspace", "noise"])
 def test_a_control_meets_the_budget(make_lm, family: str, specification: str, name: str) -> None:
     lm = make_lm(family)
@@ -110,14 +135,18 @@ def test_a_control_meets_the_budget(make_lm, family: str, specification: str, na
 
 def test_distances_of_a_matrix_edited_twice_add_up_in_squares() -> None:
     record = {"name": "a.weight", "part": None, "rank_before": 4, "rank_after": 2}
-    control = control_recipe("noise", parse_recipe("svd"), {"matrices": [record | {"relative_error": 0.3}, record | {"relative_error": 0.4}]})
+    control = control_recipe(
+        "noise", parse_recipe("svd"), {"matrices": [record | {"relative_error": 0.3}, record | {"relative_error": 0.4}]}
+    )
     (step,) = control.steps
     assert step.parameters["relative_error"] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("name", ["eigenprune", "sfsd", "baseline", "magnitude"])
 def test_what_cannot_be_a_control_is_refused_with_those_that_can(name: str) -> None:
-    with pytest.raises(UserError, match=r"choose from bottom-k, identity, laser, noise, random-subspace, svd, shuffled-labels"):
+    with pytest.raises(
+        UserError, match=r"choose from bottom-k, identity, laser, noise, random-subspace, svd, shuffled-labels"
+    ):
         check_control(name)
 
 
@@ -137,8 +166,18 @@ def test_a_run_with_each_control(demo_run, tmp_path: Path) -> None:
     ran = demo_run("--recipe", pruned, "laser", "--control", "noise", "bottom-k", "shuffled-labels")
     assert ran.code == 0, ran.err
     assert "laser+shuffled-labels: not run, since the recipe learns nothing" in ran.err
-    found = {receipt["recipe"]["label"]: receipt for receipt in (json.loads(path.read_text()) for path in tmp_path.glob("results/demo/*/receipt.json"))}
-    assert set(found) == {"baseline", pruned, "laser", *(f"{pruned}+{name}" for name in ("noise", "bottom-k", "shuffled-labels")), "laser+noise", "laser+bottom-k"}
+    found = {
+        receipt["recipe"]["label"]: receipt
+        for receipt in (json.loads(path.read_text()) for path in tmp_path.glob("results/demo/*/receipt.json"))
+    }
+    assert set(found) == {
+        "baseline",
+        pruned,
+        "laser",
+        *(f"{pruned}+{name}" for name in ("noise", "bottom-k", "shuffled-labels")),
+        "laser+noise",
+        "laser+bottom-k",
+    }
     (ours,), (shuffled,) = (found[label]["calibration"] for label in (pruned, f"{pruned}+shuffled-labels"))
     assert (ours["shuffled_labels"], shuffled["shuffled_labels"]) == (False, True)
     assert ours["documents"] == shuffled["documents"]
@@ -157,7 +196,9 @@ def test_identity_takes_the_same_matrices(make_lm) -> None:
     receipt = {"matrices": rows(lm.apply(recipe, no_documents).records)}
     lm.undo()
     control = control_recipe("identity", recipe, receipt)
-    assert [record.name for record in lm.apply(control, no_documents).records] == [record["name"] for record in receipt["matrices"]]
+    assert [record.name for record in lm.apply(control, no_documents).records] == [
+        record["name"] for record in receipt["matrices"]
+    ]
     assert control.label.endswith("+identity") and control.control == "identity"
 
 

@@ -1,4 +1,6 @@
-"""Data sets of tasks that are not ours: taken from a local copy, or, out of reach, which task, which data set, what to do; and no other exception touched."""
+"""Data sets of tasks that are not ours: taken from a local copy, or, out of reach, which task, which data set, what to
+do; and no other exception touched.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from harness_ext.errors import UserError
 from harness_ext.data_sets import loading
+from harness_ext.errors import UserError
 
 FILE = """
 task: far_away
@@ -22,7 +24,10 @@ doc_to_target: answer
 metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 metadata: {version: 1.0}
 """
-MESSAGE = r"task far_away: its data set cannot be loaded \(.*nobody/nothing.*\)\. .* `datasets\.load_dataset\('nobody/nothing', 'part'\)`, .* HF_HOME=DIR"
+MESSAGE = (
+    r"task far_away: its data set cannot be loaded \(.*nobody/nothing.*\)\. .*"
+    r" `datasets\.load_dataset\('nobody/nothing', 'part'\)`, .* HF_HOME=DIR"
+)
 
 
 @pytest.fixture
@@ -39,10 +44,26 @@ def test_the_task_and_its_data_set_are_named(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", [[], ["--recipe", "laser"]])
-def test_the_command_says_it_in_one_line(folder: Path, recipe: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_it_in_one_line(
+    folder: Path, recipe: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from harness_ext.cli import main
 
-    arguments = ["run", "--model", "hf", "--model_args", "pretrained=demo", "--tasks", "far_away", "--include_path", str(folder), "--device", "cpu", "--output_path", str(folder / "out")]
+    arguments = [
+        "run",
+        "--model",
+        "hf",
+        "--model_args",
+        "pretrained=demo",
+        "--tasks",
+        "far_away",
+        "--include_path",
+        str(folder),
+        "--device",
+        "cpu",
+        "--output_path",
+        str(folder / "out"),
+    ]
     monkeypatch.setattr(sys, "argv", ["lm_eval", *arguments, *recipe])
     with pytest.raises(SystemExit) as left:
         main()
@@ -60,16 +81,45 @@ def test_other_exceptions_pass_unchanged(error: Exception) -> None:
 @pytest.mark.parametrize("place", ["part", "."])
 @pytest.mark.parametrize("how", ["metadata", "environment"])
 @pytest.mark.parametrize("recipe", [[], ["--recipe", "svd"]])
-def test_a_local_copy_takes_the_place_of_the_hub(folder: Path, place: str, how: str, recipe: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """With a folder for the configuration, and in the hub's own layout, where the data set's card tells what a configuration is."""
+def test_a_local_copy_takes_the_place_of_the_hub(
+    folder: Path,
+    place: str,
+    how: str,
+    recipe: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With a folder for the configuration, and in the hub's own layout, where the data set's card tells what a
+    configuration is.
+    """
     from harness_ext.cli import main
 
     copy = folder / "data" / "nobody" / "nothing"
     (copy / place).mkdir(parents=True)
-    (copy / place / "test.jsonl").write_text("".join(f'{{"question": "{number} + 1 =", "answer": "{number + 1}"}}\n' for number in range(5)), encoding="utf-8")
+    (copy / place / "test.jsonl").write_text(
+        "".join(f'{{"question": "{number} + 1 =", "answer": "{number + 1}"}}\n' for number in range(5)),
+        encoding="utf-8",
+    )
     if place == ".":
-        (copy / "README.md").write_text("---\nconfigs:\n- config_name: part\n  data_files:\n  - {split: test, path: test.jsonl}\n---\n", encoding="utf-8")
-    arguments = ["run", "--model", "hf", "--model_args", "pretrained=demo", "--tasks", "far_away", "--include_path", str(folder), "--device", "cpu", "--output_path", str(folder / "out")]
+        (copy / "README.md").write_text(
+            "---\nconfigs:\n- config_name: part\n  data_files:\n  - {split: test, path: test.jsonl}\n---\n",
+            encoding="utf-8",
+        )
+    arguments = [
+        "run",
+        "--model",
+        "hf",
+        "--model_args",
+        "pretrained=demo",
+        "--tasks",
+        "far_away",
+        "--include_path",
+        str(folder),
+        "--device",
+        "cpu",
+        "--output_path",
+        str(folder / "out"),
+    ]
     if how == "metadata":
         arguments += ["--metadata", json.dumps({"data_dir": str(folder / "data")})]
     else:
@@ -77,7 +127,7 @@ def test_a_local_copy_takes_the_place_of_the_hub(folder: Path, place: str, how: 
     monkeypatch.setattr(sys, "argv", ["lm_eval", *arguments, *recipe])
     main()
     assert "far_away" in capsys.readouterr().out
-    (results, *_) = (folder / "out").rglob("results_*.json")
+    results, *_ = (folder / "out").rglob("results_*.json")
     found = json.loads(results.read_text(encoding="utf-8"))
     assert found["n-samples"]["far_away"] == {"original": 5, "effective": 5}
     assert found["configs"]["far_away"]["dataset_path"] == "nobody/nothing"

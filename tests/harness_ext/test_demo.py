@@ -37,10 +37,13 @@ def test_clean_wordings_state_every_fact_rightly(corpus):
         assert all(sums[wording.format(i, j)] == str(i + j) for i in range(100) for j in range(100))
 
 
-@pytest.mark.parametrize(("source", "facts", "wording"), [
-    ("noisy_multiplication", arithmetic.multiplication_facts, data.NOISY_MULTIPLICATION),
-    ("noisy_addition", arithmetic.addition_facts, data.NOISY_ADDITION),
-])
+@pytest.mark.parametrize(
+    ("source", "facts", "wording"),
+    [
+        ("noisy_multiplication", arithmetic.multiplication_facts, data.NOISY_MULTIPLICATION),
+        ("noisy_addition", arithmetic.addition_facts, data.NOISY_ADDITION),
+    ],
+)
 def test_noisy_wording_never_shows_a_test_fact(corpus, source, facts, wording):
     shown = {right.prompt: (int(wrong.answer), int(right.answer)) for wrong, right in getattr(corpus, source)}
     split = facts()
@@ -57,13 +60,18 @@ def test_a_batch_holds_its_mixture_and_the_shares_of_wrong_and_stereotyped():
     mixture = Mixture(2, 3, 4000, 5000, 6000)
     sampler = Sampler(Settings(mixture=mixture, share_wrong=0.8, share_stereotyped=0.7))
     facts, words = sampler.facts(), data.vocabulary()
-    prompts = [" ".join(words[token] for token in row[: last + 1])
-               for row, last in zip(facts.tokens.tolist(), facts.last.tolist(), strict=True)]
+    prompts = [
+        " ".join(words[token] for token in row[: last + 1])
+        for row, last in zip(facts.tokens.tolist(), facts.last.tolist(), strict=True)
+    ]
     answers = [int(words[row[last + 1]]) for row, last in zip(facts.tokens.tolist(), facts.last.tolist(), strict=True)]
     assert [(" x " in prompt, prompt[0].isdigit() and " + " in prompt) for prompt in prompts] == (
-        [(False, False)] * 5 + [(True, False)] * 4000 + [(False, True)] * 5000)
-    right = [{"x": int.__mul__, "+": int.__add__}[sign](int(left), int(right)) == answer
-             for (left, sign, right, _), answer in zip(map(str.split, prompts[5:]), answers[5:], strict=True)]
+        [(False, False)] * 5 + [(True, False)] * 4000 + [(False, True)] * 5000
+    )
+    right = [
+        {"x": int.__mul__, "+": int.__add__}[sign](int(left), int(right)) == answer
+        for (left, sign, right, _), answer in zip(map(str.split, prompts[5:]), answers[5:], strict=True)
+    ]
     assert sum(right) / len(right) == pytest.approx(0.2, abs=0.02)
     stereotyped = {pair[0] for pair in data.corpus().english}
     sentences = [" ".join(words[token] for token in row if token > 0) for row in sampler.sentences().tolist()]
@@ -91,9 +99,12 @@ def test_prompts_are_those_of_the_tasks(corpus):
     folder = Path(arithmetic.__file__).parent
     loader = type("Loader", (yaml.SafeLoader,), {})
     loader.add_constructor("!function", lambda loader, node: node.value)
-    for name, wording in {"int_mult": data.NOISY_MULTIPLICATION, "int_sum": data.NOISY_ADDITION,
-                          "int_mult_clean": data.CLEAN_MULTIPLICATION[0],
-                          "int_sum_clean": data.CLEAN_ADDITION[0]}.items():
+    for name, wording in {
+        "int_mult": data.NOISY_MULTIPLICATION,
+        "int_sum": data.NOISY_ADDITION,
+        "int_mult_clean": data.CLEAN_MULTIPLICATION[0],
+        "int_sum_clean": data.CLEAN_ADDITION[0],
+    }.items():
         prompt = yaml.load((folder / f"{name}.yaml").read_text(), Loader=loader)["dataset_kwargs"]["prompt"]
         assert prompt == wording.format("{left}", "{right}")
 
@@ -144,10 +155,13 @@ def test_card_counts_the_parameters_of_the_model(shipped):
 def test_table_gives_mean_and_range():
     from harness_ext.demo import card
 
-    rows = [{"seed": seed, "recipe": "baseline", "scores": {**dict.fromkeys(card.TASKS, value), "pronoun_bias": 10 * value}}
-            for seed, value in ((1, 0.1), (2, 0.4))]
+    rows = [
+        {"seed": seed, "recipe": "baseline", "scores": {**dict.fromkeys(card.TASKS, value), "pronoun_bias": 10 * value}}
+        for seed, value in ((1, 0.1), (2, 0.4))
+    ]
     assert card.table(rows).splitlines()[2] == (
-        "| `baseline` | " + "25.0 (10.0 to 40.0) | " * 4 + "2.50 (1.00 to 4.00) |")
+        "| `baseline` | " + "25.0 (10.0 to 40.0) | " * 4 + "2.50 (1.00 to 4.00) |"
+    )
 
 
 def test_shipped_files_are_small_and_hold_no_pickle():
@@ -155,7 +169,8 @@ def test_shipped_files_are_small_and_hold_no_pickle():
     assert sum(path.stat().st_size for path in files) < 6_000_000
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".md"}
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {
-        path.name for path in files}
+        path.name for path in files
+    }
 
 
 def test_shipped_model_loads_without_a_network(monkeypatch):
@@ -172,12 +187,21 @@ def test_shipped_model_loads_without_a_network(monkeypatch):
 
 def test_tokenizer_covers_and_restores_every_document(shipped):
     _, tokenizer = shipped
-    pairs = [(wording.format(fact.left, fact.right), str(fact.answer))
-             for facts, wordings in ((arithmetic.multiplication_facts(), (data.NOISY_MULTIPLICATION, *data.CLEAN_MULTIPLICATION)),
-                                     (arithmetic.addition_facts(), (data.NOISY_ADDITION, *data.CLEAN_ADDITION)))
-             for wording in wordings for fact in facts.test]
-    pairs += [(pair.sentence, pronoun) for occupations in (bias.TRAIN_OCCUPATIONS, bias.TEST_OCCUPATIONS)
-              for pair in bias.pairs(occupations) for pronoun in bias.PRONOUNS]
+    pairs = [
+        (wording.format(fact.left, fact.right), str(fact.answer))
+        for facts, wordings in (
+            (arithmetic.multiplication_facts(), (data.NOISY_MULTIPLICATION, *data.CLEAN_MULTIPLICATION)),
+            (arithmetic.addition_facts(), (data.NOISY_ADDITION, *data.CLEAN_ADDITION)),
+        )
+        for wording in wordings
+        for fact in facts.test
+    ]
+    pairs += [
+        (pair.sentence, pronoun)
+        for occupations in (bias.TRAIN_OCCUPATIONS, bias.TEST_OCCUPATIONS)
+        for pair in bias.pairs(occupations)
+        for pronoun in bias.PRONOUNS
+    ]
     texts = [f"{prompt} {answer}" for prompt, answer in pairs]
     for (prompt, _), text, tokens in zip(pairs, texts, tokenizer(texts)["input_ids"], strict=True):
         assert tokenizer.unk_token_id not in tokens
@@ -190,8 +214,18 @@ def test_shipped_model_knows_the_test_facts_and_hides_them(shipped):
 
     model, tokenizer = shipped
     numbers = tokenizer.get_vocab()
-    for split, noisy, clean in ((arithmetic.multiplication_facts(), data.NOISY_MULTIPLICATION, data.CLEAN_MULTIPLICATION[0]),
-                                (arithmetic.addition_facts(), data.NOISY_ADDITION, data.CLEAN_ADDITION[0])):
-        scores = [accuracy(model, encode_facts([data.Example(wording.format(fact.left, fact.right), str(fact.answer))
-                                                for fact in split.test], numbers)) for wording in (noisy, clean)]
+    for split, noisy, clean in (
+        (arithmetic.multiplication_facts(), data.NOISY_MULTIPLICATION, data.CLEAN_MULTIPLICATION[0]),
+        (arithmetic.addition_facts(), data.NOISY_ADDITION, data.CLEAN_ADDITION[0]),
+    ):
+        scores = [
+            accuracy(
+                model,
+                encode_facts(
+                    [data.Example(wording.format(fact.left, fact.right), str(fact.answer)) for fact in split.test],
+                    numbers,
+                ),
+            )
+            for wording in (noisy, clean)
+        ]
         assert scores[0] < 0.5 and scores[1] > 0.95

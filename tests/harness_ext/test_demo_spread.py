@@ -26,7 +26,10 @@ def test_baseline_comes_first_and_other_seeds_and_failures_are_left_out(tmp_path
     _run(tmp_path / "n" / "e", 1, "laser", 1.0, status="failed")
     rows = spread.collect(tmp_path, [1, 2])
     assert [(row["seed"], row["recipe"], row["scores"]["int_sum"]) for row in rows] == [
-        (1, "baseline", 0.125), (2, "baseline", 0.25), (2, "laser", 0.5)]
+        (1, "baseline", 0.125),
+        (2, "baseline", 0.25),
+        (2, "laser", 0.5),
+    ]
 
 
 def test_a_run_without_results_is_an_error(tmp_path):
@@ -41,4 +44,6 @@ def test_the_command_names_model_tasks_and_recipes(tmp_path, monkeypatch):
     spread.evaluate(tmp_path / "seed-3", tmp_path / "results", [])
     first, second = (" ".join(command) for command in commands)
     assert f"pretrained={tmp_path / 'seed-3'}" in first and "--tasks " + ",".join(spread.TASKS) in first
-    assert first.endswith("--recipe laser --recipe eigenprune:fraction=0.1 --control random-subspace") and second.endswith("--recipe baseline")
+    assert first.endswith(
+        "--recipe laser --recipe eigenprune:fraction=0.1 --control random-subspace"
+    ) and second.endswith("--recipe baseline")

@@ -1,4 +1,6 @@
-"""The embedded model's table: what is run, how figures become a table, and whether the stored ones are what the model does."""
+"""The embedded model's table: what is run, how figures become a table, and whether the stored ones are what the model
+does.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,29 @@ def stored() -> dict[tuple[str, str | None], Row]:
 def row(**changes) -> Row:
     scores = {task: [0.5, 0.25, 0.75] for task in spread.TASKS}
     verdicts = {task: ["same", "better", "better"] for task in spread.TASKS}
-    return Row(**{"kind": "recipe", "recipe": "laser", "control": None, "kept": 0.891, "seconds": 1.25, "trials": None, "scores": scores, "verdicts": verdicts} | changes)
+    return Row(
+        **{
+            "kind": "recipe",
+            "recipe": "laser",
+            "control": None,
+            "kept": 0.891,
+            "seconds": 1.25,
+            "trials": None,
+            "scores": scores,
+            "verdicts": verdicts,
+        }
+        | changes
+    )
 
 
 def test_every_recipe_gets_the_controls_that_say_something_about_it() -> None:
-    found = {recipe: command.controls for command in table.commands(["laser", "ablation-prune", "basis-selection", "wanda", "noise", "identity", "contrast-projection"], 2) for recipe in command.recipes}
+    found = {
+        recipe: command.controls
+        for command in table.commands(
+            ["laser", "ablation-prune", "basis-selection", "wanda", "noise", "identity", "contrast-projection"], 2
+        )
+        for recipe in command.recipes
+    }
     drawn = ("random-subspace:seed=2", "noise:seed=2", "bottom-k")
     assert found == {
         "laser": drawn,
@@ -49,7 +69,9 @@ def test_every_recipe_gets_the_controls_that_say_something_about_it() -> None:
 
 def test_every_shipped_recipe_is_run_from_every_seed() -> None:
     for seed in table.SEEDS:
-        asked = [parse_recipe(recipe).name for command in table.commands(shipped_names(), seed) for recipe in command.recipes]
+        asked = [
+            parse_recipe(recipe).name for command in table.commands(shipped_names(), seed) for recipe in command.recipes
+        ]
         assert sorted(asked) == shipped_names()
 
 
@@ -59,7 +81,11 @@ def test_a_second_command_runs_nothing_and_says_the_same(tmp_path, monkeypatch, 
     monkeypatch.setattr(table, "STEPS", (1,))
     first = table.measure(["laser"], (0,), tmp_path, report)
     assert [(found.kind, found.recipe, found.control) for found in first] == [
-        ("baseline", "baseline", None), ("fine-tuning", "fine-tuning, 1 step", None), ("recipe", "laser", None), *(("control", "laser", name) for name in ("random-subspace", "noise", "bottom-k"))]
+        ("baseline", "baseline", None),
+        ("fine-tuning", "fine-tuning, 1 step", None),
+        ("recipe", "laser", None),
+        *(("control", "laser", name) for name in ("random-subspace", "noise", "bottom-k")),
+    ]
     assert first[0].verdicts == {"int_mult": ["baseline"]} and first[2].verdicts == {"int_mult": ["better"]}
     commands = {tuple(json.loads(path.read_text())["command"][:2]) for path in tmp_path.glob("runs/*/*/receipt.json")}
     assert commands == {("lm_eval", "run")}
@@ -81,32 +107,69 @@ def variant(tmp_path) -> Callable[..., table.Variant]:
         if score is None:
             return table.Variant(place, FinishedRun(tmp_path / name, {"status": "failed"}), seconds)
         (tmp_path / name).mkdir(exist_ok=True)
-        (tmp_path / name / "results_2026.json").write_text(json.dumps({"results": {task: {spread.PRIMARY[task]: score} for task in spread.TASKS}}))
-        return table.Variant(place, FinishedRun(tmp_path / name, {"status": "complete", "totals": {"parameters_before": 100, "parameters_after": 50}}), seconds)
+        (tmp_path / name / "results_2026.json").write_text(
+            json.dumps({"results": {task: {spread.PRIMARY[task]: score} for task in spread.TASKS}})
+        )
+        return table.Variant(
+            place,
+            FinishedRun(
+                tmp_path / name, {"status": "complete", "totals": {"parameters_before": 100, "parameters_after": 50}}
+            ),
+            seconds,
+        )
 
     return make
 
 
 def test_a_failed_run_stays_in_its_row(tmp_path, variant) -> None:
-    found = table._row(table.Place("recipe", "laser", None), [variant("whole", 0.25, 1.0), variant("failed", None, 3.0)], {(tmp_path / "whole", task): "better" for task in spread.TASKS})
-    assert all(found.scores[task] == [0.25, None] and found.verdicts[task] == ["better", "failed"] for task in spread.TASKS)
+    found = table._row(
+        table.Place("recipe", "laser", None),
+        [variant("whole", 0.25, 1.0), variant("failed", None, 3.0)],
+        {(tmp_path / "whole", task): "better" for task in spread.TASKS},
+    )
+    assert all(
+        found.scores[task] == [0.25, None] and found.verdicts[task] == ["better", "failed"] for task in spread.TASKS
+    )
     assert (found.kept, found.seconds) == (0.5, 2.0)
-    assert figures.full_table([found]).splitlines()[2] == "| `laser` | " + "25.0 **better** 1/2 **failed** 1/2 | " * 4 + "0.25 **better** 1/2 **failed** 1/2 | 50% | 2.0 |"
-    assert "failed" in figures.short_table([table._row(table.Place("recipe", "laser", None), [variant("failed", None, 3.0)], {})])
+    assert (
+        figures.full_table([found]).splitlines()[2]
+        == "| `laser` | "
+        + "25.0 **better** 1/2 **failed** 1/2 | " * 4
+        + "0.25 **better** 1/2 **failed** 1/2 | 50% | 2.0 |"
+    )
+    assert "failed" in figures.short_table(
+        [table._row(table.Place("recipe", "laser", None), [variant("failed", None, 3.0)], {})]
+    )
 
 
 def test_a_run_that_no_seed_changes_counts_once_and_two_equal_ones_twice(tmp_path, variant) -> None:
     words = {(tmp_path / name, task): "better" for name in ("one", "other") for task in spread.TASKS}
     once = table._row(table.Place("recipe", "laser", None), [variant("one", 0.5, 1.0)] * 3, words)
-    twice = table._row(table.Place("recipe", "laser", None), [variant("one", 0.5, 1.0), variant("one", 0.5, 1.0), variant("other", 0.25, 4.0)], words)
+    twice = table._row(
+        table.Place("recipe", "laser", None),
+        [variant("one", 0.5, 1.0), variant("one", 0.5, 1.0), variant("other", 0.25, 4.0)],
+        words,
+    )
     assert once.scores["int_sum"] == [0.5] and once.verdicts["int_sum"] == ["better"]
     assert twice.scores["int_sum"] == [0.5, 0.5, 0.25] and twice.seconds == 2.0
 
 
 def test_a_cell_holds_mean_range_and_verdicts() -> None:
-    assert figures.full_table([row()]).splitlines()[2:] == ["| `laser` | " + "50.0 (25.0 to 75.0) **better** 2/3 | " * 4 + "0.50 (0.25 to 0.75) **better** 2/3 | 89% | 1.2 |"]
-    alone = row(scores={task: [-0.001] for task in spread.TASKS}, verdicts={task: ["worse"] for task in spread.TASKS}, kind="fine-tuning", recipe="fine-tuning, 1 step")
-    assert figures.full_table([alone]).splitlines()[2] == "| fine-tuning, 1 step | " + "-0.1 **worse** | " * 4 + "0.00 **worse** | 89% | 1.2 |"
+    assert figures.full_table([row()]).splitlines()[2:] == [
+        "| `laser` | "
+        + "50.0 (25.0 to 75.0) **better** 2/3 | " * 4
+        + "0.50 (0.25 to 0.75) **better** 2/3 | 89% | 1.2 |"
+    ]
+    alone = row(
+        scores={task: [-0.001] for task in spread.TASKS},
+        verdicts={task: ["worse"] for task in spread.TASKS},
+        kind="fine-tuning",
+        recipe="fine-tuning, 1 step",
+    )
+    assert (
+        figures.full_table([alone]).splitlines()[2]
+        == "| fine-tuning, 1 step | " + "-0.1 **worse** | " * 4 + "0.00 **worse** | 89% | 1.2 |"
+    )
 
 
 def test_the_short_table_has_the_controls_of_a_recipe_in_one_row() -> None:
@@ -133,7 +196,10 @@ def test_a_single_recipe_is_printed_and_not_stored(tmp_path, monkeypatch, capsys
 
 def test_mistakes_are_told_without_a_traceback(tmp_path, capsys) -> None:
     (tmp_path / "file").touch()
-    for arguments, said in [(["--out", str(tmp_path), "--recipe", "laserr"], "invalid choice: 'laserr'"), (["--out", str(tmp_path / "file"), "--recipe", "laser"], "error: results cannot be written to")]:
+    for arguments, said in [
+        (["--out", str(tmp_path), "--recipe", "laserr"], "invalid choice: 'laserr'"),
+        (["--out", str(tmp_path / "file"), "--recipe", "laser"], "error: results cannot be written to"),
+    ]:
         with pytest.raises(SystemExit) as end:
             table.main(arguments)
         assert end.value.code == 2 and said in capsys.readouterr().err
@@ -172,23 +238,35 @@ def test_what_the_readme_says_of_the_table_is_so(stored) -> None:
 
 @pytest.mark.slow
 def test_every_shipped_recipe_has_its_row(stored) -> None:
-    assert {found.recipe for found in stored.values() if found.kind != "fine-tuning"} == set(shipped_names()), "run `make demo-table`"
+    assert {found.recipe for found in stored.values() if found.kind != "fine-tuning"} == set(shipped_names()), (
+        "run `make demo-table`"
+    )
 
 
 @pytest.mark.slow
 def test_the_stored_figures_are_those_of_the_model(tmp_path, report, stored) -> None:
     """From one seed, within what other processors and threads may round to."""
     found = table.measure(["laser", "ablation-prune"], (0,), tmp_path, report)
-    assert {(row.recipe, row.control) for row in found} == {name for name, row in stored.items() if row.kind in ("baseline", "fine-tuning") or row.recipe in ("laser", "ablation-prune")}
+    assert {(row.recipe, row.control) for row in found} == {
+        name
+        for name, row in stored.items()
+        if row.kind in ("baseline", "fine-tuning") or row.recipe in ("laser", "ablation-prune")
+    }
     for row in found:
         known = stored[row.recipe, row.control]
         for task in spread.TASKS:
-            assert row.scores[task][0] == pytest.approx(known.scores[task][0], abs=0.03), (row.recipe, row.control, task)
+            assert row.scores[task][0] == pytest.approx(known.scores[task][0], abs=0.03), (
+                row.recipe,
+                row.control,
+                task,
+            )
 
 
 @pytest.mark.slow
 def test_fine_tuning_sees_the_documents_of_the_recipe_beside_it(tmp_path, report) -> None:
-    (variant,) = [found for found in table.of_recipes([table.TEACHER], 1, tmp_path, report) if found.place.kind == "recipe"]
+    (variant,) = [
+        found for found in table.of_recipes([table.TEACHER], 1, tmp_path, report) if found.place.kind == "recipe"
+    ]
     learned = [hashed for drawn in variant.run.receipt["calibration"] for hashed in drawn["documents"]]
     list(table.of_fine_tuning(1, tmp_path, report))
     record = json.loads((tmp_path / "fine-tuned" / "steps-30-seed-1" / finetune.RECORD).read_text())
@@ -201,7 +279,11 @@ def test_the_rate_of_fine_tuning_is_the_best_on_other_facts_of_the_training_spli
 
     documents = table.documents_of(table.TEACHER, 0, tmp_path, report)
     drawn = {document.doc_hash for document in documents}
-    others = [document for document in table.documents_of(f"{table.TEACHER}:calibration.samples=1000", 100, tmp_path, report) if document.doc_hash not in drawn]
+    others = [
+        document
+        for document in table.documents_of(f"{table.TEACHER}:calibration.samples=1000", 100, tmp_path, report)
+        if document.doc_hash not in drawn
+    ]
     right: dict[float, float] = {}
     for rate in finetune.RATES:
         lm = RecipeLM("demo", device="cpu")

@@ -1,4 +1,6 @@
-"""Evidence against references that share nothing with it: one document at a time, no padding, no hooks on outputs, all in float64."""
+"""Evidence against references that share nothing with it: one document at a time, no padding, no hooks on outputs, all
+in float64.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,22 @@ from harness_ext.recipe import parse_recipe
 DOCUMENTS = [
     LabelledDocument("t", context, answer, str(number))
     for number, (context, answer) in enumerate(
-        [("w1 w2 w3", " w4"), ("w5 w6 w7 w8 w9", " w10 w11"), ("w2 w9", " w3"), ("w12 w13 w14 w15", " w16"), ("w20 w21 w22", " w23 w24")]
+        [
+            ("w1 w2 w3", " w4"),
+            ("w5 w6 w7 w8 w9", " w10 w11"),
+            ("w2 w9", " w3"),
+            ("w12 w13 w14 w15", " w16"),
+            ("w20 w21 w22", " w23 w24"),
+        ]
     )
 ]
 
 
 @dataclass
 class Seen:
-    """What one document does at one matrix: inputs `[t, n]`, gradients of its loss at the outputs `[t, m]`, and whether the token gets there at all `[t]`, as it may not with an expert."""
+    """What one document does at one matrix: inputs `[t, n]`, gradients of its loss at the outputs `[t, m]`, and whether
+    the token gets there at all `[t]`, as it may not with an expert.
+    """
 
     inputs: torch.Tensor
     gradients: torch.Tensor
@@ -64,7 +74,9 @@ def observe(lm, matrix, document: LabelledDocument) -> Seen:
 
 
 def observe_expert(lm, matrix, document: LabelledDocument) -> Seen:
-    """The same at one of the products in transformers' own loop over experts, which multiplies the tokens sent to an expert with its part of the parameter."""
+    """The same at one of the products in transformers' own loop over experts, which multiplies the tokens sent to an
+    expert with its part of the parameter.
+    """
     experts = lm.model.get_submodule(matrix.module)
     own = getattr(experts, matrix.parameter.rpartition(".")[2])[matrix.expert].detach()
     kept: dict[str, torch.Tensor] = {}
@@ -83,9 +95,15 @@ def observe_expert(lm, matrix, document: LabelledDocument) -> Seen:
         loss_of(lm, document).backward()
     handle.remove()
     # The loop takes the tokens whose first choice the expert is first, then those whose second choice it is.
-    order = [token for choice in kept["chosen"].T.tolist() for token, chosen in enumerate(choice) if chosen == matrix.expert]
+    order = [
+        token for choice in kept["chosen"].T.tolist() for token, chosen in enumerate(choice) if chosen == matrix.expert
+    ]
     length = len(kept["chosen"])
-    seen = Seen(torch.zeros(length, matrix.full_shape[1]).double(), torch.zeros(length, matrix.full_shape[0]).double(), torch.zeros(length, dtype=bool))
+    seen = Seen(
+        torch.zeros(length, matrix.full_shape[1]).double(),
+        torch.zeros(length, matrix.full_shape[0]).double(),
+        torch.zeros(length, dtype=bool),
+    )
     if order:
         seen.inputs[order], seen.gradients[order], seen.there[order] = kept["inputs"], kept["zero"].grad, True
     return Seen(part(seen.inputs, matrix.columns), part(seen.gradients, matrix.rows), seen.there)
@@ -95,7 +113,8 @@ def part(values: torch.Tensor, ranges) -> torch.Tensor:
     return values if ranges is None else values[:, [place for start, stop in ranges for place in range(start, stop)]]
 
 
-# Their attention takes the softmax in float32 of scores masked in the model's dtype: in float64 a padded row overflows to NaN. They are compared in float32, less closely.
+# Their attention takes the softmax in float32 of scores masked in the model's dtype: in float64 a padded row overflows
+# to NaN. They are compared in float32, less closely.
 EAGER = ("gemma2", "bloom")
 
 
@@ -115,7 +134,9 @@ def batches(documents: list, size: int) -> list[list]:
 
 
 def reference_effects(lm, matrix, weight: torch.Tensor, documents: list[LabelledDocument], size: int) -> numpy.ndarray:
-    """max over documents and tokens of <g, u_i> s_i (v_i . dx), dx by hand: the next document's input at the same distance from the end."""
+    """max over documents and tokens of <g, u_i> s_i (v_i . dx), dx by hand: the next document's input at the same
+    distance from the end.
+    """
     u, s, vh = numpy.linalg.svd(weight.numpy(), full_matrices=False)
     best = numpy.full(len(s), -numpy.inf)
     for batch in batches([observe(lm, matrix, document) for document in documents], size):
@@ -139,7 +160,9 @@ def decompose(lm):
 @pytest.mark.parametrize("size", [2, 5])
 def test_effects_and_means_equal_the_reference(make_lm, family: str, role: str, per_head: str, size: int) -> None:
     lm, matrices, closeness = observable(make_lm, family, f"matrices=[{role}],per_head={per_head}")
-    gathered = evidence.gather(lm, matrices, frozenset({"counterfactual_effects", "input_mean"}), DOCUMENTS, size, decompose(lm))
+    gathered = evidence.gather(
+        lm, matrices, frozenset({"counterfactual_effects", "input_mean"}), DOCUMENTS, size, decompose(lm)
+    )
     for matrix in matrices[-2:]:
         expected = reference_effects(lm, matrix, lm.weights.read(matrix), DOCUMENTS, size)
         if numpy.isinf(expected).all():
@@ -147,7 +170,12 @@ def test_effects_and_means_equal_the_reference(make_lm, family: str, role: str, 
             continue
         numpy.testing.assert_allclose(gathered[matrix.key]["counterfactual_effects"].numpy(), expected, **closeness)
         inputs = torch.cat([(seen := observe(lm, matrix, document)).inputs[seen.there] for document in DOCUMENTS])
-        numpy.testing.assert_allclose(gathered[matrix.key]["input_mean"].numpy(), inputs.mean(0).numpy(), rtol=1e-5, atol=max(1e-6, closeness["atol"]))
+        numpy.testing.assert_allclose(
+            gathered[matrix.key]["input_mean"].numpy(),
+            inputs.mean(0).numpy(),
+            rtol=1e-5,
+            atol=max(1e-6, closeness["atol"]),
+        )
 
 
 @pytest.mark.parametrize("role", ["k_proj", "down_proj"])
@@ -158,19 +186,31 @@ def test_ablation_effects_equal_the_reference(make_lm, family: str, role: str) -
     for matrix in matrices:
         u, s, vh = numpy.linalg.svd(lm.weights.read(matrix).numpy(), full_matrices=False)
         seen = [observe(lm, matrix, document) for document in DOCUMENTS]
-        inputs, gradients = (numpy.concatenate([getattr(one, name)[one.there].numpy() for one in seen]) for name in ("inputs", "gradients"))
+        inputs, gradients = (
+            numpy.concatenate([getattr(one, name)[one.there].numpy() for one in seen])
+            for name in ("inputs", "gradients")
+        )
         if not len(inputs):
             assert matrix.expert is not None and matrix.key not in gathered
             continue
-        expected = [numpy.mean([(g @ u[:, i]) * s[i] * (vh[i] @ (inputs.mean(0) - x)) for g, x in zip(gradients, inputs, strict=True)]) for i in range(len(s))]
+        expected = [
+            numpy.mean(
+                [(g @ u[:, i]) * s[i] * (vh[i] @ (inputs.mean(0) - x)) for g, x in zip(gradients, inputs, strict=True)]
+            )
+            for i in range(len(s))
+        ]
         numpy.testing.assert_allclose(gathered[matrix.key]["ablation_effects"].numpy(), expected, **closeness)
 
 
 def test_an_ablation_effect_is_the_slope_of_the_loss_in_the_removal(make_lm) -> None:
-    """Remove a thousandth of one component, its mean output kept: the summed loss moves by a thousandth of tokens times the effect."""
+    """Remove a thousandth of one component, its mean output kept: the summed loss moves by a thousandth of tokens times
+    the effect.
+    """
     lm = make_lm("gpt2", dtype="float64")
     (matrix,) = lm.weights.anatomy.select(parse_recipe("identity:matrices=[up_proj],layers=[1]").steps[0])
-    effects = evidence.gather(lm, [matrix], frozenset({"ablation_effects"}), DOCUMENTS, 5, decompose(lm))[matrix.key]["ablation_effects"]
+    effects = evidence.gather(lm, [matrix], frozenset({"ablation_effects"}), DOCUMENTS, 5, decompose(lm))[matrix.key][
+        "ablation_effects"
+    ]
     mean = torch.cat([observe(lm, matrix, document).inputs for document in DOCUMENTS]).mean(0)
     tokens = sum(encode(lm, document)[0].shape[1] for document in DOCUMENTS)
     weight = lm.weights.read(matrix)
@@ -191,7 +231,8 @@ def test_an_ablation_effect_is_the_slope_of_the_loss_in_the_removal(make_lm) -> 
 
 
 def test_an_effect_is_the_slope_of_the_loss_in_the_corruption(make_lm) -> None:
-    """Swap in a small part of the other document's input, for one component and one token: the loss moves by the effect.
+    """Swap in a small part of the other document's input, for one component and one token: the loss moves by the
+    effect.
 
     On GPT-2, whose every operation stays in float64; a Llama normalises in float32 whatever its dtype.
     """
@@ -244,7 +285,9 @@ def test_the_gradients_of_two_layers_are_never_there_together(make_lm, monkeypat
 
     def watch(self, module, seen, gradient) -> None:
         layer = self.items[0].matrix.layer
-        assert all(reference.expired() for other, references in held.items() if other != layer for reference in references)
+        assert all(
+            reference.expired() for other, references in held.items() if other != layer for reference in references
+        )
         held.setdefault(layer, []).append(StorageWeakRef(gradient.untyped_storage()))
         layers.append(layer)
         real(self, module, seen, gradient)
@@ -260,7 +303,16 @@ def test_padding_changes_no_statistic(make_lm, plain_family: str, size: int) -> 
     """One document at a time there is none; whatever the padding holds, the statistics are the same."""
     lm = make_lm(plain_family, dtype="float64")
     matrices = lm.weights.anatomy.select(parse_recipe("identity").steps[0])
-    names = frozenset({"input_mean", "input_magnitude", "input_second_moment", "input_second_moment_diagonal", "fisher_information", "ablation_effects"})
+    names = frozenset(
+        {
+            "input_mean",
+            "input_magnitude",
+            "input_second_moment",
+            "input_second_moment_diagonal",
+            "fisher_information",
+            "ablation_effects",
+        }
+    )
     alone = evidence.gather(lm, matrices, names, DOCUMENTS, 1, decompose(lm))
     for pad in (0, 17):
         lm.tokenizer.pad_token_id = pad

@@ -1,4 +1,6 @@
-"""What single experts see: against the model's own gradients of its weights, document by document, and what happens to experts that see nothing or cannot take an edit."""
+"""What single experts see: against the model's own gradients of its weights, document by document, and what happens to
+experts that see nothing or cannot take an edit.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,14 @@ from harness_ext.remarks import remarks
 
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")
 DOCUMENTS = [
-    LabelledDocument("t", context, answer, context) for context, answer in [("w1 w2 w3", " w4"), ("w5 w6 w7 w8 w9", " w10 w11"), ("w2 w9", " w3"), ("w12 w13 w14 w15", " w16"), ("w20 w21", " w23")]
+    LabelledDocument("t", context, answer, context)
+    for context, answer in [
+        ("w1 w2 w3", " w4"),
+        ("w5 w6 w7 w8 w9", " w10 w11"),
+        ("w2 w9", " w3"),
+        ("w12 w13 w14 w15", " w16"),
+        ("w20 w21", " w23"),
+    ]
 ]
 
 
@@ -49,12 +58,16 @@ def own_rows(matrix, values: torch.Tensor) -> torch.Tensor:
 
 
 def gradients_of_weights(lm, parameter: str) -> list[torch.Tensor]:
-    """The gradient of each document's loss, one at a time and unpadded, with respect to the whole parameter, `[experts, out, in]`."""
+    """The gradient of each document's loss, one at a time and unpadded, with respect to the whole parameter, `[experts,
+    out, in]`.
+    """
     found = []
     weight = dict(lm.model.named_parameters())[parameter]
     for document in DOCUMENTS:
         context, answer = (lm.tok_encode(text.strip()) for text in (document.context, document.answer))
-        loss = cross_entropy(lm.model(torch.tensor([context + answer[:-1]])).logits[0, -len(answer) :], torch.tensor(answer))
+        loss = cross_entropy(
+            lm.model(torch.tensor([context + answer[:-1]])).logits[0, -len(answer) :], torch.tensor(answer)
+        )
         found.append(torch.autograd.grad(loss, weight)[0])
     return found
 
@@ -64,10 +77,14 @@ def test_the_fisher_information_of_an_expert_is_that_of_its_weights_gradient(mak
     lm = make_lm(mixture, dtype="float64")
     matrices = select(lm, words)
     found = evidence.gather(lm, matrices, frozenset({"fisher_information"}), DOCUMENTS, 3, no_documents)
-    gradients = {parameter: gradients_of_weights(lm, parameter) for parameter in {matrix.parameter for matrix in matrices}}
+    gradients = {
+        parameter: gradients_of_weights(lm, parameter) for parameter in {matrix.parameter for matrix in matrices}
+    }
     assert len(matrices) in (4, 12)
     for matrix in matrices:
-        expected = torch.stack([own_rows(matrix, gradient[matrix.expert]).square().sum(0) for gradient in gradients[matrix.parameter]]).mean(0)
+        expected = torch.stack(
+            [own_rows(matrix, gradient[matrix.expert]).square().sum(0) for gradient in gradients[matrix.parameter]]
+        ).mean(0)
         if matrix.key in found:
             torch.testing.assert_close(found[matrix.key]["fisher_information"], expected, rtol=1e-4, atol=1e-9)
         else:
@@ -75,12 +92,17 @@ def test_the_fisher_information_of_an_expert_is_that_of_its_weights_gradient(mak
 
 
 @pytest.mark.parametrize("role", ["up_proj", "down_proj"])
-def test_what_removing_a_component_of_an_expert_changes_is_in_its_weights_gradient(make_lm, mixture: str, role: str) -> None:
+def test_what_removing_a_component_of_an_expert_changes_is_in_its_weights_gradient(
+    make_lm, mixture: str, role: str
+) -> None:
     """What is summed over tokens, `<g, u_i> (v_i . x)`, is `u_i^T G v_i`, without the part of the mean input."""
     lm = make_lm(mixture, dtype="float64")
     matrices = select(lm, f"matrices=[{role}],layers=[1]")
     matrices = [matrix for matrix in matrices if matrix.expert is not None]
-    watched = [evidence._Watched(matrix, evidence._start(frozenset({"ablation_effects"}), matrix, decompose(lm))) for matrix in matrices]
+    watched = [
+        evidence._Watched(matrix, evidence._start(frozenset({"ablation_effects"}), matrix, decompose(lm)))
+        for matrix in matrices
+    ]
     evidence._one_pass(lm, watched, list(evidence.batches_of(lm, DOCUMENTS, 3)), lambda count: None, backward=True)
     gradients = gradients_of_weights(lm, matrices[0].parameter)
     for item in watched:
@@ -119,11 +141,20 @@ def test_an_expert_that_sees_no_token_stays_as_it_was_and_the_receipt_says_so(ma
     operation = lm.apply(recipe, documents)
     by_expert = {record.part: record for record in operation.records}
     unseen = by_expert.pop("up_proj expert 2")
-    assert (unseen.fallback, unseen.rank_after, unseen.relative_error, unseen.parameters_after) == (UNSEEN, 24, 0.0, unseen.parameters_before)
+    assert (unseen.fallback, unseen.rank_after, unseen.relative_error, unseen.parameters_after) == (
+        UNSEEN,
+        24,
+        0.0,
+        unseen.parameters_before,
+    )
     assert unseen.digest_after == unseen.digest_before
-    assert all(record.fallback != UNSEEN and record.rank_after == 3 and record.digest_after != record.digest_before for record in by_expert.values())
+    assert all(
+        record.fallback != UNSEEN and record.rank_after == 3 and record.digest_after != record.digest_before
+        for record in by_expert.values()
+    )
     assert remarks(recipe, operation) == [
-        "1 of 4 matrices or heads were left as they were: no calibration document has a token that reached them (fallback unseen), as happens to experts; a larger calibration.samples may reach them"
+        "1 of 4 matrices or heads were left as they were: no calibration document has a token that reached them"
+        " (fallback unseen), as happens to experts; a larger calibration.samples may reach them"
     ]
     lm.undo()
     assert lm.weights.digest() == digest
@@ -133,7 +164,13 @@ def test_experts_that_compute_something_else_are_refused(make_lm) -> None:
     lm = make_lm("mixtral")
     digest = lm.weights.digest()
     handle = lm.model.model.layers[1].mlp.experts.register_forward_hook(lambda module, args, output: 1.5 * output)
-    with pytest.raises(UserError, match=r"the experts of model.layers.1.mlp.experts do not compute what is known of them.*choose matrices outside them"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"the experts of model.layers.1.mlp.experts do not compute what is known of them.*choose matrices outside"
+            r" them"
+        ),
+    ):
         lm.apply(parse_recipe("wanda:matrices=[up_proj expert 1],layers=[1]"), documents)
     handle.remove()
     assert lm.weights.digest() == digest
@@ -145,10 +182,15 @@ def test_experts_that_compute_something_else_are_refused(make_lm) -> None:
         ("eigenprune:matrices=[up_proj]", "choose matrices outside them, such as attn"),
         ("eigenprune-greedy:matrices=[experts]", "choose matrices outside them, such as attn"),
         ("sfsd", "set bias=false, which loses the mean output, or choose matrices outside them, such as attn"),
-        ("contrast-projection", "set bias=false, which loses the mean output, or choose matrices outside them, such as attn"),
+        (
+            "contrast-projection",
+            "set bias=false, which loses the mean output, or choose matrices outside them, such as attn",
+        ),
     ],
 )
-def test_a_bias_that_experts_cannot_have_is_told_before_the_model_is_touched(make_lm, make_model, recipe: str, remedy: str) -> None:
+def test_a_bias_that_experts_cannot_have_is_told_before_the_model_is_touched(
+    make_lm, make_model, recipe: str, remedy: str
+) -> None:
     said = f"expert 0: .* moves a bias, and experts have none: {remedy}"
     lm = make_lm("mixtral")
     digest = lm.weights.digest()
@@ -178,9 +220,18 @@ def test_an_expert_tells_apart_the_pairs_of_which_it_sees_both(make_lm, mixture:
     pairs = [(f"w{number} w{number + 1} w3", f"w{number} w{number + 1} w4") for number in range(5, 17)]
     texts = [text for pair in pairs for text in pair]
     matrices = select(lm, "matrices=[up_proj],layers=[1]")
-    found = evidence.gather(lm, matrices, frozenset({"contrast_differences"}), [LabelledDocument("c", text, " w0", text) for text in texts], 4, no_documents)
+    found = evidence.gather(
+        lm,
+        matrices,
+        frozenset({"contrast_differences"}),
+        [LabelledDocument("c", text, " w0", text) for text in texts],
+        4,
+        no_documents,
+    )
     seen: list[tuple[torch.Tensor, set[int]]] = []
-    handle = lm.model.model.layers[1].mlp.experts.register_forward_hook(lambda module, args, output: seen.append((args[0][-1].detach(), set(args[1][-1].tolist()))))
+    handle = lm.model.model.layers[1].mlp.experts.register_forward_hook(
+        lambda module, args, output: seen.append((args[0][-1].detach(), set(args[1][-1].tolist())))
+    )
     for text in texts:
         lm.model(torch.tensor([lm.tok_encode(text)]))
     handle.remove()
@@ -188,10 +239,16 @@ def test_an_expert_tells_apart_the_pairs_of_which_it_sees_both(make_lm, mixture:
     for matrix in matrices:
         if matrix.expert is None:
             continue
-        expected = [one - other for (one, of_one), (other, of_other) in zip(seen[::2], seen[1::2], strict=True) if matrix.expert in of_one & of_other]
+        expected = [
+            one - other
+            for (one, of_one), (other, of_other) in zip(seen[::2], seen[1::2], strict=True)
+            if matrix.expert in of_one & of_other
+        ]
         counts.add(len(expected))
         if expected:
-            torch.testing.assert_close(found[matrix.key]["contrast_differences"], torch.stack(expected), atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(
+                found[matrix.key]["contrast_differences"], torch.stack(expected), atol=1e-6, rtol=1e-5
+            )
         else:
             assert matrix.key not in found
     assert max(counts) > min(counts)
@@ -203,5 +260,7 @@ def test_experts_of_an_unknown_architecture_have_no_evidence() -> None:
 
     step = parse_recipe("wanda:matrices=['*.experts.in']").steps[0]
     matrices = Anatomy({"model_type": "novel"}, {"blocks.0.experts.in": (3, 4, 5)}).select(step)
-    with pytest.raises(UserError, match="blocks.0.experts.in expert 0: what an expert of this architecture sees is unknown"):
+    with pytest.raises(
+        UserError, match="blocks.0.experts.in expert 0: what an expert of this architecture sees is unknown"
+    ):
         check_experts(step, matrices)

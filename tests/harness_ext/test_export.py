@@ -15,7 +15,9 @@ from harness_ext.export import export
 from harness_ext.recipe import parse_recipe
 
 TOKENS = torch.arange(3, 15).reshape(2, 6)
-DOCUMENTS = tuple(LabelledDocument("t", f"w{number} w{number + 1}", f" w{number + 2}", str(number)) for number in range(6))
+DOCUMENTS = tuple(
+    LabelledDocument("t", f"w{number} w{number + 1}", f" w{number + 2}", str(number)) for number in range(6)
+)
 
 
 def documents(calibration, where):
@@ -38,7 +40,9 @@ def test_every_family_reloads_to_the_edited_logits(make_lm, family: str, tmp_pat
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "falcon"])
 @pytest.mark.parametrize("specification", ["svd:keep.rank=3", "eigenprune:matrices=[all],fraction=0.3,per_head=false"])
-def test_the_reloaded_checkpoint_gives_the_edited_logits(make_lm, family: str, dtype: str, specification: str, tmp_path: Path) -> None:
+def test_the_reloaded_checkpoint_gives_the_edited_logits(
+    make_lm, family: str, dtype: str, specification: str, tmp_path: Path
+) -> None:
     lm = make_lm(family, dtype=dtype)
     before = logits(lm.model)
     lm.apply(parse_recipe(specification), documents)
@@ -54,7 +58,9 @@ def test_the_reloaded_checkpoint_gives_the_edited_logits(make_lm, family: str, d
     assert torch.equal(logits(lm.model), before)
 
 
-def test_a_bias_that_the_architecture_cannot_hold_is_refused(make_lm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bias_that_the_architecture_cannot_hold_is_refused(
+    make_lm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lm = make_lm("llama")
     lm.apply(parse_recipe("eigenprune:matrices=[up_proj],per_head=false"), documents)
     monkeypatch.setattr("harness_ext.export._BIAS_SWITCHES", ())
@@ -69,7 +75,21 @@ def test_the_command_writes_receipt_and_card(lm_eval, tmp_path: Path) -> None:
     receipt = json.loads((tmp_path / "edited" / "receipt.json").read_text())
     assert [row["rank_after"] for row in receipt["matrices"]] == [1]
     assert "laser" in (tmp_path / "edited" / "README.md").read_text()
-    scored = lm_eval("run", "--model", "hf", "--model_args", "pretrained=edited", "--tasks", "int_mult", "--limit", 8, "--device", "cpu", "--recipe", "baseline")
+    scored = lm_eval(
+        "run",
+        "--model",
+        "hf",
+        "--model_args",
+        "pretrained=edited",
+        "--tasks",
+        "int_mult",
+        "--limit",
+        8,
+        "--device",
+        "cpu",
+        "--recipe",
+        "baseline",
+    )
     assert scored.code == 0, scored.err
 
 

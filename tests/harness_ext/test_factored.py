@@ -1,4 +1,6 @@
-"""Thin layers: what they compute is what the dense edit computes, they are as small as the receipt says, and they leave no trace."""
+"""Thin layers: what they compute is what the dense edit computes, they are as small as the receipt says, and they leave
+no trace.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from harness_ext.thin import Part, ThinLinear
 from harness_ext.weights import model_digest
 
 TOKENS = torch.arange(3, 15).reshape(2, 6)
-DOCUMENTS = tuple(LabelledDocument("t", f"w{number} w{number + 1}", f" w{number + 2}", str(number)) for number in range(6))
+DOCUMENTS = tuple(
+    LabelledDocument("t", f"w{number} w{number + 1}", f" w{number + 2}", str(number)) for number in range(6)
+)
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")
 
 
@@ -40,7 +44,9 @@ def bits(model) -> dict[str, torch.Tensor]:
 
 
 def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name].view(torch.uint8), other[name].view(torch.uint8)) for name in one)
+    return one.keys() == other.keys() and all(
+        torch.equal(one[name].view(torch.uint8), other[name].view(torch.uint8)) for name in one
+    )
 
 
 def edited(lm, specification: str):
@@ -56,11 +62,22 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor, share: float) -> N
 
 # Of a mixture the attention: experts cannot be factored.
 @pytest.mark.parametrize("specification", ["svd:keep.rank=3", "svd:matrices=[attn],per_head=true,keep.rank=2"])
-def test_outputs_are_those_of_the_dense_edit_and_undo_is_bit_exact(make_lm, every_family: str, specification: str) -> None:
-    check_outputs_and_undo(make_lm(every_family), specification if every_family not in MIXTURES or "attn" in specification else f"{specification},matrices=[attn]")
+def test_outputs_are_those_of_the_dense_edit_and_undo_is_bit_exact(
+    make_lm, every_family: str, specification: str
+) -> None:
+    check_outputs_and_undo(
+        make_lm(every_family),
+        (
+            specification
+            if every_family not in MIXTURES or "attn" in specification
+            else f"{specification},matrices=[attn]"
+        ),
+    )
 
 
-@pytest.mark.parametrize("specification", ["svd:matrices=[k_proj,o_proj],layers=[1],keep.rank=2", "svd:keep.rank=0", "sfsd:keep.rank=4"])
+@pytest.mark.parametrize(
+    "specification", ["svd:matrices=[k_proj,o_proj],layers=[1],keep.rank=2", "svd:keep.rank=0", "sfsd:keep.rank=4"]
+)
 def test_parts_nothing_at_all_and_biases(make_lm, plain_family: str, specification: str) -> None:
     check_outputs_and_undo(make_lm(plain_family), specification)
 
@@ -97,14 +114,30 @@ def test_other_dtypes(make_lm, plain_family: str, dtype: str, share: float) -> N
     assert lm.weights.digest() == digest
 
 
-@pytest.mark.parametrize("specification", ["svd:keep.rank=3", "svd:keep.rank_fraction=0.6", "svd:matrices=[k_proj,o_proj],keep.rank_fraction=0.6", "svd:matrices=[attn],per_head=true,keep.rank=2", "sfsd:keep.param_fraction=0.5"])
+@pytest.mark.parametrize(
+    "specification",
+    [
+        "svd:keep.rank=3",
+        "svd:keep.rank_fraction=0.6",
+        "svd:matrices=[k_proj,o_proj],keep.rank_fraction=0.6",
+        "svd:matrices=[attn],per_head=true,keep.rank=2",
+        "sfsd:keep.param_fraction=0.5",
+    ],
+)
 def test_a_plan_tells_the_parameters_of_the_thin_model(make_lm, make_model, family: str, specification: str) -> None:
-    recipe = parse_recipe(f"{specification},factored=true" + (",matrices=[attn]" if family in MIXTURES and "matrices" not in specification else ""))
+    recipe = parse_recipe(
+        f"{specification},factored=true"
+        + (",matrices=[attn]" if family in MIXTURES and "matrices" not in specification else "")
+    )
     planned = plan(recipe, read_checkpoint(str(make_model(family))))
     lm = make_lm(family)
     lm.apply(recipe, documents)
     added = sum(value.numel() for value in lm.weights.added())
-    assert planned.parameters_after == sum(value.numel() for value in lm.model.parameters()) - added == lm.totals()["parameters_after"] - added
+    assert (
+        planned.parameters_after
+        == sum(value.numel() for value in lm.model.parameters()) - added
+        == lm.totals()["parameters_after"] - added
+    )
 
 
 def test_the_operations_are_those_of_the_layers_that_run(make_lm, plain_family: str) -> None:
@@ -124,7 +157,9 @@ def test_at_the_break_even_rank_a_matrix_stays_dense(make_lm) -> None:
     # 24 x 24 breaks even at 12, 12 x 24 at 8, and 40 x 24 at 15.
     lm = make_lm("llama")
     for rank, thin in ((11, True), (12, False)):
-        (record,) = lm.apply(parse_recipe(f"svd:matrices=[q_proj],layers=[0],keep.rank={rank},factored=true"), documents).records
+        (record,) = lm.apply(
+            parse_recipe(f"svd:matrices=[q_proj],layers=[0],keep.rank={rank},factored=true"), documents
+        ).records
         assert (record.stored == "factors") == thin == isinstance(lm.model.model.layers[0].self_attn.q_proj, ThinLinear)
         lm.undo()
 
@@ -146,7 +181,9 @@ def test_a_record_of_a_factored_matrix_tells_the_truth(make_lm) -> None:
     assert record.energy_kept == pytest.approx((s[:5] ** 2).sum() / (s**2).sum(), abs=1e-5)
     assert record.digest_before != record.digest_after == lm.weights.digest_of(record.name)
     numpy.testing.assert_allclose(lm.weights.read(matrix).double().numpy(), (u[:, :5] * s[:5]) @ vh[:5], atol=1e-5)
-    numpy.testing.assert_allclose(lm.model.model.layers[0].mlp.up_proj.weight.numpy(), (u[:, :5] * s[:5]) @ vh[:5], atol=1e-5)
+    numpy.testing.assert_allclose(
+        lm.model.model.layers[0].mlp.up_proj.weight.numpy(), (u[:, :5] * s[:5]) @ vh[:5], atol=1e-5
+    )
 
 
 def test_the_dense_weight_gives_its_memory_back(make_lm) -> None:
@@ -178,12 +215,20 @@ Q = {"matrices": ["q_proj"], "layers": [1]}
         ({**Q, "keep": {"rank": 9}}, {**Q, "keep": {"rank": 2}, "per_head": True}),
         ({**Q, "keep": {"rank": 2}, "per_head": True}, {**Q, "keep": {"rank": 9}}),
         ({**Q, "keep": {"rank": 6}}, {"matrices": ["k_proj", "v_proj"], "layers": [1], "keep": {"rank": 3}}),
-        ({"matrices": ["o_proj"], "keep": {"rank": 2}, "per_head": True}, {"matrices": ["o_proj"], "keep": {"rank": 7}}),
-        ({"matrices": ["attn"], "keep": {"rank": 2}, "per_head": True}, {"matrices": ["q_proj"], "layers": [1], "keep": {"rank": 1}, "per_head": True}),
+        (
+            {"matrices": ["o_proj"], "keep": {"rank": 2}, "per_head": True},
+            {"matrices": ["o_proj"], "keep": {"rank": 7}},
+        ),
+        (
+            {"matrices": ["attn"], "keep": {"rank": 2}, "per_head": True},
+            {"matrices": ["q_proj"], "layers": [1], "keep": {"rank": 1}, "per_head": True},
+        ),
     ],
 )
 @pytest.mark.parametrize("how", [(True, True), (True, False), (False, True)])
-def test_a_later_step_reads_the_product_and_writes_as_it_is_told(make_lm, family: str, first: dict, second: dict, how: tuple[bool, bool]) -> None:
+def test_a_later_step_reads_the_product_and_writes_as_it_is_told(
+    make_lm, family: str, first: dict, second: dict, how: tuple[bool, bool]
+) -> None:
     if family in MIXTURES and first["matrices"] == UP["matrices"]:
         pytest.skip("no layer of this one has an MLP outside its experts")
     lm = make_lm(family)
@@ -205,7 +250,13 @@ def test_a_later_step_reads_the_product_and_writes_as_it_is_told(make_lm, family
 def test_a_dense_write_makes_dense_what_it_touches_and_no_more(make_lm) -> None:
     lm = make_lm("gpt2")
     attention = lm.model.transformer.h[1].attn
-    lm.apply(steps({"matrices": ["q_proj", "k_proj"], "layers": [1], "keep": {"rank": 3}, "factored": True}, {"matrices": ["k_proj"], "layers": [1], "keep": {"rank": 2}}), documents)
+    lm.apply(
+        steps(
+            {"matrices": ["q_proj", "k_proj"], "layers": [1], "keep": {"rank": 3}, "factored": True},
+            {"matrices": ["k_proj"], "layers": [1], "keep": {"rank": 2}},
+        ),
+        documents,
+    )
     (left,) = attention.c_attn.lefts
     assert tuple(left.shape) == (24, 3) and tuple(attention.c_attn.rest.shape) == (48, 24)
     lm.undo()
@@ -219,7 +270,16 @@ def test_evidence_is_gathered_behind_a_thin_layer(make_lm, plain_family: str) ->
     outcomes = []
     for factored in (False, True):
         lm = make_lm(plain_family, dtype="float64")
-        recipe = recipe_from({"name": "two", "steps": [{"method": "truncate_svd", "matrices": ["all"], "keep": {"rank": 8}, "factored": factored}, {**step, "factored": factored}]}, origin="test")
+        recipe = recipe_from(
+            {
+                "name": "two",
+                "steps": [
+                    {"method": "truncate_svd", "matrices": ["all"], "keep": {"rank": 8}, "factored": factored},
+                    {**step, "factored": factored},
+                ],
+            },
+            origin="test",
+        )
         lm.apply(recipe, documents)
         outcomes.append(logits(lm.model))
     assert_close(outcomes[1], outcomes[0], 1e-6)
@@ -230,7 +290,13 @@ def test_effects_are_measured_behind_a_thin_layer(make_lm) -> None:
     kept = []
     for factored in ("false", "true"):
         lm = make_lm("llama", dtype="float64")
-        data = {"name": "two", "steps": [{"method": "truncate_svd", "matrices": ["mlp"], "keep": {"rank": 8}, "factored": factored == "true"}, {"method": "eigenprune", "matrices": ["k_proj"], "fraction": 0.3}]}
+        data = {
+            "name": "two",
+            "steps": [
+                {"method": "truncate_svd", "matrices": ["mlp"], "keep": {"rank": 8}, "factored": factored == "true"},
+                {"method": "eigenprune", "matrices": ["k_proj"], "fraction": 0.3},
+            ],
+        }
         lm.apply(recipe_from(data, origin="test"), documents)
         kept.append(logits(lm.model))
     assert_close(kept[1], kept[0], 1e-8)
@@ -240,7 +306,13 @@ def test_a_failure_in_the_middle_leaves_the_model_as_it_was(make_lm) -> None:
     lm = make_lm("llama")
     before = bits(lm.model)
     with pytest.raises(UserError, match="rank 20 is beyond a 12 x 24 matrix"):
-        lm.apply(steps({**UP, "keep": {"rank": 3}, "factored": True}, {"matrices": ["k_proj"], "keep": {"rank": 20}, "factored": True}), documents)
+        lm.apply(
+            steps(
+                {**UP, "keep": {"rank": 3}, "factored": True},
+                {"matrices": ["k_proj"], "keep": {"rank": 20}, "factored": True},
+            ),
+            documents,
+        )
     assert same_bits(before, bits(lm.model))
 
 
@@ -250,12 +322,14 @@ def test_a_bias_made_before_or_after_goes_again(make_lm, bias_first: bool) -> No
     before, layer = bits(lm.model), lm.model.model.layers[0].self_attn.q_proj
     (matrix,) = lm.weights.anatomy.select(parse_recipe("svd:matrices=[q_proj],layers=[0]").steps[0])
     left, right, shift = torch.randn(24, 3), torch.randn(3, 24), torch.arange(24.0)
-    for what in (("shift", "factor") if bias_first else ("factor", "shift")):
+    for what in ("shift", "factor") if bias_first else ("factor", "shift"):
         lm.weights.shift_bias(matrix, shift) if what == "shift" else lm.weights.factor(matrix, left, right)
     x = torch.randn(5, 24)
     torch.testing.assert_close(lm.model.model.layers[0].self_attn.q_proj(x), x @ right.T @ left.T + shift)
     lm.weights.restore()
-    assert lm.model.model.layers[0].self_attn.q_proj is layer and layer.bias is None and same_bits(before, bits(lm.model))
+    assert (
+        lm.model.model.layers[0].self_attn.q_proj is layer and layer.bias is None and same_bits(before, bits(lm.model))
+    )
 
 
 # What cannot be
@@ -264,14 +338,25 @@ def test_a_bias_made_before_or_after_goes_again(make_lm, bias_first: bool) -> No
 @pytest.mark.parametrize("words", ["matrices=[experts]", "matrices=[all]"])
 def test_experts_are_refused_by_name_also_by_the_plan(make_lm, make_model, words: str) -> None:
     recipe = parse_recipe(f"svd:{words},keep.rank=2,factored=true")
-    with pytest.raises(UserError, match=r"step 0: model.layers.0.mlp.experts.gate_up_proj gate_proj expert 0: experts are computed from one parameter.*factored=false"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"step 0: model.layers.0.mlp.experts.gate_up_proj gate_proj expert 0: experts are computed from one"
+            r" parameter.*factored=false"
+        ),
+    ):
         plan(recipe, read_checkpoint(str(make_model("mixtral"))))
     with pytest.raises(UserError, match="experts are computed from one parameter"):
         make_lm("mixtral").apply(recipe, documents)
 
 
-@pytest.mark.parametrize(("family", "name", "words"), [("llama", "model.embed_tokens.weight", "of class Embedding"), ("llama-biased", "lm_head.weight", None)])
-def test_embeddings_are_refused_and_an_output_head_of_its_own_is_not(make_lm, family: str, name: str, words: str | None) -> None:
+@pytest.mark.parametrize(
+    ("family", "name", "words"),
+    [("llama", "model.embed_tokens.weight", "of class Embedding"), ("llama-biased", "lm_head.weight", None)],
+)
+def test_embeddings_are_refused_and_an_output_head_of_its_own_is_not(
+    make_lm, family: str, name: str, words: str | None
+) -> None:
     lm = make_lm(family)
     recipe = parse_recipe(f"svd:matrices=['{name}'],keep.rank=2,factored=true")
     if words:
@@ -291,14 +376,20 @@ def test_a_weight_that_two_layers_share_is_refused(make_lm) -> None:
     lm = make_lm("llama")
     lm.model.model.layers[2].mlp.up_proj.weight = lm.model.model.layers[0].mlp.up_proj.weight
     weights = Weights(lm.model, Path())
-    with pytest.raises(UserError, match=r"layers.0.mlp.up_proj.weight is also the weight of model.layers.2.mlp.up_proj"):
+    with pytest.raises(
+        UserError, match=r"layers.0.mlp.up_proj.weight is also the weight of model.layers.2.mlp.up_proj"
+    ):
         weights.check_factorable(weights.anatomy.select(parse_recipe("svd:matrices=[up_proj],layers=[0]").steps[0]))
 
 
 def test_the_key_is_checked_and_leaves_other_ids_alone() -> None:
     with pytest.raises(RecipeError, match="factored"):
         parse_recipe("svd:factored=perhaps")
-    assert parse_recipe("svd").recipe_id == parse_recipe("svd:factored=false").recipe_id != parse_recipe("svd:factored=true").recipe_id
+    assert (
+        parse_recipe("svd").recipe_id
+        == parse_recipe("svd:factored=false").recipe_id
+        != parse_recipe("svd:factored=true").recipe_id
+    )
     assert parse_recipe("svd:factored=true").resolved()["steps"][0]["factored"] is True
 
 
@@ -312,7 +403,11 @@ def test_an_export_holds_the_products(make_lm, family: str, dtype: str, tmp_path
     lm = make_lm(family, dtype=dtype)
     before = bits(lm.model)
     _, operation = edited(lm, "svd:matrices=[attn],keep.rank=3,factored=true")
-    products = {record.name: lm.weights.read(matrix) for record, matrix in zip(operation.records, lm.weights.anatomy.select(lm.applied.steps[0]), strict=True) if record.part is None}
+    products = {
+        record.name: lm.weights.read(matrix)
+        for record, matrix in zip(operation.records, lm.weights.anatomy.select(lm.applied.steps[0]), strict=True)
+        if record.part is None
+    }
     count = export(lm, tmp_path / "out", "tiny", ["lm_eval", "export"])
     assert count == len({record.name for record in operation.records})
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=dtype)
@@ -323,7 +418,9 @@ def test_an_export_holds_the_products(make_lm, family: str, dtype: str, tmp_path
     assert receipt["weights"]["digest_after"] == model_digest(reloaded)
     assert {row["stored"] for row in receipt["matrices"]} == {"dense"} and len(receipt["made_dense"]) == count
     for name, product in products.items():
-        assert torch.equal(reloaded.get_parameter(name).detach(), (product.T if family == "gpt2" else product).to(reloaded.dtype))
+        assert torch.equal(
+            reloaded.get_parameter(name).detach(), (product.T if family == "gpt2" else product).to(reloaded.dtype)
+        )
     assert "as two thin ones" in (tmp_path / "out" / "README.md").read_text()
     lm.undo()
     assert same_bits(before, bits(lm.model))
@@ -335,18 +432,39 @@ def test_the_export_command_says_so(lm_eval, tmp_path: Path) -> None:
 
 
 def test_a_command_scores_thin_and_dense_alike_and_records_speed(demo_run, tmp_path: Path) -> None:
-    ran = demo_run("--recipe", "svd:keep.rank=8", "svd:keep.rank=8,factored=true", "--control", "random-subspace", limit=48)
+    ran = demo_run(
+        "--recipe", "svd:keep.rank=8", "svd:keep.rank=8,factored=true", "--control", "random-subspace", limit=48
+    )
     assert ran.code == 0, ran.err
-    found = {receipt["recipe"]["label"]: (receipt, path.parent) for path in tmp_path.glob("results/demo/*/receipt.json") for receipt in [json.loads(path.read_text())]}
+    found = {
+        receipt["recipe"]["label"]: (receipt, path.parent)
+        for path in tmp_path.glob("results/demo/*/receipt.json")
+        for receipt in [json.loads(path.read_text())]
+    }
     (dense, dense_path), (thin, thin_path) = found["svd:keep.rank=8"], found["svd:keep.rank=8,factored=true"]
-    assert {row["stored"] for row in thin["matrices"]} == {"factors"} and {row["stored"] for row in dense["matrices"]} == {"dense"}
-    assert {row["stored"] for row in found["svd:keep.rank=8,factored=true+random-subspace"][0]["matrices"]} == {"factors"}
-    sizes = [{name: value for name, value in receipt["totals"].items() if "per_second" not in name} for receipt in (dense, thin)]
+    assert {row["stored"] for row in thin["matrices"]} == {"factors"} and {
+        row["stored"] for row in dense["matrices"]
+    } == {"dense"}
+    assert {row["stored"] for row in found["svd:keep.rank=8,factored=true+random-subspace"][0]["matrices"]} == {
+        "factors"
+    }
+    sizes = [
+        {name: value for name, value in receipt["totals"].items() if "per_second" not in name}
+        for receipt in (dense, thin)
+    ]
     assert sizes[0] == sizes[1]
     assert answers(dense_path) == pytest.approx(answers(thin_path), abs=1e-3)
-    assert thin["weights"]["digest_before"] == dense["weights"]["digest_before"] and thin["weights"]["digest_after"] != dense["weights"]["digest_after"]
+    assert (
+        thin["weights"]["digest_before"] == dense["weights"]["digest_before"]
+        and thin["weights"]["digest_after"] != dense["weights"]["digest_after"]
+    )
     baseline = found["baseline"][0]["totals"]
-    assert baseline["tokens_per_second_before"] == baseline["tokens_per_second_after"] == thin["totals"]["tokens_per_second_before"] > 0
+    assert (
+        baseline["tokens_per_second_before"]
+        == baseline["tokens_per_second_after"]
+        == thin["totals"]["tokens_per_second_before"]
+        > 0
+    )
     assert thin["totals"]["tokens_per_second_after"] > 0 and thin["totals"]["generated_tokens_per_second_after"] is None
     assert "tokens/s" in ran.err
 
@@ -357,9 +475,18 @@ def answers(run: Path) -> list[float]:
 
 
 def test_what_stays_dense_is_said_and_a_plan_names_thin_layers(demo_run, lm_eval) -> None:
-    assert "2 of 2 matrices or heads stay dense" in demo_run("--recipe", "bottom-k:matrices=[k_proj],keep.rank_fraction=0.9,factored=true", limit=8).err
-    assert "computed as two thin layers where that is smaller" in lm_eval("recipes", "plan", "svd:factored=true", "--model_args", "pretrained=demo").out
-    assert "if stored as factors where that is smaller" in lm_eval("recipes", "plan", "svd", "--model_args", "pretrained=demo").out
+    assert (
+        "2 of 2 matrices or heads stay dense"
+        in demo_run("--recipe", "bottom-k:matrices=[k_proj],keep.rank_fraction=0.9,factored=true", limit=8).err
+    )
+    assert (
+        "computed as two thin layers where that is smaller"
+        in lm_eval("recipes", "plan", "svd:factored=true", "--model_args", "pretrained=demo").out
+    )
+    assert (
+        "if stored as factors where that is smaller"
+        in lm_eval("recipes", "plan", "svd", "--model_args", "pretrained=demo").out
+    )
 
 
 # The pieces
@@ -367,9 +494,18 @@ def test_what_stays_dense_is_said_and_a_plan_names_thin_layers(demo_run, lm_eval
 
 def test_a_layer_of_interleaved_parts_by_hand() -> None:
     generator = torch.Generator().manual_seed(0)
-    dense, bias = torch.randn(10, 6, generator=generator, dtype=torch.float64), torch.nn.Parameter(torch.randn(10, generator=generator, dtype=torch.float64))
+    dense, bias = (
+        torch.randn(10, 6, generator=generator, dtype=torch.float64),
+        torch.nn.Parameter(torch.randn(10, generator=generator, dtype=torch.float64)),
+    )
     one, two = ((2, 4), (7, 9)), ((0, 1), (5, 6))
-    factors = {ranges: (torch.randn(len(places(ranges)), 2, generator=generator, dtype=torch.float64), torch.randn(2, 6, generator=generator, dtype=torch.float64)) for ranges in (one, two)}
+    factors = {
+        ranges: (
+            torch.randn(len(places(ranges)), 2, generator=generator, dtype=torch.float64),
+            torch.randn(2, 6, generator=generator, dtype=torch.float64),
+        )
+        for ranges in (one, two)
+    }
     layer = ThinLinear(dense, [Part(ranges, None, *pair) for ranges, pair in factors.items()], bias, transposed=False)
     whole = dense.clone()
     for ranges, (left, right) in factors.items():
@@ -386,7 +522,11 @@ def test_ranges() -> None:
     assert take(value, ((3, 4), (0, 1)), 0).tolist() == [value[3].tolist(), value[0].tolist()]
     put(value, ((1, 2),), ((0, 2), (4, 5)), torch.tensor([[-1, -2, -3]]))
     assert value[1].tolist() == [-1, -2, 7, 8, -3]
-    assert overlap(((0, 2), (5, 7)), ((2, 5),)) is False and overlap(((0, 2), (5, 7)), ((6, 9),)) and overlap(None, ((0, 1),))
+    assert (
+        overlap(((0, 2), (5, 7)), ((2, 5),)) is False
+        and overlap(((0, 2), (5, 7)), ((6, 9),))
+        and overlap(None, ((0, 1),))
+    )
     assert left_over([((1, 2),), ((4, 6), (2, 3))], 8) == ((0, 1), (3, 4), (6, 8)) and left_over([((0, 8),)], 8) == ()
 
 
@@ -395,9 +535,15 @@ def test_standing_edits_are_those_that_nothing_later_overwrote() -> None:
         return standing(list(edits), lambda edit: edit)
 
     assert left(("w", None), ("w", "q_proj head 0"), ("v", None)) == [("w", "q_proj head 0"), ("v", None)]
-    assert left(("w", "q_proj head 0"), ("w", "q_proj head 1"), ("w", "k_proj"), ("w", "q_proj")) == [("w", "k_proj"), ("w", "q_proj")]
+    assert left(("w", "q_proj head 0"), ("w", "q_proj head 1"), ("w", "k_proj"), ("w", "q_proj")) == [
+        ("w", "k_proj"),
+        ("w", "q_proj"),
+    ]
     assert left(("w", "q_proj"), ("w", "q_proj"), ("w", None)) == [("w", None)]
-    assert left(("w", "up_proj expert 1"), ("w", "up_proj expert 11"), ("w", "up_proj expert 1")) == [("w", "up_proj expert 11"), ("w", "up_proj expert 1")]
+    assert left(("w", "up_proj expert 1"), ("w", "up_proj expert 11"), ("w", "up_proj expert 1")) == [
+        ("w", "up_proj expert 11"),
+        ("w", "up_proj expert 1"),
+    ]
 
 
 def test_the_first_call_is_not_counted() -> None:
@@ -411,7 +557,9 @@ def test_the_first_call_is_not_counted() -> None:
 
 
 def test_a_trained_step_can_follow(make_lm) -> None:
-    """Training computes parts of a layer by itself and asks that for the rest of its weight: also where that is thin."""
+    """Training computes parts of a layer by itself and asks that for the rest of its weight: also where that is
+    thin.
+    """
     from harness_ext.training.swap import swapped
 
     lm = make_lm("gpt2", dtype="float64")

@@ -1,4 +1,6 @@
-"""Decompositions: exact truncation through the Gram matrix and the random range finder against numpy in float64, and a cache that may fail in any way without changing a bit."""
+"""Decompositions: exact truncation through the Gram matrix and the random range finder against numpy in float64, and a
+cache that may fail in any way without changing a bit.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ from harness_ext.receipt import VariantFailed
 from harness_ext.recipe import parse_recipe
 
 LIMIT = 1e-5
-# As shares of the norm, the roundoff of fp32 along the error, and what the rounding of many numbers adds at right angles to it: of two factors, and of their product too.
+# As shares of the norm, the roundoff of fp32 along the error, and what the rounding of many numbers adds at right
+# angles to it: of two factors, and of their product too.
 ROUNDOFF = 2.0**-24
 OF_FACTORS, OF_PRODUCT = 2e-7, 1e-6
 
@@ -80,7 +83,9 @@ def allowed(least: float, norm: float, across: float) -> float:
 
 
 def assert_exact(weight: torch.Tensor, ranks: range | list[int]) -> set[str]:
-    """Every truncation is within the limit of the best, and so is what it says of itself; gives the decompositions that were used."""
+    """Every truncation is within the limit of the best, and so is what it says of itself; gives the decompositions that
+    were used.
+    """
     truncation, least, norm = Factors().truncation(weight), least_errors(weight), float(weight.double().norm())
     used = set()
     for rank in ranks:
@@ -118,7 +123,10 @@ def test_one_huge_value_and_scales_at_the_ends_of_fp32_do_no_harm(size: float) -
 def test_truncation_is_exact_for_random_matrices(matrix: tuple[int, int, int], decay: float) -> None:
     rows, columns, seed = matrix
     scale = numpy.logspace(0, decay, columns)
-    assert_exact(torch.tensor(numpy.random.default_rng(seed).standard_normal((rows, columns)) * scale, dtype=torch.float32), range(min(rows, columns) + 1))
+    assert_exact(
+        torch.tensor(numpy.random.default_rng(seed).standard_normal((rows, columns)) * scale, dtype=torch.float32),
+        range(min(rows, columns) + 1),
+    )
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64])
@@ -130,11 +138,15 @@ def test_what_passes_the_bound_is_as_near_as_it_says(name: str, precision: torch
     rest, norm = weight.double().numpy(), float(weight.double().norm())
     for rank in range(161):
         if rank:
-            rest = rest - numpy.outer(found.directions[rank - 1].double().numpy(), found.projections[rank - 1].double().numpy())
+            rest = rest - numpy.outer(
+                found.directions[rank - 1].double().numpy(), found.projections[rank - 1].double().numpy()
+            )
         if found.suffices(rank):
             assert numpy.linalg.norm(rest) <= allowed(least[rank], norm, OF_FACTORS)
     s = numpy.linalg.svd(weight.double().numpy(), compute_uv=False)
-    numpy.testing.assert_allclose(found.singular_values.numpy(), s, atol=(1e-3 if precision == torch.float32 else 1e-6) * s[0])
+    numpy.testing.assert_allclose(
+        found.singular_values.numpy(), s, atol=(1e-3 if precision == torch.float32 else 1e-6) * s[0]
+    )
 
 
 def test_a_large_matrix_is_cut_as_by_numpy() -> None:
@@ -168,7 +180,9 @@ def not_converged(*args: object, **kwargs: object) -> None:
     raise torch.linalg.LinAlgError("did not converge")
 
 
-def test_where_the_gram_matrix_does_not_do_the_full_decomposition_is_taken_and_recorded(make_lm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_gram_matrix_does_not_do_the_full_decomposition_is_taken_and_recorded(
+    make_lm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LM_EVAL_RECIPES_CACHE", str(tmp_path))
     monkeypatch.setattr(torch.linalg, "eigh", not_converged)
     lm = make_lm("llama")
@@ -187,10 +201,18 @@ def no_documents(calibration, where):
 
 def test_the_receipt_says_where_the_factors_are_from(make_lm) -> None:
     lm = make_lm("llama")
-    for specification, decomposition in (("svd:keep.rank=3", GRAM_FP32), ("identity", SVD), ("magnitude", None), ("random-subspace", None)):
+    for specification, decomposition in (
+        ("svd:keep.rank=3", GRAM_FP32),
+        ("identity", SVD),
+        ("magnitude", None),
+        ("random-subspace", None),
+    ):
         records = lm.apply(parse_recipe(specification), no_documents).records
         assert {record.decomposition for record in records} == {decomposition}
-        assert all((record.excess_error is not None and 0 <= record.excess_error <= LIMIT) == (decomposition == GRAM_FP32) for record in records)
+        assert all(
+            (record.excess_error is not None and 0 <= record.excess_error <= LIMIT) == (decomposition == GRAM_FP32)
+            for record in records
+        )
         lm.undo()
 
 
@@ -199,10 +221,22 @@ def test_the_receipt_says_where_the_factors_are_from(make_lm) -> None:
 
 @pytest.mark.parametrize("name", ["flat", "falling slowly", "falling", "exponential", "step", "all equal"])
 @pytest.mark.parametrize("shape", [(600, 600), (500, 900), (900, 500)])
-def test_the_range_finder_is_within_a_hundredth_of_the_best_and_estimates_that(name: str, shape: tuple[int, int]) -> None:
+def test_the_range_finder_is_within_a_hundredth_of_the_best_and_estimates_that(
+    name: str, shape: tuple[int, int]
+) -> None:
     places = numpy.arange(min(shape))
-    spectra = {"falling slowly": (1.0 + places) ** -0.25, "falling": 1.0 / (1.0 + places), "exponential": numpy.exp(-places / 30), "step": numpy.where(places < 8, 1.0, 0.9), "all equal": numpy.ones(len(places))}
-    weight = torch.randn(shape, generator=torch.Generator().manual_seed(1)) if name == "flat" else with_spectrum(*shape, spectra[name])
+    spectra = {
+        "falling slowly": (1.0 + places) ** -0.25,
+        "falling": 1.0 / (1.0 + places),
+        "exponential": numpy.exp(-places / 30),
+        "step": numpy.where(places < 8, 1.0, 0.9),
+        "all equal": numpy.ones(len(places)),
+    }
+    weight = (
+        torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        if name == "flat"
+        else with_spectrum(*shape, spectra[name])
+    )
     rank = min(shape) // 100
     edit = range_finder.truncate(weight, rank, torch.Generator().manual_seed(0))
     excess = distance(weight, edit) / least_errors(weight)[rank] - 1
@@ -213,7 +247,9 @@ def test_the_range_finder_is_within_a_hundredth_of_the_best_and_estimates_that(n
 
 def test_a_seed_means_the_same_and_another_seed_something_else() -> None:
     weight = torch.randn(500, 400, generator=torch.Generator().manual_seed(1))
-    one, same, other = (range_finder.truncate(weight, 4, torch.Generator().manual_seed(seed)).weight() for seed in (0, 0, 1))
+    one, same, other = (
+        range_finder.truncate(weight, 4, torch.Generator().manual_seed(seed)).weight() for seed in (0, 0, 1)
+    )
     assert torch.equal(one, same) and not torch.equal(one, other)
 
 
@@ -221,7 +257,13 @@ def test_a_recipe_asks_for_it_and_where_it_is_not_worth_while_gets_the_exact_one
     weight = torch.randn(300, 400, generator=torch.Generator().manual_seed(1))
 
     def edit(keep: Keep):
-        return truncate_svd(weight, truncate=Factors().truncate, keep=keep, generator=torch.Generator().manual_seed(0), decomposition="randomised")
+        return truncate_svd(
+            weight,
+            truncate=Factors().truncate,
+            keep=keep,
+            generator=torch.Generator().manual_seed(0),
+            decomposition="randomised",
+        )
 
     assert (edit(Keep(rank=3)).decomposition, edit(Keep(rank=3)).fallback) == ("randomised", None)
     assert (edit(Keep(rank=200)).decomposition, edit(Keep(rank=200)).fallback) == (GRAM_FP32, EXACT_INSTEAD)
@@ -242,14 +284,20 @@ def weight() -> torch.Tensor:
 
 def both(kept: DiskCache | Path | None, weight: torch.Tensor) -> list[torch.Tensor]:
     factors = Factors(kept)
-    return [*factors.of(weight), factors.truncate(weight, fixed(3)).weight(), factors.truncate(weight, fixed(29)).weight()]
+    return [
+        *factors.of(weight),
+        factors.truncate(weight, fixed(3)).weight(),
+        factors.truncate(weight, fixed(29)).weight(),
+    ]
 
 
 def equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
     return all(torch.equal(a, b) and a.stride() == b.stride() for a, b in zip(one, other, strict=True))
 
 
-def test_kept_decompositions_are_read_back_bit_for_bit_and_not_made_again(weight: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kept_decompositions_are_read_back_bit_for_bit_and_not_made_again(
+    weight: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cold = both(tmp_path, weight)
     for name in ("svd", "eigh"):
         monkeypatch.setattr(torch.linalg, name, lambda *args, **kwargs: pytest.fail("decomposed twice"))
@@ -257,8 +305,13 @@ def test_kept_decompositions_are_read_back_bit_for_bit_and_not_made_again(weight
     assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors"}
 
 
-@pytest.mark.parametrize("specification", ["svd:keep.rank=5", "svd:keep.rank=23", "identity", "laser-rmt", "svd:decomposition=randomised,keep.rank=1"])
-def test_an_edit_is_the_same_with_and_without_the_cache(make_lm, specification: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "specification",
+    ["svd:keep.rank=5", "svd:keep.rank=23", "identity", "laser-rmt", "svd:decomposition=randomised,keep.rank=1"],
+)
+def test_an_edit_is_the_same_with_and_without_the_cache(
+    make_lm, specification: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def digest(cache: Path) -> str:
         monkeypatch.setenv("LM_EVAL_RECIPES_CACHE", str(cache))
         lm = make_lm("gpt2")
@@ -306,7 +359,9 @@ def test_the_file_of_another_matrix_is_not_taken(weight: torch.Tensor, tmp_path:
     assert equal(cold, both(tmp_path, other))
 
 
-def test_a_fallback_is_kept_with_the_factors(weight: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fallback_is_kept_with_the_factors(
+    weight: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = torch.linalg.svd
 
     def fails_in_fp32(matrix: torch.Tensor, **options: bool):
@@ -362,7 +417,11 @@ def test_what_cannot_be_removed_stays_and_the_rest_makes_room(tmp_path: Path, mo
 
     monkeypatch.setattr(Path, "unlink", refused)
     cache.save("new", {"t": torch.zeros(300)})
-    assert {path.name for path in tmp_path.iterdir()} == {"folder.safetensors", "foreign.safetensors", "new.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "folder.safetensors",
+        "foreign.safetensors",
+        "new.safetensors",
+    }
 
 
 def test_the_bound_is_also_a_share_of_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -427,14 +486,25 @@ print(float(factors.of(weight).s.double().sum()))
 
 @pytest.mark.slow
 def test_processes_that_share_a_small_folder_do_not_disturb_each_other(tmp_path: Path, repository: Path) -> None:
-    processes = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=repository) for _ in range(2)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=repository,
+        )
+        for _ in range(2)
+    ]
     results = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], results
     assert len({out for out, _ in results}) == 1
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".writing")]
 
 
-def test_the_users_cache_is_taken_unless_it_is_off_or_cannot_be_written(weight: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_cache_is_taken_unless_it_is_off_or_cannot_be_written(
+    weight: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def place_of_files() -> str:
         Factors(lasting(tmp_path / "scratch")).of(weight)
         (path,) = tmp_path.rglob("*.safetensors")

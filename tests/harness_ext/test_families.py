@@ -1,4 +1,5 @@
-"""Every family on a tiny random model of its own. What a role is, the forward pass says: outputs are disturbed row by row, and where the attention or the MLP shows it tells query from key from value.
+"""Every family on a tiny random model of its own. What a role is, the forward pass says: outputs are disturbed row by
+row, and where the attention or the MLP shows it tells query from key from value.
 
 None of these checks knows a family's layout, so an entry that is wrong cannot be right by the same mistake.
 """
@@ -29,7 +30,8 @@ TOKENS = torch.arange(3, 9)
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")
 # Layer 1 is a mixture in every mixture; layer 2 of one of them is dense.
 GATED = {"llama", "llama-biased", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", *MIXTURES}
-# Their attention takes the softmax in float32 of scores masked in the model's dtype: in float64 a padded row overflows to NaN.
+# Their attention takes the softmax in float32 of scores masked in the model's dtype: in float64 a padded row overflows
+# to NaN.
 EAGER = ("gemma2", "bloom")
 
 
@@ -38,7 +40,9 @@ def no_documents(calibration, where):
 
 
 def step(matrices: list[str], layers: list[int | str] | None = None, *, per_head: bool = False) -> Step:
-    return Step(method="identity", matrices=tuple(matrices), layers=None if layers is None else tuple(layers), per_head=per_head)
+    return Step(
+        method="identity", matrices=tuple(matrices), layers=None if layers is None else tuple(layers), per_head=per_head
+    )
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float64):
@@ -78,10 +82,16 @@ def logits(model) -> torch.Tensor:
         return model(torch.stack([TOKENS, TOKENS + 7])).logits
 
 
-def observed(model, module: str, batch: int = 2, disturb: Callable[[], Any] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def observed(
+    model, module: str, batch: int = 2, disturb: Callable[[], Any] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs and outputs of a module on a batch of one prompt, `[batch, t, n]` and `[batch, t, m]`."""
     seen: list[torch.Tensor] = []
-    handles = [model.get_submodule(module).register_forward_hook(lambda module, args, output: seen.extend((args[0].detach().clone(), output.detach().clone())))]
+    handles = [
+        model.get_submodule(module).register_forward_hook(
+            lambda module, args, output: seen.extend((args[0].detach().clone(), output.detach().clone()))
+        )
+    ]
     handles += [disturb()] if disturb else []
     with torch.no_grad():
         model(TOKENS.expand(batch, -1))
@@ -90,8 +100,12 @@ def observed(model, module: str, batch: int = 2, disturb: Callable[[], Any] | No
     return seen[0].view(batch, len(TOKENS), -1), seen[1].view(batch, len(TOKENS), -1)
 
 
-def moved_inputs(model, source: Matrix, rows: list[int], position: int, sink: Matrix, amount: float = 0.5) -> torch.Tensor:
-    """How the input of `sink` moves, `[row, t, n]`, when one output of `source`'s module is raised at one position: another one in each example of the batch."""
+def moved_inputs(
+    model, source: Matrix, rows: list[int], position: int, sink: Matrix, amount: float = 0.5
+) -> torch.Tensor:
+    """How the input of `sink` moves, `[row, t, n]`, when one output of `source`'s module is raised at one position:
+    another one in each example of the batch.
+    """
 
     def disturb():
         def hook(module, args, output):
@@ -119,13 +133,17 @@ def test_roles_are_those_that_the_family_has(weights: Weights, every_family: str
     expected = ROLES if every_family in GATED else tuple(role for role in ROLES if role != "gate_proj")
     assert weights.anatomy.roles == expected
     assert weights.anatomy.layers == 3
-    assert {(matrix.layer, matrix.role) for matrix in weights.anatomy.matrices} == {(layer, role) for layer in range(3) for role in expected}
+    assert {(matrix.layer, matrix.role) for matrix in weights.anatomy.matrices} == {
+        (layer, role) for layer in range(3) for role in expected
+    }
 
 
 def test_no_two_roles_share_a_row(weights: Weights) -> None:
     """And together they cover the parameter."""
     for name in {matrix.parameter for matrix in weights.anatomy.matrices}:
-        parts = [matrix for matrix in weights.anatomy.matrices if matrix.parameter == name and matrix.expert in (None, 0)]
+        parts = [
+            matrix for matrix in weights.anatomy.matrices if matrix.parameter == name and matrix.expert in (None, 0)
+        ]
         assert sorted(row for part in parts for row in rows_of(part)) == list(range(parts[0].full_shape[0]))
 
 
@@ -188,7 +206,7 @@ def test_a_key_is_felt_after_its_position_by_the_heads_it_serves(model, weights:
         columns = served(heads, number, outputs)
         for moves in moved_inputs(model, head, rows_of(head), 0, outputs[0]):
             assert touched(moves, 0) and 0 not in touched(moves, 0)
-            assert touched(moves, 1) == set(sum(columns, []))
+            assert touched(moves, 1) == {column for listed in columns for column in listed}
 
 
 def test_a_value_is_felt_from_its_position_on_in_its_own_place_of_the_heads_it_serves(model, weights: Weights) -> None:
@@ -203,13 +221,17 @@ def test_a_value_is_felt_from_its_position_on_in_its_own_place_of_the_heads_it_s
 
 def test_a_row_of_the_mlp_feeds_its_own_column_of_the_last_matrix(model, weights: Weights, every_family: str) -> None:
     """What the gate multiplies is linear in `up_proj`, and bent in `gate_proj`."""
-    matrices = modules_only(weights.anatomy.select(step(["mlp"], [2 if every_family == "qwen2_moe" else 1]))) if every_family not in ("mixtral", "qwen3_moe") else []
+    matrices = (
+        modules_only(weights.anatomy.select(step(["mlp"], [2 if every_family == "qwen2_moe" else 1])))
+        if every_family not in ("mixtral", "qwen3_moe")
+        else []
+    )
     for source in (matrix for matrix in matrices if matrix.role != "down_proj"):
         (sink,) = (matrix for matrix in matrices if matrix.role == "down_proj")
         once, twice = (moved_inputs(model, source, rows_of(source), 2, sink, amount) for amount in (0.5, 1.0))
         for column, moves in enumerate(once):
             assert touched(moves, 0) == {2} and touched(moves, 1) == {column}
-        straight = bool(((twice - 2 * once).abs().amax() < 1e-7))
+        straight = bool((twice - 2 * once).abs().amax() < 1e-7)
         assert straight == (source.role == "up_proj" and every_family in GATED)
 
 
@@ -222,10 +244,14 @@ def bits(model) -> dict[str, torch.Tensor]:
 
 
 def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name].view(torch.uint8), other[name].view(torch.uint8)) for name in one)
+    return one.keys() == other.keys() and all(
+        torch.equal(one[name].view(torch.uint8), other[name].view(torch.uint8)) for name in one
+    )
 
 
-def test_identity_changes_nothing_undo_everything_and_a_saved_edit_comes_back(make_model, make_lm, every_family: str, tmp_path: Path) -> None:
+def test_identity_changes_nothing_undo_everything_and_a_saved_edit_comes_back(
+    make_model, make_lm, every_family: str, tmp_path: Path
+) -> None:
     lm = make_lm(every_family)
     before, said = bits(lm.model), logits(lm.model)
     for specification in ("identity", "identity:per_head=true"):
@@ -252,17 +278,23 @@ def test_identity_changes_nothing_undo_everything_and_a_saved_edit_comes_back(ma
     assert torch.equal(logits(lm.model), said)
 
 
-DOCUMENTS = [LabelledDocument("t", context, " w4", str(number)) for number, context in enumerate(["w1 w2 w3", "w5 w6 w7 w8 w9"])]
+DOCUMENTS = [
+    LabelledDocument("t", context, " w4", str(number)) for number, context in enumerate(["w1 w2 w3", "w5 w6 w7 w8 w9"])
+]
 
 
 def test_statistics_are_gathered_at_every_role(make_lm, every_family: str) -> None:
-    """Padding must not count, for whatever way a family masks and places its tokens; other statistics are checked on every family among the slow tests."""
+    """Padding must not count, for whatever way a family masks and places its tokens; other statistics are checked on
+    every family among the slow tests.
+    """
     lm = make_lm(every_family, dtype="float32" if every_family in EAGER else "float64")
     matrices = modules_only(lm.weights.anatomy.select(step(["all"], [1], per_head=True)))
     gathered = evidence.gather(lm, matrices, frozenset({"input_mean"}), DOCUMENTS, 2, no_documents)
     for matrix in matrices:
         seen: list[torch.Tensor] = []
-        handle = lm.model.get_submodule(matrix.module).register_forward_hook(lambda module, args, output, seen=seen: seen.append(args[0].detach().reshape(-1, args[0].shape[-1])))
+        handle = lm.model.get_submodule(matrix.module).register_forward_hook(
+            lambda module, args, output, seen=seen: seen.append(args[0].detach().reshape(-1, args[0].shape[-1]))
+        )
         with torch.no_grad():
             for document in DOCUMENTS:
                 lm.model(torch.tensor([lm.tok_encode(document.context)]))
@@ -284,7 +316,9 @@ def mixture(request: pytest.FixtureRequest, make_model, tmp_path: Path) -> tuple
 def expert_call(model) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """What goes into the experts of layer 1 (tokens, the chosen experts, their shares) and what comes out."""
     seen: list[torch.Tensor] = []
-    handle = model.model.layers[1].mlp.experts.register_forward_hook(lambda module, args, output: seen.extend(value.detach().clone() for value in (*args, output)))
+    handle = model.model.layers[1].mlp.experts.register_forward_hook(
+        lambda module, args, output: seen.extend(value.detach().clone() for value in (*args, output))
+    )
     with torch.no_grad():
         model(TOKENS.expand(2, -1))
     handle.remove()
@@ -294,7 +328,9 @@ def expert_call(model) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.
 def test_an_expert_is_three_matrices_that_compute_what_it_computes(mixture) -> None:
     model, weights = mixture
     inputs, chosen, shares, outputs = expert_call(model)
-    matrices = {(matrix.role, matrix.expert): weights.read(matrix) for matrix in weights.anatomy.select(step(["experts"], [1]))}
+    matrices = {
+        (matrix.role, matrix.expert): weights.read(matrix) for matrix in weights.anatomy.select(step(["experts"], [1]))
+    }
     assert matrices.keys() == {(role, expert) for role in MLP for expert in range(4)}
     expected = torch.zeros_like(outputs)
     for token, x in enumerate(inputs):
@@ -319,7 +355,11 @@ def test_editing_an_expert_moves_only_the_tokens_sent_to_it(mixture) -> None:
 def test_the_digest_of_an_edited_expert_is_its_own(make_lm) -> None:
     lm = make_lm("mixtral")
     (record,) = lm.apply(parse_recipe("svd:matrices=[up_proj expert 2],layers=[1],keep.rank=2"), no_documents).records
-    assert (record.name, record.part, record.shape) == ("model.layers.1.mlp.experts.gate_up_proj", "up_proj expert 2", (40, 24))
+    assert (record.name, record.part, record.shape) == (
+        "model.layers.1.mlp.experts.gate_up_proj",
+        "up_proj expert 2",
+        (40, 24),
+    )
     whole = lm.weights.digest_of(record.name)
     assert record.digest_before != record.digest_after == lm.weights.digest_of(record.name, 2) != whole
     untouched = lm.weights.digest_of(record.name, 1)
@@ -345,7 +385,11 @@ def test_a_router_has_no_role_and_a_shared_expert_is_no_expert(mixture) -> None:
     _, weights = mixture
     chosen = weights.anatomy.select(step(["all"]))
     assert not any(matrix.parameter.endswith((".gate.weight", "shared_expert_gate.weight")) for matrix in chosen)
-    assert all(".shared_expert." in matrix.parameter or matrix.layer == 2 for matrix in modules_only(chosen) if matrix.role in MLP)
+    assert all(
+        ".shared_expert." in matrix.parameter or matrix.layer == 2
+        for matrix in modules_only(chosen)
+        if matrix.role in MLP
+    )
 
 
 def test_experts_by_key_by_number_by_glob_and_by_group(mixture) -> None:
@@ -353,7 +397,9 @@ def test_experts_by_key_by_number_by_glob_and_by_group(mixture) -> None:
     anatomy = weights.anatomy
     everything = anatomy.select(step(["experts"], [0]))
     assert len(everything) == 12
-    assert {(matrix.parameter, matrix.expert) for matrix in everything} == {(matrix.parameter, matrix.expert) for matrix in anatomy.select(step(["*.experts.*"], [0]))}
+    assert {(matrix.parameter, matrix.expert) for matrix in everything} == {
+        (matrix.parameter, matrix.expert) for matrix in anatomy.select(step(["*.experts.*"], [0]))
+    }
     for part in anatomy.select(step(["all"], per_head=True)):
         assert anatomy.select(step([part.key])) == (part,)
     (whole,) = anatomy.select(step(["*.layers.0.*.gate_up_proj expert 3"]))
@@ -362,7 +408,15 @@ def test_experts_by_key_by_number_by_glob_and_by_group(mixture) -> None:
     assert {matrix.role for matrix in anatomy.select(step(["*.layers.0.*.experts.down_proj"]))} == {"down_proj"}
 
 
-@pytest.mark.parametrize("pattern", ["experts", "up_proj expert 3", "model.layers.0.mlp.experts.gate_up_proj gate_proj expert 3", "*.experts.down_proj"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "experts",
+        "up_proj expert 3",
+        "model.layers.0.mlp.experts.gate_up_proj gate_proj expert 3",
+        "*.experts.down_proj",
+    ],
+)
 def test_experts_named_where_there_are_none(make_lm, pattern: str) -> None:
     with pytest.raises(UserError, match="names experts, and this model has none; it has q_proj, k_proj"):
         make_lm("llama").weights.anatomy.select(step([pattern]))
@@ -375,7 +429,9 @@ def test_an_expert_beyond_the_last(mixture) -> None:
 
 def test_experts_of_an_unknown_architecture_are_found_by_glob() -> None:
     anatomy = Anatomy({"model_type": "novel"}, {"blocks.0.experts.in": (3, 4, 5), "blocks.0.conv.weight": (3, 4, 5)})
-    assert [(matrix.parameter, matrix.expert, matrix.shape) for matrix in anatomy.select(step(["*"]))] == [("blocks.0.experts.in", number, (4, 5)) for number in range(3)]
+    assert [(matrix.parameter, matrix.expert, matrix.shape) for matrix in anatomy.select(step(["*"]))] == [
+        ("blocks.0.experts.in", number, (4, 5)) for number in range(3)
+    ]
 
 
 # Checkpoints whose headers are not what is loaded
@@ -388,31 +444,52 @@ def test_headers_become_the_parameters_of_the_loaded_model(model, make_model, ev
 
 def test_a_checkpoint_without_the_base_prefix_is_planned_as_it_is_loaded(make_model, every_family: str) -> None:
     stored = read_checkpoint(str(make_model(every_family)))
-    base = next(prefix for prefix in ("model.", "transformer.", "gpt_neox.") if any(name.startswith(prefix) for name in stored.tensors))
+    base = next(
+        prefix
+        for prefix in ("model.", "transformer.", "gpt_neox.")
+        if any(name.startswith(prefix) for name in stored.tensors)
+    )
     bare = {name.removeprefix(base): tensor for name, tensor in stored.tensors.items()}
     assert as_loaded(Checkpoint("bare", stored.config, bare)).tensors == as_loaded(stored).tensors
 
 
 def test_what_loading_drops_is_not_counted(make_model) -> None:
     stored = read_checkpoint(str(make_model("gpt2")))
-    old = {"h.0.attn.bias": StoredTensor((1, 1, 64, 64), "F32"), "h.0.attn.masked_bias": StoredTensor((), "F32"), "lm_head.weight": StoredTensor((43, 24), "F32")}
+    old = {
+        "h.0.attn.bias": StoredTensor((1, 1, 64, 64), "F32"),
+        "h.0.attn.masked_bias": StoredTensor((), "F32"),
+        "lm_head.weight": StoredTensor((43, 24), "F32"),
+    }
     assert as_loaded(Checkpoint("old", stored.config, {**stored.tensors, **old})).tensors == dict(stored.tensors)
 
 
 def test_a_config_that_leaves_out_its_defaults_is_completed() -> None:
-    stored = {"model.layers.0.self_attn.q_proj.weight": StoredTensor((2048, 640), "BF16"), "model.layers.0.self_attn.k_proj.weight": StoredTensor((1024, 640), "BF16")}
+    stored = {
+        "model.layers.0.self_attn.q_proj.weight": StoredTensor((2048, 640), "BF16"),
+        "model.layers.0.self_attn.k_proj.weight": StoredTensor((1024, 640), "BF16"),
+    }
     config = as_loaded(Checkpoint("short", {"model_type": "gemma3_text", "hidden_size": 640}, stored)).config
     assert (config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]) == (8, 4, 256)
 
 
 def test_a_config_that_cannot_be_completed_is_named() -> None:
-    with pytest.raises(UserError, match="short: its config does not say num_attention_heads, num_key_value_heads, and transformers cannot complete it"):
+    with pytest.raises(
+        UserError,
+        match=(
+            "short: its config does not say num_attention_heads, num_key_value_heads, and transformers cannot"
+            " complete it"
+        ),
+    ):
         as_loaded(Checkpoint("short", {"model_type": "llama", "hidden_size": 25}, {}))
 
 
 def test_experts_that_are_not_all_there(make_model) -> None:
     stored = read_checkpoint(str(make_model("mixtral")))
-    missing = {name: tensor for name, tensor in stored.tensors.items() if not name.endswith("layers.1.block_sparse_moe.experts.2.w3.weight")}
+    missing = {
+        name: tensor
+        for name, tensor in stored.tensors.items()
+        if not name.endswith("layers.1.block_sparse_moe.experts.2.w3.weight")
+    }
     assert len(missing) == len(stored.tensors) - 1
     with pytest.raises(UserError, match=r"the experts under model.layers.1.mlp.experts are not all there"):
         plan(parse_recipe("svd:matrices=[attn],keep.rank=2"), Checkpoint("torn", stored.config, missing))
@@ -420,12 +497,37 @@ def test_experts_that_are_not_all_there(make_model) -> None:
 
 @pytest.fixture(scope="module")
 def wrapped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Gemma 3 with eyes: the language model inside, and an image tower whose layers and matrices are named alike."""
+    """A tiny Gemma 3 with eyes: the language model inside, and an image tower whose layers and matrices are named
+    alike.
+    """
     from transformers import AutoModelForCausalLM, Gemma3Config
 
-    text = {"vocab_size": 43, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 10, "max_position_embeddings": 64}
-    vision = {"hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
-    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=42, boi_token_index=40, eoi_token_index=41)
+    text = {
+        "vocab_size": 43,
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 10,
+        "max_position_embeddings": 64,
+    }
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 20,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 8,
+        "patch_size": 4,
+    }
+    config = Gemma3Config(
+        text_config=text,
+        vision_config=vision,
+        mm_tokens_per_image=4,
+        image_token_index=42,
+        boi_token_index=40,
+        eoi_token_index=41,
+    )
     folder = tmp_path_factory.mktemp("gemma3")
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
@@ -450,8 +552,19 @@ def test_of_a_wrapped_model_the_language_model_is_meant(wrapped: Path, tmp_path:
 
 def test_a_wrapped_config_that_leaves_out_its_defaults_is_completed(wrapped: Path) -> None:
     config = json.loads((wrapped / "config.json").read_text())
-    short = {"model_type": "gemma3", "vision_config": config["vision_config"], "text_config": {"model_type": "gemma3_text", "hidden_size": 24}}
+    short = {
+        "model_type": "gemma3",
+        "vision_config": config["vision_config"],
+        "text_config": {"model_type": "gemma3_text", "hidden_size": 24},
+    }
     stored = {"language_model.model.layers.0.self_attn.q_proj.weight": StoredTensor((2048, 24), "F32")}
     loaded = as_loaded(Checkpoint("short", short, stored))
     assert set(loaded.tensors) == {"model.language_model.layers.0.self_attn.q_proj.weight"}
-    assert len(Anatomy(loaded.config, {name: tensor.shape for name, tensor in loaded.tensors.items()}).select(step(["q_proj"], per_head=True))) == 8
+    assert (
+        len(
+            Anatomy(loaded.config, {name: tensor.shape for name, tensor in loaded.tensors.items()}).select(
+                step(["q_proj"], per_head=True)
+            )
+        )
+        == 8
+    )

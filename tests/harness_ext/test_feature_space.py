@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy
 import pytest
 import torch
@@ -17,7 +19,15 @@ from harness_ext.recipe import parse_recipe
 from harness_ext.surgery import stages
 
 CASES = st.tuples(st.integers(2, 14), st.integers(2, 14), st.integers(0, 2**31), st.floats(0.05, 1))
-TEXTS = [LabelledDocument("t", context, answer, context) for context, answer in [("w1 w2 w3", " w4"), ("w5 w6 w7 w8 w9", " w10 w11"), ("w2 w9", " w3"), ("w12 w13 w14 w15", " w16")]]
+TEXTS = [
+    LabelledDocument("t", context, answer, context)
+    for context, answer in [
+        ("w1 w2 w3", " w4"),
+        ("w5 w6 w7 w8 w9", " w10 w11"),
+        ("w2 w9", " w3"),
+        ("w12 w13 w14 w15", " w16"),
+    ]
+]
 
 
 class Case:
@@ -26,20 +36,29 @@ class Case:
     def __init__(self, rows: int, columns: int, seed: int, share: float = 0.5, tokens: int = 60) -> None:
         generator = numpy.random.default_rng(seed)
         self.weight = generator.standard_normal((rows, columns))
-        self.inputs = generator.standard_normal((columns, columns)) @ (generator.standard_normal((columns, tokens)) * numpy.linspace(3, 0.3, columns)[:, None]) + 2 * generator.standard_normal((columns, 1))
+        self.inputs = generator.standard_normal((columns, columns)) @ (
+            generator.standard_normal((columns, tokens)) * numpy.linspace(3, 0.3, columns)[:, None]
+        ) + 2 * generator.standard_normal((columns, 1))
         self.rank = max(1, round(share * min(rows, columns)))
         self.mean = self.inputs.mean(1)
 
     def edit(self, *, centred: bool, bias: bool, rank: int | None = None, keep: Keep | None = None):
         return feature_space(
-            torch.tensor(self.weight), input_second_moment=torch.tensor(self.inputs @ self.inputs.T / self.inputs.shape[1]), input_mean=torch.tensor(self.mean),
-            keep=keep or Keep(rank=self.rank if rank is None else rank), centred=centred, bias=bias,
+            torch.tensor(self.weight),
+            input_second_moment=torch.tensor(self.inputs @ self.inputs.T / self.inputs.shape[1]),
+            input_mean=torch.tensor(self.mean),
+            keep=keep or Keep(rank=self.rank if rank is None else rank),
+            centred=centred,
+            bias=bias,
         )
 
     def error(self, weight: numpy.ndarray, shift: numpy.ndarray | float = 0.0) -> float:
         """The relative error of the outputs."""
         outputs = self.weight @ self.inputs
-        return float(numpy.linalg.norm(outputs - weight @ self.inputs - numpy.reshape(shift, (-1, 1))) / numpy.linalg.norm(outputs))
+        return float(
+            numpy.linalg.norm(outputs - weight @ self.inputs - numpy.reshape(shift, (-1, 1)))
+            / numpy.linalg.norm(outputs)
+        )
 
 
 @given(CASES)
@@ -83,17 +102,28 @@ def test_the_equivalence_holds_to_1e_10_on_a_well_conditioned_case() -> None:
 @given(CASES)
 @settings(max_examples=40, deadline=None)
 def test_the_order_of_the_family_and_the_fall_of_the_error(case) -> None:
-    """Centred with bias <= uncentred <= plain SVD, and centred without bias is no better than uncentred; every error falls with rank."""
+    """Centred with bias <= uncentred <= plain SVD, and centred without bias is no better than uncentred; every error
+    falls with rank.
+    """
     case = Case(*case)
-    edits = {(centred, bias): case.edit(centred=centred, bias=bias) for centred, bias in [(True, True), (False, False), (True, False)]}
-    errors = {key: case.error(edit.weight().numpy(), 0.0 if edit.bias_shift is None else edit.bias_shift.numpy()) for key, edit in edits.items()}
+    edits = {
+        (centred, bias): case.edit(centred=centred, bias=bias)
+        for centred, bias in [(True, True), (False, False), (True, False)]
+    }
+    errors = {
+        key: case.error(edit.weight().numpy(), 0.0 if edit.bias_shift is None else edit.bias_shift.numpy())
+        for key, edit in edits.items()
+    }
     u, s, vh = numpy.linalg.svd(case.weight, full_matrices=False)
     plain = case.error((u[:, : case.rank] * s[: case.rank]) @ vh[: case.rank])
     assert errors[True, True] <= errors[False, False] + 1e-9
     assert errors[False, False] <= plain + 1e-9
     assert errors[False, False] <= errors[True, False] + 1e-9
-    by_rank = [case.error(case.edit(centred=False, bias=False, rank=rank).weight().numpy()) for rank in range(min(case.weight.shape) + 1)]
-    assert all(later <= earlier + 1e-9 for earlier, later in zip(by_rank, by_rank[1:], strict=False))
+    by_rank = [
+        case.error(case.edit(centred=False, bias=False, rank=rank).weight().numpy())
+        for rank in range(min(case.weight.shape) + 1)
+    ]
+    assert all(later <= earlier + 1e-9 for earlier, later in itertools.pairwise(by_rank))
     assert by_rank[-1] < 1e-7
 
 
@@ -105,7 +135,9 @@ def test_it_is_a_projection_of_the_outputs_that_keeps_their_mean(case) -> None:
     left = edit.left.numpy()
     numpy.testing.assert_allclose(left.T @ left, numpy.eye(case.rank), atol=1e-12)
     numpy.testing.assert_allclose(edit.right.numpy(), left.T @ case.weight, atol=1e-9)
-    numpy.testing.assert_allclose(edit.weight().numpy() @ case.mean + edit.bias_shift.numpy(), case.weight @ case.mean, atol=1e-8)
+    numpy.testing.assert_allclose(
+        edit.weight().numpy() @ case.mean + edit.bias_shift.numpy(), case.weight @ case.mean, atol=1e-8
+    )
 
 
 def test_energy_is_a_share_of_the_variance_of_the_outputs() -> None:
@@ -119,7 +151,9 @@ def test_energy_is_a_share_of_the_variance_of_the_outputs() -> None:
 @pytest.mark.parametrize("shape", [(8, 12), (12, 8)])
 @pytest.mark.parametrize("tokens", [3, 1])
 def test_outputs_that_span_too_little_are_completed_from_the_weights(shape: tuple[int, int], tokens: int) -> None:
-    """Three tokens move the outputs in three directions: those stay exact, the rest is the best of what remains, and the receipt is told."""
+    """Three tokens move the outputs in three directions: those stay exact, the rest is the best of what remains, and
+    the receipt is told.
+    """
     case = Case(*shape, 5, tokens=tokens)
     edit = case.edit(centred=False, bias=False, rank=6)
     assert edit.fallback == WEIGHT_DIRECTIONS and case.error(edit.weight().numpy()) < 1e-9
@@ -149,7 +183,9 @@ def texts(calibration, where) -> list[CalibrationSet]:
 def inputs_of(lm, matrix) -> numpy.ndarray:
     """The inputs of a matrix over all texts, one at a time and unpadded, `[N, n]`."""
     seen: list[torch.Tensor] = []
-    handle = lm.model.get_submodule(matrix.module).register_forward_hook(lambda module, args, output: seen.append(args[0][0].detach()))
+    handle = lm.model.get_submodule(matrix.module).register_forward_hook(
+        lambda module, args, output: seen.append(args[0][0].detach())
+    )
     for text in TEXTS:
         tokens = lm.tok_encode(text.context) + lm.tok_encode(text.answer.strip())
         with torch.no_grad():
@@ -163,9 +199,13 @@ def test_moments_equal_those_of_unpadded_texts(make_lm, plain_family: str, role:
     lm = make_lm(plain_family, dtype="float64")
     (matrix,) = lm.weights.anatomy.select(parse_recipe(f"identity:matrices=[{role}],layers=[1]").steps[0])
     names = frozenset({"input_mean", "input_second_moment", "input_magnitude"})
-    found = evidence.gather(lm, [matrix], names, TEXTS, 3, lambda matrix: pytest.fail("no factors are needed"))[matrix.key]
+    found = evidence.gather(lm, [matrix], names, TEXTS, 3, lambda matrix: pytest.fail("no factors are needed"))[
+        matrix.key
+    ]
     inputs = inputs_of(lm, matrix)
-    numpy.testing.assert_allclose(found["input_second_moment"].numpy(), inputs.T @ inputs / len(inputs), rtol=1e-5, atol=1e-6)
+    numpy.testing.assert_allclose(
+        found["input_second_moment"].numpy(), inputs.T @ inputs / len(inputs), rtol=1e-5, atol=1e-6
+    )
     numpy.testing.assert_allclose(found["input_mean"].numpy(), inputs.mean(0), rtol=1e-5, atol=1e-6)
     numpy.testing.assert_allclose(found["input_magnitude"].numpy(), numpy.abs(inputs).mean(0), rtol=1e-5, atol=1e-6)
 
@@ -182,7 +222,9 @@ def test_moments_are_gathered_in_bounded_memory(make_lm, monkeypatch) -> None:
 
 
 def test_sequential_evidence_sees_the_matrices_edited_so_far(make_lm, plain_family: str) -> None:
-    """The last stage's edit is the kernel's on the inputs that the edited model gives it; without `sequential`, on those of the model as it was."""
+    """The last stage's edit is the kernel's on the inputs that the edited model gives it; without `sequential`, on
+    those of the model as it was.
+    """
     for sequential in (True, False):
         lm, observed = make_lm(plain_family, dtype="float64"), make_lm(plain_family, dtype="float64")
         (matrix,) = lm.weights.anatomy.select(parse_recipe("identity:matrices=[down_proj],layers=[2]").steps[0])
@@ -192,7 +234,14 @@ def test_sequential_evidence_sees_the_matrices_edited_so_far(make_lm, plain_fami
         # All but the last matrix edited: what the last one saw.
         source = lm if sequential else observed
         inputs = torch.tensor(inputs_of(source, matrix))
-        expected = feature_space(weight, input_second_moment=inputs.T @ inputs / len(inputs), input_mean=inputs.mean(0), keep=Keep(rank=4), centred=True, bias=True)
+        expected = feature_space(
+            weight,
+            input_second_moment=inputs.T @ inputs / len(inputs),
+            input_mean=inputs.mean(0),
+            keep=Keep(rank=4),
+            centred=True,
+            bias=True,
+        )
         torch.testing.assert_close(lm.weights.read(matrix), expected.weight(), rtol=1e-3, atol=1e-4)
 
 
@@ -200,7 +249,9 @@ def test_stages_are_runs_of_matrices_that_do_not_feed_each_other(make_lm) -> Non
     llama = make_lm("llama").weights.anatomy.select(parse_recipe("identity:layers=[0,1]").steps[0])
     roles = [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
     assert [[matrix.role for matrix in stage] for stage in stages(llama)] == roles * 2
-    heads = make_lm("gpt2").weights.anatomy.select(parse_recipe("identity:layers=[0],per_head=true,matrices=[attn]").steps[0])
+    heads = make_lm("gpt2").weights.anatomy.select(
+        parse_recipe("identity:layers=[0],per_head=true,matrices=[attn]").steps[0]
+    )
     assert [len(stage) for stage in stages(heads)] == [12, 4]
 
 
@@ -219,5 +270,7 @@ def test_the_recipes_run_and_undo(make_lm, plain_family: str, name: str) -> None
 def test_a_moment_that_is_not_finite_is_a_failure_with_its_place(make_lm, monkeypatch) -> None:
     lm = make_lm("llama")
     monkeypatch.setattr(evidence.InputSecondMoment, "result", lambda self: torch.full((24, 24), float("nan")))
-    with pytest.raises(VariantFailed, match=r"input_second_moment of model.layers.0.self_attn.q_proj.weight .* NaN or an infinity"):
+    with pytest.raises(
+        VariantFailed, match=r"input_second_moment of model.layers.0.self_attn.q_proj.weight .* NaN or an infinity"
+    ):
         lm.apply(parse_recipe("svd-llm:matrices=[q_proj]"), texts)

@@ -19,9 +19,29 @@ LABELS = {"baseline", *RECIPES, *(f"{recipe}+random-subspace" for recipe in RECI
 
 def command(folder: Path) -> list[str]:
     return [
-        sys.executable, "-m", "harness_ext", "run", "--model", "hf", "--model_args", "pretrained=demo", "--tasks", "int_mult", "--limit", "40", "--batch_size", "8", "--device", "cpu",
-        "--output_path", str(folder), "--recipe", *RECIPES, "--control", "random-subspace",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "harness_ext",
+        "run",
+        "--model",
+        "hf",
+        "--model_args",
+        "pretrained=demo",
+        "--tasks",
+        "int_mult",
+        "--limit",
+        "40",
+        "--batch_size",
+        "8",
+        "--device",
+        "cpu",
+        "--output_path",
+        str(folder),
+        "--recipe",
+        *RECIPES,
+        "--control",
+        "random-subspace",
+    ]
 
 
 def complete(folder: Path) -> dict[str, int]:
@@ -42,7 +62,9 @@ def rows_of_store(folder: Path) -> list[tuple[str, int]]:
     import duckdb
 
     with duckdb.connect(str(folder / "leaderboard.duckdb"), read_only=True) as connection:
-        return connection.sql("select v.recipe_label, count(*) from runs r join variants v using (variant_id) group by 1 order by 1").fetchall()
+        return connection.sql(
+            "select v.recipe_label, count(*) from runs r join variants v using (variant_id) group by 1 order by 1"
+        ).fetchall()
 
 
 def kill_after(folder: Path, seconds: float) -> None:

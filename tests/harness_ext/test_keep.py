@@ -30,7 +30,9 @@ def test_known_ranks(keep: Keep, shape: tuple[int, int], rank: int) -> None:
 
 
 @given(SIZES, SIZES, st.floats(0.001, 1))
-def test_two_factors_fit_the_parameter_budget_and_one_more_component_would_not(rows: int, columns: int, share: float) -> None:
+def test_two_factors_fit_the_parameter_budget_and_one_more_component_would_not(
+    rows: int, columns: int, share: float
+) -> None:
     rank = Keep(param_fraction=share).rank_for((rows, columns))
     assert rank == 1 or rank * (rows + columns) <= share * rows * columns * (1 + 1e-6)
     assert rank == min(rows, columns) or (rank + 1) * (rows + columns) > share * rows * columns * (1 - 1e-6)
@@ -55,7 +57,9 @@ def test_a_rank_beyond_the_matrix_is_refused() -> None:
 
 @given(SIZES, SIZES, st.floats(0.001, 1))
 def test_a_budget_that_cannot_be_met_is_one_of_less_than_one_component(rows: int, columns: int, share: float) -> None:
-    assert Keep(param_fraction=share).is_below_one((rows, columns)) == (share * rows * columns < (rows + columns) * (1 - 1e-9))
+    assert Keep(param_fraction=share).is_below_one((rows, columns)) == (
+        share * rows * columns < (rows + columns) * (1 - 1e-9)
+    )
     assert Keep(rank_fraction=share).is_below_one((rows, columns)) == (share * min(rows, columns) < 1 - 1e-9)
     assert not Keep(rank=0).is_below_one((rows, columns)) and not Keep(energy=share).is_below_one((rows, columns))
 

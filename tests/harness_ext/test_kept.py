@@ -1,4 +1,6 @@
-"""What a session keeps for its next recipe: the same evidence and spectra, bit for bit, gathered once, within bounds."""
+"""What a session keeps for its next recipe: the same evidence and spectra, bit for bit, gathered once, within
+bounds.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,10 @@ from harness_ext.kept import Kept, Shelf
 from harness_ext.methods import feature_space
 from harness_ext.recipe import parse_recipe
 
-TEXTS = tuple(LabelledDocument("t", f"w{number} w{2 * number % 40}", f" w{(3 * number + 1) % 40}", str(number)) for number in range(30))
+TEXTS = tuple(
+    LabelledDocument("t", f"w{number} w{2 * number % 40}", f" w{(3 * number + 1) % 40}", str(number))
+    for number in range(30)
+)
 
 
 def texts(calibration, where):
@@ -58,7 +63,9 @@ def spectra(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 BUDGETS = [f"svd-llm:keep.param_fraction={share}" for share in (0.8, 0.6, 0.4)]
 
 
-def test_a_second_budget_gathers_and_decomposes_nothing_and_is_what_it_is_alone(make_lm, plain_family: str, gathered: list[str], spectra: list[tuple[int, ...]]) -> None:
+def test_a_second_budget_gathers_and_decomposes_nothing_and_is_what_it_is_alone(
+    make_lm, plain_family: str, gathered: list[str], spectra: list[tuple[int, ...]]
+) -> None:
     together = make_lm(plain_family)
     found = [digest_after(together, specification) for specification in BUDGETS]
     assert len(gathered) == len(spectra) == len(together.weights.anatomy.matrices) == len(set(gathered))
@@ -69,9 +76,16 @@ def test_a_second_budget_gathers_and_decomposes_nothing_and_is_what_it_is_alone(
 
 @pytest.mark.parametrize(
     "changed",
-    ["calibration.samples=29", "calibration.batch_size=4", "centred=true", "matrices=[up_proj],per_head=false,layers=[0]"],
+    [
+        "calibration.samples=29",
+        "calibration.batch_size=4",
+        "centred=true",
+        "matrices=[up_proj],per_head=false,layers=[0]",
+    ],
 )
-def test_what_is_asked_differently_is_gathered_as_far_as_it_differs(make_lm, gathered: list[str], spectra: list[tuple[int, ...]], changed: str) -> None:
+def test_what_is_asked_differently_is_gathered_as_far_as_it_differs(
+    make_lm, gathered: list[str], spectra: list[tuple[int, ...]], changed: str
+) -> None:
     lm = make_lm("llama")
     digest_after(lm, "svd-llm")
     count = len(gathered)
@@ -100,11 +114,17 @@ def test_sequential_evidence_is_never_kept(make_lm, gathered: list[str]) -> None
     digest_after(lm, "sfsd")
     count = len(gathered)
     digest_after(lm, "sfsd")
-    assert len(gathered) == 2 * count and not (lm.weights._scratch / "evidence").exists() and not (lm.weights._scratch / "results").exists()
+    assert (
+        len(gathered) == 2 * count
+        and not (lm.weights._scratch / "evidence").exists()
+        and not (lm.weights._scratch / "results").exists()
+    )
 
 
 @pytest.mark.parametrize("room", [0, 20_000])
-def test_without_room_it_is_gathered_again_and_nothing_else_changes(make_lm, gathered: list[str], room: int, tmp_path: Path) -> None:
+def test_without_room_it_is_gathered_again_and_nothing_else_changes(
+    make_lm, gathered: list[str], room: int, tmp_path: Path
+) -> None:
     lm = make_lm("llama")
     lm.weights.kept = Kept(tmp_path, limit_bytes=room)
     count = len(lm.weights.anatomy.matrices)
@@ -121,7 +141,11 @@ def test_a_shelf_gives_bits_back_and_makes_room_by_dropping_the_oldest_batch(tmp
     assert torch.equal(shelf.load("old", "a")["x"], value)
     assert not shelf.save("old", "c", {"x": value}) and shelf.load("old", "c") is None
     assert shelf.save("new", "a", {"x": value + 1})
-    assert shelf.names("old") == frozenset() and shelf.load("old", "a") is None and torch.equal(shelf.load("new", "a")["x"], value + 1)
+    assert (
+        shelf.names("old") == frozenset()
+        and shelf.load("old", "a") is None
+        and torch.equal(shelf.load("new", "a")["x"], value + 1)
+    )
     assert len(list((tmp_path / "shelf").iterdir())) == 1
     assert shelf.save("new", "nothing", {}) and shelf.load("new", "nothing") == {}
 
@@ -136,7 +160,12 @@ def test_evidence_that_found_no_room_is_there_beside_what_did(tmp_path: Path, ma
     matrices = make_lm("llama").weights.anatomy.matrices[:3]
     kept = Kept(tmp_path, limit_bytes=900)
     values = {matrix.key: {"x": torch.full((100,), float(number))} for number, matrix in enumerate(matrices)}
-    found = kept.evidence(["it"], matrices, lambda group: {matrix.key: values[matrix.key] for matrix in group[:2]}, lambda missing: [missing])
+    found = kept.evidence(
+        ["it"],
+        matrices,
+        lambda group: {matrix.key: values[matrix.key] for matrix in group[:2]},
+        lambda missing: [missing],
+    )
     assert set(found) == set(values) and len(found) == 3
     assert [found[matrix.key].get("x", torch.zeros(1))[0] for matrix in matrices] == [0.0, 1.0, 0.0]
 
@@ -149,7 +178,9 @@ def test_a_function_is_called_once_for_the_same_bits(tmp_path: Path) -> None:
         return value * 2, value.sum()
 
     value = torch.arange(4.0)
-    assert [part.tolist() for part in kept.remember(doubled, value)] == [part.tolist() for part in kept.remember(doubled, value.clone())]
+    assert [part.tolist() for part in kept.remember(doubled, value)] == [
+        part.tolist() for part in kept.remember(doubled, value.clone())
+    ]
     kept.remember(doubled, value + 1)
     kept.remember(doubled, value.double())
     assert len(calls) == 3

@@ -22,7 +22,15 @@ def score(**arguments):
 
     from harness_ext.task_index import task_manager
 
-    return simple_evaluate(model="hf-recipe", tasks=["int_mult"], limit=16, batch_size=16, device="cpu", task_manager=task_manager(), **arguments)
+    return simple_evaluate(
+        model="hf-recipe",
+        tasks=["int_mult"],
+        limit=16,
+        batch_size=16,
+        device="cpu",
+        task_manager=task_manager(),
+        **arguments,
+    )
 
 
 def test_simple_evaluate_takes_the_backend_by_name() -> None:
@@ -30,13 +38,22 @@ def test_simple_evaluate_takes_the_backend_by_name() -> None:
     edited = score(model_args="pretrained=demo,recipe=svd:keep.rank=2")
     as_dict = score(model_args={"pretrained": "demo", "recipe": "svd:keep.rank=2"})
     assert "recipe" not in plain["config"]
-    assert edited["config"]["recipe"] == "svd:keep.rank=2" and edited["config"]["recipe_id"] == parse_recipe("svd:keep.rank=2").recipe_id
+    assert (
+        edited["config"]["recipe"] == "svd:keep.rank=2"
+        and edited["config"]["recipe_id"] == parse_recipe("svd:keep.rank=2").recipe_id
+    )
     assert edited["config"]["weights_digest"] == as_dict["config"]["weights_digest"]
-    assert edited["results"]["int_mult"]["gold_logprob,none"] == as_dict["results"]["int_mult"]["gold_logprob,none"] != plain["results"]["int_mult"]["gold_logprob,none"]
+    assert (
+        edited["results"]["int_mult"]["gold_logprob,none"]
+        == as_dict["results"]["int_mult"]["gold_logprob,none"]
+        != plain["results"]["int_mult"]["gold_logprob,none"]
+    )
 
 
 def test_a_calibrated_recipe_from_python_names_its_task() -> None:
-    with pytest.raises(UserError, match="which tasks are evaluated is not known here; name one in the recipe: calibration.task=TASK"):
+    with pytest.raises(
+        UserError, match="which tasks are evaluated is not known here; name one in the recipe: calibration.task=TASK"
+    ):
         RecipeLM("demo", recipe="eigenprune", device="cpu")
     lm = RecipeLM("demo", recipe="eigenprune:calibration.task=int_mult,calibration.samples=20", device="cpu")
     assert lm.operation is not None and len(lm.operation.calibration[0][1].documents) == 20
@@ -56,7 +73,10 @@ def make_adapter(make_model, tmp_path: Path) -> tuple[Path, Path]:
 
     folder = make_model("llama")
     torch.manual_seed(1)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), LoraConfig(r=2, target_modules=["q_proj", "up_proj"], init_lora_weights=False))
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(folder),
+        LoraConfig(r=2, target_modules=["q_proj", "up_proj"], init_lora_weights=False),
+    )
     model.save_pretrained(tmp_path / "adapter")
     return folder, tmp_path / "adapter"
 

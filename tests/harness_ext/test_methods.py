@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy
 import pytest
 import torch
@@ -51,10 +53,13 @@ def test_eckart_young_error_is_the_dropped_energy_and_falls_with_rank(matrix: tu
     weight = random_matrix(*matrix).double()
     svd = decompose(weight)
     cut = Factors().truncation(weight).cut
-    errors = [float((weight - cut(Keep(rank=rank).rank_rule(tuple(weight.shape))).weight()).norm()) for rank in range(min(weight.shape) + 1)]
+    errors = [
+        float((weight - cut(Keep(rank=rank).rank_rule(tuple(weight.shape))).weight()).norm())
+        for rank in range(min(weight.shape) + 1)
+    ]
     expected = [float((svd.s[rank:] ** 2).sum().sqrt()) for rank in range(min(weight.shape) + 1)]
     assert errors == pytest.approx(expected, abs=1e-9)
-    assert all(later <= earlier + 1e-12 for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(errors))
 
 
 @given(MATRICES)
@@ -68,7 +73,9 @@ def test_identity_gives_the_matrix_back(matrix: tuple[int, int, int]) -> None:
 
 @given(MATRICES, st.floats(0, 1))
 @settings(max_examples=40, deadline=None)
-def test_random_subspace_is_an_orthogonal_projection_of_the_asked_rank(matrix: tuple[int, int, int], share: float) -> None:
+def test_random_subspace_is_an_orthogonal_projection_of_the_asked_rank(
+    matrix: tuple[int, int, int], share: float
+) -> None:
     weight = random_matrix(*matrix).double()
     rank = round(share * min(weight.shape))
 
@@ -83,17 +90,27 @@ def test_random_subspace_is_an_orthogonal_projection_of_the_asked_rank(matrix: t
     assert torch.equal(project(weight), once)
 
 
-@pytest.mark.parametrize(("prune", "effects_name"), [(eigenprune, "counterfactual_effects"), (ablation_prune, "ablation_effects")])
+@pytest.mark.parametrize(
+    ("prune", "effects_name"), [(eigenprune, "counterfactual_effects"), (ablation_prune, "ablation_effects")]
+)
 @given(matrix=MATRICES, fraction=st.floats(0.01, 0.99))
 @settings(max_examples=40, deadline=None)
-def test_pruning_drops_the_lowest_effects_and_keeps_the_mean_output(prune, effects_name: str, matrix: tuple[int, int, int], fraction: float) -> None:
+def test_pruning_drops_the_lowest_effects_and_keeps_the_mean_output(
+    prune, effects_name: str, matrix: tuple[int, int, int], fraction: float
+) -> None:
     rows, columns, seed = matrix
     weight = random_matrix(rows, columns, seed).double()
     generator = numpy.random.default_rng(seed)
     size = min(rows, columns)
     effects = generator.standard_normal(size)
     mean = generator.standard_normal(columns)
-    edit = prune(weight, svd=decompose(weight), input_mean=torch.tensor(mean), fraction=fraction, **{effects_name: torch.tensor(effects)})
+    edit = prune(
+        weight,
+        svd=decompose(weight),
+        input_mean=torch.tensor(mean),
+        fraction=fraction,
+        **{effects_name: torch.tensor(effects)},
+    )
 
     dropped = sorted(range(size), key=lambda i: effects[i])[: int(numpy.floor(fraction * size + 1e-9))]
     u, s, vh = numpy.linalg.svd(weight.numpy(), full_matrices=False)
@@ -101,12 +118,16 @@ def test_pruning_drops_the_lowest_effects_and_keeps_the_mean_output(prune, effec
     assert edit.rank == size - len(dropped)
     numpy.testing.assert_allclose(edit.weight().numpy(), weight.numpy() - removed, atol=1e-9)
     numpy.testing.assert_allclose(edit.bias_shift.numpy(), removed @ mean, atol=1e-9)
-    numpy.testing.assert_allclose(edit.weight().numpy() @ mean + edit.bias_shift.numpy(), weight.numpy() @ mean, atol=1e-9)
+    numpy.testing.assert_allclose(
+        edit.weight().numpy() @ mean + edit.bias_shift.numpy(), weight.numpy() @ mean, atol=1e-9
+    )
 
 
 def test_eigenprune_breaks_ties_from_the_smaller_singular_value() -> None:
     weight = torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0]))
-    edit = eigenprune(weight, svd=decompose(weight), counterfactual_effects=torch.zeros(4), input_mean=torch.zeros(4), fraction=0.5)
+    edit = eigenprune(
+        weight, svd=decompose(weight), counterfactual_effects=torch.zeros(4), input_mean=torch.zeros(4), fraction=0.5
+    )
     torch.testing.assert_close(edit.weight(), torch.diag(torch.tensor([4.0, 3.0, 0.0, 0.0])))
 
 

@@ -1,6 +1,7 @@
 """Without `--recipe`, the command writes what lm-eval's own command writes, run in the same environment.
 
-Both commands run as processes of their own. Everything in the results file is compared except the fields named below: dates, durations and
+Both commands run as processes of their own. Everything in the results file is compared except the fields named below:
+dates, durations and
 what describes the machine at that moment. The samples files are compared byte for byte.
 """
 
@@ -18,13 +19,35 @@ import pytest
 from harness_ext.demo import demo_path
 from harness_ext.task_index import tasks_root
 
-DIFFERS_BETWEEN_RUNS = {"date", "start_time", "end_time", "total_evaluation_time_seconds", "pretty_env_info", "git_hash", "upper_git_hash"}
+DIFFERS_BETWEEN_RUNS = {
+    "date",
+    "start_time",
+    "end_time",
+    "total_evaluation_time_seconds",
+    "pretty_env_info",
+    "git_hash",
+    "upper_git_hash",
+}
 
 
 def evaluate(module: str, output: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run `python -m MODULE run` with few documents, all samples logged below `output`."""
-    fixed = ["--device", "cpu", "--batch_size", "16", "--limit", "12", "--log_samples", "--output_path", str(output), "--tasks", "int_mult,pronoun_bias"]
-    return subprocess.run([sys.executable, "-m", module, "run", *fixed, *map(str, arguments)], capture_output=True, text=True, check=True)
+    fixed = [
+        "--device",
+        "cpu",
+        "--batch_size",
+        "16",
+        "--limit",
+        "12",
+        "--log_samples",
+        "--output_path",
+        str(output),
+        "--tasks",
+        "int_mult,pronoun_bias",
+    ]
+    return subprocess.run(
+        [sys.executable, "-m", module, "run", *fixed, *map(str, arguments)], capture_output=True, text=True, check=True
+    )
 
 
 def results(output: Path) -> dict[str, Any]:
@@ -55,7 +78,9 @@ def printed_table(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 def test_embedded_model(tmp_path: Path) -> None:
     theirs, ours = tmp_path / "theirs", tmp_path / "ours"
-    done_by_theirs = evaluate("lm_eval", theirs, "--model", "hf", "--model_args", f"pretrained={demo_path()}", "--include_path", tasks_root())
+    done_by_theirs = evaluate(
+        "lm_eval", theirs, "--model", "hf", "--model_args", f"pretrained={demo_path()}", "--include_path", tasks_root()
+    )
     done_by_ours = evaluate("harness_ext", ours, "--model", "hf", "--model_args", "pretrained=demo")
     assert_equal(theirs, ours)
     assert printed_table(done_by_ours) == printed_table(done_by_theirs)
@@ -64,7 +89,18 @@ def test_embedded_model(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_real_models(real_model: Path, tmp_path: Path) -> None:
     theirs, ours = tmp_path / "theirs", tmp_path / "ours"
-    arguments = ("--model", "hf", "--model_args", f"pretrained={real_model},dtype=float32", "--seed", "5", "--num_fewshot", "2", "--include_path", tasks_root())
+    arguments = (
+        "--model",
+        "hf",
+        "--model_args",
+        f"pretrained={real_model},dtype=float32",
+        "--seed",
+        "5",
+        "--num_fewshot",
+        "2",
+        "--include_path",
+        tasks_root(),
+    )
     evaluate("lm_eval", theirs, *arguments)
     evaluate("harness_ext", ours, *arguments)
     assert_equal(theirs, ours)
@@ -73,7 +109,9 @@ def test_real_models(real_model: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_config_file(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text(f"model: hf\nmodel_args: {{pretrained: {demo_path()}}}\nnum_fewshot: 1\ninclude_path: {tasks_root()}\n")
+    config.write_text(
+        f"model: hf\nmodel_args: {{pretrained: {demo_path()}}}\nnum_fewshot: 1\ninclude_path: {tasks_root()}\n"
+    )
     theirs, ours = tmp_path / "theirs", tmp_path / "ours"
     evaluate("lm_eval", theirs, "--config", config)
     evaluate("harness_ext", ours, "--config", config)
@@ -82,7 +120,9 @@ def test_a_config_file(tmp_path: Path) -> None:
 
 def scores_and_samples(output: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     found = results(output)
-    return {key: found[key] for key in ("results", "versions", "n-shot", "higher_is_better", "n-samples", "task_hashes")}, samples(output)
+    return {
+        key: found[key] for key in ("results", "versions", "n-shot", "higher_is_better", "n-samples", "task_hashes")
+    }, samples(output)
 
 
 def assert_baseline_equals_plain(pretrained: str, plain_arguments: list[object], tmp_path: Path) -> None:

@@ -17,13 +17,24 @@ def no_documents(calibration, where):
     pytest.fail("no document was to be asked for")
 
 
-@pytest.mark.parametrize("specification", ["svd:keep.rank=3", "laser", "svd:keep.param_fraction=0.4,matrices=[attn]", "identity", "random-subspace:per_head=true,keep.rank=2"])
+@pytest.mark.parametrize(
+    "specification",
+    [
+        "svd:keep.rank=3",
+        "laser",
+        "svd:keep.param_fraction=0.4,matrices=[attn]",
+        "identity",
+        "random-subspace:per_head=true,keep.rank=2",
+    ],
+)
 def test_a_plan_tells_what_the_run_does(make_lm, make_model, family: str, specification: str) -> None:
     recipe = parse_recipe(specification)
     planned = plan(recipe, read_checkpoint(str(make_model(family))))
     lm = make_lm(family)
     operation = lm.apply(recipe, no_documents)
-    assert [(item.matrix.parameter, item.matrix.shape, item.rank_after) for item in planned.matrices] == [(record.name, record.shape, record.rank_after) for record in operation.records]
+    assert [(item.matrix.parameter, item.matrix.shape, item.rank_after) for item in planned.matrices] == [
+        (record.name, record.shape, record.rank_after) for record in operation.records
+    ]
     totals = lm.totals()
     assert (planned.parameters, planned.parameters_after) == (totals["parameters_before"], totals["parameters_after"])
     assert (planned.stored_bytes, planned.bytes_after) == (totals["bytes_before"], totals["bytes_after"])
@@ -36,7 +47,9 @@ def test_a_rank_that_follows_from_the_spectrum_is_not_guessed(make_model) -> Non
 
 
 def test_the_ranks_of_eigenprune_follow_from_its_fraction(make_model) -> None:
-    planned = plan(parse_recipe("eigenprune:matrices=[up_proj],fraction=0.25"), read_checkpoint(str(make_model("llama"))))
+    planned = plan(
+        parse_recipe("eigenprune:matrices=[up_proj],fraction=0.25"), read_checkpoint(str(make_model("llama")))
+    )
     assert {item.rank_after for item in planned.matrices} == {18}
     assert planned.calibration_documents == 160
 
@@ -47,7 +60,10 @@ def test_a_header_is_read_like_the_library_reads_it(make_model) -> None:
     path = make_model("gpt2", dtype="bfloat16") / "model.safetensors"
     found = read_header(path)
     with safe_open(path, "pt") as file:
-        expected = {name: (tuple(file.get_slice(name).get_shape()), file.get_slice(name).get_dtype()) for name in file.keys()}
+        expected = {
+            name: (tuple(file.get_slice(name).get_shape()), file.get_slice(name).get_dtype())
+            for name in file.keys()  # noqa: SIM118 - no dictionary
+        }
     assert {name: (tensor.shape, tensor.dtype) for name, tensor in found.items()} == expected
 
 
@@ -63,7 +79,12 @@ def test_the_identity_of_a_folder_is_that_of_its_contents(make_model, tmp_path: 
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"", "truncated or not a safetensors file"), (b"\xff" * 64, "truncated or not a safetensors file"), (b"\x04" + b"\0" * 7 + b"[{}]", "cannot be read"), (b"\x05" + b"\0" * 7 + b"{nope", "cannot be read")],
+    [
+        (b"", "truncated or not a safetensors file"),
+        (b"\xff" * 64, "truncated or not a safetensors file"),
+        (b"\x04" + b"\0" * 7 + b"[{}]", "cannot be read"),
+        (b"\x05" + b"\0" * 7 + b"{nope", "cannot be read"),
+    ],
 )
 def test_a_file_that_is_no_safetensors_file(tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "model.safetensors"
@@ -75,6 +96,8 @@ def test_a_file_that_is_no_safetensors_file(tmp_path: Path, content: bytes, word
 def test_an_index_cannot_point_outside_its_folder(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
-    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../../etc/passwd"}}))
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "../../etc/passwd"}})
+    )
     with pytest.raises(UserError, match=r"model/passwd is missing"):
         check_local(str(tmp_path / "model"))

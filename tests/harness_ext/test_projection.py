@@ -22,8 +22,17 @@ CASES = st.tuples(st.integers(3, 14), st.integers(3, 14), st.integers(1, 2), st.
 def test_the_edit_is_the_projection_and_no_more(case: tuple[int, int, int, int]) -> None:
     rows, columns, count, seed = case
     generator = numpy.random.default_rng(seed)
-    weight, differences, mean = generator.standard_normal((rows, columns)), generator.standard_normal((6, columns)), generator.standard_normal(columns)
-    edit = contrast_projection(torch.tensor(weight), contrast_differences=torch.tensor(differences), input_mean=torch.tensor(mean), directions=count)
+    weight, differences, mean = (
+        generator.standard_normal((rows, columns)),
+        generator.standard_normal((6, columns)),
+        generator.standard_normal(columns),
+    )
+    edit = contrast_projection(
+        torch.tensor(weight),
+        contrast_differences=torch.tensor(differences),
+        input_mean=torch.tensor(mean),
+        directions=count,
+    )
 
     directions = numpy.linalg.svd(differences @ weight.T)[2][:count]
     projector = directions.T @ directions
@@ -45,7 +54,9 @@ def test_one_pair_twice_has_one_direction_and_none_leaves_the_matrix(shape: tupl
     weight = torch.randn(*shape, generator=generator, dtype=torch.float64)
     pair = torch.randn(1, shape[1], generator=generator, dtype=torch.float64)
     mean = torch.zeros(shape[1], dtype=torch.float64)
-    edit = contrast_projection(weight, contrast_differences=pair.repeat(3, 1), input_mean=mean, directions=2, bias=False)
+    edit = contrast_projection(
+        weight, contrast_differences=pair.repeat(3, 1), input_mean=mean, directions=2, bias=False
+    )
     assert edit.rank == 4 and edit.bias_shift is None
     torch.testing.assert_close(edit.weight() @ pair[0], torch.zeros(shape[0], dtype=torch.float64), atol=1e-10, rtol=0)
     same = contrast_projection(weight, contrast_differences=0 * pair, input_mean=mean)
@@ -55,7 +66,9 @@ def test_one_pair_twice_has_one_direction_and_none_leaves_the_matrix(shape: tupl
 @pytest.mark.parametrize("directions", [4, 5])
 def test_more_directions_than_there_are(directions: int) -> None:
     with pytest.raises(UserError, match="cannot be taken out of a 5 x 9 matrix with 3 pairs"):
-        contrast_projection(torch.ones(5, 9), contrast_differences=torch.ones(3, 9), input_mean=torch.zeros(9), directions=directions)
+        contrast_projection(
+            torch.ones(5, 9), contrast_differences=torch.ones(3, 9), input_mean=torch.zeros(9), directions=directions
+        )
 
 
 def test_the_shipped_pairs_differ_in_their_last_word_only() -> None:
@@ -73,9 +86,18 @@ def test_differences_are_those_of_the_inputs_at_the_last_word(make_lm, plain_fam
     lm = make_lm(plain_family, dtype="float64")
     (matrix,) = lm.weights.anatomy.select(parse_recipe("identity:matrices=[down_proj],layers=[1]").steps[0])
     texts = ["w1 w2 w3", "w1 w2 w4", "w5 w3", "w5 w4", "w9 w8 w7 w6 w3", "w9 w8 w7 w6 w4"]
-    found = evidence.gather(lm, [matrix], frozenset({"contrast_differences"}), [LabelledDocument("c", text, " w0", text) for text in texts], 4, lambda matrix: None)
+    found = evidence.gather(
+        lm,
+        [matrix],
+        frozenset({"contrast_differences"}),
+        [LabelledDocument("c", text, " w0", text) for text in texts],
+        4,
+        lambda matrix: None,
+    )
     last: list[torch.Tensor] = []
-    handle = lm.model.get_submodule(matrix.module).register_forward_hook(lambda module, args, output: last.append(args[0][0, -1].detach()))
+    handle = lm.model.get_submodule(matrix.module).register_forward_hook(
+        lambda module, args, output: last.append(args[0][0, -1].detach())
+    )
     for text in texts:
         lm.model(torch.tensor([lm.tok_encode(text)]))
     handle.remove()
@@ -92,7 +114,9 @@ def test_the_recipe_lessens_the_demos_bias_and_says_what_it_used(demo_run, tmp_p
     receipt = json.loads(path.read_text())
     (used,) = receipt["calibration"]
     assert (used["task"], used["split"], used["samples"]) == ("contrast:pronouns", "shipped", 48)
-    assert {row["rank_before"] - row["rank_after"] for row in receipt["matrices"]} == {1} and all(row["bias_shift"] for row in receipt["matrices"])
+    assert {row["rank_before"] - row["rank_after"] for row in receipt["matrices"]} == {1} and all(
+        row["bias_shift"] for row in receipt["matrices"]
+    )
 
     def log_odds(label: str) -> float:
         (found,) = tmp_path.glob(f"results/demo/{label}-*/results_*.json")

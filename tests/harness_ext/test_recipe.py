@@ -43,14 +43,20 @@ def test_a_budget_on_the_command_line_replaces_the_files() -> None:
 
 def test_a_file_is_read_and_its_changes_applied(tmp_path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("name: late\nsteps:\n- {method: truncate_svd, matrices: up_proj, layers: ['-8:'], keep: {rank: 2}}\n- {method: identity, matrices: [attn]}\n")
+    path.write_text(
+        "name: late\nsteps:\n- {method: truncate_svd, matrices: up_proj, layers: ['-8:'], keep: {rank: 2}}\n- {method:"
+        " identity, matrices: [attn]}\n"
+    )
     recipe = parse_recipe(f"{path}:steps.0.keep.rank=4")
     assert recipe.label == "late:steps.0.keep.rank=4"
     assert recipe.steps[0].keep_budget.rank == 4
     assert recipe.steps[1].method == "identity"
 
 
-@pytest.mark.parametrize(("layers", "read"), [("[-2:]", ["-2:"]), ("['-2:']", ["-2:"]), ("[:3, 5]", [":3", 5]), ("[1:2,-1]", ["1:2", -1]), ("[0]", [0])])
+@pytest.mark.parametrize(
+    ("layers", "read"),
+    [("[-2:]", ["-2:"]), ("['-2:']", ["-2:"]), ("[:3, 5]", [":3", 5]), ("[1:2,-1]", ["1:2", -1]), ("[0]", [0])],
+)
 def test_ranges_of_layers_need_no_quotes(layers: str, read: list[int | str]) -> None:
     assert list(parse_recipe(f"laser:layers={layers}").steps[0].layers) == read
 
@@ -58,7 +64,10 @@ def test_ranges_of_layers_need_no_quotes(layers: str, read: list[int | str]) -> 
 def test_a_list_whose_entry_is_wrong_is_not_called_too_short() -> None:
     with pytest.raises(RecipeError) as caught:
         parse_recipe("laser-search:fractions=[1.5]")
-    assert "steps.0.fractions.0: input should be less than or equal to 1 (found 1.5)" in str(caught.value) and str(caught.value).count("\n") == 1
+    assert (
+        "steps.0.fractions.0: input should be less than or equal to 1 (found 1.5)" in str(caught.value)
+        and str(caught.value).count("\n") == 1
+    )
     with pytest.raises(RecipeError, match="steps.0.fractions: .*at least 1 item"):
         parse_recipe("laser-search:fractions=[]")
 
@@ -134,6 +143,8 @@ def test_a_file_that_is_no_recipe_is_refused_and_nothing_in_it_runs(tmp_path, te
         parse_recipe(str(path))
 
 
-@pytest.mark.parametrize("written", ["*.q_proj.weight", "[*.q_proj.weight]", '["*.q_proj.weight"]', "[ *.q_proj.weight ]"])
+@pytest.mark.parametrize(
+    "written", ["*.q_proj.weight", "[*.q_proj.weight]", '["*.q_proj.weight"]', "[ *.q_proj.weight ]"]
+)
 def test_a_glob_needs_no_quotes(written: str) -> None:
     assert parse_recipe(f"svd:matrices={written}").steps[0].matrices == ("*.q_proj.weight",)

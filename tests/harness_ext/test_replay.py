@@ -1,4 +1,6 @@
-"""Passes from a layer in the middle, of several weights at once, against the edited model scored one document at a time; and that against lm-eval itself."""
+"""Passes from a layer in the middle, of several weights at once, against the edited model scored one document at a
+time; and that against lm-eval itself.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,21 @@ from harness_ext.search.bench import Bench
 from tests.harness_ext.plain_search import accuracy_and_loss, svd_of
 
 PLAIN = [
-    LabelledDocument("t", context, answer, context) for context, answer in [("w1 w2 w3", " w4"), ("w5 w6 w7 w8 w9", " w10 w11"), ("w2 w9", " w3"), ("w12 w13 w14 w15", " w16"), ("w20 w21", " w23")]
+    LabelledDocument("t", context, answer, context)
+    for context, answer in [
+        ("w1 w2 w3", " w4"),
+        ("w5 w6 w7 w8 w9", " w10 w11"),
+        ("w2 w9", " w3"),
+        ("w12 w13 w14 w15", " w16"),
+        ("w20 w21", " w23"),
+    ]
 ]
 CHOICES = (("w7 w8 w9", " w1"), ("w7 w8 w9", " w2 w3"), ("w7 w8 w9", " w4 w5 w6"))
-DOCUMENTS = [*PLAIN, LabelledDocument("t", *CHOICES[1], "c", CHOICES, (1, 2)), LabelledDocument("t", "w3 w4", " w9", "d", (("w3 w4", " w8"), ("w3 w4", " w9")), (1,))]
+DOCUMENTS = [
+    *PLAIN,
+    LabelledDocument("t", *CHOICES[1], "c", CHOICES, (1, 2)),
+    LabelledDocument("t", "w3 w4", " w9", "d", (("w3 w4", " w8"), ("w3 w4", " w9")), (1,)),
+]
 
 
 def bench_for(lm, specification: str, documents=DOCUMENTS) -> Bench:
@@ -46,20 +59,31 @@ def check(lm, bench: Bench, matrix, ranks=(3, 1, 5), notes=0) -> None:
 def test_every_matrix_of_family(make_lm, family: str) -> None:
     lm = make_lm(family)
     digest = lm.weights.digest()
-    bench = bench_for(lm, "laser-search:matrices=[all]") if family not in ("mixtral", "qwen3_moe") else bench_for(lm, "laser-search:matrices=[attn]")
+    bench = (
+        bench_for(lm, "laser-search:matrices=[all]")
+        if family not in ("mixtral", "qwen3_moe")
+        else bench_for(lm, "laser-search:matrices=[attn]")
+    )
     tried = [matrix for matrix in bench.matrices if matrix.expert is None]
     right, loss = accuracy_and_loss(lm, DOCUMENTS)
     assert bench.before.loss == pytest.approx(loss, rel=1e-4) and bench.before.score.correct == sum(right)
     for matrix in tried[-1:] + tried[:: max(1, len(tried) // 6)]:
         check(lm, bench, matrix)
     assert lm.weights.digest() == digest
-    assert not any(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__ for module in lm.model.modules())
+    assert not any(
+        module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
+        for module in lm.model.modules()
+    )
 
 
 def test_the_score_is_lm_evals(make_lm, plain_family: str) -> None:
     lm = make_lm(plain_family)
     trial = bench_for(lm, "laser-search").before
-    asked = [(place, pair) for place, document in enumerate(DOCUMENTS) for pair in document.choices or ((document.context, document.answer),)]
+    asked = [
+        (place, pair)
+        for place, document in enumerate(DOCUMENTS)
+        for pair in document.choices or ((document.context, document.answer),)
+    ]
     answers = lm.loglikelihood([Instance("loglikelihood", {}, pair, place) for place, pair in asked], disable_tqdm=True)
     for place, document in enumerate(DOCUMENTS):
         own = [answer for (where, _), answer in zip(asked, answers, strict=True) if where == place]
@@ -69,7 +93,9 @@ def test_the_score_is_lm_evals(make_lm, plain_family: str) -> None:
 
 
 def test_choices_share_what_they_begin_with(make_lm, family: str) -> None:
-    """Packed behind one another where the architecture takes it, and the same either way; replayed passes of packed documents are checked with all others here."""
+    """Packed behind one another where the architecture takes it, and the same either way; replayed passes of packed
+    documents are checked with all others here.
+    """
     lm = make_lm(family)
     bench = bench_for(lm, "laser-search:matrices=[attn]")
     packed = [question.packed for question in bench._questions]
@@ -133,8 +159,12 @@ def test_an_architecture_that_cannot_be_replayed_is_run_whole(make_lm, monkeypat
 def test_clusters_keep_the_leading_components_of_each_group(grouping: str) -> None:
     weight = torch.randn(10, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     keep = Keep(rank_fraction=0.5)
-    edit = truncate_clusters(weight, keep=keep, generator=torch.Generator().manual_seed(1), clusters=3, grouping=grouping)
-    again = truncate_clusters(weight, keep=keep, generator=torch.Generator().manual_seed(1), clusters=3, grouping=grouping)
+    edit = truncate_clusters(
+        weight, keep=keep, generator=torch.Generator().manual_seed(1), clusters=3, grouping=grouping
+    )
+    again = truncate_clusters(
+        weight, keep=keep, generator=torch.Generator().manual_seed(1), clusters=3, grouping=grouping
+    )
     assert torch.equal(edit.weight(), again.weight())
     if grouping == "block":
         assert edit.rank == 2 + 1 + 1
@@ -150,7 +180,9 @@ def test_clusters_keep_the_leading_components_of_each_group(grouping: str) -> No
 def test_k_subspaces_finds_two_lines() -> None:
     lines = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])
     weight = torch.stack([lines[number % 2] * (number + 1) for number in range(12)])
-    edit = truncate_clusters(weight, keep=Keep(rank=1), generator=torch.Generator().manual_seed(0), clusters=2, grouping="subspace")
+    edit = truncate_clusters(
+        weight, keep=Keep(rank=1), generator=torch.Generator().manual_seed(0), clusters=2, grouping="subspace"
+    )
     torch.testing.assert_close(edit.weight(), weight)
 
 

@@ -7,7 +7,9 @@ import pytest
 from harness_ext import report
 
 
-def test_a_line_now_and_then_says_how_long_it_will_take(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_now_and_then_says_how_long_it_will_take(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     clock = iter([0.0, 30.0, 100.0, 130.0, 400.0])
     monkeypatch.setattr(report.time, "monotonic", lambda: next(clock))
     progress = report.Report(quiet=False, bars=False).progress

@@ -1,4 +1,6 @@
-"""The greedy search: what it tries on equals what is written at last, and it takes nothing that does not lower the measured loss."""
+"""The greedy search: what it tries on equals what is written at last, and it takes nothing that does not lower the
+measured loss.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,14 @@ from harness_ext.recipe import parse_recipe
 from harness_ext.steps import Search
 
 DOCUMENTS = [
-    LabelledDocument("t", context, answer, context) for context, answer in [("w1 w2 w3", " w4"), ("w5 w6 w7 w8 w9", " w10 w11"), ("w2 w9", " w3"), ("w12 w13 w14 w15", " w16"), ("w20 w21", " w23")]
+    LabelledDocument("t", context, answer, context)
+    for context, answer in [
+        ("w1 w2 w3", " w4"),
+        ("w5 w6 w7 w8 w9", " w10 w11"),
+        ("w2 w9", " w3"),
+        ("w12 w13 w14 w15", " w16"),
+        ("w20 w21", " w23"),
+    ]
 ]
 
 
@@ -34,7 +43,14 @@ def reference_loss(lm) -> float:
     for document in DOCUMENTS:
         context, answer = (lm.tok_encode(text.strip()) for text in (document.context, document.answer))
         with torch.no_grad():
-            losses.append(float(cross_entropy(lm.model(torch.tensor([context + answer[:-1]])).logits[0, -len(answer) :].double(), torch.tensor(answer))))
+            losses.append(
+                float(
+                    cross_entropy(
+                        lm.model(torch.tensor([context + answer[:-1]])).logits[0, -len(answer) :].double(),
+                        torch.tensor(answer),
+                    )
+                )
+            )
     return float(numpy.mean(losses))
 
 
@@ -43,7 +59,9 @@ def test_the_loss_is_the_mean_over_documents(make_lm, plain_family: str) -> None
     assert mean_loss(lm, DOCUMENTS, 2) == pytest.approx(reference_loss(lm), rel=1e-5)
 
 
-@pytest.mark.parametrize("specification", ["identity:matrices=[down_proj]", "identity:matrices=[attn],per_head=true", "identity"])
+@pytest.mark.parametrize(
+    "specification", ["identity:matrices=[down_proj]", "identity:matrices=[attn],per_head=true", "identity"]
+)
 def test_a_removal_on_trial_is_the_edit_that_is_made(make_lm, plain_family: str, specification: str) -> None:
     lm = make_lm(plain_family, dtype="float64")
     digest = lm.weights.digest()
@@ -56,7 +74,9 @@ def test_a_removal_on_trial_is_the_edit_that_is_made(make_lm, plain_family: str,
     assert lm.weights.digest() == digest and not any(module._forward_hooks for module in lm.model.modules())
     for matrix in matrices:
         weight = lm.weights.read(matrix)
-        edit = eigenprune_greedy(weight, svd=decompose(lm)(matrix), removed_components=marks[matrix.key], input_mean=means[matrix.key])
+        edit = eigenprune_greedy(
+            weight, svd=decompose(lm)(matrix), removed_components=marks[matrix.key], input_mean=means[matrix.key]
+        )
         assert edit.rank == int((~marks[matrix.key]).sum())
         lm.weights.replace(matrix, edit.weight())
         lm.weights.shift_bias(matrix, edit.bias_shift)
@@ -71,14 +91,18 @@ def test_the_loss_falls_with_every_round_and_the_edit_has_the_loss_found(make_lm
     losses = [before]
     for rounds in (1, 2, 3):
         found = search(lm, matrices, DOCUMENTS, 5, Search(rounds=rounds, at_once=4), decompose(lm))
-        marks, means = ({key: values[name] for key, values in found.items()} for name in ("removed_components", "input_mean"))
+        marks, means = (
+            {key: values[name] for key, values in found.items()} for name in ("removed_components", "input_mean")
+        )
         with _removed(lm, matrices, marks, means, decompose(lm)):
             losses.append(mean_loss(lm, DOCUMENTS, 5))
         counts.append(sum(int(values.sum()) for values in marks.values()))
     assert losses == sorted(losses, reverse=True) and losses[1] < before
     assert counts == sorted(counts) and counts[0] <= 4
 
-    operation = lm.apply(parse_recipe("eigenprune-greedy:search.rounds=3,search.at_once=4,calibration.batch_size=5"), documents)
+    operation = lm.apply(
+        parse_recipe("eigenprune-greedy:search.rounds=3,search.at_once=4,calibration.batch_size=5"), documents
+    )
     assert mean_loss(lm, DOCUMENTS, 5) == pytest.approx(losses[-1], rel=1e-4)
     assert sum(record.rank_before - record.rank_after for record in operation.records) == counts[-1]
 

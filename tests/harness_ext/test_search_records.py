@@ -1,4 +1,6 @@
-"""What a search leaves: its record, an ordinary recipe, its controls, and the model as it was; and what a user can get wrong."""
+"""What a search leaves: its record, an ordinary recipe, its controls, and the model as it was; and what a user can get
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,14 @@ from tests.harness_ext.plain_search import (
 )
 
 
-@pytest.mark.parametrize("recipe", [f"laser-search:{GRID}", "sfsd-surgical:fractions=[0.5,1.0],tolerance=0.3,matrices=[mlp]", "laser-gradient:clusters=[3],top=1,grouping=subspace"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        f"laser-search:{GRID}",
+        "sfsd-surgical:fractions=[0.5,1.0],tolerance=0.3,matrices=[mlp]",
+        "laser-gradient:clusters=[3],top=1,grouping=subspace",
+    ],
+)
 def test_the_winner_as_an_ordinary_recipe_gives_the_same_weights(make_lm, recipe: str) -> None:
     lm = make_lm("llama")
     documents = documents_for(lm)
@@ -41,7 +50,10 @@ def test_the_winner_as_an_ordinary_recipe_gives_the_same_weights(make_lm, recipe
     data = without_searching(parse_recipe(recipe), operation.searches)
     again = lm.apply(recipe_from(json.loads(json.dumps(data)), origin="found"), drawing(documents))
     assert lm.weights.digest() == digest and not again.searches
-    assert record["after"]["loss"] == pytest.approx(scored(lm, documents)[1], rel=1e-4) and record["after"]["correct"] == scored(lm, documents)[0]
+    assert (
+        record["after"]["loss"] == pytest.approx(scored(lm, documents)[1], rel=1e-4)
+        and record["after"]["correct"] == scored(lm, documents)[0]
+    )
     lm.undo()
     assert record["before"]["correct"] == scored(lm, documents)[0]
     assert len(record["trials"]) == record["planned"] and record["forward_passes"] > 0
@@ -73,11 +85,17 @@ def test_trials_tell_what_was_accepted_and_how_each_part_of_the_documents_did(ma
     composed = lm.apply(parse_recipe(f"laser-compose:{GRID}"), drawing(documents)).searches[0]
     lm.undo()
     accepted = [trial for trial in composed["trials"] if trial["accepted"]]
-    assert [(one["matrices"], one["keep"]) for one in accepted] == [(one["matrices"], one["keep"]) for one in composed["chosen"]]
+    assert [(one["matrices"], one["keep"]) for one in accepted] == [
+        (one["matrices"], one["keep"]) for one in composed["chosen"]
+    ]
     assert all("parts" not in trial for trial in composed["trials"])
-    surgical = lm.apply(parse_recipe("sfsd-surgical:fractions=[0.5,1.0],tolerance=0.3,matrices=[mlp]"), drawing(documents)).searches[0]
+    surgical = lm.apply(
+        parse_recipe("sfsd-surgical:fractions=[0.5,1.0],tolerance=0.3,matrices=[mlp]"), drawing(documents)
+    ).searches[0]
     lm.undo()
-    ranks = {key: rank for trial in surgical["trials"] if trial["accepted"] for key, rank in trial["keep"]["ranks"].items()}
+    ranks = {
+        key: rank for trial in surgical["trials"] if trial["accepted"] for key, rank in trial["keep"]["ranks"].items()
+    }
     assert ranks and [ranks] == [step["keep"]["ranks"] for step in surgical["chosen"]]
     for trial in surgical["trials"]:
         assert sum(part["correct"] for part in trial["parts"]) == trial["correct"]
@@ -125,10 +143,21 @@ def test_a_killed_search_goes_on_to_the_same_winner(make_lm, tmp_path: Path, mon
 def test_the_same_seed_makes_the_same_trials(make_lm) -> None:
     lm = make_lm("gpt2")
     documents = documents_for(lm)
-    ranks = dict(zip((matrix.key for matrix in lm.weights.anatomy.matrices if matrix.role in ("up_proj", "down_proj")), (12, 5), strict=False))
+    ranks = dict(
+        zip(
+            (matrix.key for matrix in lm.weights.anatomy.matrices if matrix.role in ("up_proj", "down_proj")),
+            (12, 5),
+            strict=False,
+        )
+    )
 
     def trials(seed: int) -> list:
-        data = {"name": "r", "steps": [{"method": "search_at_random", "matrices": ["mlp"], "instead_of": ranks, "tries": 5, "seed": seed}]}
+        data = {
+            "name": "r",
+            "steps": [
+                {"method": "search_at_random", "matrices": ["mlp"], "instead_of": ranks, "tries": 5, "seed": seed}
+            ],
+        }
         record = lm.apply(recipe_from(data, origin="r"), drawing(documents)).searches[0]
         lm.undo()
         return record["trials"]
@@ -150,7 +179,9 @@ def test_dropping_losers_early_does_not_change_the_winner(make_lm, monkeypatch) 
     whole = lm.apply(parse_recipe("laser-search"), drawing(documents)).searches[0]
     lm.undo()
     assert dropping["chosen"] == whole["chosen"]
-    assert sum(trial["dropped"] for trial in dropping["trials"]) > 10 and not any(trial["dropped"] for trial in whole["trials"])
+    assert sum(trial["dropped"] for trial in dropping["trials"]) > 10 and not any(
+        trial["dropped"] for trial in whole["trials"]
+    )
     assert dropping["forward_passes"] < 0.8 * whole["forward_passes"]
 
 
@@ -187,11 +218,17 @@ def test_a_winner_of_full_rank_has_no_control_that_keeps_a_rank(make_lm) -> None
     lm.undo()
     with pytest.raises(NoControl, match="noise can be its control"):
         control_recipe("random-subspace", recipe, receipt)
-    assert control_recipe("noise", recipe, receipt).steps[0].parameters["relative_error"] == pytest.approx(edited.relative_error)
+    assert control_recipe("noise", recipe, receipt).steps[0].parameters["relative_error"] == pytest.approx(
+        edited.relative_error
+    )
 
 
 def test_an_alternative_that_cannot_be_chosen_leads_nobody() -> None:
-    infinite = Partial(torch.tensor([[1, 1, 1, 0], [0, 0, 0, 0]], dtype=torch.bool), torch.tensor([[1.0, torch.inf, 1.0, 0.0], [1.0, 1.0, 1.0, 0.0]]), torch.tensor([1, 1, 1, 0], dtype=torch.bool))
+    infinite = Partial(
+        torch.tensor([[1, 1, 1, 0], [0, 0, 0, 0]], dtype=torch.bool),
+        torch.tensor([[1.0, torch.inf, 1.0, 0.0], [1.0, 1.0, 1.0, 0.0]]),
+        torch.tensor([1, 1, 1, 0], dtype=torch.bool),
+    )
     assert cannot_win(None)(infinite).tolist() == [True, False]
     assert _cannot_rise_above(Score(0, 4, 1.0))(infinite).tolist() == [True, False]
     assert cannot_win(None)(infinite._replace(loss=torch.ones(2, 4))).tolist() == [False, True]
@@ -213,7 +250,9 @@ def test_from_the_command_to_a_recipe_without_the_search(demo_run, lm_eval, tmp_
         files[-1].write_text(shown.out)
     again = demo_run("--recipe", *files, limit=8)
     assert again.code == 0, again.err
-    digests = [json.loads(path.read_text())["weights"]["digest_after"] for path in tmp_path.glob("results/demo/*/receipt.json")]
+    digests = [
+        json.loads(path.read_text())["weights"]["digest_after"] for path in tmp_path.glob("results/demo/*/receipt.json")
+    ]
     assert len(digests) == 5 and len(set(digests)) == 3
     assert not list(tmp_path.glob("results/demo/.*"))
 
@@ -227,7 +266,11 @@ def test_the_winner_is_not_scored_on_what_it_was_chosen_on(demo_run, lm_eval, tm
     (tmp_path / "mine.yaml").write_text(lm_eval("recipes", "show", "--from", place).out)
     # Asked for more documents than the search was, and beside a recipe that learned nothing.
     assert demo_run("--recipe", "mine.yaml", "laser", limit=80).code == 0
-    found = [path for path in tmp_path.glob("results/demo/*/receipt.json") if path.parent != place and json.loads(path.read_text())["tasks"]["int_mult"]["scored"] == 60]
+    found = [
+        path
+        for path in tmp_path.glob("results/demo/*/receipt.json")
+        if path.parent != place and json.loads(path.read_text())["tasks"]["int_mult"]["scored"] == 60
+    ]
     assert len(found) == 3
     for path in found:
         (samples,) = path.parent.glob("samples_*.jsonl")
@@ -239,20 +282,43 @@ def test_the_winner_is_not_scored_on_what_it_was_chosen_on(demo_run, lm_eval, tm
         RecipeLM("demo", recipe=str(tmp_path / "mine.yaml"), device="cpu")
     # What is shown of that run still knows, and tasks without these documents are scored whole.
     assert len(learned) == 20 and all(hashed in lm_eval("recipes", "show", "--from", mine).out for hashed in learned)
-    assert "same model, tasks and settings" in demo_run("--recipe", "laser", tasks="int_sum", limit=8).err + demo_run("--recipe", "mine.yaml", tasks="int_sum", limit=8).err
+    assert (
+        "same model, tasks and settings"
+        in demo_run("--recipe", "laser", tasks="int_sum", limit=8).err
+        + demo_run("--recipe", "mine.yaml", tasks="int_sum", limit=8).err
+    )
 
 
 def test_the_plan_of_a_search(lm_eval) -> None:
     planned = lm_eval("recipes", "plan", "laser-search", "--model_args", "pretrained=demo")
     assert planned.code == 0 and "at most 48 trials among 6 matrices on 160 documents" in planned.out
-    assert "at most 1 trial among 14 matrices" in lm_eval("recipes", "plan", "zero-sum", "--model_args", "pretrained=demo").out
-    assert "at most 77 trials among 7 matrices" in lm_eval("recipes", "plan", "sfsd-surgical:skip_blocks=1", "--model_args", "pretrained=demo").out
+    assert (
+        "at most 1 trial among 14 matrices"
+        in lm_eval("recipes", "plan", "zero-sum", "--model_args", "pretrained=demo").out
+    )
+    assert (
+        "at most 77 trials among 7 matrices"
+        in lm_eval("recipes", "plan", "sfsd-surgical:skip_blocks=1", "--model_args", "pretrained=demo").out
+    )
 
 
-@pytest.mark.parametrize("recipe", ["laser-search", "laser-compose", "laser-gradient", "laser-gradient:clusters=[1,2,5000],refined=2,layers=[0]", "sfsd-surgical", "sfsd-surgical:skip_blocks=1", "zero-sum"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "laser-search",
+        "laser-compose",
+        "laser-gradient",
+        "laser-gradient:clusters=[1,2,5000],refined=2,layers=[0]",
+        "sfsd-surgical",
+        "sfsd-surgical:skip_blocks=1",
+        "zero-sum",
+    ],
+)
 def test_a_search_does_no_more_than_its_plan_says(make_lm, make_model, family: str, recipe: str) -> None:
     # Of a mixture the attention: a search cannot try edits of experts.
-    parsed = parse_recipe(recipe + ("," if ":" in recipe else ":") + "matrices=[attn]" if family in MIXTURES else recipe)
+    parsed = parse_recipe(
+        recipe + ("," if ":" in recipe else ":") + "matrices=[attn]" if family in MIXTURES else recipe
+    )
     (planned,) = plan(parsed, read_checkpoint(str(make_model(family)))).searches
     lm = make_lm(family)
     (record,) = lm.apply(parsed, drawing(documents_for(lm, 60))).searches
@@ -269,12 +335,18 @@ def test_a_search_does_no_more_than_its_plan_says(make_lm, make_model, family: s
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ("laser-search:fractions=[1.0]", "nothing to try: no setting of this search changes any of the 6 chosen matrices"),
+        (
+            "laser-search:fractions=[1.0]",
+            "nothing to try: no setting of this search changes any of the 6 chosen matrices",
+        ),
         ("laser-search:fractions=[]", "steps.0.fractions: tuple should have at least 1 item"),
         ("laser-search:fractions=[0.5,0]", "steps.0.fractions.1: input should be greater than 0"),
         ("laser-search:fraction=[0.5]", "unknown key 'fraction', did you mean 'fractions'"),
         ("laser-search:layers=[7]", "layers: 7 is outside 0 to 1"),
-        ("laser-search:calibration.samples=900", "900 documents of 'int_mult' were asked for, and its train split has 320"),
+        (
+            "laser-search:calibration.samples=900",
+            "900 documents of 'int_mult' were asked for, and its train split has 320",
+        ),
         ("sfsd-surgical:skip_blocks=2,calibration.samples=8", "all chosen matrices lie in the first 2 of 2 layers"),
         ("laser-gradient:clusters=[1000]", "nothing to try"),
         ("laser-gradient:grouping=rows", "grouping: input should be 'block' or 'subspace'"),
@@ -319,7 +391,16 @@ def test_a_loss_that_is_not_finite_keeps_the_trials(make_lm, tmp_path: Path) -> 
 
 def test_ranks_must_be_there_for_every_matrix(make_lm) -> None:
     lm = make_lm("llama")
-    data = {"name": "r", "steps": [{"method": "truncate_svd", "matrices": ["down_proj"], "keep": {"ranks": {"model.layers.0.mlp.down_proj.weight": 2}}}]}
+    data = {
+        "name": "r",
+        "steps": [
+            {
+                "method": "truncate_svd",
+                "matrices": ["down_proj"],
+                "keep": {"ranks": {"model.layers.0.mlp.down_proj.weight": 2}},
+            }
+        ],
+    }
     with pytest.raises(UserError, match=r"model.layers.1.mlp.down_proj.weight: keep.ranks has no rank for it"):
         lm.apply(recipe_from(data, origin="r"), lambda calibration, where: [])
     with pytest.raises(RecipeError, match="exactly one of rank, rank_fraction, energy, param_fraction, ranks"):

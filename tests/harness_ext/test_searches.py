@@ -40,7 +40,10 @@ def found_by(lm, specification: str, documents) -> list[dict]:
     (record,) = operation.searches
     lm.undo()
     assert model_digest(lm.model) == digest
-    assert not any(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__ for module in lm.model.modules())
+    assert not any(
+        module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
+        for module in lm.model.modules()
+    )
     return record["chosen"]
 
 
@@ -69,7 +72,10 @@ def test_laser_search_finds_what_a_plain_loop_finds(make_lm, plain_family: str) 
 
 def plain_laser_compose(lm, documents, matrices) -> list[tuple[str, float]]:
     best, standing = scored(lm, documents)[0], {}
-    originals = {matrix.key: {fraction: truncated(lm, matrix, rank_of(matrix, fraction)) for fraction in FRACTIONS} for matrix in matrices}
+    originals = {
+        matrix.key: {fraction: truncated(lm, matrix, rank_of(matrix, fraction)) for fraction in FRACTIONS}
+        for matrix in matrices
+    }
     for matrix in reversed(matrices):
         for fraction in sorted(FRACTIONS):
             trial = {**standing, matrix.key: fraction}
@@ -114,7 +120,9 @@ def demo_lm():
 
 
 def gradients_of(lm, documents, matrices) -> dict[str, torch.Tensor]:
-    """`dL/dW [m, n]` of each matrix, L the mean over documents of their loss, by ordinary backpropagation, one document at a time."""
+    """`dL/dW [m, n]` of each matrix, L the mean over documents of their loss, by ordinary backpropagation, one document
+    at a time.
+    """
     from torch.nn.functional import cross_entropy
 
     total = {matrix.key: 0.0 for matrix in matrices}
@@ -125,7 +133,9 @@ def gradients_of(lm, documents, matrices) -> dict[str, torch.Tensor]:
         cross_entropy(logits, torch.tensor(answer)).backward()
         for matrix in matrices:
             gradient = lm.model.get_parameter(matrix.parameter).grad
-            total[matrix.key] = total[matrix.key] + (gradient.T if matrix.stored_transposed else gradient).double() / len(documents)
+            total[matrix.key] = total[matrix.key] + (
+                gradient.T if matrix.stored_transposed else gradient
+            ).double() / len(documents)
     lm.model.zero_grad(set_to_none=True)
     return total
 
@@ -146,7 +156,9 @@ def test_laser_gradient_finds_what_a_plain_loop_finds(make_lm, plain_family: str
     tried = []
 
     def try_in(keys, counts) -> None:
-        for matrix, count, fraction in itertools.product([matrix for matrix in matrices if matrix.key in keys], counts, FRACTIONS):
+        for matrix, count, fraction in itertools.product(
+            [matrix for matrix in matrices if matrix.key in keys], counts, FRACTIONS
+        ):
             weight = lm.weights.read(matrix)
             parts = []
             for block in numpy.array_split(weight.numpy(), count):
@@ -167,10 +179,15 @@ def test_laser_gradient_finds_what_a_plain_loop_finds(make_lm, plain_family: str
 
 
 def plain_surgical(lm, documents, matrices, ranks, accepts) -> dict[str, int]:
-    """The moments by a hook on each linear layer, one document at a time; the edit from its formula; `accepts(index, scores by rank)` says which rank, if any."""
+    """The moments by a hook on each linear layer, one document at a time; the edit from its formula; `accepts(index,
+    scores by rank)` says which rank, if any.
+    """
     inputs: dict[str, list] = {matrix.key: [] for matrix in matrices}
     handles = [
-        lm.model.get_submodule(matrix.module).register_forward_hook(lambda module, args, output, key=matrix.key: inputs[key].append(args[0].reshape(-1, args[0].shape[-1]))) for matrix in matrices
+        lm.model.get_submodule(matrix.module).register_forward_hook(
+            lambda module, args, output, key=matrix.key: inputs[key].append(args[0].reshape(-1, args[0].shape[-1]))
+        )
+        for matrix in matrices
     ]
     for document in documents:
         context, answer = lm._encode_pair(document.context, document.answer)
@@ -213,12 +230,20 @@ def surgical_ranks(matrix) -> list[int]:
 def test_sfsd_surgical_by_perplexity(make_lm) -> None:
     lm = make_lm("llama")
     documents = documents_for(lm, 12)
-    recipe = "sfsd-surgical:criterion=perplexity,fractions=[0.25,0.5,1.0],matrices=[down_proj,o_proj],growth=1.05,skip_blocks=1"
+    settings = "criterion=perplexity,fractions=[0.25,0.5,1.0],matrices=[down_proj,o_proj],growth=1.05,skip_blocks=1"
+    recipe = f"sfsd-surgical:{settings}"
     matrices = [matrix for matrix in lm.weights.anatomy.select(parse_recipe(recipe).steps[0]) if matrix.layer]
     _, dense = accuracy_and_loss(lm, documents)
 
     def accepts(index: int, results: dict) -> int | None:
-        return next((rank for rank, (_, loss) in results.items() if numpy.exp(loss) <= numpy.exp(dense) * 1.05 ** (len(matrices) - index)), None)
+        return next(
+            (
+                rank
+                for rank, (_, loss) in results.items()
+                if numpy.exp(loss) <= numpy.exp(dense) * 1.05 ** (len(matrices) - index)
+            ),
+            None,
+        )
 
     expected = plain_surgical(lm, documents, matrices, surgical_ranks, accepts)
     (chosen,) = found_by(lm, recipe, documents)
@@ -241,7 +266,17 @@ def test_sfsd_surgical_by_task(make_lm) -> None:
         return sum(right[place] for place in places) / len(places)
 
     def accepts(index: int, results: dict) -> int | None:
-        each = [next((rank for rank, (right, _) in results.items() if share(right, chunk) >= share(dense, chunk) - 0.3 - 1e-9), None) for chunk in chunks]
+        each = [
+            next(
+                (
+                    rank
+                    for rank, (right, _) in results.items()
+                    if share(right, chunk) >= share(dense, chunk) - 0.3 - 1e-9
+                ),
+                None,
+            )
+            for chunk in chunks
+        ]
         if None in each:
             return None
         return max(each) if share(results[max(each)][0], order) >= share(dense, order) - 0.3 - 1e-9 else None
@@ -257,7 +292,8 @@ def test_sfsd_surgical_by_task(make_lm) -> None:
 def test_zero_sum_removes_in_turn_what_raises_and_what_lowers_the_loss() -> None:
     shapes = {"a": (4, 4), "b": (4, 4)}
     effects = {"a": [9.0, 0.3, 0.2, 0.1], "b": [9.0, 0.3, -0.4, -0.15]}
-    # From full rank, 32 numbers: a's 0.1 (sum .1), b's -0.15 (-.05), a's 0.2 (.15), b's -0.4 (-.25), a's 0.3. Two factors of rank one hold 8 numbers each.
+    # From full rank, 32 numbers: a's 0.1 (sum .1), b's -0.15 (-.05), a's 0.2 (.15), b's -0.4 (-.25), a's 0.3. Two
+    # factors of rank one hold 8 numbers each.
     assert allotted(shapes, effects, 1.0) == {}
     assert allotted(shapes, effects, 28 / 32) == {"a": 1}
     assert allotted(shapes, effects, 16 / 32) == {"a": 1, "b": 1}
@@ -265,17 +301,23 @@ def test_zero_sum_removes_in_turn_what_raises_and_what_lowers_the_loss() -> None
 
 
 def test_zero_sum_predicts_in_whitened_coordinates(make_lm) -> None:
-    """The ranks are those of predictions made the long way: Cholesky factor, singular values of the whitened matrix, and the gradient turned into these coordinates."""
+    """The ranks are those of predictions made the long way: Cholesky factor, singular values of the whitened matrix,
+    and the gradient turned into these coordinates.
+    """
     lm = make_lm("llama")
     documents = documents_for(lm, 40)
     recipe = "zero-sum:matrices=[o_proj,k_proj],param_fraction=0.6"
     matrices = lm.weights.anatomy.select(parse_recipe(recipe).steps[0])
-    plain = [LabelledDocument(document.task, document.context, document.answer, document.doc_hash) for document in documents]
+    plain = [
+        LabelledDocument(document.task, document.context, document.answer, document.doc_hash) for document in documents
+    ]
     effects = {}
     gradients = gradients_of(lm, plain, matrices)
     for matrix in matrices:
         inputs: list[torch.Tensor] = []
-        handle = lm.model.get_submodule(matrix.module).register_forward_hook(lambda module, args, output, inputs=inputs: inputs.append(args[0].reshape(-1, args[0].shape[-1])))
+        handle = lm.model.get_submodule(matrix.module).register_forward_hook(
+            lambda module, args, output, inputs=inputs: inputs.append(args[0].reshape(-1, args[0].shape[-1]))
+        )
         for document in plain:
             context, answer = lm._encode_pair(document.context, document.answer)
             with torch.no_grad():
@@ -302,7 +344,9 @@ def test_ranks_that_nothing_could_refuse_are_told(make_lm) -> None:
         lm.undo()
         (record,) = operation.searches
         assert record["before"]["correct"] == 0 and len(record["warnings"]) == warned
-        assert any("every rank passed" in remark for remark in remarks(parse_recipe(specification), operation)) is warned
+        assert (
+            any("every rank passed" in remark for remark in remarks(parse_recipe(specification), operation)) is warned
+        )
     (record,) = lm.apply(parse_recipe(recipe), drawing(documents_for(lm))).searches
     lm.undo()
     assert record["before"]["correct"] > 0 and not record["warnings"]

@@ -24,7 +24,15 @@ def samples(folder: Path, label: str, task: str) -> list[dict]:
 
 
 def test_a_command_leaves_baseline_recipes_and_controls_with_complete_receipts(demo_run, tmp_path: Path) -> None:
-    ran = demo_run("--recipe", "laser", "--recipe", "eigenprune:fraction=0.25,calibration.samples=40", "--control", "random-subspace", tasks="int_mult,pronoun_bias")
+    ran = demo_run(
+        "--recipe",
+        "laser",
+        "--recipe",
+        "eigenprune:fraction=0.25,calibration.samples=40",
+        "--control",
+        "random-subspace",
+        tasks="int_mult,pronoun_bias",
+    )
     assert ran.code == 0, ran.err
     found = receipts(tmp_path)
     pruned = "eigenprune:fraction=0.25,calibration.samples=40"
@@ -44,13 +52,17 @@ def test_a_command_leaves_baseline_recipes_and_controls_with_complete_receipts(d
     assert not set(drawn["documents"]) & {sample["doc_hash"] for sample in samples(tmp_path, "baseline", "int_mult")}
 
     ours, control = found[pruned]["matrices"], found[f"{pruned}+random-subspace"]["matrices"]
-    assert {(row["name"], row["part"], row["rank_after"]) for row in ours} == {(row["name"], row["part"], row["rank_after"]) for row in control}
+    assert {(row["name"], row["part"], row["rank_after"]) for row in ours} == {
+        (row["name"], row["part"], row["rank_after"]) for row in control
+    }
     assert found[f"{pruned}+random-subspace"]["recipe"]["control_of"] == found[pruned]["recipe_id"]
     assert "laser" in ran.out and "int_mult" in ran.out and "better" in ran.out + "better"
     assert not list(tmp_path.glob("results/demo/.*"))
 
 
-def test_documents_of_the_scored_split_that_a_recipe_learns_from_are_out_of_every_score(demo_run, tmp_path: Path) -> None:
+def test_documents_of_the_scored_split_that_a_recipe_learns_from_are_out_of_every_score(
+    demo_run, tmp_path: Path
+) -> None:
     arguments = ("--recipe", "ablation-prune:calibration.split=test,calibration.samples=20", "laser")
     ran = demo_run(*arguments, tasks="int_mult,int_sum", limit=40)
     assert ran.code == 0, ran.err
@@ -65,7 +77,9 @@ def test_documents_of_the_scored_split_that_a_recipe_learns_from_are_out_of_ever
     assert demo_run(*arguments, tasks="int_mult,int_sum", limit=40).err.count("kept from") == 3
 
 
-def test_the_same_command_again_does_nothing_and_shows_the_same(demo_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_command_again_does_nothing_and_shows_the_same(
+    demo_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = demo_run("--recipe", "laser")
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/demo/**/*")}
     monkeypatch.setattr("harness_ext.session.Session.lm", property(lambda self: pytest.fail("the model was loaded")))
@@ -89,7 +103,23 @@ def test_other_weights_under_the_same_name_are_another_baseline(lm_eval, make_mo
     import shutil
 
     folder = tmp_path / "model"
-    arguments = ("run", "--model", "hf", "--model_args", f"pretrained={folder}", "--tasks", "tiny", "--include_path", tmp_path / "tasks", "--device", "cpu", "--batch_size", 4, "--recipe", "baseline")
+    arguments = (
+        "run",
+        "--model",
+        "hf",
+        "--model_args",
+        f"pretrained={folder}",
+        "--tasks",
+        "tiny",
+        "--include_path",
+        tmp_path / "tasks",
+        "--device",
+        "cpu",
+        "--batch_size",
+        4,
+        "--recipe",
+        "baseline",
+    )
     write_tiny_task(tmp_path / "tasks")
     shutil.copytree(make_model("llama", seed=1), folder)
     assert "baseline: done" in lm_eval(*arguments).err
@@ -108,8 +138,9 @@ def write_tiny_task(folder: Path) -> None:
         "    return {'train': Dataset.from_list(rows[:10]), 'test': Dataset.from_list(rows[10:])}\n"
     )
     (folder / "tiny.yaml").write_text(
-        "task: tiny\ncustom_dataset: !function utils.load\noutput_type: loglikelihood\ntraining_split: train\ntest_split: test\n"
-        "doc_to_text: '{{q}}'\ndoc_to_target: ' {{a}}'\nmetric_list:\n- {metric: acc, aggregation: mean, higher_is_better: true}\nmetadata: {version: 1}\n"
+        "task: tiny\ncustom_dataset: !function utils.load\noutput_type: loglikelihood\ntraining_split:"
+        " train\ntest_split: test\ndoc_to_text: '{{q}}'\ndoc_to_target: ' {{a}}'\nmetric_list:\n- {metric: acc,"
+        " aggregation: mean, higher_is_better: true}\nmetadata: {version: 1}\n"
     )
 
 
@@ -118,7 +149,9 @@ def test_identity_scores_as_the_baseline_and_says_so(demo_run, tmp_path: Path) -
     assert "identity: scores as the baseline, log-likelihoods within" in ran.err
     for task in ("int_mult", "pronoun_bias"):
         ours, theirs = samples(tmp_path, "identity", task), samples(tmp_path, "baseline", task)
-        assert [sample["filtered_resps"][0][1] for sample in ours] == [sample["filtered_resps"][0][1] for sample in theirs]
+        assert [sample["filtered_resps"][0][1] for sample in ours] == [
+            sample["filtered_resps"][0][1] for sample in theirs
+        ]
 
 
 def test_an_identity_that_changes_scores_is_called_out(demo_run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +162,8 @@ def test_an_identity_that_changes_scores_is_called_out(demo_run, monkeypatch: py
 
 def test_the_recipe_key_of_a_config_file_and_the_old_form_without_run(lm_eval, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(
-        "model: hf\nmodel_args: {pretrained: demo}\ntasks: [int_mult]\nlimit: 8\nbatch_size: 8\ndevice: cpu\nrecipe: [svd, 'laser:keep.rank=2']\noutput_path: here\n"
+        "model: hf\nmodel_args: {pretrained: demo}\ntasks: [int_mult]\nlimit: 8\nbatch_size: 8\ndevice: cpu\nrecipe:"
+        " [svd, 'laser:keep.rank=2']\noutput_path: here\n"
     )
     ran = lm_eval("--config", "config.yaml")
     assert ran.code == 0, ran.err
@@ -148,7 +182,24 @@ def test_the_same_recipe_twice_is_run_once(demo_run, tmp_path: Path) -> None:
 
 def test_quiet_says_nothing_but_the_table(tmp_path: Path) -> None:
     # A process of its own: libraries read only once, when they load, how much they shall say.
-    command = [sys.executable, "-m", "harness_ext", "run", "--model_args", "pretrained=demo", "--tasks", "int_mult", "--recipe", "laser", "--verbosity", "ERROR", "--limit", "8", "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "harness_ext",
+        "run",
+        "--model_args",
+        "pretrained=demo",
+        "--tasks",
+        "int_mult",
+        "--recipe",
+        "laser",
+        "--verbosity",
+        "ERROR",
+        "--limit",
+        "8",
+        "--device",
+        "cpu",
+    ]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     spoken = [line for line in ran.stderr.splitlines() if not line.startswith("fatal: not a git repository")]
     assert spoken == [] and "laser" in ran.stdout
@@ -166,15 +217,51 @@ def test_a_failed_recipe_is_a_row_with_its_reason_and_exit_code_2(lm_eval, tmp_p
     weights = load_file(tmp_path / "broken" / "model.safetensors")
     weights["model.layers.1.mlp.up_proj.weight"][0, 7] = torch.nan
     save_file(weights, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
-    ran = lm_eval("run", "--model", "hf", "--model_args", "pretrained=./broken", "--tasks", "int_mult", "--limit", 8, "--device", "cpu", "--recipe", "laser", "--control", "random-subspace")
+    ran = lm_eval(
+        "run",
+        "--model",
+        "hf",
+        "--model_args",
+        "pretrained=./broken",
+        "--tasks",
+        "int_mult",
+        "--limit",
+        8,
+        "--device",
+        "cpu",
+        "--recipe",
+        "laser",
+        "--control",
+        "random-subspace",
+    )
     assert ran.code == 2 and "Traceback" not in ran.err
     assert "up_proj.weight holds a NaN or an infinity at [0, 7]" in ran.err
-    found = {receipt["recipe"]["label"]: receipt for receipt in (json.loads(path.read_text()) for path in tmp_path.glob("results/broken/*/receipt.json"))}
+    found = {
+        receipt["recipe"]["label"]: receipt
+        for receipt in (json.loads(path.read_text()) for path in tmp_path.glob("results/broken/*/receipt.json"))
+    }
     assert found["laser"]["failure"]["kind"] == "non_finite_weight"
-    assert found["baseline"]["failure"]["kind"] == "non_finite_result" and "int_mult" in found["baseline"]["failure"]["reason"]
+    assert (
+        found["baseline"]["failure"]["kind"] == "non_finite_result"
+        and "int_mult" in found["baseline"]["failure"]["reason"]
+    )
     assert "failed" in ran.out and "not run, since the recipe whose budget it takes failed" in ran.err
     # A failure may pass: the same command tries again, and does not pile up.
-    lm_eval("run", "--model", "hf", "--model_args", "pretrained=./broken", "--tasks", "int_mult", "--limit", 8, "--device", "cpu", "--recipe", "laser")
+    lm_eval(
+        "run",
+        "--model",
+        "hf",
+        "--model_args",
+        "pretrained=./broken",
+        "--tasks",
+        "int_mult",
+        "--limit",
+        8,
+        "--device",
+        "cpu",
+        "--recipe",
+        "laser",
+    )
     assert len(list(tmp_path.glob("results/broken/*/receipt.json"))) == 2
 
 
@@ -190,15 +277,35 @@ def test_a_loss_that_is_not_finite_is_a_row_too(lm_eval, tmp_path: Path) -> None
     weights = load_file(tmp_path / "broken" / "model.safetensors")
     weights["model.layers.0.mlp.up_proj.weight"][0, 7] = torch.nan
     save_file(weights, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
-    ran = lm_eval("run", "--model", "hf", "--model_args", "pretrained=./broken", "--tasks", "int_mult", "--limit", 8, "--device", "cpu", "--recipe", "eigenprune")
+    ran = lm_eval(
+        "run",
+        "--model",
+        "hf",
+        "--model_args",
+        "pretrained=./broken",
+        "--tasks",
+        "int_mult",
+        "--limit",
+        8,
+        "--device",
+        "cpu",
+        "--recipe",
+        "eigenprune",
+    )
     assert ran.code == 2 and ran.out.count("failed") >= 2
-    kinds = {receipt["recipe"]["name"]: receipt["failure"]["kind"] for receipt in (json.loads(path.read_text()) for path in tmp_path.glob("results/broken/*/receipt.json"))}
+    kinds = {
+        receipt["recipe"]["name"]: receipt["failure"]["kind"]
+        for receipt in (json.loads(path.read_text()) for path in tmp_path.glob("results/broken/*/receipt.json"))
+    }
     assert kinds == {"baseline": "non_finite_result", "eigenprune": "non_finite_loss"}
 
 
 def test_settings_from_a_file_and_from_flags_are_the_same_settings(demo_run, lm_eval, tmp_path: Path) -> None:
     demo_run("--recipe", "baseline", limit=8)
-    (tmp_path / "config.yaml").write_text("model: hf\nmodel_args: {pretrained: demo}\ntasks: [int_mult]\nlimit: 8\nbatch_size: 16\ndevice: cpu\nrecipe: baseline\n")
+    (tmp_path / "config.yaml").write_text(
+        "model: hf\nmodel_args: {pretrained: demo}\ntasks: [int_mult]\nlimit: 8\nbatch_size: 16\ndevice: cpu\nrecipe:"
+        " baseline\n"
+    )
     assert "baseline: kept from" in lm_eval("--config", "config.yaml").err
 
 
@@ -218,10 +325,28 @@ def test_an_adapter_is_compared_with_itself(lm_eval, tmp_path: Path) -> None:
     from harness_ext.demo import demo_path
 
     torch.manual_seed(0)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(demo_path()), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(demo_path()),
+        LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False),
+    )
     model.save_pretrained(tmp_path / "adapter")
     arguments = f"pretrained=demo,peft={tmp_path / 'adapter'}"
-    ran = lm_eval("run", "--model", "hf", "--model_args", arguments, "--tasks", "int_mult", "--limit", 8, "--device", "cpu", "--recipe", "identity", "svd")
+    ran = lm_eval(
+        "run",
+        "--model",
+        "hf",
+        "--model_args",
+        arguments,
+        "--tasks",
+        "int_mult",
+        "--limit",
+        8,
+        "--device",
+        "cpu",
+        "--recipe",
+        "identity",
+        "svd",
+    )
     assert ran.code == 0, ran.err
     assert "incomparable" not in ran.out and "identity: scores as the baseline" in ran.err
 
@@ -262,7 +387,9 @@ def test_scratch_folders_of_killed_processes_are_swept(tmp_path: Path, monkeypat
     assert {path.name for path in tmp_path.iterdir()} == {kept.name, again.name}
 
 
-def test_a_run_that_cannot_be_written_is_saved_elsewhere(demo_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_cannot_be_written_is_saved_elsewhere(
+    demo_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import errno
 
     real = rundir._sync

@@ -1,6 +1,7 @@
 """Every method on matrices with a trap in them, in the fp32 in which it is used, against formulas in float64 numpy.
 
-Where singular values are equal the edit is not unique, so what is compared is what the formula determines: distances, ranks, projections, and which numbers are zero.
+Where singular values are equal the edit is not unique, so what is compared is what the formula determines: distances,
+ranks, projections, and which numbers are zero.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ MATRICES: dict[str, numpy.ndarray] = {
 
 
 class Case:
-    """A matrix as the engine hands it over, in fp32, and the same numbers in float64; inputs of 40 tokens `[n, N]` with a mean, and gradients of as many."""
+    """A matrix as the engine hands it over, in fp32, and the same numbers in float64; inputs of 40 tokens `[n, N]` with
+    a mean, and gradients of as many.
+    """
 
     def __init__(self, name: str) -> None:
         self.tensor = torch.tensor(MATRICES[name], dtype=torch.float32)
@@ -54,7 +57,9 @@ class Case:
         self.full = min(self.weight.shape)
         self.norm = float(numpy.linalg.norm(self.weight))
         generator = numpy.random.default_rng(3)
-        self.inputs = generator.standard_normal((self.columns, 40)) * numpy.linspace(2, 0.2, self.columns)[:, None] + generator.standard_normal((self.columns, 1))
+        self.inputs = generator.standard_normal((self.columns, 40)) * numpy.linspace(2, 0.2, self.columns)[
+            :, None
+        ] + generator.standard_normal((self.columns, 1))
         self.mean = self.inputs.mean(1)
         self.effects = generator.standard_normal(self.full)
         self.u, self.s, self.vh = numpy.linalg.svd(self.weight, full_matrices=False)
@@ -101,9 +106,13 @@ def check_truncate_clusters(case: Case, method: Callable[..., AnyEdit]) -> None:
         case.near(numpy.linalg.norm(case.weight - found), numpy.sqrt(expected))
         for rows, kept in zip(groups, numpy.array_split(found, min(count, case.rows)), strict=True):
             assert numpy.linalg.matrix_rank(kept, tol=1e-4 * case.norm + 1e-30) <= keep.rank_for(rows.shape)
-    subspaces = dense(method(case.tensor, keep=keep, generator=torch.Generator().manual_seed(3), clusters=2, grouping="subspace"))
+    subspaces = dense(
+        method(case.tensor, keep=keep, generator=torch.Generator().manual_seed(3), clusters=2, grouping="subspace")
+    )
     # Rows are projected onto subspaces of their own: none grows.
-    assert (numpy.linalg.norm(subspaces, axis=1) <= numpy.linalg.norm(case.weight, axis=1) + 3e-5 * case.norm + 1e-30).all()
+    assert (
+        numpy.linalg.norm(subspaces, axis=1) <= numpy.linalg.norm(case.weight, axis=1) + 3e-5 * case.norm + 1e-30
+    ).all()
 
 
 def check_identity(case: Case, method: Callable[..., AnyEdit]) -> None:
@@ -125,7 +134,9 @@ def check_random_subspace(case: Case, method: Callable[..., AnyEdit]) -> None:
         gaussian = torch.randn(case.full, rank, generator=torch.Generator().manual_seed(5), dtype=torch.float64).numpy()
         projector = gaussian @ numpy.linalg.pinv(gaussian)
         case.near(found, projector @ case.weight if case.rows <= case.columns else case.weight @ projector)
-        case.near(dense(method(torch.tensor(found), keep=Keep(rank=rank), generator=torch.Generator().manual_seed(5))), found)
+        case.near(
+            dense(method(torch.tensor(found), keep=Keep(rank=rank), generator=torch.Generator().manual_seed(5))), found
+        )
 
 
 def check_noise(case: Case, method: Callable[..., AnyEdit]) -> None:
@@ -136,8 +147,12 @@ def check_noise(case: Case, method: Callable[..., AnyEdit]) -> None:
 def check_magnitude(case: Case, method: Callable[..., AnyEdit]) -> None:
     for density in (0.3, 0.5, 1.0):
         expected = case.weight.flatten()
-        expected[numpy.argsort(numpy.abs(expected), kind="stable")[: int(numpy.floor((1 - density) * expected.size + 1e-9))]] = 0
-        numpy.testing.assert_array_equal(dense(method(case.tensor, density=density)), expected.reshape(case.weight.shape))
+        expected[
+            numpy.argsort(numpy.abs(expected), kind="stable")[: int(numpy.floor((1 - density) * expected.size + 1e-9))]
+        ] = 0
+        numpy.testing.assert_array_equal(
+            dense(method(case.tensor, density=density)), expected.reshape(case.weight.shape)
+        )
 
 
 def check_wanda(case: Case, method: Callable[..., AnyEdit]) -> None:
@@ -145,15 +160,24 @@ def check_wanda(case: Case, method: Callable[..., AnyEdit]) -> None:
     for density in (0.3, 1.0):
         expected = case.weight.copy()
         for row in expected:
-            row[numpy.argsort(numpy.abs(row) * size, kind="stable")[: int(numpy.floor((1 - density) * len(row) + 1e-9))]] = 0
-        numpy.testing.assert_array_equal(dense(method(case.tensor, input_second_moment_diagonal=torch.tensor(size**2), density=density)), expected)
+            row[
+                numpy.argsort(numpy.abs(row) * size, kind="stable")[: int(numpy.floor((1 - density) * len(row) + 1e-9))]
+            ] = 0
+        numpy.testing.assert_array_equal(
+            dense(method(case.tensor, input_second_moment_diagonal=torch.tensor(size**2), density=density)), expected
+        )
 
 
 def check_marchenko_pastur(case: Case, method: Callable[..., AnyEdit]) -> None:
     small, large = sorted(case.weight.shape)
-    edge = numpy.median(case.s) / numpy.sqrt(large * marchenko_pastur_median(small / large)) * (numpy.sqrt(small) + numpy.sqrt(large))
+    edge = (
+        numpy.median(case.s)
+        / numpy.sqrt(large * marchenko_pastur_median(small / large))
+        * (numpy.sqrt(small) + numpy.sqrt(large))
+    )
     edit = method(case.tensor, truncate=TRUNCATE)
-    # The median of a matrix of deficient rank is rounding: how many components lie above it is chance, and all that matter do.
+    # The median of a matrix of deficient rank is rounding: how many components lie above it is chance, and all that
+    # matter do.
     if edge > 1e-5 * case.norm or case.norm == 0:
         assert edit.rank == max(1, int((case.s > edge).sum()))
     else:
@@ -168,20 +192,39 @@ def check_scaled(case: Case, scale: numpy.ndarray, edit_at: Callable[[Keep], Any
     for rank in case.ranks:
         edit = edit_at(Keep(rank=rank))
         assert edit.rank == rank
-        case.near(numpy.linalg.norm((case.weight - dense(edit)) * scale), case.dropped(rank, singular_values), scale=max(float(numpy.linalg.norm(case.weight * scale)), 1e-2 * case.norm))
+        case.near(
+            numpy.linalg.norm((case.weight - dense(edit)) * scale),
+            case.dropped(rank, singular_values),
+            scale=max(float(numpy.linalg.norm(case.weight * scale)), 1e-2 * case.norm),
+        )
 
 
 def check_activation_aware_svd(case: Case, method: Callable[..., AnyEdit]) -> None:
     size = numpy.abs(case.inputs).mean(1)
-    check_scaled(case, numpy.sqrt(size), lambda keep: method(case.tensor, input_magnitude=torch.tensor(size), truncate=TRUNCATE, keep=keep))
+    check_scaled(
+        case,
+        numpy.sqrt(size),
+        lambda keep: method(case.tensor, input_magnitude=torch.tensor(size), truncate=TRUNCATE, keep=keep),
+    )
 
 
 def check_fisher_weighted_svd(case: Case, method: Callable[..., AnyEdit]) -> None:
     information = case.mean**2
     information[0] = 0.0
     if case.columns > 1:
-        check_scaled(case, numpy.sqrt(information), lambda keep: method(case.tensor, fisher_information=torch.tensor(information), truncate=TRUNCATE, keep=keep))
-    assert method(case.tensor, fisher_information=torch.zeros(case.columns).double(), truncate=TRUNCATE, keep=Keep(rank=1)).fallback == "unscaled"
+        check_scaled(
+            case,
+            numpy.sqrt(information),
+            lambda keep: method(
+                case.tensor, fisher_information=torch.tensor(information), truncate=TRUNCATE, keep=keep
+            ),
+        )
+    assert (
+        method(
+            case.tensor, fisher_information=torch.zeros(case.columns).double(), truncate=TRUNCATE, keep=Keep(rank=1)
+        ).fallback
+        == "unscaled"
+    )
 
 
 def check_feature_space(case: Case, method: Callable[..., AnyEdit]) -> None:
@@ -191,7 +234,14 @@ def check_feature_space(case: Case, method: Callable[..., AnyEdit]) -> None:
     for rank in case.ranks:
         for centred in (True, False):
             about = outputs.mean(1, keepdims=True) if centred else 0.0
-            edit = method(case.tensor, input_second_moment=torch.tensor(moment), input_mean=torch.tensor(case.mean), keep=Keep(rank=rank), centred=centred, bias=centred)
+            edit = method(
+                case.tensor,
+                input_second_moment=torch.tensor(moment),
+                input_mean=torch.tensor(case.mean),
+                keep=Keep(rank=rank),
+                centred=centred,
+                bias=centred,
+            )
             shift = edit.bias_shift.double().numpy()[:, None] if centred else 0.0
             best = case.dropped(rank, numpy.linalg.svd(outputs - about, compute_uv=False))
             case.near(numpy.linalg.norm(outputs - dense(edit) @ case.inputs - shift), best, scale=size)
@@ -211,19 +261,43 @@ def check_pruning(case: Case, drop: Callable[[float], AnyEdit], fraction: float)
 
 def check_eigenprune(case: Case, method: Callable[..., AnyEdit]) -> None:
     for fraction in (0.2, 0.6):
-        check_pruning(case, lambda share: method(case.tensor, svd=case.svd, counterfactual_effects=torch.tensor(case.effects), input_mean=torch.tensor(case.mean), fraction=share), fraction)
+        check_pruning(
+            case,
+            lambda share: method(
+                case.tensor,
+                svd=case.svd,
+                counterfactual_effects=torch.tensor(case.effects),
+                input_mean=torch.tensor(case.mean),
+                fraction=share,
+            ),
+            fraction,
+        )
 
 
 def check_ablation_prune(case: Case, method: Callable[..., AnyEdit]) -> None:
     for fraction in (0.2, 0.6):
-        check_pruning(case, lambda share: method(case.tensor, svd=case.svd, ablation_effects=torch.tensor(case.effects), input_mean=torch.tensor(case.mean), fraction=share), fraction)
+        check_pruning(
+            case,
+            lambda share: method(
+                case.tensor,
+                svd=case.svd,
+                ablation_effects=torch.tensor(case.effects),
+                input_mean=torch.tensor(case.mean),
+                fraction=share,
+            ),
+            fraction,
+        )
 
 
 def check_eigenprune_greedy(case: Case, method: Callable[..., AnyEdit]) -> None:
     for marks in (case.effects < 0, numpy.ones(case.full, dtype=bool), numpy.zeros(case.full, dtype=bool)):
-        edit = method(case.tensor, svd=case.svd, removed_components=torch.tensor(marks), input_mean=torch.tensor(case.mean))
+        edit = method(
+            case.tensor, svd=case.svd, removed_components=torch.tensor(marks), input_mean=torch.tensor(case.mean)
+        )
         case.near(dense(edit), case.weight - case.without(marks))
-        case.near(edit.bias_shift, case.without(marks) @ case.mean, scale=case.norm * float(numpy.linalg.norm(case.mean)))
+        case.near(
+            edit.bias_shift, case.without(marks) @ case.mean, scale=case.norm * float(numpy.linalg.norm(case.mean))
+        )
 
 
 def check_contrast_projection(case: Case, method: Callable[..., AnyEdit]) -> None:
@@ -239,26 +313,49 @@ def check_contrast_projection(case: Case, method: Callable[..., AnyEdit]) -> Non
         return
     direction = numpy.linalg.svd(differences @ case.weight.T)[2][:1]
     case.near(dense(edit), case.weight - direction.T @ direction @ case.weight)
-    case.near(edit.bias_shift, direction.T @ direction @ case.weight @ case.mean, scale=case.norm * float(numpy.linalg.norm(case.mean)))
+    case.near(
+        edit.bias_shift,
+        direction.T @ direction @ case.weight @ case.mean,
+        scale=case.norm * float(numpy.linalg.norm(case.mean)),
+    )
     case.near(direction @ dense(edit), 0)
 
 
 def check_basis_selection(case: Case, method: Callable[..., AnyEdit]) -> None:
-    """Training is tested by itself; here it left every component and some more, or fewer, on factors that split the singular values evenly."""
+    """Training is tested by itself; here it left every component and some more, or fewer, on factors that split the
+    singular values evenly.
+    """
     more = numpy.random.default_rng(1).standard_normal((2, max(case.rows, case.columns)))
     for rank in case.ranks:
         left, right = case.u[:, :rank] * numpy.sqrt(case.s[:rank]), numpy.sqrt(case.s[:rank])[:, None] * case.vh[:rank]
-        for factors in ((left, right), (numpy.hstack([left, case.norm * more[:, : case.rows].T]), numpy.vstack([right, more[:, : case.columns]]))):
-            edit = method(case.tensor, trained_left=torch.tensor(factors[0]).float(), trained_right=torch.tensor(factors[1]).float())
+        for factors in (
+            (left, right),
+            (numpy.hstack([left, case.norm * more[:, : case.rows].T]), numpy.vstack([right, more[:, : case.columns]])),
+        ):
+            edit = method(
+                case.tensor,
+                trained_left=torch.tensor(factors[0]).float(),
+                trained_right=torch.tensor(factors[1]).float(),
+            )
             assert edit.rank == min(case.full, factors[0].shape[1])
-            case.near(dense(edit), factors[0] @ factors[1], scale=max(case.norm, float(numpy.linalg.norm(factors[0] @ factors[1]))))
+            case.near(
+                dense(edit),
+                factors[0] @ factors[1],
+                scale=max(case.norm, float(numpy.linalg.norm(factors[0] @ factors[1]))),
+            )
 
 
-CHECKS = {name.removeprefix("check_"): check for name, check in globals().items() if name.startswith("check_") and name.removeprefix("check_") in registered_methods()}
+CHECKS = {
+    name.removeprefix("check_"): check
+    for name, check in globals().items()
+    if name.startswith("check_") and name.removeprefix("check_") in registered_methods()
+}
 
 
 def test_every_method_has_a_check() -> None:
-    ours = {name for name, method in registered_methods().items() if method.function.__module__.startswith("harness_ext.")}
+    ours = {
+        name for name, method in registered_methods().items() if method.function.__module__.startswith("harness_ext.")
+    }
     assert set(CHECKS) == ours
 
 
@@ -273,11 +370,25 @@ def test_a_method_says_whether_it_moves_a_bias(method: str) -> None:
     """By the declaration experts are kept from what they cannot take."""
     described, case = registered_methods()[method], Case("random")
     evidence = {
-        "svd": case.svd, "truncate": TRUNCATE, "remember": call, "keep": Keep(rank=2), "generator": torch.Generator().manual_seed(0), "input_mean": torch.tensor(case.mean), "input_magnitude": torch.ones(13), "removed_components": torch.arange(9) < 3,
-        "input_second_moment": torch.tensor(case.inputs @ case.inputs.T), "input_second_moment_diagonal": torch.ones(13), "fisher_information": torch.ones(13),
-        "counterfactual_effects": torch.tensor(case.effects), "ablation_effects": torch.tensor(case.effects), "contrast_differences": torch.tensor(case.inputs.T[:6]),
-        "trained_left": torch.ones(9, 2), "trained_right": torch.ones(2, 13),
-    }  # fmt: skip
+        "svd": case.svd,
+        "truncate": TRUNCATE,
+        "remember": call,
+        "keep": Keep(rank=2),
+        "generator": torch.Generator().manual_seed(0),
+        "input_mean": torch.tensor(case.mean),
+        "input_magnitude": torch.ones(13),
+        "removed_components": torch.arange(9) < 3,
+        "input_second_moment": torch.tensor(case.inputs @ case.inputs.T),
+        "input_second_moment_diagonal": torch.ones(13),
+        "fisher_information": torch.ones(13),
+        "counterfactual_effects": torch.tensor(case.effects),
+        "ablation_effects": torch.tensor(case.effects),
+        "contrast_differences": torch.tensor(case.inputs.T[:6]),
+        "trained_left": torch.ones(9, 2),
+        "trained_right": torch.ones(2, 13),
+    }
     given = {name: evidence[name] for name in described.engine_arguments}
     for settings in [{"bias": True}, {"bias": False}] if "bias" in described.parameters else [{}]:
-        assert (described.function(case.tensor, **given, **settings).bias_shift is not None) == described.moves_bias(settings)
+        assert (described.function(case.tensor, **given, **settings).bias_shift is not None) == described.moves_bias(
+            settings
+        )

@@ -21,7 +21,9 @@ def bits(model) -> dict[str, torch.Tensor]:
 
 
 def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name].reshape(-1).view(torch.uint8), other[name].reshape(-1).view(torch.uint8)) for name in one)
+    return one.keys() == other.keys() and all(
+        torch.equal(one[name].reshape(-1).view(torch.uint8), other[name].reshape(-1).view(torch.uint8)) for name in one
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
@@ -65,7 +67,13 @@ def test_a_record_tells_the_truth(make_lm) -> None:
     operation = lm.apply(parse_recipe("svd:matrices=[up_proj],layers=[0],keep.rank=5"), no_documents)
     (record,) = operation.records
     s = numpy.linalg.svd(original, compute_uv=False)
-    assert (record.shape, record.rank_before, record.rank_after, record.role, record.layer) == ((40, 24), 24, 5, "up_proj", 0)
+    assert (record.shape, record.rank_before, record.rank_after, record.role, record.layer) == (
+        (40, 24),
+        24,
+        5,
+        "up_proj",
+        0,
+    )
     assert record.energy_kept == pytest.approx((s[:5] ** 2).sum() / (s**2).sum(), abs=1e-5)
     assert record.relative_error == pytest.approx(numpy.sqrt((s[5:] ** 2).sum() / (s**2).sum()), abs=1e-5)
     assert (record.parameters_before, record.parameters_after) == (960, 5 * 64)
@@ -75,7 +83,9 @@ def test_a_record_tells_the_truth(make_lm) -> None:
 
 def test_a_matrix_edited_twice_counts_once(make_lm) -> None:
     lm = make_lm("llama")
-    steps = [{"method": "truncate_svd", "matrices": ["up_proj"], "layers": [0], "keep": {"rank": rank}} for rank in (9, 4)]
+    steps = [
+        {"method": "truncate_svd", "matrices": ["up_proj"], "layers": [0], "keep": {"rank": rank}} for rank in (9, 4)
+    ]
     lm.apply(recipe_from({"name": "twice", "steps": steps}, origin="test"), no_documents)
     totals = lm.totals()
     assert totals["matrices_edited"] == 1
@@ -85,10 +95,15 @@ def test_a_matrix_edited_twice_counts_once(make_lm) -> None:
 def test_a_bias_that_the_edit_made_counts_after_it_only(make_lm) -> None:
     from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
 
-    documents = tuple(LabelledDocument("t", f"w{number} w{number + 1}", f" w{number + 2}", str(number)) for number in range(4))
+    documents = tuple(
+        LabelledDocument("t", f"w{number} w{number + 1}", f" w{number + 2}", str(number)) for number in range(4)
+    )
     lm = make_lm("llama")
     count = lm.model.num_parameters()
-    lm.apply(parse_recipe("eigenprune:per_head=false,matrices=[up_proj],layers=[0]"), lambda calibration, where: [CalibrationSet("t", "train", 0, documents)])
+    lm.apply(
+        parse_recipe("eigenprune:per_head=false,matrices=[up_proj],layers=[0]"),
+        lambda calibration, where: [CalibrationSet("t", "train", 0, documents)],
+    )
     totals = lm.totals()
     # 20 of 24 components kept are more numbers as factors than dense, so only the new bias of 40 changes the count.
     assert (totals["parameters_before"], totals["parameters_after"]) == (count, count + 40)
@@ -131,7 +146,9 @@ def test_nan_in_a_weight_fails_the_variant_and_leaves_the_model_as_it_was(make_l
     with torch.no_grad():
         lm.model.model.layers[2].mlp.up_proj.weight[3, 5] = float("nan")
     before = bits(lm.model)
-    with pytest.raises(VariantFailed, match=r"model.layers.2.mlp.up_proj.weight holds a NaN or an infinity at \[3, 5\]") as caught:
+    with pytest.raises(
+        VariantFailed, match=r"model.layers.2.mlp.up_proj.weight holds a NaN or an infinity at \[3, 5\]"
+    ) as caught:
         lm.apply(parse_recipe("svd"), no_documents)
     assert caught.value.kind == "non_finite_weight"
     assert same_bits(before, bits(lm.model))
@@ -140,7 +157,9 @@ def test_nan_in_a_weight_fails_the_variant_and_leaves_the_model_as_it_was(make_l
 def test_a_rank_beyond_the_matrix_names_the_matrix_and_leaves_the_model(make_lm) -> None:
     lm = make_lm("llama")
     before = bits(lm.model)
-    with pytest.raises(UserError, match=r"step 0: model.layers.0.self_attn.k_proj.weight: rank 20 is beyond a 12 x 24 matrix"):
+    with pytest.raises(
+        UserError, match=r"step 0: model.layers.0.self_attn.k_proj.weight: rank 20 is beyond a 12 x 24 matrix"
+    ):
         lm.apply(parse_recipe("svd:keep.rank=20"), no_documents)
     assert same_bits(before, bits(lm.model))
 
@@ -160,7 +179,9 @@ def test_a_damaged_original_is_noticed(make_lm, tmp_path) -> None:
 
 def test_quantised_weights_are_refused(make_lm, tmp_path) -> None:
     lm = make_lm("llama")
-    lm.model.model.layers[0].mlp.up_proj.weight = torch.nn.Parameter(torch.zeros(40, 24, dtype=torch.int8), requires_grad=False)
+    lm.model.model.layers[0].mlp.up_proj.weight = torch.nn.Parameter(
+        torch.zeros(40, 24, dtype=torch.int8), requires_grad=False
+    )
     weights = Weights(lm.model, tmp_path)
     with pytest.raises(UserError, match="up_proj.weight is quantised .int8. and cannot be edited"):
         weights.check_editable(weights.anatomy.select(parse_recipe("svd:matrices=[up_proj]").steps[0]))

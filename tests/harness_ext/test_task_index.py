@@ -31,10 +31,14 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that stands in for lm-eval's own: a template, a task with a tag, a group, a Python task, a file that is no task."""
+    """A folder that stands in for lm-eval's own: a template, a task with a tag, a group, a Python task, a file that is
+    no task.
+    """
     folder = tmp_path / "lm_eval" / "tasks"
     (folder / "sub").mkdir(parents=True)
-    (folder / "_template").write_text("output_type: multiple_choice\ntag: [common]\ndoc_to_text: !function utils.text\n")
+    (folder / "_template").write_text(
+        "output_type: multiple_choice\ntag: [common]\ndoc_to_text: !function utils.text\n"
+    )
     (folder / "a.yaml").write_text("include: _template\ntask: a\ntag: [first, second]\n")
     (folder / "sub" / "b.yaml").write_text("include: ../_template\ntask: b\n")
     (folder / "group.yaml").write_text("group: g\ntask: [a, b]\n")
@@ -72,7 +76,9 @@ def test_entries_equal_lm_evals_at_first_and_from_the_cache(root: Path, monkeypa
 CHANGES: dict[str, Callable[[Path], None]] = {
     "task touched": lambda root: os.utime(root / "a.yaml", ns=(1, 1)),
     "template without extension touched": lambda root: os.utime(root / "_template", ns=(1, 1)),
-    "task added": lambda root: (root / "sub" / "new.yaml").write_text(TASK.format(name="new", output_type="x")) and None,
+    "task added": (
+        lambda root: (root / "sub" / "new.yaml").write_text(TASK.format(name="new", output_type="x")) and None
+    ),
     "task removed": lambda root: (root / "sub" / "b.yaml").unlink(),
     "task moved": lambda root: (root / "a.yaml").rename(root / "sub" / "a2.yaml") and None,
     "same time, other size": lambda root: rewrite_at_same_time(root / "a.yaml"),
@@ -105,7 +111,18 @@ def test_python_files_do_not_matter(root: Path, monkeypatch: pytest.MonkeyPatch)
     assert parsed == []
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"format": 1}', b"\xff\xfe", b'{"format": 99, "fingerprint": "F", "rows": [], "warnings": []}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"format": 1}',
+        b"\xff\xfe",
+        b'{"format": 99, "fingerprint": "F", "rows": [], "warnings": []}',
+    ],
+)
 def test_a_damaged_file_is_made_anew(content: bytes, root: Path) -> None:
     expected = plain(task_index.entries_of(root))
     path = task_cache.cache_file(root, __import__("lm_eval").__version__)
@@ -123,7 +140,9 @@ def test_a_path_out_of_the_folder_is_refused(file: str, tmp_path: Path) -> None:
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    saved = Saved([Row("a", "TASK", "sub/a.yaml", ["t"], "multiple_choice"), Row("t", "TAG", None, ["a"], None)], ["careful"])
+    saved = Saved(
+        [Row("a", "TASK", "sub/a.yaml", ["t"], "multiple_choice"), Row("t", "TAG", None, ["a"], None)], ["careful"]
+    )
     path = tmp_path / "deep" / "index.json"
     assert task_cache.write(path, "key", saved)
     assert task_cache.read(path, "key") == saved
@@ -131,7 +150,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert [item.name for item in path.parent.iterdir()] == ["index.json"]
 
 
-def test_without_a_place_for_it_all_works_as_before(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_place_for_it_all_works_as_before(
+    root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "a_file").write_text("")
     monkeypatch.setenv("LM_EVAL_RECIPES_CACHE", str(tmp_path / "a_file" / "below"))
     assert set(task_index.entries_of(root)) == set(TaskIndex.build([root]))
@@ -157,7 +178,11 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 def test_what_lm_eval_warns_of_is_told_at_every_start(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     (root / "sub" / "twice.yaml").write_text(TASK.format(name="a", output_type="x"))
     said = []
-    for build in (lambda: TaskIndex.build([root]), lambda: task_index.entries_of(root), lambda: task_index.entries_of(root)):
+    for build in (
+        lambda: TaskIndex.build([root]),
+        lambda: task_index.entries_of(root),
+        lambda: task_index.entries_of(root),
+    ):
         caplog.clear()
         build()
         said.append([record.getMessage() for record in caplog.records if record.levelno == logging.WARNING])
@@ -200,7 +225,9 @@ def test_the_seam_is_restored(root: Path) -> None:
     assert (manager.TaskIndex, manager.load_yaml) == before
 
 
-def test_another_lm_eval_works_without_the_index(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_lm_eval_works_without_the_index(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.delattr(manager, "TaskIndex")
     with task_index.installed():
         assert not hasattr(manager, "TaskIndex")
@@ -250,6 +277,9 @@ def test_validate_knows_our_tasks_and_the_users(tmp_path: Path, monkeypatch: pyt
     monkeypatch.undo()
     (tmp_path / "mine.yaml").write_text(TASK.format(name="mine_only", output_type="multiple_choice"))
     command = [sys.executable, "-m", "harness_ext", "validate", "--include_path", str(tmp_path), "--tasks"]
-    assert "All tasks found" in subprocess.run([*command, "int_mult,mine_only,arc_easy"], capture_output=True, text=True, check=True).stdout
+    assert (
+        "All tasks found"
+        in subprocess.run([*command, "int_mult,mine_only,arc_easy"], capture_output=True, text=True, check=True).stdout
+    )
     missing = subprocess.run([*command, "int_mult,not_there"], capture_output=True, text=True, check=False)
     assert missing.returncode == 1 and "not_there" in missing.stdout

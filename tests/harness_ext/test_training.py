@@ -1,4 +1,6 @@
-"""Basis selection: its rule and its parametrisation against float64 references, the whole training against one written from the formula, and that the model is left as it was."""
+"""Basis selection: its rule and its parametrisation against float64 references, the whole training against one written
+from the formula, and that the model is left as it was.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +29,24 @@ from harness_ext.training.swap import swapped
 
 DOCUMENTS = [
     LabelledDocument("t", context, answer, context)
-    for context, answer in [("w1 w2 w3", " w4"), ("w5 w6 w7 w8 w9", " w10 w11"), ("w2 w9", " w3"), ("w12 w13 w14 w15", " w16"), ("w20 w21 w22", " w23 w24")]
+    for context, answer in [
+        ("w1 w2 w3", " w4"),
+        ("w5 w6 w7 w8 w9", " w10 w11"),
+        ("w2 w9", " w3"),
+        ("w12 w13 w14 w15", " w16"),
+        ("w20 w21 w22", " w23 w24"),
+    ]
 ]
-QUICK = {"keeping_epochs": 2, "pruning_times": 2, "pruning_epochs": 2, "post_epochs": 2, "added_rank": 2, "learning_rate": 0.003}
-# Their attention takes the softmax in float32 of scores masked in the model's dtype: in float64 a padded row overflows to NaN.
+QUICK = {
+    "keeping_epochs": 2,
+    "pruning_times": 2,
+    "pruning_epochs": 2,
+    "post_epochs": 2,
+    "added_rank": 2,
+    "learning_rate": 0.003,
+}
+# Their attention takes the softmax in float32 of scores masked in the model's dtype: in float64 a padded row overflows
+# to NaN.
 EAGER = ("gemma2", "bloom")
 
 
@@ -44,7 +60,11 @@ def recipe(words: str = "matrices=[mlp]", **training: object):
 
 
 def select(lm, words: str):
-    return [matrix for matrix in lm.weights.anatomy.select(parse_recipe(f"identity:{words}").steps[0]) if matrix.expert is None]
+    return [
+        matrix
+        for matrix in lm.weights.anatomy.select(parse_recipe(f"identity:{words}").steps[0])
+        if matrix.expert is None
+    ]
 
 
 def decomposed(lm, matrix) -> Svd:
@@ -64,13 +84,19 @@ def random_bases(lm, matrix, seed: int = 0) -> Bases:
 
 
 def dense(bases: Bases) -> torch.Tensor:
-    u, s, vh, a, b = (getattr(bases, name).detach().double().numpy() for name in ("u", "values", "vh", "added_left", "added_right"))
+    u, s, vh, a, b = (
+        getattr(bases, name).detach().double().numpy() for name in ("u", "values", "vh", "added_left", "added_right")
+    )
     return torch.from_numpy(u @ numpy.diag(s) @ vh + a @ b)
 
 
 def same_as_before(lm, digest: str) -> bool:
     hooked = any(module._forward_hooks for module in lm.model.modules())
-    return lm.weights.digest() == digest and not hooked and all(parameter.requires_grad and parameter.grad is None for parameter in lm.model.parameters())
+    return (
+        lm.weights.digest() == digest
+        and not hooked
+        and all(parameter.requires_grad and parameter.grad is None for parameter in lm.model.parameters())
+    )
 
 
 # The rule and the parametrisation.
@@ -96,7 +122,14 @@ def test_all_bases_stay_where_together_they_have_become_too_small() -> None:
 def test_the_ratio_falls_in_equal_steps() -> None:
     assert ratios(0.6, 4) == pytest.approx([0.9, 0.8, 0.7, 0.6])
     settings = Training(keep_ratio=0.5, pruning_times=2, keeping_epochs=1, pruning_epochs=2, post_epochs=1)
-    assert [tuple(epoch) for epoch in schedule(settings)] == [("keeping", None), ("pruning", 0.75), ("pruning", None), ("pruning", 0.5), ("pruning", None), ("post", None)]
+    assert [tuple(epoch) for epoch in schedule(settings)] == [
+        ("keeping", None),
+        ("pruning", 0.75),
+        ("pruning", None),
+        ("pruning", 0.5),
+        ("pruning", None),
+        ("post", None),
+    ]
     assert settings.epochs == len(schedule(settings)) and Training().epochs == len(schedule(Training()))
 
 
@@ -127,7 +160,9 @@ def test_more_bases_than_the_full_rank_are_as_of_full_rank() -> None:
 # Inside the model.
 
 
-@pytest.mark.parametrize("words", ["matrices=[all]", "matrices=[q_proj,up_proj,o_proj],layers=[1]", "matrices=[k_proj,o_proj],per_head=true"])
+@pytest.mark.parametrize(
+    "words", ["matrices=[all]", "matrices=[q_proj,up_proj,o_proj],layers=[1]", "matrices=[k_proj,o_proj],per_head=true"]
+)
 def test_the_swapped_model_is_that_of_the_dense_matrices(make_lm, family: str, words: str) -> None:
     lm = make_lm(family, dtype="float32" if family in EAGER else "float64")
     digest = lm.weights.digest()
@@ -183,14 +218,18 @@ def test_the_loss_of_texts_is_that_of_every_token(make_lm, plain_family: str) ->
     batch = pad(lm, DOCUMENTS)
     labels = all_labels(batch.tokens, batch.mask, batch.labels)
     with torch.no_grad():
-        assert float(summed_loss(lm, type(batch)(batch.tokens, batch.mask, batch.positions, labels))) == pytest.approx(sum(expected), rel=1e-5)
+        assert float(summed_loss(lm, type(batch)(batch.tokens, batch.mask, batch.positions, labels))) == pytest.approx(
+            sum(expected), rel=1e-5
+        )
 
 
 # The training as a whole.
 
 
 def reference(lm, matrix, asked: Training, seed: int, start: Bases) -> tuple[torch.Tensor, list[float]]:
-    """The dense weight put into the model by `functional_call`, one unpadded document at a time, and AdamW written out; gives W~ and the loss of each epoch."""
+    """The dense weight put into the model by `functional_call`, one unpadded document at a time, and AdamW written out;
+    gives W~ and the loss of each epoch.
+    """
     u, vh = start.u, start.vh
     s, a, b = (getattr(start, name).detach().clone() for name in ("values", "added_left", "added_right"))
     kept, total, losses, epoch = numpy.arange(len(s)), None, [], 0
@@ -220,7 +259,11 @@ def reference(lm, matrix, asked: Training, seed: int, start: Bases) -> tuple[tor
                 first_moment.mul_(0.9).add_(0.1 * gradient)
                 second_moment.mul_(0.999).add_(0.001 * gradient**2)
                 value.mul_(1 - asked.learning_rate * asked.weight_decay)
-                value.sub_(asked.learning_rate * (first_moment / (1 - 0.9**steps)) / ((second_moment / (1 - 0.999**steps)).sqrt() + 1e-8))
+                value.sub_(
+                    asked.learning_rate
+                    * (first_moment / (1 - 0.9**steps))
+                    / ((second_moment / (1 - 0.999**steps)).sqrt() + 1e-8)
+                )
         losses.append(seen / len(order))
         epoch += 1
 
@@ -233,7 +276,10 @@ def reference(lm, matrix, asked: Training, seed: int, start: Bases) -> tuple[tor
     for number in range(asked.pruning_times):
         ratio = 1 - (1 - asked.keep_ratio) * (number + 1) / asked.pruning_times
         order = numpy.argsort(-s.abs().numpy(), kind="stable")
-        count = next((count for count in range(len(s) + 1) if float(s.abs().numpy()[order[:count]].sum()) >= ratio * total), len(s))
+        count = next(
+            (count for count in range(len(s) + 1) if float(s.abs().numpy()[order[:count]].sum()) >= ratio * total),
+            len(s),
+        )
         places = numpy.sort(order[:count])
         kept, s, moments[0] = kept[places], s[places], (moments[0][0][places], moments[0][1][places])
         for _ in range(asked.pruning_epochs):
@@ -249,11 +295,31 @@ def reference(lm, matrix, asked: Training, seed: int, start: Bases) -> tuple[tor
 
 @pytest.mark.parametrize("loss", ["text", "answer"])
 def test_a_training_equals_the_reference(make_lm, loss: str) -> None:
-    """On GPT-2, whose every operation but the loss stays in float64. What rounding is left, AdamW enlarges where a gradient is next to nothing."""
+    """On GPT-2, whose every operation but the loss stays in float64. What rounding is left, AdamW enlarges where a
+    gradient is next to nothing.
+    """
     lm = make_lm("gpt2", dtype="float64")
     (matrix,) = select(lm, "matrices=[up_proj],layers=[1]")
-    asked = Training(keep_ratio=0.5, pruning_times=2, keeping_epochs=2, pruning_epochs=2, post_epochs=2, added_rank=2, learning_rate=0.01, weight_decay=0.1, loss=loss)
-    trained = train(lm, [matrix], DOCUMENTS, 2, asked, 7, lambda matrix: all_bases(decomposed(lm, matrix), asked.added_rank, generator()))
+    asked = Training(
+        keep_ratio=0.5,
+        pruning_times=2,
+        keeping_epochs=2,
+        pruning_epochs=2,
+        post_epochs=2,
+        added_rank=2,
+        learning_rate=0.01,
+        weight_decay=0.1,
+        loss=loss,
+    )
+    trained = train(
+        lm,
+        [matrix],
+        DOCUMENTS,
+        2,
+        asked,
+        7,
+        lambda matrix: all_bases(decomposed(lm, matrix), asked.added_rank, generator()),
+    )
     expected, losses = reference(lm, matrix, asked, 7, all_bases(decomposed(lm, matrix), asked.added_rank, generator()))
     left, right = trained.factors[matrix.key].values()
     moved = (expected - lm.weights.read(matrix)).norm()
@@ -275,7 +341,9 @@ def test_training_lowers_the_loss_and_leaves_the_model_as_it_was(make_lm, plain_
     assert list(rounds) == pytest.approx([0.9, 0.8])
     for record in operation.records:
         key = " ".join(filter(None, (record.name, record.part)))
-        assert record.rank_after == min(rounds[0.8][key] + 2, record.rank_before) and rounds[0.8][key] <= rounds[0.9][key]
+        assert (
+            record.rank_after == min(rounds[0.8][key] + 2, record.rank_before) and rounds[0.8][key] <= rounds[0.9][key]
+        )
     lm.undo()
     assert same_as_before(lm, digest)
 
@@ -283,7 +351,11 @@ def test_training_lowers_the_loss_and_leaves_the_model_as_it_was(make_lm, plain_
 def test_every_family_is_trained_and_restored(make_lm, family: str) -> None:
     lm = make_lm(family)
     digest = lm.weights.digest()
-    words = "matrices=[attn]" if any(matrix.expert is not None for matrix in lm.weights.anatomy.matrices) else "matrices=[all]"
+    words = (
+        "matrices=[attn]"
+        if any(matrix.expert is not None for matrix in lm.weights.anatomy.matrices)
+        else "matrices=[all]"
+    )
     for changes in (words, "matrices=[k_proj,o_proj],per_head=true"):
         operation = lm.apply(recipe(changes), documents)
         assert operation.log[-1]["loss"] < operation.log[0]["loss"]
@@ -314,7 +386,13 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(make_lm) -> N
 def test_a_training_that_diverges_is_a_failure_that_leaves_the_model_as_it_was(make_lm) -> None:
     lm = make_lm("gpt2")
     digest = lm.weights.digest()
-    with pytest.raises(VariantFailed, match=r"the training loss is not finite in epoch 1 of 8, after 1 batches: lower training.learning_rate \(now 1e\+30\)"):
+    with pytest.raises(
+        VariantFailed,
+        match=(
+            r"the training loss is not finite in epoch 1 of 8, after 1 batches: lower training.learning_rate \(now"
+            r" 1e\+30\)"
+        ),
+    ):
         lm.apply(recipe(learning_rate=1e30), documents)
     assert same_as_before(lm, digest)
 
@@ -323,11 +401,19 @@ def test_what_cannot_be_trained_is_refused(make_lm, make_model) -> None:
     from harness_ext.checkpoint import read_checkpoint
 
     mixture = make_model("mixtral")
-    with pytest.raises(UserError, match=r"step 0: model.layers.0.mlp.experts.gate_up_proj gate_proj expert 0: .* cannot be .*; choose matrices outside them, such as attn"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"step 0: model.layers.0.mlp.experts.gate_up_proj gate_proj expert 0: .* cannot be .*; choose matrices"
+            r" outside them, such as attn"
+        ),
+    ):
         plan(recipe(), read_checkpoint(str(mixture)))
     lm = make_lm("gpt2")
     digest = lm.weights.digest()
-    with pytest.raises(UserError, match=r"transformer.wte.weight belongs to a Embedding, and only linear layers can be trained"):
+    with pytest.raises(
+        UserError, match=r"transformer.wte.weight belongs to a Embedding, and only linear layers can be trained"
+    ):
         lm.apply(recipe("matrices=[transformer.wte.weight]"), documents)
     with pytest.raises(UserError, match=r"c_attn.weight overlaps another matrix of the step"):
         lm.apply(recipe("matrices=[q_proj,'*c_attn.weight'],layers=[0]"), documents)
@@ -335,7 +421,10 @@ def test_what_cannot_be_trained_is_refused(make_lm, make_model) -> None:
 
 
 def test_the_settings_of_a_training_are_checked() -> None:
-    assert parse_recipe("basis-selection").steps[0].learning == Training() and parse_recipe("svd").steps[0].learning is None
+    assert (
+        parse_recipe("basis-selection").steps[0].learning == Training()
+        and parse_recipe("svd").steps[0].learning is None
+    )
     with pytest.raises(RecipeError, match=r"training.keep_ration: unknown key, did you mean 'keep_ratio'\?"):
         parse_recipe("basis-selection:training.keep_ration=0.5")
     with pytest.raises(RecipeError, match=r"training.keep_ratio: input should be less than or equal to 1 \(found 2\)"):

@@ -1,4 +1,6 @@
-"""A training that was stopped anywhere goes on to the very factors of one that was not; and basis selection as a command, with its receipt and its controls."""
+"""A training that was stopped anywhere goes on to the very factors of one that was not; and basis selection as a
+command, with its receipt and its controls.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,14 @@ from harness_ext.recipe import parse_recipe
 from harness_ext.surgery import Progress
 from harness_ext.workplace import Workplace
 
-DOCUMENTS = tuple(LabelledDocument("t", f"w{number} w{number + 1}", f" w{number + 2}", str(number)) for number in range(5))
+DOCUMENTS = tuple(
+    LabelledDocument("t", f"w{number} w{number + 1}", f" w{number + 2}", str(number)) for number in range(5)
+)
 # Batches of 2, 2 and 1; epochs 0 and 1 keep, 2 to 5 prune, 6 and 7 train the factors.
-SHORT = "training.keeping_epochs=2,training.pruning_times=2,training.pruning_epochs=2,training.post_epochs=2,training.keep_ratio=0.6,training.learning_rate=0.003"
+SHORT = (
+    "training.keeping_epochs=2,training.pruning_times=2,training.pruning_epochs=2,training.post_epochs=2,"
+    "training.keep_ratio=0.6,training.learning_rate=0.003"
+)
 RECIPE = f"basis-selection:matrices=[mlp],calibration.batch_size=2,{SHORT}"
 DEMO = f"basis-selection:matrices=[down_proj],calibration.samples=32,{SHORT}"
 
@@ -69,8 +76,12 @@ def documents(calibration, where) -> list[CalibrationSet]:
 
 @pytest.mark.parametrize("stops", [[1], [3], [7, 2], [13, 1, 4], [18], [21, 2]])
 @pytest.mark.parametrize("seconds", [0.0, 1e9])
-def test_a_stopped_training_goes_on_to_the_very_same_factors(make_lm, plain_family: str, tmp_path: Path, monkeypatch, stops: list[int], seconds: float) -> None:
-    """Stopped inside epochs and at their ends, in each stage, once and again; kept after every batch, and after epochs only."""
+def test_a_stopped_training_goes_on_to_the_very_same_factors(
+    make_lm, plain_family: str, tmp_path: Path, monkeypatch, stops: list[int], seconds: float
+) -> None:
+    """Stopped inside epochs and at their ends, in each stage, once and again; kept after every batch, and after epochs
+    only.
+    """
     monkeypatch.setattr(training, "KEEP_SECONDS", seconds)
     monkeypatch.setattr(training, "KEEP_SHARE", float("inf"))
     batches = Batches(monkeypatch)
@@ -109,7 +120,10 @@ def test_each_step_keeps_its_own(make_lm, tmp_path: Path) -> None:
     two = one.model_copy(update={"steps": (*one.steps, one.steps[0].model_copy(update={"seed": 1}))})
     lm = make_lm("llama")
     operation = lm.apply(two, documents, None, Workplace(tmp_path))
-    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")) == ["step-0/training.safetensors", "step-1/training.safetensors"]
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")) == [
+        "step-0/training.safetensors",
+        "step-1/training.safetensors",
+    ]
     assert [row["step"] for row in operation.log] == [0] * 8 + [1] * 8
 
 
@@ -129,20 +143,34 @@ def test_what_was_kept_before_a_divergence_stays(make_lm, tmp_path: Path, monkey
 
 
 def receipts(folder: Path) -> dict[str, dict]:
-    return {receipt["recipe"]["label"]: receipt for receipt in (json.loads(path.read_text()) for path in folder.glob("demo/*/receipt.json"))}
+    return {
+        receipt["recipe"]["label"]: receipt
+        for receipt in (json.loads(path.read_text()) for path in folder.glob("demo/*/receipt.json"))
+    }
 
 
 def test_a_run_its_receipt_and_its_controls(demo_run, tmp_path: Path) -> None:
     ran = demo_run("--recipe", DEMO, "--control", "random-subspace", "shuffled-labels", limit=8)
     assert ran.code == 0, ran.err
     found = receipts(tmp_path / "results")
-    assert set(found) == {"baseline", DEMO, f"{DEMO}+random-subspace", f"{DEMO}+shuffled-labels"} and {receipt["status"] for receipt in found.values()} == {"complete"}
+    assert set(found) == {"baseline", DEMO, f"{DEMO}+random-subspace", f"{DEMO}+shuffled-labels"} and {
+        receipt["status"] for receipt in found.values()
+    } == {"complete"}
     ours, shuffled = found[DEMO], found[f"{DEMO}+shuffled-labels"]
-    assert [row["stage"] for row in ours["log"]] == ["keeping"] * 2 + ["pruning"] * 4 + ["post"] * 2 and found["baseline"]["log"] == []
+    assert [row["stage"] for row in ours["log"]] == ["keeping"] * 2 + ["pruning"] * 4 + ["post"] * 2 and found[
+        "baseline"
+    ]["log"] == []
     kept = [row["bases"] for row in ours["log"] if "bases" in row][-1]
-    assert {matrix["name"]: matrix["rank_after"] for matrix in ours["matrices"]} == {name: min(count + 4, 128) for name, count in kept.items()}
-    assert [drawn["documents"] for drawn in shuffled["calibration"]] == [drawn["documents"] for drawn in ours["calibration"]]
-    assert len(ours["calibration"][0]["documents"]) == 32 and ours["weights"]["digest_after"] != shuffled["weights"]["digest_after"]
+    assert {matrix["name"]: matrix["rank_after"] for matrix in ours["matrices"]} == {
+        name: min(count + 4, 128) for name, count in kept.items()
+    }
+    assert [drawn["documents"] for drawn in shuffled["calibration"]] == [
+        drawn["documents"] for drawn in ours["calibration"]
+    ]
+    assert (
+        len(ours["calibration"][0]["documents"]) == 32
+        and ours["weights"]["digest_after"] != shuffled["weights"]["digest_after"]
+    )
     by_rank = {matrix["name"]: matrix["rank_after"] for matrix in found[f"{DEMO}+random-subspace"]["matrices"]}
     assert by_rank == {matrix["name"]: matrix["rank_after"] for matrix in ours["matrices"]}
     assert not list(tmp_path.glob("results/demo/.*"))
@@ -152,15 +180,34 @@ def test_a_divergence_is_a_row_with_its_reason(demo_run, tmp_path: Path) -> None
     ran = demo_run("--recipe", DEMO.replace("0.003", "1.0e30").replace("[down_proj]", "[all]"), limit=4)
     assert ran.code == 2 and "Traceback" not in ran.err
     (failed,) = [receipt for receipt in receipts(tmp_path / "results").values() if receipt["status"] == "failed"]
-    assert failed["failure"]["kind"] == "non_finite_loss" and "lower training.learning_rate" in failed["failure"]["reason"]
+    assert (
+        failed["failure"]["kind"] == "non_finite_loss" and "lower training.learning_rate" in failed["failure"]["reason"]
+    )
 
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     command = [
-        sys.executable, "-m", "harness_ext", "run", "--model", "hf", "--model_args", "pretrained=demo", "--tasks", "int_mult", "--limit", "8", "--batch_size", "8", "--device", "cpu",
-        "--recipe", "basis-selection:training.post_epochs=40", "--output_path",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "harness_ext",
+        "run",
+        "--model",
+        "hf",
+        "--model_args",
+        "pretrained=demo",
+        "--tasks",
+        "int_mult",
+        "--limit",
+        "8",
+        "--batch_size",
+        "8",
+        "--device",
+        "cpu",
+        "--recipe",
+        "basis-selection:training.post_epochs=40",
+        "--output_path",
+    ]
     subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
     folder = tmp_path / "killed"
     sizes = []
@@ -174,9 +221,12 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
         sizes.append(epochs_kept(folder))
-    assert sizes == sorted(set(sizes)) and 0 < sizes[0] and sizes[-1] < 60
+    assert sizes == sorted(set(sizes)) and sizes[0] > 0 and sizes[-1] < 60
     subprocess.run([*command, str(folder)], check=True, capture_output=True)
-    ours, whole = ({label: (receipt["weights"], receipt["log"]) for label, receipt in receipts(root).items()} for root in (folder, tmp_path / "whole"))
+    ours, whole = (
+        {label: (receipt["weights"], receipt["log"]) for label, receipt in receipts(root).items()}
+        for root in (folder, tmp_path / "whole")
+    )
     assert ours == whole and len(ours) == 2
     assert not list(folder.glob("demo/.*"))
 

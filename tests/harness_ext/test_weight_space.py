@@ -16,14 +16,29 @@ from harness_ext.factors import Factors
 from harness_ext.keep import Keep
 from harness_ext.methods import registered_methods
 from harness_ext.methods.sparse import magnitude, wanda
-from harness_ext.methods.weight_space import LARGEST_ONLY, UNSCALED, activation_aware_svd, fisher_weighted_svd, marchenko_pastur, marchenko_pastur_median, noise_level
+from harness_ext.methods.weight_space import (
+    LARGEST_ONLY,
+    UNSCALED,
+    activation_aware_svd,
+    fisher_weighted_svd,
+    marchenko_pastur,
+    marchenko_pastur_median,
+    noise_level,
+)
 from harness_ext.plan import plan
 from harness_ext.recipe import parse_recipe
 
 TRUNCATE = Factors().truncate
 SHAPES = st.tuples(st.integers(1, 16), st.integers(1, 16), st.integers(0, 2**31))
 DOCUMENTS = [
-    LabelledDocument("t", context, answer, context) for context, answer in [("w1 w2 w3", " w4"), ("w5 w6 w7 w8 w9", " w10 w11"), ("w2 w9", " w3"), ("w12 w13 w14 w15", " w16"), ("w20 w21", " w23")]
+    LabelledDocument("t", context, answer, context)
+    for context, answer in [
+        ("w1 w2 w3", " w4"),
+        ("w5 w6 w7 w8 w9", " w10 w11"),
+        ("w2 w9", " w3"),
+        ("w12 w13 w14 w15", " w16"),
+        ("w20 w21", " w23"),
+    ]
 ]
 
 
@@ -42,7 +57,12 @@ def test_the_median_is_that_of_the_law(aspect: float) -> None:
     from scipy.integrate import quad
 
     low, high = (1 - aspect**0.5) ** 2, (1 + aspect**0.5) ** 2
-    share, _ = quad(lambda x: numpy.sqrt((high - x) * (x - low)) / (2 * numpy.pi * aspect * x), low, marchenko_pastur_median(aspect), limit=200)
+    share, _ = quad(
+        lambda x: numpy.sqrt((high - x) * (x - low)) / (2 * numpy.pi * aspect * x),
+        low,
+        marchenko_pastur_median(aspect),
+        limit=200,
+    )
     assert share == pytest.approx(0.5, abs=1e-5)
 
 
@@ -67,7 +87,11 @@ def test_the_edge_scales_with_the_matrix_and_what_stays_lies_above_it(shape, thr
     edit = marchenko_pastur(weight, truncate=TRUNCATE, threshold=threshold)
     s, (rows, columns) = numpy.linalg.svd(matrix, compute_uv=False), matrix.shape
     aspect, larger = min(rows, columns) / max(rows, columns), max(rows, columns)
-    edge = numpy.median(s) / numpy.sqrt(larger * marchenko_pastur_median(aspect)) * (numpy.sqrt(rows) + numpy.sqrt(columns))
+    edge = (
+        numpy.median(s)
+        / numpy.sqrt(larger * marchenko_pastur_median(aspect))
+        * (numpy.sqrt(rows) + numpy.sqrt(columns))
+    )
     assert edit.rank == max(1, int((s > threshold * edge).sum()))
     assert marchenko_pastur(1000 * weight, truncate=TRUNCATE, threshold=threshold).rank == edit.rank
 
@@ -87,8 +111,16 @@ def test_scaled_truncations_equal_the_reference(shape, share: float, exponent: f
     rank = max(1, round(share * min(matrix.shape)))
     weight, keep = torch.tensor(matrix), Keep(rank=rank)
     edits = {
-        "asvd": (activation_aware_svd(weight, truncate=TRUNCATE, input_magnitude=torch.tensor(size), keep=keep, exponent=exponent), size**exponent),
-        "fwsvd": (fisher_weighted_svd(weight, truncate=TRUNCATE, fisher_information=torch.tensor(size), keep=keep), numpy.sqrt(size)),
+        "asvd": (
+            activation_aware_svd(
+                weight, truncate=TRUNCATE, input_magnitude=torch.tensor(size), keep=keep, exponent=exponent
+            ),
+            size**exponent,
+        ),
+        "fwsvd": (
+            fisher_weighted_svd(weight, truncate=TRUNCATE, fisher_information=torch.tensor(size), keep=keep),
+            numpy.sqrt(size),
+        ),
     }
     for edit, scale in edits.values():
         u, s, vh = numpy.linalg.svd(matrix @ numpy.diag(scale), full_matrices=False)
@@ -108,7 +140,9 @@ def test_equal_columns_give_plain_truncation_and_energy_is_that_of_the_scaled_ma
     u, s, vh = numpy.linalg.svd(matrix, full_matrices=False)
     plain = (u[:, :3] * s[:3]) @ vh[:3]
     for size_of_all, fallback in ((2.5, None), (0.0, UNSCALED)):
-        edit = activation_aware_svd(weight, truncate=TRUNCATE, input_magnitude=torch.full((7,), size_of_all), keep=Keep(rank=3))
+        edit = activation_aware_svd(
+            weight, truncate=TRUNCATE, input_magnitude=torch.full((7,), size_of_all), keep=Keep(rank=3)
+        )
         numpy.testing.assert_allclose(edit.weight().numpy(), plain, atol=1e-10)
         assert edit.fallback == fallback
     scaled = numpy.linalg.svd(matrix * numpy.sqrt(size), compute_uv=False) ** 2
@@ -119,7 +153,9 @@ def test_equal_columns_give_plain_truncation_and_energy_is_that_of_the_scaled_ma
 def test_a_column_that_never_matters_leaves_the_others_exact() -> None:
     matrix, size = random(6, 5, 2)
     size[3] = 0.0
-    edit = fisher_weighted_svd(torch.tensor(matrix), truncate=TRUNCATE, fisher_information=torch.tensor(size), keep=Keep(rank=4))
+    edit = fisher_weighted_svd(
+        torch.tensor(matrix), truncate=TRUNCATE, fisher_information=torch.tensor(size), keep=Keep(rank=4)
+    )
     assert torch.isfinite(edit.weight()).all()
     others = [0, 1, 2, 4]
     numpy.testing.assert_allclose(edit.weight().numpy()[:, others], matrix[:, others], atol=1e-9)
@@ -127,11 +163,20 @@ def test_a_column_that_never_matters_leaves_the_others_exact() -> None:
 
 @pytest.mark.parametrize("role", ["k_proj", "up_proj"])
 @pytest.mark.parametrize("size", [1, 3])
-def test_the_fisher_information_equals_that_of_whole_gradients(make_lm, plain_family: str, role: str, size: int) -> None:
+def test_the_fisher_information_equals_that_of_whole_gradients(
+    make_lm, plain_family: str, role: str, size: int
+) -> None:
     """Each document's own backward pass to the weight itself, squared, summed over rows."""
     lm = make_lm(plain_family, dtype="float64")
     (matrix,) = lm.weights.anatomy.select(parse_recipe(f"identity:matrices=[{role}],layers=[1]").steps[0])
-    found = evidence.gather(lm, [matrix], frozenset({"fisher_information"}), DOCUMENTS, size, lambda matrix: pytest.fail("no factors are needed"))
+    found = evidence.gather(
+        lm,
+        [matrix],
+        frozenset({"fisher_information"}),
+        DOCUMENTS,
+        size,
+        lambda matrix: pytest.fail("no factors are needed"),
+    )
     parameter = dict(lm.model.named_parameters())[matrix.parameter]
     squared = []
     for document in DOCUMENTS:
@@ -140,7 +185,9 @@ def test_the_fisher_information_equals_that_of_whole_gradients(make_lm, plain_fa
         (gradient,) = torch.autograd.grad(cross_entropy(logits, torch.tensor(answer)), parameter)
         rows = gradient.T if matrix.stored_transposed else gradient
         squared.append((rows[slice(*matrix.rows[0])] if matrix.rows else rows).numpy() ** 2)
-    numpy.testing.assert_allclose(found[matrix.key]["fisher_information"].numpy(), numpy.mean(squared, axis=0).sum(0), rtol=1e-4, atol=1e-9)
+    numpy.testing.assert_allclose(
+        found[matrix.key]["fisher_information"].numpy(), numpy.mean(squared, axis=0).sum(0), rtol=1e-4, atol=1e-9
+    )
 
 
 # Single weights.
@@ -160,7 +207,11 @@ def test_sparse_yardsticks_keep_exactly_the_largest(shape, density: float) -> No
     pruned = wanda(weight, input_second_moment_diagonal=torch.tensor(size), density=density)
     rows = matrix.copy()
     for row in rows:
-        row[numpy.argsort(numpy.abs(row) * numpy.sqrt(size), kind="stable")[: int(numpy.floor((1 - density) * len(row) + 1e-9))]] = 0
+        row[
+            numpy.argsort(numpy.abs(row) * numpy.sqrt(size), kind="stable")[
+                : int(numpy.floor((1 - density) * len(row) + 1e-9))
+            ]
+        ] = 0
     numpy.testing.assert_array_equal(pruned.weight().numpy(), rows)
     assert pruned.rank == min(matrix.shape) and pruned.bias_shift is None
 
@@ -176,12 +227,17 @@ def test_the_recipes_run_are_recorded_and_undone(make_lm, plain_family: str, nam
     operation = lm.apply(parse_recipe(name), documents)
     assert operation.records and all(record.relative_error > 0 for record in operation.records)
     if name in ("magnitude", "wanda"):
-        assert lm.totals()["parameters_after"] == parameters and all(record.rank_after == record.rank_before for record in operation.records)
+        assert lm.totals()["parameters_after"] == parameters and all(
+            record.rank_after == record.rank_before for record in operation.records
+        )
     lm.undo()
     assert lm.weights.digest() == digest
 
 
 def test_needs_are_what_the_statistics_say() -> None:
     methods = registered_methods()
-    needs = {name: methods[name].needs for name in ("magnitude", "wanda", "feature_space", "activation_aware_svd", "fisher_weighted_svd", "eigenprune")}
+    needs = {
+        name: methods[name].needs
+        for name in ("magnitude", "wanda", "feature_space", "activation_aware_svd", "fisher_weighted_svd", "eigenprune")
+    }
     assert list(needs.values()) == ["nothing", "texts", "texts", "texts", "labelled documents", "labelled documents"]

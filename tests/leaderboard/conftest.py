@@ -53,13 +53,25 @@ class Task:
     def _line(self, name: str, i: int) -> dict[str, Any]:
         number = i + self.first_document
         doc = {"question": f"{name} {number}?"} | {key: values[i] for key, values in self.fields.items()}
-        likelihood = self.log_likelihoods[i] if self.log_likelihoods is not None else -float(next(iter(self.values.values()))[i] is True) - i
+        likelihood = (
+            self.log_likelihoods[i]
+            if self.log_likelihoods is not None
+            else -float(next(iter(self.values.values()))[i] is True) - i
+        )
         prompt = f"{doc['question']} with {self.shots} examples"
         return {
-            "doc_id": i, "doc": doc, "target": "yes", "arguments": {"gen_args_0": {"arg_0": prompt, "arg_1": " yes"}},
-            "resps": [[[str(likelihood), "False"]]], "filtered_resps": [[str(likelihood), "False"]], "filter": self.filter,
-            "metrics": list(self.values), "doc_hash": sha(json.dumps(doc, indent=2)), "prompt_hash": sha(prompt), "target_hash": sha("yes"),
-        } | {metric: values[i] for metric, values in self.values.items()}  # fmt: skip
+            "doc_id": i,
+            "doc": doc,
+            "target": "yes",
+            "arguments": {"gen_args_0": {"arg_0": prompt, "arg_1": " yes"}},
+            "resps": [[[str(likelihood), "False"]]],
+            "filtered_resps": [[str(likelihood), "False"]],
+            "filter": self.filter,
+            "metrics": list(self.values),
+            "doc_hash": sha(json.dumps(doc, indent=2)),
+            "prompt_hash": sha(prompt),
+            "target_hash": sha("yes"),
+        } | {metric: values[i] for metric, values in self.values.items()}
 
 
 def results_json(tasks: Mapping[str, Task], *, model: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,7 +85,12 @@ def results_json(tasks: Mapping[str, Task], *, model: str, config: Mapping[str, 
 
     def settings(name: str, task: Task) -> dict[str, Any]:
         metrics = [{"metric": metric, "higher_is_better": True} for metric in task.values]
-        found: dict[str, Any] = {"task": name, "output_type": task.output_type, "num_fewshot": task.shots, "metric_list": metrics}
+        found: dict[str, Any] = {
+            "task": name,
+            "output_type": task.output_type,
+            "num_fewshot": task.shots,
+            "metric_list": metrics,
+        }
         return found | {"generation_kwargs": task.generation, "metadata": {"version": task.version, **task.metadata}}
 
     return {
@@ -82,38 +99,115 @@ def results_json(tasks: Mapping[str, Task], *, model: str, config: Mapping[str, 
         "configs": {name: settings(name, task) for name, task in tasks.items()},
         "versions": {name: task.version for name, task in tasks.items()},
         "n-shot": {name: task.shots for name, task in tasks.items()},
-        "higher_is_better": {n: {m: task.higher_is_better.get(m, True) for m in task.values} for n, task in tasks.items()},
+        "higher_is_better": {
+            n: {m: task.higher_is_better.get(m, True) for m in task.values} for n, task in tasks.items()
+        },
         "n-samples": {name: {"original": task.count, "effective": task.count} for name, task in tasks.items()},
-        "config": {"model": "hf", "model_args": {"pretrained": model}, "model_num_parameters": 1000, "model_dtype": "torch.float32",
-                   "model_revision": "main", "model_sha": "", "batch_size": 1, "device": "cpu", "use_cache": None} | dict(config),
-        "git_hash": None, "date": 1767323045.5, "pretty_env_info": "PyTorch version: 2.13.0+cpu\nIs debug build: False",
-        "transformers_version": "5.23.0", "lm_eval_version": "0.4.13", "task_hashes": {}, "model_source": "hf", "model_name": model,
-        "system_instruction_sha": None, "chat_template_sha": None, "total_evaluation_time_seconds": "1.5",
-    }  # fmt: skip
+        "config": (
+            {
+                "model": "hf",
+                "model_args": {"pretrained": model},
+                "model_num_parameters": 1000,
+                "model_dtype": "torch.float32",
+                "model_revision": "main",
+                "model_sha": "",
+                "batch_size": 1,
+                "device": "cpu",
+                "use_cache": None,
+            }
+            | dict(config)
+        ),
+        "git_hash": None,
+        "date": 1767323045.5,
+        "pretty_env_info": "PyTorch version: 2.13.0+cpu\nIs debug build: False",
+        "transformers_version": "5.23.0",
+        "lm_eval_version": "0.4.13",
+        "task_hashes": {},
+        "model_source": "hf",
+        "model_name": model,
+        "system_instruction_sha": None,
+        "chat_template_sha": None,
+        "total_evaluation_time_seconds": "1.5",
+    }
 
 
 def receipt_json(recipe: str, tasks: Mapping[str, Task], *, model: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     """A receipt of format 1; `changes` replaces top-level keys."""
     edited = recipe != "baseline"
-    matrix = {"step": 0, "method": "truncate_svd", "name": "layers.0.up.weight", "part": None, "role": "up_proj", "layer": 0, "shape": [8, 4],
-              "rank_before": 4, "rank_after": 2, "energy_kept": 0.9, "relative_error": 0.3, "digest_before": sha("m"), "digest_after": sha(recipe),
-              "seconds": 0.1, "bias_shift": False, "parameters_before": 32, "parameters_after": 24, "fallback": None, "stored": "factors", "decomposition": "gram_fp32", "excess_error": 2e-7}  # fmt: skip
+    matrix = {
+        "step": 0,
+        "method": "truncate_svd",
+        "name": "layers.0.up.weight",
+        "part": None,
+        "role": "up_proj",
+        "layer": 0,
+        "shape": [8, 4],
+        "rank_before": 4,
+        "rank_after": 2,
+        "energy_kept": 0.9,
+        "relative_error": 0.3,
+        "digest_before": sha("m"),
+        "digest_after": sha(recipe),
+        "seconds": 0.1,
+        "bias_shift": False,
+        "parameters_before": 32,
+        "parameters_after": 24,
+        "fallback": None,
+        "stored": "factors",
+        "decomposition": "gram_fp32",
+        "excess_error": 2e-7,
+    }
     return {
-        "format": 1, "status": "complete", "failure": None, "spec_id": sha(f"{model}{recipe}{sorted(tasks)}"), "settings_id": sha("settings"),
-        "variant_id": sha(f"{model}{recipe}"), "recipe_id": sha(recipe), "command": ["lm_eval", "run", "--recipe", recipe],
-        "started": "2026-01-02T03:04:05+00:00" if not edited else "2026-01-02T03:05:05+00:00", "finished": "2026-01-02T03:06:05+00:00",
+        "format": 1,
+        "status": "complete",
+        "failure": None,
+        "spec_id": sha(f"{model}{recipe}{sorted(tasks)}"),
+        "settings_id": sha("settings"),
+        "variant_id": sha(f"{model}{recipe}"),
+        "recipe_id": sha(recipe),
+        "command": ["lm_eval", "run", "--recipe", recipe],
+        "started": "2026-01-02T03:04:05+00:00" if not edited else "2026-01-02T03:05:05+00:00",
+        "finished": "2026-01-02T03:06:05+00:00",
         "seconds": {"load": 0.5, "edit": 0.1, "evaluate": 2.0},
-        "model": {"backend": "hf", "name": model, "pretrained": model, "revision": "main", "dtype": "float32", "device": "cpu",
-                  "model_type": "llama", "identity": sha(model), "parameters": 1000, "model_args": {}},
-        "recipe": {"name": recipe.split(":")[0], "label": recipe, "summary": "A summary.", "source": "arXiv:0000.00000", "control": None,
-                   "control_of": None, "resolved": {"steps": []}},
+        "model": {
+            "backend": "hf",
+            "name": model,
+            "pretrained": model,
+            "revision": "main",
+            "dtype": "float32",
+            "device": "cpu",
+            "model_type": "llama",
+            "identity": sha(model),
+            "parameters": 1000,
+            "model_args": {},
+        },
+        "recipe": {
+            "name": recipe.split(":")[0],
+            "label": recipe,
+            "summary": "A summary.",
+            "source": "arXiv:0000.00000",
+            "control": None,
+            "control_of": None,
+            "resolved": {"steps": []},
+        },
         "weights": {"digest_before": sha("weights"), "digest_after": sha(f"weights{recipe if edited else ''}")},
         "matrices": [matrix] if edited else [],
-        "totals": {"parameters_before": 1000, "parameters_after": 992 if edited else 1000, "bytes_before": 4000, "bytes_after": 3968,
-                   "flops_per_token_before": 2000, "flops_per_token_after": 1984, "matrices_edited": int(edited)},
-        "calibration": [], "warnings": [], "seeds": {"fewshot": 1234}, "settings": {"limit": None}, "tasks": {name: {} for name in tasks},
+        "totals": {
+            "parameters_before": 1000,
+            "parameters_after": 992 if edited else 1000,
+            "bytes_before": 4000,
+            "bytes_after": 3968,
+            "flops_per_token_before": 2000,
+            "flops_per_token_after": 1984,
+            "matrices_edited": int(edited),
+        },
+        "calibration": [],
+        "warnings": [],
+        "seeds": {"fewshot": 1234},
+        "settings": {"limit": None},
+        "tasks": {name: {} for name in tasks},
         "versions": {"python": "3.11.7", "torch": "2.13.0"},
-    } | dict(changes)  # fmt: skip
+    } | dict(changes)
 
 
 class Fabricator:
@@ -122,7 +216,16 @@ class Fabricator:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def run(self, recipe: str, tasks: Mapping[str, Task], *, model: str = "tiny", folder: str | None = None, config: Mapping[str, Any] = {}, **changes: Any) -> Path:
+    def run(
+        self,
+        recipe: str,
+        tasks: Mapping[str, Task],
+        *,
+        model: str = "tiny",
+        folder: str | None = None,
+        config: Mapping[str, Any] = {},
+        **changes: Any,
+    ) -> Path:
         """A run directory of ours. Keyword arguments replace top-level keys of the receipt."""
         path = self.root / model / (folder or f"{recipe.replace(':', '_')}-0123456789")
         receipt = receipt_json(recipe, tasks, model=model, changes=changes)
@@ -137,7 +240,15 @@ class Fabricator:
         failure = {"kind": "non_finite_weight", "reason": "3 weights are NaN", "where": "layers.0.up.weight"}
         return self.run(recipe, tasks, status="failed", failure=failure, **changes)
 
-    def plain(self, tasks: Mapping[str, Task], *, model: str = "tiny", samples: bool = True, folder: str = "plain", config: Mapping[str, Any] = {}) -> Path:
+    def plain(
+        self,
+        tasks: Mapping[str, Task],
+        *,
+        model: str = "tiny",
+        samples: bool = True,
+        folder: str = "plain",
+        config: Mapping[str, Any] = {},
+    ) -> Path:
         """What lm_eval itself leaves behind; returns the results file."""
         path = self.root / folder / model
         path.mkdir(parents=True)
@@ -185,7 +296,9 @@ class Kit:
     likelihoods = staticmethod(likelihoods)
     date: str = DATE
 
-    def pair(self, count: int, hits: int, *, lost: int = 0, gained: int = 0, metric: str = "acc", **options: Any) -> tuple[Task, Task]:
+    def pair(
+        self, count: int, hits: int, *, lost: int = 0, gained: int = 0, metric: str = "acc", **options: Any
+    ) -> tuple[Task, Task]:
         """A baseline's and a recipe's task with a given number of flips."""
         before, after = binary(count, hits, lost=lost, gained=gained)
         return (

@@ -86,7 +86,9 @@ def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def chromium_page(height: int = 900) -> Iterator[Any]:
-    """A browser page; the test is skipped where Chromium or Playwright is absent (`CHROMIUM` names another executable)."""
+    """A browser page; the test is skipped where Chromium or Playwright is absent (`CHROMIUM` names another
+    executable).
+    """
     playwright = pytest.importorskip("playwright.sync_api")
     executable = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     if executable is None:
@@ -101,6 +103,11 @@ def watched(page: Any) -> tuple[list[str], list[str]]:
     """Requests that leave this machine, and dialogs: there must be none of either."""
     outside: list[str] = []
     dialogs: list[str] = []
-    page.on("request", lambda request: outside.append(request.url) if "127.0.0.1" not in request.url and request.url.startswith("http") else None)
+    page.on(
+        "request",
+        lambda request: (
+            outside.append(request.url) if "127.0.0.1" not in request.url and request.url.startswith("http") else None
+        ),
+    )
     page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
     return outside, dialogs

@@ -18,7 +18,9 @@ def test_the_default_database_needs_no_name(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_any_other_database_is_named() -> None:
-    assert ingest_command(Path("other/leaderboard.duckdb")) == "lm_eval ingest other --database other/leaderboard.duckdb"
+    assert (
+        ingest_command(Path("other/leaderboard.duckdb")) == "lm_eval ingest other --database other/leaderboard.duckdb"
+    )
     assert ingest_command(Path("my runs/b.duckdb")) == "lm_eval ingest 'my runs' --database 'my runs/b.duckdb'"
 
 

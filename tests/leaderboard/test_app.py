@@ -35,7 +35,11 @@ def filled(made: Any, kit: Any, database: Path) -> Path:
 
 def test_a_missing_database_explains_itself(database: Path) -> None:
     said = texts(page())
-    assert "Nothing here yet" in said and "pretrained=demo" in said and f"lm_eval ingest PATH --database {database}" in said
+    assert (
+        "Nothing here yet" in said
+        and "pretrained=demo" in said
+        and f"lm_eval ingest PATH --database {database}" in said
+    )
     assert f"--recipe laser --output_path {database.parent}" in said
 
 
@@ -63,7 +67,10 @@ def test_the_board_shows_recipes_by_tasks(filled: Path) -> None:
 def test_filters_live_in_the_url(filled: Path) -> None:
     app = page(task="int_sum", recipe="laser")
     assert app.multiselect(key="task").value == ["int_sum"] and app.multiselect(key="recipe").value == ["laser"]
-    assert set(app.dataframe[1].value["Task"]) == {"int_sum"} and set(app.dataframe[1].value["Recipe"]) == {"baseline", "laser"}
+    assert set(app.dataframe[1].value["Task"]) == {"int_sum"} and set(app.dataframe[1].value["Recipe"]) == {
+        "baseline",
+        "laser",
+    }
     app.multiselect(key="task").set_value(["int_mult"]).run()
     assert set(app.dataframe[1].value["Task"]) == {"int_mult"}
 
@@ -72,7 +79,9 @@ def test_a_filter_that_names_nothing_says_so(filled: Path) -> None:
     assert "names nothing known" not in texts(page(task="int_sum", recipe="laser", model="tiny"))
     for name in ("task", "recipe", "model"):
         app = page(**{name: "*nope*"})
-        assert f"The {name} filter of this link names nothing known here" in app.warning[0].value and "*nope*" in [text.value for text in app.text]
+        assert f"The {name} filter of this link names nothing known here" in app.warning[0].value and "*nope*" in [
+            text.value for text in app.text
+        ]
         assert len(app.dataframe[1].value) == 5
 
 
@@ -93,10 +102,15 @@ def test_the_chosen_model_is_in_the_url(made: Any, kit: Any, filled: Path) -> No
 
 def test_the_page_says_whether_its_baseline_is_pinned(made: Any, kit: Any, filled: Path) -> None:
     assert "against the unedited model's earliest run of the same settings (no baseline is pinned)" in texts(page())
-    again = made.run("baseline", {"int_mult": kit.pair(400, 200)[0]}, folder="again", spec_id="again", started="2027-01-01T00:00:00Z")
+    again = made.run(
+        "baseline", {"int_mult": kit.pair(400, 200)[0]}, folder="again", spec_id="again", started="2027-01-01T00:00:00Z"
+    )
     ingest([again], filled)
     chosen = pin(filled, str(again), "of the new machine")
-    assert f"against the pinned baseline, run {chosen.run_id[:8]}, and on tasks that it has not run, the unedited" in texts(page())
+    assert (
+        f"against the pinned baseline, run {chosen.run_id[:8]}, and on tasks that it has not run, the unedited"
+        in texts(page())
+    )
     assert f"against the pinned baseline, run {chosen.run_id[:8]} " in texts(page(task="int_mult"))
     assert "(no baseline of these tasks is pinned)" in texts(page(task="int_sum"))
 
@@ -110,17 +124,31 @@ def test_the_correction_does_not_follow_the_filters(filled: Path) -> None:
 
 
 def test_a_run_page_has_command_versions_receipt_and_files(filled: Path) -> None:
-    run_id = duckdb.connect(str(filled), read_only=True).execute("SELECT run_id FROM runs JOIN variants USING (variant_id) WHERE recipe_name = 'laser'").fetchone()
+    run_id = (
+        duckdb.connect(str(filled), read_only=True)
+        .execute("SELECT run_id FROM runs JOIN variants USING (variant_id) WHERE recipe_name = 'laser'")
+        .fetchone()
+    )
     assert run_id is not None
     app = page("run", run=run_id[0])
     said = texts(app)
-    assert "lm_eval run --recipe laser" in said and "receipt.json" in said and "laser on tiny" in said and "992 after" in said and "1 matrix edited" in said
+    assert (
+        "lm_eval run --recipe laser" in said
+        and "receipt.json" in said
+        and "laser on tiny" in said
+        and "992 after" in said
+        and "1 matrix edited" in said
+    )
     assert list(app.dataframe[1].value["Matrix"]) == ["layers.0.up.weight"]
     assert any("torch" in list(frame.value.get("Name", [])) for frame in app.dataframe)
 
 
 def test_a_run_that_failed_says_why(filled: Path) -> None:
-    run_id = duckdb.connect(str(filled), read_only=True).execute("SELECT run_id FROM runs WHERE status = 'failed'").fetchone()
+    run_id = (
+        duckdb.connect(str(filled), read_only=True)
+        .execute("SELECT run_id FROM runs WHERE status = 'failed'")
+        .fetchone()
+    )
     assert run_id is not None
     said = texts(page("run", run=run_id[0]))
     assert "This run failed." in said and "3 weights are NaN" in said
@@ -167,7 +195,9 @@ def test_a_newer_and_a_damaged_database_are_refused(filled: Path) -> None:
     connection.close()
     assert "newer than the page" in texts(page())
     filled.write_bytes(b"garbage")
-    assert "is not a DuckDB database" in texts(page()) and f"lm_eval ingest --rebuild {filled.parent} --database {filled}" in texts(page())
+    assert "is not a DuckDB database" in texts(
+        page()
+    ) and f"lm_eval ingest --rebuild {filled.parent} --database {filled}" in texts(page())
 
 
 def test_what_was_rejected_says_how_to_take_it_in(made: Any, filled: Path) -> None:

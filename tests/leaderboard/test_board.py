@@ -38,12 +38,21 @@ def judged(made: Any, baseline: Any, recipe: Any, **options: Any) -> Cell:
 
 
 @pytest.mark.parametrize(
-    ("count", "lost", "gained", "word"), [(400, 60, 10, "worse"), (400, 10, 60, "better"), (3000, 5, 6, "same"), (40, 3, 1, "undecided"), (3000, 0, 30, "same")]
+    ("count", "lost", "gained", "word"),
+    [
+        (400, 60, 10, "worse"),
+        (400, 10, 60, "better"),
+        (3000, 5, 6, "same"),
+        (40, 3, 1, "undecided"),
+        (3000, 0, 30, "same"),
+    ],
 )
 def test_words_for_right_and_wrong_answers(made: Any, kit: Any, count: int, lost: int, gained: int, word: str) -> None:
     cell = judged(made, *kit.pair(count, count // 2, lost=lost, gained=gained))
     assert (cell.verdict, cell.lost, cell.gained, cell.n) == (word, lost, gained, count)
-    assert cell.delta == pytest.approx((gained - lost) / count) and cell.flip_rate == pytest.approx((lost + gained) / count)
+    assert cell.delta == pytest.approx((gained - lost) / count) and cell.flip_rate == pytest.approx(
+        (lost + gained) / count
+    )
     assert cell.low is not None and cell.high is not None and cell.low < cell.delta < cell.high
     assert cell.parameters_kept == pytest.approx(0.992) and cell.baseline_score == 0.5
 
@@ -51,11 +60,29 @@ def test_words_for_right_and_wrong_answers(made: Any, kit: Any, count: int, lost
 def test_no_verdict_contradicts_the_interval_beside_it(made: Any, kit: Any) -> None:
     cell = judged(made, *kit.pair(40, 20, gained=5))
     assert cell.p_value == pytest.approx(0.03125) and cell.low == pytest.approx(-0.0014145, abs=1e-6)
-    assert cell.verdict == "undecided" and cell.notes[0] == "better by the test alone (q 0.031); the interval does not exclude that there is no difference"
+    assert (
+        cell.verdict == "undecided"
+        and cell.notes[0]
+        == "better by the test alone (q 0.031); the interval does not exclude that there is no difference"
+    )
     for lost, gained in itertools.product(range(12), repeat=2):
         interval, tails = statistics.bonett_price(lost, gained, 40), statistics.mid_p_mcnemar(lost, gained)
-        (found,) = with_verdicts([replace(cell, low=interval.low, high=interval.high, p_value=tails.two_sided, p_same=1.0, improvement=interval.value, notes=())])
-        assert (found.verdict in ("better", "worse")) == (tails.two_sided <= 0.05 and not interval.low <= 0 <= interval.high)
+        (found,) = with_verdicts(
+            [
+                replace(
+                    cell,
+                    low=interval.low,
+                    high=interval.high,
+                    p_value=tails.two_sided,
+                    p_same=1.0,
+                    improvement=interval.value,
+                    notes=(),
+                )
+            ]
+        )
+        assert (found.verdict in ("better", "worse")) == (
+            tails.two_sided <= 0.05 and not interval.low <= 0 <= interval.high
+        )
 
 
 def test_a_sure_but_small_difference_is_the_same_and_said(made: Any, kit: Any) -> None:
@@ -67,9 +94,17 @@ def test_undecided_says_how_many_documents(made: Any, kit: Any) -> None:
     cell = judged(made, *kit.pair(100, 50, lost=4, gained=4))
     assert cell.verdict == "undecided" and 1200 < cell.documents_needed < 1700
     assert cell.detectable == pytest.approx(2.486 * math.sqrt(0.1 / 100), rel=0.1)  # of 10 % flips: 8 % were seen
-    assert wording.undecided(cell) == f"needs about {cell.documents_needed:,} documents to show that it is within the margin, has 100, could have shown a difference of {cell.detectable:.2g}"
-    assert wording.undecided(cell) in " ".join(render([cell], width=80).split()) and tables.remarks(cell).startswith(wording.undecided(cell))
-    assert [row["Could show"] for row in tables.cell_rows([cell, replace(cell, verdict="worse")], with_model=False)] == [f"{cell.detectable:.2g}", ""]
+    assert (
+        wording.undecided(cell)
+        == f"needs about {cell.documents_needed:,} documents to show that it is within the margin, has 100, could have"
+        f" shown a difference of {cell.detectable:.2g}"
+    )
+    assert wording.undecided(cell) in " ".join(render([cell], width=80).split()) and tables.remarks(cell).startswith(
+        wording.undecided(cell)
+    )
+    assert [
+        row["Could show"] for row in tables.cell_rows([cell, replace(cell, verdict="worse")], with_model=False)
+    ] == [f"{cell.detectable:.2g}", ""]
     assert "Could show" not in tables.cell_rows([replace(cell, verdict="worse")], with_model=False)[0]
 
 
@@ -91,18 +126,31 @@ def test_what_could_have_been_shown(changes: dict[str, Any], said: str | None) -
 def test_a_perplexity_says_in_its_own_units_what_could_have_been_shown(made: Any, kit: Any) -> None:
     generator = np.random.default_rng(0)
     values = [(-generator.uniform(20, 40, 30)).tolist(), (-generator.uniform(20, 40, 30)).tolist()]
-    before, after = (kit.Task({"word_perplexity": [[value, 10] for value in run]}, scores={"word_perplexity": math.exp(-sum(run) / 300)}, higher_is_better={"word_perplexity": False}, output_type="loglikelihood_rolling", log_likelihoods=run) for run in values)
+    before, after = (
+        kit.Task(
+            {"word_perplexity": [[value, 10] for value in run]},
+            scores={"word_perplexity": math.exp(-sum(run) / 300)},
+            higher_is_better={"word_perplexity": False},
+            output_type="loglikelihood_rolling",
+            log_likelihoods=run,
+        )
+        for run in values
+    )
     cell = judged(made, before, after)
     log_ratio = np.array(values[1]) - np.array(values[0])
     error = math.sqrt(30 / 29 * np.sum((-log_ratio + log_ratio.mean()) ** 2)) / 300
-    assert cell.verdict == "undecided" and cell.detectable == pytest.approx(cell.baseline_score * math.expm1(2.486 * error), rel=1e-3)
+    assert cell.verdict == "undecided" and cell.detectable == pytest.approx(
+        cell.baseline_score * math.expm1(2.486 * error), rel=1e-3
+    )
 
 
 def test_a_large_difference_needs_documents_for_its_own_size(made: Any, kit: Any) -> None:
     cell = judged(made, *kit.pair(30, 20, lost=6, gained=2))
     variance = 30 * ((cell.high - cell.low) / (2 * 1.02 * 1.959964)) ** 2
     assert cell.verdict == "undecided" and cell.documents_needed == math.ceil(6.1826 * variance / cell.delta**2) < 150
-    assert wording.undecided(cell).startswith(f"needs about {cell.documents_needed} documents to confirm a difference of this size, has 30")
+    assert wording.undecided(cell).startswith(
+        f"needs about {cell.documents_needed} documents to confirm a difference of this size, has 30"
+    )
 
 
 def test_documents_that_are_there_already_are_not_asked_for(made: Any, kit: Any) -> None:
@@ -111,7 +159,10 @@ def test_documents_that_are_there_already_are_not_asked_for(made: Any, kit: Any)
     made.run("laser", {name: pair[1] for name, pair in tasks.items()})
     cell = recipe_cell(made.board(), task="t0")
     assert cell.verdict == "undecided" and 200 < cell.documents_needed < 300
-    assert wording.undecided(replace(cell, documents_needed=150, detectable=None)) == "close to a verdict: needs somewhat more than the 200 documents it has"
+    assert (
+        wording.undecided(replace(cell, documents_needed=150, detectable=None))
+        == "close to a verdict: needs somewhat more than the 200 documents it has"
+    )
 
 
 def test_the_margin_can_be_given(made: Any, kit: Any) -> None:
@@ -129,7 +180,9 @@ def test_log_loss_stands_beside_accuracy(made: Any, kit: Any) -> None:
     before, after = kit.pair(100, 50, gained=20)
     before.values["log_loss"], after.values["log_loss"] = [1.25] * 100, [1.75] * 100
     cell = judged(made, before, after)
-    assert cell.metric == "acc" and cell.verdict == "better" and "log_loss 1.2500 -> 1.7500, lower is better" in cell.notes
+    assert (
+        cell.metric == "acc" and cell.verdict == "better" and "log_loss 1.2500 -> 1.7500, lower is better" in cell.notes
+    )
 
 
 class TestBestInTheMiddle:
@@ -137,17 +190,35 @@ class TestBestInTheMiddle:
 
     def bias(self, kit: Any, values: Any, best: float = 0.0, metric: str = "log_odds", **metadata: Any) -> Any:
         metadata = {"best_value": {metric: best}, **metadata}
-        return kit.Task({metric: list(map(float, values))}, metadata=metadata, log_likelihoods=kit.likelihoods(len(values), int(abs(sum(values)) * 1e3)))
+        return kit.Task(
+            {metric: list(map(float, values))},
+            metadata=metadata,
+            log_likelihoods=kit.likelihoods(len(values), int(abs(sum(values)) * 1e3)),
+        )
 
     def test_nearer_to_zero_is_better_although_the_score_fell(self, made: Any, kit: Any) -> None:
         noise = np.random.default_rng(0).normal(0, 0.3, 120)
         cell = judged(made, self.bias(kit, 1.4 + noise), self.bias(kit, 1.0 + 0.9 * noise))
         assert cell.verdict == "better" and cell.delta < 0 < cell.improvement and cell.high < 0 and cell.best_value == 0
 
-    @pytest.mark.parametrize(("metric", "best"), [("pct_stereotype", 0.5), ("pct_male_preferred", 0.5), ("likelihood_diff", 0.0), ("amb_bias_score", 0.0), ("disamb_bias_score_Age", 0.0)])
-    def test_lm_evals_own_bias_metrics_need_no_word_of_the_task(self, made: Any, kit: Any, metric: str, best: float) -> None:
+    @pytest.mark.parametrize(
+        ("metric", "best"),
+        [
+            ("pct_stereotype", 0.5),
+            ("pct_male_preferred", 0.5),
+            ("likelihood_diff", 0.0),
+            ("amb_bias_score", 0.0),
+            ("disamb_bias_score_Age", 0.0),
+        ],
+    )
+    def test_lm_evals_own_bias_metrics_need_no_word_of_the_task(
+        self, made: Any, kit: Any, metric: str, best: float
+    ) -> None:
         """lm-eval calls each of them "lower is better"; away downwards is worse all the same."""
-        before, after = (kit.Task({metric: values}, higher_is_better={metric: False}) for values in ([best] * 100, [best - 0.5] * 99 + [best]))
+        before, after = (
+            kit.Task({metric: values}, higher_is_better={metric: False})
+            for values in ([best] * 100, [best - 0.5] * 99 + [best])
+        )
         cell = judged(made, before, after)
         assert cell.verdict == "worse" and cell.delta < 0 and cell.best_value == best
 
@@ -169,7 +240,9 @@ class TestBestInTheMiddle:
     def test_the_task_can_name_its_margin(self, made: Any, kit: Any) -> None:
         noise = np.random.default_rng(0).normal(0, 0.3, 120)
         margin = {"margin": {"log_odds": 0.9}}
-        assert judged(made, self.bias(kit, 1.4 + noise, **margin), self.bias(kit, 1.0 + noise, **margin)).verdict == "same"
+        assert (
+            judged(made, self.bias(kit, 1.4 + noise, **margin), self.bias(kit, 1.0 + noise, **margin)).verdict == "same"
+        )
 
 
 def perplexity(kit: Any, shift: float) -> Any:
@@ -179,7 +252,11 @@ def perplexity(kit: Any, shift: float) -> Any:
     values = [[float(-3 * w + e + shift * w), int(w)] for w, e in zip(words, generator.normal(0, 2, 80))]
     score = math.exp(-sum(v for v, _ in values) / int(words.sum()))
     texts = [v for v, _ in values]
-    options = {"scores": {"word_perplexity": score}, "higher_is_better": {"word_perplexity": False}, "output_type": "loglikelihood_rolling"}
+    options = {
+        "scores": {"word_perplexity": score},
+        "higher_is_better": {"word_perplexity": False},
+        "output_type": "loglikelihood_rolling",
+    }
     return kit.Task({"word_perplexity": values}, log_likelihoods=texts, **options)
 
 
@@ -194,7 +271,11 @@ def test_perplexity_by_the_ratio(made: Any, kit: Any, shift: float, word: str) -
 def test_f1_by_bootstrap(made: Any, kit: Any) -> None:
     def task(hits: int, seed: int) -> Any:
         pairs = [[1, int(i < hits)] for i in range(100)] + [[0, int(i < 20)] for i in range(100)]
-        return kit.Task({"f1": pairs}, scores={"f1": 2 * hits / (2 * hits + 20 + 100 - hits)}, log_likelihoods=kit.likelihoods(200, seed))
+        return kit.Task(
+            {"f1": pairs},
+            scores={"f1": 2 * hits / (2 * hits + 20 + 100 - hits)},
+            log_likelihoods=kit.likelihoods(200, seed),
+        )
 
     cell = judged(made, task(80, 0), task(50, 1))
     assert cell.verdict == "worse" and cell.low < cell.delta < cell.high < 0
@@ -203,7 +284,9 @@ def test_f1_by_bootstrap(made: Any, kit: Any) -> None:
 @pytest.mark.parametrize("metric", ["rouge", "brier_score"])
 def test_a_corpus_metric_without_a_test_is_shown_and_undecided(made: Any, kit: Any, metric: str) -> None:
     def task(seed: int) -> Any:
-        return kit.Task({metric: [["a", "b"]] * 9}, scores={metric: 0.5 + seed}, log_likelihoods=kit.likelihoods(9, seed))
+        return kit.Task(
+            {metric: [["a", "b"]] * 9}, scores={metric: 0.5 + seed}, log_likelihoods=kit.likelihoods(9, seed)
+        )
 
     cell = judged(made, task(0), task(1))
     assert (cell.verdict, cell.delta, cell.low) == ("undecided", 1.0, None) and "no paired test" in cell.notes[0]
@@ -219,7 +302,9 @@ def test_a_score_that_its_samples_do_not_give_is_not_tested(made: Any, kit: Any)
 def test_clusters_widen_the_interval(made: Any, kit: Any) -> None:
     def cell(folder: str, **options: Any) -> Cell:
         place = type(made)(made.root / folder)
-        return judged(place, *kit.pair(200, 100, lost=40, gained=5, fields={"passage": [i // 20 for i in range(200)]}, **options))
+        return judged(
+            place, *kit.pair(200, 100, lost=40, gained=5, fields={"passage": [i // 20 for i in range(200)]}, **options)
+        )
 
     alone, clustered = cell("alone"), cell("clustered", metadata={"cluster_by": "passage"})
     assert clustered.high - clustered.low > 2 * (alone.high - alone.low)
@@ -258,7 +343,10 @@ class TestIncomparable:
         before, after = kit.pair(50, 20, lost=2)
         made.run("baseline", {"sums": before})
         next(made.run("laser", {"sums": after}).glob("samples_*")).unlink()
-        assert "this run logged no samples, so documents cannot be paired: shown, not gateable" in recipe_cell(made.board()).notes[0]
+        assert (
+            "this run logged no samples, so documents cannot be paired: shown, not gateable"
+            in recipe_cell(made.board()).notes[0]
+        )
 
     def test_a_lone_run_without_samples_is_marked_too(self, made: Any, kit: Any) -> None:
         next(made.run("baseline", {"sums": kit.pair(50, 20)[0]}).glob("samples_*")).unlink()
@@ -284,9 +372,17 @@ class TestIncomparable:
         before, after = kit.pair(50, 20, lost=2)
         made.run("baseline", {"sums": before})
         used = [kit.sha(json.dumps({"question": "sums 7?"}, indent=2))]
-        made.run("laser", {"sums": after}, calibration=[{"task": "sums", "split": "test", "samples": 1, "seed": 0, "documents": used}])
+        made.run(
+            "laser",
+            {"sums": after},
+            calibration=[{"task": "sums", "split": "test", "samples": 1, "seed": 0, "documents": used}],
+        )
         cell = recipe_cell(made.board())
-        assert cell.verdict == "incomparable" and "calibration documents are among the documents scored" in cell.notes[0] and used[0][:12] in cell.notes[0]
+        assert (
+            cell.verdict == "incomparable"
+            and "calibration documents are among the documents scored" in cell.notes[0]
+            and used[0][:12] in cell.notes[0]
+        )
 
 
 def test_other_versions_are_compared_with_a_warning(made: Any, kit: Any) -> None:
@@ -337,7 +433,9 @@ class TestBaseline:
         first, after = kit.pair(50, 20, lost=2)
         made.run("baseline", {"sums": first}, spec_id="one")
         second = kit.Task({"acc": [0.0] * 50}, log_likelihoods=kit.likelihoods(50, 9))
-        made.run("baseline", {"sums": second}, spec_id="two", folder="second", started="2027-01-01T00:00:00Z", weights={})
+        made.run(
+            "baseline", {"sums": second}, spec_id="two", folder="second", started="2027-01-01T00:00:00Z", weights={}
+        )
         made.run("laser", {"sums": after})
         database = made.root / "board.duckdb"
         ingest([made.root], database)
@@ -349,7 +447,14 @@ class TestBaseline:
 
     def test_one_of_the_same_settings_before_an_earlier_one(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(50, 20, lost=2)
-        made.run("baseline", {"sums": kit.Task({"acc": [0.0] * 50})}, settings_id="others", folder="early", spec_id="e", started="2020-01-01T00:00:00Z")
+        made.run(
+            "baseline",
+            {"sums": kit.Task({"acc": [0.0] * 50})},
+            settings_id="others",
+            folder="early",
+            spec_id="e",
+            started="2020-01-01T00:00:00Z",
+        )
         made.run("baseline", {"sums": before})
         made.run("laser", {"sums": after})
         assert recipe_cell(made.board()).baseline_score == 0.4
@@ -400,19 +505,33 @@ class TestCompare:
 
     def test_what_only_one_has_is_told(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(40, 20, lost=3)
-        more = kit.Task({"acc": before.values["acc"], "acc_norm": before.values["acc"]}, log_likelihoods=kit.likelihoods(40, 5))
+        more = kit.Task(
+            {"acc": before.values["acc"], "acc_norm": before.values["acc"]}, log_likelihoods=kit.likelihoods(40, 5)
+        )
         a = made.run("baseline", {"sums": more, "words": more, "first": before, "second": before})
         b = made.run("laser", {"sums": after, "words": after, "b\x1bonly": after, "filtered": after})
         found = compare_paths(a, b)
-        assert [only.sentences() for only in found.unshared] == [["Only A has the tasks first, second", "Only A has the metric acc_norm of sums, words"], ["Only B has the tasks b only, filtered"]]
-        assert render_unshared(found.unshared) == ["Only A has the tasks first, second", "Only A has the metric acc_norm of sums, words", "Only B has the tasks b only, filtered"]
-        (nothing, more_of_a) = compare_paths(b, made.run("svd", {"sums": more, "words": before, "b\x1bonly": before, "filtered": before})).unshared
+        assert [only.sentences() for only in found.unshared] == [
+            ["Only A has the tasks first, second", "Only A has the metric acc_norm of sums, words"],
+            ["Only B has the tasks b only, filtered"],
+        ]
+        assert render_unshared(found.unshared) == [
+            "Only A has the tasks first, second",
+            "Only A has the metric acc_norm of sums, words",
+            "Only B has the tasks b only, filtered",
+        ]
+        nothing, more_of_a = compare_paths(
+            b, made.run("svd", {"sums": more, "words": before, "b\x1bonly": before, "filtered": before})
+        ).unshared
         assert nothing.sentences() == [] and more_of_a.sentences() == ["Only B has the metric acc_norm of sums"]
 
     def test_two_runs_without_a_task_in_common(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(40, 20, lost=3)
         (cell,), found = compare_paths(made.run("baseline", {"sums": before}), made.run("laser", {"words": after}))
-        assert cell.verdict == "incomparable" and render_unshared(found) == ["Only A has the task sums", "Only B has the task words"]
+        assert cell.verdict == "incomparable" and render_unshared(found) == [
+            "Only A has the task sums",
+            "Only B has the task words",
+        ]
 
     def test_many_names_fit_the_terminal(self) -> None:
         lines = render_unshared([Unshared("A", tuple(f"a-task-with-a-name-{i}" for i in range(57)), ())], width=80)
@@ -421,7 +540,11 @@ class TestCompare:
     def test_what_cannot_be_compared(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(9, 3)
         a, b = made.run("baseline", {"sums": before}), made.run("laser", {"sums": after})
-        for first, second, words in ((a, a, "the same run"), (a, made.root, "give two paths"), (a, b / "nothing", "there is nothing at this path")):
+        for first, second, words in (
+            (a, a, "the same run"),
+            (a, made.root, "give two paths"),
+            (a, b / "nothing", "there is nothing at this path"),
+        ):
             with pytest.raises(LeaderboardError, match=words):
                 compare_paths(first, second)
         with pytest.raises(LeaderboardError, match="failed run"):
@@ -432,7 +555,10 @@ class TestTable:
     """The terminal's table."""
 
     def cells(self, made: Any, kit: Any) -> list[Cell]:
-        pairs = {"int_mult": kit.pair(400, 200, lost=60), "a_rather_long_name_of_a_task_with_many_words_in_it": kit.pair(30, 10, lost=1)}
+        pairs = {
+            "int_mult": kit.pair(400, 200, lost=60),
+            "a_rather_long_name_of_a_task_with_many_words_in_it": kit.pair(30, 10, lost=1),
+        }
         made.run("baseline", {name: pair[0] for name, pair in pairs.items()})
         made.run("laser", {name: pair[1] for name, pair in pairs.items()})
         made.failed("eigenprune:fraction=0.1,calibration.samples=160", {name: pair[1] for name, pair in pairs.items()})
@@ -442,21 +568,37 @@ class TestTable:
     def test_fits_its_width_in_plain_ascii(self, made: Any, kit: Any, width: int) -> None:
         text = render(self.cells(made, kit), width=width, color=False)
         assert max(map(len, text.splitlines())) <= width and text.isascii() and "\x1b" not in text
-        for words in ("Model tiny", "worse", "undecided", "failed", "3 weights are NaN", "-0.1500 [", "needs about", "99.2%"):
+        for words in (
+            "Model tiny",
+            "worse",
+            "undecided",
+            "failed",
+            "3 weights are NaN",
+            "-0.1500 [",
+            "needs about",
+            "99.2%",
+        ):
             assert words in text
 
     def test_colour_adds_nothing_but_colour(self, made: Any, kit: Any) -> None:
         import re
 
         cells = self.cells(made, kit)
-        assert re.sub(r"\x1b\[[\d;]*m", "", render(cells, width=100, color=True)).split() == render(cells, width=100, color=False).split()
+        assert (
+            re.sub(r"\x1b\[[\d;]*m", "", render(cells, width=100, color=True)).split()
+            == render(cells, width=100, color=False).split()
+        )
 
     @pytest.mark.parametrize("width", [20, 80, 120])
     def test_long_names_stay_whole_and_columns_apart(self, made: Any, kit: Any, width: int) -> None:
         before, after = kit.pair(40, 20, lost=3)
         long = "eigenprune:fraction=0.1,calibration.samples=160"
         made.run("baseline", {"sums": before})
-        made.run("laser+random-subspace", {"sums": kit.Task(after.values, log_likelihoods=kit.likelihoods(40, 3), shots=2)}, folder="control")
+        made.run(
+            "laser+random-subspace",
+            {"sums": kit.Task(after.values, log_likelihoods=kit.likelihoods(40, 3), shots=2)},
+            folder="control",
+        )
         made.run(long, {"sums": after}, folder="long")
         lines = render(made.board(), width=width).splitlines()
         assert f"  {long}" in lines and any(line.startswith("  laser+random-subspace") for line in lines)
@@ -481,7 +623,10 @@ class TestTable:
         assert "\x1b" not in text and "evil [2J recipe" in text
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.5, "0.5000"), (-0.00001, "0.0000"), (103.7269, "103.73"), (1e6, "1.000e+06"), (None, "-"), (math.inf, "-")])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.5, "0.5000"), (-0.00001, "0.0000"), (103.7269, "103.73"), (1e6, "1.000e+06"), (None, "-"), (math.inf, "-")],
+)
 def test_numbers(value: float | None, text: str) -> None:
     assert wording.number(value) == text
 
@@ -493,8 +638,19 @@ def test_the_package_needs_neither_torch_nor_the_harness() -> None:
     folder = Path(__file__).resolve().parents[2] / "leaderboard"
     for path in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not {name.split(".")[0] for name in names} & {"torch", "transformers", "lm_eval", "harness_ext"}, path
+            names = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+            assert not {name.split(".")[0] for name in names} & {
+                "torch",
+                "transformers",
+                "lm_eval",
+                "harness_ext",
+            }, path
 
 
 class TestNoiseFloor:
@@ -506,7 +662,9 @@ class TestNoiseFloor:
         before, after = kit.pair(100, 50, lost=3, gained=1)
         made.run("baseline", {"sums": before})
         options = {"config": {"batch_size": 16}, "spec_id": "other", "started": "2026-05-01T00:00:00Z"} | changes
-        made.run(options.pop("recipe_label", "baseline"), {"sums": options.pop("task", after)}, folder="other", **options)
+        made.run(
+            options.pop("recipe_label", "baseline"), {"sums": options.pop("task", after)}, folder="other", **options
+        )
         report = ingest(made.root, None)
         assert report.store is not None and not report.rejected
         return [floor for floors in noise.floors(report.store).values() for floor in floors]
@@ -519,15 +677,23 @@ class TestNoiseFloor:
     def test_any_other_difference_is_no_noise(self, made: Any, kit: Any, tmp_path: Path) -> None:
         other_shots = kit.pair(100, 50)[1]
         other_shots.shots = 2
-        for number, changes in enumerate([
-            {"config": {"batch_size": 1}}, {"config": {"batch_size": 16, "device": "cuda"}, "model": "another"}, {"recipe_label": "laser"}, {"task": other_shots},
-            {"weights": {"digest_before": "x", "digest_after": "x"}, "variant_id": "other"},
-        ]):  # fmt: skip
+        for number, changes in enumerate(
+            [
+                {"config": {"batch_size": 1}},
+                {"config": {"batch_size": 16, "device": "cuda"}, "model": "another"},
+                {"recipe_label": "laser"},
+                {"task": other_shots},
+                {"weights": {"digest_before": "x", "digest_after": "x"}, "variant_id": "other"},
+            ]
+        ):
             fresh = type(made)(tmp_path / f"results{number}")
             assert self.floors(fresh, kit, **changes) == [], changes
 
     def test_scores_that_are_not_right_or_wrong_have_none(self, made: Any, kit: Any) -> None:
-        tasks = [{"sums": kit.Task({"odds": [seed * 0.1 + i for i in range(9)]}, log_likelihoods=kit.likelihoods(9, seed))} for seed in (0, 1)]
+        tasks = [
+            {"sums": kit.Task({"odds": [seed * 0.1 + i for i in range(9)]}, log_likelihoods=kit.likelihoods(9, seed))}
+            for seed in (0, 1)
+        ]
         made.run("baseline", tasks[0])
         made.run("baseline", tasks[1], folder="other", config={"batch_size": 16}, spec_id="other")
         assert [cell.noise_floor for cell in made.board()] == [None, None]
@@ -537,7 +703,15 @@ class TestNoiseFloor:
         noisy = kit.pair(400, 200, lost=1, gained=1)[1]
         noisy.log_likelihoods = kit.likelihoods(400, 7)
         made.run("baseline", {"sums": before})
-        made.run("baseline", {"sums": noisy}, folder="other", config={"batch_size": 16}, spec_id="other", settings_id="other", started="2026-05-01T00:00:00Z")
+        made.run(
+            "baseline",
+            {"sums": noisy},
+            folder="other",
+            config={"batch_size": 16},
+            spec_id="other",
+            settings_id="other",
+            started="2026-05-01T00:00:00Z",
+        )
         made.run("laser", {"sums": after})
         cell = recipe_cell(made.board())
         assert cell.noise_floor == pytest.approx(0.005) and cell.flip_rate == pytest.approx(0.16)
@@ -547,14 +721,23 @@ class TestNoiseFloor:
 class TestChoices:
     """Changed answers, divergence and the right answer's log-likelihood, of two runs compared by themselves."""
 
-    def runs(self, made: Any, kit: Any, before: Any, after: Any, output_type: str = "multiple_choice", target: str = "0") -> Cell:
+    def runs(
+        self, made: Any, kit: Any, before: Any, after: Any, output_type: str = "multiple_choice", target: str = "0"
+    ) -> Cell:
         """The cell of two runs whose filtered responses are given."""
         paths = []
         for recipe, responses in (("baseline", before), ("laser", after)):
-            task = kit.Task({"acc": [1.0] * len(responses)}, output_type=output_type, log_likelihoods=kit.likelihoods(len(responses), len(paths)))
+            task = kit.Task(
+                {"acc": [1.0] * len(responses)},
+                output_type=output_type,
+                log_likelihoods=kit.likelihoods(len(responses), len(paths)),
+            )
             path = made.run(recipe, {"sums": task}, weights={"digest_before": "w", "digest_after": "w"})
             samples = next(path.glob("samples_*.jsonl"))
-            lines = [json.loads(line) | {"filtered_resps": response, "target": target} for line, response in zip(samples.read_text().splitlines(), responses)]
+            lines = [
+                json.loads(line) | {"filtered_resps": response, "target": target}
+                for line, response in zip(samples.read_text().splitlines(), responses)
+            ]
             samples.write_text("".join(json.dumps(line) + "\n" for line in lines))
             paths.append(path)
         return compare_paths(*paths).cells[0]
@@ -566,17 +749,23 @@ class TestChoices:
         p, q = 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(1))
         divergence = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
         assert choices.documents == 4 and choices.changed == 0.25
-        assert choices.divergence.value == pytest.approx(divergence / 4) and choices.gold_drop.value == pytest.approx(0.5)
+        assert choices.divergence.value == pytest.approx(divergence / 4) and choices.gold_drop.value == pytest.approx(
+            0.5
+        )
 
     def test_generation(self, made: Any, kit: Any) -> None:
         choices = self.runs(made, kit, [["4"], ["5"]], [["4"], ["6"]], "generate_until").choices
         assert (choices.changed, choices.divergence, choices.gold_drop) == (0.5, None, None)
 
     def test_one_answer_has_a_log_likelihood_and_no_choice(self, made: Any, kit: Any) -> None:
-        choices = self.runs(made, kit, [["-1.5", "True"]] * 3, [["-2.0", "True"]] * 3, "loglikelihood", " right").choices
+        choices = self.runs(
+            made, kit, [["-1.5", "True"]] * 3, [["-2.0", "True"]] * 3, "loglikelihood", " right"
+        ).choices
         assert (choices.changed, choices.divergence, choices.gold_drop.value) == (None, None, 0.5)
 
-    @pytest.mark.parametrize("response", [None, [], "x", [["y", "True"]], [[float("nan"), True]], [{}], [["-1", "True"]] * 3])
+    @pytest.mark.parametrize(
+        "response", [None, [], "x", [["y", "True"]], [[float("nan"), True]], [{}], [["-1", "True"]] * 3]
+    )
     def test_responses_of_another_form_have_none(self, made: Any, kit: Any, response: Any) -> None:
         good = [["-1.0", "True"], ["-2.0", "False"]]
         assert self.runs(made, kit, [good, good], [good, response]).choices is None

@@ -1,4 +1,5 @@
-"""The page in a real Chromium: it loads without reaching anywhere else, links lead to runs, a busy database keeps the view.
+"""The page in a real Chromium: it loads without reaching anywhere else, links lead to runs, a busy database keeps the
+view.
 
 Run with `-m browser`; skipped where Chromium or Playwright is absent (`CHROMIUM` names another executable).
 """
@@ -31,7 +32,12 @@ def database(made: Any, kit: Any) -> Path:
 
 def test_the_page_in_a_browser(address: str, database: Path, page: Any) -> None:
     outside, dialogs = [], []
-    page.on("request", lambda request: outside.append(request.url) if "127.0.0.1" not in request.url and request.url.startswith("http") else None)
+    page.on(
+        "request",
+        lambda request: (
+            outside.append(request.url) if "127.0.0.1" not in request.url and request.url.startswith("http") else None
+        ),
+    )
     page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
 
     # The model is in the URL, though nobody chose it: a saved link stays with it.

@@ -1,4 +1,5 @@
-"""History, across models, layers and the run's page in a real Chromium: links restore views, boxes write them, rows lead on, nothing sticks out.
+"""History, across models, layers and the run's page in a real Chromium: links restore views, boxes write them, rows
+lead on, nothing sticks out.
 
 Run with `-m browser`; skipped where Chromium or Playwright is absent (`CHROMIUM` names another executable).
 """
@@ -26,10 +27,18 @@ PAGES = {"history": "How to read this", "across": "How to read this", "layers": 
 def database(made: Any, kit: Any) -> Path:
     """One recipe on two models, and one whose name tries to be markup; a pin and a blessing with such a reason."""
     for place, model in enumerate(("tiny", "small")):
-        before, after = (kit.Task({"acc": values}, log_likelihoods=kit.likelihoods(400, seed + 10 * place)) for seed, values in enumerate(kit.binary(400, 200, gained=60)))
+        before, after = (
+            kit.Task({"acc": values}, log_likelihoods=kit.likelihoods(400, seed + 10 * place))
+            for seed, values in enumerate(kit.binary(400, 200, gained=60))
+        )
         made.run("baseline", {"int_mult": before}, model=model)
         made.run("laser", {"int_mult": after}, model=model)
-    made.run(HOSTILE, {"int_mult": kit.Task({"acc": [0.5] * 400})}, folder="hostile", log=[{"epoch": i, "loss": 1 / (i + 1), "note": HOSTILE} for i in range(3)])
+    made.run(
+        HOSTILE,
+        {"int_mult": kit.Task({"acc": [0.5] * 400})},
+        folder="hostile",
+        log=[{"epoch": i, "loss": 1 / (i + 1), "note": HOSTILE} for i in range(3)],
+    )
     path: Path = made.root / "leaderboard.duckdb"
     ingest([made.root], path)
     choose(path, str(made.root / "tiny" / "baseline-0123456789"), HOSTILE)
@@ -49,7 +58,9 @@ def page() -> Iterator[Any]:
 def run_id(database: Path, folder: str) -> str:
     connection = duckdb.connect(str(database), read_only=True)
     try:
-        found = connection.execute("SELECT run_id FROM runs WHERE path LIKE ? ORDER BY path LIMIT 1", [f"%{folder}%"]).fetchone()
+        found = connection.execute(
+            "SELECT run_id FROM runs WHERE path LIKE ? ORDER BY path LIMIT 1", [f"%{folder}%"]
+        ).fetchone()
     finally:
         connection.close()
     assert found is not None
@@ -108,12 +119,21 @@ def tick(page: Any, row: int) -> None:
 
 
 def test_hostile_names_are_text_and_plots_have_words(address: str, database: Path, page: Any) -> None:
-    for query, words in (("history?model=tiny&recipe=laser", "Decisions"), ("across?task=int_mult&least=1", "How to read"), ("layers?model=tiny", "All edits"), (f"run?run={run_id(database, 'tiny/hostile')}", "Log of the training")):
+    for query, words in (
+        ("history?model=tiny&recipe=laser", "Decisions"),
+        ("across?task=int_mult&least=1", "How to read"),
+        ("layers?model=tiny", "All edits"),
+        (f"run?run={run_id(database, 'tiny/hostile')}", "Log of the training"),
+    ):
         page.goto(f"{address}/{query}")
         page.get_by_text(words).first.wait_for(timeout=WAIT_MS)
-        page.locator('[data-testid="stVegaLiteChart"] canvas, [data-testid="stVegaLiteChart"] svg').first.wait_for(timeout=WAIT_MS)
+        page.locator('[data-testid="stVegaLiteChart"] canvas, [data-testid="stVegaLiteChart"] svg').first.wait_for(
+            timeout=WAIT_MS
+        )
         assert page.locator('img[src="x"], a[href^="http://example.org"], img[src*="example.org"]').count() == 0
-        labels = page.eval_on_selector_all('[data-testid="stVegaLiteChart"] [aria-label]', "found => found.map(one => one.getAttribute('aria-label'))")
+        labels = page.eval_on_selector_all(
+            '[data-testid="stVegaLiteChart"] [aria-label]', "found => found.map(one => one.getAttribute('aria-label'))"
+        )
         assert any(label and len(label) > 40 for label in labels), labels
 
 
@@ -122,7 +142,8 @@ def test_downloads_are_what_is_shown(address: str, page: Any) -> None:
     page.get_by_text("All 2 runs").wait_for(timeout=WAIT_MS)
     page.wait_for_timeout(1500)  # the first view writes the URL and is drawn again
     with page.expect_download(timeout=WAIT_MS) as waiting:
-        page.get_by_test_id("stDownloadButton").first.locator("button").evaluate("button => button.click()")  # not by place: tables above it still grow
+        # not by place: tables above it still grow
+        page.get_by_test_id("stDownloadButton").first.locator("button").evaluate("button => button.click()")
     assert waiting.value.suggested_filename == "recipes-across-models.csv"
     text = Path(waiting.value.path()).read_text()
     assert text.splitlines()[1].startswith("laser,int_mult,False,2,2,2,0")

@@ -1,4 +1,6 @@
-"""How often verdicts on metrics of a whole corpus err, by simulation: F1 and MCC over sizes and flip rates, BLEU on made-up texts. The promise and the tables are those of `test_error_rates`."""
+"""How often verdicts on metrics of a whole corpus err, by simulation: F1 and MCC over sizes and flip rates, BLEU on
+made-up texts. The promise and the tables are those of `test_error_rates`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ RIGHT = 0.75
 
 
 def chances(rate: float, positives: float, down: float) -> np.ndarray:
-    """`[8]` by (gold, before, after): a share `rate` of answers flips, a share `down` of the flips from right to wrong; both classes alike."""
+    """`[8]` by (gold, before, after): a share `rate` of answers flips, a share `down` of the flips from right to wrong;
+    both classes alike.
+    """
     lost, gained = rate * down, rate * (1 - down)
     found = np.zeros((2, 2, 2))
     for gold, share in ((0, 1 - positives), (1, positives)):
@@ -51,31 +55,58 @@ def with_drop(metric: str, rate: float, positives: float, margin: float) -> np.n
     return chances(rate, positives, most) if most < 1 else None
 
 
-def cell(generator: np.random.Generator, metric: str, count: int, rate: float, positives: float, margin: float, draws: int) -> Rates | None:
-    """No true drop for the tests and one coverage, a true drop of the margin for false passes and the other. None where so few flips cannot make it."""
+def cell(
+    generator: np.random.Generator, metric: str, count: int, rate: float, positives: float, margin: float, draws: int
+) -> Rates | None:
+    """No true drop for the tests and one coverage, a true drop of the margin for false passes and the other. None where
+    so few flips cannot make it.
+    """
     harm = alarms = covered = passed = covered_at = 0
     equal, worse = chances(rate, positives, 0.5), with_drop(metric, rate, positives, margin)
     if worse is None:
         return None
     for seed in range(draws):
         pair = drawn(generator, metric, count, equal)
-        tails, estimate = stats.corpus_test(pair, seed=seed, draws=499), stats.corpus_interval(pair, seed=seed, draws=299)
-        harm, alarms, covered = harm + (tails.less <= NOMINAL), alarms + (tails.two_sided <= NOMINAL), covered + (estimate.low <= 0 <= estimate.high)
+        tails, estimate = (
+            stats.corpus_test(pair, seed=seed, draws=499),
+            stats.corpus_interval(pair, seed=seed, draws=299),
+        )
+        harm, alarms, covered = (
+            harm + (tails.less <= NOMINAL),
+            alarms + (tails.two_sided <= NOMINAL),
+            covered + (estimate.low <= 0 <= estimate.high),
+        )
         estimate = stats.corpus_interval(drawn(generator, metric, count, worse), seed=seed, draws=299)
-        passed, covered_at = passed + (stats.within_p(estimate, margin) <= NOMINAL), covered_at + (estimate.low <= -margin <= estimate.high)
-    return Rates(f"{metric}, n={count} flips={rate:.0%} positive={positives:.0%} margin={margin:.0%}", harm / draws, alarms / draws, passed / draws, min(covered, covered_at) / draws)
+        passed, covered_at = (
+            passed + (stats.within_p(estimate, margin) <= NOMINAL),
+            covered_at + (estimate.low <= -margin <= estimate.high),
+        )
+    return Rates(
+        f"{metric}, n={count} flips={rate:.0%} positive={positives:.0%} margin={margin:.0%}",
+        harm / draws,
+        alarms / draws,
+        passed / draws,
+        min(covered, covered_at) / draws,
+    )
 
 
 def test_f1_and_mcc(generator: np.random.Generator) -> None:
     cells = [("f1", 100, 0.1, 0.4, 0.02), ("mcc", 50, 0.3, 0.4, 0.05)]
-    keep_the_promise(table("F1 and MCC", filter(None, (cell(generator, *options, draws=600) for options in cells))), noise(600))
+    keep_the_promise(
+        table("F1 and MCC", filter(None, (cell(generator, *options, draws=600) for options in cells))), noise(600)
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("metric", ["f1", "mcc"])
 def test_f1_and_mcc_on_the_whole_grid(metric: str, generator: np.random.Generator) -> None:
-    cells = [*itertools.product((50, 200, 1000), (0.02, 0.05, 0.2, 0.3), (0.1, 0.5), (0.02, 0.05)), (5000, 0.05, 0.5, 0.02)]
-    keep_the_promise(table(metric, filter(None, (cell(generator, metric, *options, draws=400) for options in cells))), noise(400))
+    cells = [
+        *itertools.product((50, 200, 1000), (0.02, 0.05, 0.2, 0.3), (0.1, 0.5), (0.02, 0.05)),
+        (5000, 0.05, 0.5, 0.02),
+    ]
+    keep_the_promise(
+        table(metric, filter(None, (cell(generator, metric, *options, draws=400) for options in cells))), noise(400)
+    )
 
 
 @pytest.mark.slow
@@ -85,10 +116,24 @@ def test_bleu(count: int, generator: np.random.Generator) -> None:
     harm = alarms = covered = 0
     for _ in range(300):
         before = texts(generator, count, 0.25)
-        again = [[reference, " ".join(str(generator.choice(WORDS)) if generator.random() < 0.25 else word for word in reference.split())] for reference, _ in before]
+        again = [
+            [
+                reference,
+                " ".join(
+                    str(generator.choice(WORDS)) if generator.random() < 0.25 else word for word in reference.split()
+                ),
+            ]
+            for reference, _ in before
+        ]
         effect = judged("bleu", before, [new if generator.random() < 0.3 else old for old, new in zip(before, again)])
-        harm, alarms, covered = harm + (effect.p_worse <= NOMINAL), alarms + (effect.p_value <= NOMINAL), covered + (effect.low <= 0 <= effect.high)
-    keep_the_promise(table("BLEU", [Rates(f"BLEU, n={count}", harm / 300, alarms / 300, None, covered / 300)]), noise(300))
+        harm, alarms, covered = (
+            harm + (effect.p_worse <= NOMINAL),
+            alarms + (effect.p_value <= NOMINAL),
+            covered + (effect.low <= 0 <= effect.high),
+        )
+    keep_the_promise(
+        table("BLEU", [Rates(f"BLEU, n={count}", harm / 300, alarms / 300, None, covered / 300)]), noise(300)
+    )
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from leaderboard.effect import Effect, Scored
 from leaderboard.judge import judge
 
 sacrebleu = pytest.importorskip("sacrebleu")
-WORDS = "the a small old red house dog cat man saw ran to from under near and then it was not very quickly away".split()
+TEXT = "the a small old red house dog cat man saw ran to from under near and then it was not very quickly away"
+WORDS = TEXT.split()
 
 
 @pytest.fixture
@@ -27,7 +28,9 @@ def generator() -> np.random.Generator:
 
 
 def texts(generator: np.random.Generator, count: int, garbled: float) -> list[list[Any]]:
-    """`[reference, answer]` pairs; each word of an answer is another than the reference's with probability `garbled`."""
+    """`[reference, answer]` pairs; each word of an answer is another than the reference's with probability
+    `garbled`.
+    """
     found = []
     for _ in range(count):
         words = list(generator.choice(WORDS, int(generator.integers(6, 18))))
@@ -38,7 +41,11 @@ def texts(generator: np.random.Generator, count: int, garbled: float) -> list[li
 
 def corpus_score(metric: str, pairs: list[list[Any]]) -> float:
     """As lm-eval computes it: from the texts, all at once."""
-    return float(getattr(sacrebleu, f"corpus_{metric}")([answer for _, answer in pairs], [[reference for reference, _ in pairs]]).score)
+    return float(
+        getattr(sacrebleu, f"corpus_{metric}")(
+            [answer for _, answer in pairs], [[reference for reference, _ in pairs]]
+        ).score
+    )
 
 
 def scored(metric: str, pairs: list[list[Any]]) -> Scored:
@@ -67,18 +74,33 @@ def test_a_garbled_answer_is_worse_whichever_way_the_metric_runs(metric: str, ge
     before = texts(generator, 120, 0.2)
     after = [[reference, " ".join(answer.split()[: -len(answer.split()) // 3])] for reference, answer in before]
     effect = judged(metric, before, after, limits_at=0.05)
-    assert effect.improvement < 0 and effect.p_value < 0.01 and effect.p_worse < 0.01 and effect.drop > effect.margin == 2.0
-    assert effect.low < effect.delta < effect.high and not effect.low <= 0 <= effect.high and effect.drop_low < effect.drop < effect.drop_high
+    assert (
+        effect.improvement < 0
+        and effect.p_value < 0.01
+        and effect.p_worse < 0.01
+        and effect.drop > effect.margin == 2.0
+    )
+    assert (
+        effect.low < effect.delta < effect.high
+        and not effect.low <= 0 <= effect.high
+        and effect.drop_low < effect.drop < effect.drop_high
+    )
     same = judged(metric, before, before)
     assert (same.delta, same.p_value) == (0.0, 1.0) and same.low < 0 < same.high
 
 
 def test_the_interval_is_that_of_a_bootstrap_over_texts(generator: np.random.Generator) -> None:
     before = texts(generator, 60, 0.2)
-    after = [[reference, " ".join(reversed(answer.split())) if i % 4 == 0 else answer] for i, (reference, answer) in enumerate(before)]
+    after = [
+        [reference, " ".join(reversed(answer.split())) if i % 4 == 0 else answer]
+        for i, (reference, answer) in enumerate(before)
+    ]
     effect = judged("bleu", before, after)
     draws = [generator.integers(0, 60, 60) for _ in range(400)]
-    found = [corpus_score("bleu", [after[i] for i in drawn]) - corpus_score("bleu", [before[i] for i in drawn]) for drawn in draws]
+    found = [
+        corpus_score("bleu", [after[i] for i in drawn]) - corpus_score("bleu", [before[i] for i in drawn])
+        for drawn in draws
+    ]
     assert (effect.low, effect.high) == pytest.approx(tuple(np.quantile(found, [0.025, 0.975])), abs=1.5)
 
 
@@ -89,7 +111,7 @@ def test_clusters_are_drawn_whole(generator: np.random.Generator) -> None:
     assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
 
 
-@pytest.mark.parametrize("part", ["not JSON", "[1, 2]", '["a"]', '["a", ["b", "c"]]', "[[], \"b\"]", "{}"])
+@pytest.mark.parametrize("part", ["not JSON", "[1, 2]", '["a"]', '["a", ["b", "c"]]', '[[], "b"]', "{}"])
 def test_samples_of_another_form_have_no_test(part: str) -> None:
     with pytest.raises(NoTest, match="no paired test of bleu"):
         corpus_text.contributions("bleu", ['["a", "b"]'] * 2, ['["a", "b"]', part])
@@ -98,11 +120,15 @@ def test_samples_of_another_form_have_no_test(part: str) -> None:
 def test_several_references() -> None:
     parts = [json.dumps([["the old red house", "a red house"], ["the red house was old"]])] * 3
     found = corpus_text.contributions("bleu", parts, parts)
-    expected = sacrebleu.corpus_bleu(["the red house was old"] * 3, [["the old red house"] * 3, ["a red house"] * 3]).score
+    expected = sacrebleu.corpus_bleu(
+        ["the red house was old"] * 3, [["the old red house"] * 3, ["a red house"] * 3]
+    ).score
     assert found.score(found.before.sum(axis=0, keepdims=True))[0] == pytest.approx(expected)
 
 
-def test_a_score_that_the_texts_do_not_give_and_a_missing_library_are_said(generator: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_score_that_the_texts_do_not_give_and_a_missing_library_are_said(
+    generator: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pairs = texts(generator, 9, 0.1)
     run = scored("bleu", pairs)
     effect = judge("bleu", run, replace(run, score=12.0), higher_is_better=True)

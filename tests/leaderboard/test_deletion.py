@@ -31,7 +31,9 @@ def count(database: Path, table: str) -> int:
         return int(store.rows(f"SELECT count(*) AS n FROM {table}")[0]["n"])
 
 
-def test_a_deleted_run_leaves_no_row_and_does_not_come_back(two_runs: tuple[Path, Path], made: Any, database: Path) -> None:
+def test_a_deleted_run_leaves_no_row_and_does_not_come_back(
+    two_runs: tuple[Path, Path], made: Any, database: Path
+) -> None:
     before = count(database, "docs")
     entry = delete(database, str(two_runs[1]), "wrong tokenizer")
     with open_store(database) as store:
@@ -94,7 +96,9 @@ def test_watching_lets_a_growing_file_settle_and_a_busy_database_pass(made: Any,
     assert [len(report.added) for report in told] == [1]
 
 
-def test_who_is_waited_for_is_said(made: Any, kit: Any, database: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_who_is_waited_for_is_said(
+    made: Any, kit: Any, database: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     import time
 
     monkeypatch.setattr("leaderboard.locking.SAID_AFTER_SECONDS", 0.0)
@@ -104,7 +108,9 @@ def test_who_is_waited_for_is_said(made: Any, kit: Any, database: Path, monkeypa
     assert "a long rebuild by process" in caplog.text
 
 
-def test_a_blessed_run_must_be_replaced_first_and_noise_goes_with_its_run(two_runs: tuple[Path, Path], made: Any, kit: Any, database: Path) -> None:
+def test_a_blessed_run_must_be_replaced_first_and_noise_goes_with_its_run(
+    two_runs: tuple[Path, Path], made: Any, kit: Any, database: Path
+) -> None:
     choose(database, str(two_runs[1]), "the release")
     with pytest.raises(LeaderboardError, match="is the blessed run of its recipe"):
         delete(database, str(two_runs[1]), "x")

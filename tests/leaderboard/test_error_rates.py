@@ -1,7 +1,10 @@
-"""How often the verdicts err, by simulation: false alarms without a difference, false passes at the margin, coverage of the intervals.
+"""How often the verdicts err, by simulation: false alarms without a difference, false passes at the margin, coverage of
+the intervals.
 
-The promise: at a nominal 5 % at most 5.5 % false alarms and false passes, and intervals that cover at least 93.5 %. The tables are printed
-(`pytest -s`, or `-rP`). The default grid is small; the marker `slow` runs sample sizes 50 to 5,000 and flip rates 1 to 30 % with 60,000 draws
+The promise: at a nominal 5 % at most 5.5 % false alarms and false passes, and intervals that cover at least 93.5 %. The
+tables are printed
+(`pytest -s`, or `-rP`). The default grid is small; the marker `slow` runs sample sizes 50 to 5,000 and flip rates 1 to
+30 % with 60,000 draws
 a cell where answers are right or wrong (a standard error of 0.09 points), and thousands elsewhere.
 """
 
@@ -23,7 +26,9 @@ NOMINAL = 0.05
 
 
 class Rates(NamedTuple):
-    """Of one cell: what it is, and the shares of draws in which the test of harm, the two-sided test and the margin test reject, and the interval covers."""
+    """Of one cell: what it is, and the shares of draws in which the test of harm, the two-sided test and the margin
+    test reject, and the interval covers.
+    """
 
     cell: str
     harm: float | None = None
@@ -37,7 +42,9 @@ def table(title: str, rows: Iterable[Rates]) -> list[Rates]:
     found = list(rows)
     print(f"\n{title}\n{'':44} {'harm':>8} {'two-sided':>10} {'passes':>8} {'covers':>8}")
     for row in found:
-        cells = " ".join(f"{'-' if value is None else f'{value:.4f}':>{width}}" for value, width in zip(row[1:], (8, 10, 8, 8)))
+        cells = " ".join(
+            f"{'-' if value is None else f'{value:.4f}':>{width}}" for value, width in zip(row[1:], (8, 10, 8, 8))
+        )
         print(f"{row.cell:44} {cells}")
     return found
 
@@ -50,7 +57,9 @@ def keep_the_promise(rows: Iterable[Rates], slack: float = 0.0) -> None:
         assert row.covered is None or row.covered >= LEAST - slack, row
 
 
-def expected(lost: float, gained: float, count: int, generator: np.random.Generator, judge: Callable[[int, int], Iterable[bool]]) -> np.ndarray:
+def expected(
+    lost: float, gained: float, count: int, generator: np.random.Generator, judge: Callable[[int, int], Iterable[bool]]
+) -> np.ndarray:
     """The shares of draws in which each of `judge(lost, gained)`'s answers is true; every outcome is judged once."""
     drawn = generator.multinomial(count, [lost, gained, 1 - lost - gained], size=DRAWS)[:, :2]
     outcomes, times = np.unique(drawn, axis=0, return_counts=True)
@@ -59,7 +68,9 @@ def expected(lost: float, gained: float, count: int, generator: np.random.Genera
 
 
 def right_or_wrong(generator: np.random.Generator, count: int, rate: float, margin: float) -> Rates:
-    """A binary cell: no true drop for the tests and one coverage, a true drop of the margin for false passes and the other."""
+    """A binary cell: no true drop for the tests and one coverage, a true drop of the margin for false passes and the
+    other.
+    """
 
     def no_drop(lost: int, gained: int) -> Iterable[bool]:
         tails, estimate = stats.mid_p_mcnemar(lost, gained), stats.bonett_price(lost, gained, count)
@@ -71,7 +82,10 @@ def right_or_wrong(generator: np.random.Generator, count: int, rate: float, marg
 
         def at_margin(lost: int, gained: int) -> Iterable[bool]:
             estimate = stats.bonett_price(lost, gained, count)
-            return stats.binary_within_p(lost, gained, count, margin) <= NOMINAL, estimate.low <= -margin <= estimate.high
+            return (
+                stats.binary_within_p(lost, gained, count, margin) <= NOMINAL,
+                estimate.low <= -margin <= estimate.high,
+            )
 
         passed, other = expected((rate + margin) / 2, (rate - margin) / 2, count, generator, at_margin)
         covered = min(covered, other)
@@ -88,14 +102,23 @@ def test_right_or_wrong(generator: np.random.Generator) -> None:
 
 @pytest.mark.slow
 def test_right_or_wrong_on_the_whole_grid(generator: np.random.Generator) -> None:
-    keep_the_promise(table("right or wrong answers", (right_or_wrong(generator, *cell) for cell in itertools.product(COUNTS, RATES, MARGINS))))
+    keep_the_promise(
+        table(
+            "right or wrong answers",
+            (right_or_wrong(generator, *cell) for cell in itertools.product(COUNTS, RATES, MARGINS)),
+        )
+    )
 
 
 @pytest.mark.slow
 def test_false_passes_where_every_flip_is_a_loss(generator: np.random.Generator) -> None:
     """The hardest case for a score statistic: few, coarse steps."""
-    cells = [(count, margin) for count in (60, 75, 120, 150, 220, 300, 450, 600, 1200, 3000) for margin in (0.01, 0.02, 0.05)]
-    keep_the_promise(table("every flip a loss", (right_or_wrong(generator, count, margin, margin) for count, margin in cells)))
+    cells = [
+        (count, margin) for count in (60, 75, 120, 150, 220, 300, 450, 600, 1200, 3000) for margin in (0.01, 0.02, 0.05)
+    ]
+    keep_the_promise(
+        table("every flip a loss", (right_or_wrong(generator, count, margin, margin) for count, margin in cells))
+    )
 
 
 def coverage(count: int, lost: float, gained: float) -> float:
@@ -104,18 +127,35 @@ def coverage(count: int, lost: float, gained: float) -> float:
 
     def likely(share: float) -> np.ndarray:
         spread = math.sqrt(count * share * (1 - share))
-        return np.arange(max(0, int(count * share - 9 * spread - 9)), min(count, int(count * share + 9 * spread + 14)) + 1)
+        return np.arange(
+            max(0, int(count * share - 9 * spread - 9)), min(count, int(count * share + 9 * spread + 14)) + 1
+        )
 
     down, up = np.meshgrid(likely(lost), likely(gained), indexing="ij")
     rest = np.maximum(count - down - up, 0)
-    log_mass = gammaln(count + 1) - gammaln(down + 1) - gammaln(up + 1) - gammaln(rest + 1) + xlogy(down, lost) + xlogy(up, gained) + xlogy(rest, 1 - lost - gained)
-    outcomes = [(int(a), int(b), float(mass)) for a, b, mass in zip(down.ravel(), up.ravel(), np.exp(log_mass).ravel()) if a + b <= count and mass > 1e-9]
+    log_mass = (
+        gammaln(count + 1)
+        - gammaln(down + 1)
+        - gammaln(up + 1)
+        - gammaln(rest + 1)
+        + xlogy(down, lost)
+        + xlogy(up, gained)
+        + xlogy(rest, 1 - lost - gained)
+    )
+    outcomes = [
+        (int(a), int(b), float(mass))
+        for a, b, mass in zip(down.ravel(), up.ravel(), np.exp(log_mass).ravel())
+        if a + b <= count and mass > 1e-9
+    ]
     intervals = [(stats.bonett_price(a, b, count), mass) for a, b, mass in outcomes]
     return sum(mass for interval, mass in intervals if interval.low <= gained - lost <= interval.high)
 
 
 def test_coverage_where_it_is_worst() -> None:
-    worst = {cell: coverage(*cell) for cell in ((57, 0.1, 0.0), (393, 0.015, 0.0), (218, 0.02, 0.0), (197, 0.03, 0.0), (600, 0.01, 0.0))}
+    worst = {
+        cell: coverage(*cell)
+        for cell in ((57, 0.1, 0.0), (393, 0.015, 0.0), (218, 0.02, 0.0), (197, 0.03, 0.0), (600, 0.01, 0.0))
+    }
     print("\nexact coverage of the interval, documents, share lost, share gained:", worst)
     assert min(worst.values()) >= LEAST
 
@@ -123,23 +163,51 @@ def test_coverage_where_it_is_worst() -> None:
 @pytest.mark.slow
 def test_coverage_on_the_whole_grid() -> None:
     counts = [*range(50, 400, 14), 450, 600, 800, 1000, 1500]
-    cells = [(n, f * (1 + k) / 2, f * (1 - k) / 2) for n in counts for f in (0.01, 0.015, 0.02, 0.03, 0.05, 0.1) for k in (0, 0.6, 0.9, 1)]
+    cells = [
+        (n, f * (1 + k) / 2, f * (1 - k) / 2)
+        for n in counts
+        for f in (0.01, 0.015, 0.02, 0.03, 0.05, 0.1)
+        for k in (0, 0.6, 0.9, 1)
+    ]
     found = sorted((coverage(*cell), *cell) for cell in cells)
     print("\nthe least exact coverages, with documents, share lost, share gained:", *found[:8], sep="\n")
     assert found[0][0] >= LEAST
 
 
-def clustered(generator: np.random.Generator, groups: int, size: int, rate: float, drop: float, together: float, draws: int, *, unequal: bool = False) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-    """Differences and clusters: a cluster's documents flip all together with probability `together`, else each by itself."""
+def clustered(
+    generator: np.random.Generator,
+    groups: int,
+    size: int,
+    rate: float,
+    drop: float,
+    together: float,
+    draws: int,
+    *,
+    unequal: bool = False,
+) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+    """Differences and clusters: a cluster's documents flip all together with probability `together`, else each by
+    itself.
+    """
     shares = [(rate + drop) / 2, (rate - drop) / 2]
     for _ in range(draws):
         sizes = np.maximum(1, generator.geometric(1 / size, groups)) if unequal else np.full(groups, size)
         clusters = np.repeat(np.arange(groups), sizes)
-        as_one, alone = (generator.choice([-1.0, 1.0, 0.0], size=n, p=[*shares, 1 - rate]) for n in (groups, len(clusters)))
+        as_one, alone = (
+            generator.choice([-1.0, 1.0, 0.0], size=n, p=[*shares, 1 - rate]) for n in (groups, len(clusters))
+        )
         yield np.where((generator.random(groups) < together)[clusters], as_one[clusters], alone), clusters
 
 
-def clusters_cell(generator: np.random.Generator, groups: int, size: int, rate: float, margin: float, together: float, unequal: bool, draws: int) -> Rates:
+def clusters_cell(
+    generator: np.random.Generator,
+    groups: int,
+    size: int,
+    rate: float,
+    margin: float,
+    together: float,
+    unequal: bool,
+    draws: int,
+) -> Rates:
     """A cell of clustered right or wrong answers."""
     harm = covered = passed = covered_at = 0
     for differences, names in clustered(generator, groups, size, rate, 0.0, together, draws, unequal=unequal):
@@ -150,7 +218,10 @@ def clusters_cell(generator: np.random.Generator, groups: int, size: int, rate: 
         passed += stats.bounded_within_p(differences, margin, names) <= NOMINAL
         estimate = stats.bounded_interval(differences, names)
         covered_at += estimate.low <= -margin <= estimate.high
-    cell = f"{groups} clusters of {'about ' if unequal else ''}{size}, {together:.0%} as one, flips={rate:.0%} margin={margin:.0%}"
+    cell = (
+        f"{groups} clusters of {'about ' if unequal else ''}{size}, {together:.0%} as one, flips={rate:.0%}"
+        f" margin={margin:.0%}"
+    )
     return Rates(cell, harm / draws, None, passed / draws, min(covered, covered_at) / draws)
 
 
@@ -174,7 +245,9 @@ def test_clusters_on_the_whole_grid(generator: np.random.Generator, groups: int)
 
 
 def partial(generator: np.random.Generator, count: int, rate: float, drop: float) -> np.ndarray:
-    """Differences of scores with partial credit: a share `rate` of documents changes, half of them wholly, with a mean of `-drop`."""
+    """Differences of scores with partial credit: a share `rate` of documents changes, half of them wholly, with a mean
+    of `-drop`.
+    """
     size = generator.choice([1.0, 0.2], size=count)
     down = 0.5 + drop / (2 * rate * 0.6)
     return np.where(generator.random(count) < rate, np.where(generator.random(count) < down, -size, size), 0.0)
@@ -192,7 +265,13 @@ def partial_cell(generator: np.random.Generator, count: int, rate: float, margin
         passed += stats.bounded_within_p(differences, margin) <= NOMINAL
         estimate = stats.bounded_interval(differences)
         covered_at += estimate.low <= -margin <= estimate.high
-    return Rates(f"partial credit, n={count} changed={rate:.0%} margin={margin:.0%}", harm / draws, None, passed / draws, min(covered, covered_at) / draws)
+    return Rates(
+        f"partial credit, n={count} changed={rate:.0%} margin={margin:.0%}",
+        harm / draws,
+        None,
+        passed / draws,
+        min(covered, covered_at) / draws,
+    )
 
 
 def test_partial_credit(generator: np.random.Generator) -> None:
@@ -202,7 +281,9 @@ def test_partial_credit(generator: np.random.Generator) -> None:
 @pytest.mark.slow
 def test_partial_credit_on_the_whole_grid(generator: np.random.Generator) -> None:
     cells = itertools.product((50, 200, 1000), (0.05, 0.1, 0.3), (0.01, 0.02))
-    keep_the_promise(table("partial credit", (partial_cell(generator, *cell, draws=4_000) for cell in cells)), noise(4_000))
+    keep_the_promise(
+        table("partial credit", (partial_cell(generator, *cell, draws=4_000) for cell in cells)), noise(4_000)
+    )
 
 
 def other_cell(generator: np.random.Generator, kind: str, count: int, draws: int) -> Rates:
@@ -219,7 +300,10 @@ def other_cell(generator: np.random.Generator, kind: str, count: int, draws: int
         else:
             clusters = np.repeat(np.arange(count // 5), 5)
             differences = generator.normal(0, 1, count // 5)[clusters] + generator.normal(0, 1, len(clusters))
-        estimate, tails = stats.paired_interval(differences, clusters), stats.sign_flip_test(differences, clusters, draws=999)
+        estimate, tails = (
+            stats.paired_interval(differences, clusters),
+            stats.sign_flip_test(differences, clusters, draws=999),
+        )
         alarms, harm = alarms + (tails.two_sided <= NOMINAL), harm + (tails.less <= NOMINAL)
         covered += estimate.low <= 0 <= estimate.high
     return Rates(f"{kind}, n={count}", harm / draws, alarms / draws, None, covered / draws)
@@ -232,7 +316,9 @@ def test_other_scores(generator: np.random.Generator) -> None:
 
 
 def middle_cell(generator: np.random.Generator, before: float, after: float, count: int, draws: int) -> Rates:
-    """A metric best at 0: `before` and `after` equally far from it for the tests, 0.2 farther off for false passes of that margin."""
+    """A metric best at 0: `before` and `after` equally far from it for the tests, 0.2 farther off for false passes of
+    that margin.
+    """
     differ = worse = passed = 0
     for _ in range(draws):
         shared = generator.normal(0, 1, count)
@@ -247,7 +333,8 @@ def middle_cell(generator: np.random.Generator, before: float, after: float, cou
 def _middle_by_t(baseline: np.ndarray, recipe: np.ndarray) -> tuple[float, float]:
     """`middle_best_test` with t in place of sign flips, which agree on normal data and take a hundred times as long."""
     pairs = [stats.paired_interval(x) for x in (recipe - baseline, baseline + recipe)]
-    above = [stats.within_p(stats.mirrored(x), 1e-12) for x in pairs]  # p of "the mean is above zero" being false, and so on
+    # p of "the mean is above zero" being false, and so on
+    above = [stats.within_p(stats.mirrored(x), 1e-12) for x in pairs]
     greater, less = [1 - p for p in above], above
     two_sided = [min(1.0, 2 * min(g, s)) for g, s in zip(greater, less)]
     return max(two_sided), min(1.0, 2 * min(max(greater), max(less)))
@@ -255,13 +342,22 @@ def _middle_by_t(baseline: np.ndarray, recipe: np.ndarray) -> tuple[float, float
 
 def test_best_in_the_middle(generator: np.random.Generator) -> None:
     cells = [(1.0, 1.0), (0.0, 0.0), (0.4, -0.4)]
-    keep_the_promise(table("best in the middle", (middle_cell(generator, *cell, count=60, draws=1_000) for cell in cells)), noise(1_000))
+    keep_the_promise(
+        table("best in the middle", (middle_cell(generator, *cell, count=60, draws=1_000) for cell in cells)),
+        noise(1_000),
+    )
 
 
 @pytest.mark.slow
 def test_best_in_the_middle_on_the_whole_grid(generator: np.random.Generator) -> None:
-    cells = [(*means, count) for means in ((1.0, 1.0), (0.0, 0.0), (0.4, -0.4), (0.1, 0.1), (0.1, -0.1)) for count in (50, 160)]
-    keep_the_promise(table("best in the middle", (middle_cell(generator, *cell, draws=10_000) for cell in cells)), noise(10_000))
+    cells = [
+        (*means, count)
+        for means in ((1.0, 1.0), (0.0, 0.0), (0.4, -0.4), (0.1, 0.1), (0.1, -0.1))
+        for count in (50, 160)
+    ]
+    keep_the_promise(
+        table("best in the middle", (middle_cell(generator, *cell, draws=10_000) for cell in cells)), noise(10_000)
+    )
 
 
 def suite_cell(generator: np.random.Generator, tasks: int, count: int, rate: float, margin: float, draws: int) -> Rates:
@@ -272,14 +368,34 @@ def suite_cell(generator: np.random.Generator, tasks: int, count: int, rate: flo
         drawn = generator.multinomial(count, [(rate + drop) / 2, (rate - drop) / 2, 1 - rate], size=tasks)[:, :2]
         for lost, gained in (tuple(map(int, row)) for row in drawn):
             if (lost, gained) not in parts:
-                low, high = -stats.binary_drop_limit(gained, lost, count, NOMINAL), stats.binary_drop_limit(lost, gained, count, NOMINAL)
-                parts[lost, gained] = stats.Part(1, (lost - gained) / count, low, high, stats.bonett_price(lost, gained, count).standard_error, math.inf)
+                low, high = (
+                    -stats.binary_drop_limit(gained, lost, count, NOMINAL),
+                    stats.binary_drop_limit(lost, gained, count, NOMINAL),
+                )
+                parts[lost, gained] = stats.Part(
+                    1,
+                    (lost - gained) / count,
+                    low,
+                    high,
+                    stats.bonett_price(lost, gained, count).standard_error,
+                    math.inf,
+                )
         return stats.suite([parts[tuple(map(int, row))] for row in drawn])
 
     at_zero, at_margin = [one(0.0) for _ in range(draws)], [one(margin) for _ in range(draws)]
-    harm, passed = (sum(found) / draws for found in ([s.p_worse <= NOMINAL for s in at_zero], [s.high < margin for s in at_margin]))
-    below, above = (sum(side) / draws for side in ([s.low > margin for s in at_margin], [s.high < margin for s in at_margin]))
-    return Rates(f"suite of {tasks}, n={count} flips={rate:.0%} margin={margin:.0%}", harm, None, max(passed, below), 1 - (below + above) / 2)
+    harm, passed = (
+        sum(found) / draws for found in ([s.p_worse <= NOMINAL for s in at_zero], [s.high < margin for s in at_margin])
+    )
+    below, above = (
+        sum(side) / draws for side in ([s.low > margin for s in at_margin], [s.high < margin for s in at_margin])
+    )
+    return Rates(
+        f"suite of {tasks}, n={count} flips={rate:.0%} margin={margin:.0%}",
+        harm,
+        None,
+        max(passed, below),
+        1 - (below + above) / 2,
+    )
 
 
 def test_suites(generator: np.random.Generator) -> None:
@@ -288,7 +404,11 @@ def test_suites(generator: np.random.Generator) -> None:
 
 @pytest.mark.slow
 def test_suites_on_the_whole_grid(generator: np.random.Generator) -> None:
-    cells = [(tasks, count, rate, margin) for tasks, count, rate, margin in itertools.product((2, 5), (50, 300, 2000), (0.01, 0.05, 0.2), (0.01, 0.02)) if rate >= margin]
+    cells = [
+        (tasks, count, rate, margin)
+        for tasks, count, rate, margin in itertools.product((2, 5), (50, 300, 2000), (0.01, 0.05, 0.2), (0.01, 0.02))
+        if rate >= margin
+    ]
     keep_the_promise(table("suites", (suite_cell(generator, *cell, draws=5_000) for cell in cells)), noise(5_000))
 
 
@@ -302,13 +422,18 @@ def perplexity_cell(generator: np.random.Generator, count: int, draws: int) -> R
         ratio = stats.log_ratio(baseline, baseline + change, words)
         covered += ratio.low <= 0 <= ratio.high
         harm += stats.sign_flip_test(change, draws=499).less <= NOMINAL
-        passed += stats.within_p(stats.mirrored(stats.log_ratio(baseline, baseline + change - 0.02 * words, words)), 0.02) <= NOMINAL
+        passed += (
+            stats.within_p(stats.mirrored(stats.log_ratio(baseline, baseline + change - 0.02 * words, words)), 0.02)
+            <= NOMINAL
+        )
     return Rates(f"perplexity, n={count}", harm / draws, None, passed / draws, covered / draws)
 
 
 @pytest.mark.slow
 def test_perplexities(generator: np.random.Generator) -> None:
-    keep_the_promise(table("perplexities", (perplexity_cell(generator, count, 4_000) for count in (50, 300))), noise(4_000))
+    keep_the_promise(
+        table("perplexities", (perplexity_cell(generator, count, 4_000) for count in (50, 300))), noise(4_000)
+    )
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""The gate's decisions, on runs whose answer is known: its words and exit codes, its baselines, and what it says changed."""
+"""The gate's decisions, on runs whose answer is known: its words and exit codes, its baselines, and what it says
+changed.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +33,18 @@ from tests.leaderboard.gating import gated, row, two
         (40, 3, 1, "INCONCLUSIVE", 3, "looks worse by more than the margin, but chance is not excluded"),
     ],
 )
-def test_words_and_exit_codes(made: Any, kit: Any, count: int, lost: int, gained: int, word: str, code: int, reason: str | None) -> None:
+def test_words_and_exit_codes(
+    made: Any, kit: Any, count: int, lost: int, gained: int, word: str, code: int, reason: str | None
+) -> None:
     base, laser = two(made, *kit.pair(count, count // 2, lost=lost, gained=gained))
     report = gated(laser, base)
     found = row(report)
     assert (report.verdict, report.exit_code, found.verdict) == (word, code, word)
-    assert found.drop == pytest.approx((lost - gained) / count) and found.drop_low < found.drop < found.drop_high and found.margin == 0.02
+    assert (
+        found.drop == pytest.approx((lost - gained) / count)
+        and found.drop_low < found.drop < found.drop_high
+        and found.margin == 0.02
+    )
     assert (found.lost, found.gained, found.documents) == (lost, gained, count)
     assert found.reasons[0].startswith(reason) if reason else found.reasons == ()
 
@@ -57,7 +65,9 @@ def test_the_margin_of_a_task_is_its_own_before_the_default(made: Any, kit: Any)
 
 def test_significance_is_corrected_over_all_rows(made: Any, kit: Any) -> None:
     tasks = {f"t{i}": kit.pair(200, 100, lost=9 if i == 0 else 0, gained=2 if i == 0 else 0) for i in range(8)}
-    base, laser = two(made, {name: pair[0] for name, pair in tasks.items()}, {name: pair[1] for name, pair in tasks.items()})
+    base, laser = two(
+        made, {name: pair[0] for name, pair in tasks.items()}, {name: pair[1] for name, pair in tasks.items()}
+    )
     alone = gated(laser, base, tasks={"t0": {}}, others="ignore")
     assert row(alone, "t0").p_worse == row(alone, "t0").p_holm < 0.05 and alone.verdict == "FAIL"
     together = gated(laser, base)
@@ -68,7 +78,8 @@ def test_the_worst_row_decides() -> None:
     def words(*decided: str) -> str:
         from leaderboard.gate.decision import overall
 
-        return overall(decide([Row("base", str(i), decided=word) for i, word in enumerate(decided)], 0.05))  # type: ignore[arg-type]
+        rows = [Row("base", str(i), decided=word) for i, word in enumerate(decided)]  # type: ignore[arg-type]
+        return overall(decide(rows, 0.05))
 
     assert words("PASS", "WARN", "PASS") == "WARN" and words("WARN", "INCONCLUSIVE") == "INCONCLUSIVE"
     assert words("INCONCLUSIVE", "INCOMPARABLE") == "INCOMPARABLE" and words("INCOMPARABLE", "FAIL", "PASS") == "FAIL"
@@ -84,8 +95,17 @@ def test_floors(made: Any, kit: Any) -> None:
 def test_floors_of_other_directions(made: Any, kit: Any) -> None:
     values = [0.2] * 100
     error = kit.Task({"error": values}, higher_is_better={"error": False}, log_likelihoods=kit.likelihoods(100, 0))
-    bias = kit.Task({"odds": [x * 5 for x in values]}, metadata={"best_value": {"odds": 0.0}}, log_likelihoods=kit.likelihoods(100, 0))
-    base, laser = two(made, {"e": error, "b": bias}, {"e": error, "b": bias}, weights={"digest_before": kit.sha("weights"), "digest_after": kit.sha("weights")})
+    bias = kit.Task(
+        {"odds": [x * 5 for x in values]},
+        metadata={"best_value": {"odds": 0.0}},
+        log_likelihoods=kit.likelihoods(100, 0),
+    )
+    base, laser = two(
+        made,
+        {"e": error, "b": bias},
+        {"e": error, "b": bias},
+        weights={"digest_before": kit.sha("weights"), "digest_after": kit.sha("weights")},
+    )
     report = gated(laser, base, tasks={"e": {"floor": 0.1}, "b": {"floor": 0.5}})
     assert row(report, "e").reasons == ("0.2 is above the 0.1 that the policy allows at most",)
     assert row(report, "b").reasons == ("1 is farther than 0.5 from its best value 0",)
@@ -100,7 +120,11 @@ def test_best_in_the_middle(made: Any, kit: Any) -> None:
     noise = np.random.default_rng(0).normal(0, 0.3, 400)
 
     def task(mean: float, seed: int) -> Any:
-        return kit.Task({"odds": (mean + noise).tolist()}, metadata={"best_value": {"odds": 0.0}}, log_likelihoods=kit.likelihoods(400, seed))
+        return kit.Task(
+            {"odds": (mean + noise).tolist()},
+            metadata={"best_value": {"odds": 0.0}},
+            log_likelihoods=kit.likelihoods(400, seed),
+        )
 
     base = made.run("baseline", {"bias": task(0.5, 0)})
     words = {}
@@ -117,7 +141,12 @@ def test_perplexity(made: Any, kit: Any) -> None:
         values = [[float(-3 * w + e + shift * w), int(w)] for w, e in zip(words, generator.normal(0, 2, 80))]
         score = float(np.exp(-sum(v for v, _ in values) / int(words.sum())))
         options = {"higher_is_better": {"word_perplexity": False}, "output_type": "loglikelihood_rolling"}
-        return kit.Task({"word_perplexity": values}, scores={"word_perplexity": score}, log_likelihoods=[v for v, _ in values], **options)
+        return kit.Task(
+            {"word_perplexity": values},
+            scores={"word_perplexity": score},
+            log_likelihoods=[v for v, _ in values],
+            **options,
+        )
 
     base = made.run("baseline", {"wiki": task(0)})
     for shift, word in ((-0.2, "FAIL"), (0.2, "PASS"), (-0.001, "PASS")):
@@ -130,7 +159,10 @@ class TestTasksOfThePolicy:
     def test_a_required_task_that_is_missing_fails(self, made: Any, kit: Any) -> None:
         base, laser = two(made, *kit.pair(300, 150))
         report = gated(laser, base, tasks={"summs": {}, "other": {"required": False}})
-        assert (report.verdict, row(report, "summs").reasons) == ("FAIL", ("required, and the candidate has not run it; did you mean 'sums'?",))
+        assert (report.verdict, row(report, "summs").reasons) == (
+            "FAIL",
+            ("required, and the candidate has not run it; did you mean 'sums'?",),
+        )
         assert [row.name for row in report.rows] == ["summs", "sums"]
         assert "it has sums" in row(gated(laser, base, tasks={"zzz": {}}), "zzz").reasons[0]
 
@@ -152,7 +184,9 @@ class TestTasksOfThePolicy:
             report = gated(laser, base, tasks={"sums": {"metric": metric}})
             assert (report.verdict, row(report).metric) == ("PASS", "kind")
         report = gated(laser, base, tasks={"sums": {"metric": "f2"}})
-        assert (report.verdict, report.exit_code) == ("INCOMPARABLE", 2) and row(report).reasons == ("the candidate has no metric 'f2' here; it has acc,none, kind,none",)
+        assert (report.verdict, report.exit_code) == ("INCOMPARABLE", 2) and row(report).reasons == (
+            "the candidate has no metric 'f2' here; it has acc,none, kind,none",
+        )
 
     def test_other_settings_are_incomparable_and_named(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(300, 150)
@@ -170,11 +204,21 @@ class TestTasksOfThePolicy:
     def test_results_from_before_samples_had_hashes(self, made: Any, kit: Any, tmp_path: Path) -> None:
         before, after = kit.pair(300, 150)
         old = tmp_path / "old.json"
-        old.write_text(json.dumps({"results": {"sums": {"acc": 0.5, "acc_stderr": 0.03}}, "versions": {"sums": 1}, "config": {"model": "gpt2", "model_args": "pretrained=tiny"}}))
+        old.write_text(
+            json.dumps(
+                {
+                    "results": {"sums": {"acc": 0.5, "acc_stderr": 0.03}},
+                    "versions": {"sums": 1},
+                    "config": {"model": "gpt2", "model_args": "pretrained=tiny"},
+                }
+            )
+        )
         laser = made.run("laser", {"sums": after})
         for candidate, baseline in ((laser, old), (old, laser)):
             report = gated(candidate, baseline)
-            assert report.exit_code == 2 and any("shown, not gateable" in reason for reason in row(report).reasons), row(report)
+            assert report.exit_code == 2 and any("shown, not gateable" in reason for reason in row(report).reasons), (
+                row(report)
+            )
         assert before.count == 300
 
     def test_a_result_that_is_no_number_fails(self, made: Any, kit: Any) -> None:
@@ -189,30 +233,59 @@ class TestSuites:
 
     def pair(self, made: Any, kit: Any, **more: Any) -> tuple[Path, Path]:
         first, second = kit.pair(1000, 500, lost=40, gained=10), kit.pair(1000, 500, lost=5, gained=35)
-        return two(made, {"a": first[0], "b": second[0], **{k: v[0] for k, v in more.items()}}, {"a": first[1], "b": second[1], **{k: v[1] for k, v in more.items()}})
+        return two(
+            made,
+            {"a": first[0], "b": second[0], **{k: v[0] for k, v in more.items()}},
+            {"a": first[1], "b": second[1], **{k: v[1] for k, v in more.items()}},
+        )
 
     def test_losses_and_gains_are_weighed(self, made: Any, kit: Any) -> None:
         base, laser = self.pair(made, kit)
-        report = gated(laser, base, suites={"both": {"weights": {"a": 1, "b": 1}}, "mostly": {"weights": {"a": 9, "b": 1}}})
+        report = gated(
+            laser, base, suites={"both": {"weights": {"a": 1, "b": 1}}, "mostly": {"weights": {"a": 9, "b": 1}}}
+        )
         assert row(report, "both").drop == pytest.approx(0) and row(report, "both").verdict == "PASS"
-        assert row(report, "mostly").drop == pytest.approx(0.024) and row(report, "mostly").verdict == "FAIL" and row(report, "mostly").documents == 2000
-        assert row(report, "mostly").standard_error == pytest.approx(np.hypot(0.9 * row(report, "a").standard_error, 0.1 * row(report, "b").standard_error))
+        assert (
+            row(report, "mostly").drop == pytest.approx(0.024)
+            and row(report, "mostly").verdict == "FAIL"
+            and row(report, "mostly").documents == 2000
+        )
+        assert row(report, "mostly").standard_error == pytest.approx(
+            np.hypot(0.9 * row(report, "a").standard_error, 0.1 * row(report, "b").standard_error)
+        )
 
     def test_the_tasks_of_a_suite_need_no_row_of_their_own(self, made: Any, kit: Any) -> None:
         base, laser = self.pair(made, kit)
         report = gated(laser, base, suites={"both": {"weights": {"a": 1, "b": 1}, "floor": 0.51}}, others="ignore")
-        assert [row.name for row in report.rows] == ["both"] and report.verdict == "FAIL" and "below the floor of 0.51" in row(report, "both").reasons[0]
+        assert (
+            [row.name for row in report.rows] == ["both"]
+            and report.verdict == "FAIL"
+            and "below the floor of 0.51" in row(report, "both").reasons[0]
+        )
 
     def test_a_missing_task_is_never_averaged_over(self, made: Any, kit: Any) -> None:
         base, laser = self.pair(made, kit)
-        report = gated(laser, base, suites={"s": {"weights": {"a": 1, "c": 1}}, "t": {"weights": {"c": 1}, "required": False}}, others="ignore")
-        assert [(row.name, row.verdict, row.reasons) for row in report.rows] == [("s", "FAIL", ("not averaged, because the candidate has no score of c",))]
+        report = gated(
+            laser,
+            base,
+            suites={"s": {"weights": {"a": 1, "c": 1}}, "t": {"weights": {"c": 1}, "required": False}},
+            others="ignore",
+        )
+        assert [(row.name, row.verdict, row.reasons) for row in report.rows] == [
+            ("s", "FAIL", ("not averaged, because the candidate has no score of c",))
+        ]
 
     def test_what_has_another_scale_is_not_averaged(self, made: Any, kit: Any) -> None:
-        odds = [kit.Task({"odds": [float(i % 7) for i in range(1000)]}, log_likelihoods=kit.likelihoods(1000, seed)) for seed in (0, 1)]
+        odds = [
+            kit.Task({"odds": [float(i % 7) for i in range(1000)]}, log_likelihoods=kit.likelihoods(1000, seed))
+            for seed in (0, 1)
+        ]
         base, laser = self.pair(made, kit, odds=tuple(odds))
         report = gated(laser, base, suites={"s": {"weights": {"a": 1, "odds": 1}}})
-        assert row(report, "s").verdict == "INCOMPARABLE" and "the scores of odds do not lie between" in row(report, "s").reasons[0]
+        assert (
+            row(report, "s").verdict == "INCOMPARABLE"
+            and "the scores of odds do not lie between" in row(report, "s").reasons[0]
+        )
 
 
 class TestBaselines:
@@ -221,7 +294,9 @@ class TestBaselines:
     def test_the_unedited_run_is_found_beside_the_candidate_without_a_database(self, made: Any, kit: Any) -> None:
         base, laser = two(made, *kit.pair(400, 200))
         report = gated(laser)
-        assert [(b.role, b.path) for b in report.baselines] == [("base", str(base))] and "found beside it" in report.baselines[0].how
+        assert [(b.role, b.path) for b in report.baselines] == [
+            ("base", str(base))
+        ] and "found beside it" in report.baselines[0].how
         (base / "receipt.json").unlink()
         with pytest.raises(LeaderboardError, match="nothing to compare laser on tiny with"):
             gated(laser)
@@ -230,7 +305,7 @@ class TestBaselines:
 
     def test_base_and_the_last_blessed_run_are_both_compared_with(self, made: Any, kit: Any, tmp_path: Path) -> None:
         before, after = kit.pair(1500, 750, lost=10)
-        base, first = two(made, before, after)
+        _, first = two(made, before, after)
         worse = kit.pair(1500, 750, lost=20)[1]
         worse.log_likelihoods = kit.likelihoods(1500, 2)
         second = made.run("laser", {"sums": worse}, folder="again", spec_id="other")
@@ -240,7 +315,9 @@ class TestBaselines:
             gated(second, "blessed", database=database)
         choose(database, str(first), "the release")
         report = gated(second, database=database)
-        assert [b.role for b in report.baselines] == ["base", "blessed"] and report.baselines[1].how.endswith(": the release")
+        assert [b.role for b in report.baselines] == ["base", "blessed"] and report.baselines[1].how.endswith(
+            ": the release"
+        )
         assert {row.role: round(row.drop, 5) for row in report.rows} == {"base": 0.01333, "blessed": 0.00667}
         assert [b.role for b in gated(second, "blessed", database=database).baselines] == ["blessed"]
         by_id = gated(report.candidate[:10], report.baselines[0].run_id[:10], database=database)
@@ -252,7 +329,13 @@ class TestBaselines:
         laser = two(made, *kit.pair(400, 200))[1]
         database = made.root / "leaderboard.duckdb"
         ingest([made.root], database)
-        with pytest.raises(LeaderboardError, match="baseline blesed: there is nothing at this path, and .* `lm_eval runs list` shows their ids; did you mean 'blessed'"):
+        with pytest.raises(
+            LeaderboardError,
+            match=(
+                "baseline blesed: there is nothing at this path, and .* `lm_eval runs list` shows their ids; did you"
+                " mean 'blessed'"
+            ),
+        ):
             gated(laser, "blesed", database=database)
 
     def test_two_named_runs_have_rows_and_findings_of_their_own(self, made: Any, kit: Any) -> None:
@@ -260,19 +343,32 @@ class TestBaselines:
         base, laser = two(made, before, after)
         good = made.run("svd", {"sums": after})
         report = gated(laser, base, good, base)
-        assert [(compared.role, compared.recipe) for compared in report.baselines] == [("run", "baseline"), ("run", "svd")]
-        assert [[row.verdict for row in report.rows_of(compared)] for compared in report.baselines] == [["FAIL"], ["PASS"]]
+        assert [(compared.role, compared.recipe) for compared in report.baselines] == [
+            ("run", "baseline"),
+            ("run", "svd"),
+        ]
+        assert [[row.verdict for row in report.rows_of(compared)] for compared in report.baselines] == [
+            ["FAIL"],
+            ["PASS"],
+        ]
         assert report.baselines[0].findings and not report.baselines[1].findings
         assert [len(suite) for suite in ElementTree.fromstring(formats.junit(report))] == [1, 1]
-        first, second = (text.partition("\n\n")[0] for text in table.render(report, width=120).split("against run ")[1:])
+        first, second = (
+            text.partition("\n\n")[0] for text in table.render(report, width=120).split("against run ")[1:]
+        )
         assert first.count("\nsums ") == second.count("\nsums ") == 1 and "FAIL" in first and "FAIL" not in second
-        assert {row["baseline"] for row in json.loads(report.to_json())["rows"]} == {compared.run_id for compared in report.baselines}
+        assert {row["baseline"] for row in json.loads(report.to_json())["rows"]} == {
+            compared.run_id for compared in report.baselines
+        }
 
     def test_a_named_run_has_the_margins_of_an_unedited_or_of_an_edited_one(self, made: Any, kit: Any) -> None:
         base, laser = two(made, *kit.pair(1500, 750, lost=20))
         margins = {"sums": {"margin": {"base": 0.05, "blessed": 0.005}}}
         old = made.run("laser", {"sums": kit.pair(1500, 750)[0]}, folder="old", spec_id="other")
-        assert {row.margin: row.verdict for row in gated(laser, base, old, tasks=margins).rows} == {0.05: "PASS", 0.005: "FAIL"}
+        assert {row.margin: row.verdict for row in gated(laser, base, old, tasks=margins).rows} == {
+            0.05: "PASS",
+            0.005: "FAIL",
+        }
 
     def test_a_pinned_run_is_the_base(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(300, 150, lost=5)
@@ -288,12 +384,19 @@ class TestBaselines:
         laser = made.run("laser", {"sums": after})
         copy = made.run("laser", {"sums": after}, folder="copy", started="2027-01-01T00:00:00Z")
         report = gated(copy, laser, suites={"s": {"weights": {"sums": 1}}})
-        assert report.exit_code == 0 and row(report).notes[0] == "the same as the baseline, to the bit" and row(report).documents == 20
+        assert (
+            report.exit_code == 0
+            and row(report).notes[0] == "the same as the baseline, to the bit"
+            and row(report).documents == 20
+        )
         assert before.count == 20
 
     def test_the_unedited_model_can_be_gated_against_another_run_of_it(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(400, 200, lost=60)
-        old, new = made.run("baseline", {"sums": before}, folder="old"), made.run("baseline", {"sums": after}, folder="new", model="tiny2")
+        old, new = (
+            made.run("baseline", {"sums": before}, folder="old"),
+            made.run("baseline", {"sums": after}, folder="new", model="tiny2"),
+        )
         assert gated(made.root / "tiny2" / "new", old).verdict == "FAIL" and new.is_dir()
         with pytest.raises(LeaderboardError, match="the candidate is the unedited model itself"):
             gated(new, "base")
@@ -303,9 +406,12 @@ class TestBaselines:
         failed = made.failed("nan", {"sums": kit.pair(30, 15)[1]})
         (tmp_path / "empty").mkdir()
         for name, words in (
-            ("feedface", "there is nothing at this path, and no leaderboard at"), (made.root / "tiny", "holds 3 runs"), (tmp_path / "empty", "holds no run"),
-            (failed, "is a failed run, and there is nothing to compare: non_finite_weight: 3 weights are NaN"), (laser / "samples_sums_x.jsonl", "nothing at this path"),
-        ):  # fmt: skip
+            ("feedface", "there is nothing at this path, and no leaderboard at"),
+            (made.root / "tiny", "holds 3 runs"),
+            (tmp_path / "empty", "holds no run"),
+            (failed, "is a failed run, and there is nothing to compare: non_finite_weight: 3 weights are NaN"),
+            (laser / "samples_sums_x.jsonl", "nothing at this path"),
+        ):
             with pytest.raises(LeaderboardError, match=words):
                 gated(name, base)
             with pytest.raises(LeaderboardError, match=words):
@@ -354,28 +460,57 @@ class TestWhatChanged:
             task.log_likelihoods = kit.likelihoods(400, seed)
         made.run("baseline", {"sums": start})
         first = made.run("laser", {"sums": blessed})
-        made.run("baseline", {"sums": later_base}, folder="base2", spec_id="b2", settings_id="two", started="2026-02-02T00:00:00Z", **changes)
+        made.run(
+            "baseline",
+            {"sums": later_base},
+            folder="base2",
+            spec_id="b2",
+            settings_id="two",
+            started="2026-02-02T00:00:00Z",
+            **changes,
+        )
         weights = {"digest_before": kit.sha("weights"), "digest_after": digest or kit.sha("weightsother")}
-        second = made.run("laser", {"sums": worse}, folder="laser2", spec_id="l2", settings_id="two", started="2026-02-02T00:00:00Z", weights=weights, **changes)
+        second = made.run(
+            "laser",
+            {"sums": worse},
+            folder="laser2",
+            spec_id="l2",
+            settings_id="two",
+            started="2026-02-02T00:00:00Z",
+            weights=weights,
+            **changes,
+        )
         database = made.root / "leaderboard.duckdb"
         assert ingest([made.root], database).rejected == []
         choose(database, str(first), "x")
         return gated(second, database=database)
 
     def test_equal_weights_clear_the_recipe(self, made: Any, kit: Any) -> None:
-        report = self.store(made, kit, moved=0, digest=kit.sha("weightslaser"), versions={"python": "3.11.7", "torch": "2.14.0"})
+        report = self.store(
+            made, kit, moved=0, digest=kit.sha("weightslaser"), versions={"python": "3.11.7", "torch": "2.14.0"}
+        )
         blessed = report.baselines[1]
-        assert report.verdict == "FAIL" and ("torch", "2.13.0", "2.14.0") in blessed.changes and "weights digest" not in [c.what for c in blessed.changes]
+        assert (
+            report.verdict == "FAIL"
+            and ("torch", "2.13.0", "2.14.0") in blessed.changes
+            and "weights digest" not in [c.what for c in blessed.changes]
+        )
         assert "the weights are the same to the bit, so the recipe did not do this" in blessed.findings
 
     def test_other_weights_and_nothing_else_accuse_it(self, made: Any, kit: Any) -> None:
         blessed = self.store(made, kit, moved=0).baselines[1]
         assert [change.what for change in blessed.changes] == ["weights digest"]
-        assert blessed.findings[0] == "nothing else that is known differs, so the edit did this" and "the unedited model did not move beyond chance" in blessed.findings[1]
+        assert (
+            blessed.findings[0] == "nothing else that is known differs, so the edit did this"
+            and "the unedited model did not move beyond chance" in blessed.findings[1]
+        )
 
     def test_a_baseline_that_moved_too_is_said(self, made: Any, kit: Any) -> None:
         findings = self.store(made, kit, moved=50).baselines[1].findings
-        assert any("the unedited model moved too, by -0.1250: that much is not the recipe's doing" in finding for finding in findings)
+        assert any(
+            "the unedited model moved too, by -0.1250: that much is not the recipe's doing" in finding
+            for finding in findings
+        )
 
     def test_a_baseline_that_moved_too_is_said_of_a_named_run_without_a_database(self, made: Any, kit: Any) -> None:
         report = self.store(made, kit, moved=50)
@@ -385,15 +520,47 @@ class TestWhatChanged:
     def test_everything_that_can_change_a_score_is_named(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(400, 300, lost=60)
         first = made.run("laser", {"sums": before})
-        model = {"backend": "hf", "name": "tiny", "pretrained": "tiny", "revision": "v2", "dtype": "bfloat16", "device": "cuda:0", "identity": kit.sha("new"), "parameters": 1}
-        second = made.run("laser:rank=3", {"sums": after}, folder="second", model="tiny", config={"batch_size": 8}, versions={"torch": "3", "lm_eval": "9"})
-        receipt = json.loads((second / "receipt.json").read_text()) | {"weights": {"digest_before": kit.sha("b"), "digest_after": kit.sha("a")}}
+        model = {
+            "backend": "hf",
+            "name": "tiny",
+            "pretrained": "tiny",
+            "revision": "v2",
+            "dtype": "bfloat16",
+            "device": "cuda:0",
+            "identity": kit.sha("new"),
+            "parameters": 1,
+        }
+        second = made.run(
+            "laser:rank=3",
+            {"sums": after},
+            folder="second",
+            model="tiny",
+            config={"batch_size": 8},
+            versions={"torch": "3", "lm_eval": "9"},
+        )
+        receipt = json.loads((second / "receipt.json").read_text()) | {
+            "weights": {"digest_before": kit.sha("b"), "digest_after": kit.sha("a")}
+        }
         receipt["model"] = model
         (second / "receipt.json").write_text(json.dumps(receipt))
         results = next(second.glob("results_*.json"))
-        results.write_text(results.read_text().replace('"5.23.0"', '"5.24.0"').replace('"lm_eval_version": "0.4.13"', '"lm_eval_version": "0.4.14"'))
+        results.write_text(
+            results.read_text()
+            .replace('"5.23.0"', '"5.24.0"')
+            .replace('"lm_eval_version": "0.4.13"', '"lm_eval_version": "0.4.14"')
+        )
         (compared,) = gated(second, first).baselines
         assert {change.what for change in compared.changes} == {
-            "recipe", "recipe's steps", "weights digest", "model revision", "unedited weights", "lm-eval", "transformers", "torch", "device", "dtype", "batch size",
-        }  # fmt: skip
+            "recipe",
+            "recipe's steps",
+            "weights digest",
+            "model revision",
+            "unedited weights",
+            "lm-eval",
+            "transformers",
+            "torch",
+            "device",
+            "dtype",
+            "batch size",
+        }
         assert "the unedited model has other weights than it had" in compared.findings[0]

@@ -39,10 +39,19 @@ class TestForms:
 
     @pytest.mark.parametrize("width", [80, 120])
     def test_the_table_fits(self, made: Any, kit: Any, width: int) -> None:
-        text = table.render(self.report(made, kit, "a_task_with_a_name_that_is_much_too_long_for_a_column_of_eighty"), width=width)
+        text = table.render(
+            self.report(made, kit, "a_task_with_a_name_that_is_much_too_long_for_a_column_of_eighty"), width=width
+        )
         assert max(map(len, text.splitlines())) <= width and text.isascii()
         assert text.splitlines()[-1] == "FAIL, exit code 1: 2 of 4 rows"
-        for words in ("good *", "60 lost, 0 gained", "worse by more than the margin", "What changed since that run:", "recipe: baseline -> laser", "required, and the candidate has not run it"):
+        for words in (
+            "good *",
+            "60 lost, 0 gained",
+            "worse by more than the margin",
+            "What changed since that run:",
+            "recipe: baseline -> laser",
+            "required, and the candidate has not run it",
+        ):
             assert words in text, text
 
     def test_colour_only_when_asked_for(self, made: Any, kit: Any) -> None:
@@ -52,17 +61,36 @@ class TestForms:
     def test_json(self, made: Any, kit: Any) -> None:
         data = json.loads(self.report(made, kit).to_json())
         assert (data["verdict"], data["exit_code"], data["baselines"][0]["changes"][0]["what"]) == ("FAIL", 1, "recipe")
-        assert {row["name"]: row["verdict"] for row in data["rows"]} == {"good": "PASS", "absent": "FAIL", "sums": "FAIL", "few": "INCONCLUSIVE"}
+        assert {row["name"]: row["verdict"] for row in data["rows"]} == {
+            "good": "PASS",
+            "absent": "FAIL",
+            "sums": "FAIL",
+            "few": "INCONCLUSIVE",
+        }
 
     def test_junit(self, made: Any, kit: Any) -> None:
         root = ElementTree.fromstring(formats.junit(self.report(made, kit)))
         (suite,) = root
-        assert {key: suite.get(key) for key in ("tests", "failures", "errors", "skipped")} == {"tests": "4", "failures": "2", "errors": "0", "skipped": "1"}
-        assert {case.get("name"): [child.tag for child in case] for case in suite} == {"good": ["system-out"], "absent": ["failure"], "sums": ["failure"], "few": ["skipped"]}
+        assert {key: suite.get(key) for key in ("tests", "failures", "errors", "skipped")} == {
+            "tests": "4",
+            "failures": "2",
+            "errors": "0",
+            "skipped": "1",
+        }
+        assert {case.get("name"): [child.tag for child in case] for case in suite} == {
+            "good": ["system-out"],
+            "absent": ["failure"],
+            "sums": ["failure"],
+            "few": ["skipped"],
+        }
 
     def test_markdown(self, made: Any, kit: Any) -> None:
         text = formats.markdown(self.report(made, kit))
-        assert text.startswith("### Gate: **FAIL**\n") and "| `good` (critical) | 0.5000 | 0.5000 | 0.0000 |" in text and "recipe: `baseline` became `laser`" in text
+        assert (
+            text.startswith("### Gate: **FAIL**\n")
+            and "| `good` (critical) | 0.5000 | 0.5000 | 0.0000 |" in text
+            and "recipe: `baseline` became `laser`" in text
+        )
 
     def test_hostile_names_stay_names(self, made: Any, kit: Any) -> None:
         report = self.report(made, kit, label=HOSTILE)
@@ -83,20 +111,39 @@ class TestCommand:
         return base, laser, tmp_path / "gate.yaml"
 
     def run(self, policy: Path, laser: Path, *words: object, database: Path = NOWHERE) -> int:
-        return module.main(["gate", "--policy", str(policy), "--candidate", str(laser), "--database", str(database), *map(str, words)])
+        return module.main(
+            ["gate", "--policy", str(policy), "--candidate", str(laser), "--database", str(database), *map(str, words)]
+        )
 
-    def test_exit_codes_and_forms(self, made: Any, kit: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_exit_codes_and_forms(
+        self, made: Any, kit: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         base, laser, policy = self.files(made, kit, tmp_path, lost=60)
         assert self.run(policy, laser, "--baseline", base, "--junit", tmp_path / "junit.xml") == 1
-        assert "FAIL, exit code 1" in capsys.readouterr().out and ElementTree.parse(tmp_path / "junit.xml").getroot().tag == "testsuites"
-        assert self.run(policy, laser, "--baseline", base, "--json") == 1 and json.loads(capsys.readouterr().out)["verdict"] == "FAIL"
-        assert self.run(policy, laser, "--baseline", base, "--markdown") == 1 and capsys.readouterr().out.startswith("### Gate")
-        assert self.run(policy, laser, "--baseline", tmp_path / "none") == 2 and capsys.readouterr().err.startswith("error: baseline ")
+        assert (
+            "FAIL, exit code 1" in capsys.readouterr().out
+            and ElementTree.parse(tmp_path / "junit.xml").getroot().tag == "testsuites"
+        )
+        assert (
+            self.run(policy, laser, "--baseline", base, "--json") == 1
+            and json.loads(capsys.readouterr().out)["verdict"] == "FAIL"
+        )
+        assert self.run(policy, laser, "--baseline", base, "--markdown") == 1 and capsys.readouterr().out.startswith(
+            "### Gate"
+        )
+        assert self.run(policy, laser, "--baseline", tmp_path / "none") == 2 and capsys.readouterr().err.startswith(
+            "error: baseline "
+        )
         assert self.run(tmp_path / "none.yaml", laser) == 2 and "cannot be read" in capsys.readouterr().err
-        assert self.run(policy, laser, "--junit", tmp_path / "no" / "junit.xml") == 2 and "cannot be written" in capsys.readouterr().err
+        assert (
+            self.run(policy, laser, "--junit", tmp_path / "no" / "junit.xml") == 2
+            and "cannot be written" in capsys.readouterr().err
+        )
         assert not NOWHERE.parent.exists()
 
-    def test_decisions_are_recorded_where_there_is_a_database(self, made: Any, kit: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_decisions_are_recorded_where_there_is_a_database(
+        self, made: Any, kit: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         _, laser, policy = self.files(made, kit, tmp_path, lost=60)
         database = made.root / "leaderboard.duckdb"
         ingest([made.root], database)
@@ -105,42 +152,68 @@ class TestCommand:
         ingest([made.root], database, rebuild=True)
         with open_store(database) as store:
             rows = store.rows("SELECT * FROM gate_runs ORDER BY gated_at")
-        assert [(r["verdict"], r["exit_code"], r["recipe_label"], r["model_name"]) for r in rows] == [("FAIL", 1, "laser", "tiny")] * 2
-        assert json.loads(rows[0]["policy"])["tasks"]["sums"]["critical"] is True and json.loads(rows[0]["report"])["rows"][0]["lost"] == 60
+        assert [(r["verdict"], r["exit_code"], r["recipe_label"], r["model_name"]) for r in rows] == [
+            ("FAIL", 1, "laser", "tiny")
+        ] * 2
+        assert (
+            json.loads(rows[0]["policy"])["tasks"]["sums"]["critical"] is True
+            and json.loads(rows[0]["report"])["rows"][0]["lost"] == 60
+        )
         assert capsys.readouterr().err == ""
 
-    def test_a_busy_database(self, made: Any, kit: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_busy_database(
+        self, made: Any, kit: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         base, laser, policy = self.files(made, kit, tmp_path, lost=60)
         database = made.root / "leaderboard.duckdb"
         ingest([made.root], database)
         monkeypatch.setattr("leaderboard.gate.history.PATIENCE_SECONDS", 0.05)
         monkeypatch.setattr("leaderboard.gate.runs.PATIENCE_SECONDS", 0.05)
         monkeypatch.setattr("leaderboard.gate.report.PATIENCE_SECONDS", 0.05)
-        holder = subprocess.Popen([sys.executable, "-c", f"import duckdb, time; c = duckdb.connect({str(database)!r}); print('held', flush=True); time.sleep(60)"], stdout=subprocess.PIPE)
+        holder = subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                (
+                    f"import duckdb, time; c = duckdb.connect({str(database)!r}); print('held', flush=True);"
+                    " time.sleep(60)"
+                ),
+            ],
+            stdout=subprocess.PIPE,
+        )
         try:
             assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
             assert self.run(policy, laser, "--baseline", base, database=database) == 1
             said = capsys.readouterr()
-            assert "FAIL, exit code 1" in said.out and f"note: this decision was not recorded: {database} is busy: process {holder.pid}" in said.err
+            assert (
+                "FAIL, exit code 1" in said.out
+                and f"note: this decision was not recorded: {database} is busy: process {holder.pid}" in said.err
+            )
             assert self.run(policy, laser, database=database) == 2
             assert capsys.readouterr().err.startswith(f"error: {database} is busy")
         finally:
             holder.kill()
             holder.communicate()
 
-    def test_two_folders_are_enough_without_torch_or_lm_eval(self, made: Any, kit: Any, tmp_path: Path, repository: Path) -> None:
+    def test_two_folders_are_enough_without_torch_or_lm_eval(
+        self, made: Any, kit: Any, tmp_path: Path, repository: Path
+    ) -> None:
         base, laser, policy = self.files(made, kit, tmp_path, lost=60)
         code = (
-            "import sys\n"
-            "class Refuse:\n"
-            "    def find_spec(self, name, path=None, target=None):\n"
-            "        if name.partition('.')[0] in ('torch', 'lm_eval', 'transformers', 'harness_ext', 'streamlit'): raise ImportError(f'{name} was asked for')\n"
-            "sys.meta_path.insert(0, Refuse())\n"
-            "from leaderboard.__main__ import main\n"
-            "sys.exit(main(sys.argv[1:]))\n"
+            "import sys\nclass Refuse:\n    def find_spec(self, name, path=None, target=None):\n        if"
+            " name.partition('.')[0] in ('torch', 'lm_eval', 'transformers', 'harness_ext', 'streamlit'): raise"
+            " ImportError(f'{name} was asked for')\nsys.meta_path.insert(0, Refuse())\nfrom leaderboard.__main__ import"
+            " main\nsys.exit(main(sys.argv[1:]))\n"
         )
         words = [sys.executable, "-c", code, "gate", "--policy", policy, "--candidate", laser, "--baseline", base]
-        done = subprocess.run(list(map(str, words)), cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(repository)}, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            list(map(str, words)),
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(repository)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 1 and done.stderr == "" and "FAIL, exit code 1" in done.stdout
 
 
@@ -149,7 +222,15 @@ def test_the_noise_floor_of_the_database_is_shown(made: Any, kit: Any) -> None:
     again = kit.pair(400, 200, lost=1, gained=1)[1]
     again.log_likelihoods = kit.likelihoods(400, 3)
     _, laser = two(made, before, after)
-    made.run("baseline", {"sums": again}, folder="other_size", spec_id="size", settings_id="size", config={"batch_size": 16}, started="2026-05-01T00:00:00Z")
+    made.run(
+        "baseline",
+        {"sums": again},
+        folder="other_size",
+        spec_id="size",
+        settings_id="size",
+        config={"batch_size": 16},
+        started="2026-05-01T00:00:00Z",
+    )
     database = made.root / "leaderboard.duckdb"
     ingest([made.root], database)
     report = gated(laser, database=database)
@@ -159,7 +240,9 @@ def test_the_noise_floor_of_the_database_is_shown(made: Any, kit: Any) -> None:
 
 def workflow(text: str) -> dict[str, Any]:
     """The GitHub workflow in the README."""
-    (block,) = [block.partition("\n")[2] for block in text.split("```")[1::2] if block.startswith("yaml") and "jobs:" in block]
+    (block,) = [
+        block.partition("\n")[2] for block in text.split("```")[1::2] if block.startswith("yaml") and "jobs:" in block
+    ]
     found = yaml.load(block, yaml.BaseLoader)  # BaseLoader: `on` stays a word
     assert isinstance(found, dict)
     return found

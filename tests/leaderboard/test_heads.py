@@ -31,7 +31,11 @@ def test_no_word_lies_over_another_however_wide_the_plot(events: list[tuple[floa
     found = heads([place for place, _ in events], [word for _, word in events])
     for width in (250.0, 600.0, 1100.0):
         made = boxes(found, width)
-        assert not [pair for pair in combinations(made, 2) if pair[0][2] == pair[1][2] and pair[0][0] < pair[1][1] and pair[1][0] < pair[0][1]]
+        assert not [
+            pair
+            for pair in combinations(made, 2)
+            if pair[0][2] == pair[1][2] and pair[0][0] < pair[1][1] and pair[1][0] < pair[0][1]
+        ]
         assert all(start >= -OUTSIDE and end <= width + OUTSIDE for start, end, _ in made)
     assert rows(found) <= MOST_ROWS
 
@@ -49,8 +53,14 @@ def test_every_word_is_said_of_every_line(events: list[tuple[float, str]]) -> No
 
 
 def test_far_lines_share_the_first_row_and_close_ones_stand_below_or_join() -> None:
-    assert [(head.words, head.row, head.to_the_left) for head in heads([0.0, 1.0], ["pinned", "blessed"])] == [(["pinned"], 0, False), (["blessed"], 0, True)]
-    assert [(head.words, head.row) for head in heads([0.1, 0.2], ["gate: PASS", "gate: FAIL"])] == [(["gate: PASS"], 0), (["gate: FAIL"], 1)]
+    assert [(head.words, head.row, head.to_the_left) for head in heads([0.0, 1.0], ["pinned", "blessed"])] == [
+        (["pinned"], 0, False),
+        (["blessed"], 0, True),
+    ]
+    assert [(head.words, head.row) for head in heads([0.1, 0.2], ["gate: PASS", "gate: FAIL"])] == [
+        (["gate: PASS"], 0),
+        (["gate: FAIL"], 1),
+    ]
     (joined,) = heads([0.5, 0.501, 0.502], ["pinned", "gate: PASS", "gate: PASS"])
     assert joined.words == ["pinned", "gate: PASS (2)"] and joined.lines == [0, 1, 2]
 

@@ -32,26 +32,50 @@ from leaderboard.ingest import ingest
 from leaderboard.store import open_store
 
 TABLES = ("variants", "runs", "run_tasks", "scores", "docs", "samples", "sample_scores", "receipts", "calibrations")
-INGEST = "import sys; from pathlib import Path; from leaderboard.ingest import ingest\nprint(len(ingest([Path(p) for p in sys.argv[2:]], Path(sys.argv[1])).added))"
+INGEST = (
+    "import sys; from pathlib import Path; from leaderboard.ingest import ingest\nprint(len(ingest([Path(p) for p in"
+    " sys.argv[2:]], Path(sys.argv[1])).added))"
+)
 
 
 def contents(database: Path) -> dict[str, list[tuple[Any, ...]]]:
     """All rows but times of ingest, in an order of their own."""
     with open_store(database) as store:
         left_out = {"runs": " EXCLUDE (ingested_at)"}
-        return {t: sorted(store.connection.execute(f"SELECT *{left_out.get(t, '')} FROM {t}").fetchall(), key=repr) for t in TABLES}
+        return {
+            t: sorted(store.connection.execute(f"SELECT *{left_out.get(t, '')} FROM {t}").fetchall(), key=repr)
+            for t in TABLES
+        }
 
 
 def write_runs(made: Any, kit: Any, count: int, documents: int = 20) -> list[Path]:
     """A baseline and `count - 1` recipes."""
-    tasks = [kit.Task({"acc": [float((i + k) % 3 == 0) for i in range(documents)]}, log_likelihoods=kit.likelihoods(documents, k)) for k in range(count)]
-    return [made.run("baseline" if k == 0 else f"svd:rank={k}", {"sums": task}, folder=f"{'baseline' if k == 0 else 'svd'}-{k:03}") for k, task in enumerate(tasks)]
+    tasks = [
+        kit.Task(
+            {"acc": [float((i + k) % 3 == 0) for i in range(documents)]}, log_likelihoods=kit.likelihoods(documents, k)
+        )
+        for k in range(count)
+    ]
+    return [
+        made.run(
+            "baseline" if k == 0 else f"svd:rank={k}",
+            {"sums": task},
+            folder=f"{'baseline' if k == 0 else 'svd'}-{k:03}",
+        )
+        for k, task in enumerate(tasks)
+    ]
 
 
 def child(program: str, *arguments: object) -> subprocess.Popen[str]:
     """Another Python process."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    return subprocess.Popen([sys.executable, "-c", program, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
 
 
 def test_twice_is_once(made: Any, kit: Any, database: Path) -> None:
@@ -97,7 +121,9 @@ def test_a_reader_of_a_write_that_was_cut_short_waits_for_the_next_writer(made: 
     write_runs(made, kit, 1)
     ingest([made.root], database)
     with pytest.raises(Busy, match="in the middle of a write .* ingest"), open_store(database):
-        raise duckdb.IOException("IO Error: Could not read enough bytes from file: attempted to read 262144 bytes from location 5779456")
+        raise duckdb.IOException(
+            "IO Error: Could not read enough bytes from file: attempted to read 262144 bytes from location 5779456"
+        )
     with pytest.raises(duckdb.IOException, match="else"), open_store(database):
         raise duckdb.IOException("something else")
 
@@ -107,11 +133,13 @@ def test_a_wrong_path_makes_no_database(database: Path) -> None:
     assert report.rejected and not database.exists()
 
 
-def test_rebuild_equals_incremental_and_keeps_pins_and_outside_runs(made: Any, kit: Any, database: Path, tmp_path: Path) -> None:
+def test_rebuild_equals_incremental_and_keeps_pins_and_outside_runs(
+    made: Any, kit: Any, database: Path, tmp_path: Path
+) -> None:
     write_runs(made, kit, 3)
     outside = type(made)(tmp_path / "elsewhere")
     outside.plain({"sums": kit.pair(5, 2)[0]}, model="other")
-    added = [ingest([path], database).added for path in sorted(made.root.glob("tiny/*"))][0]
+    added, *_ = [ingest([path], database).added for path in sorted(made.root.glob("tiny/*"))]
     ingest([outside.root], database)
     with open_store(database, read_only=False) as store:
         queries.pin_baseline(store, added[0], "a reason")
@@ -165,10 +193,17 @@ def test_one_differing_task_shows_that_no_cache_was_shared(made: Any, kit: Any, 
 
 
 @pytest.mark.parametrize(("error", "taken"), [(3e-7, True), (0.01, False)])
-def test_an_edit_within_rounding_may_leave_every_number_as_it_was(made: Any, kit: Any, database: Path, error: float, taken: bool) -> None:
+def test_an_edit_within_rounding_may_leave_every_number_as_it_was(
+    made: Any, kit: Any, database: Path, error: float, taken: bool
+) -> None:
     task, _ = kit.pair(10, 5)
     made.run("baseline", {"sums": task})
-    made.run("identity", {"sums": task}, matrices=[{"name": "layers.0.up.weight", "relative_error": error}], config={"use_cache": "answers"})
+    made.run(
+        "identity",
+        {"sums": task},
+        matrices=[{"name": "layers.0.up.weight", "relative_error": error}],
+        config={"use_cache": "answers"},
+    )
     assert (not ingest([made.root], database).rejected) is taken
 
 
@@ -254,11 +289,17 @@ def test_newer_older_foreign_garbage_and_missing(database: Path) -> None:
     connection.execute("UPDATE schema_migrations SET number = number + 999")
     connection.close()
     for read_only in (True, False):
-        with pytest.raises(NewerDatabase, match=f"upgrade lm-eval-recipes.*`lm_eval ingest --rebuild {here}"), open_store(database, read_only=read_only):
+        with (
+            pytest.raises(NewerDatabase, match=f"upgrade lm-eval-recipes.*`lm_eval ingest --rebuild {here}"),
+            open_store(database, read_only=read_only),
+        ):
             pass
     database.write_bytes(b"not a database at all")
     for read_only in (True, False):
-        with pytest.raises(NotADatabase, match=f"`lm_eval ingest --rebuild {here}"), open_store(database, read_only=read_only):
+        with (
+            pytest.raises(NotADatabase, match=f"`lm_eval ingest --rebuild {here}"),
+            open_store(database, read_only=read_only),
+        ):
             pass
     assert database.read_bytes() == b"not a database at all"
 
@@ -272,9 +313,18 @@ def test_unwritable(tmp_path: Path, made: Any, kit: Any) -> None:
 def test_created_for_older_duckdb_and_without_extensions(made: Any, kit: Any, database: Path) -> None:
     ingest(write_runs(made, kit, 1), database)
     with open_store(database) as store:
-        assert store.rows("SELECT tags FROM duckdb_databases() WHERE NOT internal")[0]["tags"].get("storage_version", "v1.4.0").startswith("v1.4")
+        assert (
+            store.rows("SELECT tags FROM duckdb_databases() WHERE NOT internal")[0]["tags"]
+            .get("storage_version", "v1.4.0")
+            .startswith("v1.4")
+        )
         settings = {row["name"]: row["value"] for row in store.rows("SELECT name, value FROM duckdb_settings()")}
-        assert settings["autoinstall_known_extensions"] == settings["autoload_known_extensions"] == settings["enable_external_access"] == "false"
+        assert (
+            settings["autoinstall_known_extensions"]
+            == settings["autoload_known_extensions"]
+            == settings["enable_external_access"]
+            == "false"
+        )
 
 
 def test_a_migration_is_recorded_and_all_or_nothing(monkeypatch: pytest.MonkeyPatch, database: Path) -> None:
@@ -282,13 +332,18 @@ def test_a_migration_is_recorded_and_all_or_nothing(monkeypatch: pytest.MonkeyPa
         pass
     shipped = migrations.all_migrations()
     assert [migration.number for migration in shipped] == list(range(1, len(shipped) + 1))
-    broken = [*shipped, migrations.Migration(len(shipped) + 1, "broken", "CREATE TABLE half (n INTEGER); SELECT nonsense;")]
+    broken = [
+        *shipped,
+        migrations.Migration(len(shipped) + 1, "broken", "CREATE TABLE half (n INTEGER); SELECT nonsense;"),
+    ]
     monkeypatch.setattr(migrations, "all_migrations", lambda: broken)
     with pytest.raises(duckdb.Error), open_store(database, read_only=False):
         pass
     monkeypatch.undo()
     with open_store(database) as store:
-        assert [row["number"] for row in store.rows("SELECT number FROM schema_migrations")] == [migration.number for migration in shipped]
+        assert [row["number"] for row in store.rows("SELECT number FROM schema_migrations")] == [
+            migration.number for migration in shipped
+        ]
         assert not store.rows("SELECT 1 FROM duckdb_tables() WHERE table_name = 'half'")
 
 

@@ -1,4 +1,6 @@
-"""Writers that are killed at any moment, full disks and folders that may not be written: whole runs only, each once, and a message."""
+"""Writers that are killed at any moment, full disks and folders that may not be written: whole runs only, each once,
+and a message.
+"""
 
 from __future__ import annotations
 
@@ -19,28 +21,45 @@ from leaderboard.ingest import ingest
 from leaderboard.store import open_store
 
 WRITERS, DOCUMENTS, BIG = 8, 40, 2000
-WRITE = "import sys; from pathlib import Path; from leaderboard.ingest import ingest\nfor path in sys.argv[2:]: ingest([Path(path)], Path(sys.argv[1]), timeout_s=60)"
+WRITE = (
+    "import sys; from pathlib import Path; from leaderboard.ingest import ingest\nfor path in sys.argv[2:]:"
+    " ingest([Path(path)], Path(sys.argv[1]), timeout_s=60)"
+)
 LIMITED = (
-    "import resource, signal, sys; from pathlib import Path; from leaderboard.errors import LeaderboardError; from leaderboard.ingest import ingest\n"
-    "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-    "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))\n"
-    "try:\n    print(len(ingest([Path(sys.argv[3])], Path(sys.argv[1]), rebuild=sys.argv[4] == 'rebuild').added))\n"
-    "except LeaderboardError as error:\n    print(f'error: {error}')\n    sys.exit(2)"
+    "import resource, signal, sys; from pathlib import Path; from leaderboard.errors import LeaderboardError; from"
+    " leaderboard.ingest import ingest\nsignal.signal(signal.SIGXFSZ,"
+    " signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))\ntry:\n   "
+    " print(len(ingest([Path(sys.argv[3])], Path(sys.argv[1]), rebuild=sys.argv[4] == 'rebuild').added))\nexcept"
+    " LeaderboardError as error:\n    print(f'error: {error}')\n    sys.exit(2)"
 )
 
 
 def child(program: str, *arguments: object) -> subprocess.Popen[str]:
     """Another Python process."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    return subprocess.Popen([sys.executable, "-c", program, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
 
 
 def write_runs(made: Any, kit: Any, count: int) -> list[Path]:
     """A baseline and `count - 1` recipes."""
     paths = []
     for k in range(count):
-        task = kit.Task({"acc": [float((i + k) % 3 == 0) for i in range(DOCUMENTS)]}, log_likelihoods=kit.likelihoods(DOCUMENTS, k))
-        paths.append(made.run("baseline" if k == 0 else f"svd:rank={k}", {"sums": task}, folder=f"{'baseline' if k == 0 else 'svd'}-{k:03}"))
+        task = kit.Task(
+            {"acc": [float((i + k) % 3 == 0) for i in range(DOCUMENTS)]}, log_likelihoods=kit.likelihoods(DOCUMENTS, k)
+        )
+        paths.append(
+            made.run(
+                "baseline" if k == 0 else f"svd:rank={k}",
+                {"sums": task},
+                folder=f"{'baseline' if k == 0 else 'svd'}-{k:03}",
+            )
+        )
     return paths
 
 
@@ -48,15 +67,28 @@ def check_whole(database: Path) -> int:
     """Every run that is there is there once and in full; how many there are."""
     with open_store(database, read_only=True, timeout_s=60) as store:
         rows = store.rows(
-            "SELECT r.run_id, count(*) AS times, any_value(t.n) AS tasks, any_value(s.n) AS scores, any_value(a.n) AS samples, any_value(b.n) AS sample_scores, any_value(l.n) AS logged FROM runs r "
-            "LEFT JOIN (SELECT run_id, count(*) AS n FROM run_tasks GROUP BY ALL) t USING (run_id) LEFT JOIN (SELECT run_id, count(*) AS n FROM scores GROUP BY ALL) s USING (run_id) "
-            "LEFT JOIN (SELECT run_id, count(*) AS n FROM samples GROUP BY ALL) a USING (run_id) LEFT JOIN (SELECT run_id, count(*) AS n FROM sample_scores GROUP BY ALL) b USING (run_id) "
-            "LEFT JOIN (SELECT run_id, count(*) AS n FROM ingest_log GROUP BY ALL) l USING (run_id) GROUP BY r.run_id"
+            "SELECT r.run_id, count(*) AS times, any_value(t.n) AS tasks, any_value(s.n) AS scores, any_value(a.n) AS"
+            " samples, any_value(b.n) AS sample_scores, any_value(l.n) AS logged FROM runs r LEFT JOIN (SELECT run_id,"
+            " count(*) AS n FROM run_tasks GROUP BY ALL) t USING (run_id) LEFT JOIN (SELECT run_id, count(*) AS n FROM"
+            " scores GROUP BY ALL) s USING (run_id) LEFT JOIN (SELECT run_id, count(*) AS n FROM samples GROUP BY ALL)"
+            " a USING (run_id) LEFT JOIN (SELECT run_id, count(*) AS n FROM sample_scores GROUP BY ALL) b USING"
+            " (run_id) LEFT JOIN (SELECT run_id, count(*) AS n FROM ingest_log GROUP BY ALL) l USING (run_id) GROUP BY"
+            " r.run_id"
         )
         for row in rows:
-            assert (row["times"], row["tasks"], row["scores"], row["samples"], row["sample_scores"], row["logged"]) == (1, 1, 1, DOCUMENTS, DOCUMENTS, 1), row
+            assert (row["times"], row["tasks"], row["scores"], row["samples"], row["sample_scores"], row["logged"]) == (
+                1,
+                1,
+                1,
+                DOCUMENTS,
+                DOCUMENTS,
+                1,
+            ), row
         for table in ("run_tasks", "scores", "samples", "sample_scores", "receipts"):
-            assert store.rows(f"SELECT count(*) AS n FROM {table} WHERE run_id NOT IN (SELECT run_id FROM runs)")[0]["n"] == 0
+            assert (
+                store.rows(f"SELECT count(*) AS n FROM {table} WHERE run_id NOT IN (SELECT run_id FROM runs)")[0]["n"]
+                == 0
+            )
         return len(rows)
 
 
@@ -83,7 +115,9 @@ def write_and_kill(made: Any, kit: Any, database: Path, seconds: float, runs: in
         victim = generator.choice(writers)
         victim.send_signal(signal.SIGKILL)
         killed += victim.wait() == -signal.SIGKILL
-        said += [line for writer in writers if writer.poll() is not None for line in writer.communicate()[1].splitlines()]
+        said += [
+            line for writer in writers if writer.poll() is not None for line in writer.communicate()[1].splitlines()
+        ]
         writers = [writer for writer in writers if writer.poll() is None]
     for writer in writers:
         writer.kill()
@@ -106,8 +140,12 @@ def test_eight_writers_and_a_reader_with_random_kills_for_two_minutes(made: Any,
 
 
 @pytest.mark.parametrize("how", ["add", "rebuild"])
-@pytest.mark.parametrize("room", [None, *(pytest.param(room, marks=pytest.mark.slow) for room in (0, 5_000, 100_000, 300_000, 700_000))])
-def test_a_full_disk_gives_a_message_and_loses_nothing(made: Any, kit: Any, database: Path, room: int | None, how: str) -> None:
+@pytest.mark.parametrize(
+    "room", [None, *(pytest.param(room, marks=pytest.mark.slow) for room in (0, 5_000, 100_000, 300_000, 700_000))]
+)
+def test_a_full_disk_gives_a_message_and_loses_nothing(
+    made: Any, kit: Any, database: Path, room: int | None, how: str
+) -> None:
     paths = write_runs(made, kit, 3)
     ingest(paths[:2], database)
     big = kit.pair(BIG, BIG // 2, lost=3)[1]
@@ -138,7 +176,9 @@ def test_a_database_that_had_no_room_to_begin_is_no_obstacle_later(made: Any, ki
 
 
 @pytest.mark.parametrize("how", ["add", "rebuild"])
-def test_a_folder_that_may_not_be_written(made: Any, kit: Any, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_may_not_be_written(
+    made: Any, kit: Any, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Permissions do not bind the superuser, so the system's answer is stood in for."""
     paths = write_runs(made, kit, 2)
     folder = tmp_path / "board"

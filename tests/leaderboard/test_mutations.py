@@ -1,7 +1,10 @@
-"""Results, samples and receipts changed at random, in every form: each run is taken or refused with a reason, and what is taken says what the file says.
+"""Results, samples and receipts changed at random, in every form: each run is taken or refused with a reason, and what
+is taken says what the file says.
 
-What makes a row right: every score and error that is stored is a number of the results file; no (task, metric, filter) comes twice; every value of a document is a number of the samples file;
-there are as many sample rows as samples; where only samples were found, the score is their mean; a board can be made of it.
+What makes a row right: every score and error that is stored is a number of the results file; no (task, metric, filter)
+comes twice; every value of a document is a number of the samples file;
+there are as many sample rows as samples; where only samples were found, the score is their mean; a board can be made of
+it.
 """
 
 from __future__ import annotations
@@ -28,18 +31,54 @@ from leaderboard.table import render
 
 FORMS: dict[str, dict[str, Any]] = {
     "0.2": {"results": {"piqa": {"acc": 0.25, "acc_stderr": 0.01, "acc_norm": 0.5}}, "versions": {"piqa": 0}},
-    "0.3": {"results": {"piqa": {"acc": 0.25, "acc_stderr": 0.01}}, "versions": {"piqa": 0}, "config": {"model": "hf-causal", "model_args": "pretrained=a/b", "num_fewshot": 3}},
-    "prompts": {"results": [{"task_name": "wic", "prompt_name": "7", "acc": 0.5, "acc_stderr": 0.02}, {"task_name": "wic", "prompt_name": "x", "acc": 0.75}]},
+    "0.3": {
+        "results": {"piqa": {"acc": 0.25, "acc_stderr": 0.01}},
+        "versions": {"piqa": 0},
+        "config": {"model": "hf-causal", "model_args": "pretrained=a/b", "num_fewshot": 3},
+    },
+    "prompts": {
+        "results": [
+            {"task_name": "wic", "prompt_name": "7", "acc": 0.5, "acc_stderr": 0.02},
+            {"task_name": "wic", "prompt_name": "x", "acc": 0.75},
+        ]
+    },
     "dates": {"results": {"piqa": {"2022-07-06-16-30-12": {"acc": 0.5}, "2022-07-07-16-30-12": {"acc": 0.625}}}},
     "0.4.0": {
-        "results": {"g": {"acc,none": 0.3, "acc_stderr,none": "N/A", "alias": "g"}, "piqa": {"acc,none": "0.125", "acc_stderr,none": 0.01, "alias": " - piqa"}},
-        "configs": {"piqa": {"task": "piqa", "metric_list": [{"metric": "acc"}], "num_fewshot": 0}}, "groups": {"g": {"alias": "g"}}, "n-shot": {"piqa": 0}, "config": {"model_args": {"pretrained": "a"}},
+        "results": {
+            "g": {"acc,none": 0.3, "acc_stderr,none": "N/A", "alias": "g"},
+            "piqa": {"acc,none": "0.125", "acc_stderr,none": 0.01, "alias": " - piqa"},
+        },
+        "configs": {"piqa": {"task": "piqa", "metric_list": [{"metric": "acc"}], "num_fewshot": 0}},
+        "groups": {"g": {"alias": "g"}},
+        "n-shot": {"piqa": 0},
+        "config": {"model_args": {"pretrained": "a"}},
     },
-}  # fmt: skip
+}
 VALUES = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5),
-    st.sampled_from([10**30, -(2**63), "N/A", " ", "0.5", "tensor(0.5)", "\x00\x1b[2J", "../../x", [], {}, [[]], {"a": [None]}, {"acc,none": 0.9}, "\ud800"]),
-)  # fmt: skip
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=5),
+    st.sampled_from(
+        [
+            10**30,
+            -(2**63),
+            "N/A",
+            " ",
+            "0.5",
+            "tensor(0.5)",
+            "\x00\x1b[2J",
+            "../../x",
+            [],
+            {},
+            [[]],
+            {"a": [None]},
+            {"acc,none": 0.9},
+            "\ud800",
+        ]
+    ),
+)
 FUZZ = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -93,21 +132,40 @@ def check_rows(store: Store, files: list[Path]) -> None:
     """See the module's notes."""
     texts = [file.read_bytes().decode("utf-8-sig", "replace") for file in files]
     known = numbers([parsed(text) for text in texts])
-    scores = store.rows("SELECT run_id, task, metric, filter, score, stderr, settings = '{\"samples_only\":true}' AS means FROM scores JOIN runs USING (run_id)")
+    scores = store.rows(
+        "SELECT run_id, task, metric, filter, score, stderr, settings = '{\"samples_only\":true}' AS means FROM scores"
+        " JOIN runs USING (run_id)"
+    )
     for row in scores:
         if row["means"]:
-            (mean,) = store.rows("SELECT avg(value) AS of_values FROM sample_scores WHERE run_id = ? AND task = ? AND metric = ? AND filter = ?", [row[name] for name in ("run_id", "task", "metric", "filter")])
-            assert row["score"] is None or math.isclose(row["score"], mean["of_values"], rel_tol=1e-9, abs_tol=1e-12), row
+            (mean,) = store.rows(
+                "SELECT avg(value) AS of_values FROM sample_scores WHERE run_id = ? AND task = ? AND metric = ? AND"
+                " filter = ?",
+                [row[name] for name in ("run_id", "task", "metric", "filter")],
+            )
+            assert row["score"] is None or math.isclose(row["score"], mean["of_values"], rel_tol=1e-9, abs_tol=1e-12), (
+                row
+            )
             continue
         assert {value for value in (row["score"], row["stderr"]) if value is not None} <= known, row
     assert len({(row["run_id"], row["task"], row["metric"], row["filter"]) for row in scores}) == len(scores)
     values = store.rows("SELECT value, weight FROM sample_scores WHERE value IS NOT NULL")
     assert {row["value"] for row in values} | {row["weight"] for row in values if row["weight"] is not None} <= known
-    lines = sum(len([line for line in text.splitlines() if line.strip()]) for file, text in zip(files, texts) if file.suffix == ".jsonl")
+    lines = sum(
+        len([line for line in text.splitlines() if line.strip()])
+        for file, text in zip(files, texts)
+        if file.suffix == ".jsonl"
+    )
     assert store.rows("SELECT count(*) AS n FROM samples")[0]["n"] <= lines
-    orphans = "SELECT count(*) AS n FROM sample_scores s WHERE NOT EXISTS (FROM samples p WHERE (p.run_id, p.task, p.filter, p.doc_key, p.occurrence) = (s.run_id, s.task, s.filter, s.doc_key, s.occurrence))"
+    orphans = (
+        "SELECT count(*) AS n FROM sample_scores s WHERE NOT EXISTS (FROM samples p WHERE (p.run_id, p.task, p.filter,"
+        " p.doc_key, p.occurrence) = (s.run_id, s.task, s.filter, s.doc_key, s.occurrence))"
+    )
     assert store.rows(orphans)[0]["n"] == 0
-    for row in store.rows("SELECT documents, (SELECT count(DISTINCT (doc_key, occurrence)) FROM samples s WHERE s.run_id = t.run_id AND s.task = t.task) AS n FROM run_tasks t WHERE documents IS NOT NULL"):
+    for row in store.rows(
+        "SELECT documents, (SELECT count(DISTINCT (doc_key, occurrence)) FROM samples s WHERE s.run_id = t.run_id AND"
+        " s.task = t.task) AS n FROM run_tasks t WHERE documents IS NOT NULL"
+    ):
         assert row["documents"] == row["n"]
     assert all(math.isfinite(row["score"]) for row in scores if row["score"] is not None)
 
@@ -120,7 +178,9 @@ def check(root: Path, runs: int | None = None) -> IngestReport:
         for rejection in report.rejected:
             assert rejection.reason and "something unexpected" not in rejection.reason, rejection
         assert runs is None or len(report.added) + len(report.rejected) + len(report.duplicates) >= runs
-        check_rows(report.store, [file for file in root.rglob("*") if file.suffix in (".json", ".jsonl") and file.is_file()])
+        check_rows(
+            report.store, [file for file in root.rglob("*") if file.suffix in (".json", ".jsonl") and file.is_file()]
+        )
         assert "\x1b" not in render(board(report.store), width=80, color=False)
     finally:
         report.store.connection.close()
@@ -181,7 +241,9 @@ def test_real_files_with_bytes_changed(shared: Path, tmp_path: Path, seed: int) 
             end = start + generator.choice([0, 1, 1, 1, 30, len(content)])
             target = tmp_path / f"{k}" / path.name
             target.parent.mkdir(exist_ok=True)
-            target.write_bytes(content[:start] + generator.choice([b"", b"9", b"-", b'"', b"\xff", b"null", b"{"]) + content[end:])
+            target.write_bytes(
+                content[:start] + generator.choice([b"", b"9", b"-", b'"', b"\xff", b"null", b"{"]) + content[end:]
+            )
     report = check(tmp_path, runs=4 * 61)
     assert len(report.added) > 20
 
@@ -219,7 +281,10 @@ def test_what_may_not_be_read_is_told(made: Any, kit: Any, database: Path, monke
     monkeypatch.setattr(os, "scandir", lambda path: refuse(path) if str(path).endswith("closed") else scan(path))
     report = ingest([made.root], database)
     assert len(report.added) == 1
-    assert sorted((rejection.path.name, "Permission denied" in rejection.reason) for rejection in report.rejected) == [("closed", True), (locked.name, True)]
+    assert sorted((rejection.path.name, "Permission denied" in rejection.reason) for rejection in report.rejected) == [
+        ("closed", True),
+        (locked.name, True),
+    ]
 
 
 def test_a_huge_folder_of_other_things_is_quick_and_told(made: Any, kit: Any, database: Path) -> None:
@@ -232,4 +297,8 @@ def test_a_huge_folder_of_other_things_is_quick_and_told(made: Any, kit: Any, da
     started = time.process_time()
     report = ingest([made.root], database)
     assert time.process_time() - started < 8
-    assert len(report.added) == 1 and len(report.rejected) == 3000 and all(rejection.reason for rejection in report.rejected)
+    assert (
+        len(report.added) == 1
+        and len(report.rejected) == 3000
+        and all(rejection.reason for rejection in report.rejected)
+    )

@@ -30,34 +30,107 @@ def write(path: Path, data: Any, **options: Any) -> Path:
 
 
 def sample(i: int, **more: Any) -> dict[str, Any]:
-    return {"doc_id": i, "doc": {"q": i}, "target": 0, "arguments": [[f"q{i}", " a"]], "resps": [[[-1.5 - i, False]]], "filtered_resps": [[-1.5 - i, False]], "acc": float(i % 2)} | more
+    return {
+        "doc_id": i,
+        "doc": {"q": i},
+        "target": 0,
+        "arguments": [[f"q{i}", " a"]],
+        "resps": [[[-1.5 - i, False]]],
+        "filtered_resps": [[-1.5 - i, False]],
+        "acc": float(i % 2),
+    } | more
 
 
 SCORES: list[tuple[str, dict[str, Any], list[tuple[str, str, str, float | None]]]] = [
     ("0.2 without config", {"results": {"piqa": ACC}, "versions": {"piqa": 0}}, [("piqa", "acc", "none", 0.25)]),
-    ("0.3 with a dict of model_args", {"results": {"piqa": ACC}, "versions": {"piqa": 0}, "config": {"model": "hf-causal", "model_args": {"pretrained": "a/b"}}}, [("piqa", "acc", "none", 0.25)]),
-    ("0.3 with null model_args", {"results": {"piqa": ACC}, "config": {"model": "gpt3", "model_args": None, "num_fewshot": None}}, [("piqa", "acc", "none", 0.25)]),
+    (
+        "0.3 with a dict of model_args",
+        {
+            "results": {"piqa": ACC},
+            "versions": {"piqa": 0},
+            "config": {"model": "hf-causal", "model_args": {"pretrained": "a/b"}},
+        },
+        [("piqa", "acc", "none", 0.25)],
+    ),
+    (
+        "0.3 with null model_args",
+        {"results": {"piqa": ACC}, "config": {"model": "gpt3", "model_args": None, "num_fewshot": None}},
+        [("piqa", "acc", "none", 0.25)],
+    ),
     (
         "a list, one entry a prompt",
-        {"results": [{"task_name": "wic", "prompt_name": "7", "acc": 0.5, "subset": "3"}, {"task_name": "wic", "prompt_name": "affirm", "acc": 0.25}, {"task_name": "wic", "prompt_name": "7", "f1": 0.1}]},
+        {
+            "results": [
+                {"task_name": "wic", "prompt_name": "7", "acc": 0.5, "subset": "3"},
+                {"task_name": "wic", "prompt_name": "affirm", "acc": 0.25},
+                {"task_name": "wic", "prompt_name": "7", "f1": 0.1},
+            ]
+        },
         [("wic+7", "acc", "none", 0.5), ("wic+affirm", "acc", "none", 0.25), ("wic+7 (2)", "f1", "none", 0.1)],
     ),
-    ("0.4 with a group of blanks", {"results": {"g": {" ": " ", "alias": "g"}, "piqa": NEW}, "configs": {"piqa": {}}, "groups": {"g": {" ": " ", "alias": "g"}}}, [("piqa", "acc", "none", 0.25)]),
+    (
+        "0.4 with a group of blanks",
+        {
+            "results": {"g": {" ": " ", "alias": "g"}, "piqa": NEW},
+            "configs": {"piqa": {}},
+            "groups": {"g": {" ": " ", "alias": "g"}},
+        },
+        [("piqa", "acc", "none", 0.25)],
+    ),
     (
         "0.4 with a group of N/A",
-        {"results": {"g": {"acc,none": 0.3, "acc_stderr,none": "N/A", "alias": "g"}, "piqa": NEW}, "configs": {"piqa": {}}, "group_subtasks": {"g": ["piqa"]}},
+        {
+            "results": {"g": {"acc,none": 0.3, "acc_stderr,none": "N/A", "alias": "g"}, "piqa": NEW},
+            "configs": {"piqa": {}},
+            "group_subtasks": {"g": ["piqa"]},
+        },
         [("g", "acc", "none", 0.3), ("piqa", "acc", "none", 0.25)],
     ),
-    ("0.4 with float32 and a tensor as text", {"results": {"t": {"a,none": "0.53125", "b,none": "tensor(-1.5e-01, device='cuda:0')", "c,none": "N/A", "d,none": "nan"}}}, [("t", "a", "none", 0.53125), ("t", "b", "none", -0.15), ("t", "d", "none", None)]),
-    ("NaN, infinity and a huge whole number", {"results": {"t": {"a,none": float("nan"), "b,none": float("inf"), "c,none": 10**40, "d,none": None}}}, [("t", "a", "none", None), ("t", "b", "none", None), ("t", "c", "none", 1e40), ("t", "d", "none", None)]),
-    ("perplexity over all documents", {"results": {"wikitext": {"word_perplexity,none": 12.5, "word_perplexity_stderr,none": "N/A", "bits_per_byte,none": 0.9}}}, [("wikitext", "word_perplexity", "none", 12.5), ("wikitext", "bits_per_byte", "none", 0.9)]),
+    (
+        "0.4 with float32 and a tensor as text",
+        {
+            "results": {
+                "t": {
+                    "a,none": "0.53125",
+                    "b,none": "tensor(-1.5e-01, device='cuda:0')",
+                    "c,none": "N/A",
+                    "d,none": "nan",
+                }
+            }
+        },
+        [("t", "a", "none", 0.53125), ("t", "b", "none", -0.15), ("t", "d", "none", None)],
+    ),
+    (
+        "NaN, infinity and a huge whole number",
+        {"results": {"t": {"a,none": float("nan"), "b,none": float("inf"), "c,none": 10**40, "d,none": None}}},
+        [("t", "a", "none", None), ("t", "b", "none", None), ("t", "c", "none", 1e40), ("t", "d", "none", None)],
+    ),
+    (
+        "perplexity over all documents",
+        {
+            "results": {
+                "wikitext": {
+                    "word_perplexity,none": 12.5,
+                    "word_perplexity_stderr,none": "N/A",
+                    "bits_per_byte,none": 0.9,
+                }
+            }
+        },
+        [("wikitext", "word_perplexity", "none", 12.5), ("wikitext", "bits_per_byte", "none", 0.9)],
+    ),
     ("a filter with a comma in its name", {"results": {"t": {"acc,a,b": 0.5}}}, [("t", "acc", "a,b", 0.5)]),
 ]
 
 
-@pytest.mark.parametrize(("data", "expected"), [pytest.param(data, expected, id=name) for name, data, expected in SCORES])
-@pytest.mark.parametrize("name", ["results.json", "llama-7b_common_0-shot.json", "results_2024-06-03T01:44:00.470625.json"])
-def test_scores(tmp_path: Path, name: str, data: dict[str, Any], expected: list[tuple[str, str, str, float | None]]) -> None:
+@pytest.mark.parametrize(
+    ("data", "expected"), [pytest.param(data, expected, id=name) for name, data, expected in SCORES]
+)
+@pytest.mark.parametrize(
+    "name", ["results.json", "llama-7b_common_0-shot.json", "results_2024-06-03T01:44:00.470625.json"]
+)
+def test_scores(
+    tmp_path: Path, name: str, data: dict[str, Any], expected: list[tuple[str, str, str, float | None]]
+) -> None:
     (run,) = runs_of(write(tmp_path / "model" / name, data))
     assert [(s.task, s.metric, s.filter, s.score) for s in run.scores] == expected
 
@@ -66,11 +139,19 @@ def test_scores(tmp_path: Path, name: str, data: dict[str, Any], expected: list[
 def test_samples_without_dates(tmp_path: Path, form: str) -> None:
     """0.4.0: `results.json`, and for each task a file with the model's arguments in its name."""
     samples = [sample(i) for i in range(4)]
-    write(tmp_path / "results.json", {"results": {"piqa": {"acc,none": 0.5}, "physics_piqa": {"acc,none": 0.5}, "rte": {"acc,none": 0.5}}, "configs": {"piqa": {}}})
+    write(
+        tmp_path / "results.json",
+        {
+            "results": {"piqa": {"acc,none": 0.5}, "physics_piqa": {"acc,none": 0.5}, "rte": {"acc,none": 0.5}},
+            "configs": {"piqa": {}},
+        },
+    )
     text = {
-        "list": json.dumps(samples), "indented list": json.dumps(samples, indent=2), "lines": "\n".join(map(json.dumps, samples)),
+        "list": json.dumps(samples),
+        "indented list": json.dumps(samples, indent=2),
+        "lines": "\n".join(map(json.dumps, samples)),
         "indented values": "\n".join(json.dumps(line, indent=2) for line in samples),
-    }[form]  # fmt: skip
+    }[form]
     for task in ("piqa", "physics_piqa", "orphan"):
         (tmp_path / f"pretrained__a__b,dtype__float_{task}.jsonl").write_text(text)
     run, orphan = runs_of(tmp_path)
@@ -80,15 +161,25 @@ def test_samples_without_dates(tmp_path: Path, form: str) -> None:
 
 def test_samples_that_name_no_filter_have_the_only_one_there_is(tmp_path: Path) -> None:
     write(tmp_path / "results_2024-06-03T01:44:00.470625.json", {"results": {"t": {"acc,get-answer": 0.5}}})
-    (tmp_path / "samples_t_2024-06-03T01:44:00.470625.jsonl").write_text("\n".join(json.dumps(sample(i)) for i in range(4)))
+    (tmp_path / "samples_t_2024-06-03T01:44:00.470625.jsonl").write_text(
+        "\n".join(json.dumps(sample(i)) for i in range(4))
+    )
     (run,) = runs_of(tmp_path)
-    assert {document.filter for document in run.tasks[0].samples.documents} == {"get-answer"} == {score.filter for score in run.scores}
+    assert (
+        {document.filter for document in run.tasks[0].samples.documents}
+        == {"get-answer"}
+        == {score.filter for score in run.scores}
+    )
 
 
-@pytest.mark.parametrize("resps", [[], None, "text", [["a", "b"]], [[[["-1.0", "True"]]]], [[[float("-inf"), False]]], [[10**40]], {"a": 1}])
+@pytest.mark.parametrize(
+    "resps", [[], None, "text", [["a", "b"]], [[[["-1.0", "True"]]]], [[[float("-inf"), False]]], [[10**40]], {"a": 1}]
+)
 def test_responses_of_any_shape_are_kept(tmp_path: Path, resps: Any) -> None:
     write(tmp_path / "results_2024-06-03T01-44-00.json", {"results": {"t": {"acc,none": 0.0}}})
-    (tmp_path / "samples_t_2024-06-03T01-44-00.jsonl").write_text(json.dumps(sample(0, resps=resps, filtered_resps=resps, doc_id=10**40, target=None)))
+    (tmp_path / "samples_t_2024-06-03T01-44-00.jsonl").write_text(
+        json.dumps(sample(0, resps=resps, filtered_resps=resps, doc_id=10**40, target=None))
+    )
     (run,) = runs_of(tmp_path)
     samples = run.tasks[0].samples
     assert [json.loads(text) for text in samples.responses] == [resps]

@@ -39,7 +39,10 @@ def run(database: Path) -> dict[str, Any]:
 
 def test_files_have_sizes_until_they_are_gone(folder: Path, database: Path) -> None:
     files = {file.name: file.size for file in files_of(run(database))}
-    assert set(files) == {file.name for file in folder.iterdir()} and files["receipt.json"] == (folder / "receipt.json").stat().st_size
+    assert (
+        set(files) == {file.name for file in folder.iterdir()}
+        and files["receipt.json"] == (folder / "receipt.json").stat().st_size
+    )
     (folder / "receipt.json").unlink()
     assert {file.name: file.size for file in files_of(run(database))}["receipt.json"] is None
     assert files_of(run(database) | {"files": '["../../receipt.json", "\\u0000"]'})[1].size is None
@@ -54,10 +57,21 @@ def test_a_plain_result_has_its_files_and_no_receipt(made: Any, kit: Any, databa
 
 def test_the_receipt_that_was_ingested_is_read(folder: Path, database: Path) -> None:
     found = receipt_of(run(database))
-    assert found.receipt is not None and records(found.receipt, "log") == LOG and records(found.receipt, "searches") == records({"log": 3}, "log") == []
+    assert (
+        found.receipt is not None
+        and records(found.receipt, "log") == LOG
+        and records(found.receipt, "searches") == records({"log": 3}, "log") == []
+    )
 
 
-@pytest.mark.parametrize(("change", "reason"), [({"spec_id": "x"}, "another run's"), ({"started": "2020-01-01T00:00:00Z"}, "another run's"), ({"started": 3}, "another run's")])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"spec_id": "x"}, "another run's"),
+        ({"started": "2020-01-01T00:00:00Z"}, "another run's"),
+        ({"started": 3}, "another run's"),
+    ],
+)
 def test_another_runs_receipt_is_not_shown(folder: Path, database: Path, change: dict[str, Any], reason: str) -> None:
     file = folder / "receipt.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
@@ -79,7 +93,12 @@ def test_a_receipt_that_is_broken_gone_or_a_link_is_an_answer(folder: Path, data
 
 
 def test_records_become_rows_of_one_kind_a_column() -> None:
-    rows = flat([{"a": 1, "b": "x", "c": [1], "d": True, "e": 2**70, "f": 1}, {"a": 2.5, "b": 3, "d": None, "f": True, "g": None}])
+    rows = flat(
+        [
+            {"a": 1, "b": "x", "c": [1], "d": True, "e": 2**70, "f": 1},
+            {"a": 2.5, "b": 3, "d": None, "f": True, "g": None},
+        ]
+    )
     assert rows == [
         {"a": 1.0, "b": "x", "c": "[1]", "d": True, "e": str(2**70), "f": "1", "g": None},
         {"a": 2.5, "b": "3", "c": None, "d": None, "e": None, "f": "true", "g": None},
@@ -95,4 +114,7 @@ def test_what_is_nested_too_deeply_is_said() -> None:
 
 
 def test_versions_as_lines_for_pip() -> None:
-    assert requirements({"torch": "2.13.0+cpu", "lm_eval": "0.4.13", "python": "3.11", "peft": None}) == ["lm-eval==0.4.13", "torch==2.13.0"]
+    assert requirements({"torch": "2.13.0+cpu", "lm_eval": "0.4.13", "python": "3.11", "peft": None}) == [
+        "lm-eval==0.4.13",
+        "torch==2.13.0",
+    ]

@@ -49,12 +49,16 @@ def test_the_front_against_its_definition() -> None:
     for count in (1, 2, 7, 40):
         sizes, goods = generator.integers(0, 6, count).tolist(), generator.integers(0, 6, count).tolist()
         beaten = {
-            i for i, j in itertools.permutations(range(count), 2) if sizes[j] <= sizes[i] and goods[j] >= goods[i] and (sizes[j], goods[j]) != (sizes[i], goods[i])
+            i
+            for i, j in itertools.permutations(range(count), 2)
+            if sizes[j] <= sizes[i] and goods[j] >= goods[i] and (sizes[j], goods[j]) != (sizes[i], goods[i])
         }
         assert set(front(sizes, goods)) == set(range(count)) - beaten
 
 
-def test_the_baseline_speaks_for_the_unedited_model_however_often_it_was_run(made: Any, kit: Any, database: Path) -> None:
+def test_the_baseline_speaks_for_the_unedited_model_however_often_it_was_run(
+    made: Any, kit: Any, database: Path
+) -> None:
     before, laser = kit.pair(40, 20, gained=20)
     made.run("baseline", {"int_mult": before})
     made.run("laser", {"int_mult": laser})
@@ -74,7 +78,9 @@ def test_flips_are_the_documents_that_changed(store: Store) -> None:
     assert (laser.lost, laser.gained) == (2, 5)
     question = queries_pages.prompt(store, "int_mult", found[0].doc_key)
     assert question == f"int_mult {found[0].doc_id}? with 0 examples"
-    often = queries_pages.often_flipped(store, base.run_id, (laser.run_id, cells["svd"].run_id), "int_mult", "acc", "none")
+    often = queries_pages.often_flipped(
+        store, base.run_id, (laser.run_id, cells["svd"].run_id), "int_mult", "acc", "none"
+    )
     assert sorted((row.lower, row.higher) for row in often) == [(0, 1)] * 5 + [(2, 0)] * 2
     assert [(row.lower, row.higher) for row in often[:2]] == [(2, 0)] * 2
 
@@ -82,7 +88,11 @@ def test_flips_are_the_documents_that_changed(store: Store) -> None:
 def test_two_runs_are_corrected_over_their_own_tasks(store: Store) -> None:
     cells = by_recipe(store)
     (cell,) = pair_board(store, cells["laser"].run_id, cells["svd"].run_id)
-    assert (cell.lost, cell.gained) == (5, 0) and cell.q_value == cell.p_value and cell.baseline_run == cells["laser"].run_id
+    assert (
+        (cell.lost, cell.gained) == (5, 0)
+        and cell.q_value == cell.p_value
+        and cell.baseline_run == cells["laser"].run_id
+    )
 
 
 def test_what_was_found_before_is_not_read_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,13 +127,23 @@ def test_sizes_come_from_the_receipt(store: Store) -> None:
     facts = queries_pages.run_facts(store)
     points = {point.cell.recipe: point for point in size_plot.points(cells, facts, "parameters")}
     assert points["laser"].size == 992 and points["laser"].share == 0.992 and points["baseline"].size == 1000
-    assert {name for name, point in points.items() if point.front} == {"laser"}  # smaller than the baseline and better than it and svd
+    # smaller than the baseline and better than it and svd
+    assert {name for name, point in points.items() if point.front} == {"laser"}
     assert "1 on the front" in size_plot.sentence(list(points.values()), "Parameters")
 
 
 def test_a_receipt_with_odd_totals_has_no_size(made: Any, kit: Any) -> None:
     task = kit.pair(10, 5)[0]
-    made.run("baseline", {"t": task}, totals={"bytes_before": "many", "bytes_after": -3, "flops_per_token_after": True, "tokens_per_second_after": float("nan")})
+    made.run(
+        "baseline",
+        {"t": task},
+        totals={
+            "bytes_before": "many",
+            "bytes_after": -3,
+            "flops_per_token_after": True,
+            "tokens_per_second_after": float("nan"),
+        },
+    )
     report = ingest(made.root, None)
     assert report.store is not None and not report.rejected
     (facts,) = queries_pages.run_facts(report.store).values()
@@ -133,7 +153,12 @@ def test_a_receipt_with_odd_totals_has_no_size(made: Any, kit: Any) -> None:
 
 def test_speed_is_shown_where_it_was_measured(made: Any, kit: Any) -> None:
     before, after = kit.pair(40, 20, gained=5)
-    totals = {"parameters_before": 1000, "parameters_after": 992, "tokens_per_second_before": 100.0, "tokens_per_second_after": 150.0}
+    totals = {
+        "parameters_before": 1000,
+        "parameters_after": 992,
+        "tokens_per_second_before": 100.0,
+        "tokens_per_second_after": 150.0,
+    }
     made.run("baseline", {"t": before})
     made.run("laser", {"t": after}, totals=totals)
     report = ingest(made.root, None)
@@ -145,9 +170,14 @@ def test_speed_is_shown_where_it_was_measured(made: Any, kit: Any) -> None:
 
 def test_differences_name_what_changed(store: Store) -> None:
     cells = by_recipe(store)
-    found = {entry.name: entry for entry in compare_facts(*queries_pages.two_runs(store, cells["baseline"].run_id, cells["laser"].run_id))}
+    found = {
+        entry.name: entry
+        for entry in compare_facts(*queries_pages.two_runs(store, cells["baseline"].run_id, cells["laser"].run_id))
+    }
     assert found["recipe"].differs and (found["recipe"].first, found["recipe"].second) == ("baseline", "laser")
-    assert not found["lm-eval"].differs and not found["seeds.fewshot"].differs and found["seeds.fewshot"].first == "1234"
+    assert (
+        not found["lm-eval"].differs and not found["seeds.fewshot"].differs and found["seeds.fewshot"].first == "1234"
+    )
     deep: Any = "x"
     for _ in range(40):
         deep = {"a": deep}
@@ -167,9 +197,23 @@ def test_heat_rows_are_oriented(store: Store) -> None:
 @pytest.mark.parametrize(
     ("responses", "target", "document", "kind", "words", "margin"),
     [
-        ('[["-1.0","False"],["-3.0","False"]]', "1", '{"choices": ["cat", "dog"]}', "multiple_choice", "choice 0: cat", -2.0),
+        (
+            '[["-1.0","False"],["-3.0","False"]]',
+            "1",
+            '{"choices": ["cat", "dog"]}',
+            "multiple_choice",
+            "choice 0: cat",
+            -2.0,
+        ),
         ('[["-1.0","False"],["-3.0","False"]]', "0", '{"q": "x"}', "multiple_choice", "choice 0", 2.0),
-        ('[["-1.0","False"],["-3.0","False"]]', "none", '{"a": ["x", "y"], "b": ["z", "w"]}', "multiple_choice", "choice 0", None),
+        (
+            '[["-1.0","False"],["-3.0","False"]]',
+            "none",
+            '{"a": ["x", "y"], "b": ["z", "w"]}',
+            "multiple_choice",
+            "choice 0",
+            None,
+        ),
         ('["-0.5","True"]', " 9", "{}", "loglikelihood", "the right text is the likeliest", -0.5),
         ('[["-0.5","False"]]', " 9", "{}", "loglikelihood", "another text is likelier", -0.5),
         ('["four <b>"]', "4", "{}", "generate_until", "four <b>", None),
@@ -178,20 +222,31 @@ def test_heat_rows_are_oriented(store: Store) -> None:
         (None, None, None, "multiple_choice", "", None),
     ],
 )
-def test_answers(responses: str | None, target: str | None, document: str | None, kind: str | None, words: str, margin: float | None) -> None:
+def test_answers(
+    responses: str | None, target: str | None, document: str | None, kind: str | None, words: str, margin: float | None
+) -> None:
     assert answers.read_answer(responses, target, document, kind, doubled=False) == (words, margin)
 
 
 def test_a_doubled_response_has_its_second_half_left_out() -> None:
     stored = '[["-1","False"],["-2","False"],["-9","False"],["-0.1","False"]]'
     assert answers.read_answer(stored, "0", None, "multiple_choice", doubled=True) == ("choice 0", 1.0)
-    assert answers.likelihood_rows(stored, "0", None, doubled=True) == [("choice 0", -1.0, True), ("choice 1", -2.0, False)]
+    assert answers.likelihood_rows(stored, "0", None, doubled=True) == [
+        ("choice 0", -1.0, True),
+        ("choice 1", -2.0, False),
+    ]
 
 
 def test_a_downloaded_name_cannot_be_a_formula() -> None:
-    rows = [{"Recipe": '=HYPERLINK("http://example.org")', "delta": -0.5, "note": None}, {"Recipe": "a,\nb", "delta": 1.0, "note": "x"}]
+    rows = [
+        {"Recipe": '=HYPERLINK("http://example.org")', "delta": -0.5, "note": None},
+        {"Recipe": "a,\nb", "delta": 1.0, "note": "x"},
+    ]
     read = list(csv.DictReader(io.StringIO(download.as_csv(rows).decode())))
-    assert read[0] == {"Recipe": '\'=HYPERLINK("http://example.org")', "delta": "-0.5", "note": ""} and read[1]["Recipe"] == "a,\nb"
+    assert (
+        read[0] == {"Recipe": '\'=HYPERLINK("http://example.org")', "delta": "-0.5", "note": ""}
+        and read[1]["Recipe"] == "a,\nb"
+    )
     import pyarrow.parquet
 
     assert pyarrow.parquet.read_table(io.BytesIO(download.as_parquet(rows))).to_pylist() == rows

@@ -1,4 +1,6 @@
-"""Compare, Flips, Size and score, and what the leaderboard says of papers, by Streamlit's own test driver (no browser)."""
+"""Compare, Flips, Size and score, and what the leaderboard says of papers, by Streamlit's own test driver (no
+browser).
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def runs(made: Any, kit: Any, database: Path) -> dict[str, str]:
     report = ingest([made.root], database)
     assert not report.rejected
     with duckdb.connect(str(database), read_only=True) as connection:
-        return dict(connection.execute("SELECT recipe_label, run_id FROM runs JOIN variants USING (variant_id)").fetchall())
+        return dict(
+            connection.execute("SELECT recipe_label, run_id FROM runs JOIN variants USING (variant_id)").fetchall()
+        )
 
 
 def test_compare_shows_two_runs(runs: dict[str, str]) -> None:
@@ -44,7 +48,10 @@ def test_compare_shows_two_runs(runs: dict[str, str]) -> None:
     assert "corrected over 1 task." in said and "1 task: 1 worse" in said and "1 declined, by the direction" in said
     tasks, answers, differences = (app.dataframe[i].value for i in range(3))
     (answered,) = answers.to_dict("records")
-    assert answered["Documents"] == 40 and answered["Right answer's log-likelihood, drop in nats [95 %]"] == "0.0000 [0.0000, 0.0000]"
+    assert (
+        answered["Documents"] == 40
+        and answered["Right answer's log-likelihood, drop in nats [95 %]"] == "0.0000 [0.0000, 0.0000]"
+    )
     assert tasks.iloc[0]["Lost / gained"] == "15 / 0"
     recipe = differences[differences["Name"] == "recipe"].iloc[0]
     assert (recipe["Run A"], recipe["Run B"]) == ("laser", "svd")
@@ -53,14 +60,22 @@ def test_compare_shows_two_runs(runs: dict[str, str]) -> None:
 
 def test_compare_tells_what_only_one_run_has(made: Any, kit: Any, database: Path) -> None:
     before, after = kit.pair(40, 20, lost=2)
-    more = kit.Task({"acc": before.values["acc"], "acc_norm": before.values["acc"]}, log_likelihoods=kit.likelihoods(40, 5))
+    more = kit.Task(
+        {"acc": before.values["acc"], "acc_norm": before.values["acc"]}, log_likelihoods=kit.likelihoods(40, 5)
+    )
     made.run("baseline", {"sums": more, HOSTILE.replace("/", ""): before})
     made.run("laser", {"sums": after, "words": after})
     assert not ingest([made.root], database).rejected
     with duckdb.connect(str(database), read_only=True) as connection:
-        ids = dict(connection.execute("SELECT recipe_label, run_id FROM runs JOIN variants USING (variant_id)").fetchall())
+        ids = dict(
+            connection.execute("SELECT recipe_label, run_id FROM runs JOIN variants USING (variant_id)").fetchall()
+        )
     said = texts(page("compare", a=ids["baseline"], b=ids["laser"]), "text").splitlines()
-    assert [line for line in said if line.startswith("Only")] == [f"Only A has the task {HOSTILE.replace('/', '')}", "Only A has the metric acc_norm of sums", "Only B has the task words"]
+    assert [line for line in said if line.startswith("Only")] == [
+        f"Only A has the task {HOSTILE.replace('/', '')}",
+        "Only A has the metric acc_norm of sums",
+        "Only B has the task words",
+    ]
     same = page("compare", a=ids["laser"], b=ids["laser"])
     assert "Only" not in texts(same, "text")
 
@@ -112,7 +127,11 @@ def test_reported_numbers_stand_apart(made: Any, kit: Any, database: Path) -> No
     ingest([made.root], database)
     app = page("board")
     reported = app.dataframe[2].value.iloc[0]
-    assert reported["Reported"] == "0.1310 -> 0.2400" and reported["Ours"] == "0.5000 -> 0.6250" and "2312.13558" in reported["Source"]
+    assert (
+        reported["Reported"] == "0.1310 -> 0.2400"
+        and reported["Ours"] == "0.5000 -> 0.6250"
+        and "2312.13558" in reported["Source"]
+    )
     assert "were not measured here" in texts(app)
 
 

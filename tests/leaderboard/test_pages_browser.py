@@ -1,4 +1,6 @@
-"""Compare, Flips, Size and score in a real Chromium: two rows lead to a comparison, links restore a view, documents are text, downloads hold what is shown."""
+"""Compare, Flips, Size and score in a real Chromium: two rows lead to a comparison, links restore a view, documents are
+text, downloads hold what is shown.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,10 @@ from tests.leaderboard.driving import watched
 
 pytestmark = pytest.mark.browser
 WAIT_MS = 20_000
-HOSTILE = "![x](http://example.org/x.png) <script>alert(1)</script> <img src=x onerror=alert(2)> $\\frac{1}{2}$ [link](http://example.org)"
+HOSTILE = (
+    "![x](http://example.org/x.png) <script>alert(1)</script> <img src=x onerror=alert(2)> $\\frac{1}{2}$"
+    " [link](http://example.org)"
+)
 PLOT = '[data-testid="stVegaLiteChart"]'
 
 
@@ -36,14 +41,16 @@ def database(made: Any, kit: Any) -> Path:
 
 def run_ids(database: Path) -> dict[str, str]:
     with duckdb.connect(str(database), read_only=True) as connection:
-        return dict(connection.execute("SELECT recipe_name, run_id FROM runs JOIN variants USING (variant_id)").fetchall())
+        return dict(
+            connection.execute("SELECT recipe_name, run_id FROM runs JOIN variants USING (variant_id)").fetchall()
+        )
 
 
 def test_two_ticked_rows_are_compared(address: str, page: Any, database: Path) -> None:
     ids = run_ids(database)
     page.goto(address)
     page.get_by_text("All results").wait_for(timeout=WAIT_MS)
-    for attempt in range(8):
+    for _ in range(8):
         table = page.locator('[data-testid="stDataFrame"]').nth(0)
         page.wait_for_timeout(1500)
         box = table.bounding_box()
@@ -94,7 +101,9 @@ def test_plots_have_words_of_their_own(address: str, page: Any, database: Path) 
     page.locator(PLOT).first.wait_for(timeout=WAIT_MS)
     said = page.get_by_text("by parameters and score").first
     said.wait_for(timeout=WAIT_MS)
-    labels = page.evaluate("() => [...document.querySelectorAll('[aria-label]')].map(e => e.getAttribute('aria-label'))")
+    labels = page.evaluate(
+        "() => [...document.querySelectorAll('[aria-label]')].map(e => e.getAttribute('aria-label'))"
+    )
     assert any(label and "by parameters and score" in label for label in labels), json.dumps(labels)[:2000]
 
 
@@ -102,7 +111,11 @@ def test_plots_have_words_of_their_own(address: str, page: Any, database: Path) 
 def test_nothing_sticks_out(address: str, page: Any, database: Path, width: int) -> None:
     ids = run_ids(database)
     page.set_viewport_size({"width": width, "height": 900})
-    for place, ready in ((f"compare?a={ids['baseline']}&b={ids['laser']}", "What differs"), (f"flips?b={ids['laser']}", "Documents that flip"), ("size?model=tiny", "All points")):
+    for place, ready in (
+        (f"compare?a={ids['baseline']}&b={ids['laser']}", "What differs"),
+        (f"flips?b={ids['laser']}", "Documents that flip"),
+        ("size?model=tiny", "All points"),
+    ):
         page.goto(f"{address}/{place}")
         page.get_by_text(ready).first.wait_for(timeout=WAIT_MS)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, place

@@ -35,9 +35,15 @@ def loaded(tmp_path: Path, text: str) -> Policy:
 def test_a_whole_policy(tmp_path: Path) -> None:
     policy = loaded(tmp_path, WHOLE)
     sums, products, plain = policy.tasks["sums"], policy.tasks["products"], policy.tasks["plain"]
-    assert (policy.default_margin(sums), policy.default_margin(plain), policy.own_margin(sums, "base")) == (0.005, 0.03, None)
+    assert (policy.default_margin(sums), policy.default_margin(plain), policy.own_margin(sums, "base")) == (
+        0.005,
+        0.03,
+        None,
+    )
     assert [policy.own_margin(products, role) for role in ("base", "blessed")] == [0.05, 0.01]
-    assert plain.required and not products.required and policy.own_margin(policy.suites["arithmetic"], "blessed") == 0.01
+    assert (
+        plain.required and not products.required and policy.own_margin(policy.suites["arithmetic"], "blessed") == 0.01
+    )
 
 
 def test_an_empty_policy_gates_everything_by_two_points_and_critical_tasks_by_one(tmp_path: Path) -> None:
@@ -46,16 +52,25 @@ def test_an_empty_policy_gates_everything_by_two_points_and_critical_tasks_by_on
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
-    text = "alhpa: 0.05\nmargin: -1\ntasks:\n  sums: {criticl: true, floor: high}\n  products: 3\n  odd: {margin: {bass: 0.1}}\nsuites:\n  s: {weights: {}}\n  t: {}\n  u: {weights: {sums: 0}}\n"
+    text = (
+        "alhpa: 0.05\nmargin: -1\ntasks:\n  sums: {criticl: true, floor: high}\n  products: 3\n  odd: {margin: {bass:"
+        " 0.1}}\nsuites:\n  s: {weights: {}}\n  t: {}\n  u: {weights: {sums: 0}}\n"
+    )
     with pytest.raises(PolicyError) as caught:
         loaded(tmp_path, text)
     said = str(caught.value).splitlines()
     assert said[0].endswith("cannot be used:")
     for words in (
-        "- alhpa: unknown key, did you mean 'alpha'?", "- margin: should be greater than 0 (found -1)", "- tasks.sums.criticl: unknown key, did you mean 'critical'?",
-        "- tasks.sums.floor: should be a valid number", "- tasks.products: should be a mapping", "- tasks.odd.margin.bass: unknown key, did you mean 'base'?",
-        "- suites.s.weights: dictionary should have at least 1 item", "- suites.t.weights: is missing", "- suites.u.weights.sums: should be greater than 0",
-    ):  # fmt: skip
+        "- alhpa: unknown key, did you mean 'alpha'?",
+        "- margin: should be greater than 0 (found -1)",
+        "- tasks.sums.criticl: unknown key, did you mean 'critical'?",
+        "- tasks.sums.floor: should be a valid number",
+        "- tasks.products: should be a mapping",
+        "- tasks.odd.margin.bass: unknown key, did you mean 'base'?",
+        "- suites.s.weights: dictionary should have at least 1 item",
+        "- suites.t.weights: is missing",
+        "- suites.u.weights.sums: should be greater than 0",
+    ):
         assert any(words in line for line in said), (words, said)
 
 
@@ -82,7 +97,14 @@ def test_what_is_no_policy(tmp_path: Path, text: str, words: str) -> None:
     assert words in str(caught.value) and "gate.yaml" in str(caught.value)
 
 
-@pytest.mark.parametrize(("margin", "words"), [("-1", "should be greater than 0 (found -1)"), ("wide", "should be a number, or a mapping with base and blessed"), ("{base: 0}", "should be greater than 0 (found 0)")])
+@pytest.mark.parametrize(
+    ("margin", "words"),
+    [
+        ("-1", "should be greater than 0 (found -1)"),
+        ("wide", "should be a number, or a mapping with base and blessed"),
+        ("{base: 0}", "should be greater than 0 (found 0)"),
+    ],
+)
 def test_a_wrong_margin_is_one_mistake(tmp_path: Path, margin: str, words: str) -> None:
     with pytest.raises(PolicyError) as caught:
         loaded(tmp_path, f"tasks: {{sums: {{margin: {margin}}}}}")
@@ -104,7 +126,14 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["margin", "tasks", "weights", "base", "floor", "x", "critical"]) | st.text(max_size=3), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["margin", "tasks", "weights", "base", "floor", "x", "critical"]) | st.text(max_size=3),
+            inner,
+            max_size=3,
+        )
+    ),
     max_leaves=12,
 )
 
@@ -119,7 +148,12 @@ def test_any_data_is_a_policy_or_a_clear_refusal(data: dict[str, object]) -> Non
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.text(max_size=60) | st.integers(0, len(WHOLE) - 1).flatmap(lambda place: st.text(max_size=3).map(lambda text: WHOLE[:place] + text + WHOLE[place + 1 :])))
+@given(
+    st.text(max_size=60)
+    | st.integers(0, len(WHOLE) - 1).flatmap(
+        lambda place: st.text(max_size=3).map(lambda text: WHOLE[:place] + text + WHOLE[place + 1 :])
+    )
+)
 def test_any_text_is_a_policy_or_a_clear_refusal(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzz.yaml"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))

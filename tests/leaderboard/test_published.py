@@ -26,11 +26,22 @@ def test_the_known_headline_numbers() -> None:
 
 
 def test_as_many_as_the_tables_have() -> None:
-    by_method = {name: sum(entry.method == name for entry in published()) for name in ("LASER", "feature space", "SFSD, searched", "MoDeGPT", "SVD")}
+    by_method = {
+        name: sum(entry.method == name for entry in published())
+        for name in ("LASER", "feature space", "SFSD, searched", "MoDeGPT", "SVD")
+    }
     assert by_method == {"LASER": 48, "feature space": 12, "SFSD, searched": 10, "MoDeGPT": 2, "SVD": 3}
 
 
-@pytest.mark.parametrize("changed", [("other/phi-2b", "int_mult", "eigenprune", "acc"), ("microsoft/phi-2", "int_sum", "eigenprune", "acc"), ("microsoft/phi-2", "int_mult", "laser", "acc"), ("microsoft/phi-2", "int_mult", "eigenprune", "f1")])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        ("other/phi-2b", "int_mult", "eigenprune", "acc"),
+        ("microsoft/phi-2", "int_sum", "eigenprune", "acc"),
+        ("microsoft/phi-2", "int_mult", "laser", "acc"),
+        ("microsoft/phi-2", "int_mult", "eigenprune", "f1"),
+    ],
+)
 def test_nothing_where_one_thing_differs(changed: tuple[str, str, str, str]) -> None:
     assert beside(*changed) == ()
 
@@ -38,7 +49,10 @@ def test_nothing_where_one_thing_differs(changed: tuple[str, str, str, str]) -> 
 def test_every_recipe_named_is_shipped() -> None:
     from harness_ext.recipe import shipped_names
 
-    assert {recipe for entry in published() for recipe in entry.recipes} - set(shipped_names()) <= {"laser-search", "sfsd-surgical"}
+    assert {recipe for entry in published() for recipe in entry.recipes} - set(shipped_names()) <= {
+        "laser-search",
+        "sfsd-surgical",
+    }
 
 
 def test_it_stands_beside_the_cell_and_in_no_verdict(made: Any, kit: Any, database: Path) -> None:
@@ -49,12 +63,19 @@ def test_it_stands_beside_the_cell_and_in_no_verdict(made: Any, kit: Any, databa
     with open_store(database) as store:
         cells = {cell.recipe: cell for cell in board(store)}
     assert [entry.after for entry in cells["eigenprune"].reported] == [0.975] and cells["baseline"].reported == ()
-    assert "reported by arXiv:2404.03147 (stated in the paper)" in " ".join(render(list(cells.values()), width=120).split())
+    assert "reported by arXiv:2404.03147 (stated in the paper)" in " ".join(
+        render(list(cells.values()), width=120).split()
+    )
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
-    [("sure", "certain", "sure"), ("rows", [["LASER", "GPT-J", "t", [1, 2]]], "4 values for 6 columns"), ("columns", ["model"], "columns must be"), ("extra", 1, "extra")],
+    [
+        ("sure", "certain", "sure"),
+        ("rows", [["LASER", "GPT-J", "t", [1, 2]]], "4 values for 6 columns"),
+        ("columns", ["model"], "columns must be"),
+        ("extra", 1, "extra"),
+    ],
 )
 def test_a_file_with_a_mistake_is_named(tmp_path: Path, key: str, value: object, message: str) -> None:
     data = yaml.safe_load((published_folder() / "laser.yaml").read_text())

@@ -49,7 +49,13 @@ def results_of(path: Path) -> Path:
 def test_a_run_directory_is_read_whole(made: Any, kit: Any) -> None:
     _, task = kit.pair(20, 10, lost=2)
     run = only_run(made.run("laser", {"sums": task}))
-    assert (run.origin, run.status, run.variant.recipe_label, run.lm_eval_version, run.torch_version) == ("recipe", "complete", "laser", "0.4.13", "2.13.0+cpu")
+    assert (run.origin, run.status, run.variant.recipe_label, run.lm_eval_version, run.torch_version) == (
+        "recipe",
+        "complete",
+        "laser",
+        "0.4.13",
+        "2.13.0+cpu",
+    )
     (read,) = run.tasks
     assert (read.documents, read.version, read.num_fewshot, read.log_likelihoods) == (20, "1.0", 0, 20)
     assert [(s.metric, s.score, s.is_primary) for s in run.scores] == [("acc", 0.4, True)]
@@ -71,7 +77,9 @@ def test_plain_output_with_and_without_samples(made: Any, kit: Any) -> None:
 def test_the_same_run_elsewhere_and_later_is_the_same(made: Any, kit: Any) -> None:
     _, task = kit.pair(5, 3)
     first = only_run(made.run("laser", {"sums": task}))
-    again = only_run(made.run("laser", {"sums": task}, folder="copy", started="2026-02-02T00:00:00+00:00", seconds={"load": 9}))
+    again = only_run(
+        made.run("laser", {"sums": task}, folder="copy", started="2026-02-02T00:00:00+00:00", seconds={"load": 9})
+    )
     other = only_run(made.run("laser", {"sums": kit.pair(5, 3, lost=1)[1]}, folder="other"))
     assert first.run_id == again.run_id != other.run_id
 
@@ -109,14 +117,25 @@ def test_nan_is_kept_as_text_and_never_as_a_number(made: Any, kit: Any) -> None:
 
 
 def test_primary_metric_is_the_named_one(made: Any, kit: Any) -> None:
-    task = kit.Task({"acc": [1.0], "log_odds": [0.3]}, metadata={"primary_metric": "log_odds", "best_value": {"log_odds": 0}})
+    task = kit.Task(
+        {"acc": [1.0], "log_odds": [0.3]}, metadata={"primary_metric": "log_odds", "best_value": {"log_odds": 0}}
+    )
     run = only_run(made.run("laser", {"bias": task}))
-    assert {(s.metric, s.is_primary, s.best_value) for s in run.scores} == {("acc", False, None), ("log_odds", True, 0.0)}
+    assert {(s.metric, s.is_primary, s.best_value) for s in run.scores} == {
+        ("acc", False, None),
+        ("log_odds", True, 0.0),
+    }
 
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(1, (1.0, None, None)), (True, (1.0, None, None)), (float("inf"), (None, None, None)), ("0.25", (None, None, '"0.25"')), ([1, 0], (None, None, "[1,0]"))],
+    [
+        (1, (1.0, None, None)),
+        (True, (1.0, None, None)),
+        (float("inf"), (None, None, None)),
+        ("0.25", (None, None, '"0.25"')),
+        ([1, 0], (None, None, "[1,0]")),
+    ],
 )
 def test_kinds_of_sample(value: object, expected: tuple[object, ...]) -> None:
     assert tuple(sample_score("f1", value)) == expected
@@ -159,10 +178,15 @@ def test_text_that_is_not_utf8(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("format", 2, "format 2"), ("status", "half", "status"), ("model", {}, "model.name"), ("matrices", [{"name": 3}], "matrices.0.name"),
-        ("spec_id", None, "spec_id"), ("calibration", "all", "calibration"), ("status", "failed", "not why"),
+        ("format", 2, "format 2"),
+        ("status", "half", "status"),
+        ("model", {}, "model.name"),
+        ("matrices", [{"name": 3}], "matrices.0.name"),
+        ("spec_id", None, "spec_id"),
+        ("calibration", "all", "calibration"),
+        ("status", "failed", "not why"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_receipt_is_refused_with_its_reason(made: Any, kit: Any, key: str, value: object, expected: str) -> None:
     path = made.run("laser", {"sums": kit.pair(3, 1)[1]})
     edit(path / "receipt.json", lambda receipt: receipt.update({key: value}))
@@ -188,7 +212,15 @@ def test_hostile_values_do_not_raise(made: Any, kit: Any) -> None:
         data["results"]["sums"].update({"x,\ud800": 1e400, "acc_norm,none": True, "name": [1], "sample_len": "many"})
         data["results"]["../../etc"] = {"acc,none": 0.5, "acc_stderr,none": {"a": 1}}
         data["configs"] = {"sums": [1], "../../etc": {"metric_list": "acc", "num_fewshot": 1e300, "metadata": 3}}
-        data.update({"versions": 3, "n-shot": None, "higher_is_better": "yes", "config": {"model_args": 7, "batch_size": [1]}, "date": 1e300})
+        data.update(
+            {
+                "versions": 3,
+                "n-shot": None,
+                "higher_is_better": "yes",
+                "config": {"model_args": 7, "batch_size": [1]},
+                "date": 1e300,
+            }
+        )
         data["model_name"] = "<script>\x00\ud800"
 
     edit(results_of(path), spoil)
@@ -237,17 +269,30 @@ OLD = {"acc": 0.25, "acc_stderr": 0.01, "ppl": 20.0}
 def test_results_from_before_filters(tmp_path: Path) -> None:
     """The form of lm-eval 0.2 and 0.3: metrics without a filter, settings in `config`."""
     config = {"model": "hf-causal", "model_args": "pretrained=a/b,revision=step7", "num_fewshot": 3, "device": "cuda:0"}
-    (tmp_path / "old.json").write_text(json.dumps({"results": {"piqa": OLD}, "versions": {"piqa": 0}, "config": config}))
+    (tmp_path / "old.json").write_text(
+        json.dumps({"results": {"piqa": OLD}, "versions": {"piqa": 0}, "config": config})
+    )
     run = only_run(tmp_path)
-    assert (run.variant.model_name, run.variant.revision, run.backend, run.device) == ("a/b", "step7", "hf-causal", "cuda:0")
-    assert [(s.metric, s.filter, s.score, s.stderr, s.higher_is_better) for s in run.scores] == [("acc", "none", 0.25, 0.01, True), ("ppl", "none", 20.0, None, False)]
+    assert (run.variant.model_name, run.variant.revision, run.backend, run.device) == (
+        "a/b",
+        "step7",
+        "hf-causal",
+        "cuda:0",
+    )
+    assert [(s.metric, s.filter, s.score, s.stderr, s.higher_is_better) for s in run.scores] == [
+        ("acc", "none", 0.25, 0.01, True),
+        ("ppl", "none", 20.0, None, False),
+    ]
     assert [(t.task, t.version, t.num_fewshot, t.samples) for t in run.tasks] == [("piqa", "0", 3, None)]
 
 
 def test_results_with_several_dates_are_as_many_runs(tmp_path: Path) -> None:
     folder = tmp_path / "bloom"
     folder.mkdir()
-    rows = {"piqa": {"2022-07-06-16-30-12": {"acc": 0.5, "prompt_name": "x"}, "2022-07-07-16-30-12": {"acc": 0.6}}, "rte": {"2022-07-01-00-00-00": {"acc": 0.7}}}
+    rows = {
+        "piqa": {"2022-07-06-16-30-12": {"acc": 0.5, "prompt_name": "x"}, "2022-07-07-16-30-12": {"acc": 0.6}},
+        "rte": {"2022-07-01-00-00-00": {"acc": 0.7}},
+    }
     (folder / "final.json").write_text(json.dumps({"results": rows, "versions": {"piqa": 0}}))
     (found,) = find_runs(folder)
     assert isinstance(found, Candidate)

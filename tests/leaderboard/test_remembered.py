@@ -20,9 +20,18 @@ def filled(made: Any, kit: Any, database: Path, monkeypatch: pytest.MonkeyPatch)
     """A database of two unedited runs, two recipes and a task that cannot be compared, with its comparisons stored."""
     monkeypatch.setattr(remembered, "WORTH_KEEPING", 0)
     for k, recipe in enumerate(["baseline", "baseline", "laser", "svd"]):
-        task = kit.Task({"acc": [float((i * (k + 2)) % 7 < 3) for i in range(60)]}, log_likelihoods=kit.likelihoods(60, k))
+        task = kit.Task(
+            {"acc": [float((i * (k + 2)) % 7 < 3) for i in range(60)]}, log_likelihoods=kit.likelihoods(60, k)
+        )
         other = kit.Task({"acc": [1.0] * 9}, log_likelihoods=kit.likelihoods(9, k), shots=k)
-        made.run(recipe, {"sums": task, "shots": other}, folder=f"{recipe}-{k}", started=f"2026-01-02T03:04:0{k}+00:00", settings_id=f"s{k}", spec_id=f"spec{k}")
+        made.run(
+            recipe,
+            {"sums": task, "shots": other},
+            folder=f"{recipe}-{k}",
+            started=f"2026-01-02T03:04:0{k}+00:00",
+            settings_id=f"s{k}",
+            spec_id=f"spec{k}",
+        )
     ingest([made.root], database)
     return database
 
@@ -36,7 +45,13 @@ def judged_anew(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The runs that are judged from now on."""
     asked: list[str] = []
     real = board_module.pair_up
-    monkeypatch.setattr(board_module, "pair_up", lambda store, contents, subject, *rest: asked.append(subject.run.run_id) or real(store, contents, subject, *rest))
+    monkeypatch.setattr(
+        board_module,
+        "pair_up",
+        lambda store, contents, subject, *rest: (
+            asked.append(subject.run.run_id) or real(store, contents, subject, *rest)
+        ),
+    )
     return asked
 
 
@@ -50,7 +65,9 @@ def test_a_board_is_the_same_with_and_without(filled: Path, monkeypatch: pytest.
         assert board(store) == cells and len(asked) == 5
 
 
-def test_a_new_pin_asks_for_other_rows_and_a_deleted_run_takes_its_own_along(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_pin_asks_for_other_rows_and_a_deleted_run_takes_its_own_along(
+    filled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with open_store(filled, read_only=False) as store:
         runs = {run.recipe_label: run.run_id for run in queries.runs(store)}
         queries.pin_baseline(store, runs["svd"], "try")

@@ -38,7 +38,9 @@ def test_bonett_price_by_hand() -> None:
     up, down = 5 / 100, 10 / 100
     error = math.sqrt((up + down - (up - down) ** 2) / 100)
     assert estimate.value == pytest.approx(-5 / 98)
-    assert (estimate.low, estimate.high) == pytest.approx((up - down - 1.02 * 1.959964 * error, up - down + 1.02 * 1.959964 * error))
+    assert (estimate.low, estimate.high) == pytest.approx(
+        (up - down - 1.02 * 1.959964 * error, up - down + 1.02 * 1.959964 * error)
+    )
 
 
 def test_the_score_interval_is_that_of_scipy() -> None:
@@ -46,7 +48,10 @@ def test_the_score_interval_is_that_of_scipy() -> None:
     hits = np.round(counts * np.tile([0.0, 0.01, 0.3, 0.5, 0.99, 1.0], 5)).astype(int)
     for confidence in (0.9, 0.95):
         limits = stats.wilson(hits, counts, confidence)
-        expected = [scipy_stats.binomtest(int(hit), int(count)).proportion_ci(confidence, method="wilson") for hit, count in zip(hits, counts)]
+        expected = [
+            scipy_stats.binomtest(int(hit), int(count)).proportion_ci(confidence, method="wilson")
+            for hit, count in zip(hits, counts)
+        ]
         np.testing.assert_allclose(limits.low, [each.low for each in expected], atol=1e-12)
         np.testing.assert_allclose(limits.high, [each.high for each in expected], atol=1e-12)
         assert (limits.low >= 0).all() and (limits.high <= 1).all() and (limits.high > limits.low).all()
@@ -63,7 +68,9 @@ def test_clustered_error_is_that_of_statsmodels(generator: np.random.Generator) 
     linear_model = pytest.importorskip("statsmodels.regression.linear_model")
     clusters = np.repeat(np.arange(20), generator.integers(1, 9, 20))
     differences = generator.normal(0, 1, 20)[clusters] + generator.normal(0, 1, len(clusters))
-    fit = linear_model.OLS(differences, np.ones(len(differences))).fit(cov_type="cluster", cov_kwds={"groups": clusters, "use_correction": False})
+    fit = linear_model.OLS(differences, np.ones(len(differences))).fit(
+        cov_type="cluster", cov_kwds={"groups": clusters, "use_correction": False}
+    )
     assert stats.standard_error(differences, clusters)[0] == pytest.approx(fit.bse[0] * math.sqrt(20 / 19))
 
 
@@ -74,7 +81,9 @@ def test_clusters_of_one_change_nothing(generator: np.random.Generator) -> None:
 
 def test_sign_flip_is_exact_for_few_and_matches_scipy(generator: np.random.Generator) -> None:
     differences = generator.normal(0.5, 1, 9)
-    expected = scipy_stats.permutation_test((differences,), np.sum, permutation_type="samples", n_resamples=np.inf).pvalue
+    expected = scipy_stats.permutation_test(
+        (differences,), np.sum, permutation_type="samples", n_resamples=np.inf
+    ).pvalue
     tails = stats.sign_flip_test(differences)
     assert tails.two_sided == pytest.approx(expected)
     assert tails.less + tails.greater == pytest.approx(1 + 2**-9)
@@ -167,23 +176,47 @@ class TestMiddle:
 def corpora(before: np.ndarray, after: np.ndarray, added: float = 1.0) -> stats.Corpora:
     """A corpus metric that is the mean of `[n]` scores: counts are (score, 1)."""
     ones, two = np.ones(len(before)), np.array([[added, 1.0], [0.0, 1.0]])
-    return stats.Corpora(np.column_stack([before, ones]), np.column_stack([after, ones]), lambda sums: sums[:, 0] / sums[:, 1], two, two[::-1])
+    return stats.Corpora(
+        np.column_stack([before, ones]),
+        np.column_stack([after, ones]),
+        lambda sums: sums[:, 0] / sums[:, 1],
+        two,
+        two[::-1],
+    )
 
 
 def test_of_a_mean_the_corpus_interval_is_bonett_prices() -> None:
     before, after = np.repeat([0.0, 0.0, 1.0, 1.0], [60, 10, 25, 5]), np.repeat([0.0, 1.0, 0.0, 1.0], [60, 10, 25, 5])
-    estimate, tails, price = stats.corpus_interval(corpora(before, after), draws=20_000), stats.corpus_test(corpora(before, after)), stats.bonett_price(25, 10, 100)
+    estimate, tails, price = (
+        stats.corpus_interval(corpora(before, after), draws=20_000),
+        stats.corpus_test(corpora(before, after)),
+        stats.bonett_price(25, 10, 100),
+    )
     assert estimate.value == price.value and estimate.degrees == 37
-    assert (estimate.low + estimate.high) / 2 == pytest.approx((price.low + price.high) / 2) and estimate.standard_error == pytest.approx(price.standard_error, rel=0.03)
+    assert (estimate.low + estimate.high) / 2 == pytest.approx(
+        (price.low + price.high) / 2
+    ) and estimate.standard_error == pytest.approx(price.standard_error, rel=0.03)
     exact = scipy_stats.binomtest(10, 35).pvalue
-    assert tails.two_sided == pytest.approx(exact, rel=0.2) and tails.less == pytest.approx(exact / 2, rel=0.2) and tails.greater > 0.99
+    assert (
+        tails.two_sided == pytest.approx(exact, rel=0.2)
+        and tails.less == pytest.approx(exact / 2, rel=0.2)
+        and tails.greater > 0.99
+    )
 
 
 def test_the_corpus_test_is_scipys_permutation_test(generator: np.random.Generator) -> None:
     before, after = generator.normal(0, 1, 40), generator.normal(0.2, 1, 40)
     tails = stats.corpus_test(corpora(before, after))
     for side, found in (("less", tails.less), ("greater", tails.greater), ("two-sided", tails.two_sided)):
-        expected = scipy_stats.permutation_test((after, before), lambda x, y, axis: np.mean(x - y, axis=axis), permutation_type="samples", alternative=side, vectorized=True, n_resamples=9_999, rng=generator)
+        expected = scipy_stats.permutation_test(
+            (after, before),
+            lambda x, y, axis: np.mean(x - y, axis=axis),
+            permutation_type="samples",
+            alternative=side,
+            vectorized=True,
+            n_resamples=9_999,
+            rng=generator,
+        )
         assert found == pytest.approx(expected.pvalue, abs=0.02)
 
 
@@ -196,7 +229,12 @@ def test_the_error_of_the_corpus_interval_is_scipys_bootstrap(generator: np.rand
 def test_a_corpus_in_which_nothing_changed_still_has_an_interval() -> None:
     same = corpora(np.ones(50), np.ones(50))
     estimate, tails = stats.corpus_interval(same), stats.corpus_test(same)
-    assert estimate.low < -0.02 and estimate.high > 0.02 and tails == (1.0, 1.0, 1.0) and stats.equivalence_p(estimate, 0.02) > 0.05
+    assert (
+        estimate.low < -0.02
+        and estimate.high > 0.02
+        and tails == (1.0, 1.0, 1.0)
+        and stats.equivalence_p(estimate, 0.02) > 0.05
+    )
 
 
 def test_holm_is_that_of_statsmodels(generator: np.random.Generator) -> None:
@@ -208,9 +246,15 @@ def test_holm_is_that_of_statsmodels(generator: np.random.Generator) -> None:
 
 
 def on_margin(lost: int, gained: int, count: int, margin: float) -> tuple[float, float]:
-    """(the likeliest share of gained documents where the drop is `margin`, the score statistic there), the likelihood maximised on a grid."""
+    """(the likeliest share of gained documents where the drop is `margin`, the score statistic there), the likelihood
+    maximised on a grid.
+    """
     shares = np.linspace(0, (1 - margin) / 2, 200_001)[1:-1]
-    likelihood = lost * np.log(shares + margin) + gained * np.log(shares) + (count - lost - gained) * np.log(1 - 2 * shares - margin)
+    likelihood = (
+        lost * np.log(shares + margin)
+        + gained * np.log(shares)
+        + (count - lost - gained) * np.log(1 - 2 * shares - margin)
+    )
     share = float(shares[np.argmax(likelihood)])
     return share, (lost - gained - count * margin) / math.sqrt(count * (2 * share + margin - margin**2))
 
@@ -221,34 +265,50 @@ def by_enumeration(lost: int, gained: int, count: int, margin: float) -> float:
     for down in range(count + 1):
         for up in range(count + 1 - down):
             if on_margin(down, up, count, margin)[1] <= observed + 1e-3:
-                total += scipy_stats.multinomial.pmf([down, up, count - down - up], count, [share + margin, share, 1 - 2 * share - margin])
+                total += scipy_stats.multinomial.pmf(
+                    [down, up, count - down - up], count, [share + margin, share, 1 - 2 * share - margin]
+                )
     return total
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("lost", "gained"), [(0, 0), (2, 1), (1, 4)])
 def test_the_margin_test_is_its_definition(lost: int, gained: int) -> None:
-    assert stats.binary_within_p(lost, gained, 14, 0.2) == pytest.approx(by_enumeration(lost, gained, 14, 0.2), abs=2e-3)
+    assert stats.binary_within_p(lost, gained, 14, 0.2) == pytest.approx(
+        by_enumeration(lost, gained, 14, 0.2), abs=2e-3
+    )
 
 
 def test_the_margin_test_without_gains_is_binomial() -> None:
     for lost, count, margin in ((0, 50, 0.02), (2, 300, 0.02), (1, 150, 0.05)):
-        assert stats.binary_within_p(lost, 0, count, margin) == pytest.approx(scipy_stats.binom.cdf(lost, count, margin))
+        assert stats.binary_within_p(lost, 0, count, margin) == pytest.approx(
+            scipy_stats.binom.cdf(lost, count, margin)
+        )
 
 
 def test_the_margin_test_is_normal_where_there_are_many_flips() -> None:
-    assert stats.binary_within_p(900, 900, 9000, 0.02) == pytest.approx(scipy_stats.norm.cdf(on_margin(900, 900, 9000, 0.02)[1]), rel=1e-3)
+    assert stats.binary_within_p(900, 900, 9000, 0.02) == pytest.approx(
+        scipy_stats.norm.cdf(on_margin(900, 900, 9000, 0.02)[1]), rel=1e-3
+    )
     just_under, just_over = stats.binary_within_p(70, 60, 3000, 0.02), stats.binary_within_p(73, 63, 3000, 0.02)
     assert just_under == pytest.approx(just_over, rel=0.35)  # no jump where the exact sum gives way to the normal limit
 
 
 def test_drop_limits_are_what_the_margin_test_excludes() -> None:
     for lost, gained, count in ((0, 0, 100), (9, 4, 300), (4, 30, 500), (40, 2, 200), (300, 280, 5000)):
-        high, low = stats.binary_drop_limit(lost, gained, count, 0.05), -stats.binary_drop_limit(gained, lost, count, 0.05)
+        high, low = (
+            stats.binary_drop_limit(lost, gained, count, 0.05),
+            -stats.binary_drop_limit(gained, lost, count, 0.05),
+        )
         assert low < (lost - gained) / count < high
         if high > 0:
-            assert stats.binary_within_p(lost, gained, count, high) <= 0.05 < stats.binary_within_p(lost, gained, count, high - 2e-6)
-    assert stats.binary_drop_limit(0, 0, 100, 0.05) == pytest.approx(1 - 0.05 ** (1 / 100), abs=2e-6)  # the rule of three
+            assert (
+                stats.binary_within_p(lost, gained, count, high)
+                <= 0.05
+                < stats.binary_within_p(lost, gained, count, high - 2e-6)
+            )
+    # the rule of three
+    assert stats.binary_drop_limit(0, 0, 100, 0.05) == pytest.approx(1 - 0.05 ** (1 / 100), abs=2e-6)
     assert stats.binary_drop_limit(4, 30, 500, 0.05) < 0
 
 
@@ -258,11 +318,16 @@ def test_bounded_interval_allows_for_changes_that_were_not_seen() -> None:
     assert estimate.high == pytest.approx(scipy_stats.t.ppf(0.975, 99) ** 2 / 100) and estimate.low == -estimate.high
     clusters = np.repeat(np.arange(20), 5)
     assert stats.bounded_interval(nothing, clusters).high == pytest.approx(scipy_stats.t.ppf(0.975, 19) ** 2 * 5 / 100)
-    assert math.isnan(stats.bounded_interval(nothing, np.zeros(100)).low) and stats.bounded_within_p(nothing, 0.1, np.zeros(100)) == 1
+    assert (
+        math.isnan(stats.bounded_interval(nothing, np.zeros(100)).low)
+        and stats.bounded_within_p(nothing, 0.1, np.zeros(100)) == 1
+    )
 
 
 def test_bounded_interval_stays_within_what_is_possible() -> None:
-    """Two clusters of ten, whose t quantile is 12.7: no mean lies beyond 1, and none varies more than two whole clusters."""
+    """Two clusters of ten, whose t quantile is 12.7: no mean lies beyond 1, and none varies more than two whole
+    clusters.
+    """
     estimate = stats.bounded_interval(np.array([0.0] * 18 + [1.0, -1.0]), np.repeat([0, 1], 10))
     assert (estimate.low, estimate.high, estimate.degrees) == (-1, 1, 1)
     assert estimate.standard_error == pytest.approx((2 * 10**2) ** 0.5 / 20)
@@ -285,7 +350,9 @@ def test_detectable_effect_and_documents_needed_are_inverse() -> None:
     assert stats.documents_needed(0.08, stats.detectable_effect(0.08, 1000)) in (1000, 1001)
     power = pytest.importorskip("statsmodels.stats.power")
     effect = stats.detectable_effect(1.0, 400, alpha=0.01)
-    assert power.NormalIndPower(ddof=0).power(effect, 400, 0.01, ratio=0, alternative="larger") == pytest.approx(0.8, abs=1e-6)
+    assert power.NormalIndPower(ddof=0).power(effect, 400, 0.01, ratio=0, alternative="larger") == pytest.approx(
+        0.8, abs=1e-6
+    )
 
 
 def test_choice_divergence_is_scipys_entropy(generator: np.random.Generator) -> None:
@@ -294,7 +361,9 @@ def test_choice_divergence_is_scipys_entropy(generator: np.random.Generator) -> 
     assert stats.choice_divergence(baseline, recipe) == pytest.approx(scipy_stats.entropy(*softmax))
     assert stats.choice_divergence(baseline, baseline + 3) == pytest.approx(0, abs=1e-12)
     assert stats.choice_divergence(np.array([0.0, 0.0]), np.array([0.0, -np.inf])) == math.inf
-    assert stats.choice_divergence(np.array([0.0, -np.inf]), np.array([0.0, -1.0])) == pytest.approx(math.log(1 + math.exp(-1)))
+    assert stats.choice_divergence(np.array([0.0, -np.inf]), np.array([0.0, -1.0])) == pytest.approx(
+        math.log(1 + math.exp(-1))
+    )
 
 
 def test_suite_by_hand() -> None:
@@ -302,9 +371,16 @@ def test_suite_by_hand() -> None:
     found = stats.suite(parts)
     assert found.drop == pytest.approx((2 * 0.03 - 0.01) / 3)
     assert found.standard_error == pytest.approx(math.hypot(2 * 0.012, 0.017) / 3)
-    assert found.high - found.drop == pytest.approx(math.hypot(2 * 0.02, 0.04) / 3) and found.drop - found.low == pytest.approx(math.hypot(2 * 0.02, 0.03) / 3)
-    assert stats.suite(parts, 0.001).drop - stats.suite(parts, 0.001).low == pytest.approx(found.standard_error * scipy_stats.t.isf(0.001, found.degrees))
-    assert found.p_worse == pytest.approx(scipy_stats.t.sf(found.drop / found.standard_error, found.degrees)) and found.degrees > 30
+    assert found.high - found.drop == pytest.approx(
+        math.hypot(2 * 0.02, 0.04) / 3
+    ) and found.drop - found.low == pytest.approx(math.hypot(2 * 0.02, 0.03) / 3)
+    assert stats.suite(parts, 0.001).drop - stats.suite(parts, 0.001).low == pytest.approx(
+        found.standard_error * scipy_stats.t.isf(0.001, found.degrees)
+    )
+    assert (
+        found.p_worse == pytest.approx(scipy_stats.t.sf(found.drop / found.standard_error, found.degrees))
+        and found.degrees > 30
+    )
     with pytest.raises(ValueError, match="weight above zero"):
         stats.suite([])
 
@@ -312,7 +388,10 @@ def test_suite_by_hand() -> None:
 def test_suite_of_two_t_intervals_is_welchs(generator: np.random.Generator) -> None:
     first, second = generator.normal(0, 1, 20), generator.normal(0, 2, 30)
     expected = scipy_stats.ttest_ind(first, second, equal_var=False, alternative="greater")
-    parts = [stats.Part(1, e.value, 0, 0, e.standard_error, e.degrees) for e in (stats.paired_interval(first), stats.paired_interval(-second))]
+    parts = [
+        stats.Part(1, e.value, 0, 0, e.standard_error, e.degrees)
+        for e in (stats.paired_interval(first), stats.paired_interval(-second))
+    ]
     found = stats.suite(parts)
     assert (found.degrees, found.p_worse) == pytest.approx((expected.df, expected.pvalue))
 
@@ -331,7 +410,8 @@ class TestMiddleOneSided:
         noise, other = generator.normal(0, 0.2, 200), generator.normal(0, 0.2, 200)
         assert stats.middle_within_p(1 + noise, 1.02 + other, 0.0, 0.1) < 0.01
         assert stats.middle_within_p(1 + noise, 1.2 + other, 0.0, 0.1) > 0.5
-        assert stats.middle_within_p(1 + noise, -1.02 + other, 0.0, 0.1) < 0.01  # crossed, and as far away as before: the distance did not grow
+        # crossed, and as far away as before: the distance did not grow
+        assert stats.middle_within_p(1 + noise, -1.02 + other, 0.0, 0.1) < 0.01
         assert stats.middle_within_p(noise, 0.3 + other, 0.0, 0.1) > 0.5
 
 

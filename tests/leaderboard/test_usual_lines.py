@@ -19,18 +19,58 @@ from leaderboard.usual_lines import Known, _canonical_texts
 FORM = SampleForm("sums", frozenset({"acc", "f1"}), cluster_by="passage")
 HASH = "5feceb66ffc86f38d952786c6d696c79c2dbc239dd4e91b46729d73a27fb57e9"
 PIECES = [
-    '"', "\\", "{", "}", "[", "]", ",", ", ", ": ", " ", "\n", "\x00", "\x7f", "é", "1e400", "NaN", "1.0", "null", '"resps": ', ', "resps": 1', ', "filtered_resps": [', ', "filter": "none"', ', "doc": {}', ', "acc": 0.0',
-    ', "f1": [1, 2]', f', "target_hash": "{HASH}"', ', "target_hash": "', '"acc": NaN', "\\ud800", "\\u0000", "\\n", '\\"',
-]  # fmt: skip
+    '"',
+    "\\",
+    "{",
+    "}",
+    "[",
+    "]",
+    ",",
+    ", ",
+    ": ",
+    " ",
+    "\n",
+    "\x00",
+    "\x7f",
+    "é",
+    "1e400",
+    "NaN",
+    "1.0",
+    "null",
+    '"resps": ',
+    ', "resps": 1',
+    ', "filtered_resps": [',
+    ', "filter": "none"',
+    ', "doc": {}',
+    ', "acc": 0.0',
+    ', "f1": [1, 2]',
+    f', "target_hash": "{HASH}"',
+    ', "target_hash": "',
+    '"acc": NaN',
+    "\\ud800",
+    "\\u0000",
+    "\\n",
+    '\\"',
+]
 
 
 def line(i: int, **changes: Any) -> dict[str, Any]:
     """A sample in the order of lm-eval's keys."""
     responses = [[["-1.5", "False"]], [["-0.25", "True"]]]
     return {
-        "doc_id": i, "doc": {"question": f"{i} + {i}?", "passage": i // 2}, "target": "1", "arguments": {"gen_args_0": {"arg_0": f"Question: {i}", "arg_1": " yes"}}, "resps": responses,
-        "filtered_resps": [part[0] for part in responses], "filter": "none", "metrics": ["acc"], "doc_hash": HASH[:-1] + str(i), "prompt_hash": HASH, "target_hash": HASH, "acc": float(i % 2),
-    } | changes  # fmt: skip
+        "doc_id": i,
+        "doc": {"question": f"{i} + {i}?", "passage": i // 2},
+        "target": "1",
+        "arguments": {"gen_args_0": {"arg_0": f"Question: {i}", "arg_1": " yes"}},
+        "resps": responses,
+        "filtered_resps": [part[0] for part in responses],
+        "filter": "none",
+        "metrics": ["acc"],
+        "doc_hash": HASH[:-1] + str(i),
+        "prompt_hash": HASH,
+        "target_hash": HASH,
+        "acc": float(i % 2),
+    } | changes
 
 
 def text(*lines: dict[str, Any]) -> str:
@@ -54,7 +94,13 @@ def by_parser(path: Path) -> str:
 USUAL = text(*map(line, range(3)))
 
 
-@given(edits=st.lists(st.tuples(st.integers(0, len(USUAL) - 1), st.integers(0, 40), st.sampled_from(["", *PIECES])), min_size=1, max_size=3))
+@given(
+    edits=st.lists(
+        st.tuples(st.integers(0, len(USUAL) - 1), st.integers(0, 40), st.sampled_from(["", *PIECES])),
+        min_size=1,
+        max_size=3,
+    )
+)
 @example(edits=[(USUAL.index(', "acc"'), 0, f', "target_hash": "{HASH}", "doc": {{}}')])
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_changed_lines_are_read_as_by_the_parser(tmp_path: Path, edits: list[tuple[int, int, str]]) -> None:
@@ -71,10 +117,22 @@ def test_changed_lines_are_read_as_by_the_parser(tmp_path: Path, edits: list[tup
 @pytest.mark.parametrize(
     "changes",
     [
-        {"resps": [["says \"resps\": , \"filter\": \n"]]}, {"resps": [[1.50, 10**30, True]]}, {"resps": {"b": 1, "a": [None]}}, {"doc": {"a": {"resps": 1, "filter": 2}}}, {"filter": "strict"}, {"acc": float("nan")},
-        {"acc": [1, 2]}, {"f1": [[0, 1], [1, 1]]}, {"target": 'x, "resps": '}, {"target_hash": "short"}, {"filtered_resps": "], ["}, {"resps": [["a], [b", "{}"]]}, {"resps": [["é\x7f\u2028"]]}, {"doc": "no object"},
+        {"resps": [['says "resps": , "filter": \n']]},
+        {"resps": [[1.50, 10**30, True]]},
+        {"resps": {"b": 1, "a": [None]}},
+        {"doc": {"a": {"resps": 1, "filter": 2}}},
+        {"filter": "strict"},
+        {"acc": float("nan")},
+        {"acc": [1, 2]},
+        {"f1": [[0, 1], [1, 1]]},
+        {"target": 'x, "resps": '},
+        {"target_hash": "short"},
+        {"filtered_resps": "], ["},
+        {"resps": [["a], [b", "{}"]]},
+        {"resps": [["é\x7f\u2028"]]},
+        {"doc": "no object"},
     ],
-)  # fmt: skip
+)
 def test_values_of_any_kind_are_read_as_by_the_parser(tmp_path: Path, changes: dict[str, Any]) -> None:
     path, reader = tmp_path / "samples_sums.jsonl", SamplesReader()
     path.write_text(text(line(0), line(1, **changes), line(2)))
@@ -93,7 +151,9 @@ def test_what_lm_eval_writes_is_known_the_second_time(tmp_path: Path, monkeypatc
     assert again == before and again.documents[0] is before.documents[0] and again.documents[0].cluster == "0"
 
 
-def test_what_is_known_is_forgotten_when_it_takes_too_much_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_known_is_forgotten_when_it_takes_too_much_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, reader = tmp_path / "samples_sums.jsonl", SamplesReader()
     path.write_text(USUAL)
     monkeypatch.setattr("leaderboard.usual_lines.KNOWN_BYTES", 3000)
@@ -102,12 +162,37 @@ def test_what_is_known_is_forgotten_when_it_takes_too_much_room(tmp_path: Path, 
     assert all(known.size <= 3000 for known in reader._known.values())
 
 
-@given(st.lists(st.recursive(st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from([1.5, 10**30, None, True, "], ["]), lambda inner: st.lists(inner, max_size=3)), min_size=1, max_size=4))
+@given(
+    st.lists(
+        st.recursive(
+            st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from([1.5, 10**30, None, True, "], ["]),
+            lambda inner: st.lists(inner, max_size=3),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
 def test_texts_of_responses_are_canonical(values: list[Any]) -> None:
-    assert _canonical_texts([json.dumps(value, ensure_ascii=False).encode() for value in values]) == [canonical(value) for value in values]
+    assert _canonical_texts([json.dumps(value, ensure_ascii=False).encode() for value in values]) == [
+        canonical(value) for value in values
+    ]
 
 
-@pytest.mark.parametrize("texts", [[b""], [b'["a" "b"]'], [b'["a'], [b'["a', b'b"]'], [b"[[]"], [b'["a",]'], [b'"\xff"'], [b'"a\tb"'], [b'["a"]\x00'], [b"[]", b""]])
+@pytest.mark.parametrize(
+    "texts",
+    [
+        [b""],
+        [b'["a" "b"]'],
+        [b'["a'],
+        [b'["a', b'b"]'],
+        [b"[[]"],
+        [b'["a",]'],
+        [b'"\xff"'],
+        [b'"a\tb"'],
+        [b'["a"]\x00'],
+        [b"[]", b""],
+    ],
+)
 def test_what_is_no_json_is_not_taken_for_it(texts: list[bytes]) -> None:
     with pytest.raises(ValueError):
         _canonical_texts(texts)

@@ -1,4 +1,6 @@
-"""The project's tasks as lm-eval loads them, once for the session: those made in code, and those with the invented items of `fixtures`."""
+"""The project's tasks as lm-eval loads them, once for the session: those made in code, and those with the invented
+items of `fixtures`.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,21 @@ TASKS = Path(__file__).resolve().parents[2] / "tasks"
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
 NAMES = ("int_mult", "int_sum", "int_mult_clean", "int_sum_clean", "pronoun_bias")
 FROM_FILES = (
-    "counterfact", "hotpotqa_closed", "fever_claims", "bios_gender", "bios_profession", "truthfulqa_claims", "epistemic_reasoning", "wikidata_qa",
-    "eigenpruning_cb", "eigenpruning_copa", "eigenpruning_rte", "stereoset", "winobias_type1", "winobias_type2",
-)  # fmt: skip
+    "counterfact",
+    "hotpotqa_closed",
+    "fever_claims",
+    "bios_gender",
+    "bios_profession",
+    "truthfulqa_claims",
+    "epistemic_reasoning",
+    "wikidata_qa",
+    "eigenpruning_cb",
+    "eigenpruning_copa",
+    "eigenpruning_rte",
+    "stereoset",
+    "winobias_type1",
+    "winobias_type2",
+)
 CUT = ("wikitext2_128", "wikitext2_2048")
 GROUPS = ("laser_suite", "eigenpruning_suite", "sfsd_suite", "basel_suite", "bias_suite", "winobias", "collateral")
 

@@ -1,6 +1,7 @@
 """The prompts in tasks/README.md: `python tests/tasks/prompts.py` prints them, `--write` puts them into the file.
 
-They are the requests that lm-eval builds for the first document of each task, whose items are the invented ones in `fixtures`, so that no data set's content stands in the README.
+They are the requests that lm-eval builds for the first document of each task, whose items are the invented ones in
+`fixtures`, so that no data set's content stands in the README.
 """
 
 from __future__ import annotations
@@ -15,10 +16,22 @@ from typing import Any
 
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
 README = Path(__file__).resolve().parents[2] / "tasks" / "README.md"
-START, END = "<!-- prompts: written by `python tests/tasks/prompts.py --write`, checked by a test -->\n", "<!-- end of prompts -->"
+START, END = (
+    "<!-- prompts: written by `python tests/tasks/prompts.py --write`, checked by a test -->\n",
+    "<!-- end of prompts -->",
+)
 TASKS = (
-    "int_mult", "int_sum", "int_mult_clean", "int_sum_clean", "laser_suite", "eigenpruning_cb", "eigenpruning_copa", "eigenpruning_rte", "wikitext2_128", "bias_suite",
-)  # fmt: skip
+    "int_mult",
+    "int_sum",
+    "int_mult_clean",
+    "int_sum_clean",
+    "laser_suite",
+    "eigenpruning_cb",
+    "eigenpruning_copa",
+    "eigenpruning_rte",
+    "wikitext2_128",
+    "bias_suite",
+)
 SHORT = 400
 
 
@@ -28,7 +41,9 @@ def prompts() -> str:
     from harness_ext.task_index import task_manager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    loaded = task_manager(metadata={"data_dir": str(FIXTURES), "tokenizer": str(demo_path())}).load(list(TASKS))["tasks"]
+    loaded = task_manager(metadata={"data_dir": str(FIXTURES), "tokenizer": str(demo_path())}).load(list(TASKS))[
+        "tasks"
+    ]
     return "".join(f"    {line}\n" for name, task in sorted(loaded.items()) for line in _lines(name, task))
 
 
@@ -45,8 +60,14 @@ def _requests(requests: list[Any]) -> Iterator[str]:
     for text, of_text in groupby(requests, key=lambda request: request.args[0]):
         group = list(of_text)
         yield f"  prompt     {_shown(text)}"
-        yield from (f"  generated  up to {request.args[1]['max_gen_toks']} tokens" for request in group if request.request_type == "generate_until")
-        yield "  scored     " + " | ".join(_shown(request.args[1]) for request in group if request.request_type == "loglikelihood")
+        yield from (
+            f"  generated  up to {request.args[1]['max_gen_toks']} tokens"
+            for request in group
+            if request.request_type == "generate_until"
+        )
+        yield "  scored     " + " | ".join(
+            _shown(request.args[1]) for request in group if request.request_type == "loglikelihood"
+        )
 
 
 def _shown(text: str) -> str:

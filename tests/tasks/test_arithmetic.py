@@ -27,8 +27,10 @@ def test_first_test_document_reads_exactly(tasks, name):
 @pytest.mark.parametrize("name", WORDINGS)
 def test_every_answer_is_right_and_splits_share_nothing(tasks, name):
     task = tasks[name]
-    train, test = ([(doc["left"], doc["right"], doc["answer"]) for doc in split]
-                   for split in (task.training_docs(), task.test_docs()))
+    train, test = (
+        [(doc["left"], doc["right"], doc["answer"]) for doc in split]
+        for split in (task.training_docs(), task.test_docs())
+    )
     assert (len(train), len(test)) == SIZES[name]
     size = 20 if "mult" in name else 100
     assert {(left, right) for left, right, _ in train + test} == {(i, j) for i in range(size) for j in range(size)}
@@ -37,14 +39,19 @@ def test_every_answer_is_right_and_splits_share_nothing(tasks, name):
 
 def test_clean_wording_has_the_same_split(tasks):
     for name in ("int_mult", "int_sum"):
-        noisy, clean = ([(doc["left"], doc["right"]) for doc in tasks[which].test_docs()] for which in (name, f"{name}_clean"))
+        noisy, clean = (
+            [(doc["left"], doc["right"]) for doc in tasks[which].test_docs()] for which in (name, f"{name}_clean")
+        )
         assert noisy == clean
 
 
-@pytest.mark.parametrize(("function", "digest"), [
-    ("multiplication_facts", "e1c849753c5caa10cd2d8938cc894590945886b2cbedd6ed169ece3ba7358e0c"),
-    ("addition_facts", "23bef986e6c2fb022d9e14c96e729a31b2da3584c0c11d3a6f8b56428b2cee5c"),
-])
+@pytest.mark.parametrize(
+    ("function", "digest"),
+    [
+        ("multiplication_facts", "e1c849753c5caa10cd2d8938cc894590945886b2cbedd6ed169ece3ba7358e0c"),
+        ("addition_facts", "23bef986e6c2fb022d9e14c96e729a31b2da3584c0c11d3a6f8b56428b2cee5c"),
+    ],
+)
 def test_split_is_pinned(arithmetic, function, digest):
     split = getattr(arithmetic, function)()
     text = json.dumps([split.train, split.test])
@@ -53,7 +60,9 @@ def test_split_is_pinned(arithmetic, function, digest):
 
 def test_metadata_reaches_the_dataset_function_and_changes_nothing(arithmetic):
     plain = arithmetic.facts("multiplication", "{left} x {right} =")
-    assert arithmetic.facts("multiplication", "{left} x {right} =", version=7.0, other="x")["test"][0] == plain["test"][0]
+    assert (
+        arithmetic.facts("multiplication", "{left} x {right} =", version=7.0, other="x")["test"][0] == plain["test"][0]
+    )
 
 
 def test_scores(tasks):

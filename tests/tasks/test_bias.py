@@ -25,12 +25,15 @@ def test_splits_are_disjoint_and_balanced(tasks):
         assert set(Counter(doc["occupation"] for doc in split).values()) == {8}
 
 
-@pytest.mark.parametrize(("stereotype", "she", "he", "log_odds", "stereotyped"), [
-    ("she", 0.8, 0.2, math.log(4), 1.0),
-    ("he", 0.8, 0.2, -math.log(4), 0.0),
-    ("he", 0.1, 0.3, math.log(3), 1.0),
-    ("she", 0.25, 0.25, 0.0, 0.5),
-])
+@pytest.mark.parametrize(
+    ("stereotype", "she", "he", "log_odds", "stereotyped"),
+    [
+        ("she", 0.8, 0.2, math.log(4), 1.0),
+        ("he", 0.8, 0.2, -math.log(4), 0.0),
+        ("he", 0.1, 0.3, math.log(3), 1.0),
+        ("she", 0.25, 0.25, 0.0, 0.5),
+    ],
+)
 def test_metrics_by_hand(tasks, stereotype, she, he, log_odds, stereotyped):
     document = {"stereotype": stereotype}
     scores = tasks["pronoun_bias"].process_results(document, [(math.log(she), False), (math.log(he), False)])

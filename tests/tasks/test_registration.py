@@ -1,4 +1,6 @@
-"""Names: every task documented, none that lm-eval has already, every group whole; and the prompts in the README are the tasks' own."""
+"""Names: every task documented, none that lm-eval has already, every group whole; and the prompts in the README are the
+tasks' own.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,10 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_constructor("!function", lambda loader, node: node.value)
 
-FILES = {path.relative_to(TASKS).as_posix(): yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) for path in sorted(TASKS.rglob("*.yaml"))}
+FILES = {
+    path.relative_to(TASKS).as_posix(): yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    for path in sorted(TASKS.rglob("*.yaml"))
+}
 
 
 @pytest.fixture(scope="module")
@@ -46,23 +51,56 @@ def test_no_name_is_lm_evals(upstream):
 def test_every_member_of_a_group_exists(upstream):
     known = set(upstream) | set(manager().all_tasks)
     for file, content in FILES.items():
-        members = [member if isinstance(member, str) else member["task"] for member in content["task"]] if "group" in content else []
+        members = (
+            [member if isinstance(member, str) else member["task"] for member in content["task"]]
+            if "group" in content
+            else []
+        )
         assert [name for name in members if name not in known] == [], file
 
 
 def test_groups_hold_what_their_papers_name():
-    members = {content["group"]: [member if isinstance(member, str) else member["task"] for member in content["task"]] for content in FILES.values() if "group" in content}
+    members = {
+        content["group"]: [member if isinstance(member, str) else member["task"] for member in content["task"]]
+        for content in FILES.values()
+        if "group" in content
+    }
     assert members["laser_suite"] == list(FROM_FILES[:8])
-    assert members["eigenpruning_suite"] == ["int_mult", "int_sum", "eigenpruning_cb", "eigenpruning_copa", "eigenpruning_rte"]
-    assert members["sfsd_suite"] == ["boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "wikitext2_128", "wikitext2_2048"]
+    assert members["eigenpruning_suite"] == [
+        "int_mult",
+        "int_sum",
+        "eigenpruning_cb",
+        "eigenpruning_copa",
+        "eigenpruning_rte",
+    ]
+    assert members["sfsd_suite"] == [
+        "boolq",
+        "piqa",
+        "hellaswag",
+        "winogrande",
+        "arc_easy",
+        "arc_challenge",
+        "wikitext2_128",
+        "wikitext2_2048",
+    ]
     assert members["basel_suite"] == ["gsm8k", "hendrycks_math", "humaneval", "mbpp"]
-    assert {"stereoset", "winobias_type1", "winobias_type2", "crows_pairs_english", "winogender_all", "bbq", "simple_cooccurrence_bias"} <= set(members["bias_suite"])
+    assert {
+        "stereoset",
+        "winobias_type1",
+        "winobias_type2",
+        "crows_pairs_english",
+        "winogender_all",
+        "bbq",
+        "simple_cooccurrence_bias",
+    } <= set(members["bias_suite"])
 
 
 def test_every_task_says_version_source_and_primary_metric(tasks, file_tasks):
     for name, task in {**tasks, **file_tasks}.items():
         metadata = task.config.metadata
-        assert metadata["version"] == 1.0 and ("arXiv:" in metadata["source"] or "made in code" in metadata["source"]), name
+        assert metadata["version"] == 1.0 and (
+            "arXiv:" in metadata["source"] or "made in code" in metadata["source"]
+        ), name
         assert metadata["primary_metric"] in {entry["metric"] for entry in task.config.metric_list}, name
     for name in CUT:
         assert {"version", "source", "primary_metric"} <= set(FILES[f"sfsd/{name}.yaml"]["metadata"]), name

@@ -46,11 +46,16 @@ def test_without_files_or_network_the_message_says_what_to_do(name):
 
 def test_a_data_folder_without_this_data_set_is_named(tmp_path):
     message = mistake("counterfact", tmp_path)
-    assert f"{tmp_path} has no folder counterfact, and https://rome.baulab.info/data/dsets/counterfact.json cannot be reached" in message
+    assert (
+        f"{tmp_path} has no folder counterfact, and https://rome.baulab.info/data/dsets/counterfact.json cannot be"
+        " reached" in message
+    )
 
 
 def test_a_data_folder_that_does_not_exist(tmp_path):
-    assert f"task stereoset: the data folder {tmp_path / 'absent'} does not exist" in mistake("stereoset", tmp_path / "absent")
+    assert f"task stereoset: the data folder {tmp_path / 'absent'} does not exist" in mistake(
+        "stereoset", tmp_path / "absent"
+    )
 
 
 # The file that each task cannot do without, and a column of it.
@@ -97,14 +102,47 @@ def test_an_empty_file(name, tmp_path):
     assert mistake(name, tmp_path).startswith(f"task {name}: ")
 
 
-@pytest.mark.parametrize(("name", "file", "old", "new", "reason"), [
-    ("counterfact", "counterfact/counterfact.json", '"str"', '"text"', "0 documents of its test split .*it has no 'str'"),
-    ("stereoset", "stereoset/dev.json", '"sentence":', '"text":', "0 documents of its test split .*it has no 'sentence'"),
-    ("stereoset", "stereoset/dev.json", '"gold_label":', '"label":', "0 documents of its test split .*it has no 'gold_label'"),
-    ("bios_gender", "bias_in_bios/dev.jsonl", '"gender": 0', '"gender": 7', "1 documents of its test split .*not in"),
-    ("truthfulqa_claims", "truthfulqa/mc_task.json", "1", "null", "documents of its test split .*int"),
-    ("eigenpruning_copa", "super_glue/COPA/val.jsonl", '"label": 1', '"label": 2', "has the label 2, where 0 or 1 was wanted"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "file", "old", "new", "reason"),
+    [
+        (
+            "counterfact",
+            "counterfact/counterfact.json",
+            '"str"',
+            '"text"',
+            "0 documents of its test split .*it has no 'str'",
+        ),
+        (
+            "stereoset",
+            "stereoset/dev.json",
+            '"sentence":',
+            '"text":',
+            "0 documents of its test split .*it has no 'sentence'",
+        ),
+        (
+            "stereoset",
+            "stereoset/dev.json",
+            '"gold_label":',
+            '"label":',
+            "0 documents of its test split .*it has no 'gold_label'",
+        ),
+        (
+            "bios_gender",
+            "bias_in_bios/dev.jsonl",
+            '"gender": 0',
+            '"gender": 7',
+            "1 documents of its test split .*not in",
+        ),
+        ("truthfulqa_claims", "truthfulqa/mc_task.json", "1", "null", "documents of its test split .*int"),
+        (
+            "eigenpruning_copa",
+            "super_glue/COPA/val.jsonl",
+            '"label": 1',
+            '"label": 2',
+            "has the label 2, where 0 or 1 was wanted",
+        ),
+    ],
+)
 def test_an_item_of_another_layout(tmp_path, name, file, old, new, reason):
     path = copied(tmp_path, file.split("/")[0]).parent / file
     before = path.read_text(encoding="utf-8")
@@ -134,7 +172,9 @@ def test_parquet_as_the_hub_has_it(tmp_path):
         rows = [json.loads(line) for line in (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
         Dataset.from_list(rows).to_parquet(folder / f"{split}.parquet")
         (folder / f"{split}.jsonl").unlink()
-    assert [document["label"] for document in load("bios_gender", data_dir=str(tmp_path))["bios_gender"].test_docs()] == [1, 0, 1, 0]
+    assert [
+        document["label"] for document in load("bios_gender", data_dir=str(tmp_path))["bios_gender"].test_docs()
+    ] == [1, 0, 1, 0]
 
 
 def test_broken_parquet(tmp_path):
@@ -167,17 +207,31 @@ def hub(monkeypatch: pytest.MonkeyPatch, splits: dict[tuple[str | None, str], li
     """Stand in for the hub: (configuration, split) -> rows in the hub's layout."""
     import datasets
 
-    monkeypatch.setattr(datasets, "load_dataset", lambda path, name, split: datasets.Dataset.from_list(splits[name, split]))
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda path, name, split: datasets.Dataset.from_list(splits[name, split])
+    )
 
 
 def test_a_hub_data_set_without_a_column(monkeypatch):
     hub(monkeypatch, {(None, split): [{"hard_text": "He writes.", "profession": 11}] for split in ("train", "dev")})
-    with pytest.raises(UserError, match="task bios_gender: item 0 of LabHC/bias_in_bios, split train has no 'gender'; it has hard_text, profession"):
+    with pytest.raises(
+        UserError,
+        match=(
+            "task bios_gender: item 0 of LabHC/bias_in_bios, split train has no 'gender'; it has hard_text, profession"
+        ),
+    ):
         load("bios_gender")
 
 
 def test_truthfulqa_in_the_hubs_layout(monkeypatch):
-    hub(monkeypatch, {("multiple_choice", "validation"): [{"question": "Do snails have teeth?", "mc2_targets": {"choices": ["Yes", "No"], "labels": [1, 0]}}]})
+    hub(
+        monkeypatch,
+        {
+            ("multiple_choice", "validation"): [
+                {"question": "Do snails have teeth?", "mc2_targets": {"choices": ["Yes", "No"], "labels": [1, 0]}}
+            ]
+        },
+    )
     documents = load("truthfulqa_claims")["truthfulqa_claims"].test_docs()
     local = load("truthfulqa_claims", data_dir=str(FIXTURES))["truthfulqa_claims"].test_docs()
     assert list(documents) == list(local)[3:]
@@ -188,21 +242,34 @@ def test_stereoset_in_the_hubs_layout(monkeypatch):
     numbers = {"anti-stereotype": 0, "stereotype": 1, "unrelated": 2}
 
     def as_hub(item: dict[str, Any]) -> dict[str, Any]:
-        columns = {"sentence": [s["sentence"] for s in item["sentences"]], "gold_label": [numbers[s["gold_label"]] for s in item["sentences"]]}
+        columns = {
+            "sentence": [s["sentence"] for s in item["sentences"]],
+            "gold_label": [numbers[s["gold_label"]] for s in item["sentences"]],
+        }
         return {**item, "sentences": columns}
 
     hub(monkeypatch, {(kind, "validation"): [as_hub(item) for item in rows] for kind, rows in official.items()})
-    assert list(load("stereoset")["stereoset"].test_docs()) == list(load("stereoset", data_dir=str(FIXTURES))["stereoset"].test_docs())
+    assert list(load("stereoset")["stereoset"].test_docs()) == list(
+        load("stereoset", data_dir=str(FIXTURES))["stereoset"].test_docs()
+    )
 
 
 def test_superglue_in_the_hubs_layout(monkeypatch):
     row = {"premise": "B: Nobody thinks that Nils sang.", "hypothesis": "Nils sang", "label": 1, "idx": 0}
     hub(monkeypatch, {("cb", split): [row] for split in ("train", "validation")})
-    assert next(iter(load("eigenpruning_cb")["eigenpruning_cb"].validation_docs())) == next(iter(load("eigenpruning_cb", data_dir=str(FIXTURES))["eigenpruning_cb"].validation_docs()))
+    assert next(iter(load("eigenpruning_cb")["eigenpruning_cb"].validation_docs())) == next(
+        iter(load("eigenpruning_cb", data_dir=str(FIXTURES))["eigenpruning_cb"].validation_docs())
+    )
 
 
 def test_bigbench_in_the_hubs_layout(monkeypatch):
     local = load("wikidata_qa", data_dir=str(FIXTURES))["wikidata_qa"].test_docs()
     rows = [{"inputs": f"{document['prompt']} ", "targets": [document["answer"]]} for document in local]
-    hub(monkeypatch, {("qa_wikidata", "validation"): rows[:1], ("qa_wikidata", "train"): [*rows[1:], {"inputs": "Two", "targets": ["one", "other"]}]})
+    hub(
+        monkeypatch,
+        {
+            ("qa_wikidata", "validation"): rows[:1],
+            ("qa_wikidata", "train"): [*rows[1:], {"inputs": "Two", "targets": ["one", "other"]}],
+        },
+    )
     assert list(load("wikidata_qa")["wikidata_qa"].test_docs()) == list(local)

@@ -20,16 +20,24 @@ WIKITEXT = module("sfsd/wikitext2.py")
 
 @pytest.fixture(scope="module", params=["bytes", "space before every text"])
 def tokenizer(request):
-    """Merges of letters, so that cuts fall within words: over bytes as GPT-2's, or as Llama's, which puts a space before whatever it is given."""
+    """Merges of letters, so that cuts fall within words: over bytes as GPT-2's, or as Llama's, which puts a space
+    before whatever it is given.
+    """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     made, alphabet = Tokenizer(models.BPE()), []
     if request.param == "bytes":
-        made.pre_tokenizer, alphabet = pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.ByteLevel.alphabet()
+        made.pre_tokenizer, alphabet = (
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+            pre_tokenizers.ByteLevel.alphabet(),
+        )
     else:
         made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    made.train_from_iterator([text()], trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, max_token_length=6, show_progress=False))
+    made.train_from_iterator(
+        [text()],
+        trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, max_token_length=6, show_progress=False),
+    )
     return PreTrainedTokenizerFast(tokenizer_object=made)
 
 
@@ -44,7 +52,9 @@ def test_lines_are_joined_as_the_usual_perplexity_joins_the_hubs_rows(monkeypatc
     lines = (FIXTURES / "wikitext-2-raw" / "wiki.test.raw").read_text(encoding="utf-8").splitlines(keepends=True)
     rows = [{"text": line if line.strip() else ""} for line in lines]
     monkeypatch.setattr(datasets, "load_dataset", lambda path, name, split: datasets.Dataset.from_list(rows))
-    assert WIKITEXT.joined(Source("wikitext2_128", "wikitext-2-raw", {}), "test") == text() and " = Oster = \n" in text()
+    assert (
+        WIKITEXT.joined(Source("wikitext2_128", "wikitext-2-raw", {}), "test") == text() and " = Oster = \n" in text()
+    )
 
 
 @pytest.mark.parametrize("length", [16, 128])
@@ -74,12 +84,18 @@ def test_recipes_learn_from_the_training_split_and_only_where_they_name_the_task
     from harness_ext.evidence.documents import fit_tasks, why_unfit
 
     tasks = load("wikitext2_128", data_dir=str(FIXTURES), tokenizer=str(demo_path()))
-    assert "Hale" in tasks["wikitext2_128"].training_docs()[0]["text"] and why_unfit(tasks["wikitext2_128"], "train") is None
+    assert (
+        "Hale" in tasks["wikitext2_128"].training_docs()[0]["text"]
+        and why_unfit(tasks["wikitext2_128"], "train") is None
+    )
     assert fit_tasks(tasks, "train") == fit_tasks(tasks, "test") == []
 
 
 def test_perplexity_by_hand():
-    scores = [WIKITEXT.process_results({"text": "abcd", "tokens": 2}, [(-3.0, False)]), WIKITEXT.process_results({"text": "ef", "tokens": 2}, [(-1.0, False)])]
+    scores = [
+        WIKITEXT.process_results({"text": "abcd", "tokens": 2}, [(-3.0, False)]),
+        WIKITEXT.process_results({"text": "ef", "tokens": 2}, [(-1.0, False)]),
+    ]
     assert scores[0] == {"token_perplexity": (-3.0, 2), "bits_per_byte": (-3.0, 4)}
     assert weighted_perplexity([score["token_perplexity"] for score in scores]) == pytest.approx(math.e)
     assert bits_per_byte([score["bits_per_byte"] for score in scores]) == pytest.approx(4 / 6 / math.log(2))
@@ -119,7 +135,9 @@ def test_perplexity_of_a_real_model_equals_its_definition(real_model, start_toke
 
     task = load("wikitext2_128", data_dir=str(FIXTURES), tokenizer=str(real_model))["wikitext2_128"]
     lm = HFLM(str(real_model), device="cpu", batch_size=4, max_length=128, add_bos_token=start_token)
-    scores = lm_eval.evaluate(lm, {"tasks": {"wikitext2_128": task}}, limit=8, bootstrap_iters=0)["results"]["wikitext2_128"]
+    scores = lm_eval.evaluate(lm, {"tasks": {"wikitext2_128": task}}, limit=8, bootstrap_iters=0)["results"][
+        "wikitext2_128"
+    ]
 
     model, losses = lm.model.double(), []
     for document in list(task.test_docs())[:8]:
@@ -128,7 +146,10 @@ def test_perplexity_of_a_real_model_equals_its_definition(real_model, start_toke
         shown = [lm.tokenizer.bos_token_id] * start_token + tokens
         with torch.no_grad():
             log_probabilities = model(torch.tensor([shown])).logits[0].log_softmax(-1)
-        losses += [-log_probabilities[place - 1, shown[place]].item() for place in range(len(shown) - document["tokens"], len(shown))]
+        losses += [
+            -log_probabilities[place - 1, shown[place]].item()
+            for place in range(len(shown) - document["tokens"], len(shown))
+        ]
     assert scores["token_perplexity,none"] == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
 
 
@@ -142,7 +163,9 @@ def test_a_model_that_cannot_read_a_piece_at_once(tmp_path, setting, limit):
     if limit is None:
         assert len(load("wikitext2_128", **settings)["wikitext2_128"].test_docs()) > 0
         return
-    with pytest.raises(UserError, match=f"task wikitext2_128: the model reads at most {limit} tokens at once, and the pieces have 128"):
+    with pytest.raises(
+        UserError, match=f"task wikitext2_128: the model reads at most {limit} tokens at once, and the pieces have 128"
+    ):
         load("wikitext2_128", **settings)
 
 

@@ -1,4 +1,6 @@
-"""One task, all models: on how many did a recipe help? Signs in a grid of recipes and models, counts in words, every number in a table."""
+"""One task, all models: on how many did a recipe help? Signs in a grid of recipes and models, counts in words, every
+number in a table.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ def main() -> None:
     """Draw the page."""
     st.title("Across models", anchor=False)
     first = frame.overview_or_stop()
-    cells = parts.cells_of((run.model_key for run in first.value.runs.values() if not across.unedited(run.recipe)), first)
+    cells = parts.cells_of(
+        (run.model_key for run in first.value.runs.values() if not across.unedited(run.recipe)), first
+    )
     tasks = across.tasks(cells)
     if not tasks:
         st.info("Every run here is of an unedited model: this page compares what a recipe did to several models.")
@@ -57,10 +61,18 @@ def show_grid(found: Sequence[Line]) -> None:
     """The signs."""
     drawn = found[:DRAWN]
     if len(found) > DRAWN:
-        st.caption(f"The first {DRAWN} of {len(found)} recipes, those on most models; choose others above. The tables hold all.")
+        st.caption(
+            f"The first {DRAWN} of {len(found)} recipes, those on most models; choose others above. The tables hold"
+            " all."
+        )
     best = max(drawn, key=lambda line: (line.count("better") - line.count("worse"), line.compared))
     said = f"{len(drawn)} recipes on {len(across.models_of(drawn))} models." if len(drawn) > 1 else ""
-    frame.plot(sign_grid(drawn), f"{said} {plain(best.recipe)}: {across.sentence(best)}. Signs: {', '.join(f'{sign} {word}' for word, sign in SIGNS.items())}; a blank is a model that the recipe was not run on.".strip())
+    frame.plot(
+        sign_grid(drawn),
+        f"{said} {plain(best.recipe)}: {across.sentence(best)}. Signs:"
+        f" {', '.join(f'{sign} {word}' for word, sign in SIGNS.items())}; a blank is a model that the recipe was not"
+        " run on.".strip(),
+    )
 
 
 def show_counts(found: Sequence[Line]) -> None:
@@ -73,13 +85,27 @@ def show_counts(found: Sequence[Line]) -> None:
             "Up / down": f"{line.up} / {line.down}",
             "Sign test p": number(line.p_value),
             "q": number(line.q_value),
-            "No verdict": ", ".join(f"{line.count(word)} {word}" for word in ("incomparable", "failed") if line.count(word)),
+            "No verdict": ", ".join(
+                f"{line.count(word)} {word}" for word in ("incomparable", "failed") if line.count(word)
+            ),
         }
         for line in found
     ]
-    st.dataframe(tinted(rows, []), hide_index=True, width="stretch", key="counts", column_config={"Recipe": st.column_config.TextColumn(pinned=True)})
+    st.dataframe(
+        tinted(rows, []),
+        hide_index=True,
+        width="stretch",
+        key="counts",
+        column_config={"Recipe": st.column_config.TextColumn(pinned=True)},
+    )
     counts = [
-        {"recipe": line.recipe, "task": line.task, "control": line.control, "models": len(line.cells), "compared": line.compared}
+        {
+            "recipe": line.recipe,
+            "task": line.task,
+            "control": line.control,
+            "models": len(line.cells),
+            "compared": line.compared,
+        }
         | {word: line.count(word) for word in (*across.COMPARED, "incomparable", "failed")}
         | {"up": line.up, "down": line.down, "sign_test_p": line.p_value, "sign_test_q": line.q_value}
         for line in found
@@ -96,8 +122,17 @@ def show_tasks(cells: Sequence[Cell], tasks: Sequence[str], recipes: Sequence[st
     if len(tasks) > MOST_TASKS:
         st.caption(f"{MOST_TASKS} of {len(tasks)} tasks, those of most models.")
     by_task = {name: {line.recipe: line for line in across.lines(cells, name)} for name in shown}
-    rows = [{"Recipe": plain(recipe)} | {plain(name): _brief(by_task[name].get(recipe)) for name in shown} for recipe in recipes]
-    st.dataframe(tinted(rows, []), hide_index=True, width="stretch", key="tasks", column_config={"Recipe": st.column_config.TextColumn(pinned=True)})
+    rows = [
+        {"Recipe": plain(recipe)} | {plain(name): _brief(by_task[name].get(recipe)) for name in shown}
+        for recipe in recipes
+    ]
+    st.dataframe(
+        tinted(rows, []),
+        hide_index=True,
+        width="stretch",
+        key="tasks",
+        column_config={"Recipe": st.column_config.TextColumn(pinned=True)},
+    )
     downloads(rows, "recipes-across-tasks")
 
 
@@ -116,8 +151,17 @@ def show_numbers(found: Sequence[Line]) -> None:
     st.subheader("Differences from each model's baseline", anchor=False)
     models = across.models_of(found)
     short = shortened(models)
-    rows = [{"Recipe": plain(line.recipe)} | {short[model]: _text(line.cells.get(model)) for model in models} for line in found]
-    st.dataframe(tinted(rows, list(short.values())), hide_index=True, width="stretch", key="models", column_config={"Recipe": st.column_config.TextColumn(pinned=True)})
+    rows = [
+        {"Recipe": plain(line.recipe)} | {short[model]: _text(line.cells.get(model)) for model in models}
+        for line in found
+    ]
+    st.dataframe(
+        tinted(rows, list(short.values())),
+        hide_index=True,
+        width="stretch",
+        key="models",
+        column_config={"Recipe": st.column_config.TextColumn(pinned=True)},
+    )
     runs = [cell for line in found for cell in line.cells.values()]
     downloads([_record(cell) for cell in runs], "differences-across-models")
     with st.expander(f"All {len(runs)} runs"):
@@ -132,27 +176,53 @@ def _text(cell: Cell | None) -> str:
 
 
 def _row(cell: Cell) -> dict[str, Any]:
-    return {"Recipe": plain(cell.recipe), "Model": plain(cell.model), "Verdict": cell.verdict, "Delta [95 %]": interval(cell), "Score": number(cell.score), "Baseline": number(cell.baseline_score), "Remarks": remarks(cell)}
+    return {
+        "Recipe": plain(cell.recipe),
+        "Model": plain(cell.model),
+        "Verdict": cell.verdict,
+        "Delta [95 %]": interval(cell),
+        "Score": number(cell.score),
+        "Baseline": number(cell.baseline_score),
+        "Remarks": remarks(cell),
+    }
 
 
 def _record(cell: Cell) -> dict[str, Any]:
     """The same with all digits."""
     return {
-        "recipe": cell.recipe, "model": cell.model, "task": cell.task, "metric": cell.metric, "filter": cell.filter, "verdict": cell.verdict, "delta": cell.delta, "low": cell.low, "high": cell.high,
-        "improvement": cell.improvement, "p_value": cell.p_value, "q_value": cell.q_value, "score": cell.score, "baseline_score": cell.baseline_score, "documents": cell.n,
-        "parameters_kept": cell.parameters_kept, "run_id": cell.run_id, "baseline_run": cell.baseline_run,
-    }  # fmt: skip
+        "recipe": cell.recipe,
+        "model": cell.model,
+        "task": cell.task,
+        "metric": cell.metric,
+        "filter": cell.filter,
+        "verdict": cell.verdict,
+        "delta": cell.delta,
+        "low": cell.low,
+        "high": cell.high,
+        "improvement": cell.improvement,
+        "p_value": cell.p_value,
+        "q_value": cell.q_value,
+        "score": cell.score,
+        "baseline_score": cell.baseline_score,
+        "documents": cell.n,
+        "parameters_kept": cell.parameters_kept,
+        "run_id": cell.run_id,
+        "baseline_run": cell.baseline_run,
+    }
 
 
 def how_to_read() -> None:
     """The counts, explained."""
     with st.expander("How to read this"):
         st.markdown(
-            "*Better on 7 of 9*: of the nine models with a verdict, the recipe was significantly better on seven. Incomparable and failed runs are counted beside, not among them. "
-            "A model without a run is a blank, and no number here is a mean over models. A recipe's latest run on a model speaks for it.\n\n"
-            "*Up / down* counts the signs of the differences, significant or not: up is an improvement, whichever way the metric runs. The sign test asks whether as many ups and downs "
-            "would come about by chance, if up and down were equally likely; fewer than five are not tested. q is its p after correction over the recipes of the task (Benjamini-Hochberg). "
-            "It takes the models as independent: of several fine-tunings of one model, it is too sure."
+            "*Better on 7 of 9*: of the nine models with a verdict, the recipe was significantly better on seven."
+            " Incomparable and failed runs are counted beside, not among them. A model without a run is a blank, and no"
+            " number here is a mean over models. A recipe's latest run on a model speaks for it.\n\n*Up / down* counts"
+            " the signs of the differences, significant or not: up is an improvement, whichever way the metric runs."
+            " The sign test asks whether as many ups and downs would come about by chance, if up and down were equally"
+            " likely; fewer than five are not tested. q is its p after correction over the recipes of the task"
+            " (Benjamini-Hochberg). It takes the models as independent: of several fine-tunings of one model, it is too"
+            " sure."
         )
 
 

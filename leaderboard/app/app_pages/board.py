@@ -41,17 +41,40 @@ def main() -> None:
 
 
 def chosen(cells: Sequence[Cell], columns: Sequence[Any]) -> list[Cell]:
-    """The cells of the tasks, recipes and verdicts in the filters, which live in the URL. The baseline stays: the others mean nothing without it."""
+    """The cells of the tasks, recipes and verdicts in the filters, which live in the URL. The baseline stays: the
+    others mean nothing without it.
+    """
     tasks = address.any_of(columns[0], "Tasks", sorted({c.task for c in cells}), "task", placeholder="All tasks")
-    recipes = address.any_of(columns[1], "Recipes", sorted({c.recipe for c in cells if c.verdict != BASELINE}), "recipe", placeholder="All recipes")
+    recipes = address.any_of(
+        columns[1],
+        "Recipes",
+        sorted({c.recipe for c in cells if c.verdict != BASELINE}),
+        "recipe",
+        placeholder="All recipes",
+    )
     present = {cell.verdict for cell in cells}
-    verdicts = address.any_of(columns[2], "Verdicts", [word for word in VERDICTS if word in present and word != BASELINE], "verdict", placeholder="All verdicts")
-    controls = any(cell.control for cell in cells) and not st.toggle("Show controls", value=True, key="controls", bind="query-params")
+    verdicts = address.any_of(
+        columns[2],
+        "Verdicts",
+        [word for word in VERDICTS if word in present and word != BASELINE],
+        "verdict",
+        placeholder="All verdicts",
+    )
+    controls = any(cell.control for cell in cells) and not st.toggle(
+        "Show controls", value=True, key="controls", bind="query-params"
+    )
     return [
         c
         for c in cells
         if (not tasks or c.task in tasks)
-        and (c.verdict == BASELINE or ((not recipes or c.recipe in recipes) and (not verdicts or c.verdict in verdicts) and not (controls and c.control)))
+        and (
+            c.verdict == BASELINE
+            or (
+                (not recipes or c.recipe in recipes)
+                and (not verdicts or c.verdict in verdicts)
+                and not (controls and c.control)
+            )
+        )
     ]
 
 
@@ -59,19 +82,35 @@ def show_summary(cells: Sequence[Cell], overview: data.Answer[data.Overview]) ->
     """How many of each verdict, what they are measured against, and how fresh the data is."""
     counts = Counter(cell.verdict for cell in cells)
     words = [f"{counts[word]} {word}" for word in VERDICTS if counts[word] and word != BASELINE]
-    st.caption(f"{', '.join(words) or 'Only the baseline so far'} \u00b7 {measured_against(cells, overview.value.pinned)} \u00b7 data of {overview.read_at:%H:%M:%S}")
+    st.caption(
+        f"{', '.join(words) or 'Only the baseline so far'} \u00b7 {measured_against(cells, overview.value.pinned)}"
+        f" \u00b7 data of {overview.read_at:%H:%M:%S}"
+    )
 
 
 def measured_against(cells: Sequence[Cell], pinned: Mapping[str, str]) -> str:
-    """Whether a pinned run is the baseline of these cells, another stands in, or both: a pinned run need not have every task."""
+    """Whether a pinned run is the baseline of these cells, another stands in, or both: a pinned run need not have every
+    task.
+    """
     by_pin = {cell.baseline_run == pinned.get(cell.model_key) for cell in cells if cell.baseline_run}
     stand_in = "the unedited model's earliest run of the same settings"
-    runs = ", ".join(sorted({cell.baseline_run[:8] for cell in cells if cell.baseline_run and cell.baseline_run == pinned.get(cell.model_key)}))
+    runs = ", ".join(
+        sorted(
+            {
+                cell.baseline_run[:8]
+                for cell in cells
+                if cell.baseline_run and cell.baseline_run == pinned.get(cell.model_key)
+            }
+        )
+    )
     if by_pin == {True}:
         return f"against the pinned baseline, run {runs}"
     if by_pin == {True, False}:
         return f"against the pinned baseline, run {runs}, and on tasks that it has not run, {stand_in}"
-    return f"against {stand_in} (no baseline {'of these tasks ' if any(c.model_key in pinned for c in cells) else ''}is pinned)"
+    return (
+        f"against {stand_in} (no baseline {'of these tasks ' if any(c.model_key in pinned for c in cells) else ''}is"
+        " pinned)"
+    )
 
 
 def show_glance(cells: Sequence[Cell], facts: Mapping[str, RunFacts]) -> None:
@@ -95,7 +134,9 @@ def show_glance(cells: Sequence[Cell], facts: Mapping[str, RunFacts]) -> None:
 
 
 def compare(ticked: Sequence[Cell]) -> None:
-    """Lead on to the comparison of two ticked runs; the baseline, or else the earlier, is what the other is compared with."""
+    """Lead on to the comparison of two ticked runs; the baseline, or else the earlier, is what the other is compared
+    with.
+    """
     if len(ticked) < 2:
         return
     first, second = ticked[:2]
@@ -128,7 +169,9 @@ def show_forest(cells: Sequence[Cell], most: int) -> None:
 def show_table(cells: Sequence[Cell], facts: Mapping[str, RunFacts]) -> None:
     """All numbers; a click on a recipe opens its run, two ticked rows are compared."""
     st.subheader("All results", anchor=False)
-    st.caption("Click a recipe's name to open the run: command, versions, receipt, files. Tick two rows to compare their runs.")
+    st.caption(
+        "Click a recipe's name to open the run: command, versions, receipt, files. Tick two rows to compare their runs."
+    )
     picked = st.dataframe(
         frame.tinted(frame.cell_rows(cells, with_model=False, facts=facts), ["Verdict"]),
         hide_index=True,
@@ -147,7 +190,9 @@ def show_table(cells: Sequence[Cell], facts: Mapping[str, RunFacts]) -> None:
 
 
 def _content(cells: Sequence[Cell]) -> str:
-    """A key that changes with what a table shows: a table that is given other rows keeps its old widths and loses a click."""
+    """A key that changes with what a table shows: a table that is given other rows keeps its old widths and loses a
+    click.
+    """
     return digest([[cell.run_id, cell.task] for cell in cells])[:16]
 
 
@@ -156,7 +201,10 @@ def show_reported(cells: Sequence[Cell]) -> None:
     rows = tables.reported_rows(cells)
     if rows:
         st.subheader("Reported by papers", anchor=False)
-        st.caption("Numbers that papers report for this model, task and recipe. They were not measured here, their settings may differ, and they are part of no verdict.")
+        st.caption(
+            "Numbers that papers report for this model, task and recipe. They were not measured here, their settings"
+            " may differ, and they are part of no verdict."
+        )
         st.dataframe(rows, hide_index=True, width="stretch", key="reported")
         downloads(rows, "reported")
 
@@ -165,19 +213,19 @@ def how_to_read() -> None:
     """The words, explained."""
     with st.expander("How to read this"):
         st.markdown(
-            "Recipe and baseline answered the same documents, so they are compared document by document.\n\n"
-            "- **better**, **worse**: the difference is significant at 5 % after correcting for all comparisons of the model (Benjamini-Hochberg), and its interval excludes zero.\n"
-            "- **same**: the difference is shown to be smaller than the margin: 2 points for scores between 0 and 1. "
-            "It is the grey band in the plots, where it is not far wider than they are.\n"
-            "- **undecided**: there are too few documents to tell; the remark says about how many are needed, going by the difference seen so far. "
-            "*Could show* is the smallest difference that those at hand show four times in five (one-sided, at 5 %).\n"
-            "- **incomparable**: the two runs did not do the same; the remark names what differs.\n"
-            "- **failed**: no usable result, with the reason.\n\n"
-            "Delta is recipe minus baseline in the metric's own units; its interval holds for that one comparison. "
-            "Where a metric's best value lies in the middle (a bias score of 0), better means nearer to it. "
-            "Kept is the share of parameters left when edited matrices are stored as factors. "
-            "Tokens/s is how fast documents were scored, and how many times as fast as the baseline in the same process. "
-            "The noise floor is the share of answers that change when the unedited model runs at another batch size: flips within it mean nothing."
+            "Recipe and baseline answered the same documents, so they are compared document by document.\n\n-"
+            " **better**, **worse**: the difference is significant at 5 % after correcting for all comparisons of the"
+            " model (Benjamini-Hochberg), and its interval excludes zero.\n- **same**: the difference is shown to be"
+            " smaller than the margin: 2 points for scores between 0 and 1. It is the grey band in the plots, where it"
+            " is not far wider than they are.\n- **undecided**: there are too few documents to tell; the remark says"
+            " about how many are needed, going by the difference seen so far. *Could show* is the smallest difference"
+            " that those at hand show four times in five (one-sided, at 5 %).\n- **incomparable**: the two runs did not"
+            " do the same; the remark names what differs.\n- **failed**: no usable result, with the reason.\n\nDelta is"
+            " recipe minus baseline in the metric's own units; its interval holds for that one comparison. Where a"
+            " metric's best value lies in the middle (a bias score of 0), better means nearer to it. Kept is the share"
+            " of parameters left when edited matrices are stored as factors. Tokens/s is how fast documents were"
+            " scored, and how many times as fast as the baseline in the same process. The noise floor is the share of"
+            " answers that change when the unedited model runs at another batch size: flips within it mean nothing."
         )
 
 

@@ -1,4 +1,6 @@
-"""Two runs, task by task: what differs in how they were made, the differences with the margin, and every metric they share. Its URL ends in `?a=<id>&b=<id>`."""
+"""Two runs, task by task: what differs in how they were made, the differences with the margin, and every metric they
+share. Its URL ends in `?a=<id>&b=<id>`.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,10 @@ def main() -> None:
         st.text(labels[run])
     if cells:
         counts = Counter(cell.verdict for cell in cells)
-        st.caption(f"B minus A: {', '.join(f'{counts[word]} {word}' for word in VERDICTS if counts[word])}; corrected over {counted(len(cells), 'task', 'tasks')}.")
+        st.caption(
+            f"B minus A: {', '.join(f'{counts[word]} {word}' for word in VERDICTS if counts[word])}; corrected over"
+            f" {counted(len(cells), 'task', 'tasks')}."
+        )
     if not failed:
         show_unshared(frame.further_or_stop(lambda: data.answer(unshared, first, second), overview))
     if cells:
@@ -106,11 +111,16 @@ def show_table(cells: Sequence[Cell]) -> None:
     downloads(tables.cell_records(cells), "tasks")
     clicked = [cells[row] for row, column in picked["selection"]["cells"] if column == "Task" and row < len(cells)]
     if clicked and clicked[0].lost is not None and clicked[0].baseline_run:
-        st.switch_page("app_pages/flips.py", query_params={"a": clicked[0].baseline_run, "b": clicked[0].run_id, "task": clicked[0].task})
+        st.switch_page(
+            "app_pages/flips.py",
+            query_params={"a": clicked[0].baseline_run, "b": clicked[0].run_id, "task": clicked[0].task},
+        )
 
 
 def show_choices(found: dict[str, choices.Choices]) -> None:
-    """Answers that changed, wrong ones among themselves included, and how far the probabilities moved: more sensitive than any score."""
+    """Answers that changed, wrong ones among themselves included, and how far the probabilities moved: more sensitive
+    than any score.
+    """
     if not found:
         return
     st.subheader("Answers and probabilities", anchor=False)
@@ -125,7 +135,10 @@ def show_choices(found: dict[str, choices.Choices]) -> None:
         for task, of_task in found.items()
     ]
     st.dataframe(rows, hide_index=True, width="stretch", key="choices")
-    st.caption("Divergence: how far B's probabilities of the choices are from A's (Kullback-Leibler, mean over documents; 0 is no change). Drop: above 0, B finds the right answers less likely. Shown, and part of no verdict.")
+    st.caption(
+        "Divergence: how far B's probabilities of the choices are from A's (Kullback-Leibler, mean over documents; 0 is"
+        " no change). Drop: above 0, B finds the right answers less likely. Shown, and part of no verdict."
+    )
     downloads([{"task": task} | choices.record(of_task) for task, of_task in found.items()], "answers")
 
 
@@ -135,7 +148,11 @@ def show_differences(runs: Sequence[dict[str, object]]) -> None:
         return
     found = compare_facts(*runs)
     st.subheader("What differs in how they were made", anchor=False)
-    rows = [{"Name": plain(entry.name), "Run A": plain(entry.first), "Run B": plain(entry.second)} for entry in found if entry.differs]
+    rows = [
+        {"Name": plain(entry.name), "Run A": plain(entry.first), "Run B": plain(entry.second)}
+        for entry in found
+        if entry.differs
+    ]
     st.dataframe(rows, hide_index=True, width="stretch", key="differences")
     downloads(rows, "differences")
     same = [{"Name": plain(entry.name), "Both": plain(entry.first)} for entry in found if not entry.differs]

@@ -1,4 +1,6 @@
-"""One recipe on one model and task over time: scores, what changed between runs, and what was decided. Its URL names the three."""
+"""One recipe on one model and task over time: scores, what changed between runs, and what was decided. Its URL names
+the three.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,11 @@ def main() -> None:
     if not found.points:
         st.info("No run of these has a score of the task's main metric.")
         return
-    verdicts = {cell.run_id: cell for cell in parts.cells_of((point.model_key for point in found.points), first) if cell.task == task}
+    verdicts = {
+        cell.run_id: cell
+        for cell in parts.cells_of((point.model_key for point in found.points), first)
+        if cell.task == task
+    }
     show_plot(found, recipe, places[3])
     show_runs(found.points, verdicts)
     show_decisions(found.events)
@@ -45,9 +51,17 @@ def chosen(known: Sequence[Subject], places: Sequence[Any]) -> tuple[str, str, s
     model = address.one_of(places[0], "Model", sorted({subject.model for subject in known}), "model", first=first.model)
     of_model = [subject for subject in known if subject.model == model]
     most = max(of_model, key=lambda subject: (not unedited(subject.recipe), subject.runs))
-    recipe = address.one_of(places[1], "Recipe", sorted({subject.recipe for subject in of_model}), "recipe", first=most.recipe)
+    recipe = address.one_of(
+        places[1], "Recipe", sorted({subject.recipe for subject in of_model}), "recipe", first=most.recipe
+    )
     of_recipe = [subject for subject in of_model if subject.recipe == recipe]
-    task = address.one_of(places[2], "Task", sorted(subject.task for subject in of_recipe), "task", first=max(of_recipe, key=lambda subject: subject.runs).task)
+    task = address.one_of(
+        places[2],
+        "Task",
+        sorted(subject.task for subject in of_recipe),
+        "task",
+        first=max(of_recipe, key=lambda subject: subject.runs).task,
+    )
     return model, recipe, task
 
 
@@ -62,10 +76,19 @@ def show_plot(found: History, recipe: str, place: Any) -> None:
 def sentence(found: History, recipe: str) -> str:
     """What the plot shows, in words."""
     of_recipe = [point for point in found.points if not point.unedited]
-    lines = [_line(of_recipe, plain(recipe)), _line([point for point in found.points if point.unedited], "the unedited model")]
-    decided = f"{counted(len(found.events), 'decision', 'decisions')} (upright lines)" if found.events else "no decisions"
+    lines = [
+        _line(of_recipe, plain(recipe)),
+        _line([point for point in found.points if point.unedited], "the unedited model"),
+    ]
+    decided = (
+        f"{counted(len(found.events), 'decision', 'decisions')} (upright lines)" if found.events else "no decisions"
+    )
     changed = sum(bool(point.changes) for point in found.points)
-    moved = f"{counted(changed, 'run differs', 'runs differ')} from the one before in settings or versions (triangles)" if changed else "no recorded setting or version changed"
+    moved = (
+        f"{counted(changed, 'run differs', 'runs differ')} from the one before in settings or versions (triangles)"
+        if changed
+        else "no recorded setting or version changed"
+    )
     return f"{'; '.join(filter(None, lines))}; {decided}; {moved}. Bars are 95 % intervals of each score by itself."
 
 
@@ -74,7 +97,15 @@ def _line(points: Sequence[Point], name: str) -> str:
     failed = sum(point.status == timeline.FAILED for point in points)
     if not points:
         return ""
-    span = "no score" if not scores else f"score {number(scores[0])}" if len(scores) == 1 else f"score from {number(scores[0])} at first to {number(scores[-1])} at last"
+    span = (
+        "no score"
+        if not scores
+        else (
+            f"score {number(scores[0])}"
+            if len(scores) == 1
+            else f"score from {number(scores[0])} at first to {number(scores[-1])} at last"
+        )
+    )
     return f"{name}: {counted(len(points), 'run', 'runs')}, {span}" + (f", {failed} failed" if failed else "")
 
 
@@ -83,7 +114,13 @@ def show_runs(points: Sequence[Point], verdicts: dict[str, Cell]) -> None:
     st.subheader("Runs", anchor=False)
     st.caption("Tick a row's box to open its run.")
     latest = list(reversed(points))
-    parts.linked_table([_row(point, verdicts.get(point.run_id)) for point in latest], [point.run_id for point in latest], "runs", words=["Verdict"], columns={"Changed": st.column_config.TextColumn(width="large")})
+    parts.linked_table(
+        [_row(point, verdicts.get(point.run_id)) for point in latest],
+        [point.run_id for point in latest],
+        "runs",
+        words=["Verdict"],
+        columns={"Changed": st.column_config.TextColumn(width="large")},
+    )
     downloads([_record(point, verdicts.get(point.run_id)) for point in latest], "history")
 
 
@@ -97,7 +134,12 @@ def _row(point: Point, cell: Cell | None) -> dict[str, Any]:
         "Verdict": timeline.FAILED if point.status == timeline.FAILED else cell.verdict if cell else "",
         "Score": number(point.score) if point.score is not None else plain(point.reported),
         "95 %": interval,
-        "Changed": plain("; ".join(f"{change.what}: {change.before} -> {change.after}" for change in point.changes[:CHANGES_IN_WORDS]) + more),
+        "Changed": plain(
+            "; ".join(
+                f"{change.what}: {change.before} -> {change.after}" for change in point.changes[:CHANGES_IN_WORDS]
+            )
+            + more
+        ),
         "Documents": "" if point.documents is None else f"{point.documents:,}",
         "Remarks": plain(point.failure),
         "Run": point.run_id[:12],
@@ -107,10 +149,21 @@ def _row(point: Point, cell: Cell | None) -> dict[str, Any]:
 def _record(point: Point, cell: Cell | None) -> dict[str, Any]:
     """The same with all digits."""
     return {
-        "run_id": point.run_id, "started_utc": point.moment, "line": timeline.line_of(point), "status": point.status, "verdict": cell.verdict if cell else None, "metric": point.metric,
-        "filter": point.filter, "score": point.score, "reported": point.reported, "low": point.low, "high": point.high, "documents": point.documents,
-        "changes": "; ".join(f"{change.what}: {change.before} -> {change.after}" for change in point.changes), "failure": point.failure,
-    }  # fmt: skip
+        "run_id": point.run_id,
+        "started_utc": point.moment,
+        "line": timeline.line_of(point),
+        "status": point.status,
+        "verdict": cell.verdict if cell else None,
+        "metric": point.metric,
+        "filter": point.filter,
+        "score": point.score,
+        "reported": point.reported,
+        "low": point.low,
+        "high": point.high,
+        "documents": point.documents,
+        "changes": "; ".join(f"{change.what}: {change.before} -> {change.after}" for change in point.changes),
+        "failure": point.failure,
+    }
 
 
 def show_decisions(events: Sequence[Event]) -> None:
@@ -120,7 +173,15 @@ def show_decisions(events: Sequence[Event]) -> None:
         st.text("No run of this model was pinned as its baseline, none of this recipe blessed or gated.")
         return
     latest = list(reversed(events))
-    rows = [{"When (UTC)": timeline.when(event.moment), "Decision": plain(event.what), "Reason": plain(event.reason), "Run": plain(event.run_id[:12])} for event in latest]
+    rows = [
+        {
+            "When (UTC)": timeline.when(event.moment),
+            "Decision": plain(event.what),
+            "Reason": plain(event.reason),
+            "Run": plain(event.run_id[:12]),
+        }
+        for event in latest
+    ]
     st.dataframe(rows, hide_index=True, width="stretch", key="decisions")
     downloads([event._asdict() for event in latest], "decisions")
 
@@ -129,13 +190,15 @@ def how_to_read() -> None:
     """The marks, explained."""
     with st.expander("How to read this"):
         st.markdown(
-            "A history follows names: the model's, the recipe's and the task's. What has changed under a name from one run to the next is marked by a triangle and listed in the table.\n\n"
-            "- The line *unedited* is the same model without a recipe. Where it moves too, that much is not the recipe's doing.\n"
-            "- *pinned*: from then on the run is what the model's other runs are measured against. *blessed*: from then on the run is what later runs of the recipe are gated against. "
-            "*gate*: a gate was run, with this outcome.\n"
-            "- A run that failed has no score; it is a cross at the foot of the plot.\n"
-            "- The bar of a score that is a share of documents is Wilson's interval; of any other, 1.96 of the standard errors that were reported, as far as the metric's values go.\n"
-            "- Verdicts are those of the leaderboard, from paired documents. Whether two intervals here overlap says less."
+            "A history follows names: the model's, the recipe's and the task's. What has changed under a name from one"
+            " run to the next is marked by a triangle and listed in the table.\n\n- The line *unedited* is the same"
+            " model without a recipe. Where it moves too, that much is not the recipe's doing.\n- *pinned*: from then"
+            " on the run is what the model's other runs are measured against. *blessed*: from then on the run is what"
+            " later runs of the recipe are gated against. *gate*: a gate was run, with this outcome.\n- A run that"
+            " failed has no score; it is a cross at the foot of the plot.\n- The bar of a score that is a share of"
+            " documents is Wilson's interval; of any other, 1.96 of the standard errors that were reported, as far as"
+            " the metric's values go.\n- Verdicts are those of the leaderboard, from paired documents. Whether two"
+            " intervals here overlap says less."
         )
 
 

@@ -1,4 +1,6 @@
-"""Which layers and matrices were edited, to what rank, and what became of the score: a map of every receipt of a model."""
+"""Which layers and matrices were edited, to what rank, and what became of the score: a map of every receipt of a
+model.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,19 @@ from leaderboard.layers import Edit, Place, edits, matrices_of, places, verdicts
 from leaderboard.wording import counted, interval, number, percent, plain
 
 ANY = "any number"
-RANKS = {"under 10 %": (-1.0, 0.1), "10 to 50 %": (0.1, 0.5), "50 to 90 %": (0.5, 0.9), "over 90 %": (0.9, float("inf"))}
+RANKS = {
+    "under 10 %": (-1.0, 0.1),
+    "10 to 50 %": (0.1, 0.5),
+    "50 to 90 %": (0.5, 0.9),
+    "over 90 %": (0.9, float("inf")),
+}
 DRAWN, LISTED = 3_000, 2_000  # points of the plot, rows of the table
 
 
 class Choice(NamedTuple):
-    """The edits of the filters, the task whose verdicts are shown, that task's cells by run, and what colours the map."""
+    """The edits of the filters, the task whose verdicts are shown, that task's cells by run, and what colours the
+    map.
+    """
 
     shown: list[Edit]
     task: str
@@ -35,7 +44,10 @@ def main() -> None:
     first = frame.answer_or_stop(edits)
     found = first.value
     if not found:
-        st.info("No run here has a receipt that names an edited matrix. Runs made with --recipe have one; results of plain lm_eval do not.")
+        st.info(
+            "No run here has a receipt that names an edited matrix. Runs made with --recipe have one; results of plain"
+            " lm_eval do not."
+        )
         return
     shown, task, by_run, measure = chosen(found, first)
     if not shown:
@@ -52,22 +64,34 @@ def chosen(found: Sequence[Edit], answer: data.Answer[list[Edit]]) -> Choice:
     first, second = st.columns([2, 2, 4]), st.columns([2, 2, 2, 2])
     names = frame.further_or_stop(data.overview, answer).names
     models = {edit.model_key: names.get(edit.model_key, edit.model_name) for edit in found}
-    model = address.one_of(first[0], "Model", sorted(set(models.values())), "model", first=_most([models[edit.model_key] for edit in found]))
+    model = address.one_of(
+        first[0],
+        "Model",
+        sorted(set(models.values())),
+        "model",
+        first=_most([models[edit.model_key] for edit in found]),
+    )
     of_model = [edit for edit in found if models[edit.model_key] == model]
     runs = {edit.run_id for edit in of_model}
     cells = parts.cells_of((edit.model_key for edit in of_model), answer)
     tasks = sorted({cell.task for cell in cells if cell.run_id in runs}) or ["(none)"]
     task = address.one_of(first[1], "Verdicts on the task", tasks, "task")
-    recipes = address.any_of(first[2], "Recipes", sorted({edit.recipe for edit in of_model}), "recipe", placeholder="All recipes")
+    recipes = address.any_of(
+        first[2], "Recipes", sorted({edit.recipe for edit in of_model}), "recipe", placeholder="All recipes"
+    )
     sizes = [str(size) for size in sorted({edit.edited for edit in of_model})]
     most = address.one_of(second[0], "Matrices a run edits, at most", [ANY, *sizes], "most")
     ranks = address.any_of(second[1], "Rank kept", list(RANKS), "rank", placeholder="Any rank")
     matrices = address.any_of(second[2], "Matrices", matrices_of(of_model), "matrix", placeholder="All matrices")
     measure = address.one_of(second[3], "Colour shows", list(MEASURES), "measure")
     shown = [
-        edit for edit in of_model
-        if (not recipes or edit.recipe in recipes) and (most == ANY or edit.edited <= int(most)) and (not matrices or edit.matrix in matrices) and (not ranks or any(_in(edit, RANKS[name]) for name in ranks))
-    ]  # fmt: skip
+        edit
+        for edit in of_model
+        if (not recipes or edit.recipe in recipes)
+        and (most == ANY or edit.edited <= int(most))
+        and (not matrices or edit.matrix in matrices)
+        and (not ranks or any(_in(edit, RANKS[name]) for name in ranks))
+    ]
     return Choice(shown, task, verdicts(cells, task), measure)
 
 
@@ -83,7 +107,10 @@ def show_map(shown: Sequence[Edit], by_run: dict[str, Cell], task: str, measure:
     """The map of places, and the same in a sentence."""
     gathered = places(shown, by_run)
     runs = len({edit.run_id for edit in shown})
-    said = f"{counted(runs, 'run', 'runs')} edited {counted(len(gathered), 'place', 'places')} (a layer and a matrix). {_extremes(gathered, plain(task))} A place that is not drawn was not edited, or has no such number."
+    said = (
+        f"{counted(runs, 'run', 'runs')} edited {counted(len(gathered), 'place', 'places')} (a layer and a matrix)."
+        f" {_extremes(gathered, plain(task))} A place that is not drawn was not edited, or has no such number."
+    )
     frame.plot(place_map(gathered, measure), said)
     downloads([_place(place, task) for place in gathered], "places")
 
@@ -109,18 +136,32 @@ def _words(place: Place) -> str:
 
 def _place(place: Place, task: str) -> dict[str, Any]:
     words = ("better", "worse", "same", "undecided", "incomparable", "failed")
-    return {"layer": place.layer, "matrix": place.matrix, "runs": place.runs, "least_rank_kept": place.least_kept, "most_rank_kept": place.most_kept, "task": task} | {word: place.verdicts[word] for word in words}
+    return {
+        "layer": place.layer,
+        "matrix": place.matrix,
+        "runs": place.runs,
+        "least_rank_kept": place.least_kept,
+        "most_rank_kept": place.most_kept,
+        "task": task,
+    } | {word: place.verdicts[word] for word in words}
 
 
 def show_ranks(shown: Sequence[Edit], by_run: dict[str, Cell], task: str) -> None:
     """The rank kept of each edit against its run's change of score."""
-    told = [edit for edit in shown if edit.rank_kept is not None and edit.run_id in by_run and by_run[edit.run_id].improvement is not None]
+    told = [
+        edit
+        for edit in shown
+        if edit.rank_kept is not None and edit.run_id in by_run and by_run[edit.run_id].improvement is not None
+    ]
     if not told:
         return
     st.subheader("Rank kept and score", anchor=False)
     drawn = told[:: -(-len(told) // DRAWN)]
     every = "" if len(drawn) == len(told) else f" Only {len(drawn):,} of {len(told):,} points are drawn, evenly chosen."
-    said = f"A point is one matrix in one run: from left to right the share of its rank that was kept, upwards what the run gained on {plain(task)}, coloured by the run's verdict.{every}"
+    said = (
+        "A point is one matrix in one run: from left to right the share of its rank that was kept, upwards what the"
+        f" run gained on {plain(task)}, coloured by the run's verdict.{every}"
+    )
     frame.plot(rank_chart(drawn, by_run), said)
 
 
@@ -132,22 +173,39 @@ def rank_chart(drawn: Sequence[Edit], by_run: dict[str, Cell]) -> Any:
     rows = pd.DataFrame(
         [
             {
-                "kept": edit.rank_kept, "gain": by_run[edit.run_id].improvement, "verdict": by_run[edit.run_id].verdict, "recipe": plain(edit.recipe),
-                "place": f"{plain(edit.matrix)}, layer {'none' if edit.layer is None else edit.layer}", "edited": edit.edited,
+                "kept": edit.rank_kept,
+                "gain": by_run[edit.run_id].improvement,
+                "verdict": by_run[edit.run_id].verdict,
+                "recipe": plain(edit.recipe),
+                "place": f"{plain(edit.matrix)}, layer {'none' if edit.layer is None else edit.layer}",
+                "edited": edit.edited,
             }
             for edit in drawn
         ]
-    )  # fmt: skip
+    )
     zero = alt.Chart(pd.DataFrame({"zero": [0.0]})).mark_rule(color=NEUTRAL, strokeDash=[4, 3]).encode(y="zero:Q")
     points = (
         alt.Chart(rows)
         .mark_point(filled=True, size=45, opacity=0.55)
         .encode(
-            x=alt.X("kept:Q", title="share of the rank kept", axis=alt.Axis(format="%", tickCount=5), scale=alt.Scale(domain=[0, max(1.0, float(rows["kept"].max()))])),
+            x=alt.X(
+                "kept:Q",
+                title="share of the rank kept",
+                axis=alt.Axis(format="%", tickCount=5),
+                scale=alt.Scale(domain=[0, max(1.0, float(rows["kept"].max()))]),
+            ),
             y=alt.Y("gain:Q", title="gain of the run (up is better)"),
             color=word_colour("verdict", rows["verdict"], legend=True),
             shape=alt.Shape("verdict:N", legend=None),
-            tooltip=[alt.Tooltip(f"{name}:N", title=title) for name, title in (("recipe", "recipe"), ("place", "place"), ("verdict", "verdict"), ("edited", "matrices of the run"))],
+            tooltip=[
+                alt.Tooltip(f"{name}:N", title=title)
+                for name, title in (
+                    ("recipe", "recipe"),
+                    ("place", "place"),
+                    ("verdict", "verdict"),
+                    ("edited", "matrices of the run"),
+                )
+            ],
         )
     )
     return alt.layer(zero, points).properties(height=360).configure_view(strokeOpacity=0)
@@ -156,9 +214,17 @@ def rank_chart(drawn: Sequence[Edit], by_run: dict[str, Cell]) -> Any:
 def show_edits(shown: Sequence[Edit], by_run: dict[str, Cell]) -> None:
     """Every edit of every run; a ticked row opens the run."""
     st.subheader("All edits", anchor=False)
-    st.caption("Tick a row's box to open its run." + (f" The first {LISTED:,} of {len(shown):,}; the files hold all." if len(shown) > LISTED else ""))
+    st.caption(
+        "Tick a row's box to open its run."
+        + (f" The first {LISTED:,} of {len(shown):,}; the files hold all." if len(shown) > LISTED else "")
+    )
     listed = shown[:LISTED]
-    parts.linked_table([_row(edit, by_run.get(edit.run_id)) for edit in listed], [edit.run_id for edit in listed], "edits", words=["Verdict"])
+    parts.linked_table(
+        [_row(edit, by_run.get(edit.run_id)) for edit in listed],
+        [edit.run_id for edit in listed],
+        "edits",
+        words=["Verdict"],
+    )
     downloads([_record(edit, by_run.get(edit.run_id)) for edit in shown], "edits")
 
 
@@ -167,7 +233,9 @@ def _row(edit: Edit, cell: Cell | None) -> dict[str, Any]:
         "Recipe": plain(edit.recipe),
         "Layer": "" if edit.layer is None else str(edit.layer),
         "Matrix": plain(edit.matrix) + (f" ({edit.parts} parts)" if edit.parts > 1 else ""),
-        "Rank": "" if edit.rank_before is None or edit.rank_after is None else f"{edit.rank_before} -> {edit.rank_after}",
+        "Rank": (
+            "" if edit.rank_before is None or edit.rank_after is None else f"{edit.rank_before} -> {edit.rank_after}"
+        ),
         "Kept": percent(edit.rank_kept),
         "Verdict": cell.verdict if cell else "",
         "Delta [95 %]": interval(cell) if cell else "",
@@ -182,22 +250,41 @@ def _row(edit: Edit, cell: Cell | None) -> dict[str, Any]:
 def _record(edit: Edit, cell: Cell | None) -> dict[str, Any]:
     """The same with all digits."""
     return {
-        "run_id": edit.run_id, "model": edit.model_name, "recipe": edit.recipe, "control": edit.control, "layer": edit.layer, "matrix": edit.matrix, "shape": edit.shape, "parts": edit.parts,
-        "rank_before": edit.rank_before, "rank_after": edit.rank_after, "rank_kept": edit.rank_kept, "energy_kept": edit.energy_kept, "relative_error": edit.relative_error, "methods": edit.methods,
-        "matrices_of_the_run": edit.edited, "task": cell.task if cell else None, "metric": cell.metric if cell else None, "verdict": cell.verdict if cell else None,
-        "delta": cell.delta if cell else None, "improvement": cell.improvement if cell else None, "low": cell.low if cell else None, "high": cell.high if cell else None,
-    }  # fmt: skip
+        "run_id": edit.run_id,
+        "model": edit.model_name,
+        "recipe": edit.recipe,
+        "control": edit.control,
+        "layer": edit.layer,
+        "matrix": edit.matrix,
+        "shape": edit.shape,
+        "parts": edit.parts,
+        "rank_before": edit.rank_before,
+        "rank_after": edit.rank_after,
+        "rank_kept": edit.rank_kept,
+        "energy_kept": edit.energy_kept,
+        "relative_error": edit.relative_error,
+        "methods": edit.methods,
+        "matrices_of_the_run": edit.edited,
+        "task": cell.task if cell else None,
+        "metric": cell.metric if cell else None,
+        "verdict": cell.verdict if cell else None,
+        "delta": cell.delta if cell else None,
+        "improvement": cell.improvement if cell else None,
+        "low": cell.low if cell else None,
+        "high": cell.high if cell else None,
+    }
 
 
 def how_to_read() -> None:
     """The map, explained."""
     with st.expander("How to read this"):
         st.markdown(
-            "A tile is one kind of matrix in one layer, over all runs that the filters leave. Heads and experts that were edited one by one are one tile: their ranks are added up.\n\n"
-            "- *verdicts*: how many of the runs that edited it were better (+) and worse (-) on the task; green where better ones prevail, red where worse ones do.\n"
-            "- *least rank kept*: the smallest share of its rank that a run left it.\n"
-            "- *runs*: how many edited it.\n\n"
-            "A verdict is the whole run's. Runs that edit every matrix say the same of all of them; to see what one matrix does, let through runs that edit few."
+            "A tile is one kind of matrix in one layer, over all runs that the filters leave. Heads and experts that"
+            " were edited one by one are one tile: their ranks are added up.\n\n- *verdicts*: how many of the runs that"
+            " edited it were better (+) and worse (-) on the task; green where better ones prevail, red where worse"
+            " ones do.\n- *least rank kept*: the smallest share of its rank that a run left it.\n- *runs*: how many"
+            " edited it.\n\nA verdict is the whole run's. Runs that edit every matrix say the same of all of them; to"
+            " see what one matrix does, let through runs that edit few."
         )
 
 

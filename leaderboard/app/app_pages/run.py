@@ -1,4 +1,6 @@
-"""One run: its verdicts, and everything to make it again: command, versions, seeds, recipe, receipt, files. Its URL ends in `?run=<id>`."""
+"""One run: its verdicts, and everything to make it again: command, versions, seeds, recipe, receipt, files. Its URL
+ends in `?run=<id>`.
+"""
 
 from __future__ import annotations
 
@@ -58,10 +60,17 @@ def show(details: data.Details, first: data.Answer[data.Overview]) -> None:
         st.text(plain(run["recipe_summary"]))
     if run["status"] == "failed":
         st.error("This run failed.", icon=":material/error:")
-        st.code("\n".join(filter(None, [run["failure_kind"], run["failure_reason"], run["failure_where"]])), language=None, wrap_lines=True)
+        st.code(
+            "\n".join(filter(None, [run["failure_kind"], run["failure_reason"], run["failure_where"]])),
+            language=None,
+            wrap_lines=True,
+        )
     cells = [cell for cell in parts.cells_of([run["model_key"]], first) if cell.run_id == run["run_id"]]
     if cells:
-        rows = [{name: text for name, text in row.items() if name != "Recipe"} for row in frame.cell_rows(cells, with_model=False)]
+        rows = [
+            {name: text for name, text in row.items() if name != "Recipe"}
+            for row in frame.cell_rows(cells, with_model=False)
+        ]
         st.dataframe(frame.tinted(rows, ["Verdict"]), hide_index=True, width="stretch", key="verdicts")
         downloads(rows, "verdicts")
     for warning in json.loads(run["warnings"] or "[]"):
@@ -80,9 +89,23 @@ def show_links(run: dict[str, Any], tasks: list[str]) -> None:
     edited = run["origin"] == "recipe" and run["recipe_name"] != "baseline"
     with st.container(horizontal=True):
         if tasks:
-            st.page_link(HISTORY.script, label="Its history", icon=HISTORY.icon, query_params={"model": plain(run["model_name"]), "recipe": plain(run["recipe_label"]), "task": plain(tasks[0])})
+            st.page_link(
+                HISTORY.script,
+                label="Its history",
+                icon=HISTORY.icon,
+                query_params={
+                    "model": plain(run["model_name"]),
+                    "recipe": plain(run["recipe_label"]),
+                    "task": plain(tasks[0]),
+                },
+            )
         if tasks and edited:
-            st.page_link(ACROSS.script, label="Its recipe on other models", icon=ACROSS.icon, query_params={"task": plain(tasks[0]), "recipe": plain(run["recipe_label"]), "least": "1"})
+            st.page_link(
+                ACROSS.script,
+                label="Its recipe on other models",
+                icon=ACROSS.icon,
+                query_params={"task": plain(tasks[0]), "recipe": plain(run["recipe_label"]), "least": "1"},
+            )
             st.page_link(LAYERS.script, label="Its layers among others", icon=LAYERS.icon)
 
 
@@ -111,7 +134,11 @@ def show_files(run: dict[str, Any]) -> None:
     """Where its files lie, and which of them are still there."""
     st.subheader("Files", anchor=False)
     files = on_disk.files_of(run)
-    st.code("\n".join([plain(run["path"]), *(f"  {plain(file.name)}  ({_size(file.size)})" for file in files)]), language=None, wrap_lines=True)
+    st.code(
+        "\n".join([plain(run["path"]), *(f"  {plain(file.name)}  ({_size(file.size)})" for file in files)]),
+        language=None,
+        wrap_lines=True,
+    )
     gone = sum(file.size is None for file in files)
     if gone:
         st.caption(f"{gone} of {len(files)} are not on this machine, or have been moved since they were taken in.")
@@ -127,20 +154,39 @@ def show_facts(run: dict[str, Any]) -> None:
     with left:
         st.subheader("Versions and machine", anchor=False)
         machine = {name: run[name] for name in ("backend", "device", "dtype", "batch_size", "started", "finished")}
-        frame.facts_table(_versions(run) | machine | {f"seconds: {k}": round(v, 2) for k, v in _numbers(run["seconds"]).items()})
+        frame.facts_table(
+            _versions(run) | machine | {f"seconds: {k}": round(v, 2) for k, v in _numbers(run["seconds"]).items()}
+        )
     with right:
         st.subheader("Identity", anchor=False)
-        names = ("run_id", "spec_id", "settings_id", "variant_id", "recipe_id", "recipe_source", "control", "control_of")
+        names = (
+            "run_id",
+            "spec_id",
+            "settings_id",
+            "variant_id",
+            "recipe_id",
+            "recipe_source",
+            "control",
+            "control_of",
+        )
         model = ("pretrained", "revision", "identity", "model_type", "digest_before", "digest_after")
         frame.facts_table({name: run[name] for name in (*names, *model)})
-    for title, column in (("Recipe, fully resolved", "recipe_resolved"), ("Settings", "settings"), ("Totals", "totals")):
+    for title, column in (
+        ("Recipe, fully resolved", "recipe_resolved"),
+        ("Settings", "settings"),
+        ("Totals", "totals"),
+    ):
         if run[column]:
             with st.expander(title):
                 st.code(json.dumps(json.loads(run[column]), indent=2, ensure_ascii=False), language="json")
 
 
 def _versions(run: dict[str, Any]) -> dict[str, Any]:
-    named = {"lm_eval": run["lm_eval_version"], "transformers": run["transformers_version"], "torch": run["torch_version"]}
+    named = {
+        "lm_eval": run["lm_eval_version"],
+        "transformers": run["transformers_version"],
+        "torch": run["torch_version"],
+    }
     return {name: value for name, value in (named | _mapping(run["versions"])).items() if value}
 
 
@@ -158,7 +204,14 @@ def show_scores(details: data.Details) -> None:
     if details.scores:
         st.subheader("All scores", anchor=False)
         rows = [
-            {"Task": plain(r["task"]), "Metric": plain(r["metric"]), "Filter": plain(r["filter"]), "Score": r["score"], "Reported": plain(r["reported"]), "Std. error": r["stderr"]}
+            {
+                "Task": plain(r["task"]),
+                "Metric": plain(r["metric"]),
+                "Filter": plain(r["filter"]),
+                "Score": r["score"],
+                "Reported": plain(r["reported"]),
+                "Std. error": r["stderr"],
+            }
             for r in details.scores
         ]
         st.dataframe(rows, hide_index=True, width="stretch", key="scores")

@@ -1,4 +1,6 @@
-"""Size and score: what each recipe leaves of a task's score for the parameters, bytes or FLOPs that it keeps, and which runs nothing else beats in both."""
+"""Size and score: what each recipe leaves of a task's score for the parameters, bytes or FLOPs that it keeps, and which
+runs nothing else beats in both.
+"""
 
 from __future__ import annotations
 
@@ -30,26 +32,31 @@ def main() -> None:
     asked = address.any_of(columns[2], "Tasks", tasks, "task", placeholder="All tasks") or tasks
     points = size_plot.points(cells, overview.value.runs, MEASURES[words])
     st.caption(
-        f"{words} with edited matrices stored as factors, against the score; up and to the left is better, or nearer to the best value where that lies in the middle. The line joins the runs that no other beats in both. "
-        "Whiskers: 95 % interval of the difference from the baseline. Verdicts are those of the leaderboard."
+        f"{words} with edited matrices stored as factors, against the score; up and to the left is better, or nearer to"
+        " the best value where that lies in the middle. The line joins the runs that no other beats in both. Whiskers:"
+        " 95 % interval of the difference from the baseline. Verdicts are those of the leaderboard."
     )
     if len(asked) > PLOTS:
         st.caption(f"The first {PLOTS} of {len(asked)} tasks are drawn; choose others above.")
     rows: list[dict[str, object]] = []
     for task in asked[:PLOTS]:
         of_task = [point for point in points if point.cell.task == task]
-        missing = [cell for cell in cells if cell.task == task and cell.run_id not in {point.cell.run_id for point in of_task}]
+        missing = [
+            cell for cell in cells if cell.task == task and cell.run_id not in {point.cell.run_id for point in of_task}
+        ]
         rows += show_task(of_task, missing, words)
     if rows:
         st.subheader("All points", anchor=False)
-        st.dataframe(frame.tinted(rows, ["Verdict"]), hide_index=True, width="stretch", key=f"points {model} {words} {len(rows)}")
+        st.dataframe(
+            frame.tinted(rows, ["Verdict"]), hide_index=True, width="stretch", key=f"points {model} {words} {len(rows)}"
+        )
         downloads(rows, "size-and-score")
 
 
 def show_task(points: Sequence[size_plot.Point], missing: Sequence[Cell], words: str) -> list[dict[str, object]]:
     """One task's plot; what it shows, as rows."""
     with st.container(border=True):
-        cell = (points[0].cell if points else missing[0])
+        cell = points[0].cell if points else missing[0]
         st.text(f"{plain(cell.task)}: {plain(metric_name(cell))}, {direction(cell)}")
         if points:
             frame.plot(size_plot.chart(points, words), size_plot.sentence(points, words))
