@@ -9,7 +9,7 @@ from __future__ import annotations
 __version__ = "0.1.0"
 
 BACKEND = "hf-recipe"
-BACKEND_TARGET = "harness_ext.lm:RecipeLM"
+BACKEND_TARGET = "harness_ext.lm_eval_adapter.backend:RecipeLM"
 
 
 def register_backend() -> None:

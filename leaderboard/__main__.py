@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from leaderboard.advice import DEFAULT_DATABASE
+from leaderboard.commands import DEFAULT_DATABASE
 from leaderboard.errors import LeaderboardError
 
 
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8501, help="(%(default)s)")
     parser.add_argument("--open", action="store_true", help="open a browser as well")
     given = parser.parse_args(arguments)
-    from leaderboard.serve import serve
+    from leaderboard.app.serve import serve
 
     try:
         serve(given.database, host=given.host, port=given.port, open_browser=given.open)

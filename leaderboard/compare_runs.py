@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from leaderboard.board import Cell, board
-from leaderboard.choices import compare_choices
+from leaderboard.board.board import Cell, board
+from leaderboard.compare.choice_shift import compare_choices
+from leaderboard.compare.judge import DEFAULT_MARGIN
+from leaderboard.compare.unshared import Unshared, unshared
 from leaderboard.errors import LeaderboardError
 from leaderboard.ingest import ingest
-from leaderboard.judge import DEFAULT_MARGIN
-from leaderboard.store import Store
-from leaderboard.unshared import Unshared, unshared
+from leaderboard.store.database import Store
 
 
 class Comparison(NamedTuple):

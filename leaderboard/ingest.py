@@ -21,18 +21,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from leaderboard import remembered
-from leaderboard.board import judge_ahead
+from leaderboard.board.board import judge_ahead
+from leaderboard.compare import verdict_cache
 from leaderboard.errors import Busy, LeaderboardError, Unreadable
-from leaderboard.finding import Candidate, find_runs
-from leaderboard.locking import file_lock
-from leaderboard.queries import model_keys
-from leaderboard.reading import read_runs
-from leaderboard.records import Rejection, Run
-from leaderboard.samples_file import SamplesReader
-from leaderboard.store import Store, memory_store, open_for_writing_unlocked, open_store, told_when_full
-from leaderboard.untrusted import no_collection
-from leaderboard.writing import Added, add_runs, log_rejections
+from leaderboard.readers.discovery import Candidate, find_runs
+from leaderboard.readers.reader import read_runs
+from leaderboard.readers.records import Rejection, Run
+from leaderboard.readers.safe_json import no_collection
+from leaderboard.readers.samples_reader import SamplesReader
+from leaderboard.store.database import Store, memory_store, open_for_writing_unlocked, open_store, told_when_full
+from leaderboard.store.lock import file_lock
+from leaderboard.store.queries import model_keys
+from leaderboard.store.writer import Added, add_runs, log_rejections
 
 _KEPT = ("deletions", "baselines", "blessings", "gate_runs")  # what a rebuild takes over from the old file
 _AHEAD_SECONDS = 5.0  # of judging after an ingest, in turns of
@@ -174,7 +174,7 @@ def _judge_ahead(database: Path, added: Sequence[str], timeout_s: float) -> None
                 new, all_done = judge_ahead(store, model_keys(store, added), _TURN_SECONDS)
             if new:
                 with open_store(database, read_only=False, timeout_s=timeout_s) as store:
-                    remembered.write(store, new)
+                    verdict_cache.write(store, new)
     except Busy:
         pass
 
@@ -201,7 +201,9 @@ def _rebuild(roots: Sequence[Path], database: Path, timeout_s: float) -> IngestR
                     _add(store, batch, report)
                 log_rejections(store, report.rejected)
                 _copy_kept(store, old)
-                remembered.write(store, judge_ahead(store, model_keys(store, report.added), _REBUILD_AHEAD_SECONDS)[0])
+                verdict_cache.write(
+                    store, judge_ahead(store, model_keys(store, report.added), _REBUILD_AHEAD_SECONDS)[0]
+                )
             finally:
                 store.connection.close()
             _replace(temporary, database)

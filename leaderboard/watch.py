@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from leaderboard.errors import Busy
-from leaderboard.finding import Candidate, find_runs
 from leaderboard.ingest import IngestReport, ingest
+from leaderboard.readers.discovery import Candidate, find_runs
 
 
 class _Stamp(NamedTuple):

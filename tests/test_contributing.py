@@ -76,7 +76,8 @@ def test_the_example_runs_as_a_step_of_a_recipe(installed: Path, tmp_path: Path)
 def test_the_example_computes_its_formula(example: str) -> None:
     namespace: dict[str, object] = {"__name__": "example"}
     exec(compile(example, "example", "exec"), namespace)
-    from harness_ext.methods import Svd, _registry
+    from harness_ext.methods import Svd
+    from harness_ext.methods.registry import _registry
 
     _registry.pop("soft_threshold")
     weight = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness_ext.recipe import parse_recipe, shipped_names
+from harness_ext.recipe.recipe import parse_recipe, shipped_names
 
 START, END = "<!-- recipes: kept equal to `lm_eval recipes` by a test -->\n", "<!-- end of recipes -->"
 

@@ -15,12 +15,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness_ext.digests import tensor_digest
+from harness_ext.model.digests import tensor_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness_ext.anatomy import Matrix
+    from harness_ext.model.layout import Matrix
 
     Evidence = Mapping[str, Tensor]
 

@@ -18,11 +18,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from harness_ext.anatomy import Matrix
-from harness_ext.errors import UserError
-from harness_ext.evidence.documents import LabelledDocument
-from harness_ext.evidence.experts import ExpertCall, check_equation, sights
-from harness_ext.evidence.statistics import (
+from harness_ext.calibration.documents import LabelledDocument
+from harness_ext.calibration.experts import ExpertCall, check_equation, sights
+from harness_ext.calibration.statistics import (
     AblationEffects,
     ContrastDifferences,
     CounterfactualEffects,
@@ -34,8 +32,10 @@ from harness_ext.evidence.statistics import (
     SingularValueGradients,
     Statistic,
 )
-from harness_ext.methods import STATISTICS_OF_COMPONENTS, STATISTICS_OF_INPUTS
-from harness_ext.receipt import VariantFailed
+from harness_ext.editing.records import VariantFailed
+from harness_ext.errors import UserError
+from harness_ext.methods.registry import STATISTICS_OF_COMPONENTS, STATISTICS_OF_INPUTS
+from harness_ext.model.layout import Matrix
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM

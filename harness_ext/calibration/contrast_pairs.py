@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
+from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
 
 SHIPPED = Path(__file__).parent.parent / "contrasts"
 # What is predicted after the beginning does not matter: the input at its last word does, and gathering leaves the

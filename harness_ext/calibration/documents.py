@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.errors import UserError, nearest
-from harness_ext.steps import EVALUATED, Calibration
-from leaderboard.known_metrics import best_value
+from harness_ext.recipe.schema import EVALUATED, Calibration
+from leaderboard.metrics import best_value
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task

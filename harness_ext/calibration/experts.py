@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from harness_ext.anatomy import Matrix
 from harness_ext.errors import UserError
 from harness_ext.methods import registered_methods
-from harness_ext.steps import Step
+from harness_ext.model.layout import Matrix
+from harness_ext.recipe.schema import Step
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

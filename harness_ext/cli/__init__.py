@@ -55,7 +55,7 @@ def _index_tasks_of(parser: argparse.ArgumentParser, *, listing: bool) -> None:
     execute = parser.get_default("func")
 
     def with_index(args: argparse.Namespace) -> None:
-        from harness_ext.task_index import installed
+        from harness_ext.lm_eval_adapter.task_index import installed
 
         with installed(listing=listing):
             execute(args)

@@ -12,7 +12,7 @@ from lm_eval._cli.subcommand import SubCommand
 from harness_ext.cli.ingest import add_database_argument
 
 if TYPE_CHECKING:
-    from leaderboard.pins import Pin
+    from leaderboard.store.pins import Pin
 
 
 class Baseline(SubCommand):
@@ -59,14 +59,14 @@ class Baseline(SubCommand):
 
     @staticmethod
     def _set(args: argparse.Namespace) -> None:
-        from leaderboard.pins import choose
+        from leaderboard.store.pins import choose
 
         chosen = choose(args.database, args.run, args.reason, as_base=args.base)
         print(f"{'blessed' if chosen.blessed else 'pinned'}: {_line(chosen)}")
 
     @staticmethod
     def _list(args: argparse.Namespace) -> None:
-        from leaderboard.pins import pins
+        from leaderboard.store.pins import pins
 
         found = pins(args.database)
         for entry in found:
@@ -79,7 +79,7 @@ class Baseline(SubCommand):
 
 
 def _line(pin: Pin) -> str:
-    from leaderboard.wording import plain
+    from leaderboard.terminal.format import plain
 
     recipe = pin.recipe or "(no longer in the leaderboard)"
     return plain(f"{pin.run_id[:12]} {recipe} on {pin.model}, {pin.pinned_at:%Y-%m-%d %H:%M} UTC: {pin.reason}")

@@ -33,8 +33,8 @@ class Compare(SubCommand):
     @staticmethod
     def _execute(args: argparse.Namespace) -> None:
         from harness_ext.cli.terminal import terminal_style
-        from leaderboard.compare import compare_paths
-        from leaderboard.table import render, render_unshared
+        from leaderboard.compare_runs import compare_paths
+        from leaderboard.terminal.table import render, render_unshared
 
         style = terminal_style()
         found = compare_paths(args.a, args.b)

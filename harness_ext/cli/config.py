@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.errors import UserError
-from harness_ext.run_config import RunConfig
+from harness_ext.lm_eval_adapter.config import RunConfig
 
 if TYPE_CHECKING:
     from lm_eval.config.evaluate_config import EvaluatorConfig

@@ -73,7 +73,7 @@ def _versions() -> Iterator[Finding]:
 
 
 def _scripts() -> Iterator[Finding]:
-    from harness_ext.installation import environment_scripts, mend_command, path_script
+    from harness_ext.cli.installation import environment_scripts, mend_command, path_script
 
     scripts = environment_scripts()
     for item in scripts:
@@ -103,7 +103,7 @@ def _scripts() -> Iterator[Finding]:
 
 def _entry_points() -> Iterator[Finding]:
     from harness_ext import BACKEND, BACKEND_TARGET
-    from harness_ext.installation import mend_command
+    from harness_ext.cli.installation import mend_command
 
     declared = [point.value for point in entry_points(group="lm_eval.models", name=BACKEND)]
     if BACKEND_TARGET in declared:
@@ -118,7 +118,7 @@ def _entry_points() -> Iterator[Finding]:
 
 def _model_and_tasks() -> Iterator[Finding]:
     from harness_ext.demo import demo_path
-    from harness_ext.task_index import tasks_root
+    from harness_ext.lm_eval_adapter.task_index import tasks_root
 
     weights = demo_path() / "model.safetensors"
     yield (
@@ -139,8 +139,8 @@ def _model_and_tasks() -> Iterator[Finding]:
 def _task_index() -> Finding:
     import lm_eval
 
-    from harness_ext import task_cache
-    from harness_ext.task_index import default_root, find_seam, tasks_root
+    from harness_ext.lm_eval_adapter import task_cache
+    from harness_ext.lm_eval_adapter.task_index import default_root, find_seam, tasks_root
 
     if find_seam() is None:
         return Finding(
@@ -165,7 +165,7 @@ def _task_index() -> Finding:
 
 def _database(path: Path) -> Finding:
     from leaderboard.errors import LeaderboardError
-    from leaderboard.store import open_store
+    from leaderboard.store.database import open_store
 
     if not path.exists():
         return Finding("note", f"no database at {path}: the first run with --recipe makes it")

@@ -62,13 +62,13 @@ class Export(SubCommand):
 
     @staticmethod
     def _execute(args: argparse.Namespace) -> None:
-        from harness_ext import checkpoint
         from harness_ext.cli.config import RECIPE_BACKENDS, command_line, resolve_demo
         from harness_ext.errors import UserError
-        from harness_ext.export import export
-        from harness_ext.recipe import parse_recipe
-        from harness_ext.report import report_for
-        from harness_ext.startup import preload_hf
+        from harness_ext.lm_eval_adapter.fast_import import preload_hf
+        from harness_ext.model import checkpoint
+        from harness_ext.recipe.recipe import parse_recipe
+        from harness_ext.runs.export import export
+        from harness_ext.runs.progress import report_for
 
         if args.model not in RECIPE_BACKENDS:
             raise UserError(f"weights of the backend {args.model!r} cannot be edited: use --model hf")
@@ -87,7 +87,7 @@ class Export(SubCommand):
         )
         report_for(None)
         preload_hf()
-        from harness_ext.lm import RecipeLM, documents_of_named_tasks
+        from harness_ext.lm_eval_adapter.backend import RecipeLM, documents_of_named_tasks
 
         lm = RecipeLM.create_from_arg_obj({**arguments, "recipe": None}, {"device": args.device})
         lm.apply(recipe, documents_of_named_tasks)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 from lm_eval._cli.subcommand import SubCommand
 
 from harness_ext.errors import UserError
-from leaderboard.advice import DEFAULT_DATABASE
+from leaderboard.commands import DEFAULT_DATABASE
 
 if TYPE_CHECKING:
     from leaderboard.ingest import IngestReport
@@ -101,7 +101,7 @@ def _watch(paths: list[Path], args: argparse.Namespace) -> NoReturn:
 
 
 def _tell(report: IngestReport, database: Path) -> None:
-    from leaderboard.wording import plain
+    from leaderboard.terminal.format import plain
 
     deleted = (
         f", {len(report.deleted)} left out since deleted (`lm_eval runs list --deleted`)" if report.deleted else ""

@@ -37,6 +37,6 @@ class Leaderboard(SubCommand):
 
     @staticmethod
     def _execute(args: argparse.Namespace) -> None:
-        from leaderboard.serve import serve
+        from leaderboard.app.serve import serve
 
         serve(args.database, host=args.host, port=args.port, open_browser=args.open)

@@ -20,9 +20,9 @@ from lm_eval._cli.run import Run
 from harness_ext.errors import UserError
 
 if TYPE_CHECKING:
-    from harness_ext.report import Report
-    from harness_ext.run_config import RunConfig
-    from harness_ext.session import Outcome
+    from harness_ext.lm_eval_adapter.config import RunConfig
+    from harness_ext.runs.progress import Report
+    from harness_ext.runs.session import Outcome
 
 TIMES = 4
 """The other batch size, where none is given, in batch sizes."""
@@ -53,7 +53,7 @@ class Noise(Run):
     @staticmethod
     def _execute(args: argparse.Namespace) -> None:
         from harness_ext.cli.config import Asked, read_config_file, run_config
-        from harness_ext.report import report_for
+        from harness_ext.runs.progress import report_for
 
         other = args.other_batch_size
         del args.other_batch_size
@@ -81,7 +81,7 @@ def measure(config: RunConfig, first: int, second: int, report: Report) -> None:
     LeaderboardError.
     """
     from harness_ext.cli.run_recipes import DATABASE, check_database
-    from harness_ext.session import Session
+    from harness_ext.runs.session import Session
 
     sessions = [Session(_at_size(config, size), report) for size in (first, second)]
     database = sessions[0].root / DATABASE
@@ -107,11 +107,11 @@ def _at_size(config: RunConfig, size: int) -> RunConfig:
 
 def _show(database: Path, outcomes: list[Outcome], first: int, second: int) -> None:
     from harness_ext.cli.run_recipes import PATIENCE_SECONDS
-    from harness_ext.identity_check import largest_difference
-    from leaderboard import noise
+    from harness_ext.runs.identity_check import largest_difference
     from leaderboard.ingest import ingest
-    from leaderboard.pins import find_run
-    from leaderboard.store import open_store
+    from leaderboard.store import noise_floor
+    from leaderboard.store.database import open_store
+    from leaderboard.store.pins import find_run
 
     paths = [outcome.run.path for outcome in outcomes]
     for rejected in ingest(paths, database, timeout_s=PATIENCE_SECONDS).rejected:
@@ -120,7 +120,7 @@ def _show(database: Path, outcomes: list[Outcome], first: int, second: int) -> N
         ours = {find_run(store, str(path)) for path in paths}
         measured = [
             floor
-            for floors in noise.floors(store).values()
+            for floors in noise_floor.floors(store).values()
             for floor in floors
             if {floor.run_id, floor.other_run_id} == ours
         ]
@@ -131,7 +131,7 @@ def _show(database: Path, outcomes: list[Outcome], first: int, second: int) -> N
 
 
 def _lines(measured: Iterable) -> str:
-    from leaderboard.wording import percent, plain
+    from leaderboard.terminal.format import percent, plain
 
     lines = [
         f"  {plain(floor.task)},"

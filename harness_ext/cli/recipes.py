@@ -15,8 +15,8 @@ from lm_eval._cli.utils import MergeDictAction
 from harness_ext.cli.terminal import terminal_style
 
 if TYPE_CHECKING:
-    from harness_ext.plan import Plan, PlannedMatrix
-    from harness_ext.recipe import Recipe
+    from harness_ext.editing.plan import Plan, PlannedMatrix
+    from harness_ext.recipe.recipe import Recipe
 
 EPILOG = """
 examples:
@@ -71,7 +71,7 @@ class Recipes(SubCommand):
         planned.set_defaults(func=self._plan)
 
     def _list(self, args: argparse.Namespace) -> None:
-        from harness_ext.recipe import parse_recipe, shipped_names
+        from harness_ext.recipe.recipe import parse_recipe, shipped_names
 
         recipes = [parse_recipe(name) for name in shipped_names()]
         indent = max(len(recipe.name) for recipe in recipes) + 2
@@ -85,7 +85,7 @@ class Recipes(SubCommand):
         import yaml
 
         from harness_ext.errors import UserError
-        from harness_ext.recipe import parse_recipe
+        from harness_ext.recipe.recipe import parse_recipe
 
         if (args.recipe is None) == (args.run is None):
             raise UserError("name a recipe, or a run folder with --from: one of the two")
@@ -93,11 +93,11 @@ class Recipes(SubCommand):
         print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=120), end="")
 
     def _plan(self, args: argparse.Namespace) -> None:
-        from harness_ext.checkpoint import read_checkpoint
         from harness_ext.cli.config import resolve_demo
+        from harness_ext.editing.plan import plan
         from harness_ext.errors import UserError
-        from harness_ext.plan import plan
-        from harness_ext.recipe import parse_recipe
+        from harness_ext.model.checkpoint import read_checkpoint
+        from harness_ext.recipe.recipe import parse_recipe
 
         recipe = parse_recipe(args.recipe)
         arguments = resolve_demo("hf", args.model_args or {})
@@ -118,9 +118,9 @@ def _recipe_of_run(place: Path) -> dict[str, Any]:
     import json
 
     from harness_ext.errors import UserError
-    from harness_ext.recipe import recipe_from
-    from harness_ext.rundir import RECEIPT
-    from harness_ext.search.running import without_searching
+    from harness_ext.recipe.recipe import recipe_from
+    from harness_ext.search.runner import without_searching
+    from harness_ext.storage.rundir import RECEIPT
 
     path = place / RECEIPT if place.is_dir() else place
     try:
@@ -167,8 +167,8 @@ def _chosen_on(receipt: Mapping[str, Any]) -> list[str]:
 
 def _entry(recipe: Recipe, indent: int, width: int) -> str:
     """One recipe of the list: name, what it does, what it needs, its source."""
-    from harness_ext.methods import NEEDS
-    from harness_ext.steps import described
+    from harness_ext.methods.registry import NEEDS
+    from harness_ext.recipe.schema import described
 
     needs = max((described(step.method).needs for step in recipe.steps), key=NEEDS.index, default="nothing")
     notes = [f"needs {needs}"] if recipe.steps else []

@@ -15,14 +15,7 @@ from typing import Any
 
 from lm_eval._cli.run import Run
 
-from harness_ext.cli.config import (
-    HF_BACKENDS,
-    KEYS,
-    asked,
-    read_config_file,
-    resolve_demo,
-    run_config,
-)
+from harness_ext.cli.config import HF_BACKENDS, KEYS, asked, read_config_file, resolve_demo, run_config
 from harness_ext.errors import UserError
 
 EXAMPLES = """
@@ -79,9 +72,9 @@ class RunWithRecipes(Run):
         from_file = read_config_file(args.config)
         wanted = asked(args, from_file)
         if wanted.recipes or wanted.controls or wanted.in_file:
+            from harness_ext.cli.installation import taken_back
             from harness_ext.cli.run_recipes import execute
-            from harness_ext.installation import taken_back
-            from harness_ext.report import report_for
+            from harness_ext.runs.progress import report_for
 
             if warning := taken_back():
                 print(f"note: {warning}", file=sys.stderr)
@@ -93,9 +86,9 @@ class RunWithRecipes(Run):
 
 def run_plain(args: argparse.Namespace, from_file: Mapping[str, Any]) -> None:
     """Run lm-eval's own command with the namespace it would have parsed."""
-    from harness_ext.data_sets import loading
-    from harness_ext.startup import preload_harness, preload_hf
-    from harness_ext.task_index import installed
+    from harness_ext.lm_eval_adapter.fast_import import preload_harness, preload_hf
+    from harness_ext.lm_eval_adapter.local_datasets import loading
+    from harness_ext.lm_eval_adapter.task_index import installed
 
     _place_demo(args, from_file)
     for key in KEYS:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from harness_ext.cli.terminal import terminal_style
 from harness_ext.errors import UserError
-from harness_ext.identity_check import largest_difference, tolerance
-from harness_ext.report import Report
-from harness_ext.run_config import RunConfig
-from harness_ext.session import Outcome, Session
+from harness_ext.lm_eval_adapter.config import RunConfig
+from harness_ext.runs.identity_check import largest_difference, tolerance
+from harness_ext.runs.progress import Report
+from harness_ext.runs.session import Outcome, Session
 
 if TYPE_CHECKING:
-    from leaderboard.board import Cell
+    from leaderboard.board.board import Cell
 
 DATABASE = "leaderboard.duckdb"
 EXIT_FAILED_VARIANT = 2
@@ -60,7 +60,7 @@ def check_database(database: Path) -> None:
     the end. Raises LeaderboardError.
     """
     from leaderboard.errors import Busy, OlderDatabase
-    from leaderboard.store import open_store
+    from leaderboard.store.database import open_store
 
     if not database.exists():
         return
@@ -91,7 +91,7 @@ def _show(database: Path, outcomes: Sequence[Outcome], report: Report) -> None:
     """Print the table of this command's variants: from the store, or from their run directories alone where the store
     cannot be had.
     """
-    from leaderboard.advice import ingest_command
+    from leaderboard.commands import ingest_command
     from leaderboard.errors import LeaderboardError
 
     paths = [outcome.run.path for outcome in outcomes]
@@ -106,10 +106,10 @@ def _show(database: Path, outcomes: Sequence[Outcome], report: Report) -> None:
 
 
 def _cells_from_store(paths: Sequence[Path], database: Path, report: Report) -> list[Cell]:
-    from leaderboard.board import board
+    from leaderboard.board.board import board
     from leaderboard.ingest import ingest
-    from leaderboard.queries import runs
-    from leaderboard.store import open_store
+    from leaderboard.store.database import open_store
+    from leaderboard.store.queries import runs
 
     for rejected in ingest(paths, database, timeout_s=PATIENCE_SECONDS).rejected:
         report.warn(f"{rejected.path} is not on the board: {rejected.reason}")
@@ -120,7 +120,7 @@ def _cells_from_store(paths: Sequence[Path], database: Path, report: Report) -> 
 
 
 def _cells_from_runs(paths: Sequence[Path]) -> list[Cell]:
-    from leaderboard.board import board
+    from leaderboard.board.board import board
     from leaderboard.ingest import ingest
 
     store = ingest(paths, None).store
@@ -129,7 +129,7 @@ def _cells_from_runs(paths: Sequence[Path]) -> list[Cell]:
 
 
 def _print(cells: Sequence[Cell]) -> None:
-    from leaderboard.table import render
+    from leaderboard.terminal.table import render
 
     style = terminal_style()
     print(render(cells, width=style.width, color=style.color), flush=True)

@@ -10,7 +10,7 @@ from lm_eval._cli.subcommand import SubCommand
 from harness_ext.cli.ingest import add_database_argument
 
 if TYPE_CHECKING:
-    from leaderboard.queries import RunRow
+    from leaderboard.store.queries import RunRow
 
 
 class Runs(SubCommand):
@@ -46,10 +46,10 @@ class Runs(SubCommand):
 
     @staticmethod
     def _list(args: argparse.Namespace) -> None:
-        from leaderboard import queries
-        from leaderboard.deletion import deletions
-        from leaderboard.store import open_store
-        from leaderboard.wording import plain
+        from leaderboard.store import queries
+        from leaderboard.store.database import open_store
+        from leaderboard.store.deletions import deletions
+        from leaderboard.terminal.format import plain
 
         if args.deleted:
             for entry in deletions(args.database):
@@ -61,7 +61,7 @@ class Runs(SubCommand):
 
     @staticmethod
     def _delete(args: argparse.Namespace) -> None:
-        from leaderboard.deletion import delete
+        from leaderboard.store.deletions import delete
 
         entry = delete(args.database, args.run, args.reason)
         print(
@@ -71,15 +71,15 @@ class Runs(SubCommand):
 
     @staticmethod
     def _restore(args: argparse.Namespace) -> None:
-        from leaderboard.advice import ingest_command
-        from leaderboard.deletion import take_back
+        from leaderboard.commands import ingest_command
+        from leaderboard.store.deletions import take_back
 
         entry = take_back(args.database, args.run)
         print(f"{entry.run_id[:12]} may come back: `{ingest_command(args.database, str(entry.path))}`")
 
 
 def _line(run: RunRow) -> str:
-    from leaderboard.wording import plain
+    from leaderboard.terminal.format import plain
 
     started = f"{run.started:%Y-%m-%d %H:%M}" if run.started else "unknown date    "
     return plain(f"{run.run_id[:12]}  {started}  {run.status:8}  {run.recipe_label} on {run.model_name}  {run.path}")

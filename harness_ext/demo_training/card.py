@@ -1,4 +1,4 @@
-"""Write the embedded model's card from `spread.json` and `table.json`: `python -m harness_ext.demo.card`.
+"""Write the embedded model's card from `spread.json` and `table.json`: `python -m harness_ext.demo_training.card`.
 
 No figure in the card is typed by hand; a test compares the shipped card with what this module renders.
 """
@@ -9,9 +9,10 @@ import json
 from statistics import mean
 from typing import Any
 
-from harness_ext.demo import demo_path, figures
-from harness_ext.demo.finetune import FineTuning
-from harness_ext.demo.spread import SPREAD, TASKS
+from harness_ext.demo import demo_path
+from harness_ext.demo_training import figures
+from harness_ext.demo_training.finetune import FineTuning
+from harness_ext.demo_training.spread import SPREAD, TASKS
 
 TEXT = """---
 language: en
@@ -21,7 +22,7 @@ library_name: transformers
 # The embedded model
 
 A Llama of two layers (width 128, four heads, feed-forward 512, tied embeddings; {parameters:,} parameters, {megabytes:.1f} MB in fp32), trained from
-nothing by `python -m harness_ext.demo.train` for one purpose: to show, without a network and within a minute, what an edit of weight matrices can do
+nothing by `python -m harness_ext.demo_training.train` for one purpose: to show, without a network and within a minute, what an edit of weight matrices can do
 to a score, for better and for worse. It is of no other use.
 
 ## What it learned
@@ -40,7 +41,7 @@ recipe whose calibration answers were shuffled. Look at controls before you beli
 ## How it varies
 
 The training was run from each of these seeds: {seeds}; the recipes below were run on each model, on all documents of each test split, by
-`python -m harness_ext.demo.spread`. Mean, then lowest and highest seed. Accuracy in %; log-odds of the stereotyped pronoun, best at 0.
+`python -m harness_ext.demo_training.spread`. Mean, then lowest and highest seed. Accuracy in %; log-odds of the stereotyped pronoun, best at 0.
 
 {table}
 
@@ -49,7 +50,7 @@ training-split facts of other seeds.
 
 ## Every recipe and control
 
-The shipped model, on all documents of each test split, by `make demo-table` (`python -m harness_ext.demo.table`). Mean, then lowest and highest over the seeds 0, 1 and 2, which draw calibration
+The shipped model, on all documents of each test split, by `make demo-table` (`python -m harness_ext.demo_training.table`). Mean, then lowest and highest over the seeds 0, 1 and 2, which draw calibration
 documents and random directions; one number where nothing is drawn or all agree. **better** and **worse**: in how many of the seeds the board says so; no word where it says *same* or *undecided*. A control
 (`+`) has the budget of the recipe above it: as many ranks, or the same distance. *kept*: parameters, if stored as factors; *seconds*: to find and make the edit, or to train, on one core. Fine-tuning is
 AdamW at a rate of {rate:g} on the 160 documents that `ablation-prune` learns from, all of them in each step.
@@ -90,7 +91,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def render() -> str:
     """The card's whole text."""
-    from harness_ext.demo.data import vocabulary
+    from harness_ext.demo_training.data import vocabulary
 
     rows = json.loads(SPREAD.read_text(encoding="utf-8"))
     settings = json.loads((demo_path() / "training.json").read_text(encoding="utf-8"))["settings"]
@@ -111,7 +112,7 @@ def render() -> str:
 
 def _parameters(settings: dict[str, Any]) -> int:
     """Weights of a Llama without biases: embeddings, attention, gated MLP, norms."""
-    from harness_ext.demo.data import vocabulary
+    from harness_ext.demo_training.data import vocabulary
 
     width, feed_forward = settings["width"], settings["feed_forward"]
     layer = 4 * width * width + 3 * width * feed_forward + 2 * width

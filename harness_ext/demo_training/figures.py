@@ -1,4 +1,4 @@
-"""The figures of the embedded model's table: what `harness_ext.demo.table` measured, as data and as Markdown.
+"""The figures of the embedded model's table: what `harness_ext.demo_training.table` measured, as data and as Markdown.
 
 `table.json` holds every score and verdict by seed, one row of the table a line. The README's table and the one of the
 model's card are written from it, and a test compares them. Mean and range are
@@ -15,8 +15,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Literal
 
-from harness_ext.controls import SHUFFLED_LABELS
-from harness_ext.demo.spread import TASKS
+from harness_ext.demo_training.spread import TASKS
+from harness_ext.editing.controls import SHUFFLED_LABELS
 
 TABLE = Path(__file__).resolve().parent / "table.json"
 Kind = Literal["baseline", "recipe", "control", "fine-tuning"]

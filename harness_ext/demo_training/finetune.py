@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from harness_ext.evidence.documents import LabelledDocument
-    from harness_ext.lm import RecipeLM
+    from harness_ext.calibration.documents import LabelledDocument
+    from harness_ext.lm_eval_adapter.backend import RecipeLM
 
 RECORD = "fine_tuning.json"
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
@@ -46,7 +46,7 @@ def fine_tune(settings: FineTuning, documents: Sequence[LabelledDocument], folde
     known = json.loads((folder / RECORD).read_text(encoding="utf-8")) if (folder / RECORD).is_file() else {}
     if {key: known.get(key) for key in asked} == asked:
         return known["seconds"]
-    from harness_ext.lm import RecipeLM
+    from harness_ext.lm_eval_adapter.backend import RecipeLM
 
     lm = RecipeLM("demo", device="cpu")
     seconds = train(lm, settings, documents)
@@ -63,7 +63,7 @@ def train(lm: RecipeLM, settings: FineTuning, documents: Sequence[LabelledDocume
     """Train the loaded model in place. Returns the seconds that it took."""
     import torch
 
-    from harness_ext.evidence import batches_of, summed_loss
+    from harness_ext.calibration.collect import batches_of, summed_loss
 
     optimizer = torch.optim.AdamW(lm.model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     batches = list(batches_of(lm, documents, len(documents)))

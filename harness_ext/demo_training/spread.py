@@ -1,7 +1,7 @@
 """Train the embedded model from several seeds, run recipes on each, and write what came out.
 
-`python -m harness_ext.demo.spread --out DIR --seeds 1 2 3 --recipe laser ...` makes `DIR/seed-N` and
-`DIR/results`, and writes `spread.json` beside this file, from which `harness_ext.demo.card` writes the model
+`python -m harness_ext.demo_training.spread --out DIR --seeds 1 2 3 --recipe laser ...` makes `DIR/seed-N` and
+`DIR/results`, and writes `spread.json` beside this file, from which `harness_ext.demo_training.card` writes the model
 card. Every number is read from a run directory of the project's own command, run in its own process.
 """
 
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", required=True, help="one model for each")
     parser.add_argument("--recipe", action="append", default=[], help="run this recipe too (repeatable)")
     options = parser.parse_args(arguments)
-    from harness_ext.demo import train
+    from harness_ext.demo_training import train
 
     for seed in options.seeds:
         model = options.out / f"seed-{seed}"

@@ -1,7 +1,8 @@
 """Measure every shipped recipe, its controls and the fine-tuning reference on the embedded model, and write the tables
 of the README and of the model's card.
 
-`python -m harness_ext.demo.table --out DIR` runs sessions of the project's own command, so every number comes from a
+`python -m harness_ext.demo_training.table --out DIR` runs sessions of the project's own command, so every number comes
+from a
 run directory under `DIR/runs`; started again, it goes on from where it
 stopped. Recipes and controls that draw anything, documents or directions, are run from each seed, the others once. The
 verdicts are those of one board of all these runs. Finished runs are not run
@@ -19,22 +20,23 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness_ext.controls import SHUFFLED_LABELS
-from harness_ext.demo import card, demo_path, figures
-from harness_ext.demo.figures import CONTROLS, Kind, Row
-from harness_ext.demo.finetune import FineTuning, fine_tune
-from harness_ext.demo.spread import TASKS, scores
+from harness_ext.demo import demo_path
+from harness_ext.demo_training import card, figures
+from harness_ext.demo_training.figures import CONTROLS, Kind, Row
+from harness_ext.demo_training.finetune import FineTuning, fine_tune
+from harness_ext.demo_training.spread import TASKS, scores
+from harness_ext.editing.controls import SHUFFLED_LABELS
 from harness_ext.errors import UserError
-from harness_ext.methods import NEEDS
-from harness_ext.recipe import Recipe, parse_recipe, shipped_names
-from harness_ext.report import Report, report_for
-from harness_ext.steps import described
+from harness_ext.methods.registry import NEEDS
+from harness_ext.recipe.recipe import Recipe, parse_recipe, shipped_names
+from harness_ext.recipe.schema import described
+from harness_ext.runs.progress import Report, report_for
 from leaderboard.errors import LeaderboardError
 
 if TYPE_CHECKING:
-    from harness_ext.evidence.documents import LabelledDocument
-    from harness_ext.rundir import FinishedRun
-    from harness_ext.session import Session
+    from harness_ext.calibration.documents import LabelledDocument
+    from harness_ext.runs.session import Session
+    from harness_ext.storage.rundir import FinishedRun
 
 SEEDS = (0, 1, 2)
 STEPS = (1, 10, 30, 100)
@@ -103,7 +105,7 @@ def session(model: str, command: Command, out: Path, report: Report) -> Session:
     """The session of `lm_eval run` with these recipes and controls on the tasks of the table."""
     from harness_ext.cli import RecipesCLI
     from harness_ext.cli.config import asked, run_config
-    from harness_ext.session import Session
+    from harness_ext.runs.session import Session
 
     arguments = [
         "run",
@@ -143,7 +145,7 @@ def of_recipes(names: Sequence[str], seed: int, out: Path, report: Report) -> It
 
 def documents_of(recipe: str, seed: int, out: Path, report: Report) -> list[LabelledDocument]:
     """The calibration documents that a session on these tasks draws for the recipe from this seed."""
-    from harness_ext.evidence.documents import PromptSettings, draw_documents
+    from harness_ext.calibration.documents import PromptSettings, draw_documents
 
     specification = session("demo", Command((recipe,), ()), out, report).specification
     calibration = specification.resolved(parse_recipe(recipe)).steps[0].evidence
@@ -174,9 +176,9 @@ def verdicts(variants: Sequence[Variant]) -> dict[tuple[Path, str], str]:
     """What the board says of each run and task; fine-tuned models are compared with the unedited model as recipes are.
     Raises UserError for a run that cannot be read.
     """
-    from leaderboard.board import board
+    from leaderboard.board.board import board
     from leaderboard.ingest import ingest
-    from leaderboard.queries import runs
+    from leaderboard.store.queries import runs
 
     paths = list(dict.fromkeys(variant.run.path.resolve() for variant in variants))
     report = ingest(paths, None)
@@ -269,7 +271,7 @@ def publish() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m harness_ext.demo.table",
+        prog="python -m harness_ext.demo_training.table",
         description=(
             "Measure every recipe on the embedded model, and write the tables of the README and of the model's card."
         ),

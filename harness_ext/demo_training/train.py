@@ -1,6 +1,6 @@
-"""Train the embedded model: `python -m harness_ext.demo.train --out DIR --seed N`.
+"""Train the embedded model: `python -m harness_ext.demo_training.train --out DIR --seed N`.
 
-A Llama of two layers learns the text of `harness_ext.demo.data` with a word-level tokenizer, in a few
+A Llama of two layers learns the text of `harness_ext.demo_training.data` with a word-level tokenizer, in a few
 minutes on one core. Notable choices: one thread and seeded generators, so that a machine repeats its own
 result bit for bit; the loss of a fact counts only the answer and the end token; batches hold a fixed number
 of rows from each source, so the mixture does not depend on how many facts a source has.
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch.nn import functional
 
-from harness_ext.demo import data
+from harness_ext.demo_training import data
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -5,7 +5,7 @@ The budget is the rank that each matrix was left at, for a control that keeps a 
 for `noise`; and the recipe itself for `shuffled-labels`, which is that recipe
 with the answers of its calibration documents exchanged. A search is controlled by a search: on exchanged answers, or,
 for `random-subspace`, by as many trials of random directions in as many
-matrices of the same sizes drawn at random (`harness_ext.search.at_random`), of which the best is chosen in the same
+matrices of the same sizes drawn at random (`harness_ext.search.random_search`), of which the best is chosen in the same
 way.
 """
 
@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from harness_ext.editing.records import FACTORS
 from harness_ext.errors import UserError
-from harness_ext.methods import TEXTS, Method, registered_methods
-from harness_ext.receipt import FACTORS
-from harness_ext.recipe import Recipe, parse_recipe, recipe_from, shipped_names
-from harness_ext.steps import Step, described
+from harness_ext.methods import Method, registered_methods
+from harness_ext.methods.registry import TEXTS
+from harness_ext.recipe.recipe import Recipe, parse_recipe, recipe_from, shipped_names
+from harness_ext.recipe.schema import Step, described
 
 SHUFFLED_LABELS = "shuffled-labels"
 RANDOM_SUBSPACE = "random-subspace"

@@ -7,14 +7,14 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from harness_ext.anatomy import Matrix
+from harness_ext.editing.records import DENSE, FACTORS, MatrixRecord, VariantFailed, stored_parameters
 from harness_ext.errors import UserError
-from harness_ext.factors import SVD, Factors, NotConverged
-from harness_ext.keep import Keep
+from harness_ext.linalg.decompose import SVD, Factors, NotConverged
 from harness_ext.methods import AnyEdit, DenseEdit, Edit, Svd, call, registered_methods
-from harness_ext.receipt import DENSE, FACTORS, MatrixRecord, VariantFailed, stored_parameters
-from harness_ext.steps import Step
-from harness_ext.weights import Weights, tensor_digest
+from harness_ext.methods.budget import Keep
+from harness_ext.model.layout import Matrix
+from harness_ext.model.weights import Weights, tensor_digest
+from harness_ext.recipe.schema import Step
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor

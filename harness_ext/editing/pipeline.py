@@ -11,25 +11,31 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from harness_ext.anatomy import ATTENTION, Matrix
-from harness_ext.editing import decompose, edit_matrix, generator_for, require_finite, require_finite_evidence
+from harness_ext.calibration.collect import gather, groups
+from harness_ext.calibration.contrast_pairs import contrast_set
+from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
+from harness_ext.calibration.experts import check_experts
+from harness_ext.editing.edit_matrix import (
+    decompose,
+    edit_matrix,
+    generator_for,
+    require_finite,
+    require_finite_evidence,
+)
+from harness_ext.editing.records import MatrixRecord
 from harness_ext.errors import UserError
-from harness_ext.evidence import gather, groups
-from harness_ext.evidence.contrast import contrast_set
-from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
-from harness_ext.evidence.experts import check_experts
-from harness_ext.evidence.search import search
-from harness_ext.factors import Factors
+from harness_ext.linalg.decompose import Factors
 from harness_ext.methods import Svd, registered_methods
-from harness_ext.receipt import MatrixRecord
-from harness_ext.recipe import Recipe
-from harness_ext.search import check_searchable
-from harness_ext.search.running import Outcome, find
-from harness_ext.steps import Calibration, Step
-from harness_ext.training import check_trainable, train
+from harness_ext.methods.search_registry import check_searchable
+from harness_ext.model.layout import ATTENTION, Matrix
+from harness_ext.model.weights import Weights
+from harness_ext.recipe.recipe import Recipe
+from harness_ext.recipe.schema import Calibration, Step
+from harness_ext.search.eigenprune_greedy import search
+from harness_ext.search.runner import Outcome, find
+from harness_ext.storage.resume import Workplace
 from harness_ext.training.bases import Bases, all_bases
-from harness_ext.weights import Weights
-from harness_ext.workplace import Workplace
+from harness_ext.training.trainer import check_trainable, train
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM

@@ -11,23 +11,18 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from harness_ext.anatomy import Anatomy, Matrix
-from harness_ext.checkpoint import Checkpoint
+from harness_ext.calibration.experts import check_experts
+from harness_ext.editing.records import standing, stored_parameters
 from harness_ext.errors import UserError
-from harness_ext.evidence.experts import check_experts
-from harness_ext.loading import as_loaded
 from harness_ext.methods import registered_methods
-from harness_ext.receipt import standing, stored_parameters
-from harness_ext.recipe import Recipe
-from harness_ext.search import (
-    Searcher,
-    check_searchable,
-    planned_trials,
-    registered_searches,
-)
-from harness_ext.steps import Step, described
-from harness_ext.swaps import check_no_expert
-from harness_ext.training import check_trainable
+from harness_ext.methods.search_registry import Searcher, check_searchable, planned_trials, registered_searches
+from harness_ext.model.checkpoint import Checkpoint
+from harness_ext.model.layout import Anatomy, Matrix
+from harness_ext.model.module_replacement import check_no_expert
+from harness_ext.model.renames import as_loaded
+from harness_ext.recipe.recipe import Recipe
+from harness_ext.recipe.schema import Step, described
+from harness_ext.training.trainer import check_trainable
 
 _FP32, _FP64 = 4, 8
 # Of the time of a singular value decomposition: leading components through the Gram matrix, mostly in fp32
@@ -139,7 +134,7 @@ def plan(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
 
 
 def _planned_search(number: int, step: Step, matrices: Sequence[Matrix], layers: int) -> PlannedSearch:
-    from harness_ext.evidence import groups
+    from harness_ext.calibration.collect import groups
 
     assert step.evidence is not None
     search, settings = registered_searches()[step.method], step.parameters
@@ -269,7 +264,7 @@ def _expected_peak(matrices: Sequence[PlannedMatrix]) -> int:
 
 
 def _held_factors(matrices: Sequence[PlannedMatrix]) -> int:
-    from harness_ext.evidence import FACTOR_BYTES, held_bytes
+    from harness_ext.calibration.collect import FACTOR_BYTES, held_bytes
 
     held: Mapping[str, int] = {
         item.matrix.key: held_bytes(item.matrix.shape, described(item.method).statistics) for item in matrices
@@ -304,7 +299,7 @@ def _held_by_search(recipe: Recipe, matrices: Sequence[PlannedMatrix]) -> int:
     edits that stand while others are tried; and of its documents no more than `STATE_BYTES`, which short ones do not
     come near.
     """
-    from harness_ext.search.bench import TOKENS_PER_DOCUMENT
+    from harness_ext.search.evaluator import TOKENS_PER_DOCUMENT
 
     searches = registered_searches()
 

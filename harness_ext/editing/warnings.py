@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from harness_ext.editing import UNSEEN
-from harness_ext.receipt import DENSE
-from harness_ext.recipe import Recipe
-from harness_ext.surgery import Operation
+from harness_ext.editing.edit_matrix import UNSEEN
+from harness_ext.editing.pipeline import Operation
+from harness_ext.editing.records import DENSE
+from harness_ext.recipe.recipe import Recipe
 
 
 def remarks(recipe: Recipe, operation: Operation) -> list[str]:

@@ -16,10 +16,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness_ext.factors import disk, gram
-from harness_ext.factors.disk import DiskCache
-from harness_ext.methods import Edit, RankRule, Svd
-from harness_ext.weights import tensor_digest
+from harness_ext.linalg import cache, gram
+from harness_ext.linalg.cache import DiskCache
+from harness_ext.methods import Edit, Svd
+from harness_ext.methods.registry import RankRule
+from harness_ext.model.weights import tensor_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +41,7 @@ class Factors:
 
     def __init__(self, kept: DiskCache | Path | None = None) -> None:
         self._kept = (
-            kept if isinstance(kept, DiskCache) else DiskCache(kept or Path(), disk.DEFAULT_LIMIT_BYTES if kept else 0)
+            kept if isinstance(kept, DiskCache) else DiskCache(kept or Path(), cache.DEFAULT_LIMIT_BYTES if kept else 0)
         )
         self.fallbacks: dict[str, str] = {}
 
@@ -169,4 +170,4 @@ class Truncation:
 
 
 def _name(digest: str, kind: str, matrix: Tensor) -> str:
-    return disk.name_of(digest, f"{kind}-{_VERSION}", matrix.device)
+    return cache.name_of(digest, f"{kind}-{_VERSION}", matrix.device)

@@ -18,24 +18,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from harness_ext import data_sets
+from harness_ext.calibration.documents import PromptSettings, draw_documents
+from harness_ext.editing.pipeline import Documents, Operation, Progress, operate
+from harness_ext.editing.records import size_of, totals
 from harness_ext.errors import UserError
-from harness_ext.evidence.documents import PromptSettings, draw_documents
-from harness_ext.factors import Factors
-from harness_ext.factors.disk import lasting
-from harness_ext.receipt import size_of, totals
-from harness_ext.recipe import Recipe, parse_recipe
-from harness_ext.rundir import scratch_folder
-from harness_ext.speed import Speed, seconds_since
-from harness_ext.steps import EVALUATED, Calibration
-from harness_ext.surgery import Documents, Operation, Progress, operate
-from harness_ext.weights import Weights
-from harness_ext.workplace import Workplace
+from harness_ext.linalg.cache import lasting
+from harness_ext.linalg.decompose import Factors
+from harness_ext.lm_eval_adapter import local_datasets
+from harness_ext.lm_eval_adapter.throughput import Speed, seconds_since
+from harness_ext.model.weights import Weights
+from harness_ext.recipe.recipe import Recipe, parse_recipe
+from harness_ext.recipe.schema import EVALUATED, Calibration
+from harness_ext.storage.resume import Workplace
+from harness_ext.storage.rundir import scratch_folder
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
-    from harness_ext.evidence.documents import CalibrationSet
+    from harness_ext.calibration.documents import CalibrationSet
 
 
 _RANK_BATCH = 16
@@ -122,7 +122,7 @@ class RecipeLM(HFLM):
         likelier ones.
 
         A kind of request that lm-eval does not have: only tasks that were told of it ask (see
-        `harness_ext.task_requests.RankedAnswer`).
+        `harness_ext.lm_eval_adapter.task_types.RankedAnswer`).
         """
         ranks: list[int] = []
         size = self.batch_size if isinstance(self.batch_size, int) else _RANK_BATCH
@@ -206,15 +206,15 @@ def documents_of_named_tasks(calibration: Calibration, where: str) -> list[Calib
             f"{where}calibration: which tasks are evaluated is not known here; name one in the recipe:"
             " calibration.task=TASK"
         )
-    from harness_ext.task_index import task_manager
+    from harness_ext.lm_eval_adapter.task_index import task_manager
 
-    with data_sets.loading():
+    with local_datasets.loading():
         loaded = task_manager().load(list(calibration.tasks))["tasks"]
     scored = {hashed for task in loaded.values() for hashed in _scored_hashes(task)}
     return draw_documents(calibration, loaded, scored, PromptSettings(), where)
 
 
 def _scored_hashes(task: Any) -> list[str]:
-    from harness_ext.evidence.documents import document_hash
+    from harness_ext.calibration.documents import document_hash
 
     return [document_hash(document) for document in task.eval_docs]

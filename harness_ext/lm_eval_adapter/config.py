@@ -36,8 +36,8 @@ def resolve_tasks(harness: EvaluatorConfig) -> TaskManager:
 
     Raises `UserError` naming the tasks that do not exist and the nearest names that do.
     """
-    from harness_ext.startup import quick_imports
-    from harness_ext.task_index import installed
+    from harness_ext.lm_eval_adapter.fast_import import quick_imports
+    from harness_ext.lm_eval_adapter.task_index import installed
 
     with quick_imports(), installed():
         try:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from lm_eval.loggers import EvaluationTracker
     from lm_eval.tasks import TaskManager
 
-    from harness_ext.lm import RecipeLM
-    from harness_ext.run_config import RunConfig
+    from harness_ext.lm_eval_adapter.backend import RecipeLM
+    from harness_ext.lm_eval_adapter.config import RunConfig
 
 log = logging.getLogger("lm_eval.recipes")
 

@@ -19,7 +19,7 @@ from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.errors import UserError
-from harness_ext.task_data import DATA_VARIABLE
+from harness_ext.lm_eval_adapter.task_data import DATA_VARIABLE
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task

@@ -23,9 +23,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness_ext import task_cache
-from harness_ext.startup import quick_imports
-from harness_ext.task_cache import Row, Saved
+from harness_ext.lm_eval_adapter import task_cache
+from harness_ext.lm_eval_adapter.fast_import import quick_imports
+from harness_ext.lm_eval_adapter.task_cache import Row, Saved
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -36,7 +36,7 @@ log = logging.getLogger("lm_eval.recipes")
 
 def tasks_root() -> Path:
     """The folder of our task files: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parent.parent
     installed_folder = package / "tasks"
     return installed_folder if installed_folder.is_dir() else package.parent / "tasks"
 

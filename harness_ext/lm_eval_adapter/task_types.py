@@ -1,7 +1,7 @@
 """Tasks whose documents need more than one kind of request, which lm-eval's YAML has no words for.
 
 Each is lm-eval's own `ConfigurableTask` with `construct_requests` replaced; a task file names one with `class:
-!function harness_ext.task_requests.NAME` and is otherwise
+!function harness_ext.lm_eval_adapter.task_types.NAME` and is otherwise
 like any other. The first request of a document is always (prompt, ...), so that prompts, hashes and calibration work as
 for every task.
 """

@@ -1,5 +1,5 @@
 """Basis selection: what training made of a matrix takes its place (arXiv:2405.15877; the training is in
-`harness_ext.training`).
+`harness_ext.training.trainer`).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from harness_ext.methods import AnyEdit, DenseEdit, Edit, method
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    from harness_ext.keep import Keep
+    from harness_ext.methods.budget import Keep
 
 Clusters = Annotated[int, Field(ge=1)]
 ROUNDS = 20

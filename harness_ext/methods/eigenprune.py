@@ -75,7 +75,7 @@ def ablation_prune(
 )
 def eigenprune_greedy(weight: Tensor, /, *, svd: Svd, removed_components: Tensor, input_mean: Tensor) -> Edit:
     """Ours: as `ablation_prune`, but candidates are taken only if the loss really falls, and found anew after each
-    round (see `harness_ext.evidence.search`).
+    round (see `harness_ext.search.eigenprune_greedy`).
 
     removed_components: `[r]`, bool. input_mean: `[n]`, on the model as it was before the step.
     """

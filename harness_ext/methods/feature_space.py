@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from harness_ext.keep import Keep
+    from harness_ext.methods.budget import Keep
 
 WEIGHT_DIRECTIONS = "weight_directions"
 """The fallback where the texts move the outputs along fewer directions than are to be kept."""

@@ -11,7 +11,7 @@ from harness_ext.methods import DenseEdit, Edit, Svd, method
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    from harness_ext.keep import Keep
+    from harness_ext.methods.budget import Keep
 
 Distance = Annotated[float, Field(ge=0)]
 

@@ -10,7 +10,7 @@ The one positional argument is the matrix, `[out, in]`, in fp32. Keyword argumen
 name:
 
 - what the engine hands over (`ENGINE_ARGUMENTS`): `svd`, `truncate`, `keep`, `generator`, the statistics in
-`harness_ext.evidence`, and `remember`, which calls a function of tensors
+`harness_ext.calibration.collect`, and `remember`, which calls a function of tensors
   and keeps what it returns for the next time (`remember(function, *tensors)`): a decomposition from which every rank is
   a slice need be made only once;
 - everything else is a parameter that a recipe may set: it needs an annotation, and its default is the recipe's default.
@@ -49,7 +49,8 @@ STATISTICS_OF_INPUTS = STATISTICS_OF_CONTRASTS | {
 SEARCHED = frozenset({"removed_components"})
 TRAINED = frozenset({"trained_left", "trained_right"})
 STATISTICS = STATISTICS_OF_COMPONENTS | STATISTICS_OF_INPUTS | SEARCHED | TRAINED | {"fisher_information"}
-"""Statistics of calibration documents that a method may ask for by naming an argument so; `harness_ext.evidence`
+"""Statistics of calibration documents that a method may ask for by naming an argument so;
+`harness_ext.calibration.collect`
 gathers them.
 
 Those of components need the factors of the matrix meanwhile; those of inputs need a forward pass only, and no right
@@ -286,8 +287,9 @@ def parameter_of(function: Callable[..., Any], argument: inspect.Parameter) -> P
 
 @cache
 def _load_all() -> None:
-    for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")
+    package = importlib.import_module("harness_ext.methods")
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        importlib.import_module(module.name)
     for entry in metadata.entry_points(group=ENTRY_POINTS):
         try:
             entry.load()

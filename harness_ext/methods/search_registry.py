@@ -7,9 +7,9 @@ one file:
     def laser_search(bench: Bench, /, *, fractions: Fractions = GRID) -> Found: ...
 
 The bench hands over the matrices and the calibration documents, and tries edits out on them
-(`harness_ext.search.bench`). Nothing is written to the model while a search runs: what it finds is
+(`harness_ext.search.evaluator`). Nothing is written to the model while a search runs: what it finds is
 carried out afterwards, by the same code as any other step. This package imports no torch when it is loaded, for the
-reasons that `harness_ext.methods` gives.
+reasons that `harness_ext.methods.registry` gives.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from harness_ext.errors import UserError
-from harness_ext.methods import Parameter, keyword_arguments, parameter_of
+from harness_ext.methods import Parameter
+from harness_ext.methods.registry import keyword_arguments, parameter_of
 
 if TYPE_CHECKING:
-    from harness_ext.anatomy import Matrix
+    from harness_ext.model.layout import Matrix
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Fractions = Annotated[tuple[Fraction, ...], Field(min_length=1)]
@@ -134,8 +135,9 @@ def searcher(
 
 @cache
 def _load_all() -> None:
-    for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")
+    package = importlib.import_module("harness_ext.search")
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        importlib.import_module(module.name)
 
 
 def registered_searches() -> Mapping[str, Searcher]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from harness_ext.methods import Edit, Svd, Truncate, method
+from harness_ext.methods import Edit, Svd, method
+from harness_ext.methods.registry import Truncate
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    from harness_ext.keep import Keep
+    from harness_ext.methods.budget import Keep
 
 EXACT_INSTEAD = "exact_instead"
 """The fallback where a randomised decomposition was asked for, but would not be faster at this rank, or not be near
@@ -38,12 +39,12 @@ def truncate_svd(
     of the step's seed, to within about 1 % of the least error. It does not see the whole spectrum, so that
     `keep.energy` cannot go with it.
     """
-    from harness_ext.factors import range_finder
+    from harness_ext.linalg import randomized
 
     shape = (weight.shape[0], weight.shape[1])
     if decomposition == "exact":
         return truncate(weight, keep.rank_rule(shape))
-    found = range_finder.truncate(weight, keep.rank_for(shape), generator)
+    found = randomized.truncate(weight, keep.rank_for(shape), generator)
     return found or replace(truncate(weight, keep.rank_rule(shape)), fallback=EXACT_INSTEAD)
 
 

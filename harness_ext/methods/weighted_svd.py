@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from harness_ext.methods import Edit, Truncate, method
+from harness_ext.methods import Edit, method
+from harness_ext.methods.registry import Truncate
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness_ext.keep import Keep
+    from harness_ext.methods.budget import Keep
 
 Positive = Annotated[float, Field(gt=0)]
 Exponent = Annotated[float, Field(gt=0, le=2)]

@@ -1,7 +1,7 @@
 """A model's matrices: which parameter, or which part of one, plays which role in which layer.
 
 Everything here follows from the config and from parameter names and shapes, so that a plan needs no weights. What a
-kind of model calls things is in `harness_ext.families`; an architecture
+kind of model calls things is in `harness_ext.model.architectures`; an architecture
 without an entry there still works through globs on parameter names, its roles unknown.
 
 Every matrix is spoken of in the orientation `[out, in]` (`y = W x`), however it is stored. A role may be a part of a
@@ -19,8 +19,8 @@ from functools import cached_property
 from typing import Any
 
 from harness_ext.errors import UserError, nearest
-from harness_ext.families import ATTENTION, MLP, ROLES, Ranges, family_of, text_config
-from harness_ext.steps import Step
+from harness_ext.model.architectures import ATTENTION, MLP, ROLES, Ranges, family_of, text_config
+from harness_ext.recipe.schema import Step
 
 GROUPS: Mapping[str, str] = {
     "attn": "the attention matrices",

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from harness_ext.families import Ranges
-from harness_ext.ranges import left_over, overlap, places, put, take
+from harness_ext.model.architectures import Ranges
+from harness_ext.model.slices import left_over, overlap, places, put, take
 
 
 class Part(NamedTuple):

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from harness_ext.anatomy import Matrix
 from harness_ext.errors import UserError
+from harness_ext.model.layout import Matrix
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness_ext.thin import Part, ThinLinear
+    from harness_ext.model.low_rank import Part, ThinLinear
 
 
 class _Swap(NamedTuple):
@@ -78,7 +78,7 @@ class Swaps:
         """Make the layer of a matrix what the parts say, and elsewhere dense `[out, in]`; put the layer itself back
         where there are no parts.
         """
-        from harness_ext.thin import ThinLinear
+        from harness_ext.model.low_rank import ThinLinear
 
         if not parts:
             self.put_back(matrix.parameter, dense)

@@ -3,7 +3,8 @@ will edit.
 
 Loading renames and fuses: experts that are stored one by one become one parameter, names without the base model's
 prefix get it, and what is no parameter of the model (masks and frequencies of
-older releases, an output head that shares the embedding's weight) goes. Only the families of `harness_ext.families` are
+older releases, an output head that shares the embedding's weight) goes. Only the families of
+`harness_ext.model.architectures` are
 followed; of any other architecture the headers are taken as they are.
 """
 
@@ -13,9 +14,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from harness_ext.checkpoint import Checkpoint, StoredTensor
 from harness_ext.errors import UserError
-from harness_ext.families import Family, family_of, text_config
+from harness_ext.model.architectures import Family, family_of, text_config
+from harness_ext.model.checkpoint import Checkpoint, StoredTensor
 
 _EXPERT = re.compile(r"(.+\.)(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(\w+)\.weight")
 _EXPERT_ROLES = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}

@@ -17,18 +17,18 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness_ext.anatomy import Anatomy, Matrix
-from harness_ext.digests import combined, model_digest, tensor_digest
+from harness_ext.calibration.cache import Kept
+from harness_ext.editing.records import size_of
 from harness_ext.errors import UserError
-from harness_ext.kept import Kept
-from harness_ext.ranges import put, take
-from harness_ext.receipt import size_of
-from harness_ext.swaps import Swaps
+from harness_ext.model.digests import combined, model_digest, tensor_digest
+from harness_ext.model.layout import Anatomy, Matrix
+from harness_ext.model.module_replacement import Swaps
+from harness_ext.model.slices import put, take
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness_ext.thin import Part
+    from harness_ext.model.low_rank import Part
 
 __all__ = ["Weights", "model_digest", "tensor_digest"]
 
@@ -121,7 +121,7 @@ class Weights:
 
         `check_factorable` must have passed.
         """
-        from harness_ext.thin import Part
+        from harness_ext.model.low_rank import Part
 
         self._keep_original(matrix.parameter)
         dense, parts = self._without(matrix)

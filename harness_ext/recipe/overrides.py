@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from harness_ext.errors import RecipeError, nearest
-from harness_ext.steps import known_methods, step_model
+from harness_ext.recipe.schema import known_methods, step_model
 
 
 def split_specification(specification: str) -> tuple[str, str, str]:

@@ -19,21 +19,12 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from harness_ext.changes import parse_changes, split_specification, with_changes
 from harness_ext.errors import RecipeError, nearest
-from harness_ext.keep import Keep
-from harness_ext.steps import (
-    EVALUATED,
-    STRICT,
-    Calibration,
-    Search,
-    Step,
-    Training,
-    known_methods,
-    step_model,
-)
+from harness_ext.methods.budget import Keep
+from harness_ext.recipe.overrides import parse_changes, split_specification, with_changes
+from harness_ext.recipe.schema import EVALUATED, STRICT, Calibration, Search, Step, Training, known_methods, step_model
 
-SHIPPED = Path(__file__).parent / "recipes"
+SHIPPED = Path(__file__).parent.parent / "recipes"
 Hashes = tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...]
 
 

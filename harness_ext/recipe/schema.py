@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
-from harness_ext.keep import Keep
 from harness_ext.methods import Method, registered_methods
-from harness_ext.search import Searcher, registered_searches
+from harness_ext.methods.budget import Keep
+from harness_ext.methods.search_registry import Searcher, registered_searches
 
 EVALUATED = "evaluated"
 """Stands, as a calibration task, for every evaluated task that has labelled training documents."""

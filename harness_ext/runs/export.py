@@ -14,16 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness_ext import rundir
+from harness_ext.editing.records import DENSE, FACTORS, rows, versions
 from harness_ext.errors import UserError
-from harness_ext.receipt import DENSE, FACTORS, rows, versions
-from harness_ext.search.running import without_searching
+from harness_ext.search.runner import without_searching
+from harness_ext.storage import rundir
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig
 
-    from harness_ext.lm import RecipeLM
+    from harness_ext.lm_eval_adapter.backend import RecipeLM
 
 _BIAS_SWITCHES = ("attention_bias", "mlp_bias", "bias")
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from harness_ext.rundir import FinishedRun
+from harness_ext.storage.rundir import FinishedRun
 
 # Log-likelihoods of short answers; measured differences are some 1e-5 in fp32 and some 1e-2 in half precision, whose
 # weights are rounded once more.

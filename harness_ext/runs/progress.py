@@ -14,13 +14,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from harness_ext.surgery import Progress
+from harness_ext.editing.pipeline import Progress
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from harness_ext.recipe import Recipe
-    from harness_ext.rundir import FinishedRun
+    from harness_ext.recipe.recipe import Recipe
+    from harness_ext.storage.rundir import FinishedRun
 
 
 SECONDS_BETWEEN_LINES = 60.0

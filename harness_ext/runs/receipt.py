@@ -13,19 +13,19 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness_ext import rundir
+from harness_ext.editing.records import FORMAT, rows, versions
 from harness_ext.errors import UserError
-from harness_ext.receipt import FORMAT, rows, versions
-from harness_ext.recipe import Recipe
-from harness_ext.report import Report
-from harness_ext.rundir import FinishedRun
-from harness_ext.specification import Specification, digest
+from harness_ext.recipe.recipe import Recipe
+from harness_ext.runs.progress import Report
+from harness_ext.runs.spec import Specification, digest
+from harness_ext.storage import rundir
+from harness_ext.storage.rundir import FinishedRun
 
 if TYPE_CHECKING:
-    from harness_ext.evidence.documents import CalibrationSet
-    from harness_ext.lm import RecipeLM
-    from harness_ext.run_config import RunConfig
-    from harness_ext.surgery import Operation
+    from harness_ext.calibration.documents import CalibrationSet
+    from harness_ext.editing.pipeline import Operation
+    from harness_ext.lm_eval_adapter.backend import RecipeLM
+    from harness_ext.lm_eval_adapter.config import RunConfig
 
 
 def now() -> str:
@@ -122,7 +122,7 @@ def write(
     """Write the run directory; results is None for a variant that failed. Raises UserError where neither its place nor
     any other can take it.
     """
-    from harness_ext.evaluation import save
+    from harness_ext.lm_eval_adapter.evaluate import save
 
     def fill(target: Path) -> None:
         with rundir.writing(target) as folder:

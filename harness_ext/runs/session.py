@@ -17,28 +17,31 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness_ext import bookkeeping, checkpoint, data_sets, rundir
-from harness_ext.controls import NoControl, check_control, control_recipe
+from harness_ext.calibration.collect import check_pairs
+from harness_ext.calibration.documents import PromptSettings, draw_documents
+from harness_ext.editing.controls import NoControl, check_control, control_recipe
+from harness_ext.editing.plan import planned_matrices
+from harness_ext.editing.records import VariantFailed, failure
+from harness_ext.editing.warnings import remarks
 from harness_ext.errors import UserError
-from harness_ext.evidence import check_pairs
-from harness_ext.evidence.documents import PromptSettings, draw_documents
-from harness_ext.loading import as_loaded
-from harness_ext.plan import planned_matrices
-from harness_ext.receipt import VariantFailed, failure
-from harness_ext.recipe import Recipe, parse_recipe, parse_recipes
-from harness_ext.remarks import remarks
-from harness_ext.report import Report
-from harness_ext.rundir import FinishedRun
-from harness_ext.specification import Specification
-from harness_ext.steps import Calibration, described
-from harness_ext.workplace import Workplace
+from harness_ext.lm_eval_adapter import local_datasets
+from harness_ext.model import checkpoint
+from harness_ext.model.renames import as_loaded
+from harness_ext.recipe.recipe import Recipe, parse_recipe, parse_recipes
+from harness_ext.recipe.schema import Calibration, described
+from harness_ext.runs import receipt as receipts
+from harness_ext.runs.progress import Report
+from harness_ext.runs.spec import Specification
+from harness_ext.storage import rundir
+from harness_ext.storage.resume import Workplace
+from harness_ext.storage.rundir import FinishedRun
 
 if TYPE_CHECKING:
-    from harness_ext.evidence.documents import CalibrationSet
-    from harness_ext.lm import RecipeLM
-    from harness_ext.run_config import RunConfig
-    from harness_ext.speed import Speed
-    from harness_ext.surgery import Operation
+    from harness_ext.calibration.documents import CalibrationSet
+    from harness_ext.editing.pipeline import Operation
+    from harness_ext.lm_eval_adapter.backend import RecipeLM
+    from harness_ext.lm_eval_adapter.config import RunConfig
+    from harness_ext.lm_eval_adapter.throughput import Speed
 
 
 @dataclass(frozen=True)
@@ -172,10 +175,10 @@ class Session:
 
     def _make(self, recipe: Recipe, place: Path) -> FinishedRun:
         seconds = dict.fromkeys(("load", "evaluate"), 0.0)
-        started = bookkeeping.now()
+        started = receipts.now()
         with _timed(seconds, "load"):
             lm = self.lm
-        receipt = bookkeeping.opened(self.config, self.specification, lm, recipe, started)
+        receipt = receipts.opened(self.config, self.specification, lm, recipe, started)
         work = Workplace(place.parent / f".{place.name}.work")
         operation: Operation | None = None
         results: dict[str, Any] | None = None
@@ -199,8 +202,8 @@ class Session:
         finally:
             if not recipe.is_baseline:
                 lm.undo()
-        receipt |= bookkeeping.closed(receipt, operation, seconds)
-        run = bookkeeping.write(place, receipt, results, self.config, self.report)
+        receipt |= receipts.closed(receipt, operation, seconds)
+        run = receipts.write(place, receipt, results, self.config, self.report)
         if not run.failed:
             work.remove()
         return run
@@ -215,12 +218,12 @@ class Session:
     @cached_property
     def lm(self) -> RecipeLM:
         """The loaded model; loaded when first asked for."""
-        from harness_ext.startup import preload_hf
+        from harness_ext.lm_eval_adapter.fast_import import preload_hf
 
         harness = self.harness
         name = self.config.model_name
         preload_hf()
-        from harness_ext.lm import RecipeLM
+        from harness_ext.lm_eval_adapter.backend import RecipeLM
 
         arguments = {key: value for key, value in harness.model_args.items() if key != "recipe"}
         extra = {"batch_size": harness.batch_size, "max_batch_size": harness.max_batch_size, "device": harness.device}
@@ -249,7 +252,7 @@ class Session:
 
     @cached_property
     def _base_digest(self) -> str:
-        from harness_ext.weights import model_digest
+        from harness_ext.model.weights import model_digest
 
         return model_digest(self.lm.model)
 
@@ -258,7 +261,7 @@ class Session:
         tasks = dict(loaded.by_name)
         missing = [name for name in calibration.tasks if name not in tasks]
         if missing and all(name in loaded.manager.all_tasks for name in missing):
-            with data_sets.loading():
+            with local_datasets.loading():
                 tasks |= loaded.manager.load(missing)["tasks"]
         for task in tasks.values():
             if harness.num_fewshot is not None and task.get_config("num_fewshot") != 0:
@@ -287,8 +290,8 @@ class Session:
         }
 
     def _evaluate(self, lm: RecipeLM) -> dict[str, Any]:
-        from harness_ext.evaluation import evaluate
-        from harness_ext.speed import Speed
+        from harness_ext.lm_eval_adapter.evaluate import evaluate
+        from harness_ext.lm_eval_adapter.throughput import Speed
 
         lm.speed = Speed()
         tasks = self.specification.tasks

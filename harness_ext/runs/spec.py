@@ -15,19 +15,21 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness_ext import __version__, checkpoint, data_sets
+from harness_ext import __version__
+from harness_ext.calibration.documents import document_hash, drawing_order, fit_tasks, shares
+from harness_ext.editing.records import versions
 from harness_ext.errors import UserError
-from harness_ext.evidence.documents import document_hash, drawing_order, fit_tasks, shares
-from harness_ext.receipt import versions
-from harness_ext.recipe import Recipe
-from harness_ext.report import Report
+from harness_ext.lm_eval_adapter import local_datasets
+from harness_ext.model import checkpoint
+from harness_ext.recipe.recipe import Recipe
+from harness_ext.runs.progress import Report
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group
     from lm_eval.api.task import Task
     from lm_eval.tasks import TaskManager
 
-    from harness_ext.run_config import RunConfig
+    from harness_ext.lm_eval_adapter.config import RunConfig
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _SETTINGS = (
@@ -82,9 +84,9 @@ class Specification:
         """The evaluated tasks, built once; lm-eval is handed these same objects for every variant. Raises UserError for
         an unknown one, and for one whose items cannot be had.
         """
-        from harness_ext.run_config import resolve_tasks
+        from harness_ext.lm_eval_adapter.config import resolve_tasks
 
-        with self._report.stage("building tasks"), data_sets.loading():
+        with self._report.stage("building tasks"), local_datasets.loading():
             manager = resolve_tasks(self._harness)
             loaded = manager.load(list(self._harness.tasks))
         groups = list(loaded.get("groups", {}).values())

@@ -16,17 +16,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness_ext.anatomy import Matrix
-from harness_ext.evidence import batches_of, gather, part_of, summed_loss
-from harness_ext.evidence.documents import LabelledDocument
-from harness_ext.receipt import VariantFailed
+from harness_ext.calibration.collect import batches_of, gather, part_of, summed_loss
+from harness_ext.calibration.documents import LabelledDocument
+from harness_ext.editing.records import VariantFailed
+from harness_ext.model.layout import Matrix
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
     from torch import Tensor
 
     from harness_ext.methods import Svd
-    from harness_ext.steps import Search
+    from harness_ext.recipe.schema import Search
 
 
 class _Candidate(NamedTuple):

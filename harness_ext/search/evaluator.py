@@ -1,6 +1,7 @@
 """The bench: where a search tries edits out on calibration documents, and where every trial is written down.
 
-A trial changes no weight. Alternatives for one matrix run side by side (`harness_ext.search.replay`); what a search has
+A trial changes no weight. Alternatives for one matrix run side by side (`harness_ext.search.suffix_replay`); what a
+search has
 taken on stands in the model as substituted parameters, the model's own put aside
 untouched, until the bench is closed. An alternative that can no longer matter is dropped in the middle of its
 documents: a search says when that is, and only where it is certain.
@@ -18,34 +19,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from harness_ext.editing import generator_for
-from harness_ext.evidence import gather
-from harness_ext.receipt import VariantFailed
-from harness_ext.search.alternatives import Alternatives, Nested, as_computed
-from harness_ext.search.replay import Replay, tolerance
+from harness_ext.calibration.collect import gather
+from harness_ext.editing.edit_matrix import generator_for
+from harness_ext.editing.records import VariantFailed
+from harness_ext.model.weights import with_part, with_shift
+from harness_ext.search.candidates import Alternatives, Nested, as_computed
 from harness_ext.search.scoring import batches_by_length, questions
-from harness_ext.search.trials import (
-    NOT_RUN,
-    Hopeless,
-    Partial,
-    Trial,
-    finite,
-    trial_of,
-)
-from harness_ext.weights import with_part, with_shift
+from harness_ext.search.suffix_replay import Replay, tolerance
+from harness_ext.search.trials import NOT_RUN, Hopeless, Partial, Trial, finite, trial_of
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
     from torch import Generator, Tensor
 
-    from harness_ext.anatomy import Matrix
-    from harness_ext.evidence.documents import LabelledDocument
-    from harness_ext.factors import Factors
+    from harness_ext.calibration.documents import LabelledDocument
+    from harness_ext.linalg.decompose import Factors
     from harness_ext.methods import Svd
+    from harness_ext.model.layout import Matrix
+    from harness_ext.model.weights import Weights
+    from harness_ext.recipe.schema import Step
     from harness_ext.search.scoring import Batch, Question
-    from harness_ext.steps import Step
-    from harness_ext.weights import Weights
-    from harness_ext.workplace import Workplace
+    from harness_ext.storage.resume import Workplace
 
 ALTERNATIVES = 8
 """About as many as one pass has: LASER's grid."""
@@ -394,7 +388,7 @@ class Bench:
 
 @contextmanager
 def _converging(matrix: Matrix) -> Iterator[None]:
-    from harness_ext.factors import NotConverged
+    from harness_ext.linalg.decompose import NotConverged
 
     try:
         yield

@@ -1,4 +1,5 @@
-"""Hooks by which a pass through a model is cut short, parted and thinned out (see `harness_ext.search.replay`). None
+"""Hooks by which a pass through a model is cut short, parted and thinned out (see `harness_ext.search.suffix_replay`).
+None
 touches a weight, and each is gone when its block ends.
 """
 
@@ -8,13 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from harness_ext.families import MLP
+from harness_ext.model.architectures import MLP
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness_ext.anatomy import Matrix
-    from harness_ext.search.alternatives import Alternatives
+    from harness_ext.model.layout import Matrix
+    from harness_ext.search.candidates import Alternatives
     from harness_ext.search.scoring import Batch
 
 
@@ -126,7 +127,7 @@ def substitute(matrix: Matrix, alternatives: Alternatives, *, shared: bool) -> C
     """
     import torch
 
-    from harness_ext.evidence import part_of
+    from harness_ext.calibration.collect import part_of
 
     whole = matrix.rows is None and matrix.columns is None
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from harness_ext.keep import Keep
-from harness_ext.search import GRID, Found, Fraction, Fractions, searcher
+from harness_ext.methods.budget import Keep
+from harness_ext.methods.search_registry import GRID, Found, Fraction, Fractions, searcher
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness_ext.anatomy import Matrix
     from harness_ext.methods import Svd
-    from harness_ext.search.bench import Bench
+    from harness_ext.model.layout import Matrix
+    from harness_ext.search.evaluator import Bench
     from harness_ext.search.scoring import Score
     from harness_ext.search.trials import Hopeless, Partial
 
@@ -159,7 +159,7 @@ def laser_gradient(
     and `s_i v_i` or `s_i u_i` and `v_i`: either way
     their gradient is `s_i g_i`.
     """
-    from harness_ext.search.alternatives import Joined
+    from harness_ext.search.candidates import Joined
     from harness_ext.search.trials import best_of, cannot_win
 
     found = bench.gather(
@@ -249,8 +249,8 @@ def _clustered(bench: Bench, matrix: Matrix, fractions: Sequence[float], cluster
     """
     import torch
 
-    from harness_ext.methods.clusters import blocks, truncate_clusters
-    from harness_ext.search.alternatives import Dense, Grouped, Nested
+    from harness_ext.methods.clustered_svd import blocks, truncate_clusters
+    from harness_ext.search.candidates import Dense, Grouped, Nested
 
     if clusters == 1:
         return bench.truncations(matrix, list(grid_of(matrix.shape, fractions).values()))

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from harness_ext.errors import UserError
-from harness_ext.search import Found, searcher
+from harness_ext.methods.search_registry import Found, searcher
 
 if TYPE_CHECKING:
-    from harness_ext.anatomy import Matrix
-    from harness_ext.search.bench import Bench
+    from harness_ext.model.layout import Matrix
+    from harness_ext.search.evaluator import Bench
 
 Count = Annotated[int, Field(ge=1)]
 Ranks = Annotated[dict[str, Annotated[int, Field(ge=0)]], Field(min_length=1)]
@@ -88,7 +88,7 @@ def _one_each(bench: Bench, plans: list[tuple[list[Matrix], dict[str, Any]]]) ->
     """
     import torch
 
-    from harness_ext.search.alternatives import Dense
+    from harness_ext.search.candidates import Dense
     from harness_ext.search.trials import best_of, cannot_win
 
     trials: list[Any] = []
@@ -105,8 +105,8 @@ def _one_each(bench: Bench, plans: list[tuple[list[Matrix], dict[str, Any]]]) ->
 
 
 def _edited(bench: Bench, matrix: Matrix, step: dict[str, Any]) -> Any:
-    from harness_ext.keep import Keep
-    from harness_ext.methods.controls import random_subspace
+    from harness_ext.methods.budget import Keep
+    from harness_ext.methods.random_edits import random_subspace
 
     keep = Keep(rank=step["keep"]["ranks"][matrix.key])
     return random_subspace(bench.weight(matrix), keep=keep, generator=bench.generator(matrix, step["seed"])).weight()

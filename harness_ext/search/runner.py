@@ -10,24 +10,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from harness_ext.editing.records import VariantFailed
 from harness_ext.errors import UserError
-from harness_ext.receipt import VariantFailed
-from harness_ext.recipe import Recipe, recipe_from
-from harness_ext.search import planned_trials, registered_searches
-from harness_ext.search.bench import Bench
+from harness_ext.methods.search_registry import planned_trials, registered_searches
+from harness_ext.recipe.recipe import Recipe, recipe_from
+from harness_ext.recipe.schema import Step
+from harness_ext.search.evaluator import Bench
 from harness_ext.search.scoring import Score
 from harness_ext.search.trials import Trial
-from harness_ext.steps import Step
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
 
-    from harness_ext.anatomy import Matrix
-    from harness_ext.evidence.documents import LabelledDocument
-    from harness_ext.factors import Factors
-    from harness_ext.surgery import Progress
-    from harness_ext.weights import Weights
-    from harness_ext.workplace import Workplace
+    from harness_ext.calibration.documents import LabelledDocument
+    from harness_ext.editing.pipeline import Progress
+    from harness_ext.linalg.decompose import Factors
+    from harness_ext.model.layout import Matrix
+    from harness_ext.model.weights import Weights
+    from harness_ext.storage.resume import Workplace
 
 
 @dataclass

@@ -21,14 +21,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from harness_ext.evidence import encode
+from harness_ext.calibration.collect import encode
 
 if TYPE_CHECKING:
     import torch
     from lm_eval.models.huggingface import HFLM
     from torch import Tensor
 
-    from harness_ext.evidence.documents import LabelledDocument
+    from harness_ext.calibration.documents import LabelledDocument
 
 
 class Score(NamedTuple):

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from harness_ext.editing.records import stored_parameters
 from harness_ext.errors import UserError
-from harness_ext.receipt import stored_parameters
-from harness_ext.search import Found, Fraction, Fractions, searcher
+from harness_ext.methods.search_registry import Found, Fraction, Fractions, searcher
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness_ext.anatomy import Matrix
-    from harness_ext.search.alternatives import Nested
-    from harness_ext.search.bench import Bench
+    from harness_ext.model.layout import Matrix
+    from harness_ext.search.candidates import Nested
+    from harness_ext.search.evaluator import Bench
     from harness_ext.search.trials import Hopeless, Partial, Trial
 
 TENTHS: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -133,7 +133,7 @@ def _from_the_last(bench: Bench, matrices: Sequence[Matrix]) -> Iterator[tuple[i
     """The matrices from the last to the first with their places and the moments of their inputs, gathered for as many
     at a time as fit together.
     """
-    from harness_ext.evidence import groups
+    from harness_ext.calibration.collect import groups
 
     names = frozenset(_MOMENTS)
     place = len(matrices)
@@ -149,7 +149,7 @@ def _truncations(weight: Tensor, moments: Mapping[str, Tensor], ranks: Sequence[
     import torch
 
     from harness_ext.methods.feature_space import leading_directions, output_spectrum
-    from harness_ext.search.alternatives import Nested
+    from harness_ext.search.candidates import Nested
 
     dense, mean = weight.double(), moments["input_mean"].double().to(weight.device)
     spread = moments["input_second_moment"].double().to(weight.device) - mean.outer(mean)
@@ -260,7 +260,7 @@ def zero_sum(bench: Bench, /, *, param_fraction: Fraction = 0.8) -> Found:
 
 
 def _groups(bench: Bench) -> Iterator[list[Matrix]]:
-    from harness_ext.evidence import groups
+    from harness_ext.calibration.collect import groups
 
     return groups(bench.matrices, frozenset(_EFFECTS))
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from harness_ext.families import MLP
+from harness_ext.model.architectures import MLP
 from harness_ext.search.hooks import (
     enter,
     head,
@@ -38,8 +38,8 @@ from harness_ext.search.hooks import (
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness_ext.anatomy import Matrix
-    from harness_ext.search.alternatives import Alternatives
+    from harness_ext.model.layout import Matrix
+    from harness_ext.search.candidates import Alternatives
     from harness_ext.search.scoring import Batch
 
 STATE_BYTES = 2 << 30

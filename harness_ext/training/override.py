@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from harness_ext.anatomy import Matrix
+from harness_ext.calibration.collect import part_of
 from harness_ext.errors import UserError
-from harness_ext.evidence import part_of
+from harness_ext.model.layout import Matrix
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness_ext.families import Ranges
+    from harness_ext.model.architectures import Ranges
 
 
 @contextmanager
@@ -46,7 +46,7 @@ def _require_linear(module: nn.Module, matrix: Matrix) -> None:
     from torch.nn import Linear
     from transformers.pytorch_utils import Conv1D
 
-    from harness_ext.thin import ThinLinear
+    from harness_ext.model.low_rank import ThinLinear
 
     if not isinstance(module, (Linear, Conv1D, ThinLinear)):
         raise UserError(

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from harness_ext.anatomy import Matrix
-from harness_ext.steps import Training
+from harness_ext.model.layout import Matrix
+from harness_ext.recipe.schema import Training
 from harness_ext.training.bases import Bases, Pair
 
 if TYPE_CHECKING:

@@ -26,21 +26,21 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from harness_ext.anatomy import Matrix
+from harness_ext.calibration.collect import frozen, pad, summed_loss
+from harness_ext.calibration.documents import LabelledDocument
+from harness_ext.editing.records import VariantFailed
 from harness_ext.errors import UserError
-from harness_ext.evidence import frozen, pad, summed_loss
-from harness_ext.evidence.documents import LabelledDocument
-from harness_ext.receipt import VariantFailed
-from harness_ext.steps import Training
+from harness_ext.model.layout import Matrix
+from harness_ext.recipe.schema import Training
 from harness_ext.training.bases import Bases, Pair, bases_to_keep, ratios
+from harness_ext.training.override import swapped
 from harness_ext.training.state import State, as_tensors, from_tensors, optimizer_for
-from harness_ext.training.swap import swapped
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
     from torch import Tensor
 
-    from harness_ext.workplace import Workplace
+    from harness_ext.storage.resume import Workplace
 
 KEEP_SECONDS = 30.0
 # Where keeping takes long, no more of the time than this goes into it.

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from leaderboard.choices import log_likelihoods, target_index
-from leaderboard.wording import number
+from leaderboard.compare.choice_shift import log_likelihoods, target_index
+from leaderboard.terminal.format import number
 
 
 class Answer(NamedTuple):

@@ -18,14 +18,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from leaderboard import queries, queries_pages
-from leaderboard.advice import DEFAULT_DATABASE
-from leaderboard.board import Cell, board
-from leaderboard.contents import Effects, display_names
+from leaderboard.app import page_queries
+from leaderboard.app.page_queries import RunFacts
+from leaderboard.app.serve import DATABASE_VARIABLE
+from leaderboard.board.board import Cell, board
+from leaderboard.commands import DEFAULT_DATABASE
+from leaderboard.compare.contents import Effects, display_names
 from leaderboard.errors import Busy
-from leaderboard.queries_pages import RunFacts
-from leaderboard.serve import DATABASE_VARIABLE
-from leaderboard.store import Store, open_store
+from leaderboard.store import queries
+from leaderboard.store.database import Store, open_store
 
 _TIMEOUT_S = 2.0
 _KEPT = 256  # answers
@@ -160,7 +161,7 @@ def _board(store: Store) -> tuple[list[Cell], list[dict[str, Any]], dict[str, st
 
 
 def _overview(store: Store) -> Overview:
-    runs = queries_pages.run_facts(store)
+    runs = page_queries.run_facts(store)
     return Overview(
         display_names(queries.runs(store)), runs, queries.rejections(store), queries.pinned_baselines(store)
     )

@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 
 import streamlit as st
 
-from leaderboard.across import unedited
-from leaderboard.advice import ingest_command, run_arguments
-from leaderboard.app import address, data
-from leaderboard.app.scale import tinted
+from leaderboard.app import data, url_state
+from leaderboard.app.colours import tinted
 from leaderboard.app.tables import cell_rows, glance
+from leaderboard.board.across_models import unedited
+from leaderboard.commands import ingest_command, run_arguments
 from leaderboard.errors import Busy, LeaderboardError, MissingDatabase, NewerDatabase
-from leaderboard.wording import plain
+from leaderboard.terminal.format import plain
 
 __all__ = ["cell_rows", "glance", "tinted"]  # and all that is defined here
 _Value = TypeVar("_Value")
@@ -97,7 +97,7 @@ def choose_model(overview: data.Overview, place: Any) -> str:
     names = {name: key for key, name in sorted(overview.names.items(), key=lambda item: item[1])}
     edited = [run for run in overview.runs.values() if not unedited(run.recipe)]
     last = max(edited, key=lambda run: (run.started is not None, run.started or 0), default=None)
-    return names[address.one_of(place, "Model", list(names), "model", first=last and overview.names[last.model_key])]
+    return names[url_state.one_of(place, "Model", list(names), "model", first=last and overview.names[last.model_key])]
 
 
 def run_labels(overview: data.Overview) -> dict[str, str]:

@@ -10,11 +10,11 @@ from typing import Any
 
 import streamlit as st
 
-from leaderboard.app import data, frame
-from leaderboard.app.pages import RUN
-from leaderboard.app.scale import tinted
-from leaderboard.cell import Cell
-from leaderboard.untrusted import digest
+from leaderboard.app import data, layout
+from leaderboard.app.colours import tinted
+from leaderboard.app.menu import RUN
+from leaderboard.board.cell import Cell
+from leaderboard.readers.safe_json import digest
 
 RUN_BLUE = "#388bfd"  # marks of what is looked at, where no verdict gives a colour
 ROWS_IN_FULL = 25
@@ -23,7 +23,7 @@ ROWS_IN_FULL = 25
 def cells_of(model_keys: Iterable[str], first: data.Answer[Any]) -> list[Cell]:
     """The boards of some models, for a page that has had its `first` answer."""
     keys = sorted(set(model_keys))
-    return frame.further_or_stop(partial(data.cells_of, *keys), first) if keys else []
+    return layout.further_or_stop(partial(data.cells_of, *keys), first) if keys else []
 
 
 def linked_table(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import streamlit as st
 from PIL import Image
 
-from leaderboard.app.pages import BOARD, menu
+from leaderboard.app.menu import BOARD, menu
 
 
 def icon() -> Image.Image:

@@ -1,4 +1,4 @@
-"""The pages, in the order of the menu. A page is a script in `app_pages/`; this list is the only place that names them
+"""The pages, in the order of the menu. A page is a script in `views/`; this list is the only place that names them
 all.
 """
 
@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-FOLDER = "app_pages"
+FOLDER = "views"
 
 
 class Page(NamedTuple):

@@ -10,14 +10,13 @@ from typing import Any
 
 import streamlit as st
 
-from leaderboard import on_disk
-from leaderboard.app import data, frame
+from leaderboard.app import data, layout, run_files
+from leaderboard.app.charts.grid import place_map
 from leaderboard.app.download import downloads
-from leaderboard.app.grid import place_map
-from leaderboard.app.parts import RUN_BLUE
-from leaderboard.layers import Edit, places
-from leaderboard.on_disk import OnDisk
-from leaderboard.wording import counted, number, percent, plain
+from leaderboard.app.linked_table import RUN_BLUE
+from leaderboard.app.run_files import OnDisk
+from leaderboard.board.layers import Edit, places
+from leaderboard.terminal.format import counted, number, percent, plain
 
 _STEPS = ("epoch", "number")  # what a training and a search count in
 _MEASURES = ("loss", "accuracy")
@@ -46,12 +45,12 @@ def show(details: data.Details, edits: Sequence[Edit], lying: OnDisk) -> None:
         st.caption("How searches and trainings went stands in the receipt itself, which cannot be shown:")
         st.text(plain(lying.reason))
         return
-    for place, search in enumerate(on_disk.records(lying.receipt, "searches")):
+    for place, search in enumerate(run_files.records(lying.receipt, "searches")):
         _show_search(place, search)
-    _show_log(on_disk.records(lying.receipt, "log"))
+    _show_log(run_files.records(lying.receipt, "log"))
     st.download_button(
         "receipt.json",
-        lambda: on_disk.as_text(lying.receipt).encode(),
+        lambda: run_files.as_text(lying.receipt).encode(),
         "receipt.json",
         "application/json",
         icon=":material/download:",
@@ -64,7 +63,7 @@ def _show_matrices(matrices: Sequence[dict[str, Any]], edits: Sequence[Edit]) ->
     if ranked:
         kept = [edit.rank_kept or 0.0 for edit in ranked]
         least, most = (f"{100 * value:.0f} %" for value in (min(kept), max(kept)))
-        frame.plot(
+        layout.plot(
             place_map(places(ranked, {}), "least rank kept"),
             f"The share of its rank that each matrix kept, by layer: {least} at least, {most} at most. What is not"
             " drawn was not edited.",
@@ -102,17 +101,17 @@ def plain_row(row: dict[str, Any]) -> dict[str, Any]:
 def _show_search(place: int, search: dict[str, Any]) -> None:
     """What a search chose, and everything that it tried."""
     st.subheader("Search", anchor=False)
-    trials = on_disk.records(search, "trials")
+    trials = run_files.records(search, "trials")
     st.text(plain(f"step {search.get('step')}: {search.get('method')}, {counted(len(trials), 'trial', 'trials')}"))
     st.caption("What was found, as the steps that take the search's place")
-    st.code(on_disk.as_text(search.get("chosen"), 2), language=None, wrap_lines=True)
-    frame.facts_table(
-        {name: value for name, value in on_disk.flat([search])[0].items() if name not in ("trials", "chosen")}
+    st.code(run_files.as_text(search.get("chosen"), 2), language=None, wrap_lines=True)
+    layout.facts_table(
+        {name: value for name, value in run_files.flat([search])[0].items() if name not in ("trials", "chosen")}
     )
     if trials:
         with st.expander(f"All {len(trials)} trials"):
             _show_course(trials, "trials")
-            rows = on_disk.flat(trials)
+            rows = run_files.flat(trials)
             st.dataframe(_texts(rows), hide_index=True, width="stretch", key=f"trials {place}")
             downloads(rows, f"trials-{place}")
 
@@ -123,7 +122,7 @@ def _show_log(log: Sequence[dict[str, Any]]) -> None:
         return
     st.subheader("Log of the training", anchor=False)
     _show_course(log, "epochs")
-    rows = on_disk.flat(log)
+    rows = run_files.flat(log)
     with st.expander(f"All {len(rows)} entries"):
         st.dataframe(_texts(rows), hide_index=True, width="stretch", key="log")
         downloads(rows, "log")
@@ -143,7 +142,7 @@ def _show_course(entries: Sequence[dict[str, Any]], of_what: str) -> None:
     if len(rows) < 2:
         return
     first, last = rows[0]["value"], rows[-1]["value"]
-    frame.plot(
+    layout.plot(
         _course(rows, step, measure),
         f"The {measure} over {len(rows)} {of_what}: {number(first)} at first, {number(last)} at last,"
         f" {number(min(row['value'] for row in rows))} at least.",

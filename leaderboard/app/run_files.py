@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from leaderboard.errors import Unreadable
-from leaderboard.finding import RECEIPT
-from leaderboard.receipt_file import utc
-from leaderboard.untrusted import load_json, mapping
+from leaderboard.readers.discovery import RECEIPT
+from leaderboard.readers.receipt import utc
+from leaderboard.readers.safe_json import load_json, mapping
 
 
 class File(NamedTuple):

@@ -15,7 +15,7 @@ from leaderboard.errors import LeaderboardError
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 DATABASE_VARIABLE = "LEADERBOARD_DATABASE"
-MAIN = Path(__file__).parent / "app" / "main.py"
+MAIN = Path(__file__).parent / "main.py"
 
 
 def serve(database: Path, *, host: str = "127.0.0.1", port: int = 8501, open_browser: bool = False) -> None:

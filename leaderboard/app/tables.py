@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from leaderboard.cell import BASELINE, Cell
-from leaderboard.queries_pages import RunFacts
-from leaderboard.wording import (
+from leaderboard.app.page_queries import RunFacts
+from leaderboard.board.cell import BASELINE, Cell
+from leaderboard.terminal.format import (
     NOTHING,
     could_show,
     interval,

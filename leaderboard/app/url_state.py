@@ -12,7 +12,7 @@ from typing import Any
 
 import streamlit as st
 
-from leaderboard.wording import plain
+from leaderboard.terminal.format import plain
 
 
 def one_of(

@@ -24,8 +24,8 @@ from datetime import datetime
 import numpy as np
 
 from leaderboard import statistics
-from leaderboard.cell import BASELINE, Cell
-from leaderboard.reading import PLAIN_RECIPE
+from leaderboard.board.cell import BASELINE, Cell
+from leaderboard.readers.reader import PLAIN_RECIPE
 
 EVERY_TASK = "(all)"  # of a run that failed before it had tasks
 # of fewer, not even a unanimous vote is below 5 %: they are not tested, and cost the others nothing in the correction

@@ -18,16 +18,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from leaderboard import comparable, published, remembered
-from leaderboard.cell import BASELINE, Cell, changed, with_verdicts
-from leaderboard.contents import Contents, Effects, read_contents
+from leaderboard.board import reported
+from leaderboard.board.cell import BASELINE, Cell, changed, with_verdicts
+from leaderboard.compare import comparability, verdict_cache
+from leaderboard.compare.contents import Contents, Effects, read_contents
+from leaderboard.compare.judge import DEFAULT_MARGIN
+from leaderboard.compare.pairing import Subject, Terms, effect_key, pair_up
+from leaderboard.compare.verdict_cache import Judged, Key, Memory
 from leaderboard.errors import UnknownRun
-from leaderboard.judge import DEFAULT_MARGIN
-from leaderboard.pairing import Subject, Terms, effect_key, pair_up
-from leaderboard.queries import RunRow, TaskRow
-from leaderboard.remembered import Judged, Key, Memory
-from leaderboard.store import Store
-from leaderboard.untrusted import no_collection
+from leaderboard.readers.safe_json import no_collection
+from leaderboard.store.database import Store
+from leaderboard.store.queries import RunRow, TaskRow
 
 _AT_ONCE = 20  # runs judged between two looks at the clock
 
@@ -52,7 +53,7 @@ def board(
     with no_collection():
         contents = read_contents(store, known, models=wanted, and_run=baseline_run)
         fixed = _the_run(contents, baseline_run) if baseline_run else None
-        memory = remembered.recall(store, contents.run_ids(wanted)) if margin == DEFAULT_MARGIN else None
+        memory = verdict_cache.recall(store, contents.run_ids(wanted)) if margin == DEFAULT_MARGIN else None
         cells = []
         for runs in contents.by_model(wanted).values():
             judging = _Judging(store, contents, fixed or _Candidates(contents, runs), margin, memory)
@@ -67,9 +68,9 @@ def judge_ahead(store: Store, models: Sequence[str], seconds: float) -> tuple[di
     """
     until = time.monotonic() + seconds
     contents = read_contents(store, models=models)
-    memory = remembered.recall(store, contents.run_ids(set(models)))
+    memory = verdict_cache.recall(store, contents.run_ids(set(models)))
     for runs in contents.by_model(set(models)).values():
-        if sum(len(contents.tasks.get(run.run_id, ())) for run in runs) < remembered.WORTH_KEEPING:
+        if sum(len(contents.tasks.get(run.run_id, ())) for run in runs) < verdict_cache.WORTH_KEEPING:
             continue
         judging = _Judging(store, contents, _Candidates(contents, runs), DEFAULT_MARGIN, memory)
         for first in range(0, len(runs), _AT_ONCE):
@@ -160,7 +161,7 @@ def _blank(contents: Contents, run: RunRow, task: str, verdict: str) -> Cell:
 
 def _failed(contents: Contents, run: RunRow, task: str) -> Cell:
     reason = run.failure or "no reason given"
-    return changed(_blank(contents, run, task, "failed"), notes=(reason, *comparable.own_warnings(run)))
+    return changed(_blank(contents, run, task, "failed"), notes=(reason, *comparability.own_warnings(run)))
 
 
 def _cell(judging: _Judging, subject: Subject) -> Cell:
@@ -177,21 +178,21 @@ def _cell(judging: _Judging, subject: Subject) -> Cell:
     cell = changed(
         cell,
         reported=(
-            published.beside(run.model_name, task.task, run.recipe_name, score.metric) if run.control is None else ()
+            reported.beside(run.model_name, task.task, run.recipe_name, score.metric) if run.control is None else ()
         ),
     )
     if score.score is None:
         return changed(
             cell,
             verdict="failed",
-            notes=(f"the result is {score.reported}, not a number", *comparable.own_warnings(run)),
+            notes=(f"the result is {score.reported}, not a number", *comparability.own_warnings(run)),
         )
     baseline = against if isinstance(against, RunRow) else against.baseline_of(run, task)
     if baseline is None:
         return changed(
             cell,
             verdict="incomparable",
-            notes=("no baseline run of this model has this task", *comparable.unpaired_notes(run, task)),
+            notes=("no baseline run of this model has this task", *comparability.unpaired_notes(run, task)),
         )
     if baseline.run_id == run.run_id:
         return changed(
@@ -199,7 +200,7 @@ def _cell(judging: _Judging, subject: Subject) -> Cell:
             verdict=BASELINE,
             baseline_run=run.run_id,
             baseline_score=score.score,
-            notes=comparable.unpaired_notes(run, task),
+            notes=comparability.unpaired_notes(run, task),
         )
     return _compared(judging, cell, subject, baseline)
 
@@ -210,7 +211,9 @@ def _compared(judging: _Judging, cell: Cell, subject: Subject, baseline: RunRow)
     cell = changed(cell, baseline_run=baseline.run_id, baseline_score=found.baseline_score)
     if found.documents is None:
         return changed(
-            cell, verdict="incomparable", notes=(*remembered.texts(found.obstacles), *comparable.own_warnings(run))
+            cell,
+            verdict="incomparable",
+            notes=(*verdict_cache.texts(found.obstacles), *comparability.own_warnings(run)),
         )
     return changed(
         cell,
@@ -227,7 +230,7 @@ def _compared(judging: _Judging, cell: Cell, subject: Subject, baseline: RunRow)
         detectable=found.detectable,
         improvement=found.improvement,
         margin=found.margin,
-        notes=remembered.texts(found.notes),
+        notes=verdict_cache.texts(found.notes),
         noise_floor=judging.contents.noise_floor(run, score, baseline),
     )
 
@@ -238,7 +241,9 @@ def _judged(judging: _Judging, subject: Subject, baseline: RunRow) -> Judged:
         return found
     pairing = pair_up(judging.store, judging.contents, subject, baseline, Terms(judging.margin))
     return (
-        remembered.judged(pairing) if judging.memory is None else judging.memory.add(_key(subject, baseline), pairing)
+        verdict_cache.judged(pairing)
+        if judging.memory is None
+        else judging.memory.add(_key(subject, baseline), pairing)
     )
 
 
@@ -283,7 +288,7 @@ class _Candidates:
         best: tuple[bool, bool] | None = None
         found = None
         for other, row in unedited:  # the first of equals: runs come earliest first
-            distance = (not comparable.same_key(row, task), not is_unedited and other.settings_id != run.settings_id)
+            distance = (not comparability.same_key(row, task), not is_unedited and other.settings_id != run.settings_id)
             if best is None or distance < best:
                 best, found = distance, other
             if best == (False, False):

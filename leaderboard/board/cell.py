@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from leaderboard import statistics
-from leaderboard.choices import Choices
-from leaderboard.published import Reported
+from leaderboard.board.reported import Reported
+from leaderboard.compare.choice_shift import Choices
 
 BASELINE = "baseline"
 SIGNIFICANCE = 0.05

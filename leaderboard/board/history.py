@@ -20,10 +20,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from leaderboard import known_metrics
-from leaderboard.effect import reproduces
+from leaderboard import metrics
+from leaderboard.compare.effect import reproduces
 from leaderboard.statistics import wilson
-from leaderboard.store import Store
+from leaderboard.store.database import Store
 
 NORMAL_95 = 1.959964
 _ALIKE = {
@@ -216,7 +216,7 @@ def _interval(row: dict[str, Any]) -> Interval | None:
     if score is None or error is None:
         return None
     low, high = score - NORMAL_95 * error, score + NORMAL_95 * error
-    least, most = known_metrics.value_range(row["metric"])
+    least, most = metrics.value_range(row["metric"])
     return Interval(max(low, least) if score >= least else low, min(high, most) if score <= most else high)
 
 

@@ -17,9 +17,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from leaderboard.across import COMPARED
-from leaderboard.cell import Cell
-from leaderboard.store import Store
+from leaderboard.board.across_models import COMPARED
+from leaderboard.board.cell import Cell
+from leaderboard.store.database import Store
 
 # Of a run: each matrix (or part) once, then each place once. `arg_max(value, position)` is the last step's value.
 _PLACES = """

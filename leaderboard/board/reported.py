@@ -113,8 +113,8 @@ class _Table(BaseModel):
 
 def published_folder() -> Path:
     """Where the files lie: inside an installed package, or in the checkout."""
-    inside = Path(__file__).parent / "published"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "results" / "published"
+    inside = Path(__file__).parent.parent / "published"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "results" / "published"
 
 
 @cache

@@ -24,7 +24,7 @@ import numpy as np
 
 from leaderboard import statistics as stats
 from leaderboard.statistics import Estimate
-from leaderboard.store import Store
+from leaderboard.store.database import Store
 
 
 class Choices(NamedTuple):

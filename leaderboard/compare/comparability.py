@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 from functools import cache
 
-from leaderboard import queries
-from leaderboard.queries import RunRow, ScoreRow, TaskRow
-from leaderboard.store import Store
+from leaderboard.store import queries
+from leaderboard.store.database import Store
+from leaderboard.store.queries import RunRow, ScoreRow, TaskRow
 
 _KEY = {
     "version": "task version",

@@ -6,11 +6,11 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from leaderboard import noise, queries
-from leaderboard.effect import Effect
-from leaderboard.noise import Floor
-from leaderboard.queries import PairedSamples, RunRow, SampleCounts, ScoreRow, TaskRow
-from leaderboard.store import Store
+from leaderboard.compare.effect import Effect
+from leaderboard.store import noise_floor, queries
+from leaderboard.store.database import Store
+from leaderboard.store.noise_floor import Floor
+from leaderboard.store.queries import PairedSamples, RunRow, SampleCounts, ScoreRow, TaskRow
 
 Effects = dict[Hashable, Effect]  # found before, by `pairing.effect_key`
 
@@ -66,7 +66,9 @@ class Contents:
         """The share of answers that change at another batch size, for comparisons of this score with a baseline run;
         None where it was not measured.
         """
-        return noise.rate(self.floors.get((run.model_key, score.task, score.metric, score.filter), []), baseline.run_id)
+        return noise_floor.rate(
+            self.floors.get((run.model_key, score.task, score.metric, score.filter), []), baseline.run_id
+        )
 
 
 def read_contents(
@@ -98,7 +100,7 @@ def read_contents(
         queries.pinned_baselines(store),
         names,
         PairedSamples(store),
-        noise.floors(store),
+        noise_floor.floors(store),
         {} if known is None else known,
     )
 

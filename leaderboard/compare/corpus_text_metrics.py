@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from leaderboard.corpus import Contributions, NoTest
+from leaderboard.compare.corpus_metrics import Contributions, NoTest
 
 METRICS = {"bleu": "BLEU", "chrf": "CHRF", "ter": "TER"}
 """The metric's name in lm-eval -> its class in sacrebleu."""

@@ -29,9 +29,9 @@ from __future__ import annotations
 import numpy as np
 
 from leaderboard import statistics as stats
-from leaderboard.effect import Effect, Scored, finite_or_none, needed, reproduces, untested
-from leaderboard.judge_corpus import corpus_effect, likelihood_effect
-from leaderboard.pair import Pair
+from leaderboard.compare.effect import Effect, Scored, finite_or_none, needed, reproduces, untested
+from leaderboard.compare.judge_corpus import corpus_effect, likelihood_effect
+from leaderboard.compare.paired_scores import Pair
 
 DEFAULT_MARGIN = 0.02
 

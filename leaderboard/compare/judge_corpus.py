@@ -8,10 +8,10 @@ import math
 
 import numpy as np
 
-from leaderboard import corpus, corpus_text
 from leaderboard import statistics as stats
-from leaderboard.corpus import Contributions, NoTest
-from leaderboard.effect import Effect, Scored, finite_or_none, needed, reproduces, untested
+from leaderboard.compare import corpus_metrics, corpus_text_metrics
+from leaderboard.compare.corpus_metrics import Contributions, NoTest
+from leaderboard.compare.effect import Effect, Scored, finite_or_none, needed, reproduces, untested
 
 LIKELIHOOD_METRICS = frozenset({"perplexity", "token_perplexity", "word_perplexity", "byte_perplexity"})
 TEXT_DRAWS = 1_999  # of the test: a draw costs two calls of sacrebleu
@@ -92,9 +92,9 @@ def corpus_effect(
     """F1 and MCC from (gold, prediction) pairs of 0 and 1, BLEU, chrF and TER from texts; other corpus metrics are
     shown without a test, and the reason said.
     """
-    count, delta, of_text = len(recipe.values), recipe.score - baseline.score, metric in corpus_text.METRICS
+    count, delta, of_text = len(recipe.values), recipe.score - baseline.score, metric in corpus_text_metrics.METRICS
     try:
-        contributed = (corpus_text.contributions if of_text else corpus.contributions)(
+        contributed = (corpus_text_metrics.contributions if of_text else corpus_metrics.contributions)(
             metric, baseline.parts or (), recipe.parts or ()
         )
     except NoTest as reason:
@@ -105,7 +105,10 @@ def corpus_effect(
     ]
     if not all(reproduces(run.score, score) for run, score in zip((baseline, recipe), scores)):
         return untested(count, delta, "the reported score cannot be recomputed from its samples")
-    pair, margin = _corpora(contributed, sign, clusters), margin or default * (corpus_text.POINTS if of_text else 1.0)
+    pair, margin = (
+        _corpora(contributed, sign, clusters),
+        margin or default * (corpus_text_metrics.POINTS if of_text else 1.0),
+    )
     draws = {"draws": TEXT_DRAWS} if of_text else {}
     estimate, tails = stats.corpus_interval(pair, seed=seed), stats.corpus_test(pair, seed=seed, **draws)
     limits = None if limits_at is None else stats.corpus_interval(pair, 1 - 2 * limits_at, seed=seed)

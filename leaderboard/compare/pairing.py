@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from leaderboard import comparable, judge
-from leaderboard.contents import Contents
-from leaderboard.effect import Effect, Scored
-from leaderboard.queries import RunRow, ScoreRow, TaskRow
-from leaderboard.store import Store
+from leaderboard.compare import comparability, judge
+from leaderboard.compare.contents import Contents
+from leaderboard.compare.effect import Effect, Scored
+from leaderboard.store.database import Store
+from leaderboard.store.queries import RunRow, ScoreRow, TaskRow
 
 LOG_LOSS = "log_loss"
 
@@ -62,7 +62,7 @@ def pair_up(store: Store, contents: Contents, subject: Subject, baseline: RunRow
         return Pairing(None, ("the baseline has not run this task",))
     base_score = contents.score(baseline.run_id, task.task, score.metric, score.filter)
     reported = None if base_score is None else base_score.score
-    obstacles = comparable.obstacles(store, (baseline, base_task, base_score), subject)
+    obstacles = comparability.obstacles(store, (baseline, base_task, base_score), subject)
     if not obstacles and reported is None and base_score is not None:
         obstacles = (f"the baseline's own result is {base_score.reported}, not a number",)
     if obstacles or reported is None:
@@ -72,7 +72,7 @@ def pair_up(store: Store, contents: Contents, subject: Subject, baseline: RunRow
         *effect.notes,
         *_beside(contents, baseline.run_id, run.run_id, score),
         *_direction_note(score),
-        *comparable.reservations(baseline, run),
+        *comparability.reservations(baseline, run),
     )
     return Pairing(reported, (), effect, notes, contents.noise_floor(run, score, baseline))
 

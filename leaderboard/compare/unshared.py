@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import NamedTuple
 
-from leaderboard.store import Store
-from leaderboard.wording import plain
+from leaderboard.store.database import Store
+from leaderboard.terminal.format import plain
 
 # Failed runs have tasks without scores; groups are means over tasks, and theirs are told of.
 _ONLY = """

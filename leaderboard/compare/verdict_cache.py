@@ -16,31 +16,20 @@ for a few seconds at most. Pages never write: what the
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from leaderboard.pairing import Pairing
-from leaderboard.store import Store
+from leaderboard.compare.pairing import Pairing
+from leaderboard.store.database import Store
 
 WORTH_KEEPING = 1000
 """Cells of a model below which nothing is stored."""
-_SOURCES = (
-    "cell.py",
-    "comparable.py",
-    "corpus.py",
-    "corpus_text.py",
-    "effect.py",
-    "judge.py",
-    "judge_corpus.py",
-    "pair.py",
-    "pairing.py",
-    "queries.py",
-    "statistics/*.py",
-)
+_PACKAGE = Path(__file__).parent.parent
 
 
 class Key(NamedTuple):
@@ -76,10 +65,40 @@ class Judged(NamedTuple):
 
 @cache
 def code() -> str:
-    """A digest of everything that decides what judging finds."""
-    here = Path(__file__).parent
-    files = [file for pattern in _SOURCES for file in sorted(here.glob(pattern))]
-    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
+    """A digest of everything that decides what judging finds: the source of `pairing`, and of every module of this
+    package that it imports, directly or through others.
+    """
+    sources = judging_sources()
+    return hashlib.sha256(b"\0".join(sources[file] for file in sorted(sources))).hexdigest()[:16]
+
+
+def judging_sources() -> dict[Path, bytes]:
+    """The files whose code takes part in judging, with their contents."""
+    sources: dict[Path, bytes] = {}
+    waiting = [_PACKAGE / "compare" / "pairing.py"]
+    while waiting:
+        file = waiting.pop()
+        if file not in sources:
+            sources[file] = file.read_bytes()
+            waiting.extend(_imported(ast.parse(sources[file])))
+    return sources
+
+
+def _imported(tree: ast.Module) -> Iterator[Path]:
+    """The files of this package that a module imports anywhere in its code."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for package, *inside in (name.split(".") for name in names):
+            place = _PACKAGE.joinpath(*inside)
+            if package == _PACKAGE.name:
+                yield from (
+                    file for file in (place.with_suffix(".py"), place / "__init__.py") if inside and file.is_file()
+                )
 
 
 class Memory:

@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
+from leaderboard.compare.pairing import Terms
 from leaderboard.gate.decision import Row
 from leaderboard.gate.evaluate import Bench
-from leaderboard.pairing import Terms
-from leaderboard.records import Run
-from leaderboard.wording import signed
+from leaderboard.readers.records import Run
+from leaderboard.terminal.format import signed
 
 
 class Change(NamedTuple):

@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from leaderboard.advice import DEFAULT_DATABASE
+from leaderboard.commands import DEFAULT_DATABASE
 from leaderboard.errors import LeaderboardError
 
 DESCRIPTION = (

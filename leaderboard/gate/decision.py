@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 
 from leaderboard import statistics as stats
-from leaderboard.choices import Choices
+from leaderboard.compare.choice_shift import Choices
 
 Verdict = Literal["PASS", "WARN", "INCONCLUSIVE", "INCOMPARABLE", "FAIL"]
 BY_WEIGHT: tuple[Verdict, ...] = ("PASS", "WARN", "INCONCLUSIVE", "INCOMPARABLE", "FAIL")

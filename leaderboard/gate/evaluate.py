@@ -11,18 +11,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from leaderboard import statistics as stats
-from leaderboard.choices import compare_choices
-from leaderboard.contents import Contents, read_contents
+from leaderboard.compare.choice_shift import compare_choices
+from leaderboard.compare.contents import Contents, read_contents
+from leaderboard.compare.pairing import Pairing, Subject, Terms, pair_up
 from leaderboard.errors import LeaderboardError, Unreadable
 from leaderboard.gate.decision import Row
 from leaderboard.gate.policy import Judged, Policy, SuitePolicy, TaskPolicy
 from leaderboard.gate.runs import Named
-from leaderboard.noise import Floor
-from leaderboard.pairing import Pairing, Subject, Terms, pair_up
-from leaderboard.queries import RunRow, ScoreRow
-from leaderboard.records import Run, Score
-from leaderboard.store import Store, memory_store
-from leaderboard.writing import add_run
+from leaderboard.readers.records import Run, Score
+from leaderboard.store.database import Store, memory_store
+from leaderboard.store.noise_floor import Floor
+from leaderboard.store.queries import RunRow, ScoreRow
+from leaderboard.store.writer import add_run
 
 Floors = Mapping[tuple[str, str, str, str], list[Floor]]
 

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 from leaderboard.gate.decision import Row
 from leaderboard.gate.report import Report
 from leaderboard.gate.table import remarks
-from leaderboard.wording import number, plain, signed
+from leaderboard.terminal.format import number, plain, signed
 
 _MARKS = {
     "PASS": "PASS",

@@ -7,8 +7,8 @@ from pathlib import Path
 from leaderboard.errors import LeaderboardError
 from leaderboard.gate.policy import Policy
 from leaderboard.gate.report import Report
-from leaderboard.store import open_store
-from leaderboard.writing import now
+from leaderboard.store.database import open_store
+from leaderboard.store.writer import now
 
 PATIENCE_SECONDS = 10.0
 

@@ -9,15 +9,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from leaderboard import noise
 from leaderboard.errors import LeaderboardError
 from leaderboard.gate.changes import Change, changes, findings, moved_baseline
 from leaderboard.gate.decision import EXIT_CODES, Row, Verdict, decide, overall
 from leaderboard.gate.evaluate import Floors, bench, rows_against, with_metrics
 from leaderboard.gate.policy import Policy
 from leaderboard.gate.runs import Named, base_of, baselines_of
-from leaderboard.records import Run
-from leaderboard.store import open_store
+from leaderboard.readers.records import Run
+from leaderboard.store import noise_floor
+from leaderboard.store.database import open_store
 
 PATIENCE_SECONDS = 5.0
 """How long a busy database is waited for, for what is only shown."""
@@ -142,7 +142,7 @@ def _floors(database: Path) -> Floors:
         return {}
     try:
         with open_store(database, read_only=True, timeout_s=PATIENCE_SECONDS) as store:
-            return noise.floors(store)
+            return noise_floor.floors(store)
     except LeaderboardError:  # a floor is shown beside a verdict and never decides one
         return {}
 

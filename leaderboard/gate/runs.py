@@ -14,15 +14,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from leaderboard import pins, queries
-from leaderboard.cell import BASELINE
+from leaderboard.board.cell import BASELINE
 from leaderboard.errors import LeaderboardError, MissingDatabase, UnknownRun, Unreadable
-from leaderboard.finding import RECEIPT, Candidate, find_runs
-from leaderboard.queries import RunRow
-from leaderboard.reading import read_runs
-from leaderboard.receipt_file import read_receipt
-from leaderboard.records import Rejection, Run
-from leaderboard.store import open_store
+from leaderboard.readers.discovery import RECEIPT, Candidate, find_runs
+from leaderboard.readers.reader import read_runs
+from leaderboard.readers.receipt import read_receipt
+from leaderboard.readers.records import Rejection, Run
+from leaderboard.store import pins, queries
+from leaderboard.store.database import open_store
+from leaderboard.store.queries import RunRow
 
 Role = Literal["base", "blessed", "run"]
 PATIENCE_SECONDS = 30.0

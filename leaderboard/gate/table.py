@@ -11,7 +11,7 @@ import textwrap
 
 from leaderboard.gate.decision import Row
 from leaderboard.gate.report import Compared, Report
-from leaderboard.wording import choices, counted, flips, number, plain, signed
+from leaderboard.terminal.format import choices, counted, flips, number, plain, signed
 
 NARROW = 70
 _COLOURS = {"PASS": "32", "WARN": "33", "FAIL": "31;1", "INCONCLUSIVE": "33", "INCOMPARABLE": "35"}

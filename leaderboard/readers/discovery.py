@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from leaderboard.records import Rejection
-from leaderboard.samples_only import looks_like_samples
+from leaderboard.readers.orphan_samples import looks_like_samples
+from leaderboard.readers.records import Rejection
 
 RECEIPT = "receipt.json"
 _DATE = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d[-:]\d\d[-:]\d\d(?:\.\d+)?)\.jsonl?$")

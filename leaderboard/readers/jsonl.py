@@ -13,7 +13,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from leaderboard.errors import Unreadable
-from leaderboard.untrusted import MAX_JSON_BYTES, parse_json
+from leaderboard.readers.safe_json import MAX_JSON_BYTES, parse_json
 
 MAX_LINE_BYTES = 64 * 2**20
 MAX_SAMPLES_BYTES = 8 * 2**30

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from leaderboard.untrusted import mapping
+from leaderboard.readers.safe_json import mapping
 
 _DATE = re.compile(r"^\d{4}-\d\d-\d\d-\d\d-\d\d-\d\d$")
 

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from leaderboard.errors import Unreadable
-from leaderboard.json_lines import read_json_lines
-from leaderboard.known_metrics import best_value, direction
-from leaderboard.records import NO_FILTER, Score, TaskRun
-from leaderboard.samples import Samples, documents_hash
-from leaderboard.samples_file import SampleForm, SamplesReader
-from leaderboard.untrusted import clean, finite
+from leaderboard.metrics import best_value, direction
+from leaderboard.readers.jsonl import read_json_lines
+from leaderboard.readers.records import NO_FILTER, Score, TaskRun
+from leaderboard.readers.safe_json import clean, finite
+from leaderboard.readers.samples import Samples, documents_hash
+from leaderboard.readers.samples_reader import SampleForm, SamplesReader
 
 WARNING = (
     "its results file is missing: scores are means over the samples, and model and settings are known by folder and"

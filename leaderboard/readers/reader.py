@@ -15,21 +15,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from leaderboard.errors import Unreadable
-from leaderboard.finding import Candidate, date_of
-from leaderboard.receipt_file import (
-    Receipt,
-    calibration_rows,
-    matrix_rows,
-    read_receipt,
-    shown,
-    utc,
-)
-from leaderboard.records import NO_FILTER, Calibration, Run, Score, TaskRun, Variant
-from leaderboard.results_file import Environment, Results, read_results
-from leaderboard.samples import Samples, content_hash, documents_hash, log_likelihoods
-from leaderboard.samples_file import LOG_LIKELIHOOD_OUTPUTS, SampleForm, SamplesReader
-from leaderboard.samples_only import WARNING, read_task
-from leaderboard.untrusted import canonical, clean, digest
+from leaderboard.readers.discovery import Candidate, date_of
+from leaderboard.readers.orphan_samples import WARNING, read_task
+from leaderboard.readers.receipt import Receipt, calibration_rows, matrix_rows, read_receipt, shown, utc
+from leaderboard.readers.records import NO_FILTER, Calibration, Run, Score, TaskRun, Variant
+from leaderboard.readers.results import Environment, Results, read_results
+from leaderboard.readers.safe_json import canonical, clean, digest
+from leaderboard.readers.samples import Samples, content_hash, documents_hash, log_likelihoods
+from leaderboard.readers.samples_reader import LOG_LIKELIHOOD_OUTPUTS, SampleForm, SamplesReader
 
 PLAIN_RECIPE = "plain lm_eval"
 

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leaderboard.errors import Unreadable
-from leaderboard.records import Calibration, Matrix
-from leaderboard.untrusted import canonical, clean, finite, load_json
+from leaderboard.readers.records import Calibration, Matrix
+from leaderboard.readers.safe_json import canonical, clean, finite, load_json
 
 FORMAT = 1
 Whole = Annotated[int, Field(ge=-(2**62), le=2**62)]  # fits the store's columns

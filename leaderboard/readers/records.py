@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from leaderboard.samples import Samples
+from leaderboard.readers.samples import Samples
 
 NO_FILTER = "none"
 

@@ -16,18 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from leaderboard.errors import Unreadable
-from leaderboard.known_metrics import best_value, direction
-from leaderboard.old_results import by_prompt, modernised
-from leaderboard.records import Score
-from leaderboard.untrusted import (
-    canonical,
-    clean,
-    finite,
-    integer,
-    load_json,
-    mapping,
-    optional_text,
-)
+from leaderboard.metrics import best_value, direction
+from leaderboard.readers.legacy_results import by_prompt, modernised
+from leaderboard.readers.records import Score
+from leaderboard.readers.safe_json import canonical, clean, finite, integer, load_json, mapping, optional_text
 
 _NOT_METRICS = frozenset({"alias", "name", "sample_len", "samples", " "})
 _NUMBER = re.compile(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from leaderboard.untrusted import canonical, clean, document_text
+from leaderboard.readers.safe_json import canonical, clean, document_text
 
 
 class SampleScore(NamedTuple):

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 
-from leaderboard.samples import Document, Outcome
-from leaderboard.untrusted import canonical_each
+from leaderboard.readers.safe_json import canonical_each
+from leaderboard.readers.samples import Document, Outcome
 
 KNOWN_BYTES = 64 * 2**20  # before all is forgotten
 _VALUE_BYTES = 1024  # what a value takes beside its text, about

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from leaderboard.errors import Unreadable
-from leaderboard.json_lines import parse_line, read_lines
-from leaderboard.records import NO_FILTER
-from leaderboard.samples import Document, Outcome, Samples, SampleScore, outcome
-from leaderboard.untrusted import canonical, canonical_each, clean, finite, integer
-from leaderboard.usual_lines import KNOWN_BYTES, Known, Lines
+from leaderboard.readers.jsonl import parse_line, read_lines
+from leaderboard.readers.records import NO_FILTER
+from leaderboard.readers.safe_json import canonical, canonical_each, clean, finite, integer
+from leaderboard.readers.samples import Document, Outcome, Samples, SampleScore, outcome
+from leaderboard.readers.samples_fast_path import KNOWN_BYTES, Known, Lines
 
 WEIGHTED_METRICS = frozenset({"token_perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"})
 LOG_LIKELIHOOD_OUTPUTS = frozenset({"loglikelihood", "multiple_choice", "loglikelihood_rolling"})

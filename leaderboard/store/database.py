@@ -19,8 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leaderboard import migrations
-from leaderboard.advice import ingest_command, run_arguments
+from leaderboard.commands import ingest_command, run_arguments
 from leaderboard.errors import (
     Busy,
     LeaderboardError,
@@ -30,12 +29,8 @@ from leaderboard.errors import (
     OlderDatabase,
     Unwritable,
 )
-from leaderboard.locking import (
-    RETRY_SECONDS,
-    SAID_AFTER_SECONDS,
-    check_writable,
-    file_lock,
-)
+from leaderboard.store import migrations
+from leaderboard.store.lock import RETRY_SECONDS, SAID_AFTER_SECONDS, check_writable, file_lock
 
 if TYPE_CHECKING:
     import duckdb

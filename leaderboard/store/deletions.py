@@ -10,11 +10,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from leaderboard import queries
 from leaderboard.errors import LeaderboardError, UnknownRun
-from leaderboard.pins import find_run, is_blessed
-from leaderboard.store import Store, open_store
-from leaderboard.writing import now
+from leaderboard.store import queries
+from leaderboard.store.database import Store, open_store
+from leaderboard.store.pins import find_run, is_blessed
+from leaderboard.store.writer import now
 
 _TABLES = ("runs", "run_tasks", "scores", "samples", "sample_scores", "receipts", "calibrations")
 

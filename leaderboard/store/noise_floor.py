@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import NamedTuple
 
-from leaderboard.store import Store
+from leaderboard.store.database import Store
 
 # Alike: weights, task settings, documents, versions, device, dtype. Different: the batch size.
 _PAIRS = """

@@ -14,11 +14,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from leaderboard import queries
-from leaderboard.cell import BASELINE
+from leaderboard.board.cell import BASELINE
 from leaderboard.errors import LeaderboardError, UnknownRun
-from leaderboard.store import Store, open_store
-from leaderboard.writing import now
+from leaderboard.store import queries
+from leaderboard.store.database import Store, open_store
+from leaderboard.store.writer import now
 
 
 class Pin(NamedTuple):

@@ -12,8 +12,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from leaderboard.errors import LeaderboardError, UnknownRun
-from leaderboard.store import Store
-from leaderboard.writing import now
+from leaderboard.store.database import Store
+from leaderboard.store.writer import now
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,10 +7,10 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from leaderboard.records import Calibration, Matrix, Run, Score, TaskRun, Variant
-from leaderboard.samples import Document, Outcome, Samples, SampleScore
-from leaderboard.store import Store
-from leaderboard.untrusted import canonical, clean
+from leaderboard.readers.records import Calibration, Matrix, Run, Score, TaskRun, Variant
+from leaderboard.readers.safe_json import canonical, clean
+from leaderboard.readers.samples import Document, Outcome, Samples, SampleScore
+from leaderboard.store.database import Store
 
 
 def insert_runs(store: Store, runs: Sequence[Run], moment: datetime) -> None:

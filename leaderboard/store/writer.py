@@ -19,13 +19,13 @@ from datetime import datetime, timezone
 from enum import Enum
 from typing import Any
 
-from leaderboard import noise
-from leaderboard.cell import BASELINE
+from leaderboard.board.cell import BASELINE
 from leaderboard.errors import Unreadable
-from leaderboard.inserting import insert_runs
-from leaderboard.records import Rejection, Run
-from leaderboard.store import Store
-from leaderboard.untrusted import clean
+from leaderboard.readers.records import Rejection, Run
+from leaderboard.readers.safe_json import clean
+from leaderboard.store import noise_floor
+from leaderboard.store.database import Store
+from leaderboard.store.rows import insert_runs
 
 # Largest relative change of a matrix that rounding to the dtype alone explains: twice its unit in the last place, and
 # for
@@ -82,7 +82,7 @@ def add_runs(store: Store, runs: Sequence[Run]) -> list[Added | Unreadable]:
                 and any(task.samples for task in run.tasks)
             ):
                 insert_runs(store, fresh, now())  # the noise floor is measured against what was stored before
-                noise.record(store, run.run_id)
+                noise_floor.record(store, run.run_id)
                 fresh = []
         insert_runs(store, fresh, now())
     return outcomes

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 
-from leaderboard.cell import Cell
-from leaderboard.choices import Choices
+from leaderboard.board.cell import Cell
+from leaderboard.compare.choice_shift import Choices
 from leaderboard.statistics import Estimate
 
 NOTHING = "-"

@@ -13,9 +13,9 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-from leaderboard.cell import BASELINE, Cell
-from leaderboard.unshared import Unshared
-from leaderboard.wording import (
+from leaderboard.board.cell import BASELINE, Cell
+from leaderboard.compare.unshared import Unshared
+from leaderboard.terminal.format import (
     choices,
     counted,
     direction,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from harness_ext.task_data import Row, Source
+from harness_ext.lm_eval_adapter.task_data import Row, Source
 
 if TYPE_CHECKING:
     from datasets import DatasetDict

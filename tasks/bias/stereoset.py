@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.errors import UserError
-from harness_ext.task_data import Row, Source
+from harness_ext.lm_eval_adapter.task_data import Row, Source
 
 if TYPE_CHECKING:
     from datasets import DatasetDict

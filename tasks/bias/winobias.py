@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.errors import UserError
-from harness_ext.task_data import Row, Source
-from harness_ext.task_requests import RequestsTask
+from harness_ext.lm_eval_adapter.task_data import Row, Source
+from harness_ext.lm_eval_adapter.task_types import RequestsTask
 
 if TYPE_CHECKING:
     from datasets import DatasetDict

@@ -13,7 +13,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.errors import UserError
-from harness_ext.task_data import TRAINING_LIMIT, Row, Source
+from harness_ext.lm_eval_adapter.task_data import TRAINING_LIMIT, Row, Source
 
 if TYPE_CHECKING:
     from datasets import DatasetDict

@@ -14,7 +14,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.errors import UserError
-from harness_ext.task_data import Row, Source
+from harness_ext.lm_eval_adapter.task_data import Row, Source
 
 if TYPE_CHECKING:
     from datasets import DatasetDict

@@ -30,8 +30,8 @@ def settle() -> None:
 
 
 def main(model: str, recipes: list[str]) -> None:
-    from harness_ext.lm import RecipeLM, _documents_of_named_tasks
-    from harness_ext.recipe import parse_recipe
+    from harness_ext.lm_eval_adapter.backend import RecipeLM, _documents_of_named_tasks
+    from harness_ext.recipe.recipe import parse_recipe
 
     lm = RecipeLM(model, device="cpu")
     digest = lm.weights.digest()

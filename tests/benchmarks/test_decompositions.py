@@ -19,7 +19,7 @@ import pytest
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness_ext.factors import Factors
+    from harness_ext.linalg.decompose import Factors
 
 pytestmark = pytest.mark.benchmark
 
@@ -57,7 +57,8 @@ def cut(factors: Factors, matrix: Tensor, ranks: Sequence[int], *, multiplied: b
 def measure(shape: tuple[int, int], folder: Path) -> list[Row]:
     import torch
 
-    from harness_ext.factors import GRAM_FP32, GRAM_FP64, Factors, range_finder
+    from harness_ext.linalg import randomized
+    from harness_ext.linalg.decompose import GRAM_FP32, GRAM_FP64, Factors
 
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     name = " x ".join(map(str, shape))
@@ -88,7 +89,7 @@ def measure(shape: tuple[int, int], folder: Path) -> list[Row]:
         row(
             "a small rank at random",
             1,
-            lambda: found.append(range_finder.truncate(matrix, SMALL, torch.Generator().manual_seed(0)).weight()),
+            lambda: found.append(randomized.truncate(matrix, SMALL, torch.Generator().manual_seed(0)).weight()),
             "",
         )
     )

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from harness_ext.checkpoint import read_checkpoint
 from harness_ext.demo import demo_path
-from harness_ext.plan import plan
-from harness_ext.recipe import parse_recipe, shipped_names
+from harness_ext.editing.plan import plan
+from harness_ext.model.checkpoint import read_checkpoint
+from harness_ext.recipe.recipe import parse_recipe, shipped_names
 
 pytestmark = pytest.mark.benchmark
 

@@ -90,10 +90,10 @@ def score(model, batches) -> tuple[int, float]:
 
 def searched(lm, documents, specification: str) -> tuple[dict, float]:
     """The record of a search, and its seconds from the recipe to the chosen step, surgery left out."""
-    from harness_ext.factors import Factors
-    from harness_ext.recipe import parse_recipe
-    from harness_ext.search.running import find
-    from harness_ext.surgery import Progress
+    from harness_ext.editing.pipeline import Progress
+    from harness_ext.linalg.decompose import Factors
+    from harness_ext.recipe.recipe import parse_recipe
+    from harness_ext.search.runner import find
 
     step = parse_recipe(specification).steps[0]
     started = time.process_time()
@@ -110,7 +110,7 @@ def random_llama(folder: Path, words: int):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from harness_ext.lm import RecipeLM
+    from harness_ext.lm_eval_adapter.backend import RecipeLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -140,7 +140,7 @@ def made_up_documents(lm, count: int, words: int, seed: int = 0) -> list:
 
     import torch
 
-    from harness_ext.evidence.documents import LabelledDocument
+    from harness_ext.calibration.documents import LabelledDocument
 
     draw = random.Random(seed)
     made = []
@@ -154,11 +154,11 @@ def made_up_documents(lm, count: int, words: int, seed: int = 0) -> list:
 
 
 def demo_documents(tasks: Sequence[str], count: int, split: str = "train") -> tuple:
+    from harness_ext.calibration.documents import PromptSettings, draw_documents
     from harness_ext.demo import demo_path
-    from harness_ext.evidence.documents import PromptSettings, draw_documents
-    from harness_ext.lm import RecipeLM
-    from harness_ext.steps import Calibration
-    from harness_ext.task_index import task_manager
+    from harness_ext.lm_eval_adapter.backend import RecipeLM
+    from harness_ext.lm_eval_adapter.task_index import task_manager
+    from harness_ext.recipe.schema import Calibration
 
     lm = RecipeLM(str(demo_path()), device="cpu")
     loaded = task_manager().load(list(tasks))["tasks"]
@@ -170,7 +170,7 @@ def compare(name: str, lm, documents, capsys, *, sampled: int) -> None:
     """Print and check the ratios. sampled: the loop of one document at a time is run on every so-manieth candidate, and
     its time multiplied; all of them do the same work.
     """
-    from harness_ext.recipe import parse_recipe
+    from harness_ext.recipe.recipe import parse_recipe
 
     matrices = lm.weights.anatomy.select(parse_recipe("laser-search").steps[0])
     searched(lm, documents[:4], "laser-search")
@@ -229,7 +229,7 @@ def test_laser_gradient_demo(capsys) -> None:
     """
     import torch
 
-    from harness_ext.recipe import parse_recipe
+    from harness_ext.recipe.recipe import parse_recipe
 
     lm, thousand = demo_documents(("int_sum",), 1000)
     _, unseen = demo_documents(("int_sum",), 2000, "test")
@@ -261,7 +261,7 @@ def test_laser_gradient_random(tmp_path: Path, capsys) -> None:
     """The same on a Llama of 6 layers. Of the plain loop one candidate of each shape is run, since all others do the
     same work.
     """
-    from harness_ext.recipe import parse_recipe
+    from harness_ext.recipe.recipe import parse_recipe
 
     words = 8192
     lm = random_llama(tmp_path, words)
@@ -292,7 +292,7 @@ def test_laser_gradient_random(tmp_path: Path, capsys) -> None:
 
 def edited(lm, step: dict):
     """The matrix that an ordinary step makes of the model's."""
-    from harness_ext.recipe import recipe_from
+    from harness_ext.recipe.recipe import recipe_from
 
     lm.apply(recipe_from({"name": "found", "steps": [step]}, origin="found"), lambda calibration, where: [])
     weight = lm.model.get_parameter(step["matrices"][0]).detach().clone()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness_ext.demo import demo_path
-from harness_ext.task_index import tasks_root
+from harness_ext.lm_eval_adapter.task_index import tasks_root
 
 pytestmark = pytest.mark.benchmark
 

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from leaderboard.ingest import ingest
-from leaderboard.store import open_store
+from leaderboard.store.database import open_store
 
 pytestmark = pytest.mark.benchmark
 

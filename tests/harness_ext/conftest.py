@@ -156,7 +156,7 @@ def make_lm(make_model) -> Callable[..., object]:
     def make(family: str, *, dtype: str = "float32"):
         from transformers import PreTrainedTokenizerFast
 
-        from harness_ext.lm import RecipeLM
+        from harness_ext.lm_eval_adapter.backend import RecipeLM
 
         folder = make_model(family, dtype=dtype)
         # For some model types transformers takes a tokenizer of its own, whatever the folder says.

@@ -90,7 +90,7 @@ def test_one_recipe_that_does_not_fit_is_told_before_anything_is_loaded(demo_run
 def test_a_mistake_that_shows_late_costs_nothing_that_was_finished(
     demo_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness_ext.session.Session._check_fit", lambda self, recipes: None)
+    monkeypatch.setattr("harness_ext.runs.session.Session._check_fit", lambda self, recipes: None)
     ran = demo_run("--recipe", "svd", "laser:matrices=[up_prj]", limit=4)
     assert_told(ran, "did you mean 'up_proj'?")
     assert "svd" in ran.out and (tmp_path / "results" / "leaderboard.duckdb").is_file()
@@ -165,7 +165,7 @@ def test_statistics_that_are_singular_are_recorded_with_what_was_done_instead(de
 def test_statistics_that_are_not_finite_are_a_failed_row_with_its_place(
     demo_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from harness_ext.evidence import InputMagnitude
+    from harness_ext.calibration.collect import InputMagnitude
 
     monkeypatch.setattr(InputMagnitude, "result", lambda self: self._total * float("inf"))
     ran = demo_run("--recipe", "asvd:calibration.samples=4", limit=4)

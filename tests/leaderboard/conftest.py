@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from leaderboard.board import Cell, board
+from leaderboard.board.board import Cell, board
 from leaderboard.ingest import ingest
-from tests.leaderboard.driving import chromium_page, serving
+from tests.leaderboard.app.driving import chromium_page, serving
 
 DATE = "2026-01-02T03-04-05.678901"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from leaderboard.advice import DEFAULT_DATABASE, ingest_command, run_arguments
+from leaderboard.commands import DEFAULT_DATABASE, ingest_command, run_arguments
 
 
 def test_the_default_database_needs_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from leaderboard import migrations, queries
-from leaderboard.board import board
+from leaderboard.board.board import board
 from leaderboard.errors import (
     Busy,
     LeaderboardError,
@@ -29,7 +28,8 @@ from leaderboard.errors import (
     Unwritable,
 )
 from leaderboard.ingest import ingest
-from leaderboard.store import open_store
+from leaderboard.store import migrations, queries
+from leaderboard.store.database import open_store
 
 TABLES = ("variants", "runs", "run_tasks", "scores", "docs", "samples", "sample_scores", "receipts", "calibrations")
 INGEST = (
@@ -255,7 +255,7 @@ def test_busy_says_who(made: Any, kit: Any, database: Path) -> None:
     paths = write_runs(made, kit, 1)
     ingest(paths, database)
     hold = (
-        "import sys, time; from pathlib import Path; from leaderboard.store import open_store\n"
+        "import sys, time; from pathlib import Path; from leaderboard.store.database import open_store\n"
         "with open_store(Path(sys.argv[1]), False, 5):\n    print('held', flush=True); time.sleep(60)"
     )
     holder = child(hold, database)

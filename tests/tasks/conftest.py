@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness_ext.demo.data import task_module
+from harness_ext.demo_training.data import task_module
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -38,7 +38,7 @@ SHORT = 400
 def prompts() -> str:
     """The prompts of all tasks as an indented block."""
     from harness_ext.demo import demo_path
-    from harness_ext.task_index import task_manager
+    from harness_ext.lm_eval_adapter.task_index import task_manager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     loaded = task_manager(metadata={"data_dir": str(FIXTURES), "tokenizer": str(demo_path())}).load(list(TASKS))[

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from harness_ext.errors import UserError
-from harness_ext.task_data import Source
+from harness_ext.lm_eval_adapter.task_data import Source
 
 from .conftest import FIXTURES, load, module, requests
 
@@ -256,14 +256,14 @@ def test_files_that_do_not_pair_up(tmp_path):
 
 @pytest.fixture(scope="module")
 def suite() -> dict[str, Any]:
-    from harness_ext.task_index import task_manager
+    from harness_ext.lm_eval_adapter.task_index import task_manager
 
     return task_manager(metadata={"data_dir": str(FIXTURES)}).load(["bias_suite"])["tasks"]
 
 
 def test_lm_evals_tasks_are_its_own_but_for_their_items(suite):
     """Everything that decides what is asked and scored equals lm-eval's own file."""
-    from harness_ext.task_index import default_root, entries_of
+    from harness_ext.lm_eval_adapter.task_index import default_root, entries_of
 
     index = entries_of(default_root())
     for name in (
@@ -286,7 +286,7 @@ def test_lm_evals_tasks_are_its_own_but_for_their_items(suite):
 
 def test_nobody_learns_unasked_from_tasks_without_right_answers(suite):
     """CrowS-Pairs' "target" is the stereotype: a recipe calibrated on it would learn that."""
-    from harness_ext.evidence.documents import fit_tasks
+    from harness_ext.calibration.documents import fit_tasks
 
     assert set(fit_tasks(suite, "test")) == {"winogender_all", "winogender_female", "winogender_male", "bbq"}
 

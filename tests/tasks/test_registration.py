@@ -31,7 +31,7 @@ FILES = {
 @pytest.fixture(scope="module")
 def upstream() -> dict[str, Any]:
     """lm-eval's whole index: tasks, groups and tags."""
-    from harness_ext.task_index import default_root, entries_of
+    from harness_ext.lm_eval_adapter.task_index import default_root, entries_of
 
     return entries_of(default_root())
 
@@ -111,7 +111,7 @@ def test_tag_holds_the_tasks_made_in_code():
 
 
 def test_tasks_that_run_model_written_code_keep_lm_evals_guard(upstream):
-    from harness_ext.task_index import default_root
+    from harness_ext.lm_eval_adapter.task_index import default_root
 
     for name in ("humaneval", "mbpp"):
         content = yaml.load((default_root() / upstream[name].row.file).read_text(encoding="utf-8"), Loader=_Loader)

@@ -21,7 +21,7 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def lm() -> Any:
-    from harness_ext.lm import RecipeLM
+    from harness_ext.lm_eval_adapter.backend import RecipeLM
 
     made = RecipeLM("demo", device="cpu", batch_size=2)
     made.bars = False
@@ -46,7 +46,7 @@ def test_ranks_are_those_of_the_models_logits(lm):
 def evaluated(lm: Any, *names: str, ranks: bool) -> dict[str, Any]:
     import lm_eval
 
-    from harness_ext.evaluation import _ask_for_ranks
+    from harness_ext.lm_eval_adapter.evaluate import _ask_for_ranks
 
     tasks = load(*names, data_dir=str(FIXTURES))
     if ranks:
@@ -67,7 +67,7 @@ def test_ranks_where_the_backend_gives_them_and_the_same_scores_where_not(lm):
 
 
 def test_a_task_in_a_group_is_told_of_ranks(lm):
-    from harness_ext.evaluation import _ask_for_ranks
+    from harness_ext.lm_eval_adapter.evaluate import _ask_for_ranks
 
     from .conftest import manager
 
@@ -116,8 +116,8 @@ def test_open_answers_keep_both_results_of_a_document(lm):
 )
 def test_calibration_takes_prompts_and_right_answers(file_tasks, name, split, context, answer):
     """From the training split, or out of the scored one; WinoBias teaches against the stereotype."""
-    from harness_ext.evidence.documents import PromptSettings, draw_documents
-    from harness_ext.steps import Calibration
+    from harness_ext.calibration.documents import PromptSettings, draw_documents
+    from harness_ext.recipe.schema import Calibration
 
     task = file_tasks[name]
     count = len(task.training_docs() if split == "train" else task.eval_docs)
@@ -171,8 +171,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_run_pairs_every_primary_metric(run):
-    from leaderboard.board import board
-    from leaderboard.store import open_store
+    from leaderboard.board.board import board
+    from leaderboard.store.database import open_store
 
     with open_store(run / "leaderboard.duckdb", read_only=True) as store:
         cells = {(cell.recipe, cell.task): cell for cell in board(store)}

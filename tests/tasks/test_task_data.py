@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from harness_ext.errors import UserError
-from harness_ext.task_data import DATA_VARIABLE, Source
+from harness_ext.lm_eval_adapter.task_data import DATA_VARIABLE, Source
 
 from .conftest import FIXTURES, FROM_FILES, load, module
 

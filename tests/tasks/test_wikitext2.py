@@ -10,8 +10,8 @@ from lm_eval.api.metrics import bits_per_byte, weighted_perplexity
 
 from harness_ext.demo import demo_path
 from harness_ext.errors import UserError
-from harness_ext.task_data import Source
-from leaderboard.judge import Scored, judge
+from harness_ext.lm_eval_adapter.task_data import Source
+from leaderboard.compare.judge import Scored, judge
 
 from .conftest import FIXTURES, load, module
 
@@ -81,7 +81,7 @@ def test_no_more_pieces_than_asked_for(tokenizer):
 
 
 def test_recipes_learn_from_the_training_split_and_only_where_they_name_the_task():
-    from harness_ext.evidence.documents import fit_tasks, why_unfit
+    from harness_ext.calibration.documents import fit_tasks, why_unfit
 
     tasks = load("wikitext2_128", data_dir=str(FIXTURES), tokenizer=str(demo_path()))
     assert (

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from leaderboard.app.scale import word_colour
-from leaderboard.wording import counted, percent
+from leaderboard.app.colours import word_colour
+from leaderboard.terminal.format import counted, percent
 
 Flips = tuple[int, int]  # recipes under which a document is lost, and gained
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from leaderboard.app.scale import MARKS, NEUTRAL, word_colour
-from leaderboard.cell import Cell
-from leaderboard.wording import counted, interval, plain
+from leaderboard.app.colours import MARKS, NEUTRAL, word_colour
+from leaderboard.board.cell import Cell
+from leaderboard.terminal.format import counted, interval, plain
 
 MOST_ROWS = 24  # recipes in one plot: more cannot be read
 

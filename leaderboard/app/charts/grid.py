@@ -11,11 +11,11 @@ from typing import Any
 
 import streamlit as st
 
-from leaderboard.across import Line, models_of
-from leaderboard.app.parts import RUN_BLUE
-from leaderboard.app.scale import difference_colour, word_colour
-from leaderboard.layers import Place, matrix_order
-from leaderboard.wording import interval, plain
+from leaderboard.app.colours import difference_colour, word_colour
+from leaderboard.app.linked_table import RUN_BLUE
+from leaderboard.board.across_models import Line, models_of
+from leaderboard.board.layers import Place, matrix_order
+from leaderboard.terminal.format import interval, plain
 
 SIGNS = {"better": "+", "worse": "-", "same": "=", "undecided": "?", "incomparable": "!", "failed": "x"}
 LONGEST = 22  # letters of a model's name on an axis

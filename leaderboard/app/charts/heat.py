@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from leaderboard import queries_pages
-from leaderboard.app.scale import difference_colour
-from leaderboard.store import Store
-from leaderboard.wording import plain, signed
+from leaderboard.app import page_queries
+from leaderboard.app.colours import difference_colour
+from leaderboard.store.database import Store
+from leaderboard.terminal.format import plain, signed
 
 MOST_TASKS, MOST_METRICS = 60, 12
 ON_TILES = "#101418"  # the tiles look the same in both themes, so their text does too
@@ -34,7 +34,7 @@ class Row(NamedTuple):
 
 def rows(store: Store, a: str, b: str, tasks: tuple[str, ...]) -> list[Row]:
     """What both runs report of these tasks."""
-    return [_row(**found) for found in queries_pages.common_scores(store, a, b) if found["task"] in tasks]
+    return [_row(**found) for found in page_queries.common_scores(store, a, b) if found["task"] in tasks]
 
 
 def _row(

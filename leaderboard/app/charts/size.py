@@ -6,12 +6,12 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from leaderboard.app.forest import shortened
-from leaderboard.app.scale import NEUTRAL, word_colour
-from leaderboard.cell import BASELINE, Cell
-from leaderboard.pareto import front
-from leaderboard.queries_pages import RunFacts
-from leaderboard.wording import counted, direction, number, percent, plain
+from leaderboard.app.charts.forest import shortened
+from leaderboard.app.colours import NEUTRAL, word_colour
+from leaderboard.app.page_queries import RunFacts
+from leaderboard.board.cell import BASELINE, Cell
+from leaderboard.board.pareto import front
+from leaderboard.terminal.format import counted, direction, number, percent, plain
 
 NAMES = 6  # of points on the front that are named
 

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from leaderboard.app.heads import Head, heads
-from leaderboard.app.heads import rows as rows_of
-from leaderboard.app.parts import RUN_BLUE
-from leaderboard.app.scale import MARKS, NEUTRAL
-from leaderboard.history import Event, Point
-from leaderboard.wording import number, plain
+from leaderboard.app.charts.heads import Head, heads
+from leaderboard.app.charts.heads import rows as rows_of
+from leaderboard.app.colours import MARKS, NEUTRAL
+from leaderboard.app.linked_table import RUN_BLUE
+from leaderboard.board.history import Event, Point
+from leaderboard.terminal.format import number, plain
 
 WITH_RECIPE, UNEDITED, FAILED = "with the recipe", "unedited", "failed"
 _DECISION, _CHANGE = "#a371f7", "#bb8009"

@@ -9,15 +9,15 @@ from typing import Any
 
 import streamlit as st
 
-from leaderboard import across
-from leaderboard.across import Line
-from leaderboard.app import address, frame, parts
+from leaderboard.app import layout, linked_table, url_state
+from leaderboard.app.charts.grid import SIGNS, shortened, sign_grid
+from leaderboard.app.colours import tinted
 from leaderboard.app.download import downloads
-from leaderboard.app.grid import SIGNS, shortened, sign_grid
-from leaderboard.app.scale import tinted
 from leaderboard.app.tables import remarks
-from leaderboard.cell import Cell
-from leaderboard.wording import interval, number, plain, signed
+from leaderboard.board import across_models
+from leaderboard.board.across_models import Line
+from leaderboard.board.cell import Cell
+from leaderboard.terminal.format import interval, number, plain, signed
 
 DRAWN = 40  # recipes in the grid
 MOST_TASKS = 12  # columns of the table over tasks
@@ -26,11 +26,11 @@ MOST_TASKS = 12  # columns of the table over tasks
 def main() -> None:
     """Draw the page."""
     st.title("Across models", anchor=False)
-    first = frame.overview_or_stop()
-    cells = parts.cells_of(
-        (run.model_key for run in first.value.runs.values() if not across.unedited(run.recipe)), first
+    first = layout.overview_or_stop()
+    cells = linked_table.cells_of(
+        (run.model_key for run in first.value.runs.values() if not across_models.unedited(run.recipe)), first
     )
-    tasks = across.tasks(cells)
+    tasks = across_models.tasks(cells)
     if not tasks:
         st.info("Every run here is of an unedited model: this page compares what a recipe did to several models.")
         return
@@ -48,12 +48,14 @@ def main() -> None:
 def chosen(cells: Sequence[Cell], tasks: Sequence[str]) -> tuple[list[Line], str]:
     """The lines of the task, recipes and least number of models in the filters."""
     places = st.columns([2, 3, 2])
-    task = address.one_of(places[0], "Task", tasks, "task")
-    lines = across.lines(cells, task)
-    recipes = address.any_of(places[1], "Recipes", [line.recipe for line in lines], "recipe", placeholder="All recipes")
+    task = url_state.one_of(places[0], "Task", tasks, "task")
+    lines = across_models.lines(cells, task)
+    recipes = url_state.any_of(
+        places[1], "Recipes", [line.recipe for line in lines], "recipe", placeholder="All recipes"
+    )
     most = max(len(line.cells) for line in lines)
     options = [str(count) for count in range(1, most + 1)]
-    least = int(address.one_of(places[2], "On at least so many models", options, "least", first="2"))
+    least = int(url_state.one_of(places[2], "On at least so many models", options, "least", first="2"))
     return [line for line in lines if len(line.cells) >= least and (not recipes or line.recipe in recipes)], task
 
 
@@ -66,10 +68,10 @@ def show_grid(found: Sequence[Line]) -> None:
             " all."
         )
     best = max(drawn, key=lambda line: (line.count("better") - line.count("worse"), line.compared))
-    said = f"{len(drawn)} recipes on {len(across.models_of(drawn))} models." if len(drawn) > 1 else ""
-    frame.plot(
+    said = f"{len(drawn)} recipes on {len(across_models.models_of(drawn))} models." if len(drawn) > 1 else ""
+    layout.plot(
         sign_grid(drawn),
-        f"{said} {plain(best.recipe)}: {across.sentence(best)}. Signs:"
+        f"{said} {plain(best.recipe)}: {across_models.sentence(best)}. Signs:"
         f" {', '.join(f'{sign} {word}' for word, sign in SIGNS.items())}; a blank is a model that the recipe was not"
         " run on.".strip(),
     )
@@ -81,7 +83,7 @@ def show_counts(found: Sequence[Line]) -> None:
     rows = [
         {
             "Recipe": plain(line.recipe),
-            "Verdicts": across.sentence(line).partition("; ")[0].partition(" (")[0],
+            "Verdicts": across_models.sentence(line).partition("; ")[0].partition(" (")[0],
             "Up / down": f"{line.up} / {line.down}",
             "Sign test p": number(line.p_value),
             "q": number(line.q_value),
@@ -106,7 +108,7 @@ def show_counts(found: Sequence[Line]) -> None:
             "models": len(line.cells),
             "compared": line.compared,
         }
-        | {word: line.count(word) for word in (*across.COMPARED, "incomparable", "failed")}
+        | {word: line.count(word) for word in (*across_models.COMPARED, "incomparable", "failed")}
         | {"up": line.up, "down": line.down, "sign_test_p": line.p_value, "sign_test_q": line.q_value}
         for line in found
     ]
@@ -121,7 +123,7 @@ def show_tasks(cells: Sequence[Cell], tasks: Sequence[str], recipes: Sequence[st
     shown = [task, *(name for name in tasks if name != task)][:MOST_TASKS]
     if len(tasks) > MOST_TASKS:
         st.caption(f"{MOST_TASKS} of {len(tasks)} tasks, those of most models.")
-    by_task = {name: {line.recipe: line for line in across.lines(cells, name)} for name in shown}
+    by_task = {name: {line.recipe: line for line in across_models.lines(cells, name)} for name in shown}
     rows = [
         {"Recipe": plain(recipe)} | {plain(name): _brief(by_task[name].get(recipe)) for name in shown}
         for recipe in recipes
@@ -149,7 +151,7 @@ def _brief(line: Line | None) -> str:
 def show_numbers(found: Sequence[Line]) -> None:
     """Every difference: one row a recipe, one column a model; beneath it one row a run."""
     st.subheader("Differences from each model's baseline", anchor=False)
-    models = across.models_of(found)
+    models = across_models.models_of(found)
     short = shortened(models)
     rows = [
         {"Recipe": plain(line.recipe)} | {short[model]: _text(line.cells.get(model)) for model in models}
@@ -166,7 +168,9 @@ def show_numbers(found: Sequence[Line]) -> None:
     downloads([_record(cell) for cell in runs], "differences-across-models")
     with st.expander(f"All {len(runs)} runs"):
         st.caption("Tick a row's box to open its run.")
-        parts.linked_table([_row(cell) for cell in runs], [cell.run_id for cell in runs], "runs", words=["Verdict"])
+        linked_table.linked_table(
+            [_row(cell) for cell in runs], [cell.run_id for cell in runs], "runs", words=["Verdict"]
+        )
 
 
 def _text(cell: Cell | None) -> str:

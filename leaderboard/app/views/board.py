@@ -8,12 +8,13 @@ from typing import Any
 
 import streamlit as st
 
-from leaderboard.app import address, data, forest, frame, tables
+from leaderboard.app import data, layout, tables, url_state
+from leaderboard.app.charts import forest
 from leaderboard.app.download import downloads
-from leaderboard.cell import BASELINE, VERDICTS, Cell
-from leaderboard.queries_pages import RunFacts
-from leaderboard.untrusted import digest
-from leaderboard.wording import direction, metric_name, plain
+from leaderboard.app.page_queries import RunFacts
+from leaderboard.board.cell import BASELINE, VERDICTS, Cell
+from leaderboard.readers.safe_json import digest
+from leaderboard.terminal.format import direction, metric_name, plain
 
 PLOTS, PLOTS_ASKED_FOR = 6, 24  # tasks drawn when all are shown, and when the filter names them
 ROWS_IN_FULL = 40
@@ -22,10 +23,10 @@ ROWS_IN_FULL = 40
 def main() -> None:
     """Draw the page."""
     st.title("Leaderboard", anchor=False)
-    overview = frame.overview_or_stop()
+    overview = layout.overview_or_stop()
     columns = st.columns([3, 3, 3, 2])
-    model = frame.choose_model(overview.value, columns[0])
-    board = frame.further_or_stop(lambda: data.cells_of(model), overview)
+    model = layout.choose_model(overview.value, columns[0])
+    board = layout.further_or_stop(lambda: data.cells_of(model), overview)
     cells = chosen(board, columns[1:])
     facts = overview.value.runs
     show_summary(cells, overview)
@@ -36,7 +37,7 @@ def main() -> None:
         show_reported(cells)
     else:
         st.info("No result matches these filters.")
-    frame.show_rejections(overview.value)
+    layout.show_rejections(overview.value)
     how_to_read()
 
 
@@ -44,8 +45,8 @@ def chosen(cells: Sequence[Cell], columns: Sequence[Any]) -> list[Cell]:
     """The cells of the tasks, recipes and verdicts in the filters, which live in the URL. The baseline stays: the
     others mean nothing without it.
     """
-    tasks = address.any_of(columns[0], "Tasks", sorted({c.task for c in cells}), "task", placeholder="All tasks")
-    recipes = address.any_of(
+    tasks = url_state.any_of(columns[0], "Tasks", sorted({c.task for c in cells}), "task", placeholder="All tasks")
+    recipes = url_state.any_of(
         columns[1],
         "Recipes",
         sorted({c.recipe for c in cells if c.verdict != BASELINE}),
@@ -53,7 +54,7 @@ def chosen(cells: Sequence[Cell], columns: Sequence[Any]) -> list[Cell]:
         placeholder="All recipes",
     )
     present = {cell.verdict for cell in cells}
-    verdicts = address.any_of(
+    verdicts = url_state.any_of(
         columns[2],
         "Verdicts",
         [word for word in VERDICTS if word in present and word != BASELINE],
@@ -116,10 +117,10 @@ def measured_against(cells: Sequence[Cell], pinned: Mapping[str, str]) -> str:
 def show_glance(cells: Sequence[Cell], facts: Mapping[str, RunFacts]) -> None:
     """The matrix of recipes and tasks."""
     st.subheader("At a glance", anchor=False)
-    rows = frame.glance(cells, facts)
+    rows = layout.glance(cells, facts)
     recipes = tables.glance_order(cells)
     picked = st.dataframe(
-        frame.tinted(rows, [name for name in rows[0] if name not in ("Recipe", "Kept", "Tokens/s")]),
+        layout.tinted(rows, [name for name in rows[0] if name not in ("Recipe", "Kept", "Tokens/s")]),
         hide_index=True,
         width="stretch",
         key=f"glance {_content(cells)}",
@@ -145,7 +146,7 @@ def compare(ticked: Sequence[Cell]) -> None:
         return
     if second.verdict == BASELINE and first.verdict != BASELINE:
         first, second = second, first
-    st.switch_page("app_pages/compare.py", query_params={"a": first.run_id, "b": second.run_id})
+    st.switch_page("views/compare.py", query_params={"a": first.run_id, "b": second.run_id})
 
 
 def show_forest(cells: Sequence[Cell], most: int) -> None:
@@ -163,7 +164,7 @@ def show_forest(cells: Sequence[Cell], most: int) -> None:
             shown = forest.most_telling(of_task)
             with column.container(border=True):
                 st.text(f"{plain(task)}: {plain(metric_name(of_task[0]))}, {direction(of_task[0])}")
-                frame.plot(forest.chart(shown), forest.sentence(shown, len(of_task)))
+                layout.plot(forest.chart(shown), forest.sentence(shown, len(of_task)))
 
 
 def show_table(cells: Sequence[Cell], facts: Mapping[str, RunFacts]) -> None:
@@ -173,7 +174,7 @@ def show_table(cells: Sequence[Cell], facts: Mapping[str, RunFacts]) -> None:
         "Click a recipe's name to open the run: command, versions, receipt, files. Tick two rows to compare their runs."
     )
     picked = st.dataframe(
-        frame.tinted(frame.cell_rows(cells, with_model=False, facts=facts), ["Verdict"]),
+        layout.tinted(layout.cell_rows(cells, with_model=False, facts=facts), ["Verdict"]),
         hide_index=True,
         width="stretch",
         height="content" if len(cells) <= ROWS_IN_FULL else 800,
@@ -185,7 +186,7 @@ def show_table(cells: Sequence[Cell], facts: Mapping[str, RunFacts]) -> None:
     downloads(tables.cell_records(cells, facts), "results")
     clicked = [row for row, column in picked["selection"]["cells"] if column == "Recipe" and row < len(cells)]
     if clicked:
-        st.switch_page("app_pages/run.py", query_params={"run": cells[clicked[0]].run_id})
+        st.switch_page("views/run.py", query_params={"run": cells[clicked[0]].run_id})
     compare([cells[row] for row in picked["selection"]["rows"] if row < len(cells)])
 
 

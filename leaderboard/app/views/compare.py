@@ -10,14 +10,15 @@ from itertools import groupby
 
 import streamlit as st
 
-from leaderboard import choices, queries_pages
-from leaderboard.app import address, data, forest, frame, heat, tables
+from leaderboard.app import data, layout, page_queries, tables, url_state
+from leaderboard.app.charts import forest, heat
 from leaderboard.app.download import downloads
-from leaderboard.board import pair_board
-from leaderboard.cell import VERDICTS, Cell
-from leaderboard.differences import compare_facts
-from leaderboard.unshared import Unshared, unshared
-from leaderboard.wording import counted, direction, estimated, metric_name, percent, plain
+from leaderboard.board.board import pair_board
+from leaderboard.board.cell import VERDICTS, Cell
+from leaderboard.compare import choice_shift
+from leaderboard.compare.run_diff import compare_facts
+from leaderboard.compare.unshared import Unshared, unshared
+from leaderboard.terminal.format import counted, direction, estimated, metric_name, percent, plain
 
 TASKS_IN_A_PLOT = 40
 
@@ -25,11 +26,11 @@ TASKS_IN_A_PLOT = 40
 def main() -> None:
     """Draw the page."""
     st.title("Compare", anchor=False)
-    overview = frame.overview_or_stop()
-    labels = frame.run_labels(overview.value)
+    overview = layout.overview_or_stop()
+    labels = layout.run_labels(overview.value)
     columns = st.columns(2)
-    first = address.by_id(columns[0], "Run A, the baseline", labels, "a")
-    second = address.by_id(columns[1], "Run B, compared with it", labels, "b")
+    first = url_state.by_id(columns[0], "Run A, the baseline", labels, "a")
+    second = url_state.by_id(columns[1], "Run B, compared with it", labels, "b")
     if first is None or second is None:
         st.info("Choose two runs, or tick two rows of the leaderboard.")
         return
@@ -37,7 +38,7 @@ def main() -> None:
         st.info("Both are the same run: there is nothing to compare.")
         return
     failed = [run for run in (first, second) if overview.value.runs[run].status != "complete"]
-    cells = [] if failed else frame.further_or_stop(lambda: data.answer(pair_board, first, second), overview)
+    cells = [] if failed else layout.further_or_stop(lambda: data.answer(pair_board, first, second), overview)
     for run in failed:
         st.warning("This run failed, so there are no scores to compare:", icon=":material/error:")
         st.text(labels[run])
@@ -48,19 +49,19 @@ def main() -> None:
             f" {counted(len(cells), 'task', 'tasks')}."
         )
     if not failed:
-        show_unshared(frame.further_or_stop(lambda: data.answer(unshared, first, second), overview))
+        show_unshared(layout.further_or_stop(lambda: data.answer(unshared, first, second), overview))
     if cells:
         show_forest(cells)
     comparable = [cell for cell in cells if cell.verdict not in ("incomparable", "failed")]
     if not failed:
         tasks = tuple(cell.task for cell in comparable)
-        show_heat(frame.further_or_stop(lambda: data.answer(heat.rows, first, second, tasks), overview))
+        show_heat(layout.further_or_stop(lambda: data.answer(heat.rows, first, second, tasks), overview))
     if cells:
         show_table(cells)
     if comparable:
         asked = tuple((cell.task, cell.filter) for cell in comparable)
-        show_choices(frame.further_or_stop(lambda: data.answer(choices.of_tasks, first, second, asked), overview))
-    show_differences(frame.further_or_stop(lambda: data.answer(queries_pages.two_runs, first, second), overview))
+        show_choices(layout.further_or_stop(lambda: data.answer(choice_shift.of_tasks, first, second, asked), overview))
+    show_differences(layout.further_or_stop(lambda: data.answer(page_queries.two_runs, first, second), overview))
 
 
 def show_unshared(found: Sequence[Unshared]) -> None:
@@ -82,7 +83,7 @@ def show_forest(cells: Sequence[Cell]) -> None:
         shown = sorted(of_metric, key=lambda cell: -abs(cell.delta or 0.0))[:TASKS_IN_A_PLOT]
         with st.container(border=True):
             st.text(f"{plain(metric_name(shown[0]))}, {direction(shown[0])}")
-            frame.plot(forest.by_task(shown), forest.task_sentence(shown, len(of_metric)))
+            layout.plot(forest.by_task(shown), forest.task_sentence(shown, len(of_metric)))
 
 
 def show_heat(rows: Sequence[heat.Row]) -> None:
@@ -91,7 +92,7 @@ def show_heat(rows: Sequence[heat.Row]) -> None:
         st.info("The two runs share no metric of a task in which they may be compared.")
         return
     st.subheader("Every metric of every task", anchor=False)
-    frame.plot(heat.chart(rows), heat.sentence(rows))
+    layout.plot(heat.chart(rows), heat.sentence(rows))
     downloads([row._asdict() for row in rows], "metrics")
 
 
@@ -100,7 +101,7 @@ def show_table(cells: Sequence[Cell]) -> None:
     st.subheader("All tasks", anchor=False)
     st.caption("Click a task with lost or gained documents to read them.")
     picked = st.dataframe(
-        frame.tinted(frame.cell_rows(cells, with_model=False), ["Verdict"]),
+        layout.tinted(layout.cell_rows(cells, with_model=False), ["Verdict"]),
         hide_index=True,
         width="stretch",
         key=f"tasks {cells[0].baseline_run} {cells[0].run_id}",
@@ -112,12 +113,12 @@ def show_table(cells: Sequence[Cell]) -> None:
     clicked = [cells[row] for row, column in picked["selection"]["cells"] if column == "Task" and row < len(cells)]
     if clicked and clicked[0].lost is not None and clicked[0].baseline_run:
         st.switch_page(
-            "app_pages/flips.py",
+            "views/flips.py",
             query_params={"a": clicked[0].baseline_run, "b": clicked[0].run_id, "task": clicked[0].task},
         )
 
 
-def show_choices(found: dict[str, choices.Choices]) -> None:
+def show_choices(found: dict[str, choice_shift.Choices]) -> None:
     """Answers that changed, wrong ones among themselves included, and how far the probabilities moved: more sensitive
     than any score.
     """
@@ -139,7 +140,7 @@ def show_choices(found: dict[str, choices.Choices]) -> None:
         "Divergence: how far B's probabilities of the choices are from A's (Kullback-Leibler, mean over documents; 0 is"
         " no change). Drop: above 0, B finds the right answers less likely. Shown, and part of no verdict."
     )
-    downloads([{"task": task} | choices.record(of_task) for task, of_task in found.items()], "answers")
+    downloads([{"task": task} | choice_shift.record(of_task) for task, of_task in found.items()], "answers")
 
 
 def show_differences(runs: Sequence[dict[str, object]]) -> None:

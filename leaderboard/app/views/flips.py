@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 
 import streamlit as st
 
-from leaderboard import queries_pages
-from leaderboard.across import unedited
-from leaderboard.app import address, answers, data, flip_plot, frame, tables
+from leaderboard.app import answer_text, data, layout, page_queries, tables, url_state
+from leaderboard.app.charts import flips
 from leaderboard.app.download import downloads
-from leaderboard.board import pair_board
-from leaderboard.cell import Cell
-from leaderboard.queries_pages import MOST_DOCUMENTS, Flip
-from leaderboard.wording import counted, interval, metric_name, number, plain
+from leaderboard.app.page_queries import MOST_DOCUMENTS, Flip
+from leaderboard.board.across_models import unedited
+from leaderboard.board.board import pair_board
+from leaderboard.board.cell import Cell
+from leaderboard.terminal.format import counted, interval, metric_name, number, plain
 
 ALL, LOST, GAINED = "lost and gained", "lost", "gained"
 
@@ -26,9 +26,9 @@ ALL, LOST, GAINED = "lost and gained", "lost", "gained"
 def main() -> None:
     """Draw the page."""
     st.title("Flips", anchor=False)
-    overview = frame.overview_or_stop()
-    labels = frame.run_labels(overview.value)
-    run = address.by_id(st, "Run", labels, "b", first=None)
+    overview = layout.overview_or_stop()
+    labels = layout.run_labels(overview.value)
+    run = url_state.by_id(st, "Run", labels, "b", first=None)
     if run is None:
         st.info(
             "Choose a run: the documents that it gets wrong and its baseline got right are listed here, and those the"
@@ -46,15 +46,15 @@ def main() -> None:
         return
     columns = st.columns(2)
     most = max(flipped, key=lambda cell: (cell.lost or 0) + (cell.gained or 0)).task
-    task = address.one_of(columns[0], "Task", sorted({cell.task for cell in flipped}), "task", first=most)
-    which = address.one_of(columns[1], "Documents", (ALL, LOST, GAINED), "show")
+    task = url_state.one_of(columns[0], "Task", sorted({cell.task for cell in flipped}), "task", first=most)
+    which = url_state.one_of(columns[1], "Documents", (ALL, LOST, GAINED), "show")
     cell = next(cell for cell in flipped if cell.task == task)
     st.text(f"A: {labels.get(str(cell.baseline_run), cell.baseline_run)}\nB: {labels[run]}")
     st.caption(
         f"{cell.verdict}: {cell.lost} lost, {cell.gained} gained of {cell.n:,} documents; difference {interval(cell)}"
     )
-    found = frame.further_or_stop(
-        lambda: data.answer(queries_pages.flips, cell.baseline_run, run, task, cell.metric, cell.filter), overview
+    found = layout.further_or_stop(
+        lambda: data.answer(page_queries.flips, cell.baseline_run, run, task, cell.metric, cell.filter), overview
     )
     show_documents([flip for flip in found if which == ALL or word_of(flip, cell) == which], cell, overview)
     show_often(cell, overview)
@@ -75,8 +75,8 @@ def cells_of(run: str, overview: data.Answer[data.Overview]) -> list[Cell]:
         and other != run
         and {overview.value.runs[name].status for name in (other, run)} == {"complete"}
     ):
-        return frame.further_or_stop(lambda: data.answer(pair_board, other, run), overview)
-    board = frame.further_or_stop(lambda: data.cells_of(overview.value.runs[run].model_key), overview)
+        return layout.further_or_stop(lambda: data.answer(pair_board, other, run), overview)
+    board = layout.further_or_stop(lambda: data.cells_of(overview.value.runs[run].model_key), overview)
     return [cell for cell in board if cell.run_id == run]
 
 
@@ -95,7 +95,7 @@ def show_documents(found: Sequence[Flip], cell: Cell, overview: data.Answer[data
         st.caption(f"The {MOST_DOCUMENTS} largest changes.")
     rows = [_row(flip, cell) for flip in found]
     picked = st.dataframe(
-        frame.tinted(rows, ["Change"]),
+        layout.tinted(rows, ["Change"]),
         hide_index=True,
         width="stretch",
         height=280 if len(rows) > 6 else "content",
@@ -123,21 +123,21 @@ def _row(flip: Flip, cell: Cell) -> dict[str, object]:
     return {
         "Document": flip.doc_id,
         "Change": word_of(flip, cell),
-        "Right answer": _one_line(answers.right_answer(flip.target, flip.document)),
+        "Right answer": _one_line(answer_text.right_answer(flip.target, flip.document)),
         "A answered": _one_line(before.words),
         "B answered": _one_line(after.words),
-        "Margin of A": answers.margin_text(before.margin),
-        "Margin of B": answers.margin_text(after.margin),
+        "Margin of A": answer_text.margin_text(before.margin),
+        "Margin of B": answer_text.margin_text(after.margin),
         "Score of A": number(flip.before),
         "Score of B": number(flip.after),
         "Key": flip.doc_key[:12],
     }
 
 
-def both(flip: Flip) -> tuple[answers.Answer, answers.Answer]:
+def both(flip: Flip) -> tuple[answer_text.Answer, answer_text.Answer]:
     """What the two runs answered."""
     first, second = (
-        answers.read_answer(text, flip.target, flip.document, flip.output_type, flip.doubled)
+        answer_text.read_answer(text, flip.target, flip.document, flip.output_type, flip.doubled)
         for text in (flip.answer_before, flip.answer_after)
     )
     return first, second
@@ -152,23 +152,23 @@ def show_document(flip: Flip, cell: Cell, overview: data.Answer[data.Overview]) 
     """One document in full: the prompt, the right answer, and both runs' answers side by side."""
     word = word_of(flip, cell)
     st.subheader(f"Document {flip.doc_id if flip.doc_id is not None else flip.doc_key[:8]}, {word}", anchor=False)
-    asked = frame.further_or_stop(lambda: data.answer(queries_pages.prompt, cell.task, flip.doc_key), overview)
+    asked = layout.further_or_stop(lambda: data.answer(page_queries.prompt, cell.task, flip.doc_key), overview)
     st.caption("Prompt")
     st.code(
         asked or "not recorded", language=None, wrap_lines=True, height=260 if len(asked or "") > 900 else "content"
     )
     st.caption("Right answer")
-    st.code(answers.right_answer(flip.target, flip.document) or "not recorded", language=None, wrap_lines=True)
+    st.code(answer_text.right_answer(flip.target, flip.document) or "not recorded", language=None, wrap_lines=True)
     sides = zip(
         st.columns(2), ("A", "B"), both(flip), (flip.answer_before, flip.answer_after), (flip.before, flip.after)
     )
     for column, name, answer, stored, score in sides:
         with column.container(border=True):
             st.caption(
-                f"{name}: {metric_name_plain(cell)} {number(score)}, margin {answers.margin_text(answer.margin)}"
+                f"{name}: {metric_name_plain(cell)} {number(score)}, margin {answer_text.margin_text(answer.margin)}"
             )
             st.code(answer.words or "nothing", language=None, wrap_lines=True)
-            choices = answers.likelihood_rows(stored, flip.target, flip.document, flip.doubled)
+            choices = answer_text.likelihood_rows(stored, flip.target, flip.document, flip.doubled)
             if choices:
                 st.dataframe(
                     [
@@ -189,7 +189,7 @@ def metric_name_plain(cell: Cell) -> str:
 def show_often(cell: Cell, overview: data.Answer[data.Overview]) -> None:
     """Documents that flip under many recipes: they are near the border, or the recipes break the same thing."""
     model = overview.value.runs[cell.run_id].model_key
-    board = frame.further_or_stop(lambda: data.cells_of(model), overview)
+    board = layout.further_or_stop(lambda: data.cells_of(model), overview)
     like = [
         c
         for c in board
@@ -203,15 +203,15 @@ def show_often(cell: Cell, overview: data.Answer[data.Overview]) -> None:
         return
     st.subheader("Documents that flip under many recipes", anchor=False)
     runs = tuple(sorted(c.run_id for c in latest.values()))
-    found = frame.further_or_stop(
-        lambda: data.answer(queries_pages.often_flipped, cell.baseline_run, runs, cell.task, cell.metric, cell.filter),
+    found = layout.further_or_stop(
+        lambda: data.answer(page_queries.often_flipped, cell.baseline_run, runs, cell.task, cell.metric, cell.filter),
         overview,
     )
     if not found:
         st.info("No document flips under any recipe.")
         return
     lost = [(row.lower, row.higher) if cell.higher_is_better else (row.higher, row.lower) for row in found]
-    frame.plot(flip_plot.chart(lost), flip_plot.sentence(lost, len(runs), cell.n))
+    layout.plot(flips.chart(lost), flips.sentence(lost, len(runs), cell.n))
     rows = [
         {
             "Document": row.doc_id,

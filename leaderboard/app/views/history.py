@@ -9,12 +9,13 @@ from typing import Any
 
 import streamlit as st
 
-from leaderboard.across import unedited
-from leaderboard.app import address, data, frame, parts, timeline
+from leaderboard.app import data, layout, linked_table, url_state
+from leaderboard.app.charts import timeline
 from leaderboard.app.download import downloads
-from leaderboard.cell import Cell
-from leaderboard.history import Event, History, Point, Subject, history, subjects
-from leaderboard.wording import counted, number, plain
+from leaderboard.board.across_models import unedited
+from leaderboard.board.cell import Cell
+from leaderboard.board.history import Event, History, Point, Subject, history, subjects
+from leaderboard.terminal.format import counted, number, plain
 
 BY_DATE, EVENLY = "by date", "evenly"
 CHANGES_IN_WORDS = 6
@@ -23,20 +24,20 @@ CHANGES_IN_WORDS = 6
 def main() -> None:
     """Draw the page."""
     st.title("History", anchor=False)
-    first = frame.answer_or_stop(subjects)
+    first = layout.answer_or_stop(subjects)
     known = first.value
     if not known:
-        frame.explain_empty()
+        layout.explain_empty()
         return
     places = st.columns([3, 3, 3, 2])
     model, recipe, task = chosen(known, places)
-    found: History = frame.further_or_stop(lambda: data.answer(history, model, recipe, task), first)
+    found: History = layout.further_or_stop(lambda: data.answer(history, model, recipe, task), first)
     if not found.points:
         st.info("No run of these has a score of the task's main metric.")
         return
     verdicts = {
         cell.run_id: cell
-        for cell in parts.cells_of((point.model_key for point in found.points), first)
+        for cell in linked_table.cells_of((point.model_key for point in found.points), first)
         if cell.task == task
     }
     show_plot(found, recipe, places[3])
@@ -48,14 +49,16 @@ def main() -> None:
 def chosen(known: Sequence[Subject], places: Sequence[Any]) -> tuple[str, str, str]:
     """Model, recipe and task; at first those with the most runs of an edited model, if there are any."""
     first = max(known, key=lambda subject: (not unedited(subject.recipe), subject.runs))
-    model = address.one_of(places[0], "Model", sorted({subject.model for subject in known}), "model", first=first.model)
+    model = url_state.one_of(
+        places[0], "Model", sorted({subject.model for subject in known}), "model", first=first.model
+    )
     of_model = [subject for subject in known if subject.model == model]
     most = max(of_model, key=lambda subject: (not unedited(subject.recipe), subject.runs))
-    recipe = address.one_of(
+    recipe = url_state.one_of(
         places[1], "Recipe", sorted({subject.recipe for subject in of_model}), "recipe", first=most.recipe
     )
     of_recipe = [subject for subject in of_model if subject.recipe == recipe]
-    task = address.one_of(
+    task = url_state.one_of(
         places[2],
         "Task",
         sorted(subject.task for subject in of_recipe),
@@ -69,8 +72,8 @@ def show_plot(found: History, recipe: str, place: Any) -> None:
     """The plot, and the same in a sentence. place: where to ask for the spacing."""
     points = found.points
     dated = all(point.moment is not None for point in points) and len({point.moment for point in points}) > 1
-    spacing = address.one_of(place, "Spacing", [BY_DATE, EVENLY] if dated else [EVENLY], "spacing")
-    frame.plot(timeline.chart(points, found.events, by_date=spacing == BY_DATE), sentence(found, recipe))
+    spacing = url_state.one_of(place, "Spacing", [BY_DATE, EVENLY] if dated else [EVENLY], "spacing")
+    layout.plot(timeline.chart(points, found.events, by_date=spacing == BY_DATE), sentence(found, recipe))
 
 
 def sentence(found: History, recipe: str) -> str:
@@ -114,7 +117,7 @@ def show_runs(points: Sequence[Point], verdicts: dict[str, Cell]) -> None:
     st.subheader("Runs", anchor=False)
     st.caption("Tick a row's box to open its run.")
     latest = list(reversed(points))
-    parts.linked_table(
+    linked_table.linked_table(
         [_row(point, verdicts.get(point.run_id)) for point in latest],
         [point.run_id for point in latest],
         "runs",

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import streamlit as st
 
-from leaderboard.app import address, data, frame, parts
+from leaderboard.app import data, layout, linked_table, url_state
+from leaderboard.app.charts.grid import MEASURES, place_map
+from leaderboard.app.colours import NEUTRAL, word_colour
 from leaderboard.app.download import downloads
-from leaderboard.app.grid import MEASURES, place_map
-from leaderboard.app.scale import NEUTRAL, word_colour
-from leaderboard.cell import Cell
-from leaderboard.layers import Edit, Place, edits, matrices_of, places, verdicts
-from leaderboard.wording import counted, interval, number, percent, plain
+from leaderboard.board.cell import Cell
+from leaderboard.board.layers import Edit, Place, edits, matrices_of, places, verdicts
+from leaderboard.terminal.format import counted, interval, number, percent, plain
 
 ANY = "any number"
 RANKS = {
@@ -41,7 +41,7 @@ class Choice(NamedTuple):
 def main() -> None:
     """Draw the page."""
     st.title("Layers", anchor=False)
-    first = frame.answer_or_stop(edits)
+    first = layout.answer_or_stop(edits)
     found = first.value
     if not found:
         st.info(
@@ -62,9 +62,9 @@ def main() -> None:
 def chosen(found: Sequence[Edit], answer: data.Answer[list[Edit]]) -> Choice:
     """What the filters leave."""
     first, second = st.columns([2, 2, 4]), st.columns([2, 2, 2, 2])
-    names = frame.further_or_stop(data.overview, answer).names
+    names = layout.further_or_stop(data.overview, answer).names
     models = {edit.model_key: names.get(edit.model_key, edit.model_name) for edit in found}
-    model = address.one_of(
+    model = url_state.one_of(
         first[0],
         "Model",
         sorted(set(models.values())),
@@ -73,17 +73,17 @@ def chosen(found: Sequence[Edit], answer: data.Answer[list[Edit]]) -> Choice:
     )
     of_model = [edit for edit in found if models[edit.model_key] == model]
     runs = {edit.run_id for edit in of_model}
-    cells = parts.cells_of((edit.model_key for edit in of_model), answer)
+    cells = linked_table.cells_of((edit.model_key for edit in of_model), answer)
     tasks = sorted({cell.task for cell in cells if cell.run_id in runs}) or ["(none)"]
-    task = address.one_of(first[1], "Verdicts on the task", tasks, "task")
-    recipes = address.any_of(
+    task = url_state.one_of(first[1], "Verdicts on the task", tasks, "task")
+    recipes = url_state.any_of(
         first[2], "Recipes", sorted({edit.recipe for edit in of_model}), "recipe", placeholder="All recipes"
     )
     sizes = [str(size) for size in sorted({edit.edited for edit in of_model})]
-    most = address.one_of(second[0], "Matrices a run edits, at most", [ANY, *sizes], "most")
-    ranks = address.any_of(second[1], "Rank kept", list(RANKS), "rank", placeholder="Any rank")
-    matrices = address.any_of(second[2], "Matrices", matrices_of(of_model), "matrix", placeholder="All matrices")
-    measure = address.one_of(second[3], "Colour shows", list(MEASURES), "measure")
+    most = url_state.one_of(second[0], "Matrices a run edits, at most", [ANY, *sizes], "most")
+    ranks = url_state.any_of(second[1], "Rank kept", list(RANKS), "rank", placeholder="Any rank")
+    matrices = url_state.any_of(second[2], "Matrices", matrices_of(of_model), "matrix", placeholder="All matrices")
+    measure = url_state.one_of(second[3], "Colour shows", list(MEASURES), "measure")
     shown = [
         edit
         for edit in of_model
@@ -111,7 +111,7 @@ def show_map(shown: Sequence[Edit], by_run: dict[str, Cell], task: str, measure:
         f"{counted(runs, 'run', 'runs')} edited {counted(len(gathered), 'place', 'places')} (a layer and a matrix)."
         f" {_extremes(gathered, plain(task))} A place that is not drawn was not edited, or has no such number."
     )
-    frame.plot(place_map(gathered, measure), said)
+    layout.plot(place_map(gathered, measure), said)
     downloads([_place(place, task) for place in gathered], "places")
 
 
@@ -162,7 +162,7 @@ def show_ranks(shown: Sequence[Edit], by_run: dict[str, Cell], task: str) -> Non
         "A point is one matrix in one run: from left to right the share of its rank that was kept, upwards what the"
         f" run gained on {plain(task)}, coloured by the run's verdict.{every}"
     )
-    frame.plot(rank_chart(drawn, by_run), said)
+    layout.plot(rank_chart(drawn, by_run), said)
 
 
 def rank_chart(drawn: Sequence[Edit], by_run: dict[str, Cell]) -> Any:
@@ -219,7 +219,7 @@ def show_edits(shown: Sequence[Edit], by_run: dict[str, Cell]) -> None:
         + (f" The first {LISTED:,} of {len(shown):,}; the files hold all." if len(shown) > LISTED else "")
     )
     listed = shown[:LISTED]
-    parts.linked_table(
+    linked_table.linked_table(
         [_row(edit, by_run.get(edit.run_id)) for edit in listed],
         [edit.run_id for edit in listed],
         "edits",

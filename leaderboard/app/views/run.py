@@ -10,18 +10,17 @@ from typing import Any
 
 import streamlit as st
 
-from leaderboard import on_disk
-from leaderboard.app import data, frame, parts, receipt_view
+from leaderboard.app import data, layout, linked_table, receipt_view, run_files
 from leaderboard.app.download import downloads
-from leaderboard.app.pages import ACROSS, BOARD, HISTORY, LAYERS, RUN
+from leaderboard.app.menu import ACROSS, BOARD, HISTORY, LAYERS, RUN
+from leaderboard.board.layers import edits
 from leaderboard.errors import Busy, LeaderboardError, UnknownRun
-from leaderboard.layers import edits
-from leaderboard.wording import plain
+from leaderboard.terminal.format import plain
 
 
 def main() -> None:
     """Draw the page."""
-    first = frame.overview_or_stop()
+    first = layout.overview_or_stop()
     wanted = str(st.query_params.get("run", ""))
     st.page_link(BOARD.script, label="Back to the leaderboard", icon=":material/arrow_back:")
     if not wanted:
@@ -35,9 +34,9 @@ def main() -> None:
         choose(first.value)
         return
     except LeaderboardError as error:
-        frame.explain_error(error)
+        layout.explain_error(error)
         if isinstance(error, Busy):
-            frame.watch(object())
+            layout.watch(object())
         return
     show(details, first)
 
@@ -45,7 +44,7 @@ def main() -> None:
 def choose(overview: data.Overview) -> None:
     """A list of runs to pick from."""
     st.subheader("Choose a run", anchor=False)
-    labels = frame.run_labels(overview)
+    labels = layout.run_labels(overview)
     picked = st.selectbox("Run", list(labels), index=None, format_func=labels.__getitem__, label_visibility="collapsed")
     if picked:
         st.switch_page(RUN.script, query_params={"run": picked})
@@ -65,21 +64,21 @@ def show(details: data.Details, first: data.Answer[data.Overview]) -> None:
             language=None,
             wrap_lines=True,
         )
-    cells = [cell for cell in parts.cells_of([run["model_key"]], first) if cell.run_id == run["run_id"]]
+    cells = [cell for cell in linked_table.cells_of([run["model_key"]], first) if cell.run_id == run["run_id"]]
     if cells:
         rows = [
             {name: text for name, text in row.items() if name != "Recipe"}
-            for row in frame.cell_rows(cells, with_model=False)
+            for row in layout.cell_rows(cells, with_model=False)
         ]
-        st.dataframe(frame.tinted(rows, ["Verdict"]), hide_index=True, width="stretch", key="verdicts")
+        st.dataframe(layout.tinted(rows, ["Verdict"]), hide_index=True, width="stretch", key="verdicts")
         downloads(rows, "verdicts")
     for warning in json.loads(run["warnings"] or "[]"):
         st.text(f"warning: {plain(warning)}")
     show_links(run, [cell.task for cell in cells])
     show_command(run)
     show_files(run)
-    own = [edit for edit in frame.further_or_stop(lambda: data.answer(edits), first) if edit.run_id == run["run_id"]]
-    receipt_view.show(details, own, on_disk.receipt_of(run))
+    own = [edit for edit in layout.further_or_stop(lambda: data.answer(edits), first) if edit.run_id == run["run_id"]]
+    receipt_view.show(details, own, run_files.receipt_of(run))
     show_facts(run)
     show_scores(details)
 
@@ -117,7 +116,7 @@ def show_command(run: dict[str, Any]) -> None:
         st.code("not recorded: these results came from plain lm_eval", language=None, wrap_lines=True)
     else:
         st.code(plain(shlex.join(map(str, words))), language=None, wrap_lines=True)
-    needed = on_disk.requirements(_versions(run))
+    needed = run_files.requirements(_versions(run))
     if needed:
         st.caption("With these versions, as lines for pip")
         st.code("\n".join(map(plain, needed)), language=None)
@@ -133,7 +132,7 @@ def show_command(run: dict[str, Any]) -> None:
 def show_files(run: dict[str, Any]) -> None:
     """Where its files lie, and which of them are still there."""
     st.subheader("Files", anchor=False)
-    files = on_disk.files_of(run)
+    files = run_files.files_of(run)
     st.code(
         "\n".join([plain(run["path"]), *(f"  {plain(file.name)}  ({_size(file.size)})" for file in files)]),
         language=None,
@@ -154,7 +153,7 @@ def show_facts(run: dict[str, Any]) -> None:
     with left:
         st.subheader("Versions and machine", anchor=False)
         machine = {name: run[name] for name in ("backend", "device", "dtype", "batch_size", "started", "finished")}
-        frame.facts_table(
+        layout.facts_table(
             _versions(run) | machine | {f"seconds: {k}": round(v, 2) for k, v in _numbers(run["seconds"]).items()}
         )
     with right:
@@ -170,7 +169,7 @@ def show_facts(run: dict[str, Any]) -> None:
             "control_of",
         )
         model = ("pretrained", "revision", "identity", "model_type", "digest_before", "digest_after")
-        frame.facts_table({name: run[name] for name in (*names, *model)})
+        layout.facts_table({name: run[name] for name in (*names, *model)})
     for title, column in (
         ("Recipe, fully resolved", "recipe_resolved"),
         ("Settings", "settings"),

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from leaderboard.app import address, data, frame, size_plot
+from leaderboard.app import data, layout, url_state
+from leaderboard.app.charts import size
 from leaderboard.app.download import downloads
-from leaderboard.cell import Cell
-from leaderboard.wording import direction, interval, metric_name, number, percent, plain
+from leaderboard.board.cell import Cell
+from leaderboard.terminal.format import direction, interval, metric_name, number, percent, plain
 
 PLOTS = 4
 MEASURES = {"Parameters": "parameters", "Bytes": "bytes", "FLOPs per token": "flops_per_token"}
@@ -20,17 +21,17 @@ MEASURES = {"Parameters": "parameters", "Bytes": "bytes", "FLOPs per token": "fl
 def main() -> None:
     """Draw the page."""
     st.title("Size and score", anchor=False)
-    overview = frame.overview_or_stop()
+    overview = layout.overview_or_stop()
     columns = st.columns(3)
-    model = frame.choose_model(overview.value, columns[0])
-    cells = frame.further_or_stop(lambda: data.cells_of(model), overview)
-    words = address.one_of(columns[1], "Size in", tuple(MEASURES), "size")
+    model = layout.choose_model(overview.value, columns[0])
+    cells = layout.further_or_stop(lambda: data.cells_of(model), overview)
+    words = url_state.one_of(columns[1], "Size in", tuple(MEASURES), "size")
     tasks = sorted({cell.task for cell in cells if cell.score is not None and cell.verdict != "failed"})
     if not tasks:
         st.info("No run of this model has a score.")
         return
-    asked = address.any_of(columns[2], "Tasks", tasks, "task", placeholder="All tasks") or tasks
-    points = size_plot.points(cells, overview.value.runs, MEASURES[words])
+    asked = url_state.any_of(columns[2], "Tasks", tasks, "task", placeholder="All tasks") or tasks
+    points = size.points(cells, overview.value.runs, MEASURES[words])
     st.caption(
         f"{words} with edited matrices stored as factors, against the score; up and to the left is better, or nearer to"
         " the best value where that lies in the middle. The line joins the runs that no other beats in both. Whiskers:"
@@ -48,18 +49,21 @@ def main() -> None:
     if rows:
         st.subheader("All points", anchor=False)
         st.dataframe(
-            frame.tinted(rows, ["Verdict"]), hide_index=True, width="stretch", key=f"points {model} {words} {len(rows)}"
+            layout.tinted(rows, ["Verdict"]),
+            hide_index=True,
+            width="stretch",
+            key=f"points {model} {words} {len(rows)}",
         )
         downloads(rows, "size-and-score")
 
 
-def show_task(points: Sequence[size_plot.Point], missing: Sequence[Cell], words: str) -> list[dict[str, object]]:
+def show_task(points: Sequence[size.Point], missing: Sequence[Cell], words: str) -> list[dict[str, object]]:
     """One task's plot; what it shows, as rows."""
     with st.container(border=True):
         cell = points[0].cell if points else missing[0]
         st.text(f"{plain(cell.task)}: {plain(metric_name(cell))}, {direction(cell)}")
         if points:
-            frame.plot(size_plot.chart(points, words), size_plot.sentence(points, words))
+            layout.plot(size.chart(points, words), size.sentence(points, words))
         else:
             st.info(f"No run of this task has recorded its size in {words}.")
         if missing:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness_ext import surgery
-from harness_ext.evidence import gather
-from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
-from harness_ext.kept import Kept, Shelf
+from harness_ext.calibration.cache import Kept, Shelf
+from harness_ext.calibration.collect import gather
+from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
+from harness_ext.editing import pipeline
 from harness_ext.methods import feature_space
-from harness_ext.recipe import parse_recipe
+from harness_ext.recipe.recipe import parse_recipe
 
 TEXTS = tuple(
     LabelledDocument("t", f"w{number} w{2 * number % 40}", f" w{(3 * number + 1) % 40}", str(number))
@@ -42,7 +42,7 @@ def gathered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         seen.extend(matrix.key for matrix in matrices)
         return gather(lm, matrices, *rest)
 
-    monkeypatch.setattr(surgery, "gather", counting)
+    monkeypatch.setattr(pipeline, "gather", counting)
     return seen
 
 
@@ -97,7 +97,7 @@ def test_what_is_asked_differently_is_gathered_as_far_as_it_differs(
 
 
 def test_a_model_already_edited_is_another_model(make_lm, gathered: list[str]) -> None:
-    from harness_ext.recipe import recipe_from
+    from harness_ext.recipe.recipe import recipe_from
 
     step = {"method": "feature_space", "matrices": ["up_proj"], "keep": {"rank": 5}}
     recipe = recipe_from({"name": "twice", "steps": [step, step]}, origin="test")

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from harness_ext import evidence
+from harness_ext.calibration import collect
+from harness_ext.calibration.documents import LabelledDocument
+from harness_ext.editing.records import VariantFailed
 from harness_ext.errors import UserError
-from harness_ext.evidence.documents import LabelledDocument
 from harness_ext.methods import Svd
-from harness_ext.receipt import VariantFailed
-from harness_ext.recipe import parse_recipe
+from harness_ext.recipe.recipe import parse_recipe
 
 # Prompts of different lengths, so that padding matters; answers of one and of two tokens.
 DOCUMENTS = [
@@ -160,7 +160,7 @@ def decompose(lm):
 @pytest.mark.parametrize("size", [2, 5])
 def test_effects_and_means_equal_the_reference(make_lm, family: str, role: str, per_head: str, size: int) -> None:
     lm, matrices, closeness = observable(make_lm, family, f"matrices=[{role}],per_head={per_head}")
-    gathered = evidence.gather(
+    gathered = collect.gather(
         lm, matrices, frozenset({"counterfactual_effects", "input_mean"}), DOCUMENTS, size, decompose(lm)
     )
     for matrix in matrices[-2:]:
@@ -182,7 +182,7 @@ def test_effects_and_means_equal_the_reference(make_lm, family: str, role: str, 
 def test_ablation_effects_equal_the_reference(make_lm, family: str, role: str) -> None:
     """The mean over tokens of <g, u_i> s_i (v_i . (x_mean - x)), summed by hand."""
     lm, matrices, closeness = observable(make_lm, family, f"matrices=[{role}]")
-    gathered = evidence.gather(lm, matrices, frozenset({"ablation_effects"}), DOCUMENTS, 2, decompose(lm))
+    gathered = collect.gather(lm, matrices, frozenset({"ablation_effects"}), DOCUMENTS, 2, decompose(lm))
     for matrix in matrices:
         u, s, vh = numpy.linalg.svd(lm.weights.read(matrix).numpy(), full_matrices=False)
         seen = [observe(lm, matrix, document) for document in DOCUMENTS]
@@ -208,7 +208,7 @@ def test_an_ablation_effect_is_the_slope_of_the_loss_in_the_removal(make_lm) -> 
     """
     lm = make_lm("gpt2", dtype="float64")
     (matrix,) = lm.weights.anatomy.select(parse_recipe("identity:matrices=[up_proj],layers=[1]").steps[0])
-    effects = evidence.gather(lm, [matrix], frozenset({"ablation_effects"}), DOCUMENTS, 5, decompose(lm))[matrix.key][
+    effects = collect.gather(lm, [matrix], frozenset({"ablation_effects"}), DOCUMENTS, 5, decompose(lm))[matrix.key][
         "ablation_effects"
     ]
     mean = torch.cat([observe(lm, matrix, document).inputs for document in DOCUMENTS]).mean(0)
@@ -264,10 +264,10 @@ def test_matrices_taken_in_several_passes_give_the_same(make_lm, monkeypatch) ->
     lm = make_lm("llama")
     matrices = lm.weights.anatomy.select(parse_recipe("identity:matrices=[attn]").steps[0])
     names = frozenset({"counterfactual_effects", "input_mean"})
-    at_once = evidence.gather(lm, matrices, names, DOCUMENTS, 5, decompose(lm))
-    monkeypatch.setattr(evidence, "FACTOR_BYTES", 6000)
-    assert len(list(evidence.groups(matrices, names))) > 3
-    in_parts = evidence.gather(lm, matrices, names, DOCUMENTS, 5, decompose(lm))
+    at_once = collect.gather(lm, matrices, names, DOCUMENTS, 5, decompose(lm))
+    monkeypatch.setattr(collect, "FACTOR_BYTES", 6000)
+    assert len(list(collect.groups(matrices, names))) > 3
+    in_parts = collect.gather(lm, matrices, names, DOCUMENTS, 5, decompose(lm))
     for key, values in at_once.items():
         for name, value in values.items():
             torch.testing.assert_close(in_parts[key][name], value)
@@ -281,7 +281,7 @@ def test_the_gradients_of_two_layers_are_never_there_together(make_lm, monkeypat
     matrices = lm.weights.anatomy.select(parse_recipe("identity").steps[0])
     held: dict[int, list[StorageWeakRef]] = {}
     layers: list[int] = []
-    real = evidence._Observed._show
+    real = collect._Observed._show
 
     def watch(self, module, seen, gradient) -> None:
         layer = self.items[0].matrix.layer
@@ -292,8 +292,8 @@ def test_the_gradients_of_two_layers_are_never_there_together(make_lm, monkeypat
         layers.append(layer)
         real(self, module, seen, gradient)
 
-    monkeypatch.setattr(evidence._Observed, "_show", watch)
-    evidence.gather(lm, matrices, frozenset({"fisher_information"}), DOCUMENTS[:2], 2, decompose(lm))
+    monkeypatch.setattr(collect._Observed, "_show", watch)
+    collect.gather(lm, matrices, frozenset({"fisher_information"}), DOCUMENTS[:2], 2, decompose(lm))
     assert layers == sorted(layers, reverse=True) and set(layers) == {0, 1, 2}
     assert all(parameter.grad is None for parameter in lm.model.parameters())
 
@@ -313,10 +313,10 @@ def test_padding_changes_no_statistic(make_lm, plain_family: str, size: int) -> 
             "ablation_effects",
         }
     )
-    alone = evidence.gather(lm, matrices, names, DOCUMENTS, 1, decompose(lm))
+    alone = collect.gather(lm, matrices, names, DOCUMENTS, 1, decompose(lm))
     for pad in (0, 17):
         lm.tokenizer.pad_token_id = pad
-        for key, values in evidence.gather(lm, matrices, names, DOCUMENTS, size, decompose(lm)).items():
+        for key, values in collect.gather(lm, matrices, names, DOCUMENTS, size, decompose(lm)).items():
             torch.testing.assert_close(values, alone[key], rtol=1e-4, atol=1e-6)
 
 
@@ -324,7 +324,7 @@ def test_gathering_leaves_no_trace(make_lm) -> None:
     lm = make_lm("gpt2")
     digest = lm.weights.digest()
     matrices = lm.weights.anatomy.select(parse_recipe("identity").steps[0])
-    evidence.gather(lm, matrices, frozenset({"input_mean"}), DOCUMENTS, 2, decompose(lm))
+    collect.gather(lm, matrices, frozenset({"input_mean"}), DOCUMENTS, 2, decompose(lm))
     assert lm.weights.digest() == digest
     assert all(parameter.requires_grad and parameter.grad is None for parameter in lm.model.parameters())
     assert not any(module._forward_hooks for module in lm.model.modules())
@@ -334,7 +334,7 @@ def test_a_batch_of_one_has_no_counterfactual(make_lm) -> None:
     lm = make_lm("llama")
     matrices = lm.weights.anatomy.select(parse_recipe("identity:matrices=[k_proj]").steps[0])
     with pytest.raises(UserError, match="set calibration.batch_size to 2 or more"):
-        evidence.gather(lm, matrices, frozenset({"counterfactual_effects"}), DOCUMENTS, 1, decompose(lm))
+        collect.gather(lm, matrices, frozenset({"counterfactual_effects"}), DOCUMENTS, 1, decompose(lm))
 
 
 def test_a_loss_that_is_not_finite_stops_before_any_edit(make_lm) -> None:
@@ -343,4 +343,4 @@ def test_a_loss_that_is_not_finite_stops_before_any_edit(make_lm) -> None:
         lm.model.model.norm.weight.fill_(float("inf"))
     matrices = lm.weights.anatomy.select(parse_recipe("identity:matrices=[k_proj]").steps[0])
     with pytest.raises(VariantFailed, match="calibration loss is not finite"):
-        evidence.gather(lm, matrices, frozenset({"input_mean"}), DOCUMENTS, 2, decompose(lm))
+        collect.gather(lm, matrices, frozenset({"input_mean"}), DOCUMENTS, 2, decompose(lm))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from harness_ext.evidence.documents import CalibrationSet
+from harness_ext.calibration.documents import CalibrationSet
 
 CHAT = (
     "{% for message in messages %}{{ message.role }} : {{ message.content }} <eos> {% endfor %}{% if"
@@ -118,17 +118,17 @@ def run_tasks(lm_eval, make_model, tmp_path: Path) -> Callable[..., Any]:
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[CalibrationSet]:
     """The documents that recipes learn from, as they are drawn."""
-    from harness_ext import surgery
+    from harness_ext.editing import pipeline
 
     sets: list[CalibrationSet] = []
-    real = surgery._documents
+    real = pipeline._documents
 
     def draw(step, number, source, operation, where):
         found = real(step, number, source, operation, where)
         sets.extend(each for _, each in operation.calibration)
         return found
 
-    monkeypatch.setattr(surgery, "_documents", draw)
+    monkeypatch.setattr(pipeline, "_documents", draw)
     return sets
 
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from harness_ext import evidence
-from harness_ext.checkpoint import read_checkpoint
-from harness_ext.editing import UNSEEN
+from harness_ext.calibration import collect
+from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
+from harness_ext.editing.edit_matrix import UNSEEN
+from harness_ext.editing.plan import plan
+from harness_ext.editing.warnings import remarks
 from harness_ext.errors import UserError
-from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
 from harness_ext.methods import Svd
-from harness_ext.plan import plan
-from harness_ext.recipe import parse_recipe
-from harness_ext.remarks import remarks
+from harness_ext.model.checkpoint import read_checkpoint
+from harness_ext.recipe.recipe import parse_recipe
 
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")
 DOCUMENTS = [
@@ -76,7 +76,7 @@ def gradients_of_weights(lm, parameter: str) -> list[torch.Tensor]:
 def test_the_fisher_information_of_an_expert_is_that_of_its_weights_gradient(make_lm, mixture: str, words: str) -> None:
     lm = make_lm(mixture, dtype="float64")
     matrices = select(lm, words)
-    found = evidence.gather(lm, matrices, frozenset({"fisher_information"}), DOCUMENTS, 3, no_documents)
+    found = collect.gather(lm, matrices, frozenset({"fisher_information"}), DOCUMENTS, 3, no_documents)
     gradients = {
         parameter: gradients_of_weights(lm, parameter) for parameter in {matrix.parameter for matrix in matrices}
     }
@@ -100,10 +100,10 @@ def test_what_removing_a_component_of_an_expert_changes_is_in_its_weights_gradie
     matrices = select(lm, f"matrices=[{role}],layers=[1]")
     matrices = [matrix for matrix in matrices if matrix.expert is not None]
     watched = [
-        evidence._Watched(matrix, evidence._start(frozenset({"ablation_effects"}), matrix, decompose(lm)))
+        collect._Watched(matrix, collect._start(frozenset({"ablation_effects"}), matrix, decompose(lm)))
         for matrix in matrices
     ]
-    evidence._one_pass(lm, watched, list(evidence.batches_of(lm, DOCUMENTS, 3)), lambda count: None, backward=True)
+    collect._one_pass(lm, watched, list(collect.batches_of(lm, DOCUMENTS, 3)), lambda count: None, backward=True)
     gradients = gradients_of_weights(lm, matrices[0].parameter)
     for item in watched:
         u, _, vh = decompose(lm)(item.matrix)
@@ -119,7 +119,7 @@ def test_it_does_not_matter_how_the_model_computes_its_experts(make_lm, mixture:
     found = {}
     for implementation in ("eager", "batched_mm", "grouped_mm"):
         lm.model.set_experts_implementation(implementation)
-        found[implementation] = evidence.gather(lm, matrices, names, DOCUMENTS, 3, decompose(lm))
+        found[implementation] = collect.gather(lm, matrices, names, DOCUMENTS, 3, decompose(lm))
     assert found["eager"]
     for other in ("batched_mm", "grouped_mm"):
         torch.testing.assert_close(found[other], found["eager"], rtol=1e-3, atol=1e-5)
@@ -220,7 +220,7 @@ def test_an_expert_tells_apart_the_pairs_of_which_it_sees_both(make_lm, mixture:
     pairs = [(f"w{number} w{number + 1} w3", f"w{number} w{number + 1} w4") for number in range(5, 17)]
     texts = [text for pair in pairs for text in pair]
     matrices = select(lm, "matrices=[up_proj],layers=[1]")
-    found = evidence.gather(
+    found = collect.gather(
         lm,
         matrices,
         frozenset({"contrast_differences"}),
@@ -255,8 +255,8 @@ def test_an_expert_tells_apart_the_pairs_of_which_it_sees_both(make_lm, mixture:
 
 
 def test_experts_of_an_unknown_architecture_have_no_evidence() -> None:
-    from harness_ext.anatomy import Anatomy
-    from harness_ext.evidence.experts import check_experts
+    from harness_ext.calibration.experts import check_experts
+    from harness_ext.model.layout import Anatomy
 
     step = parse_recipe("wanda:matrices=['*.experts.in']").steps[0]
     matrices = Anatomy({"model_type": "novel"}, {"blocks.0.experts.in": (3, 4, 5)}).select(step)

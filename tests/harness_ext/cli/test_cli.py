@@ -20,7 +20,7 @@ from harness_ext.cli import EXIT_USER_ERROR, RecipesCLI, main
 from harness_ext.cli.config import resolve_demo
 from harness_ext.demo import demo_path
 from harness_ext.errors import UserError
-from harness_ext.run_config import RunConfig, resolve_tasks
+from harness_ext.lm_eval_adapter.config import RunConfig, resolve_tasks
 
 HEAVY = ("torch", "transformers", "datasets", "streamlit", "duckdb", "scipy")
 
@@ -44,8 +44,8 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> list[argparse.Namespace]:
     """Collects the namespaces that reach lm-eval's own run."""
     collected: list[argparse.Namespace] = []
     monkeypatch.setattr(Run, "_execute", staticmethod(collected.append))
-    monkeypatch.setattr("harness_ext.startup.preload_hf", lambda: None)
-    monkeypatch.setattr("harness_ext.startup.preload_harness", lambda: None)
+    monkeypatch.setattr("harness_ext.lm_eval_adapter.fast_import.preload_hf", lambda: None)
+    monkeypatch.setattr("harness_ext.lm_eval_adapter.fast_import.preload_harness", lambda: None)
     return collected
 
 

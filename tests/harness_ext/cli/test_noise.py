@@ -43,11 +43,11 @@ def test_two_runs_are_made_stored_and_shown_beside_verdicts(lm_eval, tmp_path: P
 
 
 def test_a_run_is_really_scored_at_its_own_size(lm_eval, monkeypatch: pytest.MonkeyPatch) -> None:
-    from harness_ext import evaluation
+    from harness_ext.lm_eval_adapter import evaluate
 
     seen: list[int] = []
-    before = evaluation.evaluate
-    monkeypatch.setattr(evaluation, "evaluate", lambda lm, *rest: seen.append(lm.batch_size) or before(lm, *rest))
+    before = evaluate.evaluate
+    monkeypatch.setattr(evaluate, "evaluate", lambda lm, *rest: seen.append(lm.batch_size) or before(lm, *rest))
     assert lm_eval("noise", *MODEL, "--tasks", "int_mult", "--batch_size", 3).code == 0
     assert seen == [3, 12]
 

@@ -8,7 +8,8 @@ from collections import Counter
 
 import pytest
 
-from harness_ext.demo import data, demo_path
+from harness_ext.demo import demo_path
+from harness_ext.demo_training import data
 
 arithmetic = data.task_module("arithmetic")
 bias = data.task_module("bias")
@@ -55,7 +56,7 @@ def test_noisy_wording_never_shows_a_test_fact(corpus, source, facts, wording):
 
 
 def test_a_batch_holds_its_mixture_and_the_shares_of_wrong_and_stereotyped():
-    from harness_ext.demo.train import Mixture, Sampler, Settings
+    from harness_ext.demo_training.train import Mixture, Sampler, Settings
 
     mixture = Mixture(2, 3, 4000, 5000, 6000)
     sampler = Sampler(Settings(mixture=mixture, share_wrong=0.8, share_stereotyped=0.7))
@@ -112,7 +113,7 @@ def test_prompts_are_those_of_the_tasks(corpus):
 def test_short_training_repeats_bit_for_bit():
     import torch
 
-    from harness_ext.demo.train import Mixture, Settings, train
+    from harness_ext.demo_training.train import Mixture, Settings, train
 
     threads = torch.get_num_threads()
     settings = Settings(seed=5, steps=3, warm_up=1, width=32, feed_forward=48, mixture=Mixture(4, 4, 4, 4, 4))
@@ -129,7 +130,7 @@ def test_short_training_repeats_bit_for_bit():
 
 
 def test_learning_rate_warms_up_and_decays():
-    from harness_ext.demo.train import Settings, learning_rate
+    from harness_ext.demo_training.train import Settings, learning_rate
 
     settings = Settings(steps=110, warm_up=10, final_learning_rate=0.1)
     assert learning_rate(0, settings) == pytest.approx(0.1)
@@ -139,13 +140,13 @@ def test_learning_rate_warms_up_and_decays():
 
 
 def test_card_is_what_its_figures_say():
-    from harness_ext.demo import card
+    from harness_ext.demo_training import card
 
     assert (demo_path() / "README.md").read_text(encoding="utf-8") == card.render()
 
 
 def test_card_counts_the_parameters_of_the_model(shipped):
-    from harness_ext.demo import card
+    from harness_ext.demo_training import card
 
     model, _ = shipped
     settings = json.loads((demo_path() / "training.json").read_text(encoding="utf-8"))["settings"]
@@ -153,7 +154,7 @@ def test_card_counts_the_parameters_of_the_model(shipped):
 
 
 def test_table_gives_mean_and_range():
-    from harness_ext.demo import card
+    from harness_ext.demo_training import card
 
     rows = [
         {"seed": seed, "recipe": "baseline", "scores": {**dict.fromkeys(card.TASKS, value), "pronoun_bias": 10 * value}}
@@ -210,7 +211,7 @@ def test_tokenizer_covers_and_restores_every_document(shipped):
 
 
 def test_shipped_model_knows_the_test_facts_and_hides_them(shipped):
-    from harness_ext.demo.train import accuracy, encode_facts
+    from harness_ext.demo_training.train import accuracy, encode_facts
 
     model, tokenizer = shipped
     numbers = tokenizer.get_vocab()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness_ext.demo import spread
+from harness_ext.demo_training import spread
 
 
 def _run(folder: Path, seed: int, recipe: str, score: float, status: str = "complete") -> None:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from harness_ext.demo import card, demo_path, figures, finetune, spread, table
-from harness_ext.demo.figures import Row
-from harness_ext.recipe import parse_recipe, shipped_names
-from harness_ext.report import Report
-from harness_ext.rundir import FinishedRun
-from harness_ext.session import Session
+from harness_ext.demo import demo_path
+from harness_ext.demo_training import card, figures, finetune, spread, table
+from harness_ext.demo_training.figures import Row
+from harness_ext.recipe.recipe import parse_recipe, shipped_names
+from harness_ext.runs.progress import Report
+from harness_ext.runs.session import Session
+from harness_ext.storage.rundir import FinishedRun
 
 
 @pytest.fixture
@@ -275,7 +276,7 @@ def test_fine_tuning_sees_the_documents_of_the_recipe_beside_it(tmp_path, report
 
 @pytest.mark.slow
 def test_the_rate_of_fine_tuning_is_the_best_on_other_facts_of_the_training_split(tmp_path, report) -> None:
-    from harness_ext.lm import RecipeLM
+    from harness_ext.lm_eval_adapter.backend import RecipeLM
 
     documents = table.documents_of(table.TEACHER, 0, tmp_path, report)
     drawn = {document.doc_hash for document in documents}
@@ -295,7 +296,7 @@ def test_the_rate_of_fine_tuning_is_the_best_on_other_facts_of_the_training_spli
 def _share_right(lm, documents) -> float:
     import torch
 
-    from harness_ext.evidence import batches_of
+    from harness_ext.calibration.collect import batches_of
 
     right = 0
     with torch.no_grad():

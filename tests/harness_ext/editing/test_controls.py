@@ -14,16 +14,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness_ext.controls import NoControl, check_control, control_recipe
+from harness_ext.calibration.documents import LabelledDocument, with_answers_of_others
+from harness_ext.editing.controls import NoControl, check_control, control_recipe
+from harness_ext.editing.records import rows
 from harness_ext.errors import UserError
-from harness_ext.evidence.documents import LabelledDocument, with_answers_of_others
-from harness_ext.factors import Factors
-from harness_ext.keep import Keep
+from harness_ext.linalg.decompose import Factors
 from harness_ext.methods import Svd
-from harness_ext.methods.controls import bottom_components, noise
-from harness_ext.methods.truncation import truncate_svd
-from harness_ext.receipt import rows
-from harness_ext.recipe import parse_recipe
+from harness_ext.methods.budget import Keep
+from harness_ext.methods.random_edits import bottom_components, noise
+from harness_ext.methods.svd import truncate_svd
+from harness_ext.recipe.recipe import parse_recipe
 
 SHAPES = st.tuples(st.integers(1, 16), st.integers(1, 16), st.integers(0, 2**31))
 

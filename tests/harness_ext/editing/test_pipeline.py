@@ -6,10 +6,10 @@ import numpy
 import pytest
 import torch
 
+from harness_ext.editing.records import VariantFailed
 from harness_ext.errors import UserError
-from harness_ext.receipt import VariantFailed
-from harness_ext.recipe import parse_recipe, recipe_from
-from harness_ext.weights import Weights, model_digest, tensor_digest
+from harness_ext.model.weights import Weights, model_digest, tensor_digest
+from harness_ext.recipe.recipe import parse_recipe, recipe_from
 
 
 def no_documents(calibration, where):
@@ -93,7 +93,7 @@ def test_a_matrix_edited_twice_counts_once(make_lm) -> None:
 
 
 def test_a_bias_that_the_edit_made_counts_after_it_only(make_lm) -> None:
-    from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
+    from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
 
     documents = tuple(
         LabelledDocument("t", f"w{number} w{number + 1}", f" w{number + 2}", str(number)) for number in range(4)

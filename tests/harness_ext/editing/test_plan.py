@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from harness_ext.checkpoint import check_local, identity, read_checkpoint, read_header
+from harness_ext.editing.plan import plan
 from harness_ext.errors import UserError
-from harness_ext.plan import plan
-from harness_ext.recipe import parse_recipe
+from harness_ext.model.checkpoint import check_local, identity, read_checkpoint, read_header
+from harness_ext.recipe.recipe import parse_recipe
 
 
 def no_documents(calibration, where):

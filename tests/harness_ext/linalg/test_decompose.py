@@ -19,22 +19,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness_ext.editing.records import VariantFailed
 from harness_ext.errors import RecipeError, UserError
-from harness_ext.factors import (
-    GRAM_FP32,
-    GRAM_FP64,
-    SVD,
-    Factors,
-    NotConverged,
-    disk,
-    gram,
-    range_finder,
-)
-from harness_ext.factors.disk import DiskCache, lasting
-from harness_ext.keep import Keep
-from harness_ext.methods.truncation import EXACT_INSTEAD, truncate_svd
-from harness_ext.receipt import VariantFailed
-from harness_ext.recipe import parse_recipe
+from harness_ext.linalg import cache as disk
+from harness_ext.linalg import gram, randomized
+from harness_ext.linalg.cache import DiskCache, lasting
+from harness_ext.linalg.decompose import GRAM_FP32, GRAM_FP64, SVD, Factors, NotConverged
+from harness_ext.methods.budget import Keep
+from harness_ext.methods.svd import EXACT_INSTEAD, truncate_svd
+from harness_ext.recipe.recipe import parse_recipe
 
 LIMIT = 1e-5
 # As shares of the norm, the roundoff of fp32 along the error, and what the rounding of many numbers adds at right
@@ -238,7 +231,7 @@ def test_the_range_finder_is_within_a_hundredth_of_the_best_and_estimates_that(
         else with_spectrum(*shape, spectra[name])
     )
     rank = min(shape) // 100
-    edit = range_finder.truncate(weight, rank, torch.Generator().manual_seed(0))
+    edit = randomized.truncate(weight, rank, torch.Generator().manual_seed(0))
     excess = distance(weight, edit) / least_errors(weight)[rank] - 1
     assert edit.rank == rank and edit.decomposition == "randomised"
     assert -1e-6 <= excess <= 0.01 and excess <= edit.excess_error + 2e-3
@@ -248,7 +241,7 @@ def test_the_range_finder_is_within_a_hundredth_of_the_best_and_estimates_that(
 def test_a_seed_means_the_same_and_another_seed_something_else() -> None:
     weight = torch.randn(500, 400, generator=torch.Generator().manual_seed(1))
     one, same, other = (
-        range_finder.truncate(weight, 4, torch.Generator().manual_seed(seed)).weight() for seed in (0, 0, 1)
+        randomized.truncate(weight, 4, torch.Generator().manual_seed(seed)).weight() for seed in (0, 0, 1)
     )
     assert torch.equal(one, same) and not torch.equal(one, other)
 

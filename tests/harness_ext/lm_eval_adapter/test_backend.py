@@ -9,8 +9,8 @@ import torch
 
 import harness_ext  # noqa: F401 - registers `hf-recipe`
 from harness_ext.errors import UserError
-from harness_ext.lm import RecipeLM
-from harness_ext.recipe import parse_recipe
+from harness_ext.lm_eval_adapter.backend import RecipeLM
+from harness_ext.recipe.recipe import parse_recipe
 
 
 def no_documents(calibration, where):
@@ -20,7 +20,7 @@ def no_documents(calibration, where):
 def score(**arguments):
     from lm_eval import simple_evaluate
 
-    from harness_ext.task_index import task_manager
+    from harness_ext.lm_eval_adapter.task_index import task_manager
 
     return simple_evaluate(
         model="hf-recipe",

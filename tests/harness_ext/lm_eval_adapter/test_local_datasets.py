@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from harness_ext.data_sets import loading
 from harness_ext.errors import UserError
+from harness_ext.lm_eval_adapter.local_datasets import loading
 
 FILE = """
 task: far_away

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from harness_ext.demo import demo_path
-from harness_ext.task_index import tasks_root
+from harness_ext.lm_eval_adapter.task_index import tasks_root
 
 DIFFERS_BETWEEN_RUNS = {
     "date",

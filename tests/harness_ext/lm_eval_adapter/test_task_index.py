@@ -14,8 +14,8 @@ import pytest
 from lm_eval.tasks import TaskManager, manager
 from lm_eval.tasks._index import Entry, Kind, TaskIndex
 
-from harness_ext import task_cache, task_index
-from harness_ext.task_cache import Row, Saved
+from harness_ext.lm_eval_adapter import task_cache, task_index
+from harness_ext.lm_eval_adapter.task_cache import Row, Saved
 
 TASK = "task: {name}\ndataset_path: x\noutput_type: {output_type}\n"
 

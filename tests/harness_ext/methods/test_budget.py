@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness_ext.errors import UserError
-from harness_ext.keep import Keep
+from harness_ext.methods.budget import Keep
 
 SIZES = st.integers(1, 400)
 

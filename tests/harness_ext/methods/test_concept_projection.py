@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness_ext import evidence
+from harness_ext.calibration import collect
+from harness_ext.calibration.contrast_pairs import contrast_set
 from harness_ext.errors import RecipeError, UserError
-from harness_ext.evidence.contrast import contrast_set
-from harness_ext.methods.projection import NO_DIFFERENCE, contrast_projection
-from harness_ext.recipe import parse_recipe
+from harness_ext.methods.concept_projection import NO_DIFFERENCE, contrast_projection
+from harness_ext.recipe.recipe import parse_recipe
 
 CASES = st.tuples(st.integers(3, 14), st.integers(3, 14), st.integers(1, 2), st.integers(0, 2**31))
 
@@ -81,12 +81,12 @@ def test_the_shipped_pairs_differ_in_their_last_word_only() -> None:
 
 
 def test_differences_are_those_of_the_inputs_at_the_last_word(make_lm, plain_family: str) -> None:
-    from harness_ext.evidence.documents import LabelledDocument
+    from harness_ext.calibration.documents import LabelledDocument
 
     lm = make_lm(plain_family, dtype="float64")
     (matrix,) = lm.weights.anatomy.select(parse_recipe("identity:matrices=[down_proj],layers=[1]").steps[0])
     texts = ["w1 w2 w3", "w1 w2 w4", "w5 w3", "w5 w4", "w9 w8 w7 w6 w3", "w9 w8 w7 w6 w4"]
-    found = evidence.gather(
+    found = collect.gather(
         lm,
         [matrix],
         frozenset({"contrast_differences"}),

@@ -10,13 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness_ext import evidence
-from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
-from harness_ext.keep import Keep
+from harness_ext.calibration import collect
+from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
+from harness_ext.editing.pipeline import stages
+from harness_ext.editing.records import VariantFailed
+from harness_ext.methods.budget import Keep
 from harness_ext.methods.feature_space import WEIGHT_DIRECTIONS, feature_space
-from harness_ext.receipt import VariantFailed
-from harness_ext.recipe import parse_recipe
-from harness_ext.surgery import stages
+from harness_ext.recipe.recipe import parse_recipe
 
 CASES = st.tuples(st.integers(2, 14), st.integers(2, 14), st.integers(0, 2**31), st.floats(0.05, 1))
 TEXTS = [
@@ -199,7 +199,7 @@ def test_moments_equal_those_of_unpadded_texts(make_lm, plain_family: str, role:
     lm = make_lm(plain_family, dtype="float64")
     (matrix,) = lm.weights.anatomy.select(parse_recipe(f"identity:matrices=[{role}],layers=[1]").steps[0])
     names = frozenset({"input_mean", "input_second_moment", "input_magnitude"})
-    found = evidence.gather(lm, [matrix], names, TEXTS, 3, lambda matrix: pytest.fail("no factors are needed"))[
+    found = collect.gather(lm, [matrix], names, TEXTS, 3, lambda matrix: pytest.fail("no factors are needed"))[
         matrix.key
     ]
     inputs = inputs_of(lm, matrix)
@@ -214,10 +214,10 @@ def test_moments_are_gathered_in_bounded_memory(make_lm, monkeypatch) -> None:
     lm = make_lm("llama")
     matrices = lm.weights.anatomy.select(parse_recipe("identity").steps[0])
     names = frozenset({"input_second_moment"})
-    at_once = evidence.gather(lm, matrices, names, TEXTS, 4, lambda matrix: None)
-    monkeypatch.setattr(evidence, "FACTOR_BYTES", 2 * 8 * 40 * 40)
-    assert len(list(evidence.groups(matrices, names))) > 3
-    for key, values in evidence.gather(lm, matrices, names, TEXTS, 4, lambda matrix: None).items():
+    at_once = collect.gather(lm, matrices, names, TEXTS, 4, lambda matrix: None)
+    monkeypatch.setattr(collect, "FACTOR_BYTES", 2 * 8 * 40 * 40)
+    assert len(list(collect.groups(matrices, names))) > 3
+    for key, values in collect.gather(lm, matrices, names, TEXTS, 4, lambda matrix: None).items():
         torch.testing.assert_close(values["input_second_moment"], at_once[key]["input_second_moment"])
 
 
@@ -269,7 +269,7 @@ def test_the_recipes_run_and_undo(make_lm, plain_family: str, name: str) -> None
 
 def test_a_moment_that_is_not_finite_is_a_failure_with_its_place(make_lm, monkeypatch) -> None:
     lm = make_lm("llama")
-    monkeypatch.setattr(evidence.InputSecondMoment, "result", lambda self: torch.full((24, 24), float("nan")))
+    monkeypatch.setattr(collect.InputSecondMoment, "result", lambda self: torch.full((24, 24), float("nan")))
     with pytest.raises(
         VariantFailed, match=r"input_second_moment of model.layers.0.self_attn.q_proj.weight .* NaN or an infinity"
     ):

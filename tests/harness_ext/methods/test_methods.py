@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness_ext.factors import Factors
-from harness_ext.keep import Keep
+from harness_ext.linalg.decompose import Factors
 from harness_ext.methods import Svd, method, registered_methods
-from harness_ext.methods.controls import random_subspace
+from harness_ext.methods.budget import Keep
 from harness_ext.methods.eigenprune import ablation_prune, eigenprune
-from harness_ext.methods.truncation import identity, truncate_svd
+from harness_ext.methods.random_edits import random_subspace
+from harness_ext.methods.svd import identity, truncate_svd
 
 MATRICES = st.tuples(st.integers(1, 24), st.integers(1, 24), st.integers(0, 2**31))
 

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from harness_ext import evidence
-from harness_ext.checkpoint import read_checkpoint
-from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
-from harness_ext.factors import Factors
-from harness_ext.keep import Keep
+from harness_ext.calibration import collect
+from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
+from harness_ext.editing.plan import plan
+from harness_ext.linalg.decompose import Factors
 from harness_ext.methods import registered_methods
+from harness_ext.methods.budget import Keep
 from harness_ext.methods.sparse import magnitude, wanda
-from harness_ext.methods.weight_space import (
+from harness_ext.methods.weighted_svd import (
     LARGEST_ONLY,
     UNSCALED,
     activation_aware_svd,
@@ -25,8 +25,8 @@ from harness_ext.methods.weight_space import (
     marchenko_pastur_median,
     noise_level,
 )
-from harness_ext.plan import plan
-from harness_ext.recipe import parse_recipe
+from harness_ext.model.checkpoint import read_checkpoint
+from harness_ext.recipe.recipe import parse_recipe
 
 TRUNCATE = Factors().truncate
 SHAPES = st.tuples(st.integers(1, 16), st.integers(1, 16), st.integers(0, 2**31))
@@ -169,7 +169,7 @@ def test_the_fisher_information_equals_that_of_whole_gradients(
     """Each document's own backward pass to the weight itself, squared, summed over rows."""
     lm = make_lm(plain_family, dtype="float64")
     (matrix,) = lm.weights.anatomy.select(parse_recipe(f"identity:matrices=[{role}],layers=[1]").steps[0])
-    found = evidence.gather(
+    found = collect.gather(
         lm,
         [matrix],
         frozenset({"fisher_information"}),

@@ -14,17 +14,17 @@ from typing import Any
 import pytest
 import torch
 
-from harness_ext import evidence
-from harness_ext.anatomy import Anatomy, Matrix
-from harness_ext.checkpoint import Checkpoint, StoredTensor, read_checkpoint
+from harness_ext.calibration import collect
+from harness_ext.calibration.documents import LabelledDocument
+from harness_ext.editing.plan import plan
 from harness_ext.errors import UserError
-from harness_ext.evidence.documents import LabelledDocument
-from harness_ext.families import MLP, ROLES, Ranges
-from harness_ext.loading import as_loaded
-from harness_ext.plan import plan
-from harness_ext.recipe import parse_recipe
-from harness_ext.steps import Step
-from harness_ext.weights import Weights, model_digest
+from harness_ext.model.architectures import MLP, ROLES, Ranges
+from harness_ext.model.checkpoint import Checkpoint, StoredTensor, read_checkpoint
+from harness_ext.model.layout import Anatomy, Matrix
+from harness_ext.model.renames import as_loaded
+from harness_ext.model.weights import Weights, model_digest
+from harness_ext.recipe.recipe import parse_recipe
+from harness_ext.recipe.schema import Step
 
 TOKENS = torch.arange(3, 9)
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")
@@ -289,7 +289,7 @@ def test_statistics_are_gathered_at_every_role(make_lm, every_family: str) -> No
     """
     lm = make_lm(every_family, dtype="float32" if every_family in EAGER else "float64")
     matrices = modules_only(lm.weights.anatomy.select(step(["all"], [1], per_head=True)))
-    gathered = evidence.gather(lm, matrices, frozenset({"input_mean"}), DOCUMENTS, 2, no_documents)
+    gathered = collect.gather(lm, matrices, frozenset({"input_mean"}), DOCUMENTS, 2, no_documents)
     for matrix in matrices:
         seen: list[torch.Tensor] = []
         handle = lm.model.get_submodule(matrix.module).register_forward_hook(

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import pytest
 
-from harness_ext.anatomy import GROUPS, ROLES, Anatomy
 from harness_ext.errors import UserError
-from harness_ext.steps import Step
-from harness_ext.weights import Weights
+from harness_ext.model.layout import GROUPS, ROLES, Anatomy
+from harness_ext.model.weights import Weights
+from harness_ext.recipe.schema import Step
 
 LLAMA = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 24}
 LLAMA_SHAPES = {

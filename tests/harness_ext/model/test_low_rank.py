@@ -11,17 +11,17 @@ import numpy
 import pytest
 import torch
 
-from harness_ext.checkpoint import read_checkpoint
+from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
+from harness_ext.editing.plan import plan
+from harness_ext.editing.records import standing
 from harness_ext.errors import RecipeError, UserError
-from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
-from harness_ext.export import export
-from harness_ext.plan import plan
-from harness_ext.ranges import left_over, overlap, places, put, take
-from harness_ext.receipt import standing
-from harness_ext.recipe import parse_recipe, recipe_from
-from harness_ext.speed import Clock
-from harness_ext.thin import Part, ThinLinear
-from harness_ext.weights import model_digest
+from harness_ext.lm_eval_adapter.throughput import Clock
+from harness_ext.model.checkpoint import read_checkpoint
+from harness_ext.model.low_rank import Part, ThinLinear
+from harness_ext.model.slices import left_over, overlap, places, put, take
+from harness_ext.model.weights import model_digest
+from harness_ext.recipe.recipe import parse_recipe, recipe_from
+from harness_ext.runs.export import export
 
 TOKENS = torch.arange(3, 15).reshape(2, 6)
 DOCUMENTS = tuple(
@@ -371,7 +371,7 @@ def test_embeddings_are_refused_and_an_output_head_of_its_own_is_not(
 
 
 def test_a_weight_that_two_layers_share_is_refused(make_lm) -> None:
-    from harness_ext.weights import Weights
+    from harness_ext.model.weights import Weights
 
     lm = make_lm("llama")
     lm.model.model.layers[2].mlp.up_proj.weight = lm.model.model.layers[0].mlp.up_proj.weight
@@ -560,7 +560,7 @@ def test_a_trained_step_can_follow(make_lm) -> None:
     """Training computes parts of a layer by itself and asks that for the rest of its weight: also where that is
     thin.
     """
-    from harness_ext.training.swap import swapped
+    from harness_ext.training.override import swapped
 
     lm = make_lm("gpt2", dtype="float64")
     lm.apply(parse_recipe("svd:matrices=[q_proj],keep.rank=3,factored=true"), documents)

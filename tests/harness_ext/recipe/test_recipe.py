@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from harness_ext.errors import RecipeError
-from harness_ext.keep import Keep
-from harness_ext.recipe import parse_recipe, parse_recipes, recipe_from, shipped_names
+from harness_ext.methods.budget import Keep
+from harness_ext.recipe.recipe import parse_recipe, parse_recipes, recipe_from, shipped_names
 
 
 @pytest.mark.parametrize("name", shipped_names())

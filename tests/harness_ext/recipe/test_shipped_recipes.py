@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from harness_ext.receipt import MatrixRecord, Totals
-from harness_ext.recipe import parse_recipe, shipped_names
-from harness_ext.steps import Step
+from harness_ext.editing.records import MatrixRecord, Totals
+from harness_ext.recipe.recipe import parse_recipe, shipped_names
+from harness_ext.recipe.schema import Step
 
 
 @pytest.mark.slow

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
 from harness_ext.errors import UserError
-from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
-from harness_ext.export import export
-from harness_ext.recipe import parse_recipe
+from harness_ext.recipe.recipe import parse_recipe
+from harness_ext.runs.export import export
 
 TOKENS = torch.arange(3, 15).reshape(2, 6)
 DOCUMENTS = tuple(
@@ -63,7 +63,7 @@ def test_a_bias_that_the_architecture_cannot_hold_is_refused(
 ) -> None:
     lm = make_lm("llama")
     lm.apply(parse_recipe("eigenprune:matrices=[up_proj],per_head=false"), documents)
-    monkeypatch.setattr("harness_ext.export._BIAS_SWITCHES", ())
+    monkeypatch.setattr("harness_ext.runs.export._BIAS_SWITCHES", ())
     with pytest.raises(UserError, match="up_proj.bias .* a bias, which a llama checkpoint cannot hold"):
         export(lm, tmp_path / "out", "tiny", [])
     assert not (tmp_path / "out").exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness_ext import report
+from harness_ext.runs import progress as report
 
 
 def test_a_line_now_and_then_says_how_long_it_will_take(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness_ext import rundir
+from harness_ext.storage import rundir
 
 
 def receipts(folder: Path) -> dict[str, dict]:
@@ -82,7 +82,9 @@ def test_the_same_command_again_does_nothing_and_shows_the_same(
 ) -> None:
     first = demo_run("--recipe", "laser")
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/demo/**/*")}
-    monkeypatch.setattr("harness_ext.session.Session.lm", property(lambda self: pytest.fail("the model was loaded")))
+    monkeypatch.setattr(
+        "harness_ext.runs.session.Session.lm", property(lambda self: pytest.fail("the model was loaded"))
+    )
     again = demo_run("--recipe", "laser")
     assert again.code == 0 and again.out == first.out
     assert again.err.count("kept from") == 2
@@ -155,7 +157,7 @@ def test_identity_scores_as_the_baseline_and_says_so(demo_run, tmp_path: Path) -
 
 
 def test_an_identity_that_changes_scores_is_called_out(demo_run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness_ext.identity_check.TOLERANCE", {"float32": 0.0})
+    monkeypatch.setattr("harness_ext.runs.identity_check.TOLERANCE", {"float32": 0.0})
     ran = demo_run("--recipe", "identity")
     assert "warning: identity changes log-likelihoods by up to" in ran.err
 
@@ -354,7 +356,7 @@ def test_an_adapter_is_compared_with_itself(lm_eval, tmp_path: Path) -> None:
 def test_weights_that_are_not_in_memory_are_told(demo_run, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from harness_ext.session import Session
+    from harness_ext.runs.session import Session
 
     whole = Session.lm.func
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy
 import torch
 
-from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
+from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
 from harness_ext.methods import Svd
 
 FRACTIONS = [0.9, 0.5, 0.2, 0.05]

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
 from harness_ext.errors import RecipeError
-from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
-from harness_ext.evidence.search import _removed, mean_loss, search
 from harness_ext.methods import Svd
 from harness_ext.methods.eigenprune import eigenprune_greedy
-from harness_ext.recipe import parse_recipe
-from harness_ext.steps import Search
+from harness_ext.recipe.recipe import parse_recipe
+from harness_ext.recipe.schema import Search
+from harness_ext.search.eigenprune_greedy import _removed, mean_loss, search
 
 DOCUMENTS = [
     LabelledDocument("t", context, answer, context)
@@ -110,7 +110,7 @@ def test_the_loss_falls_with_every_round_and_the_edit_has_the_loss_found(make_lm
 def test_a_search_that_finds_nothing_changes_nothing(make_lm, monkeypatch) -> None:
     lm = make_lm("llama")
     matrices = lm.weights.anatomy.select(parse_recipe("identity:matrices=[down_proj]").steps[0])
-    monkeypatch.setattr("harness_ext.evidence.search._candidates", lambda effects, removed: [])
+    monkeypatch.setattr("harness_ext.search.eigenprune_greedy._candidates", lambda effects, removed: [])
     found = search(lm, matrices, DOCUMENTS, 5, Search(), decompose(lm))
     assert not any(values["removed_components"].any() for values in found.values())
 

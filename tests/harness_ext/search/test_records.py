@@ -10,21 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness_ext.checkpoint import read_checkpoint
-from harness_ext.controls import NoControl, control_recipe
+from harness_ext.editing.controls import NoControl, control_recipe
+from harness_ext.editing.plan import plan
+from harness_ext.editing.records import VariantFailed, rows
 from harness_ext.errors import RecipeError, UserError
-from harness_ext.lm import RecipeLM
-from harness_ext.plan import plan
-from harness_ext.receipt import VariantFailed, rows
-from harness_ext.recipe import parse_recipe, recipe_from
+from harness_ext.lm_eval_adapter.backend import RecipeLM
+from harness_ext.model.checkpoint import read_checkpoint
+from harness_ext.model.weights import model_digest
+from harness_ext.recipe.recipe import parse_recipe, recipe_from
 from harness_ext.search.laser import _cannot_rise_above
-from harness_ext.search.running import without_searching
+from harness_ext.search.runner import without_searching
 from harness_ext.search.scoring import Score
 from harness_ext.search.trials import Partial, cannot_win
-from harness_ext.weights import model_digest
-from harness_ext.workplace import Workplace
+from harness_ext.storage.resume import Workplace
 from tests.harness_ext.conftest import MIXTURES
-from tests.harness_ext.plain_search import (
+from tests.harness_ext.search.plain_search import (
     GRID,
     documents_for,
     drawing,
@@ -166,13 +166,13 @@ def test_the_same_seed_makes_the_same_trials(make_lm) -> None:
 
 
 def test_dropping_losers_early_does_not_change_the_winner(make_lm, monkeypatch) -> None:
-    from harness_ext.search import bench
+    from harness_ext.search import evaluator
 
     lm = make_lm("llama")
     documents = documents_for(lm, 40)
     # One document a batch, so that there is something to drop.
-    monkeypatch.setattr(bench, "SMALLEST_BATCH", 1)
-    monkeypatch.setattr(bench, "BATCHES", 1000)
+    monkeypatch.setattr(evaluator, "SMALLEST_BATCH", 1)
+    monkeypatch.setattr(evaluator, "BATCHES", 1000)
     dropping = lm.apply(parse_recipe("laser-search"), drawing(documents)).searches[0]
     lm.undo()
     monkeypatch.setattr("harness_ext.search.trials.cannot_win", lambda bar: None)

@@ -8,13 +8,13 @@ import numpy
 import pytest
 import torch
 
-from harness_ext.evidence.documents import LabelledDocument
-from harness_ext.lm import RecipeLM
-from harness_ext.recipe import parse_recipe
-from harness_ext.remarks import remarks
-from harness_ext.search.feature_space import allotted
-from harness_ext.weights import model_digest
-from tests.harness_ext.plain_search import (
+from harness_ext.calibration.documents import LabelledDocument
+from harness_ext.editing.warnings import remarks
+from harness_ext.lm_eval_adapter.backend import RecipeLM
+from harness_ext.model.weights import model_digest
+from harness_ext.recipe.recipe import parse_recipe
+from harness_ext.search.sfsd import allotted
+from tests.harness_ext.search.plain_search import (
     FRACTIONS,
     GRID,
     accuracy_and_loss,
@@ -109,10 +109,10 @@ def test_laser_search_on_the_embedded_model(demo_lm) -> None:
 
 @pytest.fixture(scope="module")
 def demo_lm():
+    from harness_ext.calibration.documents import PromptSettings, draw_documents
     from harness_ext.demo import demo_path
-    from harness_ext.evidence.documents import PromptSettings, draw_documents
-    from harness_ext.steps import Calibration
-    from harness_ext.task_index import task_manager
+    from harness_ext.lm_eval_adapter.task_index import task_manager
+    from harness_ext.recipe.schema import Calibration
 
     tasks = task_manager().load(["int_mult"])["tasks"]
     (drawn,) = draw_documents(Calibration(task=("int_mult",), samples=24), tasks, set(), PromptSettings())

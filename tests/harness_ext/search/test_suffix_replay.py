@@ -10,15 +10,15 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 
-from harness_ext.evidence.documents import LabelledDocument
-from harness_ext.factors import Factors
-from harness_ext.keep import Keep
-from harness_ext.methods.clusters import blocks, truncate_clusters
-from harness_ext.recipe import parse_recipe
-from harness_ext.search import replay
-from harness_ext.search.alternatives import Grouped, Nested
-from harness_ext.search.bench import Bench
-from tests.harness_ext.plain_search import accuracy_and_loss, svd_of
+from harness_ext.calibration.documents import LabelledDocument
+from harness_ext.linalg.decompose import Factors
+from harness_ext.methods.budget import Keep
+from harness_ext.methods.clustered_svd import blocks, truncate_clusters
+from harness_ext.recipe.recipe import parse_recipe
+from harness_ext.search import suffix_replay
+from harness_ext.search.candidates import Grouped, Nested
+from harness_ext.search.evaluator import Bench
+from tests.harness_ext.search.plain_search import accuracy_and_loss, svd_of
 
 PLAIN = [
     LabelledDocument("t", context, answer, context)
@@ -131,7 +131,7 @@ def test_states_that_do_not_fit_are_computed_again(make_lm, monkeypatch) -> None
     bench = bench_for(lm, "laser-search")
     order = list(reversed(bench.matrices))
     expected = [bench.try_out(matrix, Nested(*_factors(lm, matrix), (2,)), [{}])[0] for matrix in order]
-    monkeypatch.setattr(replay, "STATE_BYTES", 1)
+    monkeypatch.setattr(suffix_replay, "STATE_BYTES", 1)
     small = bench_for(lm, "laser-search")
     for matrix, known in zip(order, expected, strict=True):
         (trial,) = small.try_out(matrix, Nested(*_factors(lm, matrix), (2,)), [{}])
@@ -147,9 +147,11 @@ def _factors(lm, matrix):
 def test_an_architecture_that_cannot_be_replayed_is_run_whole(make_lm, monkeypatch) -> None:
     lm = make_lm("llama")
     # Layers that look at how often they were run cannot be left out.
-    original = replay.pass_on
-    monkeypatch.setattr(replay, "pass_on", lambda length: lambda *args, **kwargs: original(length)(*args, **kwargs) + 1)
-    monkeypatch.setattr(replay, "enter", lambda layer, hidden, copies, shared: ExitStack())
+    original = suffix_replay.pass_on
+    monkeypatch.setattr(
+        suffix_replay, "pass_on", lambda length: lambda *args, **kwargs: original(length)(*args, **kwargs) + 1
+    )
+    monkeypatch.setattr(suffix_replay, "enter", lambda layer, hidden, copies, shared: ExitStack())
     bench = bench_for(lm, "laser-search")
     check(lm, bench, bench.matrices[-1], notes=1)
     assert "every trial took a whole pass" in bench.notes[0]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness_ext.errors import UserError
-from harness_ext.workplace import Workplace
+from harness_ext.storage.resume import Workplace
 
 
 def test_rows_come_back_in_order(tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness_ext import training
-from harness_ext.evidence import summed_loss
-from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
-from harness_ext.receipt import VariantFailed
-from harness_ext.recipe import parse_recipe
-from harness_ext.surgery import Progress
-from harness_ext.workplace import Workplace
+from harness_ext.calibration.collect import summed_loss
+from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
+from harness_ext.editing.pipeline import Progress
+from harness_ext.editing.records import VariantFailed
+from harness_ext.recipe.recipe import parse_recipe
+from harness_ext.storage.resume import Workplace
+from harness_ext.training import trainer
 
 DOCUMENTS = tuple(
     LabelledDocument("t", f"w{number} w{number + 1}", f" w{number + 2}", str(number)) for number in range(5)
@@ -58,7 +58,7 @@ class Batches:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count, self.last = 0, None
-        monkeypatch.setattr(training, "summed_loss", self)
+        monkeypatch.setattr(trainer, "summed_loss", self)
 
     def __call__(self, lm, batch) -> torch.Tensor:
         if self.count == self.last:
@@ -82,8 +82,8 @@ def test_a_stopped_training_goes_on_to_the_very_same_factors(
     """Stopped inside epochs and at their ends, in each stage, once and again; kept after every batch, and after epochs
     only.
     """
-    monkeypatch.setattr(training, "KEEP_SECONDS", seconds)
-    monkeypatch.setattr(training, "KEEP_SHARE", float("inf"))
+    monkeypatch.setattr(trainer, "KEEP_SECONDS", seconds)
+    monkeypatch.setattr(trainer, "KEEP_SHARE", float("inf"))
     batches = Batches(monkeypatch)
     lm = make_lm(plain_family)
     before = lm.weights.digest()
@@ -110,7 +110,7 @@ def test_a_finished_training_is_not_done_again(make_lm, tmp_path: Path, monkeypa
     lm.apply(parse_recipe(RECIPE), documents, None, Workplace(tmp_path))
     digest = lm.weights.digest()
     lm.undo()
-    monkeypatch.setattr(training, "summed_loss", lambda lm, batch: pytest.fail("nothing was to be trained"))
+    monkeypatch.setattr(trainer, "summed_loss", lambda lm, batch: pytest.fail("nothing was to be trained"))
     lm.apply(parse_recipe(RECIPE), documents, None, Workplace(tmp_path))
     assert lm.weights.digest() == digest
 
@@ -133,7 +133,7 @@ def test_what_was_kept_before_a_divergence_stays(make_lm, tmp_path: Path, monkey
     with pytest.raises(Stopped):
         lm.apply(parse_recipe(RECIPE), documents, None, Workplace(tmp_path))
     kept = (tmp_path / "step-0" / "training.safetensors").read_bytes()
-    monkeypatch.setattr(training, "summed_loss", lambda lm, batch: torch.tensor(float("nan")))
+    monkeypatch.setattr(trainer, "summed_loss", lambda lm, batch: torch.tensor(float("nan")))
     with pytest.raises(VariantFailed, match="the training loss is not finite in epoch 3 of 8"):
         lm.apply(parse_recipe(RECIPE), documents, None, Workplace(tmp_path))
     assert (tmp_path / "step-0" / "training.safetensors").read_bytes() == kept

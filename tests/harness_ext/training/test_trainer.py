@@ -13,19 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
+from harness_ext.calibration.collect import pad, summed_loss
+from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
+from harness_ext.editing.plan import plan
+from harness_ext.editing.records import VariantFailed
 from harness_ext.errors import RecipeError, UserError
-from harness_ext.evidence import pad, summed_loss
-from harness_ext.evidence.documents import CalibrationSet, LabelledDocument
-from harness_ext.evidence.search import mean_loss
 from harness_ext.methods import Svd
-from harness_ext.methods.basis import basis_selection
-from harness_ext.plan import plan
-from harness_ext.receipt import VariantFailed
-from harness_ext.recipe import parse_recipe
-from harness_ext.steps import Training
-from harness_ext.training import all_labels, schedule, train
+from harness_ext.methods.basis_selection import basis_selection
+from harness_ext.recipe.recipe import parse_recipe
+from harness_ext.recipe.schema import Training
+from harness_ext.search.eigenprune_greedy import mean_loss
 from harness_ext.training.bases import Bases, all_bases, bases_to_keep, ratios
-from harness_ext.training.swap import swapped
+from harness_ext.training.override import swapped
+from harness_ext.training.trainer import all_labels, schedule, train
 
 DOCUMENTS = [
     LabelledDocument("t", context, answer, context)
@@ -398,7 +398,7 @@ def test_a_training_that_diverges_is_a_failure_that_leaves_the_model_as_it_was(m
 
 
 def test_what_cannot_be_trained_is_refused(make_lm, make_model) -> None:
-    from harness_ext.checkpoint import read_checkpoint
+    from harness_ext.model.checkpoint import read_checkpoint
 
     mixture = make_model("mixtral")
     with pytest.raises(
@@ -432,7 +432,7 @@ def test_the_settings_of_a_training_are_checked() -> None:
 
 
 def test_a_plan_says_that_it_trains(make_model) -> None:
-    from harness_ext.checkpoint import read_checkpoint
+    from harness_ext.model.checkpoint import read_checkpoint
 
     planned = plan(recipe(), read_checkpoint(str(make_model("llama"))))
     assert planned.training_epochs == 8 and {item.rank_after for item in planned.matrices} == {None}

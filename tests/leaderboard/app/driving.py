@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from leaderboard.serve import DATABASE_VARIABLE, MAIN
+from leaderboard.app.serve import DATABASE_VARIABLE, MAIN
 
 TIMEOUT = 60
 FLAGS = ["--no-sandbox", "--disable-background-networking", "--headless"]
@@ -44,7 +44,7 @@ def page(name: str = "board", **parameters: str) -> Any:
     for key, value in parameters.items():
         app.query_params[key] = value
     if name != "board":
-        app.switch_page(f"app_pages/{name}.py")
+        app.switch_page(f"views/{name}.py")
     app.run()
     assert not app.exception, app.exception
     return app
@@ -61,7 +61,7 @@ def serving(database: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
     command = [sys.executable, "-m", "leaderboard", "--database", str(database), "--port", str(port)]
     server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"

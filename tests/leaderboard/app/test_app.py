@@ -8,10 +8,10 @@ from typing import Any
 import duckdb
 import pytest
 
+from leaderboard.app.serve import _config
 from leaderboard.ingest import ingest
-from leaderboard.pins import pin
-from leaderboard.serve import _config
-from tests.leaderboard.driving import page, page_database, texts
+from leaderboard.store.pins import pin
+from tests.leaderboard.app.driving import page, page_database, texts
 
 pytest.importorskip("streamlit")
 
@@ -44,7 +44,7 @@ def test_a_missing_database_explains_itself(database: Path) -> None:
 
 
 def test_an_empty_database_explains_itself(database: Path) -> None:
-    from leaderboard.store import open_store
+    from leaderboard.store.database import open_store
 
     with open_store(database, read_only=False):
         pass

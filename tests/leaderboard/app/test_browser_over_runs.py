@@ -14,8 +14,8 @@ import duckdb
 import pytest
 
 from leaderboard.ingest import ingest
-from leaderboard.pins import choose
-from tests.leaderboard.driving import chromium_page, watched
+from leaderboard.store.pins import choose
+from tests.leaderboard.app.driving import chromium_page, watched
 
 pytestmark = pytest.mark.browser
 WAIT_MS = 30_000

@@ -9,7 +9,7 @@ from itertools import combinations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leaderboard.app.heads import LETTER, MOST_ROWS, SPACE, Head, heads, rows
+from leaderboard.app.charts.heads import LETTER, MOST_ROWS, SPACE, Head, heads, rows
 
 WORDS = ["pinned", "blessed", "gate: PASS", "gate: FAIL", "gate: INCONCLUSIVE"]
 EVENTS = st.lists(st.tuples(st.floats(0, 1), st.sampled_from(WORDS)), min_size=1, max_size=30)

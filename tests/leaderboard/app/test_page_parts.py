@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from leaderboard import queries_pages
-from leaderboard.app import answers, download, forest, heat, pages, size_plot, tables
-from leaderboard.board import board, pair_board
-from leaderboard.cell import Cell
-from leaderboard.differences import compare_facts
+from leaderboard.app import answer_text, download, menu, page_queries, tables
+from leaderboard.app.charts import forest, heat, size
+from leaderboard.board.board import board, pair_board
+from leaderboard.board.cell import Cell
+from leaderboard.board.pareto import front
+from leaderboard.compare.run_diff import compare_facts
 from leaderboard.ingest import ingest
-from leaderboard.pareto import front
-from leaderboard.store import Store, open_store
+from leaderboard.store.database import Store, open_store
 
 pytest.importorskip("streamlit")
 
@@ -73,12 +73,12 @@ def test_the_baseline_speaks_for_the_unedited_model_however_often_it_was_run(
 def test_flips_are_the_documents_that_changed(store: Store) -> None:
     cells = by_recipe(store)
     base, laser = cells["baseline"], cells["laser"]
-    found = queries_pages.flips(store, base.run_id, laser.run_id, "int_mult", "acc", "none")
+    found = page_queries.flips(store, base.run_id, laser.run_id, "int_mult", "acc", "none")
     assert sorted((flip.before, flip.after) for flip in found) == [(0.0, 1.0)] * 5 + [(1.0, 0.0)] * 2
     assert (laser.lost, laser.gained) == (2, 5)
-    question = queries_pages.prompt(store, "int_mult", found[0].doc_key)
+    question = page_queries.prompt(store, "int_mult", found[0].doc_key)
     assert question == f"int_mult {found[0].doc_id}? with 0 examples"
-    often = queries_pages.often_flipped(
+    often = page_queries.often_flipped(
         store, base.run_id, (laser.run_id, cells["svd"].run_id), "int_mult", "acc", "none"
     )
     assert sorted((row.lower, row.higher) for row in often) == [(0, 1)] * 5 + [(2, 0)] * 2
@@ -96,7 +96,7 @@ def test_two_runs_are_corrected_over_their_own_tasks(store: Store) -> None:
 
 
 def test_what_was_found_before_is_not_read_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from leaderboard.queries import PairedSamples
+    from leaderboard.store.queries import PairedSamples
 
     known: dict[Any, Any] = {}
     first = board(store, known=known)
@@ -107,7 +107,7 @@ def test_what_was_found_before_is_not_read_again(store: Store, monkeypatch: pyte
 
 def test_four_counts_say_what_the_documents_say(store: Store) -> None:
     """A pair read as counts and the same pair read document by document give the same cell."""
-    from leaderboard import queries
+    from leaderboard.store import queries
 
     def everything_by_document(row: dict[str, Any]) -> Any:
         raise AssertionError("unused")
@@ -124,12 +124,12 @@ def test_four_counts_say_what_the_documents_say(store: Store) -> None:
 
 def test_sizes_come_from_the_receipt(store: Store) -> None:
     cells = board(store)
-    facts = queries_pages.run_facts(store)
-    points = {point.cell.recipe: point for point in size_plot.points(cells, facts, "parameters")}
+    facts = page_queries.run_facts(store)
+    points = {point.cell.recipe: point for point in size.points(cells, facts, "parameters")}
     assert points["laser"].size == 992 and points["laser"].share == 0.992 and points["baseline"].size == 1000
     # smaller than the baseline and better than it and svd
     assert {name for name, point in points.items() if point.front} == {"laser"}
-    assert "1 on the front" in size_plot.sentence(list(points.values()), "Parameters")
+    assert "1 on the front" in size.sentence(list(points.values()), "Parameters")
 
 
 def test_a_receipt_with_odd_totals_has_no_size(made: Any, kit: Any) -> None:
@@ -146,7 +146,7 @@ def test_a_receipt_with_odd_totals_has_no_size(made: Any, kit: Any) -> None:
     )
     report = ingest(made.root, None)
     assert report.store is not None and not report.rejected
-    (facts,) = queries_pages.run_facts(report.store).values()
+    (facts,) = page_queries.run_facts(report.store).values()
     assert (facts.bytes_before, facts.bytes_after, facts.tokens_per_second_after) == (None, None, None)
     report.store.connection.close()
 
@@ -163,7 +163,7 @@ def test_speed_is_shown_where_it_was_measured(made: Any, kit: Any) -> None:
     made.run("laser", {"t": after}, totals=totals)
     report = ingest(made.root, None)
     assert report.store is not None
-    rows = tables.cell_rows(board(report.store), with_model=False, facts=queries_pages.run_facts(report.store))
+    rows = tables.cell_rows(board(report.store), with_model=False, facts=page_queries.run_facts(report.store))
     assert [row["Tokens/s"] for row in rows] == ["", "150 (1.50x)"]
     report.store.connection.close()
 
@@ -172,7 +172,7 @@ def test_differences_name_what_changed(store: Store) -> None:
     cells = by_recipe(store)
     found = {
         entry.name: entry
-        for entry in compare_facts(*queries_pages.two_runs(store, cells["baseline"].run_id, cells["laser"].run_id))
+        for entry in compare_facts(*page_queries.two_runs(store, cells["baseline"].run_id, cells["laser"].run_id))
     }
     assert found["recipe"].differs and (found["recipe"].first, found["recipe"].second) == ("baseline", "laser")
     assert (
@@ -225,13 +225,13 @@ def test_heat_rows_are_oriented(store: Store) -> None:
 def test_answers(
     responses: str | None, target: str | None, document: str | None, kind: str | None, words: str, margin: float | None
 ) -> None:
-    assert answers.read_answer(responses, target, document, kind, doubled=False) == (words, margin)
+    assert answer_text.read_answer(responses, target, document, kind, doubled=False) == (words, margin)
 
 
 def test_a_doubled_response_has_its_second_half_left_out() -> None:
     stored = '[["-1","False"],["-2","False"],["-9","False"],["-0.1","False"]]'
-    assert answers.read_answer(stored, "0", None, "multiple_choice", doubled=True) == ("choice 0", 1.0)
-    assert answers.likelihood_rows(stored, "0", None, doubled=True) == [
+    assert answer_text.read_answer(stored, "0", None, "multiple_choice", doubled=True) == ("choice 0", 1.0)
+    assert answer_text.likelihood_rows(stored, "0", None, doubled=True) == [
         ("choice 0", -1.0, True),
         ("choice 1", -2.0, False),
     ]
@@ -258,5 +258,5 @@ def test_long_names_keep_their_ends_and_stay_apart(store: Store) -> None:
 
 
 def test_every_page_of_the_menu_is_there() -> None:
-    scripts = {path.stem for path in (Path(pages.__file__).parent / pages.FOLDER).glob("*.py")} - {"__init__"}
-    assert {page.name for page in pages.menu()} == scripts
+    scripts = {path.stem for path in (Path(menu.__file__).parent / menu.FOLDER).glob("*.py")} - {"__init__"}
+    assert {page.name for page in menu.menu()} == scripts

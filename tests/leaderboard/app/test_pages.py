@@ -11,7 +11,7 @@ import duckdb
 import pytest
 
 from leaderboard.ingest import ingest
-from tests.leaderboard.driving import page, page_database, texts
+from tests.leaderboard.app.driving import page, page_database, texts
 
 pytest.importorskip("streamlit")
 HOSTILE = "![x](http://example.org/x.png) <script>alert(1)</script> $\\frac{1}{2}$ [link](http://example.org)"

@@ -12,7 +12,7 @@ import duckdb
 import pytest
 
 from leaderboard.ingest import ingest
-from tests.leaderboard.driving import watched
+from tests.leaderboard.app.driving import watched
 
 pytestmark = pytest.mark.browser
 WAIT_MS = 20_000

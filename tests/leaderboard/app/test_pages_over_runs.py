@@ -12,10 +12,10 @@ from typing import Any
 import duckdb
 import pytest
 
+from leaderboard.app.serve import DATABASE_VARIABLE
 from leaderboard.ingest import ingest
-from leaderboard.pins import choose
-from leaderboard.serve import DATABASE_VARIABLE
-from tests.leaderboard.driving import page, page_database, texts
+from leaderboard.store.pins import choose
+from tests.leaderboard.app.driving import page, page_database, texts
 
 pytest.importorskip("streamlit")
 HOSTILE = "[svd](http://example.org) <b>x</b> $x$"

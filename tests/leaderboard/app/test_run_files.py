@@ -8,18 +8,11 @@ from typing import Any
 
 import pytest
 
-from leaderboard import queries
 from leaderboard.app.download import as_csv, as_parquet
+from leaderboard.app.run_files import as_text, files_of, flat, receipt_of, records, requirements
 from leaderboard.ingest import ingest
-from leaderboard.on_disk import (
-    as_text,
-    files_of,
-    flat,
-    receipt_of,
-    records,
-    requirements,
-)
-from leaderboard.store import open_store
+from leaderboard.store import queries
+from leaderboard.store.database import open_store
 
 LOG = [{"step": 0, "epoch": 1, "loss": 2.5}, {"step": 0, "epoch": 2, "loss": 2, "bases": {"a": 1}}]
 

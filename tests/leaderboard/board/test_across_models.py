@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from scipy.stats import binom
 
-from leaderboard.across import lines, models_of, sentence, tasks
-from leaderboard.cell import Cell
+from leaderboard.board.across_models import lines, models_of, sentence, tasks
+from leaderboard.board.cell import Cell
 
 
 def cell(

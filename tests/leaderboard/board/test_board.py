@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leaderboard import queries, statistics, wording
+from leaderboard import statistics
 from leaderboard.app import tables
-from leaderboard.board import Cell, board
-from leaderboard.cell import with_verdicts
-from leaderboard.compare import compare_paths
+from leaderboard.board.board import Cell, board
+from leaderboard.board.cell import with_verdicts
+from leaderboard.compare.unshared import Unshared
+from leaderboard.compare_runs import compare_paths
 from leaderboard.errors import LeaderboardError, UnknownRun
 from leaderboard.ingest import ingest
-from leaderboard.store import open_store
-from leaderboard.table import render, render_unshared
-from leaderboard.unshared import Unshared
+from leaderboard.store import queries
+from leaderboard.store.database import open_store
+from leaderboard.terminal import format
+from leaderboard.terminal.table import render, render_unshared
 
 
 def recipe_cell(cells: list[Cell], recipe: str = "laser", task: str = "sums") -> Cell:
@@ -95,12 +97,12 @@ def test_undecided_says_how_many_documents(made: Any, kit: Any) -> None:
     assert cell.verdict == "undecided" and 1200 < cell.documents_needed < 1700
     assert cell.detectable == pytest.approx(2.486 * math.sqrt(0.1 / 100), rel=0.1)  # of 10 % flips: 8 % were seen
     assert (
-        wording.undecided(cell)
+        format.undecided(cell)
         == f"needs about {cell.documents_needed:,} documents to show that it is within the margin, has 100, could have"
         f" shown a difference of {cell.detectable:.2g}"
     )
-    assert wording.undecided(cell) in " ".join(render([cell], width=80).split()) and tables.remarks(cell).startswith(
-        wording.undecided(cell)
+    assert format.undecided(cell) in " ".join(render([cell], width=80).split()) and tables.remarks(cell).startswith(
+        format.undecided(cell)
     )
     assert [
         row["Could show"] for row in tables.cell_rows([cell, replace(cell, verdict="worse")], with_model=False)
@@ -120,7 +122,7 @@ def test_undecided_says_how_many_documents(made: Any, kit: Any) -> None:
 )
 def test_what_could_have_been_shown(changes: dict[str, Any], said: str | None) -> None:
     cell = Cell("m", "r", "id", "t", "acc", "none", 100, 0.5, 0.5, "undecided", detectable=0.0612)
-    assert wording.undecided(replace(cell, **changes)) == said
+    assert format.undecided(replace(cell, **changes)) == said
 
 
 def test_a_perplexity_says_in_its_own_units_what_could_have_been_shown(made: Any, kit: Any) -> None:
@@ -148,7 +150,7 @@ def test_a_large_difference_needs_documents_for_its_own_size(made: Any, kit: Any
     cell = judged(made, *kit.pair(30, 20, lost=6, gained=2))
     variance = 30 * ((cell.high - cell.low) / (2 * 1.02 * 1.959964)) ** 2
     assert cell.verdict == "undecided" and cell.documents_needed == math.ceil(6.1826 * variance / cell.delta**2) < 150
-    assert wording.undecided(cell).startswith(
+    assert format.undecided(cell).startswith(
         f"needs about {cell.documents_needed} documents to confirm a difference of this size, has 30"
     )
 
@@ -160,7 +162,7 @@ def test_documents_that_are_there_already_are_not_asked_for(made: Any, kit: Any)
     cell = recipe_cell(made.board(), task="t0")
     assert cell.verdict == "undecided" and 200 < cell.documents_needed < 300
     assert (
-        wording.undecided(replace(cell, documents_needed=150, detectable=None))
+        format.undecided(replace(cell, documents_needed=150, detectable=None))
         == "close to a verdict: needs somewhat more than the 200 documents it has"
     )
 
@@ -628,14 +630,14 @@ class TestTable:
     [(0.5, "0.5000"), (-0.00001, "0.0000"), (103.7269, "103.73"), (1e6, "1.000e+06"), (None, "-"), (math.inf, "-")],
 )
 def test_numbers(value: float | None, text: str) -> None:
-    assert wording.number(value) == text
+    assert format.number(value) == text
 
 
 def test_the_package_needs_neither_torch_nor_the_harness() -> None:
     """Statically: no module of the leaderboard imports them."""
     import ast
 
-    folder = Path(__file__).resolve().parents[2] / "leaderboard"
+    folder = Path(__file__).resolve().parents[3] / "leaderboard"
     for path in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = (
@@ -657,7 +659,7 @@ class TestNoiseFloor:
     """Two unedited runs that differ in batch size alone."""
 
     def floors(self, made: Any, kit: Any, **changes: Any) -> list[Any]:
-        from leaderboard import noise
+        from leaderboard.store import noise_floor
 
         before, after = kit.pair(100, 50, lost=3, gained=1)
         made.run("baseline", {"sums": before})
@@ -667,7 +669,7 @@ class TestNoiseFloor:
         )
         report = ingest(made.root, None)
         assert report.store is not None and not report.rejected
-        return [floor for floors in noise.floors(report.store).values() for floor in floors]
+        return [floor for floors in noise_floor.floors(report.store).values() for floor in floors]
 
     def test_it_is_measured_when_the_second_is_ingested(self, made: Any, kit: Any) -> None:
         (floor,) = self.floors(made, kit)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from scipy.stats import binomtest
 
-from leaderboard.history import NORMAL_95, Event, History, Point, history, subjects
+from leaderboard.board.history import NORMAL_95, Event, History, Point, history, subjects
 from leaderboard.ingest import ingest
-from leaderboard.pins import choose
-from leaderboard.store import memory_store, open_store
+from leaderboard.store.database import memory_store, open_store
+from leaderboard.store.pins import choose
 
 
 def of(database: Path, recipe: str = "laser", task: str = "sums", model: str = "tiny") -> History:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from leaderboard.board import board
+from leaderboard.board.board import board
+from leaderboard.board.layers import Edit, edits, matrices_of, places, verdicts
 from leaderboard.ingest import ingest
-from leaderboard.layers import Edit, edits, matrices_of, places, verdicts
-from leaderboard.store import open_store
+from leaderboard.store.database import open_store
 
 
 def matrix(**changes: Any) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
-from leaderboard.board import board
+from leaderboard.board.board import board
+from leaderboard.board.reported import beside, published, published_folder
 from leaderboard.errors import LeaderboardError
 from leaderboard.ingest import ingest
-from leaderboard.published import beside, published, published_folder
-from leaderboard.store import open_store
-from leaderboard.table import render
+from leaderboard.store.database import open_store
+from leaderboard.terminal.table import render
 
 
 def test_the_known_headline_numbers() -> None:
@@ -47,7 +47,7 @@ def test_nothing_where_one_thing_differs(changed: tuple[str, str, str, str]) -> 
 
 
 def test_every_recipe_named_is_shipped() -> None:
-    from harness_ext.recipe import shipped_names
+    from harness_ext.recipe.recipe import shipped_names
 
     assert {recipe for entry in published() for recipe in entry.recipes} - set(shipped_names()) <= {
         "laser-search",

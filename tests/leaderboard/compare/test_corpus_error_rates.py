@@ -10,11 +10,11 @@ import json
 import numpy as np
 import pytest
 
-from leaderboard import corpus
 from leaderboard import statistics as stats
-from leaderboard.judge_corpus import _corpora
-from tests.leaderboard.test_corpus_text import WORDS, judged, texts
-from tests.leaderboard.test_error_rates import NOMINAL, Rates, keep_the_promise, noise, table
+from leaderboard.compare import corpus_metrics
+from leaderboard.compare.judge_corpus import _corpora
+from tests.leaderboard.compare.test_corpus_text_metrics import WORDS, judged, texts
+from tests.leaderboard.statistics.test_error_rates import NOMINAL, Rates, keep_the_promise, noise, table
 
 ANSWERS = [json.dumps([gold, prediction]) for gold in (0, 1) for prediction in (0, 1)]
 RIGHT = 0.75
@@ -36,13 +36,15 @@ def drawn(generator: np.random.Generator, metric: str, count: int, shares: np.nd
     """A sample of documents."""
     kinds, cells = np.repeat(np.arange(8), generator.multinomial(count, shares)), np.eye(4)
     before, after = (cells[2 * (kinds // 4) + which] for which in (kinds // 2 % 2, kinds % 2))
-    return _corpora(corpus.contributions(metric, ANSWERS, ANSWERS)._replace(before=before, after=after), 1.0, None)
+    return _corpora(
+        corpus_metrics.contributions(metric, ANSWERS, ANSWERS)._replace(before=before, after=after), 1.0, None
+    )
 
 
 def drop(metric: str, shares: np.ndarray) -> float:
     """The true one."""
     cube = shares.reshape(2, 2, 2)
-    before, after = (getattr(corpus, metric)(cube.sum(axis=axis)[None])[0] for axis in (2, 1))
+    before, after = (getattr(corpus_metrics, metric)(cube.sum(axis=axis)[None])[0] for axis in (2, 1))
     return float(before - after)
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leaderboard import corpus_text
-from leaderboard.corpus import NoTest
-from leaderboard.corpus_text import METRICS
-from leaderboard.effect import Effect, Scored
-from leaderboard.judge import judge
+from leaderboard.compare import corpus_text_metrics
+from leaderboard.compare.corpus_metrics import NoTest
+from leaderboard.compare.corpus_text_metrics import METRICS
+from leaderboard.compare.effect import Effect, Scored
+from leaderboard.compare.judge import judge
 
 sacrebleu = pytest.importorskip("sacrebleu")
 TEXT = "the a small old red house dog cat man saw ran to from under near and then it was not very quickly away"
@@ -60,7 +60,7 @@ def judged(metric: str, before: list[list[Any]], after: list[list[Any]], **optio
 def test_sums_of_counts_give_the_score_of_any_resampled_corpus(metric: str, generator: np.random.Generator) -> None:
     pairs = texts(generator, 30, 0.3)
     parts = [json.dumps(pair) for pair in pairs]
-    found = corpus_text.contributions(metric, parts, parts)
+    found = corpus_text_metrics.contributions(metric, parts, parts)
     for _ in range(10):
         drawn = generator.integers(0, 30, 30)
         score = found.score(found.before[drawn].sum(axis=0, keepdims=True))[0]
@@ -114,12 +114,12 @@ def test_clusters_are_drawn_whole(generator: np.random.Generator) -> None:
 @pytest.mark.parametrize("part", ["not JSON", "[1, 2]", '["a"]', '["a", ["b", "c"]]', '[[], "b"]', "{}"])
 def test_samples_of_another_form_have_no_test(part: str) -> None:
     with pytest.raises(NoTest, match="no paired test of bleu"):
-        corpus_text.contributions("bleu", ['["a", "b"]'] * 2, ['["a", "b"]', part])
+        corpus_text_metrics.contributions("bleu", ['["a", "b"]'] * 2, ['["a", "b"]', part])
 
 
 def test_several_references() -> None:
     parts = [json.dumps([["the old red house", "a red house"], ["the red house was old"]])] * 3
-    found = corpus_text.contributions("bleu", parts, parts)
+    found = corpus_text_metrics.contributions("bleu", parts, parts)
     expected = sacrebleu.corpus_bleu(
         ["the red house was old"] * 3, [["the old red house"] * 3, ["a red house"] * 3]
     ).score

@@ -7,18 +7,19 @@ from typing import Any
 
 import pytest
 
-from leaderboard import board as board_module
-from leaderboard import queries, remembered
-from leaderboard.board import board
-from leaderboard.deletion import delete
+from leaderboard.board import board as board_module
+from leaderboard.board.board import board
+from leaderboard.compare import verdict_cache
 from leaderboard.ingest import ingest
-from leaderboard.store import open_store
+from leaderboard.store import queries
+from leaderboard.store.database import open_store
+from leaderboard.store.deletions import delete
 
 
 @pytest.fixture
 def filled(made: Any, kit: Any, database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A database of two unedited runs, two recipes and a task that cannot be compared, with its comparisons stored."""
-    monkeypatch.setattr(remembered, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(verdict_cache, "WORTH_KEEPING", 0)
     for k, recipe in enumerate(["baseline", "baseline", "laser", "svd"]):
         task = kit.Task(
             {"acc": [float((i * (k + 2)) % 7 < 3) for i in range(60)]}, log_likelihoods=kit.likelihoods(60, k)
@@ -61,7 +62,7 @@ def test_a_board_is_the_same_with_and_without(filled: Path, monkeypatch: pytest.
     with open_store(filled) as store:
         cells = board(store)
         assert asked == []
-        monkeypatch.setattr(remembered, "code", lambda: "another version")
+        monkeypatch.setattr(verdict_cache, "code", lambda: "another version")
         assert board(store) == cells and len(asked) == 5
 
 

@@ -18,8 +18,8 @@ from leaderboard.gate import formats, table
 from leaderboard.gate.policy import policy_from
 from leaderboard.gate.report import Report
 from leaderboard.ingest import ingest
-from leaderboard.store import open_store
-from tests.leaderboard.gating import NOWHERE, gated, row, two
+from leaderboard.store.database import open_store
+from tests.leaderboard.gate.gating import NOWHERE, gated, row, two
 
 HOSTILE = "`x` | [a](http://b) <script>alert(1)</script> @all \x1b[31m \x00 \ud800 **b**"
 

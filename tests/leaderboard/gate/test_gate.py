@@ -17,9 +17,9 @@ from leaderboard.gate import formats, table
 from leaderboard.gate.decision import Row, decide
 from leaderboard.gate.report import Report
 from leaderboard.ingest import ingest
-from leaderboard.pins import choose
-from leaderboard.store import open_store
-from tests.leaderboard.gating import gated, row, two
+from leaderboard.store.database import open_store
+from leaderboard.store.pins import choose
+from tests.leaderboard.gate.gating import gated, row, two
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from leaderboard.finding import Candidate, find_runs
-from leaderboard.reading import read_runs
-from leaderboard.records import Run
+from leaderboard.readers.discovery import Candidate, find_runs
+from leaderboard.readers.reader import read_runs
+from leaderboard.readers.records import Run
 
 ACC = {"acc": 0.25, "acc_stderr": 0.01}
 NEW = {"acc,none": 0.25, "acc_stderr,none": 0.01, "alias": "piqa"}

@@ -23,11 +23,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from leaderboard.board import board
+from leaderboard.board.board import board
 from leaderboard.ingest import IngestReport, ingest
-from leaderboard.results_file import number
-from leaderboard.store import Store
-from leaderboard.table import render
+from leaderboard.readers.results import number
+from leaderboard.store.database import Store
+from leaderboard.terminal.table import render
 
 FORMS: dict[str, dict[str, Any]] = {
     "0.2": {"results": {"piqa": {"acc": 0.25, "acc_stderr": 0.01, "acc_norm": 0.5}}, "versions": {"piqa": 0}},

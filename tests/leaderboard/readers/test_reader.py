@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from leaderboard.errors import Unreadable
-from leaderboard.finding import Candidate, find_runs
-from leaderboard.reading import read_runs
-from leaderboard.records import Rejection, Run
-from leaderboard.results_file import model_arguments
-from leaderboard.samples_file import sample_score
+from leaderboard.readers.discovery import Candidate, find_runs
+from leaderboard.readers.reader import read_runs
+from leaderboard.readers.records import Rejection, Run
+from leaderboard.readers.results import model_arguments
+from leaderboard.readers.samples_reader import sample_score
 
 
 def only_run(path: Path) -> Run:

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from leaderboard.errors import Unreadable
-from leaderboard.samples import Samples
-from leaderboard.samples_file import SampleForm, SamplesReader
-from leaderboard.untrusted import canonical
-from leaderboard.usual_lines import Known, _canonical_texts
+from leaderboard.readers.safe_json import canonical
+from leaderboard.readers.samples import Samples
+from leaderboard.readers.samples_fast_path import Known, _canonical_texts
+from leaderboard.readers.samples_reader import SampleForm, SamplesReader
 
 FORM = SampleForm("sums", frozenset({"acc", "f1"}), cluster_by="passage")
 HASH = "5feceb66ffc86f38d952786c6d696c79c2dbc239dd4e91b46729d73a27fb57e9"
@@ -145,8 +145,8 @@ def test_what_lm_eval_writes_is_known_the_second_time(tmp_path: Path, monkeypatc
     path, reader = tmp_path / "samples_sums.jsonl", SamplesReader()
     path.write_text(USUAL)
     before: Samples = reader.read(path, FORM)
-    monkeypatch.setattr("leaderboard.usual_lines._object", None)
-    monkeypatch.setattr("leaderboard.samples_file.parse_line", None)
+    monkeypatch.setattr("leaderboard.readers.samples_fast_path._object", None)
+    monkeypatch.setattr("leaderboard.readers.samples_reader.parse_line", None)
     again = reader.read(path, FORM)
     assert again == before and again.documents[0] is before.documents[0] and again.documents[0].cluster == "0"
 
@@ -156,8 +156,8 @@ def test_what_is_known_is_forgotten_when_it_takes_too_much_room(
 ) -> None:
     path, reader = tmp_path / "samples_sums.jsonl", SamplesReader()
     path.write_text(USUAL)
-    monkeypatch.setattr("leaderboard.usual_lines.KNOWN_BYTES", 3000)
-    monkeypatch.setattr("leaderboard.samples_file.KNOWN_BYTES", 3000)
+    monkeypatch.setattr("leaderboard.readers.samples_fast_path.KNOWN_BYTES", 3000)
+    monkeypatch.setattr("leaderboard.readers.samples_reader.KNOWN_BYTES", 3000)
     assert outcome(reader, path) == outcome(reader, path) == by_parser(path)
     assert all(known.size <= 3000 for known in reader._known.values())
 

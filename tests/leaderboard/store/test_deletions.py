@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from leaderboard import queries
-from leaderboard.deletion import delete, deletions, take_back
 from leaderboard.errors import LeaderboardError, UnknownRun
 from leaderboard.ingest import IngestReport, ingest
-from leaderboard.locking import file_lock
-from leaderboard.pins import choose, pin
-from leaderboard.store import open_store
+from leaderboard.store import queries
+from leaderboard.store.database import open_store
+from leaderboard.store.deletions import delete, deletions, take_back
+from leaderboard.store.lock import file_lock
+from leaderboard.store.pins import choose, pin
 from leaderboard.watch import Watch
 
 
@@ -101,7 +101,7 @@ def test_who_is_waited_for_is_said(
 ) -> None:
     import time
 
-    monkeypatch.setattr("leaderboard.locking.SAID_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr("leaderboard.store.lock.SAID_AFTER_SECONDS", 0.0)
     made.run("baseline", {"sums": kit.pair(5, 2)[0]})
     with file_lock(database, time.monotonic() + 1, "a long rebuild"), pytest.raises(LeaderboardError):
         ingest([made.root], database, timeout_s=0.1)

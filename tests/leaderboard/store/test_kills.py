@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from leaderboard.board import board
+from leaderboard.board.board import board
 from leaderboard.errors import Busy, LeaderboardError, MissingDatabase
 from leaderboard.ingest import ingest
-from leaderboard.store import open_store
+from leaderboard.store.database import open_store
 
 WRITERS, DOCUMENTS, BIG = 8, 40, 2000
 WRITE = (
@@ -36,7 +36,7 @@ LIMITED = (
 
 def child(program: str, *arguments: object) -> subprocess.Popen[str]:
     """Another Python process."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
     return subprocess.Popen(
         [sys.executable, "-c", program, *map(str, arguments)],
         stdout=subprocess.PIPE,

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from leaderboard import queries
 from leaderboard.errors import LeaderboardError, MissingDatabase, UnknownRun
 from leaderboard.ingest import ingest
-from leaderboard.pins import choose, pin, pins
-from leaderboard.store import open_store
+from leaderboard.store import queries
+from leaderboard.store.database import open_store
+from leaderboard.store.pins import choose, pin, pins
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import json
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from leaderboard.store import Store
-from leaderboard.untrusted import finite
+from leaderboard.readers.safe_json import finite
+from leaderboard.store.database import Store
 
 # Documents that a page lists at most; how many there are is said beside them.
 MOST_DOCUMENTS = 500

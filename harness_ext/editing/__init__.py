@@ -1,0 +1,1 @@
+"""From a recipe to an edited model: plan, pipeline, records, controls and warnings."""

@@ -1,0 +1,1 @@
+"""Decompositions of matrices, exact and randomised, each made once and kept on disk."""

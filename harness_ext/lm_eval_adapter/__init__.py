@@ -1,0 +1,1 @@
+"""Everything that touches lm-evaluation-harness: its backend, its tasks and its private names."""

@@ -1,0 +1,18 @@
+"""The mathematics: one pure, typed function of tensors per method, one family a file.
+
+What another package needs to add a method is here; `harness_ext.methods.registry` says how it is called.
+"""
+
+from harness_ext.methods.registry import (
+    AnyEdit,
+    DenseEdit,
+    Edit,
+    Method,
+    Parameter,
+    Svd,
+    call,
+    method,
+    registered_methods,
+)
+
+__all__ = ["AnyEdit", "DenseEdit", "Edit", "Method", "Parameter", "Svd", "call", "method", "registered_methods"]

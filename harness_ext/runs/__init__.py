@@ -1,0 +1,1 @@
+"""One command from its arguments to finished run directories."""

@@ -1,0 +1,1 @@
+"""Searches: which matrices, and which ranks; one family a file."""

@@ -1,0 +1,1 @@
+"""Training the factors of matrices (basis selection)."""

@@ -1,0 +1,1 @@
+"""The board of a model: cells, order, history, layers, and the same across models."""

@@ -1,0 +1,1 @@
+"""Two runs: whether they may be compared, and what their samples say."""

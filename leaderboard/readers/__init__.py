@@ -1,0 +1,1 @@
+"""From files that anybody may have written to plain records of runs."""

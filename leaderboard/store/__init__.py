@@ -1,0 +1,1 @@
+"""The DuckDB file: schema, locking, writing, and the questions asked of it."""

@@ -1,0 +1,1 @@
+"""The board in a terminal: how numbers and verdicts are written."""
