@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
     Evidence = Mapping[str, Tensor]
 
-SHELF_BYTES = 16 << 30
+SCRATCH_BYTES = 16 << 30
 
 
-class Shelf:
+class ScratchStore:
     """Sets of tensors under names, in batches. folder: made when first written to. limit_bytes: of all files
     together.
     """
 
-    def __init__(self, folder: Path, limit_bytes: int = SHELF_BYTES) -> None:
+    def __init__(self, folder: Path, limit_bytes: int = SCRATCH_BYTES) -> None:
         self._folder = folder
         self._limit = limit_bytes
         self._sizes: dict[str, dict[str, int]] = {}
@@ -86,10 +86,10 @@ class Shelf:
             self._held -= size
 
 
-class _OnShelf(Mapping[str, Mapping[str, "Tensor"]]):
+class _OnScratch(Mapping[str, Mapping[str, "Tensor"]]):
     """Evidence by `Matrix.key`, read when asked for. loose: what found no room on the shelf."""
 
-    def __init__(self, shelf: Shelf, batch: str, loose: Mapping[str, Evidence]) -> None:
+    def __init__(self, shelf: ScratchStore, batch: str, loose: Mapping[str, Evidence]) -> None:
         self._shelf = shelf
         self._batch = batch
         self._loose = loose
@@ -105,14 +105,14 @@ class _OnShelf(Mapping[str, Mapping[str, "Tensor"]]):
         return len(self._shelf.names(self._batch) | self._loose.keys())
 
 
-class Kept:
+class StatisticsCache:
     """The shelves of a session. scratch: an existing folder, removed by the caller."""
 
-    def __init__(self, scratch: Path, limit_bytes: int = SHELF_BYTES) -> None:
-        self._evidence = Shelf(scratch / "evidence", limit_bytes)
-        self._results = Shelf(scratch / "results", limit_bytes)
+    def __init__(self, scratch: Path, limit_bytes: int = SCRATCH_BYTES) -> None:
+        self._evidence = ScratchStore(scratch / "evidence", limit_bytes)
+        self._results = ScratchStore(scratch / "results", limit_bytes)
 
-    def evidence(
+    def gathered(
         self,
         about: Sequence[str],
         matrices: Sequence[Matrix],
@@ -134,7 +134,7 @@ class Kept:
                 found = gathered.get(matrix.key, {})
                 if not self._evidence.save(batch, matrix.key, found):
                     loose[matrix.key] = found
-        return _OnShelf(self._evidence, batch, loose)
+        return _OnScratch(self._evidence, batch, loose)
 
     def remember(self, function: Callable[..., tuple[Tensor, ...]], *arguments: Tensor) -> tuple[Tensor, ...]:
         """`function(*arguments)` of a pure function of tensors, worked out once for the same arguments; on the device

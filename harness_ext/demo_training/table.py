@@ -92,7 +92,7 @@ def _from_seed(recipe: Recipe, seed: int) -> str:
     """The recipe with its draws from this seed: calibration documents, and whatever else a method that calibrates or
     draws may draw.
     """
-    calibrated = any(step.evidence is not None for step in recipe.steps)
+    calibrated = any(step.calibration is not None for step in recipe.steps)
     draws = any(
         "generator" in described(step.method).engine_arguments and step.parameters.get("decomposition") != "exact"
         for step in recipe.steps
@@ -147,13 +147,11 @@ def documents_of(recipe: str, seed: int, out: Path, report: Report) -> list[Labe
     """The calibration documents that a session on these tasks draws for the recipe from this seed."""
     from harness_ext.calibration.documents import PromptSettings, draw_documents
 
-    specification = session("demo", Command((recipe,), ()), out, report).specification
-    calibration = specification.resolved(parse_recipe(recipe)).steps[0].evidence
+    spec = session("demo", Command((recipe,), ()), out, report).spec
+    calibration = spec.resolved(parse_recipe(recipe)).steps[0].calibration
     assert calibration is not None
-    scored = {hashed for hashes in specification.scored_documents.values() for hashed in hashes}
-    sets = draw_documents(
-        calibration.model_copy(update={"seed": seed}), specification.tasks.by_name, scored, PromptSettings()
-    )
+    scored = {hashed for hashes in spec.scored_documents.values() for hashed in hashes}
+    sets = draw_documents(calibration.model_copy(update={"seed": seed}), spec.tasks.by_name, scored, PromptSettings())
     return [document for drawn in sets for document in drawn.documents]
 
 

@@ -161,16 +161,16 @@ def _by_distance(step: Step, receipt: Mapping[str, Any]) -> list[dict[str, Any]]
 
 
 def _with_shuffled_labels(recipe: Recipe) -> Recipe:
-    if all(step.evidence is None for step in recipe.steps):
+    if all(step.calibration is None for step in recipe.steps):
         raise NoControl("the recipe learns nothing from calibration documents")
-    if all(step.evidence is None or described(step.method).needs == TEXTS for step in recipe.steps):
+    if all(step.calibration is None or described(step.method).needs == TEXTS for step in recipe.steps):
         raise NoControl("the recipe learns from texts alone, and not from which answer is right")
 
     def shuffled(step: Step) -> Step:
         return (
             step
-            if step.evidence is None
-            else step.model_copy(update={"calibration": step.evidence.model_copy(update={"shuffled_labels": True})})
+            if step.calibration is None
+            else step.model_copy(update={"calibration": step.calibration.model_copy(update={"shuffled_labels": True})})
         )
 
     summary = f"{recipe.summary.rstrip('.')}. Control: the answers of the calibration documents exchanged."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness_ext.editing.records import DENSE, FACTORS, MatrixRecord, VariantFailed, stored_parameters
 from harness_ext.errors import UserError
-from harness_ext.linalg.decompose import SVD, Factors, NotConverged
+from harness_ext.linalg.decompose import SVD, Decomposer, NotConverged
 from harness_ext.methods import AnyEdit, DenseEdit, Edit, Svd, call, registered_methods
 from harness_ext.methods.budget import Keep
 from harness_ext.model.layout import Matrix
@@ -26,7 +26,7 @@ _ROWS_AT_ONCE = 256
 
 def edit_matrix(
     weights: Weights,
-    factors: Factors,
+    factors: Decomposer,
     step: Step,
     number: int,
     matrix: Matrix,
@@ -105,7 +105,7 @@ def _write(weights: Weights, step: Step, matrix: Matrix, edit: AnyEdit) -> str:
 
 def _call(
     weights: Weights,
-    factors: Factors,
+    factors: Decomposer,
     step: Step,
     matrix: Matrix,
     weight: Tensor,
@@ -130,7 +130,7 @@ def _call(
         arguments["keep"] = _budget(step, matrix, where)
     if "remember" in method.engine_arguments:
         # A matrix that is edited after others is another one in the next recipe.
-        arguments["remember"] = call if step.one_after_another else weights.kept.remember
+        arguments["remember"] = call if step.sequential else weights.statistics_cache.remember
     if "generator" in method.engine_arguments:
         arguments["generator"] = generator_for(step.seed, matrix)
     try:
@@ -147,7 +147,7 @@ def _call(
 
 def _budget(step: Step, matrix: Matrix, where: str) -> Keep | None:
     try:
-        return step.keep_budget.of(matrix.key) if step.keep_budget is not None else None
+        return step.keep.of(matrix.key) if step.keep is not None else None
     except UserError as error:
         raise UserError(f"{where}{matrix.key}: {error}") from None
 
@@ -160,7 +160,7 @@ def generator_for(seed: int, matrix: Matrix) -> Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def decompose(factors: Factors, weight: Tensor, matrix: Matrix) -> Svd:
+def decompose(factors: Decomposer, weight: Tensor, matrix: Matrix) -> Svd:
     """The singular value decomposition of a matrix. Raises VariantFailed where it does not converge."""
     try:
         return factors.of(weight)
@@ -179,7 +179,7 @@ def require_finite(weights: Weights, matrix: Matrix) -> None:
         )
 
 
-def require_finite_evidence(values: Mapping[str, Tensor], key: str) -> None:
+def require_finite_statistics(values: Mapping[str, Tensor], key: str) -> None:
     """Raise VariantFailed where what was learned about a matrix holds a NaN or an infinity."""
     import torch
 

@@ -20,20 +20,20 @@ from harness_ext.editing.edit_matrix import (
     edit_matrix,
     generator_for,
     require_finite,
-    require_finite_evidence,
+    require_finite_statistics,
 )
 from harness_ext.editing.records import MatrixRecord
 from harness_ext.errors import UserError
-from harness_ext.linalg.decompose import Factors
+from harness_ext.linalg.decompose import Decomposer
 from harness_ext.methods import Svd, registered_methods
 from harness_ext.methods.search_registry import check_searchable
 from harness_ext.model.layout import ATTENTION, Matrix
 from harness_ext.model.weights import Weights
 from harness_ext.recipe.recipe import Recipe
 from harness_ext.recipe.schema import Calibration, Step
-from harness_ext.search.eigenprune_greedy import search
-from harness_ext.search.runner import Outcome, find
-from harness_ext.storage.resume import Workplace
+from harness_ext.search.eigenprune_greedy import greedy_search
+from harness_ext.search.runner import SearchOutcome, run_search
+from harness_ext.storage.resume import ResumeState
 from harness_ext.training.bases import Bases, all_bases
 from harness_ext.training.trainer import check_trainable, train
 
@@ -59,7 +59,7 @@ class Progress:
 
 
 @dataclass
-class Operation:
+class AppliedRecipe:
     """A recipe as it was carried out. log: rows of plain data about what took many passes over the documents, each with
     its step.
     """
@@ -72,15 +72,15 @@ class Operation:
     seconds_editing: float = 0.0
 
 
-def operate(
+def apply_recipe(
     lm: HFLM,
     weights: Weights,
-    factors: Factors,
+    factors: Decomposer,
     recipe: Recipe,
     documents: Documents,
     progress: Progress | None = None,
-    work: Workplace | None = None,
-) -> Operation:
+    work: ResumeState | None = None,
+) -> AppliedRecipe:
     """Apply every step of a recipe, in order; a later step sees what the earlier ones left. work: where a long step
     keeps what it needs to go on after a kill; None to keep nothing.
 
@@ -88,38 +88,38 @@ def operate(
     impossible.
     """
     progress = progress or Progress()
-    operation = Operation()
+    applied = AppliedRecipe()
     for number, step in enumerate(recipe.steps):
         where = f"recipe {recipe.label!r}, step {number}: "
         if not step.is_search:
-            _carry_out(lm, weights, factors, recipe, step, number, documents, operation, where, progress, work)
+            _apply_step(lm, weights, factors, recipe, step, number, documents, applied, where, progress, work)
             continue
-        found = _search(lm, weights, factors, step, number, documents, operation, where, progress, work)
-        operation.searches.append(found.record)
+        found = _search(lm, weights, factors, step, number, documents, applied, where, progress, work)
+        applied.searches.append(found.record)
         for chosen in found.steps:
-            _carry_out(lm, weights, factors, recipe, chosen, number, documents, operation, where, progress, work)
+            _apply_step(lm, weights, factors, recipe, chosen, number, documents, applied, where, progress, work)
         found.measured()
-    return operation
+    return applied
 
 
 def _search(
     lm: HFLM,
     weights: Weights,
-    factors: Factors,
+    factors: Decomposer,
     step: Step,
     number: int,
     documents: Documents,
-    operation: Operation,
+    applied: AppliedRecipe,
     where: str,
     progress: Progress,
-    work: Workplace | None,
-) -> Outcome:
+    work: ResumeState | None,
+) -> SearchOutcome:
     matrices = _selected(weights, step, where)
-    labelled = _documents(step, number, documents, operation, where)
+    labelled = _documents(step, number, documents, applied, where)
     started = time.perf_counter()
     for matrix in matrices:
         require_finite(weights, matrix)
-    found = find(
+    found = run_search(
         lm,
         weights,
         factors,
@@ -131,52 +131,52 @@ def _search(
         work.part(f"step-{number}") if work is not None else None,
         where,
     )
-    operation.seconds_calibrating += time.perf_counter() - started
+    applied.seconds_calibrating += time.perf_counter() - started
     return found
 
 
 def _selected(weights: Weights, step: Step, where: str) -> tuple[Matrix, ...]:
-    matrices = weights.anatomy.select(step, where)
+    matrices = weights.layout.select(step, where)
     weights.check_editable(matrices)
     if step.is_search:
         check_searchable(matrices, where)
         weights.check_dense(matrices, where)
     else:
         check_experts(step, matrices, where)
-    if step.learning is not None:
+    if step.training is not None:
         check_trainable(matrices, where)
     if step.factored:
         weights.check_factorable(matrices, where)
     return matrices
 
 
-def _carry_out(
+def _apply_step(
     lm: HFLM,
     weights: Weights,
-    factors: Factors,
+    factors: Decomposer,
     recipe: Recipe,
     step: Step,
     number: int,
     documents: Documents,
-    operation: Operation,
+    applied: AppliedRecipe,
     where: str,
     progress: Progress,
-    work: Workplace | None,
+    work: ResumeState | None,
 ) -> None:
     """One ordinary step on the model as it is now."""
     matrices = _selected(weights, step, where)
-    labelled = _documents(step, number, documents, operation, where)
-    for stage in stages(matrices) if step.one_after_another else [matrices]:
-        evidence = _evidence(lm, weights, factors, step, number, stage, labelled, operation, where, progress, work)
+    labelled = _documents(step, number, documents, applied, where)
+    for stage in stages(matrices) if step.sequential else [matrices]:
+        evidence = _evidence(lm, weights, factors, step, number, stage, labelled, applied, where, progress, work)
         started = time.perf_counter()
         progress.start(f"{recipe.label}: decomposing", len(stage))
         for matrix in stage:
-            operation.records.append(
+            applied.records.append(
                 edit_matrix(weights, factors, step, number, matrix, evidence.get(matrix.key, {}), where)
             )
             progress.advance()
         progress.stop()
-        operation.seconds_editing += time.perf_counter() - started
+        applied.seconds_editing += time.perf_counter() - started
 
 
 # Even, so that no pair is torn apart.
@@ -201,37 +201,37 @@ def stages(matrices: Sequence[Matrix]) -> list[list[Matrix]]:
 
 
 def _documents(
-    step: Step, number: int, documents: Documents, operation: Operation, where: str
+    step: Step, number: int, documents: Documents, applied: AppliedRecipe, where: str
 ) -> list[LabelledDocument]:
     started = time.perf_counter()
-    if step.contrast_set is not None:
-        sets = [contrast_set(step.contrast_set)]
-    elif step.evidence is not None:
-        sets = documents(step.evidence, where)
+    if step.contrast is not None:
+        sets = [contrast_set(step.contrast)]
+    elif step.calibration is not None:
+        sets = documents(step.calibration, where)
     else:
         return []
     # The step that a search found may learn from the documents that the search learned from.
-    operation.calibration += [pair for drawn in sets if (pair := (number, drawn)) not in operation.calibration]
-    operation.seconds_calibrating += time.perf_counter() - started
+    applied.calibration += [pair for drawn in sets if (pair := (number, drawn)) not in applied.calibration]
+    applied.seconds_calibrating += time.perf_counter() - started
     return [document for drawn in sets for document in drawn.documents]
 
 
 def _evidence(
     lm: HFLM,
     weights: Weights,
-    factors: Factors,
+    factors: Decomposer,
     step: Step,
     number: int,
     matrices: Sequence[Matrix],
     labelled: Sequence[LabelledDocument],
-    operation: Operation,
+    applied: AppliedRecipe,
     where: str,
     progress: Progress,
-    work: Workplace | None,
+    work: ResumeState | None,
 ) -> Mapping[str, Mapping[str, Tensor]]:
     if not labelled:
         return {}
-    batch_size = step.evidence.batch_size if step.evidence is not None else _CONTRAST_BATCH
+    batch_size = step.calibration.batch_size if step.calibration is not None else _CONTRAST_BATCH
     started = time.perf_counter()
     _start_stage(progress, step, len(labelled))
     for matrix in matrices:
@@ -242,38 +242,40 @@ def _evidence(
         return decompose(factors, weights.read(matrix), matrix)
 
     def bases(matrix: Matrix) -> Bases:
-        return all_bases(decomposed(matrix), step.learning.added_rank, generator_for(step.seed, matrix))
+        return all_bases(decomposed(matrix), step.training.added_rank, generator_for(step.seed, matrix))
 
     def gather_for(group: Sequence[Matrix]) -> Mapping[str, Mapping[str, Tensor]]:
-        if step.learning is not None:
+        if step.training is not None:
             place = work.part(f"step-{number}") if work else None
             found, log = train(
-                lm, group, labelled, batch_size, step.learning, step.seed, bases, place, progress.advance
+                lm, group, labelled, batch_size, step.training, step.seed, bases, place, progress.advance
             )
-            operation.log += [{"step": number, **row} for row in log]
-        elif step.trials is not None:
-            found = search(lm, group, labelled, batch_size, step.trials, decomposed, progress.advance)
+            applied.log += [{"step": number, **row} for row in log]
+        elif step.search is not None:
+            found = greedy_search(lm, group, labelled, batch_size, step.search, decomposed, progress.advance)
         else:
             found = gather(lm, group, statistics, labelled, batch_size, decomposed, progress.advance)
         for key, values in found.items():
-            require_finite_evidence(values, key)
+            require_finite_statistics(values, key)
         return found
 
     try:
-        if step.learning is not None or step.trials is not None or step.one_after_another:
+        if step.training is not None or step.search is not None or step.sequential:
             gathered = gather_for(matrices)
         else:
             about = [weights.digest(), str(batch_size), *sorted(statistics), *(repr(document) for document in labelled)]
-            gathered = weights.kept.evidence(about, matrices, gather_for, lambda missing: groups(missing, statistics))
+            gathered = weights.statistics_cache.gathered(
+                about, matrices, gather_for, lambda missing: groups(missing, statistics)
+            )
     except UserError as error:
         raise UserError(f"{where}{error}") from None
     progress.stop()
-    operation.seconds_calibrating += time.perf_counter() - started
+    applied.seconds_calibrating += time.perf_counter() - started
     return gathered
 
 
 def _start_stage(progress: Progress, step: Step, documents: int) -> None:
-    if step.learning is not None:
-        progress.start(f"{step.method}: training", documents * step.learning.epochs)
+    if step.training is not None:
+        progress.start(f"{step.method}: training", documents * step.training.epochs)
     else:
-        progress.start(f"{step.method}: calibrating", documents if step.trials is None else step.trials.rounds)
+        progress.start(f"{step.method}: calibrating", documents if step.search is None else step.search.rounds)

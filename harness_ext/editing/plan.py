@@ -15,9 +15,9 @@ from harness_ext.calibration.experts import check_experts
 from harness_ext.editing.records import standing, stored_parameters
 from harness_ext.errors import UserError
 from harness_ext.methods import registered_methods
-from harness_ext.methods.search_registry import Searcher, check_searchable, planned_trials, registered_searches
+from harness_ext.methods.search_registry import Search, check_searchable, planned_trials, registered_searches
 from harness_ext.model.checkpoint import Checkpoint
-from harness_ext.model.layout import Anatomy, Matrix
+from harness_ext.model.layout import Layout, Matrix
 from harness_ext.model.module_replacement import check_no_expert
 from harness_ext.model.renames import as_loaded
 from harness_ext.recipe.recipe import Recipe
@@ -113,8 +113,8 @@ def plan(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
     if not checkpoint.tensors:
         raise UserError(f"{checkpoint.name} has no safetensors headers to plan from; the recipe can still be run")
     checkpoint = as_loaded(checkpoint)
-    anatomy = _anatomy(checkpoint)
-    matrices = _planned_matrices(recipe, checkpoint, anatomy)
+    layout = _layout(checkpoint)
+    matrices = _planned_matrices(recipe, checkpoint, layout)
     sizes = {name: _count(tensor.shape) for name, tensor in checkpoint.tensors.items()}
     return Plan(
         model_type=str(checkpoint.config.get("model_type", "unknown")),
@@ -123,10 +123,10 @@ def plan(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
         stored_bytes=sum(sizes[name] * tensor.element_bytes for name, tensor in checkpoint.tensors.items()),
         seconds=_expected_seconds(matrices),
         peak_bytes=_expected_peak(matrices) + _held_by_training(recipe, matrices) + _held_by_search(recipe, matrices),
-        calibration_documents=sum(step.evidence.samples for step in recipe.steps if step.evidence is not None),
-        training_epochs=sum(step.learning.epochs for step in recipe.steps if step.learning is not None),
+        calibration_documents=sum(step.calibration.samples for step in recipe.steps if step.calibration is not None),
+        training_epochs=sum(step.training.epochs for step in recipe.steps if step.training is not None),
         searches=tuple(
-            _planned_search(number, step, [item.matrix for item in matrices if item.step == number], anatomy.layers)
+            _planned_search(number, step, [item.matrix for item in matrices if item.step == number], layout.layers)
             for number, step in enumerate(recipe.steps)
             if step.is_search
         ),
@@ -136,7 +136,7 @@ def plan(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
 def _planned_search(number: int, step: Step, matrices: Sequence[Matrix], layers: int) -> PlannedSearch:
     from harness_ext.calibration.collect import groups
 
-    assert step.evidence is not None
+    assert step.calibration is not None
     search, settings = registered_searches()[step.method], step.parameters
     trials = planned_trials(step.method, matrices, layers, settings)
     among = search.among(matrices, layers, settings)
@@ -148,45 +148,45 @@ def _planned_search(number: int, step: Step, matrices: Sequence[Matrix], layers:
     )
     gathered = len(search.statistics) * sum(1 for _ in groups(among, search.statistics)) if search.statistics else 0
     # As it is, as it becomes, and once for the states that enter each layer.
-    return PlannedSearch(number, step.method, len(among), trials, step.evidence.samples, 3 + gathered + tried)
+    return PlannedSearch(number, step.method, len(among), trials, step.calibration.samples, 3 + gathered + tried)
 
 
 def planned_matrices(recipe: Recipe, loaded: Checkpoint) -> tuple[PlannedMatrix, ...]:
     """Every matrix of every step, in order. loaded: a checkpoint as `as_loaded` gives it. Raises UserError where the
     recipe does not fit it.
     """
-    return _planned_matrices(recipe, loaded, _anatomy(loaded))
+    return _planned_matrices(recipe, loaded, _layout(loaded))
 
 
-def _anatomy(loaded: Checkpoint) -> Anatomy:
-    return Anatomy(loaded.config, {name: tensor.shape for name, tensor in loaded.tensors.items()})
+def _layout(loaded: Checkpoint) -> Layout:
+    return Layout(loaded.config, {name: tensor.shape for name, tensor in loaded.tensors.items()})
 
 
-def _planned_matrices(recipe: Recipe, loaded: Checkpoint, anatomy: Anatomy) -> tuple[PlannedMatrix, ...]:
+def _planned_matrices(recipe: Recipe, loaded: Checkpoint, layout: Layout) -> tuple[PlannedMatrix, ...]:
     return tuple(
         _planned(number, step, matrix, loaded, recipe)
         for number, step in enumerate(recipe.steps)
-        for matrix in _selected(anatomy, recipe, number, step)
+        for matrix in _selected(layout, recipe, number, step)
     )
 
 
-def _selected(anatomy: Anatomy, recipe: Recipe, number: int, step: Step) -> Sequence[Matrix]:
+def _selected(layout: Layout, recipe: Recipe, number: int, step: Step) -> Sequence[Matrix]:
     where = f"recipe {recipe.label!r}, step {number}: "
-    matrices = anatomy.select(step, where)
+    matrices = layout.select(step, where)
     if not step.is_search:
         check_experts(step, matrices, where)
-    if step.learning is not None:
+    if step.training is not None:
         check_trainable(matrices, where)
     if step.factored:
         check_no_expert(matrices, where)
     if step.is_search:
         check_searchable(matrices, where)
-        planned_trials(step.method, matrices, anatomy.layers, step.parameters, where)
+        planned_trials(step.method, matrices, layout.layers, step.parameters, where)
     return matrices
 
 
 def _planned(number: int, step: Step, matrix: Matrix, checkpoint: Checkpoint, recipe: Recipe) -> PlannedMatrix:
-    keep = step.keep_budget
+    keep = step.keep
     try:
         rank = (
             _rank_without_weights(step, matrix)
@@ -256,7 +256,7 @@ def _expected_peak(matrices: Sequence[PlannedMatrix]) -> int:
     def one(item: PlannedMatrix) -> int:
         rows, columns = item.matrix.shape
         method = described(item.method)
-        truncates = isinstance(method, Searcher) or method.takes_keep
+        truncates = isinstance(method, Search) or method.takes_keep
         number = _FP64 if truncates and method.statistics else _FP32
         return number * (4 * rows * columns + min(rows, columns) * (rows + columns + 1))
 
@@ -286,9 +286,9 @@ def _held_by_training(recipe: Recipe, matrices: Sequence[PlannedMatrix]) -> int:
 
     return max(
         (
-            held(number, step.learning.added_rank)
+            held(number, step.training.added_rank)
             for number, step in enumerate(recipe.steps)
-            if step.learning is not None
+            if step.training is not None
         ),
         default=0,
     )
@@ -305,9 +305,9 @@ def _held_by_search(recipe: Recipe, matrices: Sequence[PlannedMatrix]) -> int:
 
     def held(number: int, step: Step) -> int:
         own = [item for item in matrices if item.step == number]
-        assert step.evidence is not None
+        assert step.calibration is not None
         activations = (
-            3 * _FP32 * TOKENS_PER_DOCUMENT * step.evidence.batch_size * max(sum(item.matrix.shape) for item in own)
+            3 * _FP32 * TOKENS_PER_DOCUMENT * step.calibration.batch_size * max(sum(item.matrix.shape) for item in own)
         )
         return activations + (
             sum(item.parameters_before * item.element_bytes for item in own) if searches[step.method].takes_on else 0

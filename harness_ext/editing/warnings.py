@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 from harness_ext.editing.edit_matrix import UNSEEN
-from harness_ext.editing.pipeline import Operation
+from harness_ext.editing.pipeline import AppliedRecipe
 from harness_ext.editing.records import DENSE
 from harness_ext.recipe.recipe import Recipe
 
 
-def remarks(recipe: Recipe, operation: Operation) -> list[str]:
+def receipt_warnings(recipe: Recipe, applied: AppliedRecipe) -> list[str]:
     """All warnings about a recipe as it was carried out."""
-    return _searched(operation) + _as_asked(recipe, operation) + _left_dense(recipe, operation)
+    return _searched(applied) + _as_asked(recipe, applied) + _left_dense(recipe, applied)
 
 
-def _as_asked(recipe: Recipe, operation: Operation) -> list[str]:
+def _as_asked(recipe: Recipe, applied: AppliedRecipe) -> list[str]:
     """Matrices that are not what was asked for: a fraction of few components may be none, a budget less than one, and
     an expert may have seen nothing.
     """
     if all(step.method == "identity" for step in recipe.steps):
         return []
-    of = f"of {len(operation.records)} matrices or heads were left as they were"
-    unseen = sum(record.fallback == UNSEEN for record in operation.records)
+    of = f"of {len(applied.records)} matrices or heads were left as they were"
+    unseen = sum(record.fallback == UNSEEN for record in applied.records)
     same = (
-        sum(record.rank_after == record.rank_before and record.relative_error < 1e-6 for record in operation.records)
+        sum(record.rank_after == record.rank_before and record.relative_error < 1e-6 for record in applied.records)
         - unseen
     )
     found = [f"{same} {of}: what was asked for changes nothing there"] if same else []
-    budgets = [recipe.steps[record.step].keep_budget for record in operation.records]
+    budgets = [recipe.steps[record.step].keep for record in applied.records]
     short = sum(
         keep is not None and keep.is_below_one(record.shape)
-        for keep, record in zip(budgets, operation.records, strict=True)
+        for keep, record in zip(budgets, applied.records, strict=True)
     )
     found += (
         [
-            f"in {short} of {len(operation.records)} matrices or heads the budget comes to less than one component, and"
+            f"in {short} of {len(applied.records)} matrices or heads the budget comes to less than one component, and"
             " one was kept: they hold more than was asked for"
         ]
         if short
@@ -49,9 +49,9 @@ def _as_asked(recipe: Recipe, operation: Operation) -> list[str]:
     )
 
 
-def _left_dense(recipe: Recipe, operation: Operation) -> list[str]:
+def _left_dense(recipe: Recipe, applied: AppliedRecipe) -> list[str]:
     """Matrices that stayed dense though thin layers were asked for."""
-    asked = [record for record in operation.records if recipe.steps[record.step].factored]
+    asked = [record for record in applied.records if recipe.steps[record.step].factored]
     dense = sum(record.stored == DENSE for record in asked)
     return (
         [
@@ -63,11 +63,11 @@ def _left_dense(recipe: Recipe, operation: Operation) -> list[str]:
     )
 
 
-def _searched(operation: Operation) -> list[str]:
+def _searched(applied: AppliedRecipe) -> list[str]:
     """What searches found, or had to do without."""
     none = [
         f"{record['method']} found nothing worth editing: the model was scored as it is"
-        for record in operation.searches
+        for record in applied.searches
         if not record["chosen"]
     ]
-    return none + [f"{record['method']}: {note}" for record in operation.searches for note in record["warnings"]]
+    return none + [f"{record['method']}: {note}" for record in applied.searches for note in record["warnings"]]

@@ -36,7 +36,7 @@ class NotConverged(ArithmeticError):
     """A decomposition that failed in fp32 and in fp64."""
 
 
-class Factors:
+class Decomposer:
     """Decompositions on demand. kept: where they are kept; a folder stands for a cache in it, None for nowhere."""
 
     def __init__(self, kept: DiskCache | Path | None = None) -> None:
@@ -112,7 +112,7 @@ class Factors:
 class Truncation:
     """The leading components of one matrix `[m, n]`; holds its decomposition in memory once it has been cut."""
 
-    def __init__(self, factors: Factors, matrix: Tensor) -> None:
+    def __init__(self, factors: Decomposer, matrix: Tensor) -> None:
         self._factors = factors
         self._matrix = matrix
         self._digest = tensor_digest(matrix)

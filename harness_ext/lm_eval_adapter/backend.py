@@ -19,17 +19,17 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from harness_ext.calibration.documents import PromptSettings, draw_documents
-from harness_ext.editing.pipeline import Documents, Operation, Progress, operate
+from harness_ext.editing.pipeline import AppliedRecipe, Documents, Progress, apply_recipe
 from harness_ext.editing.records import size_of, totals
 from harness_ext.errors import UserError
 from harness_ext.linalg.cache import lasting
-from harness_ext.linalg.decompose import Factors
+from harness_ext.linalg.decompose import Decomposer
 from harness_ext.lm_eval_adapter import local_datasets
 from harness_ext.lm_eval_adapter.throughput import Speed, seconds_since
 from harness_ext.model.weights import Weights
 from harness_ext.recipe.recipe import Recipe, parse_recipe
 from harness_ext.recipe.schema import EVALUATED, Calibration
-from harness_ext.storage.resume import Workplace
+from harness_ext.storage.resume import ResumeState
 from harness_ext.storage.rundir import scratch_folder
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ class RecipeLM(HFLM):
             )
         self.bars = True
         self.speed = Speed()
-        self.applied: Recipe | None = None
-        self.operation: Operation | None = None
+        self.recipe: Recipe | None = None
+        self.applied: AppliedRecipe | None = None
         self._weights: Weights | None = None
         if pretrained == "demo" and not Path("demo", "config.json").is_file():
             from harness_ext.demo import demo_path
@@ -79,10 +79,10 @@ class RecipeLM(HFLM):
         are.
         """
         info = super().get_model_info()
-        if self.applied is not None:
+        if self.recipe is not None:
             info |= {
-                "recipe": self.applied.label,
-                "recipe_id": self.applied.recipe_id,
+                "recipe": self.recipe.label,
+                "recipe_id": self.recipe.recipe_id,
                 "weights_digest": self.weights.digest(),
             }
         return info
@@ -147,34 +147,34 @@ class RecipeLM(HFLM):
             self._refuse_quantised()
             self.merge_adapter()
             self._weights = Weights(self.model, scratch)
-            self._factors = Factors(lasting(scratch))
+            self._factors = Decomposer(lasting(scratch))
         return self._weights
 
     def apply(
-        self, recipe: Recipe, documents: Documents, progress: Progress | None = None, work: Workplace | None = None
-    ) -> Operation:
+        self, recipe: Recipe, documents: Documents, progress: Progress | None = None, work: ResumeState | None = None
+    ) -> AppliedRecipe:
         """Edit the weights; `undo` puts them back. A failure in the middle puts them back before it is raised. See
         `operate`.
         """
         with ExitStack() as undo_on_failure:
             undo_on_failure.callback(self.weights.restore)
-            self.operation = operate(self, self.weights, self._factors, recipe, documents, progress, work)
+            self.applied = apply_recipe(self, self.weights, self._factors, recipe, documents, progress, work)
             undo_on_failure.pop_all()
-        self.applied = recipe
-        return self.operation
+        self.recipe = recipe
+        return self.applied
 
     def undo(self) -> None:
         """Put the weights back, bit for bit."""
         self.weights.restore()
-        self.applied = self.operation = None
+        self.recipe = self.applied = None
 
     def totals(self) -> dict[str, Any]:
         """Parameters, bytes and operations of the model, before and after what was applied."""
         from dataclasses import asdict
 
         return asdict(
-            totals(self.weights.size, self.operation.records, self.weights.added())
-            if self.operation
+            totals(self.weights.size, self.applied.records, self.weights.added())
+            if self.applied
             else totals(size_of(self.model))
         )
 

@@ -3,10 +3,10 @@
 A search is registered by a decorator, and its schema is read from its signature, so that a new one is one function in
 one file:
 
-    @searcher(summary="...", trials=lambda shapes, settings: ...)
-    def laser_search(bench: Bench, /, *, fractions: Fractions = GRID) -> Found: ...
+    @search(summary="...", trials=lambda shapes, settings: ...)
+    def laser_search(evaluator: CandidateEvaluator, /, *, fractions: Fractions = GRID) -> SearchResult: ...
 
-The bench hands over the matrices and the calibration documents, and tries edits out on them
+The evaluator hands over the matrices and the calibration documents, and tries edits out on them
 (`harness_ext.search.evaluator`). Nothing is written to the model while a search runs: what it finds is
 carried out afterwards, by the same code as any other step. This package imports no torch when it is loaded, for the
 reasons that `harness_ext.methods.registry` gives.
@@ -37,7 +37,7 @@ GRID: tuple[float, ...] = (0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.01)
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a search chose: ordinary steps as data, in the order in which they are to be carried out; none where nothing
     was worth doing. notes: what a reader should know. warnings: what whoever reads the scores must.
     """
@@ -56,7 +56,7 @@ def everything(matrices: Sequence[Matrix], layers: int, settings: Mapping[str, A
 
 
 @dataclass(frozen=True)
-class Searcher:
+class Search:
     """A registered search. trials: how many edits it will try at most, from the shapes of its matrices and its
     settings. statistics: those that it gathers. takes_on: whether edits stand while others are tried.
 
@@ -65,7 +65,7 @@ class Searcher:
     """
 
     name: str
-    function: Callable[..., Found]
+    function: Callable[..., SearchResult]
     summary: str
     trials: Callable[[Sequence[tuple[int, int]], Mapping[str, Any]], int]
     parameters: Mapping[str, Parameter]
@@ -106,28 +106,28 @@ def check_searchable(matrices: Sequence[Matrix], where: str = "") -> None:
             )
 
 
-_registry: dict[str, Searcher] = {}
+_registry: dict[str, Search] = {}
 
 
-def searcher(
+def search(
     *,
     summary: str,
     trials: Callable[[Sequence[tuple[int, int]], Mapping[str, Any]], int],
     statistics: tuple[str, ...] = (),
     takes_on: bool = False,
     among: Among = everything,
-) -> Callable[[Callable[..., Found]], Callable[..., Found]]:
+) -> Callable[[Callable[..., SearchResult]], Callable[..., SearchResult]]:
     """Register a function as a search under its own name; see `Searcher`. Raises TypeError where an argument other than
-    the bench is not keyword-only.
+    the evaluator is not keyword-only.
     """
 
-    def register(function: Callable[..., Found]) -> Callable[..., Found]:
+    def register(function: Callable[..., SearchResult]) -> Callable[..., SearchResult]:
         name = function.__name__
         parameters = {
             argument.name: parameter_of(function, argument)
             for argument in keyword_arguments(function, f"search {name!r}")
         }
-        _registry[name] = Searcher(name, function, summary, trials, parameters, frozenset(statistics), takes_on, among)
+        _registry[name] = Search(name, function, summary, trials, parameters, frozenset(statistics), takes_on, among)
         return function
 
     return register
@@ -140,7 +140,7 @@ def _load_all() -> None:
         importlib.import_module(module.name)
 
 
-def registered_searches() -> Mapping[str, Searcher]:
+def registered_searches() -> Mapping[str, Search]:
     """All searches by name, in the order of their names."""
     _load_all()
     return dict(sorted(_registry.items()))

@@ -35,7 +35,7 @@ Rows = Callable[[Heads, int], Ranges]
 
 
 @dataclass(frozen=True)
-class Slot:
+class StoredRole:
     """Where a family keeps a role: the name of a weight inside a layer, without `.weight`, and the rows of it; None for
     all.
     """
@@ -46,7 +46,7 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Family:
+class Architecture:
     """How one kind of model names its layers and matrices.
 
     layer: the text between the start of a name, or a dot, and the number. base: what comes before the names of all but
@@ -58,7 +58,7 @@ class Family:
     model_types: tuple[str, ...]
     layer: str
     base: str
-    slots: tuple[Slot, ...]
+    slots: tuple[StoredRole, ...]
     stored_transposed: bool = False
     tied: bool = False
     heads: Callable[[Mapping[str, Any]], Heads] = lambda config: _llama_heads(config)  # noqa: PLW0108 - defined below
@@ -114,17 +114,17 @@ def _half(number: int) -> Rows:
     return lambda heads, full: ((number * full // 2, (number + 1) * full // 2),)
 
 
-def _slots(module: str, **names: str) -> tuple[Slot, ...]:
+def _slots(module: str, **names: str) -> tuple[StoredRole, ...]:
     """Roles that have a matrix each, by its name in the module."""
-    return tuple(Slot(role, f"{module}{name}") for role, name in names.items())
+    return tuple(StoredRole(role, f"{module}{name}") for role, name in names.items())
 
 
-def _fused(name: str, layout: Callable[[str], Rows]) -> tuple[Slot, ...]:
-    return tuple(Slot(role, name, layout(role)) for role in ATTENTION[:3])
+def _fused(name: str, layout: Callable[[str], Rows]) -> tuple[StoredRole, ...]:
+    return tuple(StoredRole(role, name, layout(role)) for role in ATTENTION[:3])
 
 
-def _gate_up(name: str) -> tuple[Slot, ...]:
-    return (Slot("gate_proj", name, _half(0)), Slot("up_proj", name, _half(1)))
+def _gate_up(name: str) -> tuple[StoredRole, ...]:
+    return (StoredRole("gate_proj", name, _half(0)), StoredRole("up_proj", name, _half(1)))
 
 
 _QKVO = _slots("self_attn.", q_proj="q_proj", k_proj="k_proj", v_proj="v_proj", o_proj="o_proj")
@@ -132,13 +132,13 @@ _GATED = {"gate_proj": "gate_proj", "up_proj": "up_proj", "down_proj": "down_pro
 # These have a width of their own for a head when their config names none, rather than a share of the hidden size.
 _OWN_WIDTH = ("num_attention_heads", "num_key_value_heads", "head_dim")
 
-FAMILIES: tuple[Family, ...] = (
-    Family(("llama", "mistral", "qwen2"), "layers.", "model.", _QKVO + _slots("mlp.", **_GATED)),
-    Family(("qwen3",), "layers.", "model.", _QKVO + _slots("mlp.", **_GATED), geometry=_OWN_WIDTH),
-    Family(
+ARCHITECTURES: tuple[Architecture, ...] = (
+    Architecture(("llama", "mistral", "qwen2"), "layers.", "model.", _QKVO + _slots("mlp.", **_GATED)),
+    Architecture(("qwen3",), "layers.", "model.", _QKVO + _slots("mlp.", **_GATED), geometry=_OWN_WIDTH),
+    Architecture(
         ("gemma2", "gemma3_text"), "layers.", "model.", _QKVO + _slots("mlp.", **_GATED), tied=True, geometry=_OWN_WIDTH
     ),
-    Family(
+    Architecture(
         # Some Qwen layers are dense, and Qwen2's mixtures have one shared expert beside the others, which is a matrix
         # like any other.
         ("mixtral", "qwen2_moe", "qwen3_moe"),
@@ -150,7 +150,7 @@ FAMILIES: tuple[Family, ...] = (
         + _slots("mlp.experts.", down_proj="down_proj")
         + _slots("mlp.shared_expert.", **_GATED),
     ),
-    Family(
+    Architecture(
         ("phi",),
         "layers.",
         "model.",
@@ -158,7 +158,7 @@ FAMILIES: tuple[Family, ...] = (
         + _slots("mlp.", up_proj="fc1", down_proj="fc2"),
         geometry=("hidden_size", "num_attention_heads"),
     ),
-    Family(
+    Architecture(
         ("phi3",),
         "layers.",
         "model.",
@@ -168,7 +168,7 @@ FAMILIES: tuple[Family, ...] = (
         + _slots("mlp.", down_proj="down_proj"),
         geometry=("hidden_size", "num_attention_heads"),
     ),
-    Family(
+    Architecture(
         ("gpt2",),
         "h.",
         "transformer.",
@@ -180,7 +180,7 @@ FAMILIES: tuple[Family, ...] = (
         heads=_equal_heads("n_head", "n_embd"),
         geometry=("n_head", "n_embd"),
     ),
-    Family(
+    Architecture(
         ("gptj",),
         "h.",
         "transformer.",
@@ -189,7 +189,7 @@ FAMILIES: tuple[Family, ...] = (
         heads=_equal_heads("n_head", "n_embd"),
         geometry=("n_head", "n_embd"),
     ),
-    Family(
+    Architecture(
         ("gpt_neox",),
         "layers.",
         "gpt_neox.",
@@ -199,7 +199,7 @@ FAMILIES: tuple[Family, ...] = (
         heads=_equal_heads("num_attention_heads", "hidden_size"),
         geometry=("num_attention_heads", "hidden_size"),
     ),
-    Family(
+    Architecture(
         ("opt",),
         "layers.",
         "model.",
@@ -209,7 +209,7 @@ FAMILIES: tuple[Family, ...] = (
         heads=_equal_heads("num_attention_heads", "hidden_size"),
         geometry=("num_attention_heads", "hidden_size"),
     ),
-    Family(
+    Architecture(
         ("bloom",),
         "h.",
         "transformer.",
@@ -220,7 +220,7 @@ FAMILIES: tuple[Family, ...] = (
         heads=_equal_heads("n_head", "hidden_size"),
         geometry=("n_head", "hidden_size"),
     ),
-    Family(
+    Architecture(
         ("falcon",),
         "h.",
         "transformer.",
@@ -239,14 +239,14 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     together with other senses.
     """
     inner = config.get("text_config")
-    return inner if isinstance(inner, Mapping) and family_named(config.get("model_type")) is None else config
+    return inner if isinstance(inner, Mapping) and architecture_named(config.get("model_type")) is None else config
 
 
-def family_of(config: Mapping[str, Any]) -> Family | None:
+def architecture_of(config: Mapping[str, Any]) -> Architecture | None:
     """The family of a model by its config; None for an architecture without an entry."""
-    return family_named(text_config(config).get("model_type"))
+    return architecture_named(text_config(config).get("model_type"))
 
 
-def family_named(model_type: Any) -> Family | None:
+def architecture_named(model_type: Any) -> Architecture | None:
     """The family that claims a `model_type`, or None."""
-    return next((family for family in FAMILIES if model_type in family.model_types), None)
+    return next((family for family in ARCHITECTURES if model_type in family.model_types), None)

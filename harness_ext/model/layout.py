@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import Any
 
 from harness_ext.errors import UserError, nearest
-from harness_ext.model.architectures import ATTENTION, MLP, ROLES, Ranges, family_of, text_config
+from harness_ext.model.architectures import ATTENTION, MLP, ROLES, Ranges, architecture_of, text_config
 from harness_ext.recipe.schema import Step
 
 GROUPS: Mapping[str, str] = {
@@ -90,7 +90,7 @@ def _length(ranges: Ranges | None, full: int) -> int:
     return full if ranges is None else sum(stop - start for start, stop in ranges)
 
 
-class Anatomy:
+class Layout:
     """The matrices of one model, found by name and shape, and chosen by the words of a recipe.
 
     config: the model's config as plain data. shapes: every parameter's name and stored shape.
@@ -103,7 +103,7 @@ class Anatomy:
             for name, shape in shapes.items()
             if len(shape) == 2 or _holds_experts(name, shape)
         }
-        self.family = family_of(config)
+        self.family = architecture_of(config)
         self.heads = self.family.heads(text_config(config)) if self.family else None
         # Where the language model is one part among others, a tower for images may name its layers alike.
         inside = "" if text_config(config) is config else r"(?:.*\.)?language_model\."

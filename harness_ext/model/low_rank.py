@@ -34,7 +34,7 @@ class Part(NamedTuple):
         return overlap(self.rows, rows) and overlap(self.columns, columns)
 
 
-class ThinLinear(nn.Module):
+class LowRankLinear(nn.Module):
     """`y = W x + b`, `W [m, n]` made of factored parts and a dense rest.
 
     dense: `[m, n]`, of which only what no part covers is looked at. parts: disjoint, all of rows or all of columns;

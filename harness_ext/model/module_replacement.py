@@ -15,18 +15,18 @@ from harness_ext.model.layout import Matrix
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness_ext.model.low_rank import Part, ThinLinear
+    from harness_ext.model.low_rank import LowRankLinear, Part
 
 
-class _Swap(NamedTuple):
+class _Replacement(NamedTuple):
     """A layer out of its place, the shape of its weight, and the thin layer in its place."""
 
     layer: nn.Module
     shape: tuple[int, ...]
-    thin: ThinLinear
+    thin: LowRankLinear
 
 
-class Swaps:
+class ModuleReplacements:
     """The thin layers of a model, by the names of the weights that they stand for. changed: told which parameters of
     the model are gone and which are new, whenever a layer is swapped.
     """
@@ -34,7 +34,7 @@ class Swaps:
     def __init__(self, model: nn.Module, changed: Callable[[Collection[str], Mapping[str, Tensor]], None]) -> None:
         self._model = model
         self._changed = changed
-        self._swaps: dict[str, _Swap] = {}
+        self._swaps: dict[str, _Replacement] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._swaps
@@ -42,7 +42,7 @@ class Swaps:
     def __iter__(self) -> Iterator[str]:
         return iter(list(self._swaps))
 
-    def __getitem__(self, name: str) -> ThinLinear:
+    def __getitem__(self, name: str) -> LowRankLinear:
         """The thin layer that stands for a weight of that name."""
         return self._swaps[name].thin
 
@@ -78,7 +78,7 @@ class Swaps:
         """Make the layer of a matrix what the parts say, and elsewhere dense `[out, in]`; put the layer itself back
         where there are no parts.
         """
-        from harness_ext.model.low_rank import ThinLinear
+        from harness_ext.model.low_rank import LowRankLinear
 
         if not parts:
             self.put_back(matrix.parameter, dense)
@@ -89,9 +89,9 @@ class Swaps:
             if matrix.parameter in self._swaps
             else (inside, tuple(inside.weight.shape))
         )
-        thin = ThinLinear(dense, parts, inside.bias, transposed=matrix.stored_transposed).train(layer.training)
+        thin = LowRankLinear(dense, parts, inside.bias, transposed=matrix.stored_transposed).train(layer.training)
         self._place(matrix.module, thin)
-        self._swaps[matrix.parameter] = _Swap(layer, shape, thin)
+        self._swaps[matrix.parameter] = _Replacement(layer, shape, thin)
         layer.weight.data = layer.weight.data.new_empty(0)
 
     def put_back(self, name: str, dense: Tensor | None = None) -> None:

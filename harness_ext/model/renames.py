@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness_ext.errors import UserError
-from harness_ext.model.architectures import Family, family_of, text_config
+from harness_ext.model.architectures import Architecture, architecture_of, text_config
 from harness_ext.model.checkpoint import Checkpoint, StoredTensor
 
 _EXPERT = re.compile(r"(.+\.)(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(\w+)\.weight")
@@ -36,7 +36,7 @@ def as_loaded(checkpoint: Checkpoint) -> Checkpoint:
 
     Raises UserError where the experts of a layer are not all there, or not all of one shape.
     """
-    family = family_of(checkpoint.config)
+    family = architecture_of(checkpoint.config)
     if family is None:
         return checkpoint
     config = _complete(checkpoint, family)
@@ -48,7 +48,7 @@ def as_loaded(checkpoint: Checkpoint) -> Checkpoint:
     return Checkpoint(checkpoint.name, config, tensors)
 
 
-def _complete(checkpoint: Checkpoint, family: Family) -> Mapping[str, Any]:
+def _complete(checkpoint: Checkpoint, family: Architecture) -> Mapping[str, Any]:
     """The config with transformers' defaults, where it does not itself say what the attention geometry needs;
     transformers is loaded only then.
     """
@@ -111,7 +111,7 @@ def _expert_shapes(
     return gate.shape, down.shape, (len(next(iter(numbers))), gate.dtype)
 
 
-def _renamed(tensors: Mapping[str, StoredTensor], family: Family, *, wrapped: bool) -> dict[str, StoredTensor]:
+def _renamed(tensors: Mapping[str, StoredTensor], family: Architecture, *, wrapped: bool) -> dict[str, StoredTensor]:
     renamed: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
         new = name

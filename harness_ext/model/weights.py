@@ -17,12 +17,12 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness_ext.calibration.cache import Kept
+from harness_ext.calibration.cache import StatisticsCache
 from harness_ext.editing.records import size_of
 from harness_ext.errors import UserError
 from harness_ext.model.digests import combined, model_digest, tensor_digest
-from harness_ext.model.layout import Anatomy, Matrix
-from harness_ext.model.module_replacement import Swaps
+from harness_ext.model.layout import Layout, Matrix
+from harness_ext.model.module_replacement import ModuleReplacements
 from harness_ext.model.slices import put, take
 
 if TYPE_CHECKING:
@@ -49,11 +49,11 @@ class Weights:
         self._parameters: dict[str, Tensor] = dict(model.named_parameters())
         self._digests: dict[tuple[str, int | None], str] = {}
         self._spilled: dict[str, Path] = {}
-        self._swaps = Swaps(model, self._renew)
+        self._swaps = ModuleReplacements(model, self._renew)
         self.size = size_of(model)
-        self.kept = Kept(scratch)
+        self.statistics_cache = StatisticsCache(scratch)
         self.added_biases: list[str] = []
-        self.anatomy = Anatomy(
+        self.layout = Layout(
             model.config.to_dict(), {name: tuple(value.shape) for name, value in self._parameters.items()}
         )
 

@@ -22,7 +22,16 @@ from pydantic import BaseModel, Field, ValidationError
 from harness_ext.errors import RecipeError, nearest
 from harness_ext.methods.budget import Keep
 from harness_ext.recipe.overrides import parse_changes, split_specification, with_changes
-from harness_ext.recipe.schema import EVALUATED, STRICT, Calibration, Search, Step, Training, known_methods, step_model
+from harness_ext.recipe.schema import (
+    EVALUATED,
+    STRICT,
+    Calibration,
+    SearchSettings,
+    Step,
+    Training,
+    known_methods,
+    step_model,
+)
 
 SHIPPED = Path(__file__).parent.parent / "recipes"
 Hashes = tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...]
@@ -84,7 +93,7 @@ class Recipe(BaseModel):
         """The recipe with `task: evaluated` replaced by the tasks that fit, as a function of the split."""
 
         def resolve(step: Step) -> Step:
-            calibration = step.evidence
+            calibration = step.calibration
             if calibration is None or calibration.task != EVALUATED:
                 return step
             return step.model_copy(
@@ -205,7 +214,7 @@ def _parse_step(step: Any, where: str, mistakes: list[str]) -> Step | None:
         return None
 
 
-_KEYS_OF = {"calibration": Calibration, "keep": Keep, "search": Search, "training": Training}
+_KEYS_OF = {"calibration": Calibration, "keep": Keep, "search": SearchSettings, "training": Training}
 
 
 def _sentences(error: ValidationError, where: str, model: type[BaseModel]) -> list[str]:

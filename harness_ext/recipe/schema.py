@@ -6,13 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
 from harness_ext.methods import Method, registered_methods
 from harness_ext.methods.budget import Keep
-from harness_ext.methods.search_registry import Searcher, registered_searches
+from harness_ext.methods.search_registry import Search, registered_searches
 
 EVALUATED = "evaluated"
 """Stands, as a calibration task, for every evaluated task that has labelled training documents."""
@@ -46,7 +46,7 @@ class Calibration(BaseModel):
         return (self.task,) if isinstance(self.task, str) else self.task
 
 
-class Search(BaseModel):
+class SearchSettings(BaseModel):
     """How edits are tried out on the calibration documents. rounds: at most; each renews the gradients. at_once:
     candidates of the first trial of a round, halved while the loss does not fall, and at last tried one by one.
     """
@@ -85,6 +85,10 @@ class Training(BaseModel):
         return self.keeping_epochs + self.pruning_times * self.pruning_epochs + self.post_epochs
 
 
+SOME_STEPS = frozenset({"keep", "calibration", "sequential", "contrast", "search", "training"})
+"""The common fields that a step has only where its method takes them."""
+
+
 class Step(BaseModel):
     """One method on a set of matrices. Subclassed for each method, whose own parameters become fields.
 
@@ -101,37 +105,25 @@ class Step(BaseModel):
     seed: int = 0
     factored: bool = False
 
+    if TYPE_CHECKING:
+        # Fields of the subclasses whose methods take them; `__getattr__` answers None for the others.
+        keep: Keep | None
+        calibration: Calibration | None
+        sequential: bool | None
+        contrast: str | None
+        search: SearchSettings | None
+        training: Training | None
+
     @field_validator("matrices", "layers", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return (value,) if isinstance(value, (str, int)) else value
 
-    @property
-    def keep_budget(self) -> Keep | None:
-        """What the step keeps; None for a method that decides by itself."""
-        return getattr(self, "keep", None)
-
-    @property
-    def evidence(self) -> Calibration | None:
-        """Which documents the step's evidence comes from; None for a method that looks at weights, or at a contrast
-        set, alone.
-        """
-        return getattr(self, "calibration", None)
-
-    @property
-    def contrast_set(self) -> str | None:
-        """The shipped contrast set that the step's evidence comes from; None for evidence from a task, or none."""
-        return getattr(self, "contrast", None)
-
-    @property
-    def trials(self) -> Search | None:
-        """How edits are tried out; None for a method that tries none."""
-        return getattr(self, "search", None)
-
-    @property
-    def learning(self) -> Training | None:
-        """How the step trains; None for a method that does not."""
-        return getattr(self, "training", None)
+    def __getattr__(self, name: str) -> Any:
+        """None for a field of `SOME_STEPS` that this step's method does not take."""
+        if name in SOME_STEPS:
+            return None
+        return super().__getattr__(name)  # type: ignore[misc] - pydantic's, for private attributes
 
     @property
     def is_search(self) -> bool:
@@ -139,24 +131,17 @@ class Step(BaseModel):
         return self.method in registered_searches()
 
     @property
-    def one_after_another(self) -> bool:
-        """Whether evidence for a matrix is gathered after the matrices before it were edited, rather than on the model
-        as it was.
-        """
-        return getattr(self, "sequential", False)
-
-    @property
     def parameters(self) -> dict[str, Any]:
         """The settings of the method itself, as keyword arguments."""
         return {name: getattr(self, name) for name in described(self.method).parameters}
 
 
-def described(name: str) -> Method | Searcher:
+def described(name: str) -> Method | Search:
     """What goes under this name in a step: a method, or a search. Raises KeyError."""
     return known_methods()[name]
 
 
-def known_methods() -> Mapping[str, Method | Searcher]:
+def known_methods() -> Mapping[str, Method | Search]:
     """All that a step may name: methods, and searches."""
     return {**registered_methods(), **registered_searches()}
 
@@ -172,7 +157,7 @@ def step_model(method_name: str) -> type[Step]:
     fields: dict[str, Any] = {
         name: (parameter.annotation, parameter.default) for name, parameter in method.parameters.items()
     }
-    if isinstance(method, Searcher):
+    if isinstance(method, Search):
         return create_model(f"{method.name} step", __base__=Step, calibration=(Calibration, Calibration()), **fields)
     if method.takes_keep:
         fields["keep"] = (Keep, ...)
@@ -181,7 +166,7 @@ def step_model(method_name: str) -> type[Step]:
     elif method.statistics:
         fields["calibration"] = (Calibration, Calibration())
         fields |= (
-            {"search": (Search, Search())}
+            {"search": (SearchSettings, SearchSettings())}
             if method.searches
             else {"training": (Training, Training())}
             if method.trains

@@ -97,14 +97,14 @@ def _zeros(state: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Te
 
 
 def _receipt(lm: RecipeLM, model_name: str, command: list[str], made_dense: Collection[str]) -> dict[str, Any]:
-    assert lm.applied is not None and lm.operation is not None
+    assert lm.recipe is not None and lm.applied is not None
     records = [
         (
             replace(record, stored=DENSE, digest_after=lm.weights.digest_of(record.name))
             if record.name in made_dense and record.stored == FACTORS
             else record
         )
-        for record in lm.operation.records
+        for record in lm.applied.records
     ]
     return {
         "format": "export",
@@ -114,14 +114,14 @@ def _receipt(lm: RecipeLM, model_name: str, command: list[str], made_dense: Coll
             "dtype": str(lm.model.dtype).removeprefix("torch."),
             "model_type": lm.model.config.model_type,
         },
-        "recipe": {"label": lm.applied.label, "recipe_id": lm.applied.recipe_id, "resolved": lm.applied.resolved()},
+        "recipe": {"label": lm.recipe.label, "recipe_id": lm.recipe.recipe_id, "resolved": lm.recipe.resolved()},
         "weights": {"digest_after": lm.weights.digest()},
         "matrices": rows(records),
         "made_dense": sorted(made_dense),
         "totals": lm.totals(),
         "calibration": [
             {"step": step, "task": drawn.task, "documents": [document.doc_hash for document in drawn.documents]}
-            for step, drawn in lm.operation.calibration
+            for step, drawn in lm.applied.calibration
         ],
         "versions": versions(),
     }
@@ -130,8 +130,8 @@ def _receipt(lm: RecipeLM, model_name: str, command: list[str], made_dense: Coll
 def _card(lm: RecipeLM, model_name: str, command: list[str], made_dense: Collection[str]) -> str:
     import yaml
 
-    assert lm.applied is not None and lm.operation is not None
-    recipe = yaml.safe_dump(without_searching(lm.applied, lm.operation.searches), sort_keys=False, allow_unicode=True)
+    assert lm.recipe is not None and lm.applied is not None
+    recipe = yaml.safe_dump(without_searching(lm.recipe, lm.applied.searches), sort_keys=False, allow_unicode=True)
     totals = lm.totals()
     thin = (
         f" The recipe computes {len(made_dense)} layers as two thin ones; here they are the products of those, since"
@@ -141,7 +141,7 @@ def _card(lm: RecipeLM, model_name: str, command: list[str], made_dense: Collect
     )
     return (
         f"---\nlibrary_name: transformers\nbase_model: {model_name}\n---\n\n# {model_name}, edited by"
-        f" {lm.applied.label}\n\n{totals['matrices_edited']} weight matrices of `{model_name}` were edited by the"
+        f" {lm.recipe.label}\n\n{totals['matrices_edited']} weight matrices of `{model_name}` were edited by the"
         " recipe below and written back dense. Whether that helped, hurt or made no difference on a task is not said"
         f" here: measure it.{thin}\n\n    {' '.join(command)}\n\n```yaml\n{recipe}```\n\n`receipt.json` lists every"
         " matrix: shape, rank, energy kept, error, digests.\n"

@@ -17,13 +17,13 @@ from harness_ext.editing.records import FORMAT, rows, versions
 from harness_ext.errors import UserError
 from harness_ext.recipe.recipe import Recipe
 from harness_ext.runs.progress import Report
-from harness_ext.runs.spec import Specification, digest
+from harness_ext.runs.spec import RunSpec, digest
 from harness_ext.storage import rundir
 from harness_ext.storage.rundir import FinishedRun
 
 if TYPE_CHECKING:
     from harness_ext.calibration.documents import CalibrationSet
-    from harness_ext.editing.pipeline import Operation
+    from harness_ext.editing.pipeline import AppliedRecipe
     from harness_ext.lm_eval_adapter.backend import RecipeLM
     from harness_ext.lm_eval_adapter.config import RunConfig
 
@@ -33,33 +33,31 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def opened(
-    config: RunConfig, specification: Specification, lm: RecipeLM, recipe: Recipe, started: str
-) -> dict[str, Any]:
+def opened(config: RunConfig, spec: RunSpec, lm: RecipeLM, recipe: Recipe, started: str) -> dict[str, Any]:
     """What is known before the recipe is applied: what was asked, of which model, with which versions."""
     return {
         "format": FORMAT,
         "status": "complete",
         "failure": None,
-        "spec_id": specification.spec_id(recipe),
-        "settings_id": specification.settings_id,
+        "spec_id": spec.spec_id(recipe),
+        "settings_id": spec.settings_id,
         "recipe_id": recipe.recipe_id,
         "command": list(config.command),
         "started": started,
-        "model": _model(config, specification, lm),
+        "model": _model(config, spec, lm),
         "recipe": {
             **recipe.model_dump(include={"name", "label", "summary", "source", "control", "control_of"}),
             "resolved": recipe.resolved(),
         },
         "warnings": [],
         "seeds": dict(zip(("python", "numpy", "torch", "fewshot"), config.harness.seed or [None] * 4, strict=False)),
-        "settings": specification.settings,
-        "tasks": specification.task_settings,
+        "settings": spec.settings,
+        "tasks": spec.task_settings,
         "versions": versions(),
     }
 
 
-def _model(config: RunConfig, specification: Specification, lm: RecipeLM) -> dict[str, Any]:
+def _model(config: RunConfig, spec: RunSpec, lm: RecipeLM) -> dict[str, Any]:
     arguments = config.harness.model_args
     return {
         "backend": "hf",
@@ -69,13 +67,13 @@ def _model(config: RunConfig, specification: Specification, lm: RecipeLM) -> dic
         "dtype": str(lm.model.dtype).removeprefix("torch."),
         "device": str(lm.device),
         "model_type": str(lm.model.config.model_type),
-        "identity": specification.model["pretrained"],
+        "identity": spec.model["pretrained"],
         "parameters": lm.model.num_parameters(),
         "model_args": {**arguments, "pretrained": config.model_name},
     }
 
 
-def closed(receipt: Mapping[str, Any], operation: Operation | None, seconds: Mapping[str, float]) -> dict[str, Any]:
+def closed(receipt: Mapping[str, Any], applied: AppliedRecipe | None, seconds: Mapping[str, float]) -> dict[str, Any]:
     """What is known when the variant is done. operation: None where nothing was applied. seconds: of loading and
     evaluating.
     """
@@ -88,16 +86,16 @@ def closed(receipt: Mapping[str, Any], operation: Operation | None, seconds: Map
         "dtype": model["dtype"],
     }
     of_surgery = (
-        {"calibrate": operation.seconds_calibrating, "edit": operation.seconds_editing}
-        if operation
+        {"calibrate": applied.seconds_calibrating, "edit": applied.seconds_editing}
+        if applied
         else {"calibrate": 0.0, "edit": 0.0}
     )
     return {
         "variant_id": digest(identity),
-        "matrices": rows(operation.records) if operation else [],
-        "calibration": [_calibration(step, drawn) for step, drawn in operation.calibration] if operation else [],
-        "log": operation.log if operation else [],
-        "searches": operation.searches if operation else receipt.get("searches", []),
+        "matrices": rows(applied.records) if applied else [],
+        "calibration": [_calibration(step, drawn) for step, drawn in applied.calibration] if applied else [],
+        "log": applied.log if applied else [],
+        "searches": applied.searches if applied else receipt.get("searches", []),
         "finished": now(),
         "seconds": {stage: round(value, 3) for stage, value in {**seconds, **of_surgery}.items()},
     }

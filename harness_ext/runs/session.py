@@ -22,7 +22,7 @@ from harness_ext.calibration.documents import PromptSettings, draw_documents
 from harness_ext.editing.controls import NoControl, check_control, control_recipe
 from harness_ext.editing.plan import planned_matrices
 from harness_ext.editing.records import VariantFailed, failure
-from harness_ext.editing.warnings import remarks
+from harness_ext.editing.warnings import receipt_warnings
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter import local_datasets
 from harness_ext.model import checkpoint
@@ -31,14 +31,14 @@ from harness_ext.recipe.recipe import Recipe, parse_recipe, parse_recipes
 from harness_ext.recipe.schema import Calibration, described
 from harness_ext.runs import receipt as receipts
 from harness_ext.runs.progress import Report
-from harness_ext.runs.spec import Specification
+from harness_ext.runs.spec import RunSpec
 from harness_ext.storage import rundir
-from harness_ext.storage.resume import Workplace
+from harness_ext.storage.resume import ResumeState
 from harness_ext.storage.rundir import FinishedRun
 
 if TYPE_CHECKING:
     from harness_ext.calibration.documents import CalibrationSet
-    from harness_ext.editing.pipeline import Operation
+    from harness_ext.editing.pipeline import AppliedRecipe
     from harness_ext.lm_eval_adapter.backend import RecipeLM
     from harness_ext.lm_eval_adapter.config import RunConfig
     from harness_ext.lm_eval_adapter.throughput import Speed
@@ -65,7 +65,7 @@ class Session:
         self.report = report
         self.root = _results_root(Path(self.harness.output_path))
         self.folder = self.root / rundir.safe_name(config.model_name)
-        self.specification = Specification(config, report)
+        self.spec = RunSpec(config, report)
         self._baseline_speed: dict[str, float | None] = {}
 
     def run(self) -> Iterator[Outcome]:
@@ -78,8 +78,8 @@ class Session:
         rundir.sweep(self.folder)
         baseline = parse_recipe("baseline")
         seen: set[str] = set()
-        variants = [baseline, *(self.specification.resolved(recipe) for recipe in recipes)]
-        self.specification.hold_out(variants)
+        variants = [baseline, *(self.spec.resolved(recipe) for recipe in recipes)]
+        self.spec.hold_out(variants)
         self._check_fit(variants)
         for recipe in variants:
             if recipe.recipe_id in seen:
@@ -121,7 +121,7 @@ class Session:
         """Find out what will not work before the model is loaded and scored: matrices and ranks from the headers,
         calibration from the tasks.
         """
-        self.specification.task_settings  # noqa: B018 - taken before drawing documents settles the number of shots
+        self.spec.task_settings  # noqa: B018 - taken before drawing documents settles the number of shots
         loaded = self._headers()
         mistakes: list[str] = []
         for recipe in recipes:
@@ -152,17 +152,17 @@ class Session:
     def _check_calibration(self, recipe: Recipe) -> None:
         for number, step in enumerate(recipe.steps):
             # A chat template belongs to a tokenizer, which is not loaded yet.
-            if step.evidence is None or self.harness.apply_chat_template:
+            if step.calibration is None or self.harness.apply_chat_template:
                 continue
             where = f"recipe {recipe.label!r}, step {number}: "
-            counts = {drawn.task: len(drawn.documents) for drawn in self._documents(step.evidence, where)}
+            counts = {drawn.task: len(drawn.documents) for drawn in self._documents(step.calibration, where)}
             try:
-                check_pairs(described(step.method).statistics, counts, step.evidence.batch_size)
+                check_pairs(described(step.method).statistics, counts, step.calibration.batch_size)
             except UserError as error:
                 raise UserError(f"{where}{error}") from None
 
     def _variant(self, recipe: Recipe) -> Outcome:
-        spec_id = self.specification.spec_id(recipe)
+        spec_id = self.spec.spec_id(recipe)
         for run in rundir.finished_runs(self.folder):
             if run.receipt.get("spec_id") == spec_id and not run.failed:
                 self.report.line(f"{recipe.label}: kept from {run.path} (same model, tasks and settings)")
@@ -178,18 +178,18 @@ class Session:
         started = receipts.now()
         with _timed(seconds, "load"):
             lm = self.lm
-        receipt = receipts.opened(self.config, self.specification, lm, recipe, started)
-        work = Workplace(place.parent / f".{place.name}.work")
-        operation: Operation | None = None
+        receipt = receipts.opened(self.config, self.spec, lm, recipe, started)
+        work = ResumeState(place.parent / f".{place.name}.work")
+        applied: AppliedRecipe | None = None
         results: dict[str, Any] | None = None
         try:
             with _failures_of_machine():
                 before = self._base_digest if recipe.is_baseline else lm.weights.digest()
                 receipt["weights"] = {"digest_before": before, "digest_after": before}
                 if not recipe.is_baseline:
-                    operation = lm.apply(recipe, self._documents, self.report.progress, work)
-                    receipt["warnings"] += remarks(recipe, operation)
-                    self._tell_resumed(recipe, operation)
+                    applied = lm.apply(recipe, self._documents, self.report.progress, work)
+                    receipt["warnings"] += receipt_warnings(recipe, applied)
+                    self._tell_resumed(recipe, applied)
                     receipt["weights"]["digest_after"] = lm.weights.digest()
                 receipt["totals"] = lm.totals()
                 with _timed(seconds, "evaluate"), self.report.stage(f"{recipe.label}: evaluating"):
@@ -202,14 +202,14 @@ class Session:
         finally:
             if not recipe.is_baseline:
                 lm.undo()
-        receipt |= receipts.closed(receipt, operation, seconds)
+        receipt |= receipts.closed(receipt, applied, seconds)
         run = receipts.write(place, receipt, results, self.config, self.report)
         if not run.failed:
             work.remove()
         return run
 
-    def _tell_resumed(self, recipe: Recipe, operation: Operation) -> None:
-        for record in operation.searches:
+    def _tell_resumed(self, recipe: Recipe, applied: AppliedRecipe) -> None:
+        for record in applied.searches:
             if record["resumed"]:
                 self.report.line(
                     f"{recipe.label}: went on from {record['resumed']} trials that an earlier process had made"
@@ -257,7 +257,7 @@ class Session:
         return model_digest(self.lm.model)
 
     def _documents(self, calibration: Calibration, where: str) -> list[CalibrationSet]:
-        loaded, harness = self.specification.tasks, self.harness
+        loaded, harness = self.spec.tasks, self.harness
         tasks = dict(loaded.by_name)
         missing = [name for name in calibration.tasks if name not in tasks]
         if missing and all(name in loaded.manager.all_tasks for name in missing):
@@ -266,7 +266,7 @@ class Session:
         for task in tasks.values():
             if harness.num_fewshot is not None and task.get_config("num_fewshot") != 0:
                 task.set_config(key="num_fewshot", value=harness.num_fewshot)
-        scored = {hashed for hashes in self.specification.scored_documents.values() for hashed in hashes}
+        scored = {hashed for hashes in self.spec.scored_documents.values() for hashed in hashes}
         chat = bool(harness.apply_chat_template)
         fewshot_seed = harness.seed[3] if harness.seed else None
         prompts = PromptSettings(
@@ -294,7 +294,7 @@ class Session:
         from harness_ext.lm_eval_adapter.throughput import Speed
 
         lm.speed = Speed()
-        tasks = self.specification.tasks
+        tasks = self.spec.tasks
         return evaluate(lm, tasks.as_named, tasks.manager, self.config)
 
 

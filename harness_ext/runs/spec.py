@@ -71,7 +71,7 @@ class Places(list):
         return place in self._set
 
 
-class Specification:
+class RunSpec:
     """The identity of what was asked. config: the command. report: told while the tasks are built."""
 
     def __init__(self, config: RunConfig, report: Report) -> None:
@@ -103,7 +103,7 @@ class Specification:
         asked of this object. Raises UserError where nothing would be left to score.
         """
         learned = {hashed for recipe in recipes for hashed in recipe.chosen_on}
-        for calibration in (step.evidence for recipe in recipes for step in recipe.steps):
+        for calibration in (step.calibration for recipe in recipes for step in recipe.steps):
             if calibration is None or calibration.split != "test":
                 continue
             for name, share in shares(calibration.tasks, calibration.samples).items():

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from harness_ext.methods import Svd
-    from harness_ext.recipe.schema import Search
+    from harness_ext.recipe.schema import SearchSettings
 
 
 class _Candidate(NamedTuple):
@@ -37,12 +37,12 @@ class _Candidate(NamedTuple):
     component: int
 
 
-def search(
+def greedy_search(
     lm: HFLM,
     matrices: Sequence[Matrix],
     documents: Sequence[LabelledDocument],
     batch_size: int,
-    trials: Search,
+    trials: SearchSettings,
     decompose: Callable[[Matrix], Svd],
     progress: Callable[[int], Any] = lambda rounds: None,
 ) -> dict[str, dict[str, Tensor]]:

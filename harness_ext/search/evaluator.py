@@ -1,9 +1,9 @@
-"""The bench: where a search tries edits out on calibration documents, and where every trial is written down.
+"""The evaluator: where a search tries edits out on calibration documents, and where every trial is written down.
 
 A trial changes no weight. Alternatives for one matrix run side by side (`harness_ext.search.suffix_replay`); what a
 search has
 taken on stands in the model as substituted parameters, the model's own put aside
-untouched, until the bench is closed. An alternative that can no longer matter is dropped in the middle of its
+untouched, until the evaluator is closed. An alternative that can no longer matter is dropped in the middle of its
 documents: a search says when that is, and only where it is certain.
 
 Trials are kept in a workplace as they are made, so that a killed search goes on where it stopped, with the same trials.
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     from harness_ext.calibration.documents import LabelledDocument
-    from harness_ext.linalg.decompose import Factors
+    from harness_ext.linalg.decompose import Decomposer
     from harness_ext.methods import Svd
     from harness_ext.model.layout import Matrix
     from harness_ext.model.weights import Weights
     from harness_ext.recipe.schema import Step
     from harness_ext.search.scoring import Batch, Question
-    from harness_ext.storage.resume import Workplace
+    from harness_ext.storage.resume import ResumeState
 
 ALTERNATIVES = 8
 """About as many as one pass has: LASER's grid."""
@@ -53,7 +53,7 @@ lowers the memory that a pass takes.
 
 
 @dataclass
-class Bench:
+class CandidateEvaluator:
     """What a search works with. documents: labelled, with right answers. factors: decompositions, made once each. work:
     where trials are kept, or None. tried: told the number of trials made.
 
@@ -64,11 +64,11 @@ class Bench:
 
     lm: HFLM
     weights: Weights
-    factors: Factors
+    factors: Decomposer
     step: Step
     matrices: tuple[Matrix, ...]
     documents: Sequence[LabelledDocument]
-    work: Workplace | None = None
+    work: ResumeState | None = None
     tried: Callable[[int], Any] = lambda trials: None
     trials: list[Trial] = field(default_factory=list)
     parts: Sequence[Sequence[int]] = ()
@@ -79,7 +79,7 @@ class Bench:
     def __post_init__(self) -> None:
         import torch
 
-        evidence = self.step.evidence
+        evidence = self.step.calibration
         assert evidence is not None, "a search has calibration documents"
         self._budget = TOKENS_PER_DOCUMENT * evidence.batch_size
         self._put_aside: dict[tuple[str, str], Any] = {}
@@ -151,7 +151,7 @@ class Bench:
         ]
         shortest = sorted(range(len(self._questions)), key=lambda place: self._questions[place].width)[:2]
         (probe,) = batches_by_length(self._questions, shortest, 1 << 30, self.lm.device)
-        return batches, Replay(self.lm.model, batches, probe, self.matrices, self.weights.anatomy.matrices)
+        return batches, Replay(self.lm.model, batches, probe, self.matrices, self.weights.layout.matrices)
 
     @property
     def passes(self) -> float:
@@ -370,12 +370,12 @@ class Bench:
         def none(matrix: Matrix) -> Svd:
             raise AssertionError("statistics of components need some")
 
-        assert self.step.evidence is not None
+        assert self.step.calibration is not None
         self._other_passes += 1
         self.backward_passes += "singular_value_gradients" in names
-        return gather(self.lm, matrices, names, self.documents, self.step.evidence.batch_size, components or none)
+        return gather(self.lm, matrices, names, self.documents, self.step.calibration.batch_size, components or none)
 
-    def __enter__(self) -> Bench:
+    def __enter__(self) -> CandidateEvaluator:
         return self
 
     def __exit__(self, *raised: object) -> None:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from harness_ext.methods.budget import Keep
-from harness_ext.methods.search_registry import GRID, Found, Fraction, Fractions, searcher
+from harness_ext.methods.search_registry import GRID, Fraction, Fractions, SearchResult, search
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from harness_ext.methods import Svd
     from harness_ext.model.layout import Matrix
-    from harness_ext.search.evaluator import Bench
+    from harness_ext.search.evaluator import CandidateEvaluator
     from harness_ext.search.scoring import Score
     from harness_ext.search.trials import Hopeless, Partial
 
@@ -44,8 +44,8 @@ def truncation(matrix: Matrix, fraction: float) -> dict[str, Any]:
     return {"method": "truncate_svd", "matrices": [matrix.key], "keep": {"rank_fraction": fraction}}
 
 
-@searcher(summary="Try every fraction of every matrix, and choose the one that answers best.", trials=_count)
-def laser_search(bench: Bench, /, *, fractions: Fractions = GRID) -> Found:
+@search(summary="Try every fraction of every matrix, and choose the one that answers best.", trials=_count)
+def laser_search(evaluator: CandidateEvaluator, /, *, fractions: Fractions = GRID) -> SearchResult:
     """The paper's search: one matrix is truncated, every other left. Chosen by accuracy; among equals by the lower
     loss; among those by the order of the matrices in the model, then of the fractions.
 
@@ -56,42 +56,42 @@ def laser_search(bench: Bench, /, *, fractions: Fractions = GRID) -> Found:
     tried: dict[str, list[Any]] = {}
     # From the last layer on: passes are shortest there, and the best found so far spares the longer ones. What is
     # chosen does not depend on it.
-    for matrix in reversed(bench.matrices):
+    for matrix in reversed(evaluator.matrices):
         grid = grid_of(matrix.shape, fractions)
         if not grid:
             continue
         eligible = [trial for trials in tried.values() for trial in trials if trial.eligible]
         bar = best_of(eligible).score if eligible else None
         settings = [truncation(matrix, fraction) for fraction in grid]
-        tried[matrix.key] = bench.try_out(
-            matrix, bench.truncations(matrix, list(grid.values())), settings, cannot_win(bar)
+        tried[matrix.key] = evaluator.try_out(
+            matrix, evaluator.truncations(matrix, list(grid.values())), settings, cannot_win(bar)
         )
-    best = best_of([trial for matrix in bench.matrices for trial in tried.get(matrix.key, [])])
-    return Found((best.setting,))
+    best = best_of([trial for matrix in evaluator.matrices for trial in tried.get(matrix.key, [])])
+    return SearchResult((best.setting,))
 
 
-@searcher(
+@search(
     summary="Truncate matrix after matrix, from the last layer on, and keep what answers better.",
     trials=_count,
     takes_on=True,
 )
-def laser_compose(bench: Bench, /, *, fractions: Fractions = GRID) -> Found:
+def laser_compose(evaluator: CandidateEvaluator, /, *, fractions: Fractions = GRID) -> SearchResult:
     """The paper's greedy composition: from the largest layer and the smallest fraction, each truncation tried on top of
     those kept before, and kept if the accuracy rises; else the matrix is as it was.
 
     Within a layer matrices are taken from the last to the first; for each, fractions from the smallest, and a larger
     one takes the place of a smaller that was kept if it answers better still (ours).
     """
-    standing = bench.before.score
+    standing = evaluator.before.score
     kept: list[Mapping[str, Any]] = []
-    for matrix in reversed(bench.matrices):
+    for matrix in reversed(evaluator.matrices):
         grid = dict(sorted(grid_of(matrix.shape, fractions).items()))
         if not grid:
             continue
-        alternatives = bench.truncations(matrix, list(grid.values()))
+        alternatives = evaluator.truncations(matrix, list(grid.values()))
         best: int | None = None
         for place, trial in enumerate(
-            bench.try_out(
+            evaluator.try_out(
                 matrix, alternatives, [truncation(matrix, fraction) for fraction in grid], _cannot_rise_above(standing)
             )
         ):
@@ -100,8 +100,8 @@ def laser_compose(bench: Bench, /, *, fractions: Fractions = GRID) -> Found:
         if best is not None:
             chosen = truncation(matrix, list(grid)[best])
             kept.append(chosen)
-            bench.take(matrix, alternatives.weight(best), note=chosen)
-    return Found(tuple(kept))
+            evaluator.take(matrix, alternatives.weight(best), note=chosen)
+    return SearchResult(tuple(kept))
 
 
 def _cannot_rise_above(standing: Score) -> Hopeless:
@@ -131,7 +131,7 @@ def _count_clusters(shapes: Sequence[tuple[int, int]], settings: Mapping[str, An
     )
 
 
-@searcher(
+@search(
     summary=(
         "Find the few matrices whose singular values the loss would have smaller, try every fraction of these, and of"
         " the best also in clusters of rows."
@@ -140,7 +140,7 @@ def _count_clusters(shapes: Sequence[tuple[int, int]], settings: Mapping[str, An
     statistics=("singular_value_gradients",),
 )
 def laser_gradient(
-    bench: Bench,
+    evaluator: CandidateEvaluator,
     /,
     *,
     top: Positive = 5,
@@ -149,7 +149,7 @@ def laser_gradient(
     clusters: Clusters = (1, 2, 4, 8, 16),
     grouping: Literal["block", "subspace"] = "block",
     beyond: Fraction = 0.01,
-) -> Found:
+) -> SearchResult:
     """Gradient-guided, clustered LASER; every choice here is ours, since no code was released.
 
     `g_i = u_i^T G v_i` on all documents; a matrix is worth `sum_{i > beyond r} s_i max(0, g_i)`, what the removal of
@@ -162,12 +162,12 @@ def laser_gradient(
     from harness_ext.search.candidates import Joined
     from harness_ext.search.trials import best_of, cannot_win
 
-    found = bench.gather(
-        bench.matrices, frozenset({"singular_value_gradients"}), lambda matrix: _components(bench, matrix)
+    found = evaluator.gather(
+        evaluator.matrices, frozenset({"singular_value_gradients"}), lambda matrix: _components(evaluator, matrix)
     )
     worth = {
         matrix.key: _worth(found[matrix.key]["singular_value_gradients"], beyond)
-        for matrix in bench.matrices
+        for matrix in evaluator.matrices
         if grid_of(matrix.shape, fractions)
     }
     promising = sorted(worth, key=lambda key: -worth[key])[:top]
@@ -175,7 +175,7 @@ def laser_gradient(
 
     def try_in(keys: Sequence[str], counts: Sequence[int]) -> None:
         # From the last layer on, as in `laser_search`.
-        for matrix in reversed([matrix for matrix in bench.matrices if matrix.key in keys]):
+        for matrix in reversed([matrix for matrix in evaluator.matrices if matrix.key in keys]):
             grid = tuple(grid_of(matrix.shape, fractions))
             fit = [count for count in counts if count <= matrix.shape[0]]
             if not fit:
@@ -184,20 +184,22 @@ def laser_gradient(
                 (
                     truncation(matrix, fraction)
                     if count == 1
-                    else clustered(matrix, fraction, count, grouping, bench.step.seed)
+                    else clustered(matrix, fraction, count, grouping, evaluator.step.seed)
                 )
                 for count in fit
                 for fraction in grid
             ]
-            alternatives = Joined(tuple(_clustered(bench, matrix, grid, count, grouping) for count in fit))
+            alternatives = Joined(tuple(_clustered(evaluator, matrix, grid, count, grouping) for count in fit))
             eligible = [trial for trial in tried if trial.eligible]
             tried.extend(
-                bench.try_out(matrix, alternatives, settings, cannot_win(best_of(eligible).score if eligible else None))
+                evaluator.try_out(
+                    matrix, alternatives, settings, cannot_win(best_of(eligible).score if eligible else None)
+                )
             )
 
     if 1 in clusters:
         try_in(promising, (1,))
-    order = {matrix.key: place for place, matrix in enumerate(bench.matrices)}
+    order = {matrix.key: place for place, matrix in enumerate(evaluator.matrices)}
 
     def in_order() -> list[Any]:
         return sorted(tried, key=lambda trial: order[trial.setting["matrices"][0]])
@@ -211,7 +213,7 @@ def laser_gradient(
     try_in(list(dict.fromkeys([*best_first, *promising]))[:refined], [count for count in clusters if count > 1])
     best = best_of(in_order())
     listed = ", ".join(f"{key} ({worth[key]:.3g})" for key in promising)
-    return Found(
+    return SearchResult(
         (best.setting,),
         (f"of {len(worth)} matrices these were tried, with the fall of the loss that the gradient promises: {listed}",),
     )
@@ -229,11 +231,11 @@ def clustered(matrix: Matrix, fraction: float, clusters: int, grouping: str, see
     }
 
 
-def _components(bench: Bench, matrix: Matrix) -> Svd:
+def _components(evaluator: CandidateEvaluator, matrix: Matrix) -> Svd:
     """The factors of a truncation at full rank, in the form of a decomposition of singular values one."""
     from harness_ext.methods import Svd
 
-    whole = bench.truncations(matrix, [min(matrix.shape)])
+    whole = evaluator.truncations(matrix, [min(matrix.shape)])
     return Svd(whole.left, whole.left.new_ones(min(matrix.shape)), whole.right)
 
 
@@ -243,7 +245,9 @@ def _worth(gains: Tensor, beyond: float) -> float:
     return float(gains.clamp(min=0)[first:].sum())
 
 
-def _clustered(bench: Bench, matrix: Matrix, fractions: Sequence[float], clusters: int, grouping: str) -> Any:
+def _clustered(
+    evaluator: CandidateEvaluator, matrix: Matrix, fractions: Sequence[float], clusters: int, grouping: str
+) -> Any:
     """One matrix at every fraction, in so many clusters: nested truncations of each where the clusters do not depend on
     the rank.
     """
@@ -253,8 +257,8 @@ def _clustered(bench: Bench, matrix: Matrix, fractions: Sequence[float], cluster
     from harness_ext.search.candidates import Dense, Grouped, Nested
 
     if clusters == 1:
-        return bench.truncations(matrix, list(grid_of(matrix.shape, fractions).values()))
-    weight = bench.weight(matrix)
+        return evaluator.truncations(matrix, list(grid_of(matrix.shape, fractions).values()))
+    weight = evaluator.weight(matrix)
     if grouping == "block":
         parts = []
         for rows in blocks(weight.shape[0], clusters):
@@ -278,7 +282,7 @@ def _clustered(bench: Bench, matrix: Matrix, fractions: Sequence[float], cluster
         torch.stack(
             [
                 truncate_clusters(
-                    weight, keep=keep, generator=bench.generator(matrix), clusters=clusters, grouping="subspace"
+                    weight, keep=keep, generator=evaluator.generator(matrix), clusters=clusters, grouping="subspace"
                 ).weight()
                 for keep in keeps
             ]

@@ -16,23 +16,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from harness_ext.errors import UserError
-from harness_ext.methods.search_registry import Found, searcher
+from harness_ext.methods.search_registry import SearchResult, search
 
 if TYPE_CHECKING:
     from harness_ext.model.layout import Matrix
-    from harness_ext.search.evaluator import Bench
+    from harness_ext.search.evaluator import CandidateEvaluator
 
 Count = Annotated[int, Field(ge=1)]
 Ranks = Annotated[dict[str, Annotated[int, Field(ge=0)]], Field(min_length=1)]
 _AT_ONCE = 8
 
 
-@searcher(
+@search(
     summary="Random directions in matrices drawn at random, as often and at the budget that a search had; its control.",
     trials=lambda shapes, settings: settings["tries"],
     takes_on=True,
 )
-def search_at_random(bench: Bench, /, *, instead_of: Ranks, tries: Count) -> Found:
+def search_at_random(evaluator: CandidateEvaluator, /, *, instead_of: Ranks, tries: Count) -> SearchResult:
     """instead_of: the matrices in whose place others are drawn, with the ranks they were left at. tries: how many
     edits. Every trial draws matrices, and directions, of its own from the seed; chosen as in `laser_search`.
 
@@ -40,11 +40,11 @@ def search_at_random(bench: Bench, /, *, instead_of: Ranks, tries: Count) -> Fou
     """
     from harness_ext.search.trials import best_of
 
-    draw = random.Random(f"{bench.step.seed}:matrices")
+    draw = random.Random(f"{evaluator.step.seed}:matrices")
     plans: list[tuple[list[Matrix], dict[str, Any]]] = []
     for number in range(tries):
-        ranks = drawn({matrix.key: matrix.shape for matrix in bench.matrices}, instead_of, draw)
-        order = [matrix for matrix in bench.matrices if matrix.key in ranks]
+        ranks = drawn({matrix.key: matrix.shape for matrix in evaluator.matrices}, instead_of, draw)
+        order = [matrix for matrix in evaluator.matrices if matrix.key in ranks]
         plans.append(
             (
                 order,
@@ -52,19 +52,19 @@ def search_at_random(bench: Bench, /, *, instead_of: Ranks, tries: Count) -> Fou
                     "method": "random_subspace",
                     "matrices": [matrix.key for matrix in order],
                     "keep": {"ranks": {matrix.key: ranks[matrix.key] for matrix in order}},
-                    "seed": bench.step.seed + number,
+                    "seed": evaluator.step.seed + number,
                 },
             )
         )
     trials = (
-        _one_each(bench, plans)
+        _one_each(evaluator, plans)
         if len(instead_of) == 1
         else [
-            bench.try_together({matrix: _edited(bench, matrix, step) for matrix in order}, step)
+            evaluator.try_together({matrix: _edited(evaluator, matrix, step) for matrix in order}, step)
             for order, step in plans
         ]
     )
-    return Found((best_of(sorted(trials, key=lambda trial: trial.setting["seed"])).setting,))
+    return SearchResult((best_of(sorted(trials, key=lambda trial: trial.setting["seed"])).setting,))
 
 
 def drawn(shapes: Mapping[str, tuple[int, int]], instead_of: Mapping[str, int], draw: random.Random) -> dict[str, int]:
@@ -82,7 +82,7 @@ def drawn(shapes: Mapping[str, tuple[int, int]], instead_of: Mapping[str, int], 
     return ranks
 
 
-def _one_each(bench: Bench, plans: list[tuple[list[Matrix], dict[str, Any]]]) -> list[Any]:
+def _one_each(evaluator: CandidateEvaluator, plans: list[tuple[list[Matrix], dict[str, Any]]]) -> list[Any]:
     """Trials of one matrix each: those of the same matrix side by side, some at a time, since their directions share
     nothing.
     """
@@ -92,21 +92,23 @@ def _one_each(bench: Bench, plans: list[tuple[list[Matrix], dict[str, Any]]]) ->
     from harness_ext.search.trials import best_of, cannot_win
 
     trials: list[Any] = []
-    for matrix in reversed(bench.matrices):
+    for matrix in reversed(evaluator.matrices):
         own = [step for (only,), step in plans if only.key == matrix.key]
         for start in range(0, len(own), _AT_ONCE):
             some = own[start : start + _AT_ONCE]
             eligible = [trial for trial in trials if trial.eligible]
-            weights = torch.stack([_edited(bench, matrix, step) for step in some])
-            trials += bench.try_out(
+            weights = torch.stack([_edited(evaluator, matrix, step) for step in some])
+            trials += evaluator.try_out(
                 matrix, Dense(weights), some, cannot_win(best_of(eligible).score if eligible else None)
             )
     return trials
 
 
-def _edited(bench: Bench, matrix: Matrix, step: dict[str, Any]) -> Any:
+def _edited(evaluator: CandidateEvaluator, matrix: Matrix, step: dict[str, Any]) -> Any:
     from harness_ext.methods.budget import Keep
     from harness_ext.methods.random_edits import random_subspace
 
     keep = Keep(rank=step["keep"]["ranks"][matrix.key])
-    return random_subspace(bench.weight(matrix), keep=keep, generator=bench.generator(matrix, step["seed"])).weight()
+    return random_subspace(
+        evaluator.weight(matrix), keep=keep, generator=evaluator.generator(matrix, step["seed"])
+    ).weight()

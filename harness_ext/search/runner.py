@@ -15,7 +15,7 @@ from harness_ext.errors import UserError
 from harness_ext.methods.search_registry import planned_trials, registered_searches
 from harness_ext.recipe.recipe import Recipe, recipe_from
 from harness_ext.recipe.schema import Step
-from harness_ext.search.evaluator import Bench
+from harness_ext.search.evaluator import CandidateEvaluator
 from harness_ext.search.scoring import Score
 from harness_ext.search.trials import Trial
 
@@ -24,49 +24,49 @@ if TYPE_CHECKING:
 
     from harness_ext.calibration.documents import LabelledDocument
     from harness_ext.editing.pipeline import Progress
-    from harness_ext.linalg.decompose import Factors
+    from harness_ext.linalg.decompose import Decomposer
     from harness_ext.model.layout import Matrix
     from harness_ext.model.weights import Weights
-    from harness_ext.storage.resume import Workplace
+    from harness_ext.storage.resume import ResumeState
 
 
 @dataclass
-class Outcome:
+class SearchOutcome:
     """What a search found: the steps to carry out, and its record as plain data, to which `measured` adds the score of
     the edited model.
     """
 
     steps: tuple[Step, ...]
     record: dict[str, Any]
-    bench: Bench
+    evaluator: CandidateEvaluator
 
     def measured(self) -> None:
         """Score the model as it was edited, on the same documents; of a search that tries nothing out this is the one
         trial.
         """
         started = time.perf_counter()
-        made = self.bench.as_it_is()
+        made = self.evaluator.as_it_is()
         self.record["after"] = _score(made.score)
         if self.steps and not self.record["trials"]:
             self.record["trials"] = [
-                _row(0, replace(made, setting=self.record["chosen"][0]), self.bench.parts, self.record["chosen"])
+                _row(0, replace(made, setting=self.record["chosen"][0]), self.evaluator.parts, self.record["chosen"])
             ]
-        self.record["forward_passes"] = round(self.bench.passes, 2)
+        self.record["forward_passes"] = round(self.evaluator.passes, 2)
         self.record["seconds"] += time.perf_counter() - started
 
 
-def find(
+def run_search(
     lm: HFLM,
     weights: Weights,
-    factors: Factors,
+    factors: Decomposer,
     step: Step,
     number: int,
     matrices: tuple[Matrix, ...],
     documents: Sequence[LabelledDocument],
     progress: Progress,
-    work: Workplace | None,
+    work: ResumeState | None,
     where: str,
-) -> Outcome:
+) -> SearchOutcome:
     """Run the search of one step. Nothing of the model is changed when this returns.
 
     Raises UserError for what the recipe's author can mend, and VariantFailed, with the record of the trials made so
@@ -74,9 +74,9 @@ def find(
     """
     search = registered_searches()[step.method]
     started = time.perf_counter()
-    planned = planned_trials(step.method, matrices, weights.anatomy.layers, step.parameters, where)
+    planned = planned_trials(step.method, matrices, weights.layout.layers, step.parameters, where)
     progress.start(f"{step.method}: searching", planned)
-    bench: Bench | None = None
+    evaluator: CandidateEvaluator | None = None
     record: dict[str, Any] = {
         "step": number,
         "method": step.method,
@@ -85,8 +85,8 @@ def find(
         "planned": planned,
     }
     try:
-        with Bench(lm, weights, factors, step, matrices, documents, work, progress.advance) as bench:
-            found = search.function(bench, **step.parameters)
+        with CandidateEvaluator(lm, weights, factors, step, matrices, documents, work, progress.advance) as evaluator:
+            found = search.function(evaluator, **step.parameters)
         steps = tuple(
             recipe_from(
                 {"name": "found", "steps": [{**one, "factored": step.factored} for one in found.steps]},
@@ -96,36 +96,41 @@ def find(
     except UserError as error:
         raise UserError(f"{where}{error}") from None
     except VariantFailed as error:
-        error.searches = [record | (_trials(bench) if bench is not None else {})]
+        error.searches = [record | (_trials(evaluator) if evaluator is not None else {})]
         raise
     finally:
         progress.stop()
     chosen = [one.model_dump(mode="json", exclude_none=True) for one in steps]
     record |= {
         "chosen": chosen,
-        "before": _score(bench.before.score),
-        **_trials(bench, found.steps),
-        "notes": [*found.notes, *_went_on(bench)],
-        "warnings": [*found.warnings, *bench.notes],
+        "before": _score(evaluator.before.score),
+        **_trials(evaluator, found.steps),
+        "notes": [*found.notes, *_went_on(evaluator)],
+        "warnings": [*found.warnings, *evaluator.notes],
     }
-    return Outcome(steps, record | {"seconds": time.perf_counter() - started + bench.earlier_seconds}, bench)
+    return SearchOutcome(
+        steps, record | {"seconds": time.perf_counter() - started + evaluator.earlier_seconds}, evaluator
+    )
 
 
-def _went_on(bench: Bench) -> list[str]:
+def _went_on(evaluator: CandidateEvaluator) -> list[str]:
     return (
-        [f"went on from {bench.resumed} trials that an earlier process had made; its passes and seconds are counted"]
-        if bench.resumed
+        [
+            f"went on from {evaluator.resumed} trials that an earlier process had made; its passes and seconds are"
+            " counted"
+        ]
+        if evaluator.resumed
         else []
     )
 
 
-def _trials(bench: Bench, chosen: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+def _trials(evaluator: CandidateEvaluator, chosen: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """What was tried, and what it took: passes over all documents."""
     return {
-        "trials": [_row(place, trial, bench.parts, chosen) for place, trial in enumerate(bench.trials)],
-        "resumed": bench.resumed,
-        "forward_passes": round(bench.passes, 2),
-        "backward_passes": bench.backward_passes,
+        "trials": [_row(place, trial, evaluator.parts, chosen) for place, trial in enumerate(evaluator.trials)],
+        "resumed": evaluator.resumed,
+        "forward_passes": round(evaluator.passes, 2),
+        "backward_passes": evaluator.backward_passes,
     }
 
 

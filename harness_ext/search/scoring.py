@@ -11,7 +11,7 @@ of any precision.
 Tokens are padded on the right, as lm-eval does it, so that a causal model needs no mask. Choices of one document share
 what they begin with: where one sequence begins another it is not run at all, and
 else, packed, they stand one after the other behind the common beginning, in places that a mask and positions keep
-apart. An architecture for which that is not the same is run unpacked; the bench checks it.
+apart. An architecture for which that is not the same is run unpacked; the evaluator checks it.
 """
 
 from __future__ import annotations

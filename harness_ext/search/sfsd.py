@@ -18,14 +18,14 @@ from pydantic import Field
 
 from harness_ext.editing.records import stored_parameters
 from harness_ext.errors import UserError
-from harness_ext.methods.search_registry import Found, Fraction, Fractions, searcher
+from harness_ext.methods.search_registry import Fraction, Fractions, SearchResult, search
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from harness_ext.model.layout import Matrix
     from harness_ext.search.candidates import Nested
-    from harness_ext.search.evaluator import Bench
+    from harness_ext.search.evaluator import CandidateEvaluator
     from harness_ext.search.trials import Hopeless, Partial, Trial
 
 TENTHS: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -73,7 +73,7 @@ def _count(shapes: Sequence[tuple[int, int]], settings: Mapping[str, Any]) -> in
     return sum(len(ranks_of(shape, settings["fractions"])) for shape in shapes)
 
 
-@searcher(
+@search(
     summary="From the last matrix to the first, take the smallest rank at which the model answers as well as before.",
     trials=_count,
     statistics=_MOMENTS,
@@ -81,7 +81,7 @@ def _count(shapes: Sequence[tuple[int, int]], settings: Mapping[str, Any]) -> in
     among=_beyond_skipped,
 )
 def sfsd_surgical(
-    bench: Bench,
+    evaluator: CandidateEvaluator,
     /,
     *,
     criterion: Literal["task", "perplexity"] = "task",
@@ -90,7 +90,7 @@ def sfsd_surgical(
     tolerance: Tolerance = 0.0,
     chunks: Chunks = 3,
     growth: Growth = 1.005,
-) -> Found:
+) -> SearchResult:
     """The paper's search, with the bias of `sfsd`. Ranks: one, and fractions of the break-even rank, each tried on top
     of what was taken before; a matrix that no rank suits stays dense.
 
@@ -101,35 +101,39 @@ def sfsd_surgical(
     skip_blocks: the first so many layers stay as they are; an eighth of them unless given. Raises UserError where that
     leaves nothing.
     """
-    matrices = _beyond_skipped(bench.matrices, bench.weights.anatomy.layers, {"skip_blocks": skip_blocks})
-    parts = bench.parts = _parts(len(bench.documents), chunks, bench.step.seed) if criterion == "task" else []
-    allowed = [max(0, math.ceil(bench.before.correct(part) - tolerance * len(part) - 1e-9)) for part in parts]
+    matrices = _beyond_skipped(evaluator.matrices, evaluator.weights.layout.layers, {"skip_blocks": skip_blocks})
+    parts = evaluator.parts = (
+        _parts(len(evaluator.documents), chunks, evaluator.step.seed) if criterion == "task" else []
+    )
+    allowed = [max(0, math.ceil(evaluator.before.correct(part) - tolerance * len(part) - 1e-9)) for part in parts]
     taken: dict[str, int] = {}
-    for index, matrix, moments in _from_the_last(bench, matrices):
+    for index, matrix, moments in _from_the_last(evaluator, matrices):
         ranks = ranks_of(matrix.shape, fractions)
         if not ranks:
             continue
         if criterion == "task":
             hopeless = _fails_everywhere(parts, allowed)
         else:
-            limit = bench.before.loss + (len(matrices) - index) * math.log(growth)
+            limit = evaluator.before.loss + (len(matrices) - index) * math.log(growth)
             hopeless = _above(limit)
-        alternatives = _truncations(bench.weight(matrix), moments, ranks)
-        settings = [_step(bench, {matrix.key: rank}, centred=True, bias=True) for rank in ranks]
-        trials = bench.try_out(matrix, alternatives, settings, hopeless)
+        alternatives = _truncations(evaluator.weight(matrix), moments, ranks)
+        settings = [_step(evaluator, {matrix.key: rank}, centred=True, bias=True) for rank in ranks]
+        trials = evaluator.try_out(matrix, alternatives, settings, hopeless)
         place = (
-            _by_chunks(bench, trials, parts, allowed, tolerance)
+            _by_chunks(evaluator, trials, parts, allowed, tolerance)
             if criterion == "task"
             else next((place for place, trial in enumerate(trials) if trial.eligible and trial.loss <= limit), None)
         )
         if place is not None:
             taken[matrix.key] = ranks[place]
-            bench.take(matrix, alternatives.weight(place), alternatives.shifts[place], note=ranks[place])
-    steps = (_step(bench, dict(reversed(taken.items())), centred=True, bias=True),) if taken else ()
-    return Found(steps, warnings=() if criterion == "perplexity" or any(allowed) else (_NOTHING_TO_LOSE,))
+            evaluator.take(matrix, alternatives.weight(place), alternatives.shifts[place], note=ranks[place])
+    steps = (_step(evaluator, dict(reversed(taken.items())), centred=True, bias=True),) if taken else ()
+    return SearchResult(steps, warnings=() if criterion == "perplexity" or any(allowed) else (_NOTHING_TO_LOSE,))
 
 
-def _from_the_last(bench: Bench, matrices: Sequence[Matrix]) -> Iterator[tuple[int, Matrix, Mapping[str, Tensor]]]:
+def _from_the_last(
+    evaluator: CandidateEvaluator, matrices: Sequence[Matrix]
+) -> Iterator[tuple[int, Matrix, Mapping[str, Tensor]]]:
     """The matrices from the last to the first with their places and the moments of their inputs, gathered for as many
     at a time as fit together.
     """
@@ -138,7 +142,7 @@ def _from_the_last(bench: Bench, matrices: Sequence[Matrix]) -> Iterator[tuple[i
     names = frozenset(_MOMENTS)
     place = len(matrices)
     for group in groups(list(reversed(matrices)), names):
-        found = bench.gather(group, names)
+        found = evaluator.gather(group, names)
         for matrix in group:
             place -= 1
             yield place, matrix, found.pop(matrix.key)
@@ -168,7 +172,11 @@ def _parts(documents: int, chunks: int, seed: int) -> list[list[int]]:
 
 
 def _by_chunks(
-    bench: Bench, trials: Sequence[Trial], parts: Sequence[Sequence[int]], allowed: Sequence[int], tolerance: float
+    evaluator: CandidateEvaluator,
+    trials: Sequence[Trial],
+    parts: Sequence[Sequence[int]],
+    allowed: Sequence[int],
+    tolerance: float,
 ) -> int | None:
     """The place of the rank that the chunks agree on, or None."""
     smallest = [
@@ -178,7 +186,7 @@ def _by_chunks(
     if any(place is None for place in smallest):
         return None
     largest = max(place for place in smallest if place is not None)
-    before = bench.before.score
+    before = evaluator.before.score
     return largest if trials[largest].score.correct >= before.correct - tolerance * before.documents - 1e-9 else None
 
 
@@ -209,20 +217,20 @@ def _above(limit: float) -> Hopeless:
     return hopeless
 
 
-def _step(bench: Bench, ranks: Mapping[str, int], *, centred: bool, bias: bool) -> dict[str, Any]:
-    assert bench.step.evidence is not None
-    order = [matrix.key for matrix in bench.matrices if matrix.key in ranks]
+def _step(evaluator: CandidateEvaluator, ranks: Mapping[str, int], *, centred: bool, bias: bool) -> dict[str, Any]:
+    assert evaluator.step.calibration is not None
+    order = [matrix.key for matrix in evaluator.matrices if matrix.key in ranks]
     return {
         "method": "feature_space",
         "matrices": order,
         "keep": {"ranks": {key: ranks[key] for key in order}},
         "centred": centred,
         "bias": bias,
-        "calibration": bench.step.evidence.model_dump(mode="json"),
+        "calibration": evaluator.step.calibration.model_dump(mode="json"),
     }
 
 
-@searcher(
+@search(
     summary=(
         "A rank for every matrix under one budget: remove what the loss is predicted to lose least by, gains and losses"
         " balanced."
@@ -230,7 +238,7 @@ def _step(bench: Bench, ranks: Mapping[str, int], *, centred: bool, bias: bool) 
     trials=lambda shapes, settings: int(any(min(shape) > 1 for shape in shapes)),
     statistics=_EFFECTS,
 )
-def zero_sum(bench: Bench, /, *, param_fraction: Fraction = 0.8) -> Found:
+def zero_sum(evaluator: CandidateEvaluator, /, *, param_fraction: Fraction = 0.8) -> SearchResult:
     """Directions of each matrix's outputs on the texts (the coordinates of truncation-aware whitening), and what the
     loss would change by, to first order, without each: `-u_i^T G W^T u_i`.
 
@@ -240,29 +248,29 @@ def zero_sum(bench: Bench, /, *, param_fraction: Fraction = 0.8) -> Found:
     step, `feature_space` as `svd-llm` has it; its score is the one trial.
     """
     effects: dict[str, list[float]] = {}
-    for group in _groups(bench):
-        moments = bench.gather(group, frozenset({"input_second_moment"}))
+    for group in _groups(evaluator):
+        moments = evaluator.gather(group, frozenset({"input_second_moment"}))
         bases = {
-            matrix.key: _output_basis(bench.weight(matrix), moments.pop(matrix.key)["input_second_moment"])
+            matrix.key: _output_basis(evaluator.weight(matrix), moments.pop(matrix.key)["input_second_moment"])
             for matrix in group
         }
-        gradients = bench.gather(
+        gradients = evaluator.gather(
             group, frozenset({"singular_value_gradients"}), lambda matrix, bases=bases: bases[matrix.key]
         )
         effects |= {key: (-found["singular_value_gradients"]).tolist() for key, found in gradients.items()}
-    ranks = allotted({matrix.key: matrix.shape for matrix in bench.matrices}, effects, param_fraction)
+    ranks = allotted({matrix.key: matrix.shape for matrix in evaluator.matrices}, effects, param_fraction)
     removed = sum(effect for key, rank in ranks.items() for effect in effects[key][rank:])
-    bench.tried(1)
-    return Found(
-        (_step(bench, ranks, centred=False, bias=False),) if ranks else (),
+    evaluator.tried(1)
+    return SearchResult(
+        (_step(evaluator, ranks, centred=False, bias=False),) if ranks else (),
         (f"the predicted change of the loss is {removed:+.3g} nats",),
     )
 
 
-def _groups(bench: Bench) -> Iterator[list[Matrix]]:
+def _groups(evaluator: CandidateEvaluator) -> Iterator[list[Matrix]]:
     from harness_ext.calibration.collect import groups
 
-    return groups(bench.matrices, frozenset(_EFFECTS))
+    return groups(evaluator.matrices, frozenset(_EFFECTS))
 
 
 def _output_basis(weight: Tensor, moment: Tensor) -> Any:

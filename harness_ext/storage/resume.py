@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Workplace:
+class ResumeState:
     """Rows and tensors that outlive the process. folder: made when first written to.
 
     Raises UserError where the folder cannot be written.
@@ -31,9 +31,9 @@ class Workplace:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def part(self, name: str) -> Workplace:
+    def part(self, name: str) -> ResumeState:
         """A workplace inside this one."""
-        return Workplace(self.folder / name)
+        return ResumeState(self.folder / name)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """The rows appended so far, in order; a last one that a kill tore, or whatever follows one that a lost block of

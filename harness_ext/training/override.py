@@ -46,9 +46,9 @@ def _require_linear(module: nn.Module, matrix: Matrix) -> None:
     from torch.nn import Linear
     from transformers.pytorch_utils import Conv1D
 
-    from harness_ext.model.low_rank import ThinLinear
+    from harness_ext.model.low_rank import LowRankLinear
 
-    if not isinstance(module, (Linear, Conv1D, ThinLinear)):
+    if not isinstance(module, (Linear, Conv1D, LowRankLinear)):
         raise UserError(
             f"{matrix.key} belongs to a {type(module).__name__}, and only linear layers can be trained: choose roles,"
             " or attn or mlp"

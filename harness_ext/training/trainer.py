@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
     from torch import Tensor
 
-    from harness_ext.storage.resume import Workplace
+    from harness_ext.storage.resume import ResumeState
 
 KEEP_SECONDS = 30.0
 # Where keeping takes long, no more of the time than this goes into it.
@@ -93,7 +93,7 @@ def train(
     settings: Training,
     seed: int,
     start: Callable[[Matrix], Bases],
-    work: Workplace | None = None,
+    work: ResumeState | None = None,
     progress: Callable[[int], Any] = lambda documents: None,
 ) -> Trained:
     """Train the factors of the matrices, from what was kept in `work` on. start: gives all bases of a matrix, and the
@@ -123,7 +123,7 @@ class _Training:
         settings: Training,
         seed: int,
         start: Callable[[Matrix], Bases],
-        work: Workplace | None,
+        work: ResumeState | None,
         progress: Callable[[int], Any],
     ) -> None:
         self._lm, self._documents, self._batch_size, self._settings, self._seed, self._work, self._progress = (

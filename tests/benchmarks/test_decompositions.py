@@ -19,7 +19,7 @@ import pytest
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness_ext.linalg.decompose import Factors
+    from harness_ext.linalg.decompose import Decomposer
 
 pytestmark = pytest.mark.benchmark
 
@@ -47,7 +47,7 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def cut(factors: Factors, matrix: Tensor, ranks: Sequence[int], *, multiplied: bool = False) -> set[str | None]:
+def cut(factors: Decomposer, matrix: Tensor, ranks: Sequence[int], *, multiplied: bool = False) -> set[str | None]:
     """Cut at each rank, and multiply out if told to; gives the decompositions that were used."""
     truncation = factors.truncation(matrix)
     edits = (truncation.cut(lambda singular_values, rank=rank: rank) for rank in ranks)
@@ -58,7 +58,7 @@ def measure(shape: tuple[int, int], folder: Path) -> list[Row]:
     import torch
 
     from harness_ext.linalg import randomized
-    from harness_ext.linalg.decompose import GRAM_FP32, GRAM_FP64, Factors
+    from harness_ext.linalg.decompose import GRAM_FP32, GRAM_FP64, Decomposer
 
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     name = " x ".join(map(str, shape))
@@ -72,16 +72,16 @@ def measure(shape: tuple[int, int], folder: Path) -> list[Row]:
 
     used: list[set[str | None]] = []
     rows = [
-        row("one rank", 1, lambda: used.append(cut(Factors(), matrix, [HALF])), "in fp32"),
-        row("ten ranks", 10, lambda: used.append(cut(Factors(folder), matrix, RANKS)), "in fp32, and kept on disk"),
+        row("one rank", 1, lambda: used.append(cut(Decomposer(), matrix, [HALF])), "in fp32"),
+        row("ten ranks", 10, lambda: used.append(cut(Decomposer(folder), matrix, RANKS)), "in fp32, and kept on disk"),
         row(
             "ten ranks, multiplied out",
             10,
-            lambda: used.append(cut(Factors(), matrix, RANKS, multiplied=True)),
+            lambda: used.append(cut(Decomposer(), matrix, RANKS, multiplied=True)),
             "in fp32, products on both sides",
             products,
         ),
-        row("ten ranks again", 10, lambda: used.append(cut(Factors(folder), matrix, RANKS)), "read from disk"),
+        row("ten ranks again", 10, lambda: used.append(cut(Decomposer(folder), matrix, RANKS)), "read from disk"),
     ]
     assert used == [{GRAM_FP32}] * 4
     found = []
@@ -101,7 +101,7 @@ def measure(shape: tuple[int, int], folder: Path) -> list[Row]:
         row(
             "one rank, spectrum 1/i",
             1,
-            lambda: used.append(cut(Factors(), falling, [HALF])),
+            lambda: used.append(cut(Decomposer(), falling, [HALF])),
             "in fp32, which does not suffice, then in fp64",
         )
     )

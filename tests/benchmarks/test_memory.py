@@ -53,7 +53,7 @@ def larger_model(folder: Path) -> Path:
 
 
 def specification(name: str) -> str:
-    learns = any(step.evidence is not None for step in parse_recipe(name).steps)
+    learns = any(step.calibration is not None for step in parse_recipe(name).steps)
     return f"{name}{',' if ':' in name else ':'}{LEARNING}" if learns else name
 
 

@@ -91,14 +91,14 @@ def score(model, batches) -> tuple[int, float]:
 def searched(lm, documents, specification: str) -> tuple[dict, float]:
     """The record of a search, and its seconds from the recipe to the chosen step, surgery left out."""
     from harness_ext.editing.pipeline import Progress
-    from harness_ext.linalg.decompose import Factors
+    from harness_ext.linalg.decompose import Decomposer
     from harness_ext.recipe.recipe import parse_recipe
     from harness_ext.search.runner import find
 
     step = parse_recipe(specification).steps[0]
     started = time.process_time()
     # No cache: every matrix is decomposed here.
-    found = find(lm, lm.weights, Factors(), step, 0, lm.weights.anatomy.select(step), documents, Progress(), None, "")
+    found = find(lm, lm.weights, Decomposer(), step, 0, lm.weights.layout.select(step), documents, Progress(), None, "")
     return found.record, time.process_time() - started
 
 
@@ -172,7 +172,7 @@ def compare(name: str, lm, documents, capsys, *, sampled: int) -> None:
     """
     from harness_ext.recipe.recipe import parse_recipe
 
-    matrices = lm.weights.anatomy.select(parse_recipe("laser-search").steps[0])
+    matrices = lm.weights.layout.select(parse_recipe("laser-search").steps[0])
     searched(lm, documents[:4], "laser-search")
     record, seconds = searched(lm, documents, "laser-search")
     batched = plain_loop(lm, documents, matrices, BATCH)
@@ -235,7 +235,7 @@ def test_laser_gradient_demo(capsys) -> None:
     _, unseen = demo_documents(("int_sum",), 2000, "test")
     searched(lm, thousand[:8], "laser-gradient")
     record, seconds = searched(lm, thousand[:100], "laser-gradient")
-    plain = plain_loop(lm, thousand, lm.weights.anatomy.select(parse_recipe("laser-gradient").steps[0]), BATCH)
+    plain = plain_loop(lm, thousand, lm.weights.layout.select(parse_recipe("laser-gradient").steps[0]), BATCH)
     (chosen,) = record["chosen"]
     ours = held_out(lm, unseen, chosen["matrices"][0], edited(lm, chosen))
     u, s, vh = torch.linalg.svd(lm.model.get_parameter(plain.key).detach(), full_matrices=False)
@@ -266,7 +266,7 @@ def test_laser_gradient_random(tmp_path: Path, capsys) -> None:
     words = 8192
     lm = random_llama(tmp_path, words)
     thousand = made_up_documents(lm, 1000, words)
-    matrices = lm.weights.anatomy.select(parse_recipe("laser-gradient").steps[0])
+    matrices = lm.weights.layout.select(parse_recipe("laser-gradient").steps[0])
     record, seconds = searched(lm, thousand[:100], "laser-gradient")
     by_role = {matrix.role: matrix for matrix in matrices}
     each = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness_ext.calibration.cache import Kept, Shelf
+from harness_ext.calibration.cache import ScratchStore, StatisticsCache
 from harness_ext.calibration.collect import gather
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
 from harness_ext.editing import pipeline
@@ -68,7 +68,7 @@ def test_a_second_budget_gathers_and_decomposes_nothing_and_is_what_it_is_alone(
 ) -> None:
     together = make_lm(plain_family)
     found = [digest_after(together, specification) for specification in BUDGETS]
-    assert len(gathered) == len(spectra) == len(together.weights.anatomy.matrices) == len(set(gathered))
+    assert len(gathered) == len(spectra) == len(together.weights.layout.matrices) == len(set(gathered))
     for specification, digest in zip(BUDGETS, found, strict=True):
         assert digest_after(make_lm(plain_family), specification) == digest
     assert len(set(found)) == 3
@@ -126,8 +126,8 @@ def test_without_room_it_is_gathered_again_and_nothing_else_changes(
     make_lm, gathered: list[str], room: int, tmp_path: Path
 ) -> None:
     lm = make_lm("llama")
-    lm.weights.kept = Kept(tmp_path, limit_bytes=room)
-    count = len(lm.weights.anatomy.matrices)
+    lm.weights.statistics_cache = StatisticsCache(tmp_path, limit_bytes=room)
+    count = len(lm.weights.layout.matrices)
     found = [digest_after(lm, specification) for specification in BUDGETS[:2]]
     assert count < len(gathered) <= 2 * count
     assert sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors")) <= 2 * room + 100 * count
@@ -135,7 +135,7 @@ def test_without_room_it_is_gathered_again_and_nothing_else_changes(
 
 
 def test_a_shelf_gives_bits_back_and_makes_room_by_dropping_the_oldest_batch(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path / "shelf", limit_bytes=1000)
+    shelf = ScratchStore(tmp_path / "shelf", limit_bytes=1000)
     value = torch.randn(100)
     assert shelf.save("old", "a", {"x": value}) and shelf.save("old", "b", {"x": value})
     assert torch.equal(shelf.load("old", "a")["x"], value)
@@ -152,15 +152,15 @@ def test_a_shelf_gives_bits_back_and_makes_room_by_dropping_the_oldest_batch(tmp
 
 def test_a_shelf_that_cannot_be_written_keeps_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    shelf = Shelf(tmp_path / "file" / "shelf")
+    shelf = ScratchStore(tmp_path / "file" / "shelf")
     assert not shelf.save("batch", "a", {"x": torch.ones(3)}) and shelf.load("batch", "a") is None
 
 
 def test_evidence_that_found_no_room_is_there_beside_what_did(tmp_path: Path, make_lm) -> None:
-    matrices = make_lm("llama").weights.anatomy.matrices[:3]
-    kept = Kept(tmp_path, limit_bytes=900)
+    matrices = make_lm("llama").weights.layout.matrices[:3]
+    kept = StatisticsCache(tmp_path, limit_bytes=900)
     values = {matrix.key: {"x": torch.full((100,), float(number))} for number, matrix in enumerate(matrices)}
-    found = kept.evidence(
+    found = kept.gathered(
         ["it"],
         matrices,
         lambda group: {matrix.key: values[matrix.key] for matrix in group[:2]},
@@ -171,7 +171,7 @@ def test_evidence_that_found_no_room_is_there_beside_what_did(tmp_path: Path, ma
 
 
 def test_a_function_is_called_once_for_the_same_bits(tmp_path: Path) -> None:
-    kept, calls = Kept(tmp_path), []
+    kept, calls = StatisticsCache(tmp_path), []
 
     def doubled(value: torch.Tensor) -> tuple[torch.Tensor, ...]:
         calls.append(1)

@@ -121,7 +121,7 @@ EAGER = ("gemma2", "bloom")
 def observable(make_lm, family: str, words: str):
     """A model, the matrices that a recipe's words choose in its layer 1, and how closely to compare."""
     lm = make_lm(family, dtype="float32" if family in EAGER else "float64")
-    matrices = lm.weights.anatomy.select(parse_recipe(f"identity:layers=[1],{words}").steps[0])
+    matrices = lm.weights.layout.select(parse_recipe(f"identity:layers=[1],{words}").steps[0])
     return lm, matrices, {"rtol": 5e-3, "atol": 1e-4} if family in EAGER else {"rtol": 2e-4, "atol": 1e-7}
 
 
@@ -207,7 +207,7 @@ def test_an_ablation_effect_is_the_slope_of_the_loss_in_the_removal(make_lm) -> 
     the effect.
     """
     lm = make_lm("gpt2", dtype="float64")
-    (matrix,) = lm.weights.anatomy.select(parse_recipe("identity:matrices=[up_proj],layers=[1]").steps[0])
+    (matrix,) = lm.weights.layout.select(parse_recipe("identity:matrices=[up_proj],layers=[1]").steps[0])
     effects = collect.gather(lm, [matrix], frozenset({"ablation_effects"}), DOCUMENTS, 5, decompose(lm))[matrix.key][
         "ablation_effects"
     ]
@@ -237,7 +237,7 @@ def test_an_effect_is_the_slope_of_the_loss_in_the_corruption(make_lm) -> None:
     On GPT-2, whose every operation stays in float64; a Llama normalises in float32 whatever its dtype.
     """
     lm = make_lm("gpt2", dtype="float64")
-    (matrix,) = lm.weights.anatomy.select(parse_recipe("identity:matrices=[up_proj],layers=[1]").steps[0])
+    (matrix,) = lm.weights.layout.select(parse_recipe("identity:matrices=[up_proj],layers=[1]").steps[0])
     u, s, vh = torch.linalg.svd(lm.weights.read(matrix), full_matrices=False)
     here, there = (observe(lm, matrix, document) for document in (DOCUMENTS[0], DOCUMENTS[3]))
     dx = there.inputs[-2] - here.inputs[-2]
@@ -262,7 +262,7 @@ def test_an_effect_is_the_slope_of_the_loss_in_the_corruption(make_lm) -> None:
 
 def test_matrices_taken_in_several_passes_give_the_same(make_lm, monkeypatch) -> None:
     lm = make_lm("llama")
-    matrices = lm.weights.anatomy.select(parse_recipe("identity:matrices=[attn]").steps[0])
+    matrices = lm.weights.layout.select(parse_recipe("identity:matrices=[attn]").steps[0])
     names = frozenset({"counterfactual_effects", "input_mean"})
     at_once = collect.gather(lm, matrices, names, DOCUMENTS, 5, decompose(lm))
     monkeypatch.setattr(collect, "FACTOR_BYTES", 6000)
@@ -278,7 +278,7 @@ def test_the_gradients_of_two_layers_are_never_there_together(make_lm, monkeypat
     from torch.multiprocessing.reductions import StorageWeakRef
 
     lm = make_lm(plain_family)
-    matrices = lm.weights.anatomy.select(parse_recipe("identity").steps[0])
+    matrices = lm.weights.layout.select(parse_recipe("identity").steps[0])
     held: dict[int, list[StorageWeakRef]] = {}
     layers: list[int] = []
     real = collect._Observed._show
@@ -302,7 +302,7 @@ def test_the_gradients_of_two_layers_are_never_there_together(make_lm, monkeypat
 def test_padding_changes_no_statistic(make_lm, plain_family: str, size: int) -> None:
     """One document at a time there is none; whatever the padding holds, the statistics are the same."""
     lm = make_lm(plain_family, dtype="float64")
-    matrices = lm.weights.anatomy.select(parse_recipe("identity").steps[0])
+    matrices = lm.weights.layout.select(parse_recipe("identity").steps[0])
     names = frozenset(
         {
             "input_mean",
@@ -323,7 +323,7 @@ def test_padding_changes_no_statistic(make_lm, plain_family: str, size: int) -> 
 def test_gathering_leaves_no_trace(make_lm) -> None:
     lm = make_lm("gpt2")
     digest = lm.weights.digest()
-    matrices = lm.weights.anatomy.select(parse_recipe("identity").steps[0])
+    matrices = lm.weights.layout.select(parse_recipe("identity").steps[0])
     collect.gather(lm, matrices, frozenset({"input_mean"}), DOCUMENTS, 2, decompose(lm))
     assert lm.weights.digest() == digest
     assert all(parameter.requires_grad and parameter.grad is None for parameter in lm.model.parameters())
@@ -332,7 +332,7 @@ def test_gathering_leaves_no_trace(make_lm) -> None:
 
 def test_a_batch_of_one_has_no_counterfactual(make_lm) -> None:
     lm = make_lm("llama")
-    matrices = lm.weights.anatomy.select(parse_recipe("identity:matrices=[k_proj]").steps[0])
+    matrices = lm.weights.layout.select(parse_recipe("identity:matrices=[k_proj]").steps[0])
     with pytest.raises(UserError, match="set calibration.batch_size to 2 or more"):
         collect.gather(lm, matrices, frozenset({"counterfactual_effects"}), DOCUMENTS, 1, decompose(lm))
 
@@ -341,6 +341,6 @@ def test_a_loss_that_is_not_finite_stops_before_any_edit(make_lm) -> None:
     lm = make_lm("llama")
     with torch.no_grad():
         lm.model.model.norm.weight.fill_(float("inf"))
-    matrices = lm.weights.anatomy.select(parse_recipe("identity:matrices=[k_proj]").steps[0])
+    matrices = lm.weights.layout.select(parse_recipe("identity:matrices=[k_proj]").steps[0])
     with pytest.raises(VariantFailed, match="calibration loss is not finite"):
         collect.gather(lm, matrices, frozenset({"input_mean"}), DOCUMENTS, 2, decompose(lm))

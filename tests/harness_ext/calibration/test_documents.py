@@ -123,9 +123,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[CalibrationSet]:
     sets: list[CalibrationSet] = []
     real = pipeline._documents
 
-    def draw(step, number, source, operation, where):
-        found = real(step, number, source, operation, where)
-        sets.extend(each for _, each in operation.calibration)
+    def draw(step, number, source, applied, where):
+        found = real(step, number, source, applied, where)
+        sets.extend(each for _, each in applied.calibration)
         return found
 
     monkeypatch.setattr(pipeline, "_documents", draw)

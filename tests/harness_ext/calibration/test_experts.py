@@ -12,7 +12,7 @@ from harness_ext.calibration import collect
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
 from harness_ext.editing.edit_matrix import UNSEEN
 from harness_ext.editing.plan import plan
-from harness_ext.editing.warnings import remarks
+from harness_ext.editing.warnings import receipt_warnings
 from harness_ext.errors import UserError
 from harness_ext.methods import Svd
 from harness_ext.model.checkpoint import read_checkpoint
@@ -50,7 +50,7 @@ def decompose(lm):
 
 
 def select(lm, words: str):
-    return lm.weights.anatomy.select(parse_recipe(f"identity:{words}").steps[0])
+    return lm.weights.layout.select(parse_recipe(f"identity:{words}").steps[0])
 
 
 def own_rows(matrix, values: torch.Tensor) -> torch.Tensor:
@@ -138,8 +138,8 @@ def test_an_expert_that_sees_no_token_stays_as_it_was_and_the_receipt_says_so(ma
     monkeypatch.setattr(gate, "forward", without_the_third)
     recipe = parse_recipe("svd-llm:matrices=[up_proj],layers=[1],keep.rank=3")
     digest = lm.weights.digest()
-    operation = lm.apply(recipe, documents)
-    by_expert = {record.part: record for record in operation.records}
+    applied = lm.apply(recipe, documents)
+    by_expert = {record.part: record for record in applied.records}
     unseen = by_expert.pop("up_proj expert 2")
     assert (unseen.fallback, unseen.rank_after, unseen.relative_error, unseen.parameters_after) == (
         UNSEEN,
@@ -152,7 +152,7 @@ def test_an_expert_that_sees_no_token_stays_as_it_was_and_the_receipt_says_so(ma
         record.fallback != UNSEEN and record.rank_after == 3 and record.digest_after != record.digest_before
         for record in by_expert.values()
     )
-    assert remarks(recipe, operation) == [
+    assert receipt_warnings(recipe, applied) == [
         "1 of 4 matrices or heads were left as they were: no calibration document has a token that reached them"
         " (fallback unseen), as happens to experts; a larger calibration.samples may reach them"
     ]
@@ -207,8 +207,8 @@ def test_a_bias_that_experts_cannot_have_is_told_before_the_model_is_touched(
 def test_calibrated_recipes_run_on_a_mixture_and_are_undone(make_lm, mixture: str, recipe: str) -> None:
     lm = make_lm(mixture)
     digest = lm.weights.digest()
-    operation = lm.apply(parse_recipe(recipe), documents)
-    experts = [record for record in operation.records if "expert" in (record.part or "")]
+    applied = lm.apply(parse_recipe(recipe), documents)
+    experts = [record for record in applied.records if "expert" in (record.part or "")]
     assert any(record.relative_error > 0 for record in experts) and not any(record.bias_shift for record in experts)
     assert all(record.relative_error == 0 for record in experts if record.fallback == UNSEEN)
     lm.undo()
@@ -256,10 +256,10 @@ def test_an_expert_tells_apart_the_pairs_of_which_it_sees_both(make_lm, mixture:
 
 def test_experts_of_an_unknown_architecture_have_no_evidence() -> None:
     from harness_ext.calibration.experts import check_experts
-    from harness_ext.model.layout import Anatomy
+    from harness_ext.model.layout import Layout
 
     step = parse_recipe("wanda:matrices=['*.experts.in']").steps[0]
-    matrices = Anatomy({"model_type": "novel"}, {"blocks.0.experts.in": (3, 4, 5)}).select(step)
+    matrices = Layout({"model_type": "novel"}, {"blocks.0.experts.in": (3, 4, 5)}).select(step)
     with pytest.raises(
         UserError, match="blocks.0.experts.in expert 0: what an expert of this architecture sees is unknown"
     ):

@@ -18,7 +18,7 @@ from harness_ext.calibration.documents import LabelledDocument, with_answers_of_
 from harness_ext.editing.controls import NoControl, check_control, control_recipe
 from harness_ext.editing.records import rows
 from harness_ext.errors import UserError
-from harness_ext.linalg.decompose import Factors
+from harness_ext.linalg.decompose import Decomposer
 from harness_ext.methods import Svd
 from harness_ext.methods.budget import Keep
 from harness_ext.methods.random_edits import bottom_components, noise
@@ -46,7 +46,7 @@ def test_the_smallest_and_the_largest_components_make_up_the_matrix(shape, share
     torch.testing.assert_close(
         bottom.weight()
         + truncate_svd(
-            weight, truncate=Factors().truncate, keep=Keep(rank=full - rank), generator=torch.Generator()
+            weight, truncate=Decomposer().truncate, keep=Keep(rank=full - rank), generator=torch.Generator()
         ).weight(),
         weight,
     )
@@ -154,8 +154,8 @@ def test_shuffled_labels_is_the_recipe_with_answers_exchanged() -> None:
     recipe = parse_recipe("eigenprune")
     control = control_recipe("shuffled-labels", recipe, {"matrices": []})
     assert control.recipe_id != recipe.recipe_id and control.control == "shuffled-labels"
-    assert [step.evidence.shuffled_labels for step in control.steps] == [True]
-    plain = control.steps[0].model_copy(update={"calibration": recipe.steps[0].evidence})
+    assert [step.calibration.shuffled_labels for step in control.steps] == [True]
+    plain = control.steps[0].model_copy(update={"calibration": recipe.steps[0].calibration})
     assert plain == recipe.steps[0]
     with pytest.raises(NoControl, match="learns nothing from calibration documents"):
         control_recipe("shuffled-labels", parse_recipe("laser"), {"matrices": []})

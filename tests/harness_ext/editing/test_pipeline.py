@@ -40,7 +40,7 @@ def test_undo_is_bit_exact(make_lm, family: str, dtype: str, specification: str)
 
 def test_the_written_matrix_is_the_truncation_of_the_original_in_numpy(make_lm, family: str) -> None:
     lm = make_lm(family)
-    (matrix,) = lm.weights.anatomy.select(parse_recipe("svd:matrices=[k_proj],layers=[1]").steps[0])
+    (matrix,) = lm.weights.layout.select(parse_recipe("svd:matrices=[k_proj],layers=[1]").steps[0])
     original = lm.weights.read(matrix).double().numpy()
     untouched = {name: tensor_digest(value) for name, value in lm.model.named_parameters()}
     lm.apply(parse_recipe("svd:matrices=[k_proj],layers=[1],keep.rank=2"), no_documents)
@@ -62,10 +62,10 @@ def test_a_fused_matrix_keeps_the_parts_that_were_not_meant(make_lm) -> None:
 
 def test_a_record_tells_the_truth(make_lm) -> None:
     lm = make_lm("llama")
-    (matrix,) = lm.weights.anatomy.select(parse_recipe("svd:matrices=[up_proj],layers=[0]").steps[0])
+    (matrix,) = lm.weights.layout.select(parse_recipe("svd:matrices=[up_proj],layers=[0]").steps[0])
     original = lm.weights.read(matrix).double().numpy()
-    operation = lm.apply(parse_recipe("svd:matrices=[up_proj],layers=[0],keep.rank=5"), no_documents)
-    (record,) = operation.records
+    applied = lm.apply(parse_recipe("svd:matrices=[up_proj],layers=[0],keep.rank=5"), no_documents)
+    (record,) = applied.records
     s = numpy.linalg.svd(original, compute_uv=False)
     assert (record.shape, record.rank_before, record.rank_after, record.role, record.layer) == (
         (40, 24),
@@ -121,7 +121,7 @@ def test_the_same_recipe_and_seed_give_the_same_weights(make_lm, family: str) ->
 def test_a_bias_is_made_where_there_was_none_and_unmade(make_lm, tmp_path) -> None:
     lm = make_lm("llama")
     weights = Weights(lm.model, tmp_path)
-    (matrix,) = weights.anatomy.select(parse_recipe("svd:matrices=[q_proj],layers=[0]").steps[0])
+    (matrix,) = weights.layout.select(parse_recipe("svd:matrices=[q_proj],layers=[0]").steps[0])
     shift = torch.arange(24.0)
     weights.shift_bias(matrix, shift)
     assert torch.equal(lm.model.get_submodule(matrix.module).bias, shift)
@@ -132,7 +132,7 @@ def test_a_bias_is_made_where_there_was_none_and_unmade(make_lm, tmp_path) -> No
 def test_the_bias_of_a_part_of_a_fused_matrix_is_shifted_in_its_rows_only(make_lm, tmp_path) -> None:
     lm = make_lm("gpt2")
     weights = Weights(lm.model, tmp_path)
-    (matrix,) = weights.anatomy.select(parse_recipe("svd:matrices=[v_proj],layers=[2]").steps[0])
+    (matrix,) = weights.layout.select(parse_recipe("svd:matrices=[v_proj],layers=[2]").steps[0])
     before = lm.model.transformer.h[2].attn.c_attn.bias.detach().clone()
     weights.shift_bias(matrix, torch.ones(24))
     moved = lm.model.transformer.h[2].attn.c_attn.bias - before
@@ -169,7 +169,7 @@ def test_a_damaged_original_is_noticed(make_lm, tmp_path) -> None:
 
     lm = make_lm("llama")
     weights = Weights(lm.model, tmp_path)
-    (matrix,) = weights.anatomy.select(parse_recipe("svd:matrices=[q_proj],layers=[0]").steps[0])
+    (matrix,) = weights.layout.select(parse_recipe("svd:matrices=[q_proj],layers=[0]").steps[0])
     weights.replace(matrix, torch.zeros(24, 24))
     (path,) = tmp_path.iterdir()
     save_file({digest: value + 1 for digest, value in load_file(path).items()}, path)
@@ -184,7 +184,7 @@ def test_quantised_weights_are_refused(make_lm, tmp_path) -> None:
     )
     weights = Weights(lm.model, tmp_path)
     with pytest.raises(UserError, match="up_proj.weight is quantised .int8. and cannot be edited"):
-        weights.check_editable(weights.anatomy.select(parse_recipe("svd:matrices=[up_proj]").steps[0]))
+        weights.check_editable(weights.layout.select(parse_recipe("svd:matrices=[up_proj]").steps[0]))
 
 
 def test_a_quantised_model_is_refused_by_name(make_lm) -> None:

@@ -31,9 +31,9 @@ def test_a_plan_tells_what_the_run_does(make_lm, make_model, family: str, specif
     recipe = parse_recipe(specification)
     planned = plan(recipe, read_checkpoint(str(make_model(family))))
     lm = make_lm(family)
-    operation = lm.apply(recipe, no_documents)
+    applied = lm.apply(recipe, no_documents)
     assert [(item.matrix.parameter, item.matrix.shape, item.rank_after) for item in planned.matrices] == [
-        (record.name, record.shape, record.rank_after) for record in operation.records
+        (record.name, record.shape, record.rank_after) for record in applied.records
     ]
     totals = lm.totals()
     assert (planned.parameters, planned.parameters_after) == (totals["parameters_before"], totals["parameters_after"])

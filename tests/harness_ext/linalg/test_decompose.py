@@ -24,7 +24,7 @@ from harness_ext.errors import RecipeError, UserError
 from harness_ext.linalg import cache as disk
 from harness_ext.linalg import gram, randomized
 from harness_ext.linalg.cache import DiskCache, lasting
-from harness_ext.linalg.decompose import GRAM_FP32, GRAM_FP64, SVD, Factors, NotConverged
+from harness_ext.linalg.decompose import GRAM_FP32, GRAM_FP64, SVD, Decomposer, NotConverged
 from harness_ext.methods.budget import Keep
 from harness_ext.methods.svd import EXACT_INSTEAD, truncate_svd
 from harness_ext.recipe.recipe import parse_recipe
@@ -79,7 +79,7 @@ def assert_exact(weight: torch.Tensor, ranks: range | list[int]) -> set[str]:
     """Every truncation is within the limit of the best, and so is what it says of itself; gives the decompositions that
     were used.
     """
-    truncation, least, norm = Factors().truncation(weight), least_errors(weight), float(weight.double().norm())
+    truncation, least, norm = Decomposer().truncation(weight), least_errors(weight), float(weight.double().norm())
     used = set()
     for rank in ranks:
         edit = truncation.cut(fixed(rank))
@@ -145,7 +145,7 @@ def test_what_passes_the_bound_is_as_near_as_it_says(name: str, precision: torch
 def test_a_large_matrix_is_cut_as_by_numpy() -> None:
     """Beyond 1,024 rows eigenvectors come from scipy; a Gram matrix whose rows are no multiple of a block."""
     weight = torch.randn(1100, 1300, generator=torch.Generator().manual_seed(0))
-    truncation = Factors().truncation(weight)
+    truncation = Decomposer().truncation(weight)
     edit = truncation.cut(lambda singular_values: 400)
     singular_values = numpy.linalg.svd(weight.double().numpy(), compute_uv=False)
     least = (singular_values[400:] ** 2).sum() ** 0.5
@@ -157,7 +157,7 @@ def test_the_spectrum_of_energies_gives_the_rank_that_numpy_gives() -> None:
     weight = with_spectrum(160, 230, STRUCTURED["falling slowly"])
     squared = numpy.linalg.svd(weight.double().numpy(), compute_uv=False) ** 2
     for share in (0.3, 0.61, 0.9, 0.99):
-        edit = Factors().truncate(weight, Keep(energy=share).rank_rule((160, 230)))
+        edit = Decomposer().truncate(weight, Keep(energy=share).rank_rule((160, 230)))
         assert edit.rank == int(numpy.argmax(squared.cumsum() >= share * squared.sum())) + 1
 
 
@@ -165,7 +165,7 @@ def test_every_rank_is_a_slice_of_one_decomposition(monkeypatch: pytest.MonkeyPa
     weight, calls, eigh = with_spectrum(160, 160, STRUCTURED["falling slowly"]), [], torch.linalg.eigh
     monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: calls.append(1) or eigh(matrix))
     for rank in (1, 20, 80):
-        Factors(tmp_path).truncate(weight, fixed(rank))
+        Decomposer(tmp_path).truncate(weight, fixed(rank))
     assert len(calls) == 1
 
 
@@ -252,7 +252,7 @@ def test_a_recipe_asks_for_it_and_where_it_is_not_worth_while_gets_the_exact_one
     def edit(keep: Keep):
         return truncate_svd(
             weight,
-            truncate=Factors().truncate,
+            truncate=Decomposer().truncate,
             keep=keep,
             generator=torch.Generator().manual_seed(0),
             decomposition="randomised",
@@ -276,7 +276,7 @@ def weight() -> torch.Tensor:
 
 
 def both(kept: DiskCache | Path | None, weight: torch.Tensor) -> list[torch.Tensor]:
-    factors = Factors(kept)
+    factors = Decomposer(kept)
     return [
         *factors.of(weight),
         factors.truncate(weight, fixed(3)).weight(),
@@ -364,13 +364,13 @@ def test_a_fallback_is_kept_with_the_factors(
 
     monkeypatch.setattr(torch.linalg, "svd", fails_in_fp32)
     for _ in range(2):
-        factors = Factors(tmp_path)
+        factors = Decomposer(tmp_path)
         svd = factors.of(weight)
         assert svd.s.dtype == torch.float32 and list(factors.fallbacks.values()) == ["fp64"]
         torch.testing.assert_close((svd.u * svd.s) @ svd.vh, weight, atol=1e-5, rtol=1e-5)
         monkeypatch.setattr(torch.linalg, "svd", not_converged)
     with pytest.raises(NotConverged, match="in fp64 neither"):
-        Factors().of(weight)
+        Decomposer().of(weight)
 
 
 def sizes(folder: Path) -> int:
@@ -449,7 +449,7 @@ def test_a_full_disk_costs_time_only(weight: torch.Tensor, tmp_path: Path) -> No
 
 def test_a_folder_that_goes_away_is_made_again(weight: torch.Tensor, tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "factors"
-    factors = Factors(folder)
+    factors = Decomposer(folder)
     factors.of(weight)
     for _ in range(2):
         for path in folder.iterdir() if folder.exists() else ():
@@ -499,7 +499,7 @@ def test_the_users_cache_is_taken_unless_it_is_off_or_cannot_be_written(
     weight: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def place_of_files() -> str:
-        Factors(lasting(tmp_path / "scratch")).of(weight)
+        Decomposer(lasting(tmp_path / "scratch")).of(weight)
         (path,) = tmp_path.rglob("*.safetensors")
         path.unlink()
         return str(path.parent.relative_to(tmp_path))

@@ -56,7 +56,7 @@ def test_a_calibrated_recipe_from_python_names_its_task() -> None:
     ):
         RecipeLM("demo", recipe="eigenprune", device="cpu")
     lm = RecipeLM("demo", recipe="eigenprune:calibration.task=int_mult,calibration.samples=20", device="cpu")
-    assert lm.operation is not None and len(lm.operation.calibration[0][1].documents) == 20
+    assert lm.applied is not None and len(lm.applied.calibration[0][1].documents) == 20
 
 
 # peft asks transformers in a way that is about to change; nothing of ours.

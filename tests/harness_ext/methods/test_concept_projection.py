@@ -84,7 +84,7 @@ def test_differences_are_those_of_the_inputs_at_the_last_word(make_lm, plain_fam
     from harness_ext.calibration.documents import LabelledDocument
 
     lm = make_lm(plain_family, dtype="float64")
-    (matrix,) = lm.weights.anatomy.select(parse_recipe("identity:matrices=[down_proj],layers=[1]").steps[0])
+    (matrix,) = lm.weights.layout.select(parse_recipe("identity:matrices=[down_proj],layers=[1]").steps[0])
     texts = ["w1 w2 w3", "w1 w2 w4", "w5 w3", "w5 w4", "w9 w8 w7 w6 w3", "w9 w8 w7 w6 w4"]
     found = collect.gather(
         lm,

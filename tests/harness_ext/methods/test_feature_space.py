@@ -197,7 +197,7 @@ def inputs_of(lm, matrix) -> numpy.ndarray:
 @pytest.mark.parametrize("role", ["k_proj", "down_proj"])
 def test_moments_equal_those_of_unpadded_texts(make_lm, plain_family: str, role: str) -> None:
     lm = make_lm(plain_family, dtype="float64")
-    (matrix,) = lm.weights.anatomy.select(parse_recipe(f"identity:matrices=[{role}],layers=[1]").steps[0])
+    (matrix,) = lm.weights.layout.select(parse_recipe(f"identity:matrices=[{role}],layers=[1]").steps[0])
     names = frozenset({"input_mean", "input_second_moment", "input_magnitude"})
     found = collect.gather(lm, [matrix], names, TEXTS, 3, lambda matrix: pytest.fail("no factors are needed"))[
         matrix.key
@@ -212,7 +212,7 @@ def test_moments_equal_those_of_unpadded_texts(make_lm, plain_family: str, role:
 
 def test_moments_are_gathered_in_bounded_memory(make_lm, monkeypatch) -> None:
     lm = make_lm("llama")
-    matrices = lm.weights.anatomy.select(parse_recipe("identity").steps[0])
+    matrices = lm.weights.layout.select(parse_recipe("identity").steps[0])
     names = frozenset({"input_second_moment"})
     at_once = collect.gather(lm, matrices, names, TEXTS, 4, lambda matrix: None)
     monkeypatch.setattr(collect, "FACTOR_BYTES", 2 * 8 * 40 * 40)
@@ -227,7 +227,7 @@ def test_sequential_evidence_sees_the_matrices_edited_so_far(make_lm, plain_fami
     """
     for sequential in (True, False):
         lm, observed = make_lm(plain_family, dtype="float64"), make_lm(plain_family, dtype="float64")
-        (matrix,) = lm.weights.anatomy.select(parse_recipe("identity:matrices=[down_proj],layers=[2]").steps[0])
+        (matrix,) = lm.weights.layout.select(parse_recipe("identity:matrices=[down_proj],layers=[2]").steps[0])
         weight = lm.weights.read(matrix)
         specification = f"sfsd:keep.rank=4,sequential={str(sequential).lower()}"
         lm.apply(parse_recipe(specification), texts)
@@ -246,10 +246,10 @@ def test_sequential_evidence_sees_the_matrices_edited_so_far(make_lm, plain_fami
 
 
 def test_stages_are_runs_of_matrices_that_do_not_feed_each_other(make_lm) -> None:
-    llama = make_lm("llama").weights.anatomy.select(parse_recipe("identity:layers=[0,1]").steps[0])
+    llama = make_lm("llama").weights.layout.select(parse_recipe("identity:layers=[0,1]").steps[0])
     roles = [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
     assert [[matrix.role for matrix in stage] for stage in stages(llama)] == roles * 2
-    heads = make_lm("gpt2").weights.anatomy.select(
+    heads = make_lm("gpt2").weights.layout.select(
         parse_recipe("identity:layers=[0],per_head=true,matrices=[attn]").steps[0]
     )
     assert [len(stage) for stage in stages(heads)] == [12, 4]
@@ -259,10 +259,10 @@ def test_stages_are_runs_of_matrices_that_do_not_feed_each_other(make_lm) -> Non
 def test_the_recipes_run_and_undo(make_lm, plain_family: str, name: str) -> None:
     lm = make_lm(plain_family)
     digest = lm.weights.digest()
-    operation = lm.apply(parse_recipe(name), texts)
-    assert len(operation.records) == len(lm.weights.anatomy.matrices)
-    assert {record.bias_shift for record in operation.records} == {name == "sfsd"}
-    assert len(operation.calibration) == 1
+    applied = lm.apply(parse_recipe(name), texts)
+    assert len(applied.records) == len(lm.weights.layout.matrices)
+    assert {record.bias_shift for record in applied.records} == {name == "sfsd"}
+    assert len(applied.calibration) == 1
     lm.undo()
     assert lm.weights.digest() == digest
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness_ext.linalg.decompose import Factors
+from harness_ext.linalg.decompose import Decomposer
 from harness_ext.methods import Svd, method, registered_methods
 from harness_ext.methods.budget import Keep
 from harness_ext.methods.eigenprune import ablation_prune, eigenprune
@@ -41,7 +41,7 @@ def numpy_truncation(weight: torch.Tensor, rank: int) -> numpy.ndarray:
 def test_truncation_equals_numpys_in_float64(matrix: tuple[int, int, int], share: float) -> None:
     weight = random_matrix(*matrix)
     rank = round(share * min(weight.shape))
-    edit = truncate_svd(weight, truncate=Factors().truncate, keep=Keep(rank=rank), generator=torch.Generator())
+    edit = truncate_svd(weight, truncate=Decomposer().truncate, keep=Keep(rank=rank), generator=torch.Generator())
     assert edit.rank == rank and edit.bias_shift is None
     expected = numpy_truncation(weight, rank)
     assert numpy.linalg.norm(edit.weight().double().numpy() - expected) <= 2e-5 * max(float(weight.norm()), 1e-6)
@@ -52,7 +52,7 @@ def test_truncation_equals_numpys_in_float64(matrix: tuple[int, int, int], share
 def test_eckart_young_error_is_the_dropped_energy_and_falls_with_rank(matrix: tuple[int, int, int]) -> None:
     weight = random_matrix(*matrix).double()
     svd = decompose(weight)
-    cut = Factors().truncation(weight).cut
+    cut = Decomposer().truncation(weight).cut
     errors = [
         float((weight - cut(Keep(rank=rank).rank_rule(tuple(weight.shape))).weight()).norm())
         for rank in range(min(weight.shape) + 1)

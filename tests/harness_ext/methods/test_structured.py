@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from harness_ext.errors import UserError
-from harness_ext.linalg.decompose import Factors
+from harness_ext.linalg.decompose import Decomposer
 from harness_ext.methods import AnyEdit, Svd, call, registered_methods
 from harness_ext.methods.budget import Keep
 from harness_ext.methods.concept_projection import NO_DIFFERENCE
 from harness_ext.methods.weighted_svd import SCALE_FLOOR, marchenko_pastur_median
 
-TRUNCATE = Factors().truncate
+TRUNCATE = Decomposer().truncate
 RANDOM = numpy.random.default_rng(7)
 
 

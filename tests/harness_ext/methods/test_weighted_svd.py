@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from harness_ext.calibration import collect
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
 from harness_ext.editing.plan import plan
-from harness_ext.linalg.decompose import Factors
+from harness_ext.linalg.decompose import Decomposer
 from harness_ext.methods import registered_methods
 from harness_ext.methods.budget import Keep
 from harness_ext.methods.sparse import magnitude, wanda
@@ -28,7 +28,7 @@ from harness_ext.methods.weighted_svd import (
 from harness_ext.model.checkpoint import read_checkpoint
 from harness_ext.recipe.recipe import parse_recipe
 
-TRUNCATE = Factors().truncate
+TRUNCATE = Decomposer().truncate
 SHAPES = st.tuples(st.integers(1, 16), st.integers(1, 16), st.integers(0, 2**31))
 DOCUMENTS = [
     LabelledDocument("t", context, answer, context)
@@ -168,7 +168,7 @@ def test_the_fisher_information_equals_that_of_whole_gradients(
 ) -> None:
     """Each document's own backward pass to the weight itself, squared, summed over rows."""
     lm = make_lm(plain_family, dtype="float64")
-    (matrix,) = lm.weights.anatomy.select(parse_recipe(f"identity:matrices=[{role}],layers=[1]").steps[0])
+    (matrix,) = lm.weights.layout.select(parse_recipe(f"identity:matrices=[{role}],layers=[1]").steps[0])
     found = collect.gather(
         lm,
         [matrix],
@@ -224,11 +224,11 @@ def documents(calibration, where) -> list[CalibrationSet]:
 def test_the_recipes_run_are_recorded_and_undone(make_lm, plain_family: str, name: str) -> None:
     lm = make_lm(plain_family)
     digest, parameters = lm.weights.digest(), lm.model.num_parameters()
-    operation = lm.apply(parse_recipe(name), documents)
-    assert operation.records and all(record.relative_error > 0 for record in operation.records)
+    applied = lm.apply(parse_recipe(name), documents)
+    assert applied.records and all(record.relative_error > 0 for record in applied.records)
     if name in ("magnitude", "wanda"):
         assert lm.totals()["parameters_after"] == parameters and all(
-            record.rank_after == record.rank_before for record in operation.records
+            record.rank_after == record.rank_before for record in applied.records
         )
     lm.undo()
     assert lm.weights.digest() == digest

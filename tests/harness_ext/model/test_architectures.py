@@ -20,7 +20,7 @@ from harness_ext.editing.plan import plan
 from harness_ext.errors import UserError
 from harness_ext.model.architectures import MLP, ROLES, Ranges
 from harness_ext.model.checkpoint import Checkpoint, StoredTensor, read_checkpoint
-from harness_ext.model.layout import Anatomy, Matrix
+from harness_ext.model.layout import Layout, Matrix
 from harness_ext.model.renames import as_loaded
 from harness_ext.model.weights import Weights, model_digest
 from harness_ext.recipe.recipe import parse_recipe
@@ -131,18 +131,18 @@ def served(heads: Sequence[Matrix], number: int, outputs: Sequence[Matrix]) -> l
 
 def test_roles_are_those_that_the_family_has(weights: Weights, every_family: str) -> None:
     expected = ROLES if every_family in GATED else tuple(role for role in ROLES if role != "gate_proj")
-    assert weights.anatomy.roles == expected
-    assert weights.anatomy.layers == 3
-    assert {(matrix.layer, matrix.role) for matrix in weights.anatomy.matrices} == {
+    assert weights.layout.roles == expected
+    assert weights.layout.layers == 3
+    assert {(matrix.layer, matrix.role) for matrix in weights.layout.matrices} == {
         (layer, role) for layer in range(3) for role in expected
     }
 
 
 def test_no_two_roles_share_a_row(weights: Weights) -> None:
     """And together they cover the parameter."""
-    for name in {matrix.parameter for matrix in weights.anatomy.matrices}:
+    for name in {matrix.parameter for matrix in weights.layout.matrices}:
         parts = [
-            matrix for matrix in weights.anatomy.matrices if matrix.parameter == name and matrix.expert in (None, 0)
+            matrix for matrix in weights.layout.matrices if matrix.parameter == name and matrix.expert in (None, 0)
         ]
         assert sorted(row for part in parts for row in rows_of(part)) == list(range(parts[0].full_shape[0]))
 
@@ -150,24 +150,24 @@ def test_no_two_roles_share_a_row(weights: Weights) -> None:
 @pytest.mark.parametrize("per_head", [False, True])
 def test_a_part_is_what_multiplies_the_input(model, weights: Weights, per_head: bool) -> None:
     """`y = W x + b` on the rows of the part; for a head of the output projection, the sum over heads."""
-    for part in modules_only(weights.anatomy.select(step(["all"], [1], per_head=per_head))):
+    for part in modules_only(weights.layout.select(step(["all"], [1], per_head=per_head))):
         if part.columns is not None:
             continue
         inputs, outputs = observed(model, part.module)
         bias = getattr(model.get_submodule(part.module), "bias", None)
         expected = inputs @ weights.read(part).T + (0 if bias is None else bias[rows_of(part)])
         torch.testing.assert_close(outputs[..., rows_of(part)], expected)
-    for whole in weights.anatomy.select(step(["o_proj"], [1])):
+    for whole in weights.layout.select(step(["o_proj"], [1])):
         inputs, outputs = observed(model, whole.module)
         bias = getattr(model.get_submodule(whole.module), "bias", None)
-        heads = weights.anatomy.select(step(["o_proj"], [1], per_head=True))
+        heads = weights.layout.select(step(["o_proj"], [1], per_head=True))
         expected = sum(inputs[..., places(head.columns, 0)] @ weights.read(head).T for head in heads)
         torch.testing.assert_close(outputs, expected + (0 if bias is None else bias))
 
 
 @pytest.mark.parametrize("per_head", [False, True])
 def test_editing_a_part_moves_exactly_its_rows(model, weights: Weights, per_head: bool) -> None:
-    for part in modules_only(weights.anatomy.select(step(["all"], [1], per_head=per_head))):
+    for part in modules_only(weights.layout.select(step(["all"], [1], per_head=per_head))):
         before = observed(model, part.module)[1]
         weights.replace(part, 2 * weights.read(part))
         moves = observed(model, part.module)[1] - before
@@ -177,7 +177,7 @@ def test_editing_a_part_moves_exactly_its_rows(model, weights: Weights, per_head
 
 def test_a_shift_of_the_bias_moves_exactly_its_rows(model, weights: Weights) -> None:
     """Also where the layer had no bias: it gets one, and loses it again."""
-    for part in modules_only(weights.anatomy.select(step(["all"], [1]))):
+    for part in modules_only(weights.layout.select(step(["all"], [1]))):
         before = observed(model, part.module)[1]
         had_bias = model.get_submodule(part.module).bias is not None
         weights.shift_bias(part, torch.ones(part.shape[0], dtype=torch.float64))
@@ -190,7 +190,7 @@ def test_a_shift_of_the_bias_moves_exactly_its_rows(model, weights: Weights) -> 
 
 
 def test_a_query_is_felt_at_its_own_position_by_its_own_head(model, weights: Weights) -> None:
-    heads, outputs = (weights.anatomy.select(step([role], [1], per_head=True)) for role in ("q_proj", "o_proj"))
+    heads, outputs = (weights.layout.select(step([role], [1], per_head=True)) for role in ("q_proj", "o_proj"))
     assert len(heads) == len(outputs) == 4
     for number, head in enumerate(heads):
         (columns,) = served(heads, number, outputs)
@@ -201,7 +201,7 @@ def test_a_query_is_felt_at_its_own_position_by_its_own_head(model, weights: Wei
 
 def test_a_key_is_felt_after_its_position_by_the_heads_it_serves(model, weights: Weights) -> None:
     """The first position sees only itself: whatever its key, its weight is one."""
-    heads, outputs = (weights.anatomy.select(step([role], [1], per_head=True)) for role in ("k_proj", "o_proj"))
+    heads, outputs = (weights.layout.select(step([role], [1], per_head=True)) for role in ("k_proj", "o_proj"))
     for number, head in enumerate(heads):
         columns = served(heads, number, outputs)
         for moves in moved_inputs(model, head, rows_of(head), 0, outputs[0]):
@@ -210,7 +210,7 @@ def test_a_key_is_felt_after_its_position_by_the_heads_it_serves(model, weights:
 
 
 def test_a_value_is_felt_from_its_position_on_in_its_own_place_of_the_heads_it_serves(model, weights: Weights) -> None:
-    heads, outputs = (weights.anatomy.select(step([role], [1], per_head=True)) for role in ("v_proj", "o_proj"))
+    heads, outputs = (weights.layout.select(step([role], [1], per_head=True)) for role in ("v_proj", "o_proj"))
     for number, head in enumerate(heads):
         columns = served(heads, number, outputs)
         for place, moves in enumerate(moved_inputs(model, head, rows_of(head), 0, outputs[0])):
@@ -222,7 +222,7 @@ def test_a_value_is_felt_from_its_position_on_in_its_own_place_of_the_heads_it_s
 def test_a_row_of_the_mlp_feeds_its_own_column_of_the_last_matrix(model, weights: Weights, every_family: str) -> None:
     """What the gate multiplies is linear in `up_proj`, and bent in `gate_proj`."""
     matrices = (
-        modules_only(weights.anatomy.select(step(["mlp"], [2 if every_family == "qwen2_moe" else 1])))
+        modules_only(weights.layout.select(step(["mlp"], [2 if every_family == "qwen2_moe" else 1])))
         if every_family not in ("mixtral", "qwen3_moe")
         else []
     )
@@ -261,11 +261,11 @@ def test_identity_changes_nothing_undo_everything_and_a_saved_edit_comes_back(
         assert same_bits(before, bits(lm.model))
     recipe = parse_recipe("svd:matrices=[all],per_head=true,keep.rank=2")
     planned = plan(recipe, read_checkpoint(str(make_model(every_family))))
-    operation = lm.apply(recipe, no_documents)
+    applied = lm.apply(recipe, no_documents)
     edited = logits(lm.model)
     assert (edited - said).abs().max() > 1e-2
     assert [(item.matrix.key, item.matrix.shape, item.rank_after) for item in planned.matrices] == [
-        (f"{record.name} {record.part or ''}".strip(), record.shape, record.rank_after) for record in operation.records
+        (f"{record.name} {record.part or ''}".strip(), record.shape, record.rank_after) for record in applied.records
     ]
     totals = lm.totals()
     assert (planned.parameters, planned.parameters_after) == (totals["parameters_before"], totals["parameters_after"])
@@ -288,7 +288,7 @@ def test_statistics_are_gathered_at_every_role(make_lm, every_family: str) -> No
     every family among the slow tests.
     """
     lm = make_lm(every_family, dtype="float32" if every_family in EAGER else "float64")
-    matrices = modules_only(lm.weights.anatomy.select(step(["all"], [1], per_head=True)))
+    matrices = modules_only(lm.weights.layout.select(step(["all"], [1], per_head=True)))
     gathered = collect.gather(lm, matrices, frozenset({"input_mean"}), DOCUMENTS, 2, no_documents)
     for matrix in matrices:
         seen: list[torch.Tensor] = []
@@ -329,7 +329,7 @@ def test_an_expert_is_three_matrices_that_compute_what_it_computes(mixture) -> N
     model, weights = mixture
     inputs, chosen, shares, outputs = expert_call(model)
     matrices = {
-        (matrix.role, matrix.expert): weights.read(matrix) for matrix in weights.anatomy.select(step(["experts"], [1]))
+        (matrix.role, matrix.expert): weights.read(matrix) for matrix in weights.layout.select(step(["experts"], [1]))
     }
     assert matrices.keys() == {(role, expert) for role in MLP for expert in range(4)}
     expected = torch.zeros_like(outputs)
@@ -345,7 +345,7 @@ def test_editing_an_expert_moves_only_the_tokens_sent_to_it(mixture) -> None:
     _, chosen, _, before = expert_call(model)
     for role in MLP:
         for expert in range(4):
-            (part,) = weights.anatomy.select(step([f"{role} expert {expert}"], [1]))
+            (part,) = weights.layout.select(step([f"{role} expert {expert}"], [1]))
             weights.replace(part, 2 * weights.read(part))
             moved = (expert_call(model)[3] - before).abs().amax(dim=1) > 1e-9
             weights.restore()
@@ -383,7 +383,7 @@ def test_of_a_mixture_the_operations_of_the_chosen_experts_count(make_lm) -> Non
 
 def test_a_router_has_no_role_and_a_shared_expert_is_no_expert(mixture) -> None:
     _, weights = mixture
-    chosen = weights.anatomy.select(step(["all"]))
+    chosen = weights.layout.select(step(["all"]))
     assert not any(matrix.parameter.endswith((".gate.weight", "shared_expert_gate.weight")) for matrix in chosen)
     assert all(
         ".shared_expert." in matrix.parameter or matrix.layer == 2
@@ -394,18 +394,18 @@ def test_a_router_has_no_role_and_a_shared_expert_is_no_expert(mixture) -> None:
 
 def test_experts_by_key_by_number_by_glob_and_by_group(mixture) -> None:
     _, weights = mixture
-    anatomy = weights.anatomy
-    everything = anatomy.select(step(["experts"], [0]))
+    layout = weights.layout
+    everything = layout.select(step(["experts"], [0]))
     assert len(everything) == 12
     assert {(matrix.parameter, matrix.expert) for matrix in everything} == {
-        (matrix.parameter, matrix.expert) for matrix in anatomy.select(step(["*.experts.*"], [0]))
+        (matrix.parameter, matrix.expert) for matrix in layout.select(step(["*.experts.*"], [0]))
     }
-    for part in anatomy.select(step(["all"], per_head=True)):
-        assert anatomy.select(step([part.key])) == (part,)
-    (whole,) = anatomy.select(step(["*.layers.0.*.gate_up_proj expert 3"]))
+    for part in layout.select(step(["all"], per_head=True)):
+        assert layout.select(step([part.key])) == (part,)
+    (whole,) = layout.select(step(["*.layers.0.*.gate_up_proj expert 3"]))
     assert (whole.role, whole.expert, whole.layer) == (None, 3, 0)
     assert whole.key == "model.layers.0.mlp.experts.gate_up_proj expert 3"
-    assert {matrix.role for matrix in anatomy.select(step(["*.layers.0.*.experts.down_proj"]))} == {"down_proj"}
+    assert {matrix.role for matrix in layout.select(step(["*.layers.0.*.experts.down_proj"]))} == {"down_proj"}
 
 
 @pytest.mark.parametrize(
@@ -419,17 +419,17 @@ def test_experts_by_key_by_number_by_glob_and_by_group(mixture) -> None:
 )
 def test_experts_named_where_there_are_none(make_lm, pattern: str) -> None:
     with pytest.raises(UserError, match="names experts, and this model has none; it has q_proj, k_proj"):
-        make_lm("llama").weights.anatomy.select(step([pattern]))
+        make_lm("llama").weights.layout.select(step([pattern]))
 
 
 def test_an_expert_beyond_the_last(mixture) -> None:
     with pytest.raises(UserError, match="'up_proj expert 4' matches nothing; the experts of this model are 0 to 3"):
-        mixture[1].anatomy.select(step(["up_proj expert 4"]))
+        mixture[1].layout.select(step(["up_proj expert 4"]))
 
 
 def test_experts_of_an_unknown_architecture_are_found_by_glob() -> None:
-    anatomy = Anatomy({"model_type": "novel"}, {"blocks.0.experts.in": (3, 4, 5), "blocks.0.conv.weight": (3, 4, 5)})
-    assert [(matrix.parameter, matrix.expert, matrix.shape) for matrix in anatomy.select(step(["*"]))] == [
+    layout = Layout({"model_type": "novel"}, {"blocks.0.experts.in": (3, 4, 5), "blocks.0.conv.weight": (3, 4, 5)})
+    assert [(matrix.parameter, matrix.expert, matrix.shape) for matrix in layout.select(step(["*"]))] == [
         ("blocks.0.experts.in", number, (4, 5)) for number in range(3)
     ]
 
@@ -537,9 +537,9 @@ def wrapped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_of_a_wrapped_model_the_language_model_is_meant(wrapped: Path, tmp_path: Path) -> None:
     model = load(wrapped)
     weights = Weights(model, tmp_path)
-    chosen = weights.anatomy.select(step(["all"]))
+    chosen = weights.layout.select(step(["all"]))
     assert len(chosen) == 3 * 7 and all(".language_model.layers." in matrix.parameter for matrix in chosen)
-    assert [matrix.parameter for matrix in weights.anatomy.select(step(["*vision*.layers.0.self_attn.q_proj.weight"]))]
+    assert [matrix.parameter for matrix in weights.layout.select(step(["*vision*.layers.0.self_attn.q_proj.weight"]))]
     said = logits(model)
     weights.replace(chosen[0], 0 * weights.read(chosen[0]))
     assert not torch.equal(logits(model), said)
@@ -562,7 +562,7 @@ def test_a_wrapped_config_that_leaves_out_its_defaults_is_completed(wrapped: Pat
     assert set(loaded.tensors) == {"model.language_model.layers.0.self_attn.q_proj.weight"}
     assert (
         len(
-            Anatomy(loaded.config, {name: tensor.shape for name, tensor in loaded.tensors.items()}).select(
+            Layout(loaded.config, {name: tensor.shape for name, tensor in loaded.tensors.items()}).select(
                 step(["q_proj"], per_head=True)
             )
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 
 from harness_ext.errors import UserError
-from harness_ext.model.layout import GROUPS, ROLES, Anatomy
+from harness_ext.model.layout import GROUPS, ROLES, Layout
 from harness_ext.model.weights import Weights
 from harness_ext.recipe.schema import Step
 
@@ -35,7 +35,7 @@ def step(matrices: list[str], layers: list[int | str] | None = None, *, per_head
 
 
 def chosen(*arguments, **options) -> list[tuple[int | None, str | None]]:
-    return [(matrix.layer, matrix.role) for matrix in Anatomy(LLAMA, LLAMA_SHAPES).select(step(*arguments, **options))]
+    return [(matrix.layer, matrix.role) for matrix in Layout(LLAMA, LLAMA_SHAPES).select(step(*arguments, **options))]
 
 
 def test_groups_cover_the_roles() -> None:
@@ -75,22 +75,22 @@ def test_mistakes_are_reported_together_with_the_nearest() -> None:
 
 
 def test_an_unknown_architecture_works_through_globs_and_says_so() -> None:
-    anatomy = Anatomy({"model_type": "novel"}, {"blocks.0.mixer.weight": (4, 5), "norm.weight": (4,)})
-    assert [matrix.parameter for matrix in anatomy.select(step(["*.mixer.weight"]))] == ["blocks.0.mixer.weight"]
+    layout = Layout({"model_type": "novel"}, {"blocks.0.mixer.weight": (4, 5), "norm.weight": (4,)})
+    assert [matrix.parameter for matrix in layout.select(step(["*.mixer.weight"]))] == ["blocks.0.mixer.weight"]
     with pytest.raises(
         UserError,
         match=r"roles of a novel are unknown: use globs on parameter names, such as 'blocks\.\*\.mixer\.weight'",
     ):
-        anatomy.select(step(["q_proj"]))
+        layout.select(step(["q_proj"]))
 
 
 def test_a_role_that_the_family_lacks_is_named() -> None:
     shapes = {"transformer.h.0.attn.c_attn.weight": (24, 72), "transformer.h.0.mlp.c_fc.weight": (24, 40)}
     with pytest.raises(UserError, match="no gate_proj here; it has q_proj, k_proj, v_proj, up_proj"):
-        Anatomy({"model_type": "gpt2", "n_head": 4, "n_embd": 24}, shapes).select(step(["gate_proj"]))
+        Layout({"model_type": "gpt2", "n_head": 4, "n_embd": 24}, shapes).select(step(["gate_proj"]))
 
 
 def test_a_key_names_its_part(make_lm, family: str, tmp_path) -> None:
     weights = Weights(make_lm(family).model, tmp_path)
-    for part in weights.anatomy.select(step(["all"], per_head=True)):
-        assert weights.anatomy.select(step([part.key])) == (part,)
+    for part in weights.layout.select(step(["all"], per_head=True)):
+        assert weights.layout.select(step([part.key])) == (part,)

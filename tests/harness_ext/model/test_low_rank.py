@@ -17,7 +17,7 @@ from harness_ext.editing.records import standing
 from harness_ext.errors import RecipeError, UserError
 from harness_ext.lm_eval_adapter.throughput import Clock
 from harness_ext.model.checkpoint import read_checkpoint
-from harness_ext.model.low_rank import Part, ThinLinear
+from harness_ext.model.low_rank import LowRankLinear, Part
 from harness_ext.model.slices import left_over, overlap, places, put, take
 from harness_ext.model.weights import model_digest
 from harness_ext.recipe.recipe import parse_recipe, recipe_from
@@ -51,8 +51,8 @@ def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> b
 
 def edited(lm, specification: str):
     """The logits of an edit, and what was done."""
-    operation = lm.apply(parse_recipe(specification), documents)
-    return logits(lm.model), operation
+    applied = lm.apply(parse_recipe(specification), documents)
+    return logits(lm.model), applied
 
 
 def assert_close(found: torch.Tensor, expected: torch.Tensor, share: float) -> None:
@@ -87,8 +87,8 @@ def check_outputs_and_undo(lm, specification: str) -> None:
     dense, _ = edited(lm, specification)
     dense_totals = lm.totals()
     lm.undo()
-    thin, operation = edited(lm, f"{specification},factored=true")
-    assert any(record.stored == "factors" for record in operation.records)
+    thin, applied = edited(lm, f"{specification},factored=true")
+    assert any(record.stored == "factors" for record in applied.records)
     assert_close(thin, dense, 1e-5)
     assert lm.weights.digest() == model_digest(lm.model) != digest
     totals = lm.totals()
@@ -146,7 +146,7 @@ def test_the_operations_are_those_of_the_layers_that_run(make_lm, plain_family: 
     lm.apply(parse_recipe("svd:keep.rank=4,factored=true"), documents)
     multiplied = 0
     for module in lm.model.modules():
-        if isinstance(module, ThinLinear):
+        if isinstance(module, LowRankLinear):
             multiplied += sum(value.numel() for name, value in module.named_parameters() if name != "bias")
         elif type(module).__name__ in ("Linear", "Conv1D"):
             multiplied += module.weight.numel()
@@ -160,19 +160,21 @@ def test_at_the_break_even_rank_a_matrix_stays_dense(make_lm) -> None:
         (record,) = lm.apply(
             parse_recipe(f"svd:matrices=[q_proj],layers=[0],keep.rank={rank},factored=true"), documents
         ).records
-        assert (record.stored == "factors") == thin == isinstance(lm.model.model.layers[0].self_attn.q_proj, ThinLinear)
+        assert (
+            (record.stored == "factors") == thin == isinstance(lm.model.model.layers[0].self_attn.q_proj, LowRankLinear)
+        )
         lm.undo()
 
 
 def test_an_edit_that_is_not_of_low_rank_stays_dense(make_lm) -> None:
     lm = make_lm("llama")
-    operation = lm.apply(parse_recipe("magnitude:factored=true"), documents)
-    assert {record.stored for record in operation.records} == {"dense"}
+    applied = lm.apply(parse_recipe("magnitude:factored=true"), documents)
+    assert {record.stored for record in applied.records} == {"dense"}
 
 
 def test_a_record_of_a_factored_matrix_tells_the_truth(make_lm) -> None:
     lm = make_lm("llama")
-    (matrix,) = lm.weights.anatomy.select(parse_recipe("svd:matrices=[up_proj],layers=[0]").steps[0])
+    (matrix,) = lm.weights.layout.select(parse_recipe("svd:matrices=[up_proj],layers=[0]").steps[0])
     original = lm.weights.read(matrix).double().numpy()
     (record,) = lm.apply(parse_recipe("svd:matrices=[up_proj],layers=[0],keep.rank=5,factored=true"), documents).records
     u, s, vh = numpy.linalg.svd(original, full_matrices=False)
@@ -236,13 +238,13 @@ def test_a_later_step_reads_the_product_and_writes_as_it_is_told(
     lm.apply(steps(first, second), documents)
     expected, expected_totals = logits(lm.model), lm.totals()
     lm.undo()
-    operation = lm.apply(steps({**first, "factored": how[0]}, {**second, "factored": how[1]}), documents)
+    applied = lm.apply(steps({**first, "factored": how[0]}, {**second, "factored": how[1]}), documents)
     assert_close(logits(lm.model), expected, 1e-4)
     assert lm.totals() == expected_totals
     assert lm.weights.digest() == model_digest(lm.model)
     if all(how):
         assert sum(value.numel() for value in lm.model.parameters()) == lm.totals()["parameters_after"]
-    assert any(record.stored == "factors" for record in operation.records)
+    assert any(record.stored == "factors" for record in applied.records)
     lm.undo()
     assert lm.weights.digest() == digest == model_digest(lm.model)
 
@@ -320,7 +322,7 @@ def test_a_failure_in_the_middle_leaves_the_model_as_it_was(make_lm) -> None:
 def test_a_bias_made_before_or_after_goes_again(make_lm, bias_first: bool) -> None:
     lm = make_lm("llama")
     before, layer = bits(lm.model), lm.model.model.layers[0].self_attn.q_proj
-    (matrix,) = lm.weights.anatomy.select(parse_recipe("svd:matrices=[q_proj],layers=[0]").steps[0])
+    (matrix,) = lm.weights.layout.select(parse_recipe("svd:matrices=[q_proj],layers=[0]").steps[0])
     left, right, shift = torch.randn(24, 3), torch.randn(3, 24), torch.arange(24.0)
     for what in ("shift", "factor") if bias_first else ("factor", "shift"):
         lm.weights.shift_bias(matrix, shift) if what == "shift" else lm.weights.factor(matrix, left, right)
@@ -379,7 +381,7 @@ def test_a_weight_that_two_layers_share_is_refused(make_lm) -> None:
     with pytest.raises(
         UserError, match=r"layers.0.mlp.up_proj.weight is also the weight of model.layers.2.mlp.up_proj"
     ):
-        weights.check_factorable(weights.anatomy.select(parse_recipe("svd:matrices=[up_proj],layers=[0]").steps[0]))
+        weights.check_factorable(weights.layout.select(parse_recipe("svd:matrices=[up_proj],layers=[0]").steps[0]))
 
 
 def test_the_key_is_checked_and_leaves_other_ids_alone() -> None:
@@ -402,14 +404,14 @@ def test_an_export_holds_the_products(make_lm, family: str, dtype: str, tmp_path
 
     lm = make_lm(family, dtype=dtype)
     before = bits(lm.model)
-    _, operation = edited(lm, "svd:matrices=[attn],keep.rank=3,factored=true")
+    _, applied = edited(lm, "svd:matrices=[attn],keep.rank=3,factored=true")
     products = {
         record.name: lm.weights.read(matrix)
-        for record, matrix in zip(operation.records, lm.weights.anatomy.select(lm.applied.steps[0]), strict=True)
+        for record, matrix in zip(applied.records, lm.weights.layout.select(lm.recipe.steps[0]), strict=True)
         if record.part is None
     }
     count = export(lm, tmp_path / "out", "tiny", ["lm_eval", "export"])
-    assert count == len({record.name for record in operation.records})
+    assert count == len({record.name for record in applied.records})
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=dtype)
     if family in MIXTURES:
         reloaded.set_experts_implementation("eager")  # as the fixture's model computes them
@@ -506,7 +508,9 @@ def test_a_layer_of_interleaved_parts_by_hand() -> None:
         )
         for ranges in (one, two)
     }
-    layer = ThinLinear(dense, [Part(ranges, None, *pair) for ranges, pair in factors.items()], bias, transposed=False)
+    layer = LowRankLinear(
+        dense, [Part(ranges, None, *pair) for ranges, pair in factors.items()], bias, transposed=False
+    )
     whole = dense.clone()
     for ranges, (left, right) in factors.items():
         whole[places(ranges)] = left @ right
@@ -564,7 +568,7 @@ def test_a_trained_step_can_follow(make_lm) -> None:
 
     lm = make_lm("gpt2", dtype="float64")
     lm.apply(parse_recipe("svd:matrices=[q_proj],keep.rank=3,factored=true"), documents)
-    matrices = lm.weights.anatomy.select(parse_recipe("svd:matrices=[k_proj,q_proj]").steps[0])
+    matrices = lm.weights.layout.select(parse_recipe("svd:matrices=[k_proj,q_proj]").steps[0])
     expected = logits(lm.model)
     values = {matrix.key: lm.weights.read(matrix) for matrix in matrices}
     for chosen in (matrices, [matrix for matrix in matrices if matrix.role == "k_proj"]):

@@ -27,7 +27,7 @@ def test_changes_reach_nested_keys_and_change_the_identity() -> None:
     recipe = parse_recipe("eigenprune:fraction=0.1,calibration.samples=80,matrices=[k_proj,q_proj]")
     (step,) = recipe.steps
     assert step.parameters == {"fraction": 0.1}
-    assert step.evidence.samples == 80
+    assert step.calibration.samples == 80
     assert step.matrices == ("k_proj", "q_proj")
     assert recipe.recipe_id != parse_recipe("eigenprune").recipe_id
 
@@ -38,7 +38,7 @@ def test_the_identity_ignores_names_and_spelled_out_defaults() -> None:
 
 def test_a_budget_on_the_command_line_replaces_the_files() -> None:
     (step,) = parse_recipe("laser:keep.rank=3").steps
-    assert step.keep_budget == Keep(rank=3)
+    assert step.keep == Keep(rank=3)
 
 
 def test_a_file_is_read_and_its_changes_applied(tmp_path) -> None:
@@ -49,7 +49,7 @@ def test_a_file_is_read_and_its_changes_applied(tmp_path) -> None:
     )
     recipe = parse_recipe(f"{path}:steps.0.keep.rank=4")
     assert recipe.label == "late:steps.0.keep.rank=4"
-    assert recipe.steps[0].keep_budget.rank == 4
+    assert recipe.steps[0].keep.rank == 4
     assert recipe.steps[1].method == "identity"
 
 

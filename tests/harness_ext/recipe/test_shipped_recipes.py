@@ -34,16 +34,14 @@ def mildly(name: str) -> str:
     changes: dict[str, Any] = {}
     for step in parse_recipe(name).steps:
         changes |= {key: value for key, value in MILD.items() if key in type(step).model_fields}
-        changes |= (
-            {"keep.energy" if step.keep_budget.energy else "keep.rank_fraction": 0.99} if step.keep_budget else {}
-        )
-        changes |= {"calibration.samples": 8, "calibration.batch_size": 4} if step.evidence else {}
+        changes |= {"keep.energy" if step.keep.energy else "keep.rank_fraction": 0.99} if step.keep else {}
+        changes |= {"calibration.samples": 8, "calibration.batch_size": 4} if step.calibration else {}
         changes |= {
             key: value
             for key, value in {"fractions": "[0.99]", "param_fraction": 0.95, "tolerance": 0.5}.items()
             if step.is_search and key in type(step).model_fields
         }
-        changes |= {"search.rounds": 1, "search.at_once": 4} if step.trials else {}
+        changes |= {"search.rounds": 1, "search.at_once": 4} if step.search else {}
         brief = {
             "keep_ratio": 0.99,
             "keeping_epochs": 1,
@@ -52,7 +50,7 @@ def mildly(name: str) -> str:
             "post_epochs": 1,
             "added_rank": 1,
         }
-        changes |= {f"training.{key}": value for key, value in brief.items()} if step.learning else {}
+        changes |= {f"training.{key}": value for key, value in brief.items()} if step.training else {}
     return f"{name}:{','.join(f'{key}={value}' for key, value in changes.items())}" if changes else name
 
 
@@ -127,7 +125,7 @@ def test_every_shipped_recipe_runs_mildly_on_a_real_model(lm_eval, real_model: P
         if not nothing:
             check_matrices(receipt["matrices"], recipe.steps)
         learned = {hashed for used in receipt["calibration"] for hashed in used["documents"]}
-        assert bool(learned) == any(step.evidence or step.contrast_set for step in recipe.steps)
+        assert bool(learned) == any(step.calibration or step.contrast for step in recipe.steps)
         for used in receipt["calibration"]:
             assert (
                 len(used["documents"]) == used["samples"]

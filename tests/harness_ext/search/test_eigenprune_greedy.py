@@ -14,8 +14,8 @@ from harness_ext.errors import RecipeError
 from harness_ext.methods import Svd
 from harness_ext.methods.eigenprune import eigenprune_greedy
 from harness_ext.recipe.recipe import parse_recipe
-from harness_ext.recipe.schema import Search
-from harness_ext.search.eigenprune_greedy import _removed, mean_loss, search
+from harness_ext.recipe.schema import SearchSettings
+from harness_ext.search.eigenprune_greedy import _removed, greedy_search, mean_loss
 
 DOCUMENTS = [
     LabelledDocument("t", context, answer, context)
@@ -65,7 +65,7 @@ def test_the_loss_is_the_mean_over_documents(make_lm, plain_family: str) -> None
 def test_a_removal_on_trial_is_the_edit_that_is_made(make_lm, plain_family: str, specification: str) -> None:
     lm = make_lm(plain_family, dtype="float64")
     digest = lm.weights.digest()
-    matrices = lm.weights.anatomy.select(parse_recipe(specification).steps[0])
+    matrices = lm.weights.layout.select(parse_recipe(specification).steps[0])
     generator = torch.Generator().manual_seed(0)
     marks = {matrix.key: torch.rand(min(matrix.shape), generator=generator) < 0.3 for matrix in matrices}
     means = {matrix.key: torch.randn(matrix.shape[1], generator=generator, dtype=torch.float64) for matrix in matrices}
@@ -86,11 +86,11 @@ def test_a_removal_on_trial_is_the_edit_that_is_made(make_lm, plain_family: str,
 
 def test_the_loss_falls_with_every_round_and_the_edit_has_the_loss_found(make_lm, plain_family: str) -> None:
     lm = make_lm(plain_family)
-    matrices = lm.weights.anatomy.select(parse_recipe("identity:matrices=[down_proj]").steps[0])
+    matrices = lm.weights.layout.select(parse_recipe("identity:matrices=[down_proj]").steps[0])
     before, counts = mean_loss(lm, DOCUMENTS, 5), []
     losses = [before]
     for rounds in (1, 2, 3):
-        found = search(lm, matrices, DOCUMENTS, 5, Search(rounds=rounds, at_once=4), decompose(lm))
+        found = greedy_search(lm, matrices, DOCUMENTS, 5, SearchSettings(rounds=rounds, at_once=4), decompose(lm))
         marks, means = (
             {key: values[name] for key, values in found.items()} for name in ("removed_components", "input_mean")
         )
@@ -100,23 +100,23 @@ def test_the_loss_falls_with_every_round_and_the_edit_has_the_loss_found(make_lm
     assert losses == sorted(losses, reverse=True) and losses[1] < before
     assert counts == sorted(counts) and counts[0] <= 4
 
-    operation = lm.apply(
+    applied = lm.apply(
         parse_recipe("eigenprune-greedy:search.rounds=3,search.at_once=4,calibration.batch_size=5"), documents
     )
     assert mean_loss(lm, DOCUMENTS, 5) == pytest.approx(losses[-1], rel=1e-4)
-    assert sum(record.rank_before - record.rank_after for record in operation.records) == counts[-1]
+    assert sum(record.rank_before - record.rank_after for record in applied.records) == counts[-1]
 
 
 def test_a_search_that_finds_nothing_changes_nothing(make_lm, monkeypatch) -> None:
     lm = make_lm("llama")
-    matrices = lm.weights.anatomy.select(parse_recipe("identity:matrices=[down_proj]").steps[0])
+    matrices = lm.weights.layout.select(parse_recipe("identity:matrices=[down_proj]").steps[0])
     monkeypatch.setattr("harness_ext.search.eigenprune_greedy._candidates", lambda effects, removed: [])
-    found = search(lm, matrices, DOCUMENTS, 5, Search(), decompose(lm))
+    found = greedy_search(lm, matrices, DOCUMENTS, 5, SearchSettings(), decompose(lm))
     assert not any(values["removed_components"].any() for values in found.values())
 
 
 def test_the_settings_of_a_search_are_checked() -> None:
-    assert parse_recipe("eigenprune-greedy:search.rounds=2").steps[0].trials == Search(rounds=2)
+    assert parse_recipe("eigenprune-greedy:search.rounds=2").steps[0].search == SearchSettings(rounds=2)
     with pytest.raises(RecipeError, match=r"search.round: unknown key, did you mean 'rounds'\?"):
         parse_recipe("eigenprune-greedy:search.round=2")
-    assert parse_recipe("eigenprune").steps[0].trials is None
+    assert parse_recipe("eigenprune").steps[0].search is None

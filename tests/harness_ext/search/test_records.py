@@ -22,7 +22,7 @@ from harness_ext.search.laser import _cannot_rise_above
 from harness_ext.search.runner import without_searching
 from harness_ext.search.scoring import Score
 from harness_ext.search.trials import Partial, cannot_win
-from harness_ext.storage.resume import Workplace
+from harness_ext.storage.resume import ResumeState
 from tests.harness_ext.conftest import MIXTURES
 from tests.harness_ext.search.plain_search import (
     GRID,
@@ -43,11 +43,11 @@ from tests.harness_ext.search.plain_search import (
 def test_the_winner_as_an_ordinary_recipe_gives_the_same_weights(make_lm, recipe: str) -> None:
     lm = make_lm("llama")
     documents = documents_for(lm)
-    operation = lm.apply(parse_recipe(recipe), drawing(documents))
+    applied = lm.apply(parse_recipe(recipe), drawing(documents))
     digest = lm.weights.digest()
-    (record,) = operation.searches
+    (record,) = applied.searches
     lm.undo()
-    data = without_searching(parse_recipe(recipe), operation.searches)
+    data = without_searching(parse_recipe(recipe), applied.searches)
     again = lm.apply(recipe_from(json.loads(json.dumps(data)), origin="found"), drawing(documents))
     assert lm.weights.digest() == digest and not again.searches
     assert (
@@ -63,15 +63,15 @@ def test_the_control_of_many_matrices_keeps_as_many_parameters(make_lm) -> None:
     lm = make_lm("llama")
     documents = documents_for(lm)
     recipe = parse_recipe("zero-sum:param_fraction=0.6")
-    operation = lm.apply(recipe, drawing(documents))
-    receipt, totals = {"matrices": rows(operation.records), "searches": operation.searches}, lm.totals()
-    (record,) = operation.searches
+    applied = lm.apply(recipe, drawing(documents))
+    receipt, totals = {"matrices": rows(applied.records), "searches": applied.searches}, lm.totals()
+    (record,) = applied.searches
     (trial,) = record["trials"]
     assert trial["accepted"] and trial["keep"] == record["chosen"][0]["keep"]
     assert {key: trial[key] for key in ("correct", "accuracy", "loss")} == record["after"]
     # As it was and as it became; moments and gradients each over all documents, gradients backwards as well.
     assert record["forward_passes"] == pytest.approx(4) and record["backward_passes"] == 1
-    assert len(operation.calibration) == 1
+    assert len(applied.calibration) == 1
     lm.undo()
     found = lm.apply(control_recipe("random-subspace", recipe, receipt), drawing(documents))
     assert lm.totals()["parameters_after"] == totals["parameters_after"] < totals["parameters_before"]
@@ -110,10 +110,10 @@ class Killed(BaseException):
 def test_a_killed_search_goes_on_to_the_same_winner(make_lm, tmp_path: Path, monkeypatch, recipe: str) -> None:
     lm = make_lm("llama")
     documents = documents_for(lm)
-    parsed, work = parse_recipe(recipe), Workplace(tmp_path / "work")
+    parsed, work = parse_recipe(recipe), ResumeState(tmp_path / "work")
     whole = lm.apply(parsed, drawing(documents)).searches[0]
     lm.undo()
-    append, left = Workplace.append, 4
+    append, left = ResumeState.append, 4
 
     def killed(self, name, row):
         nonlocal left
@@ -122,12 +122,12 @@ def test_a_killed_search_goes_on_to_the_same_winner(make_lm, tmp_path: Path, mon
             raise Killed
         append(self, name, row)
 
-    monkeypatch.setattr(Workplace, "append", killed)
+    monkeypatch.setattr(ResumeState, "append", killed)
     digest = model_digest(lm.model)
     with pytest.raises(Killed):
         lm.apply(parsed, drawing(documents), work=work)
     assert model_digest(lm.model) == digest
-    monkeypatch.setattr(Workplace, "append", append)
+    monkeypatch.setattr(ResumeState, "append", append)
     kept = work.part("step-0").rows("trials")
     assert len(kept) == 3
     resumed = lm.apply(parsed, drawing(documents), work=work).searches[0]
@@ -145,7 +145,7 @@ def test_the_same_seed_makes_the_same_trials(make_lm) -> None:
     documents = documents_for(lm)
     ranks = dict(
         zip(
-            (matrix.key for matrix in lm.weights.anatomy.matrices if matrix.role in ("up_proj", "down_proj")),
+            (matrix.key for matrix in lm.weights.layout.matrices if matrix.role in ("up_proj", "down_proj")),
             (12, 5),
             strict=False,
         )
@@ -189,31 +189,31 @@ def test_the_control_tries_as_often_at_the_same_budget(make_lm) -> None:
     lm = make_lm("llama")
     documents = documents_for(lm)
     recipe = parse_recipe(f"laser-search:{GRID}")
-    operation = lm.apply(recipe, drawing(documents))
-    receipt = {"matrices": rows(operation.records), "searches": operation.searches}
+    applied = lm.apply(recipe, drawing(documents))
+    receipt = {"matrices": rows(applied.records), "searches": applied.searches}
     lm.undo()
     control = control_recipe("random-subspace", recipe, receipt)
     found = lm.apply(control, drawing(documents))
     lm.undo()
     assert (control.control, control.control_of) == ("random-subspace", recipe.recipe_id)
-    assert len(found.searches[0]["trials"]) == len(operation.searches[0]["trials"]) == 36
-    (edited,), (ours,) = found.records, operation.records
+    assert len(found.searches[0]["trials"]) == len(applied.searches[0]["trials"]) == 36
+    (edited,), (ours,) = found.records, applied.records
     assert edited.method == "random_subspace" and edited.rank_after == ours.rank_after
-    shapes = {matrix.key: sorted(matrix.shape) for matrix in lm.weights.anatomy.matrices}
+    shapes = {matrix.key: sorted(matrix.shape) for matrix in lm.weights.layout.matrices}
     tried = {trial["matrices"][0] for trial in found.searches[0]["trials"]}
     assert len(tried) > 2 and {tuple(shapes[key]) for key in tried} == {tuple(sorted(ours.shape))}
     assert [trial["accepted"] for trial in found.searches[0]["trials"]].count(True) == 1
     shuffled = control_recipe("shuffled-labels", recipe, receipt)
-    assert shuffled.steps[0].evidence.shuffled_labels and shuffled.steps[0].is_search
+    assert shuffled.steps[0].calibration.shuffled_labels and shuffled.steps[0].is_search
 
 
 def test_a_winner_of_full_rank_has_no_control_that_keeps_a_rank(make_lm) -> None:
     lm = make_lm("llama")
     # Clusters whose ranks add up to more than the matrix has: another matrix, but none of low rank.
     recipe = parse_recipe("laser-gradient:matrices=[up_proj],clusters=[4],fractions=[0.9],top=1")
-    operation = lm.apply(recipe, drawing(documents_for(lm)))
-    receipt = {"matrices": rows(operation.records), "searches": operation.searches}
-    (edited,) = operation.records
+    applied = lm.apply(recipe, drawing(documents_for(lm)))
+    receipt = {"matrices": rows(applied.records), "searches": applied.searches}
+    (edited,) = applied.records
     assert edited.rank_after == edited.rank_before and edited.relative_error > 0
     lm.undo()
     with pytest.raises(NoControl, match="noise can be its control"):
@@ -378,7 +378,7 @@ def test_a_loss_that_is_not_finite_keeps_the_trials(make_lm, tmp_path: Path) -> 
         return output * float("nan") if calls > 1 else output
 
     handle = head.register_forward_hook(broken)
-    work = Workplace(tmp_path / "work")
+    work = ResumeState(tmp_path / "work")
     with pytest.raises(VariantFailed, match="of the 36 trials none has a finite loss") as failed:
         lm.apply(step, drawing(documents), work=work)
     (record,) = failed.value.searches

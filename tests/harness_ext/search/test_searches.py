@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from harness_ext.calibration.documents import LabelledDocument
-from harness_ext.editing.warnings import remarks
+from harness_ext.editing.warnings import receipt_warnings
 from harness_ext.lm_eval_adapter.backend import RecipeLM
 from harness_ext.model.weights import model_digest
 from harness_ext.recipe.recipe import parse_recipe
@@ -36,8 +36,8 @@ def rank_of(matrix, fraction: float) -> int:
 
 def found_by(lm, specification: str, documents) -> list[dict]:
     digest = model_digest(lm.model)
-    operation = lm.apply(parse_recipe(specification), drawing(documents))
-    (record,) = operation.searches
+    applied = lm.apply(parse_recipe(specification), drawing(documents))
+    (record,) = applied.searches
     lm.undo()
     assert model_digest(lm.model) == digest
     assert not any(
@@ -65,7 +65,7 @@ def test_laser_search_finds_what_a_plain_loop_finds(make_lm, plain_family: str) 
     lm = make_lm(plain_family)
     documents = documents_for(lm)
     step = parse_recipe(f"laser-search:{GRID}").steps[0]
-    key, fraction = plain_laser_search(lm, documents, lm.weights.anatomy.select(step))
+    key, fraction = plain_laser_search(lm, documents, lm.weights.layout.select(step))
     (chosen,) = found_by(lm, f"laser-search:{GRID}", documents)
     assert (chosen["matrices"], chosen["keep"]) == ([key], {"rank_fraction": fraction})
 
@@ -93,7 +93,7 @@ def test_laser_compose_finds_what_a_plain_loop_finds(make_lm, plain_family: str)
     lm = make_lm(plain_family)
     # Harder ones, so that several edits can help.
     documents = [document for number, document in enumerate(documents_for(lm, 24)) if number % 4 != 1]
-    matrices = lm.weights.anatomy.select(parse_recipe(f"laser-compose:{GRID}").steps[0])
+    matrices = lm.weights.layout.select(parse_recipe(f"laser-compose:{GRID}").steps[0])
     expected = plain_laser_compose(lm, documents, matrices)
     chosen = found_by(lm, f"laser-compose:{GRID}", documents)
     assert expected and [(step["matrices"][0], step["keep"]["rank_fraction"]) for step in chosen] == expected
@@ -102,7 +102,7 @@ def test_laser_compose_finds_what_a_plain_loop_finds(make_lm, plain_family: str)
 def test_laser_search_on_the_embedded_model(demo_lm) -> None:
     lm, documents = demo_lm
     step = parse_recipe(f"laser-search:{GRID}").steps[0]
-    key, fraction = plain_laser_search(lm, documents, lm.weights.anatomy.select(step))
+    key, fraction = plain_laser_search(lm, documents, lm.weights.layout.select(step))
     (chosen,) = found_by(lm, f"laser-search:{GRID}", documents)
     assert (chosen["matrices"], chosen["keep"]) == ([key], {"rank_fraction": fraction})
 
@@ -145,7 +145,7 @@ def test_laser_gradient_finds_what_a_plain_loop_finds(make_lm, plain_family: str
     lm = make_lm(plain_family)
     documents = documents_for(lm)
     recipe = f"laser-gradient:{GRID},matrices=[mlp],top=2,clusters=[1,2,3],beyond=0.1,refined={refined}"
-    matrices = lm.weights.anatomy.select(parse_recipe(recipe).steps[0])
+    matrices = lm.weights.layout.select(parse_recipe(recipe).steps[0])
     worth = {}
     for key, gradient in gradients_of(lm, documents, matrices).items():
         (matrix,) = [matrix for matrix in matrices if matrix.key == key]
@@ -232,7 +232,7 @@ def test_sfsd_surgical_by_perplexity(make_lm) -> None:
     documents = documents_for(lm, 12)
     settings = "criterion=perplexity,fractions=[0.25,0.5,1.0],matrices=[down_proj,o_proj],growth=1.05,skip_blocks=1"
     recipe = f"sfsd-surgical:{settings}"
-    matrices = [matrix for matrix in lm.weights.anatomy.select(parse_recipe(recipe).steps[0]) if matrix.layer]
+    matrices = [matrix for matrix in lm.weights.layout.select(parse_recipe(recipe).steps[0]) if matrix.layer]
     _, dense = accuracy_and_loss(lm, documents)
 
     def accepts(index: int, results: dict) -> int | None:
@@ -256,7 +256,7 @@ def test_sfsd_surgical_by_task(make_lm) -> None:
     lm = make_lm("llama")
     documents = documents_for(lm, 15)
     recipe = "sfsd-surgical:fractions=[0.25,0.5,1.0],matrices=[down_proj,o_proj],tolerance=0.3,skip_blocks=1"
-    matrices = [matrix for matrix in lm.weights.anatomy.select(parse_recipe(recipe).steps[0]) if matrix.layer]
+    matrices = [matrix for matrix in lm.weights.layout.select(parse_recipe(recipe).steps[0]) if matrix.layer]
     dense, _ = accuracy_and_loss(lm, documents)
     order = list(range(15))
     random.Random("0:chunks").shuffle(order)
@@ -307,7 +307,7 @@ def test_zero_sum_predicts_in_whitened_coordinates(make_lm) -> None:
     lm = make_lm("llama")
     documents = documents_for(lm, 40)
     recipe = "zero-sum:matrices=[o_proj,k_proj],param_fraction=0.6"
-    matrices = lm.weights.anatomy.select(parse_recipe(recipe).steps[0])
+    matrices = lm.weights.layout.select(parse_recipe(recipe).steps[0])
     plain = [
         LabelledDocument(document.task, document.context, document.answer, document.doc_hash) for document in documents
     ]
@@ -340,12 +340,13 @@ def test_ranks_that_nothing_could_refuse_are_told(make_lm) -> None:
     documents = documents_for(lm)[::4]
     recipe = "sfsd-surgical:fractions=[1.0],matrices=[down_proj],chunks=1,skip_blocks=0"
     for specification, warned in ((recipe, True), (f"{recipe},criterion=perplexity", False)):
-        operation = lm.apply(parse_recipe(specification), drawing(documents))
+        applied = lm.apply(parse_recipe(specification), drawing(documents))
         lm.undo()
-        (record,) = operation.searches
+        (record,) = applied.searches
         assert record["before"]["correct"] == 0 and len(record["warnings"]) == warned
         assert (
-            any("every rank passed" in remark for remark in remarks(parse_recipe(specification), operation)) is warned
+            any("every rank passed" in remark for remark in receipt_warnings(parse_recipe(specification), applied))
+            is warned
         )
     (record,) = lm.apply(parse_recipe(recipe), drawing(documents_for(lm))).searches
     lm.undo()

@@ -11,13 +11,13 @@ import torch
 from lm_eval.api.instance import Instance
 
 from harness_ext.calibration.documents import LabelledDocument
-from harness_ext.linalg.decompose import Factors
+from harness_ext.linalg.decompose import Decomposer
 from harness_ext.methods.budget import Keep
 from harness_ext.methods.clustered_svd import blocks, truncate_clusters
 from harness_ext.recipe.recipe import parse_recipe
 from harness_ext.search import suffix_replay
 from harness_ext.search.candidates import Grouped, Nested
-from harness_ext.search.evaluator import Bench
+from harness_ext.search.evaluator import CandidateEvaluator
 from tests.harness_ext.search.plain_search import accuracy_and_loss, svd_of
 
 PLAIN = [
@@ -38,16 +38,16 @@ DOCUMENTS = [
 ]
 
 
-def bench_for(lm, specification: str, documents=DOCUMENTS) -> Bench:
+def evaluator_for(lm, specification: str, documents=DOCUMENTS) -> CandidateEvaluator:
     step = parse_recipe(specification).steps[0]
-    return Bench(lm, lm.weights, Factors(), step, lm.weights.anatomy.select(step), documents)
+    return CandidateEvaluator(lm, lm.weights, Decomposer(), step, lm.weights.layout.select(step), documents)
 
 
-def check(lm, bench: Bench, matrix, ranks=(3, 1, 5), notes=0) -> None:
+def check(lm, evaluator: CandidateEvaluator, matrix, ranks=(3, 1, 5), notes=0) -> None:
     """Every alternative has the score of the model that is really edited so."""
     svd = svd_of(lm)(matrix)
-    trials = bench.try_out(matrix, Nested(svd.u * svd.s, svd.vh, ranks), [{"rank": rank} for rank in ranks])
-    assert len(bench.notes) == notes
+    trials = evaluator.try_out(matrix, Nested(svd.u * svd.s, svd.vh, ranks), [{"rank": rank} for rank in ranks])
+    assert len(evaluator.notes) == notes
     for rank, trial in zip(ranks, trials, strict=True):
         lm.weights.replace(matrix, (svd.u[:, :rank] * svd.s[:rank]) @ svd.vh[:rank])
         right, loss = accuracy_and_loss(lm, DOCUMENTS)
@@ -59,16 +59,16 @@ def check(lm, bench: Bench, matrix, ranks=(3, 1, 5), notes=0) -> None:
 def test_every_matrix_of_family(make_lm, family: str) -> None:
     lm = make_lm(family)
     digest = lm.weights.digest()
-    bench = (
-        bench_for(lm, "laser-search:matrices=[all]")
+    evaluator = (
+        evaluator_for(lm, "laser-search:matrices=[all]")
         if family not in ("mixtral", "qwen3_moe")
-        else bench_for(lm, "laser-search:matrices=[attn]")
+        else evaluator_for(lm, "laser-search:matrices=[attn]")
     )
-    tried = [matrix for matrix in bench.matrices if matrix.expert is None]
+    tried = [matrix for matrix in evaluator.matrices if matrix.expert is None]
     right, loss = accuracy_and_loss(lm, DOCUMENTS)
-    assert bench.before.loss == pytest.approx(loss, rel=1e-4) and bench.before.score.correct == sum(right)
+    assert evaluator.before.loss == pytest.approx(loss, rel=1e-4) and evaluator.before.score.correct == sum(right)
     for matrix in tried[-1:] + tried[:: max(1, len(tried) // 6)]:
-        check(lm, bench, matrix)
+        check(lm, evaluator, matrix)
     assert lm.weights.digest() == digest
     assert not any(
         module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
@@ -78,7 +78,7 @@ def test_every_matrix_of_family(make_lm, family: str) -> None:
 
 def test_the_score_is_lm_evals(make_lm, plain_family: str) -> None:
     lm = make_lm(plain_family)
-    trial = bench_for(lm, "laser-search").before
+    trial = evaluator_for(lm, "laser-search").before
     asked = [
         (place, pair)
         for place, document in enumerate(DOCUMENTS)
@@ -97,29 +97,29 @@ def test_choices_share_what_they_begin_with(make_lm, family: str) -> None:
     documents are checked with all others here.
     """
     lm = make_lm(family)
-    bench = bench_for(lm, "laser-search:matrices=[attn]")
-    packed = [question.packed for question in bench._questions]
+    evaluator = evaluator_for(lm, "laser-search:matrices=[attn]")
+    packed = [question.packed for question in evaluator._questions]
     # A window, or positions by distance, make of a mask what is not meant.
     assert packed == [False] * 5 + [family not in ("mistral", "gemma2", "gemma3", "bloom", "falcon-per-head"), False]
     if packed[5]:
-        assert [len(row.tokens) for row in bench._questions[5].rows] == [3 + 1 + 2]
-    assert len(bench._questions[6].rows) == 1
+        assert [len(row.tokens) for row in evaluator._questions[5].rows] == [3 + 1 + 2]
+    assert len(evaluator._questions[6].rows) == 1
 
 
 def test_parts_of_matrices(make_lm, plain_family: str) -> None:
     """Heads: rows of a matrix, or of one that is fused; columns of the output."""
     lm = make_lm(plain_family)
-    bench = bench_for(lm, "laser-search:matrices=[attn],per_head=true")
-    for matrix in bench.matrices[1::5]:
-        check(lm, bench, matrix)
+    evaluator = evaluator_for(lm, "laser-search:matrices=[attn],per_head=true")
+    for matrix in evaluator.matrices[1::5]:
+        check(lm, evaluator, matrix)
 
 
 def test_half_precision_tries_what_would_be_written(make_lm) -> None:
     lm = make_lm("llama", dtype="bfloat16")
-    bench = bench_for(lm, "laser-search")
-    for matrix in bench.matrices[::3]:
+    evaluator = evaluator_for(lm, "laser-search")
+    for matrix in evaluator.matrices[::3]:
         svd = svd_of(lm)(matrix)
-        (trial,) = bench.try_out(matrix, Nested(svd.u * svd.s, svd.vh, (4,)), [{}])
+        (trial,) = evaluator.try_out(matrix, Nested(svd.u * svd.s, svd.vh, (4,)), [{}])
         lm.weights.replace(matrix, (svd.u[:, :4] * svd.s[:4]) @ svd.vh[:4])
         _, loss = accuracy_and_loss(lm, DOCUMENTS)
         lm.weights.restore()
@@ -128,15 +128,15 @@ def test_half_precision_tries_what_would_be_written(make_lm) -> None:
 
 def test_states_that_do_not_fit_are_computed_again(make_lm, monkeypatch) -> None:
     lm = make_lm("llama")
-    bench = bench_for(lm, "laser-search")
-    order = list(reversed(bench.matrices))
-    expected = [bench.try_out(matrix, Nested(*_factors(lm, matrix), (2,)), [{}])[0] for matrix in order]
+    evaluator = evaluator_for(lm, "laser-search")
+    order = list(reversed(evaluator.matrices))
+    expected = [evaluator.try_out(matrix, Nested(*_factors(lm, matrix), (2,)), [{}])[0] for matrix in order]
     monkeypatch.setattr(suffix_replay, "STATE_BYTES", 1)
-    small = bench_for(lm, "laser-search")
+    small = evaluator_for(lm, "laser-search")
     for matrix, known in zip(order, expected, strict=True):
         (trial,) = small.try_out(matrix, Nested(*_factors(lm, matrix), (2,)), [{}])
         assert trial.loss == pytest.approx(known.loss, rel=1e-6)
-    assert small.passes > bench.passes
+    assert small.passes > evaluator.passes
 
 
 def _factors(lm, matrix):
@@ -152,9 +152,9 @@ def test_an_architecture_that_cannot_be_replayed_is_run_whole(make_lm, monkeypat
         suffix_replay, "pass_on", lambda length: lambda *args, **kwargs: original(length)(*args, **kwargs) + 1
     )
     monkeypatch.setattr(suffix_replay, "enter", lambda layer, hidden, copies, shared: ExitStack())
-    bench = bench_for(lm, "laser-search")
-    check(lm, bench, bench.matrices[-1], notes=1)
-    assert "every trial took a whole pass" in bench.notes[0]
+    evaluator = evaluator_for(lm, "laser-search")
+    check(lm, evaluator, evaluator.matrices[-1], notes=1)
+    assert "every trial took a whole pass" in evaluator.notes[0]
 
 
 @pytest.mark.parametrize("grouping", ["block", "subspace"])

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from harness_ext.errors import UserError
-from harness_ext.storage.resume import Workplace
+from harness_ext.storage.resume import ResumeState
 
 
 def test_rows_come_back_in_order(tmp_path: Path) -> None:
-    work = Workplace(tmp_path / "work")
+    work = ResumeState(tmp_path / "work")
     assert work.rows("trials") == []
     for number in range(3):
         work.append("trials", {"number": number})
@@ -20,7 +20,7 @@ def test_rows_come_back_in_order(tmp_path: Path) -> None:
 
 
 def test_a_torn_row_is_cut_off(tmp_path: Path) -> None:
-    work = Workplace(tmp_path)
+    work = ResumeState(tmp_path)
     work.append("trials", {"number": 0})
     with (tmp_path / "trials.jsonl").open("a") as file:
         file.write('{"numb')
@@ -31,7 +31,7 @@ def test_a_torn_row_is_cut_off(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damaged", [b"\0" * 12 + b"\n", b"[1]\n", b"\xff\n", b'{"number": 1}'])
 def test_what_follows_an_unreadable_row_is_cut_off(tmp_path: Path, damaged: bytes) -> None:
-    work = Workplace(tmp_path)
+    work = ResumeState(tmp_path)
     work.append("trials", {"number": 0})
     with (tmp_path / "trials.jsonl").open("ab") as file:
         file.write(damaged + b'{"number": 2}\n')
@@ -41,7 +41,7 @@ def test_what_follows_an_unreadable_row_is_cut_off(tmp_path: Path, damaged: byte
 
 
 def test_tensors_replace_earlier_ones(tmp_path: Path) -> None:
-    work = Workplace(tmp_path).part("step-0")
+    work = ResumeState(tmp_path).part("step-0")
     assert work.tensors("state") is None
     for value in (1.0, 2.0):
         work.keep("state", {"weight": torch.full((2, 3), value)})
@@ -52,11 +52,11 @@ def test_tensors_replace_earlier_ones(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be kept in"):
-        Workplace(tmp_path / "file" / "work").append("trials", {})
+        ResumeState(tmp_path / "file" / "work").append("trials", {})
 
 
 def test_it_is_gone_when_removed(tmp_path: Path) -> None:
-    work = Workplace(tmp_path / "work")
+    work = ResumeState(tmp_path / "work")
     work.append("trials", {})
     work.remove()
     assert not work.folder.exists()

@@ -19,7 +19,7 @@ from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
 from harness_ext.editing.pipeline import Progress
 from harness_ext.editing.records import VariantFailed
 from harness_ext.recipe.recipe import parse_recipe
-from harness_ext.storage.resume import Workplace
+from harness_ext.storage.resume import ResumeState
 from harness_ext.training import trainer
 
 DOCUMENTS = tuple(
@@ -94,11 +94,11 @@ def test_a_stopped_training_goes_on_to_the_very_same_factors(
     for stop in stops:
         batches.stop_after(stop)
         with pytest.raises(Stopped):
-            lm.apply(parse_recipe(RECIPE), documents, None, Workplace(tmp_path))
+            lm.apply(parse_recipe(RECIPE), documents, None, ResumeState(tmp_path))
         assert lm.weights.digest() == before
     batches.stop_after(None)
     progress = Telling()
-    resumed = lm.apply(parse_recipe(RECIPE), documents, progress, Workplace(tmp_path))
+    resumed = lm.apply(parse_recipe(RECIPE), documents, progress, ResumeState(tmp_path))
     assert lm.weights.digest() == digest and resumed.log == uninterrupted.log
     assert progress.told == progress.total == 40
     trained_twice = batches.count - 2 * 24
@@ -107,11 +107,11 @@ def test_a_stopped_training_goes_on_to_the_very_same_factors(
 
 def test_a_finished_training_is_not_done_again(make_lm, tmp_path: Path, monkeypatch) -> None:
     lm = make_lm("llama")
-    lm.apply(parse_recipe(RECIPE), documents, None, Workplace(tmp_path))
+    lm.apply(parse_recipe(RECIPE), documents, None, ResumeState(tmp_path))
     digest = lm.weights.digest()
     lm.undo()
     monkeypatch.setattr(trainer, "summed_loss", lambda lm, batch: pytest.fail("nothing was to be trained"))
-    lm.apply(parse_recipe(RECIPE), documents, None, Workplace(tmp_path))
+    lm.apply(parse_recipe(RECIPE), documents, None, ResumeState(tmp_path))
     assert lm.weights.digest() == digest
 
 
@@ -119,23 +119,23 @@ def test_each_step_keeps_its_own(make_lm, tmp_path: Path) -> None:
     one = parse_recipe(RECIPE)
     two = one.model_copy(update={"steps": (*one.steps, one.steps[0].model_copy(update={"seed": 1}))})
     lm = make_lm("llama")
-    operation = lm.apply(two, documents, None, Workplace(tmp_path))
+    applied = lm.apply(two, documents, None, ResumeState(tmp_path))
     assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")) == [
         "step-0/training.safetensors",
         "step-1/training.safetensors",
     ]
-    assert [row["step"] for row in operation.log] == [0] * 8 + [1] * 8
+    assert [row["step"] for row in applied.log] == [0] * 8 + [1] * 8
 
 
 def test_what_was_kept_before_a_divergence_stays(make_lm, tmp_path: Path, monkeypatch) -> None:
     lm = make_lm("llama")
     Batches(monkeypatch).stop_after(7)
     with pytest.raises(Stopped):
-        lm.apply(parse_recipe(RECIPE), documents, None, Workplace(tmp_path))
+        lm.apply(parse_recipe(RECIPE), documents, None, ResumeState(tmp_path))
     kept = (tmp_path / "step-0" / "training.safetensors").read_bytes()
     monkeypatch.setattr(trainer, "summed_loss", lambda lm, batch: torch.tensor(float("nan")))
     with pytest.raises(VariantFailed, match="the training loss is not finite in epoch 3 of 8"):
-        lm.apply(parse_recipe(RECIPE), documents, None, Workplace(tmp_path))
+        lm.apply(parse_recipe(RECIPE), documents, None, ResumeState(tmp_path))
     assert (tmp_path / "step-0" / "training.safetensors").read_bytes() == kept
 
 

@@ -62,7 +62,7 @@ def recipe(words: str = "matrices=[mlp]", **training: object):
 def select(lm, words: str):
     return [
         matrix
-        for matrix in lm.weights.anatomy.select(parse_recipe(f"identity:{words}").steps[0])
+        for matrix in lm.weights.layout.select(parse_recipe(f"identity:{words}").steps[0])
         if matrix.expert is None
     ]
 
@@ -333,13 +333,13 @@ def test_training_lowers_the_loss_and_leaves_the_model_as_it_was(make_lm, plain_
     lm = make_lm(plain_family)
     digest = lm.weights.digest()
     before = mean_loss(lm, DOCUMENTS, 5)
-    operation = lm.apply(recipe("matrices=[all]", loss="answer", learning_rate=0.01, post_epochs=12), documents)
-    losses = [row["loss"] for row in operation.log]
+    applied = lm.apply(recipe("matrices=[all]", loss="answer", learning_rate=0.01, post_epochs=12), documents)
+    losses = [row["loss"] for row in applied.log]
     assert len(losses) == 18 and losses[-1] < 0.5 * losses[0]
     assert mean_loss(lm, DOCUMENTS, 5) < 0.5 * before
-    rounds = {row["ratio"]: row["bases"] for row in operation.log if "bases" in row}
+    rounds = {row["ratio"]: row["bases"] for row in applied.log if "bases" in row}
     assert list(rounds) == pytest.approx([0.9, 0.8])
-    for record in operation.records:
+    for record in applied.records:
         key = " ".join(filter(None, (record.name, record.part)))
         assert (
             record.rank_after == min(rounds[0.8][key] + 2, record.rank_before) and rounds[0.8][key] <= rounds[0.9][key]
@@ -353,21 +353,21 @@ def test_every_family_is_trained_and_restored(make_lm, family: str) -> None:
     digest = lm.weights.digest()
     words = (
         "matrices=[attn]"
-        if any(matrix.expert is not None for matrix in lm.weights.anatomy.matrices)
+        if any(matrix.expert is not None for matrix in lm.weights.layout.matrices)
         else "matrices=[all]"
     )
     for changes in (words, "matrices=[k_proj,o_proj],per_head=true"):
-        operation = lm.apply(recipe(changes), documents)
-        assert operation.log[-1]["loss"] < operation.log[0]["loss"]
-        assert all(record.relative_error > 0 for record in operation.records)
+        applied = lm.apply(recipe(changes), documents)
+        assert applied.log[-1]["loss"] < applied.log[0]["loss"]
+        assert all(record.relative_error > 0 for record in applied.records)
         lm.undo()
         assert same_as_before(lm, digest)
 
 
 def test_a_model_in_half_precision_is_trained_in_float32(make_lm) -> None:
     lm = make_lm("llama", dtype="bfloat16")
-    operation = lm.apply(recipe(), documents)
-    assert operation.log[-1]["loss"] < operation.log[0]["loss"]
+    applied = lm.apply(recipe(), documents)
+    assert applied.log[-1]["loss"] < applied.log[0]["loss"]
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(make_lm) -> None:
@@ -422,8 +422,8 @@ def test_what_cannot_be_trained_is_refused(make_lm, make_model) -> None:
 
 def test_the_settings_of_a_training_are_checked() -> None:
     assert (
-        parse_recipe("basis-selection").steps[0].learning == Training()
-        and parse_recipe("svd").steps[0].learning is None
+        parse_recipe("basis-selection").steps[0].training == Training()
+        and parse_recipe("svd").steps[0].training is None
     )
     with pytest.raises(RecipeError, match=r"training.keep_ration: unknown key, did you mean 'keep_ratio'\?"):
         parse_recipe("basis-selection:training.keep_ration=0.5")
