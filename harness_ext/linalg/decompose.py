@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING
 
 from harness_ext.linalg import cache, gram
 from harness_ext.linalg.cache import DiskCache
-from harness_ext.methods import Edit, Svd
-from harness_ext.methods.registry import RankRule
+from harness_ext.linalg.edits import Edit, RankRule, Svd
 from harness_ext.model.weights import tensor_digest
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
+from harness_ext.linalg.edits import Truncate
 from harness_ext.methods import Edit, Svd, method
-from harness_ext.methods.registry import Truncate
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor

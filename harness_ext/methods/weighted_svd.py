@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from harness_ext.linalg.edits import Truncate
 from harness_ext.methods import Edit, method
-from harness_ext.methods.registry import Truncate
 
 if TYPE_CHECKING:
     from torch import Tensor

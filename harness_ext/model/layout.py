@@ -16,11 +16,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from harness_ext.errors import UserError, nearest
 from harness_ext.model.architectures import ATTENTION, MLP, ROLES, Ranges, architecture_of, text_config
-from harness_ext.recipe.schema import Step
 
 GROUPS: Mapping[str, str] = {
     "attn": "the attention matrices",
@@ -90,6 +89,21 @@ def _length(ranges: Ranges | None, full: int) -> int:
     return full if ranges is None else sum(stop - start for start, stop in ranges)
 
 
+class Selection(Protocol):
+    """Which matrices are meant, as a step of a recipe says it. matrices: roles, groups or globs on parameter names.
+    layers: numbers, negative ones or ranges; None for all. per_head: attention matrices split into their heads.
+    """
+
+    @property
+    def matrices(self) -> tuple[str, ...]: ...
+
+    @property
+    def layers(self) -> tuple[int | str, ...] | None: ...
+
+    @property
+    def per_head(self) -> bool: ...
+
+
 class Layout:
     """The matrices of one model, found by name and shape, and chosen by the words of a recipe.
 
@@ -122,7 +136,7 @@ class Layout:
         found = {matrix.role for matrix in self.matrices}
         return tuple(role for role in ROLES if role in found)
 
-    def select(self, step: Step, where: str = "") -> tuple[Matrix, ...]:
+    def select(self, step: Selection) -> tuple[Matrix, ...]:
         """The matrices that a step means, in the order of the model, each once.
 
         Raises UserError naming every pattern and layer that matches nothing, with the nearest that would.
@@ -137,7 +151,7 @@ class Layout:
         layers = self._layers(step.layers, mistakes)
         if mistakes:
             raise UserError(
-                f"{where}this model ({self.model_type}, {self.layers or 'unknown'} layers) does not fit the recipe:"
+                f"this model ({self.model_type}, {self.layers or 'unknown'} layers) does not fit the recipe:"
                 + "".join(f"\n  - {mistake}" for mistake in mistakes)
             )
         order = {key: place for place, key in enumerate(self._parts)}
@@ -147,7 +161,7 @@ class Layout:
         )
         if not kept:
             raise UserError(
-                f"{where}matrices {list(step.matrices)} have no match in layers {list(step.layers or ())} of this model"
+                f"matrices {list(step.matrices)} have no match in layers {list(step.layers or ())} of this model"
                 f" ({self.layers} layers)"
             )
         return tuple(part for matrix in kept for part in (self._per_head(matrix) if step.per_head else (matrix,)))

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from harness_ext.editing.pipeline import Progress
+from harness_ext.progress import Progress
 
 if TYPE_CHECKING:
     from tqdm import tqdm

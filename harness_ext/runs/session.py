@@ -21,9 +21,9 @@ from harness_ext.calibration.collect import check_pairs
 from harness_ext.calibration.documents import PromptSettings, draw_documents
 from harness_ext.editing.controls import NoControl, check_control, control_recipe
 from harness_ext.editing.plan import planned_matrices
-from harness_ext.editing.records import VariantFailed, failure
+from harness_ext.editing.records import failure
 from harness_ext.editing.warnings import receipt_warnings
-from harness_ext.errors import UserError
+from harness_ext.errors import UserError, VariantFailed, located
 from harness_ext.lm_eval_adapter import local_datasets
 from harness_ext.model import checkpoint
 from harness_ext.model.renames import as_loaded
@@ -154,12 +154,9 @@ class Session:
             # A chat template belongs to a tokenizer, which is not loaded yet.
             if step.calibration is None or self.harness.apply_chat_template:
                 continue
-            where = f"recipe {recipe.label!r}, step {number}: "
-            counts = {drawn.task: len(drawn.documents) for drawn in self._documents(step.calibration, where)}
-            try:
+            with located(recipe.place(number)):
+                counts = {drawn.task: len(drawn.documents) for drawn in self._documents(step.calibration)}
                 check_pairs(described(step.method).statistics, counts, step.calibration.batch_size)
-            except UserError as error:
-                raise UserError(f"{where}{error}") from None
 
     def _variant(self, recipe: Recipe) -> Outcome:
         spec_id = self.spec.spec_id(recipe)
@@ -256,7 +253,7 @@ class Session:
 
         return model_digest(self.lm.model)
 
-    def _documents(self, calibration: Calibration, where: str) -> list[CalibrationSet]:
+    def _documents(self, calibration: Calibration) -> list[CalibrationSet]:
         loaded, harness = self.spec.tasks, self.harness
         tasks = dict(loaded.by_name)
         missing = [name for name in calibration.tasks if name not in tasks]
@@ -276,7 +273,7 @@ class Session:
             fewshot_seed,
             self.lm.apply_chat_template if chat else None,
         )
-        return draw_documents(calibration, tasks, scored, prompts, where)
+        return draw_documents(calibration, tasks, scored, prompts)
 
     def _speed(self, recipe: Recipe, speed: Speed) -> dict[str, float | None]:
         """Tokens per second of the baseline and of the variant, both while they were scored by this process: figures of

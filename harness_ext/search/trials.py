@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness_ext.editing.records import VariantFailed
-from harness_ext.errors import UserError
+from harness_ext.errors import UserError, VariantFailed
 from harness_ext.search.scoring import Score
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ DOCUMENTS = tuple(
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")
 
 
-def documents(calibration, where):
+def documents(calibration):
     return [CalibrationSet("t", "train", 0, DOCUMENTS)]
 
 
