@@ -86,7 +86,7 @@ def measure(config: RunConfig, first: int, second: int, report: ProgressReport) 
     sessions = [Session(_at_size(config, size), report) for size in (first, second)]
     database = sessions[0].root / DATABASE
     check_database(database)
-    outcomes = []
+    outcomes: list[VariantOutcome] = []
     for session, size in zip(sessions, (first, second), strict=True):
         if outcomes:
             session.take_model_of(sessions[0])
