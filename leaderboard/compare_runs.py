@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from leaderboard.board.board import Cell, board
 from leaderboard.compare.choice_shift import compare_choices
-from leaderboard.compare.unshared import Unshared, unshared
+from leaderboard.compare.run_diff import Unshared, unshared
 from leaderboard.errors import LeaderboardError
 from leaderboard.ingest import ingest
 from leaderboard.metrics import DEFAULT_MARGIN

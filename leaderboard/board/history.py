@@ -78,13 +78,15 @@ SELECT run_id, metric, filter, count(*) AS documents, coalesce(sum(value), 0) AS
     bool_and(coalesce(value IN (0, 1), false)) AS binary
 FROM sample_scores WHERE task = $1 AND run_id IN (SELECT unnest($2)) GROUP BY ALL
 """
+# INCONCLUSIVE: how gates of earlier versions recorded UNDECIDED.
 _EVENTS = """
 SELECT b.pinned_at AS moment, 'pinned' AS what, b.run_id, b.reason FROM baselines b
 WHERE b.model_key IN (SELECT model_key FROM variants WHERE model_name = $1)
 UNION ALL
 SELECT blessed_at, 'blessed', run_id, reason FROM blessings WHERE model_name = $1 AND recipe_label = $2
 UNION ALL
-SELECT gated_at, 'gate: ' || verdict, candidate, '' FROM gate_runs WHERE model_name = $1 AND recipe_label = $2
+SELECT gated_at, 'gate: ' || if(verdict = 'INCONCLUSIVE', 'UNDECIDED', verdict), candidate, '' FROM gate_runs
+WHERE model_name = $1 AND recipe_label = $2
 ORDER BY moment, what, run_id
 """
 

@@ -2,12 +2,12 @@
 
 PASS: the drop's one-sided upper limit lies below the margin. FAIL: the drop is significant and larger than the margin,
 or a floor is broken, or something required is missing.
-WARN: the drop is significant, and the margin lies between it and its limit. INCONCLUSIVE: none of these, so more
+WARN: the drop is significant, and the margin lies between it and its limit. UNDECIDED: none of these, so more
 documents are needed. INCOMPARABLE: the two
 runs were not asked the same. Notable choices:
 - Significance after Holm over all rows of the gate, of both baselines and of the suites: a gate stops on any of them. A
 pass needs no correction, since all must pass.
-- The gate's word is that of its worst row, in the order FAIL, INCOMPARABLE, INCONCLUSIVE, WARN, PASS.
+- The gate's word is that of its worst row, in the order FAIL, INCOMPARABLE, UNDECIDED, WARN, PASS.
 - A run that came out as the baseline to the last bit passes, however few its documents: it is the same model.
 """
 
@@ -22,9 +22,9 @@ import numpy as np
 from leaderboard import statistics as stats
 from leaderboard.compare.choice_shift import Choices
 
-Verdict = Literal["PASS", "WARN", "INCONCLUSIVE", "INCOMPARABLE", "FAIL"]
-BY_WEIGHT: tuple[Verdict, ...] = ("PASS", "WARN", "INCONCLUSIVE", "INCOMPARABLE", "FAIL")
-EXIT_CODES: dict[Verdict, int] = {"PASS": 0, "WARN": 0, "FAIL": 1, "INCOMPARABLE": 2, "INCONCLUSIVE": 3}
+Verdict = Literal["PASS", "WARN", "UNDECIDED", "INCOMPARABLE", "FAIL"]
+BY_WEIGHT: tuple[Verdict, ...] = ("PASS", "WARN", "UNDECIDED", "INCOMPARABLE", "FAIL")
+EXIT_CODES: dict[Verdict, int] = {"PASS": 0, "WARN": 0, "FAIL": 1, "INCOMPARABLE": 2, "UNDECIDED": 3}
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Row:
     choices: Choices | None = None
     identical: bool = False
     decided: Verdict | None = None
-    verdict: Verdict = "INCONCLUSIVE"
+    verdict: Verdict = "UNDECIDED"
     reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -98,7 +98,7 @@ def _by_statistics(row: Row, alpha: float) -> tuple[Verdict, str | None]:
     if row.identical:
         return "PASS", None
     if row.drop is None or row.drop_high is None or row.margin is None or row.p_holm is None:
-        return "INCONCLUSIVE", None if row.notes or row.reasons else "there is no test for this metric"
+        return "UNDECIDED", None if row.notes or row.reasons else "there is no test for this metric"
     harmful = row.p_holm <= alpha
     if row.drop_high < row.margin:
         return "PASS", "worse, but by less than the margin" if harmful else None
@@ -106,7 +106,7 @@ def _by_statistics(row: Row, alpha: float) -> tuple[Verdict, str | None]:
         return "FAIL", "worse by more than the margin"
     if harmful:
         return "WARN", "worse; by less than the margin as far as is seen, but it may be more"
-    return "INCONCLUSIVE", _lacking(row)
+    return "UNDECIDED", _lacking(row)
 
 
 def _lacking(row: Row) -> str:

@@ -19,7 +19,7 @@ _MARKS = {
     "PASS": "PASS",
     "WARN": "**WARN**",
     "FAIL": "**FAIL**",
-    "INCONCLUSIVE": "**INCONCLUSIVE**",
+    "UNDECIDED": "**UNDECIDED**",
     "INCOMPARABLE": "**INCOMPARABLE**",
 }
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -76,12 +76,12 @@ def _code(text: str) -> str:
 
 def junit(report: Report) -> str:
     """The report as JUnit XML: a suite for each baseline, a case for each row. FAIL is a failure, INCOMPARABLE an
-    error, INCONCLUSIVE skipped.
+    error, UNDECIDED skipped.
     """
     root = ElementTree.Element("testsuites", name="gate")
     for compared in report.baselines:
         rows = report.rows_of(compared)
-        counts = {word: sum(row.verdict == word for row in rows) for word in ("FAIL", "INCOMPARABLE", "INCONCLUSIVE")}
+        counts = {word: sum(row.verdict == word for row in rows) for word in ("FAIL", "INCOMPARABLE", "UNDECIDED")}
         suite = ElementTree.SubElement(
             root,
             "testsuite",
@@ -89,7 +89,7 @@ def junit(report: Report) -> str:
             tests=str(len(rows)),
             failures=str(counts["FAIL"]),
             errors=str(counts["INCOMPARABLE"]),
-            skipped=str(counts["INCONCLUSIVE"]),
+            skipped=str(counts["UNDECIDED"]),
         )
         for row in rows:
             _case(suite, row, report, compared.title)
@@ -100,7 +100,7 @@ def _case(suite: ElementTree.Element, row: Row, report: Report, against: str) ->
     case = ElementTree.SubElement(
         suite, "testcase", classname=_xml(f"{report.model}.{against}"), name=_xml(row.name), time="0"
     )
-    element = {"FAIL": "failure", "INCOMPARABLE": "error", "INCONCLUSIVE": "skipped"}.get(row.verdict)
+    element = {"FAIL": "failure", "INCOMPARABLE": "error", "UNDECIDED": "skipped"}.get(row.verdict)
     said = [
         f"{row.verdict}: {signed(row.drop)} drop, at most {signed(row.drop_high)}, margin {number(row.margin)}",
         *remarks(row),

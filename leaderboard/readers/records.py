@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from leaderboard.readers.samples import Samples
 
+BASELINE = "baseline"  # the recipe of runs of the model as it is
 NO_FILTER = "none"
 
 

@@ -7,7 +7,7 @@ numbers are in the metric's units.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from leaderboard.app import page_queries
@@ -34,22 +34,16 @@ class Row(NamedTuple):
 
 def rows(store: Store, a: str, b: str, tasks: tuple[str, ...]) -> list[Row]:
     """What both runs report of these tasks."""
-    return [_row(**found) for found in page_queries.common_scores(store, a, b) if found["task"] in tasks]
+    return [_tile(scores) for scores in page_queries.common_scores(store, a, b) if scores["task"] in tasks]
 
 
-def _row(
-    task: str,
-    metric: str,
-    filter: str,
-    before: float,
-    after: float,
-    higher_is_better: bool | None,
-    best_value: float | None,
-) -> Row:
-    name = metric if filter in ("", "none") else f"{metric} ({filter})"
-    sign = -1.0 if higher_is_better is False else 1.0
-    improvement = sign * (after - before) if best_value is None else abs(before - best_value) - abs(after - best_value)
-    return Row(task, name, before, after, after - before, improvement)
+def _tile(scores: Mapping[str, Any]) -> Row:
+    """From a row of `common_scores`."""
+    metric, best, before, after = (scores[name] for name in ("metric", "best_value", "before", "after"))
+    name = metric if scores["filter"] in ("", "none") else f"{metric} ({scores['filter']})"
+    sign = -1.0 if scores["higher_is_better"] is False else 1.0
+    improvement = sign * (after - before) if best is None else abs(before - best) - abs(after - best)
+    return Row(scores["task"], name, before, after, after - before, improvement)
 
 
 def _shown(found: Sequence[Row]) -> list[Row]:

@@ -167,12 +167,14 @@ def test_decisions_are_events_with_their_reasons(made: Any, kit: Any, database: 
             "policy": "{}",
             "report": "{}",
         }
-        store.insert("gate_runs", {name: [value] for name, value in row.items()})
+        old = row | {"gated_at": datetime(2030, 1, 2), "verdict": "INCONCLUSIVE", "exit_code": 3}
+        store.insert("gate_runs", {name: [row[name], old[name]] for name in row})
     events = of(database).events
     assert [(event.what, event.reason) for event in events] == [
         ("pinned", "the first"),
         ("blessed", "good"),
         ("gate: FAIL", ""),
+        ("gate: UNDECIDED", ""),
     ]
     assert isinstance(events[0], Event) and events[2].run_id == "abc"
 

@@ -65,7 +65,7 @@ class TestForms:
             "good": "PASS",
             "absent": "FAIL",
             "sums": "FAIL",
-            "few": "INCONCLUSIVE",
+            "few": "UNDECIDED",
         }
 
     def test_junit(self, made: Any, kit: Any) -> None:
@@ -167,7 +167,7 @@ class TestCommand:
         base, laser, policy = self.files(made, kit, tmp_path, lost=60)
         database = made.root / "leaderboard.duckdb"
         ingest([made.root], database)
-        monkeypatch.setattr("leaderboard.gate.history.PATIENCE_SECONDS", 0.05)
+        monkeypatch.setattr("leaderboard.gate.report.RECORD_PATIENCE_SECONDS", 0.05)
         monkeypatch.setattr("leaderboard.gate.runs.PATIENCE_SECONDS", 0.05)
         monkeypatch.setattr("leaderboard.gate.report.PATIENCE_SECONDS", 0.05)
         holder = subprocess.Popen(
