@@ -19,13 +19,14 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from leaderboard.board import reported
-from leaderboard.board.cell import BASELINE, Cell, changed, with_verdicts
+from leaderboard.board.cell import Cell, changed, with_verdicts
 from leaderboard.compare import comparability, verdict_cache
 from leaderboard.compare.contents import Contents, Effects, read_contents
 from leaderboard.compare.pairing import Subject, Terms, effect_key, pair_up
 from leaderboard.compare.verdict_cache import Judged, Key, Memory
 from leaderboard.errors import UnknownRun
 from leaderboard.metrics import DEFAULT_MARGIN
+from leaderboard.readers.records import BASELINE
 from leaderboard.readers.safe_json import no_collection
 from leaderboard.store.database import Store
 from leaderboard.store.queries import RunRow, TaskRow

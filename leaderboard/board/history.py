@@ -100,7 +100,7 @@ class Change(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Point:
+class HistoryPoint:
     """One run's score of the task. `score` is None for a run that failed, and for a result that is not a number
     (`reported` says what it was); `low` and `high` are None where nothing says how sure it is.
     """
@@ -135,11 +135,11 @@ class Event(NamedTuple):
 class History(NamedTuple):
     """Points of both lines in order of time, and the decisions, earliest first."""
 
-    points: list[Point]
+    points: list[HistoryPoint]
     events: list[Event]
 
 
-class Subject(NamedTuple):
+class HistorySubject(NamedTuple):
     """What can have a history. `runs` counts those of the recipe itself."""
 
     model: str
@@ -148,13 +148,13 @@ class Subject(NamedTuple):
     runs: int
 
 
-def subjects(store: Store) -> list[Subject]:
+def subjects(store: Store) -> list[HistorySubject]:
     """Every (model, recipe, task) with a score, by name."""
     rows = store.rows(
         "SELECT model_name AS model, recipe_label AS recipe, task, count(DISTINCT run_id) AS runs FROM runs JOIN"
         " variants USING (variant_id) JOIN run_tasks USING (run_id) GROUP BY ALL ORDER BY ALL"
     )
-    return [Subject(**row) for row in rows]
+    return [HistorySubject(**row) for row in rows]
 
 
 def history(store: Store, model: str, recipe: str, task: str) -> History:
@@ -172,8 +172,8 @@ def history(store: Store, model: str, recipe: str, task: str) -> History:
     return History(_with_changes(rows), events)
 
 
-def _with_changes(rows: Iterable[dict[str, Any]]) -> list[Point]:
-    points: list[Point] = []
+def _with_changes(rows: Iterable[dict[str, Any]]) -> list[HistoryPoint]:
+    points: list[HistoryPoint] = []
     last: dict[bool, dict[str, Any]] = {}
     for row in rows:
         row["lm_eval_recipes"] = _of_json(row["versions"]).get("lm_eval_recipes")
@@ -184,9 +184,9 @@ def _with_changes(rows: Iterable[dict[str, Any]]) -> list[Point]:
     return points
 
 
-def _point(row: dict[str, Any]) -> Point:
+def _point(row: dict[str, Any]) -> HistoryPoint:
     score, interval = row["score"], _interval(row)
-    return Point(
+    return HistoryPoint(
         row["run_id"],
         row["moment"],
         row["unedited"],

@@ -29,7 +29,7 @@ import numpy as np
 from leaderboard import statistics as stats
 from leaderboard.compare.effect import Comparison, Effect, finite_or_none, needed
 from leaderboard.compare.judge_corpus import corpus_effect, likelihood_effect
-from leaderboard.compare.paired_scores import Pair
+from leaderboard.compare.paired_scores import PairedScores
 from leaderboard.metrics import Kind, Metric
 
 
@@ -54,7 +54,7 @@ def _mean(comparison: Comparison) -> Effect:
     unit = _within_unit(comparison)
     margin = comparison.margin or _default_margin(comparison, unit)
     sign, count = comparison.sign, comparison.count
-    pair = Pair(baseline.values, recipe.values, sign, unit, comparison.clusters, comparison.seed)
+    pair = PairedScores(baseline.values, recipe.values, sign, unit, comparison.clusters, comparison.seed)
     directed = best is None
     if best is None:
         tails = pair.test()

@@ -28,7 +28,7 @@ EXIT_CODES: dict[Verdict, int] = {"PASS": 0, "WARN": 0, "FAIL": 1, "INCOMPARABLE
 
 
 @dataclass(frozen=True)
-class Row:
+class GateRow:
     """A task or a suite against one baseline.
 
     `drop` is how much worse the candidate is, in the metric's own units, `drop_low` and `drop_high` its one-sided
@@ -74,7 +74,7 @@ class Row:
         return self.verdict in ("FAIL", "WARN") and self.drop is not None and self.drop > 0
 
 
-def decide(rows: Sequence[Row], alpha: float) -> list[Row]:
+def decide(rows: Sequence[GateRow], alpha: float) -> list[GateRow]:
     """Correct over all rows that have a test, and put each into a word with its reasons."""
     tested = [i for i, row in enumerate(rows) if row.p_worse is not None]
     adjusted = stats.holm(np.array([rows[i].p_worse for i in tested], dtype=float))
@@ -82,19 +82,19 @@ def decide(rows: Sequence[Row], alpha: float) -> list[Row]:
     return [_worded(replace(row, p_holm=corrected.get(i)), alpha) for i, row in enumerate(rows)]
 
 
-def overall(rows: Iterable[Row]) -> Verdict:
+def overall(rows: Iterable[GateRow]) -> Verdict:
     """The worst word among the rows."""
     return max((row.verdict for row in rows), key=BY_WEIGHT.index)
 
 
-def _worded(row: Row, alpha: float) -> Row:
+def _worded(row: GateRow, alpha: float) -> GateRow:
     if row.decided is not None:
         return replace(row, verdict=row.decided)
     verdict, reason = _by_statistics(row, alpha)
     return replace(row, verdict=verdict, reasons=(*filter(None, [reason]), *row.reasons))
 
 
-def _by_statistics(row: Row, alpha: float) -> tuple[Verdict, str | None]:
+def _by_statistics(row: GateRow, alpha: float) -> tuple[Verdict, str | None]:
     if row.identical:
         return "PASS", None
     if row.drop is None or row.drop_high is None or row.margin is None or row.p_holm is None:
@@ -109,7 +109,7 @@ def _by_statistics(row: Row, alpha: float) -> tuple[Verdict, str | None]:
     return "UNDECIDED", _lacking(row)
 
 
-def _lacking(row: Row) -> str:
+def _lacking(row: GateRow) -> str:
     assert row.drop is not None and row.margin is not None
     if row.drop > row.margin:
         return "looks worse by more than the margin, but chance is not excluded: more documents would tell"

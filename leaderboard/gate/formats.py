@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree
 
-from leaderboard.gate.decision import Row
-from leaderboard.gate.report import Report
+from leaderboard.gate.decision import GateRow
+from leaderboard.gate.report import GateReport
 from leaderboard.gate.table import remarks
 from leaderboard.terminal.format import number, plain, signed
 
@@ -25,7 +25,7 @@ _MARKS = {
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def markdown(report: Report) -> str:
+def markdown(report: GateReport) -> str:
     """The report as Markdown, with a final newline."""
     lines = [
         f"### Gate: {_MARKS[report.verdict]}",
@@ -61,7 +61,7 @@ def markdown(report: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _markdown_row(row: Row) -> str:
+def _markdown_row(row: GateRow) -> str:
     name = _code(row.name) + (" (critical)" if row.critical else "")
     return (
         f"| {name} | {number(row.baseline_score)} | {number(row.score)} | {signed(row.drop)} | {signed(row.drop_high)}"
@@ -74,7 +74,7 @@ def _code(text: str) -> str:
     return f"`{plain(text).replace('`', chr(39)).replace('|', chr(0xA6)).strip() or ' '}`"
 
 
-def junit(report: Report) -> str:
+def junit(report: GateReport) -> str:
     """The report as JUnit XML: a suite for each baseline, a case for each row. FAIL is a failure, INCOMPARABLE an
     error, UNDECIDED skipped.
     """
@@ -96,7 +96,7 @@ def junit(report: Report) -> str:
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def _case(suite: ElementTree.Element, row: Row, report: Report, against: str) -> None:
+def _case(suite: ElementTree.Element, row: GateRow, report: GateReport, against: str) -> None:
     case = ElementTree.SubElement(
         suite, "testcase", classname=_xml(f"{report.model}.{against}"), name=_xml(row.name), time="0"
     )

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from leaderboard.errors import LeaderboardError
-from leaderboard.gate.changes import Change, changes, findings, moved_baseline
-from leaderboard.gate.decision import EXIT_CODES, Row, Verdict, decide, overall
+from leaderboard.gate.changes import RunChange, changes, findings, moved_baseline
+from leaderboard.gate.decision import EXIT_CODES, GateRow, Verdict, decide, overall
 from leaderboard.gate.evaluate import Floors, bench, rows_against, with_metrics
 from leaderboard.gate.policy import Policy
 from leaderboard.gate.runs import Named, base_of, baselines_of
@@ -36,7 +36,7 @@ class Compared:
     recipe: str
     path: str
     how: str
-    changes: tuple[Change, ...]
+    changes: tuple[RunChange, ...]
     findings: tuple[str, ...]
 
     @property
@@ -46,7 +46,7 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Report:
+class GateReport:
     """The outcome. `exit_code` as the command ends with it."""
 
     verdict: Verdict
@@ -57,18 +57,18 @@ class Report:
     candidate_path: str
     alpha: float
     baselines: tuple[Compared, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[GateRow, ...]
 
     def to_json(self) -> str:
         """The report as JSON, numbers that are not finite as null."""
         return json.dumps(_finite(asdict(self)), indent=2, ensure_ascii=False, default=str)
 
-    def rows_of(self, compared: Compared) -> list[Row]:
+    def rows_of(self, compared: Compared) -> list[GateRow]:
         """The rows against one baseline."""
         return [row for row in self.rows if row.baseline == compared.run_id]
 
 
-def judge_candidate(candidate: Run, policy: Policy, asked: Sequence[str], database: Path) -> Report:
+def judge_candidate(candidate: Run, policy: Policy, asked: Sequence[str], database: Path) -> GateReport:
     """Gate a run. Raises `LeaderboardError` where there is nothing to compare it with, or no task to gate."""
     baselines = baselines_of(candidate, asked, database)
     base, before = _unedited(candidate, baselines, database)
@@ -104,7 +104,7 @@ def judge_candidate(candidate: Run, policy: Policy, asked: Sequence[str], databa
             )
     verdict = overall(rows)
     variant = candidate.variant
-    return Report(
+    return GateReport(
         verdict,
         EXIT_CODES[verdict],
         variant.model_name,
@@ -117,7 +117,7 @@ def judge_candidate(candidate: Run, policy: Policy, asked: Sequence[str], databa
     )
 
 
-def record(report: Report, policy: Policy, database: Path) -> str | None:
+def record(report: GateReport, policy: Policy, database: Path) -> str | None:
     """Append a decision to `gate_runs`. Never creates a database, and never costs the decision: what went wrong is
     returned as a sentence.
     """

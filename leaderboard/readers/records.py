@@ -14,7 +14,7 @@ NO_FILTER = "none"
 
 
 @dataclass(frozen=True)
-class Score:
+class ReportedScore:
     """One aggregate as lm-eval reported it. `score` is None where it was not finite: `reported` says what it was."""
 
     task: str
@@ -56,7 +56,7 @@ class TaskRun:
 
 
 @dataclass(frozen=True)
-class Variant:
+class RunVariant:
     """A base model under a recipe. `model_key` names the base model, and with it the board."""
 
     variant_id: str
@@ -127,9 +127,9 @@ class Run:
     path: Path
     origin: str
     status: str
-    variant: Variant
+    variant: RunVariant
     tasks: list[TaskRun]
-    scores: list[Score]
+    scores: list[ReportedScore]
     files: list[str]
     failure_kind: str | None = None
     failure_reason: str | None = None

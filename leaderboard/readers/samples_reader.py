@@ -24,7 +24,7 @@ from leaderboard.errors import Unreadable
 from leaderboard.readers.jsonl import parse_line, read_lines
 from leaderboard.readers.records import NO_FILTER
 from leaderboard.readers.safe_json import canonical, canonical_each, clean, finite, integer
-from leaderboard.readers.samples import Document, Outcome, Samples, SampleScore, outcome
+from leaderboard.readers.samples import Document, SampleOutcome, Samples, SampleScore, outcome
 from leaderboard.readers.samples_fast_path import KNOWN_BYTES, Known, Lines
 
 LOG_LIKELIHOOD_OUTPUTS = frozenset({"loglikelihood", "multiple_choice", "loglikelihood_rolling"})
@@ -113,7 +113,7 @@ def _document(line: dict[str, Any], form: SampleForm) -> Document:
     )
 
 
-def _outcome(line: dict[str, Any], form: SampleForm) -> Outcome:
+def _outcome(line: dict[str, Any], form: SampleForm) -> SampleOutcome:
     return outcome({clean(name): sample_score(name, line[name]) for name in sorted(form.metrics) if name in line})
 
 

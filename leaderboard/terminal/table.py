@@ -14,8 +14,9 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from leaderboard.board.cell import BASELINE, Cell
+from leaderboard.board.cell import Cell
 from leaderboard.compare.run_diff import Unshared
+from leaderboard.readers.records import BASELINE
 from leaderboard.terminal.format import (
     choices,
     counted,

@@ -85,7 +85,7 @@ def show_forest(cells: Sequence[Cell]) -> None:
             layout.plot(forest.by_task(shown), forest.task_sentence(shown, len(of_metric)))
 
 
-def show_heat(rows: Sequence[heat.Row]) -> None:
+def show_heat(rows: Sequence[heat.HeatTile]) -> None:
     """Every metric that both report of the tasks in which they may be compared, coloured by whether it rose or fell."""
     if not rows:
         st.info("The two runs share no metric of a task in which they may be compared.")

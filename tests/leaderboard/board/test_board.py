@@ -14,8 +14,8 @@ import pytest
 
 from leaderboard import statistics
 from leaderboard.app import tables
-from leaderboard.board.board import Cell, board
-from leaderboard.board.cell import with_verdicts
+from leaderboard.board.board import board
+from leaderboard.board.cell import Cell, with_verdicts
 from leaderboard.compare.run_diff import Unshared
 from leaderboard.compare_runs import compare_paths
 from leaderboard.errors import LeaderboardError, UnknownRun

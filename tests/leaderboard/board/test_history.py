@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from scipy.stats import binomtest
 
-from leaderboard.board.history import NORMAL_95, Event, History, Point, history, subjects
+from leaderboard.board.history import NORMAL_95, Event, History, HistoryPoint, history, subjects
 from leaderboard.ingest import ingest
 from leaderboard.store.database import memory_store, open_store
 from leaderboard.store.pins import choose
@@ -58,7 +58,7 @@ def test_both_lines_in_order_of_time_with_what_changed(made: Any, kit: Any, data
     assert "unedited weights" not in changed and "lm-eval-recipes" not in changed
 
 
-def point_of(made: Any, database: Path, task: Any, error: float | str, *, samples: bool = True) -> Point:
+def point_of(made: Any, database: Path, task: Any, error: float | str, *, samples: bool = True) -> HistoryPoint:
     """The one run of a task whose results file says that its standard error is this."""
     (metric,) = task.values
     file = made.plain({"sums": task}, samples=samples)

@@ -14,8 +14,8 @@ import pytest
 
 from leaderboard.errors import LeaderboardError
 from leaderboard.gate import formats, table
-from leaderboard.gate.decision import Row, decide
-from leaderboard.gate.report import Report
+from leaderboard.gate.decision import GateRow, decide
+from leaderboard.gate.report import GateReport
 from leaderboard.ingest import ingest
 from leaderboard.store.database import open_store
 from leaderboard.store.pins import choose
@@ -78,7 +78,7 @@ def test_the_worst_row_decides() -> None:
     def words(*decided: str) -> str:
         from leaderboard.gate.decision import overall
 
-        rows = [Row("base", str(i), decided=word) for i, word in enumerate(decided)]  # type: ignore[arg-type]
+        rows = [GateRow("base", str(i), decided=word) for i, word in enumerate(decided)]  # type: ignore[arg-type]
         return overall(decide(rows, 0.05))
 
     assert words("PASS", "WARN", "PASS") == "WARN" and words("WARN", "UNDECIDED") == "UNDECIDED"
@@ -451,7 +451,7 @@ class TestBaselines:
 class TestWhatChanged:
     """Who is to blame."""
 
-    def store(self, made: Any, kit: Any, *, moved: int, digest: str | None = None, **changes: Any) -> Report:
+    def store(self, made: Any, kit: Any, *, moved: int, digest: str | None = None, **changes: Any) -> GateReport:
         """A blessed run and one that lost 60 more documents, each with an unedited run of its own settings."""
         start, blessed = kit.pair(400, 300)
         later_base = kit.pair(400, 300, lost=moved)[1]
