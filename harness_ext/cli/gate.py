@@ -15,7 +15,7 @@ class Gate(SubCommand):
 
     def __init__(self, subparsers: argparse._SubParsersAction) -> None:
         self._parser = subparsers.add_parser(
-            "gate", help="Judge a run by a policy: pass, warn, fail or inconclusive", description=DESCRIPTION
+            "gate", help="Judge a run by a policy: pass, warn, fail or undecided", description=DESCRIPTION
         )
         self._add_args()
         self._parser.set_defaults(func=self._execute)

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from leaderboard import metrics
 from leaderboard import statistics as stats
 from leaderboard.statistics import Estimate
 from leaderboard.store.database import Store
@@ -82,11 +83,11 @@ def compare_choices(store: Store, baseline: str, recipe: str, task: str, filter_
     """
     rows = store.rows(
         "SELECT t.output_type, b.filtered_responses AS before, r.filtered_responses AS after, d.target, EXISTS (FROM"
-        " scores s WHERE s.run_id = $2 AND s.task = $3 AND s.metric = 'acc_mutual_info') AS doubled FROM samples b JOIN"
+        " scores s WHERE s.run_id = $2 AND s.task = $3 AND s.metric = $5) AS doubled FROM samples b JOIN"
         " samples r USING (task, filter, doc_key, occurrence) JOIN run_tasks t ON t.run_id = r.run_id AND t.task ="
         " r.task LEFT JOIN (SELECT doc_key, any_value(target) AS target FROM docs WHERE task = $3 GROUP BY doc_key) d"
         " USING (doc_key) WHERE b.run_id = $1 AND r.run_id = $2 AND b.task = $3 AND b.filter = $4",
-        [baseline, recipe, task, filter_name],
+        [baseline, recipe, task, filter_name, metrics.ACC_MUTUAL_INFO],
     )
     documents = [_document(row) for row in rows]
     found = [document for document in documents if document is not None]

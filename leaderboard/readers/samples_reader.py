@@ -19,14 +19,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from leaderboard import metrics
 from leaderboard.errors import Unreadable
 from leaderboard.readers.jsonl import parse_line, read_lines
 from leaderboard.readers.records import NO_FILTER
 from leaderboard.readers.safe_json import canonical, canonical_each, clean, finite, integer
-from leaderboard.readers.samples import Document, Outcome, Samples, SampleScore, outcome
+from leaderboard.readers.samples import Document, SampleOutcome, Samples, SampleScore, outcome
 from leaderboard.readers.samples_fast_path import KNOWN_BYTES, Known, Lines
 
-WEIGHTED_METRICS = frozenset({"token_perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"})
 LOG_LIKELIHOOD_OUTPUTS = frozenset({"loglikelihood", "multiple_choice", "loglikelihood_rolling"})
 _BLOCK = 500  # lines that are read in one go
 
@@ -114,7 +114,7 @@ def _document(line: dict[str, Any], form: SampleForm) -> Document:
     )
 
 
-def _outcome(line: dict[str, Any], form: SampleForm) -> Outcome:
+def _outcome(line: dict[str, Any], form: SampleForm) -> SampleOutcome:
     return outcome({clean(name): sample_score(name, line[name]) for name in sorted(form.metrics) if name in line})
 
 
@@ -167,7 +167,7 @@ def sample_score(metric: str, value: Any) -> SampleScore:
         return SampleScore(number)
     if isinstance(value, float):
         return SampleScore(None)  # NaN or infinite
-    if metric in WEIGHTED_METRICS and isinstance(value, list) and len(value) == 2:
+    if isinstance(value, list) and len(value) == 2 and metrics.named(metric).weighted:
         likelihood, weight = finite(value[0]), finite(value[1])
         return SampleScore(likelihood, weight) if likelihood is not None and weight else SampleScore(None)
     return SampleScore(None, None, canonical(value))

@@ -19,9 +19,8 @@ from datetime import datetime, timezone
 from enum import Enum
 from typing import Any
 
-from leaderboard.board.cell import BASELINE
 from leaderboard.errors import Unreadable
-from leaderboard.readers.records import Rejection, Run
+from leaderboard.readers.records import BASELINE, Rejection, Run
 from leaderboard.readers.safe_json import clean
 from leaderboard.store import noise_floor
 from leaderboard.store.database import Store
