@@ -12,9 +12,8 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import NamedTuple
 
-from lm_eval._cli.subcommand import SubCommand
-
 from harness_ext.cli.ingest import add_database_argument
+from harness_ext.lm_eval_adapter.subcommand import Command
 
 PACKAGES = ("lm-eval-recipes", "lm_eval", "torch", "transformers", "datasets", "duckdb", "streamlit")
 
@@ -26,26 +25,22 @@ class Finding(NamedTuple):
     text: str
 
 
-class Doctor(SubCommand):
+class Doctor(Command):
     """Check the installation."""
 
-    def __init__(self, subparsers: argparse._SubParsersAction) -> None:
-        self._parser = subparsers.add_parser(
-            "doctor",
-            help="Check the installation",
-            description=(
-                "Check the installation: versions, scripts, entry points, the task index, the database. Exit code 1"
-                " where something needs mending."
-            ),
-        )
-        self._add_args()
-        self._parser.set_defaults(func=self._execute)
+    name = "doctor"
+    summary = "Check the installation"
+    description = (
+        "Check the installation: versions, scripts, entry points, the task index, the database. Exit code 1"
+        " where something needs mending."
+    )
 
-    def _add_args(self) -> None:
-        add_database_argument(self._parser)
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        add_database_argument(parser)
+        parser.set_defaults(func=self.execute)
 
     @staticmethod
-    def _execute(args: argparse.Namespace) -> None:
+    def execute(args: argparse.Namespace) -> None:
         found = list(findings(args.database))
         for finding in found:
             print(f"{finding.level:<5} {finding.text}")
