@@ -11,7 +11,7 @@ import argparse
 import os
 import sys
 
-from harness_ext.lm_eval_adapter.subcommand import Command, CommandLine
+from harness_ext.lm_eval_adapter.subcommand import CommandLine, RecipesCommand
 
 EXIT_USER_ERROR = 2
 
@@ -31,7 +31,7 @@ class RecipesCLI(CommandLine):
             command(self.commands)
 
 
-def _commands() -> list[type[Command]]:
+def _commands() -> list[type[RecipesCommand]]:
     from harness_ext.cli.baseline import Baseline
     from harness_ext.cli.compare import Compare
     from harness_ext.cli.doctor import Doctor

@@ -8,13 +8,13 @@ import argparse
 from typing import TYPE_CHECKING
 
 from harness_ext.cli.ingest import add_database_argument
-from harness_ext.lm_eval_adapter.subcommand import Command
+from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
 
 if TYPE_CHECKING:
     from leaderboard.store.pins import Pin
 
 
-class Baseline(Command):
+class Baseline(RecipesCommand):
     """Choose baselines and list the choices."""
 
     name = "baseline"
@@ -59,12 +59,12 @@ class Baseline(Command):
     def _list(args: argparse.Namespace) -> None:
         from leaderboard.store.pins import pins
 
-        found = pins(args.database)
-        for entry in found:
+        choices = pins(args.database)
+        for entry in choices:
             print(f"{'* ' if entry.current else '  '}{'blessed' if entry.blessed else 'pinned '} {_line(entry)}")
         print(
             "* counts now"
-            if found
+            if choices
             else "no baseline is pinned: a model's earliest unedited run of the same settings stands in"
         )
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from harness_ext.lm_eval_adapter.subcommand import Command
+from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
 
 
-class Compare(Command):
+class Compare(RecipesCommand):
     """Compare two run folders or results files."""
 
     name = "compare"
@@ -31,6 +31,8 @@ class Compare(Command):
         from leaderboard.terminal.table import render, render_unshared
 
         style = terminal_style()
-        found = compare_paths(args.a, args.b)
-        lines = render_unshared(found.unshared, width=style.width)
-        print("\n".join([render(found.cells, width=style.width, color=style.color), *([""] if lines else []), *lines]))
+        compared = compare_paths(args.a, args.b)
+        lines = render_unshared(compared.unshared, width=style.width)
+        print(
+            "\n".join([render(compared.cells, width=style.width, color=style.color), *([""] if lines else []), *lines])
+        )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness_ext.cli.ingest import add_database_argument
-from harness_ext.lm_eval_adapter.subcommand import Command
+from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
 
 PACKAGES = ("lm-eval-recipes", "lm_eval", "torch", "transformers", "datasets", "duckdb", "streamlit")
 
@@ -23,7 +23,7 @@ class Finding(NamedTuple):
     text: str
 
 
-class Doctor(Command):
+class Doctor(RecipesCommand):
     """Check the installation."""
 
     name = "doctor"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from harness_ext.lm_eval_adapter.subcommand import Command, MergeDictAction
+from harness_ext.lm_eval_adapter.subcommand import MergeDictAction, RecipesCommand
 
 EPILOG = """
 examples:
@@ -15,7 +15,7 @@ examples:
 """
 
 
-class Export(Command):
+class Export(RecipesCommand):
     """Write an edited model to a folder."""
 
     name = "export"

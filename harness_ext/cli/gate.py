@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from harness_ext.lm_eval_adapter.subcommand import Command
+from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
 from leaderboard.gate.command import DESCRIPTION, add_arguments
 
 
-class Gate(Command):
+class Gate(RecipesCommand):
     """Judge a run by a policy."""
 
     name = "gate"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from harness_ext.errors import UserError
-from harness_ext.lm_eval_adapter.subcommand import Command
+from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
 from leaderboard.commands import DEFAULT_DATABASE
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def add_database_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-class Ingest(Command):
+class Ingest(RecipesCommand):
     """Add results to the leaderboard."""
 
     name = "ingest"

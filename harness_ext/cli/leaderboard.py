@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 
 from harness_ext.cli.ingest import add_database_argument
-from harness_ext.lm_eval_adapter.subcommand import Command
+from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
 
 
-class Leaderboard(Command):
+class Leaderboard(RecipesCommand):
     """Serve the leaderboard's page."""
 
     name = "leaderboard"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness_ext.errors import UserError
-from harness_ext.lm_eval_adapter.subcommand import Command, add_run_arguments
+from harness_ext.lm_eval_adapter.subcommand import RecipesCommand, add_run_arguments
 
 if TYPE_CHECKING:
     from harness_ext.lm_eval_adapter.config import RunConfig
@@ -27,7 +27,7 @@ TIMES = 4
 """The other batch size, where none is given, in batch sizes."""
 
 
-class Noise(Command):
+class Noise(RecipesCommand):
     """Score the unedited model at two batch sizes. The flags are those of lm-eval's `run`."""
 
     name = "noise"

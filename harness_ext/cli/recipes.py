@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.cli.terminal import terminal_style
-from harness_ext.lm_eval_adapter.subcommand import Command, MergeDictAction
+from harness_ext.lm_eval_adapter.subcommand import MergeDictAction, RecipesCommand
 
 if TYPE_CHECKING:
     from harness_ext.editing.plan import Plan, PlannedMatrix
@@ -25,7 +25,7 @@ examples:
 """
 
 
-class Recipes(Command):
+class Recipes(RecipesCommand):
     """List, show and plan recipes."""
 
     name = "recipes"

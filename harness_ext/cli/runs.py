@@ -6,13 +6,13 @@ import argparse
 from typing import TYPE_CHECKING
 
 from harness_ext.cli.ingest import add_database_argument
-from harness_ext.lm_eval_adapter.subcommand import Command
+from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
 
 if TYPE_CHECKING:
     from leaderboard.store.queries import RunRow
 
 
-class Runs(Command):
+class Runs(RecipesCommand):
     """List runs, delete one, or take a deletion back."""
 
     name = "runs"

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from harness_ext.lm_eval_adapter.borrowed import HarnessCLI, MergeDictAction, Run
 
-__all__ = ["Command", "CommandLine", "MergeDictAction", "add_run_arguments", "run_without_recipes"]
+__all__ = ["CommandLine", "MergeDictAction", "RecipesCommand", "add_run_arguments", "run_without_recipes"]
 
 
 class CommandLine(HarnessCLI):
@@ -20,7 +20,7 @@ class CommandLine(HarnessCLI):
         return self._subparsers
 
 
-class Command(ABC):
+class RecipesCommand(ABC):
     """A command of ours beside lm-eval's: a subclass states its texts, adds its arguments and sets `func`."""
 
     name: ClassVar[str]
