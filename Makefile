@@ -38,7 +38,7 @@ benchmark: $(VENV)/installed-test ## Print start-up, run time and memory against
 demo-model: $(VENV)/installed ## Train the embedded model anew (some minutes)
 	$(RUN)/python -m harness_ext.demo_training.train --out harness_ext/demo/model
 
-demo-table: $(VENV)/installed ## Run every recipe and control on the embedded model, and write the README's table of it (ten minutes; goes on where it stopped)
+demo-table: $(VENV)/installed ## Run every recipe and control on the embedded model, and write the table of its card (ten minutes; goes on where it stopped)
 	$(OFFLINE) $(RUN)/python -m harness_ext.demo_training.table --out results/demo-table
 
 clean: ## Remove .venv and build output; results stay
