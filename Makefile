@@ -5,9 +5,10 @@ VENV := .venv
 RUN := $(VENV)/bin
 PIP := $(RUN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INSTALL_INPUTS := pyproject.toml constraints.txt harness_ext/_wheel.py
+RESULTS ?= results
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
-.PHONY: help demo leaderboard test test-all benchmark demo-model demo-table clean
+.PHONY: help demo leaderboard test test-all benchmark demo-model demo-table pictures clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -40,6 +41,9 @@ demo-model: $(VENV)/installed ## Train the embedded model anew (some minutes)
 
 demo-table: $(VENV)/installed ## Run every recipe and control on the embedded model, and write the table of its card (ten minutes; goes on where it stopped)
 	$(OFFLINE) $(RUN)/python -m harness_ext.demo_training.table --out results/demo-table
+
+pictures: $(VENV)/installed-test ## Make the README's pictures from the runs in RESULTS, by default those of `make demo` (needs chromium)
+	$(RUN)/python tests/pictures.py --results $(RESULTS)
 
 clean: ## Remove .venv and build output; results stay
 	rm -rf $(VENV) build dist .pytest_cache .hypothesis

@@ -61,6 +61,13 @@ def test_every_command_of_ours_is_named(repository: Path) -> None:
     assert [name for name in sorted(ours) if f" {name}" not in text] == []
 
 
+def test_the_pictures_are_small_and_fetch_nothing(repository: Path) -> None:
+    folder = repository / "leaderboard" / "pictures"
+    assert (folder / "board.png").stat().st_size <= 300_000
+    drawn = (folder / "terminal.svg").read_text(encoding="utf-8")
+    assert "@font-face" not in drawn and "url(http" not in drawn
+
+
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="from 3.13 on, argparse writes a metavar once for two flags")
 def test_the_command_line_reference_is_what_help_prints(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
