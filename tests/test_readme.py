@@ -6,6 +6,7 @@ import ast
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,6 +50,15 @@ def test_the_readme_is_short(repository: Path) -> None:
 def test_the_python_of_the_readme_is_python(repository: Path) -> None:
     (block,) = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert len(ast.parse(block).body) == 3
+
+
+def test_lm_evals_own_function_runs_as_the_readme_says(repository: Path) -> None:
+    text = (repository / "harness_ext" / "README.md").read_text(encoding="utf-8")
+    (start,) = [number for number, line in enumerate(text.splitlines()) if line.startswith("    import harness_ext")]
+    *imports, call = [line.strip() for line in text.splitlines()[start : start + 3]]
+    namespace: dict[str, Any] = {}
+    exec("\n".join([*imports, f"results = {call}"]), namespace)
+    assert namespace["results"]["config"]["recipe"] == "laser"
 
 
 def test_every_command_of_ours_is_named(repository: Path) -> None:
