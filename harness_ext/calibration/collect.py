@@ -325,7 +325,7 @@ def encode(lm: HFLM, context: str, answer: str, task: str) -> tuple[list[int], l
     lm-eval does. task: named where the answer has no tokens, which is a UserError.
     """
     if context:
-        before, after = lm._encode_pair(context, answer)
+        before, after = lm.encode_pair(context, answer)
     else:
         before, after = [lm.prefix_token_id], lm.tok_encode(answer, add_special_tokens=False)
     if not after:

@@ -178,7 +178,7 @@ class AblationEffects:
 
     def __init__(self, svd: Svd) -> None:
         self._svd = svd
-        self._sums: tuple[Tensor, Tensor, Tensor] | None = None
+        self._sums: tuple[Tensor, ...] | None = None
         self._tokens = 0
 
     def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor) -> None:
