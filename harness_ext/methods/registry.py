@@ -43,9 +43,9 @@ if TYPE_CHECKING:
 
 SEARCHED = frozenset({"removed_components"})
 TRAINED = frozenset({"trained_left", "trained_right"})
-"""What a method may ask for like a statistic, but no pass gathers. What is searched for takes many
-passes, and the other statistics of such a method come from the same search. What is trained (two factors of the matrix,
-`[m, r]` and `[r, n]`) comes alone.
+"""What a method may ask for like a statistic, but no pass gathers. What is searched for takes many passes, and the
+other statistics of such a method come from the same search. What is trained (two factors of the matrix, `[m, r]` and
+`[r, n]`) comes alone.
 """
 
 TEXTS = "texts"
