@@ -6,9 +6,10 @@ RUN := $(VENV)/bin
 PIP := $(RUN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WORKERS ?= auto
 INSTALL_INPUTS := pyproject.toml constraints.txt harness_ext/_wheel.py
+RESULTS ?= results
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
-.PHONY: help demo leaderboard check test test-all benchmark demo-model demo-table clean
+.PHONY: help demo leaderboard check test test-all benchmark demo-model demo-table pictures clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -45,8 +46,11 @@ benchmark: $(VENV)/installed-test ## Print start-up, run time and memory against
 demo-model: $(VENV)/installed ## Train the embedded model anew (some minutes)
 	$(RUN)/python -m harness_ext.demo_training.train --out harness_ext/demo/model
 
-demo-table: $(VENV)/installed ## Run every recipe and control on the embedded model, and write the README's table of it (ten minutes; goes on where it stopped)
+demo-table: $(VENV)/installed ## Run every recipe and control on the embedded model, and write the table of its card (ten minutes; goes on where it stopped)
 	$(OFFLINE) $(RUN)/python -m harness_ext.demo_training.table --out results/demo-table
+
+pictures: $(VENV)/installed-test ## Make the README's pictures from the runs in RESULTS, by default those of `make demo` (needs chromium)
+	$(RUN)/python tests/pictures.py --results $(RESULTS)
 
 clean: ## Remove .venv and build output; results stay
 	rm -rf $(VENV) build dist .pytest_cache .hypothesis

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
-import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_eval._cli.subcommand import SubCommand
-from lm_eval._cli.utils import MergeDictAction
-
-from harness_ext.cli.terminal import terminal_style
+from harness_ext.lm_eval_adapter.subcommand import MergeDictAction, RecipesCommand
 
 if TYPE_CHECKING:
     from harness_ext.editing.plan import Plan, PlannedMatrix
@@ -27,22 +23,16 @@ examples:
 """
 
 
-class Recipes(SubCommand):
+class Recipes(RecipesCommand):
     """List, show and plan recipes."""
 
-    def __init__(self, subparsers: argparse._SubParsersAction) -> None:
-        self._parser = subparsers.add_parser(
-            "recipes",
-            help="List, show and plan recipes",
-            description="List, show and plan recipes.",
-            epilog=EPILOG,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        self._add_args()
-        self._parser.set_defaults(func=self._list)
+    name = "recipes"
+    summary = "List, show and plan recipes"
+    description = "List, show and plan recipes."
+    epilog = EPILOG
 
-    def _add_args(self) -> None:
-        actions = self._parser.add_subparsers(metavar="ACTION")
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        actions = parser.add_subparsers(metavar="ACTION")
         show = actions.add_parser("show", help="Print a recipe as a file that reproduces it, every default written out")
         show.add_argument(
             "recipe", metavar="RECIPE", nargs="?", help="A name, name:key=value,key=value, or a YAML file"
@@ -69,17 +59,13 @@ class Recipes(SubCommand):
             help="As in `lm-eval run`: pretrained=NAME, also revision and subfolder",
         )
         planned.set_defaults(func=self._plan)
+        parser.set_defaults(func=self._list)
 
     def _list(self, args: argparse.Namespace) -> None:
         from harness_ext.recipe.recipe import parse_recipe, shipped_names
 
-        recipes = [parse_recipe(name) for name in shipped_names()]
-        indent = max(len(recipe.name) for recipe in recipes) + 2
-        for recipe in recipes:
-            print(_entry(recipe, indent, min(terminal_style().width, 120)))
-        print(
-            "\n`lm_eval recipes show NAME` prints one as a file; `lm_eval run ... --recipe NAME:key=value` changes it."
-        )
+        print("\n".join(_listing([parse_recipe(name) for name in shipped_names()])))
+        print("\n`lm_eval recipes show NAME` has the rest, as a file; `--recipe NAME:key=value` changes it.")
 
     def _show(self, args: argparse.Namespace) -> None:
         import yaml
@@ -89,8 +75,9 @@ class Recipes(SubCommand):
 
         if (args.recipe is None) == (args.run is None):
             raise UserError("name a recipe, or a run folder with --from: one of the two")
-        shown = _recipe_of_run(Path(args.run)) if args.run is not None else parse_recipe(args.recipe).resolved()
-        print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=120), end="")
+        recipe = _recipe_of_run(Path(args.run)) if args.run is not None else parse_recipe(args.recipe)
+        print(f"# needs {_needs(recipe)}")
+        print(yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True, width=100), end="")
 
     def _plan(self, args: argparse.Namespace) -> None:
         from harness_ext.cli.config import resolve_demo
@@ -111,7 +98,7 @@ class Recipes(SubCommand):
         print("\n".join(_plan_lines(recipe, plan(recipe, found), str(args.model_args["pretrained"]))))
 
 
-def _recipe_of_run(place: Path) -> dict[str, Any]:
+def _recipe_of_run(place: Path) -> Recipe:
     """The recipe that a run folder, or its receipt, tells of, without searches. Raises UserError where it tells of
     none.
     """
@@ -143,12 +130,13 @@ def _recipe_of_run(place: Path) -> dict[str, Any]:
             if data["steps"]
             else "{} found nothing worth editing on {}: this recipe changes nothing."
         )
-        data |= {
+        # What was found is not a search any more, and what was said of the search does not hold of it.
+        data = {key: value for key, value in data.items() if key not in ("group", "caveats")} | {
             "name": f"{data['name']}-found",
             "summary": what.format(receipt["recipe"]["label"], receipt["model"]["name"]),
         }
     # A receipt is a file from anywhere: what is printed must be a recipe.
-    return recipe_from(data, origin=str(path)).resolved()
+    return recipe_from(data, origin=str(path))
 
 
 def _chosen_on(receipt: Mapping[str, Any]) -> list[str]:
@@ -165,16 +153,25 @@ def _chosen_on(receipt: Mapping[str, Any]) -> list[str]:
     return sorted({*receipt["recipe"]["resolved"].get("chosen_on", ()), *drawn})
 
 
-def _entry(recipe: Recipe, indent: int, width: int) -> str:
-    """One recipe of the list: name, what it does, what it needs, its source."""
+def _listing(recipes: Sequence[Recipe]) -> Iterable[str]:
+    """The recipes under their headings, a line each, names and summaries aligned."""
+    from harness_ext.recipe.recipe import GROUPS
+
+    width = max(len(recipe.name) for recipe in recipes) + 2
+    # The group of recipes without one comes first among the names, and last on the screen.
+    for group in (*filter(None, GROUPS), ""):
+        of_group = [recipe for recipe in recipes if recipe.group == group]
+        if of_group:
+            yield ("" if group == GROUPS[1] else "\n") + (group or "other").upper()
+            yield from (f"{recipe.name.ljust(width)}{recipe.summary}" for recipe in of_group)
+
+
+def _needs(recipe: Recipe) -> str:
+    """The most that any of its methods needs: nothing, texts, labelled documents, ..."""
     from harness_ext.methods.registry import NEEDS
     from harness_ext.recipe.schema import described
 
-    needs = max((described(step.method).needs for step in recipe.steps), key=NEEDS.index, default="nothing")
-    notes = [f"needs {needs}"] if recipe.steps else []
-    notes += [recipe.source] if recipe.source else []
-    text = recipe.summary + (f" [{'; '.join(notes)}]" if notes else "")
-    return textwrap.fill(text, width, initial_indent=recipe.name.ljust(indent), subsequent_indent=" " * indent)
+    return max((described(step.method).needs for step in recipe.steps), key=NEEDS.index, default="nothing")
 
 
 def _plan_lines(recipe: Recipe, planned: Plan, name: str) -> Iterable[str]:

@@ -1,8 +1,8 @@
 """The figures of the embedded model's table: what `harness_ext.demo_training.table` measured, as data and as Markdown.
 
-`table.json` holds every score and verdict by seed, one row of the table a line. The README's table and the one of the
-model's card are written from it, and a test compares them. Mean and range are
-worked out here and stored nowhere, so that there is one truth.
+`table.json` holds every score and verdict by seed, one row of the table a line. The table of the model's card is
+written from it, and a test compares them. Mean and range are worked out here and stored nowhere, so that there is one
+truth.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from pathlib import Path
 from statistics import mean
 from typing import Literal
@@ -20,13 +19,6 @@ from harness_ext.editing.controls import SHUFFLED_LABELS
 
 TABLE = Path(__file__).resolve().parent / "table.json"
 Kind = Literal["baseline", "recipe", "control", "fine-tuning"]
-START, END = (
-    (
-        "<!-- table of the embedded model: written by `make demo-table`, kept equal to harness_ext/demo/table.json by a"
-        " test -->\n"
-    ),
-    "<!-- end of the table of the embedded model -->",
-)
 CONTROLS = ("random-subspace", "noise", "bottom-k", SHUFFLED_LABELS)
 _MARKED = ("better", "worse", "incomparable", "failed")
 
@@ -70,24 +62,6 @@ def full_table(rows: Sequence[Row]) -> str:
         for row in rows
     ]
     return "\n".join([_header("recipe", *map(_code, TASKS), "kept", "seconds"), *lines])
-
-
-def short_table(rows: Sequence[Row]) -> str:
-    """A row for each recipe, and one below it with the means of its controls in the order of `CONTROLS`, in
-    Markdown.
-    """
-    lines: list[str] = []
-    for _, group in groupby(rows, key=lambda row: row.recipe):
-        first, *controls = group
-        lines.append(f"| {_name(first)} | {' | '.join(_cell(first, task) for task in TASKS)} | {_effort(first)} |")
-        if controls:
-            by_name = {row.control: row for row in controls}
-            cells = [
-                " · ".join(_mean(by_name[name], task) if name in by_name else "–" for name in CONTROLS)
-                for task in TASKS
-            ]
-            lines.append(f"| controls | {' | '.join(cells)} | |")
-    return "\n".join([_header("recipe", *map(_code, TASKS), "seconds"), *lines])
 
 
 def _header(*names: str) -> str:

@@ -1,12 +1,10 @@
-"""Measure every shipped recipe, its controls and the fine-tuning reference on the embedded model, and write the tables
-of the README and of the model's card.
+"""Measure every shipped recipe, its controls and the fine-tuning reference on the embedded model, and write the table
+of the model's card.
 
 `python -m harness_ext.demo_training.table --out DIR` runs sessions of the project's own command, so every number comes
-from a
-run directory under `DIR/runs`; started again, it goes on from where it
-stopped. Recipes and controls that draw anything, documents or directions, are run from each seed, the others once. The
-verdicts are those of one board of all these runs. Finished runs are not run
-again, so begin in an empty folder after the code of a method has changed.
+from a run directory under `DIR/runs`; started again, it goes on from where it stopped. Recipes and controls that draw
+anything, documents or directions, are run from each seed, the others once. The verdicts are those of one board of all
+these runs. Finished runs are not run again, so begin in an empty folder after the code of a method has changed.
 """
 
 from __future__ import annotations
@@ -227,7 +225,7 @@ def _row(place: Place, variants: Sequence[Variant], found: Mapping[tuple[Path, s
         ),
         seconds=round(mean(variant.seconds for variant in variants), 3),
         trials=_trials([variant.run.receipt for variant in variants]),
-        scores={task: [None if run[task] is None else round(run[task], 6) for run in of_runs] for task in TASKS},
+        scores={task: [None if (score := run[task]) is None else round(score, 6) for run in of_runs] for task in TASKS},
         verdicts={task: [run[task] for run in words] for task in TASKS},
     )
 
@@ -256,23 +254,15 @@ def measure(names: Sequence[str], seeds: Sequence[int], out: Path, report: Progr
 
 
 def publish() -> None:
-    """Write the tables into the model's card and, in a checkout, into the README, from the stored figures."""
+    """Write the model's card from the stored figures."""
     (demo_path() / "README.md").write_text(card.render(), encoding="utf-8")
-    readme = Path(__file__).resolve().parents[2] / "README.md"
-    if readme.is_file():
-        before, start, rest = readme.read_text(encoding="utf-8").partition(figures.START)
-        _, end, after = rest.partition(figures.END)
-        if start and end:
-            readme.write_text(f"{before}{start}{figures.short_table(figures.read())}\n{end}{after}", encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
         prog="python -m harness_ext.demo_training.table",
-        description=(
-            "Measure every recipe on the embedded model, and write the tables of the README and of the model's card."
-        ),
+        description="Measure every recipe on the embedded model, and write the table of the model's card.",
     )
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for the runs; the same command goes on from what is there"

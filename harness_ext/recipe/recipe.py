@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -35,6 +35,9 @@ from harness_ext.recipe.schema import (
 
 SHIPPED = Path(__file__).parent.parent / "recipes"
 Hashes = tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...]
+Group = Literal["", "truncation", "calibrated", "components", "search", "training", "controls", "yardsticks"]
+GROUPS: tuple[str, ...] = get_args(Group)
+"""The headings of `lm_eval recipes`, in order; a recipe of a user's own may have none, which is the empty one."""
 
 
 class _Header(BaseModel):
@@ -44,6 +47,8 @@ class _Header(BaseModel):
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     summary: str = ""
+    group: Group = ""
+    caveats: str = ""
     source: str = ""
     steps: list[dict[str, Any]]
     chosen_on: Hashes = ()
@@ -52,6 +57,7 @@ class _Header(BaseModel):
 class Recipe(BaseModel):
     """A whole recipe, every default filled in. `label` is what the user typed for it.
 
+    group: the heading under which `lm_eval recipes` lists it. caveats: where it departs from its source, in sentences.
     chosen_on: lm-eval's hashes of documents of a scored split on which a search chose these steps; they are out of the
     score of every variant wherever the recipe is run.
     """
@@ -63,6 +69,8 @@ class Recipe(BaseModel):
     summary: str
     source: str
     steps: tuple[Step, ...]
+    group: Group = ""
+    caveats: str = ""
     control: str | None = None
     control_of: str | None = None
     chosen_on: Hashes = ()
@@ -89,8 +97,12 @@ class Recipe(BaseModel):
     def resolved(self) -> dict[str, Any]:
         """The recipe as plain data, every default written out: what a file that reproduces it holds."""
         steps = [step.model_dump(mode="json", exclude_none=True) for step in self.steps]
-        return {"name": self.name, "summary": self.summary, "source": self.source, "steps": steps} | (
-            {"chosen_on": list(self.chosen_on)} if self.chosen_on else {}
+        optional = {"group": self.group, "caveats": self.caveats}
+        return (
+            {"name": self.name, "summary": self.summary}
+            | {key: value for key, value in optional.items() if value}
+            | {"source": self.source, "steps": steps}
+            | ({"chosen_on": list(self.chosen_on)} if self.chosen_on else {})
         )
 
     def for_tasks(self, fit: Callable[[str], Sequence[str]]) -> Recipe:
@@ -168,6 +180,8 @@ def recipe_from(data: Mapping[str, Any], *, origin: str, label: str | None = Non
         name=header.name,
         label=label or header.name,
         summary=header.summary,
+        group=header.group,
+        caveats=header.caveats,
         source=header.source,
         steps=steps_read,
         chosen_on=header.chosen_on,
@@ -218,7 +232,12 @@ def _parse_step(step: Any, where: str, mistakes: list[str]) -> Step | None:
         return None
 
 
-_KEYS_OF = {"calibration": Calibration, "keep": Keep, "search": SearchSettings, "training": Training}
+_KEYS_OF: dict[object, type[BaseModel]] = {
+    "calibration": Calibration,
+    "keep": Keep,
+    "search": SearchSettings,
+    "training": Training,
+}
 
 
 def _sentences(error: ValidationError, where: str, model: type[BaseModel]) -> list[str]:

@@ -63,9 +63,18 @@ def record(found: Choices) -> dict[str, float | None]:
 
 
 class _Document(NamedTuple):
-    before: np.ndarray | str
-    after: np.ndarray | str
+    """Both responses to a document: the log-likelihoods `[k]` of its choices, and which of them is right."""
+
+    before: np.ndarray
+    after: np.ndarray
     target: int | None
+
+
+class _Text(NamedTuple):
+    """Both responses to a document of a task that generates, as JSON."""
+
+    before: str
+    after: str
 
 
 def compare_choices(store: Store, baseline: str, recipe: str, task: str, filter_name: str) -> Choices | None:
@@ -85,10 +94,10 @@ def compare_choices(store: Store, baseline: str, recipe: str, task: str, filter_
     return _summary(found) if found and len(found) == len(documents) else None
 
 
-def _document(row: dict[str, Any]) -> _Document | None:
+def _document(row: dict[str, Any]) -> _Document | _Text | None:
     before, after = json.loads(row["before"]), json.loads(row["after"])
     if row["output_type"] == "generate_until":
-        return _Document(_text(before), _text(after), None)
+        return _Text(_text(before), _text(after))
     if row["output_type"] not in ("multiple_choice", "loglikelihood"):
         return None
     first, second = log_likelihoods(before), log_likelihoods(after)
@@ -124,12 +133,13 @@ def target_index(target: Any, choices: int) -> int | None:
     return index if 0 <= index < choices else None
 
 
-def _summary(documents: Sequence[_Document]) -> Choices:
-    texts = [document for document in documents if isinstance(document.before, str)]
+def _summary(found: Sequence[_Document | _Text]) -> Choices:
+    texts = [document for document in found if isinstance(document, _Text)]
     if texts:
         return Choices(
-            len(documents), sum(document.before != document.after for document in texts) / len(documents), None, None
+            len(found), sum(document.before != document.after for document in texts) / len(found), None, None
         )
+    documents = [document for document in found if isinstance(document, _Document)]
     several = all(len(document.before) > 1 for document in documents)
     changed = (
         sum(int(np.argmax(document.before)) != int(np.argmax(document.after)) for document in documents)
@@ -139,12 +149,12 @@ def _summary(documents: Sequence[_Document]) -> Choices:
     )
     divergence = (
         _mean([stats.choice_divergence(document.before, document.after) for document in documents]) if several else None
-    )  # type: ignore[arg-type]
+    )
     gold = [
         float(document.before[document.target]) - float(document.after[document.target])
         for document in documents
         if document.target is not None
-    ]  # type: ignore[arg-type]
+    ]
     return Choices(len(documents), changed, divergence, _mean(gold) if len(gold) == len(documents) else None)
 
 

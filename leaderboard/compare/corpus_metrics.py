@@ -40,9 +40,13 @@ def contributions(metric: str, before: Sequence[str], after: Sequence[str]) -> C
     if statistic is None or first is None or second is None or not np.array_equal(first[:, 0], second[:, 0]):
         raise NoTest(f"{metric} exists only over all documents together: no paired test for it yet")
     cells = np.eye(4)
-    counts = [cells[2 * pairs[:, 0] + pairs[:, 1]] for pairs in (first, second)]
+    counts_before, counts_after = (cells[2 * pairs[:, 0] + pairs[:, 1]] for pairs in (first, second))
     return Contributions(
-        *counts, lambda sums: statistic(sums.reshape(-1, 2, 2)), (cells[0] + cells[3]) / 2, (cells[1] + cells[2]) / 2
+        counts_before,
+        counts_after,
+        lambda sums: statistic(sums.reshape(-1, 2, 2)),
+        (cells[0] + cells[3]) / 2,
+        (cells[1] + cells[2]) / 2,
     )
 
 

@@ -50,6 +50,13 @@ class Lines(NamedTuple):
     filtered_responses: list[str]
     outcomes: list[SampleOutcome]
 
+    def extend(self, more: Lines) -> None:
+        """Add further lines at the end."""
+        self.documents.extend(more.documents)
+        self.responses.extend(more.responses)
+        self.filtered_responses.extend(more.filtered_responses)
+        self.outcomes.extend(more.outcomes)
+
 
 class Known:
     """What was parsed for samples of one form: documents, and scores, by their texts."""

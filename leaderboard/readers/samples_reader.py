@@ -67,8 +67,7 @@ class SamplesReader:
             if set(map(type, lines)) == {bytes}:
                 size += sum(map(len, lines))
                 found = known.read(lines)
-            for column, values in zip(columns, found or _parsed(numbered, path, form)):
-                column.extend(values)  # type: ignore[arg-type]
+            columns.extend(found or _parsed(numbered, path, form))
         self._size += known.size - before
         return Samples(
             *columns, _occurrences([(document.doc_key, document.filter) for document in columns.documents]), size
@@ -89,8 +88,10 @@ def _parsed(numbered: Sequence[tuple[int, Any]], path: Path, form: SampleForm) -
         if not isinstance(line, dict) or "doc" not in line:
             raise Unreadable(f"{path.name} line {number} is not a sample of lm-eval (no `doc`)")
         lines.append(line)
-    responses = [canonical_each([line.get(name) for line in lines]) for name in ("resps", "filtered_resps")]
-    return Lines([_document(line, form) for line in lines], *responses, [_outcome(line, form) for line in lines])
+    responses, filtered = (canonical_each([line.get(name) for line in lines]) for name in ("resps", "filtered_resps"))
+    return Lines(
+        [_document(line, form) for line in lines], responses, filtered, [_outcome(line, form) for line in lines]
+    )
 
 
 def _document(line: dict[str, Any], form: SampleForm) -> Document:

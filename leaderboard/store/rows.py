@@ -48,7 +48,7 @@ def insert_runs(store: Store, runs: Sequence[Run], moment: datetime) -> None:
     _insert_calibrations(store, runs)
     _insert_samples(store, runs)
     count = len(runs)
-    log = {
+    log: dict[str, Sequence[Any]] = {
         "logged_at": [moment] * count,
         "path": [clean(str(run.path)) for run in runs],
         "outcome": ["added"] * count,

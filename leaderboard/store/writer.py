@@ -95,9 +95,8 @@ def _left_out(store: Store, run_ids: Sequence[str]) -> dict[str, Added | Unreada
         " run_id",
         [list(run_ids)],
     )
-    return {row["run_id"]: Added.DELETED for row in deleted if row["deleted"]} | {
-        row["run_id"]: Added.KNOWN for row in known
-    }
+    left_out: dict[str, Added | Unreadable] = {row["run_id"]: Added.DELETED for row in deleted if row["deleted"]}
+    return left_out | {row["run_id"]: Added.KNOWN for row in known}
 
 
 def log_rejections(store: Store, rejections: Iterable[Rejection]) -> None:

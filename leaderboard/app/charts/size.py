@@ -124,15 +124,19 @@ def _shapes(words: Any) -> Any:
 
 def _row(point: SizePoint) -> dict[str, Any]:
     cell = point.cell
-    compared = cell.low is not None and cell.high is not None and cell.baseline_score is not None
+    low, high = (
+        (cell.baseline_score + cell.low, cell.baseline_score + cell.high)
+        if cell.low is not None and cell.high is not None and cell.baseline_score is not None
+        else (None, None)
+    )
     return {
         "recipe": plain(cell.recipe),
         "name": shortened(plain(cell.recipe), 26),
         "verdict": cell.verdict,
         "size": point.size,
         "score": cell.score,
-        "low": cell.baseline_score + cell.low if compared else None,  # type: ignore[operator]
-        "high": cell.baseline_score + cell.high if compared else None,  # type: ignore[operator]
+        "low": low,
+        "high": high,
         "front": point.front,
         "size in full": f"{point.size:,.0f}",
         "kept": percent(point.share),

@@ -85,7 +85,9 @@ def _axis(dated: Sequence[HistoryPoint]) -> Any:
         )
     times = [point.moment for point in dated if point.moment is not None]
     span = max(times) - min(times)
-    labels = {"format": "%H:%M:%S"} if span < A_FEW_MINUTES else {"format": "%d %b %H:%M"} if span < A_FEW_DAYS else {}
+    labels: dict[str, Any] = (
+        {"format": "%H:%M:%S"} if span < A_FEW_MINUTES else {"format": "%d %b %H:%M"} if span < A_FEW_DAYS else {}
+    )
     return alt.X(
         "at:T",
         title="started (UTC)",

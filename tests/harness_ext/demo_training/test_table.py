@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -138,7 +137,7 @@ def test_a_failed_run_stays_in_its_row(tmp_path, variant) -> None:
         + "25.0 **better** 1/2 **failed** 1/2 | " * 4
         + "0.25 **better** 1/2 **failed** 1/2 | 50% | 2.0 |"
     )
-    assert "failed" in figures.short_table(
+    assert "failed" in figures.full_table(
         [table._row(table.Place("recipe", "laser", None), [variant("failed", None, 3.0)], {})]
     )
 
@@ -173,13 +172,6 @@ def test_a_cell_holds_mean_range_and_verdicts() -> None:
     )
 
 
-def test_the_short_table_has_the_controls_of_a_recipe_in_one_row() -> None:
-    control = row(kind="control", control="noise")
-    shown = figures.short_table([row(kind="baseline", recipe="baseline"), row(), control]).splitlines()
-    assert [line.split(" | ")[0] for line in shown[2:]] == ["| `baseline`", "| `laser`", "| controls"]
-    assert shown[-1] == "| controls | " + "– · 50.0 · – · – | " * 4 + "– · 0.50 · – · – | |"
-
-
 def test_figures_come_back_as_they_were_stored(tmp_path) -> None:
     rows = [row(), row(control="noise", kept=None)]
     figures.write(rows, tmp_path / "table.json")
@@ -211,7 +203,7 @@ def test_the_card_has_every_row() -> None:
     assert figures.full_table(figures.read()) in shown and shown == card.render()
 
 
-def test_what_the_readme_says_of_the_table_is_so(stored) -> None:
+def test_what_the_card_says_of_the_table_is_so(stored) -> None:
     """The sentences under the table; should one fail after new figures, the sentence must change."""
 
     def lowest(recipe: str, task: str, control: str | None = None) -> float:
@@ -307,14 +299,8 @@ def _share_right(lm, documents) -> float:
     return right / len(documents)
 
 
-def test_the_readme_shows_the_stored_table(repository: Path) -> None:
-    text = (repository / "README.md").read_text(encoding="utf-8")
-    shown = text[text.index(figures.START) + len(figures.START) : text.index(figures.END)]
-    assert shown == figures.short_table(figures.read()) + "\n", "run `make demo-table`"
-
-
 def test_what_a_search_tried_stands_beside_its_seconds() -> None:
-    table_of = figures.short_table([row(recipe="laser-search", seconds=4.04, trials=176.0), row()])
+    table_of = figures.full_table([row(recipe="laser-search", seconds=4.04, trials=176.0), row()])
     assert table_of.splitlines()[2].endswith("| 4.0, 176 trials |") and table_of.splitlines()[3].endswith("| 1.2 |")
     assert table._trials([{"searches": [{"trials": [{}, {}]}]}, {"searches": [{"trials": [{}]}]}]) == 1.5
     assert table._trials([{}, {"searches": []}]) is None

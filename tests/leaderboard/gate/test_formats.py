@@ -1,4 +1,4 @@
-"""The gate as people and machines meet it: its four forms, its command, and the workflow and policy of the README."""
+"""The gate as people and machines meet it: its four forms, its command, and the workflow and policy of its README."""
 
 from __future__ import annotations
 
@@ -239,7 +239,7 @@ def test_the_noise_floor_of_the_database_is_shown(made: Any, kit: Any) -> None:
 
 
 def workflow(text: str) -> dict[str, Any]:
-    """The GitHub workflow in the README."""
+    """The GitHub workflow in the README of the gate."""
     (block,) = [
         block.partition("\n")[2] for block in text.split("```")[1::2] if block.startswith("yaml") and "jobs:" in block
     ]
@@ -254,7 +254,7 @@ def test_the_workflow_of_the_readme_uses_commands_that_exist(repository: Path, m
     pytest.importorskip("lm_eval")
     from harness_ext.cli import RecipesCLI
 
-    found = workflow((repository / "README.md").read_text(encoding="utf-8"))
+    found = workflow((repository / "leaderboard/gate/README.md").read_text(encoding="utf-8"))
     assert set(found) >= {"on", "jobs"}
     (job,) = found["jobs"].values()
     lines = [line for step in job["steps"] for line in step.get("run", "").replace("\\\n", " ").splitlines()]
@@ -269,7 +269,7 @@ def test_the_workflow_of_the_readme_uses_commands_that_exist(repository: Path, m
 
 
 def test_the_policy_of_the_readme_is_one(repository: Path) -> None:
-    text = (repository / "README.md").read_text(encoding="utf-8")
+    text = (repository / "leaderboard/gate/README.md").read_text(encoding="utf-8")
     start = text.index("    # gate.yaml")
     block = text[start : text.index("\n\n", start)]
     policy = policy_from(yaml.safe_load("\n".join(line[4:] for line in block.splitlines())), "README")
