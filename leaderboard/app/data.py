@@ -50,20 +50,6 @@ class Answer(Generic[_Value]):
     busy: str | None = None
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """The board at one moment. `busy` is set when the database could not be read just now and this is an earlier
-    reading.
-    """
-
-    cells: list[Cell]
-    rejections: list[dict[str, Any]]
-    pinned: dict[str, str]
-    read_at: datetime
-    generation: object
-    busy: str | None = None
-
-
 class Overview(NamedTuple):
     """What the database holds, by name. names: model_key -> the name shown; runs: every run shown, by id, earliest
     first; pinned: model_key -> run.
@@ -133,13 +119,6 @@ def forget() -> None:
         _effects.clear()
 
 
-def snapshot() -> Snapshot:
-    """The board, as fresh as can be had. Raises what `answer` raises."""
-    found = answer(_board)
-    cells, rejections, pinned = found.value
-    return Snapshot(cells, rejections, pinned, found.read_at, found.generation, found.busy)
-
-
 def overview() -> Answer[Overview]:
     """What there is, without judging anything. Raises what `answer` raises."""
     return answer(_overview)
@@ -155,10 +134,6 @@ def cells_of(*model_keys: str) -> Answer[list[Cell]]:
 def details(run_id: str) -> Details:
     """One run in full. Raises `UnknownRun` and what `answer` raises."""
     return answer(_details, run_id).value
-
-
-def _board(store: Store) -> tuple[list[Cell], list[dict[str, Any]], dict[str, str]]:
-    return board(store, known=_effects), queries.rejections(store), queries.pinned_baselines(store)
 
 
 def _overview(store: Store) -> Overview:

@@ -21,7 +21,6 @@ from leaderboard.terminal.format import plain
 
 __all__ = ["cell_rows", "glance", "tinted"]  # and all that is defined here
 _Value = TypeVar("_Value")
-_Found = TypeVar("_Found", data.Snapshot, data.Answer[Any])
 REFRESH_SECONDS = 5
 EXAMPLE_RUN = (
     "lm_eval",
@@ -35,11 +34,6 @@ EXAMPLE_RUN = (
     "--recipe",
     "laser",
 )
-
-
-def snapshot_or_stop() -> data.Snapshot:
-    """The board's data; where there is none, an explanation instead of the page."""
-    return _or_stop(data.snapshot)
 
 
 def answer_or_stop(question: Callable[..., _Value], *arguments: Hashable) -> data.Answer[_Value]:
@@ -74,12 +68,12 @@ def further_or_stop(ask: Callable[[], data.Answer[_Value]], first: data.Answer[A
     return found.value
 
 
-def say_busy(found: data.Snapshot | data.Answer[Any]) -> None:
+def say_busy(found: data.Answer[Any]) -> None:
     """How old the data shown is, while somebody writes."""
     st.warning(f"The database is busy: showing data of {found.read_at:%H:%M}.", icon=":material/hourglass_top:")
 
 
-def show_rejections(found: data.Overview | data.Snapshot) -> None:
+def show_rejections(found: data.Overview) -> None:
     """What ingest could not take, with its reason."""
     if found.rejections:
         with st.expander(f"Not taken in: {len(found.rejections)}"):
@@ -109,7 +103,7 @@ def run_labels(overview: data.Overview) -> dict[str, str]:
     return dict(sorted(words.items(), key=lambda item: item[1]))
 
 
-def _or_stop(ask: Callable[[], _Found]) -> _Found:
+def _or_stop(ask: Callable[[], data.Answer[_Value]]) -> data.Answer[_Value]:
     try:
         found = ask()
     except MissingDatabase:

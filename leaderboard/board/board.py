@@ -29,7 +29,7 @@ from leaderboard.metrics import DEFAULT_MARGIN
 from leaderboard.readers.records import BASELINE
 from leaderboard.readers.safe_json import no_collection
 from leaderboard.store.database import Store
-from leaderboard.store.queries import RunRow, TaskRow
+from leaderboard.store.queries import RunRow, RunTaskRow
 
 _AT_ONCE = 20  # runs judged between two looks at the clock
 
@@ -261,7 +261,7 @@ class _Candidates:
         self._contents = contents
         pinned = contents.pinned.get(runs[0].model_key)
         self._pinned: dict[str, RunRow] = {}
-        having: dict[str, list[tuple[RunRow, TaskRow]]] = defaultdict(list)
+        having: dict[str, list[tuple[RunRow, RunTaskRow]]] = defaultdict(list)
         for run in runs:
             if run.status != "complete" or not (
                 run.run_id == pinned or run.recipe_name == BASELINE or run.origin == "plain"
@@ -278,7 +278,7 @@ class _Candidates:
             task: [pair for pair in pairs if pair[0].recipe_name == BASELINE] or pairs for task, pairs in having.items()
         }
 
-    def baseline_of(self, run: RunRow, task: TaskRow) -> RunRow | None:
+    def baseline_of(self, run: RunRow, task: RunTaskRow) -> RunRow | None:
         """The run to compare with; see the module's notes."""
         if task.task in self._pinned:
             return self._pinned[task.task]

@@ -13,7 +13,7 @@ from functools import cache
 
 from leaderboard.store import queries
 from leaderboard.store.database import Store
-from leaderboard.store.queries import RunRow, ScoreRow, TaskRow
+from leaderboard.store.queries import RunRow, RunTaskRow, ScoreRow
 
 _KEY = {
     "version": "task version",
@@ -33,13 +33,13 @@ _RESERVATIONS = {
 }
 
 
-def same_key(baseline: TaskRow, task: TaskRow) -> bool:
+def same_key(baseline: RunTaskRow, task: RunTaskRow) -> bool:
     """Whether the two lie in one comparability key, metric and filter apart."""
     return not _differences(baseline, task) and baseline.documents_hash == task.documents_hash
 
 
 def obstacles(
-    store: Store, baseline: tuple[RunRow, TaskRow, ScoreRow | None], recipe: tuple[RunRow, TaskRow, ScoreRow]
+    store: Store, baseline: tuple[RunRow, RunTaskRow, ScoreRow | None], recipe: tuple[RunRow, RunTaskRow, ScoreRow]
 ) -> tuple[str, ...]:
     """Why the two may not be compared; empty where they may."""
     (base_run, base_task, base_score), (run, task, score) = baseline, recipe
@@ -63,7 +63,7 @@ def obstacles(
     return tuple(found)
 
 
-def _differences(baseline: TaskRow, task: TaskRow) -> list[str]:
+def _differences(baseline: RunTaskRow, task: RunTaskRow) -> list[str]:
     pairs = [(words, getattr(baseline, name), getattr(task, name)) for name, words in _KEY.items()]
     return [f"{words} differ: baseline {_short(a)}, this run {_short(b)}" for words, a, b in pairs if a != b]
 
@@ -96,7 +96,7 @@ def reservations(baseline: RunRow, run: RunRow) -> tuple[str, ...]:
     return (*notes, *own_warnings(run))
 
 
-def unpaired_notes(run: RunRow, task: TaskRow) -> tuple[str, ...]:
+def unpaired_notes(run: RunRow, task: RunTaskRow) -> tuple[str, ...]:
     """What is to be said of a score that stands alone: whether it can ever be compared, and the run's own warnings."""
     lacking = ("no samples were logged: shown, not gateable",) if task.documents is None else ()
     return (*lacking, *own_warnings(run))

@@ -10,7 +10,7 @@ from leaderboard.compare.effect import Effect
 from leaderboard.store import noise_floor, queries
 from leaderboard.store.database import Store
 from leaderboard.store.noise_floor import Floor
-from leaderboard.store.queries import PairedSamples, RunRow, SampleCounts, ScoreRow, TaskRow
+from leaderboard.store.queries import PairedSamples, RunRow, RunTaskRow, SampleCounts, ScoreRow
 
 Effects = dict[Hashable, Effect]  # found before, by `pairing.effect_key`
 
@@ -20,7 +20,7 @@ class Contents:
     """The store's rows, by run."""
 
     runs: list[RunRow]
-    tasks: dict[str, list[TaskRow]]
+    tasks: dict[str, list[RunTaskRow]]
     scores: dict[tuple[str, str], list[ScoreRow]]
     counts: SampleCounts
     pinned: dict[str, str]
@@ -29,7 +29,7 @@ class Contents:
     floors: dict[tuple[str, str, str, str], list[Floor]]
     effects: Effects
 
-    def task(self, run_id: str, task: str) -> TaskRow | None:
+    def task(self, run_id: str, task: str) -> RunTaskRow | None:
         """How a run's task was run."""
         return self._task_of.get((run_id, task))
 
@@ -43,7 +43,7 @@ class Contents:
         return self._primary_of.get((run_id, task))
 
     @cached_property
-    def _task_of(self) -> dict[tuple[str, str], TaskRow]:
+    def _task_of(self) -> dict[tuple[str, str], RunTaskRow]:
         return {(row.run_id, row.task): row for rows in self.tasks.values() for row in rows}
 
     @cached_property

@@ -17,14 +17,14 @@ from leaderboard.compare.effect import Comparison, Effect, Scored
 from leaderboard.compare.judge import judge
 from leaderboard.metrics import DEFAULT_MARGIN, LOG_LOSS
 from leaderboard.store.database import Store
-from leaderboard.store.queries import RunRow, ScoreRow, TaskRow
+from leaderboard.store.queries import RunRow, RunTaskRow, ScoreRow
 
 
 class Subject(NamedTuple):
     """A score, the task it is of, and the run that made it."""
 
     run: RunRow
-    task: TaskRow
+    task: RunTaskRow
     score: ScoreRow
 
 

@@ -51,7 +51,7 @@ class RunRow:
     torch_version: str | None
 
 
-class TaskRow(NamedTuple):
+class RunTaskRow(NamedTuple):
     """How a run's task was run."""
 
     run_id: str
@@ -96,11 +96,11 @@ def runs(store: Store) -> list[RunRow]:
     return [RunRow(**row) for row in rows]
 
 
-def run_tasks(store: Store, run_ids: list[str] | None = None) -> dict[str, list[TaskRow]]:
+def run_tasks(store: Store, run_ids: list[str] | None = None) -> dict[str, list[RunTaskRow]]:
     """run_id -> its tasks, by name; of all runs or of some."""
-    found: dict[str, list[TaskRow]] = defaultdict(list)
-    for row in _rows_of(store, TaskRow._fields, "run_tasks", "true", "run_id, task", run_ids):
-        task = TaskRow._make(row)
+    found: dict[str, list[RunTaskRow]] = defaultdict(list)
+    for row in _rows_of(store, RunTaskRow._fields, "run_tasks", "true", "run_id, task", run_ids):
+        task = RunTaskRow._make(row)
         found[task.run_id].append(task)
     return found
 
