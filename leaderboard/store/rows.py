@@ -79,7 +79,7 @@ class _Logged(NamedTuple):
 def _insert_matrices(store: Store, runs: Sequence[Run]) -> None:
     matrices = [matrix for run in runs for matrix in run.matrices]
     places = [place for run in runs for place in range(len(run.matrices))]
-    columns = _picked(matrices, ReceiptMatrix.model_fields) | {
+    columns: dict[str, list[Any]] = _picked(matrices, ReceiptMatrix.model_fields) | {
         "shape": [" x ".join(map(str, matrix.shape)) or None for matrix in matrices]
     }
     store.insert("receipts", {"run_id": _ids(runs, "matrices"), "position": places, **columns})
