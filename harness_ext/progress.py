@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class Progress:
-    """What surgery tells about its progress; this one says nothing."""
+    """What a long calculation tells about how far it is; this one says nothing."""
 
     def start(self, what: str, total: int) -> None:
         """A stage begins: `what` in words, of `total` units."""

@@ -1,4 +1,4 @@
-"""Evidence: what a method needs to know about how the model uses its matrices, gathered in one streaming pass over
+"""Statistics: what a method needs to know about how the model uses its matrices, gathered in one streaming pass over
 calibration documents.
 
 Only the statistics that a method names are gathered. Documents are padded on the left, so that the answers of a batch

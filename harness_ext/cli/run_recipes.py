@@ -11,8 +11,8 @@ from harness_ext.cli.terminal import terminal_style
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.config import RunConfig
 from harness_ext.runs.identity_check import largest_difference, tolerance
-from harness_ext.runs.progress import Report
-from harness_ext.runs.session import Outcome, Session
+from harness_ext.runs.progress import ProgressReport
+from harness_ext.runs.session import Session, VariantOutcome
 
 if TYPE_CHECKING:
     from leaderboard.board.board import Cell
@@ -23,7 +23,7 @@ PATIENCE_SECONDS = 30.0
 """How long a busy database is waited for."""
 
 
-def execute(config: RunConfig, report: Report) -> None:
+def execute(config: RunConfig, report: ProgressReport) -> None:
     """Do what was asked; leaves by SystemExit with 2 where a variant failed, after everything else is done and shown.
 
     Raises UserError and LeaderboardError. A database that cannot be used is told before anything is computed; one that
@@ -44,9 +44,9 @@ def execute(config: RunConfig, report: Report) -> None:
         sys.exit(EXIT_FAILED_VARIANT)
 
 
-def _run(session: Session) -> tuple[list[Outcome], UserError | None]:
+def _run(session: Session) -> tuple[list[VariantOutcome], UserError | None]:
     """What was finished, and the mistake that stopped the rest, if one did: what is there is still shown and stored."""
-    outcomes: list[Outcome] = []
+    outcomes: list[VariantOutcome] = []
     try:
         for outcome in session.run():
             outcomes.append(outcome)  # noqa: PERF402 - what came before a mistake is kept
@@ -71,7 +71,7 @@ def check_database(database: Path) -> None:
         return
 
 
-def _check_identity(outcomes: Sequence[Outcome], report: Report) -> None:
+def _check_identity(outcomes: Sequence[VariantOutcome], report: ProgressReport) -> None:
     baseline = outcomes[0].run
     for outcome in outcomes:
         methods = {step.method for step in outcome.recipe.steps}
@@ -87,7 +87,7 @@ def _check_identity(outcomes: Sequence[Outcome], report: Report) -> None:
             report.line(f"{outcome.recipe.label}: scores as the baseline, log-likelihoods within {difference:.1g}")
 
 
-def _show(database: Path, outcomes: Sequence[Outcome], report: Report) -> None:
+def _show(database: Path, outcomes: Sequence[VariantOutcome], report: ProgressReport) -> None:
     """Print the table of this command's variants: from the store, or from their run directories alone where the store
     cannot be had.
     """
@@ -105,7 +105,7 @@ def _show(database: Path, outcomes: Sequence[Outcome], report: Report) -> None:
     _next_steps(database, outcomes, report)
 
 
-def _cells_from_store(paths: Sequence[Path], database: Path, report: Report) -> list[Cell]:
+def _cells_from_store(paths: Sequence[Path], database: Path, report: ProgressReport) -> list[Cell]:
     from leaderboard.board.board import board
     from leaderboard.ingest import ingest
     from leaderboard.store.database import open_store
@@ -135,7 +135,7 @@ def _print(cells: Sequence[Cell]) -> None:
     print(render(cells, width=style.width, color=style.color), flush=True)
 
 
-def _next_steps(database: Path, outcomes: Sequence[Outcome], report: Report) -> None:
+def _next_steps(database: Path, outcomes: Sequence[VariantOutcome], report: ProgressReport) -> None:
     edited = [outcome.run.path for outcome in outcomes if not outcome.recipe.is_baseline]
     report.line(f"\nruns      {outcomes[0].run.path.parent}")
     if edited:

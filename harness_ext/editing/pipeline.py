@@ -31,7 +31,7 @@ from harness_ext.search.eigenprune_greedy import greedy_search
 from harness_ext.search.runner import run_search
 from harness_ext.storage.resume import ResumeState
 from harness_ext.training.bases import Bases, all_bases
-from harness_ext.training.trainer import Plan, check_trainable, train
+from harness_ext.training.trainer import TrainingPlan, check_trainable, train
 from leaderboard.readers.receipt import MatrixRecord
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def _learned(
         def bases(matrix: Matrix) -> Bases:
             return all_bases(decomposed(matrix), training.added_rank, generator_for(step.seed, matrix))
 
-        trained, log = train(model.lm, matrices, batches, Plan(training, step.seed, bases), context.resume)
+        trained, log = train(model.lm, matrices, batches, TrainingPlan(training, step.seed, bases), context.resume)
         applied.log += [{"step": context.number, **row} for row in log]
         return trained
     if step.search is not None:

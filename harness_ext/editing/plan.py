@@ -33,7 +33,7 @@ _SHARE_OF_TRUNCATION = 0.5
 
 @dataclass(frozen=True)
 class PlannedMatrix:
-    """One matrix of one step. rank_after: None where only the weights or the evidence can tell. element_bytes: of a
+    """One matrix of one step. rank_after: None where only the weights or the calibration can tell. element_bytes: of a
     number as stored.
     """
 
@@ -248,7 +248,7 @@ def _seconds_per_unit() -> float:
 
 def _expected_peak(matrices: Sequence[PlannedMatrix]) -> int:
     """One matrix, its copy, its three factors and their product, in fp64 for a method that truncates by what it learns;
-    for evidence, what is held for one group of matrices as well.
+    for statistics, what is held for one group of matrices as well.
     """
 
     def one(item: PlannedMatrix) -> int:

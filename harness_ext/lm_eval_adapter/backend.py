@@ -167,7 +167,7 @@ class RecipeLM(HFLM):
         resume: ResumeState | None = None,
     ) -> AppliedRecipe:
         """Edit the weights; `undo` puts them back. A failure in the middle puts them back before it is raised. See
-        `operate`.
+        `apply_recipe`.
         """
         with ExitStack() as undo_on_failure:
             undo_on_failure.callback(self.weights.restore)

@@ -111,17 +111,17 @@ class Method:
 
     @property
     def searches(self) -> bool:
-        """Whether its evidence is found by trying edits out."""
+        """Whether its statistics are found by trying edits out."""
         return bool(self.engine_arguments & SEARCHED)
 
     @property
     def trains(self) -> bool:
-        """Whether its evidence is trained on the calibration documents."""
+        """Whether its factors are trained on the calibration documents."""
         return bool(self.engine_arguments & TRAINED)
 
     @property
     def contrasts(self) -> bool:
-        """Whether its evidence comes from a contrast set rather than from a task."""
+        """Whether its statistics come from a contrast set rather than from a task."""
         return bool(self.engine_arguments & STATISTICS_OF_CONTRASTS)
 
     @property

@@ -50,5 +50,5 @@ def truncate_svd(
 
 @method(summary="Decompose and recompose at full rank; must not change a score beyond rounding.")
 def identity(weight: Tensor, /, *, svd: Svd) -> Edit:
-    """`W' = U diag(s) V^T` with every component: the standing check that decomposition and surgery are sound."""
+    """`W' = U diag(s) V^T` with every component: the standing check that decomposition and writing back are sound."""
     return Edit(svd.u * svd.s, svd.vh)

@@ -117,13 +117,13 @@ class Layout:
             for name, shape in shapes.items()
             if len(shape) == 2 or _holds_experts(name, shape)
         }
-        self.family = architecture_of(config)
-        self.heads = self.family.heads(text_config(config)) if self.family else None
+        self.architecture = architecture_of(config)
+        self.heads = self.architecture.heads(text_config(config)) if self.architecture else None
         # Where the language model is one part among others, a tower for images may name its layers alike.
         inside = "" if text_config(config) is config else r"(?:.*\.)?language_model\."
         self._layer = (
-            re.compile(rf"^{inside}(?:.*\.)?{re.escape(self.family.layer)}(\d+)\.(.+?)(?:\.weight)?$")
-            if self.family
+            re.compile(rf"^{inside}(?:.*\.)?{re.escape(self.architecture.layer)}(\d+)\.(.+?)(?:\.weight)?$")
+            if self.architecture
             else None
         )
         self.matrices: tuple[Matrix, ...] = tuple(self._by_role())
@@ -167,14 +167,14 @@ class Layout:
         return tuple(part for matrix in kept for part in (self._per_head(matrix) if step.per_head else (matrix,)))
 
     def _by_role(self) -> Iterator[Matrix]:
-        if self.family is None or self.heads is None or self._layer is None:
+        if self.architecture is None or self.heads is None or self._layer is None:
             return
         owners: dict[tuple[int, str], str] = {}
         for name in self._shapes:
             if match := self._layer.search(name):
                 owners[int(match[1]), match[2]] = name
         for layer in sorted({layer for layer, _ in owners}):
-            for slot in self.family.slots:
+            for slot in self.architecture.slots:
                 for whole in self._wholes(owners.get((layer, slot.name))):
                     rows = slot.rows(self.heads, whole.full_shape[0]) if slot.rows else None
                     yield replace(whole, role=slot.role, layer=layer, rows=rows)
@@ -185,8 +185,8 @@ class Layout:
             return []
         *experts, rows, columns = self._shapes[name]
         transposed = (
-            self.family is not None
-            and self.family.stored_transposed
+            self.architecture is not None
+            and self.architecture.stored_transposed
             and self._layer is not None
             and bool(self._layer.search(name))
         )

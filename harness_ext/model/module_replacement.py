@@ -15,7 +15,7 @@ from harness_ext.model.layout import Matrix
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness_ext.model.low_rank import LowRankLinear, Part
+    from harness_ext.model.low_rank import LowRankLinear, LowRankPart
 
 
 class _Replacement(NamedTuple):
@@ -74,7 +74,7 @@ class ModuleReplacements:
                     " out, or set factored=false"
                 )
 
-    def set_parts(self, matrix: Matrix, dense: Tensor, parts: Sequence[Part]) -> None:
+    def set_parts(self, matrix: Matrix, dense: Tensor, parts: Sequence[LowRankPart]) -> None:
         """Make the layer of a matrix what the parts say, and elsewhere dense `[out, in]`; put the layer itself back
         where there are no parts.
         """

@@ -27,7 +27,7 @@ from harness_ext.model.slices import put, take
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness_ext.model.low_rank import Part
+    from harness_ext.model.low_rank import LowRankPart
 
 __all__ = ["Weights", "model_digest", "tensor_digest"]
 
@@ -118,11 +118,11 @@ class Weights:
 
         `check_factorable` must have passed.
         """
-        from harness_ext.model.low_rank import Part
+        from harness_ext.model.low_rank import LowRankPart
 
         self._keep_original(matrix.parameter)
         dense, parts = self._without(matrix)
-        self._swaps.set_parts(matrix, dense, [*parts, Part(matrix.rows, matrix.columns, left, right)])
+        self._swaps.set_parts(matrix, dense, [*parts, LowRankPart(matrix.rows, matrix.columns, left, right)])
 
     def added(self) -> list[Tensor]:
         """The biases that edits made."""
@@ -137,7 +137,7 @@ class Weights:
             self._swaps.put_back(name, self._swaps[name].product(self._stored(name).dtype))
         return names
 
-    def _without(self, matrix: Matrix) -> tuple[Tensor, list[Part]]:
+    def _without(self, matrix: Matrix) -> tuple[Tensor, list[LowRankPart]]:
         """The layer of a matrix as a dense `[out, in]`, which may share its memory, and those of its factored parts
         that do not touch the matrix.
         """

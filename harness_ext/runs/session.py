@@ -29,7 +29,7 @@ from harness_ext.model.renames import as_loaded
 from harness_ext.recipe.recipe import Recipe, parse_recipe, parse_recipes
 from harness_ext.recipe.schema import Calibration, described
 from harness_ext.runs import receipt as receipts
-from harness_ext.runs.progress import Report
+from harness_ext.runs.progress import ProgressReport
 from harness_ext.runs.spec import RunSpec
 from harness_ext.storage import rundir
 from harness_ext.storage.resume import ResumeState
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class VariantOutcome:
     """One variant of the command: its recipe, its run directory, and whether that was there before."""
 
     recipe: Recipe
@@ -59,7 +59,7 @@ class Session:
     config: what was asked. report: told what happens. Nothing is loaded or written before `run`.
     """
 
-    def __init__(self, config: RunConfig, report: Report) -> None:
+    def __init__(self, config: RunConfig, report: ProgressReport) -> None:
         self.config = config
         self.harness = config.harness
         self.report = report
@@ -68,7 +68,7 @@ class Session:
         self.spec = RunSpec(config, report)
         self._baseline_speed: dict[str, float | None] = {}
 
-    def run(self) -> Iterator[Outcome]:
+    def run(self) -> Iterator[VariantOutcome]:
         """Yield every variant as it is finished or found. Raises UserError before anything is loaded, where the asking
         is at fault.
         """
@@ -158,17 +158,17 @@ class Session:
                 counts = {drawn.task: len(drawn.documents) for drawn in self._documents(step.calibration)}
                 check_pairs(described(step.method).statistics, counts, step.calibration.batch_size)
 
-    def _variant(self, recipe: Recipe) -> Outcome:
+    def _variant(self, recipe: Recipe) -> VariantOutcome:
         spec_id = self.spec.spec_id(recipe)
         for run in rundir.finished_runs(self.folder):
             if run.receipt.get("spec_id") == spec_id and not run.failed:
                 self.report.line(f"{recipe.label}: kept from {run.path} (same model, tasks and settings)")
-                return Outcome(recipe, run, reused=True)
+                return VariantOutcome(recipe, run, reused=True)
         place = self.folder / f"{rundir.safe_name(recipe.label)}-{spec_id[:10]}"
         started = time.perf_counter()
         run = self._make(recipe, place)
         self.report.finished(recipe, run, time.perf_counter() - started)
-        return Outcome(recipe, run, reused=False)
+        return VariantOutcome(recipe, run, reused=False)
 
     def _make(self, recipe: Recipe, place: Path) -> FinishedRun:
         seconds = dict.fromkeys(("load", "evaluate"), 0.0)

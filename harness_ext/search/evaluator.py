@@ -6,7 +6,8 @@ taken on stands in the model as substituted parameters, the model's own put asid
 untouched, until the evaluator is closed. An alternative that can no longer matter is dropped in the middle of its
 documents: a search says when that is, and only where it is certain.
 
-Trials are kept in a workplace as they are made, so that a killed search goes on where it stopped, with the same trials.
+Trials are kept in the resume state as they are made, so that a killed search goes on where it stopped, with the same
+trials.
 """
 
 from __future__ import annotations
@@ -201,7 +202,7 @@ class CandidateEvaluator:
         """Try alternatives for one matrix on all documents, on top of what stands. settings: what each is, for the
         record.
 
-        Trials found in the workplace are not made again.
+        Trials found in the resume state are not made again.
         """
         import torch
 
@@ -220,7 +221,8 @@ class CandidateEvaluator:
         return made
 
     def _kept(self, asked: Any, make: Callable[[], list[Trial]]) -> list[Trial]:
-        """Trials that the workplace has, or else made now and kept there, with what they cost. asked: what tells them
+        """Trials that the resume state has, or else made now and kept there, with what they cost. asked: what tells
+        them
         from others.
         """
         key = json.dumps(asked, sort_keys=True)

@@ -15,7 +15,7 @@ from harness_ext.methods.search_registry import planned_trials, registered_searc
 from harness_ext.recipe.recipe import Recipe, recipe_from
 from harness_ext.recipe.schema import Step
 from harness_ext.search.evaluator import CandidateEvaluator
-from harness_ext.search.scoring import Score
+from harness_ext.search.scoring import CandidateScore
 from harness_ext.search.trials import Trial
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def _stands_in(setting: Mapping[str, Any], step: Mapping[str, Any]) -> bool:
     )
 
 
-def _score(score: Score) -> dict[str, Any]:
+def _score(score: CandidateScore) -> dict[str, Any]:
     return {
         "correct": score.correct,
         "accuracy": score.correct / max(1, score.documents),

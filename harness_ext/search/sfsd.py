@@ -1,7 +1,7 @@
 """Searches for the ranks of feature-space decompositions: matrix after matrix by trial (SFSD, arXiv:2405.13039), or all
 at once by predicted changes of the loss (zero-sum).
 
-Both end in one ordinary step of `feature_space` with a rank for each matrix. Its evidence is that of the unedited
+Both end in one ordinary step of `feature_space` with a rank for each matrix. Its statistics are those of the unedited
 model; that is also what the trials saw, since a search from the last layer to the first
 changes nothing that comes before the matrix at hand.
 """

@@ -32,7 +32,7 @@ from harness_ext.calibration.documents import LabelledDocument
 from harness_ext.errors import UserError, VariantFailed
 from harness_ext.model.layout import Matrix
 from harness_ext.recipe.schema import Training
-from harness_ext.training.bases import Bases, Pair, bases_to_keep, ratios
+from harness_ext.training.bases import Bases, FactorPair, bases_to_keep, ratios
 from harness_ext.training.override import swapped
 from harness_ext.training.state import State, as_tensors, from_tensors, optimizer_for
 
@@ -83,7 +83,7 @@ def check_trainable(matrices: Sequence[Matrix]) -> None:
             raise UserError(f"{matrix.key}: experts cannot be trained; choose matrices outside them, such as attn")
 
 
-class Plan(NamedTuple):
+class TrainingPlan(NamedTuple):
     """How matrices are trained. seed: of the order of the documents. start: gives all bases of a matrix, and the new
     ones.
     """
@@ -94,7 +94,11 @@ class Plan(NamedTuple):
 
 
 def train(
-    lm: HFLM, matrices: Sequence[Matrix], documents: DocumentBatches, plan: Plan, resume: ResumeState | None = None
+    lm: HFLM,
+    matrices: Sequence[Matrix],
+    documents: DocumentBatches,
+    plan: TrainingPlan,
+    resume: ResumeState | None = None,
 ) -> Trained:
     """Train the factors of the matrices, from what was kept in `resume` on. documents.advance is told the number of
     documents done.
@@ -119,7 +123,7 @@ class _Training:
         lm: HFLM,
         matrices: Sequence[Matrix],
         documents: DocumentBatches,
-        plan: Plan,
+        plan: TrainingPlan,
         resume: ResumeState | None,
     ) -> None:
         self._lm, self._settings, self._seed, self._work = lm, plan.settings, plan.seed, resume
@@ -127,7 +131,7 @@ class _Training:
         self._epochs = schedule(plan.settings)
         kept = resume.tensors(_CHECKPOINT) if resume else None
         if kept is None:
-            parts: dict[str, Bases | Pair] = {matrix.key: plan.start(matrix) for matrix in matrices}
+            parts: dict[str, Bases | FactorPair] = {matrix.key: plan.start(matrix) for matrix in matrices}
             self._state = State(parts, optimizer_for(parts, plan.settings))
         else:
             self._state = from_tensors(kept, matrices, plan.start, plan.settings)
@@ -135,7 +139,7 @@ class _Training:
             self._progress(self._state.epoch * count + min(self._state.batch * self._batch_size, count))
         self._kept_at, self._keeping = time.monotonic(), 0.0
 
-    def part(self, key: str) -> Bases | Pair:
+    def part(self, key: str) -> Bases | FactorPair:
         """What takes the place of a matrix at the moment."""
         return self._state.parts[key]
 
@@ -181,7 +185,7 @@ class _Training:
         if not state.totals:
             state.totals = [float(part.values.detach().double().abs().sum()) for part in bases.values()]
         carried = dict(state.optimizer.state)
-        pruned: dict[str, Bases | Pair] = {}
+        pruned: dict[str, Bases | FactorPair] = {}
         for (key, part), total in zip(bases.items(), state.totals, strict=True):
             places = bases_to_keep(part.values, ratio, total)
             left = part.only(places)

@@ -116,7 +116,7 @@ def test_sequential_evidence_is_never_kept(make_lm, gathered: list[str]) -> None
     digest_after(lm, "sfsd")
     assert (
         len(gathered) == 2 * count
-        and not (lm.weights._scratch / "evidence").exists()
+        and not (lm.weights._scratch / "statistics").exists()
         and not (lm.weights._scratch / "results").exists()
     )
 

@@ -19,7 +19,7 @@ from harness_ext.model.weights import model_digest
 from harness_ext.recipe.recipe import parse_recipe, recipe_from
 from harness_ext.search.laser import _cannot_rise_above
 from harness_ext.search.runner import without_searching
-from harness_ext.search.scoring import Score
+from harness_ext.search.scoring import CandidateScore
 from harness_ext.search.trials import Partial, cannot_win
 from harness_ext.storage.resume import ResumeState
 from tests.harness_ext.conftest import MIXTURES
@@ -232,7 +232,7 @@ def test_an_alternative_that_cannot_be_chosen_leads_nobody() -> None:
         torch.tensor([1, 1, 1, 0], dtype=torch.bool),
     )
     assert cannot_win(None)(infinite).tolist() == [True, False]
-    assert _cannot_rise_above(Score(0, 4, 1.0))(infinite).tolist() == [True, False]
+    assert _cannot_rise_above(CandidateScore(0, 4, 1.0))(infinite).tolist() == [True, False]
     assert cannot_win(None)(infinite._replace(loss=torch.ones(2, 4))).tolist() == [False, True]
 
 

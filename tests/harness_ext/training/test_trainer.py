@@ -25,7 +25,7 @@ from harness_ext.recipe.schema import Training
 from harness_ext.search.eigenprune_greedy import mean_loss
 from harness_ext.training.bases import Bases, all_bases, bases_to_keep, ratios
 from harness_ext.training.override import swapped
-from harness_ext.training.trainer import Plan, all_labels, schedule, train
+from harness_ext.training.trainer import TrainingPlan, all_labels, schedule, train
 
 DOCUMENTS = [
     LabelledDocument("t", context, answer, context)
@@ -315,7 +315,7 @@ def test_a_training_equals_the_reference(make_lm, loss: str) -> None:
         lm,
         [matrix],
         DocumentBatches(DOCUMENTS, 2),
-        Plan(asked, 7, lambda matrix: all_bases(decomposed(lm, matrix), asked.added_rank, generator())),
+        TrainingPlan(asked, 7, lambda matrix: all_bases(decomposed(lm, matrix), asked.added_rank, generator())),
     )
     expected, losses = reference(lm, matrix, asked, 7, all_bases(decomposed(lm, matrix), asked.added_rank, generator()))
     left, right = trained.factors[matrix.key].values()
