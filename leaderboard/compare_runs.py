@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from leaderboard.board.board import Cell, board
+from leaderboard.board.board import board
+from leaderboard.board.cell import Cell
+from leaderboard.board.frame import cells_frame
 from leaderboard.compare.choice_shift import compare_choices
 from leaderboard.compare.judge import DEFAULT_MARGIN
 from leaderboard.compare.unshared import Unshared, unshared
@@ -18,12 +20,19 @@ from leaderboard.errors import LeaderboardError
 from leaderboard.ingest import ingest
 from leaderboard.store.database import Store
 
+if TYPE_CHECKING:
+    import pandas
+
 
 class Comparison(NamedTuple):
     """One cell a task of B, and what only one of the two has."""
 
     cells: list[Cell]
     unshared: tuple[Unshared, Unshared]
+
+    def to_frame(self) -> pandas.DataFrame:
+        """A row a task of B, with A as the baseline: the columns of `leaderboard.board.frame.cells_frame`."""
+        return cells_frame(self.cells)
 
 
 def compare_paths(a: Path, b: Path, *, margin: float = DEFAULT_MARGIN) -> Comparison:

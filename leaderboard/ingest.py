@@ -21,6 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from leaderboard import make_callable
 from leaderboard.board import stored_verdicts
 from leaderboard.board.board import judge_ahead
 from leaderboard.compare import verdict_cache
@@ -267,3 +268,6 @@ def _replace(temporary: Path, database: Path) -> None:
     database.parent.mkdir(parents=True, exist_ok=True)
     Path(f"{database}.wal").unlink(missing_ok=True)
     os.replace(temporary, database)
+
+
+make_callable(__name__, "leaderboard.ingest:ingest")

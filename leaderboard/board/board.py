@@ -95,9 +95,17 @@ def pair_board(store: Store, baseline_run: str, run_id: str, *, margin: float = 
     """One run against another, whatever their models: a cell a task, corrected over these alone. Raises
     `UnknownRun`.
     """
+    return pair_boards(store, [(baseline_run, run_id)], margin=margin)[0]
+
+
+def pair_boards(store: Store, pairs: Iterable[tuple[str, str]], *, margin: float = DEFAULT_MARGIN) -> list[list[Cell]]:
+    """`pair_board` of several pairs of (baseline run, run). Raises `UnknownRun`."""
     contents = read_contents(store)
-    baseline, run = _the_run(contents, baseline_run), _the_run(contents, run_id)
-    return sorted(with_verdicts(_cells(_Judging(store, contents, baseline, margin), run)), key=_order)
+    boards = []
+    for baseline_run, run_id in pairs:
+        judging = _Judging(store, contents, _the_run(contents, baseline_run), margin)
+        boards.append(sorted(with_verdicts(_cells(judging, _the_run(contents, run_id))), key=_order))
+    return boards
 
 
 class _Judging(NamedTuple):

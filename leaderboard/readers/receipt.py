@@ -92,7 +92,7 @@ class ReceiptModel(ReceiptPart):
 
 class ReceiptRecipe(ReceiptPart):
     """The recipe. resolved: the recipe with every default written out; control: the kind of control it is, if it is
-    one, and control_of the label of the recipe whose budget it has.
+    one, and control_of the recipe_id of the recipe whose budget it has.
     """
 
     name: str

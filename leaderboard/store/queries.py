@@ -131,6 +131,20 @@ def pinned_baselines(store: Store) -> dict[str, str]:
     return {row["model_key"]: row["run_id"] for row in rows}
 
 
+def control_runs(store: Store) -> dict[str, str]:
+    """run_id of a recipe's run -> run_id of its control's, on the same model, dtype and settings; of several controls
+    the first by name, and the earliest run of that.
+    """
+    rows = store.rows(
+        "SELECT r.run_id, first(c.run_id ORDER BY cv.control, c.started, c.run_id) AS control_run FROM runs r JOIN"
+        " variants v USING (variant_id) JOIN variants cv ON cv.model_key = v.model_key AND cv.control_of ="
+        " v.recipe_id AND cv.dtype IS NOT DISTINCT FROM v.dtype JOIN runs c ON c.variant_id = cv.variant_id AND"
+        " c.settings_id IS NOT DISTINCT FROM r.settings_id WHERE r.status = 'complete' AND c.status = 'complete' AND"
+        " v.control IS NULL GROUP BY r.run_id ORDER BY r.run_id"
+    )
+    return {row["run_id"]: row["control_run"] for row in rows}
+
+
 def pin_baseline(store: Store, run_id: str, reason: str) -> None:
     """Make a run the baseline of its model from now on; the earlier pin stays on record.
 
