@@ -14,9 +14,10 @@ BACKEND_TARGET = "harness_ext.lm_eval_adapter.backend:RecipeLM"
 
 def register_backend() -> None:
     """Make `hf-recipe` known to lm-eval's model registry; harmless where it is known already."""
-    # lm-eval fills its registry when this package is imported; an own entry made before would make it look filled.
+    # lm-eval fills its registry when this package is imported; an entry of ours made before would make it look filled.
     import lm_eval.models  # noqa: F401
-    from lm_eval.api.registry import model_registry
+
+    from harness_ext.lm_eval_adapter.borrowed import model_registry
 
     if BACKEND not in model_registry:
         model_registry.register(BACKEND, target=BACKEND_TARGET)

@@ -17,13 +17,13 @@ from leaderboard.board.board import pair_boards
 from leaderboard.board.cell import Cell
 from leaderboard.board.frame import cells_frame
 from leaderboard.commands import DEFAULT_DATABASE
-from leaderboard.compare.judge import DEFAULT_MARGIN
-from leaderboard.compare_runs import Comparison, compare_paths
+from leaderboard.compare_runs import RunComparison, compare_paths
 from leaderboard.errors import LeaderboardError
 from leaderboard.gate.policy import Policy, load_policy
-from leaderboard.gate.report import Report, judge_candidate
+from leaderboard.gate.report import GateReport, judge_candidate
 from leaderboard.gate.runs import read_named
 from leaderboard.ingest import ingest
+from leaderboard.metrics import DEFAULT_MARGIN
 from leaderboard.store.database import Store, open_store
 from leaderboard.store.queries import control_runs
 
@@ -101,7 +101,7 @@ def _opened(path: Path) -> Iterator[Store]:
         report.store.connection.close()
 
 
-def compare(a: str | Path, b: str | Path, *, margin: float = DEFAULT_MARGIN) -> Comparison:
+def compare(a: str | Path, b: str | Path, *, margin: float = DEFAULT_MARGIN) -> RunComparison:
     """Compare run folder or results file `b` with `a`, whatever their models. margin: the largest difference that
     counts as the same, for scores between 0 and 1.
 
@@ -116,7 +116,7 @@ def gate(
     *,
     baselines: Sequence[str | Path] = (),
     database: str | Path = DEFAULT_DATABASE,
-) -> Report:
+) -> GateReport:
     """Decide whether a run may replace the last one, as `lm_eval gate` does; nothing is recorded.
 
     policy: a file, or a policy. candidate: a run's folder or results file, or the beginning of its id in the database.

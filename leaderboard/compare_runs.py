@@ -14,17 +14,17 @@ from leaderboard.board.board import board
 from leaderboard.board.cell import Cell
 from leaderboard.board.frame import cells_frame
 from leaderboard.compare.choice_shift import compare_choices
-from leaderboard.compare.judge import DEFAULT_MARGIN
-from leaderboard.compare.unshared import Unshared, unshared
+from leaderboard.compare.run_diff import Unshared, unshared
 from leaderboard.errors import LeaderboardError
 from leaderboard.ingest import ingest
+from leaderboard.metrics import DEFAULT_MARGIN
 from leaderboard.store.database import Store
 
 if TYPE_CHECKING:
     import pandas
 
 
-class Comparison(NamedTuple):
+class RunComparison(NamedTuple):
     """One cell a task of B, and what only one of the two has."""
 
     cells: list[Cell]
@@ -35,7 +35,7 @@ class Comparison(NamedTuple):
         return cells_frame(self.cells)
 
 
-def compare_paths(a: Path, b: Path, *, margin: float = DEFAULT_MARGIN) -> Comparison:
+def compare_paths(a: Path, b: Path, *, margin: float = DEFAULT_MARGIN) -> RunComparison:
     """Compare run directory or results file `b` with `a`.
 
     Raises `LeaderboardError` where either path does not hold exactly one run, or both hold the same one.
@@ -61,7 +61,9 @@ def compare_paths(a: Path, b: Path, *, margin: float = DEFAULT_MARGIN) -> Compar
             for cell in board(report.store, baseline_run=report.added[0], margin=margin)
             if cell.run_id == report.added[1]
         ]
-        return Comparison([_with_choices(report.store, cell) for cell in cells], unshared(report.store, *report.added))
+        return RunComparison(
+            [_with_choices(report.store, cell) for cell in cells], unshared(report.store, *report.added)
+        )
     finally:
         report.store.connection.close()
 

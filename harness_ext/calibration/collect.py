@@ -21,20 +21,8 @@ from typing import TYPE_CHECKING, Any
 from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import LabelledDocument
 from harness_ext.calibration.experts import ExpertCall, check_equation, sights
-from harness_ext.calibration.statistics import (
-    AblationEffects,
-    ContrastDifferences,
-    CounterfactualEffects,
-    FisherInformation,
-    InputMagnitude,
-    InputMean,
-    InputSecondMoment,
-    InputSquare,
-    SingularValueGradients,
-    Statistic,
-)
 from harness_ext.errors import UserError, VariantFailed
-from harness_ext.methods.registry import STATISTICS_OF_COMPONENTS, STATISTICS_OF_INPUTS
+from harness_ext.methods.statistic_registry import Statistic, registered_statistics, statistics_among
 from harness_ext.model.layout import Matrix
 
 if TYPE_CHECKING:
@@ -97,15 +85,16 @@ def gather(
 
     decompose: gives the factors of a matrix, called once each. documents.advance is told the number of documents done.
 
-    Raises UserError where a batch of one cannot give what is asked (`counterfactual_effects` compares examples of a
+    Raises UserError where a batch of one cannot give what is asked (some statistics compare documents of a
     batch), and VariantFailed where the loss is not finite.
     """
     check_pairs(names, Counter(document.task for document in documents.documents), documents.size)
     batches = list(batches_of(lm, documents.documents, documents.size))
+    backward = any(item.needs_gradients for item in statistics_among(names))
     gathered: dict[str, dict[str, Tensor]] = {}
     for group in groups(matrices, names):
         watched = [_Watched(matrix, _start(names, matrix, decompose)) for matrix in group]
-        _one_pass(lm, watched, batches, documents.advance, backward=not names <= STATISTICS_OF_INPUTS)
+        _one_pass(lm, watched, batches, documents.advance, backward=backward)
         for item in watched:
             if (found := item.results()) is not None:
                 gathered[item.matrix.key] = found
@@ -118,7 +107,7 @@ def check_pairs(names: frozenset[str], documents: Mapping[str, int], batch_size:
     """Raise UserError where a method compares documents with one another and some would stand alone. documents: how
     many, by task.
     """
-    if "counterfactual_effects" not in names:
+    if not any(item.compares_documents for item in statistics_among(names)):
         return
     if batch_size < 2:
         raise UserError(
@@ -134,27 +123,19 @@ def check_pairs(names: frozenset[str], documents: Mapping[str, int], batch_size:
 
 
 def _start(names: frozenset[str], matrix: Matrix, decompose: Callable[[Matrix], Svd]) -> dict[str, Statistic]:
-    makers: dict[str, Callable[[], Statistic]] = {
-        "input_mean": InputMean,
-        "input_magnitude": InputMagnitude,
-        "input_second_moment": InputSecondMoment,
-        "input_second_moment_diagonal": InputSquare,
-        "fisher_information": FisherInformation,
-        "contrast_differences": ContrastDifferences,
-        "counterfactual_effects": lambda: CounterfactualEffects(decompose(matrix)),
-        "ablation_effects": lambda: AblationEffects(decompose(matrix)),
-        "singular_value_gradients": lambda: SingularValueGradients(decompose(matrix)),
-    }
-    return {name: makers[name]() for name in sorted(names)}
+    registered = registered_statistics()
+    chosen = [registered[name] for name in sorted(names)]
+    return {item.name: item.make(decompose(matrix)) if item.needs_components else item.make() for item in chosen}
 
 
 def held_bytes(shape: tuple[int, int], names: frozenset[str]) -> int:
-    """What a pass holds for one matrix `[m, n]`: factors in fp32 for statistics of components, and a second moment `[n,
-    n]` in fp64; the rest is small.
+    """What a pass holds for one matrix `[m, n]`: the numbers of its statistics in fp64, and factors in fp32 where one
+    of them is of components.
     """
     rows, columns = shape
-    factors = 4 * min(rows, columns) * (rows + columns) if names & STATISTICS_OF_COMPONENTS else 0
-    return factors + (8 * columns * columns if "input_second_moment" in names else 0)
+    chosen = statistics_among(names)
+    factors = 4 * min(rows, columns) * (rows + columns) if any(item.needs_components for item in chosen) else 0
+    return factors + 8 * sum(item.numbers(shape) for item in chosen)
 
 
 def groups(matrices: Sequence[Matrix], names: frozenset[str]) -> Iterator[list[Matrix]]:
@@ -344,7 +325,7 @@ def encode(lm: HFLM, context: str, answer: str, task: str) -> tuple[list[int], l
     lm-eval does. task: named where the answer has no tokens, which is a UserError.
     """
     if context:
-        before, after = lm._encode_pair(context, answer)
+        before, after = lm.encode_pair(context, answer)
     else:
         before, after = [lm.prefix_token_id], lm.tok_encode(answer, add_special_tokens=False)
     if not after:

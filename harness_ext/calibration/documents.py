@@ -254,6 +254,7 @@ def _labelled(task: Task, name: str, document: Any, hashed: str, settings: Promp
         choices = tuple((request.args[0], request.args[1]) for request in requests[: len(names)])
         return LabelledDocument(name, *choices[right[0]], hashed, choices, tuple(right))
     if task.OUTPUT_TYPE == "loglikelihood":
-        return LabelledDocument(name, *requests[0].args[:2], hashed)
+        context, answer = requests[0].args[:2]
+        return LabelledDocument(name, context, answer, hashed)
     answer = target[0] if isinstance(target, list) else target
     return LabelledDocument(name, requests[0].args[0], f"{task.config.target_delimiter}{answer}", hashed)

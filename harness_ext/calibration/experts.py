@@ -12,11 +12,12 @@ experts compute something else is refused.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from harness_ext.errors import UserError
 from harness_ext.methods import registered_methods
 from harness_ext.model.layout import Matrix
+from harness_ext.model.typed import tensor_of
 from harness_ext.recipe.schema import Step
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def sights(module: nn.Module, call: ExpertCall, gradient: Tensor | None, expert:
 
     inputs = call.inputs[tokens].detach()
     with torch.enable_grad():
-        opened = (inputs @ module.gate_up_proj[expert].detach().T).requires_grad_(True)
+        opened = (inputs @ tensor_of(module, "gate_up_proj")[expert].detach().T).requires_grad_(True)
         middle = _gated(module, opened)
     reached = spread(sent.new_ones(len(tokens), 1))[..., 0]
     if gradient is None:
@@ -95,7 +96,7 @@ def sights(module: nn.Module, call: ExpertCall, gradient: Tensor | None, expert:
             "down_proj": Sight(spread(middle.detach()), None, reached),
         }
     answered = gradient[tokens] * call.shares[tokens, places, None].detach().to(gradient)
-    (at_opened,) = torch.autograd.grad(middle, opened, answered @ module.down_proj[expert].detach())
+    (at_opened,) = torch.autograd.grad(middle, opened, answered @ tensor_of(module, "down_proj")[expert].detach())
     return {
         "gate_up_proj": Sight(spread(inputs), spread(at_opened), reached),
         "down_proj": Sight(spread(middle.detach()), spread(answered), reached),
@@ -113,8 +114,8 @@ def check_equation(module: nn.Module, call: ExpertCall, real: Tensor, name: str)
     for expert in call.chosen.unique().tolist():
         share = (call.shares.detach() * (call.chosen == expert)).sum(1, keepdim=True)
         total += (
-            _gated(module, call.inputs.detach() @ module.gate_up_proj[expert].detach().T)
-            @ module.down_proj[expert].detach().T
+            _gated(module, call.inputs.detach() @ tensor_of(module, "gate_up_proj")[expert].detach().T)
+            @ tensor_of(module, "down_proj")[expert].detach().T
             * share
         ).float()
     meant = real.flatten().to(outputs.device)
@@ -127,5 +128,6 @@ def check_equation(module: nn.Module, call: ExpertCall, real: Tensor, name: str)
 
 
 def _gated(module: nn.Module, opened: Tensor) -> Tensor:
+    activation = cast("nn.Module", module.act_fn)
     gate, up = opened.chunk(2, dim=-1)
-    return module.act_fn(gate) * up
+    return activation(gate) * up

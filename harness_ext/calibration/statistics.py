@@ -1,12 +1,15 @@
 """Statistics of calibration documents, streamed: each keeps a running value of fixed size, never the activations.
 
 A statistic sees, batch by batch, the true input x of a matrix (`[batch, tokens, in]`), the gradient g of the documents'
-loss at its output (`[batch, tokens, out]`), and which tokens are real.
+loss at its output (`[batch, tokens, out]`), and which tokens are real. A class is registered under the name by which
+methods ask for it; `harness_ext.methods.statistic_registry` says what it must have.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
+
+from harness_ext.methods.statistic_registry import one_per_component, statistic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,20 +17,7 @@ if TYPE_CHECKING:
     from harness_ext.methods import Svd
 
 
-class Statistic(Protocol):
-    """What the gathering pass needs of a statistic."""
-
-    def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor) -> None:
-        """Take in one batch: inputs `[b, t, n]`, gradients `[b, t, m]`, both fp32, and real `[b, t]`, true where the
-        token is not padding, and of an expert where it was sent there.
-
-        gradients: None in a pass whose statistics are all of inputs.
-        """
-
-    def result(self) -> Tensor | None:
-        """The value over everything seen; None where nothing of it could be used."""
-
-
+@statistic(name="input_mean", needs="inputs")
 class InputMean:
     """The mean input over real tokens, `[n]`, accumulated in fp64."""
 
@@ -48,6 +38,7 @@ class InputMean:
         return self._total / self._tokens
 
 
+@statistic(name="input_magnitude", needs="inputs")
 class InputMagnitude(InputMean):
     """The mean absolute input over real tokens, `[n]`, fp64."""
 
@@ -56,6 +47,7 @@ class InputMagnitude(InputMean):
         super().update(inputs.abs(), gradients, real)
 
 
+@statistic(name="input_second_moment_diagonal", needs="inputs")
 class InputSquare(InputMean):
     """The mean squared input over real tokens, `[n]`, fp64."""
 
@@ -64,6 +56,7 @@ class InputSquare(InputMean):
         super().update(inputs.double() ** 2, gradients, real)
 
 
+@statistic(name="input_second_moment", needs="inputs", numbers=lambda shape: shape[1] ** 2)
 class InputSecondMoment:
     """The mean of `x x^T` over real tokens, `[n, n]`, accumulated in fp64: small eigenvalues of covariances of outputs
     are differences of large numbers.
@@ -88,6 +81,7 @@ class InputSecondMoment:
         return self._total / self._tokens
 
 
+@statistic(name="contrast_differences", needs="contrasts")
 class ContrastDifferences:
     """The input at the last token of each pair's first text minus that of its second, `[pairs, n]`, fp64; the two of a
     pair stand next to each other in a batch.
@@ -110,6 +104,7 @@ class ContrastDifferences:
         return found if len(found) else None
 
 
+@statistic(name="fisher_information", needs="gradients")
 class FisherInformation:
     """The empirical Fisher information of a matrix, summed over its rows: mean over documents of `sum_i (dL/dW_ij)^2`,
     `[n]` (arXiv:2207.00112).
@@ -138,6 +133,7 @@ class FisherInformation:
         return self._total / self._documents
 
 
+@statistic(name="counterfactual_effects", needs="components", numbers=one_per_component, compares_documents=True)
 class CounterfactualEffects:
     """How much the loss would rise, to first order, if one singular component saw another example's input
     (arXiv:2404.03147).
@@ -169,6 +165,7 @@ class CounterfactualEffects:
         return self._maximum
 
 
+@statistic(name="ablation_effects", needs="components", numbers=one_per_component)
 class AblationEffects:
     """How much the loss changes, to first order, if one singular component always saw the mean input: the effect of
     removing it and keeping the mean output.
@@ -181,7 +178,7 @@ class AblationEffects:
 
     def __init__(self, svd: Svd) -> None:
         self._svd = svd
-        self._sums: tuple[Tensor, Tensor, Tensor] | None = None
+        self._sums: tuple[Tensor, ...] | None = None
         self._tokens = 0
 
     def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor) -> None:
@@ -201,6 +198,7 @@ class AblationEffects:
         return effects.float()
 
 
+@statistic(name="singular_value_gradients", needs="components", numbers=one_per_component)
 class SingularValueGradients:
     """The gradient of the loss in every singular value, `dL/ds_i = u_i^T G v_i`, `[r]`: the sum over tokens of `(g .
     u_i) (v_i . x)`, so that no `[m, n]` gradient is ever made.

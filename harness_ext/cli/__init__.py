@@ -1,11 +1,8 @@
 """The command line: lm-eval's own commands plus ours, in one parser.
 
-Notable choices. lm-eval has no hook for flags, so its `HarnessCLI` is subclassed: it builds its own parsers first, then
-`run` gains our
-two flags and our commands are added beside its. Whatever lm-eval adds later comes along. Exit codes: 0 done, 1 a check
-that failed,
-3 a gate that cannot tell, 2 a mistake the user can mend, a failed variant, or Ctrl-C: a message on stderr, no
-traceback.
+lm-eval has no hook for flags, so its command line is subclassed: it builds its own parsers first, then `run` gains our
+two flags, and our commands are added beside its own. Exit codes: 0 done, 1 a check that failed, 3 a gate that cannot
+tell, 2 a mistake the user can mend, a failed variant, or Ctrl-C (a message on stderr, no traceback).
 """
 
 from __future__ import annotations
@@ -14,28 +11,27 @@ import argparse
 import os
 import sys
 
-from lm_eval._cli import HarnessCLI
-from lm_eval._cli.subcommand import SubCommand
+from harness_ext.lm_eval_adapter.subcommand import CommandLine, RecipesCommand
 
 EXIT_USER_ERROR = 2
 
 
-class RecipesCLI(HarnessCLI):
+class RecipesCLI(CommandLine):
     """lm-eval's command line, `run` extended, our commands beside its own."""
 
     def __init__(self) -> None:
         super().__init__()
-        from harness_ext.cli.run import RunWithRecipes
+        from harness_ext.cli.run import add_recipes
 
-        choices = self._subparsers.choices
-        RunWithRecipes(choices["run"])
+        choices = self.commands.choices
+        add_recipes(choices["run"])
         _index_tasks_of(choices["ls"], listing=True)
         _index_tasks_of(choices["validate"], listing=False)
-        for command in _own_commands():
-            command.create(self._subparsers)
+        for command in _commands():
+            command(self.commands)
 
 
-def _own_commands() -> list[type[SubCommand]]:
+def _commands() -> list[type[RecipesCommand]]:
     from harness_ext.cli.baseline import Baseline
     from harness_ext.cli.compare import Compare
     from harness_ext.cli.doctor import Doctor

@@ -7,31 +7,26 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from lm_eval._cli.subcommand import SubCommand
-
 from harness_ext.cli.ingest import add_database_argument
+from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
 
 if TYPE_CHECKING:
     from leaderboard.store.pins import Pin
 
 
-class Baseline(SubCommand):
+class Baseline(RecipesCommand):
     """Choose baselines and list the choices."""
 
-    def __init__(self, subparsers: argparse._SubParsersAction) -> None:
-        self._parser = subparsers.add_parser(
-            "baseline",
-            help="Choose the run that others are compared with",
-            description=(
-                "Choose the runs that others are measured against. An unedited run becomes its model's baseline;"
-                " without one, a model's earliest unedited run of the same settings stands in. An edited run is"
-                " blessed: `lm_eval gate` compares later runs of its recipe with it."
-            ),
-        )
-        self._add_args()
+    name = "baseline"
+    summary = "Choose the run that others are compared with"
+    description = (
+        "Choose the runs that others are measured against. An unedited run becomes its model's baseline;"
+        " without one, a model's earliest unedited run of the same settings stands in. An edited run is"
+        " blessed: `lm_eval gate` compares later runs of its recipe with it."
+    )
 
-    def _add_args(self) -> None:
-        actions = self._parser.add_subparsers(metavar="ACTION", required=True)
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        actions = parser.add_subparsers(metavar="ACTION", required=True)
         chosen = actions.add_parser(
             "set",
             help=(
@@ -49,13 +44,9 @@ class Baseline(SubCommand):
         listed = actions.add_parser(
             "list", help="List all choices, earliest first; the last of a model, or of a model and recipe, counts"
         )
-        for parser, function in ((chosen, self._set), (listed, self._list)):
-            add_database_argument(parser)
-            parser.set_defaults(func=function)
-
-    @staticmethod
-    def _execute(args: argparse.Namespace) -> None:
-        """Never reached: an action is required."""
+        for action, function in ((chosen, self._set), (listed, self._list)):
+            add_database_argument(action)
+            action.set_defaults(func=function)
 
     @staticmethod
     def _set(args: argparse.Namespace) -> None:
@@ -68,12 +59,12 @@ class Baseline(SubCommand):
     def _list(args: argparse.Namespace) -> None:
         from leaderboard.store.pins import pins
 
-        found = pins(args.database)
-        for entry in found:
+        choices = pins(args.database)
+        for entry in choices:
             print(f"{'* ' if entry.current else '  '}{'blessed' if entry.blessed else 'pinned '} {_line(entry)}")
         print(
             "* counts now"
-            if found
+            if choices
             else "no baseline is pinned: a model's earliest unedited run of the same settings stands in"
         )
 

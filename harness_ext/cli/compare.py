@@ -7,36 +7,32 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lm_eval._cli.subcommand import SubCommand
+from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
 
 
-class Compare(SubCommand):
+class Compare(RecipesCommand):
     """Compare two run folders or results files."""
 
-    def __init__(self, subparsers: argparse._SubParsersAction) -> None:
-        self._parser = subparsers.add_parser(
-            "compare",
-            help="Compare two runs with paired statistics",
-            description="Compare run B with run A, task by task: difference, interval, verdict.",
-        )
-        self._add_args()
-        self._parser.set_defaults(func=self._execute)
+    name = "compare"
+    summary = "Compare two runs with paired statistics"
+    description = "Compare run B with run A, task by task: difference, interval, verdict."
 
-    def _add_args(self) -> None:
-        self._parser.add_argument(
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
             "a", type=Path, metavar="A", help="The run to compare with: its folder or its results_*.json"
         )
-        self._parser.add_argument(
-            "b", type=Path, metavar="B", help="The run to judge: its folder or its results_*.json"
-        )
+        parser.add_argument("b", type=Path, metavar="B", help="The run to judge: its folder or its results_*.json")
+        parser.set_defaults(func=self.execute)
 
     @staticmethod
-    def _execute(args: argparse.Namespace) -> None:
+    def execute(args: argparse.Namespace) -> None:
         from harness_ext.cli.terminal import terminal_style
         from leaderboard.compare_runs import compare_paths
         from leaderboard.terminal.table import render, render_unshared
 
         style = terminal_style()
-        found = compare_paths(args.a, args.b)
-        lines = render_unshared(found.unshared, width=style.width)
-        print("\n".join([render(found.cells, width=style.width, color=style.color), *([""] if lines else []), *lines]))
+        compared = compare_paths(args.a, args.b)
+        lines = render_unshared(compared.unshared, width=style.width)
+        print(
+            "\n".join([render(compared.cells, width=style.width, color=style.color), *([""] if lines else []), *lines])
+        )

@@ -1,6 +1,4 @@
-"""`lm-eval-recipes doctor`: is this installation whole, and if not, how to mend it. Exit code 0 where it is, 1 where it
-is not.
-"""
+"""`lm-eval-recipes doctor`: check the installation, and say how to mend it. Exit code 0 where it is whole, else 1."""
 
 from __future__ import annotations
 
@@ -12,9 +10,8 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import NamedTuple
 
-from lm_eval._cli.subcommand import SubCommand
-
 from harness_ext.cli.ingest import add_database_argument
+from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
 
 PACKAGES = ("lm-eval-recipes", "lm_eval", "torch", "transformers", "datasets", "duckdb", "streamlit")
 
@@ -26,30 +23,27 @@ class Finding(NamedTuple):
     text: str
 
 
-class Doctor(SubCommand):
+class Doctor(RecipesCommand):
     """Check the installation."""
 
-    def __init__(self, subparsers: argparse._SubParsersAction) -> None:
-        self._parser = subparsers.add_parser(
-            "doctor",
-            help="Check the installation",
-            description=(
-                "Check the installation: versions, scripts, entry points, the task index, the database. Exit code 1"
-                " where something needs mending."
-            ),
-        )
-        self._add_args()
-        self._parser.set_defaults(func=self._execute)
+    name = "doctor"
+    summary = "Check the installation"
+    description = (
+        "Check the installation: versions, scripts, entry points, the parts of lm-eval that are relied on, the task"
+        " index, the database. Exit code 1 where something needs mending."
+    )
 
-    def _add_args(self) -> None:
-        add_database_argument(self._parser)
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        add_database_argument(parser)
+        parser.set_defaults(func=self.execute)
 
     @staticmethod
-    def _execute(args: argparse.Namespace) -> None:
-        found = list(findings(args.database))
-        for finding in found:
-            print(f"{finding.level:<5} {finding.text}")
-        if any(finding.level == "FAIL" for finding in found):
+    def execute(args: argparse.Namespace) -> None:
+        failed = False
+        for finding in findings(args.database):
+            print(f"{finding.level:<5} {finding.text}", flush=True)
+            failed |= finding.level == "FAIL"
+        if failed:
             sys.exit(1)
 
 
@@ -59,6 +53,7 @@ def findings(database: Path) -> Iterator[Finding]:
     yield from _scripts()
     yield from _entry_points()
     yield from _model_and_tasks()
+    yield from borrowed_names()
     yield _task_index()
     yield _database(database)
 
@@ -134,6 +129,20 @@ def _model_and_tasks() -> Iterator[Finding]:
         if files
         else Finding("FAIL", f"our task files are missing ({tasks_root()}): reinstall")
     )
+
+
+def borrowed_names() -> Iterator[Finding]:
+    """Whether lm-eval still has what this package relies on; the part that takes a while, since it loads torch."""
+    from harness_ext.lm_eval_adapter.borrowed import BORROWED, problem
+    from harness_ext.lm_eval_adapter.fast_import import quick_imports
+
+    with quick_imports():
+        problems = {entry: text for entry in BORROWED if (text := problem(entry))}
+    for entry, text in problems.items():
+        mend = "without it starts are slow" if entry.optional else "install a version of lm-eval that has it"
+        yield Finding("note" if entry.optional else "FAIL", f"{text}: {mend}")
+    if not problems:
+        yield Finding("ok", f"lm-eval has all {len(BORROWED)} names that this package relies on")
 
 
 def _task_index() -> Finding:

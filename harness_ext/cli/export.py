@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lm_eval._cli.subcommand import SubCommand
-from lm_eval._cli.utils import MergeDictAction
+from harness_ext.lm_eval_adapter.subcommand import MergeDictAction, RecipesCommand
 
 EPILOG = """
 examples:
@@ -16,26 +15,20 @@ examples:
 """
 
 
-class Export(SubCommand):
+class Export(RecipesCommand):
     """Write an edited model to a folder."""
 
-    def __init__(self, subparsers: argparse._SubParsersAction) -> None:
-        self._parser = subparsers.add_parser(
-            "export",
-            help="Write an edited model as a checkpoint",
-            description=(
-                "Apply a recipe and write the model as safetensors, with tokenizer, receipt and model card; plain"
-                " transformers loads it."
-            ),
-            epilog=EPILOG,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        self._add_args()
-        self._parser.set_defaults(func=self._execute)
+    name = "export"
+    summary = "Write an edited model as a checkpoint"
+    description = (
+        "Apply a recipe and write the model as safetensors, with tokenizer, receipt and model card; plain"
+        " transformers loads it."
+    )
+    epilog = EPILOG
 
-    def _add_args(self) -> None:
-        self._parser.add_argument("--model", "-M", default="hf", metavar="<model>", help="The backend: hf")
-        self._parser.add_argument(
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--model", "-M", default="hf", metavar="<model>", help="The backend: hf")
+        parser.add_argument(
             "--model_args",
             "-a",
             nargs="+",
@@ -44,7 +37,7 @@ class Export(SubCommand):
             metavar="<arg>",
             help="As in `lm-eval run`",
         )
-        self._parser.add_argument(
+        parser.add_argument(
             "--recipe",
             required=True,
             metavar="<recipe>",
@@ -53,15 +46,16 @@ class Export(SubCommand):
                 " calibration.task=TASK"
             ),
         )
-        self._parser.add_argument(
+        parser.add_argument(
             "--device", default="cpu", metavar="<device>", help="Where the edit is computed (default: cpu)"
         )
-        self._parser.add_argument(
+        parser.add_argument(
             "--out", type=Path, required=True, metavar="DIR", help="The folder to write, which must not exist"
         )
+        parser.set_defaults(func=self.execute)
 
     @staticmethod
-    def _execute(args: argparse.Namespace) -> None:
+    def execute(args: argparse.Namespace) -> None:
         from harness_ext.cli.config import RECIPE_BACKENDS, command_line, resolve_demo
         from harness_ext.errors import UserError
         from harness_ext.lm_eval_adapter.fast_import import preload_hf

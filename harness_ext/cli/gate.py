@@ -5,26 +5,23 @@ from __future__ import annotations
 import argparse
 import sys
 
-from lm_eval._cli.subcommand import SubCommand
-
+from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
 from leaderboard.gate.command import DESCRIPTION, add_arguments
 
 
-class Gate(SubCommand):
+class Gate(RecipesCommand):
     """Judge a run by a policy."""
 
-    def __init__(self, subparsers: argparse._SubParsersAction) -> None:
-        self._parser = subparsers.add_parser(
-            "gate", help="Judge a run by a policy: pass, warn, fail or inconclusive", description=DESCRIPTION
-        )
-        self._add_args()
-        self._parser.set_defaults(func=self._execute)
+    name = "gate"
+    summary = "Judge a run by a policy: pass, warn, fail or undecided"
+    description = DESCRIPTION
 
-    def _add_args(self) -> None:
-        add_arguments(self._parser)
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        add_arguments(parser)
+        parser.set_defaults(func=self.execute)
 
     @staticmethod
-    def _execute(args: argparse.Namespace) -> None:
+    def execute(args: argparse.Namespace) -> None:
         from harness_ext.cli.terminal import terminal_style
         from leaderboard.gate.command import execute
 

@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from lm_eval._cli.subcommand import SubCommand
-
 from harness_ext.errors import UserError
+from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
 from leaderboard.commands import DEFAULT_DATABASE
 
 if TYPE_CHECKING:
@@ -27,36 +26,31 @@ def add_database_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-class Ingest(SubCommand):
+class Ingest(RecipesCommand):
     """Add results to the leaderboard."""
 
-    def __init__(self, subparsers: argparse._SubParsersAction) -> None:
-        self._parser = subparsers.add_parser(
-            "ingest",
-            help="Add results to the leaderboard",
-            description=(
-                "Add run folders, or the output of plain lm-eval from any machine, to the leaderboard. What it holds"
-                " already is left alone. The database is the one that --database names, also where PATH holds another."
-            ),
-        )
-        self._add_args()
-        self._parser.set_defaults(func=self._execute)
+    name = "ingest"
+    summary = "Add results to the leaderboard"
+    description = (
+        "Add run folders, or the output of plain lm-eval from any machine, to the leaderboard. What it holds"
+        " already is left alone. The database is the one that --database names, also where PATH holds another."
+    )
 
-    def _add_args(self) -> None:
-        self._parser.add_argument(
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
             "paths",
             type=Path,
             nargs="*",
             metavar="PATH",
             help="Folders (searched to the bottom) or results_*.json files; default: the database's folder",
         )
-        add_database_argument(self._parser)
-        self._parser.add_argument(
+        add_database_argument(parser)
+        parser.add_argument(
             "--rebuild",
             action="store_true",
             help="Make the database anew from the paths; the run folders are the truth, it is an index",
         )
-        self._parser.add_argument(
+        parser.add_argument(
             "--watch",
             type=float,
             nargs="?",
@@ -65,16 +59,17 @@ class Ingest(SubCommand):
             metavar="<seconds>",
             help="Keep looking for new runs, every so many seconds (default: 5), until Ctrl-C",
         )
-        self._parser.add_argument(
+        parser.add_argument(
             "--timeout",
             type=float,
             default=30.0,
             metavar="<seconds>",
             help="How long to wait for another writer (default: 30)",
         )
+        parser.set_defaults(func=self.execute)
 
     @staticmethod
-    def _execute(args: argparse.Namespace) -> None:
+    def execute(args: argparse.Namespace) -> None:
         from leaderboard.ingest import ingest
 
         paths = args.paths or [args.database.parent]

@@ -15,9 +15,11 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import NamedTuple
 
+from harness_ext.lm_eval_adapter.borrowed import CONSOLE_SCRIPT_MODULE
+
 DISTRIBUTION = "lm-eval-recipes"
 SCRIPTS = ("lm_eval", "lm-eval")
-_OURS, _UPSTREAMS = b"harness_ext.cli", b"lm_eval.__main__"
+_OURS, _UPSTREAMS = b"harness_ext.cli", CONSOLE_SCRIPT_MODULE.encode()
 
 
 class Script(NamedTuple):
@@ -47,8 +49,8 @@ def environment_scripts() -> list[Script]:
 
 def path_script() -> Script:
     """The `lm_eval` that a shell would run."""
-    found = shutil.which("lm_eval")
-    return script("lm_eval", Path(found) if found else None)
+    path = shutil.which("lm_eval")
+    return script("lm_eval", Path(path) if path else None)
 
 
 def mend_command() -> str:

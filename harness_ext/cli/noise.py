@@ -15,9 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm_eval._cli.run import Run
-
 from harness_ext.errors import UserError
+from harness_ext.lm_eval_adapter.subcommand import RecipesCommand, add_run_arguments
 
 if TYPE_CHECKING:
     from harness_ext.lm_eval_adapter.config import RunConfig
@@ -28,30 +27,29 @@ TIMES = 4
 """The other batch size, where none is given, in batch sizes."""
 
 
-class Noise(Run):
-    """Score the unedited model at two batch sizes. The flags are lm-eval's own, added by its `Run`."""
+class Noise(RecipesCommand):
+    """Score the unedited model at two batch sizes. The flags are those of lm-eval's `run`."""
 
-    def __init__(self, subparsers: argparse._SubParsersAction) -> None:
-        self._parser = subparsers.add_parser(
-            "noise",
-            help="Measure how many answers change at another batch size, without any edit",
-            description=(
-                "Score the unedited model at two batch sizes. What differs between the two is rounding, and a recipe's"
-                " flips have to exceed it. Takes the flags of `run`."
-            ),
-        )
-        self._add_args()
-        self._parser.add_argument(
+    name = "noise"
+    summary = "Measure how many answers change at another batch size, without any edit"
+    description = (
+        "Score the unedited model at two batch sizes. What differs between the two is rounding, and a recipe's flips"
+        " have to exceed it. Takes the flags of `run`."
+    )
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        add_run_arguments(parser)
+        parser.add_argument(
             "--other_batch_size",
             type=int,
             default=None,
             metavar="<size>",
             help=f"The second batch size (default: {TIMES} times --batch_size)",
         )
-        self._parser.set_defaults(func=self._execute)
+        parser.set_defaults(func=self.execute)
 
     @staticmethod
-    def _execute(args: argparse.Namespace) -> None:
+    def execute(args: argparse.Namespace) -> None:
         from harness_ext.cli.config import Asked, read_config_file, run_config
         from harness_ext.runs.progress import report_for
 
@@ -86,7 +84,7 @@ def measure(config: RunConfig, first: int, second: int, report: ProgressReport) 
     sessions = [Session(_at_size(config, size), report) for size in (first, second)]
     database = sessions[0].root / DATABASE
     check_database(database)
-    outcomes = []
+    outcomes: list[VariantOutcome] = []
     for session, size in zip(sessions, (first, second), strict=True):
         if outcomes:
             session.take_model_of(sessions[0])

@@ -9,10 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_eval._cli.subcommand import SubCommand
-from lm_eval._cli.utils import MergeDictAction
-
 from harness_ext.cli.terminal import terminal_style
+from harness_ext.lm_eval_adapter.subcommand import MergeDictAction, RecipesCommand
 
 if TYPE_CHECKING:
     from harness_ext.editing.plan import Plan, PlannedMatrix
@@ -27,22 +25,16 @@ examples:
 """
 
 
-class Recipes(SubCommand):
+class Recipes(RecipesCommand):
     """List, show and plan recipes."""
 
-    def __init__(self, subparsers: argparse._SubParsersAction) -> None:
-        self._parser = subparsers.add_parser(
-            "recipes",
-            help="List, show and plan recipes",
-            description="List, show and plan recipes.",
-            epilog=EPILOG,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        self._add_args()
-        self._parser.set_defaults(func=self._list)
+    name = "recipes"
+    summary = "List, show and plan recipes"
+    description = "List, show and plan recipes."
+    epilog = EPILOG
 
-    def _add_args(self) -> None:
-        actions = self._parser.add_subparsers(metavar="ACTION")
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        actions = parser.add_subparsers(metavar="ACTION")
         show = actions.add_parser("show", help="Print a recipe as a file that reproduces it, every default written out")
         show.add_argument(
             "recipe", metavar="RECIPE", nargs="?", help="A name, name:key=value,key=value, or a YAML file"
@@ -69,6 +61,7 @@ class Recipes(SubCommand):
             help="As in `lm-eval run`: pretrained=NAME, also revision and subfolder",
         )
         planned.set_defaults(func=self._plan)
+        parser.set_defaults(func=self._list)
 
     def _list(self, args: argparse.Namespace) -> None:
         from harness_ext.recipe.recipe import parse_recipe, shipped_names

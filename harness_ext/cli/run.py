@@ -1,9 +1,7 @@
 """`lm_eval run`: lm-eval's command, with `--recipe` and `--control`.
 
-Without them, lm-eval's own `Run._execute` does everything, so that behaviour and results are lm-eval's. The only
-differences there
-are that task files come from the index, that our tasks are known, that `pretrained=demo` is the embedded model, and
-that a data set which cannot be loaded is told in one line.
+Without them lm-eval does everything, so behaviour and results are its own. The differences: task files come from the
+index, our tasks are known, `pretrained=demo` is the embedded model, and a data set that cannot be loaded is one line.
 """
 
 from __future__ import annotations
@@ -12,8 +10,6 @@ import argparse
 import sys
 from collections.abc import Mapping
 from typing import Any
-
-from lm_eval._cli.run import Run
 
 from harness_ext.cli.config import HF_BACKENDS, KEYS, asked, read_config_file, resolve_demo, run_config
 from harness_ext.errors import UserError
@@ -29,65 +25,59 @@ recipes:
 """
 
 
-class RunWithRecipes(Run):
-    """lm-eval's `run`, extended in place: takes the parser that lm-eval built, so that none of its flags is restated
-    here.
-    """
+def add_recipes(parser: argparse.ArgumentParser) -> None:
+    """Add `--recipe` and `--control` to the parser that lm-eval built for `run`."""
+    group = parser.add_argument_group("recipes")
+    group.add_argument(
+        "--recipe",
+        type=str,
+        nargs="+",
+        action="extend",
+        default=None,
+        metavar="<recipe>",
+        help=(
+            "Edit the model's weights before scoring: a name from `lm-eval recipes`, name:key=value,key=value, or a"
+            " YAML file. Repeatable; the unedited model is scored too."
+        ),
+    )
+    group.add_argument(
+        "--control",
+        type=str,
+        nargs="+",
+        action="extend",
+        default=None,
+        metavar="<name>",
+        help=(
+            "Run this recipe as well, at the budget of each --recipe: random-subspace, bottom-k or noise; or"
+            " shuffled-labels, for one that learns from documents. Repeatable."
+        ),
+    )
+    parser.epilog = (parser.epilog or "") + EXAMPLES
+    parser.set_defaults(func=run)
 
-    def __init__(self, parser: argparse.ArgumentParser) -> None:
-        self._parser = parser
-        self._add_args()
-        parser.epilog = (parser.epilog or "") + EXAMPLES
-        parser.set_defaults(func=self._execute)
 
-    def _add_args(self) -> None:
-        group = self._parser.add_argument_group("recipes")
-        group.add_argument(
-            "--recipe",
-            type=str,
-            nargs="+",
-            action="extend",
-            default=None,
-            metavar="<recipe>",
-            help=(
-                "Edit the model's weights before scoring: a name from `lm-eval recipes`, name:key=value,key=value, or a"
-                " YAML file. Repeatable; the unedited model is scored too."
-            ),
-        )
-        group.add_argument(
-            "--control",
-            type=str,
-            nargs="+",
-            action="extend",
-            default=None,
-            metavar="<name>",
-            help=(
-                "Run this recipe as well, at the budget of each --recipe: random-subspace, bottom-k or noise; or"
-                " shuffled-labels, for one that learns from documents. Repeatable."
-            ),
-        )
+def run(args: argparse.Namespace) -> None:
+    """Run with the recipes that the flags or the file name, or as lm-eval does where there are none."""
+    from_file = read_config_file(args.config)
+    wanted = asked(args, from_file)
+    if wanted.recipes or wanted.controls or wanted.in_file:
+        from harness_ext.cli.installation import taken_back
+        from harness_ext.cli.run_recipes import execute
+        from harness_ext.runs.progress import report_for
 
-    @staticmethod
-    def _execute(args: argparse.Namespace) -> None:
-        from_file = read_config_file(args.config)
-        wanted = asked(args, from_file)
-        if wanted.recipes or wanted.controls or wanted.in_file:
-            from harness_ext.cli.installation import taken_back
-            from harness_ext.cli.run_recipes import execute
-            from harness_ext.runs.progress import report_for
-
-            if warning := taken_back():
-                print(f"note: {warning}", file=sys.stderr)
-            report = report_for(args.verbosity or from_file.get("verbosity"))
-            execute(run_config(args, wanted), report)
-        else:
-            run_plain(args, from_file)
+        if warning := taken_back():
+            print(f"note: {warning}", file=sys.stderr)
+        report = report_for(args.verbosity or from_file.get("verbosity"))
+        execute(run_config(args, wanted), report)
+    else:
+        run_plain(args, from_file)
 
 
 def run_plain(args: argparse.Namespace, from_file: Mapping[str, Any]) -> None:
     """Run lm-eval's own command with the namespace it would have parsed."""
     from harness_ext.lm_eval_adapter.fast_import import preload_harness, preload_hf
     from harness_ext.lm_eval_adapter.local_datasets import loading
+    from harness_ext.lm_eval_adapter.subcommand import run_without_recipes
     from harness_ext.lm_eval_adapter.task_index import installed
 
     _place_demo(args, from_file)
@@ -96,7 +86,7 @@ def run_plain(args: argparse.Namespace, from_file: Mapping[str, Any]) -> None:
     # Another backend may need a package that is missing, which is for lm-eval to say.
     preload_hf() if (args.model or from_file.get("model") or "hf") in HF_BACKENDS else preload_harness()
     with installed(), loading():
-        Run._execute(args)
+        run_without_recipes(args)
 
 
 def _place_demo(args: argparse.Namespace, from_file: Mapping[str, Any]) -> None:

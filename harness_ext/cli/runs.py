@@ -5,30 +5,25 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from lm_eval._cli.subcommand import SubCommand
-
 from harness_ext.cli.ingest import add_database_argument
+from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
 
 if TYPE_CHECKING:
     from leaderboard.store.queries import RunRow
 
 
-class Runs(SubCommand):
+class Runs(RecipesCommand):
     """List runs, delete one, or take a deletion back."""
 
-    def __init__(self, subparsers: argparse._SubParsersAction) -> None:
-        self._parser = subparsers.add_parser(
-            "runs",
-            help="List the leaderboard's runs, or take one off it",
-            description=(
-                "List what the leaderboard holds, or take a run off it. The run's files are never touched; it is"
-                " remembered that ingest must leave them out."
-            ),
-        )
-        self._add_args()
+    name = "runs"
+    summary = "List the leaderboard's runs, or take one off it"
+    description = (
+        "List what the leaderboard holds, or take a run off it. The run's files are never touched; it is"
+        " remembered that ingest must leave them out."
+    )
 
-    def _add_args(self) -> None:
-        actions = self._parser.add_subparsers(metavar="ACTION", required=True)
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        actions = parser.add_subparsers(metavar="ACTION", required=True)
         listed = actions.add_parser("list", help="List all runs, or those that were deleted")
         listed.add_argument("--deleted", action="store_true", help="Those that are off the board, with the reasons")
         gone = actions.add_parser("delete", help="Take a run off the board; its files stay")
@@ -36,13 +31,9 @@ class Runs(SubCommand):
         gone.add_argument("--reason", required=True, metavar="<text>", help="Why; kept on record")
         back = actions.add_parser("restore", help="Let a deleted run back in at the next ingest")
         back.add_argument("run", metavar="ID", help="The beginning of its id, from `runs list --deleted`")
-        for parser, function in ((listed, self._list), (gone, self._delete), (back, self._restore)):
-            add_database_argument(parser)
-            parser.set_defaults(func=function)
-
-    @staticmethod
-    def _execute(args: argparse.Namespace) -> None:
-        """Never reached: an action is required."""
+        for action, function in ((listed, self._list), (gone, self._delete), (back, self._restore)):
+            add_database_argument(action)
+            action.set_defaults(func=function)
 
     @staticmethod
     def _list(args: argparse.Namespace) -> None:

@@ -227,7 +227,7 @@ def _row(place: Place, variants: Sequence[Variant], found: Mapping[tuple[Path, s
         ),
         seconds=round(mean(variant.seconds for variant in variants), 3),
         trials=_trials([variant.run.receipt for variant in variants]),
-        scores={task: [None if run[task] is None else round(run[task], 6) for run in of_runs] for task in TASKS},
+        scores={task: [None if (score := run[task]) is None else round(score, 6) for run in of_runs] for task in TASKS},
         verdicts={task: [run[task] for run in words] for task in TASKS},
     )
 

@@ -12,7 +12,6 @@ import argparse
 import json
 import math
 import platform
-import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,7 +23,7 @@ from torch.nn import functional
 from harness_ext.demo_training import data
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -192,7 +191,7 @@ class Sampler:
         return 2 * pair + (torch.rand(count, generator=self.generator) >= share_first).long()
 
 
-def _flat(pairs: list[tuple]) -> list:
+def _flat(pairs: Sequence[tuple]) -> list:
     return [item for pair in pairs for item in pair]
 
 
@@ -279,4 +278,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -39,9 +39,9 @@ def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, T
     edit = _edited(context, matrix, weight, statistics)
     _require_finite_edit(edit, matrix)
     stored = _write(weights, step, matrix, edit)
-    shifted = edit.bias_shift is not None and bool(edit.bias_shift.any())
-    if shifted:
-        weights.shift_bias(matrix, edit.bias_shift)
+    shift = edit.bias_shift if edit.bias_shift is not None and bool(edit.bias_shift.any()) else None
+    if shift is not None:
+        weights.shift_bias(matrix, shift)
     after = weights.read(matrix)
     norm = _norm(weight)
     described = registered_methods()[step.method]
@@ -60,7 +60,7 @@ def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, T
         digest_before=before,
         digest_after=weights.digest_of(matrix.parameter, matrix.expert),
         seconds=time.perf_counter() - started,
-        bias_shift=shifted,
+        bias_shift=shift is not None,
         parameters_before=matrix.shape[0] * matrix.shape[1],
         parameters_after=stored_parameters(matrix.shape, edit.rank),
         fallback=edit.fallback or context.model.decomposer.fallbacks.get(tensor_digest(weight)),

@@ -1,8 +1,8 @@
-"""The model that recipes are applied to: lm-eval's Hugging Face backend, with a hand on its weights.
+"""lm-eval's HF backend with editable weights.
 
 `simple_evaluate(model="hf-recipe", model_args="pretrained=...,recipe=laser", ...)` edits the model once, as it is made.
-The command line makes the model
-without a recipe and then applies, scores and undoes one recipe after another. Scoring itself is lm-eval's, untouched.
+The command line makes the model without a recipe, then applies, scores and undoes one recipe after another. Scoring is
+lm-eval's.
 """
 
 from __future__ import annotations
@@ -131,16 +131,20 @@ class RecipeLM(HFLM):
         ranks: list[int] = []
         size = self.batch_size if isinstance(self.batch_size, int) else _RANK_BATCH
         for start in range(0, len(requests), size):
-            pairs = [self._encode_pair(*request.args) for request in requests[start : start + size]]
+            pairs = [self.encode_pair(*request.args) for request in requests[start : start + size]]
             contexts = [torch.tensor(context[-self.max_length :]) for context, _ in pairs]
             # Padded at the end, which a causal model does not see.
             padded = torch.nn.utils.rnn.pad_sequence(contexts, batch_first=True).to(self.device)
             last = torch.tensor([len(context) - 1 for context in contexts], device=self.device)
             logits = self._model_call(padded)[torch.arange(len(pairs), device=self.device), last]
             answers = torch.tensor([answer[0] for _, answer in pairs], device=self.device)
-            own = logits.gather(1, answers[:, None])
-            ranks += ((logits > own).sum(dim=1) + 1).tolist()
+            of_answers = logits.gather(1, answers[:, None])
+            ranks += ((logits > of_answers).sum(dim=1) + 1).tolist()
         return ranks
+
+    def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """The tokens of a prompt that is not empty, and those of what follows it, split as lm-eval splits them."""
+        return self._encode_pair(context, continuation)
 
     @property
     def weights(self) -> Weights:

@@ -1,6 +1,4 @@
-"""A run with recipes, as the command line or anything else hands it to a session: lm-eval's own configuration, and ours
-beside it.
-"""
+"""The configuration of a run with recipes: lm-eval's own, and ours beside it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,11 @@
 """Scoring one variant with lm-eval, and saving what lm-eval saves.
 
-`simple_evaluate` does the scoring, with every setting of the command; lm-eval's own tracker writes the files. Two
-things are added: the results say which backend was asked for (lm-eval only sees
-a finished model object), and the files are read back, because lm-eval logs a failed write and goes on.
+`simple_evaluate` scores, with every setting of the command; lm-eval's own tracker writes the files. The results say
+which backend was asked for, since lm-eval only sees a finished model object. The files are read back, because lm-eval
+logs a failed write and goes on.
+
+The patch: `get_git_commit_hash` of `lm_eval.evaluator` while a variant is scored, since lm-eval's own has git print an
+error for every variant where the folder is no repository.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from harness_ext.lm_eval_adapter.borrowed import replaced
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group
@@ -101,28 +106,22 @@ def _ask_for_ranks(tasks: Sequence[Task | Group]) -> None:
 
 @contextmanager
 def _quiet_git() -> Iterator[None]:
-    """Let lm-eval ask git for the commit without git's complaint, once a variant, that a folder is no repository. The
-    answer is the same.
+    """Let lm-eval look up the commit without an error message of git's where the folder is no repository. The answer
+    is the same.
     """
-    from lm_eval import evaluator
+    from harness_ext.lm_eval_adapter.borrowed import evaluator, get_commit_from_path
 
-    before = evaluator.get_git_commit_hash
+    original = evaluator.get_git_commit_hash
 
     def commit() -> str | None:
         try:
-            asked = subprocess.run(["git", "rev-parse"], capture_output=True, check=False)
-            inside = asked.returncode == 0
+            outside = subprocess.run(["git", "rev-parse"], capture_output=True, check=False).returncode != 0
         except OSError:
-            inside = True
-        return before() if inside else get_commit_from_path(os.getcwd())
+            outside = False  # no git: lm-eval's own says nothing then
+        return get_commit_from_path(os.getcwd()) if outside else original()
 
-    from lm_eval.loggers.utils import get_commit_from_path
-
-    evaluator.get_git_commit_hash = commit
-    try:
+    with replaced(evaluator, "get_git_commit_hash", commit):
         yield
-    finally:
-        evaluator.get_git_commit_hash = before
 
 
 def save(evaluated: Mapping[str, Any], folder: Path, config: RunConfig) -> None:

@@ -1,12 +1,8 @@
-"""A quicker start: what can be saved while libraries load, without touching them.
+"""A quicker start: the garbage collector is off while large libraries load.
 
-Notable choice. Loading torch and transformers makes some two million objects that live until the end. Python's garbage
-collector walks
-the young ones again and again meanwhile, finds nothing, and takes about a third of the time. So it is off while they
-load, and what was
-loaded is put out of its sight afterwards (`gc.freeze`), which makes every later collection cheaper too. The rest of the
-time goes into
-the libraries' own modules; nothing of that can be left out without changing them.
+Loading torch and transformers makes some two million objects that live until the end. Python's garbage collector walks
+the young ones again and again meanwhile, frees nothing, and takes about a third of the time. So it is off while they
+load, and what was loaded is kept out of later collections (`gc.freeze`), which makes those cheaper too.
 """
 
 from __future__ import annotations

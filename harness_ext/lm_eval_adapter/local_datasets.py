@@ -1,12 +1,12 @@
-"""The data sets of lm-eval's own tasks: taken from copies in the user's data folder, where there are some, and named
-with their task where they cannot be loaded.
+"""Local copies of the data sets of lm-eval's own tasks, and one message for a data set that cannot be loaded.
 
-Our tasks do both for themselves (`task_data`). For lm-eval's the one seam is `ConfigurableTask.download`, replaced
-while a command builds its tasks. A copy is a folder named as the data set is on the hub, `DIR/OWNER/NAME`,
-with a sub-folder for each configuration or the hub's own layout; it changes nothing of the task but where the items
-come from. What cannot be loaded raises, offline or where a data set is
-absent, gated or renamed, a dozen kinds of exceptions that name no task: the failing one is found among the frames of
-the traceback.
+Our tasks do both for themselves (`task_data`). A copy is a folder named as the data set is on the hub,
+`DIR/OWNER/NAME`, with a sub-folder for each configuration or the hub's own layout. It changes only where the items come
+from.
+
+The patch: `ConfigurableTask.download`, while a command builds its tasks, since a task file can name no data folder that
+the user chooses. A data set that cannot be loaded raises one of a dozen kinds of exceptions, none of which names the
+task; the task is taken from the frames of the traceback.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.errors import UserError
+from harness_ext.lm_eval_adapter.borrowed import replaced
 from harness_ext.lm_eval_adapter.task_data import DATA_VARIABLE
 
 if TYPE_CHECKING:
@@ -58,11 +59,8 @@ def _copies() -> Iterator[None]:
         finally:
             self.DATASET_PATH, self.DATASET_NAME = public
 
-    ConfigurableTask.download = download
-    try:
+    with replaced(ConfigurableTask, "download", download):
         yield
-    finally:
-        ConfigurableTask.download = original
 
 
 def _copy_of(task: Task) -> tuple[str, str | None] | None:
@@ -73,8 +71,9 @@ def _copy_of(task: Task) -> tuple[str, str | None] | None:
     copy = Path(str(root)).expanduser() / task.DATASET_PATH if root and task.DATASET_PATH else None
     if copy is None or not copy.is_dir():
         return None
-    part = copy / task.DATASET_NAME if task.DATASET_NAME else None
-    return (str(part), None) if part is not None and part.is_dir() else (str(copy), task.DATASET_NAME)
+    if task.DATASET_NAME and (copy / task.DATASET_NAME).is_dir():
+        return str(copy / task.DATASET_NAME), None
+    return str(copy), task.DATASET_NAME
 
 
 def _downloading(error: Exception) -> Task | None:
@@ -93,11 +92,11 @@ def _downloading(error: Exception) -> Task | None:
 def _message(task: Task, error: Exception) -> str:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     arguments = ", ".join(repr(part) for part in (task.DATASET_PATH, task.DATASET_NAME) if part)
-    place = "/".join(part for part in ("DIR", task.DATASET_PATH, task.DATASET_NAME) if part)
+    folder = "/".join(part for part in ("DIR", task.DATASET_PATH, task.DATASET_NAME) if part)
     return (
         f"task {task.config.task}: its data set cannot be loaded ({reason}). It is lm-eval's own task, which takes its"
         " items from the Hugging Face hub or from that hub's cache: "
         f"where there is a network, run it once, or `datasets.load_dataset({arguments})`, and name the folder of that"
-        f" cache here by HF_HOME=DIR; or put the splits (train.jsonl, test.parquet ...) into {place} "
+        f" cache here by HF_HOME=DIR; or put the splits (train.jsonl, test.parquet ...) into {folder} "
         f'and name DIR by {DATA_VARIABLE}=DIR or --metadata \'{{"data_dir": "DIR"}}\''
     )

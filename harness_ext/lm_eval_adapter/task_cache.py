@@ -1,12 +1,9 @@
 """The file that keeps lm-eval's task index between starts.
 
-Notable choices. JSON, so that a damaged or foreign file can do no more than be thrown away. Its name holds lm-eval's
-version and the
-folder, so that environments do not fight over one file; its content is valid for exactly one fingerprint: path, size
-and modification
-time of every file below the folder that a task configuration can be made of. Python files are left out: the index does
-not run them.
-Everything here may fail (no home, a read-only disk, a full one); then there is no cache, and nothing else changes.
+The file is JSON, so that a damaged or foreign one can do no more than be thrown away. Its name holds lm-eval's version
+and the folder, so that environments do not share one. Its content is valid for one fingerprint: path, size and
+modification time of every file below the folder that a task configuration can be made of. Python files are left out,
+since the index does not run them. Where the file cannot be kept (no home, a read-only or full disk) there is no cache.
 """
 
 from __future__ import annotations
@@ -25,7 +22,7 @@ FORMAT = 1
 _IGNORED_FOLDERS = frozenset({"__pycache__", ".ipynb_checkpoints"})
 
 
-class Row(NamedTuple):
+class TaskRow(NamedTuple):
     """One name of the index: `kind` as lm-eval's enumeration names it, `file` relative to the folder (None for a
     tag).
     """
@@ -37,10 +34,10 @@ class Row(NamedTuple):
     output_type: str | None
 
 
-class Saved(NamedTuple):
+class SavedIndex(NamedTuple):
     """What one folder's task files come to: the rows in order, and what lm-eval warned about while it read them."""
 
-    rows: list[Row]
+    rows: list[TaskRow]
     warnings: list[str]
 
 
@@ -70,7 +67,7 @@ def _stat_lines(folder: str) -> Iterator[str]:
                 yield f"{entry.path}\0{status.st_size}\0{status.st_mtime_ns}\n"
 
 
-def read(path: Path | None, expected_fingerprint: str) -> Saved | None:
+def read(path: Path | None, expected_fingerprint: str) -> SavedIndex | None:
     """The saved index, or None where there is none, it is stale, or it is not what `write` writes."""
     if path is None:
         return None
@@ -78,19 +75,21 @@ def read(path: Path | None, expected_fingerprint: str) -> Saved | None:
         content = json.loads(path.read_bytes())
         if content["format"] != FORMAT or content["fingerprint"] != expected_fingerprint:
             return None
-        return Saved([_checked(Row(*row)) for row in content["rows"]], [str(text) for text in content["warnings"]])
+        return SavedIndex(
+            [_checked(TaskRow(*row)) for row in content["rows"]], [str(text) for text in content["warnings"]]
+        )
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
-def _checked(row: Row) -> Row:
+def _checked(row: TaskRow) -> TaskRow:
     # A path that leads out of the folder could not have been written by us, and its file could name code to run.
     if row.file is not None and (row.file.startswith(("/", "\\")) or ".." in row.file.split("/")):
         raise ValueError(row.file)
     return row
 
 
-def write(path: Path | None, key: str, saved: Saved) -> bool:
+def write(path: Path | None, key: str, saved: SavedIndex) -> bool:
     """Keep the index under its fingerprint `key`; whole or not at all. False where it cannot be kept."""
     if path is None:
         return False

@@ -1,11 +1,9 @@
-"""Where the items of our tasks come from: a folder of official files, or the public data set.
+"""The items of our tasks: read from a folder of official files, or from the public data set.
 
-Notable choices. One convention for all tasks: `data_dir`, from `--metadata '{"data_dir": "..."}'` or the environment
-variable `LM_EVAL_RECIPES_DATA`, is a folder with
-one sub-folder for each data set, in which the files lie as their authors publish them. A data set without a sub-folder
-there is taken from its public place. Whatever is
-wrong with either names the task, what it wanted, and how to provide it. Nothing is executed and nothing unpickled:
-JSON, CSV, TSV and parquet are all that is read.
+All tasks share one convention: `data_dir`, from `--metadata '{"data_dir": "..."}'` or the environment variable
+`LM_EVAL_RECIPES_DATA`, is a folder with a sub-folder for each data set, which holds the files as their authors publish
+them. A data set without a sub-folder there is taken from its public place. An error names the task, what it wanted, and
+how to provide it. Only JSON, CSV, TSV, text and parquet are read; nothing is executed or unpickled.
 """
 
 from __future__ import annotations
@@ -70,8 +68,8 @@ class Source:
         return None
 
     def file(self, *names: str) -> Path:
-        """The first of these files (relative to the data set's folder) that is there. Raises UserError where none
-        is.
+        """The first of these files (relative to the data set's folder) that is there. Raises UserError where
+        none is.
         """
         assert self.local is not None
         for name in names:
@@ -94,13 +92,13 @@ class Source:
         import datasets
 
         try:
-            found = datasets.load_dataset(path, name, split=split)
+            rows = datasets.load_dataset(path, name, split=split)
         except Exception as error:  # offline, absent, gated and renamed data sets raise a dozen kinds of exceptions
             raise self._unreachable(
                 f"the data set {path}{f' ({name})' if name else ''}, split {split}, on the Hugging Face hub", error
             ) from error
-        self.checked(found.select(range(min(1, len(found)))), columns, f"{path}, split {split}")
-        return found.select_columns(list(columns)) if columns else found
+        self.checked(rows.select(range(min(1, len(rows)))), columns, f"{path}, split {split}")
+        return rows.select_columns(list(columns)) if columns else rows
 
     def published(self, url: str) -> Path:
         """An official file from where its authors publish it, downloaded once into the cache of `datasets`. Raises
@@ -129,10 +127,10 @@ class Source:
         """The rows as a list. where: the file or split, for messages. Raises UserError where there is none, or one
         lacks a column.
         """
-        found = list(rows)
-        if not found:
+        checked = list(rows)
+        if not checked:
             raise UserError(f"task {self.task}: {where} holds no items; provide the official file, whole")
-        for number, row in enumerate(found):
+        for number, row in enumerate(checked):
             missing = [column for column in columns if not isinstance(row, Mapping) or column not in row]
             if missing:
                 has = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
@@ -140,7 +138,7 @@ class Source:
                     f"task {self.task}: item {number} of {where} has no {' and no '.join(map(repr, missing))}; it has"
                     f" {has}. The official file has the columns {', '.join(columns)}"
                 )
-        return found
+        return checked
 
     def read(self, path: Path, columns: Sequence[str], *, ending: str = "") -> list[Mapping[str, Any]]:
         """The rows of a file that must have these columns. Raises UserError where it cannot be read, is empty, or lacks

@@ -1,35 +1,32 @@
 """Finding tasks: lm-eval's own from an index on disk, ours without a flag, the user's as lm-eval does.
 
-lm-eval parses some 14,000 YAML files at every start, which takes 8 to 20 seconds. What it learns from them fits in a
-megabyte, so it is kept
-(see `task_cache`) and read in a tenth of a second.
+lm-eval parses some 14,000 YAML files at every start, which takes 8 to 20 seconds. Their index fits in a megabyte, so
+it is kept (see `task_cache`) and read in a tenth of a second.
 
-Notable choices. There is one seam: the name `TaskIndex` in `lm_eval.tasks.manager`, replaced by a subclass for the
-duration of a
-command. The files are still found and parsed by lm-eval's own code, once; only its result is kept. An entry's path
-object and parsed
-configuration, which lm-eval hardly ever looks at, are made when asked for. Where a version of lm-eval has no such seam,
-it works
-as it always did, without the index. Our tasks come after lm-eval's and before those of `--include_path`, which can
-override both.
+The patch: `TaskIndex` in `lm_eval.tasks.manager` is a subclass of lm-eval's for the duration of a command, since a task
+manager takes no index of its caller; for `ls`, `load_yaml` there gives the output type alone. lm-eval's own code still
+finds and parses the files, once; only the result is kept. Entries make their path and configuration when asked for.
+Where lm-eval has no such names, it works as it always did, without the index. Our tasks come after lm-eval's and before
+those of `--include_path`, which can override both.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness_ext.lm_eval_adapter import task_cache
+from harness_ext.lm_eval_adapter import borrowed, task_cache
 from harness_ext.lm_eval_adapter.fast_import import quick_imports
-from harness_ext.lm_eval_adapter.task_cache import Row, Saved
+from harness_ext.lm_eval_adapter.task_cache import SavedIndex, TaskRow
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
-    from lm_eval.tasks._index import Entry
+
+    from harness_ext.lm_eval_adapter.borrowed import Entry
 
 log = logging.getLogger("lm_eval.recipes")
 
@@ -63,39 +60,30 @@ def installed(*, listing: bool = False) -> Iterator[None]:
         yield
         return
     manager, index_class = seam
-    before = manager.TaskIndex, manager.load_yaml
-    manager.TaskIndex = index_class
-    if listing:
-        manager.load_yaml = _output_type_loader()
-    try:
+    with ExitStack() as patches:
+        patches.enter_context(borrowed.replaced(manager, "TaskIndex", index_class))
+        if listing:
+            patches.enter_context(borrowed.replaced(manager, "load_yaml", _output_type_loader()))
         yield
-    finally:
-        manager.TaskIndex, manager.load_yaml = before
 
 
 def find_seam() -> tuple[Any, type] | None:
     """lm-eval's module to place our subclass in, and the subclass; None where this version of lm-eval is built
     otherwise.
     """
-    try:
-        from lm_eval.tasks import manager
-        from lm_eval.tasks._index import Entry, Kind, TaskIndex
-
-        assert issubclass(manager.TaskIndex, TaskIndex) and callable(manager.load_yaml)
-        assert {"name", "kind", "yaml_path", "cfg", "tags"} <= set(Entry.__dataclass_fields__) and Kind.TASK
-    except (ImportError, AttributeError, AssertionError, TypeError):
+    if any(entry.optional and borrowed.problem(entry) for entry in borrowed.BORROWED):
         log.warning(
             "This version of lm-eval finds tasks in a way this package does not know: starting is slow, and our tasks"
             " need --include_path %s",
             tasks_root(),
         )
         return None
-    return manager, _index_class()
+    return borrowed.manager, _index_class()
 
 
 def _index_class() -> type:
     # Made inside a function because lm-eval's task modules import numpy, jinja and more, which `--help` does not need.
-    from lm_eval.tasks._index import TaskIndex
+    from harness_ext.lm_eval_adapter.borrowed import TaskIndex
 
     class CachedTaskIndex(TaskIndex):
         """lm-eval's index, its own folder read from the cache and ours put behind it."""
@@ -123,15 +111,15 @@ def _with_ours(paths: list[Path]) -> list[Path]:
     ours = tasks_root()
     if default_root() not in paths or not ours.is_dir() or any(path.resolve() == ours for path in paths):
         return paths
-    place = paths.index(default_root()) + 1
-    return [*paths[:place], ours, *paths[place:]]
+    after_default = paths.index(default_root()) + 1
+    return [*paths[:after_default], ours, *paths[after_default:]]
 
 
 def _merge(index: dict[str, Entry], later: dict[str, Entry]) -> None:
     for name, entry in later.items():
         if name in index:
             # The words are lm-eval's: whoever filters its log for them finds them here too.
-            logging.getLogger("lm_eval.tasks._index").warning(
+            borrowed.log.warning(
                 "Task '%s' from %s overrides existing task from %s", name, entry.yaml_path, index[name].yaml_path
             )
         index[name] = entry
@@ -139,7 +127,7 @@ def _merge(index: dict[str, Entry], later: dict[str, Entry]) -> None:
 
 def entries_of(root: Path) -> dict[str, Entry]:
     """The entries of one folder: lm-eval's own folder from the cache, any other as lm-eval reads it."""
-    from lm_eval.tasks._index import TaskIndex
+    from harness_ext.lm_eval_adapter.borrowed import TaskIndex
 
     if root != default_root():
         return TaskIndex.build([root])
@@ -147,11 +135,11 @@ def entries_of(root: Path) -> dict[str, Entry]:
         saved = saved_rows(root)
         entries = _entries(root, saved.rows)
     for text in saved.warnings:
-        logging.getLogger("lm_eval.tasks._index").warning("%s", text)
+        borrowed.log.warning("%s", text)
     return entries
 
 
-def saved_rows(root: Path) -> Saved:
+def saved_rows(root: Path) -> SavedIndex:
     """The index of lm-eval's own folder, from the cache where that is current, else made and kept."""
     import lm_eval
 
@@ -164,13 +152,13 @@ def saved_rows(root: Path) -> Saved:
     return saved
 
 
-def scan(root: Path) -> Saved:
+def scan(root: Path) -> SavedIndex:
     """Read all task files of a folder with lm-eval's own code."""
-    from lm_eval.tasks._index import TaskIndex
+    from harness_ext.lm_eval_adapter.borrowed import TaskIndex
 
     with _recorded_warnings() as warnings, quick_imports():
         entries = TaskIndex.build([root])
-    return Saved([_row(root, name, entry) for name, entry in entries.items()], warnings)
+    return SavedIndex([_row(root, name, entry) for name, entry in entries.items()], warnings)
 
 
 @contextmanager
@@ -178,34 +166,33 @@ def _recorded_warnings() -> Iterator[list[str]]:
     """Collect what lm-eval's index warns about instead of printing it: it is printed from what was saved, now and later
     alike.
     """
-    logger, texts = logging.getLogger("lm_eval.tasks._index"), []
+    texts: list[str] = []
 
     def record(entry: logging.LogRecord) -> bool:
         if entry.levelno >= logging.WARNING:
             texts.append(entry.getMessage())
         return entry.levelno < logging.WARNING
 
-    logger.addFilter(record)
+    borrowed.log.addFilter(record)
     try:
         yield texts
     finally:
-        logger.removeFilter(record)
+        borrowed.log.removeFilter(record)
 
 
-def _row(root: Path, name: str, entry: Entry) -> Row:
+def _row(root: Path, name: str, entry: Entry) -> TaskRow:
     file = entry.yaml_path.relative_to(root).as_posix() if entry.yaml_path else None
     output_type = (entry.cfg or {}).get("output_type")
-    return Row(name, entry.kind.name, file, sorted(entry.tags), output_type)
+    return TaskRow(name, entry.kind.name, file, sorted(entry.tags), output_type)
 
 
-def _entries(root: Path, rows: list[Row]) -> dict[str, Entry]:
-    from lm_eval.tasks._index import Entry, Kind
-    from lm_eval.tasks._yaml_loader import load_yaml
+def _entries(root: Path, rows: list[TaskRow]) -> dict[str, Entry]:
+    from harness_ext.lm_eval_adapter.borrowed import Entry, Kind, load_yaml
 
     class IndexedEntry(Entry):
         """An entry from the index: its path and its configuration are made when first asked for."""
 
-        def __init__(self, row: Row) -> None:
+        def __init__(self, row: TaskRow) -> None:
             self.name, self.kind, self.tags = row.name, kinds[row.kind], set(row.tags)
             self.row = row
 
@@ -223,7 +210,7 @@ def _entries(root: Path, rows: list[Row]) -> dict[str, Entry]:
 
 def _output_type_loader() -> Callable[..., dict[str, Any]]:
     """Stands in for lm-eval's `load_yaml` while it prints a list, for which it needs the output type alone."""
-    from lm_eval.tasks._yaml_loader import load_yaml
+    from harness_ext.lm_eval_adapter.borrowed import load_yaml
 
     root = default_root()
     known = {str(root / row.file): row.output_type or "" for row in saved_rows(root).rows if row.file}

@@ -1,9 +1,8 @@
-"""Tasks whose documents need more than one kind of request, which lm-eval's YAML has no words for.
+"""Tasks that make more than one kind of request from a document, which lm-eval's YAML cannot say.
 
-Each is lm-eval's own `ConfigurableTask` with `construct_requests` replaced; a task file names one with `class:
-!function harness_ext.lm_eval_adapter.task_types.NAME` and is otherwise
-like any other. The first request of a document is always (prompt, ...), so that prompts, hashes and calibration work as
-for every task.
+Each is lm-eval's `ConfigurableTask` with another `construct_requests`. A task file names one by `class: !function
+harness_ext.task_requests.NAME`, and is otherwise like any other. The first request of a document is always (prompt,
+...), so that prompts, hashes and calibration work as for every task.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ class RequestsTask(ConfigurableTask):
         return answer if kwargs.get("apply_chat_template") else f"{self.config.target_delimiter}{answer}"
 
     def instance(
-        self, request_type: str, document: dict[str, Any], arguments: tuple[Any, ...], place: int, **kwargs: Any
+        self, request_type: str, document: dict[str, Any], arguments: tuple[Any, ...], index: int, **kwargs: Any
     ) -> Instance:
-        """One request of a document; `place` is its position among the document's results."""
-        own = {key: value for key, value in kwargs.items() if key not in ("apply_chat_template", "chat_template")}
-        return Instance(request_type=request_type, doc=document, arguments=arguments, idx=place, **own)
+        """One request of a document; `index` is its position among the document's results, from 0."""
+        fields = {key: value for key, value in kwargs.items() if key not in ("apply_chat_template", "chat_template")}
+        return Instance(request_type=request_type, doc=document, arguments=arguments, idx=index, **fields)
 
 
 class OpenAnswer(RequestsTask):
@@ -49,8 +48,8 @@ class OpenAnswer(RequestsTask):
 
 
 class RankedAnswer(RequestsTask):
-    """Scores the right answer and, where the backend can (`answer_rank`), asks at which place the answer's first token
-    stands in the vocabulary.
+    """Scores the right answer and, where the backend can (`answer_rank`), asks for the rank of the answer's first token
+    among all tokens.
 
     Results are [(log-likelihood, is greedy)] or [(log-likelihood, is greedy), rank]. `ranks` is set by whoever knows
     the backend.
@@ -62,4 +61,4 @@ class RankedAnswer(RequestsTask):
         """`loglikelihood` of the target, and its rank where `ranks` is set."""
         arguments = (ctx, self.doc_to_target(doc))
         kinds = ("loglikelihood", "answer_rank") if self.ranks else ("loglikelihood",)
-        return [self.instance(kind, doc, arguments, place, **kwargs) for place, kind in enumerate(kinds)]
+        return [self.instance(kind, doc, arguments, index, **kwargs) for index, kind in enumerate(kinds)]

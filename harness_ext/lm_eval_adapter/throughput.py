@@ -1,10 +1,9 @@
-"""How fast the model is while it is scored: tokens in, seconds spent in it, taken along the way at no cost.
+"""Tokens per second of the model while it is scored.
 
-Scoring and generating are told apart, since a generated token takes a pass of its own. A token is a position of a
-batch, padding included: that is what the model computes, and it is the same for every
-variant of a command, which asks the same documents in the same batches. The first call of each kind is left out, since
-it pays for what is set up once: the baseline's most of all, which comes first. Where it was the
-only one there is no figure, rather than one that would have every variant many times faster than the baseline.
+Scoring and generating are measured apart, since a generated token takes a pass of its own. A token is a position of a
+batch, padding included: that is what the model computes, and it is the same for every variant of a command. The first
+call of each kind is left out, since it pays for what is set up once, the baseline's most of all. Where there was only
+one call there is no figure.
 """
 
 from __future__ import annotations

@@ -101,7 +101,8 @@ class Keep(BaseModel):
                 "keep.energy needs singular values, which this method does not compute: give rank, rank_fraction or"
                 " param_fraction"
             )
-        return _components_for_energy(singular_values, float(self.energy))
+        assert self.energy is not None, "exactly one measure is given, and `of` has chosen among ranks"
+        return _components_for_energy(singular_values, self.energy)
 
     def rank_rule(self, shape: tuple[int, int]) -> Callable[[Tensor], int]:
         """`rank_for` of this shape, as a function of the singular values."""

@@ -83,7 +83,8 @@ def subspaces(weight: Tensor, count: int, keep: Keep, generator: Generator) -> S
                 held.append(weight.new_full((weight.shape[0],), -1.0))
                 continue
             _, s, vh = torch.linalg.svd(rows, full_matrices=False)
-            held.append((weight @ vh[: keep.rank_for(tuple(rows.shape), s)].T).square().sum(1))
+            rank = keep.rank_for((len(rows), rows.shape[1]), s)
+            held.append((weight @ vh[:rank].T).square().sum(1))
         nearest = torch.stack(held).argmax(0)
         if torch.equal(nearest, own):
             break

@@ -27,10 +27,12 @@ def without_lowest(svd: Svd, effects: Tensor, input_mean: Tensor, fraction: floa
 
     Equal effects are dropped from the smaller singular value on.
     """
+    import torch
+
     count = int(fraction * len(svd.s) + 1e-9)
     # A stable sort of the reversed order puts, among equals, the last component first.
     order = effects.flip(0).argsort(stable=True)
-    kept = effects.new_ones(len(svd.s), dtype=bool)
+    kept = effects.new_ones(len(svd.s), dtype=torch.bool)
     kept[(len(svd.s) - 1) - order[:count]] = False
     return without(svd, ~kept, input_mean)
 

@@ -55,7 +55,8 @@ def feature_space(
     moment, mean, dense = input_second_moment.double(), input_mean.double(), weight.double()
     spread = moment - mean.outer(mean) if centred else moment
     eigenvalues, eigenvectors = remember(output_spectrum, dense, spread)
-    rank = keep.rank_for(tuple(weight.shape), eigenvalues.sqrt())
+    rows, columns = weight.shape
+    rank = keep.rank_for((rows, columns), eigenvalues.sqrt())
     directions, fallback = leading_directions(dense, eigenvalues, eigenvectors, rank)
     right = directions.T @ dense
     output_mean = dense @ mean

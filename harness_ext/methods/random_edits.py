@@ -41,7 +41,8 @@ def bottom_components(weight: Tensor, /, *, svd: Svd, keep: Keep) -> Edit:
     """`W' = sum_{i > k - r} s_i u_i v_i^T`, k = min(m, n): the worst choice of r components there is. `keep.energy`
     says how many as in truncation: what the largest would need.
     """
-    rank = keep.rank_for(tuple(weight.shape), svd.s)
+    rows, columns = weight.shape
+    rank = keep.rank_for((rows, columns), svd.s)
     first = svd.s.shape[0] - rank
     return Edit(svd.u[:, first:] * svd.s[first:], svd.vh[first:])
 

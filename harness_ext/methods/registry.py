@@ -9,14 +9,17 @@ in one file:
 The one positional argument is the matrix, `[out, in]`, in fp32. Keyword arguments are of three kinds, told apart by
 name:
 
-- what the engine hands over (`ENGINE_ARGUMENTS`): `svd`, `truncate`, `keep`, `generator`, the statistics in
-`harness_ext.calibration.collect`, and `remember`, which calls a function of tensors
-  and keeps what it returns for the next time (`remember(function, *tensors)`): a decomposition from which every rank is
-  a slice need be made only once;
+- what the engine hands over (`ENGINE_ARGUMENTS`): `svd`, `truncate`, `keep`, `generator`, and `remember`, which calls
+  a function of tensors and keeps what it returns for the next time (`remember(function, *tensors)`): a decomposition
+  from which every rank is a slice need be made only once;
+- statistics of calibration documents (`harness_ext.methods.statistic_registry`); the module that registers one must be
+  imported before the method is registered, which the entry points of other packages see to;
 - everything else is a parameter that a recipe may set: it needs an annotation, and its default is the recipe's default.
 
 A method that keeps leading components asks for `truncate`, which is several times faster than `svd` and lasts over runs
 like it; one that works on components one by one, or on all of them, asks for `svd`.
+
+Another package names its modules of methods in the entry-point group `lm_eval_recipes.methods`.
 
 Methods never see a model, a file or global state, and draw only from the generator they are given. This package imports
 no torch when it is loaded: a recipe
@@ -25,42 +28,24 @@ must be readable, and its mistakes nameable, in well under a second.
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import pkgutil
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.linalg.edits import AnyEdit
+from harness_ext.methods.discovery import import_modules_of, load_entry_points
+from harness_ext.methods.statistic_registry import known_statistics, registered_statistics, statistics_among
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-STATISTICS_OF_COMPONENTS = frozenset({"counterfactual_effects", "ablation_effects", "singular_value_gradients"})
-STATISTICS_OF_CONTRASTS = frozenset({"contrast_differences"})
-STATISTICS_OF_INPUTS = STATISTICS_OF_CONTRASTS | {
-    "input_mean",
-    "input_magnitude",
-    "input_second_moment",
-    "input_second_moment_diagonal",
-}
 SEARCHED = frozenset({"removed_components"})
 TRAINED = frozenset({"trained_left", "trained_right"})
-STATISTICS = STATISTICS_OF_COMPONENTS | STATISTICS_OF_INPUTS | SEARCHED | TRAINED | {"fisher_information"}
-"""Statistics of calibration documents that a method may ask for by naming an argument so;
-`harness_ext.calibration.collect`
-gathers them.
-
-Those of components need the factors of the matrix meanwhile; those of inputs need a forward pass only, and no right
-answers. What is searched for takes
-many passes, and the other statistics of such a method come from the same search. What is trained (two factors of the
-matrix,
-`[m, r]` and `[r, n]`) likewise comes alone. Those of contrasts, and all that goes with them, come from a shipped
-contrast set.
+"""What a method may ask for like a statistic, but no pass gathers. What is searched for takes many
+passes, and the other statistics of such a method come from the same search. What is trained (two factors of the matrix,
+`[m, r]` and `[r, n]`) comes alone.
 """
 
 TEXTS = "texts"
@@ -69,10 +54,8 @@ NEEDS = ("nothing", "nothing, its texts are shipped", TEXTS, "labelled documents
 but without labels any would do.
 """
 
-ENTRY_POINTS = "lm_eval_recipes.methods"
-"""The group in which another package names its modules of methods; importing one registers what it holds."""
-
-ENGINE_ARGUMENTS = frozenset({"svd", "truncate", "keep", "generator", "remember"}) | STATISTICS
+ENGINE_ARGUMENTS = frozenset({"svd", "truncate", "keep", "generator", "remember"})
+"""What every method may ask for; and it may ask for statistics."""
 
 
 def call(function: Callable[..., tuple[Tensor, ...]], *arguments: Tensor) -> tuple[Tensor, ...]:
@@ -89,13 +72,18 @@ class Parameter(NamedTuple):
 
 @dataclass(frozen=True)
 class Method:
-    """A registered method: the function, and what its signature says about it."""
+    """A registered method: the function, and what its signature says about it.
+
+    statistics: of calibration documents, and what is searched for or trained on them; empty for a method that looks at
+    weights alone. engine_arguments: all that it is handed, these among them.
+    """
 
     name: str
     function: Callable[..., AnyEdit]
     summary: str
     engine_arguments: frozenset[str]
     parameters: Mapping[str, Parameter]
+    statistics: frozenset[str] = frozenset()
     rank_from_weights: bool = False
     shifts_bias: bool = False
 
@@ -105,31 +93,27 @@ class Method:
         return "keep" in self.engine_arguments
 
     @property
-    def statistics(self) -> frozenset[str]:
-        """The statistics of calibration documents that it needs; empty for a method that looks at weights alone."""
-        return self.engine_arguments & STATISTICS
-
-    @property
     def searches(self) -> bool:
         """Whether its statistics are found by trying edits out."""
-        return bool(self.engine_arguments & SEARCHED)
+        return bool(self.statistics & SEARCHED)
 
     @property
     def trains(self) -> bool:
         """Whether its factors are trained on the calibration documents."""
-        return bool(self.engine_arguments & TRAINED)
+        return bool(self.statistics & TRAINED)
 
     @property
     def contrasts(self) -> bool:
         """Whether its statistics come from a contrast set rather than from a task."""
-        return bool(self.engine_arguments & STATISTICS_OF_CONTRASTS)
+        return any(item.needs == "contrasts" for item in statistics_among(self.statistics))
 
     @property
     def needs(self) -> str:
         """What a user must have for it: one of `NEEDS`."""
         if not self.statistics:
             return NEEDS[0]
-        return NEEDS[4 if self.trains else 1 if self.contrasts else 2 if self.statistics <= STATISTICS_OF_INPUTS else 3]
+        answers = self.searches or any(item.needs_gradients for item in statistics_among(self.statistics))
+        return NEEDS[4 if self.trains else 1 if self.contrasts else 3 if answers else 2]
 
     def moves_bias(self, parameters: Mapping[str, Any]) -> bool:
         """Whether an edit with these settings moves a bias, so that what has none (an expert) must be refused: always,
@@ -169,14 +153,13 @@ def method(
 
 def _describe(function: Callable[..., AnyEdit], name: str, summary: str) -> Method:
     arguments = keyword_arguments(function, f"method {name!r}")
-    engine = frozenset(argument.name for argument in arguments if argument.name in ENGINE_ARGUMENTS)
-    return Method(
-        name,
-        function,
-        summary,
-        engine,
-        {argument.name: parameter_of(function, argument) for argument in arguments if argument.name not in engine},
-    )
+    asked = {argument.name for argument in arguments}
+    statistics = frozenset(asked & (known_statistics().keys() | SEARCHED | TRAINED))
+    engine = statistics | (asked & ENGINE_ARGUMENTS)
+    parameters = {
+        argument.name: parameter_of(function, argument) for argument in arguments if argument.name not in engine
+    }
+    return Method(name, function, summary, engine, parameters, statistics)
 
 
 def keyword_arguments(function: Callable[..., Any], what: str) -> list[inspect.Parameter]:
@@ -210,16 +193,11 @@ def parameter_of(function: Callable[..., Any], argument: inspect.Parameter) -> P
 
 @cache
 def _load_all() -> None:
-    package = importlib.import_module("harness_ext.methods")
-    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-        importlib.import_module(module.name)
-    for entry in metadata.entry_points(group=ENTRY_POINTS):
-        try:
-            entry.load()
-        except Exception as error:
-            warnings.warn(
-                f"the methods of {entry.value} cannot be loaded: {type(error).__name__}: {error}", stacklevel=2
-            )
+    import_modules_of("harness_ext.methods")
+    # After the methods here, whose settings no statistic from outside can take the names of; before those that may ask
+    # for one.
+    registered_statistics()
+    load_entry_points("methods")
 
 
 def registered_methods() -> Mapping[str, Method]:

@@ -6,6 +6,9 @@ one file:
     @search(summary="...", trials=lambda shapes, settings: ...)
     def laser_search(evaluator: CandidateEvaluator, /, *, fractions: Fractions = GRID) -> SearchResult: ...
 
+Another package names its modules of searches in the entry-point group `lm_eval_recipes.searches`, and imports what it
+needs from `harness_ext.search`.
+
 The evaluator hands over the matrices and the calibration documents, and tries edits out on them
 (`harness_ext.search.evaluator`). Nothing is written to the model while a search runs: what it finds is
 carried out afterwards, by the same code as any other step. This package imports no torch when it is loaded, for the
@@ -14,8 +17,7 @@ reasons that `harness_ext.methods.registry` gives.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -24,8 +26,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from harness_ext.errors import UserError
-from harness_ext.methods import Parameter
-from harness_ext.methods.registry import keyword_arguments, parameter_of
+from harness_ext.methods.discovery import import_modules_of, load_entry_points
+from harness_ext.methods.registry import Parameter, keyword_arguments, parameter_of, registered_methods
 
 if TYPE_CHECKING:
     from harness_ext.model.layout import Matrix
@@ -112,12 +114,17 @@ def search(
     takes_on: bool = False,
     among: Among = everything,
 ) -> Callable[[Callable[..., SearchResult]], Callable[..., SearchResult]]:
-    """Register a function as a search under its own name; see `Searcher`. Raises TypeError where an argument other than
-    the evaluator is not keyword-only.
+    """Register a function as a search under its own name; see `Search`.
+
+    Raises TypeError where an argument other than the evaluator is not keyword-only, and ValueError for a name already
+    taken by a function of another module.
     """
 
     def register(function: Callable[..., SearchResult]) -> Callable[..., SearchResult]:
         name = function.__name__
+        known = _registry.get(name)
+        if known is not None and known.function.__module__ != function.__module__:
+            raise ValueError(f"search {name!r} is already registered by {known.function.__module__}")
         parameters = {
             argument.name: parameter_of(function, argument)
             for argument in keyword_arguments(function, f"search {name!r}")
@@ -130,9 +137,12 @@ def search(
 
 @cache
 def _load_all() -> None:
-    package = importlib.import_module("harness_ext.search")
-    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-        importlib.import_module(module.name)
+    import_modules_of("harness_ext.search")
+    load_entry_points("searches")
+    # A step names either by the same key.
+    for name in sorted(_registry.keys() & registered_methods().keys()):
+        module = _registry.pop(name).function.__module__
+        warnings.warn(f"the search {name} of {module} is left out: a method has that name", stacklevel=2)
 
 
 def registered_searches() -> Mapping[str, Search]:

@@ -112,10 +112,11 @@ def scaled_truncation(weight: Tensor, scale: Tensor, truncate: Truncate, keep: K
     """
     import torch
 
+    rows, columns = weight.shape
     largest = scale.max()
     unscaled = bool(largest == 0)
     scale = torch.ones_like(scale) if unscaled else (scale / largest).clamp(min=SCALE_FLOOR)
-    kept = truncate(weight.double() * scale, keep.rank_rule(tuple(weight.shape)))
+    kept = truncate(weight.double() * scale, keep.rank_rule((rows, columns)))
     return replace(
         kept,
         left=kept.left.to(weight),

@@ -43,5 +43,5 @@ def tensor_digest(value: Tensor) -> str:
     data = value.detach().cpu().contiguous()
     hasher = hashlib.sha256(f"{data.dtype} {tuple(data.shape)} ".encode())
     if data.numel():
-        hasher.update(data.reshape(-1).view(torch.uint8).numpy())
+        hasher.update(data.reshape(-1).view(torch.uint8).numpy().data)
     return hasher.hexdigest()

@@ -42,6 +42,9 @@ class LowRankLinear(nn.Module):
     transposed: whether that layer keeps its weight as `[in, out]`.
     """
 
+    bias: nn.Parameter | None
+    _order: Tensor | None
+
     def __init__(
         self, dense: Tensor, parts: Sequence[LowRankPart], bias: nn.Parameter | None, *, transposed: bool
     ) -> None:
@@ -51,8 +54,9 @@ class LowRankLinear(nn.Module):
         self._places = [(part.rows, part.columns) for part in parts]
         self._by_columns = any(part.columns is not None for part in parts)
         axis, full = (1, self.in_features) if self._by_columns else (0, self.out_features)
-        covered = [part.columns if self._by_columns else part.rows for part in parts]
-        self._rest_places = () if None in covered else left_over(covered, full)
+        ranges = [part.columns if self._by_columns else part.rows for part in parts]
+        covered = [spans for spans in ranges if spans is not None]
+        self._rest_places = left_over(covered, full) if len(covered) == len(ranges) else ()
         self.lefts = nn.ParameterList(_frozen(part.left.to(dense)) for part in parts)
         self.rights = nn.ParameterList(_frozen(part.right.to(dense)) for part in parts)
         self.rest = _frozen(take(dense, self._rest_places, axis)) if self._rest_places else None
@@ -65,7 +69,7 @@ class LowRankLinear(nn.Module):
         """
         if self._by_columns or self._places == [(None, None)]:
             return None
-        listed = [place for rows, _ in self._places for place in places(rows)] + places(self._rest_places)
+        listed = [place for rows, _ in self._places for place in places(rows or ())] + places(self._rest_places)
         return None if listed == sorted(listed) else torch.tensor(listed, device=device).argsort()
 
     def forward(self, inputs: Tensor) -> Tensor:

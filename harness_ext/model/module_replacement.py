@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from harness_ext.errors import UserError
 from harness_ext.model.layout import Matrix
+from harness_ext.model.typed import bias_of, tensor_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -87,12 +88,13 @@ class ModuleReplacements:
         layer, shape = (
             self._swaps[matrix.parameter][:2]
             if matrix.parameter in self._swaps
-            else (inside, tuple(inside.weight.shape))
+            else (inside, tuple(tensor_of(inside, "weight").shape))
         )
-        thin = LowRankLinear(dense, parts, inside.bias, transposed=matrix.stored_transposed).train(layer.training)
+        thin = LowRankLinear(dense, parts, bias_of(inside), transposed=matrix.stored_transposed).train(layer.training)
         self._place(matrix.module, thin)
         self._swaps[matrix.parameter] = _Replacement(layer, shape, thin)
-        layer.weight.data = layer.weight.data.new_empty(0)
+        weight = tensor_of(layer, "weight")
+        weight.data = weight.data.new_empty(0)
 
     def put_back(self, name: str, dense: Tensor | None = None) -> None:
         """Put a layer back into its place, its weight the given `[out, in]`; without it, there is memory for values,
@@ -101,11 +103,12 @@ class ModuleReplacements:
         import torch
 
         layer, shape, thin = self._swaps.pop(name)
-        layer.weight.data = layer.weight.data.new_empty(shape)
+        weight = tensor_of(layer, "weight")
+        weight.data = weight.data.new_empty(shape)
         if dense is not None:
             with torch.no_grad():
-                layer.weight.copy_(dense.T if thin.transposed else dense)
-        layer.bias = thin.bias
+                weight.copy_(dense.T if thin.transposed else dense)
+        layer.register_parameter("bias", thin.bias)
         self._place(name.rpartition(".")[0], layer)
 
     def _place(self, place: str, layer: nn.Module) -> None:

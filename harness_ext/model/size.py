@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from harness_ext.model.typed import pretrained, tensor_of
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -55,7 +57,7 @@ def _multiplied(model: nn.Module) -> int:
     from torch.nn import Embedding
 
     return sum(
-        module.weight.numel()
+        tensor_of(module, "weight").numel()
         for module in model.modules()
         if getattr(getattr(module, "weight", None), "ndim", 0) == 2 and not isinstance(module, Embedding)
     )
@@ -65,5 +67,5 @@ def _share_used(model: nn.Module, value: Tensor) -> Fraction:
     """The share of a parameter that multiplies a token: of experts `[experts, out, in]` those that a token is sent to,
     of any other all.
     """
-    chosen = getattr(model.config.get_text_config(), "num_experts_per_tok", None)
+    chosen = getattr(pretrained(model).config.get_text_config(), "num_experts_per_tok", None)
     return Fraction(int(chosen), value.shape[0]) if chosen and value.ndim == 3 else Fraction(1)

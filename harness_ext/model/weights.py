@@ -23,6 +23,7 @@ from harness_ext.model.layout import Layout, Matrix
 from harness_ext.model.module_replacement import ModuleReplacements
 from harness_ext.model.size import size_of
 from harness_ext.model.slices import put, take
+from harness_ext.model.typed import pretrained
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,7 +52,7 @@ class Weights:
         self.size = size_of(model)
         self.added_biases: list[str] = []
         self.layout = Layout(
-            model.config.to_dict(), {name: tuple(value.shape) for name, value in self._parameters.items()}
+            pretrained(model).config.to_dict(), {name: tuple(value.shape) for name, value in self._parameters.items()}
         )
 
     def check_editable(self, matrices: tuple[Matrix, ...]) -> None:

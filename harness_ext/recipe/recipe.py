@@ -218,7 +218,12 @@ def _parse_step(step: Any, where: str, mistakes: list[str]) -> Step | None:
         return None
 
 
-_KEYS_OF = {"calibration": Calibration, "keep": Keep, "search": SearchSettings, "training": Training}
+_KEYS_OF: dict[object, type[BaseModel]] = {
+    "calibration": Calibration,
+    "keep": Keep,
+    "search": SearchSettings,
+    "training": Training,
+}
 
 
 def _sentences(error: ValidationError, where: str, model: type[BaseModel]) -> list[str]:

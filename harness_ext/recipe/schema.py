@@ -123,7 +123,7 @@ class Step(BaseModel):
         """None for a field of `SOME_STEPS` that this step's method does not take."""
         if name in SOME_STEPS:
             return None
-        return super().__getattr__(name)  # type: ignore[misc] - pydantic's, for private attributes
+        return super().__getattr__(name)  # type: ignore[misc]  # pydantic hides its own from type checkers
 
     @property
     def is_search(self) -> bool:

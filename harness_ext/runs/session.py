@@ -176,7 +176,7 @@ class Session:
         with _timed(seconds, "load"):
             lm = self.lm
         receipt = receipts.opened(self.config, self.spec, lm, recipe, started)
-        work = ResumeState(place.parent / f".{place.name}.work")
+        resume = ResumeState(place.parent / f".{place.name}.work")
         applied: AppliedRecipe | None = None
         results: dict[str, Any] | None = None
         try:
@@ -184,7 +184,7 @@ class Session:
                 before = self._base_digest if recipe.is_baseline else lm.weights.digest()
                 receipt.weights = ReceiptWeights(digest_before=before, digest_after=before)
                 if not recipe.is_baseline:
-                    applied = lm.apply(recipe, self._documents, self.report.progress, work)
+                    applied = lm.apply(recipe, self._documents, self.report.progress, resume)
                     receipt.warnings = receipt_warnings(recipe, applied)
                     self._tell_resumed(recipe, applied)
                     receipt.weights = ReceiptWeights(digest_before=before, digest_after=lm.weights.digest())
@@ -202,7 +202,7 @@ class Session:
         receipts.close(receipt, applied, seconds)
         run = receipts.write(place, receipt, results, self.config, self.report)
         if not run.failed:
-            work.remove()
+            resume.remove()
         return run
 
     def _tell_resumed(self, recipe: Recipe, applied: AppliedRecipe) -> None:

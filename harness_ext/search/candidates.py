@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -117,11 +118,15 @@ class Grouped:
         return outputs
 
 
+Alone = Nested | Dense | Grouped
+"""Alternatives of one kind."""
+
+
 @dataclass(frozen=True)
 class Joined:
     """Alternatives of several kinds in a row, none with a shift of the bias."""
 
-    parts: tuple[Nested | Dense | Grouped, ...]
+    parts: tuple[Alone, ...]
     shifts: None = None
 
     def __len__(self) -> int:
@@ -129,7 +134,8 @@ class Joined:
 
     def only(self, places: Sequence[int]) -> Joined:
         """Some of the alternatives; places ascend."""
-        chosen, start = [], 0
+        chosen: list[Alone] = []
+        start = 0
         for part in self.parts:
             own = [place - start for place in places if start <= place < start + len(part)]
             chosen += [part.only(own)] if own else []
@@ -151,31 +157,42 @@ class Joined:
         return torch.cat([part.outputs(inputs) for part in self.parts])
 
 
-Alternatives = Nested | Dense | Grouped | Joined
+Alternatives = Alone | Joined
 
 
-def as_computed(alternatives: Alternatives, dtype: object) -> Alternatives:
+def as_computed(alternatives: Alternatives, dtype: torch.dtype) -> Alternatives:
     """The alternatives as the model would compute with them once written in its dtype: nested ones stay so in fp32 and
     fp64, where rounding is far below what a score shows.
     """
+    if isinstance(alternatives, Joined):
+        return Joined(tuple(_alone_as_computed(part, dtype) for part in alternatives.parts))
+    return _alone_as_computed(alternatives, dtype)
+
+
+def _alone_as_computed(alternatives: Alone, dtype: torch.dtype) -> Alone:
     import torch
 
     if dtype in (torch.float32, torch.float64):
         if isinstance(alternatives, Nested):
-            # Copies of one layout, whether the factors were just computed or read back: products of other layouts round
-            # otherwise.
-            return replace(
-                alternatives,
-                left=alternatives.left.to(dtype).T.clone(memory_format=torch.contiguous_format).T,
-                right=alternatives.right.to(dtype).clone(memory_format=torch.contiguous_format),
-            )
+            return _in_one_layout(alternatives, dtype)
         if isinstance(alternatives, Grouped):
-            return Grouped(tuple((rows, as_computed(part, dtype)) for rows, part in alternatives.parts))
-    if isinstance(alternatives, Joined):
-        return Joined(tuple(as_computed(part, dtype) for part in alternatives.parts))
+            return Grouped(tuple((rows, _in_one_layout(part, dtype)) for rows, part in alternatives.parts))
     weights = (
         alternatives.weights
         if isinstance(alternatives, Dense)
         else torch.stack([alternatives.weight(place) for place in range(len(alternatives))])
     )
     return Dense(weights.to(dtype), alternatives.shifts)
+
+
+def _in_one_layout(nested: Nested, dtype: torch.dtype) -> Nested:
+    """Copies of one layout, whether the factors were just computed or read back: products of other layouts round
+    otherwise.
+    """
+    import torch
+
+    return replace(
+        nested,
+        left=nested.left.to(dtype).T.clone(memory_format=torch.contiguous_format).T,
+        right=nested.right.to(dtype).clone(memory_format=torch.contiguous_format),
+    )

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from harness_ext.calibration.collect import gather
 from harness_ext.calibration.context import DocumentBatches, StepContext
 from harness_ext.errors import VariantFailed
+from harness_ext.methods.statistic_registry import statistics_among
 from harness_ext.model.seeding import generator_for
 from harness_ext.model.weights import with_part, with_shift
 from harness_ext.search.candidates import Alternatives, Nested, as_computed
@@ -51,12 +52,21 @@ lowers the memory that a pass takes.
 
 @dataclass
 class CandidateEvaluator:
-    """What a search works with. documents: labelled, with right answers. lm, weights, decomposer and step are those of
-    the context; trials are kept in its `resume`, and its progress is told the number of them made.
+    """What a search works with. Nothing that it does here lasts: on leaving the context the model is what it was.
 
-    before: the model as it is, over all documents. trials: all that were made, in order. parts: documents, by their
-    places, that a search scores by themselves as well; set by it. resumed: how many of the trials
-    an earlier process made. Use it as a context: on leaving, the model is what it was.
+    A search may use, and these stay as they are:
+
+    matrices: those to choose from. documents: labelled, with right answers. step: the search's own, with its `seed` and
+    `calibration`. before: the unedited model's trial, over all documents; trials: all that were made, in order.
+    parts: set by a search that wants some documents, given by their places, scored by themselves as well.
+
+    weight, truncations, generator: a matrix, its truncations at several ranks, and what an ordinary step would draw
+    from. gather: statistics, as a method would be given them. try_out: alternatives for one matrix side by side;
+    try_together: edits of several matrices at once; each makes trials. take: let an edit stand while others are tried.
+    as_it_is: the model as it stands now.
+
+    Everything else is the engine's. lm, weights and decomposer are those of the context; trials are kept in its
+    `resume`, and its progress is told the number of them made. resumed: how many of the trials an earlier process made.
     """
 
     context: StepContext
@@ -366,7 +376,7 @@ class CandidateEvaluator:
 
         assert self.step.calibration is not None
         self._other_passes += 1
-        self.backward_passes += "singular_value_gradients" in names
+        self.backward_passes += any(item.needs_gradients for item in statistics_among(names))
         batches = DocumentBatches(self.documents, self.step.calibration.batch_size)
         return gather(self.lm, matrices, names, batches, components or none)
 

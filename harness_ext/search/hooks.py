@@ -10,8 +10,10 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.model.architectures import MLP
+from harness_ext.model.typed import bias_of, pretrained, tensor_of
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from harness_ext.model.layout import Matrix
@@ -31,8 +33,9 @@ def layers_of(model: nn.Module, matrices: Sequence[Matrix]) -> tuple[nn.ModuleLi
         parts = name.split(".")
         for length in range(1, len(parts)):
             outer = ".".join(parts[:length])
-            if isinstance(model.get_submodule(outer), nn.ModuleList):
-                found[outer] = model.get_submodule(outer)
+            module = model.get_submodule(outer)
+            if isinstance(module, nn.ModuleList):
+                found[outer] = module
                 depths[name] = int(parts[length])
                 break
         else:
@@ -108,7 +111,7 @@ def merge() -> Callable[..., Any]:
 @contextmanager
 def head(model: nn.Module, batch: Batch, copies: int) -> Iterator[None]:
     """The output head sees the positions whose logits are wanted, and no others."""
-    head = model.get_output_embeddings()
+    head = pretrained(model).get_output_embeddings()
 
     def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden = args[0].reshape(copies, -1, args[0].shape[-1])
@@ -141,13 +144,15 @@ def substitute(matrix: Matrix, alternatives: Alternatives, *, shared: bool) -> C
             made += alternatives.shifts.to(made)[:, None]
         made = made.reshape(count, *inputs.shape[:-1], -1)
         if whole:
-            made = made if module.bias is None else made + module.bias
+            bias = bias_of(module)
+            made = made if bias is None else made + bias
         else:
             made = _part_replaced(matrix, module, own, flat, made)
         return made if shared else made.reshape(output.shape)
 
     def _part_replaced(matrix: Matrix, module: nn.Module, own: Tensor, flat: Tensor, made: Tensor) -> Tensor:
-        weight = module.weight.T if matrix.stored_transposed else module.weight
+        stored = tensor_of(module, "weight")
+        weight = stored.T if matrix.stored_transposed else stored
         ranges = matrix.rows or ((0, matrix.full_shape[0]),)
         rows = torch.cat([weight[low:high] for low, high in ranges])
         before = (flat @ part_of(rows, matrix.columns).T).reshape(*own.shape[:-1], -1)
@@ -181,15 +186,15 @@ def sliced_modules(known: Sequence[Matrix], modules: Mapping[str, nn.Module], la
 def only_at(modules: Sequence[nn.Module], batch: Batch) -> Iterator[None]:
     """These modules see the wanted positions only; elsewhere their outputs are zero, which nothing looks at."""
     places = batch.tokens.numel()
+    shapes: dict[nn.Module, torch.Size] = {}
 
     def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         inputs = args[0]
-        module._given_shape = inputs.shape
+        shapes[module] = inputs.shape
         return (inputs.reshape(-1, places, inputs.shape[-1])[:, batch.needed], *args[1:])
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        shape = module._given_shape
-        del module._given_shape
+        shape = shapes.pop(module)
         full = output.new_zeros(*output.shape[:-2], places, output.shape[-1])
         full[..., batch.needed, :] = output
         return full.reshape(*output.shape[:-3], *shape[:-1], output.shape[-1])

@@ -203,7 +203,9 @@ class Batch:
         return is_right & loss.isfinite(), loss
 
 
-def batches_by_length(asked: Sequence[Question], chosen: Sequence[int], tokens: int, device: object) -> list[Batch]:
+def batches_by_length(
+    asked: Sequence[Question], chosen: Sequence[int], tokens: int, device: torch.device | str
+) -> list[Batch]:
     """The documents at these places, like lengths together, at most so many tokens a batch with padding, and at least
     one document.
     """
@@ -219,7 +221,7 @@ def batches_by_length(asked: Sequence[Question], chosen: Sequence[int], tokens: 
     return [*batches, _batch(asked, group, device)] if group else batches
 
 
-def _batch(asked: Sequence[Question], places: Sequence[int], device: object) -> Batch:
+def _batch(asked: Sequence[Question], places: Sequence[int], device: torch.device | str) -> Batch:
     import torch
 
     width = max(asked[place].width for place in places)
@@ -248,21 +250,21 @@ def _batch(asked: Sequence[Question], places: Sequence[int], device: object) -> 
     gold = torch.tensor([own[asked[place].right[0]] for own, place in zip(options, places, strict=True)])
     chosen = torch.tensor([asked[place].chosen for place in places])
     padded = torch.tensor([own + [-1] * (most - len(own)) for own in options])
-    values = (
-        tokens,
-        needed,
-        token_need,
-        targets,
-        requests,
-        torch.tensor(lengths),
-        padded,
-        right,
-        chosen,
-        gold,
-        positions,
-        mask,
+    return Batch(
+        places=tuple(places),
+        tokens=tokens.to(device),
+        needed=needed.to(device),
+        token_need=token_need.to(device),
+        target=targets.to(device),
+        token_request=requests.to(device),
+        request_length=torch.tensor(lengths, device=device),
+        options=padded.to(device),
+        right=right.to(device),
+        chosen=chosen.to(device),
+        gold=gold.to(device),
+        positions=None if positions is None else positions.to(device),
+        mask=None if mask is None else mask.to(device),
     )
-    return Batch(tuple(places), *(None if value is None else value.to(device) for value in values))
 
 
 def _apart(rows: Sequence[_Row], width: int) -> tuple[Tensor, Tensor]:

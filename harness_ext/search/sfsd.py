@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -23,6 +23,7 @@ from harness_ext.model.size import stored_parameters
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from harness_ext.methods import Svd
     from harness_ext.model.layout import Matrix
     from harness_ext.search.candidates import Nested
     from harness_ext.search.evaluator import CandidateEvaluator
@@ -125,6 +126,7 @@ def sfsd_surgical(
             else next((place for place, trial in enumerate(trials) if trial.eligible and trial.loss <= limit), None)
         )
         if place is not None:
+            assert alternatives.shifts is not None, "centred truncations move the bias"
             taken[matrix.key] = ranks[place]
             evaluator.take(matrix, alternatives.weight(place), alternatives.shifts[place], note=ranks[place])
     steps = (_step(evaluator, dict(reversed(taken.items())), centred=True, bias=True),) if taken else ()
@@ -254,9 +256,7 @@ def zero_sum(evaluator: CandidateEvaluator, /, *, param_fraction: Fraction = 0.8
             matrix.key: _output_basis(evaluator.weight(matrix), moments.pop(matrix.key)["input_second_moment"])
             for matrix in group
         }
-        gradients = evaluator.gather(
-            group, frozenset({"singular_value_gradients"}), lambda matrix, bases=bases: bases[matrix.key]
-        )
+        gradients = evaluator.gather(group, frozenset({"singular_value_gradients"}), _by_key(bases))
         effects |= {key: (-found["singular_value_gradients"]).tolist() for key, found in gradients.items()}
     ranks = allotted({matrix.key: matrix.shape for matrix in evaluator.matrices}, effects, param_fraction)
     removed = sum(effect for key, rank in ranks.items() for effect in effects[key][rank:])
@@ -273,7 +273,11 @@ def _groups(evaluator: CandidateEvaluator) -> Iterator[list[Matrix]]:
     return groups(evaluator.matrices, frozenset(_EFFECTS))
 
 
-def _output_basis(weight: Tensor, moment: Tensor) -> Any:
+def _by_key(bases: Mapping[str, Svd]) -> Callable[[Matrix], Svd]:
+    return lambda matrix: bases[matrix.key]
+
+
+def _output_basis(weight: Tensor, moment: Tensor) -> Svd:
     """U and `U^T W` in the form of a decomposition, its singular values one: the gradient in them is then `u_i^T G W^T
     u_i`.
     """

@@ -23,6 +23,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.model.architectures import MLP
+from harness_ext.model.typed import pretrained
 from harness_ext.search.hooks import (
     enter,
     head,
@@ -53,7 +54,7 @@ def tolerance(model: nn.Module) -> float:
     """
     import torch
 
-    return 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.25
+    return 1e-3 if pretrained(model).dtype in (torch.float32, torch.float64) else 0.25
 
 
 class _Reached(Exception):
@@ -163,8 +164,8 @@ class Replay:
         with ExitStack() as stack:
             stack.enter_context(head(self.model, batch, copies))
             if self.layers is not None:
-                entering = self._entering(place, start)
-                stack.enter_context(self._below(start))
+                entering = self._entering(self.layers, place, start)
+                stack.enter_context(self._below(self.layers, start))
                 stack.enter_context(enter(self.layers[start], entering, copies, shared=shared))
             stack.callback(
                 self._modules[matrix.module]
@@ -174,27 +175,27 @@ class Replay:
             if self.slim:
                 stack.enter_context(only_at(self._sliced, batch))
             if shared:
+                assert self.layers is not None, "copies can part late only in a known layer"
                 stack.callback(self.layers[start].register_forward_hook(merge()).remove)
             return self._forward(batch, copies, start)
 
     def _forward(self, batch: Batch, copies: int, start: int) -> Tensor:
         depth = len(self.layers) if self.layers is not None else 1
         self.passes += copies * batch.tokens.numel() / self._tokens * (depth - start) / depth
-        logits = self.model(**batch.arguments(copies, self.model.dtype), use_cache=False).logits
+        logits = self.model(**batch.arguments(copies, pretrained(self.model).dtype), use_cache=False).logits
         return logits.reshape(copies, -1, logits.shape[-1])
 
-    def _entering(self, place: int, layer: int) -> Tensor | None:
+    def _entering(self, layers: nn.ModuleList, place: int, layer: int) -> Tensor | None:
         """The hidden states `[b, t, d]` that enter a layer; None for the first, which needs none but those of the
         embedding.
         """
-        assert self.layers is not None
         if layer == 0:
             return None
         if (place, layer) not in self._states:
-            self._run_up_to(place, layer)
+            self._run_up_to(layers, place, layer)
         return self._states[place, layer]
 
-    def _run_up_to(self, place: int, layer: int) -> None:
+    def _run_up_to(self, layers: nn.ModuleList, place: int, layer: int) -> None:
         """Compute the states that enter a layer from the nearest ones kept below, keeping what falls on the stride, and
         of other layers only the one asked for.
         """
@@ -203,21 +204,21 @@ class Replay:
         for key in [key for key in self._states if key[1] % self._stride and key[1] not in (start, layer)]:
             del self._states[key]
         with ExitStack() as stack:
-            stack.enter_context(self._below(start))
-            stack.enter_context(enter(self.layers[start], self._states.get((place, start)), 1, shared=False))
+            stack.enter_context(self._below(layers, start))
+            stack.enter_context(enter(layers[start], self._states.get((place, start)), 1, shared=False))
             for depth in range(start, layer + 1):
                 stack.callback(
-                    self.layers[depth]
-                    .register_forward_pre_hook(self._keep(place, depth, layer), with_kwargs=True)
+                    layers[depth]
+                    .register_forward_pre_hook(self._keep(place, depth, layer, len(layers)), with_kwargs=True)
                     .remove
                 )
-                stack.callback(self.layers[depth].register_forward_hook(self._note_form(depth)).remove)
+                stack.callback(layers[depth].register_forward_hook(self._note_form(depth)).remove)
             try:
-                self.model(**batch.arguments(1, self.model.dtype), use_cache=False)
+                self.model(**batch.arguments(1, pretrained(self.model).dtype), use_cache=False)
             except _Reached:
-                self.passes += batch.tokens.numel() / self._tokens * (layer - start) / len(self.layers)
+                self.passes += batch.tokens.numel() / self._tokens * (layer - start) / len(layers)
 
-    def _keep(self, place: int, depth: int, last: int) -> Callable[..., None]:
+    def _keep(self, place: int, depth: int, last: int, layers: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             hidden = hidden_of(args, kwargs)
             if depth == 0:
@@ -225,7 +226,7 @@ class Replay:
                     sum(batch.tokens.numel() for batch in self.batches)
                     * hidden.shape[-1]
                     * hidden.element_size()
-                    * len(self.layers)
+                    * layers
                 )
                 self._stride = max(1, math.ceil(size / STATE_BYTES))
             if depth and (depth % self._stride == 0 or depth == last):
@@ -243,7 +244,7 @@ class Replay:
         return hook
 
     @contextmanager
-    def _below(self, start: int) -> Iterator[None]:
+    def _below(self, layers: nn.ModuleList, start: int) -> Iterator[None]:
         """The layers below this one pass on what they are given; they were run before, which showed the form of what
         they return.
         """
@@ -251,7 +252,7 @@ class Replay:
         had = []
         try:
             for depth in range(start):
-                layer = self.layers[depth]
+                layer = layers[depth]
                 had.append(layer.__dict__.get("forward"))
                 replaced.append(layer)
                 layer.forward = pass_on(self._tuple_lengths.get(depth))

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness_ext.calibration.collect import part_of
 from harness_ext.errors import UserError
 from harness_ext.model.layout import Matrix
+from harness_ext.model.typed import tensor_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -61,7 +62,7 @@ def _replacement(
     import torch
 
     rest = _rest(module, parts)
-    places = [_places(matrix.rows, matrix.full_shape[0]).to(module.weight.device) for matrix in parts]
+    places = [_places(matrix.rows, matrix.full_shape[0]).to(tensor_of(module, "weight").device) for matrix in parts]
 
     def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         inputs, bias = args[0], getattr(module, "bias", None)
@@ -100,7 +101,7 @@ def _rest(module: nn.Module, parts: Sequence[Matrix]) -> Tensor | None:
         free[place] = False
     if not bool(free.any()):
         return None
-    weight: Any = module.weight.detach()
+    weight = tensor_of(module, "weight").detach()
     return (weight.T if parts[0].stored_transposed else weight).masked_fill(~free.to(weight.device), 0)
 
 

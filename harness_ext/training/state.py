@@ -96,10 +96,12 @@ def from_tensors(
                 memory[value] = {
                     moment: tensor if moment == "step" else tensor.to(value) for moment, tensor in moments.items()
                 }
+    epoch, batch = kept["place"].tolist()
     state = State(
         parts,
         optimizer_for(parts, settings),
-        *kept["place"].tolist(),
+        epoch=epoch,
+        batch=batch,
         loss=float(kept["loss"]),
         losses=kept["losses"].tolist(),
         totals=kept["totals"].tolist(),

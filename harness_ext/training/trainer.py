@@ -245,7 +245,7 @@ class _Training:
     def _log(self) -> Iterator[dict[str, Any]]:
         bases = iter(self._state.bases)
         for number, (epoch, loss) in enumerate(zip(self._epochs, self._state.losses, strict=True), start=1):
-            row = {"epoch": number, "stage": epoch.stage, "loss": loss}
+            row: dict[str, Any] = {"epoch": number, "stage": epoch.stage, "loss": loss}
             if epoch.ratio is not None:
                 row |= {"ratio": epoch.ratio, "bases": dict(zip(self._state.parts, next(bases), strict=True))}
             yield row

@@ -14,7 +14,7 @@ from leaderboard.compare.choice_shift import log_likelihoods, target_index
 from leaderboard.terminal.format import number
 
 
-class Answer(NamedTuple):
+class ModelAnswer(NamedTuple):
     """The answer in words, and its margin in nats: the right choice's log-likelihood minus the best other's, or that of
     the right text alone. None where there is none.
     """
@@ -25,23 +25,23 @@ class Answer(NamedTuple):
 
 def read_answer(
     responses: str | None, target: str | None, document: str | None, output_type: str | None, doubled: bool
-) -> Answer:
+) -> ModelAnswer:
     """`responses` is the stored JSON of one document's filtered responses; `doubled`: its second half are the choices
     without their question.
     """
     value = _json(responses)
     likelihoods = log_likelihoods(value) if output_type in ("multiple_choice", "loglikelihood") else None
     if likelihoods is None:
-        return Answer(_text(value, responses))
+        return ModelAnswer(_text(value, responses))
     if doubled:
         likelihoods = likelihoods[: len(likelihoods) // 2]
     if len(likelihoods) == 1:
         said = "the right text is the likeliest" if _greedy(value) else "another text is likelier"
-        return Answer(said, float(likelihoods[0]))
+        return ModelAnswer(said, float(likelihoods[0]))
     chosen, right = int(np.argmax(likelihoods)), target_index(target, len(likelihoods))
     texts = choice_texts(document, len(likelihoods))
     margin = None if right is None else float(likelihoods[right] - np.max(np.delete(likelihoods, right)))
-    return Answer(_choice(chosen, texts), margin)
+    return ModelAnswer(_choice(chosen, texts), margin)
 
 
 def right_answer(target: str | None, document: str | None, choices: int | None = None) -> str:

@@ -21,7 +21,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from leaderboard.app import page_queries
 from leaderboard.app.page_queries import RunFacts
 from leaderboard.app.serve import DATABASE_VARIABLE
-from leaderboard.board.board import Cell, board
+from leaderboard.board.board import board
+from leaderboard.board.cell import Cell
 from leaderboard.commands import DEFAULT_DATABASE
 from leaderboard.compare.contents import Effects, display_names
 from leaderboard.errors import Busy

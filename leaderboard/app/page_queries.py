@@ -8,6 +8,7 @@ import json
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from leaderboard.metrics import ACC_MUTUAL_INFO
 from leaderboard.readers.safe_json import finite
 from leaderboard.store.database import Store
 
@@ -114,12 +115,12 @@ def flips(store: Store, baseline: str, run: str, task: str, metric: str, filter_
         " c.doc_key, c.occurrence, t.doc_id, c.before, c.after, s.filtered_responses AS answer_before,"
         " t.filtered_responses AS answer_after, d.target, d.document, (SELECT output_type FROM run_tasks WHERE run_id ="
         " $2 AND task = $3) AS output_type, EXISTS (FROM scores WHERE run_id = $2 AND task = $3 AND metric ="
-        " 'acc_mutual_info') AS doubled FROM changed c LEFT JOIN (SELECT * FROM samples WHERE run_id = $1 AND task = $3"
+        " $7) AS doubled FROM changed c LEFT JOIN (SELECT * FROM samples WHERE run_id = $1 AND task = $3"
         " AND filter = $5) s USING (doc_key, occurrence) LEFT JOIN (SELECT * FROM samples WHERE run_id = $2 AND task ="
         " $3 AND filter = $5) t USING (doc_key, occurrence) LEFT JOIN (SELECT doc_key, any_value(target) AS target,"
         " any_value(document) AS document FROM docs WHERE task = $3 GROUP BY doc_key) d USING (doc_key) ORDER BY"
         " abs(c.after - c.before) DESC, c.doc_key, c.occurrence",
-        [baseline, run, task, metric, filter_name, MOST_DOCUMENTS],
+        [baseline, run, task, metric, filter_name, MOST_DOCUMENTS, ACC_MUTUAL_INFO],
     )
     return [Flip(**row) for row in rows]
 

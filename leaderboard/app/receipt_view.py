@@ -15,14 +15,14 @@ from leaderboard.app.charts.grid import place_map
 from leaderboard.app.download import downloads
 from leaderboard.app.linked_table import RUN_BLUE
 from leaderboard.app.run_files import OnDisk
-from leaderboard.board.layers import Edit, places
+from leaderboard.board.layers import LayerEdit, places
 from leaderboard.terminal.format import counted, number, percent, plain
 
 _STEPS = ("epoch", "number")  # what a training and a search count in
 _MEASURES = ("loss", "accuracy")
 
 
-def show(details: data.Details, edits: Sequence[Edit], lying: OnDisk) -> None:
+def show(details: data.Details, edits: Sequence[LayerEdit], lying: OnDisk) -> None:
     """All of it. edits: the run's own; lying: the receipt as a file."""
     st.subheader("Receipt", anchor=False)
     run = details.run
@@ -58,7 +58,7 @@ def show(details: data.Details, edits: Sequence[Edit], lying: OnDisk) -> None:
     )
 
 
-def _show_matrices(matrices: Sequence[dict[str, Any]], edits: Sequence[Edit]) -> None:
+def _show_matrices(matrices: Sequence[dict[str, Any]], edits: Sequence[LayerEdit]) -> None:
     ranked = [edit for edit in edits if edit.rank_kept is not None]
     if ranked:
         kept = [edit.rank_kept or 0.0 for edit in ranked]

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from leaderboard.app.page_queries import RunFacts
-from leaderboard.board.cell import BASELINE, Cell
+from leaderboard.board.cell import Cell
+from leaderboard.readers.records import BASELINE
 from leaderboard.terminal.format import (
     NOTHING,
     could_show,

@@ -80,7 +80,7 @@ def _keep(key: str, options: Sequence[str], first: str) -> None:
     if st.session_state.get(key) in options:
         return
     asked = st.query_params.get(key)
-    value = asked if asked in options else first
+    value = asked if asked is not None and asked in options else first
     if key not in st.session_state:  # from its first drawing on, the box itself writes to the URL, and nobody else may
         st.query_params[key] = value
     st.session_state[key] = value

@@ -24,8 +24,9 @@ from datetime import datetime
 import numpy as np
 
 from leaderboard import statistics
-from leaderboard.board.cell import BASELINE, Cell
+from leaderboard.board.cell import Cell
 from leaderboard.readers.reader import PLAIN_RECIPE
+from leaderboard.readers.records import BASELINE
 
 EVERY_TASK = "(all)"  # of a run that failed before it had tasks
 # of fewer, not even a unanimous vote is below 5 %: they are not tested, and cost the others nothing in the correction

@@ -19,13 +19,14 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from leaderboard.board import reported
-from leaderboard.board.cell import BASELINE, Cell, changed, with_verdicts
+from leaderboard.board.cell import Cell, changed, with_verdicts
 from leaderboard.compare import comparability, verdict_cache
 from leaderboard.compare.contents import Contents, Effects, read_contents
-from leaderboard.compare.judge import DEFAULT_MARGIN
 from leaderboard.compare.pairing import Subject, Terms, effect_key, pair_up
 from leaderboard.compare.verdict_cache import Judged, Key, Memory
 from leaderboard.errors import UnknownRun
+from leaderboard.metrics import DEFAULT_MARGIN
+from leaderboard.readers.records import BASELINE
 from leaderboard.readers.safe_json import no_collection
 from leaderboard.store.database import Store
 from leaderboard.store.queries import RunRow, TaskRow
@@ -37,17 +38,15 @@ def board(
     store: Store,
     *,
     models: Iterable[str] | None = None,
-    tasks: Iterable[str] | None = None,
-    recipes: Iterable[str] | None = None,
     baseline_run: str | None = None,
     margin: float = DEFAULT_MARGIN,
     known: Effects | None = None,
 ) -> list[Cell]:
-    """All cells, or those of some models, tasks and recipes (labels), by model, task and time.
+    """All cells, or those of some models, by model, task and time.
 
     `baseline_run` compares everything with that run instead. `margin` is for scores in [0, 1]; see `judge` for others.
     `known` keeps effects from one call to the next: runs never change, so neither do they.
-    The correction is over all cells of a model, whatever the filters. Raises `UnknownRun`.
+    The correction is over all cells of a model. Raises `UnknownRun`.
     """
     wanted = None if models is None else set(models)
     with no_collection():
@@ -59,7 +58,7 @@ def board(
             judging = _Judging(store, contents, fixed or _Candidates(contents, runs), margin, memory)
             contents.samples.fetch(_pairs(judging, runs))
             cells += with_verdicts([cell for run in runs for cell in _cells(judging, run)])
-        return sorted(_filtered(cells, tasks, recipes), key=_order)
+        return sorted(cells, key=_order)
 
 
 class JudgedAhead(NamedTuple):
@@ -310,17 +309,6 @@ class _Candidates:
             if best == (False, False):
                 break
         return found
-
-
-def _filtered(cells: Iterable[Cell], tasks: Iterable[str] | None, recipes: Iterable[str] | None) -> list[Cell]:
-    task_set = None if tasks is None else set(tasks)
-    recipe_set = None if recipes is None else set(recipes)
-    return [
-        cell
-        for cell in cells
-        if (task_set is None or cell.task in task_set)
-        and (recipe_set is None or cell.recipe in recipe_set or cell.verdict == BASELINE)
-    ]
 
 
 def _order(cell: Cell) -> tuple[str, str, bool, str, str]:

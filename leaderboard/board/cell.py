@@ -24,10 +24,10 @@ import numpy as np
 from leaderboard import statistics
 from leaderboard.board.reported import Reported
 from leaderboard.compare.choice_shift import Choices
+from leaderboard.readers.records import BASELINE
 
-BASELINE = "baseline"
 SIGNIFICANCE = 0.05
-VERDICTS = ("better", "worse", "same", "undecided", "incomparable", "failed", "baseline")
+VERDICTS = ("better", "worse", "same", "undecided", "incomparable", "failed", BASELINE)
 
 
 @dataclass(frozen=True)

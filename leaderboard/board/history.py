@@ -78,13 +78,15 @@ SELECT run_id, metric, filter, count(*) AS documents, coalesce(sum(value), 0) AS
     bool_and(coalesce(value IN (0, 1), false)) AS binary
 FROM sample_scores WHERE task = $1 AND run_id IN (SELECT unnest($2)) GROUP BY ALL
 """
+# INCONCLUSIVE: how gates of earlier versions recorded UNDECIDED.
 _EVENTS = """
 SELECT b.pinned_at AS moment, 'pinned' AS what, b.run_id, b.reason FROM baselines b
 WHERE b.model_key IN (SELECT model_key FROM variants WHERE model_name = $1)
 UNION ALL
 SELECT blessed_at, 'blessed', run_id, reason FROM blessings WHERE model_name = $1 AND recipe_label = $2
 UNION ALL
-SELECT gated_at, 'gate: ' || verdict, candidate, '' FROM gate_runs WHERE model_name = $1 AND recipe_label = $2
+SELECT gated_at, 'gate: ' || if(verdict = 'INCONCLUSIVE', 'UNDECIDED', verdict), candidate, '' FROM gate_runs
+WHERE model_name = $1 AND recipe_label = $2
 ORDER BY moment, what, run_id
 """
 
@@ -98,7 +100,7 @@ class Change(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Point:
+class HistoryPoint:
     """One run's score of the task. `score` is None for a run that failed, and for a result that is not a number
     (`reported` says what it was); `low` and `high` are None where nothing says how sure it is.
     """
@@ -133,11 +135,11 @@ class Event(NamedTuple):
 class History(NamedTuple):
     """Points of both lines in order of time, and the decisions, earliest first."""
 
-    points: list[Point]
+    points: list[HistoryPoint]
     events: list[Event]
 
 
-class Subject(NamedTuple):
+class HistorySubject(NamedTuple):
     """What can have a history. `runs` counts those of the recipe itself."""
 
     model: str
@@ -146,13 +148,13 @@ class Subject(NamedTuple):
     runs: int
 
 
-def subjects(store: Store) -> list[Subject]:
+def subjects(store: Store) -> list[HistorySubject]:
     """Every (model, recipe, task) with a score, by name."""
     rows = store.rows(
         "SELECT model_name AS model, recipe_label AS recipe, task, count(DISTINCT run_id) AS runs FROM runs JOIN"
         " variants USING (variant_id) JOIN run_tasks USING (run_id) GROUP BY ALL ORDER BY ALL"
     )
-    return [Subject(**row) for row in rows]
+    return [HistorySubject(**row) for row in rows]
 
 
 def history(store: Store, model: str, recipe: str, task: str) -> History:
@@ -170,8 +172,8 @@ def history(store: Store, model: str, recipe: str, task: str) -> History:
     return History(_with_changes(rows), events)
 
 
-def _with_changes(rows: Iterable[dict[str, Any]]) -> list[Point]:
-    points: list[Point] = []
+def _with_changes(rows: Iterable[dict[str, Any]]) -> list[HistoryPoint]:
+    points: list[HistoryPoint] = []
     last: dict[bool, dict[str, Any]] = {}
     for row in rows:
         row["lm_eval_recipes"] = _of_json(row["versions"]).get("lm_eval_recipes")
@@ -182,9 +184,9 @@ def _with_changes(rows: Iterable[dict[str, Any]]) -> list[Point]:
     return points
 
 
-def _point(row: dict[str, Any]) -> Point:
+def _point(row: dict[str, Any]) -> HistoryPoint:
     score, interval = row["score"], _interval(row)
-    return Point(
+    return HistoryPoint(
         row["run_id"],
         row["moment"],
         row["unedited"],

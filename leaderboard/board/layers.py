@@ -43,7 +43,7 @@ _ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 
 
 @dataclass(frozen=True)
-class Edit:
+class LayerEdit:
     """What one run did to one place. `parts`: how many heads, experts or matrices it is made of; `edited`: how many
     matrices the run edited in all. `layer` is None outside the layers.
     """
@@ -71,7 +71,7 @@ class Edit:
 
 
 @dataclass(frozen=True)
-class Place:
+class LayerPlace:
     """One layer and matrix over several runs: how many edited it, the span of the rank they kept, and their verdicts on
     one task (runs without one left out of `verdicts`).
     """
@@ -90,9 +90,9 @@ class Place:
         return (self.verdicts["better"] - self.verdicts["worse"]) / counted if counted else None
 
 
-def edits(store: Store) -> list[Edit]:
+def edits(store: Store) -> list[LayerEdit]:
     """Every place of every run that has a receipt with matrices, complete or failed."""
-    return [Edit(**row) for row in store.rows(_PLACES)]
+    return [LayerEdit(**row) for row in store.rows(_PLACES)]
 
 
 def verdicts(cells: Iterable[Cell], task: str) -> dict[str, Cell]:
@@ -100,16 +100,16 @@ def verdicts(cells: Iterable[Cell], task: str) -> dict[str, Cell]:
     return {cell.run_id: cell for cell in cells if cell.task == task}
 
 
-def places(found: Iterable[Edit], by_run: dict[str, Cell]) -> list[Place]:
+def places(found: Iterable[LayerEdit], by_run: dict[str, Cell]) -> list[LayerPlace]:
     """The edits gathered by place, in the order of a model: by layer, then attention before MLP."""
-    gathered: dict[tuple[int | None, str], list[Edit]] = defaultdict(list)
+    gathered: dict[tuple[int | None, str], list[LayerEdit]] = defaultdict(list)
     for edit in found:
         gathered[edit.layer, edit.matrix].append(edit)
     made = []
     for (layer, matrix), group in gathered.items():
         kept = [edit.rank_kept for edit in group if edit.rank_kept is not None]
         words = Counter(by_run[edit.run_id].verdict for edit in group if edit.run_id in by_run)
-        made.append(Place(layer, matrix, len(group), min(kept, default=None), max(kept, default=None), words))
+        made.append(LayerPlace(layer, matrix, len(group), min(kept, default=None), max(kept, default=None), words))
     return sorted(made, key=lambda place: (place.layer is None, place.layer or 0, matrix_order(place.matrix)))
 
 
@@ -118,6 +118,6 @@ def matrix_order(matrix: str) -> tuple[int, str]:
     return (_ORDER.index(matrix) if matrix in _ORDER else len(_ORDER)), matrix
 
 
-def matrices_of(found: Sequence[Edit]) -> list[str]:
+def matrices_of(found: Sequence[LayerEdit]) -> list[str]:
     """The kinds of matrices of some edits, in that order."""
     return sorted({edit.matrix for edit in found}, key=matrix_order)

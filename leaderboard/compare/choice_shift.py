@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from leaderboard import metrics
 from leaderboard import statistics as stats
 from leaderboard.statistics import Estimate
 from leaderboard.store.database import Store
@@ -62,9 +63,18 @@ def record(found: Choices) -> dict[str, float | None]:
 
 
 class _Document(NamedTuple):
-    before: np.ndarray | str
-    after: np.ndarray | str
+    """Both responses to a document: the log-likelihoods `[k]` of its choices, and which of them is right."""
+
+    before: np.ndarray
+    after: np.ndarray
     target: int | None
+
+
+class _Text(NamedTuple):
+    """Both responses to a document of a task that generates, as JSON."""
+
+    before: str
+    after: str
 
 
 def compare_choices(store: Store, baseline: str, recipe: str, task: str, filter_name: str) -> Choices | None:
@@ -73,21 +83,21 @@ def compare_choices(store: Store, baseline: str, recipe: str, task: str, filter_
     """
     rows = store.rows(
         "SELECT t.output_type, b.filtered_responses AS before, r.filtered_responses AS after, d.target, EXISTS (FROM"
-        " scores s WHERE s.run_id = $2 AND s.task = $3 AND s.metric = 'acc_mutual_info') AS doubled FROM samples b JOIN"
+        " scores s WHERE s.run_id = $2 AND s.task = $3 AND s.metric = $5) AS doubled FROM samples b JOIN"
         " samples r USING (task, filter, doc_key, occurrence) JOIN run_tasks t ON t.run_id = r.run_id AND t.task ="
         " r.task LEFT JOIN (SELECT doc_key, any_value(target) AS target FROM docs WHERE task = $3 GROUP BY doc_key) d"
         " USING (doc_key) WHERE b.run_id = $1 AND r.run_id = $2 AND b.task = $3 AND b.filter = $4",
-        [baseline, recipe, task, filter_name],
+        [baseline, recipe, task, filter_name, metrics.ACC_MUTUAL_INFO],
     )
     documents = [_document(row) for row in rows]
     found = [document for document in documents if document is not None]
     return _summary(found) if found and len(found) == len(documents) else None
 
 
-def _document(row: dict[str, Any]) -> _Document | None:
+def _document(row: dict[str, Any]) -> _Document | _Text | None:
     before, after = json.loads(row["before"]), json.loads(row["after"])
     if row["output_type"] == "generate_until":
-        return _Document(_text(before), _text(after), None)
+        return _Text(_text(before), _text(after))
     if row["output_type"] not in ("multiple_choice", "loglikelihood"):
         return None
     first, second = log_likelihoods(before), log_likelihoods(after)
@@ -123,12 +133,13 @@ def target_index(target: Any, choices: int) -> int | None:
     return index if 0 <= index < choices else None
 
 
-def _summary(documents: Sequence[_Document]) -> Choices:
-    texts = [document for document in documents if isinstance(document.before, str)]
+def _summary(found: Sequence[_Document | _Text]) -> Choices:
+    texts = [document for document in found if isinstance(document, _Text)]
     if texts:
         return Choices(
-            len(documents), sum(document.before != document.after for document in texts) / len(documents), None, None
+            len(found), sum(document.before != document.after for document in texts) / len(found), None, None
         )
+    documents = [document for document in found if isinstance(document, _Document)]
     several = all(len(document.before) > 1 for document in documents)
     changed = (
         sum(int(np.argmax(document.before)) != int(np.argmax(document.after)) for document in documents)
@@ -138,12 +149,12 @@ def _summary(documents: Sequence[_Document]) -> Choices:
     )
     divergence = (
         _mean([stats.choice_divergence(document.before, document.after) for document in documents]) if several else None
-    )  # type: ignore[arg-type]
+    )
     gold = [
         float(document.before[document.target]) - float(document.after[document.target])
         for document in documents
         if document.target is not None
-    ]  # type: ignore[arg-type]
+    ]
     return Choices(len(documents), changed, divergence, _mean(gold) if len(gold) == len(documents) else None)
 
 

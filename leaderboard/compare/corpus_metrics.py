@@ -1,5 +1,5 @@
-"""Metrics of a whole corpus: what each document contributes to them, as counts whose sums make the score. Here F1 and
-MCC; texts have a module of their own.
+"""Metrics of a whole corpus: what each document contributes to them, as counts whose sums make the score. Here those
+of a table of right and wrong, F1 and MCC; texts have a module of their own.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from leaderboard import metrics
 
 
 class NoTest(Exception):
@@ -33,14 +35,18 @@ def contributions(metric: str, before: Sequence[str], after: Sequence[str]) -> C
 
     A document that is wholly right or wrong counts one half in either class.
     """
-    statistic = {"f1": f1, "mcc": mcc}.get(metric)
+    statistic = metrics.named(metric).of_table
     first, second = binary_pairs(before), binary_pairs(after)
     if statistic is None or first is None or second is None or not np.array_equal(first[:, 0], second[:, 0]):
         raise NoTest(f"{metric} exists only over all documents together: no paired test for it yet")
     cells = np.eye(4)
-    counts = [cells[2 * pairs[:, 0] + pairs[:, 1]] for pairs in (first, second)]
+    counts_before, counts_after = (cells[2 * pairs[:, 0] + pairs[:, 1]] for pairs in (first, second))
     return Contributions(
-        *counts, lambda sums: statistic(sums.reshape(-1, 2, 2)), (cells[0] + cells[3]) / 2, (cells[1] + cells[2]) / 2
+        counts_before,
+        counts_after,
+        lambda sums: statistic(sums.reshape(-1, 2, 2)),
+        (cells[0] + cells[3]) / 2,
+        (cells[1] + cells[2]) / 2,
     )
 
 
@@ -55,16 +61,3 @@ def binary_pairs(parts: Sequence[str]) -> np.ndarray | None:
     ):
         return None
     return np.asarray(pairs, dtype=int)
-
-
-def f1(table: np.ndarray) -> np.ndarray:
-    """F1 of the positive class, `[draws, 2, 2] -> [draws]`; 0 where nothing is positive, as scikit-learn has it."""
-    hits, errors = table[:, 1, 1], table[:, 0, 1] + table[:, 1, 0]
-    return np.divide(2 * hits, 2 * hits + errors, out=np.zeros_like(hits), where=(2 * hits + errors) > 0)
-
-
-def mcc(table: np.ndarray) -> np.ndarray:
-    """Matthews correlation, `[draws, 2, 2] -> [draws]`; 0 where a margin is empty."""
-    numerator = table[:, 1, 1] * table[:, 0, 0] - table[:, 0, 1] * table[:, 1, 0]
-    product = table.sum(axis=1).prod(axis=1) * table.sum(axis=2).prod(axis=1)
-    return np.divide(numerator, np.sqrt(product), out=np.zeros_like(numerator), where=product > 0)

@@ -16,16 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from leaderboard import metrics
 from leaderboard.compare.corpus_metrics import Contributions, NoTest
-
-METRICS = {"bleu": "BLEU", "chrf": "CHRF", "ter": "TER"}
-"""The metric's name in lm-eval -> its class in sacrebleu."""
-POINTS = 100.0
-"""What a score of one is in these metrics' units."""
 
 
 def contributions(metric: str, before: Sequence[str], after: Sequence[str]) -> Contributions:
-    """What two runs' `[references, answer]` samples, as JSON, contribute to a metric of `METRICS`. Raises `NoTest`.
+    """What two runs' `[references, answer]` samples, as JSON, contribute to a metric of kind `TEXT`. Raises `NoTest`.
 
     A wholly right document is an average one of the two runs, a wholly wrong one an average one without any answer.
     """
@@ -34,9 +30,9 @@ def contributions(metric: str, before: Sequence[str], after: Sequence[str]) -> C
     if references != others:
         raise NoTest(f"the two runs have other references: no paired test of {metric}")
     try:
-        from sacrebleu import metrics
+        from sacrebleu import metrics as classes
 
-        scorer: Any = getattr(metrics, METRICS[metric])()
+        scorer: Any = getattr(classes, metrics.named(metric).sacrebleu or "")()
         first, second, empty = (
             np.array(scorer._extract_corpus_statistics(texts, references), dtype=float)
             for texts in (answers, after_answers, [""] * len(answers))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from leaderboard import metrics
 from leaderboard import statistics as stats
 
 
@@ -18,6 +20,55 @@ class Scored:
     values: np.ndarray
     weights: np.ndarray | None = None
     parts: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs' samples of one metric, and on which terms they are judged.
+
+    `margin` is the task's own, in the metric's units, where it has one; `default_margin` is for scores in [0, 1].
+    `clusters` `[n]` names the group of dependent documents of each. `limits_at`: the level of one-sided limits of the
+    drop, None for none.
+    """
+
+    metric: str
+    baseline: Scored
+    recipe: Scored
+    higher_is_better: bool
+    best_value: float | None = None
+    margin: float | None = None
+    default_margin: float = metrics.DEFAULT_MARGIN
+    clusters: np.ndarray | None = None
+    seed: int = 0
+    limits_at: float | None = None
+
+    @cached_property
+    def known(self) -> metrics.Metric:
+        """What is known of the metric."""
+        return metrics.named(self.metric)
+
+    @property
+    def sign(self) -> float:
+        """1 where higher is better, else -1."""
+        return 1.0 if self.higher_is_better else -1.0
+
+    @property
+    def count(self) -> int:
+        """Documents."""
+        return len(self.recipe.values)
+
+    @property
+    def delta(self) -> float:
+        """Recipe minus baseline, in the metric's units."""
+        return self.recipe.score - self.baseline.score
+
+    def untested(self, reason: str) -> Effect:
+        """The difference without a test, and why there is none."""
+        return Effect(self.count, self.delta, notes=(reason,))
+
+    def reproduced_by(self, baseline: float, recipe: float) -> bool:
+        """Whether these scores, recomputed from the samples, are the reported ones."""
+        return reproduces(self.baseline.score, baseline) and reproduces(self.recipe.score, recipe)
 
 
 @dataclass(frozen=True)
@@ -74,11 +125,6 @@ def needed(estimate: stats.Estimate, count: int, margin: float, change: float | 
         return stats.documents_needed(variance, settled) if settled > 0 else None
     documents = stats.documents_needed(variance, margin)
     return documents if documents > count else stats.documents_needed(variance, max(settled, margin - seen))
-
-
-def untested(count: int, delta: float, reason: str) -> Effect:
-    """A difference that is shown without a test, and why."""
-    return Effect(count, delta, notes=(reason,))
 
 
 def reproduces(reported: float, recomputed: float) -> bool:

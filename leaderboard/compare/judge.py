@@ -1,6 +1,6 @@
 """One recipe against its baseline on one metric: which test fits, and what it finds. Pure: arrays in, `Effect` out.
 
-Which test fits depends on what the samples are, never on the metric's name alone:
+Which test fits depends on what the samples are, and on the metric's entry in `leaderboard.metrics`, never on its name:
 - numbers whose mean is the reported score: binary (McNemar, Bonett-Price, Tango), other scores within [0, 1]
 (sign-flip, bounded interval),
   or any others (sign-flip, t interval), clustered or not;
@@ -16,12 +16,10 @@ metric's own units, in whichever direction is worse. `p_worse` is small where th
 given at the level asked for.
 
 The margin within which a recipe counts as the same is 2 points (`DEFAULT_MARGIN = 0.02`) where scores lie in [0, 1].
-Elsewhere
-it is 2 of 100 for BLEU, chrF and TER, relative for perplexities and bits per byte, and otherwise `2 * 0.02 * SD` of the
-baseline's documents, or of their
-distances from the best value where that lies in the middle: for a proportion near one half (SD 0.5) that is 2 points
-again, and
-for log-odds of 1 about 1 point of probability. A task's `metadata.margin: {metric: value}` overrides it.
+Elsewhere it is as many of the metric's scale (2 of 100 for BLEU, chrF and TER), relative for perplexities and bits per
+byte, and otherwise `2 * 0.02 * SD` of the baseline's documents, or of their distances from the best value where that
+lies in the middle: for a proportion near one half (SD 0.5) that is 2 points again, and for log-odds of 1 about 1 point
+of probability. A task's `metadata.margin: {metric: value}` overrides it.
 """
 
 from __future__ import annotations
@@ -29,74 +27,49 @@ from __future__ import annotations
 import numpy as np
 
 from leaderboard import statistics as stats
-from leaderboard.compare.effect import Effect, Scored, finite_or_none, needed, reproduces, untested
+from leaderboard.compare.effect import Comparison, Effect, finite_or_none, needed
 from leaderboard.compare.judge_corpus import corpus_effect, likelihood_effect
-from leaderboard.compare.paired_scores import Pair
+from leaderboard.compare.paired_scores import PairedScores
+from leaderboard.metrics import Kind, Metric
 
-DEFAULT_MARGIN = 0.02
 
-
-def judge(
-    metric: str,
-    baseline: Scored,
-    recipe: Scored,
-    *,
-    higher_is_better: bool,
-    best_value: float | None = None,
-    margin: float | None = None,
-    default_margin: float = DEFAULT_MARGIN,
-    clusters: np.ndarray | None = None,
-    seed: int = 0,
-    limits_at: float | None = None,
-) -> Effect:
-    """Compare paired samples of one metric. `margin` is the task's own, in the metric's units, where it has one;
-    `limits_at` the level of one-sided limits.
-    """
-    count, delta = len(recipe.values), recipe.score - baseline.score
-    sign = 1.0 if higher_is_better else -1.0
-    if count == 0:
-        return Effect(0, delta, notes=("no sample bears this metric",))
+def judge(comparison: Comparison) -> Effect:
+    """Compare paired samples of one metric."""
+    baseline, recipe, known = comparison.baseline, comparison.recipe, comparison.known
+    if comparison.count == 0:
+        return comparison.untested("no sample bears this metric")
     if baseline.parts is not None or recipe.parts is not None:
-        return corpus_effect(metric, baseline, recipe, sign, margin, default_margin, clusters, seed, limits_at)
+        return corpus_effect(comparison)
     if np.isnan(baseline.values).any() or np.isnan(recipe.values).any():
-        return Effect(count, delta, notes=("some documents have a score that is not a finite number",))
-    if baseline.weights is not None or metric == "perplexity":
-        return likelihood_effect(metric, baseline, recipe, sign, margin, default_margin, seed, limits_at)
-    return _mean(baseline, recipe, sign, best_value, margin, default_margin, clusters, seed, limits_at)
+        return comparison.untested("some documents have a score that is not a finite number")
+    if known.of_likelihoods and (baseline.weights is not None or not known.weighted):
+        return likelihood_effect(comparison)
+    return _mean(comparison)
 
 
-def _mean(
-    baseline: Scored,
-    recipe: Scored,
-    sign: float,
-    best: float | None,
-    margin: float | None,
-    default: float,
-    clusters: np.ndarray | None,
-    seed: int,
-    limits_at: float | None,
-) -> Effect:
-    count, delta = len(recipe.values), recipe.score - baseline.score
-    if not all(reproduces(run.score, float(np.mean(run.values))) for run in (baseline, recipe)):
-        return untested(count, delta, "the reported score is not the mean of its samples")
-    unit = _within_unit(baseline.values) and _within_unit(recipe.values)
-    margin = margin if margin else default if unit else 2 * default * _spread(baseline.values, best)
-    pair = Pair(baseline.values, recipe.values, sign, unit, clusters, seed)
+def _mean(comparison: Comparison) -> Effect:
+    baseline, recipe, best = comparison.baseline, comparison.recipe, comparison.best_value
+    if not comparison.reproduced_by(float(np.mean(baseline.values)), float(np.mean(recipe.values))):
+        return comparison.untested("the reported score is not the mean of its samples")
+    unit = _within_unit(comparison)
+    margin = comparison.margin or _default_margin(comparison, unit)
+    sign, count = comparison.sign, comparison.count
+    pair = PairedScores(baseline.values, recipe.values, sign, unit, comparison.clusters, comparison.seed)
     directed = best is None
     if best is None:
         tails = pair.test()
-        improvement, p_value, p_worse = sign * delta, tails.two_sided, tails.less
-        low, high = pair.drop_limits(limits_at)
+        improvement, p_value, p_worse = sign * comparison.delta, tails.two_sided, tails.less
+        low, high = pair.drop_limits(comparison.limits_at)
     else:
         improvement, p_value, p_worse = stats.middle_best_test(
-            baseline.values, recipe.values, best, clusters, seed=seed
+            baseline.values, recipe.values, best, comparison.clusters, seed=comparison.seed
         )
-        low, high = pair.distance_limits(best, limits_at)
+        low, high = pair.distance_limits(best, comparison.limits_at)
     estimate = pair.estimate()
     flips = pair.flips
     return Effect(
         count=count,
-        delta=delta,
+        delta=comparison.delta,
         low=finite_or_none(sign * (estimate.low if sign > 0 else estimate.high)),
         high=finite_or_none(sign * (estimate.high if sign > 0 else estimate.low)),
         improvement=improvement,
@@ -118,6 +91,25 @@ def _mean(
     )
 
 
+def _scale(known: Metric) -> float | None:
+    """That of a mean. A corpus metric whose samples are numbers is none of its own kind, and may be of any scale."""
+    return known.scale if known.kind is Kind.MEAN else None
+
+
+def _within_unit(comparison: Comparison) -> bool:
+    """Whether every score lies in [0, 1], and not just by chance: the scale of the metric may be known to be wider."""
+    if _scale(comparison.known) is not None and not comparison.known.range.is_unit:
+        return False
+    return all(bool(np.all((run.values >= 0) & (run.values <= 1))) for run in (comparison.baseline, comparison.recipe))
+
+
+def _default_margin(comparison: Comparison, unit: bool) -> float:
+    scale = _scale(comparison.known)
+    if scale is None:
+        scale = 1.0 if unit else 2 * _spread(comparison.baseline.values, comparison.best_value)
+    return comparison.default_margin * scale
+
+
 def _spread(values: np.ndarray, best: float | None) -> float:
     """Root mean square distance from the mean, or from the best value where that lies in the middle."""
     centre = float(np.mean(values)) if best is None else best
@@ -131,7 +123,3 @@ def _mean_notes(baseline: float, recipe: float, best: float | None, differences:
     if not differences.any():
         notes.append("no document's score changed")
     return tuple(notes)
-
-
-def _within_unit(values: np.ndarray) -> bool:
-    return bool(np.all((values >= 0) & (values <= 1)))

@@ -19,7 +19,7 @@ from leaderboard import statistics as stats
 
 
 @dataclass(frozen=True)
-class Pair:
+class PairedScores:
     """The scores `[n]` of two runs in one order. sign: 1 where higher is better, else -1. unit: all scores lie within
     [0, 1].
     """

@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from leaderboard.compare import comparability, judge
+from leaderboard.compare import comparability
 from leaderboard.compare.contents import Contents
-from leaderboard.compare.effect import Effect, Scored
+from leaderboard.compare.effect import Comparison, Effect, Scored
+from leaderboard.compare.judge import judge
+from leaderboard.metrics import DEFAULT_MARGIN, LOG_LOSS
 from leaderboard.store.database import Store
 from leaderboard.store.queries import RunRow, ScoreRow, TaskRow
-
-LOG_LOSS = "log_loss"
 
 
 class Subject(NamedTuple):
@@ -33,7 +33,7 @@ class Terms(NamedTuple):
     the metric's units, is taken instead of it and of the
     task's own. `limits_at`: the level of one-sided limits of the drop, None for none."""
 
-    margin: float = judge.DEFAULT_MARGIN
+    margin: float = DEFAULT_MARGIN
     own_margin: float | None = None
     limits_at: float | None = None
 
@@ -112,7 +112,7 @@ def _found_effect(contents: Contents, subject: Subject, baseline: str, baseline_
     counts = [contents.counts.of(run_id, task.task, score.metric, score.filter) for run_id in (baseline, run.run_id)]
     if samples is None or counts != [pairs, pairs]:
         return Effect(pairs, score.score - baseline_score, notes=("not every document bears this metric in both runs",))
-    return judge.judge(
+    comparison = Comparison(
         score.metric,
         _scored(baseline_score, samples.baseline, samples.baseline_weight, samples.baseline_parts),
         _scored(score.score, samples.recipe, samples.recipe_weight, samples.recipe_parts),
@@ -123,6 +123,7 @@ def _found_effect(contents: Contents, subject: Subject, baseline: str, baseline_
         clusters=_whole(samples.cluster) if task.cluster_by else None,
         limits_at=terms.limits_at,
     )
+    return judge(comparison)
 
 
 def _scored(score: float, values: np.ma.MaskedArray, weights: np.ma.MaskedArray, parts: np.ma.MaskedArray) -> Scored:

@@ -119,7 +119,7 @@ def judged(pairing: Pairing) -> Judged:
     """A pairing in the form that is kept."""
     effect, texts = pairing.effect, (_text(pairing.obstacles), _text(pairing.notes))
     if effect is None:
-        return Judged(pairing.baseline_score, *[None] * 13, *texts)
+        return Judged._make((pairing.baseline_score, *[None] * 13, *texts))
     return Judged(
         pairing.baseline_score,
         effect.count,

@@ -1,4 +1,4 @@
-"""The gate: may this run replace the last one? PASS, WARN, FAIL or INCONCLUSIVE, with an exit code and reasons.
+"""The gate: may this run replace the last one? PASS, WARN, FAIL or UNDECIDED, with an exit code and reasons.
 
     policy  +  candidate, baselines  ->  rows (a task or a suite, against one baseline)  ->  decision  ->  table, JSON,
     Markdown, JUnit

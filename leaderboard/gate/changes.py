@@ -12,13 +12,13 @@ import json
 from typing import Any, NamedTuple
 
 from leaderboard.compare.pairing import Terms
-from leaderboard.gate.decision import Row
-from leaderboard.gate.evaluate import Bench
+from leaderboard.gate.decision import GateRow
+from leaderboard.gate.evaluate import GateBench
 from leaderboard.readers.records import Run
 from leaderboard.terminal.format import signed
 
 
-class Change(NamedTuple):
+class RunChange(NamedTuple):
     """One thing that differs: its name, and what it was and is."""
 
     what: str
@@ -26,11 +26,11 @@ class Change(NamedTuple):
     after: str
 
 
-def changes(baseline: Run, candidate: Run) -> list[Change]:
+def changes(baseline: Run, candidate: Run) -> list[RunChange]:
     """Everything known of both runs that differs and can change a score. What either run does not say is left out."""
     before, after = _facts(baseline), _facts(candidate)
     return [
-        Change(name, before[name], after[name])
+        RunChange(name, before[name], after[name])
         for name in before
         if before[name] and after[name] and before[name] != after[name]
     ]
@@ -74,7 +74,7 @@ def same_weights(baseline: Run, candidate: Run) -> bool:
     return baseline.variant.digest_after is not None and baseline.variant.digest_after == candidate.variant.digest_after
 
 
-def findings(baseline: Run, candidate: Run, found: list[Change]) -> list[str]:
+def findings(baseline: Run, candidate: Run, found: list[RunChange]) -> list[str]:
     """What the changes between a run and the one before it say about whose doing a drop is."""
     if same_weights(baseline, candidate):
         return ["the weights are the same to the bit, so the recipe did not do this"]
@@ -89,7 +89,7 @@ def findings(baseline: Run, candidate: Run, found: list[Change]) -> list[str]:
     return said
 
 
-def moved_baseline(bench: Bench, row: Row, base_before: Run, base_now: Run, alpha: float) -> str | None:
+def moved_baseline(bench: GateBench, row: GateRow, base_before: Run, base_now: Run, alpha: float) -> str | None:
     """A sentence on whether the unedited model moved between two runs of it, on a row's task; None for a suite, or
     where it cannot be told.
     """

@@ -14,7 +14,7 @@ from leaderboard.errors import LeaderboardError
 DESCRIPTION = (
     "May this run replace the last one? Compares it, task by task, with the unedited model and with the last blessed"
     " run of its recipe, by a policy file. Exit codes: 0 pass or warn, 1 fail, 2 incomparable or an error, 3"
-    " inconclusive. Two folders are enough: without a database, name the other with --baseline."
+    " undecided. Two folders are enough: without a database, name the other with --baseline."
 )
 
 
@@ -58,9 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace, *, width: int, color: bool) -> int:
     """Gate, print, record; returns the exit code. Raises `LeaderboardError`."""
-    from leaderboard.gate import formats, history, table
+    from leaderboard.gate import formats, table
     from leaderboard.gate.policy import load_policy
-    from leaderboard.gate.report import judge_candidate
+    from leaderboard.gate.report import judge_candidate, record
     from leaderboard.gate.runs import read_named
 
     policy = load_policy(args.policy)
@@ -75,7 +75,7 @@ def execute(args: argparse.Namespace, *, width: int, color: bool) -> int:
     else:
         print(table.render(report, width=width, color=color))
     sys.stdout.flush()
-    if trouble := history.record(report, policy, args.database):
+    if trouble := record(report, policy, args.database):
         print(f"note: {trouble}", file=sys.stderr)
     return report.exit_code
 

@@ -2,12 +2,12 @@
 
 PASS: the drop's one-sided upper limit lies below the margin. FAIL: the drop is significant and larger than the margin,
 or a floor is broken, or something required is missing.
-WARN: the drop is significant, and the margin lies between it and its limit. INCONCLUSIVE: none of these, so more
+WARN: the drop is significant, and the margin lies between it and its limit. UNDECIDED: none of these, so more
 documents are needed. INCOMPARABLE: the two
 runs were not asked the same. Notable choices:
 - Significance after Holm over all rows of the gate, of both baselines and of the suites: a gate stops on any of them. A
 pass needs no correction, since all must pass.
-- The gate's word is that of its worst row, in the order FAIL, INCOMPARABLE, INCONCLUSIVE, WARN, PASS.
+- The gate's word is that of its worst row, in the order FAIL, INCOMPARABLE, UNDECIDED, WARN, PASS.
 - A run that came out as the baseline to the last bit passes, however few its documents: it is the same model.
 """
 
@@ -22,13 +22,13 @@ import numpy as np
 from leaderboard import statistics as stats
 from leaderboard.compare.choice_shift import Choices
 
-Verdict = Literal["PASS", "WARN", "INCONCLUSIVE", "INCOMPARABLE", "FAIL"]
-BY_WEIGHT: tuple[Verdict, ...] = ("PASS", "WARN", "INCONCLUSIVE", "INCOMPARABLE", "FAIL")
-EXIT_CODES: dict[Verdict, int] = {"PASS": 0, "WARN": 0, "FAIL": 1, "INCOMPARABLE": 2, "INCONCLUSIVE": 3}
+Verdict = Literal["PASS", "WARN", "UNDECIDED", "INCOMPARABLE", "FAIL"]
+BY_WEIGHT: tuple[Verdict, ...] = ("PASS", "WARN", "UNDECIDED", "INCOMPARABLE", "FAIL")
+EXIT_CODES: dict[Verdict, int] = {"PASS": 0, "WARN": 0, "FAIL": 1, "INCOMPARABLE": 2, "UNDECIDED": 3}
 
 
 @dataclass(frozen=True)
-class Row:
+class GateRow:
     """A task or a suite against one baseline.
 
     `drop` is how much worse the candidate is, in the metric's own units, `drop_low` and `drop_high` its one-sided
@@ -64,7 +64,7 @@ class Row:
     choices: Choices | None = None
     identical: bool = False
     decided: Verdict | None = None
-    verdict: Verdict = "INCONCLUSIVE"
+    verdict: Verdict = "UNDECIDED"
     reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -74,7 +74,7 @@ class Row:
         return self.verdict in ("FAIL", "WARN") and self.drop is not None and self.drop > 0
 
 
-def decide(rows: Sequence[Row], alpha: float) -> list[Row]:
+def decide(rows: Sequence[GateRow], alpha: float) -> list[GateRow]:
     """Correct over all rows that have a test, and put each into a word with its reasons."""
     tested = [i for i, row in enumerate(rows) if row.p_worse is not None]
     adjusted = stats.holm(np.array([rows[i].p_worse for i in tested], dtype=float))
@@ -82,23 +82,23 @@ def decide(rows: Sequence[Row], alpha: float) -> list[Row]:
     return [_worded(replace(row, p_holm=corrected.get(i)), alpha) for i, row in enumerate(rows)]
 
 
-def overall(rows: Iterable[Row]) -> Verdict:
+def overall(rows: Iterable[GateRow]) -> Verdict:
     """The worst word among the rows."""
     return max((row.verdict for row in rows), key=BY_WEIGHT.index)
 
 
-def _worded(row: Row, alpha: float) -> Row:
+def _worded(row: GateRow, alpha: float) -> GateRow:
     if row.decided is not None:
         return replace(row, verdict=row.decided)
     verdict, reason = _by_statistics(row, alpha)
     return replace(row, verdict=verdict, reasons=(*filter(None, [reason]), *row.reasons))
 
 
-def _by_statistics(row: Row, alpha: float) -> tuple[Verdict, str | None]:
+def _by_statistics(row: GateRow, alpha: float) -> tuple[Verdict, str | None]:
     if row.identical:
         return "PASS", None
     if row.drop is None or row.drop_high is None or row.margin is None or row.p_holm is None:
-        return "INCONCLUSIVE", None if row.notes or row.reasons else "there is no test for this metric"
+        return "UNDECIDED", None if row.notes or row.reasons else "there is no test for this metric"
     harmful = row.p_holm <= alpha
     if row.drop_high < row.margin:
         return "PASS", "worse, but by less than the margin" if harmful else None
@@ -106,10 +106,10 @@ def _by_statistics(row: Row, alpha: float) -> tuple[Verdict, str | None]:
         return "FAIL", "worse by more than the margin"
     if harmful:
         return "WARN", "worse; by less than the margin as far as is seen, but it may be more"
-    return "INCONCLUSIVE", _lacking(row)
+    return "UNDECIDED", _lacking(row)
 
 
-def _lacking(row: Row) -> str:
+def _lacking(row: GateRow) -> str:
     assert row.drop is not None and row.margin is not None
     if row.drop > row.margin:
         return "looks worse by more than the margin, but chance is not excluded: more documents would tell"

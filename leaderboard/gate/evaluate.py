@@ -15,10 +15,10 @@ from leaderboard.compare.choice_shift import compare_choices
 from leaderboard.compare.contents import Contents, read_contents
 from leaderboard.compare.pairing import Pairing, Subject, Terms, pair_up
 from leaderboard.errors import LeaderboardError, Unreadable
-from leaderboard.gate.decision import Row
-from leaderboard.gate.policy import Judged, Policy, SuitePolicy, TaskPolicy
+from leaderboard.gate.decision import GateRow
+from leaderboard.gate.policy import Policy, Requirement, SuitePolicy, TaskPolicy
 from leaderboard.gate.runs import Named
-from leaderboard.readers.records import Run, Score
+from leaderboard.readers.records import ReportedScore, Run
 from leaderboard.store.database import Store, memory_store
 from leaderboard.store.noise_floor import Floor
 from leaderboard.store.queries import RunRow, ScoreRow
@@ -28,7 +28,7 @@ Floors = Mapping[tuple[str, str, str, str], list[Floor]]
 
 
 @dataclass(frozen=True)
-class Bench:
+class GateBench:
     """The runs of a gate in a store of their own."""
 
     store: Store
@@ -49,7 +49,7 @@ class Bench:
 
 
 @contextmanager
-def bench(runs: Sequence[Run], floors: Floors) -> Iterator[Bench]:
+def bench(runs: Sequence[Run], floors: Floors) -> Iterator[GateBench]:
     """Put runs into a store in memory. Raises `LeaderboardError` where two of them contradict each other."""
     store = memory_store()
     try:
@@ -59,7 +59,7 @@ def bench(runs: Sequence[Run], floors: Floors) -> Iterator[Bench]:
             except Unreadable as error:
                 raise LeaderboardError(f"{run.path}: {error}") from None
         contents = read_contents(store)
-        yield Bench(store, replace(contents, floors={**floors, **contents.floors}))
+        yield GateBench(store, replace(contents, floors={**floors, **contents.floors}))
     finally:
         store.connection.close()
 
@@ -69,14 +69,14 @@ def with_metrics(run: Run, policy: Policy) -> Run:
     chosen = {task: entry.metric for task, entry in policy.tasks.items() if entry.metric}
     hits = {task: _find_metric(run, task, metric) for task, metric in chosen.items()}
 
-    def primary(score: Score) -> bool:
+    def primary(score: ReportedScore) -> bool:
         hit = hits.get(score.task)
         return score.is_primary if hit is None else (score.metric, score.filter) == (hit.metric, hit.filter)
 
     return replace(run, scores=[replace(score, is_primary=primary(score)) for score in run.scores])
 
 
-def _find_metric(run: Run, task: str, wanted: str) -> Score | None:
+def _find_metric(run: Run, task: str, wanted: str) -> ReportedScore | None:
     mine = [score for score in run.scores if score.task == task]
     return next((score for score in mine if wanted in (score.metric, f"{score.metric},{score.filter}")), None)
 
@@ -91,7 +91,7 @@ def gated_tasks(candidate: Run, policy: Policy) -> dict[str, TaskPolicy]:
     return {name: policy.tasks.get(name, TaskPolicy(required=False)) for name in names}
 
 
-def rows_against(bench: Bench, candidate: Run, named: Named, policy: Policy) -> list[Row]:
+def rows_against(bench: GateBench, candidate: Run, named: Named, policy: Policy) -> list[GateRow]:
     """One row a task and suite, not decided yet."""
     tasks = {
         name: _task_row(bench, candidate, named, policy, name, entry)
@@ -104,8 +104,10 @@ def rows_against(bench: Bench, candidate: Run, named: Named, policy: Policy) -> 
     return [*listed, *filter(None, suites)]
 
 
-def _task_row(bench: Bench, candidate: Run, named: Named, policy: Policy, name: str, entry: TaskPolicy) -> Row | None:
-    row = Row(role=named.role, name=name, baseline=named.run.run_id, critical=entry.critical)
+def _task_row(
+    bench: GateBench, candidate: Run, named: Named, policy: Policy, name: str, entry: TaskPolicy
+) -> GateRow | None:
+    row = GateRow(role=named.role, name=name, baseline=named.run.run_id, critical=entry.critical)
     terms = Terms(policy.default_margin(entry), policy.own_margin(entry, named.margins), policy.alpha)
     if (
         entry.metric
@@ -167,7 +169,7 @@ def _needed(count: int, error: float | None, margin: float | None, alpha: float)
     return stats.documents_needed(count * error**2, margin, alpha) if error and margin else None
 
 
-def _missing(row: Row, candidate: Run, entry: Judged) -> Row | None:
+def _missing(row: GateRow, candidate: Run, entry: Requirement) -> GateRow | None:
     if not entry.required:
         return None
     names = {task.task for task in candidate.tasks}
@@ -183,7 +185,7 @@ def _missing(row: Row, candidate: Run, entry: Judged) -> Row | None:
     return replace(row, decided="FAIL", reasons=(f"required, and the candidate has not run it; {hint}",))
 
 
-def _floor_broken(score: ScoreRow, entry: Judged) -> tuple[str, ...]:
+def _floor_broken(score: ScoreRow, entry: Requirement) -> tuple[str, ...]:
     """The sentence about a broken floor, or nothing. Where the best value lies in the middle, the floor is the largest
     distance from it.
     """
@@ -202,9 +204,9 @@ def _floor_broken(score: ScoreRow, entry: Judged) -> tuple[str, ...]:
 
 
 def _suite_row(
-    named: Named, policy: Policy, name: str, entry: SuitePolicy, tasks: Mapping[str, Row | None]
-) -> Row | None:
-    row = Row(
+    named: Named, policy: Policy, name: str, entry: SuitePolicy, tasks: Mapping[str, GateRow | None]
+) -> GateRow | None:
+    row = GateRow(
         role=named.role,
         name=name,
         baseline=named.run.run_id,
@@ -241,11 +243,13 @@ def _suite_row(
     return _combined(row, policy, entry, found, named)
 
 
-def _combined(row: Row, policy: Policy, entry: SuitePolicy, members: Mapping[str, Row], named: Named) -> Row:
+def _combined(
+    row: GateRow, policy: Policy, entry: SuitePolicy, members: Mapping[str, GateRow], named: Named
+) -> GateRow:
     total = sum(entry.weights.values())
     share = {task: weight / total for task, weight in entry.weights.items()}
     parts = [
-        stats.Part(
+        stats.SuitePart(
             share[task], m.drop or 0.0, m.drop_low or 0.0, m.drop_high or 0.0, m.standard_error or 0.0, m.degrees or 0.0
         )
         for task, m in members.items()

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree
 
-from leaderboard.gate.decision import Row
-from leaderboard.gate.report import Report
+from leaderboard.gate.decision import GateRow
+from leaderboard.gate.report import GateReport
 from leaderboard.gate.table import remarks
 from leaderboard.terminal.format import number, plain, signed
 
@@ -19,13 +19,13 @@ _MARKS = {
     "PASS": "PASS",
     "WARN": "**WARN**",
     "FAIL": "**FAIL**",
-    "INCONCLUSIVE": "**INCONCLUSIVE**",
+    "UNDECIDED": "**UNDECIDED**",
     "INCOMPARABLE": "**INCOMPARABLE**",
 }
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def markdown(report: Report) -> str:
+def markdown(report: GateReport) -> str:
     """The report as Markdown, with a final newline."""
     lines = [
         f"### Gate: {_MARKS[report.verdict]}",
@@ -61,7 +61,7 @@ def markdown(report: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _markdown_row(row: Row) -> str:
+def _markdown_row(row: GateRow) -> str:
     name = _code(row.name) + (" (critical)" if row.critical else "")
     return (
         f"| {name} | {number(row.baseline_score)} | {number(row.score)} | {signed(row.drop)} | {signed(row.drop_high)}"
@@ -74,14 +74,14 @@ def _code(text: str) -> str:
     return f"`{plain(text).replace('`', chr(39)).replace('|', chr(0xA6)).strip() or ' '}`"
 
 
-def junit(report: Report) -> str:
+def junit(report: GateReport) -> str:
     """The report as JUnit XML: a suite for each baseline, a case for each row. FAIL is a failure, INCOMPARABLE an
-    error, INCONCLUSIVE skipped.
+    error, UNDECIDED skipped.
     """
     root = ElementTree.Element("testsuites", name="gate")
     for compared in report.baselines:
         rows = report.rows_of(compared)
-        counts = {word: sum(row.verdict == word for row in rows) for word in ("FAIL", "INCOMPARABLE", "INCONCLUSIVE")}
+        counts = {word: sum(row.verdict == word for row in rows) for word in ("FAIL", "INCOMPARABLE", "UNDECIDED")}
         suite = ElementTree.SubElement(
             root,
             "testsuite",
@@ -89,18 +89,18 @@ def junit(report: Report) -> str:
             tests=str(len(rows)),
             failures=str(counts["FAIL"]),
             errors=str(counts["INCOMPARABLE"]),
-            skipped=str(counts["INCONCLUSIVE"]),
+            skipped=str(counts["UNDECIDED"]),
         )
         for row in rows:
             _case(suite, row, report, compared.title)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def _case(suite: ElementTree.Element, row: Row, report: Report, against: str) -> None:
+def _case(suite: ElementTree.Element, row: GateRow, report: GateReport, against: str) -> None:
     case = ElementTree.SubElement(
         suite, "testcase", classname=_xml(f"{report.model}.{against}"), name=_xml(row.name), time="0"
     )
-    element = {"FAIL": "failure", "INCOMPARABLE": "error", "INCONCLUSIVE": "skipped"}.get(row.verdict)
+    element = {"FAIL": "failure", "INCOMPARABLE": "error", "UNDECIDED": "skipped"}.get(row.verdict)
     said = [
         f"{row.verdict}: {signed(row.drop)} drop, at most {signed(row.drop_high)}, margin {number(row.margin)}",
         *remarks(row),

@@ -39,7 +39,7 @@ class Margins(_Strict):
     blessed: Margin | None = None
 
 
-class Judged(_Strict):
+class Requirement(_Strict):
     """What a task and a suite have in common.
 
     margin: in the metric's own units; where none is given, that of critical or of other tasks. floor: the worst score
@@ -53,13 +53,13 @@ class Judged(_Strict):
     required: bool = True
 
 
-class TaskPolicy(Judged):
+class TaskPolicy(Requirement):
     """One task. metric: another than the task's own, with `name,filter` where there are several filters."""
 
     metric: Annotated[str, Field(min_length=1)] | None = None
 
 
-class SuitePolicy(Judged):
+class SuitePolicy(Requirement):
     """A weighted mean of tasks whose scores lie within [0, 1]."""
 
     weights: Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)]
@@ -80,13 +80,13 @@ class Policy(_Strict):
     suites: dict[str, SuitePolicy] = Field(default_factory=dict)
     others: Literal["gate", "ignore"] = "gate"
 
-    def own_margin(self, entry: Judged, against: Against) -> float | None:
+    def own_margin(self, entry: Requirement, against: Against) -> float | None:
         """The margin that the file names for this task or suite and baseline; None where the default applies."""
         if isinstance(entry.margin, Margins):
             return entry.margin.base if against == "base" else entry.margin.blessed
         return entry.margin
 
-    def default_margin(self, entry: Judged) -> float:
+    def default_margin(self, entry: Requirement) -> float:
         """The margin of tasks that name none."""
         return self.critical_margin if entry.critical else self.margin
 

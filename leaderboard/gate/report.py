@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from leaderboard.errors import LeaderboardError
-from leaderboard.gate.changes import Change, changes, findings, moved_baseline
-from leaderboard.gate.decision import EXIT_CODES, Row, Verdict, decide, overall
+from leaderboard.gate.changes import RunChange, changes, findings, moved_baseline
+from leaderboard.gate.decision import EXIT_CODES, GateRow, Verdict, decide, overall
 from leaderboard.gate.evaluate import Floors, bench, rows_against, with_metrics
 from leaderboard.gate.policy import Policy
 from leaderboard.gate.runs import Named, base_of, baselines_of
-from leaderboard.readers.records import Run
+from leaderboard.readers.records import BASELINE, Run
 from leaderboard.store import noise_floor
 from leaderboard.store.database import open_store
+from leaderboard.store.writer import now
 
 PATIENCE_SECONDS = 5.0
 """How long a busy database is waited for, for what is only shown."""
+RECORD_PATIENCE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Compared:
     recipe: str
     path: str
     how: str
-    changes: tuple[Change, ...]
+    changes: tuple[RunChange, ...]
     findings: tuple[str, ...]
 
     @property
@@ -44,7 +46,7 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Report:
+class GateReport:
     """The outcome. `exit_code` as the command ends with it."""
 
     verdict: Verdict
@@ -55,23 +57,23 @@ class Report:
     candidate_path: str
     alpha: float
     baselines: tuple[Compared, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[GateRow, ...]
 
     def to_json(self) -> str:
         """The report as JSON, numbers that are not finite as null."""
         return json.dumps(_finite(asdict(self)), indent=2, ensure_ascii=False, default=str)
 
-    def rows_of(self, compared: Compared) -> list[Row]:
+    def rows_of(self, compared: Compared) -> list[GateRow]:
         """The rows against one baseline."""
         return [row for row in self.rows if row.baseline == compared.run_id]
 
 
-def judge_candidate(candidate: Run, policy: Policy, asked: Sequence[str], database: Path) -> Report:
+def judge_candidate(candidate: Run, policy: Policy, asked: Sequence[str], database: Path) -> GateReport:
     """Gate a run. Raises `LeaderboardError` where there is nothing to compare it with, or no task to gate."""
     baselines = baselines_of(candidate, asked, database)
-    now, before = _unedited(candidate, baselines, database)
+    base, before = _unedited(candidate, baselines, database)
     runs = _without_repeats(
-        [*([] if now is None else [now]), *before.values(), *(named.run for named in baselines), candidate]
+        [*([] if base is None else [base]), *before.values(), *(named.run for named in baselines), candidate]
     )
     with bench([with_metrics(run, policy) for run in runs], _floors(database)) as found:
         rows = decide(
@@ -84,9 +86,9 @@ def judge_candidate(candidate: Run, policy: Policy, asked: Sequence[str], databa
             worse = [row for row in rows if row.baseline == named.run.run_id and row.got_worse]
             differing = changes(named.run, candidate)
             said = findings(named.run, candidate, differing) if worse and named.role != "base" else []
-            if now is not None and named.run.run_id in before:
+            if base is not None and named.run.run_id in before:
                 said += filter(
-                    None, (moved_baseline(found, row, before[named.run.run_id], now, policy.alpha) for row in worse)
+                    None, (moved_baseline(found, row, before[named.run.run_id], base, policy.alpha) for row in worse)
                 )
             variant = named.run.variant
             compared.append(
@@ -102,7 +104,7 @@ def judge_candidate(candidate: Run, policy: Policy, asked: Sequence[str], databa
             )
     verdict = overall(rows)
     variant = candidate.variant
-    return Report(
+    return GateReport(
         verdict,
         EXIT_CODES[verdict],
         variant.model_name,
@@ -113,6 +115,31 @@ def judge_candidate(candidate: Run, policy: Policy, asked: Sequence[str], databa
         tuple(compared),
         tuple(rows),
     )
+
+
+def record(report: GateReport, policy: Policy, database: Path) -> str | None:
+    """Append a decision to `gate_runs`. Never creates a database, and never costs the decision: what went wrong is
+    returned as a sentence.
+    """
+    if not database.exists():
+        return None
+    row = {
+        "gated_at": now(),
+        "verdict": report.verdict,
+        "exit_code": report.exit_code,
+        "model_name": report.model,
+        "recipe_label": report.recipe,
+        "candidate": report.candidate,
+        "candidate_path": report.candidate_path,
+        "policy": policy.model_dump_json(),
+        "report": report.to_json(),
+    }
+    try:
+        with open_store(database, read_only=False, timeout_s=RECORD_PATIENCE_SECONDS) as store:
+            store.insert("gate_runs", {name: [value] for name, value in row.items()})
+    except LeaderboardError as error:
+        return f"this decision was not recorded: {error}"
+    return None
 
 
 def _unedited(candidate: Run, baselines: Sequence[Named], database: Path) -> tuple[Run | None, dict[str, Run]]:
@@ -134,7 +161,7 @@ def _base(run: Run, database: Path) -> Run | None:
 
 def _without_repeats(runs: Sequence[Run]) -> list[Run]:
     """Each run once, unedited ones first: of two that contradict each other the edited one is to be blamed."""
-    return sorted({run.run_id: run for run in runs}.values(), key=lambda run: run.variant.recipe_name != "baseline")
+    return sorted({run.run_id: run for run in runs}.values(), key=lambda run: run.variant.recipe_name != BASELINE)
 
 
 def _floors(database: Path) -> Floors:

@@ -14,12 +14,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from leaderboard.board.cell import BASELINE
 from leaderboard.errors import LeaderboardError, MissingDatabase, UnknownRun, Unreadable
 from leaderboard.readers.discovery import RECEIPT, Candidate, find_runs
 from leaderboard.readers.reader import read_runs
 from leaderboard.readers.receipt import read_receipt
-from leaderboard.readers.records import Rejection, Run
+from leaderboard.readers.records import BASELINE, Rejection, Run
 from leaderboard.store import pins, queries
 from leaderboard.store.database import open_store
 from leaderboard.store.queries import RunRow

@@ -8,17 +8,18 @@ may have written, and pass through `plain`.
 from __future__ import annotations
 
 import textwrap
+from typing import NamedTuple
 
-from leaderboard.gate.decision import Row
-from leaderboard.gate.report import Compared, Report
+from leaderboard.gate.decision import GateRow
+from leaderboard.gate.report import Compared, GateReport
 from leaderboard.terminal.format import choices, counted, flips, number, plain, signed
 
 NARROW = 70
-_COLOURS = {"PASS": "32", "WARN": "33", "FAIL": "31;1", "INCONCLUSIVE": "33", "INCOMPARABLE": "35"}
+_COLOURS = {"PASS": "32", "WARN": "33", "FAIL": "31;1", "UNDECIDED": "33", "INCOMPARABLE": "35"}
 _NUMBER, _VERDICT = 9, 12
 
 
-def render(report: Report, *, width: int = 80, color: bool = False) -> str:
+def render(report: GateReport, *, width: int = 80, color: bool = False) -> str:
     """The report as text without a final newline."""
     width = max(width, NARROW)
     lines = _wrapped(f"Gate: {plain(report.recipe)} on {plain(report.model)}, run {report.candidate[:12]}", width, "")
@@ -41,14 +42,14 @@ def render(report: Report, *, width: int = 80, color: bool = False) -> str:
 
 
 def _header(width: int) -> list[str]:
-    row = _line("task", "baseline", "now", "drop", "at most", "margin", "verdict", width)
+    row = _line(_GateColumns("task", "baseline", "now", "drop", "at most", "margin", "verdict"), width)
     return [row, "-" * len(row)]
 
 
-def _row_lines(row: Row, width: int, color: bool) -> list[str]:
+def _row_lines(row: GateRow, width: int, color: bool) -> list[str]:
     name = plain(row.name) + (" *" if row.critical else "")
     fits = len(name) <= _name_room(width)
-    text = _line(
+    columns = _GateColumns(
         name if fits else "",
         number(row.baseline_score),
         number(row.score),
@@ -56,8 +57,8 @@ def _row_lines(row: Row, width: int, color: bool) -> list[str]:
         signed(row.drop_high),
         number(row.margin),
         row.verdict,
-        width,
     )
+    text = _line(columns, width)
     above = [] if fits else _wrapped(name, width, "")
     return [
         *above,
@@ -66,7 +67,7 @@ def _row_lines(row: Row, width: int, color: bool) -> list[str]:
     ]
 
 
-def remarks(row: Row) -> list[str]:
+def remarks(row: GateRow) -> list[str]:
     """Everything to be said beside a row's numbers, safe to print."""
     metric = [f"{row.metric}, {row.documents:,} documents" if row.documents else row.metric] if row.metric else []
     lost = (
@@ -98,7 +99,20 @@ def _what_changed(compared: Compared, worse: bool, width: int) -> list[str]:
     return lines + [line for finding in compared.findings for line in _wrapped(plain(finding), width, "  => ")]
 
 
-def _line(name: str, baseline: str, now: str, drop: str, limit: str, margin: str, verdict: str, width: int) -> str:
+class _GateColumns(NamedTuple):
+    """The texts of one line, from left to right."""
+
+    name: str
+    baseline: str
+    now: str
+    drop: str
+    limit: str
+    margin: str
+    verdict: str
+
+
+def _line(columns: _GateColumns, width: int) -> str:
+    name, baseline, now, drop, limit, margin, verdict = columns
     return (
         f"{name:<{_name_room(width)}} {baseline:>{_NUMBER}} {now:>{_NUMBER}} {drop:>{_NUMBER}} {limit:>{_NUMBER}}"
         f" {margin:>{_NUMBER - 2}} {verdict:<{_VERDICT}}"

@@ -19,7 +19,7 @@ from typing import Any
 from leaderboard.errors import Unreadable
 from leaderboard.metrics import best_value, direction
 from leaderboard.readers.jsonl import read_json_lines
-from leaderboard.readers.records import NO_FILTER, Score, TaskRun
+from leaderboard.readers.records import NO_FILTER, ReportedScore, TaskRun
 from leaderboard.readers.safe_json import clean, finite
 from leaderboard.readers.samples import Samples, documents_hash
 from leaderboard.readers.samples_reader import SampleForm, SamplesReader
@@ -43,7 +43,7 @@ def looks_like_samples(path: Path) -> bool:
     )
 
 
-def read_task(path: Path, reader: SamplesReader) -> tuple[TaskRun, list[Score]]:
+def read_task(path: Path, reader: SamplesReader) -> tuple[TaskRun, list[ReportedScore]]:
     """The task of one samples file and its scores. Raises `Unreadable`."""
     match = _NAME.match(path.stem)
     task = clean(match["task"] if match else path.stem)
@@ -62,7 +62,7 @@ def _metrics(path: Path) -> frozenset[str]:
     return frozenset(names)
 
 
-def _scores(task: str, samples: Samples) -> Iterator[Score]:
+def _scores(task: str, samples: Samples) -> Iterator[ReportedScore]:
     values: dict[tuple[str, str], list[float | None]] = {}
     for document, outcome in zip(samples.documents, samples.outcomes):
         for metric, score in outcome.scores.items():
@@ -71,7 +71,7 @@ def _scores(task: str, samples: Samples) -> Iterator[Score]:
         numbers = [value for value in found if value is not None]
         whole = len(numbers) == len(found)
         mean = sum(numbers) / len(numbers) if whole else None
-        yield Score(
+        yield ReportedScore(
             task,
             metric,
             filter_name,

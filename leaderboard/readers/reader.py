@@ -18,7 +18,7 @@ from leaderboard.errors import Unreadable
 from leaderboard.readers.discovery import Candidate, date_of
 from leaderboard.readers.orphan_samples import WARNING, read_task
 from leaderboard.readers.receipt import Receipt, ReceiptCalibration, read_receipt, shown, storable, utc
-from leaderboard.readers.records import NO_FILTER, Run, Score, TaskRun, Variant
+from leaderboard.readers.records import NO_FILTER, ReportedScore, Run, RunVariant, TaskRun
 from leaderboard.readers.results import Environment, Results, read_results
 from leaderboard.readers.safe_json import canonical, clean, digest
 from leaderboard.readers.samples import Samples, content_hash, documents_hash, log_likelihoods
@@ -146,7 +146,7 @@ def _samples_run(candidate: Candidate, reader: SamplesReader) -> Run:
         path=candidate.path,
         origin="plain",
         status="complete",
-        variant=Variant(digest([key, PLAIN_RECIPE]), key, name, PLAIN_RECIPE, PLAIN_RECIPE),
+        variant=RunVariant(digest([key, PLAIN_RECIPE]), key, name, PLAIN_RECIPE, PLAIN_RECIPE),
         tasks=[task for task, _ in read],
         scores=[score for _, scores in read for score in scores],
         files=_names(candidate),
@@ -169,7 +169,7 @@ def _with_environment(run: Run, environment: Environment) -> Run:
     )
 
 
-def _receipt_variant(receipt: Receipt) -> Variant:
+def _receipt_variant(receipt: Receipt) -> RunVariant:
     model, recipe = receipt.model, receipt.recipe
     texts = {
         "model_name": model.name,
@@ -190,7 +190,7 @@ def _receipt_variant(receipt: Receipt) -> Variant:
     }
     key = _model_key(model.pretrained or model.name, model.revision, model.identity)
     made_up = digest([key, receipt.recipe_id or recipe.label, model.dtype, receipt.weights.digest_after])
-    return Variant(
+    return RunVariant(
         variant_id=clean(receipt.variant_id or made_up),
         model_key=key,
         parameters=model.parameters,
@@ -199,9 +199,9 @@ def _receipt_variant(receipt: Receipt) -> Variant:
     )
 
 
-def _plain_variant(environment: Environment) -> Variant:
+def _plain_variant(environment: Environment) -> RunVariant:
     key = _model_key(environment.pretrained or environment.model_name, environment.revision, environment.model_hash)
-    return Variant(
+    return RunVariant(
         variant_id=digest([key, "plain", environment.dtype, environment.model_arguments]),
         model_key=key,
         model_name=environment.model_name,
@@ -221,7 +221,7 @@ def _model_key(name: str, revision: str | None, identity: str | None) -> str:
 
 def _task_runs(results: Results, candidate: Candidate, reader: SamplesReader) -> list[TaskRun]:
     environment = results.environment
-    by_task: dict[str, list[Score]] = defaultdict(list)
+    by_task: dict[str, list[ReportedScore]] = defaultdict(list)
     for score in results.scores:
         by_task[score.task].append(score)
     tasks = []
@@ -287,7 +287,7 @@ def _with_id(run: Run) -> Run:
     )
 
 
-def _outcome(score: Score) -> list[str]:
+def _outcome(score: ReportedScore) -> list[str]:
     return [score.task, score.metric, score.filter, score.reported]
 
 

@@ -10,11 +10,12 @@ from typing import NamedTuple
 from leaderboard.readers.receipt import ReceiptCalibration, ReceiptMatrix
 from leaderboard.readers.samples import Samples
 
+BASELINE = "baseline"  # the recipe of runs of the model as it is
 NO_FILTER = "none"
 
 
 @dataclass(frozen=True)
-class Score:
+class ReportedScore:
     """One aggregate as lm-eval reported it. `score` is None where it was not finite: `reported` says what it was."""
 
     task: str
@@ -56,7 +57,7 @@ class TaskRun:
 
 
 @dataclass(frozen=True)
-class Variant:
+class RunVariant:
     """A base model under a recipe. `model_key` names the base model, and with it the board."""
 
     variant_id: str
@@ -88,9 +89,9 @@ class Run:
     path: Path
     origin: str
     status: str
-    variant: Variant
+    variant: RunVariant
     tasks: list[TaskRun]
-    scores: list[Score]
+    scores: list[ReportedScore]
     files: list[str]
     failure_kind: str | None = None
     failure_reason: str | None = None

@@ -2,7 +2,7 @@
 
 Notable choices:
 - Keys are `metric,filter`; results from before 0.4 are brought into that form first (`old_results`).
-- Files that say nothing of a metric's direction get it for the metrics that everybody knows (`known_metrics`); for
+- Files that say nothing of a metric's direction get it for the metrics that `leaderboard.metrics` knows; for
 others it stays unknown.
 - A score that is not a finite number is kept as a row with no value and its text.
 - A row without a config of its own is a group: stored, never compared (its tasks are).
@@ -18,7 +18,7 @@ from typing import Any
 from leaderboard.errors import Unreadable
 from leaderboard.metrics import best_value, direction
 from leaderboard.readers.legacy_results import by_prompt, modernised
-from leaderboard.readers.records import Score
+from leaderboard.readers.records import ReportedScore
 from leaderboard.readers.safe_json import canonical, clean, finite, integer, load_json, mapping, optional_text
 
 _NOT_METRICS = frozenset({"alias", "name", "sample_len", "samples", " "})
@@ -68,7 +68,7 @@ class Environment:
 class Results:
     """One results file."""
 
-    scores: list[Score]
+    scores: list[ReportedScore]
     tasks: dict[str, TaskSettings]
     environment: Environment
 
@@ -96,7 +96,7 @@ def _results(data: dict[str, Any], path: Path) -> Results:
     return Results(scores, tasks, _environment(data, path))
 
 
-def _task_scores(task: str, row: dict[str, Any], data: dict[str, Any]) -> list[Score]:
+def _task_scores(task: str, row: dict[str, Any], data: dict[str, Any]) -> list[ReportedScore]:
     config = mapping(mapping(data.get("configs")).get(task))
     metadata = mapping(config.get("metadata"))
     directions = mapping(mapping(data.get("higher_is_better")).get(task))
@@ -104,7 +104,7 @@ def _task_scores(task: str, row: dict[str, Any], data: dict[str, Any]) -> list[S
     primary = primary_metric(found, config, metadata)
     is_group = not config and task in {**mapping(data.get("groups")), **mapping(data.get("group_subtasks"))}
     return [
-        Score(
+        ReportedScore(
             task=clean(task),
             metric=clean(metric),
             filter=clean(filter_name),

@@ -53,16 +53,16 @@ class Document(NamedTuple):
         }
 
 
-class Outcome(NamedTuple):
+class SampleOutcome(NamedTuple):
     """The scores of a sample by metric, and their canonical text."""
 
     scores: dict[str, SampleScore]
     text: str
 
 
-def outcome(scores: dict[str, SampleScore]) -> Outcome:
+def outcome(scores: dict[str, SampleScore]) -> SampleOutcome:
     """With its text: the metrics in the order of their names."""
-    return Outcome(scores, ",".join([_canonical_score(metric, scores[metric]) for metric in sorted(scores)]))
+    return SampleOutcome(scores, ",".join([_canonical_score(metric, scores[metric]) for metric in sorted(scores)]))
 
 
 def _canonical_score(metric: str, score: SampleScore) -> str:
@@ -81,7 +81,7 @@ class Samples:
     documents: list[Document] = field(default_factory=list)
     responses: list[str] = field(default_factory=list)
     filtered_responses: list[str] = field(default_factory=list)
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[SampleOutcome] = field(default_factory=list)
     occurrence: list[int] = field(default_factory=list)
     size: int = 0
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from pydantic_core import from_json
 
 from leaderboard.readers.safe_json import canonical_each
-from leaderboard.readers.samples import Document, Outcome
+from leaderboard.readers.samples import Document, SampleOutcome
 
 KNOWN_BYTES = 64 * 2**20  # before all is forgotten
 _VALUE_BYTES = 1024  # what a value takes beside its text, about
@@ -48,7 +48,14 @@ class Lines(NamedTuple):
     documents: list[Document]
     responses: list[str]
     filtered_responses: list[str]
-    outcomes: list[Outcome]
+    outcomes: list[SampleOutcome]
+
+    def extend(self, more: Lines) -> None:
+        """Add further lines at the end."""
+        self.documents.extend(more.documents)
+        self.responses.extend(more.responses)
+        self.filtered_responses.extend(more.filtered_responses)
+        self.outcomes.extend(more.outcomes)
 
 
 class Known:
@@ -58,11 +65,11 @@ class Known:
         self,
         metrics: frozenset[str],
         document: Callable[[dict[str, Any]], Document],
-        outcome: Callable[[dict[str, Any]], Outcome],
+        outcome: Callable[[dict[str, Any]], SampleOutcome],
     ) -> None:
         self._metrics, self._document, self._outcome = metrics, document, outcome
         self._documents: dict[tuple[bytes, bytes], Document] = {}
-        self._outcomes: dict[bytes, Outcome] = {}
+        self._outcomes: dict[bytes, SampleOutcome] = {}
         self.size = 0  # of what is known, in bytes
 
     def read(self, lines: Sequence[bytes]) -> Lines | None:
@@ -75,7 +82,7 @@ class Known:
             return None
         return Lines(documents, texts[: len(lines)], texts[len(lines) :], outcomes)
 
-    def _split(self, line: bytes) -> tuple[Document, bytes, bytes, Outcome]:
+    def _split(self, line: bytes) -> tuple[Document, bytes, bytes, SampleOutcome]:
         head, _, rest = line.partition(b', "resps": ')
         responses, _, rest = rest.partition(b', "filtered_resps": ')
         filtered, _, rest = rest.partition(b', "filter": ')
@@ -99,7 +106,7 @@ class Known:
         self._make_room(len(head) + len(about))
         return self._documents.setdefault((head, about), self._document(first | second))
 
-    def _learn_outcome(self, scores: bytes) -> Outcome:
+    def _learn_outcome(self, scores: bytes) -> SampleOutcome:
         if not scores.startswith(b", "):
             raise ValueError("no scores")
         value = _object(b"{" + scores[2:])

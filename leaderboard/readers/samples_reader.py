@@ -19,14 +19,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from leaderboard import metrics
 from leaderboard.errors import Unreadable
 from leaderboard.readers.jsonl import parse_line, read_lines
 from leaderboard.readers.records import NO_FILTER
 from leaderboard.readers.safe_json import canonical, canonical_each, clean, finite, integer
-from leaderboard.readers.samples import Document, Outcome, Samples, SampleScore, outcome
+from leaderboard.readers.samples import Document, SampleOutcome, Samples, SampleScore, outcome
 from leaderboard.readers.samples_fast_path import KNOWN_BYTES, Known, Lines
 
-WEIGHTED_METRICS = frozenset({"token_perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"})
 LOG_LIKELIHOOD_OUTPUTS = frozenset({"loglikelihood", "multiple_choice", "loglikelihood_rolling"})
 _BLOCK = 500  # lines that are read in one go
 
@@ -67,8 +67,7 @@ class SamplesReader:
             if set(map(type, lines)) == {bytes}:
                 size += sum(map(len, lines))
                 found = known.read(lines)
-            for column, values in zip(columns, found or _parsed(numbered, path, form)):
-                column.extend(values)  # type: ignore[arg-type]
+            columns.extend(found or _parsed(numbered, path, form))
         self._size += known.size - before
         return Samples(
             *columns, _occurrences([(document.doc_key, document.filter) for document in columns.documents]), size
@@ -89,8 +88,10 @@ def _parsed(numbered: Sequence[tuple[int, Any]], path: Path, form: SampleForm) -
         if not isinstance(line, dict) or "doc" not in line:
             raise Unreadable(f"{path.name} line {number} is not a sample of lm-eval (no `doc`)")
         lines.append(line)
-    responses = [canonical_each([line.get(name) for line in lines]) for name in ("resps", "filtered_resps")]
-    return Lines([_document(line, form) for line in lines], *responses, [_outcome(line, form) for line in lines])
+    responses, filtered = (canonical_each([line.get(name) for line in lines]) for name in ("resps", "filtered_resps"))
+    return Lines(
+        [_document(line, form) for line in lines], responses, filtered, [_outcome(line, form) for line in lines]
+    )
 
 
 def _document(line: dict[str, Any], form: SampleForm) -> Document:
@@ -113,7 +114,7 @@ def _document(line: dict[str, Any], form: SampleForm) -> Document:
     )
 
 
-def _outcome(line: dict[str, Any], form: SampleForm) -> Outcome:
+def _outcome(line: dict[str, Any], form: SampleForm) -> SampleOutcome:
     return outcome({clean(name): sample_score(name, line[name]) for name in sorted(form.metrics) if name in line})
 
 
@@ -166,7 +167,7 @@ def sample_score(metric: str, value: Any) -> SampleScore:
         return SampleScore(number)
     if isinstance(value, float):
         return SampleScore(None)  # NaN or infinite
-    if metric in WEIGHTED_METRICS and isinstance(value, list) and len(value) == 2:
+    if isinstance(value, list) and len(value) == 2 and metrics.named(metric).weighted:
         likelihood, weight = finite(value[0]), finite(value[1])
         return SampleScore(likelihood, weight) if likelihood is not None and weight else SampleScore(None)
     return SampleScore(None, None, canonical(value))

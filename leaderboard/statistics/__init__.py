@@ -51,7 +51,7 @@ from leaderboard.statistics.multiplicity import benjamini_hochberg, holm
 from leaderboard.statistics.power import detectable_effect, documents_needed
 from leaderboard.statistics.proportions import Limits, wilson
 from leaderboard.statistics.resampling import sign_flip_test
-from leaderboard.statistics.suites import Part, Suite, suite
+from leaderboard.statistics.suites import Suite, SuitePart, suite
 from leaderboard.statistics.values import Estimate, Tails, normal_quantile
 
 __all__ = [
@@ -60,8 +60,8 @@ __all__ = [
     "Flips",
     "Limits",
     "MiddleTest",
-    "Part",
     "Suite",
+    "SuitePart",
     "Tails",
     "benjamini_hochberg",
     "binary_drop_limit",

@@ -28,12 +28,12 @@ class Flips(NamedTuple):
 
     lost: int
     gained: int
-    count: int
+    documents: int
 
     @property
     def rate(self) -> float:
         """The share of documents that changed, in either direction."""
-        return (self.lost + self.gained) / self.count if self.count else math.nan
+        return (self.lost + self.gained) / self.documents if self.documents else math.nan
 
 
 def count_flips(differences: np.ndarray) -> Flips:

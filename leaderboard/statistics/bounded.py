@@ -20,7 +20,7 @@ It costs about `q^2 s / 2n` in width. Formula ours; error rates in the tests.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,7 +28,8 @@ from leaderboard.statistics.means import standard_error
 from leaderboard.statistics.values import Estimate, quantile, upper_tail
 
 
-class _Sums(NamedTuple):
+@dataclass(frozen=True)
+class _Sums:
     mean: float
     variance: float
     whole_change: float

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from leaderboard.statistics.values import normal_quantile
 
@@ -16,7 +17,7 @@ class Limits(NamedTuple):
     high: np.ndarray
 
 
-def wilson(hits: np.ndarray, counts: np.ndarray, confidence: float = 0.95) -> Limits:
+def wilson(hits: npt.ArrayLike, counts: npt.ArrayLike, confidence: float = 0.95) -> Limits:
     """Score intervals of `[n]` proportions `hits / counts`, counts above zero. Within [0, 1]; none and all of the
     documents have exactly 0 and 1 as one end, and a width.
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from leaderboard.statistics.values import quantile, upper_tail
 
 
-class Part(NamedTuple):
+class SuitePart(NamedTuple):
     """One task of a suite: its weight, its drop with one-sided limits of one level, and the drop's error."""
 
     weight: float
@@ -41,7 +41,7 @@ class Suite(NamedTuple):
     p_worse: float
 
 
-def suite(parts: Sequence[Part], level: float = 0.05) -> Suite:
+def suite(parts: Sequence[SuitePart], level: float = 0.05) -> Suite:
     """Put the tasks of a suite together; `level` is that of the parts' one-sided limits. Raises ValueError where there
     is no task, or no weight is above zero.
     """

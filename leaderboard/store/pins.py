@@ -14,8 +14,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from leaderboard.board.cell import BASELINE
 from leaderboard.errors import LeaderboardError, UnknownRun
+from leaderboard.readers.records import BASELINE
 from leaderboard.store import queries
 from leaderboard.store.database import Store, open_store
 from leaderboard.store.writer import now

@@ -159,7 +159,7 @@ def pin_baseline(store: Store, run_id: str, reason: str) -> None:
     )
 
 
-class Samples(NamedTuple):
+class MetricSamples(NamedTuple):
     """One metric's samples of two runs, paired: arrays of one length in a fixed order, masked where a value is
     missing.
     """
@@ -197,9 +197,9 @@ class PairedSamples:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._asked: set[tuple[str, str]] = set()
-        self._found: dict[_Key, Samples] = {}
+        self._found: dict[_Key, MetricSamples] = {}
 
-    def of(self, baseline: str, recipe: str, score: ScoreRow) -> Samples | None:
+    def of(self, baseline: str, recipe: str, score: ScoreRow) -> MetricSamples | None:
         """The samples of the recipe's score (a primary one) in both runs, in an order that is the same for both; None
         where they share no document.
         """
@@ -226,7 +226,7 @@ class PairedSamples:
         if others:
             self._found |= self._documents(others)
 
-    def _documents(self, wanted: list[_Key]) -> dict[_Key, Samples]:
+    def _documents(self, wanted: list[_Key]) -> dict[_Key, MetricSamples]:
         import numpy as np
 
         pairs = sorted({key[:2] for key in wanted})
@@ -245,13 +245,13 @@ class PairedSamples:
         starts = [i for i, key in enumerate(keys) if i == 0 or key != keys[i - 1]]
         chosen = set(wanted)
         return {
-            keys[start]: Samples(*(np.ma.asarray(columns[name][start:end]) for name in Samples._fields))
+            keys[start]: MetricSamples(*(np.ma.asarray(columns[name][start:end]) for name in MetricSamples._fields))
             for start, end in zip(starts, [*starts[1:], len(keys)])
             if keys[start] in chosen
         }
 
 
-def _from_counts(row: dict[str, Any]) -> Samples:
+def _from_counts(row: dict[str, Any]) -> MetricSamples:
     """Right and wrong answers of two runs from how often each combination occurs."""
     import numpy as np
 
@@ -261,7 +261,7 @@ def _from_counts(row: dict[str, Any]) -> Samples:
     baseline, recipe = (
         np.ma.asarray(np.repeat(values, counts)) for values in ([1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0])
     )
-    return Samples(baseline, recipe, missing, missing, texts, texts, texts)
+    return MetricSamples(baseline, recipe, missing, missing, texts, texts, texts)
 
 
 class SampleCounts:

@@ -8,9 +8,9 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from leaderboard.readers.receipt import ReceiptMatrix
-from leaderboard.readers.records import Run, Score, TaskRun, Variant
+from leaderboard.readers.records import ReportedScore, Run, RunVariant, TaskRun
 from leaderboard.readers.safe_json import canonical, clean
-from leaderboard.readers.samples import Document, Outcome, Samples, SampleScore
+from leaderboard.readers.samples import Document, SampleOutcome, Samples, SampleScore
 from leaderboard.store.database import Store
 
 
@@ -22,7 +22,7 @@ def insert_runs(store: Store, runs: Sequence[Run], moment: datetime) -> None:
     known = store.rows("SELECT variant_id FROM variants WHERE variant_id IN (SELECT unnest(?))", [list(variants)])
     for row in known:
         del variants[row["variant_id"]]
-    store.insert("variants", _columns(Variant, list(variants.values())))
+    store.insert("variants", _columns(RunVariant, list(variants.values())))
     store.insert("runs", _run_columns(runs, moment))
     tasks = [task for run in runs for task in run.tasks]
     store.insert(
@@ -34,13 +34,14 @@ def insert_runs(store: Store, runs: Sequence[Run], moment: datetime) -> None:
         },
     )
     store.insert(
-        "scores", {"run_id": _ids(runs, "scores"), **_columns(Score, [score for run in runs for score in run.scores])}
+        "scores",
+        {"run_id": _ids(runs, "scores"), **_columns(ReportedScore, [score for run in runs for score in run.scores])},
     )
     _insert_matrices(store, runs)
     _insert_calibrations(store, runs)
     _insert_samples(store, runs)
     count = len(runs)
-    log = {
+    log: dict[str, Sequence[Any]] = {
         "logged_at": [moment] * count,
         "path": [clean(str(run.path)) for run in runs],
         "outcome": ["added"] * count,
@@ -122,7 +123,7 @@ def _insert_samples(store: Store, runs: Sequence[Run]) -> None:
 
 def _insert_sample_scores(
     store: Store,
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[SampleOutcome],
     owners: dict[str, list[str]],
     documents: Sequence[Document],
     occurrence: Sequence[int],

@@ -19,9 +19,8 @@ from datetime import datetime, timezone
 from enum import Enum
 from typing import Any
 
-from leaderboard.board.cell import BASELINE
 from leaderboard.errors import Unreadable
-from leaderboard.readers.records import Rejection, Run
+from leaderboard.readers.records import BASELINE, Rejection, Run
 from leaderboard.readers.safe_json import clean
 from leaderboard.store import noise_floor
 from leaderboard.store.database import Store
@@ -96,9 +95,8 @@ def _left_out(store: Store, run_ids: Sequence[str]) -> dict[str, Added | Unreada
         " run_id",
         [list(run_ids)],
     )
-    return {row["run_id"]: Added.DELETED for row in deleted if row["deleted"]} | {
-        row["run_id"]: Added.KNOWN for row in known
-    }
+    left_out: dict[str, Added | Unreadable] = {row["run_id"]: Added.DELETED for row in deleted if row["deleted"]}
+    return left_out | {row["run_id"]: Added.KNOWN for row in known}
 
 
 def log_rejections(store: Store, rejections: Iterable[Rejection]) -> None:

@@ -12,9 +12,11 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 from itertools import groupby
+from typing import NamedTuple
 
-from leaderboard.board.cell import BASELINE, Cell
-from leaderboard.compare.unshared import Unshared
+from leaderboard.board.cell import Cell
+from leaderboard.compare.run_diff import Unshared
+from leaderboard.readers.records import BASELINE
 from leaderboard.terminal.format import (
     choices,
     counted,
@@ -61,12 +63,12 @@ def render_unshared(found: Iterable[Unshared], *, width: int = 80) -> list[str]:
         line
         for only in found
         for sentence in only.sentences()
-        for line in textwrap.wrap(sentence, max(width, NARROW), subsequent_indent="  ", break_on_hyphens=False)
+        for line in textwrap.wrap(plain(sentence), max(width, NARROW), subsequent_indent="  ", break_on_hyphens=False)
     ]
 
 
 def _header(width: int) -> list[str]:
-    row = _line("recipe", "score", "delta [95% interval]", "verdict", "kept", "lost/gained", width)
+    row = _line(_Columns("recipe", "score", "delta [95% interval]", "verdict", "kept", "lost/gained"), width)
     return [row, "-" * min(width, len(row))]
 
 
@@ -89,15 +91,15 @@ def _cell_lines(cell: Cell, width: int, color: bool) -> list[str]:
     lost_gained = f"{cell.lost}/{cell.gained}" if cell.lost is not None else ""
     name = plain(cell.recipe)
     fits = len(name) <= _name_room(width)
-    row = _line(
+    columns = _Columns(
         name if fits else "",
         number(cell.score),
         interval(cell),
         cell.verdict,
         percent(cell.parameters_kept),
         lost_gained,
-        width,
     )
+    row = _line(columns, width)
     word = f"{cell.verdict:<{_VERDICT}}"
     coloured = row.replace(word, f"\x1b[{_COLOURS[cell.verdict]}m{word}\x1b[0m") if color else row
     remarks = [
@@ -109,7 +111,19 @@ def _cell_lines(cell: Cell, width: int, color: bool) -> list[str]:
     return [*above, coloured.rstrip(), *(line for remark in remarks for line in _wrapped(remark, width))]
 
 
-def _line(recipe: str, score: str, delta: str, verdict: str, kept: str, flips: str, width: int) -> str:
+class _Columns(NamedTuple):
+    """The texts of one line, from left to right."""
+
+    recipe: str
+    score: str
+    delta: str
+    verdict: str
+    kept: str
+    flips: str
+
+
+def _line(columns: _Columns, width: int) -> str:
+    recipe, score, delta, verdict, kept, flips = columns
     row = f"  {recipe:<{_name_room(width)}} {score:>{_SCORE}} {delta:>{_DELTA}}  {verdict:<{_VERDICT}} {kept:>{_KEPT}}"
     return row + (f"{flips:>{_FLIPS}}" if width >= WIDE else "")
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from leaderboard.board.board import Cell, board
+from leaderboard.board.board import board
+from leaderboard.board.cell import Cell
 from leaderboard.ingest import ingest
 from tests.leaderboard.app.driving import chromium_page, serving
 

@@ -11,7 +11,8 @@ from lm_eval.api.metrics import bits_per_byte, weighted_perplexity
 from harness_ext.demo import demo_path
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.task_data import Source
-from leaderboard.compare.judge import Scored, judge
+from leaderboard.compare.effect import Comparison, Scored
+from leaderboard.compare.judge import judge
 
 from .conftest import FIXTURES, load, module
 
@@ -107,7 +108,7 @@ def test_the_leaderboard_pairs_token_perplexity():
     before, tokens = -128 * draw.uniform(2, 3, 40), np.full(40, 128.0)
     after = before - 12.8 + draw.normal(0, 0.5, 40)
     first, second = (Scored(math.exp(-values.sum() / tokens.sum()), values, tokens) for values in (before, after))
-    effect = judge("token_perplexity", first, second, higher_is_better=False)
+    effect = judge(Comparison("token_perplexity", first, second, higher_is_better=False))
     assert effect.p_value < 1e-3 and effect.low > 0 and effect.improvement < 0
     assert first.score * math.expm1(0.09) < effect.delta < first.score * math.expm1(0.11)
 

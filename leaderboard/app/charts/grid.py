@@ -14,7 +14,7 @@ import streamlit as st
 from leaderboard.app.colours import difference_colour, word_colour
 from leaderboard.app.linked_table import RUN_BLUE
 from leaderboard.board.across_models import Line, models_of
-from leaderboard.board.layers import Place, matrix_order
+from leaderboard.board.layers import LayerPlace, matrix_order
 from leaderboard.terminal.format import interval, plain
 
 SIGNS = {"better": "+", "worse": "-", "same": "=", "undecided": "?", "incomparable": "!", "failed": "x"}
@@ -89,7 +89,7 @@ def _label(line: Line, found: Sequence[Line]) -> str:
     return written if len(twins) == 1 else f"{written} ({twins.index(line.recipe) + 1})"
 
 
-def place_map(places: Sequence[Place], measure: str) -> Any:
+def place_map(places: Sequence[LayerPlace], measure: str) -> Any:
     """An altair chart: a row a layer, a column a kind of matrix. measure: one of `MEASURES`."""
     import altair as alt
     import pandas as pd
@@ -143,7 +143,7 @@ def _colour(measure: str, rows: Any) -> Any:
     )
 
 
-def _tile(place: Place, measure: str) -> dict[str, Any]:
+def _tile(place: LayerPlace, measure: str) -> dict[str, Any]:
     better, worse, compared = (place.verdicts["better"], place.verdicts["worse"], sum(place.verdicts.values()))
     kept = (
         ""

@@ -7,7 +7,7 @@ numbers are in the metric's units.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from leaderboard.app import page_queries
@@ -19,7 +19,7 @@ MOST_TASKS, MOST_METRICS = 60, 12
 ON_TILES = "#101418"  # the tiles look the same in both themes, so their text does too
 
 
-class Row(NamedTuple):
+class HeatTile(NamedTuple):
     """One metric of one task. improvement: above zero where `after` is better than `before`, in the metric's own
     units.
     """
@@ -32,27 +32,21 @@ class Row(NamedTuple):
     improvement: float
 
 
-def rows(store: Store, a: str, b: str, tasks: tuple[str, ...]) -> list[Row]:
+def rows(store: Store, a: str, b: str, tasks: tuple[str, ...]) -> list[HeatTile]:
     """What both runs report of these tasks."""
-    return [_row(**found) for found in page_queries.common_scores(store, a, b) if found["task"] in tasks]
+    return [_tile(scores) for scores in page_queries.common_scores(store, a, b) if scores["task"] in tasks]
 
 
-def _row(
-    task: str,
-    metric: str,
-    filter: str,
-    before: float,
-    after: float,
-    higher_is_better: bool | None,
-    best_value: float | None,
-) -> Row:
-    name = metric if filter in ("", "none") else f"{metric} ({filter})"
-    sign = -1.0 if higher_is_better is False else 1.0
-    improvement = sign * (after - before) if best_value is None else abs(before - best_value) - abs(after - best_value)
-    return Row(task, name, before, after, after - before, improvement)
+def _tile(scores: Mapping[str, Any]) -> HeatTile:
+    """From a row of `common_scores`."""
+    metric, best, before, after = (scores[name] for name in ("metric", "best_value", "before", "after"))
+    name = metric if scores["filter"] in ("", "none") else f"{metric} ({scores['filter']})"
+    sign = -1.0 if scores["higher_is_better"] is False else 1.0
+    improvement = sign * (after - before) if best is None else abs(before - best) - abs(after - best)
+    return HeatTile(scores["task"], name, before, after, after - before, improvement)
 
 
-def _shown(found: Sequence[Row]) -> list[Row]:
+def _shown(found: Sequence[HeatTile]) -> list[HeatTile]:
     """The tasks and metrics that fit: those that move most relative to their metric's largest change."""
     largest = _largest(found)
     metrics = sorted(largest, key=lambda metric: -sum(row.metric == metric for row in found))[:MOST_METRICS]
@@ -64,14 +58,14 @@ def _shown(found: Sequence[Row]) -> list[Row]:
     return [row for row in found if row.metric in metrics and row.task in tasks]
 
 
-def _largest(found: Sequence[Row]) -> dict[str, float]:
+def _largest(found: Sequence[HeatTile]) -> dict[str, float]:
     return {
         metric: max(abs(row.improvement) for row in found if row.metric == metric)
         for metric in {row.metric for row in found}
     }
 
 
-def chart(found: Sequence[Row]) -> Any:
+def chart(found: Sequence[HeatTile]) -> Any:
     """An altair chart of the rows (at least one)."""
     import altair as alt
     import pandas as pd
@@ -106,12 +100,12 @@ def chart(found: Sequence[Row]) -> Any:
     )
 
 
-def _word(row: Row) -> str:
+def _word(row: HeatTile) -> str:
     """Other words than those of verdicts, which need a test."""
     return "improved" if row.improvement > 0 else "declined" if row.improvement < 0 else "unchanged"
 
 
-def sentence(found: Sequence[Row]) -> str:
+def sentence(found: Sequence[HeatTile]) -> str:
     """What the map shows, in words."""
     shown = _shown(found)
     words = [

@@ -9,14 +9,15 @@ from typing import Any, NamedTuple
 from leaderboard.app.charts.forest import shortened
 from leaderboard.app.colours import NEUTRAL, word_colour
 from leaderboard.app.page_queries import RunFacts
-from leaderboard.board.cell import BASELINE, Cell
+from leaderboard.board.cell import Cell
 from leaderboard.board.pareto import front
+from leaderboard.readers.records import BASELINE
 from leaderboard.terminal.format import counted, direction, number, percent, plain
 
 NAMES = 6  # of points on the front that are named
 
 
-class Point(NamedTuple):
+class SizePoint(NamedTuple):
     """A run on a task. size: in the measure asked for; share: of the unedited model's, None where that is not known;
     front: nothing beats it in both size and score.
     """
@@ -27,7 +28,7 @@ class Point(NamedTuple):
     front: bool
 
 
-def points(cells: Sequence[Cell], facts: Mapping[str, RunFacts], measure: str) -> list[Point]:
+def points(cells: Sequence[Cell], facts: Mapping[str, RunFacts], measure: str) -> list[SizePoint]:
     """The cells with a score and a recorded size; the front is each task's own. measure: parameters, bytes or
     flops_per_token.
     """
@@ -39,7 +40,7 @@ def points(cells: Sequence[Cell], facts: Mapping[str, RunFacts], measure: str) -
     found = []
     for rows in by_task.values():
         on_it = set(front([size for _, size, _ in rows], [_good(cell) for cell, _, _ in rows]))
-        found += [Point(*row, i in on_it) for i, row in enumerate(rows)]
+        found += [SizePoint(*row, i in on_it) for i, row in enumerate(rows)]
     return found
 
 
@@ -57,7 +58,7 @@ def _good(cell: Cell) -> float:
     return score if cell.higher_is_better else -score
 
 
-def chart(shown: Sequence[Point], words: str) -> Any:
+def chart(shown: Sequence[SizePoint], words: str) -> Any:
     """An altair chart of one task's points (at least one)."""
     import altair as alt
     import pandas as pd
@@ -121,17 +122,21 @@ def _shapes(words: Any) -> Any:
     )
 
 
-def _row(point: Point) -> dict[str, Any]:
+def _row(point: SizePoint) -> dict[str, Any]:
     cell = point.cell
-    compared = cell.low is not None and cell.high is not None and cell.baseline_score is not None
+    low, high = (
+        (cell.baseline_score + cell.low, cell.baseline_score + cell.high)
+        if cell.low is not None and cell.high is not None and cell.baseline_score is not None
+        else (None, None)
+    )
     return {
         "recipe": plain(cell.recipe),
         "name": shortened(plain(cell.recipe), 26),
         "verdict": cell.verdict,
         "size": point.size,
         "score": cell.score,
-        "low": cell.baseline_score + cell.low if compared else None,  # type: ignore[operator]
-        "high": cell.baseline_score + cell.high if compared else None,  # type: ignore[operator]
+        "low": low,
+        "high": high,
         "front": point.front,
         "size in full": f"{point.size:,.0f}",
         "kept": percent(point.share),
@@ -146,7 +151,7 @@ def _spread(count: int) -> list[int]:
     )
 
 
-def sentence(shown: Sequence[Point], words: str) -> str:
+def sentence(shown: Sequence[SizePoint], words: str) -> str:
     """What the plot shows, in words."""
     on_front = sorted((point for point in shown if point.front), key=lambda point: point.size)
     named = [on_front[i] for i in _spread(len(on_front))]

@@ -13,7 +13,7 @@ from leaderboard.app.charts.heads import Head, heads
 from leaderboard.app.charts.heads import rows as rows_of
 from leaderboard.app.colours import MARKS, NEUTRAL
 from leaderboard.app.linked_table import RUN_BLUE
-from leaderboard.board.history import Event, Point
+from leaderboard.board.history import Event, HistoryPoint
 from leaderboard.terminal.format import number, plain
 
 WITH_RECIPE, UNEDITED, FAILED = "with the recipe", "unedited", "failed"
@@ -23,7 +23,7 @@ HEIGHT, ROW = 340, 14  # pixels: of the plot without words, and of a row of word
 A_FEW_DAYS, A_FEW_MINUTES = timedelta(days=4), timedelta(minutes=10)
 
 
-def line_of(point: Point) -> str:
+def line_of(point: HistoryPoint) -> str:
     """The name of the line that a point is on."""
     return UNEDITED if point.unedited else WITH_RECIPE
 
@@ -33,7 +33,7 @@ def when(moment: datetime | None) -> str:
     return "time unknown" if moment is None else f"{moment:%Y-%m-%d %H:%M}"
 
 
-def chart(points: Sequence[Point], events: Sequence[Event], *, by_date: bool) -> Any:
+def chart(points: Sequence[HistoryPoint], events: Sequence[Event], *, by_date: bool) -> Any:
     """An altair chart of at least one point; `by_date` needs a time in every point, and otherwise runs stand evenly
     spaced.
     """
@@ -72,7 +72,7 @@ def chart(points: Sequence[Point], events: Sequence[Event], *, by_date: bool) ->
     return alt.layer(*layers).properties(height=HEIGHT + above).configure_view(strokeOpacity=0)
 
 
-def _axis(dated: Sequence[Point]) -> Any:
+def _axis(dated: Sequence[HistoryPoint]) -> Any:
     """The axis of time for points that all have one; of places for none."""
     import altair as alt
 
@@ -85,7 +85,9 @@ def _axis(dated: Sequence[Point]) -> Any:
         )
     times = [point.moment for point in dated if point.moment is not None]
     span = max(times) - min(times)
-    labels = {"format": "%H:%M:%S"} if span < A_FEW_MINUTES else {"format": "%d %b %H:%M"} if span < A_FEW_DAYS else {}
+    labels: dict[str, Any] = (
+        {"format": "%H:%M:%S"} if span < A_FEW_MINUTES else {"format": "%d %b %H:%M"} if span < A_FEW_DAYS else {}
+    )
     return alt.X(
         "at:T",
         title="started (UTC)",
@@ -94,7 +96,7 @@ def _axis(dated: Sequence[Point]) -> Any:
     )
 
 
-def _row(point: Point, place: int, by_date: bool) -> dict[str, Any]:
+def _row(point: HistoryPoint, place: int, by_date: bool) -> dict[str, Any]:
     value = FAILED if point.status == FAILED else point.reported if point.score is None else number(point.score)
     return {
         "at": _utc(point.moment) if by_date and point.moment else place,
@@ -179,7 +181,7 @@ def _words(found: Sequence[Head], at: Sequence[Any], axis: Any) -> Any:
     return mark.encode(x=axis, y=alt.Y("y:Q", scale=None), text="what:N")
 
 
-def _moments(points: Sequence[Point], events: Sequence[Event], by_date: bool) -> list[Any]:
+def _moments(points: Sequence[HistoryPoint], events: Sequence[Event], by_date: bool) -> list[Any]:
     """Where on the axis the events stand: at their time, or between the runs before and after."""
     times = [point.moment for point in points if point.moment is not None]
     return [_utc(event.moment) if by_date else bisect_right(times, event.moment) + 0.5 for event in events]

@@ -12,7 +12,8 @@ from leaderboard.app import data, layout, tables, url_state
 from leaderboard.app.charts import forest
 from leaderboard.app.download import downloads
 from leaderboard.app.page_queries import RunFacts
-from leaderboard.board.cell import BASELINE, VERDICTS, Cell
+from leaderboard.board.cell import VERDICTS, Cell
+from leaderboard.readers.records import BASELINE
 from leaderboard.readers.safe_json import digest
 from leaderboard.terminal.format import direction, metric_name, plain
 

@@ -16,8 +16,7 @@ from leaderboard.app.download import downloads
 from leaderboard.board.board import pair_board
 from leaderboard.board.cell import VERDICTS, Cell
 from leaderboard.compare import choice_shift
-from leaderboard.compare.run_diff import compare_facts
-from leaderboard.compare.unshared import Unshared, unshared
+from leaderboard.compare.run_diff import Unshared, compare_facts, unshared
 from leaderboard.terminal.format import counted, direction, estimated, metric_name, percent, plain
 
 TASKS_IN_A_PLOT = 40
@@ -68,7 +67,7 @@ def show_unshared(found: Sequence[Unshared]) -> None:
     """Tasks and metrics that only one of the two has, a line each."""
     for only in found:
         for line in only.sentences():
-            st.text(line)
+            st.text(plain(line))
 
 
 def show_forest(cells: Sequence[Cell]) -> None:
@@ -86,7 +85,7 @@ def show_forest(cells: Sequence[Cell]) -> None:
             layout.plot(forest.by_task(shown), forest.task_sentence(shown, len(of_metric)))
 
 
-def show_heat(rows: Sequence[heat.Row]) -> None:
+def show_heat(rows: Sequence[heat.HeatTile]) -> None:
     """Every metric that both report of the tasks in which they may be compared, coloured by whether it rose or fell."""
     if not rows:
         st.info("The two runs share no metric of a task in which they may be compared.")

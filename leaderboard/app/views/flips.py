@@ -134,7 +134,7 @@ def _row(flip: Flip, cell: Cell) -> dict[str, object]:
     }
 
 
-def both(flip: Flip) -> tuple[answer_text.Answer, answer_text.Answer]:
+def both(flip: Flip) -> tuple[answer_text.ModelAnswer, answer_text.ModelAnswer]:
     """What the two runs answered."""
     first, second = (
         answer_text.read_answer(text, flip.target, flip.document, flip.output_type, flip.doubled)

@@ -14,7 +14,7 @@ from leaderboard.app.charts import timeline
 from leaderboard.app.download import downloads
 from leaderboard.board.across_models import unedited
 from leaderboard.board.cell import Cell
-from leaderboard.board.history import Event, History, Point, Subject, history, subjects
+from leaderboard.board.history import Event, History, HistoryPoint, HistorySubject, history, subjects
 from leaderboard.terminal.format import counted, number, plain
 
 BY_DATE, EVENLY = "by date", "evenly"
@@ -46,7 +46,7 @@ def main() -> None:
     how_to_read()
 
 
-def chosen(known: Sequence[Subject], places: Sequence[Any]) -> tuple[str, str, str]:
+def chosen(known: Sequence[HistorySubject], places: Sequence[Any]) -> tuple[str, str, str]:
     """Model, recipe and task; at first those with the most runs of an edited model, if there are any."""
     first = max(known, key=lambda subject: (not unedited(subject.recipe), subject.runs))
     model = url_state.one_of(
@@ -95,7 +95,7 @@ def sentence(found: History, recipe: str) -> str:
     return f"{'; '.join(filter(None, lines))}; {decided}; {moved}. Bars are 95 % intervals of each score by itself."
 
 
-def _line(points: Sequence[Point], name: str) -> str:
+def _line(points: Sequence[HistoryPoint], name: str) -> str:
     scores = [point.score for point in points if point.score is not None]
     failed = sum(point.status == timeline.FAILED for point in points)
     if not points:
@@ -112,7 +112,7 @@ def _line(points: Sequence[Point], name: str) -> str:
     return f"{name}: {counted(len(points), 'run', 'runs')}, {span}" + (f", {failed} failed" if failed else "")
 
 
-def show_runs(points: Sequence[Point], verdicts: dict[str, Cell]) -> None:
+def show_runs(points: Sequence[HistoryPoint], verdicts: dict[str, Cell]) -> None:
     """Every run with its verdict against its own baseline; a ticked row opens it."""
     st.subheader("Runs", anchor=False)
     st.caption("Tick a row's box to open its run.")
@@ -127,7 +127,7 @@ def show_runs(points: Sequence[Point], verdicts: dict[str, Cell]) -> None:
     downloads([_record(point, verdicts.get(point.run_id)) for point in latest], "history")
 
 
-def _row(point: Point, cell: Cell | None) -> dict[str, Any]:
+def _row(point: HistoryPoint, cell: Cell | None) -> dict[str, Any]:
     interval = "" if point.low is None or point.high is None else f"[{number(point.low)}, {number(point.high)}]"
     names = [change.what for change in point.changes]
     more = f" and {len(names) - CHANGES_IN_WORDS} more" if len(names) > CHANGES_IN_WORDS else ""
@@ -149,7 +149,7 @@ def _row(point: Point, cell: Cell | None) -> dict[str, Any]:
     }
 
 
-def _record(point: Point, cell: Cell | None) -> dict[str, Any]:
+def _record(point: HistoryPoint, cell: Cell | None) -> dict[str, Any]:
     """The same with all digits."""
     return {
         "run_id": point.run_id,

@@ -14,7 +14,7 @@ from leaderboard.app.charts.grid import MEASURES, place_map
 from leaderboard.app.colours import NEUTRAL, word_colour
 from leaderboard.app.download import downloads
 from leaderboard.board.cell import Cell
-from leaderboard.board.layers import Edit, Place, edits, matrices_of, places, verdicts
+from leaderboard.board.layers import LayerEdit, LayerPlace, edits, matrices_of, places, verdicts
 from leaderboard.terminal.format import counted, interval, number, percent, plain
 
 ANY = "any number"
@@ -32,7 +32,7 @@ class Choice(NamedTuple):
     map.
     """
 
-    shown: list[Edit]
+    shown: list[LayerEdit]
     task: str
     by_run: dict[str, Cell]
     measure: str
@@ -59,7 +59,7 @@ def main() -> None:
     how_to_read()
 
 
-def chosen(found: Sequence[Edit], answer: data.Answer[list[Edit]]) -> Choice:
+def chosen(found: Sequence[LayerEdit], answer: data.Answer[list[LayerEdit]]) -> Choice:
     """What the filters leave."""
     first, second = st.columns([2, 2, 4]), st.columns([2, 2, 2, 2])
     names = layout.further_or_stop(data.overview, answer).names
@@ -99,11 +99,11 @@ def _most(names: Sequence[str]) -> str:
     return max(sorted(set(names)), key=names.count)
 
 
-def _in(edit: Edit, span: tuple[float, float]) -> bool:
+def _in(edit: LayerEdit, span: tuple[float, float]) -> bool:
     return edit.rank_kept is not None and span[0] < edit.rank_kept <= span[1]
 
 
-def show_map(shown: Sequence[Edit], by_run: dict[str, Cell], task: str, measure: str) -> None:
+def show_map(shown: Sequence[LayerEdit], by_run: dict[str, Cell], task: str, measure: str) -> None:
     """The map of places, and the same in a sentence."""
     gathered = places(shown, by_run)
     runs = len({edit.run_id for edit in shown})
@@ -115,7 +115,7 @@ def show_map(shown: Sequence[Edit], by_run: dict[str, Cell], task: str, measure:
     downloads([_place(place, task) for place in gathered], "places")
 
 
-def _extremes(gathered: Sequence[Place], task: str) -> str:
+def _extremes(gathered: Sequence[LayerPlace], task: str) -> str:
     """Where edits went best and worst on the task."""
     told = [place for place in gathered if place.balance is not None]
     if not told:
@@ -126,15 +126,15 @@ def _extremes(gathered: Sequence[Place], task: str) -> str:
     return f"On {task} edits of {_name(best)} went best ({_words(best)}), of {_name(worst)} worst ({_words(worst)})."
 
 
-def _name(place: Place) -> str:
+def _name(place: LayerPlace) -> str:
     return f"{plain(place.matrix)} {'outside the layers' if place.layer is None else f'in layer {place.layer}'}"
 
 
-def _words(place: Place) -> str:
+def _words(place: LayerPlace) -> str:
     return ", ".join(f"{count} {word}" for word, count in sorted(place.verdicts.items()))
 
 
-def _place(place: Place, task: str) -> dict[str, Any]:
+def _place(place: LayerPlace, task: str) -> dict[str, Any]:
     words = ("better", "worse", "same", "undecided", "incomparable", "failed")
     return {
         "layer": place.layer,
@@ -146,7 +146,7 @@ def _place(place: Place, task: str) -> dict[str, Any]:
     } | {word: place.verdicts[word] for word in words}
 
 
-def show_ranks(shown: Sequence[Edit], by_run: dict[str, Cell], task: str) -> None:
+def show_ranks(shown: Sequence[LayerEdit], by_run: dict[str, Cell], task: str) -> None:
     """The rank kept of each edit against its run's change of score."""
     told = [
         edit
@@ -165,7 +165,7 @@ def show_ranks(shown: Sequence[Edit], by_run: dict[str, Cell], task: str) -> Non
     layout.plot(rank_chart(drawn, by_run), said)
 
 
-def rank_chart(drawn: Sequence[Edit], by_run: dict[str, Cell]) -> Any:
+def rank_chart(drawn: Sequence[LayerEdit], by_run: dict[str, Cell]) -> Any:
     """An altair chart of edits that have a rank, of runs that have an improvement."""
     import altair as alt
     import pandas as pd
@@ -211,7 +211,7 @@ def rank_chart(drawn: Sequence[Edit], by_run: dict[str, Cell]) -> Any:
     return alt.layer(zero, points).properties(height=360).configure_view(strokeOpacity=0)
 
 
-def show_edits(shown: Sequence[Edit], by_run: dict[str, Cell]) -> None:
+def show_edits(shown: Sequence[LayerEdit], by_run: dict[str, Cell]) -> None:
     """Every edit of every run; a ticked row opens the run."""
     st.subheader("All edits", anchor=False)
     st.caption(
@@ -228,7 +228,7 @@ def show_edits(shown: Sequence[Edit], by_run: dict[str, Cell]) -> None:
     downloads([_record(edit, by_run.get(edit.run_id)) for edit in shown], "edits")
 
 
-def _row(edit: Edit, cell: Cell | None) -> dict[str, Any]:
+def _row(edit: LayerEdit, cell: Cell | None) -> dict[str, Any]:
     return {
         "Recipe": plain(edit.recipe),
         "Layer": "" if edit.layer is None else str(edit.layer),
@@ -247,7 +247,7 @@ def _row(edit: Edit, cell: Cell | None) -> dict[str, Any]:
     }
 
 
-def _record(edit: Edit, cell: Cell | None) -> dict[str, Any]:
+def _record(edit: LayerEdit, cell: Cell | None) -> dict[str, Any]:
     """The same with all digits."""
     return {
         "run_id": edit.run_id,

@@ -57,7 +57,7 @@ def main() -> None:
         downloads(rows, "size-and-score")
 
 
-def show_task(points: Sequence[size.Point], missing: Sequence[Cell], words: str) -> list[dict[str, object]]:
+def show_task(points: Sequence[size.SizePoint], missing: Sequence[Cell], words: str) -> list[dict[str, object]]:
     """One task's plot; what it shows, as rows."""
     with st.container(border=True):
         cell = points[0].cell if points else missing[0]

@@ -15,7 +15,7 @@ from lm_eval.tasks import TaskManager, manager
 from lm_eval.tasks._index import Entry, Kind, TaskIndex
 
 from harness_ext.lm_eval_adapter import task_cache, task_index
-from harness_ext.lm_eval_adapter.task_cache import Row, Saved
+from harness_ext.lm_eval_adapter.task_cache import SavedIndex, TaskRow
 
 TASK = "task: {name}\ndataset_path: x\noutput_type: {output_type}\n"
 
@@ -135,13 +135,14 @@ def test_a_damaged_file_is_made_anew(content: bytes, root: Path) -> None:
 @pytest.mark.parametrize("file", ["/etc/task.yaml", "../outside.yaml", "sub/../../outside.yaml"])
 def test_a_path_out_of_the_folder_is_refused(file: str, tmp_path: Path) -> None:
     path = tmp_path / "index.json"
-    assert task_cache.write(path, "key", Saved([Row("a", "TASK", file, [], None)], []))
+    assert task_cache.write(path, "key", SavedIndex([TaskRow("a", "TASK", file, [], None)], []))
     assert task_cache.read(path, "key") is None
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    saved = Saved(
-        [Row("a", "TASK", "sub/a.yaml", ["t"], "multiple_choice"), Row("t", "TAG", None, ["a"], None)], ["careful"]
+    saved = SavedIndex(
+        [TaskRow("a", "TASK", "sub/a.yaml", ["t"], "multiple_choice"), TaskRow("t", "TAG", None, ["a"], None)],
+        ["careful"],
     )
     path = tmp_path / "deep" / "index.json"
     assert task_cache.write(path, "key", saved)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness_ext.calibration import collect
+from harness_ext.calibration import collect, statistics
 from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
 from harness_ext.editing.pipeline import stages
@@ -270,7 +270,7 @@ def test_the_recipes_run_and_undo(make_lm, plain_family: str, name: str) -> None
 
 def test_a_moment_that_is_not_finite_is_a_failure_with_its_place(make_lm, monkeypatch) -> None:
     lm = make_lm("llama")
-    monkeypatch.setattr(collect.InputSecondMoment, "result", lambda self: torch.full((24, 24), float("nan")))
+    monkeypatch.setattr(statistics.InputSecondMoment, "result", lambda self: torch.full((24, 24), float("nan")))
     with pytest.raises(
         VariantFailed, match=r"input_second_moment of model.layers.0.self_attn.q_proj.weight .* NaN or an infinity"
     ):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from leaderboard.app.charts.heads import LETTER, MOST_ROWS, SPACE, Head, heads, rows
 
-WORDS = ["pinned", "blessed", "gate: PASS", "gate: FAIL", "gate: INCONCLUSIVE"]
+WORDS = ["pinned", "blessed", "gate: PASS", "gate: FAIL", "gate: UNDECIDED"]
 EVENTS = st.lists(st.tuples(st.floats(0, 1), st.sampled_from(WORDS)), min_size=1, max_size=30)
 OUTSIDE = 40  # pixels that a plot has left before its first and after its last place
 
@@ -66,5 +66,5 @@ def test_far_lines_share_the_first_row_and_close_ones_stand_below_or_join() -> N
 
 
 def test_lines_begin_below_the_words_that_they_would_run_through() -> None:
-    first, second, third = heads([0.0, 0.1, 0.2], ["gate: INCONCLUSIVE"] * 3)
+    first, second, third = heads([0.0, 0.1, 0.2], ["gate: UNDECIDED"] * 3)
     assert (first.row, second.row, third.row) == (0, 1, 2)

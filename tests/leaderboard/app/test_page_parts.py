@@ -190,8 +190,9 @@ def test_heat_rows_are_oriented(store: Store) -> None:
     assert heat.rows(store, *runs, ()) == []
     (row,) = heat.rows(store, *runs, ("int_mult",))
     assert (row.task, row.metric) == ("int_mult", "acc") and row.improvement == row.delta == pytest.approx(3 / 40)
-    assert heat._row("t", "mae", "none", 2.0, 1.0, False, None).improvement == 1.0
-    assert heat._row("t", "bias", "none", -2.0, 1.0, None, 0.0).improvement == 1.0
+    scores = {"task": "t", "metric": "mae", "filter": "none", "before": 2.0, "after": 1.0}
+    assert heat._tile({**scores, "higher_is_better": False, "best_value": None}).improvement == 1.0
+    assert heat._tile({**scores, "before": -2.0, "higher_is_better": None, "best_value": 0.0}).improvement == 1.0
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from scipy.stats import binomtest
 
-from leaderboard.board.history import NORMAL_95, Event, History, Point, history, subjects
+from leaderboard.board.history import NORMAL_95, Event, History, HistoryPoint, history, subjects
 from leaderboard.ingest import ingest
 from leaderboard.store.database import memory_store, open_store
 from leaderboard.store.pins import choose
@@ -58,7 +58,7 @@ def test_both_lines_in_order_of_time_with_what_changed(made: Any, kit: Any, data
     assert "unedited weights" not in changed and "lm-eval-recipes" not in changed
 
 
-def point_of(made: Any, database: Path, task: Any, error: float | str, *, samples: bool = True) -> Point:
+def point_of(made: Any, database: Path, task: Any, error: float | str, *, samples: bool = True) -> HistoryPoint:
     """The one run of a task whose results file says that its standard error is this."""
     (metric,) = task.values
     file = made.plain({"sums": task}, samples=samples)
@@ -167,12 +167,14 @@ def test_decisions_are_events_with_their_reasons(made: Any, kit: Any, database: 
             "policy": "{}",
             "report": "{}",
         }
-        store.insert("gate_runs", {name: [value] for name, value in row.items()})
+        old = row | {"gated_at": datetime(2030, 1, 2), "verdict": "INCONCLUSIVE", "exit_code": 3}
+        store.insert("gate_runs", {name: [row[name], old[name]] for name in row})
     events = of(database).events
     assert [(event.what, event.reason) for event in events] == [
         ("pinned", "the first"),
         ("blessed", "good"),
         ("gate: FAIL", ""),
+        ("gate: UNDECIDED", ""),
     ]
     assert isinstance(events[0], Event) and events[2].run_id == "abc"
 

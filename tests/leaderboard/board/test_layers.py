@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from leaderboard.board.board import board
-from leaderboard.board.layers import Edit, edits, matrices_of, places, verdicts
+from leaderboard.board.layers import LayerEdit, edits, matrices_of, places, verdicts
 from leaderboard.ingest import ingest
 from leaderboard.store.database import open_store
 
@@ -27,7 +27,7 @@ def matrix(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def read(database: Path) -> list[Edit]:
+def read(database: Path) -> list[LayerEdit]:
     with open_store(database) as store:
         return edits(store)
 

@@ -10,6 +10,7 @@ import json
 import numpy as np
 import pytest
 
+from leaderboard import metrics
 from leaderboard import statistics as stats
 from leaderboard.compare import corpus_metrics
 from leaderboard.compare.judge_corpus import _corpora
@@ -44,7 +45,7 @@ def drawn(generator: np.random.Generator, metric: str, count: int, shares: np.nd
 def drop(metric: str, shares: np.ndarray) -> float:
     """The true one."""
     cube = shares.reshape(2, 2, 2)
-    before, after = (getattr(corpus_metrics, metric)(cube.sum(axis=axis)[None])[0] for axis in (2, 1))
+    before, after = (getattr(metrics, metric)(cube.sum(axis=axis)[None])[0] for axis in (2, 1))
     return float(before - after)
 
 

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from leaderboard import metrics
 from leaderboard.compare import corpus_text_metrics
 from leaderboard.compare.corpus_metrics import NoTest
-from leaderboard.compare.corpus_text_metrics import METRICS
-from leaderboard.compare.effect import Effect, Scored
+from leaderboard.compare.effect import Comparison, Effect, Scored
 from leaderboard.compare.judge import judge
 
 sacrebleu = pytest.importorskip("sacrebleu")
+METRICS = [name for name, metric in metrics.METRICS.items() if metric.kind is metrics.Kind.TEXT]
 TEXT = "the a small old red house dog cat man saw ran to from under near and then it was not very quickly away"
 WORDS = TEXT.split()
 
@@ -53,7 +54,9 @@ def scored(metric: str, pairs: list[list[Any]]) -> Scored:
 
 
 def judged(metric: str, before: list[list[Any]], after: list[list[Any]], **options: Any) -> Effect:
-    return judge(metric, scored(metric, before), scored(metric, after), higher_is_better=metric != "ter", **options)
+    return judge(
+        Comparison(metric, scored(metric, before), scored(metric, after), higher_is_better=metric != "ter", **options)
+    )
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -131,7 +134,7 @@ def test_a_score_that_the_texts_do_not_give_and_a_missing_library_are_said(
 ) -> None:
     pairs = texts(generator, 9, 0.1)
     run = scored("bleu", pairs)
-    effect = judge("bleu", run, replace(run, score=12.0), higher_is_better=True)
+    effect = judge(Comparison("bleu", run, replace(run, score=12.0), higher_is_better=True))
     assert effect.p_value is None and effect.notes == ("the reported score cannot be recomputed from its samples",)
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
-    assert "where sacrebleu is installed" in judge("bleu", run, run, higher_is_better=True).notes[0]
+    assert "where sacrebleu is installed" in judge(Comparison("bleu", run, run, higher_is_better=True)).notes[0]

@@ -5,21 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from leaderboard.gate.decision import Row
+from leaderboard.gate.decision import GateRow
 from leaderboard.gate.policy import policy_from
-from leaderboard.gate.report import Report, judge_candidate
+from leaderboard.gate.report import GateReport, judge_candidate
 from leaderboard.gate.runs import read_named
 
 NOWHERE = Path("no-such-folder") / "leaderboard.duckdb"
 
 
-def gated(candidate: Path | str, *baselines: object, database: Path = NOWHERE, **policy: Any) -> Report:
+def gated(candidate: Path | str, *baselines: object, database: Path = NOWHERE, **policy: Any) -> GateReport:
     """The report on a candidate, by a policy given as keywords."""
     run = read_named(str(candidate), database, "candidate")
     return judge_candidate(run, policy_from(policy, "the test's"), [str(baseline) for baseline in baselines], database)
 
 
-def row(report: Report, name: str = "sums") -> Row:
+def row(report: GateReport, name: str = "sums") -> GateRow:
     """The one row of a task or suite."""
     (found,) = [row for row in report.rows if row.name == name]
     return found

@@ -16,7 +16,7 @@ import yaml
 from leaderboard import __main__ as module
 from leaderboard.gate import formats, table
 from leaderboard.gate.policy import policy_from
-from leaderboard.gate.report import Report
+from leaderboard.gate.report import GateReport
 from leaderboard.ingest import ingest
 from leaderboard.store.database import open_store
 from tests.leaderboard.gate.gating import NOWHERE, gated, row, two
@@ -27,7 +27,7 @@ HOSTILE = "`x` | [a](http://b) <script>alert(1)</script> @all \x1b[31m \x00 \ud8
 class TestForms:
     """For people, pull requests and machines."""
 
-    def report(self, made: Any, kit: Any, task: str = "sums", label: str = "laser") -> Report:
+    def report(self, made: Any, kit: Any, task: str = "sums", label: str = "laser") -> GateReport:
         good, bad = kit.pair(400, 200), kit.pair(400, 200, lost=60)
         few = kit.pair(40, 20, lost=1, gained=1)
         base = made.run("baseline", {"good": good[0], task: bad[0], "few": few[0]})
@@ -65,7 +65,7 @@ class TestForms:
             "good": "PASS",
             "absent": "FAIL",
             "sums": "FAIL",
-            "few": "INCONCLUSIVE",
+            "few": "UNDECIDED",
         }
 
     def test_junit(self, made: Any, kit: Any) -> None:
@@ -167,7 +167,7 @@ class TestCommand:
         base, laser, policy = self.files(made, kit, tmp_path, lost=60)
         database = made.root / "leaderboard.duckdb"
         ingest([made.root], database)
-        monkeypatch.setattr("leaderboard.gate.history.PATIENCE_SECONDS", 0.05)
+        monkeypatch.setattr("leaderboard.gate.report.RECORD_PATIENCE_SECONDS", 0.05)
         monkeypatch.setattr("leaderboard.gate.runs.PATIENCE_SECONDS", 0.05)
         monkeypatch.setattr("leaderboard.gate.report.PATIENCE_SECONDS", 0.05)
         holder = subprocess.Popen(

@@ -14,8 +14,8 @@ import pytest
 
 from leaderboard.errors import LeaderboardError
 from leaderboard.gate import formats, table
-from leaderboard.gate.decision import Row, decide
-from leaderboard.gate.report import Report
+from leaderboard.gate.decision import GateRow, decide
+from leaderboard.gate.report import GateReport
 from leaderboard.ingest import ingest
 from leaderboard.store.database import open_store
 from leaderboard.store.pins import choose
@@ -29,8 +29,8 @@ from tests.leaderboard.gate.gating import gated, row, two
         (3000, 30, 0, "PASS", 0, "worse, but by less than the margin"),
         (3000, 90, 40, "WARN", 0, "worse; by less than the margin as far as is seen"),
         (400, 60, 10, "FAIL", 1, "worse by more than the margin"),
-        (40, 1, 1, "INCONCLUSIVE", 3, "cannot exclude a drop as large as the margin: needs about"),
-        (40, 3, 1, "INCONCLUSIVE", 3, "looks worse by more than the margin, but chance is not excluded"),
+        (40, 1, 1, "UNDECIDED", 3, "cannot exclude a drop as large as the margin: needs about"),
+        (40, 3, 1, "UNDECIDED", 3, "looks worse by more than the margin, but chance is not excluded"),
     ],
 )
 def test_words_and_exit_codes(
@@ -71,18 +71,18 @@ def test_significance_is_corrected_over_all_rows(made: Any, kit: Any) -> None:
     alone = gated(laser, base, tasks={"t0": {}}, others="ignore")
     assert row(alone, "t0").p_worse == row(alone, "t0").p_holm < 0.05 and alone.verdict == "FAIL"
     together = gated(laser, base)
-    assert row(together, "t0").p_holm > 0.05 and row(together, "t0").verdict == "INCONCLUSIVE"
+    assert row(together, "t0").p_holm > 0.05 and row(together, "t0").verdict == "UNDECIDED"
 
 
 def test_the_worst_row_decides() -> None:
     def words(*decided: str) -> str:
         from leaderboard.gate.decision import overall
 
-        rows = [Row("base", str(i), decided=word) for i, word in enumerate(decided)]  # type: ignore[arg-type]
+        rows = [GateRow("base", str(i), decided=word) for i, word in enumerate(decided)]  # type: ignore[arg-type]
         return overall(decide(rows, 0.05))
 
-    assert words("PASS", "WARN", "PASS") == "WARN" and words("WARN", "INCONCLUSIVE") == "INCONCLUSIVE"
-    assert words("INCONCLUSIVE", "INCOMPARABLE") == "INCOMPARABLE" and words("INCOMPARABLE", "FAIL", "PASS") == "FAIL"
+    assert words("PASS", "WARN", "PASS") == "WARN" and words("WARN", "UNDECIDED") == "UNDECIDED"
+    assert words("UNDECIDED", "INCOMPARABLE") == "INCOMPARABLE" and words("INCOMPARABLE", "FAIL", "PASS") == "FAIL"
 
 
 def test_floors(made: Any, kit: Any) -> None:
@@ -451,7 +451,7 @@ class TestBaselines:
 class TestWhatChanged:
     """Who is to blame."""
 
-    def store(self, made: Any, kit: Any, *, moved: int, digest: str | None = None, **changes: Any) -> Report:
+    def store(self, made: Any, kit: Any, *, moved: int, digest: str | None = None, **changes: Any) -> GateReport:
         """A blessed run and one that lost 60 more documents, each with an unedited run of its own settings."""
         start, blessed = kit.pair(400, 300)
         later_base = kit.pair(400, 300, lost=moved)[1]

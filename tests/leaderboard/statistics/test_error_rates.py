@@ -362,7 +362,7 @@ def test_best_in_the_middle_on_the_whole_grid(generator: np.random.Generator) ->
 
 def suite_cell(generator: np.random.Generator, tasks: int, count: int, rate: float, margin: float, draws: int) -> Rates:
     """A suite of equal binary tasks."""
-    parts: dict[tuple[int, int], stats.Part] = {}
+    parts: dict[tuple[int, int], stats.SuitePart] = {}
 
     def one(drop: float) -> stats.Suite:
         drawn = generator.multinomial(count, [(rate + drop) / 2, (rate - drop) / 2, 1 - rate], size=tasks)[:, :2]
@@ -372,7 +372,7 @@ def suite_cell(generator: np.random.Generator, tasks: int, count: int, rate: flo
                     -stats.binary_drop_limit(gained, lost, count, NOMINAL),
                     stats.binary_drop_limit(lost, gained, count, NOMINAL),
                 )
-                parts[lost, gained] = stats.Part(
+                parts[lost, gained] = stats.SuitePart(
                     1,
                     (lost - gained) / count,
                     low,

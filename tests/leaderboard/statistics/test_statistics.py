@@ -367,7 +367,7 @@ def test_choice_divergence_is_scipys_entropy(generator: np.random.Generator) -> 
 
 
 def test_suite_by_hand() -> None:
-    parts = [stats.Part(2, 0.03, 0.01, 0.05, 0.012, math.inf), stats.Part(1, -0.01, -0.04, 0.03, 0.017, 30)]
+    parts = [stats.SuitePart(2, 0.03, 0.01, 0.05, 0.012, math.inf), stats.SuitePart(1, -0.01, -0.04, 0.03, 0.017, 30)]
     found = stats.suite(parts)
     assert found.drop == pytest.approx((2 * 0.03 - 0.01) / 3)
     assert found.standard_error == pytest.approx(math.hypot(2 * 0.012, 0.017) / 3)
@@ -389,7 +389,7 @@ def test_suite_of_two_t_intervals_is_welchs(generator: np.random.Generator) -> N
     first, second = generator.normal(0, 1, 20), generator.normal(0, 2, 30)
     expected = scipy_stats.ttest_ind(first, second, equal_var=False, alternative="greater")
     parts = [
-        stats.Part(1, e.value, 0, 0, e.standard_error, e.degrees)
+        stats.SuitePart(1, e.value, 0, 0, e.standard_error, e.degrees)
         for e in (stats.paired_interval(first), stats.paired_interval(-second))
     ]
     found = stats.suite(parts)

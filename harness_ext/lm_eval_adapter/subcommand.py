@@ -1,0 +1,63 @@
+"""The parts of lm-eval's command line that our commands build on."""
+
+from __future__ import annotations
+
+import argparse
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from harness_ext.lm_eval_adapter.borrowed import HarnessCLI, MergeDictAction, Run
+
+__all__ = ["CommandLine", "MergeDictAction", "RecipesCommand", "add_run_arguments", "run_without_recipes"]
+
+
+class CommandLine(HarnessCLI):
+    """lm-eval's command line: `parse_args` reads `sys.argv`, `execute` runs what was parsed."""
+
+    @property
+    def commands(self) -> Any:
+        """The action to which commands are added; its `choices` holds the parser of each, by name."""
+        return self._subparsers
+
+
+class RecipesCommand(ABC):
+    """A command of ours beside lm-eval's: a subclass states its texts, adds its arguments and sets `func`."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    """Its line in `lm_eval --help`."""
+    description: ClassVar[str]
+    epilog: ClassVar[str | None] = None
+    """Examples below the arguments, printed as they are."""
+
+    def __init__(self, commands: Any) -> None:
+        parser = commands.add_parser(
+            self.name,
+            help=self.summary,
+            description=self.description,
+            epilog=self.epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter if self.epilog else argparse.HelpFormatter,
+        )
+        self.add_arguments(parser)
+
+    @abstractmethod
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's arguments, and set `func` to what is called with the parsed ones."""
+
+
+class _RunArguments(Run):
+    """lm-eval's `run` as far as it adds arguments to a parser that exists."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self._parser = parser
+        self._add_args()
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add all arguments of lm-eval's `run` to a parser."""
+    _RunArguments(parser)
+
+
+def run_without_recipes(args: argparse.Namespace) -> None:
+    """Run lm-eval's own `run` with the namespace that it would have parsed."""
+    Run._execute(args)
