@@ -3,6 +3,61 @@
 It reads what `lm_eval` wrote (run directories are the truth), keeps an index of it in one DuckDB file, compares every
 recipe with its baseline by paired statistics, and shows the result in the terminal and on a local page.
 
-Notable choices: nothing here imports torch, transformers, lm_eval or harness_ext, so a board can be browsed on a laptop
-that could not run a model. Heavy imports (duckdb, pyarrow, scipy, streamlit) happen inside functions.
+    import leaderboard
+    leaderboard.board("results").to_frame()
+
+Notable choices:
+- Nothing here imports torch, transformers, lm_eval or harness_ext, so a board can be browsed on a laptop that could not
+  run a model. Heavy imports (duckdb, pyarrow, scipy, streamlit) happen inside functions.
+- `board`, `compare`, `gate` and `ingest` are functions to a user and modules to an import. An import binds the module
+  to the name, whatever stood there, and hiding it behind a function would break `import leaderboard.board.board`. So
+  the modules themselves can be called: `leaderboard.board(...)` means the same whatever was imported before.
 """
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from leaderboard.api import board, compare, gate
+    from leaderboard.ingest import ingest
+    from leaderboard.store.database import open_store
+
+__all__ = ["board", "compare", "gate", "ingest", "open_store"]
+
+
+class _CallableModule(ModuleType):
+    """A module that passes calls on to one function, which is imported when it is first called."""
+
+    _called: str
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module, _, function = self._called.partition(":")
+        return getattr(import_module(module), function)(*args, **kwargs)
+
+
+def make_callable(module: str, function: str) -> None:
+    """Let calls of an imported module go to a function, `"package.module:name"`."""
+    sys.modules[module].__class__ = _CallableModule
+    sys.modules[module].__dict__["_called"] = function
+
+
+def __getattr__(name: str) -> Any:
+    """The names that load something: `ingest`, which makes itself callable, and `open_store`."""
+    if name == "ingest":
+        return import_module("leaderboard.ingest")
+    if name == "open_store":
+        return import_module("leaderboard.store.database").open_store
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+for _name in ("board", "compare", "gate"):  # packages of a docstring each: importing them loads nothing
+    import_module(f"leaderboard.{_name}")
+    make_callable(f"leaderboard.{_name}", f"leaderboard.api:{_name}")

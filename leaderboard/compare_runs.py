@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from leaderboard.board.board import board
 from leaderboard.board.cell import Cell
+from leaderboard.board.frame import cells_frame
 from leaderboard.compare.choice_shift import compare_choices
 from leaderboard.compare.run_diff import Unshared, unshared
 from leaderboard.errors import LeaderboardError
@@ -19,12 +20,19 @@ from leaderboard.ingest import ingest
 from leaderboard.metrics import DEFAULT_MARGIN
 from leaderboard.store.database import Store
 
+if TYPE_CHECKING:
+    import pandas
+
 
 class RunComparison(NamedTuple):
     """One cell a task of B, and what only one of the two has."""
 
     cells: list[Cell]
     unshared: tuple[Unshared, Unshared]
+
+    def to_frame(self) -> pandas.DataFrame:
+        """A row a task of B, with A as the baseline: the columns of `leaderboard.board.frame.cells_frame`."""
+        return cells_frame(self.cells)
 
 
 def compare_paths(a: Path, b: Path, *, margin: float = DEFAULT_MARGIN) -> RunComparison:

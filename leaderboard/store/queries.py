@@ -105,16 +105,6 @@ def run_tasks(store: Store, run_ids: list[str] | None = None) -> dict[str, list[
     return found
 
 
-def model_keys(store: Store, run_ids: Sequence[str]) -> list[str]:
-    """The models of some runs."""
-    rows = store.rows(
-        "SELECT DISTINCT model_key FROM runs JOIN variants USING (variant_id) WHERE run_id IN (SELECT unnest(?)) ORDER"
-        " BY model_key",
-        [list(run_ids)],
-    )
-    return [row["model_key"] for row in rows]
-
-
 def _rows_of(
     store: Store, columns: Sequence[str], table: str, condition: str, order: str, run_ids: list[str] | None
 ) -> list[tuple[Any, ...]]:
@@ -139,6 +129,20 @@ def pinned_baselines(store: Store) -> dict[str, str]:
     """model_key -> run_id of its pinned baseline, the last pin of each."""
     rows = store.rows("SELECT model_key, run_id FROM baselines ORDER BY pinned_at")
     return {row["model_key"]: row["run_id"] for row in rows}
+
+
+def control_runs(store: Store) -> dict[str, str]:
+    """run_id of a recipe's run -> run_id of its control's, on the same model, dtype and settings; of several controls
+    the first by name, and the earliest run of that.
+    """
+    rows = store.rows(
+        "SELECT r.run_id, first(c.run_id ORDER BY cv.control, c.started, c.run_id) AS control_run FROM runs r JOIN"
+        " variants v USING (variant_id) JOIN variants cv ON cv.model_key = v.model_key AND cv.control_of ="
+        " v.recipe_id AND cv.dtype IS NOT DISTINCT FROM v.dtype JOIN runs c ON c.variant_id = cv.variant_id AND"
+        " c.settings_id IS NOT DISTINCT FROM r.settings_id WHERE r.status = 'complete' AND c.status = 'complete' AND"
+        " v.control IS NULL GROUP BY r.run_id ORDER BY r.run_id"
+    )
+    return {row["run_id"]: row["control_run"] for row in rows}
 
 
 def pin_baseline(store: Store, run_id: str, reason: str) -> None:

@@ -1,0 +1,130 @@
+"""What `leaderboard.board`, `leaderboard.compare` and `leaderboard.gate` do when they are called from Python.
+
+Scores, deltas, margins and intervals are in the metric's own units: a share of documents for accuracies (0 to 1),
+whatever lm-eval reports for others. Every error is a `LeaderboardError`, whose text says what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leaderboard.board.board import board as board_cells
+from leaderboard.board.board import pair_boards
+from leaderboard.board.cell import Cell
+from leaderboard.board.frame import cells_frame
+from leaderboard.commands import DEFAULT_DATABASE
+from leaderboard.compare_runs import RunComparison, compare_paths
+from leaderboard.errors import LeaderboardError
+from leaderboard.gate.policy import Policy, load_policy
+from leaderboard.gate.report import GateReport, judge_candidate
+from leaderboard.gate.runs import read_named
+from leaderboard.ingest import ingest
+from leaderboard.metrics import DEFAULT_MARGIN
+from leaderboard.store.database import Store, open_store
+from leaderboard.store.queries import control_runs
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class Board:
+    """Every run and task against its baseline.
+
+    cells: by model, task and recipe, the baseline first. against_control: of a recipe that has a control on the same
+    settings, the recipe against that control, by (run_id, task); corrected over the tasks of the run alone.
+    """
+
+    cells: tuple[Cell, ...]
+    against_control: Mapping[tuple[str, str], Cell]
+
+    def to_frame(self) -> pandas.DataFrame:
+        """A row a cell: model, task, recipe, control, metric, n (documents), baseline_score, score, delta (score minus
+        baseline_score), low and high (its 95 % interval, not corrected), verdict, p, q (after Benjamini-Hochberg over
+        the model), lost and gained (documents), run_id; and control_run, control_delta, control_low, control_high,
+        control_verdict of the recipe against its control. Missing values are NA.
+        """
+        frame = cells_frame(self.cells)
+        pairs = [self.against_control.get((cell.run_id, cell.task)) for cell in self.cells]
+        for column, name in _CONTROL_COLUMNS.items():
+            values: list[Any] = [None if pair is None else getattr(pair, name) for pair in pairs]
+            frame[f"control_{column}"] = values if column in ("run", "verdict") else _floats(values)
+        return frame
+
+
+_CONTROL_COLUMNS = {"run": "baseline_run", "delta": "delta", "low": "low", "high": "high", "verdict": "verdict"}
+
+
+def _floats(values: Sequence[float | None]) -> list[float]:
+    return [float("nan") if value is None else value for value in values]
+
+
+def board(path: str | Path, model: str | None = None) -> Board:
+    """The board of a results folder or of a database file; nothing is written.
+
+    A folder's database (`leaderboard.duckdb`) is read as it is; where there is none, the run folders are read into
+    memory. model: a model's name or key; all models unless given.
+
+    Raises `LeaderboardError`: `MissingDatabase` where there is nothing at the path, `NotADatabase`, `Busy`; and where
+    the folder holds no run, or the board has no such model.
+    """
+    with _opened(Path(path)) as store:
+        cells = board_cells(store, models=None if model is None else [model])
+        if model is not None and not cells:
+            names = sorted({cell.model for cell in board_cells(store)})
+            raise LeaderboardError(f"there is no model {model!r} on the board of {path}; it has {', '.join(names)}")
+        shown = {cell.run_id for cell in cells}
+        pairs = [(control, run) for run, control in control_runs(store).items() if run in shown]
+        against = [cell for pair in pair_boards(store, pairs) for cell in pair]
+        return Board(tuple(cells), {(cell.run_id, cell.task): cell for cell in against})
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Store]:
+    database = path / DEFAULT_DATABASE.name if path.is_dir() else path
+    if database.exists() or not path.is_dir():
+        with open_store(database) as store:
+            yield store
+        return
+    report = ingest(path, None)
+    assert report.store is not None
+    try:
+        if not report.added:
+            reasons = "; ".join(f"{place}: {reason}" for place, reason in report.rejected)
+            raise LeaderboardError(f"{path} holds no run" + (f" that can be read ({reasons})" if reasons else ""))
+        yield report.store
+    finally:
+        report.store.connection.close()
+
+
+def compare(a: str | Path, b: str | Path, *, margin: float = DEFAULT_MARGIN) -> RunComparison:
+    """Compare run folder or results file `b` with `a`, whatever their models. margin: the largest difference that
+    counts as the same, for scores between 0 and 1.
+
+    Raises `LeaderboardError` where either path does not hold exactly one complete run, or both hold the same one.
+    """
+    return compare_paths(Path(a), Path(b), margin=margin)
+
+
+def gate(
+    policy: str | Path | Policy,
+    candidate: str | Path,
+    *,
+    baselines: Sequence[str | Path] = (),
+    database: str | Path = DEFAULT_DATABASE,
+) -> GateReport:
+    """Decide whether a run may replace the last one, as `lm_eval gate` does; nothing is recorded.
+
+    policy: a file, or a policy. candidate: a run's folder or results file, or the beginning of its id in the database.
+    baselines: runs, `"base"` or `"blessed"`; the latter two unless given. The report's `verdict` and `exit_code` are
+    those of the command.
+
+    Raises `PolicyError` for a policy that cannot be used, and `LeaderboardError` where there is nothing to compare.
+    """
+    rules = policy if isinstance(policy, Policy) else load_policy(Path(policy))
+    run = read_named(str(candidate), Path(database), "candidate")
+    return judge_candidate(run, rules, [str(name) for name in baselines], Path(database))

@@ -1,0 +1,33 @@
+"""Cells of a board as a pandas table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from leaderboard.board.cell import Cell
+
+if TYPE_CHECKING:
+    import pandas
+
+_TEXTS = ("model", "task", "recipe", "control", "metric", "verdict", "run_id")
+_COUNTS = ("n", "lost", "gained")
+_COLUMNS = {
+    name: {"p": "p_value", "q": "q_value"}.get(name, name)
+    for name in (
+        *("model", "task", "recipe", "control", "metric", "n", "baseline_score", "score", "delta", "low", "high"),
+        *("verdict", "p", "q", "lost", "gained", "run_id"),
+    )
+}
+"""Column -> field of a cell."""
+
+
+def cells_frame(cells: Sequence[Cell]) -> pandas.DataFrame:
+    """A row a cell. Scores in the metric's own units, counts of documents as nullable integers, missing values NA."""
+    import pandas
+
+    columns = {}
+    for column, name in _COLUMNS.items():
+        kind = "object" if column in _TEXTS else "Int64" if column in _COUNTS else "float64"
+        columns[column] = pandas.Series([getattr(cell, name) for cell in cells], dtype=kind)
+    return pandas.DataFrame(columns)
