@@ -15,8 +15,9 @@ from typing import Any
 
 from lm_eval._cli.run import Run
 
-from harness_ext.cli.config import HF_BACKENDS, KEYS, asked, read_config_file, resolve_demo, run_config
+from harness_ext.cli.config import KEYS, asked, read_config_file, run_config
 from harness_ext.errors import UserError
+from harness_ext.runs.run_config import HF_BACKENDS, resolve_demo
 
 EXAMPLES = """
 recipes:

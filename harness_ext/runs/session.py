@@ -155,7 +155,7 @@ class Session:
             if step.calibration is None or self.harness.apply_chat_template:
                 continue
             where = f"recipe {recipe.label!r}, step {number}: "
-            counts = {drawn.task: len(drawn.documents) for drawn in self._documents(step.calibration, where)}
+            counts = {drawn.task: len(drawn.documents) for drawn in self.documents(step.calibration, where)}
             try:
                 check_pairs(described(step.method).statistics, counts, step.calibration.batch_size)
             except UserError as error:
@@ -187,7 +187,7 @@ class Session:
                 before = self._base_digest if recipe.is_baseline else lm.weights.digest()
                 receipt["weights"] = {"digest_before": before, "digest_after": before}
                 if not recipe.is_baseline:
-                    applied = lm.apply(recipe, self._documents, self.report.progress, work)
+                    applied = lm.apply(recipe, self.documents, self.report.progress, work)
                     receipt["warnings"] += receipt_warnings(recipe, applied)
                     self._tell_resumed(recipe, applied)
                     receipt["weights"]["digest_after"] = lm.weights.digest()
@@ -256,7 +256,10 @@ class Session:
 
         return model_digest(self.lm.model)
 
-    def _documents(self, calibration: Calibration, where: str) -> list[CalibrationSet]:
+    def documents(self, calibration: Calibration, where: str) -> list[CalibrationSet]:
+        """Draw the documents of a step: of the evaluated tasks, or of those that it names, none of them scored. where:
+        opens the message of a UserError.
+        """
         loaded, harness = self.spec.tasks, self.harness
         tasks = dict(loaded.by_name)
         missing = [name for name in calibration.tasks if name not in tasks]
