@@ -4,10 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 PIP := $(RUN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+WORKERS ?= auto
 INSTALL_INPUTS := pyproject.toml constraints.txt harness_ext/_wheel.py
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
-.PHONY: help demo leaderboard test test-all benchmark demo-model demo-table clean
+.PHONY: help demo leaderboard check test test-all benchmark demo-model demo-table clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -26,8 +27,14 @@ demo: $(VENV)/installed ## Install, then run three recipes and their controls on
 leaderboard: $(VENV)/installed ## Open the page over what `make demo` stored
 	$(RUN)/lm_eval leaderboard
 
-test: $(VENV)/installed-test ## The default test suite
-	$(RUN)/python -m pytest
+check: $(VENV)/installed-test ## Linter, formatter, types, layers of imports: what a commit must pass
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+	$(RUN)/python -m pytest -q tests/test_house.py
+
+test: $(VENV)/installed-test ## The default test suite, in parallel
+	$(RUN)/python -m pytest -n $(WORKERS)
 
 test-all: $(VENV)/installed-test ## Slow, browser and wheel tests as well (the browser ones need chromium)
 	$(RUN)/python -m pytest -m "not benchmark"

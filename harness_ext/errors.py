@@ -7,7 +7,9 @@ traceback.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 
 class UserError(Exception):
@@ -25,3 +27,27 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean {close[0]!r}?"
     return f"known: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}" if names else "none are known"
+
+
+class VariantFailed(Exception):
+    """A recipe that could not be carried through on this model. kind: a word for the class of failure; where: the
+    matrix or task. searches: records of those that were under way.
+    """
+
+    def __init__(self, kind: str, reason: str, where: str | None = None) -> None:
+        super().__init__(reason)
+        self.kind = kind
+        self.reason = reason
+        self.where = where
+        self.searches: list[dict[str, Any]] = []
+
+
+@contextmanager
+def located(place: str) -> Iterator[None]:
+    """Put `place` before the message of a `UserError` that is raised inside: what a recipe, a step or a matrix is at
+    fault for is raised plainly, and named once by who knows it.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"{place}{error}") from None

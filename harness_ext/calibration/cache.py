@@ -1,8 +1,8 @@
-"""What a session works out once and needs again: evidence, and decompositions of what evidence makes of a matrix. On
+"""What a session works out once and needs again: statistics, and decompositions of what they make of a matrix. On
 scratch disk, so that memory holds it for one matrix at a time.
 
-Everything is named by digests of all that it depends on, so that nothing is ever out of date. A shelf is bounded: what
-no longer fits is simply not kept, and worked out again; the oldest batch of evidence goes first.
+Everything is named by digests of all that it depends on, so that nothing is ever out of date. A store is bounded: what
+no longer fits is simply not kept, and worked out again; the oldest batch of statistics goes first.
 Tensors come back bit for bit, and in memory of torch's own: how a tensor is aligned may decide the last bits of a
 product.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from harness_ext.model.layout import Matrix
 
-    Evidence = Mapping[str, Tensor]
+    Statistics = Mapping[str, Tensor]
 
 SCRATCH_BYTES = 16 << 30
 
@@ -87,54 +87,54 @@ class ScratchStore:
 
 
 class _OnScratch(Mapping[str, Mapping[str, "Tensor"]]):
-    """Evidence by `Matrix.key`, read when asked for. loose: what found no room on the shelf."""
+    """Statistics by `Matrix.key`, read when asked for. loose: what found no room in the store."""
 
-    def __init__(self, shelf: ScratchStore, batch: str, loose: Mapping[str, Evidence]) -> None:
-        self._shelf = shelf
+    def __init__(self, store: ScratchStore, batch: str, loose: Mapping[str, Statistics]) -> None:
+        self._store = store
         self._batch = batch
         self._loose = loose
 
-    def __getitem__(self, key: str) -> Evidence:
-        found = self._shelf.load(self._batch, key)
+    def __getitem__(self, key: str) -> Statistics:
+        found = self._store.load(self._batch, key)
         return self._loose[key] if found is None else found
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._shelf.names(self._batch) | self._loose.keys())
+        return iter(self._store.names(self._batch) | self._loose.keys())
 
     def __len__(self) -> int:
-        return len(self._shelf.names(self._batch) | self._loose.keys())
+        return len(self._store.names(self._batch) | self._loose.keys())
 
 
 class StatisticsCache:
-    """The shelves of a session. scratch: an existing folder, removed by the caller."""
+    """The stores of a session. scratch: an existing folder, removed by the caller."""
 
     def __init__(self, scratch: Path, limit_bytes: int = SCRATCH_BYTES) -> None:
-        self._evidence = ScratchStore(scratch / "evidence", limit_bytes)
+        self._statistics = ScratchStore(scratch / "statistics", limit_bytes)
         self._results = ScratchStore(scratch / "results", limit_bytes)
 
     def gathered(
         self,
         about: Sequence[str],
         matrices: Sequence[Matrix],
-        gather: Callable[[Sequence[Matrix]], Mapping[str, Evidence]],
+        gather: Callable[[Sequence[Matrix]], Mapping[str, Statistics]],
         groups: Callable[[Sequence[Matrix]], Iterable[Sequence[Matrix]]],
-    ) -> Mapping[str, Evidence]:
-        """The evidence for these matrices by `Matrix.key`: gathered group by group for those that have none yet, each
-        group put on the shelf before the next.
+    ) -> Mapping[str, Statistics]:
+        """The statistics of these matrices by `Matrix.key`: gathered group by group for those that have none yet, each
+        group put in the store before the next.
 
-        about: all that the evidence depends on besides the matrix.
+        about: all that the statistics depend on besides the matrix.
         """
         batch = hashlib.sha256("\n".join(about).encode()).hexdigest()
-        there = self._evidence.names(batch)
-        loose: dict[str, Evidence] = {}
+        there = self._statistics.names(batch)
+        loose: dict[str, Statistics] = {}
         for group in groups([matrix for matrix in matrices if matrix.key not in there]):
             gathered = gather(group)
             for matrix in group:
                 # Of a matrix that showed nothing, that it did is kept.
                 found = gathered.get(matrix.key, {})
-                if not self._evidence.save(batch, matrix.key, found):
+                if not self._statistics.save(batch, matrix.key, found):
                     loose[matrix.key] = found
-        return _OnScratch(self._evidence, batch, loose)
+        return _OnScratch(self._statistics, batch, loose)
 
     def remember(self, function: Callable[..., tuple[Tensor, ...]], *arguments: Tensor) -> tuple[Tensor, ...]:
         """`function(*arguments)` of a pure function of tensors, worked out once for the same arguments; on the device

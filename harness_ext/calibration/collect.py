@@ -1,4 +1,4 @@
-"""Evidence: what a method needs to know about how the model uses its matrices, gathered in one streaming pass over
+"""Statistics: what a method needs to know about how the model uses its matrices, gathered in one streaming pass over
 calibration documents.
 
 Only the statistics that a method names are gathered. Documents are padded on the left, so that the answers of a batch
@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import LabelledDocument
 from harness_ext.calibration.experts import ExpertCall, check_equation, sights
 from harness_ext.calibration.statistics import (
@@ -32,8 +33,7 @@ from harness_ext.calibration.statistics import (
     SingularValueGradients,
     Statistic,
 )
-from harness_ext.editing.records import VariantFailed
-from harness_ext.errors import UserError
+from harness_ext.errors import UserError, VariantFailed
 from harness_ext.methods.registry import STATISTICS_OF_COMPONENTS, STATISTICS_OF_INPUTS
 from harness_ext.model.layout import Matrix
 
@@ -89,25 +89,23 @@ def gather(
     lm: HFLM,
     matrices: Sequence[Matrix],
     names: frozenset[str],
-    documents: Sequence[LabelledDocument],
-    batch_size: int,
+    documents: DocumentBatches,
     decompose: Callable[[Matrix], Svd],
-    progress: Callable[[int], Any] = lambda documents: None,
 ) -> dict[str, dict[str, Tensor]]:
     """Gather the named statistics of every matrix over all documents; keyed by `Matrix.key`, then by statistic. An
     expert that saw nothing to go by is left out.
 
-    decompose: gives the factors of a matrix, called once each. progress: told the number of documents done.
+    decompose: gives the factors of a matrix, called once each. documents.advance is told the number of documents done.
 
     Raises UserError where a batch of one cannot give what is asked (`counterfactual_effects` compares examples of a
     batch), and VariantFailed where the loss is not finite.
     """
-    check_pairs(names, Counter(document.task for document in documents), batch_size)
-    batches = list(batches_of(lm, documents, batch_size))
+    check_pairs(names, Counter(document.task for document in documents.documents), documents.size)
+    batches = list(batches_of(lm, documents.documents, documents.size))
     gathered: dict[str, dict[str, Tensor]] = {}
     for group in groups(matrices, names):
         watched = [_Watched(matrix, _start(names, matrix, decompose)) for matrix in group]
-        _one_pass(lm, watched, batches, progress, backward=not names <= STATISTICS_OF_INPUTS)
+        _one_pass(lm, watched, batches, documents.advance, backward=not names <= STATISTICS_OF_INPUTS)
         for item in watched:
             if (found := item.results()) is not None:
                 gathered[item.matrix.key] = found

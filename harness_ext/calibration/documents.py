@@ -116,7 +116,6 @@ def draw_documents(
     tasks: Mapping[str, Task],
     scored: Collection[str],
     settings: PromptSettings,
-    where: str = "",
 ) -> list[CalibrationSet]:
     """Draw the documents that a recipe asks for, as evenly from its tasks as the number allows.
 
@@ -130,21 +129,21 @@ def draw_documents(
         if not names:
             reasons = "; ".join(f"{name} {_why_not_by_itself(task, calibration.split)}" for name, task in tasks.items())
             raise UserError(
-                f"{where}calibration: no evaluated task can give labelled documents ({reasons}); name one that can:"
+                f"calibration: no evaluated task can give labelled documents ({reasons}); name one that can:"
                 " calibration.task=TASK"
             )
     for name in names:
         if name not in tasks:
-            raise UserError(f"{where}calibration: unknown task {name!r}, {nearest(name, tasks)}")
+            raise UserError(f"calibration: unknown task {name!r}, {nearest(name, tasks)}")
         if reason := why_unfit(tasks[name], calibration.split):
-            raise UserError(f"{where}calibration: task {name!r} {reason}; name another: calibration.task=TASK")
+            raise UserError(f"calibration: task {name!r} {reason}; name another: calibration.task=TASK")
     if calibration.samples < len(names):
         raise UserError(
-            f"{where}calibration: {calibration.samples} samples are too few for {len(names)} tasks; give at least one"
+            f"calibration: {calibration.samples} samples are too few for {len(names)} tasks; give at least one"
             f" for each: calibration.samples={len(names)}"
         )
     return [
-        _draw(tasks[name], name, calibration, share, scored, settings, where)
+        _draw(tasks[name], name, calibration, share, scored, settings)
         for name, share in shares(names, calibration.samples).items()
     ]
 
@@ -168,7 +167,6 @@ def _draw(
     share: int,
     scored: Collection[str],
     settings: PromptSettings,
-    where: str,
 ) -> CalibrationSet:
     source: Sequence[Any] = {
         "train": task.training_docs,
@@ -190,14 +188,13 @@ def _draw(
     if len(chosen) < share:
         left_out = f" ({also_scored} more are also scored, and so left out)" if also_scored else ""
         raise UserError(
-            f"{where}calibration: {share} documents of {name!r} were asked for, and its {calibration.split} split has"
+            f"calibration: {share} documents of {name!r} were asked for, and its {calibration.split} split has"
             f" {len(chosen)}{left_out}; lower calibration.samples"
         )
     if calibration.shuffled_labels:
         if len(chosen) < 2:
             raise UserError(
-                f"{where}calibration: one document of {name!r} has nobody to change answers with; raise"
-                " calibration.samples"
+                f"calibration: one document of {name!r} has nobody to change answers with; raise calibration.samples"
             )
         chosen = with_answers_of_others(chosen, f"{calibration.seed}:{name}:answers")
     return CalibrationSet(

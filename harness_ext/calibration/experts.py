@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _CLOSE = 0.05
 
 
-def check_experts(step: Step, matrices: Sequence[Matrix], where: str = "") -> None:
+def check_experts(step: Step, matrices: Sequence[Matrix]) -> None:
     """Raise UserError naming the first expert's matrix that the step's method cannot work on: it has no bias, and what
     an expert of an unknown architecture sees cannot be told.
     """
@@ -37,13 +37,13 @@ def check_experts(step: Step, matrices: Sequence[Matrix], where: str = "") -> No
         if method.moves_bias(step.parameters):
             remedy = "set bias=false, which loses the mean output, or choose" if "bias" in step.parameters else "choose"
             raise UserError(
-                f"{where}{matrix.key}: {step.method} moves a bias, and experts have none: {remedy} matrices outside"
+                f"{matrix.key}: {step.method} moves a bias, and experts have none: {remedy} matrices outside"
                 " them, such as attn"
             )
         # The layer of a matrix is known where the architecture is.
         if method.statistics and matrix.layer is None:
             raise UserError(
-                f"{where}{matrix.key}: what an expert of this architecture sees is unknown; choose matrices outside the"
+                f"{matrix.key}: what an expert of this architecture sees is unknown; choose matrices outside the"
                 " experts, or a method that needs no calibration"
             )
 

@@ -68,13 +68,13 @@ def _needs_answers(step: Step) -> bool:
     return described(step.method).needs == _LABELLED or (step.training is not None and step.training.loss == "answer")
 
 
-def drawn_from(given: CalibrationSet, calibration: Calibration, where: str) -> CalibrationSet:
-    """The documents of a step: all of them, the answers exchanged where the step says so. where: opens the message of a
-    UserError.
+def drawn_from(given: CalibrationSet, calibration: Calibration) -> CalibrationSet:
+    """The documents of a step: all of them, the answers exchanged where the step says so. Raises UserError where there
+    is one alone to exchange.
     """
     if not calibration.shuffled_labels:
         return given
     if len(given.documents) < 2:
-        raise UserError(f"{where}calibration: one document has no other to exchange answers with; give more")
+        raise UserError("calibration: one document has no other to exchange answers with; give more")
     exchanged = with_answers_of_others(given.documents, f"{calibration.seed}:{given.task}:answers")
     return CalibrationSet(given.task, given.split, calibration.seed, tuple(exchanged), shuffled_labels=True)

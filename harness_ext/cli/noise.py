@@ -21,8 +21,8 @@ from harness_ext.errors import UserError
 
 if TYPE_CHECKING:
     from harness_ext.lm_eval_adapter.config import RunConfig
-    from harness_ext.runs.progress import Report
-    from harness_ext.runs.session import Outcome
+    from harness_ext.runs.progress import ProgressReport
+    from harness_ext.runs.session import VariantOutcome
 
 TIMES = 4
 """The other batch size, where none is given, in batch sizes."""
@@ -76,7 +76,7 @@ def _sizes(config: RunConfig, other: int | None) -> tuple[int, int]:
     return int(given), second
 
 
-def measure(config: RunConfig, first: int, second: int, report: Report) -> None:
+def measure(config: RunConfig, first: int, second: int, report: ProgressReport) -> None:
     """Score at both sizes, store both runs, print what differs. Raises UserError where a run failed, and
     LeaderboardError.
     """
@@ -105,7 +105,7 @@ def _at_size(config: RunConfig, size: int) -> RunConfig:
     return replace(config, harness=harness)
 
 
-def _show(database: Path, outcomes: list[Outcome], first: int, second: int) -> None:
+def _show(database: Path, outcomes: list[VariantOutcome], first: int, second: int) -> None:
     from harness_ext.runs.execution import PATIENCE_SECONDS
     from harness_ext.runs.identity_check import largest_difference
     from leaderboard.ingest import ingest

@@ -208,8 +208,8 @@ def _plan_lines(recipe: Recipe, planned: Plan, name: str) -> Iterable[str]:
         yield f"  training    {planned.training_epochs} epochs over them, whose time is not counted"
     if unknown:
         yield (
-            f"  ranks of {_matrices(unknown)} follow from their values or the evidence, and are known when the recipe"
-            " runs"
+            f"  ranks of {_matrices(unknown)} follow from their values or the calibration, and are known when the"
+            " recipe runs"
         )
 
 

@@ -10,15 +10,15 @@ from harness_ext.cli.terminal import terminal_style
 from harness_ext.lm_eval_adapter.config import RunConfig
 from harness_ext.runs import execution
 from harness_ext.runs.execution import Execution
-from harness_ext.runs.progress import Report
+from harness_ext.runs.progress import ProgressReport
 
 if TYPE_CHECKING:
-    from leaderboard.board.board import Cell
+    from leaderboard.board.cell import Cell
 
 EXIT_FAILED_VARIANT = 2
 
 
-def execute(config: RunConfig, report: Report) -> None:
+def execute(config: RunConfig, report: ProgressReport) -> None:
     """Do what was asked; leaves by SystemExit with 2 where a variant failed, after everything else is done and shown.
 
     Raises UserError and LeaderboardError. A database that cannot be used is told before anything is computed; one that
@@ -32,7 +32,7 @@ def execute(config: RunConfig, report: Report) -> None:
         sys.exit(EXIT_FAILED_VARIANT)
 
 
-def _show(executed: Execution, report: Report) -> None:
+def _show(executed: Execution, report: ProgressReport) -> None:
     """Print the table of this command's variants: from the store, or from their run directories alone where the store
     cannot be had.
     """
@@ -57,7 +57,7 @@ def _print(cells: Sequence[Cell]) -> None:
     print(render(cells, width=style.width, color=style.color), flush=True)
 
 
-def _next_steps(executed: Execution, report: Report) -> None:
+def _next_steps(executed: Execution, report: ProgressReport) -> None:
     edited = [outcome.run.path for outcome in executed.outcomes if not outcome.recipe.is_baseline]
     baseline = executed.paths[0]
     report.line(f"\nruns      {baseline.parent}")

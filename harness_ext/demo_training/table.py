@@ -30,7 +30,7 @@ from harness_ext.errors import UserError
 from harness_ext.methods.registry import NEEDS
 from harness_ext.recipe.recipe import Recipe, parse_recipe, shipped_names
 from harness_ext.recipe.schema import described
-from harness_ext.runs.progress import Report, report_for
+from harness_ext.runs.progress import ProgressReport, report_for
 from leaderboard.errors import LeaderboardError
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _from_seed(recipe: Recipe, seed: int) -> str:
     return f"{recipe.name}:{','.join(changes)}" if changes else recipe.name
 
 
-def session(model: str, command: Command, out: Path, report: Report) -> Session:
+def session(model: str, command: Command, out: Path, report: ProgressReport) -> Session:
     """The session of `lm_eval run` with these recipes and controls on the tasks of the table."""
     from harness_ext.cli import RecipesCLI
     from harness_ext.cli.config import asked, run_config
@@ -126,7 +126,7 @@ def session(model: str, command: Command, out: Path, report: Report) -> Session:
     return Session(replace(run_config(parsed, asked(parsed, {})), command=("lm_eval", *arguments)), report)
 
 
-def of_recipes(names: Sequence[str], seed: int, out: Path, report: Report) -> Iterator[Variant]:
+def of_recipes(names: Sequence[str], seed: int, out: Path, report: ProgressReport) -> Iterator[Variant]:
     """The recipes and their controls from one seed, the baseline first."""
     for command in commands(names, seed):
         known: dict[str, str] = {}
@@ -143,7 +143,7 @@ def of_recipes(names: Sequence[str], seed: int, out: Path, report: Report) -> It
             )
 
 
-def documents_of(recipe: str, seed: int, out: Path, report: Report) -> list[LabelledDocument]:
+def documents_of(recipe: str, seed: int, out: Path, report: ProgressReport) -> list[LabelledDocument]:
     """The calibration documents that a session on these tasks draws for the recipe from this seed."""
     from harness_ext.calibration.documents import PromptSettings, draw_documents
 
@@ -155,7 +155,7 @@ def documents_of(recipe: str, seed: int, out: Path, report: Report) -> list[Labe
     return [document for drawn in sets for document in drawn.documents]
 
 
-def of_fine_tuning(seed: int, out: Path, report: Report) -> Iterator[Variant]:
+def of_fine_tuning(seed: int, out: Path, report: ProgressReport) -> Iterator[Variant]:
     """The embedded model, fine-tuned on the documents that `TEACHER` gets from this seed, and scored unedited."""
     documents = documents_of(TEACHER, seed, out, report)
     for steps in STEPS:
@@ -241,7 +241,7 @@ def _trials(receipts: Sequence[Mapping[str, Any]]) -> float | None:
     return round(mean(counts), 1) if counts else None
 
 
-def measure(names: Sequence[str], seeds: Sequence[int], out: Path, report: Report) -> list[Row]:
+def measure(names: Sequence[str], seeds: Sequence[int], out: Path, report: ProgressReport) -> list[Row]:
     """Run what is not there yet, and make the rows."""
     import torch
 

@@ -2,47 +2,41 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from harness_ext.editing.records import DENSE, FACTORS, MatrixRecord, VariantFailed, stored_parameters
-from harness_ext.errors import UserError
+from harness_ext.calibration.context import StepContext
+from harness_ext.editing.records import DENSE, FACTORS, MatrixRecord
+from harness_ext.errors import VariantFailed, located
 from harness_ext.linalg.decompose import SVD, Decomposer, NotConverged
 from harness_ext.methods import AnyEdit, DenseEdit, Edit, Svd, call, registered_methods
-from harness_ext.methods.budget import Keep
 from harness_ext.model.layout import Matrix
+from harness_ext.model.seeding import generator_for
+from harness_ext.model.size import stored_parameters
 from harness_ext.model.weights import Weights, tensor_digest
 from harness_ext.recipe.schema import Step
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
 UNSEEN = "unseen"
 """The fallback for an expert to which no token of the calibration documents was sent: it stays as it was."""
 _ROWS_AT_ONCE = 256
 
 
-def edit_matrix(
-    weights: Weights,
-    factors: Decomposer,
-    step: Step,
-    number: int,
-    matrix: Matrix,
-    evidence: Mapping[str, Tensor],
-    where: str,
-) -> MatrixRecord:
+def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, Tensor]) -> MatrixRecord:
     """Edit one matrix as a step says, by what was learned about it, and tell what became of it.
 
     Raises UserError where the step asks for what the matrix cannot have, and VariantFailed where its numbers are at
     fault.
     """
     started = time.perf_counter()
+    weights, step = context.model.weights, context.step
     require_finite(weights, matrix)
     weight = weights.read(matrix)
     before = weights.digest_of(matrix.parameter, matrix.expert)
-    edit = _call(weights, factors, step, matrix, weight, evidence, where)
+    edit = _edited(context, matrix, weight, statistics)
     _require_finite_edit(edit, matrix)
     stored = _write(weights, step, matrix, edit)
     shifted = edit.bias_shift is not None and bool(edit.bias_shift.any())
@@ -52,7 +46,7 @@ def edit_matrix(
     norm = _norm(weight)
     described = registered_methods()[step.method]
     return MatrixRecord(
-        step=number,
+        step=context.number,
         method=step.method,
         name=matrix.parameter,
         part=matrix.part,
@@ -69,7 +63,7 @@ def edit_matrix(
         bias_shift=shifted,
         parameters_before=matrix.shape[0] * matrix.shape[1],
         parameters_after=stored_parameters(matrix.shape, edit.rank),
-        fallback=edit.fallback or factors.fallbacks.get(tensor_digest(weight)),
+        fallback=edit.fallback or context.model.decomposer.fallbacks.get(tensor_digest(weight)),
         decomposition=edit.decomposition or (SVD if "svd" in described.engine_arguments or described.trains else None),
         excess_error=edit.excess_error,
         stored=stored,
@@ -103,40 +97,17 @@ def _write(weights: Weights, step: Step, matrix: Matrix, edit: AnyEdit) -> str:
     return DENSE
 
 
-def _call(
-    weights: Weights,
-    factors: Decomposer,
-    step: Step,
-    matrix: Matrix,
-    weight: Tensor,
-    evidence: Mapping[str, Tensor],
-    where: str,
-) -> AnyEdit:
-    """Hand a method what its signature asks for."""
+def _edited(context: StepContext, matrix: Matrix, weight: Tensor, statistics: Mapping[str, Tensor]) -> AnyEdit:
+    """What the step's method makes of a matrix."""
     import torch
 
-    method = registered_methods()[step.method]
-    if method.statistics - evidence.keys():
+    method = registered_methods()[context.step.method]
+    if method.statistics - statistics.keys():
         return DenseEdit(weight, UNSEEN)
-    arguments: dict[str, Any] = {
-        **step.parameters,
-        **{name: value.to(weight.device) for name, value in evidence.items()},
-    }
-    if "svd" in method.engine_arguments:
-        arguments["svd"] = decompose(factors, weight, matrix)
-    if "truncate" in method.engine_arguments:
-        arguments["truncate"] = factors.truncate
-    if "keep" in method.engine_arguments:
-        arguments["keep"] = _budget(step, matrix, where)
-    if "remember" in method.engine_arguments:
-        # A matrix that is edited after others is another one in the next recipe.
-        arguments["remember"] = call if step.sequential else weights.statistics_cache.remember
-    if "generator" in method.engine_arguments:
-        arguments["generator"] = generator_for(step.seed, matrix)
+    learned = {name: value.to(weight.device) for name, value in statistics.items()}
     try:
-        return method.function(weight, **arguments)
-    except UserError as error:
-        raise UserError(f"{where}{matrix.key}: {error}") from None
+        with located(f"{matrix.key}: "):
+            return method.function(weight, **learned, **_arguments(context, matrix, weight))
     except NotConverged as error:
         raise VariantFailed("not_converged", str(error), matrix.key) from None
     except torch.linalg.LinAlgError as error:
@@ -145,25 +116,25 @@ def _call(
         ) from None
 
 
-def _budget(step: Step, matrix: Matrix, where: str) -> Keep | None:
-    try:
-        return step.keep.of(matrix.key) if step.keep is not None else None
-    except UserError as error:
-        raise UserError(f"{where}{matrix.key}: {error}") from None
+def _arguments(context: StepContext, matrix: Matrix, weight: Tensor) -> dict[str, Any]:
+    """The recipe's settings, and what else the method's signature asks for besides statistics."""
+    model, step = context.model, context.step
+    makers: dict[str, Callable[[], Any]] = {
+        "svd": lambda: decompose(model.decomposer, weight, matrix),
+        "truncate": lambda: model.decomposer.truncate,
+        "keep": lambda: step.keep.of(matrix.key) if step.keep is not None else None,
+        # A matrix that is edited after others is another one in the next recipe.
+        "remember": lambda: call if step.sequential else model.statistics_cache.remember,
+        "generator": lambda: generator_for(step.seed, matrix),
+    }
+    asked = registered_methods()[step.method].engine_arguments
+    return {**step.parameters, **{name: make() for name, make in makers.items() if name in asked}}
 
 
-def generator_for(seed: int, matrix: Matrix) -> Generator:
-    """A CPU generator of its own for each matrix, so that neither order nor device changes what is drawn."""
-    import torch
-
-    digest = hashlib.sha256(f"{seed} {matrix.key}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
-def decompose(factors: Decomposer, weight: Tensor, matrix: Matrix) -> Svd:
+def decompose(decomposer: Decomposer, weight: Tensor, matrix: Matrix) -> Svd:
     """The singular value decomposition of a matrix. Raises VariantFailed where it does not converge."""
     try:
-        return factors.of(weight)
+        return decomposer.of(weight)
     except NotConverged as error:
         raise VariantFailed("not_converged", str(error), matrix.key) from None
 

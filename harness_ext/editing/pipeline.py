@@ -7,55 +7,38 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.calibration.collect import gather, groups
+from harness_ext.calibration.context import DocumentBatches, EditableModel, StepContext
 from harness_ext.calibration.contrast_pairs import contrast_set
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
 from harness_ext.calibration.experts import check_experts
-from harness_ext.editing.edit_matrix import (
-    decompose,
-    edit_matrix,
-    generator_for,
-    require_finite,
-    require_finite_statistics,
-)
+from harness_ext.editing.edit_matrix import decompose, edit_matrix, require_finite, require_finite_statistics
 from harness_ext.editing.records import MatrixRecord
-from harness_ext.errors import UserError
-from harness_ext.linalg.decompose import Decomposer
+from harness_ext.errors import located
 from harness_ext.methods import Svd, registered_methods
 from harness_ext.methods.search_registry import check_searchable
 from harness_ext.model.layout import ATTENTION, Matrix
+from harness_ext.model.seeding import generator_for
 from harness_ext.model.weights import Weights
+from harness_ext.progress import Progress
 from harness_ext.recipe.recipe import Recipe
 from harness_ext.recipe.schema import Calibration, Step
 from harness_ext.search.eigenprune_greedy import greedy_search
-from harness_ext.search.runner import SearchOutcome, run_search
+from harness_ext.search.runner import run_search
 from harness_ext.storage.resume import ResumeState
 from harness_ext.training.bases import Bases, all_bases
-from harness_ext.training.trainer import check_trainable, train
+from harness_ext.training.trainer import TrainingPlan, check_trainable, train
 
 if TYPE_CHECKING:
-    from lm_eval.models.huggingface import HFLM
     from torch import Tensor
 
-Documents = Callable[[Calibration, str], list[CalibrationSet]]
-"""Draws the documents of a step; the second argument opens its error messages."""
-
-
-class Progress:
-    """What surgery tells about its progress; this one says nothing."""
-
-    def start(self, what: str, total: int) -> None:
-        """A stage begins: `what` in words, of `total` units."""
-
-    def advance(self, units: int = 1) -> None:
-        """So many units of the stage are done."""
-
-    def stop(self) -> None:
-        """The stage is over."""
+DrawDocuments = Callable[[Calibration], list[CalibrationSet]]
+"""Draws the documents of a step."""
 
 
 @dataclass
@@ -71,111 +54,81 @@ class AppliedRecipe:
     seconds_calibrating: float = 0.0
     seconds_editing: float = 0.0
 
+    @contextmanager
+    def calibrating(self) -> Iterator[None]:
+        """Count the seconds spent inside as calibration, unless it fails."""
+        started = time.perf_counter()
+        yield
+        self.seconds_calibrating += time.perf_counter() - started
+
 
 def apply_recipe(
-    lm: HFLM,
-    weights: Weights,
-    factors: Decomposer,
+    model: EditableModel,
     recipe: Recipe,
-    documents: Documents,
+    documents: DrawDocuments,
     progress: Progress | None = None,
-    work: ResumeState | None = None,
+    resume: ResumeState | None = None,
 ) -> AppliedRecipe:
-    """Apply every step of a recipe, in order; a later step sees what the earlier ones left. work: where a long step
+    """Apply every step of a recipe, in order; a later step sees what the earlier ones left. resume: where a long step
     keeps what it needs to go on after a kill; None to keep nothing.
 
     Raises UserError for what the recipe's author can mend, and VariantFailed for what the model's weights make
     impossible.
     """
-    progress = progress or Progress()
     applied = AppliedRecipe()
     for number, step in enumerate(recipe.steps):
-        where = f"recipe {recipe.label!r}, step {number}: "
-        if not step.is_search:
-            _apply_step(lm, weights, factors, recipe, step, number, documents, applied, where, progress, work)
-            continue
-        found = _search(lm, weights, factors, step, number, documents, applied, where, progress, work)
-        applied.searches.append(found.record)
-        for chosen in found.steps:
-            _apply_step(lm, weights, factors, recipe, chosen, number, documents, applied, where, progress, work)
-        found.measured()
+        part = resume.part(f"step-{number}") if resume is not None else None
+        context = StepContext(model, step, number, progress or Progress(), part)
+        with located(recipe.place(number)):
+            if step.is_search:
+                _apply_search(context, recipe, documents, applied)
+            else:
+                _apply_step(context, recipe, documents, applied)
     return applied
 
 
-def _search(
-    lm: HFLM,
-    weights: Weights,
-    factors: Decomposer,
-    step: Step,
-    number: int,
-    documents: Documents,
-    applied: AppliedRecipe,
-    where: str,
-    progress: Progress,
-    work: ResumeState | None,
-) -> SearchOutcome:
-    matrices = _selected(weights, step, where)
-    labelled = _documents(step, number, documents, applied, where)
-    started = time.perf_counter()
-    for matrix in matrices:
-        require_finite(weights, matrix)
-    found = run_search(
-        lm,
-        weights,
-        factors,
-        step,
-        number,
-        matrices,
-        labelled,
-        progress,
-        work.part(f"step-{number}") if work is not None else None,
-        where,
-    )
-    applied.seconds_calibrating += time.perf_counter() - started
-    return found
+def _apply_search(context: StepContext, recipe: Recipe, documents: DrawDocuments, applied: AppliedRecipe) -> None:
+    """A search, and the ordinary steps that it found."""
+    matrices = _selected(context.model.weights, context.step)
+    labelled = _documents(context, documents, applied)
+    with applied.calibrating():
+        for matrix in matrices:
+            require_finite(context.model.weights, matrix)
+        outcome = run_search(context, matrices, labelled)
+    applied.searches.append(outcome.record)
+    for chosen in outcome.steps:
+        _apply_step(replace(context, step=chosen), recipe, documents, applied)
+    outcome.measured()
 
 
-def _selected(weights: Weights, step: Step, where: str) -> tuple[Matrix, ...]:
-    matrices = weights.layout.select(step, where)
+def _selected(weights: Weights, step: Step) -> tuple[Matrix, ...]:
+    matrices = weights.layout.select(step)
     weights.check_editable(matrices)
     if step.is_search:
-        check_searchable(matrices, where)
-        weights.check_dense(matrices, where)
+        check_searchable(matrices)
+        weights.check_dense(matrices)
     else:
-        check_experts(step, matrices, where)
+        check_experts(step, matrices)
     if step.training is not None:
-        check_trainable(matrices, where)
+        check_trainable(matrices)
     if step.factored:
-        weights.check_factorable(matrices, where)
+        weights.check_factorable(matrices)
     return matrices
 
 
-def _apply_step(
-    lm: HFLM,
-    weights: Weights,
-    factors: Decomposer,
-    recipe: Recipe,
-    step: Step,
-    number: int,
-    documents: Documents,
-    applied: AppliedRecipe,
-    where: str,
-    progress: Progress,
-    work: ResumeState | None,
-) -> None:
+def _apply_step(context: StepContext, recipe: Recipe, documents: DrawDocuments, applied: AppliedRecipe) -> None:
     """One ordinary step on the model as it is now."""
-    matrices = _selected(weights, step, where)
-    labelled = _documents(step, number, documents, applied, where)
-    for stage in stages(matrices) if step.sequential else [matrices]:
-        evidence = _evidence(lm, weights, factors, step, number, stage, labelled, applied, where, progress, work)
+    matrices = _selected(context.model.weights, context.step)
+    labelled = _documents(context, documents, applied)
+    for stage in stages(matrices) if context.step.sequential else [matrices]:
+        with applied.calibrating():
+            statistics = _statistics(context, stage, labelled, applied)
         started = time.perf_counter()
-        progress.start(f"{recipe.label}: decomposing", len(stage))
+        context.progress.start(f"{recipe.label}: decomposing", len(stage))
         for matrix in stage:
-            applied.records.append(
-                edit_matrix(weights, factors, step, number, matrix, evidence.get(matrix.key, {}), where)
-            )
-            progress.advance()
-        progress.stop()
+            applied.records.append(edit_matrix(context, matrix, statistics.get(matrix.key, {})))
+            context.progress.advance()
+        context.progress.stop()
         applied.seconds_editing += time.perf_counter() - started
 
 
@@ -200,78 +153,71 @@ def stages(matrices: Sequence[Matrix]) -> list[list[Matrix]]:
     return [list(run) for _, run in itertools.groupby(matrices, key=place)]
 
 
-def _documents(
-    step: Step, number: int, documents: Documents, applied: AppliedRecipe, where: str
-) -> list[LabelledDocument]:
-    started = time.perf_counter()
-    if step.contrast is not None:
-        sets = [contrast_set(step.contrast)]
-    elif step.calibration is not None:
-        sets = documents(step.calibration, where)
-    else:
-        return []
+def _documents(context: StepContext, draw: DrawDocuments, applied: AppliedRecipe) -> list[LabelledDocument]:
+    with applied.calibrating():
+        if context.step.contrast is not None:
+            sets = [contrast_set(context.step.contrast)]
+        elif context.step.calibration is not None:
+            sets = draw(context.step.calibration)
+        else:
+            return []
     # The step that a search found may learn from the documents that the search learned from.
-    applied.calibration += [pair for drawn in sets if (pair := (number, drawn)) not in applied.calibration]
-    applied.seconds_calibrating += time.perf_counter() - started
+    pairs = [(context.number, drawn) for drawn in sets]
+    applied.calibration += [pair for pair in pairs if pair not in applied.calibration]
     return [document for drawn in sets for document in drawn.documents]
 
 
-def _evidence(
-    lm: HFLM,
-    weights: Weights,
-    factors: Decomposer,
-    step: Step,
-    number: int,
-    matrices: Sequence[Matrix],
-    labelled: Sequence[LabelledDocument],
-    applied: AppliedRecipe,
-    where: str,
-    progress: Progress,
-    work: ResumeState | None,
+def _statistics(
+    context: StepContext, matrices: Sequence[Matrix], labelled: Sequence[LabelledDocument], applied: AppliedRecipe
 ) -> Mapping[str, Mapping[str, Tensor]]:
+    """What the step's method learns of each matrix, by `Matrix.key`; empty for a method that learns nothing."""
     if not labelled:
         return {}
-    batch_size = step.calibration.batch_size if step.calibration is not None else _CONTRAST_BATCH
-    started = time.perf_counter()
-    _start_stage(progress, step, len(labelled))
+    model, step = context.model, context.step
+    _start_stage(context.progress, step, len(labelled))
     for matrix in matrices:
-        require_finite(weights, matrix)
-    statistics = registered_methods()[step.method].statistics
-
-    def decomposed(matrix: Matrix) -> Svd:
-        return decompose(factors, weights.read(matrix), matrix)
-
-    def bases(matrix: Matrix) -> Bases:
-        return all_bases(decomposed(matrix), step.training.added_rank, generator_for(step.seed, matrix))
+        require_finite(model.weights, matrix)
+    size = step.calibration.batch_size if step.calibration is not None else _CONTRAST_BATCH
+    batches = DocumentBatches(labelled, size, context.progress.advance)
 
     def gather_for(group: Sequence[Matrix]) -> Mapping[str, Mapping[str, Tensor]]:
-        if step.training is not None:
-            place = work.part(f"step-{number}") if work else None
-            found, log = train(
-                lm, group, labelled, batch_size, step.training, step.seed, bases, place, progress.advance
-            )
-            applied.log += [{"step": number, **row} for row in log]
-        elif step.search is not None:
-            found = greedy_search(lm, group, labelled, batch_size, step.search, decomposed, progress.advance)
-        else:
-            found = gather(lm, group, statistics, labelled, batch_size, decomposed, progress.advance)
-        for key, values in found.items():
+        learned = _learned(context, group, batches, applied)
+        for key, values in learned.items():
             require_finite_statistics(values, key)
-        return found
+        return learned
 
-    try:
-        if step.training is not None or step.search is not None or step.sequential:
-            gathered = gather_for(matrices)
-        else:
-            about = [weights.digest(), str(batch_size), *sorted(statistics), *(repr(document) for document in labelled)]
-            gathered = weights.statistics_cache.gathered(
-                about, matrices, gather_for, lambda missing: groups(missing, statistics)
-            )
-    except UserError as error:
-        raise UserError(f"{where}{error}") from None
-    progress.stop()
-    applied.seconds_calibrating += time.perf_counter() - started
+    if step.training is not None or step.search is not None or step.sequential:
+        gathered = gather_for(matrices)
+    else:
+        names = registered_methods()[step.method].statistics
+        about = [model.weights.digest(), str(size), *sorted(names), *(repr(document) for document in labelled)]
+        gathered = model.statistics_cache.gathered(about, matrices, gather_for, lambda missing: groups(missing, names))
+    context.progress.stop()
     return gathered
+
+
+def _learned(
+    context: StepContext, matrices: Sequence[Matrix], batches: DocumentBatches, applied: AppliedRecipe
+) -> Mapping[str, Mapping[str, Tensor]]:
+    """Trained, searched for or gathered, as the step's method needs it."""
+    model, step = context.model, context.step
+
+    def decomposed(matrix: Matrix) -> Svd:
+        return decompose(model.decomposer, model.weights.read(matrix), matrix)
+
+    training = step.training
+    if training is not None:
+
+        def bases(matrix: Matrix) -> Bases:
+            return all_bases(decomposed(matrix), training.added_rank, generator_for(step.seed, matrix))
+
+        trained, log = train(model.lm, matrices, batches, TrainingPlan(training, step.seed, bases), context.resume)
+        applied.log += [{"step": context.number, **row} for row in log]
+        return trained
+    if step.search is not None:
+        return greedy_search(model.lm, matrices, batches, step.search, decomposed)
+    names = registered_methods()[step.method].statistics
+    return gather(model.lm, matrices, names, batches, decomposed)
 
 
 def _start_stage(progress: Progress, step: Step, documents: int) -> None:

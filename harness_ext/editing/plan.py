@@ -12,14 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from harness_ext.calibration.experts import check_experts
-from harness_ext.editing.records import standing, stored_parameters
-from harness_ext.errors import UserError
+from harness_ext.editing.records import standing
+from harness_ext.errors import UserError, located
 from harness_ext.methods import registered_methods
 from harness_ext.methods.search_registry import Search, check_searchable, planned_trials, registered_searches
 from harness_ext.model.checkpoint import Checkpoint
 from harness_ext.model.layout import Layout, Matrix
 from harness_ext.model.module_replacement import check_no_expert
 from harness_ext.model.renames import as_loaded
+from harness_ext.model.size import stored_parameters
 from harness_ext.recipe.recipe import Recipe
 from harness_ext.recipe.schema import Step, described
 from harness_ext.training.trainer import check_trainable
@@ -32,7 +33,7 @@ _SHARE_OF_TRUNCATION = 0.5
 
 @dataclass(frozen=True)
 class PlannedMatrix:
-    """One matrix of one step. rank_after: None where only the weights or the evidence can tell. element_bytes: of a
+    """One matrix of one step. rank_after: None where only the weights or the calibration can tell. element_bytes: of a
     number as stored.
     """
 
@@ -163,31 +164,30 @@ def _layout(loaded: Checkpoint) -> Layout:
 
 
 def _planned_matrices(recipe: Recipe, loaded: Checkpoint, layout: Layout) -> tuple[PlannedMatrix, ...]:
-    return tuple(
-        _planned(number, step, matrix, loaded, recipe)
-        for number, step in enumerate(recipe.steps)
-        for matrix in _selected(layout, recipe, number, step)
-    )
+    planned: list[PlannedMatrix] = []
+    for number, step in enumerate(recipe.steps):
+        with located(recipe.place(number)):
+            planned += [_planned(number, step, matrix, loaded) for matrix in _selected(layout, step)]
+    return tuple(planned)
 
 
-def _selected(layout: Layout, recipe: Recipe, number: int, step: Step) -> Sequence[Matrix]:
-    where = f"recipe {recipe.label!r}, step {number}: "
-    matrices = layout.select(step, where)
+def _selected(layout: Layout, step: Step) -> Sequence[Matrix]:
+    matrices = layout.select(step)
     if not step.is_search:
-        check_experts(step, matrices, where)
+        check_experts(step, matrices)
     if step.training is not None:
-        check_trainable(matrices, where)
+        check_trainable(matrices)
     if step.factored:
-        check_no_expert(matrices, where)
+        check_no_expert(matrices)
     if step.is_search:
-        check_searchable(matrices, where)
-        planned_trials(step.method, matrices, layout.layers, step.parameters, where)
+        check_searchable(matrices)
+        planned_trials(step.method, matrices, layout.layers, step.parameters)
     return matrices
 
 
-def _planned(number: int, step: Step, matrix: Matrix, checkpoint: Checkpoint, recipe: Recipe) -> PlannedMatrix:
+def _planned(number: int, step: Step, matrix: Matrix, checkpoint: Checkpoint) -> PlannedMatrix:
     keep = step.keep
-    try:
+    with located(f"{matrix.key}: "):
         rank = (
             _rank_without_weights(step, matrix)
             if keep is None
@@ -195,8 +195,6 @@ def _planned(number: int, step: Step, matrix: Matrix, checkpoint: Checkpoint, re
             if keep.needs_singular_values
             else keep.of(matrix.key).rank_for(matrix.shape)
         )
-    except UserError as error:
-        raise UserError(f"recipe {recipe.label!r}, step {number}: {matrix.key}: {error}") from None
     return PlannedMatrix(number, step.method, matrix, rank, checkpoint.tensors[matrix.parameter].element_bytes)
 
 
@@ -250,7 +248,7 @@ def _seconds_per_unit() -> float:
 
 def _expected_peak(matrices: Sequence[PlannedMatrix]) -> int:
     """One matrix, its copy, its three factors and their product, in fp64 for a method that truncates by what it learns;
-    for evidence, what is held for one group of matrices as well.
+    for statistics, what is held for one group of matrices as well.
     """
 
     def one(item: PlannedMatrix) -> int:

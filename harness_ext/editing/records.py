@@ -11,12 +11,14 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from harness_ext.errors import VariantFailed
+from harness_ext.model.size import ModelSize
+
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 FORMAT = 1
 DENSE, FACTORS = "dense", "factors"
@@ -24,19 +26,6 @@ _HEAD = re.compile(r"\bhead \d+")
 _VERSIONS_OF = ("lm_eval", "torch", "transformers", "accelerate", "safetensors", "datasets", "numpy", "peft")
 
 Edited = TypeVar("Edited")
-
-
-class VariantFailed(Exception):
-    """A recipe that could not be carried through on this model. kind: a word for the class of failure; where: the
-    matrix or task. searches: records of those that were under way.
-    """
-
-    def __init__(self, kind: str, reason: str, where: str | None = None) -> None:
-        super().__init__(reason)
-        self.kind = kind
-        self.reason = reason
-        self.where = where
-        self.searches: list[dict[str, Any]] = []
 
 
 @dataclass(frozen=True)
@@ -78,19 +67,6 @@ class MatrixRecord:
 
 
 @dataclass(frozen=True)
-class ModelSize:
-    """A model in numbers. element_bytes: of each parameter, by name. used: the share of each that multiplies a
-    token.
-    """
-
-    parameters: int
-    stored_bytes: int
-    flops_per_token: int
-    element_bytes: Mapping[str, int]
-    used: Mapping[str, Fraction]
-
-
-@dataclass(frozen=True)
 class Totals:
     """Sums over the whole model. The figures after an edit are those of factored storage, for matrices that it makes
     smaller; dense otherwise. Of a recipe that is factored, they are those of the model as it runs.
@@ -106,30 +82,6 @@ class Totals:
     flops_per_token_before: int
     flops_per_token_after: int
     matrices_edited: int
-
-
-def stored_parameters(shape: tuple[int, int], rank: int) -> int:
-    """Numbers needed for an `[m, n]` matrix of this rank: two factors below the break-even rank `m n / (m + n)`, dense
-    above.
-    """
-    rows, columns = shape
-    return min(rows * columns, rank * (rows + columns))
-
-
-def size_of(model: nn.Module) -> ModelSize:
-    """Measure a model as it is."""
-    parameters = dict(model.named_parameters())
-    used = {name: _share_used(model, value) for name, value in parameters.items()}
-    flops = 2 * _multiplied(model) + 2 * sum(
-        used[name] * value.numel() for name, value in parameters.items() if value.ndim == 3
-    )
-    return ModelSize(
-        parameters=sum(value.numel() for value in parameters.values()),
-        stored_bytes=sum(value.numel() * value.element_size() for value in parameters.values()),
-        flops_per_token=round(flops),
-        element_bytes={name: value.element_size() for name, value in parameters.items()},
-        used=used,
-    )
 
 
 def totals(size: ModelSize, records: Sequence[MatrixRecord] = (), added: Collection[Tensor] = ()) -> Totals:
@@ -173,27 +125,6 @@ def standing(edits: Iterable[Edited], place: Callable[[Edited], tuple[str, str |
 def _whole(records: Iterable[MatrixRecord]) -> set[tuple[str, str]]:
     """The matrices that the records are of, heads of one counted together."""
     return {(record.name, _HEAD.sub("", record.part or "")) for record in records}
-
-
-def _multiplied(model: nn.Module) -> int:
-    """Weights that multiply every token: those of linear layers, the output head among them even where it shares the
-    embedding's.
-    """
-    from torch.nn import Embedding
-
-    return sum(
-        module.weight.numel()
-        for module in model.modules()
-        if getattr(getattr(module, "weight", None), "ndim", 0) == 2 and not isinstance(module, Embedding)
-    )
-
-
-def _share_used(model: nn.Module, value: Tensor) -> Fraction:
-    """The share of a parameter that multiplies a token: of experts `[experts, out, in]` those that a token is sent to,
-    of any other all.
-    """
-    chosen = getattr(model.config.get_text_config(), "num_experts_per_tok", None)
-    return Fraction(int(chosen), value.shape[0]) if chosen and value.ndim == 3 else Fraction(1)
 
 
 def versions() -> dict[str, str]:

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness_ext.errors import UserError
-from harness_ext.lm_eval_adapter.task_cache import cache_folder
 from harness_ext.model.weights import tensor_digest
+from harness_ext.storage.paths import cache_folder
 
 if TYPE_CHECKING:
     from torch import Tensor, device

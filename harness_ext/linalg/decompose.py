@@ -3,8 +3,9 @@
 A recipe, its control, the next recipe and tomorrow's run mostly ask for those of the same matrices; every rank, energy
 and budget is a slice of one.
 
-Two kinds. `Factors.of` gives the full singular value decomposition, by LAPACK (gesdd) in fp32, and where that does not
-converge in fp64 on the CPU, which the receipt then says. `Factors.truncation` gives leading components
+Two kinds. `Decomposer.of` gives the full singular value decomposition, by LAPACK (gesdd) in fp32, and where that does
+not
+converge in fp64 on the CPU, which the receipt then says. `Decomposer.truncation` gives leading components
 only, which is all that truncation needs: through the Gram matrix, in fp32 if its bound says that this suffices at the
 rank asked for, else in fp64, else from the full decomposition. Which it is depends on matrix and rank
 alone, never on what the cache holds.
@@ -18,8 +19,7 @@ from typing import TYPE_CHECKING
 
 from harness_ext.linalg import cache, gram
 from harness_ext.linalg.cache import DiskCache
-from harness_ext.methods import Edit, Svd
-from harness_ext.methods.registry import RankRule
+from harness_ext.linalg.edits import Edit, RankRule, Svd
 from harness_ext.model.weights import tensor_digest
 
 if TYPE_CHECKING:

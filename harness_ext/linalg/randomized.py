@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness_ext.methods import Edit
+from harness_ext.linalg.edits import Edit
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor

@@ -18,15 +18,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lm_eval.models.huggingface import HFLM
 
+from harness_ext.calibration.cache import StatisticsCache
+from harness_ext.calibration.context import EditableModel
 from harness_ext.calibration.documents import PromptSettings, draw_documents
-from harness_ext.editing.pipeline import AppliedRecipe, Documents, Progress, apply_recipe
-from harness_ext.editing.records import size_of, totals
+from harness_ext.editing.pipeline import AppliedRecipe, DrawDocuments, apply_recipe
+from harness_ext.editing.records import totals
 from harness_ext.errors import UserError
 from harness_ext.linalg.cache import lasting
 from harness_ext.linalg.decompose import Decomposer
 from harness_ext.lm_eval_adapter import local_datasets
 from harness_ext.lm_eval_adapter.throughput import Speed, seconds_since
+from harness_ext.model.size import size_of
 from harness_ext.model.weights import Weights
+from harness_ext.progress import Progress
 from harness_ext.recipe.recipe import Recipe, parse_recipe
 from harness_ext.recipe.schema import EVALUATED, Calibration
 from harness_ext.storage.resume import ResumeState
@@ -147,18 +151,27 @@ class RecipeLM(HFLM):
             self._refuse_quantised()
             self.merge_adapter()
             self._weights = Weights(self.model, scratch)
-            self._factors = Decomposer(lasting(scratch))
+            self._decomposer, self._statistics_cache = Decomposer(lasting(scratch)), StatisticsCache(scratch)
         return self._weights
 
+    @property
+    def editable(self) -> EditableModel:
+        """This model, with what edits of it are made from."""
+        return EditableModel(self, self.weights, self._decomposer, self._statistics_cache)
+
     def apply(
-        self, recipe: Recipe, documents: Documents, progress: Progress | None = None, work: ResumeState | None = None
+        self,
+        recipe: Recipe,
+        documents: DrawDocuments,
+        progress: Progress | None = None,
+        resume: ResumeState | None = None,
     ) -> AppliedRecipe:
         """Edit the weights; `undo` puts them back. A failure in the middle puts them back before it is raised. See
-        `operate`.
+        `apply_recipe`.
         """
         with ExitStack() as undo_on_failure:
             undo_on_failure.callback(self.weights.restore)
-            self.applied = apply_recipe(self, self.weights, self._factors, recipe, documents, progress, work)
+            self.applied = apply_recipe(self.editable, recipe, documents, progress, resume)
             undo_on_failure.pop_all()
         self.recipe = recipe
         return self.applied
@@ -199,19 +212,18 @@ class RecipeLM(HFLM):
             self._model = self.model.merge_and_unload()
 
 
-def documents_of_named_tasks(calibration: Calibration, where: str) -> list[CalibrationSet]:
+def documents_of_named_tasks(calibration: Calibration) -> list[CalibrationSet]:
     """Calibration documents when the evaluated tasks are not known here: the recipe must name its tasks."""
     if EVALUATED in calibration.tasks:
         raise UserError(
-            f"{where}calibration: which tasks are evaluated is not known here; name one in the recipe:"
-            " calibration.task=TASK"
+            "calibration: which tasks are evaluated is not known here; name one in the recipe: calibration.task=TASK"
         )
     from harness_ext.lm_eval_adapter.task_index import task_manager
 
     with local_datasets.loading():
         loaded = task_manager().load(list(calibration.tasks))["tasks"]
     scored = {hashed for task in loaded.values() for hashed in _scored_hashes(task)}
-    return draw_documents(calibration, loaded, scored, PromptSettings(), where)
+    return draw_documents(calibration, loaded, scored, PromptSettings())
 
 
 def _scored_hashes(task: Any) -> list[str]:

@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from harness_ext.storage.paths import cache_folder
+
 FORMAT = 1
 _IGNORED_FOLDERS = frozenset({"__pycache__", ".ipynb_checkpoints"})
 
@@ -40,20 +42,6 @@ class Saved(NamedTuple):
 
     rows: list[Row]
     warnings: list[str]
-
-
-def cache_folder() -> Path | None:
-    """The folder for this package's caches: `LM_EVAL_RECIPES_CACHE`, or below `XDG_CACHE_HOME` or `~/.cache`; None
-    where there is no home.
-    """
-    named = os.environ.get("LM_EVAL_RECIPES_CACHE")
-    if named:
-        return Path(named)
-    try:
-        parent = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
-        return None
-    return parent / "lm-eval-recipes"
 
 
 def cache_file(root: Path, version: str) -> Path | None:

@@ -3,16 +3,7 @@
 What another package needs to add a method is here; `harness_ext.methods.registry` says how it is called.
 """
 
-from harness_ext.methods.registry import (
-    AnyEdit,
-    DenseEdit,
-    Edit,
-    Method,
-    Parameter,
-    Svd,
-    call,
-    method,
-    registered_methods,
-)
+from harness_ext.linalg.edits import AnyEdit, DenseEdit, Edit, Svd
+from harness_ext.methods.registry import Method, Parameter, call, method, registered_methods
 
 __all__ = ["AnyEdit", "DenseEdit", "Edit", "Method", "Parameter", "Svd", "call", "method", "registered_methods"]

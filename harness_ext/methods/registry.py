@@ -35,6 +35,8 @@ from functools import cache
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from harness_ext.linalg.edits import AnyEdit
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -72,89 +74,10 @@ ENTRY_POINTS = "lm_eval_recipes.methods"
 
 ENGINE_ARGUMENTS = frozenset({"svd", "truncate", "keep", "generator", "remember"}) | STATISTICS
 
-RankRule = Callable[["Tensor"], int]
-"""The number of components to keep, from the singular values `[min(m, n)]`, descending."""
-Truncate = Callable[["Tensor", RankRule], "Edit"]
-"""The best approximation of a matrix `[m, n]`, the weight or one made from it, at the rank that a rule gives: its error
-exceeds the least possible by at most 1e-5 of that, in fp32.
-"""
-
 
 def call(function: Callable[..., tuple[Tensor, ...]], *arguments: Tensor) -> tuple[Tensor, ...]:
     """What `remember` is where nothing is remembered: the call itself."""
     return function(*arguments)
-
-
-class Svd(NamedTuple):
-    """`W = U diag(s) Vh`, thin: U `[m, r]`, s `[r]` descending, Vh `[r, n]`, with r = min(m, n), in fp32."""
-
-    u: Tensor
-    s: Tensor
-    vh: Tensor
-
-
-@dataclass(frozen=True)
-class Edit:
-    """What becomes of one matrix: `W' = left @ right` of the stated rank, and `b' = b + bias_shift`.
-
-    left: `[m, r]`. right: `[r, n]`. bias_shift: `[m]` or None for no change. Rank 0 (r = 0) is the zero matrix.
-    fallback: where the method could not go its way, a word for the way it took instead; the receipt has it.
-    decomposition: a word for where the factors are from, and excess_error: the bound or estimate
-    found with it of `error / least possible error - 1`; the receipt has these as well.
-    """
-
-    left: Tensor
-    right: Tensor
-    bias_shift: Tensor | None = None
-    fallback: str | None = None
-    decomposition: str | None = None
-    excess_error: float | None = None
-
-    @property
-    def rank(self) -> int:
-        """The number of components kept, r."""
-        return self.left.shape[1]
-
-    def weight(self) -> Tensor:
-        """The dense product, `[m, n]`."""
-        return self.left @ self.right
-
-    @property
-    def parts(self) -> tuple[Tensor, ...]:
-        """Every tensor of the edit."""
-        return tuple(part for part in (self.left, self.right, self.bias_shift) if part is not None)
-
-
-@dataclass(frozen=True)
-class DenseEdit:
-    """What becomes of one matrix where that is not of low rank: sparse matrices and added noise.
-
-    values: `[m, n]`. It counts as of full rank, and as holding all of its m n numbers, zeros too: a matrix with
-    scattered zeros, stored and multiplied as the dense one that it is, saves nothing.
-    """
-
-    values: Tensor
-    fallback: str | None = None
-    bias_shift: None = None
-    decomposition: None = None
-    excess_error: None = None
-
-    @property
-    def rank(self) -> int:
-        """The full rank, min(m, n), by convention: nothing is factored."""
-        return min(self.values.shape)
-
-    def weight(self) -> Tensor:
-        """The matrix, `[m, n]`."""
-        return self.values
-
-    @property
-    def parts(self) -> tuple[Tensor, ...]:
-        """Every tensor of the edit."""
-        return (self.values,)
-
-
-AnyEdit = Edit | DenseEdit
 
 
 class Parameter(NamedTuple):
@@ -188,17 +111,17 @@ class Method:
 
     @property
     def searches(self) -> bool:
-        """Whether its evidence is found by trying edits out."""
+        """Whether its statistics are found by trying edits out."""
         return bool(self.engine_arguments & SEARCHED)
 
     @property
     def trains(self) -> bool:
-        """Whether its evidence is trained on the calibration documents."""
+        """Whether its factors are trained on the calibration documents."""
         return bool(self.engine_arguments & TRAINED)
 
     @property
     def contrasts(self) -> bool:
-        """Whether its evidence comes from a contrast set rather than from a task."""
+        """Whether its statistics come from a contrast set rather than from a task."""
         return bool(self.engine_arguments & STATISTICS_OF_CONTRASTS)
 
     @property

@@ -76,33 +76,28 @@ class Search:
     needs: str = "labelled documents"
 
 
-def planned_trials(
-    name: str, matrices: Sequence[Matrix], layers: int, settings: Mapping[str, Any], where: str = ""
-) -> int:
+def planned_trials(name: str, matrices: Sequence[Matrix], layers: int, settings: Mapping[str, Any]) -> int:
     """How many edits of these matrices, in a model of so many layers, a search will try at most. Raises UserError where
     its settings leave it without any.
     """
     search = registered_searches()[name]
-    try:
-        trials = search.trials([matrix.shape for matrix in search.among(matrices, layers, settings)], settings)
-    except UserError as error:
-        raise UserError(f"{where}{error}") from None
+    trials = search.trials([matrix.shape for matrix in search.among(matrices, layers, settings)], settings)
     if not trials:
         raise UserError(
-            f"{where}there is nothing to try: no setting of this search changes any of the {len(matrices)} chosen"
+            f"there is nothing to try: no setting of this search changes any of the {len(matrices)} chosen"
             " matrices; give smaller ranks or fractions, fewer clusters, or other matrices"
         )
     return trials
 
 
-def check_searchable(matrices: Sequence[Matrix], where: str = "") -> None:
+def check_searchable(matrices: Sequence[Matrix]) -> None:
     """Raise UserError naming the first matrix that edits cannot be tried on: one call computes all experts of a layer,
     and nothing can be put in the place of one.
     """
     for matrix in matrices:
         if matrix.expert is not None:
             raise UserError(
-                f"{where}{matrix.key}: a search cannot try edits of experts; choose matrices outside them, such as attn"
+                f"{matrix.key}: a search cannot try edits of experts; choose matrices outside them, such as attn"
             )
 
 

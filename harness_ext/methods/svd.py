@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
+from harness_ext.linalg.edits import Truncate
 from harness_ext.methods import Edit, Svd, method
-from harness_ext.methods.registry import Truncate
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -50,5 +50,5 @@ def truncate_svd(
 
 @method(summary="Decompose and recompose at full rank; must not change a score beyond rounding.")
 def identity(weight: Tensor, /, *, svd: Svd) -> Edit:
-    """`W' = U diag(s) V^T` with every component: the standing check that decomposition and surgery are sound."""
+    """`W' = U diag(s) V^T` with every component: the standing check that decomposition and writing back are sound."""
     return Edit(svd.u * svd.s, svd.vh)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from harness_ext.linalg.edits import Truncate
 from harness_ext.methods import Edit, method
-from harness_ext.methods.registry import Truncate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,7 @@ Exponent = Annotated[float, Field(gt=0, le=2)]
 LARGEST_ONLY = "largest_only"
 """The fallback where no singular value stands out of the noise."""
 UNSCALED = "unscaled"
-"""The fallback where the evidence gives every column the weight zero."""
+"""The fallback where the statistics give every column the weight zero."""
 SCALE_FLOOR = 1e-6
 """The smallest weight of a column as a share of the largest: beyond it, fp32 would lose the columns when they are
 scaled back.

@@ -36,7 +36,8 @@ Rows = Callable[[Heads, int], Ranges]
 
 @dataclass(frozen=True)
 class StoredRole:
-    """Where a family keeps a role: the name of a weight inside a layer, without `.weight`, and the rows of it; None for
+    """Where a architecture keeps a role: the name of a weight inside a layer, without `.weight`, and the rows of it;
+    None for
     all.
     """
 
@@ -243,10 +244,10 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture | None:
-    """The family of a model by its config; None for an architecture without an entry."""
+    """The architecture of a model by its config; None for an architecture without an entry."""
     return architecture_named(text_config(config).get("model_type"))
 
 
 def architecture_named(model_type: Any) -> Architecture | None:
-    """The family that claims a `model_type`, or None."""
-    return next((family for family in ARCHITECTURES if model_type in family.model_types), None)
+    """The architecture that claims a `model_type`, or None."""
+    return next((entry for entry in ARCHITECTURES if model_type in entry.model_types), None)

@@ -16,11 +16,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from harness_ext.errors import UserError, nearest
 from harness_ext.model.architectures import ATTENTION, MLP, ROLES, Ranges, architecture_of, text_config
-from harness_ext.recipe.schema import Step
 
 GROUPS: Mapping[str, str] = {
     "attn": "the attention matrices",
@@ -90,6 +89,21 @@ def _length(ranges: Ranges | None, full: int) -> int:
     return full if ranges is None else sum(stop - start for start, stop in ranges)
 
 
+class Selection(Protocol):
+    """Which matrices are meant, as a step of a recipe says it. matrices: roles, groups or globs on parameter names.
+    layers: numbers, negative ones or ranges; None for all. per_head: attention matrices split into their heads.
+    """
+
+    @property
+    def matrices(self) -> tuple[str, ...]: ...
+
+    @property
+    def layers(self) -> tuple[int | str, ...] | None: ...
+
+    @property
+    def per_head(self) -> bool: ...
+
+
 class Layout:
     """The matrices of one model, found by name and shape, and chosen by the words of a recipe.
 
@@ -103,13 +117,13 @@ class Layout:
             for name, shape in shapes.items()
             if len(shape) == 2 or _holds_experts(name, shape)
         }
-        self.family = architecture_of(config)
-        self.heads = self.family.heads(text_config(config)) if self.family else None
+        self.architecture = architecture_of(config)
+        self.heads = self.architecture.heads(text_config(config)) if self.architecture else None
         # Where the language model is one part among others, a tower for images may name its layers alike.
         inside = "" if text_config(config) is config else r"(?:.*\.)?language_model\."
         self._layer = (
-            re.compile(rf"^{inside}(?:.*\.)?{re.escape(self.family.layer)}(\d+)\.(.+?)(?:\.weight)?$")
-            if self.family
+            re.compile(rf"^{inside}(?:.*\.)?{re.escape(self.architecture.layer)}(\d+)\.(.+?)(?:\.weight)?$")
+            if self.architecture
             else None
         )
         self.matrices: tuple[Matrix, ...] = tuple(self._by_role())
@@ -122,7 +136,7 @@ class Layout:
         found = {matrix.role for matrix in self.matrices}
         return tuple(role for role in ROLES if role in found)
 
-    def select(self, step: Step, where: str = "") -> tuple[Matrix, ...]:
+    def select(self, step: Selection) -> tuple[Matrix, ...]:
         """The matrices that a step means, in the order of the model, each once.
 
         Raises UserError naming every pattern and layer that matches nothing, with the nearest that would.
@@ -137,7 +151,7 @@ class Layout:
         layers = self._layers(step.layers, mistakes)
         if mistakes:
             raise UserError(
-                f"{where}this model ({self.model_type}, {self.layers or 'unknown'} layers) does not fit the recipe:"
+                f"this model ({self.model_type}, {self.layers or 'unknown'} layers) does not fit the recipe:"
                 + "".join(f"\n  - {mistake}" for mistake in mistakes)
             )
         order = {key: place for place, key in enumerate(self._parts)}
@@ -147,20 +161,20 @@ class Layout:
         )
         if not kept:
             raise UserError(
-                f"{where}matrices {list(step.matrices)} have no match in layers {list(step.layers or ())} of this model"
+                f"matrices {list(step.matrices)} have no match in layers {list(step.layers or ())} of this model"
                 f" ({self.layers} layers)"
             )
         return tuple(part for matrix in kept for part in (self._per_head(matrix) if step.per_head else (matrix,)))
 
     def _by_role(self) -> Iterator[Matrix]:
-        if self.family is None or self.heads is None or self._layer is None:
+        if self.architecture is None or self.heads is None or self._layer is None:
             return
         owners: dict[tuple[int, str], str] = {}
         for name in self._shapes:
             if match := self._layer.search(name):
                 owners[int(match[1]), match[2]] = name
         for layer in sorted({layer for layer, _ in owners}):
-            for slot in self.family.slots:
+            for slot in self.architecture.slots:
                 for whole in self._wholes(owners.get((layer, slot.name))):
                     rows = slot.rows(self.heads, whole.full_shape[0]) if slot.rows else None
                     yield replace(whole, role=slot.role, layer=layer, rows=rows)
@@ -171,8 +185,8 @@ class Layout:
             return []
         *experts, rows, columns = self._shapes[name]
         transposed = (
-            self.family is not None
-            and self.family.stored_transposed
+            self.architecture is not None
+            and self.architecture.stored_transposed
             and self._layer is not None
             and bool(self._layer.search(name))
         )

@@ -19,7 +19,7 @@ from harness_ext.model.architectures import Ranges
 from harness_ext.model.slices import left_over, overlap, places, put, take
 
 
-class Part(NamedTuple):
+class LowRankPart(NamedTuple):
     """Some rows, or some columns, of a matrix as the product of left `[m, r]` and right `[r, n]`; neither rows nor
     columns means the whole.
     """
@@ -42,7 +42,9 @@ class LowRankLinear(nn.Module):
     transposed: whether that layer keeps its weight as `[in, out]`.
     """
 
-    def __init__(self, dense: Tensor, parts: Sequence[Part], bias: nn.Parameter | None, *, transposed: bool) -> None:
+    def __init__(
+        self, dense: Tensor, parts: Sequence[LowRankPart], bias: nn.Parameter | None, *, transposed: bool
+    ) -> None:
         super().__init__()
         self.out_features, self.in_features = dense.shape
         self.transposed = transposed
@@ -84,10 +86,10 @@ class LowRankLinear(nn.Module):
         return outputs if self.bias is None else outputs + self.bias
 
     @property
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[LowRankPart]:
         """The factored parts, as they are."""
         return [
-            Part(*place, left.detach(), right.detach())
+            LowRankPart(*place, left.detach(), right.detach())
             for place, left, right in zip(self._places, self.lefts, self.rights, strict=True)
         ]
 
@@ -129,7 +131,7 @@ class LowRankLinear(nn.Module):
         )
 
 
-def _multiplied(part: Part, dtype: torch.dtype) -> Tensor:
+def _multiplied(part: LowRankPart, dtype: torch.dtype) -> Tensor:
     working = torch.promote_types(dtype, torch.float32)
     return part.left.to(working) @ part.right.to(working)
 

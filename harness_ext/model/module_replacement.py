@@ -15,7 +15,7 @@ from harness_ext.model.layout import Matrix
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness_ext.model.low_rank import LowRankLinear, Part
+    from harness_ext.model.low_rank import LowRankLinear, LowRankPart
 
 
 class _Replacement(NamedTuple):
@@ -46,21 +46,21 @@ class ModuleReplacements:
         """The thin layer that stands for a weight of that name."""
         return self._swaps[name].thin
 
-    def check(self, matrices: Sequence[Matrix], where: str = "") -> None:
+    def check(self, matrices: Sequence[Matrix]) -> None:
         """Raise UserError naming the first matrix that two thin layers cannot take the place of, and what to do about
         it.
         """
         from torch import nn
         from transformers.pytorch_utils import Conv1D
 
-        check_no_expert(matrices, where)
+        check_no_expert(matrices)
         for matrix in matrices:
             layer = self._model.get_submodule(matrix.module)
             if matrix.parameter in self._swaps:
                 continue
             if not isinstance(layer, (nn.Linear, Conv1D)):
                 raise UserError(
-                    f"{where}{matrix.parameter} is the weight of a layer of class {type(layer).__name__}, which two"
+                    f"{matrix.parameter} is the weight of a layer of class {type(layer).__name__}, which two"
                     " thin linear layers cannot stand for: leave it out, or set factored=false"
                 )
             shared = [
@@ -70,11 +70,11 @@ class ModuleReplacements:
             ]
             if shared:
                 raise UserError(
-                    f"{where}{matrix.parameter} is also the weight of {shared[0]}, which would stay dense: leave it"
+                    f"{matrix.parameter} is also the weight of {shared[0]}, which would stay dense: leave it"
                     " out, or set factored=false"
                 )
 
-    def set_parts(self, matrix: Matrix, dense: Tensor, parts: Sequence[Part]) -> None:
+    def set_parts(self, matrix: Matrix, dense: Tensor, parts: Sequence[LowRankPart]) -> None:
         """Make the layer of a matrix what the parts say, and elsewhere dense `[out, in]`; put the layer itself back
         where there are no parts.
         """
@@ -115,13 +115,13 @@ class ModuleReplacements:
         self._changed(gone, {f"{place}.{name}": value for name, value in layer.named_parameters()})
 
 
-def check_no_expert(matrices: Iterable[Matrix], where: str = "") -> None:
+def check_no_expert(matrices: Iterable[Matrix]) -> None:
     """Raise UserError naming the first matrix of an expert: all experts are computed from one parameter, in which thin
     ones have no place.
     """
     for matrix in matrices:
         if matrix.expert is not None:
             raise UserError(
-                f"{where}{matrix.key}: experts are computed from one parameter, which cannot hold thin layers: set"
+                f"{matrix.key}: experts are computed from one parameter, which cannot hold thin layers: set"
                 " factored=false, or choose matrices outside the experts, such as attn"
             )

@@ -3,7 +3,7 @@ will edit.
 
 Loading renames and fuses: experts that are stored one by one become one parameter, names without the base model's
 prefix get it, and what is no parameter of the model (masks and frequencies of
-older releases, an output head that shares the embedding's weight) goes. Only the families of
+older releases, an output head that shares the embedding's weight) goes. Only the architectures of
 `harness_ext.model.architectures` are
 followed; of any other architecture the headers are taken as they are.
 """
@@ -36,24 +36,24 @@ def as_loaded(checkpoint: Checkpoint) -> Checkpoint:
 
     Raises UserError where the experts of a layer are not all there, or not all of one shape.
     """
-    family = architecture_of(checkpoint.config)
-    if family is None:
+    architecture = architecture_of(checkpoint.config)
+    if architecture is None:
         return checkpoint
-    config = _complete(checkpoint, family)
+    config = _complete(checkpoint, architecture)
     tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if not _is_buffer(name, tensor)}
     tensors = _fused_experts(checkpoint.name, tensors)
-    tensors = _renamed(tensors, family, wrapped=text_config(config) is not config)
-    if bool(text_config(config).get("tie_word_embeddings", config.get("tie_word_embeddings", family.tied))):
+    tensors = _renamed(tensors, architecture, wrapped=text_config(config) is not config)
+    if bool(text_config(config).get("tie_word_embeddings", config.get("tie_word_embeddings", architecture.tied))):
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_HEAD)}
     return Checkpoint(checkpoint.name, config, tensors)
 
 
-def _complete(checkpoint: Checkpoint, family: Architecture) -> Mapping[str, Any]:
+def _complete(checkpoint: Checkpoint, architecture: Architecture) -> Mapping[str, Any]:
     """The config with transformers' defaults, where it does not itself say what the attention geometry needs;
     transformers is loaded only then.
     """
     config = checkpoint.config
-    missing = [key for key in family.geometry if key not in text_config(config)]
+    missing = [key for key in architecture.geometry if key not in text_config(config)]
     if not missing:
         return config
     from transformers import AutoConfig
@@ -111,13 +111,17 @@ def _expert_shapes(
     return gate.shape, down.shape, (len(next(iter(numbers))), gate.dtype)
 
 
-def _renamed(tensors: Mapping[str, StoredTensor], family: Architecture, *, wrapped: bool) -> dict[str, StoredTensor]:
+def _renamed(
+    tensors: Mapping[str, StoredTensor], architecture: Architecture, *, wrapped: bool
+) -> dict[str, StoredTensor]:
     renamed: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
         new = name
         for old, replacement in _RENAMED:
             new = re.sub(old, replacement, new)
         renamed[_WRAPPED.sub(r"model.\1.", new) if wrapped else new] = tensor
-    if wrapped or any(name.startswith(family.base) for name in renamed):
+    if wrapped or any(name.startswith(architecture.base) for name in renamed):
         return renamed
-    return {name if name.startswith(_HEAD) else f"{family.base}{name}": tensor for name, tensor in renamed.items()}
+    return {
+        name if name.startswith(_HEAD) else f"{architecture.base}{name}": tensor for name, tensor in renamed.items()
+    }

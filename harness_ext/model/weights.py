@@ -17,18 +17,17 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness_ext.calibration.cache import StatisticsCache
-from harness_ext.editing.records import size_of
 from harness_ext.errors import UserError
 from harness_ext.model.digests import combined, model_digest, tensor_digest
 from harness_ext.model.layout import Layout, Matrix
 from harness_ext.model.module_replacement import ModuleReplacements
+from harness_ext.model.size import size_of
 from harness_ext.model.slices import put, take
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness_ext.model.low_rank import Part
+    from harness_ext.model.low_rank import LowRankPart
 
 __all__ = ["Weights", "model_digest", "tensor_digest"]
 
@@ -37,8 +36,7 @@ class Weights:
     """Access to a model's weights by `Matrix`, with undo.
 
     model: a transformers model. scratch: an existing folder for the originals of edited parameters; the caller removes
-    it. added_biases: the names of those that edits made. size: of the model as it was. kept: what was worked out from
-    them, for the next recipe.
+    it. added_biases: the names of those that edits made. size: of the model as it was.
 
     Raises UserError where weights are quantised or not in memory (offloaded), since those cannot be edited in place.
     """
@@ -51,7 +49,6 @@ class Weights:
         self._spilled: dict[str, Path] = {}
         self._swaps = ModuleReplacements(model, self._renew)
         self.size = size_of(model)
-        self.statistics_cache = StatisticsCache(scratch)
         self.added_biases: list[str] = []
         self.layout = Layout(
             model.config.to_dict(), {name: tuple(value.shape) for name, value in self._parameters.items()}
@@ -72,18 +69,18 @@ class Weights:
                     " load the model unquantised, in float32, bfloat16 or float16"
                 )
 
-    def check_factorable(self, matrices: Sequence[Matrix], where: str = "") -> None:
+    def check_factorable(self, matrices: Sequence[Matrix]) -> None:
         """Raise UserError naming the first matrix that two thin layers cannot take the place of, and what to do about
         it.
         """
-        self._swaps.check(matrices, where)
+        self._swaps.check(matrices)
 
-    def check_dense(self, matrices: Sequence[Matrix], where: str = "") -> None:
+    def check_dense(self, matrices: Sequence[Matrix]) -> None:
         """Raise UserError naming the first matrix that an earlier step left as two thin layers."""
         for matrix in matrices:
             if matrix.parameter in self._swaps:
                 raise UserError(
-                    f"{where}{matrix.parameter} is computed as two thin layers since an earlier step, and a search"
+                    f"{matrix.parameter} is computed as two thin layers since an earlier step, and a search"
                     " tries edits of dense matrices: set factored=false there, or search first"
                 )
 
@@ -121,11 +118,11 @@ class Weights:
 
         `check_factorable` must have passed.
         """
-        from harness_ext.model.low_rank import Part
+        from harness_ext.model.low_rank import LowRankPart
 
         self._keep_original(matrix.parameter)
         dense, parts = self._without(matrix)
-        self._swaps.set_parts(matrix, dense, [*parts, Part(matrix.rows, matrix.columns, left, right)])
+        self._swaps.set_parts(matrix, dense, [*parts, LowRankPart(matrix.rows, matrix.columns, left, right)])
 
     def added(self) -> list[Tensor]:
         """The biases that edits made."""
@@ -140,7 +137,7 @@ class Weights:
             self._swaps.put_back(name, self._swaps[name].product(self._stored(name).dtype))
         return names
 
-    def _without(self, matrix: Matrix) -> tuple[Tensor, list[Part]]:
+    def _without(self, matrix: Matrix) -> tuple[Tensor, list[LowRankPart]]:
         """The layer of a matrix as a dense `[out, in]`, which may share its memory, and those of its factored parts
         that do not touch the matrix.
         """

@@ -72,6 +72,10 @@ class Recipe(BaseModel):
         """Whether the recipe leaves the model as it is."""
         return not self.steps
 
+    def place(self, number: int) -> str:
+        """What opens a message about one of its steps."""
+        return f"recipe {self.label!r}, step {number}: "
+
     @property
     def recipe_id(self) -> str:
         """SHA-256 over the resolved steps; equal for recipes that do the same under other names."""

@@ -22,7 +22,7 @@ STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Calibration(BaseModel):
-    """Where a method's evidence comes from: labelled documents of a task, never the documents that are scored.
+    """Where a method's statistics come from: labelled documents of a task, never the documents that are scored.
 
     task: one task or several, or `evaluated`. split: `test` takes documents out of the scored split, and so out of the
     score of every variant, for tasks that have no other. samples: documents in all, drawn evenly from the tasks by

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.calibration.given import drawn_from, for_given, from_pairs, from_texts
-from harness_ext.editing.records import FORMAT, VariantFailed, versions
+from harness_ext.editing.records import FORMAT, versions
 from harness_ext.editing.warnings import receipt_warnings
-from harness_ext.errors import UserError
+from harness_ext.errors import UserError, VariantFailed
 from harness_ext.recipe.schema import EVALUATED
 from harness_ext.runs import receipt as receipts
 
@@ -21,14 +21,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from harness_ext.calibration.documents import CalibrationSet
-    from harness_ext.editing.pipeline import AppliedRecipe
+    from harness_ext.editing.pipeline import AppliedRecipe, DrawDocuments
     from harness_ext.lm_eval_adapter.backend import RecipeLM
     from harness_ext.lm_eval_adapter.loaded_model import LoadedModel
     from harness_ext.recipe.recipe import Recipe
-    from harness_ext.recipe.schema import Calibration
-    from harness_ext.runs.progress import Report
-
-    Documents = Callable[[Calibration, str], list[CalibrationSet]]
+    from harness_ext.runs.progress import ProgressReport
 
 _edited: weakref.WeakKeyDictionary[nn.Module, weakref.ref[AppliedModel]] = weakref.WeakKeyDictionary()
 """The models that have a recipe applied, as long as there is something left to undo it by."""
@@ -61,7 +58,7 @@ class CalibrationSource:
                 " tasks=[...]"
             )
 
-    def resolve(self, recipe: Recipe, lm: RecipeLM, report: Report) -> tuple[Recipe, Documents]:
+    def resolve(self, recipe: Recipe, lm: RecipeLM, report: ProgressReport) -> tuple[Recipe, DrawDocuments]:
         """The recipe with its documents named, and what draws them. Raises UserError where they cannot be had."""
         from harness_ext.lm_eval_adapter.backend import documents_of_named_tasks
 
@@ -73,9 +70,9 @@ class CalibrationSource:
             return recipe, documents_of_named_tasks
         given = from_pairs(self.documents) if self.documents is not None else from_texts(self.texts or ())
         _check_lengths(given, lm)
-        return for_given(recipe, given), lambda calibration, where: [drawn_from(given, calibration, where)]
+        return for_given(recipe, given), lambda calibration: [drawn_from(given, calibration)]
 
-    def _of_tasks(self, recipe: Recipe, lm: RecipeLM, report: Report) -> tuple[Recipe, Documents]:
+    def _of_tasks(self, recipe: Recipe, lm: RecipeLM, report: ProgressReport) -> tuple[Recipe, DrawDocuments]:
         """As a run on these tasks does it: never a document that the tasks would score."""
         from harness_ext.lm_eval_adapter.config import RunConfig
         from harness_ext.runs.run_config import harness_config
@@ -158,7 +155,7 @@ def apply_to_model(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase | None,
     source: CalibrationSource,
-    report: Report,
+    report: ProgressReport,
 ) -> AppliedModel:
     """Apply a recipe to a loaded model; see `harness_ext.apply`."""
     from harness_ext.lm_eval_adapter.loaded_model import LoadedModel, in_evaluation_mode

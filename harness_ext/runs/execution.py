@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.config import RunConfig
 from harness_ext.runs.identity_check import largest_difference, tolerance
-from harness_ext.runs.progress import Report
-from harness_ext.runs.session import Outcome, Session
+from harness_ext.runs.progress import ProgressReport
+from harness_ext.runs.session import Session, VariantOutcome
 
 if TYPE_CHECKING:
-    from leaderboard.board.board import Cell
+    from leaderboard.board.cell import Cell
     from leaderboard.store.database import Store
 
 DATABASE = "leaderboard.duckdb"
@@ -31,7 +31,7 @@ class Execution:
     one did.
     """
 
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[VariantOutcome, ...]
     database: Path
     mistake: UserError | None
 
@@ -41,7 +41,7 @@ class Execution:
         return [outcome.run.path for outcome in self.outcomes]
 
 
-def execute(config: RunConfig, report: Report) -> Execution:
+def execute(config: RunConfig, report: ProgressReport) -> Execution:
     """Score every variant that is not there already.
 
     Raises UserError where nothing could be done, and LeaderboardError, before anything is computed, for a database that
@@ -50,7 +50,7 @@ def execute(config: RunConfig, report: Report) -> Execution:
     session = Session(config, report)
     database = session.root / DATABASE
     check_database(database)
-    outcomes: list[Outcome] = []
+    outcomes: list[VariantOutcome] = []
     mistake: UserError | None = None
     try:
         for outcome in session.run():
@@ -79,7 +79,7 @@ def check_database(database: Path) -> None:
         return
 
 
-def _check_identity(outcomes: Sequence[Outcome], report: Report) -> None:
+def _check_identity(outcomes: Sequence[VariantOutcome], report: ProgressReport) -> None:
     baseline = outcomes[0].run
     for outcome in outcomes:
         methods = {step.method for step in outcome.recipe.steps}
@@ -95,7 +95,7 @@ def _check_identity(outcomes: Sequence[Outcome], report: Report) -> None:
             report.line(f"{outcome.recipe.label}: scores as the baseline, log-likelihoods within {difference:.1g}")
 
 
-def cells_from_store(paths: Sequence[Path], database: Path, report: Report) -> list[Cell]:
+def cells_from_store(paths: Sequence[Path], database: Path, report: ProgressReport) -> list[Cell]:
     """Put run folders into the database and judge them there, beside all other runs of the model. Raises
     LeaderboardError.
     """

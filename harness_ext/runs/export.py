@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from harness_ext.lm_eval_adapter.backend import RecipeLM
     from harness_ext.recipe.recipe import Recipe
     from harness_ext.runs.applied_model import CalibrationSource
-    from harness_ext.runs.progress import Report
+    from harness_ext.runs.progress import ProgressReport
 
 _BIAS_SWITCHES = ("attention_bias", "mlp_bias", "bias")
 
@@ -38,7 +38,7 @@ def export_recipe(
     model_args: Mapping[str, Any],
     source: CalibrationSource,
     command: list[str],
-    report: Report,
+    report: ProgressReport,
 ) -> int:
     """Load a model, apply a recipe and write it; see `export` for what is written and returned.
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from harness_ext.editing.pipeline import Progress
+from harness_ext.progress import Progress
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -78,7 +78,7 @@ class _Lines(Progress):
         )
 
 
-class Report:
+class ProgressReport:
     """The voice of a run. quiet: say nothing. bars: draw progress bars (a terminal)."""
 
     def __init__(self, *, quiet: bool, bars: bool) -> None:
@@ -142,7 +142,7 @@ def _not_about_metadata(entry: logging.LogRecord) -> bool:
     return "Custom kwargs can be passed" not in entry.getMessage()
 
 
-def report_for(verbosity: str | None) -> Report:
+def report_for(verbosity: str | None) -> ProgressReport:
     """The report that fits the terminal and `--verbosity`; also tells the libraries how much to say. Called before they
     are loaded, since some read it only once.
     """
@@ -155,4 +155,4 @@ def report_for(verbosity: str | None) -> Report:
     # One run of lm-eval says some twenty lines at its default level; here there is one for each variant.
     logging.getLogger("lm_eval").setLevel((verbosity or "WARNING").upper())
     logging.getLogger("lm_eval.api.task").addFilter(_not_about_metadata)
-    return Report(quiet=quiet, bars=bars)
+    return ProgressReport(quiet=quiet, bars=bars)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from harness_ext.errors import nearest
 from harness_ext.recipe.recipe import Recipe, parse_recipe, recipe_from
-from harness_ext.runs.progress import Report, report_for
+from harness_ext.runs.progress import ProgressReport, report_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -259,7 +259,7 @@ def _with_settings(recipe: Recipe, seed: int | None, batch_size: int | None) -> 
     return recipe.model_copy(update={"steps": recipe_from(data, origin=recipe.label).steps})
 
 
-class _Collecting(Report):
+class _Collecting(ProgressReport):
     """A report that says nothing, and keeps what the user must know."""
 
     def __init__(self) -> None:
@@ -272,7 +272,7 @@ class _Collecting(Report):
 
 
 @contextmanager
-def _reporting(verbose: bool) -> Iterator[Report]:
+def _reporting(verbose: bool) -> Iterator[ProgressReport]:
     """A report for the block: the command's, or one that is silent, with the libraries silent as well and what the user
     must know as Python warnings at the end.
     """

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from harness_ext.editing.records import FORMAT, rows, versions
 from harness_ext.errors import UserError
 from harness_ext.recipe.recipe import Recipe
-from harness_ext.runs.progress import Report
+from harness_ext.runs.progress import ProgressReport
 from harness_ext.runs.spec import RunSpec, digest
 from harness_ext.storage import rundir
 from harness_ext.storage.rundir import FinishedRun
@@ -115,7 +115,7 @@ def _calibration(step: int, drawn: CalibrationSet) -> dict[str, Any]:
 
 
 def write(
-    place: Path, receipt: Mapping[str, Any], results: dict[str, Any] | None, config: RunConfig, report: Report
+    place: Path, receipt: Mapping[str, Any], results: dict[str, Any] | None, config: RunConfig, report: ProgressReport
 ) -> FinishedRun:
     """Write the run directory; results is None for a variant that failed. Raises UserError where neither its place nor
     any other can take it.
@@ -135,7 +135,7 @@ def write(
     return FinishedRun(place, receipt)
 
 
-def _rescue(place: Path, fill: Callable[[Path], None], error: OSError, report: Report) -> Path:
+def _rescue(place: Path, fill: Callable[[Path], None], error: OSError, report: ProgressReport) -> Path:
     for folder in rundir.rescue_folders():
         rescued = folder / "lm-eval-recipes-rescued" / place.name
         try:

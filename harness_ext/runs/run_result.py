@@ -13,10 +13,10 @@ from harness_ext.runs.execution import Execution, cells_from_runs, cells_from_st
 if TYPE_CHECKING:
     import pandas as pd
 
-    from harness_ext.runs.progress import Report
-    from harness_ext.runs.session import Outcome
+    from harness_ext.runs.progress import ProgressReport
+    from harness_ext.runs.session import VariantOutcome
     from harness_ext.storage.rundir import FinishedRun
-    from leaderboard.board.board import Cell
+    from leaderboard.board.cell import Cell
 
 _OF_CELL = {
     "model": "model",
@@ -90,7 +90,7 @@ def _row(cell: Cell, against: Cell | None) -> dict[str, Any]:
     return own | {f"control_{name}": None if against is None else getattr(against, name) for name in _AGAINST_CONTROL}
 
 
-def judged_result(executed: Execution, controls: Sequence[str], report: Report) -> RunResult:
+def judged_result(executed: Execution, controls: Sequence[str], report: ProgressReport) -> RunResult:
     """Put the runs into the store and judge them: against the baseline, and each recipe against its controls. A
     database that cannot be had costs only its own update, and a warning.
     """
@@ -109,7 +109,7 @@ def judged_result(executed: Execution, controls: Sequence[str], report: Report) 
     return RunResult(runs, tuple(cells), executed.database, _against_controls(executed.outcomes, controls))
 
 
-def _against_controls(outcomes: Sequence[Outcome], controls: Sequence[str]) -> dict[str, tuple[Cell, ...]]:
+def _against_controls(outcomes: Sequence[VariantOutcome], controls: Sequence[str]) -> dict[str, tuple[Cell, ...]]:
     """Every recipe's run against its own control's, by name of the control; failed runs are left out."""
     from leaderboard.board.board import pair_board
     from leaderboard.store.queries import runs

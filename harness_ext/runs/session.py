@@ -21,16 +21,16 @@ from harness_ext.calibration.collect import check_pairs
 from harness_ext.calibration.documents import PromptSettings, draw_documents
 from harness_ext.editing.controls import NoControl, check_control, control_recipe
 from harness_ext.editing.plan import planned_matrices
-from harness_ext.editing.records import VariantFailed, failure
+from harness_ext.editing.records import failure
 from harness_ext.editing.warnings import receipt_warnings
-from harness_ext.errors import UserError
+from harness_ext.errors import UserError, VariantFailed, located
 from harness_ext.lm_eval_adapter import local_datasets
 from harness_ext.model import checkpoint
 from harness_ext.model.renames import as_loaded
 from harness_ext.recipe.recipe import Recipe, parse_recipe, parse_recipes
 from harness_ext.recipe.schema import Calibration, described
 from harness_ext.runs import receipt as receipts
-from harness_ext.runs.progress import Report
+from harness_ext.runs.progress import ProgressReport
 from harness_ext.runs.spec import RunSpec
 from harness_ext.storage import rundir
 from harness_ext.storage.resume import ResumeState
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class VariantOutcome:
     """One variant of the command: its recipe, its run directory, and whether that was there before."""
 
     recipe: Recipe
@@ -59,7 +59,7 @@ class Session:
     config: what was asked. report: told what happens. Nothing is loaded or written before `run`.
     """
 
-    def __init__(self, config: RunConfig, report: Report) -> None:
+    def __init__(self, config: RunConfig, report: ProgressReport) -> None:
         self.config = config
         self.harness = config.harness
         self.report = report
@@ -68,7 +68,7 @@ class Session:
         self.spec = RunSpec(config, report)
         self._baseline_speed: dict[str, float | None] = {}
 
-    def run(self) -> Iterator[Outcome]:
+    def run(self) -> Iterator[VariantOutcome]:
         """Yield every variant as it is finished or found. Raises UserError before anything is loaded, where the asking
         is at fault.
         """
@@ -154,24 +154,21 @@ class Session:
             # A chat template belongs to a tokenizer, which is not loaded yet.
             if step.calibration is None or self.harness.apply_chat_template:
                 continue
-            where = f"recipe {recipe.label!r}, step {number}: "
-            counts = {drawn.task: len(drawn.documents) for drawn in self.documents(step.calibration, where)}
-            try:
+            with located(recipe.place(number)):
+                counts = {drawn.task: len(drawn.documents) for drawn in self.documents(step.calibration)}
                 check_pairs(described(step.method).statistics, counts, step.calibration.batch_size)
-            except UserError as error:
-                raise UserError(f"{where}{error}") from None
 
-    def _variant(self, recipe: Recipe) -> Outcome:
+    def _variant(self, recipe: Recipe) -> VariantOutcome:
         spec_id = self.spec.spec_id(recipe)
         for run in rundir.finished_runs(self.folder):
             if run.receipt.get("spec_id") == spec_id and not run.failed:
                 self.report.line(f"{recipe.label}: kept from {run.path} (same model, tasks and settings)")
-                return Outcome(recipe, run, reused=True)
+                return VariantOutcome(recipe, run, reused=True)
         place = self.folder / f"{rundir.safe_name(recipe.label)}-{spec_id[:10]}"
         started = time.perf_counter()
         run = self._make(recipe, place)
         self.report.finished(recipe, run, time.perf_counter() - started)
-        return Outcome(recipe, run, reused=False)
+        return VariantOutcome(recipe, run, reused=False)
 
     def _make(self, recipe: Recipe, place: Path) -> FinishedRun:
         seconds = dict.fromkeys(("load", "evaluate"), 0.0)
@@ -179,7 +176,7 @@ class Session:
         with _timed(seconds, "load"):
             lm = self.lm
         receipt = receipts.opened(self.config, self.spec, lm, recipe, started)
-        work = ResumeState(place.parent / f".{place.name}.work")
+        resume = ResumeState(place.parent / f".{place.name}.work")
         applied: AppliedRecipe | None = None
         results: dict[str, Any] | None = None
         try:
@@ -187,7 +184,7 @@ class Session:
                 before = self._base_digest if recipe.is_baseline else lm.weights.digest()
                 receipt["weights"] = {"digest_before": before, "digest_after": before}
                 if not recipe.is_baseline:
-                    applied = lm.apply(recipe, self.documents, self.report.progress, work)
+                    applied = lm.apply(recipe, self.documents, self.report.progress, resume)
                     receipt["warnings"] += receipt_warnings(recipe, applied)
                     self._tell_resumed(recipe, applied)
                     receipt["weights"]["digest_after"] = lm.weights.digest()
@@ -205,7 +202,7 @@ class Session:
         receipt |= receipts.closed(receipt, applied, seconds)
         run = receipts.write(place, receipt, results, self.config, self.report)
         if not run.failed:
-            work.remove()
+            resume.remove()
         return run
 
     def _tell_resumed(self, recipe: Recipe, applied: AppliedRecipe) -> None:
@@ -256,9 +253,9 @@ class Session:
 
         return model_digest(self.lm.model)
 
-    def documents(self, calibration: Calibration, where: str) -> list[CalibrationSet]:
-        """Draw the documents of a step: of the evaluated tasks, or of those that it names, none of them scored. where:
-        opens the message of a UserError.
+    def documents(self, calibration: Calibration) -> list[CalibrationSet]:
+        """Draw the documents of a step: of the evaluated tasks, or of those that it names, none of them scored. Raises
+        UserError where they cannot be had.
         """
         loaded, harness = self.spec.tasks, self.harness
         tasks = dict(loaded.by_name)
@@ -279,7 +276,7 @@ class Session:
             fewshot_seed,
             self.lm.apply_chat_template if chat else None,
         )
-        return draw_documents(calibration, tasks, scored, prompts, where)
+        return draw_documents(calibration, tasks, scored, prompts)
 
     def _speed(self, recipe: Recipe, speed: Speed) -> dict[str, float | None]:
         """Tokens per second of the baseline and of the variant, both while they were scored by this process: figures of

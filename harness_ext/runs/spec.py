@@ -22,7 +22,7 @@ from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter import local_datasets
 from harness_ext.model import checkpoint
 from harness_ext.recipe.recipe import Recipe
-from harness_ext.runs.progress import Report
+from harness_ext.runs.progress import ProgressReport
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group
@@ -74,7 +74,7 @@ class Places(list):
 class RunSpec:
     """The identity of what was asked. config: the command. report: told while the tasks are built."""
 
-    def __init__(self, config: RunConfig, report: Report) -> None:
+    def __init__(self, config: RunConfig, report: ProgressReport) -> None:
         self._config = config
         self._harness = config.harness
         self._report = report

@@ -17,8 +17,9 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.calibration.collect import batches_of, gather, part_of, summed_loss
+from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import LabelledDocument
-from harness_ext.editing.records import VariantFailed
+from harness_ext.errors import VariantFailed
 from harness_ext.model.layout import Matrix
 
 if TYPE_CHECKING:
@@ -40,35 +41,32 @@ class _Candidate(NamedTuple):
 def greedy_search(
     lm: HFLM,
     matrices: Sequence[Matrix],
-    documents: Sequence[LabelledDocument],
-    batch_size: int,
-    trials: SearchSettings,
+    documents: DocumentBatches,
+    settings: SearchSettings,
     decompose: Callable[[Matrix], Svd],
-    progress: Callable[[int], Any] = lambda rounds: None,
 ) -> dict[str, dict[str, Tensor]]:
-    """Find `removed_components` `[r]`, bool, and `input_mean` `[n]` of every matrix, keyed by `Matrix.key`. progress:
-    told the number of rounds done.
+    """Find `removed_components` `[r]`, bool, and `input_mean` `[n]` of every matrix, keyed by `Matrix.key`.
+    documents.advance is told the number of rounds done.
 
     Raises VariantFailed where the loss is not finite.
     """
     import torch
 
-    means = {
-        key: found["input_mean"]
-        for key, found in gather(lm, matrices, frozenset({"input_mean"}), documents, batch_size, decompose).items()
-    }
+    quiet = DocumentBatches(documents.documents, documents.size)
+    gathered = gather(lm, matrices, frozenset({"input_mean"}), quiet, decompose)
+    means = {key: statistics["input_mean"] for key, statistics in gathered.items()}
     removed = {matrix.key: torch.zeros(min(matrix.shape), dtype=torch.bool) for matrix in matrices}
 
     def loss_without(chosen: Mapping[str, Tensor]) -> float:
         with _removed(lm, matrices, chosen, means, decompose):
-            return mean_loss(lm, documents, batch_size)
+            return mean_loss(lm, documents.documents, documents.size)
 
     loss = loss_without(removed)
-    for _ in range(trials.rounds):
+    for _ in range(settings.rounds):
         with _removed(lm, matrices, removed, means, decompose):
-            effects = gather(lm, matrices, frozenset({"ablation_effects"}), documents, batch_size, decompose)
-        accepted = _best_trial(removed, _candidates(effects, removed), trials.at_once, loss, loss_without)
-        progress(1)
+            effects = gather(lm, matrices, frozenset({"ablation_effects"}), quiet, decompose)
+        accepted = _best_trial(removed, _candidates(effects, removed), settings.at_once, loss, loss_without)
+        documents.advance(1)
         if accepted is None:
             break
         removed, loss = accepted

@@ -6,7 +6,8 @@ taken on stands in the model as substituted parameters, the model's own put asid
 untouched, until the evaluator is closed. An alternative that can no longer matter is dropped in the middle of its
 documents: a search says when that is, and only where it is certain.
 
-Trials are kept in a workplace as they are made, so that a killed search goes on where it stopped, with the same trials.
+Trials are kept in the resume state as they are made, so that a killed search goes on where it stopped, with the same
+trials.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.calibration.collect import gather
-from harness_ext.editing.edit_matrix import generator_for
-from harness_ext.editing.records import VariantFailed
+from harness_ext.calibration.context import DocumentBatches, StepContext
+from harness_ext.errors import VariantFailed
+from harness_ext.model.seeding import generator_for
 from harness_ext.model.weights import with_part, with_shift
 from harness_ext.search.candidates import Alternatives, Nested, as_computed
 from harness_ext.search.scoring import batches_by_length, questions
@@ -29,17 +31,12 @@ from harness_ext.search.suffix_replay import Replay, tolerance
 from harness_ext.search.trials import NOT_RUN, Hopeless, Partial, Trial, finite, trial_of
 
 if TYPE_CHECKING:
-    from lm_eval.models.huggingface import HFLM
     from torch import Generator, Tensor
 
     from harness_ext.calibration.documents import LabelledDocument
-    from harness_ext.linalg.decompose import Decomposer
     from harness_ext.methods import Svd
     from harness_ext.model.layout import Matrix
-    from harness_ext.model.weights import Weights
-    from harness_ext.recipe.schema import Step
     from harness_ext.search.scoring import Batch, Question
-    from harness_ext.storage.resume import ResumeState
 
 ALTERNATIVES = 8
 """About as many as one pass has: LASER's grid."""
@@ -54,22 +51,17 @@ lowers the memory that a pass takes.
 
 @dataclass
 class CandidateEvaluator:
-    """What a search works with. documents: labelled, with right answers. factors: decompositions, made once each. work:
-    where trials are kept, or None. tried: told the number of trials made.
+    """What a search works with. documents: labelled, with right answers. lm, weights, decomposer and step are those of
+    the context; trials are kept in its `resume`, and its progress is told the number of them made.
 
     before: the model as it is, over all documents. trials: all that were made, in order. parts: documents, by their
     places, that a search scores by themselves as well; set by it. resumed: how many of the trials
     an earlier process made. Use it as a context: on leaving, the model is what it was.
     """
 
-    lm: HFLM
-    weights: Weights
-    factors: Decomposer
-    step: Step
+    context: StepContext
     matrices: tuple[Matrix, ...]
     documents: Sequence[LabelledDocument]
-    work: ResumeState | None = None
-    tried: Callable[[int], Any] = lambda trials: None
     trials: list[Trial] = field(default_factory=list)
     parts: Sequence[Sequence[int]] = ()
     resumed: int = 0
@@ -79,12 +71,13 @@ class CandidateEvaluator:
     def __post_init__(self) -> None:
         import torch
 
-        evidence = self.step.calibration
-        assert evidence is not None, "a search has calibration documents"
-        self._budget = TOKENS_PER_DOCUMENT * evidence.batch_size
+        model, self.step, self._resume = self.context.model, self.context.step, self.context.resume
+        self.lm, self.weights, self.decomposer = model.lm, model.weights, model.decomposer
+        assert self.step.calibration is not None, "a search has calibration documents"
+        self._budget = TOKENS_PER_DOCUMENT * self.step.calibration.batch_size
         self._put_aside: dict[tuple[str, str], Any] = {}
         self._standing: dict[str, Any] = {}
-        self._known = {row["key"]: row for row in self.work.rows("trials")} if self.work is not None else {}
+        self._known = {row["key"]: row for row in self._resume.rows("trials")} if self._resume is not None else {}
         self._other_passes = 0.0
         self._questions = self._in_tokens()
         self._batches, self._replay = self._arranged([range(len(self.documents))], self._budget)
@@ -169,7 +162,7 @@ class CandidateEvaluator:
         its decomposition does not converge.
         """
         with _converging(matrix):
-            left, right = self.factors.truncation(self.weight(matrix)).serving(ranks)
+            left, right = self.decomposer.truncation(self.weight(matrix)).serving(ranks)
         return Nested(left, right, tuple(ranks))
 
     def generator(self, matrix: Matrix, seed: int | None = None) -> Generator:
@@ -209,7 +202,7 @@ class CandidateEvaluator:
         """Try alternatives for one matrix on all documents, on top of what stands. settings: what each is, for the
         record.
 
-        Trials found in the workplace are not made again.
+        Trials found in the resume state are not made again.
         """
         import torch
 
@@ -228,7 +221,8 @@ class CandidateEvaluator:
         return made
 
     def _kept(self, asked: Any, make: Callable[[], list[Trial]]) -> list[Trial]:
-        """Trials that the workplace has, or else made now and kept there, with what they cost. asked: what tells them
+        """Trials that the resume state has, or else made now and kept there, with what they cost. asked: what tells
+        them
         from others.
         """
         key = json.dumps(asked, sort_keys=True)
@@ -244,9 +238,9 @@ class CandidateEvaluator:
         else:
             started, passes = time.perf_counter(), self._replay.passes
             made = make()
-            if self.work is not None:
+            if self._resume is not None:
                 cost = {"passes": self._replay.passes - passes, "seconds": time.perf_counter() - started}
-                self.work.append(
+                self._resume.append(
                     "trials",
                     {
                         "key": key,
@@ -258,7 +252,7 @@ class CandidateEvaluator:
                     },
                 )
         self.trials += made
-        self.tried(len(made))
+        self.context.progress.advance(len(made))
         return made
 
     def _hardest_first(self) -> list[int]:
@@ -373,7 +367,8 @@ class CandidateEvaluator:
         assert self.step.calibration is not None
         self._other_passes += 1
         self.backward_passes += "singular_value_gradients" in names
-        return gather(self.lm, matrices, names, self.documents, self.step.calibration.batch_size, components or none)
+        batches = DocumentBatches(self.documents, self.step.calibration.batch_size)
+        return gather(self.lm, matrices, names, batches, components or none)
 
     def __enter__(self) -> CandidateEvaluator:
         return self

@@ -5,6 +5,7 @@ matrices, found by a gradient and cut in clusters (arXiv:2510.20800).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from harness_ext.methods import Svd
     from harness_ext.model.layout import Matrix
     from harness_ext.search.evaluator import CandidateEvaluator
-    from harness_ext.search.scoring import Score
-    from harness_ext.search.trials import Hopeless, Partial
+    from harness_ext.search.scoring import CandidateScore
+    from harness_ext.search.trials import Hopeless, Partial, Trial
 
 Positive = Annotated[int, Field(ge=1)]
 Clusters = Annotated[tuple[Positive, ...], Field(min_length=1)]
@@ -104,7 +105,7 @@ def laser_compose(evaluator: CandidateEvaluator, /, *, fractions: Fractions = GR
     return SearchResult(tuple(kept))
 
 
-def _cannot_rise_above(standing: Score) -> Hopeless:
+def _cannot_rise_above(standing: CandidateScore) -> Hopeless:
     """For a search that takes what is better than what stands: an alternative is hopeless where all the rest right
     would not make it so, or not make it the best.
     """
@@ -159,64 +160,72 @@ def laser_gradient(
     and `s_i v_i` or `s_i u_i` and `v_i`: either way
     their gradient is `s_i g_i`.
     """
-    from harness_ext.search.candidates import Joined
-    from harness_ext.search.trials import best_of, cannot_win
+    from harness_ext.search.trials import best_of
 
-    found = evaluator.gather(
+    gradients = evaluator.gather(
         evaluator.matrices, frozenset({"singular_value_gradients"}), lambda matrix: _components(evaluator, matrix)
     )
     worth = {
-        matrix.key: _worth(found[matrix.key]["singular_value_gradients"], beyond)
+        matrix.key: _worth(gradients[matrix.key]["singular_value_gradients"], beyond)
         for matrix in evaluator.matrices
         if grid_of(matrix.shape, fractions)
     }
     promising = sorted(worth, key=lambda key: -worth[key])[:top]
-    tried: list[Any] = []
-
-    def try_in(keys: Sequence[str], counts: Sequence[int]) -> None:
-        # From the last layer on, as in `laser_search`.
-        for matrix in reversed([matrix for matrix in evaluator.matrices if matrix.key in keys]):
-            grid = tuple(grid_of(matrix.shape, fractions))
-            fit = [count for count in counts if count <= matrix.shape[0]]
-            if not fit:
-                continue
-            settings = [
-                (
-                    truncation(matrix, fraction)
-                    if count == 1
-                    else clustered(matrix, fraction, count, grouping, evaluator.step.seed)
-                )
-                for count in fit
-                for fraction in grid
-            ]
-            alternatives = Joined(tuple(_clustered(evaluator, matrix, grid, count, grouping) for count in fit))
-            eligible = [trial for trial in tried if trial.eligible]
-            tried.extend(
-                evaluator.try_out(
-                    matrix, alternatives, settings, cannot_win(best_of(eligible).score if eligible else None)
-                )
-            )
-
+    trials = _ClusterTrials(evaluator, fractions, grouping)
     if 1 in clusters:
-        try_in(promising, (1,))
-    order = {matrix.key: place for place, matrix in enumerate(evaluator.matrices)}
-
-    def in_order() -> list[Any]:
-        return sorted(tried, key=lambda trial: order[trial.setting["matrices"][0]])
-
+        trials.make(promising, (1,))
     # A matrix whose trials were all dropped comes after those that held out.
-    best_first = [
-        trial.setting["matrices"][0]
-        for trial in sorted(in_order(), key=lambda trial: (-trial.score.correct, trial.loss))
-        if trial.eligible
-    ]
-    try_in(list(dict.fromkeys([*best_first, *promising]))[:refined], [count for count in clusters if count > 1])
-    best = best_of(in_order())
+    refinable = list(dict.fromkeys([*trials.best_matrices(), *promising]))[:refined]
+    trials.make(refinable, [count for count in clusters if count > 1])
+    best = best_of(trials.in_order())
     listed = ", ".join(f"{key} ({worth[key]:.3g})" for key in promising)
     return SearchResult(
         (best.setting,),
         (f"of {len(worth)} matrices these were tried, with the fall of the loss that the gradient promises: {listed}",),
     )
+
+
+@dataclass
+class _ClusterTrials:
+    """Trials of matrices, whole or in clusters of rows, with every fraction."""
+
+    evaluator: CandidateEvaluator
+    fractions: Sequence[float]
+    grouping: str
+    made: list[Trial] = field(default_factory=list)
+
+    def make(self, keys: Sequence[str], counts: Sequence[int]) -> None:
+        """Try these matrices, from the last layer on as in `laser_search`, in each of these numbers of clusters."""
+        from harness_ext.search.candidates import Joined
+        from harness_ext.search.trials import best_of, cannot_win
+
+        for matrix in reversed([matrix for matrix in self.evaluator.matrices if matrix.key in keys]):
+            grid = tuple(grid_of(matrix.shape, self.fractions))
+            fit = [count for count in counts if count <= matrix.shape[0]]
+            if not fit:
+                continue
+            settings = [self._setting(matrix, fraction, count) for count in fit for fraction in grid]
+            alternatives = Joined(
+                tuple(_clustered(self.evaluator, matrix, grid, count, self.grouping) for count in fit)
+            )
+            eligible = [trial for trial in self.made if trial.eligible]
+            bar = best_of(eligible).score if eligible else None
+            self.made.extend(self.evaluator.try_out(matrix, alternatives, settings, cannot_win(bar)))
+
+    def _setting(self, matrix: Matrix, fraction: float, count: int) -> dict[str, Any]:
+        if count == 1:
+            return truncation(matrix, fraction)
+        return clustered(matrix, fraction, count, self.grouping, self.evaluator.step.seed)
+
+    def in_order(self) -> list[Trial]:
+        """The trials in the order of the model's matrices."""
+        order = {matrix.key: place for place, matrix in enumerate(self.evaluator.matrices)}
+        return sorted(self.made, key=lambda trial: order[trial.setting["matrices"][0]])
+
+    def best_matrices(self) -> list[str]:
+        """The matrices of trials that held out, the best trial's first."""
+        ranked = sorted(self.in_order(), key=lambda trial: (-trial.score.correct, trial.loss))
+        return [trial.setting["matrices"][0] for trial in ranked if trial.eligible]
 
 
 def clustered(matrix: Matrix, fraction: float, clusters: int, grouping: str, seed: int) -> dict[str, Any]:

@@ -10,24 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from harness_ext.editing.records import VariantFailed
-from harness_ext.errors import UserError
+from harness_ext.errors import VariantFailed
 from harness_ext.methods.search_registry import planned_trials, registered_searches
 from harness_ext.recipe.recipe import Recipe, recipe_from
 from harness_ext.recipe.schema import Step
 from harness_ext.search.evaluator import CandidateEvaluator
-from harness_ext.search.scoring import Score
+from harness_ext.search.scoring import CandidateScore
 from harness_ext.search.trials import Trial
 
 if TYPE_CHECKING:
-    from lm_eval.models.huggingface import HFLM
-
+    from harness_ext.calibration.context import StepContext
     from harness_ext.calibration.documents import LabelledDocument
-    from harness_ext.editing.pipeline import Progress
-    from harness_ext.linalg.decompose import Decomposer
     from harness_ext.model.layout import Matrix
-    from harness_ext.model.weights import Weights
-    from harness_ext.storage.resume import ResumeState
 
 
 @dataclass
@@ -56,36 +50,28 @@ class SearchOutcome:
 
 
 def run_search(
-    lm: HFLM,
-    weights: Weights,
-    factors: Decomposer,
-    step: Step,
-    number: int,
-    matrices: tuple[Matrix, ...],
-    documents: Sequence[LabelledDocument],
-    progress: Progress,
-    work: ResumeState | None,
-    where: str,
+    context: StepContext, matrices: tuple[Matrix, ...], documents: Sequence[LabelledDocument]
 ) -> SearchOutcome:
     """Run the search of one step. Nothing of the model is changed when this returns.
 
     Raises UserError for what the recipe's author can mend, and VariantFailed, with the record of the trials made so
     far, for what the model makes impossible.
     """
+    step = context.step
     search = registered_searches()[step.method]
     started = time.perf_counter()
-    planned = planned_trials(step.method, matrices, weights.layout.layers, step.parameters, where)
-    progress.start(f"{step.method}: searching", planned)
+    planned = planned_trials(step.method, matrices, context.model.weights.layout.layers, step.parameters)
+    context.progress.start(f"{step.method}: searching", planned)
     evaluator: CandidateEvaluator | None = None
     record: dict[str, Any] = {
-        "step": number,
+        "step": context.number,
         "method": step.method,
         "seed": step.seed,
         "documents": len(documents),
         "planned": planned,
     }
     try:
-        with CandidateEvaluator(lm, weights, factors, step, matrices, documents, work, progress.advance) as evaluator:
+        with CandidateEvaluator(context, matrices, documents) as evaluator:
             found = search.function(evaluator, **step.parameters)
         steps = tuple(
             recipe_from(
@@ -93,13 +79,11 @@ def run_search(
                 origin=step.method,
             ).steps
         )
-    except UserError as error:
-        raise UserError(f"{where}{error}") from None
     except VariantFailed as error:
         error.searches = [record | (_trials(evaluator) if evaluator is not None else {})]
         raise
     finally:
-        progress.stop()
+        context.progress.stop()
     chosen = [one.model_dump(mode="json", exclude_none=True) for one in steps]
     record |= {
         "chosen": chosen,
@@ -165,7 +149,7 @@ def _stands_in(setting: Mapping[str, Any], step: Mapping[str, Any]) -> bool:
     )
 
 
-def _score(score: Score) -> dict[str, Any]:
+def _score(score: CandidateScore) -> dict[str, Any]:
     return {
         "correct": score.correct,
         "accuracy": score.correct / max(1, score.documents),

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from harness_ext.calibration.documents import LabelledDocument
 
 
-class Score(NamedTuple):
+class CandidateScore(NamedTuple):
     """Documents right, of how many, and their mean loss in nats: NaN where it is not finite."""
 
     correct: int

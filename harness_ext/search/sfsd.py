@@ -1,7 +1,7 @@
 """Searches for the ranks of feature-space decompositions: matrix after matrix by trial (SFSD, arXiv:2405.13039), or all
 at once by predicted changes of the loss (zero-sum).
 
-Both end in one ordinary step of `feature_space` with a rank for each matrix. Its evidence is that of the unedited
+Both end in one ordinary step of `feature_space` with a rank for each matrix. Its statistics are those of the unedited
 model; that is also what the trials saw, since a search from the last layer to the first
 changes nothing that comes before the matrix at hand.
 """
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from harness_ext.editing.records import stored_parameters
 from harness_ext.errors import UserError
 from harness_ext.methods.search_registry import Fraction, Fractions, SearchResult, search
+from harness_ext.model.size import stored_parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -260,7 +260,7 @@ def zero_sum(evaluator: CandidateEvaluator, /, *, param_fraction: Fraction = 0.8
         effects |= {key: (-found["singular_value_gradients"]).tolist() for key, found in gradients.items()}
     ranks = allotted({matrix.key: matrix.shape for matrix in evaluator.matrices}, effects, param_fraction)
     removed = sum(effect for key, rank in ranks.items() for effect in effects[key][rank:])
-    evaluator.tried(1)
+    evaluator.context.progress.advance(1)
     return SearchResult(
         (_step(evaluator, ranks, centred=False, bias=False),) if ranks else (),
         (f"the predicted change of the loss is {removed:+.3g} nats",),

@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness_ext.editing.records import VariantFailed
-from harness_ext.errors import UserError
-from harness_ext.search.scoring import Score
+from harness_ext.errors import UserError, VariantFailed
+from harness_ext.search.scoring import CandidateScore
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,9 +68,9 @@ class Trial:
         return NOT_RUN in self.right
 
     @property
-    def score(self) -> Score:
+    def score(self) -> CandidateScore:
         """Over the documents that were run."""
-        return Score(self.right.count("1"), len(self.right) - self.right.count(NOT_RUN), self.loss)
+        return CandidateScore(self.right.count("1"), len(self.right) - self.right.count(NOT_RUN), self.loss)
 
     @property
     def eligible(self) -> bool:
@@ -87,7 +86,7 @@ class Trial:
         return sum(self.right[place] != NOT_RUN for place in places)
 
 
-def cannot_win(bar: Score | None) -> Hopeless:
+def cannot_win(bar: CandidateScore | None) -> Hopeless:
     """For a search of the highest accuracy, and among equals the lowest loss: an alternative is hopeless where all the
     rest right would not bring it up to the best.
 

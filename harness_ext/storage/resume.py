@@ -32,7 +32,7 @@ class ResumeState:
         self.folder = folder
 
     def part(self, name: str) -> ResumeState:
-        """A workplace inside this one."""
+        """A state inside this one."""
         return ResumeState(self.folder / name)
 
     def rows(self, name: str) -> list[dict[str, Any]]:

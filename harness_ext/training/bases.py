@@ -46,7 +46,7 @@ class Bases:
         values = self.values.detach()[places].requires_grad_(True)
         return replace(self, u=self.u[:, places], values=values, vh=self.vh[places], kept=self.kept[places])
 
-    def pair(self) -> Pair:
+    def pair(self) -> FactorPair:
         """The same matrix as `[U sqrt|s|, A] [sign(s) sqrt|s| V^T; B]`, to be trained as a whole."""
         import torch
 
@@ -54,11 +54,11 @@ class Bases:
         root = values.abs().sqrt()
         left = torch.cat([self.u * root, self.added_left.detach()], dim=1)
         right = torch.cat([(values.sign() * root)[:, None] * self.vh, self.added_right.detach()])
-        return Pair(left.requires_grad_(True), right.requires_grad_(True))
+        return FactorPair(left.requires_grad_(True), right.requires_grad_(True))
 
 
 @dataclass(frozen=True)
-class Pair:
+class FactorPair:
     """`W~ = left @ right`, `[m, k + q]` and `[k + q, n]`, both trained."""
 
     left: Tensor
@@ -73,7 +73,7 @@ class Pair:
         """`x -> W~ x` on inputs `[..., n]`."""
         return inputs @ self.right.T @ self.left.T
 
-    def pair(self) -> Pair:
+    def pair(self) -> FactorPair:
         """Itself."""
         return self
 

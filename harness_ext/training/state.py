@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness_ext.model.layout import Matrix
 from harness_ext.recipe.schema import Training
-from harness_ext.training.bases import Bases, Pair
+from harness_ext.training.bases import Bases, FactorPair
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +28,7 @@ class State:
     matrix kept.
     """
 
-    parts: dict[str, Bases | Pair]
+    parts: dict[str, Bases | FactorPair]
     optimizer: AdamW
     epoch: int = 0
     batch: int = 0
@@ -38,7 +38,7 @@ class State:
     bases: list[list[int]] = field(default_factory=list)
 
     def exchange(
-        self, parts: dict[str, Bases | Pair], settings: Training, carried: Mapping[Tensor, Any] | None = None
+        self, parts: dict[str, Bases | FactorPair], settings: Training, carried: Mapping[Tensor, Any] | None = None
     ) -> None:
         """Train other tensors from now on. carried: the optimiser's memory of those that have one."""
         self.parts = parts
@@ -46,7 +46,7 @@ class State:
         self.optimizer.state.update(carried or {})
 
 
-def optimizer_for(parts: Mapping[str, Bases | Pair], settings: Training) -> AdamW:
+def optimizer_for(parts: Mapping[str, Bases | FactorPair], settings: Training) -> AdamW:
     """AdamW over everything trained, without memory."""
     from torch.optim import AdamW
 
@@ -83,7 +83,7 @@ def from_tensors(
     """The state that `as_tensors` took apart. start: gives all bases of a matrix; the factors of the decomposition are
     not kept, being found again.
     """
-    parts: dict[str, Bases | Pair] = {}
+    parts: dict[str, Bases | FactorPair] = {}
     memory: dict[Tensor, Any] = {}
     for matrix in matrices:
         part = _part(kept, matrix, start)
@@ -109,10 +109,10 @@ def from_tensors(
     return state
 
 
-def _part(kept: Mapping[str, Tensor], matrix: Matrix, start: Callable[[Matrix], Bases]) -> Bases | Pair:
+def _part(kept: Mapping[str, Tensor], matrix: Matrix, start: Callable[[Matrix], Bases]) -> Bases | FactorPair:
     full = start(matrix)
     names = ("values", "added_left", "added_right") if f"{matrix.key}.kept" in kept else ("left", "right")
     own = {name: kept[f"{matrix.key}.{name}"].to(full.u).requires_grad_(True) for name in names}
     if "left" in own:
-        return Pair(**own)
+        return FactorPair(**own)
     return replace(full.only(kept[f"{matrix.key}.kept"].to(full.kept)), **own)

@@ -27,12 +27,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from harness_ext.calibration.collect import frozen, pad, summed_loss
+from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import LabelledDocument
-from harness_ext.editing.records import VariantFailed
-from harness_ext.errors import UserError
+from harness_ext.errors import UserError, VariantFailed
 from harness_ext.model.layout import Matrix
 from harness_ext.recipe.schema import Training
-from harness_ext.training.bases import Bases, Pair, bases_to_keep, ratios
+from harness_ext.training.bases import Bases, FactorPair, bases_to_keep, ratios
 from harness_ext.training.override import swapped
 from harness_ext.training.state import State, as_tensors, from_tensors, optimizer_for
 
@@ -74,36 +74,40 @@ def schedule(settings: Training) -> list[Epoch]:
     return [*[Epoch("keeping")] * settings.keeping_epochs, *rounds, *[Epoch("post")] * settings.post_epochs]
 
 
-def check_trainable(matrices: Sequence[Matrix], where: str = "") -> None:
+def check_trainable(matrices: Sequence[Matrix]) -> None:
     """Raise UserError naming the first matrix of an expert: one call computes all experts, and nothing can take the
     place of a single one meanwhile.
     """
     for matrix in matrices:
         if matrix.expert is not None:
-            raise UserError(
-                f"{where}{matrix.key}: experts cannot be trained; choose matrices outside them, such as attn"
-            )
+            raise UserError(f"{matrix.key}: experts cannot be trained; choose matrices outside them, such as attn")
+
+
+class TrainingPlan(NamedTuple):
+    """How matrices are trained. seed: of the order of the documents. start: gives all bases of a matrix, and the new
+    ones.
+    """
+
+    settings: Training
+    seed: int
+    start: Callable[[Matrix], Bases]
 
 
 def train(
     lm: HFLM,
     matrices: Sequence[Matrix],
-    documents: Sequence[LabelledDocument],
-    batch_size: int,
-    settings: Training,
-    seed: int,
-    start: Callable[[Matrix], Bases],
-    work: ResumeState | None = None,
-    progress: Callable[[int], Any] = lambda documents: None,
+    documents: DocumentBatches,
+    plan: TrainingPlan,
+    resume: ResumeState | None = None,
 ) -> Trained:
-    """Train the factors of the matrices, from what was kept in `work` on. start: gives all bases of a matrix, and the
-    new ones. progress: told the number of documents done.
+    """Train the factors of the matrices, from what was kept in `resume` on. documents.advance is told the number of
+    documents done.
 
     The model is left as it was. Raises UserError where a matrix cannot be trained, and VariantFailed where the loss is
     not finite; what was kept then stays.
     """
     check_trainable(matrices)
-    training = _Training(lm, matrices, documents, batch_size, settings, seed, start, work, progress)
+    training = _Training(lm, matrices, documents, plan, resume)
     with ExitStack() as stack:
         stack.enter_context(frozen(lm.model))
         stack.enter_context(swapped(lm.model, matrices, training.part))
@@ -118,34 +122,24 @@ class _Training:
         self,
         lm: HFLM,
         matrices: Sequence[Matrix],
-        documents: Sequence[LabelledDocument],
-        batch_size: int,
-        settings: Training,
-        seed: int,
-        start: Callable[[Matrix], Bases],
-        work: ResumeState | None,
-        progress: Callable[[int], Any],
+        documents: DocumentBatches,
+        plan: TrainingPlan,
+        resume: ResumeState | None,
     ) -> None:
-        self._lm, self._documents, self._batch_size, self._settings, self._seed, self._work, self._progress = (
-            lm,
-            documents,
-            batch_size,
-            settings,
-            seed,
-            work,
-            progress,
-        )
-        self._epochs = schedule(settings)
-        kept = work.tensors(_CHECKPOINT) if work else None
+        self._lm, self._settings, self._seed, self._work = lm, plan.settings, plan.seed, resume
+        self._documents, self._batch_size, self._progress = documents.documents, documents.size, documents.advance
+        self._epochs = schedule(plan.settings)
+        kept = resume.tensors(_CHECKPOINT) if resume else None
         if kept is None:
-            parts: dict[str, Bases | Pair] = {matrix.key: start(matrix) for matrix in matrices}
-            self._state = State(parts, optimizer_for(parts, settings))
+            parts: dict[str, Bases | FactorPair] = {matrix.key: plan.start(matrix) for matrix in matrices}
+            self._state = State(parts, optimizer_for(parts, plan.settings))
         else:
-            self._state = from_tensors(kept, matrices, start, settings)
-            progress(self._state.epoch * len(documents) + min(self._state.batch * batch_size, len(documents)))
+            self._state = from_tensors(kept, matrices, plan.start, plan.settings)
+            count = len(self._documents)
+            self._progress(self._state.epoch * count + min(self._state.batch * self._batch_size, count))
         self._kept_at, self._keeping = time.monotonic(), 0.0
 
-    def part(self, key: str) -> Bases | Pair:
+    def part(self, key: str) -> Bases | FactorPair:
         """What takes the place of a matrix at the moment."""
         return self._state.parts[key]
 
@@ -191,7 +185,7 @@ class _Training:
         if not state.totals:
             state.totals = [float(part.values.detach().double().abs().sum()) for part in bases.values()]
         carried = dict(state.optimizer.state)
-        pruned: dict[str, Bases | Pair] = {}
+        pruned: dict[str, Bases | FactorPair] = {}
         for (key, part), total in zip(bases.items(), state.totals, strict=True):
             places = bases_to_keep(part.values, ratio, total)
             left = part.only(places)

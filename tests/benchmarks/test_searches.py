@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,15 +91,17 @@ def score(model, batches) -> tuple[int, float]:
 
 def searched(lm, documents, specification: str) -> tuple[dict, float]:
     """The record of a search, and its seconds from the recipe to the chosen step, surgery left out."""
-    from harness_ext.editing.pipeline import Progress
+    from harness_ext.calibration.context import StepContext
     from harness_ext.linalg.decompose import Decomposer
+    from harness_ext.progress import Progress
     from harness_ext.recipe.recipe import parse_recipe
-    from harness_ext.search.runner import find
+    from harness_ext.search.runner import run_search
 
     step = parse_recipe(specification).steps[0]
     started = time.process_time()
     # No cache: every matrix is decomposed here.
-    found = find(lm, lm.weights, Decomposer(), step, 0, lm.weights.layout.select(step), documents, Progress(), None, "")
+    context = StepContext(replace(lm.editable, decomposer=Decomposer()), step, 0, Progress())
+    found = run_search(context, lm.weights.layout.select(step), documents)
     return found.record, time.process_time() - started
 
 
@@ -294,7 +297,7 @@ def edited(lm, step: dict):
     """The matrix that an ordinary step makes of the model's."""
     from harness_ext.recipe.recipe import recipe_from
 
-    lm.apply(recipe_from({"name": "found", "steps": [step]}, origin="found"), lambda calibration, where: [])
+    lm.apply(recipe_from({"name": "found", "steps": [step]}, origin="found"), lambda calibration: [])
     weight = lm.model.get_parameter(step["matrices"][0]).detach().clone()
     lm.undo()
     return weight

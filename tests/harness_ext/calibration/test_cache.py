@@ -22,7 +22,7 @@ TEXTS = tuple(
 )
 
 
-def texts(calibration, where):
+def texts(calibration):
     return [CalibrationSet("t", "train", 0, TEXTS[: calibration.samples])]
 
 
@@ -116,7 +116,7 @@ def test_sequential_evidence_is_never_kept(make_lm, gathered: list[str]) -> None
     digest_after(lm, "sfsd")
     assert (
         len(gathered) == 2 * count
-        and not (lm.weights._scratch / "evidence").exists()
+        and not (lm.weights._scratch / "statistics").exists()
         and not (lm.weights._scratch / "results").exists()
     )
 
@@ -126,8 +126,8 @@ def test_without_room_it_is_gathered_again_and_nothing_else_changes(
     make_lm, gathered: list[str], room: int, tmp_path: Path
 ) -> None:
     lm = make_lm("llama")
-    lm.weights.statistics_cache = StatisticsCache(tmp_path, limit_bytes=room)
     count = len(lm.weights.layout.matrices)
+    lm._statistics_cache = StatisticsCache(tmp_path, limit_bytes=room)
     found = [digest_after(lm, specification) for specification in BUDGETS[:2]]
     assert count < len(gathered) <= 2 * count
     assert sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors")) <= 2 * room + 100 * count

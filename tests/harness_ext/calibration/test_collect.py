@@ -12,9 +12,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from harness_ext.calibration import collect
+from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import LabelledDocument
-from harness_ext.editing.records import VariantFailed
-from harness_ext.errors import UserError
+from harness_ext.errors import UserError, VariantFailed
 from harness_ext.methods import Svd
 from harness_ext.recipe.recipe import parse_recipe
 
@@ -161,7 +161,11 @@ def decompose(lm):
 def test_effects_and_means_equal_the_reference(make_lm, family: str, role: str, per_head: str, size: int) -> None:
     lm, matrices, closeness = observable(make_lm, family, f"matrices=[{role}],per_head={per_head}")
     gathered = collect.gather(
-        lm, matrices, frozenset({"counterfactual_effects", "input_mean"}), DOCUMENTS, size, decompose(lm)
+        lm,
+        matrices,
+        frozenset({"counterfactual_effects", "input_mean"}),
+        DocumentBatches(DOCUMENTS, size),
+        decompose(lm),
     )
     for matrix in matrices[-2:]:
         expected = reference_effects(lm, matrix, lm.weights.read(matrix), DOCUMENTS, size)
@@ -182,7 +186,9 @@ def test_effects_and_means_equal_the_reference(make_lm, family: str, role: str, 
 def test_ablation_effects_equal_the_reference(make_lm, family: str, role: str) -> None:
     """The mean over tokens of <g, u_i> s_i (v_i . (x_mean - x)), summed by hand."""
     lm, matrices, closeness = observable(make_lm, family, f"matrices=[{role}]")
-    gathered = collect.gather(lm, matrices, frozenset({"ablation_effects"}), DOCUMENTS, 2, decompose(lm))
+    gathered = collect.gather(
+        lm, matrices, frozenset({"ablation_effects"}), DocumentBatches(DOCUMENTS, 2), decompose(lm)
+    )
     for matrix in matrices:
         u, s, vh = numpy.linalg.svd(lm.weights.read(matrix).numpy(), full_matrices=False)
         seen = [observe(lm, matrix, document) for document in DOCUMENTS]
@@ -208,9 +214,9 @@ def test_an_ablation_effect_is_the_slope_of_the_loss_in_the_removal(make_lm) -> 
     """
     lm = make_lm("gpt2", dtype="float64")
     (matrix,) = lm.weights.layout.select(parse_recipe("identity:matrices=[up_proj],layers=[1]").steps[0])
-    effects = collect.gather(lm, [matrix], frozenset({"ablation_effects"}), DOCUMENTS, 5, decompose(lm))[matrix.key][
-        "ablation_effects"
-    ]
+    effects = collect.gather(
+        lm, [matrix], frozenset({"ablation_effects"}), DocumentBatches(DOCUMENTS, 5), decompose(lm)
+    )[matrix.key]["ablation_effects"]
     mean = torch.cat([observe(lm, matrix, document).inputs for document in DOCUMENTS]).mean(0)
     tokens = sum(encode(lm, document)[0].shape[1] for document in DOCUMENTS)
     weight = lm.weights.read(matrix)
@@ -264,10 +270,10 @@ def test_matrices_taken_in_several_passes_give_the_same(make_lm, monkeypatch) ->
     lm = make_lm("llama")
     matrices = lm.weights.layout.select(parse_recipe("identity:matrices=[attn]").steps[0])
     names = frozenset({"counterfactual_effects", "input_mean"})
-    at_once = collect.gather(lm, matrices, names, DOCUMENTS, 5, decompose(lm))
+    at_once = collect.gather(lm, matrices, names, DocumentBatches(DOCUMENTS, 5), decompose(lm))
     monkeypatch.setattr(collect, "FACTOR_BYTES", 6000)
     assert len(list(collect.groups(matrices, names))) > 3
-    in_parts = collect.gather(lm, matrices, names, DOCUMENTS, 5, decompose(lm))
+    in_parts = collect.gather(lm, matrices, names, DocumentBatches(DOCUMENTS, 5), decompose(lm))
     for key, values in at_once.items():
         for name, value in values.items():
             torch.testing.assert_close(in_parts[key][name], value)
@@ -293,7 +299,7 @@ def test_the_gradients_of_two_layers_are_never_there_together(make_lm, monkeypat
         real(self, module, seen, gradient)
 
     monkeypatch.setattr(collect._Observed, "_show", watch)
-    collect.gather(lm, matrices, frozenset({"fisher_information"}), DOCUMENTS[:2], 2, decompose(lm))
+    collect.gather(lm, matrices, frozenset({"fisher_information"}), DocumentBatches(DOCUMENTS[:2], 2), decompose(lm))
     assert layers == sorted(layers, reverse=True) and set(layers) == {0, 1, 2}
     assert all(parameter.grad is None for parameter in lm.model.parameters())
 
@@ -313,10 +319,10 @@ def test_padding_changes_no_statistic(make_lm, plain_family: str, size: int) -> 
             "ablation_effects",
         }
     )
-    alone = collect.gather(lm, matrices, names, DOCUMENTS, 1, decompose(lm))
+    alone = collect.gather(lm, matrices, names, DocumentBatches(DOCUMENTS, 1), decompose(lm))
     for pad in (0, 17):
         lm.tokenizer.pad_token_id = pad
-        for key, values in collect.gather(lm, matrices, names, DOCUMENTS, size, decompose(lm)).items():
+        for key, values in collect.gather(lm, matrices, names, DocumentBatches(DOCUMENTS, size), decompose(lm)).items():
             torch.testing.assert_close(values, alone[key], rtol=1e-4, atol=1e-6)
 
 
@@ -324,7 +330,7 @@ def test_gathering_leaves_no_trace(make_lm) -> None:
     lm = make_lm("gpt2")
     digest = lm.weights.digest()
     matrices = lm.weights.layout.select(parse_recipe("identity").steps[0])
-    collect.gather(lm, matrices, frozenset({"input_mean"}), DOCUMENTS, 2, decompose(lm))
+    collect.gather(lm, matrices, frozenset({"input_mean"}), DocumentBatches(DOCUMENTS, 2), decompose(lm))
     assert lm.weights.digest() == digest
     assert all(parameter.requires_grad and parameter.grad is None for parameter in lm.model.parameters())
     assert not any(module._forward_hooks for module in lm.model.modules())
@@ -334,7 +340,9 @@ def test_a_batch_of_one_has_no_counterfactual(make_lm) -> None:
     lm = make_lm("llama")
     matrices = lm.weights.layout.select(parse_recipe("identity:matrices=[k_proj]").steps[0])
     with pytest.raises(UserError, match="set calibration.batch_size to 2 or more"):
-        collect.gather(lm, matrices, frozenset({"counterfactual_effects"}), DOCUMENTS, 1, decompose(lm))
+        collect.gather(
+            lm, matrices, frozenset({"counterfactual_effects"}), DocumentBatches(DOCUMENTS, 1), decompose(lm)
+        )
 
 
 def test_a_loss_that_is_not_finite_stops_before_any_edit(make_lm) -> None:
@@ -343,4 +351,4 @@ def test_a_loss_that_is_not_finite_stops_before_any_edit(make_lm) -> None:
         lm.model.model.norm.weight.fill_(float("inf"))
     matrices = lm.weights.layout.select(parse_recipe("identity:matrices=[k_proj]").steps[0])
     with pytest.raises(VariantFailed, match="calibration loss is not finite"):
-        collect.gather(lm, matrices, frozenset({"input_mean"}), DOCUMENTS, 2, decompose(lm))
+        collect.gather(lm, matrices, frozenset({"input_mean"}), DocumentBatches(DOCUMENTS, 2), decompose(lm))

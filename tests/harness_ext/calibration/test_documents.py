@@ -123,8 +123,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[CalibrationSet]:
     sets: list[CalibrationSet] = []
     real = pipeline._documents
 
-    def draw(step, number, source, applied, where):
-        found = real(step, number, source, applied, where)
+    def draw(context, source, applied):
+        found = real(context, source, applied)
         sets.extend(each for _, each in applied.calibration)
         return found
 

@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from harness_ext.calibration import collect
+from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
 from harness_ext.editing.edit_matrix import UNSEEN
 from harness_ext.editing.plan import plan
@@ -37,11 +38,11 @@ def mixture(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def documents(calibration, where) -> list[CalibrationSet]:
+def documents(calibration) -> list[CalibrationSet]:
     return [CalibrationSet("t", "train", 0, tuple(DOCUMENTS))]
 
 
-def no_documents(calibration, where):
+def no_documents(calibration):
     pytest.fail("no document was to be asked for")
 
 
@@ -76,7 +77,7 @@ def gradients_of_weights(lm, parameter: str) -> list[torch.Tensor]:
 def test_the_fisher_information_of_an_expert_is_that_of_its_weights_gradient(make_lm, mixture: str, words: str) -> None:
     lm = make_lm(mixture, dtype="float64")
     matrices = select(lm, words)
-    found = collect.gather(lm, matrices, frozenset({"fisher_information"}), DOCUMENTS, 3, no_documents)
+    found = collect.gather(lm, matrices, frozenset({"fisher_information"}), DocumentBatches(DOCUMENTS, 3), no_documents)
     gradients = {
         parameter: gradients_of_weights(lm, parameter) for parameter in {matrix.parameter for matrix in matrices}
     }
@@ -119,7 +120,7 @@ def test_it_does_not_matter_how_the_model_computes_its_experts(make_lm, mixture:
     found = {}
     for implementation in ("eager", "batched_mm", "grouped_mm"):
         lm.model.set_experts_implementation(implementation)
-        found[implementation] = collect.gather(lm, matrices, names, DOCUMENTS, 3, decompose(lm))
+        found[implementation] = collect.gather(lm, matrices, names, DocumentBatches(DOCUMENTS, 3), decompose(lm))
     assert found["eager"]
     for other in ("batched_mm", "grouped_mm"):
         torch.testing.assert_close(found[other], found["eager"], rtol=1e-3, atol=1e-5)
@@ -224,8 +225,7 @@ def test_an_expert_tells_apart_the_pairs_of_which_it_sees_both(make_lm, mixture:
         lm,
         matrices,
         frozenset({"contrast_differences"}),
-        [LabelledDocument("c", text, " w0", text) for text in texts],
-        4,
+        DocumentBatches([LabelledDocument("c", text, " w0", text) for text in texts], 4),
         no_documents,
     )
     seen: list[tuple[torch.Tensor, set[int]]] = []

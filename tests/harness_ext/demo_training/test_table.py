@@ -14,14 +14,14 @@ from harness_ext.demo import demo_path
 from harness_ext.demo_training import card, figures, finetune, spread, table
 from harness_ext.demo_training.figures import Row
 from harness_ext.recipe.recipe import parse_recipe, shipped_names
-from harness_ext.runs.progress import Report
+from harness_ext.runs.progress import ProgressReport
 from harness_ext.runs.session import Session
 from harness_ext.storage.rundir import FinishedRun
 
 
 @pytest.fixture
-def report() -> Report:
-    return Report(quiet=True, bars=False)
+def report() -> ProgressReport:
+    return ProgressReport(quiet=True, bars=False)
 
 
 @pytest.fixture(scope="module")

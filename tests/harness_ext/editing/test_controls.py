@@ -102,7 +102,7 @@ def test_every_document_gets_the_answer_of_another(count: int, seed: int) -> Non
 # At the budget of a receipt.
 
 
-def no_documents(calibration, where):
+def no_documents(calibration):
     pytest.fail("no document was to be asked for")
 
 

@@ -6,13 +6,12 @@ import numpy
 import pytest
 import torch
 
-from harness_ext.editing.records import VariantFailed
-from harness_ext.errors import UserError
+from harness_ext.errors import UserError, VariantFailed
 from harness_ext.model.weights import Weights, model_digest, tensor_digest
 from harness_ext.recipe.recipe import parse_recipe, recipe_from
 
 
-def no_documents(calibration, where):
+def no_documents(calibration):
     pytest.fail("no document was to be asked for")
 
 
@@ -102,7 +101,7 @@ def test_a_bias_that_the_edit_made_counts_after_it_only(make_lm) -> None:
     count = lm.model.num_parameters()
     lm.apply(
         parse_recipe("eigenprune:per_head=false,matrices=[up_proj],layers=[0]"),
-        lambda calibration, where: [CalibrationSet("t", "train", 0, documents)],
+        lambda calibration: [CalibrationSet("t", "train", 0, documents)],
     )
     totals = lm.totals()
     # 20 of 24 components kept are more numbers as factors than dense, so only the new bias of 40 changes the count.

@@ -13,7 +13,7 @@ from harness_ext.model.checkpoint import check_local, identity, read_checkpoint,
 from harness_ext.recipe.recipe import parse_recipe
 
 
-def no_documents(calibration, where):
+def no_documents(calibration):
     pytest.fail("no document was to be asked for")
 
 

@@ -19,8 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness_ext.editing.records import VariantFailed
-from harness_ext.errors import RecipeError, UserError
+from harness_ext.errors import RecipeError, UserError, VariantFailed
 from harness_ext.linalg import cache as disk
 from harness_ext.linalg import gram, randomized
 from harness_ext.linalg.cache import DiskCache, lasting
@@ -188,7 +187,7 @@ def test_where_the_gram_matrix_does_not_do_the_full_decomposition_is_taken_and_r
     assert caught.value.kind == "not_converged"
 
 
-def no_documents(calibration, where):
+def no_documents(calibration):
     pytest.fail("no document was to be asked for")
 
 
@@ -464,12 +463,12 @@ def test_a_folder_that_goes_away_is_made_again(weight: torch.Tensor, tmp_path: P
 WRITER = """
 import sys, torch
 from pathlib import Path
-from harness_ext.factors import Factors
-from harness_ext.factors.disk import DiskCache
+from harness_ext.linalg.cache import DiskCache
+from harness_ext.linalg.decompose import Decomposer
 torch.set_num_threads(1)
 weight = torch.randn(60, 60, generator=torch.Generator().manual_seed(5))
 for number in range(40):
-    factors = Factors(DiskCache(Path(sys.argv[1]), 150_000))
+    factors = Decomposer(DiskCache(Path(sys.argv[1]), 150_000))
     for shift in range(4):
         assert torch.isfinite(factors.of(weight + shift).s).all()
         factors.truncate(weight + shift, lambda singular_values: 7)

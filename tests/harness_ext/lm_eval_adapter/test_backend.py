@@ -13,7 +13,7 @@ from harness_ext.lm_eval_adapter.backend import RecipeLM
 from harness_ext.recipe.recipe import parse_recipe
 
 
-def no_documents(calibration, where):
+def no_documents(calibration):
     pytest.fail("no document was to be asked for")
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness_ext.calibration import collect
+from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.contrast_pairs import contrast_set
 from harness_ext.errors import RecipeError, UserError
 from harness_ext.methods.concept_projection import NO_DIFFERENCE, contrast_projection
@@ -90,8 +91,7 @@ def test_differences_are_those_of_the_inputs_at_the_last_word(make_lm, plain_fam
         lm,
         [matrix],
         frozenset({"contrast_differences"}),
-        [LabelledDocument("c", text, " w0", text) for text in texts],
-        4,
+        DocumentBatches([LabelledDocument("c", text, " w0", text) for text in texts], 4),
         lambda matrix: None,
     )
     last: list[torch.Tensor] = []

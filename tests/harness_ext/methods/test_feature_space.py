@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness_ext.calibration import collect
+from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
 from harness_ext.editing.pipeline import stages
-from harness_ext.editing.records import VariantFailed
+from harness_ext.errors import VariantFailed
 from harness_ext.methods.budget import Keep
 from harness_ext.methods.feature_space import WEIGHT_DIRECTIONS, feature_space
 from harness_ext.recipe.recipe import parse_recipe
@@ -176,7 +177,7 @@ def test_inputs_that_are_all_zero_leave_plain_truncation() -> None:
 # On a model.
 
 
-def texts(calibration, where) -> list[CalibrationSet]:
+def texts(calibration) -> list[CalibrationSet]:
     return [CalibrationSet("t", "train", 0, tuple(TEXTS))]
 
 
@@ -199,9 +200,9 @@ def test_moments_equal_those_of_unpadded_texts(make_lm, plain_family: str, role:
     lm = make_lm(plain_family, dtype="float64")
     (matrix,) = lm.weights.layout.select(parse_recipe(f"identity:matrices=[{role}],layers=[1]").steps[0])
     names = frozenset({"input_mean", "input_second_moment", "input_magnitude"})
-    found = collect.gather(lm, [matrix], names, TEXTS, 3, lambda matrix: pytest.fail("no factors are needed"))[
-        matrix.key
-    ]
+    found = collect.gather(
+        lm, [matrix], names, DocumentBatches(TEXTS, 3), lambda matrix: pytest.fail("no factors are needed")
+    )[matrix.key]
     inputs = inputs_of(lm, matrix)
     numpy.testing.assert_allclose(
         found["input_second_moment"].numpy(), inputs.T @ inputs / len(inputs), rtol=1e-5, atol=1e-6
@@ -214,10 +215,10 @@ def test_moments_are_gathered_in_bounded_memory(make_lm, monkeypatch) -> None:
     lm = make_lm("llama")
     matrices = lm.weights.layout.select(parse_recipe("identity").steps[0])
     names = frozenset({"input_second_moment"})
-    at_once = collect.gather(lm, matrices, names, TEXTS, 4, lambda matrix: None)
+    at_once = collect.gather(lm, matrices, names, DocumentBatches(TEXTS, 4), lambda matrix: None)
     monkeypatch.setattr(collect, "FACTOR_BYTES", 2 * 8 * 40 * 40)
     assert len(list(collect.groups(matrices, names))) > 3
-    for key, values in collect.gather(lm, matrices, names, TEXTS, 4, lambda matrix: None).items():
+    for key, values in collect.gather(lm, matrices, names, DocumentBatches(TEXTS, 4), lambda matrix: None).items():
         torch.testing.assert_close(values["input_second_moment"], at_once[key]["input_second_moment"])
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from harness_ext.calibration import collect
+from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
 from harness_ext.editing.plan import plan
 from harness_ext.linalg.decompose import Decomposer
@@ -173,8 +174,7 @@ def test_the_fisher_information_equals_that_of_whole_gradients(
         lm,
         [matrix],
         frozenset({"fisher_information"}),
-        DOCUMENTS,
-        size,
+        DocumentBatches(DOCUMENTS, size),
         lambda matrix: pytest.fail("no factors are needed"),
     )
     parameter = dict(lm.model.named_parameters())[matrix.parameter]
@@ -216,7 +216,7 @@ def test_sparse_yardsticks_keep_exactly_the_largest(shape, density: float) -> No
     assert pruned.rank == min(matrix.shape) and pruned.bias_shift is None
 
 
-def documents(calibration, where) -> list[CalibrationSet]:
+def documents(calibration) -> list[CalibrationSet]:
     return [CalibrationSet("t", "train", 0, tuple(DOCUMENTS))]
 
 

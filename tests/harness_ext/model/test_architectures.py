@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from harness_ext.calibration import collect
+from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import LabelledDocument
 from harness_ext.editing.plan import plan
 from harness_ext.errors import UserError
@@ -35,7 +36,7 @@ GATED = {"llama", "llama-biased", "mistral", "qwen2", "qwen3", "gemma2", "gemma3
 EAGER = ("gemma2", "bloom")
 
 
-def no_documents(calibration, where):
+def no_documents(calibration):
     pytest.fail("no document was to be asked for")
 
 
@@ -289,7 +290,7 @@ def test_statistics_are_gathered_at_every_role(make_lm, every_family: str) -> No
     """
     lm = make_lm(every_family, dtype="float32" if every_family in EAGER else "float64")
     matrices = modules_only(lm.weights.layout.select(step(["all"], [1], per_head=True)))
-    gathered = collect.gather(lm, matrices, frozenset({"input_mean"}), DOCUMENTS, 2, no_documents)
+    gathered = collect.gather(lm, matrices, frozenset({"input_mean"}), DocumentBatches(DOCUMENTS, 2), no_documents)
     for matrix in matrices:
         seen: list[torch.Tensor] = []
         handle = lm.model.get_submodule(matrix.module).register_forward_hook(

@@ -17,7 +17,7 @@ from harness_ext.editing.records import standing
 from harness_ext.errors import RecipeError, UserError
 from harness_ext.lm_eval_adapter.throughput import Clock
 from harness_ext.model.checkpoint import read_checkpoint
-from harness_ext.model.low_rank import LowRankLinear, Part
+from harness_ext.model.low_rank import LowRankLinear, LowRankPart
 from harness_ext.model.slices import left_over, overlap, places, put, take
 from harness_ext.model.weights import model_digest
 from harness_ext.recipe.recipe import parse_recipe, recipe_from
@@ -30,7 +30,7 @@ DOCUMENTS = tuple(
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")
 
 
-def documents(calibration, where):
+def documents(calibration):
     return [CalibrationSet("t", "train", 0, DOCUMENTS)]
 
 
@@ -509,7 +509,7 @@ def test_a_layer_of_interleaved_parts_by_hand() -> None:
         for ranges in (one, two)
     }
     layer = LowRankLinear(
-        dense, [Part(ranges, None, *pair) for ranges, pair in factors.items()], bias, transposed=False
+        dense, [LowRankPart(ranges, None, *pair) for ranges, pair in factors.items()], bias, transposed=False
     )
     whole = dense.clone()
     for ranges, (left, right) in factors.items():

@@ -20,7 +20,7 @@ DOCUMENTS = tuple(
 )
 
 
-def documents(calibration, where):
+def documents(calibration):
     return [CalibrationSet("t", "train", 0, DOCUMENTS)]
 
 

@@ -68,7 +68,7 @@ def documents_for(lm, count: int = 16) -> list[LabelledDocument]:
 
 
 def drawing(documents):
-    return lambda calibration, where: [CalibrationSet("t", "train", 0, tuple(documents))]
+    return lambda calibration: [CalibrationSet("t", "train", 0, tuple(documents))]
 
 
 def scored(lm, documents) -> tuple[int, float]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
 from harness_ext.errors import RecipeError
 from harness_ext.methods import Svd
@@ -29,7 +30,7 @@ DOCUMENTS = [
 ]
 
 
-def documents(calibration, where) -> list[CalibrationSet]:
+def documents(calibration) -> list[CalibrationSet]:
     return [CalibrationSet("t", "train", 0, tuple(DOCUMENTS))]
 
 
@@ -90,7 +91,9 @@ def test_the_loss_falls_with_every_round_and_the_edit_has_the_loss_found(make_lm
     before, counts = mean_loss(lm, DOCUMENTS, 5), []
     losses = [before]
     for rounds in (1, 2, 3):
-        found = greedy_search(lm, matrices, DOCUMENTS, 5, SearchSettings(rounds=rounds, at_once=4), decompose(lm))
+        found = greedy_search(
+            lm, matrices, DocumentBatches(DOCUMENTS, 5), SearchSettings(rounds=rounds, at_once=4), decompose(lm)
+        )
         marks, means = (
             {key: values[name] for key, values in found.items()} for name in ("removed_components", "input_mean")
         )
@@ -111,7 +114,7 @@ def test_a_search_that_finds_nothing_changes_nothing(make_lm, monkeypatch) -> No
     lm = make_lm("llama")
     matrices = lm.weights.layout.select(parse_recipe("identity:matrices=[down_proj]").steps[0])
     monkeypatch.setattr("harness_ext.search.eigenprune_greedy._candidates", lambda effects, removed: [])
-    found = greedy_search(lm, matrices, DOCUMENTS, 5, SearchSettings(), decompose(lm))
+    found = greedy_search(lm, matrices, DocumentBatches(DOCUMENTS, 5), SearchSettings(), decompose(lm))
     assert not any(values["removed_components"].any() for values in found.values())
 
 

@@ -12,15 +12,15 @@ import torch
 
 from harness_ext.editing.controls import NoControl, control_recipe
 from harness_ext.editing.plan import plan
-from harness_ext.editing.records import VariantFailed, rows
-from harness_ext.errors import RecipeError, UserError
+from harness_ext.editing.records import rows
+from harness_ext.errors import RecipeError, UserError, VariantFailed
 from harness_ext.lm_eval_adapter.backend import RecipeLM
 from harness_ext.model.checkpoint import read_checkpoint
 from harness_ext.model.weights import model_digest
 from harness_ext.recipe.recipe import parse_recipe, recipe_from
 from harness_ext.search.laser import _cannot_rise_above
 from harness_ext.search.runner import without_searching
-from harness_ext.search.scoring import Score
+from harness_ext.search.scoring import CandidateScore
 from harness_ext.search.trials import Partial, cannot_win
 from harness_ext.storage.resume import ResumeState
 from tests.harness_ext.conftest import MIXTURES
@@ -125,12 +125,12 @@ def test_a_killed_search_goes_on_to_the_same_winner(make_lm, tmp_path: Path, mon
     monkeypatch.setattr(ResumeState, "append", killed)
     digest = model_digest(lm.model)
     with pytest.raises(Killed):
-        lm.apply(parsed, drawing(documents), work=work)
+        lm.apply(parsed, drawing(documents), resume=work)
     assert model_digest(lm.model) == digest
     monkeypatch.setattr(ResumeState, "append", append)
     kept = work.part("step-0").rows("trials")
     assert len(kept) == 3
-    resumed = lm.apply(parsed, drawing(documents), work=work).searches[0]
+    resumed = lm.apply(parsed, drawing(documents), resume=work).searches[0]
     lm.undo()
     assert (resumed["chosen"], resumed["trials"]) == (whole["chosen"], whole["trials"])
     assert (whole["resumed"], resumed["resumed"]) == (0, sum(len(row["trials"]) for row in kept))
@@ -230,7 +230,7 @@ def test_an_alternative_that_cannot_be_chosen_leads_nobody() -> None:
         torch.tensor([1, 1, 1, 0], dtype=torch.bool),
     )
     assert cannot_win(None)(infinite).tolist() == [True, False]
-    assert _cannot_rise_above(Score(0, 4, 1.0))(infinite).tolist() == [True, False]
+    assert _cannot_rise_above(CandidateScore(0, 4, 1.0))(infinite).tolist() == [True, False]
     assert cannot_win(None)(infinite._replace(loss=torch.ones(2, 4))).tolist() == [False, True]
 
 
@@ -380,7 +380,7 @@ def test_a_loss_that_is_not_finite_keeps_the_trials(make_lm, tmp_path: Path) -> 
     handle = head.register_forward_hook(broken)
     work = ResumeState(tmp_path / "work")
     with pytest.raises(VariantFailed, match="of the 36 trials none has a finite loss") as failed:
-        lm.apply(step, drawing(documents), work=work)
+        lm.apply(step, drawing(documents), resume=work)
     (record,) = failed.value.searches
     assert len(record["trials"]) == 36 and {trial["loss"] for trial in record["trials"]} == {None}
     assert sum(len(row["trials"]) for row in work.part("step-0").rows("trials")) == 36
@@ -402,6 +402,6 @@ def test_ranks_must_be_there_for_every_matrix(make_lm) -> None:
         ],
     }
     with pytest.raises(UserError, match=r"model.layers.1.mlp.down_proj.weight: keep.ranks has no rank for it"):
-        lm.apply(recipe_from(data, origin="r"), lambda calibration, where: [])
+        lm.apply(recipe_from(data, origin="r"), lambda calibration: [])
     with pytest.raises(RecipeError, match="exactly one of rank, rank_fraction, energy, param_fraction, ranks"):
         parse_recipe("svd:keep.rank=3,keep.ranks={a: 1}")

@@ -5,15 +5,18 @@ time; and that against lm-eval itself.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 import torch
 from lm_eval.api.instance import Instance
 
+from harness_ext.calibration.context import StepContext
 from harness_ext.calibration.documents import LabelledDocument
 from harness_ext.linalg.decompose import Decomposer
 from harness_ext.methods.budget import Keep
 from harness_ext.methods.clustered_svd import blocks, truncate_clusters
+from harness_ext.progress import Progress
 from harness_ext.recipe.recipe import parse_recipe
 from harness_ext.search import suffix_replay
 from harness_ext.search.candidates import Grouped, Nested
@@ -38,9 +41,14 @@ DOCUMENTS = [
 ]
 
 
+def context_for(lm, step) -> StepContext:
+    """A step on the model as it is, without a cache: every matrix is decomposed anew."""
+    return StepContext(replace(lm.editable, decomposer=Decomposer()), step, 0, Progress())
+
+
 def evaluator_for(lm, specification: str, documents=DOCUMENTS) -> CandidateEvaluator:
     step = parse_recipe(specification).steps[0]
-    return CandidateEvaluator(lm, lm.weights, Decomposer(), step, lm.weights.layout.select(step), documents)
+    return CandidateEvaluator(context_for(lm, step), lm.weights.layout.select(step), documents)
 
 
 def check(lm, evaluator: CandidateEvaluator, matrix, ranks=(3, 1, 5), notes=0) -> None:

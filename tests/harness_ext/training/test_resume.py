@@ -16,8 +16,8 @@ import torch
 
 from harness_ext.calibration.collect import summed_loss
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
-from harness_ext.editing.pipeline import Progress
-from harness_ext.editing.records import VariantFailed
+from harness_ext.errors import VariantFailed
+from harness_ext.progress import Progress
 from harness_ext.recipe.recipe import parse_recipe
 from harness_ext.storage.resume import ResumeState
 from harness_ext.training import trainer
@@ -70,7 +70,7 @@ class Batches:
         self.last = None if more is None else self.count + more
 
 
-def documents(calibration, where) -> list[CalibrationSet]:
+def documents(calibration) -> list[CalibrationSet]:
     return [CalibrationSet("t", "train", 0, DOCUMENTS)]
 
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from harness_ext.calibration.collect import pad, summed_loss
+from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
 from harness_ext.editing.plan import plan
-from harness_ext.editing.records import VariantFailed
-from harness_ext.errors import RecipeError, UserError
+from harness_ext.errors import RecipeError, UserError, VariantFailed
 from harness_ext.methods import Svd
 from harness_ext.methods.basis_selection import basis_selection
 from harness_ext.recipe.recipe import parse_recipe
@@ -25,7 +25,7 @@ from harness_ext.recipe.schema import Training
 from harness_ext.search.eigenprune_greedy import mean_loss
 from harness_ext.training.bases import Bases, all_bases, bases_to_keep, ratios
 from harness_ext.training.override import swapped
-from harness_ext.training.trainer import all_labels, schedule, train
+from harness_ext.training.trainer import TrainingPlan, all_labels, schedule, train
 
 DOCUMENTS = [
     LabelledDocument("t", context, answer, context)
@@ -50,7 +50,7 @@ QUICK = {
 EAGER = ("gemma2", "bloom")
 
 
-def documents(calibration, where) -> list[CalibrationSet]:
+def documents(calibration) -> list[CalibrationSet]:
     return [CalibrationSet("t", "train", 0, tuple(DOCUMENTS))]
 
 
@@ -314,11 +314,8 @@ def test_a_training_equals_the_reference(make_lm, loss: str) -> None:
     trained = train(
         lm,
         [matrix],
-        DOCUMENTS,
-        2,
-        asked,
-        7,
-        lambda matrix: all_bases(decomposed(lm, matrix), asked.added_rank, generator()),
+        DocumentBatches(DOCUMENTS, 2),
+        TrainingPlan(asked, 7, lambda matrix: all_bases(decomposed(lm, matrix), asked.added_rank, generator())),
     )
     expected, losses = reference(lm, matrix, asked, 7, all_bases(decomposed(lm, matrix), asked.added_rank, generator()))
     left, right = trained.factors[matrix.key].values()

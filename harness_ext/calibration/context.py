@@ -1,0 +1,56 @@
+"""What a step of a recipe works with, held in one value instead of being handed through function by function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lm_eval.models.huggingface import HFLM
+
+    from harness_ext.calibration.cache import StatisticsCache
+    from harness_ext.calibration.documents import LabelledDocument
+    from harness_ext.linalg.decompose import Decomposer
+    from harness_ext.model.weights import Weights
+    from harness_ext.progress import Progress
+    from harness_ext.recipe.schema import Step
+    from harness_ext.storage.resume import ResumeState
+
+
+def _unheard(count: int) -> None:
+    """Nobody is told."""
+
+
+@dataclass(frozen=True)
+class DocumentBatches:
+    """Calibration documents, taken `size` at a time. advance: told how many units of a pass over them are done."""
+
+    documents: Sequence[LabelledDocument]
+    size: int
+    advance: Callable[[int], Any] = _unheard
+
+
+@dataclass(frozen=True)
+class EditableModel:
+    """A loaded model with what edits of it are made from: its weights with undo, decompositions of them, and statistics
+    that an earlier recipe of the session gathered.
+    """
+
+    lm: HFLM
+    weights: Weights
+    decomposer: Decomposer
+    statistics_cache: StatisticsCache
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """One step of a recipe on one model. number: of the step in its recipe, from 0. resume: where the step keeps what
+    it needs to go on after a kill; None to keep nothing.
+    """
+
+    model: EditableModel
+    step: Step
+    number: int
+    progress: Progress
+    resume: ResumeState | None = None

@@ -1,0 +1,69 @@
+"""The size of a model: parameters, bytes, and operations a token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """A model in numbers. element_bytes: of each parameter, by name. used: the share of each that multiplies a
+    token.
+    """
+
+    parameters: int
+    stored_bytes: int
+    flops_per_token: int
+    element_bytes: Mapping[str, int]
+    used: Mapping[str, Fraction]
+
+
+def stored_parameters(shape: tuple[int, int], rank: int) -> int:
+    """Numbers needed for an `[m, n]` matrix of this rank: two factors below the break-even rank `m n / (m + n)`, dense
+    above.
+    """
+    rows, columns = shape
+    return min(rows * columns, rank * (rows + columns))
+
+
+def size_of(model: nn.Module) -> ModelSize:
+    """Measure a model as it is."""
+    parameters = dict(model.named_parameters())
+    used = {name: _share_used(model, value) for name, value in parameters.items()}
+    flops = 2 * _multiplied(model) + 2 * sum(
+        used[name] * value.numel() for name, value in parameters.items() if value.ndim == 3
+    )
+    return ModelSize(
+        parameters=sum(value.numel() for value in parameters.values()),
+        stored_bytes=sum(value.numel() * value.element_size() for value in parameters.values()),
+        flops_per_token=round(flops),
+        element_bytes={name: value.element_size() for name, value in parameters.items()},
+        used=used,
+    )
+
+
+def _multiplied(model: nn.Module) -> int:
+    """Weights that multiply every token: those of linear layers, the output head among them even where it shares the
+    embedding's.
+    """
+    from torch.nn import Embedding
+
+    return sum(
+        module.weight.numel()
+        for module in model.modules()
+        if getattr(getattr(module, "weight", None), "ndim", 0) == 2 and not isinstance(module, Embedding)
+    )
+
+
+def _share_used(model: nn.Module, value: Tensor) -> Fraction:
+    """The share of a parameter that multiplies a token: of experts `[experts, out, in]` those that a token is sent to,
+    of any other all.
+    """
+    chosen = getattr(model.config.get_text_config(), "num_experts_per_tok", None)
+    return Fraction(int(chosen), value.shape[0]) if chosen and value.ndim == 3 else Fraction(1)

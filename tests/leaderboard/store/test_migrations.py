@@ -1,0 +1,34 @@
+"""A store of every earlier version opens, and is brought up to date by the next writer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leaderboard.ingest import ingest
+from leaderboard.store import migrations
+from leaderboard.store.database import open_store
+from leaderboard.store.queries import runs
+
+SHIPPED = migrations.all_migrations()
+
+
+@pytest.mark.parametrize("number", [migration.number for migration in SHIPPED[:-1]])
+def test_a_store_of_an_earlier_version_opens(
+    made: Any, kit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    database = tmp_path / "old.duckdb"
+    with monkeypatch.context() as earlier:
+        earlier.setattr(migrations, "all_migrations", lambda: SHIPPED[:number])
+        with open_store(database, read_only=False) as store:
+            rows = store.rows("SELECT max(number) AS number FROM schema_migrations")
+            assert rows == [{"number": number}]
+    before, after = kit.pair(20, 10, lost=1)
+    made.run("baseline", {"sums": before})
+    made.run("laser", {"sums": after})
+    assert len(ingest([made.root], database).added) == 2
+    with open_store(database) as store:
+        assert len(runs(store)) == 2
+        assert store.rows("SELECT max(number) AS number FROM schema_migrations") == [{"number": SHIPPED[-1].number}]
