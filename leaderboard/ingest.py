@@ -21,6 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from leaderboard.board import stored_verdicts
 from leaderboard.board.board import judge_ahead
 from leaderboard.compare import verdict_cache
 from leaderboard.errors import Busy, LeaderboardError, Unreadable
@@ -31,7 +32,6 @@ from leaderboard.readers.safe_json import no_collection
 from leaderboard.readers.samples_reader import SamplesReader
 from leaderboard.store.database import Store, memory_store, open_for_writing_unlocked, open_store, told_when_full
 from leaderboard.store.lock import file_lock
-from leaderboard.store.queries import model_keys
 from leaderboard.store.writer import Added, add_runs, log_rejections
 
 _KEPT = ("deletions", "baselines", "blessings", "gate_runs")  # what a rebuild takes over from the old file
@@ -89,7 +89,8 @@ def ingest(
         if writing is not None:
             writing.result()
     _write_rejections(Path(database), report, timeout_s)
-    _judge_ahead(Path(database), report.added, timeout_s)
+    if report.added or report.duplicates:  # the database is there, and up to date
+        _judge_ahead(Path(database), timeout_s)
     return report
 
 
@@ -162,19 +163,21 @@ def _add(store: Store, batch: Sequence[Run], report: IngestReport) -> None:
             (report.deleted if outcome is Added.DELETED else report.duplicates).append(run.path)
 
 
-def _judge_ahead(database: Path, added: Sequence[str], timeout_s: float) -> None:
-    """Judge what the next board of the models at hand would have to, in turns of reading and writing, so that nobody
-    waits long. A board does without; so does a busy database.
+def _judge_ahead(database: Path, timeout_s: float) -> None:
+    """Judge the models whose stored verdicts no longer hold, in turns of reading and writing, so that nobody waits
+    long. A board does without; so does a busy database, and then the next ingest goes on.
     """
     until = time.monotonic() + _AHEAD_SECONDS
-    all_done = not added
     try:
-        while not all_done and time.monotonic() < until:
+        while time.monotonic() < until:
             with open_store(database, read_only=True, timeout_s=timeout_s) as store:
-                new, all_done = judge_ahead(store, model_keys(store, added), _TURN_SECONDS)
-            if new:
-                with open_store(database, read_only=False, timeout_s=timeout_s) as store:
-                    verdict_cache.write(store, new)
+                states = stored_verdicts.outdated(store)
+                if not states:
+                    return
+                ahead = judge_ahead(store, list(states), _TURN_SECONDS)
+            with open_store(database, read_only=False, timeout_s=timeout_s) as store:
+                verdict_cache.write(store, ahead.new)
+                stored_verdicts.write(store, ahead.boards, states)
     except Busy:
         pass
 
@@ -201,9 +204,10 @@ def _rebuild(roots: Sequence[Path], database: Path, timeout_s: float) -> IngestR
                     _add(store, batch, report)
                 log_rejections(store, report.rejected)
                 _copy_kept(store, old)
-                verdict_cache.write(
-                    store, judge_ahead(store, model_keys(store, report.added), _REBUILD_AHEAD_SECONDS)[0]
-                )
+                states = stored_verdicts.outdated(store)
+                ahead = judge_ahead(store, list(states), _REBUILD_AHEAD_SECONDS)
+                verdict_cache.write(store, ahead.new)
+                stored_verdicts.write(store, ahead.boards, states)
             finally:
                 store.connection.close()
             _replace(temporary, database)

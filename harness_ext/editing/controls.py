@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from harness_ext.editing.records import FACTORS
 from harness_ext.errors import UserError
 from harness_ext.methods import Method, registered_methods
 from harness_ext.methods.registry import TEXTS
 from harness_ext.recipe.recipe import Recipe, parse_recipe, recipe_from, shipped_names
 from harness_ext.recipe.schema import Step, described
+from leaderboard.readers.receipt import FACTORS
 
 SHUFFLED_LABELS = "shuffled-labels"
 RANDOM_SUBSPACE = "random-subspace"

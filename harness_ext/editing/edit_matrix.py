@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.calibration.context import StepContext
-from harness_ext.editing.records import DENSE, FACTORS, MatrixRecord
 from harness_ext.errors import VariantFailed, located
 from harness_ext.linalg.decompose import SVD, Decomposer, NotConverged
 from harness_ext.methods import AnyEdit, DenseEdit, Edit, Svd, call, registered_methods
@@ -16,6 +15,7 @@ from harness_ext.model.seeding import generator_for
 from harness_ext.model.size import stored_parameters
 from harness_ext.model.weights import Weights, tensor_digest
 from harness_ext.recipe.schema import Step
+from leaderboard.readers.receipt import DENSE, FACTORS, MatrixRecord
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -18,7 +18,6 @@ from harness_ext.calibration.contrast_pairs import contrast_set
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
 from harness_ext.calibration.experts import check_experts
 from harness_ext.editing.edit_matrix import decompose, edit_matrix, require_finite, require_finite_statistics
-from harness_ext.editing.records import MatrixRecord
 from harness_ext.errors import located
 from harness_ext.methods import Svd, registered_methods
 from harness_ext.methods.search_registry import check_searchable
@@ -33,6 +32,7 @@ from harness_ext.search.runner import run_search
 from harness_ext.storage.resume import ResumeState
 from harness_ext.training.bases import Bases, all_bases
 from harness_ext.training.trainer import TrainingPlan, check_trainable, train
+from leaderboard.readers.receipt import MatrixRecord
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from harness_ext.editing.edit_matrix import UNSEEN
 from harness_ext.editing.pipeline import AppliedRecipe
-from harness_ext.editing.records import DENSE
 from harness_ext.recipe.recipe import Recipe
+from leaderboard.readers.receipt import DENSE
 
 
 def receipt_warnings(recipe: Recipe, applied: AppliedRecipe) -> list[str]:

@@ -183,13 +183,9 @@ class RecipeLM(HFLM):
 
     def totals(self) -> dict[str, Any]:
         """Parameters, bytes and operations of the model, before and after what was applied."""
-        from dataclasses import asdict
-
-        return asdict(
-            totals(self.weights.size, self.applied.records, self.weights.added())
-            if self.applied
-            else totals(size_of(self.model))
-        )
+        if self.applied:
+            return totals(self.weights.size, self.applied.records, self.weights.added()).to_json()
+        return totals(size_of(self.model)).to_json()
 
     def _refuse_quantised(self) -> None:
         quantisation = getattr(self.model.config, "quantization_config", None)

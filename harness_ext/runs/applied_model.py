@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.calibration.given import drawn_from, for_given, from_pairs, from_texts
-from harness_ext.editing.records import FORMAT, versions
 from harness_ext.editing.warnings import receipt_warnings
 from harness_ext.errors import UserError, VariantFailed
 from harness_ext.recipe.schema import EVALUATED
 from harness_ext.runs import receipt as receipts
+from harness_ext.runs.spec import versions
+from leaderboard.readers.receipt import FORMAT, Receipt, ReceiptModel, ReceiptRecipe, ReceiptTotals, ReceiptWeights
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,7 +124,11 @@ class AppliedModel:
         import pandas as pd
 
         rows = [
-            {"name": " ".join(filter(None, (row["name"], row["part"]))), **{key: row[key] for key in _COLUMNS}}
+            {
+                "name": " ".join(filter(None, (row["name"], row["part"]))),
+                **{key: row[key] for key in _COLUMNS},
+                "shape": tuple(row["shape"]),
+            }
             for row in self.receipt["matrices"]
         ]
         return pd.DataFrame(rows, columns=["name", *_COLUMNS])
@@ -192,30 +197,30 @@ def _refuse_second(model: nn.Module, recipe: Recipe) -> None:
 def _receipt(
     lm: LoadedModel, recipe: Recipe, applied: AppliedRecipe, started: str, digest_before: str
 ) -> dict[str, Any]:
-    """What `receipt.json` of a run would say. The identity of the model is the digest of its weights, since a model in
-    memory has no checkpoint to tell it by.
+    """What `receipt.json` of a run would say, without what was asked of tasks. The identity of the model is the digest
+    of its weights, since a model in memory has no checkpoint to tell it by.
     """
-    receipt = {
-        "format": FORMAT,
-        "status": "complete",
-        "failure": None,
-        "recipe_id": recipe.recipe_id,
-        "started": started,
-        "model": {
-            "name": str(lm.model.config.name_or_path),
-            "revision": "main",
-            "dtype": str(lm.model.dtype).removeprefix("torch."),
-            "device": str(lm.device),
-            "model_type": str(lm.model.config.model_type),
-            "identity": digest_before,
-        },
-        "recipe": {
-            **recipe.model_dump(include={"name", "label", "summary", "source", "control", "control_of"}),
-            "resolved": recipe.resolved(),
-        },
-        "warnings": receipt_warnings(recipe, applied),
-        "weights": {"digest_before": digest_before, "digest_after": lm.weights.digest()},
-        "totals": lm.totals(),
-        "versions": versions(),
-    }
-    return receipt | receipts.closed(receipt, applied, {})
+    described = recipe.model_dump(include={"name", "label", "summary", "source", "control", "control_of"})
+    receipt = Receipt(
+        format=FORMAT,
+        status="complete",
+        failure=None,
+        spec_id="",
+        recipe_id=recipe.recipe_id,
+        started=started,
+        model=ReceiptModel(
+            name=str(lm.model.config.name_or_path),
+            dtype=str(lm.model.dtype).removeprefix("torch."),
+            device=str(lm.device),
+            model_type=str(lm.model.config.model_type),
+            identity=digest_before,
+            parameters=lm.weights.size.parameters,
+        ),
+        recipe=ReceiptRecipe(**described, resolved=recipe.resolved()),
+        warnings=receipt_warnings(recipe, applied),
+        weights=ReceiptWeights(digest_before=digest_before, digest_after=lm.weights.digest()),
+        totals=ReceiptTotals(**lm.totals()),
+        versions=versions(),
+    )
+    receipts.close(receipt, applied, {})
+    return {key: value for key, value in receipt.to_json().items() if key != "spec_id"}

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness_ext.editing.records import DENSE, FACTORS, rows, versions
 from harness_ext.errors import UserError
 from harness_ext.runs.run_config import resolve_demo
+from harness_ext.runs.spec import versions
 from harness_ext.search.runner import without_searching
 from harness_ext.storage import rundir
+from leaderboard.readers.receipt import DENSE, FACTORS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -143,7 +143,7 @@ def _receipt(lm: RecipeLM, model_name: str, command: list[str], made_dense: Coll
     assert lm.recipe is not None and lm.applied is not None
     records = [
         (
-            replace(record, stored=DENSE, digest_after=lm.weights.digest_of(record.name))
+            record.model_copy(update={"stored": DENSE, "digest_after": lm.weights.digest_of(record.name)})
             if record.name in made_dense and record.stored == FACTORS
             else record
         )
@@ -159,7 +159,7 @@ def _receipt(lm: RecipeLM, model_name: str, command: list[str], made_dense: Coll
         },
         "recipe": {"label": lm.recipe.label, "recipe_id": lm.recipe.recipe_id, "resolved": lm.recipe.resolved()},
         "weights": {"digest_after": lm.weights.digest()},
-        "matrices": rows(records),
+        "matrices": [record.to_json() for record in records],
         "made_dense": sorted(made_dense),
         "totals": lm.totals(),
         "calibration": [

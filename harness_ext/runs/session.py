@@ -21,7 +21,6 @@ from harness_ext.calibration.collect import check_pairs
 from harness_ext.calibration.documents import PromptSettings, draw_documents
 from harness_ext.editing.controls import NoControl, check_control, control_recipe
 from harness_ext.editing.plan import planned_matrices
-from harness_ext.editing.records import failure
 from harness_ext.editing.warnings import receipt_warnings
 from harness_ext.errors import UserError, VariantFailed, located
 from harness_ext.lm_eval_adapter import local_datasets
@@ -35,6 +34,7 @@ from harness_ext.runs.spec import RunSpec
 from harness_ext.storage import rundir
 from harness_ext.storage.resume import ResumeState
 from harness_ext.storage.rundir import FinishedRun
+from leaderboard.readers.receipt import ReceiptTotals, ReceiptWeights
 
 if TYPE_CHECKING:
     from harness_ext.calibration.documents import CalibrationSet
@@ -182,24 +182,24 @@ class Session:
         try:
             with _failures_of_machine():
                 before = self._base_digest if recipe.is_baseline else lm.weights.digest()
-                receipt["weights"] = {"digest_before": before, "digest_after": before}
+                receipt.weights = ReceiptWeights(digest_before=before, digest_after=before)
                 if not recipe.is_baseline:
                     applied = lm.apply(recipe, self.documents, self.report.progress, resume)
-                    receipt["warnings"] += receipt_warnings(recipe, applied)
+                    receipt.warnings = receipt_warnings(recipe, applied)
                     self._tell_resumed(recipe, applied)
-                    receipt["weights"]["digest_after"] = lm.weights.digest()
-                receipt["totals"] = lm.totals()
+                    receipt.weights = ReceiptWeights(digest_before=before, digest_after=lm.weights.digest())
+                receipt.totals = ReceiptTotals(**lm.totals())
                 with _timed(seconds, "evaluate"), self.report.stage(f"{recipe.label}: evaluating"):
                     results = self._evaluate(lm)
-                receipt["totals"] |= self._speed(recipe, lm.speed)
+                receipt.totals = ReceiptTotals.model_validate(lm.totals() | self._speed(recipe, lm.speed))
                 _require_finite_results(results)
         except VariantFailed as error:
-            receipt |= {"status": "failed", "failure": failure(error), "searches": error.searches}
+            receipts.mark_failed(receipt, error)
             results = None
         finally:
             if not recipe.is_baseline:
                 lm.undo()
-        receipt |= receipts.closed(receipt, applied, seconds)
+        receipts.close(receipt, applied, seconds)
         run = receipts.write(place, receipt, results, self.config, self.report)
         if not run.failed:
             resume.remove()

@@ -10,14 +10,16 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import platform
 import re
+import sys
 from collections.abc import Sequence
 from functools import cached_property
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext import __version__
 from harness_ext.calibration.documents import document_hash, drawing_order, fit_tasks, shares
-from harness_ext.editing.records import versions
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter import local_datasets
 from harness_ext.model import checkpoint
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from harness_ext.lm_eval_adapter.config import RunConfig
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_VERSIONS_OF = ("lm_eval", "torch", "transformers", "accelerate", "safetensors", "datasets", "numpy", "peft")
 _SETTINGS = (
     "batch_size",
     "max_batch_size",
@@ -232,3 +235,24 @@ def _as_text(value: Any) -> str:
     # lm-eval leaves some functions in a configuration as they are (those of fewshot_config): the text of one names its
     # address in memory, which differs from process to process.
     return inspect.getsource(value) if inspect.isfunction(value) else _ADDRESS.sub("", str(value))
+
+
+def versions() -> dict[str, str]:
+    """The versions of everything that can change a score."""
+    found = {
+        "python": platform.python_version(),
+        "lm_eval_recipes": __version__,
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+    for name in _VERSIONS_OF:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    if "torch" in sys.modules:
+        import torch
+
+        found["torch_threads"] = str(torch.get_num_threads())
+        if torch.cuda.is_available():
+            found["cuda"] = str(torch.version.cuda)
+    return found

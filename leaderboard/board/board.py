@@ -62,25 +62,33 @@ def board(
         return sorted(_filtered(cells, tasks, recipes), key=_order)
 
 
-def judge_ahead(store: Store, models: Sequence[str], seconds: float) -> tuple[dict[Key, Judged], bool]:
-    """What a board of these models would have to judge and nobody has yet, as far as `seconds` go; and whether that is
-    all of it.
+class JudgedAhead(NamedTuple):
+    """Boards that were judged before anybody asked. new: comparisons to remember. boards: by model_key, all cells of
+    each model that was finished. done: whether all were.
     """
+
+    new: dict[Key, Judged]
+    boards: dict[str, list[Cell]]
+    done: bool
+
+
+def judge_ahead(store: Store, models: Sequence[str], seconds: float) -> JudgedAhead:
+    """The boards of some models (by key), as far as `seconds` go."""
     until = time.monotonic() + seconds
     contents = read_contents(store, models=models)
     memory = verdict_cache.recall(store, contents.run_ids(set(models)))
-    for runs in contents.by_model(set(models)).values():
-        if sum(len(contents.tasks.get(run.run_id, ())) for run in runs) < verdict_cache.WORTH_KEEPING:
-            continue
+    boards: dict[str, list[Cell]] = {}
+    for model, runs in contents.by_model(set(models)).items():
         judging = _Judging(store, contents, _Candidates(contents, runs), DEFAULT_MARGIN, memory)
+        cells: list[Cell] = []
         for first in range(0, len(runs), _AT_ONCE):
+            if memory.new and time.monotonic() > until:  # what is only recalled is quick, and each turn must get on
+                return JudgedAhead(memory.new, boards, False)
             some = runs[first : first + _AT_ONCE]
             contents.samples.fetch(_pairs(judging, some))
-            for run in some:
-                _cells(judging, run)
-            if time.monotonic() > until:
-                return memory.new, False
-    return memory.new, True
+            cells += [cell for run in some for cell in _cells(judging, run)]
+        boards[model] = with_verdicts(cells)
+    return JudgedAhead(memory.new, boards, True)
 
 
 def pair_board(store: Store, baseline_run: str, run_id: str, *, margin: float = DEFAULT_MARGIN) -> list[Cell]:

@@ -11,7 +11,6 @@ floor are worked out for every board.
 - Writers fill the table when they ingest, for the models that got runs, in turns of half a second that let others in,
 for a few seconds at most. Pages never write: what the
   table lacks they judge themselves, and keep the effects in memory (`known` of `board`).
-- Small boards, which take less than that to judge, are left alone.
 """
 
 from __future__ import annotations
@@ -27,8 +26,6 @@ from typing import NamedTuple
 from leaderboard.compare.pairing import Pairing
 from leaderboard.store.database import Store
 
-WORTH_KEEPING = 1000
-"""Cells of a model below which nothing is stored."""
 _PACKAGE = Path(__file__).parent.parent
 
 
@@ -65,7 +62,7 @@ class Judged(NamedTuple):
 
 @cache
 def code() -> str:
-    """A digest of everything that decides what judging finds: the source of `pairing`, and of every module of this
+    """A digest of everything that decides what judging finds: the source of the board, and of every module of this
     package that it imports, directly or through others.
     """
     sources = judging_sources()
@@ -75,7 +72,7 @@ def code() -> str:
 def judging_sources() -> dict[Path, bytes]:
     """The files whose code takes part in judging, with their contents."""
     sources: dict[Path, bytes] = {}
-    waiting = [_PACKAGE / "compare" / "pairing.py"]
+    waiting = [_PACKAGE / "board" / "board.py"]
     while waiting:
         file = waiting.pop()
         if file not in sources:

@@ -17,8 +17,8 @@ from pathlib import Path
 from leaderboard.errors import Unreadable
 from leaderboard.readers.discovery import Candidate, date_of
 from leaderboard.readers.orphan_samples import WARNING, read_task
-from leaderboard.readers.receipt import Receipt, calibration_rows, matrix_rows, read_receipt, shown, utc
-from leaderboard.readers.records import NO_FILTER, Calibration, Run, Score, TaskRun, Variant
+from leaderboard.readers.receipt import Receipt, ReceiptCalibration, read_receipt, shown, storable, utc
+from leaderboard.readers.records import NO_FILTER, Run, Score, TaskRun, Variant
 from leaderboard.readers.results import Environment, Results, read_results
 from leaderboard.readers.safe_json import canonical, clean, digest
 from leaderboard.readers.samples import Samples, content_hash, documents_hash, log_likelihoods
@@ -74,7 +74,7 @@ def _samples_of(candidate: Candidate, task: str, tasks: Sequence[str]) -> Path |
 
 def _receipt_run(candidate: Candidate, path: Path, reader: SamplesReader) -> Run:
     receipt, raw = read_receipt(path)
-    calibrations = calibration_rows(receipt)
+    calibrations = [storable(used) for used in receipt.calibration]
     run = Run(
         run_id="",
         path=candidate.path,
@@ -99,7 +99,7 @@ def _receipt_run(candidate: Candidate, path: Path, reader: SamplesReader) -> Run
         totals=shown(raw.get("totals")),
         parameters_before=receipt.totals.parameters_before if receipt.totals else receipt.model.parameters,
         parameters_after=receipt.totals.parameters_after if receipt.totals else None,
-        matrices=matrix_rows(receipt),
+        matrices=[storable(matrix) for matrix in receipt.matrices],
         calibrations=calibrations,
     )
     if receipt.failure is not None and receipt.status == "failed":
@@ -262,7 +262,7 @@ def _check_whole(task: str, samples: Samples, expected: int | None) -> None:
         raise Unreadable(f"the samples of {task} are incomplete: {samples.distinct} of {expected} documents")
 
 
-def _with_overlap(task: TaskRun, calibrations: list[Calibration]) -> TaskRun:
+def _with_overlap(task: TaskRun, calibrations: list[ReceiptCalibration]) -> TaskRun:
     """Mark a task that scores documents its own recipe was calibrated on."""
     used = {document for calibration in calibrations for document in calibration.documents}
     both = sorted(used.intersection(document.doc_hash for document in (task.samples or Samples()).documents))

@@ -1,43 +1,85 @@
-"""`receipt.json`, format 1: what was asked, what was done to which matrix, and how it ended.
+"""The schema of `receipt.json`, format 1: what was asked, what was done to which matrix, and how it ended.
 
-The schema is checked (wrong types are a reason, not a traceback); keys it does not know are ignored, so that a later
-writer
-may add some. A later *format* is refused.
+`harness_ext` fills these models and writes `Receipt.to_json`; the leaderboard reads them. Writing is strict: an unknown
+key or a wrong type raises `ValidationError`. Reading is lenient, because the file may be anybody's: unknown keys are
+skipped, and so are parts of the wrong type that the leaderboard does not use (`Unread`). A later *format* is refused.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import PydanticUseDefault, to_jsonable_python
 
 from leaderboard.errors import Unreadable
-from leaderboard.readers.records import Calibration, Matrix
 from leaderboard.readers.safe_json import canonical, clean, finite, load_json
 
 FORMAT = 1
+DENSE, FACTORS = "dense", "factors"
+_READING = {"reading": True}
+
+
+def _use_default_when_reading(value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    try:
+        return handler(value)
+    except ValidationError:
+        if info.context is _READING:
+            raise PydanticUseDefault from None
+        raise
+
+
 Whole = Annotated[int, Field(ge=-(2**62), le=2**62)]  # fits the store's columns
+Plain = Annotated[Any, PlainSerializer(lambda value: to_jsonable_python(value, fallback=str), when_used="json")]
+_Value = TypeVar("_Value")
+_Part = TypeVar("_Part", bound="ReceiptPart")
+Unread = Annotated[_Value, WrapValidator(_use_default_when_reading)]
+"""A part that the leaderboard does not use: on reading, a wrong type leaves it at its default."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+class ReceiptPart(BaseModel):
+    """A part of the receipt. Immutable; unknown keys are an error, except in a file that is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _skip_unknown_keys(cls, data: Any, info: ValidationInfo) -> Any:
+        if info.context is _READING and isinstance(data, dict):
+            return {key: value for key, value in data.items() if key in cls.model_fields}
+        return data
+
+    def to_json(self) -> dict[str, Any]:
+        """What is written: plain data of the fields that were set, None among them."""
+        return self.model_dump(mode="json", exclude_unset=True)
 
 
-class Failure(_Part):
-    """Why a run has no result."""
+class ReceiptFailure(ReceiptPart):
+    """Why a run has no result. kind: a word for the class of failure; where: the matrix or task."""
 
     kind: str
     reason: str
     where: str | None = None
 
 
-class Model(_Part):
-    """The model before the recipe."""
+class ReceiptModel(ReceiptPart):
+    """The model before the recipe. identity: a hash of the checkpoint's files; parameters: a count."""
 
-    name: str
     backend: str | None = None
+    name: str
     pretrained: str | None = None
     revision: str | None = None
     dtype: str | None = None
@@ -45,10 +87,13 @@ class Model(_Part):
     model_type: str | None = None
     identity: str | None = None
     parameters: Whole | None = None
+    model_args: Unread[dict[str, Plain] | None] = None
 
 
-class Recipe(_Part):
-    """What was done to it."""
+class ReceiptRecipe(ReceiptPart):
+    """The recipe. resolved: the recipe with every default written out; control: the kind of control it is, if it is
+    one, and control_of the label of the recipe whose budget it has.
+    """
 
     name: str
     label: str
@@ -56,26 +101,39 @@ class Recipe(_Part):
     source: str | None = None
     control: str | None = None
     control_of: str | None = None
-    resolved: Any = None
+    resolved: Plain = None
 
 
-class Weights(_Part):
-    """SHA-256 of all weights, before and after."""
+class ReceiptWeights(ReceiptPart):
+    """SHA-256 of all weights, before and after the recipe."""
 
     digest_before: str | None = None
     digest_after: str | None = None
 
 
-class MatrixPart(_Part):
-    """One edited matrix."""
+class ReceiptMatrix(ReceiptPart):
+    """What was done to one weight matrix, or to one part (head, expert) of a fused one.
 
-    name: str
+    step: number of the recipe's step, from 0. name: the parameter; part: which part of it, None for all of it.
+    shape: [out, in], of the part. rank_before: min(shape).
+    energy_kept: `||W'||^2 / ||W||^2`; relative_error: `||W - W'|| / ||W||`; Frobenius norms of the stored values.
+    digest_before, digest_after: SHA-256 of the whole parameter, or of the one expert of it.
+    bias_shift: whether the layer's bias was changed too.
+    parameters_after: count for two factors where they hold less than the dense matrix; the dense count otherwise.
+    fallback: why the method did something simpler here, None where it did not.
+    decomposition: `gram_fp32`, `gram_fp64`, `svd` or `randomised`; None for a method that needs none or has its own.
+    excess_error: a bound on `error / least possible error - 1` at this rank, in the norm that the method truncates in,
+    before the result is rounded to the stored dtype; an estimate for `randomised`, None for `svd`.
+    stored: `factors` (two low-rank layers that the model computes with) or `dense`.
+    """
+
     step: Whole | None = None
     method: str | None = None
+    name: str
     part: str | None = None
     role: str | None = None
     layer: Whole | None = None
-    shape: list[Whole] = Field(default_factory=list)
+    shape: tuple[Whole, ...] = ()
     rank_before: Whole | None = None
     rank_after: Whole | None = None
     energy_kept: float | None = None
@@ -87,54 +145,102 @@ class MatrixPart(_Part):
     parameters_before: Whole | None = None
     parameters_after: Whole | None = None
     fallback: str | None = None
-    stored: str | None = None
     decomposition: str | None = None
     excess_error: float | None = None
+    stored: str | None = None
 
 
-class CalibrationPart(_Part):
-    """One use of calibration documents; `documents` are lm-eval's doc hashes."""
+class MatrixRecord(ReceiptMatrix):
+    """A row as this version writes it: what is known of every edit is required."""
+
+    step: Whole
+    method: str
+    shape: tuple[int, int]
+    rank_before: Whole
+    rank_after: Whole
+    energy_kept: float
+    relative_error: float
+    digest_before: str
+    digest_after: str
+    seconds: float
+    bias_shift: bool
+    parameters_before: Whole
+    parameters_after: Whole
+    stored: str
+
+
+class ReceiptCalibration(ReceiptPart):
+    """One use of calibration documents. documents: lm-eval's doc hashes; left_out_because_scored: how many documents
+    of the split were not drawn because a task of the run scores them.
+    """
 
     step: Whole | None = None
     task: str | None = None
     split: str | None = None
     samples: Whole | None = None
     seed: Whole | None = None
+    shuffled_labels: Unread[bool | None] = None
+    left_out_because_scored: Unread[Whole | None] = None
     documents: list[str] = Field(default_factory=list)
 
 
-class Totals(_Part):
-    """Sizes of the whole model."""
+class ReceiptTotals(ReceiptPart):
+    """Sums over the whole model. The figures after an edit are those of factored storage for matrices that it makes
+    smaller, and dense otherwise; for a factored recipe they are those of the model as it runs.
+
+    bytes: of all parameters in the model's dtypes. flops_per_token: two for each weight that multiplies a token,
+    attention scores left out. tokens_per_second: of scoring, padding included; None where it was not measured.
+    """
 
     parameters_before: Whole | None = None
     parameters_after: Whole | None = None
+    bytes_before: Unread[int | None] = None
+    bytes_after: Unread[int | None] = None
+    flops_per_token_before: Unread[int | None] = None
+    flops_per_token_after: Unread[int | None] = None
+    matrices_edited: Unread[int | None] = None
+    tokens_per_second_before: Unread[float | None] = None
+    generated_tokens_per_second_before: Unread[float | None] = None
+    tokens_per_second_after: Unread[float | None] = None
+    generated_tokens_per_second_after: Unread[float | None] = None
 
 
-class Receipt(_Part):
-    """The whole file."""
+class Receipt(ReceiptPart):
+    """The whole file. It is filled in stages, so its fields can be assigned, and every assignment is checked.
+
+    spec_id: hash of everything asked (model, tasks, settings, recipe); settings_id: the same without the recipe;
+    variant_id: hash of the edited model; recipe_id: hash of the resolved recipe.
+    started, finished: ISO 8601, UTC. seconds: by stage (load, calibrate, edit, evaluate). log: rows of training, one an
+    epoch. searches: one record a search, with every trial. seeds: python, numpy, torch, fewshot.
+    settings: of the evaluation; tasks: the settings of each task by name; versions: of each package by name.
+    """
+
+    model_config = ConfigDict(frozen=False, validate_assignment=True)
 
     format: Whole
     status: Literal["complete", "failed"]
-    failure: Failure | None = None
+    failure: ReceiptFailure | None = None
     spec_id: str
     settings_id: str | None = None
-    variant_id: str | None = None
     recipe_id: str | None = None
     command: list[str] = Field(default_factory=list)
     started: str | None = None
-    finished: str | None = None
-    seconds: dict[str, Any] = Field(default_factory=dict)
-    model: Model
-    recipe: Recipe
-    weights: Weights = Field(default_factory=Weights)
-    matrices: list[MatrixPart] = Field(default_factory=list)
-    totals: Totals | None = None
-    calibration: list[CalibrationPart] = Field(default_factory=list)
+    model: ReceiptModel
+    recipe: ReceiptRecipe
     warnings: list[str] = Field(default_factory=list)
-    seeds: dict[str, Any] = Field(default_factory=dict)
-    settings: dict[str, Any] = Field(default_factory=dict)
-    tasks: dict[str, Any] = Field(default_factory=dict)
-    versions: dict[str, Any] = Field(default_factory=dict)
+    seeds: dict[str, Plain] = Field(default_factory=dict)
+    settings: dict[str, Plain] = Field(default_factory=dict)
+    tasks: dict[str, Plain] = Field(default_factory=dict)
+    versions: dict[str, Plain] = Field(default_factory=dict)
+    weights: ReceiptWeights = Field(default_factory=ReceiptWeights)
+    totals: ReceiptTotals | None = None
+    variant_id: str | None = None
+    matrices: list[ReceiptMatrix] = Field(default_factory=list)
+    calibration: list[ReceiptCalibration] = Field(default_factory=list)
+    log: Unread[list[dict[str, Plain]]] = Field(default_factory=list)
+    searches: Unread[list[dict[str, Plain]]] = Field(default_factory=list)
+    finished: str | None = None
+    seconds: dict[str, Plain] = Field(default_factory=dict)
 
 
 def read_receipt(path: Path) -> tuple[Receipt, dict[str, Any]]:
@@ -142,11 +248,11 @@ def read_receipt(path: Path) -> tuple[Receipt, dict[str, Any]]:
     data = load_json(path)
     if not isinstance(data, dict):
         raise Unreadable(f"{path.name} is not a receipt (not a JSON object)")
-    found = data.get("format")
-    if isinstance(found, int) and found > FORMAT:
-        raise Unreadable(f"{path.name} has format {found}, this version reads up to {FORMAT}: upgrade lm-eval-recipes")
+    number = data.get("format")
+    if isinstance(number, int) and number > FORMAT:
+        raise Unreadable(f"{path.name} has format {number}, this version reads up to {FORMAT}: upgrade lm-eval-recipes")
     try:
-        receipt = Receipt.model_validate(data)
+        receipt = Receipt.model_validate(data, context=_READING)
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5]]
         raise Unreadable(clean(f"{path.name} is not a receipt of format {FORMAT}: " + "; ".join(problems))) from error
@@ -155,25 +261,10 @@ def read_receipt(path: Path) -> tuple[Receipt, dict[str, Any]]:
     return receipt, data
 
 
-def matrix_rows(receipt: Receipt) -> list[Matrix]:
-    """The receipt's matrices as records: text storable, numbers finite or None."""
-    rows = []
-    for part in receipt.matrices:
-        values = part.model_dump(exclude={"shape"})
-        tidy: dict[str, Any] = {key: clean(value) if isinstance(value, str) else value for key, value in values.items()}
-        tidy |= {key: finite(values[key]) for key in ("energy_kept", "relative_error", "excess_error", "seconds")}
-        rows.append(Matrix(**tidy, shape=" x ".join(map(str, part.shape)) or None))
-    return rows
-
-
-def calibration_rows(receipt: Receipt) -> list[Calibration]:
-    """The receipt's calibration uses as records."""
-    return [
-        Calibration(
-            part.step, _text(part.task), _text(part.split), part.samples, part.seed, tuple(map(clean, part.documents))
-        )
-        for part in receipt.calibration
-    ]
+def storable(part: _Part) -> _Part:
+    """A part of the receipt as the store can hold it: text without what UTF-8 or SQL lack, numbers finite or None."""
+    changes: Mapping[str, Any] = {name: _storable(value) for name, value in part}
+    return part.model_copy(update=changes)
 
 
 def utc(text: str | None) -> datetime | None:
@@ -190,5 +281,9 @@ def shown(value: Any) -> str | None:
     return canonical(value) if value else None
 
 
-def _text(value: str | None) -> str | None:
-    return None if value is None else clean(value)
+def _storable(value: Any) -> Any:
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, float):
+        return finite(value)
+    return [_storable(item) for item in value] if isinstance(value, list) else value

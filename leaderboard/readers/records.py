@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from leaderboard.readers.receipt import ReceiptCalibration, ReceiptMatrix
 from leaderboard.readers.samples import Samples
 
 NO_FILTER = "none"
@@ -80,45 +81,6 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Matrix:
-    """One row of a receipt: what was done to one weight matrix."""
-
-    name: str
-    step: int | None
-    method: str | None
-    part: str | None
-    role: str | None
-    layer: int | None
-    shape: str | None
-    rank_before: int | None
-    rank_after: int | None
-    energy_kept: float | None
-    relative_error: float | None
-    digest_before: str | None
-    digest_after: str | None
-    seconds: float | None
-    bias_shift: bool | None
-    parameters_before: int | None
-    parameters_after: int | None
-    fallback: str | None
-    stored: str | None
-    decomposition: str | None
-    excess_error: float | None
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """One use of calibration documents."""
-
-    step: int | None
-    task: str | None
-    split: str | None
-    samples: int | None
-    seed: int | None
-    documents: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Run:
     """Everything that one run directory, or one results file with its samples, says."""
 
@@ -153,8 +115,8 @@ class Run:
     totals: str | None = None
     parameters_before: int | None = None
     parameters_after: int | None = None
-    matrices: list[Matrix] = field(default_factory=list)
-    calibrations: list[Calibration] = field(default_factory=list)
+    matrices: list[ReceiptMatrix] = field(default_factory=list)
+    calibrations: list[ReceiptCalibration] = field(default_factory=list)
 
 
 class Rejection(NamedTuple):

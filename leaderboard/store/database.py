@@ -261,7 +261,7 @@ def _check_schema(connection: duckdb.DuckDBPyConnection, database: Path, *, read
             f"{database} has schema {found}, this version knows {known}: upgrade lm-eval-recipes, "
             f"or rebuild the file with `{ingest_command(database, rebuild=True)}`"
         )
-    if found < known and read_only:
+    if found < migrations.READABLE and read_only:
         raise OlderDatabase(
             f"{database} has schema {found}, this version needs {known}: `{ingest_command(database)}` brings it up to"
             " date"

@@ -105,16 +105,6 @@ def run_tasks(store: Store, run_ids: list[str] | None = None) -> dict[str, list[
     return found
 
 
-def model_keys(store: Store, run_ids: Sequence[str]) -> list[str]:
-    """The models of some runs."""
-    rows = store.rows(
-        "SELECT DISTINCT model_key FROM runs JOIN variants USING (variant_id) WHERE run_id IN (SELECT unnest(?)) ORDER"
-        " BY model_key",
-        [list(run_ids)],
-    )
-    return [row["model_key"] for row in rows]
-
-
 def _rows_of(
     store: Store, columns: Sequence[str], table: str, condition: str, order: str, run_ids: list[str] | None
 ) -> list[tuple[Any, ...]]:

@@ -7,7 +7,8 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from leaderboard.readers.records import Calibration, Matrix, Run, Score, TaskRun, Variant
+from leaderboard.readers.receipt import ReceiptMatrix
+from leaderboard.readers.records import Run, Score, TaskRun, Variant
 from leaderboard.readers.safe_json import canonical, clean
 from leaderboard.readers.samples import Document, Outcome, Samples, SampleScore
 from leaderboard.store.database import Store
@@ -35,15 +36,7 @@ def insert_runs(store: Store, runs: Sequence[Run], moment: datetime) -> None:
     store.insert(
         "scores", {"run_id": _ids(runs, "scores"), **_columns(Score, [score for run in runs for score in run.scores])}
     )
-    places = [place for run in runs for place in range(len(run.matrices))]
-    store.insert(
-        "receipts",
-        {
-            "run_id": _ids(runs, "matrices"),
-            "position": places,
-            **_columns(Matrix, [matrix for run in runs for matrix in run.matrices]),
-        },
-    )
+    _insert_matrices(store, runs)
     _insert_calibrations(store, runs)
     _insert_samples(store, runs)
     count = len(runs)
@@ -83,10 +76,19 @@ class _Logged(NamedTuple):
     samples: Samples
 
 
+def _insert_matrices(store: Store, runs: Sequence[Run]) -> None:
+    matrices = [matrix for run in runs for matrix in run.matrices]
+    places = [place for run in runs for place in range(len(run.matrices))]
+    columns: dict[str, list[Any]] = _picked(matrices, ReceiptMatrix.model_fields) | {
+        "shape": [" x ".join(map(str, matrix.shape)) or None for matrix in matrices]
+    }
+    store.insert("receipts", {"run_id": _ids(runs, "matrices"), "position": places, **columns})
+
+
 def _insert_calibrations(store: Store, runs: Sequence[Run]) -> None:
     used = [calibration for run in runs for calibration in run.calibrations]
     places = [place for run in runs for place in range(len(run.calibrations))]
-    columns = _columns(Calibration, used, but="documents") | {
+    columns = _picked(used, ("step", "task", "split", "samples", "seed")) | {
         "documents": [len(calibration.documents) for calibration in used]
     }
     store.insert("calibrations", {"run_id": _ids(runs, "calibrations"), "position": places, **columns})

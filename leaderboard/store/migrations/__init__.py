@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import duckdb
 
 
+READABLE = 5
+"""The oldest schema that this code can read: later migrations add what only writers and SQL users need."""
+
+
 class Migration(NamedTuple):
     """One step of the schema."""
 

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from harness_ext.calibration.documents import LabelledDocument, with_answers_of_others
 from harness_ext.editing.controls import NoControl, check_control, control_recipe
-from harness_ext.editing.records import rows
 from harness_ext.errors import UserError
 from harness_ext.linalg.decompose import Decomposer
 from harness_ext.methods import Svd
@@ -114,7 +113,7 @@ def no_documents(calibration):
 def test_a_control_meets_the_budget(make_lm, family: str, specification: str, name: str) -> None:
     lm = make_lm(family)
     recipe = parse_recipe(specification)
-    receipt = {"matrices": rows(lm.apply(recipe, no_documents).records)}
+    receipt = {"matrices": [record.to_json() for record in lm.apply(recipe, no_documents).records]}
     lm.undo()
     if specification.startswith("magnitude") and name != "noise":
         with pytest.raises(NoControl, match="noise can be its control"):
@@ -193,7 +192,7 @@ def test_one_document_has_nobody_to_change_answers_with(demo_run) -> None:
 def test_identity_takes_the_same_matrices(make_lm) -> None:
     lm = make_lm("llama")
     recipe = parse_recipe("svd:matrices=[up_proj],keep.rank=3")
-    receipt = {"matrices": rows(lm.apply(recipe, no_documents).records)}
+    receipt = {"matrices": [record.to_json() for record in lm.apply(recipe, no_documents).records]}
     lm.undo()
     control = control_recipe("identity", recipe, receipt)
     assert [record.name for record in lm.apply(control, no_documents).records] == [

@@ -12,7 +12,6 @@ import torch
 
 from harness_ext.editing.controls import NoControl, control_recipe
 from harness_ext.editing.plan import plan
-from harness_ext.editing.records import rows
 from harness_ext.errors import RecipeError, UserError, VariantFailed
 from harness_ext.lm_eval_adapter.backend import RecipeLM
 from harness_ext.model.checkpoint import read_checkpoint
@@ -64,7 +63,10 @@ def test_the_control_of_many_matrices_keeps_as_many_parameters(make_lm) -> None:
     documents = documents_for(lm)
     recipe = parse_recipe("zero-sum:param_fraction=0.6")
     applied = lm.apply(recipe, drawing(documents))
-    receipt, totals = {"matrices": rows(applied.records), "searches": applied.searches}, lm.totals()
+    receipt, totals = (
+        {"matrices": [record.to_json() for record in applied.records], "searches": applied.searches},
+        lm.totals(),
+    )
     (record,) = applied.searches
     (trial,) = record["trials"]
     assert trial["accepted"] and trial["keep"] == record["chosen"][0]["keep"]
@@ -190,7 +192,7 @@ def test_the_control_tries_as_often_at_the_same_budget(make_lm) -> None:
     documents = documents_for(lm)
     recipe = parse_recipe(f"laser-search:{GRID}")
     applied = lm.apply(recipe, drawing(documents))
-    receipt = {"matrices": rows(applied.records), "searches": applied.searches}
+    receipt = {"matrices": [record.to_json() for record in applied.records], "searches": applied.searches}
     lm.undo()
     control = control_recipe("random-subspace", recipe, receipt)
     found = lm.apply(control, drawing(documents))
@@ -212,7 +214,7 @@ def test_a_winner_of_full_rank_has_no_control_that_keeps_a_rank(make_lm) -> None
     # Clusters whose ranks add up to more than the matrix has: another matrix, but none of low rank.
     recipe = parse_recipe("laser-gradient:matrices=[up_proj],clusters=[4],fractions=[0.9],top=1")
     applied = lm.apply(recipe, drawing(documents_for(lm)))
-    receipt = {"matrices": rows(applied.records), "searches": applied.searches}
+    receipt = {"matrices": [record.to_json() for record in applied.records], "searches": applied.searches}
     (edited,) = applied.records
     assert edited.rank_after == edited.rank_before and edited.relative_error > 0
     lm.undo()

@@ -17,9 +17,8 @@ from leaderboard.store.deletions import delete
 
 
 @pytest.fixture
-def filled(made: Any, kit: Any, database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def filled(made: Any, kit: Any, database: Path) -> Path:
     """A database of two unedited runs, two recipes and a task that cannot be compared, with its comparisons stored."""
-    monkeypatch.setattr(verdict_cache, "WORTH_KEEPING", 0)
     for k, recipe in enumerate(["baseline", "baseline", "laser", "svd"]):
         task = kit.Task(
             {"acc": [float((i * (k + 2)) % 7 < 3) for i in range(60)]}, log_likelihoods=kit.likelihoods(60, k)
@@ -89,3 +88,16 @@ def test_other_margins_are_judged_every_time(filled: Path, monkeypatch: pytest.M
 def test_a_rebuild_and_a_later_ingest_fill_the_table(filled: Path, made: Any) -> None:
     ingest([made.root], filled, rebuild=True)
     assert stored(filled) == 5
+
+
+def test_judging_ahead_in_turns_gets_to_the_end(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(board_module, "_AT_ONCE", 1)
+    with open_store(filled, read_only=False) as store:
+        store.connection.execute("DELETE FROM comparisons")
+        (model,) = {run.model_key for run in queries.runs(store)}
+        turns = 0
+        while not (ahead := board_module.judge_ahead(store, [model], 0.0)).done:
+            assert ahead.new and not ahead.boards
+            verdict_cache.write(store, ahead.new)
+            turns += 1
+        assert turns == 2 and ahead.boards[model] == sorted(board(store), key=ahead.boards[model].index)
