@@ -6,13 +6,12 @@ what it does not know; everything else is read, merged and checked by lm-eval it
 same name in the
 file, as lm-eval does for its own. With a recipe, `output_path` defaults to `results` and samples are always logged,
 since the paired
-statistics need them. The word `demo` for a model is resolved here, for runs with and without a recipe.
+statistics need them.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,14 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.config import RunConfig
+from harness_ext.runs.run_config import recipe_run_config
 
 if TYPE_CHECKING:
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
 KEYS = ("recipe", "control")
-HF_BACKENDS = frozenset({"hf", "hf-auto", "huggingface"})
-RECIPE_BACKENDS = HF_BACKENDS | {"hf-recipe"}
-DEMO = "demo"
 
 
 @dataclass(frozen=True)
@@ -86,23 +83,7 @@ def run_config(args: argparse.Namespace, wanted: Asked) -> RunConfig:
 
     Raises `UserError` for what lm-eval refuses (in its own words) and for settings that make no sense with a recipe.
     """
-    if not wanted.recipes:
-        raise UserError(
-            "--control needs --recipe: a control is compared with the recipe whose budget it takes; name both, for"
-            " example --recipe laser --control random-subspace"
-        )
-    harness = _harness_config(args)
-    _refuse(harness)
-    # lm-eval reads a folder called `nan` or `7` as a number.
-    harness.model_args["pretrained"] = name = str(harness.model_args["pretrained"])
-    harness.model_args = resolve_demo(harness.model, harness.model_args)
-    # lm-eval merges model_args into the metadata of tasks (for those that need a tokenizer), so the folder goes there
-    # too.
-    harness.metadata = {
-        **harness.metadata,
-        **{key: harness.model_args[key] for key in ("pretrained",) if key in harness.metadata},
-    }
-    return RunConfig(harness, wanted.recipes, wanted.controls, name, command_line())
+    return recipe_run_config(_harness_config(args), wanted.recipes, wanted.controls, command_line())
 
 
 def command_line() -> tuple[str, ...]:
@@ -136,59 +117,3 @@ def _harness_config(args: argparse.Namespace) -> EvaluatorConfig:
         return EvaluatorConfig.from_cli(argparse.Namespace(**flags))
     except (OSError, TypeError, ValueError) as error:
         raise UserError(str(error)) from error
-
-
-def _refuse(harness: EvaluatorConfig) -> None:
-    if harness.model not in RECIPE_BACKENDS:
-        raise UserError(
-            f"--recipe edits weights in memory, which the backend {harness.model!r} does not allow: use --model hf, "
-            "or run without --recipe"
-        )
-    if not harness.model_args.get("pretrained"):
-        raise UserError(
-            "no model given: add --model_args pretrained=NAME (a hub name, a local folder, or `demo` for the embedded"
-            " model)"
-        )
-    if "recipe" in harness.model_args:
-        raise UserError("the recipe is given twice: by --recipe and by `recipe=` in --model_args; keep one of them")
-    if harness.use_cache:
-        raise UserError(
-            "--use_cache cannot be combined with --recipe: its cache is keyed by the model's name and would return the"
-            " unedited model's answers; leave it out (finished recipes are not run again anyway)"
-        )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            "--recipe edits one copy of the model, and this is one of several processes (accelerate launch or"
-            " torchrun): start the command by itself; --model_args parallelize=True spreads a large model over the"
-            " devices of one process"
-        )
-    if harness.model_args.get("tp_plan"):
-        raise UserError(
-            "tp_plan cuts each matrix into pieces, which cannot be decomposed: use --model_args parallelize=True, which"
-            " spreads whole layers over devices"
-        )
-    if harness.limit is not None and harness.limit <= 0:
-        raise UserError(
-            f"--limit {harness.limit:g} leaves no document to score: give a number of documents, or a share between 0"
-            " and 1"
-        )
-    if not harness.tasks:
-        raise UserError("no task given: add --tasks NAME[,NAME...] (`lm_eval ls tasks` lists them)")
-
-
-def resolve_demo(model: str | None, model_args: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of `model_args` in which `pretrained=demo` is the folder of the embedded model.
-
-    Only for the Hugging Face backends, and not where the working directory has a model folder of that name, which
-    lm-eval would load.
-    """
-    resolved = dict(model_args)
-    if (model or "hf") not in RECIPE_BACKENDS or resolved.get("pretrained") != DEMO:
-        return resolved
-    if (Path(DEMO) / "config.json").is_file():
-        print(f"note: {DEMO} is taken to be the folder ./{DEMO}, not the embedded model", file=sys.stderr)
-        return resolved
-    from harness_ext.demo import demo_path
-
-    resolved["pretrained"] = str(demo_path())
-    return resolved

@@ -56,36 +56,18 @@ class Export(RecipesCommand):
 
     @staticmethod
     def execute(args: argparse.Namespace) -> None:
-        from harness_ext.cli.config import RECIPE_BACKENDS, command_line, resolve_demo
+        from harness_ext.cli.config import command_line
         from harness_ext.errors import UserError
-        from harness_ext.lm_eval_adapter.fast_import import preload_hf
-        from harness_ext.model import checkpoint
         from harness_ext.recipe.recipe import parse_recipe
-        from harness_ext.runs.export import export
+        from harness_ext.runs.applied_model import CalibrationSource
+        from harness_ext.runs.export import export_recipe
         from harness_ext.runs.progress import report_for
+        from harness_ext.runs.run_config import RECIPE_BACKENDS
 
         if args.model not in RECIPE_BACKENDS:
             raise UserError(f"weights of the backend {args.model!r} cannot be edited: use --model hf")
-        recipe = parse_recipe(args.recipe)
-        if recipe.is_baseline:
-            raise UserError("the baseline edits nothing, so there is nothing to export: name another recipe")
-        if not args.model_args.get("pretrained"):
-            raise UserError("no model given: add --model_args pretrained=NAME (a hub name, a local folder, or `demo`)")
-        if args.out.exists():
-            raise UserError(f"{args.out} exists already; name a folder that does not, with --out")
-        arguments = resolve_demo(args.model, args.model_args)
-        checkpoint.check_local(
-            str(arguments["pretrained"]),
-            str(arguments.get("subfolder") or ""),
-            pickle_allowed=arguments.get("use_safetensors") is False,
-        )
-        report_for(None)
-        preload_hf()
-        from harness_ext.lm_eval_adapter.backend import RecipeLM, documents_of_named_tasks
-
-        lm = RecipeLM.create_from_arg_obj({**arguments, "recipe": None}, {"device": args.device})
-        lm.apply(recipe, documents_of_named_tasks)
-        dense = export(lm, args.out, str(args.model_args["pretrained"]), list(command_line()))
+        recipe, arguments = parse_recipe(args.recipe), {**args.model_args, "device": args.device}
+        dense = export_recipe(recipe, args.out, arguments, CalibrationSource(), list(command_line()), report_for(None))
         print(f"{args.recipe} on {args.model_args['pretrained']}: written to {args.out}")
         if dense:
             print(

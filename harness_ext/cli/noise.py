@@ -78,7 +78,7 @@ def measure(config: RunConfig, first: int, second: int, report: ProgressReport) 
     """Score at both sizes, store both runs, print what differs. Raises UserError where a run failed, and
     LeaderboardError.
     """
-    from harness_ext.cli.run_recipes import DATABASE, check_database
+    from harness_ext.runs.execution import DATABASE, check_database
     from harness_ext.runs.session import Session
 
     sessions = [Session(_at_size(config, size), report) for size in (first, second)]
@@ -104,7 +104,7 @@ def _at_size(config: RunConfig, size: int) -> RunConfig:
 
 
 def _show(database: Path, outcomes: list[VariantOutcome], first: int, second: int) -> None:
-    from harness_ext.cli.run_recipes import PATIENCE_SECONDS
+    from harness_ext.runs.execution import PATIENCE_SECONDS
     from harness_ext.runs.identity_check import largest_difference
     from leaderboard.ingest import ingest
     from leaderboard.store import noise_floor

@@ -80,22 +80,14 @@ class Recipes(RecipesCommand):
         print(yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True, width=100), end="")
 
     def _plan(self, args: argparse.Namespace) -> None:
-        from harness_ext.cli.config import resolve_demo
-        from harness_ext.editing.plan import plan
         from harness_ext.errors import UserError
-        from harness_ext.model.checkpoint import read_checkpoint
-        from harness_ext.recipe.recipe import parse_recipe
+        from harness_ext.runs.python_api import load_recipe, plan
 
-        recipe = parse_recipe(args.recipe)
-        arguments = resolve_demo("hf", args.model_args or {})
+        arguments = args.model_args
         if not arguments.get("pretrained"):
             raise UserError("no model given: add --model_args pretrained=NAME (a hub name, a local folder, or `demo`)")
-        found = read_checkpoint(
-            str(arguments["pretrained"]),
-            str(arguments.get("revision") or "main"),
-            str(arguments.get("subfolder") or ""),
-        )
-        print("\n".join(_plan_lines(recipe, plan(recipe, found), str(args.model_args["pretrained"]))))
+        recipe = load_recipe(args.recipe)
+        print("\n".join(_plan_lines(recipe, plan(recipe, **arguments), str(arguments["pretrained"]))))
 
 
 def _recipe_of_run(place: Path) -> Recipe:

@@ -11,8 +11,9 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from harness_ext.cli.config import HF_BACKENDS, KEYS, asked, read_config_file, resolve_demo, run_config
+from harness_ext.cli.config import KEYS, asked, read_config_file, run_config
 from harness_ext.errors import UserError
+from harness_ext.runs.run_config import HF_BACKENDS, resolve_demo
 
 EXAMPLES = """
 recipes:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from lm_eval.config.evaluate_config import EvaluatorConfig
     from lm_eval.tasks import TaskManager
 
+    from harness_ext.recipe.recipe import Recipe
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -19,11 +21,11 @@ class RunConfig:
     `harness` is lm-eval's full configuration, validated, with `output_path` and `log_samples` set. `model_name` is what
     the user typed
     after `pretrained=` (`harness.model_args["pretrained"]` holds the folder where that was `demo`). `command` is
-    `sys.argv`, for the receipt.
+    `sys.argv`, or the call from Python, for the receipt.
     """
 
     harness: EvaluatorConfig
-    recipes: tuple[str, ...]
+    recipes: tuple[str | Recipe, ...]
     controls: tuple[str, ...]
     model_name: str
     command: tuple[str, ...]

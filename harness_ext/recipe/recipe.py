@@ -144,13 +144,13 @@ def parse_recipe(specification: str) -> Recipe:
     return recipe_from(data, origin=specification, label=label)
 
 
-def parse_recipes(specifications: Sequence[str]) -> list[Recipe]:
-    """Several of them. Raises RecipeError with the mistakes of all at once."""
+def parse_recipes(specifications: Sequence[str | Recipe]) -> list[Recipe]:
+    """Several of them; what is a recipe already stays as it is. Raises RecipeError with the mistakes of all at once."""
     recipes: list[Recipe] = []
     mistakes: list[str] = []
     for specification in specifications:
         try:
-            recipes.append(parse_recipe(specification))
+            recipes.append(specification if isinstance(specification, Recipe) else parse_recipe(specification))
         except RecipeError as error:
             mistakes.append(str(error))
     if mistakes:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.errors import UserError
+from harness_ext.runs.run_config import resolve_demo
 from harness_ext.runs.spec import versions
 from harness_ext.search.runner import without_searching
 from harness_ext.storage import rundir
@@ -24,8 +25,50 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from harness_ext.lm_eval_adapter.backend import RecipeLM
+    from harness_ext.recipe.recipe import Recipe
+    from harness_ext.runs.applied_model import CalibrationSource
+    from harness_ext.runs.progress import ProgressReport
 
 _BIAS_SWITCHES = ("attention_bias", "mlp_bias", "bias")
+
+
+def export_recipe(
+    recipe: Recipe,
+    place: Path,
+    model_args: Mapping[str, Any],
+    source: CalibrationSource,
+    command: list[str],
+    report: ProgressReport,
+) -> int:
+    """Load a model, apply a recipe and write it; see `export` for what is written and returned.
+
+    model_args: as in lm-eval, with `pretrained` and `device`. source: what the recipe learns from, where it does.
+    command: how the export was asked for, for receipt and card.
+
+    Raises UserError where that is not possible.
+    """
+    from harness_ext.lm_eval_adapter.fast_import import preload_hf
+    from harness_ext.model import checkpoint
+
+    if recipe.is_baseline:
+        raise UserError("the baseline edits nothing, so there is nothing to export: name another recipe")
+    if not model_args.get("pretrained"):
+        raise UserError("no model given: add --model_args pretrained=NAME (a hub name, a local folder, or `demo`)")
+    if place.exists():
+        raise UserError(f"{place} exists already; name a folder that does not, with --out")
+    arguments = resolve_demo("hf", model_args)
+    checkpoint.check_local(
+        str(arguments["pretrained"]),
+        str(arguments.get("subfolder") or ""),
+        pickle_allowed=arguments.get("use_safetensors") is False,
+    )
+    preload_hf()
+    from harness_ext.lm_eval_adapter.backend import RecipeLM
+
+    lm = RecipeLM.create_from_arg_obj({**arguments, "recipe": None})
+    resolved, documents = source.resolve(recipe, lm, report)
+    lm.apply(resolved, documents, report.progress)
+    return export(lm, place, str(model_args["pretrained"]), command)
 
 
 def export(lm: RecipeLM, place: Path, model_name: str, command: list[str]) -> int:

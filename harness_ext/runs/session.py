@@ -155,7 +155,7 @@ class Session:
             if step.calibration is None or self.harness.apply_chat_template:
                 continue
             with located(recipe.place(number)):
-                counts = {drawn.task: len(drawn.documents) for drawn in self._documents(step.calibration)}
+                counts = {drawn.task: len(drawn.documents) for drawn in self.documents(step.calibration)}
                 check_pairs(described(step.method).statistics, counts, step.calibration.batch_size)
 
     def _variant(self, recipe: Recipe) -> VariantOutcome:
@@ -184,7 +184,7 @@ class Session:
                 before = self._base_digest if recipe.is_baseline else lm.weights.digest()
                 receipt.weights = ReceiptWeights(digest_before=before, digest_after=before)
                 if not recipe.is_baseline:
-                    applied = lm.apply(recipe, self._documents, self.report.progress, resume)
+                    applied = lm.apply(recipe, self.documents, self.report.progress, resume)
                     receipt.warnings = receipt_warnings(recipe, applied)
                     self._tell_resumed(recipe, applied)
                     receipt.weights = ReceiptWeights(digest_before=before, digest_after=lm.weights.digest())
@@ -253,7 +253,10 @@ class Session:
 
         return model_digest(self.lm.model)
 
-    def _documents(self, calibration: Calibration) -> list[CalibrationSet]:
+    def documents(self, calibration: Calibration) -> list[CalibrationSet]:
+        """Draw the documents of a step: of the evaluated tasks, or of those that it names, none of them scored. Raises
+        UserError where they cannot be had.
+        """
         loaded, harness = self.spec.tasks, self.harness
         tasks = dict(loaded.by_name)
         missing = [name for name in calibration.tasks if name not in tasks]

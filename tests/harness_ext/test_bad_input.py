@@ -387,7 +387,7 @@ def test_a_busy_database_costs_only_its_own_update(demo_run, tmp_path: Path, mon
     )
     with holder:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-        monkeypatch.setattr("harness_ext.cli.run_recipes.PATIENCE_SECONDS", 0.2)
+        monkeypatch.setattr("harness_ext.runs.execution.PATIENCE_SECONDS", 0.2)
         ran = demo_run("--recipe", "laser", limit=4)
         holder.kill()
     assert_told(ran, "busy", "the runs are safe in", "lm_eval ingest")

@@ -17,10 +17,10 @@ from lm_eval._cli import HarnessCLI
 from lm_eval._cli.run import Run
 
 from harness_ext.cli import EXIT_USER_ERROR, RecipesCLI, main
-from harness_ext.cli.config import resolve_demo
 from harness_ext.demo import demo_path
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.config import RunConfig, resolve_tasks
+from harness_ext.runs.run_config import resolve_demo
 
 HEAVY = ("torch", "transformers", "datasets", "streamlit", "duckdb", "scipy")
 

@@ -1,0 +1,128 @@
+"""A run with recipes from its configuration to judged cells: variants scored and written, the store brought up to date.
+
+The command line and Python both go through here; what is printed is theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness_ext.errors import UserError
+from harness_ext.lm_eval_adapter.config import RunConfig
+from harness_ext.runs.identity_check import largest_difference, tolerance
+from harness_ext.runs.progress import ProgressReport
+from harness_ext.runs.session import Session, VariantOutcome
+
+if TYPE_CHECKING:
+    from leaderboard.board.cell import Cell
+    from leaderboard.store.database import Store
+
+DATABASE = "leaderboard.duckdb"
+PATIENCE_SECONDS = 30.0
+"""How long a busy database is waited for."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What came of a run: at least one outcome, the database beside the runs, and the mistake that stopped the rest, if
+    one did.
+    """
+
+    outcomes: tuple[VariantOutcome, ...]
+    database: Path
+    mistake: UserError | None
+
+    @property
+    def paths(self) -> list[Path]:
+        """The run folders, in the order of the variants."""
+        return [outcome.run.path for outcome in self.outcomes]
+
+
+def execute(config: RunConfig, report: ProgressReport) -> Execution:
+    """Score every variant that is not there already.
+
+    Raises UserError where nothing could be done, and LeaderboardError, before anything is computed, for a database that
+    cannot be used.
+    """
+    session = Session(config, report)
+    database = session.root / DATABASE
+    check_database(database)
+    outcomes: list[VariantOutcome] = []
+    mistake: UserError | None = None
+    try:
+        for outcome in session.run():
+            outcomes.append(outcome)  # noqa: PERF402 - what came before a mistake is kept
+    except UserError as error:
+        if not outcomes:
+            raise
+        mistake = error
+    _check_identity(outcomes, report)
+    return Execution(tuple(outcomes), database, mistake)
+
+
+def check_database(database: Path) -> None:
+    """Find out before anything is computed that the database cannot be used. One that is busy or old may be in order by
+    the end. Raises LeaderboardError.
+    """
+    from leaderboard.errors import Busy, OlderDatabase
+    from leaderboard.store.database import open_store
+
+    if not database.exists():
+        return
+    try:
+        with open_store(database, read_only=True, timeout_s=0):
+            pass
+    except (Busy, OlderDatabase):
+        return
+
+
+def _check_identity(outcomes: Sequence[VariantOutcome], report: ProgressReport) -> None:
+    baseline = outcomes[0].run
+    for outcome in outcomes:
+        methods = {step.method for step in outcome.recipe.steps}
+        if methods != {"identity"} or outcome.run.failed or baseline.failed:
+            continue
+        difference, allowed = largest_difference(baseline, outcome.run), tolerance(outcome.run)
+        if difference > allowed:
+            report.warn(
+                f"{outcome.recipe.label} changes log-likelihoods by up to {difference:.2g}, more than rounding"
+                f" ({allowed:g}): do not trust the other results of this machine"
+            )
+        else:
+            report.line(f"{outcome.recipe.label}: scores as the baseline, log-likelihoods within {difference:.1g}")
+
+
+def cells_from_store(paths: Sequence[Path], database: Path, report: ProgressReport) -> list[Cell]:
+    """Put run folders into the database and judge them there, beside all other runs of the model. Raises
+    LeaderboardError.
+    """
+    from leaderboard.board.board import board
+    from leaderboard.ingest import ingest
+    from leaderboard.store.database import open_store
+    from leaderboard.store.queries import runs
+
+    for rejected in ingest(paths, database, timeout_s=PATIENCE_SECONDS).rejected:
+        report.warn(f"{rejected.path} is not on the board: {rejected.reason}")
+    wanted = {path.resolve() for path in paths}
+    with open_store(database, read_only=True, timeout_s=PATIENCE_SECONDS) as store:
+        ours = {run.run_id for run in runs(store) if Path(run.path).resolve() in wanted}
+        return [cell for cell in board(store) if cell.run_id in ours]
+
+
+def cells_from_runs(paths: Sequence[Path]) -> list[Cell]:
+    """Judge run folders by themselves, without a database."""
+    from leaderboard.board.board import board
+
+    return board(store_of(paths))
+
+
+def store_of(paths: Sequence[Path]) -> Store:
+    """A store in memory that holds these run folders."""
+    from leaderboard.ingest import ingest
+
+    store = ingest(paths, None).store
+    assert store is not None
+    return store

@@ -1,0 +1,292 @@
+"""The front door in Python: what `import harness_ext` offers, each function the same as a command's work.
+
+All of it raises UserError, whose message says what is wrong and what to do, for everything that a user can mend.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from harness_ext.errors import nearest
+from harness_ext.recipe.recipe import Recipe, parse_recipe, recipe_from
+from harness_ext.runs.progress import ProgressReport, report_for
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from typing_extensions import Unpack
+
+    from harness_ext.editing.plan import Plan
+    from harness_ext.runs.applied_model import AppliedModel
+    from harness_ext.runs.run_result import RunResult
+
+AnyRecipe = str | Path | Mapping[str, Any] | Recipe
+
+
+class ApplySettings(TypedDict, total=False):
+    """Settings of `apply`. seed: of everything drawn, in place of the recipe's. batch_size: documents in one forward
+    pass while learning. verbose: tell of progress on standard error. The others say how tasks build their prompts, as
+    in lm-eval.
+    """
+
+    seed: int
+    batch_size: int
+    verbose: bool
+    num_fewshot: int
+    system_instruction: str
+    apply_chat_template: bool | str
+    fewshot_as_multiturn: bool
+    include_path: str
+
+
+class RunSettings(TypedDict, total=False):
+    """Settings of `run`, named as the flags of `lm_eval run`. output_path: the folder of the results, by default
+    `results`. limit: documents a task, or a share of them below 1. verbose: tell of progress on standard error.
+    """
+
+    num_fewshot: int
+    batch_size: int | str
+    max_batch_size: int
+    device: str
+    limit: float
+    samples: Mapping[str, Sequence[int]]
+    output_path: str | Path
+    seed: int | Sequence[int | None]
+    system_instruction: str
+    apply_chat_template: bool | str
+    fewshot_as_multiturn: bool
+    include_path: str
+    gen_kwargs: Mapping[str, Any] | str
+    metadata: Mapping[str, Any]
+    cache_requests: Mapping[str, bool]
+    trust_remote_code: bool
+    confirm_run_unsafe_code: bool
+    verbose: bool
+
+
+def load_recipe(recipe: AnyRecipe) -> Recipe:
+    """A checked recipe, every default filled in.
+
+    recipe: what the command takes (`laser`, `laser:keep.rank=4`, `mine.yaml`), a path, the plain data that such a file
+    holds, or a recipe already.
+
+    Raises RecipeError, a UserError, naming every mistake found.
+
+        >>> load_recipe("laser:keep.rank=4").steps[0].keep.rank
+        4
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, Mapping):
+        return recipe_from(recipe, origin=str(recipe.get("name", "given")))
+    return parse_recipe(str(recipe))
+
+
+def plan(recipe: AnyRecipe, *, pretrained: str, **model_args: Any) -> Plan:
+    """What a recipe would do to a model, from its config and the headers of its checkpoint; no weight is read.
+
+    pretrained: a hub name, a local folder, or `demo` for the embedded model. model_args: as in lm-eval; of these
+    `revision` and `subfolder` matter. The plan has every matrix with its shape and ranks, parameters and bytes before
+    and after, and the expected time in seconds and memory in bytes.
+
+    Raises UserError where the recipe does not fit the model or the checkpoint has no headers to plan from.
+
+        >>> plan("svd:keep.rank=2", pretrained="demo").matrices[0].rank_after
+        2
+    """
+    from harness_ext.editing import plan as planning
+    from harness_ext.model.checkpoint import read_checkpoint
+    from harness_ext.runs.run_config import resolve_demo
+
+    checked = load_recipe(recipe)
+    arguments = resolve_demo("hf", {**model_args, "pretrained": pretrained})
+    checkpoint = read_checkpoint(
+        str(arguments["pretrained"]), str(arguments.get("revision") or "main"), str(arguments.get("subfolder") or "")
+    )
+    return planning.plan(checked, checkpoint)
+
+
+def apply(
+    model: PreTrainedModel,
+    recipe: AnyRecipe,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    tasks: Sequence[str] | str | None = None,
+    documents: Sequence[tuple[str, str]] | None = None,
+    texts: Sequence[str] | None = None,
+    **settings: Unpack[ApplySettings],
+) -> AppliedModel:
+    """Apply a recipe to a loaded model, in place, on its own device and in its dtype; undone, bit for bit, when the
+    `with` block is left.
+
+    recipe: as `load_recipe` takes it. tokenizer: the model's; only a recipe that reads texts needs it. Such a recipe
+    learns from one of: tasks (documents of their training splits, drawn as the command does; none that they score),
+    documents (prompts with their right answers, each answer beginning with the space that stands between them) or texts
+    (for recipes that need no answers). settings: see `ApplySettings`.
+
+    The result has `receipt` (a dict with the keys of receipt.json), `matrices` (a DataFrame, one row a matrix) and
+    `undo`. Without `with` the edit stays until `undo` is called. The model keeps its mode, and a failure in the middle
+    leaves it as it was.
+
+    Raises UserError where the recipe does not fit the model, nothing is given to learn from, or a recipe is applied
+    already.
+
+        with harness_ext.apply(model, "svd-llm", tokenizer=tok, texts=["Paris is in France.", ...]) as applied:
+            print(applied.matrices[["name", "rank_after", "relative_error"]])
+            model.generate(**tok("Paris is", return_tensors="pt"))
+    """
+    from harness_ext.runs.applied_model import CalibrationSource, apply_to_model
+
+    _check_names("apply", settings, ApplySettings)
+    asked: dict[str, Any] = dict(settings)
+    verbose = bool(asked.pop("verbose", False))
+    changed = _with_settings(load_recipe(recipe), asked.pop("seed", None), asked.pop("batch_size", None))
+    with _reporting(verbose) as report:
+        source = CalibrationSource(tasks, documents, texts, asked)
+        return apply_to_model(model, changed, tokenizer, source, report)
+
+
+def run(
+    *,
+    model: str = "hf",
+    model_args: Mapping[str, Any] | str,
+    tasks: Sequence[str] | str,
+    recipes: Iterable[AnyRecipe] | str,
+    controls: Iterable[str] | str = (),
+    **settings: Unpack[RunSettings],
+) -> RunResult:
+    """Score a model unedited, under every recipe, and under the controls of each, as `lm_eval run --recipe` does; runs
+    that are there already are not made again.
+
+    model_args: as in lm-eval, a mapping or `key=value,...`, with `pretrained`. recipes: as `load_recipe` takes each.
+    settings: see `RunSettings`. The result has the run folders, the judged cells, and both as a table (`to_frame`); a
+    recipe that could not be carried through is in its `failed`. Nothing is printed unless `verbose=True`.
+
+    Raises UserError for mistakes, before anything is computed where they can be seen then, and LeaderboardError for a
+    database in the results folder that cannot be used.
+
+        >>> result = run(model_args={"pretrained": "demo"}, tasks=["int_mult"], recipes=["laser"], limit=20)
+        >>> result.to_frame()[["task", "recipe", "score", "verdict"]]
+    """
+    from harness_ext.runs.execution import execute
+    from harness_ext.runs.run_config import harness_config, recipe_run_config
+    from harness_ext.runs.run_result import judged_result
+
+    _check_names("run", settings, RunSettings)
+    asked = {"model": model, "model_args": _copied(model_args), "tasks": _copied(tasks), **settings}
+    verbose = bool(asked.pop("verbose", False))
+    if "output_path" in asked:
+        asked["output_path"] = str(asked["output_path"])
+    names = [controls] if isinstance(controls, str) else list(controls)
+    loaded = [load_recipe(recipe) for recipe in ([recipes] if isinstance(recipes, str) else recipes)]
+    with _reporting(verbose) as report:
+        told = {**asked, "recipes": [recipe.label for recipe in loaded], "controls": names}
+        command = (f"harness_ext.run({', '.join(f'{key}={value!r}' for key, value in told.items())})",)
+        config = recipe_run_config(harness_config(asked), loaded, names, command)
+        executed = execute(config, report)
+        result = judged_result(executed, names, report)
+    if executed.mistake is not None:
+        raise executed.mistake
+    return result
+
+
+def export(
+    recipe: AnyRecipe,
+    out: str | Path,
+    *,
+    pretrained: str,
+    tasks: Sequence[str] | str | None = None,
+    documents: Sequence[tuple[str, str]] | None = None,
+    texts: Sequence[str] | None = None,
+    **model_args: Any,
+) -> Path:
+    """Load a model, apply a recipe and write the result as a checkpoint that plain transformers loads: safetensors,
+    tokenizer, receipt.json and a model card.
+
+    out: the folder to write, which must not exist. pretrained: a hub name, a local folder, or `demo`. tasks, documents,
+    texts: what a recipe that learns learns from, as in `apply`. model_args: as in lm-eval; `device` is by default the
+    CPU. Returns the folder. Matrices that the recipe computes as two thin layers are written as their products.
+
+    Raises UserError where the folder exists, the recipe does not fit the model, or the architecture cannot hold a bias
+    that the recipe adds.
+
+        >>> export("laser", "edited", pretrained="demo")
+        PosixPath('edited')
+    """
+    from harness_ext.runs.applied_model import CalibrationSource
+    from harness_ext.runs.export import export_recipe
+
+    loaded, place = load_recipe(recipe), Path(out)
+    source = CalibrationSource(tasks, documents, texts)
+    source.check(loaded)
+    with _reporting(False) as report:
+        arguments = {"device": "cpu", **model_args, "pretrained": pretrained}
+        command = [f"harness_ext.export({loaded.label!r}, {str(out)!r}, pretrained={pretrained!r})"]
+        export_recipe(loaded, place, arguments, source, command, report)
+    return place
+
+
+def _copied(value: Any) -> Any:
+    """lm-eval changes what it is given."""
+    return value if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else list(value)
+
+
+def _check_names(function: str, settings: Mapping[str, Any], known: type) -> None:
+    for name in settings:
+        if name not in known.__annotations__:
+            raise TypeError(
+                f"{function}() got an unexpected keyword argument {name!r}; {nearest(name, known.__annotations__)}"
+            )
+
+
+def _with_settings(recipe: Recipe, seed: int | None, batch_size: int | None) -> Recipe:
+    """The recipe with a seed, and a batch size of its calibration, in place of its own. Raises RecipeError for values
+    that a recipe cannot have.
+    """
+    if seed is None and batch_size is None:
+        return recipe
+    data = recipe.resolved()
+    for step in data["steps"]:
+        step |= {} if seed is None else {"seed": seed}
+        if "calibration" in step:
+            step["calibration"] |= {} if seed is None else {"seed": seed}
+            step["calibration"] |= {} if batch_size is None else {"batch_size": batch_size}
+    return recipe.model_copy(update={"steps": recipe_from(data, origin=recipe.label).steps})
+
+
+class _Collecting(ProgressReport):
+    """A report that says nothing, and keeps what the user must know."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True, bars=False)
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        """Keep the text for the end."""
+        self.warnings.append(text)
+
+
+@contextmanager
+def _reporting(verbose: bool) -> Iterator[ProgressReport]:
+    """A report for the block: the command's, or one that is silent, with the libraries silent as well and what the user
+    must know as Python warnings at the end.
+    """
+    if verbose:
+        yield report_for(None)
+        return
+    report, log = _Collecting(), logging.getLogger("lm_eval")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        # Libraries draw progress bars there whatever they are told.
+        with redirect_stderr(io.StringIO()):
+            yield report
+    finally:
+        log.setLevel(before)
+    for text in report.warnings:
+        warnings.warn(text, stacklevel=4)
