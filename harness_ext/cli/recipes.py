@@ -65,7 +65,8 @@ class Recipes(RecipesCommand):
         from harness_ext.recipe.recipe import parse_recipe, shipped_names
 
         print("\n".join(_listing([parse_recipe(name) for name in shipped_names()])))
-        print("\n`lm_eval recipes show NAME` has the rest, as a file; `--recipe NAME:key=value` changes it.")
+        print("\n`lm_eval recipes show NAME` has the rest, as a file.")
+        print("`--recipe NAME:key=value` changes it.")
 
     def _show(self, args: argparse.Namespace) -> None:
         import yaml

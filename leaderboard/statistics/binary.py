@@ -51,9 +51,10 @@ def mid_p_mcnemar(lost: int, gained: int) -> Tails:
     total = lost + gained
     if total == 0:
         return Tails(0.5, 0.5, 1.0)
-    up_to = float(bdtr(gained, total, 0.5))
-    point = up_to - (float(bdtr(gained - 1, total, 0.5)) if gained else 0.0)
-    less = up_to - point / 2
+    # The observed point is as likely on the other side; in the smaller tail its difference cancels no digits.
+    fewer = min(lost, gained)
+    point = float(bdtr(fewer, total, 0.5)) - (float(bdtr(fewer - 1, total, 0.5)) if fewer else 0.0)
+    less = float(bdtr(gained, total, 0.5)) - point / 2
     greater = float(bdtr(lost, total, 0.5)) - point / 2
     return Tails(less, greater, min(1.0, 2 * min(less, greater)))
 

@@ -30,14 +30,14 @@ def settle() -> None:
 
 
 def main(model: str, recipes: list[str]) -> None:
-    from harness_ext.lm_eval_adapter.backend import RecipeLM, _documents_of_named_tasks
+    from harness_ext.lm_eval_adapter.backend import RecipeLM, documents_of_named_tasks
     from harness_ext.recipe.recipe import parse_recipe
 
     lm = RecipeLM(model, device="cpu")
     digest = lm.weights.digest()
     lm.apply(
         parse_recipe("asvd:layers=[0],matrices=[k_proj],calibration.task=int_mult,calibration.samples=2"),
-        _documents_of_named_tasks,
+        documents_of_named_tasks,
     )
     lm.undo()
     settle()
@@ -45,7 +45,7 @@ def main(model: str, recipes: list[str]) -> None:
     for recipe in recipes:
         settle()
         Path("/proc/self/clear_refs").write_text("5")
-        lm.apply(parse_recipe(recipe), _documents_of_named_tasks)
+        lm.apply(parse_recipe(recipe), documents_of_named_tasks)
         peak = resident_mib("VmHWM")
         lm.undo()
         print("PEAK " + json.dumps({recipe: peak}), flush=True)

@@ -165,7 +165,7 @@ def test_statistics_that_are_singular_are_recorded_with_what_was_done_instead(de
 def test_statistics_that_are_not_finite_are_a_failed_row_with_its_place(
     demo_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from harness_ext.calibration.collect import InputMagnitude
+    from harness_ext.calibration.statistics import InputMagnitude
 
     monkeypatch.setattr(InputMagnitude, "result", lambda self: self._total * float("inf"))
     ran = demo_run("--recipe", "asvd:calibration.samples=4", limit=4)

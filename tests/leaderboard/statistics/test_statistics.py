@@ -418,3 +418,14 @@ class TestMiddleOneSided:
 @pytest.fixture
 def generator() -> np.random.Generator:
     return np.random.default_rng(20260102)
+
+
+@pytest.mark.parametrize("flips", [(0, 60), (60, 0), (1, 80), (0, 300)])
+def test_the_tail_of_a_clear_win_is_a_probability(flips: tuple[int, int]) -> None:
+    from scipy.stats import binom
+
+    lost, gained = flips
+    tails = stats.mid_p_mcnemar(lost, gained)
+    small = min(lost, gained)
+    expected = binom.cdf(small, lost + gained, 0.5) - binom.pmf(small, lost + gained, 0.5) / 2
+    assert min(tails.less, tails.greater) == pytest.approx(expected, rel=1e-9) and min(tails.less, tails.greater) > 0
