@@ -71,6 +71,6 @@ class Export(RecipesCommand):
         print(f"{args.recipe} on {args.model_args['pretrained']}: written to {args.out}")
         if dense:
             print(
-                f"{dense} {'layer' if dense == 1 else 'layers'} of two thin ones in the recipe: written as their"
+                f"{dense} {'layer' if dense == 1 else 'layers'} of two low-rank ones in the recipe: written as their"
                 " product, since plain transformers has no place for factors"
             )

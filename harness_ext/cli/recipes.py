@@ -183,7 +183,9 @@ def _plan_lines(recipe: Recipe, planned: Plan, name: str) -> Iterable[str]:
     yield ""
     unknown = sum(item.rank_after is None for item in planned.matrices)
     at_most = " at most" if unknown else ""
-    stored = "computed as two thin layers" if all(step.factored for step in recipe.steps) else "if stored as factors"
+    stored = (
+        "computed as two low-rank layers" if all(step.factored for step in recipe.steps) else "if stored as factors"
+    )
     yield (
         f"  parameters {at_most} {_change(planned.parameters, planned.parameters_after)}"
         f" ({planned.parameters_after / planned.parameters:.1%}), {stored} where that is smaller"

@@ -27,7 +27,7 @@ IDENTITY = "identity"
 
 
 class _Left(NamedTuple):
-    """How a recipe left a matrix: at which rank, and whether as two thin layers."""
+    """How a recipe left a matrix: at which rank, and whether as two low-rank layers."""
 
     rank: int
     factored: bool

@@ -50,7 +50,7 @@ def _as_asked(recipe: Recipe, applied: AppliedRecipe) -> list[str]:
 
 
 def _left_dense(recipe: Recipe, applied: AppliedRecipe) -> list[str]:
-    """Matrices that stayed dense though thin layers were asked for."""
+    """Matrices that stayed dense though low-rank layers were asked for."""
     asked = [record for record in applied.records if recipe.steps[record.step].factored]
     dense = sum(record.stored == DENSE for record in asked)
     return (

@@ -1,9 +1,9 @@
-"""A linear layer whose weight, or parts of whose weight, are kept as two thin factors: `W x = A (B x)`.
+"""A linear layer whose weight, or parts of whose weight, are kept as two low-rank factors: `W x = A (B x)`.
 
 It takes the place of the layer that it stands for, under the same name. A part is a range of rows (a role of a fused
 matrix, a head of the queries) or of columns (a head of the output projection), and
 each part has factors of its own; what no part covers stays dense. So a fused matrix of which only the keys are cut is
-computed as thin keys beside dense queries and values.
+computed as low-rank keys beside dense queries and values.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Thin layers in the places of a model's linear layers, and the layers themselves put back.
+"""Low-rank layers in the places of a model's linear layers, and the layers themselves put back.
 
-While a thin layer stands for it, the weight of a layer holds no memory; its values come back from elsewhere
+While a low-rank layer stands for it, the weight of a layer holds no memory; its values come back from elsewhere
 (`Weights.restore`) or as the product of the factors.
 """
 
@@ -20,35 +20,37 @@ if TYPE_CHECKING:
 
 
 class _Replacement(NamedTuple):
-    """A layer out of its place, the shape of its weight, and the thin layer in its place."""
+    """A layer out of its place, the shape of its weight, and the low-rank layer in its place."""
 
     layer: nn.Module
     shape: tuple[int, ...]
-    thin: LowRankLinear
+    low_rank: LowRankLinear
 
 
 class ModuleReplacements:
-    """The thin layers of a model, by the names of the weights that they stand for. changed: told which parameters of
+    """The low-rank layers of a model, by the names of the weights that they stand for. changed: told which parameters
+    of
     the model are gone and which are new, whenever a layer is swapped.
     """
 
     def __init__(self, model: nn.Module, changed: Callable[[Collection[str], Mapping[str, Tensor]], None]) -> None:
         self._model = model
         self._changed = changed
-        self._swaps: dict[str, _Replacement] = {}
+        self._replacements: dict[str, _Replacement] = {}
 
     def __contains__(self, name: str) -> bool:
-        return name in self._swaps
+        return name in self._replacements
 
     def __iter__(self) -> Iterator[str]:
-        return iter(list(self._swaps))
+        return iter(list(self._replacements))
 
     def __getitem__(self, name: str) -> LowRankLinear:
-        """The thin layer that stands for a weight of that name."""
-        return self._swaps[name].thin
+        """The low-rank layer that stands for a weight of that name."""
+        return self._replacements[name].low_rank
 
     def check(self, matrices: Sequence[Matrix]) -> None:
-        """Raise UserError naming the first matrix that two thin layers cannot take the place of, and what to do about
+        """Raise UserError naming the first matrix that two low-rank layers cannot take the place of, and what to do
+        about
         it.
         """
         from torch import nn
@@ -57,12 +59,12 @@ class ModuleReplacements:
         check_no_expert(matrices)
         for matrix in matrices:
             layer = self._model.get_submodule(matrix.module)
-            if matrix.parameter in self._swaps:
+            if matrix.parameter in self._replacements:
                 continue
             if not isinstance(layer, (nn.Linear, Conv1D)):
                 raise UserError(
                     f"{matrix.parameter} is the weight of a layer of class {type(layer).__name__}, which two"
-                    " thin linear layers cannot stand for: leave it out, or set factored=false"
+                    " low-rank layers cannot stand for: leave it out, or set factored=false"
                 )
             shared = [
                 name
@@ -86,13 +88,15 @@ class ModuleReplacements:
             return
         inside = self._model.get_submodule(matrix.module)
         layer, shape = (
-            self._swaps[matrix.parameter][:2]
-            if matrix.parameter in self._swaps
+            self._replacements[matrix.parameter][:2]
+            if matrix.parameter in self._replacements
             else (inside, tuple(tensor_of(inside, "weight").shape))
         )
-        thin = LowRankLinear(dense, parts, bias_of(inside), transposed=matrix.stored_transposed).train(layer.training)
-        self._place(matrix.module, thin)
-        self._swaps[matrix.parameter] = _Replacement(layer, shape, thin)
+        low_rank = LowRankLinear(dense, parts, bias_of(inside), transposed=matrix.stored_transposed).train(
+            layer.training
+        )
+        self._place(matrix.module, low_rank)
+        self._replacements[matrix.parameter] = _Replacement(layer, shape, low_rank)
         weight = tensor_of(layer, "weight")
         weight.data = weight.data.new_empty(0)
 
@@ -102,13 +106,13 @@ class ModuleReplacements:
         """
         import torch
 
-        layer, shape, thin = self._swaps.pop(name)
+        layer, shape, low_rank = self._replacements.pop(name)
         weight = tensor_of(layer, "weight")
         weight.data = weight.data.new_empty(shape)
         if dense is not None:
             with torch.no_grad():
-                weight.copy_(dense.T if thin.transposed else dense)
-        layer.register_parameter("bias", thin.bias)
+                weight.copy_(dense.T if low_rank.transposed else dense)
+        layer.register_parameter("bias", low_rank.bias)
         self._place(name.rpartition(".")[0], layer)
 
     def _place(self, place: str, layer: nn.Module) -> None:
@@ -119,12 +123,12 @@ class ModuleReplacements:
 
 
 def check_no_expert(matrices: Iterable[Matrix]) -> None:
-    """Raise UserError naming the first matrix of an expert: all experts are computed from one parameter, in which thin
-    ones have no place.
+    """Raise UserError naming the first matrix of an expert: all experts are computed from one parameter, which has
+    no place for low-rank layers.
     """
     for matrix in matrices:
         if matrix.expert is not None:
             raise UserError(
-                f"{matrix.key}: experts are computed from one parameter, which cannot hold thin layers: set"
+                f"{matrix.key}: experts are computed from one parameter, which cannot hold low-rank layers: set"
                 " factored=false, or choose matrices outside the experts, such as attn"
             )

@@ -48,7 +48,7 @@ class Weights:
         self._parameters: dict[str, Tensor] = dict(model.named_parameters())
         self._digests: dict[tuple[str, int | None], str] = {}
         self._spilled: dict[str, Path] = {}
-        self._swaps = ModuleReplacements(model, self._renew)
+        self._replacements = ModuleReplacements(model, self._renew)
         self.size = size_of(model)
         self.added_biases: list[str] = []
         self.layout = Layout(
@@ -71,17 +71,18 @@ class Weights:
                 )
 
     def check_factorable(self, matrices: Sequence[Matrix]) -> None:
-        """Raise UserError naming the first matrix that two thin layers cannot take the place of, and what to do about
+        """Raise UserError naming the first matrix that two low-rank layers cannot take the place of, and what to do
+        about
         it.
         """
-        self._swaps.check(matrices)
+        self._replacements.check(matrices)
 
     def check_dense(self, matrices: Sequence[Matrix]) -> None:
-        """Raise UserError naming the first matrix that an earlier step left as two thin layers."""
+        """Raise UserError naming the first matrix that an earlier step left as two low-rank layers."""
         for matrix in matrices:
-            if matrix.parameter in self._swaps:
+            if matrix.parameter in self._replacements:
                 raise UserError(
-                    f"{matrix.parameter} is computed as two thin layers since an earlier step, and a search"
+                    f"{matrix.parameter} is computed as two low-rank layers since an earlier step, and a search"
                     " tries edits of dense matrices: set factored=false there, or search first"
                 )
 
@@ -91,8 +92,8 @@ class Weights:
 
         value = self._stored(matrix.parameter).detach()
         dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
-        if matrix.parameter in self._swaps:
-            return self._swaps[matrix.parameter].product_of(matrix.rows, matrix.columns, dtype)
+        if matrix.parameter in self._replacements:
+            return self._replacements[matrix.parameter].product_of(matrix.rows, matrix.columns, dtype)
         part = take(take(_view(value, matrix), matrix.rows, 0), matrix.columns, 1)
         return part.to(dtype, copy=True).contiguous()
 
@@ -103,10 +104,10 @@ class Weights:
         import torch
 
         self._keep_original(matrix.parameter)
-        if matrix.parameter in self._swaps:
+        if matrix.parameter in self._replacements:
             dense, parts = self._without(matrix)
             put(dense, matrix.rows, matrix.columns, weight.to(dense))
-            self._swaps.set_parts(matrix, dense, parts)
+            self._replacements.set_parts(matrix, dense, parts)
             return
         value = self._parameters[matrix.parameter]
         with torch.no_grad():
@@ -114,7 +115,8 @@ class Weights:
         self._forget_digests(matrix.parameter, matrix.expert)
 
     def factor(self, matrix: Matrix, left: Tensor, right: Tensor) -> None:
-        """Compute the matrix as two thin layers, left `[m, r]` after right `[r, n]`, in its own dtype; what else its
+        """Compute the matrix as two low-rank layers, left `[m, r]` after right `[r, n]`, in its own dtype; what else
+        its
         layer holds stays as it is. Undone by `restore`.
 
         `check_factorable` must have passed.
@@ -123,35 +125,36 @@ class Weights:
 
         self._keep_original(matrix.parameter)
         dense, parts = self._without(matrix)
-        self._swaps.set_parts(matrix, dense, [*parts, LowRankPart(matrix.rows, matrix.columns, left, right)])
+        self._replacements.set_parts(matrix, dense, [*parts, LowRankPart(matrix.rows, matrix.columns, left, right)])
 
     def added(self) -> list[Tensor]:
         """The biases that edits made."""
         return [self._parameters[name] for name in self.added_biases]
 
     def make_dense(self) -> frozenset[str]:
-        """Put products in the place of all thin layers, each in its own dtype, and return the names of their weights.
+        """Put products in the place of all low-rank layers, each in its own dtype, and return the names of their
+        weights.
         The model still restores to what it was.
         """
-        names = frozenset(self._swaps)
+        names = frozenset(self._replacements)
         for name in names:
-            self._swaps.put_back(name, self._swaps[name].product(self._stored(name).dtype))
+            self._replacements.put_back(name, self._replacements[name].product(self._stored(name).dtype))
         return names
 
     def _without(self, matrix: Matrix) -> tuple[Tensor, list[LowRankPart]]:
         """The layer of a matrix as a dense `[out, in]`, which may share its memory, and those of its factored parts
         that do not touch the matrix.
         """
-        if matrix.parameter not in self._swaps:
+        if matrix.parameter not in self._replacements:
             return _view(self._parameters[matrix.parameter].detach(), matrix), []
-        thin = self._swaps[matrix.parameter]
-        return thin.product(thin.lefts[0].dtype), [
-            part for part in thin.parts if not part.overlaps(matrix.rows, matrix.columns)
+        low_rank = self._replacements[matrix.parameter]
+        return low_rank.product(low_rank.lefts[0].dtype), [
+            part for part in low_rank.parts if not part.overlaps(matrix.rows, matrix.columns)
         ]
 
     def _stored(self, name: str) -> Tensor:
         """The parameter of that name; of a factored matrix one of its factors, which has the dtype and the device."""
-        return self._swaps[name].lefts[0] if name in self._swaps else self._parameters[name]
+        return self._replacements[name].lefts[0] if name in self._replacements else self._parameters[name]
 
     def _renew(self, gone: Collection[str], new: Mapping[str, Tensor]) -> None:
         """Follow the model's parameters when a layer is swapped."""
@@ -185,8 +188,8 @@ class Weights:
         import torch
         from safetensors.torch import load_file
 
-        for name in self._swaps:
-            self._swaps.put_back(name)
+        for name in self._replacements:
+            self._replacements.put_back(name)
         for name, path in self._spilled.items():
             kept = load_file(path)
             (digest,) = kept.keys()
@@ -212,10 +215,10 @@ class Weights:
 
         Of a factored matrix, over the digests of what its layer holds, without the bias.
         """
-        if name in self._swaps:
+        if name in self._replacements:
             held = [
                 f"{name.rpartition('.')[0]}.{part}"
-                for part, _ in self._swaps[name].named_parameters()
+                for part, _ in self._replacements[name].named_parameters()
                 if part != "bias"
             ]
             return combined(held, self.digest_of)

@@ -92,7 +92,8 @@ SOME_STEPS = frozenset({"keep", "calibration", "sequential", "contrast", "search
 class Step(BaseModel):
     """One method on a set of matrices. Subclassed for each method, whose own parameters become fields.
 
-    factored: whether the model computes with two thin layers where they are smaller than the matrix; its outputs are
+    factored: whether the model computes with two low-rank layers where they are smaller than the matrix; its outputs
+    are
     those of the dense product within rounding, in less time and memory.
     """
 

@@ -73,7 +73,7 @@ def export_recipe(
 
 def export(lm: RecipeLM, place: Path, model_name: str, command: list[str]) -> int:
     """Write the model as it is, with the recipe that was applied to it, into a new folder. Plain transformers has no
-    place for thin layers: they become the products of their factors, in the model too.
+    place for low-rank layers: they become the products of their factors, in the model too.
 
     Returns the number of layers of which that is so.
 
@@ -176,9 +176,9 @@ def _card(lm: RecipeLM, model_name: str, command: list[str], made_dense: Collect
     assert lm.recipe is not None and lm.applied is not None
     recipe = yaml.safe_dump(without_searching(lm.recipe, lm.applied.searches), sort_keys=False, allow_unicode=True)
     totals = lm.totals()
-    thin = (
-        f" The recipe computes {len(made_dense)} layers as two thin ones; here they are the products of those, since"
-        " this format has no place for them: no smaller, and no faster."
+    products = (
+        f" The recipe computes {len(made_dense)} layers as two low-rank ones; here they are the products of those,"
+        " since this format has no place for them: no smaller, and no faster."
         if made_dense
         else ""
     )
@@ -186,6 +186,6 @@ def _card(lm: RecipeLM, model_name: str, command: list[str], made_dense: Collect
         f"---\nlibrary_name: transformers\nbase_model: {model_name}\n---\n\n# {model_name}, edited by"
         f" {lm.recipe.label}\n\n{totals['matrices_edited']} weight matrices of `{model_name}` were edited by the"
         " recipe below and written back dense. Whether that helped, hurt or made no difference on a task is not said"
-        f" here: measure it.{thin}\n\n    {' '.join(command)}\n\n```yaml\n{recipe}```\n\n`receipt.json` lists every"
+        f" here: measure it.{products}\n\n    {' '.join(command)}\n\n```yaml\n{recipe}```\n\n`receipt.json` lists every"
         " matrix: shape, rank, energy kept, error, digests.\n"
     )

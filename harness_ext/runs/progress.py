@@ -27,7 +27,7 @@ SECONDS_BETWEEN_LINES = 60.0
 
 
 class _Bar(Progress):
-    """Surgery's progress as a bar."""
+    """Progress as a bar."""
 
     def __init__(self) -> None:
         self._bar: tqdm | None = None
@@ -52,7 +52,7 @@ class _Bar(Progress):
 
 
 class _Lines(Progress):
-    """Surgery's progress where no bar can be drawn: for what takes long, now and then a line with the time left."""
+    """Progress where no bar can be drawn: for what takes long, now and then a line with the time left."""
 
     def __init__(self) -> None:
         self._what, self._total, self._done = "", 0, 0
@@ -130,7 +130,7 @@ class ProgressReport:
 
 
 def _speed(totals: Mapping[str, Any]) -> str:
-    """How fast thin layers are, beside the baseline where this process has scored that too."""
+    """How fast low-rank layers are, beside the baseline where this process has scored that too."""
     before, after = totals.get("tokens_per_second_before"), totals.get("tokens_per_second_after")
     if not after:
         return ""

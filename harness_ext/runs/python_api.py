@@ -210,7 +210,7 @@ def export(
 
     out: the folder to write, which must not exist. pretrained: a hub name, a local folder, or `demo`. tasks, documents,
     texts: what a recipe that learns learns from, as in `apply`. model_args: as in lm-eval; `device` is by default the
-    CPU. Returns the folder. Matrices that the recipe computes as two thin layers are written as their products.
+    CPU. Returns the folder. Matrices that the recipe computes as two low-rank layers are written as their products.
 
     Raises UserError where the folder exists, the recipe does not fit the model, or the architecture cannot hold a bias
     that the recipe adds.

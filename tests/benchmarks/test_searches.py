@@ -90,7 +90,7 @@ def score(model, batches) -> tuple[int, float]:
 
 
 def searched(lm, documents, specification: str) -> tuple[dict, float]:
-    """The record of a search, and its seconds from the recipe to the chosen step, surgery left out."""
+    """The record of a search, and its seconds from the recipe to the chosen step, editing left out."""
     from harness_ext.calibration.context import StepContext
     from harness_ext.linalg.decompose import Decomposer
     from harness_ext.progress import Progress

@@ -1,4 +1,4 @@
-"""Surgery: what is edited, what is recorded, and that it can be undone to the last bit."""
+"""The pipeline: what is edited, what is recorded, and that it can be undone to the last bit."""
 
 from __future__ import annotations
 

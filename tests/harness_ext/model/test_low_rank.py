@@ -1,4 +1,5 @@
-"""Thin layers: what they compute is what the dense edit computes, they are as small as the receipt says, and they leave
+"""Low-rank layers: what they compute is what the dense edit computes, they are as small as the receipt says, and they
+leave
 no trace.
 """
 
@@ -141,7 +142,7 @@ def test_a_plan_tells_the_parameters_of_the_thin_model(make_lm, make_model, fami
 
 
 def test_the_operations_are_those_of_the_layers_that_run(make_lm, plain_family: str) -> None:
-    """Two for each number of a thin layer, counted here on the modules themselves."""
+    """Two for each number of a low-rank layer, counted here on the modules themselves."""
     lm = make_lm(plain_family)
     lm.apply(parse_recipe("svd:keep.rank=4,factored=true"), documents)
     multiplied = 0
@@ -423,14 +424,14 @@ def test_an_export_holds_the_products(make_lm, family: str, dtype: str, tmp_path
         assert torch.equal(
             reloaded.get_parameter(name).detach(), (product.T if family == "gpt2" else product).to(reloaded.dtype)
         )
-    assert "as two thin ones" in (tmp_path / "out" / "README.md").read_text()
+    assert "as two low-rank ones" in (tmp_path / "out" / "README.md").read_text()
     lm.undo()
     assert same_bits(before, bits(lm.model))
 
 
 def test_the_export_command_says_so(lm_eval, tmp_path: Path) -> None:
     ran = lm_eval("export", "--model_args", "pretrained=demo", "--recipe", "laser:factored=true", "--out", "edited")
-    assert ran.code == 0 and "1 layer of two thin ones in the recipe: written as their product" in ran.out, ran.err
+    assert ran.code == 0 and "1 layer of two low-rank ones in the recipe: written as their product" in ran.out, ran.err
 
 
 def test_a_command_scores_thin_and_dense_alike_and_records_speed(demo_run, tmp_path: Path) -> None:
@@ -482,7 +483,7 @@ def test_what_stays_dense_is_said_and_a_plan_names_thin_layers(demo_run, lm_eval
         in demo_run("--recipe", "bottom-k:matrices=[k_proj],keep.rank_fraction=0.9,factored=true", limit=8).err
     )
     assert (
-        "computed as two thin layers where that is smaller"
+        "computed as two low-rank layers where that is smaller"
         in lm_eval("recipes", "plan", "svd:factored=true", "--model_args", "pretrained=demo").out
     )
     assert (
