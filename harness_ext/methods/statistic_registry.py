@@ -85,6 +85,8 @@ def one_per_component(shape: tuple[int, int]) -> int:
     return min(shape)
 
 
+SHIPPED = "harness_ext.calibration.statistics"
+"""The module of the shipped ones, named as an entry point names one: nothing here knows what it holds."""
 _registry: dict[str, RegisteredStatistic] = {}
 StatisticClass = TypeVar("StatisticClass", bound=Callable[..., Statistic])
 
@@ -115,7 +117,7 @@ def statistic(
 def known_statistics() -> Mapping[str, RegisteredStatistic]:
     """Those of this package, and those of other packages whose modules were imported so far; by name."""
     # By its name: it is of a layer above this one, and registers what it holds.
-    importlib.import_module("harness_ext.calibration.statistics")
+    importlib.import_module(SHIPPED)
     return dict(sorted(_registry.items()))
 
 
