@@ -43,7 +43,7 @@ class Pairing:
     """The answer. `obstacles`: why the two may not be compared, and then there is no effect. `notes`: what is to be
     said beside the effect.
 
-    `noise_floor`: the share of answers that change when the unedited model runs at another batch size; None where it
+    `noise_floor`: the share of answers of the unedited model that flip when only the batch size changes; None where it
     was not measured.
     """
 

@@ -1,4 +1,4 @@
-"""The noise floor: how many answers change when nothing does, at another batch size.
+"""The noise floor: how many answers flip when only the batch size changes.
 
 Two runs of one unedited model, alike in everything but the batch size, differ by rounding alone. The share of their
 answers that flip is what a recipe's
