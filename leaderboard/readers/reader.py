@@ -1,4 +1,4 @@
-"""Reading one run, found by `finding`, into a `Run`. Nothing here touches a database.
+"""Reading one run, found by `discovery`, into a `Run`. Nothing here touches a database.
 
 Notable choice: `run_id` hashes what came out, with the settings that asked for it, and leaves out dates, durations and
 folders.
