@@ -5,7 +5,7 @@ to a scratch folder before the first change, not held in memory: the extra
 memory of an edit stays one matrix and its factors, however many matrices a recipe touches. Digests show that what was
 put back is what was there.
 
-A matrix that is factored (`factor`) is computed by a `ThinLinear` in the place of its layer, and the memory of its
+A matrix that is factored (`factor`) is computed by a `LowRankLinear` in the place of its layer, and the memory of its
 dense weight is given back until `restore`. It reads as the product of its factors; whatever
 is then written to a part of it makes dense again what that part touches.
 """

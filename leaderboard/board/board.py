@@ -8,7 +8,7 @@ unedited
   its earliest plain lm_eval run stands in.
 - The words are those of `cell`.
 - NaN or infinity as a run's score makes the cell *failed* with that reason, never a number and never a missing row.
-- A failed run is left out once the same specification has completed.
+- A failed run is left out once a run of the same `spec_id` has completed.
 """
 
 from __future__ import annotations

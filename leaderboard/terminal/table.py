@@ -102,13 +102,13 @@ def _cell_lines(cell: Cell, width: int, color: bool) -> list[str]:
     row = _line(columns, width)
     word = f"{cell.verdict:<{_VERDICT}}"
     coloured = row.replace(word, f"\x1b[{_COLOURS[cell.verdict]}m{word}\x1b[0m") if color else row
-    remarks = [
+    notes = [
         *filter(None, [undecided(cell), flips(cell.flip_rate, cell.noise_floor), choices(cell.choices)]),
         *map(plain, cell.notes),
         *(entry.sentence() for entry in cell.reported),
     ]
     above = [] if fits else [f"  {_cut(name, width - 2)}"]
-    return [*above, coloured.rstrip(), *(line for remark in remarks for line in _wrapped(remark, width))]
+    return [*above, coloured.rstrip(), *(line for note in notes for line in _wrapped(note, width))]
 
 
 class _Columns(NamedTuple):

@@ -101,7 +101,7 @@ def test_undecided_says_how_many_documents(made: Any, kit: Any) -> None:
         == f"needs about {cell.documents_needed:,} documents to show that it is within the margin, has 100, could have"
         f" shown a difference of {cell.detectable:.2g}"
     )
-    assert format.undecided(cell) in " ".join(render([cell], width=80).split()) and tables.remarks(cell).startswith(
+    assert format.undecided(cell) in " ".join(render([cell], width=80).split()) and tables.notes(cell).startswith(
         format.undecided(cell)
     )
     assert [
@@ -408,7 +408,7 @@ def test_failures_are_rows_with_their_reason(made: Any, kit: Any) -> None:
     assert recipe_cell(cells, "svd").notes == ("the result is nan, not a number",)
 
 
-def test_a_failure_gives_way_to_the_same_specification_complete(made: Any, kit: Any) -> None:
+def test_a_failure_gives_way_to_the_same_spec_complete(made: Any, kit: Any) -> None:
     before, after = kit.pair(9, 3)
     made.run("baseline", {"sums": before})
     made.failed("laser", {"sums": after}, folder="first-try")
