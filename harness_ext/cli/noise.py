@@ -1,9 +1,8 @@
 """`lm_eval noise`: how many answers flip when only the batch size changes.
 
 The unedited model is scored twice, by the very path that `run --recipe baseline` takes, with one model in memory: once
-at each batch size. Both are run directories like any other, and the
-leaderboard shows beside every verdict how far a recipe's flips exceed what these two differ in. All flags of `run` that
-concern the model and its tasks hold here too.
+at each batch size. Both are run directories like any other, and the leaderboard shows beside every verdict how far a
+recipe's flips exceed what these two differ in. All flags of `run` that concern the model and its tasks hold here too.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """What changed between two runs, and whose doing a drop can be.
 
 Notable choices: equal weights clear the recipe, whatever else differs, because the model that was scored is the same to
-the bit. And where the unedited model, too, scores otherwise than it did
-when the blessed run was made, that much is not the recipe's doing. Neither changes the verdict: a model that got worse
-got worse.
+the bit. And where the unedited model, too, scores otherwise than it did when the blessed run was made, that much is not
+the recipe's doing. Neither changes the verdict: a model that got worse got worse.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A gate's report for machines and reviews: Markdown for a pull request, JUnit XML for a test report.
 
 What comes from files (names of models, tasks and recipes, reasons) is untrusted. In Markdown it stands in code spans,
-where neither links, images, HTML nor mentions
-mean anything; in XML it is escaped, without the characters that XML forbids.
+where neither links, images, HTML nor mentions mean anything; in XML it is escaped, without the characters that XML
+forbids.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """The board as a table for the terminal: 80 columns are enough, 120 are used if there.
 
 One block a model, one group a task (with its metric and baseline), one line a run; reasons and warnings follow their
-line.
-A name too long for its column stands whole on a line above its numbers: variants of a recipe often differ in the
-middle.
-Plain ASCII; colour only when asked for, and never the only bearer of meaning.
+line. A name too long for its column stands whole on a line above its numbers: variants of a recipe often differ in the
+middle. Plain ASCII; colour only when asked for, and never the only bearer of meaning.
 """
 
 from __future__ import annotations

@@ -1,6 +1,5 @@
 """Low-rank layers: what they compute is what the dense edit computes, they are as small as the receipt says, and they
-leave
-no trace.
+leave no trace.
 """
 
 from __future__ import annotations
