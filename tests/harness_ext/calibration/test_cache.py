@@ -109,7 +109,7 @@ def test_a_model_already_edited_is_another_model(make_lm, gathered: list[str]) -
     assert len(gathered) == 6
 
 
-def test_sequential_evidence_is_never_kept(make_lm, gathered: list[str]) -> None:
+def test_sequential_statistics_are_never_kept(make_lm, gathered: list[str]) -> None:
     lm = make_lm("llama")
     digest_after(lm, "sfsd")
     count = len(gathered)
@@ -134,7 +134,7 @@ def test_without_room_it_is_gathered_again_and_nothing_else_changes(
     assert found == [digest_after(make_lm("llama"), specification) for specification in BUDGETS[:2]]
 
 
-def test_a_shelf_gives_bits_back_and_makes_room_by_dropping_the_oldest_batch(tmp_path: Path) -> None:
+def test_a_store_gives_bits_back_and_makes_room_by_dropping_the_oldest_batch(tmp_path: Path) -> None:
     store = ScratchStore(tmp_path / "store", limit_bytes=1000)
     value = torch.randn(100)
     assert store.save("old", "a", {"x": value}) and store.save("old", "b", {"x": value})
@@ -150,13 +150,13 @@ def test_a_shelf_gives_bits_back_and_makes_room_by_dropping_the_oldest_batch(tmp
     assert store.save("new", "nothing", {}) and store.load("new", "nothing") == {}
 
 
-def test_a_shelf_that_cannot_be_written_keeps_nothing(tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_written_keeps_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     store = ScratchStore(tmp_path / "file" / "store")
     assert not store.save("batch", "a", {"x": torch.ones(3)}) and store.load("batch", "a") is None
 
 
-def test_evidence_that_found_no_room_is_there_beside_what_did(tmp_path: Path, make_lm) -> None:
+def test_statistics_that_found_no_room_are_there_beside_what_did(tmp_path: Path, make_lm) -> None:
     matrices = make_lm("llama").weights.layout.matrices[:3]
     kept = StatisticsCache(tmp_path, limit_bytes=900)
     values = {matrix.key: {"x": torch.full((100,), float(number))} for number, matrix in enumerate(matrices)}
