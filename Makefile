@@ -49,7 +49,7 @@ demo-model: $(VENV)/installed ## Train the embedded model anew (some minutes)
 demo-table: $(VENV)/installed ## Run every recipe and control on the embedded model, and write the table of its card (ten minutes; goes on where it stopped)
 	$(OFFLINE) $(RUN)/python -m harness_ext.demo_training.table --out results/demo-table
 
-pictures: $(VENV)/installed-test ## Make the README's pictures from the runs in RESULTS, by default those of `make demo` (needs chromium)
+pictures: $(VENV)/installed-test ## Make the README's pictures from the runs in RESULTS; without it, those of `make demo` overwrite them (needs chromium)
 	$(RUN)/python tests/pictures.py --results $(RESULTS)
 
 clean: ## Remove .venv and build output; results stay

@@ -2,9 +2,8 @@
 about.
 
 Notable choice: `lm_eval ingest` never takes the database from the folder it reads. A folder of somebody else's results
-may hold
-a database of its own, and results must not end up there unasked; so every command for another database than the default
-names it.
+may hold a database of its own, and results must not end up there unasked; so every command for another database than
+the default names it.
 """
 
 from __future__ import annotations

@@ -2,14 +2,11 @@
 
 Notable choices:
 - Reading (slow, no lock) and writing (fast, locked) take turns: some runs are read, then written with the file held for
-less
-  than a second, in one transaction, while the next are read. Killed anywhere, the store holds whole runs only.
+  less than a second, in one transaction, while the next are read. Killed anywhere, the store holds whole runs only.
 - What cannot be read is reported with its reason and stops nothing else. Unedited models go first, so that of two runs
-that
-  contradict each other the edited one is rejected.
+  that contradict each other the edited one is rejected.
 - A rebuild writes a new file and renames it into place; it also reads every run directory that the old file knew of,
-and
-  takes over what no run directory holds: deletions, chosen runs that are still there, and the record of gates.
+  and takes over what no run directory holds: deletions, chosen runs that are still there, and the record of gates.
 """
 
 from __future__ import annotations
@@ -65,8 +62,7 @@ def ingest(
     """Read every run at or under `paths` into `database`; `None` makes a store in memory, returned in the report.
 
     Ingesting a run twice changes nothing. Raises `Busy`, `NewerDatabase`, `NotADatabase` or `Unwritable` for the
-    database;
-    never for what lies under `paths`.
+    database; never for what lies under `paths`.
     """
     roots = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
     if database is None:

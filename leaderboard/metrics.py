@@ -60,9 +60,9 @@ class Metric:
     higher_is_better: None where unknown. best_value: where the best value lies in the middle. range: possible values.
     scale: what a score of one is in the metric's units, 100 for BLEU; the default margin is `DEFAULT_MARGIN` of it.
     None: relative to the score for `PERPLEXITY` and `BITS`; for `MEAN`, one where all values lie in [0, 1], else twice
-    their standard deviation.
-    weighted: each sample is a (log-likelihood, number of words or bytes) pair. of_table: for `CONFUSION`, the score
-    `[draws]` of tables `[draws, gold, prediction]`. sacrebleu: for `TEXT`, the class in `sacrebleu.metrics`.
+    their standard deviation. weighted: each sample is a (log-likelihood, number of words or bytes) pair. of_table: for
+    `CONFUSION`, the score `[draws]` of tables `[draws, gold, prediction]`. sacrebleu: for `TEXT`, the class in
+    `sacrebleu.metrics`.
     """
 
     higher_is_better: bool | None = None

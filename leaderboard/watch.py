@@ -1,8 +1,8 @@
 """Watching folders: every run that appears under them is ingested when it is whole.
 
 Run directories are renamed into place complete, so what is seen is whole; a results file of plain lm-eval may still be
-growing, and is taken when it has stayed the same for one round. What a round
-could not store, because the database was busy, the next one tries again.
+growing, and is taken when it has stayed the same for one round. What a round could not store, because the database was
+busy, the next one tries again.
 """
 
 from __future__ import annotations

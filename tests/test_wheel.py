@@ -1,8 +1,8 @@
 """The wheel in an environment of its own: what it carries, what it puts where, and that its commands work.
 
 The environment sees the libraries of the one that runs the tests, so that nothing is fetched; with
-`LM_EVAL_RECIPES_FULL_INSTALL` set,
-everything is installed into an empty one from the package index, under the pinned set.
+`LM_EVAL_RECIPES_FULL_INSTALL` set, everything is installed into an empty one from the package index, under the pinned
+set.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 calibration documents.
 
 Only the statistics that a method names are gathered. Documents are padded on the left, so that the answers of a batch
-stand at the same positions and a counterfactual input
-is that of the same place in another prompt. Losses are per document, so the batch size changes nothing but speed.
+stand at the same positions and a counterfactual input is that of the same place in another prompt. Losses are per
+document, so the batch size changes nothing but speed.
 
 Gradients are those at the outputs of modules, reduced as the backward pass reaches each and then let go; weights get
-none. A pass holds the factors, or the second moments, of the matrices it works on;
-matrices are taken in groups that fit `FACTOR_BYTES`, one pass a group, so that memory stays bounded for any model.
+none. A pass holds the factors, or the second moments, of the matrices it works on; matrices are taken in groups that
+fit `FACTOR_BYTES`, one pass a group, so that memory stays bounded for any model.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 score.
 
 Prompts and answers come from lm-eval's own request building (few-shot examples, chat template and delimiters included),
-so what is measured is what will be asked.
-A document that is also scored never enters: it is left out, and the receipt counts it.
+so what is measured is what will be asked. A document that is also scored never enters: it is left out, and the receipt
+counts it.
 """
 
 from __future__ import annotations
@@ -207,8 +207,8 @@ def with_answers_of_others(documents: Sequence[LabelledDocument], seed: str) -> 
     algorithm).
 
     Of another document, not another answer: two documents may have the same one. With two answers in all, exchanging
-    them would not hide what is right but turn it round. Where there are choices,
-    the place of the right one is another's too (counted round where there are fewer).
+    them would not hide what is right but turn it round. Where there are choices, the place of the right one is
+    another's too (counted round where there are fewer).
     """
     order = list(range(len(documents)))
     draw = random.Random(seed)

@@ -2,11 +2,10 @@
 holds all experts.
 
 One call computes all experts of a layer, in whatever way the model was told to (a loop, a batched or a grouped
-product), and shows neither the inputs nor the outputs of one. They follow from what goes
-in and what comes out: expert e gives token t, if sent to it, the part `share[t, e] W_down (act(W_gate x_t) * W_up x_t)`
-of the output. So nothing of the model is replaced; the middle of one expert at a time
-is computed again, in the model's dtype. That the parts of all experts make up the output is checked, and a model whose
-experts compute something else is refused.
+product), and shows neither the inputs nor the outputs of one. They follow from what goes in and what comes out: expert
+e gives token t, if sent to it, the part `share[t, e] W_down (act(W_gate x_t) * W_up x_t)` of the output. So nothing of
+the model is replaced; the middle of one expert at a time is computed again, in the model's dtype. That the parts of all
+experts make up the output is checked, and a model whose experts compute something else is refused.
 """
 
 from __future__ import annotations

@@ -58,8 +58,8 @@ def for_given(recipe: Recipe, given: CalibrationSet) -> Recipe:
                 f"recipe {recipe.label!r} learns from right answers ({step.method}), which texts have none of: give"
                 " documents=[(prompt, answer), ...] or tasks=[...]"
             )
-        learned = {"task": given.task, "samples": len(given.documents)}
-        return step.model_copy(update={"calibration": step.calibration.model_copy(update=learned)})
+        documents = {"task": given.task, "samples": len(given.documents)}
+        return step.model_copy(update={"calibration": step.calibration.model_copy(update=documents)})
 
     return recipe.model_copy(update={"steps": tuple(map(resolve, recipe.steps))})
 

@@ -139,8 +139,8 @@ class CounterfactualEffects:
     (arXiv:2404.03147).
 
     `E[b, t, i] = <g[b, t], u_i> s_i (v_i . dx[b, t])`, where dx is the input of the next example in the batch minus
-    this one's, at the same position counted from the answer.
-    The result is the maximum over examples and tokens, `[r]`: a component that never matters, anywhere, has a low one.
+    this one's, at the same position counted from the answer. The result is the maximum over examples and tokens, `[r]`:
+    a component that never matters, anywhere, has a low one.
     """
 
     def __init__(self, svd: Svd) -> None:
@@ -171,9 +171,8 @@ class AblationEffects:
     removing it and keeping the mean output.
 
     `E[i] = mean over tokens of <g, u_i> s_i (v_i . (x_mean - x))`, `[r]`; negative where the removal helps. One pass
-    suffices, since the sum splits into
-    `sum <g, u_i> (v_i . x_mean) - sum <g, u_i> (v_i . x)`. This is our reconstruction: the gradient of a singular
-    value, `dL/ds_i = u_i^T G v_i`, with centred inputs.
+    suffices, since the sum splits into `sum <g, u_i> (v_i . x_mean) - sum <g, u_i> (v_i . x)`. This is our
+    reconstruction: the gradient of a singular value, `dL/ds_i = u_i^T G v_i`, with centred inputs.
     """
 
     def __init__(self, svd: Svd) -> None:

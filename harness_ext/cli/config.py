@@ -1,12 +1,9 @@
 """What a `run` was asked to do: lm-eval's own configuration plus our two keys, `recipe` and `control`.
 
 Notable choices. Our keys are taken out of the YAML file and the flags before lm-eval sees them, because its
-`EvaluatorConfig` rejects
-what it does not know; everything else is read, merged and checked by lm-eval itself. A flag replaces the key of the
-same name in the
-file, as lm-eval does for its own. With a recipe, `output_path` defaults to `results` and samples are always logged,
-since the paired
-statistics need them.
+`EvaluatorConfig` rejects what it does not know; everything else is read, merged and checked by lm-eval itself. A flag
+replaces the key of the same name in the file, as lm-eval does for its own. With a recipe, `output_path` defaults to
+`results` and samples are always logged, since the paired statistics need them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Facts about this installation: whose `lm_eval` script it has, and how to mend it.
 
 Two packages own the script names `lm_eval` and `lm-eval`: lm-eval and this one. pip installs ours last, as the
-dependent; an upgrade of
-lm-eval, or another installer's order, can take the names back. `lm-eval-recipes` and `python -m harness_ext` are never
-contested.
+dependent; an upgrade of lm-eval, or another installer's order, can take the names back. `lm-eval-recipes` and
+`python -m harness_ext` are never contested.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""`lm_eval noise`: how many answers change when nothing does, at another batch size.
+"""`lm_eval noise`: how many answers flip when only the batch size changes.
 
 The unedited model is scored twice, by the very path that `run --recipe baseline` takes, with one model in memory: once
-at each batch size. Both are run directories like any other, and the
-leaderboard shows beside every verdict how far a recipe's flips exceed what these two differ in. All flags of `run` that
-concern the model and its tasks hold here too.
+at each batch size. Both are run directories like any other, and the leaderboard shows beside every verdict how far a
+recipe's flips exceed what these two differ in. All flags of `run` that concern the model and its tasks hold here too.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class Noise(RecipesCommand):
     """Score the unedited model at two batch sizes. The flags are those of lm-eval's `run`."""
 
     name = "noise"
-    summary = "Measure how many answers change at another batch size, without any edit"
+    summary = "Measure how many answers flip when only the batch size changes"
     description = (
         "Score the unedited model at two batch sizes. What differs between the two is rounding, and a recipe's flips"
         " have to exceed it. Takes the flags of `run`."

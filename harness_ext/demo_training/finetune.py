@@ -1,10 +1,9 @@
 """The reference beside every recipe of the embedded model: fine-tuning on the very documents that recipes calibrate on.
 
 Notable choices. All weights are trained by AdamW at one fixed rate, without decay; every step sees all documents at
-once, so nothing but the documents is drawn. The loss is the one that calibration
-measures: the mean over documents of the cross-entropy of the answer. The rate is the one of `RATES` that after 30 steps
-answers most of other facts of the training split, which a test repeats; no
-scored document had a say.
+once, so nothing but the documents is drawn. The loss is the one that calibration measures: the mean over documents of
+the cross-entropy of the answer. The rate is the one of `RATES` that after 30 steps answers most of other facts of the
+training split, which a test repeats; no scored document had a say.
 """
 
 from __future__ import annotations

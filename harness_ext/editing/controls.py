@@ -2,11 +2,10 @@
 of what matters in them.
 
 The budget is the rank that each matrix was left at, for a control that keeps a rank; the distance that it was moved,
-for `noise`; and the recipe itself for `shuffled-labels`, which is that recipe
-with the answers of its calibration documents exchanged. A search is controlled by a search: on exchanged answers, or,
-for `random-subspace`, by as many trials of random directions in as many
-matrices of the same sizes drawn at random (`harness_ext.search.random_search`), of which the best is chosen in the same
-way.
+for `noise`; and the recipe itself for `shuffled-labels`, which is that recipe with the answers of its calibration
+documents exchanged. A search is controlled by a search: on exchanged answers, or, for `random-subspace`, by as many
+trials of random directions in as many matrices of the same sizes drawn at random (`harness_ext.search.random_search`),
+of which the best is chosen in the same way.
 """
 
 from __future__ import annotations

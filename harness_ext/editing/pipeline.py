@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 DrawDocuments = Callable[[Calibration], list[CalibrationSet]]
 """Draws the documents of a step."""
 
+# Even, so that no pair is torn apart.
+_CONTRAST_BATCH = 16
+_OUTPUTS = ("o_proj", "down_proj")
+
 
 @dataclass
 class AppliedRecipe:
@@ -132,11 +136,6 @@ def _apply_step(context: StepContext, recipe: Recipe, documents: DrawDocuments, 
         applied.seconds_editing += time.perf_counter() - started
 
 
-# Even, so that no pair is torn apart.
-_CONTRAST_BATCH = 16
-_OUTPUTS = ("o_proj", "down_proj")
-
-
 def stages(matrices: Sequence[Matrix]) -> list[list[Matrix]]:
     """The matrices in runs, none of which feeds another of its run: query, key and value; attention output; MLP inputs;
     MLP output; layer by layer.
@@ -181,10 +180,10 @@ def _statistics(
     batches = DocumentBatches(labelled, size, context.progress.advance)
 
     def gather_for(group: Sequence[Matrix]) -> Mapping[str, Mapping[str, Tensor]]:
-        learned = _learned(context, group, batches, applied)
-        for key, values in learned.items():
+        statistics = _gathered(context, group, batches, applied)
+        for key, values in statistics.items():
             require_finite_statistics(values, key)
-        return learned
+        return statistics
 
     if step.training is not None or step.search is not None or step.sequential:
         gathered = gather_for(matrices)
@@ -196,7 +195,7 @@ def _statistics(
     return gathered
 
 
-def _learned(
+def _gathered(
     context: StepContext, matrices: Sequence[Matrix], batches: DocumentBatches, applied: AppliedRecipe
 ) -> Mapping[str, Mapping[str, Tensor]]:
     """Trained, searched for or gathered, as the step's method needs it."""

@@ -1,4 +1,4 @@
-"""What a reader of a run's scores must know about how its edit came about: the warnings of its receipt."""
+"""Warnings recorded in the receipt."""
 
 from __future__ import annotations
 

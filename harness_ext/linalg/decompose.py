@@ -4,11 +4,10 @@ A recipe, its control, the next recipe and tomorrow's run mostly ask for those o
 and budget is a slice of one.
 
 Two kinds. `Decomposer.of` gives the full singular value decomposition, by LAPACK (gesdd) in fp32, and where that does
-not
-converge in fp64 on the CPU, which the receipt then says. `Decomposer.truncation` gives leading components
-only, which is all that truncation needs: through the Gram matrix, in fp32 if its bound says that this suffices at the
-rank asked for, else in fp64, else from the full decomposition. Which it is depends on matrix and rank
-alone, never on what the cache holds.
+not converge in fp64 on the CPU, which the receipt then says. `Decomposer.truncation` gives leading components only,
+which is all that truncation needs: through the Gram matrix, in fp32 if its bound says that this suffices at the rank
+asked for, else in fp64, else from the full decomposition. Which it is depends on matrix and rank alone, never on what
+the cache holds.
 """
 
 from __future__ import annotations

@@ -8,14 +8,13 @@ holds squares, and what lies far below the largest one drowns in its rounding. S
 best truncation is bounded here for every rank; where it is too large the caller takes more digits, or the full
 decomposition.
 
-The bound (ours). Let `A = U^T W`, energies `c_i = ||a_i||^2`, overlaps `D = U^T U - I`, and couplings `F = A A^T -
-diag(c) - (D diag(c) + diag(c) D) / 2`, which are those of the nearest orthonormal basis to first order
-in D. The r largest eigenvalues add up to more than `c_1 + ... + c_r` by `sum_{i <= r < j} F_ij^2 / (c_i - c_j)` to
-second order; here each pair counts with the exact gain of its own 2 x 2 problem,
-`2 F^2 / (g + sqrt(g^2 + 4 F^2))` with g the difference of its energies, which is sound for equal ones too, and the sum
-is doubled for the higher orders. To the squared error overlaps add at most `sum_ij D_ij^2 c_i`, and
-rounding of A about `k u^2 ||W||^2` with u the unit roundoff. The least error falls with the rank, so that bounds found
-at one rank serve the others.
+The bound (ours). Let `A = U^T W`, energies `c_i = ||a_i||^2`, overlaps `D = U^T U - I`, and couplings
+`F = A A^T - diag(c) - (D diag(c) + diag(c) D) / 2`, which are those of the nearest orthonormal basis to first order in
+D. The r largest eigenvalues add up to more than `c_1 + ... + c_r` by `sum_{i <= r < j} F_ij^2 / (c_i - c_j)` to second
+order; here each pair counts with the exact gain of its own 2 x 2 problem, `2 F^2 / (g + sqrt(g^2 + 4 F^2))` with g the
+difference of its energies, which is sound for equal ones too, and the sum is doubled for the higher orders. To the
+squared error overlaps add at most `sum_ij D_ij^2 c_i`, and rounding of A about `k u^2 ||W||^2` with u the unit
+roundoff. The least error falls with the rank, so that bounds found at one rank serve the others.
 """
 
 from __future__ import annotations
@@ -41,9 +40,8 @@ class Leading(NamedTuple):
     for the last two, which are fp64.
 
     directions: `[k, k]`, orthonormal rows in the space of the smaller side. projections: `[k, max(m, n)]`, the matrix
-    seen along them. singular_values: `[k]`.
-    excess: `[k + 1]`, for each rank a bound on `error / least possible error - 1`, a part of the error as small as the
-    roundoff of the whole matrix left out.
+    seen along them. singular_values: `[k]`. excess: `[k + 1]`, for each rank a bound on
+    `error / least possible error - 1`, a part of the error as small as the roundoff of the whole matrix left out.
     """
 
     directions: Tensor

@@ -19,9 +19,8 @@ class RunConfig:
     """A run with recipes.
 
     `harness` is lm-eval's full configuration, validated, with `output_path` and `log_samples` set. `model_name` is what
-    the user typed
-    after `pretrained=` (`harness.model_args["pretrained"]` holds the folder where that was `demo`). `command` is
-    `sys.argv`, or the call from Python, for the receipt.
+    the user typed after `pretrained=` (`harness.model_args["pretrained"]` holds the folder where that was `demo`).
+    `command` is `sys.argv`, or the call from Python, for the receipt.
     """
 
     harness: EvaluatorConfig

@@ -26,11 +26,10 @@ class Keep(BaseModel):
     """The budget of a step, for each matrix by itself. All fractions are in (0, 1].
 
     rank: this many components. rank_fraction: LASER's rho, `floor(rho * min(m, n))`. energy: the fewest components
-    whose squared singular values make up this
-    share of their sum; for a method that weighs inputs or looks at outputs, those of the matrix it truncates: the
-    weighted one, or the outputs. param_fraction: the largest rank whose two factors hold at most this share of the
-    dense matrix's numbers, `floor(share * m n / (m + n))`.
-    ranks: a rank for each matrix by its name in plans and receipts; what a search finds is written so.
+    whose squared singular values make up this share of their sum; for a method that weighs inputs or looks at outputs,
+    those of the matrix it truncates: the weighted one, or the outputs. param_fraction: the largest rank whose two
+    factors hold at most this share of the dense matrix's numbers, `floor(share * m n / (m + n))`. ranks: a rank for
+    each matrix by its name in plans and receipts; what a search finds is written so.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -32,8 +32,8 @@ def contrast_projection(
     ProFS, arXiv:2405.13967), uncentred, so that their mean counts (ours).
 
     contrast_differences: X `[p, n]`, input of the first text minus that of the second, for p pairs. input_mean: `[n]`,
-    over all tokens of the texts. directions: k.
-    bias: `b' = b + V V^T W x_mean` (ours): the outputs stay at the middle of the two kinds, rather than at zero.
+    over all tokens of the texts. directions: k. bias: `b' = b + V V^T W x_mean` (ours): the outputs stay at the middle
+    of the two kinds, rather than at zero.
 
     Each direction in which the outputs differ lowers the rank by one. Raises UserError where the pairs cannot give k
     directions.

@@ -1,11 +1,9 @@
 """Low rank in the space of a matrix's outputs: what is kept is what the outputs on calibration texts vary along.
 
-`argmin_{rank r} ||W X - W' X||_F = U_r U_r^T W`, with U_r the leading eigenvectors of the outputs' second moment `W X
-X^T W^T`. SVD-LLM's
-truncation-aware whitening, Swift-SVD and feature-space decomposition are this one operator: they differ in whether the
-outputs are centred and in
-how ranks are chosen. The eigenvectors need no Cholesky factor, no inverse, and no repair of an `X X^T` that is not
-positive definite.
+`argmin_{rank r} ||W X - W' X||_F = U_r U_r^T W`, with U_r the leading eigenvectors of the outputs' second moment
+`W X X^T W^T`. SVD-LLM's truncation-aware whitening, Swift-SVD and feature-space decomposition are this one operator:
+they differ in whether the outputs are centred and in how ranks are chosen. The eigenvectors need no Cholesky factor, no
+inverse, and no repair of an `X X^T` that is not positive definite.
 
 Everything is in fp64: the eigenvalues of a second moment are squares, and span twice as many orders of magnitude as the
 singular values that they stand for.
@@ -44,9 +42,8 @@ def feature_space(
     arXiv:2403.07378 not).
 
     input_second_moment: `[n, n]`, the mean of `x x^T`. input_mean: `[n]`. centred: U_r from the covariance of the
-    outputs rather than their second moment.
-    Centred and with the bias, it is the best affine map of rank r on these inputs; centred without it is what the
-    released code of arXiv:2405.13039 does, which loses the mean output.
+    outputs rather than their second moment. Centred and with the bias, it is the best affine map of rank r on these
+    inputs; centred without it is what the released code of arXiv:2405.13039 does, which loses the mean output.
     `keep.energy` is a share of the sum of the eigenvalues, the outputs' (co)variance, not of the weight's own energy.
 
     Where the outputs span fewer directions than are kept, the rest are the leading singular directions of what is left

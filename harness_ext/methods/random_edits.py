@@ -22,8 +22,8 @@ def random_subspace(weight: Tensor, /, *, keep: Keep, generator: Generator) -> E
     subspaces).
 
     The projection acts on the smaller side (`W' = W Q Q^T` where n < m): r of min(m, n) directions survive, which
-    leaves the control
-    as much of the matrix as a random choice can have at this rank, and so makes it the harder one to beat.
+    leaves the control as much of the matrix as a random choice can have at this rank, and so makes it the harder one to
+    beat.
     """
     import torch
 

@@ -22,8 +22,7 @@ like it; one that works on components one by one, or on all of them, asks for `s
 Another package names its modules of methods in the entry-point group `lm_eval_recipes.methods`.
 
 Methods never see a model, a file or global state, and draw only from the generator they are given. This package imports
-no torch when it is loaded: a recipe
-must be readable, and its mistakes nameable, in well under a second.
+no torch when it is loaded: a recipe must be readable, and its mistakes nameable, in well under a second.
 """
 
 from __future__ import annotations
@@ -129,8 +128,8 @@ def method(
     *, summary: str, name: str | None = None, rank_from_weights: bool = False, shifts_bias: bool = False
 ) -> Callable[[Callable[..., AnyEdit]], Callable[..., AnyEdit]]:
     """Register a function as a method under its own name, or under `name`. rank_from_weights: it finds the rank itself,
-    so that no plan can tell it.
-    shifts_bias: its edits move a bias; where it has a setting `bias`, only those with that set.
+    so that no plan can tell it. shifts_bias: its edits move a bias; where it has a setting `bias`, only those with that
+    set.
 
     Raises TypeError where the signature is not one that the engine can call, and ValueError for a name already taken by
     another function.

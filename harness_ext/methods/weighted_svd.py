@@ -37,9 +37,8 @@ def marchenko_pastur(weight: Tensor, /, *, truncate: Truncate, threshold: Positi
     matrix of independent noise of deviation sigma lie.
 
     sigma is estimated as `median(s) / sqrt(max(m, n) mu)`, mu the median of the Marchenko-Pastur law of m/n (Gavish and
-    Donoho, arXiv:1305.5870): up to half of the
-    components may be signal without moving it much. A matrix without a component above the edge keeps its largest
-    (ours), which the receipt says.
+    Donoho, arXiv:1305.5870): up to half of the components may be signal without moving it much. A matrix without a
+    component above the edge keeps its largest (ours), which the receipt says.
     """
     rows, columns = weight.shape
     largest_only = False
@@ -107,8 +106,7 @@ def scaled_truncation(weight: Tensor, scale: Tensor, truncate: Truncate, keep: K
     """The `W'` of rank r that minimises `||(W - W') diag(scale)||_F`; scale `[n]`, not negative.
 
     A column whose scale is below `SCALE_FLOOR` of the largest is given that much, so that the scale can be undone;
-    where all are zero, it is plain truncation. Decomposed in fp64, since a scale
-    may span as many digits as fp32 has.
+    where all are zero, it is plain truncation. Decomposed in fp64, since a scale may span as many digits as fp32 has.
     """
     import torch
 

@@ -1,10 +1,9 @@
 """How each kind of model names its layers and lays out its matrices; the next one is one entry in `FAMILIES`.
 
 Three layouts of queries, keys and values occur: a matrix each; one matrix that stacks the three; and one that
-interleaves them, for each group of query heads its queries, its key and its value.
-A group is one head in BLOOM and GPT-NeoX, all heads in a multi-query Falcon. Experts are kept in one parameter
-`[experts, out, in]`, gate and up fused in the rows of one; the router that picks
-among them has no role.
+interleaves them, for each group of query heads its queries, its key and its value. A group is one head in BLOOM and
+GPT-NeoX, all heads in a multi-query Falcon. Experts are kept in one parameter `[experts, out, in]`, gate and up fused
+in the rows of one; the router that picks among them has no role.
 """
 
 from __future__ import annotations
@@ -37,8 +36,7 @@ Rows = Callable[[Heads, int], Ranges]
 @dataclass(frozen=True)
 class StoredRole:
     """Where a architecture keeps a role: the name of a weight inside a layer, without `.weight`, and the rows of it;
-    None for
-    all.
+    None for all.
     """
 
     role: str
@@ -51,9 +49,8 @@ class Architecture:
     """How one kind of model names its layers and matrices.
 
     layer: the text between the start of a name, or a dot, and the number. base: what comes before the names of all but
-    the output head in a loaded model; some checkpoints leave it out.
-    geometry: the keys of the config that `heads` reads. tied: whether a config that does not say means that the output
-    head shares the embedding's weight.
+    the output head in a loaded model; some checkpoints leave it out. geometry: the keys of the config that `heads`
+    reads. tied: whether a config that does not say means that the output head shares the embedding's weight.
     """
 
     model_types: tuple[str, ...]

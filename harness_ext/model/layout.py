@@ -1,12 +1,12 @@
 """A model's matrices: which parameter, or which part of one, plays which role in which layer.
 
 Everything here follows from the config and from parameter names and shapes, so that a plan needs no weights. What a
-kind of model calls things is in `harness_ext.model.architectures`; an architecture
-without an entry there still works through globs on parameter names, its roles unknown.
+kind of model calls things is in `harness_ext.model.architectures`; an architecture without an entry there still works
+through globs on parameter names, its roles unknown.
 
 Every matrix is spoken of in the orientation `[out, in]` (`y = W x`), however it is stored. A role may be a part of a
-fused parameter: its rows (or columns) are given as ranges of that view, so that
-interleaved layouts need nothing new. Of the experts in a parameter `[experts, out, in]`, each is a matrix of its own.
+fused parameter: its rows (or columns) are given as ranges of that view, so that interleaved layouts need nothing new.
+Of the experts in a parameter `[experts, out, in]`, each is a matrix of its own.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A linear layer whose weight, or parts of whose weight, are kept as two low-rank factors: `W x = A (B x)`.
 
 It takes the place of the layer that it stands for, under the same name. A part is a range of rows (a role of a fused
-matrix, a head of the queries) or of columns (a head of the output projection), and
-each part has factors of its own; what no part covers stays dense. So a fused matrix of which only the keys are cut is
-computed as low-rank keys beside dense queries and values.
+matrix, a head of the queries) or of columns (a head of the output projection), and each part has factors of its own;
+what no part covers stays dense. So a fused matrix of which only the keys are cut is computed as low-rank keys beside
+dense queries and values.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class LowRankLinear(nn.Module):
     """`y = W x + b`, `W [m, n]` made of factored parts and a dense rest.
 
     dense: `[m, n]`, of which only what no part covers is looked at. parts: disjoint, all of rows or all of columns;
-    their factors take its dtype. bias: `[m]`, shared with the layer it stands for.
-    transposed: whether that layer keeps its weight as `[in, out]`.
+    their factors take its dtype. bias: `[m]`, shared with the layer it stands for. transposed: whether that layer keeps
+    its weight as `[in, out]`.
     """
 
     bias: nn.Parameter | None

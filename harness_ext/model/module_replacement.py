@@ -29,8 +29,7 @@ class _Replacement(NamedTuple):
 
 class ModuleReplacements:
     """The low-rank layers of a model, by the names of the weights that they stand for. changed: told which parameters
-    of
-    the model are gone and which are new, whenever a layer is swapped.
+    of the model are gone and which are new, whenever a layer is swapped.
     """
 
     def __init__(self, model: nn.Module, changed: Callable[[Collection[str], Mapping[str, Tensor]], None]) -> None:
@@ -50,8 +49,7 @@ class ModuleReplacements:
 
     def check(self, matrices: Sequence[Matrix]) -> None:
         """Raise UserError naming the first matrix that two low-rank layers cannot take the place of, and what to do
-        about
-        it.
+        about it.
         """
         from torch import nn
         from transformers.pytorch_utils import Conv1D

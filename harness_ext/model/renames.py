@@ -2,10 +2,9 @@
 will edit.
 
 Loading renames and fuses: experts that are stored one by one become one parameter, names without the base model's
-prefix get it, and what is no parameter of the model (masks and frequencies of
-older releases, an output head that shares the embedding's weight) goes. Only the architectures of
-`harness_ext.model.architectures` are
-followed; of any other architecture the headers are taken as they are.
+prefix get it, and what is no parameter of the model (masks and frequencies of older releases, an output head that
+shares the embedding's weight) goes. Only the architectures of `harness_ext.model.architectures` are followed; of any
+other architecture the headers are taken as they are.
 """
 
 from __future__ import annotations

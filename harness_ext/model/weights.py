@@ -1,13 +1,12 @@
 """The weights of a loaded model, read and replaced one matrix at a time, and put back bit for bit.
 
 Arithmetic is in fp32 (fp64 for fp64 weights), storage in the weight's own orientation and dtype. Originals are spilled
-to a scratch folder before the first change, not held in memory: the extra
-memory of an edit stays one matrix and its factors, however many matrices a recipe touches. Digests show that what was
-put back is what was there.
+to a scratch folder before the first change, not held in memory: the extra memory of an edit stays one matrix and its
+factors, however many matrices a recipe touches. Digests show that what was put back is what was there.
 
-A matrix that is factored (`factor`) is computed by a `ThinLinear` in the place of its layer, and the memory of its
-dense weight is given back until `restore`. It reads as the product of its factors; whatever
-is then written to a part of it makes dense again what that part touches.
+A matrix that is factored (`factor`) is computed by a `LowRankLinear` in the place of its layer, and the memory of its
+dense weight is given back until `restore`. It reads as the product of its factors; whatever is then written to a part
+of it makes dense again what that part touches.
 """
 
 from __future__ import annotations
@@ -72,8 +71,7 @@ class Weights:
 
     def check_factorable(self, matrices: Sequence[Matrix]) -> None:
         """Raise UserError naming the first matrix that two low-rank layers cannot take the place of, and what to do
-        about
-        it.
+        about it.
         """
         self._replacements.check(matrices)
 
@@ -116,8 +114,7 @@ class Weights:
 
     def factor(self, matrix: Matrix, left: Tensor, right: Tensor) -> None:
         """Compute the matrix as two low-rank layers, left `[m, r]` after right `[r, n]`, in its own dtype; what else
-        its
-        layer holds stays as it is. Undone by `restore`.
+        its layer holds stays as it is. Undone by `restore`.
 
         `check_factorable` must have passed.
         """
@@ -133,8 +130,7 @@ class Weights:
 
     def make_dense(self) -> frozenset[str]:
         """Put products in the place of all low-rank layers, each in its own dtype, and return the names of their
-        weights.
-        The model still restores to what it was.
+        weights. The model still restores to what it was.
         """
         names = frozenset(self._replacements)
         for name in names:

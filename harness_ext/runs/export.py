@@ -1,9 +1,8 @@
 """An edited model as a checkpoint that plain transformers loads: safetensors, tokenizer, receipt and a model card.
 
 A bias shift needs a bias. Where the architecture has none in a layer but can be told to (`attention_bias`, `mlp_bias`),
-the config is told, and the other layers get biases of zero; where it cannot be
-told, the export is refused rather than the shift dropped. The folder is written beside its place and renamed when
-whole.
+the config is told, and the other layers get biases of zero; where it cannot be told, the export is refused rather than
+the shift dropped. The folder is written beside its place and renamed when whole.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The standing check: a recipe that changes nothing must not change a score.
 
 `identity` decomposes and recomposes every matrix at full rank. Its answers' log-likelihoods may differ from the
-baseline's by rounding; by more, and something between
-decomposition and scoring is broken, and every other recipe's result with it.
+baseline's by rounding; by more, and something between decomposition and scoring is broken, and every other recipe's
+result with it.
 """
 
 from __future__ import annotations

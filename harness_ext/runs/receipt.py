@@ -1,8 +1,8 @@
 """The receipt of a variant from its opening to its place on the disk.
 
 Opened before anything is done to the model, closed when the variant is scored or has failed, and written with lm-eval's
-files in one directory. A run that cost hours is never lost to a full disk: where
-its place cannot take it, it is saved elsewhere.
+files in one directory. A run that cost hours is never lost to a full disk: where its place cannot take it, it is saved
+elsewhere.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 already.
 
 The order is the baseline, then each recipe followed by its controls. A variant whose run directory stands is not run
-again: `spec_id` hashes everything that was asked, down to the contents of the
-checkpoint and of the documents. The model is loaded when the first variant needs it, so a command whose work is done
-only reads.
+again: `spec_id` hashes everything that was asked, down to the contents of the checkpoint and of the documents. The
+model is loaded when the first variant needs it, so a command whose work is done only reads.
 """
 
 from __future__ import annotations

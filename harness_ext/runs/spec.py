@@ -1,8 +1,8 @@
 """What a command asks for, as an identity: the model's contents, the settings, the tasks and their documents.
 
 Two variants with the same `spec_id` would score the same, so the second need not be run. Only contents count: a copied
-model folder is the same model, a changed task file is another task.
-Everything is worked out when first asked for, and without torch.
+model folder is the same model, a changed task file is another task. Everything is worked out when first asked for, and
+without torch.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Edits of one matrix on trial: several weights that could stand in its place, all computed in one pass.
 
 Truncations of one decomposition are nested: the outputs of the larger rank are those of the smaller plus a few
-components more, so that all of them together cost little more than the largest.
-Where the model computes in half precision, the weights on trial are the rounded ones that an edit would write, so that
-what is tried is what would be made.
+components more, so that all of them together cost little more than the largest. Where the model computes in half
+precision, the weights on trial are the rounded ones that an edit would write, so that what is tried is what would be
+made.
 """
 
 from __future__ import annotations

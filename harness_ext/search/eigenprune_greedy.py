@@ -1,10 +1,9 @@
 """A greedy search for components to remove: candidates to first order, accepted by the loss that is measured (ours).
 
 In each round the ablation effect of every component is measured on the model as edited so far; the best candidates of
-all matrices together are removed on trial. Where the loss of the calibration
-documents falls they stay removed; where it does not, half as many are tried, down to one, and then the others one by
-one: the best to first order is often a large component, for which first order is
-not enough. The search ends with the first round that accepts nothing.
+all matrices together are removed on trial. Where the loss of the calibration documents falls they stay removed; where
+it does not, half as many are tried, down to one, and then the others one by one: the best to first order is often a
+large component, for which first order is not enough. The search ends with the first round that accepts nothing.
 
 Nothing is written to the model: a removal is `y - W_removed (x - x_mean)` at the output, by a hook, which is the edit
 that is made at last. Means are those of the model before the search.

@@ -1,10 +1,9 @@
 """The evaluator: where a search tries edits out on calibration documents, and where every trial is written down.
 
 A trial changes no weight. Alternatives for one matrix run side by side (`harness_ext.search.suffix_replay`); what a
-search has
-taken on stands in the model as substituted parameters, the model's own put aside
-untouched, until the evaluator is closed. An alternative that can no longer matter is dropped in the middle of its
-documents: a search says when that is, and only where it is certain.
+search has taken on stands in the model as substituted parameters, the model's own put aside untouched, until the
+evaluator is closed. An alternative that can no longer matter is dropped in the middle of its documents: a search says
+when that is, and only where it is certain.
 
 Trials are kept in the resume state as they are made, so that a killed search goes on where it stopped, with the same
 trials.
@@ -232,8 +231,7 @@ class CandidateEvaluator:
 
     def _kept(self, asked: Any, make: Callable[[], list[Trial]]) -> list[Trial]:
         """Trials that the resume state has, or else made now and kept there, with what they cost. asked: what tells
-        them
-        from others.
+        them from others.
         """
         key = json.dumps(asked, sort_keys=True)
         row = self._known.get(key)

@@ -1,6 +1,5 @@
 """Hooks by which a pass through a model is cut short, parted and thinned out (see `harness_ext.search.suffix_replay`).
-None
-touches a weight, and each is gone when its block ends.
+None touches a weight, and each is gone when its block ends.
 """
 
 from __future__ import annotations

@@ -154,11 +154,10 @@ def laser_gradient(
     """Gradient-guided, clustered LASER; every choice here is ours, since no code was released.
 
     `g_i = u_i^T G v_i` on all documents; a matrix is worth `sum_{i > beyond r} s_i max(0, g_i)`, what the removal of
-    these components would lower the loss by, to first order. The `top` matrices are
-    tried whole, with each fraction; the best `refined` of them (without whole trials, those worth most) in each number
-    of clusters as well. Chosen as in `laser_search`. Components are those of the truncations, whose factors are `u_i`
-    and `s_i v_i` or `s_i u_i` and `v_i`: either way
-    their gradient is `s_i g_i`.
+    these components would lower the loss by, to first order. The `top` matrices are tried whole, with each fraction;
+    the best `refined` of them (without whole trials, those worth most) in each number of clusters as well. Chosen as in
+    `laser_search`. Components are those of the truncations, whose factors are `u_i` and `s_i v_i` or `s_i u_i` and
+    `v_i`: either way their gradient is `s_i g_i`.
     """
     from harness_ext.search.trials import best_of
 

@@ -2,16 +2,15 @@
 the logits at its answers.
 
 A multiple-choice document is right where the choice of the highest log-likelihood is, as lm-eval's `acc` has it. Any
-other is right where every token of its answer is the argmax over the vocabulary
-given those before it: that is what lm-eval scores for tasks of log-likelihood; for tasks that generate it stands in for
-generation (ours), and knows neither filters nor other wordings of the answer.
-The loss of a document is the mean cross-entropy of the tokens of its (first) right answer, in nats, in fp32 from logits
-of any precision.
+other is right where every token of its answer is the argmax over the vocabulary given those before it: that is what
+lm-eval scores for tasks of log-likelihood; for tasks that generate it stands in for generation (ours), and knows
+neither filters nor other wordings of the answer. The loss of a document is the mean cross-entropy of the tokens of its
+(first) right answer, in nats, in fp32 from logits of any precision.
 
 Tokens are padded on the right, as lm-eval does it, so that a causal model needs no mask. Choices of one document share
-what they begin with: where one sequence begins another it is not run at all, and
-else, packed, they stand one after the other behind the common beginning, in places that a mask and positions keep
-apart. An architecture for which that is not the same is run unpacked; the evaluator checks it.
+what they begin with: where one sequence begins another it is not run at all, and else, packed, they stand one after the
+other behind the common beginning, in places that a mask and positions keep apart. An architecture for which that is not
+the same is run unpacked; the evaluator checks it.
 """
 
 from __future__ import annotations
@@ -137,10 +136,10 @@ class Batch:
     """Documents that are run together. places: theirs in the calibration set. tokens `[b, t]`. needed `[n]`: places in
     `b t`, in a row, whose logits are wanted.
 
-    Of each answer token: token_need, its place in `needed`; target; token_request. request_length `[q]`. options `[d,
-    c]`: each document's requests, -1 where it has fewer; right `[d, c]`; chosen `[d]`.
-    gold `[d]`: the request whose loss counts. positions `[b, t]` and mask `[b, 1, t, t]`, true where a token may look:
-    of batches with packed choices; None for ordinary ones.
+    Of each answer token: token_need, its place in `needed`; target; token_request. request_length `[q]`. options
+    `[d, c]`: each document's requests, -1 where it has fewer; right `[d, c]`; chosen `[d]`. gold `[d]`: the request
+    whose loss counts. positions `[b, t]` and mask `[b, 1, t, t]`, true where a token may look: of batches with packed
+    choices; None for ordinary ones.
     """
 
     places: tuple[int, ...]

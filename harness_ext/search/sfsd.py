@@ -2,8 +2,8 @@
 at once by predicted changes of the loss (zero-sum).
 
 Both end in one ordinary step of `feature_space` with a rank for each matrix. Its statistics are those of the unedited
-model; that is also what the trials saw, since a search from the last layer to the first
-changes nothing that comes before the matrix at hand.
+model; that is also what the trials saw, since a search from the last layer to the first changes nothing that comes
+before the matrix at hand.
 """
 
 from __future__ import annotations
@@ -96,11 +96,10 @@ def sfsd_surgical(
     of what was taken before; a matrix that no rank suits stays dense.
 
     task: the smallest rank for each of `chunks` parts of the documents at which accuracy is that of the unedited model
-    less `tolerance`; of these the largest, if it holds on all documents together.
-    perplexity: the smallest rank at which the perplexity of the right answers (ours; the paper's is of texts) is that
-    of the unedited model times `growth ^ (n - index)`, index counting matrices from 0.
-    skip_blocks: the first so many layers stay as they are; an eighth of them unless given. Raises UserError where that
-    leaves nothing.
+    less `tolerance`; of these the largest, if it holds on all documents together. perplexity: the smallest rank at
+    which the perplexity of the right answers (ours; the paper's is of texts) is that of the unedited model times
+    `growth ^ (n - index)`, index counting matrices from 0. skip_blocks: the first so many layers stay as they are; an
+    eighth of them unless given. Raises UserError where that leaves nothing.
     """
     matrices = _beyond_skipped(evaluator.matrices, evaluator.weights.layout.layers, {"skip_blocks": skip_blocks})
     parts = evaluator.parts = (
@@ -294,11 +293,10 @@ def allotted(
     """A rank for each matrix that is to be made smaller; the others stay dense.
 
     effects: the predicted change of the loss by removing each direction, leading ones first. Directions go from the
-    last on in each matrix. While the sum of the changes so far is above zero the next is
-    the last direction of some matrix that lowers the loss, the one of smallest size; else one that raises it; whichever
-    there is where there is only one kind. Equal ones in the order of the matrices.
-    Ends when the numbers stored are at most the share asked for, or nothing is left to remove: one direction stays of
-    each matrix.
+    last on in each matrix. While the sum of the changes so far is above zero the next is the last direction of some
+    matrix that lowers the loss, the one of smallest size; else one that raises it; whichever there is where there is
+    only one kind. Equal ones in the order of the matrices. Ends when the numbers stored are at most the share asked
+    for, or nothing is left to remove: one direction stays of each matrix.
     """
     order = {key: place for place, key in enumerate(shapes)}
     ranks = {key: min(shape) for key, shape in shapes.items()}

@@ -1,13 +1,13 @@
 """Passes through a model from one of its layers on, for several weights of one matrix at once.
 
 The model's own forward does the work, whatever its architecture: layers below the first one wanted are passed over, and
-the hidden states kept from the unedited model are put in where they entered. Three
-savings are added, each checked against plain passes when a search starts and left out where it does not hold:
+the hidden states kept from the unedited model are put in where they entered. Three savings are added, each checked
+against plain passes when a search starts and left out where it does not hold:
 
 - *shared*: in the edited layer, what comes before the edited matrix is computed once; the alternatives part at its
-output, along a new leading axis that the rest of the layer takes like a batch;
+  output, along a new leading axis that the rest of the layer takes like a batch;
 - *slim*: in the last layer, all but keys and values is computed at the positions whose logits are wanted, and so is the
-output head;
+  output head;
 - *replay* itself: where it cannot be had, every pass starts at the first layer.
 
 Kept hidden states are bounded: beyond `STATE_BYTES` only those of every second, third, ... layer are kept, and the
@@ -66,8 +66,8 @@ class Replay:
     batch, for checks.
 
     layers: the decoder layers, or None where they are not known or cannot be replayed. shared: the kinds of matrices
-    for which that saving holds, as far as tried. slim: whether that one does.
-    passes: what was computed so far, in passes over all batches through all layers. notes: what had to be left out.
+    for which that saving holds, as far as tried. slim: whether that one does. passes: what was computed so far, in
+    passes over all batches through all layers. notes: what had to be left out.
     """
 
     def __init__(

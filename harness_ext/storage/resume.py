@@ -1,9 +1,8 @@
 """What a long calculation leaves behind while it runs, so that the same command goes on after a kill.
 
 A folder beside the place of the run: rows of plain data, appended and synced one by one, and sets of tensors, written
-whole and renamed. It is named after everything that was asked (`spec_id`), so what
-is found in it was made for the very same model, documents and settings. It is removed when the run is complete, and
-kept when the run fails.
+whole and renamed. It is named after everything that was asked (`spec_id`), so what is found in it was made for the very
+same model, documents and settings. It is removed when the run is complete, and kept when the run fails.
 """
 
 from __future__ import annotations

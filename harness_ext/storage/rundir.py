@@ -1,10 +1,9 @@
 """Run directories: the truth of every score, written beside their place and renamed into it when whole.
 
 A run is `<root>/<model>/<recipe>-<id>/` with lm-eval's own results and samples and our `receipt.json`, written last. A
-directory without the temporary prefix is complete by
-construction; one with it belongs to a process that is still writing or was killed, and is swept away once that process
-is gone. Where the place cannot take a finished run (a full disk, say), the run
-is saved elsewhere rather than lost.
+directory without the temporary prefix is complete by construction; one with it belongs to a process that is still
+writing or was killed, and is swept away once that process is gone. Where the place cannot take a finished run (a full
+disk, say), the run is saved elsewhere rather than lost.
 """
 
 from __future__ import annotations

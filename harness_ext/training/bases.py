@@ -2,8 +2,8 @@
 (arXiv:2405.15877), and its rule for dropping.
 
 The paper names the parts and their order; what is filled in here is ours. The sum of |s| that a round is measured
-against is that at the first, so that the ratios of later rounds do not multiply. What is
-dropped stays so. The added matrices start as in LoRA, one at zero and one at random, so that the model starts as it is.
+against is that at the first, so that the ratios of later rounds do not multiply. What is dropped stays so. The added
+matrices start as in LoRA, one at zero and one at random, so that the model starts as it is.
 """
 
 from __future__ import annotations

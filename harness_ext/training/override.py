@@ -2,8 +2,8 @@
 touched.
 
 The other matrix is a function of the inputs, so it need not be dense and may learn. Of a module of which only a part is
-replaced (one role of a fused matrix, one head), the rest of the weight is kept
-as a copy with zeros in the part's place: taking the part's output away again would lose precision.
+replaced (one role of a fused matrix, one head), the rest of the weight is kept as a copy with zeros in the part's
+place: taking the part's output away again would lose precision.
 """
 
 from __future__ import annotations

@@ -8,10 +8,9 @@ arXiv:2405.15877; our reconstruction, in the order that its algorithm names).
     3  the factors [U sqrt|s|, A] and [sign(s) sqrt|s| V^T; B] are trained as a whole for `post_epochs`
 
 The loss is the mean over a batch's documents of each one's mean cross-entropy, in nats: by default the
-language-modelling loss, of all tokens of prompt and right answer, or that of the answer's tokens
-alone. The optimiser is AdamW with a constant learning rate, in fp32 whatever the model's dtype (fp64 for fp64); its
-memory of what stays survives a pruning, and starts anew with the two factors. There
-is no dropout.
+language-modelling loss, of all tokens of prompt and right answer, or that of the answer's tokens alone. The optimiser
+is AdamW with a constant learning rate, in fp32 whatever the model's dtype (fp64 for fp64); its memory of what stays
+survives a pruning, and starts anew with the two factors. There is no dropout.
 
 The order of the documents is drawn for each epoch from the seed. What is done so far is kept after each epoch and every
 half minute, and the same command goes on from there to the very same factors.

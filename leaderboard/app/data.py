@@ -2,7 +2,7 @@
 
 Notable choices:
 - The file is opened read-only for one reading and closed again, so that a writer never waits for a page that is merely
-open.
+  open.
 - Its modification time and size are its generation: as long as they stand, nothing is read.
 - A busy database yields the last good reading, marked as such, never an empty table.
 - Every page asks through `answer`, with a function of a store; only the answers asked for last are kept.

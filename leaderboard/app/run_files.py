@@ -3,9 +3,9 @@ not keep.
 
 Notable choices:
 - The record of searches and trainings is long and never joined with anything, so it stays in the receipt and is read
-when somebody looks.
+  when somebody looks.
 - Nothing is read but the run folder's own `receipt.json`, never a link, and only while it still is the receipt that was
-ingested (by its specification and start).
+  ingested (by `spec_id` and start).
 - A file that is gone is an answer, not an error: run folders may lie on another machine.
 """
 

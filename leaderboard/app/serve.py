@@ -1,8 +1,8 @@
 """Start the page: a local Streamlit server for one database.
 
 It listens on this machine only, sends no telemetry, and accepts only the host names it was started for (a web page
-elsewhere
-cannot reach it by tricks with names). Another address has to be asked for, and is warned about: the page has no login.
+elsewhere cannot reach it by tricks with names). Another address has to be asked for, and is warned about: the page has
+no login.
 """
 
 from __future__ import annotations

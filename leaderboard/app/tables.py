@@ -25,7 +25,7 @@ from leaderboard.terminal.format import (
 _NO_FACTS: Mapping[str, RunFacts] = {}
 
 
-def remarks(cell: Cell) -> str:
+def notes(cell: Cell) -> str:
     """What is still to be said of a cell, on one line."""
     return "; ".join(filter(None, [undecided(cell), *map(plain, cell.notes)]))
 
@@ -68,7 +68,7 @@ def cell_rows(
             else {}
         )
         | {
-            "Remarks": remarks(cell),
+            "Notes": notes(cell),
             "Metric": plain(metric_name(cell)),
             "Documents": NOTHING if cell.n is None else f"{cell.n:,}",
             "q": number(cell.q_value),
@@ -111,7 +111,7 @@ def cell_records(cells: Sequence[Cell], facts: Mapping[str, RunFacts] = _NO_FACT
         | {"tokens_per_second": None if (run := facts.get(cell.run_id)) is None else run.tokens_per_second_after}
         | {
             "reported_by_papers": "; ".join(entry.sentence() for entry in cell.reported) or None,
-            "remarks": remarks(cell),
+            "notes": notes(cell),
         }
         for cell in cells
     ]

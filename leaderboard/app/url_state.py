@@ -1,8 +1,7 @@
 """Choices that live in the URL: every box writes to a query parameter of its name, and a link restores it.
 
 Notable choice: a box that needs a value has no default of its own, because Streamlit leaves defaults out of the URL: a
-saved link would then turn to whichever
-comes first by then. The value is chosen and written before the box is drawn.
+saved link would then turn to whichever comes first by then. The value is chosen and written before the box is drawn.
 """
 
 from __future__ import annotations

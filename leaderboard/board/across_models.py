@@ -2,15 +2,13 @@
 
 Notable choices:
 - A model counts where its latest run of the recipe was compared with its baseline (better, worse, same, undecided).
-Incomparable and failed runs are named
-  beside the count, never in it, and a model without a run is a blank: nothing is averaged, and nothing is assumed of
-  it.
+  Incomparable and failed runs are named beside the count, never in it, and a model without a run is a blank: nothing is
+  averaged, and nothing is assumed of it.
 - Two counts: verdicts ("better on 7 of 9"), each of which had to reach significance on its own model, and bare signs
-("up on 8, down on 1"), which are put to
-  an exact sign test with mid-p (McNemar's, with models for documents) and corrected over the recipes of a task after
-  Benjamini-Hochberg.
+  ("up on 8, down on 1"), which are put to an exact sign test with mid-p (McNemar's, with models for documents) and
+  corrected over the recipes of a task after Benjamini-Hochberg.
 - The sign test takes the models as a sample of their own. Fine-tunings of one model are not independent, and its
-p-value is then too small.
+  p-value is then too small.
 - Recipes are one where their labels are.
 """
 

@@ -2,13 +2,11 @@
 
 Notable choices:
 - The baseline of a cell is the pinned run of its model where one is pinned and has the task; otherwise the earliest
-unedited
-  run in the same comparability key, one of the same settings before others. Where a model has no run of the recipe
-  `baseline`,
-  its earliest plain lm_eval run stands in.
+  unedited run in the same comparability key, one of the same settings before others. Where a model has no run of the
+  recipe `baseline`, its earliest plain lm_eval run stands in.
 - The words are those of `cell`.
 - NaN or infinity as a run's score makes the cell *failed* with that reason, never a number and never a missing row.
-- A failed run is left out once the same specification has completed.
+- A failed run is left out once a run of the same `spec_id` has completed.
 """
 
 from __future__ import annotations
@@ -45,8 +43,8 @@ def board(
     """All cells, or those of some models, by model, task and time.
 
     `baseline_run` compares everything with that run instead. `margin` is for scores in [0, 1]; see `judge` for others.
-    `known` keeps effects from one call to the next: runs never change, so neither do they.
-    The correction is over all cells of a model. Raises `UnknownRun`.
+    `known` keeps effects from one call to the next: runs never change, so neither do they. The correction is over all
+    cells of a model. Raises `UnknownRun`.
     """
     wanted = None if models is None else set(models)
     with no_collection():

@@ -2,15 +2,13 @@
 
 Words: *same* when equivalence within the margin is significant; else *better* or *worse* when the difference is; else
 *undecided*. Both after Benjamini-Hochberg over all cells of the model (before any filter of the view), each a family of
-its
-own. So a difference that is certain but smaller than the margin is *same*, with a note that says so: nobody should act
-on it.
+its own. So a difference that is certain but smaller than the margin is *same*, with a note that says so: nobody should
+act on it.
 
 Test and interval are different procedures (mid-p McNemar and Bonett-Price, say), and of few changed documents the
-interval is the more cautious:
-0 lost and 5 gained of 40 have p = 0.031 and an interval from -0.001. *Better* and *worse* need both, so that no verdict
-contradicts the
-interval beside it. It can only make errors rarer: the test alone keeps its level.
+interval is the more cautious: 0 lost and 5 gained of 40 have p = 0.031 and an interval from -0.001. *Better* and
+*worse* need both, so that no verdict contradicts the interval beside it. It can only make errors rarer: the test alone
+keeps its level.
 """
 
 from __future__ import annotations
@@ -35,11 +33,10 @@ class Cell:
     """One run on one task's primary metric, against its baseline.
 
     `delta`, `low` and `high` (95 %, not corrected) are recipe minus baseline in the metric's own units; `improvement`
-    is
-    positive where that is good. `notes` holds warnings, or why the cell is incomparable or failed.
-    `detectable` is the smallest drop that its documents show with 80 % power, `noise_floor` the share of answers that
-    change at another batch size, of
-    which the flips are to be seen; `choices` is filled only where two runs are compared by themselves.
+    is positive where that is good. `notes` holds warnings, or why the cell is incomparable or failed. `detectable` is
+    the smallest drop that its documents show with 80 % power, `noise_floor` the share of answers that flip when only
+    the batch size changes, which the flips have to exceed; `choices` is filled only where two runs are compared by
+    themselves.
     """
 
     model: str

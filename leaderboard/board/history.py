@@ -3,13 +3,13 @@ decided about them.
 
 Notable choices:
 - A history follows names (model, recipe label, task), not identities: it is there to show when what bears a name has
-become something else.
+  become something else.
 - Every run of the names is in it, failed ones too; only deleted ones are not. Runs without a time come last.
 - A change is against the run before it in the same line (recipe or unedited). What either of the two does not say is no
-change; a limit that is not named is none.
+  change; a limit that is not named is none.
 - Intervals are of one score by itself: Wilson's where its samples, all of them 0 or 1, say that it is a share of
-documents; otherwise 1.96 of the reported standard errors either
-  way, as far as the metric's values go. Whether two runs differ is for paired verdicts to say.
+  documents; otherwise 1.96 of the reported standard errors either way, as far as the metric's values go. Whether two
+  runs differ is for paired verdicts to say.
 """
 
 from __future__ import annotations

@@ -3,12 +3,11 @@ with the board's cells.
 
 Notable choices:
 - A place is a layer and a kind of matrix (its role, or its name where it has none). The heads or experts that a receipt
-lists one by one are one place of a run: ranks are
-  summed; energy kept and relative error are those of the part that lost most.
+  lists one by one are one place of a run: ranks are summed; energy kept and relative error are those of the part that
+  lost most.
 - A matrix that several steps edited counts once: its rank before the first of them, and what the last of them left.
 - The score belongs to a run, not to a matrix. A run that edits many matrices says little about any of them, so a view
-can be narrowed to runs that edit few, and a
-  place shows every run by itself or counts of verdicts, never a mean.
+  can be narrowed to runs that edit few, and a place shows every run by itself or counts of verdicts, never a mean.
 """
 
 from __future__ import annotations

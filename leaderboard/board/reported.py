@@ -2,8 +2,8 @@
 recipe agree, always as reported, and part of no verdict.
 
 A file is one table: its paper and source, how sure its numbers are (`paper`: stated there; `code`: in the released
-code; `secondary`: as others cite it), which of our recipes a method of it stands for and
-which hub names a model has, and rows of `[before, after]` a metric.
+code; `secondary`: as others cite it), which of our recipes a method of it stands for and which hub names a model has,
+and rows of `[before, after]` a metric.
 """
 
 from __future__ import annotations

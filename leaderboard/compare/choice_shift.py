@@ -4,13 +4,13 @@ right answer's log-likelihood.
 These need the stored responses, which are text and slow to read, so they are worked out for a pair of runs and not for
 a whole board. Notable choices:
 - For multiple choice the answer is the likeliest choice, the first of equals; for generation it is the filtered text; a
-bare log-likelihood is no answer.
+  bare log-likelihood is no answer.
 - The divergence is the mean over documents of `sum_k p_k^B ln(p_k^B / p_k^R)`, the `p` a softmax of the choices'
-log-likelihoods.
+  log-likelihoods.
 - The drop of the right answer's log-likelihood is the most sensitive of all measures. It is shown and never gated:
-models may be less sure and as right.
+  models may be less sure and as right.
 - A task with responses of any other form has none of these, and a document whose response cannot be read makes its task
-such a one.
+  such a one.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 Only inside one comparability key: task and version, few-shot examples, the set of documents, chat template, system
 instruction, generation arguments, metric, filter. Other differences (versions, dtype, device, backend, batch size)
-allow the
-comparison and are named beside it.
+allow the comparison and are named beside it.
 """
 
 from __future__ import annotations

@@ -63,8 +63,8 @@ class Contents:
         return [run.run_id for runs in self.by_model(wanted).values() for run in runs]
 
     def noise_floor(self, run: RunRow, score: ScoreRow, baseline: RunRow) -> float | None:
-        """The share of answers that change at another batch size, for comparisons of this score with a baseline run;
-        None where it was not measured.
+        """The share of answers that flip when only the batch size changes, for comparisons of this score with a
+        baseline run; None where it was not measured.
         """
         return noise_floor.rate(
             self.floors.get((run.model_key, score.task, score.metric, score.filter), []), baseline.run_id
@@ -75,9 +75,8 @@ def read_contents(
     store: Store, known: Effects | None = None, *, models: Iterable[str] | None = None, and_run: str | None = None
 ) -> Contents:
     """What was found before may be handed on as `known`, which grows. All runs that a board shows: failed ones only
-    where the same specification has not completed since.
-    Tasks and scores are read of all models, or of those given (by key, name shown or own name) and of runs whose id
-    begins with `and_run`.
+    where no run of the same `spec_id` has completed since. Tasks and scores are read of all models, or of those given
+    (by key, name shown or own name) and of runs whose id begins with `and_run`.
     """
     runs = queries.runs(store)
     complete = {run.spec_id for run in runs if run.status == "complete" and run.spec_id}

@@ -19,8 +19,7 @@ class NoTest(Exception):
 
 class Contributions(NamedTuple):
     """Of two runs on the same documents: counts `[n, k]` of each, the function of `[draws, k]` sums that is the score,
-    `[draws]`, and the counts `[k]` of a document
-    answered wholly right and wholly wrong."""
+    `[draws]`, and the counts `[k]` of a document answered wholly right and wholly wrong."""
 
     before: np.ndarray
     after: np.ndarray

@@ -2,10 +2,9 @@
 bootstrap over documents needs no text.
 
 Notable choices: counts and scores are sacrebleu's, with its defaults, as lm-eval calls it. The score of a corpus is a
-function of the sums of its documents' counts,
-which sacrebleu keeps behind names of its own; where they are missing, or it is not installed, there is no test, and the
-reason is said. Whether they give the reported score is
-checked before they are used.
+function of the sums of its documents' counts, which sacrebleu keeps behind names of its own; where they are missing, or
+it is not installed, there is no test, and the reason is said. Whether they give the reported score is checked before
+they are used.
 """
 
 from __future__ import annotations

@@ -76,8 +76,8 @@ class Effect:
     """What the pair shows. Fields that the kind of metric does not have are None; `improvement` > 0 is better.
 
     `drop_low` and `drop_high` are one-sided limits of the drop at the level asked for, None where none was.
-    `detectable`: the smallest drop that this many
-    documents show with 80 % power. `unit`: scores lie within [0, 1], so that drops of different tasks may be averaged.
+    `detectable`: the smallest drop that this many documents show with 80 % power. `unit`: scores lie within [0, 1], so
+    that drops of different tasks may be averaged.
     """
 
     count: int
@@ -109,13 +109,11 @@ class Effect:
 
 def needed(estimate: stats.Estimate, count: int, margin: float, change: float | None = None) -> int | None:
     """Documents that decide with 80 % power, for what is seen: a difference beyond the margin is to be confirmed at its
-    size,
-    a smaller one shown to be within the margin.
+    size, a smaller one shown to be within the margin.
 
     `change` is what the test of a difference is about, where that is not the estimate itself (the distance to a best
-    value in
-    the middle). At most `count` where those documents are there already, and bad luck or the correction kept the answer
-    away.
+    value in the middle). At most `count` where those documents are there already, and bad luck or the correction kept
+    the answer away.
     """
     variance, seen = count * estimate.standard_error**2, abs(estimate.value)
     settled = abs(estimate.value if change is None else change)

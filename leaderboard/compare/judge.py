@@ -2,18 +2,17 @@
 
 Which test fits depends on what the samples are, and on the metric's entry in `leaderboard.metrics`, never on its name:
 - numbers whose mean is the reported score: binary (McNemar, Bonett-Price, Tango), other scores within [0, 1]
-(sign-flip, bounded interval),
-  or any others (sign-flip, t interval), clustered or not;
+  (sign-flip, bounded interval), or any others (sign-flip, t interval), clustered or not;
 - a metric with a best value in the middle: the same, and `middle_best_test` for whether the distance to it changed;
 - log-likelihoods of texts: the ratio of perplexities;
 - gold and prediction: F1 or MCC, BLEU, chrF or TER, by a paired bootstrap over documents;
 - anything else: the difference is shown without an interval, and the reason said.
+
 A test is used only if recomputing the reported score from the samples gives it back, for both runs.
 
 Beside the two-sided answers of a board an `Effect` has the one-sided ones of a gate, about the *drop*: how much worse
-the recipe is, in the
-metric's own units, in whichever direction is worse. `p_worse` is small where there is one, and limits of its size are
-given at the level asked for.
+the recipe is, in the metric's own units, in whichever direction is worse. `p_worse` is small where there is one, and
+limits of its size are given at the level asked for.
 
 The margin within which a recipe counts as the same is 2 points (`DEFAULT_MARGIN = 0.02`) where scores lie in [0, 1].
 Elsewhere it is as many of the metric's scale (2 of 100 for BLEU, chrF and TER), relative for perplexities and bits per

@@ -2,7 +2,7 @@
 
 - right or wrong, documents independent: Bonett-Price, mid-p McNemar, Tango;
 - scores within [0, 1] otherwise (clusters, partial credit): the interval that allows for changes too rare to have been
-seen;
+  seen;
 - any other score: the t interval.
 """
 

@@ -30,8 +30,8 @@ class Subject(NamedTuple):
 
 class Terms(NamedTuple):
     """On which terms two runs are judged. `margin` is for scores in [0, 1], see `judge` for others; `own_margin`, in
-    the metric's units, is taken instead of it and of the
-    task's own. `limits_at`: the level of one-sided limits of the drop, None for none."""
+    the metric's units, is taken instead of it and of the task's own. `limits_at`: the level of one-sided limits of the
+    drop, None for none."""
 
     margin: float = DEFAULT_MARGIN
     own_margin: float | None = None
@@ -43,7 +43,7 @@ class Pairing:
     """The answer. `obstacles`: why the two may not be compared, and then there is no effect. `notes`: what is to be
     said beside the effect.
 
-    `noise_floor`: the share of answers that change when the unedited model runs at another batch size; None where it
+    `noise_floor`: the share of answers of the unedited model that flip when only the batch size changes; None where it
     was not measured.
     """
 

@@ -3,14 +3,13 @@ what was found is kept.
 
 Notable choices:
 - A row is known by run, baseline run, task, metric, filter and a digest of the source that judged; only the default
-margin is kept. Runs never change once stored, so such a row
-  never becomes wrong: a new pin or a new baseline asks for other rows, new code for all of them anew, and a deleted
-  run's go with it.
+  margin is kept. Runs never change once stored, so such a row never becomes wrong: a new pin or a new baseline asks for
+  other rows, new code for all of them anew, and a deleted run's go with it.
 - What depends on more than the two runs is not in it: the correction over all cells, published numbers and the noise
-floor are worked out for every board.
+  floor are worked out for every board.
 - Writers fill the table when they ingest, for the models that got runs, in turns of half a second that let others in,
-for a few seconds at most. Pages never write: what the
-  table lacks they judge themselves, and keep the effects in memory (`known` of `board`).
+  for a few seconds at most. Pages never write: what the table lacks they judge themselves, and keep the effects in
+  memory (`known` of `board`).
 """
 
 from __future__ import annotations

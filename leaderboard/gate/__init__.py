@@ -4,8 +4,7 @@
     Markdown, JUnit
 
 Notable choices: a gate reads run directories afresh, through a store in memory, so that it needs no database and no
-torch. A database only names runs
-(`base`, `blessed`), gives noise floors and remembers decisions. A candidate is measured against the unedited model
-*and* the last blessed
-run of its recipe, never only the run before, or small losses accumulate.
+torch. A database only names runs (`base`, `blessed`), gives noise floors and remembers decisions. A candidate is
+measured against the unedited model *and* the last blessed run of its recipe, never only the run before, or small losses
+accumulate.
 """

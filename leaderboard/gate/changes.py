@@ -1,9 +1,8 @@
 """What changed between two runs, and whose doing a drop can be.
 
 Notable choices: equal weights clear the recipe, whatever else differs, because the model that was scored is the same to
-the bit. And where the unedited model, too, scores otherwise than it did
-when the blessed run was made, that much is not the recipe's doing. Neither changes the verdict: a model that got worse
-got worse.
+the bit. And where the unedited model, too, scores otherwise than it did when the blessed run was made, that much is not
+the recipe's doing. Neither changes the verdict: a model that got worse got worse.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 
 from leaderboard.compare.pairing import Terms
 from leaderboard.gate.decision import GateRow
-from leaderboard.gate.evaluate import GateBench
+from leaderboard.gate.evaluate import GateStore
 from leaderboard.readers.records import Run
 from leaderboard.terminal.format import signed
 
@@ -89,7 +88,7 @@ def findings(baseline: Run, candidate: Run, found: list[RunChange]) -> list[str]
     return said
 
 
-def moved_baseline(bench: GateBench, row: GateRow, base_before: Run, base_now: Run, alpha: float) -> str | None:
+def moved_baseline(gate: GateStore, row: GateRow, base_before: Run, base_now: Run, alpha: float) -> str | None:
     """A sentence on whether the unedited model moved between two runs of it, on a row's task; None for a suite, or
     where it cannot be told.
     """
@@ -97,10 +96,10 @@ def moved_baseline(bench: GateBench, row: GateRow, base_before: Run, base_now: R
         return None
     if base_before.run_id == base_now.run_id:
         return f"{row.name}: the unedited model did not move"
-    subject = bench.subject(base_now, row.name)
+    subject = gate.subject(base_now, row.name)
     if subject is None or subject.score.score is None:
         return None
-    effect = bench.pair(subject, base_before, Terms()).effect
+    effect = gate.pair(subject, base_before, Terms()).effect
     if effect is None or effect.drop is None:
         return None
     if effect.p_value is not None and effect.p_value <= alpha:

@@ -1,12 +1,11 @@
 """The decision: rows, one for each task or suite and baseline, and the word for each.
 
 PASS: the drop's one-sided upper limit lies below the margin. FAIL: the drop is significant and larger than the margin,
-or a floor is broken, or something required is missing.
-WARN: the drop is significant, and the margin lies between it and its limit. UNDECIDED: none of these, so more
-documents are needed. INCOMPARABLE: the two
-runs were not asked the same. Notable choices:
+or a floor is broken, or something required is missing. WARN: the drop is significant, and the margin lies between it
+and its limit. UNDECIDED: none of these, so more documents are needed. INCOMPARABLE: the two runs were not asked the
+same. Notable choices:
 - Significance after Holm over all rows of the gate, of both baselines and of the suites: a gate stops on any of them. A
-pass needs no correction, since all must pass.
+  pass needs no correction, since all must pass.
 - The gate's word is that of its worst row, in the order FAIL, INCOMPARABLE, UNDECIDED, WARN, PASS.
 - A run that came out as the baseline to the last bit passes, however few its documents: it is the same model.
 """
@@ -32,9 +31,9 @@ class GateRow:
     """A task or a suite against one baseline.
 
     `drop` is how much worse the candidate is, in the metric's own units, `drop_low` and `drop_high` its one-sided
-    limits; `p_worse` is before, `p_holm` after correction.
-    `baseline` is the id of the run compared with, since two may be in one role. `decided` is set where a word holds
-    without statistics (a floor, something missing, incomparable runs); `identical` where both runs are one.
+    limits; `p_worse` is before, `p_holm` after correction. `baseline` is the id of the run compared with, since two may
+    be in one role. `decided` is set where a word holds without statistics (a floor, something missing, incomparable
+    runs); `identical` where both runs are one.
     """
 
     role: str

@@ -28,7 +28,7 @@ Floors = Mapping[tuple[str, str, str, str], list[Floor]]
 
 
 @dataclass(frozen=True)
-class GateBench:
+class GateStore:
     """The runs of a gate in a store of their own."""
 
     store: Store
@@ -49,7 +49,7 @@ class GateBench:
 
 
 @contextmanager
-def bench(runs: Sequence[Run], floors: Floors) -> Iterator[GateBench]:
+def gate_store(runs: Sequence[Run], floors: Floors) -> Iterator[GateStore]:
     """Put runs into a store in memory. Raises `LeaderboardError` where two of them contradict each other."""
     store = memory_store()
     try:
@@ -59,7 +59,7 @@ def bench(runs: Sequence[Run], floors: Floors) -> Iterator[GateBench]:
             except Unreadable as error:
                 raise LeaderboardError(f"{run.path}: {error}") from None
         contents = read_contents(store)
-        yield GateBench(store, replace(contents, floors={**floors, **contents.floors}))
+        yield GateStore(store, replace(contents, floors={**floors, **contents.floors}))
     finally:
         store.connection.close()
 
@@ -91,10 +91,10 @@ def gated_tasks(candidate: Run, policy: Policy) -> dict[str, TaskPolicy]:
     return {name: policy.tasks.get(name, TaskPolicy(required=False)) for name in names}
 
 
-def rows_against(bench: GateBench, candidate: Run, named: Named, policy: Policy) -> list[GateRow]:
+def rows_against(gate: GateStore, candidate: Run, named: Named, policy: Policy) -> list[GateRow]:
     """One row a task and suite, not decided yet."""
     tasks = {
-        name: _task_row(bench, candidate, named, policy, name, entry)
+        name: _task_row(gate, candidate, named, policy, name, entry)
         for name, entry in gated_tasks(candidate, policy).items()
     }
     suites = [_suite_row(named, policy, name, entry, tasks) for name, entry in policy.suites.items()]
@@ -105,7 +105,7 @@ def rows_against(bench: GateBench, candidate: Run, named: Named, policy: Policy)
 
 
 def _task_row(
-    bench: GateBench, candidate: Run, named: Named, policy: Policy, name: str, entry: TaskPolicy
+    gate: GateStore, candidate: Run, named: Named, policy: Policy, name: str, entry: TaskPolicy
 ) -> GateRow | None:
     row = GateRow(role=named.role, name=name, baseline=named.run.run_id, critical=entry.critical)
     terms = Terms(policy.default_margin(entry), policy.own_margin(entry, named.margins), policy.alpha)
@@ -120,7 +120,7 @@ def _task_row(
             decided="INCOMPARABLE",
             reasons=(f"the candidate has no metric {entry.metric!r} here; it has {', '.join(known)}",),
         )
-    subject = bench.subject(candidate, name)
+    subject = gate.subject(candidate, name)
     if subject is None:
         return _missing(row, candidate, entry)
     score = subject.score
@@ -128,7 +128,7 @@ def _task_row(
         return replace(
             row, metric=score.metric, decided="FAIL", reasons=(f"the result is {score.reported}, not a number",)
         )
-    pairing = bench.pair(subject, named.run, terms)
+    pairing = gate.pair(subject, named.run, terms)
     metric = score.metric if score.filter == "none" else f"{score.metric} ({score.filter})"
     row = replace(
         row,
@@ -141,7 +141,7 @@ def _task_row(
     if pairing.effect is None:
         return replace(row, decided="FAIL" if broken else "INCOMPARABLE", reasons=(*broken, *pairing.obstacles))
     effect = pairing.effect
-    choices = compare_choices(bench.store, named.run.run_id, candidate.run_id, name, score.filter)
+    choices = compare_choices(gate.store, named.run.run_id, candidate.run_id, name, score.filter)
     row = replace(
         row,
         documents=effect.count,

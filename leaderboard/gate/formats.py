@@ -1,8 +1,8 @@
 """A gate's report for machines and reviews: Markdown for a pull request, JUnit XML for a test report.
 
 What comes from files (names of models, tasks and recipes, reasons) is untrusted. In Markdown it stands in code spans,
-where neither links, images, HTML nor mentions
-mean anything; in XML it is escaped, without the characters that XML forbids.
+where neither links, images, HTML nor mentions mean anything; in XML it is escaped, without the characters that XML
+forbids.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 from leaderboard.gate.decision import GateRow
 from leaderboard.gate.report import GateReport
-from leaderboard.gate.table import remarks
+from leaderboard.gate.table import notes
 from leaderboard.terminal.format import number, plain, signed
 
 _MARKS = {
@@ -38,9 +38,7 @@ def markdown(report: GateReport) -> str:
         lines += ["| task | baseline | now | drop | at most | margin | verdict |", "|---|---:|---:|---:|---:|---:|---|"]
         rows = report.rows_of(compared)
         lines += [_markdown_row(row) for row in rows] + [""]
-        lines += [
-            f"- {_code(row.name)}: {'; '.join(map(_code, remarks(row)))}" for row in rows if row.verdict != "PASS"
-        ]
+        lines += [f"- {_code(row.name)}: {'; '.join(map(_code, notes(row)))}" for row in rows if row.verdict != "PASS"]
         if any(row.got_worse for row in rows):
             lines += [
                 "",
@@ -103,7 +101,7 @@ def _case(suite: ElementTree.Element, row: GateRow, report: GateReport, against:
     element = {"FAIL": "failure", "INCOMPARABLE": "error", "UNDECIDED": "skipped"}.get(row.verdict)
     said = [
         f"{row.verdict}: {signed(row.drop)} drop, at most {signed(row.drop_high)}, margin {number(row.margin)}",
-        *remarks(row),
+        *notes(row),
     ]
     if element is None:
         ElementTree.SubElement(case, "system-out").text = _xml("\n".join(said))

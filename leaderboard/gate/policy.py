@@ -1,8 +1,7 @@
 """The policy file: which tasks count, how much each may lose, and how sure the gate must be.
 
 The schema is strict: an unknown key is a mistake, and all mistakes of a file are reported together, with the nearest
-name offered. A policy is data,
-and may come from anybody: it is small, plain YAML, without aliases.
+name offered. A policy is data, and may come from anybody: it is small, plain YAML, without aliases.
 """
 
 from __future__ import annotations
@@ -43,8 +42,7 @@ class Requirement(_Strict):
     """What a task and a suite have in common.
 
     margin: in the metric's own units; where none is given, that of critical or of other tasks. floor: the worst score
-    allowed, whatever the baseline had (the highest, where lower is better).
-    required: whether it must be there.
+    allowed, whatever the baseline had (the highest, where lower is better). required: whether it must be there.
     """
 
     critical: bool = False
@@ -69,8 +67,8 @@ class Policy(_Strict):
     """The whole file.
 
     alpha: the level of every one-sided test. margin, critical_margin: for scores within [0, 1], and relative or scaled
-    to the spread for others, as on the board. others: whether tasks
-    that the file does not name are gated with the margin of non-critical ones.
+    to the spread for others, as on the board. others: whether tasks that the file does not name are gated with the
+    margin of non-critical ones.
     """
 
     alpha: Annotated[float, Field(gt=0, le=0.2)] = 0.05

@@ -12,7 +12,7 @@ from typing import Any
 from leaderboard.errors import LeaderboardError
 from leaderboard.gate.changes import RunChange, changes, findings, moved_baseline
 from leaderboard.gate.decision import EXIT_CODES, GateRow, Verdict, decide, overall
-from leaderboard.gate.evaluate import Floors, bench, rows_against, with_metrics
+from leaderboard.gate.evaluate import Floors, gate_store, rows_against, with_metrics
 from leaderboard.gate.policy import Policy
 from leaderboard.gate.runs import Named, base_of, baselines_of
 from leaderboard.readers.records import BASELINE, Run
@@ -75,9 +75,9 @@ def judge_candidate(candidate: Run, policy: Policy, asked: Sequence[str], databa
     runs = _without_repeats(
         [*([] if base is None else [base]), *before.values(), *(named.run for named in baselines), candidate]
     )
-    with bench([with_metrics(run, policy) for run in runs], _floors(database)) as found:
+    with gate_store([with_metrics(run, policy) for run in runs], _floors(database)) as gate:
         rows = decide(
-            [row for named in baselines for row in rows_against(found, candidate, named, policy)], policy.alpha
+            [row for named in baselines for row in rows_against(gate, candidate, named, policy)], policy.alpha
         )
         if not rows:
             raise LeaderboardError("there is no task to gate: the candidate has none that the policy speaks of")
@@ -88,7 +88,7 @@ def judge_candidate(candidate: Run, policy: Policy, asked: Sequence[str], databa
             said = findings(named.run, candidate, differing) if worse and named.role != "base" else []
             if base is not None and named.run.run_id in before:
                 said += filter(
-                    None, (moved_baseline(found, row, before[named.run.run_id], base, policy.alpha) for row in worse)
+                    None, (moved_baseline(gate, row, before[named.run.run_id], base, policy.alpha) for row in worse)
                 )
             variant = named.run.variant
             compared.append(

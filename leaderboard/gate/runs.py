@@ -2,9 +2,8 @@
 recipe), each read from its files.
 
 Notable choices: the database names runs and says where they lie, and their files are what is compared. Without a
-database `base` is looked for beside the
-candidate, where `lm_eval run` puts it. The unedited run of the candidate's own settings is taken before others, and of
-those the earliest.
+database `base` is looked for beside the candidate, where `lm_eval run` puts it. The unedited run of the candidate's own
+settings is taken before others, and of those the earliest.
 """
 
 from __future__ import annotations

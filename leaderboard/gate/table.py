@@ -63,11 +63,11 @@ def _row_lines(row: GateRow, width: int, color: bool) -> list[str]:
     return [
         *above,
         _tinted(text.rstrip(), row.verdict, color),
-        *(line for remark in remarks(row) for line in _wrapped(remark, width, "  . ")),
+        *(line for note in notes(row) for line in _wrapped(note, width, "  . ")),
     ]
 
 
-def remarks(row: GateRow) -> list[str]:
+def notes(row: GateRow) -> list[str]:
     """Everything to be said beside a row's numbers, safe to print."""
     metric = [f"{row.metric}, {row.documents:,} documents" if row.documents else row.metric] if row.metric else []
     lost = (

@@ -2,11 +2,11 @@
 
 Notable choices:
 - A folder with `receipt.json` is one run; otherwise each results file is one, with the samples files of the same date,
-and a samples file without results is one too.
+  and a samples file without results is one too.
 - lm-eval 0.4.0 to 0.4.2 gave no dates: the undated samples files (`{model_args}_{task}.jsonl`) of a folder belong to
-its one undated results file, where there is just one.
+  its one undated results file, where there is just one.
 - Symbolic links that lead out of the folder given are not followed; hidden folders (a run being written) are not
-entered.
+  entered.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """(line number, line as bytes) for each line that is not empty. Raises `Unreadable`.
 
     lm-eval 0.4.0 to 0.4.2 wrote one indented list under such a name, and tools that indent write values over several
-    lines: a file of at most 256 MiB whose first line is no value, or is a
-    list, is read whole; numbers are then those of its values, which come in place of lines.
+    lines: a file of at most 256 MiB whose first line is no value, or is a list, is read whole; numbers are then those
+    of its values, which come in place of lines.
     """
     try:
         with path.open("rb", buffering=_BUFFER_BYTES) as file:

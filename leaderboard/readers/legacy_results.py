@@ -3,10 +3,9 @@
 Notable choices:
 - Before 0.4 a metric had no filter: `acc` becomes `acc,none`, as 0.4 calls the absence of one.
 - A fork of 2022 (BigScience's) wrote `{task: {date: {metric: value}}}`, several dates in one file. The latest of every
-task make
-  one run, those before them another, and so on: nothing is averaged, nothing is left out.
+  task make one run, those before them another, and so on: nothing is averaged, nothing is left out.
 - The same fork's later form is a list, one entry a task and prompt: each becomes a task `name+prompt`, as the fork
-itself named them before.
+  itself named them before.
 - Those files log no samples and no hashes: they are shown, and nothing can be paired with them.
 """
 

@@ -3,9 +3,9 @@ so.
 
 Notable choices:
 - Only metrics that are numbers per document are taken; a corpus metric's parts, or a text's log-likelihood, have no
-mean that lm-eval would call by that name.
+  mean that lm-eval would call by that name.
 - Nothing is known of model and settings but the names of folder and file. Such a run is shown; its settings are
-unknown, and so it is compared with nothing that states them.
+  unknown, and so it is compared with nothing that states them.
 """
 
 from __future__ import annotations

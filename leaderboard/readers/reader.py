@@ -1,9 +1,8 @@
-"""Reading one run, found by `finding`, into a `Run`. Nothing here touches a database.
+"""Reading one run, found by `discovery`, into a `Run`. Nothing here touches a database.
 
 Notable choice: `run_id` hashes what came out, with the settings that asked for it, and leaves out dates, durations and
-folders.
-The same run copied elsewhere is the same run, and a second run that came out the same under the same settings adds
-nothing.
+folders. The same run copied elsewhere is the same run, and a second run that came out the same under the same settings
+adds nothing.
 """
 
 from __future__ import annotations

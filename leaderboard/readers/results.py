@@ -1,9 +1,9 @@
 """lm-eval's `results_*.json`: the scores, and what decides whether two of them may be compared.
 
 Notable choices:
-- Keys are `metric,filter`; results from before 0.4 are brought into that form first (`old_results`).
-- Files that say nothing of a metric's direction get it for the metrics that `leaderboard.metrics` knows; for
-others it stays unknown.
+- Keys are `metric,filter`; results from before 0.4 are brought into that form first (`legacy_results`).
+- Files that say nothing of a metric's direction get it for the metrics that `leaderboard.metrics` knows; for others it
+  stays unknown.
 - A score that is not a finite number is kept as a row with no value and its text.
 - A row without a config of its own is a group: stored, never compared (its tasks are).
 """

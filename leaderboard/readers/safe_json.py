@@ -2,10 +2,9 @@
 
 Notable choices:
 - `NaN` and `Infinity` are accepted by the parser, because lm-eval writes them, and become "not finite" where a number
-is
-  asked for: they are stored as NULL beside their text and never take part in arithmetic.
+  is asked for: they are stored as NULL beside their text and never take part in arithmetic.
 - Text is made storable (unpaired surrogates and NUL replaced) but otherwise kept as it is: whoever shows it shows it as
-text.
+  text.
 - Every failure is `Unreadable` with the file's name and the reason.
 """
 

@@ -134,8 +134,8 @@ def _canonical_texts(texts: Sequence[bytes]) -> list[str]:
     """`canonical` of JSON texts. Raises `ValueError` where one is no JSON.
 
     Nearly all are lists of plain strings, of which canonical means without spaces. They differ in their strings only,
-    which any text without a backslash or control character may be: it suffices to look at what
-    is around them, of which few kinds occur.
+    which any text without a backslash or control character may be: it suffices to look at what is around them, of which
+    few kinds occur.
     """
     together = b"\n".join(texts)
     if together.translate(None, _NOT_PLAIN) == b"\n" * (len(texts) - 1):

@@ -2,8 +2,7 @@
 
 Notable choices:
 - A document is known by `doc_key`, a hash of task, document, prompt and target, never by its position. Where a task
-holds the
-  same document twice, `occurrence` counts them in the order of `doc_id`.
+  holds the same document twice, `occurrence` counts them in the order of `doc_id`.
 - Numbers in `resps` are strings; they are kept as text, so that "the same to the bit" can be asked of them.
 - A metric's sample may be a number, a (log-likelihood, weight) pair, or the parts of a corpus metric.
 """

@@ -1,28 +1,25 @@
 """Paired statistics: intervals, tests, equivalence, multiplicity, power. Pure functions of numbers and arrays.
 
 One module for the page, `compare` and `gate` alike. Throughout, `differences` are recipe minus baseline, one per
-document, paired;
-`clusters` (optional) name the group of dependent documents each belongs to; a *drop* is a loss in the direction that
-counts. Notable choices:
+document, paired; `clusters` (optional) name the group of dependent documents each belongs to; a *drop* is a loss in the
+direction that counts. Notable choices:
 - Binary scores: Bonett-Price interval, wider by 2 % because it covered 93.0 % at worst, and mid-p McNemar test. Wald's
-has no width when nothing flipped.
+  has no width when nothing flipped.
 - Binary scores against a margin: Tango's score statistic with its exact distribution at the estimated nuisance
-parameter. Bonett-Price's error
-  let 9 % through at a nominal 5 % (200 documents, 2 % flips, all lost), Tango's normal limit 6.0 % (300 documents),
-  this 5.2 % at most.
+  parameter. Bonett-Price's error let 9 % through at a nominal 5 % (200 documents, 2 % flips, all lost), Tango's normal
+  limit 6.0 % (300 documents), this 5.2 % at most.
 - Other scores: sign-flip test; t interval; with clusters both work on cluster sums, the t interval with G - 1 degrees.
-(A bootstrap of
-  the clusters was tried for few of them: with 8 of unequal size it covered 86 %, t 93 %.)
+  (A bootstrap of the clusters was tried for few of them: with 8 of unequal size it covered 86 %, t 93 %.)
 - Metrics of a whole corpus (F1, MCC, BLEU): a permutation test, and a t interval with the error of a paired bootstrap;
-see `corpora`.
+  see `corpora`.
 - One proportion by itself: Wilson's score interval, which stays within [0, 1] and has a width at none and at all of the
-documents.
+  documents.
 - Scores within [0, 1], clustered or with partial credit: an interval that allows for changes too rare to have been seen
-(`bounded_interval`).
-  With t alone, and whole clusters that flip together, a drop as large as the margin passed in up to 74 % of cases.
+  (`bounded_interval`). With t alone, and whole clusters that flip together, a drop as large as the margin passed in up
+  to 74 % of cases.
 - A metric whose best value lies in the middle improves when its distance to that value shrinks; see `middle`.
 - Everything random takes a seed; equal input gives equal output. Error rates are simulated in the tests, which print
-them as a table.
+  them as a table.
 """
 
 from leaderboard.statistics.binary import (

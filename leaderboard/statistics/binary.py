@@ -76,10 +76,9 @@ def binary_within_p(lost: int, gained: int, count: int, margin: float) -> float:
     by the margin.
 
     Tango's score statistic. Where few flips are expected at the margin its normal limit errs by up to a fifth, so that
-    there its distribution
-    is summed exactly, with the share of gains at its constrained estimate (an estimated, or E, p-value).
-    Sources: Tango (1998), Statistics in Medicine 17:891; for the E p-value, Lloyd (2008), Australian and New Zealand
-    Journal of Statistics 50:329.
+    there its distribution is summed exactly, with the share of gains at its constrained estimate (an estimated, or E,
+    p-value). Sources: Tango (1998), Statistics in Medicine 17:891; for the E p-value, Lloyd (2008), Australian and New
+    Zealand Journal of Statistics 50:329.
     """
     gains = _gains_on_margin(lost, gained, count, margin)
     score = float(_score(lost, gained, count, margin))
@@ -139,9 +138,8 @@ def _exact_tail(score: float, count: int, margin: float, gains: float) -> float:
     """P(statistic <= score) when a share `gains` of documents is gained and `gains + margin` lost.
 
     For every number of gained documents worth considering (within eight standard deviations), the largest number of
-    lost ones whose statistic
-    is at most `score` is found by bisection, the statistic being monotone in it; what remains is a sum of binomial
-    tails.
+    lost ones whose statistic is at most `score` is found by bisection, the statistic being monotone in it; what remains
+    is a sum of binomial tails.
     """
     from scipy.special import bdtr, gammaln, xlog1py, xlogy
 

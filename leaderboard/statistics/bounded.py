@@ -2,19 +2,16 @@
 rare to be seen.
 
 A sample in which nothing, or only small things, changed has a small variance, however large the changes that it missed.
-A score within
-[0, 1] bounds them: a document changes by one at most, a cluster by its size. So the variance at a mean that lies `x`
-beyond the observed one is
-taken to be the observed one plus that of the missing `x`, made of whole changes, as Tango's constrained variance has it
-for right and wrong answers.
-With the sum `S` of the differences, `A` the (clustered) variance of the sum, and `s` the size of a whole change:
+A score within [0, 1] bounds them: a document changes by one at most, a cluster by its size. So the variance at a mean
+that lies `x` beyond the observed one is taken to be the observed one plus that of the missing `x`, made of whole
+changes, as Tango's constrained variance has it for right and wrong answers. With the sum `S` of the differences, `A`
+the (clustered) variance of the sum, and `s` the size of a whole change:
 
     limit at S + x, where x^2 = q^2 (A + s x), q the quantile of t        p of a margin: q = x / sqrt(A + s x), x the
     distance to it
 
 `s` is one for documents, and `sum m^3 / sum m^2` for clusters of `m` documents, which is `m` where they are equal and
-leans to the large ones where not.
-It costs about `q^2 s / 2n` in width. Formula ours; error rates in the tests.
+leans to the large ones where not. It costs about `q^2 s / 2n` in width. Formula ours; error rates in the tests.
 """
 
 from __future__ import annotations

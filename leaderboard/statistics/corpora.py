@@ -3,13 +3,12 @@ together in two ways.
 
 A document contributes a few counts, the score is a function of their sums. Notable choices:
 - Test: baseline's and recipe's counts of a document change places with probability one half, which leaves the truth as
-it is where the recipe changes nothing.
-  The share beyond zero of a bootstrap, which is the usual p-value, called up to 7 % of equal recipes different at a
-  nominal 5 % (F1, 100 and 1,000 documents).
+  it is where the recipe changes nothing. The share beyond zero of a bootstrap, which is the usual p-value, called up to
+  7 % of equal recipes different at a nominal 5 % (F1, 100 and 1,000 documents).
 - Interval: t, with the standard error of a paired bootstrap over documents. To those seen two are added, one wholly
-lost and one wholly gained, as Bonett and Price do for
-  proportions: without them it has no width where nothing changed. The degrees of freedom are the documents that
-  changed, added ones included: no others tell how far a score may move.
+  lost and one wholly gained, as Bonett and Price do for proportions: without them it has no width where nothing
+  changed. The degrees of freedom are the documents that changed, added ones included: no others tell how far a score
+  may move.
 - Documents whose counts are alike are drawn together, as kinds with a number.
 """
 
@@ -28,8 +27,8 @@ _CHUNK = 4_000_000  # numbers drawn at once
 
 class Corpora(NamedTuple):
     """Two runs on the same documents, or clusters of them: their counts `[n, k]`, the function that makes `[draws, k]`
-    sums into scores `[draws]` (higher is better),
-    and counts of two more documents `[2, k]`, one wholly lost and one wholly gained."""
+    sums into scores `[draws]` (higher is better), and counts of two more documents `[2, k]`, one wholly lost and one
+    wholly gained."""
 
     before: np.ndarray
     after: np.ndarray

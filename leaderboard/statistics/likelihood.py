@@ -28,9 +28,9 @@ def log_ratio(baseline: np.ndarray, recipe: np.ndarray, weights: np.ndarray, con
 def choice_divergence(baseline: np.ndarray, recipe: np.ndarray) -> float:
     """Kullback-Leibler divergence in nats of the recipe's choice probabilities from the baseline's, of one document.
 
-    `baseline` and `recipe` are the choices' log-likelihoods `[k]`; the probabilities are their softmax: `sum_k p_k^B
-    ln(p_k^B / p_k^R)`.
-    A choice that the recipe gives no probability at all makes it infinite, unless the baseline gave it none either.
+    `baseline` and `recipe` are the choices' log-likelihoods `[k]`; the probabilities are their softmax:
+    `sum_k p_k^B ln(p_k^B / p_k^R)`. A choice that the recipe gives no probability at all makes it infinite, unless the
+    baseline gave it none either.
     """
     log_p, log_q = _log_softmax(baseline), _log_softmax(recipe)
     p = np.exp(log_p)

@@ -1,10 +1,9 @@
 """Metrics whose best value lies in the middle: a bias score is best at zero, a share of stereotyped choices at one
 half.
 
-With `B` and `R` the means and `c` the best value, the distance to it changed only if `(B - c)^2 - (R - c)^2 = (B - R)(B
-+ R - 2c)` differs from zero: so only if both
-factors do, and the larger of their two p-values is a valid p-value for it (an intersection-union test), with no
-resampling of a folded mean.
+With `B` and `R` the means and `c` the best value, the distance to it changed only if
+`(B - c)^2 - (R - c)^2 = (B - R)(B + R - 2c)` differs from zero: so only if both factors do, and the larger of their two
+p-values is a valid p-value for it (an intersection-union test), with no resampling of a folded mean.
 """
 
 from __future__ import annotations
@@ -34,8 +33,7 @@ def middle_best_test(
     distance that grew.
 
     See the module's notes for the factorisation. The size of both is at most nominal: the hypothesis is that one factor
-    is zero (or that both
-    are not of one sign), and it is rejected only where both tests reject.
+    is zero (or that both are not of one sign), and it is rejected only where both tests reject.
     """
     moved = paired_test(recipe - baseline, clusters, seed=seed)
     sides = paired_test(baseline + recipe - 2 * best, clusters, seed=seed + 1)
@@ -51,8 +49,8 @@ def middle_within_p(
     """One-sided p of "the distance to `best` grew by at least `margin`", for paired scores `[n]`.
 
     The distance grew that much upwards only if both `R - B` and `R + B - 2c` are at least `margin`, downwards only if
-    both are at most `-margin`.
-    Either direction is excluded where one of its two parts is, at half the level; both must be.
+    both are at most `-margin`. Either direction is excluded where one of its two parts is, at half the level; both must
+    be.
     """
     change, sides = (
         paired_interval(recipe - baseline, clusters),

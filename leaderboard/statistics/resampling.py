@@ -25,8 +25,7 @@ def sign_flip_test(
     """Permutation test of a zero mean by flipping signs (of whole clusters, where given).
 
     Exact up to `EXACT_SIGN_FLIPS` non-zero values, `draws` seeded patterns up to `LARGE_SIGN_FLIPS`, the normal limit
-    beyond.
-    Draws count the observed pattern too, so that no p-value is zero.
+    beyond. Draws count the observed pattern too, so that no p-value is zero.
     """
     values = differences if clusters is None else cluster_sums(differences, clusters)
     values = values[values != 0]

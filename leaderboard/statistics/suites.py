@@ -1,13 +1,11 @@
 """Suites: a weighted mean of the drops of several tasks, with its error.
 
 `D = sum w_t D_t`, `SE^2 = sum w_t^2 SE_t^2`: tasks are independent, since no document belongs to two. Notable choices:
-the weights are scaled to
-sum to one, so a suite's margin is in the tasks' own units; its limits combine those of the tasks, which hold for few
-flips too, rather than its
-standard error (Zou and Donner 2008, Statistics in Medicine 27:1693: `U = D + sqrt(sum w_t^2 (U_t - D_t)^2)`). Below,
-where such limits of rare flips are too
-narrow (8.9 % beyond, nominal 5 %, for five tasks of 300 documents and 1 % flips), the standard error counts too.
-Degrees of freedom are Satterthwaite's.
+the weights are scaled to sum to one, so a suite's margin is in the tasks' own units; its limits combine those of the
+tasks, which hold for few flips too, rather than its standard error (Zou and Donner 2008, Statistics in Medicine
+27:1693: `U = D + sqrt(sum w_t^2 (U_t - D_t)^2)`). Below, where such limits of rare flips are too narrow (8.9 % beyond,
+nominal 5 %, for five tasks of 300 documents and 1 % flips), the standard error counts too. Degrees of freedom are
+Satterthwaite's.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """What the formulas return, and the quantiles they share.
 
 Distributions come from `scipy.special`, whose plain functions take a microsecond where `scipy.stats` takes a hundred: a
-board has tens of
-thousands of cells. It is imported inside functions, because messages and help must not wait for it.
+board has tens of thousands of cells. It is imported inside functions, because messages and help must not wait for it.
 """
 
 from __future__ import annotations

@@ -4,8 +4,7 @@ Notable choices:
 - DuckDB lets one process write *or* several read, and each side shuts the other out. So writers hold the file for less
   than a second behind a lock file with retries, and readers open it for one query and close it again.
 - Files are created with the storage format of DuckDB 1.4, so that older installations can read them. Extensions are
-never
-  installed or loaded, and queries cannot reach other files.
+  never installed or loaded, and queries cannot reach other files.
 """
 
 from __future__ import annotations

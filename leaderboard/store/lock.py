@@ -1,8 +1,8 @@
 """The writers' lock file, `<database>.lock`.
 
 It is held with `flock`, which the kernel releases when a process dies, so there is no stale lock. Its text says who
-holds it
-since when, for the message of whoever waits. The file itself stays: removing it would let two writers lock two files.
+holds it since when, for the message of whoever waits. The file itself stays: removing it would let two writers lock two
+files.
 """
 
 from __future__ import annotations

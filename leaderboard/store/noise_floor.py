@@ -1,11 +1,9 @@
-"""The noise floor: how many answers change when nothing does, at another batch size.
+"""The noise floor: how many answers flip when only the batch size changes.
 
 Two runs of one unedited model, alike in everything but the batch size, differ by rounding alone. The share of their
-answers that flip is what a recipe's
-flips have to exceed. Notable choices: such a pair is known by what the runs say of themselves, whoever made them, so a
-rebuild finds it again; only
-scores of 0 and 1 have one; where several pairs were measured, those with the baseline at hand count, and of them the
-largest.
+answers that flip is what a recipe's flips have to exceed. Notable choices: such a pair is known by what the runs say of
+themselves, whoever made them, so a rebuild finds it again; only scores of 0 and 1 have one; where several pairs were
+measured, those with the baseline at hand count, and of them the largest.
 """
 
 from __future__ import annotations

@@ -2,10 +2,9 @@
 recipe are gated against (blessed).
 
 Notable choices: choices are only ever added, each with its reason, and the last one of a model, or of a model and
-recipe, counts. Which of the two a choice
-is follows from the run: an unedited one is pinned, an edited one is blessed, and only `as_base` makes an edited one its
-model's baseline. A run may be
-named by the beginning of its id or by where it lies, because the table prints folders and the page prints ids.
+recipe, counts. Which of the two a choice is follows from the run: an unedited one is pinned, an edited one is blessed,
+and only `as_base` makes an edited one its model's baseline. A run may be named by the beginning of its id or by where
+it lies, because the table prints folders and the page prints ids.
 """
 
 from __future__ import annotations

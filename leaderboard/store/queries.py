@@ -190,8 +190,7 @@ class PairedSamples:
     """The documents that two runs have in common, metric by metric.
 
     A query costs some ten milliseconds however little it returns, so `fetch` asks for many pairs at once. Scores of 0
-    and 1 come as four counts a
-    task, because nothing else of them enters a test; all others come document by document.
+    and 1 come as four counts a task, because nothing else of them enters a test; all others come document by document.
     """
 
     def __init__(self, store: Store) -> None:

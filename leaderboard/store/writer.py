@@ -1,13 +1,11 @@
 """Putting runs into an open store: a group of them in one transaction.
 
 Who is rejected here: a run that is in the store already is a duplicate, not an error; a run whose log-likelihoods
-equal, to
-the bit, those of a run of the same model with other weights is an error (a shared request cache makes every recipe look
-lossless), or, where the run says that it used no cache, a warning: an edit may concern nothing that these answers use.
-Notable choice: it needs *every* log-likelihood task that the two share to be identical, because one cache
+equal, to the bit, those of a run of the same model with other weights is an error (a shared request cache makes every
+recipe look lossless), or, where the run says that it used no cache, a warning: an edit may concern nothing that these
+answers use. Notable choice: it needs *every* log-likelihood task that the two share to be identical, because one cache
 serves all of them, and it is waived where the edit is within rounding of the weights' own dtype, or touched no matrix:
-such
-an edit, `identity` above all, may change weights without changing one printed number.
+such an edit, `identity` above all, may change weights without changing one printed number.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """The board as a table for the terminal: 80 columns are enough, 120 are used if there.
 
 One block a model, one group a task (with its metric and baseline), one line a run; reasons and warnings follow their
-line.
-A name too long for its column stands whole on a line above its numbers: variants of a recipe often differ in the
-middle.
-Plain ASCII; colour only when asked for, and never the only bearer of meaning.
+line. A name too long for its column stands whole on a line above its numbers: variants of a recipe often differ in the
+middle. Plain ASCII; colour only when asked for, and never the only bearer of meaning.
 """
 
 from __future__ import annotations
@@ -102,13 +100,13 @@ def _cell_lines(cell: Cell, width: int, color: bool) -> list[str]:
     row = _line(columns, width)
     word = f"{cell.verdict:<{_VERDICT}}"
     coloured = row.replace(word, f"\x1b[{_COLOURS[cell.verdict]}m{word}\x1b[0m") if color else row
-    remarks = [
+    notes = [
         *filter(None, [undecided(cell), flips(cell.flip_rate, cell.noise_floor), choices(cell.choices)]),
         *map(plain, cell.notes),
         *(entry.sentence() for entry in cell.reported),
     ]
     above = [] if fits else [f"  {_cut(name, width - 2)}"]
-    return [*above, coloured.rstrip(), *(line for remark in remarks for line in _wrapped(remark, width))]
+    return [*above, coloured.rstrip(), *(line for note in notes for line in _wrapped(note, width))]
 
 
 class _Columns(NamedTuple):

@@ -2,9 +2,8 @@
 to count, against the model as it lies in memory.
 
 What a recipe may take more: the largest matrix, a copy of it and its factors; and where it learns from documents, what
-a pass over them holds. `lm_eval recipes plan` says how much that is
-(`evidence.FACTOR_BYTES` bounds it for any model), and the slack is for activations, the workspace of LAPACK, and what
-the allocator holds on to.
+a pass over them holds. `lm_eval recipes plan` says how much that is (`collect.FACTOR_BYTES` bounds it for any model),
+and the slack is for activations, the workspace of LAPACK, and what the allocator holds on to.
 """
 
 from __future__ import annotations

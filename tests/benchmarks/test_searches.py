@@ -2,8 +2,7 @@
 through the whole model, and restores.
 
 The plain loop is written here from the definition. Both see the same documents, and must find the same winner. Seconds
-are of the processor, not of the clock, and both run in one go, so that the
-ratios hold on a busy machine.
+are of the processor, not of the clock, and both run in one go, so that the ratios hold on a busy machine.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """How long it takes until something happens: our command against lm-eval's, on this machine as it is.
 
 Printed, with little asserted: other processes slow a wall-clock time down, so the processor time stands beside it. Each
-figure is the
-least of several runs, after one that is not counted (file caches, byte code, the task index).
+figure is the least of several runs, after one that is not counted (file caches, byte code, the task index).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The store at scale, on run folders made here: 10 models of equal share, 50 tasks, answers drawn with a fixed seed.
 
 Measured are ingest with and without samples, the pages' data in a fresh process and in one that runs, and whether a
-rebuild gives the same content. Both wall and processor seconds are
-printed and the limits are set to processor seconds, because other processes slow the wall clock down; ingest reads and
-writes side by side, so that on two free cores its wall is the shorter.
+rebuild gives the same content. Both wall and processor seconds are printed and the limits are set to processor seconds,
+because other processes slow the wall clock down; ingest reads and writes side by side, so that on two free cores its
+wall is the shorter.
 """
 
 from __future__ import annotations

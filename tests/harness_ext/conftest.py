@@ -138,7 +138,7 @@ def family(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=["llama", "gpt2"])
 def plain_family(request: pytest.FixtureRequest) -> str:
     """The families of plain layout, for references that read rows in one range and inputs with their batch;
-    `test_families` covers the layouts themselves.
+    `test_architectures` covers the layouts themselves.
     """
     return request.param
 

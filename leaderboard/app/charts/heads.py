@@ -3,12 +3,11 @@ or joined.
 
 Notable choices:
 - A plot does not know its width. Places are found for the narrowest (`NARROWEST`, that of a telephone); on a wider one
-everything is farther apart.
+  everything is farther apart.
 - Lines too close to tell apart share their words, which stand below one another, each once, with how often. The closer
-than the first of `CLOSE` are joined, and more only
-  where that leaves more rows than `MOST_ROWS`.
+  than the first of `CLOSE` are joined, and more only where that leaves more rows than `MOST_ROWS`.
 - Words stand to the right of their lines, or to the left where they would stick out. They stand below those that their
-lines would otherwise run through.
+  lines would otherwise run through.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from leaderboard.app import layout, linked_table, url_state
 from leaderboard.app.charts.grid import SIGNS, shortened, sign_grid
 from leaderboard.app.colours import tinted
 from leaderboard.app.download import downloads
-from leaderboard.app.tables import remarks
+from leaderboard.app.tables import notes
 from leaderboard.board import across_models
 from leaderboard.board.across_models import Line
 from leaderboard.board.cell import Cell
@@ -187,7 +187,7 @@ def _row(cell: Cell) -> dict[str, Any]:
         "Delta [95 %]": interval(cell),
         "Score": number(cell.score),
         "Baseline": number(cell.baseline_score),
-        "Remarks": remarks(cell),
+        "Notes": notes(cell),
     }
 
 

@@ -182,7 +182,7 @@ def show_table(cells: Sequence[Cell], facts: Mapping[str, RunFacts]) -> None:
         key=f"cells {_content(cells)}",
         on_select="rerun",
         selection_mode=["multi-row", "single-cell"],
-        column_config={name: st.column_config.TextColumn(width="medium") for name in ("Recipe", "Remarks")},
+        column_config={name: st.column_config.TextColumn(width="medium") for name in ("Recipe", "Notes")},
     )
     downloads(tables.cell_records(cells, facts), "results")
     clicked = [row for row, column in picked["selection"]["cells"] if column == "Recipe" and row < len(cells)]
@@ -219,15 +219,15 @@ def how_to_read() -> None:
             " **better**, **worse**: the difference is significant at 5 % after correcting for all comparisons of the"
             " model (Benjamini-Hochberg), and its interval excludes zero.\n- **same**: the difference is shown to be"
             " smaller than the margin: 2 points for scores between 0 and 1. It is the grey band in the plots, where it"
-            " is not far wider than they are.\n- **undecided**: there are too few documents to tell; the remark says"
+            " is not far wider than they are.\n- **undecided**: there are too few documents to tell; the notes say"
             " about how many are needed, going by the difference seen so far. *Could show* is the smallest difference"
             " that those at hand show four times in five (one-sided, at 5 %).\n- **incomparable**: the two runs did not"
-            " do the same; the remark names what differs.\n- **failed**: no usable result, with the reason.\n\nDelta is"
+            " do the same; the notes name what differs.\n- **failed**: no usable result, with the reason.\n\nDelta is"
             " recipe minus baseline in the metric's own units; its interval holds for that one comparison. Where a"
             " metric's best value lies in the middle (a bias score of 0), better means nearer to it. Kept is the share"
             " of parameters left when edited matrices are stored as factors. Tokens/s is how fast documents were"
             " scored, and how many times as fast as the baseline in the same process. The noise floor is the share of"
-            " answers that change when the unedited model runs at another batch size: flips within it mean nothing."
+            " answers of the unedited model that flip when only the batch size changes: flips within it mean nothing."
         )
 
 

@@ -106,7 +106,7 @@ def show_table(cells: Sequence[Cell]) -> None:
         key=f"tasks {cells[0].baseline_run} {cells[0].run_id}",
         on_select="rerun",
         selection_mode="single-cell",
-        column_config={"Recipe": None, "Remarks": st.column_config.TextColumn(width="medium")},
+        column_config={"Recipe": None, "Notes": st.column_config.TextColumn(width="medium")},
     )
     downloads(tables.cell_records(cells), "tasks")
     clicked = [cells[row] for row, column in picked["selection"]["cells"] if column == "Task" and row < len(cells)]

@@ -144,7 +144,7 @@ def _row(point: HistoryPoint, cell: Cell | None) -> dict[str, Any]:
             + more
         ),
         "Documents": "" if point.documents is None else f"{point.documents:,}",
-        "Remarks": plain(point.failure),
+        "Notes": plain(point.failure),
         "Run": point.run_id[:12],
     }
 

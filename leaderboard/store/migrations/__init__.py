@@ -1,8 +1,7 @@
 """Numbered, append-only migrations: one SQL file each, applied in order, each in a transaction with its record.
 
 A file is named `NNNN_words.sql`. Released files are never edited. `apply` is called by writers only: a reader that
-meets
-an older or newer schema says so instead of changing the file.
+meets an older or newer schema says so instead of changing the file.
 """
 
 from __future__ import annotations

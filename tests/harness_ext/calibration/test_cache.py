@@ -1,4 +1,4 @@
-"""What a session keeps for its next recipe: the same evidence and spectra, bit for bit, gathered once, within
+"""What a session keeps for its next recipe: the same statistics and spectra, bit for bit, gathered once, within
 bounds.
 """
 
@@ -35,7 +35,7 @@ def digest_after(lm, specification: str) -> str:
 
 @pytest.fixture
 def gathered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The matrices for which evidence is gathered, by key, as it happens."""
+    """The matrices for which statistics are gathered, by key, as it happens."""
     seen: list[str] = []
 
     def counting(lm, matrices, *rest):
@@ -109,7 +109,7 @@ def test_a_model_already_edited_is_another_model(make_lm, gathered: list[str]) -
     assert len(gathered) == 6
 
 
-def test_sequential_evidence_is_never_kept(make_lm, gathered: list[str]) -> None:
+def test_sequential_statistics_are_never_kept(make_lm, gathered: list[str]) -> None:
     lm = make_lm("llama")
     digest_after(lm, "sfsd")
     count = len(gathered)
@@ -134,29 +134,29 @@ def test_without_room_it_is_gathered_again_and_nothing_else_changes(
     assert found == [digest_after(make_lm("llama"), specification) for specification in BUDGETS[:2]]
 
 
-def test_a_shelf_gives_bits_back_and_makes_room_by_dropping_the_oldest_batch(tmp_path: Path) -> None:
-    shelf = ScratchStore(tmp_path / "shelf", limit_bytes=1000)
+def test_a_store_gives_bits_back_and_makes_room_by_dropping_the_oldest_batch(tmp_path: Path) -> None:
+    store = ScratchStore(tmp_path / "store", limit_bytes=1000)
     value = torch.randn(100)
-    assert shelf.save("old", "a", {"x": value}) and shelf.save("old", "b", {"x": value})
-    assert torch.equal(shelf.load("old", "a")["x"], value)
-    assert not shelf.save("old", "c", {"x": value}) and shelf.load("old", "c") is None
-    assert shelf.save("new", "a", {"x": value + 1})
+    assert store.save("old", "a", {"x": value}) and store.save("old", "b", {"x": value})
+    assert torch.equal(store.load("old", "a")["x"], value)
+    assert not store.save("old", "c", {"x": value}) and store.load("old", "c") is None
+    assert store.save("new", "a", {"x": value + 1})
     assert (
-        shelf.names("old") == frozenset()
-        and shelf.load("old", "a") is None
-        and torch.equal(shelf.load("new", "a")["x"], value + 1)
+        store.names("old") == frozenset()
+        and store.load("old", "a") is None
+        and torch.equal(store.load("new", "a")["x"], value + 1)
     )
-    assert len(list((tmp_path / "shelf").iterdir())) == 1
-    assert shelf.save("new", "nothing", {}) and shelf.load("new", "nothing") == {}
+    assert len(list((tmp_path / "store").iterdir())) == 1
+    assert store.save("new", "nothing", {}) and store.load("new", "nothing") == {}
 
 
-def test_a_shelf_that_cannot_be_written_keeps_nothing(tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_written_keeps_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    shelf = ScratchStore(tmp_path / "file" / "shelf")
-    assert not shelf.save("batch", "a", {"x": torch.ones(3)}) and shelf.load("batch", "a") is None
+    store = ScratchStore(tmp_path / "file" / "store")
+    assert not store.save("batch", "a", {"x": torch.ones(3)}) and store.load("batch", "a") is None
 
 
-def test_evidence_that_found_no_room_is_there_beside_what_did(tmp_path: Path, make_lm) -> None:
+def test_statistics_that_found_no_room_are_there_beside_what_did(tmp_path: Path, make_lm) -> None:
     matrices = make_lm("llama").weights.layout.matrices[:3]
     kept = StatisticsCache(tmp_path, limit_bytes=900)
     values = {matrix.key: {"x": torch.full((100,), float(number))} for number, matrix in enumerate(matrices)}

@@ -1,5 +1,5 @@
-"""Evidence against references that share nothing with it: one document at a time, no padding, no hooks on outputs, all
-in float64.
+"""Statistics against references that share nothing with it: one document at a time, no padding, no hooks on outputs,
+all in float64.
 """
 
 from __future__ import annotations

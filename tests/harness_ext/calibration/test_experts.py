@@ -254,7 +254,7 @@ def test_an_expert_tells_apart_the_pairs_of_which_it_sees_both(make_lm, mixture:
     assert max(counts) > min(counts)
 
 
-def test_experts_of_an_unknown_architecture_have_no_evidence() -> None:
+def test_experts_of_an_unknown_architecture_have_no_statistics() -> None:
     from harness_ext.calibration.experts import check_experts
     from harness_ext.model.layout import Layout
 

@@ -1,8 +1,7 @@
 """Without `--recipe`, the command writes what lm-eval's own command writes, run in the same environment.
 
 Both commands run as processes of their own. Everything in the results file is compared except the fields named below:
-dates, durations and
-what describes the machine at that moment. The samples files are compared byte for byte.
+dates, durations and what describes the machine at that moment. The samples files are compared byte for byte.
 """
 
 from __future__ import annotations

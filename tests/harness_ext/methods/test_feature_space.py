@@ -222,7 +222,7 @@ def test_moments_are_gathered_in_bounded_memory(make_lm, monkeypatch) -> None:
         torch.testing.assert_close(values["input_second_moment"], at_once[key]["input_second_moment"])
 
 
-def test_sequential_evidence_sees_the_matrices_edited_so_far(make_lm, plain_family: str) -> None:
+def test_sequential_statistics_see_the_matrices_edited_so_far(make_lm, plain_family: str) -> None:
     """The last stage's edit is the kernel's on the inputs that the edited model gives it; without `sequential`, on
     those of the model as it was.
     """

@@ -369,7 +369,7 @@ def test_a_method_on_a_matrix(method: str, matrix: str) -> None:
 def test_a_method_says_whether_it_moves_a_bias(method: str) -> None:
     """By the declaration experts are kept from what they cannot take."""
     described, case = registered_methods()[method], Case("random")
-    evidence = {
+    statistics = {
         "svd": case.svd,
         "truncate": TRUNCATE,
         "remember": call,
@@ -387,7 +387,7 @@ def test_a_method_says_whether_it_moves_a_bias(method: str) -> None:
         "trained_left": torch.ones(9, 2),
         "trained_right": torch.ones(2, 13),
     }
-    given = {name: evidence[name] for name in described.engine_arguments}
+    given = {name: statistics[name] for name in described.engine_arguments}
     for settings in [{"bias": True}, {"bias": False}] if "bias" in described.parameters else [{}]:
         assert (described.function(case.tensor, **given, **settings).bias_shift is not None) == described.moves_bias(
             settings

@@ -1,5 +1,5 @@
 """Choosing matrices by the words of a recipe. That each slice is what the forward pass uses is checked family by
-family, in test_families.py.
+family, in test_architectures.py.
 """
 
 from __future__ import annotations

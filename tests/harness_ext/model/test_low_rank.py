@@ -1,6 +1,5 @@
 """Low-rank layers: what they compute is what the dense edit computes, they are as small as the receipt says, and they
-leave
-no trace.
+leave no trace.
 """
 
 from __future__ import annotations
@@ -267,7 +266,7 @@ def test_a_dense_write_makes_dense_what_it_touches_and_no_more(make_lm) -> None:
     assert type(lm.model.transformer.h[1].mlp.c_fc).__name__ == "Conv1D"
 
 
-def test_evidence_is_gathered_behind_a_thin_layer(make_lm, plain_family: str) -> None:
+def test_statistics_are_gathered_behind_a_low_rank_layer(make_lm, plain_family: str) -> None:
     """What a calibrated step sees and cuts after a factored one is what it sees after a dense one."""
     step = {"method": "feature_space", "matrices": ["all"], "keep": {"rank": 4}}
     outcomes = []

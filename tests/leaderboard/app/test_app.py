@@ -60,7 +60,7 @@ def test_the_board_shows_recipes_by_tasks(filled: Path) -> None:
     assert laser["int_sum"].startswith("undecided")
     assert glance.iloc[0]["Recipe"] == "baseline"
     failed = cells[cells["Verdict"] == "failed"].iloc[0]
-    assert "3 weights are NaN" in failed["Remarks"]
+    assert "3 weights are NaN" in failed["Notes"]
     assert "1 better, 1 undecided, 1 failed" in texts(app)
 
 

@@ -2,9 +2,8 @@
 is taken says what the file says.
 
 What makes a row right: every score and error that is stored is a number of the results file; no (task, metric, filter)
-comes twice; every value of a document is a number of the samples file;
-there are as many sample rows as samples; where only samples were found, the score is their mean; a board can be made of
-it.
+comes twice; every value of a document is a number of the samples file; there are as many sample rows as samples; where
+only samples were found, the score is their mean; a board can be made of it.
 """
 
 from __future__ import annotations

@@ -2,10 +2,9 @@
 the intervals.
 
 The promise: at a nominal 5 % at most 5.5 % false alarms and false passes, and intervals that cover at least 93.5 %. The
-tables are printed
-(`pytest -s`, or `-rP`). The default grid is small; the marker `slow` runs sample sizes 50 to 5,000 and flip rates 1 to
-30 % with 60,000 draws
-a cell where answers are right or wrong (a standard error of 0.09 points), and thousands elsewhere.
+tables are printed (`pytest -s`, or `-rP`). The default grid is small; the marker `slow` runs sample sizes 50 to 5,000
+and flip rates 1 to 30 % with 60,000 draws a cell where answers are right or wrong (a standard error of 0.09 points),
+and thousands elsewhere.
 """
 
 from __future__ import annotations
