@@ -21,9 +21,13 @@ class RecipeError(UserError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A phrase offering the known name nearest to a mistyped one, or listing a few where none is near."""
+    """A phrase offering the known name nearest to a mistyped one, or the shortest that contains it, or listing a few
+    where there is neither.
+    """
     names = sorted(set(known))
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if not close and len(name) >= 3:
+        close = sorted((longer for longer in names if name in longer), key=len)
     if close:
         return f"did you mean {close[0]!r}?"
     return f"known: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}" if names else "none are known"

@@ -22,6 +22,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from inspect import Signature
+
     from leaderboard.api import board, compare, gate
     from leaderboard.ingest import ingest
     from leaderboard.store.database import open_store
@@ -30,13 +33,29 @@ __all__ = ["board", "compare", "gate", "ingest", "open_store"]
 
 
 class _CallableModule(ModuleType):
-    """A module that passes calls on to one function, which is imported when it is first called."""
+    # A module that passes calls on to one function, and shows that function's signature and docstring. The function is
+    # imported when it is first needed.
 
     _called: str
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        module, _, function = self._called.partition(":")
-        return getattr(import_module(module), function)(*args, **kwargs)
+        return _function_of(self)(*args, **kwargs)
+
+    @property
+    def __signature__(self) -> Signature:
+        from inspect import signature
+
+        return signature(_function_of(self))
+
+    @property
+    def __doc__(self) -> str:  # type: ignore[override]  # of the class it is a property, of a module a text
+        function = _function_of(self)
+        return f"{function.__name__}{self.__signature__}\n\n{function.__doc__}"
+
+
+def _function_of(module: _CallableModule) -> Callable[..., Any]:
+    place, _, function = module._called.partition(":")
+    return getattr(import_module(place), function)
 
 
 def make_callable(module: str, function: str) -> None:

@@ -10,25 +10,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from leaderboard.board.board import board as board_cells
 from leaderboard.board.board import pair_boards
 from leaderboard.board.cell import Cell
-from leaderboard.board.frame import cells_frame
+from leaderboard.board.frame import cells_frame_with_controls
 from leaderboard.commands import DEFAULT_DATABASE
 from leaderboard.compare_runs import RunComparison, compare_paths
-from leaderboard.errors import LeaderboardError
+from leaderboard.errors import LeaderboardError, MissingDatabase
 from leaderboard.gate.policy import Policy, load_policy
 from leaderboard.gate.report import GateReport, judge_candidate
 from leaderboard.gate.runs import read_named
-from leaderboard.ingest import ingest
+from leaderboard.ingest import Rejection, ingest
 from leaderboard.metrics import DEFAULT_MARGIN
 from leaderboard.store.database import Store, open_store
 from leaderboard.store.queries import control_runs
 
 if TYPE_CHECKING:
     import pandas
+
+_REASONS_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -48,19 +50,7 @@ class Board:
         the model), lost and gained (documents), run_id; and control_run, control_delta, control_low, control_high,
         control_verdict of the recipe against its control. Missing values are NA.
         """
-        frame = cells_frame(self.cells)
-        pairs = [self.against_control.get((cell.run_id, cell.task)) for cell in self.cells]
-        for column, name in _CONTROL_COLUMNS.items():
-            values: list[Any] = [None if pair is None else getattr(pair, name) for pair in pairs]
-            frame[f"control_{column}"] = values if column in ("run", "verdict") else _floats(values)
-        return frame
-
-
-_CONTROL_COLUMNS = {"run": "baseline_run", "delta": "delta", "low": "low", "high": "high", "verdict": "verdict"}
-
-
-def _floats(values: Sequence[float | None]) -> list[float]:
-    return [float("nan") if value is None else value for value in values]
+        return cells_frame_with_controls(self.cells, self.against_control)
 
 
 def board(path: str | Path, model: str | None = None) -> Board:
@@ -85,6 +75,8 @@ def board(path: str | Path, model: str | None = None) -> Board:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Store]:
+    if not path.exists():
+        raise MissingDatabase(f"there is nothing at {path}: give a results folder, or its database")
     database = path / DEFAULT_DATABASE.name if path.is_dir() else path
     if database.exists() or not path.is_dir():
         with open_store(database) as store:
@@ -94,11 +86,17 @@ def _opened(path: Path) -> Iterator[Store]:
     assert report.store is not None
     try:
         if not report.added:
-            reasons = "; ".join(f"{place}: {reason}" for place, reason in report.rejected)
-            raise LeaderboardError(f"{path} holds no run" + (f" that can be read ({reasons})" if reasons else ""))
+            raise LeaderboardError(f"{path} holds no run{_reasons(report.rejected)}")
         yield report.store
     finally:
         report.store.connection.close()
+
+
+def _reasons(rejected: Sequence[Rejection]) -> str:
+    """Why nothing could be read, by the first few paths."""
+    told = [f"{place}: {reason}" for place, reason in rejected[:_REASONS_SHOWN]]
+    more = len(rejected) - len(told)
+    return f" that can be read ({'; '.join(told)}{f'; and {more} more' if more else ''})" if told else ""
 
 
 def compare(a: str | Path, b: str | Path, *, margin: float = DEFAULT_MARGIN) -> RunComparison:

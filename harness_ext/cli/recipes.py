@@ -82,13 +82,13 @@ class Recipes(RecipesCommand):
 
     def _plan(self, args: argparse.Namespace) -> None:
         from harness_ext.errors import UserError
-        from harness_ext.runs.python_api import load_recipe, plan
+        from harness_ext.runs.python_api import load_recipe, plan_from_headers
 
         arguments = args.model_args
         if not arguments.get("pretrained"):
             raise UserError("no model given: add --model_args pretrained=NAME (a hub name, a local folder, or `demo`)")
         recipe = load_recipe(args.recipe)
-        print("\n".join(_plan_lines(recipe, plan(recipe, **arguments), str(arguments["pretrained"]))))
+        print("\n".join(_plan_lines(recipe, plan_from_headers(recipe, arguments), str(arguments["pretrained"]))))
 
 
 def _recipe_of_run(place: Path) -> Recipe:

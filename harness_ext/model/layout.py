@@ -267,14 +267,10 @@ class Layout:
             )
             return frozenset()
         for item in wanted:
-            found = _layer_numbers(item, self.layers)
-            if found is None:
-                mistakes.append(
-                    f"layers: {item!r} is not a number, a negative number or a range such as '-8:' or '2:5'"
-                )
-            elif not found:
+            found = layer_numbers(item, self.layers)
+            if not found:
                 mistakes.append(f"layers: {item!r} is outside 0 to {self.layers - 1}")
-            chosen.update(found or ())
+            chosen.update(found)
         return frozenset(chosen)
 
     def _per_head(self, matrix: Matrix) -> Iterable[Matrix]:
@@ -307,14 +303,16 @@ def _holds_experts(name: str, shape: Sequence[int]) -> bool:
     return len(shape) == 3 and "experts" in name
 
 
-def _layer_numbers(item: int | str, count: int) -> list[int] | None:
-    """The layers that one entry means; empty where they lie outside, None where it cannot be read."""
+def layer_numbers(item: int | str, count: int) -> list[int]:
+    """The layers that one entry means in a model of so many; empty where they lie outside. Raises ValueError for what
+    cannot be read.
+    """
     text = str(item)
     if re.fullmatch(r"-?\d+", text):
         number = int(text)
         return [number % count] if count and -count <= number < count else []
     match = re.fullmatch(r"(-?\d+)?:(-?\d+)?", text)
     if not match:
-        return None
+        raise ValueError(f"{item!r} is not a number, a negative number or a range such as '-8:' or '2:5'")
     start, stop = (int(bound) if bound else None for bound in match.groups())
     return list(range(count))[start:stop]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from harness_ext.errors import UserError
 from harness_ext.model.digests import combined, model_digest, tensor_digest
@@ -25,11 +25,19 @@ from harness_ext.model.slices import put, take
 from harness_ext.model.typed import pretrained
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from harness_ext.model.low_rank import LowRankPart
 
 __all__ = ["Weights", "model_digest", "tensor_digest"]
+
+
+class _Original(NamedTuple):
+    """What an edited parameter was: the file that holds its values, and its dtype."""
+
+    path: Path
+    dtype: torch.dtype
 
 
 class Weights:
@@ -46,7 +54,7 @@ class Weights:
         self._scratch = scratch
         self._parameters: dict[str, Tensor] = dict(model.named_parameters())
         self._digests: dict[tuple[str, int | None], str] = {}
-        self._spilled: dict[str, Path] = {}
+        self._originals: dict[str, _Original] = {}
         self._replacements = ModuleReplacements(model, self._renew)
         self.size = size_of(model)
         self.added_biases: list[str] = []
@@ -179,14 +187,16 @@ class Weights:
     def restore(self) -> None:
         """Put every changed parameter back, bit for bit, and check it by its digest.
 
+        Raises UserError, and leaves the model as it is, where somebody changed the dtype of an edited parameter.
         Raises RuntimeError where a digest differs: the model must then not be used further.
         """
         import torch
         from safetensors.torch import load_file
 
+        self._check_dtypes()
         for name in self._replacements:
             self._replacements.put_back(name)
-        for name, path in self._spilled.items():
+        for name, (path, _) in self._originals.items():
             kept = load_file(path)
             (digest,) = kept.keys()
             with torch.no_grad():
@@ -197,13 +207,22 @@ class Weights:
                     f"{name} could not be restored bit for bit; the scratch folder {self._scratch} may be damaged"
                 )
             path.unlink()
-        self._spilled.clear()
+        self._originals.clear()
         for name in self.added_biases:
             module, _, attribute = name.rpartition(".")
             setattr(self._model.get_submodule(module), attribute, None)
             del self._parameters[name]
             self._forget_digests(name)
         self.added_biases.clear()
+
+    def _check_dtypes(self) -> None:
+        for name, original in self._originals.items():
+            before, now = (str(value).removeprefix("torch.") for value in (original.dtype, self._stored(name).dtype))
+            if before != now:
+                raise UserError(
+                    f"{name} cannot be restored: its dtype was changed from {before} to {now} after the recipe was"
+                    " applied; reload the model"
+                )
 
     def digest_of(self, name: str, expert: int | None = None) -> str:
         """SHA-256 over a parameter's dtype, shape and bytes, or over those of one of its experts: hashing all of them
@@ -253,7 +272,7 @@ class Weights:
     def _keep_original(self, name: str) -> None:
         from safetensors.torch import save_file
 
-        if name in self._spilled or name in self.added_biases:
+        if name in self._originals or name in self.added_biases:
             return
         path = self._scratch / f"{hashlib.sha256(name.encode()).hexdigest()}.safetensors"
         try:
@@ -263,7 +282,7 @@ class Weights:
                 f"the original of {name} cannot be kept in {self._scratch}: {error.strerror or error}; set TMPDIR to a"
                 " folder with room"
             ) from None
-        self._spilled[name] = path
+        self._originals[name] = _Original(path, self._parameters[name].dtype)
 
     def _add_bias(self, matrix: Matrix) -> None:
         import torch

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 from harness_ext.methods import Method, registered_methods
 from harness_ext.methods.budget import Keep
 from harness_ext.methods.search_registry import Search, registered_searches
+from harness_ext.model.layout import layer_numbers
 
 EVALUATED = "evaluated"
 """Stands, as a calibration task, for every evaluated task that has labelled training documents."""
@@ -119,6 +120,13 @@ class Step(BaseModel):
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return (value,) if isinstance(value, (str, int)) else value
+
+    @field_validator("layers")
+    @classmethod
+    def _can_be_read(cls, layers: tuple[int | str, ...] | None) -> tuple[int | str, ...] | None:
+        for item in layers or ():
+            layer_numbers(item, 0)
+        return layers
 
     def __getattr__(self, name: str) -> Any:
         """None for a field of `SOME_STEPS` that this step's method does not take."""

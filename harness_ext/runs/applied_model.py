@@ -59,6 +59,13 @@ class CalibrationSource:
                 " tasks=[...]"
             )
 
+    def unused(self, recipe: Recipe) -> str | None:
+        """A sentence about what is given to a recipe that learns from no documents; None where all is used."""
+        given = [name for name in ("tasks", "documents", "texts") if getattr(self, name) is not None]
+        if not given or any(step.calibration is not None for step in recipe.steps):
+            return None
+        return f"recipe {recipe.label!r} learns from no documents: {given[0]} is not used"
+
     def resolve(self, recipe: Recipe, lm: RecipeLM, report: ProgressReport) -> tuple[Recipe, DrawDocuments]:
         """The recipe with its documents named, and what draws them. Raises UserError where they cannot be had."""
         from harness_ext.lm_eval_adapter.backend import documents_of_named_tasks
@@ -136,13 +143,17 @@ class AppliedModel:
     def undo(self) -> None:
         """Put the weights back, bit for bit, and biases and modules that the recipe added away; harmless where that is
         done. Weights that the recipe did not touch stay as they are.
+
+        Raises UserError where the dtype of an edited weight was changed: the model must then be loaded again.
         """
         if self._lm is None:
             return
-        self._lm.undo()
-        # With it goes the scratch folder that held the originals.
-        self._lm = None
-        del _edited[self.model]
+        try:
+            self._lm.undo()
+        finally:
+            # With it goes the scratch folder that held the originals.
+            self._lm = None
+            del _edited[self.model]
 
     def __enter__(self) -> AppliedModel:
         return self

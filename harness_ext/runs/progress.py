@@ -97,6 +97,10 @@ class ProgressReport:
         self.progress.stop()
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
+    def not_run(self, what: str, reason: str) -> None:
+        """A variant that was asked for is left out."""
+        self.line(f"{what}: not run, since {reason}")
+
     @contextmanager
     def stage(self, what: str) -> Iterator[None]:
         """Announce a stage where no bar does."""

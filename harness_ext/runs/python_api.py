@@ -5,6 +5,7 @@ All of it raises UserError, whose message says what is wrong and what to do, for
 
 from __future__ import annotations
 
+import difflib
 import io
 import logging
 import warnings
@@ -13,7 +14,7 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from harness_ext.errors import nearest
+from harness_ext.errors import UserError, nearest
 from harness_ext.recipe.recipe import Recipe, parse_recipe, recipe_from
 from harness_ext.runs.progress import ProgressReport, report_for
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from harness_ext.editing.plan import Plan
-    from harness_ext.runs.applied_model import AppliedModel
+    from harness_ext.runs.applied_model import AppliedModel, CalibrationSource
     from harness_ext.runs.run_result import RunResult
 
 AnyRecipe = str | Path | Mapping[str, Any] | Recipe
@@ -75,7 +76,7 @@ def load_recipe(recipe: AnyRecipe) -> Recipe:
     recipe: what the command takes (`laser`, `laser:keep.rank=4`, `mine.yaml`), a path, the plain data that such a file
     holds, or a recipe already.
 
-    Raises RecipeError, a UserError, naming every mistake found.
+    Raises RecipeError, a UserError, naming every mistake found, and TypeError for anything else.
 
         >>> load_recipe("laser:keep.rank=4").steps[0].keep.rank
         4
@@ -84,6 +85,8 @@ def load_recipe(recipe: AnyRecipe) -> Recipe:
         return recipe
     if isinstance(recipe, Mapping):
         return recipe_from(recipe, origin=str(recipe.get("name", "given")))
+    if not isinstance(recipe, (str, Path)):
+        raise TypeError(f"a recipe is a name, a path, a mapping or a Recipe, not {type(recipe).__name__}")
     return parse_recipe(str(recipe))
 
 
@@ -94,21 +97,38 @@ def plan(recipe: AnyRecipe, *, pretrained: str, **model_args: Any) -> Plan:
     `revision` and `subfolder` matter. The plan has every matrix with its shape and ranks, parameters and bytes before
     and after, and the expected time in seconds and memory in bytes.
 
-    Raises UserError where the recipe does not fit the model or the checkpoint has no headers to plan from.
+    Raises UserError where the recipe does not fit the model or the checkpoint has no headers to plan from, and
+    TypeError for a misspelt argument.
 
         >>> plan("svd:keep.rank=2", pretrained="demo").matrices[0].rank_after
         2
     """
+    from harness_ext.model.checkpoint import check_local
+    from harness_ext.runs.run_config import resolve_demo
+
+    _check_model_args("plan", model_args)
+    checked = load_recipe(recipe)
+    arguments = resolve_demo("hf", {**model_args, "pretrained": pretrained})
+    check_local(
+        str(arguments["pretrained"]),
+        str(arguments.get("subfolder") or ""),
+        pickle_allowed=arguments.get("use_safetensors") is False,
+        to_be_edited=not checked.is_baseline,
+    )
+    return plan_from_headers(checked, arguments)
+
+
+def plan_from_headers(recipe: Recipe, model_args: Mapping[str, Any]) -> Plan:
+    """`plan`, for arguments as a command gives them: with `pretrained`, and not checked. Raises UserError."""
     from harness_ext.editing import plan as planning
     from harness_ext.model.checkpoint import read_checkpoint
     from harness_ext.runs.run_config import resolve_demo
 
-    checked = load_recipe(recipe)
-    arguments = resolve_demo("hf", {**model_args, "pretrained": pretrained})
+    arguments = resolve_demo("hf", model_args)
     checkpoint = read_checkpoint(
         str(arguments["pretrained"]), str(arguments.get("revision") or "main"), str(arguments.get("subfolder") or "")
     )
-    return planning.plan(checked, checkpoint)
+    return planning.plan(recipe, checkpoint)
 
 
 def apply(
@@ -129,12 +149,14 @@ def apply(
     documents (prompts with their right answers, each answer beginning with the space that stands between them) or texts
     (for recipes that need no answers). settings: see `ApplySettings`.
 
-    The result has `receipt` (a dict with the keys of receipt.json), `matrices` (a DataFrame, one row a matrix) and
-    `undo`. Without `with` the edit stays until `undo` is called. The model keeps its mode, and a failure in the middle
-    leaves it as it was.
+    The result has `receipt` (a dict with the keys of receipt.json; `receipt["warnings"]` lists what is doubtful about
+    the edit), `matrices` (a DataFrame, one row a matrix) and `undo`. Without `with` the edit stays until `undo` is
+    called, so keep the result: once it is dropped, the edit stays for good. Do not change the model's dtype while a
+    recipe is applied: it cannot be undone then. The model keeps its mode, and a failure in the middle leaves it as it
+    was.
 
     Raises UserError where the recipe does not fit the model, nothing is given to learn from, or a recipe is applied
-    already.
+    already. Warns where something is given to learn from and the recipe learns nothing.
 
         with harness_ext.apply(model, "svd-llm", tokenizer=tok, texts=["Paris is in France.", ...]) as applied:
             print(applied.matrices[["name", "rank_after", "relative_error"]])
@@ -148,6 +170,7 @@ def apply(
     changed = _with_settings(load_recipe(recipe), asked.pop("seed", None), asked.pop("batch_size", None))
     with _reporting(verbose) as report:
         source = CalibrationSource(tasks, documents, texts, asked)
+        _warn_of_unused(source, changed, report)
         return apply_to_model(model, changed, tokenizer, source, report)
 
 
@@ -165,7 +188,8 @@ def run(
 
     model_args: as in lm-eval, a mapping or `key=value,...`, with `pretrained`. recipes: as `load_recipe` takes each.
     settings: see `RunSettings`. The result has the run folders, the judged cells, and both as a table (`to_frame`); a
-    recipe that could not be carried through is in its `failed`. Nothing is printed unless `verbose=True`.
+    recipe that could not be carried through is in its `failed`, and a control that could not be run is warned of.
+    Nothing is printed unless `verbose=True`.
 
     Raises UserError for mistakes, before anything is computed where they can be seen then, and LeaderboardError for a
     database in the results folder that cannot be used.
@@ -184,6 +208,8 @@ def run(
         asked["output_path"] = str(asked["output_path"])
     names = [controls] if isinstance(controls, str) else list(controls)
     loaded = [load_recipe(recipe) for recipe in ([recipes] if isinstance(recipes, str) else recipes)]
+    if not loaded:
+        raise UserError("recipes is empty: name at least one")
     with _reporting(verbose) as report:
         told = {**asked, "recipes": [recipe.label for recipe in loaded], "controls": names}
         command = (f"harness_ext.run({', '.join(f'{key}={value!r}' for key, value in told.items())})",)
@@ -213,7 +239,7 @@ def export(
     CPU. Returns the folder. Matrices that the recipe computes as two low-rank layers are written as their products.
 
     Raises UserError where the folder exists, the recipe does not fit the model, or the architecture cannot hold a bias
-    that the recipe adds.
+    that the recipe adds, and TypeError for a misspelt argument.
 
         >>> export("laser", "edited", pretrained="demo")
         PosixPath('edited')
@@ -221,14 +247,35 @@ def export(
     from harness_ext.runs.applied_model import CalibrationSource
     from harness_ext.runs.export import export_recipe
 
+    _check_model_args("export", model_args)
     loaded, place = load_recipe(recipe), Path(out)
     source = CalibrationSource(tasks, documents, texts)
     source.check(loaded)
     with _reporting(False) as report:
+        _warn_of_unused(source, loaded, report)
         arguments = {"device": "cpu", **model_args, "pretrained": pretrained}
-        command = [f"harness_ext.export({loaded.label!r}, {str(out)!r}, pretrained={pretrained!r})"]
+        command = [_export_command(loaded, out, source, {"pretrained": pretrained, **model_args})]
         export_recipe(loaded, place, arguments, source, command, report)
     return place
+
+
+def _export_command(recipe: Recipe, out: str | Path, source: CalibrationSource, model_args: Mapping[str, Any]) -> str:
+    """The call, for receipt and card: documents and texts by their number, since they may be long, and no token."""
+    told = {key: repr(value) if key != "token" else "..." for key, value in model_args.items()}
+    if source.tasks is not None:
+        told["tasks"] = repr(_copied(source.tasks))
+    for name in ("documents", "texts"):
+        given = getattr(source, name)
+        if given is not None:
+            told[name] = f"[... {len(given)} {name}]" if isinstance(given, Sequence) else "[...]"
+    arguments = [repr(recipe.label), repr(str(out)), *(f"{key}={value}" for key, value in told.items())]
+    return f"harness_ext.export({', '.join(arguments)})"
+
+
+def _warn_of_unused(source: CalibrationSource, recipe: Recipe, report: ProgressReport) -> None:
+    unused = source.unused(recipe)
+    if unused is not None:
+        report.warn(unused)
 
 
 def _copied(value: Any) -> Any:
@@ -242,6 +289,26 @@ def _check_names(function: str, settings: Mapping[str, Any], known: type) -> Non
             raise TypeError(
                 f"{function}() got an unexpected keyword argument {name!r}; {nearest(name, known.__annotations__)}"
             )
+
+
+_MODEL_ARGS = (
+    *("add_bos_token", "attn_implementation", "autogptq", "backend", "batch_size", "cache_dir", "chat_template_args"),
+    *("config", "delta", "device", "device_map", "dtype", "enable_thinking", "experts_implementation", "gguf_file"),
+    *("force_download", "gptqmodel", "key_mapping", "load_in_4bit", "load_in_8bit", "local_files_only", "logits_cache"),
+    *("low_cpu_mem_usage", "max_batch_size", "max_cpu_memory", "max_length", "max_memory", "max_memory_per_gpu"),
+    *("mixed_precision_dtype", "offload_buffers", "offload_folder", "offload_state_dict", "parallelize", "peft"),
+    *("prefix_token_id", "proxies", "quantization_config", "revision", "softmax_dtype", "subfolder", "think_end_token"),
+    *("token", "tokenizer", "torch_dtype", "tp_plan", "tp_size", "truncation", "trust_remote_code"),
+    *("use_fast_tokenizer", "use_kernels", "use_safetensors", "variant", "weights_only"),
+)
+"""Arguments of models that lm-eval and transformers know; others are handed on to the model's config."""
+
+
+def _check_model_args(function: str, model_args: Mapping[str, Any]) -> None:
+    """Raise TypeError for what is nearly, but not quite, an argument that is known."""
+    for name in model_args:
+        if name not in _MODEL_ARGS and (close := difflib.get_close_matches(name, _MODEL_ARGS, n=1, cutoff=0.85)):
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}; did you mean {close[0]!r}?")
 
 
 def _with_settings(recipe: Recipe, seed: int | None, batch_size: int | None) -> Recipe:
@@ -269,6 +336,10 @@ class _Collecting(ProgressReport):
     def warn(self, text: str) -> None:
         """Keep the text for the end."""
         self.warnings.append(text)
+
+    def not_run(self, what: str, reason: str) -> None:
+        """The command says so in its news, which is not told here."""
+        self.warn(f"{what}: not run, since {reason}")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness_ext.errors import UserError, nearest
 from harness_ext.runs.execution import Execution, cells_from_runs, cells_from_store, store_of
@@ -17,24 +17,6 @@ if TYPE_CHECKING:
     from harness_ext.runs.session import VariantOutcome
     from harness_ext.storage.rundir import FinishedRun
     from leaderboard.board.cell import Cell
-
-_OF_CELL = {
-    "model": "model",
-    "task": "task",
-    "metric": "metric",
-    "recipe": "recipe",
-    "control": "control",
-    "n": "n",
-    "baseline": "baseline_score",
-    "score": "score",
-    "delta": "delta",
-    "low": "low",
-    "high": "high",
-    "verdict": "verdict",
-    "lost": "lost",
-    "gained": "gained",
-}
-_AGAINST_CONTROL = ("delta", "low", "high", "verdict")
 
 
 @dataclass(frozen=True)
@@ -62,20 +44,19 @@ class RunResult:
         """One row a task and recipe; the baseline and the controls have rows too. control: the one that recipes are
         compared with, by default the first that was asked for.
 
-        Columns: model, task, metric, recipe, control (the name, in the row of a control's own run), n (documents),
-        baseline and score (in the metric's units), delta (score minus baseline) with its 95 % interval low to high,
-        verdict (better, worse, same, undecided, incomparable, failed, baseline), lost and gained (documents), and
-        control_delta, control_low, control_high, control_verdict: the recipe against its own control. None where there
-        is nothing to say.
+        The columns are those of `leaderboard.board("results").to_frame()`: model, task, recipe, control (the name, in
+        the row of a control's own run), metric, n (documents), baseline_score and score (in the metric's units), delta
+        (score minus baseline_score) with its 95 % interval low to high, verdict (better, worse, same, undecided,
+        incomparable, failed, baseline), p, q (after Benjamini-Hochberg over the model), lost and gained (documents),
+        run_id; and control_run, control_delta, control_low, control_high, control_verdict: the recipe against its own
+        control. Missing values are NA.
 
         Raises UserError for a control that was not asked for.
         """
-        import pandas as pd
+        from leaderboard.board.frame import cells_frame_with_controls
 
         against = {(cell.run_id, cell.task): cell for cell in self._against(control)}
-        columns = [*_OF_CELL, *(f"control_{name}" for name in _AGAINST_CONTROL)]
-        rows = [_row(cell, against.get((cell.run_id, cell.task))) for cell in self.cells]
-        return pd.DataFrame(rows, columns=columns)
+        return cells_frame_with_controls(self.cells, against)
 
     def _against(self, control: str | None) -> tuple[Cell, ...]:
         if control is None:
@@ -83,11 +64,6 @@ class RunResult:
         if control not in self.against_controls:
             raise UserError(f"no control {control!r} was run: {nearest(control, self.against_controls)}")
         return self.against_controls[control]
-
-
-def _row(cell: Cell, against: Cell | None) -> dict[str, Any]:
-    own = {column: getattr(cell, name) for column, name in _OF_CELL.items()}
-    return own | {f"control_{name}": None if against is None else getattr(against, name) for name in _AGAINST_CONTROL}
 
 
 def judged_result(executed: Execution, controls: Sequence[str], report: ProgressReport) -> RunResult:

@@ -90,12 +90,12 @@ class Session:
                 continue
             for name in self.config.controls:
                 if outcome.run.failed:
-                    self.report.line(f"{recipe.label}+{name}: not run, since the recipe whose budget it takes failed")
+                    self.report.not_run(f"{recipe.label}+{name}", "the recipe whose budget it takes failed")
                     continue
                 try:
                     control = control_recipe(name, recipe, outcome.run.receipt)
                 except NoControl as reason:
-                    self.report.line(f"{recipe.label}+{name}: not run, since {reason}")
+                    self.report.not_run(f"{recipe.label}+{name}", str(reason))
                     continue
                 yield self._variant(control)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from leaderboard.board.cell import Cell
@@ -20,6 +20,7 @@ _COLUMNS = {
     )
 }
 """Column -> field of a cell."""
+_CONTROL_COLUMNS = {"run": "baseline_run", "delta": "delta", "low": "low", "high": "high", "verdict": "verdict"}
 
 
 def cells_frame(cells: Sequence[Cell]) -> pandas.DataFrame:
@@ -31,3 +32,20 @@ def cells_frame(cells: Sequence[Cell]) -> pandas.DataFrame:
         kind = "object" if column in _TEXTS else "Int64" if column in _COUNTS else "float64"
         columns[column] = pandas.Series([getattr(cell, name) for cell in cells], dtype=kind)
     return pandas.DataFrame(columns)
+
+
+def cells_frame_with_controls(
+    cells: Sequence[Cell], against_control: Mapping[tuple[str, str], Cell]
+) -> pandas.DataFrame:
+    """`cells_frame`, and in columns named `control_...` each recipe against its control. against_control: by (run_id,
+    task) of the recipe.
+    """
+    import pandas
+
+    frame = cells_frame(cells)
+    pairs = [against_control.get((cell.run_id, cell.task)) for cell in cells]
+    for column, name in _CONTROL_COLUMNS.items():
+        kind = "object" if column in ("run", "verdict") else "float64"
+        values = [None if pair is None else getattr(pair, name) for pair in pairs]
+        frame[f"control_{column}"] = pandas.Series(values, dtype=kind)
+    return frame

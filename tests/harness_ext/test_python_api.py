@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import harness_ext as recipes
+import leaderboard
 from harness_ext.calibration.documents import document_hash
 from harness_ext.demo import demo_path
 from harness_ext.errors import RecipeError, UserError
@@ -324,6 +326,36 @@ def test_a_setting_that_there_is_not(loaded) -> None:
         recipes.apply(loaded("llama")[0], "svd", batchsize=3)  # type: ignore[call-arg]
 
 
+@pytest.mark.parametrize("specification", ["svd:keep.rank=3", "svd:keep.rank=3,factored=true"])
+def test_a_model_whose_dtype_was_changed_cannot_be_restored(loaded, specification: str) -> None:
+    model, _ = loaded("llama")
+    with (
+        pytest.raises(UserError, match=r"its dtype was changed from float32 to bfloat16 .*; reload the model"),
+        recipes.apply(model, specification),
+    ):
+        model.bfloat16()
+
+
+def test_a_model_that_could_not_be_restored_is_not_taken_for_edited(loaded) -> None:
+    model, _ = loaded("llama")
+    applied = recipes.apply(model, "svd:keep.rank=3")
+    model.bfloat16()
+    with pytest.raises(UserError, match="reload the model"):
+        applied.undo()
+    before = snapshot(model)
+    with recipes.apply(model, "svd:keep.rank=2"):
+        pass
+    assert_as_before(model, before)
+
+
+@pytest.mark.parametrize("given", [{"texts": TEXTS}, {"documents": PAIRS}, {"tasks": ["int_mult"]}])
+def test_what_a_recipe_does_not_learn_from_is_told(loaded, given: dict) -> None:
+    model, tokenizer = loaded("llama")
+    with pytest.warns(UserWarning, match=f"'laser' learns from no documents: {next(iter(given))} is not used") as told:
+        recipes.apply(model, "laser", tokenizer=tokenizer, **given).undo()
+    assert [Path(warning.filename).name for warning in told] == [Path(__file__).name]
+
+
 # run
 
 
@@ -352,13 +384,15 @@ def test_a_run_is_the_commands(demo_run, tmp_path: Path, monkeypatch: pytest.Mon
     assert result.failed == {} and result.database == Path("results/leaderboard.duckdb")
     frame = result.to_frame()
     assert list(frame.columns) == [
-        *("model", "task", "metric", "recipe", "control", "n", "baseline", "score"),
-        *("delta", "low", "high", "verdict", "lost", "gained"),
-        *("control_delta", "control_low", "control_high", "control_verdict"),
+        *("model", "task", "recipe", "control", "metric", "n", "baseline_score", "score", "delta", "low", "high"),
+        *("verdict", "p", "q", "lost", "gained", "run_id"),
+        *("control_run", "control_delta", "control_low", "control_high", "control_verdict"),
     ]
+    board = leaderboard.board("results").to_frame()
+    assert frame.dtypes.equals(board.dtypes) and frame.iloc[:, :17].equals(board.iloc[:, :17])
     assert list(frame.recipe) == ["baseline", "laser", "laser+noise", "laser+random-subspace"]
     laser = frame_of(result).loc["laser"]
-    assert laser.delta == pytest.approx(laser.score - laser.baseline) and laser.low < laser.delta < laser.high
+    assert laser.delta == pytest.approx(laser.score - laser.baseline_score) and laser.low < laser.delta < laser.high
     for control in ("random-subspace", "noise"):
         framed = frame_of(result, control)
         assert framed.loc["laser"].control_delta == pytest.approx(laser.score - framed.loc[f"laser+{control}"].score)
@@ -401,6 +435,13 @@ def test_runs_that_were_copied_are_judged_all_the_same(demo_run, tmp_path: Path,
     assert list(result.to_frame().recipe) == ["baseline", "laser"]
 
 
+def test_a_control_that_cannot_be_run_is_told(tmp_path: Path) -> None:
+    asked = {"model_args": {"pretrained": "demo"}, "tasks": ["int_mult"], "limit": 4, "device": "cpu"}
+    with pytest.warns(UserWarning, match=r"laser\+shuffled-labels: not run, since "):
+        result = recipes.run(**asked, recipes=["laser"], controls=["shuffled-labels"], output_path=tmp_path)
+    assert list(result.to_frame().recipe) == ["baseline", "laser"]
+
+
 def test_a_variant_that_fails_is_told(make_model, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -427,7 +468,7 @@ def test_a_variant_that_fails_is_told(make_model, tmp_path: Path) -> None:
         ({"model_args": {}}, "no model given"),
         ({"tasks": []}, "no task given"),
         ({"tasks": ["int_mul"]}, "did you mean int_mult"),
-        ({"recipes": []}, "--control needs --recipe"),
+        ({"recipes": []}, "recipes is empty: name at least one"),
         ({"recipes": ["lasr"]}, "unknown recipe 'lasr'"),
         ({"controls": ["laser-search"]}, "cannot be a control"),
         ({"limit": -1}, "leaves no document to score"),
@@ -449,15 +490,54 @@ def test_a_plan_is_the_commands(lm_eval) -> None:
     assert all(item.rank_after == 2 for item in planned.matrices)
 
 
+def test_a_plan_of_a_folder_that_is_not_there() -> None:
+    with pytest.raises(UserError, match="there is no model folder /no/such"):
+        recipes.plan("svd", pretrained="/no/such")
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [("revison", "revision"), ("devic", "device"), ("sub_folder", "subfolder")]
+)
+def test_a_misspelt_argument_of_a_model(tmp_path: Path, given: str, meant: str) -> None:
+    words = f"unexpected keyword argument '{given}'; did you mean '{meant}'?"
+    with pytest.raises(TypeError, match=re.escape(f"plan() got an {words}")):
+        recipes.plan("svd", pretrained="demo", **{given: "x"})
+    with pytest.raises(TypeError, match=re.escape(f"export() got an {words}")):
+        recipes.export("svd", tmp_path / "out", pretrained="demo", **{given: "x"})
+
+
+def test_arguments_that_lm_eval_and_transformers_take_are_no_mistakes() -> None:
+    import inspect
+
+    from lm_eval.models.huggingface import HFLM
+
+    taken = {name for name in inspect.signature(HFLM.__init__).parameters if name not in ("self", "pretrained")}
+    for name in (taken - {"kwargs"}) | {
+        "device_map",
+        "attn_implementation",
+        "load_in_4bit",
+        "num_labels",
+        "rope_theta",
+    }:
+        assert recipes.plan("svd:keep.rank=2", pretrained="demo", **{name: None}).matrices
+
+
 def test_an_export_reloads_to_the_applied_model(loaded, tmp_path: Path, capfd) -> None:
     model, tokenizer = loaded("llama")
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     with recipes.apply(model, "svd-llm", tokenizer=tokenizer, texts=TEXTS):
         expected = logits(model)
-    out = recipes.export("svd-llm", tmp_path / "out", pretrained=str(tmp_path / "model"), texts=TEXTS)
+    out = recipes.export("svd-llm", tmp_path / "out", pretrained=str(tmp_path / "model"), dtype="float32", texts=TEXTS)
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(out)), expected)
-    assert json.loads((out / "receipt.json").read_text())["calibration"][0]["task"] == "texts"
+    receipt = json.loads((out / "receipt.json").read_text())
+    assert receipt["calibration"][0]["task"] == "texts"
+    (command,) = receipt["command"]
+    assert command == (
+        f"harness_ext.export('svd-llm', {str(out)!r}, pretrained={str(tmp_path / 'model')!r}, dtype='float32',"
+        " texts=[... 6 texts])"
+    )
+    assert command in (out / "README.md").read_text()
     with pytest.raises(UserError, match="exists already"):
         recipes.export("svd", out, pretrained=str(tmp_path / "model"))
     with pytest.raises(UserError, match="give documents="):
@@ -474,6 +554,8 @@ def test_a_recipe_from_a_name_data_a_file_or_itself(tmp_path: Path) -> None:
         assert recipes.load_recipe(other).recipe_id == named.recipe_id
     with pytest.raises(RecipeError, match="unknown key"):
         recipes.load_recipe({**data, "stepz": []})
+    with pytest.raises(TypeError, match="a recipe is a name, a path, a mapping or a Recipe, not NoneType"):
+        recipes.load_recipe(None)  # type: ignore[arg-type]
 
 
 # What is public

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import os
+import pydoc
 import subprocess
 import sys
 from pathlib import Path
@@ -82,13 +85,29 @@ def test_a_gate(runs: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_what_is_not_there_is_said(runs: dict[str, Path], made: Any, tmp_path: Path) -> None:
-    with pytest.raises(MissingDatabase):
+    with pytest.raises(MissingDatabase, match="there is nothing at .*nowhere: give a results folder"):
         leaderboard.board(tmp_path / "nowhere")
     with pytest.raises(LeaderboardError, match="no model 'huge'.*it has tiny"):
         leaderboard.board(made.root, model="huge")
     (tmp_path / "empty").mkdir()
     with pytest.raises(LeaderboardError, match="holds no run"):
         leaderboard.board(tmp_path / "empty")
+    for number in range(5):
+        (tmp_path / "empty" / f"results_{number}.json").write_text("{")
+    with pytest.raises(LeaderboardError, match="holds no run that can be read") as caught:
+        leaderboard.board(tmp_path / "empty")
+    assert str(caught.value).count(" is not JSON") == 3 and str(caught.value).endswith("; and 2 more)")
+
+
+@pytest.mark.parametrize("name", ["board", "compare", "gate", "ingest"])
+def test_what_can_be_called_shows_its_signature_and_docstring(name: str) -> None:
+    import leaderboard.api
+
+    function = getattr(importlib.import_module("leaderboard.ingest" if name == "ingest" else "leaderboard.api"), name)
+    called = getattr(leaderboard, name)
+    assert inspect.signature(called) == inspect.signature(function)
+    shown = pydoc.plain(pydoc.render_doc(called))
+    assert f"{name}(" in shown and function.__doc__.splitlines()[0] in shown
 
 
 BEFORE = "import leaderboard\nboard = leaderboard.board\n"

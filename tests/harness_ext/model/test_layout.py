@@ -68,10 +68,10 @@ def test_globs_name_parameters_and_keep_their_roles() -> None:
 
 def test_mistakes_are_reported_together_with_the_nearest() -> None:
     with pytest.raises(UserError) as caught:
-        chosen(["up_prj", "lm_head.weight"], [12, "x"])
+        chosen(["up_prj", "lm_head.weight"], [12])
     text = str(caught.value)
     assert "did you mean 'up_proj'?" in text and "'lm_head.weight' matches no" in text
-    assert "12 is outside 0 to 11" in text and "'x' is not a number" in text
+    assert "12 is outside 0 to 11" in text
 
 
 def test_an_unknown_architecture_works_through_globs_and_says_so() -> None:

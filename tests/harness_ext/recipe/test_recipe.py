@@ -94,6 +94,8 @@ def test_all_mistakes_are_reported_together_with_the_nearest_names() -> None:
             {"method": "eigenprune", "matrices": ["all"], "fraction": 1.5, "calibration": {"sample": 3}},
             {"method": "truncate_svd", "matrices": ["all"]},
             "laser",
+            {"method": "svd", "matrices": ["all"]},
+            {"method": "truncate_svd", "matrices": ["all"], "layers": ["2:5", -1, "2:x"], "keep": {"rank": 1}},
         ],
     }
     with pytest.raises(RecipeError) as caught:
@@ -110,6 +112,8 @@ def test_all_mistakes_are_reported_together_with_the_nearest_names() -> None:
         "steps.2.calibration.sample: unknown key, did you mean 'samples'?",
         "steps.3.keep: is missing",
         "steps.4: a step is a mapping",
+        "steps.5.method: unknown method 'svd', did you mean 'truncate_svd'?",
+        "steps.6.layers: '2:x' is not a number, a negative number or a range such as '-8:' or '2:5'",
     ):
         assert expected in text
 
