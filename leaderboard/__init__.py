@@ -49,8 +49,10 @@ class _CallableModule(ModuleType):
 
     @property
     def __doc__(self) -> str:  # type: ignore[override]  # of the class it is a property, of a module a text
+        from inspect import getdoc
+
         function = _function_of(self)
-        return f"{function.__name__}{self.__signature__}\n\n{function.__doc__}"
+        return f"{function.__name__}{self.__signature__}\n\n{getdoc(function)}"
 
 
 def _function_of(module: _CallableModule) -> Callable[..., Any]:
