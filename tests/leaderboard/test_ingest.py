@@ -235,7 +235,7 @@ def test_two_processes_ingest_while_a_reader_polls(made: Any, kit: Any, database
 
 def test_killed_anywhere_it_holds_whole_runs_and_goes_on(made: Any, kit: Any, database: Path) -> None:
     paths = write_runs(made, kit, 12, documents=200)
-    generator = random.Random(0)
+    generator, stored = random.Random(0), 0
     for _ in range(5):
         process = child(INGEST, database, *paths)
         time.sleep(generator.uniform(0.2, 1.0))
@@ -244,8 +244,15 @@ def test_killed_anywhere_it_holds_whole_runs_and_goes_on(made: Any, kit: Any, da
         if database.exists():
             try:
                 rows = contents(database)
-            except OlderDatabase:  # killed while the tables were made: it holds nothing yet
+            except OlderDatabase:
+                # Killed while the tables were made: right only as long as nothing was ever stored.
+                assert stored == 0
+                with duckdb.connect(str(database), read_only=True) as raw:
+                    tables = {name for (name,) in raw.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+                    assert "runs" not in tables or raw.execute("SELECT count(*) FROM runs").fetchone() == (0,)
                 continue
+            assert len(rows["runs"]) >= stored
+            stored = len(rows["runs"])
             per_run = {row[0]: 0 for row in rows["runs"]} | {}
             for row in rows["samples"]:
                 per_run[row[0]] += 1
