@@ -82,6 +82,11 @@ class Cell:
         return all(pair.verdict == "better" for pair in self.against_controls) if self.against_controls else None
 
 
+def not_its_control(cell: Cell) -> bool:
+    """Whether a recipe is better than the baseline, and not better than a control of its own."""
+    return cell.verdict == "better" and cell.beats_controls is False
+
+
 def changed(cell: Cell, **changes: Any) -> Cell:
     """The cell with some fields replaced: as `dataclasses.replace`, which takes thirty times as long for a cell's many
     fields.

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from leaderboard.board.cell import Cell
+from leaderboard.board.cell import Cell, not_its_control
 from leaderboard.compare.run_diff import Unshared
 from leaderboard.readers.records import BASELINE
 from leaderboard.terminal.format import (
@@ -102,7 +102,7 @@ def _cell_lines(cell: Cell, width: int, color: bool) -> list[str]:
     row = _line(columns, width)
     word = f"{cell.verdict:<{_VERDICT}}"
     coloured = row.replace(word, f"\x1b[{_COLOURS[cell.verdict]}m{word}\x1b[0m") if color else row
-    doubtful = cell.verdict == "better" and cell.beats_controls is False
+    doubtful = not_its_control(cell)
     beside = [
         line for sentence in against_controls(cell) for line in _wrapped(sentence, width, _DOUBT if doubtful else _NOTE)
     ]

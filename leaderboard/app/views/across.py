@@ -10,7 +10,7 @@ from typing import Any
 import streamlit as st
 
 from leaderboard.app import layout, linked_table, url_state
-from leaderboard.app.charts.grid import SIGNS, shortened, sign_grid
+from leaderboard.app.charts.grid import NOT_ITS_CONTROL, SIGNS, shortened, sign_grid
 from leaderboard.app.colours import tinted
 from leaderboard.app.download import downloads
 from leaderboard.app.tables import notes
@@ -72,8 +72,8 @@ def show_grid(found: Sequence[Line]) -> None:
     layout.plot(
         sign_grid(drawn),
         f"{said} {plain(best.recipe)}: {across_models.sentence(best)}. Signs:"
-        f" {', '.join(f'{sign} {word}' for word, sign in SIGNS.items())}; a blank is a model that the recipe was not"
-        " run on.".strip(),
+        f" {', '.join(f'{sign} {word}' for word, sign in SIGNS.items())}, {NOT_ITS_CONTROL} better, but not than its"
+        " own control; a blank is a model that the recipe was not run on.".strip(),
     )
 
 

@@ -12,7 +12,7 @@ from leaderboard.app import data, layout, tables, url_state
 from leaderboard.app.charts import forest
 from leaderboard.app.download import downloads
 from leaderboard.app.page_queries import RunFacts
-from leaderboard.board.cell import VERDICTS, Cell
+from leaderboard.board.cell import VERDICTS, Cell, not_its_control
 from leaderboard.readers.records import BASELINE
 from leaderboard.readers.safe_json import digest
 from leaderboard.terminal.format import counted, direction, metric_name, plain
@@ -84,7 +84,7 @@ def show_summary(cells: Sequence[Cell], overview: data.Answer[data.Overview]) ->
     """How many of each verdict, what they are measured against, and how fresh the data is."""
     counts = Counter(cell.verdict for cell in cells)
     words = [f"{counts[word]} {word}" for word in VERDICTS if counts[word] and word != BASELINE]
-    doubtful = sum(cell.verdict == "better" and cell.beats_controls is False for cell in cells)
+    doubtful = sum(not_its_control(cell) for cell in cells)
     if doubtful:
         st.warning(
             f"{counted(doubtful, 'result is', 'results are')} better than the baseline, but not better than a control"
