@@ -32,7 +32,7 @@ def notes(cell: Cell) -> str:
     return "; ".join(filter(None, [*against_controls(cell), undecided(cell), *map(plain, cell.notes)]))
 
 
-def _control(pair: Cell) -> str:
+def control_text(pair: Cell) -> str:
     """`undecided +0.0125 [-0.0300, +0.0550] (random-subspace)`."""
     difference = "" if pair.delta is None else f" {interval(pair)}"
     return f"{pair.verdict}{difference} ({plain(pair.control or '')})"
@@ -57,7 +57,7 @@ def cell_rows(
             "Recipe": plain(cell.recipe),
             "Delta [95 %]": interval(cell),
         }
-        | ({"Against its control": "; ".join(map(_control, cell.against_controls))} if controls else {})
+        | ({"Against its control": "; ".join(map(control_text, cell.against_controls))} if controls else {})
         | ({"Could show": could_show(cell) or ""} if sizes else {})
         | {
             "Score": number(cell.score),
@@ -120,7 +120,7 @@ def cell_records(cells: Sequence[Cell], facts: Mapping[str, RunFacts] = _NO_FACT
         {name: getattr(cell, name) for name in names}
         | {"tokens_per_second": None if (run := facts.get(cell.run_id)) is None else run.tokens_per_second_after}
         | {
-            "against_controls": "; ".join(map(_control, cell.against_controls)) or None,
+            "against_controls": "; ".join(map(control_text, cell.against_controls)) or None,
             "reported_by_papers": "; ".join(entry.sentence() for entry in cell.reported) or None,
             "notes": notes(cell),
         }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from leaderboard.board.cell import Cell
+from leaderboard.board.cell import Cell, not_its_control
 from leaderboard.compare.choice_shift import Choices
 from leaderboard.statistics import Estimate
 
@@ -74,8 +74,10 @@ def _against(cell: Cell, pair: Cell) -> str:
 
 
 def beside_verdict(cell: Cell) -> str:
-    """`better than 1 of 2 controls`, in short; empty where the recipe has no control."""
+    """In short, what a recipe is against its controls; empty where it has none."""
     pairs = cell.against_controls
+    if cell.verdict == "better" and pairs:
+        return "NOT its control" if not_its_control(cell) else "its control too"
     if len(pairs) > 1:
         return f"better than {sum(pair.verdict == 'better' for pair in pairs)} of {len(pairs)} controls"
     return f"control: {pairs[0].verdict}" if pairs else ""

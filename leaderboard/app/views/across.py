@@ -13,11 +13,11 @@ from leaderboard.app import layout, linked_table, url_state
 from leaderboard.app.charts.grid import NOT_ITS_CONTROL, SIGNS, shortened, sign_grid
 from leaderboard.app.colours import tinted
 from leaderboard.app.download import downloads
-from leaderboard.app.tables import notes
+from leaderboard.app.tables import control_text, notes
 from leaderboard.board import across_models
 from leaderboard.board.across_models import Line
 from leaderboard.board.cell import Cell
-from leaderboard.terminal.format import beside_verdict, interval, number, plain, signed
+from leaderboard.terminal.format import beside_verdict, counted, interval, number, plain, signed
 
 DRAWN = 40  # recipes in the grid
 MOST_TASKS = 12  # columns of the table over tasks
@@ -68,7 +68,8 @@ def show_grid(found: Sequence[Line]) -> None:
             " all."
         )
     best = max(drawn, key=lambda line: (line.count("better") - line.count("worse"), line.compared))
-    said = f"{len(drawn)} recipes on {len(across_models.models_of(drawn))} models." if len(drawn) > 1 else ""
+    models = counted(len(across_models.models_of(drawn)), "model", "models")
+    said = f"{len(drawn)} recipes on {models}." if len(drawn) > 1 else ""
     layout.plot(
         sign_grid(drawn),
         f"{said} {plain(best.recipe)}: {across_models.sentence(best)}. Signs:"
@@ -192,7 +193,7 @@ def _row(cell: Cell) -> dict[str, Any]:
         "Model": plain(cell.model),
         "Verdict": cell.verdict,
         "Delta [95 %]": interval(cell),
-        "Against its control": beside_verdict(cell),
+        "Against its control": "; ".join(map(control_text, cell.against_controls)),
         "Score": number(cell.score),
         "Baseline": number(cell.baseline_score),
         "Notes": notes(cell),
