@@ -5,6 +5,8 @@ Notable choices:
   unedited run in the same comparability key, one of the same settings before others. Where a model has no run of the
   recipe `baseline`, its earliest plain lm_eval run stands in.
 - The words are those of `cell`.
+- A recipe is compared with each control of its own too, on the same documents: being better than the baseline says
+  little where the control is as good. Corrected over all such comparisons of the model.
 - NaN or infinity as a run's score makes the cell *failed* with that reason, never a number and never a missing row.
 - A failed run is left out once a run of the same `spec_id` has completed.
 """
@@ -17,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from leaderboard.board import reported
-from leaderboard.board.cell import Cell, changed, with_verdicts
+from leaderboard.board.cell import Cell, changed, with_control_verdicts, with_verdicts
 from leaderboard.compare import comparability, verdict_cache
 from leaderboard.compare.contents import Contents, Effects, read_contents
 from leaderboard.compare.pairing import Subject, Terms, effect_key, pair_up
@@ -55,7 +57,7 @@ def board(
         for runs in contents.by_model(wanted).values():
             judging = _Judging(store, contents, fixed or _Candidates(contents, runs), margin, memory)
             contents.samples.fetch(_pairs(judging, runs))
-            cells += with_verdicts([cell for run in runs for cell in _cells(judging, run)])
+            cells += _in_words([cell for run in runs for cell in _cells(judging, run)])
         return sorted(cells, key=_order)
 
 
@@ -84,7 +86,7 @@ def judge_ahead(store: Store, models: Sequence[str], seconds: float) -> JudgedAh
             some = runs[first : first + _AT_ONCE]
             contents.samples.fetch(_pairs(judging, some))
             cells += [cell for run in some for cell in _cells(judging, run)]
-        boards[model] = with_verdicts(cells)
+        boards[model] = _in_words(cells)
     return JudgedAhead(memory.new, boards, True)
 
 
@@ -92,17 +94,14 @@ def pair_board(store: Store, baseline_run: str, run_id: str, *, margin: float = 
     """One run against another, whatever their models: a cell a task, corrected over these alone. Raises
     `UnknownRun`.
     """
-    return pair_boards(store, [(baseline_run, run_id)], margin=margin)[0]
-
-
-def pair_boards(store: Store, pairs: Iterable[tuple[str, str]], *, margin: float = DEFAULT_MARGIN) -> list[list[Cell]]:
-    """`pair_board` of several pairs of (baseline run, run). Raises `UnknownRun`."""
     contents = read_contents(store)
-    boards = []
-    for baseline_run, run_id in pairs:
-        judging = _Judging(store, contents, _the_run(contents, baseline_run), margin)
-        boards.append(sorted(with_verdicts(_cells(judging, _the_run(contents, run_id))), key=_order))
-    return boards
+    judging = _Judging(store, contents, _the_run(contents, baseline_run), margin)
+    return sorted(with_verdicts(_cells(judging, _the_run(contents, run_id))), key=_order)
+
+
+def _in_words(cells: list[Cell]) -> list[Cell]:
+    """The cells of one family with their verdicts, against the baseline and against their controls."""
+    return with_control_verdicts(with_verdicts(cells))
 
 
 class _Judging(NamedTuple):
@@ -125,14 +124,16 @@ def _pairs(judging: _Judging, runs: Sequence[RunRow]) -> set[tuple[str, str]]:
         for task in contents.tasks.get(run.run_id, ()):
             score = contents.primary(run.run_id, task.task)
             baseline = against if isinstance(against, RunRow) else against.baseline_of(run, task)
-            if score is None or baseline is None or baseline is run or (baseline.run_id, run.run_id) in found:
+            if score is None or baseline is None or baseline is run:
                 continue
             subject = Subject(run, task, score)
-            if (
-                _recalled(judging, subject, baseline) is None
-                and effect_key(run, score, baseline.run_id, terms) not in contents.effects
-            ):
-                found.add((baseline.run_id, run.run_id))
+            for other in (baseline, *_controls(judging, subject)):
+                if (
+                    (other.run_id, run.run_id) not in found
+                    and _recalled(judging, subject, other) is None
+                    and effect_key(run, score, other.run_id, terms) not in contents.effects
+                ):
+                    found.add((other.run_id, run.run_id))
     return found
 
 
@@ -215,7 +216,18 @@ def _cell(judging: _Judging, subject: Subject) -> Cell:
             baseline_score=score.score,
             notes=comparability.unpaired_notes(run, task),
         )
-    return _compared(judging, cell, subject, baseline)
+    against_controls = tuple(
+        _compared(judging, changed(cell, control=control.control, reported=()), subject, control)
+        for control in _controls(judging, subject)
+    )
+    return changed(_compared(judging, cell, subject, baseline), against_controls=against_controls)
+
+
+def _controls(judging: _Judging, subject: Subject) -> list[RunRow]:
+    """The controls that a recipe's run is compared with beside its baseline; none where another run is asked about."""
+    if isinstance(judging.against, RunRow):
+        return []
+    return judging.contents.controls_of(subject.run, subject.task)
 
 
 def _compared(judging: _Judging, cell: Cell, subject: Subject, baseline: RunRow) -> Cell:

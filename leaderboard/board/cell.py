@@ -36,7 +36,8 @@ class Cell:
     is positive where that is good. `notes` holds warnings, or why the cell is incomparable or failed. `detectable` is
     the smallest drop that its documents show with 80 % power, `noise_floor` the share of answers that flip when only
     the batch size changes, which the flips have to exceed; `choices` is filled only where two runs are compared by
-    themselves.
+    themselves. `against_controls`: the same run on the same documents against each control of its own, in place of
+    the baseline; `control` and `baseline_run` are then the control's name and run.
     """
 
     model: str
@@ -73,6 +74,17 @@ class Cell:
     detectable: float | None = None
     noise_floor: float | None = None
     choices: Choices | None = None
+    against_controls: tuple[Cell, ...] = ()
+
+    @property
+    def beats_controls(self) -> bool | None:
+        """Whether the recipe is better than every control of its own; None where it has none."""
+        return all(pair.verdict == "better" for pair in self.against_controls) if self.against_controls else None
+
+
+def not_its_control(cell: Cell) -> bool:
+    """Whether a recipe is better than the baseline, and not better than a control of its own."""
+    return cell.verdict == "better" and cell.beats_controls is False
 
 
 def changed(cell: Cell, **changes: Any) -> Cell:
@@ -94,6 +106,19 @@ def with_verdicts(cells: list[Cell]) -> list[Cell]:
             changed(cells[i], q_value=float(q_differ)), q_differ <= SIGNIFICANCE, q_equal <= SIGNIFICANCE
         )
     return cells
+
+
+def with_control_verdicts(cells: list[Cell]) -> list[Cell]:
+    """Correct what each cell has against its controls, over all such comparisons of one model, and put it into words. A
+    family of its own: whether a recipe beats its control is another question than whether it beats the baseline.
+    """
+    judged = iter(with_verdicts([pair for cell in cells for pair in cell.against_controls]))
+    return [
+        changed(cell, against_controls=tuple(next(judged) for _ in cell.against_controls))
+        if cell.against_controls
+        else cell
+        for cell in cells
+    ]
 
 
 def _worded(cell: Cell, differs: bool, equal: bool) -> Cell:

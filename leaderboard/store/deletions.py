@@ -88,7 +88,7 @@ def _remove(store: Store, run_id: str) -> None:
     for table in _TABLES:
         store.connection.execute(f"DELETE FROM {table} WHERE run_id = ?", [run_id])
     store.connection.execute("DELETE FROM noise_floors WHERE $1 IN (run_id, other_run_id)", [run_id])
-    for table in ("comparisons", "verdicts"):
+    for table in ("comparisons", "verdicts", "control_verdicts"):
         store.connection.execute(f"DELETE FROM {table} WHERE $1 IN (run_id, baseline_run)", [run_id])
     store.connection.execute("DELETE FROM variants WHERE variant_id NOT IN (SELECT variant_id FROM runs)")
     store.connection.execute("DELETE FROM docs WHERE doc_key NOT IN (SELECT doc_key FROM samples)")

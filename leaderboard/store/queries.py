@@ -131,18 +131,21 @@ def pinned_baselines(store: Store) -> dict[str, str]:
     return {row["model_key"]: row["run_id"] for row in rows}
 
 
-def control_runs(store: Store) -> dict[str, str]:
-    """run_id of a recipe's run -> run_id of its control's, on the same model, dtype and settings; of several controls
-    the first by name, and the earliest run of that.
+def control_runs(store: Store) -> dict[str, dict[str, list[str]]]:
+    """run_id of a recipe's run -> name of a control -> run_ids of that control of the recipe, on the same model, dtype
+    and settings, the latest in the store first. Names in order.
     """
     rows = store.rows(
-        "SELECT r.run_id, first(c.run_id ORDER BY cv.control, c.started, c.run_id) AS control_run FROM runs r JOIN"
-        " variants v USING (variant_id) JOIN variants cv ON cv.model_key = v.model_key AND cv.control_of ="
-        " v.recipe_id AND cv.dtype IS NOT DISTINCT FROM v.dtype JOIN runs c ON c.variant_id = cv.variant_id AND"
-        " c.settings_id IS NOT DISTINCT FROM r.settings_id WHERE r.status = 'complete' AND c.status = 'complete' AND"
-        " v.control IS NULL GROUP BY r.run_id ORDER BY r.run_id"
+        "SELECT r.run_id, cv.control, c.run_id AS control_run FROM runs r JOIN variants v USING (variant_id) JOIN"
+        " variants cv ON cv.model_key = v.model_key AND cv.control_of = v.recipe_id AND cv.dtype IS NOT DISTINCT FROM"
+        " v.dtype JOIN runs c ON c.variant_id = cv.variant_id AND c.settings_id IS NOT DISTINCT FROM r.settings_id"
+        " WHERE r.status = 'complete' AND c.status = 'complete' AND v.control IS NULL AND cv.control IS NOT NULL"
+        " ORDER BY r.run_id, cv.control, c.rowid DESC"
     )
-    return {row["run_id"]: row["control_run"] for row in rows}
+    found: dict[str, dict[str, list[str]]] = {}
+    for row in rows:
+        found.setdefault(row["run_id"], {}).setdefault(row["control"], []).append(row["control_run"])
+    return found
 
 
 def pin_baseline(store: Store, run_id: str, reason: str) -> None:

@@ -23,6 +23,7 @@ COLUMNS = (
     *("model", "task", "recipe", "control", "metric", "n", "baseline_score", "score", "delta", "low", "high"),
     *("verdict", "p", "q", "lost", "gained", "run_id"),
     *("control_run", "control_delta", "control_low", "control_high", "control_verdict"),
+    *("control_p", "control_q"),
 )
 
 
@@ -71,7 +72,7 @@ def test_the_frame(runs: dict[str, Path], made: Any) -> None:
 
 def test_a_comparison(runs: dict[str, Path]) -> None:
     frame = leaderboard.compare(runs["svd"], str(runs["baseline"])).to_frame()
-    assert tuple(frame.columns) == COLUMNS[:-5]
+    assert tuple(frame.columns) == COLUMNS[:-7]
     assert frame[["recipe", "verdict", "lost"]].values.tolist() == [["baseline", "worse", 60]]
 
 
