@@ -67,7 +67,7 @@ def _facts(row: dict[str, Any]) -> RunFacts:
 def two_runs(store: Store, a: str, b: str) -> list[dict[str, Any]]:
     """Everything known of two runs, in this order; shorter where one is not there."""
     found = {
-        row["run_id"]: row
+        row["run_id"]: row | {"path": str(store.places.resolved(row["path"]))}
         for row in store.rows("SELECT * FROM runs JOIN variants USING (variant_id) WHERE run_id IN (?, ?)", [a, b])
     }
     return [found[run] for run in (a, b) if run in found]

@@ -9,9 +9,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from leaderboard.errors import LeaderboardError, UnknownRun
+from leaderboard.store import decisions
 from leaderboard.store.database import Store
 from leaderboard.store.writer import now
 
@@ -85,7 +87,7 @@ class ScoreRow(NamedTuple):
 
 
 def runs(store: Store) -> list[RunRow]:
-    """All runs, earliest first."""
+    """All runs, earliest first, each with the path where it lies now."""
     rows = store.rows(
         "SELECT run_id, spec_id, settings_id, status, origin, path, started, warnings, model_key, model_name, identity,"
         " recipe_name, recipe_label, control, digest_before, digest_after, parameters_before, parameters_after,"
@@ -93,7 +95,7 @@ def runs(store: Store) -> list[RunRow]:
         " 'failed' THEN concat_ws(': ', failure_kind, failure_reason) || coalesce(' (' || failure_where || ')', '') END"
         " AS failure FROM runs JOIN variants USING (variant_id) ORDER BY started NULLS LAST, run_id"
     )
-    return [RunRow(**row) for row in rows]
+    return [RunRow(**row | {"path": str(store.places.resolved(row["path"]))}) for row in rows]
 
 
 def run_tasks(store: Store, run_ids: list[str] | None = None) -> dict[str, list[RunTaskRow]]:
@@ -127,7 +129,7 @@ def scores(store: Store, run_ids: list[str] | None = None) -> dict[tuple[str, st
 
 def pinned_baselines(store: Store) -> dict[str, str]:
     """model_key -> run_id of its pinned baseline, the last pin of each."""
-    rows = store.rows("SELECT model_key, run_id FROM baselines ORDER BY pinned_at")
+    rows = store.rows("SELECT model_key, run_id FROM baselines ORDER BY rowid")
     return {row["model_key"]: row["run_id"] for row in rows}
 
 
@@ -156,10 +158,14 @@ def pin_baseline(store: Store, run_id: str, reason: str) -> None:
     row = run_details(store, run_id)
     if row["status"] != "complete":
         raise LeaderboardError(f"run {run_id} failed and cannot be a baseline")
-    store.insert(
-        "baselines",
-        {"model_key": [row["model_key"]], "run_id": [row["run_id"]], "pinned_at": [now()], "reason": [reason]},
-    )
+    values = {
+        "model_key": row["model_key"],
+        "run_id": row["run_id"],
+        "path": store.places.stored(Path(row["path"])),
+        "pinned_at": now(),
+        "reason": reason,
+    }
+    decisions.record(store, "pin", values)
 
 
 class MetricSamples(NamedTuple):
@@ -314,7 +320,7 @@ def run_details(store: Store, run_id: str) -> dict[str, Any]:
         raise UnknownRun(f"no run {run_id or '(none named)'} in the leaderboard: `lm_eval runs list` shows their ids")
     if len(rows) > 1 and rows[0]["run_id"] != run_id:
         raise UnknownRun(f"more than one run begins with {run_id}: give more of it")
-    return rows[0]
+    return rows[0] | {"path": str(store.places.resolved(rows[0]["path"]))}
 
 
 def run_scores(store: Store, run_id: str) -> list[dict[str, Any]]:
@@ -340,7 +346,8 @@ def run_calibrations(store: Store, run_id: str) -> list[dict[str, Any]]:
 
 def rejections(store: Store) -> list[dict[str, Any]]:
     """What ingest could not take, latest first, without paths that were taken later."""
-    return store.rows(
+    rows = store.rows(
         "SELECT logged_at, path, reason FROM ingest_log l WHERE outcome = 'rejected' AND NOT EXISTS "
-        "(SELECT 1 FROM ingest_log a WHERE a.path = l.path AND a.logged_at > l.logged_at) ORDER BY logged_at DESC"
+        "(SELECT 1 FROM ingest_log a WHERE a.path = l.path AND a.rowid > l.rowid) ORDER BY l.rowid DESC"
     )
+    return [row | {"path": str(store.places.resolved(row["path"]))} for row in rows]
