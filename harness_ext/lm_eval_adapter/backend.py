@@ -26,7 +26,6 @@ from harness_ext.editing.records import totals
 from harness_ext.errors import UserError
 from harness_ext.linalg.cache import lasting
 from harness_ext.linalg.decompose import Decomposer
-from harness_ext.lm_eval_adapter import local_datasets
 from harness_ext.lm_eval_adapter.throughput import Speed, seconds_since
 from harness_ext.model.size import size_of
 from harness_ext.model.weights import Weights
@@ -219,9 +218,9 @@ def documents_of_named_tasks(calibration: Calibration) -> list[CalibrationSet]:
             "calibration: which tasks are evaluated is not known here; name one in the recipe: calibration.task=TASK"
         )
     from harness_ext.lm_eval_adapter.task_index import task_manager
+    from harness_ext.lm_eval_adapter.task_loading import load_tasks
 
-    with local_datasets.loading():
-        loaded = task_manager().load(list(calibration.tasks))["tasks"]
+    loaded = load_tasks(task_manager(), calibration.tasks).loaded["tasks"]
     scored = {hashed for task in loaded.values() for hashed in _scored_hashes(task)}
     return draw_documents(calibration, loaded, scored, PromptSettings())
 

@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.calibration.collect import check_pairs
-from harness_ext.calibration.documents import PromptSettings, draw_documents
 from harness_ext.editing.controls import NoControl, check_control, control_recipe
 from harness_ext.editing.plan import planned_matrices
 from harness_ext.editing.warnings import receipt_warnings
 from harness_ext.errors import UserError, VariantFailed, located
-from harness_ext.lm_eval_adapter import local_datasets
 from harness_ext.model import checkpoint
 from harness_ext.model.renames import as_loaded
 from harness_ext.recipe.recipe import Recipe, parse_recipe, parse_recipes
@@ -256,26 +254,8 @@ class Session:
         """Draw the documents of a step: of the evaluated tasks, or of those that it names, none of them scored. Raises
         UserError where they cannot be had.
         """
-        loaded, harness = self.spec.tasks, self.harness
-        tasks = dict(loaded.by_name)
-        missing = [name for name in calibration.tasks if name not in tasks]
-        if missing and all(name in loaded.manager.all_tasks for name in missing):
-            with local_datasets.loading():
-                tasks |= loaded.manager.load(missing)["tasks"]
-        for task in tasks.values():
-            if harness.num_fewshot is not None and task.get_config("num_fewshot") != 0:
-                task.set_config(key="num_fewshot", value=harness.num_fewshot)
-        scored = {hashed for hashes in self.spec.scored_documents.values() for hashed in hashes}
-        chat = bool(harness.apply_chat_template)
-        fewshot_seed = harness.seed[3] if harness.seed else None
-        prompts = PromptSettings(
-            harness.system_instruction,
-            chat,
-            bool(harness.fewshot_as_multiturn),
-            fewshot_seed,
-            self.lm.apply_chat_template if chat else None,
-        )
-        return draw_documents(calibration, tasks, scored, prompts)
+        template = self.lm.apply_chat_template if self.harness.apply_chat_template else None
+        return self.spec.calibration_documents(calibration, template)
 
     def _speed(self, recipe: Recipe, speed: Speed) -> dict[str, float | None]:
         """Tokens per second of the baseline and of the variant, both while they were scored by this process: figures of

@@ -7,11 +7,7 @@ without torch.
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import json
 import platform
-import re
 import sys
 from collections.abc import Sequence
 from functools import cached_property
@@ -19,9 +15,18 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext import __version__
-from harness_ext.calibration.documents import document_hash, drawing_order, fit_tasks, shares
+from harness_ext.calibration.documents import (
+    PromptSettings,
+    document_hash,
+    draw_documents,
+    drawing_order,
+    fit_tasks,
+    shares,
+)
 from harness_ext.errors import UserError
-from harness_ext.lm_eval_adapter import local_datasets
+from harness_ext.lm_eval_adapter import task_code, task_identity
+from harness_ext.lm_eval_adapter.task_identity import digest
+from harness_ext.lm_eval_adapter.task_loading import FreshTasks, load_tasks
 from harness_ext.model import checkpoint
 from harness_ext.recipe.recipe import Recipe
 from harness_ext.runs.progress import ProgressReport
@@ -31,9 +36,11 @@ if TYPE_CHECKING:
     from lm_eval.api.task import Task
     from lm_eval.tasks import TaskManager
 
+    from harness_ext.calibration.documents import CalibrationSet
     from harness_ext.lm_eval_adapter.config import RunConfig
+    from harness_ext.lm_eval_adapter.fresh_modules import LoadRecord
+    from harness_ext.recipe.schema import Calibration
 
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _VERSIONS_OF = ("lm_eval", "torch", "transformers", "accelerate", "safetensors", "datasets", "numpy", "peft")
 _SETTINGS = (
     "batch_size",
@@ -53,12 +60,13 @@ _SETTINGS = (
 
 class LoadedTasks(NamedTuple):
     """The tasks of a command, built: by name, and as the user named them (groups whole), which is how lm-eval sums them
-    up.
+    up. record: what was seen while they were built.
     """
 
     manager: TaskManager
     by_name: dict[str, Task]
     as_named: list[Task | Group]
+    record: LoadRecord
 
 
 class Places(list):
@@ -81,6 +89,8 @@ class RunSpec:
         self._config = config
         self._harness = config.harness
         self._report = report
+        self._for_calibration: dict[tuple[str, ...], FreshTasks] = {}
+        self._drawn: dict[str, str] = {}
 
     @cached_property
     def tasks(self) -> LoadedTasks:
@@ -89,14 +99,15 @@ class RunSpec:
         """
         from harness_ext.lm_eval_adapter.config import resolve_tasks
 
-        with self._report.stage("building tasks"), local_datasets.loading():
+        with self._report.stage("building tasks"):
             manager = resolve_tasks(self._harness)
-            loaded = manager.load(list(self._harness.tasks))
+            loaded, record = load_tasks(manager, list(self._harness.tasks))
         groups = list(loaded.get("groups", {}).values())
         inner = {group.name for outer in groups for group in outer.get_all_groups() if group is not outer}
         grouped = {task.task_name for group in groups for task in group.get_all_tasks()}
         alone = [task for name, task in loaded["tasks"].items() if name not in grouped]
-        return LoadedTasks(manager, loaded["tasks"], [*(group for group in groups if group.name not in inner), *alone])
+        as_named = [*(group for group in groups if group.name not in inner), *alone]
+        return LoadedTasks(manager, loaded["tasks"], as_named, record)
 
     def hold_out(self, recipes: Sequence[Recipe]) -> None:
         """Take documents out of the score of every variant, where a recipe learns from the scored split
@@ -195,7 +206,9 @@ class RunSpec:
 
     @cached_property
     def task_settings(self) -> dict[str, dict[str, Any]]:
-        """Each task as it will be asked: version, configuration and documents, as digests, and how many documents."""
+        """Each task as it will be asked: its identity, whichever documents are scored; version, configuration and the
+        scored documents, as digests, and how many documents.
+        """
 
         def describe(name: str, task: Task) -> dict[str, Any]:
             # The metadata holds the model's arguments, which are in the settings.
@@ -203,20 +216,106 @@ class RunSpec:
             documents = self.scored_documents[name]
             return {
                 "version": str(task.VERSION),
-                "config": digest(configuration),
+                "config": digest(task_identity.plain(configuration)),
                 "documents": digest(documents),
                 "scored": len(documents),
+                "identity": self._identity(task, self.tasks.record),
             }
 
         return {name: describe(name, task) for name, task in self.tasks.by_name.items()}
 
+    def _identity(self, task: Task, record: LoadRecord) -> str:
+        return task_identity.task_identity(task, record, self._shots(task), frozenset(self._harness.model_args))
+
+    def _shots(self, task: Task) -> int:
+        """How many few-shot examples lm-eval gives: a task that says 0 gets none, whatever the command says."""
+        own, asked = task.config.num_fewshot, self._harness.num_fewshot
+        return int(own or 0) if own == 0 or asked is None else int(asked)
+
+    @cached_property
+    def _shared_code(self) -> dict[str, Any]:
+        """What tasks have in common: how groups sum them up, and the versions of the packages that their code uses."""
+        record = self.tasks.record
+        groups = [item for item in self.tasks.as_named if hasattr(item, "get_all_groups")]
+        configurations = [group.config for outer in groups for group in (outer, *outer.get_all_groups())]
+        roots = [path for task in self.tasks.by_name.values() for path in task_identity.task_roots(task)]
+        packages = task_code.imported_packages(roots, record.reads)
+        return {
+            "groups": [task_identity.plain(configuration) for configuration in configurations],
+            "code": record.digest(task_identity.files_of([vars(configuration) for configuration in configurations])),
+            "packages": {name: found for name in sorted(packages) if (found := _version(name)) is not None},
+        }
+
+    def calibration_documents(self, calibration: Calibration, chat_template: Any = None) -> list[CalibrationSet]:
+        """Draw the documents of a step: of the evaluated tasks, or of those that it names, none of them scored.
+
+        chat_template: of the model's tokenizer; None where prompts are to be plain. Raises UserError where they cannot
+        be had.
+        """
+        harness = self._harness
+        tasks = dict(self.tasks.by_name)
+        if named := self._named_only_by(calibration):
+            tasks |= named.loaded["tasks"]
+        for task in tasks.values():
+            if harness.num_fewshot is not None and task.get_config("num_fewshot") != 0:
+                task.set_config(key="num_fewshot", value=harness.num_fewshot)
+        scored = {hashed for hashes in self.scored_documents.values() for hashed in hashes}
+        prompts = PromptSettings(
+            harness.system_instruction,
+            chat_template is not None,
+            bool(harness.fewshot_as_multiturn),
+            harness.seed[3] if harness.seed else None,
+            chat_template,
+        )
+        return draw_documents(calibration, tasks, scored, prompts)
+
+    def _named_only_by(self, calibration: Calibration) -> FreshTasks | None:
+        """The tasks that a step takes its documents from and that are not evaluated, built once; None where there are
+        none, or one is unknown.
+        """
+        evaluated = self.tasks
+        missing = tuple(name for name in calibration.tasks if name not in evaluated.by_name)
+        if not missing or any(name not in evaluated.manager.all_tasks for name in missing):
+            return None
+        if missing not in self._for_calibration:
+            self.task_settings  # noqa: B018 - taken before loading what may take the place of a module
+            self._for_calibration[missing] = load_tasks(evaluated.manager, missing)
+        return self._for_calibration[missing]
+
+    def _calibration_digest(self, calibration: Calibration) -> str:
+        """What a step learns from: the documents drawn for it with their prompts, and the identities of the tasks that
+        are not evaluated.
+        """
+        self.task_settings  # noqa: B018 - taken before drawing documents settles the number of shots
+        key = digest(calibration.model_dump(mode="json"))
+        if key not in self._drawn:
+            named = self._named_only_by(calibration)
+            identities = (
+                {
+                    name: self._identity(task, named.record)
+                    for name, task in (named.loaded["tasks"] if named else {}).items()
+                }
+                if named
+                else {}
+            )
+            drawn = [repr(found) for found in self.calibration_documents(calibration)]
+            self._drawn[key] = digest([identities, drawn])
+        return self._drawn[key]
+
     def spec_id(self, recipe: Recipe) -> str:
         """What is asked of one variant, as a digest. The baseline does not depend on our code, every other recipe on
-        its version.
+        its version and on the documents that it learns from.
         """
-        made_by = None if recipe.is_baseline else __version__
+        learned = [step.calibration for step in recipe.steps if step.calibration is not None]
         return digest(
-            {"recipe": recipe.recipe_id, "made_by": made_by, "settings": self.settings, "tasks": self.task_settings}
+            {
+                "recipe": recipe.recipe_id,
+                "made_by": None if recipe.is_baseline else __version__,
+                "settings": self.settings,
+                "tasks": self.task_settings,
+                "code": self._shared_code,
+                "calibration": [self._calibration_digest(calibration) for calibration in learned],
+            }
         )
 
     def resolved(self, recipe: Recipe) -> Recipe:
@@ -224,17 +323,12 @@ class RunSpec:
         return recipe.for_tasks(lambda split: fit_tasks(self.tasks.by_name, split))
 
 
-def digest(value: Any) -> str:
-    """SHA-256 over plain data as sorted JSON; a function counts by its source, anything else that JSON lacks by its
-    text.
-    """
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=_as_text).encode()).hexdigest()
-
-
-def _as_text(value: Any) -> str:
-    # lm-eval leaves some functions in a configuration as they are (those of fewshot_config): the text of one names its
-    # address in memory, which differs from process to process.
-    return inspect.getsource(value) if inspect.isfunction(value) else _ADDRESS.sub("", str(value))
+def _version(package: str) -> str | None:
+    """The version of an installed package by the name that it is imported by; None where it has none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return getattr(sys.modules.get(package), "__version__", None)
 
 
 def versions() -> dict[str, str]:
