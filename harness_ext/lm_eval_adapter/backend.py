@@ -27,6 +27,8 @@ from harness_ext.errors import UserError
 from harness_ext.linalg.cache import lasting
 from harness_ext.linalg.decompose import Decomposer
 from harness_ext.lm_eval_adapter.throughput import Speed, seconds_since
+from harness_ext.model.checkpoint import adapter_inside
+from harness_ext.model.completeness import WholeModels, refusing_incomplete_adapters
 from harness_ext.model.size import size_of
 from harness_ext.model.weights import Weights
 from harness_ext.progress import Progress
@@ -54,6 +56,8 @@ class RecipeLM(HFLM):
     Raises UserError where the recipe does not fit the model, or the weights cannot be edited.
     """
 
+    AUTO_MODEL_CLASS: Any
+
     def __init__(self, pretrained: str = "demo", recipe: str | None = None, **kwargs: Any) -> None:
         asked = parse_recipe(recipe) if recipe else None
         if asked is not None and asked.chosen_on:
@@ -65,6 +69,7 @@ class RecipeLM(HFLM):
         self.speed = Speed()
         self.recipe: Recipe | None = None
         self.applied: AppliedRecipe | None = None
+        self.unexpected_weights: list[str] = []
         self._weights: Weights | None = None
         if pretrained == "demo" and not Path("demo", "config.json").is_file():
             from harness_ext.demo import demo_path
@@ -89,6 +94,16 @@ class RecipeLM(HFLM):
                 "weights_digest": self.weights.digest(),
             }
         return info
+
+    def _create_model(self, pretrained: str, *args: Any, **kwargs: Any) -> None:
+        """Load the model as lm-eval does, and refuse a checkpoint or an adapter that is not whole."""
+        loader = self.AUTO_MODEL_CLASS
+        self.AUTO_MODEL_CLASS = WholeModels(loader, self.unexpected_weights.extend)
+        try:
+            with refusing_incomplete_adapters(str(kwargs.get("peft"))):
+                super()._create_model(pretrained, *args, **kwargs)
+        finally:
+            self.AUTO_MODEL_CLASS = loader
 
     # All of lm-eval's calls of the model go through these two; they are timed, not changed.
 
@@ -152,6 +167,8 @@ class RecipeLM(HFLM):
             scratch = scratch_folder()
             weakref.finalize(self, shutil.rmtree, scratch, ignore_errors=True)
             self._refuse_quantised()
+            if getattr(self.model, "_hf_peft_config_loaded", False):
+                raise UserError(adapter_inside(str(self.pretrained)))
             self.merge_adapter()
             self._weights = Weights(self.model, scratch)
             self._decomposer, self._statistics_cache = Decomposer(lasting(scratch)), StatisticsCache(scratch)

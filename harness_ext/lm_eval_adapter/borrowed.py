@@ -125,6 +125,12 @@ BORROWED = (
     BorrowedName(f"{_MODEL}._model_call", "time scoring", ("inps", "attn_mask", "labels")),
     BorrowedName(f"{_MODEL}._model_generate", "time generating", ("context",)),
     BorrowedName(f"{_MODEL}._encode_pair", "tokenise documents as lm-eval does", ("context", "continuation")),
+    BorrowedName(
+        f"{_MODEL}._create_model",
+        "refuse a checkpoint that lacks weights",
+        ("pretrained", "peft"),
+        source=("self.AUTO_MODEL_CLASS.from_pretrained(",),
+    ),
     BorrowedName(f"{_MODEL}._create_tokenizer", "keep the tokenizer that a loaded model came with", ("pretrained",)),
     BorrowedName(f"{_MODEL}.tok_encode", "tokenise answers", ("string", "add_special_tokens"), public=True),
     # Scoring and its files

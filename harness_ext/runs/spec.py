@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from functools import cached_property
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext import __version__
@@ -27,9 +28,10 @@ from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter import task_code, task_identity
 from harness_ext.lm_eval_adapter.task_identity import digest
 from harness_ext.lm_eval_adapter.task_loading import FreshTasks, load_tasks
-from harness_ext.model import checkpoint
+from harness_ext.model.model_identity import ModelReader
 from harness_ext.recipe.recipe import Recipe
 from harness_ext.runs.progress import ProgressReport
+from harness_ext.storage.rundir import results_root
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group
@@ -91,6 +93,7 @@ class RunSpec:
         self._report = report
         self._for_calibration: dict[tuple[str, ...], FreshTasks] = {}
         self._drawn: dict[str, str] = {}
+        self._reader = ModelReader(left_out=results_root(Path(self._harness.output_path)))
 
     @cached_property
     def tasks(self) -> LoadedTasks:
@@ -174,15 +177,26 @@ class RunSpec:
 
     @cached_property
     def model(self) -> dict[str, str]:
-        """The contents of the checkpoint, and of the adapter, delta or tokenizer that goes with it."""
-        arguments = self._harness.model_args
-        revision, subfolder = str(arguments.get("revision") or "main"), str(arguments.get("subfolder") or "")
-        found = {"pretrained": checkpoint.identity(str(arguments["pretrained"]), revision, subfolder)}
-        return found | {
-            key: checkpoint.identity(str(arguments[key]), revision)
-            for key in ("peft", "delta", "tokenizer")
-            if arguments.get(key)
-        }
+        """The contents of the checkpoint, and of all else that the model's arguments name: adapter, delta, tokenizer,
+        ...
+        """
+        return self._reader.identities(self._harness.model_args)
+
+    @property
+    def model_identity(self) -> str:
+        """`model` as one text: that of the checkpoint where there is nothing beside it."""
+        return self.model["pretrained"] if len(self.model) == 1 else f"sha256:{digest(self.model)}"
+
+    def check_model_unchanged(self) -> None:
+        """Raise UserError where the model's files are not what they were when this command read them first."""
+        before, now = self.model, self._reader.identities(self._harness.model_args)
+        changed = [name for name in before if before[name] != now.get(name)]
+        if changed or before.keys() != now.keys():
+            value = self._harness.model_args[changed[0]] if changed else self._harness.model_args["pretrained"]
+            raise UserError(
+                f"{value} was changed while this command ran, so what it loaded cannot be told from what it began with:"
+                " wait until nothing writes there, and run the same command again"
+            )
 
     @cached_property
     def settings(self) -> dict[str, Any]:

@@ -44,6 +44,13 @@ def safe_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._=+-]+", "_", text).strip("._")[:80] or "unnamed"
 
 
+def results_root(output_path: Path) -> Path:
+    """The folder of the results: lm-eval takes a folder or a .json file; run directories go into the folder, or beside
+    the file.
+    """
+    return output_path.parent if output_path.suffix == ".json" else output_path
+
+
 def prepare_root(root: Path) -> None:
     """Make the results folder and check that it can be written, before hours are spent. Raises UserError."""
     try:
