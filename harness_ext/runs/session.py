@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness_ext.calibration.collect import check_pairs
 from harness_ext.calibration.documents import PromptSettings, draw_documents
+from harness_ext.calibration.rewording import with_rewordings
 from harness_ext.editing.controls import NoControl, check_control, control_recipe
 from harness_ext.editing.plan import planned_matrices
 from harness_ext.editing.warnings import receipt_warnings
@@ -265,7 +266,6 @@ class Session:
         for task in tasks.values():
             if harness.num_fewshot is not None and task.get_config("num_fewshot") != 0:
                 task.set_config(key="num_fewshot", value=harness.num_fewshot)
-        scored = {hashed for hashes in self.spec.scored_documents.values() for hashed in hashes}
         chat = bool(harness.apply_chat_template)
         fewshot_seed = harness.seed[3] if harness.seed else None
         prompts = PromptSettings(
@@ -275,7 +275,8 @@ class Session:
             fewshot_seed,
             self.lm.apply_chat_template if chat else None,
         )
-        return draw_documents(calibration, tasks, scored, prompts)
+        drawn = draw_documents(calibration, tasks, self.spec.scored_identities, prompts)
+        return [with_rewordings(one, self.spec.scored_contents) for one in drawn]
 
     def _speed(self, recipe: Recipe, speed: Speed) -> dict[str, float | None]:
         """Tokens per second of the baseline and of the variant, both while they were scored by this process: figures of
