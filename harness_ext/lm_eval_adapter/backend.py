@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from lm_eval.models.huggingface import HFLM
 
 from harness_ext.calibration.cache import StatisticsCache
 from harness_ext.calibration.context import EditableModel
-from harness_ext.calibration.documents import PromptSettings, draw_documents
+from harness_ext.calibration.documents import PromptSettings, asked_document, document_hash, draw_documents
 from harness_ext.editing.pipeline import AppliedRecipe, DrawDocuments, apply_recipe
 from harness_ext.editing.records import totals
 from harness_ext.errors import UserError
@@ -36,6 +36,7 @@ from harness_ext.recipe.recipe import Recipe, parse_recipe
 from harness_ext.recipe.schema import EVALUATED, Calibration
 from harness_ext.storage.resume import ResumeState
 from harness_ext.storage.rundir import scratch_folder
+from leaderboard.readers.same_document import DocumentText, digests_in_samples, plain_requests
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -60,11 +61,7 @@ class RecipeLM(HFLM):
 
     def __init__(self, pretrained: str = "demo", recipe: str | None = None, **kwargs: Any) -> None:
         asked = parse_recipe(recipe) if recipe else None
-        if asked is not None and asked.chosen_on:
-            raise UserError(
-                f"recipe {asked.label!r} was chosen on documents of a scored split (chosen_on), which cannot be taken"
-                " out of the score here; run it by `lm_eval run --recipe`"
-            )
+        self._learned: frozenset[str] = frozenset()
         self.bars = True
         self.speed = Speed()
         self.recipe: Recipe | None = None
@@ -80,7 +77,14 @@ class RecipeLM(HFLM):
         super().__init__(pretrained=pretrained, **kwargs)
         # Not in `_create_model`, which lm-eval runs before it knows how to tokenise calibration documents.
         if asked is not None and not asked.is_baseline:
-            self.apply(asked, documents_of_named_tasks)
+            applied = self.apply(asked, documents_of_named_tasks)
+            self._learned = frozenset(asked.chosen_on).union(
+                *(
+                    {document.doc_hash, *document.digests}
+                    for _, drawn in applied.calibration
+                    for document in drawn.documents
+                )
+            )
 
     def get_model_info(self) -> dict[str, Any]:
         """lm-eval's facts about the model, plus the recipe that was applied and the digest of the weights as they
@@ -125,14 +129,17 @@ class RecipeLM(HFLM):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """lm-eval's, its progress bar only where `bars` is set."""
+        self._refuse_learned(requests)
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not self.bars)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """lm-eval's, its progress bar only where `bars` is set."""
+        self._refuse_learned(requests)
         return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm or not self.bars)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """lm-eval's, its progress bar only where `bars` is set."""
+        self._refuse_learned(requests)
         return super().generate_until(requests, disable_tqdm=disable_tqdm or not self.bars)
 
     def answer_rank(self, requests: list[Instance]) -> list[int]:
@@ -155,6 +162,20 @@ class RecipeLM(HFLM):
             of_answers = logits.gather(1, answers[:, None])
             ranks += ((logits > of_answers).sum(dim=1) + 1).tolist()
         return ranks
+
+    def _refuse_learned(self, requests: Sequence[Instance]) -> None:
+        """Raise UserError where a request is about a document that the recipe was chosen on or learned from."""
+        if not self._learned or self.recipe is None:
+            return
+        together: dict[tuple[str | None, int | None], list[Instance]] = {}
+        for request in requests:
+            together.setdefault((request.task_name, request.doc_id), []).append(request)
+        learned = sum(_is_among(of_document, self._learned) for of_document in together.values())
+        if learned:
+            raise UserError(
+                f"recipe {self.recipe.label!r} was chosen on or learned from {learned} of the {len(together)} documents"
+                " asked here (chosen_on), which cannot be taken out of the score here; run it by `lm_eval run --recipe`"
+            )
 
     def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """The tokens of a prompt that is not empty, and those of what follows it, split as lm-eval splits them."""
@@ -238,11 +259,19 @@ def documents_of_named_tasks(calibration: Calibration) -> list[CalibrationSet]:
     from harness_ext.lm_eval_adapter.task_loading import load_tasks
 
     loaded = load_tasks(task_manager(), calibration.tasks).loaded["tasks"]
-    scored = {hashed for task in loaded.values() for hashed in _scored_hashes(task)}
+    scored = {
+        hashed
+        for task in loaded.values()
+        for document in task.eval_docs
+        for hashed in asked_document(task, document).identities
+    }
     return draw_documents(calibration, loaded, scored, PromptSettings())
 
 
-def _scored_hashes(task: Any) -> list[str]:
-    from harness_ext.calibration.documents import document_hash
-
-    return [document_hash(document) for document in task.eval_docs]
+def _is_among(requests: Sequence[Instance], learned: frozenset[str]) -> bool:
+    """Whether the document of these requests is one of those learned from."""
+    document = requests[0].doc
+    if document_hash(document) in learned:
+        return True
+    text = DocumentText(plain_requests(request.args for request in requests), "", document)
+    return not learned.isdisjoint(digests_in_samples(text, 1))

@@ -120,6 +120,7 @@ def _calibration(step: int, drawn: CalibrationSet) -> ReceiptCalibration:
         shuffled_labels=drawn.shuffled_labels,
         left_out_because_scored=drawn.also_scored,
         documents=[document.doc_hash for document in drawn.documents],
+        contents=sorted({digest for document in drawn.documents for digest in document.digests}),
     )
 
 

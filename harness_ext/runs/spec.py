@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -17,21 +17,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext import __version__
 from harness_ext.calibration.documents import (
+    AskedDocument,
     PromptSettings,
+    asked_document,
     document_hash,
     draw_documents,
     drawing_order,
     fit_tasks,
     shares,
 )
-from harness_ext.errors import UserError
+from harness_ext.calibration.rewording import with_rewordings
+from harness_ext.errors import UserError, nearest
 from harness_ext.lm_eval_adapter import task_code, task_identity
 from harness_ext.lm_eval_adapter.task_identity import digest
 from harness_ext.lm_eval_adapter.task_loading import FreshTasks, load_tasks
 from harness_ext.model.model_identity import ModelReader
 from harness_ext.recipe.recipe import Recipe
 from harness_ext.runs.progress import ProgressReport
-from harness_ext.storage.rundir import results_root
+from harness_ext.storage.rundir import learned_by_export, results_root
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group
@@ -72,9 +75,13 @@ class LoadedTasks(NamedTuple):
 
 
 class Places(list):
-    """Ascending places of documents. lm-eval asks of every document whether its place is in the list, which a plain one
-    answers in time quadratic in their number.
+    """Places of documents, each once and ascending, whatever order they were named in: lm-eval asks of every document
+    whether its place is in the list, which a plain one answers in time quadratic in their number, and then takes the
+    first place for that of the first document.
     """
+
+    def __init__(self, places: Iterable[int]) -> None:
+        super().__init__(sorted(set(places)))
 
     @cached_property
     def _set(self) -> frozenset[int]:
@@ -94,6 +101,9 @@ class RunSpec:
         self._for_calibration: dict[tuple[str, ...], FreshTasks] = {}
         self._drawn: dict[str, str] = {}
         self._reader = ModelReader(left_out=results_root(Path(self._harness.output_path)))
+        self._asked: dict[tuple[str, int], AskedDocument] = {}
+        if self._harness.samples:
+            self._harness.samples = places_by_task(self._harness.samples)
 
     @cached_property
     def tasks(self) -> LoadedTasks:
@@ -105,6 +115,7 @@ class RunSpec:
         with self._report.stage("building tasks"):
             manager = resolve_tasks(self._harness)
             loaded, record = load_tasks(manager, list(self._harness.tasks))
+        _check_places(self._harness.samples or {}, loaded["tasks"])
         groups = list(loaded.get("groups", {}).values())
         inner = {group.name for outer in groups for group in outer.get_all_groups() if group is not outer}
         grouped = {task.task_name for group in groups for task in group.get_all_tasks()}
@@ -116,31 +127,20 @@ class RunSpec:
         """Take documents out of the score of every variant, where a recipe learns from the scored split
         (`calibration.split: test`, LASER's protocol), or was chosen on some of it (`chosen_on`).
 
-        A document that several tasks ask about is out of the score of all of them. Call it before anything else is
-        asked of this object. Raises UserError where nothing would be left to score.
+        A document that several tasks ask about, in whatever form, is out of the score of all of them. What an exported
+        model learned from counts as well. Call it before anything else is asked of this object. Raises UserError where
+        nothing would be left to score.
         """
         learned = {hashed for recipe in recipes for hashed in recipe.chosen_on}
+        learned |= learned_by_export(str(self._harness.model_args.get("pretrained", "")))
         for calibration in (step.calibration for recipe in recipes for step in recipe.steps):
-            if calibration is None or calibration.split != "test":
-                continue
-            for name, share in shares(calibration.tasks, calibration.samples).items():
-                candidates = self._scored_places(name) if name in self.tasks.by_name else []
-                if candidates and share >= len(candidates):
-                    raise UserError(
-                        f"calibration: {share} of the {len(candidates)} scored documents of {name!r} were asked for,"
-                        " which leaves none to score; lower calibration.samples"
-                    )
-                learned.update(
-                    document_hash(self.tasks.by_name[name].eval_docs[place])
-                    for place in drawing_order(calibration, name, candidates)[:share]
-                )
+            if calibration is not None and calibration.split == "test":
+                learned |= self._to_be_drawn(calibration)
         if not learned:
             return
         scored = {name: self._scored_places(name) for name in self.tasks.by_name}
         left = {
-            name: Places(
-                place for place in places if document_hash(self.tasks.by_name[name].eval_docs[place]) not in learned
-            )
+            name: Places(place for place in places if not self.asked(name, place).is_among(learned))
             for name, places in scored.items()
         }
         if empty := [name for name, places in left.items() if not places]:
@@ -151,6 +151,44 @@ class RunSpec:
         # Where a recipe was chosen on documents of other tasks, what is asked stays what was asked.
         if left != scored:
             self._harness.samples, self._harness.limit = left, None
+            for name, places in scored.items():
+                if out := len(places) - len(left[name]):
+                    self._report.line(
+                        f"{name}: {out} of {len(places)} documents are out of every score, since a recipe or the model"
+                        " learned from them, or was chosen on them"
+                    )
+
+    def _to_be_drawn(self, calibration: Calibration) -> set[str]:
+        """Hashes and digests of the scored documents that a step will learn from."""
+        learned: set[str] = set()
+        for name, share in shares(calibration.tasks, calibration.samples).items():
+            candidates = self._scored_places(name) if name in self.tasks.by_name else []
+            if candidates and share >= len(candidates):
+                raise UserError(
+                    f"calibration: {share} of the {len(candidates)} scored documents of {name!r} were asked for,"
+                    " which leaves none to score; lower calibration.samples"
+                )
+            for place in drawing_order(calibration, name, candidates)[:share]:
+                learned |= self.asked(name, place).identities
+        return learned
+
+    def asked(self, name: str, place: int) -> AskedDocument:
+        """How the document at a place of a task's scored split is recognised."""
+        key = (name, place)
+        if key not in self._asked:
+            task = self.tasks.by_name[name]
+            self._asked[key] = asked_document(task, task.eval_docs[place])
+        return self._asked[key]
+
+    @cached_property
+    def scored_contents(self) -> dict[str, list[AskedDocument]]:
+        """What will be reported, by task: how each document is recognised."""
+        return {name: [self.asked(name, place) for place in self._scored_places(name)] for name in self.tasks.by_name}
+
+    @cached_property
+    def scored_identities(self) -> frozenset[str]:
+        """Every hash that tells a document that will be reported."""
+        return frozenset().union(*(asked.identities for of in self.scored_contents.values() for asked in of))
 
     def _scored_places(self, name: str) -> list[int]:
         """The places of a task's scored documents in its split, ascending."""
@@ -158,7 +196,7 @@ class RunSpec:
 
         chosen = (self._harness.samples or {}).get(name)
         if chosen is not None:
-            return sorted(chosen)
+            return list(chosen)
         task = self.tasks.by_name[name]
         limit = get_sample_size(task, self._harness.limit)
         return list(range(len(task.eval_docs) if limit is None else min(int(limit), len(task.eval_docs))))
@@ -273,7 +311,6 @@ class RunSpec:
         for task in tasks.values():
             if harness.num_fewshot is not None and task.get_config("num_fewshot") != 0:
                 task.set_config(key="num_fewshot", value=harness.num_fewshot)
-        scored = {hashed for hashes in self.scored_documents.values() for hashed in hashes}
         prompts = PromptSettings(
             harness.system_instruction,
             chat_template is not None,
@@ -281,7 +318,8 @@ class RunSpec:
             harness.seed[3] if harness.seed else None,
             chat_template,
         )
-        return draw_documents(calibration, tasks, scored, prompts)
+        drawn = draw_documents(calibration, tasks, self.scored_identities, prompts)
+        return [with_rewordings(documents, self.scored_contents) for documents in drawn]
 
     def _named_only_by(self, calibration: Calibration) -> FreshTasks | None:
         """The tasks that a step takes its documents from and that are not evaluated, built once; None where there are
@@ -343,6 +381,35 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return getattr(sys.modules.get(package), "__version__", None)
+
+
+def places_by_task(samples: Any) -> dict[str, Places]:
+    """The places that `--samples` names, in one order whatever order they are written in. Raises UserError for what is
+    no such thing; lm-eval would score other documents, or log them under other places, and say nothing.
+    """
+    form = 'give JSON such as {"int_mult": [0, 3, 5]}, or the path of a file that holds it'
+    if not isinstance(samples, Mapping):
+        raise UserError(f"--samples names places of documents by task, and {samples!r} does not: {form}")
+    for name, places in samples.items():
+        if not isinstance(places, (list, tuple)):
+            raise UserError(f"--samples: the places of {name!r} are no list: {form}")
+        wrong = [place for place in places if isinstance(place, bool) or not isinstance(place, int) or place < 0]
+        if wrong:
+            raise UserError(f"--samples: {wrong[0]!r} is no place of a document of {name!r}: they are counted from 0")
+        if not places:
+            raise UserError(f"--samples names no document of {name!r}: leave the task out of it to score all of them")
+    return {name: Places(places) for name, places in samples.items()}
+
+
+def _check_places(samples: Mapping[str, Sequence[int]], tasks: Mapping[str, Task]) -> None:
+    for name, places in samples.items():
+        if name not in tasks:
+            raise UserError(f"--samples names a task that is not evaluated: {name!r}, {nearest(name, tasks)}")
+        count = len(tasks[name].eval_docs)
+        if places[-1] >= count:
+            raise UserError(
+                f"--samples: {name!r} has no document {places[-1]}: it has {count:,}, counted from 0 to {count - 1:,}"
+            )
 
 
 def versions() -> dict[str, str]:

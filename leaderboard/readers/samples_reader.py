@@ -1,8 +1,9 @@
 """lm-eval's `samples_<task>_<date>.jsonl`: one line per document and filter.
 
 Notable choices:
-- A document is known by `doc_key`, a hash of task, document, prompt and target, never by its position. Where a task
-  holds the same document twice, `occurrence` counts them in the order of `doc_id`.
+- A document is known by `doc_key`, a hash of task, document, prompt and target, never by its position or `doc_id`:
+  lm-eval logs other ids than those of the documents where `--samples` names them in another order. Where a task holds
+  the same document twice, `occurrence` counts the copies in the order of the file, and nothing is paired by it.
 - Numbers in `resps` are strings; they are kept as text, so that "the same to the bit" can be asked of them.
 - A metric's sample may be a number, a (log-likelihood, weight) pair, or the parts of a corpus metric.
 """
@@ -23,6 +24,7 @@ from leaderboard.errors import Unreadable
 from leaderboard.readers.jsonl import parse_line, read_lines
 from leaderboard.readers.records import NO_FILTER
 from leaderboard.readers.safe_json import canonical, canonical_each, clean, finite, integer
+from leaderboard.readers.same_document import DocumentText, SampleContents, requests_of
 from leaderboard.readers.samples import Document, SampleOutcome, Samples, SampleScore, outcome
 from leaderboard.readers.samples_fast_path import KNOWN_BYTES, Known, Lines
 
@@ -110,6 +112,7 @@ def _document(line: dict[str, Any], form: SampleForm) -> Document:
         source=source,
         prompt=prompt,
         target=target,
+        contents=SampleContents(DocumentText(requests_of(line.get("arguments")), target, source)),
     )
 
 

@@ -170,7 +170,8 @@ def pin_baseline(store: Store, run_id: str, reason: str) -> None:
 
 class MetricSamples(NamedTuple):
     """One metric's samples of two runs, paired: arrays of one length in a fixed order, masked where a value is
-    missing.
+    missing. copies: how many of them are of a document that was there before; if those are more than a few, `cluster`
+    holds copies together.
     """
 
     baseline: np.ma.MaskedArray
@@ -180,15 +181,34 @@ class MetricSamples(NamedTuple):
     baseline_parts: np.ma.MaskedArray
     recipe_parts: np.ma.MaskedArray
     cluster: np.ma.MaskedArray
+    copies: int = 0
 
+
+_ARRAYS = MetricSamples._fields[:-1]
+_FEW_COPIES = 1.02
+"""Copies are no independent documents. They may be taken for such while the variance of a mean, counted as if all its
+documents were independent, is too small by at most this factor: with groups of m, sum(m^2) / n."""
 
 _Key = tuple[str, str, str, str, str]  # baseline, recipe's run, task, metric, filter
-_JOINED = (
-    "FROM (SELECT unnest($1) AS baseline, unnest($2) AS recipe) p JOIN sample_scores r ON r.run_id = p.recipe JOIN"
-    " scores s ON s.run_id = p.recipe AND s.is_primary AND (s.task, s.metric, s.filter) = (r.task, r.metric, r.filter)"
-    " JOIN sample_scores b ON b.run_id = p.baseline AND (b.task, b.metric, b.filter, b.doc_key, b.occurrence) ="
-    " (r.task, r.metric, r.filter, r.doc_key, r.occurrence) "
+_SCORES = "sample_scores"
+# Files may log copies of one document in any order. Those of two runs are put side by side by their scores.
+_IN_ORDER_OF_SCORES = (
+    "(SELECT * REPLACE (row_number() OVER (PARTITION BY run_id, task, metric, filter, doc_key ORDER BY value, weight,"
+    " parts) AS occurrence) FROM sample_scores WHERE (run_id IN (SELECT unnest($1)) OR run_id IN (SELECT unnest($2)))"
+    " AND task IN (SELECT unnest($3)))"
 )
+
+
+def _joined(source: str) -> str:
+    """The pairs of samples, from a table of them or a query in its place."""
+    return (
+        f"FROM (SELECT unnest($1) AS baseline, unnest($2) AS recipe) p JOIN {source} r ON r.run_id = p.recipe JOIN"
+        " scores s ON s.run_id = p.recipe AND s.is_primary AND (s.task, s.metric, s.filter) = (r.task, r.metric,"
+        f" r.filter) JOIN {source} b ON b.run_id = p.baseline AND (b.task, b.metric, b.filter, b.doc_key, b.occurrence)"
+        " = (r.task, r.metric, r.filter, r.doc_key, r.occurrence) "
+    )
+
+
 _PLAIN = (
     "b.value IN (0, 1) AND r.value IN (0, 1) AND b.weight IS NULL AND r.weight IS NULL AND b.parts IS NULL AND r.parts"
     " IS NULL AND r.cluster IS NULL AND s.best_value IS NULL"
@@ -225,16 +245,18 @@ class PairedSamples:
             "SELECT p.baseline, p.recipe, r.task, r.metric, r.filter, count(*) FILTER (b.value = 1 AND r.value = 1) AS"
             " right_in_both, count(*) FILTER (b.value = 1 AND r.value = 0) AS lost, count(*) FILTER (b.value = 0 AND"
             " r.value = 1) AS gained, count(*) FILTER (b.value = 0 AND r.value = 0) AS wrong_in_both,"
-            f" bool_and(coalesce({_PLAIN}, false)) AS plain {_JOINED} GROUP BY ALL",
+            f" bool_and(coalesce({_PLAIN}, false)) AS plain, bool_or(r.occurrence > 0) AS copies {_joined(_SCORES)}"
+            " GROUP BY ALL",
             sides,
         )
         keys = {(row["baseline"], row["recipe"], row["task"], row["metric"], row["filter"]): row for row in rows}
-        self._found = {key: _from_counts(row) for key, row in keys.items() if row["plain"]}
-        others = [key for key, row in keys.items() if not row["plain"]]
-        if others:
-            self._found |= self._documents(others)
+        self._found = {key: _from_counts(row) for key, row in keys.items() if row["plain"] and not row["copies"]}
+        for copies, source in ((False, _SCORES), (True, _IN_ORDER_OF_SCORES)):
+            others = [key for key, row in keys.items() if key not in self._found and row["copies"] == copies]
+            if others:
+                self._found |= self._documents(others, source)
 
-    def _documents(self, wanted: list[_Key]) -> dict[_Key, MetricSamples]:
+    def _documents(self, wanted: list[_Key], source: str) -> dict[_Key, MetricSamples]:
         import numpy as np
 
         pairs = sorted({key[:2] for key in wanted})
@@ -242,9 +264,10 @@ class PairedSamples:
         columns = self._store.columns(
             "SELECT p.baseline AS baseline_run, p.recipe AS recipe_run, r.task, r.metric, r.filter, b.value AS"
             " baseline, r.value AS recipe, b.weight AS baseline_weight, r.weight AS recipe_weight, b.parts AS"
-            f" baseline_parts, r.parts AS recipe_parts, r.cluster AS cluster {_JOINED} JOIN (SELECT unnest($3) AS task,"
-            " unnest($4) AS metric, unnest($5) AS filter) w ON (w.task, w.metric, w.filter) = (r.task, r.metric,"
-            " r.filter) ORDER BY p.baseline, p.recipe, r.task, r.metric, r.filter, r.doc_key, r.occurrence",
+            f" baseline_parts, r.parts AS recipe_parts, r.cluster AS cluster, r.doc_key AS document {_joined(source)}"
+            " JOIN (SELECT unnest($3) AS task, unnest($4) AS metric, unnest($5) AS filter) w ON (w.task, w.metric,"
+            " w.filter) = (r.task, r.metric, r.filter) ORDER BY p.baseline, p.recipe, r.task, r.metric, r.filter,"
+            " r.doc_key, r.occurrence",
             [*(list(side) for side in zip(*pairs)), *(list(side) for side in zip(*tasks))],
         )
         keys = list(
@@ -253,10 +276,26 @@ class PairedSamples:
         starts = [i for i, key in enumerate(keys) if i == 0 or key != keys[i - 1]]
         chosen = set(wanted)
         return {
-            keys[start]: MetricSamples(*(np.ma.asarray(columns[name][start:end]) for name in MetricSamples._fields))
+            keys[start]: _with_copies(
+                MetricSamples._make([np.ma.asarray(columns[name][start:end]) for name in _ARRAYS] + [0]),
+                columns["document"][start:end],
+            )
             for start, end in zip(starts, [*starts[1:], len(keys)])
             if keys[start] in chosen
         }
+
+
+def _with_copies(samples: MetricSamples, documents: np.ndarray) -> MetricSamples:
+    """The samples with what is to be known of documents that occur more than once. documents: the key of each."""
+    import numpy as np
+
+    keys = np.ma.getdata(documents).astype(str)
+    sizes = np.unique(keys, return_counts=True)[1]
+    copies = len(keys) - len(sizes)
+    apart = np.ma.getmaskarray(samples.cluster).any()
+    if apart and (sizes**2).sum() > _FEW_COPIES * len(keys):
+        samples = samples._replace(cluster=np.ma.asarray(keys.astype(object)))
+    return samples._replace(copies=int(copies))
 
 
 def _from_counts(row: dict[str, Any]) -> MetricSamples:
