@@ -14,12 +14,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from leaderboard.errors import Unreadable
+from leaderboard.readers.asked import asked_of
 from leaderboard.readers.discovery import Candidate, date_of
 from leaderboard.readers.orphan_samples import WARNING, read_task
 from leaderboard.readers.receipt import Receipt, ReceiptCalibration, read_receipt, shown, storable, utc
 from leaderboard.readers.records import NO_FILTER, ReportedScore, Run, RunVariant, TaskRun
 from leaderboard.readers.results import Environment, Results, read_results
-from leaderboard.readers.safe_json import canonical, clean, digest
+from leaderboard.readers.safe_json import canonical, clean, digest, mapping, optional_text
 from leaderboard.readers.samples import Samples, content_hash, documents_hash, log_likelihoods
 from leaderboard.readers.samples_reader import LOG_LIKELIHOOD_OUTPUTS, SampleForm, SamplesReader
 
@@ -93,6 +94,7 @@ def _receipt_run(candidate: Candidate, path: Path, reader: SamplesReader) -> Run
         device=receipt.model.device and clean(receipt.model.device),
         versions=shown(raw.get("versions")),
         settings=shown(raw.get("settings")),
+        asked=asked_of(raw.get("settings")),
         seeds=shown(raw.get("seeds")),
         warnings=[clean(warning) for warning in receipt.warnings],
         totals=shown(raw.get("totals")),
@@ -115,7 +117,10 @@ def _receipt_run(candidate: Candidate, path: Path, reader: SamplesReader) -> Run
     results, *others = read_results(candidate.results)
     if others:
         raise Unreadable("results_*.json is of before lm-eval 0.4, which no receipt can lie beside")
-    tasks = [_with_overlap(task, calibrations) for task in _task_runs(results, candidate, reader)]
+    tasks = [
+        replace(_with_overlap(task, calibrations), identity=_identity(receipt, task.task))
+        for task in _task_runs(results, candidate, reader)
+    ]
     return _with_id(replace(_with_environment(run, results.environment), tasks=tasks, scores=results.scores))
 
 
@@ -131,6 +136,7 @@ def _plain_run(candidate: Candidate, results: Results, reader: SamplesReader) ->
         scores=results.scores,
         files=_names(candidate),
         settings=environment.settings,
+        asked=environment.asked,
         started=_from_timestamp(environment.date),
     )
     return _with_id(_with_environment(run, environment))
@@ -248,6 +254,8 @@ def _task_runs(results: Results, candidate: Candidate, reader: SamplesReader) ->
             cluster_by=settings.cluster_by,
             samples=samples,
             documents_hash=documents_hash(samples) if samples is not None else None,
+            config_hash=settings.config_hash,
+            subset=settings.subset,
         )
         if samples and settings.output_type in LOG_LIKELIHOOD_OUTPUTS:
             count, fingerprint = log_likelihoods(samples)
@@ -266,6 +274,10 @@ def _with_overlap(task: TaskRun, calibrations: list[ReceiptCalibration]) -> Task
     used = {document for calibration in calibrations for document in calibration.documents}
     both = sorted(used.intersection(document.doc_hash for document in (task.samples or Samples()).documents))
     return replace(task, calibration_overlap=len(both), overlap_example=both[0]) if both else task
+
+
+def _identity(receipt: Receipt, task: str) -> str | None:
+    return optional_text(mapping(receipt.tasks.get(task)).get("identity"))
 
 
 def _asked_tasks(receipt: Receipt) -> list[TaskRun]:

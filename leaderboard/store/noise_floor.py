@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from leaderboard.store.database import Store
 
-# Alike: weights, task settings, documents, versions, device, dtype. Different: the batch size.
+# Alike: weights, task as far as both say, its settings, documents, versions, device, dtype. Different: the batch size.
 _PAIRS = """
 INSERT INTO noise_floors
 SELECT vn.model_key, o.run_id, n.run_id, sn.task, sn.metric, sn.filter, count(*),
@@ -33,6 +33,7 @@ JOIN run_tasks t ON t.run_id = o.run_id AND t.task = tn.task AND t.documents_has
   FROM tn.chat_template_hash
   AND t.system_instruction_hash IS NOT DISTINCT FROM tn.system_instruction_hash
   AND t.generation_arguments IS NOT DISTINCT FROM tn.generation_arguments
+  AND coalesce(t.identity = tn.identity, t.config_hash = tn.config_hash, true)
 JOIN sample_scores sn ON sn.run_id = n.run_id AND sn.task = tn.task
 JOIN sample_scores so ON so.run_id = o.run_id AND so.task = sn.task AND so.metric = sn.metric AND so.filter = sn.filter
   AND so.doc_key = sn.doc_key AND so.occurrence = sn.occurrence
