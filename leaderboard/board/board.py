@@ -1,9 +1,8 @@
 """The board: every run x task against its baseline, judged, corrected for their number, and put into words.
 
 Notable choices:
-- The baseline of a cell is the pinned run of its model where one is pinned and has the task; otherwise the earliest
-  unedited run in the same comparability key, one of the same settings before others. Where a model has no run of the
-  recipe `baseline`, its earliest plain lm_eval run stands in.
+- Which run is the baseline of a cell is for `compare.baselines` to say: the pinned one, or else the latest unedited
+  run of the same task, documents and settings.
 - The words are those of `cell`.
 - A recipe is compared with each control of its own too, on the same documents: being better than the baseline says
   little where the control is as good. Corrected over all such comparisons of the model.
@@ -14,13 +13,13 @@ Notable choices:
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from leaderboard.board import reported
 from leaderboard.board.cell import Cell, changed, with_control_verdicts, with_verdicts
 from leaderboard.compare import comparability, verdict_cache
+from leaderboard.compare.baselines import BaselineChoice, Baselines
 from leaderboard.compare.contents import Contents, Effects, read_contents
 from leaderboard.compare.pairing import Subject, Terms, effect_key, pair_up
 from leaderboard.compare.verdict_cache import Judged, Key, Memory
@@ -29,7 +28,7 @@ from leaderboard.metrics import DEFAULT_MARGIN
 from leaderboard.readers.records import BASELINE
 from leaderboard.readers.safe_json import no_collection
 from leaderboard.store.database import Store
-from leaderboard.store.queries import RunRow, RunTaskRow
+from leaderboard.store.queries import RunRow
 
 _AT_ONCE = 20  # runs judged between two looks at the clock
 
@@ -55,7 +54,7 @@ def board(
         memory = verdict_cache.recall(store, contents.run_ids(wanted)) if margin == DEFAULT_MARGIN else None
         cells = []
         for runs in contents.by_model(wanted).values():
-            judging = _Judging(store, contents, fixed or _Candidates(contents, runs), margin, memory)
+            judging = _Judging(store, contents, fixed or Baselines(contents, runs), margin, memory)
             contents.samples.fetch(_pairs(judging, runs))
             cells += _in_words([cell for run in runs for cell in _cells(judging, run)])
         return sorted(cells, key=_order)
@@ -78,7 +77,7 @@ def judge_ahead(store: Store, models: Sequence[str], seconds: float) -> JudgedAh
     memory = verdict_cache.recall(store, contents.run_ids(set(models)))
     boards: dict[str, list[Cell]] = {}
     for model, runs in contents.by_model(set(models)).items():
-        judging = _Judging(store, contents, _Candidates(contents, runs), DEFAULT_MARGIN, memory)
+        judging = _Judging(store, contents, Baselines(contents, runs), DEFAULT_MARGIN, memory)
         cells: list[Cell] = []
         for first in range(0, len(runs), _AT_ONCE):
             if memory.new and time.monotonic() > until:  # what is only recalled is quick, and each turn must get on
@@ -111,7 +110,7 @@ class _Judging(NamedTuple):
 
     store: Store
     contents: Contents
-    against: RunRow | _Candidates
+    against: RunRow | Baselines
     margin: float
     memory: Memory | None = None
 
@@ -119,14 +118,16 @@ class _Judging(NamedTuple):
 def _pairs(judging: _Judging, runs: Sequence[RunRow]) -> set[tuple[str, str]]:
     """(baseline, run) of every pair whose samples will be asked for."""
     found = set()
-    contents, against, terms = judging.contents, judging.against, Terms(judging.margin)
+    contents, terms = judging.contents, Terms(judging.margin)
     for run in runs if len(runs) > 1 else ():
         for task in contents.tasks.get(run.run_id, ()):
             score = contents.primary(run.run_id, task.task)
-            baseline = against if isinstance(against, RunRow) else against.baseline_of(run, task)
-            if score is None or baseline is None or baseline is run:
+            if score is None:
                 continue
             subject = Subject(run, task, score)
+            baseline = _choice(judging, subject).run
+            if baseline is None or baseline is run:
+                continue
             for other in (baseline, *_controls(judging, subject)):
                 if (
                     (other.run_id, run.run_id) not in found
@@ -179,7 +180,7 @@ def _failed(contents: Contents, run: RunRow, task: str) -> Cell:
 
 
 def _cell(judging: _Judging, subject: Subject) -> Cell:
-    (run, task, score), against = subject, judging.against
+    run, task, score = subject
     cell = changed(
         _blank(judging.contents, run, task.task, "undecided"),
         metric=score.metric,
@@ -201,7 +202,7 @@ def _cell(judging: _Judging, subject: Subject) -> Cell:
             verdict="failed",
             notes=(f"the result is {score.reported}, not a number", *comparability.own_warnings(run)),
         )
-    baseline = against if isinstance(against, RunRow) else against.baseline_of(run, task)
+    baseline, _, notes = _choice(judging, subject)
     if baseline is None:
         return changed(
             cell,
@@ -214,13 +215,19 @@ def _cell(judging: _Judging, subject: Subject) -> Cell:
             verdict=BASELINE,
             baseline_run=run.run_id,
             baseline_score=score.score,
-            notes=comparability.unpaired_notes(run, task),
+            notes=(*notes, *comparability.unpaired_notes(run, task)),
         )
     against_controls = tuple(
         _compared(judging, changed(cell, control=control.control, reported=()), subject, control)
         for control in _controls(judging, subject)
     )
-    return changed(_compared(judging, cell, subject, baseline), against_controls=against_controls)
+    compared = changed(_compared(judging, cell, subject, baseline), against_controls=against_controls)
+    return changed(compared, notes=(*notes, *compared.notes)) if notes else compared
+
+
+def _choice(judging: _Judging, subject: Subject) -> BaselineChoice:
+    against = judging.against
+    return BaselineChoice(against) if isinstance(against, RunRow) else against.choose(subject)
 
 
 def _controls(judging: _Judging, subject: Subject) -> list[RunRow]:
@@ -278,47 +285,6 @@ def _recalled(judging: _Judging, subject: Subject, baseline: RunRow) -> Judged |
 
 def _key(subject: Subject, baseline: RunRow) -> Key:
     return Key(subject.run.run_id, baseline.run_id, subject.task.task, subject.score.metric, subject.score.filter)
-
-
-class _Candidates:
-    """The runs of one model that may be its baseline, by task: found once, because a model may have a thousand runs."""
-
-    def __init__(self, contents: Contents, runs: Sequence[RunRow]) -> None:
-        self._contents = contents
-        pinned = contents.pinned.get(runs[0].model_key)
-        self._pinned: dict[str, RunRow] = {}
-        having: dict[str, list[tuple[RunRow, RunTaskRow]]] = defaultdict(list)
-        for run in runs:
-            if run.status != "complete" or not (
-                run.run_id == pinned or run.recipe_name == BASELINE or run.origin == "plain"
-            ):
-                continue
-            for row in contents.tasks.get(run.run_id, ()):
-                if contents.primary(run.run_id, row.task) is None:
-                    continue
-                if run.run_id == pinned:
-                    self._pinned[row.task] = run
-                if run.recipe_name == BASELINE or run.origin == "plain":
-                    having[row.task].append((run, row))
-        self._unedited = {
-            task: [pair for pair in pairs if pair[0].recipe_name == BASELINE] or pairs for task, pairs in having.items()
-        }
-
-    def baseline_of(self, run: RunRow, task: RunTaskRow) -> RunRow | None:
-        """The run to compare with; see the module's notes."""
-        if task.task in self._pinned:
-            return self._pinned[task.task]
-        unedited = self._unedited.get(task.task, ())
-        is_unedited = run.recipe_name == BASELINE or any(other.run_id == run.run_id for other, _ in unedited)
-        best: tuple[bool, bool] | None = None
-        found = None
-        for other, row in unedited:  # the first of equals: runs come earliest first
-            distance = (not comparability.same_key(row, task), not is_unedited and other.settings_id != run.settings_id)
-            if best is None or distance < best:
-                best, found = distance, other
-            if best == (False, False):
-                break
-        return found
 
 
 def _order(cell: Cell) -> tuple[str, str, bool, str, str]:

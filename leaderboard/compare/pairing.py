@@ -72,6 +72,7 @@ def pair_up(store: Store, contents: Contents, subject: Subject, baseline: RunRow
         *effect.notes,
         *_beside(contents, baseline.run_id, run.run_id, score),
         *_direction_note(score),
+        *comparability.task_notes(base_task, task),
         *comparability.reservations(baseline, run),
     )
     return Pairing(reported, (), effect, notes, contents.noise_floor(run, score, baseline))

@@ -128,20 +128,21 @@ def _task_row(
         return replace(
             row, metric=score.metric, decided="FAIL", reasons=(f"the result is {score.reported}, not a number",)
         )
-    pairing = gate.pair(subject, named.run, terms)
+    baseline = named.run_of(name)
+    pairing = gate.pair(subject, baseline, terms)
     metric = score.metric if score.filter == "none" else f"{score.metric} ({score.filter})"
     row = replace(
         row,
         metric=metric,
         score=score.score,
         baseline_score=pairing.baseline_score,
-        identical=candidate.run_id == named.run.run_id,
+        identical=candidate.run_id == baseline.run_id,
     )
     broken = _floor_broken(score, entry)
     if pairing.effect is None:
         return replace(row, decided="FAIL" if broken else "INCOMPARABLE", reasons=(*broken, *pairing.obstacles))
     effect = pairing.effect
-    choices = compare_choices(gate.store, named.run.run_id, candidate.run_id, name, score.filter)
+    choices = compare_choices(gate.store, baseline.run_id, candidate.run_id, name, score.filter)
     row = replace(
         row,
         documents=effect.count,
@@ -160,9 +161,16 @@ def _task_row(
         detectable=effect.detectable,
         documents_needed=_needed(effect.count, effect.standard_error, effect.margin, policy.alpha),
         choices=choices,
-        notes=(*(("the same as the baseline, to the bit",) if row.identical else ()), *pairing.notes),
+        notes=(*_about(row, named, name), *pairing.notes),
     )
     return replace(row, decided="FAIL", reasons=broken) if broken else row
+
+
+def _about(row: GateRow, named: Named, name: str) -> tuple[str, ...]:
+    """Which run a task is compared with where it is not the one that the others are, and whether it is the same."""
+    other = named.others.get(name)
+    against = () if other is None else (f"against run {other.run_id[:12]}, which ran this task as the candidate did",)
+    return (*against, *(("the same as the baseline, to the bit",) if row.identical else ()))
 
 
 def _needed(count: int, error: float | None, margin: float | None, alpha: float) -> int | None:

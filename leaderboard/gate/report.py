@@ -73,7 +73,12 @@ def judge_candidate(candidate: Run, policy: Policy, asked: Sequence[str], databa
     baselines = baselines_of(candidate, asked, database)
     base, before = _unedited(candidate, baselines, database)
     runs = _without_repeats(
-        [*([] if base is None else [base]), *before.values(), *(named.run for named in baselines), candidate]
+        [
+            *([] if base is None else [base]),
+            *before.values(),
+            *(run for named in baselines for run in (named.run, *named.others.values())),
+            candidate,
+        ]
     )
     with gate_store([with_metrics(run, policy) for run in runs], _floors(database)) as gate:
         rows = decide(

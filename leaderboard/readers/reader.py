@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from leaderboard.errors import Unreadable
+from leaderboard.readers.asked import asked_of
 from leaderboard.readers.discovery import Candidate, date_of
 from leaderboard.readers.orphan_samples import WARNING, read_task
 from leaderboard.readers.receipt import Receipt, read_receipt, shown, storable, utc
 from leaderboard.readers.records import NO_FILTER, ReportedScore, Run, RunVariant, TaskRun
 from leaderboard.readers.results import Environment, Results, read_results
-from leaderboard.readers.safe_json import canonical, clean, digest
+from leaderboard.readers.safe_json import canonical, clean, digest, mapping, optional_text
 from leaderboard.readers.samples import Samples, content_hash, documents_hash, log_likelihoods
 from leaderboard.readers.samples_reader import LOG_LIKELIHOOD_OUTPUTS, SampleForm, SamplesReader
 
@@ -94,6 +95,7 @@ def _receipt_run(candidate: Candidate, path: Path, reader: SamplesReader) -> Run
         device=receipt.model.device and clean(receipt.model.device),
         versions=shown(raw.get("versions")),
         settings=shown(raw.get("settings")),
+        asked=asked_of(raw.get("settings")),
         seeds=shown(raw.get("seeds")),
         warnings=[clean(warning) for warning in receipt.warnings],
         totals=shown(raw.get("totals")),
@@ -117,7 +119,10 @@ def _receipt_run(candidate: Candidate, path: Path, reader: SamplesReader) -> Run
     if others:
         raise Unreadable("results_*.json is of before lm-eval 0.4, which no receipt can lie beside")
     learned = _learned(receipt)
-    tasks = [_with_overlap(task, learned) for task in _task_runs(results, candidate, reader)]
+    tasks = [
+        replace(_with_overlap(task, learned), identity=_identity(receipt, task.task))
+        for task in _task_runs(results, candidate, reader)
+    ]
     return _with_id(replace(_with_environment(run, results.environment), tasks=tasks, scores=results.scores))
 
 
@@ -133,6 +138,7 @@ def _plain_run(candidate: Candidate, results: Results, reader: SamplesReader) ->
         scores=results.scores,
         files=_names(candidate),
         settings=environment.settings,
+        asked=environment.asked,
         started=_from_timestamp(environment.date),
     )
     return _with_id(_with_environment(run, environment))
@@ -250,6 +256,8 @@ def _task_runs(results: Results, candidate: Candidate, reader: SamplesReader) ->
             cluster_by=settings.cluster_by,
             samples=samples,
             documents_hash=documents_hash(samples) if samples is not None else None,
+            config_hash=settings.config_hash,
+            subset=settings.subset,
         )
         if samples and settings.output_type in LOG_LIKELIHOOD_OUTPUTS:
             count, fingerprint = log_likelihoods(samples)
@@ -294,6 +302,10 @@ def _with_overlap(task: TaskRun, learned: _Learned) -> TaskRun:
             and not learned.contents.isdisjoint(document.contents.digests(task.num_fewshot))
         }
     return replace(task, calibration_overlap=len(both), overlap_example=min(both)) if both else task
+
+
+def _identity(receipt: Receipt, task: str) -> str | None:
+    return optional_text(mapping(receipt.tasks.get(task)).get("identity"))
 
 
 def _asked_tasks(receipt: Receipt) -> list[TaskRun]:

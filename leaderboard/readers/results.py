@@ -17,9 +17,11 @@ from typing import Any
 
 from leaderboard.errors import Unreadable
 from leaderboard.metrics import best_value, direction
+from leaderboard.readers.asked import asked_of
 from leaderboard.readers.legacy_results import by_prompt, modernised
 from leaderboard.readers.records import ReportedScore
 from leaderboard.readers.safe_json import canonical, clean, finite, integer, load_json, mapping, optional_text
+from leaderboard.readers.task_identity import config_hash, subset
 
 _NOT_METRICS = frozenset({"alias", "name", "sample_len", "samples", " "})
 _NUMBER = re.compile(
@@ -38,6 +40,8 @@ class TaskSettings:
     output_type: str | None
     cluster_by: str | None
     sample_count: int | None
+    config_hash: str | None = None
+    subset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class Environment:
     date: float | None
     settings: str
     request_cache: bool | None
+    asked: str | None = None
 
 
 @dataclass(frozen=True)
@@ -165,13 +170,16 @@ def _task_settings(task: str, data: dict[str, Any]) -> TaskSettings:
     shots = integer(mapping(data.get("n-shot")).get(task))
     generation = config.get("generation_kwargs")
     cluster_by = mapping(config.get("metadata")).get("cluster_by")
+    scored = integer(row.get("sample_len")) if "sample_len" in row else integer(counts.get("effective"))
     return TaskSettings(
         version=optional_text(mapping(data.get("versions")).get(task)),
         num_fewshot=shots if shots is not None else integer(config.get("num_fewshot")),
         generation_arguments=canonical(generation) if generation is not None else None,
         output_type=optional_text(config.get("output_type")),
         cluster_by=cluster_by if isinstance(cluster_by, str) else None,
-        sample_count=integer(row.get("sample_len")) if "sample_len" in row else integer(counts.get("effective")),
+        sample_count=scored,
+        config_hash=config_hash(config, optional_text(data.get("lm_eval_version"))),
+        subset=subset(mapping(data.get("config")), integer(counts.get("original")), scored),
     )
 
 
@@ -206,6 +214,7 @@ def _environment(data: dict[str, Any], path: Path) -> Environment:
         date=finite(data.get("date")),
         settings=canonical(config),
         request_cache=bool(config["use_cache"]) if "use_cache" in config else None,
+        asked=asked_of(config | {"model_args": arguments}),
     )
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from leaderboard.store.database import Store
 
-# Alike: weights, task settings, documents, versions, device, dtype. Different: the batch size.
+# Alike: weights, task as far as both say, its settings, documents, versions, device, dtype. Different: the batch size.
 # Copies of one document may stand in any order: their scores are compared as a group.
 _PAIRS = """
 INSERT INTO noise_floors
@@ -34,6 +34,7 @@ WITH pairs AS (
       AND t.chat_template_hash IS NOT DISTINCT FROM tn.chat_template_hash
       AND t.system_instruction_hash IS NOT DISTINCT FROM tn.system_instruction_hash
       AND t.generation_arguments IS NOT DISTINCT FROM tn.generation_arguments
+      AND coalesce(t.identity = tn.identity, t.config_hash = tn.config_hash, true)
     WHERE n.run_id = ? AND n.status = 'complete' AND vn.recipe_name = 'baseline'
 ), scored AS (
     SELECT run_id, task, metric, filter, doc_key, count(*) AS copies, sum(value) AS hits,

@@ -51,6 +51,8 @@ class RunRow:
     lm_eval_version: str | None
     transformers_version: str | None
     torch_version: str | None
+    recipe_id: str | None = None
+    asked: str | None = None
 
 
 class RunTaskRow(NamedTuple):
@@ -68,6 +70,9 @@ class RunTaskRow(NamedTuple):
     calibration_overlap: int
     overlap_example: str | None
     cluster_by: str | None
+    identity: str | None = None
+    config_hash: str | None = None
+    subset: str | None = None
 
 
 class ScoreRow(NamedTuple):
@@ -91,8 +96,9 @@ def runs(store: Store) -> list[RunRow]:
     rows = store.rows(
         "SELECT run_id, spec_id, settings_id, status, origin, path, started, warnings, model_key, model_name, identity,"
         " recipe_name, recipe_label, control, digest_before, digest_after, parameters_before, parameters_after,"
-        " backend, device, dtype, batch_size, lm_eval_version, transformers_version, torch_version, CASE WHEN status ="
-        " 'failed' THEN concat_ws(': ', failure_kind, failure_reason) || coalesce(' (' || failure_where || ')', '') END"
+        " backend, device, dtype, batch_size, lm_eval_version, transformers_version, torch_version, recipe_id, asked,"
+        " CASE WHEN status = 'failed' THEN concat_ws(': ', failure_kind, failure_reason) ||"
+        " coalesce(' (' || failure_where || ')', '') END"
         " AS failure FROM runs JOIN variants USING (variant_id) ORDER BY started NULLS LAST, run_id"
     )
     return [RunRow(**row | {"path": str(store.places.resolved(row["path"]))}) for row in rows]
@@ -374,6 +380,16 @@ def run_scores(store: Store, run_id: str) -> list[dict[str, Any]]:
 def run_matrices(store: Store, run_id: str) -> list[dict[str, Any]]:
     """The receipt's matrices in the order they were edited."""
     return store.rows("SELECT * EXCLUDE (run_id, position) FROM receipts WHERE run_id = ? ORDER BY position", [run_id])
+
+
+def calibrated_on(store: Store) -> dict[str, tuple[str, str, str, str]]:
+    """run_id -> the tasks, splits, numbers of documents and seeds of its calibrations, each a list in words."""
+    texts = ", ".join(
+        f"coalesce(string_agg(DISTINCT CAST({name} AS VARCHAR), ', ' ORDER BY CAST({name} AS VARCHAR)), '')"
+        for name in ("task", "split", "samples", "seed")
+    )
+    rows = store.connection.execute(f"SELECT run_id, {texts} FROM calibrations GROUP BY run_id").fetchall()
+    return {row[0]: (row[1], row[2], row[3], row[4]) for row in rows}
 
 
 def run_calibrations(store: Store, run_id: str) -> list[dict[str, Any]]:

@@ -102,7 +102,7 @@ def measured_against(cells: Sequence[Cell], pinned: Mapping[str, str]) -> str:
     task.
     """
     by_pin = {cell.baseline_run == pinned.get(cell.model_key) for cell in cells if cell.baseline_run}
-    stand_in = "the unedited model's earliest run of the same settings"
+    stand_in = "the unedited model's latest run of the same tasks and settings"
     runs = ", ".join(
         sorted(
             {

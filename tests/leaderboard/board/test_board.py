@@ -423,29 +423,29 @@ class TestBaseline:
         database = made.root / "board.duckdb"
         ingest([made.root], database)
         with open_store(database, read_only=False) as store:
+            assert recipe_cell(board(store)).baseline_score == 0.0  # the latest
+            early = next(run for run in queries.runs(store) if run.spec_id == "one")
+            queries.pin_baseline(store, early.run_id, "try")
             assert recipe_cell(board(store)).baseline_score == 0.4
-            late = next(run for run in queries.runs(store) if run.spec_id == "two")
-            queries.pin_baseline(store, late.run_id, "try")
-            assert recipe_cell(board(store)).baseline_score == 0.0
 
-    def test_one_of_the_same_settings_before_an_earlier_one(self, made: Any, kit: Any) -> None:
+    def test_one_of_the_same_settings_before_a_later_one(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(50, 20, lost=2)
         made.run(
             "baseline",
             {"sums": kit.Task({"acc": [0.0] * 50})},
             settings_id="others",
-            folder="early",
+            folder="late",
             spec_id="e",
-            started="2020-01-01T00:00:00Z",
+            started="2027-01-01T00:00:00Z",
         )
         made.run("baseline", {"sums": before})
         made.run("laser", {"sums": after})
         assert recipe_cell(made.board()).baseline_score == 0.4
 
-    def test_a_comparable_one_before_an_earlier_one(self, made: Any, kit: Any) -> None:
+    def test_a_comparable_one_before_a_later_one(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(50, 20, lost=2)
         shots = kit.Task({"acc": [0.0] * 50}, shots=5)
-        made.run("baseline", {"sums": shots}, folder="early", spec_id="e", started="2020-01-01T00:00:00Z")
+        made.run("baseline", {"sums": shots}, folder="late", spec_id="e", started="2027-01-01T00:00:00Z")
         made.run("baseline", {"sums": before})
         made.run("laser", {"sums": after})
         assert recipe_cell(made.board()).verdict != "incomparable"

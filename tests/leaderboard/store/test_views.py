@@ -12,8 +12,8 @@ import pytest
 
 from leaderboard.board.board import board
 from leaderboard.compare import verdict_cache
+from leaderboard.errors import OlderDatabase
 from leaderboard.ingest import ingest
-from leaderboard.store import migrations
 from leaderboard.store.database import open_store
 from leaderboard.store.deletions import delete
 from leaderboard.store.pins import pin
@@ -116,7 +116,7 @@ def test_a_rebuild_fills_the_view(filled: Path, made: Any) -> None:
     assert verdicts(filled) == before
 
 
-def test_a_store_without_the_views_is_read_as_before(made: Any, kit: Any, database: Path) -> None:
+def test_a_store_of_an_earlier_version_is_brought_up_to_date_by_a_writer(made: Any, kit: Any, database: Path) -> None:
     before, after = kit.pair(20, 10, lost=1)
     made.run("baseline", {"sums": before})
     made.run("laser", {"sums": after})
@@ -126,8 +126,18 @@ def test_a_store_without_the_views_is_read_as_before(made: Any, kit: Any, databa
             connection.execute(f"DROP VIEW {view}")
         for table in ("verdicts", "control_verdicts", "verdict_states"):
             connection.execute(f"DROP TABLE {table}")
-        connection.execute(f"DELETE FROM schema_migrations WHERE number > {migrations.READABLE}")
-    with open_store(database) as store:
-        assert [cell.recipe for cell in board(store)] == ["baseline", "laser"]
+        for table, column in (
+            ("runs", "asked"),
+            *(("run_tasks", name) for name in ("identity", "config_hash", "subset")),
+        ):
+            connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+        connection.execute("UPDATE runs SET settings = '{\"limit\":20.0}' WHERE started > '2026-01-02 03:05:00'")
+        connection.execute("DELETE FROM schema_migrations WHERE number > 5")
+    with pytest.raises(OlderDatabase, match="brings it up to date"), open_store(database):
+        pass
     ingest(made.root, database)
     assert set(verdicts(database)) == {"baseline", "laser"}
+    with open_store(database) as store:
+        assert [cell.recipe for cell in board(store)] == ["baseline", "laser"]
+        rows = store.rows("SELECT asked, subset FROM runs JOIN run_tasks USING (run_id) ORDER BY started")
+        assert rows == [{"asked": None, "subset": None}, {"asked": '{"limit":"limit 20"}', "subset": "limit 20"}]
