@@ -32,6 +32,14 @@ from leaderboard.statistics.binary import (
     mid_p_mcnemar,
 )
 from leaderboard.statistics.bounded import bounded_interval, bounded_within_p
+from leaderboard.statistics.clipped import (
+    ClippedSample,
+    Distances,
+    clipped_sample,
+    clipped_within_p,
+    fewest_documents,
+    standardised,
+)
 from leaderboard.statistics.corpora import Corpora, corpus_interval, corpus_test
 from leaderboard.statistics.likelihood import choice_divergence, log_ratio
 from leaderboard.statistics.means import (
@@ -52,7 +60,9 @@ from leaderboard.statistics.suites import Suite, SuitePart, suite
 from leaderboard.statistics.values import Estimate, Tails, normal_quantile
 
 __all__ = [
+    "ClippedSample",
     "Corpora",
+    "Distances",
     "Estimate",
     "Flips",
     "Limits",
@@ -68,6 +78,8 @@ __all__ = [
     "bounded_interval",
     "bounded_within_p",
     "choice_divergence",
+    "clipped_sample",
+    "clipped_within_p",
     "cluster_sums",
     "corpus_interval",
     "corpus_test",
@@ -75,6 +87,7 @@ __all__ = [
     "detectable_effect",
     "documents_needed",
     "equivalence_p",
+    "fewest_documents",
     "holm",
     "log_ratio",
     "mid_p_mcnemar",
@@ -86,6 +99,7 @@ __all__ = [
     "paired_test",
     "sign_flip_test",
     "standard_error",
+    "standardised",
     "suite",
     "wilson",
     "within_p",
