@@ -9,6 +9,9 @@ Test and interval are different procedures (mid-p McNemar and Bonett-Price, say)
 interval is the more cautious: 0 lost and 5 gained of 40 have p = 0.031 and an interval from -0.001. *Better* and
 *worse* need both, so that no verdict contradicts the interval beside it. It can only make errors rarer: the test alone
 keeps its level.
+
+Where a document counts for at most a bound, *same* and *better* are withheld while too many documents may have
+collapsed (`compare.collapses`).
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import numpy as np
 from leaderboard import statistics
 from leaderboard.board.reported import Reported
 from leaderboard.compare.choice_shift import Choices
+from leaderboard.compare.collapses import withheld
 from leaderboard.readers.records import BASELINE
 
 SIGNIFICANCE = 0.05
@@ -36,7 +40,8 @@ class Cell:
     is positive where that is good. `notes` holds warnings, or why the cell is incomparable or failed. `detectable` is
     the smallest drop that its documents show with 80 % power, `noise_floor` the share of answers that flip when only
     the batch size changes, which the flips have to exceed; `choices` is filled only where two runs are compared by
-    themselves.
+    themselves. `clipped_at`: one document counts for at most this much in the interval, the p-values and `improvement`;
+    `far_lost` and `far_gained` documents lie beyond, and the share of lost ones in all is below `far_lost_limit`.
     """
 
     model: str
@@ -73,6 +78,10 @@ class Cell:
     detectable: float | None = None
     noise_floor: float | None = None
     choices: Choices | None = None
+    clipped_at: float | None = None
+    far_lost: int | None = None
+    far_gained: int | None = None
+    far_lost_limit: float | None = None
 
 
 def changed(cell: Cell, **changes: Any) -> Cell:
@@ -100,6 +109,10 @@ def _worded(cell: Cell, differs: bool, equal: bool) -> Cell:
     differs = differs and bool(cell.improvement)
     both = differs and not _holds_none(cell)
     direction = "better" if (cell.improvement or 0) > 0 else "worse"
+    doubt = withheld(cell.far_lost, cell.far_lost_limit, cell.n)
+    if doubt and (equal or (both and direction == "better")):
+        verdict = "worse" if both and direction == "worse" else "undecided"
+        return changed(cell, verdict=verdict, notes=(doubt, *cell.notes))
     if equal:
         small = (f"{direction}, but by less than the margin of {cell.margin:.3g}",) if both else ()
         return changed(cell, verdict="same", notes=(*small, *cell.notes))

@@ -122,6 +122,7 @@ def _found_effect(contents: Contents, subject: Subject, baseline: str, baseline_
         default_margin=terms.margin,
         clusters=_whole(samples.cluster) if task.cluster_by else None,
         limits_at=terms.limits_at,
+        bound=score.bound,
     )
     return judge(comparison)
 

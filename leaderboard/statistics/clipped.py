@@ -15,23 +15,33 @@ largest of three, and 1 where the mean of `z` is not above zero:
           Biometrika 75:237). By the saddlepoint formula of Lugannani and Rice (1980), Adv. Appl. Prob. 12:475, with
           half a step of continuity correction where there are few distinct values
 
-Equal units are evaluated once, with their number.
+`p_e` sets in where the stake reaches its bound, and there it may exceed what a smaller margin gave. A mean beyond a
+larger margin is beyond a smaller one too, so the p-value of a margin is the largest of all larger margins: it falls
+with the margin, and limits, tests and margins agree. Equal units are evaluated once, with their number.
+
+Collapses that a clipped mean could hide behind gains are counted: `collapse_limit` is the exact one-sided limit of
+their share (Clopper and Pearson 1934, Biometrika 26:404).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
-from leaderboard.statistics.values import upper_tail
+from leaderboard.statistics.values import Estimate, Tails, quantile, upper_tail
 
 FEW_VALUES = 12
 """Up to this many distinct differences count as a lattice, which the saddlepoint formula corrects for."""
+COLLAPSED_SHARE = 0.05
+"""No recipe is called the same or better while this share of documents may have collapsed."""
 _STEPS = 60  # of Newton's method, kept inside a bracket; it takes five
 _CLOSE = 1e-10
+_NEAR = 1e-6  # of a normal quantile
 
 
 class Distances(NamedTuple):
@@ -65,13 +75,45 @@ class ClippedSample:
         return int(self.counts.sum())
 
     @property
+    def leaning(self) -> float:
+        """Leaning size of a unit by its mean size, 1 where all are equal."""
+        return self.size * self.units / float(self.counts @ self.sizes)
+
+    @property
     def mean(self) -> float:
         """The mean of the clipped differences."""
         return float(self.counts @ self.changes / (self.counts @ self.sizes))
 
+    @property
+    def standard_error(self) -> float:
+        """That of the mean, by the spread of units, as `means.standard_error` has it."""
+        residuals = self.changes - self.mean * self.sizes
+        spread = self.units / (self.units - 1) * float(self.counts @ residuals**2)
+        return math.sqrt(spread) / float(self.counts @ self.sizes)
+
+    @cached_property
     def mirrored(self) -> ClippedSample:
         """The same differences the other way round."""
         return ClippedSample(-self.changes, self.sizes, self.counts, self.bound, self.size, self.step)
+
+    @cached_property
+    def turn(self) -> tuple[float, float]:
+        """The least margin at which the stake is at its bound, and `p_e` there; infinite and 0 where there is none."""
+        low, high = -self.mean, self.bound * (1 - 1e-9)
+        if not self._at_bound(high):
+            return math.inf, 0.0
+        while high - low > 1e-6 * self.bound:
+            middle = (low + high) / 2
+            low, high = (low, middle) if self._at_bound(middle) else (middle, high)
+        return high, _stake(*self._weighed(high))[1]
+
+    def _weighed(self, margin: float) -> tuple[np.ndarray, np.ndarray, float]:
+        z, worst = self.distances(margin)
+        return z, self.counts, worst
+
+    def _at_bound(self, margin: float) -> bool:
+        z, worst = self.distances(margin)
+        return float(self.counts @ (z / (1 + _largest_stake(worst) * z))) >= 0
 
     def distances(self, margin: float) -> tuple[np.ndarray, float]:
         """`z` `[k]` of the distinct units and `B`."""
@@ -110,8 +152,7 @@ def standardised(
     """
     sample = clipped_sample(differences, bound, clusters, weights)
     z, worst = sample.distances(margin)
-    mean_size = float(sample.counts @ sample.sizes) / sample.units
-    return Distances(np.repeat(z, sample.counts.astype(int)), worst, sample.step, sample.size / mean_size)
+    return Distances(np.repeat(z, sample.counts.astype(int)), worst, sample.step, sample.leaning)
 
 
 def fewest_documents(margin: float, bound: float, level: float = 0.05) -> int:
@@ -137,7 +178,90 @@ def clipped_within_p(sample: ClippedSample, margin: float) -> float:
         return 1.0
     if margin >= sample.bound:
         return 0.0
-    return _p_value(z, sample.counts, worst, sample.step)
+    found = _p_value(z, sample.counts, worst, sample.step)
+    turn, bet = sample.turn
+    return max(found, bet) if margin < turn else found
+
+
+def clipped_same_p(sample: ClippedSample, margin: float) -> float:
+    """p of "the true mean is outside (-margin, margin)": the larger of two one-sided ones."""
+    return max(clipped_within_p(sample, margin), clipped_within_p(sample.mirrored, margin))
+
+
+def clipped_tails(sample: ClippedSample) -> Tails:
+    """Tests of a true mean of zero. The one against what is seen has p = 1."""
+    greater, less = clipped_within_p(sample, 0.0), clipped_within_p(sample.mirrored, 0.0)
+    return Tails(less, greater, min(1.0, 2 * min(less, greater)))
+
+
+def clipped_drop_limit(sample: ClippedSample, level: float) -> float:
+    """The one-sided upper limit of the true drop: the smallest margin that `clipped_within_p` excludes at `level`, at
+    most the bound. NaN where there is no variance.
+
+    The lower limit is that of the mirrored sample, negated.
+    """
+    from scipy.special import ndtri
+
+    if sample.units < 2:
+        return math.nan
+    target = float(ndtri(level)) - _NEAR
+
+    def excess(margin: float) -> float:
+        return min(8.0, max(-8.0, float(ndtri(clipped_within_p(sample, margin))) - target))
+
+    count, error = sample.units, sample.standard_error
+    rare = sample.bound * -math.expm1(math.log(level) / count)
+    guess = -sample.mean + max(quantile(1 - 2 * level, count - 1.0) * error, rare)
+    return _root(excess, (-sample.mean, sample.bound), guess, max(error, rare))
+
+
+def clipped_interval(sample: ClippedSample, confidence: float = 0.95) -> Estimate:
+    """The mean of clipped differences with its two-sided interval; NaN limits where there is no variance.
+    `standard_error` is half its width in quantiles of t, so that it is never zero.
+    """
+    level, degrees = (1 - confidence) / 2, sample.units - 1.0
+    low, high = -clipped_drop_limit(sample, level), clipped_drop_limit(sample.mirrored, level)
+    error = (high - low) / 2 / quantile(confidence, degrees) if degrees > 0 else math.nan
+    return Estimate(sample.mean, low, high, error, degrees)
+
+
+def collapse_limit(collapsed: int, count: int) -> float:
+    """The exact one-sided 95 % upper limit of the share of documents that collapse, of which `collapsed` of `count`
+    were seen.
+    """
+    from scipy.special import betaincinv
+
+    return float(betaincinv(collapsed + 1, count - collapsed, 0.95)) if collapsed < count else 1.0
+
+
+def documents_without_collapse(collapsed: int) -> int:
+    """How many documents bring `collapse_limit` below `COLLAPSED_SHARE` where `collapsed` are seen: 59, 93, 124, ..."""
+    low, high = collapsed, 100 * (collapsed + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if collapse_limit(collapsed, middle) < COLLAPSED_SHARE else (middle, high)
+    return high
+
+
+def _root(excess: Callable[[float], float], ends: tuple[float, float], guess: float, scale: float) -> float:
+    """Where a falling function gets to zero between `ends`, to `_NEAR` of its value. `scale`: over which it falls by
+    one. By secants with halved weights (Illinois), once there is a point on either side.
+    """
+    (inside, outside), margin, last = ends, guess, 0.0
+    above, below = math.nan, math.nan
+    for _ in range(_STEPS):
+        margin = margin if inside < margin < outside else (inside + outside) / 2
+        value = excess(margin)
+        if abs(value) <= _NEAR or outside - inside <= 1e-12 * abs(ends[1]):
+            return margin
+        if value > 0:
+            inside, above, below = margin, value, below / 2 if last > 0 else below
+        else:
+            outside, below, above = margin, value, above / 2 if last < 0 else above
+        last = value
+        missing = math.isnan(above) or math.isnan(below)
+        margin += 1.2 * scale * value if missing else (inside - margin) + (outside - inside) * above / (above - below)
+    return outside
 
 
 def _p_value(z: np.ndarray, counts: np.ndarray, worst: float, step: float) -> float:
@@ -151,11 +275,15 @@ def _p_value(z: np.ndarray, counts: np.ndarray, worst: float, step: float) -> fl
     return max(by_t, bet, _saddlepoint(z, counts, worst, stake, mean - step / (2 * count)))
 
 
+def _largest_stake(worst: float) -> float:
+    return (1 - 1e-12) / worst
+
+
 def _stake(z: np.ndarray, counts: np.ndarray, worst: float) -> tuple[float, float]:
     """The stake `a` in [0, 1/B] at which the sum of log(1 + a z) is largest, and `p_e`: 0 where it is not the largest
     one.
     """
-    high = (1 - 1e-12) / worst
+    high = _largest_stake(worst)
     if float(counts @ (z / (1 + high * z))) >= 0:
         return high, math.exp(-float(counts @ np.log1p(high * z)))
     low, stake = 0.0, min(high / 2, float(counts @ z) / float(counts @ (z * z)))
