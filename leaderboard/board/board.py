@@ -264,6 +264,10 @@ def _compared(judging: _Judging, cell: Cell, subject: Subject, baseline: RunRow)
         margin=found.margin,
         notes=verdict_cache.texts(found.notes),
         noise_floor=judging.contents.noise_floor(run, score, baseline),
+        clipped_at=found.clipped_at,
+        far_lost=found.far_lost,
+        far_gained=found.far_gained,
+        far_lost_limit=found.far_lost_limit,
     )
 
 

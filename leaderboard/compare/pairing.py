@@ -123,6 +123,7 @@ def _found_effect(contents: Contents, subject: Subject, baseline: str, baseline_
         default_margin=terms.margin,
         clusters=_whole(samples.cluster) if task.cluster_by or samples.copies else None,
         limits_at=terms.limits_at,
+        bound=score.bound,
     )
     effect = judge(comparison)
     return replace(effect, notes=(*effect.notes, *_copies_note(samples.copies, comparison.clusters is not None)))

@@ -57,6 +57,10 @@ class Judged(NamedTuple):
     detectable: float | None
     obstacles: str
     notes: str
+    clipped_at: float | None = None
+    far_lost: int | None = None
+    far_gained: int | None = None
+    far_lost_limit: float | None = None
 
 
 @cache
@@ -118,7 +122,7 @@ def judged(pairing: Pairing) -> Judged:
     """A pairing in the form that is kept."""
     effect, texts = pairing.effect, (_text(pairing.obstacles), _text(pairing.notes))
     if effect is None:
-        return Judged._make((pairing.baseline_score, *[None] * 13, *texts))
+        return Judged._make((pairing.baseline_score, *[None] * 13, *texts, *[None] * 4))
     return Judged(
         pairing.baseline_score,
         effect.count,
@@ -135,6 +139,10 @@ def judged(pairing: Pairing) -> Judged:
         effect.margin,
         effect.detectable,
         *texts,
+        effect.clipped_at,
+        _whole(effect.far_lost),
+        _whole(effect.far_gained),
+        effect.far_lost_limit,
     )
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from leaderboard import statistics as stats
 from leaderboard.compare.choice_shift import compare_choices
 from leaderboard.compare.contents import Contents, read_contents
+from leaderboard.compare.effect import Effect, at_least
 from leaderboard.compare.pairing import Pairing, Subject, Terms, pair_up
 from leaderboard.errors import LeaderboardError, Unreadable
 from leaderboard.gate.decision import GateRow
@@ -159,9 +160,13 @@ def _task_row(
         flip_rate=effect.flip_rate,
         noise_floor=pairing.noise_floor,
         detectable=effect.detectable,
-        documents_needed=_needed(effect.count, effect.standard_error, effect.margin, policy.alpha),
+        documents_needed=_needed(effect, policy.alpha),
         choices=choices,
         notes=(*_about(row, named, name), *pairing.notes),
+        clipped_at=effect.clipped_at,
+        far_lost=effect.far_lost,
+        far_gained=effect.far_gained,
+        far_lost_limit=effect.far_lost_limit,
     )
     return replace(row, decided="FAIL", reasons=broken) if broken else row
 
@@ -173,8 +178,10 @@ def _about(row: GateRow, named: Named, name: str) -> tuple[str, ...]:
     return (*against, *(("the same as the baseline, to the bit",) if row.identical else ()))
 
 
-def _needed(count: int, error: float | None, margin: float | None, alpha: float) -> int | None:
-    return stats.documents_needed(count * error**2, margin, alpha) if error and margin else None
+def _needed(effect: Effect, alpha: float) -> int | None:
+    error, margin = effect.standard_error, effect.margin
+    needed = stats.documents_needed(effect.count * error**2, margin, alpha) if error and margin else None
+    return None if needed is None else at_least(needed, effect.fewest)
 
 
 def _missing(row: GateRow, candidate: Run, entry: Requirement) -> GateRow | None:

@@ -29,6 +29,7 @@ class ReportedScore:
     margin: float | None
     is_primary: bool
     is_group: bool
+    bound: float | None = None  # by how much one document counts at most
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from leaderboard.errors import Unreadable
-from leaderboard.metrics import best_value, direction
+from leaderboard.metrics import best_value, cluster_field, direction
 from leaderboard.readers.asked import asked_of
 from leaderboard.readers.legacy_results import by_prompt, modernised
 from leaderboard.readers.records import ReportedScore
@@ -121,6 +121,7 @@ def _task_scores(task: str, row: dict[str, Any], data: dict[str, Any]) -> list[R
             margin=finite(mapping(metadata.get("margin")).get(metric)),
             is_primary=(metric, filter_name) == primary,
             is_group=is_group,
+            bound=finite(mapping(metadata.get("bound")).get(metric)),
         )
         for key, (metric, filter_name) in found.items()
     ]
@@ -169,7 +170,7 @@ def _task_settings(task: str, data: dict[str, Any]) -> TaskSettings:
     row, counts = mapping(data["results"].get(task)), mapping(mapping(data.get("n-samples")).get(task))
     shots = integer(mapping(data.get("n-shot")).get(task))
     generation = config.get("generation_kwargs")
-    cluster_by = mapping(config.get("metadata")).get("cluster_by")
+    cluster_by = mapping(config.get("metadata")).get("cluster_by", cluster_field(task))
     scored = integer(row.get("sample_len")) if "sample_len" in row else integer(counts.get("effective"))
     return TaskSettings(
         version=optional_text(mapping(data.get("versions")).get(task)),

@@ -30,6 +30,7 @@ from leaderboard.readers.samples_fast_path import KNOWN_BYTES, Known, Lines
 
 LOG_LIKELIHOOD_OUTPUTS = frozenset({"loglikelihood", "multiple_choice", "loglikelihood_rolling"})
 _BLOCK = 500  # lines that are read in one go
+_LONGEST_NAME = 80  # of a cluster
 
 
 @dataclass(frozen=True)
@@ -108,12 +109,17 @@ def _document(line: dict[str, Any], form: SampleForm) -> Document:
         doc_hash=hashes[0],
         prompt_hash=hashes[1],
         target_hash=hashes[2],
-        cluster=None if cluster is None else canonical(cluster),
+        cluster=None if cluster is None else _short(canonical(cluster)),
         source=source,
         prompt=prompt,
         target=target,
         contents=SampleContents(DocumentText(requests_of(line.get("arguments")), target, source)),
     )
+
+
+def _short(cluster: str) -> str:
+    """The name of a cluster; of a passage its digest, since it stands beside every score."""
+    return cluster if len(cluster) <= _LONGEST_NAME else _sha(cluster)[:32]
 
 
 def _outcome(line: dict[str, Any], form: SampleForm) -> SampleOutcome:

@@ -89,6 +89,7 @@ class ScoreRow(NamedTuple):
     best_value: float | None
     margin: float | None
     is_primary: bool
+    bound: float | None = None
 
 
 def runs(store: Store) -> list[RunRow]:

@@ -15,7 +15,7 @@ from leaderboard.metrics import Kind, Metric, Range
 from leaderboard.readers.samples_reader import sample_score
 
 MADE_UP = "made_up"
-BEFORE, AFTER = np.tile([0.2, 0.4, 0.5, 0.7], 25), np.tile([0.3, 0.4, 0.5, 0.9], 25)
+BEFORE, AFTER = np.tile([0.2, 0.4, 0.5, 0.7], 100), np.tile([0.3, 0.4, 0.5, 0.9], 100)
 
 
 def judged(before: Scored, after: Scored) -> Effect:
@@ -34,6 +34,7 @@ def test_the_judge_takes_direction_range_and_margin_of_a_new_metric(monkeypatch:
     known = means()
     assert known.drop == pytest.approx(-unknown.drop) and known.drop > 0
     assert known.margin == pytest.approx(0.2) and not known.unit
+    assert known.clipped_at == pytest.approx(20 * known.margin) and unknown.clipped_at is None
     assert known.p_worse is not None and unknown.p_worse is not None and known.p_worse < 0.05 < unknown.p_worse
 
 

@@ -14,6 +14,7 @@ from leaderboard.board.board import board
 from leaderboard.compare import verdict_cache
 from leaderboard.errors import OlderDatabase
 from leaderboard.ingest import ingest
+from leaderboard.store import migrations
 from leaderboard.store.database import open_store
 from leaderboard.store.deletions import delete
 from leaderboard.store.pins import pin
@@ -116,24 +117,26 @@ def test_a_rebuild_fills_the_view(filled: Path, made: Any) -> None:
     assert verdicts(filled) == before
 
 
-def test_a_store_of_an_earlier_version_is_brought_up_to_date_by_a_writer(made: Any, kit: Any, database: Path) -> None:
+def test_a_store_of_an_earlier_version_is_brought_up_to_date_by_a_writer(
+    made: Any, kit: Any, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before, after = kit.pair(20, 10, lost=1)
     made.run("baseline", {"sums": before})
     made.run("laser", {"sums": after})
     ingest(made.root, database)
+    full = database.rename(database.with_name("full.duckdb"))
+    shipped = migrations.all_migrations()
+    with monkeypatch.context() as earlier:
+        earlier.setattr(migrations, "all_migrations", lambda: tuple(one for one in shipped if one.number < 6))
+        with open_store(database, read_only=False):
+            pass
     with duckdb.connect(str(database)) as connection:
-        for view in ("v_scores", "v_verdicts", "v_control_verdicts", "v_matrices", "model_states"):
-            connection.execute(f"DROP VIEW {view}")
-        for table in ("verdicts", "control_verdicts", "verdict_states"):
-            connection.execute(f"DROP TABLE {table}")
-        for table, column in (
-            ("runs", "asked"),
-            *(("run_tasks", name) for name in ("identity", "config_hash", "subset")),
-        ):
-            connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+        connection.execute(f"ATTACH '{full}' AS later (READ_ONLY)")
+        for table in ("variants", "runs", "run_tasks", "scores", "docs", "samples", "sample_scores"):
+            columns = ", ".join(row[0] for row in connection.execute(f"DESCRIBE {table}").fetchall())
+            connection.execute(f"INSERT INTO {table} SELECT {columns} FROM later.{table}")
         connection.execute("UPDATE runs SET settings = '{\"limit\":20.0}' WHERE started > '2026-01-02 03:05:00'")
-        connection.execute("DELETE FROM schema_migrations WHERE number > 5")
-    with pytest.raises(OlderDatabase, match="brings it up to date"), open_store(database):
+    with pytest.raises(OlderDatabase, match="lm_eval ingest .* brings it up to date"), open_store(database):
         pass
     ingest(made.root, database)
     assert set(verdicts(database)) == {"baseline", "laser"}
