@@ -123,8 +123,8 @@ def test_a_perplexity_says_in_its_own_units_what_could_have_been_shown(made: Any
         for run in values
     )
     cell = judged(made, before, after)
-    low, high = (math.log1p(limit / cell.baseline_score) for limit in (cell.low, cell.high))
-    error = (high - low) / 2 / 2.04523  # the quantile of t with 29 degrees
+    log_ratio = np.clip(np.array(values[1]) - np.array(values[0]), -10 * 20 * math.log(1.02), 10 * 20 * math.log(1.02))
+    error = math.sqrt(30 / 29 * np.sum((-log_ratio + log_ratio.mean()) ** 2)) / 300
     assert cell.verdict == "undecided" and cell.detectable == pytest.approx(
         cell.baseline_score * math.expm1(2.486 * error), rel=1e-3
     )
