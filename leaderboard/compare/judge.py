@@ -89,6 +89,8 @@ def _effect(comparison: Comparison, pair: PairedScores, margin: float) -> Effect
     improvement = pair.improvement if pair.clipped else sign * comparison.delta
     low, high = (estimate.low, estimate.high) if sign > 0 else (-estimate.high, -estimate.low)
     low, high = comparison.possible(low, high, comparison.range(unit))
+    # how far documents spread, without what the interval allows for the unseen: `fewest` says that
+    spread = estimate if pair.binary else estimate._replace(standard_error=pair.sample.standard_error)
     fewest = None if pair.binary else fewest_for(improvement, margin, pair.bound, pair.sample.size)
     return Effect(
         count=count,
@@ -101,7 +103,7 @@ def _effect(comparison: Comparison, pair: PairedScores, margin: float) -> Effect
         lost=flips.lost if unit else None,
         gained=flips.gained if unit else None,
         flip_rate=flips.rate if pair.binary else None,
-        documents_needed=at_least(needed(estimate, count, margin), fewest),
+        documents_needed=at_least(needed(spread, count, margin), fewest),
         margin=margin,
         notes=_no_change(pair.differences),
         p_worse=tails.less,
@@ -109,7 +111,7 @@ def _effect(comparison: Comparison, pair: PairedScores, margin: float) -> Effect
         drop_high=drop_high,
         standard_error=finite_or_none(estimate.standard_error),
         degrees=estimate.degrees,
-        detectable=finite_or_none(stats.detectable_effect(count * estimate.standard_error**2, count)),
+        detectable=finite_or_none(stats.detectable_effect(count * spread.standard_error**2, count)),
         unit=unit,
         fewest=fewest,
     )
@@ -124,6 +126,7 @@ def _in_the_middle(effect: Effect, comparison: Comparison, pair: PairedScores, b
     crossed = (comparison.baseline.score - best) * (comparison.recipe.score - best) < 0
     notes = (f"crossed its best value {best:g}",) if crossed else ()
     estimate, margin = pair.estimate(), effect.margin or 0.0
+    spread = estimate if pair.binary else estimate._replace(standard_error=pair.sample.standard_error)
     return replace(
         effect,
         improvement=improvement,
@@ -133,7 +136,7 @@ def _in_the_middle(effect: Effect, comparison: Comparison, pair: PairedScores, b
         drop_high=high,
         lost=None,
         gained=None,
-        documents_needed=at_least(needed(estimate, comparison.count, margin, improvement), effect.fewest),
+        documents_needed=at_least(needed(spread, comparison.count, margin, improvement), effect.fewest),
         notes=(*notes, *effect.notes),
         unit=False,
     )

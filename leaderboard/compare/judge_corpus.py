@@ -59,6 +59,7 @@ def _texts_effect(comparison: Comparison, weights: np.ndarray, exponential: bool
     sample = stats.clipped_sample(changes, in_logs(bound), comparison.groups, weights)
     tails, estimate = stats.clipped_tails(sample), stats.clipped_interval(sample)
     low, high = comparison.possible(in_units(-estimate.high), in_units(-estimate.low), comparison.range())
+    spread = estimate._replace(standard_error=sample.standard_error)
     fewest = fewest_for(estimate.value, limit, in_logs(bound), sample.leaning * count / sample.units)
     effect = Effect(
         count=count,
@@ -68,14 +69,14 @@ def _texts_effect(comparison: Comparison, weights: np.ndarray, exponential: bool
         improvement=-in_units(-sample.mean),
         p_value=tails.two_sided,
         p_same=stats.clipped_same_p(sample, limit),
-        documents_needed=at_least(needed(estimate, count, limit), fewest),
+        documents_needed=at_least(needed(spread, count, limit), fewest),
         margin=relative * score,
         p_worse=tails.less,
         drop_low=_limit(level, lambda at: in_units(-stats.clipped_drop_limit(sample.mirrored, at))),
         drop_high=_limit(level, lambda at: in_units(stats.clipped_drop_limit(sample, at))),
         standard_error=finite_or_none(estimate.standard_error * (score if exponential else 1 / math.log(2))),
         degrees=estimate.degrees,
-        detectable=finite_or_none(in_units(stats.detectable_effect(count * estimate.standard_error**2, count))),
+        detectable=finite_or_none(in_units(stats.detectable_effect(count * spread.standard_error**2, count))),
         fewest=fewest,
     )
     far = in_logs(bound) * weights

@@ -86,7 +86,9 @@ class ClippedSample:
 
     @property
     def standard_error(self) -> float:
-        """That of the mean, by the spread of units, as `means.standard_error` has it."""
+        """That of the mean, by the spread of units, as `means.standard_error` has it; NaN of one unit."""
+        if self.units < 2:
+            return math.nan
         residuals = self.changes - self.mean * self.sizes
         spread = self.units / (self.units - 1) * float(self.counts @ residuals**2)
         return math.sqrt(spread) / float(self.counts @ self.sizes)

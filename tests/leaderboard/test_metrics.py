@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,17 @@ def test_the_judge_takes_direction_range_and_margin_of_a_new_metric(monkeypatch:
     assert known.margin == pytest.approx(0.2) and not known.unit
     assert known.clipped_at == pytest.approx(20 * known.margin) and unknown.clipped_at is None
     assert known.p_worse is not None and unknown.p_worse is not None and known.p_worse < 0.05 < unknown.p_worse
+
+
+@pytest.mark.parametrize(("name", "field"), metrics.CLUSTERS.items())
+def test_the_clusters_of_lm_evals_tasks_are_fields_that_it_names(name: str, field: str) -> None:
+    tasks = pytest.importorskip("lm_eval.tasks", reason="lm-eval is not installed")
+    word = next(part for part in re.split(r"_\*$|^super_glue-|-t5-prompt$|-seq2seq$", name) if part)
+    root = Path(tasks.__path__[0])
+    (folder,) = (place for place in (root / word, root / "super_glue" / word) if place.is_dir())
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix in (".py", ".yaml", "")]
+    words = "\n".join(path.read_text(errors="ignore") for path in files)
+    assert re.search(rf"\b{field}\b", words)
 
 
 def test_a_new_metric_of_log_likelihoods_needs_its_kind_alone(monkeypatch: pytest.MonkeyPatch) -> None:
