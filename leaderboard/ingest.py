@@ -28,11 +28,13 @@ from leaderboard.readers.reader import read_runs
 from leaderboard.readers.records import Rejection, Run
 from leaderboard.readers.safe_json import no_collection
 from leaderboard.readers.samples_reader import SamplesReader
+from leaderboard.store import former_ids
 from leaderboard.store.database import Store, memory_store, open_for_writing_unlocked, open_store, told_when_full
 from leaderboard.store.lock import file_lock
 from leaderboard.store.writer import Added, add_runs, log_rejections
 
 _KEPT = ("deletions", "baselines", "blessings", "gate_runs")  # what a rebuild takes over from the old file
+_RUNS = ("run_id", "candidate")  # the columns in which these name runs
 _AHEAD_SECONDS = 5.0  # of judging after an ingest, in turns of
 _TURN_SECONDS = 0.5
 _REBUILD_AHEAD_SECONDS = 120.0  # nobody waits for the new file
@@ -218,8 +220,13 @@ def _rebuild(roots: Sequence[Path], database: Path, timeout_s: float) -> IngestR
 class _Old:
     """What only the old database knows."""
 
-    paths: list[Path] = field(default_factory=list)
+    held: dict[str, str] = field(default_factory=dict)  # run_id -> path
     kept: dict[str, list[dict[str, object]]] = field(default_factory=dict)
+
+    @property
+    def paths(self) -> list[Path]:
+        """Where its runs lie, each place once."""
+        return [Path(path) for path in dict.fromkeys(self.held.values())]
 
 
 def _old_contents(database: Path) -> _Old:
@@ -230,8 +237,8 @@ def _old_contents(database: Path) -> _Old:
         if database.exists():
             open_for_writing_unlocked(database, timeout_s=5.0).connection.close()
         with open_store(database, read_only=True, timeout_s=5.0) as store:
-            paths = [Path(row["path"]) for row in store.rows("SELECT DISTINCT path FROM runs ORDER BY path")]
-            return _Old(paths, {table: store.rows(f"SELECT * FROM {table} ORDER BY rowid") for table in _KEPT})
+            held = {row["run_id"]: row["path"] for row in store.rows("SELECT run_id, path FROM runs ORDER BY path")}
+            return _Old(held, {table: store.rows(f"SELECT * FROM {table} ORDER BY rowid") for table in _KEPT})
     except Busy:
         raise
     except LeaderboardError:
@@ -249,9 +256,14 @@ def _with_known_paths(roots: Sequence[Path], known: Sequence[Path], report: Inge
 
 def _copy_kept(store: Store, old: _Old) -> None:
     present = {row["run_id"] for row in store.rows("SELECT run_id FROM runs")}
+    names = former_ids.stored_names(store, old.held)
     for table, rows in old.kept.items():
         if table != "deletions":
-            _copy(store, table, [row for row in rows if "run_id" not in row or row["run_id"] in present])
+            renamed = [
+                {name: names.get(str(value), value) if name in _RUNS else value for name, value in row.items()}
+                for row in rows
+            ]
+            _copy(store, table, [row for row in renamed if "run_id" not in row or row["run_id"] in present])
 
 
 def _copy(store: Store, table: str, rows: Sequence[dict[str, object]]) -> None:

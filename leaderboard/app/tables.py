@@ -105,6 +105,7 @@ def cell_records(cells: Sequence[Cell], facts: Mapping[str, RunFacts] = _NO_FACT
         "documents_needed",
         "parameters_kept",
         "control",
+        "unpaired",
     )
     return [
         {name: getattr(cell, name) for name in names}
@@ -175,7 +176,8 @@ def _glance_text(cell: Cell | None) -> str:
         return ""
     if cell.verdict == BASELINE:
         return f"baseline {number(cell.score)}"
-    return cell.verdict if cell.delta is None else f"{cell.verdict} {signed(cell.delta)}"
+    mark = " unpaired" if cell.unpaired else ""
+    return cell.verdict if cell.delta is None else f"{cell.verdict} {signed(cell.delta)}{mark}"
 
 
 def _speed(run: RunFacts | None) -> str:

@@ -3,8 +3,11 @@
 Notable choices:
 - The baseline of a cell is the pinned run of its model where one is pinned and has the task; otherwise the earliest
   unedited run in the same comparability key, one of the same settings before others. Where a model has no run of the
-  recipe `baseline`, its earliest plain lm_eval run stands in.
+  recipe `baseline`, its earliest plain lm_eval run stands in: one whose files say that the model is unedited before
+  one whose files leave it open.
 - The words are those of `cell`.
+- Where samples are all that is missing, an incomparable cell has the difference of the two scores and an unpaired
+  interval; it is in no correction.
 - NaN or infinity as a run's score makes the cell *failed* with that reason, never a number and never a missing row.
 - A failed run is left out once a run of the same `spec_id` has completed.
 """
@@ -183,7 +186,7 @@ def _cell(judging: _Judging, subject: Subject) -> Cell:
         _blank(judging.contents, run, task.task, "undecided"),
         metric=score.metric,
         filter=score.filter,
-        n=task.documents,
+        n=task.document_count,
         score=score.score,
         best_value=score.best_value,
         higher_is_better=score.higher_is_better is not False,
@@ -222,11 +225,18 @@ def _compared(judging: _Judging, cell: Cell, subject: Subject, baseline: RunRow)
     run, task, score = subject
     found = _judged(judging, subject, baseline)
     cell = changed(cell, baseline_run=baseline.run_id, baseline_score=found.baseline_score)
+    base_score = judging.contents.score(baseline.run_id, task.task, score.metric, score.filter)
+    cell = changed(cell, higher_is_better=comparability.agreed(base_score, score).higher_is_better is not False)
     if found.documents is None:
+        beside = verdict_cache.texts(found.notes) or comparability.own_warnings(run)
         return changed(
             cell,
             verdict="incomparable",
-            notes=(*verdict_cache.texts(found.obstacles), *comparability.own_warnings(run)),
+            notes=(*verdict_cache.texts(found.obstacles), *beside),
+            delta=found.delta,
+            low=found.low,
+            high=found.high,
+            unpaired=found.delta is not None,
         )
     return changed(
         cell,
@@ -277,20 +287,16 @@ class _Candidates:
         self._pinned: dict[str, RunRow] = {}
         having: dict[str, list[tuple[RunRow, RunTaskRow]]] = defaultdict(list)
         for run in runs:
-            if run.status != "complete" or not (
-                run.run_id == pinned or run.recipe_name == BASELINE or run.origin == "plain"
-            ):
+            if run.status != "complete" or not (run.run_id == pinned or run.may_be_baseline):
                 continue
             for row in contents.tasks.get(run.run_id, ()):
                 if contents.primary(run.run_id, row.task) is None:
                     continue
                 if run.run_id == pinned:
                     self._pinned[row.task] = run
-                if run.recipe_name == BASELINE or run.origin == "plain":
+                if run.may_be_baseline:
                     having[row.task].append((run, row))
-        self._unedited = {
-            task: [pair for pair in pairs if pair[0].recipe_name == BASELINE] or pairs for task, pairs in having.items()
-        }
+        self._unedited = {task: _surest(pairs) for task, pairs in having.items()}
 
     def baseline_of(self, run: RunRow, task: RunTaskRow) -> RunRow | None:
         """The run to compare with; see the module's notes."""
@@ -307,6 +313,15 @@ class _Candidates:
             if best == (False, False):
                 break
         return found
+
+
+def _surest(pairs: list[tuple[RunRow, RunTaskRow]]) -> list[tuple[RunRow, RunTaskRow]]:
+    """Runs of the recipe `baseline`; else those whose files say that the model is unedited; else all."""
+    return (
+        [pair for pair in pairs if pair[0].recipe_name == BASELINE]
+        or [pair for pair in pairs if pair[0].edited is False]
+        or pairs
+    )
 
 
 def _order(cell: Cell) -> tuple[str, str, bool, str, str]:

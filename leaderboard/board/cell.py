@@ -36,7 +36,7 @@ class Cell:
     is positive where that is good. `notes` holds warnings, or why the cell is incomparable or failed. `detectable` is
     the smallest drop that its documents show with 80 % power, `noise_floor` the share of answers that flip when only
     the batch size changes, which the flips have to exceed; `choices` is filled only where two runs are compared by
-    themselves.
+    themselves. `unpaired`: `delta`, `low` and `high` are of two scores by themselves, of which no verdict follows.
     """
 
     model: str
@@ -73,6 +73,7 @@ class Cell:
     detectable: float | None = None
     noise_floor: float | None = None
     choices: Choices | None = None
+    unpaired: bool = False
 
 
 def changed(cell: Cell, **changes: Any) -> Cell:

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 from leaderboard.errors import LeaderboardError, MissingDatabase, UnknownRun, Unreadable
 from leaderboard.readers.discovery import RECEIPT, Candidate, find_runs
+from leaderboard.readers.edited import of_receipt
 from leaderboard.readers.reader import read_runs
 from leaderboard.readers.receipt import read_receipt
 from leaderboard.readers.records import BASELINE, Rejection, Run
@@ -44,7 +45,7 @@ class Named(NamedTuple):
 
 def is_unedited(run: Run) -> bool:
     """Whether a run is of the model as it is."""
-    return run.variant.recipe_name == BASELINE or run.origin == "plain"
+    return run.variant.recipe_name == BASELINE or (run.origin == "plain" and run.edited is not True)
 
 
 def read_one(path: Path, what: str) -> Run:
@@ -115,7 +116,10 @@ def base_of(run: Run, database: Path | None) -> Named | None:
     for row in rows:
         if row.run_id == pinned:
             return Named("base", _from_store(Path(row.path), "the pinned baseline"), f"pinned, run {row.run_id[:12]}")
-    unedited = [row for row in rows if row.recipe_name == BASELINE] or [row for row in rows if row.origin == "plain"]
+    plain = [row for row in rows if row.may_be_baseline]
+    unedited = (
+        [row for row in plain if row.recipe_name == BASELINE] or [row for row in plain if row.edited is False] or plain
+    )
     there = [row for row in unedited if Path(row.path).exists()]
     if there:
         row = min(there, key=lambda row: row.settings_id != run.settings_id)
@@ -152,7 +156,7 @@ def _beside(run: Run) -> Run | None:
             found.weights.digest_after == run.variant.digest_before and found.weights.digest_after is not None
         )
         if (
-            found.recipe.name == BASELINE
+            of_receipt(found).edited is False
             and found.status == "complete"
             and same_weights
             and found.settings_id == run.settings_id

@@ -49,6 +49,7 @@ class TaskRun:
     log_likelihoods_hash: str | None = None
     calibration_overlap: int = 0
     overlap_example: str | None = None
+    sample_count: int | None = None  # as the results file says, whether samples were logged or not
 
     @property
     def documents(self) -> int | None:
@@ -118,6 +119,8 @@ class Run:
     parameters_after: int | None = None
     matrices: list[ReceiptMatrix] = field(default_factory=list)
     calibrations: list[ReceiptCalibration] = field(default_factory=list)
+    former_id: str | None = None  # by the formula of earlier versions, where that gives another
+    edited: bool | None = None  # None: the files do not say
 
 
 class Rejection(NamedTuple):

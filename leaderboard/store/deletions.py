@@ -14,9 +14,8 @@ from leaderboard.errors import LeaderboardError, UnknownRun
 from leaderboard.store import queries
 from leaderboard.store.database import Store, open_store
 from leaderboard.store.pins import find_run, is_blessed
+from leaderboard.store.rows import remove_runs
 from leaderboard.store.writer import now
-
-_TABLES = ("runs", "run_tasks", "scores", "samples", "sample_scores", "receipts", "calibrations")
 
 
 class Deletion(NamedTuple):
@@ -85,11 +84,7 @@ def _deletions(store: Store) -> list[Deletion]:
 
 
 def _remove(store: Store, run_id: str) -> None:
-    for table in _TABLES:
-        store.connection.execute(f"DELETE FROM {table} WHERE run_id = ?", [run_id])
-    store.connection.execute("DELETE FROM noise_floors WHERE $1 IN (run_id, other_run_id)", [run_id])
-    for table in ("comparisons", "verdicts"):
-        store.connection.execute(f"DELETE FROM {table} WHERE $1 IN (run_id, baseline_run)", [run_id])
+    remove_runs(store, [run_id])
     store.connection.execute("DELETE FROM variants WHERE variant_id NOT IN (SELECT variant_id FROM runs)")
     store.connection.execute("DELETE FROM docs WHERE doc_key NOT IN (SELECT doc_key FROM samples)")
 

@@ -11,6 +11,7 @@ import pytest
 
 from leaderboard.board.board import board
 from leaderboard.compare import verdict_cache
+from leaderboard.errors import OlderDatabase
 from leaderboard.ingest import ingest
 from leaderboard.store import migrations
 from leaderboard.store.database import open_store
@@ -111,10 +112,23 @@ def test_a_store_without_the_views_is_read_as_before(made: Any, kit: Any, databa
     with duckdb.connect(str(database)) as connection:
         for view in ("v_scores", "v_verdicts", "v_matrices", "model_states"):
             connection.execute(f"DROP VIEW {view}")
-        for table in ("verdicts", "verdict_states"):
-            connection.execute(f"DROP TABLE {table}")
         connection.execute(f"DELETE FROM schema_migrations WHERE number > {migrations.READABLE}")
     with open_store(database) as store:
         assert [cell.recipe for cell in board(store)] == ["baseline", "laser"]
+
+
+def test_a_store_that_lacks_what_readers_need_is_brought_up_to_date(
+    made: Any, kit: Any, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = migrations.all_migrations()
+    with monkeypatch.context() as earlier:
+        earlier.setattr(migrations, "all_migrations", lambda: [one for one in shipped if one.number < 6])
+        with open_store(database, read_only=False):
+            pass
+    with pytest.raises(OlderDatabase, match="lm_eval ingest .* brings it up to date"), open_store(database):
+        pass
+    before, after = kit.pair(20, 10, lost=1)
+    made.run("baseline", {"sums": before})
+    made.run("laser", {"sums": after})
     ingest(made.root, database)
     assert set(verdicts(database)) == {"baseline", "laser"}
