@@ -38,8 +38,8 @@ _OF_LM_EVAL = frozenset(
 )
 """The keys that some version of lm-eval writes beside those of the environment."""
 _MOMENT = re.compile(
-    r"(?:^|[_\- ])(?:time|date|datetime|timestamp|duration|elapsed|seconds|secs|runtime|walltime|started|finished"
-    r"|created(?:_at)?|hostname|host|user|username|pid|uuid|cwd)(?:_?(?:s|sec|secs|ms|utc|iso))?$",
+    r"(?:^|[_\- ])(?:time|date|datetime|timestamp|timings?|duration|elapsed|seconds|secs|runtime|walltime|started"
+    r"|finished|created(?:_at)?|hostname|host|user|username|pid|uuid|cwd)(?:_?(?:s|sec|secs|ms|utc|iso))?$",
     re.IGNORECASE,
 )
 _WRITTEN_TO = re.compile(r"(?:output|log|cache|save|result)s?[_\- ]?(?:path|dir|folder|file|root)$", re.IGNORECASE)
@@ -60,11 +60,8 @@ class FileContents:
 
 def file_contents(data: Mapping[str, Any]) -> FileContents:
     """What a results file (in today's form) says, without times, machine and addresses."""
-    unknown = {
-        key: _without_moments(value)
-        for key, value in data.items()
-        if key not in _OF_LM_EVAL | _ENVIRONMENT | _TOLD_ELSEWHERE and not _is_moment(key)
-    }
+    others = {key: value for key, value in data.items() if key not in _OF_LM_EVAL | _ENVIRONMENT | _TOLD_ELSEWHERE}
+    unknown = _without_moments(others)
     known = {key: _without_addresses(value) for key, value in data.items() if key in _OF_LM_EVAL}
     return FileContents(digest([known, unknown]), digest(unknown) if unknown else None, unknown)
 
@@ -115,7 +112,8 @@ def _is_moment(key: str) -> bool:
 
 def _without_moments(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_moments(item) for key, item in value.items() if not _is_moment(str(key))}
+        kept = {key: (item, _without_moments(item)) for key, item in value.items() if not _is_moment(str(key))}
+        return {key: left for key, (item, left) in kept.items() if left or not item}
     return _without_addresses(value)
 
 
