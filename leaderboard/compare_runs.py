@@ -91,6 +91,6 @@ def _recipe_of(path: Path) -> tuple[str | None, str | None]:
 
 
 def _with_choices(store: Store, cell: Cell) -> Cell:
-    if cell.delta is None or cell.baseline_run is None:
+    if cell.delta is None or cell.baseline_run is None or cell.unpaired:
         return cell
     return replace(cell, choices=compare_choices(store, cell.baseline_run, cell.run_id, cell.task, cell.filter))

@@ -115,6 +115,7 @@ def cell_records(cells: Sequence[Cell], facts: Mapping[str, RunFacts] = _NO_FACT
         "documents_needed",
         "parameters_kept",
         "control",
+        "unpaired",
     )
     return [
         {name: getattr(cell, name) for name in names}
@@ -186,7 +187,8 @@ def _glance_text(cell: Cell | None) -> str:
         return ""
     if cell.verdict == BASELINE:
         return f"baseline {number(cell.score)}"
-    text = cell.verdict if cell.delta is None else f"{cell.verdict} {signed(cell.delta)}"
+    mark = " unpaired" if cell.unpaired else ""
+    text = cell.verdict if cell.delta is None else f"{cell.verdict} {signed(cell.delta)}{mark}"
     return ", ".join(filter(None, [text, beside_verdict(cell)]))
 
 

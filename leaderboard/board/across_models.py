@@ -23,7 +23,7 @@ import numpy as np
 
 from leaderboard import statistics
 from leaderboard.board.cell import Cell
-from leaderboard.readers.reader import PLAIN_RECIPE
+from leaderboard.readers.edited import PLAIN_RECIPE
 from leaderboard.readers.records import BASELINE
 
 EVERY_TASK = "(all)"  # of a run that failed before it had tasks

@@ -6,6 +6,8 @@ Notable choices:
 - The words are those of `cell`.
 - A recipe is compared with each control of its own too, on the same documents: being better than the baseline says
   little where the control is as good. Corrected over all such comparisons of the model.
+- Where samples are all that is missing, an incomparable cell has the difference of the two scores and an unpaired
+  interval; it is in no correction.
 - NaN or infinity as a run's score makes the cell *failed* with that reason, never a number and never a missing row.
 - A failed run is left out once a run of the same `spec_id` has completed.
 """
@@ -185,7 +187,7 @@ def _cell(judging: _Judging, subject: Subject) -> Cell:
         _blank(judging.contents, run, task.task, "undecided"),
         metric=score.metric,
         filter=score.filter,
-        n=task.documents,
+        n=task.document_count,
         score=score.score,
         best_value=score.best_value,
         higher_is_better=score.higher_is_better is not False,
@@ -241,11 +243,18 @@ def _compared(judging: _Judging, cell: Cell, subject: Subject, baseline: RunRow)
     run, task, score = subject
     found = _judged(judging, subject, baseline)
     cell = changed(cell, baseline_run=baseline.run_id, baseline_score=found.baseline_score)
+    base_score = judging.contents.score(baseline.run_id, task.task, score.metric, score.filter)
+    cell = changed(cell, higher_is_better=comparability.agreed(base_score, score).higher_is_better is not False)
     if found.documents is None:
+        beside = verdict_cache.texts(found.notes) or comparability.own_warnings(run)
         return changed(
             cell,
             verdict="incomparable",
-            notes=(*verdict_cache.texts(found.obstacles), *comparability.own_warnings(run)),
+            notes=(*verdict_cache.texts(found.obstacles), *beside),
+            delta=found.delta,
+            low=found.low,
+            high=found.high,
+            unpaired=found.delta is not None,
         )
     return changed(
         cell,

@@ -44,6 +44,7 @@ class Cell:
     the baseline; `control` and `baseline_run` are then the control's name and run.
     `clipped_at`: one document counts for at most this much in the interval, the p-values and `improvement`;
     `far_lost` and `far_gained` documents lie beyond, and the share of lost ones in all is below `far_lost_limit`.
+    themselves. `unpaired`: `delta`, `low` and `high` are of two scores by themselves, of which no verdict follows.
     """
 
     model: str
@@ -85,6 +86,7 @@ class Cell:
     far_lost: int | None = None
     far_gained: int | None = None
     far_lost_limit: float | None = None
+    unpaired: bool = False
 
     @property
     def beats_controls(self) -> bool | None:

@@ -12,11 +12,12 @@ if TYPE_CHECKING:
 
 _TEXTS = ("model", "task", "recipe", "control", "metric", "verdict", "run_id")
 _COUNTS = ("n", "lost", "gained")
+_FLAGS = ("unpaired",)
 _COLUMNS = {
     name: {"p": "p_value", "q": "q_value"}.get(name, name)
     for name in (
         *("model", "task", "recipe", "control", "metric", "n", "baseline_score", "score", "delta", "low", "high"),
-        *("verdict", "p", "q", "lost", "gained", "run_id"),
+        *("verdict", "p", "q", "lost", "gained", "run_id", "unpaired"),
     )
 }
 """Column -> field of a cell."""
@@ -28,16 +29,20 @@ _CONTROL_COLUMNS = {
     "verdict": "verdict",
     "p": "p_value",
     "q": "q_value",
+    "unpaired": "unpaired",
 }
 
 
 def cells_frame(cells: Sequence[Cell]) -> pandas.DataFrame:
-    """A row a cell. Scores in the metric's own units, counts of documents as nullable integers, missing values NA."""
+    """A row a cell. Scores in the metric's own units, counts of documents as nullable integers, missing values NA.
+    unpaired: whether delta, low and high are of two scores by themselves, not paired by document.
+    """
     import pandas
 
     columns = {}
     for column, name in _COLUMNS.items():
         kind = "object" if column in _TEXTS else "Int64" if column in _COUNTS else "float64"
+        kind = "bool" if column in _FLAGS else kind
         columns[column] = pandas.Series([getattr(cell, name) for cell in cells], dtype=kind)
     return pandas.DataFrame(columns)
 
@@ -51,7 +56,7 @@ def cells_frame_with_controls(cells: Sequence[Cell], control: str | None = None)
     frame = cells_frame(cells)
     pairs = [next((pair for pair in cell.against_controls if control in (None, pair.control)), None) for cell in cells]
     for column, name in _CONTROL_COLUMNS.items():
-        kind = "object" if column in ("run", "verdict") else "float64"
+        kind = "object" if column in ("run", "verdict", "unpaired") else "float64"
         values = [None if pair is None else getattr(pair, name) for pair in pairs]
         frame[f"control_{column}"] = pandas.Series(values, dtype=kind)
     return frame

@@ -23,7 +23,7 @@ _COLUMNS = {
         name: name
         for name in (
             "model_key", "run_id", "task", "metric", "filter", "verdict", "n", "baseline_run", "baseline_score",
-            "score", "delta", "low", "high", "improvement", "margin", "lost", "gained",
+            "score", "delta", "low", "high", "improvement", "margin", "lost", "gained", "unpaired",
         )
     },
 }  # fmt: skip

@@ -2,7 +2,8 @@
 
 Notable choices:
 - Only an unedited run that is in the score's comparability key (`comparability`) will do: the same task by its code and
-  data, the same documents, shots and so on. Runs of the recipe `baseline` come before plain ones of lm-eval, the same
+  data, the same documents, shots and so on. Runs of the recipe `baseline` come before plain ones of lm-eval, those
+  whose files say that the model is unedited before those whose files leave it open, the same
   settings before others, a task that is known to be the same before one of which that is not known, and of equals the
   latest.
 - "Latest" goes by when a run was started, which stands in its files. The order of ingest does not: a rebuild reads the
@@ -55,7 +56,7 @@ class Baselines:
         self._unedited: dict[str, list[_PossibleBaseline]] = defaultdict(list)
         self._chosen: dict[tuple[object, ...], BaselineChoice] = {}
         for run in sorted(runs, key=_age, reverse=True):
-            if run.status == "complete" and (run.run_id == self._pinned_id or is_unedited(run)):
+            if run.status == "complete" and (run.run_id == self._pinned_id or run.may_be_baseline):
                 self._add(run)
 
     def _add(self, run: RunRow) -> None:
@@ -64,7 +65,7 @@ class Baselines:
                 continue
             if run.run_id == self._pinned_id:
                 self._pinned[row.task] = _PossibleBaseline(run, row)
-            if is_unedited(run):
+            if run.may_be_baseline:
                 self._unedited[row.task].append(_PossibleBaseline(run, row))
 
     def choose(self, subject: Subject) -> BaselineChoice:
@@ -72,7 +73,7 @@ class Baselines:
         run, task, score = subject
         alike = (
             *task[1:],
-            *(score.metric, score.filter, run.settings_id, run.digest_before, run.model_key, is_unedited(run)),
+            *(score.metric, score.filter, run.settings_id, run.digest_before, run.model_key, run.may_be_baseline),
             *(getattr(run, name) for name in comparability.RESERVATIONS),
         )
         if alike not in self._chosen:
@@ -105,9 +106,10 @@ class Baselines:
         return (
             len(self._differences(candidate, subject)),
             candidate.run.recipe_name != BASELINE,
-            *((False, False) if is_unedited(subject.run) else settings[:2]),
+            candidate.run.edited is not False,
+            *((False, False) if subject.run.may_be_baseline else settings[:2]),
             comparability.same_task_known(candidate.task, subject.task),
-            0 if is_unedited(subject.run) else settings[2],
+            0 if subject.run.may_be_baseline else settings[2],
         )
 
     def _older(self, subject: Subject) -> tuple[str, ...]:
@@ -120,11 +122,6 @@ class Baselines:
                     f"an older baseline: run {candidate.run.run_id[:8]} later ran this task with other code or data",
                 )
         return ()
-
-
-def is_unedited(run: RunRow) -> bool:
-    """Whether a run is of the model as it is."""
-    return run.recipe_name == BASELINE or run.origin == "plain"
 
 
 def _age(run: RunRow) -> tuple[bool, datetime, str]:

@@ -26,6 +26,11 @@ _KEY = {
     "system_instruction_hash": "system instruction",
     "generation_arguments": "generation arguments",
 }
+_OF_METRIC = {
+    "higher_is_better": "whether higher is better",
+    "best_value": "the best value",
+    "margin": "the task's own margin",
+}
 RESERVATIONS = {
     "lm_eval_version": "lm-eval",
     "transformers_version": "transformers",
@@ -78,17 +83,49 @@ def obstacles(
         )
     if base_score is None:
         found.append(f"the baseline has no {score.metric} (filter {score.filter})")
-    if base_task.documents is None or task.documents is None:
-        whose = "the baseline" if base_task.documents is None else "this run"
-        found.append(
-            f"{whose} logged no samples, so documents cannot be paired: shown, not gateable; run it with --log_samples"
-        )
+    else:
+        found += _metrics_differ(base_score, score)
+    if lacking := lacking_samples(base_task, task):
+        found += [*_counts_differ(base_task, task), *lacking]
     elif base_task.documents_hash != task.documents_hash:
         differ = _documents_differ(store, base_run.run_id, run.run_id, task.task)
         found.append(differ + _subsets(base_task, task))
     if _other_weights(base_run, run):
         found.append("the run began from other weights than the baseline")
     return tuple(found)
+
+
+def lacking_samples(baseline: RunTaskRow, task: RunTaskRow) -> tuple[str, ...]:
+    """The obstacle, if it is one, that documents cannot be paired because they were not logged."""
+    if baseline.documents is not None and task.documents is not None:
+        return ()
+    whose = "the baseline" if baseline.documents is None else "this run"
+    return (
+        f"{whose} logged no samples, so documents cannot be paired: shown, not gateable; run it with --log_samples",
+    )
+
+
+def agreed(baseline: ScoreRow | None, score: ScoreRow) -> ScoreRow:
+    """The score with what only the baseline's file says of their metric: direction, best value, margin."""
+    if baseline is None:
+        return score
+    said = {name: getattr(baseline, name) for name in _OF_METRIC if getattr(score, name) is None}
+    return score._replace(**said)
+
+
+def _metrics_differ(baseline: ScoreRow, score: ScoreRow) -> list[str]:
+    """What two files say differently of one metric: its two scores are then no scores of one thing."""
+    pairs = [(words, getattr(baseline, name), getattr(score, name)) for name, words in _OF_METRIC.items()]
+    return [
+        f"{words} of {score.metric} differs: baseline {_short(a)}, this run {_short(b)}"
+        for words, a, b in pairs
+        if a is not None and b is not None and a != b
+    ]
+
+
+def _counts_differ(baseline: RunTaskRow, task: RunTaskRow) -> list[str]:
+    a, b = baseline.document_count, task.document_count
+    return [] if a is None or b is None or a == b else [f"numbers of documents differ: baseline {a:,}, this run {b:,}"]
 
 
 def _differences(baseline: RunTaskRow, task: RunTaskRow) -> list[str]:

@@ -39,7 +39,9 @@ class Key(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """What was found, as it is stored: the numbers of an `Effect` that a board shows, and two JSON lists."""
+    """What was found, as it is stored: the numbers of an `Effect` that a board shows, and two JSON lists. Without
+    documents there is no effect, and delta, low and high are unpaired.
+    """
 
     baseline_score: float | None
     documents: int | None
@@ -122,7 +124,9 @@ def judged(pairing: Pairing) -> Judged:
     """A pairing in the form that is kept."""
     effect, texts = pairing.effect, (_text(pairing.obstacles), _text(pairing.notes))
     if effect is None:
-        return Judged._make((pairing.baseline_score, *[None] * 13, *texts, *[None] * 4))
+        alone = pairing.unpaired
+        span = (None, None, None) if alone is None else (alone.delta, alone.low, alone.high)
+        return Judged._make((pairing.baseline_score, None, *span, *[None] * 9, *texts, *[None] * 4))
     return Judged(
         pairing.baseline_score,
         effect.count,

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from leaderboard.compare.baselines import BaselineChoice, Baselines, is_unedited
+from leaderboard.compare.baselines import BaselineChoice, Baselines
 from leaderboard.compare.comparability import settings_distance
 from leaderboard.compare.contents import Contents, read_contents
 from leaderboard.compare.pairing import Subject
@@ -70,7 +70,7 @@ def _main(chosen: dict[str, BaselineChoice], runs: Sequence[RunRow], own: RunRow
         if served:
             return served.most_common(1)[0][0]
     # none has run a task of the candidate: the gate says so of the one that is nearest otherwise
-    unedited = [run for run in runs if run.status == "complete" and (is_unedited(run) or run.run_id == pinned)]
+    unedited = [run for run in runs if run.status == "complete" and (run.may_be_baseline or run.run_id == pinned)]
     return min(reversed(unedited), key=lambda run: (run.run_id != pinned, *settings_distance(run, own)), default=None)
 
 

@@ -35,6 +35,7 @@ class GateRow:
     limits; `p_worse` is before, `p_holm` after correction. `baseline` is the id of the run compared with, since two may
     be in one role. `decided` is set where a word holds without statistics (a floor, something missing, incomparable
     runs); `identical` where both runs are one. `clipped_at` and the next three are as those of a `Cell`.
+    `unpaired`: the drop and its limits are of the two scores by themselves.
     """
 
     role: str
@@ -71,6 +72,7 @@ class GateRow:
     far_lost: int | None = None
     far_gained: int | None = None
     far_lost_limit: float | None = None
+    unpaired: bool = False
 
     @property
     def got_worse(self) -> bool:
@@ -116,6 +118,8 @@ def _by_statistics(row: GateRow, alpha: float) -> tuple[Verdict, str | None]:
 
 def _lacking(row: GateRow) -> str:
     assert row.drop is not None and row.margin is not None
+    if row.unpaired:
+        return "the two scores alone cannot tell: samples of both runs (--log_samples) tell more"
     if row.drop > row.margin:
         return "looks worse by more than the margin, but chance is not excluded: more documents would tell"
     if row.documents_needed is None or row.documents is None:

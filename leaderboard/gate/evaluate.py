@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from leaderboard import statistics as stats
+from leaderboard.compare import comparability
 from leaderboard.compare.choice_shift import compare_choices
 from leaderboard.compare.contents import Contents, read_contents
 from leaderboard.compare.effect import Effect, at_least
@@ -24,6 +25,7 @@ from leaderboard.store.database import Store, memory_store
 from leaderboard.store.noise_floor import Floor
 from leaderboard.store.queries import RunRow, ScoreRow
 from leaderboard.store.writer import add_run
+from leaderboard.terminal.format import unpaired_words
 
 Floors = Mapping[tuple[str, str, str, str], list[Floor]]
 
@@ -139,9 +141,11 @@ def _task_row(
         baseline_score=pairing.baseline_score,
         identical=candidate.run_id == baseline.run_id,
     )
-    broken = _floor_broken(score, entry)
+    base_score = gate.contents.score(named.run.run_id, name, score.metric, score.filter)
+    subject = subject._replace(score=comparability.agreed(base_score, score))
+    broken = _floor_broken(subject.score, entry)
     if pairing.effect is None:
-        return replace(row, decided="FAIL" if broken else "INCOMPARABLE", reasons=(*broken, *pairing.obstacles))
+        return _unpaired_row(row, subject, pairing, policy, broken)
     effect = pairing.effect
     choices = compare_choices(gate.store, baseline.run_id, candidate.run_id, name, score.filter)
     row = replace(
@@ -176,6 +180,31 @@ def _about(row: GateRow, named: Named, name: str) -> tuple[str, ...]:
     other = named.others.get(name)
     against = () if other is None else (f"against run {other.run_id[:12]}, which ran this task as the candidate did",)
     return (*against, *(("the same as the baseline, to the bit",) if row.identical else ()))
+
+
+def _unpaired_row(row: GateRow, subject: Subject, pairing: Pairing, policy: Policy, broken: tuple[str, ...]) -> GateRow:
+    """A row without pairs of documents: decided by the two scores alone where the policy allows it and they carry it;
+    else incomparable, and the difference said.
+    """
+    found = pairing.unpaired
+    if found is None:
+        return replace(row, decided="FAIL" if broken else "INCOMPARABLE", reasons=(*broken, *pairing.obstacles))
+    row = replace(row, unpaired=True, documents=subject.task.document_count)
+    words = unpaired_words(found)
+    if broken:
+        return replace(row, decided="FAIL", reasons=(*broken, words))
+    if not policy.allow_unpaired or found.drop_high is None:
+        lacking = (found.why_not_gated,) if policy.allow_unpaired else ()
+        return replace(row, decided="INCOMPARABLE", reasons=(*pairing.obstacles, words, *lacking))
+    return replace(
+        row,
+        drop=found.delta if subject.score.higher_is_better is False else -found.delta,
+        drop_low=found.drop_low,
+        drop_high=found.drop_high,
+        margin=found.margin,
+        p_worse=found.p_worse,
+        notes=(f"decided unpaired, as the policy allows: {words}", *pairing.notes[1:]),
+    )
 
 
 def _needed(effect: Effect, alpha: float) -> int | None:

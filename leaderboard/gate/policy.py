@@ -68,7 +68,7 @@ class Policy(_Strict):
 
     alpha: the level of every one-sided test. margin, critical_margin: for scores within [0, 1], and relative or scaled
     to the spread for others, as on the board. others: whether tasks that the file does not name are gated with the
-    margin of non-critical ones.
+    margin of non-critical ones. allow_unpaired: whether tasks without samples are decided by the two scores alone.
     """
 
     alpha: Annotated[float, Field(gt=0, le=0.2)] = 0.05
@@ -77,6 +77,7 @@ class Policy(_Strict):
     tasks: dict[str, TaskPolicy] = Field(default_factory=dict)
     suites: dict[str, SuitePolicy] = Field(default_factory=dict)
     others: Literal["gate", "ignore"] = "gate"
+    allow_unpaired: bool = False
 
     def own_margin(self, entry: Requirement, against: Against) -> float | None:
         """The margin that the file names for this task or suite and baseline; None where the default applies."""

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 from leaderboard.errors import LeaderboardError, MissingDatabase, UnknownRun, Unreadable
 from leaderboard.gate.base_choice import choose_base
 from leaderboard.readers.discovery import RECEIPT, Candidate, find_runs
+from leaderboard.readers.edited import of_receipt
 from leaderboard.readers.reader import read_runs
 from leaderboard.readers.receipt import read_receipt
 from leaderboard.readers.records import BASELINE, Rejection, Run
@@ -51,7 +52,7 @@ class Named(NamedTuple):
 
 def is_unedited(run: Run) -> bool:
     """Whether a run is of the model as it is."""
-    return run.variant.recipe_name == BASELINE or run.origin == "plain"
+    return run.variant.recipe_name == BASELINE or (run.origin == "plain" and run.edited is not True)
 
 
 def read_one(path: Path, what: str) -> Run:
@@ -164,7 +165,7 @@ def _beside(run: Run, known: set[str]) -> list[Run]:
         except (Unreadable, OSError):
             continue
         if (
-            receipt.recipe.name == BASELINE
+            of_receipt(receipt).edited is False
             and receipt.status == "complete"
             and receipt.weights.digest_after == run.variant.digest_before
             and mine & receipt.tasks.keys()

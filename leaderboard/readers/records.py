@@ -57,6 +57,7 @@ class TaskRun:
     identity: str | None = None
     config_hash: str | None = None
     subset: str | None = None
+    sample_count: int | None = None  # as the results file says, whether samples were logged or not
 
     @property
     def documents(self) -> int | None:
@@ -127,6 +128,8 @@ class Run:
     matrices: list[ReceiptMatrix] = field(default_factory=list)
     calibrations: list[ReceiptCalibration] = field(default_factory=list)
     asked: str | None = None  # JSON of `asked.asked_of`: what runs of one recipe may differ in
+    former_id: str | None = None  # by the formula of earlier versions, where that gives another
+    edited: bool | None = None  # None: the files do not say
 
 
 class Rejection(NamedTuple):

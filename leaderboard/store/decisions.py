@@ -27,6 +27,7 @@ from leaderboard.readers.safe_json import canonical, clean
 from leaderboard.store import decision_files
 from leaderboard.store.decision_files import KINDS, LAST_SEQUENCE, DecisionName, RecordedDecision, folder_of
 from leaderboard.store.places import RunPlaces
+from leaderboard.store.rows import remove_runs
 
 if TYPE_CHECKING:
     import duckdb
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 SCHEMA = 7
 """The first schema in which decisions have ids and numbers."""
-_RUN_TABLES = ("runs", "run_tasks", "scores", "samples", "sample_scores", "receipts", "calibrations")
 _KEYED = {"baselines": "run_id", "blessings": "run_id", "deletions": "run_id", "gate_runs": "candidate"}
 _log = logging.getLogger("leaderboard")
 
@@ -134,11 +134,7 @@ def follow(store: Store, renamed: Mapping[str, str]) -> None:
 
 def remove_run(store: Store, run_id: str) -> None:
     """Forget the rows of a run and all that followed from it. Inside the caller's transaction."""
-    for table in _RUN_TABLES:
-        store.connection.execute(f"DELETE FROM {table} WHERE run_id = ?", [run_id])
-    store.connection.execute("DELETE FROM noise_floors WHERE $1 IN (run_id, other_run_id)", [run_id])
-    for table in ("comparisons", "verdicts", "control_verdicts"):
-        store.connection.execute(f"DELETE FROM {table} WHERE $1 IN (run_id, baseline_run)", [run_id])
+    remove_runs(store, [run_id])
     store.connection.execute("DELETE FROM variants WHERE variant_id NOT IN (SELECT variant_id FROM runs)")
     store.connection.execute("DELETE FROM docs WHERE doc_key NOT IN (SELECT doc_key FROM samples)")
 

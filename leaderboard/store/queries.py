@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from leaderboard.errors import LeaderboardError, UnknownRun
+from leaderboard.readers.records import BASELINE
 from leaderboard.store import decisions
 from leaderboard.store.database import Store
 from leaderboard.store.writer import now
@@ -53,6 +54,12 @@ class RunRow:
     torch_version: str | None
     recipe_id: str | None = None
     asked: str | None = None
+    edited: bool | None = None
+
+    @property
+    def may_be_baseline(self) -> bool:
+        """Whether the run is of the model as it is, as far as its files say."""
+        return self.recipe_name == BASELINE or (self.origin == "plain" and self.edited is not True)
 
 
 class RunTaskRow(NamedTuple):
@@ -73,6 +80,12 @@ class RunTaskRow(NamedTuple):
     identity: str | None = None
     config_hash: str | None = None
     subset: str | None = None
+    sample_count: int | None = None
+
+    @property
+    def document_count(self) -> int | None:
+        """The documents scored: of the samples, or as the results file says."""
+        return self.sample_count if self.documents is None else self.documents
 
 
 class ScoreRow(NamedTuple):
@@ -98,9 +111,9 @@ def runs(store: Store) -> list[RunRow]:
         "SELECT run_id, spec_id, settings_id, status, origin, path, started, warnings, model_key, model_name, identity,"
         " recipe_name, recipe_label, control, digest_before, digest_after, parameters_before, parameters_after,"
         " backend, device, dtype, batch_size, lm_eval_version, transformers_version, torch_version, recipe_id, asked,"
-        " CASE WHEN status = 'failed' THEN concat_ws(': ', failure_kind, failure_reason) ||"
-        " coalesce(' (' || failure_where || ')', '') END"
-        " AS failure FROM runs JOIN variants USING (variant_id) ORDER BY started NULLS LAST, run_id"
+        " edited, CASE WHEN status = 'failed' THEN concat_ws(': ', failure_kind, failure_reason) ||"
+        " coalesce(' (' || failure_where || ')', '') END AS failure FROM runs JOIN variants USING (variant_id) ORDER BY"
+        " started NULLS LAST, coalesce(former_id, run_id), run_id"
     )
     return [RunRow(**row | {"path": str(store.places.resolved(row["path"]))}) for row in rows]
 
@@ -357,16 +370,25 @@ def document_overlap(store: Store, baseline: str, recipe: str, task: str) -> tup
 
 
 def run_details(store: Store, run_id: str) -> dict[str, Any]:
-    """Everything known of one run (run_id may be shortened if that is unambiguous). Raises `UnknownRun`."""
-    rows = store.rows(
-        "SELECT * FROM runs JOIN variants USING (variant_id) WHERE starts_with(run_id, ?) ORDER BY run_id LIMIT 2",
-        [run_id],
-    )
+    """Everything known of one run (run_id may be shortened if that is unambiguous, and be one of an earlier version).
+    Raises `UnknownRun`.
+    """
+    rows = _beginning(store, "run_id", run_id) or _beginning(store, "former_id", run_id)
     if not run_id or not rows:
         raise UnknownRun(f"no run {run_id or '(none named)'} in the leaderboard: `lm_eval runs list` shows their ids")
+    if len(rows) > 1 and not rows[0]["run_id"].startswith(run_id):
+        raise UnknownRun(f"several runs had the id {run_id} in an earlier version: name one by its folder")
     if len(rows) > 1 and rows[0]["run_id"] != run_id:
         raise UnknownRun(f"more than one run begins with {run_id}: give more of it")
     return rows[0] | {"path": str(store.places.resolved(rows[0]["path"]))}
+
+
+def _beginning(store: Store, column: str, run_id: str) -> list[dict[str, Any]]:
+    """The first two runs whose id of this kind begins so."""
+    return store.rows(
+        f"SELECT * FROM runs JOIN variants USING (variant_id) WHERE starts_with({column}, ?) ORDER BY {column} LIMIT 2",
+        [run_id],
+    )
 
 
 def run_scores(store: Store, run_id: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The rows of runs: one Arrow insertion a table for a group of them, samples by the hundred thousand."""
+"""The rows of runs: one Arrow insertion a table for a group of them, samples by the hundred thousand. Their removal."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from leaderboard.readers.records import ReportedScore, Run, RunVariant, TaskRun
 from leaderboard.readers.safe_json import canonical
 from leaderboard.readers.samples import Document, SampleOutcome, Samples, SampleScore
 from leaderboard.store.database import Store
+
+_TABLES = ("runs", "run_tasks", "scores", "samples", "sample_scores", "receipts", "calibrations")
 
 
 def insert_runs(store: Store, runs: Sequence[Run], moment: datetime) -> None:
@@ -49,6 +51,24 @@ def insert_runs(store: Store, runs: Sequence[Run], moment: datetime) -> None:
         "reason": [None] * count,
     }
     store.insert("ingest_log", log)
+
+
+def remove_runs(store: Store, run_ids: Sequence[str]) -> None:
+    """Delete the rows of runs and what was judged of them, inside the caller's transaction; variants and documents
+    stay, which other runs may share.
+    """
+    some = [list(run_ids)]
+    for table in _TABLES:
+        store.connection.execute(f"DELETE FROM {table} WHERE run_id IN (SELECT unnest(?))", some)
+    for table, other in (
+        ("noise_floors", "other_run_id"),
+        ("comparisons", "baseline_run"),
+        ("verdicts", "baseline_run"),
+        ("control_verdicts", "baseline_run"),
+    ):
+        store.connection.execute(
+            f"DELETE FROM {table} WHERE run_id IN (SELECT unnest($1)) OR {other} IN (SELECT unnest($1))", some
+        )
 
 
 def _ids(runs: Sequence[Run], of: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Putting runs into an open store: a group of them in one transaction.
 
-Who is rejected here: a run that is in the store already is a duplicate, not an error; a run whose log-likelihoods
+Who is rejected here: a run that is in the store already is a duplicate, not an error (also under the id of an earlier
+version, whose rows it replaces); a run whose log-likelihoods
 equal, to the bit, those of a run of the same model with other weights is an error (a shared request cache makes every
 recipe look lossless), or, where the run says that it used no cache, a warning: an edit may concern nothing that these
 answers use. Notable choice: it needs *every* log-likelihood task that the two share to be identical, because one cache
@@ -20,7 +21,7 @@ from typing import Any
 from leaderboard.errors import Unreadable
 from leaderboard.readers.records import BASELINE, Rejection, Run
 from leaderboard.readers.safe_json import clean
-from leaderboard.store import noise_floor
+from leaderboard.store import former_ids, noise_floor
 from leaderboard.store.database import Store
 from leaderboard.store.rows import insert_runs
 
@@ -57,21 +58,23 @@ def add_runs(store: Store, runs: Sequence[Run]) -> list[Added | Unreadable]:
     contradicts a stored run or an earlier one of the group. Of a known one whose files have gone from where they were,
     the new place is noted.
     """
-    left_out = _left_out(store, [run.run_id for run in runs])
     outcomes: list[Added | Unreadable] = []
     fresh: list[Run] = []
     with store.transaction():
+        carried = former_ids.carry_over(store, runs)
+        left_out = _left_out(store, [run.run_id for run in runs])
         _note_moves(store, [run for run in runs if left_out.get(run.run_id) is Added.KNOWN])
         answers = _Answers(store, runs)
         for run in runs:
             known = left_out.get(run.run_id)
             copied = None if known else answers.copied(run)
-            outcome = known or (copied if isinstance(copied, Unreadable) else Added.NEW)
-            outcomes.append(outcome)
+            held = run.run_id in carried and not known
+            outcome = known or (copied if isinstance(copied, Unreadable) and not held else Added.NEW)
+            outcomes.append(Added.KNOWN if held else outcome)
             if outcome is not Added.NEW:
                 continue
-            if isinstance(copied, str):
-                run = replace(run, warnings=[*run.warnings, copied])
+            if copied is not None:
+                run = replace(run, warnings=[*run.warnings, str(copied)])
             fresh.append(run)
             left_out[run.run_id] = Added.KNOWN
             answers.remember(run)

@@ -9,9 +9,16 @@ import math
 
 from leaderboard.board.cell import Cell, not_its_control
 from leaderboard.compare.choice_shift import Choices
+from leaderboard.compare.unpaired_scores import Unpaired
 from leaderboard.statistics import Estimate
 
 NOTHING = "-"
+UNPAIRED = "u"
+"""Behind a difference of two scores by themselves, where room is scarce."""
+UNPAIRED_LEGEND = (
+    "u: unpaired. Delta [unpaired 95 %] of the two scores by themselves, from what their results files say; in no"
+    " verdict and no correction."
+)
 
 
 def number(value: float | None) -> str:
@@ -29,11 +36,20 @@ def signed(value: float | None) -> str:
     return text if text == NOTHING or text.startswith("-") or float(text) == 0 else f"+{text}"
 
 
-def interval(cell: Cell) -> str:
-    """`+0.0120 [-0.0030, +0.0270]`, or the difference alone where there is no interval."""
+def interval(cell: Cell, unpaired: str = " unpaired") -> str:
+    """`+0.0120 [-0.0030, +0.0270]`, or the difference alone where there is no interval. unpaired: what stands behind it
+    where it is.
+    """
+    mark = unpaired if cell.unpaired else ""
     if cell.low is None or cell.high is None:
-        return signed(cell.delta)
-    return f"{signed(cell.delta)} [{signed(cell.low)}, {signed(cell.high)}]"
+        return f"{signed(cell.delta)}{mark}"
+    return f"{signed(cell.delta)} [{signed(cell.low)}, {signed(cell.high)}]{mark}"
+
+
+def unpaired_words(found: Unpaired) -> str:
+    """`delta -0.0500 [-0.0821, -0.0176] unpaired`, or why it has no interval."""
+    ends = "" if found.low is None else f" [{signed(found.low)}, {signed(found.high)}]"
+    return f"delta {signed(found.delta)}{ends} unpaired" + ("" if found.reason is None else f": {found.reason}")
 
 
 def estimated(estimate: Estimate | None) -> str:

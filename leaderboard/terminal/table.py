@@ -16,6 +16,8 @@ from leaderboard.board.cell import Cell, not_its_control
 from leaderboard.compare.run_diff import Unshared
 from leaderboard.readers.records import BASELINE
 from leaderboard.terminal.format import (
+    UNPAIRED,
+    UNPAIRED_LEGEND,
     against_controls,
     choices,
     counted,
@@ -94,7 +96,7 @@ def _cell_lines(cell: Cell, width: int, color: bool) -> list[str]:
     columns = _Columns(
         name if fits else "",
         number(cell.score),
-        interval(cell),
+        interval(cell, UNPAIRED),
         cell.verdict,
         percent(cell.parameters_kept),
         lost_gained,
@@ -151,11 +153,12 @@ def _cut(text: str, room: int) -> str:
     return text[: max(room - 3 - tail, 0)] + "..." + (text[-tail:] if tail else "")
 
 
-def _legend(cells: Iterable[Cell], width: int) -> list[str]:
+def _legend(cells: Sequence[Cell], width: int) -> list[str]:
     tested = sum(cell.p_value is not None for cell in cells)
+    unpaired = textwrap.wrap(UNPAIRED_LEGEND, width) if any(cell.unpaired for cell in cells) else []
     if not tested:
-        return []
-    return textwrap.wrap(
+        return unpaired
+    return unpaired + textwrap.wrap(
         "Paired by document; better and worse: significant at 5 % after Benjamini-Hochberg over a model's board"
         f" ({counted(tested, 'comparison', 'comparisons')} here), and zero outside the interval, itself uncorrected."
         " same = equivalent within the margin; undecided = too few documents to tell (could have shown: with 80 %"

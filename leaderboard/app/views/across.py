@@ -183,7 +183,8 @@ def show_numbers(found: Sequence[Line]) -> None:
 def _text(cell: Cell | None) -> str:
     if cell is None:
         return ""
-    text = cell.verdict if cell.delta is None else f"{cell.verdict} {signed(cell.delta)}"
+    mark = " unpaired" if cell.unpaired else ""
+    text = cell.verdict if cell.delta is None else f"{cell.verdict} {signed(cell.delta)}{mark}"
     return ", ".join(filter(None, [text, beside_verdict(cell)]))
 
 
@@ -212,6 +213,7 @@ def _record(cell: Cell) -> dict[str, Any]:
         "delta": cell.delta,
         "low": cell.low,
         "high": cell.high,
+        "unpaired": cell.unpaired,
         "improvement": cell.improvement,
         "p_value": cell.p_value,
         "q_value": cell.q_value,
