@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from leaderboard.readers.receipt import ReceiptMatrix
 from leaderboard.readers.records import ReportedScore, Run, RunVariant, TaskRun
 from leaderboard.readers.safe_json import canonical
 from leaderboard.readers.samples import Document, SampleOutcome, Samples, SampleScore
-from leaderboard.store.database import Store
+
+if TYPE_CHECKING:
+    from leaderboard.store.database import Store
 
 _TABLES = ("runs", "run_tasks", "scores", "samples", "sample_scores", "receipts", "calibrations")
 
