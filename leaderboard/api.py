@@ -47,7 +47,8 @@ class Board:
     def to_frame(self) -> pandas.DataFrame:
         """A row a cell: model, task, recipe, control, metric, n (documents), baseline_score, score, delta (score minus
         baseline_score), low and high (its 95 % interval, not corrected), verdict, p, q (after Benjamini-Hochberg over
-        the model), lost and gained (documents), run_id; and control_run, control_delta, control_low, control_high,
+        the model), lost and gained (documents), run_id, label (the recipe, with what tells the run from others of its
+        model), scored (which documents, in words); and control_run, control_delta, control_low, control_high,
         control_verdict of the recipe against its control. Missing values are NA.
         """
         return cells_frame_with_controls(self.cells, self.against_control)

@@ -36,7 +36,8 @@ class Cell:
     is positive where that is good. `notes` holds warnings, or why the cell is incomparable or failed. `detectable` is
     the smallest drop that its documents show with 80 % power, `noise_floor` the share of answers that flip when only
     the batch size changes, which the flips have to exceed; `choices` is filled only where two runs are compared by
-    themselves.
+    themselves. `label` is the recipe with what tells the run from others of its model (`name` falls back on `recipe`),
+    `subset` which of the task's documents were scored (None: all), `compared` how many cells the correction was over.
     """
 
     model: str
@@ -73,6 +74,19 @@ class Cell:
     detectable: float | None = None
     noise_floor: float | None = None
     choices: Choices | None = None
+    label: str = ""
+    subset: str | None = None
+    compared: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What the run is called beside others: see `board.labels`."""
+        return self.label or self.recipe
+
+    @property
+    def scored(self) -> str | None:
+        """How many documents, such as `60 documents` or `first 20 of 60 documents`; None where nothing says."""
+        return self.subset or (None if self.n is None else f"{self.n:,} documents")
 
 
 def changed(cell: Cell, **changes: Any) -> Cell:
@@ -91,7 +105,9 @@ def with_verdicts(cells: list[Cell]) -> list[Cell]:
     equal = statistics.benjamini_hochberg(np.array([_or_one(cells[i].p_same) for i in tested], dtype=float))
     for i, q_differ, q_equal in zip(tested, differ, equal):
         cells[i] = _worded(
-            changed(cells[i], q_value=float(q_differ)), q_differ <= SIGNIFICANCE, q_equal <= SIGNIFICANCE
+            changed(cells[i], q_value=float(q_differ), compared=len(tested)),
+            q_differ <= SIGNIFICANCE,
+            q_equal <= SIGNIFICANCE,
         )
     return cells
 

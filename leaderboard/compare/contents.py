@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from leaderboard.compare.effect import Effect
 from leaderboard.store import noise_floor, queries
 from leaderboard.store.database import Store
 from leaderboard.store.noise_floor import Floor
-from leaderboard.store.queries import PairedSamples, RunRow, RunTaskRow, SampleCounts, ScoreRow
+from leaderboard.store.queries import Calibrated, PairedSamples, RunRow, RunTaskRow, SampleCounts, ScoreRow
 
 Effects = dict[Hashable, Effect]  # found before, by `pairing.effect_key`
 
@@ -28,6 +28,7 @@ class Contents:
     samples: PairedSamples
     floors: dict[tuple[str, str, str, str], list[Floor]]
     effects: Effects
+    calibrated: dict[str, Calibrated] = field(default_factory=dict)
 
     def task(self, run_id: str, task: str) -> RunTaskRow | None:
         """How a run's task was run."""
@@ -101,6 +102,7 @@ def read_contents(
         PairedSamples(store),
         noise_floor.floors(store),
         {} if known is None else known,
+        queries.calibrated_on(store),
     )
 
 

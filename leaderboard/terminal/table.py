@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from leaderboard.board.cell import Cell
+from leaderboard.board.cell import Cell, changed
 from leaderboard.compare.run_diff import Unshared
 from leaderboard.readers.records import BASELINE
 from leaderboard.terminal.format import (
@@ -75,19 +75,19 @@ def _task_lines(task: str, cells: list[Cell], width: int, color: bool) -> list[s
     facts = [plain(task)]
     if shown.metric:
         facts += [f"{plain(metric_name(shown))}, {direction(shown)}"]
-    if shown.n:
-        facts += [f"{shown.n:,} documents"]
+    facts += filter(None, [shown.scored])
     if shown.baseline_score is not None and all(cell.verdict != BASELINE for cell in cells):
         facts += [f"baseline {number(shown.baseline_score)}"]
     lines = [_bold(_cut("; ".join(facts), width), color)]
-    for cell in sorted(cells, key=lambda cell: (cell.verdict != BASELINE, cell.recipe, cell.run_id)):
-        lines += _cell_lines(cell, width, color)
+    for cell in sorted(cells, key=lambda cell: (cell.verdict != BASELINE, cell.name, cell.run_id)):
+        others = cell.scored if cell.scored != shown.scored else None
+        lines += _cell_lines(changed(cell, notes=(others, *cell.notes)) if others else cell, width, color)
     return lines
 
 
 def _cell_lines(cell: Cell, width: int, color: bool) -> list[str]:
     lost_gained = f"{cell.lost}/{cell.gained}" if cell.lost is not None else ""
-    name = plain(cell.recipe)
+    name = plain(cell.name)
     fits = len(name) <= _name_room(width)
     columns = _Columns(
         name if fits else "",
@@ -143,15 +143,15 @@ def _cut(text: str, room: int) -> str:
     return text[: max(room - 3 - tail, 0)] + "..." + (text[-tail:] if tail else "")
 
 
-def _legend(cells: Iterable[Cell], width: int) -> list[str]:
-    tested = sum(cell.p_value is not None for cell in cells)
-    if not tested:
+def _legend(cells: Sequence[Cell], width: int) -> list[str]:
+    over = {cell.model: cell.compared or 0 for cell in cells if cell.p_value is not None}
+    if not over:
         return []
+    numbers = counted(sum(over.values()), "comparison", "comparisons") + (" in all" if len(over) > 1 else "")
     return textwrap.wrap(
         "Paired by document; better and worse: significant at 5 % after Benjamini-Hochberg over a model's board"
-        f" ({counted(tested, 'comparison', 'comparisons')} here), and zero outside the interval, itself uncorrected."
-        " same = equivalent within the margin; undecided = too few documents to tell (could have shown: with 80 %"
-        " power).",
+        f" ({numbers}), and zero outside the interval, itself uncorrected. same = equivalent within the margin;"
+        " undecided = too few documents to tell (could have shown: with 80 % power).",
         width,
     )
 
