@@ -405,14 +405,23 @@ def run_matrices(store: Store, run_id: str) -> list[dict[str, Any]]:
     return store.rows("SELECT * EXCLUDE (run_id, position) FROM receipts WHERE run_id = ? ORDER BY position", [run_id])
 
 
-def calibrated_on(store: Store) -> dict[str, tuple[str, str, str, str]]:
-    """run_id -> the tasks, splits, numbers of documents and seeds of its calibrations, each a list in words."""
+class Calibrated(NamedTuple):
+    """What a run was calibrated on, each a list in words."""
+
+    tasks: str
+    splits: str
+    samples: str
+    seeds: str
+
+
+def calibrated_on(store: Store) -> dict[str, Calibrated]:
+    """run_id -> what it was calibrated on."""
     texts = ", ".join(
         f"coalesce(string_agg(DISTINCT CAST({name} AS VARCHAR), ', ' ORDER BY CAST({name} AS VARCHAR)), '')"
         for name in ("task", "split", "samples", "seed")
     )
     rows = store.connection.execute(f"SELECT run_id, {texts} FROM calibrations GROUP BY run_id").fetchall()
-    return {row[0]: (row[1], row[2], row[3], row[4]) for row in rows}
+    return {row[0]: Calibrated(*row[1:]) for row in rows}
 
 
 def run_calibrations(store: Store, run_id: str) -> list[dict[str, Any]]:
