@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from harness_ext.editing.edit_matrix import UNSEEN
 from harness_ext.editing.pipeline import AppliedRecipe
 from harness_ext.recipe.recipe import Recipe
@@ -11,6 +13,17 @@ from leaderboard.readers.receipt import DENSE
 def receipt_warnings(recipe: Recipe, applied: AppliedRecipe) -> list[str]:
     """All warnings about a recipe as it was carried out."""
     return _searched(applied) + _as_asked(recipe, applied) + _left_dense(recipe, applied)
+
+
+def checkpoint_warnings(unexpected: Sequence[str]) -> list[str]:
+    """A warning about stored weights that the model has no place for, by name; empty where there are none."""
+    if not unexpected:
+        return []
+    count = "1 weight" if len(unexpected) == 1 else f"{len(unexpected)} weights"
+    return [
+        f"the checkpoint stores {count} that the model has no place for and were left out, such as {unexpected[0]}: is"
+        " this the config.json that belongs to it?"
+    ]
 
 
 def _as_asked(recipe: Recipe, applied: AppliedRecipe) -> list[str]:
