@@ -76,7 +76,7 @@ class RecipeLM(HFLM):
         kwargs.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
         super().__init__(pretrained=pretrained, **kwargs)
         # Not in `_create_model`, which lm-eval runs before it knows how to tokenise calibration documents.
-        if asked is not None and not asked.is_baseline:
+        if asked is not None and asked.steps:
             applied = self.apply(asked, documents_of_named_tasks)
             self._learned = frozenset(asked.chosen_on).union(
                 *(

@@ -50,8 +50,8 @@ def export_recipe(
     from harness_ext.lm_eval_adapter.fast_import import preload_hf
     from harness_ext.model import checkpoint
 
-    if recipe.is_baseline:
-        raise UserError("the baseline edits nothing, so there is nothing to export: name another recipe")
+    if not recipe.steps:
+        raise UserError(f"{recipe.label} edits nothing, so there is nothing to export: name another recipe")
     if not model_args.get("pretrained"):
         raise UserError("no model given: add --model_args pretrained=NAME (a hub name, a local folder, or `demo`)")
     if place.exists():
