@@ -23,9 +23,8 @@ def load_tasks(manager: TaskManager, names: Sequence[str]) -> FreshTasks:
     """Build tasks by name. Raises UserError for one whose items cannot be had."""
     fresh = _load(manager, names)
     roots = [path for task in fresh.loaded["tasks"].values() for path in task_identity.task_roots(task)]
-    # What the process had imported before, for reasons of its own, may be an earlier version of a module.
-    if stale := fresh_modules.stale_modules(task_code.reachable(roots, fresh.record.reads).keys()):
-        fresh_modules.forget(stale)
+    if fresh_modules.imported_before(task_code.reachable(roots, fresh.record.reads).keys()):
+        # What the process had imported, for reasons of its own, may be an earlier version of a module.
         fresh = _load(manager, names)
     return fresh
 

@@ -91,6 +91,39 @@ def test_the_same_command_again_does_nothing_and_shows_the_same(
     assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/demo/**/*")}
 
 
+def test_a_mended_helper_of_a_scorer_has_everything_scored_anew(demo_run, tmp_path: Path) -> None:
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    rows = "".join(json.dumps({"q": f"{number} plus 3 is", "a": number % 2}) + "\n" for number in range(8))
+    (folder / "test.jsonl").write_text(rows)
+    (folder / "own.yaml").write_text(
+        f"task: own\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {folder}/test.jsonl}}}}\n"
+        'test_split: test\noutput_type: multiple_choice\ndoc_to_text: "{{q}}"\ndoc_to_target: a\n'
+        'doc_to_choice: [" yes", " no"]\nprocess_results: !function utils.score\n'
+        "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
+    )
+    (folder / "utils.py").write_text(
+        "import sys, pathlib\nsys.path.insert(0, str(pathlib.Path(__file__).parent))\n"
+        "def score(doc, results):\n    import mended\n    return {'acc': mended.score(doc)}\n"
+    )
+
+    def run(value: str, recipe: str) -> tuple[int, dict[str, dict]]:
+        (folder / "mended.py").write_text(f"def score(doc):\n    return {value}\n")
+        ran = demo_run("--recipe", recipe, "--include_path", folder, tasks="own")
+        assert ran.code == 0, ran.err
+        return ran.err.count("kept from"), receipts(tmp_path)
+
+    assert run("0.0", "laser")[0] == 0
+    assert run("1.0", "identity")[0] == 0
+    kept, _ = run("1.0", "identity")
+    assert kept == 2
+    made = [json.loads(path.read_text()) for path in tmp_path.glob("results/demo/baseline-*/receipt.json")]
+    assert len({receipt["tasks"]["own"]["identity"] for receipt in made}) == len(made) == 2
+    found = [json.loads(path.read_text()) for path in tmp_path.glob("results/demo/*/results_*.json")]
+    assert sorted(result["results"]["own"]["acc,none"] for result in found) == [0.0, 0.0, 1.0, 1.0]
+    sys.path.remove(str(folder))
+
+
 def test_the_baseline_is_reused_by_another_recipe_and_run_again_for_other_settings(demo_run, tmp_path: Path) -> None:
     demo_run("--recipe", "baseline")
     assert set(receipts(tmp_path)) == {"baseline"}
