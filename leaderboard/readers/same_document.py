@@ -19,6 +19,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 Request = tuple[str, str]
@@ -94,10 +95,11 @@ class SampleContents:
 
 
 def text_digests(text: str) -> frozenset[str]:
-    """Those of a text: of all of it, and of every line and sentence, each of which may be a question with its
-    answer.
+    """Those of a text: of all of it, of every line and sentence, and of every two sentences in succession, of which
+    each may be a question with its answer.
     """
-    parts = {text, *text.splitlines(), *re.split(r"(?<=[.!?])\s+", text.replace("\n", " "))}
+    sentences = re.split(r"(?<=[.!?])\s+", text)
+    parts = {text, *text.splitlines(), *sentences, *map(" ".join, pairwise(sentences))}
     return frozenset(_digest("answer", folded) for part in parts if (folded := _END.sub("", fold(part))))
 
 

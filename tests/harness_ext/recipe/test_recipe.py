@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import yaml
 
 from harness_ext.errors import RecipeError
 from harness_ext.methods.budget import Keep
@@ -152,3 +155,13 @@ def test_a_file_that_is_no_recipe_is_refused_and_nothing_in_it_runs(tmp_path, te
 )
 def test_a_glob_needs_no_quotes(written: str) -> None:
     assert parse_recipe(f"svd:matrices={written}").steps[0].matrices == ("*.q_proj.weight",)
+
+
+def test_changes_and_copies_of_a_recipe_keep_what_it_was_chosen_on(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    chosen_on = ["a" * 64, "b" * 64]
+    path.write_text(yaml.safe_dump({**parse_recipe("laser").resolved(), "chosen_on": chosen_on}))
+    changed = parse_recipe(f"{path}:keep.rank=3")
+    assert changed.chosen_on == tuple(chosen_on) and changed.recipe_id == parse_recipe("laser:keep.rank=3").recipe_id
+    assert recipe_from(changed.resolved(), origin="again").chosen_on == changed.chosen_on
+    assert changed.for_tasks(lambda split: ["t"]).chosen_on == changed.chosen_on

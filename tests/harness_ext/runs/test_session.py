@@ -435,3 +435,12 @@ def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not
     alive.mkdir()
     rundir.sweep(tmp_path)
     assert not dead.exists() and alive.exists()
+
+
+def test_calibrating_on_the_scored_facts_in_other_words_is_told(demo_run, tmp_path: Path) -> None:
+    recipe = "fwsvd:calibration.task=int_mult_clean,calibration.split=test,calibration.samples=40"
+    ran = demo_run("--recipe", recipe, "fwsvd", limit=80)
+    said = "40 of 80 scored documents of int_mult ask for the same as calibration documents of int_mult_clean"
+    assert ran.code == 0 and f"{recipe}: {said}" in ran.err and "warning: 40 of 80 scored" in ran.out
+    assert receipts(tmp_path)[recipe]["warnings"][0].startswith(said)
+    assert receipts(tmp_path)["fwsvd"]["warnings"] == []
