@@ -1,7 +1,8 @@
 """Whether two documents ask for the same, however they are written: digests of what is asked, folded.
 
 lm-eval's `doc_hash` covers every column and every space of a document. These digests do not: whitespace, case, Unicode
-form, kinds of quotes and dashes, the order of columns and of choices, and the examples before a question do not count.
+form, punctuation, the words `question:` and `answer:`, the order of columns and of choices, and the examples before a
+question do not count.
 Whoever draws documents to learn from and whoever reads a run compute them alike, the one from requests that are built,
 the other from a samples file.
 
@@ -33,7 +34,9 @@ _ALIKE = str.maketrans(
 )
 # Between two digits a space says where a number ends.
 _SPACE = re.compile(r"(?<=\d)(\s)\s*(?=\d)|\s+")
-_END = re.compile(r"[.!?;,:]+$")
+# Marks that only divide sentences; within a number they mean something.
+_MARKS = re.compile(r"(?<!\d)[.,:]|[.,:](?!\d)|[;!?\"']")
+_HEADINGS = re.compile(r"\b(?:question|query|q|answer|a)\s*:")
 _LABEL = re.compile(r"(?:^|(?<=\s))\(?([A-Za-z]|[1-9])[.):]\s+")
 _EXAMPLES_END = "\n\n"
 
@@ -50,10 +53,19 @@ class DocumentText(NamedTuple):
 
 def fold(text: str) -> str:
     """A text without what does not change its meaning: Unicode form, case, whitespace, invisible characters."""
+    return _closed(_unified(text))
+
+
+def _unified(text: str) -> str:
+    """In one Unicode form and case."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)).translate(_ALIKE)
         text = unicodedata.normalize("NFKC", text.casefold())
-    return _SPACE.sub(lambda gap: " " if gap[1] else "", text.lower().translate(_ALIKE)).strip()
+    return text.lower().translate(_ALIKE)
+
+
+def _closed(text: str) -> str:
+    return _SPACE.sub(lambda gap: " " if gap[1] else "", text).strip()
 
 
 def content_digests(document: DocumentText, *beginnings: str) -> frozenset[str]:
@@ -100,7 +112,7 @@ def text_digests(text: str) -> frozenset[str]:
     """
     sentences = re.split(r"(?<=[.!?])\s+", text)
     parts = {text, *text.splitlines(), *sentences, *map(" ".join, pairwise(sentences))}
-    return frozenset(_digest("answer", folded) for part in parts if (folded := _END.sub("", fold(part))))
+    return frozenset(_digest("answer", folded) for part in parts if (folded := _plain(part)))
 
 
 def requests_of(arguments: Any) -> tuple[Request, ...]:
@@ -143,15 +155,21 @@ def right_answer(requests: Sequence[Request], target: str) -> Request | None:
 def _of_requests(requests: Sequence[Request], target: str) -> set[str]:
     found = set()
     answered = right_answer(requests, target)
-    if answered is not None and (text := _END.sub("", fold(" ".join(answered)))):
-        found.add(_digest("answer", text))
+    if answered is not None:
+        both = {answered, without_listing(*answered)}
+        found = {_digest("answer", text) for pair in both if (text := _plain(" ".join(pair)))}
     # Those of an unconditional likelihood ask nothing.
     asked = [request for request in requests if request[0]] or list(requests)
     if len(asked) > 1:
-        prompts = {context: fold(in_one_order(context)) for context, _ in asked}
-        lines = sorted({f"{prompts[context]}\x1f{fold(answer)}" for context, answer in asked})
+        prompts = {context: _plain(in_one_order(context)) for context, _ in asked}
+        lines = sorted({f"{prompts[context]}\x1f{_plain(answer)}" for context, answer in asked})
         found.add(_digest("choices", *lines))
     return found
+
+
+def _plain(text: str) -> str:
+    """A text without what does not tell it from another."""
+    return _closed(_MARKS.sub(" ", _HEADINGS.sub(" ", _unified(text))))
 
 
 def _without(beginning: str, requests: Sequence[Request]) -> tuple[Request, ...]:
@@ -183,6 +201,18 @@ def in_one_order(text: str) -> str:
         parts += [text[end:start], *sorted(choices, key=fold)]
         end = stop
     return "\n".join([*parts, text[end:]]) if parts else text
+
+
+def without_listing(question: str, answer: str) -> Request:
+    """A question without the choices that it lists, and the answer, where that is the label of one, as its text."""
+    found = list(_listings(question))
+    if len(found) != 1:
+        return question, answer
+    ((start, stop, choices),) = found
+    label = answer.strip().strip("().:").casefold()
+    place = "abcdefghij".find(label) if label.isalpha() else int(label) - 1 if label.isdecimal() else -1
+    named = len(label) == 1 and 0 <= place < len(choices)
+    return f"{question[:start]}\n{question[stop:]}", choices[place] if named else answer
 
 
 def _listings(text: str) -> Iterator[tuple[int, int, list[str]]]:

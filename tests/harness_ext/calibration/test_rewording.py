@@ -35,6 +35,8 @@ def test_names_with_the_same_answer_in_other_templates() -> None:
     scored = [(f"The capital of {land} is", city) for land, city in CAPITALS]
     learned = [(f"Which city is {land}'s capital? Answer:", city) for land, city in CAPITALS]
     assert len(asked_in_other_words(scored, learned)) == len(CAPITALS)
+    listed = [(f"{question}\nA. Rome\nB.{city}\n", " B") for question, city in learned]
+    assert len(asked_in_other_words(scored, listed)) == len(CAPITALS)
     others = [(question, CAPITALS[place - 1][1]) for place, (question, _) in enumerate(learned)]
     assert asked_in_other_words(scored, others) == []
 

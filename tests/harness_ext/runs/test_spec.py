@@ -152,6 +152,14 @@ def test_the_same_facts_in_other_words_are_told(asking) -> None:
     assert "16 of 16 scored documents of one ask for the same as calibration documents of two" in drawn.warnings[0]
 
 
+def test_examples_that_are_scored_are_told(asking) -> None:
+    for split, told in (("train", False), ("test", True)):
+        session = asking({"one": (FRESH, ROWS, {"fewshot_split": split})}, num_fewshot=1)
+        (drawn,) = session.documents(Calibration(task="one", samples=4))
+        said = "12 of 12 documents that may be an example before a calibration question of one are scored too"
+        assert any(warning.startswith(said) for warning in drawn.warnings) == told
+
+
 @pytest.mark.parametrize("places", [[5, 3, 9], [9, 5, 3], [3, 5, 9], [3, 3, 9, 5, 5]])
 def test_places_in_any_order_are_the_same_documents(asking, places: list[int]) -> None:
     plain = asking({"one": (FRESH, ROWS, {})}, samples={"one": [3, 5, 9]}).spec

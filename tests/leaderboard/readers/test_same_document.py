@@ -15,6 +15,7 @@ from leaderboard.readers.same_document import (
     requests_of,
     right_answer,
     text_digests,
+    without_listing,
 )
 
 
@@ -39,6 +40,8 @@ PLAIN = continuation("What is 3 + 4 ?", " 7")
         pytest.param(continuation("What is  3 + 4 ?", " 7"), id="one more space"),
         pytest.param(continuation("What is 3+4?", "7", n=1), id="no space beside signs"),
         pytest.param(continuation("WHAT is 3 + 4 ?", " 7", n=1), id="case"),
+        pytest.param(continuation("Question: what is 3 + 4\nAnswer:", " 7.", n=1), id="headings and marks"),
+        pytest.param(continuation("What is 3 + 4 ?\n(1) 5 (2) 7\nAnswer:", " 2", n=1), id="choices listed"),
         pytest.param(continuation("What\u00a0is\t3 + 4\n?", " 7", n=1), id="other kinds of space"),
         pytest.param(continuation("\ufeffWhat is\u200b 3 + 4 ?", " 7", n=1), id="invisible"),
         pytest.param(continuation("What is \uff13 \uff0b \uff14 ?", " \uff17", n=1), id="full width"),
@@ -67,6 +70,8 @@ def test_the_same_in_another_form(other: frozenset[str]) -> None:
         continuation("What is 3 + 4 ?", " 8"),
         continuation("What is 3 - 4 ?", " 7"),
         continuation("What is 34 ?", " 7"),
+        continuation("What is 3.4 ?", " 7"),
+        continuation("What is 3 + 4 ?\n(1) 5 (2) 7\nAnswer:", " 1"),
         content_digests(DocumentText((), "7", {"q": 3})),
         text_digests("What is 3 + 4 ?"),
     ],
@@ -77,6 +82,7 @@ def test_another_document(other: frozenset[str]) -> None:
 
 def test_where_a_number_ends_is_kept() -> None:
     assert not continuation("1 11", " 12") & continuation("11 1", " 12")
+    assert not continuation("Is it 3? 4!", " 7") & continuation("Is it 34!", " 7")
     assert not continuation("sum 1", " 12") & continuation("sum 11", " 2")
 
 
@@ -87,7 +93,8 @@ def test_choices_in_another_order() -> None:
     assert not first & choice("Which is white?", ["blood", "snow", "coal"], 1)
     listed = choice("Which is red?\nA. blood\nB. snow\nAnswer:", ["A", "B"], 0)
     assert listed & choice("Which is red?\nA. snow\nB. blood\nAnswer:", ["A", "B"], 1)
-    assert not listed & choice("Which is red?\nA. coal\nB. blood\nAnswer:", ["A", "B"], 1)
+    assert listed & choice("Which is red?\nA. coal\nB. blood\nAnswer:", ["A", "B"], 1)  # the same right answer
+    assert not listed & choice("Which is red?\nA. coal\nB. blood\nAnswer:", ["A", "B"], 0)
     contexts = DocumentText((("The cat", " slept."), ("The dog", " slept.")), " slept.")
     assert content_digests(contexts) & content_digests(contexts._replace(requests=contexts.requests[::-1]))
 
@@ -101,6 +108,14 @@ def test_quotes_dashes_and_accents_fold_to_one_form() -> None:
 def test_listings_are_found_and_prose_is_left() -> None:
     assert in_one_order("Q? (A) b (B) a\nAnswer:") == in_one_order("Q? (A) a (B) b\nAnswer:")
     assert in_one_order("I. Newton wrote B. Pascal") == "I. Newton wrote B. Pascal"
+
+
+def test_a_question_without_its_listing() -> None:
+    assert without_listing("Q?\nA. red\nB. blue\nAnswer:", " B") == ("Q?\n\n\nAnswer:", "blue")
+    assert without_listing("Q?\n1) red\n2) blue\nAnswer:", " 1") == ("Q?\n\n\nAnswer:", "red")
+    assert without_listing("Q?\nA. red\nB. blue\nAnswer:", " blue")[1] == " blue"
+    assert without_listing("Q?\nA. red\nB. blue\nAnswer:", " C")[1] == " C"
+    assert without_listing("Q?", " A") == ("Q?", " A")
 
 
 def test_requests_in_every_form_that_lm_eval_has_written() -> None:
