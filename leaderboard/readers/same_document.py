@@ -20,6 +20,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -33,9 +34,10 @@ _ALIKE = str.maketrans(
     | dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-")
 )
 # Between two digits a space says where a number ends.
-_SPACE = re.compile(r"(?<=\d)(\s)\s*(?=\d)|\s+")
+_NUMBERS_APART = re.compile(r"(?<=\d)\s+(?=\d)")
 # Marks that only divide sentences; within a number they mean something.
-_MARKS = re.compile(r"(?<!\d)[.,:]|[.,:](?!\d)|[;!?\"']")
+_MARKS = str.maketrans(dict.fromkeys(";!?\"'", " "))
+_MARKS_OUTSIDE_NUMBERS = re.compile(r"[.,:](?!\d)|(?<!\d)[.,:]")
 _HEADINGS = re.compile(r"\b(?:question|query|q|answer|a)\s*:")
 _LABEL = re.compile(r"(?:^|(?<=\s))\(?([A-Za-z]|[1-9])[.):]\s+")
 _EXAMPLES_END = "\n\n"
@@ -65,7 +67,8 @@ def _unified(text: str) -> str:
 
 
 def _closed(text: str) -> str:
-    return _SPACE.sub(lambda gap: " " if gap[1] else "", text).strip()
+    """Without whitespace, but one space between two numbers."""
+    return " ".join("".join(part.split()) for part in _NUMBERS_APART.split(text))
 
 
 def content_digests(document: DocumentText, *beginnings: str) -> frozenset[str]:
@@ -80,13 +83,12 @@ def content_digests(document: DocumentText, *beginnings: str) -> frozenset[str]:
 
 def digests_in_samples(document: DocumentText, num_fewshot: int | None) -> frozenset[str]:
     """The same of a document in a samples file. Where examples stand before the question, what follows the last blank
-    line is taken for the question too.
+    line is taken for the question.
     """
-    found = content_digests(document)
     if not num_fewshot:
-        return found
+        return content_digests(document)
     asked = tuple((context.rpartition(_EXAMPLES_END)[2], answer) for context, answer in document.requests)
-    return found | _of_requests(asked, document.target)
+    return content_digests(document._replace(requests=asked))
 
 
 @dataclass
@@ -132,11 +134,13 @@ def requests_of(arguments: Any) -> tuple[Request, ...]:
 
 def plain_requests(arguments: Iterable[Any]) -> tuple[Request, ...]:
     """Prompt and continuation of each request, from its arguments; empty where there is more than text in one."""
-    found = []
+    found: list[Request] = []
+    prompts: dict[str, str] = {}  # one object for all choices, since prompts are long
     for one in arguments:
         if not isinstance(one, (list, tuple)) or not one or len(one) > 2 or not isinstance(one[0], str):
             return ()
-        found.append((one[0], one[1] if len(one) == 2 and isinstance(one[1], str) else ""))
+        prompt = prompts.setdefault(one[0], one[0])
+        found.append((prompt, one[1] if len(one) == 2 and isinstance(one[1], str) else ""))
     return tuple(found)
 
 
@@ -156,7 +160,7 @@ def _of_requests(requests: Sequence[Request], target: str) -> set[str]:
     found = set()
     answered = right_answer(requests, target)
     if answered is not None:
-        both = {answered, without_listing(*answered)}
+        both = {answered, without_listing(*answered)} if _LABEL.search(answered[0]) else {answered}
         found = {_digest("answer", text) for pair in both if (text := _plain(" ".join(pair)))}
     # Those of an unconditional likelihood ask nothing.
     asked = [request for request in requests if request[0]] or list(requests)
@@ -167,9 +171,10 @@ def _of_requests(requests: Sequence[Request], target: str) -> set[str]:
     return found
 
 
+@lru_cache(maxsize=256)
 def _plain(text: str) -> str:
-    """A text without what does not tell it from another."""
-    return _closed(_MARKS.sub(" ", _HEADINGS.sub(" ", _unified(text))))
+    """A text without what does not tell it from another. The prompt of a document comes several times in a row."""
+    return _closed(_MARKS_OUTSIDE_NUMBERS.sub(" ", _HEADINGS.sub(" ", _unified(text)).translate(_MARKS)))
 
 
 def _without(beginning: str, requests: Sequence[Request]) -> tuple[Request, ...]:
@@ -192,6 +197,7 @@ def _folded(value: Any) -> Any:
     return [_folded(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
+@lru_cache(maxsize=256)
 def in_one_order(text: str) -> str:
     """A text in which choices that are listed by consecutive letters or numbers (`A. red B. blue`) stand sorted and
     without their labels.
