@@ -80,17 +80,14 @@ def finished_runs(folder: Path) -> Iterator[FinishedRun]:
             yield FinishedRun(path.parent, receipt)
 
 
-def chosen_on(receipt: Mapping[str, Any]) -> list[str]:
-    """Hashes and digests of the documents that what a run found was chosen on, by its searches and by those that its
-    recipe comes from, sorted. A step that is no search was part of what was tried, so that its documents count too.
+def searched_on(receipt: Mapping[str, Any]) -> set[str]:
+    """Hashes and digests of the documents that what a run's searches found was chosen on; none where nothing searched.
+    A step that is no search was part of what was tried, so that its documents count too.
 
     Of whatever split they are: what is a training document of one task may be scored by another, or have been out of
     the score for its `--limit` alone. A document that nobody scores costs nothing.
     """
-    known = set(receipt["recipe"]["resolved"].get("chosen_on", ()))
-    if receipt.get("searches"):
-        known |= learned_from(receipt.get("calibration", []))
-    return sorted(known)
+    return learned_from(receipt.get("calibration", [])) if receipt.get("searches") else set()
 
 
 def learned_from(calibration: Iterable[Mapping[str, Any]]) -> set[str]:

@@ -132,8 +132,9 @@ def flips(store: Store, baseline: str, run: str, task: str, metric: str, filter_
         " $7) AS doubled FROM changed c LEFT JOIN (SELECT * FROM samples WHERE run_id = $1 AND task = $3"
         " AND filter = $5) s ON (s.doc_key, s.occurrence) = (c.doc_key, c.logged) LEFT JOIN (SELECT * FROM samples"
         " WHERE run_id = $2 AND task = $3 AND filter = $5) t ON (t.doc_key, t.occurrence) = (c.doc_key, c.occurrence)"
-        " LEFT JOIN (SELECT doc_key, any_value(target) AS target, any_value(document) AS document FROM docs WHERE task ="
-        " $3 GROUP BY doc_key) d ON d.doc_key = c.doc_key ORDER BY abs(c.after - c.before) DESC, c.doc_key, c.occurrence",
+        " LEFT JOIN (SELECT doc_key, any_value(target) AS target, any_value(document) AS document FROM docs WHERE"
+        " task = $3 GROUP BY doc_key) d ON d.doc_key = c.doc_key ORDER BY abs(c.after - c.before) DESC, c.doc_key,"
+        " c.occurrence",
         [baseline, run, task, metric, filter_name, MOST_DOCUMENTS, ACC_MUTUAL_INFO],
     )
     return [Flip(**row) for row in rows]
@@ -167,8 +168,8 @@ def often_flipped(
         " CAST(count(*) FILTER (r.value < b.value) AS INTEGER) AS lower, CAST(count(*) FILTER (r.value > b.value) AS"
         f" INTEGER) AS higher FROM {_in_order('(SELECT unnest($2))')} r JOIN {_in_order('($1)')} b USING (doc_key,"
         " copy) LEFT JOIN (SELECT doc_key, occurrence AS logged, doc_id FROM samples WHERE run_id = $1 AND task = $3"
-        " AND filter = $5) s ON (s.doc_key, s.logged) = (b.doc_key, b.logged) WHERE r.value <> b.value GROUP BY doc_key,"
-        " copy ORDER BY lower + higher DESC, doc_key, occurrence",
+        " AND filter = $5) s ON (s.doc_key, s.logged) = (b.doc_key, b.logged) WHERE r.value <> b.value GROUP BY"
+        " doc_key, copy ORDER BY lower + higher DESC, doc_key, occurrence",
         [baseline, list(runs), task, metric, filter_name],
     )
     return [OftenFlipped(**row) for row in rows]

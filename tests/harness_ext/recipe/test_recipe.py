@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import yaml
 
 from harness_ext.errors import RecipeError
 from harness_ext.methods.budget import Keep
@@ -190,3 +193,13 @@ def test_the_baseline_is_told_by_its_name_and_by_its_steps() -> None:
     assert not baseline.model_copy(update={"steps": parse_recipe("laser").steps}).is_baseline
     found_nothing = recipe_from({"name": "laser-search-found", "steps": []}, origin="found.yaml")
     assert not found_nothing.is_baseline and found_nothing.recipe_id == baseline.recipe_id
+
+
+def test_changes_and_copies_of_a_recipe_keep_what_it_was_chosen_on(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    chosen_on = ["a" * 64, "b" * 64]
+    path.write_text(yaml.safe_dump({**parse_recipe("laser").resolved(), "chosen_on": chosen_on}))
+    changed = parse_recipe(f"{path}:keep.rank=3")
+    assert changed.chosen_on == tuple(chosen_on) and changed.recipe_id == parse_recipe("laser:keep.rank=3").recipe_id
+    assert recipe_from(changed.resolved(), origin="again").chosen_on == changed.chosen_on
+    assert changed.for_tasks(lambda split: ["t"]).chosen_on == changed.chosen_on

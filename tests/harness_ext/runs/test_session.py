@@ -651,3 +651,12 @@ def test_weights_without_a_place_are_warned_of_in_every_receipt(lm_eval, make_mo
     for path in tmp_path.glob("results/*/*/receipt.json"):
         assert [warning for warning in json.loads(path.read_text())["warnings"] if warning.startswith(words)]
     assert ran.err.count(words) == 2
+
+
+def test_calibrating_on_the_scored_facts_in_other_words_is_told(demo_run, tmp_path: Path) -> None:
+    recipe = "fwsvd:calibration.task=int_mult_clean,calibration.split=test,calibration.samples=40"
+    ran = demo_run("--recipe", recipe, "fwsvd", limit=80)
+    said = "40 of 80 scored documents of int_mult ask for the same as calibration documents of int_mult_clean"
+    assert ran.code == 0 and f"{recipe}: {said}" in ran.err and "warning: 40 of 80 scored" in ran.out
+    assert receipts(tmp_path)[recipe]["warnings"][0].startswith(said)
+    assert receipts(tmp_path)["fwsvd"]["warnings"] == []
