@@ -112,7 +112,7 @@ def _effect(comparison: Comparison, pair: PairedScores, margin: float) -> Effect
         standard_error=finite_or_none(estimate.standard_error),
         degrees=estimate.degrees,
         detectable=finite_or_none(stats.detectable_effect(count * spread.standard_error**2, count)),
-        unit=unit,
+        unit=unit and not pair.clipped,
         fewest=fewest,
     )
 
