@@ -52,6 +52,16 @@ class Line:
         return sum(cell.verdict == verdict for cell in self.cells.values())
 
     @property
+    def controlled(self) -> int:
+        """On how many models the recipe was compared with controls of its own."""
+        return sum(cell.beats_controls is not None for cell in self.cells.values())
+
+    @property
+    def beats_controls(self) -> int:
+        """On how many models it is better than every control of its own."""
+        return sum(cell.beats_controls is True for cell in self.cells.values())
+
+    @property
     def compared(self) -> int:
         """On how many models there is a verdict."""
         return sum(cell.verdict in COMPARED for cell in self.cells.values())
@@ -110,12 +120,16 @@ def models_of(found: Sequence[Line]) -> list[str]:
 
 
 def sentence(line: Line) -> str:
-    """`better on 7 of 9 models, worse on 1, undecided on 1; up on 8, down on 1`."""
+    """`better on 7 of 9 models, worse on 1, undecided on 1; better than its control on 2 of 9 models; up on 8, down
+    on 1`.
+    """
     if not line.compared:
         said = f"no verdict on {_models(len(line.cells))}"
     else:
         others = [f"{word} on {line.count(word)}" for word in COMPARED[1:] if line.count(word)]
         said = ", ".join([f"better on {line.count('better')} of {_models(line.compared)}", *others])
+    if line.controlled:
+        said += f"; better than its control on {line.beats_controls} of {_models(line.controlled)}"
     signs = f"; up on {line.up}, down on {line.down}" if line.up + line.down else ""
     missing = [f"{line.count(word)} {word}" for word in ("incomparable", "failed") if line.count(word)]
     return said + signs + (f" (besides, {' and '.join(missing)})" if missing else "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from leaderboard.board.cell import Cell
@@ -27,6 +27,8 @@ _CONTROL_COLUMNS = {
     "low": "low",
     "high": "high",
     "verdict": "verdict",
+    "p": "p_value",
+    "q": "q_value",
     "unpaired": "unpaired",
 }
 
@@ -45,16 +47,14 @@ def cells_frame(cells: Sequence[Cell]) -> pandas.DataFrame:
     return pandas.DataFrame(columns)
 
 
-def cells_frame_with_controls(
-    cells: Sequence[Cell], against_control: Mapping[tuple[str, str], Cell]
-) -> pandas.DataFrame:
-    """`cells_frame`, and in columns named `control_...` each recipe against its control. against_control: by (run_id,
-    task) of the recipe.
+def cells_frame_with_controls(cells: Sequence[Cell], control: str | None = None) -> pandas.DataFrame:
+    """`cells_frame`, and in columns named `control_...` each recipe against a control of its own: the one of this name,
+    or the first by name.
     """
     import pandas
 
     frame = cells_frame(cells)
-    pairs = [against_control.get((cell.run_id, cell.task)) for cell in cells]
+    pairs = [next((pair for pair in cell.against_controls if control in (None, pair.control)), None) for cell in cells]
     for column, name in _CONTROL_COLUMNS.items():
         kind = "object" if column in ("run", "verdict", "unpaired") else "float64"
         values = [None if pair is None else getattr(pair, name) for pair in pairs]

@@ -6,7 +6,7 @@ What `board`, `compare` and `gate` have in common; each puts the answer into its
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -78,6 +78,7 @@ def pair_up(store: Store, contents: Contents, subject: Subject, baseline: RunRow
         *effect.notes,
         *_beside(contents, baseline.run_id, run.run_id, score),
         *_direction_note(subject.score),
+        *comparability.task_notes(base_task, task),
         *comparability.reservations(baseline, run),
     )
     return Pairing(reported, (), effect, notes, contents.noise_floor(run, score, baseline))
@@ -138,10 +139,21 @@ def _found_effect(contents: Contents, subject: Subject, baseline: str, baseline_
         best_value=score.best_value,
         margin=terms.own_margin or score.margin,
         default_margin=terms.margin,
-        clusters=_whole(samples.cluster) if task.cluster_by else None,
+        clusters=_whole(samples.cluster) if task.cluster_by or samples.copies else None,
         limits_at=terms.limits_at,
+        bound=score.bound,
     )
-    return judge(comparison)
+    effect = judge(comparison)
+    return replace(effect, notes=(*effect.notes, *_copies_note(samples.copies, comparison.clusters is not None)))
+
+
+def _copies_note(copies: int, together: bool) -> tuple[str, ...]:
+    """What is to be said of documents that a task holds more than once."""
+    if not copies:
+        return ()
+    counted = ", and count as one document in the statistics" if together else ""
+    said = f"{copies:,} {'document is a copy' if copies == 1 else 'documents are copies'} of another, word for word"
+    return (f"{said}: copies are paired by their scores, not by their order{counted}",)
 
 
 def _scored(score: float, values: np.ma.MaskedArray, weights: np.ma.MaskedArray, parts: np.ma.MaskedArray) -> Scored:

@@ -59,6 +59,10 @@ class Judged(NamedTuple):
     detectable: float | None
     obstacles: str
     notes: str
+    clipped_at: float | None = None
+    far_lost: int | None = None
+    far_gained: int | None = None
+    far_lost_limit: float | None = None
 
 
 @cache
@@ -122,7 +126,7 @@ def judged(pairing: Pairing) -> Judged:
     if effect is None:
         alone = pairing.unpaired
         span = (None, None, None) if alone is None else (alone.delta, alone.low, alone.high)
-        return Judged._make((pairing.baseline_score, None, *span, *[None] * 9, *texts))
+        return Judged._make((pairing.baseline_score, None, *span, *[None] * 9, *texts, *[None] * 4))
     return Judged(
         pairing.baseline_score,
         effect.count,
@@ -139,6 +143,10 @@ def judged(pairing: Pairing) -> Judged:
         effect.margin,
         effect.detectable,
         *texts,
+        effect.clipped_at,
+        _whole(effect.far_lost),
+        _whole(effect.far_gained),
+        effect.far_lost_limit,
     )
 
 

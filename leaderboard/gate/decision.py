@@ -1,9 +1,9 @@
 """The decision: rows, one for each task or suite and baseline, and the word for each.
 
-PASS: the drop's one-sided upper limit lies below the margin. FAIL: the drop is significant and larger than the margin,
-or a floor is broken, or something required is missing. WARN: the drop is significant, and the margin lies between it
-and its limit. UNDECIDED: none of these, so more documents are needed. INCOMPARABLE: the two runs were not asked the
-same. Notable choices:
+PASS: the drop's one-sided upper limit lies below the margin, and few documents can have collapsed. FAIL: the drop is
+significant and larger than the margin, or a floor is broken, or something required is missing. WARN: the drop is
+significant, and the margin lies between it and its limit. UNDECIDED: none of these, so more documents are needed.
+INCOMPARABLE: the two runs were not asked the same. Notable choices:
 - Significance after Holm over all rows of the gate, of both baselines and of the suites: a gate stops on any of them. A
   pass needs no correction, since all must pass.
 - The gate's word is that of its worst row, in the order FAIL, INCOMPARABLE, UNDECIDED, WARN, PASS.
@@ -20,6 +20,7 @@ import numpy as np
 
 from leaderboard import statistics as stats
 from leaderboard.compare.choice_shift import Choices
+from leaderboard.compare.collapses import withheld
 
 Verdict = Literal["PASS", "WARN", "UNDECIDED", "INCOMPARABLE", "FAIL"]
 BY_WEIGHT: tuple[Verdict, ...] = ("PASS", "WARN", "UNDECIDED", "INCOMPARABLE", "FAIL")
@@ -33,7 +34,8 @@ class GateRow:
     `drop` is how much worse the candidate is, in the metric's own units, `drop_low` and `drop_high` its one-sided
     limits; `p_worse` is before, `p_holm` after correction. `baseline` is the id of the run compared with, since two may
     be in one role. `decided` is set where a word holds without statistics (a floor, something missing, incomparable
-    runs); `identical` where both runs are one. `unpaired`: the drop and its limits are of the two scores by themselves.
+    runs); `identical` where both runs are one. `clipped_at` and the next three are as those of a `Cell`.
+    `unpaired`: the drop and its limits are of the two scores by themselves.
     """
 
     role: str
@@ -66,6 +68,10 @@ class GateRow:
     verdict: Verdict = "UNDECIDED"
     reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    clipped_at: float | None = None
+    far_lost: int | None = None
+    far_gained: int | None = None
+    far_lost_limit: float | None = None
     unpaired: bool = False
 
     @property
@@ -100,13 +106,14 @@ def _by_statistics(row: GateRow, alpha: float) -> tuple[Verdict, str | None]:
     if row.drop is None or row.drop_high is None or row.margin is None or row.p_holm is None:
         return "UNDECIDED", None if row.notes or row.reasons else "there is no test for this metric"
     harmful = row.p_holm <= alpha
-    if row.drop_high < row.margin:
+    doubt = withheld(row.far_lost, row.far_lost_limit, row.documents)
+    if row.drop_high < row.margin and not doubt:
         return "PASS", "worse, but by less than the margin" if harmful else None
     if harmful and row.drop > row.margin:
         return "FAIL", "worse by more than the margin"
     if harmful:
         return "WARN", "worse; by less than the margin as far as is seen, but it may be more"
-    return "UNDECIDED", _lacking(row)
+    return "UNDECIDED", doubt if doubt and row.drop_high < row.margin else _lacking(row)
 
 
 def _lacking(row: GateRow) -> str:

@@ -14,6 +14,7 @@ from leaderboard import statistics as stats
 from leaderboard.compare import comparability
 from leaderboard.compare.choice_shift import compare_choices
 from leaderboard.compare.contents import Contents, read_contents
+from leaderboard.compare.effect import Effect, at_least
 from leaderboard.compare.pairing import Pairing, Subject, Terms, pair_up
 from leaderboard.errors import LeaderboardError, Unreadable
 from leaderboard.gate.decision import GateRow
@@ -130,14 +131,15 @@ def _task_row(
         return replace(
             row, metric=score.metric, decided="FAIL", reasons=(f"the result is {score.reported}, not a number",)
         )
-    pairing = gate.pair(subject, named.run, terms)
+    baseline = named.run_of(name)
+    pairing = gate.pair(subject, baseline, terms)
     metric = score.metric if score.filter == "none" else f"{score.metric} ({score.filter})"
     row = replace(
         row,
         metric=metric,
         score=score.score,
         baseline_score=pairing.baseline_score,
-        identical=candidate.run_id == named.run.run_id,
+        identical=candidate.run_id == baseline.run_id,
     )
     base_score = gate.contents.score(named.run.run_id, name, score.metric, score.filter)
     subject = subject._replace(score=comparability.agreed(base_score, score))
@@ -145,7 +147,7 @@ def _task_row(
     if pairing.effect is None:
         return _unpaired_row(row, subject, pairing, policy, broken)
     effect = pairing.effect
-    choices = compare_choices(gate.store, named.run.run_id, candidate.run_id, name, score.filter)
+    choices = compare_choices(gate.store, baseline.run_id, candidate.run_id, name, score.filter)
     row = replace(
         row,
         documents=effect.count,
@@ -162,11 +164,22 @@ def _task_row(
         flip_rate=effect.flip_rate,
         noise_floor=pairing.noise_floor,
         detectable=effect.detectable,
-        documents_needed=_needed(effect.count, effect.standard_error, effect.margin, policy.alpha),
+        documents_needed=_needed(effect, policy.alpha),
         choices=choices,
-        notes=(*(("the same as the baseline, to the bit",) if row.identical else ()), *pairing.notes),
+        notes=(*_about(row, named, name), *pairing.notes),
+        clipped_at=effect.clipped_at,
+        far_lost=effect.far_lost,
+        far_gained=effect.far_gained,
+        far_lost_limit=effect.far_lost_limit,
     )
     return replace(row, decided="FAIL", reasons=broken) if broken else row
+
+
+def _about(row: GateRow, named: Named, name: str) -> tuple[str, ...]:
+    """Which run a task is compared with where it is not the one that the others are, and whether it is the same."""
+    other = named.others.get(name)
+    against = () if other is None else (f"against run {other.run_id[:12]}, which ran this task as the candidate did",)
+    return (*against, *(("the same as the baseline, to the bit",) if row.identical else ()))
 
 
 def _unpaired_row(row: GateRow, subject: Subject, pairing: Pairing, policy: Policy, broken: tuple[str, ...]) -> GateRow:
@@ -194,8 +207,10 @@ def _unpaired_row(row: GateRow, subject: Subject, pairing: Pairing, policy: Poli
     )
 
 
-def _needed(count: int, error: float | None, margin: float | None, alpha: float) -> int | None:
-    return stats.documents_needed(count * error**2, margin, alpha) if error and margin else None
+def _needed(effect: Effect, alpha: float) -> int | None:
+    error, margin = effect.standard_error, effect.margin
+    needed = stats.documents_needed(effect.count * error**2, margin, alpha) if error and margin else None
+    return None if needed is None else at_least(needed, effect.fewest)
 
 
 def _missing(row: GateRow, candidate: Run, entry: Requirement) -> GateRow | None:

@@ -7,16 +7,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import NamedTuple
 
 from leaderboard.errors import Unreadable
+from leaderboard.readers.asked import asked_of
 from leaderboard.readers.discovery import Candidate, date_of
 from leaderboard.readers.edited import PLAIN_RECIPE, Editedness, of_receipt
 from leaderboard.readers.orphan_samples import WARNING, read_task
-from leaderboard.readers.receipt import Receipt, ReceiptCalibration, read_receipt, shown, storable, utc
+from leaderboard.readers.receipt import Receipt, read_receipt, shown, storable, utc
 from leaderboard.readers.records import NO_FILTER, ReportedScore, Run, RunVariant, TaskRun
 from leaderboard.readers.results import Environment, Results, read_results
 from leaderboard.readers.run_id import with_id
-from leaderboard.readers.safe_json import canonical, clean, digest
+from leaderboard.readers.safe_json import canonical, clean, digest, mapping, optional_text
 from leaderboard.readers.samples import Samples, documents_hash, log_likelihoods
 from leaderboard.readers.samples_reader import LOG_LIKELIHOOD_OUTPUTS, SampleForm, SamplesReader
 
@@ -89,6 +91,7 @@ def _receipt_run(candidate: Candidate, path: Path, reader: SamplesReader) -> Run
         device=receipt.model.device and clean(receipt.model.device),
         versions=shown(raw.get("versions")),
         settings=shown(raw.get("settings")),
+        asked=asked_of(raw.get("settings")),
         seeds=shown(raw.get("seeds")),
         warnings=[clean(warning) for warning in (*receipt.warnings, *known.warnings)],
         totals=shown(raw.get("totals")),
@@ -113,7 +116,11 @@ def _receipt_run(candidate: Candidate, path: Path, reader: SamplesReader) -> Run
     results, *others = read_results(candidate.results)
     if others:
         raise Unreadable("results_*.json is of before lm-eval 0.4, which no receipt can lie beside")
-    tasks = [_with_overlap(task, calibrations) for task in _task_runs(results, candidate, reader)]
+    learned = _learned(receipt)
+    tasks = [
+        replace(_with_overlap(task, learned), identity=_identity(receipt, task.task))
+        for task in _task_runs(results, candidate, reader)
+    ]
     whole = replace(_with_environment(run, results.environment), tasks=tasks, scores=results.scores)
     return with_id(whole, results.contents, former)
 
@@ -130,6 +137,7 @@ def _plain_run(candidate: Candidate, results: Results, reader: SamplesReader) ->
         scores=results.scores,
         files=_names(candidate),
         settings=environment.settings,
+        asked=environment.asked,
         started=_from_timestamp(environment.date),
         warnings=list(environment.editedness.warnings),
         edited=environment.editedness.edited,
@@ -280,6 +288,8 @@ def _task_runs(results: Results, candidate: Candidate, reader: SamplesReader) ->
             cluster_by=settings.cluster_by,
             samples=samples,
             documents_hash=documents_hash(samples) if samples is not None else None,
+            config_hash=settings.config_hash,
+            subset=settings.subset,
             sample_count=settings.likely_count,
         )
         if samples and settings.output_type in LOG_LIKELIHOOD_OUTPUTS:
@@ -294,11 +304,41 @@ def _check_whole(task: str, samples: Samples, expected: int | None) -> None:
         raise Unreadable(f"the samples of {task} are incomplete: {samples.distinct} of {expected} documents")
 
 
-def _with_overlap(task: TaskRun, calibrations: list[ReceiptCalibration]) -> TaskRun:
-    """Mark a task that scores documents its own recipe was calibrated on."""
-    used = {document for calibration in calibrations for document in calibration.documents}
-    both = sorted(used.intersection(document.doc_hash for document in (task.samples or Samples()).documents))
-    return replace(task, calibration_overlap=len(both), overlap_example=both[0]) if both else task
+class _Learned(NamedTuple):
+    """The documents that a recipe learned from or was chosen on: lm-eval's hashes, and digests of what is asked."""
+
+    documents: frozenset[str]
+    contents: frozenset[str]
+
+
+def _learned(receipt: Receipt) -> _Learned:
+    used = receipt.calibration
+    resolved = receipt.recipe.resolved
+    chosen_on = resolved.get("chosen_on") if isinstance(resolved, dict) else None
+    known = {hashed for hashed in chosen_on if isinstance(hashed, str)} if isinstance(chosen_on, list) else set()
+    return _Learned(
+        frozenset(known.union(*(one.documents for one in used))),
+        frozenset(known.union(*(one.contents for one in used))),
+    )
+
+
+def _with_overlap(task: TaskRun, learned: _Learned) -> TaskRun:
+    """Mark a task that scores documents its own recipe was calibrated or chosen on, in whatever form."""
+    documents = (task.samples or Samples()).documents
+    both = {document.doc_hash for document in documents if document.doc_hash in learned.documents}
+    if learned.contents:
+        both |= {
+            document.doc_hash
+            for document in documents
+            if document.doc_hash not in both
+            and document.contents is not None
+            and not learned.contents.isdisjoint(document.contents.digests(task.num_fewshot))
+        }
+    return replace(task, calibration_overlap=len(both), overlap_example=min(both)) if both else task
+
+
+def _identity(receipt: Receipt, task: str) -> str | None:
+    return optional_text(mapping(receipt.tasks.get(task)).get("identity"))
 
 
 def _asked_tasks(receipt: Receipt) -> list[TaskRun]:

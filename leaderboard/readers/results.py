@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from leaderboard.errors import Unreadable
-from leaderboard.metrics import best_value, direction, value_range
+from leaderboard.metrics import best_value, cluster_field, direction, value_range
+from leaderboard.readers.asked import asked_of
 from leaderboard.readers.edited import Editedness, of_results
 from leaderboard.readers.legacy_results import by_prompt, modernised
 from leaderboard.readers.records import ReportedScore
 from leaderboard.readers.run_id import FileContents, file_contents
 from leaderboard.readers.safe_json import canonical, clean, finite, integer, load_json, mapping, optional_text
+from leaderboard.readers.task_identity import config_hash, subset
 
 _MOST_DOCUMENTS = 2**31
 _NOT_METRICS = frozenset({"alias", "name", "sample_len", "samples", " "})
@@ -45,6 +47,8 @@ class TaskSettings:
     output_type: str | None
     cluster_by: str | None
     sample_count: int | None
+    config_hash: str | None = None
+    subset: str | None = None
     likely_count: int | None = None
 
 
@@ -71,6 +75,7 @@ class Environment:
     settings: str
     request_cache: bool | None
     editedness: Editedness
+    asked: str | None = None
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,7 @@ def _task_scores(task: str, row: dict[str, Any], data: dict[str, Any]) -> list[R
             margin=finite(mapping(metadata.get("margin")).get(metric)),
             is_primary=(metric, filter_name) == primary,
             is_group=is_group,
+            bound=finite(mapping(metadata.get("bound")).get(metric)),
         )
         for key, (metric, filter_name) in found.items()
     ]
@@ -194,7 +200,7 @@ def _task_settings(task: str, data: dict[str, Any], scores: list[ReportedScore])
     row, counts = mapping(data["results"].get(task)), mapping(mapping(data.get("n-samples")).get(task))
     shots = integer(mapping(data.get("n-shot")).get(task))
     generation = config.get("generation_kwargs")
-    cluster_by = mapping(config.get("metadata")).get("cluster_by")
+    cluster_by = mapping(config.get("metadata")).get("cluster_by", cluster_field(task))
     count = integer(row.get("sample_len")) if "sample_len" in row else integer(counts.get("effective"))
     return TaskSettings(
         version=optional_text(mapping(data.get("versions")).get(task)),
@@ -204,6 +210,8 @@ def _task_settings(task: str, data: dict[str, Any], scores: list[ReportedScore])
         cluster_by=cluster_by if isinstance(cluster_by, str) else None,
         sample_count=count,
         likely_count=count if count is not None and count > 0 else _likely_count(data, scores),
+        config_hash=config_hash(config, optional_text(data.get("lm_eval_version"))),
+        subset=subset(mapping(data.get("config")), integer(counts.get("original")), count),
     )
 
 
@@ -252,6 +260,7 @@ def _environment(data: dict[str, Any], path: Path, contents: FileContents) -> En
         date=finite(data.get("date")),
         settings=canonical(config),
         request_cache=bool(config["use_cache"]) if "use_cache" in config else None,
+        asked=asked_of(config | {"model_args": arguments}),
         editedness=of_results(config, arguments, contents.unknown),
     )
 

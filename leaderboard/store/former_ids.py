@@ -9,58 +9,53 @@ same path, or, where nothing lies at the stored path any more, a folder and a fi
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 from leaderboard.readers.records import Run
-from leaderboard.readers.safe_json import clean
+from leaderboard.store import decisions
 from leaderboard.store.database import Store
 from leaderboard.store.rows import remove_runs
 
-_DECISIONS = (("baselines", "run_id"), ("blessings", "run_id"), ("deletions", "run_id"), ("gate_runs", "candidate"))
+_DECISIONS = ("baselines", "blessings", "deletions")  # tables that name a run and its place
 
 
 def carry_over(store: Store, runs: Sequence[Run]) -> set[str]:
     """Take the rows of these runs' former ids out, inside the caller's transaction, and move what was decided of them.
     Returns the present ids of those that were held, whose rows are still to be inserted.
+
+    Decisions name the place of their run, so that one which the store has from its file alone follows too.
     """
-    former = {run.former_id for run in runs if run.former_id}
+    former = sorted({run.former_id for run in runs if run.former_id})
     if not former:
         return set()
-    held = _places(store, "SELECT run_id, path FROM runs WHERE run_id IN (SELECT unnest(?))", former)
-    deleted = _places(
-        store,
-        "SELECT run_id, arg_max(path, rowid) AS path FROM deletions WHERE run_id IN (SELECT unnest(?)) GROUP BY run_id"
-        " HAVING arg_max(deleted, rowid)",
-        former,
-    )
-    names = present_ids([(run.former_id, run.run_id, run.path) for run in runs if run.former_id], {**deleted, **held})
-    for old, new in names.items():
-        for table, column in _DECISIONS:
-            store.connection.execute(f"UPDATE {table} SET {column} = ? WHERE {column} = ?", [new, old])
+    held = _places(store, "runs", former)
+    decided = {id_: path for table in _DECISIONS for id_, path in _places(store, table, former).items()}
+    names = _present_ids(store, runs, {**decided, **held})
+    decisions.follow(store, names)
     remove_runs(store, [old for old in names if old in held])
     return {new for old, new in names.items() if old in held}
 
 
-def stored_names(store: Store, held: Mapping[str, str]) -> dict[str, str]:
-    """Former id -> present id of the store's runs. held: former id -> where the run lay that had it."""
-    rows = store.rows("SELECT former_id, run_id, path FROM runs WHERE former_id IS NOT NULL ORDER BY run_id")
-    return present_ids([(row["former_id"], row["run_id"], Path(row["path"])) for row in rows], held)
-
-
-def present_ids(runs: Iterable[tuple[str, str, Path]], held: Mapping[str, str]) -> dict[str, str]:
-    """Former id -> present id, of (former id, present id, place) of runs, as far as the places agree."""
+def _present_ids(store: Store, runs: Iterable[Run], held: Mapping[str, str]) -> dict[str, str]:
+    """Former id -> present id of runs, as far as their places agree with those held (former id -> stored path)."""
     here: dict[str, str] = {}
     moved: dict[str, str] = {}
-    for former, present, path in runs:
-        place = held.get(former)
-        if place is None:
+    for run in runs:
+        place = held.get(run.former_id or "")
+        if place is None or run.former_id is None:
             continue
-        if place == clean(str(path)):
-            here[former] = present
-        elif Path(place).parts[-2:] == path.parts[-2:] and not Path(place).exists():
-            moved.setdefault(former, present)
+        where = store.places.resolved(place)
+        if where == run.path or place == store.places.stored(run.path):
+            here[run.former_id] = run.run_id
+        elif where.parts[-2:] == run.path.parts[-2:] and not where.exists():
+            moved.setdefault(run.former_id, run.run_id)
     return moved | here
 
 
-def _places(store: Store, sql: str, former: set[str]) -> dict[str, str]:
-    return {row["run_id"]: row["path"] for row in store.rows(sql, [sorted(former)])}
+def _places(store: Store, table: str, former: Sequence[str]) -> dict[str, str]:
+    """Former id -> the last stored path of those that the table names."""
+    rows = store.rows(
+        f"SELECT run_id, last(path ORDER BY rowid) AS path FROM {table} WHERE run_id IN (SELECT unnest(?)) AND path IS"
+        " NOT NULL GROUP BY run_id",
+        [former],
+    )
+    return {row["run_id"]: row["path"] for row in rows}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from leaderboard.board.cell import Cell
+from leaderboard.board.cell import Cell, not_its_control
 from leaderboard.compare.choice_shift import Choices
 from leaderboard.compare.unpaired_scores import Unpaired
 from leaderboard.statistics import Estimate
@@ -70,6 +70,33 @@ def undecided(cell: Cell) -> str | None:
         return None
     size = could_show(cell)
     return ", ".join(filter(None, [_needed(cell), size and f"could have shown a difference of {size}"])) or None
+
+
+def against_controls(cell: Cell) -> list[str]:
+    """A sentence for each control of its own that the recipe was compared with, on the same documents."""
+    return [_against(cell, pair) for pair in cell.against_controls]
+
+
+def _against(cell: Cell, pair: Cell) -> str:
+    name = f"its control {plain(pair.control or '')}"
+    if pair.delta is None:
+        return f"cannot be compared with {name}: {plain(pair.notes[0]) if pair.notes else pair.verdict}"
+    if cell.verdict == "better":
+        word = "better than" if pair.verdict == "better" else "NOT better than"
+        said = f"better than the baseline, {word} {name}"
+    else:
+        said = f"against {name}"
+    return f"{said}: {interval(pair)}, {pair.verdict}"
+
+
+def beside_verdict(cell: Cell) -> str:
+    """In short, what a recipe is against its controls; empty where it has none."""
+    pairs = cell.against_controls
+    if cell.verdict == "better" and pairs:
+        return "NOT its control" if not_its_control(cell) else "its control too"
+    if len(pairs) > 1:
+        return f"better than {sum(pair.verdict == 'better' for pair in pairs)} of {len(pairs)} controls"
+    return f"control: {pairs[0].verdict}" if pairs else ""
 
 
 def could_show(cell: Cell) -> str | None:

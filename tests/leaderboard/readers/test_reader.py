@@ -127,6 +127,40 @@ def test_primary_metric_is_the_named_one(made: Any, kit: Any) -> None:
     }
 
 
+def test_a_task_may_bound_what_one_document_counts_for(made: Any, kit: Any) -> None:
+    task = kit.Task({"acc": [1.0], "log_odds": [0.3]}, metadata={"bound": {"log_odds": 2}})
+    run = only_run(made.run("laser", {"bias": task}))
+    assert {(score.metric, score.bound) for score in run.scores} == {("acc", None), ("log_odds", 2.0)}
+
+
+class TestClusters:
+    """Which documents depend on each other."""
+
+    def task(self, kit: Any, passages: list[str], **options: Any) -> Any:
+        return kit.Task(
+            {"acc": [1.0] * len(passages)}, fields={"passage": passages, "topic": passages[::-1]}, **options
+        )
+
+    def clusters(self, made: Any, name: str, task: Any) -> tuple[str | None, list[str | None]]:
+        (found,) = only_run(made.run("laser", {name: task})).tasks
+        return found.cluster_by, [document.cluster for document in found.samples.documents]
+
+    def test_of_lm_evals_own_tasks_are_known(self, made: Any, kit: Any) -> None:
+        by, found = self.clusters(made, "boolq", self.task(kit, ["a", "a", "b"]))
+        assert by == "passage" and found == ['"a"', '"a"', '"b"']
+
+    def test_the_task_says_more_than_the_table(self, made: Any, kit: Any) -> None:
+        by, found = self.clusters(made, "boolq", self.task(kit, ["a", "a", "b"], metadata={"cluster_by": "topic"}))
+        assert by == "topic" and found == ['"b"', '"a"', '"a"']
+
+    def test_other_tasks_have_none(self, made: Any, kit: Any) -> None:
+        assert self.clusters(made, "sums", self.task(kit, ["a", "b"])) == (None, [None, None])
+
+    def test_a_long_passage_is_known_by_its_digest(self, made: Any, kit: Any) -> None:
+        _, found = self.clusters(made, "drop", self.task(kit, ["a" * 500, "a" * 500, "b" * 500]))
+        assert found[0] == found[1] != found[2] and all(len(name) == 32 for name in found)
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
