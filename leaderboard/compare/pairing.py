@@ -15,7 +15,7 @@ from leaderboard.compare import comparability
 from leaderboard.compare.contents import Contents
 from leaderboard.compare.effect import Comparison, Effect, Scored
 from leaderboard.compare.judge import judge
-from leaderboard.compare.unpaired_scores import Reported, Unpaired, gated, unpaired
+from leaderboard.compare.unpaired_scores import ReportedTask, Unpaired, gated, unpaired
 from leaderboard.metrics import DEFAULT_MARGIN, LOG_LOSS
 from leaderboard.store.database import Store
 from leaderboard.store.queries import RunRow, RunTaskRow, ScoreRow
@@ -70,7 +70,7 @@ def pair_up(store: Store, contents: Contents, subject: Subject, baseline: RunRow
         obstacles = (f"the baseline's own result is {base_score.reported}, not a number",)
     alone = bool(obstacles) and obstacles == comparability.lacking_samples(base_task, task)
     if alone and base_score is not None and reported is not None:
-        return _unpaired(Reported(base_score, base_task), subject, baseline, terms)
+        return _unpaired(ReportedTask(base_score, base_task), subject, baseline, terms)
     if obstacles or reported is None:
         return Pairing(reported, obstacles)
     effect = _effect(contents, subject, baseline.run_id, reported, terms)
@@ -84,9 +84,9 @@ def pair_up(store: Store, contents: Contents, subject: Subject, baseline: RunRow
     return Pairing(reported, (), effect, notes, contents.noise_floor(run, score, baseline))
 
 
-def _unpaired(reported: Reported, subject: Subject, baseline: RunRow, terms: Terms) -> Pairing:
+def _unpaired(reported: ReportedTask, subject: Subject, baseline: RunRow, terms: Terms) -> Pairing:
     """Two scores of one thing, at least one of them without samples."""
-    recipe = Reported(subject.score, subject.task)
+    recipe = ReportedTask(subject.score, subject.task)
     if terms.limits_at is None:
         found = unpaired(reported, recipe)
     else:

@@ -23,7 +23,7 @@ from leaderboard.store.queries import RunTaskRow, ScoreRow
 NOTE = "unpaired: the two scores by themselves, as of independent runs; no verdict follows"
 
 
-class Reported(NamedTuple):
+class ReportedTask(NamedTuple):
     """What a results file says of one score, and of the documents behind it."""
 
     score: ScoreRow
@@ -56,7 +56,7 @@ class Unpaired(NamedTuple):
         return NOTE if self.reason is None else f"unpaired, and without an interval: {self.reason}"
 
 
-def unpaired(baseline: Reported, recipe: Reported) -> Unpaired:
+def unpaired(baseline: ReportedTask, recipe: ReportedTask) -> Unpaired:
     """The difference of two scores that are numbers."""
     before, after = aggregate(baseline), aggregate(recipe)
     delta = after.score - before.score
@@ -66,7 +66,9 @@ def unpaired(baseline: Reported, recipe: Reported) -> Unpaired:
     return Unpaired(delta, span.low, span.high)
 
 
-def gated(baseline: Reported, recipe: Reported, level: float, margin: float | None, default_margin: float) -> Unpaired:
+def gated(
+    baseline: ReportedTask, recipe: ReportedTask, level: float, margin: float | None, default_margin: float
+) -> Unpaired:
     """`unpaired`, with what a gate needs: limits of the drop at a one-sided level. margin: in the metric's units, the
     policy's or the task's own; default_margin: for scores within [0, 1]. Only scores that are means of documents within
     [0, 1] have limits that hold for any run, and only those are gated.
@@ -89,7 +91,7 @@ def gated(baseline: Reported, recipe: Reported, level: float, margin: float | No
     )
 
 
-def aggregate(reported: Reported) -> Aggregate:
+def aggregate(reported: ReportedTask) -> Aggregate:
     """A score as the formulas take it. A value outside the range of its metric is of another scale, of which nothing is
     known.
     """
@@ -106,7 +108,7 @@ def aggregate(reported: Reported) -> Aggregate:
     )
 
 
-def _why_none(recipe: Reported, before: Aggregate, after: Aggregate) -> str:
+def _why_none(recipe: ReportedTask, before: Aggregate, after: Aggregate) -> str:
     if recipe.task.cluster_by:
         return f"documents depend on each other by {recipe.task.cluster_by}, which a reported error leaves out"
     lacking = [run for run in (before, after) if own_limits(run) is None]

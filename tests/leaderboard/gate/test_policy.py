@@ -49,6 +49,7 @@ def test_a_whole_policy(tmp_path: Path) -> None:
 def test_an_empty_policy_gates_everything_by_two_points_and_critical_tasks_by_one(tmp_path: Path) -> None:
     policy = loaded(tmp_path, "")
     assert (policy.alpha, policy.margin, policy.critical_margin, policy.others) == (0.05, 0.02, 0.01, "gate")
+    assert policy.allow_unpaired is False
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:

@@ -76,7 +76,9 @@ def test_pins_and_blessings_follow(siblings: list[Path], database: Path, old: st
     pin(database, old, "as agreed")
     with open_store(database, read_only=False) as store:
         store.connection.execute(
-            "INSERT INTO blessings SELECT 'tiny', 'k', 'plain lm_eval', ?, now()::TIMESTAMP, 'good'", [old]
+            "INSERT INTO blessings (model_name, model_key, recipe_label, run_id, blessed_at, reason)"
+            " VALUES ('tiny', 'k', 'plain lm_eval', ?, TIMESTAMP '2026-01-01 00:00:00', 'good')",
+            [old],
         )
     ingest(siblings, database)
     new = held(database)["pruned0"]
@@ -101,7 +103,9 @@ def test_a_recorded_gate_follows(siblings: list[Path], database: Path, old: str)
     assert report.candidate != old
     with open_store(database, read_only=False) as store:
         store.connection.execute(
-            "INSERT INTO gate_runs SELECT now()::TIMESTAMP, 'PASS', 0, 'tiny', 'x', ?, 'p', '{}', '{}'", [old]
+            "INSERT INTO gate_runs (gated_at, verdict, exit_code, model_name, recipe_label, candidate, candidate_path,"
+            " policy, report) VALUES (TIMESTAMP '2026-01-01 00:00:00', 'PASS', 0, 'tiny', 'x', ?, 'p', '{}', '{}')",
+            [old],
         )
     ingest(siblings, database)
     with open_store(database) as store:
