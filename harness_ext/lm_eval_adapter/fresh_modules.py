@@ -1,9 +1,9 @@
 """Tasks are loaded from the code that lies on the disk now, and what that code reads meanwhile is seen.
 
 Python keeps modules by name, and compiled ones by time and size, so within one process, or after a file was replaced
-under its old date, a task would run with a helper that is no longer there, or with that of another folder. So every
-load takes the modules of earlier ones out of the process first, and what they had registered, and compiles those beside
-tasks from their source. References that others hold to them stay as they are.
+under its old date, a task would run with a helper that is no longer there, or with that of another folder. So a
+command takes the modules of earlier ones out of the process first (`forget`), and what they had registered, and inside
+`loading` those beside tasks are compiled from their source. References that others hold to them stay as they are.
 
 The patches: `SourceFileLoader.get_code` of Python, and an audit hook for opened files, which sleeps outside the block.
 """
@@ -55,12 +55,13 @@ class LoadRecord:
 @dataclass
 class _Brought:
     """What tasks brought into this process. names: of modules. files: those that tasks reach, imported so far or not.
-    registered: names in lm-eval's registries.
+    registered: names in lm-eval's registries. paths: what was added to the places where Python looks for modules.
     """
 
     names: set[str] = field(default_factory=set)
     files: set[Path] = field(default_factory=set)
     registered: set[tuple[int, str]] = field(default_factory=set)
+    paths: list[str] = field(default_factory=list)
 
 
 _brought = _Brought()
@@ -71,10 +72,9 @@ _record: LoadRecord | None = None
 def loading() -> Iterator[LoadRecord]:
     """Load tasks inside this block; gives what is seen meanwhile, complete at its end. Does not nest."""
     global _record
-    forget()
     importlib.invalidate_caches()
     _caches()
-    registered, modules = _registered(), set(sys.modules)
+    registered, modules, paths = _registered(), set(sys.modules), list(sys.path)
     _start_listening()
     loader = importlib.machinery.SourceFileLoader
     original = loader.get_code
@@ -95,6 +95,7 @@ def loading() -> Iterator[LoadRecord]:
         _record = None
         record.callers.clear()
         _brought.registered |= _registered() - registered
+        _brought.paths += [path for path in sys.path if path not in paths]
         _brought.names |= {name for name in set(sys.modules) - modules if _is_folder_beside(sys.modules[name])}
 
 
@@ -105,13 +106,13 @@ def _is_folder_beside(module: Any) -> bool:
     return any(task_code.is_beside(Path(os.path.realpath(place))) for place in getattr(module, "__path__", ()))
 
 
-def imported_before(files: Collection[Path]) -> bool:
-    """Take note of the files that tasks reach. Whether a module of one of them was in the process before the load."""
+def imported_before(files: Collection[Path]) -> set[str]:
+    """Take note of the files that tasks reach. Gives the modules of these that others had imported before tasks did."""
     _brought.files |= set(files)
-    return bool(_names_of(files) - _brought.names)
+    return names_of(files) - _brought.names
 
 
-def _names_of(files: Collection[Path]) -> set[str]:
+def names_of(files: Collection[Path]) -> set[str]:
     """The names under which modules of these files are in the process."""
     found = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
     return {
@@ -122,16 +123,24 @@ def _names_of(files: Collection[Path]) -> set[str]:
 
 
 def forget() -> None:
-    """Take the modules of tasks out of the process, so that they are loaded anew."""
-    gone = _brought.names | (_names_of(_brought.files) if _brought.files else set())
-    for name in gone:
+    """Take what tasks brought out of the process, so that it is loaded anew."""
+    take_out(_brought.names | (names_of(_brought.files) if _brought.files else set()))
+    sys.path[:] = [path for path in sys.path if path not in _brought.paths]
+    for registry in _registries():
+        for alias in [alias for alias in registry if (id(registry), alias) in _brought.registered]:
+            registry.pop(alias)
+    for kept in (_brought.names, _brought.registered, _brought.paths):
+        kept.clear()
+
+
+def take_out(modules: Collection[str]) -> None:
+    """Take modules out of the process, and what they registered."""
+    for name in modules:
         sys.modules.pop(name, None)
     for registry in _registries():
         for alias, entry in list(registry.items()):
-            if (id(registry), alias) in _brought.registered or getattr(entry, "__module__", None) in gone:
+            if getattr(entry, "__module__", None) in modules:
                 registry.pop(alias)
-    _brought.names.clear()
-    _brought.registered.clear()
 
 
 def _registries() -> list[dict[str, Any]]:

@@ -99,7 +99,7 @@ def imported_packages(roots: Iterable[Path], reads: Mapping[Path, Collection[Pat
         for imported in mentions(path.read_bytes()).imports
         if not imported.level
     }
-    return frozenset(names - sys.stdlib_module_names - {"lm_eval", "harness_ext", "leaderboard"})
+    return frozenset(names - sys.stdlib_module_names - set(_RECORDED))
 
 
 def is_beside(path: Path) -> bool:
@@ -229,13 +229,16 @@ def _label(path: Path, folder: Path) -> str:
 
 
 def _named_files(mentioned: Mentions, files: _Folder) -> Iterator[Path]:
+    """Files that texts of a source name: below its folder; where it reads, also in the folders above and where the
+    command was given; and anywhere by a full path.
+    """
     yield from (files.folder / name for name in files.matching(mentioned.patterns))
-    above = list(files.folder.parents)[:_ANCESTORS]
+    read = {pattern for patterns in mentioned.reads for pattern in patterns}
     for pattern in mentioned.patterns:
         if any(sign in pattern for sign in "*?[") or not ("." in pattern or "/" in pattern):
             continue
-        for folder in (Path(), Path.cwd(), *above):
-            path = folder / pattern
+        around = (Path.cwd(), *list(files.folder.parents)[:_ANCESTORS]) if pattern in read else ()
+        for path in (Path(pattern), *(folder / pattern for folder in around)):
             if path.is_absolute() and _is_file(path) and is_beside(_real(path)):
                 yield _real(path)
 
@@ -302,10 +305,11 @@ def _modules(level: int, name: str, folder: Path) -> Iterator[Path]:
         yield from (_real(package) for _ in range(1) if package.is_file())
         yield from _below(start, parts)
         return
-    for place in (folder, *list(folder.parents)[:_ANCESTORS]):
+    found = list(_importable(parts))
+    yield from found
+    # A module may put its folder among those that Python looks in only when it runs.
+    for place in () if found else (folder, *list(folder.parents)[:_ANCESTORS]):
         yield from _below(place, parts)
-    if parts[0] not in sys.stdlib_module_names:
-        yield from _importable(parts)
 
 
 def _importable(parts: list[str]) -> Iterator[Path]:

@@ -77,7 +77,10 @@ def configuration(task: Task, skipped: Collection[str] = ()) -> dict[str, Any]:
     path = fields.get("dataset_path")
     if isinstance(path, str) and os.path.exists(path):
         fields["dataset_path"] = "local"
-    return {key: plain(value) for key, value in fields.items()} | {"prompt": plain(getattr(task, "prompt", None))}
+    prompts, _, name = str(fields.get("use_prompt") or "").rpartition(":")
+    if Path(prompts).is_file():
+        fields["use_prompt"] = [task_code.file_digest(Path(prompts)), name]
+    return {key: plain(value) for key, value in fields.items()}
 
 
 def _fields(task: Task) -> dict[str, Any]:

@@ -335,8 +335,9 @@ class RunSpec:
         if not missing or any(name not in evaluated.manager.all_tasks for name in missing):
             return None
         if missing not in self._for_calibration:
-            self.task_settings  # noqa: B018 - taken before loading what may take the place of a module
-            self._for_calibration[missing] = load_tasks(evaluated.manager, missing)
+            # Taken before modules of the evaluated tasks make room.
+            self.task_settings, self._shared_code  # noqa: B018
+            self._for_calibration[missing] = load_tasks(evaluated.manager, missing, more=True)
         return self._for_calibration[missing]
 
     def _calibration_digest(self, calibration: Calibration) -> str:

@@ -194,6 +194,24 @@ def test_a_module_that_the_process_had_before_is_loaded_anew(tmp_path: Path) -> 
     assert theirs.VALUE == 1.0
 
 
+def test_helpers_of_one_name_in_two_folders_are_kept_apart(tmp_path: Path) -> None:
+    for place, (folder, lazily) in enumerate((("a", False), ("b", False), ("c", True), ("d", True))):
+        files = SCORERS["a module imported when an answer is scored" if lazily else "a module"][place % 2]
+        write(tmp_path / folder, files)
+        task, _ = load(tmp_path / folder)
+        assert task.process_results(ROWS[0], ["4"]) == {"exact": 1.0 - place % 2}
+
+
+def test_a_task_scores_as_before_after_another_was_loaded_beside_it(tmp_path: Path) -> None:
+    from lm_eval.tasks import TaskManager
+
+    write(tmp_path / "t", SCORERS["a module imported when an answer is scored"][0])
+    task, _ = load(tmp_path / "t")
+    write(tmp_path / "u", {"own.yaml": YAML + PLAIN})
+    load_tasks(TaskManager(include_path=str(tmp_path / "u"), include_defaults=False), ["own"], more=True)
+    assert task.process_results(ROWS[0], ["4"]) == {"exact": 1.0}
+
+
 METRIC = "metric_list: [{metric: !function utils.metric, aggregation: mean, higher_is_better: true}]\n"
 AGGREGATION = "metric_list: [{metric: exact_match, aggregation: !function utils.total, higher_is_better: true}]\n"
 FILTER = PLAIN + "filter_list: [{name: own, filter: [{function: own_filter}]}]\nprocess_docs: !function utils.docs\n"
@@ -238,6 +256,39 @@ def make(**kwargs):
 """
 READING = "import json, pathlib\nHERE = pathlib.Path(__file__).parent\n"
 SHOWN = PLAIN.replace("metric_list", "doc_to_text: !function utils.text\nmetric_list")
+ABOVE = "include: common/base\ntask: own\n"
+FIRST_KIND = """import json
+from lm_eval.api.instance import Instance
+from lm_eval.api.task import Task
+class Own(Task):
+    VERSION = 1
+    OUTPUT_TYPE = "loglikelihood"
+    DATASET_PATH = "json"
+    def __init__(self, config):
+        super().__init__(config=config)
+    def download(self, *arguments, **named):
+        self.rows = [{"q": "a", "a": "b"}]
+    def has_training_docs(self):
+        return False
+    def has_validation_docs(self):
+        return False
+    def has_test_docs(self):
+        return True
+    def test_docs(self):
+        return self.rows
+    def doc_to_text(self, doc):
+        return doc["q"]
+    def doc_to_target(self, doc):
+        return doc["a"]
+    def construct_requests(self, doc, ctx, **kwargs):
+        return []
+    def process_results(self, doc, results):
+        return {"acc": VALUE}
+    def aggregation(self):
+        return {"acc": max}
+    def higher_is_better(self):
+        return {"acc": True}
+"""
 NO_TEXT = YAML.replace('doc_to_text: "{{q}}"\n', "")
 
 
@@ -300,6 +351,46 @@ CHANGES: dict[str, tuple[Files, Files]] = {
         utils_py=READING
         + "def text(doc):\n    with open(HERE / 'words.txt') as file:\n        return file.read() + doc['q']\n",
         words_txt=("a", "b"),
+    ),
+    "a module of a folder on the path": two(
+        YAML + SCORED,
+        utils_py="import sys\nsys.path.append('DIR/lib')\nimport far\n" + SCORE.replace("VALUE", "far.X"),
+        **{"lib/far_py": ("X = 1\n", "X = 2\n")},
+    ),
+    "a module above the task's folder": (
+        {"own.yaml": ABOVE, "common/utils.py": SCORE.replace("VALUE", "1"), "common/base": YAML + SCORED},
+        {"own.yaml": ABOVE, "common/utils.py": SCORE.replace("VALUE", "2"), "common/base": YAML + SCORED},
+    ),
+    "a file of prompts": two(
+        NO_TEXT.replace('doc_to_target: "{{a}}"\n', "") + PLAIN + "use_prompt: DIR/prompts.yaml:first\n",
+        prompts_yaml=valued('prompts: {first: {doc_to_text: "{{q}}VALUE", doc_to_target: "{{a}}"}}\n'),
+    ),
+    "a file that the metadata name": two(
+        YAML.replace("version: 1", "version: 1, words: DIR/words.txt") + PLAIN, words_txt=("a", "b")
+    ),
+    "a file of another folder by its full path": two(
+        YAML + SCORED,
+        utils_py="def score(doc, results):\n    return {'exact': len(open('DIR/deep/er/words.txt').read())}\n",
+        **{"deep/er/words_txt": ("a", "bb")},
+    ),
+    "documents that a module filters": two(
+        YAML + DOCS,
+        utils_py=f"{ON_PATH}import helper\ndef docs(rows):\n    return rows.filter(helper.fits)\n",
+        helper_py=valued("def fits(row):\n    return not row['q'].startswith('VALUE')\n"),
+    ),
+    "a script that is run": two(
+        YAML + SCORED,
+        utils_py="import subprocess, sys, os\nBY = os.path.join(os.path.dirname(__file__), 'by.py')\n"
+        "def score(doc, results):\n    return {'exact': subprocess.run([sys.executable, BY]).returncode}\n",
+        by_py=("raise SystemExit(0)\n", "raise SystemExit(1)\n"),
+    ),
+    "a class of lm-eval's first kind": two("task: own\nclass: !function utils.Own\n", utils_py=valued(FIRST_KIND)),
+    "documents of a local folder": two(
+        YAML.replace("dataset_path: json", "dataset_path: DIR/rows").replace(
+            "dataset_kwargs: {data_files: {test: DIR/test.jsonl, train: DIR/train.jsonl}}\n", ""
+        )
+        + PLAIN,
+        **{"rows/test_jsonl": (lines(ROWS), lines(ROWS[:-1]))},
     ),
     "a file whose name is worked out": two(
         YAML + SCORED,
