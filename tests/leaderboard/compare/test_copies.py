@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,28 @@ def test_a_copy_that_changed_is_shown_with_its_own_answer(made: Any, kit: Any) -
         '[["-1.125","False"]]',
     )
     report.store.connection.close()
+
+
+@pytest.mark.parametrize("metric", ["f1", "word_perplexity"])
+def test_copies_of_scores_with_parts_or_weights(made: Any, kit: Any, metric: str) -> None:
+    """Metrics of a whole corpus, and log-likelihoods of texts."""
+    draw = random.Random(3)
+    # Copies have one right answer.
+    lines = [
+        [[place // 2 % 2, draw.randrange(2)] if metric == "f1" else [-draw.random() * 9, 3] for place in range(40)]
+        for _ in range(2)
+    ]
+    for recipe, values, seed in (("baseline", lines[0], 0), ("laser", lines[1], 1), ("svd", lines[1], 2)):
+        if metric == "f1":
+            hits = sum(gold and said for gold, said in values)
+            score = 2 * hits / sum(gold + said for gold, said in values)
+        else:
+            score = math.exp(-sum(value for value, _ in values) / sum(weight for _, weight in values))
+        task = kit.Task({metric: values}, scores={metric: score}, log_likelihoods=kit.likelihoods(40, seed))
+        make_copies(made.run(recipe, {"sums": task}), 2, 40, seed)
+    first, second = (cell_of(made, recipe) for recipe in ("laser", "svd"))
+    assert first.low is not None
+    assert (first.low, first.high, first.p_value) == pytest.approx((second.low, second.high, second.p_value))
 
 
 def test_few_copies_leave_the_exact_test(made: Any, kit: Any) -> None:
