@@ -88,13 +88,16 @@ class RecipeLM(HFLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """lm-eval's facts about the model, plus the recipe that was applied and the digest of the weights as they
-        are.
+        are: by these a results file without a receipt is known for one of an edited model.
         """
         info = super().get_model_info()
         if self.recipe is not None:
             info |= {
                 "recipe": self.recipe.label,
+                "recipe_name": self.recipe.name,
                 "recipe_id": self.recipe.recipe_id,
+                "recipe_control": self.recipe.control,
+                "recipe_control_of": self.recipe.control_of,
                 "weights_digest": self.weights.digest(),
             }
         return info

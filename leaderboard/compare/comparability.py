@@ -30,6 +30,7 @@ _OF_METRIC = {
     "higher_is_better": "whether higher is better",
     "best_value": "the best value",
     "margin": "the task's own margin",
+    "bound": "the task's bound of a document",
 }
 RESERVATIONS = {
     "lm_eval_version": "lm-eval",

@@ -77,7 +77,7 @@ def of_receipt(receipt: Receipt) -> Editedness:
     """
     recipe, weights = receipt.recipe, receipt.weights
     if recipe.name != BASELINE:
-        return Editedness(True, recipe.name, recipe.label)
+        return Editedness(True, recipe.name, recipe.name if recipe.label == BASELINE else recipe.label)
     steps = recipe.resolved.get("steps") if isinstance(recipe.resolved, dict) else None
     changed = (
         None not in (weights.digest_before, weights.digest_after) and weights.digest_before != weights.digest_after

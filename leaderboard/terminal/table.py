@@ -51,8 +51,9 @@ def render(cells: Sequence[Cell], *, width: int = 80, color: bool = False) -> st
         return "No results to show yet."
     width = max(width, NARROW)
     lines: list[str] = []
-    for model, of_model in groupby(sorted(cells, key=lambda cell: cell.model), key=lambda cell: cell.model):
-        lines += [_bold(_cut(f"Model {plain(model)}", width), color), *_header(width)]
+    for model, group in groupby(sorted(cells, key=lambda cell: cell.model), key=lambda cell: cell.model):
+        of_model = list(group)
+        lines += [_bold(_cut(f"Model {plain(model)}", width), color), *_header(of_model, width)]
         for task, of_task in groupby(sorted(of_model, key=lambda cell: cell.task), key=lambda cell: cell.task):
             lines += _task_lines(task, list(of_task), width, color)
         lines.append("")
@@ -69,8 +70,10 @@ def render_unshared(found: Iterable[Unshared], *, width: int = 80) -> list[str]:
     ]
 
 
-def _header(width: int) -> list[str]:
-    row = _line(_Columns("recipe", "score", "delta [95% interval]", "verdict", "kept", "lost/gained"), width)
+def _header(cells: Sequence[Cell], width: int) -> list[str]:
+    drawn = [cell for cell in cells if cell.delta is not None]
+    delta = f"delta [{'unpaired 95%' if drawn and all(cell.unpaired for cell in drawn) else '95% interval'}]"
+    row = _line(_Columns("recipe", "score", delta, "verdict", "kept", "lost/gained"), width)
     return [row, "-" * min(width, len(row))]
 
 

@@ -43,6 +43,8 @@ def test_simple_evaluate_takes_the_backend_by_name() -> None:
         and edited["config"]["recipe_id"] == parse_recipe("svd:keep.rank=2").recipe_id
     )
     assert edited["config"]["weights_digest"] == as_dict["config"]["weights_digest"]
+    told = ("recipe_name", "recipe_control", "recipe_control_of")
+    assert [edited["config"][name] for name in told] == ["svd", None, None]
     assert (
         edited["results"]["int_mult"]["gold_logprob,none"]
         == as_dict["results"]["int_mult"]["gold_logprob,none"]

@@ -73,6 +73,7 @@ class TestShown:
         cell = compared(made, kit)
         assert interval(cell) == f"{interval(cell, '')} unpaired"
         text = render([cell], width=80)
+        assert "delta [unpaired 95%]" in text.splitlines()[1]
         assert f"{interval(cell, '')}u" in text and "u: unpaired. Delta [unpaired 95 %]" in " ".join(text.split())
         assert max(map(len, text.splitlines())) <= 80
         frame = cells_frame([cell])
@@ -202,7 +203,12 @@ class TestDirections:
         assert cell.verdict == "better" and not cell.higher_is_better  # 0.8 to 0.5, where less is better
 
     @pytest.mark.parametrize(
-        ("name", "words"), [("best_value", "the best value of loss"), ("margin", "the task's own margin of loss")]
+        ("name", "words"),
+        [
+            ("best_value", "the best value of loss"),
+            ("margin", "the task's own margin of loss"),
+            ("bound", "the task's bound of a document of loss"),
+        ],
     )
     def test_best_value_and_margin(self, made: Any, kit: Any, name: str, words: str) -> None:
         cell = self.pair(made, kit, self.says(True, **{name: 0.5}), self.says(True, **{name: 0.25}))

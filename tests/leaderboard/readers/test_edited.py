@@ -136,6 +136,14 @@ def test_a_receipt_with_an_edit_cannot_call_it_the_baseline(made: Any, kit: Any,
     assert any("its receipt calls the recipe baseline, and has" in note for note in cells[NOT_BASELINE].notes)
 
 
+def test_an_edit_does_not_bear_the_label_of_the_baseline(made: Any, kit: Any) -> None:
+    folder = made.run("laser", {"sums": kit.pair(20, 10)[1]})
+    receipt = json.loads((folder / "receipt.json").read_text())
+    receipt["recipe"] |= {"label": "baseline"}
+    (folder / "receipt.json").write_text(json.dumps(receipt))
+    assert only(folder).variant.recipe_label == "laser"
+
+
 def test_a_store_that_took_an_edited_run_for_the_baseline_is_put_right(
     made: Any, kit: Any, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

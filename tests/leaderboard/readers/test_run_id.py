@@ -149,3 +149,19 @@ def test_shots_within_an_old_file_count(tmp_path: Path) -> None:
         )
     }
     assert len(ids) == 4
+
+
+def test_one_task_without_samples_is_enough(made: Any, kit: Any, tmp_path: Path) -> None:
+    """Two runs that differ in the shots of the task without samples alone."""
+    task, _ = kit.pair(50, 20)
+    ids = set()
+    for shots in (0, 5):
+        file = made.plain({"sums": task, "products": task}, folder=f"shots{shots}")
+        next(file.parent.glob("samples_products_*")).unlink()
+        data = json.loads(file.read_text())
+        data["n-shot"]["products"] = shots
+        file.write_text(json.dumps(data))
+        (found,) = find_runs(file)
+        assert isinstance(found, Candidate)
+        ids |= {run.run_id for run in read_runs(found)}
+    assert len(ids) == 2
