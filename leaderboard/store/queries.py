@@ -434,7 +434,12 @@ def run_calibrations(store: Store, run_id: str) -> list[dict[str, Any]]:
 def rejections(store: Store) -> list[dict[str, Any]]:
     """What ingest could not take, latest first, without paths that were taken later."""
     rows = store.rows(
-        "SELECT logged_at, path, reason FROM ingest_log l WHERE outcome = 'rejected' AND NOT EXISTS "
-        "(SELECT 1 FROM ingest_log a WHERE a.path = l.path AND a.rowid > l.rowid) ORDER BY l.rowid DESC"
+        "SELECT logged_at, path, reason, outcome = 'rejected' AS rejected FROM ingest_log l WHERE NOT EXISTS"
+        " (SELECT 1 FROM ingest_log a WHERE a.path = l.path AND a.rowid > l.rowid) ORDER BY l.rowid"
     )
-    return [row | {"path": str(store.places.resolved(row["path"]))} for row in rows]
+    last: dict[str, dict[str, Any]] = {}
+    for row in rows:  # a path may have been stored in more than one way
+        path = str(store.places.resolved(row["path"]))
+        last.pop(path, None)
+        last[path] = row | {"path": path}
+    return [row for row in reversed(last.values()) if row.pop("rejected")]
