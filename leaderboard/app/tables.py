@@ -103,6 +103,9 @@ def cell_records(cells: Sequence[Cell], facts: Mapping[str, RunFacts] = _NO_FACT
         "margin",
         "detectable",
         "documents_needed",
+        "documents_needed_together",
+        "needed_for",
+        "comparisons",
         "parameters_kept",
         "control",
     )

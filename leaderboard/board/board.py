@@ -239,12 +239,11 @@ def _compared(judging: _Judging, cell: Cell, subject: Subject, baseline: RunRow)
         lost=found.lost,
         gained=found.gained,
         flip_rate=found.flip_rate,
-        documents_needed=found.documents_needed,
-        detectable=found.detectable,
         improvement=found.improvement,
         margin=found.margin,
         notes=verdict_cache.texts(found.notes),
         noise_floor=judging.contents.noise_floor(run, score, baseline),
+        needs=found.needs,
     )
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from leaderboard import metrics
-from leaderboard import statistics as stats
+from leaderboard.compare.needs import Needs
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class Effect:
     """What the pair shows. Fields that the kind of metric does not have are None; `improvement` > 0 is better.
 
     `drop_low` and `drop_high` are one-sided limits of the drop at the level asked for, None where none was.
-    `detectable`: the smallest drop that this many documents show with 80 % power. `unit`: scores lie within [0, 1], so
-    that drops of different tasks may be averaged.
+    `unit`: scores lie within [0, 1], so that drops of different tasks may be averaged. `needs`: what the number of
+    documents that decide rests on.
     """
 
     count: int
@@ -90,7 +90,6 @@ class Effect:
     lost: int | None = None
     gained: int | None = None
     flip_rate: float | None = None
-    documents_needed: int | None = None
     margin: float | None = None
     notes: tuple[str, ...] = ()
     p_worse: float | None = None
@@ -98,31 +97,13 @@ class Effect:
     drop_high: float | None = None
     standard_error: float | None = None
     degrees: float | None = None
-    detectable: float | None = None
     unit: bool = False
+    needs: Needs | None = None
 
     @property
     def drop(self) -> float | None:
         """How much worse the recipe is, in the metric's units; below zero where it is better."""
         return None if self.improvement is None else -self.improvement
-
-
-def needed(estimate: stats.Estimate, count: int, margin: float, change: float | None = None) -> int | None:
-    """Documents that decide with 80 % power, for what is seen: a difference beyond the margin is to be confirmed at its
-    size, a smaller one shown to be within the margin.
-
-    `change` is what the test of a difference is about, where that is not the estimate itself (the distance to a best
-    value in the middle). At most `count` where those documents are there already, and bad luck or the correction kept
-    the answer away.
-    """
-    variance, seen = count * estimate.standard_error**2, abs(estimate.value)
-    settled = abs(estimate.value if change is None else change)
-    if not math.isfinite(variance) or margin <= 0:
-        return None
-    if seen >= margin:
-        return stats.documents_needed(variance, settled) if settled > 0 else None
-    documents = stats.documents_needed(variance, margin)
-    return documents if documents > count else stats.documents_needed(variance, max(settled, margin - seen))
 
 
 def reproduces(reported: float, recomputed: float) -> bool:

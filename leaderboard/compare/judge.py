@@ -26,7 +26,8 @@ from __future__ import annotations
 import numpy as np
 
 from leaderboard import statistics as stats
-from leaderboard.compare.effect import Comparison, Effect, finite_or_none, needed
+from leaderboard.compare import needs
+from leaderboard.compare.effect import Comparison, Effect, finite_or_none
 from leaderboard.compare.judge_corpus import corpus_effect, likelihood_effect
 from leaderboard.compare.paired_scores import PairedScores
 from leaderboard.metrics import Kind, Metric
@@ -77,7 +78,6 @@ def _mean(comparison: Comparison) -> Effect:
         lost=flips.lost if unit and directed else None,
         gained=flips.gained if unit and directed else None,
         flip_rate=flips.rate if pair.binary else None,
-        documents_needed=needed(estimate, count, margin, improvement),
         margin=margin,
         notes=_mean_notes(baseline.score, recipe.score, best, pair.differences),
         p_worse=p_worse,
@@ -85,9 +85,21 @@ def _mean(comparison: Comparison) -> Effect:
         drop_high=high,
         standard_error=finite_or_none(estimate.standard_error),
         degrees=estimate.degrees,
-        detectable=finite_or_none(stats.detectable_effect(count * estimate.standard_error**2, count)),
         unit=unit and directed,
+        needs=_needs(pair, margin, None if directed else improvement),
     )
+
+
+def _needs(pair: PairedScores, margin: float, change: float | None) -> needs.Needs:
+    """`change`: that of the distance to a best value in the middle."""
+    if pair.binary and margin < 1 and change is None:
+        return needs.of_flips(pair.flips, margin)
+    drop, whole = -float(np.mean(pair.differences)), 0.0
+    error, _ = stats.standard_error(pair.differences, pair.clusters)
+    if pair.unit:
+        sizes = np.ones(1) if pair.clusters is None else np.unique(pair.clusters, return_counts=True)[1].astype(float)
+        whole = float(np.sum(sizes**3) / np.sum(sizes**2))
+    return needs.of_mean(len(pair.differences) * error**2, drop, margin, change=change, whole=whole)
 
 
 def _scale(known: Metric) -> float | None:

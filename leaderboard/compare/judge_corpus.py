@@ -9,9 +9,9 @@ import math
 import numpy as np
 
 from leaderboard import statistics as stats
-from leaderboard.compare import corpus_metrics, corpus_text_metrics
+from leaderboard.compare import corpus_metrics, corpus_text_metrics, needs
 from leaderboard.compare.corpus_metrics import Contributions, NoTest
-from leaderboard.compare.effect import Comparison, Effect, finite_or_none, needed
+from leaderboard.compare.effect import Comparison, Effect, finite_or_none
 from leaderboard.metrics import Kind
 from leaderboard.statistics.corpora import TEST_DRAWS
 
@@ -47,14 +47,15 @@ def likelihood_effect(comparison: Comparison) -> Effect:
         improvement=comparison.sign * comparison.delta,
         p_value=tails.two_sided,
         p_same=stats.equivalence_p(ratio, limit),
-        documents_needed=needed(ratio, count, limit),
         margin=relative * baseline.score,
         p_worse=tails.less,
         drop_low=None if ends is None else finite_or_none(in_units(ends.low)),
         drop_high=None if ends is None else finite_or_none(in_units(ends.high)),
         standard_error=finite_or_none(ratio.standard_error * (baseline.score if exponential else 1 / math.log(2))),
         degrees=ratio.degrees,
-        detectable=finite_or_none(in_units(stats.detectable_effect(count * ratio.standard_error**2, count))),
+        needs=needs.of_mean(count * ratio.standard_error**2, ratio.value, limit)._replace(
+            base_score=baseline.score if exponential else None, unit=1 / math.log(2)
+        ),
     )
 
 
@@ -98,15 +99,14 @@ def corpus_effect(comparison: Comparison) -> Effect:
         improvement=comparison.sign * comparison.delta,
         p_value=tails.two_sided,
         p_same=stats.equivalence_p(estimate, margin),
-        documents_needed=needed(estimate, count, margin),
         margin=margin,
         p_worse=tails.less,
         drop_low=None if limits is None else -limits.high,
         drop_high=None if limits is None else -limits.low,
         standard_error=estimate.standard_error,
         degrees=estimate.degrees,
-        detectable=stats.detectable_effect(count * estimate.standard_error**2, count),
         unit=known.range.is_unit,
+        needs=needs.of_mean(count * estimate.standard_error**2, -estimate.value, margin),
     )
 
 

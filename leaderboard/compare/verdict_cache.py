@@ -22,6 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from leaderboard.compare import needs
 from leaderboard.compare.pairing import Pairing
 from leaderboard.store.database import Store
 
@@ -52,11 +53,10 @@ class Judged(NamedTuple):
     lost: int | None
     gained: int | None
     flip_rate: float | None
-    documents_needed: int | None
     margin: float | None
-    detectable: float | None
     obstacles: str
     notes: str
+    needs: str | None = None
 
 
 @cache
@@ -118,7 +118,7 @@ def judged(pairing: Pairing) -> Judged:
     """A pairing in the form that is kept."""
     effect, texts = pairing.effect, (_text(pairing.obstacles), _text(pairing.notes))
     if effect is None:
-        return Judged._make((pairing.baseline_score, *[None] * 13, *texts))
+        return Judged._make((pairing.baseline_score, *[None] * 11, *texts, None))
     return Judged(
         pairing.baseline_score,
         effect.count,
@@ -131,10 +131,9 @@ def judged(pairing: Pairing) -> Judged:
         _whole(effect.lost),
         _whole(effect.gained),
         effect.flip_rate,
-        _whole(effect.documents_needed),
         effect.margin,
-        effect.detectable,
         *texts,
+        needs.to_json(effect.needs),
     )
 
 

@@ -45,18 +45,30 @@ from leaderboard.statistics.means import (
 )
 from leaderboard.statistics.middle import MiddleTest, middle_best_test, middle_within_p
 from leaderboard.statistics.multiplicity import benjamini_hochberg, holm
-from leaderboard.statistics.power import detectable_effect, documents_needed
+from leaderboard.statistics.power import (
+    POWER,
+    Side,
+    changed_side,
+    clipped_side,
+    detectable_difference,
+    documents_for,
+    flip_side,
+    normal_side,
+    power_of,
+)
 from leaderboard.statistics.proportions import Limits, wilson
 from leaderboard.statistics.resampling import sign_flip_test
 from leaderboard.statistics.suites import Suite, SuitePart, suite
 from leaderboard.statistics.values import Estimate, Tails, normal_quantile
 
 __all__ = [
+    "POWER",
     "Corpora",
     "Estimate",
     "Flips",
     "Limits",
     "MiddleTest",
+    "Side",
     "Suite",
     "SuitePart",
     "Tails",
@@ -67,14 +79,17 @@ __all__ = [
     "bonett_price",
     "bounded_interval",
     "bounded_within_p",
+    "changed_side",
     "choice_divergence",
+    "clipped_side",
     "cluster_sums",
     "corpus_interval",
     "corpus_test",
     "count_flips",
-    "detectable_effect",
-    "documents_needed",
+    "detectable_difference",
+    "documents_for",
     "equivalence_p",
+    "flip_side",
     "holm",
     "log_ratio",
     "mid_p_mcnemar",
@@ -82,8 +97,10 @@ __all__ = [
     "middle_within_p",
     "mirrored",
     "normal_quantile",
+    "normal_side",
     "paired_interval",
     "paired_test",
+    "power_of",
     "sign_flip_test",
     "standard_error",
     "suite",

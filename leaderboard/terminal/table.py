@@ -150,8 +150,8 @@ def _legend(cells: Iterable[Cell], width: int) -> list[str]:
     return textwrap.wrap(
         "Paired by document; better and worse: significant at 5 % after Benjamini-Hochberg over a model's board"
         f" ({counted(tested, 'comparison', 'comparisons')} here), and zero outside the interval, itself uncorrected."
-        " same = equivalent within the margin; undecided = too few documents to tell (could have shown: with 80 %"
-        " power).",
+        " same = equivalent within the margin; undecided = too few documents to tell (needs, could have shown: in"
+        " four of five cases).",
         width,
     )
 

@@ -134,10 +134,6 @@ def test_equivalence_needs_a_variance_and_a_margin() -> None:
     assert stats.equivalence_p(stats.paired_interval(np.zeros(3)), 0.1) == 0
 
 
-def test_documents_needed_follows_the_flip_rate() -> None:
-    assert stats.documents_needed(0.08, 0.01) == 4944
-
-
 def test_log_ratio_of_perplexities(generator: np.random.Generator) -> None:
     weights = generator.integers(5, 50, 60).astype(float)
     baseline = -3.0 * weights + generator.normal(0, 1, 60)
@@ -343,16 +339,6 @@ def test_bounded_interval_and_p_value_say_the_same(generator: np.random.Generato
 def test_bounded_interval_is_that_of_t_where_much_changed(generator: np.random.Generator) -> None:
     differences = generator.uniform(-0.5, 0.5, 20_000)
     assert stats.bounded_interval(differences)[1:3] == pytest.approx(stats.paired_interval(differences)[1:3], abs=2e-4)
-
-
-def test_detectable_effect_and_documents_needed_are_inverse() -> None:
-    assert stats.detectable_effect(0.08, 1000) == pytest.approx(2.486 * math.sqrt(0.08 / 1000), rel=1e-3)
-    assert stats.documents_needed(0.08, stats.detectable_effect(0.08, 1000)) in (1000, 1001)
-    power = pytest.importorskip("statsmodels.stats.power")
-    effect = stats.detectable_effect(1.0, 400, alpha=0.01)
-    assert power.NormalIndPower(ddof=0).power(effect, 400, 0.01, ratio=0, alternative="larger") == pytest.approx(
-        0.8, abs=1e-6
-    )
 
 
 def test_choice_divergence_is_scipys_entropy(generator: np.random.Generator) -> None:
