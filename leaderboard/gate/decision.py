@@ -10,7 +10,8 @@ same. Notable choices:
 - A policy may name one margin for the weighted mean of its tasks (`overall`). Then a task in that mean that is not
   critical only informs: the gate can pass while it is undecided. Fifty tasks that are each to pass need three times the
   documents of one, and their mean far fewer. But it still fails the gate by a drop that is significant after Holm and
-  larger than its margin, by a broken floor, or by being required and missing.
+  larger than its margin, by a broken floor, or by being required and missing. The mean itself never says WARN: what
+  decides must show that it is within the margin.
 - A run that came out as the baseline to the last bit passes, however few its documents: it is the same model.
 """
 
@@ -118,7 +119,7 @@ def _by_statistics(row: GateRow, alpha: float) -> tuple[Verdict, str | None]:
         return "PASS", "worse, but by less than the margin" if harmful else None
     if harmful and row.drop > row.margin:
         return "FAIL", "worse by more than the margin"
-    if harmful:
+    if harmful and row.kind != "overall":
         return "WARN", "worse; by less than the margin as far as is seen, but it may be more"
     return "UNDECIDED", None
 
@@ -190,6 +191,8 @@ def _documents(row: GateRow, harmful: bool, level: float, rows: int) -> int | No
     if harmful:
         return stats.documents_for(row.needs.difference, level)
     share = stats.POWER ** (1 / rows)
+    if row.p_holm is not None and row.p_holm <= level:  # that nothing changed is excluded
+        return stats.documents_for(row.needs.as_seen[:1], level, share)
     documents = stats.documents_for(row.needs.within[:1], level, share)
     if documents is None or row.documents is None or documents > row.documents:
         return documents

@@ -107,7 +107,7 @@ def rows_against(gate: GateStore, candidate: Run, named: Named, policy: Policy) 
         for name, row in tasks.items()
         if row is not None and (name in policy.tasks or name in averaged or policy.others == "gate")
     ]
-    return [*filter(None, [_overall_row(named, policy, tasks)]), *listed, *filter(None, suites)]
+    return [*filter(None, [overall_row(named, policy, tasks)]), *listed, *filter(None, suites)]
 
 
 def _task_row(
@@ -204,7 +204,7 @@ def _floor_broken(score: ScoreRow, entry: Requirement) -> tuple[str, ...]:
     return (f"{score.score:.4g} is {words}",) if broken else ()
 
 
-def _overall_row(named: Named, policy: Policy, tasks: Mapping[str, GateRow | None]) -> GateRow | None:
+def overall_row(named: Named, policy: Policy, tasks: Mapping[str, GateRow | None]) -> GateRow | None:
     """The weighted mean that the policy decides by."""
     if policy.overall is None:
         return None

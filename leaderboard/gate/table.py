@@ -42,7 +42,7 @@ def render(report: GateReport, *, width: int = 80, color: bool = False) -> str:
             lines += _wrapped(title, width, "") if title else []
             lines += [line for row in rows for line in _row_lines(row, width, color)]
         lines += _what_changed(compared, any(row.got_worse for row in report.rows_of(compared)), width)
-    final = f"{report.verdict}, exit code {report.exit_code}: {summary(report)}"
+    final = "\n".join(textwrap.wrap(f"{report.verdict}, exit code {report.exit_code}: {summary(report)}", width))
     legend = (
         f"drop: above 0 is worse; at most: its one-sided limit at {100 * report.alpha:g} %. PASS where that is below"
         " the margin. Significance by Holm over all rows."
@@ -66,7 +66,7 @@ def summary(report: GateReport) -> str:
     if report.decision == "rows":
         return f"{alike} of {counted(len(report.rows), 'row', 'rows')}"
     unsure = sum(row.only_unsure for row in report.rows)
-    left = f"; {counted(unsure, 'row', 'rows')} undecided, of those that only inform" if unsure else ""
+    left = f"; {counted(unsure, 'informing row', 'informing rows')} undecided" if unsure else ""
     by_rows = not any(row.kind == "overall" and row.verdict == report.verdict for row in report.rows)
     how = f"by {counted(alike, 'row', 'rows')}, not by the overall margin" if by_rows else "by the overall margin"
     return how + left

@@ -17,7 +17,6 @@ tables that the tests print say what share of simulated verdicts N gives.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -46,24 +45,44 @@ class Side(NamedTuple):
     size: float = 1.0
 
 
-def power_of(sides: Sequence[Side], count: float, level: float) -> float:
+def power_of(sides: tuple[Side, ...], count: float, level: float) -> float:
     """The chance that `count` documents exclude every side at one-sided `level`, if the truth is the one hoped for."""
     return max(0.0, sum(_power(side, count, level) for side in sides) - (len(sides) - 1)) if sides else 0.0
 
 
-def documents_for(sides: Sequence[Side], level: float, share: float = POWER) -> int | None:
-    """The smallest number of documents with which `power_of` is at least `share`; None where no number is enough."""
+@lru_cache(maxsize=65_536)
+def documents_for(sides: tuple[Side, ...], level: float, share: float = POWER) -> int | None:
+    """The smallest number of documents with which `power_of` is at least `share`; None where no number is enough.
+
+    With more than one side it lies between what the hardest side needs for `share`, and what each needs where all
+    together may fail in `1 - share` of cases.
+    """
     if not sides or not all(side.distance > 0 for side in sides) or not 0 < level < 1:
         return None
-    low, high = 0, 64
-    while power_of(sides, high, level) < share:
-        low, high = high, 2 * high
-        if high > _MOST_DOCUMENTS:
-            return None
+    least = max(_documents(side, level, share) for side in sides)
+    enough = max(_documents(side, level, 1 - (1 - share) / len(sides)) for side in sides)
+    if enough > _MOST_DOCUMENTS:
+        return None
+    low, high = max(0, math.floor(least) - 1), math.ceil(enough) + 1
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if power_of(sides, middle, level) >= share else (middle, high)
     return high
+
+
+def _documents(side: Side, level: float, share: float) -> float:
+    """`_power` solved for the number of documents: the most that one of its parts needs."""
+    z, beyond, steps = _upper_quantile(level), _upper_quantile(1 - share), -math.log(level)
+    found = [(max(0.0, z * side.deviation_at_bound + beyond * side.deviation) / side.distance) ** 2]
+    if side.evidence is not None and side.evidence > 0:
+        root, spread = math.sqrt(2 * side.evidence), beyond * side.evidence_deviation
+        found.append((max(0.0, z + spread / root) / root) ** 2)
+        if side.at_limit:
+            found.append(((spread + math.sqrt(spread**2 + 4 * side.evidence * steps)) / (2 * side.evidence)) ** 2)
+    elif side.evidence is not None:
+        return math.inf
+    floor = steps / side.reach if side.reach else 0.0
+    return max(floor, side.size * max(found))
 
 
 def _power(side: Side, count: float, level: float) -> float:

@@ -21,7 +21,7 @@ from leaderboard.store.database import open_store
 
 COLUMNS = (
     *("model", "task", "recipe", "control", "metric", "n", "baseline_score", "score", "delta", "low", "high"),
-    *("verdict", "p", "q", "lost", "gained", "run_id"),
+    *("verdict", "p", "q", "lost", "gained", "run_id", "documents_needed", "needed_for"),
     *("control_run", "control_delta", "control_low", "control_high", "control_verdict"),
 )
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from leaderboard import statistics as stats
+from leaderboard.compare import needs
 
 MARGIN = 0.02
 LEAST, MOST = 0.765, 0.875
@@ -78,7 +79,7 @@ def same_p(count: int) -> Callable[[int, int], float]:
 
 def needed(flips: float, level: float, sides: int, share: float = stats.POWER) -> int:
     """The promised number, where nothing changes on average."""
-    found = stats.documents_for([stats.flip_side(flips / 2, flips / 2, MARGIN)] * sides, level, share)
+    found = stats.documents_for((stats.flip_side(flips / 2, flips / 2, MARGIN),) * sides, level, share)
     assert found is not None
     return found
 
@@ -134,7 +135,7 @@ def differences(flips: float, part: float, draws: int) -> list[Promise]:
         *((f"better, only one of {k}", 0.025 / k) for k in SIZES),
         *((f"harm, gate of {k}", 0.05 / k) for k in SIZES),
     ):
-        count = stats.documents_for([side], level)
+        count = stats.documents_for((side,), level)
         assert count is not None
         by_interval = words.startswith("better")
 
@@ -167,3 +168,43 @@ def test_the_documents_promised_for_same_and_pass_decide(flips: float) -> None:
 def test_the_documents_promised_for_a_difference_decide(flips: float) -> None:
     found = [row for part in (0.2, 0.5, 0.9) for row in differences(flips, part, 20_000)]
     holds(show("better and harm", found), 0.01)
+
+
+def skewed(kind: str, count: int, generator: np.random.Generator) -> np.ndarray:
+    """Differences `[count]` within [-1, 1], of mean about 0."""
+    if kind == "heavy tails":
+        return np.clip(generator.standard_t(2.5, count) * 0.15, -1, 1)
+    if kind == "5 % collapse":
+        return np.where(
+            generator.random(count) < 0.05, -generator.uniform(0.2, 1, count), generator.normal(0, 0.05, count)
+        )
+    if kind == "thirds":
+        steps = generator.choice([-1, -2 / 3, -1 / 3, 1 / 3, 2 / 3, 1], count)
+        return np.where(generator.random(count) < 0.1, steps, 0.0)
+    return np.clip(-generator.lognormal(0, 1, count) * 0.08, -1, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["heavy tails", "5 % collapse", "thirds", "log-normal"])
+def test_the_documents_promised_by_the_clipped_rule_decide(kind: str) -> None:
+    clipped = pytest.importorskip("leaderboard.statistics.clipped")
+    generator = np.random.default_rng(20260706)
+    mean, found = float(np.mean(skewed(kind, 400_000, generator))), []
+    for margin in (0.05, 0.02):
+        pilot = skewed(kind, 4_000, generator) - mean
+        kept = needs.of_clipped(clipped.standardised, pilot, margin, 1.0)
+        for claim, sides, level in (
+            ("PASS, one row", kept.within[:1], 0.05),
+            ("same, alone", kept.within, 0.05),
+            ("same, only one of 20", kept.within, 0.05 / 20),
+        ):
+            count = stats.documents_for(sides, level)
+            assert count is not None
+            times = 0
+            for _ in range(400):
+                drawn = skewed(kind, count, generator) - mean
+                samples = (clipped.clipped_sample(side, 1.0) for side in (drawn, -drawn)[: len(sides)])
+                times += max(clipped.clipped_within_p(sample, margin) for sample in samples) <= level
+            found.append(Promise(f"{claim}, {kind}, margin {margin}", 0.0, count, times / 400))
+    for row in show("the clipped rule", found):
+        assert 0.7 <= row.share <= 0.91, row  # of 400: their noise is two points
