@@ -38,9 +38,10 @@ class Cell:
     is positive where that is good. `notes` holds warnings, or why the cell is incomparable or failed. `detectable` is
     the smallest difference that its documents show with 80 % power on this board, `noise_floor` the share of answers
     that flip when only the batch size changes, which the flips have to exceed; `choices` is filled only where two runs
-    are compared by themselves. Of an undecided cell `documents_needed` give it the verdict `needed_for` in four of
-    five cases, on a board of `comparisons`, if it alone gets more, `documents_needed_together` if the board's other
-    undecided cells do too; `needs` is what they were worked out from, as the store has it.
+    are compared by themselves. `comparisons`: how many the verdict was corrected for. Of an undecided cell
+    `documents_needed` give it the verdict `needed_for` in four of five cases, if it alone gets more,
+    `documents_needed_together` if the board's other undecided cells do too; `needs` is what they were worked out from,
+    as the store has it.
     """
 
     model: str
@@ -99,7 +100,9 @@ def with_verdicts(cells: list[Cell]) -> list[Cell]:
     equal = statistics.benjamini_hochberg(np.array([_or_one(cells[i].p_same) for i in tested], dtype=float))
     for i, q_differ, q_equal in zip(tested, differ, equal):
         cells[i] = _worded(
-            changed(cells[i], q_value=float(q_differ)), q_differ <= SIGNIFICANCE, q_equal <= SIGNIFICANCE
+            changed(cells[i], q_value=float(q_differ), comparisons=len(tested)),
+            q_differ <= SIGNIFICANCE,
+            q_equal <= SIGNIFICANCE,
         )
     return _with_needs(cells, len(tested), int(np.sum(differ <= SIGNIFICANCE)), int(np.sum(equal <= SIGNIFICANCE)))
 
@@ -111,17 +114,16 @@ def _with_needs(cells: list[Cell], comparisons: int, different: int, same: int) 
     beyond = sum(lacks.beyond for _, lacks in found)
     family = comparisons, Verdicts(same, len(found) - beyond), Verdicts(different, beyond)
     for i, lacks in found:
-        cells[i] = _lacking(cells[i], lacks, levels_alone(*family), levels_together(*family), comparisons)
+        cells[i] = _lacking(cells[i], lacks, levels_alone(*family), levels_together(*family))
     return cells
 
 
-def _lacking(cell: Cell, found: needs.Needs, alone: needs.Levels, together: needs.Levels, comparisons: int) -> Cell:
+def _lacking(cell: Cell, found: needs.Needs, alone: needs.Levels, together: needs.Levels) -> Cell:
     count = cell.n or 0
     by_itself = needs.lacking(found, count, alone)
     shared = needs.claimed(found, by_itself.claim, together) if by_itself else None
     return changed(
         cell,
-        comparisons=comparisons,
         documents_needed=by_itself.documents if by_itself else None,
         documents_needed_together=shared.documents if shared else None,
         needed_for=by_itself.claim if by_itself else None,

@@ -143,17 +143,24 @@ def _cut(text: str, room: int) -> str:
     return text[: max(room - 3 - tail, 0)] + "..." + (text[-tail:] if tail else "")
 
 
-def _legend(cells: Iterable[Cell], width: int) -> list[str]:
+def _legend(cells: Sequence[Cell], width: int) -> list[str]:
     tested = sum(cell.p_value is not None for cell in cells)
     if not tested:
         return []
     return textwrap.wrap(
         "Paired by document; better and worse: significant at 5 % after Benjamini-Hochberg over a model's board"
-        f" ({counted(tested, 'comparison', 'comparisons')} here), and zero outside the interval, itself uncorrected."
+        f" ({_comparisons(cells, tested)}here), and zero outside the interval, itself uncorrected."
         " same = equivalent within the margin; undecided = too few documents to tell (needs, could have shown: in"
         " four of five cases).",
         width,
     )
+
+
+def _comparisons(cells: Iterable[Cell], tested: int) -> str:
+    """`6 comparisons, 3 of them `: those that the verdicts were corrected for, and of them those that are shown."""
+    boards = {cell.model: cell.comparisons or 0 for cell in cells if cell.p_value is not None}
+    total = max(tested, sum(boards.values()))
+    return f"{counted(total, 'comparison', 'comparisons')}{'' if total == tested else f', {tested:,} of them'} "
 
 
 def _bold(text: str, color: bool) -> str:
