@@ -277,8 +277,6 @@ def _compared(judging: _Judging, cell: Cell, subject: Subject, baseline: RunRow)
         lost=found.lost,
         gained=found.gained,
         flip_rate=found.flip_rate,
-        documents_needed=found.documents_needed,
-        detectable=found.detectable,
         improvement=found.improvement,
         margin=found.margin,
         notes=verdict_cache.texts(found.notes),
@@ -287,6 +285,7 @@ def _compared(judging: _Judging, cell: Cell, subject: Subject, baseline: RunRow)
         far_lost=found.far_lost,
         far_gained=found.far_gained,
         far_lost_limit=found.far_lost_limit,
+        needs=found.needs,
     )
 
 

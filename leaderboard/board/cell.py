@@ -23,12 +23,14 @@ from typing import Any
 import numpy as np
 
 from leaderboard import statistics
+from leaderboard.board.lacking import SIGNIFICANCE, Verdicts, levels_alone, levels_together
 from leaderboard.board.reported import Reported
+from leaderboard.compare import needs
 from leaderboard.compare.choice_shift import Choices
 from leaderboard.compare.collapses import withheld
+from leaderboard.compare.needs import Claim
 from leaderboard.readers.records import BASELINE
 
-SIGNIFICANCE = 0.05
 VERDICTS = ("better", "worse", "same", "undecided", "incomparable", "failed", BASELINE)
 
 
@@ -38,15 +40,19 @@ class Cell:
 
     `delta`, `low` and `high` (95 %, not corrected) are recipe minus baseline in the metric's own units; `improvement`
     is positive where that is good. `notes` holds warnings, or why the cell is incomparable or failed. `detectable` is
-    the smallest drop that its documents show with 80 % power, `noise_floor` the share of answers that flip when only
-    the batch size changes, which the flips have to exceed; `choices` is filled only where two runs are compared by
-    themselves. `against_controls`: the same run on the same documents against each control of its own, in place of
+    the smallest difference that its documents show with 80 % power on this board, `noise_floor` the share of answers
+    that flip when only the batch size changes, which the flips have to exceed; `choices` is filled only where two runs
+    are compared by themselves. `comparisons`: how many the verdict was corrected for. Of an undecided cell
+    `documents_needed` give it the verdict `needed_for` in four of five cases, if it alone gets more,
+    `documents_needed_together` if the board's other undecided cells do too; `needs` is what they were worked out from,
+    as the store has it.
+    `against_controls`: the same run on the same documents against each control of its own, in place of
     the baseline; `control` and `baseline_run` are then the control's name and run.
     `clipped_at`: one document counts for at most this much in the interval, the p-values and `improvement`;
     `far_lost` and `far_gained` documents lie beyond, and the share of lost ones in all is below `far_lost_limit`.
     `unpaired`: `delta`, `low` and `high` are of two scores by themselves, of which no verdict follows.
     `label` is the recipe with what tells the run from others of its model (`name` falls back on `recipe`),
-    `subset` which of the task's documents were scored (None: all), `compared` how many cells the correction was over.
+    `subset` which of the task's documents were scored (None: all).
     """
 
     model: str
@@ -91,7 +97,10 @@ class Cell:
     unpaired: bool = False
     label: str = ""
     subset: str | None = None
-    compared: int | None = None
+    comparisons: int | None = None
+    documents_needed_together: int | None = None
+    needed_for: Claim | None = None
+    needs: str | None = None
 
     @property
     def name(self) -> str:
@@ -130,10 +139,21 @@ def with_verdicts(cells: list[Cell]) -> list[Cell]:
     equal = statistics.benjamini_hochberg(np.array([_or_one(cells[i].p_same) for i in tested], dtype=float))
     for i, q_differ, q_equal in zip(tested, differ, equal):
         cells[i] = _worded(
-            changed(cells[i], q_value=float(q_differ), compared=len(tested)),
+            changed(cells[i], q_value=float(q_differ), comparisons=len(tested)),
             q_differ <= SIGNIFICANCE,
             q_equal <= SIGNIFICANCE,
         )
+    return _with_needs(cells, len(tested), int(np.sum(differ <= SIGNIFICANCE)), int(np.sum(equal <= SIGNIFICANCE)))
+
+
+def _with_needs(cells: list[Cell], comparisons: int, different: int, same: int) -> list[Cell]:
+    """What the undecided cells still need. different, same: how many of the tests of each kind rejected."""
+    undecided = [(i, needs.from_json(cell.needs)) for i, cell in enumerate(cells) if cell.verdict == "undecided"]
+    found = [(i, lacks) for i, lacks in undecided if lacks is not None]
+    beyond = sum(lacks.beyond for _, lacks in found)
+    family = comparisons, Verdicts(same, len(found) - beyond), Verdicts(different, beyond)
+    for i, lacks in found:
+        cells[i] = _lacking(cells[i], lacks, levels_alone(*family), levels_together(*family))
     return cells
 
 
@@ -148,6 +168,19 @@ def with_control_verdicts(cells: list[Cell]) -> list[Cell]:
         else cell
         for cell in cells
     ]
+
+
+def _lacking(cell: Cell, found: needs.Needs, alone: needs.Levels, together: needs.Levels) -> Cell:
+    count = cell.n or 0
+    by_itself = needs.lacking(found, count, alone)
+    shared = needs.claimed(found, by_itself.claim, together) if by_itself else None
+    return changed(
+        cell,
+        documents_needed=by_itself.documents if by_itself else None,
+        documents_needed_together=shared.documents if shared else None,
+        needed_for=by_itself.claim if by_itself else None,
+        detectable=needs.detectable(found, count, alone.difference),
+    )
 
 
 def _worded(cell: Cell, differs: bool, equal: bool) -> Cell:

@@ -10,14 +10,15 @@ from leaderboard.board.cell import Cell
 if TYPE_CHECKING:
     import pandas
 
-_TEXTS = ("model", "task", "recipe", "control", "metric", "verdict", "run_id", "label", "scored")
-_COUNTS = ("n", "lost", "gained")
+_TEXTS = ("model", "task", "recipe", "control", "metric", "verdict", "run_id", "label", "scored", "needed_for")
+_COUNTS = ("n", "lost", "gained", "documents_needed")
 _FLAGS = ("unpaired",)
 _COLUMNS = {
     name: {"p": "p_value", "q": "q_value", "label": "name"}.get(name, name)
     for name in (
         *("model", "task", "recipe", "control", "metric", "n", "baseline_score", "score", "delta", "low", "high"),
         *("verdict", "p", "q", "lost", "gained", "run_id", "unpaired", "label", "scored"),
+        *("documents_needed", "needed_for"),
     )
 }
 """Column -> field of a cell."""

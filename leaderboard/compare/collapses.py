@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from leaderboard import statistics as stats
-from leaderboard.compare.effect import Effect, at_least
+from leaderboard.compare.effect import Effect
 
 
 class Collapses(NamedTuple):
@@ -49,7 +49,6 @@ def with_collapses(effect: Effect, found: Collapses, mean: float, most: str | No
     if found.lost or found.gained:
         note += f"; {found.lost:,} lost more than that and {found.gained:,} gained more"
     short = found.limit >= stats.COLLAPSED_SHARE
-    fewest = at_least(found.enough, effect.fewest) if short else effect.fewest
     return replace(
         effect,
         notes=(note, *effect.notes),
@@ -57,8 +56,7 @@ def with_collapses(effect: Effect, found: Collapses, mean: float, most: str | No
         far_lost=found.lost,
         far_gained=found.gained,
         far_lost_limit=found.limit,
-        fewest=fewest,
-        documents_needed=None if effect.documents_needed is None else at_least(effect.documents_needed, fewest),
+        needs=effect.needs._replace(least=found.enough) if short and effect.needs is not None else effect.needs,
     )
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from leaderboard import metrics
-from leaderboard import statistics as stats
+from leaderboard.compare.needs import Needs
 
 DEFAULT_BOUND = 20
 """Margins for which one document counts at most, where scores have no limits of their own."""
@@ -104,13 +104,12 @@ class Effect:
     """What the pair shows. Fields that the kind of metric does not have are None; `improvement` > 0 is better.
 
     `drop_low` and `drop_high` are one-sided limits of the drop at the level asked for, None where none was.
-    `detectable`: the smallest drop that this many documents show with 80 % power. `unit`: scores lie within [0, 1], so
-    that drops of different tasks may be averaged.
+    `unit`: scores lie within [0, 1], so that drops of different tasks may be averaged. `needs`: what the number of
+    documents that decide rests on.
 
     `clipped_at`: one document counts for at most this much in the interval, the p-values and `improvement`, while
     `delta` is the plain difference; None where no document can lie beyond. `far_lost` and `far_gained` documents do,
-    and `far_lost_limit` is the upper limit of the lost share. `fewest`: documents below which no margin is shown,
-    whatever they say.
+    and `far_lost_limit` is the upper limit of the lost share.
     """
 
     count: int
@@ -123,7 +122,6 @@ class Effect:
     lost: int | None = None
     gained: int | None = None
     flip_rate: float | None = None
-    documents_needed: int | None = None
     margin: float | None = None
     notes: tuple[str, ...] = ()
     p_worse: float | None = None
@@ -131,51 +129,17 @@ class Effect:
     drop_high: float | None = None
     standard_error: float | None = None
     degrees: float | None = None
-    detectable: float | None = None
     unit: bool = False
     clipped_at: float | None = None
     far_lost: int | None = None
     far_gained: int | None = None
     far_lost_limit: float | None = None
-    fewest: int | None = None
+    needs: Needs | None = None
 
     @property
     def drop(self) -> float | None:
         """How much worse the recipe is, in the metric's units; below zero where it is better."""
         return None if self.improvement is None else -self.improvement
-
-
-def needed(estimate: stats.Estimate, count: int, margin: float, change: float | None = None) -> int | None:
-    """Documents that decide with 80 % power, for what is seen: a difference beyond the margin is to be confirmed at its
-    size, a smaller one shown to be within the margin.
-
-    `change` is what the test of a difference is about, where that is not the estimate itself (the distance to a best
-    value in the middle). At most `count` where those documents are there already, and bad luck or the correction kept
-    the answer away.
-    """
-    variance, seen = count * estimate.standard_error**2, abs(estimate.value)
-    settled = abs(estimate.value if change is None else change)
-    if not math.isfinite(variance) or margin <= 0:
-        return None
-    if seen >= margin:
-        return stats.documents_needed(variance, settled) if settled > 0 else None
-    documents = stats.documents_needed(variance, margin)
-    return documents if documents > count else stats.documents_needed(variance, max(settled, margin - seen))
-
-
-def fewest_for(change: float, margin: float, bound: float, size: float) -> int | None:
-    """Documents below which neither a difference of this size nor its being within the margin can be shown: the less
-    that is seen, the more could be unseen. `size`: documents that count as one (leaning size of a cluster).
-    """
-    if not 0 < margin < bound:
-        return None
-    target, level = (abs(change), 0.025) if abs(change) >= margin else (margin, 0.05)
-    return math.ceil(size * stats.fewest_documents(target, bound, level))
-
-
-def at_least(documents: int | None, fewest: int | None) -> int | None:
-    """The larger of two numbers of documents, as far as they are known."""
-    return max((number for number in (documents, fewest) if number is not None), default=None)
 
 
 def reproduces(reported: float, recomputed: float) -> bool:

@@ -33,16 +33,9 @@ from dataclasses import replace
 import numpy as np
 
 from leaderboard import statistics as stats
+from leaderboard.compare import needs
 from leaderboard.compare.collapses import Collapses, collapses, with_collapses
-from leaderboard.compare.effect import (
-    DEFAULT_BOUND,
-    Comparison,
-    Effect,
-    at_least,
-    fewest_for,
-    finite_or_none,
-    needed,
-)
+from leaderboard.compare.effect import DEFAULT_BOUND, Comparison, Effect, finite_or_none
 from leaderboard.compare.judge_corpus import corpus_effect, likelihood_effect
 from leaderboard.compare.paired_scores import MiddleScores, PairedScores
 from leaderboard.metrics import Kind, Metric
@@ -89,9 +82,6 @@ def _effect(comparison: Comparison, pair: PairedScores, margin: float) -> Effect
     improvement = pair.improvement if pair.clipped else sign * comparison.delta
     low, high = (estimate.low, estimate.high) if sign > 0 else (-estimate.high, -estimate.low)
     low, high = comparison.possible(low, high, comparison.range(unit))
-    # how far documents spread, without what the interval allows for the unseen: `fewest` says that
-    spread = estimate if pair.binary else estimate._replace(standard_error=pair.sample.standard_error)
-    fewest = None if pair.binary else fewest_for(improvement, margin, pair.bound, pair.sample.size)
     return Effect(
         count=count,
         delta=comparison.delta,
@@ -103,7 +93,6 @@ def _effect(comparison: Comparison, pair: PairedScores, margin: float) -> Effect
         lost=flips.lost if unit else None,
         gained=flips.gained if unit else None,
         flip_rate=flips.rate if pair.binary else None,
-        documents_needed=at_least(needed(spread, count, margin), fewest),
         margin=margin,
         notes=_no_change(pair.differences),
         p_worse=tails.less,
@@ -111,9 +100,8 @@ def _effect(comparison: Comparison, pair: PairedScores, margin: float) -> Effect
         drop_high=drop_high,
         standard_error=finite_or_none(estimate.standard_error),
         degrees=estimate.degrees,
-        detectable=finite_or_none(stats.detectable_effect(count * spread.standard_error**2, count)),
         unit=unit and not pair.clipped,
-        fewest=fewest,
+        needs=_needs(pair, margin),
     )
 
 
@@ -125,8 +113,6 @@ def _in_the_middle(effect: Effect, comparison: Comparison, pair: PairedScores, b
     low, high = middle.growth_limits(comparison.limits_at)
     crossed = (comparison.baseline.score - best) * (comparison.recipe.score - best) < 0
     notes = (f"crossed its best value {best:g}",) if crossed else ()
-    estimate, margin = pair.estimate(), effect.margin or 0.0
-    spread = estimate if pair.binary else estimate._replace(standard_error=pair.sample.standard_error)
     return replace(
         effect,
         improvement=improvement,
@@ -136,10 +122,18 @@ def _in_the_middle(effect: Effect, comparison: Comparison, pair: PairedScores, b
         drop_high=high,
         lost=None,
         gained=None,
-        documents_needed=at_least(needed(spread, comparison.count, margin, improvement), effect.fewest),
         notes=(*notes, *effect.notes),
         unit=False,
+        needs=_needs(pair, effect.margin or 0.0, improvement),
     )
+
+
+def _needs(pair: PairedScores, margin: float, change: float | None = None) -> needs.Needs:
+    """What the number of documents rests on. `change`: that of the distance to a best value in the middle."""
+    if pair.binary and margin < 1 and change is None:
+        return needs.of_flips(pair.flips, margin)
+    found = needs.of_clipped(stats.standardised, pair.differences, margin, pair.bound, pair.clusters)
+    return found if change is None else needs.with_change(found, change)
 
 
 def _sides_bound(comparison: Comparison, unit: bool, best: float) -> float:

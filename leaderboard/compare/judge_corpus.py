@@ -10,18 +10,10 @@ from collections.abc import Callable
 import numpy as np
 
 from leaderboard import statistics as stats
-from leaderboard.compare import corpus_metrics, corpus_text_metrics
+from leaderboard.compare import corpus_metrics, corpus_text_metrics, needs
 from leaderboard.compare.collapses import collapses, with_collapses
 from leaderboard.compare.corpus_metrics import Contributions, NoTest
-from leaderboard.compare.effect import (
-    DEFAULT_BOUND,
-    Comparison,
-    Effect,
-    at_least,
-    fewest_for,
-    finite_or_none,
-    needed,
-)
+from leaderboard.compare.effect import DEFAULT_BOUND, Comparison, Effect, finite_or_none
 from leaderboard.metrics import Kind
 from leaderboard.statistics.corpora import TEST_DRAWS
 
@@ -59,8 +51,6 @@ def _texts_effect(comparison: Comparison, weights: np.ndarray, exponential: bool
     sample = stats.clipped_sample(changes, in_logs(bound), comparison.groups, weights)
     tails, estimate = stats.clipped_tails(sample), stats.clipped_interval(sample)
     low, high = comparison.possible(in_units(-estimate.high), in_units(-estimate.low), comparison.range())
-    spread = estimate._replace(standard_error=sample.standard_error)
-    fewest = fewest_for(estimate.value, limit, in_logs(bound), sample.leaning * count / sample.units)
     effect = Effect(
         count=count,
         delta=comparison.delta,
@@ -69,15 +59,15 @@ def _texts_effect(comparison: Comparison, weights: np.ndarray, exponential: bool
         improvement=-in_units(-sample.mean),
         p_value=tails.two_sided,
         p_same=stats.clipped_same_p(sample, limit),
-        documents_needed=at_least(needed(spread, count, limit), fewest),
         margin=relative * score,
         p_worse=tails.less,
         drop_low=_limit(level, lambda at: in_units(-stats.clipped_drop_limit(sample.mirrored, at))),
         drop_high=_limit(level, lambda at: in_units(stats.clipped_drop_limit(sample, at))),
         standard_error=finite_or_none(estimate.standard_error * (score if exponential else 1 / math.log(2))),
         degrees=estimate.degrees,
-        detectable=finite_or_none(in_units(stats.detectable_effect(count * spread.standard_error**2, count))),
-        fewest=fewest,
+        needs=needs.of_clipped(stats.standardised, changes, limit, in_logs(bound), comparison.groups, weights)._replace(
+            base_score=score if exponential else None, unit=1 / math.log(2)
+        ),
     )
     far = in_logs(bound) * weights
     found = collapses(changes < -far, changes > far, bound, comparison.groups)
@@ -131,15 +121,14 @@ def corpus_effect(comparison: Comparison) -> Effect:
         improvement=comparison.sign * comparison.delta,
         p_value=tails.two_sided,
         p_same=stats.equivalence_p(estimate, margin),
-        documents_needed=needed(estimate, count, margin),
         margin=margin,
         p_worse=tails.less,
         drop_low=None if limits is None else max(-limits.high, -widest),
         drop_high=None if limits is None else min(-limits.low, widest),
         standard_error=estimate.standard_error,
         degrees=estimate.degrees,
-        detectable=stats.detectable_effect(count * estimate.standard_error**2, count),
         unit=known.range.is_unit,
+        needs=needs.of_mean(count * estimate.standard_error**2, -estimate.value, margin),
     )
 
 

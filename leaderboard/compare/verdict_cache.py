@@ -22,6 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from leaderboard.compare import needs
 from leaderboard.compare.pairing import Pairing
 from leaderboard.store.database import Store
 
@@ -54,15 +55,14 @@ class Judged(NamedTuple):
     lost: int | None
     gained: int | None
     flip_rate: float | None
-    documents_needed: int | None
     margin: float | None
-    detectable: float | None
     obstacles: str
     notes: str
     clipped_at: float | None = None
     far_lost: int | None = None
     far_gained: int | None = None
     far_lost_limit: float | None = None
+    needs: str | None = None
 
 
 @cache
@@ -126,7 +126,7 @@ def judged(pairing: Pairing) -> Judged:
     if effect is None:
         alone = pairing.unpaired
         span = (None, None, None) if alone is None else (alone.delta, alone.low, alone.high)
-        return Judged._make((pairing.baseline_score, None, *span, *[None] * 9, *texts, *[None] * 4))
+        return Judged._make((pairing.baseline_score, None, *span, *[None] * 7, *texts, *[None] * 5))
     return Judged(
         pairing.baseline_score,
         effect.count,
@@ -139,14 +139,13 @@ def judged(pairing: Pairing) -> Judged:
         _whole(effect.lost),
         _whole(effect.gained),
         effect.flip_rate,
-        _whole(effect.documents_needed),
         effect.margin,
-        effect.detectable,
         *texts,
         effect.clipped_at,
         _whole(effect.far_lost),
         _whole(effect.far_gained),
         effect.far_lost_limit,
+        needs.to_json(effect.needs),
     )
 
 

@@ -13,8 +13,10 @@ from leaderboard.errors import LeaderboardError
 
 DESCRIPTION = (
     "May this run replace the last one? Compares it, task by task, with the unedited model and with the last blessed"
-    " run of its recipe, by a policy file. Exit codes: 0 pass or warn, 1 fail, 2 incomparable or an error, 3"
-    " undecided. Two folders are enough: without a database, name the other with --baseline."
+    " run of its recipe, by a policy file. Every row decides, unless the policy names one margin for the weighted mean"
+    " of its tasks (`overall`): then that decides, beside critical tasks and sure losses of any task. Exit codes: 0"
+    " pass or warn, 1 fail, 2 incomparable or an error, 3 undecided. Two folders are enough: without a database, name"
+    " the other with --baseline."
 )
 
 
@@ -25,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="The policy, a YAML file: tasks, margins, floors, suites",
+        help="The policy, a YAML file: tasks, margins, floors, suites, overall",
     )
     parser.add_argument(
         "--candidate",

@@ -7,6 +7,11 @@ INCOMPARABLE: the two runs were not asked the same. Notable choices:
 - Significance after Holm over all rows of the gate, of both baselines and of the suites: a gate stops on any of them. A
   pass needs no correction, since all must pass.
 - The gate's word is that of its worst row, in the order FAIL, INCOMPARABLE, UNDECIDED, WARN, PASS.
+- A policy may name one margin for the weighted mean of its tasks (`overall`). Then a task in that mean that is not
+  critical only informs: the gate can pass while it is undecided. Fifty tasks that are each to pass need three times the
+  documents of one, and their mean far fewer. But it still fails the gate by a drop that is significant after Holm and
+  larger than its margin, by a broken floor, or by being required and missing. The mean itself never says WARN: what
+  decides must show that it is within the margin.
 - A run that came out as the baseline to the last bit passes, however few its documents: it is the same model.
 """
 
@@ -19,8 +24,10 @@ from typing import Literal
 import numpy as np
 
 from leaderboard import statistics as stats
+from leaderboard.compare import needs
 from leaderboard.compare.choice_shift import Choices
 from leaderboard.compare.collapses import withheld
+from leaderboard.compare.needs import Needs
 
 Verdict = Literal["PASS", "WARN", "UNDECIDED", "INCOMPARABLE", "FAIL"]
 BY_WEIGHT: tuple[Verdict, ...] = ("PASS", "WARN", "UNDECIDED", "INCOMPARABLE", "FAIL")
@@ -29,19 +36,22 @@ EXIT_CODES: dict[Verdict, int] = {"PASS": 0, "WARN": 0, "FAIL": 1, "INCOMPARABLE
 
 @dataclass(frozen=True)
 class GateRow:
-    """A task or a suite against one baseline.
+    """A task, a suite, or the policy's overall mean against one baseline.
 
     `drop` is how much worse the candidate is, in the metric's own units, `drop_low` and `drop_high` its one-sided
     limits; `p_worse` is before, `p_holm` after correction. `baseline` is the id of the run compared with, since two may
     be in one role. `decided` is set where a word holds without statistics (a floor, something missing, incomparable
     runs); `identical` where both runs are one. `clipped_at` and the next three are as those of a `Cell`.
     `unpaired`: the drop and its limits are of the two scores by themselves.
+    `documents_needed` is of an undecided row, for what its reason says.
+    `decides` is False for a row that the overall mean speaks for: then it counts only where it is no mere UNDECIDED.
+    `needs`: what the number of documents was worked out from.
     """
 
     role: str
     name: str
     baseline: str = ""
-    kind: Literal["task", "suite"] = "task"
+    kind: Literal["task", "suite", "overall"] = "task"
     metric: str = ""
     documents: int | None = None
     baseline_score: float | None = None
@@ -73,6 +83,13 @@ class GateRow:
     far_gained: int | None = None
     far_lost_limit: float | None = None
     unpaired: bool = False
+    decides: bool = True
+    needs: Needs | None = None
+
+    @property
+    def only_unsure(self) -> bool:
+        """Whether it is undecided, and that does not matter."""
+        return self.verdict == "UNDECIDED" and not self.decides
 
     @property
     def got_worse(self) -> bool:
@@ -85,12 +102,12 @@ def decide(rows: Sequence[GateRow], alpha: float) -> list[GateRow]:
     tested = [i for i, row in enumerate(rows) if row.p_worse is not None]
     adjusted = stats.holm(np.array([rows[i].p_worse for i in tested], dtype=float))
     corrected = dict(zip(tested, map(float, adjusted)))
-    return [_worded(replace(row, p_holm=corrected.get(i)), alpha) for i, row in enumerate(rows)]
+    return _with_needs([_worded(replace(row, p_holm=corrected.get(i)), alpha) for i, row in enumerate(rows)], alpha)
 
 
 def overall(rows: Iterable[GateRow]) -> Verdict:
-    """The worst word among the rows."""
-    return max((row.verdict for row in rows), key=BY_WEIGHT.index)
+    """The worst word among the rows; that a row is undecided does not count where it only informs."""
+    return max(("PASS" if row.only_unsure else row.verdict for row in rows), key=BY_WEIGHT.index)
 
 
 def _worded(row: GateRow, alpha: float) -> GateRow:
@@ -111,25 +128,86 @@ def _by_statistics(row: GateRow, alpha: float) -> tuple[Verdict, str | None]:
         return "PASS", "worse, but by less than the margin" if harmful else None
     if harmful and row.drop > row.margin:
         return "FAIL", "worse by more than the margin"
-    if harmful:
+    if harmful and row.kind != "overall":
         return "WARN", "worse; by less than the margin as far as is seen, but it may be more"
-    return "UNDECIDED", doubt if doubt and row.drop_high < row.margin else _lacking(row)
+    return "UNDECIDED", doubt if doubt and row.drop_high < row.margin else None
 
 
-def _lacking(row: GateRow) -> str:
-    assert row.drop is not None and row.margin is not None
+def _with_needs(rows: list[GateRow], alpha: float) -> list[GateRow]:
+    """What the undecided rows still need.
+
+    A gate passes where all its rows do: so that it does in four of five cases, each of `u` undecided ones has to with a
+    chance of `.8^(1/u)`. A row that only informs speaks for itself. Harm is tested at the level of Holm's next step.
+    """
+    open_rows = [row for row in rows if row.decides and _open(row)]
+    left = sum(row.p_holm is not None and row.p_holm > alpha for row in rows)
+    tested = sum(row.p_worse is not None for row in rows)
+    return [
+        _with_detectable(
+            _lacking(row, alpha, len(open_rows) if row.decides else 1, alpha / max(left, 1)), alpha / tested
+        )
+        if row.p_worse is not None
+        else row
+        for row in rows
+    ]
+
+
+def _open(row: GateRow) -> bool:
+    """Whether more documents would decide it."""
+    tested = row.p_worse is not None and row.drop_high is not None and row.margin is not None
+    return tested and row.verdict == "UNDECIDED" and row.decided is None
+
+
+def _with_detectable(row: GateRow, level: float) -> GateRow:
+    if row.needs is None or row.documents is None:
+        return row
+    return replace(row, detectable=needs.detectable(row.needs, row.documents, level))
+
+
+def _lacking(row: GateRow, alpha: float, rows: int, harm_level: float) -> GateRow:
+    """The row with the number of documents that it needs, and the sentence; others as they are."""
+    if not _open(row) or row.drop is None or row.margin is None or row.drop_high is None:
+        return row
     if row.unpaired:
-        return "the two scores alone cannot tell: samples of both runs (--log_samples) tell more"
-    if row.drop > row.margin:
-        return "looks worse by more than the margin, but chance is not excluded: more documents would tell"
-    if row.documents_needed is None or row.documents is None:
-        return "cannot exclude a drop as large as the margin"
-    if row.documents_needed <= row.documents:
-        return (
+        said = "the two scores alone cannot tell: samples of both runs (--log_samples) tell more"
+        return replace(row, reasons=(said, *row.reasons))
+    if row.drop_high < row.margin:  # collapses stand in the way, and the row says so
+        return row
+    harmful = row.drop > row.margin
+    documents = _documents(row, harmful, harm_level if harmful else alpha, rows)
+    more = documents is not None and row.documents is not None and documents > row.documents
+    if harmful:
+        size = f"needs about {documents:,} documents to tell, has {row.documents:,}" if more else "more would tell"
+        said = f"looks worse by more than the margin, but chance is not excluded: {size}"
+    elif documents is None or row.documents is None:
+        said = "cannot exclude a drop as large as the margin"
+    elif more:
+        together = f" for all {rows} undecided rows to pass" if rows > 1 else ""
+        over = " over its tasks" if row.kind != "task" else ""
+        said = (
+            f"cannot exclude a drop as large as the margin: needs about {documents:,} documents{over}{together}, has"
+            f" {row.documents:,}"
+        )
+    else:
+        said = (
             f"cannot exclude a drop as large as the margin, close to it: somewhat more than its {row.documents:,}"
             " documents are needed"
         )
-    return (
-        f"cannot exclude a drop as large as the margin: needs about {row.documents_needed:,} documents, has"
-        f" {row.documents:,}"
-    )
+    return replace(row, documents_needed=documents, reasons=(said, *row.reasons))
+
+
+def _documents(row: GateRow, harmful: bool, level: float, rows: int) -> int | None:
+    """Documents after which harm shows, or else all `rows` pass: if nothing changed, or, where those are there already,
+    if the drop is the one seen.
+    """
+    if row.needs is None:
+        return None
+    if harmful:
+        return stats.documents_for(row.needs.difference, level)
+    share = stats.POWER ** (1 / rows)
+    if row.p_holm is not None and row.p_holm <= level:  # that nothing changed is excluded
+        return stats.documents_for(row.needs.as_seen[:1], level, share)
+    documents = stats.documents_for(row.needs.within[:1], level, share)
+    if documents is None or row.documents is None or documents > row.documents:
+        return documents
+    return stats.documents_for(row.needs.as_seen[:1], level, share) or documents

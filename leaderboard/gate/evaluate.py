@@ -9,12 +9,12 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from leaderboard import statistics as stats
-from leaderboard.compare import comparability
+from leaderboard.compare import comparability, needs
 from leaderboard.compare.choice_shift import compare_choices
 from leaderboard.compare.contents import Contents, read_contents
-from leaderboard.compare.effect import Effect, at_least
 from leaderboard.compare.pairing import Pairing, Subject, Terms, pair_up
 from leaderboard.errors import LeaderboardError, Unreadable
 from leaderboard.gate.decision import GateRow
@@ -85,26 +85,30 @@ def _find_metric(run: Run, task: str, wanted: str) -> ReportedScore | None:
 
 
 def gated_tasks(candidate: Run, policy: Policy) -> dict[str, TaskPolicy]:
-    """The tasks that the policy names, those that its suites are made of, and the candidate's others where the policy
-    gates them.
+    """The tasks that the policy names, those that its suites and its overall mean are made of, and the candidate's
+    others where the policy gates them.
     """
-    names = dict.fromkeys([*policy.tasks, *(task for suite in policy.suites.values() for task in suite.weights)])
+    of_suites = (task for suite in policy.suites.values() for task in suite.weights)
+    names = dict.fromkeys([*policy.tasks, *policy.averaged, *of_suites])
     if policy.others == "gate":
         names |= dict.fromkeys(task.task for task in candidate.tasks)
     return {name: policy.tasks.get(name, TaskPolicy(required=False)) for name in names}
 
 
 def rows_against(gate: GateStore, candidate: Run, named: Named, policy: Policy) -> list[GateRow]:
-    """One row a task and suite, not decided yet."""
+    """One row for the overall mean, where there is one, and one a task and suite; not decided yet."""
     tasks = {
         name: _task_row(gate, candidate, named, policy, name, entry)
         for name, entry in gated_tasks(candidate, policy).items()
     }
     suites = [_suite_row(named, policy, name, entry, tasks) for name, entry in policy.suites.items()]
+    averaged = policy.averaged
     listed = [
-        row for name, row in tasks.items() if row is not None and (name in policy.tasks or policy.others == "gate")
+        replace(row, decides=row.critical or name not in averaged)
+        for name, row in tasks.items()
+        if row is not None and (name in policy.tasks or name in averaged or policy.others == "gate")
     ]
-    return [*listed, *filter(None, suites)]
+    return [*filter(None, [overall_row(named, policy, tasks)]), *listed, *filter(None, suites)]
 
 
 def _task_row(
@@ -163,14 +167,13 @@ def _task_row(
         gained=effect.gained,
         flip_rate=effect.flip_rate,
         noise_floor=pairing.noise_floor,
-        detectable=effect.detectable,
-        documents_needed=_needed(effect, policy.alpha),
         choices=choices,
         notes=(*_about(row, named, name), *pairing.notes),
         clipped_at=effect.clipped_at,
         far_lost=effect.far_lost,
         far_gained=effect.far_gained,
         far_lost_limit=effect.far_lost_limit,
+        needs=effect.needs,
     )
     return replace(row, decided="FAIL", reasons=broken) if broken else row
 
@@ -207,12 +210,6 @@ def _unpaired_row(row: GateRow, subject: Subject, pairing: Pairing, policy: Poli
     )
 
 
-def _needed(effect: Effect, alpha: float) -> int | None:
-    error, margin = effect.standard_error, effect.margin
-    needed = stats.documents_needed(effect.count * error**2, margin, alpha) if error and margin else None
-    return None if needed is None else at_least(needed, effect.fewest)
-
-
 def _missing(row: GateRow, candidate: Run, entry: Requirement) -> GateRow | None:
     if not entry.required:
         return None
@@ -245,6 +242,23 @@ def _floor_broken(score: ScoreRow, entry: Requirement) -> tuple[str, ...]:
     else:
         broken, words = score.score < entry.floor, f"below the floor of {entry.floor:g}"
     return (f"{score.score:.4g} is {words}",) if broken else ()
+
+
+def overall_row(named: Named, policy: Policy, tasks: Mapping[str, GateRow | None]) -> GateRow | None:
+    """The weighted mean that the policy decides by."""
+    if policy.overall is None:
+        return None
+    rule, margin = policy.overall.weights, policy.overall.margin
+    weights = rule if isinstance(rule, dict) else {task: _weight(rule, tasks.get(task)) for task in policy.averaged}
+    entry = SuitePolicy(weights=weights, margin=margin, floor=policy.overall.floor)
+    row = _suite_row(named, policy, "overall", entry, tasks)
+    words = {"equal": ", of equal weight", "by_documents": ", by their documents"}
+    return row and replace(row, kind="overall", metric=row.metric + ("" if isinstance(rule, dict) else words[rule]))
+
+
+def _weight(rule: Literal["equal", "by_documents"], row: GateRow | None) -> float:
+    """That of a task without documents does not matter: it is not averaged over."""
+    return 1.0 if rule == "equal" or row is None else float(row.documents or 1)
 
 
 def _suite_row(
@@ -281,7 +295,8 @@ def _suite_row(
             row,
             decided="INCOMPARABLE",
             reasons=(
-                f"not averaged, because the scores of {', '.join(others)} do not lie between 0 (worst) and 1 (best), or are clipped",
+                f"not averaged, because the scores of {', '.join(others)} do not lie between 0 (worst) and 1 (best), or"
+                " are clipped",
             ),
         )
     return _combined(row, policy, entry, found, named)
@@ -315,6 +330,25 @@ def _combined(
         degrees=found.degrees,
         unit=True,
     )
+    row = replace(row, needs=_needs_of_mean(row, found, policy.alpha))
     if entry.floor is not None and score < entry.floor:
         return replace(row, decided="FAIL", reasons=(f"{score:.4g} is below the floor of {entry.floor:g}",))
     return row
+
+
+def _needs_of_mean(row: GateRow, found: stats.Suite, alpha: float) -> needs.Needs | None:
+    """Of documents over all tasks, if each gets as many times more: the error shrinks with their number as that of one
+    task does. Its limit is wider than the error says where flips are rare; that is what the test takes for the bound.
+    """
+    if row.margin is None or not row.documents:
+        return None
+    variance = row.documents * found.standard_error**2
+    at_bound = (
+        row.documents * max(found.standard_error, (found.high - found.drop) / stats.normal_quantile(1 - 2 * alpha)) ** 2
+    )
+    mean = needs.of_mean(variance, found.drop, row.margin)
+
+    def side(side: stats.Side) -> stats.Side:
+        return stats.normal_side(side.distance, variance, at_bound)
+
+    return mean._replace(within=tuple(map(side, mean.within)), as_seen=tuple(map(side, mean.as_seen)))

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 from leaderboard.gate.decision import GateRow
 from leaderboard.gate.report import GateReport
-from leaderboard.gate.table import notes
+from leaderboard.gate.table import groups, notes, summary
 from leaderboard.terminal.format import number, plain, signed
 
 _MARKS = {
@@ -29,15 +29,22 @@ def markdown(report: GateReport) -> str:
     """The report as Markdown, with a final newline."""
     lines = [
         f"### Gate: {_MARKS[report.verdict]}",
+        *([] if report.decision == "rows" else ["", f"Decided {summary(report)}."]),
         "",
         f"{_code(report.recipe)} on {_code(report.model)}, run {_code(report.candidate[:12])}",
         "",
     ]
     for compared in report.baselines:
         lines += [f"Against **{compared.title}**: {_code(compared.recipe)}, {_code(compared.how)}", ""]
-        lines += ["| task | baseline | now | drop | at most | margin | verdict |", "|---|---:|---:|---:|---:|---:|---|"]
+        for title, rows in groups(report, compared):
+            lines += [title, ""] if title else []
+            lines += [
+                "| task | baseline | now | drop | at most | margin | verdict |",
+                "|---|---:|---:|---:|---:|---:|---|",
+                *map(_markdown_row, rows),
+                "",
+            ]
         rows = report.rows_of(compared)
-        lines += [_markdown_row(row) for row in rows] + [""]
         lines += [f"- {_code(row.name)}: {'; '.join(map(_code, notes(row)))}" for row in rows if row.verdict != "PASS"]
         if any(row.got_worse for row in rows):
             lines += [
@@ -75,7 +82,7 @@ def _code(text: str) -> str:
 
 def junit(report: GateReport) -> str:
     """The report as JUnit XML: a suite for each baseline, a case for each row. FAIL is a failure, INCOMPARABLE an
-    error, UNDECIDED skipped.
+    error, UNDECIDED skipped. A case with property `decides` false only informs.
     """
     root = ElementTree.Element("testsuites", name="gate")
     for compared in report.baselines:
@@ -99,9 +106,13 @@ def _case(suite: ElementTree.Element, row: GateRow, report: GateReport, against:
     case = ElementTree.SubElement(
         suite, "testcase", classname=_xml(f"{report.model}.{against}"), name=_xml(row.name), time="0"
     )
+    if report.decision == "overall":
+        properties = ElementTree.SubElement(case, "properties")
+        ElementTree.SubElement(properties, "property", name="decides", value=str(row.decides).lower())
     element = {"FAIL": "failure", "INCOMPARABLE": "error", "UNDECIDED": "skipped"}.get(row.verdict)
     said = [
         f"{row.verdict}: {signed(row.drop)} drop, at most {signed(row.drop_high)}, margin {number(row.margin)}",
+        *(["informs: the overall margin decides for it"] if row.only_unsure else []),
         *notes(row),
     ]
     if element is None:

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from leaderboard.errors import LeaderboardError
 
 LARGEST_FILE = 2**20
 Margin = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Against = Literal["base", "blessed"]
+Weights = Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)]
 
 
 class PolicyError(LeaderboardError):
@@ -60,7 +61,26 @@ class TaskPolicy(Requirement):
 class SuitePolicy(Requirement):
     """A weighted mean of tasks whose scores lie within [0, 1]."""
 
-    weights: Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)]
+    weights: Weights
+
+
+def _kind_of_weights(value: object) -> str:
+    return "each" if isinstance(value, dict) else "rule"
+
+
+class OverallPolicy(_Strict):
+    """One margin for the weighted mean of the tasks, which then decides beside what must not happen to any of them.
+
+    margin: in points of scores within [0, 1]. weights: `equal` or `by_documents`, over the required tasks that the file
+    names, or a weight for each task. floor: the worst mean score allowed.
+    """
+
+    margin: Margin | Margins
+    weights: Annotated[
+        Annotated[Literal["equal", "by_documents"], Tag("rule")] | Annotated[Weights, Tag("each")],
+        Discriminator(_kind_of_weights),
+    ] = "equal"
+    floor: float | None = None
 
 
 class Policy(_Strict):
@@ -69,6 +89,7 @@ class Policy(_Strict):
     alpha: the level of every one-sided test. margin, critical_margin: for scores within [0, 1], and relative or scaled
     to the spread for others, as on the board. others: whether tasks that the file does not name are gated with the
     margin of non-critical ones. allow_unpaired: whether tasks without samples are decided by the two scores alone.
+    overall: one margin over the tasks; without it every row decides.
     """
 
     alpha: Annotated[float, Field(gt=0, le=0.2)] = 0.05
@@ -78,6 +99,16 @@ class Policy(_Strict):
     suites: dict[str, SuitePolicy] = Field(default_factory=dict)
     others: Literal["gate", "ignore"] = "gate"
     allow_unpaired: bool = False
+    overall: OverallPolicy | None = None
+
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        """The tasks of the overall mean, known before any run; none without one."""
+        if self.overall is None:
+            return ()
+        if isinstance(self.overall.weights, dict):
+            return tuple(self.overall.weights)
+        return tuple(name for name, entry in self.tasks.items() if entry.required)
 
     def own_margin(self, entry: Requirement, against: Against) -> float | None:
         """The margin that the file names for this task or suite and baseline; None where the default applies."""
@@ -121,6 +152,7 @@ def policy_from(data: Mapping[str, Any], origin: str) -> Policy:
     except ValidationError as error:
         raise _refusal(origin, filter(None, map(_sentence, error.errors(include_url=False)))) from None
     mistakes = [f"suites.{name}: a task has this name too" for name in policy.suites if name in policy.tasks]
+    mistakes += _mistakes_of_overall(policy)
     if mistakes:
         raise _refusal(origin, mistakes)
     return policy
@@ -146,7 +178,7 @@ def _sentence(item: Mapping[str, Any]) -> str | None:
     is tried as a number and as a mapping.
     """
     # which of a union's branches, or that a key is meant: no key of the file
-    inner = {"Margins", "float", "constrained-float", "[key]"}
+    inner = {"Margins", "float", "constrained-float", "[key]", "rule", "each"}
     place = [str(part) for part in item["loc"]]
     branch = "Margins" in place
     key = ".".join(part for part in place if part not in inner and not part.startswith("function-"))
@@ -171,10 +203,24 @@ def _sentence(item: Mapping[str, Any]) -> str | None:
     return f"{key}: {message[0].lower()}{message[1:]}{shown}"
 
 
+def _mistakes_of_overall(policy: Policy) -> list[str]:
+    if policy.overall is None:
+        return []
+    found = []
+    if not policy.averaged:
+        found.append("overall: averages no task; name the tasks under tasks, or give overall.weights for each")
+    margin = policy.overall.margin
+    if isinstance(margin, Margins) and None in (margin.base, margin.blessed):
+        found.append("overall.margin: should be a number, or have both base and blessed")
+    return found
+
+
 def _known_keys(place: list[str], branch: bool) -> list[str]:
     model: type[BaseModel] = Policy
     if branch:
         model = Margins
+    elif place[0] == "overall" and len(place) > 1:
+        model = OverallPolicy
     elif len(place) > 2:
         model = TaskPolicy if place[0] == "tasks" else SuitePolicy
     return list(model.model_fields)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from leaderboard.errors import LeaderboardError
 from leaderboard.gate.changes import RunChange, changes, findings, moved_baseline
@@ -47,7 +47,9 @@ class Compared:
 
 @dataclass(frozen=True)
 class GateReport:
-    """The outcome. `exit_code` as the command ends with it."""
+    """The outcome. `exit_code` as the command ends with it. `decision`: whether every row decides, or the overall mean
+    with what must not happen to any of its tasks; `decides` of a row says which.
+    """
 
     verdict: Verdict
     exit_code: int
@@ -58,10 +60,22 @@ class GateReport:
     alpha: float
     baselines: tuple[Compared, ...]
     rows: tuple[GateRow, ...]
+    decision: Literal["rows", "overall"] = "rows"
 
     def to_json(self) -> str:
         """The report as JSON, numbers that are not finite as null."""
-        return json.dumps(_finite(asdict(self)), indent=2, ensure_ascii=False, default=str)
+        report = _finite(asdict(self))
+        for row in report["rows"]:
+            del row["needs"]  # of use within this program only
+        return json.dumps(report, indent=2, ensure_ascii=False, default=str)
+
+    def deciding(self, compared: Compared) -> list[GateRow]:
+        """The rows against one baseline that decide, whatever they say."""
+        return [row for row in self.rows_of(compared) if row.decides]
+
+    def informing(self, compared: Compared) -> list[GateRow]:
+        """Those that may be undecided, since the overall mean speaks for them."""
+        return [row for row in self.rows_of(compared) if not row.decides]
 
     def rows_of(self, compared: Compared) -> list[GateRow]:
         """The rows against one baseline."""
@@ -119,6 +133,7 @@ def judge_candidate(candidate: Run, policy: Policy, asked: Sequence[str], databa
         policy.alpha,
         tuple(compared),
         tuple(rows),
+        "rows" if policy.overall is None else "overall",
     )
 
 

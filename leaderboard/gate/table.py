@@ -15,8 +15,17 @@ from leaderboard.gate.report import Compared, GateReport
 from leaderboard.terminal.format import choices, counted, flips, number, plain, signed
 
 NARROW = 70
+DECIDING = "These decide:"
+INFORMING = "These inform; of them only FAIL and INCOMPARABLE stop the gate:"
 _COLOURS = {"PASS": "32", "WARN": "33", "FAIL": "31;1", "UNDECIDED": "33", "INCOMPARABLE": "35"}
 _NUMBER, _VERDICT = 9, 12
+
+
+class RowGroup(NamedTuple):
+    """Rows under one title."""
+
+    title: str
+    rows: list[GateRow]
 
 
 def render(report: GateReport, *, width: int = 80, color: bool = False) -> str:
@@ -29,16 +38,38 @@ def render(report: GateReport, *, width: int = 80, color: bool = False) -> str:
             *_wrapped(f"against {compared.title}: {plain(compared.recipe)}, {plain(compared.how)}", width, "  "),
             *_header(width),
         ]
-        for row in report.rows_of(compared):
-            lines += _row_lines(row, width, color)
+        for title, rows in groups(report, compared):
+            lines += _wrapped(title, width, "") if title else []
+            lines += [line for row in rows for line in _row_lines(row, width, color)]
         lines += _what_changed(compared, any(row.got_worse for row in report.rows_of(compared)), width)
-    tasks = sum(row.verdict == report.verdict for row in report.rows)
-    final = f"{report.verdict}, exit code {report.exit_code}: {tasks} of {counted(len(report.rows), 'row', 'rows')}"
+    final = "\n".join(textwrap.wrap(f"{report.verdict}, exit code {report.exit_code}: {summary(report)}", width))
     legend = (
         f"drop: above 0 is worse; at most: its one-sided limit at {100 * report.alpha:g} %. PASS where that is below"
         " the margin. Significance by Holm over all rows."
     )
     return "\n".join([*lines, "", *textwrap.wrap(legend, width), _tinted(final, report.verdict, color)])
+
+
+def groups(report: GateReport, compared: Compared) -> list[RowGroup]:
+    """The rows against one baseline, those that decide before those that inform. One group without a title where all
+    decide.
+    """
+    if report.decision == "rows":
+        return [RowGroup("", report.rows_of(compared))]
+    found = [RowGroup(DECIDING, report.deciding(compared)), RowGroup(INFORMING, report.informing(compared))]
+    return [group for group in found if group.rows]
+
+
+def summary(report: GateReport) -> str:
+    """How many rows say what the gate says, and whether the overall margin or every row decided."""
+    alike = sum(row.verdict == report.verdict and not row.only_unsure for row in report.rows)
+    if report.decision == "rows":
+        return f"{alike} of {counted(len(report.rows), 'row', 'rows')}"
+    unsure = sum(row.only_unsure for row in report.rows)
+    left = f"; {counted(unsure, 'informing row', 'informing rows')} undecided" if unsure else ""
+    by_rows = not any(row.kind == "overall" and row.verdict == report.verdict for row in report.rows)
+    how = f"by {counted(alike, 'row', 'rows')}, not by the overall margin" if by_rows else "by the overall margin"
+    return how + left
 
 
 def _header(width: int) -> list[str]:

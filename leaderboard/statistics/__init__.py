@@ -62,13 +62,24 @@ from leaderboard.statistics.middle import (
     middle_best_test,
 )
 from leaderboard.statistics.multiplicity import benjamini_hochberg, holm
-from leaderboard.statistics.power import detectable_effect, documents_needed
+from leaderboard.statistics.power import (
+    POWER,
+    Side,
+    changed_side,
+    clipped_side,
+    detectable_difference,
+    documents_for,
+    flip_side,
+    normal_side,
+    power_of,
+)
 from leaderboard.statistics.proportions import Limits, wilson
 from leaderboard.statistics.suites import Suite, SuitePart, suite
 from leaderboard.statistics.values import Estimate, Tails, normal_quantile
 
 __all__ = [
     "COLLAPSED_SHARE",
+    "POWER",
     "ClippedSample",
     "Corpora",
     "Distances",
@@ -78,6 +89,7 @@ __all__ = [
     "MiddleBounds",
     "MiddleMargin",
     "MiddleTest",
+    "Side",
     "Suite",
     "SuitePart",
     "Tails",
@@ -86,11 +98,13 @@ __all__ = [
     "binary_equivalence_p",
     "binary_within_p",
     "bonett_price",
+    "changed_side",
     "choice_divergence",
     "clipped_drop_limit",
     "clipped_interval",
     "clipped_same_p",
     "clipped_sample",
+    "clipped_side",
     "clipped_tails",
     "clipped_within_p",
     "cluster_sums",
@@ -98,18 +112,21 @@ __all__ = [
     "corpus_interval",
     "corpus_test",
     "count_flips",
-    "detectable_effect",
-    "documents_needed",
+    "detectable_difference",
+    "documents_for",
     "documents_without_collapse",
     "equivalence_p",
     "fewest_documents",
+    "flip_side",
     "holm",
     "is_right_or_wrong",
     "mid_p_mcnemar",
     "middle_best_test",
     "mirrored",
     "normal_quantile",
+    "normal_side",
     "paired_interval",
+    "power_of",
     "standard_error",
     "standardised",
     "suite",

@@ -9,6 +9,7 @@ import math
 
 from leaderboard.board.cell import Cell, not_its_control
 from leaderboard.compare.choice_shift import Choices
+from leaderboard.compare.needs import Claim
 from leaderboard.compare.unpaired_scores import Unpaired
 from leaderboard.statistics import Estimate
 
@@ -19,6 +20,11 @@ UNPAIRED_LEGEND = (
     "u: unpaired. Delta [unpaired 95 %] of the two scores by themselves, from what their results files say; in no"
     " verdict and no correction."
 )
+_PURPOSES: dict[Claim, str] = {
+    "within": "to show that it is within the margin",
+    "within as seen": "to show that a difference of this size is within the margin",
+    "difference": "to confirm a difference of this size",
+}
 
 
 def number(value: float | None) -> str:
@@ -109,15 +115,23 @@ def could_show(cell: Cell) -> str | None:
 
 
 def _needed(cell: Cell) -> str | None:
-    """How many documents decide: the number rests on the difference seen so far, and says so."""
-    if cell.documents_needed is None:
+    """How many documents decide, for what, and among how many comparisons."""
+    if cell.documents_needed is None or cell.needed_for is None:
         return None
     count = cell.n or 0
     if cell.documents_needed <= count:
         return f"close to a verdict: needs somewhat more than the {count:,} documents it has"
-    large = cell.margin is not None and abs(cell.delta or 0.0) >= cell.margin
-    purpose = "to confirm a difference of this size" if large else "to show that it is within the margin"
-    return f"needs about {cell.documents_needed:,} documents {purpose}, has {count:,}"
+    board = f" on a board of {cell.comparisons:,} comparisons" if (cell.comparisons or 1) > 1 else ""
+    purpose = _PURPOSES[cell.needed_for]
+    return f"needs about {cell.documents_needed:,} documents {purpose}{board}{_shared(cell)}, has {count:,}"
+
+
+def _shared(cell: Cell) -> str:
+    """The smaller number for a board whose other undecided cells get as many; nothing where it is about the same."""
+    alone, together, count = cell.documents_needed or 0, cell.documents_needed_together, cell.n or 0
+    if together is None or together <= count or together > 0.95 * alone:
+        return ""
+    return f" (about {together:,} if all that are undecided get as many)"
 
 
 def flips(flip_rate: float | None, noise_floor: float | None) -> str | None:

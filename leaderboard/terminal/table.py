@@ -158,16 +158,23 @@ def _cut(text: str, room: int) -> str:
 
 def _legend(cells: Sequence[Cell], width: int) -> list[str]:
     unpaired = textwrap.wrap(UNPAIRED_LEGEND, width) if any(cell.unpaired for cell in cells) else []
-    over = {cell.model: cell.compared or 0 for cell in cells if cell.p_value is not None}
+    over = {cell.model: cell.comparisons or 0 for cell in cells if cell.p_value is not None}
     if not over:
         return unpaired
     numbers = counted(sum(over.values()), "comparison", "comparisons") + (" in all" if len(over) > 1 else "")
     return unpaired + textwrap.wrap(
         "Paired by document; better and worse: significant at 5 % after Benjamini-Hochberg over a model's board"
         f" ({numbers}), and zero outside the interval, itself uncorrected. same = equivalent within the margin;"
-        " undecided = too few documents to tell (could have shown: with 80 % power).",
+        " undecided = too few documents to tell (needs, could have shown: in four of five cases).",
         width,
     )
+
+
+def _comparisons(cells: Iterable[Cell], tested: int) -> str:
+    """`6 comparisons, 3 of them `: those that the verdicts were corrected for, and of them those that are shown."""
+    boards = {cell.model: cell.comparisons or 0 for cell in cells if cell.p_value is not None}
+    total = max(tested, sum(boards.values()))
+    return f"{counted(total, 'comparison', 'comparisons')}{'' if total == tested else f', {tested:,} of them'} "
 
 
 def _bold(text: str, color: bool) -> str:

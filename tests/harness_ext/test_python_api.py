@@ -385,7 +385,7 @@ def test_a_run_is_the_commands(demo_run, tmp_path: Path, monkeypatch: pytest.Mon
     frame = result.to_frame()
     assert list(frame.columns) == [
         *("model", "task", "recipe", "control", "metric", "n", "baseline_score", "score", "delta", "low", "high"),
-        *("verdict", "p", "q", "lost", "gained", "run_id"),
+        *("verdict", "p", "q", "lost", "gained", "run_id", "documents_needed", "needed_for"),
         *("control_run", "control_delta", "control_low", "control_high", "control_verdict"),
         *("control_p", "control_q"),
     ]

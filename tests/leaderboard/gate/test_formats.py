@@ -268,9 +268,13 @@ def test_the_workflow_of_the_readme_uses_commands_that_exist(repository: Path, m
     assert "actions/checkout" in names
 
 
-def test_the_policy_of_the_readme_is_one(repository: Path) -> None:
+def test_the_policies_of_the_readme_are_some(repository: Path) -> None:
     text = (repository / "leaderboard/gate/README.md").read_text(encoding="utf-8")
-    start = text.index("    # gate.yaml")
-    block = text[start : text.index("\n\n", start)]
-    policy = policy_from(yaml.safe_load("\n".join(line[4:] for line in block.splitlines())), "README")
-    assert policy.tasks and policy.suites
+    policies = []
+    for name in ("gate.yaml", "many-tasks.yaml"):
+        start = text.index(f"    # {name}")
+        block = text[start : text.index("\n\n", start)]
+        policies.append(policy_from(yaml.safe_load("\n".join(line[4:] for line in block.splitlines())), "README"))
+    by_rows, by_mean = policies
+    assert by_rows.tasks and by_rows.suites and by_rows.overall is None
+    assert by_mean.overall is not None and by_mean.averaged == ("int_sum_clean", "int_mult", "int_sum")

@@ -108,10 +108,6 @@ def test_equivalence_needs_a_variance_and_a_margin() -> None:
     assert stats.equivalence_p(stats.paired_interval(np.zeros(3)), 0.1) == 0
 
 
-def test_documents_needed_follows_the_flip_rate() -> None:
-    assert stats.documents_needed(0.08, 0.01) == 4944
-
-
 class TestMiddle:
     """Metrics whose best value lies in the middle."""
 
@@ -275,16 +271,6 @@ def test_drop_limits_are_what_the_margin_test_excludes() -> None:
     # the rule of three
     assert stats.binary_drop_limit(0, 0, 100, 0.05) == pytest.approx(1 - 0.05 ** (1 / 100), abs=2e-6)
     assert stats.binary_drop_limit(4, 30, 500, 0.05) < 0
-
-
-def test_detectable_effect_and_documents_needed_are_inverse() -> None:
-    assert stats.detectable_effect(0.08, 1000) == pytest.approx(2.486 * math.sqrt(0.08 / 1000), rel=1e-3)
-    assert stats.documents_needed(0.08, stats.detectable_effect(0.08, 1000)) in (1000, 1001)
-    power = pytest.importorskip("statsmodels.stats.power")
-    effect = stats.detectable_effect(1.0, 400, alpha=0.01)
-    assert power.NormalIndPower(ddof=0).power(effect, 400, 0.01, ratio=0, alternative="larger") == pytest.approx(
-        0.8, abs=1e-6
-    )
 
 
 def test_choice_divergence_is_scipys_entropy(generator: np.random.Generator) -> None:
