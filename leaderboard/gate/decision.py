@@ -175,6 +175,8 @@ def _lacking(row: GateRow, alpha: float, rows: int, harm_level: float) -> GateRo
         return row
     harmful = row.drop > row.margin
     documents = _documents(row, harmful, harm_level if harmful else alpha, rows)
+    if documents is not None and row.needs is not None and not harmful:
+        documents = max(documents, row.needs.least)
     more = documents is not None and row.documents is not None and documents > row.documents
     if harmful:
         size = f"needs about {documents:,} documents to tell, has {row.documents:,}" if more else "more would tell"
