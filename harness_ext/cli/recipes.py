@@ -1,4 +1,4 @@
-"""`lm_eval recipes`: list the recipes, show one, or plan one for a model, without loading torch."""
+"""`lm_eval recipes`: list the recipes or show one, without loading torch, or plan one for a model from its headers."""
 
 from __future__ import annotations
 

@@ -47,9 +47,12 @@ class WholeModels:
         self._unexpected = unexpected
 
     def from_pretrained(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """The model. Raises UserError naming the first missing weight."""
+        """The model. Raises UserError naming the first missing weight, or where weights cannot be put together."""
         asked = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, info = self._auto_class.from_pretrained(name, *args, **asked)
+        try:
+            model, info = self._auto_class.from_pretrained(name, *args, **asked)
+        except RuntimeError as error:
+            raise UserError(f"the model {name!r} cannot be loaded: {error}") from error
         if getattr(model, "_hf_peft_config_loaded", False):
             # transformers reports on the adapter only, which lies in the same folder.
             check_headers(read_checkpoint(name, str(kwargs.get("revision") or "main"), kwargs.get("subfolder") or ""))
