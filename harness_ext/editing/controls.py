@@ -59,7 +59,7 @@ def control_recipe(name: str, recipe: Recipe, receipt: Mapping[str, Any]) -> Rec
     # Its budget follows from what was found, and so from the documents that this was chosen on.
     about = {
         "label": f"{recipe.label}+{name}",
-        "control": name,
+        "control": name if name == SHUFFLED_LABELS else parse_recipe(name).name,
         "control_of": recipe.recipe_id,
         "chosen_on": tuple(sorted(searched_on(receipt).union(recipe.chosen_on))),
     }

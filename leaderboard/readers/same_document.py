@@ -41,6 +41,7 @@ _MARKS_OUTSIDE_NUMBERS = re.compile(r"[.,:](?!\d)|(?<!\d)[.,:]")
 _HEADINGS = re.compile(r"\b(?:question|query|q|answer|a)\s*:")
 _LABEL = re.compile(r"(?:^|(?<=\s))\(?([A-Za-z]|[1-9])[.):]\s+")
 _EXAMPLES_END = "\n\n"
+_FEWEST_WORDS, _FEWEST_LETTERS = 3, 12
 
 
 class DocumentText(NamedTuple):
@@ -88,7 +89,9 @@ def digests_in_samples(document: DocumentText, num_fewshot: int | None) -> froze
     if not num_fewshot:
         return content_digests(document)
     asked = tuple((context.rpartition(_EXAMPLES_END)[2], answer) for context, answer in document.requests)
-    return content_digests(document._replace(requests=asked))
+    # A bare `Answer:` there is no question, and the answer alone is that of many documents.
+    whole = all(_plain(question) for question, _ in asked)
+    return content_digests(document._replace(requests=asked) if whole else document)
 
 
 @dataclass
@@ -110,11 +113,12 @@ class SampleContents:
 
 def text_digests(text: str) -> frozenset[str]:
     """Those of a text: of all of it, of every line and sentence, and of every two sentences in succession, of which
-    each may be a question with its answer.
+    each may be a question with its answer. Parts of a word or two are none.
     """
     sentences = re.split(r"(?<=[.!?])\s+", text)
-    parts = {text, *text.splitlines(), *sentences, *map(" ".join, pairwise(sentences))}
-    return frozenset(_digest("answer", folded) for part in parts if (folded := _plain(part)))
+    parts = {*text.splitlines(), *sentences, *map(" ".join, pairwise(sentences))}
+    told = {text, *(part for part in parts if len(part.split()) >= _FEWEST_WORDS or len(part) >= _FEWEST_LETTERS)}
+    return frozenset(_digest("answer", folded) for part in told if (folded := _plain(part)))
 
 
 def requests_of(arguments: Any) -> tuple[Request, ...]:

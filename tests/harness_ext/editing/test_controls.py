@@ -205,3 +205,19 @@ def test_identity_takes_the_same_matrices(make_lm) -> None:
 def test_exchanged_answers_say_nothing_of_what_learns_from_texts(name: str) -> None:
     with pytest.raises(NoControl, match="texts alone"):
         control_recipe("shuffled-labels", parse_recipe(name), {"matrices": []})
+
+
+def test_a_control_with_settings_has_its_name_and_what_its_budget_was_chosen_on() -> None:
+    matrix = {"step": 0, "name": "a.weight", "part": None, "rank_before": 8, "rank_after": 2, "relative_error": 0.5}
+    drawn = [{"step": 0, "split": "train", "documents": ["1" * 64], "contents": ["2" * 64]}]
+    recipe = parse_recipe("svd").model_copy(update={"chosen_on": ("3" * 64,)})
+    learned, searched = (
+        {"matrices": [matrix], "calibration": drawn, "searches": found} for found in ([], [{"step": 0}])
+    )
+    for name in ("noise:seed=2", "bottom-k", "random-subspace:seed=1"):
+        control = control_recipe(name, recipe, learned)
+        assert (control.label, control.control) == (f"{recipe.label}+{name}", name.partition(":")[0])
+        # Documents of steps that learn are drawn again, outside the score; what a search found stays found.
+        assert control.chosen_on == ("3" * 64,)
+        assert control_recipe(name, recipe, searched).chosen_on == ("1" * 64, "2" * 64, "3" * 64)
+        assert control.recipe_id == control_recipe(name, recipe, searched).recipe_id

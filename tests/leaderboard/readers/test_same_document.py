@@ -86,6 +86,17 @@ def test_where_a_number_ends_is_kept() -> None:
     assert not continuation("sum 1", " 12") & continuation("sum 11", " 2")
 
 
+def test_an_answer_alone_is_no_question() -> None:
+    """The last paragraph of a prompt may hold nothing but a heading, and a text the sentence "Yes."."""
+    first, second = (
+        DocumentText(((f"Example.\n\n{passage}\n\nAnswer:", " yes"),), "yes")
+        for passage in ("Is it red?", "Is it old?")
+    )
+    assert not digests_in_samples(first, 1) & digests_in_samples(second, 1)
+    assert not digests_in_samples(first, 1) & text_digests("It rains. Yes. It rains.")
+    assert text_digests("It rains. Yes. The sun is out.") & text_digests("The sun is out!")
+
+
 def test_choices_in_another_order() -> None:
     first = choice("Which is red?", ["blood", "snow", "coal"], 0)
     assert first & choice("Which is red?", ["coal", "Blood", "snow"], 1, extra=1)
