@@ -51,8 +51,10 @@ class Board:
     def to_frame(self) -> pandas.DataFrame:
         """A row a cell: model, task, recipe, control, metric, n (documents), baseline_score, score, delta (score minus
         baseline_score), low and high (its 95 % interval, not corrected), verdict, p, q (after Benjamini-Hochberg over
-        the model), lost and gained (documents), run_id; and control_run, control_delta, control_low, control_high,
-        control_verdict, control_p, control_q of the recipe against its control. Missing values are NA.
+        the model), lost and gained (documents), run_id, label (the recipe, with what tells the run from others of its
+        model), scored (which documents, in words); and control_run, control_delta, control_low, control_high,
+        control_verdict, control_p, control_q of the recipe against its control; unpaired and control_unpaired: whether
+        the difference is of two scores by themselves. Missing values are NA.
         """
         return cells_frame_with_controls(self.cells)
 

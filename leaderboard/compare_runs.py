@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from leaderboard.board.board import board
 from leaderboard.board.cell import Cell
 from leaderboard.board.frame import cells_frame
+from leaderboard.board.labels import stored_names
 from leaderboard.compare.choice_shift import compare_choices
 from leaderboard.compare.run_diff import Unshared, unshared
 from leaderboard.errors import LeaderboardError, Unreadable
@@ -20,6 +21,7 @@ from leaderboard.ingest import ingest
 from leaderboard.metrics import DEFAULT_MARGIN
 from leaderboard.readers.discovery import RECEIPT
 from leaderboard.readers.receipt import read_receipt
+from leaderboard.store import queries
 from leaderboard.store.database import Store
 
 if TYPE_CHECKING:
@@ -27,10 +29,11 @@ if TYPE_CHECKING:
 
 
 class RunComparison(NamedTuple):
-    """One cell a task of B, and what only one of the two has."""
+    """One cell a task of B, what only one of the two has, and what A and B are called beside each other."""
 
     cells: list[Cell]
     unshared: tuple[Unshared, Unshared]
+    names: tuple[str, str] = ("A", "B")
 
     def to_frame(self) -> pandas.DataFrame:
         """A row a task of B, with A as the baseline: the columns of `leaderboard.board.frame.cells_frame`."""
@@ -64,7 +67,9 @@ def compare_paths(a: Path, b: Path, *, margin: float = DEFAULT_MARGIN) -> RunCom
             if cell.run_id == report.added[1]
         ]
         return RunComparison(
-            [_with_choices(report.store, cell) for cell in cells], unshared(report.store, *report.added)
+            [_with_choices(report.store, cell) for cell in cells],
+            unshared(report.store, *report.added),
+            _names(report.store, *report.added),
         )
     finally:
         report.store.connection.close()
@@ -88,6 +93,14 @@ def _recipe_of(path: Path) -> tuple[str | None, str | None]:
         return None, None
     complete = receipt.status == "complete"
     return (receipt.recipe_id, receipt.recipe.control_of) if complete else (None, None)
+
+
+def _names(store: Store, a: str, b: str) -> tuple[str, str]:
+    """What the runs are called; with their models where those differ."""
+    names, runs = stored_names(store), {run.run_id: run for run in queries.runs(store)}
+    if runs[a].model_key == runs[b].model_key:
+        return names[a], names[b]
+    return f"{names[a]} on {runs[a].model_name}", f"{names[b]} on {runs[b].model_name}"
 
 
 def _with_choices(store: Store, cell: Cell) -> Cell:

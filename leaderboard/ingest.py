@@ -30,10 +30,8 @@ from leaderboard.compare import verdict_cache
 from leaderboard.errors import (
     Busy,
     ForeignDatabase,
-    Interrupted,
     NewerDatabase,
     NotADatabase,
-    OlderDatabase,
     Unreadable,
     Unwritable,
 )
@@ -253,8 +251,6 @@ def _ask_old(database: Path, report: IngestReport) -> list[Path]:
     if not database.exists():
         return []
     try:
-        with suppress(Interrupted, OlderDatabase), open_store(database, read_only=True, timeout_s=5.0):
-            pass  # a damaged one is not opened for writing, which could change it
         with trouble.told(database):
             store = open_for_writing_unlocked(database, timeout_s=5.0)
             with closing(store.connection):

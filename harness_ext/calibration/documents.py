@@ -68,6 +68,9 @@ class CalibrationSet:
     warnings: tuple[str, ...] = ()
 
 
+_EXAMPLES_LOOKED_AT = 100
+
+
 class AskedDocument(NamedTuple):
     """A document of a task as it is recognised in others. digests: see `leaderboard.readers.same_document`; wording:
     its question and right answer without examples and template, None where the task names no right one.
@@ -256,7 +259,28 @@ def _draw(
             )
         chosen = with_answers_of_others(chosen, f"{calibration.seed}:{name}:answers")
     return CalibrationSet(
-        name, calibration.split, calibration.seed, tuple(chosen), also_scored, calibration.shuffled_labels
+        name,
+        calibration.split,
+        calibration.seed,
+        tuple(chosen),
+        also_scored,
+        calibration.shuffled_labels,
+        _scored_examples(task, name, scored),
+    )
+
+
+def _scored_examples(task: Task, name: str, scored: Collection[str]) -> tuple[str, ...]:
+    """A warning where the examples before each question, which bear their answers, come from scored documents."""
+    if not task.config.num_fewshot or not scored:
+        return ()
+    pool: Sequence[Any] = task.fewshot_docs()
+    looked_at = range(0, len(pool), max(1, len(pool) // _EXAMPLES_LOOKED_AT))
+    shared = sum(asked_document(task, pool[place]).is_among(scored) for place in looked_at)
+    if not shared:
+        return ()
+    return (
+        f"{shared} of {len(looked_at)} documents that may be an example before a calibration question of {name} are"
+        " scored too, and an example bears its answer: give the task a fewshot_split that is not scored",
     )
 
 

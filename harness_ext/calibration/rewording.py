@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from harness_ext.calibration.documents import AskedDocument, CalibrationSet
-from leaderboard.readers.same_document import in_one_order
+from leaderboard.readers.same_document import without_listing
 
 FEWEST = 3
 SHARE = 0.1
@@ -61,7 +61,8 @@ def asked_in_other_words(scored: Sequence[Wording], learned: Sequence[Wording]) 
 
 def _signs(wordings: Sequence[Wording]) -> Iterator[list[_Sign]]:
     """What tells each question with its answer from others, however it is worded."""
-    questions = [_words(in_one_order(question)) for question, _ in wordings]
+    wordings = [without_listing(*wording) for wording in wordings]
+    questions = [_words(question) for question, _ in wordings]
     spread = Counter(word for words in questions for word in set(words))
     most = max(FEWEST, _TEMPLATE_SHARE * len(wordings))
     template = _FUNCTION_WORDS | {word for word, count in spread.items() if count > most and not word[0].isdigit()}

@@ -29,11 +29,14 @@ class Compare(RecipesCommand):
     def execute(args: argparse.Namespace) -> None:
         from harness_ext.cli.terminal import terminal_style
         from leaderboard.compare_runs import compare_paths, controls_beside
+        from leaderboard.terminal.format import plain
         from leaderboard.terminal.table import render, render_unshared
 
         style = terminal_style()
         compared = compare_paths(args.a, args.b)
         lines = render_unshared(compared.unshared, width=style.width)
+        first, second = map(plain, compared.names)
+        print(f"A is {first}, B is {second}")
         print(
             "\n".join([render(compared.cells, width=style.width, color=style.color), *([""] if lines else []), *lines])
         )

@@ -100,15 +100,15 @@ def _recipe_of_run(place: Path) -> Recipe:
     from harness_ext.errors import UserError
     from harness_ext.recipe.recipe import recipe_from
     from harness_ext.search.runner import without_searching
-    from harness_ext.storage.rundir import RECEIPT, chosen_on
+    from harness_ext.storage.rundir import RECEIPT, searched_on
 
     path = place / RECEIPT if place.is_dir() else place
     try:
         receipt = json.loads(path.read_text(encoding="utf-8"))
         failed = receipt["status"] != "complete"
-        data = without_searching(receipt["recipe"]["resolved"], receipt.get("searches", [])) | {
-            "chosen_on": chosen_on(receipt)
-        }
+        data = without_searching(receipt["recipe"]["resolved"], receipt.get("searches", []))
+        # No later run may score what this one, or the runs that its recipe comes from, chose on.
+        data["chosen_on"] = sorted(searched_on(receipt).union(data.get("chosen_on", ())))
     except OSError as error:
         raise UserError(
             f"{path} cannot be read: {error.strerror or error}; give a run folder, such as results/MODEL/RECIPE-ID"

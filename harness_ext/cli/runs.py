@@ -37,6 +37,7 @@ class Runs(RecipesCommand):
 
     @staticmethod
     def _list(args: argparse.Namespace) -> None:
+        from leaderboard.board.labels import stored_names
         from leaderboard.store import queries
         from leaderboard.store.database import open_store
         from leaderboard.store.deletions import deletions
@@ -47,8 +48,9 @@ class Runs(RecipesCommand):
                 print(plain(f"{entry.run_id[:12]}  {entry.logged_at:%Y-%m-%d %H:%M} UTC  {entry.path}: {entry.reason}"))
             return
         with open_store(args.database) as store:
+            names = stored_names(store)
             for run in queries.runs(store):
-                print(_line(run))
+                print(_line(run, names[run.run_id]))
 
     @staticmethod
     def _delete(args: argparse.Namespace) -> None:
@@ -69,8 +71,8 @@ class Runs(RecipesCommand):
         print(f"{entry.run_id[:12]} may come back: `{ingest_command(args.database, str(entry.path))}`")
 
 
-def _line(run: RunRow) -> str:
+def _line(run: RunRow, name: str) -> str:
     from leaderboard.terminal.format import plain
 
     started = f"{run.started:%Y-%m-%d %H:%M}" if run.started else "unknown date    "
-    return plain(f"{run.run_id[:12]}  {started}  {run.status:8}  {run.recipe_label} on {run.model_name}  {run.path}")
+    return plain(f"{run.run_id[:12]}  {started}  {run.status:8}  {name} on {run.model_name}  {run.path}")

@@ -18,7 +18,7 @@ from harness_ext.methods import Method, registered_methods
 from harness_ext.methods.registry import TEXTS
 from harness_ext.recipe.recipe import Recipe, parse_recipe, recipe_from, shipped_names
 from harness_ext.recipe.schema import Step, described
-from harness_ext.storage.rundir import chosen_on
+from harness_ext.storage.rundir import searched_on
 from leaderboard.readers.receipt import FACTORS
 
 SHUFFLED_LABELS = "shuffled-labels"
@@ -61,7 +61,7 @@ def control_recipe(name: str, recipe: Recipe, receipt: Mapping[str, Any]) -> Rec
         "label": f"{recipe.label}+{name}",
         "control": name,
         "control_of": recipe.recipe_id,
-        "chosen_on": tuple(chosen_on(receipt)) or recipe.chosen_on,
+        "chosen_on": tuple(sorted(searched_on(receipt).union(recipe.chosen_on))),
     }
     return _made(name, recipe, receipt).model_copy(update=about)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from harness_ext.editing.edit_matrix import UNSEEN
 from harness_ext.editing.pipeline import AppliedRecipe
 from harness_ext.recipe.recipe import Recipe
@@ -16,6 +18,17 @@ def receipt_warnings(recipe: Recipe, applied: AppliedRecipe) -> list[str]:
 def _calibrated(applied: AppliedRecipe) -> list[str]:
     """What is to be known of the documents that were learned from, once where several steps use them."""
     return list(dict.fromkeys(warning for _, drawn in applied.calibration for warning in drawn.warnings))
+
+
+def checkpoint_warnings(unexpected: Sequence[str]) -> list[str]:
+    """A warning about stored weights that the model has no place for, by name; empty where there are none."""
+    if not unexpected:
+        return []
+    count = "1 weight" if len(unexpected) == 1 else f"{len(unexpected)} weights"
+    return [
+        f"the checkpoint stores {count} that the model has no place for and were left out, such as {unexpected[0]}: is"
+        " this the config.json that belongs to it?"
+    ]
 
 
 def _as_asked(recipe: Recipe, applied: AppliedRecipe) -> list[str]:

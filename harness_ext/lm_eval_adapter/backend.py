@@ -36,7 +36,7 @@ from harness_ext.recipe.recipe import Recipe, parse_recipe
 from harness_ext.recipe.schema import EVALUATED, Calibration
 from harness_ext.storage.resume import ResumeState
 from harness_ext.storage.rundir import scratch_folder
-from leaderboard.readers.same_document import DocumentText, digests_in_samples, plain_requests
+from leaderboard.readers.same_document import DocumentText, content_digests, digests_in_samples, plain_requests
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -76,7 +76,7 @@ class RecipeLM(HFLM):
         kwargs.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
         super().__init__(pretrained=pretrained, **kwargs)
         # Not in `_create_model`, which lm-eval runs before it knows how to tokenise calibration documents.
-        if asked is not None and not asked.is_baseline:
+        if asked is not None and asked.steps:
             applied = self.apply(asked, documents_of_named_tasks)
             self._learned = frozenset(asked.chosen_on).union(
                 *(
@@ -277,4 +277,4 @@ def _is_among(requests: Sequence[Instance], learned: frozenset[str]) -> bool:
     if document_hash(document) in learned:
         return True
     text = DocumentText(plain_requests(request.args for request in requests), "", document)
-    return not learned.isdisjoint(digests_in_samples(text, 1))
+    return not learned.isdisjoint(content_digests(text) | digests_in_samples(text, 1))

@@ -1,9 +1,9 @@
 """Tasks are loaded from the code that lies on the disk now, and what that code reads meanwhile is seen.
 
 Python keeps modules by name, and compiled ones by time and size, so within one process, or after a file was replaced
-under its old date, a task would run with a helper that is no longer there. Inside `loading`, modules beside tasks are
-compiled from their source. Those that an earlier load brought in, or that changed since the process began, are taken
-out first, where any of them or of the files that they read has changed, and with them what they had registered.
+under its old date, a task would run with a helper that is no longer there, or with that of another folder. So a
+command takes the modules of earlier ones out of the process first (`forget`), and what they had registered, and inside
+`loading` those beside tasks are compiled from their source. References that others hold to them stay as they are.
 
 The patches: `SourceFileLoader.get_code` of Python, and an audit hook for opened files, which sleeps outside the block.
 """
@@ -53,17 +53,18 @@ class LoadRecord:
 
 
 @dataclass
-class _Kept:
-    """What modules of tasks are in this process. modules: the file and its digest, by the module's name. reads: what
-    they read when they were run. registered: names that they put into lm-eval's registries.
+class _Brought:
+    """What tasks brought into this process. names: of modules. files: those that tasks reach, imported so far or not.
+    registered: names in lm-eval's registries. paths: what was added to the places where Python looks for modules.
     """
 
-    modules: dict[str, tuple[Path, str]] = field(default_factory=dict)
-    reads: dict[Path, dict[Path, str]] = field(default_factory=lambda: defaultdict(dict))
+    names: set[str] = field(default_factory=set)
+    files: set[Path] = field(default_factory=set)
     registered: set[tuple[int, str]] = field(default_factory=set)
+    paths: list[str] = field(default_factory=list)
 
 
-_kept = _Kept()
+_brought = _Brought()
 _record: LoadRecord | None = None
 
 
@@ -71,10 +72,9 @@ _record: LoadRecord | None = None
 def loading() -> Iterator[LoadRecord]:
     """Load tasks inside this block; gives what is seen meanwhile, complete at its end. Does not nest."""
     global _record
-    _forget_if_changed()
     importlib.invalidate_caches()
     _caches()
-    before = _registered()
+    registered, modules, paths = _registered(), set(sys.modules), list(sys.path)
     _start_listening()
     loader = importlib.machinery.SourceFileLoader
     original = loader.get_code
@@ -83,7 +83,7 @@ def loading() -> Iterator[LoadRecord]:
         path = Path(os.path.realpath(self.get_filename(fullname)))
         if not task_code.is_beside(path):
             return original(self, fullname)
-        _kept.modules[fullname] = path, task_code.file_digest(path)
+        _brought.names.add(fullname)
         return self.source_to_code(self.get_data(str(path)), self.get_filename(fullname))
 
     loader.get_code = get_code  # type: ignore[method-assign]
@@ -94,38 +94,53 @@ def loading() -> Iterator[LoadRecord]:
         del loader.get_code
         _record = None
         record.callers.clear()
-        _kept.registered |= _registered() - before
-        for path, files in _kept.reads.items():
-            record.reads[path] |= files.keys()
+        _brought.registered |= _registered() - registered
+        _brought.paths += [path for path in sys.path if path not in paths]
+        _brought.names |= {name for name in set(sys.modules) - modules if _is_folder_beside(sys.modules[name])}
 
 
-def stale_modules(files: Collection[Path]) -> list[str]:
-    """Modules of these files that others brought into the process, and that may have changed since it began."""
-    began = _began()
-    return [
+def _is_folder_beside(module: Any) -> bool:
+    """Whether a module is a package without a file of its own that lies beside a task."""
+    if getattr(module, "__file__", None):
+        return False
+    return any(task_code.is_beside(Path(os.path.realpath(place))) for place in getattr(module, "__path__", ()))
+
+
+def imported_before(files: Collection[Path]) -> set[str]:
+    """Take note of the files that tasks reach. Gives the modules of these that others had imported before tasks did."""
+    _brought.files |= set(files)
+    return names_of(files) - _brought.names
+
+
+def names_of(files: Collection[Path]) -> set[str]:
+    """The names under which modules of these files are in the process."""
+    found = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
+    return {
         name
-        for name, module in list(sys.modules.items())
-        if name not in _kept.modules
-        and name not in _IMPORTED_AGAIN_NEVER
-        and (path := getattr(module, "__file__", None))
-        and (real := Path(os.path.realpath(path))) in files
-        and real.exists()
-        and max(real.stat().st_mtime, real.stat().st_ctime) >= began
-    ]
+        for name, file in found.items()
+        if isinstance(file, str) and name not in _IMPORTED_AGAIN_NEVER and Path(os.path.realpath(file)) in files
+    }
 
 
-def forget(names: Iterable[str] = ()) -> None:
-    """Take the modules of tasks out of the process, and others by name, so that they are loaded anew."""
-    gone = {*_kept.modules, *names}
-    for name in gone:
+def forget() -> None:
+    """Take what tasks brought out of the process, so that it is loaded anew."""
+    take_out(_brought.names | (names_of(_brought.files) if _brought.files else set()))
+    sys.path[:] = [path for path in sys.path if path not in _brought.paths]
+    for registry in _registries():
+        for alias in [alias for alias in registry if (id(registry), alias) in _brought.registered]:
+            registry.pop(alias)
+    for kept in (_brought.names, _brought.registered, _brought.paths):
+        kept.clear()
+
+
+def take_out(modules: Collection[str]) -> None:
+    """Take modules out of the process, and what they registered."""
+    for name in modules:
         sys.modules.pop(name, None)
     for registry in _registries():
         for alias, entry in list(registry.items()):
-            if (id(registry), alias) in _kept.registered or getattr(entry, "__module__", None) in gone:
+            if getattr(entry, "__module__", None) in modules:
                 registry.pop(alias)
-    _kept.modules.clear()
-    _kept.reads.clear()
-    _kept.registered.clear()
 
 
 def _registries() -> list[dict[str, Any]]:
@@ -136,24 +151,6 @@ def _registries() -> list[dict[str, Any]]:
 
 def _registered() -> set[tuple[int, str]]:
     return {(id(registry), alias) for registry in _registries() for alias in registry}
-
-
-def _forget_if_changed() -> None:
-    changed = any(task_code.file_digest(path) != digest for path, digest in _kept.modules.values())
-    changed = changed or any(
-        task_code.file_digest(path) != digest for files in _kept.reads.values() for path, digest in files.items()
-    )
-    if changed:
-        forget()
-
-
-@cache
-def _began() -> float:
-    """When this process began, in seconds since 1970; 0 where nobody can say."""
-    try:
-        return float(importlib.import_module("psutil").Process().create_time())
-    except ImportError:
-        return 0.0
 
 
 @cache
@@ -174,7 +171,7 @@ def _hear(event: str, arguments: tuple[Any, ...]) -> None:
         _note(Path(os.path.realpath(os.fspath(name))), *reader)
 
 
-def _note(path: Path, module: Path, by_library: bool, while_imported: bool) -> None:
+def _note(path: Path, module: Path, by_library: bool) -> None:
     global _record
     record, _record = _record, None  # what follows opens files, too
     try:
@@ -183,8 +180,6 @@ def _note(path: Path, module: Path, by_library: bool, while_imported: bool) -> N
         if path.stat().st_ctime >= record.started or (by_library and not path.is_relative_to(module.parent)):
             return
         record.reads[module].add(path)
-        if while_imported:
-            _kept.reads[module][path] = task_code.file_digest(path)
     finally:
         _record = record
 
@@ -214,25 +209,22 @@ def _stack(frame: FrameType | None) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def _reader(frame: FrameType, callers: Collection[FrameType]) -> tuple[Path, bool, bool] | None:
-    """The module beside a task that opens a file: its file, whether a library does it on its behalf, and whether the
-    module is being imported. None where it is nobody's, or the library of data sets, whose documents count themselves.
+def _reader(frame: FrameType, callers: Collection[FrameType]) -> tuple[Path, bool] | None:
+    """The module beside a task that opens a file: its file, and whether a library does it on its behalf. None where it
+    is nobody's, or the library of data sets, whose documents count themselves.
     """
     by_library = False
-    module: Path | None = None
     outside = {id(caller) for caller in callers}
     for caller in _stack(frame):
         if id(caller) in outside:
-            break
-        kind, path = _kind(caller.f_code.co_filename)
-        if kind == "data" and module is None:
             return None
-        by_library = by_library or (kind == "library" and module is None)
+        kind, path = _kind(caller.f_code.co_filename)
         if kind == "beside":
-            module = module or path
-            if caller.f_code.co_name == "<module>":
-                return module, by_library, True
-    return None if module is None else (module, by_library, False)
+            return path, by_library
+        if kind == "data":
+            return None
+        by_library = by_library or kind == "library"
+    return None
 
 
 @lru_cache(maxsize=65536)

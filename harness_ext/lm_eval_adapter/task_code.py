@@ -15,6 +15,7 @@ import hashlib
 import importlib.machinery
 import importlib.util
 import os
+import re
 import site
 import sys
 import sysconfig
@@ -27,6 +28,13 @@ from harness_ext.lm_eval_adapter.task_index import default_root, tasks_root
 from harness_ext.lm_eval_adapter.task_source import NOTHING, Mentions, mentions
 
 _PACKAGES = ("purelib", "platlib")
+_INSTALLED = frozenset({"site-packages", "dist-packages"})
+_RECORDED = (
+    *("lm_eval", "harness_ext", "leaderboard", "torch", "transformers", "accelerate", "safetensors", "datasets"),
+    *("numpy", "peft", "tokenizers", "huggingface_hub"),
+)
+"""Packages whose versions every run records, or that these bring: they are no task's code, wherever they lie."""
+_OF_TASK = re.compile(rb"^(task|group|tag|include|dataset_path|custom_dataset)\s*:", re.MULTILINE)
 _MOST_FILES = 20_000
 _ANCESTORS = 2
 _SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules"})
@@ -71,15 +79,14 @@ def reachable(
     """Every module that counts, by its file, with what it reaches."""
     left = [path for root in roots if (path := _real(root)).is_file()]
     packages = frozenset(_package_of(path) for path in left if not is_beside(path) and not is_recorded(path))
-    skipped = {_real(path) for path in data}
+    reach = _Reach(packages, reads, frozenset(map(_real, data)))
     found: dict[Path, list[Edge]] = {}
     while left:
         path = left.pop()
         if path in found:
             continue
-        edges = sorted(_edges(path, packages, reads.get(path, ()), skipped)) if _followed(path, packages) else []
-        found[path] = edges
-        left += [edge.target for edge in edges if edge.target.suffix == ".py"]
+        found[path] = reach.edges(path)
+        left += [edge.target for edge in found[path] if edge.target.suffix == ".py"]
     return found
 
 
@@ -92,7 +99,7 @@ def imported_packages(roots: Iterable[Path], reads: Mapping[Path, Collection[Pat
         for imported in mentions(path.read_bytes()).imports
         if not imported.level
     }
-    return frozenset(names - sys.stdlib_module_names - {"lm_eval", "harness_ext", "leaderboard"})
+    return frozenset(names - sys.stdlib_module_names - set(_RECORDED))
 
 
 def is_beside(path: Path) -> bool:
@@ -108,12 +115,24 @@ def _is_beside(path: str) -> bool:
         return file.parent != lm_evals
     if file.is_relative_to(_real(tasks_root())):
         return True
-    return not (is_recorded(file) or any(file.is_relative_to(folder) for folder in installed_folders()))
+    return not (is_recorded(file) or _is_installed(file))
+
+
+def _is_installed(path: Path) -> bool:
+    if _INSTALLED.intersection(path.parts) or any(path.is_relative_to(folder) for folder in _installed_folders()):
+        return True
+    return _holds_distributions(_top(path).parent)
+
+
+@cache
+def _holds_distributions(folder: Path) -> bool:
+    """Whether pip put packages into a folder (`pip install --target`)."""
+    return any(folder.glob("*.dist-info"))
 
 
 def is_ours(path: Path) -> bool:
     """Whether a file is of this project."""
-    return is_recorded(path) and not path.is_relative_to(_real(default_root()).parent)
+    return path.is_relative_to(Path(__file__).resolve().parent.parent)
 
 
 def may_be_named(path: Path) -> bool:
@@ -129,12 +148,12 @@ def is_recorded(path: Path) -> bool:
 
 @cache
 def _recorded_folders() -> tuple[Path, ...]:
-    ours = Path(__file__).resolve().parent.parent
-    return _real(default_root()).parent, ours, ours.parent / "leaderboard"
+    specs = [importlib.util.find_spec(name) for name in _RECORDED]
+    return tuple(_real(Path(place)) for spec in specs if spec for place in spec.submodule_search_locations or ())
 
 
 @cache
-def installed_folders() -> tuple[Path, ...]:
+def _installed_folders() -> tuple[Path, ...]:
     """Where Python and installed packages lie."""
     named = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     named += [*getattr(site, "getsitepackages", list)(), site.getusersitepackages()]
@@ -142,41 +161,67 @@ def installed_folders() -> tuple[Path, ...]:
 
 
 def _package_of(path: Path) -> Path:
-    """The top-level package that an installed module belongs to, or the module itself."""
-    top = path
-    while (top.parent / "__init__.py").is_file():
-        top = top.parent
-    return top
+    """The top-level package that a module belongs to, else its folder; the module where that holds all packages."""
+    top = _top(path)
+    return path.parent if top == path and path.parent.name not in _INSTALLED else top
 
 
-def _followed(path: Path, packages: Collection[Path]) -> bool:
-    return path.suffix == ".py" and (is_beside(path) or any(path.is_relative_to(package) for package in packages))
+def _top(path: Path) -> Path:
+    """The outermost folder of the package that a module is in; the module itself where it is in none."""
+    while (path.parent / "__init__.py").is_file():
+        path = path.parent
+    return path
 
 
-def _edges(path: Path, packages: Collection[Path], read: Collection[Path], skipped: Collection[Path]) -> set[Edge]:
+class _Reach:
+    """What modules reach. packages: installed ones that a task names. reads: what was seen to be read. skipped: files
+    that count as documents.
+    """
+
+    def __init__(
+        self, packages: Collection[Path], reads: Mapping[Path, Collection[Path]], skipped: Collection[Path]
+    ) -> None:
+        self._packages, self._reads, self._skipped = packages, reads, skipped
+        self._folders: dict[Path, _Folder] = {}
+
+    def edges(self, path: Path) -> list[Edge]:
+        """What one module reaches, sorted; nothing for a file that is not Python, or of another package."""
+        if path.suffix != ".py" or not self._counts(path):
+            return []
+        try:
+            mentioned = mentions(path.read_bytes())
+        except OSError:
+            mentioned = NOTHING
+        folder = path.parent
+        if folder not in self._folders:
+            self._folders[folder] = _Folder(folder)
+        files = self._folders[folder]
+        edges = {
+            Edge(f"import {'.' * imported.level}{imported.name}", target)
+            for imported in mentioned.imports
+            for target in _modules(imported.level, imported.name, folder)
+            if self._counts(target)
+        }
+        targets = {*_named_files(mentioned, files), *(_real(read) for read in self._reads.get(path, ()))}
+        if mentioned.unknown_imports:
+            targets |= {folder / name for name in files.names if name.endswith(".py")}
+        if any(not files.matching(patterns) for patterns in mentioned.reads):
+            targets |= {folder / name for name in files.names if not _is_task_file(folder / name)}
+        edges |= {Edge(f"file {_label(target, folder)}", target) for target in targets if target.is_file()}
+        return sorted(edge for edge in edges if edge.target != path and edge.target not in self._skipped)
+
+    def _counts(self, path: Path) -> bool:
+        return is_beside(path) or any(path.is_relative_to(package) for package in self._packages)
+
+
+def _is_task_file(path: Path) -> bool:
+    """Whether a file configures a task: its own counts as configuration, and others are no code's."""
+    if not path.name.endswith(("yaml", "yml")):
+        return False
     try:
-        mentioned = mentions(path.read_bytes())
+        return _OF_TASK.search(path.read_bytes()) is not None
     except OSError:
-        mentioned = NOTHING
-    folder = path.parent
-    edges = {
-        Edge(f"import {'.' * imported.level}{imported.name}", target)
-        for imported in mentioned.imports
-        for target in _modules(imported.level, imported.name, folder)
-        if _counts(target, packages)
-    }
-    files = _Folder(folder)
-    edges |= {Edge(f"file {_label(target, folder)}", target) for target in _named_files(mentioned, files)}
-    if mentioned.unknown_imports:
-        edges |= {Edge(f"file {name}", folder / name) for name in files.names if name.endswith(".py")}
-    if any(not files.matching(patterns) for patterns in mentioned.reads):
-        edges |= {Edge(f"file {name}", folder / name) for name in files.names}
-    edges |= {Edge(f"file {_label(target, folder)}", _real(target)) for target in read if target.is_file()}
-    return {edge for edge in edges if edge.target != path and edge.target not in skipped}
-
-
-def _counts(path: Path, packages: Collection[Path]) -> bool:
-    return is_beside(path) or any(path.is_relative_to(package) for package in packages)
+        return False
 
 
 def _label(path: Path, folder: Path) -> str:
@@ -184,13 +229,16 @@ def _label(path: Path, folder: Path) -> str:
 
 
 def _named_files(mentioned: Mentions, files: _Folder) -> Iterator[Path]:
+    """Files that texts of a source name: below its folder; where it reads, also in the folders above and where the
+    command was given; and anywhere by a full path.
+    """
     yield from (files.folder / name for name in files.matching(mentioned.patterns))
-    above = list(files.folder.parents)[:_ANCESTORS]
+    read = {pattern for patterns in mentioned.reads for pattern in patterns}
     for pattern in mentioned.patterns:
         if any(sign in pattern for sign in "*?[") or not ("." in pattern or "/" in pattern):
             continue
-        for folder in (Path(), Path.cwd(), *above):
-            path = folder / pattern
+        around = (Path.cwd(), *list(files.folder.parents)[:_ANCESTORS]) if pattern in read else ()
+        for path in (Path(pattern), *(folder / pattern for folder in around)):
             if path.is_absolute() and _is_file(path) and is_beside(_real(path)):
                 yield _real(path)
 
@@ -257,10 +305,11 @@ def _modules(level: int, name: str, folder: Path) -> Iterator[Path]:
         yield from (_real(package) for _ in range(1) if package.is_file())
         yield from _below(start, parts)
         return
-    for place in (folder, *list(folder.parents)[:_ANCESTORS]):
+    found = list(_importable(parts))
+    yield from found
+    # A module may put its folder among those that Python looks in only when it runs.
+    for place in () if found else (folder, *list(folder.parents)[:_ANCESTORS]):
         yield from _below(place, parts)
-    if parts[0] not in sys.stdlib_module_names:
-        yield from _importable(parts)
 
 
 def _importable(parts: list[str]) -> Iterator[Path]:

@@ -43,6 +43,7 @@ def task_identity(task: Task, record: LoadRecord, shots: int, skipped: Collectio
         "config": configuration(task, skipped),
         "functions": sorted(name for _, name in _named_functions(_source(task))),
         "class": type(task).__qualname__,
+        "shots": shots,
         "code": record.digest(task_roots(task), data_files(task)),
         "documents": documents_digest(task.eval_docs),
         "fewshot": documents_digest(_fewshot_documents(task)) if shots or _asks_otherwise(task) else None,
@@ -66,7 +67,8 @@ def documents_digest(documents: Iterable[Any]) -> str:
 
 def configuration(task: Task, skipped: Collection[str] = ()) -> dict[str, Any]:
     """The configuration of a task as plain data, without anything that names a place on this machine."""
-    fields = {key: value for key, value in _fields(task).items() if value is not None}
+    # The number of few-shot examples is the command's to change, also in a loaded task.
+    fields = {key: value for key, value in _fields(task).items() if value is not None and key != "num_fewshot"}
     metadata = fields.get("metadata")
     if isinstance(metadata, Mapping):
         fields["metadata"] = {
@@ -75,7 +77,10 @@ def configuration(task: Task, skipped: Collection[str] = ()) -> dict[str, Any]:
     path = fields.get("dataset_path")
     if isinstance(path, str) and os.path.exists(path):
         fields["dataset_path"] = "local"
-    return {key: plain(value) for key, value in fields.items()} | {"prompt": plain(getattr(task, "prompt", None))}
+    prompts, _, name = str(fields.get("use_prompt") or "").rpartition(":")
+    if Path(prompts).is_file():
+        fields["use_prompt"] = [task_code.file_digest(Path(prompts)), name]
+    return {key: plain(value) for key, value in fields.items()}
 
 
 def _fields(task: Task) -> dict[str, Any]:

@@ -19,13 +19,20 @@ class FreshTasks(NamedTuple):
     record: LoadRecord
 
 
-def load_tasks(manager: TaskManager, names: Sequence[str]) -> FreshTasks:
-    """Build tasks by name. Raises UserError for one whose items cannot be had."""
+def load_tasks(manager: TaskManager, names: Sequence[str], *, more: bool = False) -> FreshTasks:
+    """Build tasks by name. more: beside those that the command has built already, which go on being used.
+
+    Raises UserError for one whose items cannot be had.
+    """
+    if not more:
+        fresh_modules.forget()
     fresh = _load(manager, names)
     roots = [path for task in fresh.loaded["tasks"].values() for path in task_identity.task_roots(task)]
-    # What the process had imported before, for reasons of its own, may be an earlier version of a module.
-    if stale := fresh_modules.stale_modules(task_code.reachable(roots, fresh.record.reads).keys()):
-        fresh_modules.forget(stale)
+    reached = task_code.reachable(roots, fresh.record.reads).keys()
+    if others := fresh_modules.imported_before(reached):
+        # What the process had imported, for reasons of its own, may be an earlier version of a module. Those that
+        # imported it in this load have to do so again.
+        fresh_modules.take_out(others | fresh_modules.names_of(reached))
         fresh = _load(manager, names)
     return fresh
 

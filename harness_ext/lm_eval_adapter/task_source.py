@@ -138,5 +138,7 @@ def _patterns(trees: Iterable[ast.AST]) -> Iterator[str]:
                 text = "".join(str(part.value) if isinstance(part, ast.Constant) else "*" for part in node.values)
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 text = f"*{node.value}" if _SUFFIX.fullmatch(node.value) else node.value
-            if text and len(text) <= _LONGEST_NAME and "\n" not in text and text.strip("*/. "):
+            if not text or len(text) > _LONGEST_NAME or "\n" in text or not text.strip("*/. "):
+                continue
+            if "*" not in text or "." in text or "/" in text:
                 yield text

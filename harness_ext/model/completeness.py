@@ -88,7 +88,8 @@ def check_headers(checkpoint: Checkpoint) -> None:
     Nothing is said of a model that transformers cannot build without running foreign code, nor of a quantised one,
     whose weights are stored in a form of their own: these are checked as they are loaded.
     """
-    if not checkpoint.tensors or checkpoint.config.get("quantization_config"):
+    config = checkpoint.config
+    if not checkpoint.tensors or config.get("quantization_config") or config.get("auto_map"):
         return
     with _silent():
         info = _loading_info(checkpoint)

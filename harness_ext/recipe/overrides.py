@@ -61,6 +61,8 @@ def _split_outside_brackets(text: str) -> list[str]:
 def with_changes(data: dict[str, Any], changes: Mapping[str, Any], specification: str) -> dict[str, Any]:
     """Set the changed keys. A budget on the command line replaces the file's, whichever measure that had."""
     steps = [dict(step) if isinstance(step, dict) else step for step in data.get("steps") or []]
+    if not steps:
+        raise RecipeError(f"recipe {specification!r}: it has no steps, so there is nothing to change: name another one")
     replaced: set[int] = set()
     for key, value in changes.items():
         head, _, rest = key.partition(".")

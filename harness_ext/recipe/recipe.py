@@ -14,10 +14,10 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from harness_ext.errors import RecipeError, nearest
 from harness_ext.methods.budget import Keep
@@ -33,6 +33,13 @@ from harness_ext.recipe.schema import (
     step_model,
 )
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+BASELINE = "baseline"
+_UNEDITED = frozenset({BASELINE, "unedited", "plain", "lm_eval", "lm-eval"})
+"""Names that readers of a board take for the model as it is."""
+IDENTITY = "identity"
 SHIPPED = Path(__file__).parent.parent / "recipes"
 Hashes = tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...]
 Group = Literal["", "truncation", "calibrated", "components", "search", "training", "controls", "yardsticks"]
@@ -75,10 +82,16 @@ class Recipe(BaseModel):
     control_of: str | None = None
     chosen_on: Hashes = ()
 
+    @model_validator(mode="after")
+    def _is_what_it_is_called(self) -> Self:
+        if (problem := _misnamed(self.name, self.steps)) is not None:
+            raise ValueError(problem)
+        return self
+
     @property
     def is_baseline(self) -> bool:
-        """Whether the recipe leaves the model as it is."""
-        return not self.steps
+        """Whether this is the model as it is, with which others are compared: by name, and in fact."""
+        return self.name == BASELINE and not self.steps
 
     def place(self, number: int) -> str:
         """What opens a message about one of its steps."""
@@ -176,6 +189,8 @@ def recipe_from(data: Mapping[str, Any], *, origin: str, label: str | None = Non
         listing = "".join(f"\n  - {mistake}" for mistake in mistakes)
         raise RecipeError(f"recipe {origin!r} cannot be used:{listing}")
     steps_read = tuple(step for step in steps if step is not None)
+    if (problem := _misnamed(header.name, steps_read)) is not None:
+        raise RecipeError(f"recipe {origin!r} cannot be used:\n  - name: {problem}")
     return Recipe(
         name=header.name,
         label=label or header.name,
@@ -186,6 +201,15 @@ def recipe_from(data: Mapping[str, Any], *, origin: str, label: str | None = Non
         steps=steps_read,
         chosen_on=header.chosen_on,
     )
+
+
+def _misnamed(name: str, steps: Sequence[Step]) -> str | None:
+    """Why a recipe of these steps may not have this name; None where it may."""
+    if steps and name.lower() in _UNEDITED:
+        return f"{name!r} means the model as it is, and this recipe has steps: give it another name"
+    if name.lower() == IDENTITY and any(step.method != IDENTITY for step in steps):
+        return f"{name!r} means a recipe that changes nothing, and this one's steps do: give it another name"
+    return None
 
 
 def _read(source: str) -> dict[str, Any]:

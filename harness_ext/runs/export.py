@@ -50,8 +50,8 @@ def export_recipe(
     from harness_ext.lm_eval_adapter.fast_import import preload_hf
     from harness_ext.model import checkpoint
 
-    if recipe.is_baseline:
-        raise UserError("the baseline edits nothing, so there is nothing to export: name another recipe")
+    if not recipe.steps:
+        raise UserError(f"{recipe.label} edits nothing, so there is nothing to export: name another recipe")
     if not model_args.get("pretrained"):
         raise UserError("no model given: add --model_args pretrained=NAME (a hub name, a local folder, or `demo`)")
     if place.exists():
@@ -164,7 +164,7 @@ def _receipt(lm: RecipeLM, model_name: str, command: list[str], made_dense: Coll
         "made_dense": sorted(made_dense),
         "totals": lm.totals(),
         "calibration": calibration,
-        "chosen_on": _chosen_on(lm.recipe, lm.applied),
+        "chosen_on": _chosen_on(lm),
         "versions": versions(),
     }
 
@@ -182,9 +182,13 @@ def _calibration(applied: AppliedRecipe) -> list[dict[str, Any]]:
     ]
 
 
-def _chosen_on(recipe: Recipe, applied: AppliedRecipe) -> list[str]:
-    """Hashes and digests of the documents that are in the weights, by learning or by choosing."""
-    return sorted(rundir.learned_from(_calibration(applied)).union(recipe.chosen_on))
+def _chosen_on(lm: RecipeLM) -> list[str]:
+    """Hashes and digests of the documents that are in the weights, by learning or by choosing, of this recipe and of
+    those that the model was exported with before.
+    """
+    assert lm.recipe is not None and lm.applied is not None
+    before = rundir.learned_by_export(str(lm.model.config.name_or_path))
+    return sorted(rundir.learned_from(_calibration(lm.applied)).union(lm.recipe.chosen_on, before))
 
 
 def _card(lm: RecipeLM, model_name: str, command: list[str], made_dense: Collection[str]) -> str:
@@ -192,7 +196,7 @@ def _card(lm: RecipeLM, model_name: str, command: list[str], made_dense: Collect
 
     assert lm.recipe is not None and lm.applied is not None
     found = without_searching(lm.recipe, lm.applied.searches)
-    learned = _chosen_on(lm.recipe, lm.applied)
+    learned = _chosen_on(lm)
     if lm.applied.searches and learned:
         found["chosen_on"] = learned
     recipe = yaml.safe_dump(found, sort_keys=False, allow_unicode=True)

@@ -113,7 +113,7 @@ def plan(recipe: AnyRecipe, *, pretrained: str, **model_args: Any) -> Plan:
         str(arguments["pretrained"]),
         str(arguments.get("subfolder") or ""),
         pickle_allowed=arguments.get("use_safetensors") is False,
-        to_be_edited=not checked.is_baseline,
+        to_be_edited=bool(checked.steps),
     )
     return plan_from_headers(checked, arguments)
 

@@ -18,6 +18,7 @@ from harness_ext.recipe.recipe import Recipe
 from harness_ext.runs.progress import ProgressReport
 from harness_ext.runs.spec import RunSpec, digest, versions
 from harness_ext.storage import rundir
+from harness_ext.storage.integrity import listed_files
 from harness_ext.storage.rundir import FinishedRun
 from leaderboard.readers.receipt import (
     FORMAT,
@@ -138,6 +139,7 @@ def write(
         with rundir.writing(target) as folder:
             if results is not None:
                 save(results, folder, config)
+            written["files"] = listed_files(folder)
             rundir.write_json(folder / rundir.RECEIPT, written)
 
     try:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from harness_ext.calibration.collect import check_pairs
 from harness_ext.editing.controls import NoControl, check_control, control_recipe
 from harness_ext.editing.plan import planned_matrices
-from harness_ext.editing.warnings import receipt_warnings
+from harness_ext.editing.warnings import checkpoint_warnings, receipt_warnings
 from harness_ext.errors import UserError, VariantFailed, located
 from harness_ext.model import checkpoint
 from harness_ext.model.completeness import check_headers
@@ -100,7 +100,7 @@ class Session:
 
     def _check_asked(self, recipes: Sequence[Recipe]) -> None:
         arguments = self.harness.model_args
-        edited = [recipe for recipe in recipes if not recipe.is_baseline]
+        edited = [recipe for recipe in recipes if recipe.steps]
         if self.config.controls and not edited:
             raise UserError(
                 "--control takes the budget of another recipe, and the baseline has none: name a recipe that edits, or"
@@ -112,7 +112,7 @@ class Session:
             str(arguments["pretrained"]),
             str(arguments.get("subfolder") or ""),
             pickle_allowed=arguments.get("use_safetensors") is False,
-            to_be_edited=any(not recipe.is_baseline for recipe in recipes),
+            to_be_edited=bool(edited),
         )
 
     def _check_fit(self, recipes: Sequence[Recipe]) -> None:
@@ -164,11 +164,19 @@ class Session:
 
     def _variant(self, recipe: Recipe) -> VariantOutcome:
         spec_id = self.spec.spec_id(recipe)
+        place = self.folder / f"{rundir.safe_name(recipe.label)}-{spec_id[:10]}"
+        damaged = {} if not place.exists() else {place: f"{rundir.RECEIPT} is missing or cannot be read"}
         for run in rundir.finished_runs(self.folder):
-            if run.receipt.get("spec_id") == spec_id and not run.failed:
+            damaged.pop(run.path, None)
+            if run.receipt.get("spec_id") != spec_id or run.failed:
+                continue
+            damage = run.damage
+            if damage is None:
                 self.report.line(f"{recipe.label}: kept from {run.path} (same model, tasks and settings)")
                 return VariantOutcome(recipe, run, reused=True)
-        place = self.folder / f"{rundir.safe_name(recipe.label)}-{spec_id[:10]}"
+            damaged[run.path] = damage
+        for path, damage in damaged.items():
+            self.report.warn(f"{recipe.label}: the run in {path} is damaged ({damage}) and is made anew")
         started = time.perf_counter()
         run = self._make(recipe, place)
         self.report.finished(recipe, run, time.perf_counter() - started)
@@ -180,6 +188,7 @@ class Session:
         with _timed(seconds, "load"):
             lm = self.lm
         receipt = receipts.opened(self.config, self.spec, lm, recipe, started)
+        receipt.warnings = checkpoint_warnings(lm.unexpected_weights)
         resume = ResumeState(place.parent / f".{place.name}.work")
         applied: AppliedRecipe | None = None
         results: dict[str, Any] | None = None
@@ -189,7 +198,7 @@ class Session:
                 receipt.weights = ReceiptWeights(digest_before=before, digest_after=before)
                 if not recipe.is_baseline:
                     applied = lm.apply(recipe, self.documents, self.report.progress, resume)
-                    receipt.warnings = receipt_warnings(recipe, applied)
+                    receipt.warnings = [*receipt.warnings, *receipt_warnings(recipe, applied)]
                     self._tell_resumed(recipe, applied)
                     receipt.weights = ReceiptWeights(digest_before=before, digest_after=lm.weights.digest())
                 receipt.totals = ReceiptTotals(**lm.totals())
@@ -242,11 +251,6 @@ class Session:
                 f"the model {name!r} cannot be loaded: {str(error).strip() or type(error).__name__}"
             ) from error
         self.spec.check_model_unchanged()
-        if unexpected := lm.unexpected_weights:
-            self.report.warn(
-                f"{name} stores {len(unexpected)} weights that its model has no place for, such as {unexpected[0]}:"
-                " they are left out"
-            )
         return lm
 
     def take_model_of(self, other: Session) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from contextlib import suppress
+from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -288,13 +289,17 @@ class RunSpec:
     def _shared_code(self) -> dict[str, Any]:
         """What tasks have in common: how groups sum them up, and the versions of the packages that their code uses."""
         record = self.tasks.record
-        groups = [item for item in self.tasks.as_named if hasattr(item, "get_all_groups")]
-        configurations = [group.config for outer in groups for group in (outer, *outer.get_all_groups())]
+        outermost = [item for item in self.tasks.as_named if hasattr(item, "get_all_groups")]
+        groups = [
+            [group.name, list(group.child_names), group.aggregate_metric_list]
+            for outer in outermost
+            for group in (outer, *outer.get_all_groups())
+        ]
         roots = [path for task in self.tasks.by_name.values() for path in task_identity.task_roots(task)]
         packages = task_code.imported_packages(roots, record.reads)
         return {
-            "groups": [task_identity.plain(configuration) for configuration in configurations],
-            "code": record.digest(task_identity.files_of([vars(configuration) for configuration in configurations])),
+            "groups": task_identity.plain(groups),
+            "code": record.digest(task_identity.files_of(groups)),
             "packages": {name: found for name in sorted(packages) if (found := _version(name)) is not None},
         }
 
@@ -330,8 +335,9 @@ class RunSpec:
         if not missing or any(name not in evaluated.manager.all_tasks for name in missing):
             return None
         if missing not in self._for_calibration:
-            self.task_settings  # noqa: B018 - taken before loading what may take the place of a module
-            self._for_calibration[missing] = load_tasks(evaluated.manager, missing)
+            # Taken before modules of the evaluated tasks make room.
+            self.task_settings, self._shared_code  # noqa: B018
+            self._for_calibration[missing] = load_tasks(evaluated.manager, missing, more=True)
         return self._for_calibration[missing]
 
     def _calibration_digest(self, calibration: Calibration) -> str:
@@ -342,14 +348,8 @@ class RunSpec:
         key = digest(calibration.model_dump(mode="json"))
         if key not in self._drawn:
             named = self._named_only_by(calibration)
-            identities = (
-                {
-                    name: self._identity(task, named.record)
-                    for name, task in (named.loaded["tasks"] if named else {}).items()
-                }
-                if named
-                else {}
-            )
+            tasks = named.loaded["tasks"] if named else {}
+            identities = {name: self._identity(task, named.record) for name, task in tasks.items()} if named else {}
             drawn = [repr(found) for found in self.calibration_documents(calibration)]
             self._drawn[key] = digest([identities, drawn])
         return self._drawn[key]
@@ -377,10 +377,15 @@ class RunSpec:
 
 def _version(package: str) -> str | None:
     """The version of an installed package by the name that it is imported by; None where it has none."""
-    try:
+    with suppress(metadata.PackageNotFoundError):
         return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return getattr(sys.modules.get(package), "__version__", None)
+    distributions = _distributions().get(package)
+    return metadata.version(distributions[0]) if distributions else None
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    return metadata.packages_distributions()
 
 
 def places_by_task(samples: Any) -> dict[str, Places]:

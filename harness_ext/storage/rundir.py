@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from harness_ext.errors import UserError
+from harness_ext.storage.integrity import RECEIPT, damage
 
-RECEIPT = "receipt.json"
 EXPORT = "export"
 """The format of the receipt beside an exported model."""
 _SCRATCH = "lm-eval-recipes-"
-_TEMPORARY = re.compile(r"^\..+\.tmp-(\d+)$")
+_TEMPORARY = re.compile(r"\.(.+?)(\.old)?\.tmp-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ class FinishedRun:
     def failed(self) -> bool:
         """Whether the recipe could not be carried through; the receipt says why."""
         return self.receipt.get("status") != "complete"
+
+    @property
+    def damage(self) -> str | None:
+        """What is wrong with the files of a complete run, in a few words; None where they are as they were written."""
+        return damage(self.path, self.receipt)
 
 
 def safe_name(text: str) -> str:
@@ -70,25 +75,19 @@ def finished_runs(folder: Path) -> Iterator[FinishedRun]:
     again.
     """
     for path in sorted(folder.glob(f"[!.]*/{RECEIPT}")):
-        try:
-            receipt = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(receipt, dict):
+        receipt = _receipt_in(path.parent)
+        if receipt is not None:
             yield FinishedRun(path.parent, receipt)
 
 
-def chosen_on(receipt: Mapping[str, Any]) -> list[str]:
-    """Hashes and digests of the documents that what a run found was chosen on, by its searches and by those that its
-    recipe comes from, sorted. A step that is no search was part of what was tried, so that its documents count too.
+def searched_on(receipt: Mapping[str, Any]) -> set[str]:
+    """Hashes and digests of the documents that what a run's searches found was chosen on; none where nothing searched.
+    A step that is no search was part of what was tried, so that its documents count too.
 
     Of whatever split they are: what is a training document of one task may be scored by another, or have been out of
     the score for its `--limit` alone. A document that nobody scores costs nothing.
     """
-    known = set(receipt["recipe"]["resolved"].get("chosen_on", ()))
-    if receipt.get("searches"):
-        known |= learned_from(receipt.get("calibration", []))
-    return sorted(known)
+    return learned_from(receipt.get("calibration", [])) if receipt.get("searches") else set()
 
 
 def learned_from(calibration: Iterable[Mapping[str, Any]]) -> set[str]:
@@ -108,12 +107,33 @@ def learned_by_export(pretrained: str) -> frozenset[str]:
     return frozenset(one for one in listed if isinstance(one, str)) if isinstance(listed, list) else frozenset()
 
 
+def _receipt_in(folder: Path) -> dict[str, Any] | None:
+    try:
+        receipt = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return receipt if isinstance(receipt, dict) else None
+
+
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left half-written."""
-    for path in folder.glob(".*.tmp-*"):
-        match = _TEMPORARY.match(path.name)
-        if match and not _alive(int(match[1])):
+    """Remove what killed processes left half-written. What was whole, and only not renamed yet, gets its place."""
+    dead = [
+        (path, match)
+        for path in folder.glob(".*.tmp-*")
+        if (match := _TEMPORARY.fullmatch(path.name)) and not _alive(int(match[3]))
+    ]
+    # The new before the old that it was to replace.
+    for path, match in sorted(dead, key=lambda item: item[1][2] is not None):
+        place = folder / match[1]
+        if not place.exists() and (match[2] or _is_whole(path)):
+            path.rename(place)
+        else:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_whole(folder: Path) -> bool:
+    receipt = _receipt_in(folder)
+    return receipt is not None and "files" in receipt and damage(folder, receipt) is None
 
 
 def _alive(process: int) -> bool:
@@ -165,7 +185,7 @@ def _sync(folder: Path) -> None:
 
 
 def _move_into_place(temporary: Path, place: Path) -> None:
-    """Rename; an earlier run of the same name, which can only be a failed one, gives way."""
+    """Rename; an earlier run of the same name, which can only be a failed or damaged one, gives way."""
     if place.exists():
         old = place.parent / f".{place.name}.old.tmp-{os.getpid()}"
         place.rename(old)

@@ -97,7 +97,7 @@ def choose_model(overview: data.Overview, place: Any) -> str:
 def run_labels(overview: data.Overview) -> dict[str, str]:
     """run_id -> what it is called in a list, by name."""
     words = {
-        run.run_id: f"{plain(overview.names[run.model_key])}: {plain(run.recipe)} ({run.run_id[:8]})"
+        run.run_id: f"{plain(overview.names[run.model_key])}: {plain(run.name or run.recipe)} ({run.run_id[:8]})"
         for run in overview.runs.values()
     }
     return dict(sorted(words.items(), key=lambda item: item[1]))

@@ -8,6 +8,7 @@ import json
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from leaderboard.board.labels import stored_names
 from leaderboard.metrics import ACC_MUTUAL_INFO
 from leaderboard.readers.safe_json import finite
 from leaderboard.store.database import Store
@@ -20,7 +21,8 @@ class RunFacts(NamedTuple):
     """A run in a list: what it is called, how large its model is before and after the edit, and how fast. None: not
     recorded.
 
-    tokens_per_second: while it was scored, `tokens_per_second_before` that of the baseline by the same process.
+    name: the recipe with what tells the run from others of its model. tokens_per_second: while it was scored,
+    `tokens_per_second_before` that of the baseline by the same process.
     """
 
     run_id: str
@@ -36,9 +38,10 @@ class RunFacts(NamedTuple):
     flops_per_token_after: float | None = None
     tokens_per_second_before: float | None = None
     tokens_per_second_after: float | None = None
+    name: str = ""
 
 
-_SIZES = RunFacts._fields[5:]
+_SIZES = tuple(name for name in RunFacts._fields[5:] if name != "name")
 
 
 def run_facts(store: Store) -> dict[str, RunFacts]:
@@ -47,7 +50,8 @@ def run_facts(store: Store) -> dict[str, RunFacts]:
         "SELECT run_id, model_key, recipe_label, status, started, totals, coalesce(parameters_before, parameters) AS"
         " parameters FROM runs JOIN variants USING (variant_id) ORDER BY started NULLS LAST, run_id"
     )
-    return {row["run_id"]: _facts(row) for row in rows}
+    names = stored_names(store)
+    return {row["run_id"]: _facts(row)._replace(name=names[row["run_id"]]) for row in rows}
 
 
 def _facts(row: dict[str, Any]) -> RunFacts:
@@ -128,8 +132,9 @@ def flips(store: Store, baseline: str, run: str, task: str, metric: str, filter_
         " $7) AS doubled FROM changed c LEFT JOIN (SELECT * FROM samples WHERE run_id = $1 AND task = $3"
         " AND filter = $5) s ON (s.doc_key, s.occurrence) = (c.doc_key, c.logged) LEFT JOIN (SELECT * FROM samples"
         " WHERE run_id = $2 AND task = $3 AND filter = $5) t ON (t.doc_key, t.occurrence) = (c.doc_key, c.occurrence)"
-        " LEFT JOIN (SELECT doc_key, any_value(target) AS target, any_value(document) AS document FROM docs WHERE task ="
-        " $3 GROUP BY doc_key) d ON d.doc_key = c.doc_key ORDER BY abs(c.after - c.before) DESC, c.doc_key, c.occurrence",
+        " LEFT JOIN (SELECT doc_key, any_value(target) AS target, any_value(document) AS document FROM docs WHERE"
+        " task = $3 GROUP BY doc_key) d ON d.doc_key = c.doc_key ORDER BY abs(c.after - c.before) DESC, c.doc_key,"
+        " c.occurrence",
         [baseline, run, task, metric, filter_name, MOST_DOCUMENTS, ACC_MUTUAL_INFO],
     )
     return [Flip(**row) for row in rows]
@@ -163,8 +168,8 @@ def often_flipped(
         " CAST(count(*) FILTER (r.value < b.value) AS INTEGER) AS lower, CAST(count(*) FILTER (r.value > b.value) AS"
         f" INTEGER) AS higher FROM {_in_order('(SELECT unnest($2))')} r JOIN {_in_order('($1)')} b USING (doc_key,"
         " copy) LEFT JOIN (SELECT doc_key, occurrence AS logged, doc_id FROM samples WHERE run_id = $1 AND task = $3"
-        " AND filter = $5) s ON (s.doc_key, s.logged) = (b.doc_key, b.logged) WHERE r.value <> b.value GROUP BY doc_key,"
-        " copy ORDER BY lower + higher DESC, doc_key, occurrence",
+        " AND filter = $5) s ON (s.doc_key, s.logged) = (b.doc_key, b.logged) WHERE r.value <> b.value GROUP BY"
+        " doc_key, copy ORDER BY lower + higher DESC, doc_key, occurrence",
         [baseline, list(runs), task, metric, filter_name],
     )
     return [OftenFlipped(**row) for row in rows]

@@ -54,7 +54,7 @@ def cell_rows(
         | {
             "Task": plain(cell.task),
             "Verdict": cell.verdict,
-            "Recipe": plain(cell.recipe),
+            "Recipe": plain(cell.name),
             "Delta [95 %]": interval(cell),
         }
         | ({"Against its control": "; ".join(map(control_text, cell.against_controls))} if controls else {})
@@ -80,7 +80,7 @@ def cell_rows(
         | {
             "Notes": notes(cell),
             "Metric": plain(metric_name(cell)),
-            "Documents": NOTHING if cell.n is None else f"{cell.n:,}",
+            "Documents": cell.subset or (NOTHING if cell.n is None else f"{cell.n:,}"),
             "q": number(cell.q_value),
         }
         for cell in cells
@@ -116,6 +116,8 @@ def cell_records(cells: Sequence[Cell], facts: Mapping[str, RunFacts] = _NO_FACT
         "parameters_kept",
         "control",
         "unpaired",
+        "name",
+        "subset",
     )
     return [
         {name: getattr(cell, name) for name in names}
@@ -134,7 +136,7 @@ def reported_rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     return [
         {
             "Task": plain(cell.task),
-            "Recipe": plain(cell.recipe),
+            "Recipe": plain(cell.name),
             "Metric": entry.metric,
             "Ours": f"{number(cell.baseline_score)} -> {number(cell.score)}",
             "Reported": f"{number(entry.before)} -> {number(entry.after)}",
@@ -152,15 +154,15 @@ def reported_rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
 
 def by_age(cells: Sequence[Cell]) -> list[Cell]:
     """The cells from the earliest run to the latest, and then those of the baselines: the last of a recipe speaks for
-    it. An unedited model that was run again is still its first run's.
+    it, and the latest baseline for the unedited model.
     """
     return sorted(cells, key=lambda cell: (cell.verdict == BASELINE, cell.started is not None, cell.started or 0))
 
 
 def glance_order(cells: Sequence[Cell]) -> list[str]:
     """The recipes in the order of the matrix: the baseline, then by name."""
-    plain_runs = {cell.recipe for cell in cells if cell.verdict == BASELINE}
-    return sorted({cell.recipe for cell in cells}, key=lambda recipe: (recipe not in plain_runs, recipe))
+    plain_runs = {cell.name for cell in cells if cell.verdict == BASELINE}
+    return sorted({cell.name for cell in cells}, key=lambda recipe: (recipe not in plain_runs, recipe))
 
 
 def glance(cells: Sequence[Cell], facts: Mapping[str, RunFacts] = _NO_FACTS) -> list[dict[str, Any]]:
@@ -169,9 +171,9 @@ def glance(cells: Sequence[Cell], facts: Mapping[str, RunFacts] = _NO_FACTS) -> 
     """
     tasks = sorted({cell.task for cell in cells})
     ordered = by_age(cells)
-    latest = {(cell.recipe, cell.task): cell for cell in ordered}
-    kept = {cell.recipe: cell.parameters_kept for cell in ordered}
-    speeds = {cell.recipe: _speed(facts.get(cell.run_id)) for cell in ordered}
+    latest = {(cell.name, cell.task): cell for cell in ordered}
+    kept = {cell.name: cell.parameters_kept for cell in ordered}
+    speeds = {cell.name: _speed(facts.get(cell.run_id)) for cell in ordered}
     fast = {"Tokens/s": True} if any(speeds.values()) else {}
     return [
         {"Recipe": plain(recipe)}

@@ -9,7 +9,7 @@ Notable choices:
   corrected over the recipes of a task after Benjamini-Hochberg.
 - The sign test takes the models as a sample of their own. Fine-tunings of one model are not independent, and its
   p-value is then too small.
-- Recipes are one where their labels are.
+- Recipes are one where their names are (`labels`).
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def lines(cells: Iterable[Cell], task: str) -> list[Line]:
         (c for c in cells if c.task in (task, EVERY_TASK) and c.verdict != BASELINE and not unedited(c.recipe)),
         key=_age,
     ):
-        by_recipe[cell.recipe][cell.model] = cell
+        by_recipe[cell.name][cell.model] = cell
     tested = {recipe: _signs(found.values()) for recipe, found in by_recipe.items()}
     p_values = {
         recipe: statistics.mid_p_mcnemar(down, up).two_sided

@@ -15,10 +15,10 @@ Notable choices:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from leaderboard.board import reported
+from leaderboard.board import labels, reported
 from leaderboard.board.cell import Cell, changed, with_control_verdicts, with_verdicts
 from leaderboard.compare import comparability, verdict_cache
 from leaderboard.compare.baselines import BaselineChoice, Baselines
@@ -55,8 +55,10 @@ def board(
         fixed = _the_run(contents, baseline_run) if baseline_run else None
         memory = verdict_cache.recall(store, contents.run_ids(wanted)) if margin == DEFAULT_MARGIN else None
         cells = []
-        for runs in contents.by_model(wanted).values():
-            judging = _Judging(store, contents, fixed or Baselines(contents, runs), margin, memory)
+        by_model = contents.by_model(wanted)
+        names = _names(contents, [run for runs in by_model.values() for run in runs])
+        for runs in by_model.values():
+            judging = _Judging(store, contents, fixed or Baselines(contents, runs), margin, memory, names)
             contents.samples.fetch(_pairs(judging, runs))
             cells += _in_words([cell for run in runs for cell in _cells(judging, run)])
         return sorted(cells, key=_order)
@@ -96,8 +98,9 @@ def pair_board(store: Store, baseline_run: str, run_id: str, *, margin: float = 
     `UnknownRun`.
     """
     contents = read_contents(store)
-    judging = _Judging(store, contents, _the_run(contents, baseline_run), margin)
-    return sorted(with_verdicts(_cells(judging, _the_run(contents, run_id))), key=_order)
+    baseline, run = _the_run(contents, baseline_run), _the_run(contents, run_id)
+    judging = _Judging(store, contents, baseline, margin, names=_names(contents, [baseline, run]))
+    return sorted(with_verdicts(_cells(judging, run)), key=_order)
 
 
 def _in_words(cells: list[Cell]) -> list[Cell]:
@@ -107,7 +110,7 @@ def _in_words(cells: list[Cell]) -> list[Cell]:
 
 class _Judging(NamedTuple):
     """What every cell of a board is judged with: against the one run, or the best of a model's; remembered where
-    `memory` is given.
+    `memory` is given. names: run_id -> what it is called beside the others.
     """
 
     store: Store
@@ -115,6 +118,11 @@ class _Judging(NamedTuple):
     against: RunRow | Baselines
     margin: float
     memory: Memory | None = None
+    names: Mapping[str, str] = {}
+
+
+def _names(contents: Contents, runs: Sequence[RunRow]) -> dict[str, str]:
+    return labels.names_of(runs, contents.tasks, contents.calibrated)
 
 
 def _pairs(judging: _Judging, runs: Sequence[RunRow]) -> set[tuple[str, str]]:
@@ -151,15 +159,15 @@ def _cells(judging: _Judging, run: RunRow) -> list[Cell]:
     contents = judging.contents
     if run.status == "failed":
         names = [row.task for row in contents.tasks.get(run.run_id, ())] or ["(all)"]
-        return [_failed(contents, run, name) for name in names]
+        return [_failed(judging, run, name) for name in names]
     rows = [(row, contents.primary(run.run_id, row.task)) for row in contents.tasks.get(run.run_id, ())]
     return [_cell(judging, Subject(run, row, score)) for row, score in rows if score is not None]
 
 
-def _blank(contents: Contents, run: RunRow, task: str, verdict: str) -> Cell:
+def _blank(judging: _Judging, run: RunRow, task: str, verdict: str) -> Cell:
     kept = run.parameters_after / run.parameters_before if run.parameters_after and run.parameters_before else None
     return Cell(
-        model=contents.names[run.model_key],
+        model=judging.contents.names[run.model_key],
         recipe=run.recipe_label,
         run_id=run.run_id,
         task=task,
@@ -173,21 +181,23 @@ def _blank(contents: Contents, run: RunRow, task: str, verdict: str) -> Cell:
         control=run.control,
         started=run.started,
         parameters_kept=1.0 if kept is None and run.recipe_name == BASELINE else kept,
+        label=judging.names.get(run.run_id, ""),
     )
 
 
-def _failed(contents: Contents, run: RunRow, task: str) -> Cell:
+def _failed(judging: _Judging, run: RunRow, task: str) -> Cell:
     reason = run.failure or "no reason given"
-    return changed(_blank(contents, run, task, "failed"), notes=(reason, *comparability.own_warnings(run)))
+    return changed(_blank(judging, run, task, "failed"), notes=(reason, *comparability.own_warnings(run)))
 
 
 def _cell(judging: _Judging, subject: Subject) -> Cell:
     run, task, score = subject
     cell = changed(
-        _blank(judging.contents, run, task.task, "undecided"),
+        _blank(judging, run, task.task, "undecided"),
         metric=score.metric,
         filter=score.filter,
         n=task.document_count,
+        subset=task.subset,
         score=score.score,
         best_value=score.best_value,
         higher_is_better=score.higher_is_better is not False,

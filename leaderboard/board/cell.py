@@ -44,7 +44,9 @@ class Cell:
     the baseline; `control` and `baseline_run` are then the control's name and run.
     `clipped_at`: one document counts for at most this much in the interval, the p-values and `improvement`;
     `far_lost` and `far_gained` documents lie beyond, and the share of lost ones in all is below `far_lost_limit`.
-    themselves. `unpaired`: `delta`, `low` and `high` are of two scores by themselves, of which no verdict follows.
+    `unpaired`: `delta`, `low` and `high` are of two scores by themselves, of which no verdict follows.
+    `label` is the recipe with what tells the run from others of its model (`name` falls back on `recipe`),
+    `subset` which of the task's documents were scored (None: all), `compared` how many cells the correction was over.
     """
 
     model: str
@@ -87,6 +89,19 @@ class Cell:
     far_gained: int | None = None
     far_lost_limit: float | None = None
     unpaired: bool = False
+    label: str = ""
+    subset: str | None = None
+    compared: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What the run is called beside others: see `board.labels`."""
+        return self.label or self.recipe
+
+    @property
+    def scored(self) -> str | None:
+        """How many documents, such as `60 documents` or `first 20 of 60 documents`; None where nothing says."""
+        return self.subset or (None if self.n is None else f"{self.n:,} documents")
 
     @property
     def beats_controls(self) -> bool | None:
@@ -115,7 +130,9 @@ def with_verdicts(cells: list[Cell]) -> list[Cell]:
     equal = statistics.benjamini_hochberg(np.array([_or_one(cells[i].p_same) for i in tested], dtype=float))
     for i, q_differ, q_equal in zip(tested, differ, equal):
         cells[i] = _worded(
-            changed(cells[i], q_value=float(q_differ)), q_differ <= SIGNIFICANCE, q_equal <= SIGNIFICANCE
+            changed(cells[i], q_value=float(q_differ), compared=len(tested)),
+            q_differ <= SIGNIFICANCE,
+            q_equal <= SIGNIFICANCE,
         )
     return cells
 

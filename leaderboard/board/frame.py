@@ -10,14 +10,14 @@ from leaderboard.board.cell import Cell
 if TYPE_CHECKING:
     import pandas
 
-_TEXTS = ("model", "task", "recipe", "control", "metric", "verdict", "run_id")
+_TEXTS = ("model", "task", "recipe", "control", "metric", "verdict", "run_id", "label", "scored")
 _COUNTS = ("n", "lost", "gained")
 _FLAGS = ("unpaired",)
 _COLUMNS = {
-    name: {"p": "p_value", "q": "q_value"}.get(name, name)
+    name: {"p": "p_value", "q": "q_value", "label": "name"}.get(name, name)
     for name in (
         *("model", "task", "recipe", "control", "metric", "n", "baseline_score", "score", "delta", "low", "high"),
-        *("verdict", "p", "q", "lost", "gained", "run_id", "unpaired"),
+        *("verdict", "p", "q", "lost", "gained", "run_id", "unpaired", "label", "scored"),
     )
 }
 """Column -> field of a cell."""

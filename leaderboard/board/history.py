@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from leaderboard import metrics
 from leaderboard.compare.effect import reproduces
+from leaderboard.readers.task_identity import differing_parts
 from leaderboard.statistics import wilson
 from leaderboard.store.database import Store
 
@@ -31,6 +32,7 @@ _ALIKE = {
     "revision": "model revision",
     "digest_before": "unedited weights",
     "recipe_id": "recipe's steps",
+    "calibrated": "calibration",
     "digest_after": "weights digest",
     "lm_eval_version": "lm-eval",
     "transformers_version": "transformers",
@@ -41,6 +43,7 @@ _ALIKE = {
     "backend": "backend",
     "batch_size": "batch size",
     "version": "task version",
+    "identity": "task's code and data",
     "num_fewshot": "few-shot examples",
     "limit": "limit",
     "documents_hash": "documents",
@@ -52,6 +55,7 @@ _HASHES = (
     "digest_before",
     "digest_after",
     "recipe_id",
+    "identity",
     "documents_hash",
     "chat_template_hash",
     "system_instruction_hash",
@@ -64,9 +68,13 @@ SELECT r.run_id, coalesce(r.started, r.finished) AS moment, r.status, r.path,
   s.metric, s.filter, s.score, s.reported, s.stderr, t.documents, r.versions, r.settings,
   v.model_key, v.revision, v.digest_before, v.recipe_id, v.digest_after, r.lm_eval_version, r.transformers_version,
   r.torch_version, r.device, v.dtype, r.backend, r.batch_size,
-  t.version, t.num_fewshot, t.documents_hash, t.chat_template_hash, t.system_instruction_hash, t.generation_arguments
+  t.version, t.identity, t.config_hash, t.subset, c.calibrated, t.num_fewshot,
+  t.documents_hash, t.chat_template_hash, t.system_instruction_hash, t.generation_arguments
 FROM runs r JOIN variants v USING (variant_id)
 LEFT JOIN (SELECT * FROM run_tasks WHERE task = $3) t ON t.run_id = r.run_id
+LEFT JOIN (SELECT run_id, string_agg(DISTINCT concat_ws(' ', samples, 'of', task, split, 'seed', seed), ', ' ORDER BY
+  concat_ws(' ', samples, 'of', task, split, 'seed', seed)) AS calibrated FROM calibrations GROUP BY run_id) c
+  ON c.run_id = r.run_id
 LEFT JOIN (SELECT * FROM scores WHERE task = $3 AND is_primary AND NOT is_group) s ON s.run_id = r.run_id
 WHERE v.model_name = $1 AND (v.recipe_label = $2 OR v.recipe_name = 'baseline'
     OR (r.origin = 'plain' AND r.edited IS NOT TRUE))
@@ -120,6 +128,7 @@ class HistoryPoint:
     documents: int | None
     model_key: str
     changes: tuple[Change, ...] = ()
+    subset: str | None = None
 
 
 class Event(NamedTuple):
@@ -201,6 +210,7 @@ def _point(row: dict[str, Any]) -> HistoryPoint:
         interval.high if interval else None,
         row["documents"],
         row["model_key"],
+        subset=row["subset"],
     )
 
 
@@ -240,8 +250,17 @@ def _changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
         for name, words in _ALIKE.items()
         if _differ(before[name], after[name])
     ]
+    found += _task_change(before, after)
     metrics = [f"{row['metric']} ({row['filter']})" for row in (before, after) if row["metric"]]
     return found + ([Change("metric", *metrics)] if len(set(metrics)) == 2 else [])
+
+
+def _task_change(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
+    """That the task's configuration differs, where no identity says what the task was."""
+    if (before["identity"] and after["identity"]) or not (before["config_hash"] and after["config_hash"]):
+        return []
+    parts = differing_parts(before["config_hash"], after["config_hash"])
+    return [Change("task's configuration", "", f"another {', '.join(parts)}")] if parts else []
 
 
 def _differ(before: object, after: object) -> bool:

@@ -37,12 +37,15 @@ def collapses(lost: np.ndarray, gained: np.ndarray, bound: float, clusters: np.n
     return Collapses(bound, int(np.sum(lost)), int(np.sum(gained)), stats.collapse_limit(seen, count), enough)
 
 
-def with_collapses(effect: Effect, found: Collapses, most: str | None = None) -> Effect:
-    """The effect with the documents beyond its bound, and the sentence about what it claims. `most`: the bound in
-    words.
+def with_collapses(effect: Effect, found: Collapses, mean: float, most: str | None = None) -> Effect:
+    """The effect with the documents beyond its bound, and the sentence about what it claims. `mean`: the change with no
+    document counted for more, recipe minus baseline. `most`: the bound in words.
     """
     bound = most or f"{found.bound:.3g}"
-    note = f"mean change, no document counted for more than {bound}; the plain mean change is {effect.delta:+.3g}"
+    note = (
+        f"interval and verdict: mean change {mean:+.3g}, no document counted for more than {bound}; the plain mean"
+        f" change is {effect.delta:+.3g}"
+    )
     if found.lost or found.gained:
         note += f"; {found.lost:,} lost more than that and {found.gained:,} gained more"
     short = found.limit >= stats.COLLAPSED_SHARE

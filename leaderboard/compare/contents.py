@@ -11,7 +11,7 @@ from leaderboard.compare.effect import Effect
 from leaderboard.store import noise_floor, queries
 from leaderboard.store.database import Store
 from leaderboard.store.noise_floor import Floor
-from leaderboard.store.queries import PairedSamples, RunRow, RunTaskRow, SampleCounts, ScoreRow
+from leaderboard.store.queries import Calibrated, PairedSamples, RunRow, RunTaskRow, SampleCounts, ScoreRow
 
 Effects = dict[Hashable, Effect]  # found before, by `pairing.effect_key`
 
@@ -30,6 +30,7 @@ class Contents:
     floors: dict[tuple[str, str, str, str], list[Floor]]
     effects: Effects
     controls: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    calibrated: dict[str, Calibrated] = field(default_factory=dict)
 
     def task(self, run_id: str, task: str) -> RunTaskRow | None:
         """How a run's task was run."""
@@ -118,7 +119,8 @@ def read_contents(
         PairedSamples(store),
         noise_floor.floors(store),
         {} if known is None else known,
-        queries.control_runs(store),
+        controls=queries.control_runs(store),
+        calibrated=queries.calibrated_on(store),
     )
 
 

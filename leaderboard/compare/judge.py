@@ -78,7 +78,7 @@ def _mean(comparison: Comparison) -> Effect:
     best = comparison.best_value
     if best is not None:
         effect = _in_the_middle(effect, comparison, pair, best)
-    return with_collapses(effect, _collapses(pair, best)) if pair.clipped else effect
+    return with_collapses(effect, _collapses(pair, best), pair.sign * pair.sample.mean) if pair.clipped else effect
 
 
 def _effect(comparison: Comparison, pair: PairedScores, margin: float) -> Effect:
@@ -112,7 +112,7 @@ def _effect(comparison: Comparison, pair: PairedScores, margin: float) -> Effect
         standard_error=finite_or_none(estimate.standard_error),
         degrees=estimate.degrees,
         detectable=finite_or_none(stats.detectable_effect(count * spread.standard_error**2, count)),
-        unit=unit,
+        unit=unit and not pair.clipped,
         fewest=fewest,
     )
 

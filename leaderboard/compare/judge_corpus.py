@@ -82,7 +82,7 @@ def _texts_effect(comparison: Comparison, weights: np.ndarray, exponential: bool
     far = in_logs(bound) * weights
     found = collapses(changes < -far, changes > far, bound, comparison.groups)
     words = f"{bound / score:+.0%} of the perplexity" if exponential else f"{bound:.3g} bits"
-    return with_collapses(effect, found, words)
+    return with_collapses(effect, found, in_units(-sample.mean), words)
 
 
 def _limit(level: float | None, limit: Callable[[float], float]) -> float | None:

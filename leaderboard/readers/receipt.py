@@ -207,6 +207,14 @@ class ReceiptTotals(ReceiptPart):
     generated_tokens_per_second_after: Unread[float | None] = None
 
 
+class ReceiptFile(ReceiptPart):
+    """A file of the run's folder, as it was written. bytes: its size; sha256: of its contents, in hex."""
+
+    name: str
+    bytes: Whole
+    sha256: str
+
+
 class Receipt(ReceiptPart):
     """The whole file. It is filled in stages, so its fields can be assigned, and every assignment is checked.
 
@@ -215,6 +223,7 @@ class Receipt(ReceiptPart):
     started, finished: ISO 8601, UTC. seconds: by stage (load, calibrate, edit, evaluate). log: rows of training, one an
     epoch. searches: one record a search, with every trial. seeds: python, numpy, torch, fewshot.
     settings: of the evaluation; tasks: the settings of each task by name; versions: of each package by name.
+    files: the other files of the folder.
     """
 
     model_config = ConfigDict(frozen=False, validate_assignment=True)
@@ -243,6 +252,7 @@ class Receipt(ReceiptPart):
     searches: Unread[list[dict[str, Plain]]] = Field(default_factory=list)
     finished: str | None = None
     seconds: dict[str, Plain] = Field(default_factory=dict)
+    files: Unread[list[ReceiptFile]] = Field(default_factory=list)
 
 
 def read_receipt(path: Path) -> tuple[Receipt, dict[str, Any]]:

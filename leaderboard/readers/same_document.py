@@ -1,7 +1,8 @@
 """Whether two documents ask for the same, however they are written: digests of what is asked, folded.
 
 lm-eval's `doc_hash` covers every column and every space of a document. These digests do not: whitespace, case, Unicode
-form, kinds of quotes and dashes, the order of columns and of choices, and the examples before a question do not count.
+form, punctuation, the words `question:` and `answer:`, the order of columns and of choices, and the examples before a
+question do not count.
 Whoever draws documents to learn from and whoever reads a run compute them alike, the one from requests that are built,
 the other from a samples file.
 
@@ -19,6 +20,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 Request = tuple[str, str]
@@ -31,8 +34,11 @@ _ALIKE = str.maketrans(
     | dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-")
 )
 # Between two digits a space says where a number ends.
-_SPACE = re.compile(r"(?<=\d)(\s)\s*(?=\d)|\s+")
-_END = re.compile(r"[.!?;,:]+$")
+_NUMBERS_APART = re.compile(r"(?<=\d)\s+(?=\d)")
+# Marks that only divide sentences; within a number they mean something.
+_MARKS = str.maketrans(dict.fromkeys(";!?\"'", " "))
+_MARKS_OUTSIDE_NUMBERS = re.compile(r"[.,:](?!\d)|(?<!\d)[.,:]")
+_HEADINGS = re.compile(r"\b(?:question|query|q|answer|a)\s*:")
 _LABEL = re.compile(r"(?:^|(?<=\s))\(?([A-Za-z]|[1-9])[.):]\s+")
 _EXAMPLES_END = "\n\n"
 
@@ -49,10 +55,20 @@ class DocumentText(NamedTuple):
 
 def fold(text: str) -> str:
     """A text without what does not change its meaning: Unicode form, case, whitespace, invisible characters."""
+    return _closed(_unified(text))
+
+
+def _unified(text: str) -> str:
+    """In one Unicode form and case."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)).translate(_ALIKE)
         text = unicodedata.normalize("NFKC", text.casefold())
-    return _SPACE.sub(lambda gap: " " if gap[1] else "", text.lower().translate(_ALIKE)).strip()
+    return text.lower().translate(_ALIKE)
+
+
+def _closed(text: str) -> str:
+    """Without whitespace, but one space between two numbers."""
+    return " ".join("".join(part.split()) for part in _NUMBERS_APART.split(text))
 
 
 def content_digests(document: DocumentText, *beginnings: str) -> frozenset[str]:
@@ -67,13 +83,12 @@ def content_digests(document: DocumentText, *beginnings: str) -> frozenset[str]:
 
 def digests_in_samples(document: DocumentText, num_fewshot: int | None) -> frozenset[str]:
     """The same of a document in a samples file. Where examples stand before the question, what follows the last blank
-    line is taken for the question too.
+    line is taken for the question.
     """
-    found = content_digests(document)
     if not num_fewshot:
-        return found
+        return content_digests(document)
     asked = tuple((context.rpartition(_EXAMPLES_END)[2], answer) for context, answer in document.requests)
-    return found | _of_requests(asked, document.target)
+    return content_digests(document._replace(requests=asked))
 
 
 @dataclass
@@ -94,11 +109,12 @@ class SampleContents:
 
 
 def text_digests(text: str) -> frozenset[str]:
-    """Those of a text: of all of it, and of every line and sentence, each of which may be a question with its
-    answer.
+    """Those of a text: of all of it, of every line and sentence, and of every two sentences in succession, of which
+    each may be a question with its answer.
     """
-    parts = {text, *text.splitlines(), *re.split(r"(?<=[.!?])\s+", text.replace("\n", " "))}
-    return frozenset(_digest("answer", folded) for part in parts if (folded := _END.sub("", fold(part))))
+    sentences = re.split(r"(?<=[.!?])\s+", text)
+    parts = {text, *text.splitlines(), *sentences, *map(" ".join, pairwise(sentences))}
+    return frozenset(_digest("answer", folded) for part in parts if (folded := _plain(part)))
 
 
 def requests_of(arguments: Any) -> tuple[Request, ...]:
@@ -118,11 +134,13 @@ def requests_of(arguments: Any) -> tuple[Request, ...]:
 
 def plain_requests(arguments: Iterable[Any]) -> tuple[Request, ...]:
     """Prompt and continuation of each request, from its arguments; empty where there is more than text in one."""
-    found = []
+    found: list[Request] = []
+    prompts: dict[str, str] = {}  # one object for all choices, since prompts are long
     for one in arguments:
         if not isinstance(one, (list, tuple)) or not one or len(one) > 2 or not isinstance(one[0], str):
             return ()
-        found.append((one[0], one[1] if len(one) == 2 and isinstance(one[1], str) else ""))
+        prompt = prompts.setdefault(one[0], one[0])
+        found.append((prompt, one[1] if len(one) == 2 and isinstance(one[1], str) else ""))
     return tuple(found)
 
 
@@ -141,15 +159,22 @@ def right_answer(requests: Sequence[Request], target: str) -> Request | None:
 def _of_requests(requests: Sequence[Request], target: str) -> set[str]:
     found = set()
     answered = right_answer(requests, target)
-    if answered is not None and (text := _END.sub("", fold(" ".join(answered)))):
-        found.add(_digest("answer", text))
+    if answered is not None:
+        both = {answered, without_listing(*answered)} if _LABEL.search(answered[0]) else {answered}
+        found = {_digest("answer", text) for pair in both if (text := _plain(" ".join(pair)))}
     # Those of an unconditional likelihood ask nothing.
     asked = [request for request in requests if request[0]] or list(requests)
     if len(asked) > 1:
-        prompts = {context: fold(in_one_order(context)) for context, _ in asked}
-        lines = sorted({f"{prompts[context]}\x1f{fold(answer)}" for context, answer in asked})
+        prompts = {context: _plain(in_one_order(context)) for context, _ in asked}
+        lines = sorted({f"{prompts[context]}\x1f{_plain(answer)}" for context, answer in asked})
         found.add(_digest("choices", *lines))
     return found
+
+
+@lru_cache(maxsize=256)
+def _plain(text: str) -> str:
+    """A text without what does not tell it from another. The prompt of a document comes several times in a row."""
+    return _closed(_MARKS_OUTSIDE_NUMBERS.sub(" ", _HEADINGS.sub(" ", _unified(text)).translate(_MARKS)))
 
 
 def _without(beginning: str, requests: Sequence[Request]) -> tuple[Request, ...]:
@@ -172,6 +197,7 @@ def _folded(value: Any) -> Any:
     return [_folded(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
+@lru_cache(maxsize=256)
 def in_one_order(text: str) -> str:
     """A text in which choices that are listed by consecutive letters or numbers (`A. red B. blue`) stand sorted and
     without their labels.
@@ -181,6 +207,18 @@ def in_one_order(text: str) -> str:
         parts += [text[end:start], *sorted(choices, key=fold)]
         end = stop
     return "\n".join([*parts, text[end:]]) if parts else text
+
+
+def without_listing(question: str, answer: str) -> Request:
+    """A question without the choices that it lists, and the answer, where that is the label of one, as its text."""
+    found = list(_listings(question))
+    if len(found) != 1:
+        return question, answer
+    ((start, stop, choices),) = found
+    label = answer.strip().strip("().:").casefold()
+    place = "abcdefghij".find(label) if label.isalpha() else int(label) - 1 if label.isdecimal() else -1
+    named = len(label) == 1 and 0 <= place < len(choices)
+    return f"{question[:start]}\n{question[stop:]}", choices[place] if named else answer
 
 
 def _listings(text: str) -> Iterator[tuple[int, int, list[str]]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leaderboard.commands import ingest_command, run_arguments
-from leaderboard.errors import Busy, ForeignDatabase, MissingDatabase, OlderDatabase, Unwritable
+from leaderboard.errors import Busy, ForeignDatabase, Interrupted, MissingDatabase, OlderDatabase, Unwritable
 from leaderboard.store import decisions, migrations, trouble
 from leaderboard.store.lock import RETRY_SECONDS, SAID_AFTER_SECONDS, check_writable, file_lock
 from leaderboard.store.places import RunPlaces
@@ -200,6 +200,9 @@ def _open_for_reading(database: Path, deadline: float) -> Store:
 
 def _open_for_writing(database: Path, deadline: float) -> Store:
     check_writable(database)
+    if database.exists():
+        with suppress(Interrupted):  # which this writer will complete
+            _connect(database, True, deadline).close()  # opened for writing, a damaged file would be changed
     with _removed_if_never_begun(database):
         connection = _connect(database, False, deadline)
     try:
@@ -278,7 +281,7 @@ def _check_whole(connection: duckdb.DuckDBPyConnection, database: Path) -> None:
     tables = connection.execute("SELECT table_name FROM duckdb_tables() WHERE NOT internal").fetchall()
     for (table,) in tables:
         name = '"' + table.replace('"', '""') + '"'
-        connection.execute(f"SELECT count(hash(t)) FROM {name} t").fetchall()
+        connection.execute(f"SELECT bit_xor(hash(t)) FROM {name} t").fetchall()
 
 
 def _is_conflict(error: Exception) -> bool:

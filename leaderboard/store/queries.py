@@ -405,14 +405,23 @@ def run_matrices(store: Store, run_id: str) -> list[dict[str, Any]]:
     return store.rows("SELECT * EXCLUDE (run_id, position) FROM receipts WHERE run_id = ? ORDER BY position", [run_id])
 
 
-def calibrated_on(store: Store) -> dict[str, tuple[str, str, str, str]]:
-    """run_id -> the tasks, splits, numbers of documents and seeds of its calibrations, each a list in words."""
+class Calibrated(NamedTuple):
+    """What a run was calibrated on, each a list in words."""
+
+    tasks: str
+    splits: str
+    samples: str
+    seeds: str
+
+
+def calibrated_on(store: Store) -> dict[str, Calibrated]:
+    """run_id -> what it was calibrated on."""
     texts = ", ".join(
         f"coalesce(string_agg(DISTINCT CAST({name} AS VARCHAR), ', ' ORDER BY CAST({name} AS VARCHAR)), '')"
         for name in ("task", "split", "samples", "seed")
     )
     rows = store.connection.execute(f"SELECT run_id, {texts} FROM calibrations GROUP BY run_id").fetchall()
-    return {row[0]: (row[1], row[2], row[3], row[4]) for row in rows}
+    return {row[0]: Calibrated(*row[1:]) for row in rows}
 
 
 def run_calibrations(store: Store, run_id: str) -> list[dict[str, Any]]:
@@ -425,7 +434,12 @@ def run_calibrations(store: Store, run_id: str) -> list[dict[str, Any]]:
 def rejections(store: Store) -> list[dict[str, Any]]:
     """What ingest could not take, latest first, without paths that were taken later."""
     rows = store.rows(
-        "SELECT logged_at, path, reason FROM ingest_log l WHERE outcome = 'rejected' AND NOT EXISTS "
-        "(SELECT 1 FROM ingest_log a WHERE a.path = l.path AND a.rowid > l.rowid) ORDER BY l.rowid DESC"
+        "SELECT logged_at, path, reason, outcome = 'rejected' AS rejected FROM ingest_log l WHERE NOT EXISTS"
+        " (SELECT 1 FROM ingest_log a WHERE a.path = l.path AND a.rowid > l.rowid) ORDER BY l.rowid"
     )
-    return [row | {"path": str(store.places.resolved(row["path"]))} for row in rows]
+    last: dict[str, dict[str, Any]] = {}
+    for row in rows:  # a path may have been stored in more than one way
+        path = str(store.places.resolved(row["path"]))
+        last.pop(path, None)
+        last[path] = row | {"path": path}
+    return [row for row in reversed(last.values()) if row.pop("rejected")]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from leaderboard.readers.receipt import ReceiptMatrix
 from leaderboard.readers.records import ReportedScore, Run, RunVariant, TaskRun
-from leaderboard.readers.safe_json import canonical
+from leaderboard.readers.safe_json import canonical, digest
 from leaderboard.readers.samples import Document, SampleOutcome, Samples, SampleScore
 
 if TYPE_CHECKING:
@@ -17,17 +17,16 @@ if TYPE_CHECKING:
 
 _TABLES = ("runs", "run_tasks", "scores", "samples", "sample_scores", "receipts", "calibrations")
 
+_NAMES = ("model_key", "model_name", "recipe_name", "recipe_label", "control", "control_of")
+"""What a variant goes by."""
+
 
 def insert_runs(store: Store, runs: Sequence[Run], moment: datetime) -> None:
     """Insert runs that the store does not hold, inside the caller's transaction; `moment` is naive UTC."""
     if not runs:
         return
-    variants = {run.variant.variant_id: run.variant for run in runs}
-    known = store.rows("SELECT variant_id FROM variants WHERE variant_id IN (SELECT unnest(?))", [list(variants)])
-    for row in known:
-        del variants[row["variant_id"]]
-    store.insert("variants", _columns(RunVariant, list(variants.values())))
-    store.insert("runs", _run_columns(store, runs, moment))
+    variants = _variants(store, runs)
+    store.insert("runs", _run_columns(store, runs, [variant.variant_id for variant in variants], moment))
     tasks = [task for run in runs for task in run.tasks]
     store.insert(
         "run_tasks",
@@ -77,13 +76,43 @@ def _ids(runs: Sequence[Run], of: str) -> list[str]:
     return [run.run_id for run in runs for _ in getattr(run, of)]
 
 
-def _run_columns(store: Store, runs: Sequence[Run], moment: datetime) -> dict[str, list[Any]]:
+def _variants(store: Store, runs: Sequence[Run]) -> list[RunVariant]:
+    """The row of each run's variant, of which new ones are inserted. Equal weights that come under another name, of the
+    recipe or of the model, are a row of their own: what a run is called must not depend on which came first.
+    """
+    ids = list(dict.fromkeys(id_ for run in runs for id_ in (run.variant.variant_id, _own_id(run.variant))))
+    rows = store.rows(
+        f"SELECT variant_id, {', '.join(_NAMES)} FROM variants WHERE variant_id IN (SELECT unnest(?))", [ids]
+    )
+    known = {row["variant_id"]: [row[name] for name in _NAMES] for row in rows}
+    stored = set(known)
+    found, fresh = [], []
+    for run in runs:
+        variant = run.variant
+        if known.setdefault(variant.variant_id, _named(variant)) != _named(variant):
+            variant = replace(variant, variant_id=_own_id(variant))
+        if variant.variant_id not in stored:
+            fresh.append(variant)
+        found.append(variant)
+    store.insert("variants", _columns(RunVariant, list({variant.variant_id: variant for variant in fresh}.values())))
+    return found
+
+
+def _named(variant: RunVariant) -> list[str | None]:
+    return [getattr(variant, name) for name in _NAMES]
+
+
+def _own_id(variant: RunVariant) -> str:
+    return digest([variant.variant_id, *_named(variant)])
+
+
+def _run_columns(store: Store, runs: Sequence[Run], variants: Sequence[str], moment: datetime) -> dict[str, list[Any]]:
     left_out = {"variant", "tasks", "scores", "matrices", "calibrations", "path", "files", "warnings", "request_cache"}
     columns = {
         field.name: [getattr(run, field.name) for run in runs] for field in fields(Run) if field.name not in left_out
     }
     return columns | {
-        "variant_id": [run.variant.variant_id for run in runs],
+        "variant_id": list(variants),
         "path": [store.places.stored(run.path) for run in runs],
         "files": [canonical(run.files) for run in runs],
         "warnings": [canonical(run.warnings) for run in runs],

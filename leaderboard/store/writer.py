@@ -5,8 +5,10 @@ version, whose rows it replaces); a run whose log-likelihoods
 equal, to the bit, those of a run of the same model with other weights is an error (a shared request cache makes every
 recipe look lossless), or, where the run says that it used no cache, a warning: an edit may concern nothing that these
 answers use. Notable choice: it needs *every* log-likelihood task that the two share to be identical, because one cache
-serves all of them, and it is waived where the edit is within rounding of the weights' own dtype, or touched no matrix:
-such an edit, `identity` above all, may change weights without changing one printed number.
+serves all of them. Tasks of one name that are known to be two (other code or data, other documents) are not shared,
+unless their answers are identical all the same. The check is waived where the edit is within rounding of the weights'
+own dtype, or touched no matrix: such an edit, `identity` above all, may change weights without changing one printed
+number.
 """
 
 from __future__ import annotations
@@ -16,11 +18,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from leaderboard.errors import Unreadable
 from leaderboard.readers.records import BASELINE, Rejection, Run
 from leaderboard.readers.safe_json import clean
+from leaderboard.readers.task_identity import differing_parts
 from leaderboard.store import former_ids, noise_floor
 from leaderboard.store.database import Store
 from leaderboard.store.rows import insert_runs
@@ -134,14 +137,31 @@ def log_rejections(store: Store, rejections: Iterable[Rejection]) -> None:
     store.insert("ingest_log", columns)
 
 
+class _AnsweredTask(NamedTuple):
+    """The log-likelihoods of one task as a hash, and what the task was."""
+
+    hash: str | None
+    documents: str | None
+    identity: str | None
+    config: str | None
+
+    def is_another(self, other: _AnsweredTask) -> bool:
+        """Whether two tasks of one name are known to be two."""
+        if self.documents != other.documents:
+            return True
+        if self.identity and other.identity:
+            return self.identity != other.identity
+        return bool(self.config and other.config and differing_parts(self.config, other.config))
+
+
 @dataclass(frozen=True)
 class _Answered:
-    """The log-likelihoods of one run, as hashes by task."""
+    """The log-likelihoods of one run, by task."""
 
     run_id: str
     path: str
     digest: str
-    hashes: dict[str, str | None]
+    tasks: dict[str, _AnsweredTask]
     changes: Callable[[], list[float | None]]
 
 
@@ -154,21 +174,22 @@ class _Answers:
         if not asked:
             return
         rows = store.rows(
-            "SELECT v.model_key, r.run_id, r.path, v.digest_after AS digest, t.task, t.log_likelihoods_hash AS hash"
+            "SELECT v.model_key, r.run_id, r.path, v.digest_after AS digest, t.task, t.log_likelihoods_hash AS hash,"
+            " t.documents_hash AS documents, t.identity, t.config_hash AS config"
             " FROM run_tasks t JOIN runs r USING (run_id) JOIN variants v USING (variant_id) WHERE v.digest_after IS"
             " NOT NULL AND t.log_likelihoods >= $1 AND t.run_id IN (SELECT run_id FROM run_tasks WHERE"
             " log_likelihoods_hash IN (SELECT unnest($2))) ORDER BY r.run_id",
-            [_FEWEST_LOG_LIKELIHOODS, [hash_ for run in asked for hash_ in _hashes(run).values()]],
+            [_FEWEST_LOG_LIKELIHOODS, [task.hash for run in asked for task in _hashes(run).values()]],
         )
         by_run: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for row in rows:
             by_run[row["run_id"]].append(row)
         for run_id, of_run in by_run.items():
             first = of_run[0]
-            hashes = {row["task"]: row["hash"] for row in of_run}
+            tasks = {row["task"]: _AnsweredTask(*(row[name] for name in _AnsweredTask._fields)) for row in of_run}
             path = str(store.places.resolved(first["path"]))
             self._by_model[first["model_key"]].append(
-                _Answered(run_id, path, first["digest"], hashes, _stored_changes(store, run_id))
+                _Answered(run_id, path, first["digest"], tasks, _stored_changes(store, run_id))
             )
 
     def remember(self, run: Run) -> None:
@@ -176,7 +197,7 @@ class _Answers:
         if run.variant.digest_after is not None and (hashes := _hashes(run)):
             changes = [matrix.relative_error for matrix in run.matrices]
             self._by_model[run.variant.model_key].append(
-                _Answered(run.run_id, str(run.path), run.variant.digest_after, dict(hashes), lambda: changes)
+                _Answered(run.run_id, str(run.path), run.variant.digest_after, hashes, lambda: changes)
             )
 
     def copied(self, run: Run) -> Unreadable | str | None:
@@ -188,12 +209,10 @@ class _Answers:
             return None
         limit = ROUNDING.get(run.variant.dtype or "float32", ROUNDING["float32"])
         for other in self._by_model[run.variant.model_key]:
-            shared = sorted(other.hashes.keys() & mine.keys())
-            if (
-                other.digest == run.variant.digest_after
-                or not shared
-                or any(other.hashes[task] != mine[task] for task in shared)
-            ):
+            if other.digest == run.variant.digest_after:
+                continue
+            shared = _shared(mine, other.tasks)
+            if not shared or any(other.tasks[task].hash != mine[task].hash for task in shared):
                 continue
             changes = [matrix.relative_error for matrix in run.matrices] + other.changes()
             if all(change is not None and change <= limit for change in changes):
@@ -213,9 +232,19 @@ class _Answers:
         return None
 
 
-def _hashes(run: Run) -> dict[str, str | None]:
+def _shared(mine: dict[str, _AnsweredTask], others: dict[str, _AnsweredTask]) -> list[str]:
+    return sorted(
+        task
+        for task in mine.keys() & others.keys()
+        if mine[task].hash == others[task].hash or not mine[task].is_another(others[task])
+    )
+
+
+def _hashes(run: Run) -> dict[str, _AnsweredTask]:
     return {
-        task.task: task.log_likelihoods_hash for task in run.tasks if task.log_likelihoods >= _FEWEST_LOG_LIKELIHOODS
+        task.task: _AnsweredTask(task.log_likelihoods_hash, task.documents_hash, task.identity, task.config_hash)
+        for task in run.tasks
+        if task.log_likelihoods >= _FEWEST_LOG_LIKELIHOODS
     }
 
 

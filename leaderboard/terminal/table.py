@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from leaderboard.board.cell import Cell, not_its_control
+from leaderboard.board.cell import Cell, changed, not_its_control
 from leaderboard.compare.run_diff import Unshared
 from leaderboard.readers.records import BASELINE
 from leaderboard.terminal.format import (
@@ -82,19 +82,19 @@ def _task_lines(task: str, cells: list[Cell], width: int, color: bool) -> list[s
     facts = [plain(task)]
     if shown.metric:
         facts += [f"{plain(metric_name(shown))}, {direction(shown)}"]
-    if shown.n:
-        facts += [f"{shown.n:,} documents"]
+    facts += filter(None, [shown.scored])
     if shown.baseline_score is not None and all(cell.verdict != BASELINE for cell in cells):
         facts += [f"baseline {number(shown.baseline_score)}"]
     lines = [_bold(_cut("; ".join(facts), width), color)]
-    for cell in sorted(cells, key=lambda cell: (cell.verdict != BASELINE, cell.recipe, cell.run_id)):
-        lines += _cell_lines(cell, width, color)
+    for cell in sorted(cells, key=lambda cell: (cell.verdict != BASELINE, cell.name, cell.run_id)):
+        others = cell.scored if cell.scored != shown.scored else None
+        lines += _cell_lines(changed(cell, notes=(others, *cell.notes)) if others else cell, width, color)
     return lines
 
 
 def _cell_lines(cell: Cell, width: int, color: bool) -> list[str]:
     lost_gained = f"{cell.lost}/{cell.gained}" if cell.lost is not None else ""
-    name = plain(cell.recipe)
+    name = plain(cell.name)
     fits = len(name) <= _name_room(width)
     columns = _Columns(
         name if fits else "",
@@ -157,15 +157,15 @@ def _cut(text: str, room: int) -> str:
 
 
 def _legend(cells: Sequence[Cell], width: int) -> list[str]:
-    tested = sum(cell.p_value is not None for cell in cells)
     unpaired = textwrap.wrap(UNPAIRED_LEGEND, width) if any(cell.unpaired for cell in cells) else []
-    if not tested:
+    over = {cell.model: cell.compared or 0 for cell in cells if cell.p_value is not None}
+    if not over:
         return unpaired
+    numbers = counted(sum(over.values()), "comparison", "comparisons") + (" in all" if len(over) > 1 else "")
     return unpaired + textwrap.wrap(
         "Paired by document; better and worse: significant at 5 % after Benjamini-Hochberg over a model's board"
-        f" ({counted(tested, 'comparison', 'comparisons')} here), and zero outside the interval, itself uncorrected."
-        " same = equivalent within the margin; undecided = too few documents to tell (could have shown: with 80 %"
-        " power).",
+        f" ({numbers}), and zero outside the interval, itself uncorrected. same = equivalent within the margin;"
+        " undecided = too few documents to tell (could have shown: with 80 % power).",
         width,
     )
 

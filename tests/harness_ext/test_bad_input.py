@@ -59,6 +59,10 @@ def assert_told(ran, *words: str) -> None:
         (["--recipe", "eigenprune:calibration.task=no_such"], ["unknown task 'no_such'"]),
         (["--recipe", "laser", "--control", "eigenprune"], ["'eigenprune' cannot be a control", "random-subspace"]),
         (["--recipe", "laser", "--use_cache", "cache"], ["--use_cache cannot be combined with --recipe"]),
+        (
+            ["--recipe", "laser", "--cache_requests", "true"],
+            ["--cache_requests cannot be combined with --recipe", "an earlier version of the task"],
+        ),
         (["--recipe", "laser", "--model", "vllm"], ["vllm", "use --model hf"]),
         (["--recipe", "laser", "--tasks", "int_malt"], ["no task is called 'int_malt'", "int_mult"]),
     ],

@@ -40,6 +40,8 @@ class Task:
     generation: Mapping[str, Any] | None = None
     first_document: int = 0
     fields: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    of: int | None = None
 
     @property
     def count(self) -> int:
@@ -92,7 +94,11 @@ def results_json(tasks: Mapping[str, Task], *, model: str, config: Mapping[str, 
             "num_fewshot": task.shots,
             "metric_list": metrics,
         }
-        return found | {"generation_kwargs": task.generation, "metadata": {"version": task.version, **task.metadata}}
+        return (
+            found
+            | {"generation_kwargs": task.generation, "metadata": {"version": task.version, **task.metadata}}
+            | dict(task.config)
+        )
 
     return {
         "results": {name: row(name, task) for name, task in tasks.items()},
@@ -103,7 +109,9 @@ def results_json(tasks: Mapping[str, Task], *, model: str, config: Mapping[str, 
         "higher_is_better": {
             n: {m: task.higher_is_better.get(m, True) for m in task.values} for n, task in tasks.items()
         },
-        "n-samples": {name: {"original": task.count, "effective": task.count} for name, task in tasks.items()},
+        "n-samples": {
+            name: {"original": task.of or task.count, "effective": task.count} for name, task in tasks.items()
+        },
         "config": (
             {
                 "model": "hf",

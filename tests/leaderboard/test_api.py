@@ -21,7 +21,7 @@ from leaderboard.store.database import open_store
 
 COLUMNS = (
     *("model", "task", "recipe", "control", "metric", "n", "baseline_score", "score", "delta", "low", "high"),
-    *("verdict", "p", "q", "lost", "gained", "run_id", "unpaired"),
+    *("verdict", "p", "q", "lost", "gained", "run_id", "unpaired", "label", "scored"),
     *("control_run", "control_delta", "control_low", "control_high", "control_verdict"),
     *("control_p", "control_q", "control_unpaired"),
 )

@@ -46,7 +46,7 @@ def sentence(cells: Sequence[Cell], of: int) -> str:
         ""
         if len(cells) < 2
         else (
-            f". From {plain(ordered[0].recipe)} ({interval(ordered[0])}) to {plain(ordered[-1].recipe)}"
+            f". From {plain(ordered[0].name)} ({interval(ordered[0])}) to {plain(ordered[-1].name)}"
             f" ({interval(ordered[-1])})"
         )
     )
@@ -63,7 +63,7 @@ def chart(cells: Sequence[Cell]) -> Any:
         [
             {
                 "label": labels[i],
-                "recipe": plain(cell.recipe),
+                "recipe": plain(cell.name),
                 "delta": cell.delta,
                 "low": cell.low,
                 "high": cell.high,
@@ -90,9 +90,9 @@ def chart(cells: Sequence[Cell]) -> Any:
 
 def _labels(cells: Sequence[Cell]) -> list[str]:
     """A short name for each, no two alike: rows of one name would be drawn over each other."""
-    short = [shortened(plain(cell.recipe)) for cell in cells]
+    short = [shortened(plain(cell.name)) for cell in cells]
     return [
-        name if short.count(name) == 1 else f"{shortened(plain(cell.recipe), 20)} ({cell.run_id[:6]})"
+        name if short.count(name) == 1 else f"{shortened(plain(cell.name), 20)} ({cell.run_id[:6]})"
         for name, cell in zip(short, cells)
     ]
 

@@ -130,8 +130,8 @@ def _row(point: SizePoint) -> dict[str, Any]:
         else (None, None)
     )
     return {
-        "recipe": plain(cell.recipe),
-        "name": shortened(plain(cell.recipe), 26),
+        "recipe": plain(cell.name),
+        "name": shortened(plain(cell.name), 26),
         "verdict": cell.verdict,
         "size": point.size,
         "score": cell.score,
@@ -155,7 +155,7 @@ def sentence(shown: Sequence[SizePoint], words: str) -> str:
     """What the plot shows, in words."""
     on_front = sorted((point for point in shown if point.front), key=lambda point: point.size)
     named = [on_front[i] for i in _spread(len(on_front))]
-    listed = "; ".join(f"{plain(p.cell.recipe)} ({percent(p.share)}, {number(p.cell.score)})" for p in named)
+    listed = "; ".join(f"{plain(p.cell.name)} ({percent(p.share)}, {number(p.cell.score)})" for p in named)
     return (
         f"{counted(len(shown), 'run', 'runs')} by {words.lower().replace('flops', 'FLOPs')} and score"
         f" ({direction(shown[0].cell)}); {len(on_front)} on the"

@@ -190,7 +190,7 @@ def _text(cell: Cell | None) -> str:
 
 def _row(cell: Cell) -> dict[str, Any]:
     return {
-        "Recipe": plain(cell.recipe),
+        "Recipe": plain(cell.name),
         "Model": plain(cell.model),
         "Verdict": cell.verdict,
         "Delta [95 %]": interval(cell),
@@ -205,6 +205,7 @@ def _record(cell: Cell) -> dict[str, Any]:
     """The same with all digits."""
     return {
         "recipe": cell.recipe,
+        "name": cell.name,
         "model": cell.model,
         "task": cell.task,
         "metric": cell.metric,

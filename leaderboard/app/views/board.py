@@ -138,7 +138,7 @@ def show_glance(cells: Sequence[Cell], facts: Mapping[str, RunFacts]) -> None:
     )
     st.caption("Blank: not run. Tick two recipes to compare them.")
     downloads(rows, "glance")
-    latest = {cell.recipe: cell for cell in tables.by_age(cells)}
+    latest = {cell.name: cell for cell in tables.by_age(cells)}
     compare([latest[recipes[row]] for row in picked["selection"]["rows"] if row < len(recipes)])
 
 

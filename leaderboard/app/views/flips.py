@@ -197,7 +197,7 @@ def show_often(cell: Cell, overview: data.Answer[data.Overview]) -> None:
         and c.lost is not None
     ]
     latest: Mapping[str, Cell] = {
-        c.recipe: c for c in tables.by_age(like) if c.control is None and not unedited(c.recipe)
+        c.name: c for c in tables.by_age(like) if c.control is None and not unedited(c.recipe)
     }
     if len(latest) < 2:
         return

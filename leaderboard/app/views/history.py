@@ -143,7 +143,7 @@ def _row(point: HistoryPoint, cell: Cell | None) -> dict[str, Any]:
             )
             + more
         ),
-        "Documents": "" if point.documents is None else f"{point.documents:,}",
+        "Documents": point.subset or ("" if point.documents is None else f"{point.documents:,}"),
         "Notes": plain(point.failure),
         "Run": point.run_id[:12],
     }
@@ -164,6 +164,7 @@ def _record(point: HistoryPoint, cell: Cell | None) -> dict[str, Any]:
         "low": point.low,
         "high": point.high,
         "documents": point.documents,
+        "subset": point.subset,
         "changes": "; ".join(f"{change.what}: {change.before} -> {change.after}" for change in point.changes),
         "failure": point.failure,
     }

@@ -72,7 +72,7 @@ def show_task(points: Sequence[size.SizePoint], missing: Sequence[Cell], words: 
     return [
         {
             "Task": plain(point.cell.task),
-            "Recipe": plain(point.cell.recipe),
+            "Recipe": plain(point.cell.name),
             "Verdict": point.cell.verdict,
             "On the front": "yes" if point.front else "no",
             words: round(point.size),

@@ -378,3 +378,26 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     set_arguments(monkeypatch, "doctor")
     with pytest.raises(ZeroDivisionError):
         main()
+
+
+def test_places_of_samples_reach_lm_eval_in_order(tmp_path: Path) -> None:
+    """It logs a document under the id that stands at the document's rank in the list."""
+    from argparse import Namespace
+
+    from harness_ext.cli.run import _order_samples
+
+    (tmp_path / "samples.json").write_text('{"int_mult": [5, 3]}')
+    for given, expected in (
+        ({"int_mult": [9, 3, 3]}, {"int_mult": [3, 9]}),
+        ('{"int_mult": [9, 3]}', {"int_mult": [3, 9]}),
+        (str(tmp_path / "samples.json"), {"int_mult": [3, 5]}),
+        ({"int_mult": ["9", 3]}, {"int_mult": ["9", 3]}),
+        ("no file", "no file"),
+        (None, None),
+    ):
+        arguments = Namespace(samples=given)
+        _order_samples(arguments, {})
+        assert arguments.samples == expected
+    arguments = Namespace(samples=None)
+    _order_samples(arguments, {"samples": {"int_mult": [2, 1]}})
+    assert arguments.samples == {"int_mult": [1, 2]}

@@ -153,7 +153,14 @@ def test_weights_without_a_place_are_told_and_left_out(changed) -> None:
     assert load(folder).unexpected_weights == ["model.extra"]
 
 
-@pytest.mark.parametrize("config", [{"model_type": "novel"}, {"quantization_config": {"quant_method": "gptq"}}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "novel"},
+        {"quantization_config": {"quant_method": "gptq"}},
+        {"auto_map": {"AutoConfig": "own.Own"}},
+    ],
+)
 def test_of_what_headers_cannot_tell_nothing_is_said(changed, config: dict[str, Any]) -> None:
     check_headers(read_checkpoint(str(changed("llama", without("layers.1."), **config))))
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import yaml
 
 from harness_ext.errors import RecipeError
 from harness_ext.methods.budget import Keep
-from harness_ext.recipe.recipe import parse_recipe, parse_recipes, recipe_from, shipped_names
+from harness_ext.recipe.recipe import Recipe, parse_recipe, parse_recipes, recipe_from, shipped_names
 
 
 @pytest.mark.parametrize("name", shipped_names())
@@ -152,3 +155,51 @@ def test_a_file_that_is_no_recipe_is_refused_and_nothing_in_it_runs(tmp_path, te
 )
 def test_a_glob_needs_no_quotes(written: str) -> None:
     assert parse_recipe(f"svd:matrices={written}").steps[0].matrices == ("*.q_proj.weight",)
+
+
+# Names that mean something
+
+
+STEP = {"method": "truncate_svd", "matrices": ["up_proj"], "keep": {"rank": 4}}
+
+
+@pytest.mark.parametrize("name", ["baseline", "Baseline", "BASELINE", "unedited", "plain", "lm_eval", "lm-eval"])
+def test_a_recipe_with_steps_cannot_be_called_the_unedited_model(name: str) -> None:
+    words = f"'{name}' means the model as it is, and this recipe has steps: give it another name"
+    with pytest.raises(RecipeError, match=words):
+        recipe_from({"name": name, "steps": [STEP]}, origin="mine.yaml")
+    with pytest.raises(ValueError, match=words):
+        Recipe(name=name, label="mine", summary="", source="", steps=parse_recipe("laser").steps)
+
+
+@pytest.mark.parametrize("steps", [[STEP], [{"method": "identity", "matrices": ["all"]}, STEP]])
+def test_identity_changes_nothing(steps: list[dict]) -> None:
+    with pytest.raises(RecipeError, match="'identity' means a recipe that changes nothing, and this one's steps do"):
+        recipe_from({"name": "identity", "steps": steps}, origin="mine.yaml")
+
+
+def test_settings_cannot_make_an_edit_of_a_recipe_that_makes_none() -> None:
+    with pytest.raises(RecipeError, match="it has no steps, so there is nothing to change"):
+        parse_recipe("baseline:steps.0.method=truncate_svd")
+    with pytest.raises(RecipeError, match="it has no steps, so there is nothing to change"):
+        parse_recipe("baseline:keep.rank=3")
+    with pytest.raises(RecipeError, match="'identity' means a recipe that changes nothing"):
+        parse_recipe("identity:steps.0.method=truncate_svd,keep.rank=3")
+
+
+def test_the_baseline_is_told_by_its_name_and_by_its_steps() -> None:
+    baseline = parse_recipe("baseline")
+    assert baseline.is_baseline
+    assert not baseline.model_copy(update={"steps": parse_recipe("laser").steps}).is_baseline
+    found_nothing = recipe_from({"name": "laser-search-found", "steps": []}, origin="found.yaml")
+    assert not found_nothing.is_baseline and found_nothing.recipe_id == baseline.recipe_id
+
+
+def test_changes_and_copies_of_a_recipe_keep_what_it_was_chosen_on(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    chosen_on = ["a" * 64, "b" * 64]
+    path.write_text(yaml.safe_dump({**parse_recipe("laser").resolved(), "chosen_on": chosen_on}))
+    changed = parse_recipe(f"{path}:keep.rank=3")
+    assert changed.chosen_on == tuple(chosen_on) and changed.recipe_id == parse_recipe("laser:keep.rank=3").recipe_id
+    assert recipe_from(changed.resolved(), origin="again").chosen_on == changed.chosen_on
+    assert changed.for_tasks(lambda split: ["t"]).chosen_on == changed.chosen_on

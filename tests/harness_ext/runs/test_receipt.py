@@ -98,6 +98,9 @@ seconds.load float
 seconds.evaluate float
 seconds.calibrate float
 seconds.edit float
+files[].name str
+files[].bytes int
+files[].sha256 str
 """
 OPEN = {"model.model_args", "recipe.resolved", "settings", "tasks", "versions"}
 """Objects whose keys depend on what was asked."""

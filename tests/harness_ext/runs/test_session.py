@@ -91,6 +91,39 @@ def test_the_same_command_again_does_nothing_and_shows_the_same(
     assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/demo/**/*")}
 
 
+def test_a_mended_helper_of_a_scorer_has_everything_scored_anew(demo_run, tmp_path: Path) -> None:
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    rows = "".join(json.dumps({"q": f"{number} plus 3 is", "a": number % 2}) + "\n" for number in range(8))
+    (folder / "test.jsonl").write_text(rows)
+    (folder / "own.yaml").write_text(
+        f"task: own\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {folder}/test.jsonl}}}}\n"
+        'test_split: test\noutput_type: multiple_choice\ndoc_to_text: "{{q}}"\ndoc_to_target: a\n'
+        'doc_to_choice: [" yes", " no"]\nprocess_results: !function utils.score\n'
+        "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
+    )
+    (folder / "utils.py").write_text(
+        "import sys, pathlib\nsys.path.insert(0, str(pathlib.Path(__file__).parent))\n"
+        "def score(doc, results):\n    import mended\n    return {'acc': mended.score(doc)}\n"
+    )
+
+    def run(value: str, recipe: str) -> tuple[int, dict[str, dict]]:
+        (folder / "mended.py").write_text(f"def score(doc):\n    return {value}\n")
+        ran = demo_run("--recipe", recipe, "--include_path", folder, tasks="own")
+        assert ran.code == 0, ran.err
+        return ran.err.count("kept from"), receipts(tmp_path)
+
+    assert run("0.0", "laser")[0] == 0
+    assert run("1.0", "identity")[0] == 0
+    kept, _ = run("1.0", "identity")
+    assert kept == 2
+    made = [json.loads(path.read_text()) for path in tmp_path.glob("results/demo/baseline-*/receipt.json")]
+    assert len({receipt["tasks"]["own"]["identity"] for receipt in made}) == len(made) == 2
+    found = [json.loads(path.read_text()) for path in tmp_path.glob("results/demo/*/results_*.json")]
+    assert sorted(result["results"]["own"]["acc,none"] for result in found) == [0.0, 0.0, 1.0, 1.0]
+    sys.path.remove(str(folder))
+
+
 def test_the_baseline_is_reused_by_another_recipe_and_run_again_for_other_settings(demo_run, tmp_path: Path) -> None:
     demo_run("--recipe", "baseline")
     assert set(receipts(tmp_path)) == {"baseline"}
@@ -435,3 +468,195 @@ def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not
     alive.mkdir()
     rundir.sweep(tmp_path)
     assert not dead.exists() and alive.exists()
+
+
+# Damaged run folders
+
+
+def _cut(path: Path, share: float = 0.5) -> None:
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+
+
+def _without_last_line(path: Path) -> None:
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+
+
+def _one_digit_changed(path: Path) -> None:
+    text = path.read_text()
+    path.write_text(text.replace("0", "1", 1))
+
+
+DAMAGE = {
+    "samples cut": ("samples_*", _cut, r"samples_int_mult_\S+ has"),
+    "samples with fewer rows": ("samples_*", _without_last_line, r"samples_int_mult_\S+ has"),
+    "samples empty": ("samples_*", lambda path: path.write_bytes(b""), r"samples_int_mult_\S+ has 0 bytes"),
+    "samples gone": ("samples_*", Path.unlink, r"samples_int_mult_\S+ is missing"),
+    "samples changed": ("samples_*", _one_digit_changed, r"samples_int_mult_\S+ is not as it was written"),
+    "results cut": ("results_*", _cut, r"results_\S+ has"),
+    "results gone": ("results_*", Path.unlink, r"results_\S+ is missing"),
+    "receipt cut": ("receipt.json", _cut, r"receipt\.json is missing or cannot be read"),
+    "receipt gone": ("receipt.json", Path.unlink, r"receipt\.json is missing or cannot be read"),
+    "receipt empty": (
+        "receipt.json",
+        lambda path: path.write_bytes(b""),
+        r"receipt\.json is missing or cannot be read",
+    ),
+}
+
+
+def test_a_damaged_run_is_made_anew_by_the_same_command(demo_run, tmp_path: Path) -> None:
+    import re
+
+    arguments, size = ("--recipe", "baseline"), {"limit": 8}
+    assert "baseline: done" in demo_run(*arguments, **size).err
+    for what, (pattern, damage, words) in DAMAGE.items():
+        (path,) = tmp_path.glob(f"results/demo/baseline-*/{pattern}")
+        damage(path)
+        ran = demo_run(*arguments, **size)
+        assert ran.code == 0, what
+        assert re.search(rf"baseline: the run in \S+ is damaged \({words}.*\) and is made anew", ran.err), (
+            what,
+            ran.err,
+        )
+        assert "baseline: done" in ran.err
+        assert len(samples(tmp_path, "baseline", "int_mult")) == 8
+        assert not list(tmp_path.glob("results/demo/.*"))
+    ran = demo_run(*arguments, **size)
+    assert "baseline: kept" in ran.err and "damaged" not in ran.err
+
+
+def test_a_receipt_of_another_run_does_not_stand_for_this_one(demo_run, tmp_path: Path) -> None:
+    import shutil
+
+    demo_run("--recipe", "laser", limit=8)
+    (baseline,), (laser,) = (list(tmp_path.glob(f"results/demo/{name}-*")) for name in ("baseline", "laser"))
+    shutil.copy(baseline / "receipt.json", laser / "receipt.json")
+    ran = demo_run("--recipe", "laser", limit=8)
+    assert "baseline: kept" in ran.err and "laser: done" in ran.err
+    assert json.loads((laser / "receipt.json").read_text())["recipe"]["name"] == "laser"
+    shutil.rmtree(baseline)
+    shutil.copytree(laser, baseline)
+    ran = demo_run("--recipe", "laser", limit=8)
+    assert "baseline: done" in ran.err and "laser: kept" in ran.err
+
+
+def test_a_damaged_run_stays_until_the_new_one_is_whole(
+    demo_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo_run("--recipe", "baseline", limit=8)
+    (path,) = tmp_path.glob("results/demo/baseline-*/samples_*")
+    _cut(path)
+    left = path.read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "harness_ext.runs.session.Session._evaluate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
+        demo_run("--recipe", "baseline", limit=8)
+    assert path.read_bytes() == left
+    assert "baseline: done" in demo_run("--recipe", "baseline", limit=8).err and not path.exists()
+
+
+def test_a_whole_run_beside_a_damaged_one_is_kept(demo_run, tmp_path: Path) -> None:
+    import shutil
+
+    demo_run("--recipe", "baseline", limit=8)
+    (folder,) = tmp_path.glob("results/demo/baseline-*")
+    shutil.copytree(folder, folder.with_name("a-copy"))
+    _cut(next((folder.with_name("a-copy")).glob("samples_*")))
+    ran = demo_run("--recipe", "baseline", limit=8)
+    assert f"kept from {folder.relative_to(tmp_path)}" in ran.err and "damaged" not in ran.err
+
+
+# The model's files
+
+
+def test_a_model_that_changes_while_the_command_runs_is_told(
+    lm_eval, make_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    from harness_ext.lm_eval_adapter.backend import RecipeLM
+
+    folder = tmp_path / "model"
+    shutil.copytree(make_model("llama", seed=5), folder)
+    other, real = make_model("llama", seed=6), RecipeLM._create_model
+    write_tiny_task(tmp_path / "tasks")
+
+    def overtaken(self, *args, **kwargs) -> None:
+        shutil.copy(other / "model.safetensors", folder)
+        real(self, *args, **kwargs)
+
+    arguments = ("run", "--model", "hf", "--model_args", f"pretrained={folder}", "--tasks", "tiny", "--device", "cpu")
+    arguments += ("--include_path", tmp_path / "tasks", "--batch_size", 4, "--recipe", "baseline")
+    with monkeypatch.context() as patched:
+        patched.setattr(RecipeLM, "_create_model", overtaken)
+        ran = lm_eval(*arguments)
+    assert ran.code == 2 and "was changed while this command ran" in ran.err
+    assert not list(tmp_path.glob("results/*/*/receipt.json"))
+    assert "baseline: done" in lm_eval(*arguments).err
+    (folder / "README.md").write_text("not part of the model")
+    assert "baseline: kept" in lm_eval(*arguments).err
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused_by_every_command(
+    lm_eval, make_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    import harness_ext
+    from harness_ext.errors import UserError
+
+    folder = tmp_path / "model"
+    shutil.copytree(make_model("llama", seed=7), folder)
+    state = load_file(folder / "model.safetensors")
+    torn = {name: value for name, value in state.items() if "layers.2.mlp.down_proj" not in name}
+    save_file(torn, folder / "model.safetensors", {"format": "pt"})
+    write_tiny_task(tmp_path / "tasks")
+    words = "lacks the weight model.layers.2.mlp.down_proj.weight, which the config asks for"
+    arguments = ("--model_args", f"pretrained={folder}", "--device", "cpu")
+    on_task = ("--tasks", "tiny", "--include_path", tmp_path / "tasks")
+    for recipe in ("baseline", "identity", "svd:matrices=[down_proj],layers=[2]"):
+        ran = lm_eval("run", "--model", "hf", *arguments, *on_task, "--recipe", recipe)
+        assert ran.code == 2 and words in ran.err and "done" not in ran.err, recipe
+    ran = lm_eval("recipes", "plan", "laser", "--model_args", f"pretrained={folder}")
+    assert ran.code == 2 and words in ran.err and not ran.out
+    ran = lm_eval("export", *arguments, "--recipe", "laser", "--out", "edited")
+    assert ran.code == 2 and words in ran.err and not (tmp_path / "edited").exists()
+    asked = {"model_args": {"pretrained": str(folder)}, "tasks": ["tiny"], "include_path": str(tmp_path / "tasks")}
+    for call in (
+        lambda: harness_ext.plan("laser", pretrained=str(folder)),
+        lambda: harness_ext.export("laser", tmp_path / "edited", pretrained=str(folder)),
+        lambda: harness_ext.run(**asked, recipes=["laser"], output_path=tmp_path / "results"),
+    ):
+        with pytest.raises(UserError, match="lacks the weight"):
+            call()
+    assert not list(tmp_path.glob("results/*/*/receipt.json"))
+
+
+def test_weights_without_a_place_are_warned_of_in_every_receipt(lm_eval, make_model, tmp_path: Path) -> None:
+    """A config with fewer layers than are stored gives another model, of which nothing is random."""
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(make_model("llama", seed=8), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    write_tiny_task(tmp_path / "tasks")
+    on_task = ("--tasks", "tiny", "--include_path", tmp_path / "tasks", "--device", "cpu", "--batch_size", 4)
+    ran = lm_eval("run", "--model", "hf", "--model_args", f"pretrained={folder}", *on_task, "--recipe", "laser")
+    assert ran.code == 0, ran.err
+    words = "the checkpoint stores 9 weights that the model has no place for and were left out, such as model.layers.2."
+    for path in tmp_path.glob("results/*/*/receipt.json"):
+        assert [warning for warning in json.loads(path.read_text())["warnings"] if warning.startswith(words)]
+    assert ran.err.count(words) == 2
+
+
+def test_calibrating_on_the_scored_facts_in_other_words_is_told(demo_run, tmp_path: Path) -> None:
+    recipe = "fwsvd:calibration.task=int_mult_clean,calibration.split=test,calibration.samples=40"
+    ran = demo_run("--recipe", recipe, "fwsvd", limit=80)
+    said = "40 of 80 scored documents of int_mult ask for the same as calibration documents of int_mult_clean"
+    assert ran.code == 0 and f"{recipe}: {said}" in ran.err and "warning: 40 of 80 scored" in ran.out
+    assert receipts(tmp_path)[recipe]["warnings"][0].startswith(said)
+    assert receipts(tmp_path)["fwsvd"]["warnings"] == []

@@ -15,7 +15,7 @@ from harness_ext.editing.controls import NoControl, control_recipe
 from harness_ext.editing.plan import plan
 from harness_ext.errors import RecipeError, UserError, VariantFailed
 from harness_ext.lm_eval_adapter.backend import RecipeLM
-from harness_ext.lm_eval_adapter.task_index import task_manager
+from harness_ext.lm_eval_adapter.task_index import task_manager, tasks_root
 from harness_ext.model.checkpoint import read_checkpoint
 from harness_ext.model.weights import model_digest
 from harness_ext.recipe.recipe import parse_recipe, recipe_from
@@ -295,6 +295,44 @@ def test_the_winner_is_not_scored_on_what_it_was_chosen_on(demo_run, lm_eval, tm
         in demo_run("--recipe", "laser", tasks="int_sum", limit=8).err
         + demo_run("--recipe", "mine.yaml", tasks="int_sum", limit=8).err
     )
+
+
+def test_what_was_chosen_beyond_a_limit_stays_out_of_the_whole_score(demo_run, lm_eval, tmp_path: Path) -> None:
+    """The documents that a search chose on were not scored then, for `--limit` alone; later they would be."""
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "same.yaml").write_text(
+        f"include: {tasks_root() / 'arithmetic' / 'int_mult.yaml'}\ntask: same\ntraining_split: test\n"
+    )
+    here = ("--include_path", tmp_path / "tasks")
+    searched = "laser-search:calibration.samples=20,matrices=[down_proj],layers=[1]"
+    ran = demo_run(*here, "--recipe", searched, tasks="same", limit=40)
+    assert ran.code == 0, ran.err
+    (place,) = tmp_path.glob("results/demo/laser-search*")
+    receipt = json.loads((place / "receipt.json").read_text())
+    (used,) = receipt["calibration"]
+    assert len(used["documents"]) == 20 and used["contents"] and used["split"] == "train"
+    shown = lm_eval("recipes", "show", "--from", place).out
+    (tmp_path / "mine.yaml").write_text(shown)
+    assert all(hashed in shown for hashed in (*used["documents"], *used["contents"]))
+
+    ran = demo_run(*here, "--recipe", "mine.yaml:seed=0", "--control", "noise", tasks="same", limit=80)
+    assert ran.code == 0 and "same: 20 of 80 documents are out of every score" in ran.err
+    found = [json.loads(path.read_text()) for path in tmp_path.glob("results/demo/*/receipt.json")]
+    full = {one["recipe"]["name"]: one for one in found if one["tasks"]["same"]["scored"] == 60}
+    assert set(full) == {"baseline", "laser-search-found", "noise"}
+    assert set(full["noise"]["recipe"]["resolved"]["chosen_on"]) >= set(used["documents"])
+    assert "incomparable" not in ran.out
+
+    ran = lm_eval("export", "--model_args", "pretrained=demo", "--recipe", "mine.yaml", "--out", "edited")
+    assert ran.code == 0, ran.err
+    exported = json.loads((tmp_path / "edited" / "receipt.json").read_text())
+    assert set(exported["chosen_on"]) >= set(used["documents"])
+    card = (tmp_path / "edited" / "README.md").read_text()
+    assert used["documents"][0] in card and "under `chosen_on` in `receipt.json`" in card
+    ran = demo_run(
+        "--recipe", "baseline", *here, "--model_args", f"pretrained={tmp_path / 'edited'}", tasks="same", limit=80
+    )
+    assert "same: 20 of 80 documents are out of every score" in ran.err
 
 
 def test_the_plan_of_a_search(lm_eval) -> None:

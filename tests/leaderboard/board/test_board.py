@@ -19,6 +19,7 @@ from leaderboard.board.cell import Cell, with_verdicts
 from leaderboard.compare_runs import compare_paths
 from leaderboard.errors import LeaderboardError, UnknownRun
 from leaderboard.ingest import ingest
+from leaderboard.readers.same_document import DocumentText, content_digests
 from leaderboard.store import queries
 from leaderboard.store.database import open_store
 from leaderboard.terminal import format
@@ -381,14 +382,17 @@ class TestIncomparable:
         made.run("laser", {"sums": after}, weights={"digest_before": "ff", "digest_after": "ee"})
         assert "other weights" in recipe_cell(made.board()).notes[0]
 
-    def test_chosen_on_the_documents_it_reports(self, made: Any, kit: Any) -> None:
+    @pytest.mark.parametrize("known_by", ["documents", "contents"])
+    def test_chosen_on_the_documents_it_reports(self, made: Any, kit: Any, known_by: str) -> None:
         before, after = kit.pair(50, 20, lost=2)
         made.run("baseline", {"sums": before})
         used = [kit.sha(json.dumps({"question": "sums 7?"}, indent=2))]
+        digests = content_digests(DocumentText((("Sums 7 ? With 0  examples", " yes"),), "yes"))
+        hashes = {"documents": used} if known_by == "documents" else {"documents": ["0"], "contents": sorted(digests)}
         made.run(
             "laser",
             {"sums": after},
-            calibration=[{"task": "sums", "split": "test", "samples": 1, "seed": 0, "documents": used}],
+            calibration=[{"task": "sums", "split": "test", "samples": 1, "seed": 0, **hashes}],
         )
         cell = recipe_cell(made.board())
         assert (

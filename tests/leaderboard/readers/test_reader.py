@@ -14,6 +14,7 @@ from leaderboard.readers.discovery import Candidate, find_runs
 from leaderboard.readers.reader import read_runs
 from leaderboard.readers.records import Rejection, Run
 from leaderboard.readers.results import model_arguments
+from leaderboard.readers.same_document import DocumentText, content_digests
 from leaderboard.readers.samples_reader import sample_score
 
 
@@ -107,6 +108,48 @@ def test_calibration_on_scored_documents_is_noticed(made: Any, kit: Any) -> None
     calibration = [{"step": 0, "task": "sums", "split": "train", "samples": 3, "seed": 0, "documents": used}]
     run = only_run(made.run("eigenprune", {"sums": task}, calibration=calibration))
     assert run.tasks[0].calibration_overlap == 2 and run.tasks[0].overlap_example in used
+
+
+def asked(prompt: str, answer: str = " yes") -> list[str]:
+    """The digests that a receipt has of a document to learn from."""
+    return sorted(content_digests(DocumentText(((prompt, answer),), answer)))
+
+
+def test_calibration_on_scored_documents_in_another_form_is_noticed(made: Any, kit: Any) -> None:
+    _, task = kit.pair(5, 3)
+    contents = [*asked("SUMS  1? with 0 examples"), *asked("sums 4?\nwith 0 examples", " Yes."), *asked("sums 2?")]
+    used = {"step": 0, "task": "sums", "split": "train", "samples": 3, "documents": [kit.sha("x")]}
+    run = only_run(made.run("eigenprune", {"sums": task}, calibration=[used | {"contents": contents}]))
+    hashes = {kit.sha(json.dumps({"question": f"sums {i}?"}, indent=2)) for i in (1, 4)}
+    assert run.tasks[0].calibration_overlap == 2 and run.tasks[0].overlap_example == min(hashes)
+    # A receipt of before has no digests, and one that somebody spoiled has none that can be read.
+    for place, kept in enumerate(({}, {"contents": 7})):
+        older = only_run(made.run("eigenprune", {"sums": task}, folder=f"o{place}", calibration=[used | kept]))
+        assert older.tasks[0].calibration_overlap == 0
+
+
+def test_calibration_on_scored_documents_is_noticed_behind_examples(made: Any, kit: Any) -> None:
+    path = made.run(
+        "eigenprune",
+        {"sums": kit.Task({"acc": [1.0] * 5}, shots=2)},
+        calibration=[{"task": "sums", "documents": [], "contents": asked("Which sum is 3?")}],
+    )
+    (samples,) = path.glob("samples_*")
+    lines = [json.loads(line) for line in samples.read_text().splitlines()]
+    for place, line in enumerate(lines):
+        line["arguments"]["gen_args_0"]["arg_0"] = f"Which sum is 9? yes\n\nWhich sum is {place}?"
+    samples.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert only_run(path).tasks[0].calibration_overlap == 1
+
+
+def test_a_recipe_that_was_chosen_on_scored_documents_is_noticed(made: Any, kit: Any) -> None:
+    _, task = kit.pair(5, 3)
+    for place, chosen_on in enumerate((asked("sums 1? with 0 examples"), "none", [3])):
+        path = made.run("mine", {"sums": task}, folder=f"r{place}")
+        resolved = {"steps": [], "chosen_on": chosen_on}
+        edit(path / "receipt.json", lambda receipt, resolved=resolved: receipt["recipe"].update(resolved=resolved))
+        run = only_run(path)
+        assert run.tasks[0].calibration_overlap == (not place)
 
 
 def test_nan_is_kept_as_text_and_never_as_a_number(made: Any, kit: Any) -> None:

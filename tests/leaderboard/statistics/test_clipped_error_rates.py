@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,14 +60,16 @@ KINDS: dict[str, Draw] = {
 }
 
 
+@cache
 def shift_for(draw: Draw, mean: float) -> float:
-    """What must be added to drops so that the mean of the clipped ones is `mean`."""
-    many = draw(np.random.default_rng(7), 400_000)
-    low, high = -50.0, 50.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if np.clip(many + middle, -1, 1).mean() < mean else (low, middle)
-    return (low + high) / 2
+    """What must be added to drops so that the mean of the clipped ones is `mean`, from four million of them: of fewer,
+    the error of their own mean would count beside that of a thousand documents. By Newton's method.
+    """
+    many, shift = draw(np.random.default_rng(7), 4_000_000), 0.0
+    for _ in range(6):
+        moved = many + shift
+        shift += (mean - np.clip(moved, -1, 1).mean()) / max(0.1, (np.abs(moved) < 1).mean())
+    return shift
 
 
 def passes_by_t(drops: np.ndarray, margin: float) -> float:

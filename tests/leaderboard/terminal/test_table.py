@@ -65,7 +65,7 @@ class TestTable:
         lines = render(made.board(), width=width).splitlines()
         assert f"  {long}" in lines and any(line.startswith("  laser+random-subspace") for line in lines)
         assert any(line.rstrip().endswith("incomparable  99.2%") or "incomparable  99.2% " in line for line in lines)
-        assert "(1 comparison here)" in " ".join(lines)
+        assert "(1 comparison)" in " ".join(lines)
 
     def test_a_share_of_all_parameters_stands_apart_from_its_verdict(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(40, 20, lost=3)
