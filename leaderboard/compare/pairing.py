@@ -16,7 +16,7 @@ from leaderboard.compare.contents import Contents
 from leaderboard.compare.effect import Comparison, Effect, Scored
 from leaderboard.compare.judge import judge
 from leaderboard.compare.unpaired_scores import ReportedTask, Unpaired, gated, unpaired
-from leaderboard.metrics import DEFAULT_MARGIN, LOG_LOSS
+from leaderboard.metrics import DEFAULT_MARGIN, LOG_LOSS, named
 from leaderboard.store.database import Store
 from leaderboard.store.queries import RunRow, RunTaskRow, ScoreRow
 
@@ -107,8 +107,13 @@ def _beside(contents: Contents, baseline: str, run: str, primary: ScoreRow) -> t
 
 
 def _direction_note(score: ScoreRow) -> tuple[str, ...]:
-    unknown = score.higher_is_better is None and score.best_value is None
-    return ("its results do not say whether higher is better: taken so",) if unknown else ()
+    said, known = score.higher_is_better, named(score.metric).higher_is_better
+    if said is None and score.best_value is None:
+        return ("its results do not say whether higher is better: taken so",)
+    if None not in (said, known) and said != known:
+        better = "higher" if said else "lower"
+        return (f"warning: both results say that {better} is better of {score.metric}, of which the opposite is known",)
+    return ()
 
 
 def _effect(contents: Contents, subject: Subject, baseline: str, baseline_score: float, terms: Terms) -> Effect:

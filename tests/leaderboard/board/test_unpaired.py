@@ -202,6 +202,11 @@ class TestDirections:
         cell = self.pair(made, kit, self.says(first), self.says(second))
         assert cell.verdict == "better" and not cell.higher_is_better  # 0.8 to 0.5, where less is better
 
+    def test_both_say_the_opposite_of_what_is_known(self, made: Any, kit: Any) -> None:
+        """Early versions of lm-eval wrote so of TER."""
+        cell = compared(made, kit, metric="ter", higher_is_better={"ter": True})
+        assert any("both results say that higher is better of ter" in note for note in cell.notes)
+
     @pytest.mark.parametrize(
         ("name", "words"),
         [
