@@ -29,11 +29,10 @@ if TYPE_CHECKING:
 
 
 class RunComparison(NamedTuple):
-    """One cell a task of B, what only one of the two has, and what A and B are called beside each other."""
+    """One cell a task of B, and what only one of the two has."""
 
     cells: list[Cell]
     unshared: tuple[Unshared, Unshared]
-    names: tuple[str, str] = ("A", "B")
 
     def to_frame(self) -> pandas.DataFrame:
         """A row a task of B, with A as the baseline: the columns of `leaderboard.board.frame.cells_frame`."""
@@ -68,8 +67,7 @@ def compare_paths(a: Path, b: Path, *, margin: float = DEFAULT_MARGIN) -> RunCom
         ]
         return RunComparison(
             [_with_choices(report.store, cell) for cell in cells],
-            unshared(report.store, *report.added),
-            _names(report.store, *report.added),
+            _unshared(report.store, *report.added),
         )
     finally:
         report.store.connection.close()
@@ -95,12 +93,13 @@ def _recipe_of(path: Path) -> tuple[str | None, str | None]:
     return (receipt.recipe_id, receipt.recipe.control_of) if complete else (None, None)
 
 
-def _names(store: Store, a: str, b: str) -> tuple[str, str]:
-    """What the runs are called; with their models where those differ."""
+def _unshared(store: Store, a: str, b: str) -> tuple[Unshared, Unshared]:
+    """`unshared`, with what the runs are called beside each other; with their models where those differ."""
     names, runs = stored_names(store), {run.run_id: run for run in queries.runs(store)}
-    if runs[a].model_key == runs[b].model_key:
-        return names[a], names[b]
-    return f"{names[a]} on {runs[a].model_name}", f"{names[b]} on {runs[b].model_name}"
+    if runs[a].model_key != runs[b].model_key:
+        names = {run_id: f"{name} on {runs[run_id].model_name}" for run_id, name in names.items()}
+    first, second = unshared(store, a, b)
+    return first._replace(label=names[a]), second._replace(label=names[b])
 
 
 def _with_choices(store: Store, cell: Cell) -> Cell:

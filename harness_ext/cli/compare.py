@@ -35,7 +35,7 @@ class Compare(RecipesCommand):
         style = terminal_style()
         compared = compare_paths(args.a, args.b)
         lines = render_unshared(compared.unshared, width=style.width)
-        first, second = map(plain, compared.names)
+        first, second = (plain(only.label) for only in compared.unshared)
         print(f"A is {first}, B is {second}")
         print(
             "\n".join([render(compared.cells, width=style.width, color=style.color), *([""] if lines else []), *lines])

@@ -15,8 +15,8 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
-from typing import NamedTuple
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
 
 from leaderboard.readers.safe_json import digest
 from leaderboard.store import queries
@@ -33,6 +33,8 @@ TRAITS = (
     *("device", "batch_size", "seeds"),
 )
 """What may tell two runs apart, the most telling first."""
+_SAID = {"which documents": "documents", "configuration": "tasks", "task": "tasks"}  # of what differs by task
+_REMEMBERED = 20_000
 _MOST_NAMES = 3  # tasks of a calibration that are written out
 Traits = Mapping[str, str]
 
@@ -107,20 +109,23 @@ def _said(run: LabelledRun, name: str) -> str | None:
     different = set(texts.values())
     if len(different) == 1:
         return different.pop()
-    return f"{name} {digest(texts)[:6]}" if different else None
+    return f"{_SAID.get(name, name)} {digest(texts)[:6]}" if different else None
 
 
 def names_of(
-    runs: Iterable[RunRow], tasks: Mapping[str, Sequence[RunTaskRow]], calibrated: Mapping[str, Calibrated]
+    runs: Sequence[RunRow], tasks: Mapping[str, Sequence[RunTaskRow]], calibrated: Mapping[str, Calibrated]
 ) -> dict[str, str]:
-    """run_id -> the name of each run. tasks, calibrated: by run_id."""
+    """run_id -> the name of each run. tasks: by run_id, needed where a label has several runs; calibrated: likewise."""
+    alike = Counter(run.recipe_label for run in runs)
     return distinct_names(
-        LabelledRun(
+        LabelledRun(run.run_id, run.model_key, run.recipe_label, {}, {})
+        if alike[run.recipe_label] == 1
+        else LabelledRun(
             run.run_id,
             run.model_key,
             run.recipe_label,
             _traits(run, calibrated.get(run.run_id)),
-            {} if run.status == "failed" else {row.task: _of_task(row) for row in tasks.get(run.run_id, ())},
+            {} if run.status == "failed" else {row.task: _of_task(row[1:]) for row in tasks.get(run.run_id, ())},
         )
         for run in runs
     )
@@ -129,9 +134,9 @@ def names_of(
 def stored_names(store: Store) -> dict[str, str]:
     """run_id -> its name, of all runs of a store."""
     runs = queries.runs(store)
-    met = Counter((run.model_key, run.recipe_label) for run in runs)
-    meeting = [run.run_id for run in runs if met[run.model_key, run.recipe_label] > 1]
-    return names_of(runs, queries.run_tasks(store, meeting), queries.calibrated_on(store))
+    alike = Counter(run.recipe_label for run in runs)
+    several = [run.run_id for run in runs if alike[run.recipe_label] > 1]
+    return names_of(runs, queries.run_tasks(store, several), queries.calibrated_on(store))
 
 
 def _traits(run: RunRow, calibrated: Calibrated | None) -> Traits:
@@ -164,7 +169,10 @@ def _listed(names: str) -> str:
     return names if len(each) <= _MOST_NAMES else f"{each[0]} and {len(each) - 1} more, {digest(names)[:6]}"
 
 
-def _of_task(row: RunTaskRow) -> Traits:
+@lru_cache(_REMEMBERED)
+def _of_task(fields: tuple[Any, ...]) -> Traits:
+    """fields: of a `RunTaskRow`, without the run. Most rows are as others are."""
+    row = RunTaskRow("", *fields)
     counted = None if row.documents is None else f"{row.documents:,} documents"
     found = {
         "shots": None if row.num_fewshot is None else f"{row.num_fewshot}-shot",

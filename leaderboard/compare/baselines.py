@@ -17,15 +17,18 @@ Notable choices:
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
+from itertools import islice
 from typing import NamedTuple
 
 from leaderboard.compare import comparability
 from leaderboard.compare.contents import Contents
 from leaderboard.compare.pairing import Subject
 from leaderboard.readers.records import BASELINE
-from leaderboard.store.queries import RunRow, RunTaskRow
+from leaderboard.store.queries import RunRow, RunTaskRow, ScoreRow
+
+_MOST_NAMED = 100  # unedited runs, the latest, among which the nearest is looked for where none will do
 
 
 class BaselineChoice(NamedTuple):
@@ -53,7 +56,8 @@ class Baselines:
         self._contents = contents
         self._pinned_id = contents.pinned.get(runs[0].model_key) if runs else None
         self._pinned: dict[str, _PossibleBaseline] = {}
-        self._unedited: dict[str, list[_PossibleBaseline]] = defaultdict(list)
+        self._unedited: dict[str, dict[tuple[object, ...], _PossibleBaseline]] = defaultdict(dict)
+        self._asked_alike: dict[tuple[object, ...], list[_PossibleBaseline]] = defaultdict(list)
         self._chosen: dict[tuple[object, ...], BaselineChoice] = {}
         for run in sorted(runs, key=_age, reverse=True):
             if run.status == "complete" and (run.run_id == self._pinned_id or run.may_be_baseline):
@@ -66,16 +70,22 @@ class Baselines:
             if run.run_id == self._pinned_id:
                 self._pinned[row.task] = _PossibleBaseline(run, row)
             if run.may_be_baseline:
-                self._unedited[row.task].append(_PossibleBaseline(run, row))
+                self._add_unedited(run, row)
+
+    def _add_unedited(self, run: RunRow, row: RunTaskRow) -> None:
+        """Of runs that cannot be told apart by anything that counts, only the latest is kept."""
+        rows = self._contents.scores.get((run.run_id, row.task), ())
+        has = tuple((score.metric, score.filter, score.score is None, *_terms(score)) for score in rows)
+        alike = (*row[2:], *_counts(run), run.recipe_name == BASELINE, run.edited, has)
+        if alike not in self._unedited[row.task]:
+            self._unedited[row.task][alike] = _PossibleBaseline(run, row)
+            self._asked_alike[comparability.key(row)].append(_PossibleBaseline(run, row))
 
     def choose(self, subject: Subject) -> BaselineChoice:
         """The run to compare a score with; see the module's notes."""
         run, task, score = subject
-        alike = (
-            *task[1:],
-            *(score.metric, score.filter, run.settings_id, run.digest_before, run.model_key, run.may_be_baseline),
-            *(getattr(run, name) for name in comparability.RESERVATIONS),
-        )
+        counts = (run.model_key, run.digest_before, run.dtype) if run.may_be_baseline else _counts(run)
+        alike = (*task[1:], score.metric, score.filter, *_terms(score), run.may_be_baseline, *counts)
         if alike not in self._chosen:
             self._chosen[alike] = self._choose(subject)
         found = self._chosen[alike]
@@ -87,13 +97,15 @@ class Baselines:
         unfit = self._differences(pinned, subject) if pinned else []
         if pinned and not unfit:
             return BaselineChoice(pinned.run, True)
-        candidates = self._unedited.get(subject.task.task, ())
-        best = min(candidates, key=lambda candidate: self._distance(candidate, subject), default=None)
+        best = self._nearest(self._asked_alike.get(comparability.key(subject.task), ()), subject)
         if best is not None and not self._differences(best, subject):
             reason = f"warning: the pinned baseline does not serve here: {'; '.join(unfit)}"
             return BaselineChoice(best.run, True, (reason,) if pinned else ())
-        nearest = pinned or best
+        nearest = pinned or self._nearest(islice(self._unedited[subject.task.task].values(), _MOST_NAMED), subject)
         return BaselineChoice(None if nearest is None else nearest.run)
+
+    def _nearest(self, candidates: Iterable[_PossibleBaseline], subject: Subject) -> _PossibleBaseline | None:
+        return min(candidates, key=lambda candidate: self._distance(candidate, subject), default=None)
 
     def _differences(self, candidate: _PossibleBaseline, subject: Subject) -> list[str]:
         score = self._contents.score(
@@ -114,7 +126,7 @@ class Baselines:
 
     def _older(self, subject: Subject) -> tuple[str, ...]:
         """Of a baseline: that a later one ran another task of this name."""
-        for candidate in self._unedited.get(subject.task.task, ()):
+        for candidate in self._unedited[subject.task.task].values():
             if candidate.run.run_id == subject.run.run_id:
                 return ()
             if comparability.task_difference(subject.task, candidate.task):
@@ -122,6 +134,17 @@ class Baselines:
                     f"an older baseline: run {candidate.run.run_id[:8]} later ran this task with other code or data",
                 )
         return ()
+
+
+def _counts(run: RunRow) -> tuple[object, ...]:
+    """What of a run decides which baseline it has, or which it is."""
+    reservations = (getattr(run, name) for name in comparability.RESERVATIONS)
+    return run.model_key, run.settings_id, run.digest_before, *reservations
+
+
+def _terms(score: ScoreRow) -> tuple[object, ...]:
+    """What two files may say differently of one metric."""
+    return score.higher_is_better, score.best_value, score.margin
 
 
 def _age(run: RunRow) -> tuple[bool, datetime, str]:

@@ -43,6 +43,11 @@ RESERVATIONS = {
 }
 
 
+def key(task: RunTaskRow) -> tuple[object, ...]:
+    """What two runs of a task must have in common, task identity apart: equal for them, and hashable."""
+    return task.task, task.documents_hash, *(getattr(task, name) for name in _KEY)
+
+
 def key_differences(
     baseline: tuple[RunRow, RunTaskRow, ScoreRow | None], recipe: tuple[RunRow, RunTaskRow, ScoreRow]
 ) -> list[str]:

@@ -90,12 +90,13 @@ def _json(text: Any) -> Any:
 
 class Unshared(NamedTuple):
     """What only the run called `name` has. metrics: each, with its filter where there is a choice of them, and the
-    tasks that both runs have and it is of.
+    tasks that both runs have and it is of. label: what the run is called beside the other.
     """
 
     name: str
     tasks: tuple[str, ...]
     metrics: tuple[tuple[str, tuple[str, ...]], ...]
+    label: str = ""
 
     def sentences(self) -> list[str]:
         """One line about tasks and one about metrics, where there is something to say."""

@@ -131,7 +131,7 @@ def test_on_every_surface(made: Any, kit: Any, database: Path, expected: str) ->
     assert expected in render(cells, width=120) and expected in set(cells_frame(cells)["label"])
     assert expected in {line.recipe for line in across_models.lines(cells, "sums")}
     assert expected in forest.sentence([cell for cell in cells if cell.recipe == "laser"], 2)
-    assert compare_paths(*places).names[1] == expected
+    assert compare_paths(*places).unshared[1].label == expected
 
 
 def test_a_part_of_the_documents_is_always_said(made: Any, kit: Any, database: Path) -> None:
