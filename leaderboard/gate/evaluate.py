@@ -244,7 +244,8 @@ def _suite_row(
             row,
             decided="INCOMPARABLE",
             reasons=(
-                f"not averaged, because the scores of {', '.join(others)} do not lie between 0 (worst) and 1 (best), or are clipped",
+                f"not averaged, because the scores of {', '.join(others)} do not lie between 0 (worst) and 1 (best), or"
+                " are clipped",
             ),
         )
     return _combined(row, policy, entry, found, named)
