@@ -31,6 +31,8 @@ def likelihood_effect(comparison: Comparison) -> Effect:
     aggregate = _perplexity if exponential else _bits
     if not comparison.reproduced_by(aggregate(baseline.values, weights), aggregate(recipe.values, weights)):
         return comparison.untested("the reported score cannot be recomputed from its samples")
+    if not baseline.score > 0 or not weights.any():
+        return comparison.untested("the baseline's score is not above zero, and the margin is relative to it")
     return _texts_effect(comparison, weights, exponential)
 
 

@@ -225,3 +225,10 @@ class TestWhatIsPossible:
         # a share in percent is beyond the range of its metric: nothing is known of its limits
         percent = compared(np.array([97.0, 99.0] * 20), np.array([98.0, 99.0] * 20), "acc")
         assert percent.high is not None and percent.low is not None
+
+
+def test_a_perplexity_of_zero_has_no_margin() -> None:
+    """What no text can have, and a rounded file can."""
+    run = Scored(0.0, np.full(3, 9e9), np.full(3, 1.0))
+    effect = judge(Comparison("word_perplexity", run, run, False))
+    assert effect.p_value is None and "not above zero" in effect.notes[0]
