@@ -6,14 +6,13 @@ whatever lm-eval reports for others. Every error is a `LeaderboardError`, whose 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leaderboard.board.board import board as board_cells
-from leaderboard.board.board import pair_boards
 from leaderboard.board.cell import Cell
 from leaderboard.board.frame import cells_frame_with_controls
 from leaderboard.commands import DEFAULT_DATABASE
@@ -25,7 +24,6 @@ from leaderboard.gate.runs import read_named
 from leaderboard.ingest import Rejection, ingest
 from leaderboard.metrics import DEFAULT_MARGIN
 from leaderboard.store.database import Store, open_store
-from leaderboard.store.queries import control_runs
 
 if TYPE_CHECKING:
     import pandas
@@ -37,20 +35,26 @@ _REASONS_SHOWN = 3
 class Board:
     """Every run and task against its baseline.
 
-    cells: by model, task and recipe, the baseline first. against_control: of a recipe that has a control on the same
-    settings, the recipe against that control, by (run_id, task); corrected over the tasks of the run alone.
+    cells: by model, task and recipe, the baseline first; `against_controls` of each holds what it is against the
+    controls of its own.
     """
 
     cells: tuple[Cell, ...]
-    against_control: Mapping[tuple[str, str], Cell]
+
+    @property
+    def against_control(self) -> dict[tuple[str, str], Cell]:
+        """Each recipe that has a control on the same settings against the first of them by name, by (run_id, task);
+        corrected over all such comparisons of the model.
+        """
+        return {(cell.run_id, cell.task): cell.against_controls[0] for cell in self.cells if cell.against_controls}
 
     def to_frame(self) -> pandas.DataFrame:
         """A row a cell: model, task, recipe, control, metric, n (documents), baseline_score, score, delta (score minus
         baseline_score), low and high (its 95 % interval, not corrected), verdict, p, q (after Benjamini-Hochberg over
         the model), lost and gained (documents), run_id; and control_run, control_delta, control_low, control_high,
-        control_verdict of the recipe against its control. Missing values are NA.
+        control_verdict, control_p, control_q of the recipe against its control. Missing values are NA.
         """
-        return cells_frame_with_controls(self.cells, self.against_control)
+        return cells_frame_with_controls(self.cells)
 
 
 def board(path: str | Path, model: str | None = None) -> Board:
@@ -67,10 +71,7 @@ def board(path: str | Path, model: str | None = None) -> Board:
         if model is not None and not cells:
             names = sorted({cell.model for cell in board_cells(store)})
             raise LeaderboardError(f"there is no model {model!r} on the board of {path}; it has {', '.join(names)}")
-        shown = {cell.run_id for cell in cells}
-        pairs = [(control, run) for run, control in control_runs(store).items() if run in shown]
-        against = [cell for pair in pair_boards(store, pairs) for cell in pair]
-        return Board(tuple(cells), {(cell.run_id, cell.task): cell for cell in against})
+        return Board(tuple(cells))
 
 
 @contextmanager

@@ -15,9 +15,11 @@ from leaderboard.board.cell import Cell
 from leaderboard.board.frame import cells_frame
 from leaderboard.compare.choice_shift import compare_choices
 from leaderboard.compare.run_diff import Unshared, unshared
-from leaderboard.errors import LeaderboardError
+from leaderboard.errors import LeaderboardError, Unreadable
 from leaderboard.ingest import ingest
 from leaderboard.metrics import DEFAULT_MARGIN
+from leaderboard.readers.discovery import RECEIPT
+from leaderboard.readers.receipt import read_receipt
 from leaderboard.store.database import Store
 
 if TYPE_CHECKING:
@@ -68,7 +70,27 @@ def compare_paths(a: Path, b: Path, *, margin: float = DEFAULT_MARGIN) -> RunCom
         report.store.connection.close()
 
 
+def controls_beside(run: Path) -> list[Path]:
+    """The folders beside a run's that hold controls of its recipe; none where it has no receipt or they lie elsewhere.
+    A receipt that cannot be read is passed over.
+    """
+    folder = run if run.is_dir() else run.parent
+    recipe_id = _recipe_of(folder / RECEIPT)[0]
+    others = sorted(folder.resolve().parent.glob(f"[!.]*/{RECEIPT}")) if recipe_id else []
+    return [other.parent for other in others if _recipe_of(other)[1] == recipe_id]
+
+
+def _recipe_of(path: Path) -> tuple[str | None, str | None]:
+    """(recipe_id, recipe_id of the recipe whose control it is) of a complete run's receipt."""
+    try:
+        receipt, _ = read_receipt(path)
+    except (OSError, Unreadable):
+        return None, None
+    complete = receipt.status == "complete"
+    return (receipt.recipe_id, receipt.recipe.control_of) if complete else (None, None)
+
+
 def _with_choices(store: Store, cell: Cell) -> Cell:
-    if cell.delta is None or cell.baseline_run is None:
+    if cell.delta is None or cell.baseline_run is None or cell.unpaired:
         return cell
     return replace(cell, choices=compare_choices(store, cell.baseline_run, cell.run_id, cell.task, cell.filter))

@@ -14,6 +14,10 @@ class Busy(LeaderboardError):
     """Another process holds the database; trying again later will work."""
 
 
+class Interrupted(Busy):
+    """A writer was killed in the middle of a write, and a reader may not complete it."""
+
+
 class NewerDatabase(LeaderboardError):
     """The database was written by a later version of this package (or of DuckDB)."""
 
@@ -24,6 +28,10 @@ class OlderDatabase(LeaderboardError):
 
 class NotADatabase(LeaderboardError):
     """The file is no DuckDB database, is damaged, or is a DuckDB database of something else."""
+
+
+class ForeignDatabase(NotADatabase):
+    """The file is a DuckDB database of something else, which is never replaced."""
 
 
 class MissingDatabase(LeaderboardError):

@@ -5,34 +5,54 @@ Notable choices:
   less than a second, in one transaction, while the next are read. Killed anywhere, the store holds whole runs only.
 - What cannot be read is reported with its reason and stops nothing else. Unedited models go first, so that of two runs
   that contradict each other the edited one is rejected.
-- A rebuild writes a new file and renames it into place; it also reads every run directory that the old file knew of,
-  and takes over what no run directory holds: deletions, chosen runs that are still there, and the record of gates.
+- A rebuild writes a new file and renames it into place; it also reads every run directory that the old file knew of.
+  What no run directory holds (pins, blessings, gates, deletions) it takes from the files of decisions; an old file
+  whose decisions are not there yet is asked for them first, as far as it can be read. The old file is kept, renamed.
 """
 
 from __future__ import annotations
 
+import glob
 import os
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from leaderboard import make_callable
 from leaderboard.board import stored_verdicts
 from leaderboard.board.board import judge_ahead
 from leaderboard.compare import verdict_cache
-from leaderboard.errors import Busy, LeaderboardError, Unreadable
+from leaderboard.errors import (
+    Busy,
+    ForeignDatabase,
+    Interrupted,
+    NewerDatabase,
+    NotADatabase,
+    OlderDatabase,
+    Unreadable,
+    Unwritable,
+)
 from leaderboard.readers.discovery import Candidate, find_runs
 from leaderboard.readers.reader import read_runs
 from leaderboard.readers.records import Rejection, Run
 from leaderboard.readers.safe_json import no_collection
 from leaderboard.readers.samples_reader import SamplesReader
-from leaderboard.store.database import Store, memory_store, open_for_writing_unlocked, open_store, told_when_full
+from leaderboard.store import decisions, trouble
+from leaderboard.store.database import Store, connect_to_salvage, memory_store, open_for_writing_unlocked, open_store
+from leaderboard.store.decision_files import folder_of, names
 from leaderboard.store.lock import file_lock
+from leaderboard.store.places import RunPlaces, file_of
 from leaderboard.store.writer import Added, add_runs, log_rejections
 
-_KEPT = ("deletions", "baselines", "blessings", "gate_runs")  # what a rebuild takes over from the old file
+if TYPE_CHECKING:
+    import duckdb
+
+_OLD_KEPT = 3  # files of before a rebuild
 _AHEAD_SECONDS = 5.0  # of judging after an ingest, in turns of
 _TURN_SECONDS = 0.5
 _REBUILD_AHEAD_SECONDS = 120.0  # nobody waits for the new file
@@ -46,7 +66,7 @@ _BATCH_BYTES = 256 * 2**20  # of samples files, which bounds the memory
 @dataclass(frozen=True)
 class IngestReport:
     """What became of each run found; `deleted` ones were taken off the board before. `store` is set only when there is
-    no file: the caller closes its connection.
+    no file: the caller closes its connection. known: the ids of the duplicates. notes: sentences about a rebuild.
     """
 
     added: list[str] = field(default_factory=list)
@@ -54,6 +74,8 @@ class IngestReport:
     rejected: list[Rejection] = field(default_factory=list)
     deleted: list[Path] = field(default_factory=list)
     store: Store | None = None
+    known: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def ingest(
@@ -158,6 +180,8 @@ def _add(store: Store, batch: Sequence[Run], report: IngestReport) -> None:
             report.added.append(run.run_id)
         else:
             (report.deleted if outcome is Added.DELETED else report.duplicates).append(run.path)
+            if outcome is Added.KNOWN:
+                report.known.append(run.run_id)
 
 
 def _judge_ahead(database: Path, timeout_s: float) -> None:
@@ -188,54 +212,85 @@ def _write_rejections(database: Path, report: IngestReport, timeout_s: float) ->
 
 def _rebuild(roots: Sequence[Path], database: Path, timeout_s: float) -> IngestReport:
     report = IngestReport()
-    temporary = database.with_name(f".{database.name}.rebuilding-{os.getpid()}")
-    with file_lock(database, time.monotonic() + timeout_s, "a rebuild"), told_when_full(database), no_collection():
-        for leftover in database.parent.glob(f".{database.name}.rebuilding-*"):
+    real = file_of(database)  # a link is to lead to the new file
+    temporary = real.with_name(f".{real.name}.rebuilding-{os.getpid()}")
+    with file_lock(database, time.monotonic() + timeout_s, "a rebuild"), trouble.told(database), no_collection():
+        for leftover in real.parent.glob(f".{real.name}.rebuilding-*"):
             leftover.unlink(missing_ok=True)  # of a rebuild that was killed: whoever lives holds the lock
-        old = _old_contents(database)
+        known = _ask_old(database, report)
         try:
             store = open_for_writing_unlocked(temporary)
             try:
-                _copy(store, "deletions", old.kept.get("deletions", []))
-                for batch in _batches(_read_all(_with_known_paths(roots, old.paths, report), report)):
+                decisions.synchronize(store, database)
+                for batch in _batches(_read_all(_with_known_paths(roots, known, report), report)):
                     _add(store, batch, report)
                 log_rejections(store, report.rejected)
-                _copy_kept(store, old)
                 states = stored_verdicts.outdated(store)
                 ahead = judge_ahead(store, list(states), _REBUILD_AHEAD_SECONDS)
                 verdict_cache.write(store, ahead.new)
                 stored_verdicts.write(store, ahead.boards, states)
             finally:
                 store.connection.close()
-            _replace(temporary, database)
+            _replace(temporary, real, report)
+        except OSError as error:
+            raise Unwritable(
+                f"{database} could not be replaced ({error}), and is as it was: mend this and run the command again"
+            ) from error
         finally:
             for leftover in (temporary, Path(f"{temporary}.wal")):
                 leftover.unlink(missing_ok=True)
     return report
 
 
-@dataclass(frozen=True)
-class _Old:
-    """What only the old database knows."""
+def _ask_old(database: Path, report: IngestReport) -> list[Path]:
+    """Bring the decisions of the old file into files; the paths of the runs that it knows. Says in the report what
+    could not be read.
 
-    paths: list[Path] = field(default_factory=list)
-    kept: dict[str, list[dict[str, object]]] = field(default_factory=dict)
-
-
-def _old_contents(database: Path) -> _Old:
-    """Empty where the old file is missing, damaged or newer: rebuilding is the cure for those. An older one is brought
-    up to date first. Raises `Busy`.
+    Raises `Busy`, `ForeignDatabase`, and `NotADatabase` where the old file is a folder.
     """
+    if database.is_dir():
+        raise trouble.no_folder(database)
+    if not database.exists():
+        return []
     try:
-        if database.exists():
-            open_for_writing_unlocked(database, timeout_s=5.0).connection.close()
-        with open_store(database, read_only=True, timeout_s=5.0) as store:
-            paths = [Path(row["path"]) for row in store.rows("SELECT DISTINCT path FROM runs ORDER BY path")]
-            return _Old(paths, {table: store.rows(f"SELECT * FROM {table} ORDER BY rowid") for table in _KEPT})
-    except Busy:
+        with suppress(Interrupted, OlderDatabase), open_store(database, read_only=True, timeout_s=5.0):
+            pass  # a damaged one is not opened for writing, which could change it
+        with trouble.told(database):
+            store = open_for_writing_unlocked(database, timeout_s=5.0)
+            with closing(store.connection):
+                decisions.synchronize(store, database)
+                return _run_paths(store.connection, store.places)
+    except ForeignDatabase:
         raise
-    except LeaderboardError:
-        return _Old()
+    except (NotADatabase, NewerDatabase) as error:
+        report.notes.append(f"the old database could not be used: {str(error).partition(': ')[0]}")
+        return _salvage(database, report)
+
+
+def _salvage(database: Path, report: IngestReport) -> list[Path]:
+    paths: list[Path] = []
+    connection = connect_to_salvage(database)
+    if connection is not None:
+        with closing(connection):
+            decisions.salvage(connection, database)
+            paths = _run_paths(connection, RunPlaces(database))
+    folder = folder_of(database)
+    count = len(names(folder))
+    report.notes.append(
+        f"{count} decisions (pins, blessings, gates, deletions) are taken from {folder}"
+        if count
+        else "no pins, blessings, gates or deletions could be read of it, and no files beside it hold any"
+    )
+    return paths
+
+
+def _run_paths(connection: duckdb.DuckDBPyConnection, places: RunPlaces) -> list[Path]:
+    import duckdb
+
+    with suppress(duckdb.Error):
+        rows = connection.execute("SELECT DISTINCT path FROM runs ORDER BY path").fetchall()
+        return [places.resolved(str(path)) for (path,) in rows]
+    return []
 
 
 def _with_known_paths(roots: Sequence[Path], known: Sequence[Path], report: IngestReport) -> list[Path]:
@@ -247,23 +302,44 @@ def _with_known_paths(roots: Sequence[Path], known: Sequence[Path], report: Inge
     return [*roots, *(path for path in outside if path.exists())]
 
 
-def _copy_kept(store: Store, old: _Old) -> None:
-    present = {row["run_id"] for row in store.rows("SELECT run_id FROM runs")}
-    for table, rows in old.kept.items():
-        if table != "deletions":
-            _copy(store, table, [row for row in rows if "run_id" not in row or row["run_id"] in present])
-
-
-def _copy(store: Store, table: str, rows: Sequence[dict[str, object]]) -> None:
-    if rows:
-        store.insert(table, {name: [row[name] for row in rows] for name in rows[0]})
-
-
-def _replace(temporary: Path, database: Path) -> None:
-    """Rename the new file into place, without the write-ahead log of the old one."""
-    database.parent.mkdir(parents=True, exist_ok=True)
-    Path(f"{database}.wal").unlink(missing_ok=True)
+def _replace(temporary: Path, database: Path, report: IngestReport) -> None:
+    """Rename the new file into place, and the old one, with its write-ahead log, to a name of its own: at no moment is
+    there none.
+    """
+    log = Path(f"{database}.wal")
+    if database.exists():
+        earlier = sorted(_kept_before(database))
+        number = earlier[-1] + 1 if earlier else 1
+        for file, kept in (
+            (database, _kept_name(database, number)),
+            (log, Path(f"{_kept_name(database, number)}.wal")),
+        ):
+            if file.exists():
+                _second_name(file, kept)
+        report.notes.append(f"the old database is kept as {_kept_name(database, number)}")
+        for old in earlier[: 1 - _OLD_KEPT]:
+            for file in (_kept_name(database, old), Path(f"{_kept_name(database, old)}.wal")):
+                file.unlink(missing_ok=True)
+    log.unlink(missing_ok=True)
     os.replace(temporary, database)
+
+
+def _kept_name(database: Path, number: int) -> Path:
+    return Path(f"{database}.before-rebuild-{number}")
+
+
+def _kept_before(database: Path) -> Iterator[int]:
+    for file in database.parent.glob(f"{glob.escape(database.name)}.before-rebuild-*"):
+        number = file.name.rpartition("-")[2]
+        if number.isdecimal() and len(number) < 10:
+            yield int(number)
+
+
+def _second_name(file: Path, name: Path) -> None:
+    try:
+        os.link(file, name)
+    except OSError:  # a file system without links
+        shutil.copy2(file, name)
 
 
 make_callable(__name__, "leaderboard.ingest:ingest")

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ class Range(NamedTuple):
         return self.low >= 0 and self.high <= 1
 
 
-_ANY = Range(-math.inf, math.inf)
+ANY = Range(-math.inf, math.inf)
+"""That of a metric without limits, or of which none are known."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Metric:
 
     higher_is_better: bool | None = None
     best_value: float | None = None
-    range: Range = _ANY
+    range: Range = ANY
     scale: float | None = None
     kind: Kind = Kind.MEAN
     weighted: bool = False
@@ -143,6 +145,28 @@ METRICS: dict[str, Metric] = {
 }
 FAMILIES: dict[str, Metric] = {"amb_bias_score": _DIFFERENCE, "disamb_bias_score": _DIFFERENCE}
 """Metrics by the beginning of their names: BBQ's, in all and by category."""
+CLUSTERS: dict[str, str] = {
+    "babi": "passage",
+    "belebele_*": "flores_passage",
+    "boolq": "passage",
+    "boolq-seq2seq": "passage",
+    "drop": "passage",
+    "logiqa": "context",
+    "mc_taco": "sentence",
+    "mlqa_*": "context",
+    "multirc": "paragraph",
+    "qa4mre_*": "document_str",
+    "qasper_*": "title",
+    "record": "passage",
+    "squadv2": "context",
+    "super_glue-boolq-t5-prompt": "passage",
+    "super_glue-multirc-t5-prompt": "paragraph",
+    "winogender_*": "occupation",
+    "xquad_*": "context",
+}
+"""lm-eval's own tasks with several documents on one passage, or made from one sentence: a task's name, or how it begins
+-> the field of a document that is equal for them. Only fields that the task's own YAML or code names.
+"""
 _UNKNOWN = Metric()
 
 
@@ -162,6 +186,13 @@ def direction(metric: str, reported: Any) -> bool | None:
 def best_value(metric: str, reported: float | None) -> float | None:
     """The value in the middle at which a metric is best: as reported, else as known, else None."""
     return named(metric).best_value if reported is None else reported
+
+
+def cluster_field(task: str) -> str | None:
+    """The field of its documents that names the group of dependent ones, for a task of lm-eval; None where none is
+    known.
+    """
+    return next((field for name, field in CLUSTERS.items() if fnmatchcase(task, name)), None)
 
 
 def value_range(metric: str) -> Range:

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
+from leaderboard.readers.same_document import text_digests
 
 SHIPPED = Path(__file__).parent.parent / "contrasts"
 # What is predicted after the beginning does not matter: the input at its last word does, and gathering leaves the
@@ -27,7 +28,13 @@ def contrast_set(name: str) -> CalibrationSet:
         for word in pair
     ]
     documents = tuple(
-        LabelledDocument(f"contrast:{name}", text, _FOLLOWS, hashlib.sha256(text.encode()).hexdigest())
+        LabelledDocument(
+            f"contrast:{name}",
+            text,
+            _FOLLOWS,
+            hashlib.sha256(text.encode()).hexdigest(),
+            digests=tuple(sorted(text_digests(text))),
+        )
         for text in texts
     )
     return CalibrationSet(f"contrast:{name}", "shipped", 0, documents)

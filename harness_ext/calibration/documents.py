@@ -2,8 +2,8 @@
 score.
 
 Prompts and answers come from lm-eval's own request building (few-shot examples, chat template and delimiters included),
-so what is measured is what will be asked. A document that is also scored never enters: it is left out, and the receipt
-counts it.
+so what is measured is what will be asked. A document that is also scored never enters, however it is written: it is
+left out, and the receipt counts it (`leaderboard.readers.same_document` says what counts as the same).
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.errors import UserError, nearest
 from harness_ext.recipe.schema import EVALUATED, Calibration
 from leaderboard.metrics import best_value
+from leaderboard.readers.same_document import DocumentText, content_digests, plain_requests, right_answer
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -38,7 +39,8 @@ class LabelledDocument:
     """One prompt and its right answer, as text; `doc_hash` is lm-eval's.
 
     choices: where the task offers some, every one with its prompt; right: the places of the right ones among them, the
-    one in `answer` first.
+    one in `answer` first. digests: what else tells that another document asks for the same. wording: question and right
+    answer without examples and template, also where `answer` is another's.
     """
 
     task: str
@@ -47,12 +49,14 @@ class LabelledDocument:
     doc_hash: str
     choices: tuple[tuple[str, str], ...] = ()
     right: tuple[int, ...] = ()
+    digests: tuple[str, ...] = field(default=(), repr=False)
+    wording: tuple[str, str] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
 class CalibrationSet:
     """The documents drawn from one task; `also_scored` were left out because the evaluation reports them.
-    shuffled_labels: each has the answer of another.
+    shuffled_labels: each has the answer of another. warnings: what a reader of the scores should know of them.
     """
 
     task: str
@@ -61,6 +65,26 @@ class CalibrationSet:
     documents: tuple[LabelledDocument, ...]
     also_scored: int = 0
     shuffled_labels: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+class AskedDocument(NamedTuple):
+    """A document of a task as it is recognised in others. digests: see `leaderboard.readers.same_document`; wording:
+    its question and right answer without examples and template, None where the task names no right one.
+    """
+
+    doc_hash: str
+    digests: frozenset[str]
+    wording: tuple[str, str] | None
+
+    def is_among(self, known: Collection[str]) -> bool:
+        """Whether the document is one of those whose hashes and digests are given."""
+        return self.doc_hash in known or any(digest in known for digest in self.digests)
+
+    @property
+    def identities(self) -> frozenset[str]:
+        """All hashes that tell this document."""
+        return self.digests | {self.doc_hash}
 
 
 def document_hash(document: Any) -> str:
@@ -68,6 +92,34 @@ def document_hash(document: Any) -> str:
     from lm_eval.utils import handle_non_serializable, hash_string
 
     return hash_string(json.dumps(document, indent=2, default=handle_non_serializable, ensure_ascii=False))
+
+
+def asked_document(task: Task, document: Any) -> AskedDocument:
+    """How a document of a task is recognised: by itself, and by what the task asks of it."""
+    from lm_eval.utils import handle_non_serializable
+
+    source = json.loads(json.dumps(document, default=handle_non_serializable))
+    try:
+        context = task.fewshot_context(document, num_fewshot=0, gen_prefix=task.doc_to_prefix(document))
+        requests = plain_requests(request.args for request in _requests(task, document, context))
+        target = str(task.doc_to_target(document))
+    except Exception:
+        # A task of somebody's own may not be able to ask without examples; its documents still have columns.
+        requests, target = (), ""
+    text = DocumentText(requests, target, source)
+    return AskedDocument(
+        document_hash(document), content_digests(text, *_description(task)), right_answer(requests, target)
+    )
+
+
+def _description(task: Task) -> list[str]:
+    description = task.config.description
+    return [description] if isinstance(description, str) and description else []
+
+
+def _requests(task: Task, document: Any, context: Any, **template: Any) -> list[Any]:
+    built = task.construct_requests(doc=document, ctx=context, metadata=(task.config.task, 0, 1), **template)
+    return built if isinstance(built, list) else [built]
 
 
 def why_unfit(task: Task, split: str) -> str | None:
@@ -119,7 +171,7 @@ def draw_documents(
 ) -> list[CalibrationSet]:
     """Draw the documents that a recipe asks for, as evenly from its tasks as the number allows.
 
-    tasks: every task that may be named, built. scored: hashes of all documents that will be reported.
+    tasks: every task that may be named, built. scored: hashes and digests of all documents that will be reported.
 
     Raises UserError where a task is unknown, has no labelled documents in the split, or has fewer than asked.
     """
@@ -180,11 +232,17 @@ def _draw(
     for place in order:
         if len(chosen) == share:
             break
-        hashed = document_hash(source[place])
-        if hashed in scored:
+        asked = asked_document(task, source[place])
+        if asked.is_among(scored):
             also_scored += 1
             continue
-        chosen.append(_labelled(task, name, source[place], hashed, settings))
+        chosen.append(
+            replace(
+                _labelled(task, name, source[place], asked.doc_hash, settings),
+                digests=tuple(sorted(asked.digests)),
+                wording=asked.wording,
+            )
+        )
     if len(chosen) < share:
         left_out = f" ({also_scored} more are also scored, and so left out)" if also_scored else ""
         raise UserError(
@@ -233,14 +291,8 @@ def _labelled(task: Task, name: str, document: Any, hashed: str, settings: Promp
         chat_template=settings.chat_template,
         gen_prefix=task.doc_to_prefix(document),
     )
-    built = task.construct_requests(
-        doc=document,
-        ctx=context,
-        metadata=(task.config.task, 0, 1),
-        apply_chat_template=settings.apply_chat_template,
-        chat_template=settings.chat_template,
-    )
-    requests = built if isinstance(built, list) else [built]
+    template = {"apply_chat_template": settings.apply_chat_template, "chat_template": settings.chat_template}
+    requests = _requests(task, document, context, **template)
     target = task.doc_to_target(document)
     if task.OUTPUT_TYPE == "multiple_choice":
         # With several contexts and one ending (Winogrande), doc_to_text holds the index of the right context.

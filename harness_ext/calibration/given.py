@@ -4,13 +4,14 @@ plain texts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument, document_hash, with_answers_of_others
 from harness_ext.errors import UserError
 from harness_ext.recipe.recipe import Recipe
 from harness_ext.recipe.schema import Calibration, Step, described
+from leaderboard.readers.same_document import DocumentText, content_digests, text_digests
 
 DOCUMENTS, TEXTS = "documents", "texts"
 _LABELLED = "labelled documents"
@@ -23,14 +24,34 @@ def from_pairs(pairs: Sequence[tuple[str, str]]) -> CalibrationSet:
     """
     if isinstance(pairs, str) or not all(_is_pair(pair) for pair in pairs):
         raise UserError("documents must be pairs of texts: documents=[(prompt, answer), ...]")
-    return _given(DOCUMENTS, [LabelledDocument(DOCUMENTS, *pair, document_hash(list(pair))) for pair in pairs])
+    return _given(
+        DOCUMENTS,
+        [
+            LabelledDocument(
+                DOCUMENTS,
+                prompt,
+                answer,
+                document_hash([prompt, answer]),
+                digests=_sorted(content_digests(DocumentText(((prompt, answer),), answer))),
+                wording=(prompt, answer),
+            )
+            for prompt, answer in pairs
+        ],
+    )
 
 
 def from_texts(texts: Sequence[str]) -> CalibrationSet:
     """Whole texts, of which every token is predicted. Raises UserError for anything but texts."""
     if isinstance(texts, str) or not all(isinstance(text, str) and text for text in texts):
         raise UserError('texts must be a list of texts, none of them empty: texts=["...", ...]')
-    return _given(TEXTS, [LabelledDocument(TEXTS, "", text, document_hash(text)) for text in texts])
+    return _given(
+        TEXTS,
+        [LabelledDocument(TEXTS, "", text, document_hash(text), digests=_sorted(text_digests(text))) for text in texts],
+    )
+
+
+def _sorted(digests: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(digests))
 
 
 def _is_pair(pair: Any) -> bool:

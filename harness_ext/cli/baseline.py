@@ -21,7 +21,7 @@ class Baseline(RecipesCommand):
     summary = "Choose the run that others are compared with"
     description = (
         "Choose the runs that others are measured against. An unedited run becomes its model's baseline;"
-        " without one, a model's earliest unedited run of the same settings stands in. An edited run is"
+        " without one, a model's latest unedited run of the same task and settings stands in. An edited run is"
         " blessed: `lm_eval gate` compares later runs of its recipe with it."
     )
 
@@ -65,7 +65,7 @@ class Baseline(RecipesCommand):
         print(
             "* counts now"
             if choices
-            else "no baseline is pinned: a model's earliest unedited run of the same settings stands in"
+            else "no baseline is pinned: a model's latest unedited run of the same task and settings stands in"
         )
 
 

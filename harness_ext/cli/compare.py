@@ -5,6 +5,7 @@ stored.
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
@@ -27,7 +28,7 @@ class Compare(RecipesCommand):
     @staticmethod
     def execute(args: argparse.Namespace) -> None:
         from harness_ext.cli.terminal import terminal_style
-        from leaderboard.compare_runs import compare_paths
+        from leaderboard.compare_runs import compare_paths, controls_beside
         from leaderboard.terminal.table import render, render_unshared
 
         style = terminal_style()
@@ -36,3 +37,6 @@ class Compare(RecipesCommand):
         print(
             "\n".join([render(compared.cells, width=style.width, color=style.color), *([""] if lines else []), *lines])
         )
+        controls = [control for control in controls_beside(args.b) if control.resolve() != args.a.resolve()]
+        if controls:
+            print(f"\ncontrol   lm_eval compare {shlex.join(map(str, (controls[0], args.b)))}")

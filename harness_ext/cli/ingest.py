@@ -106,5 +106,7 @@ def _tell(report: IngestReport, database: Path) -> None:
         f" {database}",
         flush=True,
     )
+    for note in report.notes:
+        print(plain(note), flush=True)
     for rejected in report.rejected:
         print(plain(f"rejected: {rejected.path}: {rejected.reason}"), file=sys.stderr)

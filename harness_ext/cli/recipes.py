@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness_ext.lm_eval_adapter.subcommand import MergeDictAction, RecipesCommand
 
@@ -100,14 +100,14 @@ def _recipe_of_run(place: Path) -> Recipe:
     from harness_ext.errors import UserError
     from harness_ext.recipe.recipe import recipe_from
     from harness_ext.search.runner import without_searching
-    from harness_ext.storage.rundir import RECEIPT
+    from harness_ext.storage.rundir import RECEIPT, chosen_on
 
     path = place / RECEIPT if place.is_dir() else place
     try:
         receipt = json.loads(path.read_text(encoding="utf-8"))
         failed = receipt["status"] != "complete"
         data = without_searching(receipt["recipe"]["resolved"], receipt.get("searches", [])) | {
-            "chosen_on": _chosen_on(receipt)
+            "chosen_on": chosen_on(receipt)
         }
     except OSError as error:
         raise UserError(
@@ -130,20 +130,6 @@ def _recipe_of_run(place: Path) -> Recipe:
         }
     # A receipt is a file from anywhere: what is printed must be a recipe.
     return recipe_from(data, origin=str(path))
-
-
-def _chosen_on(receipt: Mapping[str, Any]) -> list[str]:
-    """The documents of a scored split that searches chose on, this run's and those that its recipe comes from: no later
-    run may score them. A training split is never scored.
-    """
-    searching = {record["step"] for record in receipt.get("searches", [])}
-    drawn = [
-        hashed
-        for used in receipt.get("calibration", [])
-        if used["step"] in searching and used["split"] == "test"
-        for hashed in used["documents"]
-    ]
-    return sorted({*receipt["recipe"]["resolved"].get("chosen_on", ()), *drawn})
 
 
 def _listing(recipes: Sequence[Recipe]) -> Iterable[str]:

@@ -7,8 +7,10 @@ index, our tasks are known, `pretrained=demo` is the embedded model, and a data 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from harness_ext.cli.config import KEYS, asked, read_config_file, run_config
@@ -82,6 +84,7 @@ def run_plain(args: argparse.Namespace, from_file: Mapping[str, Any]) -> None:
     from harness_ext.lm_eval_adapter.task_index import installed
 
     _place_demo(args, from_file)
+    _order_samples(args, from_file)
     for key in KEYS:
         delattr(args, key)
     # Another backend may need a package that is missing, which is for lm-eval to say.
@@ -107,3 +110,19 @@ def _place_demo(args: argparse.Namespace, from_file: Mapping[str, Any]) -> None:
     resolved = resolve_demo(args.model or from_file.get("model"), given)
     if resolved != dict(given):
         args.model_args = resolved
+
+
+def _order_samples(args: argparse.Namespace, from_file: Mapping[str, Any]) -> None:
+    """Put the places that `--samples` names into ascending order, each once. lm-eval scores the same documents in
+    whatever order they are named, but then logs them under each other's ids. What is no such list is for it to refuse.
+    """
+    given = args.samples or from_file.get("samples")
+    if isinstance(given, str):
+        try:
+            given = json.loads(given if not Path(given).is_file() else Path(given).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return
+    if isinstance(given, Mapping) and all(
+        isinstance(places, list) and all(type(place) is int for place in places) for places in given.values()
+    ):
+        args.samples = {name: sorted(set(places)) for name, places in given.items()}

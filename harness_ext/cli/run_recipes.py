@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness_ext.cli.terminal import terminal_style
@@ -63,4 +64,16 @@ def _next_steps(executed: Execution, report: ProgressReport) -> None:
     report.line(f"\nruns      {baseline.parent}")
     if edited:
         report.line(f"compare   lm_eval compare {baseline} {edited[0]}")
+    for control, recipe in _control_pairs(executed)[:1]:
+        report.line(f"control   lm_eval compare {control} {recipe}")
     report.line(f"browse    lm_eval leaderboard --database {executed.database}")
+
+
+def _control_pairs(executed: Execution) -> list[tuple[Path, Path]]:
+    """(a control's run, the run of the recipe whose control it is), of those that were carried through."""
+    complete = {outcome.recipe.recipe_id: outcome.run.path for outcome in executed.outcomes if not outcome.run.failed}
+    return [
+        (outcome.run.path, complete[outcome.recipe.control_of])
+        for outcome in executed.outcomes
+        if outcome.recipe.control_of in complete and not outcome.run.failed
+    ]

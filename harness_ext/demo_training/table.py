@@ -148,8 +148,8 @@ def documents_of(recipe: str, seed: int, out: Path, report: ProgressReport) -> l
     spec = session("demo", Command((recipe,), ()), out, report).spec
     calibration = spec.resolved(parse_recipe(recipe)).steps[0].calibration
     assert calibration is not None
-    scored = {hashed for hashes in spec.scored_documents.values() for hashed in hashes}
-    sets = draw_documents(calibration.model_copy(update={"seed": seed}), spec.tasks.by_name, scored, PromptSettings())
+    asked = calibration.model_copy(update={"seed": seed})
+    sets = draw_documents(asked, spec.tasks.by_name, spec.scored_identities, PromptSettings())
     return [document for drawn in sets for document in drawn.documents]
 
 

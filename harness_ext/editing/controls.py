@@ -18,6 +18,7 @@ from harness_ext.methods import Method, registered_methods
 from harness_ext.methods.registry import TEXTS
 from harness_ext.recipe.recipe import Recipe, parse_recipe, recipe_from, shipped_names
 from harness_ext.recipe.schema import Step, described
+from harness_ext.storage.rundir import chosen_on
 from leaderboard.readers.receipt import FACTORS
 
 SHUFFLED_LABELS = "shuffled-labels"
@@ -55,10 +56,20 @@ def control_recipe(name: str, recipe: Recipe, receipt: Mapping[str, Any]) -> Rec
     Raises UserError where `name` cannot be a control, and NoControl where it cannot be one of this recipe.
     """
     check_control(name)
-    label = f"{recipe.label}+{name}"
+    # Its budget follows from what was found, and so from the documents that this was chosen on.
+    about = {
+        "label": f"{recipe.label}+{name}",
+        "control": name,
+        "control_of": recipe.recipe_id,
+        "chosen_on": tuple(chosen_on(receipt)) or recipe.chosen_on,
+    }
+    return _made(name, recipe, receipt).model_copy(update=about)
+
+
+def _made(name: str, recipe: Recipe, receipt: Mapping[str, Any]) -> Recipe:
     if name == SHUFFLED_LABELS:
-        control = _with_shuffled_labels(recipe)
-        return control.model_copy(update={"label": label, "control": name, "control_of": recipe.recipe_id})
+        return _with_shuffled_labels(recipe)
+    label = f"{recipe.label}+{name}"
     own = parse_recipe(name)
     if own.name == RANDOM_SUBSPACE and any(step.is_search for step in recipe.steps):
         data = {
@@ -69,19 +80,14 @@ def control_recipe(name: str, recipe: Recipe, receipt: Mapping[str, Any]) -> Rec
             ),
             "steps": _searched_at_random(recipe, receipt, own.steps[0].seed),
         }
-        return recipe_from(data, origin=label, label=label).model_copy(
-            update={"control": own.name, "control_of": recipe.recipe_id}
-        )
-    steps = _of_the_size(own.steps[0], receipt)
+        return recipe_from(data, origin=label, label=label)
     data = {
         "name": own.name,
         "summary": f"{own.summary.rstrip('.')}. Control at the budget of {recipe.label}.",
         "source": own.source,
-        "steps": steps,
+        "steps": _of_the_size(own.steps[0], receipt),
     }
-    return recipe_from(data, origin=label, label=label).model_copy(
-        update={"control": own.name, "control_of": recipe.recipe_id}
-    )
+    return recipe_from(data, origin=label, label=label)
 
 
 def _searched_at_random(recipe: Recipe, receipt: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:

@@ -10,7 +10,12 @@ from leaderboard.readers.receipt import DENSE
 
 def receipt_warnings(recipe: Recipe, applied: AppliedRecipe) -> list[str]:
     """All warnings about a recipe as it was carried out."""
-    return _searched(applied) + _as_asked(recipe, applied) + _left_dense(recipe, applied)
+    return _searched(applied) + _as_asked(recipe, applied) + _left_dense(recipe, applied) + _calibrated(applied)
+
+
+def _calibrated(applied: AppliedRecipe) -> list[str]:
+    """What is to be known of the documents that were learned from, once where several steps use them."""
+    return list(dict.fromkeys(warning for _, drawn in applied.calibration for warning in drawn.warnings))
 
 
 def _as_asked(recipe: Recipe, applied: AppliedRecipe) -> list[str]:

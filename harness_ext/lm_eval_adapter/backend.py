@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,14 +20,15 @@ from lm_eval.models.huggingface import HFLM
 
 from harness_ext.calibration.cache import StatisticsCache
 from harness_ext.calibration.context import EditableModel
-from harness_ext.calibration.documents import PromptSettings, draw_documents
+from harness_ext.calibration.documents import PromptSettings, asked_document, document_hash, draw_documents
 from harness_ext.editing.pipeline import AppliedRecipe, DrawDocuments, apply_recipe
 from harness_ext.editing.records import totals
 from harness_ext.errors import UserError
 from harness_ext.linalg.cache import lasting
 from harness_ext.linalg.decompose import Decomposer
-from harness_ext.lm_eval_adapter import local_datasets
 from harness_ext.lm_eval_adapter.throughput import Speed, seconds_since
+from harness_ext.model.checkpoint import adapter_inside
+from harness_ext.model.completeness import WholeModels, refusing_incomplete_adapters
 from harness_ext.model.size import size_of
 from harness_ext.model.weights import Weights
 from harness_ext.progress import Progress
@@ -35,6 +36,7 @@ from harness_ext.recipe.recipe import Recipe, parse_recipe
 from harness_ext.recipe.schema import EVALUATED, Calibration
 from harness_ext.storage.resume import ResumeState
 from harness_ext.storage.rundir import scratch_folder
+from leaderboard.readers.same_document import DocumentText, digests_in_samples, plain_requests
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -55,17 +57,16 @@ class RecipeLM(HFLM):
     Raises UserError where the recipe does not fit the model, or the weights cannot be edited.
     """
 
+    AUTO_MODEL_CLASS: Any
+
     def __init__(self, pretrained: str = "demo", recipe: str | None = None, **kwargs: Any) -> None:
         asked = parse_recipe(recipe) if recipe else None
-        if asked is not None and asked.chosen_on:
-            raise UserError(
-                f"recipe {asked.label!r} was chosen on documents of a scored split (chosen_on), which cannot be taken"
-                " out of the score here; run it by `lm_eval run --recipe`"
-            )
+        self._learned: frozenset[str] = frozenset()
         self.bars = True
         self.speed = Speed()
         self.recipe: Recipe | None = None
         self.applied: AppliedRecipe | None = None
+        self.unexpected_weights: list[str] = []
         self._weights: Weights | None = None
         if pretrained == "demo" and not Path("demo", "config.json").is_file():
             from harness_ext.demo import demo_path
@@ -76,7 +77,14 @@ class RecipeLM(HFLM):
         super().__init__(pretrained=pretrained, **kwargs)
         # Not in `_create_model`, which lm-eval runs before it knows how to tokenise calibration documents.
         if asked is not None and not asked.is_baseline:
-            self.apply(asked, documents_of_named_tasks)
+            applied = self.apply(asked, documents_of_named_tasks)
+            self._learned = frozenset(asked.chosen_on).union(
+                *(
+                    {document.doc_hash, *document.digests}
+                    for _, drawn in applied.calibration
+                    for document in drawn.documents
+                )
+            )
 
     def get_model_info(self) -> dict[str, Any]:
         """lm-eval's facts about the model, plus the recipe that was applied and the digest of the weights as they
@@ -90,6 +98,16 @@ class RecipeLM(HFLM):
                 "weights_digest": self.weights.digest(),
             }
         return info
+
+    def _create_model(self, pretrained: str, *args: Any, **kwargs: Any) -> None:
+        """Load the model as lm-eval does, and refuse a checkpoint or an adapter that is not whole."""
+        loader = self.AUTO_MODEL_CLASS
+        self.AUTO_MODEL_CLASS = WholeModels(loader, self.unexpected_weights.extend)
+        try:
+            with refusing_incomplete_adapters(str(kwargs.get("peft"))):
+                super()._create_model(pretrained, *args, **kwargs)
+        finally:
+            self.AUTO_MODEL_CLASS = loader
 
     # All of lm-eval's calls of the model go through these two; they are timed, not changed.
 
@@ -111,14 +129,17 @@ class RecipeLM(HFLM):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """lm-eval's, its progress bar only where `bars` is set."""
+        self._refuse_learned(requests)
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not self.bars)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """lm-eval's, its progress bar only where `bars` is set."""
+        self._refuse_learned(requests)
         return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm or not self.bars)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """lm-eval's, its progress bar only where `bars` is set."""
+        self._refuse_learned(requests)
         return super().generate_until(requests, disable_tqdm=disable_tqdm or not self.bars)
 
     def answer_rank(self, requests: list[Instance]) -> list[int]:
@@ -142,6 +163,20 @@ class RecipeLM(HFLM):
             ranks += ((logits > of_answers).sum(dim=1) + 1).tolist()
         return ranks
 
+    def _refuse_learned(self, requests: Sequence[Instance]) -> None:
+        """Raise UserError where a request is about a document that the recipe was chosen on or learned from."""
+        if not self._learned or self.recipe is None:
+            return
+        together: dict[tuple[str | None, int | None], list[Instance]] = {}
+        for request in requests:
+            together.setdefault((request.task_name, request.doc_id), []).append(request)
+        learned = sum(_is_among(of_document, self._learned) for of_document in together.values())
+        if learned:
+            raise UserError(
+                f"recipe {self.recipe.label!r} was chosen on or learned from {learned} of the {len(together)} documents"
+                " asked here (chosen_on), which cannot be taken out of the score here; run it by `lm_eval run --recipe`"
+            )
+
     def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """The tokens of a prompt that is not empty, and those of what follows it, split as lm-eval splits them."""
         return self._encode_pair(context, continuation)
@@ -153,6 +188,8 @@ class RecipeLM(HFLM):
             scratch = scratch_folder()
             weakref.finalize(self, shutil.rmtree, scratch, ignore_errors=True)
             self._refuse_quantised()
+            if getattr(self.model, "_hf_peft_config_loaded", False):
+                raise UserError(adapter_inside(str(self.pretrained)))
             self.merge_adapter()
             self._weights = Weights(self.model, scratch)
             self._decomposer, self._statistics_cache = Decomposer(lasting(scratch)), StatisticsCache(scratch)
@@ -219,14 +256,22 @@ def documents_of_named_tasks(calibration: Calibration) -> list[CalibrationSet]:
             "calibration: which tasks are evaluated is not known here; name one in the recipe: calibration.task=TASK"
         )
     from harness_ext.lm_eval_adapter.task_index import task_manager
+    from harness_ext.lm_eval_adapter.task_loading import load_tasks
 
-    with local_datasets.loading():
-        loaded = task_manager().load(list(calibration.tasks))["tasks"]
-    scored = {hashed for task in loaded.values() for hashed in _scored_hashes(task)}
+    loaded = load_tasks(task_manager(), calibration.tasks).loaded["tasks"]
+    scored = {
+        hashed
+        for task in loaded.values()
+        for document in task.eval_docs
+        for hashed in asked_document(task, document).identities
+    }
     return draw_documents(calibration, loaded, scored, PromptSettings())
 
 
-def _scored_hashes(task: Any) -> list[str]:
-    from harness_ext.calibration.documents import document_hash
-
-    return [document_hash(document) for document in task.eval_docs]
+def _is_among(requests: Sequence[Instance], learned: frozenset[str]) -> bool:
+    """Whether the document of these requests is one of those learned from."""
+    document = requests[0].doc
+    if document_hash(document) in learned:
+        return True
+    text = DocumentText(plain_requests(request.args for request in requests), "", document)
+    return not learned.isdisjoint(digests_in_samples(text, 1))

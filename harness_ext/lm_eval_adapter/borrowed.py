@@ -55,6 +55,8 @@ class BorrowedName:
 
 _EXTEND = "add commands and flags to lm-eval's command line"
 _INDEX = "keep the index of task files between starts, and to find our tasks without a flag"
+_NAMES = "lm_eval.api.registry"
+_FRESH = "forget what the modules of tasks registered, before they are loaded anew"
 _MODEL = "lm_eval.models.huggingface:HFLM"
 
 BORROWED = (
@@ -103,6 +105,13 @@ BORROWED = (
         replaced=("download",),
     ),
     BorrowedName("lm_eval.api.task:ConfigurableTask.download", "load data sets from local copies", ("dataset_kwargs",)),
+    BorrowedName(f"{_NAMES}:Registry", _FRESH, source=("self._objs: dict",)),
+    BorrowedName(f"{_NAMES}:filter_registry", _FRESH, public=True),
+    BorrowedName(f"{_NAMES}:aggregation_registry", _FRESH, public=True),
+    BorrowedName(f"{_NAMES}:metric_registry", _FRESH, public=True),
+    BorrowedName(f"{_NAMES}:metric_agg_registry", _FRESH, public=True),
+    BorrowedName(f"{_NAMES}:higher_is_better_registry", _FRESH, public=True),
+    BorrowedName("lm_eval.api.samplers:SAMPLER_REGISTRY", _FRESH, public=True),
     # The model
     BorrowedName("lm_eval.api.registry:model_registry", "register the backend hf-recipe", members=("register",)),
     BorrowedName("lm_eval.api.registry:Registry.register", "register the backend hf-recipe", ("aliases", "target")),
@@ -116,6 +125,12 @@ BORROWED = (
     BorrowedName(f"{_MODEL}._model_call", "time scoring", ("inps", "attn_mask", "labels")),
     BorrowedName(f"{_MODEL}._model_generate", "time generating", ("context",)),
     BorrowedName(f"{_MODEL}._encode_pair", "tokenise documents as lm-eval does", ("context", "continuation")),
+    BorrowedName(
+        f"{_MODEL}._create_model",
+        "refuse a checkpoint that lacks weights",
+        ("pretrained", "peft"),
+        source=("self.AUTO_MODEL_CLASS.from_pretrained(",),
+    ),
     BorrowedName(f"{_MODEL}._create_tokenizer", "keep the tokenizer that a loaded model came with", ("pretrained",)),
     BorrowedName(f"{_MODEL}.tok_encode", "tokenise answers", ("string", "add_special_tokens"), public=True),
     # Scoring and its files

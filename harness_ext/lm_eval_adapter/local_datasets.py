@@ -19,6 +19,7 @@ from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.errors import UserError
+from harness_ext.lm_eval_adapter import dataset_caches
 from harness_ext.lm_eval_adapter.borrowed import replaced
 from harness_ext.lm_eval_adapter.task_data import DATA_VARIABLE
 
@@ -31,6 +32,7 @@ def loading() -> Iterator[None]:
     """Inside this block lm-eval's own tasks take their data sets from local copies where there are some; one that
     cannot be loaded is a UserError with the task, the data set and what to do. All else passes unchanged.
     """
+    dataset_caches.install()
     try:
         with _copies():
             yield

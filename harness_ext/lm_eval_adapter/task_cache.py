@@ -2,8 +2,10 @@
 
 The file is JSON, so that a damaged or foreign one can do no more than be thrown away. Its name holds lm-eval's version
 and the folder, so that environments do not share one. Its content is valid for one fingerprint: path, size and
-modification time of every file below the folder that a task configuration can be made of. Python files are left out,
-since the index does not run them. Where the file cannot be kept (no home, a read-only or full disk) there is no cache.
+times of every file below the folder that a task configuration can be made of; besides the time of modification that of
+the last change of the entry, which cannot be set back. Python files are left out, since the index does not run them.
+Nothing of a task's configuration comes from here: lm-eval reads the file of every task that it builds. Where the file
+cannot be kept (no home, a read-only or full disk) there is no cache.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ def cache_file(root: Path, version: str) -> Path | None:
 
 
 def fingerprint(root: Path) -> str:
-    """A digest of path, size and modification time of every file below `root` that is not Python."""
+    """A digest of path, size and times of every file below `root` that is not Python."""
     digest = hashlib.sha256()
     for line in sorted(_stat_lines(str(root))):
         digest.update(line.encode("utf-8", "surrogateescape"))
@@ -64,7 +66,7 @@ def _stat_lines(folder: str) -> Iterator[str]:
                     yield from _stat_lines(entry.path)
             elif not entry.name.endswith((".py", ".pyc")):
                 status = entry.stat()
-                yield f"{entry.path}\0{status.st_size}\0{status.st_mtime_ns}\n"
+                yield f"{entry.path}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\n"
 
 
 def read(path: Path | None, expected_fingerprint: str) -> SavedIndex | None:

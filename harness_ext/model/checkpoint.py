@@ -1,5 +1,4 @@
-"""A checkpoint as it lies on disk or on the hub: its config, the shapes in its headers, and its identity, all without
-loading a weight.
+"""A checkpoint as it lies on disk or on the hub: its config and the shapes in its headers, without loading a weight.
 
 Checked before a run: a missing or truncated safetensors file is named here, in one sentence, instead of deep inside a
 loader; a checkpoint of pickled weights needs the user's leave.
@@ -7,12 +6,12 @@ loader; a checkpoint of pickled weights needs the user's leave.
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import struct
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +19,8 @@ from harness_ext.errors import UserError
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_ADAPTER = "adapter_config.json"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-_HASHED = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"}
 _HEADER_LIMIT = 100 << 20
 # transformers can turn these into plain weights as it loads them; whether it did is seen on the loaded model.
 _DEQUANTISED_ON_LOADING = {"fp8", "fbgemm_fp8", "mxfp4", "compressed-tensors"}
@@ -81,7 +80,7 @@ def check_local(
     """Refuse a local folder that cannot be loaded safely or whole, or not edited; a hub name is the loader's business.
 
     Raises UserError for a missing config, a missing or truncated safetensors file, pickled weights without leave, and
-    packed weights to be edited.
+    packed weights, or weights with an adapter, to be edited.
     """
     folder = Path(pretrained, subfolder).expanduser()
     if not folder.is_dir():
@@ -99,6 +98,8 @@ def check_local(
             f"{pretrained} is quantised ({method}), and quantised weights cannot be edited: use the checkpoint it was"
             " made from, in float32, bfloat16 or float16"
         )
+    if to_be_edited and (folder / _ADAPTER).is_file() and find_spec("peft") is not None:
+        raise UserError(adapter_inside(pretrained))
     if any(folder.glob("*.safetensors")) or (folder / _INDEX).is_file():
         _local_tensors(folder)
     elif any((folder / name).is_file() for name in _PICKLES):
@@ -109,33 +110,6 @@ def check_local(
             )
     elif not any(folder.glob("*.gguf")):
         raise UserError(f"{pretrained} holds no weights: expected {_SINGLE} or {_INDEX} beside config.json")
-
-
-def identity(pretrained: str, revision: str = "main", subfolder: str = "") -> str:
-    """What tells two models apart: for a folder the SHA-256 of its files, for a hub name the commit.
-
-    Only contents count, so a copied folder is the same model, and a retrained one in the same place is another.
-    """
-    folder = Path(pretrained, subfolder).expanduser()
-    if folder.is_dir():
-        files = sorted(path for path in folder.iterdir() if path.suffix in _HASHED and path.is_file())
-        with ThreadPoolExecutor(4) as pool:
-            digests = list(pool.map(_file_digest, files))
-        return (
-            "sha256:"
-            + hashlib.sha256(
-                "".join(f"{path.name} {digest}\n" for path, digest in zip(files, digests, strict=True)).encode()
-            ).hexdigest()
-        )
-    return f"{pretrained}@{_hub_commit(pretrained, revision)}"
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        hasher = hashlib.sha256()
-        while block := file.read(1 << 22):
-            hasher.update(block)
-    return hasher.hexdigest()
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -151,19 +125,42 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _local_tensors(folder: Path) -> dict[str, StoredTensor]:
-    index = folder / _INDEX
-    if index.is_file():
-        weight_map = _read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise UserError(f"{index} has no weight_map")
-        # A file name from an index is untrusted: only its last part is used.
-        files = sorted({Path(str(name)).name for name in weight_map.values()})
-    else:
-        files = sorted(path.name for path in folder.glob("*.safetensors"))
     tensors: dict[str, StoredTensor] = {}
-    for name in files:
-        tensors |= read_header(folder / name)
+    for path in _weight_files(folder):
+        tensors |= read_header(path)
     return tensors
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that transformers loads: the single one, or those that the index names, or whatever there
+    is.
+    """
+    single, index = folder / _SINGLE, folder / _INDEX
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        return sorted(folder.glob("*.safetensors"))
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise UserError(f"{index} has no weight_map")
+    return [_shard(folder, name) for name in sorted({str(name) for name in weight_map.values()})]
+
+
+def _shard(folder: Path, name: str) -> Path:
+    """A file that an index names. An index is untrusted: outside the folder only a file is looked for that has a
+    namesake inside.
+    """
+    inside, named = folder / Path(name).name, Path(os.path.normpath(folder / name))
+    return named if named.is_relative_to(os.path.normpath(folder)) or inside.is_file() else inside
+
+
+def adapter_inside(name: str) -> str:
+    """What to say of a model that transformers loads with an adapter in it."""
+    return (
+        f"{name} has an adapter beside its weights ({_ADAPTER}), whose part of the weights a recipe would leave out:"
+        " merge it into them (merge_and_unload), or move it to a folder of its own and name that, --model_args"
+        " pretrained=MODEL,peft=ADAPTER"
+    )
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
@@ -198,14 +195,24 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     return found
 
 
-def _hub_commit(name: str, revision: str) -> str:
-    from transformers import AutoConfig
+def hub_commit(name: str, revision: str, files: Sequence[str]) -> str:
+    """The commit that a hub name stands for now. files: one of these is in the repository; the first that is tells.
 
-    try:
-        commit = getattr(AutoConfig.from_pretrained(name, revision=revision), "_commit_hash", None)
-    except (OSError, ValueError) as error:
-        raise _not_found(name, error) from None
-    return str(commit or revision)
+    Raises UserError where none can be had.
+    """
+    from huggingface_hub import hf_hub_download
+
+    first: Exception | None = None
+    for file in files:
+        try:
+            path = Path(hf_hub_download(name, file, revision=revision))
+        except Exception as error:
+            first = first or error
+            continue
+        parts = path.parts
+        return parts[parts.index("snapshots") + 1] if "snapshots" in parts else revision
+    assert first is not None
+    raise _not_found(name, first) from None
 
 
 def _hub_checkpoint(name: str, revision: str, subfolder: str) -> Checkpoint:

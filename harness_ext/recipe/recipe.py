@@ -58,8 +58,8 @@ class Recipe(BaseModel):
     """A whole recipe, every default filled in. `label` is what the user typed for it.
 
     group: the heading under which `lm_eval recipes` lists it. caveats: where it departs from its source, in sentences.
-    chosen_on: lm-eval's hashes of documents of a scored split on which a search chose these steps; they are out of the
-    score of every variant wherever the recipe is run.
+    chosen_on: hashes (lm-eval's, and digests of what is asked) of the documents on which a search chose these steps;
+    where a task would score one of them, it is out of the score of every variant.
     """
 
     model_config = STRICT

@@ -102,13 +102,14 @@ def cells_from_store(paths: Sequence[Path], database: Path, report: ProgressRepo
     from leaderboard.board.board import board
     from leaderboard.ingest import ingest
     from leaderboard.store.database import open_store
-    from leaderboard.store.queries import runs
 
-    for rejected in ingest(paths, database, timeout_s=PATIENCE_SECONDS).rejected:
+    ingested = ingest(paths, database, timeout_s=PATIENCE_SECONDS)
+    for rejected in ingested.rejected:
         report.warn(f"{rejected.path} is not on the board: {rejected.reason}")
-    wanted = {path.resolve() for path in paths}
+    for path in ingested.deleted:
+        report.warn(f"{path} was taken off the board, and stays off: `lm_eval runs list --deleted` has the reason")
+    ours = {*ingested.added, *ingested.known}
     with open_store(database, read_only=True, timeout_s=PATIENCE_SECONDS) as store:
-        ours = {run.run_id for run in runs(store) if Path(run.path).resolve() in wanted}
         return [cell for cell in board(store) if cell.run_id in ours]
 
 

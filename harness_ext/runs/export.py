@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig
 
+    from harness_ext.editing.pipeline import AppliedRecipe
     from harness_ext.lm_eval_adapter.backend import RecipeLM
     from harness_ext.recipe.recipe import Recipe
     from harness_ext.runs.applied_model import CalibrationSource
@@ -148,8 +149,9 @@ def _receipt(lm: RecipeLM, model_name: str, command: list[str], made_dense: Coll
         )
         for record in lm.applied.records
     ]
+    calibration = _calibration(lm.applied)
     return {
-        "format": "export",
+        "format": rundir.EXPORT,
         "command": command,
         "model": {
             "name": model_name,
@@ -161,19 +163,45 @@ def _receipt(lm: RecipeLM, model_name: str, command: list[str], made_dense: Coll
         "matrices": [record.to_json() for record in records],
         "made_dense": sorted(made_dense),
         "totals": lm.totals(),
-        "calibration": [
-            {"step": step, "task": drawn.task, "documents": [document.doc_hash for document in drawn.documents]}
-            for step, drawn in lm.applied.calibration
-        ],
+        "calibration": calibration,
+        "chosen_on": _chosen_on(lm.recipe, lm.applied),
         "versions": versions(),
     }
+
+
+def _calibration(applied: AppliedRecipe) -> list[dict[str, Any]]:
+    return [
+        {
+            "step": step,
+            "task": drawn.task,
+            "split": drawn.split,
+            "documents": [document.doc_hash for document in drawn.documents],
+            "contents": sorted({digest for document in drawn.documents for digest in document.digests}),
+        }
+        for step, drawn in applied.calibration
+    ]
+
+
+def _chosen_on(recipe: Recipe, applied: AppliedRecipe) -> list[str]:
+    """Hashes and digests of the documents that are in the weights, by learning or by choosing."""
+    return sorted(rundir.learned_from(_calibration(applied)).union(recipe.chosen_on))
 
 
 def _card(lm: RecipeLM, model_name: str, command: list[str], made_dense: Collection[str]) -> str:
     import yaml
 
     assert lm.recipe is not None and lm.applied is not None
-    recipe = yaml.safe_dump(without_searching(lm.recipe, lm.applied.searches), sort_keys=False, allow_unicode=True)
+    found = without_searching(lm.recipe, lm.applied.searches)
+    learned = _chosen_on(lm.recipe, lm.applied)
+    if lm.applied.searches and learned:
+        found["chosen_on"] = learned
+    recipe = yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
+    apart = (
+        " The documents that it learned from, or was chosen on, are under `chosen_on` in `receipt.json`: `lm_eval run"
+        " --recipe` leaves them out of this model's score, and any other score on them is no evidence."
+        if learned
+        else ""
+    )
     totals = lm.totals()
     products = (
         f" The recipe computes {len(made_dense)} layers as two low-rank ones; here they are the products of those,"
@@ -185,6 +213,6 @@ def _card(lm: RecipeLM, model_name: str, command: list[str], made_dense: Collect
         f"---\nlibrary_name: transformers\nbase_model: {model_name}\n---\n\n# {model_name}, edited by"
         f" {lm.recipe.label}\n\n{totals['matrices_edited']} weight matrices of `{model_name}` were edited by the"
         " recipe below and written back dense. Whether that helped, hurt or made no difference on a task is not said"
-        f" here: measure it.{products}\n\n    {' '.join(command)}\n\n```yaml\n{recipe}```\n\n`receipt.json` lists every"
-        " matrix: shape, rank, energy kept, error, digests.\n"
+        f" here: measure it.{products}{apart}\n\n    {' '.join(command)}\n\n```yaml\n{recipe}```\n\n`receipt.json`"
+        " lists every matrix: shape, rank, energy kept, error, digests.\n"
     )

@@ -18,16 +18,21 @@ from harness_ext.storage.rundir import FinishedRun
 # weights are rounded once more.
 TOLERANCE: Mapping[str, float] = {"float64": 1e-6, "float32": 1e-3}
 _HALF_PRECISION = 0.25
+_Request = tuple[str, str, str, str, int]
+"""Task, document, prompt, filter, and which of the document's requests."""
 
 
 def largest_difference(baseline: FinishedRun, other: FinishedRun) -> float:
     """The largest difference between two runs' log-likelihoods of the same request, in nats; infinite where the
     requests differ.
     """
-    ours, theirs = dict(_likelihoods(baseline.path)), dict(_likelihoods(other.path))
-    if ours.keys() != theirs.keys():
+    ours, theirs = _likelihoods(baseline.path), _likelihoods(other.path)
+    if {key: len(values) for key, values in ours.items()} != {key: len(values) for key, values in theirs.items()}:
         return math.inf
-    return max((abs(value - theirs[key]) for key, value in ours.items()), default=0.0)
+    return max(
+        (abs(value - its) for key, values in ours.items() for value, its in zip(values, theirs[key], strict=True)),
+        default=0.0,
+    )
 
 
 def tolerance(run: FinishedRun) -> float:
@@ -35,11 +40,24 @@ def tolerance(run: FinishedRun) -> float:
     return TOLERANCE.get(str(run.receipt["model"]["dtype"]), _HALF_PRECISION)
 
 
-def _likelihoods(folder: Path) -> Iterator[tuple[tuple[str, str, str, int], float]]:
+def _likelihoods(folder: Path) -> dict[_Request, list[float]]:
+    """The log-likelihoods of each request, sorted: a task may hold a document more than once, in no order that
+    counts.
+    """
+    found: dict[_Request, list[float]] = {}
+    for key, value in _logged(folder):
+        found.setdefault(key, []).append(value)
+    return {key: sorted(values) for key, values in found.items()}
+
+
+def _logged(folder: Path) -> Iterator[tuple[_Request, float]]:
     for path in sorted(folder.glob("samples_*.jsonl")):
         task = path.name.removeprefix("samples_").rpartition("_")[0]
         for line in path.read_text(encoding="utf-8").splitlines():
             sample = json.loads(line)
             for place, response in enumerate(sample["filtered_resps"]):
                 if isinstance(response, (list, tuple)) and response:
-                    yield (task, sample["doc_hash"], sample["filter"], place), float(response[0])
+                    yield (
+                        (task, sample["doc_hash"], sample["prompt_hash"], sample["filter"], place),
+                        float(response[0]),
+                    )

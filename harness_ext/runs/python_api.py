@@ -122,12 +122,14 @@ def plan_from_headers(recipe: Recipe, model_args: Mapping[str, Any]) -> Plan:
     """`plan`, for arguments as a command gives them: with `pretrained`, and not checked. Raises UserError."""
     from harness_ext.editing import plan as planning
     from harness_ext.model.checkpoint import read_checkpoint
+    from harness_ext.model.completeness import check_headers
     from harness_ext.runs.run_config import resolve_demo
 
     arguments = resolve_demo("hf", model_args)
     checkpoint = read_checkpoint(
         str(arguments["pretrained"]), str(arguments.get("revision") or "main"), str(arguments.get("subfolder") or "")
     )
+    check_headers(checkpoint)
     return planning.plan(recipe, checkpoint)
 
 

@@ -72,7 +72,7 @@ def _model(config: RunConfig, spec: RunSpec, lm: RecipeLM) -> ReceiptModel:
         dtype=str(lm.model.dtype).removeprefix("torch."),
         device=str(lm.device),
         model_type=str(lm.model.config.model_type),
-        identity=spec.model["pretrained"],
+        identity=spec.model_identity,
         parameters=lm.model.num_parameters(),
         model_args={**arguments, "pretrained": config.model_name},
     )
@@ -120,6 +120,7 @@ def _calibration(step: int, drawn: CalibrationSet) -> ReceiptCalibration:
         shuffled_labels=drawn.shuffled_labels,
         left_out_because_scored=drawn.also_scored,
         documents=[document.doc_hash for document in drawn.documents],
+        contents=sorted({digest for document in drawn.documents for digest in document.digests}),
     )
 
 

@@ -82,6 +82,11 @@ def _refuse(harness: EvaluatorConfig) -> None:
             "--use_cache cannot be combined with --recipe: its cache is keyed by the model's name and would return the"
             " unedited model's answers; leave it out (finished recipes are not run again anyway)"
         )
+    if harness.cache_requests.get("cache_requests"):
+        raise UserError(
+            "--cache_requests cannot be combined with --recipe: its cache is keyed by the task's name and would return"
+            " the prompts of an earlier version of the task; leave it out"
+        )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             "--recipe edits one copy of the model, and this is one of several processes (accelerate launch or"

@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.calibration.collect import check_pairs
-from harness_ext.calibration.documents import PromptSettings, draw_documents
 from harness_ext.editing.controls import NoControl, check_control, control_recipe
 from harness_ext.editing.plan import planned_matrices
 from harness_ext.editing.warnings import receipt_warnings
 from harness_ext.errors import UserError, VariantFailed, located
-from harness_ext.lm_eval_adapter import local_datasets
 from harness_ext.model import checkpoint
+from harness_ext.model.completeness import check_headers
 from harness_ext.model.renames import as_loaded
 from harness_ext.recipe.recipe import Recipe, parse_recipe, parse_recipes
 from harness_ext.recipe.schema import Calibration, described
@@ -62,7 +61,7 @@ class Session:
         self.config = config
         self.harness = config.harness
         self.report = report
-        self.root = _results_root(Path(self.harness.output_path))
+        self.root = rundir.results_root(Path(self.harness.output_path))
         self.folder = self.root / rundir.safe_name(config.model_name)
         self.spec = RunSpec(config, report)
         self._baseline_speed: dict[str, float | None] = {}
@@ -131,22 +130,28 @@ class Session:
             except UserError as error:
                 mistakes.append(str(error))
         if mistakes:
+            if loaded is not None:
+                # A pattern that matches nothing may be the fault of weights that are not there.
+                check_headers(self._stored())
             raise UserError("\n".join(mistakes))
 
     def _headers(self) -> checkpoint.Checkpoint | None:
         """The checkpoint as it will be loaded; None where its headers cannot be had, which is then the loader's
         business.
         """
-        arguments = self.harness.model_args
         try:
-            found = checkpoint.read_checkpoint(
-                str(arguments["pretrained"]),
-                str(arguments.get("revision") or "main"),
-                str(arguments.get("subfolder") or ""),
-            )
+            found = self._stored()
             return as_loaded(found) if found.tensors else None
         except UserError:
             return None
+
+    def _stored(self) -> checkpoint.Checkpoint:
+        arguments = self.harness.model_args
+        return checkpoint.read_checkpoint(
+            str(arguments["pretrained"]),
+            str(arguments.get("revision") or "main"),
+            str(arguments.get("subfolder") or ""),
+        )
 
     def _check_calibration(self, recipe: Recipe) -> None:
         for number, step in enumerate(recipe.steps):
@@ -230,13 +235,19 @@ class Session:
                 if arguments.get("peft"):
                     # Before the baseline: it must have the very weights that the recipes start from.
                     lm.merge_adapter()
-                return lm
         except UserError:
             raise
         except (OSError, ValueError, KeyError, ImportError, AssertionError, RuntimeError) as error:
             raise UserError(
                 f"the model {name!r} cannot be loaded: {str(error).strip() or type(error).__name__}"
             ) from error
+        self.spec.check_model_unchanged()
+        if unexpected := lm.unexpected_weights:
+            self.report.warn(
+                f"{name} stores {len(unexpected)} weights that its model has no place for, such as {unexpected[0]}:"
+                " they are left out"
+            )
+        return lm
 
     def take_model_of(self, other: Session) -> None:
         """Use the model that another session of the same model arguments has loaded, if it has, at this session's batch
@@ -256,26 +267,8 @@ class Session:
         """Draw the documents of a step: of the evaluated tasks, or of those that it names, none of them scored. Raises
         UserError where they cannot be had.
         """
-        loaded, harness = self.spec.tasks, self.harness
-        tasks = dict(loaded.by_name)
-        missing = [name for name in calibration.tasks if name not in tasks]
-        if missing and all(name in loaded.manager.all_tasks for name in missing):
-            with local_datasets.loading():
-                tasks |= loaded.manager.load(missing)["tasks"]
-        for task in tasks.values():
-            if harness.num_fewshot is not None and task.get_config("num_fewshot") != 0:
-                task.set_config(key="num_fewshot", value=harness.num_fewshot)
-        scored = {hashed for hashes in self.spec.scored_documents.values() for hashed in hashes}
-        chat = bool(harness.apply_chat_template)
-        fewshot_seed = harness.seed[3] if harness.seed else None
-        prompts = PromptSettings(
-            harness.system_instruction,
-            chat,
-            bool(harness.fewshot_as_multiturn),
-            fewshot_seed,
-            self.lm.apply_chat_template if chat else None,
-        )
-        return draw_documents(calibration, tasks, scored, prompts)
+        template = self.lm.apply_chat_template if self.harness.apply_chat_template else None
+        return self.spec.calibration_documents(calibration, template)
 
     def _speed(self, recipe: Recipe, speed: Speed) -> dict[str, float | None]:
         """Tokens per second of the baseline and of the variant, both while they were scored by this process: figures of
@@ -295,11 +288,6 @@ class Session:
         lm.speed = Speed()
         tasks = self.spec.tasks
         return evaluate(lm, tasks.as_named, tasks.manager, self.config)
-
-
-def _results_root(output_path: Path) -> Path:
-    """lm-eval takes a folder or a .json file; run directories go into the folder, or beside the file."""
-    return output_path.parent if output_path.suffix == ".json" else output_path
 
 
 @contextmanager

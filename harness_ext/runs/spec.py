@@ -7,33 +7,45 @@ without torch.
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import json
 import platform
-import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext import __version__
-from harness_ext.calibration.documents import document_hash, drawing_order, fit_tasks, shares
-from harness_ext.errors import UserError
-from harness_ext.lm_eval_adapter import local_datasets
-from harness_ext.model import checkpoint
+from harness_ext.calibration.documents import (
+    AskedDocument,
+    PromptSettings,
+    asked_document,
+    document_hash,
+    draw_documents,
+    drawing_order,
+    fit_tasks,
+    shares,
+)
+from harness_ext.calibration.rewording import with_rewordings
+from harness_ext.errors import UserError, nearest
+from harness_ext.lm_eval_adapter import task_code, task_identity
+from harness_ext.lm_eval_adapter.task_identity import digest
+from harness_ext.lm_eval_adapter.task_loading import FreshTasks, load_tasks
+from harness_ext.model.model_identity import ModelReader
 from harness_ext.recipe.recipe import Recipe
 from harness_ext.runs.progress import ProgressReport
+from harness_ext.storage.rundir import learned_by_export, results_root
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group
     from lm_eval.api.task import Task
     from lm_eval.tasks import TaskManager
 
+    from harness_ext.calibration.documents import CalibrationSet
     from harness_ext.lm_eval_adapter.config import RunConfig
+    from harness_ext.lm_eval_adapter.fresh_modules import LoadRecord
+    from harness_ext.recipe.schema import Calibration
 
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _VERSIONS_OF = ("lm_eval", "torch", "transformers", "accelerate", "safetensors", "datasets", "numpy", "peft")
 _SETTINGS = (
     "batch_size",
@@ -53,18 +65,23 @@ _SETTINGS = (
 
 class LoadedTasks(NamedTuple):
     """The tasks of a command, built: by name, and as the user named them (groups whole), which is how lm-eval sums them
-    up.
+    up. record: what was seen while they were built.
     """
 
     manager: TaskManager
     by_name: dict[str, Task]
     as_named: list[Task | Group]
+    record: LoadRecord
 
 
 class Places(list):
-    """Ascending places of documents. lm-eval asks of every document whether its place is in the list, which a plain one
-    answers in time quadratic in their number.
+    """Places of documents, each once and ascending, whatever order they were named in: lm-eval asks of every document
+    whether its place is in the list, which a plain one answers in time quadratic in their number, and then takes the
+    first place for that of the first document.
     """
+
+    def __init__(self, places: Iterable[int]) -> None:
+        super().__init__(sorted(set(places)))
 
     @cached_property
     def _set(self) -> frozenset[int]:
@@ -81,6 +98,12 @@ class RunSpec:
         self._config = config
         self._harness = config.harness
         self._report = report
+        self._for_calibration: dict[tuple[str, ...], FreshTasks] = {}
+        self._drawn: dict[str, str] = {}
+        self._reader = ModelReader(left_out=results_root(Path(self._harness.output_path)))
+        self._asked: dict[tuple[str, int], AskedDocument] = {}
+        if self._harness.samples:
+            self._harness.samples = places_by_task(self._harness.samples)
 
     @cached_property
     def tasks(self) -> LoadedTasks:
@@ -89,44 +112,35 @@ class RunSpec:
         """
         from harness_ext.lm_eval_adapter.config import resolve_tasks
 
-        with self._report.stage("building tasks"), local_datasets.loading():
+        with self._report.stage("building tasks"):
             manager = resolve_tasks(self._harness)
-            loaded = manager.load(list(self._harness.tasks))
+            loaded, record = load_tasks(manager, list(self._harness.tasks))
+        _check_places(self._harness.samples or {}, loaded["tasks"])
         groups = list(loaded.get("groups", {}).values())
         inner = {group.name for outer in groups for group in outer.get_all_groups() if group is not outer}
         grouped = {task.task_name for group in groups for task in group.get_all_tasks()}
         alone = [task for name, task in loaded["tasks"].items() if name not in grouped]
-        return LoadedTasks(manager, loaded["tasks"], [*(group for group in groups if group.name not in inner), *alone])
+        as_named = [*(group for group in groups if group.name not in inner), *alone]
+        return LoadedTasks(manager, loaded["tasks"], as_named, record)
 
     def hold_out(self, recipes: Sequence[Recipe]) -> None:
         """Take documents out of the score of every variant, where a recipe learns from the scored split
         (`calibration.split: test`, LASER's protocol), or was chosen on some of it (`chosen_on`).
 
-        A document that several tasks ask about is out of the score of all of them. Call it before anything else is
-        asked of this object. Raises UserError where nothing would be left to score.
+        A document that several tasks ask about, in whatever form, is out of the score of all of them. What an exported
+        model learned from counts as well. Call it before anything else is asked of this object. Raises UserError where
+        nothing would be left to score.
         """
         learned = {hashed for recipe in recipes for hashed in recipe.chosen_on}
+        learned |= learned_by_export(str(self._harness.model_args.get("pretrained", "")))
         for calibration in (step.calibration for recipe in recipes for step in recipe.steps):
-            if calibration is None or calibration.split != "test":
-                continue
-            for name, share in shares(calibration.tasks, calibration.samples).items():
-                candidates = self._scored_places(name) if name in self.tasks.by_name else []
-                if candidates and share >= len(candidates):
-                    raise UserError(
-                        f"calibration: {share} of the {len(candidates)} scored documents of {name!r} were asked for,"
-                        " which leaves none to score; lower calibration.samples"
-                    )
-                learned.update(
-                    document_hash(self.tasks.by_name[name].eval_docs[place])
-                    for place in drawing_order(calibration, name, candidates)[:share]
-                )
+            if calibration is not None and calibration.split == "test":
+                learned |= self._to_be_drawn(calibration)
         if not learned:
             return
         scored = {name: self._scored_places(name) for name in self.tasks.by_name}
         left = {
-            name: Places(
-                place for place in places if document_hash(self.tasks.by_name[name].eval_docs[place]) not in learned
-            )
+            name: Places(place for place in places if not self.asked(name, place).is_among(learned))
             for name, places in scored.items()
         }
         if empty := [name for name, places in left.items() if not places]:
@@ -137,6 +151,44 @@ class RunSpec:
         # Where a recipe was chosen on documents of other tasks, what is asked stays what was asked.
         if left != scored:
             self._harness.samples, self._harness.limit = left, None
+            for name, places in scored.items():
+                if out := len(places) - len(left[name]):
+                    self._report.line(
+                        f"{name}: {out} of {len(places)} documents are out of every score, since a recipe or the model"
+                        " learned from them, or was chosen on them"
+                    )
+
+    def _to_be_drawn(self, calibration: Calibration) -> set[str]:
+        """Hashes and digests of the scored documents that a step will learn from."""
+        learned: set[str] = set()
+        for name, share in shares(calibration.tasks, calibration.samples).items():
+            candidates = self._scored_places(name) if name in self.tasks.by_name else []
+            if candidates and share >= len(candidates):
+                raise UserError(
+                    f"calibration: {share} of the {len(candidates)} scored documents of {name!r} were asked for,"
+                    " which leaves none to score; lower calibration.samples"
+                )
+            for place in drawing_order(calibration, name, candidates)[:share]:
+                learned |= self.asked(name, place).identities
+        return learned
+
+    def asked(self, name: str, place: int) -> AskedDocument:
+        """How the document at a place of a task's scored split is recognised."""
+        key = (name, place)
+        if key not in self._asked:
+            task = self.tasks.by_name[name]
+            self._asked[key] = asked_document(task, task.eval_docs[place])
+        return self._asked[key]
+
+    @cached_property
+    def scored_contents(self) -> dict[str, list[AskedDocument]]:
+        """What will be reported, by task: how each document is recognised."""
+        return {name: [self.asked(name, place) for place in self._scored_places(name)] for name in self.tasks.by_name}
+
+    @cached_property
+    def scored_identities(self) -> frozenset[str]:
+        """Every hash that tells a document that will be reported."""
+        return frozenset().union(*(asked.identities for of in self.scored_contents.values() for asked in of))
 
     def _scored_places(self, name: str) -> list[int]:
         """The places of a task's scored documents in its split, ascending."""
@@ -144,7 +196,7 @@ class RunSpec:
 
         chosen = (self._harness.samples or {}).get(name)
         if chosen is not None:
-            return sorted(chosen)
+            return list(chosen)
         task = self.tasks.by_name[name]
         limit = get_sample_size(task, self._harness.limit)
         return list(range(len(task.eval_docs) if limit is None else min(int(limit), len(task.eval_docs))))
@@ -163,15 +215,26 @@ class RunSpec:
 
     @cached_property
     def model(self) -> dict[str, str]:
-        """The contents of the checkpoint, and of the adapter, delta or tokenizer that goes with it."""
-        arguments = self._harness.model_args
-        revision, subfolder = str(arguments.get("revision") or "main"), str(arguments.get("subfolder") or "")
-        found = {"pretrained": checkpoint.identity(str(arguments["pretrained"]), revision, subfolder)}
-        return found | {
-            key: checkpoint.identity(str(arguments[key]), revision)
-            for key in ("peft", "delta", "tokenizer")
-            if arguments.get(key)
-        }
+        """The contents of the checkpoint, and of all else that the model's arguments name: adapter, delta, tokenizer,
+        ...
+        """
+        return self._reader.identities(self._harness.model_args)
+
+    @property
+    def model_identity(self) -> str:
+        """`model` as one text: that of the checkpoint where there is nothing beside it."""
+        return self.model["pretrained"] if len(self.model) == 1 else f"sha256:{digest(self.model)}"
+
+    def check_model_unchanged(self) -> None:
+        """Raise UserError where the model's files are not what they were when this command read them first."""
+        before, now = self.model, self._reader.identities(self._harness.model_args)
+        changed = [name for name in before if before[name] != now.get(name)]
+        if changed or before.keys() != now.keys():
+            value = self._harness.model_args[changed[0]] if changed else self._harness.model_args["pretrained"]
+            raise UserError(
+                f"{value} was changed while this command ran, so what it loaded cannot be told from what it began with:"
+                " wait until nothing writes there, and run the same command again"
+            )
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -195,7 +258,9 @@ class RunSpec:
 
     @cached_property
     def task_settings(self) -> dict[str, dict[str, Any]]:
-        """Each task as it will be asked: version, configuration and documents, as digests, and how many documents."""
+        """Each task as it will be asked: its identity, whichever documents are scored; version, configuration and the
+        scored documents, as digests, and how many documents.
+        """
 
         def describe(name: str, task: Task) -> dict[str, Any]:
             # The metadata holds the model's arguments, which are in the settings.
@@ -203,20 +268,106 @@ class RunSpec:
             documents = self.scored_documents[name]
             return {
                 "version": str(task.VERSION),
-                "config": digest(configuration),
+                "config": digest(task_identity.plain(configuration)),
                 "documents": digest(documents),
                 "scored": len(documents),
+                "identity": self._identity(task, self.tasks.record),
             }
 
         return {name: describe(name, task) for name, task in self.tasks.by_name.items()}
 
+    def _identity(self, task: Task, record: LoadRecord) -> str:
+        return task_identity.task_identity(task, record, self._shots(task), frozenset(self._harness.model_args))
+
+    def _shots(self, task: Task) -> int:
+        """How many few-shot examples lm-eval gives: a task that says 0 gets none, whatever the command says."""
+        own, asked = task.config.num_fewshot, self._harness.num_fewshot
+        return int(own or 0) if own == 0 or asked is None else int(asked)
+
+    @cached_property
+    def _shared_code(self) -> dict[str, Any]:
+        """What tasks have in common: how groups sum them up, and the versions of the packages that their code uses."""
+        record = self.tasks.record
+        groups = [item for item in self.tasks.as_named if hasattr(item, "get_all_groups")]
+        configurations = [group.config for outer in groups for group in (outer, *outer.get_all_groups())]
+        roots = [path for task in self.tasks.by_name.values() for path in task_identity.task_roots(task)]
+        packages = task_code.imported_packages(roots, record.reads)
+        return {
+            "groups": [task_identity.plain(configuration) for configuration in configurations],
+            "code": record.digest(task_identity.files_of([vars(configuration) for configuration in configurations])),
+            "packages": {name: found for name in sorted(packages) if (found := _version(name)) is not None},
+        }
+
+    def calibration_documents(self, calibration: Calibration, chat_template: Any = None) -> list[CalibrationSet]:
+        """Draw the documents of a step: of the evaluated tasks, or of those that it names, none of them scored.
+
+        chat_template: of the model's tokenizer; None where prompts are to be plain. Raises UserError where they cannot
+        be had.
+        """
+        harness = self._harness
+        tasks = dict(self.tasks.by_name)
+        if named := self._named_only_by(calibration):
+            tasks |= named.loaded["tasks"]
+        for task in tasks.values():
+            if harness.num_fewshot is not None and task.get_config("num_fewshot") != 0:
+                task.set_config(key="num_fewshot", value=harness.num_fewshot)
+        prompts = PromptSettings(
+            harness.system_instruction,
+            chat_template is not None,
+            bool(harness.fewshot_as_multiturn),
+            harness.seed[3] if harness.seed else None,
+            chat_template,
+        )
+        drawn = draw_documents(calibration, tasks, self.scored_identities, prompts)
+        return [with_rewordings(documents, self.scored_contents) for documents in drawn]
+
+    def _named_only_by(self, calibration: Calibration) -> FreshTasks | None:
+        """The tasks that a step takes its documents from and that are not evaluated, built once; None where there are
+        none, or one is unknown.
+        """
+        evaluated = self.tasks
+        missing = tuple(name for name in calibration.tasks if name not in evaluated.by_name)
+        if not missing or any(name not in evaluated.manager.all_tasks for name in missing):
+            return None
+        if missing not in self._for_calibration:
+            self.task_settings  # noqa: B018 - taken before loading what may take the place of a module
+            self._for_calibration[missing] = load_tasks(evaluated.manager, missing)
+        return self._for_calibration[missing]
+
+    def _calibration_digest(self, calibration: Calibration) -> str:
+        """What a step learns from: the documents drawn for it with their prompts, and the identities of the tasks that
+        are not evaluated.
+        """
+        self.task_settings  # noqa: B018 - taken before drawing documents settles the number of shots
+        key = digest(calibration.model_dump(mode="json"))
+        if key not in self._drawn:
+            named = self._named_only_by(calibration)
+            identities = (
+                {
+                    name: self._identity(task, named.record)
+                    for name, task in (named.loaded["tasks"] if named else {}).items()
+                }
+                if named
+                else {}
+            )
+            drawn = [repr(found) for found in self.calibration_documents(calibration)]
+            self._drawn[key] = digest([identities, drawn])
+        return self._drawn[key]
+
     def spec_id(self, recipe: Recipe) -> str:
         """What is asked of one variant, as a digest. The baseline does not depend on our code, every other recipe on
-        its version.
+        its version and on the documents that it learns from.
         """
-        made_by = None if recipe.is_baseline else __version__
+        learned = [step.calibration for step in recipe.steps if step.calibration is not None]
         return digest(
-            {"recipe": recipe.recipe_id, "made_by": made_by, "settings": self.settings, "tasks": self.task_settings}
+            {
+                "recipe": recipe.recipe_id,
+                "made_by": None if recipe.is_baseline else __version__,
+                "settings": self.settings,
+                "tasks": self.task_settings,
+                "code": self._shared_code,
+                "calibration": [self._calibration_digest(calibration) for calibration in learned],
+            }
         )
 
     def resolved(self, recipe: Recipe) -> Recipe:
@@ -224,17 +375,41 @@ class RunSpec:
         return recipe.for_tasks(lambda split: fit_tasks(self.tasks.by_name, split))
 
 
-def digest(value: Any) -> str:
-    """SHA-256 over plain data as sorted JSON; a function counts by its source, anything else that JSON lacks by its
-    text.
+def _version(package: str) -> str | None:
+    """The version of an installed package by the name that it is imported by; None where it has none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return getattr(sys.modules.get(package), "__version__", None)
+
+
+def places_by_task(samples: Any) -> dict[str, Places]:
+    """The places that `--samples` names, in one order whatever order they are written in. Raises UserError for what is
+    no such thing; lm-eval would score other documents, or log them under other places, and say nothing.
     """
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=_as_text).encode()).hexdigest()
+    form = 'give JSON such as {"int_mult": [0, 3, 5]}, or the path of a file that holds it'
+    if not isinstance(samples, Mapping):
+        raise UserError(f"--samples names places of documents by task, and {samples!r} does not: {form}")
+    for name, places in samples.items():
+        if not isinstance(places, (list, tuple)):
+            raise UserError(f"--samples: the places of {name!r} are no list: {form}")
+        wrong = [place for place in places if isinstance(place, bool) or not isinstance(place, int) or place < 0]
+        if wrong:
+            raise UserError(f"--samples: {wrong[0]!r} is no place of a document of {name!r}: they are counted from 0")
+        if not places:
+            raise UserError(f"--samples names no document of {name!r}: leave the task out of it to score all of them")
+    return {name: Places(places) for name, places in samples.items()}
 
 
-def _as_text(value: Any) -> str:
-    # lm-eval leaves some functions in a configuration as they are (those of fewshot_config): the text of one names its
-    # address in memory, which differs from process to process.
-    return inspect.getsource(value) if inspect.isfunction(value) else _ADDRESS.sub("", str(value))
+def _check_places(samples: Mapping[str, Sequence[int]], tasks: Mapping[str, Task]) -> None:
+    for name, places in samples.items():
+        if name not in tasks:
+            raise UserError(f"--samples names a task that is not evaluated: {name!r}, {nearest(name, tasks)}")
+        count = len(tasks[name].eval_docs)
+        if places[-1] >= count:
+            raise UserError(
+                f"--samples: {name!r} has no document {places[-1]}: it has {count:,}, counted from 0 to {count - 1:,}"
+            )
 
 
 def versions() -> dict[str, str]:

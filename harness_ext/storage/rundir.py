@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,8 @@ from typing import Any
 from harness_ext.errors import UserError
 
 RECEIPT = "receipt.json"
+EXPORT = "export"
+"""The format of the receipt beside an exported model."""
 _SCRATCH = "lm-eval-recipes-"
 _TEMPORARY = re.compile(r"^\..+\.tmp-(\d+)$")
 
@@ -42,6 +44,13 @@ class FinishedRun:
 def safe_name(text: str) -> str:
     """A file name that any system takes, readable as what it was made from."""
     return re.sub(r"[^A-Za-z0-9._=+-]+", "_", text).strip("._")[:80] or "unnamed"
+
+
+def results_root(output_path: Path) -> Path:
+    """The folder of the results: lm-eval takes a folder or a .json file; run directories go into the folder, or beside
+    the file.
+    """
+    return output_path.parent if output_path.suffix == ".json" else output_path
 
 
 def prepare_root(root: Path) -> None:
@@ -67,6 +76,36 @@ def finished_runs(folder: Path) -> Iterator[FinishedRun]:
             continue
         if isinstance(receipt, dict):
             yield FinishedRun(path.parent, receipt)
+
+
+def chosen_on(receipt: Mapping[str, Any]) -> list[str]:
+    """Hashes and digests of the documents that what a run found was chosen on, by its searches and by those that its
+    recipe comes from, sorted. A step that is no search was part of what was tried, so that its documents count too.
+
+    Of whatever split they are: what is a training document of one task may be scored by another, or have been out of
+    the score for its `--limit` alone. A document that nobody scores costs nothing.
+    """
+    known = set(receipt["recipe"]["resolved"].get("chosen_on", ()))
+    if receipt.get("searches"):
+        known |= learned_from(receipt.get("calibration", []))
+    return sorted(known)
+
+
+def learned_from(calibration: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Hashes and digests of all documents in the calibration entries of a receipt."""
+    return {hashed for used in calibration for hashed in (*used["documents"], *used.get("contents", ()))}
+
+
+def learned_by_export(pretrained: str) -> frozenset[str]:
+    """Hashes and digests of the documents that an exported model, in a local folder, learned from or was chosen on;
+    none for any other model.
+    """
+    try:
+        receipt = json.loads((Path(pretrained) / RECEIPT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return frozenset()
+    listed = receipt.get("chosen_on") if isinstance(receipt, dict) and receipt.get("format") == EXPORT else None
+    return frozenset(one for one in listed if isinstance(one, str)) if isinstance(listed, list) else frozenset()
 
 
 def sweep(folder: Path) -> None:

@@ -67,7 +67,7 @@ def _facts(row: dict[str, Any]) -> RunFacts:
 def two_runs(store: Store, a: str, b: str) -> list[dict[str, Any]]:
     """Everything known of two runs, in this order; shorter where one is not there."""
     found = {
-        row["run_id"]: row
+        row["run_id"]: row | {"path": str(store.places.resolved(row["path"]))}
         for row in store.rows("SELECT * FROM runs JOIN variants USING (variant_id) WHERE run_id IN (?, ?)", [a, b])
     }
     return [found[run] for run in (a, b) if run in found]
@@ -82,6 +82,17 @@ def common_scores(store: Store, a: str, b: str) -> list[dict[str, Any]]:
         " scores y JOIN scores x USING (task, metric, filter) WHERE x.run_id = ? AND y.run_id = ? AND NOT x.is_group"
         " AND NOT y.is_group AND x.score IS NOT NULL AND y.score IS NOT NULL ORDER BY y.task, y.metric, y.filter",
         [a, b],
+    )
+
+
+def _in_order(run_ids: str) -> str:
+    """The scores of runs, copies of one document counted in the order of their scores (`copy`): those of two runs are
+    put side by side by it, since files may log them in any order (`logged`).
+    """
+    return (
+        "(SELECT run_id, doc_key, value, occurrence AS logged, row_number() OVER (PARTITION BY run_id, doc_key ORDER BY"
+        f" value, occurrence) AS copy FROM sample_scores WHERE run_id IN {run_ids} AND task = $3 AND metric = $4 AND"
+        " filter = $5)"
     )
 
 
@@ -108,18 +119,17 @@ def flips(store: Store, baseline: str, run: str, task: str, metric: str, filter_
     `MOST_DOCUMENTS`.
     """
     rows = store.rows(
-        "WITH changed AS (SELECT doc_key, occurrence, b.value AS before, r.value AS after FROM (SELECT * FROM"
-        " sample_scores WHERE run_id = $1 AND task = $3 AND metric = $4 AND filter = $5) b JOIN (SELECT * FROM"
-        " sample_scores WHERE run_id = $2 AND task = $3 AND metric = $4 AND filter = $5) r USING (doc_key, occurrence)"
-        " WHERE b.value <> r.value ORDER BY abs(r.value - b.value) DESC, doc_key, occurrence LIMIT $6) SELECT"
+        f"WITH changed AS (SELECT doc_key, r.logged AS occurrence, b.logged, b.value AS before, r.value AS after FROM"
+        f" {_in_order('($1)')} b JOIN {_in_order('($2)')} r USING (doc_key, copy) WHERE b.value <> r.value ORDER BY"
+        " abs(r.value - b.value) DESC, doc_key, copy LIMIT $6) SELECT"
         " c.doc_key, c.occurrence, t.doc_id, c.before, c.after, s.filtered_responses AS answer_before,"
         " t.filtered_responses AS answer_after, d.target, d.document, (SELECT output_type FROM run_tasks WHERE run_id ="
         " $2 AND task = $3) AS output_type, EXISTS (FROM scores WHERE run_id = $2 AND task = $3 AND metric ="
         " $7) AS doubled FROM changed c LEFT JOIN (SELECT * FROM samples WHERE run_id = $1 AND task = $3"
-        " AND filter = $5) s USING (doc_key, occurrence) LEFT JOIN (SELECT * FROM samples WHERE run_id = $2 AND task ="
-        " $3 AND filter = $5) t USING (doc_key, occurrence) LEFT JOIN (SELECT doc_key, any_value(target) AS target,"
-        " any_value(document) AS document FROM docs WHERE task = $3 GROUP BY doc_key) d USING (doc_key) ORDER BY"
-        " abs(c.after - c.before) DESC, c.doc_key, c.occurrence",
+        " AND filter = $5) s ON (s.doc_key, s.occurrence) = (c.doc_key, c.logged) LEFT JOIN (SELECT * FROM samples"
+        " WHERE run_id = $2 AND task = $3 AND filter = $5) t ON (t.doc_key, t.occurrence) = (c.doc_key, c.occurrence)"
+        " LEFT JOIN (SELECT doc_key, any_value(target) AS target, any_value(document) AS document FROM docs WHERE task ="
+        " $3 GROUP BY doc_key) d ON d.doc_key = c.doc_key ORDER BY abs(c.after - c.before) DESC, c.doc_key, c.occurrence",
         [baseline, run, task, metric, filter_name, MOST_DOCUMENTS, ACC_MUTUAL_INFO],
     )
     return [Flip(**row) for row in rows]
@@ -149,13 +159,12 @@ def often_flipped(
     the baseline.
     """
     rows = store.rows(
-        "SELECT doc_key, occurrence, any_value(doc_id) AS doc_id, any_value(b.value) AS before, CAST(count(*) FILTER"
-        " (r.value < b.value) AS INTEGER) AS lower, CAST(count(*) FILTER (r.value > b.value) AS INTEGER) AS higher FROM"
-        " (SELECT * FROM sample_scores WHERE run_id IN (SELECT unnest($2)) AND task = $3 AND metric = $4 AND filter ="
-        " $5) r JOIN (SELECT * FROM sample_scores WHERE run_id = $1 AND task = $3 AND metric = $4 AND filter = $5) b"
-        " USING (doc_key, occurrence) LEFT JOIN (SELECT doc_key, occurrence, doc_id FROM samples WHERE run_id = $1 AND"
-        " task = $3 AND filter = $5) s USING (doc_key, occurrence) WHERE r.value <> b.value GROUP BY doc_key,"
-        " occurrence ORDER BY lower + higher DESC, doc_key, occurrence",
+        "SELECT doc_key, any_value(b.logged) AS occurrence, any_value(doc_id) AS doc_id, any_value(b.value) AS before,"
+        " CAST(count(*) FILTER (r.value < b.value) AS INTEGER) AS lower, CAST(count(*) FILTER (r.value > b.value) AS"
+        f" INTEGER) AS higher FROM {_in_order('(SELECT unnest($2))')} r JOIN {_in_order('($1)')} b USING (doc_key,"
+        " copy) LEFT JOIN (SELECT doc_key, occurrence AS logged, doc_id FROM samples WHERE run_id = $1 AND task = $3"
+        " AND filter = $5) s ON (s.doc_key, s.logged) = (b.doc_key, b.logged) WHERE r.value <> b.value GROUP BY doc_key,"
+        " copy ORDER BY lower + higher DESC, doc_key, occurrence",
         [baseline, list(runs), task, metric, filter_name],
     )
     return [OftenFlipped(**row) for row in rows]

@@ -12,6 +12,8 @@ from leaderboard.board.cell import Cell
 from leaderboard.readers.records import BASELINE
 from leaderboard.terminal.format import (
     NOTHING,
+    against_controls,
+    beside_verdict,
     could_show,
     interval,
     metric_name,
@@ -27,7 +29,13 @@ _NO_FACTS: Mapping[str, RunFacts] = {}
 
 def notes(cell: Cell) -> str:
     """What is still to be said of a cell, on one line."""
-    return "; ".join(filter(None, [undecided(cell), *map(plain, cell.notes)]))
+    return "; ".join(filter(None, [*against_controls(cell), undecided(cell), *map(plain, cell.notes)]))
+
+
+def control_text(pair: Cell) -> str:
+    """`undecided +0.0125 [-0.0300, +0.0550] (random-subspace)`."""
+    difference = "" if pair.delta is None else f" {interval(pair)}"
+    return f"{pair.verdict}{difference} ({plain(pair.control or '')})"
 
 
 def cell_rows(
@@ -38,6 +46,7 @@ def cell_rows(
     """
     fast = any(_speed(facts.get(cell.run_id)) for cell in cells)
     sizes = any(could_show(cell) for cell in cells)
+    controls = any(cell.against_controls for cell in cells)
     floor = any(cell.noise_floor is not None for cell in cells)
     reported = any(cell.reported for cell in cells)
     return [
@@ -48,6 +57,7 @@ def cell_rows(
             "Recipe": plain(cell.recipe),
             "Delta [95 %]": interval(cell),
         }
+        | ({"Against its control": "; ".join(map(control_text, cell.against_controls))} if controls else {})
         | ({"Could show": could_show(cell) or ""} if sizes else {})
         | {
             "Score": number(cell.score),
@@ -108,11 +118,13 @@ def cell_records(cells: Sequence[Cell], facts: Mapping[str, RunFacts] = _NO_FACT
         "comparisons",
         "parameters_kept",
         "control",
+        "unpaired",
     )
     return [
         {name: getattr(cell, name) for name in names}
         | {"tokens_per_second": None if (run := facts.get(cell.run_id)) is None else run.tokens_per_second_after}
         | {
+            "against_controls": "; ".join(map(control_text, cell.against_controls)) or None,
             "reported_by_papers": "; ".join(entry.sentence() for entry in cell.reported) or None,
             "notes": notes(cell),
         }
@@ -178,7 +190,9 @@ def _glance_text(cell: Cell | None) -> str:
         return ""
     if cell.verdict == BASELINE:
         return f"baseline {number(cell.score)}"
-    return cell.verdict if cell.delta is None else f"{cell.verdict} {signed(cell.delta)}"
+    mark = " unpaired" if cell.unpaired else ""
+    text = cell.verdict if cell.delta is None else f"{cell.verdict} {signed(cell.delta)}{mark}"
+    return ", ".join(filter(None, [text, beside_verdict(cell)]))
 
 
 def _speed(run: RunFacts | None) -> str:

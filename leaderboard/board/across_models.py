@@ -23,7 +23,7 @@ import numpy as np
 
 from leaderboard import statistics
 from leaderboard.board.cell import Cell
-from leaderboard.readers.reader import PLAIN_RECIPE
+from leaderboard.readers.edited import PLAIN_RECIPE
 from leaderboard.readers.records import BASELINE
 
 EVERY_TASK = "(all)"  # of a run that failed before it had tasks
@@ -50,6 +50,16 @@ class Line:
     def count(self, verdict: str) -> int:
         """On how many models the verdict is this one."""
         return sum(cell.verdict == verdict for cell in self.cells.values())
+
+    @property
+    def controlled(self) -> int:
+        """On how many models the recipe was compared with controls of its own."""
+        return sum(cell.beats_controls is not None for cell in self.cells.values())
+
+    @property
+    def beats_controls(self) -> int:
+        """On how many models it is better than every control of its own."""
+        return sum(cell.beats_controls is True for cell in self.cells.values())
 
     @property
     def compared(self) -> int:
@@ -110,12 +120,16 @@ def models_of(found: Sequence[Line]) -> list[str]:
 
 
 def sentence(line: Line) -> str:
-    """`better on 7 of 9 models, worse on 1, undecided on 1; up on 8, down on 1`."""
+    """`better on 7 of 9 models, worse on 1, undecided on 1; better than its control on 2 of 9 models; up on 8, down
+    on 1`.
+    """
     if not line.compared:
         said = f"no verdict on {_models(len(line.cells))}"
     else:
         others = [f"{word} on {line.count(word)}" for word in COMPARED[1:] if line.count(word)]
         said = ", ".join([f"better on {line.count('better')} of {_models(line.compared)}", *others])
+    if line.controlled:
+        said += f"; better than its control on {line.beats_controls} of {_models(line.controlled)}"
     signs = f"; up on {line.up}, down on {line.down}" if line.up + line.down else ""
     missing = [f"{line.count(word)} {word}" for word in ("incomparable", "failed") if line.count(word)]
     return said + signs + (f" (besides, {' and '.join(missing)})" if missing else "")

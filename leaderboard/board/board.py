@@ -1,10 +1,13 @@
 """The board: every run x task against its baseline, judged, corrected for their number, and put into words.
 
 Notable choices:
-- The baseline of a cell is the pinned run of its model where one is pinned and has the task; otherwise the earliest
-  unedited run in the same comparability key, one of the same settings before others. Where a model has no run of the
-  recipe `baseline`, its earliest plain lm_eval run stands in.
+- Which run is the baseline of a cell is for `compare.baselines` to say: the pinned one, or else the latest unedited
+  run of the same task, documents and settings.
 - The words are those of `cell`.
+- A recipe is compared with each control of its own too, on the same documents: being better than the baseline says
+  little where the control is as good. Corrected over all such comparisons of the model.
+- Where samples are all that is missing, an incomparable cell has the difference of the two scores and an unpaired
+  interval; it is in no correction.
 - NaN or infinity as a run's score makes the cell *failed* with that reason, never a number and never a missing row.
 - A failed run is left out once a run of the same `spec_id` has completed.
 """
@@ -12,13 +15,13 @@ Notable choices:
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from leaderboard.board import reported
-from leaderboard.board.cell import Cell, changed, with_verdicts
+from leaderboard.board.cell import Cell, changed, with_control_verdicts, with_verdicts
 from leaderboard.compare import comparability, verdict_cache
+from leaderboard.compare.baselines import BaselineChoice, Baselines
 from leaderboard.compare.contents import Contents, Effects, read_contents
 from leaderboard.compare.pairing import Subject, Terms, effect_key, pair_up
 from leaderboard.compare.verdict_cache import Judged, Key, Memory
@@ -27,7 +30,7 @@ from leaderboard.metrics import DEFAULT_MARGIN
 from leaderboard.readers.records import BASELINE
 from leaderboard.readers.safe_json import no_collection
 from leaderboard.store.database import Store
-from leaderboard.store.queries import RunRow, RunTaskRow
+from leaderboard.store.queries import RunRow
 
 _AT_ONCE = 20  # runs judged between two looks at the clock
 
@@ -53,9 +56,9 @@ def board(
         memory = verdict_cache.recall(store, contents.run_ids(wanted)) if margin == DEFAULT_MARGIN else None
         cells = []
         for runs in contents.by_model(wanted).values():
-            judging = _Judging(store, contents, fixed or _Candidates(contents, runs), margin, memory)
+            judging = _Judging(store, contents, fixed or Baselines(contents, runs), margin, memory)
             contents.samples.fetch(_pairs(judging, runs))
-            cells += with_verdicts([cell for run in runs for cell in _cells(judging, run)])
+            cells += _in_words([cell for run in runs for cell in _cells(judging, run)])
         return sorted(cells, key=_order)
 
 
@@ -76,7 +79,7 @@ def judge_ahead(store: Store, models: Sequence[str], seconds: float) -> JudgedAh
     memory = verdict_cache.recall(store, contents.run_ids(set(models)))
     boards: dict[str, list[Cell]] = {}
     for model, runs in contents.by_model(set(models)).items():
-        judging = _Judging(store, contents, _Candidates(contents, runs), DEFAULT_MARGIN, memory)
+        judging = _Judging(store, contents, Baselines(contents, runs), DEFAULT_MARGIN, memory)
         cells: list[Cell] = []
         for first in range(0, len(runs), _AT_ONCE):
             if memory.new and time.monotonic() > until:  # what is only recalled is quick, and each turn must get on
@@ -84,7 +87,7 @@ def judge_ahead(store: Store, models: Sequence[str], seconds: float) -> JudgedAh
             some = runs[first : first + _AT_ONCE]
             contents.samples.fetch(_pairs(judging, some))
             cells += [cell for run in some for cell in _cells(judging, run)]
-        boards[model] = with_verdicts(cells)
+        boards[model] = _in_words(cells)
     return JudgedAhead(memory.new, boards, True)
 
 
@@ -92,17 +95,14 @@ def pair_board(store: Store, baseline_run: str, run_id: str, *, margin: float = 
     """One run against another, whatever their models: a cell a task, corrected over these alone. Raises
     `UnknownRun`.
     """
-    return pair_boards(store, [(baseline_run, run_id)], margin=margin)[0]
-
-
-def pair_boards(store: Store, pairs: Iterable[tuple[str, str]], *, margin: float = DEFAULT_MARGIN) -> list[list[Cell]]:
-    """`pair_board` of several pairs of (baseline run, run). Raises `UnknownRun`."""
     contents = read_contents(store)
-    boards = []
-    for baseline_run, run_id in pairs:
-        judging = _Judging(store, contents, _the_run(contents, baseline_run), margin)
-        boards.append(sorted(with_verdicts(_cells(judging, _the_run(contents, run_id))), key=_order))
-    return boards
+    judging = _Judging(store, contents, _the_run(contents, baseline_run), margin)
+    return sorted(with_verdicts(_cells(judging, _the_run(contents, run_id))), key=_order)
+
+
+def _in_words(cells: list[Cell]) -> list[Cell]:
+    """The cells of one family with their verdicts, against the baseline and against their controls."""
+    return with_control_verdicts(with_verdicts(cells))
 
 
 class _Judging(NamedTuple):
@@ -112,7 +112,7 @@ class _Judging(NamedTuple):
 
     store: Store
     contents: Contents
-    against: RunRow | _Candidates
+    against: RunRow | Baselines
     margin: float
     memory: Memory | None = None
 
@@ -120,19 +120,23 @@ class _Judging(NamedTuple):
 def _pairs(judging: _Judging, runs: Sequence[RunRow]) -> set[tuple[str, str]]:
     """(baseline, run) of every pair whose samples will be asked for."""
     found = set()
-    contents, against, terms = judging.contents, judging.against, Terms(judging.margin)
+    contents, terms = judging.contents, Terms(judging.margin)
     for run in runs if len(runs) > 1 else ():
         for task in contents.tasks.get(run.run_id, ()):
             score = contents.primary(run.run_id, task.task)
-            baseline = against if isinstance(against, RunRow) else against.baseline_of(run, task)
-            if score is None or baseline is None or baseline is run or (baseline.run_id, run.run_id) in found:
+            if score is None:
                 continue
             subject = Subject(run, task, score)
-            if (
-                _recalled(judging, subject, baseline) is None
-                and effect_key(run, score, baseline.run_id, terms) not in contents.effects
-            ):
-                found.add((baseline.run_id, run.run_id))
+            baseline = _choice(judging, subject).run
+            if baseline is None or baseline is run:
+                continue
+            for other in (baseline, *_controls(judging, subject)):
+                if (
+                    (other.run_id, run.run_id) not in found
+                    and _recalled(judging, subject, other) is None
+                    and effect_key(run, score, other.run_id, terms) not in contents.effects
+                ):
+                    found.add((other.run_id, run.run_id))
     return found
 
 
@@ -178,12 +182,12 @@ def _failed(contents: Contents, run: RunRow, task: str) -> Cell:
 
 
 def _cell(judging: _Judging, subject: Subject) -> Cell:
-    (run, task, score), against = subject, judging.against
+    run, task, score = subject
     cell = changed(
         _blank(judging.contents, run, task.task, "undecided"),
         metric=score.metric,
         filter=score.filter,
-        n=task.documents,
+        n=task.document_count,
         score=score.score,
         best_value=score.best_value,
         higher_is_better=score.higher_is_better is not False,
@@ -200,7 +204,7 @@ def _cell(judging: _Judging, subject: Subject) -> Cell:
             verdict="failed",
             notes=(f"the result is {score.reported}, not a number", *comparability.own_warnings(run)),
         )
-    baseline = against if isinstance(against, RunRow) else against.baseline_of(run, task)
+    baseline, _, notes = _choice(judging, subject)
     if baseline is None:
         return changed(
             cell,
@@ -213,20 +217,44 @@ def _cell(judging: _Judging, subject: Subject) -> Cell:
             verdict=BASELINE,
             baseline_run=run.run_id,
             baseline_score=score.score,
-            notes=comparability.unpaired_notes(run, task),
+            notes=(*notes, *comparability.unpaired_notes(run, task)),
         )
-    return _compared(judging, cell, subject, baseline)
+    against_controls = tuple(
+        _compared(judging, changed(cell, control=control.control, reported=()), subject, control)
+        for control in _controls(judging, subject)
+    )
+    compared = changed(_compared(judging, cell, subject, baseline), against_controls=against_controls)
+    return changed(compared, notes=(*notes, *compared.notes)) if notes else compared
+
+
+def _choice(judging: _Judging, subject: Subject) -> BaselineChoice:
+    against = judging.against
+    return BaselineChoice(against) if isinstance(against, RunRow) else against.choose(subject)
+
+
+def _controls(judging: _Judging, subject: Subject) -> list[RunRow]:
+    """The controls that a recipe's run is compared with beside its baseline; none where another run is asked about."""
+    if isinstance(judging.against, RunRow):
+        return []
+    return judging.contents.controls_of(subject.run, subject.task)
 
 
 def _compared(judging: _Judging, cell: Cell, subject: Subject, baseline: RunRow) -> Cell:
     run, task, score = subject
     found = _judged(judging, subject, baseline)
     cell = changed(cell, baseline_run=baseline.run_id, baseline_score=found.baseline_score)
+    base_score = judging.contents.score(baseline.run_id, task.task, score.metric, score.filter)
+    cell = changed(cell, higher_is_better=comparability.agreed(base_score, score).higher_is_better is not False)
     if found.documents is None:
+        beside = verdict_cache.texts(found.notes) or comparability.own_warnings(run)
         return changed(
             cell,
             verdict="incomparable",
-            notes=(*verdict_cache.texts(found.obstacles), *comparability.own_warnings(run)),
+            notes=(*verdict_cache.texts(found.obstacles), *beside),
+            delta=found.delta,
+            low=found.low,
+            high=found.high,
+            unpaired=found.delta is not None,
         )
     return changed(
         cell,
@@ -243,6 +271,10 @@ def _compared(judging: _Judging, cell: Cell, subject: Subject, baseline: RunRow)
         margin=found.margin,
         notes=verdict_cache.texts(found.notes),
         noise_floor=judging.contents.noise_floor(run, score, baseline),
+        clipped_at=found.clipped_at,
+        far_lost=found.far_lost,
+        far_gained=found.far_gained,
+        far_lost_limit=found.far_lost_limit,
         needs=found.needs,
     )
 
@@ -265,47 +297,6 @@ def _recalled(judging: _Judging, subject: Subject, baseline: RunRow) -> Judged |
 
 def _key(subject: Subject, baseline: RunRow) -> Key:
     return Key(subject.run.run_id, baseline.run_id, subject.task.task, subject.score.metric, subject.score.filter)
-
-
-class _Candidates:
-    """The runs of one model that may be its baseline, by task: found once, because a model may have a thousand runs."""
-
-    def __init__(self, contents: Contents, runs: Sequence[RunRow]) -> None:
-        self._contents = contents
-        pinned = contents.pinned.get(runs[0].model_key)
-        self._pinned: dict[str, RunRow] = {}
-        having: dict[str, list[tuple[RunRow, RunTaskRow]]] = defaultdict(list)
-        for run in runs:
-            if run.status != "complete" or not (
-                run.run_id == pinned or run.recipe_name == BASELINE or run.origin == "plain"
-            ):
-                continue
-            for row in contents.tasks.get(run.run_id, ()):
-                if contents.primary(run.run_id, row.task) is None:
-                    continue
-                if run.run_id == pinned:
-                    self._pinned[row.task] = run
-                if run.recipe_name == BASELINE or run.origin == "plain":
-                    having[row.task].append((run, row))
-        self._unedited = {
-            task: [pair for pair in pairs if pair[0].recipe_name == BASELINE] or pairs for task, pairs in having.items()
-        }
-
-    def baseline_of(self, run: RunRow, task: RunTaskRow) -> RunRow | None:
-        """The run to compare with; see the module's notes."""
-        if task.task in self._pinned:
-            return self._pinned[task.task]
-        unedited = self._unedited.get(task.task, ())
-        is_unedited = run.recipe_name == BASELINE or any(other.run_id == run.run_id for other, _ in unedited)
-        best: tuple[bool, bool] | None = None
-        found = None
-        for other, row in unedited:  # the first of equals: runs come earliest first
-            distance = (not comparability.same_key(row, task), not is_unedited and other.settings_id != run.settings_id)
-            if best is None or distance < best:
-                best, found = distance, other
-            if best == (False, False):
-                break
-        return found
 
 
 def _order(cell: Cell) -> tuple[str, str, bool, str, str]:

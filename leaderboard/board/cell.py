@@ -9,6 +9,9 @@ Test and interval are different procedures (mid-p McNemar and Bonett-Price, say)
 interval is the more cautious: 0 lost and 5 gained of 40 have p = 0.031 and an interval from -0.001. *Better* and
 *worse* need both, so that no verdict contradicts the interval beside it. It can only make errors rarer: the test alone
 keeps its level.
+
+Where a document counts for at most a bound, *same* and *better* are withheld while too many documents may have
+collapsed (`compare.collapses`).
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from leaderboard.board.lacking import SIGNIFICANCE, Verdicts, levels_alone, leve
 from leaderboard.board.reported import Reported
 from leaderboard.compare import needs
 from leaderboard.compare.choice_shift import Choices
+from leaderboard.compare.collapses import withheld
 from leaderboard.compare.needs import Claim
 from leaderboard.readers.records import BASELINE
 
@@ -38,10 +42,14 @@ class Cell:
     is positive where that is good. `notes` holds warnings, or why the cell is incomparable or failed. `detectable` is
     the smallest difference that its documents show with 80 % power on this board, `noise_floor` the share of answers
     that flip when only the batch size changes, which the flips have to exceed; `choices` is filled only where two runs
-    are compared by themselves. `comparisons`: how many the verdict was corrected for. Of an undecided cell
-    `documents_needed` give it the verdict `needed_for` in four of five cases, if it alone gets more,
-    `documents_needed_together` if the board's other undecided cells do too; `needs` is what they were worked out from,
-    as the store has it.
+    are compared by themselves. `against_controls`: the same run on the same documents against each control of its own,
+    in place of the baseline; `control` and `baseline_run` are then the control's name and run.
+    `clipped_at`: one document counts for at most this much in the interval, the p-values and `improvement`;
+    `far_lost` and `far_gained` documents lie beyond, and the share of lost ones in all is below `far_lost_limit`.
+    `unpaired`: `delta`, `low` and `high` are of two scores by themselves, of which no verdict follows.
+    `comparisons`: how many the verdict was corrected for. Of an undecided cell `documents_needed` give it the verdict
+    `needed_for` in four of five cases, if it alone gets more, `documents_needed_together` if the board's other
+    undecided cells do too; `needs` is what they were worked out from, as the store has it.
     """
 
     model: str
@@ -78,10 +86,26 @@ class Cell:
     detectable: float | None = None
     noise_floor: float | None = None
     choices: Choices | None = None
+    against_controls: tuple[Cell, ...] = ()
+    clipped_at: float | None = None
+    far_lost: int | None = None
+    far_gained: int | None = None
+    far_lost_limit: float | None = None
+    unpaired: bool = False
     comparisons: int | None = None
     documents_needed_together: int | None = None
     needed_for: Claim | None = None
     needs: str | None = None
+
+    @property
+    def beats_controls(self) -> bool | None:
+        """Whether the recipe is better than every control of its own; None where it has none."""
+        return all(pair.verdict == "better" for pair in self.against_controls) if self.against_controls else None
+
+
+def not_its_control(cell: Cell) -> bool:
+    """Whether a recipe is better than the baseline, and not better than a control of its own."""
+    return cell.verdict == "better" and cell.beats_controls is False
 
 
 def changed(cell: Cell, **changes: Any) -> Cell:
@@ -131,10 +155,27 @@ def _lacking(cell: Cell, found: needs.Needs, alone: needs.Levels, together: need
     )
 
 
+def with_control_verdicts(cells: list[Cell]) -> list[Cell]:
+    """Correct what each cell has against its controls, over all such comparisons of one model, and put it into words. A
+    family of its own: whether a recipe beats its control is another question than whether it beats the baseline.
+    """
+    judged = iter(with_verdicts([pair for cell in cells for pair in cell.against_controls]))
+    return [
+        changed(cell, against_controls=tuple(next(judged) for _ in cell.against_controls))
+        if cell.against_controls
+        else cell
+        for cell in cells
+    ]
+
+
 def _worded(cell: Cell, differs: bool, equal: bool) -> Cell:
     differs = differs and bool(cell.improvement)
     both = differs and not _holds_none(cell)
     direction = "better" if (cell.improvement or 0) > 0 else "worse"
+    doubt = withheld(cell.far_lost, cell.far_lost_limit, cell.n)
+    if doubt and (equal or (both and direction == "better")):
+        verdict = "worse" if both and direction == "worse" else "undecided"
+        return changed(cell, verdict=verdict, notes=(doubt, *cell.notes))
     if equal:
         small = (f"{direction}, but by less than the margin of {cell.margin:.3g}",) if both else ()
         return changed(cell, verdict="same", notes=(*small, *cell.notes))

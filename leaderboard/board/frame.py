@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from leaderboard.board.cell import Cell
@@ -12,40 +12,51 @@ if TYPE_CHECKING:
 
 _TEXTS = ("model", "task", "recipe", "control", "metric", "verdict", "run_id", "needed_for")
 _COUNTS = ("n", "lost", "gained", "documents_needed")
+_FLAGS = ("unpaired",)
 _COLUMNS = {
     name: {"p": "p_value", "q": "q_value"}.get(name, name)
     for name in (
         *("model", "task", "recipe", "control", "metric", "n", "baseline_score", "score", "delta", "low", "high"),
-        *("verdict", "p", "q", "lost", "gained", "run_id", "documents_needed", "needed_for"),
+        *("verdict", "p", "q", "lost", "gained", "run_id", "unpaired", "documents_needed", "needed_for"),
     )
 }
 """Column -> field of a cell."""
-_CONTROL_COLUMNS = {"run": "baseline_run", "delta": "delta", "low": "low", "high": "high", "verdict": "verdict"}
+_CONTROL_COLUMNS = {
+    "run": "baseline_run",
+    "delta": "delta",
+    "low": "low",
+    "high": "high",
+    "verdict": "verdict",
+    "p": "p_value",
+    "q": "q_value",
+    "unpaired": "unpaired",
+}
 
 
 def cells_frame(cells: Sequence[Cell]) -> pandas.DataFrame:
-    """A row a cell. Scores in the metric's own units, counts of documents as nullable integers, missing values NA."""
+    """A row a cell. Scores in the metric's own units, counts of documents as nullable integers, missing values NA.
+    unpaired: whether delta, low and high are of two scores by themselves, not paired by document.
+    """
     import pandas
 
     columns = {}
     for column, name in _COLUMNS.items():
         kind = "object" if column in _TEXTS else "Int64" if column in _COUNTS else "float64"
+        kind = "bool" if column in _FLAGS else kind
         columns[column] = pandas.Series([getattr(cell, name) for cell in cells], dtype=kind)
     return pandas.DataFrame(columns)
 
 
-def cells_frame_with_controls(
-    cells: Sequence[Cell], against_control: Mapping[tuple[str, str], Cell]
-) -> pandas.DataFrame:
-    """`cells_frame`, and in columns named `control_...` each recipe against its control. against_control: by (run_id,
-    task) of the recipe.
+def cells_frame_with_controls(cells: Sequence[Cell], control: str | None = None) -> pandas.DataFrame:
+    """`cells_frame`, and in columns named `control_...` each recipe against a control of its own: the one of this name,
+    or the first by name.
     """
     import pandas
 
     frame = cells_frame(cells)
-    pairs = [against_control.get((cell.run_id, cell.task)) for cell in cells]
+    pairs = [next((pair for pair in cell.against_controls if control in (None, pair.control)), None) for cell in cells]
     for column, name in _CONTROL_COLUMNS.items():
-        kind = "object" if column in ("run", "verdict") else "float64"
+        kind = "object" if column in ("run", "verdict", "unpaired") else "float64"
         values = [None if pair is None else getattr(pair, name) for pair in pairs]
         frame[f"control_{column}"] = pandas.Series(values, dtype=kind)
     return frame

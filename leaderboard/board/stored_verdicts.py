@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from leaderboard.board.cell import Cell
 from leaderboard.compare import verdict_cache
@@ -22,7 +23,7 @@ _COLUMNS = {
         name: name
         for name in (
             "model_key", "run_id", "task", "metric", "filter", "verdict", "n", "baseline_run", "baseline_score",
-            "score", "delta", "low", "high", "improvement", "margin", "lost", "gained",
+            "score", "delta", "low", "high", "improvement", "margin", "lost", "gained", "unpaired",
         )
     },
 }  # fmt: skip
@@ -47,15 +48,13 @@ def write(store: Store, boards: Mapping[str, Sequence[Cell]], states: Mapping[st
     if not boards:
         return
     cells = [cell for board in boards.values() for cell in board]
-    columns = {column: [getattr(cell, name) for cell in cells] for column, name in _COLUMNS.items()} | {
-        "notes": [json.dumps(cell.notes, ensure_ascii=False) for cell in cells]
-    }
-    columns |= {name: [None if value is None else int(value) for value in columns[name]] for name in _WHOLE}
+    pairs = [pair for cell in cells for pair in cell.against_controls]
     models = list(boards)
     with store.transaction():
-        for table in ("verdicts", "verdict_states"):
+        for table in ("verdicts", "control_verdicts", "verdict_states"):
             store.connection.execute(f"DELETE FROM {table} WHERE model_key IN (SELECT unnest(?))", [models])
-        store.insert("verdicts", columns)
+        store.insert("verdicts", _columns(cells) | {"beats_controls": [cell.beats_controls for cell in cells]})
+        store.insert("control_verdicts", _columns(pairs) | {"control": [pair.control for pair in pairs]})
         store.insert(
             "verdict_states",
             {
@@ -65,3 +64,9 @@ def write(store: Store, boards: Mapping[str, Sequence[Cell]], states: Mapping[st
                 "judged_at": [now()] * len(models),
             },
         )
+
+
+def _columns(cells: Sequence[Cell]) -> dict[str, list[Any]]:
+    columns = {column: [getattr(cell, name) for cell in cells] for column, name in _COLUMNS.items()}
+    columns |= {name: [None if value is None else int(value) for value in columns[name]] for name in _WHOLE}
+    return columns | {"notes": [json.dumps(cell.notes, ensure_ascii=False) for cell in cells]}

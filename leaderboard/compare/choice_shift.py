@@ -77,14 +77,21 @@ class _Text(NamedTuple):
     after: str
 
 
+# Copies of one document may be logged in any order: those of two runs are put side by side by what was answered.
+_IN_ORDER = (
+    "(SELECT *, row_number() OVER (PARTITION BY run_id, doc_key ORDER BY filtered_responses) AS copy FROM samples WHERE"
+    " run_id IN ($1, $2) AND task = $3 AND filter = $4)"
+)
+
+
 def compare_choices(store: Store, baseline: str, recipe: str, task: str, filter_name: str) -> Choices | None:
     """The choices of one task and filter in two runs that may be compared; None where the responses are of no known
     form.
     """
     rows = store.rows(
         "SELECT t.output_type, b.filtered_responses AS before, r.filtered_responses AS after, d.target, EXISTS (FROM"
-        " scores s WHERE s.run_id = $2 AND s.task = $3 AND s.metric = $5) AS doubled FROM samples b JOIN"
-        " samples r USING (task, filter, doc_key, occurrence) JOIN run_tasks t ON t.run_id = r.run_id AND t.task ="
+        f" scores s WHERE s.run_id = $2 AND s.task = $3 AND s.metric = $5) AS doubled FROM {_IN_ORDER} b JOIN"
+        f" {_IN_ORDER} r USING (task, filter, doc_key, copy) JOIN run_tasks t ON t.run_id = r.run_id AND t.task ="
         " r.task LEFT JOIN (SELECT doc_key, any_value(target) AS target FROM docs WHERE task = $3 GROUP BY doc_key) d"
         " USING (doc_key) WHERE b.run_id = $1 AND r.run_id = $2 AND b.task = $3 AND b.filter = $4",
         [baseline, recipe, task, filter_name, metrics.ACC_MUTUAL_INFO],

@@ -1,8 +1,12 @@
 """May these two runs of a task be compared, and with which reservations? Answers are sentences for the board.
 
-Only inside one comparability key: task and version, few-shot examples, the set of documents, chat template, system
-instruction, generation arguments, metric, filter. Other differences (versions, dtype, device, backend, batch size)
-allow the comparison and are named beside it.
+Only inside one comparability key: task (its configuration, code and data, as far as both runs say) and version,
+few-shot examples, the set of documents, chat template, system instruction, generation arguments, metric, filter. Other
+differences (versions, dtype, device, backend, batch size) allow the comparison and are named beside it.
+
+Two tasks of one name are the same where their identities are. Where a run's files hold none, the digests of the
+configurations decide, if one version of lm-eval wrote both. Where that is not known either, it is no obstacle; it is
+said where one of the two has an identity.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import json
 from functools import cache
 
+from leaderboard.readers.task_identity import differing_parts
 from leaderboard.store import queries
 from leaderboard.store.database import Store
 from leaderboard.store.queries import RunRow, RunTaskRow, ScoreRow
@@ -21,7 +26,12 @@ _KEY = {
     "system_instruction_hash": "system instruction",
     "generation_arguments": "generation arguments",
 }
-_RESERVATIONS = {
+_OF_METRIC = {
+    "higher_is_better": "whether higher is better",
+    "best_value": "the best value",
+    "margin": "the task's own margin",
+}
+RESERVATIONS = {
     "lm_eval_version": "lm-eval",
     "transformers_version": "transformers",
     "torch_version": "torch",
@@ -30,6 +40,29 @@ _RESERVATIONS = {
     "backend": "backend",
     "batch_size": "batch size",
 }
+
+
+def key_differences(
+    baseline: tuple[RunRow, RunTaskRow, ScoreRow | None], recipe: tuple[RunRow, RunTaskRow, ScoreRow]
+) -> list[str]:
+    """Why a run cannot be another's baseline on a task, as far as it shows without a look at their samples."""
+    (base_run, base_task, base_score), (run, task, _) = baseline, recipe
+    found = _differences(base_task, task)
+    if base_task.documents_hash != task.documents_hash:
+        found.append("documents differ" + _subsets(base_task, task))
+    if base_score is None or base_score.score is None:
+        found.append("it has no such score")
+    if _other_weights(base_run, run):
+        found.append("it began from other weights")
+    return found
+
+
+def settings_distance(baseline: RunRow, run: RunRow) -> tuple[bool, bool, int]:
+    """How far a baseline's settings are from a run's, 0 for the same: as a whole, the dtype, and how many of those that
+    are named beside a comparison.
+    """
+    differing = sum(getattr(baseline, name) != getattr(run, name) for name in RESERVATIONS)
+    return baseline.settings_id != run.settings_id, baseline.dtype != run.dtype, differing
 
 
 def same_key(baseline: RunTaskRow, task: RunTaskRow) -> bool:
@@ -50,21 +83,92 @@ def obstacles(
         )
     if base_score is None:
         found.append(f"the baseline has no {score.metric} (filter {score.filter})")
-    if base_task.documents is None or task.documents is None:
-        whose = "the baseline" if base_task.documents is None else "this run"
-        found.append(
-            f"{whose} logged no samples, so documents cannot be paired: shown, not gateable; run it with --log_samples"
-        )
+    else:
+        found += _metrics_differ(base_score, score)
+    if lacking := lacking_samples(base_task, task):
+        found += [*_counts_differ(base_task, task), *lacking]
     elif base_task.documents_hash != task.documents_hash:
-        found.append(_documents_differ(store, base_run.run_id, run.run_id, task.task))
+        differ = _documents_differ(store, base_run.run_id, run.run_id, task.task)
+        found.append(differ + _subsets(base_task, task))
     if _other_weights(base_run, run):
         found.append("the run began from other weights than the baseline")
     return tuple(found)
 
 
+def lacking_samples(baseline: RunTaskRow, task: RunTaskRow) -> tuple[str, ...]:
+    """The obstacle, if it is one, that documents cannot be paired because they were not logged."""
+    if baseline.documents is not None and task.documents is not None:
+        return ()
+    whose = "the baseline" if baseline.documents is None else "this run"
+    return (
+        f"{whose} logged no samples, so documents cannot be paired: shown, not gateable; run it with --log_samples",
+    )
+
+
+def agreed(baseline: ScoreRow | None, score: ScoreRow) -> ScoreRow:
+    """The score with what only the baseline's file says of their metric: direction, best value, margin."""
+    if baseline is None:
+        return score
+    said = {name: getattr(baseline, name) for name in _OF_METRIC if getattr(score, name) is None}
+    return score._replace(**said)
+
+
+def _metrics_differ(baseline: ScoreRow, score: ScoreRow) -> list[str]:
+    """What two files say differently of one metric: its two scores are then no scores of one thing."""
+    pairs = [(words, getattr(baseline, name), getattr(score, name)) for name, words in _OF_METRIC.items()]
+    return [
+        f"{words} of {score.metric} differs: baseline {_short(a)}, this run {_short(b)}"
+        for words, a, b in pairs
+        if a is not None and b is not None and a != b
+    ]
+
+
+def _counts_differ(baseline: RunTaskRow, task: RunTaskRow) -> list[str]:
+    a, b = baseline.document_count, task.document_count
+    return [] if a is None or b is None or a == b else [f"numbers of documents differ: baseline {a:,}, this run {b:,}"]
+
+
 def _differences(baseline: RunTaskRow, task: RunTaskRow) -> list[str]:
     pairs = [(words, getattr(baseline, name), getattr(task, name)) for name, words in _KEY.items()]
-    return [f"{words} differ: baseline {_short(a)}, this run {_short(b)}" for words, a, b in pairs if a != b]
+    task_differs = task_difference(baseline, task)
+    return ([task_differs] if task_differs else []) + [
+        f"{words} differ: baseline {_short(a)}, this run {_short(b)}" for words, a, b in pairs if a != b
+    ]
+
+
+def task_difference(baseline: RunTaskRow, task: RunTaskRow) -> str | None:
+    """That two runs of a task's name ran two tasks, and in what they differ as far as it is known; None where they ran
+    one, or nothing says.
+    """
+    parts = _config_parts(baseline, task)
+    if baseline.identity and task.identity:
+        if baseline.identity == task.identity:
+            return None
+        where = "" if parts is None else f": {', '.join(parts)}" if parts else " (its configuration is the same)"
+        return f"task code or data differ{where}"
+    return f"task code or data differ: {', '.join(parts)}" if parts else None
+
+
+def same_task_known(baseline: RunTaskRow, task: RunTaskRow) -> int:
+    """How sure it is that two runs without a known difference ran one task: 0 by identity, 1 by configuration, 2 not
+    known.
+    """
+    if baseline.identity and task.identity:
+        return 0
+    return 2 if _config_parts(baseline, task) is None else 1
+
+
+def task_notes(baseline: RunTaskRow, task: RunTaskRow) -> tuple[str, ...]:
+    """What is to be said where only one of two runs says which task it ran."""
+    if bool(baseline.identity) == bool(task.identity):
+        return ()
+    which = "this run" if baseline.identity else "the baseline"
+    return (f"warning: {which} does not say which task code and data it used; the other run does",)
+
+
+def _config_parts(baseline: RunTaskRow, task: RunTaskRow) -> tuple[str, ...] | None:
+    known = baseline.config_hash and task.config_hash
+    return differing_parts(str(baseline.config_hash), str(task.config_hash)) if known else None
 
 
 def _short(value: object) -> str:
@@ -79,6 +183,13 @@ def _documents_differ(store: Store, baseline: str, run: str, task: str) -> str:
     return f"documents differ: {only_baseline} only in the baseline, {only_run} only in this run"
 
 
+def _subsets(baseline: RunTaskRow, task: RunTaskRow) -> str:
+    """` (baseline: all; this run: first 20 of 60 documents)`, where the two say."""
+    if baseline.subset == task.subset:
+        return ""
+    return f" (baseline: {baseline.subset or 'all'}; this run: {task.subset or 'all'})"
+
+
 def _other_weights(baseline: RunRow, run: RunRow) -> bool:
     """Whether two runs of one model began from different weights: then it is not one model."""
     known = baseline.digest_before and run.digest_before and baseline.model_key == run.model_key
@@ -89,7 +200,7 @@ def reservations(baseline: RunRow, run: RunRow) -> tuple[str, ...]:
     """What differs without forbidding the comparison, and what the run itself warned of."""
     notes = [
         f"warning: {words} differs: baseline {a}, this run {b}"
-        for name, words in _RESERVATIONS.items()
+        for name, words in RESERVATIONS.items()
         if (a := getattr(baseline, name)) and (b := getattr(run, name)) and a != b
     ]
     return (*notes, *own_warnings(run))

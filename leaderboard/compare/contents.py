@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
+from leaderboard.compare.comparability import same_key
 from leaderboard.compare.effect import Effect
 from leaderboard.store import noise_floor, queries
 from leaderboard.store.database import Store
@@ -28,6 +29,7 @@ class Contents:
     samples: PairedSamples
     floors: dict[tuple[str, str, str, str], list[Floor]]
     effects: Effects
+    controls: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
     def task(self, run_id: str, task: str) -> RunTaskRow | None:
         """How a run's task was run."""
@@ -41,6 +43,21 @@ class Contents:
     def primary(self, run_id: str, task: str) -> ScoreRow | None:
         """The score of a task that the board shows."""
         return self._primary_of.get((run_id, task))
+
+    def controls_of(self, run: RunRow, task: RunTaskRow) -> list[RunRow]:
+        """The run of each control of a recipe's run that its scores of the task are to be compared with: the latest
+        that was asked the same, else the latest that has the task.
+        """
+        chosen = []
+        for candidates in self.controls.get(run.run_id, {}).values():
+            rows = [row for run_id in candidates if (row := self.task(run_id, task.task)) is not None]
+            fitting = [row for row in rows if same_key(row, task)]
+            chosen += [self._run_of[row.run_id] for row in (fitting or rows)[:1]]
+        return chosen
+
+    @cached_property
+    def _run_of(self) -> dict[str, RunRow]:
+        return {run.run_id: run for run in self.runs}
 
     @cached_property
     def _task_of(self) -> dict[tuple[str, str], RunTaskRow]:
@@ -101,6 +118,7 @@ def read_contents(
         PairedSamples(store),
         noise_floor.floors(store),
         {} if known is None else known,
+        queries.control_runs(store),
     )
 
 

@@ -11,6 +11,9 @@ import numpy as np
 from leaderboard import metrics
 from leaderboard.compare.needs import Needs
 
+DEFAULT_BOUND = 20
+"""Margins for which one document counts at most, where scores have no limits of their own."""
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -27,6 +30,7 @@ class Comparison:
     """Two runs' samples of one metric, and on which terms they are judged.
 
     `margin` is the task's own, in the metric's units, where it has one; `default_margin` is for scores in [0, 1].
+    `bound` is the task's own too: by how much one document counts at most.
     `clusters` `[n]` names the group of dependent documents of each. `limits_at`: the level of one-sided limits of the
     drop, None for none.
     """
@@ -41,11 +45,18 @@ class Comparison:
     clusters: np.ndarray | None = None
     seed: int = 0
     limits_at: float | None = None
+    bound: float | None = None
 
     @cached_property
     def known(self) -> metrics.Metric:
         """What is known of the metric."""
         return metrics.named(self.metric)
+
+    @cached_property
+    def groups(self) -> np.ndarray | None:
+        """The clusters, unless every document is its own."""
+        alone = self.clusters is None or len(np.unique(self.clusters)) == len(self.clusters)
+        return None if alone else self.clusters
 
     @property
     def sign(self) -> float:
@@ -66,6 +77,23 @@ class Comparison:
         """The difference without a test, and why there is none."""
         return Effect(self.count, self.delta, notes=(reason,))
 
+    def bound_above(self, margin: float, default: float) -> float:
+        """The task's own bound, else the default one. A bound that is not above the margin can tell nothing, and is
+        not taken.
+        """
+        return self.bound if self.bound is not None and self.bound > margin else default
+
+    def possible(self, low: float, high: float, within: metrics.Range) -> tuple[float, float]:
+        """Limits of the difference cut to what is possible from the baseline's score."""
+        before = self.baseline.score
+        return max(low, within.low - before), min(high, within.high - before)
+
+    def range(self, unit: bool = False) -> metrics.Range:
+        """The possible scores; without limits where a score is beyond the metric's, and so of another scale."""
+        within = metrics.Range(0.0, 1.0) if unit else self.known.range
+        both = (self.baseline.score, self.recipe.score)
+        return within if all(within.low <= score <= within.high for score in both) else metrics.ANY
+
     def reproduced_by(self, baseline: float, recipe: float) -> bool:
         """Whether these scores, recomputed from the samples, are the reported ones."""
         return reproduces(self.baseline.score, baseline) and reproduces(self.recipe.score, recipe)
@@ -78,6 +106,10 @@ class Effect:
     `drop_low` and `drop_high` are one-sided limits of the drop at the level asked for, None where none was.
     `unit`: scores lie within [0, 1], so that drops of different tasks may be averaged. `needs`: what the number of
     documents that decide rests on.
+
+    `clipped_at`: one document counts for at most this much in the interval, the p-values and `improvement`, while
+    `delta` is the plain difference; None where no document can lie beyond. `far_lost` and `far_gained` documents do,
+    and `far_lost_limit` is the upper limit of the lost share.
     """
 
     count: int
@@ -98,6 +130,10 @@ class Effect:
     standard_error: float | None = None
     degrees: float | None = None
     unit: bool = False
+    clipped_at: float | None = None
+    far_lost: int | None = None
+    far_gained: int | None = None
+    far_lost_limit: float | None = None
     needs: Needs | None = None
 
     @property

@@ -1,10 +1,10 @@
 """One recipe against its baseline on one metric: which test fits, and what it finds. Pure: arrays in, `Effect` out.
 
 Which test fits depends on what the samples are, and on the metric's entry in `leaderboard.metrics`, never on its name:
-- numbers whose mean is the reported score: binary (McNemar, Bonett-Price, Tango), other scores within [0, 1]
-  (sign-flip, bounded interval), or any others (sign-flip, t interval), clustered or not;
+- numbers whose mean is the reported score: right or wrong and independent (McNemar, Bonett-Price, Tango), or any
+  others, clustered or not, as the mean of differences clipped at a bound (`statistics.clipped`);
 - a metric with a best value in the middle: the same, and `middle_best_test` for whether the distance to it changed;
-- log-likelihoods of texts: the ratio of perplexities;
+- log-likelihoods of texts: the ratio of perplexities, as the mean of changes a word clipped at a bound;
 - gold and prediction: F1 or MCC, BLEU, chrF or TER, by a paired bootstrap over documents;
 - anything else: the difference is shown without an interval, and the reason said.
 
@@ -19,18 +19,29 @@ Elsewhere it is as many of the metric's scale (2 of 100 for BLEU, chrF and TER),
 byte, and otherwise `2 * 0.02 * SD` of the baseline's documents, or of their distances from the best value where that
 lies in the middle: for a proportion near one half (SD 0.5) that is 2 points again, and for log-odds of 1 about 1 point
 of probability. A task's `metadata.margin: {metric: value}` overrides it.
+
+The bound, by which a document counts at most, is 1 where scores lie in [0, 1], so that nothing is clipped, and 20
+margins elsewhere: no test of an unbounded mean both keeps its level and has power. A task's `metadata.bound: {metric:
+value}` overrides it. Where a document may lie beyond it, interval and words are about the mean of the clipped
+differences; the note says so, `delta` stays the plain difference, and the documents beyond the bound are counted.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 
 from leaderboard import statistics as stats
 from leaderboard.compare import needs
-from leaderboard.compare.effect import Comparison, Effect, finite_or_none
+from leaderboard.compare.collapses import Collapses, collapses, with_collapses
+from leaderboard.compare.effect import DEFAULT_BOUND, Comparison, Effect, finite_or_none
 from leaderboard.compare.judge_corpus import corpus_effect, likelihood_effect
-from leaderboard.compare.paired_scores import PairedScores
+from leaderboard.compare.paired_scores import MiddleScores, PairedScores
 from leaderboard.metrics import Kind, Metric
+
+_MOST_DISTANCES = 3.0
+"""How many root mean squares a score of a metric without limits counts at most as far from its best value."""
 
 
 def judge(comparison: Comparison) -> Effect:
@@ -40,7 +51,7 @@ def judge(comparison: Comparison) -> Effect:
         return comparison.untested("no sample bears this metric")
     if baseline.parts is not None or recipe.parts is not None:
         return corpus_effect(comparison)
-    if np.isnan(baseline.values).any() or np.isnan(recipe.values).any():
+    if not (np.isfinite(baseline.values).all() and np.isfinite(recipe.values).all()):
         return comparison.untested("some documents have a score that is not a finite number")
     if known.of_likelihoods and (baseline.weights is not None or not known.weighted):
         return likelihood_effect(comparison)
@@ -48,58 +59,93 @@ def judge(comparison: Comparison) -> Effect:
 
 
 def _mean(comparison: Comparison) -> Effect:
-    baseline, recipe, best = comparison.baseline, comparison.recipe, comparison.best_value
+    baseline, recipe = comparison.baseline, comparison.recipe
     if not comparison.reproduced_by(float(np.mean(baseline.values)), float(np.mean(recipe.values))):
         return comparison.untested("the reported score is not the mean of its samples")
     unit = _within_unit(comparison)
     margin = comparison.margin or _default_margin(comparison, unit)
-    sign, count = comparison.sign, comparison.count
-    pair = PairedScores(baseline.values, recipe.values, sign, unit, comparison.clusters, comparison.seed)
-    directed = best is None
-    if best is None:
-        tails = pair.test()
-        improvement, p_value, p_worse = sign * comparison.delta, tails.two_sided, tails.less
-        low, high = pair.drop_limits(comparison.limits_at)
-    else:
-        improvement, p_value, p_worse = stats.middle_best_test(
-            baseline.values, recipe.values, best, comparison.clusters, seed=comparison.seed
-        )
-        low, high = pair.distance_limits(best, comparison.limits_at)
-    estimate = pair.estimate()
-    flips = pair.flips
+    default = 1.0 if unit else DEFAULT_BOUND * margin or _spread(recipe.values - baseline.values, 0.0) or 1.0
+    bound = comparison.bound_above(margin, default)
+    pair = PairedScores(baseline.values, recipe.values, comparison.sign, unit, comparison.groups, bound)
+    effect = _effect(comparison, pair, margin)
+    best = comparison.best_value
+    if best is not None:
+        effect = _in_the_middle(effect, comparison, pair, best)
+    return with_collapses(effect, _collapses(pair, best)) if pair.clipped else effect
+
+
+def _effect(comparison: Comparison, pair: PairedScores, margin: float) -> Effect:
+    """Of a metric of which more is better, or less."""
+    count, sign, unit = comparison.count, comparison.sign, pair.unit
+    tails, estimate, flips = pair.test(), pair.estimate(), pair.flips
+    drop_low, drop_high = pair.drop_limits(comparison.limits_at)
+    improvement = pair.improvement if pair.clipped else sign * comparison.delta
+    low, high = (estimate.low, estimate.high) if sign > 0 else (-estimate.high, -estimate.low)
+    low, high = comparison.possible(low, high, comparison.range(unit))
     return Effect(
         count=count,
         delta=comparison.delta,
-        low=finite_or_none(sign * (estimate.low if sign > 0 else estimate.high)),
-        high=finite_or_none(sign * (estimate.high if sign > 0 else estimate.low)),
+        low=finite_or_none(low),
+        high=finite_or_none(high),
         improvement=improvement,
-        p_value=p_value,
+        p_value=tails.two_sided,
         p_same=pair.same_p(margin),
-        lost=flips.lost if unit and directed else None,
-        gained=flips.gained if unit and directed else None,
+        lost=flips.lost if unit else None,
+        gained=flips.gained if unit else None,
         flip_rate=flips.rate if pair.binary else None,
         margin=margin,
-        notes=_mean_notes(baseline.score, recipe.score, best, pair.differences),
-        p_worse=p_worse,
-        drop_low=low,
-        drop_high=high,
+        notes=_no_change(pair.differences),
+        p_worse=tails.less,
+        drop_low=drop_low,
+        drop_high=drop_high,
         standard_error=finite_or_none(estimate.standard_error),
         degrees=estimate.degrees,
-        unit=unit and directed,
-        needs=_needs(pair, margin, None if directed else improvement),
+        unit=unit,
+        needs=_needs(pair, margin),
     )
 
 
-def _needs(pair: PairedScores, margin: float, change: float | None) -> needs.Needs:
-    """`change`: that of the distance to a best value in the middle."""
-    if pair.binary and margin < 1 and change is None:
+def _in_the_middle(effect: Effect, comparison: Comparison, pair: PairedScores, best: float) -> Effect:
+    """Of a metric with a best value in the middle, whose distance is what gets better or worse."""
+    bounds = stats.MiddleBounds(pair.bound, _sides_bound(comparison, pair.unit, best))
+    middle = MiddleScores(pair, best, bounds, comparison.range(pair.unit))
+    improvement, p_value, p_worse = middle.test()
+    low, high = middle.growth_limits(comparison.limits_at)
+    crossed = (comparison.baseline.score - best) * (comparison.recipe.score - best) < 0
+    notes = (f"crossed its best value {best:g}",) if crossed else ()
+    return replace(
+        effect,
+        improvement=improvement,
+        p_value=p_value,
+        p_worse=p_worse,
+        drop_low=low,
+        drop_high=high,
+        lost=None,
+        gained=None,
+        notes=(*notes, *effect.notes),
+        unit=False,
+        needs=effect.needs and effect.needs.of_distance(improvement),
+    )
+
+
+def _needs(pair: PairedScores, margin: float) -> needs.Needs:
+    if pair.binary and 0 < margin < 1:
         return needs.of_flips(pair.flips, margin)
-    drop, whole = -float(np.mean(pair.differences)), 0.0
-    error, _ = stats.standard_error(pair.differences, pair.clusters)
-    if pair.unit:
-        sizes = np.ones(1) if pair.clusters is None else np.unique(pair.clusters, return_counts=True)[1].astype(float)
-        whole = float(np.sum(sizes**3) / np.sum(sizes**2))
-    return needs.of_mean(len(pair.differences) * error**2, drop, margin, change=change, whole=whole)
+    return needs.of_clipped(stats.standardised, pair.differences, margin, pair.bound, pair.clusters)
+
+
+def _sides_bound(comparison: Comparison, unit: bool, best: float) -> float:
+    """The largest sum of two scores' distances from the best value; without limits, six root mean squares."""
+    if unit:
+        return 2 * max(best, 1 - best)
+    return 2 * _MOST_DISTANCES * _spread(comparison.baseline.values, best) or 1.0
+
+
+def _collapses(pair: PairedScores, best: float | None) -> Collapses:
+    """Where the best value lies in the middle, a document is lost whose own distance to it did not shrink."""
+    far = np.abs(pair.differences) > pair.bound
+    grew = pair.differences < 0 if best is None else np.abs(pair.recipe - best) >= np.abs(pair.baseline - best)
+    return collapses(far & grew, far & ~grew, pair.bound, pair.clusters)
 
 
 def _scale(known: Metric) -> float | None:
@@ -127,10 +173,5 @@ def _spread(values: np.ndarray, best: float | None) -> float:
     return float(np.sqrt(np.mean((values - centre) ** 2)))
 
 
-def _mean_notes(baseline: float, recipe: float, best: float | None, differences: np.ndarray) -> tuple[str, ...]:
-    notes = []
-    if best is not None and (baseline - best) * (recipe - best) < 0:
-        notes.append(f"crossed its best value {best:g}")
-    if not differences.any():
-        notes.append("no document's score changed")
-    return tuple(notes)
+def _no_change(differences: np.ndarray) -> tuple[str, ...]:
+    return () if differences.any() else ("no document's score changed",)

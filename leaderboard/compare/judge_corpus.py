@@ -5,13 +5,15 @@ corpus.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
 from leaderboard import statistics as stats
 from leaderboard.compare import corpus_metrics, corpus_text_metrics, needs
+from leaderboard.compare.collapses import collapses, with_collapses
 from leaderboard.compare.corpus_metrics import Contributions, NoTest
-from leaderboard.compare.effect import Comparison, Effect, finite_or_none
+from leaderboard.compare.effect import DEFAULT_BOUND, Comparison, Effect, finite_or_none
 from leaderboard.metrics import Kind
 from leaderboard.statistics.corpora import TEST_DRAWS
 
@@ -29,34 +31,52 @@ def likelihood_effect(comparison: Comparison) -> Effect:
     aggregate = _perplexity if exponential else _bits
     if not comparison.reproduced_by(aggregate(baseline.values, weights), aggregate(recipe.values, weights)):
         return comparison.untested("the reported score cannot be recomputed from its samples")
-    ratio = stats.log_ratio(baseline.values, recipe.values, weights)
-    relative = comparison.margin / baseline.score if comparison.margin else comparison.default_margin
+    return _texts_effect(comparison, weights, exponential)
+
+
+def _texts_effect(comparison: Comparison, weights: np.ndarray, exponential: bool) -> Effect:
+    """Log-likelihoods lost and gained a word, each text with its words as its weight."""
+    score, count, level = comparison.baseline.score, comparison.count, comparison.limits_at
+    relative = comparison.margin / score if comparison.margin else comparison.default_margin
+
+    def in_logs(change: float) -> float:
+        return math.log1p(change / score) if exponential else change * math.log(2)
 
     def in_units(log_ratio: float) -> float:
-        return baseline.score * math.expm1(log_ratio) if exponential else log_ratio / math.log(2)
+        return score * math.expm1(log_ratio) if exponential else log_ratio / math.log(2)
 
-    limit = math.log1p(relative) if exponential else relative * baseline.score * math.log(2)
-    tails = stats.paired_test(recipe.values - baseline.values, seed=comparison.seed)
-    level = comparison.limits_at
-    ends = None if level is None else stats.log_ratio(baseline.values, recipe.values, weights, 1 - 2 * level)
-    return Effect(
+    limit = in_logs(relative * score)
+    bound = comparison.bound_above(relative * score, in_units(DEFAULT_BOUND * limit))
+    changes = comparison.recipe.values - comparison.baseline.values
+    sample = stats.clipped_sample(changes, in_logs(bound), comparison.groups, weights)
+    tails, estimate = stats.clipped_tails(sample), stats.clipped_interval(sample)
+    low, high = comparison.possible(in_units(-estimate.high), in_units(-estimate.low), comparison.range())
+    effect = Effect(
         count=count,
         delta=comparison.delta,
-        low=finite_or_none(in_units(ratio.low)),
-        high=finite_or_none(in_units(ratio.high)),
-        improvement=comparison.sign * comparison.delta,
+        low=finite_or_none(low),
+        high=finite_or_none(high),
+        improvement=-in_units(-sample.mean),
         p_value=tails.two_sided,
-        p_same=stats.equivalence_p(ratio, limit),
-        margin=relative * baseline.score,
+        p_same=stats.clipped_same_p(sample, limit),
+        margin=relative * score,
         p_worse=tails.less,
-        drop_low=None if ends is None else finite_or_none(in_units(ends.low)),
-        drop_high=None if ends is None else finite_or_none(in_units(ends.high)),
-        standard_error=finite_or_none(ratio.standard_error * (baseline.score if exponential else 1 / math.log(2))),
-        degrees=ratio.degrees,
-        needs=needs.of_mean(count * ratio.standard_error**2, ratio.value, limit)._replace(
-            base_score=baseline.score if exponential else None, unit=1 / math.log(2)
+        drop_low=_limit(level, lambda at: in_units(-stats.clipped_drop_limit(sample.mirrored, at))),
+        drop_high=_limit(level, lambda at: in_units(stats.clipped_drop_limit(sample, at))),
+        standard_error=finite_or_none(estimate.standard_error * (score if exponential else 1 / math.log(2))),
+        degrees=estimate.degrees,
+        needs=needs.of_clipped(stats.standardised, changes, limit, in_logs(bound), comparison.groups, weights)._replace(
+            base_score=score if exponential else None, unit=1 / math.log(2)
         ),
     )
+    far = in_logs(bound) * weights
+    found = collapses(changes < -far, changes > far, bound, comparison.groups)
+    words = f"{bound / score:+.0%} of the perplexity" if exponential else f"{bound:.3g} bits"
+    return with_collapses(effect, found, words)
+
+
+def _limit(level: float | None, limit: Callable[[float], float]) -> float | None:
+    return None if level is None else finite_or_none(limit(level))
 
 
 def _perplexity(values: np.ndarray, weights: np.ndarray) -> float:
@@ -85,12 +105,14 @@ def corpus_effect(comparison: Comparison) -> Effect:
     )
     if not comparison.reproduced_by(before, after):
         return comparison.untested("the reported score cannot be recomputed from its samples")
-    corpora = _corpora(contributed, comparison.sign, comparison.clusters)
+    corpora = _corpora(contributed, comparison.sign, comparison.groups)
     margin, level, seed = _corpus_margin(comparison), comparison.limits_at, comparison.seed
     estimate = stats.corpus_interval(corpora, seed=seed)
     tails = stats.corpus_test(corpora, seed=seed, draws=TEXT_DRAWS if of_text else TEST_DRAWS)
+    widest = comparison.range().high - comparison.range().low
     limits = None if level is None else stats.corpus_interval(corpora, 1 - 2 * level, seed=seed)
     low, high = (estimate.low, estimate.high) if comparison.sign > 0 else (-estimate.high, -estimate.low)
+    low, high = comparison.possible(low, high, comparison.range())
     return Effect(
         count=count,
         delta=comparison.delta,
@@ -101,8 +123,8 @@ def corpus_effect(comparison: Comparison) -> Effect:
         p_same=stats.equivalence_p(estimate, margin),
         margin=margin,
         p_worse=tails.less,
-        drop_low=None if limits is None else -limits.high,
-        drop_high=None if limits is None else -limits.low,
+        drop_low=None if limits is None else max(-limits.high, -widest),
+        drop_high=None if limits is None else min(-limits.low, widest),
         standard_error=estimate.standard_error,
         degrees=estimate.degrees,
         unit=known.range.is_unit,

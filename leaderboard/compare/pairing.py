@@ -6,7 +6,7 @@ What `board`, `compare` and `gate` have in common; each puts the answer into its
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from leaderboard.compare import comparability
 from leaderboard.compare.contents import Contents
 from leaderboard.compare.effect import Comparison, Effect, Scored
 from leaderboard.compare.judge import judge
+from leaderboard.compare.unpaired_scores import Reported, Unpaired, gated, unpaired
 from leaderboard.metrics import DEFAULT_MARGIN, LOG_LOSS
 from leaderboard.store.database import Store
 from leaderboard.store.queries import RunRow, RunTaskRow, ScoreRow
@@ -44,7 +45,7 @@ class Pairing:
     said beside the effect.
 
     `noise_floor`: the share of answers of the unedited model that flip when only the batch size changes; None where it
-    was not measured.
+    was not measured. `unpaired`: the difference of the two scores by themselves, where samples are all that is missing.
     """
 
     baseline_score: float | None
@@ -52,6 +53,7 @@ class Pairing:
     effect: Effect | None = None
     notes: tuple[str, ...] = ()
     noise_floor: float | None = None
+    unpaired: Unpaired | None = None
 
 
 def pair_up(store: Store, contents: Contents, subject: Subject, baseline: RunRow, terms: Terms) -> Pairing:
@@ -62,19 +64,36 @@ def pair_up(store: Store, contents: Contents, subject: Subject, baseline: RunRow
         return Pairing(None, ("the baseline has not run this task",))
     base_score = contents.score(baseline.run_id, task.task, score.metric, score.filter)
     reported = None if base_score is None else base_score.score
+    subject = subject._replace(score=comparability.agreed(base_score, score))
     obstacles = comparability.obstacles(store, (baseline, base_task, base_score), subject)
     if not obstacles and reported is None and base_score is not None:
         obstacles = (f"the baseline's own result is {base_score.reported}, not a number",)
+    alone = bool(obstacles) and obstacles == comparability.lacking_samples(base_task, task)
+    if alone and base_score is not None and reported is not None:
+        return _unpaired(Reported(base_score, base_task), subject, baseline, terms)
     if obstacles or reported is None:
         return Pairing(reported, obstacles)
     effect = _effect(contents, subject, baseline.run_id, reported, terms)
     notes = (
         *effect.notes,
         *_beside(contents, baseline.run_id, run.run_id, score),
-        *_direction_note(score),
+        *_direction_note(subject.score),
+        *comparability.task_notes(base_task, task),
         *comparability.reservations(baseline, run),
     )
     return Pairing(reported, (), effect, notes, contents.noise_floor(run, score, baseline))
+
+
+def _unpaired(reported: Reported, subject: Subject, baseline: RunRow, terms: Terms) -> Pairing:
+    """Two scores of one thing, at least one of them without samples."""
+    recipe = Reported(subject.score, subject.task)
+    if terms.limits_at is None:
+        found = unpaired(reported, recipe)
+    else:
+        found = gated(reported, recipe, terms.limits_at, terms.own_margin, terms.margin)
+    obstacles = comparability.lacking_samples(reported.task, subject.task)
+    notes = (found.note, *_direction_note(subject.score), *comparability.reservations(baseline, subject.run))
+    return Pairing(reported.score.score, obstacles, notes=notes, unpaired=found)
 
 
 def _beside(contents: Contents, baseline: str, run: str, primary: ScoreRow) -> tuple[str, ...]:
@@ -120,10 +139,21 @@ def _found_effect(contents: Contents, subject: Subject, baseline: str, baseline_
         best_value=score.best_value,
         margin=terms.own_margin or score.margin,
         default_margin=terms.margin,
-        clusters=_whole(samples.cluster) if task.cluster_by else None,
+        clusters=_whole(samples.cluster) if task.cluster_by or samples.copies else None,
         limits_at=terms.limits_at,
+        bound=score.bound,
     )
-    return judge(comparison)
+    effect = judge(comparison)
+    return replace(effect, notes=(*effect.notes, *_copies_note(samples.copies, comparison.clusters is not None)))
+
+
+def _copies_note(copies: int, together: bool) -> tuple[str, ...]:
+    """What is to be said of documents that a task holds more than once."""
+    if not copies:
+        return ()
+    counted = ", and count as one document in the statistics" if together else ""
+    said = f"{copies:,} {'document is a copy' if copies == 1 else 'documents are copies'} of another, word for word"
+    return (f"{said}: copies are paired by their scores, not by their order{counted}",)
 
 
 def _scored(score: float, values: np.ma.MaskedArray, weights: np.ma.MaskedArray, parts: np.ma.MaskedArray) -> Scored:

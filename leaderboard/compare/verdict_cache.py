@@ -40,7 +40,9 @@ class Key(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """What was found, as it is stored: the numbers of an `Effect` that a board shows, and two JSON lists."""
+    """What was found, as it is stored: the numbers of an `Effect` that a board shows, and two JSON lists. Without
+    documents there is no effect, and delta, low and high are unpaired.
+    """
 
     baseline_score: float | None
     documents: int | None
@@ -56,6 +58,10 @@ class Judged(NamedTuple):
     margin: float | None
     obstacles: str
     notes: str
+    clipped_at: float | None = None
+    far_lost: int | None = None
+    far_gained: int | None = None
+    far_lost_limit: float | None = None
     needs: str | None = None
 
 
@@ -118,7 +124,9 @@ def judged(pairing: Pairing) -> Judged:
     """A pairing in the form that is kept."""
     effect, texts = pairing.effect, (_text(pairing.obstacles), _text(pairing.notes))
     if effect is None:
-        return Judged._make((pairing.baseline_score, *[None] * 11, *texts, None))
+        alone = pairing.unpaired
+        span = (None, None, None) if alone is None else (alone.delta, alone.low, alone.high)
+        return Judged._make((pairing.baseline_score, None, *span, *[None] * 7, *texts, *[None] * 5))
     return Judged(
         pairing.baseline_score,
         effect.count,
@@ -133,6 +141,10 @@ def judged(pairing: Pairing) -> Judged:
         effect.flip_rate,
         effect.margin,
         *texts,
+        effect.clipped_at,
+        _whole(effect.far_lost),
+        _whole(effect.far_gained),
+        effect.far_lost_limit,
         needs.to_json(effect.needs),
     )
 

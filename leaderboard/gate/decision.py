@@ -1,9 +1,9 @@
 """The decision: rows, one for each task or suite and baseline, and the word for each.
 
-PASS: the drop's one-sided upper limit lies below the margin. FAIL: the drop is significant and larger than the margin,
-or a floor is broken, or something required is missing. WARN: the drop is significant, and the margin lies between it
-and its limit. UNDECIDED: none of these, so more documents are needed. INCOMPARABLE: the two runs were not asked the
-same. Notable choices:
+PASS: the drop's one-sided upper limit lies below the margin, and few documents can have collapsed. FAIL: the drop is
+significant and larger than the margin, or a floor is broken, or something required is missing. WARN: the drop is
+significant, and the margin lies between it and its limit. UNDECIDED: none of these, so more documents are needed.
+INCOMPARABLE: the two runs were not asked the same. Notable choices:
 - Significance after Holm over all rows of the gate, of both baselines and of the suites: a gate stops on any of them. A
   pass needs no correction, since all must pass.
 - The gate's word is that of its worst row, in the order FAIL, INCOMPARABLE, UNDECIDED, WARN, PASS.
@@ -26,6 +26,7 @@ import numpy as np
 from leaderboard import statistics as stats
 from leaderboard.compare import needs
 from leaderboard.compare.choice_shift import Choices
+from leaderboard.compare.collapses import withheld
 from leaderboard.compare.needs import Needs
 
 Verdict = Literal["PASS", "WARN", "UNDECIDED", "INCOMPARABLE", "FAIL"]
@@ -40,9 +41,10 @@ class GateRow:
     `drop` is how much worse the candidate is, in the metric's own units, `drop_low` and `drop_high` its one-sided
     limits; `p_worse` is before, `p_holm` after correction. `baseline` is the id of the run compared with, since two may
     be in one role. `decided` is set where a word holds without statistics (a floor, something missing, incomparable
-    runs); `identical` where both runs are one. `documents_needed` is of an undecided row, for what its reason says.
-    `decides` is False for a row that the overall mean speaks for: then it counts only where it is no mere UNDECIDED.
-    `needs`: what the number of documents was worked out from.
+    runs); `identical` where both runs are one. `clipped_at` and the next three are as those of a `Cell`.
+    `unpaired`: the drop and its limits are of the two scores by themselves. `documents_needed` is of an undecided row,
+    for what its reason says. `decides` is False for a row that the overall mean speaks for: then it counts only where
+    it is no mere UNDECIDED. `needs`: what the number of documents was worked out from.
     """
 
     role: str
@@ -75,6 +77,11 @@ class GateRow:
     verdict: Verdict = "UNDECIDED"
     reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    clipped_at: float | None = None
+    far_lost: int | None = None
+    far_gained: int | None = None
+    far_lost_limit: float | None = None
+    unpaired: bool = False
     decides: bool = True
     needs: Needs | None = None
 
@@ -115,13 +122,14 @@ def _by_statistics(row: GateRow, alpha: float) -> tuple[Verdict, str | None]:
     if row.drop is None or row.drop_high is None or row.margin is None or row.p_holm is None:
         return "UNDECIDED", None if row.notes or row.reasons else "there is no test for this metric"
     harmful = row.p_holm <= alpha
-    if row.drop_high < row.margin:
+    doubt = withheld(row.far_lost, row.far_lost_limit, row.documents)
+    if row.drop_high < row.margin and not doubt:
         return "PASS", "worse, but by less than the margin" if harmful else None
     if harmful and row.drop > row.margin:
         return "FAIL", "worse by more than the margin"
     if harmful and row.kind != "overall":
         return "WARN", "worse; by less than the margin as far as is seen, but it may be more"
-    return "UNDECIDED", None
+    return "UNDECIDED", doubt if row.drop_high < row.margin else None
 
 
 def _with_needs(rows: list[GateRow], alpha: float) -> list[GateRow]:
@@ -162,7 +170,11 @@ def _lacking(row: GateRow, alpha: float, rows: int, harm_level: float) -> GateRo
     harmful = row.drop > row.margin
     documents = _documents(row, harmful, harm_level if harmful else alpha, rows)
     more = documents is not None and row.documents is not None and documents > row.documents
-    if harmful:
+    if row.unpaired:
+        said = "the two scores alone cannot tell: samples of both runs (--log_samples) tell more"
+    elif row.drop_high is not None and row.drop_high < row.margin:
+        return replace(row, documents_needed=documents)  # and the reason is there: documents collapsed
+    elif harmful:
         size = f"needs about {documents:,} documents to tell, has {row.documents:,}" if more else "more would tell"
         said = f"looks worse by more than the margin, but chance is not excluded: {size}"
     elif documents is None or row.documents is None:
@@ -191,9 +203,9 @@ def _documents(row: GateRow, harmful: bool, level: float, rows: int) -> int | No
     if harmful:
         return stats.documents_for(row.needs.difference, level)
     share = stats.POWER ** (1 / rows)
-    if row.p_holm is not None and row.p_holm <= level:  # that nothing changed is excluded
-        return stats.documents_for(row.needs.as_seen[:1], level, share)
-    documents = stats.documents_for(row.needs.within[:1], level, share)
-    if documents is None or row.documents is None or documents > row.documents:
-        return documents
-    return stats.documents_for(row.needs.as_seen[:1], level, share) or documents
+    unchanged = stats.documents_for(row.needs.within[:1], level, share)
+    as_seen = stats.documents_for(row.needs.as_seen[:1], level, share)
+    excluded = row.p_holm is not None and row.p_holm <= level  # that nothing changed
+    there = unchanged is not None and row.documents is not None and unchanged <= row.documents
+    documents = as_seen if excluded else as_seen or unchanged if there else unchanged
+    return None if documents is None else max(documents, row.needs.enough)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from leaderboard import statistics as stats
-from leaderboard.compare import needs
+from leaderboard.compare import comparability, needs
 from leaderboard.compare.choice_shift import compare_choices
 from leaderboard.compare.contents import Contents, read_contents
 from leaderboard.compare.pairing import Pairing, Subject, Terms, pair_up
@@ -25,6 +25,7 @@ from leaderboard.store.database import Store, memory_store
 from leaderboard.store.noise_floor import Floor
 from leaderboard.store.queries import RunRow, ScoreRow
 from leaderboard.store.writer import add_run
+from leaderboard.terminal.format import unpaired_words
 
 Floors = Mapping[tuple[str, str, str, str], list[Floor]]
 
@@ -134,20 +135,23 @@ def _task_row(
         return replace(
             row, metric=score.metric, decided="FAIL", reasons=(f"the result is {score.reported}, not a number",)
         )
-    pairing = gate.pair(subject, named.run, terms)
+    baseline = named.run_of(name)
+    pairing = gate.pair(subject, baseline, terms)
     metric = score.metric if score.filter == "none" else f"{score.metric} ({score.filter})"
     row = replace(
         row,
         metric=metric,
         score=score.score,
         baseline_score=pairing.baseline_score,
-        identical=candidate.run_id == named.run.run_id,
+        identical=candidate.run_id == baseline.run_id,
     )
-    broken = _floor_broken(score, entry)
+    base_score = gate.contents.score(named.run.run_id, name, score.metric, score.filter)
+    subject = subject._replace(score=comparability.agreed(base_score, score))
+    broken = _floor_broken(subject.score, entry)
     if pairing.effect is None:
-        return replace(row, decided="FAIL" if broken else "INCOMPARABLE", reasons=(*broken, *pairing.obstacles))
+        return _unpaired_row(row, subject, pairing, policy, broken)
     effect = pairing.effect
-    choices = compare_choices(gate.store, named.run.run_id, candidate.run_id, name, score.filter)
+    choices = compare_choices(gate.store, baseline.run_id, candidate.run_id, name, score.filter)
     row = replace(
         row,
         documents=effect.count,
@@ -164,10 +168,46 @@ def _task_row(
         flip_rate=effect.flip_rate,
         noise_floor=pairing.noise_floor,
         choices=choices,
+        notes=(*_about(row, named, name), *pairing.notes),
+        clipped_at=effect.clipped_at,
+        far_lost=effect.far_lost,
+        far_gained=effect.far_gained,
+        far_lost_limit=effect.far_lost_limit,
         needs=effect.needs,
-        notes=(*(("the same as the baseline, to the bit",) if row.identical else ()), *pairing.notes),
     )
     return replace(row, decided="FAIL", reasons=broken) if broken else row
+
+
+def _about(row: GateRow, named: Named, name: str) -> tuple[str, ...]:
+    """Which run a task is compared with where it is not the one that the others are, and whether it is the same."""
+    other = named.others.get(name)
+    against = () if other is None else (f"against run {other.run_id[:12]}, which ran this task as the candidate did",)
+    return (*against, *(("the same as the baseline, to the bit",) if row.identical else ()))
+
+
+def _unpaired_row(row: GateRow, subject: Subject, pairing: Pairing, policy: Policy, broken: tuple[str, ...]) -> GateRow:
+    """A row without pairs of documents: decided by the two scores alone where the policy allows it and they carry it;
+    else incomparable, and the difference said.
+    """
+    found = pairing.unpaired
+    if found is None:
+        return replace(row, decided="FAIL" if broken else "INCOMPARABLE", reasons=(*broken, *pairing.obstacles))
+    row = replace(row, unpaired=True, documents=subject.task.document_count)
+    words = unpaired_words(found)
+    if broken:
+        return replace(row, decided="FAIL", reasons=(*broken, words))
+    if not policy.allow_unpaired or found.drop_high is None:
+        lacking = (found.why_not_gated,) if policy.allow_unpaired else ()
+        return replace(row, decided="INCOMPARABLE", reasons=(*pairing.obstacles, words, *lacking))
+    return replace(
+        row,
+        drop=found.delta if subject.score.higher_is_better is False else -found.delta,
+        drop_low=found.drop_low,
+        drop_high=found.drop_high,
+        margin=found.margin,
+        p_worse=found.p_worse,
+        notes=(f"decided unpaired, as the policy allows: {words}", *pairing.notes[1:]),
+    )
 
 
 def _missing(row: GateRow, candidate: Run, entry: Requirement) -> GateRow | None:

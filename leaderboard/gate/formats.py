@@ -68,6 +68,7 @@ def markdown(report: GateReport) -> str:
 
 def _markdown_row(row: GateRow) -> str:
     name = _code(row.name) + (" (critical)" if row.critical else "")
+    name += " (unpaired)" if row.unpaired else ""
     return (
         f"| {name} | {number(row.baseline_score)} | {number(row.score)} | {signed(row.drop)} | {signed(row.drop_high)}"
         f" | {number(row.margin)} | {_MARKS[row.verdict]} |"

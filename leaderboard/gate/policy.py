@@ -88,7 +88,8 @@ class Policy(_Strict):
 
     alpha: the level of every one-sided test. margin, critical_margin: for scores within [0, 1], and relative or scaled
     to the spread for others, as on the board. others: whether tasks that the file does not name are gated with the
-    margin of non-critical ones. overall: one margin over the tasks; without it every row decides.
+    margin of non-critical ones. overall: one margin over the tasks; without it every row decides. allow_unpaired:
+    whether tasks without samples are decided by the two scores alone.
     """
 
     alpha: Annotated[float, Field(gt=0, le=0.2)] = 0.05
@@ -97,6 +98,7 @@ class Policy(_Strict):
     tasks: dict[str, TaskPolicy] = Field(default_factory=dict)
     suites: dict[str, SuitePolicy] = Field(default_factory=dict)
     others: Literal["gate", "ignore"] = "gate"
+    allow_unpaired: bool = False
     overall: OverallPolicy | None = None
 
     @property

@@ -16,7 +16,7 @@ from leaderboard.gate.evaluate import Floors, gate_store, rows_against, with_met
 from leaderboard.gate.policy import Policy
 from leaderboard.gate.runs import Named, base_of, baselines_of
 from leaderboard.readers.records import BASELINE, Run
-from leaderboard.store import noise_floor
+from leaderboard.store import decisions, noise_floor
 from leaderboard.store.database import open_store
 from leaderboard.store.writer import now
 
@@ -87,7 +87,12 @@ def judge_candidate(candidate: Run, policy: Policy, asked: Sequence[str], databa
     baselines = baselines_of(candidate, asked, database)
     base, before = _unedited(candidate, baselines, database)
     runs = _without_repeats(
-        [*([] if base is None else [base]), *before.values(), *(named.run for named in baselines), candidate]
+        [
+            *([] if base is None else [base]),
+            *before.values(),
+            *(run for named in baselines for run in (named.run, *named.others.values())),
+            candidate,
+        ]
     )
     with gate_store([with_metrics(run, policy) for run in runs], _floors(database)) as gate:
         rows = decide(
@@ -151,7 +156,8 @@ def record(report: GateReport, policy: Policy, database: Path) -> str | None:
     }
     try:
         with open_store(database, read_only=False, timeout_s=RECORD_PATIENCE_SECONDS) as store:
-            store.insert("gate_runs", {name: [value] for name, value in row.items()})
+            place = store.places.stored(Path(report.candidate_path))
+            decisions.record(store, "gate", row | {"candidate_path": place})
     except LeaderboardError as error:
         return f"this decision was not recorded: {error}"
     return None

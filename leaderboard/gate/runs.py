@@ -1,26 +1,27 @@
 """Which runs a gate compares: a path, an id, `base` (the unedited model) or `blessed` (the last blessed run of the
 recipe), each read from its files.
 
-Notable choices: the database names runs and says where they lie, and their files are what is compared. Without a
-database `base` is looked for beside the candidate, where `lm_eval run` puts it. The unedited run of the candidate's own
-settings is taken before others, and of those the earliest.
+Notable choices: the database names runs and says where they lie, and their files are what is compared. `base` is looked
+for there and beside the candidate, where `lm_eval run` puts it; `base_choice` says which run it is.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from leaderboard.errors import LeaderboardError, MissingDatabase, UnknownRun, Unreadable
+from leaderboard.gate.base_choice import choose_base
 from leaderboard.readers.discovery import RECEIPT, Candidate, find_runs
+from leaderboard.readers.edited import of_receipt
 from leaderboard.readers.reader import read_runs
 from leaderboard.readers.receipt import read_receipt
 from leaderboard.readers.records import BASELINE, Rejection, Run
+from leaderboard.readers.safe_json import canonical
 from leaderboard.store import pins, queries
 from leaderboard.store.database import open_store
-from leaderboard.store.queries import RunRow
 
 Role = Literal["base", "blessed", "run"]
 PATIENCE_SECONDS = 30.0
@@ -28,11 +29,18 @@ PATIENCE_SECONDS = 30.0
 
 
 class Named(NamedTuple):
-    """A run to compare with: in which role, and how it came to have it."""
+    """A run to compare with: in which role, and how it came to have it. others: task -> the run that it is compared
+    with instead, because `run` did not run it in the candidate's form.
+    """
 
     role: Role
     run: Run
     how: str
+    others: Mapping[str, Run] = {}
+
+    def run_of(self, task: str) -> Run:
+        """The run that a task is compared with."""
+        return self.others.get(task, self.run)
 
     @property
     def margins(self) -> Literal["base", "blessed"]:
@@ -44,7 +52,7 @@ class Named(NamedTuple):
 
 def is_unedited(run: Run) -> bool:
     """Whether a run is of the model as it is."""
-    return run.variant.recipe_name == BASELINE or run.origin == "plain"
+    return run.variant.recipe_name == BASELINE or (run.origin == "plain" and run.edited is not True)
 
 
 def read_one(path: Path, what: str) -> Run:
@@ -111,54 +119,60 @@ def base_of(run: Run, database: Path | None) -> Named | None:
     """The unedited run of a run's model; None where there is none, or the run itself is unedited."""
     if is_unedited(run):
         return None
-    rows, pinned = _known_runs(run, database)
-    for row in rows:
-        if row.run_id == pinned:
-            return Named("base", _from_store(Path(row.path), "the pinned baseline"), f"pinned, run {row.run_id[:12]}")
-    unedited = [row for row in rows if row.recipe_name == BASELINE] or [row for row in rows if row.origin == "plain"]
-    there = [row for row in unedited if Path(row.path).exists()]
-    if there:
-        row = min(there, key=lambda row: row.settings_id != run.settings_id)
-        return Named(
-            "base",
-            _from_store(Path(row.path), "the unedited run"),
-            f"{'the same' if row.settings_id == run.settings_id else 'other'} settings, run {row.run_id[:12]}",
-        )
-    beside = _beside(run)
-    return None if beside is None else Named("base", beside, f"found beside it, run {beside.run_id[:12]}")
-
-
-def _known_runs(run: Run, database: Path | None) -> tuple[list[RunRow], str | None]:
-    """(the database's complete runs of the run's model, the id of its pinned baseline)."""
-    if database is None or not database.exists():
-        return [], None
-    with open_store(database, read_only=True, timeout_s=PATIENCE_SECONDS) as store:
-        rows = [
-            row for row in queries.runs(store) if row.model_key == run.variant.model_key and row.status == "complete"
-        ]
-        return rows, queries.pinned_baselines(store).get(run.variant.model_key)
-
-
-def _beside(run: Run) -> Run | None:
-    """An unedited run of the same weights and settings in the folder that the run lies in."""
-    if run.origin != "recipe":
+    beside = _beside(run, _known_paths(database))
+    found = choose_base(run, beside, database, PATIENCE_SECONDS)
+    if found is None:
         return None
-    for receipt in _receipts(run.path.parent, run.path):
+    read = {other.run_id: other for other in beside}
+    for row in (found.main, *found.others.values()):
+        if row.run_id not in read:
+            what = "the pinned baseline" if row.run_id == found.pinned else "the unedited run"
+            read[row.run_id] = _from_store(Path(row.path), what)
+    main = found.main
+    how = (
+        "pinned"
+        if main.run_id == found.pinned
+        else "found beside it"
+        if main.run_id in {other.run_id for other in beside}
+        else "the same settings"
+        if main.settings_id == run.settings_id
+        else "other settings"
+    )
+    said = "; ".join((f"{how}, run {main.run_id[:12]}", *found.notes))
+    return Named("base", read[main.run_id], said, {task: read[row.run_id] for task, row in found.others.items()})
+
+
+def _known_paths(database: Path | None) -> set[str]:
+    if database is None or not database.exists():
+        return set()
+    with open_store(database, read_only=True, timeout_s=PATIENCE_SECONDS) as store:
+        return {row.path for row in queries.runs(store)}
+
+
+def _beside(run: Run, known: set[str]) -> list[Run]:
+    """Unedited runs of the same weights and of tasks of the run, in the folder that it lies in, but those at known
+    paths. Of those that asked the same the latest.
+    """
+    if run.origin != "recipe" or run.variant.digest_before is None:
+        return []
+    found: dict[str, tuple[str, Path]] = {}
+    mine = {task.task for task in run.tasks}
+    for path in _receipts(run.path.parent, run.path):
+        if str(path.parent) in known:
+            continue
         try:
-            found, _ = read_receipt(receipt)
+            receipt, _ = read_receipt(path)
         except (Unreadable, OSError):
             continue
-        same_weights = (
-            found.weights.digest_after == run.variant.digest_before and found.weights.digest_after is not None
-        )
         if (
-            found.recipe.name == BASELINE
-            and found.status == "complete"
-            and same_weights
-            and found.settings_id == run.settings_id
+            of_receipt(receipt).edited is False
+            and receipt.status == "complete"
+            and receipt.weights.digest_after == run.variant.digest_before
+            and mine & receipt.tasks.keys()
         ):
-            return read_one(receipt.parent, "the unedited run")
-    return None
+            asked = canonical([receipt.settings_id, receipt.tasks])
+            found[asked] = max(found.get(asked, ("", path)), (receipt.started or "", path))
+    return [read_one(path.parent, "the unedited run") for _, path in found.values()]
 
 
 def _receipts(folder: Path, but: Path) -> Iterable[Path]:

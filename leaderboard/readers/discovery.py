@@ -5,8 +5,8 @@ Notable choices:
   and a samples file without results is one too.
 - lm-eval 0.4.0 to 0.4.2 gave no dates: the undated samples files (`{model_args}_{task}.jsonl`) of a folder belong to
   its one undated results file, where there is just one.
-- Symbolic links that lead out of the folder given are not followed; hidden folders (a run being written) are not
-  entered.
+- Symbolic links that lead out of the folder given are not followed; hidden folders (a run being written) and those of
+  decisions are not entered.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from leaderboard.readers.orphan_samples import looks_like_samples
 from leaderboard.readers.records import Rejection
 
 RECEIPT = "receipt.json"
+DECISIONS = ".duckdb.decisions"  # how folders end that hold what was decided about runs, and no runs
 _DATE = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d[-:]\d\d[-:]\d\d(?:\.\d+)?)\.jsonl?$")
 
 
@@ -68,7 +69,7 @@ def _from_file(path: Path) -> Iterator[Candidate | Rejection]:
 def _walk(root: Path) -> Iterator[Candidate | Rejection]:
     refused: list[OSError] = []
     for folder, names, _ in os.walk(root, onerror=refused.append, followlinks=False):
-        names[:] = sorted(name for name in names if not name.startswith("."))
+        names[:] = sorted(name for name in names if not name.startswith(".") and not name.endswith(DECISIONS))
         here = Path(folder)
         if (here / RECEIPT).is_file():
             names.clear()

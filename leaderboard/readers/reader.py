@@ -1,9 +1,4 @@
-"""Reading one run, found by `discovery`, into a `Run`. Nothing here touches a database.
-
-Notable choice: `run_id` hashes what came out, with the settings that asked for it, and leaves out dates, durations and
-folders. The same run copied elsewhere is the same run, and a second run that came out the same under the same settings
-adds nothing.
-"""
+"""Reading one run, found by `discovery`, into a `Run`. Nothing here touches a database."""
 
 from __future__ import annotations
 
@@ -12,18 +7,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import NamedTuple
 
 from leaderboard.errors import Unreadable
+from leaderboard.readers.asked import asked_of
 from leaderboard.readers.discovery import Candidate, date_of
+from leaderboard.readers.edited import PLAIN_RECIPE, Editedness, of_receipt
 from leaderboard.readers.orphan_samples import WARNING, read_task
-from leaderboard.readers.receipt import Receipt, ReceiptCalibration, read_receipt, shown, storable, utc
+from leaderboard.readers.receipt import Receipt, read_receipt, shown, storable, utc
 from leaderboard.readers.records import NO_FILTER, ReportedScore, Run, RunVariant, TaskRun
 from leaderboard.readers.results import Environment, Results, read_results
-from leaderboard.readers.safe_json import canonical, clean, digest
-from leaderboard.readers.samples import Samples, content_hash, documents_hash, log_likelihoods
+from leaderboard.readers.run_id import with_id
+from leaderboard.readers.safe_json import canonical, clean, digest, mapping, optional_text
+from leaderboard.readers.samples import Samples, documents_hash, log_likelihoods
 from leaderboard.readers.samples_reader import LOG_LIKELIHOOD_OUTPUTS, SampleForm, SamplesReader
-
-PLAIN_RECIPE = "plain lm_eval"
 
 
 def read_runs(candidate: Candidate, reader: SamplesReader | None = None) -> list[Run]:
@@ -74,12 +71,13 @@ def _samples_of(candidate: Candidate, task: str, tasks: Sequence[str]) -> Path |
 def _receipt_run(candidate: Candidate, path: Path, reader: SamplesReader) -> Run:
     receipt, raw = read_receipt(path)
     calibrations = [storable(used) for used in receipt.calibration]
+    known = of_receipt(receipt)
     run = Run(
         run_id="",
         path=candidate.path,
         origin="recipe",
         status=receipt.status,
-        variant=_receipt_variant(receipt),
+        variant=_receipt_variant(receipt, known),
         tasks=[],
         scores=[],
         files=_names(candidate),
@@ -93,14 +91,17 @@ def _receipt_run(candidate: Candidate, path: Path, reader: SamplesReader) -> Run
         device=receipt.model.device and clean(receipt.model.device),
         versions=shown(raw.get("versions")),
         settings=shown(raw.get("settings")),
+        asked=asked_of(raw.get("settings")),
         seeds=shown(raw.get("seeds")),
-        warnings=[clean(warning) for warning in receipt.warnings],
+        warnings=[clean(warning) for warning in (*receipt.warnings, *known.warnings)],
         totals=shown(raw.get("totals")),
         parameters_before=receipt.totals.parameters_before if receipt.totals else receipt.model.parameters,
         parameters_after=receipt.totals.parameters_after if receipt.totals else None,
         matrices=[storable(matrix) for matrix in receipt.matrices],
         calibrations=calibrations,
+        edited=known.edited,
     )
+    former = _receipt_variant_id(receipt)
     if receipt.failure is not None and receipt.status == "failed":
         failure = receipt.failure
         run = replace(
@@ -109,14 +110,19 @@ def _receipt_run(candidate: Candidate, path: Path, reader: SamplesReader) -> Run
             failure_reason=clean(failure.reason),
             failure_where=failure.where and clean(failure.where),
         )
-        return _with_id(replace(run, tasks=_asked_tasks(receipt)))
+        return with_id(replace(run, tasks=_asked_tasks(receipt)), None, former)
     if candidate.results is None:
         raise Unreadable("the receipt says complete, but there is no results_*.json beside it")
     results, *others = read_results(candidate.results)
     if others:
         raise Unreadable("results_*.json is of before lm-eval 0.4, which no receipt can lie beside")
-    tasks = [_with_overlap(task, calibrations) for task in _task_runs(results, candidate, reader)]
-    return _with_id(replace(_with_environment(run, results.environment), tasks=tasks, scores=results.scores))
+    learned = _learned(receipt)
+    tasks = [
+        replace(_with_overlap(task, learned), identity=_identity(receipt, task.task))
+        for task in _task_runs(results, candidate, reader)
+    ]
+    whole = replace(_with_environment(run, results.environment), tasks=tasks, scores=results.scores)
+    return with_id(whole, results.contents, former)
 
 
 def _plain_run(candidate: Candidate, results: Results, reader: SamplesReader) -> Run:
@@ -131,9 +137,12 @@ def _plain_run(candidate: Candidate, results: Results, reader: SamplesReader) ->
         scores=results.scores,
         files=_names(candidate),
         settings=environment.settings,
+        asked=environment.asked,
         started=_from_timestamp(environment.date),
+        warnings=list(environment.editedness.warnings),
+        edited=environment.editedness.edited,
     )
-    return _with_id(_with_environment(run, environment))
+    return with_id(_with_environment(run, environment), results.contents, _plain_variant_id(environment))
 
 
 def _samples_run(candidate: Candidate, reader: SamplesReader) -> Run:
@@ -152,7 +161,7 @@ def _samples_run(candidate: Candidate, reader: SamplesReader) -> Run:
         settings=canonical({"samples_only": True}),
         warnings=[WARNING],
     )
-    return _with_id(run)
+    return with_id(run, None)
 
 
 def _with_environment(run: Run, environment: Environment) -> Run:
@@ -168,12 +177,12 @@ def _with_environment(run: Run, environment: Environment) -> Run:
     )
 
 
-def _receipt_variant(receipt: Receipt) -> RunVariant:
+def _receipt_variant(receipt: Receipt, known: Editedness) -> RunVariant:
     model, recipe = receipt.model, receipt.recipe
     texts = {
         "model_name": model.name,
-        "recipe_name": recipe.name,
-        "recipe_label": recipe.label,
+        "recipe_name": known.recipe_name,
+        "recipe_label": known.recipe_label,
         "pretrained": model.pretrained,
         "revision": model.revision,
         "identity": model.identity,
@@ -187,31 +196,62 @@ def _receipt_variant(receipt: Receipt) -> RunVariant:
         "digest_before": receipt.weights.digest_before,
         "digest_after": receipt.weights.digest_after,
     }
-    key = _model_key(model.pretrained or model.name, model.revision, model.identity)
-    made_up = digest([key, receipt.recipe_id or recipe.label, model.dtype, receipt.weights.digest_after])
+    variant_id = _receipt_variant_id(receipt)
     return RunVariant(
-        variant_id=clean(receipt.variant_id or made_up),
-        model_key=key,
+        variant_id=variant_id if known.recipe_label == recipe.label else digest([variant_id, known.recipe_label]),
+        model_key=_receipt_model_key(receipt),
         parameters=model.parameters,
         recipe_resolved=shown(recipe.resolved),
         **{name: value if value is None else clean(value) for name, value in texts.items()},  # type: ignore[arg-type]
     )
 
 
+def _receipt_variant_id(receipt: Receipt) -> str:
+    model = receipt.model
+    made_up = digest(
+        [
+            _receipt_model_key(receipt),
+            receipt.recipe_id or receipt.recipe.label,
+            model.dtype,
+            receipt.weights.digest_after,
+        ]
+    )
+    return clean(receipt.variant_id or made_up)
+
+
+def _receipt_model_key(receipt: Receipt) -> str:
+    model = receipt.model
+    return _model_key(model.pretrained or model.name, model.revision, model.identity)
+
+
 def _plain_variant(environment: Environment) -> RunVariant:
-    key = _model_key(environment.pretrained or environment.model_name, environment.revision, environment.model_hash)
+    known = environment.editedness
+    variant_id = _plain_variant_id(environment)
+    edit = [known.recipe_label, known.recipe_id, known.digest_after]
     return RunVariant(
-        variant_id=digest([key, "plain", environment.dtype, environment.model_arguments]),
-        model_key=key,
+        variant_id=digest([variant_id, *edit]) if known.edited else variant_id,
+        model_key=_plain_model_key(environment),
         model_name=environment.model_name,
-        recipe_name=PLAIN_RECIPE,
-        recipe_label=PLAIN_RECIPE,
+        recipe_name=known.recipe_name,
+        recipe_label=known.recipe_label,
         pretrained=environment.pretrained,
         revision=environment.revision,
         identity=environment.model_hash,
         parameters=environment.parameters,
         dtype=environment.dtype,
+        recipe_id=known.recipe_id,
+        control=known.control,
+        control_of=known.control_of,
+        digest_after=known.digest_after,
     )
+
+
+def _plain_variant_id(environment: Environment) -> str:
+    return digest([_plain_model_key(environment), "plain", environment.dtype, environment.model_arguments])
+
+
+def _plain_model_key(environment: Environment) -> str:
+    return _model_key(environment.pretrained or environment.model_name, environment.revision, environment.model_hash)
 
 
 def _model_key(name: str, revision: str | None, identity: str | None) -> str:
@@ -248,6 +288,9 @@ def _task_runs(results: Results, candidate: Candidate, reader: SamplesReader) ->
             cluster_by=settings.cluster_by,
             samples=samples,
             documents_hash=documents_hash(samples) if samples is not None else None,
+            config_hash=settings.config_hash,
+            subset=settings.subset,
+            sample_count=settings.likely_count,
         )
         if samples and settings.output_type in LOG_LIKELIHOOD_OUTPUTS:
             count, fingerprint = log_likelihoods(samples)
@@ -261,33 +304,46 @@ def _check_whole(task: str, samples: Samples, expected: int | None) -> None:
         raise Unreadable(f"the samples of {task} are incomplete: {samples.distinct} of {expected} documents")
 
 
-def _with_overlap(task: TaskRun, calibrations: list[ReceiptCalibration]) -> TaskRun:
-    """Mark a task that scores documents its own recipe was calibrated on."""
-    used = {document for calibration in calibrations for document in calibration.documents}
-    both = sorted(used.intersection(document.doc_hash for document in (task.samples or Samples()).documents))
-    return replace(task, calibration_overlap=len(both), overlap_example=both[0]) if both else task
+class _Learned(NamedTuple):
+    """The documents that a recipe learned from or was chosen on: lm-eval's hashes, and digests of what is asked."""
+
+    documents: frozenset[str]
+    contents: frozenset[str]
+
+
+def _learned(receipt: Receipt) -> _Learned:
+    used = receipt.calibration
+    resolved = receipt.recipe.resolved
+    chosen_on = resolved.get("chosen_on") if isinstance(resolved, dict) else None
+    known = {hashed for hashed in chosen_on if isinstance(hashed, str)} if isinstance(chosen_on, list) else set()
+    return _Learned(
+        frozenset(known.union(*(one.documents for one in used))),
+        frozenset(known.union(*(one.contents for one in used))),
+    )
+
+
+def _with_overlap(task: TaskRun, learned: _Learned) -> TaskRun:
+    """Mark a task that scores documents its own recipe was calibrated or chosen on, in whatever form."""
+    documents = (task.samples or Samples()).documents
+    both = {document.doc_hash for document in documents if document.doc_hash in learned.documents}
+    if learned.contents:
+        both |= {
+            document.doc_hash
+            for document in documents
+            if document.doc_hash not in both
+            and document.contents is not None
+            and not learned.contents.isdisjoint(document.contents.digests(task.num_fewshot))
+        }
+    return replace(task, calibration_overlap=len(both), overlap_example=min(both)) if both else task
+
+
+def _identity(receipt: Receipt, task: str) -> str | None:
+    return optional_text(mapping(receipt.tasks.get(task)).get("identity"))
 
 
 def _asked_tasks(receipt: Receipt) -> list[TaskRun]:
     """A failed run still has a row on the board for every task that it was asked for."""
     return [TaskRun(clean(str(task)), None, None, None, None, None, None, None, None) for task in receipt.tasks]
-
-
-def _with_id(run: Run) -> Run:
-    asked = run.spec_id or run.settings
-    failure = [run.failure_kind, run.failure_reason, run.failure_where]
-    outcome = sorted(_outcome(score) for score in run.scores)
-    tasks = sorted(
-        [task.task, task.documents_hash or "", content_hash(task.samples or Samples())] for task in run.tasks
-    )
-    matrices = [[matrix.name, matrix.digest_after] for matrix in run.matrices]
-    return replace(
-        run, run_id=digest([asked, run.variant.variant_id, run.status, failure, outcome, tasks, matrices])[:32]
-    )
-
-
-def _outcome(score: ReportedScore) -> list[str]:
-    return [score.task, score.metric, score.filter, score.reported]
 
 
 def _names(candidate: Candidate) -> list[str]:

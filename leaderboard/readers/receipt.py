@@ -171,7 +171,8 @@ class MatrixRecord(ReceiptMatrix):
 
 class ReceiptCalibration(ReceiptPart):
     """One use of calibration documents. documents: lm-eval's doc hashes; left_out_because_scored: how many documents
-    of the split were not drawn because a task of the run scores them.
+    of the split were not drawn because a task of the run scores them. contents: digests of what these documents ask, by
+    `same_document`; absent in receipts of before.
     """
 
     step: Whole | None = None
@@ -182,6 +183,7 @@ class ReceiptCalibration(ReceiptPart):
     shuffled_labels: Unread[bool | None] = None
     left_out_because_scored: Unread[Whole | None] = None
     documents: list[str] = Field(default_factory=list)
+    contents: Unread[list[str]] = Field(default_factory=list)
 
 
 class ReceiptTotals(ReceiptPart):

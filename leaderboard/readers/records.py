@@ -29,11 +29,16 @@ class ReportedScore:
     margin: float | None
     is_primary: bool
     is_group: bool
+    bound: float | None = None  # by how much one document counts at most
 
 
 @dataclass(frozen=True)
 class TaskRun:
-    """How one task was run: what decides comparability, and its samples (None where none were logged)."""
+    """How one task was run: what decides comparability, and its samples (None where none were logged).
+
+    identity: a digest of the task's configuration, code and data, from the receipt; config_hash: of its configuration,
+    from the results file (`task_identity`). subset: which of its documents were scored, None for all.
+    """
 
     task: str
     version: str | None
@@ -49,6 +54,10 @@ class TaskRun:
     log_likelihoods_hash: str | None = None
     calibration_overlap: int = 0
     overlap_example: str | None = None
+    identity: str | None = None
+    config_hash: str | None = None
+    subset: str | None = None
+    sample_count: int | None = None  # as the results file says, whether samples were logged or not
 
     @property
     def documents(self) -> int | None:
@@ -118,6 +127,9 @@ class Run:
     parameters_after: int | None = None
     matrices: list[ReceiptMatrix] = field(default_factory=list)
     calibrations: list[ReceiptCalibration] = field(default_factory=list)
+    asked: str | None = None  # JSON of `asked.asked_of`: what runs of one recipe may differ in
+    former_id: str | None = None  # by the formula of earlier versions, where that gives another
+    edited: bool | None = None  # None: the files do not say
 
 
 class Rejection(NamedTuple):

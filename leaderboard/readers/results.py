@@ -2,8 +2,8 @@
 
 Notable choices:
 - Keys are `metric,filter`; results from before 0.4 are brought into that form first (`legacy_results`).
-- Files that say nothing of a metric's direction get it for the metrics that `leaderboard.metrics` knows; for others it
-  stays unknown.
+- A metric's direction is read wherever lm-eval has written it; files that say nothing of it get it for the metrics that
+  `leaderboard.metrics` knows, and for others it stays unknown.
 - A score that is not a finite number is kept as a row with no value and its text.
 - A row without a config of its own is a group: stored, never compared (its tasks are).
 """
@@ -11,17 +11,24 @@ Notable choices:
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from leaderboard.errors import Unreadable
-from leaderboard.metrics import best_value, direction
+from leaderboard.metrics import best_value, cluster_field, direction, value_range
+from leaderboard.readers.asked import asked_of
+from leaderboard.readers.edited import Editedness, of_results
 from leaderboard.readers.legacy_results import by_prompt, modernised
 from leaderboard.readers.records import ReportedScore
+from leaderboard.readers.run_id import FileContents, file_contents
 from leaderboard.readers.safe_json import canonical, clean, finite, integer, load_json, mapping, optional_text
+from leaderboard.readers.task_identity import config_hash, subset
 
+_MOST_DOCUMENTS = 2**31
 _NOT_METRICS = frozenset({"alias", "name", "sample_len", "samples", " "})
+_FUNCTION = re.compile(r"^\s*(?:@.*\n\s*)*def (\w+)\(|^<function (\w+) at")
 _NUMBER = re.compile(
     r"^(?:tensor\()?([+-]?(?:\d+\.?\d{0,40}|\.\d{1,40})(?:[eE][+-]?\d{1,3})?|nan|[+-]?inf)(?:\.)?(?:,"
     r" (?:device|dtype)=[^()]*)?\)?$"
@@ -30,7 +37,9 @@ _NUMBER = re.compile(
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """What results_*.json says of how one task was run."""
+    """What results_*.json says of how one task was run. sample_count: its documents, as the file counts them;
+    likely_count: the same where the file does, else as they follow from a share's standard error, or from `--limit`.
+    """
 
     version: str | None
     num_fewshot: int | None
@@ -38,6 +47,9 @@ class TaskSettings:
     output_type: str | None
     cluster_by: str | None
     sample_count: int | None
+    config_hash: str | None = None
+    subset: str | None = None
+    likely_count: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +74,8 @@ class Environment:
     date: float | None
     settings: str
     request_cache: bool | None
+    editedness: Editedness
+    asked: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +85,7 @@ class Results:
     scores: list[ReportedScore]
     tasks: dict[str, TaskSettings]
     environment: Environment
+    contents: FileContents
 
 
 def read_results(path: Path) -> list[Results]:
@@ -92,14 +107,19 @@ def read_results(path: Path) -> list[Results]:
 
 def _results(data: dict[str, Any], path: Path) -> Results:
     scores = [score for task, row in data["results"].items() for score in _task_scores(str(task), mapping(row), data)]
-    tasks = {score.task: _task_settings(score.task, data) for score in scores if not score.is_group}
-    return Results(scores, tasks, _environment(data, path))
+    by_task: dict[str, list[ReportedScore]] = defaultdict(list)
+    for score in scores:
+        if not score.is_group:
+            by_task[score.task].append(score)
+    contents = file_contents(data)
+    tasks = {task: _task_settings(task, data, of_task) for task, of_task in by_task.items()}
+    return Results(scores, tasks, _environment(data, path, contents), contents)
 
 
 def _task_scores(task: str, row: dict[str, Any], data: dict[str, Any]) -> list[ReportedScore]:
     config = mapping(mapping(data.get("configs")).get(task))
     metadata = mapping(config.get("metadata"))
-    directions = mapping(mapping(data.get("higher_is_better")).get(task))
+    directions = _directions(task, config, data)
     found = _metric_keys(row)
     primary = primary_metric(found, config, metadata)
     is_group = not config and task in {**mapping(data.get("groups")), **mapping(data.get("group_subtasks"))}
@@ -116,9 +136,25 @@ def _task_scores(task: str, row: dict[str, Any], data: dict[str, Any]) -> list[R
             margin=finite(mapping(metadata.get("margin")).get(metric)),
             is_primary=(metric, filter_name) == primary,
             is_group=is_group,
+            bound=finite(mapping(metadata.get("bound")).get(metric)),
         )
         for key, (metric, filter_name) in found.items()
     ]
+
+
+def _directions(task: str, config: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """Whether more is better, by metric: as lm-eval says it of the task since 0.4.3, or in the task's own list of
+    metrics, where 0.4.0 to 0.4.2 have nothing else. A metric of the list may be the source of a function, and is then
+    known by its name.
+    """
+    entries = config.get("metric_list")
+    listed = {}
+    for entry in map(mapping, entries if isinstance(entries, list) else []):
+        name = str(entry.get("metric") or "")
+        function = _FUNCTION.search(name)
+        listed[(function[1] or function[2]) if function else name] = entry.get("higher_is_better")
+    said = mapping(mapping(data.get("higher_is_better")).get(task))
+    return listed | {metric: value for metric, value in said.items() if isinstance(value, bool)}
 
 
 def number(value: Any) -> float | None:
@@ -159,23 +195,41 @@ def primary_metric(
     return next(iter(found.values()), None)
 
 
-def _task_settings(task: str, data: dict[str, Any]) -> TaskSettings:
+def _task_settings(task: str, data: dict[str, Any], scores: list[ReportedScore]) -> TaskSettings:
     config = mapping(mapping(data.get("configs")).get(task))
     row, counts = mapping(data["results"].get(task)), mapping(mapping(data.get("n-samples")).get(task))
     shots = integer(mapping(data.get("n-shot")).get(task))
     generation = config.get("generation_kwargs")
-    cluster_by = mapping(config.get("metadata")).get("cluster_by")
+    cluster_by = mapping(config.get("metadata")).get("cluster_by", cluster_field(task))
+    count = integer(row.get("sample_len")) if "sample_len" in row else integer(counts.get("effective"))
     return TaskSettings(
         version=optional_text(mapping(data.get("versions")).get(task)),
         num_fewshot=shots if shots is not None else integer(config.get("num_fewshot")),
         generation_arguments=canonical(generation) if generation is not None else None,
         output_type=optional_text(config.get("output_type")),
         cluster_by=cluster_by if isinstance(cluster_by, str) else None,
-        sample_count=integer(row.get("sample_len")) if "sample_len" in row else integer(counts.get("effective")),
+        sample_count=count,
+        likely_count=count if count is not None and count > 0 else _likely_count(data, scores),
+        config_hash=config_hash(config, optional_text(data.get("lm_eval_version"))),
+        subset=subset(mapping(data.get("config")), integer(counts.get("original")), count),
     )
 
 
-def _environment(data: dict[str, Any], path: Path) -> Environment:
+def _likely_count(data: dict[str, Any], scores: list[ReportedScore]) -> int | None:
+    """The documents of a task of which the file names no number. A share `p` of right answers has the standard error
+    `sqrt(p (1 - p) / (n - 1))`, so that `n` follows from both; `--limit` is what it is at most.
+    """
+    for score in scores:
+        if score.score is not None and score.stderr and value_range(score.metric).is_unit and 0 < score.score < 1:
+            count = 1 + score.score * (1 - score.score) / score.stderr**2
+            right = score.score * round(count)
+            if 2 <= count < _MOST_DOCUMENTS and abs(count - round(count)) < 1e-3 and abs(right - round(right)) < 1e-3:
+                return round(count)
+    limit = number(mapping(data.get("config")).get("limit"))
+    return integer(limit) if limit is not None and 1 <= limit < _MOST_DOCUMENTS and limit == int(limit) else None
+
+
+def _environment(data: dict[str, Any], path: Path, contents: FileContents) -> Environment:
     config = mapping(data.get("config"))
     arguments = model_arguments(config.get("model_args"))
     pretrained = optional_text(arguments.get("pretrained")) or optional_text(arguments.get("model"))
@@ -206,6 +260,8 @@ def _environment(data: dict[str, Any], path: Path) -> Environment:
         date=finite(data.get("date")),
         settings=canonical(config),
         request_cache=bool(config["use_cache"]) if "use_cache" in config else None,
+        asked=asked_of(config | {"model_args": arguments}),
+        editedness=of_results(config, arguments, contents.unknown),
     )
 
 

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from leaderboard.readers.safe_json import canonical, clean, document_text
+from leaderboard.readers.same_document import SampleContents
 
 
 class SampleScore(NamedTuple):
@@ -30,7 +31,8 @@ class SampleScore(NamedTuple):
 
 class Document(NamedTuple):
     """What was asked, under one filter. `source`, `prompt` and `target` are as they were read: `texts` makes them
-    storable, which a store needs once, however many runs answer.
+    storable, which a store needs once, however many runs answer. `contents` tells
+    it from others, however it is written; None where nobody read it from a file.
     """
 
     filter: str
@@ -43,6 +45,7 @@ class Document(NamedTuple):
     source: Any
     prompt: str
     target: str
+    contents: SampleContents | None = None
 
     def texts(self) -> dict[str, str]:
         """The document as JSON in the order of its own keys, its prompt and its target."""
@@ -75,7 +78,8 @@ def _canonical_score(metric: str, score: SampleScore) -> str:
 @dataclass(frozen=True)
 class Samples:
     """A task's samples, one for each document and filter, in the file's order. All lists have one entry a sample;
-    `size` is that of its lines, in bytes.
+    `occurrence` counts copies of one document in that order, which says nothing of which copy is which in another file;
+    `size` is that of the lines, in bytes.
     """
 
     documents: list[Document] = field(default_factory=list)

@@ -1,8 +1,9 @@
 """lm-eval's `samples_<task>_<date>.jsonl`: one line per document and filter.
 
 Notable choices:
-- A document is known by `doc_key`, a hash of task, document, prompt and target, never by its position. Where a task
-  holds the same document twice, `occurrence` counts them in the order of `doc_id`.
+- A document is known by `doc_key`, a hash of task, document, prompt and target, never by its position or `doc_id`:
+  lm-eval logs other ids than those of the documents where `--samples` names them in another order. Where a task holds
+  the same document twice, `occurrence` counts the copies in the order of the file, and nothing is paired by it.
 - Numbers in `resps` are strings; they are kept as text, so that "the same to the bit" can be asked of them.
 - A metric's sample may be a number, a (log-likelihood, weight) pair, or the parts of a corpus metric.
 """
@@ -23,11 +24,13 @@ from leaderboard.errors import Unreadable
 from leaderboard.readers.jsonl import parse_line, read_lines
 from leaderboard.readers.records import NO_FILTER
 from leaderboard.readers.safe_json import canonical, canonical_each, clean, finite, integer
+from leaderboard.readers.same_document import DocumentText, SampleContents, requests_of
 from leaderboard.readers.samples import Document, SampleOutcome, Samples, SampleScore, outcome
 from leaderboard.readers.samples_fast_path import KNOWN_BYTES, Known, Lines
 
 LOG_LIKELIHOOD_OUTPUTS = frozenset({"loglikelihood", "multiple_choice", "loglikelihood_rolling"})
 _BLOCK = 500  # lines that are read in one go
+_LONGEST_NAME = 80  # of a cluster
 
 
 @dataclass(frozen=True)
@@ -106,11 +109,17 @@ def _document(line: dict[str, Any], form: SampleForm) -> Document:
         doc_hash=hashes[0],
         prompt_hash=hashes[1],
         target_hash=hashes[2],
-        cluster=None if cluster is None else canonical(cluster),
+        cluster=None if cluster is None else _short(canonical(cluster)),
         source=source,
         prompt=prompt,
         target=target,
+        contents=SampleContents(DocumentText(requests_of(line.get("arguments")), target, source)),
     )
+
+
+def _short(cluster: str) -> str:
+    """The name of a cluster; of a passage its digest, since it stands beside every score."""
+    return cluster if len(cluster) <= _LONGEST_NAME else _sha(cluster)[:32]
 
 
 def _outcome(line: dict[str, Any], form: SampleForm) -> SampleOutcome:

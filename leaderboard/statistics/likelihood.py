@@ -1,28 +1,8 @@
-"""Log-likelihoods: ratios of perplexities, and how far the probabilities of a question's choices moved."""
+"""Log-likelihoods: how far the probabilities of a question's choices moved."""
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
-
-from leaderboard.statistics.values import Estimate, quantile
-
-
-def log_ratio(baseline: np.ndarray, recipe: np.ndarray, weights: np.ndarray, confidence: float = 0.95) -> Estimate:
-    """Log of recipe's over baseline's perplexity from the texts' log-likelihoods `[n]` and their words or bytes `[n]`.
-
-    A ratio estimator, linearised: `e_i = -(recipe_i - baseline_i) - r w_i`.
-    """
-    changes = -(recipe - baseline)
-    total, count = float(np.sum(weights)), len(changes)
-    ratio = float(np.sum(changes)) / total
-    if count < 2:
-        return Estimate(ratio, math.nan, math.nan, math.nan, 0.0)
-    residuals = changes - ratio * weights
-    error = math.sqrt(count / (count - 1) * float(np.sum(residuals**2))) / total
-    half = quantile(confidence, count - 1.0) * error
-    return Estimate(ratio, ratio - half, ratio + half, error, count - 1.0)
 
 
 def choice_divergence(baseline: np.ndarray, recipe: np.ndarray) -> float:

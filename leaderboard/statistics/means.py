@@ -1,4 +1,4 @@
-"""Means of paired differences: their error, clustered or not, t intervals, and the choice of a test."""
+"""Means of paired differences: their error, clustered or not, and t intervals."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import math
 
 import numpy as np
 
-from leaderboard.statistics.binary import mid_p_mcnemar
-from leaderboard.statistics.resampling import cluster_sums, sign_flip_test
-from leaderboard.statistics.values import Estimate, Tails, quantile, upper_tail
+from leaderboard.statistics.values import Estimate, quantile, upper_tail
 
 
 def paired_interval(differences: np.ndarray, clusters: np.ndarray | None = None, confidence: float = 0.95) -> Estimate:
@@ -41,13 +39,10 @@ def standard_error(differences: np.ndarray, clusters: np.ndarray | None = None) 
     return float(np.sqrt(groups / (groups - 1) * np.sum(sums**2)) / count), groups - 1.0
 
 
-def paired_test(differences: np.ndarray, clusters: np.ndarray | None = None, *, seed: int = 0) -> Tails:
-    """Mid-p McNemar where every difference is -1, 0 or 1 and documents are independent, the sign-flip test
-    otherwise.
-    """
-    if clusters is None and np.all(np.isin(differences, (-1.0, 0.0, 1.0))):
-        return mid_p_mcnemar(int(np.sum(differences < 0)), int(np.sum(differences > 0)))
-    return sign_flip_test(differences, clusters, seed=seed)
+def cluster_sums(values: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """Sums of `[n]` values by cluster, `[G]`."""
+    _, positions = np.unique(clusters, return_inverse=True)
+    return np.bincount(positions.ravel(), weights=values)
 
 
 def within_p(estimate: Estimate, margin: float) -> float:
@@ -74,6 +69,3 @@ def equivalence_p(estimate: Estimate, margin: float) -> float:
 def mirrored(estimate: Estimate) -> Estimate:
     """The same estimate of the difference the other way round."""
     return Estimate(-estimate.value, -estimate.high, -estimate.low, estimate.standard_error, estimate.degrees)
-
-
-__all__ = ["cluster_sums", "equivalence_p", "mirrored", "paired_interval", "paired_test", "standard_error", "within_p"]

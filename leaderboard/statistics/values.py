@@ -47,9 +47,3 @@ def upper_tail(distance: float, degrees: float) -> float:
     from scipy.special import ndtr, stdtr
 
     return float(ndtr(-distance) if math.isinf(degrees) else stdtr(degrees, -distance))
-
-
-def normal_tails(z: float) -> Tails:
-    """The three tails of a normal statistic."""
-    less, greater = upper_tail(-z, math.inf), upper_tail(z, math.inf)
-    return Tails(less, greater, min(1.0, 2 * min(less, greater)))

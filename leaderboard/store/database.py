@@ -19,24 +19,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leaderboard.commands import ingest_command, run_arguments
-from leaderboard.errors import (
-    Busy,
-    LeaderboardError,
-    MissingDatabase,
-    NewerDatabase,
-    NotADatabase,
-    OlderDatabase,
-    Unwritable,
-)
-from leaderboard.store import migrations
+from leaderboard.errors import Busy, ForeignDatabase, MissingDatabase, OlderDatabase, Unwritable
+from leaderboard.store import decisions, migrations, trouble
 from leaderboard.store.lock import RETRY_SECONDS, SAID_AFTER_SECONDS, check_writable, file_lock
+from leaderboard.store.places import RunPlaces
 
 if TYPE_CHECKING:
     import duckdb
     import numpy as np
 
 STORAGE_VERSION = "v1.4.0"
-_NO_ROOM = ("No space left", "File too large", "Disk quota", "Input/output error")
+_HEADERS = 3 * 4096  # bytes before the first block
 _log = logging.getLogger("leaderboard")
 _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": "false",
@@ -53,6 +46,7 @@ class Store:
         self.connection = connection
         self.path = path
         self.read_only = read_only
+        self.places = RunPlaces(path)
         self._schemas: dict[str, dict[str, Any]] = {}
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
@@ -120,12 +114,14 @@ class Store:
 def open_store(database: Path | None, read_only: bool = True, timeout_s: float = 30.0) -> Iterator[Store]:
     """Open the database for one piece of work.
 
-    `database=None` is a fresh store in memory. A writer creates and migrates the file; a reader never changes it.
+    `database=None` is a fresh store in memory. A writer creates and migrates the file, and takes in what the files of
+    decisions beside it hold; a reader never changes it.
 
     Raises:
         Busy: somebody else holds it for longer than `timeout_s` seconds.
         Unwritable: also where the disk is full, at any point; what was stored before is unharmed.
-        MissingDatabase, NotADatabase, NewerDatabase, OlderDatabase, Unwritable: as their names say.
+        NotADatabase: also where it turns out while it is used that the file is damaged.
+        MissingDatabase, ForeignDatabase, NewerDatabase, OlderDatabase, Unwritable: as their names say.
     """
     if database is None:
         with _closing(memory_store()) as store:
@@ -134,53 +130,17 @@ def open_store(database: Path | None, read_only: bool = True, timeout_s: float =
     database = Path(database)
     deadline = time.monotonic() + timeout_s
     if read_only:
-        with _told_when_cut_short(database), _closing(_open_for_reading(database, deadline)) as store:
+        with trouble.told(database, reading=True), _closing(_open_for_reading(database, deadline)) as store:
             yield store
         return
     with (
         file_lock(database, deadline, "ingest"),
-        told_when_full(database),
+        trouble.told(database),
         _closing(_open_for_writing(database, deadline)) as store,
     ):
+        if migrations.latest() >= decisions.SCHEMA:
+            decisions.synchronize(store, database)
         yield store
-
-
-@contextmanager
-def _told_when_cut_short(database: Path) -> Iterator[None]:
-    """Turn DuckDB's error of a file that a writer was killed in the middle of into `Busy`: a reader must not mend it,
-    and the next writer does so by opening it.
-    """
-    import duckdb
-
-    try:
-        yield
-    except duckdb.IOException as error:
-        if "Could not read enough bytes" not in str(error):
-            raise
-        raise Busy(
-            f"{database} was left in the middle of a write by a process that was killed; the next writer completes it:"
-            f" `{ingest_command(database)}`"
-        ) from error
-
-
-@contextmanager
-def told_when_full(database: Path) -> Iterator[None]:
-    """Turn DuckDB's errors of a disk that takes no more into `Unwritable`."""
-    import duckdb
-
-    try:
-        yield
-    except duckdb.Error as error:
-        if not any(words in str(error) for words in _NO_ROOM):
-            raise
-        raise Unwritable(_no_room(database, str(error))) from error
-
-
-def _no_room(database: Path, text: str) -> str:
-    return (
-        f"{database} could not be written ({text.splitlines()[0][:200]}). What was stored before and the run"
-        " directories are unharmed: make room and run the same command again"
-    )
 
 
 def open_for_writing_unlocked(database: Path, timeout_s: float = 30.0) -> Store:
@@ -188,6 +148,20 @@ def open_for_writing_unlocked(database: Path, timeout_s: float = 30.0) -> Store:
     connection.
     """
     return _open_for_writing(Path(database), time.monotonic() + timeout_s)
+
+
+def connect_to_salvage(database: Path) -> duckdb.DuckDBPyConnection | None:
+    """A connection that reads what can still be read of a file that `open_store` refuses; None where nothing can. Close
+    it.
+    """
+    import duckdb
+
+    try:
+        connection = duckdb.connect(str(database), read_only=True, config=_CONFIG)
+        connection.execute("SET enable_external_access = false")
+    except duckdb.Error:
+        return None
+    return connection
 
 
 @contextmanager
@@ -230,11 +204,13 @@ def _open_for_writing(database: Path, deadline: float) -> Store:
         connection = _connect(database, False, deadline)
     try:
         _check_schema(connection, database, read_only=False)
-        migrations.apply(connection)
+        store = Store(connection, database, read_only=False)
+        if migrations.apply(connection) and migrations.latest() >= decisions.SCHEMA:
+            decisions.relative_paths(store, store.places)
     except BaseException:
         connection.close()
         raise
-    return Store(connection, database, read_only=False)
+    return store
 
 
 @contextmanager
@@ -252,14 +228,13 @@ def _removed_if_never_begun(database: Path) -> Iterator[None]:
 def _check_schema(connection: duckdb.DuckDBPyConnection, database: Path, *, read_only: bool) -> None:
     found, known = migrations.current(connection), migrations.latest()
     if found is None:
-        raise NotADatabase(
-            f"{database} is a DuckDB file of something else (no schema_migrations table): give another path"
+        other = database.with_name(f"{database.stem}-2.duckdb")
+        raise ForeignDatabase(
+            f"{database} is a DuckDB file of something else (no schema_migrations table): give another path,"
+            f" `{ingest_command(other)}`"
         )
     if found > known:
-        raise NewerDatabase(
-            f"{database} has schema {found}, this version knows {known}: upgrade lm-eval-recipes, "
-            f"or rebuild the file with `{ingest_command(database, rebuild=True)}`"
-        )
+        raise trouble.newer(database, f"has schema {found}, this version knows {known}", "upgrade lm-eval-recipes")
     if found < migrations.READABLE and read_only:
         raise OlderDatabase(
             f"{database} has schema {found}, this version needs {known}: `{ingest_command(database)}` brings it up to"
@@ -275,17 +250,35 @@ def _connect(database: Path, read_only: bool, deadline: float) -> duckdb.DuckDBP
     while True:
         try:
             connection = duckdb.connect(str(database), read_only=read_only, config=_CONFIG)
-            connection.execute("SET enable_external_access = false")
+            try:
+                connection.execute("SET enable_external_access = false")
+                _check_whole(connection, database)
+            except BaseException:
+                connection.close()
+                raise
             return connection
         except duckdb.Error as error:
             if not _is_conflict(error):
-                raise _explained(error, database) from error
+                raise trouble.explained(error, database, reading=read_only) from error
             if time.monotonic() >= deadline:
                 raise Busy(f"{database} is busy: {_holder(error)} has it open. Try again in a moment.") from error
             if time.monotonic() >= say_at:
                 _log.warning("waiting for %s: %s has it open", database, _holder(error))
                 say_at = deadline
         time.sleep(RETRY_SECONDS)
+
+
+def _check_whole(connection: duckdb.DuckDBPyConnection, database: Path) -> None:
+    """Read everything of a file that is shorter than its own header says: only what was cut off the end of it tells
+    whether anything is missing. Raises DuckDB's errors.
+    """
+    ((size,),) = connection.execute("SELECT block_size * total_blocks FROM pragma_database_size()").fetchall()
+    if database.stat().st_size >= _HEADERS + size:
+        return
+    tables = connection.execute("SELECT table_name FROM duckdb_tables() WHERE NOT internal").fetchall()
+    for (table,) in tables:
+        name = '"' + table.replace('"', '""') + '"'
+        connection.execute(f"SELECT count(hash(t)) FROM {name} t").fetchall()
 
 
 def _is_conflict(error: Exception) -> bool:
@@ -300,22 +293,3 @@ def _is_conflict(error: Exception) -> bool:
 def _holder(error: Exception) -> str:
     match = re.search(r"\(PID (\d+)\)", str(error))
     return f"process {match.group(1)}" if match else "another part of this process"
-
-
-def _explained(error: Exception, database: Path) -> LeaderboardError:
-    text = str(error)
-    if "not a valid DuckDB database" in text or "Corrupt" in text or "checksum" in text or "directory" in text:
-        return NotADatabase(
-            f"{database} is not a DuckDB database, or is damaged. The run directories are intact: "
-            f"move the file away and run `{ingest_command(database, rebuild=True)}`"
-        )
-    if "version number" in text or "newer version" in text:
-        return NewerDatabase(
-            f"{database} was written by a later DuckDB: upgrade duckdb, or rebuild it with"
-            f" `{ingest_command(database, rebuild=True)}`"
-        )
-    if any(words in text for words in _NO_ROOM):
-        return Unwritable(_no_room(database, text))
-    if "ermission" in text or "Read-only file system" in text or "Cannot open file" in text:
-        return Unwritable(f"cannot open {database}: {text.splitlines()[0]}")
-    return NotADatabase(f"cannot open {database}: {text.splitlines()[0]}")

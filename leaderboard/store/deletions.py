@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from leaderboard.errors import LeaderboardError, UnknownRun
-from leaderboard.store import queries
+from leaderboard.store import decisions, queries
 from leaderboard.store.database import Store, open_store
 from leaderboard.store.pins import find_run, is_blessed
 from leaderboard.store.writer import now
-
-_TABLES = ("runs", "run_tasks", "scores", "samples", "sample_scores", "receipts", "calibrations")
 
 
 class Deletion(NamedTuple):
@@ -48,10 +46,9 @@ def delete(database: Path, run: str, reason: str, *, timeout_s: float = 30.0) ->
                 f"{run_id} is the blessed run of its recipe, which gates compare with: bless another one first,"
                 " `lm_eval baseline set RUN --reason ...`"
             )
-        path = str(queries.run_details(store, run_id)["path"])
-        with store.transaction():
-            _remove(store, run_id)
-            _record(store, run_id, path, reason.strip(), deleted=True)
+        path = Path(queries.run_details(store, run_id)["path"])
+        with decisions.recording(store, "deletion", _values(store, run_id, path, reason.strip(), deleted=True)):
+            decisions.remove_run(store, run_id)
         return next(entry for entry in _deletions(store) if entry.run_id == run_id)
 
 
@@ -65,8 +62,8 @@ def take_back(database: Path, run: str, *, timeout_s: float = 30.0) -> Deletion:
             raise UnknownRun(
                 f"{run!r} begins the id of {len(found) or 'no'} deleted runs: `lm_eval runs list --deleted` shows them"
             )
-        with store.transaction():
-            _record(store, found[0].run_id, str(found[0].path), "taken back", deleted=False)
+        values = _values(store, found[0].run_id, found[0].path, "taken back", deleted=False)
+        decisions.record(store, "deletion", values)
         return found[0]
 
 
@@ -78,24 +75,14 @@ def deletions(database: Path, *, timeout_s: float = 30.0) -> list[Deletion]:
 
 def _deletions(store: Store) -> list[Deletion]:
     rows = store.rows(
-        "SELECT run_id, path, logged_at, reason FROM (SELECT *, row_number() OVER (PARTITION BY run_id ORDER BY rowid"
-        " DESC) AS place FROM deletions) WHERE place = 1 AND deleted ORDER BY logged_at, run_id"
+        "SELECT run_id, path, logged_at, reason FROM (SELECT *, rowid AS number, row_number() OVER (PARTITION BY"
+        " run_id ORDER BY rowid DESC) AS place FROM deletions) WHERE place = 1 AND deleted ORDER BY number"
     )
-    return [Deletion(row["run_id"], Path(row["path"]), row["logged_at"], row["reason"]) for row in rows]
+    return [
+        Deletion(row["run_id"], store.places.resolved(row["path"]), row["logged_at"], row["reason"]) for row in rows
+    ]
 
 
-def _remove(store: Store, run_id: str) -> None:
-    for table in _TABLES:
-        store.connection.execute(f"DELETE FROM {table} WHERE run_id = ?", [run_id])
-    store.connection.execute("DELETE FROM noise_floors WHERE $1 IN (run_id, other_run_id)", [run_id])
-    for table in ("comparisons", "verdicts"):
-        store.connection.execute(f"DELETE FROM {table} WHERE $1 IN (run_id, baseline_run)", [run_id])
-    store.connection.execute("DELETE FROM variants WHERE variant_id NOT IN (SELECT variant_id FROM runs)")
-    store.connection.execute("DELETE FROM docs WHERE doc_key NOT IN (SELECT doc_key FROM samples)")
-
-
-def _record(store: Store, run_id: str, path: str, reason: str, *, deleted: bool) -> None:
-    store.insert(
-        "deletions",
-        {"run_id": [run_id], "path": [path], "logged_at": [now()], "deleted": [deleted], "reason": [reason]},
-    )
+def _values(store: Store, run_id: str, path: Path, reason: str, *, deleted: bool) -> dict[str, object]:
+    place = store.places.stored(path)
+    return {"run_id": run_id, "path": place, "logged_at": now(), "deleted": deleted, "reason": reason}

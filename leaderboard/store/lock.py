@@ -18,6 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from leaderboard.errors import Busy, Unwritable
+from leaderboard.store.places import file_of
 
 RETRY_SECONDS = 0.01
 SAID_AFTER_SECONDS = 1.0  # of waiting, it is said for whom
@@ -52,7 +53,7 @@ def file_lock(database: Path, deadline: float, what: str) -> Iterator[None]:
     except ImportError:  # pragma: no cover - not on Linux or macOS
         yield
         return
-    path = Path(f"{database}.lock")
+    path = Path(f"{file_of(database)}.lock")  # one lock, whatever link leads to the database
     check_writable(database)
     try:
         handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed below, after the lock is given back

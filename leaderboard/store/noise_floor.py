@@ -13,32 +13,43 @@ from typing import NamedTuple
 
 from leaderboard.store.database import Store
 
-# Alike: weights, task settings, documents, versions, device, dtype. Different: the batch size.
+# Alike: weights, task as far as both say, its settings, documents, versions, device, dtype. Different: the batch size.
+# Copies of one document may stand in any order: their scores are compared as a group.
 _PAIRS = """
 INSERT INTO noise_floors
-SELECT vn.model_key, o.run_id, n.run_id, sn.task, sn.metric, sn.filter, count(*),
-    count(*) FILTER (sn.value <> so.value), o.batch_size, n.batch_size
-FROM runs n JOIN variants vn USING (variant_id)
-JOIN variants vo ON vo.model_key = vn.model_key AND vo.recipe_name = 'baseline' AND vo.digest_after = vn.digest_after
-    AND vo.dtype IS NOT DISTINCT FROM vn.dtype
-JOIN runs o ON o.variant_id = vo.variant_id AND o.run_id <> n.run_id AND o.status = 'complete'
-    AND o.batch_size <> n.batch_size
-  AND o.device IS NOT DISTINCT FROM n.device AND o.lm_eval_version IS NOT DISTINCT FROM n.lm_eval_version
-  AND o.transformers_version IS NOT DISTINCT FROM n.transformers_version AND o.torch_version IS NOT DISTINCT
-  FROM n.torch_version
-JOIN run_tasks tn ON tn.run_id = n.run_id
-JOIN run_tasks t ON t.run_id = o.run_id AND t.task = tn.task AND t.documents_hash = tn.documents_hash
-    AND t.version IS NOT DISTINCT FROM tn.version
-  AND t.num_fewshot IS NOT DISTINCT FROM tn.num_fewshot AND t.chat_template_hash IS NOT DISTINCT
-  FROM tn.chat_template_hash
-  AND t.system_instruction_hash IS NOT DISTINCT FROM tn.system_instruction_hash
-  AND t.generation_arguments IS NOT DISTINCT FROM tn.generation_arguments
-JOIN sample_scores sn ON sn.run_id = n.run_id AND sn.task = tn.task
-JOIN sample_scores so ON so.run_id = o.run_id AND so.task = sn.task AND so.metric = sn.metric AND so.filter = sn.filter
-  AND so.doc_key = sn.doc_key AND so.occurrence = sn.occurrence
-WHERE n.run_id = ? AND n.status = 'complete' AND vn.recipe_name = 'baseline'
+WITH pairs AS (
+    SELECT vn.model_key, o.run_id AS other, n.run_id AS run, tn.task, o.batch_size AS other_size, n.batch_size AS size
+    FROM runs n JOIN variants vn USING (variant_id)
+    JOIN variants vo ON vo.model_key = vn.model_key AND vo.recipe_name = 'baseline'
+        AND vo.digest_after = vn.digest_after AND vo.dtype IS NOT DISTINCT FROM vn.dtype
+    JOIN runs o ON o.variant_id = vo.variant_id AND o.run_id <> n.run_id AND o.status = 'complete'
+        AND o.batch_size <> n.batch_size
+      AND o.device IS NOT DISTINCT FROM n.device AND o.lm_eval_version IS NOT DISTINCT FROM n.lm_eval_version
+      AND o.transformers_version IS NOT DISTINCT FROM n.transformers_version
+      AND o.torch_version IS NOT DISTINCT FROM n.torch_version
+    JOIN run_tasks tn ON tn.run_id = n.run_id
+    JOIN run_tasks t ON t.run_id = o.run_id AND t.task = tn.task AND t.documents_hash = tn.documents_hash
+        AND t.version IS NOT DISTINCT FROM tn.version
+      AND t.num_fewshot IS NOT DISTINCT FROM tn.num_fewshot
+      AND t.chat_template_hash IS NOT DISTINCT FROM tn.chat_template_hash
+      AND t.system_instruction_hash IS NOT DISTINCT FROM tn.system_instruction_hash
+      AND t.generation_arguments IS NOT DISTINCT FROM tn.generation_arguments
+      AND coalesce(t.identity = tn.identity, t.config_hash = tn.config_hash, true)
+    WHERE n.run_id = ? AND n.status = 'complete' AND vn.recipe_name = 'baseline'
+), scored AS (
+    SELECT run_id, task, metric, filter, doc_key, count(*) AS copies, sum(value) AS hits,
+        bool_and(coalesce(value IN (0, 1), false)) AS plain
+    FROM sample_scores
+    WHERE (run_id, task) IN (SELECT run, task FROM pairs UNION SELECT other, task FROM pairs)
+    GROUP BY ALL
+)
+SELECT p.model_key, p.other, p.run, sn.task, sn.metric, sn.filter, sum(sn.copies),
+    CAST(sum(abs(sn.hits - so.hits)) AS INTEGER), p.other_size, p.size
+FROM pairs p JOIN scored sn ON sn.run_id = p.run AND sn.task = p.task
+JOIN scored so ON so.run_id = p.other AND (so.task, so.metric, so.filter, so.doc_key) = (sn.task, sn.metric, sn.filter,
+    sn.doc_key)
 GROUP BY ALL
-HAVING bool_and(coalesce(sn.value IN (0, 1) AND so.value IN (0, 1), false))
+HAVING bool_and(sn.plain AND so.plain)
 """
 
 

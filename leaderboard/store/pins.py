@@ -9,13 +9,14 @@ it lies, because the table prints folders and the page prints ids.
 
 from __future__ import annotations
 
+import heapq
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
 from leaderboard.errors import LeaderboardError, UnknownRun
 from leaderboard.readers.records import BASELINE
-from leaderboard.store import queries
+from leaderboard.store import decisions, queries
 from leaderboard.store.database import Store, open_store
 from leaderboard.store.writer import now
 
@@ -43,7 +44,7 @@ def choose(database: Path, run: str, reason: str, *, as_base: bool = False, time
         raise LeaderboardError("a choice needs a reason: say in --reason why this run")
     with open_store(database, read_only=True, timeout_s=timeout_s) as store:
         row = queries.run_details(store, find_run(store, run))
-    unedited = row["recipe_name"] == BASELINE or row["origin"] == "plain"
+    unedited = row["recipe_name"] == BASELINE or (row["origin"] == "plain" and row["edited"] is not True)
     with open_store(database, read_only=False, timeout_s=timeout_s) as store:
         if unedited or as_base:
             queries.pin_baseline(store, row["run_id"], reason.strip())
@@ -78,25 +79,27 @@ def _bless(store: Store, run_id: str, reason: str) -> None:
         "model_key": row["model_key"],
         "recipe_label": row["recipe_label"],
         "run_id": run_id,
+        "path": store.places.stored(Path(row["path"])),
         "blessed_at": now(),
         "reason": reason,
     }
-    store.insert("blessings", {name: [value] for name, value in values.items()})
+    decisions.record(store, "blessing", values)
 
 
 def _blessings(store: Store) -> list[Pin]:
     rows = store.rows(
         "SELECT model_name AS model, run_id, recipe_label AS recipe, blessed_at AS pinned_at, reason, row_number() OVER"
-        " (PARTITION BY model_name, recipe_label ORDER BY blessed_at DESC, rowid DESC) = 1 AS current, true AS blessed"
-        " FROM blessings ORDER BY blessed_at, rowid"
+        " (PARTITION BY model_name, recipe_label ORDER BY rowid DESC) = 1 AS current, true AS blessed"
+        " FROM blessings ORDER BY rowid"
     )
     return [Pin(**row) for row in rows]
 
 
 def pins(database: Path, *, timeout_s: float = 30.0) -> list[Pin]:
-    """All pins and blessings, earliest first. Raises what `open_store` raises."""
+    """All pins and blessings, each kind in the order in which they were made. Raises what `open_store` raises."""
     with open_store(database, read_only=True, timeout_s=timeout_s) as store:
-        return sorted([*_pins(store), *_blessings(store)], key=lambda entry: entry.pinned_at)
+        # the clock only puts the two beside each other
+        return list(heapq.merge(_pins(store), _blessings(store), key=lambda entry: entry.pinned_at))
 
 
 def find_run(store: Store, run: str) -> str:
@@ -123,8 +126,8 @@ def find_run(store: Store, run: str) -> str:
 def _pins(store: Store) -> list[Pin]:
     rows = store.rows(
         "SELECT coalesce(v.model_name, b.model_key) AS model, b.run_id, v.recipe_label AS recipe, b.pinned_at,"
-        " b.reason, b.rowid = last_value(b.rowid) OVER (PARTITION BY b.model_key ORDER BY b.pinned_at, b.rowid ROWS"
+        " b.reason, b.rowid = last_value(b.rowid) OVER (PARTITION BY b.model_key ORDER BY b.rowid ROWS"
         " BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING) AS current FROM baselines b LEFT JOIN runs r USING"
-        " (run_id) LEFT JOIN variants v USING (variant_id) ORDER BY b.pinned_at, b.rowid"
+        " (run_id) LEFT JOIN variants v USING (variant_id) ORDER BY b.rowid"
     )
     return [Pin(**row) for row in rows]

@@ -9,9 +9,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from leaderboard.errors import LeaderboardError, UnknownRun
+from leaderboard.readers.records import BASELINE
+from leaderboard.store import decisions
 from leaderboard.store.database import Store
 from leaderboard.store.writer import now
 
@@ -49,6 +52,14 @@ class RunRow:
     lm_eval_version: str | None
     transformers_version: str | None
     torch_version: str | None
+    recipe_id: str | None = None
+    asked: str | None = None
+    edited: bool | None = None
+
+    @property
+    def may_be_baseline(self) -> bool:
+        """Whether the run is of the model as it is, as far as its files say."""
+        return self.recipe_name == BASELINE or (self.origin == "plain" and self.edited is not True)
 
 
 class RunTaskRow(NamedTuple):
@@ -66,6 +77,15 @@ class RunTaskRow(NamedTuple):
     calibration_overlap: int
     overlap_example: str | None
     cluster_by: str | None
+    identity: str | None = None
+    config_hash: str | None = None
+    subset: str | None = None
+    sample_count: int | None = None
+
+    @property
+    def document_count(self) -> int | None:
+        """The documents scored: of the samples, or as the results file says."""
+        return self.sample_count if self.documents is None else self.documents
 
 
 class ScoreRow(NamedTuple):
@@ -82,18 +102,20 @@ class ScoreRow(NamedTuple):
     best_value: float | None
     margin: float | None
     is_primary: bool
+    bound: float | None = None
 
 
 def runs(store: Store) -> list[RunRow]:
-    """All runs, earliest first."""
+    """All runs, earliest first, each with the path where it lies now."""
     rows = store.rows(
         "SELECT run_id, spec_id, settings_id, status, origin, path, started, warnings, model_key, model_name, identity,"
         " recipe_name, recipe_label, control, digest_before, digest_after, parameters_before, parameters_after,"
-        " backend, device, dtype, batch_size, lm_eval_version, transformers_version, torch_version, CASE WHEN status ="
-        " 'failed' THEN concat_ws(': ', failure_kind, failure_reason) || coalesce(' (' || failure_where || ')', '') END"
-        " AS failure FROM runs JOIN variants USING (variant_id) ORDER BY started NULLS LAST, run_id"
+        " backend, device, dtype, batch_size, lm_eval_version, transformers_version, torch_version, recipe_id, asked,"
+        " edited, CASE WHEN status = 'failed' THEN concat_ws(': ', failure_kind, failure_reason) ||"
+        " coalesce(' (' || failure_where || ')', '') END AS failure FROM runs JOIN variants USING (variant_id) ORDER BY"
+        " started NULLS LAST, coalesce(former_id, run_id), run_id"
     )
-    return [RunRow(**row) for row in rows]
+    return [RunRow(**row | {"path": str(store.places.resolved(row["path"]))}) for row in rows]
 
 
 def run_tasks(store: Store, run_ids: list[str] | None = None) -> dict[str, list[RunTaskRow]]:
@@ -127,22 +149,25 @@ def scores(store: Store, run_ids: list[str] | None = None) -> dict[tuple[str, st
 
 def pinned_baselines(store: Store) -> dict[str, str]:
     """model_key -> run_id of its pinned baseline, the last pin of each."""
-    rows = store.rows("SELECT model_key, run_id FROM baselines ORDER BY pinned_at")
+    rows = store.rows("SELECT model_key, run_id FROM baselines ORDER BY rowid")
     return {row["model_key"]: row["run_id"] for row in rows}
 
 
-def control_runs(store: Store) -> dict[str, str]:
-    """run_id of a recipe's run -> run_id of its control's, on the same model, dtype and settings; of several controls
-    the first by name, and the earliest run of that.
+def control_runs(store: Store) -> dict[str, dict[str, list[str]]]:
+    """run_id of a recipe's run -> name of a control -> run_ids of that control of the recipe, on the same model, dtype
+    and settings, the latest in the store first. Names in order.
     """
     rows = store.rows(
-        "SELECT r.run_id, first(c.run_id ORDER BY cv.control, c.started, c.run_id) AS control_run FROM runs r JOIN"
-        " variants v USING (variant_id) JOIN variants cv ON cv.model_key = v.model_key AND cv.control_of ="
-        " v.recipe_id AND cv.dtype IS NOT DISTINCT FROM v.dtype JOIN runs c ON c.variant_id = cv.variant_id AND"
-        " c.settings_id IS NOT DISTINCT FROM r.settings_id WHERE r.status = 'complete' AND c.status = 'complete' AND"
-        " v.control IS NULL GROUP BY r.run_id ORDER BY r.run_id"
+        "SELECT r.run_id, cv.control, c.run_id AS control_run FROM runs r JOIN variants v USING (variant_id) JOIN"
+        " variants cv ON cv.model_key = v.model_key AND cv.control_of = v.recipe_id AND cv.dtype IS NOT DISTINCT FROM"
+        " v.dtype JOIN runs c ON c.variant_id = cv.variant_id AND c.settings_id IS NOT DISTINCT FROM r.settings_id"
+        " WHERE r.status = 'complete' AND c.status = 'complete' AND v.control IS NULL AND cv.control IS NOT NULL"
+        " ORDER BY r.run_id, cv.control, c.rowid DESC"
     )
-    return {row["run_id"]: row["control_run"] for row in rows}
+    found: dict[str, dict[str, list[str]]] = {}
+    for row in rows:
+        found.setdefault(row["run_id"], {}).setdefault(row["control"], []).append(row["control_run"])
+    return found
 
 
 def pin_baseline(store: Store, run_id: str, reason: str) -> None:
@@ -153,15 +178,20 @@ def pin_baseline(store: Store, run_id: str, reason: str) -> None:
     row = run_details(store, run_id)
     if row["status"] != "complete":
         raise LeaderboardError(f"run {run_id} failed and cannot be a baseline")
-    store.insert(
-        "baselines",
-        {"model_key": [row["model_key"]], "run_id": [row["run_id"]], "pinned_at": [now()], "reason": [reason]},
-    )
+    values = {
+        "model_key": row["model_key"],
+        "run_id": row["run_id"],
+        "path": store.places.stored(Path(row["path"])),
+        "pinned_at": now(),
+        "reason": reason,
+    }
+    decisions.record(store, "pin", values)
 
 
 class MetricSamples(NamedTuple):
     """One metric's samples of two runs, paired: arrays of one length in a fixed order, masked where a value is
-    missing.
+    missing. copies: how many of them are of a document that was there before; if those are more than a few, `cluster`
+    holds copies together.
     """
 
     baseline: np.ma.MaskedArray
@@ -171,15 +201,34 @@ class MetricSamples(NamedTuple):
     baseline_parts: np.ma.MaskedArray
     recipe_parts: np.ma.MaskedArray
     cluster: np.ma.MaskedArray
+    copies: int = 0
 
+
+_ARRAYS = MetricSamples._fields[:-1]
+_FEW_COPIES = 1.02
+"""Copies are no independent documents. They may be taken for such while the variance of a mean, counted as if all its
+documents were independent, is too small by at most this factor: with groups of m, sum(m^2) / n."""
 
 _Key = tuple[str, str, str, str, str]  # baseline, recipe's run, task, metric, filter
-_JOINED = (
-    "FROM (SELECT unnest($1) AS baseline, unnest($2) AS recipe) p JOIN sample_scores r ON r.run_id = p.recipe JOIN"
-    " scores s ON s.run_id = p.recipe AND s.is_primary AND (s.task, s.metric, s.filter) = (r.task, r.metric, r.filter)"
-    " JOIN sample_scores b ON b.run_id = p.baseline AND (b.task, b.metric, b.filter, b.doc_key, b.occurrence) ="
-    " (r.task, r.metric, r.filter, r.doc_key, r.occurrence) "
+_SCORES = "sample_scores"
+# Files may log copies of one document in any order. Those of two runs are put side by side by their scores.
+_IN_ORDER_OF_SCORES = (
+    "(SELECT * REPLACE (row_number() OVER (PARTITION BY run_id, task, metric, filter, doc_key ORDER BY value, weight,"
+    " parts) AS occurrence) FROM sample_scores WHERE (run_id IN (SELECT unnest($1)) OR run_id IN (SELECT unnest($2)))"
+    " AND task IN (SELECT unnest($3)))"
 )
+
+
+def _joined(source: str) -> str:
+    """The pairs of samples, from a table of them or a query in its place."""
+    return (
+        f"FROM (SELECT unnest($1) AS baseline, unnest($2) AS recipe) p JOIN {source} r ON r.run_id = p.recipe JOIN"
+        " scores s ON s.run_id = p.recipe AND s.is_primary AND (s.task, s.metric, s.filter) = (r.task, r.metric,"
+        f" r.filter) JOIN {source} b ON b.run_id = p.baseline AND (b.task, b.metric, b.filter, b.doc_key, b.occurrence)"
+        " = (r.task, r.metric, r.filter, r.doc_key, r.occurrence) "
+    )
+
+
 _PLAIN = (
     "b.value IN (0, 1) AND r.value IN (0, 1) AND b.weight IS NULL AND r.weight IS NULL AND b.parts IS NULL AND r.parts"
     " IS NULL AND r.cluster IS NULL AND s.best_value IS NULL"
@@ -216,16 +265,18 @@ class PairedSamples:
             "SELECT p.baseline, p.recipe, r.task, r.metric, r.filter, count(*) FILTER (b.value = 1 AND r.value = 1) AS"
             " right_in_both, count(*) FILTER (b.value = 1 AND r.value = 0) AS lost, count(*) FILTER (b.value = 0 AND"
             " r.value = 1) AS gained, count(*) FILTER (b.value = 0 AND r.value = 0) AS wrong_in_both,"
-            f" bool_and(coalesce({_PLAIN}, false)) AS plain {_JOINED} GROUP BY ALL",
+            f" bool_and(coalesce({_PLAIN}, false)) AS plain, bool_or(r.occurrence > 0) AS copies {_joined(_SCORES)}"
+            " GROUP BY ALL",
             sides,
         )
         keys = {(row["baseline"], row["recipe"], row["task"], row["metric"], row["filter"]): row for row in rows}
-        self._found = {key: _from_counts(row) for key, row in keys.items() if row["plain"]}
-        others = [key for key, row in keys.items() if not row["plain"]]
-        if others:
-            self._found |= self._documents(others)
+        self._found = {key: _from_counts(row) for key, row in keys.items() if row["plain"] and not row["copies"]}
+        for copies, source in ((False, _SCORES), (True, _IN_ORDER_OF_SCORES)):
+            others = [key for key, row in keys.items() if key not in self._found and row["copies"] == copies]
+            if others:
+                self._found |= self._documents(others, source)
 
-    def _documents(self, wanted: list[_Key]) -> dict[_Key, MetricSamples]:
+    def _documents(self, wanted: list[_Key], source: str) -> dict[_Key, MetricSamples]:
         import numpy as np
 
         pairs = sorted({key[:2] for key in wanted})
@@ -233,9 +284,10 @@ class PairedSamples:
         columns = self._store.columns(
             "SELECT p.baseline AS baseline_run, p.recipe AS recipe_run, r.task, r.metric, r.filter, b.value AS"
             " baseline, r.value AS recipe, b.weight AS baseline_weight, r.weight AS recipe_weight, b.parts AS"
-            f" baseline_parts, r.parts AS recipe_parts, r.cluster AS cluster {_JOINED} JOIN (SELECT unnest($3) AS task,"
-            " unnest($4) AS metric, unnest($5) AS filter) w ON (w.task, w.metric, w.filter) = (r.task, r.metric,"
-            " r.filter) ORDER BY p.baseline, p.recipe, r.task, r.metric, r.filter, r.doc_key, r.occurrence",
+            f" baseline_parts, r.parts AS recipe_parts, r.cluster AS cluster, r.doc_key AS document {_joined(source)}"
+            " JOIN (SELECT unnest($3) AS task, unnest($4) AS metric, unnest($5) AS filter) w ON (w.task, w.metric,"
+            " w.filter) = (r.task, r.metric, r.filter) ORDER BY p.baseline, p.recipe, r.task, r.metric, r.filter,"
+            " r.doc_key, r.occurrence",
             [*(list(side) for side in zip(*pairs)), *(list(side) for side in zip(*tasks))],
         )
         keys = list(
@@ -244,10 +296,26 @@ class PairedSamples:
         starts = [i for i, key in enumerate(keys) if i == 0 or key != keys[i - 1]]
         chosen = set(wanted)
         return {
-            keys[start]: MetricSamples(*(np.ma.asarray(columns[name][start:end]) for name in MetricSamples._fields))
+            keys[start]: _with_copies(
+                MetricSamples._make([np.ma.asarray(columns[name][start:end]) for name in _ARRAYS] + [0]),
+                columns["document"][start:end],
+            )
             for start, end in zip(starts, [*starts[1:], len(keys)])
             if keys[start] in chosen
         }
+
+
+def _with_copies(samples: MetricSamples, documents: np.ndarray) -> MetricSamples:
+    """The samples with what is to be known of documents that occur more than once. documents: the key of each."""
+    import numpy as np
+
+    keys = np.ma.getdata(documents).astype(str)
+    sizes = np.unique(keys, return_counts=True)[1]
+    copies = len(keys) - len(sizes)
+    apart = np.ma.getmaskarray(samples.cluster).any()
+    if apart and (sizes**2).sum() > _FEW_COPIES * len(keys):
+        samples = samples._replace(cluster=np.ma.asarray(keys.astype(object)))
+    return samples._replace(copies=int(copies))
 
 
 def _from_counts(row: dict[str, Any]) -> MetricSamples:
@@ -302,16 +370,25 @@ def document_overlap(store: Store, baseline: str, recipe: str, task: str) -> tup
 
 
 def run_details(store: Store, run_id: str) -> dict[str, Any]:
-    """Everything known of one run (run_id may be shortened if that is unambiguous). Raises `UnknownRun`."""
-    rows = store.rows(
-        "SELECT * FROM runs JOIN variants USING (variant_id) WHERE starts_with(run_id, ?) ORDER BY run_id LIMIT 2",
-        [run_id],
-    )
+    """Everything known of one run (run_id may be shortened if that is unambiguous, and be one of an earlier version).
+    Raises `UnknownRun`.
+    """
+    rows = _beginning(store, "run_id", run_id) or _beginning(store, "former_id", run_id)
     if not run_id or not rows:
         raise UnknownRun(f"no run {run_id or '(none named)'} in the leaderboard: `lm_eval runs list` shows their ids")
+    if len(rows) > 1 and not rows[0]["run_id"].startswith(run_id):
+        raise UnknownRun(f"several runs had the id {run_id} in an earlier version: name one by its folder")
     if len(rows) > 1 and rows[0]["run_id"] != run_id:
         raise UnknownRun(f"more than one run begins with {run_id}: give more of it")
-    return rows[0]
+    return rows[0] | {"path": str(store.places.resolved(rows[0]["path"]))}
+
+
+def _beginning(store: Store, column: str, run_id: str) -> list[dict[str, Any]]:
+    """The first two runs whose id of this kind begins so."""
+    return store.rows(
+        f"SELECT * FROM runs JOIN variants USING (variant_id) WHERE starts_with({column}, ?) ORDER BY {column} LIMIT 2",
+        [run_id],
+    )
 
 
 def run_scores(store: Store, run_id: str) -> list[dict[str, Any]]:
@@ -328,6 +405,16 @@ def run_matrices(store: Store, run_id: str) -> list[dict[str, Any]]:
     return store.rows("SELECT * EXCLUDE (run_id, position) FROM receipts WHERE run_id = ? ORDER BY position", [run_id])
 
 
+def calibrated_on(store: Store) -> dict[str, tuple[str, str, str, str]]:
+    """run_id -> the tasks, splits, numbers of documents and seeds of its calibrations, each a list in words."""
+    texts = ", ".join(
+        f"coalesce(string_agg(DISTINCT CAST({name} AS VARCHAR), ', ' ORDER BY CAST({name} AS VARCHAR)), '')"
+        for name in ("task", "split", "samples", "seed")
+    )
+    rows = store.connection.execute(f"SELECT run_id, {texts} FROM calibrations GROUP BY run_id").fetchall()
+    return {row[0]: (row[1], row[2], row[3], row[4]) for row in rows}
+
+
 def run_calibrations(store: Store, run_id: str) -> list[dict[str, Any]]:
     """What the recipe was calibrated on."""
     return store.rows(
@@ -337,7 +424,8 @@ def run_calibrations(store: Store, run_id: str) -> list[dict[str, Any]]:
 
 def rejections(store: Store) -> list[dict[str, Any]]:
     """What ingest could not take, latest first, without paths that were taken later."""
-    return store.rows(
+    rows = store.rows(
         "SELECT logged_at, path, reason FROM ingest_log l WHERE outcome = 'rejected' AND NOT EXISTS "
-        "(SELECT 1 FROM ingest_log a WHERE a.path = l.path AND a.logged_at > l.logged_at) ORDER BY logged_at DESC"
+        "(SELECT 1 FROM ingest_log a WHERE a.path = l.path AND a.rowid > l.rowid) ORDER BY l.rowid DESC"
     )
+    return [row | {"path": str(store.places.resolved(row["path"]))} for row in rows]

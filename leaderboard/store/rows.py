@@ -1,17 +1,21 @@
-"""The rows of runs: one Arrow insertion a table for a group of them, samples by the hundred thousand."""
+"""The rows of runs: one Arrow insertion a table for a group of them, samples by the hundred thousand. Their removal."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from leaderboard.readers.receipt import ReceiptMatrix
 from leaderboard.readers.records import ReportedScore, Run, RunVariant, TaskRun
-from leaderboard.readers.safe_json import canonical, clean
+from leaderboard.readers.safe_json import canonical
 from leaderboard.readers.samples import Document, SampleOutcome, Samples, SampleScore
-from leaderboard.store.database import Store
+
+if TYPE_CHECKING:
+    from leaderboard.store.database import Store
+
+_TABLES = ("runs", "run_tasks", "scores", "samples", "sample_scores", "receipts", "calibrations")
 
 
 def insert_runs(store: Store, runs: Sequence[Run], moment: datetime) -> None:
@@ -23,7 +27,7 @@ def insert_runs(store: Store, runs: Sequence[Run], moment: datetime) -> None:
     for row in known:
         del variants[row["variant_id"]]
     store.insert("variants", _columns(RunVariant, list(variants.values())))
-    store.insert("runs", _run_columns(runs, moment))
+    store.insert("runs", _run_columns(store, runs, moment))
     tasks = [task for run in runs for task in run.tasks]
     store.insert(
         "run_tasks",
@@ -43,7 +47,7 @@ def insert_runs(store: Store, runs: Sequence[Run], moment: datetime) -> None:
     count = len(runs)
     log: dict[str, Sequence[Any]] = {
         "logged_at": [moment] * count,
-        "path": [clean(str(run.path)) for run in runs],
+        "path": [store.places.stored(run.path) for run in runs],
         "outcome": ["added"] * count,
         "run_id": [run.run_id for run in runs],
         "reason": [None] * count,
@@ -51,18 +55,36 @@ def insert_runs(store: Store, runs: Sequence[Run], moment: datetime) -> None:
     store.insert("ingest_log", log)
 
 
+def remove_runs(store: Store, run_ids: Sequence[str]) -> None:
+    """Delete the rows of runs and what was judged of them, inside the caller's transaction; variants and documents
+    stay, which other runs may share.
+    """
+    some = [list(run_ids)]
+    for table in _TABLES:
+        store.connection.execute(f"DELETE FROM {table} WHERE run_id IN (SELECT unnest(?))", some)
+    for table, other in (
+        ("noise_floors", "other_run_id"),
+        ("comparisons", "baseline_run"),
+        ("verdicts", "baseline_run"),
+        ("control_verdicts", "baseline_run"),
+    ):
+        store.connection.execute(
+            f"DELETE FROM {table} WHERE run_id IN (SELECT unnest($1)) OR {other} IN (SELECT unnest($1))", some
+        )
+
+
 def _ids(runs: Sequence[Run], of: str) -> list[str]:
     return [run.run_id for run in runs for _ in getattr(run, of)]
 
 
-def _run_columns(runs: Sequence[Run], moment: datetime) -> dict[str, list[Any]]:
+def _run_columns(store: Store, runs: Sequence[Run], moment: datetime) -> dict[str, list[Any]]:
     left_out = {"variant", "tasks", "scores", "matrices", "calibrations", "path", "files", "warnings", "request_cache"}
     columns = {
         field.name: [getattr(run, field.name) for run in runs] for field in fields(Run) if field.name not in left_out
     }
     return columns | {
         "variant_id": [run.variant.variant_id for run in runs],
-        "path": [clean(str(run.path)) for run in runs],
+        "path": [store.places.stored(run.path) for run in runs],
         "files": [canonical(run.files) for run in runs],
         "warnings": [canonical(run.warnings) for run in runs],
         "ingested_at": [moment] * len(runs),

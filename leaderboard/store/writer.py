@@ -1,6 +1,7 @@
 """Putting runs into an open store: a group of them in one transaction.
 
-Who is rejected here: a run that is in the store already is a duplicate, not an error; a run whose log-likelihoods
+Who is rejected here: a run that is in the store already is a duplicate, not an error (also under the id of an earlier
+version, whose rows it replaces); a run whose log-likelihoods
 equal, to the bit, those of a run of the same model with other weights is an error (a shared request cache makes every
 recipe look lossless), or, where the run says that it used no cache, a warning: an edit may concern nothing that these
 answers use. Notable choice: it needs *every* log-likelihood task that the two share to be identical, because one cache
@@ -20,7 +21,7 @@ from typing import Any
 from leaderboard.errors import Unreadable
 from leaderboard.readers.records import BASELINE, Rejection, Run
 from leaderboard.readers.safe_json import clean
-from leaderboard.store import noise_floor
+from leaderboard.store import former_ids, noise_floor
 from leaderboard.store.database import Store
 from leaderboard.store.rows import insert_runs
 
@@ -54,22 +55,26 @@ def add_run(store: Store, run: Run) -> Added:
 
 def add_runs(store: Store, runs: Sequence[Run]) -> list[Added | Unreadable]:
     """Store a group of runs, all that are new or none: what became of each, or why it was left out because it
-    contradicts a stored run or an earlier one of the group.
+    contradicts a stored run or an earlier one of the group. Of a known one whose files have gone from where they were,
+    the new place is noted.
     """
-    left_out = _left_out(store, [run.run_id for run in runs])
     outcomes: list[Added | Unreadable] = []
     fresh: list[Run] = []
     with store.transaction():
+        carried = former_ids.carry_over(store, runs)
+        left_out = _left_out(store, [run.run_id for run in runs])
+        _note_moves(store, [run for run in runs if left_out.get(run.run_id) is Added.KNOWN])
         answers = _Answers(store, runs)
         for run in runs:
             known = left_out.get(run.run_id)
             copied = None if known else answers.copied(run)
-            outcome = known or (copied if isinstance(copied, Unreadable) else Added.NEW)
-            outcomes.append(outcome)
+            held = run.run_id in carried and not known
+            outcome = known or (copied if isinstance(copied, Unreadable) and not held else Added.NEW)
+            outcomes.append(Added.KNOWN if held else outcome)
             if outcome is not Added.NEW:
                 continue
-            if isinstance(copied, str):
-                run = replace(run, warnings=[*run.warnings, copied])
+            if copied is not None:
+                run = replace(run, warnings=[*run.warnings, str(copied)])
             fresh.append(run)
             left_out[run.run_id] = Added.KNOWN
             answers.remember(run)
@@ -97,11 +102,22 @@ def _left_out(store: Store, run_ids: Sequence[str]) -> dict[str, Added | Unreada
     return left_out | {row["run_id"]: Added.KNOWN for row in known}
 
 
+def _note_moves(store: Store, known: Sequence[Run]) -> None:
+    paths = store.rows("SELECT run_id, path FROM runs WHERE run_id IN (SELECT unnest(?))", [[r.run_id for r in known]])
+    stored = {row["run_id"]: row["path"] for row in paths}
+    for run in known:
+        place, before = store.places.stored(run.path), stored[run.run_id]
+        if place != before and (
+            store.places.resolved(before) == run.path or not store.places.resolved(before).exists()
+        ):
+            store.connection.execute("UPDATE runs SET path = ? WHERE run_id = ?", [place, run.run_id])
+
+
 def log_rejections(store: Store, rejections: Iterable[Rejection]) -> None:
     """Remember why paths were not taken, each new reason once."""
-    asked = {clean(str(path)): clean(reason) for path, reason in rejections}
+    asked = {store.places.stored(path): clean(reason) for path, reason in rejections}
     last = store.rows(
-        "SELECT path, arg_max(reason, logged_at) AS reason FROM ingest_log WHERE outcome = 'rejected' AND path IN"
+        "SELECT path, arg_max(reason, rowid) AS reason FROM ingest_log WHERE outcome = 'rejected' AND path IN"
         " (SELECT unnest(?)) GROUP BY path",
         [list(asked)],
     )
@@ -150,8 +166,9 @@ class _Answers:
         for run_id, of_run in by_run.items():
             first = of_run[0]
             hashes = {row["task"]: row["hash"] for row in of_run}
+            path = str(store.places.resolved(first["path"]))
             self._by_model[first["model_key"]].append(
-                _Answered(run_id, first["path"], first["digest"], hashes, _stored_changes(store, run_id))
+                _Answered(run_id, path, first["digest"], hashes, _stored_changes(store, run_id))
             )
 
     def remember(self, run: Run) -> None:

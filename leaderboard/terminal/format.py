@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 
-from leaderboard.board.cell import Cell
+from leaderboard.board.cell import Cell, not_its_control
 from leaderboard.compare.choice_shift import Choices
 from leaderboard.compare.needs import Claim
+from leaderboard.compare.unpaired_scores import Unpaired
 from leaderboard.statistics import Estimate
 
 NOTHING = "-"
@@ -18,6 +19,12 @@ _PURPOSES: dict[Claim, str] = {
     "within as seen": "to show that a difference of this size is within the margin",
     "difference": "to confirm a difference of this size",
 }
+UNPAIRED = "u"
+"""Behind a difference of two scores by themselves, where room is scarce."""
+UNPAIRED_LEGEND = (
+    "u: unpaired. Delta [unpaired 95 %] of the two scores by themselves, from what their results files say; in no"
+    " verdict and no correction."
+)
 
 
 def number(value: float | None) -> str:
@@ -35,11 +42,20 @@ def signed(value: float | None) -> str:
     return text if text == NOTHING or text.startswith("-") or float(text) == 0 else f"+{text}"
 
 
-def interval(cell: Cell) -> str:
-    """`+0.0120 [-0.0030, +0.0270]`, or the difference alone where there is no interval."""
+def interval(cell: Cell, unpaired: str = " unpaired") -> str:
+    """`+0.0120 [-0.0030, +0.0270]`, or the difference alone where there is no interval. unpaired: what stands behind it
+    where it is.
+    """
+    mark = unpaired if cell.unpaired else ""
     if cell.low is None or cell.high is None:
-        return signed(cell.delta)
-    return f"{signed(cell.delta)} [{signed(cell.low)}, {signed(cell.high)}]"
+        return f"{signed(cell.delta)}{mark}"
+    return f"{signed(cell.delta)} [{signed(cell.low)}, {signed(cell.high)}]{mark}"
+
+
+def unpaired_words(found: Unpaired) -> str:
+    """`delta -0.0500 [-0.0821, -0.0176] unpaired`, or why it has no interval."""
+    ends = "" if found.low is None else f" [{signed(found.low)}, {signed(found.high)}]"
+    return f"delta {signed(found.delta)}{ends} unpaired" + ("" if found.reason is None else f": {found.reason}")
 
 
 def estimated(estimate: Estimate | None) -> str:
@@ -60,6 +76,33 @@ def undecided(cell: Cell) -> str | None:
         return None
     size = could_show(cell)
     return ", ".join(filter(None, [_needed(cell), size and f"could have shown a difference of {size}"])) or None
+
+
+def against_controls(cell: Cell) -> list[str]:
+    """A sentence for each control of its own that the recipe was compared with, on the same documents."""
+    return [_against(cell, pair) for pair in cell.against_controls]
+
+
+def _against(cell: Cell, pair: Cell) -> str:
+    name = f"its control {plain(pair.control or '')}"
+    if pair.delta is None:
+        return f"cannot be compared with {name}: {plain(pair.notes[0]) if pair.notes else pair.verdict}"
+    if cell.verdict == "better":
+        word = "better than" if pair.verdict == "better" else "NOT better than"
+        said = f"better than the baseline, {word} {name}"
+    else:
+        said = f"against {name}"
+    return f"{said}: {interval(pair)}, {pair.verdict}"
+
+
+def beside_verdict(cell: Cell) -> str:
+    """In short, what a recipe is against its controls; empty where it has none."""
+    pairs = cell.against_controls
+    if cell.verdict == "better" and pairs:
+        return "NOT its control" if not_its_control(cell) else "its control too"
+    if len(pairs) > 1:
+        return f"better than {sum(pair.verdict == 'better' for pair in pairs)} of {len(pairs)} controls"
+    return f"control: {pairs[0].verdict}" if pairs else ""
 
 
 def could_show(cell: Cell) -> str | None:

@@ -12,10 +12,13 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from leaderboard.board.cell import Cell
+from leaderboard.board.cell import Cell, not_its_control
 from leaderboard.compare.run_diff import Unshared
 from leaderboard.readers.records import BASELINE
 from leaderboard.terminal.format import (
+    UNPAIRED,
+    UNPAIRED_LEGEND,
+    against_controls,
     choices,
     counted,
     direction,
@@ -38,6 +41,7 @@ _COLOURS = {
     "failed": "31;1",
     "baseline": "2",
 }
+_NOTE, _DOUBT = ".", "!"  # what a note begins with
 _SCORE, _DELTA, _VERDICT, _KEPT, _FLIPS = 9, 28, 12, 6, 15
 
 
@@ -92,7 +96,7 @@ def _cell_lines(cell: Cell, width: int, color: bool) -> list[str]:
     columns = _Columns(
         name if fits else "",
         number(cell.score),
-        interval(cell),
+        interval(cell, UNPAIRED),
         cell.verdict,
         percent(cell.parameters_kept),
         lost_gained,
@@ -100,13 +104,19 @@ def _cell_lines(cell: Cell, width: int, color: bool) -> list[str]:
     row = _line(columns, width)
     word = f"{cell.verdict:<{_VERDICT}}"
     coloured = row.replace(word, f"\x1b[{_COLOURS[cell.verdict]}m{word}\x1b[0m") if color else row
+    doubtful = not_its_control(cell)
+    beside = [
+        line for sentence in against_controls(cell) for line in _wrapped(sentence, width, _DOUBT if doubtful else _NOTE)
+    ]
+    if color and doubtful:
+        beside = [f"\x1b[{_COLOURS['undecided']};1m{line}\x1b[0m" for line in beside]
     notes = [
         *filter(None, [undecided(cell), flips(cell.flip_rate, cell.noise_floor), choices(cell.choices)]),
         *map(plain, cell.notes),
         *(entry.sentence() for entry in cell.reported),
     ]
     above = [] if fits else [f"  {_cut(name, width - 2)}"]
-    return [*above, coloured.rstrip(), *(line for note in notes for line in _wrapped(note, width))]
+    return [*above, coloured.rstrip(), *beside, *(line for note in notes for line in _wrapped(note, width))]
 
 
 class _Columns(NamedTuple):
@@ -131,8 +141,8 @@ def _name_room(width: int) -> int:
     return width - 7 - _SCORE - _DELTA - _VERDICT - _KEPT - (_FLIPS if width >= WIDE else 0)
 
 
-def _wrapped(text: str, width: int) -> list[str]:
-    return textwrap.wrap(text, width, initial_indent="    . ", subsequent_indent="      ", break_long_words=True)
+def _wrapped(text: str, width: int, mark: str = _NOTE) -> list[str]:
+    return textwrap.wrap(text, width, initial_indent=f"    {mark} ", subsequent_indent="      ", break_long_words=True)
 
 
 def _cut(text: str, room: int) -> str:
@@ -145,9 +155,10 @@ def _cut(text: str, room: int) -> str:
 
 def _legend(cells: Sequence[Cell], width: int) -> list[str]:
     tested = sum(cell.p_value is not None for cell in cells)
+    unpaired = textwrap.wrap(UNPAIRED_LEGEND, width) if any(cell.unpaired for cell in cells) else []
     if not tested:
-        return []
-    return textwrap.wrap(
+        return unpaired
+    return unpaired + textwrap.wrap(
         "Paired by document; better and worse: significant at 5 % after Benjamini-Hochberg over a model's board"
         f" ({_comparisons(cells, tested)}here), and zero outside the interval, itself uncorrected."
         " same = equivalent within the margin; undecided = too few documents to tell (needs, could have shown: in"

@@ -21,8 +21,9 @@ from leaderboard.store.database import open_store
 
 COLUMNS = (
     *("model", "task", "recipe", "control", "metric", "n", "baseline_score", "score", "delta", "low", "high"),
-    *("verdict", "p", "q", "lost", "gained", "run_id", "documents_needed", "needed_for"),
+    *("verdict", "p", "q", "lost", "gained", "run_id", "unpaired", "documents_needed", "needed_for"),
     *("control_run", "control_delta", "control_low", "control_high", "control_verdict"),
+    *("control_p", "control_q", "control_unpaired"),
 )
 
 
@@ -71,7 +72,7 @@ def test_the_frame(runs: dict[str, Path], made: Any) -> None:
 
 def test_a_comparison(runs: dict[str, Path]) -> None:
     frame = leaderboard.compare(runs["svd"], str(runs["baseline"])).to_frame()
-    assert tuple(frame.columns) == COLUMNS[:-5]
+    assert tuple(frame.columns) == COLUMNS[:-8]
     assert frame[["recipe", "verdict", "lost"]].values.tolist() == [["baseline", "worse", 60]]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from leaderboard.metrics import Kind, Metric, Range
 from leaderboard.readers.samples_reader import sample_score
 
 MADE_UP = "made_up"
-BEFORE, AFTER = np.tile([0.2, 0.4, 0.5, 0.7], 25), np.tile([0.3, 0.4, 0.5, 0.9], 25)
+BEFORE, AFTER = np.tile([0.2, 0.4, 0.5, 0.7], 100), np.tile([0.3, 0.4, 0.5, 0.9], 100)
 
 
 def judged(before: Scored, after: Scored) -> Effect:
@@ -34,7 +36,19 @@ def test_the_judge_takes_direction_range_and_margin_of_a_new_metric(monkeypatch:
     known = means()
     assert known.drop == pytest.approx(-unknown.drop) and known.drop > 0
     assert known.margin == pytest.approx(0.2) and not known.unit
+    assert known.clipped_at == pytest.approx(20 * known.margin) and unknown.clipped_at is None
     assert known.p_worse is not None and unknown.p_worse is not None and known.p_worse < 0.05 < unknown.p_worse
+
+
+@pytest.mark.parametrize(("name", "field"), metrics.CLUSTERS.items())
+def test_the_clusters_of_lm_evals_tasks_are_fields_that_it_names(name: str, field: str) -> None:
+    tasks = pytest.importorskip("lm_eval.tasks", reason="lm-eval is not installed")
+    word = next(part for part in re.split(r"_\*$|^super_glue-|-t5-prompt$|-seq2seq$", name) if part)
+    root = Path(tasks.__path__[0])
+    (folder,) = (place for place in (root / word, root / "super_glue" / word) if place.is_dir())
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix in (".py", ".yaml", "")]
+    words = "\n".join(path.read_text(errors="ignore") for path in files)
+    assert re.search(rf"\b{field}\b", words)
 
 
 def test_a_new_metric_of_log_likelihoods_needs_its_kind_alone(monkeypatch: pytest.MonkeyPatch) -> None:

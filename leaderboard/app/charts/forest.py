@@ -16,8 +16,12 @@ MOST_ROWS = 24  # recipes in one plot: more cannot be read
 
 
 def drawable(cells: Sequence[Cell]) -> list[Cell]:
-    """The cells that have an interval to draw."""
-    return [cell for cell in cells if cell.low is not None and cell.high is not None and cell.delta is not None]
+    """The cells that have an interval to draw. Unpaired ones stand in tables only, where the word is beside them."""
+    return [
+        cell
+        for cell in cells
+        if cell.low is not None and cell.high is not None and cell.delta is not None and not cell.unpaired
+    ]
 
 
 def most_telling(cells: Sequence[Cell]) -> list[Cell]:

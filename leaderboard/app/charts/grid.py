@@ -14,10 +14,12 @@ import streamlit as st
 from leaderboard.app.colours import difference_colour, word_colour
 from leaderboard.app.linked_table import RUN_BLUE
 from leaderboard.board.across_models import Line, models_of
+from leaderboard.board.cell import not_its_control
 from leaderboard.board.layers import LayerPlace, matrix_order
-from leaderboard.terminal.format import interval, plain
+from leaderboard.terminal.format import beside_verdict, interval, plain
 
 SIGNS = {"better": "+", "worse": "-", "same": "=", "undecided": "?", "incomparable": "!", "failed": "x"}
+NOT_ITS_CONTROL = "(+)"  # better than the baseline, and not better than a control of the recipe's own
 LONGEST = 22  # letters of a model's name on an axis
 TALL, FLAT = 26, 13  # pixels of a layer, with its number written in each tile and without
 LAYERS_IN_WORDS = 24
@@ -52,8 +54,9 @@ def sign_grid(found: Sequence[Line]) -> Any:
                 "recipe": _label(line, found),
                 "model": short[model],
                 "verdict": cell.verdict,
-                "sign": SIGNS.get(cell.verdict, ""),
+                "sign": NOT_ITS_CONTROL if not_its_control(cell) else SIGNS.get(cell.verdict, ""),
                 "delta": interval(cell),
+                "control": beside_verdict(cell) or "none was run",
                 "name": plain(model),
             }
             for line in found
@@ -71,7 +74,13 @@ def sign_grid(found: Sequence[Line]) -> Any:
     y = alt.Y("recipe:N", title=None, sort=labels, axis=alt.Axis(labelLimit=150, ticks=False, domain=False, grid=False))
     tooltip = [
         alt.Tooltip(f"{name}:N", title=title)
-        for name, title in (("recipe", "recipe"), ("name", "model"), ("verdict", "verdict"), ("delta", "delta"))
+        for name, title in (
+            ("recipe", "recipe"),
+            ("name", "model"),
+            ("verdict", "verdict"),
+            ("delta", "delta"),
+            ("control", "against its control"),
+        )
     ]
     base = alt.Chart(rows).encode(x=x, y=y, tooltip=tooltip)
     tiles = base.mark_rect(opacity=0.55, cornerRadius=3, stroke="transparent", strokeWidth=3).encode(

@@ -126,7 +126,7 @@ def _row(point: SizePoint) -> dict[str, Any]:
     cell = point.cell
     low, high = (
         (cell.baseline_score + cell.low, cell.baseline_score + cell.high)
-        if cell.low is not None and cell.high is not None and cell.baseline_score is not None
+        if cell.low is not None and cell.high is not None and cell.baseline_score is not None and not cell.unpaired
         else (None, None)
     )
     return {

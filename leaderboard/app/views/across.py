@@ -10,14 +10,14 @@ from typing import Any
 import streamlit as st
 
 from leaderboard.app import layout, linked_table, url_state
-from leaderboard.app.charts.grid import SIGNS, shortened, sign_grid
+from leaderboard.app.charts.grid import NOT_ITS_CONTROL, SIGNS, shortened, sign_grid
 from leaderboard.app.colours import tinted
 from leaderboard.app.download import downloads
-from leaderboard.app.tables import notes
+from leaderboard.app.tables import control_text, notes
 from leaderboard.board import across_models
 from leaderboard.board.across_models import Line
 from leaderboard.board.cell import Cell
-from leaderboard.terminal.format import interval, number, plain, signed
+from leaderboard.terminal.format import beside_verdict, counted, interval, number, plain, signed
 
 DRAWN = 40  # recipes in the grid
 MOST_TASKS = 12  # columns of the table over tasks
@@ -68,12 +68,13 @@ def show_grid(found: Sequence[Line]) -> None:
             " all."
         )
     best = max(drawn, key=lambda line: (line.count("better") - line.count("worse"), line.compared))
-    said = f"{len(drawn)} recipes on {len(across_models.models_of(drawn))} models." if len(drawn) > 1 else ""
+    models = counted(len(across_models.models_of(drawn)), "model", "models")
+    said = f"{len(drawn)} recipes on {models}." if len(drawn) > 1 else ""
     layout.plot(
         sign_grid(drawn),
         f"{said} {plain(best.recipe)}: {across_models.sentence(best)}. Signs:"
-        f" {', '.join(f'{sign} {word}' for word, sign in SIGNS.items())}; a blank is a model that the recipe was not"
-        " run on.".strip(),
+        f" {', '.join(f'{sign} {word}' for word, sign in SIGNS.items())}, {NOT_ITS_CONTROL} better, but not than its"
+        " own control; a blank is a model that the recipe was not run on.".strip(),
     )
 
 
@@ -84,6 +85,9 @@ def show_counts(found: Sequence[Line]) -> None:
         {
             "Recipe": plain(line.recipe),
             "Verdicts": across_models.sentence(line).partition("; ")[0].partition(" (")[0],
+            "Better than its control": (
+                f"on {line.beats_controls} of {line.controlled}" if line.controlled else "no control was run"
+            ),
             "Up / down": f"{line.up} / {line.down}",
             "Sign test p": number(line.p_value),
             "q": number(line.q_value),
@@ -106,6 +110,8 @@ def show_counts(found: Sequence[Line]) -> None:
             "task": line.task,
             "control": line.control,
             "models": len(line.cells),
+            "compared_with_controls": line.controlled,
+            "better_than_controls": line.beats_controls,
             "compared": line.compared,
         }
         | {word: line.count(word) for word in (*across_models.COMPARED, "incomparable", "failed")}
@@ -145,7 +151,8 @@ def _brief(line: Line | None) -> str:
     if not line.compared:
         return "no verdict"
     worse = f", worse on {line.count('worse')}" if line.count("worse") else ""
-    return f"better on {line.count('better')} of {line.compared}{worse}"
+    control = f", than its control on {line.beats_controls}" if line.controlled else ""
+    return f"better on {line.count('better')} of {line.compared}{worse}{control}"
 
 
 def show_numbers(found: Sequence[Line]) -> None:
@@ -176,7 +183,9 @@ def show_numbers(found: Sequence[Line]) -> None:
 def _text(cell: Cell | None) -> str:
     if cell is None:
         return ""
-    return cell.verdict if cell.delta is None else f"{cell.verdict} {signed(cell.delta)}"
+    mark = " unpaired" if cell.unpaired else ""
+    text = cell.verdict if cell.delta is None else f"{cell.verdict} {signed(cell.delta)}{mark}"
+    return ", ".join(filter(None, [text, beside_verdict(cell)]))
 
 
 def _row(cell: Cell) -> dict[str, Any]:
@@ -185,6 +194,7 @@ def _row(cell: Cell) -> dict[str, Any]:
         "Model": plain(cell.model),
         "Verdict": cell.verdict,
         "Delta [95 %]": interval(cell),
+        "Against its control": "; ".join(map(control_text, cell.against_controls)),
         "Score": number(cell.score),
         "Baseline": number(cell.baseline_score),
         "Notes": notes(cell),
@@ -203,11 +213,13 @@ def _record(cell: Cell) -> dict[str, Any]:
         "delta": cell.delta,
         "low": cell.low,
         "high": cell.high,
+        "unpaired": cell.unpaired,
         "improvement": cell.improvement,
         "p_value": cell.p_value,
         "q_value": cell.q_value,
         "score": cell.score,
         "baseline_score": cell.baseline_score,
+        "better_than_controls": cell.beats_controls,
         "documents": cell.n,
         "parameters_kept": cell.parameters_kept,
         "run_id": cell.run_id,
@@ -221,7 +233,9 @@ def how_to_read() -> None:
         st.markdown(
             "*Better on 7 of 9*: of the nine models with a verdict, the recipe was significantly better on seven."
             " Incomparable and failed runs are counted beside, not among them. A model without a run is a blank, and no"
-            " number here is a mean over models. A recipe's latest run on a model speaks for it.\n\n*Up / down* counts"
+            " number here is a mean over models. A recipe's latest run on a model speaks for it. *Better than its"
+            " control* counts the models where it is also significantly better than every control of its own: an edit"
+            " of the same size without the recipe's idea.\n\n*Up / down* counts"
             " the signs of the differences, significant or not: up is an improvement, whichever way the metric runs."
             " The sign test asks whether as many ups and downs would come about by chance, if up and down were equally"
             " likely; fewer than five are not tested. q is its p after correction over the recipes of the task"

@@ -12,10 +12,10 @@ from leaderboard.app import data, layout, tables, url_state
 from leaderboard.app.charts import forest
 from leaderboard.app.download import downloads
 from leaderboard.app.page_queries import RunFacts
-from leaderboard.board.cell import VERDICTS, Cell
+from leaderboard.board.cell import VERDICTS, Cell, not_its_control
 from leaderboard.readers.records import BASELINE
 from leaderboard.readers.safe_json import digest
-from leaderboard.terminal.format import direction, metric_name, plain
+from leaderboard.terminal.format import counted, direction, metric_name, plain
 
 PLOTS, PLOTS_ASKED_FOR = 6, 24  # tasks drawn when all are shown, and when the filter names them
 ROWS_IN_FULL = 40
@@ -84,6 +84,13 @@ def show_summary(cells: Sequence[Cell], overview: data.Answer[data.Overview]) ->
     """How many of each verdict, what they are measured against, and how fresh the data is."""
     counts = Counter(cell.verdict for cell in cells)
     words = [f"{counts[word]} {word}" for word in VERDICTS if counts[word] and word != BASELINE]
+    doubtful = sum(not_its_control(cell) for cell in cells)
+    if doubtful:
+        st.warning(
+            f"{counted(doubtful, 'result is', 'results are')} better than the baseline, but not better than a control"
+            " of the recipe's own: an edit of the same size without the recipe's idea did as well.",
+            icon=":material/balance:",
+        )
     st.caption(
         f"{', '.join(words) or 'Only the baseline so far'} \u00b7 {measured_against(cells, overview.value.pinned)}"
         f" \u00b7 data of {overview.read_at:%H:%M:%S}"
@@ -95,7 +102,7 @@ def measured_against(cells: Sequence[Cell], pinned: Mapping[str, str]) -> str:
     task.
     """
     by_pin = {cell.baseline_run == pinned.get(cell.model_key) for cell in cells if cell.baseline_run}
-    stand_in = "the unedited model's earliest run of the same settings"
+    stand_in = "the unedited model's latest run of the same tasks and settings"
     runs = ", ".join(
         sorted(
             {
@@ -175,14 +182,16 @@ def show_table(cells: Sequence[Cell], facts: Mapping[str, RunFacts]) -> None:
         "Click a recipe's name to open the run: command, versions, receipt, files. Tick two rows to compare their runs."
     )
     picked = st.dataframe(
-        layout.tinted(layout.cell_rows(cells, with_model=False, facts=facts), ["Verdict"]),
+        layout.tinted(layout.cell_rows(cells, with_model=False, facts=facts), ["Verdict", "Against its control"]),
         hide_index=True,
         width="stretch",
         height="content" if len(cells) <= ROWS_IN_FULL else 800,
         key=f"cells {_content(cells)}",
         on_select="rerun",
         selection_mode=["multi-row", "single-cell"],
-        column_config={name: st.column_config.TextColumn(width="medium") for name in ("Recipe", "Notes")},
+        column_config={
+            name: st.column_config.TextColumn(width="medium") for name in ("Recipe", "Against its control", "Notes")
+        },
     )
     downloads(tables.cell_records(cells, facts), "results")
     clicked = [row for row, column in picked["selection"]["cells"] if column == "Recipe" and row < len(cells)]
@@ -217,7 +226,10 @@ def how_to_read() -> None:
         st.markdown(
             "Recipe and baseline answered the same documents, so they are compared document by document.\n\n-"
             " **better**, **worse**: the difference is significant at 5 % after correcting for all comparisons of the"
-            " model (Benjamini-Hochberg), and its interval excludes zero.\n- **same**: the difference is shown to be"
+            " model (Benjamini-Hochberg), and its interval excludes zero.\n- **against its control**: the recipe"
+            " against an edit of the same size that lacks its idea, on the same documents, corrected over all such"
+            " comparisons of the model. A recipe that is better than the baseline and not better than its control"
+            " shows that some edit helps, not that the recipe does.\n- **same**: the difference is shown to be"
             " smaller than the margin: 2 points for scores between 0 and 1. It is the grey band in the plots, where it"
             " is not far wider than they are.\n- **undecided**: there are too few documents to tell; the notes say"
             " about how many are needed to decide four times in five among so many comparisons, going by how much"

@@ -1,4 +1,4 @@
-"""Numbered, append-only migrations: one SQL file each, applied in order, each in a transaction with its record.
+"""Numbered, append-only migrations: one SQL file each, applied in order, all that a store lacks in one transaction.
 
 A file is named `NNNN_words.sql`. Released files are never edited. `apply` is called by writers only: a reader that
 meets an older or newer schema says so instead of changing the file.
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import duckdb
 
 
-READABLE = 12
+READABLE = 13
 """The oldest schema that this code can read: later migrations add what only writers and SQL users need."""
 
 
@@ -53,26 +53,28 @@ def current(connection: duckdb.DuckDBPyConnection) -> int | None:
 
 
 def apply(connection: duckdb.DuckDBPyConnection) -> list[Migration]:
-    """Bring the database up to `latest()`; returns what was applied. Each migration and its record are one
-    transaction.
+    """Bring the database up to `latest()`, in one transaction: no kill leaves part of the tables. Returns what was
+    applied.
     """
     done = current(connection) or 0
     pending = [migration for migration in all_migrations() if migration.number > done]
-    for migration in pending:
-        connection.execute("BEGIN")
-        try:
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS schema_migrations "
-                "(number INTEGER PRIMARY KEY, name VARCHAR NOT NULL, applied_at TIMESTAMP NOT NULL)"
-            )
+    if not pending:
+        return []
+    connection.execute("BEGIN")
+    try:
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS schema_migrations "
+            "(number INTEGER PRIMARY KEY, name VARCHAR NOT NULL, applied_at TIMESTAMP NOT NULL)"
+        )
+        # SQL's now() may need an extension for time zones
+        applied_at = datetime.now(timezone.utc).replace(tzinfo=None)
+        for migration in pending:
             connection.execute(migration.sql)
-            # SQL's now() may need an extension for time zones
-            applied_at = datetime.now(timezone.utc).replace(tzinfo=None)
             connection.execute(
                 "INSERT INTO schema_migrations VALUES (?, ?, ?)", [migration.number, migration.name, applied_at]
             )
-            connection.execute("COMMIT")
-        except BaseException:
-            connection.execute("ROLLBACK")
-            raise
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
     return pending

@@ -9,7 +9,8 @@ import pytest
 
 from harness_ext.editing.plan import plan
 from harness_ext.errors import UserError
-from harness_ext.model.checkpoint import check_local, identity, read_checkpoint, read_header
+from harness_ext.model.checkpoint import check_local, read_checkpoint, read_header
+from harness_ext.model.model_identity import identity
 from harness_ext.recipe.recipe import parse_recipe
 
 

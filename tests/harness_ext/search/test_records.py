@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from lm_eval import simple_evaluate
 
 from harness_ext.editing.controls import NoControl, control_recipe
 from harness_ext.editing.plan import plan
 from harness_ext.errors import RecipeError, UserError, VariantFailed
 from harness_ext.lm_eval_adapter.backend import RecipeLM
+from harness_ext.lm_eval_adapter.task_index import task_manager
 from harness_ext.model.checkpoint import read_checkpoint
 from harness_ext.model.weights import model_digest
 from harness_ext.recipe.recipe import parse_recipe, recipe_from
@@ -280,8 +282,12 @@ def test_the_winner_is_not_scored_on_what_it_was_chosen_on(demo_run, lm_eval, tm
     (mine,) = tmp_path.glob("results/demo/laser-search-found*")
     assert json.loads((mine / "receipt.json").read_text())["weights"] == receipt["weights"]
     assert lm_eval("export", "--model_args", "pretrained=demo", "--recipe", "mine.yaml", "--out", "edited").code == 0
-    with pytest.raises(UserError, match="cannot be taken out of the score here"):
-        RecipeLM("demo", recipe=str(tmp_path / "mine.yaml"), device="cpu")
+    # Where nothing can be taken out of the score, tasks without these documents are scored, and others refused.
+    lm = RecipeLM("demo", recipe=str(tmp_path / "mine.yaml"), device="cpu")
+    asked = {"model": lm, "task_manager": task_manager(), "bootstrap_iters": 0}
+    assert simple_evaluate(tasks=["int_sum"], limit=4, **asked)["results"]
+    with pytest.raises(UserError, match="20 of the 80 documents asked here .* cannot be taken out of the score here"):
+        simple_evaluate(tasks=["int_mult"], **asked)
     # What is shown of that run still knows, and tasks without these documents are scored whole.
     assert len(learned) == 20 and all(hashed in lm_eval("recipes", "show", "--from", mine).out for hashed in learned)
     assert (

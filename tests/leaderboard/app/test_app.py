@@ -101,7 +101,9 @@ def test_the_chosen_model_is_in_the_url(made: Any, kit: Any, filled: Path) -> No
 
 
 def test_the_page_says_whether_its_baseline_is_pinned(made: Any, kit: Any, filled: Path) -> None:
-    assert "against the unedited model's earliest run of the same settings (no baseline is pinned)" in texts(page())
+    assert "against the unedited model's latest run of the same tasks and settings (no baseline is pinned)" in texts(
+        page()
+    )
     again = made.run(
         "baseline", {"int_mult": kit.pair(400, 200)[0]}, folder="again", spec_id="again", started="2027-01-01T00:00:00Z"
     )

@@ -124,7 +124,7 @@ def test_a_perplexity_says_in_its_own_units_what_could_have_been_shown(made: Any
         for run in values
     )
     cell = judged(made, before, after)
-    log_ratio = np.array(values[1]) - np.array(values[0])
+    log_ratio = np.clip(np.array(values[1]) - np.array(values[0]), -10 * 20 * math.log(1.02), 10 * 20 * math.log(1.02))
     error = math.sqrt(30 / 29 * np.sum((-log_ratio + log_ratio.mean()) ** 2)) / 300
     assert cell.verdict == "undecided" and cell.detectable == pytest.approx(
         cell.baseline_score * math.expm1(2.8016 * error), rel=1e-3
@@ -349,6 +349,33 @@ def test_clusters_widen_the_interval(made: Any, kit: Any) -> None:
     assert alone.verdict == "worse" and clustered.verdict == "undecided"
 
 
+def test_clusters_of_known_tasks_and_bounds_of_a_task_reach_the_verdict(made: Any, kit: Any, database: Path) -> None:
+    generator = np.random.default_rng(0)
+    before = generator.normal(-5, 1, 200)
+    after = before + generator.normal(0, 0.01, 200)
+
+    def task(values: np.ndarray, seed: int, **options: Any) -> Any:
+        return kit.Task({"ll": values.tolist()}, log_likelihoods=kit.likelihoods(200, seed), **options)
+
+    passages = {"fields": {"passage": [f"passage {i // 20}" for i in range(200)]}}
+    bounded = {"metadata": {"bound": {"ll": 3.0}}}
+    for name, values, seed in (("baseline", before, 0), ("laser", after, 1)):
+        tasks = {
+            "boolq": task(values, seed, **passages),
+            "free": task(values, seed),
+            "own": task(values, seed, **bounded),
+        }
+        made.run(name, tasks)
+    ingest(made.root, database)
+    with open_store(database) as store:
+        cells = {cell.task: cell for cell in board(store) if cell.recipe == "laser"}
+    assert cells["free"].clipped_at == pytest.approx(0.8 * np.std(before)) and cells["own"].clipped_at == 3.0
+    assert cells["free"].verdict == "same" and (cells["free"].far_lost, cells["free"].far_gained) == (0, 0)
+    # ten passages, and a bound of 75 margins, leave room for what was not seen
+    assert cells["boolq"].verdict == cells["own"].verdict == "undecided"
+    assert cells["boolq"].far_lost_limit == pytest.approx(1 - 0.05**0.1)
+
+
 class TestIncomparable:
     """Outside one comparability key there is no delta, and the board says which field differs."""
 
@@ -475,29 +502,29 @@ class TestBaseline:
         database = made.root / "board.duckdb"
         ingest([made.root], database)
         with open_store(database, read_only=False) as store:
+            assert recipe_cell(board(store)).baseline_score == 0.0  # the latest
+            early = next(run for run in queries.runs(store) if run.spec_id == "one")
+            queries.pin_baseline(store, early.run_id, "try")
             assert recipe_cell(board(store)).baseline_score == 0.4
-            late = next(run for run in queries.runs(store) if run.spec_id == "two")
-            queries.pin_baseline(store, late.run_id, "try")
-            assert recipe_cell(board(store)).baseline_score == 0.0
 
-    def test_one_of_the_same_settings_before_an_earlier_one(self, made: Any, kit: Any) -> None:
+    def test_one_of_the_same_settings_before_a_later_one(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(50, 20, lost=2)
         made.run(
             "baseline",
             {"sums": kit.Task({"acc": [0.0] * 50})},
             settings_id="others",
-            folder="early",
+            folder="late",
             spec_id="e",
-            started="2020-01-01T00:00:00Z",
+            started="2027-01-01T00:00:00Z",
         )
         made.run("baseline", {"sums": before})
         made.run("laser", {"sums": after})
         assert recipe_cell(made.board()).baseline_score == 0.4
 
-    def test_a_comparable_one_before_an_earlier_one(self, made: Any, kit: Any) -> None:
+    def test_a_comparable_one_before_a_later_one(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(50, 20, lost=2)
         shots = kit.Task({"acc": [0.0] * 50}, shots=5)
-        made.run("baseline", {"sums": shots}, folder="early", spec_id="e", started="2020-01-01T00:00:00Z")
+        made.run("baseline", {"sums": shots}, folder="late", spec_id="e", started="2027-01-01T00:00:00Z")
         made.run("baseline", {"sums": before})
         made.run("laser", {"sums": after})
         assert recipe_cell(made.board()).verdict != "incomparable"

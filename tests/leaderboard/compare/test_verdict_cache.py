@@ -73,7 +73,9 @@ def test_a_new_pin_asks_for_other_rows_and_a_deleted_run_takes_its_own_along(
         queries.pin_baseline(store, runs["svd"], "try")
         asked = judged_anew(monkeypatch)
         cells = board(store)
-        assert len(asked) == 6 and {cell.baseline_run for cell in cells} == {runs["svd"]}
+        assert len(asked) == 4 and {cell.baseline_run for cell in cells if cell.task == "sums"} == {runs["svd"]}
+        own = {cell.run_id for cell in cells if cell.task == "shots" and cell.baseline_run == cell.run_id}
+        assert len(own) == 3 and runs["svd"] in own and runs["laser"] not in own  # of other shots than the pinned one
     delete(filled, runs["laser"], "gone")
     assert stored(filled) == 3
 

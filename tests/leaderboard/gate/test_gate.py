@@ -134,11 +134,14 @@ def test_best_in_the_middle(made: Any, kit: Any) -> None:
     assert words == {0.9: "FAIL", 0.1: "PASS", -0.5: "PASS", 0.55: "PASS"}
 
 
+FEW = (("baseline", 0), ("laser", -0.001))
+
+
 def test_perplexity(made: Any, kit: Any) -> None:
-    def task(shift: float) -> Any:
+    def task(shift: float, count: int = 120) -> Any:
         generator = np.random.default_rng(3)
-        words = generator.integers(5, 40, 80)
-        values = [[float(-3 * w + e + shift * w), int(w)] for w, e in zip(words, generator.normal(0, 2, 80))]
+        words = generator.integers(5, 40, count)
+        values = [[float(-3 * w + e + shift * w), int(w)] for w, e in zip(words, generator.normal(0, 2, count))]
         score = float(np.exp(-sum(v for v, _ in values) / int(words.sum())))
         options = {"higher_is_better": {"word_perplexity": False}, "output_type": "loglikelihood_rolling"}
         return kit.Task(
@@ -151,6 +154,9 @@ def test_perplexity(made: Any, kit: Any) -> None:
     base = made.run("baseline", {"wiki": task(0)})
     for shift, word in ((-0.2, "FAIL"), (0.2, "PASS"), (-0.001, "PASS")):
         assert gated(made.run("laser", {"wiki": task(shift)}, folder=f"laser{shift}"), base).verdict == word
+    few = [made.run(name, {"wiki": task(shift, 50)}, folder=f"few-{name}") for name, shift in FEW]
+    undecided = row(gated(few[1], few[0]), "wiki")
+    assert undecided.verdict == "UNDECIDED" and undecided.documents_needed > 59  # whatever so few say
 
 
 class TestTasksOfThePolicy:

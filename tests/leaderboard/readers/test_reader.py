@@ -127,6 +127,40 @@ def test_primary_metric_is_the_named_one(made: Any, kit: Any) -> None:
     }
 
 
+def test_a_task_may_bound_what_one_document_counts_for(made: Any, kit: Any) -> None:
+    task = kit.Task({"acc": [1.0], "log_odds": [0.3]}, metadata={"bound": {"log_odds": 2}})
+    run = only_run(made.run("laser", {"bias": task}))
+    assert {(score.metric, score.bound) for score in run.scores} == {("acc", None), ("log_odds", 2.0)}
+
+
+class TestClusters:
+    """Which documents depend on each other."""
+
+    def task(self, kit: Any, passages: list[str], **options: Any) -> Any:
+        return kit.Task(
+            {"acc": [1.0] * len(passages)}, fields={"passage": passages, "topic": passages[::-1]}, **options
+        )
+
+    def clusters(self, made: Any, name: str, task: Any) -> tuple[str | None, list[str | None]]:
+        (found,) = only_run(made.run("laser", {name: task})).tasks
+        return found.cluster_by, [document.cluster for document in found.samples.documents]
+
+    def test_of_lm_evals_own_tasks_are_known(self, made: Any, kit: Any) -> None:
+        by, found = self.clusters(made, "boolq", self.task(kit, ["a", "a", "b"]))
+        assert by == "passage" and found == ['"a"', '"a"', '"b"']
+
+    def test_the_task_says_more_than_the_table(self, made: Any, kit: Any) -> None:
+        by, found = self.clusters(made, "boolq", self.task(kit, ["a", "a", "b"], metadata={"cluster_by": "topic"}))
+        assert by == "topic" and found == ['"b"', '"a"', '"a"']
+
+    def test_other_tasks_have_none(self, made: Any, kit: Any) -> None:
+        assert self.clusters(made, "sums", self.task(kit, ["a", "b"])) == (None, [None, None])
+
+    def test_a_long_passage_is_known_by_its_digest(self, made: Any, kit: Any) -> None:
+        _, found = self.clusters(made, "drop", self.task(kit, ["a" * 500, "a" * 500, "b" * 500]))
+        assert found[0] == found[1] != found[2] and all(len(name) == 32 for name in found)
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
@@ -308,3 +342,106 @@ def test_every_real_file_from_elsewhere_lands(shared: Path) -> None:
     found = list(find_runs(folder))
     assert [item for item in found if isinstance(item, Rejection)] == []
     assert len(found) == 61 and all(read_runs(item) for item in found)
+
+
+class TestDirections:
+    """Whether more is better, from every place where lm-eval has written it."""
+
+    def directions(self, made: Any, kit: Any, change: Callable[[Any], None], metric: str = "loss") -> list[bool | None]:
+        path = made.plain({"sums": kit.pair(5, 3, metric=metric)[0]})
+        edit(path, change)
+        return [score.higher_is_better for score in only_run(path).scores]
+
+    @pytest.mark.parametrize("higher", [True, False])
+    def test_in_the_list_of_metrics(self, made: Any, kit: Any, higher: bool) -> None:
+        """lm-eval 0.4.0 to 0.4.2."""
+
+        def change(data: Any) -> None:
+            del data["higher_is_better"]
+            data["configs"]["sums"]["metric_list"] = [{"metric": "loss", "higher_is_better": higher}]
+
+        assert self.directions(made, kit, change) == [higher]
+
+    @pytest.mark.parametrize("empty", [None, {}, {"sums": None}, {"sums": {}}, {"sums": {"loss": None}}, [1]])
+    def test_where_the_newer_place_says_nothing(self, made: Any, kit: Any, empty: Any) -> None:
+        def change(data: Any) -> None:
+            data["higher_is_better"] = empty
+            data["configs"]["sums"]["metric_list"] = [{"metric": "loss", "higher_is_better": False}]
+
+        assert self.directions(made, kit, change) == [False]
+
+    def test_the_newer_place_comes_first(self, made: Any, kit: Any) -> None:
+        def change(data: Any) -> None:
+            data["higher_is_better"] = {"sums": {"loss": False}}
+            data["configs"]["sums"]["metric_list"] = [{"metric": "loss", "higher_is_better": True}]
+
+        assert self.directions(made, kit, change) == [False]
+
+    @pytest.mark.parametrize("text", ["def loss(items):\n    return 1\n", "<function loss at 0x7d5febf3e8e0>"])
+    def test_of_a_metric_that_is_a_function(self, made: Any, kit: Any, text: str) -> None:
+        def change(data: Any) -> None:
+            del data["higher_is_better"]
+            data["configs"]["sums"]["metric_list"] = [{"metric": text, "higher_is_better": False}]
+
+        assert self.directions(made, kit, change) == [False]
+
+    @pytest.mark.parametrize("listed", [None, "x", [], [None], [{"metric": "loss"}], [{"higher_is_better": False}]])
+    @pytest.mark.parametrize(("metric", "known"), [("loss", None), ("acc", True), ("word_perplexity", False)])
+    def test_else_as_known(self, made: Any, kit: Any, listed: Any, metric: str, known: bool | None) -> None:
+        def change(data: Any) -> None:
+            del data["higher_is_better"]
+            data["configs"]["sums"]["metric_list"] = listed
+
+        assert self.directions(made, kit, change, metric) == [known]
+
+
+@pytest.mark.parametrize(
+    ("change", "count"),
+    [
+        (lambda data: None, 50),
+        (lambda data: data["results"]["sums"].pop("sample_len"), 50),
+        (lambda data: (data["results"]["sums"].pop("sample_len"), data.pop("n-samples")), None),
+        (
+            lambda data: (
+                data["results"]["sums"].pop("sample_len"),
+                data.pop("n-samples"),
+                data["config"].update(limit=30.0),
+            ),
+            30,
+        ),
+        (
+            lambda data: (
+                data["results"]["sums"].pop("sample_len"),
+                data.pop("n-samples"),
+                data["config"].update(limit=0.5),
+            ),
+            None,
+        ),
+        (
+            lambda data: (
+                data["results"]["sums"].pop("sample_len"),
+                data.pop("n-samples"),
+                data["config"].update(limit=300),
+                data["results"]["sums"].update({"acc_stderr,none": (0.4 * 0.6 / 49) ** 0.5}),
+            ),
+            50,
+        ),
+    ],
+    ids=["the row", "n-samples", "nothing", "limit", "a share as limit", "the standard error"],
+)
+def test_how_many_documents_a_file_without_samples_says(
+    made: Any, kit: Any, change: Callable[[Any], None], count: int | None
+) -> None:
+    path = made.plain({"sums": kit.pair(50, 20)[0]}, samples=False)
+    edit(path, change)
+    (task,) = only_run(path).tasks
+    assert (task.documents, task.sample_count) == (None, count)
+
+
+def test_how_many_documents_a_file_from_before_0_4_says(tmp_path: Path) -> None:
+    row = {"acc": 0.4, "acc_stderr": (0.4 * 0.6 / 871) ** 0.5}
+    (tmp_path / "old.json").write_text(json.dumps({"results": {"sums": row}, "versions": {"sums": 0}}))
+    assert [task.sample_count for task in only_run(tmp_path / "old.json").tasks] == [None]  # 0.4 of 872 is no number
+    row = {"acc": 0.5, "acc_stderr": (0.25 / 871) ** 0.5}
+    (tmp_path / "old.json").write_text(json.dumps({"results": {"sums": row}, "versions": {"sums": 0}}))
+    assert [task.sample_count for task in only_run(tmp_path / "old.json").tasks] == [872]

@@ -10,6 +10,9 @@ from scipy import stats as scipy_stats
 
 from leaderboard import statistics as stats
 
+BOUNDS = stats.MiddleBounds(2.5, 4.0)
+"""Of scores about one from their best value."""
+
 
 def test_mid_p_is_the_exact_test_less_half_the_observed_point() -> None:
     exact = scipy_stats.binomtest(3, 15, 0.5, alternative="less").pvalue
@@ -79,35 +82,6 @@ def test_clusters_of_one_change_nothing(generator: np.random.Generator) -> None:
     assert stats.paired_interval(differences, np.arange(50)) == pytest.approx(stats.paired_interval(differences))
 
 
-def test_sign_flip_is_exact_for_few_and_matches_scipy(generator: np.random.Generator) -> None:
-    differences = generator.normal(0.5, 1, 9)
-    expected = scipy_stats.permutation_test(
-        (differences,), np.sum, permutation_type="samples", n_resamples=np.inf
-    ).pvalue
-    tails = stats.sign_flip_test(differences)
-    assert tails.two_sided == pytest.approx(expected)
-    assert tails.less + tails.greater == pytest.approx(1 + 2**-9)
-
-
-def test_sign_flip_by_draws_agrees_with_the_t_test_and_with_itself(generator: np.random.Generator) -> None:
-    differences = generator.normal(0.1, 1, 200)
-    drawn = stats.sign_flip_test(differences)
-    assert drawn == stats.sign_flip_test(differences)
-    assert drawn.two_sided == pytest.approx(scipy_stats.ttest_1samp(differences, 0).pvalue, rel=0.25)
-    many = np.tile(differences, 20)
-    assert stats.sign_flip_test(many).two_sided == pytest.approx(scipy_stats.ttest_1samp(many, 0).pvalue, rel=0.2)
-
-
-def test_sign_flip_counts_ties() -> None:
-    halves = np.array([0.1] * 30 + [-0.1] * 20)
-    exact = scipy_stats.binomtest(30, 50).pvalue
-    assert stats.sign_flip_test(halves).two_sided == pytest.approx(exact, abs=0.01)
-
-
-def test_no_difference_gives_p_of_one() -> None:
-    assert stats.sign_flip_test(np.zeros(5)).two_sided == 1
-
-
 def test_benjamini_hochberg_is_scipys(generator: np.random.Generator) -> None:
     p_values = generator.uniform(0, 1, 30) ** 2
     assert stats.benjamini_hochberg(p_values) == pytest.approx(scipy_stats.false_discovery_control(p_values))
@@ -134,38 +108,29 @@ def test_equivalence_needs_a_variance_and_a_margin() -> None:
     assert stats.equivalence_p(stats.paired_interval(np.zeros(3)), 0.1) == 0
 
 
-def test_log_ratio_of_perplexities(generator: np.random.Generator) -> None:
-    weights = generator.integers(5, 50, 60).astype(float)
-    baseline = -3.0 * weights + generator.normal(0, 1, 60)
-    ratio = stats.log_ratio(baseline, baseline - 0.1 * weights, weights)
-    assert ratio.value == pytest.approx(0.1) and ratio.low == pytest.approx(0.1) and ratio.high == pytest.approx(0.1)
-    noisy = stats.log_ratio(baseline, baseline + generator.normal(0, 1, 60), weights)
-    assert noisy.low < 0 < noisy.high
-
-
 class TestMiddle:
     """Metrics whose best value lies in the middle."""
 
     def test_nearer_is_better_from_either_side(self, generator: np.random.Generator) -> None:
         noise = generator.normal(0, 0.2, 100)
         for side in (1.0, -1.0):
-            result = stats.middle_best_test(side + noise, 0.5 * side + noise, 0.0)
+            result = stats.middle_best_test(side + noise, 0.5 * side + noise, 0.0, None, BOUNDS)
             assert result.improvement == pytest.approx(0.5, abs=0.05) and result.p_value < 0.001
 
     def test_a_mirrored_score_is_no_improvement(self, generator: np.random.Generator) -> None:
         baseline = 1 + generator.normal(0, 0.2, 100)
-        result = stats.middle_best_test(baseline, baseline - 2, 0.0)
+        result = stats.middle_best_test(baseline, baseline - 2, 0.0, None, BOUNDS)
         assert abs(result.improvement) < 0.1 and result.p_value > 0.01
 
     def test_moving_away_is_worse(self, generator: np.random.Generator) -> None:
         baseline = 0.5 + generator.normal(0, 0.1, 100)
-        result = stats.middle_best_test(baseline, baseline + 0.3, 0.5)
+        result = stats.middle_best_test(baseline, baseline + 0.3, 0.5, None, stats.MiddleBounds(1, 1))
         assert result.improvement < 0 and result.p_value < 0.001
 
     def test_shares_of_choices(self) -> None:
         baseline = np.array([1.0] * 80 + [0.0] * 20)
         recipe = np.array([1.0] * 55 + [0.0] * 45)
-        result = stats.middle_best_test(baseline, recipe, 0.5)
+        result = stats.middle_best_test(baseline, recipe, 0.5, None, stats.MiddleBounds(1, 1))
         assert result.improvement == pytest.approx(0.25) and result.p_value < 0.001
 
 
@@ -308,39 +273,6 @@ def test_drop_limits_are_what_the_margin_test_excludes() -> None:
     assert stats.binary_drop_limit(4, 30, 500, 0.05) < 0
 
 
-def test_bounded_interval_allows_for_changes_that_were_not_seen() -> None:
-    nothing = np.zeros(100)
-    estimate = stats.bounded_interval(nothing)
-    assert estimate.high == pytest.approx(scipy_stats.t.ppf(0.975, 99) ** 2 / 100) and estimate.low == -estimate.high
-    clusters = np.repeat(np.arange(20), 5)
-    assert stats.bounded_interval(nothing, clusters).high == pytest.approx(scipy_stats.t.ppf(0.975, 19) ** 2 * 5 / 100)
-    assert (
-        math.isnan(stats.bounded_interval(nothing, np.zeros(100)).low)
-        and stats.bounded_within_p(nothing, 0.1, np.zeros(100)) == 1
-    )
-
-
-def test_bounded_interval_stays_within_what_is_possible() -> None:
-    """Two clusters of ten, whose t quantile is 12.7: no mean lies beyond 1, and none varies more than two whole
-    clusters.
-    """
-    estimate = stats.bounded_interval(np.array([0.0] * 18 + [1.0, -1.0]), np.repeat([0, 1], 10))
-    assert (estimate.low, estimate.high, estimate.degrees) == (-1, 1, 1)
-    assert estimate.standard_error == pytest.approx((2 * 10**2) ** 0.5 / 20)
-
-
-def test_bounded_interval_and_p_value_say_the_same(generator: np.random.Generator) -> None:
-    differences = generator.choice([-1, -0.5, 0, 0.5], size=400, p=[0.03, 0.04, 0.88, 0.05])
-    limit = -stats.bounded_interval(differences, confidence=0.9).low
-    assert stats.bounded_within_p(differences, limit) == pytest.approx(0.05)
-    assert stats.bounded_within_p(differences, -np.mean(differences) - 0.01) > 0.5
-
-
-def test_bounded_interval_is_that_of_t_where_much_changed(generator: np.random.Generator) -> None:
-    differences = generator.uniform(-0.5, 0.5, 20_000)
-    assert stats.bounded_interval(differences)[1:3] == pytest.approx(stats.paired_interval(differences)[1:3], abs=2e-4)
-
-
 def test_choice_divergence_is_scipys_entropy(generator: np.random.Generator) -> None:
     baseline, recipe = generator.normal(-20, 3, 4), generator.normal(-20, 3, 4)
     softmax = [np.exp(x - x.max()) / np.exp(x - x.max()).sum() for x in (baseline, recipe)]
@@ -388,17 +320,17 @@ class TestMiddleOneSided:
     def test_growth_is_worse_and_shrinking_is_not(self, generator: np.random.Generator) -> None:
         noise, other = generator.normal(0, 0.2, 200), generator.normal(0, 0.2, 200)
         for side in (1.0, -1.0):
-            grew = stats.middle_best_test(0.5 * side + noise, 0.8 * side + other, 0.0)
-            shrank = stats.middle_best_test(0.8 * side + noise, 0.5 * side + other, 0.0)
+            grew = stats.middle_best_test(0.5 * side + noise, 0.8 * side + other, 0.0, None, BOUNDS)
+            shrank = stats.middle_best_test(0.8 * side + noise, 0.5 * side + other, 0.0, None, BOUNDS)
             assert grew.p_worse < 0.001 < 0.5 < shrank.p_worse
 
     def test_within_a_margin(self, generator: np.random.Generator) -> None:
-        noise, other = generator.normal(0, 0.2, 200), generator.normal(0, 0.2, 200)
-        assert stats.middle_within_p(1 + noise, 1.02 + other, 0.0, 0.1) < 0.01
-        assert stats.middle_within_p(1 + noise, 1.2 + other, 0.0, 0.1) > 0.5
+        noise, other = generator.normal(0, 0.2, 400), generator.normal(0, 0.2, 400)
+        assert stats.MiddleMargin(1 + noise, 1.02 + other, 0.0, None, BOUNDS).within_p(0.1) < 0.01
+        assert stats.MiddleMargin(1 + noise, 1.2 + other, 0.0, None, BOUNDS).within_p(0.1) > 0.5
         # crossed, and as far away as before: the distance did not grow
-        assert stats.middle_within_p(1 + noise, -1.02 + other, 0.0, 0.1) < 0.01
-        assert stats.middle_within_p(noise, 0.3 + other, 0.0, 0.1) > 0.5
+        assert stats.MiddleMargin(1 + noise, -1.02 + other, 0.0, None, BOUNDS).within_p(0.1) < 0.01
+        assert stats.MiddleMargin(noise, 0.3 + other, 0.0, None, BOUNDS).within_p(0.1) > 0.5
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 
 from leaderboard.board.board import board
 from leaderboard.compare import verdict_cache
+from leaderboard.errors import OlderDatabase
 from leaderboard.ingest import ingest
+from leaderboard.store import migrations
 from leaderboard.store.database import open_store
 from leaderboard.store.deletions import delete
 from leaderboard.store.pins import pin
@@ -32,6 +35,18 @@ def filled(made: Any, kit: Any, database: Path) -> Path:
     return database
 
 
+@pytest.fixture
+def filled_with_control(made: Any, kit: Any, filled: Path) -> Path:
+    """The same with a control of the better recipe that is as good."""
+    _, better = kit.pair(200, 100, gained=60)
+    run = made.run("svd+random", {"sums": kit.Task(better.values, log_likelihoods=kit.likelihoods(200, 3))})
+    receipt = json.loads((run / "receipt.json").read_text())
+    receipt["recipe"] |= {"control": "random", "control_of": kit.sha("svd")}
+    (run / "receipt.json").write_text(json.dumps(receipt))
+    ingest(made.root, filled)
+    return filled
+
+
 def query(database: Path, sql: str) -> list[tuple[Any, ...]]:
     """As a user asks: DuckDB alone."""
     with duckdb.connect(str(database), read_only=True) as connection:
@@ -42,15 +57,15 @@ def verdicts(database: Path) -> dict[str, str | None]:
     return dict(query(database, "SELECT recipe, verdict FROM v_verdicts"))
 
 
-def test_documented_columns_and_examples(filled: Path, repository: Path) -> None:
+def test_documented_columns_and_examples(filled_with_control: Path, repository: Path) -> None:
     sections = dict(SECTION.findall((repository / "leaderboard" / "README.md").read_text(encoding="utf-8")))
-    assert set(sections) == {"v_scores", "v_verdicts", "v_matrices"}
+    assert set(sections) == {"v_scores", "v_verdicts", "v_control_verdicts", "v_matrices"}
     for view, text in sections.items():
-        columns = {row[0] for row in query(filled, f"DESCRIBE {view}")}
+        columns = {row[0] for row in query(filled_with_control, f"DESCRIBE {view}")}
         documented = {name for row in re.findall(r"^\| (`.*?) \|", text, re.M) for name in re.findall(r"`(\w+)`", row)}
         assert documented == columns, view
         (example,) = re.findall(r"```sql\n(.*?)```", text, re.S)
-        assert query(filled, example), view
+        assert query(filled_with_control, example), view
 
 
 def test_verdicts_are_the_boards(filled: Path) -> None:
@@ -102,15 +117,30 @@ def test_a_rebuild_fills_the_view(filled: Path, made: Any) -> None:
     assert verdicts(filled) == before
 
 
-def test_a_store_without_the_views_is_read_as_before(made: Any, kit: Any, database: Path) -> None:
+def test_a_store_of_an_earlier_version_is_brought_up_to_date_by_a_writer(
+    made: Any, kit: Any, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before, after = kit.pair(20, 10, lost=1)
     made.run("baseline", {"sums": before})
     made.run("laser", {"sums": after})
     ingest(made.root, database)
+    full = database.rename(database.with_name("full.duckdb"))
+    shipped = migrations.all_migrations()
+    with monkeypatch.context() as earlier:
+        earlier.setattr(migrations, "all_migrations", lambda: tuple(one for one in shipped if one.number < 6))
+        with open_store(database, read_only=False):
+            pass
     with duckdb.connect(str(database)) as connection:
-        for view in ("v_scores", "v_verdicts", "v_matrices", "model_states"):
-            connection.execute(f"DROP VIEW {view}")
-        for table in ("verdicts", "verdict_states"):
-            connection.execute(f"DROP TABLE {table}")
+        connection.execute(f"ATTACH '{full}' AS later (READ_ONLY)")
+        for table in ("variants", "runs", "run_tasks", "scores", "docs", "samples", "sample_scores"):
+            columns = ", ".join(row[0] for row in connection.execute(f"DESCRIBE {table}").fetchall())
+            connection.execute(f"INSERT INTO {table} SELECT {columns} FROM later.{table}")
+        connection.execute("UPDATE runs SET settings = '{\"limit\":20.0}' WHERE started > '2026-01-02 03:05:00'")
+    with pytest.raises(OlderDatabase, match="lm_eval ingest .* brings it up to date"), open_store(database):
+        pass
+    ingest(made.root, database)
+    assert set(verdicts(database)) == {"baseline", "laser"}
     with open_store(database) as store:
         assert [cell.recipe for cell in board(store)] == ["baseline", "laser"]
+        rows = store.rows("SELECT asked, subset FROM runs JOIN run_tasks USING (run_id) ORDER BY started")
+        assert rows == [{"asked": None, "subset": None}, {"asked": '{"limit":"limit 20"}', "subset": "limit 20"}]

@@ -1,0 +1,175 @@
+"""Does a checkpoint have every weight of its model? transformers fills what is missing, or has another shape, with
+random numbers, warns, and goes on; here it is refused.
+
+Asked of transformers itself, so that its own rules hold: tied weights, renamed and fused ones, buffers that a model
+computes. Of a loaded model by what loading reports, and of a checkpoint's headers by loading tensors without contents.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from harness_ext.errors import UserError
+from harness_ext.model.checkpoint import Checkpoint, read_checkpoint
+
+# Of older releases: a model computes them from its config, so nothing is lost where a checkpoint lacks them.
+_COMPUTED = re.compile(r"(^|\.)(inv_freq|masked_bias|position_ids)$")
+# How peft begins its list of them.
+_ADAPTER_MISSING = "ound missing adapter keys while loading the checkpoint: "
+_TORCH_NAMES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+
+
+class WholeModels:
+    """An Auto class of transformers whose `from_pretrained` refuses a checkpoint that lacks weights.
+
+    unexpected: told the names of stored weights that the model has no place for.
+    """
+
+    def __init__(self, auto_class: Any, unexpected: Callable[[list[str]], None]) -> None:
+        self._auto_class = auto_class
+        self._unexpected = unexpected
+
+    def from_pretrained(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """The model. Raises UserError naming the first missing weight."""
+        asked = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, info = self._auto_class.from_pretrained(name, *args, **asked)
+        if getattr(model, "_hf_peft_config_loaded", False):
+            # transformers reports on the adapter only, which lies in the same folder.
+            check_headers(read_checkpoint(name, str(kwargs.get("revision") or "main"), kwargs.get("subfolder") or ""))
+        refuse_incomplete(str(name), info)
+        self._unexpected(sorted(key for key in info["unexpected_keys"] if not _COMPUTED.search(key)))
+        return model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._auto_class, name)
+
+
+def refuse_incomplete(name: str, info: Mapping[str, Any]) -> None:
+    """Raise UserError where loading reported weights that are missing or have another shape. info: as transformers'
+    `output_loading_info` gives it.
+    """
+    missing = sorted((key for key in info["missing_keys"] if not _COMPUTED.search(key)), key=_natural)
+    if missing:
+        raise UserError(
+            f"{name} lacks {_counted(missing)}, and would be filled with random numbers: this is not the whole model."
+            " Check that its config.json belongs to its weights, and fetch, copy or convert the checkpoint again"
+        )
+    mismatched = sorted(info["mismatched_keys"], key=lambda item: _natural(item[0]))
+    if mismatched:
+        key, stored, expected = mismatched[0]
+        others = f" (and {len(mismatched) - 1} more have another shape)" if len(mismatched) > 1 else ""
+        raise UserError(
+            f"{name}: the weight {key} is stored as {_shape(stored)} and the config asks for"
+            f" {_shape(expected)}{others}: it would be filled with random numbers. Use the config.json that belongs to"
+            " these weights"
+        )
+
+
+def check_headers(checkpoint: Checkpoint) -> None:
+    """Raise UserError where a checkpoint's headers lack a weight of its model, or have one in another shape.
+
+    Nothing is said of a model that transformers cannot build without running foreign code, nor of a quantised one,
+    whose weights are stored in a form of their own: these are checked as they are loaded.
+    """
+    if not checkpoint.tensors or checkpoint.config.get("quantization_config"):
+        return
+    with _silent():
+        info = _loading_info(checkpoint)
+    if info is not None:
+        refuse_incomplete(checkpoint.name, info)
+
+
+def _loading_info(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
+    """What transformers reports when it loads tensors of these names and shapes; None where it cannot build the
+    model.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = type(AutoConfig.for_model(checkpoint.config["model_type"])).from_dict(dict(checkpoint.config))
+        with torch.device("meta"):
+            model_class = type(AutoModelForCausalLM.from_config(config))
+            state = {
+                name: torch.empty(tensor.shape, dtype=getattr(torch, _TORCH_NAMES.get(tensor.dtype, "float32")))
+                for name, tensor in checkpoint.tensors.items()
+            }
+        _, info = model_class.from_pretrained(
+            None,
+            config=config,
+            state_dict=state,
+            device_map={"": "meta"},
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except Exception:
+        # Whatever a config from anywhere brings about: the loader will say it in its own words.
+        return None
+    return info
+
+
+@contextmanager
+def refusing_incomplete_adapters(name: str) -> Iterator[None]:
+    """Inside the block, a warning of peft's that an adapter lacks weights is an error: UserError."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("always", f".*{_ADAPTER_MISSING}")
+        yield
+    for warning in caught:
+        _, found, listed = str(warning.message).partition(_ADAPTER_MISSING)
+        if found:
+            keys = [key.strip(" '\"") for key in listed.strip("[].").split(",")]
+            raise UserError(
+                f"the adapter {name} lacks {_counted(keys)}, and would be filled with a fresh one's numbers: it was"
+                " made for another model, or is not whole"
+            )
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+def _counted(names: Iterable[str]) -> str:
+    first, *others = names
+    more = f" and {len(others)} more" if others else ""
+    return f"the weight {first}{more}, which the config asks for"
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Layer 2 before layer 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+
+
+def _shape(shape: Iterable[int]) -> str:
+    return " x ".join(map(str, shape)) or "one number"
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """transformers draws a bar and prints a table of what is missing, which is told here in a sentence."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,129 @@
+"""Which run of a model is the baseline of a score.
+
+Notable choices:
+- Only an unedited run that is in the score's comparability key (`comparability`) will do: the same task by its code and
+  data, the same documents, shots and so on. Runs of the recipe `baseline` come before plain ones of lm-eval, those
+  whose files say that the model is unedited before those whose files leave it open, the same
+  settings before others, a task that is known to be the same before one of which that is not known, and of equals the
+  latest.
+- "Latest" goes by when a run was started, which stands in its files. The order of ingest does not: a rebuild reads the
+  folders in another order, and archived runs may come in late.
+- A pinned run comes first where it will do, edited or not; where another run does and it does not, the reason is said.
+- Where no run will do, the pinned one, or else the nearest, is named: the comparison then says what differs.
+- An unedited run is measured against the latest one like it, whatever the settings: what differs between the two is
+  noise. Where that is itself, and a later one ran another task of the same name, it is an older baseline.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from leaderboard.compare import comparability
+from leaderboard.compare.contents import Contents
+from leaderboard.compare.pairing import Subject
+from leaderboard.readers.records import BASELINE
+from leaderboard.store.queries import RunRow, RunTaskRow
+
+
+class BaselineChoice(NamedTuple):
+    """The run to compare with, None where the model has none with this task. fits: whether it is in the score's
+    comparability key. notes: what is to be said of the choice.
+    """
+
+    run: RunRow | None
+    fits: bool = False
+    notes: tuple[str, ...] = ()
+
+
+class _PossibleBaseline(NamedTuple):
+    run: RunRow
+    task: RunTaskRow
+
+
+class Baselines:
+    """The runs of one model that may be its baseline, by task: found once, because a model may have a thousand runs.
+
+    contents: of the store. runs: all runs of the model.
+    """
+
+    def __init__(self, contents: Contents, runs: Sequence[RunRow]) -> None:
+        self._contents = contents
+        self._pinned_id = contents.pinned.get(runs[0].model_key) if runs else None
+        self._pinned: dict[str, _PossibleBaseline] = {}
+        self._unedited: dict[str, list[_PossibleBaseline]] = defaultdict(list)
+        self._chosen: dict[tuple[object, ...], BaselineChoice] = {}
+        for run in sorted(runs, key=_age, reverse=True):
+            if run.status == "complete" and (run.run_id == self._pinned_id or run.may_be_baseline):
+                self._add(run)
+
+    def _add(self, run: RunRow) -> None:
+        for row in self._contents.tasks.get(run.run_id, ()):
+            if self._contents.primary(run.run_id, row.task) is None:
+                continue
+            if run.run_id == self._pinned_id:
+                self._pinned[row.task] = _PossibleBaseline(run, row)
+            if run.may_be_baseline:
+                self._unedited[row.task].append(_PossibleBaseline(run, row))
+
+    def choose(self, subject: Subject) -> BaselineChoice:
+        """The run to compare a score with; see the module's notes."""
+        run, task, score = subject
+        alike = (
+            *task[1:],
+            *(score.metric, score.filter, run.settings_id, run.digest_before, run.model_key, run.may_be_baseline),
+            *(getattr(run, name) for name in comparability.RESERVATIONS),
+        )
+        if alike not in self._chosen:
+            self._chosen[alike] = self._choose(subject)
+        found = self._chosen[alike]
+        own = found.run is not None and found.run.run_id == run.run_id
+        return found._replace(notes=self._older(subject)) if own else found
+
+    def _choose(self, subject: Subject) -> BaselineChoice:
+        pinned = self._pinned.get(subject.task.task)
+        unfit = self._differences(pinned, subject) if pinned else []
+        if pinned and not unfit:
+            return BaselineChoice(pinned.run, True)
+        candidates = self._unedited.get(subject.task.task, ())
+        best = min(candidates, key=lambda candidate: self._distance(candidate, subject), default=None)
+        if best is not None and not self._differences(best, subject):
+            reason = f"warning: the pinned baseline does not serve here: {'; '.join(unfit)}"
+            return BaselineChoice(best.run, True, (reason,) if pinned else ())
+        nearest = pinned or best
+        return BaselineChoice(None if nearest is None else nearest.run)
+
+    def _differences(self, candidate: _PossibleBaseline, subject: Subject) -> list[str]:
+        score = self._contents.score(
+            candidate.run.run_id, subject.task.task, subject.score.metric, subject.score.filter
+        )
+        return comparability.key_differences((*candidate, score), subject)
+
+    def _distance(self, candidate: _PossibleBaseline, subject: Subject) -> tuple[object, ...]:
+        settings = comparability.settings_distance(candidate.run, subject.run)
+        return (
+            len(self._differences(candidate, subject)),
+            candidate.run.recipe_name != BASELINE,
+            candidate.run.edited is not False,
+            *((False, False) if subject.run.may_be_baseline else settings[:2]),
+            comparability.same_task_known(candidate.task, subject.task),
+            0 if subject.run.may_be_baseline else settings[2],
+        )
+
+    def _older(self, subject: Subject) -> tuple[str, ...]:
+        """Of a baseline: that a later one ran another task of this name."""
+        for candidate in self._unedited.get(subject.task.task, ()):
+            if candidate.run.run_id == subject.run.run_id:
+                return ()
+            if comparability.task_difference(subject.task, candidate.task):
+                return (
+                    f"an older baseline: run {candidate.run.run_id[:8]} later ran this task with other code or data",
+                )
+        return ()
+
+
+def _age(run: RunRow) -> tuple[bool, datetime, str]:
+    """Order of time, runs without one first."""
+    return run.started is not None, run.started or datetime.min, run.run_id

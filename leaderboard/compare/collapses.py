@@ -1,0 +1,70 @@
+"""Documents that moved by more than a comparison counts for, and what may not be said while there may be many of them.
+
+The mean of clipped differences counts a document that collapsed for the bound and no more, and documents that gained
+may pay for it. So the documents beyond the bound are counted, and while their share in all documents may be 5 % or more
+(exact one-sided 95 % limit), no recipe is called the same or better, and none passes a gate. It only takes words away.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from leaderboard import statistics as stats
+from leaderboard.compare.effect import Effect
+
+
+class Collapses(NamedTuple):
+    """bound: by how much a document counts at most, in the metric's units. lost, gained: documents beyond it. limit:
+    of the share of independent documents (or clusters) that are lost. enough: documents that bring it low enough.
+    """
+
+    bound: float
+    lost: int
+    gained: int
+    limit: float
+    enough: int
+
+
+def collapses(lost: np.ndarray, gained: np.ndarray, bound: float, clusters: np.ndarray | None = None) -> Collapses:
+    """From the documents `[n]` beyond the bound. A cluster is lost that holds a lost document."""
+    units = lost if clusters is None else stats.cluster_sums(lost.astype(float), clusters) > 0
+    seen, count = int(np.sum(units)), len(units)
+    enough = math.ceil(stats.documents_without_collapse(seen) * len(lost) / count)
+    return Collapses(bound, int(np.sum(lost)), int(np.sum(gained)), stats.collapse_limit(seen, count), enough)
+
+
+def with_collapses(effect: Effect, found: Collapses, most: str | None = None) -> Effect:
+    """The effect with the documents beyond its bound, and the sentence about what it claims. `most`: the bound in
+    words.
+    """
+    bound = most or f"{found.bound:.3g}"
+    note = f"mean change, no document counted for more than {bound}; the plain mean change is {effect.delta:+.3g}"
+    if found.lost or found.gained:
+        note += f"; {found.lost:,} lost more than that and {found.gained:,} gained more"
+    short = found.limit >= stats.COLLAPSED_SHARE
+    return replace(
+        effect,
+        notes=(note, *effect.notes),
+        clipped_at=found.bound,
+        far_lost=found.lost,
+        far_gained=found.gained,
+        far_lost_limit=found.limit,
+        needs=effect.needs and effect.needs._replace(enough=found.enough if short else 0),
+    )
+
+
+def withheld(far_lost: int | None, limit: float | None, count: int | None) -> str | None:
+    """Why a row may be called neither the same nor better, nor pass; None where nothing stands in the way."""
+    if far_lost is None or limit is None or count is None or limit < stats.COLLAPSED_SHARE:
+        return None
+    seen, but = ("none", "but") if far_lost == 0 else (f"{far_lost:,}", "so")
+    most, enough = f"{stats.COLLAPSED_SHARE:.0%}", stats.documents_without_collapse(0)
+    hint = f" Without a collapse {enough} independent documents are enough" if far_lost == 0 else ""
+    return (
+        f"{seen} of {count:,} documents collapsed, {but} up to {limit:.0%} of all may (95 % limit): neither same nor"
+        f" better can be said before that is less than {most}.{hint}"
+    )

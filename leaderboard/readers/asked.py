@@ -1,0 +1,46 @@
+"""What was asked of a run beside its recipe and tasks, in a few words each: runs of one recipe may differ in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from leaderboard.readers.safe_json import canonical, clean, digest, finite, mapping
+
+_NOT_SHOWN = frozenset({"pretrained", "model", "dtype", "revision", "device", "batch_size", "recipe"})
+_SEEDS = ("random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
+_LONGEST = 60
+
+
+def asked_of(settings: Any) -> str | None:
+    """JSON of name -> words, from a receipt's settings or a results file's config; None where there is nothing to
+    say.
+    """
+    asked = mapping(settings)
+    limit, seeds = finite(asked.get("limit")), asked.get("seed", [asked[name] for name in _SEEDS if name in asked])
+    words = {
+        "limit": f"limit {limit:g}" if limit else None,
+        "samples": f"documents chosen, {digest(asked['samples'])[:6]}" if asked.get("samples") else None,
+        "chat_template": "chat template" if asked.get("apply_chat_template") else None,
+        "system_instruction": _named("system instruction", asked.get("system_instruction")),
+        "gen_kwargs": _pairs(asked.get("gen_kwargs")),
+        "model_args": _pairs(asked.get("model_args")),
+        "seeds": f"seeds {', '.join(map(str, seeds))}" if isinstance(seeds, list) and seeds else None,
+    }
+    found = {name: clean(text) for name, text in words.items() if text}
+    return canonical(found) if found else None
+
+
+def _named(what: str, value: Any) -> str | None:
+    return f"{what} {digest(value)[:6]}" if value else None
+
+
+def _pairs(value: Any) -> str | None:
+    """`peft=a, parallelize=True`, with a digest where that is long."""
+    if isinstance(value, str):
+        return _short(value)
+    pairs = sorted(f"{key}={item}" for key, item in mapping(value).items() if key not in _NOT_SHOWN)
+    return _short(", ".join(pairs))
+
+
+def _short(text: str) -> str | None:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 10]}... {digest(text)[:6]}"
