@@ -56,7 +56,7 @@ def with_collapses(effect: Effect, found: Collapses, mean: float, most: str | No
         far_lost=found.lost,
         far_gained=found.gained,
         far_lost_limit=found.limit,
-        needs=effect.needs._replace(least=found.enough) if short and effect.needs is not None else effect.needs,
+        needs=effect.needs and effect.needs._replace(enough=found.enough if short else 0),
     )
 
 

@@ -124,16 +124,14 @@ def _in_the_middle(effect: Effect, comparison: Comparison, pair: PairedScores, b
         gained=None,
         notes=(*notes, *effect.notes),
         unit=False,
-        needs=_needs(pair, effect.margin or 0.0, improvement),
+        needs=effect.needs and effect.needs.of_distance(improvement),
     )
 
 
-def _needs(pair: PairedScores, margin: float, change: float | None = None) -> needs.Needs:
-    """What the number of documents rests on. `change`: that of the distance to a best value in the middle."""
-    if pair.binary and margin < 1 and change is None:
+def _needs(pair: PairedScores, margin: float) -> needs.Needs:
+    if pair.binary and 0 < margin < 1:
         return needs.of_flips(pair.flips, margin)
-    found = needs.of_clipped(stats.standardised, pair.differences, margin, pair.bound, pair.clusters)
-    return found if change is None else needs.with_change(found, change)
+    return needs.of_clipped(stats.standardised, pair.differences, margin, pair.bound, pair.clusters)
 
 
 def _sides_bound(comparison: Comparison, unit: bool, best: float) -> float:

@@ -33,8 +33,8 @@ class Needs(NamedTuple):
     the one seen; `difference`: of no difference, if it is the one seen. An empty tuple: there is no such verdict.
     `beyond`: whether the difference seen is as large as the margin, or larger. `variance`: of one document's
     difference; of right and wrong answers (`flips`) the share that changes. `base_score`: where the units are logs of a
-    ratio to this score, else None; otherwise `unit` is one of theirs in the metric's. `least`: documents below which
-    the share of collapsed ones stands in the way, whatever the mean says.
+    ratio to this score, else None; otherwise `unit` is one of theirs in the metric's. `worse`: the difference seen is a
+    loss. `enough`: documents before which neither *same* nor *better* may be said, see `collapses`.
     """
 
     within: tuple[Side, ...]
@@ -45,7 +45,13 @@ class Needs(NamedTuple):
     flips: bool = False
     base_score: float | None = None
     unit: float = 1.0
-    least: int = 0
+    worse: bool = False
+    enough: int = 0
+
+    def of_distance(self, improvement: float) -> Needs:
+        """The same, where the test of a difference is about another one: of the distance to a best value."""
+        side = () if improvement == 0 else (stats.normal_side(abs(improvement), self.variance),)
+        return self._replace(difference=side if self.within else (), worse=improvement < 0)
 
     def in_metric(self, size: float) -> float:
         """A difference in the metric's units."""
@@ -83,7 +89,9 @@ def claimed(needs: Needs, claim: Claim, levels: Levels) -> Lacking | None:
     """How many documents give one verdict; None where no number does."""
     sides = {"within": needs.within, "within as seen": needs.as_seen, "difference": needs.difference}[claim]
     documents = stats.documents_for(sides, levels.difference if claim == "difference" else levels.same)
-    return None if documents is None else Lacking(max(documents, needs.least), claim)
+    if documents is None:
+        return None
+    return Lacking(documents if claim == "difference" and needs.worse else max(documents, needs.enough), claim)
 
 
 def detectable(needs: Needs, count: int, level: float) -> float | None:
@@ -110,6 +118,7 @@ def of_flips(flips: stats.Flips, margin: float) -> Needs:
         abs(drop) >= margin,
         changed,
         flips=True,
+        worse=drop > 0,
     )
 
 
@@ -129,6 +138,7 @@ def of_mean(variance: float, drop: float, margin: float) -> Needs:
         (side(abs(drop)),) if drop else (),
         abs(drop) >= margin,
         variance,
+        worse=drop > 0,
     )
 
 
@@ -157,20 +167,19 @@ def of_clipped(
         return stats.clipped_side(z, worst, len(differences) / len(z))
 
     within = (side(1, 0.0, margin), side(-1, 0.0, margin))
-    typical = float(np.sum(sizes)) / len(differences) * within[0].size
+    # the spread of what is counted: clipped already, so not once more
+    spread = np.asarray(standardised(clipped + sizes * drop, 0.0, 4 * bound, clusters, weights)[0])
+    size = len(differences) / len(spread)
+    typical = float(np.sum(sizes)) / len(spread)
+    variance = size * float(np.var(spread, ddof=1)) / typical**2 if len(spread) > 1 else math.nan
     return Needs(
         within,
         (side(1, drop, margin), side(-1, -drop, margin)) if abs(drop) < margin else (),
         (side(math.copysign(1, -drop), -abs(drop), 0.0),) if drop else (),
         abs(drop) >= margin,
-        within[0].size * (within[0].deviation / typical) ** 2,
+        variance,
+        worse=drop > 0,
     )
-
-
-def with_change(needs: Needs, change: float) -> Needs:
-    """Where a test of a difference is about a change of its own (of the distance to a best value in the middle)."""
-    side = stats.normal_side(abs(change), needs.variance)
-    return needs._replace(difference=(side,) if change and math.isfinite(needs.variance) else ())
 
 
 def to_json(needs: Needs | None) -> str | None:

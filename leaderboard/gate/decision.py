@@ -42,10 +42,9 @@ class GateRow:
     limits; `p_worse` is before, `p_holm` after correction. `baseline` is the id of the run compared with, since two may
     be in one role. `decided` is set where a word holds without statistics (a floor, something missing, incomparable
     runs); `identical` where both runs are one. `clipped_at` and the next three are as those of a `Cell`.
-    `unpaired`: the drop and its limits are of the two scores by themselves.
-    `documents_needed` is of an undecided row, for what its reason says.
-    `decides` is False for a row that the overall mean speaks for: then it counts only where it is no mere UNDECIDED.
-    `needs`: what the number of documents was worked out from.
+    `unpaired`: the drop and its limits are of the two scores by themselves. `documents_needed` is of an undecided row,
+    for what its reason says. `decides` is False for a row that the overall mean speaks for: then it counts only where
+    it is no mere UNDECIDED. `needs`: what the number of documents was worked out from.
     """
 
     role: str
@@ -166,19 +165,18 @@ def _with_detectable(row: GateRow, level: float) -> GateRow:
 
 def _lacking(row: GateRow, alpha: float, rows: int, harm_level: float) -> GateRow:
     """The row with the number of documents that it needs, and the sentence; others as they are."""
-    if not _open(row) or row.drop is None or row.margin is None or row.drop_high is None:
-        return row
-    if row.unpaired:
-        said = "the two scores alone cannot tell: samples of both runs (--log_samples) tell more"
-        return replace(row, reasons=(said, *row.reasons))
-    if row.drop_high < row.margin:  # collapses stand in the way, and the row says so
+    if not _open(row) or row.drop is None or row.margin is None:
         return row
     harmful = row.drop > row.margin
     documents = _documents(row, harmful, harm_level if harmful else alpha, rows)
     if documents is not None and row.needs is not None and not harmful:
-        documents = max(documents, row.needs.least)
+        documents = max(documents, row.needs.enough)
     more = documents is not None and row.documents is not None and documents > row.documents
-    if harmful:
+    if row.unpaired:
+        said = "the two scores alone cannot tell: samples of both runs (--log_samples) tell more"
+    elif row.drop_high is not None and row.drop_high < row.margin:
+        return replace(row, documents_needed=documents)  # and the reason is there: documents collapsed
+    elif harmful:
         size = f"needs about {documents:,} documents to tell, has {row.documents:,}" if more else "more would tell"
         said = f"looks worse by more than the margin, but chance is not excluded: {size}"
     elif documents is None or row.documents is None:
@@ -207,9 +205,9 @@ def _documents(row: GateRow, harmful: bool, level: float, rows: int) -> int | No
     if harmful:
         return stats.documents_for(row.needs.difference, level)
     share = stats.POWER ** (1 / rows)
-    if row.p_holm is not None and row.p_holm <= level:  # that nothing changed is excluded
-        return stats.documents_for(row.needs.as_seen[:1], level, share)
-    documents = stats.documents_for(row.needs.within[:1], level, share)
-    if documents is None or row.documents is None or documents > row.documents:
-        return documents
-    return stats.documents_for(row.needs.as_seen[:1], level, share) or documents
+    unchanged = stats.documents_for(row.needs.within[:1], level, share)
+    as_seen = stats.documents_for(row.needs.as_seen[:1], level, share)
+    excluded = row.p_holm is not None and row.p_holm <= level  # that nothing changed
+    there = unchanged is not None and row.documents is not None and unchanged <= row.documents
+    documents = as_seen if excluded else as_seen or unchanged if there else unchanged
+    return None if documents is None else max(documents, row.needs.enough)
