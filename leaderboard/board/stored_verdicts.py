@@ -19,16 +19,18 @@ from leaderboard.store.writer import now
 _COLUMNS = {
     "p": "p_value",
     "q": "q_value",
+    "label": "name",
     **{
         name: name
         for name in (
             "model_key", "run_id", "task", "metric", "filter", "verdict", "n", "baseline_run", "baseline_score",
             "score", "delta", "low", "high", "improvement", "margin", "lost", "gained", "unpaired",
+            "documents_needed", "needed_for",
         )
     },
 }  # fmt: skip
 """Column of the table -> field of a cell."""
-_WHOLE = ("n", "lost", "gained")
+_WHOLE = ("n", "lost", "gained", "documents_needed")
 
 
 def outdated(store: Store) -> dict[str, str]:
