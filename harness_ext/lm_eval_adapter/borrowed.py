@@ -126,6 +126,10 @@ BORROWED = (
     BorrowedName(f"{_MODEL}._model_generate", "time generating", ("context",)),
     BorrowedName(f"{_MODEL}._encode_pair", "tokenise documents as lm-eval does", ("context", "continuation")),
     BorrowedName(f"{_MODEL}._create_tokenizer", "keep the tokenizer that a loaded model came with", ("pretrained",)),
+    BorrowedName(f"{_MODEL}.set_cache_hook", "refuse the cache of answers", ("cache_hook",), public=True),
+    BorrowedName(
+        "lm_eval.api.model:CachingLM", "refuse the cache of answers", source=("lm.set_cache_hook(",), public=True
+    ),
     BorrowedName(f"{_MODEL}.tok_encode", "tokenise answers", ("string", "add_special_tokens"), public=True),
     # Scoring and its files
     BorrowedName(
