@@ -40,6 +40,7 @@ from leaderboard.readers.same_document import DocumentText, content_digests, dig
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
+    from lm_eval.api.model import CacheHook
 
     from harness_ext.calibration.documents import CalibrationSet
 
@@ -111,6 +112,15 @@ class RecipeLM(HFLM):
                 super()._create_model(pretrained, *args, **kwargs)
         finally:
             self.AUTO_MODEL_CLASS = loader
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Refuse lm-eval's cache of answers, which another recipe would share. Raises UserError."""
+        if self.recipe is not None and cache_hook.dbdict is not None:
+            raise UserError(
+                f"--use_cache cannot be combined with a recipe ({self.recipe.label!r}): its cache is keyed by the"
+                " prompts alone and would return answers of another recipe or of the unedited model; leave it out"
+            )
+        super().set_cache_hook(cache_hook)
 
     # All of lm-eval's calls of the model go through these two; they are timed, not changed.
 

@@ -132,6 +132,10 @@ BORROWED = (
         source=("self.AUTO_MODEL_CLASS.from_pretrained(",),
     ),
     BorrowedName(f"{_MODEL}._create_tokenizer", "keep the tokenizer that a loaded model came with", ("pretrained",)),
+    BorrowedName(f"{_MODEL}.set_cache_hook", "refuse the cache of answers", ("cache_hook",), public=True),
+    BorrowedName(
+        "lm_eval.api.model:CachingLM", "refuse the cache of answers", source=("lm.set_cache_hook(",), public=True
+    ),
     BorrowedName(f"{_MODEL}.tok_encode", "tokenise answers", ("string", "add_special_tokens"), public=True),
     # Scoring and its files
     BorrowedName(

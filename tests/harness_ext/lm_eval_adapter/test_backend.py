@@ -128,3 +128,11 @@ def test_the_scratch_folder_goes_with_the_model(make_lm) -> None:
     del lm
     gc.collect()
     assert not folder.exists()
+
+
+def test_the_cache_of_answers_is_refused_where_a_recipe_is_applied(tmp_path: Path) -> None:
+    from lm_eval.api.model import CachingLM
+
+    CachingLM(RecipeLM("demo", device="cpu"), str(tmp_path / "unedited.db"))
+    with pytest.raises(UserError, match=r"--use_cache cannot be combined with a recipe \('svd'\)"):
+        CachingLM(RecipeLM("demo", recipe="svd", device="cpu"), str(tmp_path / "edited.db"))
