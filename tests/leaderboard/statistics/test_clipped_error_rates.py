@@ -163,15 +163,23 @@ def test_clusters_that_are_lost_whole(generator: np.random.Generator) -> None:
     keep_the_promise(table("clusters", (clusters_cell(generator, *each, DRAWS) for each in cells)))
 
 
-def texts_cell(generator: np.random.Generator, share: float, count: int, draws: int) -> Cell:
-    """Texts of 1,000 to 8,000 words, of which a share collapses; perplexity within 2 %, clipped at 20 margins."""
-    margin = math.log(1.02)
-    bound, passed, better, worse, power = 20 * margin, 0, 0, 0, 0
+@cache
+def texts_losing(share: float, bound: float) -> Draw:
+    """Drops of texts a word, of which a share collapses."""
 
     def draw(generator: np.random.Generator, n: int) -> np.ndarray:
         lost = np.where(generator.random(n) < share, generator.exponential(0.4, n), generator.normal(0, 0.01, n))
         return lost / bound
 
+    return draw
+
+
+def texts_cell(generator: np.random.Generator, share: float, count: int, draws: int) -> Cell:
+    """Texts of 1,000 to 8,000 words, of which a share collapses; perplexity within 2 %, clipped at 20 margins."""
+    margin = math.log(1.02)
+    bound, passed, better, worse, power = 20 * margin, 0, 0, 0, 0
+
+    draw = texts_losing(share, bound)
     at_zero, at_margin = (bound * shift_for(draw, mean / bound) for mean in (0.0, margin))
     for _ in range(draws):
         words, drops = generator.uniform(1000, 8000, count), bound * draw(generator, count)
