@@ -24,13 +24,13 @@ from leaderboard.gate.report import judge_candidate
 from leaderboard.gate.report import record as record_gate
 from leaderboard.gate.runs import read_named
 from leaderboard.ingest import ingest
-from leaderboard.store import decision_files, decisions, migrations, queries
+from leaderboard.store import decision_files, decisions, queries
 from leaderboard.store.database import open_store
 from leaderboard.store.deletions import delete, deletions, take_back
 from leaderboard.store.pins import choose, last_blessing, pin, pins
+from tests.leaderboard.store.old_store import make_old
 
 TABLES = ("baselines", "blessings", "gate_runs", "deletions")
-SHIPPED = migrations.all_migrations()
 
 
 @pytest.fixture
@@ -175,21 +175,9 @@ def test_a_rebuild_never_replaces_a_database_of_something_else_or_a_folder(made:
     assert database.is_dir()
 
 
-def old_schema(database: Path) -> None:
-    """What a store of before the files looked like."""
-    with duckdb.connect(str(database)) as connection:
-        for table in TABLES:
-            columns = [c for c in ("decision_id", "sequence", "path") if (c, table) != ("path", "deletions")]
-            for column in columns:
-                connection.execute(f"ALTER TABLE {table} DROP COLUMN IF EXISTS {column}")
-        connection.execute("DELETE FROM schema_migrations WHERE number >= 7")
-    shutil.rmtree(decision_files.folder_of(database))
-
-
 def test_the_first_writer_writes_out_what_an_older_store_holds(made: Any, decided: Path) -> None:
     before = as_seen(decided)
-    old_schema(decided)
-    assert as_seen(decided) == before
+    make_old(decided)
     ingest([made.root], decided)
     assert as_seen(decided) == before and len(files(decided)) == 7
     pinned = next(file for file in files(decided) if "-pin-" in file.name)
@@ -201,7 +189,7 @@ def test_the_first_writer_writes_out_what_an_older_store_holds(made: Any, decide
 
 def test_an_older_store_that_is_damaged_is_asked_for_what_can_be_read(made: Any, decided: Path) -> None:
     before = as_seen(decided)
-    old_schema(decided)
+    make_old(decided)
     later(decided)
     with pytest.raises(NewerDatabase):
         ingest([made.root], decided)
@@ -218,7 +206,7 @@ def test_what_cannot_be_read_and_has_no_files_is_said(made: Any, decided: Path) 
 
 def test_ids_of_an_older_store_follow_from_what_it_holds(made: Any, decided: Path) -> None:
     """So a kill between file and row, or a copy of the old store, doubles nothing."""
-    old_schema(decided)
+    make_old(decided)
     copy = decided.read_bytes()
     ingest([made.root], decided)
     first = files(decided)

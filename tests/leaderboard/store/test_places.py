@@ -21,6 +21,7 @@ from leaderboard.store.database import open_store
 from leaderboard.store.deletions import delete, deletions
 from leaderboard.store.pins import choose, find_run, pin, pins
 from leaderboard.store.places import RunPlaces
+from tests.leaderboard.store.old_store import make_old
 
 
 @pytest.fixture
@@ -132,8 +133,7 @@ def test_an_older_store_is_brought_to_relative_paths_by_its_next_writer(results:
     database = results / "leaderboard.duckdb"
     before = stored(database)
     absolute(database)
-    with duckdb.connect(str(database)) as connection:
-        connection.execute("DELETE FROM schema_migrations WHERE number >= 7")
+    make_old(database)
     with open_store(database, read_only=False):
         pass
     assert stored(database) == before == ["plain/other/" + before[0].split("/")[-1], "tiny/baseline", "tiny/laser"]
