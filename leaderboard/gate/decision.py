@@ -169,8 +169,6 @@ def _lacking(row: GateRow, alpha: float, rows: int, harm_level: float) -> GateRo
         return row
     harmful = row.drop > row.margin
     documents = _documents(row, harmful, harm_level if harmful else alpha, rows)
-    if documents is not None and row.needs is not None and not harmful:
-        documents = max(documents, row.needs.enough)
     more = documents is not None and row.documents is not None and documents > row.documents
     if row.unpaired:
         said = "the two scores alone cannot tell: samples of both runs (--log_samples) tell more"

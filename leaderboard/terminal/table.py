@@ -170,12 +170,5 @@ def _legend(cells: Sequence[Cell], width: int) -> list[str]:
     )
 
 
-def _comparisons(cells: Iterable[Cell], tested: int) -> str:
-    """`6 comparisons, 3 of them `: those that the verdicts were corrected for, and of them those that are shown."""
-    boards = {cell.model: cell.comparisons or 0 for cell in cells if cell.p_value is not None}
-    total = max(tested, sum(boards.values()))
-    return f"{counted(total, 'comparison', 'comparisons')}{'' if total == tested else f', {tested:,} of them'} "
-
-
 def _bold(text: str, color: bool) -> str:
     return f"\x1b[1m{text}\x1b[0m" if color else text

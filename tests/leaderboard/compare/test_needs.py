@@ -78,9 +78,9 @@ class TestMeans:
         assert found == (math.ceil(8.5638 * 4 / 0.04), "within")
 
     def test_a_best_value_in_the_middle_is_confirmed_by_what_its_test_is_about(self) -> None:
-        found = needs.lacking(needs.of_mean(4.0, -0.5, 0.2, change=0.3), 30, ALONE)
+        found = needs.lacking(needs.of_mean(4.0, -0.5, 0.2).of_distance(0.3), 30, ALONE)
         assert found == (math.ceil(7.8489 * 4 / 0.09), "difference")
-        assert needs.lacking(needs.of_mean(4.0, -0.5, 0.2, change=0.0), 30, ALONE) is None
+        assert needs.lacking(needs.of_mean(4.0, -0.5, 0.2).of_distance(0.0), 30, ALONE) is None
 
     def test_a_perplexity_is_shown_in_its_own_units(self) -> None:
         found = needs.of_mean(0.04, 0.0, 0.02)._replace(base_score=20.0)
@@ -90,13 +90,15 @@ class TestMeans:
         assert needs.detectable(bits, 100, 0.025) == pytest.approx(size / math.log(2), rel=1e-4)
         assert needs.detectable(found._replace(variance=1e9), 2, 0.025) is None
 
-    def test_a_bounded_interval_costs_documents(self) -> None:
-        plain, bounded = (needs.lacking(needs.of_mean(0.01, 0.0, 0.02, whole=w), 30, ALONE) for w in (0.0, 1.0))
-        assert plain is not None and bounded is not None and bounded.documents > 1.5 * plain.documents
-
 
 class TestClipped:
     """The rule for skewed and bounded differences."""
+
+    def test_until_collapses_are_excluded_only_worse_can_be_said(self) -> None:
+        for drop, documents in ((0.5, math.ceil(7.8489 * 0.01 / 0.25)), (-0.5, 93)):
+            found = needs.lacking(needs.of_mean(0.01, drop, 0.2)._replace(enough=93), 30, ALONE)
+            assert found == (documents, "difference")
+        assert needs.lacking(needs.of_mean(0.01, 0.0, 0.2)._replace(enough=93), 30, ALONE) == (93, "within")
 
     def test_sides_are_recentred_at_the_truth_hoped_for(self) -> None:
         differences = np.random.default_rng(1).normal(-0.01, 0.1, 500)
