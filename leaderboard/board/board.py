@@ -80,8 +80,10 @@ def judge_ahead(store: Store, models: Sequence[str], seconds: float) -> JudgedAh
     contents = read_contents(store, models=models)
     memory = verdict_cache.recall(store, contents.run_ids(set(models)))
     boards: dict[str, list[Cell]] = {}
-    for model, runs in contents.by_model(set(models)).items():
-        judging = _Judging(store, contents, Baselines(contents, runs), DEFAULT_MARGIN, memory)
+    by_model = contents.by_model(set(models))
+    names = _names(contents, [run for runs in by_model.values() for run in runs])
+    for model, runs in by_model.items():
+        judging = _Judging(store, contents, Baselines(contents, runs), DEFAULT_MARGIN, memory, names)
         cells: list[Cell] = []
         for first in range(0, len(runs), _AT_ONCE):
             if memory.new and time.monotonic() > until:  # what is only recalled is quick, and each turn must get on

@@ -6,8 +6,8 @@ Notable choices:
   them apart and no more, in the order of `TRAITS`.
 - What tells runs of a label apart on one model is said of all runs of that label, so that runs of one kind are called
   the same on every model. Names do not depend on the order of the runs.
-- Runs that were asked the same are called the same: they are repetitions. Versions of packages are not part of a name;
-  they are named beside a comparison in which they differ.
+- Runs that were asked the same are called the same: they are repetitions. How they were computed (device, batch size,
+  versions of packages) is not part of a name; it is named beside a comparison in which it differs.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from leaderboard.store.queries import Calibrated, RunRow, RunTaskRow
 
 _CALIBRATION = ("calibration", "split", "drawn", "seed")
 _OF_TASKS = ("shots", "documents", "which documents", "task", "configuration")
-_MAY_BE_UNKNOWN = frozenset({*_OF_TASKS, "recipe", "device", "batch_size", "seeds"})  # a run without one is not another
+_MAY_BE_UNKNOWN = frozenset({*_OF_TASKS, "recipe", "seeds"})  # a run without one is not another
 TRAITS = (
     *_CALIBRATION,
     *("dtype", "limit", "samples", "chat_template", "system_instruction", "gen_kwargs", "model_args", "recipe"),
     *_OF_TASKS,
-    *("device", "batch_size", "seeds"),
+    "seeds",
 )
 """What may tell two runs apart, the most telling first."""
 _SAID = {"which documents": "documents", "configuration": "tasks", "task": "tasks"}  # of what differs by task
@@ -143,8 +143,6 @@ def _traits(run: RunRow, calibrated: Calibrated | None) -> Traits:
     found = {
         "dtype": run.dtype,
         "recipe": run.recipe_id and f"recipe {run.recipe_id[:6]}",
-        "device": run.device,
-        "batch_size": run.batch_size and f"batch size {run.batch_size}",
         **_asked(run.asked),
     }
     if calibrated is not None:

@@ -45,7 +45,7 @@ RESERVATIONS = {
 
 def key(task: RunTaskRow) -> tuple[object, ...]:
     """What two runs of a task must have in common, task identity apart: equal for them, and hashable."""
-    return task.task, task.documents_hash, *(getattr(task, name) for name in _KEY)
+    return task.task, _documents(task), *(getattr(task, name) for name in _KEY)
 
 
 def key_differences(
@@ -54,7 +54,7 @@ def key_differences(
     """Why a run cannot be another's baseline on a task, as far as it shows without a look at their samples."""
     (base_run, base_task, base_score), (run, task, _) = baseline, recipe
     found = _differences(base_task, task)
-    if base_task.documents_hash != task.documents_hash:
+    if _documents(base_task) != _documents(task):
         found.append("documents differ" + _subsets(base_task, task))
     if base_score is None or base_score.score is None:
         found.append("it has no such score")
@@ -69,11 +69,6 @@ def settings_distance(baseline: RunRow, run: RunRow) -> tuple[bool, bool, int]:
     """
     differing = sum(getattr(baseline, name) != getattr(run, name) for name in RESERVATIONS)
     return baseline.settings_id != run.settings_id, baseline.dtype != run.dtype, differing
-
-
-def same_key(baseline: RunTaskRow, task: RunTaskRow) -> bool:
-    """Whether the two lie in one comparability key, metric and filter apart."""
-    return not _differences(baseline, task) and baseline.documents_hash == task.documents_hash
 
 
 def obstacles(
@@ -187,6 +182,11 @@ def _documents_differ(store: Store, baseline: str, run: str, task: str) -> str:
     if same_documents:
         return f"documents are the same, but {only_run} prompts or targets differ"
     return f"documents differ: {only_baseline} only in the baseline, {only_run} only in this run"
+
+
+def _documents(task: RunTaskRow) -> str | None:
+    """Which documents were scored: a digest of them, or without samples the part of them that was asked for."""
+    return task.documents_hash or task.subset
 
 
 def _subsets(baseline: RunTaskRow, task: RunTaskRow) -> str:

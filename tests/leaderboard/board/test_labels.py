@@ -54,10 +54,10 @@ ONE_TASK: dict[str, dict[str, str]] = {"sums": {}}
             [f"laser (calibrated on int_mult) [{kind}]" for kind in "ab"] + ["laser (calibrated on int_sum) [b]"],
         ),
         (
-            [{"batch_size": "batch size 1"}, {"batch_size": "batch size 8"}],
-            ["laser [batch size 1]", "laser [batch size 8]"],
+            [{"seeds": "seeds 1"}, {"seeds": "seeds 8"}],
+            ["laser [seeds 1]", "laser [seeds 8]"],
         ),
-        ([{"batch_size": "batch size 1"}, {}], ["laser", "laser"]),  # which one that is it does not say
+        ([{"seeds": "seeds 1"}, {}], ["laser", "laser"]),  # which one that is it does not say
         ([{"model_args": "peft=a"}, {}, {"model_args": "peft=b"}], ["laser [peft=a]", "laser", "laser [peft=b]"]),
     ],
 )

@@ -221,6 +221,13 @@ class TestSeveral:
         assert cell(cells, "svd", 2).baseline_score == 0.4 and cell(cells, "svd", 2, "words").baseline_score == 0.3
 
 
+def test_without_samples_the_part_of_the_documents_counts(made: Any, kit: Any) -> None:
+    part = kit.Task({"acc": [1.0] * 20}, of=60)
+    made.plain({"sums": kit.Task({"acc": [1.0] * 60})}, samples=False)
+    made.plain({"sums": part}, samples=False, folder="part", config={"limit": 20.0})
+    assert [found.baseline_run == found.run_id for found in made.board()] == [True, True]
+
+
 def test_the_noise_floor_is_of_one_form_of_a_task(made: Any, kit: Any, database: Path) -> None:
     for minute, size, form in ((0, 1, BROKEN), (1, 8, MENDED), (2, 16, MENDED)):
         run(made, "baseline", minute, {"sums": scores(kit, 0.1 * minute, minute, config=form)},
