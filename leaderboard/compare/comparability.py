@@ -48,6 +48,11 @@ def key(task: RunTaskRow) -> tuple[object, ...]:
     return task.task, _documents(task), *(getattr(task, name) for name in _KEY)
 
 
+def asked_the_same(first: RunTaskRow, second: RunTaskRow) -> bool:
+    """Whether two runs ran one task, in one form, on the same documents, as far as they say."""
+    return key(first) == key(second) and task_difference(first, second) is None
+
+
 def key_differences(
     baseline: tuple[RunRow, RunTaskRow, ScoreRow | None], recipe: tuple[RunRow, RunTaskRow, ScoreRow]
 ) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from leaderboard.compare.comparability import same_key
+from leaderboard.compare import comparability
 from leaderboard.compare.effect import Effect
 from leaderboard.store import noise_floor, queries
 from leaderboard.store.database import Store
@@ -52,7 +52,7 @@ class Contents:
         chosen = []
         for candidates in self.controls.get(run.run_id, {}).values():
             rows = [row for run_id in candidates if (row := self.task(run_id, task.task)) is not None]
-            fitting = [row for row in rows if same_key(row, task)]
+            fitting = [row for row in rows if comparability.asked_the_same(row, task)]
             chosen += [self._run_of[row.run_id] for row in (fitting or rows)[:1]]
         return chosen
 
