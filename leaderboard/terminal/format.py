@@ -16,6 +16,11 @@ from leaderboard.statistics import Estimate
 NOTHING = "-"
 UNPAIRED = "u"
 """Behind a difference of two scores by themselves, where room is scarce."""
+CLIPPED = "c"
+"""Behind an interval that is not of the plain difference before it, where room is scarce."""
+CLIPPED_LEGEND = (
+    "c: the interval is of the mean change with no document counted for more than a bound; the row's note has both."
+)
 UNPAIRED_LEGEND = (
     "u: unpaired. Delta [unpaired 95 %] of the two scores by themselves, from what their results files say; in no"
     " verdict and no correction."
@@ -42,11 +47,21 @@ def signed(value: float | None) -> str:
     return text if text == NOTHING or text.startswith("-") or float(text) == 0 else f"+{text}"
 
 
-def interval(cell: Cell, unpaired: str = " unpaired") -> str:
-    """`+0.0120 [-0.0030, +0.0270]`, or the difference alone where there is no interval. unpaired: what stands behind it
-    where it is.
+def is_elsewhere(cell: Cell) -> bool:
+    """Whether the interval is of the mean of clipped differences, and the plain difference lies outside of it."""
+    if cell.clipped_at is None or cell.low is None or cell.high is None or cell.delta is None:
+        return False
+    return not cell.low <= cell.delta <= cell.high
+
+
+def interval(cell: Cell, *, short: bool = False) -> str:
+    """`+0.0120 [-0.0030, +0.0270]`, or the difference alone where there is no interval; what is special about it behind
+    it, as a word or, where room is short, as a letter that a legend explains.
     """
-    mark = unpaired if cell.unpaired else ""
+    letter, word = (
+        (UNPAIRED, " unpaired") if cell.unpaired else (CLIPPED, " clipped") if is_elsewhere(cell) else ("", "")
+    )
+    mark = letter if short else word
     if cell.low is None or cell.high is None:
         return f"{signed(cell.delta)}{mark}"
     return f"{signed(cell.delta)} [{signed(cell.low)}, {signed(cell.high)}]{mark}"

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from leaderboard.board.cell import Cell, changed, not_its_control
+from leaderboard.board.cell import Cell, changed
 from leaderboard.compare.run_diff import Unshared
 from leaderboard.readers.records import BASELINE
 from leaderboard.terminal.format import (
-    UNPAIRED,
+    CLIPPED_LEGEND,
     UNPAIRED_LEGEND,
     against_controls,
     choices,
@@ -24,6 +24,7 @@ from leaderboard.terminal.format import (
     direction,
     flips,
     interval,
+    is_elsewhere,
     metric_name,
     number,
     percent,
@@ -99,7 +100,7 @@ def _cell_lines(cell: Cell, width: int, color: bool) -> list[str]:
     columns = _Columns(
         name if fits else "",
         number(cell.score),
-        interval(cell, UNPAIRED),
+        interval(cell, short=True),
         cell.verdict,
         percent(cell.parameters_kept),
         lost_gained,
@@ -107,19 +108,28 @@ def _cell_lines(cell: Cell, width: int, color: bool) -> list[str]:
     row = _line(columns, width)
     word = f"{cell.verdict:<{_VERDICT}}"
     coloured = row.replace(word, f"\x1b[{_COLOURS[cell.verdict]}m{word}\x1b[0m") if color else row
-    doubtful = not_its_control(cell)
-    beside = [
-        line for sentence in against_controls(cell) for line in _wrapped(sentence, width, _DOUBT if doubtful else _NOTE)
-    ]
-    if color and doubtful:
-        beside = [f"\x1b[{_COLOURS['undecided']};1m{line}\x1b[0m" for line in beside]
     notes = [
         *filter(None, [undecided(cell), flips(cell.flip_rate, cell.noise_floor), choices(cell.choices)]),
         *map(plain, cell.notes),
         *(entry.sentence() for entry in cell.reported),
     ]
     above = [] if fits else [f"  {_cut(name, width - 2)}"]
-    return [*above, coloured.rstrip(), *beside, *(line for note in notes for line in _wrapped(note, width))]
+    return [
+        *above,
+        coloured.rstrip(),
+        *_control_lines(cell, width, color),
+        *(line for note in notes for line in _wrapped(note, width)),
+    ]
+
+
+def _control_lines(cell: Cell, width: int, color: bool) -> list[str]:
+    """A sentence for each control; one that takes something back of the row's verdict stands out."""
+    lines = []
+    for pair, sentence in zip(cell.against_controls, against_controls(cell)):
+        doubt = cell.verdict == "better" and pair.verdict != "better"
+        wrapped = _wrapped(sentence, width, _DOUBT if doubt else _NOTE)
+        lines += [f"\x1b[{_COLOURS['undecided']};1m{line}\x1b[0m" for line in wrapped] if color and doubt else wrapped
+    return lines
 
 
 class _Columns(NamedTuple):
@@ -157,12 +167,16 @@ def _cut(text: str, room: int) -> str:
 
 
 def _legend(cells: Sequence[Cell], width: int) -> list[str]:
-    unpaired = textwrap.wrap(UNPAIRED_LEGEND, width) if any(cell.unpaired for cell in cells) else []
+    marks = [
+        *((UNPAIRED_LEGEND,) if any(cell.unpaired for cell in cells) else ()),
+        *((CLIPPED_LEGEND,) if any(map(is_elsewhere, cells)) else ()),
+    ]
+    special = [line for sentence in marks for line in textwrap.wrap(sentence, width)]
     over = {cell.model: cell.comparisons or 0 for cell in cells if cell.p_value is not None}
     if not over:
-        return unpaired
+        return special
     numbers = counted(sum(over.values()), "comparison", "comparisons") + (" in all" if len(over) > 1 else "")
-    return unpaired + textwrap.wrap(
+    return special + textwrap.wrap(
         "Paired by document; better and worse: significant at 5 % after Benjamini-Hochberg over a model's board"
         f" ({numbers}), and zero outside the interval, itself uncorrected. same = equivalent within the margin;"
         " undecided = too few documents to tell (needs, could have shown: in four of five cases).",

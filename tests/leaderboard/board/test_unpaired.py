@@ -71,10 +71,14 @@ class TestShown:
 
     def test_in_words(self, made: Any, kit: Any) -> None:
         cell = compared(made, kit)
-        assert interval(cell) == f"{interval(cell, '')} unpaired"
+        assert interval(cell) == f"{interval(cell, short=True).removesuffix('u')} unpaired"
         text = render([cell], width=80)
         assert "delta [unpaired 95%]" in text.splitlines()[1]
-        assert f"{interval(cell, '')}u" in text and "u: unpaired. Delta [unpaired 95 %]" in " ".join(text.split())
+        assert (
+            interval(cell, short=True).endswith("]u")
+            and interval(cell, short=True) in text
+            and "u: unpaired. Delta [unpaired 95 %]" in " ".join(text.split())
+        )
         assert max(map(len, text.splitlines())) <= 80
         frame = cells_frame([cell])
         assert frame["unpaired"].tolist() == [True] and frame["delta"].tolist() == [cell.delta]

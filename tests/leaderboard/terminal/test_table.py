@@ -118,3 +118,14 @@ def test_what_could_have_been_shown(changes: dict[str, Any], said: str | None) -
 )
 def test_numbers(value: float | None, text: str) -> None:
     assert format.number(value) == text
+
+
+def test_an_interval_that_does_not_hold_the_difference_before_it_is_marked() -> None:
+    cell = Cell("m", "svd", "r", "t", "word_perplexity", "none", 23, 44.1, 185.8, "worse", 141.7, 7.8, 21.4, 0.01, 0.02)
+    outside = replace(cell, clipped_at=21.5)
+    assert format.interval(cell) == "+141.70 [+7.8000, +21.40]"
+    assert format.interval(outside) == f"{format.interval(cell)} clipped"
+    assert format.interval(outside, short=True) == f"{format.interval(cell)}c"
+    assert format.interval(replace(outside, high=150.0), short=True).endswith("]")
+    assert "c: the interval is of the mean change with no document counted for more" in render([outside], width=200)
+    assert "c: the interval" not in render([cell], width=200)
