@@ -79,7 +79,11 @@ def controls_beside(run: Path) -> list[Path]:
     """
     folder = run if run.is_dir() else run.parent
     recipe_id = _recipe_of(folder / RECEIPT)[0]
-    others = sorted(folder.resolve().parent.glob(f"[!.]*/{RECEIPT}")) if recipe_id else []
+    others = (
+        sorted((folder.parent if folder.name else folder.resolve().parent).glob(f"[!.]*/{RECEIPT}"))
+        if recipe_id
+        else []
+    )
     return [other.parent for other in others if _recipe_of(other)[1] == recipe_id]
 
 

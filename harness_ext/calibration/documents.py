@@ -65,7 +65,7 @@ class CalibrationSet:
     documents: tuple[LabelledDocument, ...]
     also_scored: int = 0
     shuffled_labels: bool = False
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = field(default=(), repr=False)
 
 
 _EXAMPLES_LOOKED_AT = 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,10 +64,15 @@ def _next_steps(executed: Execution, report: ProgressReport) -> None:
     baseline = executed.paths[0]
     report.line(f"\nruns      {baseline.parent}")
     if edited:
-        report.line(f"compare   lm_eval compare {baseline} {edited[0]}")
+        report.line(f"compare   lm_eval compare {quoted(baseline, edited[0])}")
     for control, recipe in _control_pairs(executed)[:1]:
-        report.line(f"control   lm_eval compare {control} {recipe}")
-    report.line(f"browse    lm_eval leaderboard --database {executed.database}")
+        report.line(f"control   lm_eval compare {quoted(control, recipe)}")
+    report.line(f"browse    lm_eval leaderboard --database {quoted(executed.database)}")
+
+
+def quoted(*paths: Path) -> str:
+    """Paths for a command line that is to be pasted."""
+    return shlex.join(map(str, paths))
 
 
 def _control_pairs(executed: Execution) -> list[tuple[Path, Path]]:

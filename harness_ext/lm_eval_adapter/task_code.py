@@ -42,8 +42,9 @@ _OF_RUNS = (
     "results_*.json",
     "samples_*.jsonl",
     "receipt.json",
-    "*.duckdb",
-    "*.duckdb.wal",
+    "*.duckdb*",
+    "*.log",
+    "*.out",
     "*.pyc",
     "*.arrow",
     "*.lock",
@@ -280,6 +281,7 @@ def _names_below(folder: Path) -> list[str]:
     names: list[str] = []
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _SKIPPED_FOLDERS)
+        folders[:] = [name for name in folders if not name.endswith(".decisions")]
         if "receipt.json" in files:
             folders[:] = []
             continue

@@ -133,7 +133,10 @@ class RunSpec:
         nothing would be left to score.
         """
         learned = {hashed for recipe in recipes for hashed in recipe.chosen_on}
-        learned |= learned_by_export(str(self._harness.model_args.get("pretrained", "")))
+        arguments = self._harness.model_args
+        learned |= learned_by_export(
+            str(Path(str(arguments.get("pretrained", "")), str(arguments.get("subfolder") or "")))
+        )
         for calibration in (step.calibration for recipe in recipes for step in recipe.steps):
             if calibration is not None and calibration.split == "test":
                 learned |= self._to_be_drawn(calibration)

@@ -194,7 +194,7 @@ def _glance_text(cell: Cell | None) -> str:
         return f"baseline {number(cell.score)}"
     mark = " unpaired" if cell.unpaired else ""
     text = cell.verdict if cell.delta is None else f"{cell.verdict} {signed(cell.delta)}{mark}"
-    return ", ".join(filter(None, [text, beside_verdict(cell)]))
+    return ", ".join(filter(None, [text, beside_verdict(cell), plain(cell.subset or "")]))
 
 
 def _speed(run: RunFacts | None) -> str:

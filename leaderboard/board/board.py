@@ -287,6 +287,7 @@ def _compared(judging: _Judging, cell: Cell, subject: Subject, baseline: RunRow)
         far_lost=found.far_lost,
         far_gained=found.far_gained,
         far_lost_limit=found.far_lost_limit,
+        plain_improvement=found.plain_improvement,
         needs=found.needs,
     )
 

@@ -27,7 +27,7 @@ from leaderboard.board.lacking import SIGNIFICANCE, Verdicts, levels_alone, leve
 from leaderboard.board.reported import Reported
 from leaderboard.compare import needs
 from leaderboard.compare.choice_shift import Choices
-from leaderboard.compare.collapses import withheld
+from leaderboard.compare.collapses import contradicted, withheld
 from leaderboard.compare.needs import Claim
 from leaderboard.readers.records import BASELINE
 
@@ -49,7 +49,8 @@ class Cell:
     `against_controls`: the same run on the same documents against each control of its own, in place of
     the baseline; `control` and `baseline_run` are then the control's name and run.
     `clipped_at`: one document counts for at most this much in the interval, the p-values and `improvement`;
-    `far_lost` and `far_gained` documents lie beyond, and the share of lost ones in all is below `far_lost_limit`.
+    `far_lost` and `far_gained` documents lie beyond, and the share of lost ones in all is below `far_lost_limit`;
+    `plain_improvement` is with every document counted whole.
     `unpaired`: `delta`, `low` and `high` are of two scores by themselves, of which no verdict follows.
     `label` is the recipe with what tells the run from others of its model (`name` falls back on `recipe`),
     `subset` which of the task's documents were scored (None: all).
@@ -94,6 +95,7 @@ class Cell:
     far_lost: int | None = None
     far_gained: int | None = None
     far_lost_limit: float | None = None
+    plain_improvement: float | None = None
     unpaired: bool = False
     label: str = ""
     subset: str | None = None
@@ -187,7 +189,9 @@ def _worded(cell: Cell, differs: bool, equal: bool) -> Cell:
     differs = differs and bool(cell.improvement)
     both = differs and not _holds_none(cell)
     direction = "better" if (cell.improvement or 0) > 0 else "worse"
-    doubt = withheld(cell.far_lost, cell.far_lost_limit, cell.n)
+    doubt = withheld(cell.far_lost, cell.far_lost_limit, cell.n) or contradicted(
+        cell.plain_improvement, 0.0 if both and direction == "better" else cell.margin
+    )
     if doubt and (equal or (both and direction == "better")):
         verdict = "worse" if both and direction == "worse" else "undecided"
         return changed(cell, verdict=verdict, notes=(doubt, *cell.notes))

@@ -43,6 +43,9 @@ RESERVATIONS = {
 }
 
 
+UNKNOWN_TASK = 2
+
+
 def key(task: RunTaskRow) -> tuple[object, ...]:
     """What two runs of a task must have in common, task identity apart: equal for them, and hashable."""
     return task.task, _documents(task), *(getattr(task, name) for name in _KEY)
@@ -107,7 +110,8 @@ def lacking_samples(baseline: RunTaskRow, task: RunTaskRow) -> tuple[str, ...]:
         return ()
     whose = "the baseline" if baseline.documents is None else "this run"
     return (
-        f"{whose} logged no samples, so documents cannot be paired: shown, not gateable; run it with --log_samples",
+        f"{whose} logged no samples, so documents cannot be paired: shown, gated only by `allow_unpaired: true`; run it"
+        " with --log_samples",
     )
 
 
@@ -156,12 +160,12 @@ def task_difference(baseline: RunTaskRow, task: RunTaskRow) -> str | None:
 
 
 def same_task_known(baseline: RunTaskRow, task: RunTaskRow) -> int:
-    """How sure it is that two runs without a known difference ran one task: 0 by identity, 1 by configuration, 2 not
-    known.
+    """How sure it is that two runs without a known difference ran one task: 0 by identity, 1 by configuration,
+    `UNKNOWN_TASK` where nothing says.
     """
     if baseline.identity and task.identity:
         return 0
-    return 2 if _config_parts(baseline, task) is None else 1
+    return UNKNOWN_TASK if _config_parts(baseline, task) is None else 1
 
 
 def task_notes(baseline: RunTaskRow, task: RunTaskRow) -> tuple[str, ...]:
@@ -219,7 +223,7 @@ def reservations(baseline: RunRow, run: RunRow) -> tuple[str, ...]:
 
 def unpaired_notes(run: RunRow, task: RunTaskRow) -> tuple[str, ...]:
     """What is to be said of a score that stands alone: whether it can ever be compared, and the run's own warnings."""
-    lacking = ("no samples were logged: shown, not gateable",) if task.documents is None else ()
+    lacking = ("no samples were logged: shown, gated only by `allow_unpaired: true`",) if task.documents is None else ()
     return (*lacking, *own_warnings(run))
 
 

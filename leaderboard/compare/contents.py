@@ -129,5 +129,11 @@ def display_names(runs: Iterable[RunRow]) -> dict[str, str]:
     names = {run.model_key: (run.model_name, run.identity or run.model_key) for run in runs}
     shared = [name for name, _ in names.values()]
     return {
-        key: name if shared.count(name) == 1 else f"{name} ({identity[:8]})" for key, (name, identity) in names.items()
+        key: name if shared.count(name) == 1 else f"{name} ({_short(identity)})"
+        for key, (name, identity) in names.items()
     }
+
+
+def _short(identity: str) -> str:
+    """Of `sha256:...` and `organisation/model@commit` the part that differs."""
+    return identity.rpartition("@")[2].removeprefix("sha256:")[:8]

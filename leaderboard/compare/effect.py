@@ -109,7 +109,7 @@ class Effect:
 
     `clipped_at`: one document counts for at most this much in the interval, the p-values and `improvement`, while
     `delta` is the plain difference; None where no document can lie beyond. `far_lost` and `far_gained` documents do,
-    and `far_lost_limit` is the upper limit of the lost share.
+    and `far_lost_limit` is the upper limit of the lost share. `plain_improvement`: with every document counted whole.
     """
 
     count: int
@@ -134,6 +134,7 @@ class Effect:
     far_lost: int | None = None
     far_gained: int | None = None
     far_lost_limit: float | None = None
+    plain_improvement: float | None = None
     needs: Needs | None = None
 
     @property

@@ -71,7 +71,12 @@ def _mean(comparison: Comparison) -> Effect:
     best = comparison.best_value
     if best is not None:
         effect = _in_the_middle(effect, comparison, pair, best)
-    return with_collapses(effect, _collapses(pair, best), pair.sign * pair.sample.mean) if pair.clipped else effect
+    if not pair.clipped:
+        return effect
+    before, after = baseline.score, recipe.score
+    plain = comparison.sign * comparison.delta if best is None else abs(before - best) - abs(after - best)
+    effect = replace(effect, plain_improvement=plain)
+    return with_collapses(effect, _collapses(pair, best), pair.sign * pair.sample.mean)
 
 
 def _effect(comparison: Comparison, pair: PairedScores, margin: float) -> Effect:

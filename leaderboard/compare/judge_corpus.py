@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -71,6 +72,7 @@ def _texts_effect(comparison: Comparison, weights: np.ndarray, exponential: bool
             base_score=score if exponential else None, unit=1 / math.log(2)
         ),
     )
+    effect = replace(effect, plain_improvement=-comparison.delta)
     far = in_logs(bound) * weights
     found = collapses(changes < -far, changes > far, bound, comparison.groups)
     words = f"{bound / score:+.0%} of the perplexity" if exponential else f"{bound:.3g} bits"

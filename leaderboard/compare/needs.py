@@ -34,7 +34,8 @@ class Needs(NamedTuple):
     `beyond`: whether the difference seen is as large as the margin, or larger. `variance`: of one document's
     difference; of right and wrong answers (`flips`) the share that changes. `base_score`: where the units are logs of a
     ratio to this score, else None; otherwise `unit` is one of theirs in the metric's. `worse`: the difference seen is a
-    loss. `enough`: documents before which neither *same* nor *better* may be said, see `collapses`.
+    loss. `enough`: documents before which neither *same* nor *better* may be said, see `collapses`; None: no number of
+    them is enough. `bound`: what one document counts for at most.
     """
 
     within: tuple[Side, ...]
@@ -46,7 +47,8 @@ class Needs(NamedTuple):
     base_score: float | None = None
     unit: float = 1.0
     worse: bool = False
-    enough: int = 0
+    enough: int | None = 0
+    bound: float | None = None
 
     def of_distance(self, improvement: float) -> Needs:
         """The same, where the test of a difference is about another one: of the distance to a best value."""
@@ -91,7 +93,9 @@ def claimed(needs: Needs, claim: Claim, levels: Levels) -> Lacking | None:
     documents = stats.documents_for(sides, levels.difference if claim == "difference" else levels.same)
     if documents is None:
         return None
-    return Lacking(documents if claim == "difference" and needs.worse else max(documents, needs.enough), claim)
+    if claim == "difference" and needs.worse:
+        return Lacking(documents, claim)
+    return None if needs.enough is None else Lacking(max(documents, needs.enough), claim)
 
 
 def detectable(needs: Needs, count: int, level: float) -> float | None:
@@ -99,6 +103,9 @@ def detectable(needs: Needs, count: int, level: float) -> float | None:
     None where it is not a finite number.
     """
     size = stats.detectable_difference(needs.variance, count, level, flips=needs.flips)
+    if needs.bound is not None and count:
+        unit = needs.within[0].size if needs.within else 1.0
+        size = max(size, stats.detectable_within_bound(needs.variance, count, level, needs.bound, unit))
     if not 0 < size < 700:  # a perplexity e^700 times as large is none
         return None
     found = needs.in_metric(size)
@@ -179,6 +186,7 @@ def of_clipped(
         abs(drop) >= margin,
         variance,
         worse=drop > 0,
+        bound=bound,
     )
 
 

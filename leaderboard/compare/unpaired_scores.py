@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from leaderboard.compare.comparability import UNKNOWN_TASK, same_task_known
 from leaderboard.metrics import Kind, named
 from leaderboard.statistics.unpaired import (
     FEWEST,
@@ -44,11 +45,16 @@ class Unpaired(NamedTuple):
     drop_high: float | None = None
     p_worse: float | None = None
     margin: float | None = None
+    reason_not_gated: str | None = None
 
     @property
     def why_not_gated(self) -> str:
         """Why a gate cannot decide by it."""
-        return self.reason or "only scores that are means of documents between 0 and 1 are decided unpaired"
+        return (
+            self.reason
+            or self.reason_not_gated
+            or "only scores that are means of documents between 0 and 1 are decided unpaired"
+        )
 
     @property
     def note(self) -> str:
@@ -78,6 +84,8 @@ def gated(
     bounded = all(is_share(run) or (run.is_mean and run.low >= 0 and run.high <= 1) for run in (before, after))
     if found.low is None or score.best_value is not None or not bounded:
         return found
+    if same_task_known(baseline.task, recipe.task) == UNKNOWN_TASK:
+        return found._replace(reason_not_gated="nothing in the two files says that both ran the same task")
     span = unpaired_interval(before, after, 1 - 2 * level)
     if span is None:
         return found

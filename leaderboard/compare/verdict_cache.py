@@ -62,6 +62,7 @@ class Judged(NamedTuple):
     far_lost: int | None = None
     far_gained: int | None = None
     far_lost_limit: float | None = None
+    plain_improvement: float | None = None
     needs: str | None = None
 
 
@@ -126,7 +127,7 @@ def judged(pairing: Pairing) -> Judged:
     if effect is None:
         alone = pairing.unpaired
         span = (None, None, None) if alone is None else (alone.delta, alone.low, alone.high)
-        return Judged._make((pairing.baseline_score, None, *span, *[None] * 7, *texts, *[None] * 5))
+        return Judged._make((pairing.baseline_score, None, *span, *[None] * 7, *texts, *[None] * 6))
     return Judged(
         pairing.baseline_score,
         effect.count,
@@ -145,6 +146,7 @@ def judged(pairing: Pairing) -> Judged:
         _whole(effect.far_lost),
         _whole(effect.far_gained),
         effect.far_lost_limit,
+        effect.plain_improvement,
         needs.to_json(effect.needs),
     )
 

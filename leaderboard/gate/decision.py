@@ -26,7 +26,7 @@ import numpy as np
 from leaderboard import statistics as stats
 from leaderboard.compare import needs
 from leaderboard.compare.choice_shift import Choices
-from leaderboard.compare.collapses import withheld
+from leaderboard.compare.collapses import contradicted, withheld
 from leaderboard.compare.needs import Needs
 
 Verdict = Literal["PASS", "WARN", "UNDECIDED", "INCOMPARABLE", "FAIL"]
@@ -81,6 +81,7 @@ class GateRow:
     far_lost: int | None = None
     far_gained: int | None = None
     far_lost_limit: float | None = None
+    plain_improvement: float | None = None
     unpaired: bool = False
     decides: bool = True
     needs: Needs | None = None
@@ -122,7 +123,7 @@ def _by_statistics(row: GateRow, alpha: float) -> tuple[Verdict, str | None]:
     if row.drop is None or row.drop_high is None or row.margin is None or row.p_holm is None:
         return "UNDECIDED", None if row.notes or row.reasons else "there is no test for this metric"
     harmful = row.p_holm <= alpha
-    doubt = withheld(row.far_lost, row.far_lost_limit, row.documents)
+    doubt = withheld(row.far_lost, row.far_lost_limit, row.documents) or contradicted(row.plain_improvement, row.margin)
     if row.drop_high < row.margin and not doubt:
         return "PASS", "worse, but by less than the margin" if harmful else None
     if harmful and row.drop > row.margin:
@@ -208,4 +209,5 @@ def _documents(row: GateRow, harmful: bool, level: float, rows: int) -> int | No
     excluded = row.p_holm is not None and row.p_holm <= level  # that nothing changed
     there = unchanged is not None and row.documents is not None and unchanged <= row.documents
     documents = as_seen if excluded else as_seen or unchanged if there else unchanged
-    return None if documents is None else max(documents, row.needs.enough)
+    enough = row.needs.enough
+    return None if documents is None or enough is None else max(documents, enough)

@@ -173,6 +173,7 @@ def _task_row(
         far_lost=effect.far_lost,
         far_gained=effect.far_gained,
         far_lost_limit=effect.far_lost_limit,
+        plain_improvement=effect.plain_improvement,
         needs=effect.needs,
     )
     return replace(row, decided="FAIL", reasons=broken) if broken else row

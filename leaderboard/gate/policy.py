@@ -18,6 +18,8 @@ from leaderboard.errors import LeaderboardError
 
 LARGEST_FILE = 2**20
 Margin = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+"""Of scores within [0, 1]: 0.02 is two points."""
 Against = Literal["base", "blessed"]
 Weights = Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)]
 
@@ -93,8 +95,8 @@ class Policy(_Strict):
     """
 
     alpha: Annotated[float, Field(gt=0, le=0.2)] = 0.05
-    margin: Margin = 0.02
-    critical_margin: Margin = 0.01
+    margin: Share = 0.02
+    critical_margin: Share = 0.01
     tasks: dict[str, TaskPolicy] = Field(default_factory=dict)
     suites: dict[str, SuitePolicy] = Field(default_factory=dict)
     others: Literal["gate", "ignore"] = "gate"

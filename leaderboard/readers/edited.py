@@ -40,6 +40,7 @@ _PERHAPS = frozenset(
 )
 _NO = frozenset({"", "none", "null", "false", "no", "0", "auto"})
 _LONGEST = 60
+_MOST_NAMED = 3
 
 
 class Editedness(NamedTuple):
@@ -65,9 +66,10 @@ def of_results(config: Mapping[str, Any], arguments: Mapping[str, Any], unknown:
     if edits:
         label = ", ".join([PLAIN_RECIPE, *edits])
         return Editedness(True, label, label)
-    doubts = [*_facts(said, _PERHAPS), *_facts(unknown, frozenset(unknown), every=True)]
+    doubts = [*_facts(said, _PERHAPS), *_facts(unknown, frozenset(unknown))]
     if doubts or not config:
-        return Editedness(None, warnings=tuple(_doubt(doubts)))
+        label = ", ".join([PLAIN_RECIPE, *doubts[:_MOST_NAMED]])
+        return Editedness(None, recipe_label=label, warnings=tuple(_doubt(doubts)))
     return Editedness(False)
 
 
@@ -120,12 +122,12 @@ def _recipe(config: Mapping[str, Any], arguments: Mapping[str, Any]) -> Editedne
     )
 
 
-def _facts(said: Mapping[str, Any], names: frozenset[str], every: bool = False) -> Iterator[str]:
-    """`name=value` of those that are set; of `every` one, whatever its value."""
+def _facts(said: Mapping[str, Any], names: frozenset[str]) -> Iterator[str]:
+    """`name=value` of those that are set, to something other than no."""
     for name in sorted(names):
         value = said.get(name)
         text = value if isinstance(value, str) else canonical(value)
-        if every or text.strip().lower() not in _NO:
+        if text.strip().lower() not in _NO:
             short = (PurePosixPath(value).name or value) if isinstance(value, str) else text
             yield clean(f"{name}={short if len(short) <= _LONGEST else short[: _LONGEST - 3] + '...'}")
 

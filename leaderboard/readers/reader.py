@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,13 +16,15 @@ from leaderboard.readers.asked import asked_of
 from leaderboard.readers.discovery import Candidate, date_of
 from leaderboard.readers.edited import PLAIN_RECIPE, Editedness, of_receipt
 from leaderboard.readers.orphan_samples import WARNING, read_task
-from leaderboard.readers.receipt import Receipt, read_receipt, shown, storable, utc
+from leaderboard.readers.receipt import Receipt, ReceiptFile, read_receipt, shown, storable, utc
 from leaderboard.readers.records import NO_FILTER, ReportedScore, Run, RunVariant, TaskRun
 from leaderboard.readers.results import Environment, Results, read_results
 from leaderboard.readers.run_id import with_id
 from leaderboard.readers.safe_json import canonical, clean, digest, mapping, optional_text
 from leaderboard.readers.samples import Samples, documents_hash, log_likelihoods
 from leaderboard.readers.samples_reader import LOG_LIKELIHOOD_OUTPUTS, SampleForm, SamplesReader
+
+_PLAIN_PATH = re.compile(r"^(?:\./+)+|/+$")
 
 
 def read_runs(candidate: Candidate, reader: SamplesReader | None = None) -> list[Run]:
@@ -113,6 +117,7 @@ def _receipt_run(candidate: Candidate, path: Path, reader: SamplesReader) -> Run
         return with_id(replace(run, tasks=_asked_tasks(receipt)), None, former)
     if candidate.results is None:
         raise Unreadable("the receipt says complete, but there is no results_*.json beside it")
+    _check_as_written(candidate, receipt)
     results, *others = read_results(candidate.results)
     if others:
         raise Unreadable("results_*.json is of before lm-eval 0.4, which no receipt can lie beside")
@@ -123,6 +128,27 @@ def _receipt_run(candidate: Candidate, path: Path, reader: SamplesReader) -> Run
     ]
     whole = replace(_with_environment(run, results.environment), tasks=tasks, scores=results.scores)
     return with_id(whole, results.contents, former)
+
+
+def _check_as_written(candidate: Candidate, receipt: Receipt) -> None:
+    """Raise `Unreadable` where a file is not the one that the receipt lists: cut, changed, or of another run."""
+    listed = {file.name: file for file in receipt.files}
+    for path in filter(None, (candidate.results, *candidate.samples)):
+        written = listed.get(path.name)
+        if not listed or (written is not None and _is_as_written(path, written)):
+            continue
+        what = "is none of the run's files" if written is None else "is not as it was written"
+        raise Unreadable(f"{path.name} {what} (receipt.json lists them): the same command makes the run anew")
+
+
+def _is_as_written(path: Path, written: ReceiptFile) -> bool:
+    if path.stat().st_size != written.bytes:
+        return False
+    hasher = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            hasher.update(block)
+    return hasher.hexdigest() == written.sha256
 
 
 def _plain_run(candidate: Candidate, results: Results, reader: SamplesReader) -> Run:
@@ -251,11 +277,13 @@ def _plain_variant_id(environment: Environment) -> str:
 
 
 def _plain_model_key(environment: Environment) -> str:
-    return _model_key(environment.pretrained or environment.model_name, environment.revision, environment.model_hash)
+    name, part = environment.pretrained or environment.model_name, environment.subfolder
+    return _model_key(f"{name}/{part}" if part else name, environment.revision, environment.model_hash)
 
 
 def _model_key(name: str, revision: str | None, identity: str | None) -> str:
-    return digest([name, revision or "main", identity or ""])[:32]
+    """Of one folder however it is written: `./model/` is `model`."""
+    return digest([_PLAIN_PATH.sub("", name) or name, revision or "main", identity or ""])[:32]
 
 
 def _task_runs(results: Results, candidate: Candidate, reader: SamplesReader) -> list[TaskRun]:

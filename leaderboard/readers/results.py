@@ -76,6 +76,7 @@ class Environment:
     request_cache: bool | None
     editedness: Editedness
     asked: str | None = None
+    subfolder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -244,6 +245,7 @@ def _environment(data: dict[str, Any], path: Path, contents: FileContents) -> En
     return Environment(
         model_name=name,
         pretrained=pretrained,
+        subfolder=optional_text(arguments.get("subfolder")),
         revision=optional_text(arguments.get("revision")) or optional_text(config.get("model_revision")),
         model_hash=optional_text(config.get("model_sha")) or None,
         model_arguments=canonical(arguments),

@@ -39,6 +39,7 @@ FEW_VALUES = 12
 """Up to this many distinct differences count as a lattice, which the saddlepoint formula corrects for."""
 COLLAPSED_SHARE = 0.05
 """No recipe is called the same or better while this share of documents may have collapsed."""
+_MOST_DOCUMENTS = 2**24
 _STEPS = 60  # of Newton's method, kept inside a bracket; it takes five
 _CLOSE = 1e-10
 _NEAR = 1e-6  # of a normal quantile
@@ -243,6 +244,42 @@ def documents_without_collapse(collapsed: int) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if collapse_limit(collapsed, middle) < COLLAPSED_SHARE else (middle, high)
     return high
+
+
+def documents_for_few_collapses(collapsed: int, count: int, power: float = 0.8) -> int | None:
+    """How many documents bring `collapse_limit` below `COLLAPSED_SHARE` in `power` of cases, where `collapsed` of
+    `count` were seen and as large a share goes on collapsing; None where that share is too large for any number. Where
+    none was seen, none is expected.
+    """
+    from scipy.special import bdtr
+
+    share = 0.0 if collapsed == 0 else (collapsed + 0.5) / (count + 1)
+    if share >= COLLAPSED_SHARE:
+        return None
+
+    def enough(documents: int) -> bool:
+        most = _most_collapsed(documents)
+        return most >= 0 and float(bdtr(most, documents, share)) >= power
+
+    high = documents_without_collapse(0)
+    while not enough(high):
+        if high > _MOST_DOCUMENTS:
+            return None
+        high *= 2
+    low = high // 2
+    while high - low > 1:  # not monotone by single documents, which is no matter for "about"
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def _most_collapsed(documents: int) -> int:
+    """The most collapses among so many documents that leave `collapse_limit` below `COLLAPSED_SHARE`; -1 for none."""
+    low, high = -1, documents
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if collapse_limit(middle, documents) < COLLAPSED_SHARE else (low, middle)
+    return low
 
 
 def _root(excess: Callable[[float], float], ends: tuple[float, float], guess: float, scale: float) -> float:

@@ -178,3 +178,14 @@ def detectable_difference(variance: float, count: int, level: float, *, flips: b
     steps = (_upper_quantile(level) + _upper_quantile(1 - POWER)) ** 2
     found = math.sqrt(steps * variance / count)
     return min(1.0, steps / count) if flips and found > variance else found
+
+
+def detectable_within_bound(variance: float, count: int, level: float, bound: float, size: float = 1.0) -> float:
+    """The smallest true difference that the clipped rule shows with 80 % power: below it, `count` documents cannot tell
+    it from a few unseen ones that gain the bound.
+
+    The bet at the bound, `sum log(1 + z / c) >= ln(1/level)`, to second order in the spread of z: `D = c (level ^
+    (-1/units) - 1) + variance / (2 size c) + z(.8) sqrt(variance / count)`. `size`: documents of an independent unit.
+    """
+    allowance = bound * math.expm1(-math.log(level) * size / count)
+    return allowance + variance / (2 * size * bound) + _upper_quantile(1 - POWER) * math.sqrt(variance / count)

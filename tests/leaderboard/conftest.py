@@ -87,7 +87,9 @@ def results_json(tasks: Mapping[str, Task], *, model: str, config: Mapping[str, 
         return facts
 
     def settings(name: str, task: Task) -> dict[str, Any]:
-        metrics = [{"metric": metric, "higher_is_better": True} for metric in task.values]
+        metrics = [
+            {"metric": metric, "higher_is_better": task.higher_is_better.get(metric, True)} for metric in task.values
+        ]
         found: dict[str, Any] = {
             "task": name,
             "output_type": task.output_type,

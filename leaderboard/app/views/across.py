@@ -185,7 +185,7 @@ def _text(cell: Cell | None) -> str:
         return ""
     mark = " unpaired" if cell.unpaired else ""
     text = cell.verdict if cell.delta is None else f"{cell.verdict} {signed(cell.delta)}{mark}"
-    return ", ".join(filter(None, [text, beside_verdict(cell)]))
+    return ", ".join(filter(None, [text, beside_verdict(cell), plain(cell.subset or "")]))
 
 
 def _row(cell: Cell) -> dict[str, Any]:

@@ -115,7 +115,8 @@ def measured_against(cells: Sequence[Cell], pinned: Mapping[str, str]) -> str:
     if by_pin == {True}:
         return f"against the pinned baseline, run {runs}"
     if by_pin == {True, False}:
-        return f"against the pinned baseline, run {runs}, and on tasks that it has not run, {stand_in}"
+        others = "on tasks that it has not run, or ran in another form"
+        return f"against the pinned baseline, run {runs}, and {others}, {stand_in}"
     return (
         f"against {stand_in} (no baseline {'of these tasks ' if any(c.model_key in pinned for c in cells) else ''}is"
         " pinned)"

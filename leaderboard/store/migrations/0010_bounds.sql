@@ -6,3 +6,4 @@ ALTER TABLE comparisons ADD COLUMN clipped_at DOUBLE;      -- the bound, in the 
 ALTER TABLE comparisons ADD COLUMN far_lost INTEGER;       -- documents that lost more than that
 ALTER TABLE comparisons ADD COLUMN far_gained INTEGER;
 ALTER TABLE comparisons ADD COLUMN far_lost_limit DOUBLE;  -- exact one-sided 95 % upper limit of the lost share
+ALTER TABLE comparisons ADD COLUMN plain_improvement DOUBLE;  -- with every document counted whole

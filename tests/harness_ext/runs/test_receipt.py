@@ -91,6 +91,7 @@ calibration[].seed int
 calibration[].shuffled_labels bool
 calibration[].left_out_because_scored int
 calibration[].documents[] str
+calibration[].contents[] str
 log list
 searches list
 finished str

@@ -172,7 +172,9 @@ def test_busy_shows_the_last_good_data(filled: Path) -> None:
     assert "better" in texts(page())
     writer = duckdb.connect(str(filled))
     try:
-        writer.execute("INSERT INTO baselines VALUES ('k', 'r', TIMESTAMP '2026-01-01', 'x')")
+        writer.execute(
+            "INSERT INTO baselines (model_key, run_id, pinned_at, reason) VALUES ('k', 'r', now()::TIMESTAMP, 'x')"
+        )
         writer.execute("CHECKPOINT")
         app = page()
         assert "The database is busy: showing data of" in texts(app)

@@ -69,7 +69,9 @@ def test_the_page_in_a_browser(address: str, database: Path, page: Any) -> None:
     page.get_by_text("All results").wait_for(timeout=WAIT_MS)
     writer = duckdb.connect(str(database))
     try:
-        writer.execute("INSERT INTO baselines VALUES ('k', 'r', TIMESTAMP '2026-01-01', 'x')")
+        writer.execute(
+            "INSERT INTO baselines (model_key, run_id, pinned_at, reason) VALUES ('k', 'r', now()::TIMESTAMP, 'x')"
+        )
         writer.execute("CHECKPOINT")
         page.get_by_text("The database is busy: showing data of").wait_for(timeout=WAIT_MS)
         page.get_by_text("All results").wait_for(timeout=WAIT_MS)

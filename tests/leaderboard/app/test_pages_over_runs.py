@@ -312,7 +312,9 @@ def test_missing_busy_and_recovered(made: Any, kit: Any, database: Path, name: s
     shown = len(tables(page(name)))
     writer = duckdb.connect(str(database))
     try:
-        writer.execute("INSERT INTO baselines VALUES ('k', 'r', TIMESTAMP '2026-01-01', 'x')")
+        writer.execute(
+            "INSERT INTO baselines (model_key, run_id, pinned_at, reason) VALUES ('k', 'r', now()::TIMESTAMP, 'x')"
+        )
         writer.execute("CHECKPOINT")
         app = page(name)
         assert "showing data of" in texts(app, "warning") and len(tables(app)) == shown >= 1

@@ -410,14 +410,17 @@ class TestIncomparable:
         made.run("baseline", {"sums": before})
         next(made.run("laser", {"sums": after}).glob("samples_*")).unlink()
         assert (
-            "this run logged no samples, so documents cannot be paired: shown, not gateable"
+            "this run logged no samples, so documents cannot be paired: shown; a gate takes it only where its policy says"
             in recipe_cell(made.board()).notes[0]
         )
 
     def test_a_lone_run_without_samples_is_marked_too(self, made: Any, kit: Any) -> None:
         next(made.run("baseline", {"sums": kit.pair(50, 20)[0]}).glob("samples_*")).unlink()
         (cell,) = made.board()
-        assert (cell.verdict, cell.notes) == ("baseline", ("no samples were logged: shown, not gateable",))
+        assert (cell.verdict, cell.notes) == (
+            "baseline",
+            ("no samples were logged: shown; a gate takes it only where its policy says `allow_unpaired: true`",),
+        )
 
     def test_another_filter(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(50, 20, lost=2)

@@ -31,7 +31,7 @@ def compared(baseline: np.ndarray, recipe: np.ndarray, metric: str = "gold_log_l
 def board_word(effect: Effect) -> tuple[str, tuple[str, ...]]:
     """The word of a board of this row alone."""
     names = ("delta", "low", "high", "p_value", "p_same", "improvement", "margin", "clipped_at", "notes")
-    far = {name: getattr(effect, name) for name in ("far_lost", "far_gained", "far_lost_limit")}
+    far = {name: getattr(effect, name) for name in ("far_lost", "far_gained", "far_lost_limit", "plain_improvement")}
     row = Cell("m", "r", "1", "t", "ll", "none", effect.count, 0.0, 0.0, "undecided")
     (cell,) = with_verdicts([_with(row, far | {name: getattr(effect, name) for name in names})])
     return cell.verdict, cell.notes
@@ -53,7 +53,8 @@ def documents_needed(effect: Effect) -> int:
 
 def gate_row(effect: Effect) -> GateRow:
     """The row of a gate of this task alone."""
-    names = ("drop", "drop_low", "drop_high", "margin", "p_worse", "notes", "far_lost", "far_gained", "far_lost_limit")
+    names = ("drop", "drop_low", "drop_high", "margin", "p_worse", "notes")
+    names += ("far_lost", "far_gained", "far_lost_limit", "plain_improvement")
     row = GateRow("base", "t", documents=effect.count, **{name: getattr(effect, name) for name in names})
     return decide([row], 0.05)[0]
 
@@ -239,3 +240,34 @@ def test_a_perplexity_of_zero_has_no_margin() -> None:
     run = Scored(0.0, np.full(3, 9e9), np.full(3, 1.0))
     effect = judge(Comparison("word_perplexity", run, run, False))
     assert effect.p_value is None and "not above zero" in effect.notes[0]
+
+
+def test_a_plain_mean_that_is_worse_is_never_called_the_same_or_better_or_passed() -> None:
+    """Two of a hundred documents lose far more than they count for, and the rest gain a little."""
+    generator = np.random.default_rng(0)
+    baseline = generator.normal(-5, 1, 300)
+    for lost, rest, word in ((30.0, 0.05, "better"), (8.0, 0.0, "same")):
+        changes = np.where(np.arange(300) % 50 == 0, -lost, rest) + generator.normal(0, 0.01, 300)
+        effect = compared(baseline, baseline + changes)
+        assert effect.plain_improvement == pytest.approx(changes.mean()) and effect.plain_improvement < -effect.margin
+        assert effect.far_lost_limit < 0.05 and (effect.p_same < 0.05 or effect.improvement > 0), word
+        found, notes = board_word(effect)
+        assert found == ("undecided" if word == "better" else "worse") and notes[0].startswith(
+            "the plain mean is worse by 0."
+        ), (word, found, notes)
+        assert gate_row(effect).verdict != "PASS"
+
+
+def test_what_could_be_shown_is_shown() -> None:
+    """A true drop of the size that is promised, of partial credit and of log-likelihoods."""
+    for metric, spread, bound in (("f1_of_answers", 0.05, None), ("f1_of_answers", 0.05, 0.4), ("gold_ll", 0.05, 0.8)):
+        for count in (60, 200):
+            generator, shown = np.random.default_rng(count), 0
+            for _ in range(150):
+                baseline = generator.uniform(0.3, 0.7, count)
+                drawn = generator.normal(0, spread, count)
+                pilot = compared(baseline, np.clip(baseline + drawn - drawn.mean(), 0, 1), metric, bound=bound)
+                size = needs.detectable(pilot.needs, count, 0.025)
+                effect = compared(baseline, np.clip(baseline + drawn - size, 0, 1), metric, bound=bound)
+                shown += effect.p_value < 0.05 and effect.improvement < 0
+            assert shown / 150 > 0.65, (metric, count, shown)

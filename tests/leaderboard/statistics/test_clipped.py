@@ -238,3 +238,15 @@ def test_a_cell_is_judged_within_ten_milliseconds(generator: np.random.Generator
 @pytest.fixture
 def generator() -> np.random.Generator:
     return np.random.default_rng(20260102)
+
+
+def test_documents_for_few_collapses_are_enough_in_four_of_five_cases() -> None:
+    assert stats.documents_for_few_collapses(0, 30) == 59
+    for collapsed, count in ((1, 100), (2, 100), (3, 200)):
+        share = (collapsed + 0.5) / (count + 1)
+        documents = stats.documents_for_few_collapses(collapsed, count)
+        assert documents is not None and documents > count
+        drawn = np.random.default_rng(0).binomial(documents, share, 4000)
+        reached = np.mean([stats.collapse_limit(int(seen), documents) < 0.05 for seen in drawn])
+        assert 0.77 < reached < 0.9, (collapsed, count, documents)
+    assert stats.documents_for_few_collapses(5, 100) is None and stats.documents_for_few_collapses(2, 30) is None
