@@ -77,7 +77,7 @@ class OverallPolicy(_Strict):
     names, or a weight for each task. floor: the worst mean score allowed.
     """
 
-    margin: Margin | Margins
+    margin: Share | Margins
     weights: Annotated[
         Annotated[Literal["equal", "by_documents"], Tag("rule")] | Annotated[Weights, Tag("each")],
         Discriminator(_kind_of_weights),

@@ -410,7 +410,7 @@ class TestIncomparable:
         made.run("baseline", {"sums": before})
         next(made.run("laser", {"sums": after}).glob("samples_*")).unlink()
         assert (
-            "this run logged no samples, so documents cannot be paired: shown; a gate takes it only where its policy says"
+            "this run logged no samples, so documents cannot be paired: shown, gated only by"
             in recipe_cell(made.board()).notes[0]
         )
 
@@ -419,7 +419,7 @@ class TestIncomparable:
         (cell,) = made.board()
         assert (cell.verdict, cell.notes) == (
             "baseline",
-            ("no samples were logged: shown; a gate takes it only where its policy says `allow_unpaired: true`",),
+            ("no samples were logged: shown, gated only by `allow_unpaired: true`",),
         )
 
     def test_another_filter(self, made: Any, kit: Any) -> None:

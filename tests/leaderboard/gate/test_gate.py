@@ -205,9 +205,7 @@ class TestTasksOfThePolicy:
         before, after = kit.pair(300, 150)
         plain = made.plain({"sums": before}, samples=False)
         report = gated(made.run("laser", {"sums": after}), plain)
-        assert report.exit_code == 2 and any(
-            "shown; a gate takes it only where" in reason for reason in row(report).reasons
-        )
+        assert report.exit_code == 2 and any("shown, gated only by" in reason for reason in row(report).reasons)
 
     def test_without_samples_the_difference_is_said(self, made: Any, kit: Any) -> None:
         candidate, base = without_samples(made, kit, 300, lost=90)
@@ -230,9 +228,9 @@ class TestTasksOfThePolicy:
         laser = made.run("laser", {"sums": after})
         for candidate, baseline in ((laser, old), (old, laser)):
             report = gated(candidate, baseline)
-            assert report.exit_code == 2 and any(
-                "shown; a gate takes it only where" in reason for reason in row(report).reasons
-            ), row(report)
+            assert report.exit_code == 2 and any("shown, gated only by" in reason for reason in row(report).reasons), (
+                row(report)
+            )
         assert before.count == 300
 
     def test_a_result_that_is_no_number_fails(self, made: Any, kit: Any) -> None:
