@@ -23,7 +23,7 @@ from harness_ext.calibration.context import EditableModel
 from harness_ext.calibration.documents import PromptSettings, asked_document, document_hash, draw_documents
 from harness_ext.editing.pipeline import AppliedRecipe, DrawDocuments, apply_recipe
 from harness_ext.editing.records import totals
-from harness_ext.errors import UserError
+from harness_ext.errors import UserError, nearest
 from harness_ext.linalg.cache import lasting
 from harness_ext.linalg.decompose import Decomposer
 from harness_ext.lm_eval_adapter.throughput import Speed, seconds_since
@@ -73,6 +73,7 @@ class RecipeLM(HFLM):
             from harness_ext.demo import demo_path
 
             pretrained = str(demo_path())
+        self.loaded_from = str(Path(pretrained, str(kwargs.get("subfolder") or "")))
         # lm-eval's own default is a CUDA device, whether or not there is one.
         kwargs.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
         super().__init__(pretrained=pretrained, **kwargs)
@@ -271,7 +272,11 @@ def documents_of_named_tasks(calibration: Calibration) -> list[CalibrationSet]:
     from harness_ext.lm_eval_adapter.task_index import task_manager
     from harness_ext.lm_eval_adapter.task_loading import load_tasks
 
-    loaded = load_tasks(task_manager(), calibration.tasks).loaded["tasks"]
+    manager = task_manager()
+    for name in calibration.tasks:
+        if name not in manager.all_tasks:
+            raise UserError(f"calibration: there is no task {name!r}: {nearest(name, manager.all_tasks)}")
+    loaded = load_tasks(manager, calibration.tasks).loaded["tasks"]
     scored = {
         hashed
         for task in loaded.values()

@@ -187,7 +187,7 @@ def _chosen_on(lm: RecipeLM) -> list[str]:
     those that the model was exported with before.
     """
     assert lm.recipe is not None and lm.applied is not None
-    before = rundir.learned_by_export(str(lm.model.config.name_or_path))
+    before = rundir.learned_by_export(lm.loaded_from)
     return sorted(rundir.learned_from(_calibration(lm.applied)).union(lm.recipe.chosen_on, before))
 
 

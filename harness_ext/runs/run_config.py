@@ -77,6 +77,8 @@ def _refuse(harness: EvaluatorConfig) -> None:
         )
     if "recipe" in harness.model_args:
         raise UserError("the recipe is given twice: by --recipe and by `recipe=` in --model_args; keep one of them")
+    if harness.predict_only:
+        raise UserError("--predict_only computes no scores, and --recipe compares scores: leave one of them out")
     if harness.use_cache:
         raise UserError(
             "--use_cache cannot be combined with --recipe: its cache is keyed by the model's name and would return the"

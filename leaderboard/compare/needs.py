@@ -103,8 +103,9 @@ def detectable(needs: Needs, count: int, level: float) -> float | None:
     None where it is not a finite number.
     """
     size = stats.detectable_difference(needs.variance, count, level, flips=needs.flips)
-    if needs.bound is not None and count:
-        unit = needs.within[0].size if needs.within else 1.0
+    unit = needs.within[0].size if needs.within else 1.0
+    # where documents spread wide, their own variance decides, and no unseen gain is as likely
+    if needs.bound is not None and count and needs.bound * size > size**2 + needs.variance / unit:
         size = max(size, stats.detectable_within_bound(needs.variance, count, level, needs.bound, unit))
     if not 0 < size < 700:  # a perplexity e^700 times as large is none
         return None

@@ -59,6 +59,7 @@ def assert_told(ran, *words: str) -> None:
         (["--recipe", "eigenprune:calibration.task=no_such"], ["unknown task 'no_such'"]),
         (["--recipe", "laser", "--control", "eigenprune"], ["'eigenprune' cannot be a control", "random-subspace"]),
         (["--recipe", "laser", "--use_cache", "cache"], ["--use_cache cannot be combined with --recipe"]),
+        (["--recipe", "laser", "--predict_only"], ["--predict_only computes no scores"]),
         (
             ["--recipe", "laser", "--cache_requests", "true"],
             ["--cache_requests cannot be combined with --recipe", "an earlier version of the task"],

@@ -88,7 +88,7 @@ def show_summary(cells: Sequence[Cell], overview: data.Answer[data.Overview]) ->
     if doubtful:
         st.warning(
             f"{counted(doubtful, 'result is', 'results are')} better than the baseline, but not better than a control"
-            " of the recipe's own: an edit of the same size without the recipe's idea did as well.",
+            " of the recipe's own: an edit of the same size without the recipe's idea may do as well.",
             icon=":material/balance:",
         )
     st.caption(

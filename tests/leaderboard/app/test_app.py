@@ -110,7 +110,7 @@ def test_the_page_says_whether_its_baseline_is_pinned(made: Any, kit: Any, fille
     ingest([again], filled)
     chosen = pin(filled, str(again), "of the new machine")
     assert (
-        f"against the pinned baseline, run {chosen.run_id[:8]}, and on tasks that it has not run, the unedited"
+        f"against the pinned baseline, run {chosen.run_id[:8]}, and on tasks that it has not run, or ran in"
         in texts(page())
     )
     assert f"against the pinned baseline, run {chosen.run_id[:8]} " in texts(page(task="int_mult"))

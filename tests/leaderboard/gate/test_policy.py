@@ -167,3 +167,9 @@ def test_any_text_is_a_policy_or_a_clear_refusal(tmp_path_factory: pytest.TempPa
 def test_the_written_out_policy_is_the_policy() -> None:
     policy = policy_from(yaml.safe_load(WHOLE), "x")
     assert Policy.model_validate_json(policy.model_dump_json()) == policy
+
+
+@pytest.mark.parametrize("text", ["margin: 2", "critical_margin: 1", "overall: {margin: 2}"])
+def test_two_points_are_not_two(tmp_path: Path, text: str) -> None:
+    with pytest.raises(PolicyError, match="margin.*less than 1"):
+        loaded(tmp_path, text)

@@ -71,13 +71,17 @@ def test_unedited(config: dict[str, Any], arguments: dict[str, Any]) -> None:
     [
         ({"model": "vllm"}, {"quantization": "fp8"}, {}, "quantization=fp8"),
         ({"model": "hf"}, {"gguf_file": "a.gguf"}, {}, "gguf_file=a.gguf"),
-        ({"model": "hf"}, {}, {"num_experts_to_prune": 0}, "num_experts_to_prune=0"),
+        ({"model": "hf"}, {}, {"num_experts_to_prune": 2}, "num_experts_to_prune=2"),
     ],
 )
 def test_not_known(config: dict[str, Any], arguments: dict[str, Any], unknown: dict[str, Any], words: str) -> None:
     found = of_results(config, arguments, unknown)
-    assert (found.edited, found.recipe_label) == (None, PLAIN_RECIPE)
+    assert (found.edited, found.recipe_name, found.recipe_label) == (None, PLAIN_RECIPE, f"{PLAIN_RECIPE}, {words}")
     assert found.warnings == (f"its results file says {words}: whether the model was edited is not known",)
+
+
+def test_a_key_that_says_no_is_no_doubt() -> None:
+    assert of_results({"model": "hf"}, {}, {"num_experts_to_prune": 0}).edited is False
 
 
 @pytest.mark.parametrize("edited_first", [True, False])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from leaderboard.compare.contents import display_names
 from leaderboard.errors import Unreadable
+from leaderboard.ingest import ingest
 from leaderboard.readers.discovery import Candidate, find_runs
 from leaderboard.readers.reader import read_runs
 from leaderboard.readers.records import Rejection, Run
@@ -488,3 +492,61 @@ def test_how_many_documents_a_file_from_before_0_4_says(tmp_path: Path) -> None:
     row = {"acc": 0.5, "acc_stderr": (0.25 / 871) ** 0.5}
     (tmp_path / "old.json").write_text(json.dumps({"results": {"sums": row}, "versions": {"sums": 0}}))
     assert [task.sample_count for task in only_run(tmp_path / "old.json").tasks] == [872]
+
+
+class TestFilesOfAReceipt:
+    """A receipt lists its run's files; others in their place are not that run."""
+
+    @pytest.fixture
+    def run(self, made: Any, kit: Any) -> Path:
+        path = made.run("laser", {"sums": kit.pair(20, 10)[0]})
+        receipt = json.loads((path / "receipt.json").read_text())
+        receipt["files"] = [
+            {
+                "name": file.name,
+                "bytes": file.stat().st_size,
+                "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+            }
+            for file in sorted(path.iterdir())
+            if file.name != "receipt.json"
+        ]
+        (path / "receipt.json").write_text(json.dumps(receipt))
+        return path
+
+    def test_as_they_were_written(self, made: Any, run: Path) -> None:
+        assert [cell.recipe for cell in made.board()] == ["laser"]
+
+    @pytest.mark.parametrize("pattern", ["results_*", "samples_*"])
+    def test_a_changed_one_is_refused(self, made: Any, run: Path, pattern: str) -> None:
+        (file,) = run.glob(pattern)
+        file.write_text(file.read_text().replace("1.0", "0.0", 1))
+        (rejected,) = ingest(made.root, None).rejected
+        assert f"{file.name} is not as it was written" in rejected.reason
+
+    def test_one_of_another_run_is_refused(self, made: Any, run: Path) -> None:
+        (file,) = run.glob("results_*")
+        file.rename(file.with_name("results_2026-02-02T03-04-05.678901.json"))
+        (rejected,) = ingest(made.root, None).rejected
+        assert "is none of the run's files" in rejected.reason
+
+
+@pytest.mark.parametrize("written", ["m2/model/", "./m2/model", ".//m2/model//"])
+def test_a_folder_is_one_model_however_it_is_written(made: Any, kit: Any, written: str) -> None:
+    before, after = kit.pair(50, 20, lost=2)
+    model = {"name": "model", "pretrained": "m2/model", "identity": kit.sha("m"), "dtype": "float32"}
+    made.run("baseline", {"sums": before}, model=model["name"])
+    made.run("laser", {"sums": after}, model=model["name"])
+    for label, place in (("baseline", "m2/model"), ("laser", written)):
+        (receipt,) = made.root.glob(f"model/{label}*/receipt.json")
+        data = json.loads(receipt.read_text())
+        data["model"] |= {**model, "pretrained": place}
+        receipt.write_text(json.dumps(data))
+    assert len({cell.model_key for cell in made.board()}) == 1
+
+
+def test_models_of_one_name_are_told_apart_by_what_differs() -> None:
+    runs = [
+        SimpleNamespace(model_key=key, model_name="m", identity=identity)
+        for key, identity in (("a", "sha256:1234567890"), ("b", "sha256:1299999999"), ("c", "org/m@abcdef0123"))
+    ]
+    assert display_names(runs) == {"a": "m (12345678)", "b": "m (12999999)", "c": "m (abcdef01)"}  # type: ignore[arg-type]
