@@ -73,7 +73,10 @@ class RecipeLM(HFLM):
             from harness_ext.demo import demo_path
 
             pretrained = str(demo_path())
-        self.loaded_from = str(Path(pretrained, str(kwargs.get("subfolder") or "")))
+        if isinstance(pretrained, str):
+            self.loaded_from = str(Path(pretrained, str(kwargs.get("subfolder") or "")))
+        else:  # from Python: a model in memory
+            self.loaded_from = str(pretrained.config.name_or_path)
         # lm-eval's own default is a CUDA device, whether or not there is one.
         kwargs.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
         super().__init__(pretrained=pretrained, **kwargs)

@@ -99,6 +99,8 @@ def learned_by_export(pretrained: str) -> frozenset[str]:
     """Hashes and digests of the documents that an exported model, in a local folder, learned from or was chosen on;
     none for any other model.
     """
+    if not pretrained:
+        return frozenset()
     try:
         receipt = json.loads((Path(pretrained) / RECEIPT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
