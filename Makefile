@@ -20,7 +20,7 @@ demo: $(VENV)/installed ## Install, then run three recipes and their controls on
 	  --recipe laser --recipe eigenprune:fraction=0.1 --recipe ablation-prune --control random-subspace \
 	  --batch_size 64 --device cpu
 	@echo
-	@echo "The table above compares each recipe with the unedited model. What next:"
+	@echo "The table above compares each recipe with the unedited model, and with its own control. What next:"
 	@echo "  make leaderboard              the same as a page, on http://127.0.0.1:8501"
 	@echo "  $(RUN)/lm_eval recipes     what other recipes there are"
 	@echo "  $(RUN)/lm_eval run --model hf --model_args pretrained=YOUR_MODEL --tasks YOUR_TASKS --recipe laser"
