@@ -110,6 +110,7 @@ def test_the_method_computes_its_formula(examples: dict[str, str]) -> None:
     torch.testing.assert_close(torch.linalg.svdvals(edited), (s - 0.5 * s[0]).clamp(min=0), atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_search_runs_as_a_step_of_a_recipe(installed: Path, tmp_path: Path) -> None:
     """Of each matrix the smallest rank within the tolerance is taken; the trials in the receipt say so."""
     step = "{method: halve_ranks, matrices: [mlp], layers: [-1], tolerance: 0.05, calibration: {samples: 24}}"
@@ -189,6 +190,7 @@ def test_the_search_finds_what_a_plain_loop_finds(examples: dict[str, str], tole
     assert tolerance < 1e9 or [rank for _, rank in expected] == [1, 1, 1]
 
 
+@pytest.mark.slow
 def test_the_statistic_is_gathered_for_a_step_of_a_recipe(installed: Path, tmp_path: Path) -> None:
     step = "{method: outlier_svd, matrices: [up_proj], keep: {rank: 4}, calibration: {samples: 24}}"
     receipt = run_of(installed, step, tmp_path)

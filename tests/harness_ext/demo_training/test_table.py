@@ -75,6 +75,7 @@ def test_every_shipped_recipe_is_run_from_every_seed() -> None:
         assert sorted(asked) == shipped_names()
 
 
+@pytest.mark.slow
 def test_a_second_command_runs_nothing_and_says_the_same(tmp_path, monkeypatch, report) -> None:
     for module in (spread, table):
         monkeypatch.setattr(module, "TASKS", ("int_mult",))

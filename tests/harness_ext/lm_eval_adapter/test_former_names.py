@@ -36,6 +36,7 @@ def test_a_former_module_gives_the_same_objects(former: str) -> None:
     assert all(getattr(before, name) is getattr(now, name) for name in names)
 
 
+@pytest.mark.slow
 def test_a_task_file_that_names_a_former_class_loads(tmp_path: Path) -> None:
     from harness_ext.lm_eval_adapter.task_types import RankedAnswer
     from harness_ext.task_index import task_manager

@@ -75,6 +75,7 @@ def printed_table(done: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in done.stdout.splitlines() if line.startswith(("|", "hf"))]
 
 
+@pytest.mark.slow
 def test_embedded_model(tmp_path: Path) -> None:
     theirs, ours = tmp_path / "theirs", tmp_path / "ours"
     done_by_theirs = evaluate(

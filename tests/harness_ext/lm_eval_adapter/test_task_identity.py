@@ -141,6 +141,7 @@ SCORERS: dict[str, tuple[Files, Files]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SCORERS)
 def test_another_scorer_is_another_task_and_is_the_one_that_scores(kind: str, tmp_path: Path) -> None:
     before, after = SCORERS[kind]
@@ -406,6 +407,7 @@ CHANGES: dict[str, tuple[Files, Files]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CHANGES)
 def test_another_content_is_another_task(kind: str, tmp_path: Path) -> None:
     before, after = CHANGES[kind]

@@ -94,6 +94,7 @@ def kill_and_finish(folder: Path, kills: int, seed: int) -> None:
     assert rows_of_store(folder) == [(label, 1) for label in sorted(LABELS)]
 
 
+@pytest.mark.slow
 def test_killed_at_a_random_point_and_finished(tmp_path: Path) -> None:
     kill_and_finish(tmp_path, kills=1, seed=int(os.environ.get("PYTEST_SEED", "1")))
 
@@ -103,6 +104,7 @@ def test_killed_at_many_random_points_and_finished(tmp_path: Path) -> None:
     kill_and_finish(tmp_path, kills=25, seed=2)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_one_line_and_the_same_command_goes_on(tmp_path: Path) -> None:
     said = []
     # A shell that runs the tests in the background makes them, and all that they start, deaf to it.

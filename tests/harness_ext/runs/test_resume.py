@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 
+@pytest.mark.slow
 def test_a_second_process_runs_nothing_again(tmp_path: Path) -> None:
     # The configuration of pronoun_bias holds a function, which lm-eval writes by its address.
     command = [

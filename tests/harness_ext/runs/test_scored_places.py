@@ -118,6 +118,7 @@ def test_what_is_taken_out_of_the_score_is_out_in_every_form_and_task(asking) ->
         assert not learned & scored and len(scored) == 12 - len(learned)
 
 
+@pytest.mark.slow
 def test_a_recipe_chosen_on_a_document_keeps_it_out_in_every_form(asking) -> None:
     digests = sorted(asking({"one": (FRESH, ROWS[:2], {})}).spec.scored_identities)
     for changed in CHANGED.values():

@@ -91,6 +91,7 @@ def test_the_same_command_again_does_nothing_and_shows_the_same(
     assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/demo/**/*")}
 
 
+@pytest.mark.slow
 def test_a_mended_helper_of_a_scorer_has_everything_scored_anew(demo_run, tmp_path: Path) -> None:
     folder = tmp_path / "tasks"
     folder.mkdir()
@@ -124,6 +125,7 @@ def test_a_mended_helper_of_a_scorer_has_everything_scored_anew(demo_run, tmp_pa
     sys.path.remove(str(folder))
 
 
+@pytest.mark.slow
 def test_the_baseline_is_reused_by_another_recipe_and_run_again_for_other_settings(demo_run, tmp_path: Path) -> None:
     demo_run("--recipe", "baseline")
     assert set(receipts(tmp_path)) == {"baseline"}
@@ -215,6 +217,7 @@ def test_the_same_recipe_twice_is_run_once(demo_run, tmp_path: Path) -> None:
     assert set(receipts(tmp_path)) == {"baseline", "laser"}
 
 
+@pytest.mark.slow
 def test_quiet_says_nothing_but_the_table(tmp_path: Path) -> None:
     # A process of its own: libraries read only once, when they load, how much they shall say.
     command = [
@@ -504,6 +507,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.slow
 def test_a_damaged_run_is_made_anew_by_the_same_command(demo_run, tmp_path: Path) -> None:
     import re
 
@@ -525,6 +529,7 @@ def test_a_damaged_run_is_made_anew_by_the_same_command(demo_run, tmp_path: Path
     assert "baseline: kept" in ran.err and "damaged" not in ran.err
 
 
+@pytest.mark.slow
 def test_a_receipt_of_another_run_does_not_stand_for_this_one(demo_run, tmp_path: Path) -> None:
     import shutil
 

@@ -261,6 +261,7 @@ def test_from_the_command_to_a_recipe_without_the_search(demo_run, lm_eval, tmp_
     assert not list(tmp_path.glob("results/demo/.*"))
 
 
+@pytest.mark.slow
 def test_the_winner_is_not_scored_on_what_it_was_chosen_on(demo_run, lm_eval, tmp_path: Path) -> None:
     ran = demo_run("--recipe", "laser-search:calibration.split=test,calibration.samples=20", limit=70)
     assert ran.code == 0, ran.err
@@ -297,6 +298,7 @@ def test_the_winner_is_not_scored_on_what_it_was_chosen_on(demo_run, lm_eval, tm
     )
 
 
+@pytest.mark.slow
 def test_what_was_chosen_beyond_a_limit_stays_out_of_the_whole_score(demo_run, lm_eval, tmp_path: Path) -> None:
     """The documents that a search chose on were not scored then, for `--limit` alone; later they would be."""
     (tmp_path / "tasks").mkdir()

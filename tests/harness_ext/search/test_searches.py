@@ -89,6 +89,7 @@ def plain_laser_compose(lm, documents, matrices) -> list[tuple[str, float]]:
     return list(standing.items())
 
 
+@pytest.mark.slow
 def test_laser_compose_finds_what_a_plain_loop_finds(make_lm, plain_family: str) -> None:
     lm = make_lm(plain_family)
     # Harder ones, so that several edits can help.
@@ -99,6 +100,7 @@ def test_laser_compose_finds_what_a_plain_loop_finds(make_lm, plain_family: str)
     assert expected and [(step["matrices"][0], step["keep"]["rank_fraction"]) for step in chosen] == expected
 
 
+@pytest.mark.slow
 def test_laser_search_on_the_embedded_model(demo_lm) -> None:
     lm, documents = demo_lm
     step = parse_recipe(f"laser-search:{GRID}").steps[0]
@@ -140,6 +142,7 @@ def gradients_of(lm, documents, matrices) -> dict[str, torch.Tensor]:
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("refined", [1, 2])
 def test_laser_gradient_finds_what_a_plain_loop_finds(make_lm, plain_family: str, refined: int) -> None:
     lm = make_lm(plain_family)

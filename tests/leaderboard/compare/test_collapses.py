@@ -258,6 +258,7 @@ def test_a_plain_mean_that_is_worse_is_never_called_the_same_or_better_or_passed
         assert gate_row(effect).verdict != "PASS"
 
 
+@pytest.mark.slow
 def test_what_could_be_shown_is_shown() -> None:
     """A true drop of the size that is promised, of partial credit and of log-likelihoods."""
     for metric, spread, bound in (("f1_of_answers", 0.05, None), ("f1_of_answers", 0.05, 0.4), ("gold_ll", 0.05, 0.8)):

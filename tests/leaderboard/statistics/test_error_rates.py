@@ -231,6 +231,7 @@ def noise(draws: int) -> float:
     return 3 * math.sqrt(0.055 * 0.945 / draws)
 
 
+@pytest.mark.slow
 def test_clusters(generator: np.random.Generator) -> None:
     cells = [(30, 5, 0.1, 0.05, 1.0, False), (60, 5, 0.05, 0.05, 0.5, True)]
     keep_the_promise(table("clusters", (clusters_cell(generator, *cell, draws=800) for cell in cells)), noise(800))
@@ -330,6 +331,7 @@ def middle_cell(generator: np.random.Generator, before: float, after: float, cou
     return Rates(f"best in the middle, {before} to {after}, n={count}", worse / draws, differ / draws, passed / draws)
 
 
+@pytest.mark.slow
 def test_best_in_the_middle(generator: np.random.Generator) -> None:
     cells = [(1.0, 1.0), (0.0, 0.0), (0.4, -0.4)]
     keep_the_promise(

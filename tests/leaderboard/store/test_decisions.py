@@ -416,6 +416,7 @@ def test_a_kill_between_row_and_file_and_after_the_file(made: Any, decided: Path
             assert [entry.reason for entry in pins(decided)].count("killed") == expected
 
 
+@pytest.mark.slow
 def test_two_processes_that_decide_at_once_and_are_killed(made: Any, decided: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from leaderboard.store.pins import pin\n"

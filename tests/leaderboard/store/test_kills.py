@@ -130,6 +130,7 @@ def write_and_kill(made: Any, kit: Any, database: Path, seconds: float, runs: in
     assert check_whole(database) == runs
 
 
+@pytest.mark.slow
 def test_eight_writers_and_a_reader_with_random_kills(made: Any, kit: Any, database: Path) -> None:
     write_and_kill(made, kit, database, seconds=10, runs=30)
 
