@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 
 @pytest.mark.slow
 def test_a_second_process_runs_nothing_again(tmp_path: Path) -> None:
