@@ -110,12 +110,11 @@ def show_counts(found: Sequence[Line]) -> None:
             "task": line.task,
             "control": line.control,
             "models": len(line.cells),
-            "compared_with_controls": line.controlled,
-            "better_than_controls": line.beats_controls,
             "compared": line.compared,
         }
         | {word: line.count(word) for word in (*across_models.COMPARED, "incomparable", "failed")}
         | {"up": line.up, "down": line.down, "sign_test_p": line.p_value, "sign_test_q": line.q_value}
+        | {"compared_with_controls": line.controlled, "better_than_controls": line.beats_controls}
         for line in found
     ]
     downloads(counts, "recipes-across-models")
