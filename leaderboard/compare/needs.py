@@ -163,7 +163,11 @@ def of_clipped(
     clusters: np.ndarray | None = None,
     weights: np.ndarray | None = None,
 ) -> Needs:
-    """Of the clipped rule, for differences `[n]` (of weighted texts their sums), below zero worse."""
+    """Of the clipped rule, for differences `[n]` (of weighted texts their sums), below zero worse. One independent unit
+    has no spread, and gives no sides.
+    """
+    if len(differences if clusters is None else np.unique(clusters)) < 2:
+        return of_mean(math.nan, 0.0, margin)
     sizes = np.ones(len(differences)) if weights is None else np.asarray(weights, dtype=float)
     clipped = np.clip(differences, -bound * sizes, bound * sizes)
     drop = -float(np.sum(clipped) / np.sum(sizes))
@@ -179,7 +183,7 @@ def of_clipped(
     spread = np.asarray(standardised(clipped + sizes * drop, 0.0, 4 * bound, clusters, weights)[0])
     size = len(differences) / len(spread)
     typical = float(np.sum(sizes)) / len(spread)
-    variance = size * float(np.var(spread, ddof=1)) / typical**2 if len(spread) > 1 else math.nan
+    variance = size * float(np.var(spread, ddof=1)) / typical**2
     return Needs(
         within,
         (side(1, drop, margin), side(-1, -drop, margin)) if abs(drop) < margin else (),
