@@ -7,87 +7,99 @@ may pay for it. So the documents beyond the bound are counted, and while their s
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from leaderboard import statistics as stats
-from leaderboard.compare.effect import Effect
 
 
-class Collapses(NamedTuple):
+class Clipping(NamedTuple):
     """bound: by how much a document counts at most, in the metric's units. lost, gained: documents beyond it. limit:
-    of the share of independent documents (or clusters) that are lost. enough: documents that bring it low enough
-    in four of five cases, None where no number does.
+    of the share of independent documents (or clusters) that are lost. plain_improvement: with every document counted
+    whole, above zero where that is good.
     """
 
     bound: float
     lost: int
     gained: int
     limit: float
-    enough: int | None
+    plain_improvement: float
+
+    def note(self, mean: float, delta: float, most: str | None = None) -> str:
+        """What interval and verdict claim. mean: the change with no document counted for more than the bound, delta:
+        the plain one, both recipe minus baseline. most: the bound in words.
+        """
+        said = (
+            f"interval and verdict: mean change {mean:+.3g}, no document counted for more than"
+            f" {most or f'{self.bound:.3g}'}; the plain mean change is {delta:+.3g}; at most {self.limit:.1%} of all"
+            " documents collapse (95 % limit)"
+        )
+        beyond = f"; {self.lost:,} lost more than that and {self.gained:,} gained more"
+        return said + (beyond if self.lost or self.gained else "")
+
+    def doubt(self, count: int | None, margin: float | None) -> str | None:
+        """Why a row of `count` documents may be called neither the same nor better, nor pass; None where nothing stands
+        in the way. margin: how much worse the plain mean may be, 0 for *better*.
+        """
+        return self._may_have_collapsed(count) or self._plainly_worse(margin)
+
+    def _may_have_collapsed(self, count: int | None) -> str | None:
+        if count is None or self.limit < stats.COLLAPSED_SHARE:
+            return None
+        seen, but = ("none", "but") if self.lost == 0 else (f"{self.lost:,}", "so")
+        if self.lost == 0:
+            hint = f". Without a collapse {stats.documents_without_collapse(0)} independent documents are enough"
+        else:
+            hopeless = stats.documents_for_few_collapses(self.lost, count) is None
+            hint = ": while so many collapse, no number of documents shows it" if hopeless else ""
+        return (
+            f"{seen} of {count:,} documents collapsed, {but} up to {self.limit:.0%} of all may (95 % limit): neither"
+            f" same nor better can be said before that is less than {stats.COLLAPSED_SHARE:.0%}{hint}"
+        )
+
+    def _plainly_worse(self, margin: float | None) -> str | None:
+        """A loss that is seen, and that what documents count for at most hides."""
+        worse = -self.plain_improvement
+        if margin is None or worse <= 0 or worse < margin:
+            return None
+        beyond = f", the margin of {margin:.3g} or more" if margin else ""
+        return (
+            f"the plain mean is worse by {worse:.3g}{beyond}: documents that lost more than they count for cause it,"
+            " and neither same nor better can be said"
+        )
 
 
-def collapses(lost: np.ndarray, gained: np.ndarray, bound: float, clusters: np.ndarray | None = None) -> Collapses:
-    """From the documents `[n]` beyond the bound. A cluster is lost that holds a lost document."""
-    units = lost if clusters is None else stats.cluster_sums(lost.astype(float), clusters) > 0
+def clipping(lost: np.ndarray, gained: np.ndarray, bound: float, plain: float, clusters: np.ndarray | None) -> Clipping:
+    """From the documents `[n]` beyond the bound. A cluster is lost that holds a lost document. plain: the plain
+    improvement.
+    """
+    units = _units(lost, clusters)
+    limit = stats.collapse_limit(int(np.sum(units)), len(units))
+    return Clipping(bound, int(np.sum(lost)), int(np.sum(gained)), limit, plain)
+
+
+def documents_enough(lost: np.ndarray, clusters: np.ndarray | None) -> int | None:
+    """Documents that show in four of five cases that few collapse; 0 where these do, None where no number does."""
+    units = _units(lost, clusters)
     seen, count = int(np.sum(units)), len(units)
-    units_needed = stats.documents_for_few_collapses(seen, count)
-    enough = None if units_needed is None else math.ceil(units_needed * len(lost) / count)
-    return Collapses(bound, int(np.sum(lost)), int(np.sum(gained)), stats.collapse_limit(seen, count), enough)
+    if stats.collapse_limit(seen, count) < stats.COLLAPSED_SHARE:
+        return 0
+    needed = stats.documents_for_few_collapses(seen, count)
+    return None if needed is None else math.ceil(needed * len(lost) / count)
 
 
-def with_collapses(effect: Effect, found: Collapses, mean: float, most: str | None = None) -> Effect:
-    """The effect with the documents beyond its bound, and the sentence about what it claims. `mean`: the change with no
-    document counted for more, recipe minus baseline. `most`: the bound in words.
-    """
-    bound = most or f"{found.bound:.3g}"
-    note = (
-        f"interval and verdict: mean change {mean:+.3g}, no document counted for more than {bound}; the plain mean"
-        f" change is {effect.delta:+.3g}"
-    )
-    note += f"; at most {found.limit:.1%} of all documents collapse (95 % limit)"
-    if found.lost or found.gained:
-        note += f"; {found.lost:,} lost more than that and {found.gained:,} gained more"
-    short = found.limit >= stats.COLLAPSED_SHARE
-    return replace(
-        effect,
-        notes=(note, *effect.notes),
-        clipped_at=found.bound,
-        far_lost=found.lost,
-        far_gained=found.gained,
-        far_lost_limit=found.limit,
-        needs=effect.needs and effect.needs._replace(enough=found.enough if short else 0),
-    )
+def _units(lost: np.ndarray, clusters: np.ndarray | None) -> np.ndarray:
+    return lost if clusters is None else stats.cluster_sums(lost.astype(float), clusters) > 0
 
 
-def contradicted(plain_improvement: float | None, margin: float | None) -> str | None:
-    """Why a row may not be called the same or better, nor pass, where what documents count for at most hides a loss
-    that is seen: the plain mean is worse by the margin (for *better*, by anything). It only takes words away.
-    """
-    if plain_improvement is None or margin is None or plain_improvement >= 0 or -plain_improvement < margin:
-        return None
-    beyond = f", the margin of {margin:.3g} or more" if margin else ""
-    return (
-        f"the plain mean is worse by {-plain_improvement:.3g}{beyond}: documents that lost more than they count for"
-        " cause it, and neither same nor better can be said"
-    )
+def to_json(found: Clipping | None) -> str | None:
+    """For the store."""
+    return None if found is None else json.dumps(found, separators=(",", ":"))
 
 
-def withheld(far_lost: int | None, limit: float | None, count: int | None) -> str | None:
-    """Why a row may be called neither the same nor better, nor pass; None where nothing stands in the way."""
-    if far_lost is None or limit is None or count is None or limit < stats.COLLAPSED_SHARE:
-        return None
-    seen, but = ("none", "but") if far_lost == 0 else (f"{far_lost:,}", "so")
-    most, enough = f"{stats.COLLAPSED_SHARE:.0%}", stats.documents_without_collapse(0)
-    if far_lost == 0:
-        hint = f". Without a collapse {enough} independent documents are enough"
-    else:
-        hopeless = stats.documents_for_few_collapses(far_lost, count) is None
-        hint = ": while so many collapse, no number of documents shows it" if hopeless else ""
-    return (
-        f"{seen} of {count:,} documents collapsed, {but} up to {limit:.0%} of all may (95 % limit): neither same nor"
-        f" better can be said before that is less than {most}{hint}"
-    )
+def from_json(text: str | None) -> Clipping | None:
+    """From the store."""
+    return Clipping(*json.loads(text)) if text else None

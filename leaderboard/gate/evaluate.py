@@ -169,11 +169,7 @@ def _task_row(
         noise_floor=pairing.noise_floor,
         choices=choices,
         notes=(*_about(row, named, name), *pairing.notes),
-        clipped_at=effect.clipped_at,
-        far_lost=effect.far_lost,
-        far_gained=effect.far_gained,
-        far_lost_limit=effect.far_lost_limit,
-        plain_improvement=effect.plain_improvement,
+        clipping=effect.clipping,
         needs=effect.needs,
     )
     return replace(row, decided="FAIL", reasons=broken) if broken else row
