@@ -119,6 +119,7 @@ def cell_records(cells: Sequence[Cell], facts: Mapping[str, RunFacts] = _NO_FACT
         "parameters_kept",
         "control",
         "unpaired",
+        "clipped_at",
         "name",
         "subset",
     )

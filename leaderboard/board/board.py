@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from leaderboard.board import labels, reported
 from leaderboard.board.cell import Cell, changed, with_control_verdicts, with_verdicts
-from leaderboard.compare import comparability, verdict_cache
+from leaderboard.compare import clipping, comparability, verdict_cache
 from leaderboard.compare.baselines import BaselineChoice, Baselines
 from leaderboard.compare.contents import Contents, Effects, read_contents
 from leaderboard.compare.pairing import Subject, Terms, effect_key, pair_up
@@ -283,11 +283,7 @@ def _compared(judging: _Judging, cell: Cell, subject: Subject, baseline: RunRow)
         margin=found.margin,
         notes=verdict_cache.texts(found.notes),
         noise_floor=judging.contents.noise_floor(run, score, baseline),
-        clipped_at=found.clipped_at,
-        far_lost=found.far_lost,
-        far_gained=found.far_gained,
-        far_lost_limit=found.far_lost_limit,
-        plain_improvement=found.plain_improvement,
+        clipping=clipping.from_json(found.clipping),
         needs=found.needs,
     )
 

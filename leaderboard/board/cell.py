@@ -11,7 +11,7 @@ interval is the more cautious: 0 lost and 5 gained of 40 have p = 0.031 and an i
 keeps its level.
 
 Where a document counts for at most a bound, *same* and *better* are withheld while too many documents may have
-collapsed (`compare.collapses`).
+collapsed (`compare.clipping`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from leaderboard.board.lacking import SIGNIFICANCE, Verdicts, levels_alone, leve
 from leaderboard.board.reported import Reported
 from leaderboard.compare import needs
 from leaderboard.compare.choice_shift import Choices
-from leaderboard.compare.collapses import contradicted, withheld
+from leaderboard.compare.clipping import Clipping
 from leaderboard.compare.needs import Claim
 from leaderboard.readers.records import BASELINE
 
@@ -48,9 +48,7 @@ class Cell:
     as the store has it.
     `against_controls`: the same run on the same documents against each control of its own, in place of
     the baseline; `control` and `baseline_run` are then the control's name and run.
-    `clipped_at`: one document counts for at most this much in the interval, the p-values and `improvement`;
-    `far_lost` and `far_gained` documents lie beyond, and the share of lost ones in all is below `far_lost_limit`;
-    `plain_improvement` is with every document counted whole.
+    `clipping`: one document counts for at most its bound in the interval, the p-values and `improvement`.
     `unpaired`: `delta`, `low` and `high` are of two scores by themselves, of which no verdict follows.
     `label` is the recipe with what tells the run from others of its model (`name` falls back on `recipe`),
     `subset` which of the task's documents were scored (None: all).
@@ -91,11 +89,7 @@ class Cell:
     noise_floor: float | None = None
     choices: Choices | None = None
     against_controls: tuple[Cell, ...] = ()
-    clipped_at: float | None = None
-    far_lost: int | None = None
-    far_gained: int | None = None
-    far_lost_limit: float | None = None
-    plain_improvement: float | None = None
+    clipping: Clipping | None = None
     unpaired: bool = False
     label: str = ""
     subset: str | None = None
@@ -103,6 +97,11 @@ class Cell:
     documents_needed_together: int | None = None
     needed_for: Claim | None = None
     needs: str | None = None
+
+    @property
+    def clipped_at(self) -> float | None:
+        """By how much a document counts at most, where it may lie beyond; in the metric's units."""
+        return self.clipping and self.clipping.bound
 
     @property
     def name(self) -> str:
@@ -189,9 +188,8 @@ def _worded(cell: Cell, differs: bool, equal: bool) -> Cell:
     differs = differs and bool(cell.improvement)
     both = differs and not _holds_none(cell)
     direction = "better" if (cell.improvement or 0) > 0 else "worse"
-    doubt = withheld(cell.far_lost, cell.far_lost_limit, cell.n) or contradicted(
-        cell.plain_improvement, 0.0 if both and direction == "better" else cell.margin
-    )
+    allowed = 0.0 if both and direction == "better" else cell.margin
+    doubt = cell.clipping.doubt(cell.n, allowed) if cell.clipping else None
     if doubt and (equal or (both and direction == "better")):
         verdict = "worse" if both and direction == "worse" else "undecided"
         return changed(cell, verdict=verdict, notes=(doubt, *cell.notes))

@@ -18,7 +18,7 @@ _COLUMNS = {
     for name in (
         *("model", "task", "recipe", "control", "metric", "n", "baseline_score", "score", "delta", "low", "high"),
         *("verdict", "p", "q", "lost", "gained", "run_id", "unpaired", "label", "scored"),
-        *("documents_needed", "needed_for"),
+        *("documents_needed", "needed_for", "clipped_at"),
     )
 }
 """Column -> field of a cell."""
@@ -31,12 +31,14 @@ _CONTROL_COLUMNS = {
     "p": "p_value",
     "q": "q_value",
     "unpaired": "unpaired",
+    "clipped_at": "clipped_at",
 }
 
 
 def cells_frame(cells: Sequence[Cell]) -> pandas.DataFrame:
     """A row a cell. Scores in the metric's own units, counts of documents as nullable integers, missing values NA.
-    unpaired: whether delta, low and high are of two scores by themselves, not paired by document.
+    unpaired: whether delta, low and high are of two scores by themselves, not paired by document. clipped_at: where it
+    is given, low and high are of the mean change in which no document counts for more, and need not hold delta.
     """
     import pandas
 

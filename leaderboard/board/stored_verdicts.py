@@ -25,7 +25,7 @@ _COLUMNS = {
         for name in (
             "model_key", "run_id", "task", "metric", "filter", "verdict", "n", "baseline_run", "baseline_score",
             "score", "delta", "low", "high", "improvement", "margin", "lost", "gained", "unpaired",
-            "documents_needed", "needed_for",
+            "documents_needed", "needed_for", "clipped_at",
         )
     },
 }  # fmt: skip

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from leaderboard import metrics
+from leaderboard.compare.clipping import Clipping
 from leaderboard.compare.needs import Needs
 
 DEFAULT_BOUND = 20
@@ -107,9 +108,8 @@ class Effect:
     `unit`: scores lie within [0, 1], so that drops of different tasks may be averaged. `needs`: what the number of
     documents that decide rests on.
 
-    `clipped_at`: one document counts for at most this much in the interval, the p-values and `improvement`, while
-    `delta` is the plain difference; None where no document can lie beyond. `far_lost` and `far_gained` documents do,
-    and `far_lost_limit` is the upper limit of the lost share. `plain_improvement`: with every document counted whole.
+    `clipping`: one document counts for at most its bound in the interval, the p-values and `improvement`, while `delta`
+    is the plain difference; None where no document can lie beyond.
     """
 
     count: int
@@ -130,11 +130,7 @@ class Effect:
     standard_error: float | None = None
     degrees: float | None = None
     unit: bool = False
-    clipped_at: float | None = None
-    far_lost: int | None = None
-    far_gained: int | None = None
-    far_lost_limit: float | None = None
-    plain_improvement: float | None = None
+    clipping: Clipping | None = None
     needs: Needs | None = None
 
     @property

@@ -34,7 +34,7 @@ import numpy as np
 
 from leaderboard import statistics as stats
 from leaderboard.compare import needs
-from leaderboard.compare.collapses import Collapses, collapses, with_collapses
+from leaderboard.compare.clipping import clipping, documents_enough
 from leaderboard.compare.effect import DEFAULT_BOUND, Comparison, Effect, finite_or_none
 from leaderboard.compare.judge_corpus import corpus_effect, likelihood_effect
 from leaderboard.compare.paired_scores import MiddleScores, PairedScores
@@ -75,8 +75,14 @@ def _mean(comparison: Comparison) -> Effect:
         return effect
     before, after = baseline.score, recipe.score
     plain = comparison.sign * comparison.delta if best is None else abs(before - best) - abs(after - best)
-    effect = replace(effect, plain_improvement=plain)
-    return with_collapses(effect, _collapses(pair, best), pair.sign * pair.sample.mean)
+    far, worse = np.abs(pair.differences) > pair.bound, _got_worse(pair, best)
+    found = clipping(far & worse, far & ~worse, pair.bound, plain, pair.clusters)
+    return replace(
+        effect,
+        clipping=found,
+        notes=(found.note(pair.sign * pair.sample.mean, effect.delta), *effect.notes),
+        needs=effect.needs and effect.needs._replace(enough=documents_enough(far & worse, pair.clusters)),
+    )
 
 
 def _effect(comparison: Comparison, pair: PairedScores, margin: float) -> Effect:
@@ -146,11 +152,11 @@ def _sides_bound(comparison: Comparison, unit: bool, best: float) -> float:
     return 2 * _MOST_DISTANCES * _spread(comparison.baseline.values, best) or 1.0
 
 
-def _collapses(pair: PairedScores, best: float | None) -> Collapses:
-    """Where the best value lies in the middle, a document is lost whose own distance to it did not shrink."""
-    far = np.abs(pair.differences) > pair.bound
-    grew = pair.differences < 0 if best is None else np.abs(pair.recipe - best) >= np.abs(pair.baseline - best)
-    return collapses(far & grew, far & ~grew, pair.bound, pair.clusters)
+def _got_worse(pair: PairedScores, best: float | None) -> np.ndarray:
+    """Documents `[n]` that got worse. Where the best value lies in the middle, those whose own distance to it did not
+    shrink.
+    """
+    return pair.differences < 0 if best is None else np.abs(pair.recipe - best) >= np.abs(pair.baseline - best)
 
 
 def _scale(known: Metric) -> float | None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from leaderboard import statistics as stats
 from leaderboard.compare import corpus_metrics, corpus_text_metrics, needs
-from leaderboard.compare.collapses import collapses, with_collapses
+from leaderboard.compare.clipping import clipping, documents_enough
 from leaderboard.compare.corpus_metrics import Contributions, NoTest
 from leaderboard.compare.effect import DEFAULT_BOUND, Comparison, Effect, finite_or_none
 from leaderboard.metrics import Kind
@@ -72,11 +72,15 @@ def _texts_effect(comparison: Comparison, weights: np.ndarray, exponential: bool
             base_score=score if exponential else None, unit=1 / math.log(2)
         ),
     )
-    effect = replace(effect, plain_improvement=-comparison.delta)
-    far = in_logs(bound) * weights
-    found = collapses(changes < -far, changes > far, bound, comparison.groups)
+    far, groups = in_logs(bound) * weights, comparison.groups
+    found = clipping(changes < -far, changes > far, bound, -comparison.delta, groups)
     words = f"{bound / score:+.0%} of the perplexity" if exponential else f"{bound:.3g} bits"
-    return with_collapses(effect, found, in_units(-sample.mean), words)
+    return replace(
+        effect,
+        clipping=found,
+        notes=(found.note(in_units(-sample.mean), effect.delta, words), *effect.notes),
+        needs=effect.needs and effect.needs._replace(enough=documents_enough(changes < -far, groups)),
+    )
 
 
 def _limit(level: float | None, limit: Callable[[float], float]) -> float | None:

@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from leaderboard.compare import needs
+from leaderboard.compare import clipping, needs
 from leaderboard.compare.pairing import Pairing
 from leaderboard.store.database import Store
 
@@ -58,11 +58,7 @@ class Judged(NamedTuple):
     margin: float | None
     obstacles: str
     notes: str
-    clipped_at: float | None = None
-    far_lost: int | None = None
-    far_gained: int | None = None
-    far_lost_limit: float | None = None
-    plain_improvement: float | None = None
+    clipping: str | None = None
     needs: str | None = None
 
 
@@ -127,7 +123,7 @@ def judged(pairing: Pairing) -> Judged:
     if effect is None:
         alone = pairing.unpaired
         span = (None, None, None) if alone is None else (alone.delta, alone.low, alone.high)
-        return Judged._make((pairing.baseline_score, None, *span, *[None] * 7, *texts, *[None] * 6))
+        return Judged._make((pairing.baseline_score, None, *span, *[None] * 7, *texts, None, None))
     return Judged(
         pairing.baseline_score,
         effect.count,
@@ -142,11 +138,7 @@ def judged(pairing: Pairing) -> Judged:
         effect.flip_rate,
         effect.margin,
         *texts,
-        effect.clipped_at,
-        _whole(effect.far_lost),
-        _whole(effect.far_gained),
-        effect.far_lost_limit,
-        effect.plain_improvement,
+        clipping.to_json(effect.clipping),
         needs.to_json(effect.needs),
     )
 

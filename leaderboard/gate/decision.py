@@ -26,7 +26,7 @@ import numpy as np
 from leaderboard import statistics as stats
 from leaderboard.compare import needs
 from leaderboard.compare.choice_shift import Choices
-from leaderboard.compare.collapses import contradicted, withheld
+from leaderboard.compare.clipping import Clipping
 from leaderboard.compare.needs import Needs
 
 Verdict = Literal["PASS", "WARN", "UNDECIDED", "INCOMPARABLE", "FAIL"]
@@ -41,7 +41,7 @@ class GateRow:
     `drop` is how much worse the candidate is, in the metric's own units, `drop_low` and `drop_high` its one-sided
     limits; `p_worse` is before, `p_holm` after correction. `baseline` is the id of the run compared with, since two may
     be in one role. `decided` is set where a word holds without statistics (a floor, something missing, incomparable
-    runs); `identical` where both runs are one. `clipped_at` and the next three are as those of a `Cell`.
+    runs); `identical` where both runs are one. `clipping` is as that of a `Cell`.
     `unpaired`: the drop and its limits are of the two scores by themselves. `documents_needed` is of an undecided row,
     for what its reason says. `decides` is False for a row that the overall mean speaks for: then it counts only where
     it is no mere UNDECIDED. `needs`: what the number of documents was worked out from.
@@ -77,11 +77,7 @@ class GateRow:
     verdict: Verdict = "UNDECIDED"
     reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    clipped_at: float | None = None
-    far_lost: int | None = None
-    far_gained: int | None = None
-    far_lost_limit: float | None = None
-    plain_improvement: float | None = None
+    clipping: Clipping | None = None
     unpaired: bool = False
     decides: bool = True
     needs: Needs | None = None
@@ -123,7 +119,7 @@ def _by_statistics(row: GateRow, alpha: float) -> tuple[Verdict, str | None]:
     if row.drop is None or row.drop_high is None or row.margin is None or row.p_holm is None:
         return "UNDECIDED", None if row.notes or row.reasons else "there is no test for this metric"
     harmful = row.p_holm <= alpha
-    doubt = withheld(row.far_lost, row.far_lost_limit, row.documents) or contradicted(row.plain_improvement, row.margin)
+    doubt = row.clipping.doubt(row.documents, row.margin) if row.clipping else None
     if row.drop_high < row.margin and not doubt:
         return "PASS", "worse, but by less than the margin" if harmful else None
     if harmful and row.drop > row.margin:

@@ -15,6 +15,7 @@ from leaderboard import statistics as stats
 from leaderboard.compare import comparability, needs
 from leaderboard.compare.choice_shift import compare_choices
 from leaderboard.compare.contents import Contents, read_contents
+from leaderboard.compare.effect import Effect
 from leaderboard.compare.pairing import Pairing, Subject, Terms, pair_up
 from leaderboard.errors import LeaderboardError, Unreadable
 from leaderboard.gate.decision import GateRow
@@ -116,17 +117,8 @@ def _task_row(
 ) -> GateRow | None:
     row = GateRow(role=named.role, name=name, baseline=named.run.run_id, critical=entry.critical)
     terms = Terms(policy.default_margin(entry), policy.own_margin(entry, named.margins), policy.alpha)
-    if (
-        entry.metric
-        and any(task.task == name for task in candidate.tasks)
-        and _find_metric(candidate, name, entry.metric) is None
-    ):
-        known = sorted(f"{score.metric},{score.filter}" for score in candidate.scores if score.task == name)
-        return replace(
-            row,
-            decided="INCOMPARABLE",
-            reasons=(f"the candidate has no metric {entry.metric!r} here; it has {', '.join(known)}",),
-        )
+    if lacking := _lacking_metric(candidate, name, entry):
+        return replace(row, decided="INCOMPARABLE", reasons=lacking)
     subject = gate.subject(candidate, name)
     if subject is None:
         return _missing(row, candidate, entry)
@@ -145,14 +137,33 @@ def _task_row(
         baseline_score=pairing.baseline_score,
         identical=candidate.run_id == baseline.run_id,
     )
-    base_score = gate.contents.score(named.run.run_id, name, score.metric, score.filter)
+    base_score = gate.contents.score(baseline.run_id, name, score.metric, score.filter)
     subject = subject._replace(score=comparability.agreed(base_score, score))
     broken = _floor_broken(subject.score, entry)
     if pairing.effect is None:
         return _unpaired_row(row, subject, pairing, policy, broken)
-    effect = pairing.effect
     choices = compare_choices(gate.store, baseline.run_id, candidate.run_id, name, score.filter)
     row = replace(
+        _paired_row(row, pairing.effect),
+        noise_floor=pairing.noise_floor,
+        choices=choices,
+        notes=(*_about(row, named, name), *pairing.notes),
+    )
+    return replace(row, decided="FAIL", reasons=broken) if broken else row
+
+
+def _lacking_metric(candidate: Run, name: str, entry: TaskPolicy) -> tuple[str, ...]:
+    """The sentence about a metric that the policy names and the candidate's task lacks, or nothing."""
+    ran = any(task.task == name for task in candidate.tasks)
+    if not entry.metric or not ran or _find_metric(candidate, name, entry.metric) is not None:
+        return ()
+    known = sorted(f"{score.metric},{score.filter}" for score in candidate.scores if score.task == name)
+    return (f"the candidate has no metric {entry.metric!r} here; it has {', '.join(known)}",)
+
+
+def _paired_row(row: GateRow, effect: Effect) -> GateRow:
+    """The row with what the paired documents show."""
+    return replace(
         row,
         documents=effect.count,
         drop=effect.drop,
@@ -166,17 +177,9 @@ def _task_row(
         lost=effect.lost,
         gained=effect.gained,
         flip_rate=effect.flip_rate,
-        noise_floor=pairing.noise_floor,
-        choices=choices,
-        notes=(*_about(row, named, name), *pairing.notes),
-        clipped_at=effect.clipped_at,
-        far_lost=effect.far_lost,
-        far_gained=effect.far_gained,
-        far_lost_limit=effect.far_lost_limit,
-        plain_improvement=effect.plain_improvement,
+        clipping=effect.clipping,
         needs=effect.needs,
     )
-    return replace(row, decided="FAIL", reasons=broken) if broken else row
 
 
 def _about(row: GateRow, named: Named, name: str) -> tuple[str, ...]:

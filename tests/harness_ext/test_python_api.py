@@ -386,9 +386,9 @@ def test_a_run_is_the_commands(demo_run, tmp_path: Path, monkeypatch: pytest.Mon
     assert list(frame.columns) == [
         *("model", "task", "recipe", "control", "metric", "n", "baseline_score", "score", "delta", "low", "high"),
         *("verdict", "p", "q", "lost", "gained", "run_id", "unpaired", "label", "scored"),
-        *("documents_needed", "needed_for"),
+        *("documents_needed", "needed_for", "clipped_at"),
         *("control_run", "control_delta", "control_low", "control_high", "control_verdict"),
-        *("control_p", "control_q", "control_unpaired"),
+        *("control_p", "control_q", "control_unpaired", "control_clipped_at"),
     ]
     board = leaderboard.board("results").to_frame()
     assert frame.dtypes.equals(board.dtypes) and frame.iloc[:, :17].equals(board.iloc[:, :17])

@@ -22,9 +22,9 @@ from leaderboard.store.database import open_store
 COLUMNS = (
     *("model", "task", "recipe", "control", "metric", "n", "baseline_score", "score", "delta", "low", "high"),
     *("verdict", "p", "q", "lost", "gained", "run_id", "unpaired", "label", "scored"),
-    *("documents_needed", "needed_for"),
+    *("documents_needed", "needed_for", "clipped_at"),
     *("control_run", "control_delta", "control_low", "control_high", "control_verdict"),
-    *("control_p", "control_q", "control_unpaired"),
+    *("control_p", "control_q", "control_unpaired", "control_clipped_at"),
 )
 
 
@@ -73,7 +73,7 @@ def test_the_frame(runs: dict[str, Path], made: Any) -> None:
 
 def test_a_comparison(runs: dict[str, Path]) -> None:
     frame = leaderboard.compare(runs["svd"], str(runs["baseline"])).to_frame()
-    assert tuple(frame.columns) == COLUMNS[:-8]
+    assert tuple(frame.columns) == COLUMNS[:-9]
     assert frame[["recipe", "verdict", "lost"]].values.tolist() == [["baseline", "worse", 60]]
 
 

@@ -36,7 +36,7 @@ def test_the_judge_takes_direction_range_and_margin_of_a_new_metric(monkeypatch:
     known = means()
     assert known.drop == pytest.approx(-unknown.drop) and known.drop > 0
     assert known.margin == pytest.approx(0.2) and not known.unit
-    assert known.clipped_at == pytest.approx(20 * known.margin) and unknown.clipped_at is None
+    assert known.clipping.bound == pytest.approx(20 * known.margin) and unknown.clipping is None
     assert known.p_worse is not None and unknown.p_worse is not None and known.p_worse < 0.05 < unknown.p_worse
 
 

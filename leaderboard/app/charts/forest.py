@@ -53,6 +53,13 @@ def sentence(cells: Sequence[Cell], of: int) -> str:
     return f"{cut}{', '.join(words)}{ends}."
 
 
+def _point(cell: Cell) -> float | None:
+    """What the interval is of: the mean of clipped differences where documents are clipped, else the difference."""
+    if cell.clipping is None or cell.best_value is not None or cell.improvement is None:
+        return cell.delta
+    return cell.improvement if cell.higher_is_better else -cell.improvement
+
+
 def chart(cells: Sequence[Cell]) -> Any:
     """An altair chart of one task's cells (all with intervals)."""
     import altair as alt
@@ -64,7 +71,7 @@ def chart(cells: Sequence[Cell]) -> Any:
             {
                 "label": labels[i],
                 "recipe": plain(cell.name),
-                "delta": cell.delta,
+                "delta": _point(cell),
                 "low": cell.low,
                 "high": cell.high,
                 "verdict": cell.verdict,
@@ -129,7 +136,7 @@ def by_task(cells: Sequence[Cell]) -> Any:
         [
             {
                 "task": plain(cell.task),
-                "delta": cell.delta,
+                "delta": _point(cell),
                 "low": cell.low,
                 "high": cell.high,
                 "verdict": cell.verdict,

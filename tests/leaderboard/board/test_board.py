@@ -371,10 +371,10 @@ def test_clusters_of_known_tasks_and_bounds_of_a_task_reach_the_verdict(made: An
     with open_store(database) as store:
         cells = {cell.task: cell for cell in board(store) if cell.recipe == "laser"}
     assert cells["free"].clipped_at == pytest.approx(0.8 * np.std(before)) and cells["own"].clipped_at == 3.0
-    assert cells["free"].verdict == "same" and (cells["free"].far_lost, cells["free"].far_gained) == (0, 0)
+    assert cells["free"].verdict == "same" and cells["free"].clipping[1:3] == (0, 0)
     # ten passages, and a bound of 75 margins, leave room for what was not seen
     assert cells["boolq"].verdict == cells["own"].verdict == "undecided"
-    assert cells["boolq"].far_lost_limit == pytest.approx(1 - 0.05**0.1)
+    assert cells["boolq"].clipping.limit == pytest.approx(1 - 0.05**0.1)
 
 
 class TestIncomparable:

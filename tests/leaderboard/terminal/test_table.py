@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from leaderboard.board.cell import Cell
+from leaderboard.compare.clipping import Clipping
 from leaderboard.compare.run_diff import Unshared
 from leaderboard.terminal import format
 from leaderboard.terminal.table import render, render_unshared
@@ -122,7 +123,7 @@ def test_numbers(value: float | None, text: str) -> None:
 
 def test_an_interval_that_does_not_hold_the_difference_before_it_is_marked() -> None:
     cell = Cell("m", "svd", "r", "t", "word_perplexity", "none", 23, 44.1, 185.8, "worse", 141.7, 7.8, 21.4, 0.01, 0.02)
-    outside = replace(cell, clipped_at=21.5)
+    outside = replace(cell, clipping=Clipping(21.5, 23, 0, 1.0, -141.7))
     assert format.interval(cell) == "+141.70 [+7.8000, +21.40]"
     assert format.interval(outside) == f"{format.interval(cell)} clipped"
     assert format.interval(outside, short=True) == f"{format.interval(cell)}c"

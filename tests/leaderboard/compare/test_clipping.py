@@ -10,7 +10,7 @@ import pytest
 from leaderboard import statistics as stats
 from leaderboard.board.cell import Cell, with_verdicts
 from leaderboard.compare import needs
-from leaderboard.compare.collapses import withheld
+from leaderboard.compare.clipping import Clipping
 from leaderboard.compare.effect import Comparison, Effect, Scored
 from leaderboard.compare.judge import judge
 from leaderboard.compare.needs import Levels
@@ -30,10 +30,9 @@ def compared(baseline: np.ndarray, recipe: np.ndarray, metric: str = "gold_log_l
 
 def board_word(effect: Effect) -> tuple[str, tuple[str, ...]]:
     """The word of a board of this row alone."""
-    names = ("delta", "low", "high", "p_value", "p_same", "improvement", "margin", "clipped_at", "notes")
-    far = {name: getattr(effect, name) for name in ("far_lost", "far_gained", "far_lost_limit", "plain_improvement")}
+    names = ("delta", "low", "high", "p_value", "p_same", "improvement", "margin", "clipping", "notes")
     row = Cell("m", "r", "1", "t", "ll", "none", effect.count, 0.0, 0.0, "undecided")
-    (cell,) = with_verdicts([_with(row, far | {name: getattr(effect, name) for name in names})])
+    (cell,) = with_verdicts([_with(row, {name: getattr(effect, name) for name in names})])
     return cell.verdict, cell.notes
 
 
@@ -54,7 +53,7 @@ def documents_needed(effect: Effect) -> int:
 def gate_row(effect: Effect) -> GateRow:
     """The row of a gate of this task alone."""
     names = ("drop", "drop_low", "drop_high", "margin", "p_worse", "notes")
-    names += ("far_lost", "far_gained", "far_lost_limit", "plain_improvement")
+    names += ("clipping",)
     row = GateRow("base", "t", documents=effect.count, **{name: getattr(effect, name) for name in names})
     return decide([row], 0.05)[0]
 
@@ -78,7 +77,9 @@ def test_nothing_collapsed_among_enough_documents_is_the_same() -> None:
     baseline = generator.normal(-5, 1, 400)
     for count, word, gate in ((50, "undecided", "UNDECIDED"), (400, "same", "PASS")):
         effect = compared(baseline[:count], baseline[:count] + generator.normal(0, 0.02, count))
-        assert (effect.far_lost, effect.far_gained) == (0, 0) and effect.clipped_at == pytest.approx(20 * effect.margin)
+        assert (effect.clipping.lost, effect.clipping.gained) == (0, 0) and effect.clipping.bound == pytest.approx(
+            20 * effect.margin
+        )
         found, notes = board_word(effect)
         assert (found, gate_row(effect).verdict) == (word, gate)
         assert "no document counted for more than" in " ".join(notes) and "the plain mean change is" in " ".join(notes)
@@ -92,14 +93,14 @@ def test_gains_that_pay_for_collapses_are_not_better() -> None:
     baseline = generator.normal(-5, 1, 240)
     recipe = baseline + np.where(np.arange(240) % 12 == 0, -9.0, 0.3) + generator.normal(0, 0.02, 240)
     effect = compared(baseline, recipe)
-    assert effect.improvement > 0 > effect.delta and effect.p_value < 0.001 and effect.far_lost == 20
-    assert effect.far_lost_limit == pytest.approx(stats.collapse_limit(20, 240))
+    assert effect.improvement > 0 > effect.delta and effect.p_value < 0.001 and effect.clipping.lost == 20
+    assert effect.clipping.limit == pytest.approx(stats.collapse_limit(20, 240))
     word, notes = board_word(effect)
     assert word == "undecided" and notes[0].startswith("20 of 240 documents collapsed, so up to 12% of all may")
     row = gate_row(effect)
     assert row.verdict == "UNDECIDED" and row.reasons[0].startswith("20 of 240 documents collapsed")
-    mirrored = compared(recipe, baseline, bound=effect.clipped_at)  # healed: worse by what the others lose
-    assert mirrored.far_gained == 20 and mirrored.p_worse < 0.001 and mirrored.delta > 0
+    mirrored = compared(recipe, baseline, bound=effect.clipping.bound)  # healed: worse by what the others lose
+    assert mirrored.clipping.gained == 20 and mirrored.p_worse < 0.001 and mirrored.delta > 0
     assert board_word(mirrored)[0] == "worse"
 
 
@@ -107,7 +108,7 @@ def test_worse_is_never_withheld() -> None:
     generator = np.random.default_rng(0)
     baseline = generator.normal(-5, 1, 100)
     effect = compared(baseline, baseline - np.where(np.arange(100) < 40, 5.0, 0.1))
-    assert effect.far_lost_limit > 0.4 and board_word(effect)[0] == "worse" and gate_row(effect).verdict == "FAIL"
+    assert effect.clipping.limit > 0.4 and board_word(effect)[0] == "worse" and gate_row(effect).verdict == "FAIL"
 
 
 def test_scores_within_zero_and_one_are_not_clipped_unless_the_task_says_so() -> None:
@@ -115,19 +116,19 @@ def test_scores_within_zero_and_one_are_not_clipped_unless_the_task_says_so() ->
     baseline = generator.uniform(0.3, 0.7, 300)
     recipe = np.clip(baseline + generator.normal(0, 0.02, 300), 0, 1)
     plain, own = (compared(baseline, recipe, "f1_of_answers", bound=bound) for bound in (None, 0.4))
-    assert plain.clipped_at is None and not any("no document counted" in note for note in plain.notes)
-    assert own.clipped_at == 0.4 and any("no document counted for more than 0.4" in note for note in own.notes)
+    assert plain.clipping is None and not any("no document counted" in note for note in plain.notes)
+    assert own.clipping.bound == 0.4 and any("no document counted for more than 0.4" in note for note in own.notes)
     assert own.p_same < plain.p_same < 0.05
     # a bound that is not above the margin says nothing
-    assert compared(baseline, recipe, "f1_of_answers", bound=0.01).clipped_at is None
+    assert compared(baseline, recipe, "f1_of_answers", bound=0.01).clipping is None
 
 
 def test_a_bound_of_the_task_is_taken_for_scores_without_limits() -> None:
     generator = np.random.default_rng(0)
     baseline = generator.normal(-5, 1, 100)
     recipe = baseline + generator.normal(0, 0.5, 100)
-    assert compared(baseline, recipe, bound=3.0).clipped_at == 3.0
-    assert compared(baseline, recipe).clipped_at == pytest.approx(0.8 * np.std(baseline))
+    assert compared(baseline, recipe, bound=3.0).clipping.bound == 3.0
+    assert compared(baseline, recipe).clipping.bound == pytest.approx(0.8 * np.std(baseline))
 
 
 def test_too_few_documents_are_told_how_many_are_needed() -> None:
@@ -162,7 +163,7 @@ def test_a_bias_that_collapses_is_counted(best: float) -> None:
     baseline = 1 + best + generator.normal(0, 0.3, 60)
     recipe = baseline + np.where(np.arange(60) < 6, 8.0, -0.2)
     effect = compared(baseline, recipe, "odds", best_value=best)
-    assert effect.clipped_at is not None and (effect.far_lost, effect.far_gained) == (6, 0)
+    assert effect.clipping is not None and (effect.clipping.lost, effect.clipping.gained) == (6, 0)
     assert board_word(effect)[0] in ("undecided", "worse") and gate_row(effect).verdict != "PASS"
 
 
@@ -190,14 +191,14 @@ def test_gate_and_board_agree_on_the_margin() -> None:
         baseline = generator.normal(0, 1, 150)
         recipe = baseline + generator.normal(-0.01, generator.uniform(0.05, 0.4), 150)
         effect = compared(baseline, recipe)
-        sample = stats.clipped_sample(recipe - baseline, effect.clipped_at)
+        sample = stats.clipped_sample(recipe - baseline, effect.clipping.bound)
         assert (effect.drop_high < effect.margin) == (stats.clipped_within_p(sample, effect.margin) < 0.05)
         assert (effect.low > 0 or effect.high < 0) == (effect.p_value < 0.05)
 
 
 def test_the_sentence() -> None:
-    assert withheld(None, None, 10) is None and withheld(3, 0.049, 400) is None
-    assert withheld(0, 0.0951, 30) == (
+    assert Clipping(1.0, 3, 0, 0.049, 0.0).doubt(400, 0.02) is None
+    assert Clipping(1.0, 0, 0, 0.0951, 0.0).doubt(30, 0.02) == (
         "none of 30 documents collapsed, but up to 10% of all may (95 % limit): neither same nor better can be said"
         " before that is less than 5%. Without a collapse 59 independent documents are enough"
     )
@@ -249,8 +250,11 @@ def test_a_plain_mean_that_is_worse_is_never_called_the_same_or_better_or_passed
     for lost, rest, word in ((30.0, 0.05, "better"), (8.0, 0.0, "same")):
         changes = np.where(np.arange(300) % 50 == 0, -lost, rest) + generator.normal(0, 0.01, 300)
         effect = compared(baseline, baseline + changes)
-        assert effect.plain_improvement == pytest.approx(changes.mean()) and effect.plain_improvement < -effect.margin
-        assert effect.far_lost_limit < 0.05 and (effect.p_same < 0.05 or effect.improvement > 0), word
+        assert (
+            effect.clipping.plain_improvement == pytest.approx(changes.mean())
+            and effect.clipping.plain_improvement < -effect.margin
+        )
+        assert effect.clipping.limit < 0.05 and (effect.p_same < 0.05 or effect.improvement > 0), word
         found, notes = board_word(effect)
         assert found == ("undecided" if word == "better" else "worse") and notes[0].startswith(
             "the plain mean is worse by 0."

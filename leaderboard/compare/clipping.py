@@ -1,0 +1,105 @@
+"""Documents that moved by more than a comparison counts for, and what may not be said while there may be many of them.
+
+The mean of clipped differences counts a document that collapsed for the bound and no more, and documents that gained
+may pay for it. So the documents beyond the bound are counted, and while their share in all documents may be 5 % or more
+(exact one-sided 95 % limit), no recipe is called the same or better, and none passes a gate. It only takes words away.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from leaderboard import statistics as stats
+
+
+class Clipping(NamedTuple):
+    """bound: by how much a document counts at most, in the metric's units. lost, gained: documents beyond it. limit:
+    of the share of independent documents (or clusters) that are lost. plain_improvement: with every document counted
+    whole, above zero where that is good.
+    """
+
+    bound: float
+    lost: int
+    gained: int
+    limit: float
+    plain_improvement: float
+
+    def note(self, mean: float, delta: float, most: str | None = None) -> str:
+        """What interval and verdict claim. mean: the change with no document counted for more than the bound, delta:
+        the plain one, both recipe minus baseline. most: the bound in words.
+        """
+        said = (
+            f"interval and verdict: mean change {mean:+.3g}, no document counted for more than"
+            f" {most or f'{self.bound:.3g}'}; the plain mean change is {delta:+.3g}; at most {self.limit:.1%} of all"
+            " documents collapse (95 % limit)"
+        )
+        beyond = f"; {self.lost:,} lost more than that and {self.gained:,} gained more"
+        return said + (beyond if self.lost or self.gained else "")
+
+    def doubt(self, count: int | None, margin: float | None) -> str | None:
+        """Why a row of `count` documents may be called neither the same nor better, nor pass; None where nothing stands
+        in the way. margin: how much worse the plain mean may be, 0 for *better*.
+        """
+        return self._may_have_collapsed(count) or self._plainly_worse(margin)
+
+    def _may_have_collapsed(self, count: int | None) -> str | None:
+        if count is None or self.limit < stats.COLLAPSED_SHARE:
+            return None
+        seen, but = ("none", "but") if self.lost == 0 else (f"{self.lost:,}", "so")
+        if self.lost == 0:
+            hint = f". Without a collapse {stats.documents_without_collapse(0)} independent documents are enough"
+        else:
+            hopeless = stats.documents_for_few_collapses(self.lost, count) is None
+            hint = ": while so many collapse, no number of documents shows it" if hopeless else ""
+        return (
+            f"{seen} of {count:,} documents collapsed, {but} up to {self.limit:.0%} of all may (95 % limit): neither"
+            f" same nor better can be said before that is less than {stats.COLLAPSED_SHARE:.0%}{hint}"
+        )
+
+    def _plainly_worse(self, margin: float | None) -> str | None:
+        """A loss that is seen, and that what documents count for at most hides."""
+        worse = -self.plain_improvement
+        if margin is None or worse <= 0 or worse < margin:
+            return None
+        beyond = f", the margin of {margin:.3g} or more" if margin else ""
+        return (
+            f"the plain mean is worse by {worse:.3g}{beyond}: documents that lost more than they count for cause it,"
+            " and neither same nor better can be said"
+        )
+
+
+def clipping(lost: np.ndarray, gained: np.ndarray, bound: float, plain: float, clusters: np.ndarray | None) -> Clipping:
+    """From the documents `[n]` beyond the bound. A cluster is lost that holds a lost document. plain: the plain
+    improvement.
+    """
+    units = _units(lost, clusters)
+    limit = stats.collapse_limit(int(np.sum(units)), len(units))
+    return Clipping(bound, int(np.sum(lost)), int(np.sum(gained)), limit, plain)
+
+
+def documents_enough(lost: np.ndarray, clusters: np.ndarray | None) -> int | None:
+    """Documents that show in four of five cases that few collapse; 0 where these do, None where no number does."""
+    units = _units(lost, clusters)
+    seen, count = int(np.sum(units)), len(units)
+    if stats.collapse_limit(seen, count) < stats.COLLAPSED_SHARE:
+        return 0
+    needed = stats.documents_for_few_collapses(seen, count)
+    return None if needed is None else math.ceil(needed * len(lost) / count)
+
+
+def _units(lost: np.ndarray, clusters: np.ndarray | None) -> np.ndarray:
+    return lost if clusters is None else stats.cluster_sums(lost.astype(float), clusters) > 0
+
+
+def to_json(found: Clipping | None) -> str | None:
+    """For the store."""
+    return None if found is None else json.dumps(found, separators=(",", ":"))
+
+
+def from_json(text: str | None) -> Clipping | None:
+    """From the store."""
+    return Clipping(*json.loads(text)) if text else None
