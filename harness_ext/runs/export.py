@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness_ext.errors import UserError
 from harness_ext.runs.run_config import resolve_demo
-from harness_ext.runs.spec import versions
+from harness_ext.runs.versions import versions
 from harness_ext.search.runner import without_searching
 from harness_ext.storage import rundir
 from leaderboard.readers.receipt import DENSE, FACTORS

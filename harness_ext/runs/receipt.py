@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from harness_ext.errors import UserError, VariantFailed
 from harness_ext.recipe.recipe import Recipe
 from harness_ext.runs.progress import ProgressReport
-from harness_ext.runs.spec import RunSpec, digest, versions
+from harness_ext.runs.spec import RunSpec, digest
+from harness_ext.runs.versions import versions
 from harness_ext.storage import rundir
 from harness_ext.storage.integrity import listed_files
 from harness_ext.storage.rundir import FinishedRun
