@@ -22,7 +22,7 @@ from harness_ext.calibration.documents import (
     fit_tasks,
     shares,
 )
-from harness_ext.calibration.rewording import with_rewordings
+from harness_ext.calibration.rewording import reworded, with_rewordings
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter import task_code, task_identity
 from harness_ext.lm_eval_adapter.task_identity import digest
@@ -32,7 +32,7 @@ from harness_ext.recipe.recipe import Recipe
 from harness_ext.runs.progress import ProgressReport
 from harness_ext.runs.scored_places import Places, check_places, places_by_task, scored_hashes, scored_places
 from harness_ext.runs.versions import package_version, versions
-from harness_ext.storage.rundir import learned_by_export, results_root
+from harness_ext.storage.rundir import learned_by_export, merged_wordings, results_root, wordings_of_export
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group
@@ -112,10 +112,7 @@ class RunSpec:
         nothing would be left to score.
         """
         learned = {hashed for recipe in recipes for hashed in recipe.chosen_on}
-        arguments = self._harness.model_args
-        learned |= learned_by_export(
-            str(Path(str(arguments.get("pretrained", "")), str(arguments.get("subfolder") or "")))
-        )
+        learned |= learned_by_export(self._model_folder)
         for calibration in (step.calibration for recipe in recipes for step in recipe.steps):
             if calibration is not None and calibration.split == "test":
                 learned |= self._to_be_drawn(calibration)
@@ -140,6 +137,18 @@ class RunSpec:
                         f"{name}: {out} of {len(places)} documents are out of every score, since a recipe or the model"
                         " learned from them, or was chosen on them"
                     )
+
+    @property
+    def _model_folder(self) -> str:
+        arguments = self._harness.model_args
+        return str(Path(str(arguments.get("pretrained", "")), str(arguments.get("subfolder") or "")))
+
+    def reworded(self, recipe: Recipe) -> list[str]:
+        """Warnings about scored documents that ask in other words for what the recipe was chosen on, or what an
+        exported model learned from.
+        """
+        wordings = merged_wordings(recipe.wordings, wordings_of_export(self._model_folder))
+        return [warning for task, of in wordings.items() for warning in reworded(task, of, self.scored_contents)]
 
     def _to_be_drawn(self, calibration: Calibration) -> set[str]:
         """Hashes and digests of the scored documents that a step will learn from."""
