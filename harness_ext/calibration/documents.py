@@ -223,29 +223,8 @@ def _draw(
     scored: Collection[str],
     settings: PromptSettings,
 ) -> CalibrationSet:
-    source: Sequence[Any] = {
-        "train": task.training_docs,
-        "validation": task.validation_docs,
-        "test": lambda: task.eval_docs,
-    }[calibration.split]()
     task.set_fewshot_seed(seed=settings.fewshot_seed)
-    order = drawing_order(calibration, name, range(len(source)))
-    chosen: list[LabelledDocument] = []
-    also_scored = 0
-    for place in order:
-        if len(chosen) == share:
-            break
-        asked = asked_document(task, source[place])
-        if asked.is_among(scored):
-            also_scored += 1
-            continue
-        chosen.append(
-            replace(
-                _labelled(task, name, source[place], asked.doc_hash, settings),
-                digests=tuple(sorted(asked.digests)),
-                wording=asked.wording,
-            )
-        )
+    chosen, also_scored = _drawn(task, name, calibration, share, scored, settings)
     if len(chosen) < share:
         left_out = f" ({also_scored} more are also scored, and so left out)" if also_scored else ""
         raise UserError(
@@ -267,6 +246,36 @@ def _draw(
         calibration.shuffled_labels,
         _scored_examples(task, name, scored),
     )
+
+
+def _drawn(
+    task: Task,
+    name: str,
+    calibration: Calibration,
+    share: int,
+    scored: Collection[str],
+    settings: PromptSettings,
+) -> tuple[list[LabelledDocument], int]:
+    """The first documents of the drawing order that are not scored, `share` of them or all that there are, and how many
+    were passed over since they are.
+    """
+    source: Sequence[Any] = {
+        "train": task.training_docs,
+        "validation": task.validation_docs,
+        "test": lambda: task.eval_docs,
+    }[calibration.split]()
+    chosen: list[LabelledDocument] = []
+    also_scored = 0
+    for place in drawing_order(calibration, name, range(len(source))):
+        if len(chosen) == share:
+            break
+        asked = asked_document(task, source[place])
+        if asked.is_among(scored):
+            also_scored += 1
+            continue
+        labelled = _labelled(task, name, source[place], asked.doc_hash, settings)
+        chosen.append(replace(labelled, digests=tuple(sorted(asked.digests)), wording=asked.wording))
+    return chosen, also_scored
 
 
 def _scored_examples(task: Task, name: str, scored: Collection[str]) -> tuple[str, ...]:

@@ -8,9 +8,10 @@ said of them.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from harness_ext.calibration.documents import AskedDocument, CalibrationSet
@@ -39,24 +40,47 @@ _Sign = tuple[str, tuple[str, ...], tuple[str, ...]]
 
 def with_rewordings(drawn: CalibrationSet, scored: Mapping[str, Sequence[AskedDocument]]) -> CalibrationSet:
     """The set with a warning for every task many of whose scored documents it asks for in other words."""
-    learned = [document.wording for document in drawn.documents if document.wording is not None]
+    warnings = reworded(drawn.task, hashed_signs(drawn), scored)
+    return replace(drawn, warnings=(*drawn.warnings, *warnings))
+
+
+def hashed_signs(drawn: CalibrationSet) -> list[str]:
+    """What tells each document of a set from others, however it is worded, sorted: hashes of 16 hexadecimal digits with
+    spaces between them, one text a document, which is empty where nothing tells it.
+    """
+    wordings = [document.wording for document in drawn.documents if document.wording is not None]
+    return sorted(" ".join(map(_hashed, signs)) for signs in _signs(wordings))
+
+
+def reworded(name: str, learned: Sequence[str], scored: Mapping[str, Sequence[AskedDocument]]) -> list[str]:
+    """A warning for every task many of whose scored documents are asked for in other words by documents of the task
+    `name`. learned: of these, as `hashed_signs` gives it.
+    """
+    known = {sign for signs in learned for sign in signs.split()}
     warnings = []
-    for task, documents in scored.items():
+    for task, documents in scored.items() if known else ():
         asked = [document.wording for document in documents if document.wording is not None]
-        places = asked_in_other_words(asked, learned)
+        places = _places(asked, known)
         if len(places) >= max(FEWEST, SHARE * min(len(asked), len(learned))):
             question, answer = asked[places[0]]
             warnings.append(
                 f"{len(places)} of {len(asked)} scored documents of {task} ask for the same as calibration documents of"
-                f" {drawn.task} in other words (such as {_short(question)!r} with the answer {_short(answer)!r})"
+                f" {name} in other words (such as {_short(question)!r} with the answer {_short(answer)!r})"
             )
-    return replace(drawn, warnings=(*drawn.warnings, *warnings))
+    return warnings
 
 
 def asked_in_other_words(scored: Sequence[Wording], learned: Sequence[Wording]) -> list[int]:
     """The places of the scored questions that some question of the others asks in other words."""
-    known = {sign for signs in _signs(learned) for sign in signs}
-    return [place for place, signs in enumerate(_signs(scored)) if not known.isdisjoint(signs)]
+    return _places(scored, {_hashed(sign) for signs in _signs(learned) for sign in signs})
+
+
+def _places(scored: Sequence[Wording], known: Collection[str]) -> list[int]:
+    return [place for place, signs in enumerate(_signs(scored)) if any(_hashed(sign) in known for sign in signs)]
+
+
+def _hashed(sign: _Sign) -> str:
+    return hashlib.sha256(repr(sign).encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def _signs(wordings: Sequence[Wording]) -> Iterator[list[_Sign]]:

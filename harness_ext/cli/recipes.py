@@ -100,7 +100,7 @@ def _recipe_of_run(place: Path) -> Recipe:
     from harness_ext.errors import UserError
     from harness_ext.recipe.recipe import recipe_from
     from harness_ext.search.runner import without_searching
-    from harness_ext.storage.rundir import RECEIPT, searched_on
+    from harness_ext.storage.rundir import RECEIPT, merged_wordings, searched_on, wordings_searched_on
 
     path = place / RECEIPT if place.is_dir() else place
     try:
@@ -109,6 +109,7 @@ def _recipe_of_run(place: Path) -> Recipe:
         data = without_searching(receipt["recipe"]["resolved"], receipt.get("searches", []))
         # No later run may score what this one, or the runs that its recipe comes from, chose on.
         data["chosen_on"] = sorted(searched_on(receipt).union(data.get("chosen_on", ())))
+        data["wordings"] = merged_wordings(wordings_searched_on(receipt), data.get("wordings", {}))
     except OSError as error:
         raise UserError(
             f"{path} cannot be read: {error.strerror or error}; give a run folder, such as results/MODEL/RECIPE-ID"

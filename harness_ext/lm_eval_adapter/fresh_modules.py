@@ -56,12 +56,14 @@ class LoadRecord:
 class _Brought:
     """What tasks brought into this process. names: of modules. files: those that tasks reach, imported so far or not.
     registered: names in lm-eval's registries. paths: what was added to the places where Python looks for modules.
+    bringers: by the file of a module, the outermost file beside a task whose code had it imported.
     """
 
     names: set[str] = field(default_factory=set)
     files: set[Path] = field(default_factory=set)
     registered: set[tuple[int, str]] = field(default_factory=set)
     paths: list[str] = field(default_factory=list)
+    bringers: dict[Path, Path] = field(default_factory=dict)
 
 
 _brought = _Brought()
@@ -84,10 +86,11 @@ def loading() -> Iterator[LoadRecord]:
         if not task_code.is_beside(path):
             return original(self, fullname)
         _brought.names.add(fullname)
+        _brought.bringers[path] = _outermost(sys._getframe(1), record.callers) or path
         return self.source_to_code(self.get_data(str(path)), self.get_filename(fullname))
 
-    loader.get_code = get_code  # type: ignore[method-assign]
     _record = record = LoadRecord()
+    loader.get_code = get_code  # type: ignore[method-assign]
     try:
         yield record
     finally:
@@ -112,6 +115,13 @@ def imported_before(files: Collection[Path]) -> set[str]:
     return names_of(files) - _brought.names
 
 
+def bringer_of(file: Path) -> Path | None:
+    """The task's module that had the module of this file imported, itself where nobody did; None for one that no load
+    of tasks imported.
+    """
+    return _brought.bringers.get(file)
+
+
 def names_of(files: Collection[Path]) -> set[str]:
     """The names under which modules of these files are in the process."""
     found = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
@@ -129,7 +139,7 @@ def forget() -> None:
     for registry in _registries():
         for alias in [alias for alias in registry if (id(registry), alias) in _brought.registered]:
             registry.pop(alias)
-    for kept in (_brought.names, _brought.registered, _brought.paths):
+    for kept in (_brought.names, _brought.registered, _brought.paths, _brought.bringers):
         kept.clear()
 
 
@@ -225,6 +235,18 @@ def _reader(frame: FrameType, callers: Collection[FrameType]) -> tuple[Path, boo
             return None
         by_library = by_library or kind == "library"
     return None
+
+
+def _outermost(frame: FrameType, callers: Collection[FrameType]) -> Path | None:
+    """The outermost file beside a task among those whose code is running, without the callers of the load."""
+    outside = {id(caller) for caller in callers}
+    found = None
+    for caller in _stack(frame):
+        if id(caller) in outside:
+            break
+        kind, path = _kind(caller.f_code.co_filename)
+        found = path if kind == "beside" else found
+    return found
 
 
 @lru_cache(maxsize=65536)

@@ -42,6 +42,7 @@ _UNEDITED = frozenset({BASELINE, "unedited", "plain", "lm_eval", "lm-eval"})
 IDENTITY = "identity"
 SHIPPED = Path(__file__).parent.parent / "recipes"
 Hashes = tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...]
+Wordings = dict[str, tuple[Annotated[str, Field(pattern=r"^([0-9a-f]{16}( [0-9a-f]{16})*)?$")], ...]]
 Group = Literal["", "truncation", "calibrated", "components", "search", "training", "controls", "yardsticks"]
 GROUPS: tuple[str, ...] = get_args(Group)
 """The headings of `lm_eval recipes`, in order; a recipe of a user's own may have none, which is the empty one."""
@@ -59,6 +60,7 @@ class _Header(BaseModel):
     source: str = ""
     steps: list[dict[str, Any]]
     chosen_on: Hashes = ()
+    wordings: Wordings = Field(default_factory=dict)
 
 
 class Recipe(BaseModel):
@@ -66,7 +68,8 @@ class Recipe(BaseModel):
 
     group: the heading under which `lm_eval recipes` lists it. caveats: where it departs from its source, in sentences.
     chosen_on: hashes (lm-eval's, and digests of what is asked) of the documents on which a search chose these steps;
-    where a task would score one of them, it is out of the score of every variant.
+    where a task would score one of them, it is out of the score of every variant. wordings: by task, what tells each of
+    these documents however it is worded, as hashes; a run that scores them in other words says so.
     """
 
     model_config = STRICT
@@ -81,6 +84,7 @@ class Recipe(BaseModel):
     control: str | None = None
     control_of: str | None = None
     chosen_on: Hashes = ()
+    wordings: Wordings = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _is_what_it_is_called(self) -> Self:
@@ -116,6 +120,7 @@ class Recipe(BaseModel):
             | {key: value for key, value in optional.items() if value}
             | {"source": self.source, "steps": steps}
             | ({"chosen_on": list(self.chosen_on)} if self.chosen_on else {})
+            | ({"wordings": {task: list(found) for task, found in self.wordings.items()}} if self.wordings else {})
         )
 
     def for_tasks(self, fit: Callable[[str], Sequence[str]]) -> Recipe:
@@ -200,6 +205,7 @@ def recipe_from(data: Mapping[str, Any], *, origin: str, label: str | None = Non
         source=header.source,
         steps=steps_read,
         chosen_on=header.chosen_on,
+        wordings=header.wordings,
     )
 
 

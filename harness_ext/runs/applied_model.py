@@ -13,7 +13,7 @@ from harness_ext.editing.warnings import receipt_warnings
 from harness_ext.errors import UserError, VariantFailed
 from harness_ext.recipe.schema import EVALUATED
 from harness_ext.runs import receipt as receipts
-from harness_ext.runs.spec import versions
+from harness_ext.runs.versions import versions
 from leaderboard.readers.receipt import FORMAT, Receipt, ReceiptModel, ReceiptRecipe, ReceiptTotals, ReceiptWeights
 
 if TYPE_CHECKING:

@@ -12,9 +12,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness_ext.calibration.rewording import hashed_signs
 from harness_ext.errors import UserError
 from harness_ext.runs.run_config import resolve_demo
-from harness_ext.runs.spec import versions
+from harness_ext.runs.versions import versions
 from harness_ext.search.runner import without_searching
 from harness_ext.storage import rundir
 from leaderboard.readers.receipt import DENSE, FACTORS
@@ -165,6 +166,7 @@ def _receipt(lm: RecipeLM, model_name: str, command: list[str], made_dense: Coll
         "totals": lm.totals(),
         "calibration": calibration,
         "chosen_on": _chosen_on(lm),
+        "wordings": _wordings(lm),
         "versions": versions(),
     }
 
@@ -177,6 +179,7 @@ def _calibration(applied: AppliedRecipe) -> list[dict[str, Any]]:
             "split": drawn.split,
             "documents": [document.doc_hash for document in drawn.documents],
             "contents": sorted({digest for document in drawn.documents for digest in document.digests}),
+            "wordings": hashed_signs(drawn),
         }
         for step, drawn in applied.calibration
     ]
@@ -191,6 +194,13 @@ def _chosen_on(lm: RecipeLM) -> list[str]:
     return sorted(rundir.learned_from(_calibration(lm.applied)).union(lm.recipe.chosen_on, before))
 
 
+def _wordings(lm: RecipeLM) -> dict[str, list[str]]:
+    """By task, the hashed wordings of these documents."""
+    assert lm.recipe is not None and lm.applied is not None
+    learned = rundir.wordings_learned(_calibration(lm.applied))
+    return rundir.merged_wordings(learned, lm.recipe.wordings, rundir.wordings_of_export(lm.loaded_from))
+
+
 def _card(lm: RecipeLM, model_name: str, command: list[str], made_dense: Collection[str]) -> str:
     import yaml
 
@@ -198,7 +208,7 @@ def _card(lm: RecipeLM, model_name: str, command: list[str], made_dense: Collect
     found = without_searching(lm.recipe, lm.applied.searches)
     learned = _chosen_on(lm)
     if lm.applied.searches and learned:
-        found["chosen_on"] = learned
+        found |= {"chosen_on": learned, "wordings": _wordings(lm)}
     recipe = yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
     apart = (
         " The documents that it learned from, or was chosen on, are under `chosen_on` in `receipt.json`: `lm_eval run"

@@ -13,10 +13,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness_ext.calibration.rewording import hashed_signs
 from harness_ext.errors import UserError, VariantFailed
 from harness_ext.recipe.recipe import Recipe
 from harness_ext.runs.progress import ProgressReport
-from harness_ext.runs.spec import RunSpec, digest, versions
+from harness_ext.runs.spec import RunSpec, digest
+from harness_ext.runs.versions import versions
 from harness_ext.storage import rundir
 from harness_ext.storage.integrity import listed_files
 from harness_ext.storage.rundir import FinishedRun
@@ -122,6 +124,7 @@ def _calibration(step: int, drawn: CalibrationSet) -> ReceiptCalibration:
         left_out_because_scored=drawn.also_scored,
         documents=[document.doc_hash for document in drawn.documents],
         contents=sorted({digest for document in drawn.documents for digest in document.digests}),
+        wordings=hashed_signs(drawn),
     )
 
 

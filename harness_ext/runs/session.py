@@ -173,6 +173,8 @@ class Session:
             damage = run.damage
             if damage is None:
                 self.report.line(f"{recipe.label}: kept from {run.path} (same model, tasks and settings)")
+                for warning in self.spec.reworded(recipe):
+                    self.report.line(f"{recipe.label}: {warning}")
                 return VariantOutcome(recipe, run, reused=True)
             damaged[run.path] = damage
         for path, damage in damaged.items():
@@ -188,7 +190,7 @@ class Session:
         with _timed(seconds, "load"):
             lm = self.lm
         receipt = receipts.opened(self.config, self.spec, lm, recipe, started)
-        receipt.warnings = checkpoint_warnings(lm.unexpected_weights)
+        receipt.warnings = [*checkpoint_warnings(lm.unexpected_weights), *self.spec.reworded(recipe)]
         resume = ResumeState(place.parent / f".{place.name}.work")
         applied: AppliedRecipe | None = None
         results: dict[str, Any] | None = None
@@ -198,7 +200,8 @@ class Session:
                 receipt.weights = ReceiptWeights(digest_before=before, digest_after=before)
                 if not recipe.is_baseline:
                     applied = lm.apply(recipe, self.documents, self.report.progress, resume)
-                    receipt.warnings = [*receipt.warnings, *receipt_warnings(recipe, applied)]
+                    # What was chosen on documents and learns from them again is told once.
+                    receipt.warnings = list(dict.fromkeys([*receipt.warnings, *receipt_warnings(recipe, applied)]))
                     self._tell_resumed(recipe, applied)
                     receipt.weights = ReceiptWeights(digest_before=before, digest_after=lm.weights.digest())
                 receipt.totals = ReceiptTotals(**lm.totals())

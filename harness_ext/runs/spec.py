@@ -7,12 +7,8 @@ without torch.
 
 from __future__ import annotations
 
-import platform
-import sys
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from functools import cache, cached_property
-from importlib import metadata
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,21 +17,22 @@ from harness_ext.calibration.documents import (
     AskedDocument,
     PromptSettings,
     asked_document,
-    document_hash,
     draw_documents,
     drawing_order,
     fit_tasks,
     shares,
 )
-from harness_ext.calibration.rewording import with_rewordings
-from harness_ext.errors import UserError, nearest
+from harness_ext.calibration.rewording import reworded, with_rewordings
+from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter import task_code, task_identity
 from harness_ext.lm_eval_adapter.task_identity import digest
 from harness_ext.lm_eval_adapter.task_loading import FreshTasks, load_tasks
 from harness_ext.model.model_identity import ModelReader
 from harness_ext.recipe.recipe import Recipe
 from harness_ext.runs.progress import ProgressReport
-from harness_ext.storage.rundir import learned_by_export, results_root
+from harness_ext.runs.scored_places import Places, check_places, places_by_task, scored_hashes, scored_places
+from harness_ext.runs.versions import package_version, versions
+from harness_ext.storage.rundir import learned_by_export, merged_wordings, results_root, wordings_of_export
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group
@@ -47,7 +44,6 @@ if TYPE_CHECKING:
     from harness_ext.lm_eval_adapter.fresh_modules import LoadRecord
     from harness_ext.recipe.schema import Calibration
 
-_VERSIONS_OF = ("lm_eval", "torch", "transformers", "accelerate", "safetensors", "datasets", "numpy", "peft")
 _SETTINGS = (
     "batch_size",
     "max_batch_size",
@@ -75,23 +71,6 @@ class LoadedTasks(NamedTuple):
     record: LoadRecord
 
 
-class Places(list):
-    """Places of documents, each once and ascending, whatever order they were named in: lm-eval asks of every document
-    whether its place is in the list, which a plain one answers in time quadratic in their number, and then takes the
-    first place for that of the first document.
-    """
-
-    def __init__(self, places: Iterable[int]) -> None:
-        super().__init__(sorted(set(places)))
-
-    @cached_property
-    def _set(self) -> frozenset[int]:
-        return frozenset(self)
-
-    def __contains__(self, place: object) -> bool:
-        return place in self._set
-
-
 class RunSpec:
     """The identity of what was asked. config: the command. report: told while the tasks are built."""
 
@@ -116,7 +95,7 @@ class RunSpec:
         with self._report.stage("building tasks"):
             manager = resolve_tasks(self._harness)
             loaded, record = load_tasks(manager, list(self._harness.tasks))
-        _check_places(self._harness.samples or {}, loaded["tasks"])
+        check_places(self._harness.samples or {}, loaded["tasks"])
         groups = list(loaded.get("groups", {}).values())
         inner = {group.name for outer in groups for group in outer.get_all_groups() if group is not outer}
         grouped = {task.task_name for group in groups for task in group.get_all_tasks()}
@@ -133,10 +112,7 @@ class RunSpec:
         nothing would be left to score.
         """
         learned = {hashed for recipe in recipes for hashed in recipe.chosen_on}
-        arguments = self._harness.model_args
-        learned |= learned_by_export(
-            str(Path(str(arguments.get("pretrained", "")), str(arguments.get("subfolder") or "")))
-        )
+        learned |= learned_by_export(self._model_folder)
         for calibration in (step.calibration for recipe in recipes for step in recipe.steps):
             if calibration is not None and calibration.split == "test":
                 learned |= self._to_be_drawn(calibration)
@@ -161,6 +137,18 @@ class RunSpec:
                         f"{name}: {out} of {len(places)} documents are out of every score, since a recipe or the model"
                         " learned from them, or was chosen on them"
                     )
+
+    @property
+    def _model_folder(self) -> str:
+        arguments = self._harness.model_args
+        return str(Path(str(arguments.get("pretrained", "")), str(arguments.get("subfolder") or "")))
+
+    def reworded(self, recipe: Recipe) -> list[str]:
+        """Warnings about scored documents that ask in other words for what the recipe was chosen on, or what an
+        exported model learned from.
+        """
+        wordings = merged_wordings(recipe.wordings, wordings_of_export(self._model_folder))
+        return [warning for task, of in wordings.items() for warning in reworded(task, of, self.scored_contents)]
 
     def _to_be_drawn(self, calibration: Calibration) -> set[str]:
         """Hashes and digests of the scored documents that a step will learn from."""
@@ -196,26 +184,13 @@ class RunSpec:
 
     def _scored_places(self, name: str) -> list[int]:
         """The places of a task's scored documents in its split, ascending."""
-        from lm_eval.evaluator_utils import get_sample_size
-
-        chosen = (self._harness.samples or {}).get(name)
-        if chosen is not None:
-            return list(chosen)
-        task = self.tasks.by_name[name]
-        limit = get_sample_size(task, self._harness.limit)
-        return list(range(len(task.eval_docs) if limit is None else min(int(limit), len(task.eval_docs))))
+        return scored_places(self.tasks.by_name[name], (self._harness.samples or {}).get(name), self._harness.limit)
 
     @cached_property
     def scored_documents(self) -> dict[str, list[str]]:
         """The hashes of the documents that will be reported, by task, sorted."""
-        from lm_eval.evaluator_utils import get_sample_size
-
-        def hashes(name: str, task: Task) -> list[str]:
-            chosen = (self._harness.samples or {}).get(name)
-            documents = task.doc_iterator(limit=get_sample_size(task, self._harness.limit), samples=chosen)
-            return sorted(document_hash(document) for _, document in documents)
-
-        return {name: hashes(name, task) for name, task in self.tasks.by_name.items()}
+        samples, limit = self._harness.samples or {}, self._harness.limit
+        return {name: scored_hashes(task, samples.get(name), limit) for name, task in self.tasks.by_name.items()}
 
     @cached_property
     def model(self) -> dict[str, str]:
@@ -303,7 +278,7 @@ class RunSpec:
         return {
             "groups": task_identity.plain(groups),
             "code": record.digest(task_identity.files_of(groups)),
-            "packages": {name: found for name in sorted(packages) if (found := _version(name)) is not None},
+            "packages": {name: found for name in sorted(packages) if (found := package_version(name)) is not None},
         }
 
     def calibration_documents(self, calibration: Calibration, chat_template: Any = None) -> list[CalibrationSet]:
@@ -376,66 +351,3 @@ class RunSpec:
     def resolved(self, recipe: Recipe) -> Recipe:
         """The recipe with the evaluated tasks that can give it labelled documents filled in."""
         return recipe.for_tasks(lambda split: fit_tasks(self.tasks.by_name, split))
-
-
-def _version(package: str) -> str | None:
-    """The version of an installed package by the name that it is imported by; None where it has none."""
-    with suppress(metadata.PackageNotFoundError):
-        return metadata.version(package)
-    distributions = _distributions().get(package)
-    return metadata.version(distributions[0]) if distributions else None
-
-
-@cache
-def _distributions() -> Mapping[str, list[str]]:
-    return metadata.packages_distributions()
-
-
-def places_by_task(samples: Any) -> dict[str, Places]:
-    """The places that `--samples` names, in one order whatever order they are written in. Raises UserError for what is
-    no such thing; lm-eval would score other documents, or log them under other places, and say nothing.
-    """
-    form = 'give JSON such as {"int_mult": [0, 3, 5]}, or the path of a file that holds it'
-    if not isinstance(samples, Mapping):
-        raise UserError(f"--samples names places of documents by task, and {samples!r} does not: {form}")
-    for name, places in samples.items():
-        if not isinstance(places, (list, tuple)):
-            raise UserError(f"--samples: the places of {name!r} are no list: {form}")
-        wrong = [place for place in places if isinstance(place, bool) or not isinstance(place, int) or place < 0]
-        if wrong:
-            raise UserError(f"--samples: {wrong[0]!r} is no place of a document of {name!r}: they are counted from 0")
-        if not places:
-            raise UserError(f"--samples names no document of {name!r}: leave the task out of it to score all of them")
-    return {name: Places(places) for name, places in samples.items()}
-
-
-def _check_places(samples: Mapping[str, Sequence[int]], tasks: Mapping[str, Task]) -> None:
-    for name, places in samples.items():
-        if name not in tasks:
-            raise UserError(f"--samples names a task that is not evaluated: {name!r}, {nearest(name, tasks)}")
-        count = len(tasks[name].eval_docs)
-        if places[-1] >= count:
-            raise UserError(
-                f"--samples: {name!r} has no document {places[-1]}: it has {count:,}, counted from 0 to {count - 1:,}"
-            )
-
-
-def versions() -> dict[str, str]:
-    """The versions of everything that can change a score."""
-    found = {
-        "python": platform.python_version(),
-        "lm_eval_recipes": __version__,
-        "platform": f"{platform.system()} {platform.machine()}",
-    }
-    for name in _VERSIONS_OF:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    if "torch" in sys.modules:
-        import torch
-
-        found["torch_threads"] = str(torch.get_num_threads())
-        if torch.cuda.is_available():
-            found["cuda"] = str(torch.version.cuda)
-    return found

@@ -95,18 +95,47 @@ def learned_from(calibration: Iterable[Mapping[str, Any]]) -> set[str]:
     return {hashed for used in calibration for hashed in (*used["documents"], *used.get("contents", ()))}
 
 
+def wordings_searched_on(receipt: Mapping[str, Any]) -> dict[str, list[str]]:
+    """By task, the wordings of the documents that `searched_on` tells of, hashed (`calibration.rewording`)."""
+    return wordings_learned(receipt.get("calibration", [])) if receipt.get("searches") else {}
+
+
+def wordings_learned(calibration: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """By task, the hashed wordings in the calibration entries of a receipt."""
+    return merged_wordings(*({used["task"]: used.get("wordings", ())} for used in calibration))
+
+
+def merged_wordings(*wordings: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
+    """Hashed wordings of several sources, by task, each once and in order; no task without any."""
+    together: dict[str, set[str]] = {}
+    for one in wordings:
+        for task, found in one.items():
+            together.setdefault(task, set()).update(found)
+    return {task: sorted(found) for task, found in sorted(together.items()) if any(found)}
+
+
 def learned_by_export(pretrained: str) -> frozenset[str]:
     """Hashes and digests of the documents that an exported model, in a local folder, learned from or was chosen on;
     none for any other model.
     """
-    if not pretrained:
-        return frozenset()
-    try:
-        receipt = json.loads((Path(pretrained) / RECEIPT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return frozenset()
-    listed = receipt.get("chosen_on") if isinstance(receipt, dict) and receipt.get("format") == EXPORT else None
+    listed = _export_receipt(pretrained).get("chosen_on")
     return frozenset(one for one in listed if isinstance(one, str)) if isinstance(listed, list) else frozenset()
+
+
+def wordings_of_export(pretrained: str) -> dict[str, list[str]]:
+    """By task, the hashed wordings of the documents that `learned_by_export` tells of."""
+    listed = _export_receipt(pretrained).get("wordings")
+    return {
+        task: [one for one in found if isinstance(one, str)]
+        for task, found in (listed.items() if isinstance(listed, dict) else ())
+        if isinstance(found, list)
+    }
+
+
+def _export_receipt(pretrained: str) -> dict[str, Any]:
+    """The receipt of an exported model in a local folder; empty for any other model."""
+    receipt = _receipt_in(Path(pretrained)) if pretrained else None
+    return receipt if receipt is not None and receipt.get("format") == EXPORT else {}
 
 
 def _receipt_in(folder: Path) -> dict[str, Any] | None:

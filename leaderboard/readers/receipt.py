@@ -172,7 +172,7 @@ class MatrixRecord(ReceiptMatrix):
 class ReceiptCalibration(ReceiptPart):
     """One use of calibration documents. documents: lm-eval's doc hashes; left_out_because_scored: how many documents
     of the split were not drawn because a task of the run scores them. contents: digests of what these documents ask, by
-    `same_document`; absent in receipts of before.
+    `same_document`; wordings: what tells each however it is worded, as hashes; both absent in receipts of before.
     """
 
     step: Whole | None = None
@@ -184,6 +184,7 @@ class ReceiptCalibration(ReceiptPart):
     left_out_because_scored: Unread[Whole | None] = None
     documents: list[str] = Field(default_factory=list)
     contents: Unread[list[str]] = Field(default_factory=list)
+    wordings: Unread[list[str]] = Field(default_factory=list)
 
 
 class ReceiptTotals(ReceiptPart):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 from harness_ext.calibration.documents import AskedDocument, CalibrationSet, LabelledDocument
-from harness_ext.calibration.rewording import asked_in_other_words, with_rewordings
+from harness_ext.calibration.rewording import asked_in_other_words, hashed_signs, reworded, with_rewordings
 
 PRODUCTS = [(left, right) for left in range(3, 9) for right in range(3, 9)]
 CAPITALS = [(f"{name}land", f" {name}ville") for name in ("Al", "Bel", "Cor", "Dun", "El", "Far", "Gor", "Hal", "Il")]
@@ -55,6 +57,13 @@ def test_a_large_share_is_told_and_a_few_are_not() -> None:
         "36 of 36 scored documents of scored_task ask for the same as calibration documents of learned in other words"
         " (such as '3*3=' with the answer '9')"
     )
+    # As later commands find it: from hashes alone.
+    kept = hashed_signs(drawn(learned))
+    assert reworded("learned", kept, asked(scored)) == [said] and reworded("learned", [], asked(scored)) == []
+    assert len(kept) == 36 and all(re.fullmatch("[0-9a-f]{16}", one) for signs in kept for one in signs.split())
     unlike = [(f"Who wrote novel {name}?", f" {name}sson") for name in map(str, range(34))]
     assert not with_rewordings(drawn([*learned[:2], *unlike]), asked(scored)).warnings
     assert with_rewordings(drawn([*learned[:5], *unlike]), asked(scored)).warnings
+    for count in (2, 5):
+        some = hashed_signs(drawn([*learned[:count], *unlike]))
+        assert bool(reworded("learned", some, asked(scored))) == (count == 5)

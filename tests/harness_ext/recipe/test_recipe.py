@@ -197,9 +197,11 @@ def test_the_baseline_is_told_by_its_name_and_by_its_steps() -> None:
 
 def test_changes_and_copies_of_a_recipe_keep_what_it_was_chosen_on(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    chosen_on = ["a" * 64, "b" * 64]
-    path.write_text(yaml.safe_dump({**parse_recipe("laser").resolved(), "chosen_on": chosen_on}))
+    chosen_on, wordings = ["a" * 64, "b" * 64], {"t": ["a" * 16, f"{'a' * 16} {'b' * 16}", ""]}
+    path.write_text(yaml.safe_dump({**parse_recipe("laser").resolved(), "chosen_on": chosen_on, "wordings": wordings}))
     changed = parse_recipe(f"{path}:keep.rank=3")
     assert changed.chosen_on == tuple(chosen_on) and changed.recipe_id == parse_recipe("laser:keep.rank=3").recipe_id
     assert recipe_from(changed.resolved(), origin="again").chosen_on == changed.chosen_on
     assert changed.for_tasks(lambda split: ["t"]).chosen_on == changed.chosen_on
+    assert changed.resolved()["wordings"] == recipe_from(changed.resolved(), origin="again").resolved()["wordings"]
+    assert changed.resolved()["wordings"] == wordings

@@ -92,6 +92,7 @@ calibration[].shuffled_labels bool
 calibration[].left_out_because_scored int
 calibration[].documents[] str
 calibration[].contents[] str
+calibration[].wordings[] str
 log list
 searches list
 finished str

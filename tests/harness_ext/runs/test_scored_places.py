@@ -17,8 +17,9 @@ from harness_ext.recipe.recipe import parse_recipe, recipe_from
 from harness_ext.recipe.schema import Calibration
 from harness_ext.runs.progress import ProgressReport
 from harness_ext.runs.run_config import harness_config
+from harness_ext.runs.scored_places import Places
 from harness_ext.runs.session import Session
-from harness_ext.runs.spec import Places, RunSpec
+from harness_ext.runs.spec import RunSpec
 from leaderboard.readers.same_document import text_digests
 
 Row = dict[str, Any]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from lm_eval import simple_evaluate
 
 from harness_ext.editing.controls import NoControl, control_recipe
@@ -335,6 +336,48 @@ def test_what_was_chosen_beyond_a_limit_stays_out_of_the_whole_score(demo_run, l
         "--recipe", "baseline", *here, "--model_args", f"pretrained={tmp_path / 'edited'}", tasks="same", limit=80
     )
     assert "same: 20 of 80 documents are out of every score" in ran.err
+
+
+@pytest.mark.slow
+def test_a_run_that_scores_what_was_chosen_on_in_other_words_says_so(demo_run, lm_eval, tmp_path: Path) -> None:
+    """`int_mult_clean` asks the products of `int_mult` in a sentence."""
+    search = "laser-search:calibration.split=test,calibration.samples=20,calibration.task=int_mult_clean,layers=[1]"
+    search += ",matrices=[down_proj]"
+    together = demo_run("--recipe", search, tasks="int_mult,int_mult_clean", limit=60).err
+    said = "scored documents of int_mult ask for the same as calibration documents of int_mult_clean in other words"
+    (sentence,) = {line.partition(": ")[2] for line in together.splitlines() if said in line}
+
+    ran = demo_run("--recipe", search, "--output_path", "first", tasks="int_mult_clean", limit=60)
+    assert ran.code == 0 and "in other words" not in ran.err
+    (place,) = tmp_path.glob("first/demo/laser-search*")
+    (used,) = json.loads((place / "receipt.json").read_text())["calibration"]
+    shown = lm_eval("recipes", "show", "--from", place).out
+    (tmp_path / "found.yaml").write_text(shown)
+    assert len(used["wordings"]) == 20 and all(signs in shown for signs in used["wordings"])
+    for kept in (False, True):
+        ran = demo_run("--recipe", "found.yaml", "--output_path", "second", limit=60)
+        assert ran.code == 0 and ("laser-search-found: kept from" in ran.err) == kept
+        assert f"laser-search-found: {sentence}" in ran.err and "baseline: 2" not in ran.err
+    (place,) = tmp_path.glob("second/demo/laser-search-found*")
+    receipt = json.loads((place / "receipt.json").read_text())
+    assert sentence in receipt["warnings"]
+    assert lm_eval("recipes", "show", "--from", place).out.count("wordings:") == 1
+
+    # A file from before has no wordings, is the same recipe, and says nothing.
+    data = yaml.safe_load(shown)
+    learned = data.pop("wordings")
+    (tmp_path / "before.yaml").write_text(yaml.safe_dump(data))
+    assert parse_recipe(str(tmp_path / "before.yaml")).recipe_id == parse_recipe(str(tmp_path / "found.yaml")).recipe_id
+    ran = demo_run("--recipe", "before.yaml", "--output_path", "third", limit=60)
+    assert ran.code == 0 and "in other words" not in ran.err
+
+    for recipe, out in (("found.yaml", "edited"), ("before.yaml", "edited before")):
+        assert lm_eval("export", "--model_args", "pretrained=demo", "--recipe", recipe, "--out", out).code == 0
+    assert json.loads((tmp_path / "edited" / "receipt.json").read_text())["wordings"] == learned
+    for out, says in (("edited", True), ("edited before", False)):
+        model = ("--model_args", f"pretrained={tmp_path / out}")
+        ran = demo_run("--recipe", "baseline", *model, "--output_path", "fourth", limit=60)
+        assert ran.code == 0 and (f"baseline: {sentence}" in ran.err) == says
 
 
 def test_the_plan_of_a_search(lm_eval) -> None:
