@@ -130,6 +130,19 @@ class TestBaselines:
         with pytest.raises(LeaderboardError, match="the candidate is the unedited model itself"):
             gated(new, "base")
 
+    def test_the_unedited_run_itself_is_told_that_it_is_one(self, made: Any, kit: Any) -> None:
+        base, laser = two(made, *kit.pair(30, 15))
+        plain = made.plain({"sums": kit.pair(30, 15)[0]}, model="tiny2")
+        for candidate in (base, plain):
+            with pytest.raises(LeaderboardError) as raised:
+                gated(candidate)
+            said = str(raised.value)
+            assert "the candidate is itself the unedited run of the model" in said and "--baseline PATH" in said
+            assert "is known" not in said
+        (base / "receipt.json").unlink()
+        with pytest.raises(LeaderboardError, match="no unedited run of the model is known"):
+            gated(laser)
+
     def test_names_that_mean_no_run(self, made: Any, kit: Any, tmp_path: Path) -> None:
         base, laser = two(made, *kit.pair(30, 15))
         failed = made.failed("nan", {"sums": kit.pair(30, 15)[1]})
