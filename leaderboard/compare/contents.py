@@ -11,7 +11,8 @@ from leaderboard.compare.effect import Effect
 from leaderboard.store import noise_floor, queries
 from leaderboard.store.database import Store
 from leaderboard.store.noise_floor import Floor
-from leaderboard.store.queries import Calibrated, PairedSamples, RunRow, RunTaskRow, SampleCounts, ScoreRow
+from leaderboard.store.paired_samples import PairedSamples, SampleCounts
+from leaderboard.store.queries import Calibrated, RunRow, RunTaskRow, ScoreRow
 
 Effects = dict[Hashable, Effect]  # found before, by `pairing.effect_key`
 

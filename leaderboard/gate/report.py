@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from leaderboard.errors import LeaderboardError
 from leaderboard.gate.changes import RunChange, changes, findings, moved_baseline
 from leaderboard.gate.decision import EXIT_CODES, GateRow, Verdict, decide, overall
-from leaderboard.gate.evaluate import Floors, gate_store, rows_against, with_metrics
+from leaderboard.gate.evaluate import Floors, GateStore, gate_store, rows_against, with_metrics
 from leaderboard.gate.policy import Policy
 from leaderboard.gate.runs import Named, base_of, baselines_of
 from leaderboard.readers.records import BASELINE, Run
@@ -82,18 +82,20 @@ class GateReport:
         return [row for row in self.rows if row.baseline == compared.run_id]
 
 
+class UneditedRuns(NamedTuple):
+    """The unedited run of the candidate, and of each edited run that it is compared with, by that one's id; as far as
+    they are known.
+    """
+
+    of_candidate: Run | None
+    of_baselines: Mapping[str, Run]
+
+
 def judge_candidate(candidate: Run, policy: Policy, asked: Sequence[str], database: Path) -> GateReport:
     """Gate a run. Raises `LeaderboardError` where there is nothing to compare it with, or no task to gate."""
     baselines = baselines_of(candidate, asked, database)
-    base, before = _unedited(candidate, baselines, database)
-    runs = _without_repeats(
-        [
-            *([] if base is None else [base]),
-            *before.values(),
-            *(run for named in baselines for run in (named.run, *named.others.values())),
-            candidate,
-        ]
-    )
+    unedited = _unedited(candidate, baselines, database)
+    runs = _all_runs(candidate, baselines, unedited)
     with gate_store([with_metrics(run, policy) for run in runs], _floors(database)) as gate:
         rows = decide(
             [row for named in baselines for row in rows_against(gate, candidate, named, policy)], policy.alpha
@@ -103,24 +105,8 @@ def judge_candidate(candidate: Run, policy: Policy, asked: Sequence[str], databa
         compared = []
         for named in baselines:
             worse = [row for row in rows if row.baseline == named.run.run_id and row.got_worse]
-            differing = changes(named.run, candidate)
-            said = findings(named.run, candidate, differing) if worse and named.role != "base" else []
-            if base is not None and named.run.run_id in before:
-                said += filter(
-                    None, (moved_baseline(gate, row, before[named.run.run_id], base, policy.alpha) for row in worse)
-                )
-            variant = named.run.variant
-            compared.append(
-                Compared(
-                    named.role,
-                    named.run.run_id,
-                    variant.recipe_label,
-                    str(named.run.path),
-                    named.how,
-                    tuple(differing),
-                    tuple(said),
-                )
-            )
+            moved = _moved_baselines(gate, named, worse, unedited, policy.alpha)
+            compared.append(_compared(named, candidate, bool(worse), moved))
     verdict = overall(rows)
     variant = candidate.variant
     return GateReport(
@@ -134,6 +120,31 @@ def judge_candidate(candidate: Run, policy: Policy, asked: Sequence[str], databa
         tuple(compared),
         tuple(rows),
         "rows" if policy.overall is None else "overall",
+    )
+
+
+def _moved_baselines(
+    gate: GateStore, named: Named, worse: Sequence[GateRow], unedited: UneditedRuns, alpha: float
+) -> list[str]:
+    """For each row that got worse: whether the unedited model moved too since the run that it is compared with."""
+    before = unedited.of_baselines.get(named.run.run_id)
+    if unedited.of_candidate is None or before is None:
+        return []
+    moved = [moved_baseline(gate, row, before, unedited.of_candidate, alpha) for row in worse]
+    return [sentence for sentence in moved if sentence]
+
+
+def _compared(named: Named, candidate: Run, got_worse: bool, moved: Sequence[str]) -> Compared:
+    differing = changes(named.run, candidate)
+    said = findings(named.run, candidate, differing) if got_worse and named.role != "base" else []
+    return Compared(
+        named.role,
+        named.run.run_id,
+        named.run.variant.recipe_label,
+        str(named.run.path),
+        named.how,
+        tuple(differing),
+        (*said, *moved),
     )
 
 
@@ -163,13 +174,10 @@ def record(report: GateReport, policy: Policy, database: Path) -> str | None:
     return None
 
 
-def _unedited(candidate: Run, baselines: Sequence[Named], database: Path) -> tuple[Run | None, dict[str, Run]]:
-    """The unedited run of the candidate, and of each edited run that it is compared with, by that one's id; as far as
-    they are known.
-    """
+def _unedited(candidate: Run, baselines: Sequence[Named], database: Path) -> UneditedRuns:
     now = next((named.run for named in baselines if named.role == "base"), None) or _base(candidate, database)
     found = {named.run.run_id: _base(named.run, database) for named in baselines if now is not None}
-    return now, {run_id: base for run_id, base in found.items() if base is not None}
+    return UneditedRuns(now, {run_id: base for run_id, base in found.items() if base is not None})
 
 
 def _base(run: Run, database: Path) -> Run | None:
@@ -180,8 +188,14 @@ def _base(run: Run, database: Path) -> Run | None:
     return None if found is None else found.run
 
 
-def _without_repeats(runs: Sequence[Run]) -> list[Run]:
+def _all_runs(candidate: Run, baselines: Sequence[Named], unedited: UneditedRuns) -> list[Run]:
     """Each run once, unedited ones first: of two that contradict each other the edited one is to be blamed."""
+    runs = [
+        *filter(None, [unedited.of_candidate]),
+        *unedited.of_baselines.values(),
+        *(run for named in baselines for run in (named.run, *named.others.values())),
+        candidate,
+    ]
     return sorted({run.run_id: run for run in runs}.values(), key=lambda run: run.variant.recipe_name != BASELINE)
 
 

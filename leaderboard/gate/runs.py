@@ -233,8 +233,13 @@ def baselines_of(candidate: Run, asked: Iterable[str], database: Path) -> list[N
         elif named is None and names:
             raise LeaderboardError(f"no baseline {name!r}: {missing}")
     if not found:
+        unedited = (
+            "the candidate is itself the unedited run of the model"
+            if is_unedited(candidate)
+            else "no unedited run of the model is known"
+        )
         raise LeaderboardError(
-            f"nothing to compare {label} on {model} with: no unedited run of the model is known, and no run of the"
-            f" recipe is blessed in {database}; name a run with --baseline PATH"
+            f"nothing to compare {label} on {model} with: {unedited}, and no run of the recipe is blessed in"
+            f" {database}; name a run with --baseline PATH"
         )
     return found

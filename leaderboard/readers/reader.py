@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from leaderboard.errors import Unreadable
 from leaderboard.readers.asked import asked_of
 from leaderboard.readers.discovery import Candidate, date_of
-from leaderboard.readers.edited import PLAIN_RECIPE, Editedness, of_receipt
+from leaderboard.readers.edited import of_receipt
 from leaderboard.readers.orphan_samples import WARNING, read_task
-from leaderboard.readers.receipt import Receipt, ReceiptFile, read_receipt, shown, storable, utc
-from leaderboard.readers.records import NO_FILTER, ReportedScore, Run, RunVariant, TaskRun
+from leaderboard.readers.receipt import Receipt, ReceiptFailure, ReceiptFile, read_receipt, shown, storable, utc
+from leaderboard.readers.records import NO_FILTER, ReportedScore, Run, TaskRun
 from leaderboard.readers.results import Environment, Results, read_results
 from leaderboard.readers.run_id import with_id
-from leaderboard.readers.safe_json import canonical, clean, digest, mapping, optional_text
+from leaderboard.readers.safe_json import canonical, clean, mapping, optional_text
 from leaderboard.readers.samples import Samples, documents_hash, log_likelihoods
 from leaderboard.readers.samples_reader import LOG_LIKELIHOOD_OUTPUTS, SampleForm, SamplesReader
-
-_PLAIN_PATH = re.compile(r"^(?:\./+)+|/+$")
+from leaderboard.readers.variants import (
+    plain_variant,
+    plain_variant_id,
+    receipt_variant,
+    receipt_variant_id,
+    samples_variant,
+)
 
 
 def read_runs(candidate: Candidate, reader: SamplesReader | None = None) -> list[Run]:
@@ -74,14 +78,34 @@ def _samples_of(candidate: Candidate, task: str, tasks: Sequence[str]) -> Path |
 
 def _receipt_run(candidate: Candidate, path: Path, reader: SamplesReader) -> Run:
     receipt, raw = read_receipt(path)
-    calibrations = [storable(used) for used in receipt.calibration]
+    run = _as_receipt_says(candidate, receipt, raw)
+    former = receipt_variant_id(receipt)
+    if receipt.failure is not None and receipt.status == "failed":
+        return with_id(_failed(run, receipt.failure, receipt), None, former)
+    if candidate.results is None:
+        raise Unreadable("the receipt says complete, but there is no results_*.json beside it")
+    _check_as_written(candidate, receipt)
+    results, *others = read_results(candidate.results)
+    if others:
+        raise Unreadable("results_*.json is of before lm-eval 0.4, which no receipt can lie beside")
+    learned = _learned(receipt)
+    tasks = [
+        replace(_with_overlap(task, learned), identity=_identity(receipt, task.task))
+        for task in _task_runs(results, candidate, reader)
+    ]
+    whole = replace(_with_environment(run, results.environment), tasks=tasks, scores=results.scores)
+    return with_id(whole, results.contents, former)
+
+
+def _as_receipt_says(candidate: Candidate, receipt: Receipt, raw: Mapping[str, Any]) -> Run:
+    """The run without its id, tasks and scores. raw: the receipt as written, for what is only shown."""
     known = of_receipt(receipt)
-    run = Run(
+    return Run(
         run_id="",
         path=candidate.path,
         origin="recipe",
         status=receipt.status,
-        variant=_receipt_variant(receipt, known),
+        variant=receipt_variant(receipt, known),
         tasks=[],
         scores=[],
         files=_names(candidate),
@@ -102,32 +126,20 @@ def _receipt_run(candidate: Candidate, path: Path, reader: SamplesReader) -> Run
         parameters_before=receipt.totals.parameters_before if receipt.totals else receipt.model.parameters,
         parameters_after=receipt.totals.parameters_after if receipt.totals else None,
         matrices=[storable(matrix) for matrix in receipt.matrices],
-        calibrations=calibrations,
+        calibrations=[storable(used) for used in receipt.calibration],
         edited=known.edited,
     )
-    former = _receipt_variant_id(receipt)
-    if receipt.failure is not None and receipt.status == "failed":
-        failure = receipt.failure
-        run = replace(
-            run,
-            failure_kind=clean(failure.kind),
-            failure_reason=clean(failure.reason),
-            failure_where=failure.where and clean(failure.where),
-        )
-        return with_id(replace(run, tasks=_asked_tasks(receipt)), None, former)
-    if candidate.results is None:
-        raise Unreadable("the receipt says complete, but there is no results_*.json beside it")
-    _check_as_written(candidate, receipt)
-    results, *others = read_results(candidate.results)
-    if others:
-        raise Unreadable("results_*.json is of before lm-eval 0.4, which no receipt can lie beside")
-    learned = _learned(receipt)
-    tasks = [
-        replace(_with_overlap(task, learned), identity=_identity(receipt, task.task))
-        for task in _task_runs(results, candidate, reader)
-    ]
-    whole = replace(_with_environment(run, results.environment), tasks=tasks, scores=results.scores)
-    return with_id(whole, results.contents, former)
+
+
+def _failed(run: Run, failure: ReceiptFailure, receipt: Receipt) -> Run:
+    """The run with why it failed. It has a row on the board for every task that it was asked for."""
+    return replace(
+        run,
+        failure_kind=clean(failure.kind),
+        failure_reason=clean(failure.reason),
+        failure_where=failure.where and clean(failure.where),
+        tasks=[TaskRun(clean(str(task)), None, None, None, None, None, None, None, None) for task in receipt.tasks],
+    )
 
 
 def _check_as_written(candidate: Candidate, receipt: Receipt) -> None:
@@ -158,7 +170,7 @@ def _plain_run(candidate: Candidate, results: Results, reader: SamplesReader) ->
         path=candidate.path,
         origin="plain",
         status="complete",
-        variant=_plain_variant(environment),
+        variant=plain_variant(environment),
         tasks=_task_runs(results, candidate, reader),
         scores=results.scores,
         files=_names(candidate),
@@ -168,19 +180,17 @@ def _plain_run(candidate: Candidate, results: Results, reader: SamplesReader) ->
         warnings=list(environment.editedness.warnings),
         edited=environment.editedness.edited,
     )
-    return with_id(_with_environment(run, environment), results.contents, _plain_variant_id(environment))
+    return with_id(_with_environment(run, environment), results.contents, plain_variant_id(environment))
 
 
 def _samples_run(candidate: Candidate, reader: SamplesReader) -> Run:
     read = [read_task(file, reader) for file in candidate.samples]
-    name = clean(candidate.path.parent.name or "unnamed model")
-    key = _model_key(name, None, None)
     run = Run(
         run_id="",
         path=candidate.path,
         origin="plain",
         status="complete",
-        variant=RunVariant(digest([key, PLAIN_RECIPE]), key, name, PLAIN_RECIPE, PLAIN_RECIPE),
+        variant=samples_variant(clean(candidate.path.parent.name or "unnamed model")),
         tasks=[task for task, _ in read],
         scores=[score for _, scores in read for score in scores],
         files=_names(candidate),
@@ -201,89 +211,6 @@ def _with_environment(run: Run, environment: Environment) -> Run:
         torch_version=environment.torch_version,
         request_cache=environment.request_cache,
     )
-
-
-def _receipt_variant(receipt: Receipt, known: Editedness) -> RunVariant:
-    model, recipe = receipt.model, receipt.recipe
-    texts = {
-        "model_name": model.name,
-        "recipe_name": known.recipe_name,
-        "recipe_label": known.recipe_label,
-        "pretrained": model.pretrained,
-        "revision": model.revision,
-        "identity": model.identity,
-        "model_type": model.model_type,
-        "dtype": model.dtype,
-        "recipe_id": receipt.recipe_id,
-        "recipe_summary": recipe.summary,
-        "recipe_source": recipe.source,
-        "control": recipe.control,
-        "control_of": recipe.control_of,
-        "digest_before": receipt.weights.digest_before,
-        "digest_after": receipt.weights.digest_after,
-    }
-    variant_id = _receipt_variant_id(receipt)
-    return RunVariant(
-        variant_id=variant_id if known.recipe_label == recipe.label else digest([variant_id, known.recipe_label]),
-        model_key=_receipt_model_key(receipt),
-        parameters=model.parameters,
-        recipe_resolved=shown(recipe.resolved),
-        **{name: value if value is None else clean(value) for name, value in texts.items()},  # type: ignore[arg-type]
-    )
-
-
-def _receipt_variant_id(receipt: Receipt) -> str:
-    model = receipt.model
-    made_up = digest(
-        [
-            _receipt_model_key(receipt),
-            receipt.recipe_id or receipt.recipe.label,
-            model.dtype,
-            receipt.weights.digest_after,
-        ]
-    )
-    return clean(receipt.variant_id or made_up)
-
-
-def _receipt_model_key(receipt: Receipt) -> str:
-    model = receipt.model
-    return _model_key(model.pretrained or model.name, model.revision, model.identity)
-
-
-def _plain_variant(environment: Environment) -> RunVariant:
-    known = environment.editedness
-    variant_id = _plain_variant_id(environment)
-    edit = [known.recipe_label, known.recipe_id, known.digest_after]
-    return RunVariant(
-        variant_id=digest([variant_id, *edit]) if known.edited else variant_id,
-        model_key=_plain_model_key(environment),
-        model_name=environment.model_name,
-        recipe_name=known.recipe_name,
-        recipe_label=known.recipe_label,
-        pretrained=environment.pretrained,
-        revision=environment.revision,
-        identity=environment.model_hash,
-        parameters=environment.parameters,
-        dtype=environment.dtype,
-        recipe_id=known.recipe_id,
-        control=known.control,
-        control_of=known.control_of,
-        digest_after=known.digest_after,
-    )
-
-
-def _plain_variant_id(environment: Environment) -> str:
-    return digest([_plain_model_key(environment), "plain", environment.dtype, environment.model_arguments])
-
-
-def _plain_model_key(environment: Environment) -> str:
-    name, part = environment.pretrained or environment.model_name, environment.subfolder
-    return _model_key(f"{name}/{part}" if part else name, environment.revision, environment.model_hash)
-
-
-def _model_key(name: str, revision: str | None, identity: str | None) -> str:
-    """Of one folder however it is written: `./model/` is `model`."""
-    return digest([_PLAIN_PATH.sub("", name) or name, revision or "main", identity or ""])[:32]
 
 
 def _task_runs(results: Results, candidate: Candidate, reader: SamplesReader) -> list[TaskRun]:
@@ -367,11 +294,6 @@ def _with_overlap(task: TaskRun, learned: _Learned) -> TaskRun:
 
 def _identity(receipt: Receipt, task: str) -> str | None:
     return optional_text(mapping(receipt.tasks.get(task)).get("identity"))
-
-
-def _asked_tasks(receipt: Receipt) -> list[TaskRun]:
-    """A failed run still has a row on the board for every task that it was asked for."""
-    return [TaskRun(clean(str(task)), None, None, None, None, None, None, None, None) for task in receipt.tasks]
 
 
 def _names(candidate: Candidate) -> list[str]:

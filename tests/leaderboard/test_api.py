@@ -170,3 +170,25 @@ def test_the_readme_of_the_package(runs: dict[str, Path], made: Any, repository:
     assert len(names["board"].cells) == 3
     with open_store(made.root / "leaderboard.duckdb") as store:
         assert len(board_cells(store)) == 3
+
+
+def test_the_package_needs_neither_torch_nor_the_harness() -> None:
+    """Statically: no module of the leaderboard imports them."""
+    import ast
+
+    folder = Path(__file__).resolve().parents[2] / "leaderboard"
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+            assert not {name.split(".")[0] for name in names} & {
+                "torch",
+                "transformers",
+                "lm_eval",
+                "harness_ext",
+            }, path

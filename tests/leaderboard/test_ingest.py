@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +27,7 @@ from leaderboard.errors import (
 from leaderboard.ingest import ingest
 from leaderboard.store import migrations, queries
 from leaderboard.store.database import open_store
+from tests.leaderboard.processes import child
 
 TABLES = ("variants", "runs", "run_tasks", "scores", "docs", "samples", "sample_scores", "receipts", "calibrations")
 INGEST = (
@@ -64,18 +62,6 @@ def write_runs(made: Any, kit: Any, count: int, documents: int = 20) -> list[Pat
         )
         for k, task in enumerate(tasks)
     ]
-
-
-def child(program: str, *arguments: object) -> subprocess.Popen[str]:
-    """Another Python process."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
 
 
 def test_twice_is_once(made: Any, kit: Any, database: Path) -> None:

@@ -97,7 +97,7 @@ def test_two_runs_are_corrected_over_their_own_tasks(store: Store) -> None:
 
 def test_what_was_found_before_is_not_read_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     from leaderboard.compare import verdict_cache
-    from leaderboard.store.queries import PairedSamples
+    from leaderboard.store.paired_samples import PairedSamples
 
     # As where the code that judges is newer than what the store holds.
     monkeypatch.setattr(verdict_cache, "code", lambda: "another")
@@ -110,15 +110,15 @@ def test_what_was_found_before_is_not_read_again(store: Store, monkeypatch: pyte
 
 def test_four_counts_say_what_the_documents_say(store: Store) -> None:
     """A pair read as counts and the same pair read document by document give the same cell."""
-    from leaderboard.store import queries
+    from leaderboard.store import paired_samples
 
     def everything_by_document(row: dict[str, Any]) -> Any:
         raise AssertionError("unused")
 
     counted = by_recipe(store)["laser"]
     patch = pytest.MonkeyPatch()
-    patch.setattr(queries, "_PLAIN", "false")
-    patch.setattr(queries, "_from_counts", everything_by_document)
+    patch.setattr(paired_samples, "_PLAIN", "false")
+    patch.setattr(paired_samples, "_from_counts", everything_by_document)
     try:
         assert by_recipe(store)["laser"] == counted
     finally:

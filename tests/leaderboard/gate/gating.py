@@ -29,3 +29,10 @@ def two(made: Any, before: Any, after: Any, **changes: Any) -> tuple[Path, Path]
     """A baseline and an edited run."""
     tasks = [task if isinstance(task, dict) else {"sums": task} for task in (before, after)]
     return made.run("baseline", tasks[0]), made.run("laser", tasks[1], **changes)
+
+
+def without_samples(made: Any, kit: Any, count: int, lost: int, **task: Any) -> tuple[Path, Path]:
+    """An edited run and an unedited one, as results files alone; 90 % right at first."""
+    before, after = kit.pair(count, round(0.9 * count), lost=lost, **task)
+    base = made.plain({"sums": before}, folder="base", samples=False)
+    return made.plain({"sums": after}, folder="edited", samples=False, config={"recipe": "laser"}), base

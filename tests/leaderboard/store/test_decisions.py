@@ -8,8 +8,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -28,6 +26,7 @@ from leaderboard.store import decision_files, decisions, queries
 from leaderboard.store.database import open_store
 from leaderboard.store.deletions import delete, deletions, take_back
 from leaderboard.store.pins import choose, last_blessing, pin, pins
+from tests.leaderboard.processes import child
 from tests.leaderboard.store.old_store import make_old
 
 TABLES = ("baselines", "blessings", "gate_runs", "deletions")
@@ -75,17 +74,6 @@ def as_seen(database: Path) -> tuple[Any, ...]:
 
 def files(database: Path) -> list[Path]:
     return sorted(decision_files.folder_of(database).iterdir())
-
-
-def child(program: str, *arguments: object) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
 
 
 def test_each_decision_is_a_file_in_order(decided: Path) -> None:

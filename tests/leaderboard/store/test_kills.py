@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from leaderboard.board.board import board
 from leaderboard.errors import Busy, LeaderboardError, MissingDatabase
 from leaderboard.ingest import ingest
 from leaderboard.store.database import open_store
+from tests.leaderboard.processes import child
 
 WRITERS, DOCUMENTS, BIG = 8, 40, 2000
 WRITE = (
@@ -32,18 +32,6 @@ LIMITED = (
     " print(len(ingest([Path(sys.argv[3])], Path(sys.argv[1]), rebuild=sys.argv[4] == 'rebuild').added))\nexcept"
     " LeaderboardError as error:\n    print(f'error: {error}')\n    sys.exit(2)"
 )
-
-
-def child(program: str, *arguments: object) -> subprocess.Popen[str]:
-    """Another Python process."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
 
 
 def write_runs(made: Any, kit: Any, count: int) -> list[Path]:
