@@ -69,9 +69,11 @@ class TestClaims:
         assert needs.lacking(found, 10, ALONE) is None and needs.detectable(found, 10, 0.025) is None
         assert needs.to_json(found) is None and needs.from_json(None) is None
 
-
     def test_nothing_is_said_of_one_independent_unit(self) -> None:
-        one = (clipped(np.array([0.3]), 0.05, 1.0), clipped(np.array([0.3, -0.1, 0.0]), 0.05, 1.0, clusters=np.zeros(3)))
+        one = (
+            clipped(np.array([0.3]), 0.05, 1.0),
+            clipped(np.array([0.3, -0.1, 0.0]), 0.05, 1.0, clusters=np.zeros(3)),
+        )
         weighted = clipped(np.array([3.0]), 0.05, 1.0, weights=np.array([50.0]))
         for found in (*one, weighted):
             assert needs.to_json(found) is None
