@@ -54,9 +54,9 @@ class Board:
         the model), lost and gained (documents), run_id, label (the recipe, with what tells the run from others of its
         model), scored (which documents, in words); and control_run, control_delta, control_low, control_high,
         control_verdict, control_p, control_q of the recipe against its control; unpaired and control_unpaired: whether
-        the difference is of two scores by themselves; documents_needed, needed_for (of an undecided row) and clipped_at
-        (where it is given, low and high are of the mean change in which no document counts for more). Missing values
-        are NA.
+        the difference is of two scores by themselves; documents_needed, needed_for (of an undecided row), clipped_at
+        and control_clipped_at (where one is given, low and high are of the mean change in which no document counts for
+        more). Missing values are NA.
         """
         return cells_frame_with_controls(self.cells)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -224,7 +224,17 @@ def _draw(
     settings: PromptSettings,
 ) -> CalibrationSet:
     task.set_fewshot_seed(seed=settings.fewshot_seed)
-    chosen, also_scored = _drawn(task, name, calibration, share, scored, settings)
+    chosen: list[LabelledDocument] = []
+    also_scored = 0
+    for document in _in_drawing_order(task, calibration, name):
+        if len(chosen) == share:
+            break
+        asked = asked_document(task, document)
+        if asked.is_among(scored):
+            also_scored += 1
+            continue
+        labelled = _labelled(task, name, document, asked.doc_hash, settings)
+        chosen.append(replace(labelled, digests=tuple(sorted(asked.digests)), wording=asked.wording))
     if len(chosen) < share:
         left_out = f" ({also_scored} more are also scored, and so left out)" if also_scored else ""
         raise UserError(
@@ -248,34 +258,14 @@ def _draw(
     )
 
 
-def _drawn(
-    task: Task,
-    name: str,
-    calibration: Calibration,
-    share: int,
-    scored: Collection[str],
-    settings: PromptSettings,
-) -> tuple[list[LabelledDocument], int]:
-    """The first documents of the drawing order that are not scored, `share` of them or all that there are, and how many
-    were passed over since they are.
-    """
+def _in_drawing_order(task: Task, calibration: Calibration, name: str) -> Iterator[Any]:
+    """The documents of the split."""
     source: Sequence[Any] = {
         "train": task.training_docs,
         "validation": task.validation_docs,
         "test": lambda: task.eval_docs,
     }[calibration.split]()
-    chosen: list[LabelledDocument] = []
-    also_scored = 0
-    for place in drawing_order(calibration, name, range(len(source))):
-        if len(chosen) == share:
-            break
-        asked = asked_document(task, source[place])
-        if asked.is_among(scored):
-            also_scored += 1
-            continue
-        labelled = _labelled(task, name, source[place], asked.doc_hash, settings)
-        chosen.append(replace(labelled, digests=tuple(sorted(asked.digests)), wording=asked.wording))
-    return chosen, also_scored
+    return (source[place] for place in drawing_order(calibration, name, range(len(source))))
 
 
 def _scored_examples(task: Task, name: str, scored: Collection[str]) -> tuple[str, ...]:
