@@ -14,7 +14,7 @@ from harness_ext.runs.identity_check import Answer, allowed_difference, largest_
 from harness_ext.storage.rundir import FinishedRun
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SHORT = " Paris"
+SHORT = " no"
 
 
 def a_run(folder: Path, answers: Sequence[tuple[str, float]], dtype: str = "bfloat16") -> FinishedRun:
