@@ -36,6 +36,7 @@ from harness_ext.recipe.recipe import Recipe, parse_recipe
 from harness_ext.recipe.schema import EVALUATED, Calibration
 from harness_ext.storage.resume import ResumeState
 from harness_ext.storage.rundir import scratch_folder
+from leaderboard.readers.plain_yaml import shown
 from leaderboard.readers.same_document import DocumentText, content_digests, digests_in_samples, plain_requests
 
 if TYPE_CHECKING:
@@ -264,6 +265,22 @@ class RecipeLM(HFLM):
         """
         if hasattr(self.model, "merge_and_unload"):
             self._model = self.model.merge_and_unload()
+
+
+def load_model(name: str, arguments: Mapping[str, Any], extra: Mapping[str, Any] | None = None) -> RecipeLM:
+    """The model of lm-eval's arguments, unedited. name: as the user gave it, for messages.
+
+    Raises UserError for whatever its files make a loader raise, of which there are dozens of kinds.
+    """
+    try:
+        return RecipeLM.create_from_arg_obj(dict(arguments), dict(extra or {}))
+    except UserError:
+        raise
+    except Exception as error:
+        words = shown(str(error).strip(), 2_000)
+        if not isinstance(error, (OSError, ValueError, ImportError, RuntimeError)):
+            words = ": ".join(filter(None, (type(error).__name__, words)))
+        raise UserError(f"the model {name!r} cannot be loaded: {words or type(error).__name__}") from error
 
 
 def documents_of_named_tasks(calibration: Calibration) -> list[CalibrationSet]:

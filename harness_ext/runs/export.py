@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.calibration.rewording import hashed_signs
-from harness_ext.errors import UserError
+from harness_ext.errors import UserError, VariantFailed
 from harness_ext.runs.run_config import resolve_demo
 from harness_ext.runs.versions import versions
 from harness_ext.search.runner import without_searching
@@ -64,11 +64,14 @@ def export_recipe(
         pickle_allowed=arguments.get("use_safetensors") is False,
     )
     preload_hf()
-    from harness_ext.lm_eval_adapter.backend import RecipeLM
+    from harness_ext.lm_eval_adapter.backend import load_model
 
-    lm = RecipeLM.create_from_arg_obj({**arguments, "recipe": None})
+    lm = load_model(str(model_args["pretrained"]), {**arguments, "recipe": None})
     resolved, documents = source.resolve(recipe, lm, report)
-    lm.apply(resolved, documents, report.progress)
+    try:
+        lm.apply(resolved, documents, report.progress)
+    except VariantFailed as error:
+        raise UserError(f"recipe {recipe.label!r} cannot be applied to this model: {error}") from error
     return export(lm, place, str(model_args["pretrained"]), command)
 
 
