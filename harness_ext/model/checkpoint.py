@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness_ext.errors import UserError
-from harness_ext.model.safetensors_header import StoredTensor, read_header, refuse_whole_numbers
+from harness_ext.model.safetensors_header import StoredTensor, read_header, refuse_impossible
 from leaderboard.errors import Unreadable
 from leaderboard.readers.plain_yaml import shown
 from leaderboard.readers.safe_json import load_json
@@ -46,7 +46,7 @@ def read_checkpoint(pretrained: str, revision: str = "main", subfolder: str = ""
     folder = Path(pretrained, subfolder).expanduser()
     if folder.is_dir():
         config, tensors = _read_json(folder / "config.json"), _local_tensors(folder)
-        refuse_whole_numbers(pretrained, tensors, config)
+        refuse_impossible(pretrained, tensors, config)
         return Checkpoint(pretrained, config, tensors)
     return _hub_checkpoint(pretrained, revision, subfolder)
 
@@ -78,7 +78,7 @@ def check_local(
     if to_be_edited and (folder / _ADAPTER).is_file() and find_spec("peft") is not None:
         raise UserError(adapter_inside(pretrained))
     if any(folder.glob("*.safetensors")) or (folder / _INDEX).is_file():
-        refuse_whole_numbers(pretrained, _local_tensors(folder), config)
+        refuse_impossible(pretrained, _local_tensors(folder), config)
     elif any((folder / name).is_file() for name in _PICKLES):
         if not pickle_allowed:
             raise UserError(

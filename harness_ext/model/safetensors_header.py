@@ -28,6 +28,8 @@ _DTYPE_BITS = {
     **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
     "F4": 4,
 }
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_FEW_LAYERS = 1_000
 _WHOLE_NUMBERS = frozenset(f"{kind}{bits}" for kind in "IU" for bits in (8, 16, 32, 64)) | {"BOOL"}
 
 
@@ -154,18 +156,29 @@ def _check_spans(path: Path, spans: list[_Span], room: int) -> None:
         raise ValueError(f"it has {room - at:,} bytes that no tensor takes")
 
 
-def refuse_whole_numbers(name: str, tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> None:
-    """Raise UserError where a weight is stored as integers or booleans and the config names no quantisation: they would
-    be taken for its values.
+def refuse_impossible(name: str, tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> None:
+    """Raise UserError where the config can't be that of these tensors whatever its architecture: weights are stored as
+    integers or booleans without a quantisation, and would be taken for their values; or there are more layers than
+    tensors, which would take forever to make.
     """
-    if config.get("quantization_config"):
-        return
-    for key in _whole_number_weights(tensors):
-        raise UserError(
-            f"{name}: the weight {key} is stored as {tensors[key].dtype}, whole numbers, and config.json names no"
-            " quantization_config that says what they stand for: use the checkpoint it was made from"
-        )
+    if not config.get("quantization_config"):
+        for key in (key for key, tensor in tensors.items() if key.endswith(".weight") and tensor.is_whole_numbers):
+            raise UserError(
+                f"{name}: the weight {key} is stored as {tensors[key].dtype}, whole numbers, and config.json names no"
+                " quantization_config that says what they stand for: use the checkpoint it was made from"
+            )
+    for key, count in _layer_counts(config):
+        if isinstance(count, (str, bool)) or (isinstance(count, (int, float)) and not 0 <= count <= _most(tensors)):
+            raise UserError(
+                f"{name}: config.json says {key} is {shown(count)}, and its weights are {len(tensors)} tensors: use the"
+                " config.json that belongs to them"
+            )
 
 
-def _whole_number_weights(tensors: Mapping[str, StoredTensor]) -> Iterator[str]:
-    return (key for key, tensor in tensors.items() if key.endswith(".weight") and tensor.is_whole_numbers)
+def _most(tensors: Mapping[str, StoredTensor]) -> int:
+    return max(_FEW_LAYERS, len(tensors))
+
+
+def _layer_counts(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for part in (config, *(value for value in config.values() if isinstance(value, Mapping))):
+        yield from ((key, part[key]) for key in _LAYERS if key in part)

@@ -176,6 +176,16 @@ def test_a_folder_whose_files_lie(tmp_path: Path, files: dict[str, Any], words: 
         assert words in str(caught.value) and str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "config", [{"num_hidden_layers": 10**7}, {"text_config": {"n_layer": "abc"}}, {"n_layers": -1}]
+)
+def test_a_config_of_absurdly_many_layers(tmp_path: Path, config: dict[str, Any]) -> None:
+    path = folder(tmp_path / "model", model={"a": A})
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="config.json says .*, and its weights are 1 tensors"):
+        check_local(str(path))
+
+
 def test_shards_in_a_subfolder_and_behind_links_are_read(tmp_path: Path) -> None:
     path = folder(tmp_path / "model", index={"a": "s/a.safetensors", "b": "b.safetensors"})
     (path / "s").mkdir()
