@@ -8,7 +8,7 @@ import re
 _OF_THE_DISK = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ENXIO, errno.ENODEV, errno.ESTALE}
 )
-_CODE = re.compile(r"\(os error \d+\)")
+_SYSTEMS_WORDS = re.compile(r"(?:.*I/O error: )?(.*?) \(os error \d+\)", re.DOTALL)
 # torch's own writer of files names no reason.
 _TORCH_WRITER = "PytorchStreamWriter failed writing"
 
@@ -21,8 +21,8 @@ def disk_trouble(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         return error.strerror or str(error)
     text = str(error)
-    if _CODE.search(text):
-        return _CODE.sub("", text.rpartition("I/O error: ")[2]).strip(" .")
+    if (said := _SYSTEMS_WORDS.match(text)) is not None:
+        return said[1]
     return "the file cannot be written" if _TORCH_WRITER in text else None
 
 

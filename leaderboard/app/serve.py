@@ -43,19 +43,11 @@ def serve(database: Path, *, host: str = "127.0.0.1", port: int = 8501, open_bro
 
 @contextmanager
 def _nothing_of_the_user() -> Iterator[None]:
-    """Inside the block Streamlit reads no configuration file and no variable of its own, and looks up no address.
-
-    Raises `LeaderboardError` where a file of the user keeps Streamlit from being imported, which reads it once.
-    """
+    """Inside the block Streamlit reads no configuration file and no variable of its own, and looks up no address."""
     for name in [name for name in os.environ if name.startswith("STREAMLIT_")]:
         del os.environ[name]
-    try:
-        from streamlit import config, net_util
-    except (ValueError, OSError) as error:
-        raise LeaderboardError(
-            f"the configuration of Streamlit cannot be read ({error}): mend .streamlit/config.toml, here or in your"
-            " home"
-        ) from error
+    from streamlit import config, net_util
+
     kept = config.get_config_files, net_util.get_internal_ip, net_util.get_external_ip
     config.get_config_files = lambda file_name: []
     net_util.get_internal_ip = net_util.get_external_ip = lambda: None
