@@ -27,8 +27,8 @@ from harness_ext.errors import UserError, nearest
 from harness_ext.linalg.cache import lasting
 from harness_ext.linalg.decompose import Decomposer
 from harness_ext.lm_eval_adapter.throughput import Speed, seconds_since
-from harness_ext.model.checkpoint import adapter_inside
-from harness_ext.model.completeness import WholeModels, refusing_incomplete_adapters
+from harness_ext.model.checkpoint import adapter_inside, read_checkpoint
+from harness_ext.model.completeness import WholeModels, check_headers, refusing_incomplete_adapters
 from harness_ext.model.size import size_of
 from harness_ext.model.weights import Weights
 from harness_ext.progress import Progress
@@ -36,6 +36,7 @@ from harness_ext.recipe.recipe import Recipe, parse_recipe
 from harness_ext.recipe.schema import EVALUATED, Calibration
 from harness_ext.storage.resume import ResumeState
 from harness_ext.storage.rundir import scratch_folder
+from leaderboard.readers.plain_yaml import shown
 from leaderboard.readers.same_document import DocumentText, content_digests, digests_in_samples, plain_requests
 
 if TYPE_CHECKING:
@@ -264,6 +265,33 @@ class RecipeLM(HFLM):
         """
         if hasattr(self.model, "merge_and_unload"):
             self._model = self.model.merge_and_unload()
+
+
+def load_model(name: str, arguments: Mapping[str, Any], extra: Mapping[str, Any] | None = None) -> RecipeLM:
+    """The model of lm-eval's arguments, unedited. name: as the user gave it, for messages.
+
+    Raises UserError for whatever its files make a loader raise, of which there are dozens of kinds.
+    """
+    _check_stored(arguments)
+    try:
+        return RecipeLM.create_from_arg_obj(dict(arguments), dict(extra or {}))
+    except UserError:
+        raise
+    except Exception as error:
+        words = shown(str(error).strip(), 2_000)
+        if not isinstance(error, (OSError, ValueError, ImportError, RuntimeError)):
+            words = ": ".join(filter(None, (type(error).__name__, words)))
+        raise UserError(f"the model {name!r} cannot be loaded: {words or type(error).__name__}") from error
+
+
+def _check_stored(arguments: Mapping[str, Any]) -> None:
+    """Raise UserError where the headers of a local folder do not fit its config, before memory is taken for it."""
+    name, subfolder = str(arguments.get("pretrained")), str(arguments.get("subfolder") or "")
+    if Path(name, subfolder).expanduser().is_dir() and not arguments.get("gguf_file"):
+        checkpoint = read_checkpoint(name, subfolder=subfolder)
+        # Of these lm-eval loads another class than the one that is checked.
+        if not checkpoint.config.get("is_encoder_decoder"):
+            check_headers(checkpoint)
 
 
 def documents_of_named_tasks(calibration: Calibration) -> list[CalibrationSet]:

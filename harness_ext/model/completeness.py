@@ -15,6 +15,7 @@ from typing import Any
 
 from harness_ext.errors import UserError
 from harness_ext.model.checkpoint import Checkpoint, read_checkpoint
+from leaderboard.readers.plain_yaml import shown
 
 # Of older releases: a model computes them from its config, so nothing is lost where a checkpoint lacks them.
 _COMPUTED = re.compile(r"(^|\.)(inv_freq|masked_bias|position_ids)$")
@@ -98,6 +99,26 @@ def check_headers(checkpoint: Checkpoint) -> None:
         info = _loading_info(checkpoint)
     if info is not None:
         refuse_incomplete(checkpoint.name, info)
+    else:
+        _refuse_config(checkpoint)
+
+
+def _refuse_config(checkpoint: Checkpoint) -> None:
+    """Raise UserError where transformers knows the model's type and cannot use its config. Whatever else keeps it from
+    building the model, the loader will say.
+    """
+    from transformers import CONFIG_MAPPING
+
+    kind = checkpoint.config.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        return
+    try:
+        CONFIG_MAPPING[kind].from_dict(dict(checkpoint.config))
+    except Exception as error:
+        words = " ".join(str(error).split())
+        raise UserError(
+            f"{checkpoint.name}: config.json cannot be that of a {kind} model: {shown(words, 300)}"
+        ) from error
 
 
 def _loading_info(checkpoint: Checkpoint) -> Mapping[str, Any] | None:

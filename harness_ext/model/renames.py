@@ -15,7 +15,8 @@ from typing import Any
 
 from harness_ext.errors import UserError
 from harness_ext.model.architectures import Architecture, architecture_of, text_config
-from harness_ext.model.checkpoint import Checkpoint, StoredTensor
+from harness_ext.model.checkpoint import Checkpoint
+from harness_ext.model.safetensors_header import StoredTensor
 
 _EXPERT = re.compile(r"(.+\.)(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(\w+)\.weight")
 _EXPERT_ROLES = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}

@@ -23,6 +23,7 @@ from harness_ext.model.module_replacement import ModuleReplacements
 from harness_ext.model.size import size_of
 from harness_ext.model.slices import put, take
 from harness_ext.model.typed import pretrained
+from harness_ext.storage.disk import disk_trouble
 
 if TYPE_CHECKING:
     import torch
@@ -277,11 +278,12 @@ class Weights:
         path = self._scratch / f"{hashlib.sha256(name.encode()).hexdigest()}.safetensors"
         try:
             save_file({self.digest_of(name): self._parameters[name].detach().cpu().contiguous()}, path)
-        except OSError as error:
+        except Exception as error:
+            if (trouble := disk_trouble(error)) is None:
+                raise
             raise UserError(
-                f"the original of {name} cannot be kept in {self._scratch}: {error.strerror or error}; set TMPDIR to a"
-                " folder with room"
-            ) from None
+                f"the original of {name} cannot be kept in {self._scratch}: {trouble}; set TMPDIR to a folder with room"
+            ) from error
         self._originals[name] = _Original(path, self._parameters[name].dtype)
 
     def _add_bias(self, matrix: Matrix) -> None:

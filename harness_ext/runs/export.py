@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.calibration.rewording import hashed_signs
-from harness_ext.errors import UserError
+from harness_ext.errors import UserError, VariantFailed
 from harness_ext.runs.run_config import resolve_demo
 from harness_ext.runs.versions import versions
 from harness_ext.search.runner import without_searching
 from harness_ext.storage import rundir
+from harness_ext.storage.disk import disk_trouble
 from leaderboard.readers.receipt import DENSE, FACTORS
 
 if TYPE_CHECKING:
@@ -64,11 +65,14 @@ def export_recipe(
         pickle_allowed=arguments.get("use_safetensors") is False,
     )
     preload_hf()
-    from harness_ext.lm_eval_adapter.backend import RecipeLM
+    from harness_ext.lm_eval_adapter.backend import load_model
 
-    lm = RecipeLM.create_from_arg_obj({**arguments, "recipe": None})
+    lm = load_model(str(model_args["pretrained"]), {**arguments, "recipe": None})
     resolved, documents = source.resolve(recipe, lm, report)
-    lm.apply(resolved, documents, report.progress)
+    try:
+        lm.apply(resolved, documents, report.progress)
+    except VariantFailed as error:
+        raise UserError(f"recipe {recipe.label!r} cannot be applied to this model: {error}") from error
     return export(lm, place, str(model_args["pretrained"]), command)
 
 
@@ -85,13 +89,20 @@ def export(lm: RecipeLM, place: Path, model_name: str, command: list[str]) -> in
         raise UserError(f"{place} exists already; name a folder that does not, with --out")
     dense = lm.weights.make_dense()
     config, state = _with_biases(lm.model.config, dict(lm.model.state_dict()), lm.weights.added_biases)
+    rundir.sweep_exports(place)
     try:
         with rundir.writing(place) as folder:
+            (folder / rundir.EXPORTING).touch()
             _save(lm, config, state, folder)
             rundir.write_json(folder / rundir.RECEIPT, _receipt(lm, model_name, command, dense))
             (folder / "README.md").write_text(_card(lm, model_name, command, dense), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{place} cannot be written: {error.strerror or error}") from None
+            (folder / rundir.EXPORTING).unlink()
+    except Exception as error:
+        if (trouble := disk_trouble(error)) is None:
+            raise
+        raise UserError(
+            f"{place} cannot be written: {trouble}; make room, or name another folder with --out"
+        ) from error
     return len(dense)
 
 

@@ -236,23 +236,16 @@ class Session:
         harness = self.harness
         name = self.config.model_name
         preload_hf()
-        from harness_ext.lm_eval_adapter.backend import RecipeLM
+        from harness_ext.lm_eval_adapter.backend import load_model
 
         arguments = {key: value for key, value in harness.model_args.items() if key != "recipe"}
         extra = {"batch_size": harness.batch_size, "max_batch_size": harness.max_batch_size, "device": harness.device}
-        try:
-            with self.report.stage(f"loading {name}"):
-                lm = RecipeLM.create_from_arg_obj(arguments, extra)
-                lm.bars = self.report.bars
-                if arguments.get("peft"):
-                    # Before the baseline: it must have the very weights that the recipes start from.
-                    lm.merge_adapter()
-        except UserError:
-            raise
-        except (OSError, ValueError, KeyError, ImportError, AssertionError, RuntimeError) as error:
-            raise UserError(
-                f"the model {name!r} cannot be loaded: {str(error).strip() or type(error).__name__}"
-            ) from error
+        with self.report.stage(f"loading {name}"):
+            lm = load_model(name, arguments, extra)
+            lm.bars = self.report.bars
+            if arguments.get("peft"):
+                # Before the baseline: it must have the very weights that the recipes start from.
+                lm.merge_adapter()
         self.spec.check_model_unchanged()
         return lm
 

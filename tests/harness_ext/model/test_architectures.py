@@ -20,9 +20,10 @@ from harness_ext.calibration.documents import LabelledDocument
 from harness_ext.editing.plan import plan
 from harness_ext.errors import UserError
 from harness_ext.model.architectures import MLP, ROLES, Ranges
-from harness_ext.model.checkpoint import Checkpoint, StoredTensor, read_checkpoint
+from harness_ext.model.checkpoint import Checkpoint, read_checkpoint
 from harness_ext.model.layout import Layout, Matrix
 from harness_ext.model.renames import as_loaded
+from harness_ext.model.safetensors_header import StoredTensor
 from harness_ext.model.weights import Weights, model_digest
 from harness_ext.recipe.recipe import parse_recipe
 from harness_ext.recipe.schema import Step
