@@ -25,7 +25,8 @@ _HIDDEN_NAMES = (
 )
 _LAYER_NAMES = (
     "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_decoder_layers"
-    " num_encoder_layers num_blocks depth num_layers_per_stack conf_num_hidden_layers num_global_layers max_window_layers"
+    " num_encoder_layers num_blocks depth num_layers_per_stack conf_num_hidden_layers num_global_layers"
+    " max_window_layers"
 )
 _HEAD_NAMES = (
     "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads attention_heads"
@@ -118,11 +119,22 @@ SIZES: Mapping[str, int] = {
 # Kinds of layers, of which a tiny model gets each once.
 _LISTS_OF_LAYERS = ("layer_types", "layers_block_type", "block_types", "attn_layers")
 # What a config makes anew for the layers that it has.
-_MADE_FOR_LAYERS = (
-    "mlp_layer_types attention_layers attention_types indexer_types no_rope_layers layer_rope_theta moe_layers"
-    " full_attn_idxs num_attention_heads_per_layer activation_sparsity_pattern ple_layer_ids"
-    " mtp_layers_block_type per_layer_config hybrid_layer_ids"
-).split()
+_MADE_FOR_LAYERS = [
+    "mlp_layer_types",
+    "attention_layers",
+    "attention_types",
+    "indexer_types",
+    "no_rope_layers",
+    "layer_rope_theta",
+    "moe_layers",
+    "full_attn_idxs",
+    "num_attention_heads_per_layer",
+    "activation_sparsity_pattern",
+    "ple_layer_ids",
+    "mtp_layers_block_type",
+    "per_layer_config",
+    "hybrid_layer_ids",
+]
 _SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "decoder_start_token_id": 1, "sep_token_id": 2}
 
 _HEAD_OF_8 = {"head_dim": 8}
@@ -155,6 +167,7 @@ PARTICULARS: Mapping[str, Mapping[str, Any]] = {
     "qwen4_exp": {"text_config": _SPARSE_INDEX},
     "qwen4_exp_text": _SPARSE_INDEX,
     "reformer": {"is_decoder": True, "axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 8]},
+    "xlm": {"causal": True},
     "xlstm": {"qk_dim_factor": 1.0},
     "xmod": {"default_language": "en_XX"},
     "zamba": {
@@ -193,6 +206,8 @@ def _shrunk(config: Mapping[str, Any]) -> dict[str, Any]:
     if "kv_lora_rank" in config and "num_key_value_heads" in config:
         # Keys and values of latent attention are made for every query head.
         shrunk["num_key_value_heads"] = HEADS
+    if "is_decoder" in shrunk and not config.get("is_encoder_decoder"):
+        shrunk["is_decoder"] = True
     for name, kind in kinds.items():
         shrunk[name] = kind
         for count in _LAYER_NAMES.split():

@@ -160,7 +160,7 @@ def planned_matrices(recipe: Recipe, loaded: Checkpoint) -> tuple[PlannedMatrix,
 
 
 def _layout(loaded: Checkpoint) -> Layout:
-    return Layout(loaded.config, {name: tensor.shape for name, tensor in loaded.tensors.items()})
+    return Layout(loaded.config, {name: tensor.shape for name, tensor in loaded.tensors.items()}, loaded.modules)
 
 
 def _planned_matrices(recipe: Recipe, loaded: Checkpoint, layout: Layout) -> tuple[PlannedMatrix, ...]:

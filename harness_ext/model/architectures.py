@@ -51,6 +51,9 @@ class Architecture:
     layer: the text between the start of a name, or a dot, and the number. base: what comes before the names of all but
     the output head in a loaded model; some checkpoints leave it out. geometry: the keys of the config that `heads`
     reads. tied: whether a config that does not say means that the output head shares the embedding's weight.
+    joined_heads: what ties the heads of an attention to one another, so that none can be edited for itself; None where
+    they are independent. built: whether the parameters of a checkpoint are asked of transformers, which builds the model
+    without contents; otherwise they follow from the headers by `harness_ext.model.renames`.
     """
 
     model_types: tuple[str, ...]
@@ -61,6 +64,8 @@ class Architecture:
     tied: bool = False
     heads: Callable[[Mapping[str, Any]], Heads] = lambda config: _llama_heads(config)  # noqa: PLW0108 - defined below
     geometry: tuple[str, ...] = ("hidden_size", "num_attention_heads", "num_key_value_heads")
+    joined_heads: str | None = None
+    built: bool = False
 
 
 def _llama_heads(config: Mapping[str, Any]) -> Heads:
@@ -82,6 +87,11 @@ def _falcon_heads(config: Mapping[str, Any]) -> Heads:
     grouped = int(config.get("num_kv_heads") or queries)
     key_values = grouped if config["new_decoder_architecture"] else 1 if config["multi_query"] else queries
     return Heads(queries, key_values, int(config["hidden_size"]) // queries)
+
+
+def _bigcode_heads(config: Mapping[str, Any]) -> Heads:
+    queries = int(config["n_head"])
+    return Heads(queries, 1 if config.get("multi_query", True) else queries, int(config["n_embd"]) // queries)
 
 
 def _stacked(role: str) -> Rows:
@@ -107,6 +117,22 @@ def _interleaved(role: str) -> Rows:
     return rows
 
 
+def _bigcode(role: str) -> Rows:
+    """Stacked where all query heads share a key and a value, interleaved where each has its own."""
+    return lambda heads, full: (_stacked if heads.key_values < heads.queries else _interleaved)(role)(heads, full)
+
+
+def _codegen(role: str) -> Rows:
+    """Made for four processors: for each of them a quarter of the queries, of the values and of the keys."""
+    number = ("q_proj", "v_proj", "k_proj").index(role)
+
+    def rows(heads: Heads, full: int) -> Ranges:
+        quarter, size = full // 4, full // 12
+        return tuple((part * quarter + number * size, part * quarter + (number + 1) * size) for part in range(4))
+
+    return rows
+
+
 def _half(number: int) -> Rows:
     """The first (0) or second (1) half of the rows."""
     return lambda heads, full: ((number * full // 2, (number + 1) * full // 2),)
@@ -127,6 +153,9 @@ def _gate_up(name: str) -> tuple[StoredRole, ...]:
 
 _QKVO = _slots("self_attn.", q_proj="q_proj", k_proj="k_proj", v_proj="v_proj", o_proj="o_proj")
 _GATED = {"gate_proj": "gate_proj", "up_proj": "up_proj", "down_proj": "down_proj"}
+_UNGATED = {"up_proj": "up_proj", "down_proj": "down_proj"}
+# A norm over all the queries of a token, and one over its keys, rather than over those of each head.
+_NORMALISED = "queries and keys are normalised across all of them"
 # These have a width of their own for a head when their config names none, rather than a share of the hidden size.
 _OWN_WIDTH = ("num_attention_heads", "num_key_value_heads", "head_dim")
 
@@ -228,6 +257,173 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         tied=True,
         heads=_falcon_heads,
         geometry=("hidden_size", "num_attention_heads", "new_decoder_architecture", "multi_query"),
+    ),
+    # From here on transformers is asked what a checkpoint's tensors become. Llama's names:
+    Architecture(
+        (
+            "cohere",
+            "cohere2",
+            "cohere_compass_text",
+            "cwm",
+            "emu3_text_model",
+            "ernie4_5",
+            "exaone4",
+            "flint",
+            "gemma",
+            "granite",
+            "granite_swa",
+            "helium",
+            "hunyuan_v1_dense",
+            "hyperclovax",
+            "internlm3",
+            "iquestcoder",
+            "ministral",
+            "ministral3",
+            "olmo",
+            "seed_oss",
+            "smollm3",
+            "stablelm",
+            "vaultgemma",
+        ),
+        "layers.",
+        "model.",
+        _QKVO + _slots("mlp.", **_GATED),
+        built=True,
+    ),
+    Architecture(
+        ("olmo2", "olmo3"),
+        "layers.",
+        "model.",
+        _QKVO + _slots("mlp.", **_GATED),
+        joined_heads=_NORMALISED,
+        built=True,
+    ),
+    Architecture(
+        ("diffllama",),
+        "layers.",
+        "model.",
+        _QKVO + _slots("mlp.", **_GATED),
+        joined_heads="the scores of one are subtracted from those of another",
+        built=True,
+    ),
+    Architecture(
+        ("apertus", "arcee", "jais2", "nemotron"),
+        "layers.",
+        "model.",
+        _QKVO + _slots("mlp.", **_UNGATED),
+        built=True,
+    ),
+    Architecture(
+        ("glm", "glm4"),
+        "layers.",
+        "model.",
+        _QKVO + _gate_up("mlp.gate_up_proj") + _slots("mlp.", down_proj="down_proj"),
+        built=True,
+    ),
+    Architecture(
+        ("starcoder2",),
+        "layers.",
+        "model.",
+        _QKVO + _slots("mlp.", up_proj="c_fc", down_proj="c_proj"),
+        built=True,
+    ),
+    Architecture(
+        ("nanochat",), "layers.", "model.", _QKVO + _slots("mlp.", up_proj="fc1", down_proj="fc2"), built=True
+    ),
+    Architecture(
+        ("modernbert-decoder",),
+        "layers.",
+        "model.",
+        _slots("attn.", q_proj="q_proj", k_proj="k_proj", v_proj="v_proj", o_proj="Wo")
+        + _gate_up("mlp.Wi")
+        + _slots("mlp.", down_proj="Wo"),
+        built=True,
+    ),
+    # Not the towers, whose layers are named alike.
+    Architecture(
+        ("phi4_multimodal",),
+        "model.layers.",
+        "",
+        _fused("self_attn.qkv_proj", _stacked)
+        + _slots("self_attn.", o_proj="o_proj")
+        + _gate_up("mlp.gate_up_proj")
+        + _slots("mlp.", down_proj="down_proj"),
+        built=True,
+    ),
+    Architecture(
+        ("persimmon",),
+        "layers.",
+        "model.",
+        _fused("self_attn.query_key_value", _interleaved)
+        + _slots("self_attn.", o_proj="dense")
+        + _slots("mlp.", up_proj="dense_h_to_4h", down_proj="dense_4h_to_h"),
+        heads=_equal_heads("num_attention_heads", "hidden_size"),
+        geometry=("num_attention_heads", "hidden_size"),
+        built=True,
+    ),
+    Architecture(
+        ("gpt_neox_japanese",),
+        "layers.",
+        "gpt_neox_japanese.",
+        _fused("attention.query_key_value", _interleaved)
+        + _slots("attention.", o_proj="dense")
+        + _slots("mlp.", up_proj="dense_h_to_4h", down_proj="dense_4h_to_h"),
+        heads=_equal_heads("num_attention_heads", "hidden_size"),
+        geometry=("num_attention_heads", "hidden_size"),
+        built=True,
+    ),
+    Architecture(
+        ("gpt_neo",),
+        "h.",
+        "transformer.",
+        _slots("attn.attention.", q_proj="q_proj", k_proj="k_proj", v_proj="v_proj", o_proj="out_proj")
+        + _slots("mlp.", up_proj="c_fc", down_proj="c_proj"),
+        heads=_equal_heads("num_heads", "hidden_size"),
+        geometry=("num_heads", "hidden_size"),
+        built=True,
+    ),
+    Architecture(
+        ("openai-gpt",),
+        "h.",
+        "transformer.",
+        _fused("attn.c_attn", _stacked)
+        + _slots("attn.", o_proj="c_proj")
+        + _slots("mlp.", up_proj="c_fc", down_proj="c_proj"),
+        stored_transposed=True,
+        heads=_equal_heads("n_head", "n_embd"),
+        geometry=("n_head", "n_embd"),
+        built=True,
+    ),
+    Architecture(
+        ("gpt_bigcode",),
+        "h.",
+        "transformer.",
+        _fused("attn.c_attn", _bigcode)
+        + _slots("attn.", o_proj="c_proj")
+        + _slots("mlp.", up_proj="c_fc", down_proj="c_proj"),
+        heads=_bigcode_heads,
+        geometry=("n_head", "n_embd", "multi_query"),
+        built=True,
+    ),
+    Architecture(
+        ("codegen",),
+        "h.",
+        "transformer.",
+        _fused("attn.qkv_proj", _codegen)
+        + _slots("attn.", o_proj="out_proj")
+        + _slots("mlp.", up_proj="fc_in", down_proj="fc_out"),
+        heads=_equal_heads("n_head", "n_embd"),
+        geometry=("n_head", "n_embd"),
+        built=True,
+    ),
+    Architecture(
+        ("mpt",),
+        "blocks.",
+        "transformer.",
+        _fused("attn.Wqkv", _stacked) + _slots("attn.", o_proj="out_proj") + _slots("ffn.", **_UNGATED),
+        heads=_equal_heads("n_heads", "d_model"),
+        geometry=("n_heads", "d_model"),
+        built=True,
     ),
 )
 

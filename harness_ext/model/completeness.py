@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from harness_ext.errors import UserError
+from harness_ext.model.built import silent
 from harness_ext.model.checkpoint import Checkpoint, read_checkpoint
 
 # Of older releases: a model computes them from its config, so nothing is lost where a checkpoint lacks them.
@@ -94,7 +95,7 @@ def check_headers(checkpoint: Checkpoint) -> None:
     config = checkpoint.config
     if not checkpoint.tensors or config.get("quantization_config") or config.get("auto_map"):
         return
-    with _silent():
+    with silent():
         info = _loading_info(checkpoint)
     if info is not None:
         refuse_incomplete(checkpoint.name, info)
@@ -159,21 +160,3 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _shape(shape: Iterable[int]) -> str:
     return " x ".join(map(str, shape)) or "one number"
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """transformers draws a bar and prints a table of what is missing, which is told here in a sentence."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

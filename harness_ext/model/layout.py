@@ -1,8 +1,8 @@
 """A model's matrices: which parameter, or which part of one, plays which role in which layer.
 
 Everything here follows from the config and from parameter names and shapes, so that a plan needs no weights. What a
-kind of model calls things is in `harness_ext.model.architectures`; an architecture without an entry there still works
-through globs on parameter names, its roles unknown.
+kind of model calls things is in `harness_ext.model.architectures`. Without an entry there, roles of whole matrices are
+inferred from names (`harness_ext.model.inference`), and what has none still works through globs on parameter names.
 
 Every matrix is spoken of in the orientation `[out, in]` (`y = W x`), however it is stored. A role may be a part of a
 fused parameter: its rows (or columns) are given as ranges of that view, so that interleaved layouts need nothing new.
@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from harness_ext.errors import UserError, nearest
 from harness_ext.model.architectures import ATTENTION, MLP, ROLES, Ranges, architecture_of, text_config
+from harness_ext.model.inference import Inference, infer, is_transposed
 
 GROUPS: Mapping[str, str] = {
     "attn": "the attention matrices",
@@ -107,10 +108,16 @@ class Selection(Protocol):
 class Layout:
     """The matrices of one model, found by name and shape, and chosen by the words of a recipe.
 
-    config: the model's config as plain data. shapes: every parameter's name and stored shape.
+    config: the model's config as plain data. shapes: every parameter's name and stored shape. classes: the class names
+    of modules, by name, which tell more of a model without an entry among the architectures.
     """
 
-    def __init__(self, config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        shapes: Mapping[str, Sequence[int]],
+        classes: Mapping[str, str] | None = None,
+    ) -> None:
         self.model_type = str(config.get("model_type", "unknown"))
         self._shapes = {
             name: tuple(map(int, shape))
@@ -118,6 +125,8 @@ class Layout:
             if len(shape) == 2 or _holds_experts(name, shape)
         }
         self.architecture = architecture_of(config)
+        self._classes = classes or {}
+        self._inference = infer(shapes, self._classes) if self.architecture is None else Inference()
         self.heads = self.architecture.heads(text_config(config)) if self.architecture else None
         # Where the language model is one part among others, a tower for images may name its layers alike.
         inside = "" if text_config(config) is config else r"(?:.*\.)?language_model\."
@@ -131,8 +140,18 @@ class Layout:
         self.experts = max((shape[0] for shape in self._shapes.values() if len(shape) == 3), default=0)
 
     @property
+    def inferred(self) -> bool:
+        """Whether roles were told from names, rather than declared for this kind of model."""
+        return bool(self._inference.roles)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why matrices of a model without an entry have no role."""
+        return self._inference.reasons
+
+    @property
     def roles(self) -> tuple[str, ...]:
-        """The roles this model has; empty for an architecture without an entry."""
+        """The roles this model has; empty where none is declared and none can be inferred."""
         found = {matrix.role for matrix in self.matrices}
         return tuple(role for role in ROLES if role in found)
 
@@ -164,10 +183,28 @@ class Layout:
                 f"matrices {list(step.matrices)} have no match in layers {list(step.layers or ())} of this model"
                 f" ({self.layers} layers)"
             )
+        if step.per_head and any(matrix.role in ATTENTION for matrix in kept):
+            self._check_heads()
         return tuple(part for matrix in kept for part in (self._per_head(matrix) if step.per_head else (matrix,)))
+
+    def _check_heads(self) -> None:
+        """Raise UserError where the heads of this model are not known, or not independent of one another."""
+        if self.architecture is None:
+            raise UserError(
+                f"per_head: the roles of a {self.model_type} are inferred from names, which do not tell its heads; set"
+                " per_head=false to edit whole matrices"
+            )
+        if self.architecture.joined_heads:
+            raise UserError(
+                f"per_head: the heads of a {self.model_type} are not independent, since {self.architecture.joined_heads};"
+                " set per_head=false to edit whole matrices"
+            )
 
     def _by_role(self) -> Iterator[Matrix]:
         if self.architecture is None or self.heads is None or self._layer is None:
+            for inferred in self._inference.roles:
+                for whole in self._wholes(inferred.parameter):
+                    yield replace(whole, role=inferred.role, layer=inferred.layer, rows=inferred.rows)
             return
         owners: dict[tuple[int, str], str] = {}
         for name in self._shapes:
@@ -184,12 +221,10 @@ class Layout:
         if name is None:
             return []
         *experts, rows, columns = self._shapes[name]
-        transposed = (
-            self.architecture is not None
-            and self.architecture.stored_transposed
-            and self._layer is not None
-            and bool(self._layer.search(name))
-        )
+        if self.architecture is None or self._layer is None:
+            transposed = is_transposed(name, self._classes)
+        else:
+            transposed = self.architecture.stored_transposed and bool(self._layer.search(name))
         whole = Matrix(name, (columns, rows) if transposed else (rows, columns), stored_transposed=transposed)
         return [replace(whole, expert=number) for number in range(experts[0])] if experts else [whole]
 

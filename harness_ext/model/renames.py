@@ -3,19 +3,23 @@ will edit.
 
 Loading renames and fuses: experts that are stored one by one become one parameter, names without the base model's
 prefix get it, and what is no parameter of the model (masks and frequencies of older releases, an output head that
-shares the embedding's weight) goes. Only the architectures of `harness_ext.model.architectures` are followed; of any
-other architecture the headers are taken as they are.
+shares the embedding's weight) goes. The first architectures of `harness_ext.model.architectures` are followed by rules;
+of others transformers is asked, by building the model without contents. Where it cannot be built, the headers are taken
+as they are.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from harness_ext.errors import UserError
 from harness_ext.model.architectures import Architecture, architecture_of, text_config
+from harness_ext.model.built import built_without_contents, module_classes
 from harness_ext.model.checkpoint import Checkpoint, StoredTensor
+from harness_ext.model.typed import pretrained
 
 _EXPERT = re.compile(r"(.+\.)(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(\w+)\.weight")
 _EXPERT_ROLES = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
@@ -36,8 +40,10 @@ def as_loaded(checkpoint: Checkpoint) -> Checkpoint:
     Raises UserError where the experts of a layer are not all there, or not all of one shape.
     """
     architecture = architecture_of(checkpoint.config)
-    if architecture is None:
-        return checkpoint
+    if architecture is None or architecture.built:
+        built = _as_built(checkpoint)
+        if built is not None or architecture is None:
+            return built or checkpoint
     config = _complete(checkpoint, architecture)
     tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if not _is_buffer(name, tensor)}
     tensors = _fused_experts(checkpoint.name, tensors)
@@ -45,6 +51,22 @@ def as_loaded(checkpoint: Checkpoint) -> Checkpoint:
     if bool(text_config(config).get("tie_word_embeddings", config.get("tie_word_embeddings", architecture.tied))):
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_HEAD)}
     return Checkpoint(checkpoint.name, config, tensors)
+
+
+def _as_built(checkpoint: Checkpoint) -> Checkpoint | None:
+    """The checkpoint with the parameters of the model that transformers builds from its config, in the dtypes of its
+    headers; None where that cannot be built.
+    """
+    model = built_without_contents(checkpoint.config)
+    if model is None:
+        return None
+    dtypes = Counter(tensor.dtype for tensor in checkpoint.tensors.values()).most_common(1)
+    usual = dtypes[0][0] if dtypes else "F32"
+    tensors = {
+        name: StoredTensor(tuple(value.shape), checkpoint.tensors[name].dtype if name in checkpoint.tensors else usual)
+        for name, value in model.named_parameters()
+    }
+    return Checkpoint(checkpoint.name, pretrained(model).config.to_dict(), tensors, module_classes(model))
 
 
 def _complete(checkpoint: Checkpoint, architecture: Architecture) -> Mapping[str, Any]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness_ext.errors import UserError
+from harness_ext.model.built import module_classes
 from harness_ext.model.digests import combined, model_digest, tensor_digest
 from harness_ext.model.layout import Layout, Matrix
 from harness_ext.model.module_replacement import ModuleReplacements
@@ -59,7 +60,9 @@ class Weights:
         self.size = size_of(model)
         self.added_biases: list[str] = []
         self.layout = Layout(
-            pretrained(model).config.to_dict(), {name: tuple(value.shape) for name, value in self._parameters.items()}
+            pretrained(model).config.to_dict(),
+            {name: tuple(value.shape) for name, value in self._parameters.items()},
+            module_classes(model),
         )
 
     def check_editable(self, matrices: tuple[Matrix, ...]) -> None:
