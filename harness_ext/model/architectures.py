@@ -52,7 +52,7 @@ class Architecture:
     the output head in a loaded model; some checkpoints leave it out. geometry: the keys of the config that `heads`
     reads. tied: whether a config that does not say means that the output head shares the embedding's weight.
     joined_heads: what ties the heads of an attention to one another, so that none can be edited for itself; None where
-    they are independent. built: whether the parameters of a checkpoint are asked of transformers, which builds the model
+    they are independent. built: whether transformers is asked for the parameters of a checkpoint, by building the model
     without contents; otherwise they follow from the headers by `harness_ext.model.renames`.
     """
 

@@ -194,9 +194,9 @@ class Layout:
                 f"per_head: the roles of a {self.model_type} are inferred from names, which do not tell its heads; set"
                 " per_head=false to edit whole matrices"
             )
-        if self.architecture.joined_heads:
+        if why := self.architecture.joined_heads:
             raise UserError(
-                f"per_head: the heads of a {self.model_type} are not independent, since {self.architecture.joined_heads};"
+                f"per_head: the heads of a {self.model_type} are not independent, since {why};"
                 " set per_head=false to edit whole matrices"
             )
 

@@ -1,6 +1,6 @@
-"""Inferred roles of every causal model that transformers knows, on tiny ones. What a role is, the forward pass says, as in
-`test_architectures`: outputs are disturbed, and where the attention or the MLP shows it tells query from key from value
-and gate from up.
+"""Inferred roles of every causal model that transformers knows, on tiny ones. What a role is, the forward pass says, as
+in `test_architectures`: outputs are disturbed, and where the attention or the MLP shows it tells query from key from
+value and gate from up.
 """
 
 from __future__ import annotations
