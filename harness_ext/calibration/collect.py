@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import LabelledDocument
-from harness_ext.calibration.experts import ExpertCall, check_equation, sights
+from harness_ext.calibration.experts import ExpertCall, check_equation, expert_call, sights
 from harness_ext.errors import UserError, VariantFailed
 from harness_ext.methods.statistic_registry import Statistic, registered_statistics, statistics_among
 from harness_ext.model.layout import Matrix
@@ -179,7 +179,7 @@ class _Observed:
                 f"{matrix.parameter} does not multiply an input (an embedding is looked up), so there is nothing to be"
                 " learned about it: leave it out of matrices"
             )
-        waiting = [ExpertCall(*(value.detach() for value in (*args, output))) if experts else args[0].detach()]
+        waiting = [expert_call(args, output, self.name) if experts else args[0].detach()]
         if self.backward:
             output.register_hook(lambda gradient: self._show(module, waiting.pop(), gradient))
         else:
@@ -197,11 +197,14 @@ class _Observed:
             for item in self.items:
                 item.update(inputs, gradient, real)
             return
+        layout = self.items[0].matrix.experts
+        assert layout is not None, "what experts of an unknown layout see is not asked for"
         if not self.checked:
-            check_equation(module, seen, real, self.name)
+            check_equation(module, layout, seen, real, self.name)
             self.checked = True
+        gradient = None if gradient is None else gradient.flatten(0, -2)
         for expert in sorted({item.matrix.expert for item in self.items if item.matrix.expert is not None}):
-            sight = sights(module, seen, gradient, expert, real)
+            sight = sights(module, layout, seen, gradient, expert, real)
             for item in self.items:
                 if item.matrix.expert == expert:
                     item.update(*sight[item.matrix.parameter.rpartition(".")[2]])

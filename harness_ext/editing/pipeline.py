@@ -21,7 +21,7 @@ from harness_ext.editing.edit_matrix import decompose, edit_matrix, require_fini
 from harness_ext.errors import located
 from harness_ext.methods import Svd, registered_methods
 from harness_ext.methods.search_registry import check_searchable
-from harness_ext.model.layout import ATTENTION, Matrix
+from harness_ext.model.layout import Matrix
 from harness_ext.model.seeding import generator_for
 from harness_ext.model.weights import Weights
 from harness_ext.progress import Progress
@@ -42,7 +42,17 @@ DrawDocuments = Callable[[Calibration], list[CalibrationSet]]
 
 # Even, so that no pair is torn apart.
 _CONTRAST_BATCH = 16
-_OUTPUTS = ("o_proj", "down_proj")
+# What comes before what within a layer.
+_ORDER = (
+    ("q_a_proj", "kv_a_proj"),
+    ("q_proj", "k_proj", "v_proj", "q_b_proj", "kv_b_proj"),
+    ("o_proj",),
+    ("in_proj",),
+    ("out_proj",),
+    ("gate_proj", "up_proj"),
+    ("down_proj",),
+)
+_PLACES = {role: place for place, roles in enumerate(_ORDER) for role in roles}
 
 
 @dataclass
@@ -137,8 +147,8 @@ def _apply_step(context: StepContext, recipe: Recipe, documents: DrawDocuments, 
 
 
 def stages(matrices: Sequence[Matrix]) -> list[list[Matrix]]:
-    """The matrices in runs, none of which feeds another of its run: query, key and value; attention output; MLP inputs;
-    MLP output; layer by layer.
+    """The matrices in runs, none of which feeds another of its run: those down to latents; query, key and value;
+    attention output; mixer input; mixer output; MLP inputs; MLP output; layer by layer.
 
     A matrix of unknown role is a stage of its own, with other parts of its module. Matrices are taken in the order
     given, that of the model.
@@ -147,7 +157,7 @@ def stages(matrices: Sequence[Matrix]) -> list[list[Matrix]]:
     def place(matrix: Matrix) -> tuple[int | None, object]:
         if matrix.role is None:
             return matrix.layer, matrix.module
-        return matrix.layer, (matrix.role in ATTENTION, matrix.role in _OUTPUTS)
+        return matrix.layer, _PLACES[matrix.role]
 
     return [list(run) for _, run in itertools.groupby(matrices, key=place)]
 

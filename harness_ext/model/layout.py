@@ -6,7 +6,7 @@ through globs on parameter names, its roles unknown.
 
 Every matrix is spoken of in the orientation `[out, in]` (`y = W x`), however it is stored. A role may be a part of a
 fused parameter: its rows (or columns) are given as ranges of that view, so that interleaved layouts need nothing new.
-Of the experts in a parameter `[experts, out, in]`, each is a matrix of its own.
+Of the experts in a parameter `[experts, out, in]`, or `[experts, in, out]`, each is a matrix of its own.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from harness_ext.errors import UserError, nearest
-from harness_ext.model.architectures import ATTENTION, MLP, ROLES, Ranges, architecture_of, text_config
+from harness_ext.model.architectures import ATTENTION, LATENT, MIXER, MLP, ROLES, Ranges, architecture_of, text_config
+from harness_ext.model.expert_layouts import ExpertLayout, expert_modules
 
 GROUPS: Mapping[str, str] = {
     "attn": "the attention matrices",
     "mlp": "the MLP matrices",
+    "mixer": "the matrices in and out of layers that mix tokens without attention, such as state spaces",
     "experts": "the MLP matrices of a mixture's experts",
-    "all": "attn and mlp",
+    "all": "attn, mlp and mixer",
 }
+_MEMBERS = {"attn": ATTENTION + LATENT, "mlp": MLP, "mixer": MIXER, "all": ROLES}
 _OF_ONE_EXPERT = re.compile(r"(.+) expert (\d+)")
 
 
@@ -37,6 +40,7 @@ class Matrix:
     parameter: the full name of its weight. full_shape: of the whole weight, or of one expert's part of it.
     stored_transposed: kept as `[in, out]`. rows, columns: the part that is meant, as ranges of
     the `[out, in]` view; None for all. expert: its place along the first axis of a weight that holds many experts.
+    experts: how the module keeps them, where that is known.
     """
 
     parameter: str
@@ -48,6 +52,7 @@ class Matrix:
     columns: Ranges | None = None
     head: int | None = None
     expert: int | None = None
+    experts: ExpertLayout | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -62,8 +67,8 @@ class Matrix:
 
     @property
     def bias(self) -> str:
-        """The name that the bias of this matrix has, or would have."""
-        return f"{self.module}.bias"
+        """The name that the bias of this matrix has, or would have; of an expert, that of all experts' biases."""
+        return f"{self.module}.bias" if self.expert is None else f"{self.parameter}_bias"
 
     @property
     def key(self) -> str:
@@ -112,27 +117,35 @@ class Layout:
 
     def __init__(self, config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> None:
         self.model_type = str(config.get("model_type", "unknown"))
-        self._shapes = {
-            name: tuple(map(int, shape))
-            for name, shape in shapes.items()
-            if len(shape) == 2 or _holds_experts(name, shape)
-        }
+        self._shapes = {name: tuple(map(int, shape)) for name, shape in shapes.items() if _is_matrix(name, shape)}
         self.architecture = architecture_of(config)
-        self.heads = self.architecture.heads(text_config(config)) if self.architecture else None
         # Where the language model is one part among others, a tower for images may name its layers alike.
-        inside = "" if text_config(config) is config else r"(?:.*\.)?language_model\."
+        text = text_config(config)
+        wrapped = text is not config and any("language_model." in name for name in shapes)
+        inside = r"(?:.*\.)?language_model\." if wrapped else ""
         self._layer = (
             re.compile(rf"^{inside}(?:.*\.)?{re.escape(self.architecture.layer)}(\d+)\.(.+?)(?:\.weight)?$")
             if self.architecture
             else None
         )
-        self.matrices: tuple[Matrix, ...] = tuple(self._by_role())
+        self.heads = self.architecture.heads(text) if self.architecture else None
+        self._expert_modules = [
+            module
+            for module in expert_modules(str(text.get("model_type")), shapes)
+            if not wrapped or "language_model." in module.name
+        ]
+        self._expert_layouts = {
+            name: module.layout for module in self._expert_modules for name in module.weights.values()
+        }
+        self.matrices: tuple[Matrix, ...] = tuple(
+            sorted([*self._by_role(), *self._of_experts()], key=lambda matrix: matrix.layer or 0)
+        )
         self.layers = 1 + max((matrix.layer for matrix in self.matrices if matrix.layer is not None), default=-1)
         self.experts = max((shape[0] for shape in self._shapes.values() if len(shape) == 3), default=0)
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The roles this model has; empty for an architecture without an entry."""
+        """The roles this model has; empty for an architecture without an entry and without experts."""
         found = {matrix.role for matrix in self.matrices}
         return tuple(role for role in ROLES if role in found)
 
@@ -148,6 +161,8 @@ class Layout:
             if not found:
                 mistakes.append(self._unmatched(pattern))
             chosen.update((matrix.key, matrix) for matrix in found)
+        if step.per_head:
+            mistakes += self._not_by_head(chosen.values())
         layers = self._layers(step.layers, mistakes)
         if mistakes:
             raise UserError(
@@ -179,19 +194,41 @@ class Layout:
                     rows = slot.rows(self.heads, whole.full_shape[0]) if slot.rows else None
                     yield replace(whole, role=slot.role, layer=layer, rows=rows)
 
+    def _of_experts(self) -> Iterator[Matrix]:
+        for module in self._expert_modules:
+            for role, name in module.weights.items():
+                wholes = self._wholes(name)
+                rows = module.layout.rows(role, wholes[0].full_shape[0])
+                for whole in wholes:
+                    yield replace(whole, role=role, layer=module.layer, rows=rows)
+
+    def _not_by_head(self, chosen: Iterable[Matrix]) -> Iterator[str]:
+        """What is wrong with editing the attention of these head by head, where the architecture has no such heads."""
+        reason = self.architecture.no_heads if self.architecture else None
+        attention = [matrix.role for matrix in chosen if matrix.role in _MEMBERS["attn"]]
+        if reason and attention:
+            yield (
+                f"per_head: {attention[0]} of a {self.model_type} cannot be edited head by head: {reason}; set"
+                " per_head=false"
+            )
+
     def _wholes(self, name: str | None) -> list[Matrix]:
         """The parameter as one matrix, or as one for each of its experts; nothing for None."""
         if name is None:
             return []
         *experts, rows, columns = self._shapes[name]
-        transposed = (
+        layout = self._expert_layouts.get(name)
+        transposed = layout.transposed if layout is not None else self._stored_transposed(name)
+        whole = Matrix(name, (columns, rows) if transposed else (rows, columns), stored_transposed=transposed)
+        return [replace(whole, expert=number, experts=layout) for number in range(experts[0])] if experts else [whole]
+
+    def _stored_transposed(self, name: str) -> bool:
+        return (
             self.architecture is not None
             and self.architecture.stored_transposed
             and self._layer is not None
             and bool(self._layer.search(name))
         )
-        whole = Matrix(name, (columns, rows) if transposed else (rows, columns), stored_transposed=transposed)
-        return [replace(whole, expert=number) for number in range(experts[0])] if experts else [whole]
 
     def _matching(self, pattern: str) -> list[Matrix]:
         if part := self._parts.get(pattern):
@@ -200,11 +237,21 @@ class Layout:
             return [matrix for matrix in self._matching(match[1]) if matrix.expert == int(match[2])]
         if pattern == "experts":
             return [matrix for matrix in self.matrices if matrix.expert is not None]
-        roles = {"attn": ATTENTION, "mlp": MLP, "all": ROLES}.get(pattern, (pattern,))
+        roles = _MEMBERS.get(pattern, (pattern,))
         by_role = [matrix for matrix in self.matrices if matrix.role in roles]
         if by_role or pattern in ROLES or pattern in GROUPS:
             return by_role
-        return [matrix for name in fnmatch.filter(self._shapes, pattern) for matrix in self._named(name)]
+        by_name = [matrix for name in fnmatch.filter(self._shapes, pattern) for matrix in self._named(name)]
+        return by_name or self._apart(pattern)
+
+    def _apart(self, pattern: str) -> list[Matrix]:
+        """The experts' matrices whose names in a checkpoint that keeps each by itself match a pattern."""
+        return [
+            matrix
+            for matrix in self.matrices
+            if matrix.expert is not None
+            and fnmatch.fnmatchcase(f"{matrix.module}.{matrix.expert}.{matrix.role}.weight", pattern)
+        ]
 
     @cached_property
     def _parts(self) -> dict[str, Matrix]:
@@ -275,7 +322,7 @@ class Layout:
 
     def _per_head(self, matrix: Matrix) -> Iterable[Matrix]:
         """Split an attention matrix into its heads: rows of q, k and v, columns of o. Others stay whole."""
-        if self.heads is None or matrix.role not in ATTENTION:
+        if self.heads is None or matrix.role not in ATTENTION or (self.architecture and self.architecture.no_heads):
             return (matrix,)
         count = self.heads.key_values if matrix.role in ("k_proj", "v_proj") else self.heads.queries
         width = self.heads.width
@@ -298,9 +345,13 @@ def _within(ranges: Ranges, start: int, stop: int) -> Ranges:
     return tuple(found)
 
 
-def _holds_experts(name: str, shape: Sequence[int]) -> bool:
-    """Other weights of three dimensions exist, such as those of convolutions."""
-    return len(shape) == 3 and "experts" in name
+def _is_matrix(name: str, shape: Sequence[int]) -> bool:
+    """One matrix, or one for each expert. Other weights of three dimensions exist, such as those of convolutions, and
+    biases of two: one for each expert.
+    """
+    if name.endswith(("_bias", ".bias")):
+        return False
+    return len(shape) == 2 or (len(shape) == 3 and "experts" in name)
 
 
 def layer_numbers(item: int | str, count: int) -> list[int]:

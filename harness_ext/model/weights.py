@@ -21,7 +21,7 @@ from harness_ext.model.digests import combined, model_digest, tensor_digest
 from harness_ext.model.layout import Layout, Matrix
 from harness_ext.model.module_replacement import ModuleReplacements
 from harness_ext.model.size import size_of
-from harness_ext.model.slices import put, take
+from harness_ext.model.slices import places, put, take
 from harness_ext.model.typed import pretrained
 
 if TYPE_CHECKING:
@@ -170,18 +170,18 @@ class Weights:
     def shift_bias(self, matrix: Matrix, shift: Tensor) -> None:
         """Add `[out]` to the bias of the matrix, making a zero bias first where the layer has none.
 
-        Raises UserError for a matrix of an expert, which has none and cannot be given one.
+        Raises UserError for a matrix of an expert without one, which cannot be given one.
         """
         import torch
 
-        if matrix.expert is not None:
-            raise UserError(f"{matrix.key} has no bias to shift: experts have none")
         if matrix.bias not in self._parameters:
+            if matrix.expert is not None:
+                raise UserError(f"{matrix.key} has no bias to shift: experts have none")
             self._add_bias(matrix)
         self._keep_original(matrix.bias)
         value = self._parameters[matrix.bias]
         with torch.no_grad():
-            with_shift(value, matrix, shift)
+            with_shift(value if matrix.expert is None else value[matrix.expert], matrix, shift)
         self._forget_digests(matrix.bias)
 
     def restore(self) -> None:
@@ -303,10 +303,7 @@ def with_part(value: Tensor, matrix: Matrix, weight: Tensor) -> Tensor:
 
 def with_shift(bias: Tensor, matrix: Matrix, shift: Tensor) -> Tensor:
     """The bias `[full out]` with a shift `[out]` added, in place, to the rows of the matrix."""
-    start = 0
-    for low, high in matrix.rows or ((0, matrix.full_shape[0]),):
-        bias[low:high] += shift[start : start + high - low].to(bias)
-        start += high - low
+    bias[places(matrix.rows or ((0, matrix.full_shape[0]),))] += shift.to(bias)
     return bias
 
 
