@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from harness_ext.errors import UserError
 from harness_ext.methods import registered_methods
+from harness_ext.methods.search_registry import check_searchable
 from harness_ext.model.expert_layouts import ExpertLayout
-from harness_ext.model.layout import Matrix
+from harness_ext.model.layout import Matrix, check_not_shared
 from harness_ext.model.typed import tensor_of
 from harness_ext.recipe.schema import Step
 
@@ -33,6 +34,8 @@ def check_experts(step: Step, matrices: Sequence[Matrix]) -> None:
     what an expert of an unknown architecture sees cannot be told.
     """
     method = registered_methods()[step.method]
+    if method.searches:
+        check_not_shared(matrices, "a search cannot try edits of it")
     for matrix in matrices:
         if matrix.expert is None:
             continue
@@ -42,6 +45,8 @@ def check_experts(step: Step, matrices: Sequence[Matrix]) -> None:
                 f"{matrix.key}: {step.method} moves a bias, and experts have none: {remedy} matrices outside"
                 " them, such as attn"
             )
+        if method.searches:
+            check_searchable([matrix])
         if method.statistics and not (matrix.experts and matrix.experts.routed):
             raise UserError(
                 f"{matrix.key}: what an expert of this architecture sees is unknown; choose matrices outside the"

@@ -18,7 +18,7 @@ from harness_ext.methods import registered_methods
 from harness_ext.methods.search_registry import Search, check_searchable, planned_trials, registered_searches
 from harness_ext.model.checkpoint import Checkpoint
 from harness_ext.model.layout import Layout, Matrix
-from harness_ext.model.module_replacement import check_no_expert
+from harness_ext.model.module_replacement import check_replaceable
 from harness_ext.model.renames import as_loaded
 from harness_ext.model.size import stored_parameters
 from harness_ext.recipe.recipe import Recipe
@@ -160,7 +160,7 @@ def planned_matrices(recipe: Recipe, loaded: Checkpoint) -> tuple[PlannedMatrix,
 
 
 def _layout(loaded: Checkpoint) -> Layout:
-    return Layout(loaded.config, {name: tensor.shape for name, tensor in loaded.tensors.items()})
+    return Layout(loaded.config, {name: tensor.shape for name, tensor in loaded.tensors.items()}, loaded.shared)
 
 
 def _planned_matrices(recipe: Recipe, loaded: Checkpoint, layout: Layout) -> tuple[PlannedMatrix, ...]:
@@ -178,7 +178,7 @@ def _selected(layout: Layout, step: Step) -> Sequence[Matrix]:
     if step.training is not None:
         check_trainable(matrices)
     if step.factored:
-        check_no_expert(matrices)
+        check_replaceable(matrices)
     if step.is_search:
         check_searchable(matrices)
         planned_trials(step.method, matrices, layout.layers, step.parameters)

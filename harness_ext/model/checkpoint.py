@@ -10,7 +10,7 @@ import json
 import os
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,12 +55,13 @@ class StoredTensor(NamedTuple):
 @dataclass(frozen=True)
 class Checkpoint:
     """What is known of a model before it is loaded. tensors: by name, as stored; empty where there are no safetensors
-    headers.
+    headers. shared: the other names of a parameter that several layers have in common, once that is known.
     """
 
     name: str
     config: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
+    shared: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def read_checkpoint(pretrained: str, revision: str = "main", subfolder: str = "") -> Checkpoint:

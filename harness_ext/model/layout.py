@@ -40,7 +40,7 @@ class Matrix:
     parameter: the full name of its weight. full_shape: of the whole weight, or of one expert's part of it.
     stored_transposed: kept as `[in, out]`. rows, columns: the part that is meant, as ranges of
     the `[out, in]` view; None for all. expert: its place along the first axis of a weight that holds many experts.
-    experts: how the module keeps them, where that is known.
+    experts: how the module keeps them, where that is known. also: the other names of a weight that layers share.
     """
 
     parameter: str
@@ -53,6 +53,7 @@ class Matrix:
     head: int | None = None
     expert: int | None = None
     experts: ExpertLayout | None = None
+    also: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -64,6 +65,11 @@ class Matrix:
     def module(self) -> str:
         """The name of the module that owns the weight."""
         return self.parameter.rpartition(".")[0]
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The names of all modules that have the weight, its owner first."""
+        return (self.module, *(name.rpartition(".")[0] for name in self.also))
 
     @property
     def bias(self) -> str:
@@ -112,10 +118,17 @@ class Selection(Protocol):
 class Layout:
     """The matrices of one model, found by name and shape, and chosen by the words of a recipe.
 
-    config: the model's config as plain data. shapes: every parameter's name and stored shape.
+    config: the model's config as plain data. shapes: every parameter's name and stored shape. shared: the other names
+    of parameters that have several.
     """
 
-    def __init__(self, config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        shapes: Mapping[str, Sequence[int]],
+        shared: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> None:
+        self._shared = shared or {}
         self.model_type = str(config.get("model_type", "unknown"))
         self._shapes = {name: tuple(map(int, shape)) for name, shape in shapes.items() if _is_matrix(name, shape)}
         self.architecture = architecture_of(config)
@@ -175,9 +188,10 @@ class Layout:
             key=lambda matrix: order.get(matrix.key, len(order)),
         )
         if not kept:
+            where = sorted({matrix.layer for matrix in chosen.values() if matrix.layer is not None})
             raise UserError(
                 f"matrices {list(step.matrices)} have no match in layers {list(step.layers or ())} of this model"
-                f" ({self.layers} layers)"
+                f" ({self.layers} layers)" + (f": they are in {where}" if where else "")
             )
         return tuple(part for matrix in kept for part in (self._per_head(matrix) if step.per_head else (matrix,)))
 
@@ -192,7 +206,8 @@ class Layout:
             for slot in self.architecture.slots:
                 for whole in self._wholes(owners.get((layer, slot.name))):
                     rows = slot.rows(self.heads, whole.full_shape[0]) if slot.rows else None
-                    yield replace(whole, role=slot.role, layer=layer, rows=rows)
+                    also = self._shared.get(whole.parameter, ())
+                    yield replace(whole, role=slot.role, layer=layer, rows=rows, also=also)
 
     def _of_experts(self) -> Iterator[Matrix]:
         for module in self._expert_modules:
@@ -343,6 +358,16 @@ def _within(ranges: Ranges, start: int, stop: int) -> Ranges:
             found.append((low + first - place, low + last - place))
         place += high - low
     return tuple(found)
+
+
+def check_not_shared(matrices: Sequence[Matrix], why: str) -> None:
+    """Raise UserError naming the first matrix that several layers share, with what cannot be done to it."""
+    for matrix in matrices:
+        if matrix.also:
+            raise UserError(
+                f"{matrix.key} is also {matrix.also[0]}: layers share it, and {why}; choose matrices outside the shared"
+                " block, such as mixer"
+            )
 
 
 def _is_matrix(name: str, shape: Sequence[int]) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness_ext.errors import UserError
+from harness_ext.model.built import shared_parameters
 from harness_ext.model.digests import combined, model_digest, tensor_digest
 from harness_ext.model.layout import Layout, Matrix
 from harness_ext.model.module_replacement import ModuleReplacements
@@ -58,8 +59,11 @@ class Weights:
         self._replacements = ModuleReplacements(model, self._renew)
         self.size = size_of(model)
         self.added_biases: list[str] = []
+        self._bias_owners: dict[str, tuple[str, ...]] = {}
         self.layout = Layout(
-            pretrained(model).config.to_dict(), {name: tuple(value.shape) for name, value in self._parameters.items()}
+            pretrained(model).config.to_dict(),
+            {name: tuple(value.shape) for name, value in self._parameters.items()},
+            shared_parameters(model),
         )
 
     def check_editable(self, matrices: tuple[Matrix, ...]) -> None:
@@ -209,8 +213,8 @@ class Weights:
             path.unlink()
         self._originals.clear()
         for name in self.added_biases:
-            module, _, attribute = name.rpartition(".")
-            setattr(self._model.get_submodule(module), attribute, None)
+            for module in self._bias_owners.pop(name):
+                self._model.get_submodule(module).bias = None
             del self._parameters[name]
             self._forget_digests(name)
         self.added_biases.clear()
@@ -289,7 +293,9 @@ class Weights:
 
         weight = self._stored(matrix.parameter)
         bias = torch.nn.Parameter(weight.new_zeros(matrix.full_shape[0]), requires_grad=False)
-        self._model.get_submodule(matrix.module).bias = bias
+        self._bias_owners[matrix.bias] = matrix.modules
+        for module in matrix.modules:
+            self._model.get_submodule(module).bias = bias
         self._parameters[matrix.bias] = bias
         self.added_biases.append(matrix.bias)
 

@@ -141,7 +141,8 @@ class Session:
         """
         try:
             found = self._stored()
-            return as_loaded(found) if found.tensors else None
+            foreign_code = bool(self.harness.model_args.get("trust_remote_code"))
+            return as_loaded(found, foreign_code=foreign_code) if found.tensors else None
         except UserError:
             return None
 
