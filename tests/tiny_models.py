@@ -188,6 +188,28 @@ PARTICULARS: Mapping[str, Mapping[str, Any]] = {
 """Settings that one type needs beside the sizes, by model type."""
 
 
+NOT_BUILT: Mapping[str, str] = {
+    "blt": "runs only without a cache: transformers asks its config for a number of layers that it does not have",
+    "dbrx": "transformers cannot build it: the config of its attention has no rope_theta",
+    "dots3_note": "its defaults of one layer each cannot be made smaller by name",
+    "dots3_note_text": "its widths of one layer each cannot be made smaller by name",
+    "gemma3n": "needs the package timm for its images; gemma3n_text is built",
+    "gemma4_assistant": "a draft model, which reads the cache of another",
+    "gemma4_unified_assistant": "a draft model, which reads the cache of another",
+    "musicgen": "its config is no decoder's: transformers cannot build the causal model from it",
+    "musicgen_melody": "its config is no decoder's: transformers cannot build the causal model from it",
+    "xlstm": "its states of a tiny size have shapes that its own kernels refuse",
+}
+"""Types that are not built, and why."""
+
+
+def causal_types() -> tuple[str, ...]:
+    """Every model type that transformers has a causal model of."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
 def tiny_config(model_type: str) -> PreTrainedConfig:
     """The config of a tiny model of a type."""
     from transformers import CONFIG_MAPPING

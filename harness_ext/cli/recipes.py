@@ -155,11 +155,16 @@ def _needs(recipe: Recipe) -> str:
 
 
 def _plan_lines(recipe: Recipe, planned: Plan, name: str) -> Iterable[str]:
+    from harness_ext.model.layout import inferred_note
+
     yield f"{recipe.label} on {name} ({planned.model_type}, {planned.parameters:,} parameters)"
     yield ""
     if not planned.matrices:
         yield "  nothing is edited"
         return
+    if planned.inferred:
+        yield f"  {inferred_note(planned.model_type)}"
+        yield ""
     keys = [item.matrix.key for item in planned.matrices]
     yield f"  {'matrix'.ljust(max(map(len, keys)))}  {'shape':>13}  {'rank':>14}  {'parameters':>25}"
     for item in planned.matrices:

@@ -2,8 +2,9 @@
 
 Three layouts of queries, keys and values occur: a matrix each; one matrix that stacks the three; and one that
 interleaves them, for each group of query heads its queries, its key and its value. A group is one head in BLOOM and
-GPT-NeoX, all heads in a multi-query Falcon. Experts are kept in one parameter `[experts, out, in]`, gate and up fused
-in the rows of one; the router that picks among them has no role.
+GPT-NeoX, all heads in a multi-query Falcon. Latent attention makes queries, and keys with values, in two matrices
+each. Layers without attention (state spaces, convolutions, linear attention) have a mixer, with a matrix in and one
+out. Experts are found by `harness_ext.model.expert_layouts`; the router that picks among them has no role.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ Ranges = tuple[tuple[int, int], ...]
 """Half-open ranges of rows or columns, in order."""
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+LATENT = ("q_a_proj", "kv_a_proj", "q_b_proj", "kv_b_proj")
+"""Latent attention: down to the latents, and up from them."""
+MIXER = ("in_proj", "out_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
-ROLES = ATTENTION + MLP
+ROLES = ATTENTION + LATENT + MIXER + MLP
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,9 @@ class Architecture:
 
     layer: the text between the start of a name, or a dot, and the number. base: what comes before the names of all but
     the output head in a loaded model; some checkpoints leave it out. geometry: the keys of the config that `heads`
-    reads. tied: whether a config that does not say means that the output head shares the embedding's weight.
-    joined_heads: what ties the heads of an attention to one another, so that none can be edited for itself; None where
-    they are independent. built: whether transformers is asked for the parameters of a checkpoint, by building the model
-    without contents; otherwise they follow from the headers by `harness_ext.model.renames`.
+    reads. tied: whether a config that does not say means that the output head shares the embedding's weight. no_heads:
+    why its attention matrices cannot be edited head by head; None where they can. built: a plan builds the model,
+    without weights, to learn its names, since loading may rename or fuse in ways that only transformers knows.
     """
 
     model_types: tuple[str, ...]
@@ -64,7 +67,7 @@ class Architecture:
     tied: bool = False
     heads: Callable[[Mapping[str, Any]], Heads] = lambda config: _llama_heads(config)  # noqa: PLW0108 - defined below
     geometry: tuple[str, ...] = ("hidden_size", "num_attention_heads", "num_key_value_heads")
-    joined_heads: str | None = None
+    no_heads: str | None = None
     built: bool = False
 
 
@@ -92,6 +95,16 @@ def _falcon_heads(config: Mapping[str, Any]) -> Heads:
 def _bigcode_heads(config: Mapping[str, Any]) -> Heads:
     queries = int(config["n_head"])
     return Heads(queries, 1 if config.get("multi_query", True) else queries, int(config["n_embd"]) // queries)
+
+
+def _zamba_heads(config: Mapping[str, Any]) -> Heads:
+    # The shared attention reads the embeddings beside the hidden states, so it is twice as wide.
+    queries = int(config["num_attention_heads"])
+    return Heads(queries, int(config.get("num_key_value_heads") or queries), 2 * int(config["hidden_size"]) // queries)
+
+
+def _headless(config: Mapping[str, Any]) -> Heads:
+    return Heads(0, 0, 0)
 
 
 def _stacked(role: str) -> Rows:
@@ -151,11 +164,23 @@ def _gate_up(name: str) -> tuple[StoredRole, ...]:
     return (StoredRole("gate_proj", name, _half(0)), StoredRole("up_proj", name, _half(1)))
 
 
-_QKVO = _slots("self_attn.", q_proj="q_proj", k_proj="k_proj", v_proj="v_proj", o_proj="o_proj")
+_OWN_NAMES = {role: role for role in ATTENTION}
+_QKVO = _slots("self_attn.", **_OWN_NAMES)
 _GATED = {"gate_proj": "gate_proj", "up_proj": "up_proj", "down_proj": "down_proj"}
 _UNGATED = {"up_proj": "up_proj", "down_proj": "down_proj"}
 # A norm over all the queries of a token, and one over its keys, rather than over those of each head.
-_NORMALISED = "queries and keys are normalised across all of them"
+NORMALISED = "queries and keys are normalised across all of them"
+_IN_OUT = {role: role for role in MIXER}
+# Small ones have no latent for their queries.
+_LATENT_ATTENTION = _slots(
+    "self_attn.",
+    q_proj="q_proj",
+    q_a_proj="q_a_proj",
+    kv_a_proj="kv_a_proj_with_mqa",
+    q_b_proj="q_b_proj",
+    kv_b_proj="kv_b_proj",
+    o_proj="o_proj",
+)
 # These have a width of their own for a head when their config names none, rather than a share of the hidden size.
 _OWN_WIDTH = ("num_attention_heads", "num_key_value_heads", "head_dim")
 
@@ -171,11 +196,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         ("mixtral", "qwen2_moe", "qwen3_moe"),
         "layers.",
         "model.",
-        _QKVO
-        + _slots("mlp.", **_GATED)
-        + _gate_up("mlp.experts.gate_up_proj")
-        + _slots("mlp.experts.", down_proj="down_proj")
-        + _slots("mlp.shared_expert.", **_GATED),
+        _QKVO + _slots("mlp.", **_GATED) + _slots("mlp.shared_expert.", **_GATED),
     ),
     Architecture(
         ("phi",),
@@ -295,7 +316,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         "layers.",
         "model.",
         _QKVO + _slots("mlp.", **_GATED),
-        joined_heads=_NORMALISED,
+        no_heads=NORMALISED,
         built=True,
     ),
     Architecture(
@@ -303,7 +324,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         "layers.",
         "model.",
         _QKVO + _slots("mlp.", **_GATED),
-        joined_heads="the scores of one are subtracted from those of another",
+        no_heads="the scores of one are subtracted from those of another",
         built=True,
     ),
     Architecture(
@@ -423,6 +444,91 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         _fused("attn.Wqkv", _stacked) + _slots("attn.", o_proj="out_proj") + _slots("ffn.", **_UNGATED),
         heads=_equal_heads("n_heads", "d_model"),
         geometry=("n_heads", "d_model"),
+        built=True,
+    ),
+    # Latent attention, experts, and layers without attention.
+    Architecture(
+        ("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "glm4_moe_lite", "youtu", "minicpm3", "axk1"),
+        "layers.",
+        "model.",
+        _LATENT_ATTENTION + _slots("mlp.", **_GATED) + _slots("mlp.shared_experts.", **_GATED),
+        no_heads="its heads are made from one latent that they share",
+        built=True,
+    ),
+    Architecture(("gpt_oss",), "layers.", "model.", _QKVO, geometry=_OWN_WIDTH, built=True),
+    Architecture(
+        ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"),
+        "layers.",
+        "model.",
+        _QKVO
+        + _slots("linear_attn.", in_proj="in_proj_qkvz", out_proj="out_proj")
+        + _slots("linear_attn.", in_proj="in_proj_qkv")
+        + _slots("linear_attn.", in_proj="in_proj_z")
+        + _slots("mlp.", **_GATED)
+        + _slots("mlp.shared_expert.", **_GATED),
+        no_heads="its query matrix makes a gate for each query as well",
+        built=True,
+    ),
+    Architecture(
+        ("lfm2", "lfm2_moe"),
+        "layers.",
+        "model.",
+        _slots("self_attn.", q_proj="q_proj", k_proj="k_proj", v_proj="v_proj", o_proj="out_proj")
+        + _slots("conv.", in_proj="in_proj", out_proj="out_proj")
+        + _slots("feed_forward.", gate_proj="w1", up_proj="w3", down_proj="w2"),
+        built=True,
+    ),
+    Architecture(
+        ("jamba", "bamba", "falcon_h1"),
+        "layers.",
+        "model.",
+        _QKVO + _slots("mamba.", **_IN_OUT) + _slots("feed_forward.", **_GATED),
+        built=True,
+    ),
+    Architecture(
+        ("granitemoe", "granitemoeshared", "granitemoehybrid"),
+        "layers.",
+        "model.",
+        _QKVO
+        + _slots("mamba.", **_IN_OUT)
+        + _gate_up("shared_mlp.input_linear")
+        + _slots("shared_mlp.", down_proj="output_linear"),
+        built=True,
+    ),
+    Architecture(
+        # Every few layers have one block of attention and MLP in common, which is named in the first of them.
+        ("zamba", "zamba2"),
+        "layers.",
+        "model.",
+        _slots("shared_transf.self_attn.", **_OWN_NAMES)
+        + _slots("shared_transformer.self_attn.", **_OWN_NAMES)
+        + _slots("shared_transf.feed_forward.", **_GATED)
+        + _gate_up("shared_transformer.feed_forward.gate_up_proj")
+        + _slots("shared_transformer.feed_forward.", down_proj="down_proj")
+        + _slots("mamba.", **_IN_OUT)
+        + _slots("mamba_decoder.mamba.", **_IN_OUT),
+        heads=_zamba_heads,
+        geometry=("hidden_size", "num_attention_heads"),
+        built=True,
+    ),
+    Architecture(
+        ("nemotron_h",),
+        "layers.",
+        "model.",
+        _slots("mixer.", **_OWN_NAMES)
+        + _slots("mixer.", **_IN_OUT)
+        + _slots("mixer.", up_proj="up_proj", down_proj="down_proj")
+        + _slots("mixer.shared_experts.", up_proj="up_proj", down_proj="down_proj"),
+        geometry=_OWN_WIDTH,
+        built=True,
+    ),
+    Architecture(
+        ("mamba", "mamba2", "falcon_mamba"),
+        "layers.",
+        "backbone.",
+        _slots("mixer.", **_IN_OUT),
+        heads=_headless,
+        geometry=(),
         built=True,
     ),
 )

@@ -55,12 +55,14 @@ class StoredTensor(NamedTuple):
 @dataclass(frozen=True)
 class Checkpoint:
     """What is known of a model before it is loaded. tensors: by name, as stored; empty where there are no safetensors
-    headers. modules: the class names of the model's modules, by name; empty where they are not known.
+    headers. shared: the other names of a parameter that several layers have in common, once that is known.
+    modules: the class names of the model's modules, by name, once they are known.
     """
 
     name: str
     config: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
+    shared: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     modules: Mapping[str, str] = field(default_factory=dict)
 
 

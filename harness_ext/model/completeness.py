@@ -7,14 +7,16 @@ computes. Of a loaded model by what loading reports, and of a checkpoint's heade
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from harness_ext.errors import UserError
-from harness_ext.model.built import silent
 from harness_ext.model.checkpoint import Checkpoint, read_checkpoint
 
 # Of older releases: a model computes them from its config, so nothing is lost where a checkpoint lacks them.
@@ -106,10 +108,10 @@ def _loading_info(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
     model.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     try:
-        config = type(AutoConfig.for_model(checkpoint.config["model_type"])).from_dict(dict(checkpoint.config))
+        config = config_of(checkpoint.config)
         with torch.device("meta"):
             model_class = type(AutoModelForCausalLM.from_config(config))
             state = {
@@ -128,6 +130,15 @@ def _loading_info(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
         # Whatever a config from anywhere brings about: the loader will say it in its own words.
         return None
     return info
+
+
+def config_of(stored: Mapping[str, Any]) -> Any:
+    """The config that transformers makes of a `config.json`. Raises whatever transformers does."""
+    from transformers import AutoConfig
+
+    with TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps(stored), encoding="utf-8")
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
 @contextmanager
@@ -160,3 +171,23 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _shape(shape: Iterable[int]) -> str:
     return " x ".join(map(str, shape)) or "one number"
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Inside the block transformers says nothing: it draws a bar and prints a table of what is missing, which is told
+    here in a sentence.
+    """
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

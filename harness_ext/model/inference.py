@@ -89,9 +89,12 @@ class InferredRole(NamedTuple):
 
 
 class Inference(NamedTuple):
-    """The roles of a model, in its order, and why others have none."""
+    """The roles of a model, in its order, the number of its layers with those that have no role, and why matrices have
+    none.
+    """
 
     roles: tuple[InferredRole, ...] = ()
+    layers: int = 0
     reasons: tuple[str, ...] = ()
 
 
@@ -125,13 +128,13 @@ def infer(shapes: Mapping[str, Sequence[int]], classes: Mapping[str, str]) -> In
     ]
     conventions = {item for item in named if item is not None}
     found = {place: list(_roles(layer, conventions)) for place, layer in enumerate(layers)}
-    first = _first_numbers(layers, found)
+    first, count = _first_numbers(layers, found)
     roles = tuple(
         InferredRole(f"{layer.stack}{layer.number}.{name}.weight", role, first[layer.stack] + layer.number, rows)
         for place, layer in enumerate(layers)
         for name, role, rows in found[place]
     )
-    return Inference(roles, tuple(_reasons(layers, found)))
+    return Inference(roles, count, tuple(_reasons(layers, found)))
 
 
 def is_transposed(parameter: str, classes: Mapping[str, str]) -> bool:
@@ -232,16 +235,16 @@ def _mlp(layer: _Layer, module: str) -> Iterator[_Part]:
             return
 
 
-def _first_numbers(layers: Sequence[_Layer], found: Mapping[int, Sequence[_Part]]) -> dict[str, int]:
-    """What to add to the numbers of each stack. Stacks that hold attention and MLP of the same layers share their
-    numbers; others, such as an encoder and a decoder, follow one another.
+def _first_numbers(layers: Sequence[_Layer], found: Mapping[int, Sequence[_Part]]) -> tuple[dict[str, int], int]:
+    """What to add to the numbers of each stack, and how many layers there are in all. Stacks that hold attention and
+    MLP of the same layers share their numbers; others, such as an encoder and a decoder, follow one another.
     """
     kinds: dict[str, set[str]] = defaultdict(set)
-    lengths: dict[str, int] = {}
+    lengths: dict[str, int] = defaultdict(int)
     for place, layer in enumerate(layers):
+        lengths[layer.stack] = max(lengths[layer.stack], layer.number + 1)
         if found[place]:
-            kinds[layer.stack].update((role in ATTENTION and "attn") or "mlp" for _, role, _ in found[place])
-            lengths[layer.stack] = max(lengths.get(layer.stack, 0), layer.number + 1)
+            kinds[layer.stack].update("attn" if role in ATTENTION else "mlp" for _, role, _ in found[place])
     first: dict[str, int] = defaultdict(int)
     taken: set[str] = set()
     start = after = 0
@@ -251,7 +254,7 @@ def _first_numbers(layers: Sequence[_Layer], found: Mapping[int, Sequence[_Part]
         first[stack] = start
         taken |= of_stack
         after = max(after, start + lengths[stack])
-    return first
+    return first, after
 
 
 _REASONS = (
@@ -283,6 +286,3 @@ def _reasons(layers: Sequence[_Layer], found: Mapping[int, Sequence[_Part]]) -> 
             if name not in held and reason not in told and not re.search(r"gate$|router|norm|adapter", name):
                 told.add(reason)
                 yield reason.format(name)
-    experts = [name for layer in layers for name in layer.every if "experts" in name and name not in layer.weights]
-    if experts and not any(role in MLP for parts in found.values() for _, role, _ in parts):
-        yield f"experts are kept in one parameter whose layout is not declared, such as {experts[0]}"
