@@ -278,6 +278,9 @@ def _reasons(layers: Sequence[_Layer], found: Mapping[int, Sequence[_Part]]) -> 
     if not any(layer.weights for layer in layers):
         yield "there are no numbered layers with matrices"
     told: set[str] = set()
+    deep = next((name for layer in layers for name in layer.every if re.search(r"attn\.q$", name)), None)
+    if deep is not None:
+        yield f"attention is kept in weights of three dimensions, such as {deep}"
     for place, layer in enumerate(layers):
         held = {name for name, _, _ in found[place]}
         for name in layer.weights:

@@ -254,7 +254,7 @@ class Layout:
 
     def _not_by_head(self, chosen: Iterable[Matrix]) -> Iterator[str]:
         """What is wrong with editing the attention of these head by head, where the architecture has no such heads."""
-        reason = self._no_heads()
+        reason = self.no_heads
         attention = [matrix.role for matrix in chosen if matrix.role in _MEMBERS["attn"]]
         if reason and attention:
             yield (
@@ -262,7 +262,8 @@ class Layout:
                 " per_head=false"
             )
 
-    def _no_heads(self) -> str | None:
+    @property
+    def no_heads(self) -> str | None:
         """Why no matrix can be edited head by head; None where they can."""
         if self.architecture is None:
             return "its role is inferred from names, which do not tell whether heads are independent"
