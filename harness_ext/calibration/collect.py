@@ -191,9 +191,16 @@ class _Observed:
                 f"{matrix.parameter} does not multiply an input (an embedding is looked up, a router chooses), so there"
                 " is nothing to be learned about it: leave it out of matrices"
             )
+        if not experts:
+            _require_tokens(args, self.real, matrix)
         self.calls += 1
         waiting = [expert_call(args, output, self.name) if experts else args[0].detach()]
         if self.backward:
+            if not output.requires_grad:
+                raise UserError(
+                    f"no gradient reaches {matrix.parameter} in every call that this model makes of it: choose a method"
+                    " that needs no gradients, such as svd or asvd"
+                )
             output.register_hook(lambda gradient: self._show(module, waiting.pop(), gradient))
         else:
             self._show(module, waiting.pop(), None)
@@ -231,6 +238,16 @@ class _Observed:
         for item in self.items:
             item.update(inputs, torch.cat(gradients, dim=1) if gradients else None, real.repeat(1, len(self.together)))
         self.together.clear()
+
+
+def _require_tokens(args: tuple[Tensor, ...], real: Tensor | None, matrix: Matrix) -> None:
+    """Raise UserError where a call has other inputs than one a token of the batch."""
+    if real is not None and args[0].numel() != real.numel() * args[0].shape[-1]:
+        raise UserError(
+            f"{matrix.parameter} is handed {args[0].numel() // args[0].shape[-1]} positions where the documents have"
+            f" {real.numel()} tokens, so which is whose cannot be told: choose a method that needs no calibration, such"
+            " as svd"
+        )
 
 
 def _multiplies(args: tuple[Tensor, ...], output: object, shape: tuple[int, int]) -> bool:
@@ -291,7 +308,8 @@ def _begin_here(embedded: list[Tensor]) -> Callable[..., Tensor]:
 
     def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         embedded.append(output.detach().requires_grad_(True))
-        return embedded[-1]
+        # Some models change what they get from it in place, which a leaf does not let them.
+        return embedded[-1].clone()
 
     return hook
 

@@ -173,6 +173,8 @@ def _plan_lines(recipe: Recipe, planned: Plan, name: str) -> Iterable[str]:
             f" {_change(item.parameters_before, item.parameters_after):>25}"
         )
     yield ""
+    if shared := len({item.matrix.parameter for item in planned.matrices if item.matrix.also}):
+        yield f"  shared      {_matrices(shared)} by several layers, each edited once for all of them"
     unknown = sum(item.rank_after is None for item in planned.matrices)
     at_most = " at most" if unknown else ""
     stored = (

@@ -169,7 +169,7 @@ _QKVO = _slots("self_attn.", **_OWN_NAMES)
 _GATED = {"gate_proj": "gate_proj", "up_proj": "up_proj", "down_proj": "down_proj"}
 _UNGATED = {"up_proj": "up_proj", "down_proj": "down_proj"}
 # A norm over all the queries of a token, and one over its keys, rather than over those of each head.
-NORMALISED = "queries and keys are normalised across all of them"
+NORMALISED = "queries and keys are normalised across all heads"
 _IN_OUT = {role: role for role in MIXER}
 # Small ones have no latent for their queries.
 _LATENT_ATTENTION = _slots(

@@ -393,7 +393,9 @@ class Layout:
 
 def inferred_note(model_type: str) -> str:
     """What a plan, a receipt and a run say of roles that no entry declares."""
-    return f"the roles of a {model_type} are inferred from the names and classes of its modules, not declared"
+    return (
+        f"the roles of this model ({model_type}) are inferred from the names and classes of its modules, not declared"
+    )
 
 
 def _within(ranges: Ranges, start: int, stop: int) -> Ranges:

@@ -37,6 +37,18 @@ FILTERED = ("inkling2_text",)
 BENT = ("bitnet",)
 # Positions before the prompt, or several streams of it, that attend in ways of their own.
 OWN_STREAMS = ("cpmant", "prophetnet")
+# Recipes that cannot learn of a type, and what they say.
+LEARNS_NOTHING = {
+    "cpmant": dict.fromkeys(("asvd", "fwsvd"), "positions where the documents have 16 tokens"),
+    "prophetnet": dict.fromkeys(("asvd", "fwsvd"), "positions where the documents have 16 tokens"),
+    "hrm_text": {"fwsvd": "no gradient reaches"},
+    "reformer": {"fwsvd": "no gradient reaches"},
+    "llama4": dict.fromkeys(("asvd", "fwsvd"), "what an expert of this architecture sees is unknown"),
+    "llama4_text": dict.fromkeys(("asvd", "fwsvd"), "what an expert of this architecture sees is unknown"),
+    "longcat_flash": dict.fromkeys(("asvd", "fwsvd"), "what a single one sees cannot be told"),
+    "xlnet": dict.fromkeys(("asvd", "fwsvd"), "the model reads -1 at once"),
+}
+DOCUMENTS = [("w1 w2 w3", " w4"), ("w5 w6 w7 w8", " w9"), ("w3 w9", " w11 w12"), ("w7 w1", " w2")]
 
 
 @pytest.fixture(
@@ -59,6 +71,14 @@ def model(model_type: str):
     except RuntimeError:
         found.float()
     return found
+
+
+@pytest.fixture(scope="module")
+def tokenizer(make_model):
+    """Of the tiny models: fewer words than any of them knows."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(make_model("llama"))
 
 
 @pytest.fixture
@@ -209,6 +229,21 @@ def test_a_recipe_edits_the_model_or_is_refused_in_a_sentence(model, layout: Lay
         assert bool(torch.isfinite(edited).all()) and not torch.equal(edited, before)
     assert model_digest(model) == digest
     assert torch.equal(outputs(model), before)
+
+
+def test_a_recipe_that_learns_works_or_is_refused_in_a_sentence(
+    model, model_type: str, layout: Layout, tokenizer
+) -> None:
+    """`asvd` from what goes into the matrices, `fwsvd` from gradients at what comes out."""
+    model.float()
+    refused = LEARNS_NOTHING.get(model_type, {})
+    for recipe in ("asvd", "fwsvd") if layout.roles else ():
+        if recipe in refused:
+            with pytest.raises(UserError, match=refused[recipe]):
+                recipes.apply(model, recipe, tokenizer=tokenizer, documents=DOCUMENTS)
+            continue
+        with recipes.apply(model, recipe, tokenizer=tokenizer, documents=DOCUMENTS) as applied:
+            assert len(applied.matrices) == len(layout.matrices)
 
 
 def test_embeddings_heads_norms_and_routers_have_no_role(model, layout: Layout) -> None:
