@@ -410,13 +410,15 @@ def _within(ranges: Ranges, start: int, stop: int) -> Ranges:
     return tuple(found)
 
 
-def check_not_shared(matrices: Sequence[Matrix], why: str) -> None:
-    """Raise UserError naming the first matrix that several layers share, with what cannot be done to it."""
+def check_not_shared(matrices: Sequence[Matrix], why: str, else_do: str = "") -> None:
+    """Raise UserError naming the first matrix that several layers share, with what cannot be done to it, and what else
+    helps than other matrices.
+    """
     for matrix in matrices:
         if matrix.also:
             raise UserError(
-                f"{matrix.key} is also {matrix.also[0]}: layers share it, and {why}; choose matrices outside the shared"
-                " block, such as mixer"
+                f"{matrix.key} is also the weight of {matrix.modules[1]}: layers share it, and {why}; choose matrices"
+                f" that a layer has for itself{else_do}"
             )
 
 

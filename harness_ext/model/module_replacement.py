@@ -124,7 +124,7 @@ def check_replaceable(matrices: Sequence[Matrix]) -> None:
     """Raise UserError naming the first matrix of an expert, or of a block that layers share: all experts are computed
     from one parameter, which has no place for low-rank layers, and two layers would need one each.
     """
-    check_not_shared(matrices, "two low-rank layers cannot stand for it, so set factored=false")
+    check_not_shared(matrices, "two low-rank layers cannot stand for it", ", or set factored=false")
     for matrix in matrices:
         if matrix.expert is not None:
             raise UserError(

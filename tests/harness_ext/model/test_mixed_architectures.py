@@ -466,7 +466,7 @@ def test_a_bias_of_a_shared_block_is_felt_in_all_its_uses_and_taken_back(shared)
 def test_what_a_shared_block_cannot_take_is_refused_before_anything_is_loaded(
     shared, make_model, recipe: str, why: str
 ) -> None:
-    said = f"is also model.layers.3.shared_transf.*: layers share it, and {why}.*such as mixer"
+    said = f"is also the weight of model.layers.3.shared_transf.*: layers share it, and {why}.*a layer has for itself"
     with pytest.raises(UserError, match=said):
         plan(parse_recipe(recipe), read_checkpoint(str(make_model("zamba"))))
     with pytest.raises(UserError, match=said):
