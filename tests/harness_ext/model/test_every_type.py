@@ -12,14 +12,17 @@ import pytest
 import torch
 
 import harness_ext as recipes
+from harness_ext.cli.recipes import _plan_lines
+from harness_ext.editing.plan import plan
 from harness_ext.errors import UserError
 from harness_ext.model.architectures import ATTENTION, MLP
 from harness_ext.model.built import module_classes, shared_parameters
-from harness_ext.model.checkpoint import Checkpoint
+from harness_ext.model.checkpoint import Checkpoint, StoredTensor
 from harness_ext.model.digests import model_digest
 from harness_ext.model.inference import infer
 from harness_ext.model.layout import Layout, Matrix
 from harness_ext.model.renames import as_loaded
+from harness_ext.recipe.recipe import parse_recipe
 from harness_ext.recipe.schema import Step
 
 from ... import architecture_table
@@ -208,6 +211,18 @@ def test_the_config_alone_tells_the_same_matrices(model_type: str, layout: Layou
     loaded = as_loaded(Checkpoint("tiny", config, {}))
     shapes = {name: tensor.shape for name, tensor in loaded.tensors.items()}
     assert Layout(loaded.config, shapes, loaded.shared, loaded.modules).matrices == layout.matrices
+
+
+def test_a_plan_says_where_roles_are_inferred(model, model_type: str, layout: Layout) -> None:
+    if not layout.roles:
+        pytest.skip("has no roles")
+    headers = {name: StoredTensor(tuple(value.shape), "F32") for name, value in model.named_parameters()}
+    recipe = parse_recipe("svd")
+    planned = plan(recipe, Checkpoint("tiny", tiny_config(model_type).to_dict(), headers))
+    assert [item.matrix for item in planned.matrices] == list(layout.matrices)
+    lines = "\n".join(_plan_lines(recipe, planned, "tiny"))
+    assert ("are inferred from the names and classes of its modules" in lines) == layout.inferred
+    assert ("by several layers" in lines) == any(matrix.also for matrix in layout.matrices)
 
 
 def test_a_recipe_edits_the_model_or_is_refused_in_a_sentence(model, layout: Layout) -> None:
