@@ -214,7 +214,7 @@ class Weights:
         self._originals.clear()
         for name in self.added_biases:
             for module in self._bias_owners.pop(name):
-                self._model.get_submodule(module).bias = None
+                self._model.get_submodule(module).register_parameter("bias", None)
             del self._parameters[name]
             self._forget_digests(name)
         self.added_biases.clear()
