@@ -74,7 +74,8 @@ def expert_modules(model_type: str, shapes: Mapping[str, Sequence[int]]) -> Iter
             gated=match["name"] == "gate_up_proj",
             interleaved=model_type in INTERLEAVED,
             biased=f"{name}_bias" in shapes and f"{down}_bias" in shapes,
-            routed=model_type not in WEIGHTED_INPUTS,
+            # Some choices may stand for no expert at all, but for the token itself.
+            routed=model_type not in WEIGHTED_INPUTS and shape[0] == shapes[down][0],
         )
         weights = (
             {"gate_proj": name, "up_proj": name, "down_proj": down}

@@ -66,6 +66,12 @@ def test_what_does_not_fit_has_no_roles(shapes: dict[str, tuple[int, ...]]) -> N
     assert not list(expert_modules("novel", shapes))
 
 
+def test_a_choice_that_stands_for_no_expert_keeps_what_experts_see_unknown() -> None:
+    more = {**PLAIN, "m.layers.0.mlp.experts.gate_up_proj": (6, 80, 24)}
+    ((some,), (every,)) = (list(expert_modules("novel", shapes)) for shapes in (more, PLAIN))
+    assert every.layout.routed and not some.layout.routed
+
+
 def test_interleaved_rows_take_turns_and_others_are_halves() -> None:
     (interleaved,) = expert_modules("gpt_oss", TRANSPOSED)
     assert interleaved.layout.rows("gate_proj", 6) == ((0, 1), (2, 3), (4, 5))
