@@ -13,8 +13,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-Ranges = tuple[tuple[int, int], ...]
-"""Half-open ranges of rows or columns, in order."""
+from harness_ext.model.geometry import (
+    Heads,
+    Rows,
+    bigcode,
+    bigcode_heads,
+    codegen,
+    equal_heads,
+    falcon_heads,
+    half,
+    headless,
+    interleaved,
+    llama_heads,
+    stacked,
+    zamba_heads,
+)
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 LATENT = ("q_a_proj", "kv_a_proj", "q_b_proj", "kv_b_proj")
@@ -22,19 +35,6 @@ LATENT = ("q_a_proj", "kv_a_proj", "q_b_proj", "kv_b_proj")
 MIXER = ("in_proj", "out_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 ROLES = ATTENTION + LATENT + MIXER + MLP
-
-
-@dataclass(frozen=True)
-class Heads:
-    """The attention geometry: query heads, key and value heads (fewer where grouped), and the width of one."""
-
-    queries: int
-    key_values: int
-    width: int
-
-
-Rows = Callable[[Heads, int], Ranges]
-"""The rows of a role, from the attention geometry and the number of rows of the whole parameter."""
 
 
 @dataclass(frozen=True)
@@ -65,90 +65,10 @@ class Architecture:
     slots: tuple[StoredRole, ...]
     stored_transposed: bool = False
     tied: bool = False
-    heads: Callable[[Mapping[str, Any]], Heads] = lambda config: _llama_heads(config)  # noqa: PLW0108 - defined below
+    heads: Callable[[Mapping[str, Any]], Heads] = llama_heads
     geometry: tuple[str, ...] = ("hidden_size", "num_attention_heads", "num_key_value_heads")
     no_heads: str | None = None
     built: bool = False
-
-
-def _llama_heads(config: Mapping[str, Any]) -> Heads:
-    queries = int(config["num_attention_heads"])
-    width = config.get("head_dim") or int(config["hidden_size"]) // queries
-    return Heads(queries, int(config.get("num_key_value_heads") or queries), int(width))
-
-
-def _equal_heads(count: str, width: str) -> Callable[[Mapping[str, Any]], Heads]:
-    """As many key and value heads as query heads; `count` and `width` are the config's keys for the heads and for the
-    width of all.
-    """
-    return lambda config: Heads(int(config[count]), int(config[count]), int(config[width]) // int(config[count]))
-
-
-def _falcon_heads(config: Mapping[str, Any]) -> Heads:
-    queries = int(config["num_attention_heads"])
-    # Outside the new architecture num_kv_heads is not looked at: one for all, or one each.
-    grouped = int(config.get("num_kv_heads") or queries)
-    key_values = grouped if config["new_decoder_architecture"] else 1 if config["multi_query"] else queries
-    return Heads(queries, key_values, int(config["hidden_size"]) // queries)
-
-
-def _bigcode_heads(config: Mapping[str, Any]) -> Heads:
-    queries = int(config["n_head"])
-    return Heads(queries, 1 if config.get("multi_query", True) else queries, int(config["n_embd"]) // queries)
-
-
-def _zamba_heads(config: Mapping[str, Any]) -> Heads:
-    # The shared attention reads the embeddings beside the hidden states, so it is twice as wide.
-    queries = int(config["num_attention_heads"])
-    return Heads(queries, int(config.get("num_key_value_heads") or queries), 2 * int(config["hidden_size"]) // queries)
-
-
-def _headless(config: Mapping[str, Any]) -> Heads:
-    return Heads(0, 0, 0)
-
-
-def _stacked(role: str) -> Rows:
-    """All queries, then all keys, then all values."""
-
-    def rows(heads: Heads, full: int) -> Ranges:
-        sizes = [heads.width * count for count in (heads.queries, heads.key_values, heads.key_values)]
-        number = ATTENTION.index(role)
-        return ((sum(sizes[:number]), sum(sizes[: number + 1])),)
-
-    return rows
-
-
-def _interleaved(role: str) -> Rows:
-    """For each key and value head in turn: the queries that it serves, the key, the value."""
-
-    def rows(heads: Heads, full: int) -> Ranges:
-        serves = heads.queries // heads.key_values
-        first, count = {"q_proj": (0, serves), "k_proj": (serves, 1), "v_proj": (serves + 1, 1)}[role]
-        starts = [(group * (serves + 2) + first) * heads.width for group in range(heads.key_values)]
-        return tuple((start, start + count * heads.width) for start in starts)
-
-    return rows
-
-
-def _bigcode(role: str) -> Rows:
-    """Stacked where all query heads share a key and a value, interleaved where each has its own."""
-    return lambda heads, full: (_stacked if heads.key_values < heads.queries else _interleaved)(role)(heads, full)
-
-
-def _codegen(role: str) -> Rows:
-    """Made for four processors: for each of them a quarter of the queries, of the values and of the keys."""
-    number = ("q_proj", "v_proj", "k_proj").index(role)
-
-    def rows(heads: Heads, full: int) -> Ranges:
-        quarter, size = full // 4, full // 12
-        return tuple((part * quarter + number * size, part * quarter + (number + 1) * size) for part in range(4))
-
-    return rows
-
-
-def _half(number: int) -> Rows:
-    """The first (0) or second (1) half of the rows."""
-    return lambda heads, full: ((number * full // 2, (number + 1) * full // 2),)
 
 
 def _slots(module: str, **names: str) -> tuple[StoredRole, ...]:
@@ -161,7 +81,7 @@ def _fused(name: str, layout: Callable[[str], Rows]) -> tuple[StoredRole, ...]:
 
 
 def _gate_up(name: str) -> tuple[StoredRole, ...]:
-    return (StoredRole("gate_proj", name, _half(0)), StoredRole("up_proj", name, _half(1)))
+    return (StoredRole("gate_proj", name, half(0)), StoredRole("up_proj", name, half(1)))
 
 
 _OWN_NAMES = {role: role for role in ATTENTION}
@@ -210,7 +130,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         ("phi3",),
         "layers.",
         "model.",
-        _fused("self_attn.qkv_proj", _stacked)
+        _fused("self_attn.qkv_proj", stacked)
         + _slots("self_attn.", o_proj="o_proj")
         + _gate_up("mlp.gate_up_proj")
         + _slots("mlp.", down_proj="down_proj"),
@@ -220,12 +140,12 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         ("gpt2",),
         "h.",
         "transformer.",
-        _fused("attn.c_attn", _stacked)
+        _fused("attn.c_attn", stacked)
         + _slots("attn.", o_proj="c_proj")
         + _slots("mlp.", up_proj="c_fc", down_proj="c_proj"),
         stored_transposed=True,
         tied=True,
-        heads=_equal_heads("n_head", "n_embd"),
+        heads=equal_heads("n_head", "n_embd"),
         geometry=("n_head", "n_embd"),
     ),
     Architecture(
@@ -234,17 +154,17 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         "transformer.",
         _slots("attn.", q_proj="q_proj", k_proj="k_proj", v_proj="v_proj", o_proj="out_proj")
         + _slots("mlp.", up_proj="fc_in", down_proj="fc_out"),
-        heads=_equal_heads("n_head", "n_embd"),
+        heads=equal_heads("n_head", "n_embd"),
         geometry=("n_head", "n_embd"),
     ),
     Architecture(
         ("gpt_neox",),
         "layers.",
         "gpt_neox.",
-        _fused("attention.query_key_value", _interleaved)
+        _fused("attention.query_key_value", interleaved)
         + _slots("attention.", o_proj="dense")
         + _slots("mlp.", up_proj="dense_h_to_4h", down_proj="dense_4h_to_h"),
-        heads=_equal_heads("num_attention_heads", "hidden_size"),
+        heads=equal_heads("num_attention_heads", "hidden_size"),
         geometry=("num_attention_heads", "hidden_size"),
     ),
     Architecture(
@@ -254,29 +174,29 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         _slots("self_attn.", q_proj="q_proj", k_proj="k_proj", v_proj="v_proj", o_proj="out_proj")
         + _slots("", up_proj="fc1", down_proj="fc2"),
         tied=True,
-        heads=_equal_heads("num_attention_heads", "hidden_size"),
+        heads=equal_heads("num_attention_heads", "hidden_size"),
         geometry=("num_attention_heads", "hidden_size"),
     ),
     Architecture(
         ("bloom",),
         "h.",
         "transformer.",
-        _fused("self_attention.query_key_value", _interleaved)
+        _fused("self_attention.query_key_value", interleaved)
         + _slots("self_attention.", o_proj="dense")
         + _slots("mlp.", up_proj="dense_h_to_4h", down_proj="dense_4h_to_h"),
         tied=True,
-        heads=_equal_heads("n_head", "hidden_size"),
+        heads=equal_heads("n_head", "hidden_size"),
         geometry=("n_head", "hidden_size"),
     ),
     Architecture(
         ("falcon",),
         "h.",
         "transformer.",
-        _fused("self_attention.query_key_value", _interleaved)
+        _fused("self_attention.query_key_value", interleaved)
         + _slots("self_attention.", o_proj="dense")
         + _slots("mlp.", up_proj="dense_h_to_4h", down_proj="dense_4h_to_h"),
         tied=True,
-        heads=_falcon_heads,
+        heads=falcon_heads,
         geometry=("hidden_size", "num_attention_heads", "new_decoder_architecture", "multi_query"),
     ),
     # From here on transformers is asked what a checkpoint's tensors become. Llama's names:
@@ -365,7 +285,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         ("phi4_multimodal",),
         "model.layers.",
         "",
-        _fused("self_attn.qkv_proj", _stacked)
+        _fused("self_attn.qkv_proj", stacked)
         + _slots("self_attn.", o_proj="o_proj")
         + _gate_up("mlp.gate_up_proj")
         + _slots("mlp.", down_proj="down_proj"),
@@ -375,10 +295,10 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         ("persimmon",),
         "layers.",
         "model.",
-        _fused("self_attn.query_key_value", _interleaved)
+        _fused("self_attn.query_key_value", interleaved)
         + _slots("self_attn.", o_proj="dense")
         + _slots("mlp.", up_proj="dense_h_to_4h", down_proj="dense_4h_to_h"),
-        heads=_equal_heads("num_attention_heads", "hidden_size"),
+        heads=equal_heads("num_attention_heads", "hidden_size"),
         geometry=("num_attention_heads", "hidden_size"),
         built=True,
     ),
@@ -386,10 +306,10 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         ("gpt_neox_japanese",),
         "layers.",
         "gpt_neox_japanese.",
-        _fused("attention.query_key_value", _interleaved)
+        _fused("attention.query_key_value", interleaved)
         + _slots("attention.", o_proj="dense")
         + _slots("mlp.", up_proj="dense_h_to_4h", down_proj="dense_4h_to_h"),
-        heads=_equal_heads("num_attention_heads", "hidden_size"),
+        heads=equal_heads("num_attention_heads", "hidden_size"),
         geometry=("num_attention_heads", "hidden_size"),
         built=True,
     ),
@@ -399,7 +319,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         "transformer.",
         _slots("attn.attention.", q_proj="q_proj", k_proj="k_proj", v_proj="v_proj", o_proj="out_proj")
         + _slots("mlp.", up_proj="c_fc", down_proj="c_proj"),
-        heads=_equal_heads("num_heads", "hidden_size"),
+        heads=equal_heads("num_heads", "hidden_size"),
         geometry=("num_heads", "hidden_size"),
         built=True,
     ),
@@ -407,11 +327,11 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         ("openai-gpt",),
         "h.",
         "transformer.",
-        _fused("attn.c_attn", _stacked)
+        _fused("attn.c_attn", stacked)
         + _slots("attn.", o_proj="c_proj")
         + _slots("mlp.", up_proj="c_fc", down_proj="c_proj"),
         stored_transposed=True,
-        heads=_equal_heads("n_head", "n_embd"),
+        heads=equal_heads("n_head", "n_embd"),
         geometry=("n_head", "n_embd"),
         built=True,
     ),
@@ -419,10 +339,10 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         ("gpt_bigcode",),
         "h.",
         "transformer.",
-        _fused("attn.c_attn", _bigcode)
+        _fused("attn.c_attn", bigcode)
         + _slots("attn.", o_proj="c_proj")
         + _slots("mlp.", up_proj="c_fc", down_proj="c_proj"),
-        heads=_bigcode_heads,
+        heads=bigcode_heads,
         geometry=("n_head", "n_embd", "multi_query"),
         built=True,
     ),
@@ -430,10 +350,10 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         ("codegen",),
         "h.",
         "transformer.",
-        _fused("attn.qkv_proj", _codegen)
+        _fused("attn.qkv_proj", codegen)
         + _slots("attn.", o_proj="out_proj")
         + _slots("mlp.", up_proj="fc_in", down_proj="fc_out"),
-        heads=_equal_heads("n_head", "n_embd"),
+        heads=equal_heads("n_head", "n_embd"),
         geometry=("n_head", "n_embd"),
         built=True,
     ),
@@ -441,8 +361,8 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         ("mpt",),
         "blocks.",
         "transformer.",
-        _fused("attn.Wqkv", _stacked) + _slots("attn.", o_proj="out_proj") + _slots("ffn.", **_UNGATED),
-        heads=_equal_heads("n_heads", "d_model"),
+        _fused("attn.Wqkv", stacked) + _slots("attn.", o_proj="out_proj") + _slots("ffn.", **_UNGATED),
+        heads=equal_heads("n_heads", "d_model"),
         geometry=("n_heads", "d_model"),
         built=True,
     ),
@@ -507,7 +427,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         + _slots("shared_transformer.feed_forward.", down_proj="down_proj")
         + _slots("mamba.", **_IN_OUT)
         + _slots("mamba_decoder.mamba.", **_IN_OUT),
-        heads=_zamba_heads,
+        heads=zamba_heads,
         geometry=("hidden_size", "num_attention_heads"),
         built=True,
     ),
@@ -527,7 +447,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         "layers.",
         "backbone.",
         _slots("mixer.", **_IN_OUT),
-        heads=_headless,
+        heads=headless,
         geometry=(),
         built=True,
     ),

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from harness_ext.model.architectures import Ranges
+from harness_ext.model.geometry import Ranges
 
 # The rows of gate and up take turns.
 INTERLEAVED = frozenset({"gpt_oss"})

@@ -14,7 +14,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from harness_ext.model.architectures import ATTENTION, MLP, Ranges
+from harness_ext.model.architectures import ATTENTION, MLP
+from harness_ext.model.geometry import Ranges
 
 _NUMBERED = re.compile(r"^((?:[^.]+\.)*?)(\d+)\.(.+)$")
 # Parts of a model that are not its language model, and models inside it whose outputs are no logits of its tokens.

@@ -26,11 +26,11 @@ from harness_ext.model.architectures import (
     MLP,
     NORMALISED,
     ROLES,
-    Ranges,
     architecture_of,
     text_config,
 )
 from harness_ext.model.expert_layouts import ExpertLayout, expert_modules
+from harness_ext.model.geometry import Ranges
 from harness_ext.model.inference import Inference, infer, is_transposed
 
 GROUPS: Mapping[str, str] = {

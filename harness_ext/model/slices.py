@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from harness_ext.model.architectures import Ranges
+from harness_ext.model.geometry import Ranges
 
 if TYPE_CHECKING:
     from torch import Tensor

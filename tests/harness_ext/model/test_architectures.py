@@ -19,8 +19,9 @@ from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import LabelledDocument
 from harness_ext.editing.plan import plan
 from harness_ext.errors import UserError
-from harness_ext.model.architectures import ATTENTION, MLP, Ranges
+from harness_ext.model.architectures import ATTENTION, MLP
 from harness_ext.model.checkpoint import Checkpoint, StoredTensor, read_checkpoint
+from harness_ext.model.geometry import Ranges
 from harness_ext.model.layout import Layout, Matrix
 from harness_ext.model.renames import as_loaded
 from harness_ext.model.weights import Weights, model_digest
