@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import LabelledDocument
-from harness_ext.calibration.experts import ExpertCall, check_equation, sights
+from harness_ext.calibration.experts import ExpertCall, check_equation, expert_call, sights
 from harness_ext.errors import UserError, VariantFailed
 from harness_ext.methods.statistic_registry import Statistic, registered_statistics, statistics_among
 from harness_ext.model.layout import Matrix
@@ -96,6 +96,11 @@ def gather(
         watched = [_Watched(matrix, _start(names, matrix, decompose)) for matrix in group]
         _one_pass(lm, watched, batches, documents.advance, backward=backward)
         for item in watched:
+            if not item.tokens and item.matrix.expert is None:
+                raise UserError(
+                    f"{item.matrix.parameter} is used by this model without a call of its layer, so nothing can be"
+                    " learned about it: leave it out of matrices, or choose a method that needs no calibration"
+                )
             if (found := item.results()) is not None:
                 gathered[item.matrix.key] = found
             # A result may be another tensor, as large as what it was made from.
@@ -155,11 +160,11 @@ def groups(matrices: Sequence[Matrix], names: frozenset[str]) -> Iterator[list[M
 
 @dataclass
 class _Observed:
-    """One module under watch, called once a batch: the matrices in it, and which tokens of the batch at hand are real,
-    `[b, t]`.
+    """One module under watch: the matrices in it, and which tokens of the batch at hand are real, `[b, t]`. calls: how
+    often it was called for that batch. together: what calls saw that is not yet taken in.
 
     What is seen is reduced as soon as it is there and then let go: in a forward pass when the module is called, else
-    when the gradient at its output arrives.
+    when the gradients at the outputs of all its calls have arrived.
     """
 
     name: str
@@ -167,20 +172,35 @@ class _Observed:
     backward: bool
     real: Tensor | None = None
     checked: bool = False
+    calls: int = 0
+    together: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
+
+    def begin(self, real: Tensor) -> None:
+        """Start a batch of these real tokens."""
+        self.real, self.calls = real, 0
+        self.together.clear()
 
     def called(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         """A forward hook. Raises UserError where the module does not multiply its input with its weight, as an
-        embedding, which looks a row up.
+        embedding, which looks a row up, or a router, which goes on to choose.
         """
         matrix = self.items[0].matrix
         experts = matrix.expert is not None
-        if not args[0].is_floating_point() or (not experts and args[0].shape[-1] != matrix.full_shape[1]):
+        if not experts and not _multiplies(args, output, matrix.full_shape):
             raise UserError(
-                f"{matrix.parameter} does not multiply an input (an embedding is looked up), so there is nothing to be"
-                " learned about it: leave it out of matrices"
+                f"{matrix.parameter} does not multiply an input (an embedding is looked up, a router chooses), so there"
+                " is nothing to be learned about it: leave it out of matrices"
             )
-        waiting = [ExpertCall(*(value.detach() for value in (*args, output))) if experts else args[0].detach()]
+        if not experts:
+            _require_tokens(args, self.real, matrix)
+        self.calls += 1
+        waiting = [expert_call(args, output, self.name) if experts else args[0].detach()]
         if self.backward:
+            if not output.requires_grad:
+                raise UserError(
+                    f"no gradient reaches {matrix.parameter} in every call that this model makes of it: choose a method"
+                    " that needs no gradients, such as svd or asvd"
+                )
             output.register_hook(lambda gradient: self._show(module, waiting.pop(), gradient))
         else:
             self._show(module, waiting.pop(), None)
@@ -190,21 +210,57 @@ class _Observed:
         assert real is not None, "no batch is at hand"
         if not isinstance(seen, ExpertCall):
             # Some models hand their layers all tokens in a row, without the batch.
-            inputs, gradient = (
-                seen.reshape(*real.shape, -1),
-                (None if gradient is None else gradient.reshape(*real.shape, -1)),
-            )
-            for item in self.items:
-                item.update(inputs, gradient, real)
+            shaped = None if gradient is None else gradient.reshape(*real.shape, -1)
+            self.together.append((seen.reshape(*real.shape, -1), shaped))
+            if shaped is None or len(self.together) == self.calls:
+                self._update(real)
             return
+        layout = self.items[0].matrix.experts
+        assert layout is not None, "what experts of an unknown layout see is not asked for"
         if not self.checked:
-            check_equation(module, seen, real, self.name)
+            check_equation(module, layout, seen, real, self.name)
             self.checked = True
+        gradient = None if gradient is None else gradient.flatten(0, -2)
         for expert in sorted({item.matrix.expert for item in self.items if item.matrix.expert is not None}):
-            sight = sights(module, seen, gradient, expert, real)
+            sight = sights(module, layout, seen, gradient, expert, real)
             for item in self.items:
                 if item.matrix.expert == expert:
                     item.update(*sight[item.matrix.parameter.rpartition(".")[2]])
+
+    def _update(self, real: Tensor) -> None:
+        """Take in all calls of a batch. Layers may share a block: the gradient of its weight is a sum over its uses,
+        so that they are shown as further tokens of the same documents.
+        """
+        import torch
+
+        inputs = torch.cat([seen for seen, _ in self.together], dim=1)
+        gradients = [gradient for _, gradient in self.together if gradient is not None]
+        for item in self.items:
+            item.update(inputs, torch.cat(gradients, dim=1) if gradients else None, real.repeat(1, len(self.together)))
+        self.together.clear()
+
+
+def _require_tokens(args: tuple[Tensor, ...], real: Tensor | None, matrix: Matrix) -> None:
+    """Raise UserError where a call has other inputs than one a token of the batch."""
+    if real is not None and args[0].numel() != real.numel() * args[0].shape[-1]:
+        raise UserError(
+            f"{matrix.parameter} is handed {args[0].numel() // args[0].shape[-1]} positions where the documents have"
+            f" {real.numel()} tokens, so which is whose cannot be told: choose a method that needs no calibration, such"
+            " as svd"
+        )
+
+
+def _multiplies(args: tuple[Tensor, ...], output: object, shape: tuple[int, int]) -> bool:
+    """Whether a call of a module looks as if it multiplied its input with a weight `[out, in]`."""
+    import torch
+
+    return (
+        len(args) > 0
+        and isinstance(args[0], torch.Tensor)
+        and isinstance(output, torch.Tensor)
+        and args[0].is_floating_point()
+        and (output.shape[-1], args[0].shape[-1]) == shape
+    )
 
 
 def _one_pass(
@@ -219,14 +275,15 @@ def _one_pass(
     with ExitStack() as stack:
         stack.enter_context(frozen(lm.model))
         stack.enter_context(torch.set_grad_enabled(backward))
-        for name, module in observed.items():
-            stack.callback(modules[name].register_forward_hook(module.called).remove)
+        for module in observed.values():
+            for name in module.items[0].matrix.modules:
+                stack.callback(modules[name].register_forward_hook(module.called).remove)
         embedded: list[Tensor] = []
         if backward:
             stack.callback(lm.model.get_input_embeddings().register_forward_hook(_begin_here(embedded)).remove)
         for batch in batches:
             for module in observed.values():
-                module.real = batch.mask.bool()
+                module.begin(batch.mask.bool())
             embedded.clear()
             loss = summed_loss(lm, batch)
             if not torch.isfinite(loss):
@@ -251,7 +308,8 @@ def _begin_here(embedded: list[Tensor]) -> Callable[..., Tensor]:
 
     def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         embedded.append(output.detach().requires_grad_(True))
-        return embedded[-1]
+        # Some models change what they get from it in place, which a leaf does not let them.
+        return embedded[-1].clone()
 
     return hook
 

@@ -155,11 +155,16 @@ def _needs(recipe: Recipe) -> str:
 
 
 def _plan_lines(recipe: Recipe, planned: Plan, name: str) -> Iterable[str]:
+    from harness_ext.model.layout import inferred_note
+
     yield f"{recipe.label} on {name} ({planned.model_type}, {planned.parameters:,} parameters)"
     yield ""
     if not planned.matrices:
         yield "  nothing is edited"
         return
+    if planned.inferred:
+        yield f"  {inferred_note(planned.model_type)}"
+        yield ""
     keys = [item.matrix.key for item in planned.matrices]
     yield f"  {'matrix'.ljust(max(map(len, keys)))}  {'shape':>13}  {'rank':>14}  {'parameters':>25}"
     for item in planned.matrices:
@@ -168,6 +173,8 @@ def _plan_lines(recipe: Recipe, planned: Plan, name: str) -> Iterable[str]:
             f" {_change(item.parameters_before, item.parameters_after):>25}"
         )
     yield ""
+    if shared := len({item.matrix.parameter for item in planned.matrices if item.matrix.also}):
+        yield f"  shared      {_matrices(shared)} by several layers, each edited once for all of them"
     unknown = sum(item.rank_after is None for item in planned.matrices)
     at_most = " at most" if unknown else ""
     stored = (

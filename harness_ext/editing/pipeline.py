@@ -21,7 +21,7 @@ from harness_ext.editing.edit_matrix import decompose, edit_matrix, require_fini
 from harness_ext.errors import located
 from harness_ext.methods import Svd, registered_methods
 from harness_ext.methods.search_registry import check_searchable
-from harness_ext.model.layout import ATTENTION, Matrix
+from harness_ext.model.layout import Matrix, inferred_note
 from harness_ext.model.seeding import generator_for
 from harness_ext.model.weights import Weights
 from harness_ext.progress import Progress
@@ -42,13 +42,23 @@ DrawDocuments = Callable[[Calibration], list[CalibrationSet]]
 
 # Even, so that no pair is torn apart.
 _CONTRAST_BATCH = 16
-_OUTPUTS = ("o_proj", "down_proj")
+# What comes before what within a layer.
+_ORDER = (
+    ("q_a_proj", "kv_a_proj"),
+    ("q_proj", "k_proj", "v_proj", "q_b_proj", "kv_b_proj"),
+    ("o_proj",),
+    ("in_proj",),
+    ("out_proj",),
+    ("gate_proj", "up_proj"),
+    ("down_proj",),
+)
+_PLACES = {role: place for place, roles in enumerate(_ORDER) for role in roles}
 
 
 @dataclass
 class AppliedRecipe:
     """A recipe as it was carried out. log: rows of plain data about what took many passes over the documents, each with
-    its step.
+    its step. notes: what is to be known of the matrices themselves.
     """
 
     records: list[MatrixRecord] = field(default_factory=list)
@@ -57,6 +67,7 @@ class AppliedRecipe:
     searches: list[dict[str, Any]] = field(default_factory=list)
     seconds_calibrating: float = 0.0
     seconds_editing: float = 0.0
+    notes: list[str] = field(default_factory=list)
 
     @contextmanager
     def calibrating(self) -> Iterator[None]:
@@ -88,7 +99,23 @@ def apply_recipe(
                 _apply_search(context, recipe, documents, applied)
             else:
                 _apply_step(context, recipe, documents, applied)
+    applied.notes += _notes(model.weights, applied.records)
     return applied
+
+
+def _notes(weights: Weights, records: Sequence[MatrixRecord]) -> Iterator[str]:
+    """What is to be known of the matrices that were edited: roles told from names, and weights that layers share."""
+    layout = weights.layout
+    if layout.inferred and any(record.role for record in records):
+        yield inferred_note(layout.model_type)
+    edited = {record.name for record in records}
+    shared = {matrix.parameter: matrix.also for matrix in layout.matrices if matrix.also and matrix.parameter in edited}
+    if shared:
+        name, others = next(iter(shared.items()))
+        yield (
+            f"{len(shared)} of the edited weights are shared by several layers, and each was edited once for all of"
+            f" them: {name} is also {others[0]}"
+        )
 
 
 def _apply_search(context: StepContext, recipe: Recipe, documents: DrawDocuments, applied: AppliedRecipe) -> None:
@@ -137,8 +164,8 @@ def _apply_step(context: StepContext, recipe: Recipe, documents: DrawDocuments, 
 
 
 def stages(matrices: Sequence[Matrix]) -> list[list[Matrix]]:
-    """The matrices in runs, none of which feeds another of its run: query, key and value; attention output; MLP inputs;
-    MLP output; layer by layer.
+    """The matrices in runs, none of which feeds another of its run: those down to latents; query, key and value;
+    attention output; mixer input; mixer output; MLP inputs; MLP output; layer by layer.
 
     A matrix of unknown role is a stage of its own, with other parts of its module. Matrices are taken in the order
     given, that of the model.
@@ -147,7 +174,7 @@ def stages(matrices: Sequence[Matrix]) -> list[list[Matrix]]:
     def place(matrix: Matrix) -> tuple[int | None, object]:
         if matrix.role is None:
             return matrix.layer, matrix.module
-        return matrix.layer, (matrix.role in ATTENTION, matrix.role in _OUTPUTS)
+        return matrix.layer, _PLACES[matrix.role]
 
     return [list(run) for _, run in itertools.groupby(matrices, key=place)]
 

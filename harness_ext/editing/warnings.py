@@ -12,7 +12,13 @@ from leaderboard.readers.receipt import DENSE
 
 def receipt_warnings(recipe: Recipe, applied: AppliedRecipe) -> list[str]:
     """All warnings about a recipe as it was carried out."""
-    return _searched(applied) + _as_asked(recipe, applied) + _left_dense(recipe, applied) + _calibrated(applied)
+    return (
+        applied.notes
+        + _searched(applied)
+        + _as_asked(recipe, applied)
+        + _left_dense(recipe, applied)
+        + _calibrated(applied)
+    )
 
 
 def _calibrated(applied: AppliedRecipe) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,15 @@ _DEQUANTISED_ON_LOADING = {"fp8", "fbgemm_fp8", "mxfp4", "compressed-tensors"}
 @dataclass(frozen=True)
 class Checkpoint:
     """What is known of a model before it is loaded. tensors: by name, as stored; empty where there are no safetensors
-    headers.
+    headers. shared: the other names of a parameter that several layers have in common, once that is known.
+    modules: the class names of the model's modules, by name, once they are known.
     """
 
     name: str
     config: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
+    shared: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    modules: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_checkpoint(pretrained: str, revision: str = "main", subfolder: str = "") -> Checkpoint:

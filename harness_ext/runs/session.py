@@ -141,7 +141,9 @@ class Session:
         """
         try:
             found = self._stored()
-            return as_loaded(found) if found.tensors else None
+            foreign_code = bool(self.harness.model_args.get("trust_remote_code"))
+            loaded = as_loaded(found, foreign_code=foreign_code)
+            return loaded if loaded.tensors else None
         except UserError:
             return None
 

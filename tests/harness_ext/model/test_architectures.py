@@ -19,8 +19,9 @@ from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import LabelledDocument
 from harness_ext.editing.plan import plan
 from harness_ext.errors import UserError
-from harness_ext.model.architectures import MLP, ROLES, Ranges
+from harness_ext.model.architectures import ATTENTION, MLP
 from harness_ext.model.checkpoint import Checkpoint, read_checkpoint
+from harness_ext.model.geometry import Ranges
 from harness_ext.model.layout import Layout, Matrix
 from harness_ext.model.renames import as_loaded
 from harness_ext.model.safetensors_header import StoredTensor
@@ -132,7 +133,8 @@ def served(heads: Sequence[Matrix], number: int, outputs: Sequence[Matrix]) -> l
 
 
 def test_roles_are_those_that_the_family_has(weights: Weights, every_family: str) -> None:
-    expected = ROLES if every_family in GATED else tuple(role for role in ROLES if role != "gate_proj")
+    roles = ATTENTION + MLP
+    expected = roles if every_family in GATED else tuple(role for role in roles if role != "gate_proj")
     assert weights.layout.roles == expected
     assert weights.layout.layers == 3
     assert {(matrix.layer, matrix.role) for matrix in weights.layout.matrices} == {
