@@ -16,16 +16,23 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import LabelledDocument
 from harness_ext.calibration.experts import ExpertCall, check_equation, sights
+from harness_ext.calibration.sinks import SEEN, SeenTokens, sink_tokens
 from harness_ext.errors import UserError, VariantFailed
-from harness_ext.methods.statistic_registry import Statistic, registered_statistics, statistics_among
+from harness_ext.methods.statistic_registry import (
+    Statistic,
+    StatisticToldOfSinks,
+    registered_statistics,
+    statistics_among,
+)
 from harness_ext.model.layout import Matrix
 
 if TYPE_CHECKING:
+    import torch
     from lm_eval.models.huggingface import HFLM
     from torch import Tensor, nn
 
@@ -45,32 +52,61 @@ class _Batch:
     positions: Tensor
     labels: Tensor
 
+    @property
+    def first(self) -> Tensor:
+        """Which tokens are the first of their documents, `[b, t]`."""
+        return self.mask.bool() & (self.positions == 0)
+
 
 @dataclass
 class _Watched:
-    """One matrix under watch, its statistics, and how many real tokens it has seen."""
+    """One matrix under watch, its statistics, and what it has seen: real tokens, sinks among them, and the norms of its
+    outputs, summed over all tokens and over those that are no sinks.
+    """
 
     matrix: Matrix
     statistics: dict[str, Statistic] = field(default_factory=dict)
     tokens: int = 0
+    sinks: int = 0
+    output_norms: tuple[float, float] | None = None
 
-    def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor) -> None:
+    def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor, sinks: Tensor) -> None:
         """Take in a batch of what goes into its module and of the gradients at what comes out; see `Statistic`."""
         own_inputs = part_of(inputs, self.matrix.columns).float()
         own_gradients = None if gradients is None else part_of(gradients, self.matrix.rows).float()
-        real = real.to(inputs.device)
         self.tokens += int(real.sum())
-        for statistic in self.statistics.values():
-            statistic.update(own_inputs, own_gradients, real)
+        self.sinks += int(sinks.sum())
+        registered = registered_statistics()
+        for name, statistic in self.statistics.items():
+            if registered[name].sinks == "told":
+                cast(StatisticToldOfSinks, statistic).update(own_inputs, own_gradients, real, sinks)
+            else:
+                counted = real & ~sinks if registered[name].sinks == "left out" else real
+                statistic.update(own_inputs, own_gradients, counted)
+
+    def see_outputs(self, outputs: Tensor, real: Tensor, sinks: Tensor) -> None:
+        """Take in what its module makes of a batch, `[b, t, m]`."""
+        norms = part_of(outputs, self.matrix.rows).float().norm(dim=-1).double()
+        every, ordinary = self.output_norms or (0.0, 0.0)
+        self.output_norms = (every + float(norms[real].sum()), ordinary + float(norms[real & ~sinks].sum()))
 
     def results(self) -> dict[str, Tensor] | None:
-        """Every statistic by name; None where no token, or nothing to compare, was seen, which happens to experts."""
+        """Every statistic by name, and under `SEEN` the tokens seen; None where no token, or nothing to compare, was
+        seen, which happens to experts.
+        """
         if not self.tokens:
             return None
         found = {
             name: value for name, statistic in self.statistics.items() if (value := statistic.result()) is not None
         }
-        return found if len(found) == len(self.statistics) else None
+        return found | {SEEN: self._seen().tensor()} if len(found) == len(self.statistics) else None
+
+    def _seen(self) -> SeenTokens:
+        if self.output_norms is None:
+            return SeenTokens(self.tokens, self.sinks)
+        every, ordinary = self.output_norms
+        others = self.tokens - self.sinks
+        return SeenTokens(self.tokens, self.sinks, ordinary / others if others else every / self.tokens)
 
 
 def gather(
@@ -80,8 +116,10 @@ def gather(
     documents: DocumentBatches,
     decompose: Callable[[Matrix], Svd],
 ) -> dict[str, dict[str, Tensor]]:
-    """Gather the named statistics of every matrix over all documents; keyed by `Matrix.key`, then by statistic. An
-    expert that saw nothing to go by is left out.
+    """Gather the named statistics of every matrix over all documents; keyed by `Matrix.key`, then by statistic, with
+    the tokens seen under `SEEN`. An expert that saw nothing to go by is left out.
+
+    Sink tokens (`sink_tokens`) are left out of the statistics that are registered so.
 
     decompose: gives the factors of a matrix, called once each. documents.advance is told the number of documents done.
 
@@ -155,8 +193,8 @@ def groups(matrices: Sequence[Matrix], names: frozenset[str]) -> Iterator[list[M
 
 @dataclass
 class _Observed:
-    """One module under watch, called once a batch: the matrices in it, and which tokens of the batch at hand are real,
-    `[b, t]`.
+    """One module under watch, called once a batch: the matrices in it, and which tokens of the batch at hand are real
+    and which are the first of a document, `[b, t]`.
 
     What is seen is reduced as soon as it is there and then let go: in a forward pass when the module is called, else
     when the gradient at its output arrives.
@@ -166,6 +204,7 @@ class _Observed:
     items: list[_Watched]
     backward: bool
     real: Tensor | None = None
+    first: Tensor | None = None
     checked: bool = False
 
     def called(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
@@ -180,23 +219,35 @@ class _Observed:
                 " learned about it: leave it out of matrices"
             )
         waiting = [ExpertCall(*(value.detach() for value in (*args, output))) if experts else args[0].detach()]
+        if not experts:
+            self._show_outputs(args[0].detach(), output.detach())
         if self.backward:
             output.register_hook(lambda gradient: self._show(module, waiting.pop(), gradient))
         else:
             self._show(module, waiting.pop(), None)
 
+    def _masks(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        assert self.real is not None and self.first is not None, "no batch is at hand"
+        return self.real.to(device), self.first.to(device)
+
+    def _show_outputs(self, inputs: Tensor, outputs: Tensor) -> None:
+        real, first = self._masks(inputs.device)
+        # Some models hand their layers all tokens in a row, without the batch.
+        inputs, outputs = (values.reshape(*real.shape, -1) for values in (inputs, outputs))
+        sinks = sink_tokens(inputs, real, first)
+        for item in self.items:
+            item.see_outputs(outputs, real, sinks)
+
     def _show(self, module: nn.Module, seen: Tensor | ExpertCall, gradient: Tensor | None) -> None:
-        real = self.real
-        assert real is not None, "no batch is at hand"
         if not isinstance(seen, ExpertCall):
-            # Some models hand their layers all tokens in a row, without the batch.
-            inputs, gradient = (
-                seen.reshape(*real.shape, -1),
-                (None if gradient is None else gradient.reshape(*real.shape, -1)),
-            )
+            real, first = self._masks(seen.device)
+            inputs = seen.reshape(*real.shape, -1)
+            gradient = None if gradient is None else gradient.reshape(*real.shape, -1)
+            sinks = sink_tokens(inputs, real, first)
             for item in self.items:
-                item.update(inputs, gradient, real)
+                item.update(inputs, gradient, real, sinks)
             return
+        real, first = self._masks(seen.inputs.device)
         if not self.checked:
             check_equation(module, seen, real, self.name)
             self.checked = True
@@ -204,7 +255,8 @@ class _Observed:
             sight = sights(module, seen, gradient, expert, real)
             for item in self.items:
                 if item.matrix.expert == expert:
-                    item.update(*sight[item.matrix.parameter.rpartition(".")[2]])
+                    inputs, gradients, reached = sight[item.matrix.parameter.rpartition(".")[2]]
+                    item.update(inputs, gradients, reached, sink_tokens(inputs, reached, first))
 
 
 def _one_pass(
@@ -221,12 +273,15 @@ def _one_pass(
         stack.enter_context(torch.set_grad_enabled(backward))
         for name, module in observed.items():
             stack.callback(modules[name].register_forward_hook(module.called).remove)
+        # Of documents of one token, nothing would be left.
+        alone = all(bool((batch.mask.sum(1) <= 1).all()) for batch in batches)
         embedded: list[Tensor] = []
         if backward:
             stack.callback(lm.model.get_input_embeddings().register_forward_hook(_begin_here(embedded)).remove)
         for batch in batches:
             for module in observed.values():
                 module.real = batch.mask.bool()
+                module.first = torch.zeros_like(module.real) if alone else batch.first
             embedded.clear()
             loss = summed_loss(lm, batch)
             if not torch.isfinite(loss):

@@ -28,7 +28,7 @@ no torch when it is loaded: a recipe must be readable, and its mistakes nameable
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -46,6 +46,13 @@ TRAINED = frozenset({"trained_left", "trained_right"})
 other statistics of such a method come from the same search. What is trained (two factors of the matrix, `[m, r]` and
 `[r, n]`) comes alone.
 """
+
+SINKS_OF_OTHERS = {"removed_components": "told", "trained_left": "counted", "trained_right": "counted"}
+"""Whether sink tokens belong in what no pass gathers, by the words of `Sinks`: a search goes by the effects at all
+tokens of removals that keep the mean of those that are no sinks; training goes by what the model answers.
+"""
+SINK_USE = {"counted": "counted", "left out": "left out", "told": "left out of its mean"}
+"""The words of `Sinks` as receipts and recipes have them."""
 
 TEXTS = "texts"
 NEEDS = ("nothing", "nothing, its texts are shipped", TEXTS, "labelled documents", "training")
@@ -119,6 +126,12 @@ class Method:
         or as the setting `bias` says.
         """
         return self.shifts_bias and bool(parameters.get("bias", True))
+
+
+def sink_use(names: Iterable[str]) -> dict[str, str]:
+    """Whether sink tokens belong in each of these statistics, by name, in words."""
+    gathered = {item.name: item.sinks for item in statistics_among(names)}
+    return {name: SINK_USE[gathered.get(name) or SINKS_OF_OTHERS[name]] for name in sorted(names)}
 
 
 _registry: dict[str, Method] = {}

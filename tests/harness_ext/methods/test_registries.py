@@ -44,7 +44,13 @@ def test_what_gathering_takes_is_what_the_classes_say() -> None:
     for name, item in registered_statistics().items():
         kinds.setdefault(item.needs, set()).add(name)
     assert kinds == {
-        "inputs": {"input_mean", "input_magnitude", "input_second_moment", "input_second_moment_diagonal"},
+        "inputs": {
+            "input_mean",
+            "input_mean_with_sinks",
+            "input_magnitude",
+            "input_second_moment",
+            "input_second_moment_diagonal",
+        },
         "contrasts": {"contrast_differences"},
         "gradients": {"fisher_information"},
         "components": {"counterfactual_effects", "ablation_effects", "singular_value_gradients"},
