@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import LabelledDocument
 from harness_ext.calibration.experts import ExpertCall, check_equation, sights
-from harness_ext.calibration.sinks import SEEN, SeenTokens, sink_tokens
+from harness_ext.calibration.sinks import SEEN, SeenTokens, SinkTokens, sink_tokens
 from harness_ext.errors import UserError, VariantFailed
 from harness_ext.methods.statistic_registry import (
     Statistic,
@@ -70,19 +70,20 @@ class _Watched:
     sinks: int = 0
     output_norms: tuple[float, float] | None = None
 
-    def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor, sinks: Tensor) -> None:
+    def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor, sinks: SinkTokens) -> None:
         """Take in a batch of what goes into its module and of the gradients at what comes out; see `Statistic`."""
         own_inputs = part_of(inputs, self.matrix.columns).float()
         own_gradients = None if gradients is None else part_of(gradients, self.matrix.rows).float()
         self.tokens += int(real.sum())
-        self.sinks += int(sinks.sum())
+        self.sinks += int(sinks.every.sum())
+        counted = {"counted": real, "left out": real & ~sinks.every, "alone": sinks.far}
         registered = registered_statistics()
         for name, statistic in self.statistics.items():
-            if registered[name].sinks == "told":
-                cast(StatisticToldOfSinks, statistic).update(own_inputs, own_gradients, real, sinks)
+            use = registered[name].sinks
+            if use == "left out of its mean":
+                cast(StatisticToldOfSinks, statistic).update(own_inputs, own_gradients, real, sinks.every)
             else:
-                counted = real & ~sinks if registered[name].sinks == "left out" else real
-                statistic.update(own_inputs, own_gradients, counted)
+                statistic.update(own_inputs, own_gradients, counted[use])
 
     def see_outputs(self, outputs: Tensor, real: Tensor, sinks: Tensor) -> None:
         """Take in what its module makes of a batch, `[b, t, m]`."""
@@ -119,7 +120,7 @@ def gather(
     """Gather the named statistics of every matrix over all documents; keyed by `Matrix.key`, then by statistic, with
     the tokens seen under `SEEN`. An expert that saw nothing to go by is left out.
 
-    Sink tokens (`sink_tokens`) are left out of the statistics that are registered so.
+    Sink tokens (`sink_tokens`) are in the statistics that are registered so.
 
     decompose: gives the factors of a matrix, called once each. documents.advance is told the number of documents done.
 
@@ -234,7 +235,7 @@ class _Observed:
         real, first = self._masks(inputs.device)
         # Some models hand their layers all tokens in a row, without the batch.
         inputs, outputs = (values.reshape(*real.shape, -1) for values in (inputs, outputs))
-        sinks = sink_tokens(inputs, real, first)
+        sinks = sink_tokens(inputs, real, first).every
         for item in self.items:
             item.see_outputs(outputs, real, sinks)
 

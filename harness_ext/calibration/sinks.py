@@ -25,9 +25,16 @@ RULE = f"first token, or {SINK_FACTOR:g} times the median norm"
 """The rule in words, for receipts and for the names of what is kept."""
 
 
-def sink_tokens(inputs: Tensor, real: Tensor, first: Tensor) -> Tensor:
-    """Which tokens are sinks, `[b, t]`: the first of each document, and those whose input norm is more than
-    `SINK_FACTOR` times the median over the document's other tokens.
+class SinkTokens(NamedTuple):
+    """Which tokens are sinks of a matrix, `[b, t]`: every one, and those among them whose input is far out."""
+
+    every: Tensor
+    far: Tensor
+
+
+def sink_tokens(inputs: Tensor, real: Tensor, first: Tensor) -> SinkTokens:
+    """Sinks are the first token of each document, and those far out: of an input norm more than `SINK_FACTOR` times the
+    median over the document's tokens but the first. The first may be far out as well.
 
     inputs: of a matrix, `[b, t, n]`. real: which tokens count, `[b, t]`. first: which are the first of their documents,
     `[b, t]`; a mask without any where there are only documents of one token, of which nothing else would be left.
@@ -39,8 +46,8 @@ def sink_tokens(inputs: Tensor, real: Tensor, first: Tensor) -> Tensor:
     others = norms.masked_fill(~(real & ~first), torch.nan)
     median = others.nanmedian(dim=1, keepdim=True).values
     # Comparisons with NaN, the median of no tokens, are false.
-    far = (median > 0) & (norms > SINK_FACTOR * median)
-    return real & norms.isfinite() & (first | far)
+    far = real & norms.isfinite() & (median > 0) & (norms > SINK_FACTOR * median)
+    return SinkTokens(far | (real & norms.isfinite() & first), far)
 
 
 class SeenTokens(NamedTuple):

@@ -43,6 +43,16 @@ class OrdinaryInputMean(InputMean):
     """The mean input over real tokens that are no sinks, `[n]`, fp64: what an output is shifted by for every token."""
 
 
+@statistic(name="far_input_mean", needs="inputs", sinks="alone")
+class FarInputMean(InputMean):
+    """The mean input over the tokens whose input is far out, `[n]`, fp64; zero where there are none."""
+
+    def result(self) -> Tensor:
+        """The mean, `[n]`, fp64."""
+        assert self._total is not None, "no batch was seen"
+        return self._total / max(1, self._tokens)
+
+
 @statistic(name="input_magnitude", needs="inputs")
 class InputMagnitude(InputMean):
     """The mean absolute input over real tokens, `[n]`, fp64."""
@@ -170,7 +180,7 @@ class CounterfactualEffects:
         return self._maximum
 
 
-@statistic(name="ablation_effects", needs="components", numbers=one_per_component, sinks="told")
+@statistic(name="ablation_effects", needs="components", numbers=one_per_component, sinks="left out of its mean")
 class AblationEffects:
     """How much the loss changes, to first order, if one singular component always saw the mean input: the effect of
     removing it and keeping the mean output.

@@ -42,7 +42,7 @@ def feature_space(
     arXiv:2403.07378 not).
 
     input_second_moment: `[n, n]`, the mean of `x x^T`. input_mean_with_sinks: `[n]`. Both are over all tokens, sinks
-    among them: this is a least-squares fit, and what it leaves out it may change at no cost. 
+    among them: this is a least-squares fit, and what it leaves out it may change at no cost.
     at 80 % of the parameters with sink tokens and XX without. centred: U_r from the covariance of the outputs rather
     than their second moment. Centred and with the bias, it is the best affine map of rank r on these inputs; centred
     without it is what the released code of arXiv:2405.13039 does, which loses the mean output. `keep.energy` is a share

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.linalg.edits import AnyEdit
 from harness_ext.methods.discovery import import_modules_of, load_entry_points
-from harness_ext.methods.statistic_registry import known_statistics, registered_statistics, statistics_among
+from harness_ext.methods.statistic_registry import Sinks, known_statistics, registered_statistics, statistics_among
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,12 +47,14 @@ other statistics of such a method come from the same search. What is trained (tw
 `[r, n]`) comes alone.
 """
 
-SINKS_OF_OTHERS = {"removed_components": "told", "trained_left": "counted", "trained_right": "counted"}
-"""Whether sink tokens belong in what no pass gathers, by the words of `Sinks`: a search goes by the effects at all
-tokens of removals that keep the mean of those that are no sinks; training goes by what the model answers.
+SINKS_OF_OTHERS: Mapping[str, Sinks] = {
+    "removed_components": "left out of its mean",
+    "trained_left": "counted",
+    "trained_right": "counted",
+}
+"""Whether sink tokens belong in what no pass gathers: a search goes by the effects, at all tokens, of removals that
+keep the mean of those that are no sinks; training goes by what the model answers.
 """
-SINK_USE = {"counted": "counted", "left out": "left out", "told": "left out of its mean"}
-"""The words of `Sinks` as receipts and recipes have them."""
 
 TEXTS = "texts"
 NEEDS = ("nothing", "nothing, its texts are shipped", TEXTS, "labelled documents", "training")
@@ -128,10 +130,10 @@ class Method:
         return self.shifts_bias and bool(parameters.get("bias", True))
 
 
-def sink_use(names: Iterable[str]) -> dict[str, str]:
-    """Whether sink tokens belong in each of these statistics, by name, in words."""
+def sink_use(names: Iterable[str]) -> dict[str, Sinks]:
+    """Whether sink tokens belong in each of these statistics, by name."""
     gathered = {item.name: item.sinks for item in statistics_among(names)}
-    return {name: SINK_USE[gathered.get(name) or SINKS_OF_OTHERS[name]] for name in sorted(names)}
+    return {name: gathered.get(name) or SINKS_OF_OTHERS[name] for name in sorted(names)}
 
 
 _registry: dict[str, Method] = {}

@@ -32,10 +32,11 @@ Needs = Literal["inputs", "contrasts", "gradients", "components"]
 contrast set. gradients: a backward pass from the right answers as well. components: gradients, and the factors of the
 matrix, which the class is made with: `Class(svd)`.
 """
-Sinks = Literal["counted", "left out", "told"]
-"""Whether sink tokens (`harness_ext.calibration.sinks`) belong in a statistic. counted: they do, as in anything that a
-least-squares fit is made of. left out: of a mean, which would be theirs; `real` marks none of them. told: `update`
-takes them as a fourth argument, for a statistic of all tokens that needs a mean of the others.
+Sinks = Literal["counted", "left out", "left out of its mean", "alone"]
+"""Whether sink tokens (`harness_ext.calibration.sinks`) belong in a statistic; in these words receipts say it. counted:
+they do, as in anything that a least-squares fit is made of. left out: of a mean, which would be theirs; `real` marks
+none of them. left out of its mean: of a mean that a statistic of all tokens needs; `update` is told of them, see
+`StatisticToldOfSinks`. alone: `real` marks only those that are far out.
 """
 Numbers = Callable[[tuple[int, int]], int]
 """How many numbers one object holds, from the shape of its matrix `[m, n]`."""
@@ -57,7 +58,7 @@ class Statistic(Protocol):
 
 
 class StatisticToldOfSinks(Protocol):
-    """What the gathering pass needs of a statistic that is registered with `sinks="told"`."""
+    """What the gathering pass needs of a statistic that is registered with `sinks="left out of its mean"`."""
 
     def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor, sinks: Tensor) -> None:
         """As `Statistic.update`; sinks: which of the real tokens are sinks, `[b, t]`."""

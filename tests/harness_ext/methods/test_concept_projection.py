@@ -49,6 +49,48 @@ def test_the_edit_is_the_projection_and_no_more(case: tuple[int, int, int, int])
     assert numpy.linalg.norm(differences @ ours.T) == pytest.approx(numpy.sqrt((left**2).sum()), abs=1e-9)
 
 
+@given(CASES)
+@settings(max_examples=60, deadline=None)
+def test_what_a_sink_puts_out_stays(case: tuple[int, int, int, int]) -> None:
+    """By the formula with Y (I - u u^T) in place of the output differences Y, u along the sink's output; without a sink
+    nothing changes, to the bit.
+    """
+    rows, columns, count, seed = case
+    generator = numpy.random.default_rng(seed)
+    weight, differences = generator.standard_normal((rows, columns)), generator.standard_normal((6, columns))
+    sink = 500 * generator.standard_normal(columns)
+
+    def edited(**far: torch.Tensor):
+        return contrast_projection(
+            torch.tensor(weight),
+            contrast_differences=torch.tensor(differences),
+            input_mean=torch.ones(columns, dtype=torch.float64),
+            directions=count,
+            **far,
+        )
+
+    edit = edited(far_input_mean=torch.tensor(sink))
+    outputs, along = differences @ weight.T, weight @ sink / numpy.linalg.norm(weight @ sink)
+    directions = numpy.linalg.svd(outputs - numpy.outer(outputs @ along, along))[2][:count]
+    ours = edit.weight().numpy()
+    numpy.testing.assert_allclose(ours, weight - directions.T @ directions @ weight, atol=1e-8)
+    numpy.testing.assert_allclose(ours @ sink, weight @ sink, atol=1e-6)
+    numpy.testing.assert_allclose(edit.bias_shift.numpy(), directions.T @ directions @ weight.sum(1), atol=1e-8)
+    assert edit.rank == min(rows, columns) - count
+    plain, without = edited(), edited(far_input_mean=torch.zeros(columns, dtype=torch.float64))
+    assert all(torch.equal(one, other) for one, other in zip(plain.parts, without.parts, strict=True))
+
+
+def test_texts_that_differ_by_a_sink_alone_leave_the_matrix() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(5, 9, generator=generator, dtype=torch.float64)
+    sink = 700 * torch.randn(9, generator=generator, dtype=torch.float64)
+    edit = contrast_projection(
+        weight, contrast_differences=sink.repeat(3, 1), input_mean=sink, far_input_mean=sink, directions=1
+    )
+    assert edit.fallback == NO_DIFFERENCE
+
+
 @pytest.mark.parametrize("shape", [(5, 9), (9, 5)])
 def test_one_pair_twice_has_one_direction_and_none_leaves_the_matrix(shape: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(0)
