@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any, cast
 from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import LabelledDocument
 from harness_ext.calibration.experts import ExpertCall, check_equation, sights
-from harness_ext.calibration.sinks import SEEN, SeenTokens, SinkTokens, sink_tokens
+from harness_ext.calibration.sinks import SEEN, SeenTokens, sink_tokens
 from harness_ext.errors import UserError, VariantFailed
 from harness_ext.methods.statistic_registry import (
+    SinkTokens,
     Statistic,
     StatisticToldOfSinks,
     registered_statistics,
@@ -81,7 +82,7 @@ class _Watched:
         for name, statistic in self.statistics.items():
             use = registered[name].sinks
             if use == "left out of its mean":
-                cast(StatisticToldOfSinks, statistic).update(own_inputs, own_gradients, real, sinks.every)
+                cast(StatisticToldOfSinks, statistic).update(own_inputs, own_gradients, real, sinks)
             else:
                 statistic.update(own_inputs, own_gradients, counted[use])
 

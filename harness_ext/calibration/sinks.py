@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
+from harness_ext.methods.statistic_registry import SinkTokens
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -23,13 +25,6 @@ all stay below 4; those beyond, a space or a line break, reach 7 to 22.
 """
 RULE = f"first token, or {SINK_FACTOR:g} times the median norm"
 """The rule in words, for receipts and for the names of what is kept."""
-
-
-class SinkTokens(NamedTuple):
-    """Which tokens are sinks of a matrix, `[b, t]`: every one, and those among them whose input is far out."""
-
-    every: Tensor
-    far: Tensor
 
 
 def sink_tokens(inputs: Tensor, real: Tensor, first: Tensor) -> SinkTokens:

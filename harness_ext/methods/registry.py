@@ -47,7 +47,7 @@ other statistics of such a method come from the same search. What is trained (tw
 `[r, n]`) comes alone.
 """
 
-SINKS_OF_OTHERS: Mapping[str, Sinks] = {
+SINKS_OF_OTHERS: dict[str, Sinks] = {
     "removed_components": "left out of its mean",
     "trained_left": "counted",
     "trained_right": "counted",
@@ -131,9 +131,9 @@ class Method:
 
 
 def sink_use(names: Iterable[str]) -> dict[str, Sinks]:
-    """Whether sink tokens belong in each of these statistics, by name."""
-    gathered = {item.name: item.sinks for item in statistics_among(names)}
-    return {name: gathered.get(name) or SINKS_OF_OTHERS[name] for name in sorted(names)}
+    """Whether sink tokens belong in each of these statistics, by name; nothing is said of what follows from others."""
+    known = SINKS_OF_OTHERS | {item.name: item.sinks for item in statistics_among(names)}
+    return {name: known[name] for name in sorted(names) if name in known}
 
 
 _registry: dict[str, Method] = {}

@@ -20,7 +20,7 @@ import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar, get_args
 
 from harness_ext.methods.discovery import load_entry_points
 
@@ -57,11 +57,18 @@ class Statistic(Protocol):
         """The value over everything seen; None where nothing of it could be used."""
 
 
+class SinkTokens(NamedTuple):
+    """Which tokens are sinks of a matrix, `[b, t]`: every one, and those among them whose input is far out."""
+
+    every: Tensor
+    far: Tensor
+
+
 class StatisticToldOfSinks(Protocol):
     """What the gathering pass needs of a statistic that is registered with `sinks="left out of its mean"`."""
 
-    def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor, sinks: Tensor) -> None:
-        """As `Statistic.update`; sinks: which of the real tokens are sinks, `[b, t]`."""
+    def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor, sinks: SinkTokens) -> None:
+        """As `Statistic.update`; sinks: which of the real tokens are sinks."""
 
     def result(self) -> Tensor | None:
         """As `Statistic.result`."""
