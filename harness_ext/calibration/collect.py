@@ -24,6 +24,7 @@ from harness_ext.calibration.experts import ExpertCall, check_equation, sights
 from harness_ext.calibration.sinks import SEEN, SeenTokens, sink_tokens
 from harness_ext.errors import UserError, VariantFailed
 from harness_ext.methods.statistic_registry import (
+    AnyStatistic,
     SinkTokens,
     Statistic,
     StatisticToldOfSinks,
@@ -66,7 +67,7 @@ class _Watched:
     """
 
     matrix: Matrix
-    statistics: dict[str, Statistic] = field(default_factory=dict)
+    statistics: dict[str, AnyStatistic] = field(default_factory=dict)
     tokens: int = 0
     sinks: int = 0
     output_norms: tuple[float, float] | None = None
@@ -84,7 +85,7 @@ class _Watched:
             if use == "left out of its mean":
                 cast(StatisticToldOfSinks, statistic).update(own_inputs, own_gradients, real, sinks)
             else:
-                statistic.update(own_inputs, own_gradients, counted[use])
+                cast(Statistic, statistic).update(own_inputs, own_gradients, counted[use])
 
     def see_outputs(self, outputs: Tensor, real: Tensor, sinks: Tensor) -> None:
         """Take in what its module makes of a batch, `[b, t, m]`."""
@@ -162,7 +163,7 @@ def check_pairs(names: frozenset[str], documents: Mapping[str, int], batch_size:
         )
 
 
-def _start(names: frozenset[str], matrix: Matrix, decompose: Callable[[Matrix], Svd]) -> dict[str, Statistic]:
+def _start(names: frozenset[str], matrix: Matrix, decompose: Callable[[Matrix], Svd]) -> dict[str, AnyStatistic]:
     registered = registered_statistics()
     chosen = [registered[name] for name in sorted(names)]
     return {item.name: item.make(decompose(matrix)) if item.needs_components else item.make() for item in chosen}

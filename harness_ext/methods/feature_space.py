@@ -42,11 +42,12 @@ def feature_space(
     arXiv:2403.07378 not).
 
     input_second_moment: `[n, n]`, the mean of `x x^T`. input_mean_with_sinks: `[n]`. Both are over all tokens, sinks
-    among them: this is a least-squares fit, and what it leaves out it may change at no cost.
-    at 80 % of the parameters with sink tokens and XX without. centred: U_r from the covariance of the outputs rather
-    than their second moment. Centred and with the bias, it is the best affine map of rank r on these inputs; centred
-    without it is what the released code of arXiv:2405.13039 does, which loses the mean output. `keep.energy` is a share
-    of the sum of the eigenvalues, the outputs' (co)variance, not of the weight's own energy.
+    among them: this is a least-squares fit, and does as it likes with what it is not shown. Five layers of SmolLM2 at
+    80 % of their parameters leave a perplexity of WikiData's answers of 984 (of 734), and of 815,000 without the sinks.
+    centred: U_r from the covariance of the outputs rather than their second moment. Centred and with the bias, it is
+    the best affine map of rank r on these inputs; centred without it is what the released code of arXiv:2405.13039
+    does, which loses the mean output. `keep.energy` is a share of the sum of the eigenvalues, the outputs'
+    (co)variance, not of the weight's own energy.
 
     Where the outputs span fewer directions than are kept, the rest are the leading singular directions of what is left
     of W (ours): recorded as a fallback.

@@ -74,6 +74,9 @@ class StatisticToldOfSinks(Protocol):
         """As `Statistic.result`."""
 
 
+AnyStatistic = Statistic | StatisticToldOfSinks
+
+
 @dataclass(frozen=True)
 class RegisteredStatistic:
     """A statistic by name: how one object is made, what it takes, and whether sink tokens belong in it.
@@ -82,7 +85,7 @@ class RegisteredStatistic:
     """
 
     name: str
-    make: Callable[..., Statistic | StatisticToldOfSinks]
+    make: Callable[..., AnyStatistic]
     needs: Needs
     numbers: Numbers
     compares_documents: bool = False
@@ -112,7 +115,7 @@ def one_per_component(shape: tuple[int, int]) -> int:
 SHIPPED = "harness_ext.calibration.statistics"
 """The module of the shipped ones, named as an entry point names one: nothing here knows what it holds."""
 _registry: dict[str, RegisteredStatistic] = {}
-StatisticClass = TypeVar("StatisticClass", bound=Callable[..., Statistic | StatisticToldOfSinks])
+StatisticClass = TypeVar("StatisticClass", bound=Callable[..., AnyStatistic])
 
 
 def statistic(

@@ -246,7 +246,8 @@ def zero_sum(evaluator: CandidateEvaluator, /, *, param_fraction: Fraction = 0.8
     That is `-s_i u_i^T G v_i` of the whitened matrix `W S`, `S S^T = X X^T`, since `s_i S^-T v_i = W^T u_i`; no
     whitening is ever computed. See `allotted` for which are removed. param_fraction: of the
     numbers in all matrices together, stored as factors where that is smaller. Nothing is tried before the outcome, one
-    step, `feature_space` as `svd-llm` has it; its score is the one trial.
+    step, `feature_space` as `svd-llm` has it; its score is the one trial. Both statistics are of all tokens; gradients
+    without the sinks leave SmolLM2 much the same (1,036 and 1,063, of 734, as perplexity of WikiData's answers).
     """
     effects: dict[str, list[float]] = {}
     for group in _groups(evaluator):
