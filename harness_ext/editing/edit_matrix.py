@@ -124,7 +124,7 @@ def _edited(context: StepContext, matrix: Matrix, weight: Tensor, statistics: Ma
     method = registered_methods()[context.step.method]
     if method.statistics - statistics.keys():
         return DenseEdit(weight, UNSEEN)
-    learned = {name: statistics[name].to(weight.device) for name in method.statistics}
+    learned = {name: value.to(weight.device) for name, value in statistics.items() if name in method.statistics}
     try:
         with located(f"{matrix.key}: "):
             return method.function(weight, **learned, **_arguments(context, matrix, weight))

@@ -69,7 +69,7 @@ def greedy_search(
         if accepted is None:
             break
         removed, loss = accepted
-    return {key: {**gathered[key], "removed_components": marks} for key, marks in removed.items()}
+    return {key: {"removed_components": removed[key], "input_mean": means[key]} for key in removed}
 
 
 def mean_loss(lm: HFLM, documents: Sequence[LabelledDocument], batch_size: int) -> float:
