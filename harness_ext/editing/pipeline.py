@@ -17,9 +17,17 @@ from harness_ext.calibration.context import DocumentBatches, EditableModel, Step
 from harness_ext.calibration.contrast_pairs import contrast_set
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
 from harness_ext.calibration.experts import check_experts
-from harness_ext.editing.edit_matrix import decompose, edit_matrix, require_finite, require_finite_statistics
+from harness_ext.calibration.sinks import RULE
+from harness_ext.editing.edit_matrix import (
+    EditedMatrix,
+    decompose,
+    edit_matrix,
+    require_finite,
+    require_finite_statistics,
+)
 from harness_ext.errors import located
 from harness_ext.methods import Svd, registered_methods
+from harness_ext.methods.registry import sink_use
 from harness_ext.methods.search_registry import check_searchable
 from harness_ext.model.layout import Matrix, inferred_note
 from harness_ext.model.seeding import generator_for
@@ -57,17 +65,22 @@ _PLACES = {role: place for place, roles in enumerate(_ORDER) for role in roles}
 
 @dataclass
 class AppliedRecipe:
-    """A recipe as it was carried out. log: rows of plain data about what took many passes over the documents, each with
-    its step. notes: what is to be known of the matrices themselves.
+    """A recipe as it was carried out, a row a matrix. log: rows of plain data about what took many passes over the
+    documents, each with its step. notes: what is to be known of the matrices themselves.
     """
 
-    records: list[MatrixRecord] = field(default_factory=list)
+    edited: list[EditedMatrix] = field(default_factory=list)
     log: list[dict[str, Any]] = field(default_factory=list)
     calibration: list[tuple[int, CalibrationSet]] = field(default_factory=list)
     searches: list[dict[str, Any]] = field(default_factory=list)
     seconds_calibrating: float = 0.0
     seconds_editing: float = 0.0
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def records(self) -> list[MatrixRecord]:
+        """What became of each matrix, as the receipt has it."""
+        return [item.record for item in self.edited]
 
     @contextmanager
     def calibrating(self) -> Iterator[None]:
@@ -157,7 +170,7 @@ def _apply_step(context: StepContext, recipe: Recipe, documents: DrawDocuments, 
         started = time.perf_counter()
         context.progress.start(f"{recipe.label}: decomposing", len(stage))
         for matrix in stage:
-            applied.records.append(edit_matrix(context, matrix, statistics.get(matrix.key, {})))
+            applied.edited.append(edit_matrix(context, matrix, statistics.get(matrix.key, {})))
             context.progress.advance()
         context.progress.stop()
         applied.seconds_editing += time.perf_counter() - started
@@ -216,7 +229,8 @@ def _statistics(
         gathered = gather_for(matrices)
     else:
         names = registered_methods()[step.method].statistics
-        about = [model.weights.digest(), str(size), *sorted(names), *(repr(document) for document in labelled)]
+        sinks = [f"{name}: sink tokens {use}" for name, use in sink_use(names).items()]
+        about = [model.weights.digest(), str(size), RULE, *sinks, *(repr(document) for document in labelled)]
         gathered = model.statistics_cache.gathered(about, matrices, gather_for, lambda missing: groups(missing, names))
     context.progress.stop()
     return gathered

@@ -17,6 +17,7 @@ def receipt_warnings(recipe: Recipe, applied: AppliedRecipe) -> list[str]:
         + _searched(applied)
         + _as_asked(recipe, applied)
         + _left_dense(recipe, applied)
+        + _shifted(applied)
         + _calibrated(applied)
     )
 
@@ -85,6 +86,20 @@ def _left_dense(recipe: Recipe, applied: AppliedRecipe) -> list[str]:
         if dense
         else []
     )
+
+
+def _shifted(applied: AppliedRecipe) -> list[str]:
+    """Biases that were shifted by more than an output of their matrix mostly is."""
+    shifted = [(item.shift_size, item.record) for item in applied.edited if item.shift_size is not None]
+    large = [(size, record) for size, record in shifted if size > 1]
+    if not large:
+        return []
+    most, record = max(large, key=lambda pair: pair[0])
+    return [
+        f"in {len(large)} of {len(shifted)} matrices or heads the bias is shifted by more than a typical output, most"
+        f" in {record.name}: by {most:.3g} times as much. Scores may show the shift rather than what was to be edited;"
+        " calibrate on other texts, or set bias=false where the method has it"
+    ]
 
 
 def _searched(applied: AppliedRecipe) -> list[str]:

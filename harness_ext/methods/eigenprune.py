@@ -3,7 +3,7 @@ of ours).
 
 What the released code of the paper does differently, and why we do not: it takes inputs before normalisation or
 activation, shifts the bias per position of the last batch only, and scores nothing at batch size one. Here inputs are
-the matrix's own, the mean is over all real tokens, and the maximum runs over every batch.
+the matrix's own, the mean is over all real tokens but sinks, and the maximum runs over every batch.
 """
 
 from __future__ import annotations

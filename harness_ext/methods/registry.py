@@ -28,14 +28,14 @@ no torch when it is loaded: a recipe must be readable, and its mistakes nameable
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.linalg.edits import AnyEdit
 from harness_ext.methods.discovery import import_modules_of, load_entry_points
-from harness_ext.methods.statistic_registry import known_statistics, registered_statistics, statistics_among
+from harness_ext.methods.statistic_registry import Sinks, known_statistics, registered_statistics, statistics_among
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +45,15 @@ TRAINED = frozenset({"trained_left", "trained_right"})
 """What a method may ask for like a statistic, but no pass gathers. What is searched for takes many passes, and the
 other statistics of such a method come from the same search. What is trained (two factors of the matrix, `[m, r]` and
 `[r, n]`) comes alone.
+"""
+
+SINKS_OF_OTHERS: dict[str, Sinks] = {
+    "removed_components": "left out of its mean",
+    "trained_left": "counted",
+    "trained_right": "counted",
+}
+"""Whether sink tokens belong in what no pass gathers: a search goes by the effects, at all tokens, of removals that
+keep the mean of those that are no sinks; training goes by what the model answers.
 """
 
 TEXTS = "texts"
@@ -119,6 +128,12 @@ class Method:
         or as the setting `bias` says.
         """
         return self.shifts_bias and bool(parameters.get("bias", True))
+
+
+def sink_use(names: Iterable[str]) -> dict[str, Sinks]:
+    """Whether sink tokens belong in each of these statistics, by name; nothing is said of what follows from others."""
+    known = SINKS_OF_OTHERS | {item.name: item.sinks for item in statistics_among(names)}
+    return {name: known[name] for name in sorted(names) if name in known}
 
 
 _registry: dict[str, Method] = {}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.calibration.rewording import hashed_signs
+from harness_ext.editing.records import statistics_used
 from harness_ext.errors import UserError, VariantFailed
 from harness_ext.recipe.recipe import Recipe
 from harness_ext.runs.progress import ProgressReport
@@ -102,6 +103,7 @@ def close(receipt: Receipt, applied: AppliedRecipe | None, seconds: Mapping[str,
     receipt.variant_id = digest(identity)
     receipt.matrices = list(applied.records) if applied else []
     receipt.calibration = [_calibration(step, drawn) for step, drawn in applied.calibration] if applied else []
+    receipt.statistics = statistics_used(applied.edited) if applied else []
     receipt.log = applied.log if applied else []
     receipt.searches = applied.searches if applied else receipt.searches
     receipt.finished = now()

@@ -187,6 +187,22 @@ class ReceiptCalibration(ReceiptPart):
     wordings: Unread[list[str]] = Field(default_factory=list)
 
 
+class ReceiptStatistic(ReceiptPart):
+    """One statistic of the calibration documents that a step used, and whether sink tokens belong in it.
+
+    sinks: `counted`, `left out`, or of which part they are left out; rule: which tokens are sinks. tokens: the most
+    that a matrix has seen, sinks among them; sink_tokens: the fewest and the most sinks among the tokens of one matrix.
+    Both are None where they were not counted, as in training.
+    """
+
+    step: Whole
+    name: str
+    sinks: str
+    rule: str | None = None
+    tokens: Whole | None = None
+    sink_tokens: tuple[Whole, Whole] | None = None
+
+
 class ReceiptTotals(ReceiptPart):
     """Sums over the whole model. The figures after an edit are those of factored storage for matrices that it makes
     smaller, and dense otherwise; for a factored recipe they are those of the model as it runs.
@@ -249,6 +265,7 @@ class Receipt(ReceiptPart):
     variant_id: str | None = None
     matrices: list[ReceiptMatrix] = Field(default_factory=list)
     calibration: list[ReceiptCalibration] = Field(default_factory=list)
+    statistics: Unread[list[ReceiptStatistic]] = Field(default_factory=list)
     log: Unread[list[dict[str, Plain]]] = Field(default_factory=list)
     searches: Unread[list[dict[str, Plain]]] = Field(default_factory=list)
     finished: str | None = None

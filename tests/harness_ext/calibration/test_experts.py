@@ -130,7 +130,9 @@ def test_what_removing_a_component_of_an_expert_changes_is_in_its_weights_gradie
 def test_it_does_not_matter_how_the_model_computes_its_experts(make_lm, mixture: str) -> None:
     lm = make_lm(mixture)
     matrices = select(lm, "matrices=[experts],layers=[1]")
-    names = frozenset({"input_mean", "input_second_moment", "counterfactual_effects", "fisher_information"})
+    names = frozenset(
+        {"input_mean", "input_mean_with_sinks", "input_second_moment", "counterfactual_effects", "fisher_information"}
+    )
     found = {}
     for implementation in ("eager", "batched_mm", "grouped_mm"):
         lm.model.set_experts_implementation(implementation)

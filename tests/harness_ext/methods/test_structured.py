@@ -237,7 +237,7 @@ def check_feature_space(case: Case, method: Callable[..., AnyEdit]) -> None:
             edit = method(
                 case.tensor,
                 input_second_moment=torch.tensor(moment),
-                input_mean=torch.tensor(case.mean),
+                input_mean_with_sinks=torch.tensor(case.mean),
                 keep=Keep(rank=rank),
                 centred=centred,
                 bias=centred,
@@ -376,6 +376,8 @@ def test_a_method_says_whether_it_moves_a_bias(method: str) -> None:
         "keep": Keep(rank=2),
         "generator": torch.Generator().manual_seed(0),
         "input_mean": torch.tensor(case.mean),
+        "input_mean_with_sinks": torch.tensor(case.mean),
+        "far_input_mean": torch.zeros(13),
         "input_magnitude": torch.ones(13),
         "removed_components": torch.arange(9) < 3,
         "input_second_moment": torch.tensor(case.inputs @ case.inputs.T),

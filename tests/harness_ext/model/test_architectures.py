@@ -293,7 +293,9 @@ def test_statistics_are_gathered_at_every_role(make_lm, every_family: str) -> No
     """
     lm = make_lm(every_family, dtype="float32" if every_family in EAGER else "float64")
     matrices = modules_only(lm.weights.layout.select(step(["all"], [1], per_head=True)))
-    gathered = collect.gather(lm, matrices, frozenset({"input_mean"}), DocumentBatches(DOCUMENTS, 2), no_documents)
+    gathered = collect.gather(
+        lm, matrices, frozenset({"input_mean_with_sinks"}), DocumentBatches(DOCUMENTS, 2), no_documents
+    )
     for matrix in matrices:
         seen: list[torch.Tensor] = []
         handle = lm.model.get_submodule(matrix.module).register_forward_hook(
@@ -304,7 +306,9 @@ def test_statistics_are_gathered_at_every_role(make_lm, every_family: str) -> No
                 lm.model(torch.tensor([lm.tok_encode(document.context)]))
         handle.remove()
         expected = torch.cat(seen).mean(0)[places(matrix.columns, matrix.full_shape[1])]
-        torch.testing.assert_close(gathered[matrix.key]["input_mean"].to(expected), expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            gathered[matrix.key]["input_mean_with_sinks"].to(expected), expected, atol=1e-5, rtol=1e-4
+        )
 
 
 # Experts

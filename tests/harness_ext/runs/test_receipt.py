@@ -93,6 +93,12 @@ calibration[].left_out_because_scored int
 calibration[].documents[] str
 calibration[].contents[] str
 calibration[].wordings[] str
+statistics[].step int
+statistics[].name str
+statistics[].sinks str
+statistics[].rule str
+statistics[].tokens int
+statistics[].sink_tokens[] int
 log list
 searches list
 finished str
