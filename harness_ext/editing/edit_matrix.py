@@ -10,6 +10,7 @@ from harness_ext.calibration.context import StepContext
 from harness_ext.errors import VariantFailed, located
 from harness_ext.linalg.decompose import SVD, Decomposer, NotConverged
 from harness_ext.methods import AnyEdit, DenseEdit, Edit, Svd, call, registered_methods
+from harness_ext.methods.registry import RANKED
 from harness_ext.model.layout import Matrix
 from harness_ext.model.seeding import generator_for
 from harness_ext.model.size import stored_parameters
@@ -89,6 +90,8 @@ def _write(weights: Weights, step: Step, matrix: Matrix, edit: AnyEdit) -> str:
     """Write an edit as the step wants it, and say how: as factors only below the break-even rank, where they are
     smaller.
     """
+    if edit.unchanged:
+        return DENSE
     rows, columns = matrix.shape
     if step.factored and isinstance(edit, Edit) and stored_parameters(matrix.shape, edit.rank) < rows * columns:
         weights.factor(matrix, edit.left, edit.right)
@@ -102,7 +105,7 @@ def _edited(context: StepContext, matrix: Matrix, weight: Tensor, statistics: Ma
     import torch
 
     method = registered_methods()[context.step.method]
-    if method.statistics - statistics.keys():
+    if (method.statistics - RANKED) - statistics.keys():
         return DenseEdit(weight, UNSEEN)
     learned = {name: value.to(weight.device) for name, value in statistics.items()}
     try:

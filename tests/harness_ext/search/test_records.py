@@ -180,7 +180,7 @@ def test_dropping_losers_early_does_not_change_the_winner(make_lm, monkeypatch) 
     monkeypatch.setattr(evaluator, "BATCHES", 1000)
     dropping = lm.apply(parse_recipe("laser-search"), drawing(documents)).searches[0]
     lm.undo()
-    monkeypatch.setattr("harness_ext.search.trials.cannot_win", lambda bar: None)
+    monkeypatch.setattr("harness_ext.search.trials.cannot_improve", lambda before, bar: None)
     whole = lm.apply(parse_recipe("laser-search"), drawing(documents)).searches[0]
     lm.undo()
     assert dropping["chosen"] == whole["chosen"]
