@@ -96,9 +96,7 @@ def searched(
     site = _site(context, matrices, statistics)
     trials = greedy_search(site, documents, context.step.search)
     trials.confirm()
-    return {
-        key: {"removed_components": marks, "input_mean": site.means[key]} for key, marks in trials.removed.items()
-    }, trials.log
+    return {key: {**statistics[key], "removed_components": marks} for key, marks in trials.removed.items()}, trials.log
 
 
 def _site(context: StepContext, matrices: Sequence[Matrix], statistics: Statistics) -> EditedSite:
