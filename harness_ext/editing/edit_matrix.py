@@ -10,7 +10,6 @@ from harness_ext.calibration.context import StepContext
 from harness_ext.errors import VariantFailed, located
 from harness_ext.linalg.decompose import SVD, Decomposer, NotConverged
 from harness_ext.methods import AnyEdit, DenseEdit, Edit, Svd, call, registered_methods
-from harness_ext.methods.registry import RANKED
 from harness_ext.model.layout import Matrix
 from harness_ext.model.seeding import generator_for
 from harness_ext.model.size import stored_parameters
@@ -105,7 +104,7 @@ def _edited(context: StepContext, matrix: Matrix, weight: Tensor, statistics: Ma
     import torch
 
     method = registered_methods()[context.step.method]
-    if (method.statistics - RANKED) - statistics.keys():
+    if method.statistics - statistics.keys():
         return DenseEdit(weight, UNSEEN)
     learned = {name: value.to(weight.device) for name, value in statistics.items()}
     try:

@@ -48,8 +48,8 @@ def completed(
     method = registered_methods()[context.step.method]
     # In the order of the model, in which equal effects count; an expert that saw nothing has no statistics.
     seen = {matrix.key: dict(statistics[matrix.key]) for matrix in matrices if statistics.get(matrix.key)}
-    if "count_among_all" in method.statistics and context.step.parameters["share_of"] == "all":
-        if context.step.sequential:
+    if "count_among_all" in method.statistics:
+        if context.step.sequential and context.step.parameters["share_of"] == "all":
             raise UserError(
                 "share_of: all ranks the components of all matrices together, and sequential edits one matrix before"
                 " it looks at the next: leave one of them out"

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from harness_ext.methods.eigenprune import lowest, share
-from harness_ext.search.removals import Candidate, RemovalTrials
+from harness_ext.search.removals import RemovalCandidate, RemovalTrials
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,24 +34,24 @@ def most_trials(matrices: int) -> int:
     return max(LEAST_TRIALS, TRIALS_PER_MATRIX * matrices)
 
 
-def candidates_of(effects: Mapping[str, Tensor], fraction: float) -> list[Candidate]:
+def candidates_of(effects: Mapping[str, Tensor], fraction: float) -> list[RemovalCandidate]:
     """Of each matrix the `floor(fraction * r)` components of lowest effect `[r]` which are below zero, in the order of
     the matrices, the lowest first.
     """
-    found: list[Candidate] = []
+    found: list[RemovalCandidate] = []
     for key, values in effects.items():
         chosen = lowest(values, share(fraction, len(values)))
         own = [(float(values[place]), place) for place in chosen.nonzero()[:, 0].tolist()]
-        found += [Candidate(effect, key, place) for effect, place in sorted(own) if effect < 0]
+        found += [RemovalCandidate(effect, key, place) for effect, place in sorted(own) if effect < 0]
     return found
 
 
-def try_removals(trials: RemovalTrials, candidates: Sequence[Candidate], most: int) -> None:
+def try_removals(trials: RemovalTrials, candidates: Sequence[RemovalCandidate], most: int) -> None:
     """Settle groups of candidates, at most so many trials. What is not settled then stays as it is."""
-    waiting: list[tuple[float, int, Sequence[Candidate]]] = []
+    waiting: list[tuple[float, int, Sequence[RemovalCandidate]]] = []
     numbers = itertools.count()
 
-    def wait(group: Sequence[Candidate]) -> None:
+    def wait(group: Sequence[RemovalCandidate]) -> None:
         heapq.heappush(waiting, (sum(candidate.effect for candidate in group), next(numbers), group))
 
     if candidates:
@@ -64,7 +64,7 @@ def try_removals(trials: RemovalTrials, candidates: Sequence[Candidate], most: i
             wait(half)
 
 
-def _halves(group: Sequence[Candidate]) -> tuple[Sequence[Candidate], Sequence[Candidate]]:
+def _halves(group: Sequence[RemovalCandidate]) -> tuple[Sequence[RemovalCandidate], Sequence[RemovalCandidate]]:
     keys = list(dict.fromkeys(candidate.key for candidate in group))
     if len(keys) == 1:
         return group[: len(group) // 2], group[len(group) // 2 :]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from harness_ext.calibration.collect import gather
 from harness_ext.calibration.context import DocumentBatches
-from harness_ext.search.removals import Candidate, EditedSite, RemovalTrials
+from harness_ext.search.removals import EditedSite, RemovalCandidate, RemovalTrials
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,12 +40,12 @@ def greedy_search(site: EditedSite, documents: DocumentBatches, settings: Search
     return trials
 
 
-def _candidates(effects: Mapping[str, Mapping[str, Tensor]], removed: Mapping[str, Tensor]) -> list[Candidate]:
+def _candidates(effects: Mapping[str, Mapping[str, Tensor]], removed: Mapping[str, Tensor]) -> list[RemovalCandidate]:
     """Components still there whose removal should lower the loss, the best first; equal ones in the order of the
     matrices.
     """
     found = [
-        Candidate(float(effect), key, component)
+        RemovalCandidate(float(effect), key, component)
         for key, values in effects.items()
         for component, effect in enumerate(values["ablation_effects"].tolist())
         if effect < 0 and not removed[key][component]
@@ -53,7 +53,7 @@ def _candidates(effects: Mapping[str, Mapping[str, Tensor]], removed: Mapping[st
     return sorted(found, key=lambda candidate: candidate.effect)
 
 
-def _groups(candidates: Sequence[Candidate], at_once: int) -> Iterator[Sequence[Candidate]]:
+def _groups(candidates: Sequence[RemovalCandidate], at_once: int) -> Iterator[Sequence[RemovalCandidate]]:
     """The best `at_once`, the better half of them, the better quarter and so on down to two; then each by itself, and
     the best of every matrix that has none among them.
     """
@@ -63,7 +63,7 @@ def _groups(candidates: Sequence[Candidate], at_once: int) -> Iterator[Sequence[
         yield best[:size]
         size //= 2
     seen = {candidate.key for candidate in best}
-    others: dict[str, Candidate] = {}
+    others: dict[str, RemovalCandidate] = {}
     for candidate in candidates:
         if candidate.key not in seen:
             others.setdefault(candidate.key, candidate)

@@ -76,10 +76,10 @@ def laser_search(evaluator: CandidateEvaluator, /, *, fractions: Fractions = GRI
 
 
 def _bar(trials: Sequence[Trial], before: Trial) -> CandidateScore | None:
-    from harness_ext.search.trials import best_improvement
+    from harness_ext.search.trials import best_of, not_worse
 
-    best = best_improvement(trials, before) if trials else None
-    return None if best is None else best.score
+    fit = [trial for trial in trials if not_worse(trial, before)]
+    return best_of(fit).score if fit else None
 
 
 @search(

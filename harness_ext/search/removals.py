@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from harness_ext.methods import Svd
 
 
-class Candidate(NamedTuple):
+class RemovalCandidate(NamedTuple):
     """One component, and by how much its removal is predicted to change the loss, in nats."""
 
     effect: float
@@ -76,7 +76,7 @@ class RemovalTrials:
         """How many trials were made."""
         return len(self.log) - 1
 
-    def attempt(self, group: Sequence[Candidate], least: float = 0.0) -> bool:
+    def attempt(self, group: Sequence[RemovalCandidate], least: float = 0.0) -> bool:
         """Remove these as well, and keep that if the loss falls, by `least` nats or more; whether it was kept."""
         trial = {key: marks.clone() for key, marks in self.removed.items()}
         removes: dict[str, list[int]] = {}

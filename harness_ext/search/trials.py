@@ -137,11 +137,12 @@ def cannot_improve(before: Trial, bar: CandidateScore | None) -> Hopeless:
 
 
 def best_improvement(trials: Sequence[Trial], before: Trial) -> Trial | None:
-    """The best (see `best_of`) of the trials that are not worse than the model before; None where all are. Raises
-    UserError where nothing was tried.
+    """The best (see `best_of`) of the trials that are not worse than the model before; None where all are. Raises what
+    `best_of` raises where nothing was tried, or no loss is finite.
     """
     fit = [trial for trial in trials if not_worse(trial, before)]
-    return best_of(fit) if fit or not trials else None
+    broken = not any(math.isfinite(trial.loss) for trial in trials)
+    return best_of(trials if broken else fit) if fit or broken else None
 
 
 def best_of(trials: Sequence[Trial]) -> Trial:

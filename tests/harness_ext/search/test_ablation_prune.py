@@ -22,7 +22,7 @@ from harness_ext.errors import UserError
 from harness_ext.methods.eigenprune import counts_among_all
 from harness_ext.recipe.recipe import parse_recipe, shipped_names
 from harness_ext.search.ablation_prune import TRUSTED, candidates_of, try_removals
-from harness_ext.search.removals import Candidate
+from harness_ext.search.removals import RemovalCandidate
 from tests.harness_ext.search.plain_search import documents_for, drawing, scored, svd_of
 
 
@@ -38,7 +38,7 @@ class Landscape:
     def made(self) -> int:
         return len(self.tried)
 
-    def attempt(self, group: list[Candidate], least: float = 0.0) -> bool:
+    def attempt(self, group: list[RemovalCandidate], least: float = 0.0) -> bool:
         names = [(candidate.key, candidate.component) for candidate in group]
         self.tried.append(names)
         fall = -sum(self.changes[name] for name in names)
@@ -52,7 +52,7 @@ def landscape(matrices: int, components: int, good: set[tuple[str, int]]):
     names = [(f"m{matrix}", component) for matrix in range(matrices) for component in range(components)]
     return (
         Landscape({name: -1.0 if name in good else 10.0 for name in names}),
-        [Candidate(-1.0, key, component) for key, component in names],
+        [RemovalCandidate(-1.0, key, component) for key, component in names],
     )
 
 
@@ -80,7 +80,7 @@ def test_a_fall_far_below_the_predicted_one_is_looked_into() -> None:
     """One of two is good by more than the other is bad: alone it lowers the loss further."""
     changes = {("a", 0): -1.0, ("a", 1): 1.0 - 0.9 * TRUSTED}
     trials = Landscape(changes)
-    try_removals(trials, [Candidate(-0.5, "a", 0), Candidate(-0.5, "a", 1)], 100)
+    try_removals(trials, [RemovalCandidate(-0.5, "a", 0), RemovalCandidate(-0.5, "a", 1)], 100)
     assert trials.removed == {("a", 0)}
     nothing = Landscape({})
     try_removals(nothing, [], 100)
@@ -323,9 +323,9 @@ def test_no_recipe_leaves_a_trained_model_worse_unless_its_budget_forces_it(name
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["ablation-prune", "eigenprune-greedy"])
-def test_one_component_of_layer_11_is_found(recipe: str, smollm2) -> None:
-    """First order puts the ones that wreck the model first; among them is one whose removal alone halves the answers'
-    perplexity.
+def test_what_layer_11_holds_is_found(recipe: str, smollm2) -> None:
+    """A removal in layer 11 alone lowers the answers' perplexity by a third; it takes means without sink tokens, whose
+    inputs there are a thousand times larger than the others'.
     """
     lm, documents = smollm2
     applied = lm.apply(parse_recipe(f"{recipe}:layers=[11]"), drawing(documents))
