@@ -41,7 +41,7 @@ class Cell:
     `delta`, `low` and `high` (95 %, not corrected) are recipe minus baseline in the metric's own units; `improvement`
     is positive where that is good. `notes` holds warnings, or why the cell is incomparable or failed. `detectable` is
     the smallest difference that its documents show with 80 % power on this board, `noise_floor` the share of answers
-    that flip when only the batch size changes, which the flips have to exceed; `choices` is filled only where two runs
+    that flip when rounding alone changes, which the flips have to exceed; `choices` is filled only where two runs
     are compared by themselves. `comparisons`: how many the verdict was corrected for. Of an undecided cell
     `documents_needed` give it the verdict `needed_for` in four of five cases, if it alone gets more,
     `documents_needed_together` if the board's other undecided cells do too; `needs` is what they were worked out from,

@@ -82,7 +82,7 @@ class Contents:
         return [run.run_id for runs in self.by_model(wanted).values() for run in runs]
 
     def noise_floor(self, run: RunRow, score: ScoreRow, baseline: RunRow) -> float | None:
-        """The share of answers that flip when only the batch size changes, for comparisons of this score with a
+        """The share of answers that flip when rounding alone changes, for comparisons of this score with a
         baseline run; None where it was not measured.
         """
         return noise_floor.rate(

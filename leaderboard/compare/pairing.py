@@ -44,7 +44,7 @@ class Pairing:
     """The answer. `obstacles`: why the two may not be compared, and then there is no effect. `notes`: what is to be
     said beside the effect.
 
-    `noise_floor`: the share of answers of the unedited model that flip when only the batch size changes; None where it
+    `noise_floor`: the share of answers of the unedited model that flip when rounding alone changes; None where it
     was not measured. `unpaired`: the difference of the two scores by themselves, where samples are all that is missing.
     """
 

@@ -241,7 +241,7 @@ def how_to_read() -> None:
             " metric's best value lies in the middle (a bias score of 0), better means nearer to it. Kept is the share"
             " of parameters left when edited matrices are stored as factors. Tokens/s is how fast documents were"
             " scored, and how many times as fast as the baseline in the same process. The noise floor is the share of"
-            " answers of the unedited model that flip when only the batch size changes: flips within it mean nothing."
+            " answers of the unedited model that flip when rounding alone changes: flips within it mean nothing."
         )
 
 
