@@ -109,6 +109,8 @@ def _write(weights: Weights, step: Step, matrix: Matrix, edit: AnyEdit) -> str:
     """Write an edit as the step wants it, and say how: as factors only below the break-even rank, where they are
     smaller.
     """
+    if edit.unchanged:
+        return DENSE
     rows, columns = matrix.shape
     if step.factored and isinstance(edit, Edit) and stored_parameters(matrix.shape, edit.rank) < rows * columns:
         weights.factor(matrix, edit.left, edit.right)

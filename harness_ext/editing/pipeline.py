@@ -25,6 +25,7 @@ from harness_ext.editing.edit_matrix import (
     require_finite,
     require_finite_statistics,
 )
+from harness_ext.editing.measured import completed, finite_loss, searched
 from harness_ext.errors import located
 from harness_ext.methods import Svd, registered_methods
 from harness_ext.methods.registry import sink_use
@@ -35,7 +36,6 @@ from harness_ext.model.weights import Weights
 from harness_ext.progress import Progress
 from harness_ext.recipe.recipe import Recipe
 from harness_ext.recipe.schema import Calibration, Step
-from harness_ext.search.eigenprune_greedy import greedy_search
 from harness_ext.search.runner import run_search
 from harness_ext.storage.resume import ResumeState
 from harness_ext.training.bases import Bases, all_bases
@@ -66,13 +66,15 @@ _PLACES = {role: place for place, roles in enumerate(_ORDER) for role in roles}
 @dataclass
 class AppliedRecipe:
     """A recipe as it was carried out, a row a matrix. log: rows of plain data about what took many passes over the
-    documents, each with its step. notes: what is to be known of the matrices themselves.
+    documents, each with its step. losses: of the documents of each step that has any, before and after it, in nats;
+    None where not finite. notes: what is to be known of the matrices themselves.
     """
 
     edited: list[EditedMatrix] = field(default_factory=list)
     log: list[dict[str, Any]] = field(default_factory=list)
     calibration: list[tuple[int, CalibrationSet]] = field(default_factory=list)
     searches: list[dict[str, Any]] = field(default_factory=list)
+    losses: list[dict[str, Any]] = field(default_factory=list)
     seconds_calibrating: float = 0.0
     seconds_editing: float = 0.0
     notes: list[str] = field(default_factory=list)
@@ -141,8 +143,23 @@ def _apply_search(context: StepContext, recipe: Recipe, documents: DrawDocuments
         outcome = run_search(context, matrices, labelled)
     applied.searches.append(outcome.record)
     for chosen in outcome.steps:
-        _apply_step(replace(context, step=chosen), recipe, documents, applied)
+        found = replace(context, step=chosen)
+        _apply_edits(found, recipe, _documents(found, documents, applied), applied)
     outcome.measured()
+    record = outcome.record
+    applied.losses.append(_losses(context, labelled, record["before"]["loss"], record["after"]["loss"]))
+
+
+def _losses(
+    context: StepContext, labelled: Sequence[LabelledDocument], before: float | None, after: float | None
+) -> dict[str, Any]:
+    return {
+        "step": context.number,
+        "method": context.step.method,
+        "documents": len(labelled),
+        "before": before,
+        "after": after,
+    }
 
 
 def _selected(weights: Weights, step: Step) -> tuple[Matrix, ...]:
@@ -161,12 +178,29 @@ def _selected(weights: Weights, step: Step) -> tuple[Matrix, ...]:
 
 
 def _apply_step(context: StepContext, recipe: Recipe, documents: DrawDocuments, applied: AppliedRecipe) -> None:
-    """One ordinary step on the model as it is now."""
-    matrices = _selected(context.model.weights, context.step)
+    """One ordinary step on the model as it is now, and the loss of its documents before and after."""
+    # What cannot be edited is refused before anything is drawn.
+    _selected(context.model.weights, context.step)
     labelled = _documents(context, documents, applied)
+    if context.step.calibration is None:
+        _apply_edits(context, recipe, labelled, applied)
+        return
+    with applied.calibrating():
+        before = finite_loss(context, labelled)
+    _apply_edits(context, recipe, labelled, applied)
+    with applied.calibrating():
+        applied.losses.append(_losses(context, labelled, before, finite_loss(context, labelled)))
+
+
+def _apply_edits(
+    context: StepContext, recipe: Recipe, labelled: Sequence[LabelledDocument], applied: AppliedRecipe
+) -> None:
+    """The edits of an ordinary step."""
+    matrices = _selected(context.model.weights, context.step)
     for stage in stages(matrices) if context.step.sequential else [matrices]:
         with applied.calibrating():
-            statistics = _statistics(context, stage, labelled, applied)
+            statistics, trials = completed(context, stage, _statistics(context, stage, labelled, applied), labelled)
+            applied.log += [{"step": context.number, **row} for row in trials]
         started = time.perf_counter()
         context.progress.start(f"{recipe.label}: decomposing", len(stage))
         for matrix in stage:
@@ -228,7 +262,7 @@ def _statistics(
     if step.training is not None or step.search is not None or step.sequential:
         gathered = gather_for(matrices)
     else:
-        names = registered_methods()[step.method].statistics
+        names = registered_methods()[step.method].gathered
         sinks = [f"{name}: sink tokens {use}" for name, use in sink_use(names).items()]
         about = [model.weights.digest(), str(size), RULE, *sinks, *(repr(document) for document in labelled)]
         gathered = model.statistics_cache.gathered(about, matrices, gather_for, lambda missing: groups(missing, names))
@@ -254,9 +288,12 @@ def _gathered(
         trained, log = train(model.lm, matrices, batches, TrainingPlan(training, step.seed, bases), context.resume)
         applied.log += [{"step": context.number, **row} for row in log]
         return trained
+    names = registered_methods()[step.method].gathered
     if step.search is not None:
-        return greedy_search(model.lm, matrices, batches, step.search, decomposed)
-    names = registered_methods()[step.method].statistics
+        quiet = DocumentBatches(batches.documents, batches.size)
+        found, trials = searched(context, matrices, gather(model.lm, matrices, names, quiet, decomposed), batches)
+        applied.log += [{"step": context.number, **row} for row in trials]
+        return found
     return gather(model.lm, matrices, names, batches, decomposed)
 
 

@@ -206,6 +206,8 @@ def _rank_without_weights(step: Step, matrix: Matrix) -> int | None:
     if step.is_search or registered_methods()[step.method].rank_from_weights:
         return None
     full = min(matrix.shape)
+    if step.parameters.get("share_of") == "all":
+        return None
     return full - int(step.parameters["fraction"] * full + 1e-9) if "fraction" in step.parameters else full
 
 

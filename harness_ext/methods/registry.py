@@ -42,12 +42,16 @@ if TYPE_CHECKING:
 
 SEARCHED = frozenset({"removed_components"})
 TRAINED = frozenset({"trained_left", "trained_right"})
+TRIED = frozenset({"accepted_components"})
+RANKED = frozenset({"count_among_all"})
 """What a method may ask for like a statistic, but no pass gathers. What is searched for takes many passes, and the
 other statistics of such a method come from the same search. What is trained (two factors of the matrix, `[m, r]` and
-`[r, n]`) comes alone.
+`[r, n]`) comes alone. What is tried (`[r]`, bool) and what is ranked (a count, 0-d) follow from the statistics that the
+method asks for as well, those of all matrices of the step together.
 """
 
 SINKS_OF_OTHERS: dict[str, Sinks] = {
+    "accepted_components": "left out of its mean",
     "removed_components": "left out of its mean",
     "trained_left": "counted",
     "trained_right": "counted",
@@ -104,6 +108,16 @@ class Method:
     def searches(self) -> bool:
         """Whether its statistics are found by trying edits out."""
         return bool(self.statistics & SEARCHED)
+
+    @property
+    def tries(self) -> bool:
+        """Whether its edits are tried out before they are made, and made only as far as the measured loss falls."""
+        return bool(self.statistics & TRIED)
+
+    @property
+    def gathered(self) -> frozenset[str]:
+        """Those of its statistics that a pass over the documents gathers."""
+        return self.statistics - SEARCHED - TRAINED - TRIED - RANKED
 
     @property
     def trains(self) -> bool:
@@ -168,7 +182,7 @@ def method(
 def _describe(function: Callable[..., AnyEdit], name: str, summary: str) -> Method:
     arguments = keyword_arguments(function, f"method {name!r}")
     asked = {argument.name for argument in arguments}
-    statistics = frozenset(asked & (known_statistics().keys() | SEARCHED | TRAINED))
+    statistics = frozenset(asked & (known_statistics().keys() | SEARCHED | TRAINED | TRIED | RANKED))
     engine = statistics | (asked & ENGINE_ARGUMENTS)
     parameters = {
         argument.name: parameter_of(function, argument) for argument in arguments if argument.name not in engine

@@ -68,6 +68,10 @@ class _Header(BaseModel):
     wordings: Wordings = Field(default_factory=dict)
 
 
+_YOUNGER = (("factored", False), ("share_of", "each"))
+"""Keys of steps that older recipes do not have, with their defaults."""
+
+
 class Recipe(BaseModel):
     """A whole recipe, every default filled in. `label` is what the user typed for it.
 
@@ -111,7 +115,7 @@ class Recipe(BaseModel):
         """SHA-256 over the resolved steps; equal for recipes that do the same under other names."""
         # A key that is younger than the rest is left out at its default, so that recipes without it keep their id.
         steps = [
-            {key: value for key, value in step.items() if (key, value) != ("factored", False)}
+            {key: value for key, value in step.items() if (key, value) not in _YOUNGER}
             for step in self.resolved()["steps"]
         ]
         return hashlib.sha256(json.dumps(steps, sort_keys=True).encode()).hexdigest()

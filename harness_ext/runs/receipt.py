@@ -106,6 +106,7 @@ def close(receipt: Receipt, applied: AppliedRecipe | None, seconds: Mapping[str,
     receipt.statistics = statistics_used(applied.edited) if applied else []
     receipt.log = applied.log if applied else []
     receipt.searches = applied.searches if applied else receipt.searches
+    receipt.calibration_loss = applied.losses if applied else []
     receipt.finished = now()
     stages = {
         **seconds,

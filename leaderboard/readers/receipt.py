@@ -238,7 +238,8 @@ class Receipt(ReceiptPart):
     spec_id: hash of everything asked (model, tasks, settings, recipe); settings_id: the same without the recipe;
     variant_id: hash of the edited model; recipe_id: hash of the resolved recipe.
     started, finished: ISO 8601, UTC. seconds: by stage (load, calibrate, edit, evaluate). log: rows of training, one an
-    epoch. searches: one record a search, with every trial. seeds: python, numpy, torch, fewshot.
+    epoch, and of removals on trial, one a trial. searches: one record a search, with every trial. calibration_loss: of
+    the documents of each step, before and after it. seeds: python, numpy, torch, fewshot.
     settings: of the evaluation; tasks: the settings of each task by name; versions: of each package by name.
     files: the other files of the folder.
     """
@@ -268,6 +269,7 @@ class Receipt(ReceiptPart):
     statistics: Unread[list[ReceiptStatistic]] = Field(default_factory=list)
     log: Unread[list[dict[str, Plain]]] = Field(default_factory=list)
     searches: Unread[list[dict[str, Plain]]] = Field(default_factory=list)
+    calibration_loss: Unread[list[dict[str, Plain]]] = Field(default_factory=list)
     finished: str | None = None
     seconds: dict[str, Plain] = Field(default_factory=dict)
     files: Unread[list[ReceiptFile]] = Field(default_factory=list)

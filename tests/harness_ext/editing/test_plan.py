@@ -54,6 +54,10 @@ def test_the_ranks_of_eigenprune_follow_from_its_fraction(make_model) -> None:
     )
     assert {item.rank_after for item in planned.matrices} == {18}
     assert planned.calibration_documents == 160
+    # A share of all together falls on each as the documents will have it, and what is tried out may be made or not.
+    for recipe in ("eigenprune-released", "ablation-prune"):
+        planned = plan(parse_recipe(recipe), read_checkpoint(str(make_model("llama"))))
+        assert {item.rank_after for item in planned.matrices} == {None}
 
 
 def test_a_header_is_read_like_the_library_reads_it(make_model) -> None:

@@ -380,6 +380,8 @@ def test_a_method_says_whether_it_moves_a_bias(method: str) -> None:
         "far_input_mean": torch.zeros(13),
         "input_magnitude": torch.ones(13),
         "removed_components": torch.arange(9) < 3,
+        "accepted_components": torch.arange(9) < 3,
+        "count_among_all": torch.tensor(3),
         "input_second_moment": torch.tensor(case.inputs @ case.inputs.T),
         "input_second_moment_diagonal": torch.ones(13),
         "fisher_information": torch.ones(13),

@@ -30,7 +30,7 @@ def test_a_recipe_printed_in_full_is_the_same_recipe(name: str) -> None:
 def test_changes_reach_nested_keys_and_change_the_identity() -> None:
     recipe = parse_recipe("eigenprune:fraction=0.1,calibration.samples=80,matrices=[k_proj,q_proj]")
     (step,) = recipe.steps
-    assert step.parameters == {"fraction": 0.1}
+    assert step.parameters == {"fraction": 0.1, "share_of": "each"}
     assert step.calibration.samples == 80
     assert step.matrices == ("k_proj", "q_proj")
     assert recipe.recipe_id != parse_recipe("eigenprune").recipe_id
