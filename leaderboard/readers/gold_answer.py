@@ -9,17 +9,20 @@ Notable choices:
   scored: the likeliest choice is the named one where `acc` is 1, and another where it is 0.
 - The rules, in this order: the target is the place of the right choice; it is the text of one; or, for two choices that
   differ in their prompt alone (Winogrande), `acc` itself tells it.
-- Of a single request the answer is the right one where it is the target, or where `acc` is whether it was greedy.
+- Of a single request the answer is the right one where it is the target; `acc`, where there is one, must be whether it
+  was greedy, and then is enough.
 - Nobody says it of documents with several right answers, of bias probes (which have none) and of texts scored whole.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
-from leaderboard.metrics import ACC_MUTUAL_INFO, RIGHT_ANSWER_METRICS
+from leaderboard.metrics import ACC_MUTUAL_INFO, GOLD_LOG_LIKELIHOOD, RIGHT_ANSWER_METRICS
+from leaderboard.readers.records import ReportedScore
 from leaderboard.readers.safe_json import finite
 from leaderboard.readers.same_document import DocumentText
 from leaderboard.readers.samples import Document, Samples
@@ -70,6 +73,42 @@ def gold_log_likelihoods(samples: Samples, metrics: Collection[str]) -> list[flo
         if places is not None:
             return [sample.answered.likelihoods[place] for sample, place in zip(known, places)]
     return None
+
+
+def gold_of_first_filter(samples: Samples, metrics: Collection[str]) -> list[float | None] | None:
+    """The same for the samples of the first filter, and None for all others, which have the same responses; None for a
+    task that reports a metric of this name itself.
+    """
+    found = None if GOLD_LOG_LIKELIHOOD in metrics else gold_log_likelihoods(samples, metrics)
+    if found is None:
+        return None
+    first = samples.documents[0].filter
+    return [value if document.filter == first else None for value, document in zip(found, samples.documents)]
+
+
+def gold_score(task: str, samples: Samples | None) -> list[ReportedScore]:
+    """The mean of a task's gold log-likelihoods as a score with lm-eval's standard error, or nothing."""
+    values = [value for value in (samples.gold or () if samples else ()) if value is not None]
+    if samples is None or not values:
+        return []
+    count, beyond = len(values), next((value for value in values if not math.isfinite(value)), None)
+    mean = math.fsum(values) / count if beyond is None else beyond
+    spread = math.fsum((value - mean) ** 2 for value in values) if beyond is None and count > 1 else None
+    return [
+        ReportedScore(
+            task=task,
+            metric=GOLD_LOG_LIKELIHOOD,
+            filter=samples.documents[0].filter,
+            score=finite(mean),
+            reported=str(mean),
+            stderr=None if spread is None else math.sqrt(spread / (count - 1) / count),
+            higher_is_better=True,
+            best_value=None,
+            margin=None,
+            is_primary=False,
+            is_group=False,
+        )
+    ]
 
 
 def responses_of(texts: Sequence[str]) -> list[Answered] | None:
@@ -138,10 +177,10 @@ def _text(document: Document) -> DocumentText | None:
 
 
 def _is_right_one(sample: _Sample) -> bool:
+    if sample.accuracy is not None:
+        return sample.accuracy == float(sample.answered.greedy[0])
     text = _text(sample.document)
-    if text is not None and len(text.requests) == 1 and text.requests[0][1].strip() == text.target.strip() != "":
-        return True
-    return sample.accuracy is not None and sample.accuracy == float(sample.answered.greedy[0])
+    return text is not None and len(text.requests) == 1 and text.requests[0][1].strip() == text.target.strip() != ""
 
 
 _Rule = Callable[[_Sample], "int | None"]
