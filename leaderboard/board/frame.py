@@ -38,7 +38,9 @@ _CONTROL_COLUMNS = {
 
 def cells_frame(cells: Sequence[Cell]) -> pandas.DataFrame:
     """A row a metric: each cell, and behind it those of the task's further metrics, which are not `primary`. Scores in
-    the metric's own units, counts of documents as nullable integers, missing values NA. unpaired: whether delta, low and high are of two scores by themselves, not paired by document. clipped_at: where it
+    the metric's own units, counts of documents as nullable integers, missing values NA.
+
+    unpaired: whether delta, low and high are of two scores by themselves, not paired by document. clipped_at: where it
     is given, low and high are of the mean change in which no document counts for more, and need not hold delta.
     """
     import pandas

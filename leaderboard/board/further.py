@@ -36,6 +36,18 @@ def all_metrics(cells: Iterable[Cell]) -> Iterator[Cell]:
         yield from cell.further
 
 
+def metric_names(cells: Iterable[Cell]) -> list[str]:
+    """Every metric, by name; none where each task has its primary one alone."""
+    cells = list(cells)
+    return sorted({one.metric for one in all_metrics(cells) if one.metric}) if any(c.further for c in cells) else []
+
+
+def in_metric(cells: Iterable[Cell], metric: str) -> list[Cell]:
+    """The cells of one metric, whether it is primary or not; of several filters the first."""
+    found = (next((one for one in (cell, *cell.further) if one.metric == metric), None) for cell in cells)
+    return [cell for cell in found if cell is not None]
+
+
 def with_further_verdicts(cells: Sequence[Cell]) -> list[Cell]:
     """Correct the further metrics of one model's board, put them into words, and note on each row what contradicts its
     own verdict.

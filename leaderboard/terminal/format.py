@@ -18,7 +18,10 @@ UNPAIRED = "u"
 """Behind a difference of two scores by themselves, where room is scarce."""
 CLIPPED = "c"
 """Behind an interval that is not of the plain difference before it, where room is scarce."""
-CLIPPED_LEGEND = "c: the interval is of the mean change with no document counted for more than a bound; the row's note (or the page) has both."
+CLIPPED_LEGEND = (
+    "c: the interval is of the mean change with no document counted for more than a bound; the row's note (or the page)"
+    " has both."
+)
 UNPAIRED_LEGEND = (
     "u: unpaired. Delta [unpaired 95 %] of the two scores by themselves, from what their results files say; in no"
     " verdict and no correction."

@@ -1,8 +1,9 @@
 """The board as a table for the terminal: 80 columns are enough, 120 are used if there.
 
-One block a model, one group a task (with its metric and baseline), one line a run; reasons and warnings follow their
-line, and its further metrics, each behind a `+` and with a verdict of its own. A name too long for its column stands whole on a line above its numbers: variants of a recipe often differ in the
-middle. Plain ASCII; colour only when asked for, and never the only bearer of meaning.
+One block a model, one group a task (with its metric and baseline), one line a run. The task's further metrics follow
+it, each behind a `+` with a verdict of its own, and then reasons and warnings. A name too long for its column stands
+whole on a line above its numbers: variants of a recipe often differ in the middle. Plain ASCII; colour only when asked
+for, and never the only bearer of meaning.
 """
 
 from __future__ import annotations
