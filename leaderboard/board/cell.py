@@ -36,7 +36,7 @@ VERDICTS = ("better", "worse", "same", "undecided", "incomparable", "failed", BA
 
 @dataclass(frozen=True)
 class Cell:
-    """One run on one task's primary metric, against its baseline.
+    """One run on one metric of a task, its primary one unless it says otherwise, against its baseline.
 
     `delta`, `low` and `high` (95 %, not corrected) are recipe minus baseline in the metric's own units; `improvement`
     is positive where that is good. `notes` holds warnings, or why the cell is incomparable or failed. `detectable` is
@@ -52,6 +52,7 @@ class Cell:
     `unpaired`: `delta`, `low` and `high` are of two scores by themselves, of which no verdict follows.
     `label` is the recipe with what tells the run from others of its model (`name` falls back on `recipe`),
     `subset` which of the task's documents were scored (None: all).
+    `further`: the same run on the task's other metrics (see `board.further`), which are not primary.
     """
 
     model: str
@@ -97,6 +98,8 @@ class Cell:
     documents_needed_together: int | None = None
     needed_for: Claim | None = None
     needs: str | None = None
+    is_primary: bool = True
+    further: tuple[Cell, ...] = ()
 
     @property
     def clipped_at(self) -> float | None:
