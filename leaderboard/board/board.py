@@ -19,8 +19,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from leaderboard.board import labels, reported
-from leaderboard.board.cell import Cell, changed, with_control_verdicts, with_verdicts
-from leaderboard.compare import clipping, comparability, verdict_cache
+from leaderboard.board.cell import Cell, changed, with_collapses, with_control_verdicts, with_verdicts
+from leaderboard.compare import clipping, collapse, comparability, verdict_cache
 from leaderboard.compare.baselines import BaselineChoice, Baselines
 from leaderboard.compare.contents import Contents, Effects, read_contents
 from leaderboard.compare.pairing import Subject, Terms, effect_key, pair_up
@@ -59,7 +59,7 @@ def board(
         names = _names(contents, [run for runs in by_model.values() for run in runs])
         for runs in by_model.values():
             judging = _Judging(store, contents, fixed or Baselines(contents, runs), margin, memory, names)
-            contents.samples.fetch(_pairs(judging, runs))
+            contents.fetch(_pairs(judging, runs))
             cells += _in_words([cell for run in runs for cell in _cells(judging, run)])
         return sorted(cells, key=_order)
 
@@ -89,7 +89,7 @@ def judge_ahead(store: Store, models: Sequence[str], seconds: float) -> JudgedAh
             if memory.new and time.monotonic() > until:  # what is only recalled is quick, and each turn must get on
                 return JudgedAhead(memory.new, boards, False)
             some = runs[first : first + _AT_ONCE]
-            contents.samples.fetch(_pairs(judging, some))
+            contents.fetch(_pairs(judging, some))
             cells += [cell for run in some for cell in _cells(judging, run)]
         boards[model] = _in_words(cells)
     return JudgedAhead(memory.new, boards, True)
@@ -102,12 +102,12 @@ def pair_board(store: Store, baseline_run: str, run_id: str, *, margin: float = 
     contents = read_contents(store)
     baseline, run = _the_run(contents, baseline_run), _the_run(contents, run_id)
     judging = _Judging(store, contents, baseline, margin, names=_names(contents, [baseline, run]))
-    return sorted(with_verdicts(_cells(judging, run)), key=_order)
+    return sorted(with_collapses(with_verdicts(_cells(judging, run))), key=_order)
 
 
 def _in_words(cells: list[Cell]) -> list[Cell]:
     """The cells of one family with their verdicts, against the baseline and against their controls."""
-    return with_control_verdicts(with_verdicts(cells))
+    return with_collapses(with_control_verdicts(with_verdicts(cells)))
 
 
 class _Judging(NamedTuple):
@@ -184,6 +184,7 @@ def _blank(judging: _Judging, run: RunRow, task: str, verdict: str) -> Cell:
         started=run.started,
         parameters_kept=1.0 if kept is None and run.recipe_name == BASELINE else kept,
         label=judging.names.get(run.run_id, ""),
+        weights=run.digest_after or run.run_id,
     )
 
 
@@ -285,6 +286,7 @@ def _compared(judging: _Judging, cell: Cell, subject: Subject, baseline: RunRow)
         noise_floor=judging.contents.noise_floor(run, score, baseline),
         clipping=clipping.from_json(found.clipping),
         needs=found.needs,
+        collapse=collapse.from_json(found.collapse),
     )
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from leaderboard.compare import comparability
+from leaderboard.compare.collapse import collapse_signs
 from leaderboard.compare.contents import Contents
 from leaderboard.compare.effect import Comparison, Effect, Scored
 from leaderboard.compare.judge import judge
@@ -119,7 +120,9 @@ def _direction_note(score: ScoreRow) -> tuple[str, ...]:
 def _effect(contents: Contents, subject: Subject, baseline: str, baseline_score: float, terms: Terms) -> Effect:
     key = effect_key(subject.run, subject.score, baseline, terms)
     if key not in contents.effects:
-        contents.effects[key] = _found_effect(contents, subject, baseline, baseline_score, terms)
+        effect = _found_effect(contents, subject, baseline, baseline_score, terms)
+        signs = collapse_signs(contents.answers, baseline, subject.run.run_id, subject.task.task)
+        contents.effects[key] = replace(effect, collapse=signs)
     return contents.effects[key]
 
 

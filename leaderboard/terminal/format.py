@@ -107,14 +107,17 @@ def _against(cell: Cell, pair: Cell) -> str:
         said = f"better than the baseline, {word} {name}"
     else:
         said = f"against {name}"
-    return f"{said}: {interval(pair)}, {pair.verdict}"
+    weak = "; the control collapsed, so that this says little" if pair.against_collapsed else ""
+    return f"{said}: {interval(pair)}, {pair.verdict}{weak}"
 
 
 def beside_verdict(cell: Cell) -> str:
     """In short, what a recipe is against its controls; empty where it has none."""
     pairs = cell.against_controls
     if cell.verdict == "better" and pairs:
-        return "NOT its control" if not_its_control(cell) else "its control too"
+        if not_its_control(cell):
+            return "NOT its control"
+        return "its control, which collapsed" if any(pair.against_collapsed for pair in pairs) else "its control too"
     if len(pairs) > 1:
         return f"better than {sum(pair.verdict == 'better' for pair in pairs)} of {len(pairs)} controls"
     return f"control: {pairs[0].verdict}" if pairs else ""
