@@ -14,6 +14,7 @@ from leaderboard.errors import Unreadable
 from leaderboard.readers.asked import asked_of
 from leaderboard.readers.discovery import Candidate, date_of
 from leaderboard.readers.edited import of_receipt
+from leaderboard.readers.gold_answer import gold_score
 from leaderboard.readers.orphan_samples import WARNING, read_task
 from leaderboard.readers.receipt import Receipt, ReceiptFailure, ReceiptFile, read_receipt, shown, storable, utc
 from leaderboard.readers.records import NO_FILTER, ReportedScore, Run, TaskRun
@@ -38,14 +39,24 @@ def read_runs(candidate: Candidate, reader: SamplesReader | None = None) -> list
     """
     reader = reader or SamplesReader()
     try:
-        if candidate.receipt is not None:
-            return [_receipt_run(candidate, candidate.receipt, reader)]
-        if candidate.results is None:
-            return [_samples_run(candidate, reader)]
-        runs = [_plain_run(candidate, results, reader) for results in read_results(candidate.results)]
-        return [*runs, *_unclaimed(candidate, runs, reader)]
+        return [_with_gold(run) for run in _read_runs(candidate, reader)]
     except OSError as error:
         raise Unreadable(f"cannot be read: {error.strerror}") from error
+
+
+def _read_runs(candidate: Candidate, reader: SamplesReader) -> list[Run]:
+    if candidate.receipt is not None:
+        return [_receipt_run(candidate, candidate.receipt, reader)]
+    if candidate.results is None:
+        return [_samples_run(candidate, reader)]
+    runs = [_plain_run(candidate, results, reader) for results in read_results(candidate.results)]
+    return [*runs, *_unclaimed(candidate, runs, reader)]
+
+
+def _with_gold(run: Run) -> Run:
+    """The run with what follows from its responses beside what lm-eval reported, which is no part of its id."""
+    found = [score for task in run.tasks for score in gold_score(task.task, task.samples)]
+    return replace(run, scores=[*run.scores, *found]) if found else run
 
 
 def _unclaimed(candidate: Candidate, runs: list[Run], reader: SamplesReader) -> Iterator[Run]:

@@ -14,13 +14,14 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from leaderboard import metrics
 from leaderboard.errors import Unreadable
+from leaderboard.readers.gold_answer import gold_of_first_filter
 from leaderboard.readers.jsonl import parse_line, read_lines
 from leaderboard.readers.records import NO_FILTER
 from leaderboard.readers.safe_json import canonical, canonical_each, clean, finite, integer
@@ -71,9 +72,9 @@ class SamplesReader:
                 found = known.read(lines)
             columns.extend(found or _parsed(numbered, path, form))
         self._size += known.size - before
-        return Samples(
-            *columns, _occurrences([(document.doc_key, document.filter) for document in columns.documents]), size
-        )
+        occurrence = _occurrences([(document.doc_key, document.filter) for document in columns.documents])
+        samples = Samples(*columns, occurrence, size)
+        return replace(samples, gold=gold_of_first_filter(samples, form.metrics))
 
 
 def _blocks(path: Path) -> Iterator[list[tuple[int, Any]]]:
