@@ -59,12 +59,13 @@ def collapse_signs(samples: AnswerSamples, baseline: str, recipe: str, task: str
     """
     likelihoods = samples.likelihoods(baseline, recipe, task)
     answers = [_Answers(found, _chance(samples, recipe, found)) for found in samples.answers(baseline, recipe, task)]
-    unlikely = [
+    declared_first = sorted(likelihoods, key=lambda found: found.metric == metrics.GOLD_LOG_LIKELIHOOD)
+    unlikely = (
         _less_likely(found, samples.texts(baseline, recipe, found))
-        for found in likelihoods
+        for found in declared_first
         if found.drop >= math.log(TIMES_WORSE)
-    ]
-    signs = tuple(filter(None, [*unlikely, _by_chance(answers)]))
+    )
+    signs = tuple(filter(None, [next(filter(None, unlikely), None), _by_chance(answers)]))
     if not signs and all(found.documents < FEWEST for found in likelihoods) and not any(map(_can_tell, answers)):
         return None
     return signs
@@ -81,7 +82,11 @@ def _less_likely(found: Likelihoods, texts: TextLikelihoods) -> str | None:
     if not surely > math.log(TIMES_WORSE) / 2:
         return None
     before, after = (float(np.sum(side) / np.sum(texts.words)) for side in (texts.before, texts.after))
-    name = "perplexity a word of the right answers" if found.metric == _GOLD else _named(found.metric)
+    name = (
+        "perplexity a word of the right answers"
+        if found.metric == metrics.GOLD_LOG_LIKELIHOOD
+        else _named(found.metric)
+    )
     return (
         f"{name} {_perplexity(before)} -> {_perplexity(after)}, {_times(before - after)} worse on"
         f" {found.documents:,} documents, surely more than {_times(surely)} (95 % limit, no document counted for more"
@@ -163,9 +168,6 @@ def _chance_sentence(counts: RightAnswers, chance: float) -> str:
         f"{counts.metric} {before:.1f} % -> {after:.1f} % of {counts.documents:,} answers, no better than chance"
         f" ({100 * chance:.1f} %)"
     )
-
-
-_GOLD = getattr(metrics, "GOLD_LOG_LIKELIHOOD", "gold_loglikelihood")
 
 
 def _named(metric: str) -> str:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from leaderboard.metrics import ACC_MUTUAL_INFO, GOLD_LOG_LIKELIHOOD, RIGHT_ANSWER_METRICS
@@ -27,6 +28,7 @@ from leaderboard.readers.safe_json import finite
 from leaderboard.readers.same_document import DocumentText
 from leaderboard.readers.samples import Document, Samples
 
+BYTES_OF_A_WORD = 12
 _FLAGS = {"True": True, "False": False}
 _BETWEEN_PAIRS = frozenset({"]],[[", "]]]\n[[["})
 
@@ -46,11 +48,47 @@ class _Sample(NamedTuple):
     accuracy: float | None
 
 
+class GoldAnswers(NamedTuple):
+    """Of each sample the right answer's log-likelihood in nats and its length in words (None where unknown)."""
+
+    likelihoods: list[float]
+    words: list[float | None]
+
+
 def gold_log_likelihoods(samples: Samples, metrics: Collection[str]) -> list[float] | None:
     """The right answer's log-likelihood in nats, one a sample; None where the samples do not tell it for certain.
 
     metrics: the names of the metrics that the task reports. A value is infinite or NaN where the response is.
     """
+    found = gold_answers(samples, metrics)
+    return None if found is None else found.likelihoods
+
+
+def gold_answers(samples: Samples, metrics: Collection[str]) -> GoldAnswers | None:
+    """The same with the answers' lengths."""
+    found = _right_ones(samples, metrics)
+    if found is None:
+        return None
+    return GoldAnswers(
+        [sample.answered.likelihoods[place] for sample, place in found],
+        [_length(sample.document, place) for sample, place in found],
+    )
+
+
+def words_of(text: str) -> float:
+    """The words of an answer: those between spaces, or one for every `BYTES_OF_A_WORD` where that is more, since not
+    every language writes spaces. At least one.
+    """
+    return float(max(1, len(text.split()), math.ceil(len(text.strip().encode()) / BYTES_OF_A_WORD)))
+
+
+def _length(document: Document, place: int) -> float | None:
+    text = _text(document)
+    return words_of(text.requests[place][1]) if text is not None and place < len(text.requests) else None
+
+
+def _right_ones(samples: Samples, metrics: Collection[str]) -> list[tuple[_Sample, int]] | None:
+    """Each sample with the place of its right answer among its responses."""
     answers = responses_of(samples.responses)
     if not answers:
         return None
@@ -65,25 +103,26 @@ def gold_log_likelihoods(samples: Samples, metrics: Collection[str]) -> list[flo
         for document, answered, accuracy in zip(samples.documents, answers, accuracies)
     ]
     if all(len(answered.likelihoods) == 1 for answered in answers):
-        return [sample.answered.likelihoods[0] for sample in known] if all(map(_is_right_one, known)) else None
+        return [(sample, 0) for sample in known] if all(map(_is_right_one, known)) else None
     if RIGHT_ANSWER_METRICS.isdisjoint(metrics):
         return None
     for rule in (_by_place, _by_text, _by_accuracy):
         places = _places(known, rule)
         if places is not None:
-            return [sample.answered.likelihoods[place] for sample, place in zip(known, places)]
+            return list(zip(known, places))
     return None
 
 
-def gold_of_first_filter(samples: Samples, metrics: Collection[str]) -> list[float | None] | None:
-    """The same for the samples of the first filter, and None for all others, which have the same responses; None for a
-    task that reports a metric of this name itself.
+def with_gold(samples: Samples, metrics: Collection[str]) -> Samples:
+    """The samples with their right answers: of the first filter, and None for all others, which have the same
+    responses. None at all for a task that reports a metric of this name itself.
     """
-    found = None if GOLD_LOG_LIKELIHOOD in metrics else gold_log_likelihoods(samples, metrics)
+    found = None if GOLD_LOG_LIKELIHOOD in metrics else gold_answers(samples, metrics)
     if found is None:
-        return None
+        return samples
     first = samples.documents[0].filter
-    return [value if document.filter == first else None for value, document in zip(found, samples.documents)]
+    gold = [value if row.filter == first else None for value, row in zip(found.likelihoods, samples.documents)]
+    return replace(samples, gold=gold, gold_words=found.words)
 
 
 def gold_score(task: str, samples: Samples | None) -> list[ReportedScore]:

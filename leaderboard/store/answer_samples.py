@@ -22,7 +22,7 @@ _Place = tuple[str, str, str]  # baseline, recipe's run, task
 _UNITS = {
     name: 1 / LETTERS_PER_WORD if "byte" in name else 1.0
     for name, known in metrics.METRICS.items()
-    if known.of_likelihoods
+    if known.of_likelihoods or name == metrics.GOLD_LOG_LIKELIHOOD
 }
 """Metric whose samples are log-likelihoods in nats -> words for each unit of its weights."""
 _RIGHT = {
@@ -35,6 +35,9 @@ _PAIRED = (
     "FROM (SELECT unnest($1) AS baseline, unnest($2) AS recipe) p JOIN sample_scores r ON r.run_id = p.recipe JOIN"
     " sample_scores b ON b.run_id = p.baseline AND (b.task, b.metric, b.filter, b.doc_key, b.occurrence) = (r.task,"
     " r.metric, r.filter, r.doc_key, r.occurrence)"
+)
+_KNOWN = (
+    f"b.value IS NOT NULL AND r.parts IS NULL AND (b.weight IS NOT NULL OR r.metric <> '{metrics.GOLD_LOG_LIKELIHOOD}')"
 )
 _WORDS = "coalesce(b.weight, 1) * u.words"
 
@@ -125,7 +128,7 @@ class AnswerSamples:
             f"SELECT p.baseline, p.recipe, r.task, r.metric, r.filter, count(*) AS documents, sum(greatest(-$5 *"
             f" {_WORDS}, least($5 * {_WORDS}, coalesce(b.value - r.value, $5 * {_WORDS})))) / sum({_WORDS}) AS drop"
             f" {_PAIRED} JOIN (SELECT unnest($3) AS metric, unnest($4) AS words) u ON u.metric = r.metric WHERE"
-            " b.value IS NOT NULL AND r.parts IS NULL GROUP BY ALL HAVING sum(coalesce(b.weight, 1)) > 0"
+            f" {_KNOWN} GROUP BY ALL HAVING sum(coalesce(b.weight, 1)) > 0"
             " ORDER BY r.task, r.metric, r.filter",
             [*sides, list(_UNITS), list(_UNITS.values()), self._bound],
         ):
@@ -152,7 +155,7 @@ class AnswerSamples:
         columns = self._store.columns(
             f"SELECT b.value AS before, coalesce(r.value, -1e300) AS after, coalesce(b.weight, 1) * $6 AS words,"
             f" coalesce(r.cluster, r.doc_key) AS cluster {_PAIRED} WHERE r.task = $3 AND r.metric = $4 AND r.filter ="
-            " $5 AND b.value IS NOT NULL AND r.parts IS NULL ORDER BY r.doc_key, r.occurrence",
+            f" $5 AND {_KNOWN} ORDER BY r.doc_key, r.occurrence",
             [[baseline], [recipe], of.task, of.metric, of.filter, _UNITS[of.metric]],
         )
         before, after, words = (np.ma.getdata(columns[name]).astype(float) for name in ("before", "after", "words"))

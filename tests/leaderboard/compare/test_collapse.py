@@ -88,18 +88,33 @@ class TestLikelihood:
         assert cell.verdict == "collapsed" and "infinite" in cell.notes[0]
 
 
+def questions(kit: Any, right: Any, choices: int = 4, metric: str = "acc", **options: Any) -> Any:
+    """Multiple choice of which `right` `[n]` says where the likeliest choice is the right one."""
+
+    class Chosen(kit.Task):  # type: ignore[misc, name-defined]
+        def _line(self, name: str, i: int) -> dict[str, Any]:
+            line = super()._line(name, i)
+            gold = i % choices
+            best = gold if right[i] else (gold + 1) % choices
+            pairs = [[str(-1.0 if place == best else -2.0 - place), "False"] for place in range(choices)]
+            return line | {"target": str(gold), "filtered_resps": pairs, "resps": [[pair] for pair in pairs]}
+
+    return Chosen({metric: [float(value) for value in right]}, **options)
+
+
+def probes(kit: Any) -> tuple[Any, Any]:
+    """A bias probe before and after, the second unbiased."""
+    before, after = [0.8 + 0.1 * (i % 5) for i in range(100)], [0.01 * (i % 5 - 2) for i in range(100)]
+    first, second = (questions(kit, values, 2, "likelihood_diff") for values in (before, after))
+    return first, second
+
+
 class TestElsewhere:
     """Tasks that cannot tell by themselves."""
 
     def test_a_bias_metric_in_a_collapsed_model_is_never_better(self, made: Any, kit: Any) -> None:
         before, after = texts(kit, [9.0 + 0.1 * (i % 5) for i in range(60)])
-        probe = [
-            kit.Task({"likelihood_diff": values}, log_likelihoods=values)
-            for values in (
-                [0.8 + 0.1 * (i % 5) for i in range(100)],
-                [0.01 * (i % 5 - 2) for i in range(100)],
-            )
-        ]
+        probe = probes(kit)
         made.run("baseline", {"sums": before, "bias": probe[0]})
         made.run("laser", {"sums": after, "bias": probe[1]})
         made.run("mild", {"sums": before, "bias": probe[1]})
@@ -111,26 +126,12 @@ class TestElsewhere:
 
     def test_equal_weights_in_another_run(self, made: Any, kit: Any) -> None:
         before, after = texts(kit, [9.0 + 0.1 * (i % 5) for i in range(60)])
-        first, second = kit.pair(100, 50, lost=2, gained=30, metric="pct_fair")
+        first, second = probes(kit)
         made.run("baseline", {"sums": before, "bias": first})
         made.run("laser", {"sums": after}, folder="one")
         made.run("laser", {"bias": second}, folder="two", spec_id="2" * 64)
         cell = recipe_cell(made.board(), task="bias")
         assert cell.verdict == "collapsed" and cell.notes[0].startswith("collapsed on sums")
-
-
-def questions(kit: Any, right: Any, choices: int = 4, **options: Any) -> Any:
-    """Multiple choice of which `right` `[n]` says where the likeliest choice is the right one."""
-
-    class Chosen(kit.Task):  # type: ignore[misc, name-defined]
-        def _line(self, name: str, i: int) -> dict[str, Any]:
-            line = super()._line(name, i)
-            gold = i % choices
-            best = gold if self.values["acc"][i] else (gold + 1) % choices
-            pairs = [[str(-1.0 if place == best else -2.0 - place), "False"] for place in range(choices)]
-            return line | {"target": str(gold), "filtered_resps": pairs, "resps": [[pair] for pair in pairs]}
-
-    return Chosen({"acc": [float(value) for value in right]}, **options)
 
 
 def chance_pair(kit: Any, count: int, before: float, after: float, choices: int = 4, seed: int = 0) -> Any:
@@ -153,7 +154,7 @@ class TestChance:
 
     def test_a_baseline_at_chance_has_nothing_to_lose(self, made: Any, kit: Any) -> None:
         cell = words_of(made, chance_pair(kit, 200, 0.27, 0.15))
-        assert cell.verdict != "collapsed" and cell.collapse is None
+        assert cell.verdict != "collapsed"
 
     def test_few_documents_cannot_tell(self, made: Any, kit: Any) -> None:
         assert words_of(made, chance_pair(kit, 12, 0.6, 0.25)).verdict != "collapsed"
