@@ -1,8 +1,9 @@
 """The decision: rows, one for each task or suite and baseline, and the word for each.
 
 PASS: the drop's one-sided upper limit lies below the margin, and few documents can have collapsed. FAIL: the drop is
-significant and larger than the margin, or a floor is broken, or something required is missing. WARN: the drop is
-significant, and the margin lies between it and its limit. UNDECIDED: none of these, so more documents are needed.
+significant and larger than the margin, the candidate collapsed, a floor is broken, or something required is missing.
+WARN: the drop is significant, and the margin lies between it and its limit. UNDECIDED: none of these, so more documents
+are needed.
 INCOMPARABLE: the two runs were not asked the same. Notable choices:
 - Significance after Holm over all rows of the gate, of both baselines and of the suites: a gate stops on any of them. A
   pass needs no correction, since all must pass.
@@ -45,6 +46,7 @@ class GateRow:
     `unpaired`: the drop and its limits are of the two scores by themselves. `documents_needed` is of an undecided row,
     for what its reason says. `decides` is False for a row that the overall mean speaks for: then it counts only where
     it is no mere UNDECIDED. `needs`: what the number of documents was worked out from.
+    `collapse`: what shows that the candidate collapsed, as that of a `Cell`.
     """
 
     role: str
@@ -81,6 +83,7 @@ class GateRow:
     unpaired: bool = False
     decides: bool = True
     needs: Needs | None = None
+    collapse: tuple[str, ...] | None = None
 
     @property
     def only_unsure(self) -> bool:
@@ -90,7 +93,7 @@ class GateRow:
     @property
     def got_worse(self) -> bool:
         """Whether it is worth asking what changed."""
-        return self.verdict in ("FAIL", "WARN") and self.drop is not None and self.drop > 0
+        return self.verdict in ("FAIL", "WARN") and self.drop is not None and (self.drop > 0 or bool(self.collapse))
 
 
 def decide(rows: Sequence[GateRow], alpha: float) -> list[GateRow]:
