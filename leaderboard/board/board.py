@@ -14,19 +14,20 @@ Notable choices:
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from leaderboard.board import labels, reported
 from leaderboard.board.cell import Cell, changed, with_collapses, with_control_verdicts, with_verdicts
-from leaderboard.compare import clipping, collapse, comparability, verdict_cache
+from leaderboard.compare import clipping, collapse, comparability, needs, verdict_cache
 from leaderboard.compare.baselines import BaselineChoice, Baselines
 from leaderboard.compare.contents import Contents, Effects, read_contents
 from leaderboard.compare.pairing import Subject, Terms, effect_key, pair_up
 from leaderboard.compare.verdict_cache import Judged, Key, Memory
 from leaderboard.errors import UnknownRun
-from leaderboard.metrics import DEFAULT_MARGIN
+from leaderboard.metrics import DEFAULT_MARGIN, named
 from leaderboard.readers.records import BASELINE
 from leaderboard.readers.safe_json import no_collection
 from leaderboard.store.database import Store
@@ -268,6 +269,7 @@ def _compared(judging: _Judging, cell: Cell, subject: Subject, baseline: RunRow)
             low=found.low,
             high=found.high,
             unpaired=found.delta is not None,
+            says_nothing=_as_wide_as_the_range(score.metric, found),
         )
     return changed(
         cell,
@@ -288,6 +290,15 @@ def _compared(judging: _Judging, cell: Cell, subject: Subject, baseline: RunRow)
         needs=found.needs,
         collapse=collapse.from_json(found.collapse),
     )
+
+
+def _as_wide_as_the_range(metric: str, found: Judged) -> bool:
+    """Whether the unpaired interval of a metric within limits leaves everything possible."""
+    within = named(metric).range
+    width = within.high - within.low
+    if found.low is None or found.high is None or not math.isfinite(width):
+        return False
+    return needs.spans(width, found.low, found.high)
 
 
 def _judged(judging: _Judging, subject: Subject, baseline: RunRow) -> Judged:

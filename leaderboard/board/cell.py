@@ -59,7 +59,9 @@ class Cell:
     `label` is the recipe with what tells the run from others of its model (`name` falls back on `recipe`),
     `subset` which of the task's documents were scored (None: all).
     `collapse`: what shows that the model collapsed on this task, None where the task cannot tell. `weights`: equal for
-    runs of equal weights. `against_collapsed`: what it is compared with, a control, collapsed itself.
+    runs of equal weights. `too_few`: of an undecided cell, why its documents are too few for any difference.
+    `says_nothing`: the interval is as wide as the score's range. `fell`, `rose`: documents of an undecided cell that
+    got worse and better. `against_collapsed`: what it is compared with, a control, collapsed itself.
     """
 
     model: str
@@ -108,6 +110,10 @@ class Cell:
     collapse: tuple[str, ...] | None = None
     weights: str = ""
     against_collapsed: bool = False
+    too_few: needs.TooFew | None = None
+    says_nothing: bool = False
+    fell: int | None = None
+    rose: int | None = None
 
     @property
     def clipped_at(self) -> float | None:
@@ -162,6 +168,9 @@ def _with_needs(cells: list[Cell], comparisons: int, different: int, same: int) 
     """What the undecided cells still need. different, same: how many of the tests of each kind rejected."""
     undecided = [(i, needs.from_json(cell.needs)) for i, cell in enumerate(cells) if cell.verdict == "undecided"]
     found = [(i, lacks) for i, lacks in undecided if lacks is not None]
+    for i, lacks in undecided:
+        if lacks is None and cells[i].p_value is not None:  # one independent document or cluster: no spread
+            cells[i] = changed(cells[i], too_few=needs.TooFew(None))
     beyond = sum(lacks.beyond for _, lacks in found)
     family = comparisons, Verdicts(same, len(found) - beyond), Verdicts(different, beyond)
     for i, lacks in found:
@@ -238,6 +247,8 @@ def _collapsed(cell: Cell, *notes: str) -> Cell:
         documents_needed_together=None,
         needed_for=None,
         detectable=None,
+        too_few=None,
+        says_nothing=False,
     )
 
 
@@ -251,6 +262,12 @@ def _lacking(cell: Cell, found: needs.Needs, alone: needs.Levels, together: need
         documents_needed_together=shared.documents if shared else None,
         needed_for=by_itself.claim if by_itself else None,
         detectable=needs.detectable(found, count, alone.difference),
+        too_few=needs.too_few(found, count, alone.difference),
+        says_nothing=(
+            cell.low is not None and cell.high is not None and needs.says_nothing(found, count, cell.low, cell.high)
+        ),
+        fell=found.fell,
+        rose=found.rose,
     )
 
 

@@ -7,8 +7,8 @@ says *collapsed* where one of these holds against the baseline, on the same docu
   `exp(-sum of log-likelihoods / sum of words)`, is 10 or more with no document counted for more than 1,000 times a
   word, and with 95 % certainty it is more than the square root of 10, about three times. A right answer's words are
   those between spaces, or one for every 12 bytes where that is more (languages without spaces), so that a long answer
-  is not called collapsed for a few nats. A perplexity that a task declares is taken as declared; where it counts bytes,
-  six of them are a word.
+  is not called collapsed for a few nats. A perplexity that a task declares takes their place, as it is declared; where
+  it counts bytes, six of them are a word.
 - *Chance.* The baseline's answers are better than chance, the recipe's are not (exact binomial tests at 5 %) and are
   worse (mid-p McNemar at 5 %), and with 95 % certainty they keep less than half of what the baseline's had above
   chance. Chance is guessing among the choices of each document, or always taking the same place where that finds more.
@@ -57,16 +57,16 @@ def collapse_signs(samples: AnswerSamples, baseline: str, recipe: str, task: str
     """What shows that the recipe's run collapsed on a task, in sentences; empty where nothing does, None where the task
     cannot tell: it has no right answers, too few documents, or a baseline at chance.
     """
-    likelihoods = samples.likelihoods(baseline, recipe, task)
+    found = samples.likelihoods(baseline, recipe, task)
+    likelihoods = [one for one in found if one.metric != metrics.GOLD_LOG_LIKELIHOOD] or found
     answers = [_Answers(found, _chance(samples, recipe, found)) for found in samples.answers(baseline, recipe, task)]
-    declared_first = sorted(likelihoods, key=lambda found: found.metric == metrics.GOLD_LOG_LIKELIHOOD)
     unlikely = (
-        _less_likely(found, samples.texts(baseline, recipe, found))
-        for found in declared_first
-        if found.drop >= math.log(TIMES_WORSE)
+        _less_likely(one, samples.texts(baseline, recipe, one))
+        for one in likelihoods
+        if one.drop >= math.log(TIMES_WORSE)
     )
     signs = tuple(filter(None, [next(filter(None, unlikely), None), _by_chance(answers)]))
-    if not signs and all(found.documents < FEWEST for found in likelihoods) and not any(map(_can_tell, answers)):
+    if not signs and all(one.documents < FEWEST for one in likelihoods) and not any(map(_can_tell, answers)):
         return None
     return signs
 

@@ -191,7 +191,16 @@ def _lacking(row: GateRow, alpha: float, rows: int, harm_level: float) -> GateRo
             f"cannot exclude a drop as large as the margin, close to it: somewhat more than its {row.documents:,}"
             " documents are needed"
         )
-    return replace(row, documents_needed=documents, reasons=(said, *row.reasons))
+    return replace(row, documents_needed=documents, reasons=(*_too_few(row, alpha), said, *row.reasons))
+
+
+def _too_few(row: GateRow, alpha: float) -> tuple[str, ...]:
+    """The sentence about documents of which no result, however good or bad, would decide; or nothing."""
+    few = needs.too_few(row.needs, row.documents, alpha) if row.needs and row.documents else None
+    if few is None or few.least is None:
+        return ()
+    count = f"{row.documents:,} {'document' if row.documents == 1 else 'documents'}"
+    return (f"too few documents: whatever they answer, no test of {count} reaches {100 * alpha:g} %",)
 
 
 def _documents(row: GateRow, harmful: bool, level: float, rows: int) -> int | None:

@@ -82,7 +82,7 @@ class RightAnswers(NamedTuple):
     gained: int
 
 
-class Choices(NamedTuple):
+class ChanceLevels(NamedTuple):
     """Of a task's documents: the share of right answers that guessing gets, and that always taking the same place
     gets (None where all right answers have one place, so that places mean nothing).
     """
@@ -101,7 +101,7 @@ class AnswerSamples:
         self._asked: set[_Pair] = set()
         self._likelihoods: dict[_Place, list[Likelihoods]] = {}
         self._answers: dict[_Place, list[RightAnswers]] = {}
-        self._choices: dict[tuple[str, str], Choices | None] = {}
+        self._choices: dict[tuple[str, str], ChanceLevels | None] = {}
 
     def likelihoods(self, baseline: str, recipe: str, task: str) -> list[Likelihoods]:
         """Those of a task's texts and right answers, one a metric and filter."""
@@ -163,13 +163,13 @@ class AnswerSamples:
         alone = len(set(clusters.tolist())) == len(clusters)
         return TextLikelihoods(before, np.where(after <= -1e299, -math.inf, after), words, None if alone else clusters)
 
-    def choices(self, run: str, task: str) -> Choices | None:
+    def choices(self, run: str, task: str) -> ChanceLevels | None:
         """Of a multiple-choice task of a run; None where its responses are of no known form."""
         if (run, task) not in self._choices:
             self._choices[run, task] = self._counted_choices(run, task)
         return self._choices[run, task]
 
-    def _counted_choices(self, run: str, task: str) -> Choices | None:
+    def _counted_choices(self, run: str, task: str) -> ChanceLevels | None:
         rows = self._store.rows(
             # a response a choice, `[["-1.5","False"],["-2.5","True"]]`
             "WITH asked AS (SELECT ((length(filtered_responses) - length(replace(filtered_responses, '],[', ''))) // 3"
@@ -183,4 +183,4 @@ class AnswerSamples:
             [run, task, metrics.ACC_MUTUAL_INFO],
         )
         row = rows[0]
-        return None if row["guessing"] is None else Choices(**row)
+        return None if row["guessing"] is None else ChanceLevels(**row)
