@@ -59,7 +59,9 @@ def collapse_signs(samples: AnswerSamples, baseline: str, recipe: str, task: str
     """
     found = samples.likelihoods(baseline, recipe, task)
     likelihoods = [one for one in found if one.metric != metrics.GOLD_LOG_LIKELIHOOD] or found
-    answers = [_Answers(found, _chance(samples, recipe, found)) for found in samples.answers(baseline, recipe, task)]
+    answers = [
+        _AgainstChance(found, _chance(samples, recipe, found)) for found in samples.answers(baseline, recipe, task)
+    ]
     unlikely = (
         _less_likely(one, samples.texts(baseline, recipe, one))
         for one in likelihoods
@@ -94,14 +96,14 @@ def _less_likely(found: Likelihoods, texts: TextLikelihoods) -> str | None:
     )
 
 
-class _Answers(NamedTuple):
+class _AgainstChance(NamedTuple):
     """Right answers, and the share that is right by chance: 1 where that is not known."""
 
     counts: RightAnswers
     chance: float
 
 
-def _by_chance(answers: Sequence[_Answers]) -> str | None:
+def _by_chance(answers: Sequence[_AgainstChance]) -> str | None:
     """The sentence about answers that are no better than chance: one of the metrics shows it, and none of the others
     denies it.
     """
@@ -115,7 +117,7 @@ def _by_chance(answers: Sequence[_Answers]) -> str | None:
     return next(lost, None)
 
 
-def _can_tell(answers: _Answers) -> bool:
+def _can_tell(answers: _AgainstChance) -> bool:
     """Whether answers at chance would be called a collapse."""
     counts, chance = answers
     ruined = math.floor(chance * counts.documents)

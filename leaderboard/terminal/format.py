@@ -58,8 +58,8 @@ def is_elsewhere(cell: Cell) -> bool:
 
 def interval(cell: Cell, *, short: bool = False) -> str:
     """`+0.0120 [-0.0030, +0.0270]`, or the difference alone where there is no interval, and `too few documents` in
-    place of one that says nothing; what is special about it behind it, as a word or, where room is short, as a letter that a
-    legend explains.
+    place of one that says nothing; what is special about it behind it, as a word or, where room is short, as a letter
+    that a legend explains.
     """
     letter, word = (
         (UNPAIRED, " unpaired") if cell.unpaired else (CLIPPED, " clipped") if is_elsewhere(cell) else ("", "")
