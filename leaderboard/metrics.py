@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 DEFAULT_MARGIN = 0.02
 """Within how much a recipe counts as the same, where scores lie in [0, 1]."""
-LOG_LOSS = "log_loss"
-"""Of the right answers: shown beside a task's primary metric, because accuracy can rise while it gets worse."""
 GOLD_LOG_LIKELIHOOD = "gold_loglikelihood"
 """Of the right answer to a document, in nats, summed over its tokens: read from the responses, not from lm-eval's
 scores.
 """
+GOLD_NAMES = frozenset({GOLD_LOG_LIKELIHOOD, "gold_logprob", "log_loss"})
+"""The same by the names that tasks of ours give it, of which `log_loss` is its negative."""
 ACC_MUTUAL_INFO = "acc_mutual_info"
 """A task with this metric has each choice scored twice: its second half of responses are the choices alone."""
 

@@ -42,7 +42,7 @@ COMPARED = VERDICTS[:5]
 
 @dataclass(frozen=True)
 class Cell:
-    """One run on one task's primary metric, against its baseline.
+    """One run on one metric of a task, its primary one unless it says otherwise, against its baseline.
 
     `delta`, `low` and `high` (95 %, not corrected) are recipe minus baseline in the metric's own units; `improvement`
     is positive where that is good. `notes` holds warnings, or why the cell is incomparable or failed. `detectable` is
@@ -62,6 +62,7 @@ class Cell:
     runs of equal weights. `too_few`: of an undecided cell, why its documents are too few for any difference.
     `says_nothing`: the interval is as wide as the score's range. `fell`, `rose`: documents of an undecided cell that
     got worse and better. `against_collapsed`: what it is compared with, a control, collapsed itself.
+    `further`: the same run on the task's other metrics (see `board.further`), which are not primary.
     """
 
     model: str
@@ -114,6 +115,8 @@ class Cell:
     says_nothing: bool = False
     fell: int | None = None
     rose: int | None = None
+    is_primary: bool = True
+    further: tuple[Cell, ...] = ()
 
     @property
     def clipped_at(self) -> float | None:
@@ -210,6 +213,8 @@ def with_collapses(cells: list[Cell]) -> list[Cell]:
 
 def _with_collapse(cell: Cell, tasks: tuple[str, ...]) -> Cell:
     """tasks: those on which the same weights collapsed."""
+    if cell.further:
+        cell = changed(cell, further=tuple(_with_collapse(one, tasks) for one in cell.further))
     if cell.verdict not in COMPARED or not (cell.collapse or tasks):
         return cell
     if cell.collapse:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from leaderboard.board.cell import Cell
+from leaderboard.board.further import all_metrics
 from leaderboard.compare import verdict_cache
 from leaderboard.store.database import Store
 from leaderboard.store.writer import now
@@ -25,7 +26,7 @@ _COLUMNS = {
         for name in (
             "model_key", "run_id", "task", "metric", "filter", "verdict", "n", "baseline_run", "baseline_score",
             "score", "delta", "low", "high", "improvement", "margin", "lost", "gained", "unpaired",
-            "documents_needed", "needed_for", "clipped_at",
+            "documents_needed", "needed_for", "clipped_at", "is_primary",
         )
     },
 }  # fmt: skip
@@ -49,7 +50,7 @@ def write(store: Store, boards: Mapping[str, Sequence[Cell]], states: Mapping[st
     """
     if not boards:
         return
-    cells = [cell for board in boards.values() for cell in board]
+    cells = [cell for board in boards.values() for cell in all_metrics(board)]
     pairs = [pair for cell in cells for pair in cell.against_controls]
     models = list(boards)
     with store.transaction():

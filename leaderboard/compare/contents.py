@@ -53,6 +53,10 @@ class Contents:
         """The score of a task that the board shows."""
         return self._primary_of.get((run_id, task))
 
+    def of_task(self, run_id: str, task: str) -> list[ScoreRow]:
+        """All scores of a run's task."""
+        return self.scores.get((run_id, task), [])
+
     def controls_of(self, run: RunRow, task: RunTaskRow) -> list[RunRow]:
         """The run of each control of a recipe's run that its scores of the task are to be compared with: the latest
         that was asked the same, else the latest that has the task.

@@ -17,7 +17,7 @@ from leaderboard.compare.contents import Contents
 from leaderboard.compare.effect import Comparison, Effect, Scored
 from leaderboard.compare.judge import judge
 from leaderboard.compare.unpaired_scores import ReportedTask, Unpaired, gated, unpaired
-from leaderboard.metrics import DEFAULT_MARGIN, LOG_LOSS, named
+from leaderboard.metrics import DEFAULT_MARGIN, named
 from leaderboard.store.database import Store
 from leaderboard.store.queries import RunRow, RunTaskRow, ScoreRow
 
@@ -77,7 +77,6 @@ def pair_up(store: Store, contents: Contents, subject: Subject, baseline: RunRow
     effect = _effect(contents, subject, baseline.run_id, reported, terms)
     notes = (
         *effect.notes,
-        *_beside(contents, baseline.run_id, run.run_id, score),
         *_direction_note(subject.score),
         *comparability.task_notes(base_task, task),
         *comparability.reservations(baseline, run),
@@ -95,16 +94,6 @@ def _unpaired(reported: ReportedTask, subject: Subject, baseline: RunRow, terms:
     obstacles = comparability.lacking_samples(reported.task, subject.task)
     notes = (found.note, *_direction_note(subject.score), *comparability.reservations(baseline, subject.run))
     return Pairing(reported.score.score, obstacles, notes=notes, unpaired=found)
-
-
-def _beside(contents: Contents, baseline: str, run: str, primary: ScoreRow) -> tuple[str, ...]:
-    """The log-loss of the right answers, where a task reports it beside its primary metric: accuracy can rise while it
-    gets worse.
-    """
-    before, after = (contents.score(run_id, primary.task, LOG_LOSS, primary.filter) for run_id in (baseline, run))
-    if primary.metric == LOG_LOSS or before is None or after is None or before.score is None or after.score is None:
-        return ()
-    return (f"{LOG_LOSS} {before.score:.4f} -> {after.score:.4f}, lower is better",)
 
 
 def _direction_note(score: ScoreRow) -> tuple[str, ...]:

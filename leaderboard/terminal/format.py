@@ -21,11 +21,16 @@ CLIPPED = "c"
 TOO_FEW = "too few documents"
 """In place of an interval, and of a difference that could have been shown."""
 CLIPPED_LEGEND = (
-    "c: the interval is of the mean change with no document counted for more than a bound; the row's note has both."
+    "c: the interval is of the mean change with no document counted for more than a bound; the row's note (or the page)"
+    " has both."
 )
 UNPAIRED_LEGEND = (
     "u: unpaired. Delta [unpaired 95 %] of the two scores by themselves, from what their results files say; in no"
     " verdict and no correction."
+)
+FURTHER_LEGEND = (
+    "+: a further metric of the task, corrected among all such of the model; gold_loglikelihood is the right answer's,"
+    " in nats."
 )
 _PURPOSES: dict[Claim, str] = {
     "within": "to show that it is within the margin",
