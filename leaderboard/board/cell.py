@@ -32,7 +32,7 @@ from leaderboard.compare import needs
 from leaderboard.compare.choice_shift import Choices
 from leaderboard.compare.clipping import Clipping
 from leaderboard.compare.collapse import COLLAPSED
-from leaderboard.compare.needs import Claim
+from leaderboard.compare.needs import Claim, TooFew
 from leaderboard.readers.records import BASELINE
 
 VERDICTS = ("better", "worse", COLLAPSED, "same", "undecided", "incomparable", "failed", BASELINE)
@@ -111,7 +111,7 @@ class Cell:
     collapse: tuple[str, ...] | None = None
     weights: str = ""
     against_collapsed: bool = False
-    too_few: needs.TooFew | None = None
+    too_few: TooFew | None = None
     says_nothing: bool = False
     fell: int | None = None
     rose: int | None = None
@@ -173,7 +173,7 @@ def _with_needs(cells: list[Cell], comparisons: int, different: int, same: int) 
     found = [(i, lacks) for i, lacks in undecided if lacks is not None]
     for i, lacks in undecided:
         if lacks is None and cells[i].p_value is not None:  # one independent document or cluster: no spread
-            cells[i] = changed(cells[i], too_few=needs.TooFew(None))
+            cells[i] = changed(cells[i], too_few=TooFew(None))
     beyond = sum(lacks.beyond for _, lacks in found)
     family = comparisons, Verdicts(same, len(found) - beyond), Verdicts(different, beyond)
     for i, lacks in found:
