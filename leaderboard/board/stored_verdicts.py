@@ -26,7 +26,7 @@ _COLUMNS = {
         for name in (
             "model_key", "run_id", "task", "metric", "filter", "verdict", "n", "baseline_run", "baseline_score",
             "score", "delta", "low", "high", "improvement", "margin", "lost", "gained", "unpaired",
-            "documents_needed", "needed_for", "clipped_at", "is_primary",
+            "documents_needed", "needed_for", "clipped_at",
         )
     },
 }  # fmt: skip
@@ -56,7 +56,8 @@ def write(store: Store, boards: Mapping[str, Sequence[Cell]], states: Mapping[st
     with store.transaction():
         for table in ("verdicts", "control_verdicts", "verdict_states"):
             store.connection.execute(f"DELETE FROM {table} WHERE model_key IN (SELECT unnest(?))", [models])
-        store.insert("verdicts", _columns(cells) | {"beats_controls": [cell.beats_controls for cell in cells]})
+        of_verdicts = {name: [getattr(cell, name) for cell in cells] for name in ("beats_controls", "is_primary")}
+        store.insert("verdicts", _columns(cells) | of_verdicts)
         store.insert("control_verdicts", _columns(pairs) | {"control": [pair.control for pair in pairs]})
         store.insert(
             "verdict_states",

@@ -20,6 +20,8 @@ import json
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import lru_cache
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from leaderboard.metrics import ACC_MUTUAL_INFO, GOLD_LOG_LIKELIHOOD, RIGHT_ANSWER_METRICS
@@ -33,19 +35,15 @@ _FLAGS = {"True": True, "False": False}
 _BETWEEN_PAIRS = frozenset({"]],[[", "]]]\n[[["})
 
 
-class Answered(NamedTuple):
-    """The log-likelihoods of a document's choices, and whether each was the greedy continuation of its prompt."""
+class Responses(NamedTuple):
+    """The log-likelihoods of each sample's choices, and whether its first was the greedy continuation."""
 
-    likelihoods: list[float]
+    likelihoods: list[list[float]]
     greedy: list[bool]
 
 
-class _Sample(NamedTuple):
-    """What is known of one sample. accuracy: its `acc`, None where the task has none."""
-
-    document: Document
-    answered: Answered
-    accuracy: float | None
+_Rule = Callable[[Document, list[float], "float | None"], "int | None"]
+"""Which choice of a document is right, from its log-likelihoods and its accuracy, where the task has one."""
 
 
 class GoldAnswers(NamedTuple):
@@ -66,51 +64,45 @@ def gold_log_likelihoods(samples: Samples, metrics: Collection[str]) -> list[flo
 
 def gold_answers(samples: Samples, metrics: Collection[str]) -> GoldAnswers | None:
     """The same with the answers' lengths."""
-    found = _right_ones(samples, metrics)
-    if found is None:
+    responses = responses_of(samples.responses) if samples.responses else None
+    if responses is None:
+        return None
+    likelihoods = responses.likelihoods
+    if ACC_MUTUAL_INFO in metrics:  # the second half are the choices without their question
+        likelihoods = [values[: len(values) // 2] for values in likelihoods]
+    places = _right_places(samples, responses._replace(likelihoods=likelihoods), metrics)
+    if places is None:
         return None
     return GoldAnswers(
-        [sample.answered.likelihoods[place] for sample, place in found],
-        [_length(sample.document, place) for sample, place in found],
+        [values[place] for values, place in zip(likelihoods, places)], list(map(_length, samples.documents, places))
     )
 
 
+def _right_places(samples: Samples, responses: Responses, metrics: Collection[str]) -> list[int] | None:
+    """Which choice is right, one a sample."""
+    scores = [outcome.scores.get("acc") for outcome in samples.outcomes]
+    accuracies = [None if score is None else score.value for score in scores]
+    if all(len(values) == 1 for values in responses.likelihoods):
+        right = all(map(_is_right_one, samples.documents, responses.greedy, accuracies))
+        return [0] * len(samples) if right else None
+    if RIGHT_ANSWER_METRICS.isdisjoint(metrics):
+        return None
+    columns = samples.documents, responses.likelihoods, accuracies
+    found = (_by_rule(*columns, rule) for rule in (_by_place, _by_text, _by_accuracy))
+    return next((places for places in found if places is not None), None)
+
+
+@lru_cache(65_536)
 def words_of(text: str) -> float:
     """The words of an answer: those between spaces, or one for every `BYTES_OF_A_WORD` where that is more, since not
     every language writes spaces. At least one.
     """
-    return float(max(1, len(text.split()), math.ceil(len(text.strip().encode()) / BYTES_OF_A_WORD)))
+    return float(max(1, len(text.split()), math.ceil(len(text.strip().encode("utf-8", "replace")) / BYTES_OF_A_WORD)))
 
 
 def _length(document: Document, place: int) -> float | None:
     text = _text(document)
     return words_of(text.requests[place][1]) if text is not None and place < len(text.requests) else None
-
-
-def _right_ones(samples: Samples, metrics: Collection[str]) -> list[tuple[_Sample, int]] | None:
-    """Each sample with the place of its right answer among its responses."""
-    answers = responses_of(samples.responses)
-    if not answers:
-        return None
-    if ACC_MUTUAL_INFO in metrics:  # the second half are the choices without their question
-        halves = [len(answered.likelihoods) // 2 for answered in answers]
-        answers = [
-            Answered(answered.likelihoods[:half], answered.greedy[:half]) for answered, half in zip(answers, halves)
-        ]
-    accuracies = [outcome.scores.get("acc") for outcome in samples.outcomes]
-    known = [
-        _Sample(document, answered, accuracy and accuracy.value)
-        for document, answered, accuracy in zip(samples.documents, answers, accuracies)
-    ]
-    if all(len(answered.likelihoods) == 1 for answered in answers):
-        return [(sample, 0) for sample in known] if all(map(_is_right_one, known)) else None
-    if RIGHT_ANSWER_METRICS.isdisjoint(metrics):
-        return None
-    for rule in (_by_place, _by_text, _by_accuracy):
-        places = _places(known, rule)
-        if places is not None:
-            return list(zip(known, places))
-    return None
 
 
 def with_gold(samples: Samples, metrics: Collection[str]) -> Samples:
@@ -150,49 +142,48 @@ def gold_score(task: str, samples: Samples | None) -> list[ReportedScore]:
     ]
 
 
-def responses_of(texts: Sequence[str]) -> list[Answered] | None:
+def responses_of(texts: Sequence[str]) -> Responses | None:
     """The responses of log-likelihood requests, from the JSON text of each sample's `resps`; None where one is of
     another form.
     """
     return _plain_responses(texts) or _any_responses(texts)
 
 
-def _plain_responses(texts: Sequence[str]) -> list[Answered] | None:
+def _plain_responses(texts: Sequence[str]) -> Responses | None:
     """Those as lm-eval writes them since 0.4.4, `[[["-1.5","False"]],[["-2.5","True"]]]`, without a JSON parser: all
     texts are cut at their quotation marks at once.
     """
     parts = "\n".join(texts).split('"')
-    around, strings = parts[::2], parts[1::2]
+    around, strings, flags = parts[::2], parts[1::4], parts[3::4]
     if (
         (around[0], around[-1]) != ("[[[", "]]]")
         or set(around[1::2]) != {","}
         or not set(around[2:-1:2]) <= _BETWEEN_PAIRS
-        or not set(strings[1::2]) <= _FLAGS.keys()
+        or not set(flags) <= _FLAGS.keys()
     ):
         return None
     try:
-        likelihoods = list(map(float, strings[::2]))
+        values = list(map(float, strings))
     except ValueError:
         return None
-    greedy = [_FLAGS[flag] for flag in strings[1::2]]
-    found, first = [], 0
-    for text in texts:
-        end = first + text.count('"') // 4
-        found.append(Answered(likelihoods[first:end], greedy[first:end]))
-        first = end
-    return found
+    ends = list(accumulate(text.count('"') // 4 for text in texts))
+    starts = [0, *ends[:-1]]
+    return Responses(
+        [values[start:end] for start, end in zip(starts, ends)], [_FLAGS[flags[start]] for start in starts]
+    )
 
 
-def _any_responses(texts: Sequence[str]) -> list[Answered] | None:
-    found = []
+def _any_responses(texts: Sequence[str]) -> Responses | None:
+    likelihoods, greedy = [], []
     for text in texts:
         response = json.loads(text)
         pairs = [_pair(one) for one in response] if isinstance(response, list) else []
-        if not pairs or None in pairs:
+        known = [pair for pair in pairs if pair is not None]
+        if not known or len(known) != len(pairs):
             return None
-        likelihoods, greedy = zip(*(pair for pair in pairs if pair is not None))
-        found.append(Answered(list(likelihoods), list(greedy)))
-    return found
+        likelihoods.append([likelihood for likelihood, _ in known])
+        greedy.append(known[0][1])
+    return Responses(likelihoods, greedy)
 
 
 def _pair(response: Any) -> tuple[float, bool] | None:
@@ -215,55 +206,51 @@ def _text(document: Document) -> DocumentText | None:
     return None if document.contents is None else document.contents.text
 
 
-def _is_right_one(sample: _Sample) -> bool:
-    if sample.accuracy is not None:
-        return sample.accuracy == float(sample.answered.greedy[0])
-    text = _text(sample.document)
+def _is_right_one(document: Document, greedy: bool, accuracy: float | None) -> bool:
+    if accuracy is not None:
+        return accuracy == greedy
+    text = _text(document)
     return text is not None and len(text.requests) == 1 and text.requests[0][1].strip() == text.target.strip() != ""
 
 
-_Rule = Callable[[_Sample], "int | None"]
-
-
-def _places(samples: Sequence[_Sample], rule: _Rule) -> list[int] | None:
-    """Which choice is right in each sample by one rule; None where it fails in one, or contradicts its accuracy."""
-    places = []
-    for sample in samples:
-        place = rule(sample)
-        if place is None or not 0 <= place < len(sample.answered.likelihoods) or not _agrees(sample, place):
+def _by_rule(
+    documents: Sequence[Document], likelihoods: Sequence[list[float]], accuracies: Sequence[float | None], rule: _Rule
+) -> list[int] | None:
+    """The right choices by one rule; None where it fails for one document, or contradicts its accuracy."""
+    found = []
+    for document, values, accuracy in zip(documents, likelihoods, accuracies):
+        place = rule(document, values, accuracy)
+        if place is None or not 0 <= place < len(values):
             return None
-        places.append(place)
-    return places
+        if accuracy is not None and accuracy != (_likeliest(values) == place):
+            return None
+        found.append(place)
+    return found
 
 
-def _agrees(sample: _Sample, place: int) -> bool:
-    return sample.accuracy is None or sample.accuracy == float(_likeliest(sample) == place)
-
-
-def _likeliest(sample: _Sample) -> int:
+def _likeliest(values: list[float]) -> int:
     """The first of equals, as numpy's `argmax`."""
-    likelihoods = sample.answered.likelihoods
-    return likelihoods.index(max(likelihoods))
+    return values.index(max(values))
 
 
-def _by_place(sample: _Sample) -> int | None:
-    target = sample.document.target
+def _by_place(document: Document, values: list[float], accuracy: float | None) -> int | None:
+    target = document.target
     return int(target) if target.isdecimal() and len(target) < 5 else None
 
 
-def _by_text(sample: _Sample) -> int | None:
-    text = _text(sample.document)
+def _by_text(document: Document, values: list[float], accuracy: float | None) -> int | None:
+    text = _text(document)
     if text is None:
         return None
-    target, count = text.target.strip(), len(sample.answered.likelihoods)
-    named = [place for place, (_, answer) in enumerate(text.requests[:count]) if answer.strip() == target]
+    target = text.target.strip()
+    named = [place for place, (_, answer) in enumerate(text.requests[: len(values)]) if answer.strip() == target]
     return named[0] if len(named) == 1 else None
 
 
-def _by_accuracy(sample: _Sample) -> int | None:
-    text = _text(sample.document)
+def _by_accuracy(document: Document, values: list[float], accuracy: float | None) -> int | None:
+    text = _text(document)
     requests = text.requests if text is not None else ()
-    if len(requests) != 2 or len(sample.answered.likelihoods) != 2 or requests[0][1] != requests[1][1]:
+    if accuracy not in (0.0, 1.0) or len(values) != 2 or len(requests) != 2 or requests[0][1] != requests[1][1]:
         return None
-    likeliest = _likeliest(sample)
-    return {1.0: likeliest, 0.0: 1 - likeliest}.get(-1.0 if finite(sample.accuracy) is None else sample.accuracy or 0.0)
+    likeliest = _likeliest(values)
+    return likeliest if accuracy else 1 - likeliest

@@ -202,6 +202,8 @@ def _insert_gold(
 
 
 def _at(places: Sequence[int], owners: dict[str, list[Any]], documents: Sequence[Document]) -> dict[str, list[Any]]:
+    if len(places) == len(documents):  # of all samples, which is most common
+        return owners | _picked(documents, ("filter", "doc_key", "cluster"))
     of_sample = {name: [column[place] for place in places] for name, column in owners.items()}
     return of_sample | _picked([documents[place] for place in places], ("filter", "doc_key", "cluster"))
 
