@@ -60,7 +60,7 @@ def collapse_signs(samples: AnswerSamples, baseline: str, recipe: str, task: str
     found = samples.likelihoods(baseline, recipe, task)
     likelihoods = [one for one in found if one.metric != metrics.GOLD_LOG_LIKELIHOOD] or found
     answers = [
-        _AgainstChance(found, _chance(samples, recipe, found)) for found in samples.answers(baseline, recipe, task)
+        _AgainstChance(found, _chance(samples, baseline, found)) for found in samples.answers(baseline, recipe, task)
     ]
     unlikely = (
         _less_likely(one, samples.texts(baseline, recipe, one))
@@ -124,11 +124,11 @@ def _can_tell(answers: _AgainstChance) -> bool:
     return _above_chance(counts, counts.before, chance) and _little_left(counts, ruined, chance)
 
 
-def _chance(samples: AnswerSamples, recipe: str, counts: RightAnswers) -> float:
+def _chance(samples: AnswerSamples, baseline: str, counts: RightAnswers) -> float:
     """The share of answers that are right by chance: none of open ones, and all where there is a single choice."""
     if counts.output_type != "multiple_choice":
         return 0.0
-    choices = samples.choices(recipe, counts.task)
+    choices = samples.choices(baseline, counts.task)
     return 1.0 if choices is None else max(choices.guessing, choices.same_place or 0.0)
 
 
@@ -182,7 +182,10 @@ def _perplexity(mean: float) -> str:
 
 
 def _times(nats: float) -> str:
-    return f"{math.exp(nats):.2g} times" if nats < 700 else "infinitely many times"
+    if nats >= 700:
+        return "infinitely many times"
+    times = math.exp(nats)
+    return f"{times:,.0f} times" if 10 <= times < 1e6 else f"{times:.2g} times"
 
 
 def to_json(signs: tuple[str, ...] | None) -> str | None:

@@ -120,7 +120,7 @@ class AnswerSamples:
     def fetch(self, pairs: Iterable[_Pair]) -> None:
         """Read these pairs of (baseline, recipe's run) in place of what was read before."""
         self._asked = set(pairs)
-        self._likelihoods, self._answers, self._choices = {}, {}, {}
+        self._likelihoods, self._answers = {}, {}
         if not self._asked:
             return
         sides = [list(side) for side in zip(*sorted(self._asked))]
@@ -164,7 +164,9 @@ class AnswerSamples:
         return TextLikelihoods(before, np.where(after <= -1e299, -math.inf, after), words, None if alone else clusters)
 
     def choices(self, run: str, task: str) -> ChanceLevels | None:
-        """Of a multiple-choice task of a run; None where its responses are of no known form."""
+        """Of a multiple-choice task of a run, counted once; None where its responses are of no known form. Ask of the
+        baseline, which many runs share.
+        """
         if (run, task) not in self._choices:
             self._choices[run, task] = self._counted_choices(run, task)
         return self._choices[run, task]
