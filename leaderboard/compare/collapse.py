@@ -19,7 +19,7 @@ A few odd documents can do neither: the bound on each and the certainty (`statis
 depend on each other taken together) ask for many: ten where they are a hundred times worse, twenty where thirty. Of
 models that are up to three times worse, or lose a fifth of their right answers, less than 1 in 200 is called collapsed
 (`tests/leaderboard/compare/test_collapse_error_rates.py`); of real edits of SmolLM2 that left its perplexity within
-three times of the baseline's, none was in 24,000 draws of 10 to 100 documents.
+three times of the baseline's, none was in 27,200 draws of 10 to 100 documents.
 
 A task cannot tell that has no right answers (a bias probe), few documents, or a baseline at chance. Its rows are called
 collapsed where another task shows it of the same weights: see `board.cell.with_collapses`. A task that can tell speaks

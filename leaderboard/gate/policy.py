@@ -55,7 +55,9 @@ class Requirement(_Strict):
 
 
 class TaskPolicy(Requirement):
-    """One task. metric: another than the task's own, with `name,filter` where there are several filters."""
+    """One task. metric: another than the task's primary one, any that the run has, with `name,filter` where
+    there are several filters.
+    """
 
     metric: Annotated[str, Field(min_length=1)] | None = None
 

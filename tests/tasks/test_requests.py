@@ -193,7 +193,7 @@ def test_a_run_pairs_every_primary_metric(run):
         )
         assert same.delta == pytest.approx(0.0, abs=1e-4)
         assert edited.best_value == best.get(task.replace("type2", "type1"))
-        assert any("log_loss" in note for note in edited.notes) == (
+        assert any(one.metric == "log_loss" for one in edited.further) == (
             task in ("counterfact", "hotpotqa_closed", "truthfulqa_claims")
         )
 
