@@ -60,8 +60,7 @@ def collapse_signs(samples: AnswerSamples, baseline: str, recipe: str, task: str
     """What shows that the recipe's run collapsed on a task, in sentences; empty where nothing does, None where the task
     cannot tell: it has no right answers, too few documents, or a baseline at chance.
     """
-    found = samples.likelihoods(baseline, recipe, task)
-    likelihoods = [one for one in found if one.metric != metrics.GOLD_LOG_LIKELIHOOD] or found
+    likelihoods = _likelihoods(samples, baseline, recipe, task)
     answers = [
         _AgainstChance(found, _chance(samples, baseline, found)) for found in samples.answers(baseline, recipe, task)
     ]
@@ -76,6 +75,34 @@ def collapse_signs(samples: AnswerSamples, baseline: str, recipe: str, task: str
     return signs
 
 
+def possible_collapse(samples: AnswerSamples, baseline: str, recipe: str, task: str) -> tuple[str, ...]:
+    """A sentence about a collapse that is seen and not certain, where `collapse_signs` finds none."""
+    for found in _likelihoods(samples, baseline, recipe, task):
+        if found.drop >= math.log(TIMES_WORSE):
+            before, after = _means(samples.texts(baseline, recipe, found))
+            count = f"{found.documents:,} {'document does' if found.documents == 1 else 'documents do'}"
+            return (f"looks collapsed, which {count} not make certain: {_change(found.metric, before, after)}",)
+    return ()
+
+
+def _likelihoods(samples: AnswerSamples, baseline: str, recipe: str, task: str) -> list[Likelihoods]:
+    """Those that a task declares, or else its right answers'."""
+    found = samples.likelihoods(baseline, recipe, task)
+    return [one for one in found if one.metric != metrics.GOLD_LOG_LIKELIHOOD] or found
+
+
+def _means(texts: TextLikelihoods) -> tuple[float, float]:
+    """Log-likelihoods a word, before and after."""
+    total = float(np.sum(texts.words))
+    return float(np.sum(texts.before)) / total, float(np.sum(texts.after)) / total
+
+
+def _change(metric: str, before: float, after: float) -> str:
+    """`word_perplexity 20.1 -> 2.2e+08`."""
+    name = "perplexity a word of the right answers" if metric == metrics.GOLD_LOG_LIKELIHOOD else _named(metric)
+    return f"{name} {_perplexity(before)} -> {_perplexity(after)}"
+
+
 def _less_likely(found: Likelihoods, texts: TextLikelihoods) -> str | None:
     """The sentence about texts or right answers that have become unlikely; None where they have not for certain."""
     with np.errstate(invalid="ignore"):
@@ -86,14 +113,9 @@ def _less_likely(found: Likelihoods, texts: TextLikelihoods) -> str | None:
     surely = -stats.clipped_drop_limit(sample.mirrored, LEVEL)
     if not surely > math.log(TIMES_WORSE) / 2:
         return None
-    before, after = (float(np.sum(side) / np.sum(texts.words)) for side in (texts.before, texts.after))
-    name = (
-        "perplexity a word of the right answers"
-        if found.metric == metrics.GOLD_LOG_LIKELIHOOD
-        else _named(found.metric)
-    )
+    before, after = _means(texts)
     return (
-        f"{name} {_perplexity(before)} -> {_perplexity(after)}, {_times(before - after)} worse on"
+        f"{_change(found.metric, before, after)}, {_times(before - after)} worse on"
         f" {found.documents:,} documents, surely more than {_times(surely)} (95 % limit, no document counted for more"
         f" than {MOST_TIMES:,.0f} times)"
     )

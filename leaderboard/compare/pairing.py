@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from leaderboard.compare import comparability
-from leaderboard.compare.collapse import collapse_signs
+from leaderboard.compare.collapse import collapse_signs, possible_collapse
 from leaderboard.compare.contents import Contents
 from leaderboard.compare.effect import Comparison, Effect, Scored
 from leaderboard.compare.judge import judge
@@ -110,8 +110,10 @@ def _effect(contents: Contents, subject: Subject, baseline: str, baseline_score:
     key = effect_key(subject.run, subject.score, baseline, terms)
     if key not in contents.effects:
         effect = _found_effect(contents, subject, baseline, baseline_score, terms)
-        signs = collapse_signs(contents.answers, baseline, subject.run.run_id, subject.task.task)
-        contents.effects[key] = replace(effect, collapse=signs)
+        place = contents.answers, baseline, subject.run.run_id, subject.task.task
+        signs = collapse_signs(*place)
+        doubtful = () if signs else possible_collapse(*place)
+        contents.effects[key] = replace(effect, collapse=signs, notes=(*doubtful, *effect.notes))
     return contents.effects[key]
 
 

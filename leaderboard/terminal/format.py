@@ -117,7 +117,7 @@ def _too_few(cell: Cell) -> str | None:
     else:
         why = f"{count} would not show even a difference as large as the range of the score"
     seen = f"{number(cell.baseline_score)} -> {number(cell.score)}"
-    moved = "" if cell.fell is None else f", {cell.fell:,} documents worse and {cell.rose:,} better"
+    moved = "" if not (cell.fell or cell.rose) else f", {cell.fell:,} documents worse and {cell.rose:,} better"
     return f"too few documents: {why}; seen all the same: {seen}{moved}"
 
 

@@ -32,6 +32,7 @@ class TestPerplexity:
             " 6; seen all the same: 20."
         )
         assert text.endswith(f"{count} documents worse and 0 better") and "could have shown" not in text
+        assert cell.notes[0].startswith(f"looks collapsed, which {count} documents do not make certain: perplexity 20.")
         assert interval(cell).endswith("too few documents") and could_show(cell) == TOO_FEW
 
     def test_one_document_says_nothing_of_others(self, made: Any, kit: Any) -> None:
