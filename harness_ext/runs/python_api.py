@@ -197,7 +197,7 @@ def run(
     database in the results folder that cannot be used.
 
         >>> result = run(model_args={"pretrained": "demo"}, tasks=["int_mult"], recipes=["laser"], limit=20)
-        >>> result.to_frame()[["task", "recipe", "score", "verdict"]]
+        >>> result.to_frame()[["task", "recipe", "metric", "score", "verdict"]]
     """
     from harness_ext.runs.execution import execute
     from harness_ext.runs.run_config import harness_config, recipe_run_config

@@ -48,8 +48,8 @@ class RunResult:
         }
 
     def to_frame(self, control: str | None = None) -> pd.DataFrame:
-        """One row a task and recipe; the baseline and the controls have rows too. control: the one that recipes are
-        compared with, by default the first that was asked for.
+        """One row a task, recipe and metric, the `primary` one first; the baseline and the controls have rows too.
+        control: the one that recipes are compared with, by default the first that was asked for.
 
         The columns are those of `leaderboard.board("results").to_frame()`: model, task, recipe, control (the name, in
         the row of a control's own run), metric, n (documents), baseline_score and score (in the metric's units), delta

@@ -70,8 +70,15 @@ def contradictions(cell: Cell) -> tuple[str, ...]:
         return (f"{cell.verdict} by {_name(cell)}, but {' and '.join([*named, *more])}",)
     if cell.verdict != "better":
         return ()
-    gold = [one for one in cell.further if one.metric in GOLD_NAMES and one.verdict in ("same", "undecided")]
+    gold = [one for one in cell.further if one.metric in GOLD_NAMES and _shows_no_gain(one)]
     return tuple(_no_likelier(cell, one) for one in gold[:1])
+
+
+def _shows_no_gain(cell: Cell) -> bool:
+    """Whether a metric is not better by its interval either, which of few documents may be, and the verdict not."""
+    if cell.verdict != "undecided" or cell.low is None or cell.high is None:
+        return cell.verdict in ("same", "undecided")
+    return (cell.improvement or 0.0) <= 0 or cell.low <= 0 <= cell.high
 
 
 def _opposes(verdict: str, other: str) -> bool:

@@ -360,7 +360,9 @@ def test_what_a_recipe_does_not_learn_from_is_told(loaded, given: dict) -> None:
 
 
 def frame_of(result, control: str | None = None):
-    return result.to_frame(control).set_index("recipe")
+    """The rows of primary metrics, by recipe."""
+    frame = result.to_frame(control)
+    return frame[frame.primary].set_index("recipe")
 
 
 def test_a_run_is_the_commands(demo_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
@@ -386,13 +388,15 @@ def test_a_run_is_the_commands(demo_run, tmp_path: Path, monkeypatch: pytest.Mon
     assert list(frame.columns) == [
         *("model", "task", "recipe", "control", "metric", "n", "baseline_score", "score", "delta", "low", "high"),
         *("verdict", "p", "q", "lost", "gained", "run_id", "unpaired", "label", "scored"),
-        *("documents_needed", "needed_for", "clipped_at"),
+        *("documents_needed", "needed_for", "clipped_at", "primary"),
         *("control_run", "control_delta", "control_low", "control_high", "control_verdict"),
         *("control_p", "control_q", "control_unpaired", "control_clipped_at"),
     ]
     board = leaderboard.board("results").to_frame()
     assert frame.dtypes.equals(board.dtypes) and frame.iloc[:, :17].equals(board.iloc[:, :17])
-    assert list(frame.recipe) == ["baseline", "laser", "laser+noise", "laser+random-subspace"]
+    recipes_run = ["baseline", "laser", "laser+noise", "laser+random-subspace"]
+    assert list(frame[frame.primary].recipe) == list(frame[~frame.primary].recipe) == recipes_run
+    assert list(frame.metric) == ["acc", "gold_logprob"] * 4
     laser = frame_of(result).loc["laser"]
     assert laser.delta == pytest.approx(laser.score - laser.baseline_score) and laser.low < laser.delta < laser.high
     for control in ("random-subspace", "noise"):
@@ -419,7 +423,7 @@ def test_what_a_run_takes_and_where_it_writes(tmp_path: Path, monkeypatch: pytes
     )
     assert "identity: scores as the baseline" in capfd.readouterr().err
     assert [run.path.parent for run in result.runs] == [tmp_path / "elsewhere" / "demo"] * 3
-    assert list(result.to_frame().recipe) == ["baseline", "identity", "svd:keep.rank=2"]
+    assert list(frame_of(result).index) == ["baseline", "identity", "svd:keep.rank=2"]
     assert result.to_frame().control_delta.isna().all()
     assert result.runs[1].receipt["command"][0].startswith("harness_ext.run(model='hf', model_args='pretrained=demo'")
 

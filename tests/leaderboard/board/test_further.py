@@ -128,6 +128,22 @@ def test_the_row_says_that_the_right_answers_became_no_likelier(made: Any, kit: 
     assert not [note for note in cell.notes if note.startswith("same by")]
 
 
+@pytest.mark.parametrize(("shift", "said"), [(0.0, 1), (0.6, 0)])
+def test_few_documents_are_no_contradiction_where_their_interval_shows_a_gain(
+    made: Any, kit: Any, shift: float, said: int
+) -> None:
+    """Of 50 documents nothing without limits is called better."""
+    tasks = []
+    for task in answers(kit, gained=60, shift=shift):
+        kept = {name: values[175:225] for name, values in task.values.items() if name != "perplexity"}
+        tasks.append(replace(task, values=kept, scores={}, log_likelihoods=task.log_likelihoods[175:225]))
+    cell = judged(made, *tasks)
+    gold = by_metric(cell)[GOLD_LOG_LIKELIHOOD]
+    assert (cell.verdict, gold.verdict) == ("better", "undecided") and (gold.low > 0) == (said == 0)
+    found = contradictions(cell)
+    assert len(found) == said and all("are not shown to have become likelier: undecided" in text for text in found)
+
+
 def test_a_loss_that_the_primary_metric_does_not_show(made: Any, kit: Any) -> None:
     cell = judged(made, *answers(kit, shift=-0.5))
     assert cell.verdict == "same" and contradictions(cell)[0].startswith("same by acc, but worse by perplexity")
