@@ -268,6 +268,7 @@ def _cell(judging: _Judging, subject: Subject) -> Cell:
             cell,
             verdict="failed",
             notes=(f"the result is {score.reported}, not a number", *comparability.own_warnings(run)),
+            collapse=_collapse_without_a_score(judging, subject),
         )
     baseline, _, notes = _choice(judging, subject)
     if baseline is None:
@@ -341,6 +342,17 @@ def _compared(judging: _Judging, cell: Cell, subject: Subject, baseline: RunRow)
         needs=found.needs,
         collapse=collapse.from_json(found.collapse),
     )
+
+
+def _collapse_without_a_score(judging: _Judging, subject: Subject) -> tuple[str, ...] | None:
+    """What shows that the model collapsed, where its score is no finite number: other tasks of the weights may look
+    cured.
+    """
+    baseline = _choice(judging, subject).run
+    if baseline is None or baseline.run_id == subject.run.run_id:
+        return None
+    found = judging.contents.answers
+    return collapse.collapse_signs(found, baseline.run_id, subject.run.run_id, subject.task.task)
 
 
 def _as_wide_as_the_range(metric: str, found: Judged) -> bool:

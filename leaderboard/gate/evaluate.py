@@ -14,6 +14,7 @@ from typing import Literal
 from leaderboard import statistics as stats
 from leaderboard.compare import comparability, needs
 from leaderboard.compare.choice_shift import compare_choices
+from leaderboard.compare.collapse import collapse_signs
 from leaderboard.compare.contents import Contents, read_contents
 from leaderboard.compare.effect import Effect
 from leaderboard.compare.pairing import Pairing, Subject, Terms, pair_up
@@ -121,13 +122,14 @@ def rows_against(gate: GateStore, candidate: Run, named: Named, policy: Policy) 
 def _collapsed_tasks(
     gate: GateStore, candidate: Run, named: Named, rows: Mapping[str, GateRow | None]
 ) -> Iterator[str]:
-    """The candidate's other tasks on which it collapsed, though the policy does not gate them."""
-    for task in candidate.tasks:
-        subject = gate.subject(candidate, task.task) if rows.get(task.task) is None else None
-        if subject is not None and subject.score.score is not None:
-            effect = gate.pair(subject, named.run_of(task.task), Terms()).effect
-            if effect is not None and effect.collapse:
-                yield task.task
+    """The candidate's other tasks on which it collapsed: those that the policy does not gate, and those without a
+    number.
+    """
+    for name in [task.task for task in candidate.tasks]:
+        row, baseline = rows.get(name), named.run_of(name)
+        alone = (row is None or row.drop is None) and baseline.run_id != candidate.run_id
+        if alone and collapse_signs(gate.contents.answers, baseline.run_id, candidate.run_id, name):
+            yield name
 
 
 def _task_row(

@@ -124,6 +124,16 @@ class TestElsewhere:
         assert cell.notes[0] == "collapsed on sums; this task cannot tell by itself"
         assert recipe_cell(cells, "mild", "bias").verdict == "better"
 
+    def test_where_the_perplexity_is_infinite(self, made: Any, kit: Any) -> None:
+        before, after = texts(kit, [9.0 + 0.1 * (i % 5) for i in range(60)])
+        after.values, after.scores = {"perplexity": [-math.inf] * 60}, {"perplexity": math.inf}
+        first, second = probes(kit)
+        made.run("baseline", {"sums": before, "bias": first})
+        made.run("laser", {"sums": after, "bias": second})
+        cells = made.board()
+        assert recipe_cell(cells).verdict == "failed"
+        assert recipe_cell(cells, task="bias").verdict == "collapsed"
+
     def test_equal_weights_in_another_run(self, made: Any, kit: Any) -> None:
         before, after = texts(kit, [9.0 + 0.1 * (i % 5) for i in range(60)])
         first, second = probes(kit)
