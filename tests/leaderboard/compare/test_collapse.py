@@ -102,11 +102,50 @@ def questions(kit: Any, right: Any, choices: int = 4, metric: str = "acc", **opt
     return Chosen({metric: [float(value) for value in right]}, **options)
 
 
+def answers(kit: Any, text: str, changes: Any) -> tuple[Any, Any]:
+    """Answers of one text that lose `changes` `[n]` of their log-likelihood, in nats; no metric is of it."""
+
+    class Answered(kit.Task):  # type: ignore[misc, name-defined]
+        def _line(self, name: str, i: int) -> dict[str, Any]:
+            line = super()._line(name, i)
+            asked = {"arg_0": line["arguments"]["gen_args_0"]["arg_0"], "arg_1": f" {text}"}
+            return line | {"target": text, "arguments": {"gen_args_0": asked}}
+
+    nothing, before = [0.0] * len(changes), [-30.0 - 0.01 * (i % 7) for i in range(len(changes))]
+    after = [value - change for value, change in zip(before, changes)]
+    first, second = (
+        Answered({"acc": nothing}, log_likelihoods=v, output_type="loglikelihood") for v in (before, after)
+    )
+    return first, second
+
+
 def probes(kit: Any) -> tuple[Any, Any]:
     """A bias probe before and after, the second unbiased."""
     before, after = [0.8 + 0.1 * (i % 5) for i in range(100)], [0.01 * (i % 5 - 2) for i in range(100)]
     first, second = (questions(kit, values, 2, "likelihood_diff") for values in (before, after))
     return first, second
+
+
+class TestRightAnswers:
+    """Right answers whose likelihood no metric reports."""
+
+    @pytest.mark.parametrize(
+        ("text", "word"),
+        [
+            ("yes", "collapsed"),
+            ("the capital of the country in which he was born", "undecided"),
+            ("\u6771\u4eac\u90fd\u5343\u4ee3\u7530\u533a\u4e38\u306e\u5185\u4e00\u4e01\u76ee", "undecided"),
+        ],
+    )
+    def test_a_long_answer_may_lose_a_few_nats(self, made: Any, kit: Any, text: str, word: str) -> None:
+        cell = words_of(made, answers(kit, text, [4.0 + 0.1 * (i % 5) for i in range(60)]))
+        assert cell.verdict == word
+        assert cell.notes[0].startswith("perplexity a word of the right answers ") == (word == "collapsed")
+
+    def test_a_long_answer_that_is_lost(self, made: Any, kit: Any) -> None:
+        changes = [40.0 + 0.1 * (i % 5) for i in range(60)]
+        cell = words_of(made, answers(kit, "the capital of the country in which he was born", changes))
+        assert cell.verdict == "collapsed"
 
 
 class TestElsewhere:
