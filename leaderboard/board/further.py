@@ -19,12 +19,13 @@ from leaderboard.metrics import GOLD_LOG_LIKELIHOOD, GOLD_NAMES
 from leaderboard.store.queries import ScoreRow
 
 _MOST_NAMED = 3
+_GOLD_BY_TASKS = GOLD_NAMES - {GOLD_LOG_LIKELIHOOD}
 
 
 def further_scores(scores: Sequence[ScoreRow], primary: ScoreRow) -> list[ScoreRow]:
     """A task's scores beside its primary one, in reported order."""
     others = [score for score in scores if (score.metric, score.filter) != (primary.metric, primary.filter)]
-    if any(score.metric in GOLD_NAMES - {GOLD_LOG_LIKELIHOOD} for score in scores):
+    if any(score.metric in _GOLD_BY_TASKS for score in scores):
         others = [score for score in others if score.metric != GOLD_LOG_LIKELIHOOD]
     return others
 

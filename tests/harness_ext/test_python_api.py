@@ -438,14 +438,14 @@ def test_runs_that_were_copied_are_judged_all_the_same(demo_run, tmp_path: Path,
     result = recipes.run(
         model_args={"pretrained": "demo"}, tasks=["int_mult"], recipes="laser", limit=24, batch_size=16, device="cpu"
     )
-    assert list(result.to_frame().recipe) == ["baseline", "laser"]
+    assert list(frame_of(result).index) == ["baseline", "laser"]
 
 
 def test_a_control_that_cannot_be_run_is_told(tmp_path: Path) -> None:
     asked = {"model_args": {"pretrained": "demo"}, "tasks": ["int_mult"], "limit": 4, "device": "cpu"}
     with pytest.warns(UserWarning, match=r"laser\+shuffled-labels: not run, since "):
         result = recipes.run(**asked, recipes=["laser"], controls=["shuffled-labels"], output_path=tmp_path)
-    assert list(result.to_frame().recipe) == ["baseline", "laser"]
+    assert list(frame_of(result).index) == ["baseline", "laser"]
 
 
 def test_a_variant_that_fails_is_told(make_model, tmp_path: Path) -> None:
