@@ -53,9 +53,9 @@ class RunResult:
 
         The columns are those of `leaderboard.board("results").to_frame()`: model, task, recipe, control (the name, in
         the row of a control's own run), metric, n (documents), baseline_score and score (in the metric's units), delta
-        (score minus baseline_score) with its 95 % interval low to high, verdict (better, worse, same, undecided,
-        incomparable, failed, baseline), p, q (after Benjamini-Hochberg over the model), lost and gained (documents),
-        run_id, unpaired, label, scored, documents_needed, needed_for, clipped_at (what one
+        (score minus baseline_score) with its 95 % interval low to high, verdict (better, worse, collapsed, same,
+        undecided, incomparable, failed, baseline), p, q (after Benjamini-Hochberg over the model), lost and gained
+        (documents), run_id, unpaired, label, scored, documents_needed, needed_for, clipped_at (what one
         document counts for at most); and control_run, control_delta, control_low, control_high, control_verdict,
         control_p, control_q: the recipe against its own control, corrected over all such comparisons of the model.
         Missing values are NA.

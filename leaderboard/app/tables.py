@@ -138,6 +138,7 @@ def cell_records(cells: Sequence[Cell], facts: Mapping[str, RunFacts] = _NO_FACT
     )
     return [
         {name: getattr(cell, name) for name in names}
+        | {"too_few_documents": cell.too_few is not None or cell.says_nothing}
         | {"tokens_per_second": None if (run := facts.get(cell.run_id)) is None else run.tokens_per_second_after}
         | {
             "against_controls": "; ".join(map(control_text, cell.against_controls)) or None,

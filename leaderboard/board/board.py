@@ -15,20 +15,21 @@ Notable choices:
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from leaderboard.board import labels, reported
-from leaderboard.board.cell import Cell, changed, with_control_verdicts, with_verdicts
-from leaderboard.board.further import further_scores, with_further_verdicts
-from leaderboard.compare import clipping, comparability, verdict_cache
+from leaderboard.board.cell import Cell, changed, with_collapses, with_control_verdicts, with_verdicts
+from leaderboard.board.further import further_scores, with_contradictions, with_further_verdicts
+from leaderboard.compare import clipping, collapse, comparability, needs, verdict_cache
 from leaderboard.compare.baselines import BaselineChoice, Baselines
 from leaderboard.compare.contents import Contents, Effects, read_contents
 from leaderboard.compare.pairing import Subject, Terms, effect_key, pair_up
 from leaderboard.compare.verdict_cache import Judged, Key, Memory
 from leaderboard.errors import UnknownRun
-from leaderboard.metrics import DEFAULT_MARGIN
+from leaderboard.metrics import DEFAULT_MARGIN, named
 from leaderboard.readers.records import BASELINE
 from leaderboard.readers.safe_json import no_collection
 from leaderboard.store.database import Store
@@ -110,15 +111,15 @@ def _turns(runs: Sequence[RunRow]) -> Iterator[Sequence[RunRow]]:
 
 
 def _cells_of(judging: _Judging, runs: Sequence[RunRow]) -> list[Cell]:
-    judging.contents.samples.fetch(_pairs(judging, runs))
+    judging.contents.fetch(_pairs(judging, runs))
     return [cell for run in runs for cell in _cells(judging, run)]
 
 
 def _in_words(cells: list[Cell]) -> list[Cell]:
     """The cells of one model with their verdicts: against the baseline, against their controls, and on further metrics,
-    each a family of its own.
+    each a family of its own; after them which collapsed.
     """
-    return with_further_verdicts(with_control_verdicts(with_verdicts(cells)))
+    return with_contradictions(with_collapses(with_further_verdicts(with_control_verdicts(with_verdicts(cells)))))
 
 
 class _Judging(NamedTuple):
@@ -230,6 +231,7 @@ def _blank(judging: _Judging, run: RunRow, task: str, verdict: str) -> Cell:
         started=run.started,
         parameters_kept=1.0 if kept is None and run.recipe_name == BASELINE else kept,
         label=judging.names.get(run.run_id, ""),
+        weights=run.digest_after or run.run_id,
     )
 
 
@@ -266,6 +268,7 @@ def _cell(judging: _Judging, subject: Subject) -> Cell:
             cell,
             verdict="failed",
             notes=(f"the result is {score.reported}, not a number", *comparability.own_warnings(run)),
+            collapse=_collapse_without_a_score(judging, subject),
         )
     baseline, _, notes = _choice(judging, subject)
     if baseline is None:
@@ -318,6 +321,7 @@ def _compared(judging: _Judging, cell: Cell, subject: Subject, baseline: RunRow)
             low=found.low,
             high=found.high,
             unpaired=found.delta is not None,
+            says_nothing=_as_wide_as_the_range(score.metric, found),
         )
     return changed(
         cell,
@@ -336,7 +340,28 @@ def _compared(judging: _Judging, cell: Cell, subject: Subject, baseline: RunRow)
         noise_floor=judging.contents.noise_floor(run, score, baseline),
         clipping=clipping.from_json(found.clipping),
         needs=found.needs,
+        collapse=collapse.from_json(found.collapse),
     )
+
+
+def _collapse_without_a_score(judging: _Judging, subject: Subject) -> tuple[str, ...] | None:
+    """What shows that the model collapsed, where its score is no finite number: other tasks of the weights may look
+    cured.
+    """
+    baseline = _choice(judging, subject).run
+    if baseline is None or baseline.run_id == subject.run.run_id:
+        return None
+    found = judging.contents.answers
+    return collapse.collapse_signs(found, baseline.run_id, subject.run.run_id, subject.task.task)
+
+
+def _as_wide_as_the_range(metric: str, found: Judged) -> bool:
+    """Whether the unpaired interval of a metric within limits leaves everything possible."""
+    within = named(metric).range
+    width = within.high - within.low
+    if found.low is None or found.high is None or not math.isfinite(width):
+        return False
+    return needs.spans(width, found.low, found.high)
 
 
 def _judged(judging: _Judging, subject: Subject, baseline: RunRow) -> Judged:

@@ -50,17 +50,16 @@ def in_metric(cells: Iterable[Cell], metric: str) -> list[Cell]:
 
 
 def with_further_verdicts(cells: Sequence[Cell]) -> list[Cell]:
-    """Correct the further metrics of one model's board, put them into words, and note on each row what contradicts its
-    own verdict.
-    """
+    """Correct the further metrics of one model's board, and put them into words."""
     judged = iter(with_verdicts([one for cell in cells for one in cell.further]))
-    found = []
-    for cell in cells:
-        if cell.further:
-            cell = changed(cell, further=tuple(next(judged) for _ in cell.further))
-            cell = changed(cell, notes=(*contradictions(cell), *cell.notes))
-        found.append(cell)
-    return found
+    return [
+        changed(cell, further=tuple(next(judged) for _ in cell.further)) if cell.further else cell for cell in cells
+    ]
+
+
+def with_contradictions(cells: Sequence[Cell]) -> list[Cell]:
+    """Each row with a note of what contradicts its own verdict."""
+    return [changed(cell, notes=(*contradictions(cell), *cell.notes)) if cell.further else cell for cell in cells]
 
 
 def contradictions(cell: Cell) -> tuple[str, ...]:

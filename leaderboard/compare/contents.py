@@ -6,9 +6,10 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from leaderboard.compare import comparability
+from leaderboard.compare import collapse, comparability
 from leaderboard.compare.effect import Effect
 from leaderboard.store import noise_floor, queries
+from leaderboard.store.answer_samples import AnswerSamples
 from leaderboard.store.database import Store
 from leaderboard.store.noise_floor import Floor
 from leaderboard.store.paired_samples import PairedSamples, SampleCounts
@@ -28,10 +29,16 @@ class Contents:
     pinned: dict[str, str]
     names: dict[str, str]
     samples: PairedSamples
+    answers: AnswerSamples
     floors: dict[tuple[str, str, str, str], list[Floor]]
     effects: Effects
     controls: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     calibrated: dict[str, Calibrated] = field(default_factory=dict)
+
+    def fetch(self, pairs: set[tuple[str, str]]) -> None:
+        """Read what will be asked of these pairs of (baseline, recipe's run) at once."""
+        self.samples.fetch(pairs)
+        self.answers.fetch(pairs)
 
     def task(self, run_id: str, task: str) -> RunTaskRow | None:
         """How a run's task was run."""
@@ -122,6 +129,7 @@ def read_contents(
         queries.pinned_baselines(store),
         names,
         PairedSamples(store),
+        AnswerSamples(store, collapse.BOUND),
         noise_floor.floors(store),
         {} if known is None else known,
         controls=queries.control_runs(store),

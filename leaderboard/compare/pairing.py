@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from leaderboard.compare import comparability
+from leaderboard.compare.collapse import collapse_signs, possible_collapse
 from leaderboard.compare.contents import Contents
 from leaderboard.compare.effect import Comparison, Effect, Scored
 from leaderboard.compare.judge import judge
@@ -108,7 +109,11 @@ def _direction_note(score: ScoreRow) -> tuple[str, ...]:
 def _effect(contents: Contents, subject: Subject, baseline: str, baseline_score: float, terms: Terms) -> Effect:
     key = effect_key(subject.run, subject.score, baseline, terms)
     if key not in contents.effects:
-        contents.effects[key] = _found_effect(contents, subject, baseline, baseline_score, terms)
+        effect = _found_effect(contents, subject, baseline, baseline_score, terms)
+        place = contents.answers, baseline, subject.run.run_id, subject.task.task
+        signs = collapse_signs(*place)
+        doubtful = () if signs else possible_collapse(*place)
+        contents.effects[key] = replace(effect, collapse=signs, notes=(*doubtful, *effect.notes))
     return contents.effects[key]
 
 

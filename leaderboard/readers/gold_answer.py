@@ -19,6 +19,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -28,6 +30,7 @@ from leaderboard.readers.safe_json import finite
 from leaderboard.readers.same_document import DocumentText
 from leaderboard.readers.samples import Document, Samples
 
+BYTES_OF_A_WORD = 12
 _FLAGS = {"True": True, "False": False}
 _BETWEEN_PAIRS = frozenset({"]],[[", "]]]\n[[["})
 
@@ -43,38 +46,75 @@ _Rule = Callable[[Document, list[float], "float | None"], "int | None"]
 """Which choice of a document is right, from its log-likelihoods and its accuracy, where the task has one."""
 
 
+class GoldAnswers(NamedTuple):
+    """Of each sample the right answer's log-likelihood in nats and its length in words (None where unknown)."""
+
+    likelihoods: list[float]
+    words: list[float | None]
+
+
 def gold_log_likelihoods(samples: Samples, metrics: Collection[str]) -> list[float] | None:
     """The right answer's log-likelihood in nats, one a sample; None where the samples do not tell it for certain.
 
     metrics: the names of the metrics that the task reports. A value is infinite or NaN where the response is.
     """
+    found = gold_answers(samples, metrics)
+    return None if found is None else found.likelihoods
+
+
+def gold_answers(samples: Samples, metrics: Collection[str]) -> GoldAnswers | None:
+    """The same with the answers' lengths."""
     responses = responses_of(samples.responses) if samples.responses else None
     if responses is None:
         return None
     likelihoods = responses.likelihoods
     if ACC_MUTUAL_INFO in metrics:  # the second half are the choices without their question
         likelihoods = [values[: len(values) // 2] for values in likelihoods]
+    places = _right_places(samples, responses._replace(likelihoods=likelihoods), metrics)
+    if places is None:
+        return None
+    return GoldAnswers(
+        [values[place] for values, place in zip(likelihoods, places)], list(map(_length, samples.documents, places))
+    )
+
+
+def _right_places(samples: Samples, responses: Responses, metrics: Collection[str]) -> list[int] | None:
+    """Which choice is right, one a sample."""
     scores = [outcome.scores.get("acc") for outcome in samples.outcomes]
     accuracies = [None if score is None else score.value for score in scores]
-    if all(len(values) == 1 for values in likelihoods):
+    if all(len(values) == 1 for values in responses.likelihoods):
         right = all(map(_is_right_one, samples.documents, responses.greedy, accuracies))
-        return [value for (value,) in likelihoods] if right else None
+        return [0] * len(samples) if right else None
     if RIGHT_ANSWER_METRICS.isdisjoint(metrics):
         return None
-    columns = samples.documents, likelihoods, accuracies
+    columns = samples.documents, responses.likelihoods, accuracies
     found = (_by_rule(*columns, rule) for rule in (_by_place, _by_text, _by_accuracy))
-    return next((values for values in found if values is not None), None)
+    return next((places for places in found if places is not None), None)
 
 
-def gold_of_first_filter(samples: Samples, metrics: Collection[str]) -> list[float | None] | None:
-    """The same for the samples of the first filter, and None for all others, which have the same responses; None for a
-    task that reports a metric of this name itself.
+@lru_cache(65_536)
+def words_of(text: str) -> float:
+    """The words of an answer: those between spaces, or one for every `BYTES_OF_A_WORD` where that is more, since not
+    every language writes spaces. At least one.
     """
-    found = None if GOLD_LOG_LIKELIHOOD in metrics else gold_log_likelihoods(samples, metrics)
+    return float(max(1, len(text.split()), math.ceil(len(text.strip().encode("utf-8", "replace")) / BYTES_OF_A_WORD)))
+
+
+def _length(document: Document, place: int) -> float | None:
+    text = _text(document)
+    return words_of(text.requests[place][1]) if text is not None and place < len(text.requests) else None
+
+
+def with_gold(samples: Samples, metrics: Collection[str]) -> Samples:
+    """The samples with their right answers: of the first filter, and None for all others, which have the same
+    responses. None at all for a task that reports a metric of this name itself.
+    """
+    found = None if GOLD_LOG_LIKELIHOOD in metrics else gold_answers(samples, metrics)
     if found is None:
-        return None
+        return samples
     first = samples.documents[0].filter
-    return [value if document.filter == first else None for value, document in zip(found, samples.documents)]
+    gold = [value if row.filter == first else None for value, row in zip(found.likelihoods, samples.documents)]
+    return replace(samples, gold=gold, gold_words=found.words)
 
 
 def gold_score(task: str, samples: Samples | None) -> list[ReportedScore]:
@@ -175,10 +215,8 @@ def _is_right_one(document: Document, greedy: bool, accuracy: float | None) -> b
 
 def _by_rule(
     documents: Sequence[Document], likelihoods: Sequence[list[float]], accuracies: Sequence[float | None], rule: _Rule
-) -> list[float] | None:
-    """The right choice's log-likelihood by one rule; None where it fails for one document, or contradicts its
-    accuracy.
-    """
+) -> list[int] | None:
+    """The right choices by one rule; None where it fails for one document, or contradicts its accuracy."""
     found = []
     for document, values, accuracy in zip(documents, likelihoods, accuracies):
         place = rule(document, values, accuracy)
@@ -186,7 +224,7 @@ def _by_rule(
             return None
         if accuracy is not None and accuracy != (_likeliest(values) == place):
             return None
-        found.append(values[place])
+        found.append(place)
     return found
 
 

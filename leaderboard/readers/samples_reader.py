@@ -14,14 +14,14 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from leaderboard import metrics
 from leaderboard.errors import Unreadable
-from leaderboard.readers.gold_answer import gold_of_first_filter
+from leaderboard.readers.gold_answer import with_gold
 from leaderboard.readers.jsonl import parse_line, read_lines
 from leaderboard.readers.records import NO_FILTER
 from leaderboard.readers.safe_json import canonical, canonical_each, clean, finite, integer
@@ -73,8 +73,7 @@ class SamplesReader:
             columns.extend(found or _parsed(numbered, path, form))
         self._size += known.size - before
         occurrence = _occurrences([(document.doc_key, document.filter) for document in columns.documents])
-        samples = Samples(*columns, occurrence, size)
-        return replace(samples, gold=gold_of_first_filter(samples, form.metrics))
+        return with_gold(Samples(*columns, occurrence, size), form.metrics)
 
 
 def _blocks(path: Path) -> Iterator[list[tuple[int, Any]]]:

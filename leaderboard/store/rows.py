@@ -188,12 +188,16 @@ def _insert_sample_scores(
 def _insert_gold(
     store: Store, logged: Sequence[_Logged], owners: dict[str, list[Any]], documents: Sequence[Document]
 ) -> None:
-    """The right answers' log-likelihoods, a metric that lm-eval did not write."""
+    """The right answers' log-likelihoods, a metric that lm-eval did not write, with their words as weights."""
     values = [value for item in logged for value in item.samples.gold or [None] * len(item.samples)]
+    words = [value for item in logged for value in item.samples.gold_words or [None] * len(item.samples)]
     places = [place for place, value in enumerate(values) if value is not None]
     numbers = [finite(values[place]) for place in places]
-    missing = [None] * len(places)
-    columns = _at(places, owners, documents) | {"value": numbers, "weight": missing, "parts": missing}
+    columns = _at(places, owners, documents) | {
+        "value": numbers,
+        "weight": [words[place] for place in places],
+        "parts": [None] * len(places),
+    }
     _insert_metric(store, GOLD_LOG_LIKELIHOOD, columns)
 
 

@@ -39,6 +39,7 @@ NARROW, WIDE = 70, 110
 _COLOURS = {
     "better": "32",
     "worse": "31",
+    "collapsed": "31;1",
     "same": "36",
     "undecided": "33",
     "incomparable": "35",

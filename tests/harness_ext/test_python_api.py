@@ -402,7 +402,7 @@ def test_a_run_is_the_commands(demo_run, tmp_path: Path, monkeypatch: pytest.Mon
     for control in ("random-subspace", "noise"):
         framed = frame_of(result, control)
         assert framed.loc["laser"].control_delta == pytest.approx(laser.score - framed.loc[f"laser+{control}"].score)
-        assert framed.loc["laser"].control_verdict in ("better", "worse", "same", "undecided")
+        assert framed.loc["laser"].control_verdict in ("better", "worse", "collapsed", "same", "undecided")
         assert framed.drop(index="laser").control_verdict.isna().all()
     assert frame_of(result).equals(frame_of(result, "random-subspace"))
     with pytest.raises(UserError, match="no control 'nois' was run: did you mean 'noise'"):

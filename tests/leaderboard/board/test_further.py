@@ -230,7 +230,7 @@ def test_it_is_no_part_of_a_runs_id(made: Any, kit: Any, monkeypatch: pytest.Mon
         return run.run_id, any(score.metric == GOLD_LOG_LIKELIHOOD for score in run.scores)
 
     with_it = run_id()
-    monkeypatch.setattr("leaderboard.readers.samples_reader.gold_of_first_filter", lambda samples, metrics: None)
+    monkeypatch.setattr("leaderboard.readers.samples_reader.with_gold", lambda samples, metrics: samples)
     assert with_it[1] and run_id() == (with_it[0], False)
 
 
