@@ -19,6 +19,7 @@ from harness_ext.runs.versions import versions
 from harness_ext.search.runner import without_searching
 from harness_ext.storage import rundir
 from leaderboard.readers.receipt import DENSE, FACTORS
+from leaderboard.readers.secrets import redacted_command
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,7 +70,7 @@ def export_recipe(
     lm = RecipeLM.create_from_arg_obj({**arguments, "recipe": None})
     resolved, documents = source.resolve(recipe, lm, report)
     lm.apply(resolved, documents, report.progress)
-    return export(lm, place, str(model_args["pretrained"]), command)
+    return export(lm, place, str(model_args["pretrained"]), redacted_command(command))
 
 
 def export(lm: RecipeLM, place: Path, model_name: str, command: list[str]) -> int:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from harness_ext.errors import UserError, nearest
 from harness_ext.recipe.recipe import Recipe, parse_recipe, recipe_from
 from harness_ext.runs.progress import ProgressReport, report_for
+from leaderboard.readers.secrets import redacted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -214,7 +215,7 @@ def run(
         raise UserError("recipes is empty: name at least one")
     with _reporting(verbose) as report:
         told = {**asked, "recipes": [recipe.label for recipe in loaded], "controls": names}
-        command = (f"harness_ext.run({', '.join(f'{key}={value!r}' for key, value in told.items())})",)
+        command = (redacted(f"harness_ext.run({', '.join(f'{key}={value!r}' for key, value in told.items())})"),)
         config = recipe_run_config(harness_config(asked), loaded, names, command)
         executed = execute(config, report)
         result = judged_result(executed, names, report)
@@ -263,7 +264,7 @@ def export(
 
 def _export_command(recipe: Recipe, out: str | Path, source: CalibrationSource, model_args: Mapping[str, Any]) -> str:
     """The call, for receipt and card: documents and texts by their number, since they may be long, and no token."""
-    told = {key: repr(value) if key != "token" else "..." for key, value in model_args.items()}
+    told = {key: repr(value) for key, value in model_args.items()}
     if source.tasks is not None:
         told["tasks"] = repr(_copied(source.tasks))
     for name in ("documents", "texts"):
@@ -271,7 +272,7 @@ def _export_command(recipe: Recipe, out: str | Path, source: CalibrationSource, 
         if given is not None:
             told[name] = f"[... {len(given)} {name}]" if isinstance(given, Sequence) else "[...]"
     arguments = [repr(recipe.label), repr(str(out)), *(f"{key}={value}" for key, value in told.items())]
-    return f"harness_ext.export({', '.join(arguments)})"
+    return redacted(f"harness_ext.export({', '.join(arguments)})")
 
 
 def _warn_of_unused(source: CalibrationSource, recipe: Recipe, report: ProgressReport) -> None:

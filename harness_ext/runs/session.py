@@ -33,6 +33,7 @@ from harness_ext.storage import rundir
 from harness_ext.storage.resume import ResumeState
 from harness_ext.storage.rundir import FinishedRun
 from leaderboard.readers.receipt import ReceiptTotals, ReceiptWeights
+from leaderboard.readers.secrets import redacted
 
 if TYPE_CHECKING:
     from harness_ext.calibration.documents import CalibrationSet
@@ -163,12 +164,12 @@ class Session:
                 check_pairs(described(step.method).statistics, counts, step.calibration.batch_size)
 
     def _variant(self, recipe: Recipe) -> VariantOutcome:
-        spec_id = self.spec.spec_id(recipe)
+        spec_id, former = self.spec.spec_id(recipe), self.spec.former_spec_id(recipe)
         place = self.folder / f"{rundir.safe_name(recipe.label)}-{spec_id[:10]}"
         damaged = {} if not place.exists() else {place: f"{rundir.RECEIPT} is missing or cannot be read"}
         for run in rundir.finished_runs(self.folder):
             damaged.pop(run.path, None)
-            if run.receipt.get("spec_id") != spec_id or run.failed:
+            if run.receipt.get("spec_id") not in (spec_id, former) or run.failed:
                 continue
             damage = run.damage
             if damage is None:
@@ -250,9 +251,8 @@ class Session:
         except UserError:
             raise
         except (OSError, ValueError, KeyError, ImportError, AssertionError, RuntimeError) as error:
-            raise UserError(
-                f"the model {name!r} cannot be loaded: {str(error).strip() or type(error).__name__}"
-            ) from error
+            reason = redacted(str(error).strip(), self.config.secrets) or type(error).__name__
+            raise UserError(f"the model {name!r} cannot be loaded: {reason}") from error
         self.spec.check_model_unchanged()
         return lm
 
