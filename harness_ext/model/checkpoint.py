@@ -22,7 +22,7 @@ _SINGLE = "model.safetensors"
 _ADAPTER = "adapter_config.json"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _HEADER_LIMIT = 100 << 20
-# transformers can turn these into plain weights as it loads them; whether it did is seen on the loaded model.
+# transformers turns these into plain weights as it loads them, where it has no kernels for the packed ones.
 _DEQUANTISED_ON_LOADING = {"fp8", "fbgemm_fp8", "mxfp4", "compressed-tensors"}
 _DTYPE_BYTES = {
     "F64": 8,
@@ -80,7 +80,7 @@ def check_local(
     """Refuse a local folder that cannot be loaded safely or whole, or not edited; a hub name is the loader's business.
 
     Raises UserError for a missing config, a missing or truncated safetensors file, pickled weights without leave, and
-    packed weights, or weights with an adapter, to be edited.
+    weights with an adapter, to be edited.
     """
     folder = Path(pretrained, subfolder).expanduser()
     if not folder.is_dir():
@@ -90,14 +90,7 @@ def check_local(
                 " model"
             )
         return
-    config = _read_json(folder / "config.json")
-    quantisation = config.get("quantization_config")
-    method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
-    if to_be_edited and method is not None and method not in _DEQUANTISED_ON_LOADING:
-        raise UserError(
-            f"{pretrained} is quantised ({method}), and quantised weights cannot be edited: use the checkpoint it was"
-            " made from, in float32, bfloat16 or float16"
-        )
+    _read_json(folder / "config.json")
     if to_be_edited and (folder / _ADAPTER).is_file() and find_spec("peft") is not None:
         raise UserError(adapter_inside(pretrained))
     if any(folder.glob("*.safetensors")) or (folder / _INDEX).is_file():
@@ -110,6 +103,52 @@ def check_local(
             )
     elif not any(folder.glob("*.gguf")):
         raise UserError(f"{pretrained} holds no weights: expected {_SINGLE} or {_INDEX} beside config.json")
+
+
+def hub_or_local_config(model_args: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of the model that lm-eval's arguments name; empty where it cannot be had, which is the loader's
+    business.
+    """
+    from huggingface_hub import hf_hub_download
+
+    name, subfolder = str(model_args["pretrained"]), str(model_args.get("subfolder") or "")
+    folder = Path(name, subfolder).expanduser()
+    token = model_args.get("token")
+    try:
+        if folder.is_dir():
+            return _read_json(folder / "config.json")
+        path = f"{subfolder}/config.json" if subfolder else "config.json"
+        revision = str(model_args.get("revision") or "main")
+        return _read_json(Path(hf_hub_download(name, path, revision=revision, token=token)))
+    except Exception:
+        return {}
+
+
+def quantisation_method(config: Mapping[str, Any]) -> str | None:
+    """The word for how a checkpoint is quantised; None for a plain one."""
+    inner = config.get("text_config")
+    found = config.get("quantization_config") or (inner.get("quantization_config") if isinstance(inner, dict) else None)
+    if not isinstance(found, dict):
+        return None
+    bits = next((name for name in ("load_in_4bit", "load_in_8bit") if found.get(name)), None)
+    return str(found.get("quant_method") or ("bitsandbytes" if bits else "an unknown method"))
+
+
+def stays_packed(config: Mapping[str, Any]) -> bool:
+    """Whether transformers keeps the weights of a quantised checkpoint packed on this machine."""
+    method = quantisation_method(config)
+    if method not in _DEQUANTISED_ON_LOADING:
+        return method is not None
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    inner = config.get("text_config")
+    settings = config.get("quantization_config") or (inner or {}).get("quantization_config")
+    try:
+        quantizer = AutoHfQuantizer.from_config(dict(settings), pre_quantized=True)
+        quantizer.validate_environment(device_map=None, weights_only=True)
+    except (ImportError, ValueError, RuntimeError, TypeError):
+        return True
+    return not getattr(quantizer.quantization_config, "dequantize", False)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

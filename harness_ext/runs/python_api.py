@@ -104,18 +104,13 @@ def plan(recipe: AnyRecipe, *, pretrained: str, **model_args: Any) -> Plan:
         >>> plan("svd:keep.rank=2", pretrained="demo").matrices[0].rank_after
         2
     """
-    from harness_ext.model.checkpoint import check_local
+    from harness_ext.lm_eval_adapter.admission import check_all
     from harness_ext.runs.run_config import resolve_demo
 
     _check_model_args("plan", model_args)
     checked = load_recipe(recipe)
     arguments = resolve_demo("hf", {**model_args, "pretrained": pretrained})
-    check_local(
-        str(arguments["pretrained"]),
-        str(arguments.get("subfolder") or ""),
-        pickle_allowed=arguments.get("use_safetensors") is False,
-        to_be_edited=bool(checked.steps),
-    )
+    check_all(arguments, [checked])
     return plan_from_headers(checked, arguments)
 
 
@@ -127,6 +122,8 @@ def plan_from_headers(recipe: Recipe, model_args: Mapping[str, Any]) -> Plan:
     from harness_ext.runs.run_config import resolve_demo
 
     arguments = resolve_demo("hf", model_args)
+    if gguf := arguments.get("gguf_file"):
+        raise UserError(f"{gguf} has no safetensors headers to plan from; the recipe can still be run")
     checkpoint = read_checkpoint(
         str(arguments["pretrained"]), str(arguments.get("revision") or "main"), str(arguments.get("subfolder") or "")
     )

@@ -301,15 +301,23 @@ class RunSpec:
         for task in tasks.values():
             if harness.num_fewshot is not None and task.get_config("num_fewshot") != 0:
                 task.set_config(key="num_fewshot", value=harness.num_fewshot)
-        prompts = PromptSettings(
+        drawn = draw_documents(calibration, tasks, self.scored_identities, self.prompts(chat_template))
+        return [with_rewordings(documents, self.scored_contents) for documents in drawn]
+
+    def prompts(self, chat_template: Any = None) -> PromptSettings:
+        """How the command has prompts built. chat_template: see `calibration_documents`."""
+        harness = self._harness
+        return PromptSettings(
             harness.system_instruction,
             chat_template is not None,
             bool(harness.fewshot_as_multiturn),
             harness.seed[3] if harness.seed else None,
             chat_template,
         )
-        drawn = draw_documents(calibration, tasks, self.scored_identities, prompts)
-        return [with_rewordings(documents, self.scored_contents) for documents in drawn]
+
+    def first_document(self, name: str) -> Any:
+        """The first document of a task that will be scored."""
+        return self.tasks.by_name[name].eval_docs[self._scored_places(name)[0]]
 
     def _named_only_by(self, calibration: Calibration) -> FreshTasks | None:
         """The tasks that a step takes its documents from and that are not evaluated, built once; None where there are

@@ -282,10 +282,11 @@ def public_receipt(data: Any) -> Any:
     """A receipt's JSON without tokens and passwords, which were written before they were kept out."""
     if not isinstance(data, dict):
         return data
+    public = {**data, **without_secrets({key: data[key] for key in _WITH_SETTINGS if key in data})}
     command = data.get("command")
-    told = isinstance(command, list) and all(isinstance(word, str) for word in command)
-    shown_parts = {key: data[key] for key in _WITH_SETTINGS if key in data}
-    return {**data, **without_secrets(shown_parts), **({"command": redacted_command(command)} if told else {})}
+    if isinstance(command, list) and all(isinstance(word, str) for word in command):
+        public["command"] = redacted_command(command)
+    return public
 
 
 def storable(part: _Part) -> _Part:
