@@ -36,7 +36,9 @@ _NO_SETTINGS = frozenset(
     }
 )
 _SETTINGS_OF_TASKS = ("metadata", "generation_kwargs", "dataset_kwargs")
-_NOT_METRICS = frozenset({"alias", "name", "sample_len", "samples", " "})
+_PREDICTIONS_ONLY = "bypass"
+"""The metric that lm-eval puts in place of a task's own under --predict_only: it is always 999."""
+_NOT_METRICS = frozenset({"alias", "name", "sample_len", "samples", " ", _PREDICTIONS_ONLY})
 _FUNCTION = re.compile(r"^\s*(?:@.*\n\s*)*def (\w+)\(|^<function (\w+) at")
 _NUMBER = re.compile(
     r"^(?:tensor\()?([+-]?(?:\d+\.?\d{0,40}|\.\d{1,40})(?:[eE][+-]?\d{1,3})?|nan|[+-]?inf)(?:\.)?(?:,"
@@ -118,8 +120,24 @@ def read_results(path: Path) -> list[Results]:
         written = [_results(one, path) for one in modernised(data)]
         found = [replace(one, as_written=raw) for one, raw in zip(found, written)]
     if not any(results.scores for results in found):
+        if _is_of_predictions(data):
+            raise Unreadable(
+                f"{path.name} was made with --predict_only, which computes no scores: run the tasks without it"
+            )
         raise Unreadable(f"{path.name} holds no score that can be read (no metric in it)")
     return [results for results in found if results.scores]
+
+
+def _is_of_predictions(data: dict[str, Any]) -> bool:
+    """Whether some task was asked for its answers alone."""
+    rows = [mapping(row) for row in mapping(data.get("results")).values()]
+    bypassed = any(str(key).partition(",")[0] == _PREDICTIONS_ONLY for row in rows for key in row)
+    return bypassed or any(_predicts_only(config) for config in mapping(data.get("configs")).values())
+
+
+def _predicts_only(config: Any) -> bool:
+    entries = mapping(config).get("metric_list")
+    return isinstance(entries, list) and [mapping(entry).get("metric") for entry in entries] == [_PREDICTIONS_ONLY]
 
 
 def settings_without_secrets(data: dict[str, Any]) -> dict[str, Any]:
@@ -153,6 +171,8 @@ def _results(data: dict[str, Any], path: Path) -> Results:
 
 def _task_scores(task: str, row: dict[str, Any], data: dict[str, Any]) -> list[ReportedScore]:
     config = mapping(mapping(data.get("configs")).get(task))
+    if _predicts_only(config):
+        return []
     metadata = mapping(config.get("metadata"))
     directions = _directions(task, config, data)
     found = _metric_keys(row)
