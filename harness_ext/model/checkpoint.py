@@ -84,6 +84,8 @@ def check_local(
     """
     folder = Path(pretrained, subfolder).expanduser()
     if not folder.is_dir():
+        if subfolder and Path(pretrained).expanduser().is_dir():
+            raise UserError(f"the model folder {pretrained} has no subfolder {subfolder}")
         if pretrained.startswith((".", "/", "~")):
             raise UserError(
                 f"there is no model folder {pretrained}; give a local folder, a hub name, or `demo` for the embedded"
@@ -124,11 +126,17 @@ def hub_or_local_config(model_args: Mapping[str, Any]) -> dict[str, Any]:
         return {}
 
 
+def _quantisation(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    inner = config.get("text_config")
+    wrapped = inner.get("quantization_config") if isinstance(inner, dict) else None
+    found = config.get("quantization_config") or wrapped
+    return found if isinstance(found, dict) else {}
+
+
 def quantisation_method(config: Mapping[str, Any]) -> str | None:
     """The word for how a checkpoint is quantised; None for a plain one."""
-    inner = config.get("text_config")
-    found = config.get("quantization_config") or (inner.get("quantization_config") if isinstance(inner, dict) else None)
-    if not isinstance(found, dict):
+    found = _quantisation(config)
+    if not found:
         return None
     bits = next((name for name in ("load_in_4bit", "load_in_8bit") if found.get(name)), None)
     return str(found.get("quant_method") or ("bitsandbytes" if bits else "an unknown method"))
@@ -141,10 +149,8 @@ def stays_packed(config: Mapping[str, Any]) -> bool:
         return method is not None
     from transformers.quantizers.auto import AutoHfQuantizer
 
-    inner = config.get("text_config")
-    settings = config.get("quantization_config") or (inner or {}).get("quantization_config")
     try:
-        quantizer = AutoHfQuantizer.from_config(dict(settings), pre_quantized=True)
+        quantizer = AutoHfQuantizer.from_config(dict(_quantisation(config)), pre_quantized=True)
         quantizer.validate_environment(device_map=None, weights_only=True)
     except (ImportError, ValueError, RuntimeError, TypeError):
         return True
