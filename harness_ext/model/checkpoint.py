@@ -92,6 +92,12 @@ def check_local(
                 " model"
             )
         return
+    if (folder / _ADAPTER).is_file() and not (folder / "config.json").exists():
+        base = _read_json(folder / _ADAPTER).get("base_model_name_or_path") or "MODEL"
+        raise UserError(
+            f"{pretrained} holds an adapter ({_ADAPTER}) and no model: name the model that it was made for as well,"
+            f" --model_args pretrained={base},peft={pretrained}"
+        )
     _read_json(folder / "config.json")
     if to_be_edited and (folder / _ADAPTER).is_file() and find_spec("peft") is not None:
         raise UserError(adapter_inside(pretrained))
@@ -286,7 +292,16 @@ def _hub_checkpoint(name: str, revision: str, subfolder: str) -> Checkpoint:
 
 
 def _not_found(name: str, error: Exception) -> UserError:
-    return UserError(f"the model {name!r} is neither a local folder nor to be had from the hub: {_first_line(error)}")
+    refused = type(error).__name__ == "GatedRepoError" or any(code in str(error) for code in ("401 ", "403 "))
+    way_out = (
+        ". It may be gated or private: accept its terms on the hub, then log in with `hf auth login` or set HF_TOKEN,"
+        " which config and tokenizer need as well (lm-eval gives `token=` to the weights alone)"
+        if refused
+        else ""
+    )
+    return UserError(
+        f"the model {name!r} is neither a local folder nor to be had from the hub: {_first_line(error)}{way_out}"
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -13,6 +13,7 @@ import pytest
 from harness_ext.demo import demo_path
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.admission import ChatTemplate, check_all, check_arguments, refuse_backend
+from harness_ext.model.checkpoint import hub_commit
 from harness_ext.recipe.recipe import parse_recipe
 
 ROLES = (
@@ -117,6 +118,21 @@ def test_gguf(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"b\.gguf is no GGUF file"):
         check_all({"pretrained": str(alone), "gguf_file": "b.gguf"}, laser)
     check_all({"pretrained": str(alone), "gguf_file": "a.gguf"}, laser)
+
+
+def test_an_adapter_by_itself(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    with pytest.raises(UserError, match=r"no model: .*pretrained=org/base,peft="):
+        check_all({"pretrained": str(tmp_path)}, [parse_recipe("laser")])
+
+
+def test_a_gated_model_tells_how_to_log_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError("401 Client Error. Access to model org/gated is restricted.\nMore")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+    with pytest.raises(UserError, match=r"401 Client Error.*restricted\.\. It may be gated.*HF_TOKEN"):
+        hub_commit("org/gated", "main", ["config.json"])
 
 
 def test_a_subfolder_that_is_not_there(folder: Path) -> None:
