@@ -6,13 +6,15 @@ encoder-decoder without a config, weights that stay packed) is asked again befor
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.errors import UserError
 from harness_ext.model.checkpoint import check_local, hub_or_local_config, quantisation_method, stays_packed
 from harness_ext.recipe.recipe import Recipe
+from leaderboard.readers.secrets import redacted
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -33,6 +35,8 @@ _NOT_OURS = {
     "mamba_ssm": "loads a model of the package mamba_ssm",
     "steered": "adds vectors to activations",
 }
+_DTYPES = ("auto", "float32", "bfloat16", "float16", "float64", "float", "half", "double")
+_BACKENDS = ("default", "causal", "seq2seq")
 _SAME_AS_HF = "transformers loads the same checkpoint: use --model hf"
 
 
@@ -85,8 +89,42 @@ def check_arguments(model_args: Mapping[str, Any]) -> None:
         raise UserError(
             "pretrained is a URL, which no backend here loads: give a hub name (ORG/NAME), a local folder, or `demo`"
         )
+    _check_words(model_args)
     if model_args.get("peft") and model_args.get("delta"):
         raise UserError("peft and delta are both given, and lm-eval takes one adapter: leave one of them out")
+
+
+def _check_words(model_args: Mapping[str, Any]) -> None:
+    """Arguments that are one of a few words or a number, and that lm-eval would use unseen."""
+    for name in ("dtype", "softmax_dtype", "mixed_precision_dtype"):
+        value = model_args.get(name)
+        if isinstance(value, str) and value not in _DTYPES:
+            raise UserError(f"{name}={value} is no dtype that weights can be edited in: give {', '.join(_DTYPES)}")
+    backend = model_args.get("backend")
+    if backend is not None and backend not in _BACKENDS:
+        raise UserError(f"backend={backend} is not known: give {', '.join(_BACKENDS)}, or leave it out")
+    for name in ("max_length", "prefix_token_id"):
+        value = model_args.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+            raise UserError(f"{name}={value} must be a whole number of tokens, 0 or more")
+
+
+@contextmanager
+def loading(name: str, secrets: Collection[str] = ()) -> Iterator[None]:
+    """Inside the block, whatever keeps a model from being loaded is a UserError that names it.
+
+    secrets: what must not be in the message.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (
+        *(OSError, ValueError, KeyError, ImportError, AssertionError, RuntimeError),
+        *(AttributeError, TypeError, IndexError, NotImplementedError),
+    ) as error:
+        reason = redacted(str(error).strip(), secrets) or type(error).__name__
+        raise UserError(f"the model {name!r} cannot be loaded: {reason}") from error
 
 
 def _asks_for_dense(value: Any) -> bool:

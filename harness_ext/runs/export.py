@@ -19,7 +19,7 @@ from harness_ext.runs.versions import versions
 from harness_ext.search.runner import without_searching
 from harness_ext.storage import rundir
 from leaderboard.readers.receipt import DENSE, FACTORS
-from leaderboard.readers.secrets import redacted_command
+from leaderboard.readers.secrets import redacted_command, secret_values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +63,8 @@ def export_recipe(
     preload_hf()
     from harness_ext.lm_eval_adapter.backend import RecipeLM
 
-    lm = RecipeLM.create_from_arg_obj({**arguments, "recipe": None})
+    with admission.loading(str(model_args["pretrained"]), secret_values(model_args)):
+        lm = RecipeLM.create_from_arg_obj({**arguments, "recipe": None})
     resolved, documents = source.resolve(recipe, lm, report)
     lm.apply(resolved, documents, report.progress)
     return export(lm, place, str(model_args["pretrained"]), redacted_command(command))

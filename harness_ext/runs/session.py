@@ -35,7 +35,6 @@ from harness_ext.storage import rundir
 from harness_ext.storage.resume import ResumeState
 from harness_ext.storage.rundir import FinishedRun
 from leaderboard.readers.receipt import ReceiptTotals, ReceiptWeights
-from leaderboard.readers.secrets import redacted
 
 if TYPE_CHECKING:
     from harness_ext.calibration.documents import CalibrationSet
@@ -255,18 +254,12 @@ class Session:
 
         arguments = {key: value for key, value in harness.model_args.items() if key != "recipe"}
         extra = {"batch_size": harness.batch_size, "max_batch_size": harness.max_batch_size, "device": harness.device}
-        try:
-            with self.report.stage(f"loading {name}"):
-                lm = RecipeLM.create_from_arg_obj(arguments, extra)
-                lm.bars = self.report.bars
-                if arguments.get("peft"):
-                    # Before the baseline: it must have the very weights that the recipes start from.
-                    lm.merge_adapter()
-        except UserError:
-            raise
-        except (OSError, ValueError, KeyError, ImportError, AssertionError, RuntimeError) as error:
-            reason = redacted(str(error).strip(), self.config.secrets) or type(error).__name__
-            raise UserError(f"the model {name!r} cannot be loaded: {reason}") from error
+        with admission.loading(name, self.config.secrets), self.report.stage(f"loading {name}"):
+            lm = RecipeLM.create_from_arg_obj(arguments, extra)
+            lm.bars = self.report.bars
+            if arguments.get("peft"):
+                # Before the baseline: it must have the very weights that the recipes start from.
+                lm.merge_adapter()
         self.spec.check_model_unchanged()
         lm.check_editable(self._to_check)
         if not self._planned:

@@ -44,6 +44,11 @@ def configured(folder: Path, **changes: Any) -> dict[str, Any]:
         ({"gptqmodel": True}, "GPTQModel"),
         ({"quantization_config": {"load_in_4bit": True}}, "cannot be edited"),
         ({"pretrained": "https://me:word@host/model"}, "pretrained is a URL"),
+        ({"dtype": "float33"}, "dtype=float33 is no dtype"),
+        ({"softmax_dtype": "torch.float32"}, "give auto, float32"),
+        ({"backend": "encoder"}, "give default, causal, seq2seq"),
+        ({"max_length": "long"}, "max_length=long must be a whole number"),
+        ({"prefix_token_id": -1}, "prefix_token_id=-1 must be"),
         ({"peft": "a", "delta": "b"}, "peft and delta are both given"),
     ],
 )
