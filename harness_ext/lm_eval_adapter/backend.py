@@ -265,7 +265,7 @@ class RecipeLM(HFLM):
             name: StoredTensor(tuple(value.shape), f"F{8 * value.element_size()}")
             for name, value in self.model.named_parameters()
         }
-        return Checkpoint(str(self.pretrained), self.model.config.to_dict(), tensors)
+        return Checkpoint(self.loaded_from, self.model.config.to_dict(), tensors)
 
     def _refuse_quantised(self) -> None:
         quantisation = getattr(self.model.config, "quantization_config", None)
@@ -274,7 +274,7 @@ class RecipeLM(HFLM):
         as_dict = quantisation if isinstance(quantisation, Mapping) else vars(quantisation)
         if not as_dict.get("dequantize"):
             kind = as_dict.get("quant_method") or "an unknown method"
-            refuse_quantised(str(self.pretrained), str(getattr(kind, "value", kind)))
+            refuse_quantised(self.loaded_from or "the model", str(getattr(kind, "value", kind)))
 
     def merge_adapter(self) -> None:
         """Make an adapter part of the weights: an edit of the base weight alone would leave the adapter's part of the
