@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from harness_ext.errors import UserError
 from harness_ext.model.checkpoint import check_local, hub_or_local_config, quantisation_method, stays_packed
-from harness_ext.recipe.recipe import Recipe
 from leaderboard.readers.secrets import redacted
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
 
     from harness_ext.calibration.documents import PromptSettings
+    from harness_ext.recipe.recipe import Recipe
 
 _PACKED = {
     "load_in_4bit": "bitsandbytes",

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.errors import UserError
-from harness_ext.lm_eval_adapter.admission import check_arguments, refuse_backend
 from harness_ext.lm_eval_adapter.config import RunConfig
 
 if TYPE_CHECKING:
@@ -66,6 +65,8 @@ def recipe_run_config(
 
 
 def _refuse(harness: EvaluatorConfig) -> None:
+    from harness_ext.lm_eval_adapter.admission import check_arguments, refuse_backend
+
     if harness.model not in RECIPE_BACKENDS:
         refuse_backend(str(harness.model))
     if not harness.model_args.get("pretrained"):
