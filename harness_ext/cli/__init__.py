@@ -64,7 +64,10 @@ def main() -> None:
     """Run the command in `sys.argv`; leaves by `SystemExit` with the codes named above."""
     from lm_eval.utils import setup_logging
 
+    from harness_ext.cli import secrecy
+
     setup_logging()
+    secrecy.install()
     try:
         cli = RecipesCLI()
         cli.execute(cli.parse_args())
@@ -80,7 +83,7 @@ def main() -> None:
             if (trouble := _of_the_disk(error)) is None:
                 raise
             error = UserError(trouble)
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {secrecy.printable(error)}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
 
 

@@ -23,7 +23,7 @@ _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _ADAPTER = "adapter_config.json"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-# transformers can turn these into plain weights as it loads them; whether it did is seen on the loaded model.
+# transformers turns these into plain weights as it loads them, where it has no kernels for the packed ones.
 _DEQUANTISED_ON_LOADING = {"fp8", "fbgemm_fp8", "mxfp4", "compressed-tensors"}
 
 
@@ -60,24 +60,25 @@ def check_local(
     """Refuse a local folder that cannot be loaded safely or whole, or not edited; a hub name is the loader's business.
 
     Raises UserError for a missing config, a safetensors file that is missing, truncated or not what it says, pickled
-    weights without leave, and packed weights, or weights with an adapter, to be edited.
+    weights without leave, and weights with an adapter, to be edited.
     """
     folder = Path(pretrained, subfolder).expanduser()
     if not folder.is_dir():
+        if subfolder and Path(pretrained).expanduser().is_dir():
+            raise UserError(f"the model folder {pretrained} has no subfolder {subfolder}")
         if pretrained.startswith((".", "/", "~")):
             raise UserError(
                 f"there is no model folder {pretrained}; give a local folder, a hub name, or `demo` for the embedded"
                 " model"
             )
         return
-    config = _read_json(folder / "config.json")
-    quantisation = config.get("quantization_config")
-    method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
-    if to_be_edited and method is not None and method not in _DEQUANTISED_ON_LOADING:
+    if (folder / _ADAPTER).is_file() and not (folder / "config.json").exists():
+        base = _read_json(folder / _ADAPTER).get("base_model_name_or_path") or "MODEL"
         raise UserError(
-            f"{pretrained} is quantised ({method}), and quantised weights cannot be edited: use the checkpoint it was"
-            " made from, in float32, bfloat16 or float16"
+            f"{pretrained} holds an adapter ({_ADAPTER}) and no model: name the model that it was made for as well,"
+            f" --model_args pretrained={base},peft={pretrained}"
         )
+    config = _read_json(folder / "config.json")
     if to_be_edited and (folder / _ADAPTER).is_file() and find_spec("peft") is not None:
         raise UserError(adapter_inside(pretrained))
     if any(folder.glob("*.safetensors")) or (folder / _INDEX).is_file():
@@ -90,6 +91,56 @@ def check_local(
             )
     elif not any(folder.glob("*.gguf")):
         raise UserError(f"{pretrained} holds no weights: expected {_SINGLE} or {_INDEX} beside config.json")
+
+
+def hub_or_local_config(model_args: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of the model that lm-eval's arguments name; empty where it cannot be had, which is the loader's
+    business.
+    """
+    from huggingface_hub import hf_hub_download
+
+    name, subfolder = str(model_args["pretrained"]), str(model_args.get("subfolder") or "")
+    folder = Path(name, subfolder).expanduser()
+    token = model_args.get("token")
+    try:
+        if folder.is_dir():
+            return _read_json(folder / "config.json")
+        path = f"{subfolder}/config.json" if subfolder else "config.json"
+        revision = str(model_args.get("revision") or "main")
+        return _read_json(Path(hf_hub_download(name, path, revision=revision, token=token)))
+    except Exception:
+        return {}
+
+
+def _quantisation(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    inner = config.get("text_config")
+    wrapped = inner.get("quantization_config") if isinstance(inner, dict) else None
+    found = config.get("quantization_config") or wrapped
+    return found if isinstance(found, dict) else {}
+
+
+def quantisation_method(config: Mapping[str, Any]) -> str | None:
+    """The word for how a checkpoint is quantised; None for a plain one."""
+    found = _quantisation(config)
+    if not found:
+        return None
+    bits = next((name for name in ("load_in_4bit", "load_in_8bit") if found.get(name)), None)
+    return str(found.get("quant_method") or ("bitsandbytes" if bits else "an unknown method"))
+
+
+def stays_packed(config: Mapping[str, Any]) -> bool:
+    """Whether transformers keeps the weights of a quantised checkpoint packed on this machine."""
+    method = quantisation_method(config)
+    if method not in _DEQUANTISED_ON_LOADING:
+        return method is not None
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    try:
+        quantizer = AutoHfQuantizer.from_config(dict(_quantisation(config)), pre_quantized=True)
+        quantizer.validate_environment(device_map=None, weights_only=True)
+    except (ImportError, ValueError, RuntimeError, TypeError):
+        return True
+    return not getattr(quantizer.quantization_config, "dequantize", False)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -203,7 +254,16 @@ def _hub_checkpoint(name: str, revision: str, subfolder: str) -> Checkpoint:
 
 
 def _not_found(name: str, error: Exception) -> UserError:
-    return UserError(f"the model {name!r} is neither a local folder nor to be had from the hub: {_first_line(error)}")
+    refused = type(error).__name__ == "GatedRepoError" or any(code in str(error) for code in ("401 ", "403 "))
+    way_out = (
+        ". It may be gated or private: accept its terms on the hub, then log in with `hf auth login` or set HF_TOKEN,"
+        " which config and tokenizer need as well (lm-eval gives `token=` to the weights alone)"
+        if refused
+        else ""
+    )
+    return UserError(
+        f"the model {name!r} is neither a local folder nor to be had from the hub: {_first_line(error)}{way_out}"
+    )
 
 
 def _first_line(error: Exception) -> str:

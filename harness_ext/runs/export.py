@@ -20,6 +20,7 @@ from harness_ext.search.runner import without_searching
 from harness_ext.storage import rundir
 from harness_ext.storage.disk import disk_trouble
 from leaderboard.readers.receipt import DENSE, FACTORS
+from leaderboard.readers.secrets import redacted_command, secret_values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,8 +50,8 @@ def export_recipe(
 
     Raises UserError where that is not possible.
     """
+    from harness_ext.lm_eval_adapter import admission
     from harness_ext.lm_eval_adapter.fast_import import preload_hf
-    from harness_ext.model import checkpoint
 
     if not recipe.steps:
         raise UserError(f"{recipe.label} edits nothing, so there is nothing to export: name another recipe")
@@ -59,21 +60,17 @@ def export_recipe(
     if place.exists():
         raise UserError(f"{place} exists already; name a folder that does not, with --out")
     arguments = resolve_demo("hf", model_args)
-    checkpoint.check_local(
-        str(arguments["pretrained"]),
-        str(arguments.get("subfolder") or ""),
-        pickle_allowed=arguments.get("use_safetensors") is False,
-    )
+    admission.check_all(arguments, [recipe])
     preload_hf()
     from harness_ext.lm_eval_adapter.backend import load_model
 
-    lm = load_model(str(model_args["pretrained"]), {**arguments, "recipe": None})
+    lm = load_model(str(model_args["pretrained"]), {**arguments, "recipe": None}, secrets=secret_values(model_args))
     resolved, documents = source.resolve(recipe, lm, report)
     try:
         lm.apply(resolved, documents, report.progress)
     except VariantFailed as error:
         raise UserError(f"recipe {recipe.label!r} cannot be applied to this model: {error}") from error
-    return export(lm, place, str(model_args["pretrained"]), command)
+    return export(lm, place, str(model_args["pretrained"]), redacted_command(command))
 
 
 def export(lm: RecipeLM, place: Path, model_name: str, command: list[str]) -> int:
@@ -108,6 +105,10 @@ def export(lm: RecipeLM, place: Path, model_name: str, command: list[str]) -> in
 
 def _save(lm: RecipeLM, config: PretrainedConfig, state: dict[str, Tensor], folder: Path) -> None:
     before = lm.model.config
+    if getattr(config, "quantization_config", None) is not None:
+        # What was dequantised as it was loaded is written as plain weights.
+        config = copy.deepcopy(config)
+        del config.quantization_config
     try:
         lm.model.config = config
         lm.model.save_pretrained(folder, state_dict=state)

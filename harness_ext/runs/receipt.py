@@ -30,7 +30,9 @@ from leaderboard.readers.receipt import (
     ReceiptFailure,
     ReceiptModel,
     ReceiptRecipe,
+    public_receipt,
 )
+from leaderboard.readers.secrets import redacted_command, without_secrets
 
 if TYPE_CHECKING:
     from harness_ext.calibration.documents import CalibrationSet
@@ -54,7 +56,7 @@ def opened(config: RunConfig, spec: RunSpec, lm: RecipeLM, recipe: Recipe, start
         spec_id=spec.spec_id(recipe),
         settings_id=spec.settings_id,
         recipe_id=recipe.recipe_id,
-        command=list(config.command),
+        command=redacted_command(config.command),
         started=started,
         model=_model(config, spec, lm),
         recipe=ReceiptRecipe(**described, resolved=recipe.resolved()),
@@ -78,7 +80,7 @@ def _model(config: RunConfig, spec: RunSpec, lm: RecipeLM) -> ReceiptModel:
         model_type=str(lm.model.config.model_type),
         identity=spec.model_identity,
         parameters=lm.model.num_parameters(),
-        model_args={**arguments, "pretrained": config.model_name},
+        model_args=without_secrets({**arguments, "pretrained": config.model_name}),
     )
 
 
@@ -139,7 +141,7 @@ def write(
     """
     from harness_ext.lm_eval_adapter.evaluate import save
 
-    written = receipt.to_json()
+    written = public_receipt(receipt.to_json())
 
     def fill(target: Path) -> None:
         with rundir.writing(target) as folder:

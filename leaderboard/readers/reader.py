@@ -105,7 +105,10 @@ def _receipt_run(candidate: Candidate, path: Path, reader: SamplesReader) -> Run
         for task in _task_runs(results, candidate, reader)
     ]
     whole = replace(_with_environment(run, results.environment), tasks=tasks, scores=results.scores)
-    return with_id(whole, results.contents, former)
+    known = with_id(whole, results.contents, former)
+    if results.as_written is None:
+        return known
+    return _known_as(known, with_id(whole, results.as_written.contents, former))
 
 
 def _as_receipt_says(candidate: Candidate, receipt: Receipt, raw: Mapping[str, Any]) -> Run:
@@ -191,7 +194,18 @@ def _plain_run(candidate: Candidate, results: Results, reader: SamplesReader) ->
         warnings=list(environment.editedness.warnings),
         edited=environment.editedness.edited,
     )
-    return with_id(_with_environment(run, environment), results.contents, plain_variant_id(environment))
+    run = _with_environment(run, environment)
+    known = with_id(run, results.contents, plain_variant_id(environment))
+    if results.as_written is None:
+        return known
+    raw = results.as_written.environment
+    written = replace(run, settings=raw.settings, variant=plain_variant(raw))
+    return _known_as(known, with_id(written, results.as_written.contents, plain_variant_id(raw)))
+
+
+def _known_as(run: Run, written: Run) -> Run:
+    """The run, and the id that it had while secrets were part of its settings."""
+    return run if run.run_id == written.run_id else replace(run, former_id=written.run_id)
 
 
 def _samples_run(candidate: Candidate, reader: SamplesReader) -> Run:

@@ -27,10 +27,12 @@ from pydantic_core import PydanticUseDefault, to_jsonable_python
 
 from leaderboard.errors import Unreadable
 from leaderboard.readers.safe_json import canonical, clean, finite, load_json
+from leaderboard.readers.secrets import redacted_command, without_secrets
 
 FORMAT = 1
 DENSE, FACTORS = "dense", "factors"
 _READING = {"reading": True}
+_WITH_SETTINGS = ("model", "settings", "failure", "warnings")
 
 
 def _use_default_when_reading(value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
@@ -276,8 +278,10 @@ class Receipt(ReceiptPart):
 
 
 def read_receipt(path: Path) -> tuple[Receipt, dict[str, Any]]:
-    """The checked receipt, and the raw object for the parts that are only shown. Raises `Unreadable`."""
-    data = load_json(path)
+    """The checked receipt, and the raw object for the parts that are only shown, both without secrets. Raises
+    `Unreadable`.
+    """
+    data = public_receipt(load_json(path))
     if not isinstance(data, dict):
         raise Unreadable(f"{path.name} is not a receipt (not a JSON object)")
     number = data.get("format")
@@ -291,6 +295,17 @@ def read_receipt(path: Path) -> tuple[Receipt, dict[str, Any]]:
     if receipt.status == "failed" and receipt.failure is None:
         raise Unreadable(f"{path.name} says failed, but not why")
     return receipt, data
+
+
+def public_receipt(data: Any) -> Any:
+    """A receipt's JSON without tokens and passwords, which were written before they were kept out."""
+    if not isinstance(data, dict):
+        return data
+    public = {**data, **without_secrets({key: data[key] for key in _WITH_SETTINGS if key in data})}
+    command = data.get("command")
+    if isinstance(command, list) and all(isinstance(word, str) for word in command):
+        public["command"] = redacted_command(command)
+    return public
 
 
 def storable(part: _Part) -> _Part:
