@@ -281,6 +281,7 @@ def load_model(name: str, arguments: Mapping[str, Any], extra: Mapping[str, Any]
         words = shown(str(error).strip(), 2_000)
         if not isinstance(error, (OSError, ValueError, ImportError, RuntimeError)):
             words = ": ".join(filter(None, (type(error).__name__, words)))
+            words += " (one of its files may be cut short, or not be what its name says)"
         raise UserError(f"the model {name!r} cannot be loaded: {words or type(error).__name__}") from error
 
 
