@@ -124,6 +124,7 @@ def loading(name: str, secrets: Collection[str] = ()) -> Iterator[None]:
         words = redacted(shown(str(error).strip(), 2_000), secrets)
         if not isinstance(error, (OSError, ValueError, ImportError, RuntimeError)):
             words = ": ".join(filter(None, (type(error).__name__, words)))
+            words += " (one of its files may be cut short, or not be what its name says)"
         raise UserError(f"the model {name!r} cannot be loaded: {words or type(error).__name__}") from error
 
 

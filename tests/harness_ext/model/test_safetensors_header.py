@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -194,6 +195,17 @@ def test_shards_in_a_subfolder_and_behind_links_are_read(tmp_path: Path) -> None
     write(tmp_path / "blob", {"b": A}, b"\0" * 4)
     (path / "b.safetensors").symlink_to(tmp_path / "blob")
     assert set(read_checkpoint(str(path)).tensors) == {"a", "b"}
+
+
+@pytest.mark.parametrize("content", [b"", b"hello" * 100, b"PK\x03\x04" + b"\0" * 500])
+def test_pickles_that_are_none_are_a_sentence(tmp_path: Path, content: bytes) -> None:
+    from harness_ext.demo import demo_path
+    from harness_ext.lm_eval_adapter.backend import load_model
+
+    shutil.copytree(demo_path(), tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    (tmp_path / "model" / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(UserError, match="the model '.*' cannot be loaded: "):
+        load_model("mine", {"pretrained": str(tmp_path / "model"), "use_safetensors": False, "device": "cpu"})
 
 
 def test_integers_that_are_no_weights_or_are_quantised_are_no_fault(tmp_path: Path) -> None:
