@@ -101,6 +101,11 @@ statistics[].tokens int
 statistics[].sink_tokens[] int
 log list
 searches list
+calibration_loss[].step int
+calibration_loss[].method str
+calibration_loss[].documents int
+calibration_loss[].before float
+calibration_loss[].after float
 finished str
 seconds.load float
 seconds.evaluate float
