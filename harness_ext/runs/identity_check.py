@@ -29,7 +29,7 @@ _Request = tuple[str, str, str, str, int]
 """Task, document, prompt, filter, and which of the document's requests."""
 
 
-class Answer(NamedTuple):
+class ScoredAnswer(NamedTuple):
     """log_likelihood: in nats. tokens: of the text, estimated from its words and characters, for no tokenizer is at
     hand.
     """
@@ -78,7 +78,7 @@ def largest_difference(baseline: FinishedRun, other: FinishedRun) -> float:
     return math.inf if found is None else max((difference for *_, difference in found), default=0.0)
 
 
-def allowed_difference(answer: Answer, dtype: str) -> float:
+def allowed_difference(answer: ScoredAnswer, dtype: str) -> float:
     """The difference in nats that rounding explains, of one answer of a model in this dtype."""
     noise = TOLERANCE.get(dtype, _BFLOAT16) * math.sqrt(max(1.0, answer.tokens))
     size = abs(answer.log_likelihood)
@@ -88,7 +88,7 @@ def allowed_difference(answer: Answer, dtype: str) -> float:
     return noise + math.ldexp(1.0, exponent - 1 - _MANTISSA_BITS.get(dtype, _BFLOAT16_BITS))
 
 
-def _differences(baseline: Path, other: Path) -> list[tuple[str, Answer, float]] | None:
+def _differences(baseline: Path, other: Path) -> list[tuple[str, ScoredAnswer, float]] | None:
     """Task, the baseline's answer and how far the other's lies from it; None where the requests differ."""
     ours, theirs = _answers(baseline), _answers(other)
     if {key: len(values) for key, values in ours.items()} != {key: len(values) for key, values in theirs.items()}:
@@ -105,15 +105,15 @@ def _distance(first: float, second: float) -> float:
     return 0.0 if str(first) == str(second) else abs(first - second) if math.isfinite(first - second) else math.inf
 
 
-def _answers(folder: Path) -> dict[_Request, list[Answer]]:
+def _answers(folder: Path) -> dict[_Request, list[ScoredAnswer]]:
     """The answers to each request, sorted: a task may hold a document more than once, in no order that counts."""
-    found: dict[_Request, list[Answer]] = {}
+    found: dict[_Request, list[ScoredAnswer]] = {}
     for key, value in _logged(folder):
         found.setdefault(key, []).append(value)
     return {key: sorted(values) for key, values in found.items()}
 
 
-def _logged(folder: Path) -> Iterator[tuple[_Request, Answer]]:
+def _logged(folder: Path) -> Iterator[tuple[_Request, ScoredAnswer]]:
     for path in sorted(folder.glob("samples_*.jsonl")):
         task = path.name.removeprefix("samples_").rpartition("_")[0]
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -122,7 +122,7 @@ def _logged(folder: Path) -> Iterator[tuple[_Request, Answer]]:
                 if isinstance(response, (list, tuple)) and response:
                     yield (
                         (task, sample["doc_hash"], sample["prompt_hash"], sample["filter"], place),
-                        Answer(float(response[0]), _tokens(_text(sample, place))),
+                        ScoredAnswer(float(response[0]), _tokens(_text(sample, place))),
                     )
 
 

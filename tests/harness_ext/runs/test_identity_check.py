@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness_ext.runs.identity_check import Answer, allowed_difference, largest_difference, worst_deviation
+from harness_ext.runs.identity_check import ScoredAnswer, allowed_difference, largest_difference, worst_deviation
 from harness_ext.storage.rundir import FinishedRun
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -41,7 +41,7 @@ def test_neighbouring_numbers_of_the_dtype_are_rounding(tmp_path: Path, dtype: s
     here = torch.tensor(-size, dtype=DTYPES[dtype])
     beyond = torch.nextafter(here, torch.tensor(-math.inf, dtype=DTYPES[dtype]))
     step = abs(float(beyond) - float(here))
-    noise = allowed_difference(Answer(0.0, 1.0), dtype)
+    noise = allowed_difference(ScoredAnswer(0.0, 1.0), dtype)
     baseline = a_run(tmp_path / "baseline", [(SHORT, float(here)), (SHORT, -1.0)], dtype)
     assert worst_deviation(baseline, a_run(tmp_path / "near", [(SHORT, float(beyond)), (SHORT, -1.0)], dtype)).explained
     far = a_run(tmp_path / "far", [(SHORT, float(here) - 10 * step - noise), (SHORT, -1.0)], dtype)
@@ -53,7 +53,7 @@ def test_neighbouring_numbers_of_the_dtype_are_rounding(tmp_path: Path, dtype: s
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_an_answer_of_one_token_is_held_tightly(dtype: str) -> None:
     tolerance = {"float64": 1e-6, "float32": 1e-3, "float16": 0.25}.get(dtype, 0.5)
-    allowed = allowed_difference(Answer(-1.5, 1.0), dtype)
+    allowed = allowed_difference(ScoredAnswer(-1.5, 1.0), dtype)
     assert tolerance <= allowed <= tolerance * 1.04
 
 
