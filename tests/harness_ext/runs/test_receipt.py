@@ -40,7 +40,7 @@ recipe.source str
 recipe.control NoneType
 recipe.control_of NoneType
 recipe.resolved dict
-warnings list
+warnings[] str
 seeds.python int
 seeds.numpy int
 seeds.torch int
