@@ -11,7 +11,7 @@ from typing import Any
 from harness_ext.errors import RecipeError, located, nearest
 from harness_ext.recipe.schema import known_methods, step_model
 from leaderboard.errors import Unreadable
-from leaderboard.readers.plain_yaml import parse_yaml, shown
+from leaderboard.readers.plain_yaml import WIDEST_PATH, parse_yaml, shown
 
 
 def split_specification(specification: str) -> tuple[str, str, str]:
@@ -32,7 +32,7 @@ _GLOB_OR_RANGE = re.compile(r"(^\s*|[\[,]\s*)(\*[^\],\s]*|-?\d*:(?:-?\d+)?(?=\s*
 def parse_changes(specification: str, text: str) -> dict[str, Any]:
     """The changed keys and their values. Raises RecipeError."""
     changes: dict[str, Any] = {}
-    recipe = f"recipe {shown(specification)!r}"
+    recipe = f"recipe {shown(specification, WIDEST_PATH)!r}"
     for item in _split_outside_brackets(text):
         key, equals, value = item.partition("=")
         key = key.strip()
@@ -65,7 +65,7 @@ def _split_outside_brackets(text: str) -> list[str]:
 
 def with_changes(data: dict[str, Any], changes: Mapping[str, Any], specification: str) -> dict[str, Any]:
     """Set the changed keys. A budget on the command line replaces the file's, whichever measure that had."""
-    recipe = f"recipe {shown(specification)!r}"
+    recipe = f"recipe {shown(specification, WIDEST_PATH)!r}"
     if not isinstance(data.get("steps") or [], list):
         return data  # its schema says that this is no list
     steps = [dict(step) if isinstance(step, dict) else step for step in data.get("steps") or []]

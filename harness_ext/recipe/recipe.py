@@ -32,7 +32,7 @@ from harness_ext.recipe.schema import (
     step_model,
 )
 from leaderboard.errors import Unreadable
-from leaderboard.readers.plain_yaml import listed, load_yaml, mistyped, shown
+from leaderboard.readers.plain_yaml import WIDEST_PATH, listed, load_yaml, mistyped, shown
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -200,10 +200,10 @@ def recipe_from(data: Mapping[str, Any], *, origin: str, label: str | None = Non
         else []
     )
     if mistakes or header is None:
-        raise RecipeError(f"recipe {shown(origin)!r} cannot be used:{listed(mistakes)}")
+        raise RecipeError(f"recipe {shown(origin, WIDEST_PATH)!r} cannot be used:{listed(mistakes)}")
     steps_read = tuple(step for step in steps if step is not None)
     if (problem := _misnamed(header.name, steps_read)) is not None:
-        raise RecipeError(f"recipe {shown(origin)!r} cannot be used:\n  - name: {problem}")
+        raise RecipeError(f"recipe {shown(origin, WIDEST_PATH)!r} cannot be used:\n  - name: {problem}")
     return Recipe(
         name=header.name,
         label=label or header.name,
@@ -230,8 +230,8 @@ def _read(source: str) -> dict[str, Any]:
     is_file = source.endswith((".yaml", ".yml"))
     if not is_file and source not in shipped_names():
         raise RecipeError(
-            f"unknown recipe {shown(source)!r}: {nearest(source, shipped_names())} (`lm_eval recipes` lists them; a"
-            " file's name ends in .yaml)"
+            f"unknown recipe {shown(source, WIDEST_PATH)!r}: {nearest(source, shipped_names())} (`lm_eval recipes`"
+            " lists them; a file's name ends in .yaml)"
         )
     try:
         data = load_yaml(

@@ -59,15 +59,15 @@ def worst_deviation(baseline: FinishedRun, other: FinishedRun) -> Deviation:
     log-likelihood.
     """
     dtype = str(other.receipt["model"]["dtype"])
-    worst = Deviation(0.0, TOLERANCE.get(dtype, _BFLOAT16), 0.0, None)
+    nothing = Deviation(0.0, TOLERANCE.get(dtype, _BFLOAT16), 0.0, None)
     found = _differences(baseline.path, other.path)
     if found is None:
-        return worst._replace(difference=math.inf)
-    for task, answer, difference in found:
-        allowed = allowed_difference(answer, dtype)
-        if difference * worst.allowed > worst.difference * allowed:
-            worst = Deviation(difference, allowed, answer.log_likelihood, task)
-    return worst
+        return nothing._replace(difference=math.inf)
+    deviations = (
+        Deviation(difference, allowed_difference(answer, dtype), answer.log_likelihood, task)
+        for task, answer, difference in found
+    )
+    return max(deviations, key=lambda one: one.difference / one.allowed, default=nothing)
 
 
 def largest_difference(baseline: FinishedRun, other: FinishedRun) -> float:

@@ -23,6 +23,8 @@ DEEPEST = 50
 LONGEST_TEXT = 2**18
 _MOST_DIGITS = 40
 _WIDEST = 80
+WIDEST_PATH = 1_000
+"""How much of a path is shown: its end tells which file is meant."""
 _CORE = "tag:yaml.org,2002:"
 _SEXAGESIMAL = re.compile(r"[-+]?\d[\d_]*(:[0-5]?\d)+(\.[\d_]*)?")
 _OCTAL = re.compile(r"[-+]?0[0-7_]+")
