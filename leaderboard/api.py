@@ -35,8 +35,8 @@ _REASONS_SHOWN = 3
 class Board:
     """Every run and task against its baseline.
 
-    cells: by model, task and recipe, the baseline first; `against_controls` of each holds what it is against the
-    controls of its own.
+    cells: by model, task and recipe, the baseline first, each of a task's primary metric; `further` of each holds those
+    of its other metrics, `against_controls` what it is against the controls of its own.
     """
 
     cells: tuple[Cell, ...]
@@ -49,10 +49,11 @@ class Board:
         return {(cell.run_id, cell.task): cell.against_controls[0] for cell in self.cells if cell.against_controls}
 
     def to_frame(self) -> pandas.DataFrame:
-        """A row a cell: model, task, recipe, control, metric, n (documents), baseline_score, score, delta (score minus
-        baseline_score), low and high (its 95 % interval, not corrected), verdict, p, q (after Benjamini-Hochberg over
-        the model), lost and gained (documents), run_id, label (the recipe, with what tells the run from others of its
-        model), scored (which documents, in words); and control_run, control_delta, control_low, control_high,
+        """A row a metric, a task's primary one (`primary`) before its further ones: model, task, recipe, control,
+        metric, n (documents), baseline_score, score, delta (score minus baseline_score), low and high (its 95 %
+        interval, not corrected), verdict, p, q (after Benjamini-Hochberg over the primary metrics of the model, or over
+        the further ones), lost and gained (documents), run_id, label (the recipe, with what tells the run from others
+        of its model), scored (which documents, in words); and control_run, control_delta, control_low, control_high,
         control_verdict, control_p, control_q of the recipe against its control; unpaired and control_unpaired: whether
         the difference is of two scores by themselves; documents_needed, needed_for (of an undecided row), clipped_at
         and control_clipped_at (where one is given, low and high are of the mean change in which no document counts for

@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 
 DEFAULT_MARGIN = 0.02
 """Within how much a recipe counts as the same, where scores lie in [0, 1]."""
-LOG_LOSS = "log_loss"
-"""Of the right answers: shown beside a task's primary metric, because accuracy can rise while it gets worse."""
+GOLD_LOG_LIKELIHOOD = "gold_loglikelihood"
+"""Of the right answer to a document, in nats, summed over its tokens: read from the responses, not from lm-eval's
+scores.
+"""
+GOLD_NAMES = frozenset({GOLD_LOG_LIKELIHOOD, "gold_logprob", "log_loss"})
+"""The same by the names that tasks of ours give it, of which `log_loss` is its negative."""
 ACC_MUTUAL_INFO = "acc_mutual_info"
 """A task with this metric has each choice scored twice: its second half of responses are the choices alone."""
 
@@ -137,12 +141,17 @@ METRICS: dict[str, Metric] = {
     "byte_perplexity": _PERPLEXITY,
     "bits_per_byte": Metric(False, range=_FROM_ZERO, kind=Kind.BITS, weighted=True),
     "ppl": Metric(False, range=_FROM_ONE),
+    GOLD_LOG_LIKELIHOOD: Metric(True, range=Range(-math.inf, 0.0)),
     "pct_stereotype": _PREFERENCE,
     "pct_male_preferred": _PREFERENCE,
     "likelihood_diff": _DIFFERENCE,
     "likelihood_difference": _DIFFERENCE,  # its name before lm-eval 0.4
     "difference_male_female": _DIFFERENCE,
 }
+RIGHT_ANSWER_METRICS = frozenset(
+    {"acc", "acc_norm", "acc_bytes", ACC_MUTUAL_INFO, "exact_match", "em", "f1", "mcc", "brier_score", "likelihood"}
+)
+"""Metrics of multiple choice that say of a choice that it is right. A probe for bias has others."""
 FAMILIES: dict[str, Metric] = {"amb_bias_score": _DIFFERENCE, "disamb_bias_score": _DIFFERENCE}
 """Metrics by the beginning of their names: BBQ's, in all and by category."""
 CLUSTERS: dict[str, str] = {

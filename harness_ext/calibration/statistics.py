@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from harness_ext.methods import Svd
+    from harness_ext.methods.statistic_registry import SinkTokens
 
 
-@statistic(name="input_mean", needs="inputs")
+@statistic(name="input_mean_with_sinks", needs="inputs")
 class InputMean:
     """The mean input over real tokens, `[n]`, accumulated in fp64."""
 
@@ -32,10 +33,25 @@ class InputMean:
         self._total = total if self._total is None else self._total + total
         self._tokens += chosen.shape[0]
 
+    def result(self) -> Tensor | None:
+        """The mean, `[n]`, fp64; None where no token counts, which happens to experts."""
+        assert self._total is not None, "no batch was seen"
+        return self._total / self._tokens if self._tokens else None
+
+
+@statistic(name="input_mean", needs="inputs", sinks="left out")
+class OrdinaryInputMean(InputMean):
+    """The mean input over real tokens that are no sinks, `[n]`, fp64: what an output is shifted by for every token."""
+
+
+@statistic(name="far_input_mean", needs="inputs", sinks="alone")
+class FarInputMean(InputMean):
+    """The mean input over the tokens whose input is far out, `[n]`, fp64; zero where there are none."""
+
     def result(self) -> Tensor:
         """The mean, `[n]`, fp64."""
         assert self._total is not None, "no batch was seen"
-        return self._total / self._tokens
+        return self._total / max(1, self._tokens)
 
 
 @statistic(name="input_magnitude", needs="inputs")
@@ -140,7 +156,8 @@ class CounterfactualEffects:
 
     `E[b, t, i] = <g[b, t], u_i> s_i (v_i . dx[b, t])`, where dx is the input of the next example in the batch minus
     this one's, at the same position counted from the answer. The result is the maximum over examples and tokens, `[r]`:
-    a component that never matters, anywhere, has a low one.
+    a component that never matters, anywhere, has a low one. Sink tokens count: `eigenprune` without them leaves SmolLM2
+    a perplexity of WikiData's answers of 548, with them 291 (of 734).
     """
 
     def __init__(self, svd: Svd) -> None:
@@ -165,35 +182,46 @@ class CounterfactualEffects:
         return self._maximum
 
 
-@statistic(name="ablation_effects", needs="components", numbers=one_per_component)
+@statistic(name="ablation_effects", needs="components", numbers=one_per_component, sinks="left out of its mean")
 class AblationEffects:
     """How much the loss changes, to first order, if one singular component always saw the mean input: the effect of
     removing it and keeping the mean output.
 
-    `E[i] = mean over tokens of <g, u_i> s_i (v_i . (x_mean - x))`, `[r]`; negative where the removal helps. One pass
-    suffices, since the sum splits into `sum <g, u_i> (v_i . x_mean) - sum <g, u_i> (v_i . x)`. This is our
-    reconstruction: the gradient of a singular value, `dL/ds_i = u_i^T G v_i`, with centred inputs.
+    `E[i] = mean over tokens of <g, u_i> s_i (v_i . (x_mean - x))`, `[r]`; negative where the removal helps. x_mean is
+    `input_mean`, without sink tokens, as the edit has it; the effects are those at all tokens, since the edit changes
+    all of them. One pass suffices, since the sum splits into `sum <g, u_i> (v_i . x_mean) - sum <g, u_i> (v_i . x)`.
+    This is our reconstruction: the gradient of a singular value, `dL/ds_i = u_i^T G v_i`, with centred inputs.
+
+    First order tells little of a token far out, and many components that share its output are missed together more than
+    one by one. Of SmolLM2's layer 11, where the first token is far out, the best six of one removal each leave a
+    perplexity of WikiData's answers of 514 to 918 (of 734). The best 2 % of every layer at once leave 25,000, and 66
+    where components with more than a hundredth of such an output stay. What is removed at once has to be tried out.
     """
 
     def __init__(self, svd: Svd) -> None:
         self._svd = svd
         self._sums: tuple[Tensor, ...] | None = None
         self._tokens = 0
+        self._ordinary = 0
 
-    def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor) -> None:
-        """See `Statistic`."""
+    def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor, sinks: SinkTokens) -> None:
+        """See `StatisticToldOfSinks`."""
         assert gradients is not None
         left = (gradients[real] @ self._svd.u.to(gradients)).double()
         right = (inputs[real] @ self._svd.vh.T.to(inputs)).double()
-        new = (left.sum(0), right.sum(0), (left * right).sum(0))
+        ordinary = ~sinks.every[real]
+        new = (left.sum(0), right[ordinary].sum(0), (left * right).sum(0))
         self._sums = new if self._sums is None else tuple(old + more for old, more in zip(self._sums, new, strict=True))
         self._tokens += left.shape[0]
+        self._ordinary += int(ordinary.sum())
 
-    def result(self) -> Tensor:
-        """The mean over all real tokens, `[r]`, fp32."""
+    def result(self) -> Tensor | None:
+        """The mean over all real tokens, `[r]`, fp32; None where all were sinks, which happens to experts."""
         assert self._sums is not None, "no batch was seen"
+        if not self._ordinary:
+            return None
         left, right, products = self._sums
-        effects = self._svd.s.to(left) * (left * right / self._tokens - products) / self._tokens
+        effects = self._svd.s.to(left) * (left * right / self._ordinary - products) / self._tokens
         return effects.float()
 
 

@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 
+from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.subcommand import CommandLine, RecipesCommand
 
 EXIT_USER_ERROR = 2
@@ -63,7 +64,10 @@ def main() -> None:
     """Run the command in `sys.argv`; leaves by `SystemExit` with the codes named above."""
     from lm_eval.utils import setup_logging
 
+    from harness_ext.cli import secrecy
+
     setup_logging()
+    secrecy.install()
     try:
         cli = RecipesCLI()
         cli.execute(cli.parse_args())
@@ -76,14 +80,34 @@ def main() -> None:
         sys.exit(EXIT_USER_ERROR)
     except Exception as error:
         if not is_for_the_user(error):
-            raise
-        print(f"error: {error}", file=sys.stderr)
+            if (trouble := _of_the_disk(error)) is None:
+                raise
+            error = UserError(trouble)
+        print(f"error: {secrecy.printable(error)}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+
+
+def _of_the_disk(error: Exception) -> str | None:
+    """A sentence about a disk that is full, over its quota, read-only or broken, wherever that was noticed; None for
+    any other error. Where it is our own output that finds no room, the interpreter must not try to flush the rest.
+    """
+    from harness_ext.storage.disk import disk_trouble, is_of_the_disk
+
+    if not is_of_the_disk(error):
+        return None
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    named = getattr(error, "filename", None)
+    return (
+        f"{named or 'a file'} cannot be written or read: {disk_trouble(error)}; make room (in TMPDIR and ~/.cache too)"
+        " and run the same command again"
+    )
 
 
 def is_for_the_user(error: Exception) -> bool:
     """Whether an exception's message is meant to be all that a user sees."""
-    from harness_ext.errors import UserError
     from leaderboard.errors import LeaderboardError
 
     return isinstance(error, (UserError, LeaderboardError))

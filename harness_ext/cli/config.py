@@ -48,6 +48,8 @@ def read_config_file(path: str | None) -> dict[str, Any]:
         return EvaluatorConfig.load_yaml_config(path)
     except (OSError, TypeError, ValueError):
         return {}
+    except RecursionError:
+        raise UserError(f"configuration {path} is not valid YAML: nested too deeply") from None
 
 
 def asked(args: argparse.Namespace, from_file: Mapping[str, Any]) -> Asked:
@@ -78,8 +80,17 @@ def _names(key: str, from_file: Mapping[str, Any], path: str | None) -> tuple[st
 def run_config(args: argparse.Namespace, wanted: Asked) -> RunConfig:
     """Let lm-eval build and check its configuration, then settle what recipes need.
 
-    Raises `UserError` for what lm-eval refuses (in its own words) and for settings that make no sense with a recipe.
+    Raises `UserError` for a file that is no plain data, for what lm-eval refuses (in its own words) and for settings
+    that make no sense with a recipe.
     """
+    if args.config and Path(args.config).is_file():
+        from leaderboard.errors import Unreadable
+        from leaderboard.readers.plain_yaml import load_yaml
+
+        try:
+            load_yaml(Path(args.config), "configuration")
+        except Unreadable as error:
+            raise UserError(str(error)) from None
     return recipe_run_config(_harness_config(args), wanted.recipes, wanted.controls, command_line())
 
 

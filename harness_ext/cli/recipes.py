@@ -78,6 +78,8 @@ class Recipes(RecipesCommand):
             raise UserError("name a recipe, or a run folder with --from: one of the two")
         recipe = _recipe_of_run(Path(args.run)) if args.run is not None else parse_recipe(args.recipe)
         print(f"# needs {_needs(recipe)}")
+        if sinks := _sinks(recipe):
+            print(f"# sink tokens: {sinks}")
         print(yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True, width=100), end="")
 
     def _plan(self, args: argparse.Namespace) -> None:
@@ -154,12 +156,28 @@ def _needs(recipe: Recipe) -> str:
     return max((described(step.method).needs for step in recipe.steps), key=NEEDS.index, default="nothing")
 
 
+def _sinks(recipe: Recipe) -> str:
+    """In which of its statistics sink tokens are counted, and which they are left out of; empty where it has none."""
+    from harness_ext.methods.registry import sink_use
+    from harness_ext.recipe.schema import described
+
+    use = sink_use({name for step in recipe.steps for name in described(step.method).statistics})
+    return "; ".join(
+        f"{word} ({', '.join(name for name in use if use[name] == word)})" for word in dict.fromkeys(use.values())
+    )
+
+
 def _plan_lines(recipe: Recipe, planned: Plan, name: str) -> Iterable[str]:
+    from harness_ext.model.layout import inferred_note
+
     yield f"{recipe.label} on {name} ({planned.model_type}, {planned.parameters:,} parameters)"
     yield ""
     if not planned.matrices:
         yield "  nothing is edited"
         return
+    if planned.inferred:
+        yield f"  {inferred_note(planned.model_type)}"
+        yield ""
     keys = [item.matrix.key for item in planned.matrices]
     yield f"  {'matrix'.ljust(max(map(len, keys)))}  {'shape':>13}  {'rank':>14}  {'parameters':>25}"
     for item in planned.matrices:
@@ -168,6 +186,8 @@ def _plan_lines(recipe: Recipe, planned: Plan, name: str) -> Iterable[str]:
             f" {_change(item.parameters_before, item.parameters_after):>25}"
         )
     yield ""
+    if shared := len({item.matrix.parameter for item in planned.matrices if item.matrix.also}):
+        yield f"  shared      {_matrices(shared)} by several layers, each edited once for all of them"
     unknown = sum(item.rank_after is None for item in planned.matrices)
     at_most = " at most" if unknown else ""
     stored = (
@@ -191,6 +211,8 @@ def _plan_lines(recipe: Recipe, planned: Plan, name: str) -> Iterable[str]:
         )
     if planned.calibration_documents:
         yield f"  calibration {planned.calibration_documents} documents"
+    if sinks := _sinks(recipe):
+        yield f"  sink tokens {sinks}"
     if planned.training_epochs:
         yield f"  training    {planned.training_epochs} epochs over them, whose time is not counted"
     if unknown:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness_ext.cli.config import KEYS, asked, read_config_file, run_config
+from harness_ext.cli.secrecy import hide
 from harness_ext.errors import UserError
 from harness_ext.runs.run_config import HF_BACKENDS, resolve_demo
 
@@ -62,6 +63,7 @@ def add_recipes(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run with the recipes that the flags or the file name, or as lm-eval does where there are none."""
     from_file = read_config_file(args.config)
+    hide(from_file)
     wanted = asked(args, from_file)
     if wanted.recipes or wanted.controls or wanted.in_file:
         from harness_ext.cli.installation import taken_back

@@ -46,8 +46,12 @@ def _show(executed: Execution, report: ProgressReport) -> None:
         _print(execution.cells_from_store(paths, database, report))
     except LeaderboardError as trouble:
         _print(execution.cells_from_runs(paths))
+        # A run that found no room in its place lies elsewhere.
+        folders = list(dict.fromkeys(path.parent for path in paths))
+        elsewhere = [folder for folder in folders if database.parent.resolve() not in folder.resolve().parents]
+        command = ingest_command(database, *([database.parent, *elsewhere] if elsewhere else []))
         raise type(trouble)(
-            f"{trouble}\nthe runs are safe in {paths[0].parent}: `{ingest_command(database)}` puts them on the board"
+            f"{trouble}\nthe runs are safe in {' and '.join(map(str, folders))}: `{command}` puts them on the board"
         ) from None
     _next_steps(executed, report)
 

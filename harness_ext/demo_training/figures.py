@@ -20,7 +20,7 @@ from harness_ext.editing.controls import SHUFFLED_LABELS
 TABLE = Path(__file__).resolve().parent / "table.json"
 Kind = Literal["baseline", "recipe", "control", "fine-tuning"]
 CONTROLS = ("random-subspace", "noise", "bottom-k", SHUFFLED_LABELS)
-_MARKED = ("better", "worse", "incomparable", "failed")
+_MARKED = ("better", "worse", "collapsed", "incomparable", "failed")
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.calibration.context import StepContext
+from harness_ext.calibration.sinks import SeenTokens
 from harness_ext.errors import VariantFailed, located
 from harness_ext.linalg.decompose import SVD, Decomposer, NotConverged
 from harness_ext.methods import AnyEdit, DenseEdit, Edit, Svd, call, registered_methods
@@ -25,7 +26,18 @@ UNSEEN = "unseen"
 _ROWS_AT_ONCE = 256
 
 
-def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, Tensor]) -> MatrixRecord:
+class EditedMatrix(NamedTuple):
+    """What became of one matrix. seen: the tokens that its statistics are of, None where nothing was gathered.
+    shift_size: the norm of the bias shift over that of a typical output, None where there is no shift or no such
+    output is known.
+    """
+
+    record: MatrixRecord
+    seen: SeenTokens | None
+    shift_size: float | None
+
+
+def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, Tensor]) -> EditedMatrix:
     """Edit one matrix as a step says, by what was learned about it, and tell what became of it.
 
     Raises UserError where the step asks for what the matrix cannot have, and VariantFailed where its numbers are at
@@ -45,7 +57,8 @@ def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, T
     after = weights.read(matrix)
     norm = _norm(weight)
     described = registered_methods()[step.method]
-    return MatrixRecord(
+    seen = SeenTokens.of(statistics)
+    record = MatrixRecord(
         step=context.number,
         method=step.method,
         name=matrix.parameter,
@@ -68,6 +81,13 @@ def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, T
         excess_error=edit.excess_error,
         stored=stored,
     )
+    return EditedMatrix(record, seen, _shift_size(shift, seen))
+
+
+def _shift_size(shift: Tensor | None, seen: SeenTokens | None) -> float | None:
+    if shift is None or seen is None or not seen.typical_output:
+        return None
+    return float(shift.double().norm()) / seen.typical_output
 
 
 def _norm(matrix: Tensor, without: Tensor | None = None) -> float:
@@ -89,6 +109,8 @@ def _write(weights: Weights, step: Step, matrix: Matrix, edit: AnyEdit) -> str:
     """Write an edit as the step wants it, and say how: as factors only below the break-even rank, where they are
     smaller.
     """
+    if edit.unchanged:
+        return DENSE
     rows, columns = matrix.shape
     if step.factored and isinstance(edit, Edit) and stored_parameters(matrix.shape, edit.rank) < rows * columns:
         weights.factor(matrix, edit.left, edit.right)
@@ -104,7 +126,7 @@ def _edited(context: StepContext, matrix: Matrix, weight: Tensor, statistics: Ma
     method = registered_methods()[context.step.method]
     if method.statistics - statistics.keys():
         return DenseEdit(weight, UNSEEN)
-    learned = {name: value.to(weight.device) for name, value in statistics.items()}
+    learned = {name: value.to(weight.device) for name, value in statistics.items() if name in method.statistics}
     try:
         with located(f"{matrix.key}: "):
             return method.function(weight, **learned, **_arguments(context, matrix, weight))

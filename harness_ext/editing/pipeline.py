@@ -17,17 +17,25 @@ from harness_ext.calibration.context import DocumentBatches, EditableModel, Step
 from harness_ext.calibration.contrast_pairs import contrast_set
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
 from harness_ext.calibration.experts import check_experts
-from harness_ext.editing.edit_matrix import decompose, edit_matrix, require_finite, require_finite_statistics
+from harness_ext.calibration.sinks import RULE
+from harness_ext.editing.edit_matrix import (
+    EditedMatrix,
+    decompose,
+    edit_matrix,
+    require_finite,
+    require_finite_statistics,
+)
+from harness_ext.editing.measured import completed, finite_loss, searched
 from harness_ext.errors import located
 from harness_ext.methods import Svd, registered_methods
+from harness_ext.methods.registry import sink_use
 from harness_ext.methods.search_registry import check_searchable
-from harness_ext.model.layout import ATTENTION, Matrix
+from harness_ext.model.layout import Matrix, inferred_note
 from harness_ext.model.seeding import generator_for
 from harness_ext.model.weights import Weights
 from harness_ext.progress import Progress
 from harness_ext.recipe.recipe import Recipe
 from harness_ext.recipe.schema import Calibration, Step
-from harness_ext.search.eigenprune_greedy import greedy_search
 from harness_ext.search.runner import run_search
 from harness_ext.storage.resume import ResumeState
 from harness_ext.training.bases import Bases, all_bases
@@ -42,21 +50,39 @@ DrawDocuments = Callable[[Calibration], list[CalibrationSet]]
 
 # Even, so that no pair is torn apart.
 _CONTRAST_BATCH = 16
-_OUTPUTS = ("o_proj", "down_proj")
+# What comes before what within a layer.
+_ORDER = (
+    ("q_a_proj", "kv_a_proj"),
+    ("q_proj", "k_proj", "v_proj", "q_b_proj", "kv_b_proj"),
+    ("o_proj",),
+    ("in_proj",),
+    ("out_proj",),
+    ("gate_proj", "up_proj"),
+    ("down_proj",),
+)
+_PLACES = {role: place for place, roles in enumerate(_ORDER) for role in roles}
 
 
 @dataclass
 class AppliedRecipe:
-    """A recipe as it was carried out. log: rows of plain data about what took many passes over the documents, each with
-    its step.
+    """A recipe as it was carried out, a row a matrix. log: rows of plain data about what took many passes over the
+    documents, each with its step. losses: of the documents of each step that has any, before and after it, in nats;
+    None where not finite. notes: what is to be known of the matrices themselves.
     """
 
-    records: list[MatrixRecord] = field(default_factory=list)
+    edited: list[EditedMatrix] = field(default_factory=list)
     log: list[dict[str, Any]] = field(default_factory=list)
     calibration: list[tuple[int, CalibrationSet]] = field(default_factory=list)
     searches: list[dict[str, Any]] = field(default_factory=list)
+    losses: list[dict[str, Any]] = field(default_factory=list)
     seconds_calibrating: float = 0.0
     seconds_editing: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def records(self) -> list[MatrixRecord]:
+        """What became of each matrix, as the receipt has it."""
+        return [item.record for item in self.edited]
 
     @contextmanager
     def calibrating(self) -> Iterator[None]:
@@ -88,7 +114,23 @@ def apply_recipe(
                 _apply_search(context, recipe, documents, applied)
             else:
                 _apply_step(context, recipe, documents, applied)
+    applied.notes += _notes(model.weights, applied.records)
     return applied
+
+
+def _notes(weights: Weights, records: Sequence[MatrixRecord]) -> Iterator[str]:
+    """What is to be known of the matrices that were edited: roles told from names, and weights that layers share."""
+    layout = weights.layout
+    if layout.inferred and any(record.role for record in records):
+        yield inferred_note(layout.model_type)
+    edited = {record.name for record in records}
+    shared = {matrix.parameter: matrix.also for matrix in layout.matrices if matrix.also and matrix.parameter in edited}
+    if shared:
+        name, others = next(iter(shared.items()))
+        yield (
+            f"{len(shared)} of the edited weights are shared by several layers, and each was edited once for all of"
+            f" them: {name} is also {others[0]}"
+        )
 
 
 def _apply_search(context: StepContext, recipe: Recipe, documents: DrawDocuments, applied: AppliedRecipe) -> None:
@@ -101,8 +143,23 @@ def _apply_search(context: StepContext, recipe: Recipe, documents: DrawDocuments
         outcome = run_search(context, matrices, labelled)
     applied.searches.append(outcome.record)
     for chosen in outcome.steps:
-        _apply_step(replace(context, step=chosen), recipe, documents, applied)
+        found = replace(context, step=chosen)
+        _apply_edits(found, recipe, _documents(found, documents, applied), applied)
     outcome.measured()
+    record = outcome.record
+    applied.losses.append(_losses(context, labelled, record["before"]["loss"], record["after"]["loss"]))
+
+
+def _losses(
+    context: StepContext, labelled: Sequence[LabelledDocument], before: float | None, after: float | None
+) -> dict[str, Any]:
+    return {
+        "step": context.number,
+        "method": context.step.method,
+        "documents": len(labelled),
+        "before": before,
+        "after": after,
+    }
 
 
 def _selected(weights: Weights, step: Step) -> tuple[Matrix, ...]:
@@ -121,24 +178,41 @@ def _selected(weights: Weights, step: Step) -> tuple[Matrix, ...]:
 
 
 def _apply_step(context: StepContext, recipe: Recipe, documents: DrawDocuments, applied: AppliedRecipe) -> None:
-    """One ordinary step on the model as it is now."""
-    matrices = _selected(context.model.weights, context.step)
+    """One ordinary step on the model as it is now, and the loss of its documents before and after."""
+    # What cannot be edited is refused before anything is drawn.
+    _selected(context.model.weights, context.step)
     labelled = _documents(context, documents, applied)
+    if context.step.calibration is None:
+        _apply_edits(context, recipe, labelled, applied)
+        return
+    with applied.calibrating():
+        before = finite_loss(context, labelled)
+    _apply_edits(context, recipe, labelled, applied)
+    with applied.calibrating():
+        applied.losses.append(_losses(context, labelled, before, finite_loss(context, labelled)))
+
+
+def _apply_edits(
+    context: StepContext, recipe: Recipe, labelled: Sequence[LabelledDocument], applied: AppliedRecipe
+) -> None:
+    """The edits of an ordinary step."""
+    matrices = _selected(context.model.weights, context.step)
     for stage in stages(matrices) if context.step.sequential else [matrices]:
         with applied.calibrating():
-            statistics = _statistics(context, stage, labelled, applied)
+            statistics, trials = completed(context, stage, _statistics(context, stage, labelled, applied), labelled)
+            applied.log += [{"step": context.number, **row} for row in trials]
         started = time.perf_counter()
         context.progress.start(f"{recipe.label}: decomposing", len(stage))
         for matrix in stage:
-            applied.records.append(edit_matrix(context, matrix, statistics.get(matrix.key, {})))
+            applied.edited.append(edit_matrix(context, matrix, statistics.get(matrix.key, {})))
             context.progress.advance()
         context.progress.stop()
         applied.seconds_editing += time.perf_counter() - started
 
 
 def stages(matrices: Sequence[Matrix]) -> list[list[Matrix]]:
-    """The matrices in runs, none of which feeds another of its run: query, key and value; attention output; MLP inputs;
-    MLP output; layer by layer.
+    """The matrices in runs, none of which feeds another of its run: those down to latents; query, key and value;
+    attention output; mixer input; mixer output; MLP inputs; MLP output; layer by layer.
 
     A matrix of unknown role is a stage of its own, with other parts of its module. Matrices are taken in the order
     given, that of the model.
@@ -147,7 +221,7 @@ def stages(matrices: Sequence[Matrix]) -> list[list[Matrix]]:
     def place(matrix: Matrix) -> tuple[int | None, object]:
         if matrix.role is None:
             return matrix.layer, matrix.module
-        return matrix.layer, (matrix.role in ATTENTION, matrix.role in _OUTPUTS)
+        return matrix.layer, _PLACES[matrix.role]
 
     return [list(run) for _, run in itertools.groupby(matrices, key=place)]
 
@@ -188,8 +262,9 @@ def _statistics(
     if step.training is not None or step.search is not None or step.sequential:
         gathered = gather_for(matrices)
     else:
-        names = registered_methods()[step.method].statistics
-        about = [model.weights.digest(), str(size), *sorted(names), *(repr(document) for document in labelled)]
+        names = registered_methods()[step.method].gathered
+        sinks = [f"{name}: sink tokens {use}" for name, use in sink_use(names).items()]
+        about = [model.weights.digest(), str(size), RULE, *sinks, *(repr(document) for document in labelled)]
         gathered = model.statistics_cache.gathered(about, matrices, gather_for, lambda missing: groups(missing, names))
     context.progress.stop()
     return gathered
@@ -213,9 +288,12 @@ def _gathered(
         trained, log = train(model.lm, matrices, batches, TrainingPlan(training, step.seed, bases), context.resume)
         applied.log += [{"step": context.number, **row} for row in log]
         return trained
+    names = registered_methods()[step.method].gathered
     if step.search is not None:
-        return greedy_search(model.lm, matrices, batches, step.search, decomposed)
-    names = registered_methods()[step.method].statistics
+        quiet = DocumentBatches(batches.documents, batches.size)
+        found, trials = searched(context, matrices, gather(model.lm, matrices, names, quiet, decomposed), batches)
+        applied.log += [{"step": context.number, **row} for row in trials]
+        return found
     return gather(model.lm, matrices, names, batches, decomposed)
 
 

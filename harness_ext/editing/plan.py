@@ -18,7 +18,7 @@ from harness_ext.methods import registered_methods
 from harness_ext.methods.search_registry import Search, check_searchable, planned_trials, registered_searches
 from harness_ext.model.checkpoint import Checkpoint
 from harness_ext.model.layout import Layout, Matrix
-from harness_ext.model.module_replacement import check_no_expert
+from harness_ext.model.module_replacement import check_replaceable
 from harness_ext.model.renames import as_loaded
 from harness_ext.model.size import stored_parameters
 from harness_ext.recipe.recipe import Recipe
@@ -76,7 +76,7 @@ class PlannedSearch:
 class Plan:
     """The whole of it. parameters, stored_bytes: of the checkpoint. seconds: expected for the decompositions.
     peak_bytes: expected beyond the loaded model. training_epochs: passes over the calibration documents, forward and
-    backward.
+    backward. inferred: whether roles are told from names, rather than declared for this kind of model.
     """
 
     model_type: str
@@ -88,6 +88,7 @@ class Plan:
     calibration_documents: int
     training_epochs: int = 0
     searches: tuple[PlannedSearch, ...] = ()
+    inferred: bool = False
 
     @property
     def parameters_after(self) -> int:
@@ -131,6 +132,7 @@ def plan(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
             for number, step in enumerate(recipe.steps)
             if step.is_search
         ),
+        inferred=layout.inferred and any(item.matrix.role for item in matrices),
     )
 
 
@@ -160,7 +162,8 @@ def planned_matrices(recipe: Recipe, loaded: Checkpoint) -> tuple[PlannedMatrix,
 
 
 def _layout(loaded: Checkpoint) -> Layout:
-    return Layout(loaded.config, {name: tensor.shape for name, tensor in loaded.tensors.items()})
+    shapes = {name: tensor.shape for name, tensor in loaded.tensors.items()}
+    return Layout(loaded.config, shapes, loaded.shared, loaded.modules)
 
 
 def _planned_matrices(recipe: Recipe, loaded: Checkpoint, layout: Layout) -> tuple[PlannedMatrix, ...]:
@@ -178,7 +181,7 @@ def _selected(layout: Layout, step: Step) -> Sequence[Matrix]:
     if step.training is not None:
         check_trainable(matrices)
     if step.factored:
-        check_no_expert(matrices)
+        check_replaceable(matrices)
     if step.is_search:
         check_searchable(matrices)
         planned_trials(step.method, matrices, layout.layers, step.parameters)
@@ -203,6 +206,8 @@ def _rank_without_weights(step: Step, matrix: Matrix) -> int | None:
     if step.is_search or registered_methods()[step.method].rank_from_weights:
         return None
     full = min(matrix.shape)
+    if step.parameters.get("share_of") == "all":
+        return None
     return full - int(step.parameters["fraction"] * full + 1e-9) if "fraction" in step.parameters else full
 
 

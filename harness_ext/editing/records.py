@@ -1,4 +1,6 @@
-"""Sums over the matrices of a receipt: which edits still stand, and how large the edited model is."""
+"""Sums over the matrices of a receipt: which edits still stand, how large the edited model is, and what the statistics
+that it was edited by are of.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +8,16 @@ import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+from harness_ext.calibration.sinks import RULE
+from harness_ext.methods import registered_methods
+from harness_ext.methods.registry import sink_use
 from harness_ext.model.size import ModelSize
-from leaderboard.readers.receipt import MatrixRecord, ReceiptTotals
+from leaderboard.readers.receipt import MatrixRecord, ReceiptStatistic, ReceiptTotals
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from harness_ext.editing.edit_matrix import EditedMatrix
 
 _HEAD = re.compile(r"\bhead \d+")
 Edited = TypeVar("Edited")
@@ -33,6 +40,26 @@ def totals(size: ModelSize, records: Sequence[MatrixRecord] = (), added: Collect
         flops_per_token_after=round(size.flops_per_token - 2 * sum(count * size.used[name] for name, count in saved)),
         matrices_edited=len(_whole(last)),
     )
+
+
+def statistics_used(edited: Sequence[EditedMatrix]) -> list[ReceiptStatistic]:
+    """The statistics that each step edited by, with the tokens that they are of."""
+    rows: list[ReceiptStatistic] = []
+    for step, method in dict.fromkeys((item.record.step, item.record.method) for item in edited):
+        seen = [item.seen for item in edited if (item.record.step, item.record.method) == (step, method) and item.seen]
+        sinks = [one.sinks for one in seen]
+        rows += [
+            ReceiptStatistic(
+                step=step,
+                name=name,
+                sinks=use,
+                rule=RULE if seen else None,
+                tokens=max(one.tokens for one in seen) if seen else None,
+                sink_tokens=(min(sinks), max(sinks)) if seen else None,
+            )
+            for name, use in sink_use(registered_methods()[method].statistics).items()
+        ]
+    return rows
 
 
 def standing(edits: Iterable[Edited], place: Callable[[Edited], tuple[str, str | None]]) -> list[Edited]:

@@ -6,13 +6,53 @@ from collections.abc import Sequence
 
 from harness_ext.editing.edit_matrix import UNSEEN
 from harness_ext.editing.pipeline import AppliedRecipe
+from harness_ext.methods import registered_methods
 from harness_ext.recipe.recipe import Recipe
+from harness_ext.recipe.schema import Step
 from leaderboard.readers.receipt import DENSE
+
+SMALLEST_RISE = 0.0005
+"""Nats; a smaller rise of the calibration loss is rounding, and would be told as none."""
 
 
 def receipt_warnings(recipe: Recipe, applied: AppliedRecipe) -> list[str]:
     """All warnings about a recipe as it was carried out."""
-    return _searched(applied) + _as_asked(recipe, applied) + _left_dense(recipe, applied) + _calibrated(applied)
+    return (
+        applied.notes
+        + _searched(applied)
+        + _losses(recipe, applied)
+        + _as_asked(recipe, applied)
+        + _left_dense(recipe, applied)
+        + _shifted(applied)
+        + _calibrated(applied)
+    )
+
+
+def _losses(recipe: Recipe, applied: AppliedRecipe) -> list[str]:
+    """By how much a step raised the loss of its own documents; and the methods that found nothing to remove."""
+    found = []
+    for row in applied.losses:
+        before, after = row["before"], row["after"]
+        if before is None or (after is not None and after - before <= SMALLEST_RISE):
+            continue
+        now = f"{after:.4g} nats" if after is not None else "a number that is not finite"
+        found.append(
+            f"{row['method']} raised the loss of its own {row['documents']} calibration documents from {before:.4g} to"
+            f" {now}: its budget asks for as much"
+        )
+    trying = {number for number, step in enumerate(recipe.steps) if is_measured(step)}
+    made = {record.step for record in applied.records if record.rank_after < record.rank_before}
+    return found + [
+        f"{recipe.steps[number].method} found nothing whose removal lowers the loss of its calibration documents: the"
+        " model was left as it is"
+        for number in sorted(trying - made)
+    ]
+
+
+def is_measured(step: Step) -> bool:
+    """Whether a step that is no search makes only edits that lower the loss of its documents."""
+    method = None if step.is_search else registered_methods()[step.method]
+    return method is not None and (method.tries or method.searches)
 
 
 def _calibrated(applied: AppliedRecipe) -> list[str]:
@@ -39,8 +79,13 @@ def _as_asked(recipe: Recipe, applied: AppliedRecipe) -> list[str]:
         return []
     of = f"of {len(applied.records)} matrices or heads were left as they were"
     unseen = sum(record.fallback == UNSEEN for record in applied.records)
+    # What is tried out first is not asked for.
     same = (
-        sum(record.rank_after == record.rank_before and record.relative_error < 1e-6 for record in applied.records)
+        sum(
+            record.rank_after == record.rank_before and record.relative_error < 1e-6
+            for record in applied.records
+            if not is_measured(recipe.steps[record.step])
+        )
         - unseen
     )
     found = [f"{same} {of}: what was asked for changes nothing there"] if same else []
@@ -79,6 +124,20 @@ def _left_dense(recipe: Recipe, applied: AppliedRecipe) -> list[str]:
         if dense
         else []
     )
+
+
+def _shifted(applied: AppliedRecipe) -> list[str]:
+    """Biases that were shifted by more than an output of their matrix mostly is."""
+    shifted = [(item.shift_size, item.record) for item in applied.edited if item.shift_size is not None]
+    large = [(size, record) for size, record in shifted if size > 1]
+    if not large:
+        return []
+    most, record = max(large, key=lambda pair: pair[0])
+    return [
+        f"in {len(large)} of {len(shifted)} matrices or heads the bias is shifted by more than a typical output, most"
+        f" in {record.name}: by {most:.3g} times as much. Scores may show the shift rather than what was to be edited;"
+        " calibrate on other texts, or set bias=false where the method has it"
+    ]
 
 
 def _searched(applied: AppliedRecipe) -> list[str]:

@@ -36,6 +36,7 @@ class Edit:
     fallback: where the method could not go its way, a word for the way it took instead; the receipt has it.
     decomposition: a word for where the factors are from, and excess_error: the bound or estimate
     found with it of `error / least possible error - 1`; the receipt has these as well.
+    unchanged: whether W' is W, so that nothing is to be written: the product of factors would differ by rounding.
     """
 
     left: Tensor
@@ -44,6 +45,7 @@ class Edit:
     fallback: str | None = None
     decomposition: str | None = None
     excess_error: float | None = None
+    unchanged: bool = False
 
     @property
     def rank(self) -> int:
@@ -73,6 +75,7 @@ class DenseEdit:
     bias_shift: None = None
     decomposition: None = None
     excess_error: None = None
+    unchanged: bool = False
 
     @property
     def rank(self) -> int:

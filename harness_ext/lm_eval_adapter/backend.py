@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,9 +26,11 @@ from harness_ext.editing.records import totals
 from harness_ext.errors import UserError, nearest
 from harness_ext.linalg.cache import lasting
 from harness_ext.linalg.decompose import Decomposer
+from harness_ext.lm_eval_adapter.admission import check_arguments, loading, refuse_calibrated, refuse_quantised
 from harness_ext.lm_eval_adapter.throughput import Speed, seconds_since
-from harness_ext.model.checkpoint import adapter_inside
-from harness_ext.model.completeness import WholeModels, refusing_incomplete_adapters
+from harness_ext.model.checkpoint import Checkpoint, adapter_inside, read_checkpoint
+from harness_ext.model.completeness import WholeModels, check_headers, refusing_incomplete_adapters
+from harness_ext.model.safetensors_header import StoredTensor
 from harness_ext.model.size import size_of
 from harness_ext.model.weights import Weights
 from harness_ext.progress import Progress
@@ -74,6 +76,8 @@ class RecipeLM(HFLM):
 
             pretrained = str(demo_path())
         if isinstance(pretrained, str):
+            if asked is not None and asked.steps:
+                check_arguments({"pretrained": pretrained, **kwargs})
             self.loaded_from = str(Path(pretrained, str(kwargs.get("subfolder") or "")))
         else:  # from Python: a model in memory
             self.loaded_from = str(pretrained.config.name_or_path)
@@ -112,6 +116,8 @@ class RecipeLM(HFLM):
         loader = self.AUTO_MODEL_CLASS
         self.AUTO_MODEL_CLASS = WholeModels(loader, self.unexpected_weights.extend)
         try:
+            if kwargs.get("gguf_file") and kwargs.get("quantization_config") is None:
+                kwargs["quantization_config"] = _unpacked_gguf()
             with refusing_incomplete_adapters(str(kwargs.get("peft"))):
                 super()._create_model(pretrained, *args, **kwargs)
         finally:
@@ -229,6 +235,7 @@ class RecipeLM(HFLM):
         """
         with ExitStack() as undo_on_failure:
             undo_on_failure.callback(self.weights.restore)
+            self.check_editable([recipe])
             self.applied = apply_recipe(self.editable, recipe, documents, progress, resume)
             undo_on_failure.pop_all()
         self.recipe = recipe
@@ -245,18 +252,30 @@ class RecipeLM(HFLM):
             return totals(self.weights.size, self.applied.records, self.weights.added()).to_json()
         return totals(size_of(self.model)).to_json()
 
+    def check_editable(self, recipes: Sequence[Recipe]) -> None:
+        """Raise UserError where these recipes cannot be applied to a model of this kind, before anything is scored."""
+        if any(recipe.steps for recipe in recipes):
+            self._refuse_quantised()
+        if self.backend == "seq2seq":
+            refuse_calibrated(recipes, str(self.model.config.model_type))
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The loaded model as a checkpoint's headers would describe it."""
+        tensors = {
+            name: StoredTensor(tuple(value.shape), f"F{8 * value.element_size()}")
+            for name, value in self.model.named_parameters()
+        }
+        return Checkpoint(self.loaded_from, self.model.config.to_dict(), tensors)
+
     def _refuse_quantised(self) -> None:
         quantisation = getattr(self.model.config, "quantization_config", None)
-        if quantisation is not None:
-            kind = (
-                getattr(quantisation, "quant_method", None)
-                or (quantisation.get("quant_method") if isinstance(quantisation, Mapping) else None)
-                or "an unknown method"
-            )
-            raise UserError(
-                f"the model is quantised by {getattr(kind, 'value', kind)}, and quantised weights cannot be edited:"
-                " load it in float32, bfloat16 or float16"
-            )
+        if quantisation is None:
+            return
+        as_dict = quantisation if isinstance(quantisation, Mapping) else vars(quantisation)
+        if not as_dict.get("dequantize"):
+            kind = as_dict.get("quant_method") or "an unknown method"
+            refuse_quantised(self.loaded_from or "the model", str(getattr(kind, "value", kind)))
 
     def merge_adapter(self) -> None:
         """Make an adapter part of the weights: an edit of the base weight alone would leave the adapter's part of the
@@ -264,6 +283,38 @@ class RecipeLM(HFLM):
         """
         if hasattr(self.model, "merge_and_unload"):
             self._model = self.model.merge_and_unload()
+
+
+def load_model(
+    name: str, arguments: Mapping[str, Any], extra: Mapping[str, Any] | None = None, secrets: Collection[str] = ()
+) -> RecipeLM:
+    """The model of lm-eval's arguments, unedited. name: as the user gave it, and secrets: what must not be in messages.
+
+    Raises UserError for whatever its files make a loader raise, of which there are dozens of kinds.
+    """
+    with loading(name, secrets):
+        _check_stored(arguments)
+        return RecipeLM.create_from_arg_obj(dict(arguments), dict(extra or {}))
+
+
+def _check_stored(arguments: Mapping[str, Any]) -> None:
+    """Raise UserError where the headers of a local folder do not fit its config, before memory is taken for it."""
+    name, subfolder = str(arguments.get("pretrained")), str(arguments.get("subfolder") or "")
+    if Path(name, subfolder).expanduser().is_dir() and not arguments.get("gguf_file"):
+        checkpoint = read_checkpoint(name, subfolder=subfolder)
+        # Of these lm-eval loads another class than the one that is checked.
+        if not checkpoint.config.get("is_encoder_decoder"):
+            check_headers(checkpoint)
+
+
+def _unpacked_gguf() -> Any:
+    """What has transformers unpack a GGUF file into plain weights also where it has kernels for the packed ones; None
+    for releases that always unpack.
+    """
+    import transformers
+
+    config = getattr(transformers, "GgufConfig", None)
+    return config(dequantize=True) if config is not None else None
 
 
 def documents_of_named_tasks(calibration: Calibration) -> list[CalibrationSet]:

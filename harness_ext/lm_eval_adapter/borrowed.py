@@ -131,7 +131,18 @@ BORROWED = (
         ("pretrained", "peft"),
         source=("self.AUTO_MODEL_CLASS.from_pretrained(",),
     ),
-    BorrowedName(f"{_MODEL}._create_tokenizer", "keep the tokenizer that a loaded model came with", ("pretrained",)),
+    BorrowedName(
+        f"{_MODEL}._create_tokenizer",
+        "keep the tokenizer that a loaded model came with, and to try a chat template before a model is loaded",
+        ("pretrained", "tokenizer", "revision", "gguf_file", "add_bos_token", "subfolder"),
+    ),
+    BorrowedName(
+        f"{_MODEL}.apply_chat_template",
+        "try a chat template before a model is loaded",
+        ("chat_history", "add_generation_prompt"),
+        source=("self.chat_template_args",),
+        public=True,
+    ),
     BorrowedName(f"{_MODEL}.set_cache_hook", "refuse the cache of answers", ("cache_hook",), public=True),
     BorrowedName(
         "lm_eval.api.model:CachingLM", "refuse the cache of answers", source=("lm.set_cache_hook(",), public=True

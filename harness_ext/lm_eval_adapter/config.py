@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness_ext.errors import UserError
+from leaderboard.readers.secrets import secret_values
 
 if TYPE_CHECKING:
     from lm_eval.config.evaluate_config import EvaluatorConfig
     from lm_eval.tasks import TaskManager
 
     from harness_ext.recipe.recipe import Recipe
+
+
+_WITH_SECRETS = ("model_args", "metadata", "gen_kwargs", "hf_hub_log_args", "wandb_args", "trackio_args")
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,12 @@ class RunConfig:
     controls: tuple[str, ...]
     model_name: str
     command: tuple[str, ...]
+
+    @property
+    def secrets(self) -> set[str]:
+        """Tokens, passwords and the like that were given with this run: none of them is written anywhere."""
+        given = [getattr(self.harness, name, None) for name in _WITH_SECRETS]
+        return secret_values([*given, *self.command])
 
 
 def resolve_tasks(harness: EvaluatorConfig) -> TaskManager:

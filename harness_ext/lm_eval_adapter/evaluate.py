@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.lm_eval_adapter.borrowed import replaced
+from leaderboard.readers.results import settings_without_secrets
+from leaderboard.readers.secrets import without_known
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group
@@ -131,8 +133,10 @@ def save(evaluated: Mapping[str, Any], folder: Path, config: RunConfig) -> None:
     """
     from lm_eval.utils import handle_non_serializable
 
-    results = {key: value for key, value in evaluated.items() if key not in ("samples", "_tracker")}
-    samples, tracker = evaluated["samples"], evaluated["_tracker"]
+    results = settings_without_secrets(
+        {key: value for key, value in evaluated.items() if key not in ("samples", "_tracker")}
+    )
+    samples, tracker = without_known(evaluated["samples"], config.secrets), evaluated["_tracker"]
     if config.harness.show_config:
         print(json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False))
     tracker.output_path = str(folder / "results.json")

@@ -44,7 +44,7 @@ class LoadedModel(RecipeLM):
 
     def _create_tokenizer(self, *args: Any, **kwargs: Any) -> None:
         """Take the tokenizer that was given; lm-eval would look one up by the model's name."""
-        stand_in = SimpleNamespace(vocab_size=self.config.vocab_size, pad_token="none")
+        stand_in = SimpleNamespace(vocab_size=self.config.get_text_config().vocab_size, pad_token="none")
         self.tokenizer: Any = stand_in if self._own_tokenizer is None else self._own_tokenizer
 
 

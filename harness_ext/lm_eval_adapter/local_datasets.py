@@ -2,7 +2,8 @@
 
 Our tasks do both for themselves (`task_data`). A copy is a folder named as the data set is on the hub,
 `DIR/OWNER/NAME`, with a sub-folder for each configuration or the hub's own layout. It changes only where the items come
-from.
+from. Of the data sets that `bias_suite` reads from their authors' files, these files serve as well, for a task by
+itself as in the suite.
 
 The patch: `ConfigurableTask.download`, while a command builds its tasks, since a task file can name no data folder that
 the user chooses. A data set that cannot be loaded raises one of a dozen kinds of exceptions, none of which names the
@@ -12,7 +13,7 @@ task; the task is taken from the frames of the traceback.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from traceback import walk_tb
@@ -25,6 +26,19 @@ from harness_ext.lm_eval_adapter.task_data import DATA_VARIABLE
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
+
+_OFFICIAL = {
+    ("jannalu/crows_pairs_multilingual", "english"): ("crows_pairs_english", ("crows_pairs",)),
+    ("oskarvanderwal/winogender", "all"): ("winogender_all", ("winogender",)),
+    ("oskarvanderwal/bbq", "All"): ("bbq", ("bbq",)),
+    ("oskarvanderwal/simple-cooccurrence-bias", None): (
+        "simple_cooccurrence_bias",
+        ("simple_cooccurrence_bias", "winogender"),
+    ),
+}
+"""By data set and configuration: the task of `bias_suite` that reads the authors' files, and the folders that these lie
+in, one of which it needs.
+"""
 
 
 @contextmanager
@@ -56,6 +70,9 @@ def _copies() -> Iterator[None]:
         copy = None if callable(self.config.custom_dataset) else _copy_of(self)
         if copy is not None:
             self.DATASET_PATH, self.DATASET_NAME = copy
+        elif not callable(self.config.custom_dataset) and (official := _official_items(self)) is not None:
+            # It stays there, since what a task is covers where its items come from.
+            self.config.custom_dataset = official
         try:
             original(self, *arguments, **named)
         finally:
@@ -69,13 +86,34 @@ def _copy_of(task: Task) -> tuple[str, str | None] | None:
     """What to load in the place of a task's data set: a folder, and the configuration if the folder is not that of one;
     None without a copy.
     """
-    root = (task.config.metadata or {}).get("data_dir") or os.environ.get(DATA_VARIABLE)
-    copy = Path(str(root)).expanduser() / task.DATASET_PATH if root and task.DATASET_PATH else None
+    root = _data_folder(task)
+    copy = root / task.DATASET_PATH if root and task.DATASET_PATH else None
     if copy is None or not copy.is_dir():
         return None
     if task.DATASET_NAME and (copy / task.DATASET_NAME).is_dir():
         return str(copy / task.DATASET_NAME), None
     return str(copy), task.DATASET_NAME
+
+
+def _data_folder(task: Task) -> Path | None:
+    named = (task.config.metadata or {}).get("data_dir") or os.environ.get(DATA_VARIABLE)
+    return Path(str(named)).expanduser() if named else None
+
+
+def _official_items(task: Task) -> Callable[..., Any] | None:
+    """What makes a task's documents of its data set's official files; None where there are none."""
+    suite_task, folders = _OFFICIAL.get((task.DATASET_PATH, task.DATASET_NAME), ("", ()))
+    root = _data_folder(task)
+    if root is None or not any((root / folder).is_dir() for folder in folders):
+        return None
+    from harness_ext.lm_eval_adapter.borrowed import load_yaml
+    from harness_ext.lm_eval_adapter.task_index import tasks_root
+
+    suite = load_yaml(tasks_root() / "bias" / "bias_suite.yaml")
+    (items,) = (
+        entry["custom_dataset"] for entry in suite["task"] if isinstance(entry, dict) and entry["task"] == suite_task
+    )
+    return items
 
 
 def _downloading(error: Exception) -> Task | None:

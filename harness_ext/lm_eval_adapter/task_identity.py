@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness_ext.lm_eval_adapter import task_code
 from harness_ext.lm_eval_adapter.fresh_modules import LoadRecord
+from leaderboard.readers.secrets import without_secrets
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -71,9 +72,8 @@ def configuration(task: Task, skipped: Collection[str] = ()) -> dict[str, Any]:
     fields = {key: value for key, value in _fields(task).items() if value is not None and key != "num_fewshot"}
     metadata = fields.get("metadata")
     if isinstance(metadata, Mapping):
-        fields["metadata"] = {
-            key: value for key, value in metadata.items() if key not in skipped and key not in _NOT_THE_TASKS
-        }
+        kept = {key: value for key, value in metadata.items() if key not in skipped and key not in _NOT_THE_TASKS}
+        fields["metadata"] = without_secrets(kept)
     path = fields.get("dataset_path")
     if isinstance(path, str) and os.path.exists(path):
         fields["dataset_path"] = "local"

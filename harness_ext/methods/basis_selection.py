@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 @method(summary="Train which bases of the matrix to keep, and new ones.", rank_from_weights=True)
 def basis_selection(weight: Tensor, /, *, trained_left: Tensor, trained_right: Tensor) -> Edit:
     """The product of the trained factors, `[m, r]` and `[r, n]`; where bases kept and added are more than min(m, n), as
-    of full rank, which they cannot exceed.
+    of full rank, which they cannot exceed. No mean over tokens is in them: training goes by what the model answers, and
+    sink tokens have their part in that.
     """
     import torch
 

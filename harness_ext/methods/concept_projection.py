@@ -26,14 +26,26 @@ NO_DIFFERENCE = "no_difference"
     shifts_bias=True,
 )
 def contrast_projection(
-    weight: Tensor, /, *, contrast_differences: Tensor, input_mean: Tensor, directions: Count = 1, bias: bool = True
+    weight: Tensor,
+    /,
+    *,
+    contrast_differences: Tensor,
+    input_mean: Tensor,
+    far_input_mean: Tensor | None = None,
+    directions: Count = 1,
+    bias: bool = True,
 ) -> Edit | DenseEdit:
     """`W' = (I - V V^T) W`, V `[m, k]` the top right singular vectors of the output differences `D = X W^T` (after
     ProFS, arXiv:2405.13967), uncentred, so that their mean counts (ours).
 
     contrast_differences: X `[p, n]`, input of the first text minus that of the second, for p pairs. input_mean: `[n]`,
-    over all tokens of the texts. directions: k. bias: `b' = b + V V^T W x_mean` (ours): the outputs stay at the middle
-    of the two kinds, rather than at zero.
+    over the tokens of the texts that are no sinks. directions: k. bias: `b' = b + V V^T W x_mean` (ours): the outputs
+    stay at the middle of the two kinds, rather than at zero.
+
+    far_input_mean: `[n]`, of the sink tokens whose inputs are far out, zero where there are none. Their output does not
+    tell the texts apart and attention rests on it, so V is orthogonal to it (ours): D without its part along
+    `W x_far`. In SmolLM2 a quarter of the largest sink would go otherwise: with the shipped pairs the perplexity of
+    WikiData's answers goes from 734 to 603, to 6,314 without this, and that of WikiText from 33 to 39, or to 205.
 
     Each direction in which the outputs differ lowers the rank by one. Raises UserError where the pairs cannot give k
     directions.
@@ -46,8 +58,11 @@ def contrast_projection(
             f"directions: {directions} cannot be taken out of a {weight.shape[0]} x {weight.shape[1]} matrix with"
             f" {len(differences)} pairs of texts; give fewer"
         )
+    rounding = 1e-12 * float(dense.norm() * differences.norm())
+    if far_input_mean is not None:
+        differences = _beside(differences, dense, far_input_mean.double())
     pairs, sizes, found = torch.linalg.svd(differences @ dense.T, full_matrices=False)
-    count = int((sizes[:directions] > 1e-12 * float(dense.norm() * differences.norm())).sum())
+    count = int((sizes[:directions] > rounding).sum())
     if count == 0:
         return DenseEdit(weight, NO_DIFFERENCE)
     separating = found[:count].T
@@ -60,6 +75,13 @@ def contrast_projection(
         return Edit(others.to(weight), (others.T @ rest).to(weight), shift)
     others = _complement(differences.T @ pairs[:, :count])
     return Edit((rest @ others).to(weight), others.T.to(weight), shift)
+
+
+def _beside(differences: Tensor, weight: Tensor, far: Tensor) -> Tensor:
+    """Input differences `[p, n]` less that multiple of an input `[n]` by which their outputs move along its output."""
+    output = weight @ far
+    size = float(output.square().sum())
+    return differences - (differences @ weight.T @ output / size)[:, None] * far if size else differences
 
 
 def _complement(directions: Tensor) -> Tensor:

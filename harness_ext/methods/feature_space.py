@@ -32,7 +32,7 @@ def feature_space(
     /,
     *,
     input_second_moment: Tensor,
-    input_mean: Tensor,
+    input_mean_with_sinks: Tensor,
     keep: Keep,
     remember: Callable[..., tuple[Tensor, ...]] = call,
     centred: bool = True,
@@ -41,15 +41,18 @@ def feature_space(
     """`W' = U_r U_r^T W`, and with `bias` also `b' = b + (I - U_r U_r^T) W x_mean` (arXiv:2405.13039 centred;
     arXiv:2403.07378 not).
 
-    input_second_moment: `[n, n]`, the mean of `x x^T`. input_mean: `[n]`. centred: U_r from the covariance of the
-    outputs rather than their second moment. Centred and with the bias, it is the best affine map of rank r on these
-    inputs; centred without it is what the released code of arXiv:2405.13039 does, which loses the mean output.
-    `keep.energy` is a share of the sum of the eigenvalues, the outputs' (co)variance, not of the weight's own energy.
+    input_second_moment: `[n, n]`, the mean of `x x^T`. input_mean_with_sinks: `[n]`. Both are over all tokens, sinks
+    among them: this is a least-squares fit, and does as it likes with what it is not shown. Five layers of SmolLM2 at
+    80 % of their parameters leave a perplexity of WikiData's answers of 984 (of 734), and of 815,000 without the sinks.
+    centred: U_r from the covariance of the outputs rather than their second moment. Centred and with the bias, it is
+    the best affine map of rank r on these inputs; centred without it is what the released code of arXiv:2405.13039
+    does, which loses the mean output. `keep.energy` is a share of the sum of the eigenvalues, the outputs'
+    (co)variance, not of the weight's own energy.
 
     Where the outputs span fewer directions than are kept, the rest are the leading singular directions of what is left
     of W (ours): recorded as a fallback.
     """
-    moment, mean, dense = input_second_moment.double(), input_mean.double(), weight.double()
+    moment, mean, dense = input_second_moment.double(), input_mean_with_sinks.double(), weight.double()
     spread = moment - mean.outer(mean) if centred else moment
     eigenvalues, eigenvectors = remember(output_spectrum, dense, spread)
     rows, columns = weight.shape

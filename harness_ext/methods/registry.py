@@ -28,23 +28,36 @@ no torch when it is loaded: a recipe must be readable, and its mistakes nameable
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.linalg.edits import AnyEdit
 from harness_ext.methods.discovery import import_modules_of, load_entry_points
-from harness_ext.methods.statistic_registry import known_statistics, registered_statistics, statistics_among
+from harness_ext.methods.statistic_registry import Sinks, known_statistics, registered_statistics, statistics_among
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SEARCHED = frozenset({"removed_components"})
 TRAINED = frozenset({"trained_left", "trained_right"})
+TRIED = frozenset({"accepted_components"})
+RANKED = frozenset({"count_among_all"})
 """What a method may ask for like a statistic, but no pass gathers. What is searched for takes many passes, and the
 other statistics of such a method come from the same search. What is trained (two factors of the matrix, `[m, r]` and
-`[r, n]`) comes alone.
+`[r, n]`) comes alone. What is tried (`[r]`, bool) and what is ranked (a count, 0-d) follow from the statistics that the
+method asks for as well, those of all matrices of the step together.
+"""
+
+SINKS_OF_OTHERS: dict[str, Sinks] = {
+    "accepted_components": "left out of its mean",
+    "removed_components": "left out of its mean",
+    "trained_left": "counted",
+    "trained_right": "counted",
+}
+"""Whether sink tokens belong in what no pass gathers: a search goes by the effects, at all tokens, of removals that
+keep the mean of those that are no sinks; training goes by what the model answers.
 """
 
 TEXTS = "texts"
@@ -97,6 +110,16 @@ class Method:
         return bool(self.statistics & SEARCHED)
 
     @property
+    def tries(self) -> bool:
+        """Whether its edits are tried out before they are made, and made only as far as the measured loss falls."""
+        return bool(self.statistics & TRIED)
+
+    @property
+    def gathered(self) -> frozenset[str]:
+        """Those of its statistics that a pass over the documents gathers."""
+        return self.statistics - SEARCHED - TRAINED - TRIED - RANKED
+
+    @property
     def trains(self) -> bool:
         """Whether its factors are trained on the calibration documents."""
         return bool(self.statistics & TRAINED)
@@ -119,6 +142,12 @@ class Method:
         or as the setting `bias` says.
         """
         return self.shifts_bias and bool(parameters.get("bias", True))
+
+
+def sink_use(names: Iterable[str]) -> dict[str, Sinks]:
+    """Whether sink tokens belong in each of these statistics, by name; nothing is said of what follows from others."""
+    known = SINKS_OF_OTHERS | {item.name: item.sinks for item in statistics_among(names)}
+    return {name: known[name] for name in sorted(names) if name in known}
 
 
 _registry: dict[str, Method] = {}
@@ -153,7 +182,7 @@ def method(
 def _describe(function: Callable[..., AnyEdit], name: str, summary: str) -> Method:
     arguments = keyword_arguments(function, f"method {name!r}")
     asked = {argument.name for argument in arguments}
-    statistics = frozenset(asked & (known_statistics().keys() | SEARCHED | TRAINED))
+    statistics = frozenset(asked & (known_statistics().keys() | SEARCHED | TRAINED | TRIED | RANKED))
     engine = statistics | (asked & ENGINE_ARGUMENTS)
     parameters = {
         argument.name: parameter_of(function, argument) for argument in arguments if argument.name not in engine

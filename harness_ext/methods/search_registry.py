@@ -28,6 +28,7 @@ from pydantic import Field
 from harness_ext.errors import UserError
 from harness_ext.methods.discovery import import_modules_of, load_entry_points
 from harness_ext.methods.registry import Parameter, keyword_arguments, parameter_of, registered_methods
+from harness_ext.model.layout import check_not_shared
 
 if TYPE_CHECKING:
     from harness_ext.model.layout import Matrix
@@ -94,13 +95,14 @@ def planned_trials(name: str, matrices: Sequence[Matrix], layers: int, settings:
 
 def check_searchable(matrices: Sequence[Matrix]) -> None:
     """Raise UserError naming the first matrix that edits cannot be tried on: one call computes all experts of a layer,
-    and nothing can be put in the place of one.
+    and nothing can be put in the place of one; and a trial starts at one layer, where a shared block is in several.
     """
     for matrix in matrices:
         if matrix.expert is not None:
             raise UserError(
                 f"{matrix.key}: a search cannot try edits of experts; choose matrices outside them, such as attn"
             )
+        check_not_shared([matrix], "a search cannot try edits of it")
 
 
 _registry: dict[str, Search] = {}

@@ -31,7 +31,9 @@ def wanda(weight: Tensor, /, *, input_second_moment_diagonal: Tensor, density: D
     """Wanda (arXiv:2306.11695): keep the share `density` of each row, by `|W_ij| ||x_j||_2`; `floor((1 - density) n)`
     of a row become zero.
 
-    input_second_moment_diagonal: `[n]`, the mean of `x_j^2`, whose root is in proportion to the norm over tokens.
+    input_second_moment_diagonal: `[n]`, the mean of `x_j^2`, whose root is in proportion to the norm over tokens: over
+    all, as in the paper. Without the sinks SmolLM2 answers WikiData better (perplexity 10,300, not 20,400, of 734) and
+    predicts WikiText worse (98, not 89, of 33).
     """
     return DenseEdit(
         _without_smallest(weight, weight.double().abs() * input_second_moment_diagonal.double().sqrt(), density)

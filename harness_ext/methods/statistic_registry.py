@@ -20,7 +20,7 @@ import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar, get_args
 
 from harness_ext.methods.discovery import load_entry_points
 
@@ -31,6 +31,12 @@ Needs = Literal["inputs", "contrasts", "gradients", "components"]
 """What gathering a statistic takes. inputs: a forward pass over any texts. contrasts: the same over the pairs of a
 contrast set. gradients: a backward pass from the right answers as well. components: gradients, and the factors of the
 matrix, which the class is made with: `Class(svd)`.
+"""
+Sinks = Literal["counted", "left out", "left out of its mean", "alone"]
+"""Whether sink tokens (`harness_ext.calibration.sinks`) belong in a statistic; in these words receipts say it. counted:
+they do, as in anything that a least-squares fit is made of. left out: of a mean, which would be theirs; `real` marks
+none of them. left out of its mean: of a mean that a statistic of all tokens needs; `update` is told of them, see
+`StatisticToldOfSinks`. alone: `real` marks only those that are far out.
 """
 Numbers = Callable[[tuple[int, int]], int]
 """How many numbers one object holds, from the shape of its matrix `[m, n]`."""
@@ -51,18 +57,39 @@ class Statistic(Protocol):
         """The value over everything seen; None where nothing of it could be used."""
 
 
+class SinkTokens(NamedTuple):
+    """Which tokens are sinks of a matrix, `[b, t]`: every one, and those among them whose input is far out."""
+
+    every: Tensor
+    far: Tensor
+
+
+class StatisticToldOfSinks(Protocol):
+    """What the gathering pass needs of a statistic that is registered with `sinks="left out of its mean"`."""
+
+    def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor, sinks: SinkTokens) -> None:
+        """As `Statistic.update`; sinks: which of the real tokens are sinks."""
+
+    def result(self) -> Tensor | None:
+        """As `Statistic.result`."""
+
+
+AnyStatistic = Statistic | StatisticToldOfSinks
+
+
 @dataclass(frozen=True)
 class RegisteredStatistic:
-    """A statistic by name: how one object is made, and what it takes.
+    """A statistic by name: how one object is made, what it takes, and whether sink tokens belong in it.
 
     compares_documents: it compares each document with the next of its batch, so that a batch must hold two or more.
     """
 
     name: str
-    make: Callable[..., Statistic]
+    make: Callable[..., AnyStatistic]
     needs: Needs
     numbers: Numbers
     compares_documents: bool = False
+    sinks: Sinks = "counted"
 
     @property
     def needs_gradients(self) -> bool:
@@ -88,19 +115,27 @@ def one_per_component(shape: tuple[int, int]) -> int:
 SHIPPED = "harness_ext.calibration.statistics"
 """The module of the shipped ones, named as an entry point names one: nothing here knows what it holds."""
 _registry: dict[str, RegisteredStatistic] = {}
-StatisticClass = TypeVar("StatisticClass", bound=Callable[..., Statistic])
+StatisticClass = TypeVar("StatisticClass", bound=Callable[..., AnyStatistic])
 
 
 def statistic(
-    *, name: str, needs: Needs, numbers: Numbers = one_per_input, compares_documents: bool = False
+    *,
+    name: str,
+    needs: Needs,
+    numbers: Numbers = one_per_input,
+    compares_documents: bool = False,
+    sinks: Sinks = "counted",
 ) -> Callable[[StatisticClass], StatisticClass]:
     """Register a class as the statistic that methods ask for by an argument of this name; see `RegisteredStatistic`.
 
     Raises ValueError where the name is no name of an argument or is already taken by a class of another module, and
-    where `needs` is none of `Needs`; TypeError where the class lacks what `Statistic` asks for.
+    where `needs` is none of `Needs`, or `sinks` none of `Sinks`; TypeError where the class lacks what `Statistic` asks
+    for.
     """
     if not name.isidentifier() or needs not in get_args(Needs):
         raise ValueError(f"statistic {name!r}: give the name of an argument, and needs as one of {get_args(Needs)}")
+    if sinks not in get_args(Sinks):
+        raise ValueError(f"statistic {name!r}: give sinks as one of {get_args(Sinks)}")
 
     def register(made: StatisticClass) -> StatisticClass:
         if missing := [part for part in ("update", "result") if not callable(getattr(made, part, None))]:
@@ -108,7 +143,7 @@ def statistic(
         known = _registry.get(name)
         if known is not None and known.make.__module__ != made.__module__:
             raise ValueError(f"statistic {name!r} is already registered by {known.make.__module__}")
-        _registry[name] = RegisteredStatistic(name, made, needs, numbers, compares_documents)
+        _registry[name] = RegisteredStatistic(name, made, needs, numbers, compares_documents, sinks)
         return made
 
     return register

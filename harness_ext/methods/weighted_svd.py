@@ -86,7 +86,9 @@ def activation_aware_svd(
 ) -> Edit:
     """ASVD (arXiv:2312.05821): `W' = trunc_r(W S) S^-1`, S diagonal, `S_jj = (mean |x_j|)^exponent`.
 
-    input_magnitude: `[n]`. `keep.energy` is a share of the squared singular values of `W S`.
+    input_magnitude: `[n]`, over all tokens: without the sinks, five layers of SmolLM2 at the break-even rank leave a
+    perplexity of WikiData's answers of 416,000, with them 3,339 (of 734). `keep.energy` is a share of the squared
+    singular values of `W S`.
     """
     return scaled_truncation(weight, input_magnitude.double() ** exponent, truncate, keep)
 
@@ -96,8 +98,9 @@ def fisher_weighted_svd(weight: Tensor, /, *, fisher_information: Tensor, trunca
     """FWSVD (arXiv:2207.00112): `W' = trunc_r(W S) S^-1`, S diagonal, `S_jj = sqrt(sum_i I_ij)`, I the empirical Fisher
     information of the weights.
 
-    fisher_information: `[n]`, already summed over the rows. `keep.energy` is a share of the squared singular values of
-    `W S`.
+    fisher_information: `[n]`, already summed over the rows; of all tokens: without the sinks, five layers of SmolLM2 at
+    the break-even rank leave a perplexity of WikiData's answers of 7,644, with them 984 (of 734). `keep.energy` is a
+    share of the squared singular values of `W S`.
     """
     return scaled_truncation(weight, fisher_information.double().sqrt(), truncate, keep)
 

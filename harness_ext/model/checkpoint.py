@@ -6,61 +6,39 @@ loader; a checkpoint of pickled weights needs the user's leave.
 
 from __future__ import annotations
 
-import json
 import os
-import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from harness_ext.errors import UserError
+from harness_ext.model.safetensors_header import StoredTensor, read_header, refuse_impossible
+from leaderboard.errors import Unreadable
+from leaderboard.readers.plain_yaml import shown
+from leaderboard.readers.safe_json import load_json
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _ADAPTER = "adapter_config.json"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-_HEADER_LIMIT = 100 << 20
-# transformers can turn these into plain weights as it loads them; whether it did is seen on the loaded model.
+# transformers turns these into plain weights as it loads them, where it has no kernels for the packed ones.
 _DEQUANTISED_ON_LOADING = {"fp8", "fbgemm_fp8", "mxfp4", "compressed-tensors"}
-_DTYPE_BYTES = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
-}
-
-
-class StoredTensor(NamedTuple):
-    """A tensor as a safetensors header describes it; dtype is the format's word, such as F32 or BF16."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-    @property
-    def element_bytes(self) -> int:
-        """Bytes of one number."""
-        return _DTYPE_BYTES.get(self.dtype, 4)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """What is known of a model before it is loaded. tensors: by name, as stored; empty where there are no safetensors
-    headers.
+    headers. shared: the other names of a parameter that several layers have in common, once that is known.
+    modules: the class names of the model's modules, by name, once they are known.
     """
 
     name: str
     config: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
+    shared: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    modules: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_checkpoint(pretrained: str, revision: str = "main", subfolder: str = "") -> Checkpoint:
@@ -70,7 +48,9 @@ def read_checkpoint(pretrained: str, revision: str = "main", subfolder: str = ""
     """
     folder = Path(pretrained, subfolder).expanduser()
     if folder.is_dir():
-        return Checkpoint(pretrained, _read_json(folder / "config.json"), _local_tensors(folder))
+        config, tensors = _read_json(folder / "config.json"), _local_tensors(folder)
+        refuse_impossible(pretrained, tensors, config)
+        return Checkpoint(pretrained, config, tensors)
     return _hub_checkpoint(pretrained, revision, subfolder)
 
 
@@ -79,29 +59,30 @@ def check_local(
 ) -> None:
     """Refuse a local folder that cannot be loaded safely or whole, or not edited; a hub name is the loader's business.
 
-    Raises UserError for a missing config, a missing or truncated safetensors file, pickled weights without leave, and
-    packed weights, or weights with an adapter, to be edited.
+    Raises UserError for a missing config, a safetensors file that is missing, truncated or not what it says, pickled
+    weights without leave, and weights with an adapter, to be edited.
     """
     folder = Path(pretrained, subfolder).expanduser()
     if not folder.is_dir():
+        if subfolder and Path(pretrained).expanduser().is_dir():
+            raise UserError(f"the model folder {pretrained} has no subfolder {subfolder}")
         if pretrained.startswith((".", "/", "~")):
             raise UserError(
                 f"there is no model folder {pretrained}; give a local folder, a hub name, or `demo` for the embedded"
                 " model"
             )
         return
-    config = _read_json(folder / "config.json")
-    quantisation = config.get("quantization_config")
-    method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
-    if to_be_edited and method is not None and method not in _DEQUANTISED_ON_LOADING:
+    if (folder / _ADAPTER).is_file() and not (folder / "config.json").exists():
+        base = _read_json(folder / _ADAPTER).get("base_model_name_or_path") or "MODEL"
         raise UserError(
-            f"{pretrained} is quantised ({method}), and quantised weights cannot be edited: use the checkpoint it was"
-            " made from, in float32, bfloat16 or float16"
+            f"{pretrained} holds an adapter ({_ADAPTER}) and no model: name the model that it was made for as well,"
+            f" --model_args pretrained={base},peft={pretrained}"
         )
+    config = _read_json(folder / "config.json")
     if to_be_edited and (folder / _ADAPTER).is_file() and find_spec("peft") is not None:
         raise UserError(adapter_inside(pretrained))
     if any(folder.glob("*.safetensors")) or (folder / _INDEX).is_file():
-        _local_tensors(folder)
+        refuse_impossible(pretrained, _local_tensors(folder), config)
     elif any((folder / name).is_file() for name in _PICKLES):
         if not pickle_allowed:
             raise UserError(
@@ -112,13 +93,63 @@ def check_local(
         raise UserError(f"{pretrained} holds no weights: expected {_SINGLE} or {_INDEX} beside config.json")
 
 
+def hub_or_local_config(model_args: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of the model that lm-eval's arguments name; empty where it cannot be had, which is the loader's
+    business.
+    """
+    from huggingface_hub import hf_hub_download
+
+    name, subfolder = str(model_args["pretrained"]), str(model_args.get("subfolder") or "")
+    folder = Path(name, subfolder).expanduser()
+    token = model_args.get("token")
+    try:
+        if folder.is_dir():
+            return _read_json(folder / "config.json")
+        path = f"{subfolder}/config.json" if subfolder else "config.json"
+        revision = str(model_args.get("revision") or "main")
+        return _read_json(Path(hf_hub_download(name, path, revision=revision, token=token)))
+    except Exception:
+        return {}
+
+
+def _quantisation(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    inner = config.get("text_config")
+    wrapped = inner.get("quantization_config") if isinstance(inner, dict) else None
+    found = config.get("quantization_config") or wrapped
+    return found if isinstance(found, dict) else {}
+
+
+def quantisation_method(config: Mapping[str, Any]) -> str | None:
+    """The word for how a checkpoint is quantised; None for a plain one."""
+    found = _quantisation(config)
+    if not found:
+        return None
+    bits = next((name for name in ("load_in_4bit", "load_in_8bit") if found.get(name)), None)
+    return str(found.get("quant_method") or ("bitsandbytes" if bits else "an unknown method"))
+
+
+def stays_packed(config: Mapping[str, Any]) -> bool:
+    """Whether transformers keeps the weights of a quantised checkpoint packed on this machine."""
+    method = quantisation_method(config)
+    if method not in _DEQUANTISED_ON_LOADING:
+        return method is not None
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    try:
+        quantizer = AutoHfQuantizer.from_config(dict(_quantisation(config)), pre_quantized=True)
+        quantizer.validate_environment(device_map=None, weights_only=True)
+    except (ImportError, ValueError, RuntimeError, TypeError):
+        return True
+    return not getattr(quantizer.quantization_config, "dequantize", False)
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path.parent} is no model folder: it has no {path.name}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+        value = load_json(path)
+    except Unreadable as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise UserError(f"{path.parent} is no model folder: it has no {path.name}") from None
+        raise UserError(f"{path.parent}: {error}; fetch or copy it again") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold a JSON object")
     return value
@@ -126,8 +157,16 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _local_tensors(folder: Path) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
+    file_of: dict[str, Path] = {}
     for path in _weight_files(folder):
-        tensors |= read_header(path)
+        found = read_header(path)
+        for name in found.keys() & file_of.keys():
+            raise UserError(
+                f"{folder} has the weight {name} twice, in {file_of[name].name} and in {path.name}: which of them is"
+                " meant cannot be known; fetch or convert the checkpoint again"
+            )
+        file_of |= dict.fromkeys(found, path)
+        tensors |= found
     return tensors
 
 
@@ -141,17 +180,22 @@ def _weight_files(folder: Path) -> list[Path]:
     if not index.is_file():
         return sorted(folder.glob("*.safetensors"))
     weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise UserError(f"{index} has no weight_map")
-    return [_shard(folder, name) for name in sorted({str(name) for name in weight_map.values()})]
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index} has no weight_map: fetch or copy it again")
+    for weight, name in weight_map.items():
+        if not isinstance(name, str) or not name:
+            raise UserError(f"{index} names {shown(name)} as the file of {shown(weight)}: fetch or copy it again")
+    return [_shard(index, name) for name in sorted(set(weight_map.values()))]
 
 
-def _shard(folder: Path, name: str) -> Path:
-    """A file that an index names. An index is untrusted: outside the folder only a file is looked for that has a
-    namesake inside.
-    """
-    inside, named = folder / Path(name).name, Path(os.path.normpath(folder / name))
-    return named if named.is_relative_to(os.path.normpath(folder)) or inside.is_file() else inside
+def _shard(index: Path, name: str) -> Path:
+    """A file that an index names, in its folder. An index is untrusted: it may not lead elsewhere."""
+    path, folder = Path(os.path.normpath(index.parent / name)), os.path.normpath(index.parent)
+    if "\0" in name or Path(name).is_absolute() or not path.is_relative_to(folder) or str(path) == folder:
+        raise UserError(
+            f"{index} names {shown(name)!r}, which is no file of its folder: put all files of a model there"
+        )
+    return path
 
 
 def adapter_inside(name: str) -> str:
@@ -161,38 +205,6 @@ def adapter_inside(name: str) -> str:
         " merge it into them (merge_and_unload), or move it to a folder of its own and name that, --model_args"
         " pretrained=MODEL,peft=ADAPTER"
     )
-
-
-def read_header(path: Path) -> dict[str, StoredTensor]:
-    """The tensors that a safetensors file says it holds, after checking that it is as long as it says.
-
-    Raises UserError naming the file where it is missing, truncated or not a safetensors file.
-    """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = struct.unpack("<Q", file.read(8))[0] if size >= 8 else _HEADER_LIMIT + 1
-            if length > min(size - 8, _HEADER_LIMIT):
-                raise UserError(
-                    f"{path} is truncated or not a safetensors file ({size:,} bytes): fetch or copy it again"
-                )
-            header = json.loads(file.read(length))
-        found = {
-            name: StoredTensor(tuple(item["shape"]), item["dtype"])
-            for name, item in header.items()
-            if name != "__metadata__"
-        }
-        end = max((item["data_offsets"][1] for name, item in header.items() if name != "__metadata__"), default=0)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: the checkpoint is incomplete; fetch or copy it again") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read as a safetensors file: {error}") from None
-    if size < 8 + length + end:
-        raise UserError(
-            f"{path} is truncated: it has {size:,} bytes and its header promises {8 + length + end:,}; fetch or copy it"
-            " again"
-        )
-    return found
 
 
 def hub_commit(name: str, revision: str, files: Sequence[str]) -> str:
@@ -225,9 +237,10 @@ def _hub_checkpoint(name: str, revision: str, subfolder: str) -> Checkpoint:
         raise _not_found(name, error) from None
     try:
         cached = Path(hf_hub_download(name, f"{prefix}{_SINGLE}", revision=revision, local_files_only=True))
-        return Checkpoint(name, config, read_header(cached))
     except Exception:
         pass
+    else:
+        return Checkpoint(name, config, read_header(cached))
     try:
         files = get_safetensors_metadata(name, revision=revision).files_metadata.values()
     except Exception as error:
@@ -241,7 +254,16 @@ def _hub_checkpoint(name: str, revision: str, subfolder: str) -> Checkpoint:
 
 
 def _not_found(name: str, error: Exception) -> UserError:
-    return UserError(f"the model {name!r} is neither a local folder nor to be had from the hub: {_first_line(error)}")
+    refused = type(error).__name__ == "GatedRepoError" or any(code in str(error) for code in ("401 ", "403 "))
+    way_out = (
+        ". It may be gated or private: accept its terms on the hub, then log in with `hf auth login` or set HF_TOKEN,"
+        " which config and tokenizer need as well (lm-eval gives `token=` to the weights alone)"
+        if refused
+        else ""
+    )
+    return UserError(
+        f"the model {name!r} is neither a local folder nor to be had from the hub: {_first_line(error)}{way_out}"
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -7,14 +7,18 @@ computes. Of a loaded model by what loading reports, and of a checkpoint's heade
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from harness_ext.errors import UserError
 from harness_ext.model.checkpoint import Checkpoint, read_checkpoint
+from leaderboard.readers.plain_yaml import shown
 
 # Of older releases: a model computes them from its config, so nothing is lost where a checkpoint lacks them.
 _COMPUTED = re.compile(r"(^|\.)(inv_freq|masked_bias|position_ids)$")
@@ -94,10 +98,30 @@ def check_headers(checkpoint: Checkpoint) -> None:
     config = checkpoint.config
     if not checkpoint.tensors or config.get("quantization_config") or config.get("auto_map"):
         return
-    with _silent():
+    with silent():
         info = _loading_info(checkpoint)
     if info is not None:
         refuse_incomplete(checkpoint.name, info)
+    else:
+        _refuse_config(checkpoint)
+
+
+def _refuse_config(checkpoint: Checkpoint) -> None:
+    """Raise UserError where transformers knows the model's type and cannot use its config. Whatever else keeps it from
+    building the model, the loader will say.
+    """
+    from transformers import CONFIG_MAPPING
+
+    kind = checkpoint.config.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        return
+    try:
+        CONFIG_MAPPING[kind].from_dict(dict(checkpoint.config))
+    except Exception as error:
+        words = " ".join(str(error).split())
+        raise UserError(
+            f"{checkpoint.name}: config.json cannot be that of a {kind} model: {shown(words, 300)}"
+        ) from error
 
 
 def _loading_info(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
@@ -105,10 +129,10 @@ def _loading_info(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
     model.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     try:
-        config = type(AutoConfig.for_model(checkpoint.config["model_type"])).from_dict(dict(checkpoint.config))
+        config = config_of(checkpoint.config)
         with torch.device("meta"):
             model_class = type(AutoModelForCausalLM.from_config(config))
             state = {
@@ -127,6 +151,15 @@ def _loading_info(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
         # Whatever a config from anywhere brings about: the loader will say it in its own words.
         return None
     return info
+
+
+def config_of(stored: Mapping[str, Any]) -> Any:
+    """The config that transformers makes of a `config.json`. Raises whatever transformers does."""
+    from transformers import AutoConfig
+
+    with TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps(stored), encoding="utf-8")
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
 @contextmanager
@@ -162,8 +195,10 @@ def _shape(shape: Iterable[int]) -> str:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    """transformers draws a bar and prints a table of what is missing, which is told here in a sentence."""
+def silent() -> Iterator[None]:
+    """Inside the block transformers says nothing: it draws a bar and prints a table of what is missing, which is told
+    here in a sentence.
+    """
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

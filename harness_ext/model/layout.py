@@ -1,12 +1,12 @@
 """A model's matrices: which parameter, or which part of one, plays which role in which layer.
 
 Everything here follows from the config and from parameter names and shapes, so that a plan needs no weights. What a
-kind of model calls things is in `harness_ext.model.architectures`; an architecture without an entry there still works
-through globs on parameter names, its roles unknown.
+kind of model calls things is in `harness_ext.model.architectures`. Without an entry there, roles of whole matrices are
+inferred from names (`harness_ext.model.inference`), and what has none still works through globs on parameter names.
 
 Every matrix is spoken of in the orientation `[out, in]` (`y = W x`), however it is stored. A role may be a part of a
 fused parameter: its rows (or columns) are given as ranges of that view, so that interleaved layouts need nothing new.
-Of the experts in a parameter `[experts, out, in]`, each is a matrix of its own.
+Of the experts in a parameter `[experts, out, in]`, or `[experts, in, out]`, each is a matrix of its own.
 """
 
 from __future__ import annotations
@@ -19,14 +19,28 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from harness_ext.errors import UserError, nearest
-from harness_ext.model.architectures import ATTENTION, MLP, ROLES, Ranges, architecture_of, text_config
+from harness_ext.model.architectures import (
+    ATTENTION,
+    LATENT,
+    MIXER,
+    MLP,
+    NORMALISED,
+    ROLES,
+    architecture_of,
+    text_config,
+)
+from harness_ext.model.expert_layouts import ExpertLayout, expert_modules
+from harness_ext.model.geometry import Ranges
+from harness_ext.model.inference import Inference, infer, is_transposed
 
 GROUPS: Mapping[str, str] = {
     "attn": "the attention matrices",
     "mlp": "the MLP matrices",
+    "mixer": "the matrices in and out of layers that mix tokens without attention, such as state spaces",
     "experts": "the MLP matrices of a mixture's experts",
-    "all": "attn and mlp",
+    "all": "attn, mlp and mixer",
 }
+_MEMBERS = {"attn": ATTENTION + LATENT, "mlp": MLP, "mixer": MIXER, "all": ROLES}
 _OF_ONE_EXPERT = re.compile(r"(.+) expert (\d+)")
 
 
@@ -37,6 +51,7 @@ class Matrix:
     parameter: the full name of its weight. full_shape: of the whole weight, or of one expert's part of it.
     stored_transposed: kept as `[in, out]`. rows, columns: the part that is meant, as ranges of
     the `[out, in]` view; None for all. expert: its place along the first axis of a weight that holds many experts.
+    experts: how the module keeps them, where that is known. also: the other names of a weight that layers share.
     """
 
     parameter: str
@@ -48,6 +63,8 @@ class Matrix:
     columns: Ranges | None = None
     head: int | None = None
     expert: int | None = None
+    experts: ExpertLayout | None = None
+    also: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -61,9 +78,14 @@ class Matrix:
         return self.parameter.rpartition(".")[0]
 
     @property
+    def modules(self) -> tuple[str, ...]:
+        """The names of all modules that have the weight, its owner first."""
+        return (self.module, *(name.rpartition(".")[0] for name in self.also))
+
+    @property
     def bias(self) -> str:
-        """The name that the bias of this matrix has, or would have."""
-        return f"{self.module}.bias"
+        """The name that the bias of this matrix has, or would have; of an expert, that of all experts' biases."""
+        return f"{self.module}.bias" if self.expert is None else f"{self.parameter}_bias"
 
     @property
     def key(self) -> str:
@@ -107,32 +129,67 @@ class Selection(Protocol):
 class Layout:
     """The matrices of one model, found by name and shape, and chosen by the words of a recipe.
 
-    config: the model's config as plain data. shapes: every parameter's name and stored shape.
+    config: the model's config as plain data. shapes: every parameter's name and stored shape. shared: the other names
+    of parameters that have several. classes: the class names of modules, which tell more of a model without an entry
+    among the architectures.
     """
 
-    def __init__(self, config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        shapes: Mapping[str, Sequence[int]],
+        shared: Mapping[str, tuple[str, ...]] | None = None,
+        classes: Mapping[str, str] | None = None,
+    ) -> None:
+        self._shared = shared or {}
         self.model_type = str(config.get("model_type", "unknown"))
-        self._shapes = {
-            name: tuple(map(int, shape))
-            for name, shape in shapes.items()
-            if len(shape) == 2 or _holds_experts(name, shape)
-        }
+        self._shapes = {name: tuple(map(int, shape)) for name, shape in shapes.items() if _is_matrix(name, shape)}
         self.architecture = architecture_of(config)
-        self.heads = self.architecture.heads(text_config(config)) if self.architecture else None
+        self._classes = classes or {}
+        self._inference = infer(shapes, self._classes) if self.architecture is None else Inference()
         # Where the language model is one part among others, a tower for images may name its layers alike.
-        inside = "" if text_config(config) is config else r"(?:.*\.)?language_model\."
+        text = text_config(config)
+        wrapped = text is not config and any("language_model." in name for name in shapes)
+        inside = r"(?:.*\.)?language_model\." if wrapped else ""
         self._layer = (
             re.compile(rf"^{inside}(?:.*\.)?{re.escape(self.architecture.layer)}(\d+)\.(.+?)(?:\.weight)?$")
             if self.architecture
             else None
         )
-        self.matrices: tuple[Matrix, ...] = tuple(self._by_role())
-        self.layers = 1 + max((matrix.layer for matrix in self.matrices if matrix.layer is not None), default=-1)
+        self.heads = self.architecture.heads(text) if self.architecture else None
+        self._expert_modules = [
+            module
+            for module in expert_modules(str(text.get("model_type")), shapes)
+            if not wrapped or "language_model." in module.name
+        ]
+        self._expert_layouts = {
+            name: module.layout for module in self._expert_modules for name in module.weights.values()
+        }
+        self.matrices: tuple[Matrix, ...] = tuple(
+            sorted([*self._by_role(), *self._of_experts()], key=lambda matrix: matrix.layer or 0)
+        )
+        numbered = 1 + max((matrix.layer for matrix in self.matrices if matrix.layer is not None), default=-1)
+        self.layers = max(numbered, self._inference.layers)
+        self._joined = self.heads is not None and any(
+            tuple(shape) == (self.heads.queries * self.heads.width,)
+            for name, shape in shapes.items()
+            if self.heads.queries > 1 and name.endswith(("q_norm.weight", "q_layernorm.weight"))
+        )
         self.experts = max((shape[0] for shape in self._shapes.values() if len(shape) == 3), default=0)
 
     @property
+    def inferred(self) -> bool:
+        """Whether roles were told from names, rather than declared for this kind of model."""
+        return bool(self._inference.roles)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why matrices of a model without an entry have no role."""
+        return self._inference.reasons
+
+    @property
     def roles(self) -> tuple[str, ...]:
-        """The roles this model has; empty for an architecture without an entry."""
+        """The roles this model has; empty where none is declared and none can be told from names."""
         found = {matrix.role for matrix in self.matrices}
         return tuple(role for role in ROLES if role in found)
 
@@ -148,6 +205,8 @@ class Layout:
             if not found:
                 mistakes.append(self._unmatched(pattern))
             chosen.update((matrix.key, matrix) for matrix in found)
+        if step.per_head:
+            mistakes += self._not_by_head(chosen.values())
         layers = self._layers(step.layers, mistakes)
         if mistakes:
             raise UserError(
@@ -160,14 +219,19 @@ class Layout:
             key=lambda matrix: order.get(matrix.key, len(order)),
         )
         if not kept:
+            where = sorted({matrix.layer for matrix in chosen.values() if matrix.layer is not None})
             raise UserError(
                 f"matrices {list(step.matrices)} have no match in layers {list(step.layers or ())} of this model"
-                f" ({self.layers} layers)"
+                f" ({self.layers} layers)" + (f": they are in {where}" if where else "")
             )
         return tuple(part for matrix in kept for part in (self._per_head(matrix) if step.per_head else (matrix,)))
 
     def _by_role(self) -> Iterator[Matrix]:
         if self.architecture is None or self.heads is None or self._layer is None:
+            for inferred in self._inference.roles:
+                for whole in self._wholes(inferred.parameter):
+                    also = self._shared.get(whole.parameter, ())
+                    yield replace(whole, role=inferred.role, layer=inferred.layer, rows=inferred.rows, also=also)
             return
         owners: dict[tuple[int, str], str] = {}
         for name in self._shapes:
@@ -177,21 +241,50 @@ class Layout:
             for slot in self.architecture.slots:
                 for whole in self._wholes(owners.get((layer, slot.name))):
                     rows = slot.rows(self.heads, whole.full_shape[0]) if slot.rows else None
-                    yield replace(whole, role=slot.role, layer=layer, rows=rows)
+                    also = self._shared.get(whole.parameter, ())
+                    yield replace(whole, role=slot.role, layer=layer, rows=rows, also=also)
+
+    def _of_experts(self) -> Iterator[Matrix]:
+        for module in self._expert_modules:
+            for role, name in module.weights.items():
+                wholes = self._wholes(name)
+                rows = module.layout.rows(role, wholes[0].full_shape[0])
+                for whole in wholes:
+                    yield replace(whole, role=role, layer=module.layer, rows=rows)
+
+    def _not_by_head(self, chosen: Iterable[Matrix]) -> Iterator[str]:
+        """What is wrong with editing the attention of these head by head, where the architecture has no such heads."""
+        reason = self.no_heads
+        attention = [matrix.role for matrix in chosen if matrix.role in _MEMBERS["attn"]]
+        if reason and attention:
+            yield (
+                f"per_head: {attention[0]} of a {self.model_type} cannot be edited head by head: {reason}; set"
+                " per_head=false"
+            )
+
+    @property
+    def no_heads(self) -> str | None:
+        """Why no matrix can be edited head by head; None where they can."""
+        if self.architecture is None:
+            return "its role is inferred from names, which do not tell whether heads are independent"
+        if self.architecture.no_heads is None and self._joined:
+            return NORMALISED
+        return self.architecture.no_heads
 
     def _wholes(self, name: str | None) -> list[Matrix]:
         """The parameter as one matrix, or as one for each of its experts; nothing for None."""
         if name is None:
             return []
         *experts, rows, columns = self._shapes[name]
-        transposed = (
-            self.architecture is not None
-            and self.architecture.stored_transposed
-            and self._layer is not None
-            and bool(self._layer.search(name))
-        )
+        layout = self._expert_layouts.get(name)
+        transposed = layout.transposed if layout is not None else self._stored_transposed(name)
         whole = Matrix(name, (columns, rows) if transposed else (rows, columns), stored_transposed=transposed)
-        return [replace(whole, expert=number) for number in range(experts[0])] if experts else [whole]
+        return [replace(whole, expert=number, experts=layout) for number in range(experts[0])] if experts else [whole]
+
+    def _stored_transposed(self, name: str) -> bool:
+        if self.architecture is None or self._layer is None:
+            return is_transposed(name, self._classes)
+        return self.architecture.stored_transposed and bool(self._layer.search(name))
 
     def _matching(self, pattern: str) -> list[Matrix]:
         if part := self._parts.get(pattern):
@@ -200,11 +293,21 @@ class Layout:
             return [matrix for matrix in self._matching(match[1]) if matrix.expert == int(match[2])]
         if pattern == "experts":
             return [matrix for matrix in self.matrices if matrix.expert is not None]
-        roles = {"attn": ATTENTION, "mlp": MLP, "all": ROLES}.get(pattern, (pattern,))
+        roles = _MEMBERS.get(pattern, (pattern,))
         by_role = [matrix for matrix in self.matrices if matrix.role in roles]
         if by_role or pattern in ROLES or pattern in GROUPS:
             return by_role
-        return [matrix for name in fnmatch.filter(self._shapes, pattern) for matrix in self._named(name)]
+        by_name = [matrix for name in fnmatch.filter(self._shapes, pattern) for matrix in self._named(name)]
+        return by_name or self._apart(pattern)
+
+    def _apart(self, pattern: str) -> list[Matrix]:
+        """The experts' matrices whose names in a checkpoint that keeps each by itself match a pattern."""
+        return [
+            matrix
+            for matrix in self.matrices
+            if matrix.expert is not None
+            and fnmatch.fnmatchcase(f"{matrix.module}.{matrix.expert}.{matrix.role}.weight", pattern)
+        ]
 
     @cached_property
     def _parts(self) -> dict[str, Matrix]:
@@ -238,6 +341,8 @@ class Layout:
                 f" {self._example()!r}"
             )
         )
+        if self.reasons and (pattern in ROLES or pattern in GROUPS):
+            known += f" ({'; '.join(self.reasons)})"
         if "expert" in pattern:
             if not self.experts:
                 return f"matrices: {pattern!r} names experts, and this model has none; {known}"
@@ -275,7 +380,7 @@ class Layout:
 
     def _per_head(self, matrix: Matrix) -> Iterable[Matrix]:
         """Split an attention matrix into its heads: rows of q, k and v, columns of o. Others stay whole."""
-        if self.heads is None or matrix.role not in ATTENTION:
+        if self.heads is None or matrix.role not in ATTENTION or (self.architecture and self.architecture.no_heads):
             return (matrix,)
         count = self.heads.key_values if matrix.role in ("k_proj", "v_proj") else self.heads.queries
         width = self.heads.width
@@ -284,6 +389,13 @@ class Layout:
             return [replace(matrix, head=number, columns=(span,)) for number, span in enumerate(spans)]
         rows = matrix.rows or ((0, matrix.full_shape[0]),)
         return [replace(matrix, head=number, rows=_within(rows, *span)) for number, span in enumerate(spans)]
+
+
+def inferred_note(model_type: str) -> str:
+    """What a plan, a receipt and a run say of roles that no entry declares."""
+    return (
+        f"the roles of this model ({model_type}) are inferred from the names and classes of its modules, not declared"
+    )
 
 
 def _within(ranges: Ranges, start: int, stop: int) -> Ranges:
@@ -298,9 +410,25 @@ def _within(ranges: Ranges, start: int, stop: int) -> Ranges:
     return tuple(found)
 
 
-def _holds_experts(name: str, shape: Sequence[int]) -> bool:
-    """Other weights of three dimensions exist, such as those of convolutions."""
-    return len(shape) == 3 and "experts" in name
+def check_not_shared(matrices: Sequence[Matrix], why: str, else_do: str = "") -> None:
+    """Raise UserError naming the first matrix that several layers share, with what cannot be done to it, and what else
+    helps than other matrices.
+    """
+    for matrix in matrices:
+        if matrix.also:
+            raise UserError(
+                f"{matrix.key} is also the weight of {matrix.modules[1]}: layers share it, and {why}; choose matrices"
+                f" that a layer has for itself{else_do}"
+            )
+
+
+def _is_matrix(name: str, shape: Sequence[int]) -> bool:
+    """One matrix, or one for each expert. Other weights of three dimensions exist, such as those of convolutions, and
+    biases of two: one for each expert.
+    """
+    if name.endswith(("_bias", ".bias")):
+        return False
+    return len(shape) == 2 or (len(shape) == 3 and "experts" in name)
 
 
 def layer_numbers(item: int | str, count: int) -> list[int]:

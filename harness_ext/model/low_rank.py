@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from harness_ext.model.architectures import Ranges
+from harness_ext.model.geometry import Ranges
 from harness_ext.model.slices import left_over, overlap, places, put, take
 
 

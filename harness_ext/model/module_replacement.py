@@ -6,11 +6,11 @@ While a low-rank layer stands for it, the weight of a layer holds no memory; its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness_ext.errors import UserError
-from harness_ext.model.layout import Matrix
+from harness_ext.model.layout import Matrix, check_not_shared
 from harness_ext.model.typed import bias_of, tensor_of
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class ModuleReplacements:
         from torch import nn
         from transformers.pytorch_utils import Conv1D
 
-        check_no_expert(matrices)
+        check_replaceable(matrices)
         for matrix in matrices:
             layer = self._model.get_submodule(matrix.module)
             if matrix.parameter in self._replacements:
@@ -120,10 +120,11 @@ class ModuleReplacements:
         self._changed(gone, {f"{place}.{name}": value for name, value in layer.named_parameters()})
 
 
-def check_no_expert(matrices: Iterable[Matrix]) -> None:
-    """Raise UserError naming the first matrix of an expert: all experts are computed from one parameter, which has
-    no place for low-rank layers.
+def check_replaceable(matrices: Sequence[Matrix]) -> None:
+    """Raise UserError naming the first matrix of an expert, or of a block that layers share: all experts are computed
+    from one parameter, which has no place for low-rank layers, and two layers would need one each.
     """
+    check_not_shared(matrices, "two low-rank layers cannot stand for it", ", or set factored=false")
     for matrix in matrices:
         if matrix.expert is not None:
             raise UserError(

@@ -3,8 +3,9 @@ will edit.
 
 Loading renames and fuses: experts that are stored one by one become one parameter, names without the base model's
 prefix get it, and what is no parameter of the model (masks and frequencies of older releases, an output head that
-shares the embedding's weight) goes. Only the architectures of `harness_ext.model.architectures` are followed; of any
-other architecture the headers are taken as they are.
+shares the embedding's weight) goes. For most architectures of `harness_ext.model.architectures` this is followed here,
+without loading transformers; any other model is built by transformers from its config, without weights, and where that
+cannot be done the headers are taken as they are.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import Any
 
 from harness_ext.errors import UserError
 from harness_ext.model.architectures import Architecture, architecture_of, text_config
-from harness_ext.model.checkpoint import Checkpoint, StoredTensor
+from harness_ext.model.built import built
+from harness_ext.model.checkpoint import Checkpoint
+from harness_ext.model.safetensors_header import StoredTensor
 
 _EXPERT = re.compile(r"(.+\.)(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(\w+)\.weight")
 _EXPERT_ROLES = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
@@ -27,17 +30,24 @@ _RENAMED = (
     (r"\.block_sparse_moe\.", ".mlp."),
 )
 _WRAPPED = re.compile(r"^(language_model|vision_tower|multi_modal_projector)\.")
+_FOLLOWED_WRAPPERS = ("gemma3",)
 _HEAD = "lm_head."
 
 
-def as_loaded(checkpoint: Checkpoint) -> Checkpoint:
+def as_loaded(checkpoint: Checkpoint, *, foreign_code: bool = False) -> Checkpoint:
     """The checkpoint with its config complete, and with the names and shapes that its tensors have in a loaded model.
+    foreign_code: the model may be of a class that the checkpoint brings along, and transformers' own has other names.
 
     Raises UserError where the experts of a layer are not all there, or not all of one shape.
     """
     architecture = architecture_of(checkpoint.config)
-    if architecture is None:
-        return checkpoint
+    wrapped = text_config(checkpoint.config) is not checkpoint.config
+    followed = not wrapped or checkpoint.config.get("model_type") in _FOLLOWED_WRAPPERS
+    if architecture is None or architecture.built or not followed or not checkpoint.tensors:
+        foreign = foreign_code and "auto_map" in checkpoint.config
+        made = None if foreign else built(checkpoint)
+        if made is not None or architecture is None:
+            return made or checkpoint
     config = _complete(checkpoint, architecture)
     tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if not _is_buffer(name, tensor)}
     tensors = _fused_experts(checkpoint.name, tensors)

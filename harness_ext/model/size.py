@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+# What configs call the number of experts that a token is sent to.
+_CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts")
+
+
 @dataclass(frozen=True)
 class ModelSize:
     """A model in numbers. element_bytes: of each parameter, by name. used: the share of each that multiplies a
@@ -37,7 +41,7 @@ def stored_parameters(shape: tuple[int, int], rank: int) -> int:
 def size_of(model: nn.Module) -> ModelSize:
     """Measure a model as it is."""
     parameters = dict(model.named_parameters())
-    used = {name: _share_used(model, value) for name, value in parameters.items()}
+    used = {name: _share_used(model, name, value) for name, value in parameters.items()}
     flops = 2 * _multiplied(model) + 2 * sum(
         used[name] * value.numel() for name, value in parameters.items() if value.ndim == 3
     )
@@ -63,9 +67,12 @@ def _multiplied(model: nn.Module) -> int:
     )
 
 
-def _share_used(model: nn.Module, value: Tensor) -> Fraction:
+def _share_used(model: nn.Module, name: str, value: Tensor) -> Fraction:
     """The share of a parameter that multiplies a token: of experts `[experts, out, in]` those that a token is sent to,
     of any other all.
     """
-    chosen = getattr(pretrained(model).config.get_text_config(), "num_experts_per_tok", None)
-    return Fraction(int(chosen), value.shape[0]) if chosen and value.ndim == 3 else Fraction(1)
+    if value.ndim != 3 or "experts" not in name:
+        return Fraction(1)
+    config = pretrained(model).config.get_text_config()
+    chosen = next((count for key in _CHOSEN if (count := getattr(config, key, None))), None)
+    return min(Fraction(int(chosen), value.shape[0]), Fraction(1)) if chosen else Fraction(1)

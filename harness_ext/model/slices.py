@@ -7,10 +7,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from harness_ext.model.architectures import Ranges
+from harness_ext.model.geometry import Ranges
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+# Rows that take turns with others are a range each; to copy so many one by one would take long.
+_MANY = 16
 
 
 def take(value: Tensor, ranges: Ranges | None, axis: int) -> Tensor:
@@ -19,11 +23,18 @@ def take(value: Tensor, ranges: Ranges | None, axis: int) -> Tensor:
 
     if ranges is None:
         return value
+    if len(ranges) > _MANY:
+        return value.index_select(axis, torch.tensor(places(ranges), device=value.device))
     return torch.cat([value.narrow(axis, start, stop - start) for start, stop in ranges], dim=axis)
 
 
 def put(whole: Tensor, rows: Ranges | None, columns: Ranges | None, values: Tensor) -> None:
     """Write values into the ranges of a 2-D view."""
+    import torch
+
+    if rows is not None and columns is None and len(rows) > _MANY:
+        whole[torch.tensor(places(rows), device=whole.device)] = values
+        return
     for row, low, high in spans(rows, whole.shape[0]):
         for column, left, right in spans(columns, whole.shape[1]):
             whole[low:high, left:right] = values[row : row + high - low, column : column + right - left]

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness_ext.errors import UserError
+from harness_ext.model.built import module_classes, shared_parameters
 from harness_ext.model.digests import combined, model_digest, tensor_digest
 from harness_ext.model.layout import Layout, Matrix
 from harness_ext.model.module_replacement import ModuleReplacements
 from harness_ext.model.size import size_of
-from harness_ext.model.slices import put, take
+from harness_ext.model.slices import places, put, take
 from harness_ext.model.typed import pretrained
+from harness_ext.storage.disk import disk_trouble
 
 if TYPE_CHECKING:
     import torch
@@ -58,8 +60,12 @@ class Weights:
         self._replacements = ModuleReplacements(model, self._renew)
         self.size = size_of(model)
         self.added_biases: list[str] = []
+        self._bias_owners: dict[str, tuple[str, ...]] = {}
         self.layout = Layout(
-            pretrained(model).config.to_dict(), {name: tuple(value.shape) for name, value in self._parameters.items()}
+            pretrained(model).config.to_dict(),
+            {name: tuple(value.shape) for name, value in self._parameters.items()},
+            shared_parameters(model),
+            module_classes(model),
         )
 
     def check_editable(self, matrices: tuple[Matrix, ...]) -> None:
@@ -170,18 +176,18 @@ class Weights:
     def shift_bias(self, matrix: Matrix, shift: Tensor) -> None:
         """Add `[out]` to the bias of the matrix, making a zero bias first where the layer has none.
 
-        Raises UserError for a matrix of an expert, which has none and cannot be given one.
+        Raises UserError for a matrix of an expert without one, which cannot be given one.
         """
         import torch
 
-        if matrix.expert is not None:
-            raise UserError(f"{matrix.key} has no bias to shift: experts have none")
         if matrix.bias not in self._parameters:
+            if matrix.expert is not None:
+                raise UserError(f"{matrix.key} has no bias to shift: experts have none")
             self._add_bias(matrix)
         self._keep_original(matrix.bias)
         value = self._parameters[matrix.bias]
         with torch.no_grad():
-            with_shift(value, matrix, shift)
+            with_shift(value if matrix.expert is None else value[matrix.expert], matrix, shift)
         self._forget_digests(matrix.bias)
 
     def restore(self) -> None:
@@ -209,8 +215,8 @@ class Weights:
             path.unlink()
         self._originals.clear()
         for name in self.added_biases:
-            module, _, attribute = name.rpartition(".")
-            setattr(self._model.get_submodule(module), attribute, None)
+            for module in self._bias_owners.pop(name):
+                self._model.get_submodule(module).register_parameter("bias", None)
             del self._parameters[name]
             self._forget_digests(name)
         self.added_biases.clear()
@@ -277,11 +283,12 @@ class Weights:
         path = self._scratch / f"{hashlib.sha256(name.encode()).hexdigest()}.safetensors"
         try:
             save_file({self.digest_of(name): self._parameters[name].detach().cpu().contiguous()}, path)
-        except OSError as error:
+        except Exception as error:
+            if (trouble := disk_trouble(error)) is None:
+                raise
             raise UserError(
-                f"the original of {name} cannot be kept in {self._scratch}: {error.strerror or error}; set TMPDIR to a"
-                " folder with room"
-            ) from None
+                f"the original of {name} cannot be kept in {self._scratch}: {trouble}; set TMPDIR to a folder with room"
+            ) from error
         self._originals[name] = _Original(path, self._parameters[name].dtype)
 
     def _add_bias(self, matrix: Matrix) -> None:
@@ -289,7 +296,9 @@ class Weights:
 
         weight = self._stored(matrix.parameter)
         bias = torch.nn.Parameter(weight.new_zeros(matrix.full_shape[0]), requires_grad=False)
-        self._model.get_submodule(matrix.module).bias = bias
+        self._bias_owners[matrix.bias] = matrix.modules
+        for module in matrix.modules:
+            self._model.get_submodule(module).bias = bias
         self._parameters[matrix.bias] = bias
         self.added_biases.append(matrix.bias)
 
@@ -303,10 +312,7 @@ def with_part(value: Tensor, matrix: Matrix, weight: Tensor) -> Tensor:
 
 def with_shift(bias: Tensor, matrix: Matrix, shift: Tensor) -> Tensor:
     """The bias `[full out]` with a shift `[out]` added, in place, to the rows of the matrix."""
-    start = 0
-    for low, high in matrix.rows or ((0, matrix.full_shape[0]),):
-        bias[low:high] += shift[start : start + high - low].to(bias)
-        start += high - low
+    bias[places(matrix.rows or ((0, matrix.full_shape[0]),))] += shift.to(bias)
     return bias
 
 

@@ -8,10 +8,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
-from harness_ext.errors import RecipeError, nearest
+from harness_ext.errors import RecipeError, located, nearest
 from harness_ext.recipe.schema import known_methods, step_model
+from leaderboard.errors import Unreadable
+from leaderboard.readers.plain_yaml import WIDEST_PATH, parse_yaml, shown
 
 
 def split_specification(specification: str) -> tuple[str, str, str]:
@@ -32,18 +32,23 @@ _GLOB_OR_RANGE = re.compile(r"(^\s*|[\[,]\s*)(\*[^\],\s]*|-?\d*:(?:-?\d+)?(?=\s*
 def parse_changes(specification: str, text: str) -> dict[str, Any]:
     """The changed keys and their values. Raises RecipeError."""
     changes: dict[str, Any] = {}
+    recipe = f"recipe {shown(specification, WIDEST_PATH)!r}"
     for item in _split_outside_brackets(text):
         key, equals, value = item.partition("=")
-        if not equals or not key.strip():
-            raise RecipeError(f"recipe {specification!r}: {item!r} is not key=value")
-        if key.strip() in changes:
-            raise RecipeError(f"recipe {specification!r}: {key.strip()} is given twice")
+        key = key.strip()
+        if not equals or not key:
+            raise RecipeError(f"{recipe}: {shown(item)!r} is not key=value")
+        if key in changes:
+            raise RecipeError(f"{recipe}: {shown(key)} is given twice")
         try:
-            changes[key.strip()] = yaml.safe_load(_GLOB_OR_RANGE.sub(r'\1"\2"', value))
-        except yaml.YAMLError:
+            changes[key] = parse_yaml(_GLOB_OR_RANGE.sub(r'\1"\2"', value))
+        except Unreadable as error:
             raise RecipeError(
-                f"recipe {specification!r}: the value of {key.strip()} is not valid YAML: {value!r}"
+                f"{recipe}: the value of {shown(key)} is not valid YAML: {shown(value)!r}: {error}"
             ) from None
+    for key in changes:
+        if (whole := next((other for other in changes if key.startswith(f"{other}.")), None)) is not None:
+            raise RecipeError(f"{recipe}: {shown(key)} is a part of {shown(whole)}, and both are given: leave one out")
     return changes
 
 
@@ -60,29 +65,31 @@ def _split_outside_brackets(text: str) -> list[str]:
 
 def with_changes(data: dict[str, Any], changes: Mapping[str, Any], specification: str) -> dict[str, Any]:
     """Set the changed keys. A budget on the command line replaces the file's, whichever measure that had."""
+    recipe = f"recipe {shown(specification, WIDEST_PATH)!r}"
+    if not isinstance(data.get("steps") or [], list):
+        return data  # its schema says that this is no list
     steps = [dict(step) if isinstance(step, dict) else step for step in data.get("steps") or []]
     if not steps:
-        raise RecipeError(f"recipe {specification!r}: it has no steps, so there is nothing to change: name another one")
+        raise RecipeError(f"{recipe}: it has no steps, so there is nothing to change: name another one")
     replaced: set[int] = set()
     for key, value in changes.items():
         head, _, rest = key.partition(".")
         if head == "steps":
             number, _, path = rest.partition(".")
-            if not number.isdigit() or int(number) >= len(steps) or not path:
-                raise RecipeError(
-                    f"recipe {specification!r}: {key} names no step; it has steps.0 to steps.{len(steps) - 1}"
-                )
+            if number not in map(str, range(len(steps))) or not path:
+                raise RecipeError(f"{recipe}: {shown(key)} names no step; it has steps.0 to steps.{len(steps) - 1}")
             targets = [int(number)]
         else:
             targets, path = [index for index, step in enumerate(steps) if _knows(step, head)], key
         if not targets:
             known = {name for step in steps for name in _known_keys(step)}
-            raise RecipeError(f"recipe {specification!r}: unknown key {key!r}, {nearest(head, known)}")
+            raise RecipeError(f"{recipe}: unknown key {shown(key)!r}, {nearest(head, known)}")
         for index in targets:
             if path.startswith("keep.") and index not in replaced:
                 steps[index]["keep"] = {}
                 replaced.add(index)
-            _set(steps[index], path.split("."), value, specification)
+            with located(f"{recipe}: "):
+                _set(steps[index], path.split("."), value)
     return {**data, "steps": steps}
 
 
@@ -95,13 +102,11 @@ def _knows(step: Any, key: str) -> bool:
     return key in _known_keys(step)
 
 
-def _set(target: dict[str, Any], path: list[str], value: Any, specification: str) -> None:
+def _set(target: dict[str, Any], path: list[str], value: Any) -> None:
     for part in path[:-1]:
         inner = target.get(part)
         if inner is not None and not isinstance(inner, dict):
-            raise RecipeError(
-                f"recipe {specification!r}: {'.'.join(path)} goes through {part!r}, which is a plain value"
-            )
+            raise RecipeError(f"{shown('.'.join(path))} goes through {shown(part)!r}, which is a plain value")
         target[part] = dict(inner or {})
         target = target[part]
     target[path[-1]] = value

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from harness_ext.errors import RecipeError, nearest
@@ -32,6 +31,8 @@ from harness_ext.recipe.schema import (
     known_methods,
     step_model,
 )
+from leaderboard.errors import Unreadable
+from leaderboard.readers.plain_yaml import WIDEST_PATH, listed, load_yaml, mistyped, shown
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -41,6 +42,10 @@ _UNEDITED = frozenset({BASELINE, "unedited", "plain", "lm_eval", "lm-eval"})
 """Names that readers of a board take for the model as it is."""
 IDENTITY = "identity"
 SHIPPED = Path(__file__).parent.parent / "recipes"
+LARGEST_FILE = 2**23
+"""A recipe that a search found lists the documents that it was chosen on."""
+MOST_STEPS = 5_000
+_LONGEST = 10_000
 Hashes = tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...]
 Wordings = dict[str, tuple[Annotated[str, Field(pattern=r"^([0-9a-f]{16}( [0-9a-f]{16})*)?$")], ...]]
 Group = Literal["", "truncation", "calibrated", "components", "search", "training", "controls", "yardsticks"]
@@ -53,14 +58,18 @@ class _Header(BaseModel):
 
     model_config = STRICT
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    summary: str = ""
+    name: str = Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    summary: str = Field("", max_length=_LONGEST)
     group: Group = ""
-    caveats: str = ""
-    source: str = ""
-    steps: list[dict[str, Any]]
+    caveats: str = Field("", max_length=_LONGEST)
+    source: str = Field("", max_length=_LONGEST)
+    steps: list[dict[str, Any]] = Field(max_length=MOST_STEPS)
     chosen_on: Hashes = ()
     wordings: Wordings = Field(default_factory=dict)
+
+
+_YOUNGER = (("factored", False), ("share_of", "each"))
+"""Keys of steps that older recipes do not have, with their defaults."""
 
 
 class Recipe(BaseModel):
@@ -106,7 +115,7 @@ class Recipe(BaseModel):
         """SHA-256 over the resolved steps; equal for recipes that do the same under other names."""
         # A key that is younger than the rest is left out at its default, so that recipes without it keep their id.
         steps = [
-            {key: value for key, value in step.items() if (key, value) != ("factored", False)}
+            {key: value for key, value in step.items() if (key, value) not in _YOUNGER}
             for step in self.resolved()["steps"]
         ]
         return hashlib.sha256(json.dumps(steps, sort_keys=True).encode()).hexdigest()
@@ -187,15 +196,14 @@ def recipe_from(data: Mapping[str, Any], *, origin: str, label: str | None = Non
     given = data.get("steps")
     steps = (
         [_parse_step(step, f"steps.{index}.", mistakes) for index, step in enumerate(given)]
-        if isinstance(given, list)
+        if isinstance(given, list) and len(given) <= MOST_STEPS
         else []
     )
     if mistakes or header is None:
-        listing = "".join(f"\n  - {mistake}" for mistake in mistakes)
-        raise RecipeError(f"recipe {origin!r} cannot be used:{listing}")
+        raise RecipeError(f"recipe {shown(origin, WIDEST_PATH)!r} cannot be used:{listed(mistakes)}")
     steps_read = tuple(step for step in steps if step is not None)
     if (problem := _misnamed(header.name, steps_read)) is not None:
-        raise RecipeError(f"recipe {origin!r} cannot be used:\n  - name: {problem}")
+        raise RecipeError(f"recipe {shown(origin, WIDEST_PATH)!r} cannot be used:\n  - name: {problem}")
     return Recipe(
         name=header.name,
         label=label or header.name,
@@ -220,21 +228,24 @@ def _misnamed(name: str, steps: Sequence[Step]) -> str | None:
 
 def _read(source: str) -> dict[str, Any]:
     is_file = source.endswith((".yaml", ".yml"))
-    path = Path(source).expanduser() if is_file else SHIPPED / f"{source}.yaml"
     if not is_file and source not in shipped_names():
         raise RecipeError(
-            f"unknown recipe {source!r}: {nearest(source, shipped_names())} (`lm_eval recipes` lists them; a file's"
-            " name ends in .yaml)"
+            f"unknown recipe {shown(source, WIDEST_PATH)!r}: {nearest(source, shipped_names())} (`lm_eval recipes`"
+            " lists them; a file's name ends in .yaml)"
         )
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(
-            f"recipe file {source} cannot be read: {error.strerror or error}; give the path of a YAML file, or a name"
-            " from `lm_eval recipes`"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe file {source} is not valid YAML: {' '.join(str(error).split())}") from None
+        data = load_yaml(
+            Path(source).expanduser() if is_file else SHIPPED / f"{source}.yaml",
+            "recipe file",
+            hint="give the path of a YAML file, or a name from `lm_eval recipes`",
+            largest=LARGEST_FILE,
+        )
+    except Unreadable as error:
+        raise RecipeError(str(error)) from None
+    except RuntimeError as error:  # `~NAME` of nobody
+        raise RecipeError(f"recipe file {source} cannot be read: {error}") from None
+    if data is None:
+        raise RecipeError(f"recipe file {source} is empty: it must hold a mapping with name and steps")
     if not isinstance(data, dict):
         raise RecipeError(f"recipe file {source} must hold a mapping with name and steps, not {type(data).__name__}")
     return data
@@ -248,7 +259,7 @@ def _parse_step(step: Any, where: str, mistakes: list[str]) -> Step | None:
     name = step.get("method")
     if name not in methods:
         problem = (
-            f"unknown method {name!r}, {nearest(str(name), methods)}"
+            f"unknown method {shown(name)!r}, {nearest(str(name), methods)}"
             if name is not None
             else f"is missing; known: {', '.join(methods)}"
         )
@@ -256,10 +267,12 @@ def _parse_step(step: Any, where: str, mistakes: list[str]) -> Step | None:
         return None
     model = step_model(name)
     try:
-        return model.model_validate(step)
+        read = model.model_validate(step)
     except ValidationError as error:
         mistakes += _sentences(error, where, model)
         return None
+    mistakes += [f"{where}{key}: {trouble}" for key, trouble in mistyped(step, read)]
+    return read
 
 
 _KEYS_OF: dict[object, type[BaseModel]] = {
@@ -288,12 +301,12 @@ def _sentence(item: Mapping[str, Any], where: str, model: type[BaseModel]) -> st
     match item["type"]:
         case "extra_forbidden":
             owner = _KEYS_OF.get(location[-2], model) if len(location) > 1 else model
-            return f"{key}: unknown key, {nearest(location[-1], owner.model_fields)}"
+            return f"{shown(key)}: unknown key, {nearest(location[-1], owner.model_fields)}"
         case "missing":
             hint = "; give one of rank, rank_fraction, energy, param_fraction, ranks" if location[-1] == "keep" else ""
             return f"{key}: is missing{hint}"
         case _:
             message = item["msg"].removeprefix("Value error, ")
             value = item.get("input")
-            shown = f" (found {value!r})" if isinstance(value, (str, int, float, bool)) else ""
-            return f"{key}: {message[0].lower()}{message[1:]}{shown}"
+            found = f" (found {shown(repr(value))})" if isinstance(value, (str, int, float, bool)) else ""
+            return f"{shown(key)}: {message[0].lower()}{message[1:]}{found}"

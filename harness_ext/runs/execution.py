@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.config import RunConfig
-from harness_ext.runs.identity_check import largest_difference, tolerance
+from harness_ext.runs.identity_check import worst_deviation
 from harness_ext.runs.progress import ProgressReport
 from harness_ext.runs.session import Session, VariantOutcome
 
@@ -85,14 +85,17 @@ def _check_identity(outcomes: Sequence[VariantOutcome], report: ProgressReport) 
         methods = {step.method for step in outcome.recipe.steps}
         if methods != {"identity"} or outcome.run.failed or baseline.failed:
             continue
-        difference, allowed = largest_difference(baseline, outcome.run), tolerance(outcome.run)
-        if difference > allowed:
-            report.warn(
-                f"{outcome.recipe.label} changes log-likelihoods by up to {difference:.2g}, more than rounding"
-                f" ({allowed:g}): do not trust the other results of this machine"
+        worst = worst_deviation(baseline, outcome.run)
+        if worst.explained:
+            report.line(
+                f"{outcome.recipe.label}: scores as the baseline, log-likelihoods within {worst.difference:.1g}"
             )
-        else:
-            report.line(f"{outcome.recipe.label}: scores as the baseline, log-likelihoods within {difference:.1g}")
+            continue
+        place = f", in {worst.task}, at a log-likelihood of {worst.log_likelihood:.3g}" if worst.task else ""
+        report.warn(
+            f"{outcome.recipe.label} changes a log-likelihood by {worst.difference:.2g}, more than rounding"
+            f" ({worst.allowed:.2g}){place}: do not trust the other results of this machine"
+        )
 
 
 def cells_from_store(paths: Sequence[Path], database: Path, report: ProgressReport) -> list[Cell]:

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.calibration.rewording import hashed_signs
-from harness_ext.errors import UserError
+from harness_ext.errors import UserError, VariantFailed
 from harness_ext.runs.run_config import resolve_demo
 from harness_ext.runs.versions import versions
 from harness_ext.search.runner import without_searching
 from harness_ext.storage import rundir
+from harness_ext.storage.disk import disk_trouble
 from leaderboard.readers.receipt import DENSE, FACTORS
+from leaderboard.readers.secrets import redacted_command, secret_values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,8 +50,8 @@ def export_recipe(
 
     Raises UserError where that is not possible.
     """
+    from harness_ext.lm_eval_adapter import admission
     from harness_ext.lm_eval_adapter.fast_import import preload_hf
-    from harness_ext.model import checkpoint
 
     if not recipe.steps:
         raise UserError(f"{recipe.label} edits nothing, so there is nothing to export: name another recipe")
@@ -58,18 +60,17 @@ def export_recipe(
     if place.exists():
         raise UserError(f"{place} exists already; name a folder that does not, with --out")
     arguments = resolve_demo("hf", model_args)
-    checkpoint.check_local(
-        str(arguments["pretrained"]),
-        str(arguments.get("subfolder") or ""),
-        pickle_allowed=arguments.get("use_safetensors") is False,
-    )
+    admission.check_all(arguments, [recipe])
     preload_hf()
-    from harness_ext.lm_eval_adapter.backend import RecipeLM
+    from harness_ext.lm_eval_adapter.backend import load_model
 
-    lm = RecipeLM.create_from_arg_obj({**arguments, "recipe": None})
+    lm = load_model(str(model_args["pretrained"]), {**arguments, "recipe": None}, secrets=secret_values(model_args))
     resolved, documents = source.resolve(recipe, lm, report)
-    lm.apply(resolved, documents, report.progress)
-    return export(lm, place, str(model_args["pretrained"]), command)
+    try:
+        lm.apply(resolved, documents, report.progress)
+    except VariantFailed as error:
+        raise UserError(f"recipe {recipe.label!r} cannot be applied to this model: {error}") from error
+    return export(lm, place, str(model_args["pretrained"]), redacted_command(command))
 
 
 def export(lm: RecipeLM, place: Path, model_name: str, command: list[str]) -> int:
@@ -85,18 +86,29 @@ def export(lm: RecipeLM, place: Path, model_name: str, command: list[str]) -> in
         raise UserError(f"{place} exists already; name a folder that does not, with --out")
     dense = lm.weights.make_dense()
     config, state = _with_biases(lm.model.config, dict(lm.model.state_dict()), lm.weights.added_biases)
+    rundir.sweep_exports(place)
     try:
         with rundir.writing(place) as folder:
+            (folder / rundir.EXPORTING).touch()
             _save(lm, config, state, folder)
             rundir.write_json(folder / rundir.RECEIPT, _receipt(lm, model_name, command, dense))
             (folder / "README.md").write_text(_card(lm, model_name, command, dense), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{place} cannot be written: {error.strerror or error}") from None
+            (folder / rundir.EXPORTING).unlink()
+    except Exception as error:
+        if (trouble := disk_trouble(error)) is None:
+            raise
+        raise UserError(
+            f"{place} cannot be written: {trouble}; make room, or name another folder with --out"
+        ) from error
     return len(dense)
 
 
 def _save(lm: RecipeLM, config: PretrainedConfig, state: dict[str, Tensor], folder: Path) -> None:
     before = lm.model.config
+    if getattr(config, "quantization_config", None) is not None:
+        # What was dequantised as it was loaded is written as plain weights.
+        config = copy.deepcopy(config)
+        del config.quantization_config
     try:
         lm.model.config = config
         lm.model.save_pretrained(folder, state_dict=state)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from harness_ext.errors import UserError, nearest
 from harness_ext.recipe.recipe import Recipe, parse_recipe, recipe_from
 from harness_ext.runs.progress import ProgressReport, report_for
+from leaderboard.readers.secrets import redacted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -103,18 +104,13 @@ def plan(recipe: AnyRecipe, *, pretrained: str, **model_args: Any) -> Plan:
         >>> plan("svd:keep.rank=2", pretrained="demo").matrices[0].rank_after
         2
     """
-    from harness_ext.model.checkpoint import check_local
+    from harness_ext.lm_eval_adapter.admission import check_all
     from harness_ext.runs.run_config import resolve_demo
 
     _check_model_args("plan", model_args)
     checked = load_recipe(recipe)
     arguments = resolve_demo("hf", {**model_args, "pretrained": pretrained})
-    check_local(
-        str(arguments["pretrained"]),
-        str(arguments.get("subfolder") or ""),
-        pickle_allowed=arguments.get("use_safetensors") is False,
-        to_be_edited=bool(checked.steps),
-    )
+    check_all(arguments, [checked])
     return plan_from_headers(checked, arguments)
 
 
@@ -126,6 +122,8 @@ def plan_from_headers(recipe: Recipe, model_args: Mapping[str, Any]) -> Plan:
     from harness_ext.runs.run_config import resolve_demo
 
     arguments = resolve_demo("hf", model_args)
+    if gguf := arguments.get("gguf_file"):
+        raise UserError(f"{gguf} has no safetensors headers to plan from; the recipe can still be run")
     checkpoint = read_checkpoint(
         str(arguments["pretrained"]), str(arguments.get("revision") or "main"), str(arguments.get("subfolder") or "")
     )
@@ -197,7 +195,7 @@ def run(
     database in the results folder that cannot be used.
 
         >>> result = run(model_args={"pretrained": "demo"}, tasks=["int_mult"], recipes=["laser"], limit=20)
-        >>> result.to_frame()[["task", "recipe", "score", "verdict"]]
+        >>> result.to_frame()[["task", "recipe", "metric", "score", "verdict"]]
     """
     from harness_ext.runs.execution import execute
     from harness_ext.runs.run_config import harness_config, recipe_run_config
@@ -214,7 +212,7 @@ def run(
         raise UserError("recipes is empty: name at least one")
     with _reporting(verbose) as report:
         told = {**asked, "recipes": [recipe.label for recipe in loaded], "controls": names}
-        command = (f"harness_ext.run({', '.join(f'{key}={value!r}' for key, value in told.items())})",)
+        command = (redacted(f"harness_ext.run({', '.join(f'{key}={value!r}' for key, value in told.items())})"),)
         config = recipe_run_config(harness_config(asked), loaded, names, command)
         executed = execute(config, report)
         result = judged_result(executed, names, report)
@@ -263,7 +261,7 @@ def export(
 
 def _export_command(recipe: Recipe, out: str | Path, source: CalibrationSource, model_args: Mapping[str, Any]) -> str:
     """The call, for receipt and card: documents and texts by their number, since they may be long, and no token."""
-    told = {key: repr(value) if key != "token" else "..." for key, value in model_args.items()}
+    told = {key: repr(value) for key, value in model_args.items()}
     if source.tasks is not None:
         told["tasks"] = repr(_copied(source.tasks))
     for name in ("documents", "texts"):
@@ -271,7 +269,7 @@ def _export_command(recipe: Recipe, out: str | Path, source: CalibrationSource, 
         if given is not None:
             told[name] = f"[... {len(given)} {name}]" if isinstance(given, Sequence) else "[...]"
     arguments = [repr(recipe.label), repr(str(out)), *(f"{key}={value}" for key, value in told.items())]
-    return f"harness_ext.export({', '.join(arguments)})"
+    return redacted(f"harness_ext.export({', '.join(arguments)})")
 
 
 def _warn_of_unused(source: CalibrationSource, recipe: Recipe, report: ProgressReport) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.calibration.rewording import hashed_signs
+from harness_ext.editing.records import statistics_used
 from harness_ext.errors import UserError, VariantFailed
 from harness_ext.recipe.recipe import Recipe
 from harness_ext.runs.progress import ProgressReport
@@ -29,7 +30,9 @@ from leaderboard.readers.receipt import (
     ReceiptFailure,
     ReceiptModel,
     ReceiptRecipe,
+    public_receipt,
 )
+from leaderboard.readers.secrets import redacted_command, without_secrets
 
 if TYPE_CHECKING:
     from harness_ext.calibration.documents import CalibrationSet
@@ -53,7 +56,7 @@ def opened(config: RunConfig, spec: RunSpec, lm: RecipeLM, recipe: Recipe, start
         spec_id=spec.spec_id(recipe),
         settings_id=spec.settings_id,
         recipe_id=recipe.recipe_id,
-        command=list(config.command),
+        command=redacted_command(config.command),
         started=started,
         model=_model(config, spec, lm),
         recipe=ReceiptRecipe(**described, resolved=recipe.resolved()),
@@ -77,7 +80,7 @@ def _model(config: RunConfig, spec: RunSpec, lm: RecipeLM) -> ReceiptModel:
         model_type=str(lm.model.config.model_type),
         identity=spec.model_identity,
         parameters=lm.model.num_parameters(),
-        model_args={**arguments, "pretrained": config.model_name},
+        model_args=without_secrets({**arguments, "pretrained": config.model_name}),
     )
 
 
@@ -102,8 +105,10 @@ def close(receipt: Receipt, applied: AppliedRecipe | None, seconds: Mapping[str,
     receipt.variant_id = digest(identity)
     receipt.matrices = list(applied.records) if applied else []
     receipt.calibration = [_calibration(step, drawn) for step, drawn in applied.calibration] if applied else []
+    receipt.statistics = statistics_used(applied.edited) if applied else []
     receipt.log = applied.log if applied else []
     receipt.searches = applied.searches if applied else receipt.searches
+    receipt.calibration_loss = applied.losses if applied else []
     receipt.finished = now()
     stages = {
         **seconds,
@@ -136,7 +141,7 @@ def write(
     """
     from harness_ext.lm_eval_adapter.evaluate import save
 
-    written = receipt.to_json()
+    written = public_receipt(receipt.to_json())
 
     def fill(target: Path) -> None:
         with rundir.writing(target) as folder:

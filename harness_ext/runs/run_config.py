@@ -65,16 +65,16 @@ def recipe_run_config(
 
 
 def _refuse(harness: EvaluatorConfig) -> None:
+    from harness_ext.lm_eval_adapter.admission import check_arguments, refuse_backend
+
     if harness.model not in RECIPE_BACKENDS:
-        raise UserError(
-            f"--recipe edits weights in memory, which the backend {harness.model!r} does not allow: use --model hf, "
-            "or run without --recipe"
-        )
+        refuse_backend(str(harness.model))
     if not harness.model_args.get("pretrained"):
         raise UserError(
             "no model given: add --model_args pretrained=NAME (a hub name, a local folder, or `demo` for the embedded"
             " model)"
         )
+    check_arguments(harness.model_args)
     if "recipe" in harness.model_args:
         raise UserError("the recipe is given twice: by --recipe and by `recipe=` in --model_args; keep one of them")
     if harness.predict_only:

@@ -48,17 +48,17 @@ class RunResult:
         }
 
     def to_frame(self, control: str | None = None) -> pd.DataFrame:
-        """One row a task and recipe; the baseline and the controls have rows too. control: the one that recipes are
-        compared with, by default the first that was asked for.
+        """One row a task, recipe and metric, the `primary` one first; the baseline and the controls have rows too.
+        control: the one that recipes are compared with, by default the first that was asked for.
 
         The columns are those of `leaderboard.board("results").to_frame()`: model, task, recipe, control (the name, in
         the row of a control's own run), metric, n (documents), baseline_score and score (in the metric's units), delta
-        (score minus baseline_score) with its 95 % interval low to high, verdict (better, worse, same, undecided,
-        incomparable, failed, baseline), p, q (after Benjamini-Hochberg over the model), lost and gained (documents),
-        run_id, unpaired, label, scored, documents_needed, needed_for, clipped_at (what one document counts for at most
-        in low and high); and control_run, control_delta, control_low, control_high, control_verdict, control_p,
-        control_q, control_unpaired, control_clipped_at: the recipe against its own control, corrected over all such
-        comparisons of the model. Missing values are NA.
+        (score minus baseline_score) with its 95 % interval low to high, verdict (better, worse, collapsed, same,
+        undecided, incomparable, failed, baseline), p, q (after Benjamini-Hochberg over the model), lost and gained
+        (documents), run_id, unpaired, label, scored, documents_needed, needed_for, clipped_at (what one document
+        counts for at most in low and high); and control_run, control_delta, control_low, control_high,
+        control_verdict, control_p, control_q, control_unpaired, control_clipped_at: the recipe against its own
+        control, corrected over all such comparisons of the model. Missing values are NA.
 
         Raises UserError for a control that was not asked for.
         """

@@ -21,6 +21,8 @@ from harness_ext.editing.controls import NoControl, check_control, control_recip
 from harness_ext.editing.plan import planned_matrices
 from harness_ext.editing.warnings import checkpoint_warnings, receipt_warnings
 from harness_ext.errors import UserError, VariantFailed, located
+from harness_ext.lm_eval_adapter import admission
+from harness_ext.lm_eval_adapter.admission import ChatTemplate
 from harness_ext.model import checkpoint
 from harness_ext.model.completeness import check_headers
 from harness_ext.model.renames import as_loaded
@@ -65,6 +67,8 @@ class Session:
         self.folder = self.root / rundir.safe_name(config.model_name)
         self.spec = RunSpec(config, report)
         self._baseline_speed: dict[str, float | None] = {}
+        self._to_check: list[Recipe] = []
+        self._planned = True
 
     def run(self) -> Iterator[VariantOutcome]:
         """Yield every variant as it is finished or found. Raises UserError before anything is loaded, where the asking
@@ -99,7 +103,6 @@ class Session:
                 yield self._variant(control)
 
     def _check_asked(self, recipes: Sequence[Recipe]) -> None:
-        arguments = self.harness.model_args
         edited = [recipe for recipe in recipes if recipe.steps]
         if self.config.controls and not edited:
             raise UserError(
@@ -108,19 +111,17 @@ class Session:
             )
         for name in self.config.controls:
             check_control(name)
-        checkpoint.check_local(
-            str(arguments["pretrained"]),
-            str(arguments.get("subfolder") or ""),
-            pickle_allowed=arguments.get("use_safetensors") is False,
-            to_be_edited=bool(edited),
-        )
+        admission.check_all(self.harness.model_args, recipes)
 
     def _check_fit(self, recipes: Sequence[Recipe]) -> None:
         """Find out what will not work before the model is loaded and scored: matrices and ranks from the headers,
         calibration from the tasks.
         """
         self.spec.task_settings  # noqa: B018 - taken before drawing documents settles the number of shots
+        self._check_chat_template()
         loaded = self._headers()
+        self._to_check = [recipe for recipe in recipes if recipe.steps]
+        self._planned = loaded is not None
         mistakes: list[str] = []
         for recipe in recipes:
             try:
@@ -141,12 +142,16 @@ class Session:
         """
         try:
             found = self._stored()
-            return as_loaded(found) if found.tensors else None
+            foreign_code = bool(self.harness.model_args.get("trust_remote_code"))
+            loaded = as_loaded(found, foreign_code=foreign_code)
+            return loaded if loaded.tensors else None
         except UserError:
             return None
 
     def _stored(self) -> checkpoint.Checkpoint:
         arguments = self.harness.model_args
+        if gguf := arguments.get("gguf_file"):
+            raise UserError(f"{gguf} has no safetensors headers")
         return checkpoint.read_checkpoint(
             str(arguments["pretrained"]),
             str(arguments.get("revision") or "main"),
@@ -155,20 +160,31 @@ class Session:
 
     def _check_calibration(self, recipe: Recipe) -> None:
         for number, step in enumerate(recipe.steps):
-            # A chat template belongs to a tokenizer, which is not loaded yet.
-            if step.calibration is None or self.harness.apply_chat_template:
+            if step.calibration is None:
                 continue
             with located(recipe.place(number)):
                 counts = {drawn.task: len(drawn.documents) for drawn in self.documents(step.calibration)}
                 check_pairs(described(step.method).statistics, counts, step.calibration.batch_size)
 
+    @cached_property
+    def _chat_template(self) -> ChatTemplate:
+        return ChatTemplate(self.harness.model_args, self.harness.apply_chat_template)
+
+    def _check_chat_template(self) -> None:
+        """Ask the template for the first conversation of every task."""
+        if not self.harness.apply_chat_template:
+            return
+        prompts = self.spec.prompts(self._chat_template.apply)
+        for name, task in self.spec.tasks.by_name.items():
+            self._chat_template.check(task, self.spec.first_document(name), prompts)
+
     def _variant(self, recipe: Recipe) -> VariantOutcome:
-        spec_id = self.spec.spec_id(recipe)
+        spec_id, former = self.spec.spec_id(recipe), self.spec.former_spec_id(recipe)
         place = self.folder / f"{rundir.safe_name(recipe.label)}-{spec_id[:10]}"
         damaged = {} if not place.exists() else {place: f"{rundir.RECEIPT} is missing or cannot be read"}
         for run in rundir.finished_runs(self.folder):
             damaged.pop(run.path, None)
-            if run.receipt.get("spec_id") != spec_id or run.failed:
+            if run.receipt.get("spec_id") not in (spec_id, former) or run.failed:
                 continue
             damage = run.damage
             if damage is None:
@@ -236,24 +252,22 @@ class Session:
         harness = self.harness
         name = self.config.model_name
         preload_hf()
-        from harness_ext.lm_eval_adapter.backend import RecipeLM
+        from harness_ext.lm_eval_adapter.backend import load_model
 
         arguments = {key: value for key, value in harness.model_args.items() if key != "recipe"}
         extra = {"batch_size": harness.batch_size, "max_batch_size": harness.max_batch_size, "device": harness.device}
-        try:
-            with self.report.stage(f"loading {name}"):
-                lm = RecipeLM.create_from_arg_obj(arguments, extra)
-                lm.bars = self.report.bars
-                if arguments.get("peft"):
-                    # Before the baseline: it must have the very weights that the recipes start from.
-                    lm.merge_adapter()
-        except UserError:
-            raise
-        except (OSError, ValueError, KeyError, ImportError, AssertionError, RuntimeError) as error:
-            raise UserError(
-                f"the model {name!r} cannot be loaded: {str(error).strip() or type(error).__name__}"
-            ) from error
+        with self.report.stage(f"loading {name}"):
+            lm = load_model(name, arguments, extra, self.config.secrets)
+            lm.bars = self.report.bars
+            if arguments.get("peft"):
+                # Before the baseline: it must have the very weights that the recipes start from.
+                lm.merge_adapter()
         self.spec.check_model_unchanged()
+        lm.check_editable(self._to_check)
+        if not self._planned:
+            # Without headers to plan from, only the loaded model tells whether the recipes fit it.
+            for recipe in self._to_check:
+                planned_matrices(recipe, lm.checkpoint)
         return lm
 
     def take_model_of(self, other: Session) -> None:
@@ -274,7 +288,7 @@ class Session:
         """Draw the documents of a step: of the evaluated tasks, or of those that it names, none of them scored. Raises
         UserError where they cannot be had.
         """
-        template = self.lm.apply_chat_template if self.harness.apply_chat_template else None
+        template = self._chat_template.apply if self.harness.apply_chat_template else None
         return self.spec.calibration_documents(calibration, template)
 
     def _speed(self, recipe: Recipe, speed: Speed) -> dict[str, float | None]:

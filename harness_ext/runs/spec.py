@@ -7,7 +7,7 @@ without torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,6 +33,7 @@ from harness_ext.runs.progress import ProgressReport
 from harness_ext.runs.scored_places import Places, check_places, places_by_task, scored_hashes, scored_places
 from harness_ext.runs.versions import package_version, versions
 from harness_ext.storage.rundir import learned_by_export, merged_wordings, results_root, wordings_of_export
+from leaderboard.readers.secrets import without_secrets
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group
@@ -217,7 +218,13 @@ class RunSpec:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """All that can change a score besides the recipe and the tasks."""
+        """All that can change a score besides the recipe and the tasks. Whoever asks, with whatever token, asks for
+        the same.
+        """
+        return dict(without_secrets(self._as_asked))
+
+    @cached_property
+    def _as_asked(self) -> dict[str, Any]:
         arguments = {key: value for key, value in self._harness.model_args.items() if key != "pretrained"}
         # A flag gives text where a file gives a number.
         asked = {name: getattr(self._harness, name) for name in _SETTINGS}
@@ -294,15 +301,23 @@ class RunSpec:
         for task in tasks.values():
             if harness.num_fewshot is not None and task.get_config("num_fewshot") != 0:
                 task.set_config(key="num_fewshot", value=harness.num_fewshot)
-        prompts = PromptSettings(
+        drawn = draw_documents(calibration, tasks, self.scored_identities, self.prompts(chat_template))
+        return [with_rewordings(documents, self.scored_contents) for documents in drawn]
+
+    def prompts(self, chat_template: Any = None) -> PromptSettings:
+        """How the command has prompts built. chat_template: see `calibration_documents`."""
+        harness = self._harness
+        return PromptSettings(
             harness.system_instruction,
             chat_template is not None,
             bool(harness.fewshot_as_multiturn),
             harness.seed[3] if harness.seed else None,
             chat_template,
         )
-        drawn = draw_documents(calibration, tasks, self.scored_identities, prompts)
-        return [with_rewordings(documents, self.scored_contents) for documents in drawn]
+
+    def first_document(self, name: str) -> Any:
+        """The first document of a task that will be scored."""
+        return self.tasks.by_name[name].eval_docs[self._scored_places(name)[0]]
 
     def _named_only_by(self, calibration: Calibration) -> FreshTasks | None:
         """The tasks that a step takes its documents from and that are not evaluated, built once; None where there are
@@ -336,12 +351,19 @@ class RunSpec:
         """What is asked of one variant, as a digest. The baseline does not depend on our code, every other recipe on
         its version and on the documents that it learns from.
         """
+        return self._spec_id(recipe, self.settings)
+
+    def former_spec_id(self, recipe: Recipe) -> str:
+        """The same as it was while a token of the command counted."""
+        return self._spec_id(recipe, self._as_asked)
+
+    def _spec_id(self, recipe: Recipe, settings: Mapping[str, Any]) -> str:
         learned = [step.calibration for step in recipe.steps if step.calibration is not None]
         return digest(
             {
                 "recipe": recipe.recipe_id,
                 "made_by": None if recipe.is_baseline else __version__,
-                "settings": self.settings,
+                "settings": settings,
                 "tasks": self.task_settings,
                 "code": self._shared_code,
                 "calibration": [self._calibration_digest(calibration) for calibration in learned],

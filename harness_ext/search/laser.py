@@ -50,9 +50,10 @@ def laser_search(evaluator: CandidateEvaluator, /, *, fractions: Fractions = GRI
     """The paper's search: one matrix is truncated, every other left. Chosen by accuracy; among equals by the lower
     loss; among those by the order of the matrices in the model, then of the fractions.
 
-    The best of the grid is chosen also where it is no better than the model as it is: the receipt has both scores.
+    An edit that answers fewer documents right than the model as it is, or raises their loss, is not chosen (ours);
+    where all of them do, none is.
     """
-    from harness_ext.search.trials import best_of, cannot_win
+    from harness_ext.search.trials import best_improvement, cannot_improve
 
     tried: dict[str, list[Any]] = {}
     # From the last layer on: passes are shortest there, and the best found so far spares the longer ones. What is
@@ -61,14 +62,24 @@ def laser_search(evaluator: CandidateEvaluator, /, *, fractions: Fractions = GRI
         grid = grid_of(matrix.shape, fractions)
         if not grid:
             continue
-        eligible = [trial for trials in tried.values() for trial in trials if trial.eligible]
-        bar = best_of(eligible).score if eligible else None
+        bar = _bar([trial for trials in tried.values() for trial in trials], evaluator.before)
         settings = [truncation(matrix, fraction) for fraction in grid]
         tried[matrix.key] = evaluator.try_out(
-            matrix, evaluator.truncations(matrix, list(grid.values())), settings, cannot_win(bar)
+            matrix,
+            evaluator.truncations(matrix, list(grid.values())),
+            settings,
+            cannot_improve(evaluator.before, bar),
         )
-    best = best_of([trial for matrix in evaluator.matrices for trial in tried.get(matrix.key, [])])
-    return SearchResult((best.setting,))
+    in_order = [trial for matrix in evaluator.matrices for trial in tried.get(matrix.key, [])]
+    best = best_improvement(in_order, evaluator.before)
+    return SearchResult((best.setting,) if best is not None else ())
+
+
+def _bar(trials: Sequence[Trial], before: Trial) -> CandidateScore | None:
+    from harness_ext.search.trials import best_of, not_worse
+
+    fit = [trial for trial in trials if not_worse(trial, before)]
+    return best_of(fit).score if fit else None
 
 
 @search(
@@ -78,7 +89,8 @@ def laser_search(evaluator: CandidateEvaluator, /, *, fractions: Fractions = GRI
 )
 def laser_compose(evaluator: CandidateEvaluator, /, *, fractions: Fractions = GRID) -> SearchResult:
     """The paper's greedy composition: from the largest layer and the smallest fraction, each truncation tried on top of
-    those kept before, and kept if the accuracy rises; else the matrix is as it was.
+    those kept before, and kept if the accuracy rises; else the matrix is as it was. One that raises the loss is not
+    kept (ours).
 
     Within a layer matrices are taken from the last to the first; for each, fractions from the smallest, and a larger
     one takes the place of a smaller that was kept if it answers better still (ours).
@@ -96,7 +108,7 @@ def laser_compose(evaluator: CandidateEvaluator, /, *, fractions: Fractions = GR
                 matrix, alternatives, [truncation(matrix, fraction) for fraction in grid], _cannot_rise_above(standing)
             )
         ):
-            if trial.eligible and trial.score.correct > standing.correct:
+            if trial.eligible and trial.score.correct > standing.correct and trial.loss <= standing.loss:
                 best, standing = place, trial.score
         if best is not None:
             chosen = truncation(matrix, list(grid)[best])
@@ -107,12 +119,13 @@ def laser_compose(evaluator: CandidateEvaluator, /, *, fractions: Fractions = GR
 
 def _cannot_rise_above(standing: CandidateScore) -> Hopeless:
     """For a search that takes what is better than what stands: an alternative is hopeless where all the rest right
-    would not make it so, or not make it the best.
+    would not make it so, or where its loss is the higher already.
     """
 
     def hopeless(partial: Partial) -> Tensor:
         reachable = partial.correct + partial.rest
-        return (reachable <= standing.correct) | (reachable < partial.leading) | ~partial.losses.isfinite()
+        most = standing.loss * standing.documents * (1 + 1e-9)
+        return (reachable <= standing.correct) | ~(partial.losses <= most)
 
     return hopeless
 
@@ -159,7 +172,7 @@ def laser_gradient(
     `laser_search`. Components are those of the truncations, whose factors are `u_i` and `s_i v_i` or `s_i u_i` and
     `v_i`: either way their gradient is `s_i g_i`.
     """
-    from harness_ext.search.trials import best_of
+    from harness_ext.search.trials import best_improvement
 
     gradients = evaluator.gather(
         evaluator.matrices, frozenset({"singular_value_gradients"}), lambda matrix: _components(evaluator, matrix)
@@ -173,13 +186,13 @@ def laser_gradient(
     trials = _ClusterTrials(evaluator, fractions, grouping)
     if 1 in clusters:
         trials.make(promising, (1,))
-    # A matrix whose trials were all dropped comes after those that held out.
+    # A matrix whose trials were all worse comes after those that had another.
     refinable = list(dict.fromkeys([*trials.best_matrices(), *promising]))[:refined]
     trials.make(refinable, [count for count in clusters if count > 1])
-    best = best_of(trials.in_order())
+    best = best_improvement(trials.in_order(), evaluator.before)
     listed = ", ".join(f"{key} ({worth[key]:.3g})" for key in promising)
     return SearchResult(
-        (best.setting,),
+        (best.setting,) if best is not None else (),
         (f"of {len(worth)} matrices these were tried, with the fall of the loss that the gradient promises: {listed}",),
     )
 
@@ -196,7 +209,7 @@ class _ClusterTrials:
     def make(self, keys: Sequence[str], counts: Sequence[int]) -> None:
         """Try these matrices, from the last layer on as in `laser_search`, in each of these numbers of clusters."""
         from harness_ext.search.candidates import Joined
-        from harness_ext.search.trials import best_of, cannot_win
+        from harness_ext.search.trials import cannot_improve
 
         for matrix in reversed([matrix for matrix in self.evaluator.matrices if matrix.key in keys]):
             grid = tuple(grid_of(matrix.shape, self.fractions))
@@ -207,9 +220,9 @@ class _ClusterTrials:
             alternatives = Joined(
                 tuple(_clustered(self.evaluator, matrix, grid, count, self.grouping) for count in fit)
             )
-            eligible = [trial for trial in self.made if trial.eligible]
-            bar = best_of(eligible).score if eligible else None
-            self.made.extend(self.evaluator.try_out(matrix, alternatives, settings, cannot_win(bar)))
+            before = self.evaluator.before
+            hopeless = cannot_improve(before, _bar(self.made, before))
+            self.made.extend(self.evaluator.try_out(matrix, alternatives, settings, hopeless))
 
     def _setting(self, matrix: Matrix, fraction: float, count: int) -> dict[str, Any]:
         if count == 1:
@@ -222,9 +235,12 @@ class _ClusterTrials:
         return sorted(self.made, key=lambda trial: order[trial.setting["matrices"][0]])
 
     def best_matrices(self) -> list[str]:
-        """The matrices of trials that held out, the best trial's first."""
-        ranked = sorted(self.in_order(), key=lambda trial: (-trial.score.correct, trial.loss))
-        return [trial.setting["matrices"][0] for trial in ranked if trial.eligible]
+        """The matrices of trials that are not worse than the unedited model, the best trial's first."""
+        from harness_ext.search.trials import not_worse
+
+        fit = [trial for trial in self.in_order() if not_worse(trial, self.evaluator.before)]
+        ranked = sorted(fit, key=lambda trial: (-trial.score.correct, trial.loss))
+        return [trial.setting["matrices"][0] for trial in ranked]
 
 
 def clustered(matrix: Matrix, fraction: float, clusters: int, grouping: str, seed: int) -> dict[str, Any]:

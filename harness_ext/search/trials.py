@@ -107,6 +107,44 @@ def cannot_win(bar: CandidateScore | None) -> Hopeless:
     return hopeless
 
 
+def not_worse(trial: Trial, before: Trial) -> bool:
+    """Whether an edit can be made at all: it answers no fewer documents right than the model before it, and their loss
+    is no higher.
+    """
+    return trial.eligible and trial.score.correct >= before.score.correct and trial.loss <= before.loss
+
+
+def cannot_improve(before: Trial, bar: CandidateScore | None) -> Hopeless:
+    """As `cannot_win`, for a search whose edit must be `not_worse` than the model before it: an alternative is hopeless
+    where it can only be worse, or where one that is not answers more.
+
+    before: the unedited model. bar: the best so far that is not worse. Alternatives beside it give no bar: one that
+    leads may turn out to be worse.
+    """
+    least = max(before.score.correct, 0 if bar is None else bar.correct)
+
+    def hopeless(partial: Partial) -> Tensor:
+        reachable = partial.correct + partial.rest
+        documents = before.score.documents
+        lost = (reachable < least) | ~(partial.losses <= before.loss * documents * (1 + 1e-9))
+        return (
+            lost
+            if bar is None
+            else lost | ((reachable == bar.correct) & (partial.losses > bar.loss * documents * (1 + 1e-9)))
+        )
+
+    return hopeless
+
+
+def best_improvement(trials: Sequence[Trial], before: Trial) -> Trial | None:
+    """The best (see `best_of`) of the trials that are not worse than the model before; None where all are. Raises what
+    `best_of` raises where nothing was tried, or no loss is finite.
+    """
+    fit = [trial for trial in trials if not_worse(trial, before)]
+    broken = not any(math.isfinite(trial.loss) for trial in trials)
+    return best_of(trials if broken else fit) if fit or broken else None
+
+
 def best_of(trials: Sequence[Trial]) -> Trial:
     """The trial of the highest accuracy; among equals that of the lowest loss; among those the first. Raises
     VariantFailed where no loss is finite, and UserError where nothing was tried.

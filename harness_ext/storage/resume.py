@@ -11,11 +11,12 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.errors import UserError
+from harness_ext.storage.disk import disk_trouble
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +48,8 @@ class ResumeState:
         for line in text.splitlines(keepends=True):
             row = _row(line)
             if row is None:
-                path.write_bytes(text[:whole])
+                with _told(self.folder):
+                    path.write_bytes(text[:whole])
                 break
             rows.append(row)
             whole += len(line)
@@ -63,11 +65,14 @@ class ResumeState:
                 os.fsync(file.fileno())
 
     def tensors(self, name: str) -> dict[str, Tensor] | None:
-        """The tensors kept under this name, or None."""
+        """The tensors kept under this name; None where there are none, or they cannot be read."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        path = self.folder / f"{name}.safetensors"
-        return load_file(path) if path.exists() else None
+        try:
+            return load_file(self.folder / f"{name}.safetensors")
+        except (OSError, SafetensorError):
+            return None
 
     def keep(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Keep tensors under a name, in place of earlier ones; a kill leaves the old or the new, whole."""
@@ -77,8 +82,13 @@ class ResumeState:
         new = self.folder / f".{name}.{os.getpid()}"
         with _told(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, new)
-            new.replace(path)
+            try:
+                save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, new)
+                new.replace(path)
+            except BaseException:
+                with suppress(OSError):
+                    new.unlink(missing_ok=True)
+                raise
 
     def remove(self) -> None:
         """Remove the folder; the run is complete."""
@@ -98,8 +108,9 @@ def _row(line: bytes) -> dict[str, Any] | None:
 def _told(folder: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except Exception as error:
+        if (trouble := disk_trouble(error)) is None:
+            raise
         raise UserError(
-            f"what is done so far cannot be kept in {folder}: {error.strerror or error}; make room and run the same"
-            " command again"
+            f"what is done so far cannot be kept in {folder}: {trouble}; make room and run the same command again"
         ) from error

@@ -24,6 +24,8 @@ from harness_ext.storage.integrity import RECEIPT, damage
 
 EXPORT = "export"
 """The format of the receipt beside an exported model."""
+EXPORTING = ".lm-eval-recipes-export"
+"""In the temporary folder of an export while it is written, which tells it from a stranger's."""
 _SCRATCH = "lm-eval-recipes-"
 _TEMPORARY = re.compile(r"\.(.+?)(\.old)?\.tmp-(\d+)")
 
@@ -148,11 +150,7 @@ def _receipt_in(folder: Path) -> dict[str, Any] | None:
 
 def sweep(folder: Path) -> None:
     """Remove what killed processes left half-written. What was whole, and only not renamed yet, gets its place."""
-    dead = [
-        (path, match)
-        for path in folder.glob(".*.tmp-*")
-        if (match := _TEMPORARY.fullmatch(path.name)) and not _alive(int(match[3]))
-    ]
+    dead = _left_by_the_dead(folder)
     # The new before the old that it was to replace.
     for path, match in sorted(dead, key=lambda item: item[1][2] is not None):
         place = folder / match[1]
@@ -160,6 +158,24 @@ def sweep(folder: Path) -> None:
             path.rename(place)
         else:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def sweep_exports(place: Path) -> None:
+    """Remove what killed exports left beside a place, of this name or another: gigabytes in a hidden folder. The folder
+    is the user's, so that nothing else in it is touched.
+    """
+    for path, match in _left_by_the_dead(place.parent):
+        if match[1] == place.name or (path / EXPORTING).exists():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _left_by_the_dead(folder: Path) -> list[tuple[Path, re.Match[str]]]:
+    """Temporary folders of processes that are gone, with the parts of their names."""
+    return [
+        (path, match)
+        for path in folder.glob(".*.tmp-*")
+        if (match := _TEMPORARY.fullmatch(path.name)) and not _alive(int(match[3]))
+    ]
 
 
 def _is_whole(folder: Path) -> bool:
@@ -186,8 +202,8 @@ def writing(place: Path) -> Iterator[Path]:
     place.parent.mkdir(parents=True, exist_ok=True)
     temporary = place.parent / f".{place.name}.tmp-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     try:
+        temporary.mkdir()
         yield temporary
         _sync(temporary)
         _move_into_place(temporary, place)
@@ -197,13 +213,18 @@ def writing(place: Path) -> Iterator[Path]:
 
 def scratch_folder() -> Path:
     """A new temporary folder of this process; those of processes that were killed are swept away first, since they can
-    hold gigabytes of weights.
+    hold gigabytes of weights. Raises UserError where there can be none.
     """
     for path in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
         owner = path.name.removeprefix(_SCRATCH).partition("-")[0]
         if owner.isdigit() and not _alive(int(owner)):
             shutil.rmtree(path, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{os.getpid()}-"))
+    try:
+        return Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{os.getpid()}-"))
+    except OSError as error:
+        raise UserError(
+            f"there is no room for temporary files ({error.strerror or error}): set TMPDIR to a folder with room"
+        ) from None
 
 
 def _sync(folder: Path) -> None:

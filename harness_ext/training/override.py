@@ -20,7 +20,7 @@ from harness_ext.model.typed import tensor_of
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness_ext.model.architectures import Ranges
+    from harness_ext.model.geometry import Ranges
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from harness_ext.calibration.collect import frozen, pad, summed_loss
 from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import LabelledDocument
 from harness_ext.errors import UserError, VariantFailed
-from harness_ext.model.layout import Matrix
+from harness_ext.model.layout import Matrix, check_not_shared
 from harness_ext.recipe.schema import Training
 from harness_ext.training.bases import Bases, FactorPair, bases_to_keep, ratios
 from harness_ext.training.override import swapped
@@ -74,9 +74,10 @@ def schedule(settings: Training) -> list[Epoch]:
 
 
 def check_trainable(matrices: Sequence[Matrix]) -> None:
-    """Raise UserError naming the first matrix of an expert: one call computes all experts, and nothing can take the
-    place of a single one meanwhile.
+    """Raise UserError naming the first matrix of an expert, or of a block that layers share: one call computes all
+    experts, and nothing can take the place of a single one meanwhile.
     """
+    check_not_shared(matrices, "it cannot be trained")
     for matrix in matrices:
         if matrix.expert is not None:
             raise UserError(f"{matrix.key}: experts cannot be trained; choose matrices outside them, such as attn")

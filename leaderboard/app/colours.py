@@ -9,6 +9,7 @@ from typing import Any
 TINTS = {
     "better": "rgba(46, 160, 67, 0.28)",
     "worse": "rgba(229, 83, 75, 0.30)",
+    "collapsed": "rgba(178, 34, 52, 0.58)",
     "same": "rgba(56, 139, 253, 0.22)",
     "undecided": "rgba(187, 128, 9, 0.24)",
     "incomparable": "rgba(163, 113, 247, 0.24)",
@@ -21,6 +22,7 @@ TINTS = {
 MARKS = {
     "better": "#2da44e",
     "worse": "#e5534b",
+    "collapsed": "#b3261e",
     "same": "#388bfd",
     "undecided": "#bb8009",
     "incomparable": "#a371f7",

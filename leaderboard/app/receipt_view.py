@@ -117,11 +117,12 @@ def _show_search(place: int, search: dict[str, Any]) -> None:
 
 
 def _show_log(log: Sequence[dict[str, Any]]) -> None:
-    """How trainings went."""
+    """How trainings went, and what removals of components were tried out."""
     if not log:
         return
-    st.subheader("Log of the training", anchor=False)
-    _show_course(log, "epochs")
+    tried = all("removes" in row for row in log)
+    st.subheader("Removals on trial" if tried else "Log of the training", anchor=False)
+    _show_course(log, "trials" if tried else "epochs")
     rows = run_files.flat(log)
     with st.expander(f"All {len(rows)} entries"):
         st.dataframe(_texts(rows), hide_index=True, width="stretch", key="log")

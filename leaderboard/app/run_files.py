@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from leaderboard.errors import Unreadable
 from leaderboard.readers.discovery import RECEIPT
-from leaderboard.readers.receipt import utc
+from leaderboard.readers.receipt import public_receipt, utc
 from leaderboard.readers.safe_json import load_json, mapping
 
 
@@ -59,7 +59,7 @@ def receipt_of(run: Mapping[str, Any]) -> OnDisk:
     try:
         if file.is_symlink() or not file.is_file():
             return OnDisk(None, f"{RECEIPT} is not in the run's folder on this machine")
-        found = load_json(file)
+        found = public_receipt(load_json(file))
     except (Unreadable, OSError, ValueError) as error:
         return OnDisk(None, str(error))
     receipt = mapping(found)

@@ -2,13 +2,17 @@
 
 It listens on this machine only, sends no telemetry, and accepts only the host names it was started for (a web page
 elsewhere cannot reach it by tricks with names). Another address has to be asked for, and is warned about: the page has
-no login.
+no login. Nothing else opens it: Streamlit's own configuration files and variables of the user are not read, since they
+are about other pages. Nor does the server look up anything outside, as Streamlit does for its own address where a page
+of another origin asks.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from leaderboard.errors import LeaderboardError
@@ -31,9 +35,26 @@ def serve(database: Path, *, host: str = "127.0.0.1", port: int = 8501, open_bro
         )
     os.environ[DATABASE_VARIABLE] = str(Path(database).resolve())
     print(f"leaderboard of {database} at http://{_url_host(host)}:{port} (Ctrl-C ends it)", file=sys.stderr, flush=True)
-    import streamlit
+    with _nothing_of_the_user():
+        import streamlit
 
-    streamlit.App(MAIN).run(config=_config(host, port, open_browser))
+        streamlit.App(MAIN).run(config=_config(host, port, open_browser))
+
+
+@contextmanager
+def _nothing_of_the_user() -> Iterator[None]:
+    """Inside the block Streamlit reads no configuration file and no variable of its own, and looks up no address."""
+    for name in [name for name in os.environ if name.startswith("STREAMLIT_")]:
+        del os.environ[name]
+    from streamlit import config, net_util
+
+    kept = config.get_config_files, net_util.get_internal_ip, net_util.get_external_ip
+    config.get_config_files = lambda file_name: []
+    net_util.get_internal_ip = net_util.get_external_ip = lambda: None
+    try:
+        yield
+    finally:
+        config.get_config_files, net_util.get_internal_ip, net_util.get_external_ip = kept
 
 
 def _config(host: str, port: int, open_browser: bool) -> dict[str, object]:
@@ -42,10 +63,18 @@ def _config(host: str, port: int, open_browser: bool) -> dict[str, object]:
         "server.port": port,
         "server.headless": not open_browser,
         "server.allowedHosts": list(LOCAL_HOSTS) if host in LOCAL_HOSTS else ["*"],
+        "server.enableCORS": True,
+        "server.corsAllowedOrigins": [],
+        "server.enableXsrfProtection": True,
+        "server.trustedUserHeaders": {},
+        "server.enableAgentApi": False,
+        "server.baseUrlPath": "",
+        "server.customComponentBaseUrlPath": "",
         "server.fileWatcherType": "none",
         "server.enableStaticServing": False,
         "browser.gatherUsageStats": False,
         "browser.serverAddress": "localhost" if host in LOCAL_HOSTS else host,
+        "client.allowedOrigins": [],
         "client.toolbarMode": "viewer",
         "client.showErrorDetails": "none",
     }

@@ -9,6 +9,7 @@ from typing import Any
 
 from leaderboard.app.page_queries import RunFacts
 from leaderboard.board.cell import Cell
+from leaderboard.board.further import all_metrics
 from leaderboard.readers.records import BASELINE
 from leaderboard.terminal.format import (
     NOTHING,
@@ -38,6 +39,15 @@ def control_text(pair: Cell) -> str:
     return f"{pair.verdict}{difference} ({plain(pair.control or '')})"
 
 
+def further_text(cell: Cell) -> str:
+    """`acc_norm same -0.0010; gold_loglikelihood worse -0.8770`; scores where there is nothing to compare with."""
+    words = (
+        f"{plain(metric_name(one))} {number(one.score) if one.delta is None else f'{one.verdict} {signed(one.delta)}'}"
+        for one in cell.further
+    )
+    return "; ".join(words)
+
+
 def cell_rows(
     cells: Sequence[Cell], *, with_model: bool, facts: Mapping[str, RunFacts] = _NO_FACTS
 ) -> list[dict[str, Any]]:
@@ -47,6 +57,7 @@ def cell_rows(
     fast = any(_speed(facts.get(cell.run_id)) for cell in cells)
     sizes = any(could_show(cell) for cell in cells)
     controls = any(cell.against_controls for cell in cells)
+    further = any(cell.further for cell in cells)
     floor = any(cell.noise_floor is not None for cell in cells)
     reported = any(cell.reported for cell in cells)
     return [
@@ -58,6 +69,7 @@ def cell_rows(
             "Delta [95 %]": interval(cell),
         }
         | ({"Against its control": "; ".join(map(control_text, cell.against_controls))} if controls else {})
+        | ({"Further metrics": further_text(cell)} if further else {})
         | ({"Could show": could_show(cell) or ""} if sizes else {})
         | {
             "Score": number(cell.score),
@@ -88,7 +100,7 @@ def cell_rows(
 
 
 def cell_records(cells: Sequence[Cell], facts: Mapping[str, RunFacts] = _NO_FACTS) -> list[dict[str, Any]]:
-    """The same rows with every number in full, for a file."""
+    """Every number in full, for a file: the same rows, and behind each those of the task's further metrics."""
     names = (
         "model",
         "task",
@@ -122,16 +134,18 @@ def cell_records(cells: Sequence[Cell], facts: Mapping[str, RunFacts] = _NO_FACT
         "clipped_at",
         "name",
         "subset",
+        "is_primary",
     )
     return [
         {name: getattr(cell, name) for name in names}
+        | {"too_few_documents": cell.too_few is not None or cell.says_nothing}
         | {"tokens_per_second": None if (run := facts.get(cell.run_id)) is None else run.tokens_per_second_after}
         | {
             "against_controls": "; ".join(map(control_text, cell.against_controls)) or None,
             "reported_by_papers": "; ".join(entry.sentence() for entry in cell.reported) or None,
             "notes": notes(cell),
         }
-        for cell in cells
+        for cell in all_metrics(cells)
     ]
 
 

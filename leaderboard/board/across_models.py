@@ -1,7 +1,8 @@
 """One recipe on many models: on how many did it help? From a board's cells.
 
 Notable choices:
-- A model counts where its latest run of the recipe was compared with its baseline (better, worse, same, undecided).
+- A model counts where its latest run of the recipe was compared with its baseline (better, worse, collapsed, same,
+  undecided). One that collapsed counts as down, whichever way its metric went.
   Incomparable and failed runs are named beside the count, never in it, and a model without a run is a blank: nothing is
   averaged, and nothing is assumed of it.
 - Two counts: verdicts ("better on 7 of 9"), each of which had to reach significance on its own model, and bare signs
@@ -22,14 +23,14 @@ from datetime import datetime
 import numpy as np
 
 from leaderboard import statistics
-from leaderboard.board.cell import Cell
+from leaderboard.board.cell import COMPARED, Cell
+from leaderboard.compare.collapse import COLLAPSED
 from leaderboard.readers.edited import PLAIN_RECIPE
 from leaderboard.readers.records import BASELINE
 
 EVERY_TASK = "(all)"  # of a run that failed before it had tasks
 # of fewer, not even a unanimous vote is below 5 %: they are not tested, and cost the others nothing in the correction
 LEAST_SIGNS = 5
-COMPARED = ("better", "worse", "same", "undecided")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,11 @@ class Line:
     def beats_controls(self) -> int:
         """On how many models it is better than every control of its own."""
         return sum(cell.beats_controls is True for cell in self.cells.values())
+
+    @property
+    def harmful(self) -> int:
+        """On how many models it is worse or collapsed."""
+        return self.count("worse") + self.count(COLLAPSED)
 
     @property
     def compared(self) -> int:
@@ -99,7 +105,7 @@ def lines(cells: Iterable[Cell], task: str) -> list[Line]:
         for recipe, found in by_recipe.items()
     ]
     return sorted(
-        made, key=lambda line: (-len(line.cells), line.control, -line.count("better"), line.count("worse"), line.recipe)
+        made, key=lambda line: (-len(line.cells), line.control, -line.count("better"), line.harmful, line.recipe)
     )
 
 
@@ -141,7 +147,9 @@ def _models(count: int) -> str:
 
 def _signs(found: Iterable[Cell]) -> tuple[int, int]:
     """How many improvements are above zero and how many below, among the compared."""
-    values = [cell.improvement or 0.0 for cell in found if cell.verdict in COMPARED]
+    values = [
+        -1.0 if cell.verdict == COLLAPSED else cell.improvement or 0.0 for cell in found if cell.verdict in COMPARED
+    ]
     return sum(value > 0 for value in values), sum(value < 0 for value in values)
 
 

@@ -6,6 +6,7 @@ Notable choices:
 - The words are those of `cell`.
 - A recipe is compared with each control of its own too, on the same documents: being better than the baseline says
   little where the control is as good. Corrected over all such comparisons of the model.
+- A task's further metrics have cells of their own, in `further` of the primary one's.
 - Where samples are all that is missing, an incomparable cell has the difference of the two scores and an unpaired
   interval; it is in no correction.
 - NaN or infinity as a run's score makes the cell *failed* with that reason, never a number and never a missing row.
@@ -14,19 +15,21 @@ Notable choices:
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from leaderboard.board import labels, reported
-from leaderboard.board.cell import Cell, changed, with_control_verdicts, with_verdicts
-from leaderboard.compare import clipping, comparability, verdict_cache
+from leaderboard.board.cell import Cell, changed, with_collapses, with_control_verdicts, with_verdicts
+from leaderboard.board.further import further_scores, with_contradictions, with_further_verdicts
+from leaderboard.compare import clipping, collapse, comparability, needs, verdict_cache
 from leaderboard.compare.baselines import BaselineChoice, Baselines
 from leaderboard.compare.contents import Contents, Effects, read_contents
 from leaderboard.compare.pairing import Subject, Terms, effect_key, pair_up
 from leaderboard.compare.verdict_cache import Judged, Key, Memory
 from leaderboard.errors import UnknownRun
-from leaderboard.metrics import DEFAULT_MARGIN
+from leaderboard.metrics import DEFAULT_MARGIN, named
 from leaderboard.readers.records import BASELINE
 from leaderboard.readers.safe_json import no_collection
 from leaderboard.store.database import Store
@@ -59,8 +62,7 @@ def board(
         names = _names(contents, [run for runs in by_model.values() for run in runs])
         for runs in by_model.values():
             judging = _Judging(store, contents, fixed or Baselines(contents, runs), margin, memory, names)
-            contents.samples.fetch(_pairs(judging, runs))
-            cells += _in_words([cell for run in runs for cell in _cells(judging, run)])
+            cells += _in_words([cell for some in _turns(runs) for cell in _cells_of(judging, some)])
         return sorted(cells, key=_order)
 
 
@@ -85,12 +87,10 @@ def judge_ahead(store: Store, models: Sequence[str], seconds: float) -> JudgedAh
     for model, runs in by_model.items():
         judging = _Judging(store, contents, Baselines(contents, runs), DEFAULT_MARGIN, memory, names)
         cells: list[Cell] = []
-        for first in range(0, len(runs), _AT_ONCE):
+        for some in _turns(runs):
             if memory.new and time.monotonic() > until:  # what is only recalled is quick, and each turn must get on
                 return JudgedAhead(memory.new, boards, False)
-            some = runs[first : first + _AT_ONCE]
-            contents.samples.fetch(_pairs(judging, some))
-            cells += [cell for run in some for cell in _cells(judging, run)]
+            cells += _cells_of(judging, some)
         boards[model] = _in_words(cells)
     return JudgedAhead(memory.new, boards, True)
 
@@ -102,12 +102,24 @@ def pair_board(store: Store, baseline_run: str, run_id: str, *, margin: float = 
     contents = read_contents(store)
     baseline, run = _the_run(contents, baseline_run), _the_run(contents, run_id)
     judging = _Judging(store, contents, baseline, margin, names=_names(contents, [baseline, run]))
-    return sorted(with_verdicts(_cells(judging, run)), key=_order)
+    return sorted(_in_words(_cells(judging, run)), key=_order)
+
+
+def _turns(runs: Sequence[RunRow]) -> Iterator[Sequence[RunRow]]:
+    """Some runs at a time, whose samples fit into memory."""
+    return (runs[first : first + _AT_ONCE] for first in range(0, len(runs), _AT_ONCE))
+
+
+def _cells_of(judging: _Judging, runs: Sequence[RunRow]) -> list[Cell]:
+    judging.contents.fetch(_pairs(judging, runs))
+    return [cell for run in runs for cell in _cells(judging, run)]
 
 
 def _in_words(cells: list[Cell]) -> list[Cell]:
-    """The cells of one family with their verdicts, against the baseline and against their controls."""
-    return with_control_verdicts(with_verdicts(cells))
+    """The cells of one model with their verdicts: against the baseline, against their controls, and on further metrics,
+    each a family of its own; after them which collapsed.
+    """
+    return with_contradictions(with_collapses(with_further_verdicts(with_control_verdicts(with_verdicts(cells)))))
 
 
 class _Judging(NamedTuple):
@@ -140,14 +152,24 @@ def _pairs(judging: _Judging, runs: Sequence[RunRow]) -> set[tuple[str, str]]:
             baseline = _choice(judging, subject).run
             if baseline is None or baseline is run:
                 continue
-            for other in (baseline, *_controls(judging, subject)):
+            asked = [(subject, other) for other in (baseline, *_controls(judging, subject))]
+            asked += [(one, baseline) for one in _further_subjects(judging, subject)]
+            for one, other in asked:
                 if (
                     (other.run_id, run.run_id) not in found
-                    and _recalled(judging, subject, other) is None
-                    and effect_key(run, score, other.run_id, terms) not in contents.effects
+                    and _recalled(judging, one, other) is None
+                    and effect_key(run, one.score, other.run_id, terms) not in contents.effects
                 ):
                     found.add((other.run_id, run.run_id))
     return found
+
+
+def _further_subjects(judging: _Judging, subject: Subject) -> list[Subject]:
+    """The task's other metrics, of which documents may bear a value."""
+    if subject.task.documents is None:
+        return []
+    scores = judging.contents.of_task(subject.run.run_id, subject.task.task)
+    return [subject._replace(score=score) for score in further_scores(scores, subject.score)]
 
 
 def _the_run(contents: Contents, run_id: str) -> RunRow:
@@ -163,7 +185,32 @@ def _cells(judging: _Judging, run: RunRow) -> list[Cell]:
         names = [row.task for row in contents.tasks.get(run.run_id, ())] or ["(all)"]
         return [_failed(judging, run, name) for name in names]
     rows = [(row, contents.primary(run.run_id, row.task)) for row in contents.tasks.get(run.run_id, ())]
-    return [_cell(judging, Subject(run, row, score)) for row, score in rows if score is not None]
+    subjects = [Subject(run, row, score) for row, score in rows if score is not None]
+    return [_with_further(judging, _cell(judging, subject), subject) for subject in subjects]
+
+
+def _with_further(judging: _Judging, cell: Cell, subject: Subject) -> Cell:
+    """The cell with those of the task's further metrics; as it is where the run cannot be compared at all."""
+    if cell.verdict == "incomparable":
+        return cell
+    baseline = _choice(judging, subject).run
+    if baseline is None:
+        return cell
+    found = (_further(judging, one, baseline) for one in _further_subjects(judging, subject))
+    return changed(cell, further=tuple(one for one in found if one is not None))
+
+
+def _further(judging: _Judging, subject: Subject, baseline: RunRow) -> Cell | None:
+    """The cell of a further metric; None where no document bears a value of it."""
+    run, _, score = subject
+    cell = changed(_of_score(judging, subject), is_primary=False)
+    if score.score is None:
+        return changed(cell, verdict="failed", notes=(f"the result is {score.reported}, not a number",))
+    if baseline.run_id == run.run_id:
+        return changed(cell, verdict=BASELINE, baseline_run=run.run_id, baseline_score=score.score)
+    if _judged(judging, subject, baseline).documents == 0:
+        return None
+    return _compared(judging, cell, subject, baseline)
 
 
 def _blank(judging: _Judging, run: RunRow, task: str, verdict: str) -> Cell:
@@ -184,6 +231,7 @@ def _blank(judging: _Judging, run: RunRow, task: str, verdict: str) -> Cell:
         started=run.started,
         parameters_kept=1.0 if kept is None and run.recipe_name == BASELINE else kept,
         label=judging.names.get(run.run_id, ""),
+        weights=run.digest_after or run.run_id,
     )
 
 
@@ -192,9 +240,10 @@ def _failed(judging: _Judging, run: RunRow, task: str) -> Cell:
     return changed(_blank(judging, run, task, "failed"), notes=(reason, *comparability.own_warnings(run)))
 
 
-def _cell(judging: _Judging, subject: Subject) -> Cell:
+def _of_score(judging: _Judging, subject: Subject) -> Cell:
+    """The cell of a score before it is compared."""
     run, task, score = subject
-    cell = changed(
+    return changed(
         _blank(judging, run, task.task, "undecided"),
         metric=score.metric,
         filter=score.filter,
@@ -204,8 +253,12 @@ def _cell(judging: _Judging, subject: Subject) -> Cell:
         best_value=score.best_value,
         higher_is_better=score.higher_is_better is not False,
     )
+
+
+def _cell(judging: _Judging, subject: Subject) -> Cell:
+    run, task, score = subject
     cell = changed(
-        cell,
+        _of_score(judging, subject),
         reported=(
             reported.beside(run.model_name, task.task, run.recipe_name, score.metric) if run.control is None else ()
         ),
@@ -215,6 +268,7 @@ def _cell(judging: _Judging, subject: Subject) -> Cell:
             cell,
             verdict="failed",
             notes=(f"the result is {score.reported}, not a number", *comparability.own_warnings(run)),
+            collapse=_collapse_without_a_score(judging, subject),
         )
     baseline, _, notes = _choice(judging, subject)
     if baseline is None:
@@ -267,6 +321,7 @@ def _compared(judging: _Judging, cell: Cell, subject: Subject, baseline: RunRow)
             low=found.low,
             high=found.high,
             unpaired=found.delta is not None,
+            says_nothing=_as_wide_as_the_range(score.metric, found),
         )
     return changed(
         cell,
@@ -285,7 +340,28 @@ def _compared(judging: _Judging, cell: Cell, subject: Subject, baseline: RunRow)
         noise_floor=judging.contents.noise_floor(run, score, baseline),
         clipping=clipping.from_json(found.clipping),
         needs=found.needs,
+        collapse=collapse.from_json(found.collapse),
     )
+
+
+def _collapse_without_a_score(judging: _Judging, subject: Subject) -> tuple[str, ...] | None:
+    """What shows that the model collapsed, where its score is no finite number: other tasks of the weights may look
+    cured.
+    """
+    baseline = _choice(judging, subject).run
+    if baseline is None or baseline.run_id == subject.run.run_id:
+        return None
+    found = judging.contents.answers
+    return collapse.collapse_signs(found, baseline.run_id, subject.run.run_id, subject.task.task)
+
+
+def _as_wide_as_the_range(metric: str, found: Judged) -> bool:
+    """Whether the unpaired interval of a metric within limits leaves everything possible."""
+    within = named(metric).range
+    width = within.high - within.low
+    if found.low is None or found.high is None or not math.isfinite(width):
+        return False
+    return needs.spans(width, found.low, found.high)
 
 
 def _judged(judging: _Judging, subject: Subject, baseline: RunRow) -> Judged:

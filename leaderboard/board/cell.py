@@ -12,6 +12,9 @@ keeps its level.
 
 Where a document counts for at most a bound, *same* and *better* are withheld while too many documents may have
 collapsed (`compare.clipping`).
+
+*collapsed* takes the place of all four where the recipe ruined the model (`compare.collapse`), whatever the metric
+says.
 """
 
 from __future__ import annotations
@@ -28,20 +31,23 @@ from leaderboard.board.reported import Reported
 from leaderboard.compare import needs
 from leaderboard.compare.choice_shift import Choices
 from leaderboard.compare.clipping import Clipping
-from leaderboard.compare.needs import Claim
+from leaderboard.compare.collapse import COLLAPSED
+from leaderboard.compare.needs import Claim, TooFew
 from leaderboard.readers.records import BASELINE
 
-VERDICTS = ("better", "worse", "same", "undecided", "incomparable", "failed", BASELINE)
+VERDICTS = ("better", "worse", COLLAPSED, "same", "undecided", "incomparable", "failed", BASELINE)
+COMPARED = VERDICTS[:5]
+"""The words of rows that were compared with their baseline."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run on one task's primary metric, against its baseline.
+    """One run on one metric of a task, its primary one unless it says otherwise, against its baseline.
 
     `delta`, `low` and `high` (95 %, not corrected) are recipe minus baseline in the metric's own units; `improvement`
     is positive where that is good. `notes` holds warnings, or why the cell is incomparable or failed. `detectable` is
     the smallest difference that its documents show with 80 % power on this board, `noise_floor` the share of answers
-    that flip when only the batch size changes, which the flips have to exceed; `choices` is filled only where two runs
+    that flip when rounding alone changes, which the flips have to exceed; `choices` is filled only where two runs
     are compared by themselves. `comparisons`: how many the verdict was corrected for. Of an undecided cell
     `documents_needed` give it the verdict `needed_for` in four of five cases, if it alone gets more,
     `documents_needed_together` if the board's other undecided cells do too; `needs` is what they were worked out from,
@@ -52,6 +58,11 @@ class Cell:
     `unpaired`: `delta`, `low` and `high` are of two scores by themselves, of which no verdict follows.
     `label` is the recipe with what tells the run from others of its model (`name` falls back on `recipe`),
     `subset` which of the task's documents were scored (None: all).
+    `collapse`: what shows that the model collapsed on this task, None where the task cannot tell. `weights`: equal for
+    runs of equal weights. `too_few`: of an undecided cell, why its documents are too few for any difference.
+    `says_nothing`: the interval is as wide as the score's range. `fell`, `rose`: documents of an undecided cell that
+    got worse and better. `against_collapsed`: what it is compared with, a control, collapsed itself.
+    `further`: the same run on the task's other metrics (see `board.further`), which are not primary.
     """
 
     model: str
@@ -97,6 +108,15 @@ class Cell:
     documents_needed_together: int | None = None
     needed_for: Claim | None = None
     needs: str | None = None
+    collapse: tuple[str, ...] | None = None
+    weights: str = ""
+    against_collapsed: bool = False
+    too_few: TooFew | None = None
+    says_nothing: bool = False
+    fell: int | None = None
+    rose: int | None = None
+    is_primary: bool = True
+    further: tuple[Cell, ...] = ()
 
     @property
     def clipped_at(self) -> float | None:
@@ -151,6 +171,9 @@ def _with_needs(cells: list[Cell], comparisons: int, different: int, same: int) 
     """What the undecided cells still need. different, same: how many of the tests of each kind rejected."""
     undecided = [(i, needs.from_json(cell.needs)) for i, cell in enumerate(cells) if cell.verdict == "undecided"]
     found = [(i, lacks) for i, lacks in undecided if lacks is not None]
+    for i, lacks in undecided:
+        if lacks is None and cells[i].p_value is not None:  # one independent document or cluster: no spread
+            cells[i] = changed(cells[i], too_few=TooFew(None))
     beyond = sum(lacks.beyond for _, lacks in found)
     family = comparisons, Verdicts(same, len(found) - beyond), Verdicts(different, beyond)
     for i, lacks in found:
@@ -171,6 +194,69 @@ def with_control_verdicts(cells: list[Cell]) -> list[Cell]:
     ]
 
 
+def with_collapses(cells: list[Cell]) -> list[Cell]:
+    """The cells of a model with the word *collapsed* where it applies, after all other words. Of equal weights a task
+    that cannot tell takes the word from one that can.
+    """
+    where: dict[tuple[str, str], list[str]] = {}
+    for cell in cells:
+        if cell.collapse:
+            where.setdefault((cell.model_key, cell.weights), []).append(cell.task)
+    if not where and not any(pair.collapse for cell in cells for pair in cell.against_controls):
+        return cells
+    worded = [
+        _with_collapse(cell, tuple(dict.fromkeys(where.get((cell.model_key, cell.weights), ())))) for cell in cells
+    ]
+    collapsed = {(cell.run_id, cell.task) for cell in worded if cell.verdict == COLLAPSED}
+    return [_with_collapsed_controls(cell, collapsed) if cell.against_controls else cell for cell in worded]
+
+
+def _with_collapse(cell: Cell, tasks: tuple[str, ...]) -> Cell:
+    """tasks: those on which the same weights collapsed."""
+    if cell.further:
+        cell = changed(cell, further=tuple(_with_collapse(one, tasks) for one in cell.further))
+    if cell.verdict not in COMPARED or not (cell.collapse or tasks):
+        return cell
+    if cell.collapse:
+        return _collapsed(cell, *cell.collapse)
+    if cell.collapse is None:
+        return _collapsed(cell, f"collapsed on {', '.join(tasks)}; this task cannot tell by itself")
+    return changed(cell, notes=(*cell.notes, f"the same weights collapsed on {', '.join(tasks)}"))
+
+
+def _with_collapsed_controls(cell: Cell, collapsed: set[tuple[str, str]]) -> Cell:
+    """What a collapsed model is against its controls has that word too, and so has a model that collapsed against one.
+    collapsed: (run, task) of all.
+    """
+    lost = cell.verdict == COLLAPSED
+    return changed(
+        cell,
+        against_controls=tuple(
+            changed(
+                _collapsed(pair, *(pair.collapse or ()))
+                if pair.verdict in COMPARED and (lost or pair.collapse)
+                else pair,
+                against_collapsed=(pair.baseline_run, pair.task) in collapsed,
+            )
+            for pair in cell.against_controls
+        ),
+    )
+
+
+def _collapsed(cell: Cell, *notes: str) -> Cell:
+    return changed(
+        cell,
+        verdict=COLLAPSED,
+        notes=(*notes, *cell.notes),
+        documents_needed=None,
+        documents_needed_together=None,
+        needed_for=None,
+        detectable=None,
+        too_few=None,
+        says_nothing=False,
+    )
+
+
 def _lacking(cell: Cell, found: needs.Needs, alone: needs.Levels, together: needs.Levels) -> Cell:
     count = cell.n or 0
     by_itself = needs.lacking(found, count, alone)
@@ -181,6 +267,12 @@ def _lacking(cell: Cell, found: needs.Needs, alone: needs.Levels, together: need
         documents_needed_together=shared.documents if shared else None,
         needed_for=by_itself.claim if by_itself else None,
         detectable=needs.detectable(found, count, alone.difference),
+        too_few=needs.too_few(found, count, alone.difference),
+        says_nothing=(
+            cell.low is not None and cell.high is not None and needs.says_nothing(found, count, cell.low, cell.high)
+        ),
+        fell=found.fell,
+        rose=found.rose,
     )
 
 

@@ -6,19 +6,20 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from leaderboard.board.cell import Cell
+from leaderboard.board.further import all_metrics
 
 if TYPE_CHECKING:
     import pandas
 
 _TEXTS = ("model", "task", "recipe", "control", "metric", "verdict", "run_id", "label", "scored", "needed_for")
 _COUNTS = ("n", "lost", "gained", "documents_needed")
-_FLAGS = ("unpaired",)
+_FLAGS = ("unpaired", "primary")
 _COLUMNS = {
-    name: {"p": "p_value", "q": "q_value", "label": "name"}.get(name, name)
+    name: {"p": "p_value", "q": "q_value", "label": "name", "primary": "is_primary"}.get(name, name)
     for name in (
         *("model", "task", "recipe", "control", "metric", "n", "baseline_score", "score", "delta", "low", "high"),
         *("verdict", "p", "q", "lost", "gained", "run_id", "unpaired", "label", "scored"),
-        *("documents_needed", "needed_for", "clipped_at"),
+        *("documents_needed", "needed_for", "clipped_at", "primary"),
     )
 }
 """Column -> field of a cell."""
@@ -36,17 +37,19 @@ _CONTROL_COLUMNS = {
 
 
 def cells_frame(cells: Sequence[Cell]) -> pandas.DataFrame:
-    """A row a cell. Scores in the metric's own units, counts of documents as nullable integers, missing values NA.
+    """A row a metric: each cell, and behind it those of the task's further metrics, which are not `primary`. Scores in
+    the metric's own units, counts of documents as nullable integers, missing values NA.
+
     unpaired: whether delta, low and high are of two scores by themselves, not paired by document. clipped_at: where it
     is given, low and high are of the mean change in which no document counts for more, and need not hold delta.
     """
     import pandas
 
-    columns = {}
+    rows, columns = list(all_metrics(cells)), {}
     for column, name in _COLUMNS.items():
         kind = "object" if column in _TEXTS else "Int64" if column in _COUNTS else "float64"
         kind = "bool" if column in _FLAGS else kind
-        columns[column] = pandas.Series([getattr(cell, name) for cell in cells], dtype=kind)
+        columns[column] = pandas.Series([getattr(cell, name) for cell in rows], dtype=kind)
     return pandas.DataFrame(columns)
 
 
@@ -56,8 +59,8 @@ def cells_frame_with_controls(cells: Sequence[Cell], control: str | None = None)
     """
     import pandas
 
-    frame = cells_frame(cells)
-    pairs = [next((pair for pair in cell.against_controls if control in (None, pair.control)), None) for cell in cells]
+    frame, rows = cells_frame(cells), list(all_metrics(cells))
+    pairs = [next((pair for pair in cell.against_controls if control in (None, pair.control)), None) for cell in rows]
     for column, name in _CONTROL_COLUMNS.items():
         kind = "object" if column in ("run", "verdict", "unpaired") else "float64"
         values = [None if pair is None else getattr(pair, name) for pair in pairs]

@@ -16,8 +16,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from leaderboard.board.across_models import COMPARED
-from leaderboard.board.cell import Cell
+from leaderboard.board.cell import COMPARED, Cell
+from leaderboard.compare.collapse import COLLAPSED
 from leaderboard.store.database import Store
 
 # Of a run: each matrix (or part) once, then each place once. `arg_max(value, position)` is the last step's value.
@@ -83,10 +83,15 @@ class LayerPlace:
     verdicts: Counter[str]
 
     @property
+    def harmful(self) -> int:
+        """Runs that are worse or collapsed."""
+        return self.verdicts["worse"] + self.verdicts[COLLAPSED]
+
+    @property
     def balance(self) -> float | None:
-        """Better runs less worse ones, as a share of those with a verdict: from -1 to 1, None without any."""
+        """Better runs less harmful ones, as a share of those with a verdict: from -1 to 1, None without any."""
         counted = sum(self.verdicts[word] for word in COMPARED)
-        return (self.verdicts["better"] - self.verdicts["worse"]) / counted if counted else None
+        return (self.verdicts["better"] - self.harmful) / counted if counted else None
 
 
 def edits(store: Store) -> list[LayerEdit]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from leaderboard.board.cell import Cell
+from leaderboard.board.further import all_metrics
 from leaderboard.compare import verdict_cache
 from leaderboard.store.database import Store
 from leaderboard.store.writer import now
@@ -49,13 +50,14 @@ def write(store: Store, boards: Mapping[str, Sequence[Cell]], states: Mapping[st
     """
     if not boards:
         return
-    cells = [cell for board in boards.values() for cell in board]
+    cells = [cell for board in boards.values() for cell in all_metrics(board)]
     pairs = [pair for cell in cells for pair in cell.against_controls]
     models = list(boards)
     with store.transaction():
         for table in ("verdicts", "control_verdicts", "verdict_states"):
             store.connection.execute(f"DELETE FROM {table} WHERE model_key IN (SELECT unnest(?))", [models])
-        store.insert("verdicts", _columns(cells) | {"beats_controls": [cell.beats_controls for cell in cells]})
+        of_verdicts = {name: [getattr(cell, name) for cell in cells] for name in ("beats_controls", "is_primary")}
+        store.insert("verdicts", _columns(cells) | of_verdicts)
         store.insert("control_verdicts", _columns(pairs) | {"control": [pair.control for pair in pairs]})
         store.insert(
             "verdict_states",

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from functools import cache
 
+from leaderboard.metrics import GOLD_LOG_LIKELIHOOD
 from leaderboard.readers.task_identity import differing_parts
 from leaderboard.store import queries
 from leaderboard.store.database import Store
@@ -91,7 +92,7 @@ def obstacles(
             f"(such as {str(task.overlap_example)[:12]}): no score may be chosen on the documents that it reports"
         )
     if base_score is None:
-        found.append(f"the baseline has no {score.metric} (filter {score.filter})")
+        found.append(f"the baseline has no {score.metric} (filter {score.filter}){_since_when(score)}")
     else:
         found += _metrics_differ(base_score, score)
     if lacking := lacking_samples(base_task, task):
@@ -102,6 +103,13 @@ def obstacles(
     if _other_weights(base_run, run):
         found.append("the run began from other weights than the baseline")
     return tuple(found)
+
+
+def _since_when(score: ScoreRow) -> str:
+    """Why a baseline may lack what is read from samples."""
+    if score.metric != GOLD_LOG_LIKELIHOOD:
+        return ""
+    return ": it was ingested before this was read; `lm_eval ingest --rebuild` reads every run anew"
 
 
 def lacking_samples(baseline: RunTaskRow, task: RunTaskRow) -> tuple[str, ...]:

@@ -6,9 +6,10 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from leaderboard.compare import comparability
+from leaderboard.compare import collapse, comparability
 from leaderboard.compare.effect import Effect
 from leaderboard.store import noise_floor, queries
+from leaderboard.store.answer_samples import AnswerSamples
 from leaderboard.store.database import Store
 from leaderboard.store.noise_floor import Floor
 from leaderboard.store.paired_samples import PairedSamples, SampleCounts
@@ -28,10 +29,16 @@ class Contents:
     pinned: dict[str, str]
     names: dict[str, str]
     samples: PairedSamples
+    answers: AnswerSamples
     floors: dict[tuple[str, str, str, str], list[Floor]]
     effects: Effects
     controls: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     calibrated: dict[str, Calibrated] = field(default_factory=dict)
+
+    def fetch(self, pairs: set[tuple[str, str]]) -> None:
+        """Read what will be asked of these pairs of (baseline, recipe's run) at once."""
+        self.samples.fetch(pairs)
+        self.answers.fetch(pairs)
 
     def task(self, run_id: str, task: str) -> RunTaskRow | None:
         """How a run's task was run."""
@@ -45,6 +52,10 @@ class Contents:
     def primary(self, run_id: str, task: str) -> ScoreRow | None:
         """The score of a task that the board shows."""
         return self._primary_of.get((run_id, task))
+
+    def of_task(self, run_id: str, task: str) -> list[ScoreRow]:
+        """All scores of a run's task."""
+        return self.scores.get((run_id, task), [])
 
     def controls_of(self, run: RunRow, task: RunTaskRow) -> list[RunRow]:
         """The run of each control of a recipe's run that its scores of the task are to be compared with: the latest
@@ -82,7 +93,7 @@ class Contents:
         return [run.run_id for runs in self.by_model(wanted).values() for run in runs]
 
     def noise_floor(self, run: RunRow, score: ScoreRow, baseline: RunRow) -> float | None:
-        """The share of answers that flip when only the batch size changes, for comparisons of this score with a
+        """The share of answers that flip when rounding alone changes, for comparisons of this score with a
         baseline run; None where it was not measured.
         """
         return noise_floor.rate(
@@ -118,6 +129,7 @@ def read_contents(
         queries.pinned_baselines(store),
         names,
         PairedSamples(store),
+        AnswerSamples(store, collapse.BOUND),
         noise_floor.floors(store),
         {} if known is None else known,
         controls=queries.control_runs(store),

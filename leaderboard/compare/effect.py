@@ -109,7 +109,7 @@ class Effect:
     documents that decide rests on.
 
     `clipping`: one document counts for at most its bound in the interval, the p-values and `improvement`, while `delta`
-    is the plain difference; None where no document can lie beyond.
+    is the plain difference; None where no document can lie beyond. `collapse`: of `compare.collapse.collapse_signs`.
     """
 
     count: int
@@ -132,6 +132,7 @@ class Effect:
     unit: bool = False
     clipping: Clipping | None = None
     needs: Needs | None = None
+    collapse: tuple[str, ...] | None = None
 
     @property
     def drop(self) -> float | None:

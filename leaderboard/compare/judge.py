@@ -141,8 +141,13 @@ def _in_the_middle(effect: Effect, comparison: Comparison, pair: PairedScores, b
 
 def _needs(pair: PairedScores, margin: float) -> needs.Needs:
     if pair.binary and 0 < margin < 1:
-        return needs.of_flips(pair.flips, margin)
-    return needs.of_clipped(stats.standardised, pair.differences, margin, pair.bound, pair.clusters)
+        found = needs.of_flips(pair.flips, margin)
+    else:
+        found = needs.of_clipped(stats.standardised, pair.differences, margin, pair.bound, pair.clusters)
+    before = float(np.mean(pair.baseline))
+    if pair.unit:
+        return found._replace(width=1.0, largest=max(before, 1 - before))
+    return found._replace(width=2 * pair.bound, largest=pair.bound)
 
 
 def _sides_bound(comparison: Comparison, unit: bool, best: float) -> float:

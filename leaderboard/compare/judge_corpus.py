@@ -69,7 +69,10 @@ def _texts_effect(comparison: Comparison, weights: np.ndarray, exponential: bool
         standard_error=finite_or_none(estimate.standard_error * (score if exponential else 1 / math.log(2))),
         degrees=estimate.degrees,
         needs=needs.of_clipped(stats.standardised, changes, limit, in_logs(bound), comparison.groups, weights)._replace(
-            base_score=score if exponential else None, unit=1 / math.log(2)
+            base_score=score if exponential else None,
+            unit=1 / math.log(2),
+            width=bound - in_units(-in_logs(bound)),
+            largest=bound,
         ),
     )
     far, groups = in_logs(bound) * weights, comparison.groups
@@ -136,8 +139,17 @@ def corpus_effect(comparison: Comparison) -> Effect:
         standard_error=estimate.standard_error,
         degrees=estimate.degrees,
         unit=known.range.is_unit,
-        needs=needs.of_mean(count * estimate.standard_error**2, -estimate.value, margin),
+        needs=needs.of_mean(count * estimate.standard_error**2, -estimate.value, margin)._replace(
+            width=widest if math.isfinite(widest) else None,
+            largest=_largest(comparison) if math.isfinite(widest) else None,
+        ),
     )
+
+
+def _largest(comparison: Comparison) -> float:
+    """The largest difference from the baseline's score that the metric's range has room for."""
+    before, within = comparison.baseline.score, comparison.range()
+    return max(before - within.low, within.high - before)
 
 
 def _corpus_margin(comparison: Comparison) -> float:

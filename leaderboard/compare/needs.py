@@ -6,6 +6,10 @@ in the store, and `lacking` and `detectable` take the levels. Notable choices:
 - *Same* needs both bounds, and the truth hoped for is that nothing changed on average. Where the documents for that are
   there already, the truth is taken to be as it looks, for whichever of the two verdicts is nearer.
 - A difference beyond the margin is to be confirmed at the size that it has.
+- With few documents no result reaches a level, however extreme: of each independent one the p-value halves at most, and
+  once more for right and wrong answers (mid-p). And a difference that they would show only if it were as large as the
+  score's range is none that they can show. Both are *too few documents* (`too_few`). An interval as wide as the range
+  says nothing either.
 - Of right and wrong answers the share of documents that change is that seen, with half a document more each way, so
   that no flips seen are not taken for none.
 """
@@ -23,6 +27,8 @@ from leaderboard import statistics as stats
 from leaderboard.statistics import Side
 
 _DEFAULTS = [Side._field_defaults.get(name, math.nan) for name in Side._fields]
+_WHOLE = 0.9
+"""Of a range: so much of it is nearly all."""
 Claim = Literal["within", "within as seen", "difference"]
 
 
@@ -35,7 +41,9 @@ class Needs(NamedTuple):
     difference; of right and wrong answers (`flips`) the share that changes. `base_score`: where the units are logs of a
     ratio to this score, else None; otherwise `unit` is one of theirs in the metric's. `worse`: the difference seen is a
     loss. `enough`: documents before which neither *same* nor *better* may be said, see `collapses`; None: no number of
-    them is enough. `bound`: what one document counts for at most.
+    them is enough. `bound`: what one document counts for at most. `width`: of the range of all differences that are
+    possible, `largest`: the largest of them, in the metric's units; None where nothing bounds them. `fell`, `rose`:
+    documents that got worse and better; None where a document has no better and worse.
     """
 
     within: tuple[Side, ...]
@@ -49,11 +57,15 @@ class Needs(NamedTuple):
     worse: bool = False
     enough: int | None = 0
     bound: float | None = None
+    width: float | None = None
+    largest: float | None = None
+    fell: int | None = None
+    rose: int | None = None
 
     def of_distance(self, improvement: float) -> Needs:
         """The same, where the test of a difference is about another one: of the distance to a best value."""
         side = () if improvement == 0 else (stats.normal_side(abs(improvement), self.variance),)
-        return self._replace(difference=side if self.within else (), worse=improvement < 0)
+        return self._replace(difference=side if self.within else (), worse=improvement < 0, fell=None, rose=None)
 
     def in_metric(self, size: float) -> float:
         """A difference in the metric's units."""
@@ -87,6 +99,38 @@ def lacking(needs: Needs, count: int, levels: Levels) -> Lacking | None:
     return min(filter(None, found), default=unchanged)
 
 
+class TooFew(NamedTuple):
+    """Why documents are too few. least: documents without which no result reaches the level, where there are fewer;
+    None where a difference would have to be as large as the range of the score.
+    """
+
+    least: int | None
+
+
+def too_few(needs: Needs, count: int, level: float) -> TooFew | None:
+    """Whether `count` documents can say nothing of a difference at one-sided `level`; None where they can."""
+    bits = math.ceil(-math.log2(level) - 1e-9) - (1 if needs.flips else 0)
+    size = max((side.size for side in needs.within), default=1.0)
+    if count < bits * size:
+        return TooFew(math.ceil(bits * size))
+    shown = _shown(needs, count, level)
+    beyond = shown is not None and needs.largest is not None and shown >= _WHOLE * needs.largest
+    return TooFew(None) if beyond else None
+
+
+def says_nothing(needs: Needs, count: int, low: float, high: float) -> bool:
+    """Whether a 95 % interval says nothing: it is as wide as the range of the score, or no result of so few documents
+    would have been significant.
+    """
+    few = too_few(needs, count, 0.025)
+    return spans(needs.width, low, high) or (few is not None and few.least is not None)
+
+
+def spans(width: float | None, low: float, high: float) -> bool:
+    """Whether an interval is about as wide as the range of all that is possible."""
+    return width is not None and high - low >= _WHOLE * width
+
+
 def claimed(needs: Needs, claim: Claim, levels: Levels) -> Lacking | None:
     """How many documents give one verdict; None where no number does."""
     sides = {"within": needs.within, "within as seen": needs.as_seen, "difference": needs.difference}[claim]
@@ -100,8 +144,12 @@ def claimed(needs: Needs, claim: Claim, levels: Levels) -> Lacking | None:
 
 def detectable(needs: Needs, count: int, level: float) -> float | None:
     """The smallest difference that `count` documents show with 80 % power at one-sided `level`, in the metric's units;
-    None where it is not a finite number.
+    None where it is not a finite number, or the documents are too few for any.
     """
+    return None if too_few(needs, count, level) else _shown(needs, count, level)
+
+
+def _shown(needs: Needs, count: int, level: float) -> float | None:
     size = stats.detectable_difference(needs.variance, count, level, flips=needs.flips)
     unit = needs.within[0].size if needs.within else 1.0
     # where documents spread wide, their own variance decides, and no unseen gain is as likely
@@ -127,6 +175,8 @@ def of_flips(flips: stats.Flips, margin: float) -> Needs:
         changed,
         flips=True,
         worse=drop > 0,
+        fell=flips.lost,
+        rose=flips.gained,
     )
 
 
@@ -192,6 +242,8 @@ def of_clipped(
         variance,
         worse=drop > 0,
         bound=bound,
+        fell=int(np.sum(differences < 0)),
+        rose=int(np.sum(differences > 0)),
     )
 
 

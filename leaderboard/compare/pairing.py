@@ -12,11 +12,12 @@ from typing import NamedTuple
 import numpy as np
 
 from leaderboard.compare import comparability
+from leaderboard.compare.collapse import collapse_signs, possible_collapse
 from leaderboard.compare.contents import Contents
 from leaderboard.compare.effect import Comparison, Effect, Scored
 from leaderboard.compare.judge import judge
 from leaderboard.compare.unpaired_scores import ReportedTask, Unpaired, gated, unpaired
-from leaderboard.metrics import DEFAULT_MARGIN, LOG_LOSS, named
+from leaderboard.metrics import DEFAULT_MARGIN, named
 from leaderboard.store.database import Store
 from leaderboard.store.queries import RunRow, RunTaskRow, ScoreRow
 
@@ -44,7 +45,7 @@ class Pairing:
     """The answer. `obstacles`: why the two may not be compared, and then there is no effect. `notes`: what is to be
     said beside the effect.
 
-    `noise_floor`: the share of answers of the unedited model that flip when only the batch size changes; None where it
+    `noise_floor`: the share of answers of the unedited model that flip when rounding alone changes; None where it
     was not measured. `unpaired`: the difference of the two scores by themselves, where samples are all that is missing.
     """
 
@@ -76,7 +77,6 @@ def pair_up(store: Store, contents: Contents, subject: Subject, baseline: RunRow
     effect = _effect(contents, subject, baseline.run_id, reported, terms)
     notes = (
         *effect.notes,
-        *_beside(contents, baseline.run_id, run.run_id, score),
         *_direction_note(subject.score),
         *comparability.task_notes(base_task, task),
         *comparability.reservations(baseline, run),
@@ -96,16 +96,6 @@ def _unpaired(reported: ReportedTask, subject: Subject, baseline: RunRow, terms:
     return Pairing(reported.score.score, obstacles, notes=notes, unpaired=found)
 
 
-def _beside(contents: Contents, baseline: str, run: str, primary: ScoreRow) -> tuple[str, ...]:
-    """The log-loss of the right answers, where a task reports it beside its primary metric: accuracy can rise while it
-    gets worse.
-    """
-    before, after = (contents.score(run_id, primary.task, LOG_LOSS, primary.filter) for run_id in (baseline, run))
-    if primary.metric == LOG_LOSS or before is None or after is None or before.score is None or after.score is None:
-        return ()
-    return (f"{LOG_LOSS} {before.score:.4f} -> {after.score:.4f}, lower is better",)
-
-
 def _direction_note(score: ScoreRow) -> tuple[str, ...]:
     said, known = score.higher_is_better, named(score.metric).higher_is_better
     if said is None and score.best_value is None:
@@ -119,7 +109,11 @@ def _direction_note(score: ScoreRow) -> tuple[str, ...]:
 def _effect(contents: Contents, subject: Subject, baseline: str, baseline_score: float, terms: Terms) -> Effect:
     key = effect_key(subject.run, subject.score, baseline, terms)
     if key not in contents.effects:
-        contents.effects[key] = _found_effect(contents, subject, baseline, baseline_score, terms)
+        effect = _found_effect(contents, subject, baseline, baseline_score, terms)
+        place = contents.answers, baseline, subject.run.run_id, subject.task.task
+        signs = collapse_signs(*place)
+        doubtful = () if signs else possible_collapse(*place)
+        contents.effects[key] = replace(effect, collapse=signs, notes=(*doubtful, *effect.notes))
     return contents.effects[key]
 
 

@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from leaderboard.compare import clipping, needs
+from leaderboard.compare import clipping, collapse, needs
 from leaderboard.compare.pairing import Pairing
 from leaderboard.store.database import Store
 
@@ -60,6 +60,7 @@ class Judged(NamedTuple):
     notes: str
     clipping: str | None = None
     needs: str | None = None
+    collapse: str | None = None
 
 
 @cache
@@ -123,7 +124,7 @@ def judged(pairing: Pairing) -> Judged:
     if effect is None:
         alone = pairing.unpaired
         span = (None, None, None) if alone is None else (alone.delta, alone.low, alone.high)
-        return Judged._make((pairing.baseline_score, None, *span, *[None] * 7, *texts, None, None))
+        return Judged._make((pairing.baseline_score, None, *span, *[None] * 7, *texts, None, None, None))
     return Judged(
         pairing.baseline_score,
         effect.count,
@@ -140,6 +141,7 @@ def judged(pairing: Pairing) -> Judged:
         *texts,
         clipping.to_json(effect.clipping),
         needs.to_json(effect.needs),
+        collapse.to_json(effect.collapse),
     )
 
 

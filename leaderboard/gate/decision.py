@@ -1,8 +1,9 @@
 """The decision: rows, one for each task or suite and baseline, and the word for each.
 
 PASS: the drop's one-sided upper limit lies below the margin, and few documents can have collapsed. FAIL: the drop is
-significant and larger than the margin, or a floor is broken, or something required is missing. WARN: the drop is
-significant, and the margin lies between it and its limit. UNDECIDED: none of these, so more documents are needed.
+significant and larger than the margin, the candidate collapsed, a floor is broken, or something required is missing.
+WARN: the drop is significant, and the margin lies between it and its limit. UNDECIDED: none of these, so more documents
+are needed.
 INCOMPARABLE: the two runs were not asked the same. Notable choices:
 - Significance after Holm over all rows of the gate, of both baselines and of the suites: a gate stops on any of them. A
   pass needs no correction, since all must pass.
@@ -45,6 +46,7 @@ class GateRow:
     `unpaired`: the drop and its limits are of the two scores by themselves. `documents_needed` is of an undecided row,
     for what its reason says. `decides` is False for a row that the overall mean speaks for: then it counts only where
     it is no mere UNDECIDED. `needs`: what the number of documents was worked out from.
+    `collapse`: what shows that the candidate collapsed, as that of a `Cell`.
     """
 
     role: str
@@ -81,6 +83,7 @@ class GateRow:
     unpaired: bool = False
     decides: bool = True
     needs: Needs | None = None
+    collapse: tuple[str, ...] | None = None
 
     @property
     def only_unsure(self) -> bool:
@@ -90,7 +93,7 @@ class GateRow:
     @property
     def got_worse(self) -> bool:
         """Whether it is worth asking what changed."""
-        return self.verdict in ("FAIL", "WARN") and self.drop is not None and self.drop > 0
+        return self.verdict in ("FAIL", "WARN") and self.drop is not None and (self.drop > 0 or bool(self.collapse))
 
 
 def decide(rows: Sequence[GateRow], alpha: float) -> list[GateRow]:
@@ -188,7 +191,16 @@ def _lacking(row: GateRow, alpha: float, rows: int, harm_level: float) -> GateRo
             f"cannot exclude a drop as large as the margin, close to it: somewhat more than its {row.documents:,}"
             " documents are needed"
         )
-    return replace(row, documents_needed=documents, reasons=(said, *row.reasons))
+    return replace(row, documents_needed=documents, reasons=(*_too_few(row, alpha), said, *row.reasons))
+
+
+def _too_few(row: GateRow, alpha: float) -> tuple[str, ...]:
+    """The sentence about documents of which no result, however good or bad, would decide; or nothing."""
+    few = needs.too_few(row.needs, row.documents, alpha) if row.needs and row.documents else None
+    if few is None or few.least is None:
+        return ()
+    count = f"{row.documents:,} {'document' if row.documents == 1 else 'documents'}"
+    return (f"too few documents: whatever they answer, no test of {count} reaches {100 * alpha:g} %",)
 
 
 def _documents(row: GateRow, harmful: bool, level: float, rows: int) -> int | None:

@@ -14,10 +14,12 @@ from typing import Literal
 from leaderboard import statistics as stats
 from leaderboard.compare import comparability, needs
 from leaderboard.compare.choice_shift import compare_choices
+from leaderboard.compare.collapse import collapse_signs
 from leaderboard.compare.contents import Contents, read_contents
 from leaderboard.compare.effect import Effect
 from leaderboard.compare.pairing import Pairing, Subject, Terms, pair_up
 from leaderboard.errors import LeaderboardError, Unreadable
+from leaderboard.gate.collapsed import failing, failing_mean
 from leaderboard.gate.decision import GateRow
 from leaderboard.gate.policy import Policy, Requirement, SuitePolicy, TaskPolicy
 from leaderboard.gate.runs import Named
@@ -102,14 +104,32 @@ def rows_against(gate: GateStore, candidate: Run, named: Named, policy: Policy) 
         name: _task_row(gate, candidate, named, policy, name, entry)
         for name, entry in gated_tasks(candidate, policy).items()
     }
-    suites = [_suite_row(named, policy, name, entry, tasks) for name, entry in policy.suites.items()]
+    tasks = failing(tasks, _collapsed_tasks(gate, candidate, named, tasks))
+    suites = [
+        failing_mean(_suite_row(named, policy, name, entry, tasks), {task: tasks.get(task) for task in entry.weights})
+        for name, entry in policy.suites.items()
+    ]
     averaged = policy.averaged
+    mean = failing_mean(overall_row(named, policy, tasks), {task: tasks.get(task) for task in averaged})
     listed = [
         replace(row, decides=row.critical or name not in averaged)
         for name, row in tasks.items()
         if row is not None and (name in policy.tasks or name in averaged or policy.others == "gate")
     ]
-    return [*filter(None, [overall_row(named, policy, tasks)]), *listed, *filter(None, suites)]
+    return [*filter(None, [mean]), *listed, *filter(None, suites)]
+
+
+def _collapsed_tasks(
+    gate: GateStore, candidate: Run, named: Named, rows: Mapping[str, GateRow | None]
+) -> Iterator[str]:
+    """The candidate's other tasks on which it collapsed: those that the policy does not gate, and those without a
+    number.
+    """
+    for name in [task.task for task in candidate.tasks]:
+        row, baseline = rows.get(name), named.run_of(name)
+        alone = (row is None or row.drop is None) and baseline.run_id != candidate.run_id
+        if alone and collapse_signs(gate.contents.answers, baseline.run_id, candidate.run_id, name):
+            yield name
 
 
 def _task_row(
@@ -179,6 +199,7 @@ def _paired_row(row: GateRow, effect: Effect) -> GateRow:
         flip_rate=effect.flip_rate,
         clipping=effect.clipping,
         needs=effect.needs,
+        collapse=effect.collapse,
     )
 
 

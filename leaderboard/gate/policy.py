@@ -11,12 +11,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
-from leaderboard.errors import LeaderboardError
+from leaderboard.errors import LeaderboardError, Unreadable
+from leaderboard.readers.plain_yaml import listed, load_yaml, mistyped, shown
 
-LARGEST_FILE = 2**20
 Margin = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 """Of scores within [0, 1]: 0.02 is two points."""
@@ -55,7 +54,9 @@ class Requirement(_Strict):
 
 
 class TaskPolicy(Requirement):
-    """One task. metric: another than the task's own, with `name,filter` where there are several filters."""
+    """One task. metric: another than the task's primary one, any that the run has, with `name,filter` where
+    there are several filters.
+    """
 
     metric: Annotated[str, Field(min_length=1)] | None = None
 
@@ -91,7 +92,8 @@ class Policy(_Strict):
     alpha: the level of every one-sided test. margin, critical_margin: for scores within [0, 1], and relative or scaled
     to the spread for others, as on the board. others: whether tasks that the file does not name are gated with the
     margin of non-critical ones. overall: one margin over the tasks; without it every row decides. allow_unpaired:
-    whether tasks without samples are decided by the two scores alone.
+    whether tasks without samples are decided by the two scores alone. No key is about candidates that collapsed
+    (`compare.collapse`): they always fail.
     """
 
     alpha: Annotated[float, Field(gt=0, le=0.2)] = 0.05
@@ -126,15 +128,9 @@ class Policy(_Strict):
 def load_policy(path: Path) -> Policy:
     """Read a policy file. Raises `PolicyError` naming every mistake."""
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise PolicyError(f"policy {path} has more than 1 MiB: that is no policy")
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except OSError as error:
-        raise PolicyError(
-            f"policy {path} cannot be read: {error.strerror or error}; give the path of a YAML file with --policy"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise PolicyError(f"policy {path} is not valid YAML: {_yaml_words(error)}") from None
+        data = load_yaml(path, "policy", hint="give the path of a YAML file with --policy")
+    except Unreadable as error:
+        raise PolicyError(str(error)) from None
     if data is None:
         data = {}
     if not isinstance(data, dict):
@@ -153,26 +149,16 @@ def policy_from(data: Mapping[str, Any], origin: str) -> Policy:
         policy = Policy.model_validate(data)
     except ValidationError as error:
         raise _refusal(origin, filter(None, map(_sentence, error.errors(include_url=False)))) from None
-    mistakes = [f"suites.{name}: a task has this name too" for name in policy.suites if name in policy.tasks]
+    mistakes = [f"{key}: {trouble}" for key, trouble in mistyped(data, policy)]
+    mistakes += [f"suites.{name}: a task has this name too" for name in policy.suites if name in policy.tasks]
     mistakes += _mistakes_of_overall(policy)
     if mistakes:
         raise _refusal(origin, mistakes)
     return policy
 
 
-def _yaml_words(error: Exception) -> str:
-    """What is wrong with the text, and in which line."""
-    mark = getattr(error, "problem_mark", None)
-    return (
-        " ".join(str(getattr(error, "problem", None) or error).split()) + (_line(mark) if mark else "")
-        or "nested too deeply"
-    )
-
-
 def _refusal(origin: str, mistakes: Iterable[str]) -> PolicyError:
-    return PolicyError(
-        f"policy {origin} cannot be used:" + "".join(f"\n  - {mistake}" for mistake in dict.fromkeys(mistakes))
-    )
+    return PolicyError(f"policy {origin} cannot be used:{listed(mistakes)}")
 
 
 def _sentence(item: Mapping[str, Any]) -> str | None:
@@ -187,7 +173,9 @@ def _sentence(item: Mapping[str, Any]) -> str | None:
     if item["type"] == "extra_forbidden":
         known = _known_keys(place, branch)
         close = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
-        return f"{key}: unknown key, " + (f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}")
+        return f"{shown(key)}: unknown key, " + (
+            f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+        )
     if item["type"] == "missing":
         return f"{key}: is missing"
     value = item.get("input")
@@ -201,8 +189,8 @@ def _sentence(item: Mapping[str, Any]) -> str | None:
         if item["type"] == "model_type"
         else item["msg"].removeprefix("Value error, ").removeprefix("Input ")
     )
-    shown = f" (found {value!r})" if isinstance(value, (str, int, float, bool)) and len(repr(value)) < 80 else ""
-    return f"{key}: {message[0].lower()}{message[1:]}{shown}"
+    found = f" (found {shown(repr(value))})" if isinstance(value, (str, int, float, bool)) else ""
+    return f"{shown(key)}: {message[0].lower()}{message[1:]}{found}"
 
 
 def _mistakes_of_overall(policy: Policy) -> list[str]:
@@ -226,33 +214,3 @@ def _known_keys(place: list[str], branch: bool) -> list[str]:
     elif len(place) > 2:
         model = TaskPolicy if place[0] == "tasks" else SuitePolicy
     return list(model.model_fields)
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader without aliases, which can make a small file enormous, and without keys given twice, of which YAML
-    silently takes the last.
-    """
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """Refuse aliases."""
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not allowed here: write the value out")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """Refuse a key that is given twice, or is no text."""
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.tag == "tag:yaml.org,2002:merge" or not isinstance(key, yaml.ScalarNode):
-                raise yaml.YAMLError(f"a key must be plain text{_line(key.start_mark)}")
-            if key.value in seen:
-                raise yaml.YAMLError(f"{key.value!r} is given twice{_line(key.start_mark)}")
-            seen.add(key.value)
-        return {str(key.value): self.construct_object(value, deep=True) for key, value in node.value}
-
-
-def _line(mark: Any) -> str:
-    return f" (line {mark.line + 1})"
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", lambda loader, node: loader.construct_mapping(node, deep=True))

@@ -29,7 +29,7 @@ WARNING = (
     " file name only"
 )
 _NAME = re.compile(r"^(?:.*?samples_)?(?P<task>.+?)(?:_\d{4}-\d\d-\d\dT\d\d[-:]\d\d[-:]\d\d(?:\.\d+)?)?$")
-_NOT_METRICS = frozenset({"doc_id"})
+_NOT_METRICS = frozenset({"doc_id", "bypass"})
 
 
 def looks_like_samples(path: Path) -> bool:

@@ -14,6 +14,7 @@ from leaderboard.errors import Unreadable
 from leaderboard.readers.asked import asked_of
 from leaderboard.readers.discovery import Candidate, date_of
 from leaderboard.readers.edited import of_receipt
+from leaderboard.readers.gold_answer import gold_score
 from leaderboard.readers.orphan_samples import WARNING, read_task
 from leaderboard.readers.receipt import Receipt, ReceiptFailure, ReceiptFile, read_receipt, shown, storable, utc
 from leaderboard.readers.records import NO_FILTER, ReportedScore, Run, TaskRun
@@ -38,14 +39,24 @@ def read_runs(candidate: Candidate, reader: SamplesReader | None = None) -> list
     """
     reader = reader or SamplesReader()
     try:
-        if candidate.receipt is not None:
-            return [_receipt_run(candidate, candidate.receipt, reader)]
-        if candidate.results is None:
-            return [_samples_run(candidate, reader)]
-        runs = [_plain_run(candidate, results, reader) for results in read_results(candidate.results)]
-        return [*runs, *_unclaimed(candidate, runs, reader)]
+        return [_with_gold(run) for run in _read_runs(candidate, reader)]
     except OSError as error:
         raise Unreadable(f"cannot be read: {error.strerror}") from error
+
+
+def _read_runs(candidate: Candidate, reader: SamplesReader) -> list[Run]:
+    if candidate.receipt is not None:
+        return [_receipt_run(candidate, candidate.receipt, reader)]
+    if candidate.results is None:
+        return [_samples_run(candidate, reader)]
+    runs = [_plain_run(candidate, results, reader) for results in read_results(candidate.results)]
+    return [*runs, *_unclaimed(candidate, runs, reader)]
+
+
+def _with_gold(run: Run) -> Run:
+    """The run with what follows from its responses beside what lm-eval reported, which is no part of its id."""
+    found = [score for task in run.tasks for score in gold_score(task.task, task.samples)]
+    return replace(run, scores=[*run.scores, *found]) if found else run
 
 
 def _unclaimed(candidate: Candidate, runs: list[Run], reader: SamplesReader) -> Iterator[Run]:
@@ -94,7 +105,10 @@ def _receipt_run(candidate: Candidate, path: Path, reader: SamplesReader) -> Run
         for task in _task_runs(results, candidate, reader)
     ]
     whole = replace(_with_environment(run, results.environment), tasks=tasks, scores=results.scores)
-    return with_id(whole, results.contents, former)
+    known = with_id(whole, results.contents, former)
+    if results.as_written is None:
+        return known
+    return _known_as(known, with_id(whole, results.as_written.contents, former))
 
 
 def _as_receipt_says(candidate: Candidate, receipt: Receipt, raw: Mapping[str, Any]) -> Run:
@@ -180,7 +194,18 @@ def _plain_run(candidate: Candidate, results: Results, reader: SamplesReader) ->
         warnings=list(environment.editedness.warnings),
         edited=environment.editedness.edited,
     )
-    return with_id(_with_environment(run, environment), results.contents, plain_variant_id(environment))
+    run = _with_environment(run, environment)
+    known = with_id(run, results.contents, plain_variant_id(environment))
+    if results.as_written is None:
+        return known
+    raw = results.as_written.environment
+    written = replace(run, settings=raw.settings, variant=plain_variant(raw))
+    return _known_as(known, with_id(written, results.as_written.contents, plain_variant_id(raw)))
+
+
+def _known_as(run: Run, written: Run) -> Run:
+    """The run, and the id that it had while secrets were part of its settings."""
+    return run if run.run_id == written.run_id else replace(run, former_id=written.run_id)
 
 
 def _samples_run(candidate: Candidate, reader: SamplesReader) -> Run:

@@ -27,10 +27,12 @@ from pydantic_core import PydanticUseDefault, to_jsonable_python
 
 from leaderboard.errors import Unreadable
 from leaderboard.readers.safe_json import canonical, clean, finite, load_json
+from leaderboard.readers.secrets import redacted_command, without_secrets
 
 FORMAT = 1
 DENSE, FACTORS = "dense", "factors"
 _READING = {"reading": True}
+_WITH_SETTINGS = ("model", "settings", "failure", "warnings")
 
 
 def _use_default_when_reading(value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
@@ -187,6 +189,22 @@ class ReceiptCalibration(ReceiptPart):
     wordings: Unread[list[str]] = Field(default_factory=list)
 
 
+class ReceiptStatistic(ReceiptPart):
+    """One statistic of the calibration documents that a step used, and whether sink tokens belong in it.
+
+    sinks: `counted`, `left out`, or of which part they are left out; rule: which tokens are sinks. tokens: the most
+    that a matrix has seen, sinks among them; sink_tokens: the fewest and the most sinks among the tokens of one matrix.
+    Both are None where they were not counted, as in training.
+    """
+
+    step: Whole
+    name: str
+    sinks: str
+    rule: str | None = None
+    tokens: Whole | None = None
+    sink_tokens: tuple[Whole, Whole] | None = None
+
+
 class ReceiptTotals(ReceiptPart):
     """Sums over the whole model. The figures after an edit are those of factored storage for matrices that it makes
     smaller, and dense otherwise; for a factored recipe they are those of the model as it runs.
@@ -222,7 +240,8 @@ class Receipt(ReceiptPart):
     spec_id: hash of everything asked (model, tasks, settings, recipe); settings_id: the same without the recipe;
     variant_id: hash of the edited model; recipe_id: hash of the resolved recipe.
     started, finished: ISO 8601, UTC. seconds: by stage (load, calibrate, edit, evaluate). log: rows of training, one an
-    epoch. searches: one record a search, with every trial. seeds: python, numpy, torch, fewshot.
+    epoch, and of removals on trial, one a trial. searches: one record a search, with every trial. calibration_loss: of
+    the documents of each step, before and after it. seeds: python, numpy, torch, fewshot.
     settings: of the evaluation; tasks: the settings of each task by name; versions: of each package by name.
     files: the other files of the folder.
     """
@@ -249,16 +268,20 @@ class Receipt(ReceiptPart):
     variant_id: str | None = None
     matrices: list[ReceiptMatrix] = Field(default_factory=list)
     calibration: list[ReceiptCalibration] = Field(default_factory=list)
+    statistics: Unread[list[ReceiptStatistic]] = Field(default_factory=list)
     log: Unread[list[dict[str, Plain]]] = Field(default_factory=list)
     searches: Unread[list[dict[str, Plain]]] = Field(default_factory=list)
+    calibration_loss: Unread[list[dict[str, Plain]]] = Field(default_factory=list)
     finished: str | None = None
     seconds: dict[str, Plain] = Field(default_factory=dict)
     files: Unread[list[ReceiptFile]] = Field(default_factory=list)
 
 
 def read_receipt(path: Path) -> tuple[Receipt, dict[str, Any]]:
-    """The checked receipt, and the raw object for the parts that are only shown. Raises `Unreadable`."""
-    data = load_json(path)
+    """The checked receipt, and the raw object for the parts that are only shown, both without secrets. Raises
+    `Unreadable`.
+    """
+    data = public_receipt(load_json(path))
     if not isinstance(data, dict):
         raise Unreadable(f"{path.name} is not a receipt (not a JSON object)")
     number = data.get("format")
@@ -272,6 +295,17 @@ def read_receipt(path: Path) -> tuple[Receipt, dict[str, Any]]:
     if receipt.status == "failed" and receipt.failure is None:
         raise Unreadable(f"{path.name} says failed, but not why")
     return receipt, data
+
+
+def public_receipt(data: Any) -> Any:
+    """A receipt's JSON without tokens and passwords, which were written before they were kept out."""
+    if not isinstance(data, dict):
+        return data
+    public = {**data, **without_secrets({key: data[key] for key in _WITH_SETTINGS if key in data})}
+    command = data.get("command")
+    if isinstance(command, list) and all(isinstance(word, str) for word in command):
+        public["command"] = redacted_command(command)
+    return public
 
 
 def storable(part: _Part) -> _Part:

@@ -6,13 +6,14 @@ Notable choices:
   `leaderboard.metrics` knows, and for others it stays unknown.
 - A score that is not a finite number is kept as a row with no value and its text.
 - A row without a config of its own is a group: stored, never compared (its tasks are).
+- Tokens and passwords in settings are dropped as the file is read: nothing that is kept depends on them.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,20 @@ from leaderboard.readers.legacy_results import by_prompt, modernised
 from leaderboard.readers.records import ReportedScore
 from leaderboard.readers.run_id import FileContents, file_contents
 from leaderboard.readers.safe_json import canonical, clean, finite, integer, load_json, mapping, optional_text
+from leaderboard.readers.secrets import without_secrets
 from leaderboard.readers.task_identity import config_hash, subset
 
 _MOST_DOCUMENTS = 2**31
-_NOT_METRICS = frozenset({"alias", "name", "sample_len", "samples", " "})
+_NO_SETTINGS = frozenset(
+    {
+        *("results", "groups", "group_subtasks", "configs", "versions", "n-shot", "n-samples", "higher_is_better"),
+        *("task_hashes", "samples", "chat_template", "pretty_env_info"),
+    }
+)
+_SETTINGS_OF_TASKS = ("metadata", "generation_kwargs", "dataset_kwargs")
+_PREDICTIONS_ONLY = "bypass"
+"""The metric that lm-eval puts in place of a task's own under --predict_only: it is always 999."""
+_NOT_METRICS = frozenset({"alias", "name", "sample_len", "samples", " ", _PREDICTIONS_ONLY})
 _FUNCTION = re.compile(r"^\s*(?:@.*\n\s*)*def (\w+)\(|^<function (\w+) at")
 _NUMBER = re.compile(
     r"^(?:tensor\()?([+-]?(?:\d+\.?\d{0,40}|\.\d{1,40})(?:[eE][+-]?\d{1,3})?|nan|[+-]?inf)(?:\.)?(?:,"
@@ -81,12 +92,15 @@ class Environment:
 
 @dataclass(frozen=True)
 class Results:
-    """One results file."""
+    """One results file. as_written: the same with the secrets that it holds, None where it holds none; by it is known
+    what was stored before they were dropped.
+    """
 
     scores: list[ReportedScore]
     tasks: dict[str, TaskSettings]
     environment: Environment
     contents: FileContents
+    as_written: Results | None = None
 
 
 def read_results(path: Path) -> list[Results]:
@@ -100,10 +114,48 @@ def read_results(path: Path) -> list[Results]:
         raise Unreadable(f"{path.name} is a results file of lighteval, not of lm-eval (it has `config_general`)")
     if not data["results"]:
         raise Unreadable(f"{path.name} holds no results")
-    found = [_results(one, path) for one in modernised(data)]
+    public = settings_without_secrets(data)
+    found = [_results(one, path) for one in modernised(public)]
+    if public is not data:
+        written = [_results(one, path) for one in modernised(data)]
+        found = [replace(one, as_written=raw) for one, raw in zip(found, written)]
     if not any(results.scores for results in found):
+        if _is_of_predictions(data):
+            raise Unreadable(
+                f"{path.name} was made with --predict_only, which computes no scores: run the tasks without it"
+            )
         raise Unreadable(f"{path.name} holds no score that can be read (no metric in it)")
     return [results for results in found if results.scores]
+
+
+def _is_of_predictions(data: dict[str, Any]) -> bool:
+    """Whether some task was asked for its answers alone."""
+    rows = [mapping(row) for row in mapping(data.get("results")).values()]
+    bypassed = any(str(key).partition(",")[0] == _PREDICTIONS_ONLY for row in rows for key in row)
+    return bypassed or any(_predicts_only(config) for config in mapping(data.get("configs")).values())
+
+
+def _predicts_only(config: Any) -> bool:
+    entries = mapping(config).get("metric_list")
+    return isinstance(entries, list) and [mapping(entry).get("metric") for entry in entries] == [_PREDICTIONS_ONLY]
+
+
+def settings_without_secrets(data: dict[str, Any]) -> dict[str, Any]:
+    """A results file without the secrets in its settings; the very same object where there are none."""
+    settings = {key: value for key, value in data.items() if key not in _NO_SETTINGS}
+    public = without_secrets(settings)
+    configs = mapping(data.get("configs"))
+    cleaned = {task: _task_without_secrets(config) for task, config in configs.items()}
+    if public is settings and all(cleaned[task] is config for task, config in configs.items()):
+        return data
+    others = {key: value for key, value in data.items() if key in _NO_SETTINGS}
+    return {**others, **public, **({"configs": cleaned} if configs else {})}
+
+
+def _task_without_secrets(config: Any) -> Any:
+    settings = {key: mapping(config)[key] for key in _SETTINGS_OF_TASKS if key in mapping(config)}
+    public = without_secrets(settings)
+    return config if public is settings else {**config, **public}
 
 
 def _results(data: dict[str, Any], path: Path) -> Results:
@@ -119,6 +171,8 @@ def _results(data: dict[str, Any], path: Path) -> Results:
 
 def _task_scores(task: str, row: dict[str, Any], data: dict[str, Any]) -> list[ReportedScore]:
     config = mapping(mapping(data.get("configs")).get(task))
+    if _predicts_only(config):
+        return []
     metadata = mapping(config.get("metadata"))
     directions = _directions(task, config, data)
     found = _metric_keys(row)

@@ -10,14 +10,17 @@ Notable choices:
 
 from __future__ import annotations
 
+import errno
 import gc
 import hashlib
 import json
 import math
+import os
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 from leaderboard.errors import Unreadable
@@ -30,10 +33,26 @@ _BOUNDARY = uuid4().hex  # between values that are encoded in one go: nobody can
 _DOCUMENT = json.JSONEncoder(ensure_ascii=False)
 
 
+def opened(path: Path) -> BinaryIO:
+    """A file to read from. Raises OSError, also for a pipe or a device, whose reading may never end."""
+    kind = path.stat().st_mode
+    if stat.S_ISREG(kind):
+        # It may be another by now, so that opening it must not wait either.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        kind = os.fstat(handle).st_mode
+        if stat.S_ISREG(kind):
+            return os.fdopen(handle, "rb")
+        os.close(handle)
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", str(path))
+
+
 def load_json(path: Path) -> Any:
     """The value in a JSON file of at most 256 MiB. Raises `Unreadable`."""
     try:
-        size = path.stat().st_size
+        with opened(path) as file:
+            size = os.fstat(file.fileno()).st_size
         if size > MAX_JSON_BYTES:
             raise Unreadable(
                 f"{path.name} has {size / 2**20:.0f} MiB, more than the {MAX_JSON_BYTES // 2**20} MiB that are read"

@@ -79,7 +79,9 @@ def _canonical_score(metric: str, score: SampleScore) -> str:
 class Samples:
     """A task's samples, one for each document and filter, in the file's order. All lists have one entry a sample;
     `occurrence` counts copies of one document in that order, which says nothing of which copy is which in another file;
-    `size` is that of the lines, in bytes.
+    `size` is that of the lines, in bytes. `gold` is the right answer's log-likelihood in nats (see `gold_answer`), for
+    samples of the first filter, since all filters share the responses; None where the samples do not tell it;
+    `gold_words` is that answer's length.
     """
 
     documents: list[Document] = field(default_factory=list)
@@ -88,6 +90,8 @@ class Samples:
     outcomes: list[SampleOutcome] = field(default_factory=list)
     occurrence: list[int] = field(default_factory=list)
     size: int = 0
+    gold: list[float | None] | None = None
+    gold_words: list[float | None] | None = None
 
     def __len__(self) -> int:
         return len(self.documents)

@@ -21,6 +21,7 @@ from typing import Any
 
 from leaderboard import metrics
 from leaderboard.errors import Unreadable
+from leaderboard.readers.gold_answer import with_gold
 from leaderboard.readers.jsonl import parse_line, read_lines
 from leaderboard.readers.records import NO_FILTER
 from leaderboard.readers.safe_json import canonical, canonical_each, clean, finite, integer
@@ -71,9 +72,8 @@ class SamplesReader:
                 found = known.read(lines)
             columns.extend(found or _parsed(numbered, path, form))
         self._size += known.size - before
-        return Samples(
-            *columns, _occurrences([(document.doc_key, document.filter) for document in columns.documents]), size
-        )
+        occurrence = _occurrences([(document.doc_key, document.filter) for document in columns.documents])
+        return with_gold(Samples(*columns, occurrence, size), form.metrics)
 
 
 def _blocks(path: Path) -> Iterator[list[tuple[int, Any]]]:

@@ -1,6 +1,7 @@
-"""The noise floor: how many answers flip when only the batch size changes.
+"""The noise floor: how many answers flip when rounding alone changes.
 
-Two runs of one unedited model, alike in everything but the batch size, differ by rounding alone. The share of their
+Two runs of one unedited model, alike in everything but the batch size, differ by rounding alone. So does a run of a
+recipe that only decomposes and recomposes, `identity`, from its baseline, and it comes at no cost. The share of their
 answers that flip is what a recipe's flips have to exceed. Notable choices: such a pair is known by what the runs say of
 themselves, whoever made them, so a rebuild finds it again; only scores of 0 and 1 have one; where several pairs were
 measured, those with the baseline at hand count, and of them the largest.
@@ -8,22 +9,33 @@ measured, those with the baseline at hand count, and of them the largest.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from typing import NamedTuple
 
 from leaderboard.store.database import Store
 
-# Alike: weights, task as far as both say, its settings, documents, versions, device, dtype. Different: the batch size.
-# Copies of one document may stand in any order: their scores are compared as a group.
+UNCHANGING = "identity"
+"""The method that gives every matrix back as it was, but for rounding."""
+
+# Alike: model, task as far as both say, its settings, documents, versions, device, dtype. Different: the batch size of
+# two unedited runs of the same weights; of an unchanging recipe and its baseline nothing but how the weights are
+# rounded. Copies of one document may stand in any order: their scores are compared as a group.
 _PAIRS = """
 INSERT INTO noise_floors
 WITH pairs AS (
     SELECT vn.model_key, o.run_id AS other, n.run_id AS run, tn.task, o.batch_size AS other_size, n.batch_size AS size
     FROM runs n JOIN variants vn USING (variant_id)
-    JOIN variants vo ON vo.model_key = vn.model_key AND vo.recipe_name = 'baseline'
-        AND vo.digest_after = vn.digest_after AND vo.dtype IS NOT DISTINCT FROM vn.dtype
+    JOIN variants vo ON vo.model_key = vn.model_key AND vo.dtype IS NOT DISTINCT FROM vn.dtype
     JOIN runs o ON o.variant_id = vo.variant_id AND o.run_id <> n.run_id AND o.status = 'complete'
-        AND o.batch_size <> n.batch_size
+        AND CASE
+            WHEN vn.recipe_name = 'baseline' AND vo.recipe_name = 'baseline'
+                THEN vo.digest_after = vn.digest_after AND o.batch_size <> n.batch_size
+            WHEN vn.recipe_name = 'baseline' AND list_contains($unchanging, vo.variant_id)
+                OR vo.recipe_name = 'baseline' AND list_contains($unchanging, vn.variant_id)
+                THEN vo.digest_before = vn.digest_before AND o.batch_size IS NOT DISTINCT FROM n.batch_size
+            ELSE false
+        END
       AND o.device IS NOT DISTINCT FROM n.device AND o.lm_eval_version IS NOT DISTINCT FROM n.lm_eval_version
       AND o.transformers_version IS NOT DISTINCT FROM n.transformers_version
       AND o.torch_version IS NOT DISTINCT FROM n.torch_version
@@ -35,7 +47,7 @@ WITH pairs AS (
       AND t.system_instruction_hash IS NOT DISTINCT FROM tn.system_instruction_hash
       AND t.generation_arguments IS NOT DISTINCT FROM tn.generation_arguments
       AND coalesce(t.identity = tn.identity, t.config_hash = tn.config_hash, true)
-    WHERE n.run_id = ? AND n.status = 'complete' AND vn.recipe_name = 'baseline'
+    WHERE n.run_id = $run AND n.status = 'complete'
 ), scored AS (
     SELECT run_id, task, metric, filter, doc_key, count(*) AS copies, sum(value) AS hits,
         bool_and(coalesce(value IN (0, 1), false)) AS plain
@@ -73,11 +85,26 @@ class Floor(NamedTuple):
         return self.flips / self.documents
 
 
+def unchanging(recipe_resolved: str | None) -> bool:
+    """Whether a resolved recipe (JSON) only gives every matrix back."""
+    try:
+        steps = json.loads(recipe_resolved or "null")["steps"]
+        return bool(steps) and {step["method"] for step in steps} == {UNCHANGING}
+    except (ValueError, TypeError, KeyError):
+        return False
+
+
 def record(store: Store, run_id: str) -> None:
-    """Measure the run just stored against every run that differs from it in batch size alone. Part of the run's own
-    transaction.
+    """Measure the run just stored, unedited or unchanged, against every run that rounding alone tells from it. Part of
+    the run's own transaction.
     """
-    store.connection.execute(_PAIRS, [run_id])
+    variants = store.rows(
+        "SELECT variant_id, recipe_resolved FROM variants WHERE recipe_name <> 'baseline' AND model_key IN"
+        " (SELECT model_key FROM runs JOIN variants USING (variant_id) WHERE run_id = ?)",
+        [run_id],
+    )
+    same = [row["variant_id"] for row in variants if unchanging(row["recipe_resolved"])]
+    store.connection.execute(_PAIRS, {"run": run_id, "unchanging": same})
 
 
 def floors(store: Store) -> dict[tuple[str, str, str, str], list[Floor]]:

@@ -50,7 +50,7 @@ def _joined(source: str) -> str:
     """The pairs of samples, from a table of them or a query in its place."""
     return (
         f"FROM (SELECT unnest($1) AS baseline, unnest($2) AS recipe) p JOIN {source} r ON r.run_id = p.recipe JOIN"
-        " scores s ON s.run_id = p.recipe AND s.is_primary AND (s.task, s.metric, s.filter) = (r.task, r.metric,"
+        " scores s ON s.run_id = p.recipe AND NOT s.is_group AND (s.task, s.metric, s.filter) = (r.task, r.metric,"
         f" r.filter) JOIN {source} b ON b.run_id = p.baseline AND (b.task, b.metric, b.filter, b.doc_key, b.occurrence)"
         " = (r.task, r.metric, r.filter, r.doc_key, r.occurrence) "
     )
@@ -75,7 +75,7 @@ class PairedSamples:
         self._found: dict[_Key, MetricSamples] = {}
 
     def of(self, baseline: str, recipe: str, score: ScoreRow) -> MetricSamples | None:
-        """The samples of the recipe's score (a primary one) in both runs, in an order that is the same for both; None
+        """The samples of the recipe's score in both runs, in an order that is the same for both; None
         where they share no document.
         """
         if (baseline, recipe) not in self._asked:

@@ -7,9 +7,10 @@ from dataclasses import fields, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from leaderboard.metrics import GOLD_LOG_LIKELIHOOD
 from leaderboard.readers.receipt import ReceiptMatrix
 from leaderboard.readers.records import ReportedScore, Run, RunVariant, TaskRun
-from leaderboard.readers.safe_json import canonical, digest
+from leaderboard.readers.safe_json import canonical, digest, finite
 from leaderboard.readers.samples import Document, SampleOutcome, Samples, SampleScore
 
 if TYPE_CHECKING:
@@ -158,9 +159,9 @@ def _insert_samples(store: Store, runs: Sequence[Run]) -> None:
         "task": [item.task for item in logged for _ in item.samples.documents],
     }
     store.insert("samples", owners | _picked(documents, ("filter", "doc_key", "doc_id")) | answers)
-    _insert_sample_scores(
-        store, [value for item in logged for value in item.samples.outcomes], owners, documents, answers["occurrence"]
-    )
+    identified = owners | {"occurrence": answers["occurrence"]}
+    _insert_sample_scores(store, [value for item in logged for value in item.samples.outcomes], identified, documents)
+    _insert_gold(store, logged, identified, documents)
     _insert_new_documents(
         store,
         dict(
@@ -173,22 +174,42 @@ def _insert_samples(store: Store, runs: Sequence[Run]) -> None:
 
 
 def _insert_sample_scores(
-    store: Store,
-    outcomes: Sequence[SampleOutcome],
-    owners: dict[str, list[str]],
-    documents: Sequence[Document],
-    occurrence: Sequence[int],
+    store: Store, outcomes: Sequence[SampleOutcome], owners: dict[str, list[Any]], documents: Sequence[Document]
 ) -> None:
+    """owners: run, task and occurrence of each sample."""
     for metric in sorted(
         {metric for scores in {id(found.scores): found.scores for found in outcomes}.values() for metric in scores}
     ):
         places = [place for place, found in enumerate(outcomes) if metric in found.scores]
-        of_sample = {
-            name: [column[place] for place in places] for name, column in {**owners, "occurrence": occurrence}.items()
-        }
-        of_document = _picked([documents[place] for place in places], ("filter", "doc_key", "cluster"))
         of_metric = _picked([outcomes[place].scores[metric] for place in places], SampleScore._fields)
-        store.insert("sample_scores", of_sample | {"metric": [metric] * len(places)} | of_document | of_metric)
+        _insert_metric(store, metric, _at(places, owners, documents) | of_metric)
+
+
+def _insert_gold(
+    store: Store, logged: Sequence[_Logged], owners: dict[str, list[Any]], documents: Sequence[Document]
+) -> None:
+    """The right answers' log-likelihoods, a metric that lm-eval did not write, with their words as weights."""
+    values = [value for item in logged for value in item.samples.gold or [None] * len(item.samples)]
+    words = [value for item in logged for value in item.samples.gold_words or [None] * len(item.samples)]
+    places = [place for place, value in enumerate(values) if value is not None]
+    numbers = [finite(values[place]) for place in places]
+    columns = _at(places, owners, documents) | {
+        "value": numbers,
+        "weight": [words[place] for place in places],
+        "parts": [None] * len(places),
+    }
+    _insert_metric(store, GOLD_LOG_LIKELIHOOD, columns)
+
+
+def _at(places: Sequence[int], owners: dict[str, list[Any]], documents: Sequence[Document]) -> dict[str, list[Any]]:
+    if len(places) == len(documents):  # of all samples, which is most common
+        return owners | _picked(documents, ("filter", "doc_key", "cluster"))
+    of_sample = {name: [column[place] for place in places] for name, column in owners.items()}
+    return of_sample | _picked([documents[place] for place in places], ("filter", "doc_key", "cluster"))
+
+
+def _insert_metric(store: Store, metric: str, columns: dict[str, list[Any]]) -> None:
+    store.insert("sample_scores", columns | {"metric": [metric] * len(columns["run_id"])})
 
 
 def _insert_new_documents(store: Store, documents: dict[str, tuple[str, Document]]) -> None:

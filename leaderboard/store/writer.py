@@ -83,7 +83,7 @@ def add_runs(store: Store, runs: Sequence[Run]) -> list[Added | Unreadable]:
             answers.remember(run)
             if (
                 run.status == "complete"
-                and run.variant.recipe_name == BASELINE
+                and (run.variant.recipe_name == BASELINE or noise_floor.unchanging(run.variant.recipe_resolved))
                 and any(task.samples for task in run.tasks)
             ):
                 insert_runs(store, fresh, now())  # the noise floor is measured against what was stored before

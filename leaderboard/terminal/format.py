@@ -18,12 +18,19 @@ UNPAIRED = "u"
 """Behind a difference of two scores by themselves, where room is scarce."""
 CLIPPED = "c"
 """Behind an interval that is not of the plain difference before it, where room is scarce."""
+TOO_FEW = "too few documents"
+"""In place of an interval, and of a difference that could have been shown."""
 CLIPPED_LEGEND = (
-    "c: the interval is of the mean change with no document counted for more than a bound; the row's note has both."
+    "c: the interval is of the mean change with no document counted for more than a bound; the row's note (or the page)"
+    " has both."
 )
 UNPAIRED_LEGEND = (
     "u: unpaired. Delta [unpaired 95 %] of the two scores by themselves, from what their results files say; in no"
     " verdict and no correction."
+)
+FURTHER_LEGEND = (
+    "+: a further metric of the task, corrected among all such of the model; gold_loglikelihood is the right answer's,"
+    " in nats."
 )
 _PURPOSES: dict[Claim, str] = {
     "within": "to show that it is within the margin",
@@ -49,14 +56,15 @@ def signed(value: float | None) -> str:
 
 def is_elsewhere(cell: Cell) -> bool:
     """Whether the interval is of the mean of clipped differences, and the plain difference lies outside of it."""
-    if cell.clipped_at is None or cell.low is None or cell.high is None or cell.delta is None:
+    if cell.clipped_at is None or cell.low is None or cell.high is None or cell.delta is None or cell.says_nothing:
         return False
     return not cell.low <= cell.delta <= cell.high
 
 
 def interval(cell: Cell, *, short: bool = False) -> str:
-    """`+0.0120 [-0.0030, +0.0270]`, or the difference alone where there is no interval; what is special about it behind
-    it, as a word or, where room is short, as a letter that a legend explains.
+    """`+0.0120 [-0.0030, +0.0270]`, or the difference alone where there is no interval, and `too few documents` in
+    place of one that says nothing; what is special about it behind it, as a word or, where room is short, as a letter
+    that a legend explains.
     """
     letter, word = (
         (UNPAIRED, " unpaired") if cell.unpaired else (CLIPPED, " clipped") if is_elsewhere(cell) else ("", "")
@@ -64,6 +72,8 @@ def interval(cell: Cell, *, short: bool = False) -> str:
     mark = letter if short else word
     if cell.low is None or cell.high is None:
         return f"{signed(cell.delta)}{mark}"
+    if cell.says_nothing:
+        return f"{signed(cell.delta)} {TOO_FEW}{mark if cell.unpaired else ''}"
     return f"{signed(cell.delta)} [{signed(cell.low)}, {signed(cell.high)}]{mark}"
 
 
@@ -89,8 +99,26 @@ def undecided(cell: Cell) -> str | None:
     """What an undecided cell still lacks, and what it would have shown with what it has; None for any other."""
     if cell.verdict != "undecided":
         return None
-    size = could_show(cell)
-    return ", ".join(filter(None, [_needed(cell), size and f"could have shown a difference of {size}"])) or None
+    size = None if cell.too_few else could_show(cell)
+    parts = [_too_few(cell), _needed(cell), size and f"could have shown a difference of {size}"]
+    return ", ".join(filter(None, parts)) or None
+
+
+def _too_few(cell: Cell) -> str | None:
+    """That the documents can show no difference at all, and what is to be seen all the same."""
+    if cell.too_few is None:
+        return None
+    count, least = counted(cell.n or 0, "document", "documents"), cell.too_few.least
+    if cell.needs is None:
+        why = "a single independent document or group says nothing of others"
+    elif least is not None:
+        board = f" on a board of {cell.comparisons:,} comparisons" if (cell.comparisons or 1) > 1 else ""
+        why = f"whatever they answer, no test of {count} reaches 5 %{board}, which takes at least {least:,}"
+    else:
+        why = f"{count} would not show even a difference as large as the range of the score"
+    seen = f"{number(cell.baseline_score)} -> {number(cell.score)}"
+    moved = "" if not (cell.fell or cell.rose) else f", {cell.fell:,} documents worse and {cell.rose:,} better"
+    return f"too few documents: {why}; seen all the same: {seen}{moved}"
 
 
 def against_controls(cell: Cell) -> list[str]:
@@ -107,14 +135,17 @@ def _against(cell: Cell, pair: Cell) -> str:
         said = f"better than the baseline, {word} {name}"
     else:
         said = f"against {name}"
-    return f"{said}: {interval(pair)}, {pair.verdict}"
+    weak = "; the control collapsed, so that this says little" if pair.against_collapsed else ""
+    return f"{said}: {interval(pair)}, {pair.verdict}{weak}"
 
 
 def beside_verdict(cell: Cell) -> str:
     """In short, what a recipe is against its controls; empty where it has none."""
     pairs = cell.against_controls
     if cell.verdict == "better" and pairs:
-        return "NOT its control" if not_its_control(cell) else "its control too"
+        if not_its_control(cell):
+            return "NOT its control"
+        return "its control, which collapsed" if any(pair.against_collapsed for pair in pairs) else "its control too"
     if len(pairs) > 1:
         return f"better than {sum(pair.verdict == 'better' for pair in pairs)} of {len(pairs)} controls"
     return f"control: {pairs[0].verdict}" if pairs else ""
@@ -122,8 +153,10 @@ def beside_verdict(cell: Cell) -> str:
 
 def could_show(cell: Cell) -> str | None:
     """The smallest difference that an undecided cell's documents show four times in five, in the metric's units, to two
-    digits; None for any other.
+    digits; `too few documents` where they show none; None for any other.
     """
+    if cell.verdict == "undecided" and cell.too_few is not None:
+        return TOO_FEW
     if cell.verdict != "undecided" or not cell.detectable or not math.isfinite(cell.detectable):
         return None
     return f"{cell.detectable:.2g}" if cell.detectable < 10 else number(cell.detectable)
@@ -134,6 +167,8 @@ def _needed(cell: Cell) -> str | None:
     if cell.documents_needed is None or cell.needed_for is None:
         return None
     count = cell.n or 0
+    if cell.too_few is not None and cell.documents_needed <= max(count, cell.too_few.least or 0):
+        return None
     if cell.documents_needed <= count:
         return f"close to a verdict: needs somewhat more than the {count:,} documents it has"
     board = f" on a board of {cell.comparisons:,} comparisons" if (cell.comparisons or 1) > 1 else ""

@@ -1,8 +1,9 @@
 """The board as a table for the terminal: 80 columns are enough, 120 are used if there.
 
-One block a model, one group a task (with its metric and baseline), one line a run; reasons and warnings follow their
-line. A name too long for its column stands whole on a line above its numbers: variants of a recipe often differ in the
-middle. Plain ASCII; colour only when asked for, and never the only bearer of meaning.
+One block a model, one group a task (with its metric and baseline), one line a run. The task's further metrics follow
+it, each behind a `+` with a verdict of its own, and then reasons and warnings. A name too long for its column stands
+whole on a line above its numbers: variants of a recipe often differ in the middle. Plain ASCII; colour only when asked
+for, and never the only bearer of meaning.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from itertools import groupby
 from typing import NamedTuple
 
 from leaderboard.board.cell import Cell, changed
+from leaderboard.board.further import all_metrics, contradictions
 from leaderboard.compare.run_diff import Unshared
 from leaderboard.readers.records import BASELINE
 from leaderboard.terminal.format import (
     CLIPPED_LEGEND,
+    FURTHER_LEGEND,
     UNPAIRED_LEGEND,
     against_controls,
     choices,
@@ -36,6 +39,7 @@ NARROW, WIDE = 70, 110
 _COLOURS = {
     "better": "32",
     "worse": "31",
+    "collapsed": "31;1",
     "same": "36",
     "undecided": "33",
     "incomparable": "35",
@@ -43,6 +47,8 @@ _COLOURS = {
     "baseline": "2",
 }
 _NOTE, _DOUBT = ".", "!"  # what a note begins with
+_MOST_FURTHER = 5
+"""Further metrics of a row that are shown."""
 _SCORE, _DELTA, _VERDICT, _KEPT, _FLIPS = 9, 28, 12, 6, 15
 
 
@@ -105,9 +111,8 @@ def _cell_lines(cell: Cell, width: int, color: bool) -> list[str]:
         percent(cell.parameters_kept),
         lost_gained,
     )
-    row = _line(columns, width)
-    word = f"{cell.verdict:<{_VERDICT}}"
-    coloured = row.replace(word, f"\x1b[{_COLOURS[cell.verdict]}m{word}\x1b[0m") if color else row
+    coloured = _line(columns, width).replace(_word(cell, False), _word(cell, color))
+    doubts = [plain(sentence) for sentence in contradictions(cell)]
     notes = [
         *filter(None, [undecided(cell), flips(cell.flip_rate, cell.noise_floor), choices(cell.choices)]),
         *map(plain, cell.notes),
@@ -117,9 +122,35 @@ def _cell_lines(cell: Cell, width: int, color: bool) -> list[str]:
     return [
         *above,
         coloured.rstrip(),
+        *_further_lines(cell, width, color),
+        *(line for doubt in doubts for line in _doubt(doubt, width, color)),
         *_control_lines(cell, width, color),
-        *(line for note in notes for line in _wrapped(note, width)),
+        *(line for note in notes if note not in doubts for line in _wrapped(note, width)),
     ]
+
+
+def _further_lines(cell: Cell, width: int, color: bool) -> list[str]:
+    """A line a further metric, whose numbers stand below the row's. Its notes are on the page."""
+    lines = []
+    for one in cell.further[:_MOST_FURTHER]:
+        room = _name_room(width) + 1 + _SCORE
+        score = number(one.score)
+        name = _cut(f"+ {plain(metric_name(one))}", room - len(score) - 1)
+        row = f"  {name}{score:>{room - len(name)}} {interval(one, short=True):>{_DELTA}}  {_word(one, color)}"
+        lines.append(row.rstrip())
+    left_out = len(cell.further) - _MOST_FURTHER
+    return lines + ([f"  + {left_out} more metrics: on the page, in CSV and in SQL"] if left_out > 0 else [])
+
+
+def _word(cell: Cell, color: bool) -> str:
+    word = f"{cell.verdict:<{_VERDICT}}"
+    return f"\x1b[{_COLOURS[cell.verdict]}m{word}\x1b[0m" if color else word
+
+
+def _doubt(sentence: str, width: int, color: bool) -> list[str]:
+    """A sentence that takes something back of the row's verdict."""
+    wrapped = _wrapped(sentence, width, _DOUBT)
+    return [f"\x1b[{_COLOURS['undecided']};1m{line}\x1b[0m" for line in wrapped] if color else wrapped
 
 
 def _control_lines(cell: Cell, width: int, color: bool) -> list[str]:
@@ -127,8 +158,7 @@ def _control_lines(cell: Cell, width: int, color: bool) -> list[str]:
     lines = []
     for pair, sentence in zip(cell.against_controls, against_controls(cell)):
         doubt = cell.verdict == "better" and pair.verdict != "better"
-        wrapped = _wrapped(sentence, width, _DOUBT if doubt else _NOTE)
-        lines += [f"\x1b[{_COLOURS['undecided']};1m{line}\x1b[0m" for line in wrapped] if color and doubt else wrapped
+        lines += _doubt(sentence, width, color) if doubt else _wrapped(sentence, width)
     return lines
 
 
@@ -167,9 +197,12 @@ def _cut(text: str, room: int) -> str:
 
 
 def _legend(cells: Sequence[Cell], width: int) -> list[str]:
+    shown = list(all_metrics(cells))
+    further = any(not cell.is_primary for cell in shown)
     marks = [
-        *((UNPAIRED_LEGEND,) if any(cell.unpaired for cell in cells) else ()),
-        *((CLIPPED_LEGEND,) if any(map(is_elsewhere, cells)) else ()),
+        *((UNPAIRED_LEGEND,) if any(cell.unpaired for cell in shown) else ()),
+        *((CLIPPED_LEGEND,) if any(map(is_elsewhere, shown)) else ()),
+        *((FURTHER_LEGEND,) if further else ()),
     ]
     special = [line for sentence in marks for line in textwrap.wrap(sentence, width)]
     over = {cell.model: cell.comparisons or 0 for cell in cells if cell.p_value is not None}

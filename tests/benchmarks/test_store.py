@@ -86,12 +86,13 @@ def write_runs(root: Path, runs: int, tasks: int, documents: int) -> None:
         folder.mkdir(parents=True)
         scores = {}
         for name in names:
-            answers = [generator.random() < 0.6 for _ in range(documents or 100)]
+            likelihoods = [(-generator.random() * 9, -generator.random() * 9) for _ in range(documents or 100)]
+            answers = [(second > first) == bool(i % 2) for i, (first, second) in enumerate(likelihoods)]
             scores[name] = sum(answers) / len(answers)
             if documents:
                 text = "".join(
-                    line.format(first=-generator.random() * 9, second=-generator.random() * 9, acc=float(right))
-                    for line, right in zip(lines[name], answers)
+                    line.format(first=first, second=second, acc=float(right))
+                    for line, (first, second), right in zip(lines[name], likelihoods, answers)
                 )
                 (folder / f"samples_{name}_{DATE}.jsonl").write_text(text)
         (folder / f"results_{DATE}.json").write_text(json.dumps(_results(scores, model, documents or 100)))

@@ -90,6 +90,137 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe": ("qwen3_moe", {**_GATED, **_EXPERTS, "head_dim": 10}),
 }
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")
+_LATENT = {
+    **_COMMON,
+    "intermediate_size": 40,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 14,
+    "kv_lora_rank": 10,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 6,
+    "v_head_dim": 8,
+}
+_ROUTED = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 20,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
+_DELTA_NET = {
+    **_GATED,
+    "head_dim": 10,
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 6,
+    "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+}
+_MAMBA1 = {"mamba_d_state": 4, "mamba_d_conv": 3, "mamba_dt_rank": 5}
+_MAMBA2 = {
+    "mamba_n_heads": 8,
+    "mamba_d_head": 6,
+    "mamba_n_groups": 1,
+    "mamba_d_state": 4,
+    "mamba_chunk_size": 8,
+}
+_LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_TWICE = {
+    **_GATED,
+    "num_hidden_layers": 4,
+    "num_key_value_heads": 4,
+    "mamba_d_state": 4,
+    "mamba_d_conv": 3,
+    "attention_head_dim": 12,
+    "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+}
+
+# Latent attention, fused experts in other layouts, and hybrids, which have not every role in every layer.
+MIXED: dict[str, tuple[str, dict[str, Any]]] = {
+    "deepseek_v3": ("deepseek_v3", {**_LATENT, **_ROUTED}),
+    "gpt_oss": ("gpt_oss", {**_GATED, **_LOCAL_EXPERTS, "head_dim": 10, "sliding_window": 8}),
+    "qwen3_next": ("qwen3_next", {**_DELTA_NET, **_EXPERTS, "shared_expert_intermediate_size": 28}),
+    "lfm2": (
+        "lfm2",
+        {**_GATED, "block_auto_adjust_ff_dim": False, "layer_types": ["conv", "full_attention", "conv"]},
+    ),
+    "zamba": ("zamba", {**_TWICE, "mamba_dt_rank": 5, "n_mamba_heads": 2}),
+    "deepseek_v2": ("deepseek_v2", {**_LATENT, **_ROUTED}),
+    "deepseek_v2-lite": ("deepseek_v2", {**_LATENT, **_ROUTED, "q_lora_rank": None}),
+    "deepseek_v32": ("deepseek_v32", {**_LATENT, **_ROUTED}),
+    "glm4_moe_lite": ("glm4_moe_lite", {**_LATENT, **_ROUTED}),
+    "glm_moe_dsa": ("glm_moe_dsa", {**_LATENT, **_ROUTED}),
+    "axk1": ("axk1", {**_LATENT, **_ROUTED}),
+    "minicpm3": ("minicpm3", _LATENT),
+    "youtu": ("youtu", _LATENT),
+    "qwen3_5_text": ("qwen3_5_text", _DELTA_NET),
+    "lfm2_moe": (
+        "lfm2_moe",
+        {**_GATED, **_EXPERTS, "num_dense_layers": 1, "layer_types": ["conv", "full_attention", "conv"]},
+    ),
+    "jamba": (
+        "jamba",
+        {
+            **_GATED,
+            **_MAMBA1,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "expert_layer_period": 2,
+            "expert_layer_offset": 1,
+        },
+    ),
+    "bamba": ("bamba", {**_GATED, **_MAMBA2, "attn_layer_indices": [1]}),
+    "falcon_h1": ("falcon_h1", {**_GATED, **_MAMBA2, "mamba_d_ssm": 48}),
+    "granitemoe": ("granitemoe", {**_GATED, **_LOCAL_EXPERTS}),
+    "granitemoeshared": ("granitemoeshared", {**_GATED, **_LOCAL_EXPERTS, "shared_intermediate_size": 28}),
+    "granitemoehybrid": (
+        "granitemoehybrid",
+        {
+            **_GATED,
+            **_MAMBA2,
+            **_LOCAL_EXPERTS,
+            "shared_intermediate_size": 28,
+            "layer_types": ["mamba", "attention", "mamba"],
+        },
+    ),
+    "zamba2": (
+        "zamba2",
+        {
+            **_TWICE,
+            "mamba_ngroups": 1,
+            "n_mamba_heads": 4,
+            "mamba_headdim": 12,
+            "mamba_expand": 2,
+            "chunk_size": 8,
+            "num_mem_blocks": 1,
+            "adapter_rank": 3,
+        },
+    ),
+    "nemotron_h": (
+        "nemotron_h",
+        {
+            **_GATED,
+            **_ROUTED,
+            "num_hidden_layers": 4,
+            "head_dim": 10,
+            "layers_block_type": ["mamba", "moe", "attention", "mlp"],
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 6,
+            "n_groups": 1,
+            "ssm_state_size": 4,
+            "chunk_size": 8,
+            "moe_shared_expert_intermediate_size": 28,
+        },
+    ),
+    "mamba": ("mamba", {**_GATED, "state_size": 4, "time_step_rank": 5}),
+    "mamba2": ("mamba2", {**_GATED, "num_heads": 8, "head_dim": 6, "state_size": 4, "n_groups": 1, "chunk_size": 8}),
+    "falcon_mamba": ("falcon_mamba", {**_GATED, "state_size": 4, "time_step_rank": 5}),
+}
+_QUICK = ("deepseek_v3", "gpt_oss", "qwen3_next", "lfm2")
 # One whose matrices are all apart, and one that fuses and transposes: what holds for both mostly holds for all, and all
 # are asked among the slow tests.
 REPRESENTATIVES = ("gpt2", "llama")
@@ -99,7 +230,7 @@ def tiny_config(family: str) -> PreTrainedConfig:
     """The config of a tiny model of a family, or of a variant of one."""
     from transformers import AutoConfig
 
-    model_type, settings = CONFIGS[family]
+    model_type, settings = {**CONFIGS, **MIXED}[family]
     return AutoConfig.for_model(model_type, **settings)
 
 
@@ -149,6 +280,14 @@ def every_family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(
+    scope="module", params=[name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MIXED]
+)
+def mixed(request: pytest.FixtureRequest) -> str:
+    """Each model of latent attention, of fused experts or of mixers in turn; in the quick tests a few."""
+    return request.param
+
+
 @pytest.fixture
 def make_lm(make_model) -> Callable[..., object]:
     """A `RecipeLM` on the CPU around a tiny model: `make_lm("llama", dtype="float64")`."""
@@ -161,7 +300,7 @@ def make_lm(make_model) -> Callable[..., object]:
         folder = make_model(family, dtype=dtype)
         # For some model types transformers takes a tokenizer of its own, whatever the folder says.
         lm = RecipeLM(str(folder), device="cpu", dtype=dtype, tokenizer=PreTrainedTokenizerFast.from_pretrained(folder))
-        if family in MIXTURES:
+        if family in (*MIXTURES, *MIXED):
             # The default computes experts by a grouped product, which knows no float64.
             lm.model.set_experts_implementation("eager")
         return lm

@@ -360,7 +360,9 @@ def test_what_a_recipe_does_not_learn_from_is_told(loaded, given: dict) -> None:
 
 
 def frame_of(result, control: str | None = None):
-    return result.to_frame(control).set_index("recipe")
+    """The rows of primary metrics, by recipe."""
+    frame = result.to_frame(control)
+    return frame[frame.primary].set_index("recipe")
 
 
 def test_a_run_is_the_commands(demo_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
@@ -386,19 +388,21 @@ def test_a_run_is_the_commands(demo_run, tmp_path: Path, monkeypatch: pytest.Mon
     assert list(frame.columns) == [
         *("model", "task", "recipe", "control", "metric", "n", "baseline_score", "score", "delta", "low", "high"),
         *("verdict", "p", "q", "lost", "gained", "run_id", "unpaired", "label", "scored"),
-        *("documents_needed", "needed_for", "clipped_at"),
+        *("documents_needed", "needed_for", "clipped_at", "primary"),
         *("control_run", "control_delta", "control_low", "control_high", "control_verdict"),
         *("control_p", "control_q", "control_unpaired", "control_clipped_at"),
     ]
     board = leaderboard.board("results").to_frame()
     assert frame.dtypes.equals(board.dtypes) and frame.iloc[:, :17].equals(board.iloc[:, :17])
-    assert list(frame.recipe) == ["baseline", "laser", "laser+noise", "laser+random-subspace"]
+    recipes_run = ["baseline", "laser", "laser+noise", "laser+random-subspace"]
+    assert list(frame[frame.primary].recipe) == list(frame[~frame.primary].recipe) == recipes_run
+    assert list(frame.metric) == ["acc", "gold_logprob"] * 4
     laser = frame_of(result).loc["laser"]
     assert laser.delta == pytest.approx(laser.score - laser.baseline_score) and laser.low < laser.delta < laser.high
     for control in ("random-subspace", "noise"):
         framed = frame_of(result, control)
         assert framed.loc["laser"].control_delta == pytest.approx(laser.score - framed.loc[f"laser+{control}"].score)
-        assert framed.loc["laser"].control_verdict in ("better", "worse", "same", "undecided")
+        assert framed.loc["laser"].control_verdict in ("better", "worse", "collapsed", "same", "undecided")
         assert framed.drop(index="laser").control_verdict.isna().all()
     assert frame_of(result).equals(frame_of(result, "random-subspace"))
     with pytest.raises(UserError, match="no control 'nois' was run: did you mean 'noise'"):
@@ -419,7 +423,7 @@ def test_what_a_run_takes_and_where_it_writes(tmp_path: Path, monkeypatch: pytes
     )
     assert "identity: scores as the baseline" in capfd.readouterr().err
     assert [run.path.parent for run in result.runs] == [tmp_path / "elsewhere" / "demo"] * 3
-    assert list(result.to_frame().recipe) == ["baseline", "identity", "svd:keep.rank=2"]
+    assert list(frame_of(result).index) == ["baseline", "identity", "svd:keep.rank=2"]
     assert result.to_frame().control_delta.isna().all()
     assert result.runs[1].receipt["command"][0].startswith("harness_ext.run(model='hf', model_args='pretrained=demo'")
 
@@ -434,14 +438,14 @@ def test_runs_that_were_copied_are_judged_all_the_same(demo_run, tmp_path: Path,
     result = recipes.run(
         model_args={"pretrained": "demo"}, tasks=["int_mult"], recipes="laser", limit=24, batch_size=16, device="cpu"
     )
-    assert list(result.to_frame().recipe) == ["baseline", "laser"]
+    assert list(frame_of(result).index) == ["baseline", "laser"]
 
 
 def test_a_control_that_cannot_be_run_is_told(tmp_path: Path) -> None:
     asked = {"model_args": {"pretrained": "demo"}, "tasks": ["int_mult"], "limit": 4, "device": "cpu"}
     with pytest.warns(UserWarning, match=r"laser\+shuffled-labels: not run, since "):
         result = recipes.run(**asked, recipes=["laser"], controls=["shuffled-labels"], output_path=tmp_path)
-    assert list(result.to_frame().recipe) == ["baseline", "laser"]
+    assert list(frame_of(result).index) == ["baseline", "laser"]
 
 
 def test_a_variant_that_fails_is_told(make_model, tmp_path: Path) -> None:

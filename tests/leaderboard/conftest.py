@@ -42,6 +42,8 @@ class Task:
     fields: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     of: int | None = None
+    greedy: bool = False
+    """Whether the responses say that an answer was greedy where its `acc` is 1, as lm-eval's do."""
 
     @property
     def count(self) -> int:
@@ -61,14 +63,15 @@ class Task:
             if self.log_likelihoods is not None
             else -float(next(iter(self.values.values()))[i] is True) - i
         )
+        flag = str(self.greedy and self.values["acc"][i] == 1.0)
         prompt = f"{doc['question']} with {self.shots} examples"
         return {
             "doc_id": i,
             "doc": doc,
             "target": "yes",
             "arguments": {"gen_args_0": {"arg_0": prompt, "arg_1": " yes"}},
-            "resps": [[[str(likelihood), "False"]]],
-            "filtered_resps": [[str(likelihood), "False"]],
+            "resps": [[[str(likelihood), flag]]],
+            "filtered_resps": [[str(likelihood), flag]],
             "filter": self.filter,
             "metrics": list(self.values),
             "doc_hash": sha(json.dumps(doc, indent=2)),

@@ -9,6 +9,7 @@ import math
 import shutil
 from collections import Counter
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -289,6 +290,38 @@ def test_nobody_learns_unasked_from_tasks_without_right_answers(suite):
     from harness_ext.calibration.documents import fit_tasks
 
     assert set(fit_tasks(suite, "test")) == {"winogender_all", "winogender_female", "winogender_male", "bbq"}
+
+
+OF_THEIR_AUTHORS = (
+    "crows_pairs_english",
+    "winogender_all",
+    "winogender_female",
+    "winogender_male",
+    "bbq",
+    "simple_cooccurrence_bias",
+)
+
+
+@pytest.mark.parametrize("by_variable", [False, True])
+def test_a_task_by_itself_reads_the_same_official_files(suite, monkeypatch, by_variable: bool):
+    from harness_ext.lm_eval_adapter.task_data import DATA_VARIABLE
+    from harness_ext.lm_eval_adapter.task_index import task_manager
+    from harness_ext.lm_eval_adapter.task_loading import load_tasks
+
+    if by_variable:
+        monkeypatch.setenv(DATA_VARIABLE, str(FIXTURES))
+    manager = task_manager(metadata=None if by_variable else {"data_dir": str(FIXTURES)})
+    alone = load_tasks(manager, OF_THEIR_AUTHORS).loaded["tasks"]
+    for name in OF_THEIR_AUTHORS:
+        assert list(alone[name].eval_docs) == list(suite[name].eval_docs), name
+
+
+def test_a_task_by_itself_without_official_files_asks_for_its_data_set(tmp_path: Path):
+    from harness_ext.lm_eval_adapter.task_index import task_manager
+    from harness_ext.lm_eval_adapter.task_loading import load_tasks
+
+    with pytest.raises(UserError, match=r"load_dataset\('jannalu/crows_pairs_multilingual', 'english'\)"):
+        load_tasks(task_manager(metadata={"data_dir": str(tmp_path)}), ["crows_pairs_english"])
 
 
 def test_crows_pairs_from_the_official_file(suite):

@@ -18,7 +18,15 @@ from leaderboard.board.cell import not_its_control
 from leaderboard.board.layers import LayerPlace, matrix_order
 from leaderboard.terminal.format import beside_verdict, interval, plain
 
-SIGNS = {"better": "+", "worse": "-", "same": "=", "undecided": "?", "incomparable": "!", "failed": "x"}
+SIGNS = {
+    "better": "+",
+    "worse": "-",
+    "collapsed": "#",
+    "same": "=",
+    "undecided": "?",
+    "incomparable": "!",
+    "failed": "x",
+}
 NOT_ITS_CONTROL = "(+)"  # better than the baseline, and not better than a control of the recipe's own
 LONGEST = 22  # letters of a model's name on an axis
 TALL, FLAT = 26, 13  # pixels of a layer, with its number written in each tile and without
@@ -137,7 +145,7 @@ def _colour(measure: str, rows: Any) -> Any:
     import altair as alt
 
     if measure == "verdicts":
-        return difference_colour("value", 1.0, "worse (-1) to better (1)")
+        return difference_colour("value", 1.0, "worse or collapsed (-1) to better (1)")
     top = 1.0 if measure == "least rank kept" else float(rows["value"].max())
     return alt.Color(
         "value:Q",
@@ -153,7 +161,7 @@ def _colour(measure: str, rows: Any) -> Any:
 
 
 def _tile(place: LayerPlace, measure: str) -> dict[str, Any]:
-    better, worse, compared = (place.verdicts["better"], place.verdicts["worse"], sum(place.verdicts.values()))
+    better, worse, compared = place.verdicts["better"], place.harmful, sum(place.verdicts.values())
     kept = (
         ""
         if place.least_kept is None or place.most_kept is None

@@ -11,6 +11,7 @@ from leaderboard.app.colours import NEUTRAL, word_colour
 from leaderboard.app.page_queries import RunFacts
 from leaderboard.board.cell import Cell
 from leaderboard.board.pareto import front
+from leaderboard.compare.collapse import COLLAPSED
 from leaderboard.readers.records import BASELINE
 from leaderboard.terminal.format import counted, direction, number, percent, plain
 
@@ -29,7 +30,8 @@ class SizePoint(NamedTuple):
 
 
 def points(cells: Sequence[Cell], facts: Mapping[str, RunFacts], measure: str) -> list[SizePoint]:
-    """The cells with a score and a recorded size; the front is each task's own. measure: parameters, bytes or
+    """The cells with a score and a recorded size; the front is each task's own, and no
+    collapsed model is on it. measure: parameters, bytes or
     flops_per_token.
     """
     by_task: dict[str, list[tuple[Cell, float, float | None]]] = defaultdict(list)
@@ -39,7 +41,8 @@ def points(cells: Sequence[Cell], facts: Mapping[str, RunFacts], measure: str) -
             by_task[cell.task].append((cell, size, None if before is None else size / before))
     found = []
     for rows in by_task.values():
-        on_it = set(front([size for _, size, _ in rows], [_good(cell) for cell, _, _ in rows]))
+        able = [i for i, (cell, _, _) in enumerate(rows) if cell.verdict != COLLAPSED]
+        on_it = {able[k] for k in front([rows[i][1] for i in able], [_good(rows[i][0]) for i in able])}
         found += [SizePoint(*row, i in on_it) for i, row in enumerate(rows)]
     return found
 
@@ -109,6 +112,7 @@ def _shapes(words: Any) -> Any:
     known = {
         "better": "triangle-up",
         "worse": "triangle-down",
+        "collapsed": "cross",
         "same": "circle",
         "undecided": "diamond",
         "baseline": "square",

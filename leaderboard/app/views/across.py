@@ -16,7 +16,8 @@ from leaderboard.app.download import downloads
 from leaderboard.app.tables import control_text, notes
 from leaderboard.board import across_models
 from leaderboard.board.across_models import Line
-from leaderboard.board.cell import Cell
+from leaderboard.board.cell import COMPARED, Cell
+from leaderboard.compare.collapse import COLLAPSED
 from leaderboard.terminal.format import beside_verdict, counted, interval, number, plain, signed
 
 DRAWN = 40  # recipes in the grid
@@ -67,7 +68,7 @@ def show_grid(found: Sequence[Line]) -> None:
             f"The first {DRAWN} of {len(found)} recipes, those on most models; choose others above. The tables hold"
             " all."
         )
-    best = max(drawn, key=lambda line: (line.count("better") - line.count("worse"), line.compared))
+    best = max(drawn, key=lambda line: (line.count("better") - line.harmful, line.compared))
     models = counted(len(across_models.models_of(drawn)), "model", "models")
     said = f"{len(drawn)} recipes on {models}." if len(drawn) > 1 else ""
     layout.plot(
@@ -112,7 +113,7 @@ def show_counts(found: Sequence[Line]) -> None:
             "models": len(line.cells),
             "compared": line.compared,
         }
-        | {word: line.count(word) for word in (*across_models.COMPARED, "incomparable", "failed")}
+        | {word: line.count(word) for word in (*COMPARED, "incomparable", "failed")}
         | {"up": line.up, "down": line.down, "sign_test_p": line.p_value, "sign_test_q": line.q_value}
         | {"compared_with_controls": line.controlled, "better_than_controls": line.beats_controls}
         for line in found
@@ -149,7 +150,7 @@ def _brief(line: Line | None) -> str:
         return ""
     if not line.compared:
         return "no verdict"
-    worse = f", worse on {line.count('worse')}" if line.count("worse") else ""
+    worse = "".join(f", {word} on {line.count(word)}" for word in ("worse", COLLAPSED) if line.count(word))
     control = f", than its control on {line.beats_controls}" if line.controlled else ""
     return f"better on {line.count('better')} of {line.compared}{worse}{control}"
 

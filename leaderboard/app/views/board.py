@@ -12,11 +12,13 @@ from leaderboard.app import data, layout, tables, url_state
 from leaderboard.app.charts import forest
 from leaderboard.app.download import downloads
 from leaderboard.app.page_queries import RunFacts
+from leaderboard.board import further
 from leaderboard.board.cell import VERDICTS, Cell, not_its_control
 from leaderboard.readers.records import BASELINE
 from leaderboard.readers.safe_json import digest
 from leaderboard.terminal.format import counted, direction, metric_name, plain
 
+PRIMARY = "primary"
 PLOTS, PLOTS_ASKED_FOR = 6, 24  # tasks drawn when all are shown, and when the filter names them
 ROWS_IN_FULL = 40
 
@@ -25,10 +27,10 @@ def main() -> None:
     """Draw the page."""
     st.title("Leaderboard", anchor=False)
     overview = layout.overview_or_stop()
-    columns = st.columns([3, 3, 3, 2])
+    columns = st.columns([3, 2, 3, 3, 2])
     model = layout.choose_model(overview.value, columns[0])
     board = layout.further_or_stop(lambda: data.cells_of(model), overview)
-    cells = chosen(board, columns[1:])
+    cells = chosen(of_metric(board, columns[1]), columns[2:])
     facts = overview.value.runs
     show_summary(cells, overview)
     if cells:
@@ -40,6 +42,15 @@ def main() -> None:
         st.info("No result matches these filters.")
     layout.show_rejections(overview.value)
     how_to_read()
+
+
+def of_metric(cells: Sequence[Cell], place: Any) -> Sequence[Cell]:
+    """The cells of the metric in the URL: each task's primary one, with the further ones in a column, or one by
+    name.
+    """
+    names = further.metric_names(cells)
+    metric = url_state.one_of(place, "Metric", [PRIMARY, *names], "metric") if names else PRIMARY
+    return cells if metric == PRIMARY else further.in_metric(cells, metric)
 
 
 def chosen(cells: Sequence[Cell], columns: Sequence[Any]) -> list[Cell]:
@@ -205,7 +216,7 @@ def _content(cells: Sequence[Cell]) -> str:
     """A key that changes with what a table shows: a table that is given other rows keeps its old widths and loses a
     click.
     """
-    return digest([[cell.run_id, cell.task] for cell in cells])[:16]
+    return digest([[cell.run_id, cell.task, cell.metric] for cell in cells])[:16]
 
 
 def show_reported(cells: Sequence[Cell]) -> None:
@@ -227,21 +238,29 @@ def how_to_read() -> None:
         st.markdown(
             "Recipe and baseline answered the same documents, so they are compared document by document.\n\n-"
             " **better**, **worse**: the difference is significant at 5 % after correcting for all comparisons of the"
-            " model (Benjamini-Hochberg), and its interval excludes zero.\n- **against its control**: the recipe"
-            " against an edit of the same size that lacks its idea, on the same documents, corrected over all such"
-            " comparisons of the model. A recipe that is better than the baseline and not better than its control"
-            " shows that some edit helps, not that the recipe does.\n- **same**: the difference is shown to be"
+            " model (Benjamini-Hochberg), and its interval excludes zero.\n- **collapsed**: the"
+            " recipe ruined the model: its right answers are ten times less likely a word, or no better than chance"
+            " where the baseline's were. Whatever the metric says, it means nothing then, least of all a bias near its"
+            " best value; a task that has no right answers takes the word from one of the same weights that has.\n-"
+            " **against its control**: the recipe against an edit of the same size that lacks its idea, on the same"
+            " documents, corrected over all such comparisons of the model. A recipe that is better than the baseline"
+            " and not better than its control"
+            " shows that some edit helps, not that the recipe does.\n- **further metrics** of a task have verdicts of"
+            " their own, corrected among themselves; choose one above to see it everywhere. *gold_loglikelihood* is the"
+            " log-likelihood of the right answer in nats. The notes say where one contradicts the verdict.\n"
+            "- **same**: the difference is shown to be"
             " smaller than the margin: 2 points for scores between 0 and 1. It is the grey band in the plots, where it"
             " is not far wider than they are.\n- **undecided**: there are too few documents to tell; the notes say"
             " about how many are needed to decide four times in five among so many comparisons, going by how much"
-            " changed so far. *Could show* is the smallest difference that those at hand show four times in five.\n-"
+            " changed so far. *Could show* is the smallest difference that those at hand show four times in five;"
+            " *too few documents*, there or in place of an interval, that they show none within the score's range.\n-"
             " **incomparable**: the two runs did not do the same; the notes name what differs.\n"
             "- **failed**: no usable result, with the reason.\n\nDelta is"
             " recipe minus baseline in the metric's own units; its interval holds for that one comparison. Where a"
             " metric's best value lies in the middle (a bias score of 0), better means nearer to it. Kept is the share"
             " of parameters left when edited matrices are stored as factors. Tokens/s is how fast documents were"
             " scored, and how many times as fast as the baseline in the same process. The noise floor is the share of"
-            " answers of the unedited model that flip when only the batch size changes: flips within it mean nothing."
+            " answers of the unedited model that flip when rounding alone changes: flips within it mean nothing."
         )
 
 

@@ -13,7 +13,7 @@ from leaderboard.app import data, layout, linked_table, url_state
 from leaderboard.app.charts.grid import MEASURES, place_map
 from leaderboard.app.colours import NEUTRAL, word_colour
 from leaderboard.app.download import downloads
-from leaderboard.board.cell import Cell
+from leaderboard.board.cell import COMPARED, Cell
 from leaderboard.board.layers import LayerEdit, LayerPlace, edits, matrices_of, places, verdicts
 from leaderboard.terminal.format import counted, interval, number, percent, plain
 
@@ -135,7 +135,7 @@ def _words(place: LayerPlace) -> str:
 
 
 def _place(place: LayerPlace, task: str) -> dict[str, Any]:
-    words = ("better", "worse", "same", "undecided", "incomparable", "failed")
+    words = (*COMPARED, "incomparable", "failed")
     return {
         "layer": place.layer,
         "matrix": place.matrix,
@@ -281,10 +281,10 @@ def how_to_read() -> None:
         st.markdown(
             "A tile is one kind of matrix in one layer, over all runs that the filters leave. Heads and experts that"
             " were edited one by one are one tile: their ranks are added up.\n\n- *verdicts*: how many of the runs that"
-            " edited it were better (+) and worse (-) on the task; green where better ones prevail, red where worse"
-            " ones do.\n- *least rank kept*: the smallest share of its rank that a run left it.\n- *runs*: how many"
-            " edited it.\n\nA verdict is the whole run's. Runs that edit every matrix say the same of all of them; to"
-            " see what one matrix does, let through runs that edit few."
+            " edited it were better (+) and worse or collapsed (-) on the task; green where better ones prevail, red"
+            " where the others do.\n- *least rank kept*: the smallest share of its rank that a run left it.\n- *runs*:"
+            " how many edited it.\n\nA verdict is the whole run's. Runs that edit every matrix say the same of all of"
+            " them; to see what one matrix does, let through runs that edit few."
         )
 
 

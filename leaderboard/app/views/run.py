@@ -13,6 +13,7 @@ import streamlit as st
 from leaderboard.app import data, layout, linked_table, receipt_view, run_files
 from leaderboard.app.download import downloads
 from leaderboard.app.menu import ACROSS, BOARD, HISTORY, LAYERS, RUN
+from leaderboard.board.further import all_metrics
 from leaderboard.board.layers import edits
 from leaderboard.errors import Busy, LeaderboardError, UnknownRun
 from leaderboard.terminal.format import plain
@@ -68,7 +69,7 @@ def show(details: data.Details, first: data.Answer[data.Overview]) -> None:
     if cells:
         rows = [
             {name: text for name, text in row.items() if name != "Recipe"}
-            for row in layout.cell_rows(cells, with_model=False)
+            for row in layout.cell_rows(list(all_metrics(cells)), with_model=False)
         ]
         st.dataframe(layout.tinted(rows, ["Verdict"]), hide_index=True, width="stretch", key="verdicts")
         downloads(rows, "verdicts")

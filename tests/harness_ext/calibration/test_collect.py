@@ -44,6 +44,18 @@ class Seen:
     there: torch.Tensor
 
 
+def without_sinks(seen: Seen) -> numpy.ndarray:
+    """The places of the tokens that get there and are no sinks: not the first, and no more than six times as long as
+    the median of the others.
+    """
+    norms = numpy.linalg.norm(seen.inputs.numpy(), axis=1)
+    others = sorted(norms[place] for place in range(1, len(norms)) if seen.there[place])
+    median = others[(len(others) - 1) // 2] if others else numpy.inf
+    return numpy.array(
+        [place for place in range(1, len(norms)) if seen.there[place] and norms[place] <= 6 * median], dtype=int
+    )
+
+
 def encode(lm, document: LabelledDocument) -> tuple[torch.Tensor, torch.Tensor]:
     context, answer = (lm.tok_encode(text.strip()) for text in (document.context, document.answer))
     return torch.tensor([context + answer[:-1]]), torch.tensor(answer)
@@ -169,11 +181,12 @@ def test_effects_and_means_equal_the_reference(make_lm, family: str, role: str, 
     )
     for matrix in matrices[-2:]:
         expected = reference_effects(lm, matrix, lm.weights.read(matrix), DOCUMENTS, size)
-        if numpy.isinf(expected).all():
+        observed = [observe(lm, matrix, document) for document in DOCUMENTS]
+        inputs = torch.cat([seen.inputs[without_sinks(seen)] for seen in observed])
+        if numpy.isinf(expected).all() or not len(inputs):
             assert matrix.expert is not None and matrix.key not in gathered
             continue
         numpy.testing.assert_allclose(gathered[matrix.key]["counterfactual_effects"].numpy(), expected, **closeness)
-        inputs = torch.cat([(seen := observe(lm, matrix, document)).inputs[seen.there] for document in DOCUMENTS])
         numpy.testing.assert_allclose(
             gathered[matrix.key]["input_mean"].numpy(),
             inputs.mean(0).numpy(),
@@ -184,7 +197,9 @@ def test_effects_and_means_equal_the_reference(make_lm, family: str, role: str, 
 
 @pytest.mark.parametrize("role", ["k_proj", "down_proj"])
 def test_ablation_effects_equal_the_reference(make_lm, family: str, role: str) -> None:
-    """The mean over tokens of <g, u_i> s_i (v_i . (x_mean - x)), summed by hand."""
+    """The mean over tokens of <g, u_i> s_i (v_i . (x_mean - x)), summed by hand; x_mean is of those that are no
+    sinks.
+    """
     lm, matrices, closeness = observable(make_lm, family, f"matrices=[{role}]")
     gathered = collect.gather(
         lm, matrices, frozenset({"ablation_effects"}), DocumentBatches(DOCUMENTS, 2), decompose(lm)
@@ -196,12 +211,16 @@ def test_ablation_effects_equal_the_reference(make_lm, family: str, role: str) -
             numpy.concatenate([getattr(one, name)[one.there].numpy() for one in seen])
             for name in ("inputs", "gradients")
         )
-        if not len(inputs):
+        ordinary = numpy.concatenate([one.inputs.numpy()[without_sinks(one)] for one in seen])
+        if not len(ordinary):
             assert matrix.expert is not None and matrix.key not in gathered
             continue
         expected = [
             numpy.mean(
-                [(g @ u[:, i]) * s[i] * (vh[i] @ (inputs.mean(0) - x)) for g, x in zip(gradients, inputs, strict=True)]
+                [
+                    (g @ u[:, i]) * s[i] * (vh[i] @ (ordinary.mean(0) - x))
+                    for g, x in zip(gradients, inputs, strict=True)
+                ]
             )
             for i in range(len(s))
         ]
@@ -217,7 +236,9 @@ def test_an_ablation_effect_is_the_slope_of_the_loss_in_the_removal(make_lm) -> 
     effects = collect.gather(
         lm, [matrix], frozenset({"ablation_effects"}), DocumentBatches(DOCUMENTS, 5), decompose(lm)
     )[matrix.key]["ablation_effects"]
-    mean = torch.cat([observe(lm, matrix, document).inputs for document in DOCUMENTS]).mean(0)
+    mean = torch.cat(
+        [(seen := observe(lm, matrix, document)).inputs[without_sinks(seen)] for document in DOCUMENTS]
+    ).mean(0)
     tokens = sum(encode(lm, document)[0].shape[1] for document in DOCUMENTS)
     weight = lm.weights.read(matrix)
     u, s, vh = torch.linalg.svd(weight, full_matrices=False)

@@ -19,7 +19,19 @@ from harness_ext.methods import Svd
 from harness_ext.model.checkpoint import read_checkpoint
 from harness_ext.recipe.recipe import parse_recipe
 
-MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")
+MIXTURES = (
+    "mixtral",
+    "gpt_oss",
+    "qwen2_moe",
+    "qwen3_moe",
+    "deepseek_v3",
+    "qwen3_next",
+    "nemotron_h",
+    "granitemoehybrid",
+    "jamba",
+    "lfm2_moe",
+)
+QUICK = ("mixtral", "gpt_oss")
 DOCUMENTS = [
     LabelledDocument("t", context, answer, context)
     for context, answer in [
@@ -32,7 +44,7 @@ DOCUMENTS = [
 ]
 
 
-@pytest.fixture(params=[name if name == "mixtral" else pytest.param(name, marks=pytest.mark.slow) for name in MIXTURES])
+@pytest.fixture(params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MIXTURES])
 def mixture(request: pytest.FixtureRequest) -> str:
     """Each mixture in turn; in the quick tests one."""
     return request.param
@@ -55,7 +67,9 @@ def select(lm, words: str):
 
 
 def own_rows(matrix, values: torch.Tensor) -> torch.Tensor:
-    return values if matrix.rows is None else torch.cat([values[start:stop] for start, stop in matrix.rows])
+    """Of values that are kept as the expert's weight is, those of the matrix, `[out, in]`."""
+    seen = values.T if matrix.stored_transposed else values
+    return seen if matrix.rows is None else torch.cat([seen[start:stop] for start, stop in matrix.rows])
 
 
 def gradients_of_weights(lm, parameter: str) -> list[torch.Tensor]:
@@ -73,7 +87,7 @@ def gradients_of_weights(lm, parameter: str) -> list[torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("words", ["matrices=[experts],layers=[1]", "matrices=['*.layers.1.*.experts.gate_up_proj']"])
+@pytest.mark.parametrize("words", ["matrices=[experts],layers=[1]", "matrices=['*.layers.1.*.experts.*up_proj']"])
 def test_the_fisher_information_of_an_expert_is_that_of_its_weights_gradient(make_lm, mixture: str, words: str) -> None:
     lm = make_lm(mixture, dtype="float64")
     matrices = select(lm, words)
@@ -81,7 +95,7 @@ def test_the_fisher_information_of_an_expert_is_that_of_its_weights_gradient(mak
     gradients = {
         parameter: gradients_of_weights(lm, parameter) for parameter in {matrix.parameter for matrix in matrices}
     }
-    assert len(matrices) in (4, 12)
+    assert len(matrices) in (4, 8, 12)
     for matrix in matrices:
         expected = torch.stack(
             [own_rows(matrix, gradient[matrix.expert]).square().sum(0) for gradient in gradients[matrix.parameter]]
@@ -116,7 +130,9 @@ def test_what_removing_a_component_of_an_expert_changes_is_in_its_weights_gradie
 def test_it_does_not_matter_how_the_model_computes_its_experts(make_lm, mixture: str) -> None:
     lm = make_lm(mixture)
     matrices = select(lm, "matrices=[experts],layers=[1]")
-    names = frozenset({"input_mean", "input_second_moment", "counterfactual_effects", "fisher_information"})
+    names = frozenset(
+        {"input_mean", "input_mean_with_sinks", "input_second_moment", "counterfactual_effects", "fisher_information"}
+    )
     found = {}
     for implementation in ("eager", "batched_mm", "grouped_mm"):
         lm.model.set_experts_implementation(implementation)
@@ -153,7 +169,9 @@ def test_an_expert_that_sees_no_token_stays_as_it_was_and_the_receipt_says_so(ma
         record.fallback != UNSEEN and record.rank_after == 3 and record.digest_after != record.digest_before
         for record in by_expert.values()
     )
-    assert receipt_warnings(recipe, applied) == [
+    lossy, *others = receipt_warnings(recipe, applied)
+    assert lossy.startswith("feature_space raised the loss of its own")
+    assert others == [
         "1 of 4 matrices or heads were left as they were: no calibration document has a token that reached them"
         " (fallback unseen), as happens to experts; a larger calibration.samples may reach them"
     ]
@@ -229,7 +247,8 @@ def test_an_expert_tells_apart_the_pairs_of_which_it_sees_both(make_lm, mixture:
         no_documents,
     )
     seen: list[tuple[torch.Tensor, set[int]]] = []
-    handle = lm.model.model.layers[1].mlp.experts.register_forward_hook(
+    (experts,) = {matrix.module for matrix in matrices if matrix.expert is not None}
+    handle = lm.model.get_submodule(experts).register_forward_hook(
         lambda module, args, output: seen.append((args[0][-1].detach(), set(args[1][-1].tolist())))
     )
     for text in texts:

@@ -230,6 +230,29 @@ def test_a_flag_replaces_the_key_in_the_file(
     assert (run.recipes, run.harness.num_fewshot, run.harness.output_path) == (("svd",), 3, "from_file")
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (CONFIG + "recipe: laser\nrecipe: svd\n", "'recipe' is given twice (line 6)"),
+        (CONFIG + "recipe: laser\nlimit: 1:30\n", "YAML reads 1:30 as the number 90"),
+        (CONFIG + "recipe: laser\nbatch_size: 010\n", "YAML reads 010 as the number 8"),
+        (CONFIG + "recipe: laser\na: &a [1]\nb: [*a]\n", "aliases (*name) are not allowed here"),
+        ("[" * 3000, "nested too deeply"),
+    ],
+)
+def test_a_config_file_with_a_recipe_is_plain_data(
+    text: str,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    executed: list[RunConfig],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    set_arguments(monkeypatch, "run", "--config", write_config(tmp_path, text))
+    assert_user_error(capsys, "config.yaml is not valid YAML: ", words)
+    assert not executed
+
+
 # The embedded model
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
+
 import numpy
 import pytest
 import torch
@@ -47,6 +51,48 @@ def test_the_edit_is_the_projection_and_no_more(case: tuple[int, int, int, int])
     # What the outputs still tell apart is what the next directions tell apart: Eckart-Young on the differences.
     left = numpy.linalg.svd(differences @ weight.T, compute_uv=False)[count:]
     assert numpy.linalg.norm(differences @ ours.T) == pytest.approx(numpy.sqrt((left**2).sum()), abs=1e-9)
+
+
+@given(CASES)
+@settings(max_examples=60, deadline=None)
+def test_what_a_sink_puts_out_stays(case: tuple[int, int, int, int]) -> None:
+    """By the formula with Y (I - u u^T) in place of the output differences Y, u along the sink's output; without a sink
+    nothing changes, to the bit.
+    """
+    rows, columns, count, seed = case
+    generator = numpy.random.default_rng(seed)
+    weight, differences = generator.standard_normal((rows, columns)), generator.standard_normal((6, columns))
+    sink = 500 * generator.standard_normal(columns)
+
+    def edited(**far: torch.Tensor):
+        return contrast_projection(
+            torch.tensor(weight),
+            contrast_differences=torch.tensor(differences),
+            input_mean=torch.ones(columns, dtype=torch.float64),
+            directions=count,
+            **far,
+        )
+
+    edit = edited(far_input_mean=torch.tensor(sink))
+    outputs, along = differences @ weight.T, weight @ sink / numpy.linalg.norm(weight @ sink)
+    directions = numpy.linalg.svd(outputs - numpy.outer(outputs @ along, along))[2][:count]
+    ours = edit.weight().numpy()
+    numpy.testing.assert_allclose(ours, weight - directions.T @ directions @ weight, atol=1e-8)
+    numpy.testing.assert_allclose(ours @ sink, weight @ sink, atol=1e-6)
+    numpy.testing.assert_allclose(edit.bias_shift.numpy(), directions.T @ directions @ weight.sum(1), atol=1e-8)
+    assert edit.rank == min(rows, columns) - count
+    plain, without = edited(), edited(far_input_mean=torch.zeros(columns, dtype=torch.float64))
+    assert all(torch.equal(one, other) for one, other in zip(plain.parts, without.parts, strict=True))
+
+
+def test_texts_that_differ_by_a_sink_alone_leave_the_matrix() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(5, 9, generator=generator, dtype=torch.float64)
+    sink = 700 * torch.randn(9, generator=generator, dtype=torch.float64)
+    edit = contrast_projection(
+        weight, contrast_differences=sink.repeat(3, 1), input_mean=sink, far_input_mean=sink, directions=1
+    )
+    assert edit.fallback == NO_DIFFERENCE
 
 
 @pytest.mark.parametrize("shape", [(5, 9), (9, 5)])
@@ -106,8 +152,6 @@ def test_differences_are_those_of_the_inputs_at_the_last_word(make_lm, plain_fam
 
 
 def test_the_recipe_lessens_the_demos_bias_and_says_what_it_used(demo_run, tmp_path) -> None:
-    import json
-
     ran = demo_run("--recipe", "contrast-projection", tasks="pronoun_bias", limit=40)
     assert ran.code == 0, ran.err
     (path,) = tmp_path.glob("results/demo/contrast-projection-*/receipt.json")
@@ -123,6 +167,33 @@ def test_the_recipe_lessens_the_demos_bias_and_says_what_it_used(demo_run, tmp_p
         return json.loads(found.read_text())["results"]["pronoun_bias"]["log_odds,none"]
 
     assert abs(log_odds("contrast-projection")) < abs(log_odds("baseline"))
+
+
+@pytest.mark.slow
+def test_a_trained_model_does_not_collapse(shared: Path) -> None:
+    """SmolLM2's first token is hundreds of times as large as the others in layer 11, and its output leans a quarter on
+    the direction between he and she. The perplexity of 40 answers of WikiData stays within three times what it was.
+    """
+    from harness_ext.calibration.collect import batches_of, summed_loss
+    from harness_ext.calibration.documents import LabelledDocument
+    from harness_ext.lm_eval_adapter.backend import RecipeLM
+
+    folder = Path(os.environ.get("LM_EVAL_RECIPES_SMOLLM2", shared / "real_model" / "SmolLM2-135M-Instruct"))
+    items = shared / "data" / "real_tasks" / "wikidata" / "test.jsonl"
+    if not folder.is_dir() or not items.is_file():
+        pytest.skip("the model was not made; set LM_EVAL_RECIPES_SMOLLM2 to its folder")
+    rows = [json.loads(line) for line in items.read_text(encoding="utf-8").splitlines()[:40]]
+    documents = [LabelledDocument("wikidata", row["query"], f" {row['answer'].strip()}", row["query"]) for row in rows]
+    lm = RecipeLM(str(folder), device="cpu", dtype="bfloat16")
+
+    def loss() -> float:
+        with torch.no_grad():
+            return sum(float(summed_loss(lm, batch)) for batch in batches_of(lm, documents, 40)) / len(documents)
+
+    before = loss()
+    applied = lm.apply(parse_recipe("contrast-projection"), lambda calibration: [])
+    assert loss() - before < numpy.log(3)
+    assert all(item.shift_size is not None and item.shift_size < 1 for item in applied.edited)
 
 
 def test_only_shipped_sets_can_be_named() -> None:

@@ -47,7 +47,7 @@ class Case:
         return feature_space(
             torch.tensor(self.weight),
             input_second_moment=torch.tensor(self.inputs @ self.inputs.T / self.inputs.shape[1]),
-            input_mean=torch.tensor(self.mean),
+            input_mean_with_sinks=torch.tensor(self.mean),
             keep=keep or Keep(rank=self.rank if rank is None else rank),
             centred=centred,
             bias=bias,
@@ -199,7 +199,7 @@ def inputs_of(lm, matrix) -> numpy.ndarray:
 def test_moments_equal_those_of_unpadded_texts(make_lm, plain_family: str, role: str) -> None:
     lm = make_lm(plain_family, dtype="float64")
     (matrix,) = lm.weights.layout.select(parse_recipe(f"identity:matrices=[{role}],layers=[1]").steps[0])
-    names = frozenset({"input_mean", "input_second_moment", "input_magnitude"})
+    names = frozenset({"input_mean_with_sinks", "input_second_moment", "input_magnitude"})
     found = collect.gather(
         lm, [matrix], names, DocumentBatches(TEXTS, 3), lambda matrix: pytest.fail("no factors are needed")
     )[matrix.key]
@@ -207,7 +207,7 @@ def test_moments_equal_those_of_unpadded_texts(make_lm, plain_family: str, role:
     numpy.testing.assert_allclose(
         found["input_second_moment"].numpy(), inputs.T @ inputs / len(inputs), rtol=1e-5, atol=1e-6
     )
-    numpy.testing.assert_allclose(found["input_mean"].numpy(), inputs.mean(0), rtol=1e-5, atol=1e-6)
+    numpy.testing.assert_allclose(found["input_mean_with_sinks"].numpy(), inputs.mean(0), rtol=1e-5, atol=1e-6)
     numpy.testing.assert_allclose(found["input_magnitude"].numpy(), numpy.abs(inputs).mean(0), rtol=1e-5, atol=1e-6)
 
 
@@ -238,7 +238,7 @@ def test_sequential_statistics_see_the_matrices_edited_so_far(make_lm, plain_fam
         expected = feature_space(
             weight,
             input_second_moment=inputs.T @ inputs / len(inputs),
-            input_mean=inputs.mean(0),
+            input_mean_with_sinks=inputs.mean(0),
             keep=Keep(rank=4),
             centred=True,
             bias=True,

@@ -14,6 +14,7 @@ from harness_ext.calibration import statistic
 from harness_ext.calibration.collect import check_pairs, held_bytes
 from harness_ext.errors import UserError
 from harness_ext.methods import method, registered_methods, registry, search_registry, statistic_registry
+from harness_ext.methods.registry import SEARCHED, TRAINED, TRIED, sink_use
 from harness_ext.methods.search_registry import registered_searches
 from harness_ext.methods.statistic_registry import registered_statistics, statistics_among
 from harness_ext.search import SearchResult, search
@@ -44,7 +45,14 @@ def test_what_gathering_takes_is_what_the_classes_say() -> None:
     for name, item in registered_statistics().items():
         kinds.setdefault(item.needs, set()).add(name)
     assert kinds == {
-        "inputs": {"input_mean", "input_magnitude", "input_second_moment", "input_second_moment_diagonal"},
+        "inputs": {
+            "far_input_mean",
+            "input_magnitude",
+            "input_mean",
+            "input_mean_with_sinks",
+            "input_second_moment",
+            "input_second_moment_diagonal",
+        },
         "contrasts": {"contrast_differences"},
         "gradients": {"fisher_information"},
         "components": {"counterfactual_effects", "ablation_effects", "singular_value_gradients"},
@@ -86,6 +94,28 @@ def test_a_statistic_that_compares_documents_needs_two_in_a_batch() -> None:
     check_pairs(frozenset({"input_mean"}), {"t": 1}, 1)
     with pytest.raises(UserError, match="batch_size to 2"):
         check_pairs(frozenset({"next_one"}), {"t": 4}, 1)
+
+
+def test_whether_sink_tokens_belong_in_a_statistic_is_said_of_every_one() -> None:
+    assert sink_use([*registered_statistics(), *SEARCHED, *TRAINED, *TRIED]) == {
+        "ablation_effects": "left out of its mean",
+        "accepted_components": "left out of its mean",
+        "contrast_differences": "counted",
+        "counterfactual_effects": "counted",
+        "far_input_mean": "alone",
+        "fisher_information": "counted",
+        "input_magnitude": "counted",
+        "input_mean": "left out",
+        "input_mean_with_sinks": "counted",
+        "input_second_moment": "counted",
+        "input_second_moment_diagonal": "counted",
+        "removed_components": "left out of its mean",
+        "singular_value_gradients": "counted",
+        "trained_left": "counted",
+        "trained_right": "counted",
+    }
+    with pytest.raises(ValueError, match="give sinks as one of"):
+        statistic(name="seen", needs="inputs", sinks="somewhat")(Nothing)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("changes", [{"name": "two words"}, {"needs": "luck"}])

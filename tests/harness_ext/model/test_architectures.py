@@ -19,10 +19,12 @@ from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import LabelledDocument
 from harness_ext.editing.plan import plan
 from harness_ext.errors import UserError
-from harness_ext.model.architectures import MLP, ROLES, Ranges
-from harness_ext.model.checkpoint import Checkpoint, StoredTensor, read_checkpoint
+from harness_ext.model.architectures import ATTENTION, MLP
+from harness_ext.model.checkpoint import Checkpoint, read_checkpoint
+from harness_ext.model.geometry import Ranges
 from harness_ext.model.layout import Layout, Matrix
 from harness_ext.model.renames import as_loaded
+from harness_ext.model.safetensors_header import StoredTensor
 from harness_ext.model.weights import Weights, model_digest
 from harness_ext.recipe.recipe import parse_recipe
 from harness_ext.recipe.schema import Step
@@ -131,7 +133,8 @@ def served(heads: Sequence[Matrix], number: int, outputs: Sequence[Matrix]) -> l
 
 
 def test_roles_are_those_that_the_family_has(weights: Weights, every_family: str) -> None:
-    expected = ROLES if every_family in GATED else tuple(role for role in ROLES if role != "gate_proj")
+    roles = ATTENTION + MLP
+    expected = roles if every_family in GATED else tuple(role for role in roles if role != "gate_proj")
     assert weights.layout.roles == expected
     assert weights.layout.layers == 3
     assert {(matrix.layer, matrix.role) for matrix in weights.layout.matrices} == {
@@ -290,7 +293,9 @@ def test_statistics_are_gathered_at_every_role(make_lm, every_family: str) -> No
     """
     lm = make_lm(every_family, dtype="float32" if every_family in EAGER else "float64")
     matrices = modules_only(lm.weights.layout.select(step(["all"], [1], per_head=True)))
-    gathered = collect.gather(lm, matrices, frozenset({"input_mean"}), DocumentBatches(DOCUMENTS, 2), no_documents)
+    gathered = collect.gather(
+        lm, matrices, frozenset({"input_mean_with_sinks"}), DocumentBatches(DOCUMENTS, 2), no_documents
+    )
     for matrix in matrices:
         seen: list[torch.Tensor] = []
         handle = lm.model.get_submodule(matrix.module).register_forward_hook(
@@ -301,7 +306,9 @@ def test_statistics_are_gathered_at_every_role(make_lm, every_family: str) -> No
                 lm.model(torch.tensor([lm.tok_encode(document.context)]))
         handle.remove()
         expected = torch.cat(seen).mean(0)[places(matrix.columns, matrix.full_shape[1])]
-        torch.testing.assert_close(gathered[matrix.key]["input_mean"].to(expected), expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            gathered[matrix.key]["input_mean_with_sinks"].to(expected), expected, atol=1e-5, rtol=1e-4
+        )
 
 
 # Experts

@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 
 from harness_ext.errors import UserError
+from harness_ext.model.architectures import architecture_named
 from harness_ext.model.layout import GROUPS, ROLES, Layout
 from harness_ext.model.weights import Weights
 from harness_ext.recipe.schema import Step
@@ -39,10 +40,21 @@ def chosen(*arguments, **options) -> list[tuple[int | None, str | None]]:
 
 
 def test_groups_cover_the_roles() -> None:
-    assert {role for _, role in chosen(["all"])} == set(ROLES)
     assert {role for _, role in chosen(["attn"])} == {"q_proj", "k_proj", "v_proj", "o_proj"}
     assert {role for _, role in chosen(["mlp"])} == {"gate_proj", "up_proj", "down_proj"}
-    assert set(GROUPS) == {"attn", "mlp", "experts", "all"}
+    assert set(GROUPS) == {"attn", "mlp", "mixer", "experts", "all"}
+
+
+@pytest.mark.parametrize("model_type", ["llama", "deepseek_v3", "lfm2"])
+def test_every_role_is_in_one_of_attn_mlp_and_mixer_and_in_all(model_type: str) -> None:
+    architecture = architecture_named(model_type)
+    assert architecture is not None
+    shapes = {f"model.layers.0.{slot.name}.weight": (24, 24) for slot in architecture.slots}
+    layout = Layout({**LLAMA, "model_type": model_type}, shapes)
+    groups = [{matrix.role for matrix in layout._matching(group)} for group in ("attn", "mlp", "mixer")]
+    assert sum(map(len, groups)) == len(layout.roles) and set().union(*groups) == set(layout.roles)
+    assert {matrix.role for matrix in layout.select(step(["all"]))} == set(layout.roles)
+    assert set(layout.roles) <= set(ROLES)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def test_a_recipe_printed_in_full_is_the_same_recipe(name: str) -> None:
 def test_changes_reach_nested_keys_and_change_the_identity() -> None:
     recipe = parse_recipe("eigenprune:fraction=0.1,calibration.samples=80,matrices=[k_proj,q_proj]")
     (step,) = recipe.steps
-    assert step.parameters == {"fraction": 0.1}
+    assert step.parameters == {"fraction": 0.1, "share_of": "each"}
     assert step.calibration.samples == 80
     assert step.matrices == ("k_proj", "q_proj")
     assert recipe.recipe_id != parse_recipe("eigenprune").recipe_id
@@ -205,3 +206,95 @@ def test_changes_and_copies_of_a_recipe_keep_what_it_was_chosen_on(tmp_path: Pat
     assert changed.for_tasks(lambda split: ["t"]).chosen_on == changed.chosen_on
     assert changed.resolved()["wordings"] == recipe_from(changed.resolved(), origin="again").resolved()["wordings"]
     assert changed.resolved()["wordings"] == wordings
+
+
+# Files and settings from anywhere
+
+HEAD = "name: x\nsteps:\n  - method: truncate_svd\n    matrices: [up_proj]\n    keep: "
+
+
+def refusal(specification: str) -> str:
+    """What is said of a recipe that cannot be used."""
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(specification)
+    assert len(str(caught.value)) < 3_000
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (f"{HEAD}{{rank: 4, rank: 2}}", "mine.yaml is not valid YAML: 'rank' is given twice (line 5)"),
+        (f"{HEAD}{{rank: true}}", "steps.0.keep.rank: should be a number (found true)"),
+        (f"{HEAD}{{rank: 4}}\n    per_head: 1", "steps.0.per_head: should be true or false (found 1)"),
+        (f"{HEAD}{{rank: 4}}\n    layers: [true]", "steps.0.layers.0: should be a number (found true)"),
+        (f"{HEAD}{{rank: 4}}\n    layers: false", "steps.0.layers: should be a number (found false)"),
+        (f"{HEAD}{{rank: 4}}\n    layers: 1:30", "YAML reads 1:30 as the number 90"),
+        (f"{HEAD}{{ranks: {{a: true}}}}", "steps.0.keep.ranks.a: should be a number (found true)"),
+        (f"{HEAD}{{rank: {'9' * 5000}}}", "a number of 5,000 digits is too long (line 5)"),
+        (f"{HEAD}{{rank: 010}}", "YAML reads 010 as the number 8"),
+        (f"{HEAD}{{energy: .nan}}", "steps.0.keep.energy: "),
+        (f"{HEAD}{{rank: '{'9' * 5000}'}}", "steps.0.keep.rank: "),
+        (f"{HEAD}{{rank: {'x' * 5000}}}", "steps.0.keep.rank: "),
+        (f"{HEAD}{{{'x' * 900}: 1}}", "unknown key"),
+        ("name: 2026-01-01\nsteps: []", "YAML reads 2026-01-01 as a date"),
+        (f"name: {'x' * 1000}\nsteps: []", "name: string should have at most 200 characters"),
+        (f"name: x\nsummary: {'x' * 100_000}\nsteps: []", "summary: string should have at most"),
+        (f"name: x\nsummary: {'x' * 1_000_000}\nsteps: []", "a text of 1,000,000 characters is too long (line 2)"),
+        (
+            "name: x\nsteps:\n" + "- {method: identity, matrices: [all]}\n" * 10_000,
+            "steps: list should have at most 5000",
+        ),
+        ("name: x\nsteps:\n" + "- {method: nothing}\n" * 100, "and 80 more"),
+        ("name: x\nsteps: &a [*a]", "aliases"),
+        ("name: x\nsteps: 5", "steps: "),
+        ("", "mine.yaml is empty: it must hold a mapping with name and steps"),
+    ],
+)
+def test_a_recipe_file_is_plain_data(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    said = refusal(str(tmp_path / "mine.yaml"))
+    assert words in said and "mine.yaml" in said
+
+
+def test_a_recipe_from_a_pipe_a_folder_or_a_link_to_itself_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    for name, words in (("pipe", "it is a pipe or a device"), ("folder", "Is a directory"), ("loop", "symbolic links")):
+        assert f"{name}.yaml cannot be read: " in (said := refusal(f"{tmp_path / name}.yaml")) and words in said
+    assert "cannot be read: " in refusal("~nobody-of-this-name/x.yaml")
+    assert "cannot be read: " in refusal("a\0b.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ("keep.rank=true", "steps.0.keep.rank: should be a number (found true)"),
+        ("per_head=0", "steps.0.per_head: should be true or false (found 0)"),
+        (f"keep.rank={'9' * 5000}", "a number of 5,000 digits is too long"),
+        ("seed=010", "YAML reads 010 as the number 8"),
+        ("seed=2026-01-01", "as a date"),
+        ("seed=1:30.5", "as the number"),
+        (f"layers={'[' * 5000}", "nested more than 50 deep"),
+        ("keep={rank: 1, rank: 2}", "'rank' is given twice"),
+        ("keep={rank: 1},keep.energy=0.5", "keep.energy is a part of keep, and both are given"),
+        ("steps.²=1", "names no step"),
+        (f"steps.{'9' * 5000}.seed=1", "names no step"),
+        (f"{'x' * 5000}=1", "unknown key"),
+        (f"matrices{'.x' * 5000}=1", "goes through 'matrices'"),
+        ("layers=&a [1]", ""),
+    ],
+)
+def test_settings_on_the_command_line_are_plain_data(changes: str, words: str) -> None:
+    if words:
+        assert words in refusal(f"laser:{changes}")
+    else:
+        parse_recipe(f"laser:{changes}")
+
+
+def test_settings_of_a_file_whose_steps_are_no_list(tmp_path: Path) -> None:
+    for number, steps in enumerate(("5", "abc", "{a: b}")):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(f"name: x\nsteps: {steps}")
+        assert "steps: input should be a valid list" in refusal(f"{path}:seed=1")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
 from harness_ext.errors import UserError
 from harness_ext.recipe.recipe import parse_recipe
 from harness_ext.runs.export import export
+from harness_ext.storage.rundir import EXPORTING
 
 TOKENS = torch.arange(3, 15).reshape(2, 6)
 DOCUMENTS = tuple(
@@ -105,3 +110,72 @@ def test_the_command_writes_receipt_and_card(lm_eval, tmp_path: Path) -> None:
 def test_mistakes(lm_eval, arguments: tuple[str, ...], words: str) -> None:
     ran = lm_eval("export", "--model_args", "pretrained=demo", "--out", "edited", *arguments)
     assert ran.code == 2 and words in ran.err and "Traceback" not in ran.err
+
+
+# Disks that take no more, and exports that were killed
+
+FULL = "Error while serializing: I/O error: No space left on device (os error 28)"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (SafetensorError(FULL), "No space left on device"),
+        (SafetensorError('I/O error: Read-only file system (os error 30) at path "/x/.tmpY"'), "Read-only file system"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "Disk quota exceeded"),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+    ],
+)
+def test_a_disk_that_takes_no_more_is_a_sentence_and_leaves_nothing(
+    make_lm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    lm = make_lm("llama")
+    lm.apply(parse_recipe("svd:keep.rank=3"), documents)
+
+    def half(folder: Path, **settings: object) -> None:
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(lm.model, "save_pretrained", half)
+    with pytest.raises(UserError) as caught:
+        export(lm, tmp_path / "out", "tiny", [])
+    said = f"{tmp_path / 'out'} cannot be written: {words}; make room, or name another folder with --out"
+    assert str(caught.value) == said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_that_is_not_the_disks_keeps_its_traceback(
+    make_lm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = make_lm("llama")
+    lm.apply(parse_recipe("svd:keep.rank=3"), documents)
+
+    def broken(folder: Path, **settings: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(lm.model, "save_pretrained", broken)
+    with pytest.raises(KeyError):
+        export(lm, tmp_path / "out", "tiny", [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_exports_left_is_swept_by_the_next_and_nothing_else(make_lm, tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left = {
+        f".out.tmp-{gone.pid}": True,
+        f".other.tmp-{gone.pid}": True,
+        f".out.tmp-{os.getppid()}": False,
+        f".strangers.tmp-{gone.pid}": False,
+        ".mine": False,
+    }
+    for name in left:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"half")
+    (tmp_path / f".other.tmp-{gone.pid}" / EXPORTING).touch()
+    lm = make_lm("llama")
+    lm.apply(parse_recipe("svd:keep.rank=3"), documents)
+    export(lm, tmp_path / "out", "tiny", [])
+    there = {path.name for path in tmp_path.iterdir()}
+    assert there == {"out", *(name for name, swept in left.items() if not swept)}
+    assert EXPORTING not in {path.name for path in (tmp_path / "out").iterdir()}

@@ -9,14 +9,17 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from harness_ext.calibration.collect import gather
 from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
+from harness_ext.calibration.loss import mean_loss
 from harness_ext.errors import RecipeError
 from harness_ext.methods import Svd
 from harness_ext.methods.eigenprune import eigenprune_greedy
 from harness_ext.recipe.recipe import parse_recipe
 from harness_ext.recipe.schema import SearchSettings
-from harness_ext.search.eigenprune_greedy import _removed, greedy_search, mean_loss
+from harness_ext.search.eigenprune_greedy import greedy_search
+from harness_ext.search.removals import EditedSite, RemovalTrials
 
 DOCUMENTS = [
     LabelledDocument("t", context, answer, context)
@@ -36,6 +39,13 @@ def documents(calibration) -> list[CalibrationSet]:
 
 def decompose(lm):
     return lambda matrix: Svd(*torch.linalg.svd(lm.weights.read(matrix), full_matrices=False))
+
+
+def site_of(lm, matrices, means=None) -> EditedSite:
+    if means is None:
+        gathered = gather(lm, matrices, frozenset({"input_mean"}), DocumentBatches(DOCUMENTS, 5), decompose(lm))
+        means = {key: values["input_mean"] for key, values in gathered.items()}
+    return EditedSite(lm, matrices, means, decompose(lm))
 
 
 def reference_loss(lm) -> float:
@@ -70,7 +80,7 @@ def test_a_removal_on_trial_is_the_edit_that_is_made(make_lm, plain_family: str,
     generator = torch.Generator().manual_seed(0)
     marks = {matrix.key: torch.rand(min(matrix.shape), generator=generator) < 0.3 for matrix in matrices}
     means = {matrix.key: torch.randn(matrix.shape[1], generator=generator, dtype=torch.float64) for matrix in matrices}
-    with _removed(lm, matrices, marks, means, decompose(lm)):
+    with RemovalTrials(site_of(lm, matrices, means), DocumentBatches(DOCUMENTS, 5)).standing(marks):
         tried = reference_loss(lm)
     assert lm.weights.digest() == digest and not any(module._forward_hooks for module in lm.model.modules())
     for matrix in matrices:
@@ -92,14 +102,12 @@ def test_the_loss_falls_with_every_round_and_the_edit_has_the_loss_found(make_lm
     losses = [before]
     for rounds in (1, 2, 3):
         found = greedy_search(
-            lm, matrices, DocumentBatches(DOCUMENTS, 5), SearchSettings(rounds=rounds, at_once=4), decompose(lm)
+            site_of(lm, matrices), DocumentBatches(DOCUMENTS, 5), SearchSettings(rounds=rounds, at_once=4)
         )
-        marks, means = (
-            {key: values[name] for key, values in found.items()} for name in ("removed_components", "input_mean")
-        )
-        with _removed(lm, matrices, marks, means, decompose(lm)):
-            losses.append(mean_loss(lm, DOCUMENTS, 5))
-        counts.append(sum(int(values.sum()) for values in marks.values()))
+        with found.standing():
+            losses.append(reference_loss(lm))
+        assert found.loss.mean == pytest.approx(losses[-1], rel=1e-5)
+        counts.append(sum(int(values.sum()) for values in found.removed.values()))
     assert losses == sorted(losses, reverse=True) and losses[1] < before
     assert counts == sorted(counts) and counts[0] <= 4
 
@@ -114,8 +122,11 @@ def test_a_search_that_finds_nothing_changes_nothing(make_lm, monkeypatch) -> No
     lm = make_lm("llama")
     matrices = lm.weights.layout.select(parse_recipe("identity:matrices=[down_proj]").steps[0])
     monkeypatch.setattr("harness_ext.search.eigenprune_greedy._candidates", lambda effects, removed: [])
-    found = greedy_search(lm, matrices, DocumentBatches(DOCUMENTS, 5), SearchSettings(), decompose(lm))
-    assert not any(values["removed_components"].any() for values in found.values())
+    found = greedy_search(site_of(lm, matrices), DocumentBatches(DOCUMENTS, 5), SearchSettings())
+    assert not any(values.any() for values in found.removed.values())
+    digest = lm.weights.digest()
+    lm.apply(parse_recipe("eigenprune-greedy"), documents)
+    assert lm.weights.digest() == digest
 
 
 def test_the_settings_of_a_search_are_checked() -> None:

@@ -180,7 +180,7 @@ def test_dropping_losers_early_does_not_change_the_winner(make_lm, monkeypatch) 
     monkeypatch.setattr(evaluator, "BATCHES", 1000)
     dropping = lm.apply(parse_recipe("laser-search"), drawing(documents)).searches[0]
     lm.undo()
-    monkeypatch.setattr("harness_ext.search.trials.cannot_win", lambda bar: None)
+    monkeypatch.setattr("harness_ext.search.trials.cannot_improve", lambda before, bar: None)
     whole = lm.apply(parse_recipe("laser-search"), drawing(documents)).searches[0]
     lm.undo()
     assert dropping["chosen"] == whole["chosen"]
@@ -215,7 +215,7 @@ def test_the_control_tries_as_often_at_the_same_budget(make_lm) -> None:
 def test_a_winner_of_full_rank_has_no_control_that_keeps_a_rank(make_lm) -> None:
     lm = make_lm("llama")
     # Clusters whose ranks add up to more than the matrix has: another matrix, but none of low rank.
-    recipe = parse_recipe("laser-gradient:matrices=[up_proj],clusters=[4],fractions=[0.9],top=1")
+    recipe = parse_recipe("laser-gradient:matrices=[gate_proj],clusters=[6],fractions=[0.9],top=1")
     applied = lm.apply(recipe, drawing(documents_for(lm)))
     receipt = {"matrices": [record.to_json() for record in applied.records], "searches": applied.searches}
     (edited,) = applied.records

@@ -16,13 +16,13 @@ from torch.nn.functional import cross_entropy
 from harness_ext.calibration.collect import pad, summed_loss
 from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
+from harness_ext.calibration.loss import mean_loss
 from harness_ext.editing.plan import plan
 from harness_ext.errors import RecipeError, UserError, VariantFailed
 from harness_ext.methods import Svd
 from harness_ext.methods.basis_selection import basis_selection
 from harness_ext.recipe.recipe import parse_recipe
 from harness_ext.recipe.schema import Training
-from harness_ext.search.eigenprune_greedy import mean_loss
 from harness_ext.training.bases import Bases, all_bases, bases_to_keep, ratios
 from harness_ext.training.override import swapped
 from harness_ext.training.trainer import TrainingPlan, all_labels, schedule, train

@@ -215,3 +215,32 @@ def test_the_server_is_local_and_silent() -> None:
     config = _config("127.0.0.1", 8501, open_browser=False)
     assert config["server.address"] == "127.0.0.1" and config["browser.gatherUsageStats"] is False
     assert config["server.allowedHosts"] == ["127.0.0.1", "localhost", "::1"]
+
+
+def test_further_metrics_are_shown_and_can_be_chosen(made: Any, kit: Any, database: Path) -> None:
+    before, after = kit.pair(400, 200, gained=60, greedy=True, output_type="loglikelihood")
+    before.log_likelihoods = [-1.0 - 0.01 * i for i in range(400)]
+    after.log_likelihoods = [value - 1.0 for value in before.log_likelihoods]
+    for task in (before, after):
+        task.values["acc_norm"] = list(task.values["acc"])
+    made.run("baseline", {"sums": before})
+    made.run("laser", {"sums": after})
+    run_id = ingest([made.root], database).added[1]
+    table = page().dataframe[1].value
+    (laser,) = table[table["Recipe"] == "laser"].to_dict("records")
+    assert (laser["Verdict"], laser["Metric"]) == ("better", "acc")
+    assert laser["Further metrics"] == "acc_norm better +0.1500; gold_loglikelihood worse -1.0000"
+    assert laser["Notes"].startswith("better by acc, but worse by gold_loglikelihood -1 [")
+    chosen = page(metric="gold_loglikelihood")
+    glance, table = (chosen.dataframe[i].value for i in (0, 1))
+    assert glance[glance["Recipe"] == "laser"].iloc[0]["sums"] == "worse -1.0000"
+    assert set(table["Metric"]) == {"gold_loglikelihood"} and set(table["Verdict"]) == {"baseline", "worse"}
+    verdicts = page("run", run=run_id).dataframe[0].value
+    assert list(verdicts["Metric"]) == ["acc", "acc_norm", "gold_loglikelihood"]
+    assert list(verdicts["Verdict"]) == ["better", "better", "worse"]
+
+
+def test_a_board_without_further_metrics_has_no_choice_of_them(filled: Path) -> None:
+    app = page()
+    assert [box.label for box in app.selectbox] == ["Model"]
+    assert "Further metrics" not in app.dataframe[1].value.columns

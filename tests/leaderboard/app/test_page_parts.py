@@ -264,3 +264,15 @@ def test_long_names_keep_their_ends_and_stay_apart(store: Store) -> None:
 def test_every_page_of_the_menu_is_there() -> None:
     scripts = {path.stem for path in (Path(menu.__file__).parent / menu.FOLDER).glob("*.py")} - {"__init__"}
     assert {page.name for page in menu.menu()} == scripts
+
+
+def test_files_hold_every_metric(made: Any, kit: Any) -> None:
+    before, after = kit.pair(400, 200, gained=60, greedy=True, output_type="loglikelihood")
+    made.run("baseline", {"sums": before})
+    made.run("laser", {"sums": after})
+    records = tables.cell_records(made.board())
+    assert [(row["metric"], row["is_primary"]) for row in records] == [
+        ("acc", True),
+        ("gold_loglikelihood", False),
+    ] * 2
+    assert records[3]["delta"] == pytest.approx(-1e-6) and records[3]["q_value"] is not None

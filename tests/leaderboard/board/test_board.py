@@ -83,13 +83,14 @@ def test_lower_is_better(made: Any, kit: Any) -> None:
 
 
 def test_log_loss_stands_beside_accuracy(made: Any, kit: Any) -> None:
-    """Accuracy rises while log-loss gets worse: the cell says both."""
-    before, after = kit.pair(100, 50, gained=20)
-    before.values["log_loss"], after.values["log_loss"] = [1.25] * 100, [1.75] * 100
+    """Accuracy rises while log-loss gets worse: each has its verdict, and the row says both."""
+    before, after = kit.pair(100, 50, gained=20, higher_is_better={"log_loss": False})
+    before.values["log_loss"], after.values["log_loss"] = [1.0, 1.5] * 50, [1.5, 2.0] * 50
     cell = judged(made, before, after)
-    assert (
-        cell.metric == "acc" and cell.verdict == "better" and "log_loss 1.2500 -> 1.7500, lower is better" in cell.notes
-    )
+    (loss,) = cell.further
+    assert (cell.metric, cell.verdict) == ("acc", "better")
+    assert (loss.metric, loss.verdict, loss.delta) == ("log_loss", "worse", pytest.approx(0.5))
+    assert cell.notes[0].startswith("better by acc, but worse by log_loss +0.5 [")
 
 
 class TestBestInTheMiddle:

@@ -290,3 +290,24 @@ class TestSuites:
             row(report, "s").verdict == "INCOMPARABLE"
             and "the scores of odds do not lie between" in row(report, "s").reasons[0]
         )
+
+
+def test_a_policy_may_name_any_metric_and_the_primary_one_is_judged_otherwise(made: Any, kit: Any) -> None:
+    """Accuracy rises while the right answers become less likely."""
+    before, after = kit.pair(400, 200, gained=60, greedy=True, output_type="loglikelihood")
+    generator = np.random.default_rng(0)
+    likelihoods = generator.normal(-4.0, 1.0, 400).clip(-9.0, -1.0)
+    before.values["spread"], after.values["spread"] = [0.5] * 400, [0.2, 0.4] * 200
+    for task, values in ((before, likelihoods), (after, likelihoods - 0.5)):
+        task.log_likelihoods = values.tolist()
+    base, laser = two(made, before, after)
+    report = gated(laser, base)
+    assert [(one.name, one.metric, one.verdict) for one in report.rows] == [("sums", "acc", "PASS")]
+    for metric, drop in (("gold_loglikelihood", 0.5), ("gold_loglikelihood,none", 0.5), ("spread", 0.2)):
+        found = row(named := gated(laser, base, tasks={"sums": {"metric": metric}}))
+        assert (named.verdict, found.metric) == ("FAIL", metric.partition(",")[0])
+        assert found.drop == pytest.approx(drop)
+    lenient = {"sums": {"metric": "gold_loglikelihood", "margin": 1.0}}
+    assert gated(laser, base, tasks=lenient).verdict == "PASS"
+    missing = row(gated(laser, base, tasks={"sums": {"metric": "bleu"}}))
+    assert "it has acc,none, gold_loglikelihood,none, spread,none" in missing.reasons[0]

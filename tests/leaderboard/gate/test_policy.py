@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leaderboard.gate.policy import LARGEST_FILE, Policy, PolicyError, load_policy, policy_from
+from leaderboard.gate.policy import Policy, PolicyError, load_policy, policy_from
+from leaderboard.readers.plain_yaml import LARGEST_FILE
 
 WHOLE = """
 alpha: 0.01
@@ -90,6 +92,9 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
         ("tasks: {sums: }\nsuites: {sums: {weights: {a: 1}}}", "a task has this name too"),
         ("[" * 3000, "is not valid YAML"),
         ("1: 2", "1: unknown key"),
+        ("tasks: {sums: {margin: true}}", "tasks.sums.margin: should be a number (found true)"),
+        ("tasks: {sums: {critical: 1}}", "tasks.sums.critical: should be true or false (found 1)"),
+        ("margin: 0:30.5", "YAML reads 0:30.5 as the number"),
     ],
 )
 def test_what_is_no_policy(tmp_path: Path, text: str, words: str) -> None:
@@ -117,6 +122,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load_policy(tmp_path / "none.yaml")
     with pytest.raises(PolicyError, match="cannot be read: Is a directory"):
         load_policy(tmp_path)
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(PolicyError, match="cannot be read: it is a pipe or a device"):
+        load_policy(tmp_path / "pipe.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(PolicyError, match="not valid YAML"):
         load_policy(tmp_path / "binary.yaml")

@@ -397,7 +397,7 @@ class TestDirections:
     def directions(self, made: Any, kit: Any, change: Callable[[Any], None], metric: str = "loss") -> list[bool | None]:
         path = made.plain({"sums": kit.pair(5, 3, metric=metric)[0]})
         edit(path, change)
-        return [score.higher_is_better for score in only_run(path).scores]
+        return [score.higher_is_better for score in only_run(path).scores if score.metric == metric]
 
     @pytest.mark.parametrize("higher", [True, False])
     def test_in_the_list_of_metrics(self, made: Any, kit: Any, higher: bool) -> None:
@@ -550,3 +550,15 @@ def test_models_of_one_name_are_told_apart_by_what_differs() -> None:
         for key, identity in (("a", "sha256:1234567890"), ("b", "sha256:1299999999"), ("c", "org/m@abcdef0123"))
     ]
     assert display_names(runs) == {"a": "m (12345678)", "b": "m (12999999)", "c": "m (abcdef01)"}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("row", [{"bypass,none": 999, "bypass_stderr,none": "N/A"}, {"alias": "sums", "sample_len": 0}])
+def test_predictions_alone_have_no_row(made, kit, row: dict[str, Any]) -> None:
+    outputs, _ = kit.pair(20, 15)
+    file = made.plain({"sums": outputs})
+    data = json.loads(file.read_text())
+    data["results"]["sums"] = row
+    data["configs"]["sums"]["metric_list"] = [{"metric": "bypass"}]
+    file.write_text(json.dumps(data))
+    (rejected,) = ingest([file.parent], None).rejected
+    assert "--predict_only, which computes no scores" in rejected.reason

@@ -1,13 +1,17 @@
-"""How many answers flip when only the batch size changes."""
+"""How many answers flip when rounding alone changes."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from leaderboard.board.board import board
 from leaderboard.ingest import ingest
+from leaderboard.store import noise_floor
+from leaderboard.store.database import open_store
 from leaderboard.terminal.table import render
 from tests.leaderboard.board.judging import recipe_cell
 
@@ -16,8 +20,6 @@ class TestNoiseFloor:
     """Two unedited runs that differ in batch size alone."""
 
     def floors(self, made: Any, kit: Any, **changes: Any) -> list[Any]:
-        from leaderboard.store import noise_floor
-
         before, after = kit.pair(100, 50, lost=3, gained=1)
         made.run("baseline", {"sums": before})
         options = {"config": {"batch_size": 16}, "spec_id": "other", "started": "2026-05-01T00:00:00Z"} | changes
@@ -32,6 +34,46 @@ class TestNoiseFloor:
         (floor,) = self.floors(made, kit)
         assert (floor.task, floor.metric, floor.documents, floor.flips, floor.rate) == ("sums", "acc", 100, 4, 0.04)
         assert {floor.batch_size, floor.other_batch_size} == {"1", "16"}
+
+    @pytest.mark.parametrize("first", ["baseline", "identity"])
+    def test_a_recipe_that_changes_nothing_measures_it(self, made: Any, kit: Any, first: str) -> None:
+        """In whichever order the two are ingested, with a store opened in between."""
+        before, after = kit.pair(100, 50, lost=3, gained=1)
+        places = {
+            "baseline": made.run("baseline", {"sums": before}),
+            "identity": self.edited(made, after, ["identity"]),
+        }
+        database = made.root / "board.duckdb"
+        for name in (first, *({*places} - {first})):
+            ingest([places[name]], database)
+        with open_store(database) as store:
+            (floor,) = [floor for floors in noise_floor.floors(store).values() for floor in floors]
+            assert (floor.documents, floor.flips, floor.batch_size, floor.other_batch_size) == (100, 4, "1", "1")
+            assert recipe_cell(board(store), "untouched").noise_floor == 0.04
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"methods": ["identity", "truncate_svd"]},
+            {"methods": []},
+            {"methods": ["truncate_svd"], "recipe_label": "identity"},
+            {"methods": ["identity"], "config": {"batch_size": 16}},
+            {"methods": ["identity"], "weights": {"digest_before": "x", "digest_after": "y"}},
+        ],
+    )
+    def test_any_other_recipe_measures_none(self, made: Any, kit: Any, changes: dict[str, Any]) -> None:
+        before, after = kit.pair(100, 50, lost=3, gained=1)
+        made.run("baseline", {"sums": before})
+        self.edited(made, after, **changes)
+        report = ingest(made.root, None)
+        assert report.store is not None and not report.rejected and noise_floor.floors(report.store) == {}
+
+    def edited(self, made: Any, task: Any, methods: list[str], recipe_label: str = "untouched", **changes: Any) -> Path:
+        folder = made.run(recipe_label, {"sums": task}, **changes)
+        receipt = json.loads((folder / "receipt.json").read_text())
+        receipt["recipe"]["resolved"] = {"steps": [{"method": method} for method in methods]}
+        (folder / "receipt.json").write_text(json.dumps(receipt))
+        return folder
 
     def test_any_other_difference_is_no_noise(self, made: Any, kit: Any, tmp_path: Path) -> None:
         other_shots = kit.pair(100, 50)[1]

@@ -1,0 +1,65 @@
+"""The loss of calibration documents: what says whether an edit leaves the model worse than it found it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from harness_ext.calibration.collect import batches_of, summed_loss
+from harness_ext.errors import VariantFailed
+
+if TYPE_CHECKING:
+    from lm_eval.models.huggingface import HFLM
+
+    from harness_ext.calibration.documents import LabelledDocument
+
+
+GIVEN_UP = 1.05
+"""A measurement that is compared with another is given up where the documents so far have so many times its loss."""
+
+
+class MeasuredLoss(NamedTuple):
+    """Losses of documents, added up batch by batch: sums `[batches]` in nats, and how many documents they are of."""
+
+    sums: tuple[float, ...]
+    documents: int
+
+    @property
+    def mean(self) -> float:
+        """The mean over documents of the cross-entropy of each one's answer; not finite where that of one is not."""
+        return self.sums[-1] / self.documents
+
+
+def measured_loss(
+    lm: HFLM, documents: Sequence[LabelledDocument], batch_size: int, beside: MeasuredLoss | None = None
+) -> MeasuredLoss:
+    """The loss of the model as it is, by plain forward passes. beside: an earlier measurement on the same documents;
+    one that is much worse is not carried to the end.
+    """
+    import torch
+
+    sums: list[float] = []
+    total, run = 0.0, 0
+    with torch.no_grad():
+        for place, batch in enumerate(batches_of(lm, documents, batch_size)):
+            total += float(summed_loss(lm, batch))
+            run += batch.tokens.shape[0]
+            sums.append(total)
+            if beside is not None and not total <= GIVEN_UP * beside.sums[place]:
+                break
+    return MeasuredLoss(tuple(sums), run)
+
+
+def mean_loss(lm: HFLM, documents: Sequence[LabelledDocument], batch_size: int) -> float:
+    """The mean loss over all documents. Raises VariantFailed where it is not finite."""
+    return require_finite_loss(measured_loss(lm, documents, batch_size)).mean
+
+
+def require_finite_loss(found: MeasuredLoss) -> MeasuredLoss:
+    """The loss. Raises VariantFailed where it is not finite."""
+    if not math.isfinite(found.mean):
+        raise VariantFailed(
+            "non_finite_loss", "the calibration loss is not finite: the model or a prompt is broken; nothing was edited"
+        )
+    return found

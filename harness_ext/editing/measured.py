@@ -1,0 +1,110 @@
+"""What is measured around a step's edits: which of them lower the loss of its calibration documents, and what the
+documents' loss was before and after.
+
+The rule is that no step leaves a model worse on its own calibration documents than it found it, unless its budget
+forces it. A method that tries its edits out, and a search, make none that raises the loss; where another step raises
+it, the receipt has both losses and a warning says by how much.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from harness_ext.calibration.context import DocumentBatches, StepContext
+from harness_ext.calibration.loss import measured_loss
+from harness_ext.editing.edit_matrix import decompose
+from harness_ext.errors import UserError
+from harness_ext.methods import registered_methods
+from harness_ext.methods.eigenprune import counts_among_all
+from harness_ext.search.ablation_prune import candidates_of, most_trials, try_removals
+from harness_ext.search.eigenprune_greedy import greedy_search
+from harness_ext.search.removals import EditedSite, RemovalTrials
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from harness_ext.calibration.documents import LabelledDocument
+    from harness_ext.model.layout import Matrix
+
+Statistics = Mapping[str, Mapping[str, "Tensor"]]
+"""By `Matrix.key`, then by name."""
+Log = list[dict[str, Any]]
+"""Rows of plain data, one a trial."""
+
+
+def finite_loss(context: StepContext, documents: Sequence[LabelledDocument]) -> float | None:
+    """The loss of the model as it is on a step's documents, in nats; None where it is not finite."""
+    assert context.step.calibration is not None, "a step with documents of its own"
+    loss = measured_loss(context.model.lm, documents, context.step.calibration.batch_size).mean
+    return loss if math.isfinite(loss) else None
+
+
+def completed(
+    context: StepContext, matrices: Sequence[Matrix], statistics: Statistics, documents: Sequence[LabelledDocument]
+) -> tuple[Statistics, Log]:
+    """The statistics with those that follow from all matrices of the step together, and the trials that were made."""
+    method = registered_methods()[context.step.method]
+    # In the order of the model, in which equal effects count; an expert that saw nothing has no statistics.
+    seen = {matrix.key: dict(statistics[matrix.key]) for matrix in matrices if statistics.get(matrix.key)}
+    if "count_among_all" in method.statistics:
+        if context.step.sequential and context.step.parameters["share_of"] == "all":
+            raise UserError(
+                "share_of: all ranks the components of all matrices together, and sequential edits one matrix before"
+                " it looks at the next: leave one of them out"
+            )
+        return _ranked(seen, context.step.parameters["fraction"]), []
+    if method.tries:
+        return _tried(context, [matrix for matrix in matrices if matrix.key in seen], seen, documents)
+    return statistics, []
+
+
+def _ranked(statistics: Statistics, fraction: float) -> Statistics:
+    import torch
+
+    effects = {key: values["counterfactual_effects"] for key, values in statistics.items()}
+    counts = counts_among_all(effects, fraction) if effects else {}
+    return {key: {**values, "count_among_all": torch.tensor(counts[key])} for key, values in statistics.items()}
+
+
+def _tried(
+    context: StepContext, matrices: Sequence[Matrix], statistics: Statistics, documents: Sequence[LabelledDocument]
+) -> tuple[Statistics, Log]:
+    """The removals of `ablation_prune`."""
+    most = most_trials(len(matrices))
+    context.progress.start(f"{context.step.method}: trying removals", most)
+    assert context.step.calibration is not None
+    trials = RemovalTrials(
+        _site(context, matrices, statistics),
+        DocumentBatches(documents, context.step.calibration.batch_size, context.progress.advance),
+    )
+    effects = {key: values["ablation_effects"] for key, values in statistics.items()}
+    try_removals(trials, candidates_of(effects, context.step.parameters["fraction"]), most)
+    trials.confirm()
+    context.progress.stop()
+    return {
+        key: {**values, "accepted_components": trials.removed[key]} for key, values in statistics.items()
+    }, trials.log
+
+
+def searched(
+    context: StepContext, matrices: Sequence[Matrix], statistics: Statistics, documents: DocumentBatches
+) -> tuple[Statistics, Log]:
+    """The removals of `eigenprune_greedy`. statistics: the mean inputs."""
+    assert context.step.search is not None
+    site = _site(context, matrices, statistics)
+    trials = greedy_search(site, documents, context.step.search)
+    trials.confirm()
+    return {key: {**statistics[key], "removed_components": marks} for key, marks in trials.removed.items()}, trials.log
+
+
+def _site(context: StepContext, matrices: Sequence[Matrix], statistics: Statistics) -> EditedSite:
+    model = context.model
+    means = {matrix.key: statistics[matrix.key]["input_mean"] for matrix in matrices}
+    return EditedSite(
+        model.lm,
+        matrices,
+        means,
+        lambda matrix: decompose(model.decomposer, model.weights.read(matrix), matrix),
+    )

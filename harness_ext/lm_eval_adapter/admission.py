@@ -1,0 +1,278 @@
+"""What is refused before a model is loaded: it takes minutes to load and hours to score, and a sentence says it now.
+
+Judged from lm-eval's arguments of the model and from its config.json alone. What only the loaded model can tell (an
+encoder-decoder without a config, weights that stay packed) is asked again before anything is scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness_ext.errors import UserError
+from harness_ext.model.checkpoint import check_local, hub_or_local_config, quantisation_method, stays_packed
+from leaderboard.readers.plain_yaml import shown
+from leaderboard.readers.secrets import redacted
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+
+    from harness_ext.calibration.documents import PromptSettings
+    from harness_ext.recipe.recipe import Recipe
+
+_PACKED = {
+    "load_in_4bit": "bitsandbytes",
+    "load_in_8bit": "bitsandbytes",
+    "autogptq": "AutoGPTQ",
+    "gptqmodel": "GPTQModel",
+    "quantization_config": "quantization_config",
+}
+_NOT_OURS = {
+    "hf-multimodal": "reads images",
+    "hf-audiolm-qwen": "reads sounds",
+    "hf-mistral3": "loads the whole model for images",
+    "mamba_ssm": "loads a model of the package mamba_ssm",
+    "steered": "adds vectors to activations",
+}
+_DTYPES = ("auto", "float32", "bfloat16", "float16", "float64", "float", "half", "double")
+_BACKENDS = ("default", "causal", "seq2seq")
+_SAME_AS_HF = "transformers loads the same checkpoint: use --model hf"
+
+
+def refuse_backend(name: str) -> None:
+    """Raise UserError: the backend is none whose weights can be edited."""
+    if name in _NOT_OURS:
+        way_out = _SAME_AS_HF if name != "steered" else "use --model hf, without the steering vectors"
+        raise UserError(
+            f"--recipe edits weights of a text model that transformers holds, and the backend {name!r}"
+            f" {_NOT_OURS[name]}: {way_out}, or run without --recipe"
+        )
+    raise UserError(
+        f"--recipe edits weights in memory, which the backend {name!r} does not allow: use --model hf with the"
+        " model's folder or hub name, or run without --recipe. To serve an edited model elsewhere, write it with"
+        " `lm_eval export` first"
+    )
+
+
+def check_all(model_args: Mapping[str, Any], recipes: Sequence[Recipe]) -> None:
+    """Every check of this module that needs no tokenizer, and that of the checkpoint's files. Raises UserError."""
+    edited = [recipe for recipe in recipes if recipe.steps]
+    if edited:
+        check_arguments(model_args)
+    check_gguf(model_args)
+    if not model_args.get("gguf_file"):
+        check_local(
+            str(model_args["pretrained"]),
+            str(model_args.get("subfolder") or ""),
+            pickle_allowed=model_args.get("use_safetensors") is False,
+            to_be_edited=bool(edited),
+        )
+    check_model(model_args, edited)
+
+
+def check_arguments(model_args: Mapping[str, Any]) -> None:
+    """Refuse arguments that load weights in a form which cannot be edited, or that no loader could follow.
+
+    Raises UserError.
+    """
+    for name, how in _PACKED.items():
+        value = model_args.get(name)
+        if not value or (name == "quantization_config" and _asks_for_dense(value)):
+            continue
+        raise UserError(
+            f"{name}={value!r} loads packed weights ({how}), which cannot be edited: leave it out and load float32,"
+            " bfloat16 or float16 (dtype=...); `lm_eval export` writes the edited model, which can be quantised then"
+        )
+    pretrained = str(model_args.get("pretrained"))
+    if "://" in pretrained:
+        raise UserError(
+            "pretrained is a URL, which no backend here loads: give a hub name (ORG/NAME), a local folder, or `demo`"
+        )
+    _check_words(model_args)
+    if model_args.get("peft") and model_args.get("delta"):
+        raise UserError("peft and delta are both given, and lm-eval takes one adapter: leave one of them out")
+
+
+def _check_words(model_args: Mapping[str, Any]) -> None:
+    """Arguments that are one of a few words or a number, and that lm-eval would use unseen."""
+    for name in ("dtype", "softmax_dtype", "mixed_precision_dtype"):
+        value = model_args.get(name)
+        if isinstance(value, str) and value not in _DTYPES:
+            raise UserError(f"{name}={value} is no dtype that weights can be edited in: give {', '.join(_DTYPES)}")
+    backend = model_args.get("backend")
+    if backend is not None and backend not in _BACKENDS:
+        raise UserError(f"backend={backend} is not known: give {', '.join(_BACKENDS)}, or leave it out")
+    for name in ("max_length", "prefix_token_id"):
+        value = model_args.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+            raise UserError(f"{name}={value} must be a whole number of tokens, 0 or more")
+
+
+@contextmanager
+def loading(name: str, secrets: Collection[str] = ()) -> Iterator[None]:
+    """Inside the block, whatever keeps a model from being loaded is a UserError that names it.
+
+    secrets: what must not be in the message.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        words = redacted(shown(str(error).strip(), 2_000), secrets)
+        if not isinstance(error, (OSError, ValueError, ImportError, RuntimeError)):
+            words = ": ".join(filter(None, (type(error).__name__, words)))
+            words += " (one of its files may be cut short, or not be what its name says)"
+        raise UserError(f"the model {name!r} cannot be loaded: {words or type(error).__name__}") from error
+
+
+def _asks_for_dense(value: Any) -> bool:
+    return bool(value.get("dequantize") if isinstance(value, Mapping) else getattr(value, "dequantize", False))
+
+
+def check_model(model_args: Mapping[str, Any], recipes: Sequence[Recipe]) -> None:
+    """Refuse a model that its config shows to be quantised, or an encoder-decoder where a recipe learns from documents.
+
+    Raises UserError.
+    """
+    if not recipes or model_args.get("gguf_file"):
+        return
+    config = hub_or_local_config(model_args)
+    method = quantisation_method(config)
+    dense = _asks_for_dense(model_args.get("quantization_config"))
+    if method is not None and not dense and stays_packed(config):
+        refuse_quantised(str(model_args["pretrained"]), method)
+    backend = model_args.get("backend")
+    if backend == "seq2seq" or (backend in (None, "default") and config.get("is_encoder_decoder")):
+        refuse_calibrated(recipes, str(config.get("model_type", "this model")))
+
+
+def refuse_quantised(name: str, method: str) -> None:
+    """Raise UserError: weights that are packed cannot be edited."""
+    raise UserError(
+        f"{name} is quantised ({method}), and quantised weights cannot be edited: use the checkpoint it was made from,"
+        " in float32, bfloat16 or float16, or save a dequantised copy (in transformers, `model.dequantize()` and"
+        " `model.save_pretrained(DIR)`) and name that"
+    )
+
+
+def refuse_calibrated(recipes: Sequence[Recipe], model_type: str) -> None:
+    """Raise UserError where a recipe reads documents with the model, which is done with decoders alone.
+
+    model_type: of an encoder-decoder.
+    """
+    learning = [
+        recipe.label
+        for recipe in recipes
+        if any(step.calibration is not None or step.contrast is not None for step in recipe.steps)
+    ]
+    if learning:
+        raise UserError(
+            f"{model_type} is an encoder-decoder, and {' and '.join(map(repr, learning))} learns from documents, which"
+            " is done for decoder-only models alone: choose a recipe that needs the weights only (svd, laser,"
+            " magnitude, random-subspace, ...), which edits encoder and decoder"
+        )
+
+
+class ChatTemplate:
+    """The chat template of a model that is not loaded yet, as lm-eval will apply it.
+
+    model_args: lm-eval's. Raises UserError where the tokenizer cannot be had, or has no template of that name.
+    """
+
+    def __init__(self, model_args: Mapping[str, Any], asked: bool | str) -> None:
+        from harness_ext.lm_eval_adapter.fast_import import preload_hf
+
+        preload_hf()
+        from lm_eval.models.huggingface import HFLM
+
+        self._lm = HFLM.__new__(HFLM)
+        self._name = str(model_args.get("tokenizer") or model_args["pretrained"])
+        thinking = model_args.get("enable_thinking")
+        self._lm.chat_template_args = dict(model_args.get("chat_template_args") or {})
+        if thinking is not None:
+            self._lm.chat_template_args["enable_thinking"] = thinking
+        try:
+            self._lm._create_tokenizer(
+                str(model_args["pretrained"]),
+                model_args.get("tokenizer"),
+                revision=str(model_args.get("revision") or "main"),
+                trust_remote_code=model_args.get("trust_remote_code"),
+                use_fast_tokenizer=model_args.get("use_fast_tokenizer", True),
+                gguf_file=model_args.get("gguf_file"),
+                add_bos_token=model_args.get("add_bos_token"),
+                subfolder=str(model_args.get("subfolder") or ""),
+            )
+            found = self._lm.chat_template(asked)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise UserError(f"--apply_chat_template: {self._name}: {_first_line(error)}") from None
+        if not found:
+            raise UserError(
+                f"--apply_chat_template: the tokenizer of {self._name} has no chat template, as is usual of base"
+                " models: leave the flag out, or name the tokenizer of a chat model of this vocabulary,"
+                " --model_args tokenizer=NAME"
+            )
+
+    def apply(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The conversation as one text; lm-eval's own, which leaves a system turn out where the template refuses it."""
+        return self._lm.apply_chat_template(chat_history, add_generation_prompt)
+
+    def check(self, task: Task, document: Any, settings: PromptSettings) -> None:
+        """Raise UserError where the template refuses the conversation that a task makes of a document."""
+        try:
+            task.fewshot_context(
+                document,
+                num_fewshot=task.config.num_fewshot or 0,
+                system_instruction=settings.system_instruction,
+                apply_chat_template=True,
+                fewshot_as_multiturn=settings.fewshot_as_multiturn,
+                chat_template=self.apply,
+                gen_prefix=task.doc_to_prefix(document),
+            )
+        except Exception as error:
+            # A template is a program of anybody's, and raises what it likes.
+            raise UserError(
+                f"--apply_chat_template: the template of {self._name} refuses the conversation of {task.task_name!r}"
+                f" ({_first_line(error)}): try --fewshot_as_multiturn false, --num_fewshot 0 or no"
+                " --system_instruction, or leave --apply_chat_template out"
+            ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def check_gguf(model_args: Mapping[str, Any]) -> None:
+    """Refuse a folder of GGUF files of which none is named, a file that is not there or no GGUF, and a missing reader.
+
+    Raises UserError.
+    """
+    pretrained = str(model_args["pretrained"])
+    folder = Path(pretrained, str(model_args.get("subfolder") or "")).expanduser()
+    named = str(model_args.get("gguf_file") or "")
+    if folder.is_file() and folder.suffix.lower() == ".gguf":
+        raise UserError(
+            f"{pretrained} is a GGUF file: give its folder and its name, --model_args"
+            f" pretrained={folder.parent},gguf_file={folder.name}"
+        )
+    if not named:
+        files = sorted(path.name for path in folder.glob("*.gguf")) if folder.is_dir() else []
+        if files and not (folder / "config.json").is_file():
+            raise UserError(
+                f"{pretrained} holds GGUF files and no config.json: name one of them, --model_args"
+                f" pretrained={pretrained},gguf_file={files[0]}"
+            )
+        return
+    path = next((path for path in (Path(named), folder / named) if path.is_file()), None)
+    if path is None and folder.is_dir():
+        raise UserError(f"gguf_file={named}: there is no such file in {pretrained}")
+    if path is not None:
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise UserError(f"{path} is no GGUF file: it does not begin with the letters GGUF; fetch it again")
+    from importlib.util import find_spec
+
+    if find_spec("gguf") is None:
+        raise UserError("transformers reads GGUF files with the package gguf, which is not installed: pip install gguf")

@@ -1,0 +1,160 @@
+"""Tokens, passwords and keys of services: taken out of whatever is kept, shared or printed.
+
+Notable choices:
+- A setting is a secret by its name (`token`, `hf_token`, `api_key`, `password`, `Authorization`, ...), at any depth,
+  and goes with its name: what a run was asked does not depend on who asked. `token=True` says nothing secret and stays.
+- A text holds one where it is written as a setting (`token=...`, `"api_key": "..."`), stands in a URL before the host,
+  or has the form in which a known service writes its keys. There it becomes `***`.
+- Special tokens of models (`eos_token`, `pad_token`, `max_new_tokens`, ...) are no secrets.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+HIDDEN = "***"
+"""What stands in a text where a secret was."""
+_SHORTEST = 6  # of values that are looked for in texts: a shorter one may be a word
+_NAMES = re.compile(
+    r"(?:.*_)?(?:password|passwd|pwd|passphrase|secret|secrets|credentials?|api_?keys?|auth|authorization|bearer|cookie"
+    r"|(?:secret|access|private|account|subscription|encryption|signing)_key(?:_id)?)"
+    r"|tokens?|(?:.*_)?(?:hf|hub|hugging_?face|auth|access|api|bearer|refresh|session|git|github|gitlab|wandb|trackio"
+    r"|openai|anthropic|azure|aws|security|secret|id|login|user|client|service|bot|personal|read|write)_tokens?"
+)
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_SHAPES = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{20,}|api_org_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}"
+    r"|github_pat_\w{20,}|glpat-[\w-]{16,}|xox[abprs]-[\w-]{10,}|AKIA[0-9A-Z]{16}|AIza[\w-]{35}"
+    r"|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*)"
+    r"|(?<=\bBearer )[^\s'\",}]{6,}|(?<=\bBasic )[A-Za-z0-9+/=]{8,}"
+)
+_IN_URL = re.compile(r"(?<=://)[^\s/@'\"]{0,200}:[^\s/'\"]{0,200}(?=@)|(?<=://)[^\s/@:'\"]{20,200}(?=@)")
+_NAME = re.compile(r"""(?<![A-Za-z0-9_])([A-Za-z][\w-]{0,60})(?:\s?=|\\?["']\s?:\s?|:\s(?=Bearer|Basic))""")
+# Bounded, since a text may be anybody's: nothing here takes more than a moment.
+_VALUE = re.compile(
+    r"""(?P<quote>\\?"|')(?P<quoted>(?:[^"'\\]|\\[^"']){0,4000})(?P=quote)|\[[^]]{0,4000}\]|\([^)]{0,4000}\)"""
+    r"""|\{[^}]{0,4000}\}|(?:Bearer |Basic )?[^\s,;&"'}\])]{1,4000}"""
+)
+_PLAIN_WORDS = frozenset({"true", "false", "none", "null", HIDDEN})
+
+
+def is_secret(name: object) -> bool:
+    """Whether a setting of this name holds a secret."""
+    plain = _HUMP.sub("_", str(name)).lower().replace("-", "_").strip("_")
+    return _NAMES.fullmatch(plain) is not None
+
+
+def without_secrets(value: Any) -> Any:
+    """A copy of nested mappings and lists without secrets; the very same object where there are none."""
+    if isinstance(value, str):
+        return redacted(value)
+    if isinstance(value, Mapping):
+        kept = {key: _kept(key, item) for key, item in value.items() if not _holds_secret(key, item)}
+        same = len(kept) == len(value) and all(kept[key] is item for key, item in value.items())
+        return value if same else kept
+    if isinstance(value, (list, tuple)):
+        items = [without_secrets(item) for item in value]
+        if all(new is old for new, old in zip(items, value)):
+            return value
+        return items if isinstance(value, list) else tuple(items)
+    return value
+
+
+def _kept(key: object, value: Any) -> Any:
+    """A text of several settings loses those that are secrets whole, as a mapping of them does."""
+    if isinstance(value, str) and str(key).endswith(("_args", "_kwargs")) and "=" in value:
+        pairs = [pair for pair in value.split(",") if not ("=" in pair and _is_secret_pair(pair))]
+        value = ",".join(pairs) if len(pairs) < value.count(",") + 1 else value
+    return without_secrets(value)
+
+
+def _is_secret_pair(pair: str) -> bool:
+    name, _, value = pair.partition("=")
+    return _holds_secret(name.strip(), value.strip())
+
+
+def _holds_secret(name: object, value: Any) -> bool:
+    if value is None or isinstance(value, bool) or (isinstance(value, str) and value.lower() in {"", *_PLAIN_WORDS}):
+        return False
+    return is_secret(name)
+
+
+def secret_values(value: Any) -> set[str]:
+    """The secrets that are given by name somewhere in nested mappings and lists, as far as they are long enough to be
+    told from other text.
+    """
+    found: set[str] = set()
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            found |= set(_texts(item)) if _holds_secret(key, item) else secret_values(item)
+    elif isinstance(value, (list, tuple)):
+        found = found.union(*map(secret_values, value))
+    elif isinstance(value, str):
+        found = {value[start:end].removeprefix("Bearer ") for start, end in _spans(value)}
+    return {text for text in found if len(text) >= _SHORTEST}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts(item)
+    else:
+        yield str(value)
+
+
+def redacted(text: str, known: Iterable[str] = ()) -> str:
+    """The text with `***` in place of secrets. known: values that are secrets wherever they stand."""
+    for secret in sorted(known, key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    if "=" in text or ":" in text:
+        for start, end in reversed(list(_spans(text))):
+            text = f"{text[:start]}{HIDDEN}{text[end:]}"
+        text = _IN_URL.sub(HIDDEN, text) if "://" in text else text
+    return _SHAPES.sub(HIDDEN, text)
+
+
+def without_known(value: Any, known: set[str]) -> Any:
+    """Nested mappings and lists with `***` in place of known secrets; the very same object where none is known."""
+    if not known:
+        return value
+    if isinstance(value, str):
+        return redacted(value, known) if any(secret in value for secret in known) else value
+    if isinstance(value, Mapping):
+        return {key: without_known(item, known) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(without_known(item, known) for item in value)
+    return value
+
+
+def redacted_command(command: Sequence[str]) -> list[str]:
+    """The words of a command line without secrets, in one word (`token=...`) or after a flag (`--token ...`)."""
+    known = secret_values(list(command))
+    known |= {value for flag, value in pairwise(command) if _is_flag(flag) and not value.startswith("-")}
+    return [
+        HIDDEN if place and _is_flag(command[place - 1]) and not word.startswith("-") else redacted(word, known)
+        for place, word in enumerate(command)
+    ]
+
+
+def _is_flag(word: str) -> bool:
+    return word.startswith("--") and "=" not in word and is_secret(word.lstrip("-"))
+
+
+def _spans(text: str) -> Iterator[tuple[int, int]]:
+    """Where secrets stand that are written as settings."""
+    end = 0
+    for match in _NAME.finditer(text):
+        if match.start() < end or not is_secret(match[1]):
+            continue
+        value = _VALUE.match(text, match.end())
+        if value is not None:
+            group = "quoted" if value["quoted"] is not None else 0
+            if _holds_secret(match[1], value[group]):
+                yield value.span(group)
+                end = value.end()

@@ -1,0 +1,180 @@
+"""What lm-eval's `hf` takes is taken, or refused in a sentence before a model is loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness_ext.demo import demo_path
+from harness_ext.errors import UserError
+from harness_ext.lm_eval_adapter.admission import ChatTemplate, check_all, check_arguments, refuse_backend
+from harness_ext.model.checkpoint import hub_commit
+from harness_ext.recipe.recipe import parse_recipe
+
+ROLES = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{{ m.content }} {% endfor %}"
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The embedded model in a folder of the test's own."""
+    return Path(shutil.copytree(demo_path(), tmp_path / "model"))
+
+
+def configured(folder: Path, **changes: Any) -> dict[str, Any]:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return {"pretrained": str(folder)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"load_in_4bit": True}, "load_in_4bit=True loads packed weights (bitsandbytes)"),
+        ({"load_in_8bit": True}, "load float32, bfloat16 or float16"),
+        ({"autogptq": "model.safetensors"}, "AutoGPTQ"),
+        ({"gptqmodel": True}, "GPTQModel"),
+        ({"quantization_config": {"load_in_4bit": True}}, "cannot be edited"),
+        ({"pretrained": "https://me:word@host/model"}, "pretrained is a URL"),
+        ({"dtype": "float33"}, "dtype=float33 is no dtype"),
+        ({"softmax_dtype": "torch.float32"}, "give auto, float32"),
+        ({"backend": "encoder"}, "give default, causal, seq2seq"),
+        ({"max_length": "long"}, "max_length=long must be a whole number"),
+        ({"prefix_token_id": -1}, "prefix_token_id=-1 must be"),
+        ({"peft": "a", "delta": "b"}, "peft and delta are both given"),
+    ],
+)
+def test_arguments_that_cannot_be_followed(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as refused:
+        check_arguments({"pretrained": "demo", **arguments})
+    assert words in str(refused.value) and "word@" not in str(refused.value)
+
+
+def test_arguments_of_plain_weights_pass() -> None:
+    check_arguments({"pretrained": "demo", "load_in_4bit": False, "quantization_config": {"dequantize": True}})
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("vllm", "lm_eval export"), ("openai-completions", "--model hf"), ("steered", "without the steering vectors")]
+    + [(name, "transformers loads the same checkpoint") for name in ("hf-multimodal", "mamba_ssm", "hf-mistral3")],
+)
+def test_other_backends(name: str, words: str) -> None:
+    with pytest.raises(UserError) as refused:
+        refuse_backend(name)
+    assert repr(name) in str(refused.value) and words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "word"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "gptq"),
+        ({"quant_method": "awq", "bits": 4}, "awq"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+        ({"load_in_8bit": True}, "bitsandbytes"),
+        ({"quant_method": "of tomorrow"}, "of tomorrow"),
+    ],
+)
+def test_quantised_checkpoints(folder: Path, quantisation: dict[str, Any], word: str) -> None:
+    arguments = configured(folder, quantization_config=quantisation)
+    with pytest.raises(UserError, match=rf"is quantised \({word}\).*model\.dequantize\(\)"):
+        check_all(arguments, [parse_recipe("laser")])
+    check_all(arguments, [parse_recipe("baseline")])
+
+
+def test_quantised_inside_a_wrapper(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"is quantised \(awq\)"):
+        check_all(
+            configured(folder, text_config={"quantization_config": {"quant_method": "awq"}}), [parse_recipe("svd")]
+        )
+
+
+def test_encoder_decoders_take_recipes_that_need_the_weights_only(folder: Path) -> None:
+    arguments = configured(folder, model_type="t5", is_encoder_decoder=True)
+    for name in ("svd", "laser", "magnitude", "random-subspace"):
+        check_all(arguments, [parse_recipe(name)])
+    for name in ("svd-llm", "eigenprune", "contrast-projection", "laser-search", "basis-selection"):
+        with pytest.raises(UserError, match=f"t5 is an encoder-decoder, and '{name}' learns from documents"):
+            check_all(arguments, [parse_recipe(name)])
+    check_all(arguments | {"backend": "causal"}, [parse_recipe("svd-llm")])
+
+
+def test_gguf(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    alone = tmp_path / "gguf"
+    alone.mkdir()
+    (alone / "a.gguf").write_bytes(b"GGUF" + struct.pack("<I", 3))
+    (alone / "b.gguf").write_bytes(b"<html>")
+    laser = [parse_recipe("laser")]
+    with pytest.raises(UserError, match=r"holds GGUF files and no config.json: name one .*gguf_file=a\.gguf"):
+        check_all({"pretrained": str(alone)}, laser)
+    with pytest.raises(UserError, match=r"is a GGUF file: .*gguf_file=a\.gguf"):
+        check_all({"pretrained": str(alone / "a.gguf")}, laser)
+    with pytest.raises(UserError, match=r"no such file"):
+        check_all({"pretrained": str(alone), "gguf_file": "c.gguf"}, laser)
+    with pytest.raises(UserError, match=r"b\.gguf is no GGUF file"):
+        check_all({"pretrained": str(alone), "gguf_file": "b.gguf"}, laser)
+    check_all({"pretrained": str(alone), "gguf_file": "a.gguf"}, laser)
+
+
+def test_an_adapter_by_itself(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    with pytest.raises(UserError, match=r"no model: .*pretrained=org/base,peft="):
+        check_all({"pretrained": str(tmp_path)}, [parse_recipe("laser")])
+
+
+def test_a_gated_model_tells_how_to_log_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError("401 Client Error. Access to model org/gated is restricted.\nMore")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+    with pytest.raises(UserError, match=r"401 Client Error.*restricted\.\. It may be gated.*HF_TOKEN"):
+        hub_commit("org/gated", "main", ["config.json"])
+
+
+def test_a_subfolder_that_is_not_there(folder: Path) -> None:
+    with pytest.raises(UserError, match="has no subfolder inner"):
+        check_all({"pretrained": str(folder), "subfolder": "inner"}, [parse_recipe("laser")])
+
+
+def test_a_tokenizer_without_a_chat_template(folder: Path) -> None:
+    with pytest.raises(UserError, match="has no chat template, as is usual of base models"):
+        ChatTemplate({"pretrained": str(folder)}, True)
+    with pytest.raises(UserError, match=r"^--apply_chat_template: nowhere:"):
+        ChatTemplate({"pretrained": str(folder), "tokenizer": "nowhere"}, True)
+
+
+@pytest.fixture
+def chat(folder: Path) -> Path:
+    """A model whose template takes no system turn and wants the roles to alternate."""
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": ROLES}))
+    return folder
+
+
+def test_a_template_drops_the_system_turn_as_lm_eval_does(chat: Path) -> None:
+    template = ChatTemplate({"pretrained": str(chat)}, True)
+    history = [{"role": "system", "content": "short"}, {"role": "user", "content": "1 + 1"}]
+    assert template.apply(history).strip() == "1 + 1"
+
+
+def test_a_conversation_that_the_template_refuses_is_told_before_loading(lm_eval, chat: Path, monkeypatch) -> None:
+    monkeypatch.setattr("lm_eval.models.huggingface.HFLM._create_model", lambda *args, **kwargs: pytest.fail("loaded"))
+    (chat / "tokenizer_config.json").write_text(
+        (chat / "tokenizer_config.json").read_text().replace("loop.index0 % 2 == 0", "loop.index0 % 2 == 1")
+    )
+    ran = lm_eval(
+        *("run", "--model", "hf", "--model_args", f"pretrained={chat}", "--tasks", "int_mult", "--limit", 4),
+        *("--device", "cpu", "--recipe", "svd", "--apply_chat_template"),
+    )
+    assert ran.code == 2 and "Traceback" not in ran.err
+    assert "refuses the conversation of 'int_mult' (roles must alternate)" in ran.err
+    assert "leave --apply_chat_template out" in ran.err
