@@ -89,6 +89,7 @@ def _check_identity(outcomes: Sequence[VariantOutcome], report: ProgressReport) 
         if worst.explained:
             report.line(
                 f"{outcome.recipe.label}: scores as the baseline, log-likelihoods within {worst.difference:.1g}"
+                + (f"; rounding moved {worst.beyond} of them unusually far" if worst.beyond else "")
             )
             continue
         place = f", in {worst.task}, at a log-likelihood of {worst.log_likelihood:.3g}" if worst.task else ""

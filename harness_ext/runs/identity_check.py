@@ -7,6 +7,11 @@ result with it.
 What rounding explains is said for each request: the noise of its tokens, which is independent and so grows with the
 root of their number, and one step between neighbouring numbers of the dtype at the size of the log-likelihood, since
 the model's dtype is what a log-likelihood is summed in. In bfloat16 that step is 1 at -225.
+
+In dtypes of two bytes a rare answer goes beyond: rounding tips an attention to another token, and what follows is
+another text. So there one answer in 500 may, and one where there are fewer, by up to ten times. Measured on
+SmolLM2-135M in bfloat16: one of 1,400 answers moved by 1.8 times of what is allowed, 3.2 nats over 7 tokens, while the
+same weights in float64 gave it as before, to 0.001; in another order of 7,000 answers none did.
 """
 
 from __future__ import annotations
@@ -25,6 +30,11 @@ TOLERANCE: Mapping[str, float] = {"float64": 1e-6, "float32": 1e-3, "float16": 0
 _BFLOAT16 = 0.5
 _MANTISSA_BITS: Mapping[str, int] = {"float64": 52, "float32": 23, "float16": 10}
 _BFLOAT16_BITS = 7
+_TWO_BYTES = ("float16", "bfloat16")
+_ONE_IN = 500
+_FEWEST = 20
+"""Answers of which one may go beyond."""
+_TIMES = 10.0
 _Request = tuple[str, str, str, str, int]
 """Task, document, prompt, filter, and which of the document's requests."""
 
@@ -40,18 +50,23 @@ class ScoredAnswer(NamedTuple):
 
 class Deviation(NamedTuple):
     """The request whose log-likelihood moved most by what rounding allows. difference, allowed, log_likelihood (of the
-    baseline): in nats.
+    baseline): in nats. beyond: how many of the answers moved further than theirs allows. outliers: how many of them
+    rounding may tip over.
     """
 
     difference: float
     allowed: float
     log_likelihood: float
     task: str | None
+    beyond: int = 0
+    outliers: int = 0
 
     @property
     def explained(self) -> bool:
-        """Whether rounding explains it."""
-        return self.difference <= self.allowed
+        """Whether rounding explains it, and all others."""
+        return self.difference <= self.allowed or (
+            self.beyond <= self.outliers and self.difference <= _TIMES * self.allowed
+        )
 
 
 def worst_deviation(baseline: FinishedRun, other: FinishedRun) -> Deviation:
@@ -63,11 +78,17 @@ def worst_deviation(baseline: FinishedRun, other: FinishedRun) -> Deviation:
     found = _differences(baseline.path, other.path)
     if found is None:
         return nothing._replace(difference=math.inf)
-    deviations = (
+    deviations = [
         Deviation(difference, allowed_difference(answer, dtype), answer.log_likelihood, task)
         for task, answer, difference in found
-    )
-    return max(deviations, key=lambda one: one.difference / one.allowed, default=nothing)
+    ]
+    worst = max(deviations, key=lambda one: one.difference / one.allowed, default=nothing)
+    beyond = sum(one.difference > one.allowed for one in deviations)
+    return worst._replace(beyond=beyond, outliers=_outliers(len(deviations), dtype))
+
+
+def _outliers(answers: int, dtype: str) -> int:
+    return max(1, answers // _ONE_IN) if dtype in _TWO_BYTES and answers >= _FEWEST else 0
 
 
 def largest_difference(baseline: FinishedRun, other: FinishedRun) -> float:

@@ -69,6 +69,30 @@ def test_noise_grows_with_the_text_and_not_with_what_is_asked_beside_it(tmp_path
     assert not worst.explained and worst.difference == pytest.approx(0.4) and worst.log_likelihood == -1.0
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("answers", [2, 19, 20, 999, 1000])
+def test_rounding_to_two_bytes_tips_a_rare_answer_over(tmp_path: Path, dtype: str, answers: int) -> None:
+    """As many as one in 500, and one of at least 20; by no more than ten times."""
+    two_bytes = dtype in ("float16", "bfloat16")
+    rare = 0 if not two_bytes or answers < 20 else 2 if answers == 1000 else 1
+    allowed = allowed_difference(ScoredAnswer(-1.0, 1.0), dtype)
+    baseline = a_run(tmp_path / "baseline", [(SHORT, -1.0)] * answers, dtype)
+    for moved in (1, 2, 3):
+        for times in (1.5, 9.9, 10.1):
+            lines = [(SHORT, -1.0 - allowed * times)] + [(SHORT, -1.0 - allowed * 1.2)] * (moved - 1)
+            other = a_run(tmp_path / f"{moved} {times}", (lines + [(SHORT, -1.0)] * answers)[:answers], dtype)
+            worst = worst_deviation(baseline, other)
+            assert worst.beyond == min(moved, answers)
+            assert worst.explained == (moved <= rare and times < 10)
+
+
+def test_what_is_no_number_is_never_a_rare_answer(tmp_path: Path) -> None:
+    values = [(SHORT, -1.0)] * 600
+    baseline = a_run(tmp_path / "baseline", values)
+    for name, value in (("nan", math.nan), ("inf", -math.inf)):
+        assert not worst_deviation(baseline, a_run(tmp_path / name, [(SHORT, value), *values[1:]])).explained
+
+
 def test_the_worst_is_by_what_is_allowed_and_the_largest_by_itself(tmp_path: Path) -> None:
     baseline = a_run(tmp_path / "a", [(SHORT, -225.0), (SHORT, -1.0)])
     other = a_run(tmp_path / "b", [(SHORT, -226.0), (SHORT, -1.5)])
