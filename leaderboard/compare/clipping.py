@@ -35,7 +35,7 @@ class Clipping(NamedTuple):
         said = (
             f"interval and verdict: mean change {mean:+.3g}, no document counted for more than"
             f" {most or f'{self.bound:.3g}'}; the plain mean change is {delta:+.3g}; at most {self.limit:.1%} of all"
-            " documents collapse (95 % limit)"
+            " documents get far worse (95 % limit)"
         )
         beyond = f"; {self.lost:,} lost more than that and {self.gained:,} gained more"
         return said + (beyond if self.lost or self.gained else "")
@@ -44,20 +44,20 @@ class Clipping(NamedTuple):
         """Why a row of `count` documents may be called neither the same nor better, nor pass; None where nothing stands
         in the way. margin: how much worse the plain mean may be, 0 for *better*.
         """
-        return self._may_have_collapsed(count) or self._plainly_worse(margin)
+        return self._too_many_ruined(count) or self._plainly_worse(margin)
 
-    def _may_have_collapsed(self, count: int | None) -> str | None:
+    def _too_many_ruined(self, count: int | None) -> str | None:
         if count is None or self.limit < stats.COLLAPSED_SHARE:
             return None
         seen, but = ("none", "but") if self.lost == 0 else (f"{self.lost:,}", "so")
         if self.lost == 0:
-            hint = f". Without a collapse {stats.documents_without_collapse(0)} independent documents are enough"
+            hint = f". While none does, {stats.documents_without_collapse(0)} independent documents are enough"
         else:
             hopeless = stats.documents_for_few_collapses(self.lost, count) is None
-            hint = ": while so many collapse, no number of documents shows it" if hopeless else ""
+            hint = ": while so many do, no number of documents shows it" if hopeless else ""
         return (
-            f"{seen} of {count:,} documents collapsed, {but} up to {self.limit:.0%} of all may (95 % limit): neither"
-            f" same nor better can be said before that is less than {stats.COLLAPSED_SHARE:.0%}{hint}"
+            f"{seen} of {count:,} documents got far worse, {but} up to {self.limit:.0%} of all may (95 % limit):"
+            f" neither same nor better can be said before that is less than {stats.COLLAPSED_SHARE:.0%}{hint}"
         )
 
     def _plainly_worse(self, margin: float | None) -> str | None:

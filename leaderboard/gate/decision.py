@@ -173,7 +173,7 @@ def _lacking(row: GateRow, alpha: float, rows: int, harm_level: float) -> GateRo
     if row.unpaired:
         said = "the two scores alone cannot tell: samples of both runs (--log_samples) tell more"
     elif row.drop_high is not None and row.drop_high < row.margin:
-        return replace(row, documents_needed=documents)  # and the reason is there: documents collapsed
+        return replace(row, documents_needed=documents)  # and the reason is there: documents got far worse
     elif harmful:
         size = f"needs about {documents:,} documents to tell, has {row.documents:,}" if more else "more would tell"
         said = f"looks worse by more than the margin, but chance is not excluded: {size}"
