@@ -144,11 +144,12 @@ def beside_verdict(cell: Cell) -> str:
     pairs = cell.against_controls
     if cell.verdict == "better" and pairs:
         if not_its_control(cell):
-            return "NOT its control"
-        return "its control, which collapsed" if any(pair.against_collapsed for pair in pairs) else "its control too"
+            return "NOT than its control"
+        collapsed = any(pair.against_collapsed for pair in pairs)
+        return "than its control too, which collapsed" if collapsed else "than its control too"
     if len(pairs) > 1:
         return f"better than {sum(pair.verdict == 'better' for pair in pairs)} of {len(pairs)} controls"
-    return f"control: {pairs[0].verdict}" if pairs else ""
+    return f"against its control {pairs[0].verdict}" if pairs else ""
 
 
 def could_show(cell: Cell) -> str | None:

@@ -64,7 +64,7 @@ class TestRows:
         pair = a_cell("sums", "better", control="noise", baseline_run="c", collapse=())
         control = a_cell("sums", "worse", run_id="c", weights="c", collapse=(WHY,), control="noise")
         cell = with_collapses([a_cell("sums", "better", collapse=(), against_controls=(pair,)), control])[0]
-        assert cell.verdict == "better" and beside_verdict(cell) == "its control, which collapsed"
+        assert cell.verdict == "better" and beside_verdict(cell) == "than its control too, which collapsed"
         assert against_controls(cell)[0].endswith("better; the control collapsed, so that this says little")
 
 
