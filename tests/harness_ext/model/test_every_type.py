@@ -48,7 +48,7 @@ LEARNS_NOTHING = {
     "reformer": {"fwsvd": "no gradient reaches"},
     "llama4": dict.fromkeys(("asvd", "fwsvd"), "what an expert of this architecture sees is unknown"),
     "llama4_text": dict.fromkeys(("asvd", "fwsvd"), "what an expert of this architecture sees is unknown"),
-    "longcat_flash": dict.fromkeys(("asvd", "fwsvd"), "what a single one sees cannot be told"),
+    "longcat_flash": dict.fromkeys(("asvd", "fwsvd"), "what an expert of this architecture sees is unknown"),
     "xlnet": dict.fromkeys(("asvd", "fwsvd"), "the model reads -1 at once"),
 }
 DOCUMENTS = [("w1 w2 w3", " w4"), ("w5 w6 w7 w8", " w9"), ("w3 w9", " w11 w12"), ("w7 w1", " w2")]
