@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from harness_ext.calibration import collect
+from harness_ext.calibration import batches, collect
 from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import LabelledDocument
 from harness_ext.calibration.sinks import SeenTokens
@@ -44,6 +44,7 @@ class Repeated(nn.Module):
         super().__init__()
         draw = torch.Generator().manual_seed(3)
         self.dtype = torch.float64
+        self.config = SimpleNamespace(model_type="repeated")
         self.embedding = nn.Embedding(WORDS, WIDTH)
         self.blocks = nn.ModuleList(nn.Linear(WIDTH, WIDTH, bias=False) for _ in (factors if tied else (1,)))
         self.head = nn.Linear(WIDTH, WORDS, bias=False)
@@ -182,3 +183,35 @@ def test_statistics_are_of_the_tokens_of_all_uses(factors: tuple[float, ...], ti
         seen = SeenTokens.of(found)
         assert seen is not None and seen[:2] == (len(every), len(every) - len(ordinary))
         assert seen.typical_output == pytest.approx(float(typical), rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_statistics_see_the_same_whichever_side_is_padded(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Those that compare documents as well: the last token of one with that of another."""
+    model = Repeated((300.0, 1.0), tied=False)
+    u, s, vh = torch.linalg.svd(model.blocks[0].weight.detach())
+    matrix = Matrix("blocks.0.weight", (WIDTH, WIDTH), role="down_proj", layer=0)
+    sides = []
+
+    def padded(lm, documents, real=batches.pad):
+        batch = real(lm, documents)
+        sides.append((bool(batch.mask[:, 0].all()), bool(batch.mask[:, -1].all())))
+        return batch
+
+    def gathered() -> dict[str, torch.Tensor]:
+        documents = DocumentBatches(DOCUMENTS, size)
+        found: dict[str, torch.Tensor] = {}
+        for names in (MEANS | GRADIENTS | {"counterfactual_effects"}, frozenset({"contrast_differences"})):
+            found |= collect.gather(lm_of(model), [matrix], names, documents, lambda _: Svd(u, s, vh))[matrix.key]
+        return found
+
+    monkeypatch.setattr(batches, "pad", padded)
+    on_the_left = gathered()
+    assert set(sides) == {(False, True)}
+    sides.clear()
+    monkeypatch.setattr(batches, "COUNTS_PADDING", frozenset({"repeated"}))
+    on_the_right = gathered()
+    assert set(sides) == {(True, False)}
+    assert len(on_the_left["contrast_differences"]) == 4
+    for name, value in on_the_left.items():
+        torch.testing.assert_close(on_the_right[name], value, rtol=1e-5, atol=1e-7)
