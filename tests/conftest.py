@@ -5,6 +5,7 @@ The variables are set at import, before a test module can import a library that 
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import shutil
@@ -19,6 +20,8 @@ from filelock import FileLock
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 _HOME = tempfile.TemporaryDirectory(prefix="lm-eval-recipes-tests-")
+# Left to itself it goes as well, with a warning of a resource that nobody closed.
+atexit.register(_HOME.cleanup)
 
 os.environ.update(
     HF_HUB_OFFLINE="1",

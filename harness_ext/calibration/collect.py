@@ -1,9 +1,10 @@
 """Statistics: what a method needs to know about how the model uses its matrices, gathered in one streaming pass over
 calibration documents.
 
-Only the statistics that a method names are gathered. Documents are padded on the left, so that the answers of a batch
-stand at the same positions and a counterfactual input is that of the same place in another prompt. Losses are per
-document, so the batch size changes nothing but speed.
+Only the statistics that a method names are gathered. They see documents that are padded on the left, so that the
+answers of a batch stand at the same positions and a counterfactual input is that of the same place in another prompt.
+So does the model, unless it would count the padding as tokens (`COUNTS_PADDING`). Losses are per document, so the batch
+size changes nothing but speed.
 
 Gradients are those at the outputs of modules, reduced as the backward pass reaches each and then let go; weights get
 none. A pass holds the factors, or the second moments, of the matrices it works on; matrices are taken in groups that
@@ -18,8 +19,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
+from harness_ext.calibration.batches import PaddedBatch, batches_of, summed_loss
 from harness_ext.calibration.context import DocumentBatches
-from harness_ext.calibration.documents import LabelledDocument
 from harness_ext.calibration.experts import ExpertCall, check_equation, expert_call, sights
 from harness_ext.calibration.sinks import SEEN, SeenTokens, sink_tokens
 from harness_ext.errors import UserError, VariantFailed
@@ -41,23 +42,6 @@ if TYPE_CHECKING:
     from harness_ext.methods import Svd
 
 FACTOR_BYTES = 2 << 30
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """One batch, padded on the left: tokens, mask and positions `[b, t]`; labels `[b, t]`, -100 where nothing is
-    predicted.
-    """
-
-    tokens: Tensor
-    mask: Tensor
-    positions: Tensor
-    labels: Tensor
-
-    @property
-    def first(self) -> Tensor:
-        """Which tokens are the first of their documents, `[b, t]`."""
-        return self.mask.bool() & (self.positions == 0)
 
 
 @dataclass
@@ -202,8 +186,9 @@ def groups(matrices: Sequence[Matrix], names: frozenset[str]) -> Iterator[list[M
 @dataclass
 class _Observed:
     """One module under watch: the matrices in it, and which tokens of the batch at hand are real
-    and which are the first of a document, `[b, t]`. calls: how often it was called for that batch. together: what calls
-    saw that is not yet taken in.
+    and which are the first of a document, `[b, t]`. places: where in its row each token stands that belongs to a place
+    of the row padded on the left, `[b, t]`; None where that is the same. calls: how often the module was called for
+    that batch. together: what calls saw that is not yet taken in.
 
     What is seen is reduced as soon as it is there and then let go: in a forward pass when the module is called, else
     when the gradients at the outputs of all its calls have arrived.
@@ -214,6 +199,7 @@ class _Observed:
     backward: bool
     real: Tensor | None = None
     first: Tensor | None = None
+    places: Tensor | None = None
     checked: bool = False
     calls: int = 0
     together: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
@@ -221,7 +207,15 @@ class _Observed:
     def begin(self, real: Tensor, first: Tensor) -> None:
         """Start a batch of these real tokens, and these first ones among them."""
         self.real, self.first, self.calls = real, first, 0
+        self.places = None if bool(real[:, -1].all()) else _places_from_the_left(real)
         self.together.clear()
+
+    def _padded_on_the_left(self, values: Tensor) -> Tensor:
+        """The same with the padding of `[b, t, ...]` on the left."""
+        if self.places is None:
+            return values
+        places = self.places.to(values.device)
+        return values.gather(1, places if values.ndim == 2 else places[..., None].expand_as(values))
 
     def called(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         """A forward hook. Raises UserError where the module does not multiply its input with its weight, as an
@@ -265,10 +259,10 @@ class _Observed:
         real, first = self._masks((seen.inputs if isinstance(seen, ExpertCall) else seen).device)
         if not isinstance(seen, ExpertCall):
             # Some models hand their layers all tokens in a row, without the batch.
-            shaped = None if gradient is None else gradient.reshape(*real.shape, -1)
-            self.together.append((seen.reshape(*real.shape, -1), shaped))
+            shaped = None if gradient is None else self._padded_on_the_left(gradient.reshape(*real.shape, -1))
+            self.together.append((self._padded_on_the_left(seen.reshape(*real.shape, -1)), shaped))
             if shaped is None or len(self.together) == self.calls:
-                self._update(real, first)
+                self._update(self._padded_on_the_left(real), self._padded_on_the_left(first))
             return
         layout = self.items[0].matrix.experts
         assert layout is not None, "what experts of an unknown layout see is not asked for"
@@ -280,8 +274,13 @@ class _Observed:
             sight = sights(module, layout, seen, gradient, expert, real)
             for item in self.items:
                 if item.matrix.expert == expert:
-                    inputs, gradients, reached = sight[item.matrix.parameter.rpartition(".")[2]]
-                    item.update(inputs, gradients, reached, sink_tokens(inputs, reached, first))
+                    seen_by = sight[item.matrix.parameter.rpartition(".")[2]]
+                    inputs, reached = map(self._padded_on_the_left, (seen_by.inputs, seen_by.real))
+                    gradients = seen_by.gradients
+                    if gradients is not None:
+                        gradients = self._padded_on_the_left(gradients)
+                    sinks = sink_tokens(inputs, reached, self._padded_on_the_left(first))
+                    item.update(inputs, gradients, reached, sinks)
 
     def _update(self, real: Tensor, first: Tensor) -> None:
         """Take in all calls of a batch. Layers may share a block: the gradient of its weight is a sum over its uses,
@@ -297,6 +296,14 @@ class _Observed:
         for item in self.items:
             item.update(inputs, gradient, real.repeat(1, len(self.together)), sinks)
         self.together.clear()
+
+
+def _places_from_the_left(real: Tensor) -> Tensor:
+    """Of rows padded on the right, `[b, t]`, which place each place of the row padded on the left is made from."""
+    import torch
+
+    width = real.shape[1]
+    return (torch.arange(width, device=real.device) + real.sum(1, keepdim=True)) % width
 
 
 def _require_tokens(args: tuple[Tensor, ...], real: Tensor | None, matrix: Matrix) -> None:
@@ -323,7 +330,12 @@ def _multiplies(args: tuple[Tensor, ...], output: object, shape: tuple[int, int]
 
 
 def _one_pass(
-    lm: HFLM, watched: Sequence[_Watched], batches: Sequence[_Batch], progress: Callable[[int], Any], *, backward: bool
+    lm: HFLM,
+    watched: Sequence[_Watched],
+    batches: Sequence[PaddedBatch],
+    progress: Callable[[int], Any],
+    *,
+    backward: bool,
 ) -> None:
     import torch
 
@@ -393,62 +405,3 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in learning:
             parameter.requires_grad_(True)
-
-
-def summed_loss(lm: HFLM, batch: _Batch) -> Tensor:
-    """The sum over documents of the mean cross-entropy of each one's answer tokens, in fp32."""
-    from torch.nn.functional import cross_entropy
-
-    logits = lm.model(
-        input_ids=batch.tokens, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
-    ).logits.float()
-    losses = cross_entropy(logits.transpose(1, 2), batch.labels.to(logits.device), ignore_index=-100, reduction="none")
-    return (losses.sum(1) / (batch.labels != -100).sum(1).to(losses)).sum()
-
-
-def batches_of(lm: HFLM, documents: Sequence[LabelledDocument], batch_size: int) -> Iterator[_Batch]:
-    """Batches of one task each, since a counterfactual prompt should be one of the same kind; a last batch of one joins
-    the batch before it.
-    """
-    for task in dict.fromkeys(document.task for document in documents):
-        own = [document for document in documents if document.task == task]
-        starts = list(range(0, len(own), batch_size))
-        if len(starts) > 1 and len(own) - starts[-1] == 1:
-            starts.pop()
-        for start, stop in zip(starts, [*starts[1:], len(own)], strict=True):
-            yield pad(lm, own[start:stop])
-
-
-def pad(lm: HFLM, documents: Sequence[LabelledDocument]) -> _Batch:
-    """One batch, padded on the left."""
-    import torch
-
-    encoded = [_encode(lm, document) for document in documents]
-    width = max(len(tokens) for tokens, _ in encoded)
-    tokens = torch.full((len(encoded), width), lm.tokenizer.pad_token_id or 0)
-    labels = torch.full((len(encoded), width), -100)
-    mask = torch.zeros((len(encoded), width), dtype=torch.long)
-    for row, (document, answer) in enumerate(encoded):
-        tokens[row, width - len(document) :] = torch.tensor(document)
-        mask[row, width - len(document) :] = 1
-        labels[row, width - len(answer) :] = torch.tensor(answer)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    return _Batch(*(value.to(lm.device) for value in (tokens, mask, positions, labels)))
-
-
-def _encode(lm: HFLM, document: LabelledDocument) -> tuple[list[int], list[int]]:
-    return encode(lm, document.context, document.answer, document.task)
-
-
-def encode(lm: HFLM, context: str, answer: str, task: str) -> tuple[list[int], list[int]]:
-    """The tokens that go in (all but the last), and those of the answer that must come out, cut from the left like
-    lm-eval does. task: named where the answer has no tokens, which is a UserError.
-    """
-    if context:
-        before, after = lm.encode_pair(context, answer)
-    else:
-        before, after = [lm.prefix_token_id], lm.tok_encode(answer, add_special_tokens=False)
-    if not after:
-        raise UserError(f"calibration: a document of {task!r} has an answer of no tokens: {answer!r}")
-    whole = (before + after)[-(lm.max_length + 1) :]
-    return whole[:-1], after

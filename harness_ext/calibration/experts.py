@@ -49,8 +49,8 @@ def check_experts(step: Step, matrices: Sequence[Matrix]) -> None:
             check_searchable([matrix])
         if method.statistics and not (matrix.experts and matrix.experts.routed):
             raise UserError(
-                f"{matrix.key}: what an expert of this architecture sees is unknown; choose matrices outside the"
-                " experts, or a method that needs no calibration"
+                f"{matrix.key}: what an expert of this architecture sees is unknown, and {step.method} learns from it:"
+                " choose matrices outside the experts, or a method that needs no calibration, such as svd"
             )
 
 

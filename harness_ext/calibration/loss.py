@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from harness_ext.calibration.collect import batches_of, summed_loss
+from harness_ext.calibration.batches import batches_of, summed_loss
 from harness_ext.errors import VariantFailed
 
 if TYPE_CHECKING:

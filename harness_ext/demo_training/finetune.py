@@ -62,7 +62,7 @@ def train(lm: RecipeLM, settings: FineTuning, documents: Sequence[LabelledDocume
     """Train the loaded model in place. Returns the seconds that it took."""
     import torch
 
-    from harness_ext.calibration.collect import batches_of, summed_loss
+    from harness_ext.calibration.batches import batches_of, summed_loss
 
     optimizer = torch.optim.AdamW(lm.model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     batches = list(batches_of(lm, documents, len(documents)))

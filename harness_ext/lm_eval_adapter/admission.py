@@ -6,6 +6,7 @@ encoder-decoder without a config, weights that stay packed) is asked again befor
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from leaderboard.readers.secrets import redacted
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
+    from torch import nn
 
     from harness_ext.calibration.documents import PromptSettings
     from harness_ext.recipe.recipe import Recipe
@@ -144,9 +146,48 @@ def check_model(model_args: Mapping[str, Any], recipes: Sequence[Recipe]) -> Non
     dense = _asks_for_dense(model_args.get("quantization_config"))
     if method is not None and not dense and stays_packed(config):
         refuse_quantised(str(model_args["pretrained"]), method)
-    backend = model_args.get("backend")
-    if backend == "seq2seq" or (backend in (None, "default") and config.get("is_encoder_decoder")):
-        refuse_calibrated(recipes, str(config.get("model_type", "this model")))
+    if model_args.get("backend") != "causal":
+        _check_encoder(model_args, config, recipes)
+
+
+def _check_encoder(model_args: Mapping[str, Any], config: Mapping[str, Any], recipes: Sequence[Recipe]) -> None:
+    """Refuse a recipe that learns where lm-eval would load a model with an encoder, and a decoder by itself that it
+    would load as such. lm-eval goes by the model's type, not by `is_encoder_decoder`.
+
+    Raises UserError.
+    """
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    kind = str(config.get("model_type", "this model"))
+    whole = modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.get(kind)
+    alone = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
+    if whole is not None:
+        encodes = _takes_decoder_tokens(getattr(transformers, whole))
+    else:
+        declared = config.get("is_encoder_decoder") or model_args.get("backend") == "seq2seq"
+        encodes = alone is None and bool(declared)
+    if not encodes:
+        return
+    if alone is not None and config.get("is_encoder_decoder") is False:
+        raise UserError(
+            f"{model_args['pretrained']} is the decoder of a {kind} by itself (is_encoder_decoder is false in its"
+            f" config.json), and lm-eval would load a {kind} with its encoder: add backend=causal to --model_args"
+        )
+    refuse_calibrated(recipes, kind)
+
+
+def has_encoder(model: nn.Module) -> bool:
+    """Whether a loaded model runs an encoder on its input, and asks for the tokens of a decoder as well.
+
+    A decoder by itself (`BartForCausalLM`) has none, though its type is that of the whole model.
+    """
+    plain = getattr(model, "get_base_model", lambda: model)()
+    return bool(getattr(model.config, "is_encoder_decoder", False)) or _takes_decoder_tokens(type(plain))
+
+
+def _takes_decoder_tokens(model_class: type[nn.Module]) -> bool:
+    return "decoder_input_ids" in inspect.signature(model_class.forward).parameters
 
 
 def refuse_quantised(name: str, method: str) -> None:

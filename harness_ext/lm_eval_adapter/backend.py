@@ -26,7 +26,13 @@ from harness_ext.editing.records import totals
 from harness_ext.errors import UserError, nearest
 from harness_ext.linalg.cache import lasting
 from harness_ext.linalg.decompose import Decomposer
-from harness_ext.lm_eval_adapter.admission import check_arguments, loading, refuse_calibrated, refuse_quantised
+from harness_ext.lm_eval_adapter.admission import (
+    check_arguments,
+    has_encoder,
+    loading,
+    refuse_calibrated,
+    refuse_quantised,
+)
 from harness_ext.lm_eval_adapter.throughput import Speed, seconds_since
 from harness_ext.model.checkpoint import Checkpoint, adapter_inside, read_checkpoint
 from harness_ext.model.completeness import WholeModels, check_headers, refusing_incomplete_adapters
@@ -81,6 +87,8 @@ class RecipeLM(HFLM):
             self.loaded_from = str(Path(pretrained, str(kwargs.get("subfolder") or "")))
         else:  # from Python: a model in memory
             self.loaded_from = str(pretrained.config.name_or_path)
+            if kwargs.get("backend", "default") == "default":
+                kwargs["backend"] = backend_of(pretrained)
         # lm-eval's own default is a CUDA device, whether or not there is one.
         kwargs.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
         super().__init__(pretrained=pretrained, **kwargs)
@@ -256,7 +264,7 @@ class RecipeLM(HFLM):
         """Raise UserError where these recipes cannot be applied to a model of this kind, before anything is scored."""
         if any(recipe.steps for recipe in recipes):
             self._refuse_quantised()
-        if self.backend == "seq2seq":
+        if has_encoder(self.model):
             refuse_calibrated(recipes, str(self.model.config.model_type))
 
     @property
@@ -305,6 +313,13 @@ def _check_stored(arguments: Mapping[str, Any]) -> None:
         # Of these lm-eval loads another class than the one that is checked.
         if not checkpoint.config.get("is_encoder_decoder"):
             check_headers(checkpoint)
+
+
+def backend_of(model: Any) -> str:
+    """lm-eval's `backend` for a model in memory. lm-eval itself goes by the model's type, which a decoder by itself
+    (`BartForCausalLM`) has in common with the whole model.
+    """
+    return "seq2seq" if has_encoder(model) else "causal"
 
 
 def _unpacked_gguf() -> Any:

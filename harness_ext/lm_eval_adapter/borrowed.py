@@ -132,6 +132,12 @@ BORROWED = (
         source=("self.AUTO_MODEL_CLASS.from_pretrained(",),
     ),
     BorrowedName(
+        f"{_MODEL}._get_backend",
+        "tell before a model is loaded whether it has an encoder",
+        ("backend",),
+        source=("in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",),
+    ),
+    BorrowedName(
         f"{_MODEL}._create_tokenizer",
         "keep the tokenizer that a loaded model came with, and to try a chat template before a model is loaded",
         ("pretrained", "tokenizer", "revision", "gguf_file", "add_bos_token", "subfolder"),

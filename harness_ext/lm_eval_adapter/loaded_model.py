@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.errors import UserError
-from harness_ext.lm_eval_adapter.backend import RecipeLM
+from harness_ext.lm_eval_adapter.backend import RecipeLM, backend_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,7 +38,7 @@ class LoadedModel(RecipeLM):
         self._own_tokenizer = copy.deepcopy(tokenizer)
         facts: Any = SimpleNamespace(device=model.device, config=model.config)
         with _without_warnings():
-            super().__init__(pretrained=facts)
+            super().__init__(pretrained=facts, backend=backend_of(model))
         self._model = model
         self.bars = False
 

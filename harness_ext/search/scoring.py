@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from harness_ext.calibration.collect import encode
+from harness_ext.calibration.batches import encode
 
 if TYPE_CHECKING:
     import torch

@@ -25,7 +25,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from harness_ext.calibration.collect import frozen, pad, summed_loss
+from harness_ext.calibration.batches import pad, summed_loss
+from harness_ext.calibration.collect import frozen
 from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import LabelledDocument
 from harness_ext.errors import UserError, VariantFailed

@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from harness_ext.calibration import collect
+from harness_ext.calibration.batches import batches_of
 from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
 from harness_ext.editing.edit_matrix import UNSEEN
@@ -118,7 +119,7 @@ def test_what_removing_a_component_of_an_expert_changes_is_in_its_weights_gradie
         collect._Watched(matrix, collect._start(frozenset({"ablation_effects"}), matrix, decompose(lm)))
         for matrix in matrices
     ]
-    collect._one_pass(lm, watched, list(collect.batches_of(lm, DOCUMENTS, 3)), lambda count: None, backward=True)
+    collect._one_pass(lm, watched, list(batches_of(lm, DOCUMENTS, 3)), lambda count: None, backward=True)
     gradients = gradients_of_weights(lm, matrices[0].parameter)
     for item in watched:
         u, _, vh = decompose(lm)(item.matrix)

@@ -289,7 +289,7 @@ def test_the_rate_of_fine_tuning_is_the_best_on_other_facts_of_the_training_spli
 def _share_right(lm, documents) -> float:
     import torch
 
-    from harness_ext.calibration.collect import batches_of
+    from harness_ext.calibration.batches import batches_of
 
     right = 0
     with torch.no_grad():

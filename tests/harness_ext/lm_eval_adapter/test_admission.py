@@ -107,6 +107,37 @@ def test_encoder_decoders_take_recipes_that_need_the_weights_only(folder: Path) 
     check_all(arguments | {"backend": "causal"}, [parse_recipe("svd-llm")])
 
 
+def test_an_encoder_is_known_by_the_class_that_lm_eval_loads(folder: Path) -> None:
+    """lm-eval goes by the type, whatever the config says of it."""
+    learns, plain = [parse_recipe("svd-llm")], [parse_recipe("svd")]
+    for config in ({"model_type": "t5"}, {"model_type": "marian"}, {"model_type": "t5", "is_encoder_decoder": False}):
+        arguments = configured(folder, **config)
+        check_all(arguments, plain)
+        for backend in ("default", "seq2seq"):
+            with pytest.raises(UserError, match=f"{config['model_type']} is an encoder-decoder, and 'svd-llm' learns"):
+                check_all(arguments | {"backend": backend}, learns)
+    # Of these lm-eval loads a decoder: one that hears, one by itself, and one that was asked for.
+    for config, backend in (
+        ({"model_type": "qwen2_audio"}, "default"),
+        ({"model_type": "whisper", "is_encoder_decoder": True}, "default"),
+        ({"model_type": "bart", "is_encoder_decoder": True}, "causal"),
+        ({"model_type": "novel", "is_encoder_decoder": False}, "default"),
+    ):
+        check_all(configured(folder, **config) | {"backend": backend}, learns)
+    with pytest.raises(UserError, match="novel is an encoder-decoder, and 'svd-llm' learns"):
+        check_all(configured(folder, model_type="novel", is_encoder_decoder=True), learns)
+
+
+def test_a_decoder_by_itself_that_lm_eval_would_load_with_an_encoder(folder: Path) -> None:
+    arguments = configured(folder, model_type="bart", is_encoder_decoder=False)
+    for recipe in ("svd", "svd-llm"):
+        with pytest.raises(
+            UserError, match=r"is the decoder of a bart by itself .*: add backend=causal to --model_arg"
+        ):
+            check_all(arguments, [parse_recipe(recipe)])
+        check_all(arguments | {"backend": "causal"}, [parse_recipe(recipe)])
+
+
 def test_gguf(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     alone = tmp_path / "gguf"

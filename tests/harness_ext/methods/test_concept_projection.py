@@ -174,7 +174,7 @@ def test_a_trained_model_does_not_collapse(shared: Path) -> None:
     """SmolLM2's first token is hundreds of times as large as the others in layer 11, and its output leans a quarter on
     the direction between he and she. The perplexity of 40 answers of WikiData stays within three times what it was.
     """
-    from harness_ext.calibration.collect import batches_of, summed_loss
+    from harness_ext.calibration.batches import batches_of, summed_loss
     from harness_ext.calibration.documents import LabelledDocument
     from harness_ext.lm_eval_adapter.backend import RecipeLM
 

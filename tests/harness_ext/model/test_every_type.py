@@ -48,7 +48,7 @@ LEARNS_NOTHING = {
     "reformer": {"fwsvd": "no gradient reaches"},
     "llama4": dict.fromkeys(("asvd", "fwsvd"), "what an expert of this architecture sees is unknown"),
     "llama4_text": dict.fromkeys(("asvd", "fwsvd"), "what an expert of this architecture sees is unknown"),
-    "longcat_flash": dict.fromkeys(("asvd", "fwsvd"), "what a single one sees cannot be told"),
+    "longcat_flash": dict.fromkeys(("asvd", "fwsvd"), "what an expert of this architecture sees is unknown"),
     "xlnet": dict.fromkeys(("asvd", "fwsvd"), "the model reads -1 at once"),
 }
 DOCUMENTS = [("w1 w2 w3", " w4"), ("w5 w6 w7 w8", " w9"), ("w3 w9", " w11 w12"), ("w7 w1", " w2")]
@@ -259,6 +259,30 @@ def test_a_recipe_that_learns_works_or_is_refused_in_a_sentence(
             continue
         with recipes.apply(model, recipe, tokenizer=tokenizer, documents=DOCUMENTS) as applied:
             assert len(applied.matrices) == len(layout.matrices)
+
+
+def test_a_document_is_read_the_same_in_any_batch(model, model_type: str, tokenizer) -> None:
+    """Padded on the side that the type is padded on, as calibration pads it."""
+    from harness_ext.calibration.batches import COUNTS_PADDING, batches_of, summed_loss
+    from harness_ext.calibration.documents import LabelledDocument
+    from harness_ext.lm_eval_adapter.loaded_model import LoadedModel
+
+    if model_type in (*OWN_STREAMS, "xlnet"):
+        pytest.skip("no recipe learns of it")
+    model.float()
+    lm = LoadedModel(model, tokenizer)
+    long = ("w1 w2 w3 w5 w6 w7 w8 w9 w3 w11 w7 w1 w4", " w2 w4")
+    documents = [LabelledDocument("t", context, answer, context) for context, answer in [*DOCUMENTS, long]]
+
+    def losses(size: int) -> torch.Tensor:
+        with torch.no_grad():
+            return torch.stack([summed_loss(lm, batch) for batch in batches_of(lm, documents, size)]).sum()
+
+    torch.testing.assert_close(losses(5), losses(1), atol=1e-3, rtol=1e-3)
+    if model_type in COUNTS_PADDING:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("harness_ext.calibration.batches.COUNTS_PADDING", frozenset())
+            assert abs(float(losses(5) - losses(1))) > 1e-2
 
 
 def test_embeddings_heads_norms_and_routers_have_no_role(model, layout: Layout) -> None:

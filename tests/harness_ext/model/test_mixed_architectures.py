@@ -16,6 +16,7 @@ import torch
 from harness_ext.calibration import collect
 from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
+from harness_ext.calibration.sinks import SeenTokens
 from harness_ext.editing.pipeline import stages
 from harness_ext.editing.plan import plan
 from harness_ext.errors import UserError
@@ -412,12 +413,25 @@ def shared(make_lm):
     return make_lm("zamba", dtype="float64")
 
 
+def ordinary(inputs: torch.Tensor) -> torch.Tensor:
+    """Of one use by one document, `[t, n]`, the tokens that are no sinks: not the first, and no more than six times as
+    long as the (lower) median of the others.
+    """
+    others = inputs[1:]
+    norms = others.square().sum(1).sqrt()
+    return others[norms <= 6 * norms.sort().values[(len(others) - 1) // 2]]
+
+
 @pytest.mark.slow
 def test_a_shared_block_learns_from_all_its_uses(shared) -> None:
+    """Each use has inputs of its own, and sinks of its own: a mean is over the ordinary tokens of all uses."""
     matrices = [matrix for matrix in shared.weights.layout.matrices if matrix.also]
     assert {(matrix.layer, len(matrix.also)) for matrix in matrices} == {(1, 1)} and len(matrices) == 7
-    names = frozenset({"fisher_information", "input_mean"})
-    found = collect.gather(shared, matrices, names, DocumentBatches(DOCUMENTS, 2), no_documents)
+    means = frozenset({"input_mean", "input_mean_with_sinks"})
+    found = collect.gather(
+        shared, matrices, means | {"fisher_information"}, DocumentBatches(DOCUMENTS, 2), no_documents
+    )
+    forward_only = collect.gather(shared, matrices, means, DocumentBatches(DOCUMENTS, 2), no_documents)
     parameters = dict(shared.model.named_parameters())
     for matrix in matrices:
         squares, inputs = [], []
@@ -434,11 +448,18 @@ def test_a_shared_block_learns_from_all_its_uses(shared) -> None:
             squares.append(torch.autograd.grad(loss, parameters[matrix.parameter])[0].square().sum(0))
         for handle in handles:
             handle.remove()
+        assert len(inputs) == 2 * len(DOCUMENTS) and {value.dtype for value in inputs} == {torch.float64}
         expected = torch.stack(squares).mean(0)
-        torch.testing.assert_close(found[matrix.key]["fisher_information"].double(), expected, rtol=1e-3, atol=1e-8)
-        torch.testing.assert_close(
-            found[matrix.key]["input_mean"].double(), torch.cat(inputs).mean(0), rtol=1e-4, atol=1e-5
-        )
+        own = found[matrix.key]
+        torch.testing.assert_close(own["fisher_information"].double(), expected, rtol=1e-3, atol=1e-8)
+        every, kept = torch.cat(inputs), torch.cat([ordinary(value) for value in inputs])
+        assert 0 < len(kept) <= len(every) - len(inputs)
+        for statistics in (own, forward_only[matrix.key]):
+            torch.testing.assert_close(statistics["input_mean"].double(), kept.mean(0), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                statistics["input_mean_with_sinks"].double(), every.mean(0), rtol=1e-4, atol=1e-5
+            )
+            assert SeenTokens.of(statistics)[:2] == (len(every), len(every) - len(kept))
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness_ext.calibration.collect import summed_loss
+from harness_ext.calibration.batches import summed_loss
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
 from harness_ext.errors import VariantFailed
 from harness_ext.progress import Progress

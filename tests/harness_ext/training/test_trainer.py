@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from harness_ext.calibration.collect import pad, summed_loss
+from harness_ext.calibration.batches import pad, summed_loss
 from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
 from harness_ext.calibration.loss import mean_loss

@@ -132,14 +132,16 @@ def views(server: Server, origin: str, pages: tuple[str, ...] = ("",), host: str
     from websockets.typing import Origin, Subprotocol
 
     answer = ""
-    reached = socket.create_connection(("127.0.0.1", server.port))
-    with connect(
-        f"ws://{host}:{server.port}/_stcore/stream",
-        sock=reached,
-        origin=Origin(origin),
-        subprotocols=[Subprotocol("streamlit")],
-        max_size=None,
-    ) as stream:
+    with (
+        socket.create_connection(("127.0.0.1", server.port)) as reached,
+        connect(
+            f"ws://{host}:{server.port}/_stcore/stream",
+            sock=reached,
+            origin=Origin(origin),
+            subprotocols=[Subprotocol("streamlit")],
+            max_size=None,
+        ) as stream,
+    ):
         for page in pages:
             message = BackMsg()
             message.rerun_script.query_string = ""
@@ -184,12 +186,13 @@ def test_the_users_configuration_cannot_open_the_server(database: Path, tmp_path
         for origin in ("http://evil.example", "https://evil.example:8501", "null", "http://127.0.0.1.evil.example"):
             with pytest.raises(InvalidStatus):
                 views(server, origin)
-            health = server.get("/_stcore/health", Origin=origin)
-            assert health.headers.get("Access-Control-Allow-Origin") in (None, "http://localhost")
+            with server.get("/_stcore/health", Origin=origin) as health:
+                assert health.headers.get("Access-Control-Allow-Origin") in (None, "http://localhost")
         # A name of a page elsewhere that was made to lead here.
         with pytest.raises(InvalidStatus):
             views(server, f"http://evil.example:{server.port}", host="evil.example")
-        host = server.get("/_stcore/host-config").read().decode()
+        with server.get("/_stcore/host-config") as answer:
+            host = answer.read().decode()
         assert "evil.example" not in host
         shown = views(server, f"http://127.0.0.1:{server.port}", ("", "compare", "history", "layers", "size"))
         assert "All results" in shown and "evil.example" not in shown
