@@ -121,7 +121,9 @@ def loading(name: str, secrets: Collection[str] = ()) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        words = redacted(shown(str(error).strip(), 2_000), secrets)
+        # What follows an empty line is about other matters, such as how to upgrade.
+        first = " ".join(str(error).strip().partition("\n\n")[0].split())
+        words = redacted(shown(first, 500), secrets)
         if not isinstance(error, (OSError, ValueError, ImportError, RuntimeError)):
             words = ": ".join(filter(None, (type(error).__name__, words)))
             words += " (one of its files may be cut short, or not be what its name says)"
