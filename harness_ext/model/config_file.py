@@ -29,7 +29,7 @@ _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _OF_GEOMETRY = {key for entry in ARCHITECTURES for key in entry.geometry} - set(_SWITCHES)
 # Of a weight's rows and columns. A packed weight has fewer: 32 numbers of one bit lie in an integer.
 _DIMENSIONS = tuple(sorted(_OF_GEOMETRY | {"head_dim", "num_key_value_heads", "vocab_size"}))
-_SIZES = (*_DIMENSIONS, *_LAYERS, "max_position_embeddings")
+_SIZES = (*_DIMENSIONS, *_LAYERS, "max_position_embeddings", "n_positions")
 _MOST_PACKED = 32
 _FEW_LAYERS = 1_000
 _DEEPEST = 100

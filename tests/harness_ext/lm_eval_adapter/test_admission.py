@@ -166,6 +166,48 @@ def test_a_template_drops_the_system_turn_as_lm_eval_does(chat: Path) -> None:
     assert template.apply(history).strip() == "1 + 1"
 
 
+LOOP = "{% for i in range(9000) %}{% for j in range(9000) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("hello", "it leaves out what the user says"),
+        ("  ", "it leaves out what the user says"),
+        ("{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}", "leaves out what the"),
+        ("{% for m in messages %}{{ m.content|upper|tojson }}{% endfor %}{{ 'a' * 2000000 }}", "it makes 2,000,0"),
+        (LOOP + "{{ messages[0].content }}", "it has not ended after 0.2 seconds"),
+        ("{% for m in %}", "Expected an expression"),
+        ("{{ messages.__class__.__mro__ }}", "is unsafe"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "maximum recursion depth exceeded"),
+        (3, "Can't compile non template nodes"),
+        ([3], "'int' object is not subscriptable"),
+        ({"tool_use": "x"}, "multiple chat templates with no default"),
+        ("", "has no chat template"),
+    ],
+)
+def test_a_template_that_makes_no_prompts(folder: Path, monkeypatch, template: Any, words: str) -> None:
+    from types import SimpleNamespace
+
+    def conversation(document: Any, chat_template: Any, **settings: Any) -> str:
+        return chat_template([{"role": "user", "content": document}])
+
+    if "seconds" in words:
+        monkeypatch.setattr("harness_ext.lm_eval_adapter.admission.PATIENCE_SECONDS", 0.2)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
+    task: Any = SimpleNamespace(
+        config=SimpleNamespace(num_fewshot=0),
+        doc_to_prefix=lambda document: None,
+        fewshot_context=conversation,
+        task_name="sums",
+    )
+    settings: Any = SimpleNamespace(system_instruction=None, fewshot_as_multiturn=False)
+    with pytest.raises(UserError, match="^--apply_chat_template: ") as refused:
+        ChatTemplate({"pretrained": str(folder)}, True).check(task, "1 + 1", settings)
+    assert words in str(refused.value) and len(str(refused.value)) < 600 + len(str(folder))
+
+
 def test_a_conversation_that_the_template_refuses_is_told_before_loading(lm_eval, chat: Path, monkeypatch) -> None:
     monkeypatch.setattr("lm_eval.models.huggingface.HFLM._create_model", lambda *args, **kwargs: pytest.fail("loaded"))
     (chat / "tokenizer_config.json").write_text(
