@@ -7,6 +7,7 @@ encoder-decoder without a config, weights that stay packed) is asked again befor
 from __future__ import annotations
 
 import queue
+import re
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.errors import UserError
-from harness_ext.model.checkpoint import check_local, hub_or_local_config, quantisation_method, stays_packed
+from harness_ext.model.checkpoint import (
+    check_adapter,
+    check_local,
+    hub_or_local_config,
+    quantisation_method,
+    stays_packed,
+)
 from leaderboard.readers.plain_yaml import shown
 from leaderboard.readers.secrets import redacted
 
@@ -42,6 +49,7 @@ _DTYPES = ("auto", "float32", "bfloat16", "float16", "float64", "float", "half",
 _BACKENDS = ("default", "causal", "seq2seq")
 PATIENCE_SECONDS = 60.0
 """For a chat template and one conversation; one takes milliseconds."""
+_UNEXPECTED = re.compile(r"__init__\(\) got an unexpected keyword argument ('[^']*')")
 _LONGEST_FRAME = 1_000_000
 _SAME_AS_HF = "transformers loads the same checkpoint: use --model hf"
 
@@ -67,6 +75,7 @@ def check_all(model_args: Mapping[str, Any], recipes: Sequence[Recipe]) -> None:
     if edited:
         check_arguments(model_args)
     check_gguf(model_args)
+    check_adapter(str(model_args.get("peft") or model_args.get("delta") or ""))
     if not model_args.get("gguf_file"):
         check_local(
             str(model_args["pretrained"]),
@@ -129,7 +138,9 @@ def loading(name: str, secrets: Collection[str] = ()) -> Iterator[None]:
         # What follows an empty line is about other matters, such as how to upgrade.
         first = " ".join(str(error).strip().partition("\n\n")[0].split())
         words = redacted(shown(first, 500), secrets)
-        if not isinstance(error, (OSError, ValueError, ImportError, RuntimeError)):
+        if argument := _UNEXPECTED.search(words):
+            words = f"no model of its kind takes the argument {argument[1]}; leave it out of --model_args"
+        elif not isinstance(error, (OSError, ValueError, ImportError, RuntimeError)):
             words = ": ".join(filter(None, (type(error).__name__, words)))
             words += " (one of its files may be cut short, or not be what its name says)"
         raise UserError(f"the model {name!r} cannot be loaded: {words or type(error).__name__}") from error

@@ -186,6 +186,16 @@ def _shard(index: Path, name: str) -> Path:
     return path
 
 
+def check_adapter(name: str) -> None:
+    """Refuse a path that holds no adapter; a hub name, and none, are the loader's business. Raises UserError."""
+    folder = Path(name).expanduser()
+    if folder.is_dir() and name:
+        if not any((folder / file).is_file() for file in (_ADAPTER, "config.json")):
+            raise UserError(f"{name} holds no adapter: it has no {_ADAPTER}")
+    elif name.startswith((".", "/", "~")):
+        raise UserError(f"there is no adapter folder {name}; give a local folder or a hub name")
+
+
 def adapter_inside(name: str) -> str:
     """What to say of a model that transformers loads with an adapter in it."""
     return (

@@ -125,6 +125,35 @@ def test_gguf(folder: Path, tmp_path: Path) -> None:
     check_all({"pretrained": str(alone), "gguf_file": "a.gguf"}, laser)
 
 
+def test_an_adapter_that_is_not_there(lm_eval, folder: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("lm_eval.models.huggingface.HFLM._create_model", lambda *args, **kwargs: pytest.fail("loaded"))
+    (tmp_path / "empty").mkdir()
+    for name, words in (
+        (str(tmp_path / "empty"), "holds no adapter: it has no adapter_config.json"),
+        (str(tmp_path / "gone"), "there is no adapter folder"),
+        ("./gone", "there is no adapter folder ./gone"),
+    ):
+        model = ("--model_args", f"pretrained={folder},peft={name}")
+        for command in (
+            ("run", "--model", "hf", *model, "--tasks", "int_mult", "--limit", 4, "--device", "cpu", "--recipe", "svd"),
+            ("export", *model, "--recipe", "svd", "--out", tmp_path / "edited"),
+            ("recipes", "plan", "svd", *model),
+        ):
+            ran = lm_eval(*command)
+            assert ran.code == 2 and words in ran.err and "Traceback" not in ran.err, ran.err
+
+
+def test_a_plan_refuses_what_a_run_refuses(lm_eval, folder: Path) -> None:
+    for argument in ("load_in_4bit=True", "load_in_8bit=True", "gptqmodel=True"):
+        ran = lm_eval("recipes", "plan", "svd", "--model_args", f"pretrained={folder},{argument}")
+        assert ran.code == 2 and f"{argument} loads packed weights" in ran.err and not ran.out
+
+
+def test_an_argument_that_no_model_takes(lm_eval) -> None:
+    ran = lm_eval("export", "--model_args", "pretrained=demo,use_auth=1", "--recipe", "svd", "--out", "edited")
+    assert ran.code == 2 and "no model of its kind takes the argument 'use_auth'; leave it out" in ran.err
+
+
 def test_an_adapter_by_itself(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
     with pytest.raises(UserError, match=r"no model: .*pretrained=org/base,peft="):
