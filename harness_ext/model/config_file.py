@@ -109,8 +109,8 @@ def _wrong_dtypes(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _wrong_sizes(config: Mapping[str, Any], architecture: Architecture | None) -> Iterator[tuple[str, str]]:
-    """What must be a whole number. Models without an entry may have a list, a number for each layer, and none of
-    something; of one with an entry, the geometry must be there.
+    """What must be a whole number. Models without an entry may have several, a number for each layer or part, and none
+    of something; of one with an entry, the geometry must be there.
     """
     needed = set(architecture.geometry) - {"num_key_value_heads", *_SWITCHES} if architecture is not None else set()
     least = 0 if architecture is None else 1
@@ -118,7 +118,8 @@ def _wrong_sizes(config: Mapping[str, Any], architecture: Architecture | None) -
         value = config[key]
         if value is None and key not in needed:
             continue
-        each = value if isinstance(value, list) and architecture is None else [value]
+        several = architecture is None and isinstance(value, (list, dict))
+        each = list(value.values() if isinstance(value, dict) else value) if several else [value]
         if not all(_is_whole(number) and number >= least for number in each):
             yield key, f"it must be a whole number, {least} or more"
 

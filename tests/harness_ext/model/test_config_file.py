@@ -147,6 +147,7 @@ def test_a_file_that_is_no_config(folder: Path, text: str, words: str) -> None:
         {"time_step_limit": [0.0, INFINITY], "vision_config": {"num_attention_heads": 0}},
         {"model_type": "openelm", "num_attention_heads": [12, 16], "head_dim": 0, "auto_map": {"AutoConfig": "a.B"}},
         {"auto_map": {"AutoTokenizer": ["a.B", None]}},
+        {"model_type": "lxmert", "num_hidden_layers": {"vision": 5, "language": 9}},
     ],
 )
 def test_what_models_do_say_is_no_mistake(folder: Path, said: dict[str, Any]) -> None:
