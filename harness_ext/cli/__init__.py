@@ -70,7 +70,7 @@ def main() -> None:
     secrecy.install()
     try:
         cli = RecipesCLI()
-        cli.execute(cli.parse_args())
+        cli.execute(_parsed(cli))
         sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read our output has enough of it; the interpreter must not try to flush the rest.
@@ -85,6 +85,14 @@ def main() -> None:
             error = UserError(trouble)
         print(f"error: {secrecy.printable(error)}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+
+
+def _parsed(cli: RecipesCLI) -> argparse.Namespace:
+    """The command line, read. Raises UserError for settings that lm-eval cannot read, such as JSON that is none."""
+    try:
+        return cli.parse_args()
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def _of_the_disk(error: Exception) -> str | None:

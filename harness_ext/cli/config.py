@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness_ext.cli.secrecy import printable
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.config import RunConfig
 from harness_ext.runs.run_config import recipe_run_config
@@ -107,6 +108,10 @@ def _harness_config(args: argparse.Namespace) -> EvaluatorConfig:
         """lm-eval's configuration, read from a file that may hold our keys as well."""
 
         __slots__ = ()
+
+        def __repr__(self) -> str:
+            """Without secrets: lm-eval prints it."""
+            return printable(super().__repr__()).replace(type(self).__qualname__, "EvaluatorConfig", 1)
 
         @staticmethod
         def load_yaml_config(config_path: str | Path) -> dict[str, Any]:

@@ -84,12 +84,15 @@ class Recipes(RecipesCommand):
 
     def _plan(self, args: argparse.Namespace) -> None:
         from harness_ext.errors import UserError
+        from harness_ext.lm_eval_adapter.admission import check_all
         from harness_ext.runs.python_api import load_recipe, plan_from_headers
+        from harness_ext.runs.run_config import resolve_demo
 
         arguments = args.model_args
         if not arguments.get("pretrained"):
             raise UserError("no model given: add --model_args pretrained=NAME (a hub name, a local folder, or `demo`)")
         recipe = load_recipe(args.recipe)
+        check_all(resolve_demo("hf", arguments), [recipe])
         print("\n".join(_plan_lines(recipe, plan_from_headers(recipe, arguments), str(arguments["pretrained"]))))
 
 

@@ -7,13 +7,22 @@ encoder-decoder without a config, weights that stay packed) is asked again befor
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import queue
+import re
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.errors import UserError
-from harness_ext.model.checkpoint import check_local, hub_or_local_config, quantisation_method, stays_packed
+from harness_ext.model.checkpoint import (
+    check_adapter,
+    check_local,
+    hub_or_local_config,
+    quantisation_method,
+    stays_packed,
+)
 from leaderboard.readers.plain_yaml import shown
 from leaderboard.readers.secrets import redacted
 
@@ -40,6 +49,10 @@ _NOT_OURS = {
 }
 _DTYPES = ("auto", "float32", "bfloat16", "float16", "float64", "float", "half", "double")
 _BACKENDS = ("default", "causal", "seq2seq")
+PATIENCE_SECONDS = 60.0
+"""For a chat template and one conversation; one takes milliseconds."""
+_UNEXPECTED = re.compile(r"__init__\(\) got an unexpected keyword argument ('[^']*')")
+_LONGEST_FRAME = 1_000_000
 _SAME_AS_HF = "transformers loads the same checkpoint: use --model hf"
 
 
@@ -64,6 +77,7 @@ def check_all(model_args: Mapping[str, Any], recipes: Sequence[Recipe]) -> None:
     if edited:
         check_arguments(model_args)
     check_gguf(model_args)
+    check_adapter(str(model_args.get("peft") or model_args.get("delta") or ""))
     if not model_args.get("gguf_file"):
         check_local(
             str(model_args["pretrained"]),
@@ -123,8 +137,12 @@ def loading(name: str, secrets: Collection[str] = ()) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        words = redacted(shown(str(error).strip(), 2_000), secrets)
-        if not isinstance(error, (OSError, ValueError, ImportError, RuntimeError)):
+        # What follows an empty line is about other matters, such as how to upgrade.
+        first = " ".join(str(error).strip().partition("\n\n")[0].split())
+        words = redacted(shown(first, 500), secrets)
+        if argument := _UNEXPECTED.search(words):
+            words = f"no model of its kind takes the argument {argument[1]}; leave it out of --model_args"
+        elif not isinstance(error, (OSError, ValueError, ImportError, RuntimeError)):
             words = ": ".join(filter(None, (type(error).__name__, words)))
             words += " (one of its files may be cut short, or not be what its name says)"
         raise UserError(f"the model {name!r} cannot be loaded: {words or type(error).__name__}") from error
@@ -247,7 +265,8 @@ class ChatTemplate:
                 subfolder=str(model_args.get("subfolder") or ""),
             )
             found = self._lm.chat_template(asked)
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except Exception as error:
+            # A tokenizer's files are of anybody's, and bring about errors of any kind.
             raise UserError(f"--apply_chat_template: {self._name}: {_first_line(error)}") from None
         if not found:
             raise UserError(
@@ -260,8 +279,24 @@ class ChatTemplate:
         """The conversation as one text; lm-eval's own, which leaves a system turn out where the template refuses it."""
         return self._lm.apply_chat_template(chat_history, add_generation_prompt)
 
+    def _tried(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """`apply`, in `PATIENCE_SECONDS`. Raises ValueError where what the user says makes no difference to the text:
+        some templates read a text as a list of parts, find none, and drop it.
+        """
+        other = [
+            {**turn, "content": f"{turn['content']} x"} if turn["role"] == "user" else turn for turn in chat_history
+        ]
+        text, changed = _in_time(lambda: [self.apply(turns, add_generation_prompt) for turns in (chat_history, other)])
+        if text == changed and other != chat_history:
+            raise ValueError("it leaves out what the user says")
+        if len(text) > _LONGEST_FRAME + 10 * sum(len(turn["content"]) for turn in chat_history):
+            raise ValueError(f"it makes {len(text):,} characters of it")
+        return text
+
     def check(self, task: Task, document: Any, settings: PromptSettings) -> None:
-        """Raise UserError where the template refuses the conversation that a task makes of a document."""
+        """Raise UserError where the template refuses the conversation that a task makes of a document, takes forever
+        over it, or leaves out what the user says.
+        """
         try:
             task.fewshot_context(
                 document,
@@ -269,7 +304,7 @@ class ChatTemplate:
                 system_instruction=settings.system_instruction,
                 apply_chat_template=True,
                 fewshot_as_multiturn=settings.fewshot_as_multiturn,
-                chat_template=self.apply,
+                chat_template=self._tried,
                 gen_prefix=task.doc_to_prefix(document),
             )
         except Exception as error:
@@ -279,6 +314,28 @@ class ChatTemplate:
                 f" ({_first_line(error)}): try --fewshot_as_multiturn false, --num_fewshot 0 or no"
                 " --system_instruction, or leave --apply_chat_template out"
             ) from None
+
+
+def _in_time(compute: Callable[[], list[str]]) -> list[str]:
+    """What `compute` returns. Raises whatever it does, and TimeoutError where it takes longer than `PATIENCE_SECONDS`;
+    its thread then ends with the program.
+    """
+    outcome: queue.Queue[list[str] | Exception] = queue.Queue()
+
+    def work() -> None:
+        try:
+            outcome.put(compute())
+        except Exception as error:
+            outcome.put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        found = outcome.get(timeout=PATIENCE_SECONDS)
+    except queue.Empty:
+        raise TimeoutError(f"it has not ended after {PATIENCE_SECONDS:g} seconds") from None
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def _first_line(error: Exception) -> str:

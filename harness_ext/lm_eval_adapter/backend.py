@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -207,6 +208,37 @@ class RecipeLM(HFLM):
                 f"recipe {self.recipe.label!r} was chosen on or learned from {learned} of the {len(together)} documents"
                 " asked here (chosen_on), which cannot be taken out of the score here; run it by `lm_eval run --recipe`"
             )
+
+    # A token beyond the embedding is an error of an index on a CPU, and kills the process's use of a GPU.
+
+    def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
+        """lm-eval's. Raises UserError where the tokenizer gives tokens that the model does not have."""
+        tokens: list[int] = super().tok_encode(string, *args, **kwargs)
+        self._refuse_unknown(max(tokens, default=0))
+        return tokens
+
+    def tok_batch_encode(self, strings: list[str], *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """lm-eval's. Raises UserError where the tokenizer gives tokens that the model does not have."""
+        tokens, mask = super().tok_batch_encode(strings, *args, **kwargs)
+        self._refuse_unknown(int(tokens.max()) if tokens.numel() else 0)
+        return tokens, mask
+
+    def _refuse_unknown(self, token: int) -> None:
+        if token >= self._known_tokens:
+            raise UserError(
+                f"the tokenizer gives the token {token}, and the model ({self.loaded_from}) knows"
+                f" {self._known_tokens:,.0f}: it belongs to another model; name this model's own, --model_args"
+                " tokenizer=NAME"
+            )
+
+    @cached_property
+    def _known_tokens(self) -> float:
+        """Rows of the model's embedding; infinite where that cannot be told."""
+        try:
+            rows = self.model.get_input_embeddings().weight.shape[0]
+        except (AttributeError, NotImplementedError):
+            return float("inf")
+        return float(rows)
 
     def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """The tokens of a prompt that is not empty, and those of what follows it, split as lm-eval splits them."""

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from harness_ext.errors import UserError
-from harness_ext.model.safetensors_header import StoredTensor, read_header, refuse_impossible
-from leaderboard.errors import Unreadable
+from harness_ext.model.config_file import read_config, read_object, refuse_impossible
+from harness_ext.model.safetensors_header import StoredTensor, read_header
 from leaderboard.readers.plain_yaml import shown
-from leaderboard.readers.safe_json import load_json
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -48,7 +47,7 @@ def read_checkpoint(pretrained: str, revision: str = "main", subfolder: str = ""
     """
     folder = Path(pretrained, subfolder).expanduser()
     if folder.is_dir():
-        config, tensors = _read_json(folder / "config.json"), _local_tensors(folder)
+        config, tensors = read_config(folder / "config.json", pretrained), _local_tensors(folder)
         refuse_impossible(pretrained, tensors, config)
         return Checkpoint(pretrained, config, tensors)
     return _hub_checkpoint(pretrained, revision, subfolder)
@@ -73,12 +72,12 @@ def check_local(
             )
         return
     if (folder / _ADAPTER).is_file() and not (folder / "config.json").exists():
-        base = _read_json(folder / _ADAPTER).get("base_model_name_or_path") or "MODEL"
+        base = read_object(folder / _ADAPTER).get("base_model_name_or_path") or "MODEL"
         raise UserError(
             f"{pretrained} holds an adapter ({_ADAPTER}) and no model: name the model that it was made for as well,"
             f" --model_args pretrained={base},peft={pretrained}"
         )
-    config = _read_json(folder / "config.json")
+    config = read_config(folder / "config.json", pretrained)
     if to_be_edited and (folder / _ADAPTER).is_file() and find_spec("peft") is not None:
         raise UserError(adapter_inside(pretrained))
     if any(folder.glob("*.safetensors")) or (folder / _INDEX).is_file():
@@ -95,21 +94,22 @@ def check_local(
 
 def hub_or_local_config(model_args: Mapping[str, Any]) -> dict[str, Any]:
     """The config.json of the model that lm-eval's arguments name; empty where it cannot be had, which is the loader's
-    business.
+    business. Raises UserError where it is no config.
     """
     from huggingface_hub import hf_hub_download
 
     name, subfolder = str(model_args["pretrained"]), str(model_args.get("subfolder") or "")
     folder = Path(name, subfolder).expanduser()
     token = model_args.get("token")
-    try:
-        if folder.is_dir():
-            return _read_json(folder / "config.json")
-        path = f"{subfolder}/config.json" if subfolder else "config.json"
+    path = folder / "config.json"
+    if not folder.is_dir():
+        below = f"{subfolder}/config.json" if subfolder else "config.json"
         revision = str(model_args.get("revision") or "main")
-        return _read_json(Path(hf_hub_download(name, path, revision=revision, token=token)))
-    except Exception:
-        return {}
+        try:
+            path = Path(hf_hub_download(name, below, revision=revision, token=token))
+        except Exception:
+            return {}
+    return read_config(path, name) if path.exists() else {}
 
 
 def _quantisation(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -143,18 +143,6 @@ def stays_packed(config: Mapping[str, Any]) -> bool:
     return not getattr(quantizer.quantization_config, "dequantize", False)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = load_json(path)
-    except Unreadable as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise UserError(f"{path.parent} is no model folder: it has no {path.name}") from None
-        raise UserError(f"{path.parent}: {error}; fetch or copy it again") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object")
-    return value
-
-
 def _local_tensors(folder: Path) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     file_of: dict[str, Path] = {}
@@ -179,7 +167,7 @@ def _weight_files(folder: Path) -> list[Path]:
         return [single]
     if not index.is_file():
         return sorted(folder.glob("*.safetensors"))
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index} has no weight_map: fetch or copy it again")
     for weight, name in weight_map.items():
@@ -196,6 +184,16 @@ def _shard(index: Path, name: str) -> Path:
             f"{index} names {shown(name)!r}, which is no file of its folder: put all files of a model there"
         )
     return path
+
+
+def check_adapter(name: str) -> None:
+    """Refuse a path that holds no adapter; a hub name, and none, are the loader's business. Raises UserError."""
+    folder = Path(name).expanduser()
+    if folder.is_dir() and name:
+        if not any((folder / file).is_file() for file in (_ADAPTER, "config.json")):
+            raise UserError(f"{name} holds no adapter: it has no {_ADAPTER}")
+    elif name.startswith((".", "/", "~")):
+        raise UserError(f"there is no adapter folder {name}; give a local folder or a hub name")
 
 
 def adapter_inside(name: str) -> str:
@@ -232,9 +230,10 @@ def _hub_checkpoint(name: str, revision: str, subfolder: str) -> Checkpoint:
 
     prefix = f"{subfolder}/" if subfolder else ""
     try:
-        config = _read_json(Path(hf_hub_download(name, f"{prefix}config.json", revision=revision)))
+        config_path = Path(hf_hub_download(name, f"{prefix}config.json", revision=revision))
     except Exception as error:
         raise _not_found(name, error) from None
+    config = read_config(config_path, name)
     try:
         cached = Path(hf_hub_download(name, f"{prefix}{_SINGLE}", revision=revision, local_files_only=True))
     except Exception:

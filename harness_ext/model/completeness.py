@@ -18,12 +18,24 @@ from typing import Any
 
 from harness_ext.errors import UserError
 from harness_ext.model.checkpoint import Checkpoint, read_checkpoint
+from harness_ext.model.config_file import said
 from leaderboard.readers.plain_yaml import shown
 
 # Of older releases: a model computes them from its config, so nothing is lost where a checkpoint lacks them.
 _COMPUTED = re.compile(r"(^|\.)(inv_freq|masked_bias|position_ids)$")
 # How peft begins its list of them.
 _ADAPTER_MISSING = "ound missing adapter keys while loading the checkpoint: "
+# How transformers' checks of a config begin what they say: of one field, and of several together.
+_WRONG_FIELD = re.compile(r"Field '(\w+)' expected (?!NoneType)(\w+)")
+_WRONG_CLASS = re.compile(r"^Class validation error for validator '\w+': \w+: ")
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "bool": "true or false",
+    "dict": "an object",
+    "list": "a list",
+}
 _TORCH_NAMES = {
     "F64": "float64",
     "F32": "float32",
@@ -102,43 +114,31 @@ def check_headers(checkpoint: Checkpoint) -> None:
         info = _loading_info(checkpoint)
     if info is not None:
         refuse_incomplete(checkpoint.name, info)
-    else:
-        _refuse_config(checkpoint)
-
-
-def _refuse_config(checkpoint: Checkpoint) -> None:
-    """Raise UserError where transformers knows the model's type and cannot use its config. Whatever else keeps it from
-    building the model, the loader will say.
-    """
-    from transformers import CONFIG_MAPPING
-
-    kind = checkpoint.config.get("model_type")
-    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
-        return
-    try:
-        CONFIG_MAPPING[kind].from_dict(dict(checkpoint.config))
-    except Exception as error:
-        words = " ".join(str(error).split())
-        raise UserError(
-            f"{checkpoint.name}: config.json cannot be that of a {kind} model: {shown(words, 300)}"
-        ) from error
 
 
 def _loading_info(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
-    """What transformers reports when it loads tensors of these names and shapes; None where it cannot build the
-    model.
+    """What transformers reports when it loads tensors of these names and shapes; None where it cannot do so, which the
+    loader will say in its own words. Raises UserError where transformers knows the model's type and cannot make it of
+    its config.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
+    config = None
     try:
         config = config_of(checkpoint.config)
         with torch.device("meta"):
             model_class = type(AutoModelForCausalLM.from_config(config))
-            state = {
-                name: torch.empty(tensor.shape, dtype=getattr(torch, _TORCH_NAMES.get(tensor.dtype, "float32")))
-                for name, tensor in checkpoint.tensors.items()
-            }
+    except Exception as error:
+        _refuse_config(checkpoint, error, only_causal=config is not None)
+        return None
+    try:
+        state = {
+            name: torch.empty(
+                tensor.shape, dtype=getattr(torch, _TORCH_NAMES.get(tensor.dtype, "float32")), device="meta"
+            )
+            for name, tensor in checkpoint.tensors.items()
+        }
         _, info = model_class.from_pretrained(
             None,
             config=config,
@@ -148,9 +148,42 @@ def _loading_info(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
             ignore_mismatched_sizes=True,
         )
     except Exception:
-        # Whatever a config from anywhere brings about: the loader will say it in its own words.
         return None
     return info
+
+
+def _refuse_config(checkpoint: Checkpoint, error: Exception, *, only_causal: bool) -> None:
+    """Raise UserError where transformers knows the model's type and cannot use its config. Whatever else keeps it from
+    building the model, the loader will say.
+
+    only_causal: it could read the config and not build the model, as of types that are no causal language models.
+    """
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+
+    kind = checkpoint.config.get("model_type")
+    if isinstance(error, ImportError) or not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        return
+    if not only_causal or CONFIG_MAPPING[kind] in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(
+            f"{checkpoint.name}: config.json cannot be that of a {kind} model: {_reason(error, checkpoint.config)}; use"
+            " the config.json that belongs to these weights"
+        ) from error
+
+
+def _reason(error: Exception, config: Mapping[str, Any]) -> str:
+    """What transformers has against a config, in a line. Its checks of single fields say first which."""
+    words = " ".join(str(error).split())
+    if fields := _WRONG_FIELD.findall(words):
+        field, kind = fields[-1]
+        return f"{field} is {said(config.get(field))}, and it must be {_KINDS.get(kind, kind)}"
+    if isinstance(error, KeyError):
+        return f"transformers knows no {shown(words, 80)}"
+    plain, counted = _WRONG_CLASS.subn("", words.rstrip("."))
+    return (
+        shown(plain, 300)
+        if counted or isinstance(error, ValueError)
+        else f"{type(error).__name__}: {shown(words, 300)}"
+    )
 
 
 def config_of(stored: Mapping[str, Any]) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -28,8 +28,6 @@ _DTYPE_BITS = {
     **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
     "F4": 4,
 }
-_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-_FEW_LAYERS = 1_000
 _WHOLE_NUMBERS = frozenset(f"{kind}{bits}" for kind in "IU" for bits in (8, 16, 32, 64)) | {"BOOL"}
 
 
@@ -154,31 +152,3 @@ def _check_spans(path: Path, spans: list[_Span], room: int) -> None:
         at = max(at, span.end)
     if room > at:
         raise ValueError(f"it has {room - at:,} bytes that no tensor takes")
-
-
-def refuse_impossible(name: str, tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> None:
-    """Raise UserError where the config can't be that of these tensors whatever its architecture: weights are stored as
-    integers or booleans without a quantisation, and would be taken for their values; or there are more layers than
-    tensors, which would take forever to make.
-    """
-    if not config.get("quantization_config"):
-        for key in (key for key, tensor in tensors.items() if key.endswith(".weight") and tensor.is_whole_numbers):
-            raise UserError(
-                f"{name}: the weight {key} is stored as {tensors[key].dtype}, whole numbers, and config.json names no"
-                " quantization_config that says what they stand for: use the checkpoint it was made from"
-            )
-    for key, count in _layer_counts(config):
-        if isinstance(count, (str, bool)) or (isinstance(count, (int, float)) and not 0 <= count <= _most(tensors)):
-            raise UserError(
-                f"{name}: config.json says {key} is {shown(count)}, and its weights are {len(tensors)} tensors: use the"
-                " config.json that belongs to them"
-            )
-
-
-def _most(tensors: Mapping[str, StoredTensor]) -> int:
-    return max(_FEW_LAYERS, len(tensors))
-
-
-def _layer_counts(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for part in (config, *(value for value in config.values() if isinstance(value, Mapping))):
-        yield from ((key, part[key]) for key in _LAYERS if key in part)

@@ -18,6 +18,9 @@ from harness_ext.model.layout import layer_numbers
 EVALUATED = "evaluated"
 """Stands, as a calibration task, for every evaluated task that has labelled training documents."""
 
+# A mixture of 128 experts has some 20,000 matrices.
+MOST_ENTRIES = 100_000
+
 # A receipt is JSON, which has no infinities.
 STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -101,8 +104,8 @@ class Step(BaseModel):
     model_config = STRICT
 
     method: str
-    matrices: tuple[str, ...] = Field(min_length=1)
-    layers: tuple[int | str, ...] | None = None
+    matrices: tuple[str, ...] = Field(min_length=1, max_length=MOST_ENTRIES)
+    layers: tuple[int | str, ...] | None = Field(None, max_length=MOST_ENTRIES)
     per_head: bool = False
     seed: int = 0
     factored: bool = False

@@ -156,6 +156,35 @@ def test_gguf(folder: Path, tmp_path: Path) -> None:
     check_all({"pretrained": str(alone), "gguf_file": "a.gguf"}, laser)
 
 
+def test_an_adapter_that_is_not_there(lm_eval, folder: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("lm_eval.models.huggingface.HFLM._create_model", lambda *args, **kwargs: pytest.fail("loaded"))
+    (tmp_path / "empty").mkdir()
+    for name, words in (
+        (str(tmp_path / "empty"), "holds no adapter: it has no adapter_config.json"),
+        (str(tmp_path / "gone"), "there is no adapter folder"),
+        ("./gone", "there is no adapter folder ./gone"),
+    ):
+        model = ("--model_args", f"pretrained={folder},peft={name}")
+        for command in (
+            ("run", "--model", "hf", *model, "--tasks", "int_mult", "--limit", 4, "--device", "cpu", "--recipe", "svd"),
+            ("export", *model, "--recipe", "svd", "--out", tmp_path / "edited"),
+            ("recipes", "plan", "svd", *model),
+        ):
+            ran = lm_eval(*command)
+            assert ran.code == 2 and words in ran.err and "Traceback" not in ran.err, ran.err
+
+
+def test_a_plan_refuses_what_a_run_refuses(lm_eval, folder: Path) -> None:
+    for argument in ("load_in_4bit=True", "load_in_8bit=True", "gptqmodel=True"):
+        ran = lm_eval("recipes", "plan", "svd", "--model_args", f"pretrained={folder},{argument}")
+        assert ran.code == 2 and f"{argument} loads packed weights" in ran.err and not ran.out
+
+
+def test_an_argument_that_no_model_takes(lm_eval) -> None:
+    ran = lm_eval("export", "--model_args", "pretrained=demo,use_auth=1", "--recipe", "svd", "--out", "edited")
+    assert ran.code == 2 and "no model of its kind takes the argument 'use_auth'; leave it out" in ran.err
+
+
 def test_an_adapter_by_itself(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
     with pytest.raises(UserError, match=r"no model: .*pretrained=org/base,peft="):
@@ -195,6 +224,48 @@ def test_a_template_drops_the_system_turn_as_lm_eval_does(chat: Path) -> None:
     template = ChatTemplate({"pretrained": str(chat)}, True)
     history = [{"role": "system", "content": "short"}, {"role": "user", "content": "1 + 1"}]
     assert template.apply(history).strip() == "1 + 1"
+
+
+LOOP = "{% for i in range(9000) %}{% for j in range(9000) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("hello", "it leaves out what the user says"),
+        ("  ", "it leaves out what the user says"),
+        ("{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}", "leaves out what the"),
+        ("{% for m in messages %}{{ m.content|upper|tojson }}{% endfor %}{{ 'a' * 2000000 }}", "it makes 2,000,0"),
+        (LOOP + "{{ messages[0].content }}", "it has not ended after 0.2 seconds"),
+        ("{% for m in %}", "Expected an expression"),
+        ("{{ messages.__class__.__mro__ }}", "is unsafe"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "maximum recursion depth exceeded"),
+        (3, "Can't compile non template nodes"),
+        ([3], "'int' object is not subscriptable"),
+        ({"tool_use": "x"}, "multiple chat templates with no default"),
+        ("", "has no chat template"),
+    ],
+)
+def test_a_template_that_makes_no_prompts(folder: Path, monkeypatch, template: Any, words: str) -> None:
+    from types import SimpleNamespace
+
+    def conversation(document: Any, chat_template: Any, **settings: Any) -> str:
+        return chat_template([{"role": "user", "content": document}])
+
+    if "seconds" in words:
+        monkeypatch.setattr("harness_ext.lm_eval_adapter.admission.PATIENCE_SECONDS", 0.2)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
+    task: Any = SimpleNamespace(
+        config=SimpleNamespace(num_fewshot=0),
+        doc_to_prefix=lambda document: None,
+        fewshot_context=conversation,
+        task_name="sums",
+    )
+    settings: Any = SimpleNamespace(system_instruction=None, fewshot_as_multiturn=False)
+    with pytest.raises(UserError, match="^--apply_chat_template: ") as refused:
+        ChatTemplate({"pretrained": str(folder)}, True).check(task, "1 + 1", settings)
+    assert words in str(refused.value) and len(str(refused.value)) < 600 + len(str(folder))
 
 
 def test_a_conversation_that_the_template_refuses_is_told_before_loading(lm_eval, chat: Path, monkeypatch) -> None:

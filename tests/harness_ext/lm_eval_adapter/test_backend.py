@@ -136,3 +136,20 @@ def test_the_cache_of_answers_is_refused_where_a_recipe_is_applied(tmp_path: Pat
     CachingLM(RecipeLM("demo", device="cpu"), str(tmp_path / "unedited.db"))
     with pytest.raises(UserError, match=r"--use_cache cannot be combined with a recipe \('svd'\)"):
         CachingLM(RecipeLM("demo", recipe="svd", device="cpu"), str(tmp_path / "edited.db"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_tokenizer_of_another_model_is_a_sentence(make_model) -> None:
+    from harness_ext.demo import demo_path
+
+    lm = RecipeLM(str(make_model("gpt2")), tokenizer=str(demo_path()), device="cpu")
+    words = r"the tokenizer gives the token \d+, and the model \(.*\) knows 43: it belongs to another model"
+    for encode in (
+        lm.tok_encode,
+        lambda text: lm.tok_batch_encode(["", text]),
+        lambda text: lm.encode_pair(text, " 5"),
+    ):
+        with pytest.raises(UserError, match=words):
+            encode("What is 12 times 7?")
+    own = RecipeLM("demo", device="cpu")
+    assert own.tok_encode("12 times 7") and own.tok_batch_encode(["12", "times 7"])[0].shape[0] == 2

@@ -178,12 +178,18 @@ def test_a_folder_whose_files_lie(tmp_path: Path, files: dict[str, Any], words: 
 
 
 @pytest.mark.parametrize(
-    "config", [{"num_hidden_layers": 10**7}, {"text_config": {"n_layer": "abc"}}, {"n_layers": -1}]
+    ("config", "words"),
+    [
+        ({"num_hidden_layers": 10**7}, "num_hidden_layers is 10000000, and its weights are 1 tensors"),
+        ({"vision_config": {"n_layer": "abc"}}, 'n_layer is "abc", and its weights are 1 tensors'),
+        ({"text_config": {"n_layer": "abc"}}, 'text_config.n_layer is "abc", and it must be a whole number'),
+        ({"n_layers": -1}, "n_layers is -1, and it must be a whole number, 0 or more"),
+    ],
 )
-def test_a_config_of_absurdly_many_layers(tmp_path: Path, config: dict[str, Any]) -> None:
+def test_a_config_of_absurdly_many_layers(tmp_path: Path, config: dict[str, Any], words: str) -> None:
     path = folder(tmp_path / "model", model={"a": A})
     (path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="config.json says .*, and its weights are 1 tensors"):
+    with pytest.raises(UserError, match=f"config.json says {words}"):
         check_local(str(path))
 
 

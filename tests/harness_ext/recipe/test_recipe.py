@@ -245,6 +245,10 @@ def refusal(specification: str) -> str:
             "name: x\nsteps:\n" + "- {method: identity, matrices: [all]}\n" * 10_000,
             "steps: list should have at most 5000",
         ),
+        (
+            f"name: x\nsteps: [{{method: identity, matrices: [all], layers: [{'0,' * 100_001}]}}]",
+            "steps.0.layers: tuple should have at most 100000",
+        ),
         ("name: x\nsteps:\n" + "- {method: nothing}\n" * 100, "and 80 more"),
         ("name: x\nsteps: &a [*a]", "aliases"),
         ("name: x\nsteps: 5", "steps: "),

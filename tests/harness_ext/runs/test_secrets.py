@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,19 @@ def test_messages_do_not_repeat_a_token(lm_eval) -> None:
     )
     assert ran.code == 2
     assert "nowhere/***" in ran.err and TOKEN not in ran.err
+
+
+def test_the_configuration_that_lm_eval_prints_has_no_token(lm_eval, tmp_path: Path) -> None:
+    asked = {"model_args": {"pretrained": "demo", "token": TOKEN, "proxies": {"https": f"http://me:{TOKEN}@host"}}}
+    settings = {**asked, "model": "hf", "tasks": ["no_such_task"], "recipe": ["svd"], "metadata": {"api_key": TOKEN}}
+    (tmp_path / "asked.yaml").write_text(json.dumps(settings))
+    ran = lm_eval("run", "--config", tmp_path / "asked.yaml")
+    assert ran.code == 2 and "no task is called 'no_such_task'" in ran.err
+    assert "EvaluatorConfig(config=" in ran.out and TOKEN not in ran.out + ran.err
+
+
+def test_settings_that_cannot_be_read_are_told_without_a_token(lm_eval) -> None:
+    for command in (("run", "--tasks", "int_mult", "--recipe", "svd"), ("recipes", "plan", "svd")):
+        ran = lm_eval(*command, "--model_args", f"pretrained=demo,token={TOKEN},proxies={{'https': 'x'}}")
+        assert ran.code == 2 and "error: Invalid JSON: pretrained=demo,token=***" in ran.err
+        assert TOKEN not in ran.err and "Traceback" not in ran.err
