@@ -61,6 +61,7 @@ def control_recipe(name: str, recipe: Recipe, receipt: Mapping[str, Any]) -> Rec
         "label": f"{recipe.label}+{name}",
         "control": name if name == SHUFFLED_LABELS else parse_recipe(name).name,
         "control_of": recipe.recipe_id,
+        "control_of_revisions": recipe.revisions,
         "chosen_on": tuple(sorted(searched_on(receipt).union(recipe.chosen_on))),
     }
     return _made(name, recipe, receipt).model_copy(update=about)

@@ -45,7 +45,7 @@ def truncation(matrix: Matrix, fraction: float) -> dict[str, Any]:
     return {"method": "truncate_svd", "matrices": [matrix.key], "keep": {"rank_fraction": fraction}}
 
 
-@search(summary="Try every fraction of every matrix, and choose the one that answers best.", trials=_count)
+@search(summary="Try every fraction of every matrix, and choose the one that answers best.", trials=_count, revision=2)
 def laser_search(evaluator: CandidateEvaluator, /, *, fractions: Fractions = GRID) -> SearchResult:
     """The paper's search: one matrix is truncated, every other left. Chosen by accuracy; among equals by the lower
     loss; among those by the order of the matrices in the model, then of the fractions.
@@ -86,6 +86,7 @@ def _bar(trials: Sequence[Trial], before: Trial) -> CandidateScore | None:
     summary="Truncate matrix after matrix, from the last layer on, and keep what answers better.",
     trials=_count,
     takes_on=True,
+    revision=2,
 )
 def laser_compose(evaluator: CandidateEvaluator, /, *, fractions: Fractions = GRID) -> SearchResult:
     """The paper's greedy composition: from the largest layer and the smallest fraction, each truncation tried on top of
@@ -152,6 +153,7 @@ def _count_clusters(shapes: Sequence[tuple[int, int]], settings: Mapping[str, An
     ),
     trials=_count_clusters,
     statistics=("singular_value_gradients",),
+    revision=2,
 )
 def laser_gradient(
     evaluator: CandidateEvaluator,

@@ -80,6 +80,7 @@ def _count(shapes: Sequence[tuple[int, int]], settings: Mapping[str, Any]) -> in
     statistics=_MOMENTS,
     takes_on=True,
     among=_beyond_skipped,
+    revision=2,
 )
 def sfsd_surgical(
     evaluator: CandidateEvaluator,
