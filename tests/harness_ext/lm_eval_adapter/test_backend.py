@@ -45,6 +45,7 @@ def test_simple_evaluate_takes_the_backend_by_name() -> None:
     assert edited["config"]["weights_digest"] == as_dict["config"]["weights_digest"]
     told = ("recipe_name", "recipe_control", "recipe_control_of")
     assert [edited["config"][name] for name in told] == ["svd", None, None]
+    assert "recipe_revisions" not in edited["config"]
     assert (
         edited["results"]["int_mult"]["gold_logprob,none"]
         == as_dict["results"]["int_mult"]["gold_logprob,none"]
@@ -136,3 +137,8 @@ def test_the_cache_of_answers_is_refused_where_a_recipe_is_applied(tmp_path: Pat
     CachingLM(RecipeLM("demo", device="cpu"), str(tmp_path / "unedited.db"))
     with pytest.raises(UserError, match=r"--use_cache cannot be combined with a recipe \('svd'\)"):
         CachingLM(RecipeLM("demo", recipe="svd", device="cpu"), str(tmp_path / "edited.db"))
+
+
+def test_results_tell_the_revision_of_a_method_where_it_is_above_one() -> None:
+    lm = RecipeLM("demo", recipe="contrast-projection", device="cpu")
+    assert lm.get_model_info()["recipe_revisions"] == {"contrast_projection": 2}
