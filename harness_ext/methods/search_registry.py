@@ -42,12 +42,14 @@ GRID: tuple[float, ...] = (0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.01)
 @dataclass(frozen=True)
 class SearchResult:
     """What a search chose: ordinary steps as data, in the order in which they are to be carried out; none where nothing
-    was worth doing. notes: what a reader should know. warnings: what whoever reads the scores must.
+    was worth doing. notes: what a reader should know. warnings: what whoever reads the scores must. reason: where there
+    are no steps, why, as a clause with the number of documents.
     """
 
     steps: tuple[Mapping[str, Any], ...]
     notes: tuple[str, ...] = field(default=())
     warnings: tuple[str, ...] = field(default=())
+    reason: str = ""
 
 
 Among = Callable[[Sequence["Matrix"], int, Mapping[str, Any]], Sequence["Matrix"]]

@@ -72,7 +72,7 @@ def described(recipe: Recipe) -> ReceiptRecipe:
     names = recipe.model_dump(include={"name", "label", "summary", "source", "control", "control_of"})
     revisions = {"revisions": recipe.revisions, "control_of_revisions": recipe.control_of_revisions}
     above_one = {name: found for name, found in revisions.items() if found}
-    return ReceiptRecipe(**names, resolved=recipe.resolved(), **above_one)
+    return ReceiptRecipe.model_validate({**names, "resolved": recipe.resolved(), **above_one})
 
 
 def _model(config: RunConfig, spec: RunSpec, lm: RecipeLM) -> ReceiptModel:
