@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from harness_ext.editing.edit_matrix import UNSEEN
 from harness_ext.editing.pipeline import AppliedRecipe
@@ -37,13 +38,23 @@ def found_nothing(recipe: Recipe, applied: AppliedRecipe) -> list[str]:
     documents = {row["step"]: row["documents"] for row in applied.losses}
     sentences = {step: text for step, text in searched.items() if text is not None}
     sentences |= {
-        number: f"{step.method} found nothing: no removal that it tried lowers the loss of its {documents[number]}"
-        " calibration documents"
+        number: _removed_nothing(step, [row for row in applied.log if row["step"] == number], documents[number])
         for number, step in enumerate(recipe.steps)
         if is_measured(step) and number not in cut
     }
     what = "the variant is the unedited model" if left_unedited(recipe, applied) else "this step changed nothing"
     return [f"{sentences[number]}; {what}" for number in sorted(sentences)]
+
+
+def _removed_nothing(step: Step, log: Sequence[Mapping[str, Any]], documents: int) -> str:
+    tried = sum(bool(row["removes"]) for row in log)
+    small = ", or its fraction is less than one component" if "fraction" in step.parameters else ""
+    reason = (
+        f"removals tried: {tried}, none of which lowers the loss of its {documents} calibration documents"
+        if tried
+        else f"no component promises to lower the loss of its {documents} calibration documents{small}"
+    )
+    return f"{step.method} found nothing: {reason}"
 
 
 def left_unedited(recipe: Recipe, applied: AppliedRecipe) -> bool:
