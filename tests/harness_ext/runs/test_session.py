@@ -370,6 +370,7 @@ def test_calibrating_on_the_scored_facts_in_other_words_is_told(demo_run, tmp_pa
     assert all(warning.startswith(lossy[:30]) for warning in receipts(tmp_path)["fwsvd"]["warnings"])
 
 
+@pytest.mark.slow
 def test_a_run_by_an_earlier_revision_of_a_method_is_made_anew(
     demo_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,6 +36,7 @@ NOTHING = {
 }
 
 
+@pytest.mark.slow
 def test_a_run_says_so_and_nothing_is_made_of_it(demo_run, lm_eval, tmp_path: Path) -> None:
     ran = demo_run("--recipe", *NOTHING, "--control", "random-subspace", "shuffled-labels", "noise", limit=4)
     assert ran.code == 0, ran.err
@@ -67,6 +68,7 @@ def test_a_run_says_so_and_nothing_is_made_of_it(demo_run, lm_eval, tmp_path: Pa
     assert "Traceback" not in ran.err and not (tmp_path / "edited").exists()
 
 
+@pytest.mark.slow
 def test_of_several_steps_the_others_stay(demo_run, lm_eval, tmp_path: Path) -> None:
     search = parse_recipe(f"laser-search:{SMALL},matrices=[o_proj],calibration.task=int_mult").resolved()["steps"]
     steps = [{"method": "truncate_svd", "matrices": ["down_proj"], "keep": {"rank": 60}}, *search]
