@@ -71,6 +71,8 @@ def control_recipe(name: str, recipe: Recipe, receipt: Mapping[str, Any]) -> Rec
 
 def _edited_nothing(receipt: Mapping[str, Any]) -> bool:
     """Whether the weights are what they were, as where a search found nothing."""
+    if not receipt["matrices"]:
+        return bool(receipt.get("searches"))
     return all(
         record.get("digest_after") is not None
         and record["digest_before"] == record["digest_after"]
