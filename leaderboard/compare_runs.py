@@ -6,6 +6,7 @@ A is taken as the baseline, B as the recipe, whatever their models.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -78,23 +79,36 @@ def controls_beside(run: Path) -> list[Path]:
     A receipt that cannot be read is passed over.
     """
     folder = run if run.is_dir() else run.parent
-    recipe_id = _recipe_of(folder / RECEIPT)[0]
+    made = _made_by(folder / RECEIPT)
     others = (
         sorted((folder.parent if folder.name else folder.resolve().parent).glob(f"[!.]*/{RECEIPT}"))
-        if recipe_id
+        if made is not None and made.recipe_id
         else []
     )
-    return [other.parent for other in others if _recipe_of(other)[1] == recipe_id]
+    return [other.parent for other in others if (found := _made_by(other, of_control=True)) and found == made]
 
 
-def _recipe_of(path: Path) -> tuple[str | None, str | None]:
-    """(recipe_id, recipe_id of the recipe whose control it is) of a complete run's receipt."""
+class _MadeBy(NamedTuple):
+    """A recipe, and the revisions of its methods where above 1."""
+
+    recipe_id: str | None
+    revisions: Mapping[str, int]
+
+
+def _made_by(path: Path, *, of_control: bool = False) -> _MadeBy | None:
+    """What a complete run's receipt says that made it, or that the recipe whose control it is was made by; None where
+    it cannot be read.
+    """
     try:
         receipt, _ = read_receipt(path)
     except (OSError, Unreadable):
-        return None, None
-    complete = receipt.status == "complete"
-    return (receipt.recipe_id, receipt.recipe.control_of) if complete else (None, None)
+        return None
+    recipe = receipt.recipe
+    if receipt.status != "complete":
+        return None
+    if of_control:
+        return _MadeBy(recipe.control_of, recipe.control_of_revisions)
+    return _MadeBy(receipt.recipe_id, recipe.revisions)
 
 
 def _unshared(store: Store, a: str, b: str) -> tuple[Unshared, Unshared]:

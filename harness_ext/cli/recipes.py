@@ -104,7 +104,7 @@ def _recipe_of_run(place: Path) -> Recipe:
 
     from harness_ext.errors import UserError
     from harness_ext.recipe.recipe import recipe_from
-    from harness_ext.search.runner import without_searching
+    from harness_ext.search.runner import found_nothing, without_searching
     from harness_ext.storage.rundir import RECEIPT, merged_wordings, searched_on, wordings_searched_on
 
     path = place / RECEIPT if place.is_dir() else place
@@ -124,15 +124,13 @@ def _recipe_of_run(place: Path) -> Recipe:
     if failed:
         raise UserError(f"the run in {place} failed, and its recipe found nothing; run it again")
     if receipt.get("searches"):
-        what = (
-            "What {} found on {}."
-            if data["steps"]
-            else "{} found nothing worth editing on {}: this recipe changes nothing."
-        )
+        if not data["steps"]:
+            reasons = "; ".join(reason for record in receipt["searches"] if (reason := found_nothing(record)))
+            raise UserError(f"the run in {place} has no recipe to show: {reasons}; its variant is the unedited model")
         # What was found is not a search any more, and what was said of the search does not hold of it.
         data = {key: value for key, value in data.items() if key not in ("group", "caveats")} | {
             "name": f"{data['name']}-found",
-            "summary": what.format(receipt["recipe"]["label"], receipt["model"]["name"]),
+            "summary": f"What {receipt['recipe']['label']} found on {receipt['model']['name']}.",
         }
     # A receipt is a file from anywhere: what is printed must be a recipe.
     return recipe_from(data, origin=str(path))

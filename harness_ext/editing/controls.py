@@ -56,14 +56,29 @@ def control_recipe(name: str, recipe: Recipe, receipt: Mapping[str, Any]) -> Rec
     Raises UserError where `name` cannot be a control, and NoControl where it cannot be one of this recipe.
     """
     check_control(name)
+    if _edited_nothing(receipt):
+        raise NoControl("the recipe edited nothing: its variant is the unedited model, and there is nothing to control")
     # Its budget follows from what was found, and so from the documents that this was chosen on.
     about = {
         "label": f"{recipe.label}+{name}",
         "control": name if name == SHUFFLED_LABELS else parse_recipe(name).name,
         "control_of": recipe.recipe_id,
+        "control_of_revisions": recipe.revisions,
         "chosen_on": tuple(sorted(searched_on(receipt).union(recipe.chosen_on))),
     }
     return _made(name, recipe, receipt).model_copy(update=about)
+
+
+def _edited_nothing(receipt: Mapping[str, Any]) -> bool:
+    """Whether the weights are what they were, as where a search found nothing."""
+    if not receipt["matrices"]:
+        return bool(receipt.get("searches"))
+    return all(
+        record.get("digest_after") is not None
+        and record["digest_before"] == record["digest_after"]
+        and not record.get("bias_shift")
+        for record in receipt["matrices"]
+    )
 
 
 def _made(name: str, recipe: Recipe, receipt: Mapping[str, Any]) -> Recipe:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from harness_ext.editing.edit_matrix import UNSEEN
 from harness_ext.editing.pipeline import AppliedRecipe
 from harness_ext.methods import registered_methods
 from harness_ext.recipe.recipe import Recipe
 from harness_ext.recipe.schema import Step
+from harness_ext.search.runner import found_nothing as search_found_nothing
 from leaderboard.readers.receipt import DENSE
 
 SMALLEST_RISE = 0.0005
@@ -19,8 +21,9 @@ def receipt_warnings(recipe: Recipe, applied: AppliedRecipe) -> list[str]:
     """All warnings about a recipe as it was carried out."""
     return (
         applied.notes
+        + found_nothing(recipe, applied)
         + _searched(applied)
-        + _losses(recipe, applied)
+        + _losses(applied)
         + _as_asked(recipe, applied)
         + _left_dense(recipe, applied)
         + _shifted(applied)
@@ -28,8 +31,42 @@ def receipt_warnings(recipe: Recipe, applied: AppliedRecipe) -> list[str]:
     )
 
 
-def _losses(recipe: Recipe, applied: AppliedRecipe) -> list[str]:
-    """By how much a step raised the loss of its own documents; and the methods that found nothing to remove."""
+def found_nothing(recipe: Recipe, applied: AppliedRecipe) -> list[str]:
+    """A sentence for each step that looked for edits and found none."""
+    searched = {record["step"]: search_found_nothing(record) for record in applied.searches}
+    cut = {record.step for record in applied.records if record.rank_after < record.rank_before}
+    documents = {row["step"]: row["documents"] for row in applied.losses}
+    sentences = {step: text for step, text in searched.items() if text is not None}
+    sentences |= {
+        number: _removed_nothing(step, [row for row in applied.log if row["step"] == number], documents[number])
+        for number, step in enumerate(recipe.steps)
+        if is_measured(step) and number not in cut
+    }
+    what = "the variant is the unedited model" if left_unedited(recipe, applied) else "this step changed nothing"
+    return [f"{sentences[number]}; {what}" for number in sorted(sentences)]
+
+
+def _removed_nothing(step: Step, log: Sequence[Mapping[str, Any]], documents: int) -> str:
+    tried = sum(bool(row["removes"]) for row in log)
+    small = ", or its fraction is less than one component" if "fraction" in step.parameters else ""
+    reason = (
+        f"removals tried: {tried}, none of which lowers the loss of its {documents} calibration documents"
+        if tried
+        else f"no component promises to lower the loss of its {documents} calibration documents{small}"
+    )
+    return f"{step.method} found nothing: {reason}"
+
+
+def left_unedited(recipe: Recipe, applied: AppliedRecipe) -> bool:
+    """Whether all steps looked for edits and found none, so that the model is as it was."""
+    looking = all(step.is_search or is_measured(step) for step in recipe.steps)
+    return looking and not any(
+        record.digest_before != record.digest_after or record.bias_shift for record in applied.records
+    )
+
+
+def _losses(applied: AppliedRecipe) -> list[str]:
+    """By how much a step raised the loss of its own documents."""
     found = []
     for row in applied.losses:
         before, after = row["before"], row["after"]
@@ -40,13 +77,7 @@ def _losses(recipe: Recipe, applied: AppliedRecipe) -> list[str]:
             f"{row['method']} raised the loss of its own {row['documents']} calibration documents from {before:.4g} to"
             f" {now}: its budget asks for as much"
         )
-    trying = {number for number, step in enumerate(recipe.steps) if is_measured(step)}
-    made = {record.step for record in applied.records if record.rank_after < record.rank_before}
-    return found + [
-        f"{recipe.steps[number].method} found nothing whose removal lowers the loss of its calibration documents: the"
-        " model was left as it is"
-        for number in sorted(trying - made)
-    ]
+    return found
 
 
 def is_measured(step: Step) -> bool:
@@ -141,10 +172,5 @@ def _shifted(applied: AppliedRecipe) -> list[str]:
 
 
 def _searched(applied: AppliedRecipe) -> list[str]:
-    """What searches found, or had to do without."""
-    none = [
-        f"{record['method']} found nothing worth editing: the model was scored as it is"
-        for record in applied.searches
-        if not record["chosen"]
-    ]
-    return none + [f"{record['method']}: {note}" for record in applied.searches for note in record["warnings"]]
+    """What searches had to do without."""
+    return [f"{record['method']}: {note}" for record in applied.searches for note in record["warnings"]]

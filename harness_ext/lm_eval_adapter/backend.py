@@ -118,6 +118,8 @@ class RecipeLM(HFLM):
                 "recipe_control_of": self.recipe.control_of,
                 "weights_digest": self.weights.digest(),
             }
+            if self.recipe.revisions:
+                info["recipe_revisions"] = self.recipe.revisions
         return info
 
     def _create_model(self, pretrained: str, *args: Any, **kwargs: Any) -> None:

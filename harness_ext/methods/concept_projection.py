@@ -24,6 +24,7 @@ NO_DIFFERENCE = "no_difference"
     summary="Project the directions that separate contrasting texts out of each matrix's outputs.",
     rank_from_weights=True,
     shifts_bias=True,
+    revision=2,
 )
 def contrast_projection(
     weight: Tensor,

@@ -65,7 +65,7 @@ def without(svd: Svd, removed: Tensor, input_mean: Tensor) -> Edit:
     return Edit(left[:, ~removed], svd.vh[~removed], shift, unchanged=not bool(removed.any()))
 
 
-@method(summary="Remove the components whose corruption never raises the loss much.", shifts_bias=True)
+@method(summary="Remove the components whose corruption never raises the loss much.", shifts_bias=True, revision=2)
 def eigenprune(
     weight: Tensor,
     /,
@@ -96,6 +96,7 @@ def eigenprune(
     summary="Remove the components whose removal lowers the loss, as far as it is measured to.",
     rank_from_weights=True,
     shifts_bias=True,
+    revision=2,
 )
 def ablation_prune(
     weight: Tensor,
@@ -122,6 +123,7 @@ def ablation_prune(
     summary="Remove the components whose removal is measured to lower the loss, few at a time.",
     rank_from_weights=True,
     shifts_bias=True,
+    revision=2,
 )
 def eigenprune_greedy(weight: Tensor, /, *, svd: Svd, removed_components: Tensor, input_mean: Tensor) -> Edit:
     """Ours: as `ablation_prune`, but candidates are found anew after each round (see

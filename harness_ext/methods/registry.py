@@ -87,7 +87,8 @@ class Method:
     """A registered method: the function, and what its signature says about it.
 
     statistics: of calibration documents, and what is searched for or trained on them; empty for a method that looks at
-    weights alone. engine_arguments: all that it is handed, these among them.
+    weights alone. engine_arguments: all that it is handed, these among them. revision: from 1; raised when the same
+    settings give other weights, so that no stored run by an earlier one is taken for one by this.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Method:
     statistics: frozenset[str] = frozenset()
     rank_from_weights: bool = False
     shifts_bias: bool = False
+    revision: int = 1
 
     @property
     def takes_keep(self) -> bool:
@@ -154,21 +156,28 @@ _registry: dict[str, Method] = {}
 
 
 def method(
-    *, summary: str, name: str | None = None, rank_from_weights: bool = False, shifts_bias: bool = False
+    *,
+    summary: str,
+    name: str | None = None,
+    rank_from_weights: bool = False,
+    shifts_bias: bool = False,
+    revision: int = 1,
 ) -> Callable[[Callable[..., AnyEdit]], Callable[..., AnyEdit]]:
     """Register a function as a method under its own name, or under `name`. rank_from_weights: it finds the rank itself,
     so that no plan can tell it. shifts_bias: its edits move a bias; where it has a setting `bias`, only those with that
-    set.
+    set. revision: raise it when the same settings give other weights; runs by an earlier one are then made anew.
 
     Raises TypeError where the signature is not one that the engine can call, and ValueError for a name already taken by
-    another function.
+    another function, or a revision that is no whole number from 1 on.
     """
+    check_revision(revision)
 
     def register(function: Callable[..., AnyEdit]) -> Callable[..., AnyEdit]:
         registered = replace(
             _describe(function, name or function.__name__, summary),
             rank_from_weights=rank_from_weights,
             shifts_bias=shifts_bias,
+            revision=revision,
         )
         known = _registry.get(registered.name)
         if known is not None and known.function.__module__ != function.__module__:
@@ -177,6 +186,12 @@ def method(
         return function
 
     return register
+
+
+def check_revision(revision: object) -> None:
+    """Raise ValueError where this is no revision of a method or a search."""
+    if not isinstance(revision, int) or isinstance(revision, bool) or revision < 1:
+        raise ValueError(f"revision must be a whole number from 1 on, not {revision!r}")
 
 
 def _describe(function: Callable[..., AnyEdit], name: str, summary: str) -> Method:

@@ -27,7 +27,7 @@ from pydantic import Field
 
 from harness_ext.errors import UserError
 from harness_ext.methods.discovery import import_modules_of, load_entry_points
-from harness_ext.methods.registry import Parameter, keyword_arguments, parameter_of, registered_methods
+from harness_ext.methods.registry import Parameter, check_revision, keyword_arguments, parameter_of, registered_methods
 from harness_ext.model.layout import check_not_shared
 
 if TYPE_CHECKING:
@@ -42,12 +42,14 @@ GRID: tuple[float, ...] = (0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.01)
 @dataclass(frozen=True)
 class SearchResult:
     """What a search chose: ordinary steps as data, in the order in which they are to be carried out; none where nothing
-    was worth doing. notes: what a reader should know. warnings: what whoever reads the scores must.
+    was worth doing. notes: what a reader should know. warnings: what whoever reads the scores must. reason: where there
+    are no steps, why, as a clause with the number of documents.
     """
 
     steps: tuple[Mapping[str, Any], ...]
     notes: tuple[str, ...] = field(default=())
     warnings: tuple[str, ...] = field(default=())
+    reason: str = ""
 
 
 Among = Callable[[Sequence["Matrix"], int, Mapping[str, Any]], Sequence["Matrix"]]
@@ -61,7 +63,8 @@ def everything(matrices: Sequence[Matrix], layers: int, settings: Mapping[str, A
 @dataclass(frozen=True)
 class Search:
     """A registered search. trials: how many edits it will try at most, from the shapes of its matrices and its
-    settings. statistics: those that it gathers. takes_on: whether edits stand while others are tried.
+    settings. statistics: those that it gathers. takes_on: whether edits stand while others are tried. revision: from 1;
+    raised when the same settings find other edits, as a method's is.
 
     among: which of its matrices it tries edits of, in a model of so many layers, from its settings; UserError where
     that is none.
@@ -77,6 +80,7 @@ class Search:
     among: Among = everything
     engine_arguments: frozenset[str] = frozenset()
     needs: str = "labelled documents"
+    revision: int = 1
 
 
 def planned_trials(name: str, matrices: Sequence[Matrix], layers: int, settings: Mapping[str, Any]) -> int:
@@ -115,12 +119,14 @@ def search(
     statistics: tuple[str, ...] = (),
     takes_on: bool = False,
     among: Among = everything,
+    revision: int = 1,
 ) -> Callable[[Callable[..., SearchResult]], Callable[..., SearchResult]]:
     """Register a function as a search under its own name; see `Search`.
 
     Raises TypeError where an argument other than the evaluator is not keyword-only, and ValueError for a name already
-    taken by a function of another module.
+    taken by a function of another module, or a revision that is no whole number from 1 on.
     """
+    check_revision(revision)
 
     def register(function: Callable[..., SearchResult]) -> Callable[..., SearchResult]:
         name = function.__name__
@@ -131,7 +137,17 @@ def search(
             argument.name: parameter_of(function, argument)
             for argument in keyword_arguments(function, f"search {name!r}")
         }
-        _registry[name] = Search(name, function, summary, trials, parameters, frozenset(statistics), takes_on, among)
+        _registry[name] = Search(
+            name,
+            function,
+            summary,
+            trials,
+            parameters,
+            frozenset(statistics),
+            takes_on,
+            among,
+            revision=revision,
+        )
         return function
 
     return register

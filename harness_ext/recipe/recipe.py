@@ -28,6 +28,7 @@ from harness_ext.recipe.schema import (
     SearchSettings,
     Step,
     Training,
+    described,
     known_methods,
     step_model,
 )
@@ -79,6 +80,7 @@ class Recipe(BaseModel):
     chosen_on: hashes (lm-eval's, and digests of what is asked) of the documents on which a search chose these steps;
     where a task would score one of them, it is out of the score of every variant. wordings: by task, what tells each of
     these documents however it is worded, as hashes; a run that scores them in other words says so.
+    control_of_revisions: of a control, the `revisions` of the recipe whose control it is.
     """
 
     model_config = STRICT
@@ -92,6 +94,7 @@ class Recipe(BaseModel):
     caveats: str = ""
     control: str | None = None
     control_of: str | None = None
+    control_of_revisions: dict[str, int] = Field(default_factory=dict)
     chosen_on: Hashes = ()
     wordings: Wordings = Field(default_factory=dict)
 
@@ -119,6 +122,12 @@ class Recipe(BaseModel):
             for step in self.resolved()["steps"]
         ]
         return hashlib.sha256(json.dumps(steps, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def revisions(self) -> dict[str, int]:
+        """The revision of each of its methods and searches whose revision is above 1, by name."""
+        revised = {step.method: described(step.method).revision for step in self.steps}
+        return {name: revision for name, revision in sorted(revised.items()) if revision > 1}
 
     def resolved(self) -> dict[str, Any]:
         """The recipe as plain data, every default written out: what a file that reproduces it holds."""

@@ -14,7 +14,7 @@ from harness_ext.errors import UserError, VariantFailed
 from harness_ext.recipe.schema import EVALUATED
 from harness_ext.runs import receipt as receipts
 from harness_ext.runs.versions import versions
-from leaderboard.readers.receipt import FORMAT, Receipt, ReceiptModel, ReceiptRecipe, ReceiptTotals, ReceiptWeights
+from leaderboard.readers.receipt import FORMAT, Receipt, ReceiptModel, ReceiptTotals, ReceiptWeights
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -211,7 +211,6 @@ def _receipt(
     """What `receipt.json` of a run would say, without what was asked of tasks. The identity of the model is the digest
     of its weights, since a model in memory has no checkpoint to tell it by.
     """
-    described = recipe.model_dump(include={"name", "label", "summary", "source", "control", "control_of"})
     receipt = Receipt(
         format=FORMAT,
         status="complete",
@@ -227,7 +226,7 @@ def _receipt(
             identity=digest_before,
             parameters=lm.weights.size.parameters,
         ),
-        recipe=ReceiptRecipe(**described, resolved=recipe.resolved()),
+        recipe=receipts.described(recipe),
         warnings=receipt_warnings(recipe, applied),
         weights=ReceiptWeights(digest_before=digest_before, digest_after=lm.weights.digest()),
         totals=ReceiptTotals(**lm.totals()),

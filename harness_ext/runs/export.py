@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.calibration.rewording import hashed_signs
+from harness_ext.editing.warnings import found_nothing, left_unedited
 from harness_ext.errors import UserError, VariantFailed
 from harness_ext.runs.run_config import resolve_demo
 from harness_ext.runs.versions import versions
@@ -70,6 +71,12 @@ def export_recipe(
         lm.apply(resolved, documents, report.progress)
     except VariantFailed as error:
         raise UserError(f"recipe {recipe.label!r} cannot be applied to this model: {error}") from error
+    assert lm.applied is not None
+    sentences = found_nothing(resolved, lm.applied)
+    if left_unedited(resolved, lm.applied):
+        raise UserError(f"there is nothing to export: {'; '.join(sentences)}")
+    for sentence in sentences:
+        report.warn(sentence)
     return export(lm, place, str(model_args["pretrained"]), redacted_command(command))
 
 

@@ -119,7 +119,7 @@ class ProgressReport:
         kept = totals["parameters_after"] / totals["parameters_before"]
         what = (
             "nothing edited"
-            if recipe.is_baseline
+            if recipe.is_baseline or receipt["weights"]["digest_before"] == receipt["weights"]["digest_after"]
             else (
                 f"{totals['matrices_edited']} {'matrix' if totals['matrices_edited'] == 1 else 'matrices'} edited,"
                 f" {kept:.1%} of the parameters kept if stored as factors"

@@ -48,7 +48,6 @@ def now() -> str:
 
 def opened(config: RunConfig, spec: RunSpec, lm: RecipeLM, recipe: Recipe, started: str) -> Receipt:
     """What is known before the recipe is applied: what was asked, of which model, with which versions."""
-    described = recipe.model_dump(include={"name", "label", "summary", "source", "control", "control_of"})
     return Receipt(
         format=FORMAT,
         status="complete",
@@ -59,13 +58,21 @@ def opened(config: RunConfig, spec: RunSpec, lm: RecipeLM, recipe: Recipe, start
         command=redacted_command(config.command),
         started=started,
         model=_model(config, spec, lm),
-        recipe=ReceiptRecipe(**described, resolved=recipe.resolved()),
+        recipe=described(recipe),
         warnings=[],
         seeds=dict(zip(("python", "numpy", "torch", "fewshot"), config.harness.seed or [None] * 4, strict=False)),
         settings=spec.settings,
         tasks=spec.task_settings,
         versions=versions(),
     )
+
+
+def described(recipe: Recipe) -> ReceiptRecipe:
+    """The recipe as receipts have it; revisions only where one is above 1."""
+    names = recipe.model_dump(include={"name", "label", "summary", "source", "control", "control_of"})
+    revisions = {"revisions": recipe.revisions, "control_of_revisions": recipe.control_of_revisions}
+    above_one = {name: found for name, found in revisions.items() if found}
+    return ReceiptRecipe.model_validate({**names, "resolved": recipe.resolved(), **above_one})
 
 
 def _model(config: RunConfig, spec: RunSpec, lm: RecipeLM) -> ReceiptModel:

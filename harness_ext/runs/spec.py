@@ -349,7 +349,7 @@ class RunSpec:
 
     def spec_id(self, recipe: Recipe) -> str:
         """What is asked of one variant, as a digest. The baseline does not depend on our code, every other recipe on
-        its version and on the documents that it learns from.
+        its version, on the revisions of its methods and on the documents that it learns from.
         """
         return self._spec_id(recipe, self.settings)
 
@@ -359,6 +359,7 @@ class RunSpec:
 
     def _spec_id(self, recipe: Recipe, settings: Mapping[str, Any]) -> str:
         learned = [step.calibration for step in recipe.steps if step.calibration is not None]
+        revised = {"own": recipe.revisions, "control of": recipe.control_of_revisions}
         return digest(
             {
                 "recipe": recipe.recipe_id,
@@ -368,6 +369,8 @@ class RunSpec:
                 "code": self._shared_code,
                 "calibration": [self._calibration_digest(calibration) for calibration in learned],
             }
+            # Left out where all are the first, so that runs of such recipes keep their id.
+            | ({"revisions": revised} if any(revised.values()) else {})
         )
 
     def resolved(self, recipe: Recipe) -> Recipe:

@@ -45,7 +45,7 @@ def truncation(matrix: Matrix, fraction: float) -> dict[str, Any]:
     return {"method": "truncate_svd", "matrices": [matrix.key], "keep": {"rank_fraction": fraction}}
 
 
-@search(summary="Try every fraction of every matrix, and choose the one that answers best.", trials=_count)
+@search(summary="Try every fraction of every matrix, and choose the one that answers best.", trials=_count, revision=2)
 def laser_search(evaluator: CandidateEvaluator, /, *, fractions: Fractions = GRID) -> SearchResult:
     """The paper's search: one matrix is truncated, every other left. Chosen by accuracy; among equals by the lower
     loss; among those by the order of the matrices in the model, then of the fractions.
@@ -53,7 +53,7 @@ def laser_search(evaluator: CandidateEvaluator, /, *, fractions: Fractions = GRI
     An edit that answers fewer documents right than the model as it is, or raises their loss, is not chosen (ours);
     where all of them do, none is.
     """
-    from harness_ext.search.trials import best_improvement, cannot_improve
+    from harness_ext.search.trials import all_worse, best_improvement, cannot_improve
 
     tried: dict[str, list[Any]] = {}
     # From the last layer on: passes are shortest there, and the best found so far spares the longer ones. What is
@@ -72,7 +72,9 @@ def laser_search(evaluator: CandidateEvaluator, /, *, fractions: Fractions = GRI
         )
     in_order = [trial for matrix in evaluator.matrices for trial in tried.get(matrix.key, [])]
     best = best_improvement(in_order, evaluator.before)
-    return SearchResult((best.setting,) if best is not None else ())
+    if best is None:
+        return SearchResult((), reason=all_worse(len(evaluator.documents)))
+    return SearchResult((best.setting,))
 
 
 def _bar(trials: Sequence[Trial], before: Trial) -> CandidateScore | None:
@@ -86,6 +88,7 @@ def _bar(trials: Sequence[Trial], before: Trial) -> CandidateScore | None:
     summary="Truncate matrix after matrix, from the last layer on, and keep what answers better.",
     trials=_count,
     takes_on=True,
+    revision=2,
 )
 def laser_compose(evaluator: CandidateEvaluator, /, *, fractions: Fractions = GRID) -> SearchResult:
     """The paper's greedy composition: from the largest layer and the smallest fraction, each truncation tried on top of
@@ -114,7 +117,11 @@ def laser_compose(evaluator: CandidateEvaluator, /, *, fractions: Fractions = GR
             chosen = truncation(matrix, list(grid)[best])
             kept.append(chosen)
             evaluator.take(matrix, alternatives.weight(best), note=chosen)
-    return SearchResult(tuple(kept))
+    reason = (
+        f"no edit that it tried answered more of its {standing.documents} calibration documents right than the unedited"
+        " model without raising their loss"
+    )
+    return SearchResult(tuple(kept), reason="" if kept else reason)
 
 
 def _cannot_rise_above(standing: CandidateScore) -> Hopeless:
@@ -152,6 +159,7 @@ def _count_clusters(shapes: Sequence[tuple[int, int]], settings: Mapping[str, An
     ),
     trials=_count_clusters,
     statistics=("singular_value_gradients",),
+    revision=2,
 )
 def laser_gradient(
     evaluator: CandidateEvaluator,
@@ -172,7 +180,7 @@ def laser_gradient(
     `laser_search`. Components are those of the truncations, whose factors are `u_i` and `s_i v_i` or `s_i u_i` and
     `v_i`: either way their gradient is `s_i g_i`.
     """
-    from harness_ext.search.trials import best_improvement
+    from harness_ext.search.trials import all_worse, best_improvement
 
     gradients = evaluator.gather(
         evaluator.matrices, frozenset({"singular_value_gradients"}), lambda matrix: _components(evaluator, matrix)
@@ -194,6 +202,7 @@ def laser_gradient(
     return SearchResult(
         (best.setting,) if best is not None else (),
         (f"of {len(worth)} matrices these were tried, with the fall of the loss that the gradient promises: {listed}",),
+        reason="" if best is not None else all_worse(len(evaluator.documents)),
     )
 
 

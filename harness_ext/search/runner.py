@@ -92,6 +92,8 @@ def run_search(
         "notes": [*found.notes, *_went_on(evaluator)],
         "warnings": [*found.warnings, *evaluator.notes],
     }
+    if not steps:
+        record["reason"] = found.reason or f"it chose no edit after {len(evaluator.trials)} trials"
     return SearchOutcome(
         steps, record | {"seconds": time.perf_counter() - started + evaluator.earlier_seconds}, evaluator
     )
@@ -155,6 +157,15 @@ def _score(score: CandidateScore) -> dict[str, Any]:
         "accuracy": score.correct / max(1, score.documents),
         "loss": score.loss if math.isfinite(score.loss) else None,
     }
+
+
+def found_nothing(record: Mapping[str, Any]) -> str | None:
+    """A sentence without its end about a search that found nothing, from its record; None of one that found
+    something.
+    """
+    if record["chosen"]:
+        return None
+    return f"{record['method']} found nothing: {record.get('reason') or 'it chose no edit'}"
 
 
 def without_searching(recipe: Recipe | Mapping[str, Any], searches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -80,6 +80,7 @@ def _count(shapes: Sequence[tuple[int, int]], settings: Mapping[str, Any]) -> in
     statistics=_MOMENTS,
     takes_on=True,
     among=_beyond_skipped,
+    revision=2,
 )
 def sfsd_surgical(
     evaluator: CandidateEvaluator,
@@ -129,7 +130,19 @@ def sfsd_surgical(
             taken[matrix.key] = ranks[place]
             evaluator.take(matrix, alternatives.weight(place), alternatives.shifts[place], note=ranks[place])
     steps = (_step(evaluator, dict(reversed(taken.items())), centred=True, bias=True),) if taken else ()
-    return SearchResult(steps, warnings=() if criterion == "perplexity" or any(allowed) else (_NOTHING_TO_LOSE,))
+    return SearchResult(
+        steps,
+        warnings=() if criterion == "perplexity" or any(allowed) else (_NOTHING_TO_LOSE,),
+        reason="" if steps else _no_rank_holds(len(evaluator.documents), criterion),
+    )
+
+
+def _no_rank_holds(documents: int, criterion: str) -> str:
+    what = "fewer right, or a higher loss" if criterion == "task" else "a higher perplexity"
+    return (
+        f"at every rank that it tried its {documents} calibration documents were answered worse than it allows"
+        f" ({what}; larger fractions, or a larger tolerance or growth, allow more)"
+    )
 
 
 def _from_the_last(
@@ -271,6 +284,7 @@ def zero_sum(evaluator: CandidateEvaluator, /, *, param_fraction: Fraction = 0.8
     return SearchResult(
         (_step(evaluator, ranks, centred=False, bias=False),) if ranks else (),
         (f"the predicted change of the loss is {removed:+.3g} nats",),
+        reason="" if ranks else f"its budget, param_fraction {param_fraction:g}, asks for no smaller matrix",
     )
 
 

@@ -145,6 +145,14 @@ def best_improvement(trials: Sequence[Trial], before: Trial) -> Trial | None:
     return best_of(trials if broken else fit) if fit or broken else None
 
 
+def all_worse(documents: int) -> str:
+    """Why a search found nothing, whose edit must be `not_worse` on so many documents than the model before it."""
+    return (
+        f"every edit that it tried was worse than the unedited model on its {documents} calibration documents (fewer"
+        " right, or a higher loss)"
+    )
+
+
 def best_of(trials: Sequence[Trial]) -> Trial:
     """The trial of the highest accuracy; among equals that of the lowest loss; among those the first. Raises
     VariantFailed where no loss is finite, and UserError where nothing was tried.

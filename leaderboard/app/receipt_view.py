@@ -103,10 +103,18 @@ def _show_search(place: int, search: dict[str, Any]) -> None:
     st.subheader("Search", anchor=False)
     trials = run_files.records(search, "trials")
     st.text(plain(f"step {search.get('step')}: {search.get('method')}, {counted(len(trials), 'trial', 'trials')}"))
-    st.caption("What was found, as the steps that take the search's place")
-    st.code(run_files.as_text(search.get("chosen"), 2), language=None, wrap_lines=True)
+    if search.get("chosen") == []:
+        reason = search.get("reason")
+        st.text(plain(f"Nothing was found: {reason}" if isinstance(reason, str) else "Nothing was found."))
+    else:
+        st.caption("What was found, as the steps that take the search's place")
+        st.code(run_files.as_text(search.get("chosen"), 2), language=None, wrap_lines=True)
     layout.facts_table(
-        {name: value for name, value in run_files.flat([search])[0].items() if name not in ("trials", "chosen")}
+        {
+            name: value
+            for name, value in run_files.flat([search])[0].items()
+            if name not in ("trials", "chosen", "reason")
+        }
     )
     if trials:
         with st.expander(f"All {len(trials)} trials"):

@@ -290,6 +290,7 @@ def _cell(judging: _Judging, subject: Subject) -> Cell:
         for control in _controls(judging, subject)
     )
     compared = changed(_compared(judging, cell, subject, baseline), against_controls=against_controls)
+    notes = (*judging.contents.revision_notes(run), *notes)
     return changed(compared, notes=(*notes, *compared.notes)) if notes else compared
 
 

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from leaderboard import metrics
 from leaderboard.compare.effect import reproduces
+from leaderboard.readers.asked import revision_of
 from leaderboard.readers.task_identity import differing_parts
 from leaderboard.statistics import wilson
 from leaderboard.store.database import Store
@@ -32,6 +33,7 @@ _ALIKE = {
     "revision": "model revision",
     "digest_before": "unedited weights",
     "recipe_id": "recipe's steps",
+    "methods": "revision of its methods",
     "calibrated": "calibration",
     "digest_after": "weights digest",
     "lm_eval_version": "lm-eval",
@@ -65,7 +67,7 @@ _POINTS = """
 SELECT r.run_id, coalesce(r.started, r.finished) AS moment, r.status, r.path,
     concat_ws(': ', r.failure_kind, r.failure_reason) AS failure, v.recipe_name = 'baseline'
     OR (r.origin = 'plain' AND r.edited IS NOT TRUE) AS unedited,
-  s.metric, s.filter, s.score, s.reported, s.stderr, t.documents, r.versions, r.settings,
+  s.metric, s.filter, s.score, s.reported, s.stderr, t.documents, r.versions, r.settings, r.asked,
   v.model_key, v.revision, v.digest_before, v.recipe_id, v.digest_after, r.lm_eval_version, r.transformers_version,
   r.torch_version, r.device, v.dtype, r.backend, r.batch_size,
   t.version, t.identity, t.config_hash, t.subset, c.calibrated, t.num_fewshot,
@@ -187,6 +189,7 @@ def _with_changes(rows: Iterable[dict[str, Any]]) -> list[HistoryPoint]:
     last: dict[bool, dict[str, Any]] = {}
     for row in rows:
         row["lm_eval_recipes"] = _of_json(row["versions"]).get("lm_eval_recipes")
+        row["methods"] = revision_of(row["asked"]) if row["recipe_id"] else None
         row["limit"] = _limit(_of_json(row["settings"]).get("limit"))
         before = last.get(row["unedited"])
         points.append(replace(_point(row), changes=() if before is None else tuple(_changes(before, row))))

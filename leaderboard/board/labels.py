@@ -6,18 +6,20 @@ Notable choices:
   them apart and no more, in the order of `TRAITS`.
 - What tells runs of a label apart on one model is said of all runs of that label, so that runs of one kind are called
   the same on every model. Names do not depend on the order of the runs.
+- Runs by several revisions of a recipe's methods are told apart on all models, whether two meet or not.
 - Runs that were asked the same are called the same: they are repetitions. How they were computed (device, batch size,
   versions of packages) is not part of a name; it is named beside a comparison in which it differs.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
+from leaderboard.readers import asked
+from leaderboard.readers.asked import REVISION
 from leaderboard.readers.safe_json import digest
 from leaderboard.store import queries
 from leaderboard.store.database import Store
@@ -29,6 +31,7 @@ _MAY_BE_UNKNOWN = frozenset({*_OF_TASKS, "recipe", "seeds"})  # a run without on
 TRAITS = (
     *_CALIBRATION,
     *("dtype", "limit", "samples", "chat_template", "system_instruction", "gen_kwargs", "model_args", "recipe"),
+    REVISION,
     *_OF_TASKS,
     "seeds",
 )
@@ -75,6 +78,9 @@ def _telling_of(alike: Sequence[LabelledRun]) -> tuple[str, ...]:
                 meeting[run.model, task][key] = {**run.traits, **particular}
     different = {frozenset(found): list(found.values()) for found in meeting.values() if len(found) > 1}
     telling = {name for found in different.values() for name in _telling(found)}
+    # Another revision of a method is another edit, on whichever models it was run.
+    if len({run.traits.get(REVISION) for run in alike}) > 1:
+        telling.add(REVISION)
     return tuple(name for name in TRAITS if name in telling)
 
 
@@ -143,7 +149,7 @@ def _traits(run: RunRow, calibrated: Calibrated | None) -> Traits:
     found = {
         "dtype": run.dtype,
         "recipe": run.recipe_id and f"recipe {run.recipe_id[:6]}",
-        **_asked(run.asked),
+        **asked.words(run.asked),
     }
     if calibrated is not None:
         found |= {
@@ -153,12 +159,6 @@ def _traits(run: RunRow, calibrated: Calibrated | None) -> Traits:
             "seed": calibrated.seeds and f"seed {calibrated.seeds}",
         }
     return {name: text for name, text in found.items() if text}
-
-
-@cache
-def _asked(text: str | None) -> dict[str, str]:
-    found = json.loads(text or "{}")
-    return {str(name): str(words) for name, words in found.items()} if isinstance(found, dict) else {}
 
 
 def _listed(names: str) -> str:

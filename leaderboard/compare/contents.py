@@ -8,6 +8,7 @@ from functools import cached_property
 
 from leaderboard.compare import collapse, comparability
 from leaderboard.compare.effect import Effect
+from leaderboard.readers import asked
 from leaderboard.store import noise_floor, queries
 from leaderboard.store.answer_samples import AnswerSamples
 from leaderboard.store.database import Store
@@ -68,6 +69,19 @@ class Contents:
             chosen += [self._run_of[row.run_id] for row in (fitting or rows)[:1]]
         return chosen
 
+    def revision_notes(self, run: RunRow) -> tuple[str, ...]:
+        """Whether a later run of the same recipe and settings was made by another revision of its methods."""
+        own, later = asked.revision_of(run.asked), self._latest_revision.get(_recipe_of(run), "")
+        if run.recipe_id is None or run.control is not None or own == later:
+            return ()
+        return (
+            f"a later run of this recipe is by {later} of its methods, this one by {own}: it gives other weights now",
+        )
+
+    @cached_property
+    def _latest_revision(self) -> dict[Hashable, str]:
+        return {_recipe_of(run): asked.revision_of(run.asked) for run in self.runs if run.status == "complete"}
+
     @cached_property
     def _run_of(self) -> dict[str, RunRow]:
         return {run.run_id: run for run in self.runs}
@@ -99,6 +113,11 @@ class Contents:
         return noise_floor.rate(
             self.floors.get((run.model_key, score.task, score.metric, score.filter), []), baseline.run_id
         )
+
+
+def _recipe_of(run: RunRow) -> Hashable:
+    """What runs have in common that are of one recipe, on one model, asked for in one way."""
+    return run.model_key, run.recipe_id, run.control, run.dtype, run.settings_id
 
 
 def read_contents(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from leaderboard.compare.pairing import Terms
 from leaderboard.gate.decision import GateRow
 from leaderboard.gate.evaluate import GateStore
+from leaderboard.readers.asked import revision_of
 from leaderboard.readers.records import Run
 from leaderboard.terminal.format import signed
 
@@ -40,6 +41,7 @@ def _facts(run: Run) -> dict[str, str]:
     facts = {
         "recipe": variant.recipe_label,
         "recipe's steps": _short(variant.recipe_id),
+        "revision of its methods": revision_of(run.asked) if variant.recipe_id else None,
         "weights digest": _short(variant.digest_after),
         "model": variant.model_name,
         "model revision": variant.revision,
@@ -83,7 +85,7 @@ def findings(baseline: Run, candidate: Run, found: list[RunChange]) -> list[str]
         said.append("the weights were not recorded in both runs, so the recipe is neither cleared nor accused")
     elif "unedited weights" in names:
         said.append("the unedited model has other weights than it had, so the recipe started from something else")
-    elif not names - {"weights digest", "recipe", "recipe's steps"}:
+    elif not names - {"weights digest", "recipe", "recipe's steps", "revision of its methods"}:
         said.append("nothing else that is known differs, so the edit did this")
     return said
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from functools import cache
 from typing import Any
 
 from leaderboard.readers.safe_json import canonical, clean, digest, finite, mapping
@@ -11,9 +13,13 @@ _SEEDS = ("random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
 _LONGEST = 60
 
 
-def asked_of(settings: Any) -> str | None:
+REVISION = "revision"
+CONTROL_OF_REVISION = "control of revision"
+
+
+def asked_of(settings: Any, revisions: Any = None, control_of: Any = None) -> str | None:
     """JSON of name -> words, from a receipt's settings or a results file's config; None where there is nothing to
-    say.
+    say. revisions: of the recipe's methods, where above 1; control_of: those of the recipe whose control it is.
     """
     asked = mapping(settings)
     limit, seeds = finite(asked.get("limit")), asked.get("seed", [asked[name] for name in _SEEDS if name in asked])
@@ -25,9 +31,31 @@ def asked_of(settings: Any) -> str | None:
         "gen_kwargs": _pairs(asked.get("gen_kwargs")),
         "model_args": _pairs(asked.get("model_args")),
         "seeds": f"seeds {', '.join(map(str, seeds))}" if isinstance(seeds, list) and seeds else None,
+        REVISION: _revised(revisions),
+        CONTROL_OF_REVISION: _revised(control_of),
     }
     found = {name: clean(text) for name, text in words.items() if text}
     return canonical(found) if found else None
+
+
+@cache
+def words(text: str | None) -> dict[str, str]:
+    """What `asked_of` made, by name."""
+    found = json.loads(text or "{}")
+    return {str(name): str(words) for name, words in found.items()} if isinstance(found, dict) else {}
+
+
+def _revised(value: Any) -> str | None:
+    """`revision 2`; of several methods each with its name."""
+    revisions = {name: number for name, number in sorted(mapping(value).items()) if isinstance(number, int)}
+    if len(revisions) > 1:
+        return _short("revisions " + ", ".join(f"{name} {number}" for name, number in revisions.items()))
+    return next((f"revision {number}" for number in revisions.values()), None)
+
+
+def revision_of(text: str | None) -> str:
+    """The revision of a recipe's methods that a run was made by, in words, from what `asked_of` made."""
+    return words(text).get(REVISION, "revision 1")
 
 
 def _named(what: str, value: Any) -> str | None:

@@ -94,7 +94,8 @@ class ReceiptModel(ReceiptPart):
 
 class ReceiptRecipe(ReceiptPart):
     """The recipe. resolved: the recipe with every default written out; control: the kind of control it is, if it is
-    one, and control_of the recipe_id of the recipe whose budget it has.
+    one, and control_of the recipe_id of the recipe whose budget it has. revisions: of its methods and searches by name,
+    where above 1, since runs of one recipe_id may differ in them; control_of_revisions: those of that other recipe.
     """
 
     name: str
@@ -104,6 +105,8 @@ class ReceiptRecipe(ReceiptPart):
     control: str | None = None
     control_of: str | None = None
     resolved: Plain = None
+    revisions: Unread[dict[str, Whole]] = Field(default_factory=dict)
+    control_of_revisions: Unread[dict[str, Whole]] = Field(default_factory=dict)
 
 
 class ReceiptWeights(ReceiptPart):

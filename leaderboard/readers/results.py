@@ -316,7 +316,7 @@ def _environment(data: dict[str, Any], path: Path, contents: FileContents) -> En
         date=finite(data.get("date")),
         settings=canonical(config),
         request_cache=bool(config["use_cache"]) if "use_cache" in config else None,
-        asked=asked_of(config | {"model_args": arguments}),
+        asked=asked_of(config | {"model_args": arguments}, config.get("recipe_revisions")),
         editedness=of_results(config, arguments, contents.unknown),
     )
 

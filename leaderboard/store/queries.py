@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from leaderboard.errors import LeaderboardError, UnknownRun
+from leaderboard.readers import asked
+from leaderboard.readers.asked import CONTROL_OF_REVISION, REVISION
 from leaderboard.readers.records import BASELINE
 from leaderboard.store import decisions
 from leaderboard.store.database import Store
@@ -151,17 +153,20 @@ def pinned_baselines(store: Store) -> dict[str, str]:
 
 def control_runs(store: Store) -> dict[str, dict[str, list[str]]]:
     """run_id of a recipe's run -> name of a control -> run_ids of that control of the recipe, on the same model, dtype
-    and settings, the latest in the store first. Names in order.
+    and settings, the latest in the store first. Names in order. The budget of a control is that of a recipe's edit by
+    one revision of its methods, and it is a control of runs by that one alone.
     """
     rows = store.rows(
-        "SELECT r.run_id, cv.control, c.run_id AS control_run FROM runs r JOIN variants v USING (variant_id) JOIN"
-        " variants cv ON cv.model_key = v.model_key AND cv.control_of = v.recipe_id AND cv.dtype IS NOT DISTINCT FROM"
-        " v.dtype JOIN runs c ON c.variant_id = cv.variant_id AND c.settings_id IS NOT DISTINCT FROM r.settings_id"
-        " WHERE r.status = 'complete' AND c.status = 'complete' AND v.control IS NULL AND cv.control IS NOT NULL"
-        " ORDER BY r.run_id, cv.control, c.rowid DESC"
+        "SELECT r.run_id, cv.control, c.run_id AS control_run, r.asked, c.asked AS control_asked FROM runs r JOIN"
+        " variants v USING (variant_id) JOIN variants cv ON cv.model_key = v.model_key AND cv.control_of = v.recipe_id"
+        " AND cv.dtype IS NOT DISTINCT FROM v.dtype JOIN runs c ON c.variant_id = cv.variant_id AND c.settings_id IS"
+        " NOT DISTINCT FROM r.settings_id WHERE r.status = 'complete' AND c.status = 'complete' AND v.control IS NULL"
+        " AND cv.control IS NOT NULL ORDER BY r.run_id, cv.control, c.rowid DESC"
     )
     found: dict[str, dict[str, list[str]]] = {}
     for row in rows:
+        if asked.words(row["asked"]).get(REVISION) != asked.words(row["control_asked"]).get(CONTROL_OF_REVISION):
+            continue
         found.setdefault(row["run_id"], {}).setdefault(row["control"], []).append(row["control_run"])
     return found
 

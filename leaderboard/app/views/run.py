@@ -16,6 +16,7 @@ from leaderboard.app.menu import ACROSS, BOARD, HISTORY, LAYERS, RUN
 from leaderboard.board.further import all_metrics
 from leaderboard.board.layers import edits
 from leaderboard.errors import Busy, LeaderboardError, UnknownRun
+from leaderboard.readers.asked import revision_of
 from leaderboard.terminal.format import plain
 
 
@@ -170,7 +171,8 @@ def show_facts(run: dict[str, Any]) -> None:
             "control_of",
         )
         model = ("pretrained", "revision", "identity", "model_type", "digest_before", "digest_after")
-        layout.facts_table({name: run[name] for name in (*names, *model)})
+        revision = {"revision of its methods": revision_of(run["asked"])} if run["recipe_id"] else {}
+        layout.facts_table({name: run[name] for name in names} | revision | {name: run[name] for name in model})
     for title, column in (
         ("Recipe, fully resolved", "recipe_resolved"),
         ("Settings", "settings"),

@@ -45,6 +45,7 @@ def test_simple_evaluate_takes_the_backend_by_name() -> None:
     assert edited["config"]["weights_digest"] == as_dict["config"]["weights_digest"]
     told = ("recipe_name", "recipe_control", "recipe_control_of")
     assert [edited["config"][name] for name in told] == ["svd", None, None]
+    assert "recipe_revisions" not in edited["config"]
     assert (
         edited["results"]["int_mult"]["gold_logprob,none"]
         == as_dict["results"]["int_mult"]["gold_logprob,none"]
@@ -153,3 +154,8 @@ def test_a_tokenizer_of_another_model_is_a_sentence(make_model) -> None:
             encode("What is 12 times 7?")
     own = RecipeLM("demo", device="cpu")
     assert own.tok_encode("12 times 7") and own.tok_batch_encode(["12", "times 7"])[0].shape[0] == 2
+
+
+def test_results_tell_the_revision_of_a_method_where_it_is_above_one() -> None:
+    lm = RecipeLM("demo", recipe="contrast-projection", device="cpu")
+    assert lm.get_model_info()["recipe_revisions"] == {"contrast_projection": 2}

@@ -140,6 +140,28 @@ def test_a_name_that_is_taken_is_refused() -> None:
     assert [item.make.__module__ for item in statistics_among(["input_mean"])] == ["harness_ext.calibration.statistics"]
 
 
+def test_what_gives_other_weights_than_it_first_did_says_so() -> None:
+    everything = {**registered_methods(), **registered_searches()}
+    assert {name: item.revision for name, item in everything.items() if item.revision != 1} == {
+        "ablation_prune": 2,
+        "contrast_projection": 2,
+        "eigenprune": 2,
+        "eigenprune_greedy": 2,
+        "laser_compose": 2,
+        "laser_gradient": 2,
+        "laser_search": 2,
+        "sfsd_surgical": 2,
+    }
+
+
+@pytest.mark.parametrize("revision", [0, -1, 1.5, "2", True, None])
+def test_a_revision_is_a_whole_number_from_one_on(revision: Any) -> None:
+    with pytest.raises(ValueError, match="revision must be a whole number from 1 on, not"):
+        method(summary="Nothing.", revision=revision)
+    with pytest.raises(ValueError, match="revision must be a whole number from 1 on, not"):
+        search(summary="Nothing.", trials=lambda shapes, settings: 1, revision=revision)
+
+
 def test_a_search_cannot_take_the_name_of_a_method() -> None:
     @search(summary="Nothing.", trials=lambda shapes, settings: 1)
     def identity(evaluator: Any, /) -> SearchResult: ...

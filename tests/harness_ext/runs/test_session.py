@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from harness_ext.methods import registered_methods, registry
 from tests.harness_ext.runs.outputs import receipts, samples
 
 
@@ -366,3 +368,31 @@ def test_calibrating_on_the_scored_facts_in_other_words_is_told(demo_run, tmp_pa
     lossy, told = receipts(tmp_path)[recipe]["warnings"]
     assert lossy.startswith("fisher_weighted_svd raised the loss") and told.startswith(said)
     assert all(warning.startswith(lossy[:30]) for warning in receipts(tmp_path)["fwsvd"]["warnings"])
+
+
+@pytest.mark.slow
+def test_a_run_by_an_earlier_revision_of_a_method_is_made_anew(
+    demo_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruned = "ablation-prune:calibration.samples=8"
+    arguments = ("--recipe", "laser", pruned, "--control", "noise")
+    known = registered_methods()["ablation_prune"]
+    with monkeypatch.context() as patched:
+        patched.setitem(registry._registry, "ablation_prune", replace(known, revision=1))
+        assert demo_run(*arguments, limit=8).code == 0
+    before = receipts(tmp_path)
+    assert "revisions" not in before[pruned]["recipe"]
+    assert "control_of_revisions" not in before[f"{pruned}+noise"]["recipe"]
+
+    ran = demo_run(*arguments, limit=8)
+    assert ran.code == 0, ran.err
+    anew = {line.split(": done")[0] for line in ran.err.splitlines() if ": done" in line}
+    assert anew == {pruned, f"{pruned}+noise"} and ran.err.count("kept from") == 3
+    paths = list(tmp_path.glob("results/demo/*/receipt.json"))
+    assert len(paths) == 7
+    after = {receipt["spec_id"]: receipt["recipe"] for path in paths if (receipt := json.loads(path.read_text()))}
+    revised = {recipe["label"]: recipe for recipe in after.values() if recipe["resolved"] and len(recipe) > 7}
+    assert revised[pruned]["revisions"] == {"ablation_prune": 2}
+    assert revised[f"{pruned}+noise"]["control_of_revisions"] == {"ablation_prune": 2} and len(revised) == 2
+    assert f"{pruned} [revision 2]" in ran.out and "against its control noise" in ran.out
+    assert demo_run(*arguments, limit=8).err.count("kept from") == 5

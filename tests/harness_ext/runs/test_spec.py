@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from harness_ext.recipe.recipe import parse_recipe
+from harness_ext.methods import registry, search_registry
+from harness_ext.recipe.recipe import parse_recipe, recipe_from
+from harness_ext.recipe.schema import described
 from harness_ext.runs.spec import RunSpec
 
 ROWS = [{"q": f"{number} plus 3 is", "a": str(number + 3)} for number in range(30)]
@@ -146,3 +149,55 @@ def test_few_shot_documents_count_with_the_shots_of_the_command(folder: Path, sp
     documents(folder / "own.jsonl", "new ")
     after = identities()
     assert before[0] == after[0] and before[1] != after[1]
+
+
+STEP = {"matrices": ["down_proj"], "calibration": {"samples": 4, "task": ["own"]}}
+TWO_STEPS = {
+    "name": "two",
+    "steps": [
+        {"method": "truncate_svd", "matrices": ["o_proj"], "keep": {"rank": 4}},
+        {"method": "laser_search", **STEP},
+        {"method": "feature_space", "keep": {"rank": 4}, **STEP},
+    ],
+}
+
+
+def test_a_revision_counts_where_it_is_above_one(spec, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, recipe = spec(), recipe_from(TWO_STEPS, origin="two")
+    assert recipe.revisions == {"laser_search": 2}
+    found = set()
+
+    def with_revisions(**revisions: int) -> tuple[str, str]:
+        for name, revision in revisions.items():
+            registered = registry if name in registry._registry else search_registry
+            monkeypatch.setitem(registered._registry, name, replace(described(name), revision=revision))
+        found.add(recipe.recipe_id)
+        return asked.spec_id(recipe), asked.spec_id(parse_recipe("laser"))
+
+    second, laser = with_revisions()
+    first, same = with_revisions(laser_search=1)
+    assert first != second and same == laser and recipe.revisions == {}
+    third, other = with_revisions(truncate_svd=3)
+    assert third not in (first, second) and other != laser and recipe.revisions == {"truncate_svd": 3}
+    assert with_revisions(laser_search=2)[0] not in (first, second, third)
+    assert with_revisions(truncate_svd=1) == (second, laser) and len(found) == 1
+
+
+def test_a_control_is_another_by_the_revision_of_the_recipe_whose_budget_it_has(spec) -> None:
+    asked, control = spec(), parse_recipe("random-subspace:keep.rank=3")
+    ids = {
+        asked.spec_id(control.model_copy(update={"control_of_revisions": revisions}))
+        for revisions in ({}, {"eigenprune": 2}, {"eigenprune": 3})
+    }
+    assert len(ids) == 3 and asked.spec_id(control) in ids
+
+
+def test_ids_from_before_there_were_revisions(spec, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[dict] = []
+    monkeypatch.setattr("harness_ext.runs.spec.digest", lambda value: hashed.append(value) or "0" * 64)
+    asked = spec()
+    for label in ("baseline", "laser", LEARNS):
+        asked.spec_id(asked.resolved(parse_recipe(label)))
+        assert set(hashed[-1]) == {"recipe", "made_by", "settings", "tasks", "code", "calibration"}
+    asked.spec_id(asked.resolved(parse_recipe("eigenprune:calibration.samples=4")))
+    assert hashed[-1]["revisions"] == {"own": {"eigenprune": 2}, "control of": {}}

@@ -16,7 +16,7 @@ from harness_ext.calibration.collect import gather
 from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import LabelledDocument
 from harness_ext.calibration.loss import GIVEN_UP, measured_loss
-from harness_ext.editing.warnings import SMALLEST_RISE, receipt_warnings
+from harness_ext.editing.warnings import SMALLEST_RISE, left_unedited, receipt_warnings
 from harness_ext.errors import UserError
 from harness_ext.methods.eigenprune import counts_among_all
 from harness_ext.recipe.recipe import parse_recipe, shipped_names
@@ -189,9 +189,13 @@ def test_nothing_that_helps_leaves_the_model_to_the_bit_and_says_so(make_lm, mon
     digest = lm.weights.digest()
     applied = lm.apply(recipe, drawing(documents_for(lm)))
     assert lm.weights.digest() == digest and {record.relative_error for record in applied.records} == {0.0}
-    assert any(
-        "found nothing whose removal lowers the loss" in warning for warning in receipt_warnings(recipe, applied)
+    assert left_unedited(recipe, applied)
+    assert receipt_warnings(recipe, applied)[0] == (
+        "ablation_prune found nothing: no component promises to lower the loss of its 16 calibration documents, or its"
+        " fraction is less than one component; the variant is the unedited model"
     )
+    applied.log.append({"step": 0, "removes": {"a": [1]}})
+    assert "removals tried: 1, none of which lowers the loss of its 16 " in receipt_warnings(recipe, applied)[0]
 
 
 def test_what_rounding_makes_worse_is_not_made(make_lm, monkeypatch) -> None:

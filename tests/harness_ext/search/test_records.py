@@ -307,12 +307,13 @@ def test_what_was_chosen_beyond_a_limit_stays_out_of_the_whole_score(demo_run, l
         f"include: {tasks_root() / 'arithmetic' / 'int_mult.yaml'}\ntask: same\ntraining_split: test\n"
     )
     here = ("--include_path", tmp_path / "tasks")
-    searched = "laser-search:calibration.samples=20,matrices=[down_proj],layers=[1]"
+    searched = "laser-search:calibration.samples=20"
     ran = demo_run(*here, "--recipe", searched, tasks="same", limit=40)
     assert ran.code == 0, ran.err
     (place,) = tmp_path.glob("results/demo/laser-search*")
     receipt = json.loads((place / "receipt.json").read_text())
     (used,) = receipt["calibration"]
+    assert receipt["searches"][0]["chosen"]
     assert len(used["documents"]) == 20 and used["contents"] and used["split"] == "train"
     shown = lm_eval("recipes", "show", "--from", place).out
     (tmp_path / "mine.yaml").write_text(shown)
@@ -341,8 +342,7 @@ def test_what_was_chosen_beyond_a_limit_stays_out_of_the_whole_score(demo_run, l
 @pytest.mark.slow
 def test_a_run_that_scores_what_was_chosen_on_in_other_words_says_so(demo_run, lm_eval, tmp_path: Path) -> None:
     """`int_mult_clean` asks the products of `int_mult` in a sentence."""
-    search = "laser-search:calibration.split=test,calibration.samples=20,calibration.task=int_mult_clean,layers=[1]"
-    search += ",matrices=[down_proj]"
+    search = "laser-search:calibration.split=test,calibration.samples=20,calibration.task=int_mult_clean"
     together = demo_run("--recipe", search, tasks="int_mult,int_mult_clean", limit=60).err
     said = "scored documents of int_mult ask for the same as calibration documents of int_mult_clean in other words"
     (sentence,) = {line.partition(": ")[2] for line in together.splitlines() if said in line}

@@ -57,7 +57,9 @@ def filled(root: Path, kit: Any, database: Path, monkeypatch: pytest.MonkeyPatch
             "method": HOSTILE,
             "chosen": [{"method": "truncate_svd"}],
             "trials": [{"number": i, "matrix": HOSTILE, "accuracy": i / 4} for i in range(3)],
-        }
+        },
+        {"step": 1, "method": "laser_search", "chosen": [], "reason": f"all worse {HOSTILE}", "trials": []},
+        {"step": 2, "method": "laser_search", "chosen": [], "trials": []},
     ]
     alike, right = (
         kit.Task({"acc": [value] * 400}, log_likelihoods=kit.likelihoods(400, seed))
@@ -265,6 +267,7 @@ class TestRun:
 
     def test_searches_and_trainings_come_from_the_receipt_on_disk(self, root: Path, filled: Path) -> None:
         app = page("run", run=run_id(filled, "hostile"))
+        assert "Nothing was found: all worse" in texts(app, "text") and "Nothing was found." in texts(app, "text")
         assert "3 trials" in texts(app, "text") and "Log of the training" in texts(app, "subheader")
         assert {
             "The accuracy over 3 trials: 0.0000 at first, 0.5000 at last, 0.0000 at least.",
