@@ -354,13 +354,18 @@ def _one_pass(
         embedded: list[Tensor] = []
         if backward:
             stack.callback(lm.model.get_input_embeddings().register_forward_hook(_begin_here(embedded)).remove)
+        rest = _Rest(list(observed.values()))
+        if not backward and _may_be_stopped(lm.model):
+            for module in observed.values():
+                for name in module.items[0].matrix.modules:
+                    stack.callback(modules[name].register_forward_hook(rest.stop_before).remove)
         for batch in batches:
             for module in observed.values():
                 real = batch.mask.bool()
                 module.begin(real, torch.zeros_like(real) if alone else batch.first)
             embedded.clear()
-            loss = summed_loss(lm, batch)
-            if not torch.isfinite(loss):
+            loss = rest.loss_unless_stopped(lm, batch)
+            if loss is not None and not torch.isfinite(loss):
                 hint = (
                     "; in float64 the attention of some models cannot take padding: load the model in float32"
                     if lm.model.dtype == torch.float64
@@ -373,6 +378,42 @@ def _one_pass(
             if backward:
                 torch.autograd.grad(loss, embedded)
             progress(batch.tokens.shape[0])
+
+
+class _Enough(Exception):
+    """Ends a forward pass of which the rest is asked by nobody."""
+
+
+@dataclass
+class _Rest:
+    """What comes after the last watched module of a forward pass: done once, for the first batch, which shows that each
+    is called once and that the loss is finite. In edits made one matrix after another, half of all work is such a rest.
+    """
+
+    observed: Sequence[_Observed]
+    needless: bool = False
+
+    def stop_before(self, *_: object) -> None:
+        """A forward hook, behind the one that watches."""
+        if self.needless and all(module.calls for module in self.observed):
+            raise _Enough
+
+    def loss_unless_stopped(self, lm: HFLM, batch: PaddedBatch) -> Tensor | None:
+        """The loss of a batch; None where the pass was ended before it."""
+        try:
+            loss = summed_loss(lm, batch)
+        except _Enough:
+            return None
+        self.needless = all(module.calls == 1 for module in self.observed)
+        return loss
+
+
+def _may_be_stopped(model: nn.Module) -> bool:
+    """Whether a forward pass may end in the middle: not where weights are moved in and out around each module, nor
+    where a module is called once for every part of a text.
+    """
+    chunked = getattr(getattr(model, "config", None), "chunk_size_feed_forward", 0)
+    return not chunked and getattr(model, "hf_device_map", None) is None
 
 
 def _begin_here(embedded: list[Tensor]) -> Callable[..., Tensor]:

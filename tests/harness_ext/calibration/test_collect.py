@@ -373,3 +373,39 @@ def test_a_loss_that_is_not_finite_stops_before_any_edit(make_lm) -> None:
     matrices = lm.weights.layout.select(parse_recipe("identity:matrices=[k_proj]").steps[0])
     with pytest.raises(VariantFailed, match="calibration loss is not finite"):
         collect.gather(lm, matrices, frozenset({"input_mean"}), DocumentBatches(DOCUMENTS, 2), decompose(lm))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_pass_ends_behind_the_last_matrix_that_is_watched(make_lm, monkeypatch, family: str) -> None:
+    """To the bit what whole passes give; the head is computed for the first batch alone, whose loss is checked."""
+    lm = make_lm(family)
+    matrices = lm.weights.layout.select(parse_recipe("identity:layers=[0]").steps[0])
+    names = frozenset({"input_mean", "input_second_moment"})
+    heads = []
+    handle = lm.model.get_output_embeddings().register_forward_hook(lambda *_: heads.append(1))
+
+    def gathered():
+        heads.clear()
+        found = collect.gather(lm, matrices, names, DocumentBatches(DOCUMENTS, 1), decompose(lm))
+        return found, len(heads)
+
+    ended, needed = gathered()
+    monkeypatch.setattr(collect, "_may_be_stopped", lambda model: False)
+    whole, every = gathered()
+    handle.remove()
+    assert (needed, every) == (1, len(DOCUMENTS) - 1)  # a last batch of one joins the one before it
+    assert ended.keys() == whole.keys() != set()
+    for key, statistics in whole.items():
+        assert statistics.keys() == ended[key].keys()
+        assert all(torch.equal(value, ended[key][name]) for name, value in statistics.items())
+    assert not any(module._forward_hooks for module in lm.model.modules())
+
+
+def test_a_pass_goes_on_where_modules_are_moved_or_called_in_parts(make_lm) -> None:
+    model = make_lm("llama").model
+    assert collect._may_be_stopped(model)
+    model.hf_device_map = {"": "cpu"}
+    assert not collect._may_be_stopped(model)
+    del model.hf_device_map
+    model.config.chunk_size_feed_forward = 8
+    assert not collect._may_be_stopped(model)
