@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from leaderboard.board.board import board
 from leaderboard.ingest import IngestReport, ingest
+from leaderboard.metrics import GOLD_LOG_LIKELIHOOD
 from leaderboard.readers.results import number
 from leaderboard.store.database import Store
 from leaderboard.terminal.table import render
@@ -136,7 +137,7 @@ def check_rows(store: Store, files: list[Path]) -> None:
         " JOIN runs USING (run_id)"
     )
     for row in scores:
-        if row["means"]:
+        if row["means"] or row["metric"] == GOLD_LOG_LIKELIHOOD:  # computed, from values that are in the files
             (mean,) = store.rows(
                 "SELECT avg(value) AS of_values FROM sample_scores WHERE run_id = ? AND task = ? AND metric = ? AND"
                 " filter = ?",
