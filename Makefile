@@ -37,7 +37,7 @@ check: $(VENV)/installed-test ## Linter, formatter, types, layers of imports: wh
 test: $(VENV)/installed-test ## The default test suite, in parallel
 	$(RUN)/python -m pytest -n $(WORKERS)
 
-test-all: $(VENV)/installed-test ## Slow, browser and wheel tests as well (the browser ones need chromium)
+test-all: $(VENV)/installed-test ## Slow, long (hours), browser and wheel tests as well (the browser ones need chromium)
 	$(RUN)/python -m pytest -m "not benchmark"
 
 benchmark: $(VENV)/installed-test ## Print start-up, run time and memory against plain lm-eval
