@@ -365,19 +365,25 @@ def _one_pass(
                 module.begin(real, torch.zeros_like(real) if alone else batch.first)
             embedded.clear()
             loss = rest.loss_unless_stopped(lm, batch)
-            if loss is not None and not torch.isfinite(loss):
-                hint = (
-                    "; in float64 the attention of some models cannot take padding: load the model in float32"
-                    if lm.model.dtype == torch.float64
-                    else ""
-                )
-                raise VariantFailed(
-                    "non_finite_loss",
-                    f"the calibration loss is not finite: the model or a prompt is broken; nothing was edited{hint}",
-                )
-            if backward:
-                torch.autograd.grad(loss, embedded)
+            if loss is not None:
+                _require_finite(loss, lm)
+                if backward:
+                    torch.autograd.grad(loss, embedded)
             progress(batch.tokens.shape[0])
+
+
+def _require_finite(loss: Tensor, lm: HFLM) -> None:
+    import torch
+
+    if torch.isfinite(loss):
+        return
+    in_float64 = lm.model.dtype == torch.float64
+    hint = "; in float64 the attention of some models cannot take padding: load the model in float32"
+    raise VariantFailed(
+        "non_finite_loss",
+        "the calibration loss is not finite: the model or a prompt is broken; nothing was edited"
+        + (hint if in_float64 else ""),
+    )
 
 
 class _Enough(Exception):
