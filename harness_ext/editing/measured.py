@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.calibration.context import DocumentBatches, StepContext
 from harness_ext.calibration.loss import measured_loss
@@ -34,11 +34,28 @@ Log = list[dict[str, Any]]
 """Rows of plain data, one a trial."""
 
 
-def finite_loss(context: StepContext, documents: Sequence[LabelledDocument]) -> float | None:
-    """The loss of the model as it is on a step's documents, in nats; None where it is not finite."""
+class TaskLoss(NamedTuple):
+    """The mean loss of a task's calibration documents, in nats; None where it is not finite."""
+
+    documents: int
+    loss: float | None
+
+
+def losses_by_task(context: StepContext, documents: Sequence[LabelledDocument]) -> dict[str, TaskLoss]:
+    """The losses of the model as it is on a step's documents."""
     assert context.step.calibration is not None, "a step with documents of its own"
-    loss = measured_loss(context.model.lm, documents, context.step.calibration.batch_size).mean
-    return loss if math.isfinite(loss) else None
+    found = {}
+    for task in dict.fromkeys(document.task for document in documents):
+        own = [document for document in documents if document.task == task]
+        loss = measured_loss(context.model.lm, own, context.step.calibration.batch_size).mean
+        found[task] = TaskLoss(len(own), loss if math.isfinite(loss) else None)
+    return found
+
+
+def loss_of_all(found: Mapping[str, TaskLoss]) -> float | None:
+    """The mean over all documents; None where a task's is not finite."""
+    sums = [own.documents * own.loss for own in found.values() if own.loss is not None]
+    return sum(sums) / sum(own.documents for own in found.values()) if len(sums) == len(found) else None
 
 
 def completed(

@@ -25,7 +25,7 @@ from harness_ext.editing.edit_matrix import (
     require_finite,
     require_finite_statistics,
 )
-from harness_ext.editing.measured import completed, finite_loss, searched
+from harness_ext.editing.measured import TaskLoss, completed, loss_of_all, losses_by_task, searched
 from harness_ext.errors import located
 from harness_ext.methods import Svd, registered_methods
 from harness_ext.methods.registry import sink_use
@@ -66,8 +66,8 @@ _PLACES = {role: place for place, roles in enumerate(_ORDER) for role in roles}
 @dataclass
 class AppliedRecipe:
     """A recipe as it was carried out, a row a matrix. log: rows of plain data about what took many passes over the
-    documents, each with its step. losses: of the documents of each step that has any, before and after it, in nats;
-    None where not finite. notes: what is to be known of the matrices themselves.
+    documents, each with its step. losses: of the documents of each step that has any, before and after it, in nats, and
+    of an ordinary step also task by task; None where not finite. notes: what is to be known of the matrices themselves.
     """
 
     edited: list[EditedMatrix] = field(default_factory=list)
@@ -147,19 +147,20 @@ def _apply_search(context: StepContext, recipe: Recipe, documents: DrawDocuments
         _apply_edits(found, recipe, _documents(found, documents, applied), applied)
     outcome.measured()
     record = outcome.record
-    applied.losses.append(_losses(context, labelled, record["before"]["loss"], record["after"]["loss"]))
+    losses = {when: record[when]["loss"] for when in ("before", "after")}
+    applied.losses.append(_about_losses(context, labelled) | losses)
 
 
-def _losses(
-    context: StepContext, labelled: Sequence[LabelledDocument], before: float | None, after: float | None
-) -> dict[str, Any]:
-    return {
-        "step": context.number,
-        "method": context.step.method,
-        "documents": len(labelled),
-        "before": before,
-        "after": after,
-    }
+def _about_losses(context: StepContext, labelled: Sequence[LabelledDocument]) -> dict[str, Any]:
+    return {"step": context.number, "method": context.step.method, "documents": len(labelled)}
+
+
+def _measured_losses(before: Mapping[str, TaskLoss], after: Mapping[str, TaskLoss]) -> dict[str, Any]:
+    tasks = [
+        {"task": task, "documents": own.documents, "before": own.loss, "after": after[task].loss}
+        for task, own in before.items()
+    ]
+    return {"before": loss_of_all(before), "after": loss_of_all(after), "tasks": tasks}
 
 
 def _selected(weights: Weights, step: Step) -> tuple[Matrix, ...]:
@@ -186,10 +187,11 @@ def _apply_step(context: StepContext, recipe: Recipe, documents: DrawDocuments, 
         _apply_edits(context, recipe, labelled, applied)
         return
     with applied.calibrating():
-        before = finite_loss(context, labelled)
+        before = losses_by_task(context, labelled)
     _apply_edits(context, recipe, labelled, applied)
     with applied.calibrating():
-        applied.losses.append(_losses(context, labelled, before, finite_loss(context, labelled)))
+        losses = _measured_losses(before, losses_by_task(context, labelled))
+    applied.losses.append(_about_losses(context, labelled) | losses)
 
 
 def _apply_edits(

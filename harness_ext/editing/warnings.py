@@ -66,18 +66,32 @@ def left_unedited(recipe: Recipe, applied: AppliedRecipe) -> bool:
 
 
 def _losses(applied: AppliedRecipe) -> list[str]:
-    """By how much a step raised the loss of its own documents."""
+    """By how much a step raised the loss of its own documents, or of those of one of its tasks."""
     found = []
     for row in applied.losses:
-        before, after = row["before"], row["after"]
-        if before is None or (after is not None and after - before <= SMALLEST_RISE):
+        if _rose(row):
+            found.append(
+                f"{row['method']} raised the loss of its own {row['documents']} calibration documents {_from_to(row)}:"
+                " its budget asks for as much"
+            )
             continue
-        now = f"{after:.4g} nats" if after is not None else "a number that is not finite"
-        found.append(
-            f"{row['method']} raised the loss of its own {row['documents']} calibration documents from {before:.4g} to"
-            f" {now}: its budget asks for as much"
-        )
+        found += [
+            f"{row['method']} raised the loss of the {task['documents']} calibration documents of {task['task']}"
+            f" {_from_to(task)}, though not that of all: what helps one task may harm another"
+            for task in row.get("tasks", ())
+            if _rose(task)
+        ]
     return found
+
+
+def _rose(row: Mapping[str, Any]) -> bool:
+    before, after = row["before"], row["after"]
+    return before is not None and (after is None or after - before > SMALLEST_RISE)
+
+
+def _from_to(row: Mapping[str, Any]) -> str:
+    after = row["after"]
+    return f"from {row['before']:.4g} to {f'{after:.4g} nats' if after is not None else 'a number that is not finite'}"
 
 
 def is_measured(step: Step) -> bool:

@@ -106,6 +106,10 @@ calibration_loss[].method str
 calibration_loss[].documents int
 calibration_loss[].before float
 calibration_loss[].after float
+calibration_loss[].tasks[].task str
+calibration_loss[].tasks[].documents int
+calibration_loss[].tasks[].before float
+calibration_loss[].tasks[].after float
 finished str
 seconds.load float
 seconds.evaluate float

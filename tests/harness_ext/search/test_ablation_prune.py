@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -260,6 +261,29 @@ def check_rule(lm, name: str, changes: str, draw) -> None:
         assert not rose, row
     if told:
         assert f"{row['before']:.4g} to {row['after']:.4g} nats" in told[0]
+
+
+def test_a_task_that_pays_for_another_is_told_of(make_lm) -> None:
+    lm = make_lm("llama")
+    documents = documents_for(lm, 12)
+    halves = [replace(one, task=task) for task, one in zip(["first", "second"] * 6, documents, strict=True)]
+    recipe = parse_recipe("asvd:matrices=[down_proj]")
+    applied = lm.apply(recipe, drawing(halves))
+    (row,) = applied.losses
+    lm.undo()
+    for task in row["tasks"]:
+        own = [one for one in halves if one.task == task["task"]]
+        assert task["documents"] == 6 and task["before"] == pytest.approx(measured_loss(lm, own, 16).mean, rel=1e-5)
+    for when in ("before", "after"):
+        assert row[when] == pytest.approx(sum(task[when] for task in row["tasks"]) / 2)
+    first, second = row["tasks"]
+    row.update(before=2.0, after=1.5)
+    first.update(before=1.0, after=1.25)
+    second.update(before=3.0, after=1.75)
+    assert [warning for warning in receipt_warnings(recipe, applied) if "raised" in warning] == [
+        "activation_aware_svd raised the loss of the 6 calibration documents of first from 1 to 1.25 nats, though not"
+        " that of all: what helps one task may harm another"
+    ]
 
 
 def test_every_recipe_that_is_not_bound_by_a_budget_is_held_to_the_rule() -> None:
