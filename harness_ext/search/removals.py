@@ -1,5 +1,6 @@
 """Removals of singular components on trial: made for the length of a measurement, and kept only where the measured loss
-of the calibration documents falls.
+of the calibration documents falls. The mean over all of them decides: where no task may lose at all, one that the model
+knows by heart forbids every removal.
 
 Nothing is written to the model: a removal is `y - W_removed (x - x_mean)` at the output, by a hook, which is the edit
 that is made at last. Means are those of the model before the first removal.
