@@ -109,7 +109,10 @@ def notes(row: GateRow) -> list[str]:
     beside = [
         *filter(
             None,
-            [flips(row.flip_rate, row.noise_floor), choices(row.choices) if row.verdict not in ("PASS",) else None],
+            [
+                flips(row.flip_rate, row.noise_floor, row.documents),
+                choices(row.choices) if row.verdict not in ("PASS",) else None,
+            ],
         )
     ]
     facts = "; ".join([*metric, *lost])

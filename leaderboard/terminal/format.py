@@ -11,7 +11,7 @@ from leaderboard.board.cell import Cell, not_its_control
 from leaderboard.compare.choice_shift import Choices
 from leaderboard.compare.needs import Claim
 from leaderboard.compare.unpaired_scores import Unpaired
-from leaderboard.statistics import Estimate
+from leaderboard.statistics import Estimate, collapse_limit
 
 NOTHING = "-"
 UNPAIRED = "u"
@@ -21,8 +21,8 @@ CLIPPED = "c"
 TOO_FEW = "too few documents"
 """In place of an interval, and of a difference that could have been shown."""
 CLIPPED_LEGEND = (
-    "c: the interval is of the mean change with no document counted for more than a bound; the row's note (or the page)"
-    " has both."
+    "c: the interval is of the mean change with no document counted for more than a bound; the row's note has both,"
+    " the page those of further metrics."
 )
 UNPAIRED_LEGEND = (
     "u: unpaired. Delta [unpaired 95 %] of the two scores by themselves, from what their results files say; in no"
@@ -185,12 +185,18 @@ def _shared(cell: Cell) -> str:
     return f" (about {together:,} if all that are undecided get as many)"
 
 
-def flips(flip_rate: float | None, noise_floor: float | None) -> str | None:
-    """`flips 3.1%, noise floor 0.4%: 2.7 points above it`; None where no noise floor was measured."""
+def flips(flip_rate: float | None, noise_floor: float | None, count: int | None = None) -> str | None:
+    """`flips 3.1%, noise floor 0.4%: 2.7 points above it`; None where no noise floor was measured. count: documents;
+    above the floor is only what exceeds the upper 95 % limit of a share that was seen on so many.
+    """
     if flip_rate is None or noise_floor is None:
         return None
+    limit = collapse_limit(round(noise_floor * count), count) if count else noise_floor
+    said = f"flips {percent(flip_rate)}, noise floor {percent(noise_floor)}"
+    if noise_floor < flip_rate <= limit:
+        return f"{said}, or up to {percent(limit)} for all that {count:,} documents tell: not above it"
     beyond = "not above it" if flip_rate <= noise_floor else f"{100 * (flip_rate - noise_floor):.1f} points above it"
-    return f"flips {percent(flip_rate)}, noise floor {percent(noise_floor)}: {beyond}"
+    return f"{said}: {beyond}"
 
 
 def choices(found: Choices | None) -> str | None:

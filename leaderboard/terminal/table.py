@@ -114,7 +114,7 @@ def _cell_lines(cell: Cell, width: int, color: bool) -> list[str]:
     coloured = _line(columns, width).replace(_word(cell, False), _word(cell, color))
     doubts = [plain(sentence) for sentence in contradictions(cell)]
     notes = [
-        *filter(None, [undecided(cell), flips(cell.flip_rate, cell.noise_floor), choices(cell.choices)]),
+        *filter(None, [undecided(cell), flips(cell.flip_rate, cell.noise_floor, cell.n), choices(cell.choices)]),
         *map(plain, cell.notes),
         *(entry.sentence() for entry in cell.reported),
     ]

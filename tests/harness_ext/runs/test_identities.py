@@ -12,17 +12,19 @@ VERSIONS = {"lm_eval": "0.4.13", "torch": "2.13.0+cpu", "transformers": "5.23.0"
 SPEC_IDS = {
     "baseline": "78195ceb92",
     "laser": "865ba6f33e",
-    "eigenprune:fraction=0.1": "733c8864ad",
-    "ablation-prune": "c31f08c639",
+    "eigenprune:fraction=0.1": "19229c6bc9",
+    "ablation-prune": "7e0ad91efc",
     "svd": "0c596fe054",
     "svd-llm": "57021343e1",
-    "laser-search": "2ed92c9706",
+    "laser-search": "6a0a024867",
     "basis-selection": "29a7493a4a",
-    "contrast-projection": "ddfd3ad376",
+    "contrast-projection": "ffa88a9378",
     "sfsd": "f6d302ef28",
     "asvd": "761a5c2f6a",
 }
-"""The beginnings of the ids. They change with the model's files, the files of these tasks and lm-eval's defaults."""
+"""The beginnings of the ids. They change with the model's files, the files of these tasks, lm-eval's defaults, and the
+revisions of methods.
+"""
 
 
 def test_spec_ids_of_the_embedded_models_runs(lm_eval, monkeypatch: pytest.MonkeyPatch) -> None:

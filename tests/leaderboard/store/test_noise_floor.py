@@ -12,6 +12,7 @@ from leaderboard.board.board import board
 from leaderboard.ingest import ingest
 from leaderboard.store import noise_floor
 from leaderboard.store.database import open_store
+from leaderboard.terminal.format import flips
 from leaderboard.terminal.table import render
 from tests.leaderboard.board.judging import recipe_cell
 
@@ -117,3 +118,14 @@ class TestNoiseFloor:
         cell = recipe_cell(made.board())
         assert cell.noise_floor == pytest.approx(0.005) and cell.flip_rate == pytest.approx(0.16)
         assert "flips 16.0%, noise floor 0.5%: 15.5 points above it" in render(made.board(), width=120)
+
+
+def test_above_the_floor_is_what_so_few_documents_could_not_show_of_rounding() -> None:
+    """None of 20 flipped: with 95 % certainty fewer than 14 of 100 do, since 0.861 ** 20 is 0.05."""
+    assert flips(0.05, 0.0, 20) == (
+        "flips 5.0%, noise floor 0.0%, or up to 13.9% for all that 20 documents tell: not above it"
+    )
+    assert flips(0.15, 0.0, 20) == "flips 15.0%, noise floor 0.0%: 15.0 points above it"
+    assert flips(0.05, 0.0, 2000) == "flips 5.0%, noise floor 0.0%: 5.0 points above it"
+    assert flips(0.01, 0.02, 100) == "flips 1.0%, noise floor 2.0%: not above it"
+    assert flips(None, 0.02, 100) is None and flips(0.02, None, 100) is None
