@@ -86,9 +86,10 @@ def possible_collapse(samples: AnswerSamples, baseline: str, recipe: str, task: 
 
 
 def _likelihoods(samples: AnswerSamples, baseline: str, recipe: str, task: str) -> list[Likelihoods]:
-    """Those that a task declares, or else its right answers'."""
+    """Those that a task declares, or else its right answers'; by words where it counts them, rather than by bytes."""
     found = samples.likelihoods(baseline, recipe, task)
-    return [one for one in found if one.metric != metrics.GOLD_LOG_LIKELIHOOD] or found
+    declared = [one for one in found if one.metric != metrics.GOLD_LOG_LIKELIHOOD] or found
+    return [one for one in declared if "byte" not in one.metric] or declared
 
 
 def _means(texts: TextLikelihoods) -> tuple[float, float]:

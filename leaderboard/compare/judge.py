@@ -105,7 +105,7 @@ def _effect(comparison: Comparison, pair: PairedScores, margin: float) -> Effect
         gained=flips.gained if unit else None,
         flip_rate=flips.rate if pair.binary else None,
         margin=margin,
-        notes=_no_change(pair.differences),
+        notes=_no_change(comparison.metric, pair.differences),
         p_worse=tails.less,
         drop_low=drop_low,
         drop_high=drop_high,
@@ -189,5 +189,5 @@ def _spread(values: np.ndarray, best: float | None) -> float:
     return float(np.sqrt(np.mean((values - centre) ** 2)))
 
 
-def _no_change(differences: np.ndarray) -> tuple[str, ...]:
-    return () if differences.any() else ("no document's score changed",)
+def _no_change(metric: str, differences: np.ndarray) -> tuple[str, ...]:
+    return () if differences.any() else (f"no document's {metric} changed",)

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 from leaderboard.board.cell import Cell
+from leaderboard.compare import collapse
+from leaderboard.metrics import GOLD_LOG_LIKELIHOOD
+from leaderboard.store.answer_samples import Likelihoods
 from tests.leaderboard.board.judging import judged, recipe_cell
 
 
@@ -35,6 +38,23 @@ def _of_texts(kit: Any, values: list[float], words: float | None, metric: str) -
 
 def words_of(made: Any, pair: Any) -> Cell:
     return judged(made, *pair)
+
+
+def test_a_task_that_counts_words_is_not_judged_by_its_bytes() -> None:
+    class Samples:
+        def __init__(self, *names: str) -> None:
+            self.names = names
+
+        def likelihoods(self, *_: str) -> list[Likelihoods]:
+            return [Likelihoods("task", name, "none", 60, 0.0) for name in self.names]
+
+    def chosen(*names: str) -> list[str]:
+        return [one.metric for one in collapse._likelihoods(Samples(*names), "a", "b", "task")]
+
+    wikitext = ("bits_per_byte", "byte_perplexity", "word_perplexity", GOLD_LOG_LIKELIHOOD)
+    assert chosen(*wikitext) == ["word_perplexity"]
+    assert chosen(*wikitext[:2], GOLD_LOG_LIKELIHOOD) == ["bits_per_byte", "byte_perplexity"]
+    assert chosen(GOLD_LOG_LIKELIHOOD) == [GOLD_LOG_LIKELIHOOD] and chosen() == []
 
 
 class TestLikelihood:
