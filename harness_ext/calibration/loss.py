@@ -19,16 +19,29 @@ GIVEN_UP = 1.05
 """A measurement that is compared with another is given up where the documents so far have so many times its loss."""
 
 
+SMALLEST_RISE = 0.0005
+"""Nats; a smaller rise of a loss is rounding, and would be told as none."""
+HARM = 0.25
+"""Nats; what the loss of one task may rise by where that of all falls: its answers' perplexity by 28 %."""
+
+
 class MeasuredLoss(NamedTuple):
-    """Losses of documents, added up batch by batch: sums `[batches]` in nats, and how many documents they are of."""
+    """Losses of documents, added up batch by batch: sums `[batches]` in nats, how many documents they are of, and the
+    mean of each task whose documents were all measured.
+    """
 
     sums: tuple[float, ...]
     documents: int
+    tasks: dict[str, float]
 
     @property
     def mean(self) -> float:
         """The mean over documents of the cross-entropy of each one's answer; not finite where that of one is not."""
         return self.sums[-1] / self.documents
+
+    def harms(self, other: MeasuredLoss) -> bool:
+        """Whether a task is worse off by more than `HARM` than in another measurement on the same documents."""
+        return any(not loss <= other.tasks[task] + HARM for task, loss in self.tasks.items())
 
 
 def measured_loss(
@@ -40,15 +53,20 @@ def measured_loss(
     import torch
 
     sums: list[float] = []
+    tasks: dict[str, float] = {}
     total, run = 0.0, 0
     with torch.no_grad():
-        for place, batch in enumerate(batches_of(lm, documents, batch_size)):
-            total += float(summed_loss(lm, batch))
-            run += batch.tokens.shape[0]
-            sums.append(total)
-            if beside is not None and not total <= GIVEN_UP * beside.sums[place]:
-                break
-    return MeasuredLoss(tuple(sums), run)
+        for task in dict.fromkeys(document.task for document in documents):
+            own = [document for document in documents if document.task == task]
+            started = total
+            for batch in batches_of(lm, own, batch_size):
+                total += float(summed_loss(lm, batch))
+                run += batch.tokens.shape[0]
+                sums.append(total)
+                if beside is not None and not total <= GIVEN_UP * beside.sums[len(sums) - 1]:
+                    return MeasuredLoss(tuple(sums), run, tasks)
+            tasks[task] = (total - started) / len(own)
+    return MeasuredLoss(tuple(sums), run, tasks)
 
 
 def mean_loss(lm: HFLM, documents: Sequence[LabelledDocument], batch_size: int) -> float:

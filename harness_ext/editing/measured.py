@@ -9,6 +9,7 @@ it, the receipt has both losses and a warning says by how much.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,12 +45,9 @@ class TaskLoss(NamedTuple):
 def losses_by_task(context: StepContext, documents: Sequence[LabelledDocument]) -> dict[str, TaskLoss]:
     """The losses of the model as it is on a step's documents."""
     assert context.step.calibration is not None, "a step with documents of its own"
-    found = {}
-    for task in dict.fromkeys(document.task for document in documents):
-        own = [document for document in documents if document.task == task]
-        loss = measured_loss(context.model.lm, own, context.step.calibration.batch_size).mean
-        found[task] = TaskLoss(len(own), loss if math.isfinite(loss) else None)
-    return found
+    found = measured_loss(context.model.lm, documents, context.step.calibration.batch_size).tasks
+    counts = Counter(document.task for document in documents)
+    return {task: TaskLoss(counts[task], loss if math.isfinite(loss) else None) for task, loss in found.items()}
 
 
 def loss_of_all(found: Mapping[str, TaskLoss]) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from harness_ext.calibration.loss import SMALLEST_RISE
 from harness_ext.editing.edit_matrix import UNSEEN
 from harness_ext.editing.pipeline import AppliedRecipe
 from harness_ext.methods import registered_methods
@@ -12,9 +13,6 @@ from harness_ext.recipe.recipe import Recipe
 from harness_ext.recipe.schema import Step
 from harness_ext.search.runner import found_nothing as search_found_nothing
 from leaderboard.readers.receipt import DENSE
-
-SMALLEST_RISE = 0.0005
-"""Nats; a smaller rise of the calibration loss is rounding, and would be told as none."""
 
 
 def receipt_warnings(recipe: Recipe, applied: AppliedRecipe) -> list[str]:

@@ -1,6 +1,6 @@
 """Removals of singular components on trial: made for the length of a measurement, and kept only where the measured loss
-of the calibration documents falls. The mean over all of them decides: where no task may lose at all, one that the model
-knows by heart forbids every removal.
+of the calibration documents falls, and that of no task among them rises by more than `HARM`. The mean alone would let
+one task pay for another, and that no task may lose at all forbids every removal where one is known by heart.
 
 Nothing is written to the model: a removal is `y - W_removed (x - x_mean)` at the output, by a hook, which is the edit
 that is made at last. Means are those of the model before the first removal.
@@ -78,7 +78,9 @@ class RemovalTrials:
         return len(self.log) - 1
 
     def attempt(self, group: Sequence[RemovalCandidate], least: float = 0.0) -> bool:
-        """Remove these as well, and keep that if the loss falls, by `least` nats or more; whether it was kept."""
+        """Remove these as well, and keep that if the loss falls, by `least` nats or more, and no task is harmed
+        beside the model as it was found; whether it was kept.
+        """
         trial = {key: marks.clone() for key, marks in self.removed.items()}
         removes: dict[str, list[int]] = {}
         for candidate in group:
@@ -87,7 +89,8 @@ class RemovalTrials:
         with self.standing(trial):
             found = self._measured(self.loss)
         fall = self.loss.mean - found.mean
-        accepted = found.documents == self.loss.documents and fall > 0 and fall >= least
+        whole = found.documents == self.loss.documents
+        accepted = whole and fall > 0 and fall >= least and not found.harms(self.found_as)
         self._tell(removes, sum(candidate.effect for candidate in group), found, accepted=accepted)
         if accepted:
             self.removed, self.loss = trial, found
@@ -144,7 +147,7 @@ class RemovalTrials:
 
     def confirm(self) -> None:
         """Measure what stands once more, as it would be written: with weights and biases rounded to the model's dtype.
-        Where that is no better than the model as it was found, nothing stays removed.
+        Where that is no better than the model as it was found, or harms a task, nothing stays removed.
 
         A layer that an earlier step left as two low-rank ones is measured as in any other trial.
         """
@@ -152,7 +155,7 @@ class RemovalTrials:
             return
         with _written(self.site, self.removed):
             found = self._measured()
-        accepted = found.mean < self.found_as.mean
+        accepted = found.mean < self.found_as.mean and not found.harms(self.found_as)
         marked = {key: marks.nonzero()[:, 0].tolist() for key, marks in self.removed.items() if bool(marks.any())}
         self._tell(marked, None, found, accepted=accepted)
         if accepted:

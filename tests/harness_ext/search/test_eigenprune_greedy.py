@@ -4,6 +4,8 @@ measured loss.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy
 import pytest
 import torch
@@ -19,7 +21,7 @@ from harness_ext.methods.eigenprune import eigenprune_greedy
 from harness_ext.recipe.recipe import parse_recipe
 from harness_ext.recipe.schema import SearchSettings
 from harness_ext.search.eigenprune_greedy import greedy_search
-from harness_ext.search.removals import EditedSite, RemovalTrials
+from harness_ext.search.removals import EditedSite, RemovalCandidate, RemovalTrials
 
 DOCUMENTS = [
     LabelledDocument("t", context, answer, context)
@@ -48,10 +50,10 @@ def site_of(lm, matrices, means=None) -> EditedSite:
     return EditedSite(lm, matrices, means, decompose(lm))
 
 
-def reference_loss(lm) -> float:
+def reference_loss(lm, documents=DOCUMENTS) -> float:
     """One document at a time, unpadded."""
     losses = []
-    for document in DOCUMENTS:
+    for document in documents:
         context, answer = (lm.tok_encode(text.strip()) for text in (document.context, document.answer))
         with torch.no_grad():
             losses.append(
@@ -93,6 +95,32 @@ def test_a_removal_on_trial_is_the_edit_that_is_made(make_lm, plain_family: str,
         lm.weights.shift_bias(matrix, edit.bias_shift)
     # A Llama normalises in float32 whatever its dtype.
     assert reference_loss(lm) == pytest.approx(tried, rel=1e-6)
+
+
+def test_a_removal_stands_where_the_loss_falls_and_that_of_no_task_rises_far(make_lm, monkeypatch) -> None:
+    """Each component by itself, against losses of plain passes task by task. The bound is that of a tiny model."""
+    harm = 0.0005
+    monkeypatch.setattr("harness_ext.calibration.loss.HARM", harm)
+    lm = make_lm("llama", dtype="float64")
+    tasks = {"first": DOCUMENTS[:2], "second": DOCUMENTS[2:]}
+    named = [replace(one, task=task) for task, own in tasks.items() for one in own]
+    matrices = lm.weights.layout.select(parse_recipe("identity:matrices=[down_proj]").steps[0])
+    before = {task: reference_loss(lm, own) for task, own in tasks.items()}
+    outcomes = set()
+    for matrix in matrices:
+        for component in range(0, min(matrix.shape), 2):
+            trials = RemovalTrials(site_of(lm, matrices), DocumentBatches(named, 2))
+            accepted = trials.attempt([RemovalCandidate(-1.0, matrix.key, component)])
+            marks = {item.key: torch.zeros(min(item.shape), dtype=torch.bool) for item in matrices}
+            marks[matrix.key][component] = True
+            with trials.standing(marks):
+                after = {task: reference_loss(lm, own) for task, own in tasks.items()}
+            rises = {task: after[task] - before[task] for task in tasks}
+            falls = sum(len(own) * rises[task] for task, own in tasks.items()) < 0
+            harmed = max(rises.values()) > harm
+            assert accepted == (falls and not harmed), (matrix.key, component, rises)
+            outcomes.add((falls, harmed))
+    assert outcomes >= {(True, True), (True, False), (False, True)}
 
 
 def test_the_loss_falls_with_every_round_and_the_edit_has_the_loss_found(make_lm, plain_family: str) -> None:
