@@ -20,7 +20,7 @@ from harness_ext.recipe.recipe import shipped_names
 DOCUMENTS = 100
 TIMES_WORSE = 3.0
 MUST_NOT_COLLAPSE = {"ablation-prune", "contrast-projection", "eigenprune", "eigenprune-greedy", "eigenprune-released"}
-TAKE_LONG = {"basis-selection", "laser-compose", "laser-gradient", "laser-search", "sfsd-surgical", "zero-sum"}
+TAKE_LONG = {"basis-selection", "laser-compose", "laser-search", "sfsd-surgical"}
 EDITING = [
     pytest.param(name, marks=pytest.mark.long if name in TAKE_LONG else pytest.mark.slow)
     for name in shipped_names()
