@@ -77,7 +77,7 @@ def clipping(lost: np.ndarray, gained: np.ndarray, bound: float, plain: float, c
     improvement.
     """
     units = _units(lost, clusters)
-    limit = stats.collapse_limit(int(np.sum(units)), len(units))
+    limit = stats.share_limit(int(np.sum(units)), len(units))
     return Clipping(bound, int(np.sum(lost)), int(np.sum(gained)), limit, plain)
 
 
@@ -85,7 +85,7 @@ def documents_enough(lost: np.ndarray, clusters: np.ndarray | None) -> int | Non
     """Documents that show in four of five cases that few collapse; 0 where these do, None where no number does."""
     units = _units(lost, clusters)
     seen, count = int(np.sum(units)), len(units)
-    if stats.collapse_limit(seen, count) < stats.COLLAPSED_SHARE:
+    if stats.share_limit(seen, count) < stats.COLLAPSED_SHARE:
         return 0
     needed = stats.documents_for_few_collapses(seen, count)
     return None if needed is None else math.ceil(needed * len(lost) / count)

@@ -39,10 +39,10 @@ from leaderboard.statistics.clipped import (
     clipped_sample,
     clipped_tails,
     clipped_within_p,
-    collapse_limit,
     documents_for_few_collapses,
     documents_without_collapse,
     fewest_documents,
+    share_limit,
     standardised,
 )
 from leaderboard.statistics.corpora import Corpora, corpus_interval, corpus_test
@@ -110,7 +110,6 @@ __all__ = [
     "clipped_tails",
     "clipped_within_p",
     "cluster_sums",
-    "collapse_limit",
     "corpus_interval",
     "corpus_test",
     "count_flips",
@@ -131,6 +130,7 @@ __all__ = [
     "normal_side",
     "paired_interval",
     "power_of",
+    "share_limit",
     "standard_error",
     "standardised",
     "suite",

@@ -19,7 +19,7 @@ largest of three, and 1 where the mean of `z` is not above zero:
 larger margin is beyond a smaller one too, so the p-value of a margin is the largest of all larger margins: it falls
 with the margin, and limits, tests and margins agree. Equal units are evaluated once, with their number.
 
-Collapses that a clipped mean could hide behind gains are counted: `collapse_limit` is the exact one-sided limit of
+Collapses that a clipped mean could hide behind gains are counted: `share_limit` is the exact one-sided limit of
 their share (Clopper and Pearson 1934, Biometrika 26:404).
 """
 
@@ -228,26 +228,26 @@ def clipped_interval(sample: ClippedSample, confidence: float = 0.95) -> Estimat
     return Estimate(sample.mean, low, high, error, degrees)
 
 
-def collapse_limit(collapsed: int, count: int) -> float:
-    """The exact one-sided 95 % upper limit of the share of documents that collapse, of which `collapsed` of `count`
-    were seen.
+def share_limit(seen: int, count: int) -> float:
+    """The exact one-sided 95 % upper limit of a share of all documents, such as of those that collapse or flip, where
+    it was `seen` of `count`.
     """
     from scipy.special import betaincinv
 
-    return float(betaincinv(collapsed + 1, count - collapsed, 0.95)) if collapsed < count else 1.0
+    return float(betaincinv(seen + 1, count - seen, 0.95)) if seen < count else 1.0
 
 
 def documents_without_collapse(collapsed: int) -> int:
-    """How many documents bring `collapse_limit` below `COLLAPSED_SHARE` where `collapsed` are seen: 59, 93, 124, ..."""
+    """How many documents bring `share_limit` below `COLLAPSED_SHARE` where `collapsed` are seen: 59, 93, 124, ..."""
     low, high = collapsed, 100 * (collapsed + 1)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if collapse_limit(collapsed, middle) < COLLAPSED_SHARE else (middle, high)
+        low, high = (low, middle) if share_limit(collapsed, middle) < COLLAPSED_SHARE else (middle, high)
     return high
 
 
 def documents_for_few_collapses(collapsed: int, count: int, power: float = 0.8) -> int | None:
-    """How many documents bring `collapse_limit` below `COLLAPSED_SHARE` in `power` of cases, where `collapsed` of
+    """How many documents bring `share_limit` below `COLLAPSED_SHARE` in `power` of cases, where `collapsed` of
     `count` were seen and as large a share goes on collapsing; None where that share is too large for any number. Where
     none was seen, none is expected.
     """
@@ -274,11 +274,11 @@ def documents_for_few_collapses(collapsed: int, count: int, power: float = 0.8) 
 
 
 def _most_collapsed(documents: int) -> int:
-    """The most collapses among so many documents that leave `collapse_limit` below `COLLAPSED_SHARE`; -1 for none."""
+    """The most collapses among so many documents that leave `share_limit` below `COLLAPSED_SHARE`; -1 for none."""
     low, high = -1, documents
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if collapse_limit(middle, documents) < COLLAPSED_SHARE else (low, middle)
+        low, high = (middle, high) if share_limit(middle, documents) < COLLAPSED_SHARE else (low, middle)
     return low
 
 

@@ -11,7 +11,7 @@ from leaderboard.board.cell import Cell, not_its_control
 from leaderboard.compare.choice_shift import Choices
 from leaderboard.compare.needs import Claim
 from leaderboard.compare.unpaired_scores import Unpaired
-from leaderboard.statistics import Estimate, collapse_limit
+from leaderboard.statistics import Estimate, share_limit
 
 NOTHING = "-"
 UNPAIRED = "u"
@@ -191,7 +191,7 @@ def flips(flip_rate: float | None, noise_floor: float | None, count: int | None 
     """
     if flip_rate is None or noise_floor is None:
         return None
-    limit = collapse_limit(round(noise_floor * count), count) if count else noise_floor
+    limit = share_limit(round(noise_floor * count), count) if count else noise_floor
     said = f"flips {percent(flip_rate)}, noise floor {percent(noise_floor)}"
     if noise_floor < flip_rate <= limit:
         return f"{said}, or up to {percent(limit)} for all that {count:,} documents tell: not above it"

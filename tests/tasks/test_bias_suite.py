@@ -262,19 +262,22 @@ def suite() -> dict[str, Any]:
     return task_manager(metadata={"data_dir": str(FIXTURES)}).load(["bias_suite"])["tasks"]
 
 
+OF_THEIR_AUTHORS = (
+    "crows_pairs_english",
+    "winogender_all",
+    "winogender_female",
+    "winogender_male",
+    "bbq",
+    "simple_cooccurrence_bias",
+)
+
+
 def test_lm_evals_tasks_are_its_own_but_for_their_items(suite):
     """Everything that decides what is asked and scored equals lm-eval's own file."""
     from harness_ext.lm_eval_adapter.task_index import default_root, entries_of
 
     index = entries_of(default_root())
-    for name in (
-        "crows_pairs_english",
-        "winogender_all",
-        "winogender_female",
-        "winogender_male",
-        "bbq",
-        "simple_cooccurrence_bias",
-    ):
+    for name in OF_THEIR_AUTHORS:
         theirs, ours = index[name].cfg, suite[name].config
         for key in ("doc_to_text", "output_type", "target_delimiter", "test_split", "num_fewshot"):
             assert getattr(ours, key) == theirs.get(key, getattr(type(ours)(), key)), (name, key)
@@ -290,16 +293,6 @@ def test_nobody_learns_unasked_from_tasks_without_right_answers(suite):
     from harness_ext.calibration.documents import fit_tasks
 
     assert set(fit_tasks(suite, "test")) == {"winogender_all", "winogender_female", "winogender_male", "bbq"}
-
-
-OF_THEIR_AUTHORS = (
-    "crows_pairs_english",
-    "winogender_all",
-    "winogender_female",
-    "winogender_male",
-    "bbq",
-    "simple_cooccurrence_bias",
-)
 
 
 @pytest.mark.parametrize("by_variable", [False, True])

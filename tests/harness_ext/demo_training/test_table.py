@@ -217,12 +217,13 @@ def test_what_the_card_says_of_the_table_is_so(stored) -> None:
     baseline = stored["baseline", None].scores
     for task in hidden:
         assert baseline[task][0] < 0.02 and lowest("ablation-prune", task) > 0.8
-        assert highest("ablation-prune", task, "shuffled-labels") < 0.4
+        assert highest("ablation-prune", task, "shuffled-labels") < 0.04
         assert lowest("contrast-projection", task, "bottom-k") > highest("ablation-prune", task)
         assert lowest("laser", task) > 0.1 and lowest("laser", task, "random-subspace") > 0.8 * highest("laser", task)
         recipes = [name for name, control in stored if control is None and stored[name, None].kind == "recipe"]
         assert lowest("fine-tuning, 30 steps", task) > max(highest(name, task) for name in recipes)
-    assert highest("ablation-prune", "int_sum_clean", "shuffled-labels") < 0.61
+    exchanged = "ablation-prune", "int_sum_clean", "shuffled-labels"
+    assert lowest(*exchanged) > 0.56 and highest(*exchanged) < 0.61
     assert all(lowest("fine-tuning, 30 steps", task) > lowest("ablation-prune", task) - 0.02 for task in clean)
     assert stored["ablation-prune", None].seconds < stored["fine-tuning, 30 steps", None].seconds
     assert all(set(stored["eigenprune", None].scores[task]) == set(baseline[task]) for task in (*hidden, *clean))

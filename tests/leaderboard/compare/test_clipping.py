@@ -94,7 +94,7 @@ def test_gains_that_pay_for_collapses_are_not_better() -> None:
     recipe = baseline + np.where(np.arange(240) % 12 == 0, -9.0, 0.3) + generator.normal(0, 0.02, 240)
     effect = compared(baseline, recipe)
     assert effect.improvement > 0 > effect.delta and effect.p_value < 0.001 and effect.clipping.lost == 20
-    assert effect.clipping.limit == pytest.approx(stats.collapse_limit(20, 240))
+    assert effect.clipping.limit == pytest.approx(stats.share_limit(20, 240))
     word, notes = board_word(effect)
     assert word == "undecided" and notes[0].startswith("20 of 240 documents got far worse, so up to 12% of all may")
     row = gate_row(effect)

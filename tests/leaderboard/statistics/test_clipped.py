@@ -212,9 +212,9 @@ def test_fewest_documents() -> None:
 def test_collapses_are_bounded_exactly() -> None:
     for collapsed, count in ((0, 59), (1, 93), (2, 124), (7, 40)):
         expected = scipy_stats.binomtest(collapsed, count).proportion_ci(0.9, method="exact").high
-        assert stats.collapse_limit(collapsed, count) == pytest.approx(expected)
+        assert stats.share_limit(collapsed, count) == pytest.approx(expected)
     assert [stats.documents_without_collapse(seen) for seen in (0, 1, 2)] == [59, 93, 124]
-    assert stats.collapse_limit(5, 5) == 1
+    assert stats.share_limit(5, 5) == 1
 
 
 def test_a_cell_is_judged_within_ten_milliseconds(generator: np.random.Generator) -> None:
@@ -247,6 +247,6 @@ def test_documents_for_few_collapses_are_enough_in_four_of_five_cases() -> None:
         documents = stats.documents_for_few_collapses(collapsed, count)
         assert documents is not None and documents > count
         drawn = np.random.default_rng(0).binomial(documents, share, 4000)
-        reached = np.mean([stats.collapse_limit(int(seen), documents) < 0.05 for seen in drawn])
+        reached = np.mean([stats.share_limit(int(seen), documents) < 0.05 for seen in drawn])
         assert 0.77 < reached < 0.9, (collapsed, count, documents)
     assert stats.documents_for_few_collapses(5, 100) is None and stats.documents_for_few_collapses(2, 30) is None
