@@ -191,12 +191,9 @@ def _plan_lines(recipe: Recipe, planned: Plan, name: str) -> Iterable[str]:
         yield f"  shared      {_matrices(shared)} by several layers, each edited once for all of them"
     unknown = sum(item.rank_after is None for item in planned.matrices)
     at_most = " at most" if unknown else ""
-    stored = (
-        "computed as two low-rank layers" if all(step.factored for step in recipe.steps) else "if stored as factors"
-    )
     yield (
         f"  parameters {at_most} {_change(planned.parameters, planned.parameters_after)}"
-        f" ({planned.parameters_after / planned.parameters:.1%}), {stored} where that is smaller"
+        f" ({planned.parameters_after / planned.parameters:.1%}), {_stored(recipe)}"
     )
     yield f"  bytes       {_change(planned.stored_bytes, planned.bytes_after)}"
     yield (
@@ -221,6 +218,14 @@ def _plan_lines(recipe: Recipe, planned: Plan, name: str) -> Iterable[str]:
             f"  ranks of {_matrices(unknown)} follow from their values or the calibration, and are known when the"
             " recipe runs"
         )
+
+
+def _stored(recipe: Recipe) -> str:
+    """How the edited matrices are kept."""
+    factored = {step.factored for step in recipe.steps}
+    if False in factored:
+        return "if stored as factors where that is smaller"
+    return f"computed as two low-rank layers where that is {'faster' if True in factored else 'smaller'}"
 
 
 def _matrices(count: int) -> str:

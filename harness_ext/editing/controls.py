@@ -154,7 +154,7 @@ def _by_rank(step: Step, receipt: Mapping[str, Any]) -> list[dict[str, Any]]:
             "matrices": keys,
             "keep": {"rank": how.rank},
             "seed": step.seed,
-            "factored": how.factored,
+            "factored": "always" if how.factored else False,
         }
         for how, keys in sorted(alike.items())
     ]

@@ -11,6 +11,7 @@ from harness_ext.calibration.sinks import SeenTokens
 from harness_ext.errors import VariantFailed, located
 from harness_ext.linalg.decompose import SVD, Decomposer, NotConverged
 from harness_ext.methods import AnyEdit, DenseEdit, Edit, Svd, call, registered_methods
+from harness_ext.methods.budget import Keep, NotedKeep
 from harness_ext.model.layout import Matrix
 from harness_ext.model.seeding import generator_for
 from harness_ext.model.size import stored_parameters
@@ -48,7 +49,8 @@ def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, T
     require_finite(weights, matrix)
     weight = weights.read(matrix)
     before = weights.digest_of(matrix.parameter, matrix.expert)
-    edit = _edited(context, matrix, weight, statistics)
+    keep = _noting(step.keep_of(matrix.key))
+    edit = _edited(context, matrix, weight, statistics, keep)
     _require_finite_edit(edit, matrix)
     stored = _write(weights, step, matrix, edit)
     shift = edit.bias_shift if edit.bias_shift is not None and bool(edit.bias_shift.any()) else None
@@ -75,11 +77,12 @@ def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, T
         seconds=time.perf_counter() - started,
         bias_shift=shift is not None,
         parameters_before=matrix.shape[0] * matrix.shape[1],
-        parameters_after=stored_parameters(matrix.shape, edit.rank),
+        parameters_after=_parameters_after(step, matrix, edit, stored),
         fallback=edit.fallback or context.model.decomposer.fallbacks.get(tensor_digest(weight)),
         decomposition=edit.decomposition or (SVD if "svd" in described.engine_arguments or described.trains else None),
         excess_error=edit.excess_error,
         stored=stored,
+        rank_asked=keep.noted(matrix.shape) if keep is not None and isinstance(edit, Edit) else None,
     )
     return EditedMatrix(record, seen, _shift_size(shift, seen))
 
@@ -106,20 +109,29 @@ def _norm(matrix: Tensor, without: Tensor | None = None) -> float:
 
 
 def _write(weights: Weights, step: Step, matrix: Matrix, edit: AnyEdit) -> str:
-    """Write an edit as the step wants it, and say how: as factors only below the break-even rank, where they are
-    smaller.
-    """
+    """Write an edit as the step wants it, and say how: as factors only where the step would have them."""
     if edit.unchanged:
         return DENSE
-    rows, columns = matrix.shape
-    if step.factored and isinstance(edit, Edit) and stored_parameters(matrix.shape, edit.rank) < rows * columns:
+    if isinstance(edit, Edit) and step.stores_factors(matrix.shape, edit.rank):
         weights.factor(matrix, edit.left, edit.right)
         return FACTORS
     weights.replace(matrix, edit.weight())
     return DENSE
 
 
-def _edited(context: StepContext, matrix: Matrix, weight: Tensor, statistics: Mapping[str, Tensor]) -> AnyEdit:
+def _parameters_after(step: Step, matrix: Matrix, edit: AnyEdit, stored: str) -> int:
+    """The numbers that an edited matrix holds: as factors where that is smaller, and as it is in a factored step."""
+    dense = matrix.shape[0] * matrix.shape[1]
+    return dense if step.factored and stored == DENSE else stored_parameters(matrix.shape, edit.rank)
+
+
+def _noting(keep: Keep | None) -> NotedKeep | None:
+    return NotedKeep.model_validate(keep.model_dump()) if keep is not None else None
+
+
+def _edited(
+    context: StepContext, matrix: Matrix, weight: Tensor, statistics: Mapping[str, Tensor], keep: NotedKeep | None
+) -> AnyEdit:
     """What the step's method makes of a matrix."""
     import torch
 
@@ -129,7 +141,7 @@ def _edited(context: StepContext, matrix: Matrix, weight: Tensor, statistics: Ma
     learned = {name: value.to(weight.device) for name, value in statistics.items() if name in method.statistics}
     try:
         with located(f"{matrix.key}: "):
-            return method.function(weight, **learned, **_arguments(context, matrix, weight))
+            return method.function(weight, **learned, **_arguments(context, matrix, weight, keep))
     except NotConverged as error:
         raise VariantFailed("not_converged", str(error), matrix.key) from None
     except torch.linalg.LinAlgError as error:
@@ -138,13 +150,13 @@ def _edited(context: StepContext, matrix: Matrix, weight: Tensor, statistics: Ma
         ) from None
 
 
-def _arguments(context: StepContext, matrix: Matrix, weight: Tensor) -> dict[str, Any]:
+def _arguments(context: StepContext, matrix: Matrix, weight: Tensor, keep: NotedKeep | None) -> dict[str, Any]:
     """The recipe's settings, and what else the method's signature asks for besides statistics."""
     model, step = context.model, context.step
     makers: dict[str, Callable[[], Any]] = {
         "svd": lambda: decompose(model.decomposer, weight, matrix),
         "truncate": lambda: model.decomposer.truncate,
-        "keep": lambda: step.keep.of(matrix.key) if step.keep is not None else None,
+        "keep": lambda: keep,
         # A matrix that is edited after others is another one in the next recipe.
         "remember": lambda: call if step.sequential else model.statistics_cache.remember,
         "generator": lambda: generator_for(step.seed, matrix),

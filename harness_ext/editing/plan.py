@@ -34,7 +34,7 @@ _SHARE_OF_TRUNCATION = 0.5
 @dataclass(frozen=True)
 class PlannedMatrix:
     """One matrix of one step. rank_after: None where only the weights or the calibration can tell. element_bytes: of a
-    number as stored.
+    number as stored. stays_dense: whether the step computes it dense, though it computes others as factors.
     """
 
     step: int
@@ -42,6 +42,7 @@ class PlannedMatrix:
     matrix: Matrix
     rank_after: int | None
     element_bytes: int
+    stays_dense: bool = False
 
     @property
     def parameters_before(self) -> int:
@@ -51,11 +52,11 @@ class PlannedMatrix:
     @property
     def parameters_after(self) -> int:
         """Numbers after the edit, stored as factors where that is smaller; unchanged where the rank is not known
-        yet.
+        yet, or a factored step leaves it dense.
         """
-        return (
-            self.parameters_before if self.rank_after is None else stored_parameters(self.matrix.shape, self.rank_after)
-        )
+        if self.rank_after is None or self.stays_dense:
+            return self.parameters_before
+        return stored_parameters(self.matrix.shape, self.rank_after)
 
 
 @dataclass(frozen=True)
@@ -189,16 +190,18 @@ def _selected(layout: Layout, step: Step) -> Sequence[Matrix]:
 
 
 def _planned(number: int, step: Step, matrix: Matrix, checkpoint: Checkpoint) -> PlannedMatrix:
-    keep = step.keep
     with located(f"{matrix.key}: "):
+        keep = step.keep_of(matrix.key)
         rank = (
             _rank_without_weights(step, matrix)
             if keep is None
             else None
             if keep.needs_singular_values
-            else keep.of(matrix.key).rank_for(matrix.shape)
+            else keep.rank_for(matrix.shape)
         )
-    return PlannedMatrix(number, step.method, matrix, rank, checkpoint.tensors[matrix.parameter].element_bytes)
+    element_bytes = checkpoint.tensors[matrix.parameter].element_bytes
+    dense = bool(step.factored) and rank is not None and not step.stores_factors(matrix.shape, rank)
+    return PlannedMatrix(number, step.method, matrix, rank, element_bytes, dense)
 
 
 def _rank_without_weights(step: Step, matrix: Matrix) -> int | None:

@@ -161,8 +161,8 @@ def _left_dense(recipe: Recipe, applied: AppliedRecipe) -> list[str]:
     dense = sum(record.stored == DENSE for record in asked)
     return (
         [
-            f"{dense} of {len(asked)} matrices or heads stay dense: at the rank they have, two factors hold no fewer"
-            " numbers"
+            f"{dense} of {len(asked)} matrices or heads stay dense: at the rank they have, two factors would not be"
+            " faster (factored=always has them wherever they hold fewer numbers)"
         ]
         if dense
         else []

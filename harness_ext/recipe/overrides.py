@@ -64,7 +64,9 @@ def _split_outside_brackets(text: str) -> list[str]:
 
 
 def with_changes(data: dict[str, Any], changes: Mapping[str, Any], specification: str) -> dict[str, Any]:
-    """Set the changed keys. A budget on the command line replaces the file's, whichever measure that had."""
+    """Set the changed keys. A budget on the command line replaces the file's, whichever measure that had; `keep.align`
+    goes with either.
+    """
     recipe = f"recipe {shown(specification, WIDEST_PATH)!r}"
     if not isinstance(data.get("steps") or [], list):
         return data  # its schema says that this is no list
@@ -85,12 +87,16 @@ def with_changes(data: dict[str, Any], changes: Mapping[str, Any], specification
             known = {name for step in steps for name in _known_keys(step)}
             raise RecipeError(f"{recipe}: unknown key {shown(key)!r}, {nearest(head, known)}")
         for index in targets:
-            if path.startswith("keep.") and index not in replaced:
-                steps[index]["keep"] = {}
+            if path.startswith("keep.") and path != "keep.align" and index not in replaced:
+                steps[index]["keep"] = _without_measure(steps[index].get("keep"))
                 replaced.add(index)
             with located(f"{recipe}: "):
                 _set(steps[index], path.split("."), value)
     return {**data, "steps": steps}
+
+
+def _without_measure(keep: Any) -> dict[str, Any]:
+    return {"align": keep["align"]} if isinstance(keep, dict) and "align" in keep else {}
 
 
 def _known_keys(step: Any) -> set[str]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from harness_ext.errors import RecipeError, nearest
-from harness_ext.methods.budget import Keep
+from harness_ext.methods.budget import MEASURES, Keep
 from harness_ext.recipe.overrides import parse_changes, split_specification, with_changes
 from harness_ext.recipe.schema import (
     EVALUATED,
@@ -71,6 +71,10 @@ class _Header(BaseModel):
 
 _YOUNGER = (("factored", False), ("share_of", "each"))
 """Keys of steps that older recipes do not have, with their defaults."""
+
+FACTORED = "factored"
+_FACTORED_REVISION = 2
+"""Of `factored: true`, which gave other ranks before they were aligned, and factors wherever they were smaller."""
 
 
 class Recipe(BaseModel):
@@ -125,8 +129,12 @@ class Recipe(BaseModel):
 
     @property
     def revisions(self) -> dict[str, int]:
-        """The revision of each of its methods and searches whose revision is above 1, by name."""
+        """The revision of each of its methods and searches whose revision is above 1, by name; of `factored: true` as
+        well, which decides about ranks.
+        """
         revised = {step.method: described(step.method).revision for step in self.steps}
+        if any(step.factored is True for step in self.steps):
+            revised[FACTORED] = _FACTORED_REVISION
         return {name: revision for name, revision in sorted(revised.items()) if revision > 1}
 
     def resolved(self) -> dict[str, Any]:
@@ -312,7 +320,7 @@ def _sentence(item: Mapping[str, Any], where: str, model: type[BaseModel]) -> st
             owner = _KEYS_OF.get(location[-2], model) if len(location) > 1 else model
             return f"{shown(key)}: unknown key, {nearest(location[-1], owner.model_fields)}"
         case "missing":
-            hint = "; give one of rank, rank_fraction, energy, param_fraction, ranks" if location[-1] == "keep" else ""
+            hint = f"; give one of {', '.join(MEASURES)}" if location[-1] == "keep" else ""
             return f"{key}: is missing{hint}"
         case _:
             message = item["msg"].removeprefix("Value error, ")

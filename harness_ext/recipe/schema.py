@@ -8,12 +8,21 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    create_model,
+    field_validator,
+)
 
 from harness_ext.methods import Method, registered_methods
-from harness_ext.methods.budget import Keep
+from harness_ext.methods.budget import Keep, pays
 from harness_ext.methods.search_registry import Search, registered_searches
 from harness_ext.model.layout import layer_numbers
+from harness_ext.model.size import stored_parameters
 
 EVALUATED = "evaluated"
 """Stands, as a calibration task, for every evaluated task that has labelled training documents."""
@@ -96,9 +105,10 @@ SOME_STEPS = frozenset({"keep", "calibration", "sequential", "contrast", "search
 class Step(BaseModel):
     """One method on a set of matrices. Subclassed for each method, whose own parameters become fields.
 
-    factored: whether the model computes with two low-rank layers where they are smaller than the matrix; its outputs
-    are
-    those of the dense product within rounding, in less time and memory.
+    factored: whether the model computes with two low-rank layers; its outputs are those of the dense product within
+    rounding. `true`: where they are faster than the matrix (`methods.budget.pays`), at ranks rounded down for that
+    (`keep.align: auto`, where the step says nothing of it). `always`: wherever they hold fewer numbers, at ranks as
+    asked.
     """
 
     model_config = STRICT
@@ -108,7 +118,7 @@ class Step(BaseModel):
     layers: tuple[int | str, ...] | None = Field(None, max_length=MOST_ENTRIES)
     per_head: bool = False
     seed: int = 0
-    factored: bool = False
+    factored: bool | Literal["always"] = False
 
     if TYPE_CHECKING:
         # Fields of the subclasses whose methods take them; `__getattr__` answers None for the others.
@@ -123,6 +133,14 @@ class Step(BaseModel):
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return (value,) if isinstance(value, (str, int)) else value
+
+    @field_validator("factored", mode="wrap")
+    @classmethod
+    def _one_of_three(cls, value: Any, read: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return read(value)
+        except ValidationError:
+            raise ValueError("give true, false or always") from None
 
     @field_validator("layers")
     @classmethod
@@ -141,6 +159,21 @@ class Step(BaseModel):
     def is_search(self) -> bool:
         """Whether the step looks for ordinary steps, and edits nothing itself."""
         return self.method in registered_searches()
+
+    def keep_of(self, key: str) -> Keep | None:
+        """The budget of one matrix, by its name, aligned where it is to be computed as fast factors; None where the
+        method takes none. Raises UserError where ranks are given and its is not among them.
+        """
+        if self.keep is None:
+            return None
+        keep = self.keep.of(key)
+        return keep.aligned if self.factored is True else keep
+
+    def stores_factors(self, shape: tuple[int, int], rank: int) -> bool:
+        """Whether a matrix `[m, n]` that an edit leaves at this rank is kept as two factors."""
+        if self.factored is True:
+            return pays(shape, rank)
+        return bool(self.factored) and stored_parameters(shape, rank) < shape[0] * shape[1]
 
     @property
     def parameters(self) -> dict[str, Any]:

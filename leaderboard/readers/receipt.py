@@ -129,7 +129,8 @@ class ReceiptMatrix(ReceiptPart):
     decomposition: `gram_fp32`, `gram_fp64`, `svd` or `randomised`; None for a method that needs none or has its own.
     excess_error: a bound on `error / least possible error - 1` at this rank, in the norm that the method truncates in,
     before the result is rounded to the stored dtype; an estimate for `randomised`, None for `svd`.
-    stored: `factors` (two low-rank layers that the model computes with) or `dense`.
+    stored: `factors` (two low-rank layers that the model computes with) or `dense`. rank_asked: the rank that the
+    budget means, of which rank_after is what alignment left; None where nothing asked for one.
     """
 
     step: Whole | None = None
@@ -153,6 +154,7 @@ class ReceiptMatrix(ReceiptPart):
     decomposition: str | None = None
     excess_error: float | None = None
     stored: str | None = None
+    rank_asked: Whole | None = None
 
 
 class MatrixRecord(ReceiptMatrix):
@@ -172,6 +174,7 @@ class MatrixRecord(ReceiptMatrix):
     parameters_before: Whole
     parameters_after: Whole
     stored: str
+    rank_asked: Whole | None
 
 
 class ReceiptCalibration(ReceiptPart):

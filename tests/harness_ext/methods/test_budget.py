@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness_ext.errors import UserError
-from harness_ext.methods.budget import Keep
+from harness_ext.methods.budget import Keep, NotedKeep, pays
 
 SIZES = st.integers(1, 400)
 
@@ -67,3 +67,80 @@ def test_a_budget_that_cannot_be_met_is_one_of_less_than_one_component(rows: int
 def test_energy_without_singular_values_is_refused() -> None:
     with pytest.raises(UserError, match="keep.energy needs singular values"):
         Keep(energy=0.5).rank_for((4, 9))
+
+
+@pytest.mark.parametrize(
+    ("keep", "shape", "rank"),
+    [
+        (Keep(param_fraction=0.8, align=64), (11008, 4096), 2368),
+        (Keep(param_fraction=0.8, align=8), (11008, 4096), 2384),
+        (Keep(param_fraction=0.8, align="auto"), (11008, 4096), 2368),  # 20 of 2388 are less than one per cent
+        (Keep(param_fraction=0.8, align="auto"), (28672, 8192), 5056),
+        (Keep(param_fraction=0.2, align="auto"), (28672, 8192), 1272),  # 64 would be 1216: 58 of 1274
+        (Keep(param_fraction=0.8, align="auto"), (576, 1536), 328),
+        (Keep(param_fraction=0.95, align="auto"), (4096, 4096), 1945),  # no faster: as asked
+        (Keep(rank=7, align=8), (100, 100), 7),
+        (Keep(rank=8, align=8), (100, 100), 8),
+        (Keep(rank=0, align=8), (100, 100), 0),
+        (Keep(rank=100, align=64), (100, 300), 100),
+        (Keep(rank=99, align=64), (100, 300), 64),
+        (Keep(rank_fraction=0.29, align=8), (100, 300), 24),
+        (Keep(ranks={"w": 30}, align=8), (100, 300), 24),
+        (Keep(rank=29, align=1), (100, 300), 29),
+    ],
+)
+def test_aligned_ranks(keep: Keep, shape: tuple[int, int], rank: int) -> None:
+    assert keep.of("w").rank_for(shape) == rank
+
+
+@given(SIZES, SIZES, st.floats(0.001, 1), st.one_of(st.integers(1, 80), st.just("auto")))
+def test_alignment_keeps_to_the_budget_and_never_empties_a_matrix(
+    rows: int, columns: int, share: float, align: object
+) -> None:
+    asked = Keep(param_fraction=share).rank_for((rows, columns))
+    rank = Keep(param_fraction=share, align=align).rank_for((rows, columns))
+    assert 1 <= rank <= asked
+    if align == "auto":
+        assert rank == asked or rank % 8 == 0
+        assert asked - rank < 8 or (rank % 64 == 0 and asked - rank < 0.01 * asked)
+        assert rank == asked or pays((rows, columns), rank)
+    else:
+        assert rank == asked or (rank % align == 0 and asked - rank < align)
+
+
+def test_energy_is_aligned_too_and_the_rank_asked_for_is_noted() -> None:
+    import torch
+
+    keep = NotedKeep(energy=0.5, align=8)
+    assert keep.noted((40, 40)) is None
+    assert keep.rank_for((40, 40), torch.ones(40)) == 16 and keep.noted((40, 40)) == 20
+    keep.rank_for((10, 40), torch.ones(10))
+    assert keep.noted((40, 40)) is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "rank", "expected"),
+    [
+        ((11008, 4096), 2384, True),
+        ((11008, 4096), 2388, False),
+        ((28672, 8192), 5096, True),
+        ((28672, 8192), 5097, False),
+        ((4096, 4096), 1840, True),
+        ((4096, 4096), 1848, False),  # more than nine tenths of the numbers
+        ((4096, 4096), 5, True),
+        ((4096, 4096), 9, True),  # even six times as dear
+        ((24, 24), 9, False),
+        ((24, 24), 8, True),
+        ((24, 24), 0, True),
+    ],
+)
+def test_when_factors_pay(shape: tuple[int, int], rank: int, expected: bool) -> None:
+    assert pays(shape, rank) is expected
+
+
+@pytest.mark.parametrize("align", [0, -8, 2.5, "wide"])
+def test_what_cannot_be_aligned_to(align: object) -> None:
+    with pytest.raises(ValueError, match="align"):
+        Keep(rank=8, align=align)
+    with pytest.raises(ValueError, match="exactly one of rank.*found none"):
+        Keep(align=8)

@@ -153,17 +153,37 @@ def test_the_operations_are_those_of_the_layers_that_run(make_lm, plain_family: 
     assert lm.totals()["flops_per_token_after"] == 2 * multiplied < lm.totals()["flops_per_token_before"]
 
 
-def test_at_the_break_even_rank_a_matrix_stays_dense(make_lm) -> None:
-    # 24 x 24 breaks even at 12, 12 x 24 at 8, and 40 x 24 at 15.
+@pytest.mark.parametrize(
+    ("how", "asked", "kept", "thin"),
+    [
+        # 24 x 24 breaks even at 12, and factors count as faster up to nine tenths of its numbers, 10.8.
+        ("always", 11, 11, True),
+        ("always", 12, 12, False),
+        ("true", 11, 8, True),
+        ("true", 9, 8, True),
+        ("true", 7, 7, True),
+        ("true,keep.align=1", 11, 11, False),
+        ("true,keep.align=5", 11, 10, False),
+        ("true,keep.align=4", 11, 8, True),
+        ("true", 12, 8, True),
+        ("true", 24, 24, False),
+        ("always,keep.align=8", 11, 8, True),
+        ("false,keep.align=8", 11, 8, False),
+        ("false", 11, 11, False),
+    ],
+)
+def test_a_matrix_stays_dense_where_factors_would_not_pay(
+    make_lm, make_model, how: str, asked: int, kept: int, thin: bool
+) -> None:
     lm = make_lm("llama")
-    for rank, thin in ((11, True), (12, False)):
-        (record,) = lm.apply(
-            parse_recipe(f"svd:matrices=[q_proj],layers=[0],keep.rank={rank},factored=true"), documents
-        ).records
-        assert (
-            (record.stored == "factors") == thin == isinstance(lm.model.model.layers[0].self_attn.q_proj, LowRankLinear)
-        )
-        lm.undo()
+    recipe = parse_recipe(f"svd:matrices=[q_proj],layers=[0],keep.rank={asked},factored={how}")
+    (record,) = lm.apply(recipe, documents).records
+    assert (record.rank_asked, record.rank_after) == (asked, kept)
+    assert (record.stored == "factors") == thin == isinstance(lm.model.model.layers[0].self_attn.q_proj, LowRankLinear)
+    (planned,) = plan(recipe, read_checkpoint(str(make_model("llama")))).matrices
+    assert (planned.rank_after, planned.parameters_after) == (kept, record.parameters_after)
+    if not how.startswith("false"):
+        assert lm.totals()["parameters_after"] == sum(value.numel() for value in lm.model.parameters())
 
 
 def test_an_edit_that_is_not_of_low_rank_stays_dense(make_lm) -> None:
@@ -227,9 +247,9 @@ Q = {"matrices": ["q_proj"], "layers": [1]}
         ),
     ],
 )
-@pytest.mark.parametrize("how", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("how", [("always", "always"), ("always", False), (False, "always")])
 def test_a_later_step_reads_the_product_and_writes_as_it_is_told(
-    make_lm, family: str, first: dict, second: dict, how: tuple[bool, bool]
+    make_lm, family: str, first: dict, second: dict, how: tuple[str | bool, str | bool]
 ) -> None:
     if family in MIXTURES and first["matrices"] == UP["matrices"]:
         pytest.skip("no layer of this one has an MLP outside its experts")
@@ -393,6 +413,14 @@ def test_the_key_is_checked_and_leaves_other_ids_alone() -> None:
         != parse_recipe("svd:factored=true").recipe_id
     )
     assert parse_recipe("svd:factored=true").resolved()["steps"][0]["factored"] is True
+    assert parse_recipe("svd:factored=always").resolved()["steps"][0]["factored"] == "always"
+    assert "align" not in parse_recipe("svd:factored=true").resolved()["steps"][0]["keep"]
+
+
+def test_runs_with_unaligned_factors_are_not_taken_for_aligned_ones() -> None:
+    assert parse_recipe("svd:factored=true").revisions == {"factored": 2}
+    for others in ("svd", "svd:factored=false", "svd:factored=always", "svd:keep.align=64"):
+        assert parse_recipe(others).revisions == {}
 
 
 # Export and command
@@ -482,7 +510,7 @@ def test_what_stays_dense_is_said_and_a_plan_names_thin_layers(demo_run, lm_eval
         in demo_run("--recipe", "bottom-k:matrices=[k_proj],keep.rank_fraction=0.9,factored=true", limit=8).err
     )
     assert (
-        "computed as two low-rank layers where that is smaller"
+        "computed as two low-rank layers where that is faster"
         in lm_eval("recipes", "plan", "svd:factored=true", "--model_args", "pretrained=demo").out
     )
     assert (

@@ -45,6 +45,19 @@ def test_a_budget_on_the_command_line_replaces_the_files() -> None:
     assert step.keep == Keep(rank=3)
 
 
+def test_an_alignment_goes_with_either_budget() -> None:
+    def keep(changes: str) -> dict:
+        return parse_recipe(f"svd:{changes}").resolved()["steps"][0]["keep"]
+
+    plain = parse_recipe("svd").resolved()["steps"][0]["keep"]
+    assert keep("keep.align=64") == {**plain, "align": 64}
+    assert keep("keep.align=8,keep.param_fraction=0.8") == {"param_fraction": 0.8, "align": 8}
+    assert keep("keep.param_fraction=0.8,keep.align=auto") == {"param_fraction": 0.8, "align": "auto"}
+    assert parse_recipe("svd").recipe_id != parse_recipe("svd:keep.align=64").recipe_id
+    with pytest.raises(RecipeError, match=r"keep\.align.*found 0"):
+        parse_recipe("svd:keep.align=0")
+
+
 def test_a_file_is_read_and_its_changes_applied(tmp_path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(
