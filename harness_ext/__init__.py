@@ -7,13 +7,16 @@
 
 Importing this package registers the backend `hf-recipe` with lm-eval, so that `simple_evaluate(model="hf-recipe", ...)`
 works from Python. The registration is a placeholder: torch and transformers load when the backend is first used. The
-other public names load when they are first asked for.
+other public names load when they are first asked for. It also has `AutoModelForCausalLM.from_pretrained` load factored
+checkpoints (`lm_eval export --format factored`).
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from harness_ext.model.registration import register_factored_checkpoints
 
 if TYPE_CHECKING:
     from harness_ext.lm_eval_adapter.task_index import task_manager
@@ -59,3 +62,4 @@ def __dir__() -> list[str]:
 
 
 register_backend()
+register_factored_checkpoints()

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from harness_ext.lm_eval_adapter.subcommand import MergeDictAction, RecipesCommand
+
+if TYPE_CHECKING:
+    from harness_ext.recipe.recipe import Recipe
 
 EPILOG = """
 examples:
   $ lm-eval export --model hf --model_args pretrained=demo --recipe laser --out edited
   $ lm-eval export --model hf --model_args pretrained=demo --out edited \\
       --recipe ablation-prune:calibration.task=int_mult
+  $ lm-eval export --model hf --model_args pretrained=demo --out small \\
+      --recipe svd:keep.param_fraction=0.6 --format factored
 """
 
 
@@ -52,6 +58,15 @@ class Export(RecipesCommand):
         parser.add_argument(
             "--out", type=Path, required=True, metavar="DIR", help="The folder to write, which must not exist"
         )
+        parser.add_argument(
+            "--format",
+            choices=("dense", "factored", "pifa"),
+            default="dense",
+            help=(
+                "dense (default): plain transformers loads it. factored: low-rank layers as two factors, smaller and"
+                " faster; transformers loads it where this package is imported. pifa: pivot rows, fewer numbers still"
+            ),
+        )
         parser.set_defaults(func=self.execute)
 
     @staticmethod
@@ -67,6 +82,9 @@ class Export(RecipesCommand):
         if args.model not in RECIPE_BACKENDS:
             raise UserError(f"weights of the backend {args.model!r} cannot be edited: use --model hf")
         recipe, arguments = parse_recipe(args.recipe), {**args.model_args, "device": args.device}
+        if args.format != "dense":
+            _export_factored(args, recipe, arguments)
+            return
         dense = export_recipe(recipe, args.out, arguments, CalibrationSource(), list(command_line()), report_for(None))
         print(f"{args.recipe} on {args.model_args['pretrained']}: written to {args.out}")
         if dense:
@@ -74,3 +92,16 @@ class Export(RecipesCommand):
                 f"{dense} {'layer' if dense == 1 else 'layers'} of two low-rank ones in the recipe: written as their"
                 " product, since plain transformers has no place for factors"
             )
+
+
+def _export_factored(args: argparse.Namespace, recipe: Recipe, arguments: dict[str, Any]) -> None:
+    from harness_ext.cli.config import command_line
+    from harness_ext.runs.applied_model import CalibrationSource
+    from harness_ext.runs.factored_export import Destination, export_factored_recipe
+    from harness_ext.runs.progress import report_for
+
+    to = Destination(args.out, args.format)
+    written = export_factored_recipe(recipe, to, arguments, CalibrationSource(), list(command_line()), report_for(None))
+    layers = "1 layer" if written.layers == 1 else f"{written.layers} layers"
+    print(f"{args.recipe} on {args.model_args['pretrained']}: written to {args.out}, {layers} as low-rank ones")
+    print("to load it with transformers, `import harness_ext` first; `lm_eval run --model hf` scores it as it is")

@@ -23,6 +23,7 @@ from harness_ext.model.checkpoint import (
     quantisation_method,
     stays_packed,
 )
+from harness_ext.model.factored_checkpoint import METHOD
 from leaderboard.readers.plain_yaml import shown
 from leaderboard.readers.secrets import redacted
 
@@ -210,6 +211,12 @@ def _takes_decoder_tokens(model_class: type[nn.Module]) -> bool:
 
 def refuse_quantised(name: str, method: str) -> None:
     """Raise UserError: weights that are packed cannot be edited."""
+    if method == METHOD:
+        raise UserError(
+            f"{name} is a factored checkpoint, whose matrices are kept as factors, and recipes edit whole ones: use the"
+            " checkpoint it was made from, or save a dense copy (in transformers, `model.dequantize()` and"
+            " `model.save_pretrained(DIR)`) and name that"
+        )
     raise UserError(
         f"{name} is quantised ({method}), and quantised weights cannot be edited: use the checkpoint it was made from,"
         " in float32, bfloat16 or float16, or save a dequantised copy (in transformers, `model.dequantize()` and"

@@ -19,6 +19,7 @@ from typing import Any
 from harness_ext.errors import UserError
 from harness_ext.model.checkpoint import Checkpoint, read_checkpoint
 from harness_ext.model.config_file import said
+from harness_ext.model.factored_checkpoint import METHOD
 from leaderboard.readers.plain_yaml import shown
 
 # Of older releases: a model computes them from its config, so nothing is lost where a checkpoint lacks them.
@@ -65,6 +66,9 @@ class WholeModels:
     def from_pretrained(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """The model. Raises UserError naming the first missing weight, or where weights cannot be put together."""
         asked = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        if getattr(kwargs.get("quantization_config"), "quant_method", None) == METHOD:
+            # lm-eval gives what the checkpoint itself says, and transformers warns of two.
+            del asked["quantization_config"]
         try:
             model, info = self._auto_class.from_pretrained(name, *args, **asked)
         except RuntimeError as error:

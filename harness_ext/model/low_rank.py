@@ -75,10 +75,9 @@ class LowRankLinear(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """inputs `[..., n]`; returns `[..., m]`."""
         if self._places == [(None, None)]:
-            return linear(linear(inputs, self.rights[0]), self.lefts[0], self.bias)
+            return self._of_part(0, inputs, self.bias)
         pieces = [
-            linear(linear(take(inputs, columns, -1), right), left)
-            for (_, columns), left, right in zip(self._places, self.lefts, self.rights, strict=True)
+            self._of_part(number, take(inputs, columns, -1), None) for number, (_, columns) in enumerate(self._places)
         ]
         if self.rest is not None:
             pieces.append(linear(take(inputs, self._rest_places, -1) if self._by_columns else inputs, self.rest))
@@ -88,6 +87,14 @@ class LowRankLinear(nn.Module):
             outputs = torch.cat(pieces, dim=-1)
             outputs = outputs if self._order is None else outputs.index_select(-1, self._order)
         return outputs if self.bias is None else outputs + self.bias
+
+    def _of_part(self, number: int, inputs: Tensor, bias: Tensor | None) -> Tensor:
+        """What one part makes of its inputs `[..., n]`."""
+        return linear(linear(inputs, self.rights[number]), self.lefts[number], bias)
+
+    def reset_order(self) -> None:
+        """Compute again what no checkpoint holds, after the factors were loaded or moved."""
+        self._order = self._order_of_rows(self.lefts[0].device)
 
     @property
     def parts(self) -> list[LowRankPart]:
@@ -117,6 +124,11 @@ class LowRankLinear(nn.Module):
             if (part.rows, part.columns) == (rows, columns):
                 return _multiplied(part, dtype).to(dtype)
         return take(take(self.product(dtype), rows, 0), columns, 1)
+
+    @property
+    def multiplied(self) -> int:
+        """The numbers that multiply a token: all but the bias."""
+        return sum(value.numel() for value in self.parameters()) - (self.bias.numel() if self.bias is not None else 0)
 
     @property
     def weight(self) -> Tensor:

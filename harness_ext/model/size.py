@@ -56,14 +56,18 @@ def size_of(model: nn.Module) -> ModelSize:
 
 def _multiplied(model: nn.Module) -> int:
     """Weights that multiply every token: those of linear layers, the output head among them even where it shares the
-    embedding's.
+    embedding's; of a low-rank layer, its factors.
     """
     from torch.nn import Embedding
 
-    return sum(
+    from harness_ext.model.low_rank import LowRankLinear
+
+    thin = [module for module in model.modules() if isinstance(module, LowRankLinear)]
+    return sum(module.multiplied for module in thin) + sum(
         tensor_of(module, "weight").numel()
         for module in model.modules()
-        if getattr(getattr(module, "weight", None), "ndim", 0) == 2 and not isinstance(module, Embedding)
+        if not isinstance(module, (Embedding, LowRankLinear))
+        and getattr(getattr(module, "weight", None), "ndim", 0) == 2
     )
 
 

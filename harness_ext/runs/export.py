@@ -8,7 +8,7 @@ the shift dropped. The folder is written beside its place and renamed when whole
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,14 @@ def export_recipe(
 
     Raises UserError where that is not possible.
     """
+    lm = edited_model(recipe, place, model_args, source, report)
+    return export(lm, place, str(model_args["pretrained"]), redacted_command(command))
+
+
+def edited_model(
+    recipe: Recipe, place: Path, model_args: Mapping[str, Any], source: CalibrationSource, report: ProgressReport
+) -> RecipeLM:
+    """Load a model and apply a recipe, to be written to a place; see `export_recipe`. Raises UserError."""
     from harness_ext.lm_eval_adapter import admission
     from harness_ext.lm_eval_adapter.fast_import import preload_hf
 
@@ -58,8 +66,7 @@ def export_recipe(
         raise UserError(f"{recipe.label} edits nothing, so there is nothing to export: name another recipe")
     if not model_args.get("pretrained"):
         raise UserError("no model given: add --model_args pretrained=NAME (a hub name, a local folder, or `demo`)")
-    if place.exists():
-        raise UserError(f"{place} exists already; name a folder that does not, with --out")
+    _refuse_existing(place)
     arguments = resolve_demo("hf", model_args)
     admission.check_all(arguments, [recipe])
     preload_hf()
@@ -77,7 +84,7 @@ def export_recipe(
         raise UserError(f"there is nothing to export: {'; '.join(sentences)}")
     for sentence in sentences:
         report.warn(sentence)
-    return export(lm, place, str(model_args["pretrained"]), redacted_command(command))
+    return lm
 
 
 def export(lm: RecipeLM, place: Path, model_name: str, command: list[str]) -> int:
@@ -89,17 +96,29 @@ def export(lm: RecipeLM, place: Path, model_name: str, command: list[str]) -> in
     Raises UserError where the folder exists or cannot be written, or where the architecture cannot hold a bias that the
     recipe made.
     """
-    if place.exists():
-        raise UserError(f"{place} exists already; name a folder that does not, with --out")
+    _refuse_existing(place)
     dense = lm.weights.make_dense()
     config, state = _with_biases(lm.model.config, dict(lm.model.state_dict()), lm.weights.added_biases)
+
+    def fill(folder: Path) -> None:
+        save(lm, config, state, folder)
+        rundir.write_json(folder / rundir.RECEIPT, receipt_of_export(lm, model_name, command, dense))
+        (folder / "README.md").write_text(card(lm, model_name, command, _written_dense(dense)), encoding="utf-8")
+
+    write_folder(place, fill)
+    return len(dense)
+
+
+def write_folder(place: Path, fill: Callable[[Path], None]) -> None:
+    """Have a new folder filled beside its place, and rename it when it is whole. Raises UserError where the place
+    exists or cannot be written.
+    """
+    _refuse_existing(place)
     rundir.sweep_exports(place)
     try:
         with rundir.writing(place) as folder:
             (folder / rundir.EXPORTING).touch()
-            _save(lm, config, state, folder)
-            rundir.write_json(folder / rundir.RECEIPT, _receipt(lm, model_name, command, dense))
-            (folder / "README.md").write_text(_card(lm, model_name, command, dense), encoding="utf-8")
+            fill(folder)
             (folder / rundir.EXPORTING).unlink()
     except Exception as error:
         if (trouble := disk_trouble(error)) is None:
@@ -107,10 +126,15 @@ def export(lm: RecipeLM, place: Path, model_name: str, command: list[str]) -> in
         raise UserError(
             f"{place} cannot be written: {trouble}; make room, or name another folder with --out"
         ) from error
-    return len(dense)
 
 
-def _save(lm: RecipeLM, config: PretrainedConfig, state: dict[str, Tensor], folder: Path) -> None:
+def _refuse_existing(place: Path) -> None:
+    if place.exists():
+        raise UserError(f"{place} exists already; name a folder that does not, with --out")
+
+
+def save(lm: RecipeLM, config: PretrainedConfig, state: dict[str, Tensor], folder: Path) -> None:
+    """Write config, weights and tokenizer of a model, with another config and other weights than its own."""
     before = lm.model.config
     if getattr(config, "quantization_config", None) is not None:
         # What was dequantised as it was loaded is written as plain weights.
@@ -159,7 +183,10 @@ def _zeros(state: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Te
     return state[f"{name.rpartition('.')[0]}.weight"].new_zeros(shape)
 
 
-def _receipt(lm: RecipeLM, model_name: str, command: list[str], made_dense: Collection[str]) -> dict[str, Any]:
+def receipt_of_export(
+    lm: RecipeLM, model_name: str, command: list[str], made_dense: Collection[str] = ()
+) -> dict[str, Any]:
+    """The receipt of a written model. made_dense: the weights whose factors were multiplied."""
     assert lm.recipe is not None and lm.applied is not None
     records = [
         (
@@ -220,7 +247,19 @@ def _wordings(lm: RecipeLM) -> dict[str, list[str]]:
     return rundir.merged_wordings(learned, lm.recipe.wordings, rundir.wordings_of_export(lm.loaded_from))
 
 
-def _card(lm: RecipeLM, model_name: str, command: list[str], made_dense: Collection[str]) -> str:
+def _written_dense(made_dense: Collection[str]) -> str:
+    """How edited matrices are written, for the card."""
+    products = (
+        f" The recipe computes {len(made_dense)} layers as two low-rank ones; here they are the products of those,"
+        " since this format has no place for them: no smaller, and no faster."
+        if made_dense
+        else ""
+    )
+    return f"written back dense.{products}"
+
+
+def card(lm: RecipeLM, model_name: str, command: list[str], written: str) -> str:
+    """The card of a written model. written: how the edited matrices are, as what follows "and"."""
     import yaml
 
     assert lm.recipe is not None and lm.applied is not None
@@ -236,16 +275,10 @@ def _card(lm: RecipeLM, model_name: str, command: list[str], made_dense: Collect
         else ""
     )
     totals = lm.totals()
-    products = (
-        f" The recipe computes {len(made_dense)} layers as two low-rank ones; here they are the products of those,"
-        " since this format has no place for them: no smaller, and no faster."
-        if made_dense
-        else ""
-    )
     return (
         f"---\nlibrary_name: transformers\nbase_model: {model_name}\n---\n\n# {model_name}, edited by"
         f" {lm.recipe.label}\n\n{totals['matrices_edited']} weight matrices of `{model_name}` were edited by the"
-        " recipe below and written back dense. Whether that helped, hurt or made no difference on a task is not said"
-        f" here: measure it.{products}{apart}\n\n    {' '.join(command)}\n\n```yaml\n{recipe}```\n\n`receipt.json`"
+        f" recipe below and {written} Whether that helped, hurt or made no difference on a task is not said here:"
+        f" measure it.{apart}\n\n    {' '.join(command)}\n\n```yaml\n{recipe}```\n\n`receipt.json`"
         " lists every matrix: shape, rank, energy kept, error, digests.\n"
     )
