@@ -170,10 +170,13 @@ def check_loaded(model: nn.Module, name: str) -> None:
 
     from harness_ext.model.pivot_rows import PivotRowsLinear
 
+    known = any(getattr(value, "_is_hf_initialized", False) for value in model.parameters())
     for place, layer in low_rank_layers(model).items():
-        values = [*layer.named_parameters(), *layer.named_buffers()]
-        for key, value in values:
-            if key != "_order" and not getattr(value, "_is_hf_initialized", False):
+        values = {key: value for key, value in (*layer.named_parameters(), *layer.named_buffers()) if key != "_order"}
+        if any(value.device.type == "meta" for value in values.values()):
+            continue  # offloaded
+        for key, value in values.items():
+            if known and not getattr(value, "_is_hf_initialized", False):
                 raise UserError(
                     f"{name} lacks the weight {place}.{key}, or has it in another shape than"
                     f" {' x '.join(map(str, value.shape))}, which its config.json says: copy or export it again"
