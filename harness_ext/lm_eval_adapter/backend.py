@@ -34,7 +34,7 @@ from harness_ext.lm_eval_adapter.admission import (
     refuse_calibrated,
     refuse_quantised,
 )
-from harness_ext.lm_eval_adapter.throughput import Speed, seconds_since
+from harness_ext.lm_eval_adapter.throughput import Speed, first_pass, seconds_since
 from harness_ext.model.checkpoint import Checkpoint, adapter_inside, read_checkpoint
 from harness_ext.model.completeness import WholeModels, check_headers, refusing_incomplete_adapters
 from harness_ext.model.safetensors_header import StoredTensor
@@ -150,13 +150,14 @@ class RecipeLM(HFLM):
     ) -> torch.Tensor:
         started = time.perf_counter()
         logits = super()._model_call(inps, attn_mask=attn_mask, labels=labels)
-        self.speed.scoring.add(inps.numel(), seconds_since(started, logits))
+        self.speed.scored(inps, seconds_since(started, logits))
         return logits
 
     def _model_generate(self, context: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         started = time.perf_counter()
-        tokens = super()._model_generate(context, *args, **kwargs)
-        self.speed.generating.add(tokens.numel() - context.numel(), seconds_since(started, tokens))
+        with first_pass(self.model) as first:
+            tokens = super()._model_generate(context, *args, **kwargs)
+        self.speed.generated(context, tokens, first.seconds, seconds_since(started, tokens))
         return tokens
 
     # lm-eval draws a bar for each kind of request unless told not to, also where no terminal can show it.

@@ -66,6 +66,8 @@ def export_factored_recipe(
 
     Raises UserError where that is not possible, or no matrix is left as factors.
     """
+    if to.form not in FORMATS:
+        raise UserError(f"format is dense, factored or pifa, and not {to.form!r}")
     lm = edited_model(_with_factors(recipe), to.place, model_args, source, report)
     return export_factored(lm, to, str(model_args["pretrained"]), redacted_command(command))
 

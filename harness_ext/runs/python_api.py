@@ -236,7 +236,9 @@ def export(
 
     out: the folder to write, which must not exist. pretrained: a hub name, a local folder, or `demo`. tasks, documents,
     texts: what a recipe that learns learns from, as in `apply`. model_args: as in lm-eval; `device` is by default the
-    CPU. Returns the folder. Matrices that the recipe computes as two low-rank layers are written as their products.
+    CPU. Returns the folder. Matrices that the recipe computes as two low-rank layers are written as their products;
+    `format="factored"` or `"pifa"` among the model_args writes a factored checkpoint instead (see
+    `harness_ext.runs.factored_export`).
 
     Raises UserError where the folder exists, the recipe does not fit the model, or the architecture cannot hold a bias
     that the recipe adds, and TypeError for a misspelt argument.
@@ -246,7 +248,9 @@ def export(
     """
     from harness_ext.runs.applied_model import CalibrationSource
     from harness_ext.runs.export import export_recipe
+    from harness_ext.runs.factored_export import Destination, export_factored_recipe
 
+    form = model_args.pop("format", "dense")
     _check_model_args("export", model_args)
     loaded, place = load_recipe(recipe), Path(out)
     source = CalibrationSource(tasks, documents, texts)
@@ -254,8 +258,12 @@ def export(
     with _reporting(False) as report:
         _warn_of_unused(source, loaded, report)
         arguments = {"device": "cpu", **model_args, "pretrained": pretrained}
-        command = [_export_command(loaded, out, source, {"pretrained": pretrained, **model_args})]
-        export_recipe(loaded, place, arguments, source, command, report)
+        told = {"pretrained": pretrained, **model_args} | ({"format": form} if form != "dense" else {})
+        command = [_export_command(loaded, out, source, told)]
+        if form == "dense":
+            export_recipe(loaded, place, arguments, source, command, report)
+        else:
+            export_factored_recipe(loaded, Destination(place, form), arguments, source, command, report)
     return place
 
 

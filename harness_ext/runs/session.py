@@ -224,6 +224,7 @@ class Session:
                 with _timed(seconds, "evaluate"), self.report.stage(f"{recipe.label}: evaluating"):
                     results = self._evaluate(lm)
                 receipt.totals = ReceiptTotals.model_validate(lm.totals() | self._speed(recipe, lm.speed))
+                receipt.speed = lm.speed.phases()
                 _require_finite_results(results)
         except VariantFailed as error:
             receipts.mark_failed(receipt, error)

@@ -232,6 +232,20 @@ class ReceiptTotals(ReceiptPart):
     generated_tokens_per_second_after: Unread[float | None] = None
 
 
+class ReceiptSpeed(ReceiptPart):
+    """Tokens per second of one kind of pass while the variant was scored, the first call left out. phase: `scoring`
+    (whole texts, every position's logits), `prefill` (prompts, before they are continued) or `decode` (one token for
+    each text). calls: of the model, or of generating. batch: texts at once, and length: positions of a text that a
+    token may look at, both means over the calls.
+    """
+
+    phase: str
+    calls: Whole
+    tokens_per_second: float
+    batch: float
+    length: float
+
+
 class ReceiptFile(ReceiptPart):
     """A file of the run's folder, as it was written. bytes: its size; sha256: of its contents, in hex."""
 
@@ -271,6 +285,7 @@ class Receipt(ReceiptPart):
     versions: dict[str, Plain] = Field(default_factory=dict)
     weights: ReceiptWeights = Field(default_factory=ReceiptWeights)
     totals: ReceiptTotals | None = None
+    speed: Unread[list[ReceiptSpeed]] = Field(default_factory=list)
     variant_id: str | None = None
     matrices: list[ReceiptMatrix] = Field(default_factory=list)
     calibration: list[ReceiptCalibration] = Field(default_factory=list)

@@ -304,3 +304,16 @@ def test_a_factored_checkpoint_is_scored_and_not_edited_again(lm_eval, tmp_path:
     for words in refused:
         ran = lm_eval(*words)
         assert ran.code == 2 and "small is a factored checkpoint" in ran.err, ran.err
+
+
+def test_from_python(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = harness_ext.export("svd:keep.param_fraction=0.5", tmp_path / "out", pretrained="demo", format="pifa")
+    assert capfd.readouterr().out == ""
+    assert all(isinstance(layer, PivotRowsLinear) for layer in low_rank_layers(loaded(out)).values())
+    receipt = json.loads((out / "receipt.json").read_text())
+    assert "format='pifa'" in receipt["command"][0] and receipt["stored_as"]["format"] == "pifa"
+    assert receipt["recipe"]["resolved"]["steps"][0]["factored"] is True
+    with pytest.raises(UserError, match="format is dense, factored or pifa, and not 'zip'"):
+        harness_ext.export("svd", tmp_path / "other", pretrained="demo", format="zip")
+    with pytest.raises(UserError, match="factored checkpoint"), harness_ext.apply(loaded(out), "svd"):
+        pass

@@ -22,6 +22,11 @@ spec_id str
 settings_id str
 recipe_id str
 command[] str
+speed[].batch float
+speed[].calls int
+speed[].length float
+speed[].phase str
+speed[].tokens_per_second float
 started str
 model.backend str
 model.name str
@@ -83,6 +88,7 @@ matrices[].fallback NoneType
 matrices[].decomposition str
 matrices[].excess_error float
 matrices[].stored str
+matrices[].rank_asked int
 calibration[].step int
 calibration[].task str
 calibration[].split str
