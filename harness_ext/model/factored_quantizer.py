@@ -77,6 +77,11 @@ class LowRankQuantizer(HfQuantizer):
         return True
 
     @property
+    def is_compileable(self) -> bool:
+        """Whether transformers may compile its forward pass for single tokens (`cache_implementation=static`)."""
+        return True
+
+    @property
     def is_trainable(self) -> bool:
         """Whether factors are trained: no."""
         return False

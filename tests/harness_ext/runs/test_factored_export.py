@@ -148,6 +148,17 @@ def test_saved_again_and_made_dense(make_lm, tmp_path: Path) -> None:
     assert torch.equal(dense.transformer.h[0].mlp.c_fc.weight, lm.model.transformer.h[0].mlp.c_fc.weight)
 
 
+@pytest.mark.parametrize("form", ["factored", "pifa"])
+def test_the_forward_pass_can_be_compiled_whole(make_lm, form: str, tmp_path: Path) -> None:
+    """As transformers does for single tokens on a GPU, with `cache_implementation=static`."""
+    exported(make_lm("llama"), tmp_path / "out", "svd:matrices=[attn],per_head=true,keep.rank=2,factored=true", form)
+    model = loaded(tmp_path / "out")
+    assert model.hf_quantizer.is_compileable
+    layer = model.model.layers[0].self_attn.q_proj
+    x = torch.randn(2, 5, 24)
+    torch.testing.assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x), layer(x))
+
+
 def test_where_nothing_is_factored(make_lm, tmp_path: Path) -> None:
     lm = make_lm("llama")
     lm.apply(parse_recipe("svd:keep.rank=3"), documents)
