@@ -152,7 +152,7 @@ def make_layers(model: nn.Module, config: FactoredConfig, name: str) -> None:
                 )
             )
         parent, _, attribute = place.rpartition(".")
-        setattr(model.get_submodule(parent), attribute, _empty(layer, described_layer, config.format))
+        setattr(model.get_submodule(parent), attribute, empty_layer(layer, described_layer, config.format))
 
 
 def low_rank_layers(model: nn.Module) -> dict[str, LowRankLinear]:
@@ -209,8 +209,8 @@ def make_dense(model: nn.Module, dtype: torch.dtype | None) -> None:
         setattr(model.get_submodule(parent), attribute, dense)
 
 
-def _empty(layer: Any, of: FactoredLayer, form: str) -> LowRankLinear:
-    """A low-rank layer whose numbers are still to be loaded."""
+def empty_layer(layer: Any, of: FactoredLayer, form: str) -> LowRankLinear:
+    """A low-rank layer to stand for a linear one, whose numbers are still to be loaded."""
     import torch
 
     from harness_ext.model.low_rank import LowRankLinear, LowRankPart

@@ -1,4 +1,4 @@
-"""Factored checkpoints made known to transformers, without importing it.
+"""Factored checkpoints made known to transformers, without importing it, and to vLLM.
 
 transformers finds quantisers in a registry that has to be filled by whoever offers one; it knows no entry points for
 that. So importing `harness_ext` sets a hook on the import of the registry's module, which costs nothing where
@@ -58,6 +58,13 @@ def register_factored_checkpoints() -> None:
         import_module(_OURS)
     elif not any(isinstance(finder, _Hook) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Hook())
+
+
+def register_in_vllm() -> None:
+    """Make vLLM load factored checkpoints: the entry point `vllm.general_plugins`, which vLLM calls in each of its
+    processes.
+    """
+    import_module("harness_ext.model.vllm_layers")
 
 
 def _unhook() -> None:
