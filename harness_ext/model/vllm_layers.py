@@ -89,7 +89,7 @@ class VllmLowRankMethod(LinearMethodBase):
     def __init__(self, shards: list[FactoredLayer | None], names: list[str], form: str) -> None:
         self._shards, self._names, self._form = shards, names, form
 
-    def create_weights(self, layer: nn.Module, *sizes: Any, **extra: Any) -> None:
+    def create_weights(self, layer: Any, *sizes: Any, **extra: Any) -> None:
         """Make a place for each tensor that the checkpoint may have; what is read is collected beside it."""
         if get_tensor_model_parallel_world_size() > 1:
             raise UserError("factors are not divided among devices: set tensor_parallel_size=1")

@@ -170,6 +170,7 @@ def test_where_nothing_is_factored(make_lm, tmp_path: Path) -> None:
 # Without and with this package
 
 
+@pytest.mark.slow
 def test_without_the_package_no_random_weights_are_loaded(make_lm, tmp_path: Path) -> None:
     """Whoever does not know the format finds no weights, and an import of the package is enough to know it."""
     exported(make_lm("llama"), tmp_path / "out", "svd:keep.rank=3,factored=true")
