@@ -129,7 +129,7 @@ def substitute(matrix: Matrix, alternatives: Alternatives, *, shared: bool) -> C
     """
     import torch
 
-    from harness_ext.calibration.collect import part_of
+    from harness_ext.calibration.observed import part_of
 
     whole = matrix.rows is None and matrix.columns is None
 
