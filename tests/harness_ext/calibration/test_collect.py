@@ -308,7 +308,7 @@ def test_the_gradients_of_two_layers_are_never_there_together(make_lm, monkeypat
     matrices = lm.weights.layout.select(parse_recipe("identity").steps[0])
     held: dict[int, list[StorageWeakRef]] = {}
     layers: list[int] = []
-    real = collect._Observed._show
+    real = collect.ObservedModule._show
 
     def watch(self, module, seen, gradient) -> None:
         layer = self.items[0].matrix.layer
@@ -319,7 +319,7 @@ def test_the_gradients_of_two_layers_are_never_there_together(make_lm, monkeypat
         layers.append(layer)
         real(self, module, seen, gradient)
 
-    monkeypatch.setattr(collect._Observed, "_show", watch)
+    monkeypatch.setattr(collect.ObservedModule, "_show", watch)
     collect.gather(lm, matrices, frozenset({"fisher_information"}), DocumentBatches(DOCUMENTS[:2], 2), decompose(lm))
     assert layers == sorted(layers, reverse=True) and set(layers) == {0, 1, 2}
     assert all(parameter.grad is None for parameter in lm.model.parameters())

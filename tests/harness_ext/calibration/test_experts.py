@@ -116,7 +116,7 @@ def test_what_removing_a_component_of_an_expert_changes_is_in_its_weights_gradie
     matrices = select(lm, f"matrices=[{role}],layers=[1]")
     matrices = [matrix for matrix in matrices if matrix.expert is not None]
     watched = [
-        collect._Watched(matrix, collect._start(frozenset({"ablation_effects"}), matrix, decompose(lm)))
+        collect.WatchedMatrix(matrix, collect._start(frozenset({"ablation_effects"}), matrix, decompose(lm)))
         for matrix in matrices
     ]
     collect._one_pass(lm, watched, list(batches_of(lm, DOCUMENTS, 3)), lambda count: None, backward=True)
