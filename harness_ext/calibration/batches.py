@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness_ext.calibration.documents import LabelledDocument
 from harness_ext.errors import UserError
+from harness_ext.methods.statistic_registry import statistics_among
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
     from torch import Tensor
+
+    from harness_ext.calibration.context import DocumentBatches
 
 COUNTS_PADDING = frozenset(
     (
@@ -22,6 +26,15 @@ COUNTS_PADDING = frozenset(
 """Model types that count positions, or carry a state, from the first column of a batch on, whatever the mask says: of a
 document padded on the left they make something else. A test holds the list against tiny models of every type.
 """
+
+
+TOKENS_AT_ONCE = 4096
+"""Tokens of a batch, padding included, of which nothing but sums is kept."""
+TOKENS_WITH_GRADIENTS = 2048
+"""The same where a backward pass keeps what a layer made of them, or logits are made of them."""
+_TOKENS_OF_PROBE = 24
+Encoded = tuple[list[int], list[int]]
+"""The tokens that go in, and those of the answer."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +56,62 @@ class PaddedBatch:
 
 def summed_loss(lm: HFLM, batch: PaddedBatch) -> Tensor:
     """The sum over documents of the mean cross-entropy of each one's answer tokens, in fp32."""
+    return loss_of_logits(lm.model(**arguments_of(batch), **_last_logits(lm, batch), use_cache=False).logits, batch)
+
+
+def arguments_of(batch: PaddedBatch) -> dict[str, Tensor]:
+    """What a model is called with."""
+    return {"input_ids": batch.tokens, "attention_mask": batch.mask, "position_ids": batch.positions}
+
+
+def _last_logits(lm: HFLM, batch: PaddedBatch) -> dict[str, int]:
+    """The argument that keeps a model from making logits of a prompt's tokens, where it takes one."""
+    wanted = (batch.labels != -100).any(0).nonzero()[0]
+    takes = "logits_to_keep" in inspect.signature(lm.model.forward).parameters
+    return {"logits_to_keep": batch.labels.shape[1] - int(wanted)} if takes else {}
+
+
+def loss_of_logits(logits: Tensor, batch: PaddedBatch) -> Tensor:
+    """`summed_loss`, from the logits `[b, k, vocabulary]` of the last k places."""
     from torch.nn.functional import cross_entropy
 
-    logits = lm.model(
-        input_ids=batch.tokens, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
-    ).logits
-    labels = batch.labels.to(logits.device)
+    labels = batch.labels[:, -logits.shape[1] :].to(logits.device)
     # The answer's tokens alone: softmax over a vocabulary for every token of the prompts takes longer than the model.
     asked = labels != -100
     each = cross_entropy(logits[asked].float(), labels[asked], reduction="none")
     losses = each.new_zeros(labels.shape).masked_scatter(asked, each)
     return (losses.sum(1) / asked.sum(1).to(losses)).sum()
+
+
+def calibration_batches(lm: HFLM, documents: DocumentBatches, names: Collection[str]) -> list[PaddedBatch]:
+    """The batches by which statistics are gathered: of at most so many documents as asked for, and of no more tokens
+    than `TOKENS_AT_ONCE`, unless a statistic compares the documents of a batch.
+    """
+    chosen = statistics_among(names)
+    compares = any(item.compares_documents or item.needs == "contrasts" for item in chosen)
+    if compares:
+        return list(batches_of(lm, documents.documents, documents.size))
+    backward = any(item.needs_gradients for item in chosen)
+    most = TOKENS_WITH_GRADIENTS if backward else TOKENS_AT_ONCE
+    return list(batches_by_tokens(lm, documents.documents, documents.size, most))
+
+
+def batches_by_tokens(
+    lm: HFLM, documents: Sequence[LabelledDocument], most_documents: int, most_tokens: int
+) -> Iterator[PaddedBatch]:
+    """Batches of documents in their order, none of more documents or, with its padding, of more tokens than that; a
+    longer document is one by itself.
+    """
+    batch: list[Encoded] = []
+    for document in documents:
+        encoded = _encode(lm, document)
+        width = max(len(tokens) for tokens, _ in [*batch, encoded])
+        if batch and (len(batch) == most_documents or width * (len(batch) + 1) > most_tokens):
+            yield _padded(lm, batch)
+            batch = []
+        batch.append(encoded)
+    if batch:
+        yield _padded(lm, batch)
 
 
 def batches_of(lm: HFLM, documents: Sequence[LabelledDocument], batch_size: int) -> Iterator[PaddedBatch]:
@@ -69,11 +127,25 @@ def batches_of(lm: HFLM, documents: Sequence[LabelledDocument], batch_size: int)
             yield pad(lm, own[start:stop])
 
 
+def probes(lm: HFLM, documents: Sequence[LabelledDocument]) -> tuple[PaddedBatch, PaddedBatch]:
+    """Two small batches of different tokens, for trials of a model."""
+    cut = [tokens[:_TOKENS_OF_PROBE] for tokens, _ in (_encode(lm, document) for document in documents[:2])]
+    other = [[*tokens[:1], *reversed(tokens)] for tokens in cut]
+    return _unlabelled(lm, cut), _unlabelled(lm, other)
+
+
+def _unlabelled(lm: HFLM, documents: Sequence[list[int]]) -> PaddedBatch:
+    return _padded(lm, [(tokens, tokens[-1:]) for tokens in documents])
+
+
 def pad(lm: HFLM, documents: Sequence[LabelledDocument]) -> PaddedBatch:
     """One batch, padded on the left, or on the right for a model that would count padding as tokens."""
+    return _padded(lm, [_encode(lm, document) for document in documents])
+
+
+def _padded(lm: HFLM, encoded: Sequence[Encoded]) -> PaddedBatch:
     import torch
 
-    encoded = [_encode(lm, document) for document in documents]
     width = max(len(tokens) for tokens, _ in encoded)
     tokens = torch.full((len(encoded), width), lm.tokenizer.pad_token_id or 0)
     labels = torch.full((len(encoded), width), -100)
@@ -88,7 +160,7 @@ def pad(lm: HFLM, documents: Sequence[LabelledDocument]) -> PaddedBatch:
     return PaddedBatch(*(value.to(lm.device) for value in (tokens, mask, positions, labels)))
 
 
-def _encode(lm: HFLM, document: LabelledDocument) -> tuple[list[int], list[int]]:
+def _encode(lm: HFLM, document: LabelledDocument) -> Encoded:
     return encode(lm, document.context, document.answer, document.task)
 
 

@@ -1,14 +1,12 @@
-"""Statistics: what a method needs to know about how the model uses its matrices, gathered in one streaming pass over
-calibration documents.
+"""Statistics: what a method needs to know about how the model uses its matrices, gathered over calibration documents.
 
-Only the statistics that a method names are gathered. They see documents that are padded on the left, so that the
-answers of a batch stand at the same positions and a counterfactual input is that of the same place in another prompt.
-So does the model, unless it would count the padding as tokens (`COUNTS_PADDING`). Losses are per document, so the batch
-size changes nothing but speed.
+Only the statistics that a method names are gathered. Losses are per document, so the batch size changes nothing but
+speed.
 
 Gradients are those at the outputs of modules, reduced as the backward pass reaches each and then let go; weights get
-none. A pass holds the factors, or the second moments, of the matrices it works on; matrices are taken in groups that
-fit `FACTOR_BYTES`, one pass a group, so that memory stays bounded for any model.
+none. `gather` runs the whole model: a pass holds the factors, or the second moments, of the matrices it works on, and
+matrices are taken in groups that fit `FACTOR_BYTES`, one pass a group, so that memory stays bounded for any model.
+`harness_ext.calibration.by_layer` needs one pass for all of them, where the model is a plain stack of layers.
 """
 
 from __future__ import annotations
@@ -17,17 +15,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from harness_ext.calibration.batches import PaddedBatch, batches_of, summed_loss
+from harness_ext.calibration.batches import PaddedBatch, calibration_batches, summed_loss
 from harness_ext.calibration.context import DocumentBatches
-from harness_ext.calibration.observed import ObservedModule, WatchedMatrix
+from harness_ext.calibration.observed import ModuleWatch, NotShared, WatchedMatrix, are_alone, results_of
 from harness_ext.errors import UserError, VariantFailed
-from harness_ext.methods.statistic_registry import (
-    AnyStatistic,
-    registered_statistics,
-    statistics_among,
-)
+from harness_ext.methods.statistic_registry import AnyStatistic, registered_statistics, statistics_among
 from harness_ext.model.layout import Matrix
 
 if TYPE_CHECKING:
@@ -37,6 +31,7 @@ if TYPE_CHECKING:
     from harness_ext.methods import Svd
 
 FACTOR_BYTES = 2 << 30
+Made = TypeVar("Made")
 
 
 def gather(
@@ -57,23 +52,22 @@ def gather(
     batch), and VariantFailed where the loss is not finite.
     """
     check_pairs(names, Counter(document.task for document in documents.documents), documents.size)
-    batches = list(batches_of(lm, documents.documents, documents.size))
-    backward = any(item.needs_gradients for item in statistics_among(names))
+    batches = calibration_batches(lm, documents, names)
+    backward, alone = needs_backward(names), are_alone(batches)
     gathered: dict[str, dict[str, Tensor]] = {}
     for group in groups(matrices, names):
-        watched = [WatchedMatrix(matrix, _start(names, matrix, decompose)) for matrix in group]
-        _one_pass(lm, watched, batches, documents.advance, backward=backward)
-        for item in watched:
-            if not item.tokens and item.matrix.expert is None:
-                raise UserError(
-                    f"{item.matrix.parameter} is used by this model without a call of its layer, so nothing can be"
-                    " learned about it: leave it out of matrices, or choose a method that needs no calibration"
-                )
-            if (found := item.results()) is not None:
-                gathered[item.matrix.key] = found
-            # A result may be another tensor, as large as what it was made from.
-            item.statistics.clear()
+
+        def run(watched: Sequence[WatchedMatrix], share: bool) -> None:
+            watch = ModuleWatch(lm.model, watched, backward=backward, share=share, alone=alone)
+            _one_pass(lm, watch, batches, documents.advance, backward=backward)
+
+        gathered |= watched_through(group, names, decompose, run)[0]
     return gathered
+
+
+def needs_backward(names: frozenset[str]) -> bool:
+    """Whether gathering these statistics takes a backward pass."""
+    return any(item.needs_gradients for item in statistics_among(names))
 
 
 def check_pairs(names: frozenset[str], documents: Mapping[str, int], batch_size: int) -> None:
@@ -99,6 +93,25 @@ def _start(names: frozenset[str], matrix: Matrix, decompose: Callable[[Matrix], 
     registered = registered_statistics()
     chosen = [registered[name] for name in sorted(names)]
     return {item.name: item.make(decompose(matrix)) if item.needs_components else item.make() for item in chosen}
+
+
+def watched_through(
+    group: Sequence[Matrix],
+    names: frozenset[str],
+    decompose: Callable[[Matrix], Svd],
+    run: Callable[[Sequence[WatchedMatrix], bool], Made],
+) -> tuple[dict[str, dict[str, Tensor]], Made]:
+    """The statistics of some matrices, and what `run` made besides. run: has the model work through all documents with
+    the matrices under watch, where the flag says so with sums shared between modules of the same inputs.
+    """
+    for share in (True, False):
+        watched = [WatchedMatrix(matrix, _start(names, matrix, decompose)) for matrix in group]
+        try:
+            made = run(watched, share)
+        except NotShared:
+            continue
+        return results_of(watched), made
+    raise AssertionError("modules that share no sums cannot disagree about them")
 
 
 def held_bytes(shape: tuple[int, int], names: frozenset[str]) -> int:
@@ -128,7 +141,7 @@ def groups(matrices: Sequence[Matrix], names: frozenset[str]) -> Iterator[list[M
 
 def _one_pass(
     lm: HFLM,
-    watched: Sequence[WatchedMatrix],
+    watch: ModuleWatch,
     batches: Sequence[PaddedBatch],
     progress: Callable[[int], Any],
     *,
@@ -136,40 +149,29 @@ def _one_pass(
 ) -> None:
     import torch
 
-    modules = dict(lm.model.named_modules())
-    observed: dict[str, ObservedModule] = {}
-    for item in watched:
-        observed.setdefault(item.matrix.module, ObservedModule(item.matrix.module, [], backward)).items.append(item)
     with ExitStack() as stack:
         stack.enter_context(frozen(lm.model))
         stack.enter_context(torch.set_grad_enabled(backward))
-        for module in observed.values():
-            for name in module.items[0].matrix.modules:
-                stack.callback(modules[name].register_forward_hook(module.called).remove)
-        # Of documents of one token, nothing would be left.
-        alone = all(bool((batch.mask.sum(1) <= 1).all()) for batch in batches)
+        stack.enter_context(watch)
         embedded: list[Tensor] = []
         if backward:
             stack.callback(lm.model.get_input_embeddings().register_forward_hook(_begin_here(embedded)).remove)
-        rest = _Rest(list(observed.values()))
-        if not backward and _may_be_stopped(lm.model):
-            for module in observed.values():
-                for name in module.items[0].matrix.modules:
-                    stack.callback(modules[name].register_forward_hook(rest.stop_before).remove)
+        rest = Rest(watch)
+        if not backward and may_be_stopped(lm.model):
+            rest.stop_when_done()
         for batch in batches:
-            for module in observed.values():
-                real = batch.mask.bool()
-                module.begin(real, torch.zeros_like(real) if alone else batch.first)
+            watch.begin(batch)
             embedded.clear()
-            loss = rest.loss_unless_stopped(lm, batch)
+            loss = rest.unless_stopped(lambda: summed_loss(lm, batch))  # noqa: B023 - called at once
             if loss is not None:
-                _require_finite(loss, lm)
+                require_finite_sum(loss, lm)
                 if backward:
                     torch.autograd.grad(loss, embedded)
             progress(batch.tokens.shape[0])
 
 
-def _require_finite(loss: Tensor, lm: HFLM) -> None:
+def require_finite_sum(loss: Tensor, lm: HFLM) -> None:
+    """Raise VariantFailed where the loss of a batch is not finite."""
     import torch
 
     if torch.isfinite(loss):
@@ -188,30 +190,34 @@ class _Enough(Exception):
 
 
 @dataclass
-class _Rest:
+class Rest:
     """What comes after the last watched module of a forward pass: done once, for the first batch, which shows that each
-    is called once and that the loss is finite. In edits made one matrix after another, half of all work is such a rest.
+    is called once. In edits made one matrix after another, half of all work is such a rest.
     """
 
-    observed: Sequence[ObservedModule]
+    watch: ModuleWatch
     needless: bool = False
 
-    def stop_before(self, *_: object) -> None:
-        """A forward hook, behind the one that watches."""
-        if self.needless and all(module.calls for module in self.observed):
+    def stop_when_done(self) -> None:
+        """End passes behind the last module, by hooks behind those that watch."""
+        for module in self.watch.observed:
+            self.watch.hook(module, self._stop)
+
+    def _stop(self, *_: object) -> None:
+        if self.needless and all(module.calls for module in self.watch.observed):
             raise _Enough
 
-    def loss_unless_stopped(self, lm: HFLM, batch: PaddedBatch) -> Tensor | None:
-        """The loss of a batch; None where the pass was ended before it."""
+    def unless_stopped(self, run: Callable[[], Made]) -> Made | None:
+        """What a pass over one batch makes; None where it was ended before that."""
         try:
-            loss = summed_loss(lm, batch)
+            made = run()
         except _Enough:
             return None
-        self.needless = all(module.calls == 1 for module in self.observed)
-        return loss
+        self.needless = self.watch.called_once
+        return made
 
 
-def _may_be_stopped(model: nn.Module) -> bool:
+def may_be_stopped(model: nn.Module) -> bool:
     """Whether a forward pass may end in the middle: not where weights are moved in and out around each module, nor
     where a module is called once for every part of a text.
     """

@@ -8,9 +8,14 @@ as tokens (`COUNTS_PADDING`).
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
+from harness_ext.calibration.batches import PaddedBatch
 from harness_ext.calibration.experts import ExpertCall, check_equation, expert_call, sights
 from harness_ext.calibration.sinks import SEEN, SeenTokens, sink_tokens
 from harness_ext.errors import UserError
@@ -31,11 +36,13 @@ if TYPE_CHECKING:
 @dataclass
 class WatchedMatrix:
     """One matrix under watch, its statistics, and what it has seen: real tokens, sinks among them, and the norms of its
-    outputs, summed over all tokens and over those that are no sinks.
+    outputs, summed over all tokens and over those that are no sinks. same_as: another matrix that is multiplied with
+    the very same inputs, whose statistics are those of this one too.
     """
 
     matrix: Matrix
     statistics: dict[str, AnyStatistic] = field(default_factory=dict)
+    same_as: WatchedMatrix | None = None
     tokens: int = 0
     sinks: int = 0
     output_norms: tuple[float, float] | None = None
@@ -65,27 +72,65 @@ class WatchedMatrix:
         """Every statistic by name, and under `SEEN` the tokens seen; None where no token, or nothing to compare, was
         seen, which happens to experts.
         """
-        if not self.tokens:
-            return None
-        found = {
-            name: value for name, statistic in self.statistics.items() if (value := statistic.result()) is not None
-        }
-        return found | {SEEN: self._seen().tensor()} if len(found) == len(self.statistics) else None
+        found = (self.same_as or self)._values
+        return None if found is None else found | {SEEN: self._seen().tensor()}
+
+    @cached_property
+    def _values(self) -> dict[str, Tensor] | None:
+        """Worked out once for all matrices of the same inputs; what it was made from is let go, since a result may be
+        another tensor, as large.
+        """
+        names = list(self.statistics)
+        found = {}
+        for name in names if self.tokens else ():
+            value = self.statistics.pop(name).result()
+            if value is not None:
+                found[name] = value
+        self.statistics.clear()
+        return found if self.tokens and len(found) == len(names) else None
 
     def _seen(self) -> SeenTokens:
+        inputs = self.same_as or self
         if self.output_norms is None:
-            return SeenTokens(self.tokens, self.sinks)
+            return SeenTokens(inputs.tokens, inputs.sinks)
         every, ordinary = self.output_norms
-        others = self.tokens - self.sinks
-        return SeenTokens(self.tokens, self.sinks, ordinary / others if others else every / self.tokens)
+        others = inputs.tokens - inputs.sinks
+        return SeenTokens(inputs.tokens, inputs.sinks, ordinary / others if others else every / inputs.tokens)
+
+
+class NotShared(Exception):
+    """Modules that were handed one tensor in an earlier batch were not in this one."""
+
+
+class SharedInputs:
+    """Which modules of a pass are handed the very same tensor (query, key and value; gate and up): what is summed over
+    it is then summed once.
+    """
+
+    def __init__(self) -> None:
+        # The last few, since they are kept alive.
+        self._handed: deque[tuple[Tensor, int, ObservedModule]] = deque(maxlen=3)
+
+    def begin(self) -> None:
+        """Start a batch."""
+        self._handed.clear()
+
+    def first_with(self, inputs: Tensor, module: ObservedModule) -> ObservedModule:
+        """The first module of the batch that was handed this tensor as it is now; the one that asks, where none was."""
+        for tensor, version, other in self._handed:
+            if tensor is inputs and version == inputs._version:
+                return other
+        self._handed.append((inputs, inputs._version, module))
+        return module
 
 
 @dataclass
 class ObservedModule:
-    """One module under watch: the matrices in it, and which tokens of the batch at hand are real
-    and which are the first of a document, `[b, t]`. places: where in its row each token stands that belongs to a place
-    of the row padded on the left, `[b, t]`; None where that is the same. calls: how often the module was called for
-    that batch. together: what calls saw that is not yet taken in.
+    """One module under watch: the matrices in it, and which tokens of the batch at hand are real and which are the
+    first of a document, `[b, t]`. places: where in its row each token stands that belongs to a place of the row padded
+    on the left, `[b, t]`; None where that is the same. calls: how often the module was called for that batch.
+    together: what calls saw that is not yet taken in. shared: tells of modules with the very same inputs; None where
+    each has its own sums, as with gradients. follows: the first module with the inputs of this one.
 
     What is seen is reduced as soon as it is there and then let go: in a forward pass when the module is called, else
     when the gradients at the outputs of all its calls have arrived.
@@ -94,6 +139,8 @@ class ObservedModule:
     name: str
     items: list[WatchedMatrix]
     backward: bool
+    shared: SharedInputs | None = None
+    follows: ObservedModule | None = None
     real: Tensor | None = None
     first: Tensor | None = None
     places: Tensor | None = None
@@ -128,6 +175,9 @@ class ObservedModule:
         if not experts:
             _require_tokens(args, self.real, matrix)
             self._show_outputs(args[0].detach(), output.detach())
+            if self._is_summed_elsewhere(args[0]):
+                self.calls += 1
+                return
         self.calls += 1
         waiting = [expert_call(args, output, self.name) if experts else args[0].detach()]
         if self.backward:
@@ -139,6 +189,22 @@ class ObservedModule:
             output.register_hook(lambda gradient: self._show(module, waiting.pop(), gradient))
         else:
             self._show(module, waiting.pop(), None)
+
+    def _is_summed_elsewhere(self, inputs: Tensor) -> bool:
+        """Whether the sums of another module serve all matrices of this one. Raises NotShared where those of an earlier
+        batch were of the same inputs, and these are not.
+        """
+        if self.shared is None or inputs.is_inference():
+            return False
+        first = self.shared.first_with(inputs, self)
+        if self.follows is None:
+            self.follows = first
+            for place, item in enumerate(self.items):
+                before = first.items if first is not self else self.items[:place]
+                item.same_as = next((o.same_as or o for o in before if o.matrix.columns == item.matrix.columns), None)
+        elif self.follows is not first:
+            raise NotShared
+        return all(item.same_as is not None for item in self.items)
 
     def _masks(self, device: torch.device) -> tuple[Tensor, Tensor]:
         assert self.real is not None and self.first is not None, "no batch is at hand"
@@ -191,7 +257,8 @@ class ObservedModule:
         gradients = [gradient for _, gradient in self.together if gradient is not None]
         gradient = torch.cat(gradients, dim=1) if gradients else None
         for item in self.items:
-            item.update(inputs, gradient, real.repeat(1, len(self.together)), sinks)
+            if item.same_as is None:
+                item.update(inputs, gradient, real.repeat(1, len(self.together)), sinks)
         self.together.clear()
 
 
@@ -230,3 +297,74 @@ def part_of(values: Tensor, ranges: tuple[tuple[int, int], ...] | None) -> Tenso
     import torch
 
     return values if ranges is None else torch.cat([values[..., start:stop] for start, stop in ranges], dim=-1)
+
+
+class ModuleWatch:
+    """Modules under watch while a model runs, until the `with` block ends. watched: the matrices in them. backward:
+    whether gradients are to be seen as well. alone: whether all documents are of one token, so that no first one is
+    left out.
+    """
+
+    def __init__(
+        self, model: nn.Module, watched: Sequence[WatchedMatrix], *, backward: bool, share: bool, alone: bool
+    ) -> None:
+        self._modules = dict(model.named_modules())
+        self._alone = alone
+        self._shared = SharedInputs() if share and not backward else None
+        self._stack = ExitStack()
+        observed: dict[str, ObservedModule] = {}
+        for item in watched:
+            name = item.matrix.module
+            observed.setdefault(name, ObservedModule(name, [], backward, self._shared)).items.append(item)
+        self.observed: Sequence[ObservedModule] = list(observed.values())
+
+    def __enter__(self) -> ModuleWatch:
+        for module in self.observed:
+            self.hook(module, module.called)
+        return self
+
+    def hook(self, module: ObservedModule, hook: Callable[..., None]) -> None:
+        """Have a forward hook called wherever a module is used."""
+        for name in module.items[0].matrix.modules:
+            self._stack.callback(self._modules[name].register_forward_hook(hook).remove)
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def begin(self, batch: PaddedBatch) -> None:
+        """Start a batch."""
+        import torch
+
+        real = batch.mask.bool()
+        first = torch.zeros_like(real) if self._alone else batch.first
+        if self._shared is not None:
+            self._shared.begin()
+        for module in self.observed:
+            module.begin(real, first)
+
+    @property
+    def called_once(self) -> bool:
+        """Whether each module was called exactly once for the batch at hand."""
+        return all(module.calls == 1 for module in self.observed)
+
+
+def are_alone(batches: Sequence[PaddedBatch]) -> bool:
+    """Whether there are only documents of one token, of which nothing would be left without the first ones."""
+    return all(bool((batch.mask.sum(1) <= 1).all()) for batch in batches)
+
+
+def results_of(watched: Sequence[WatchedMatrix]) -> dict[str, dict[str, Tensor]]:
+    """The statistics by `Matrix.key`; an expert that saw nothing to go by is left out.
+
+    Raises UserError where another matrix was never used.
+    """
+    gathered: dict[str, dict[str, Tensor]] = {}
+    for item in watched:
+        if not (item.same_as or item).tokens and item.matrix.expert is None:
+            raise UserError(
+                f"{item.matrix.parameter} is used by this model without a call of its layer, so nothing can be"
+                " learned about it: leave it out of matrices, or choose a method that needs no calibration"
+            )
+        if (found := item.results()) is not None:
+            gathered[item.matrix.key] = found
+    return gathered
