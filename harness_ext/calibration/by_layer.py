@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -25,8 +25,8 @@ from harness_ext.calibration.batches import (
     PaddedBatch,
     arguments_of,
     calibration_batches,
+    document_losses,
     probes,
-    summed_loss,
 )
 from harness_ext.calibration.collect import (
     Rest,
@@ -93,7 +93,10 @@ def _call(lm: HFLM, batch: PaddedBatch) -> Callable[[], Any]:
 
 @dataclass(frozen=True)
 class LayerWalk:
-    """A plain stack of layers, and the batches that go through it. depths: the layer of each module under watch."""
+    """A plain stack of layers, and the batches that go through it. depths: the layer of each module under watch.
+    losses: once a walk is at its end, the loss of every document by task, of the model that it saw: the unedited one,
+    or the one that all edits made.
+    """
 
     lm: HFLM
     stack: DecoderStack
@@ -101,6 +104,7 @@ class LayerWalk:
     batches: Sequence[PaddedBatch]
     names: frozenset[str]
     decompose: Callable[[Matrix], Svd]
+    losses: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def backward(self) -> bool:
@@ -123,8 +127,8 @@ class LayerWalk:
                 for group in groups(stage, self.names):
                     found |= self._watched(layer, states, group, stop=True)[0]
                 yield stage, found
-            if layer < max(by_layer):
-                self._go_on(layer, states)
+            self._go_on(layer, states)
+        self._finish(max(by_layer) + 1, states)
 
     def _forward(self, matrices: Sequence[Matrix]) -> Iterator[Learned]:
         by_layer = self._by_layer(matrices)
@@ -135,9 +139,7 @@ class LayerWalk:
             *before, final = list(groups(own, self.names)) or [[]]
             for group in before:
                 found |= self._watched(layer, states, group, stop=True)[0]
-            if layer == last:
-                found |= self._watched(layer, states, final, stop=True)[0]
-            elif final:
+            if final:
                 more, outputs = self._watched(layer, states, final)
                 found |= more
                 states.replace(outputs)
@@ -145,6 +147,23 @@ class LayerWalk:
                 self._go_on(layer, states)
             if own:
                 yield own, found
+        self._finish(last + 1, states)
+
+    def _finish(self, layer: int, states: States) -> None:
+        """Take the states through the other layers, and on to the loss."""
+        import torch
+
+        for further in range(layer, len(self.stack)):
+            self._go_on(further, states)
+        with torch.no_grad():
+            for place, batch in enumerate(self.batches):
+                leaving = states[place]
+                found = self.stack.beyond(leaving, lambda: document_losses(self.lm, batch))  # noqa: B023 - called at once
+                self._note(batch, found)
+
+    def _note(self, batch: PaddedBatch, losses: Tensor) -> None:
+        for task, loss in zip(batch.tasks, losses.tolist(), strict=True):
+            self.losses.setdefault(task, []).append(loss)
 
     def _backward(self, matrices: Sequence[Matrix]) -> Iterator[Learned]:
         by_layer = self._by_layer(matrices)
@@ -236,8 +255,10 @@ class LayerWalk:
         with frozen(self.lm.model), torch.enable_grad():
             for place, batch in enumerate(self.batches):
                 leaving = states[place].detach().requires_grad_(True)
-                loss = self.stack.beyond(leaving, lambda: summed_loss(self.lm, batch))  # noqa: B023 - called at once
+                losses = self.stack.beyond(leaving, lambda: document_losses(self.lm, batch))  # noqa: B023 - called at once
+                loss = losses.sum()
                 require_finite_sum(loss.detach(), self.lm)
+                self._note(batch, losses.detach())
                 (gradient,) = torch.autograd.grad(loss, [leaving])
                 gradients.append(states.kept(gradient))
         return States(gradients)

@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.model.digests import tensor_digest
 
@@ -131,11 +131,19 @@ class _OnScratch(Mapping[str, Mapping[str, "Tensor"]]):
 
 
 class StatisticsCache:
-    """The stores of a session. scratch: an existing folder, removed by the caller."""
+    """The stores of a session. scratch: an existing folder, removed by the caller. losses: of documents by task, by all
+    that they depend on; whoever measures them puts them there.
+    """
 
     def __init__(self, scratch: Path, limit_bytes: int = SCRATCH_BYTES) -> None:
         self._statistics = ScratchStore(scratch / "statistics", limit_bytes)
         self._results = ScratchStore(scratch / "results", limit_bytes)
+        self.losses: dict[tuple[str, ...], Any] = {}
+
+    def lacks(self, about: Sequence[str], matrices: Sequence[Matrix]) -> bool:
+        """Whether the statistics of one of these matrices are not there; see `gathered`."""
+        there = self._statistics.names(_batch(about))
+        return any(matrix.key not in there for matrix in matrices)
 
     def gathered(
         self,
@@ -149,7 +157,7 @@ class StatisticsCache:
 
         about: all that the statistics depend on besides the matrix.
         """
-        batch = hashlib.sha256("\n".join(about).encode()).hexdigest()
+        batch = _batch(about)
         there = self._statistics.names(batch)
         loose: dict[str, Statistics] = {}
         for group in groups([matrix for matrix in matrices if matrix.key not in there]):
@@ -169,7 +177,7 @@ class StatisticsCache:
         those that were kept. about: as in `gathered`. expected: what the statistics will take, in bytes; nothing is
         kept of what cannot be kept whole, since a pass through the model would be needed for the rest as well.
         """
-        batch = hashlib.sha256("\n".join(about).encode()).hexdigest()
+        batch = _batch(about)
         there = self._statistics.names(batch)
         if missing := [matrix for matrix in matrices if matrix.key not in there]:
             keeps = self._statistics.admits(expected)
@@ -201,3 +209,7 @@ class StatisticsCache:
 def _of_each(group: Sequence[Matrix], gathered: Mapping[str, Statistics]) -> dict[str, Statistics]:
     """Of a matrix that showed nothing, that it did is known."""
     return {matrix.key: gathered.get(matrix.key, {}) for matrix in group}
+
+
+def _batch(about: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(about).encode()).hexdigest()

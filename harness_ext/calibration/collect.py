@@ -174,11 +174,14 @@ def require_finite_sum(loss: Tensor, lm: HFLM) -> None:
     """Raise VariantFailed where the loss of a batch is not finite."""
     import torch
 
-    if torch.isfinite(loss):
-        return
-    in_float64 = lm.model.dtype == torch.float64
+    if not torch.isfinite(loss):
+        raise not_finite(in_float64=lm.model.dtype == torch.float64)
+
+
+def not_finite(*, in_float64: bool = False) -> VariantFailed:
+    """What is to be said of a loss that is not finite."""
     hint = "; in float64 the attention of some models cannot take padding: load the model in float32"
-    raise VariantFailed(
+    return VariantFailed(
         "non_finite_loss",
         "the calibration loss is not finite: the model or a prompt is broken; nothing was edited"
         + (hint if in_float64 else ""),

@@ -20,8 +20,8 @@ from harness_ext.editing.edit_matrix import (
     edit_matrix,
     require_finite,
 )
-from harness_ext.editing.learning import learn
-from harness_ext.editing.measured import TaskLoss, loss_of_all, losses_by_task
+from harness_ext.editing.learning import LearningRecord, learn
+from harness_ext.editing.measured import StepLosses, TaskLoss, loss_of_all, losses_by_task
 from harness_ext.errors import located
 from harness_ext.methods.search_registry import check_searchable
 from harness_ext.model.layout import Matrix, inferred_note
@@ -164,21 +164,25 @@ def _apply_step(context: StepContext, recipe: Recipe, documents: DrawDocuments, 
     if context.step.calibration is None:
         _apply_edits(context, recipe, labelled, applied)
         return
+    losses = StepLosses()
+    _apply_edits(context, recipe, labelled, applied, losses)
     with applied.calibrating():
-        before = losses_by_task(context, labelled)
-    _apply_edits(context, recipe, labelled, applied)
-    with applied.calibrating():
-        losses = _measured_losses(before, losses_by_task(context, labelled))
-    applied.losses.append(_about_losses(context, labelled) | losses)
+        after = losses.after or losses_by_task(context, labelled)
+    assert losses.before is not None, "learning measures it, or has it measured"
+    applied.losses.append(_about_losses(context, labelled) | _measured_losses(losses.before, after))
 
 
 def _apply_edits(
-    context: StepContext, recipe: Recipe, labelled: Sequence[LabelledDocument], applied: AppliedRecipe
+    context: StepContext,
+    recipe: Recipe,
+    labelled: Sequence[LabelledDocument],
+    applied: AppliedRecipe,
+    losses: StepLosses | None = None,
 ) -> None:
-    """The edits of an ordinary step."""
+    """The edits of an ordinary step. losses: is given those that learning comes by; None where none are wanted."""
     matrices = _selected(context.model.weights, context.step)
     edited: dict[str, EditedMatrix] = {}
-    learned = learn(context, matrices, labelled, applied.log)
+    learned = learn(context, matrices, labelled, LearningRecord(applied.log, losses))
     while True:
         with applied.calibrating():
             part = next(learned, None)

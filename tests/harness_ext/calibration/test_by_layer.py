@@ -13,6 +13,7 @@ from harness_ext.calibration import batches, by_layer
 from harness_ext.calibration.collect import gather
 from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
+from harness_ext.calibration.loss import measured_loss
 from harness_ext.editing import learning
 from harness_ext.editing.learning import stages
 from harness_ext.methods import Svd
@@ -114,8 +115,8 @@ def documents_of(calibration) -> list[CalibrationSet]:
 @pytest.mark.parametrize(("recipe", "most"), [("svd-llm", 1), ("asvd", 1), ("wanda", 1), ("fwsvd", 2), ("sfsd", 5)])
 def test_learning_takes_one_pass(make_lm, plain_family: str, layer_runs: Counter[int], recipe: str, most: int) -> None:
     """Of each layer: one run for statistics of the model as it is, a second where gradients go back through it, and one
-    a stage besides the one that goes on where matrices are edited one after another. Beyond that are the two
-    measurements of the loss, and the trial of whether layers can be run one at a time.
+    a stage besides the one that goes on where matrices are edited one after another. Beyond that is one measurement of
+    the loss; the other falls off, be it that before the edits or, one after another, that behind them.
     """
     lm = make_lm(plain_family)
     lm.apply(parse_recipe(recipe), documents_of)
@@ -126,10 +127,22 @@ def test_learning_takes_one_pass(make_lm, plain_family: str, layer_runs: Counter
         lm._statistics_cache = type(lm._statistics_cache)(lm.weights._scratch, limit_bytes=0)
         lm.apply(parse_recipe(recipe), documents_of)
         lm.undo()
-    measured = 2 * len(DOCUMENTS)
+    measured = len(DOCUMENTS)
     assert max(layer_runs.values()) <= measured + most * len(DOCUMENTS)
     if recipe != "sfsd":
         assert set(layer_runs.values()) == {measured + most * len(DOCUMENTS)}
+
+
+@pytest.mark.parametrize("recipe", ["svd-llm", "fwsvd", "sfsd", "eigenprune", "wanda"])
+def test_losses_that_fall_off_are_those_that_are_measured(make_lm, plain_family: str, recipe: str) -> None:
+    lm = make_lm(plain_family)
+    before = measured_loss(lm, DOCUMENTS, 2).mean
+    applied = lm.apply(parse_recipe(recipe), documents_of)
+    (losses,) = applied.losses
+    assert losses["before"] == pytest.approx(before, rel=1e-5)
+    assert losses["after"] == pytest.approx(measured_loss(lm, DOCUMENTS, 2).mean, rel=1e-5)
+    assert [row["task"] for row in losses["tasks"]] == ["t"] and losses["tasks"][0]["documents"] == len(DOCUMENTS)
+    lm.undo()
 
 
 def test_sums_over_the_same_inputs_are_made_once(make_lm) -> None:
@@ -191,8 +204,9 @@ def test_the_loss_asks_for_no_more_logits_than_it_needs(make_lm, plain_family: s
     shapes = []
     head = pretrained(lm.model).get_output_embeddings()
     handle = head.register_forward_hook(lambda module, args, output: shapes.append(output.shape[1]))
-    loss = batches.summed_loss(lm, batch)
+    with torch.no_grad():
+        loss = batches.summed_loss(lm, batch)
     handle.remove()
     assert shapes == [2]
     whole = lm.model(**batches.arguments_of(batch)).logits
-    torch.testing.assert_close(loss, batches.loss_of_logits(whole, batch))
+    torch.testing.assert_close(loss, batches.losses_of_logits(whole, batch).sum())
