@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from harness_ext.calibration.batches import (
@@ -32,6 +32,7 @@ from harness_ext.calibration.collect import (
     Rest,
     check_pairs,
     frozen,
+    gather,
     groups,
     may_be_stopped,
     needs_backward,
@@ -62,12 +63,31 @@ _stacks: WeakKeyDictionary[Any, DecoderStack | None] = WeakKeyDictionary()
 """By the list of a model's layers; None for one that is no plain stack."""
 
 
+class LearnedComponents(NamedTuple):
+    """Components of a matrix that are made of its statistics. names: of those; make: gives the components."""
+
+    names: frozenset[str]
+    make: Callable[[Matrix, Mapping[str, Tensor]], Svd]
+
+    def of_each(
+        self, matrices: Sequence[Matrix], learned: Mapping[str, Mapping[str, Tensor]]
+    ) -> Callable[[Matrix], Svd]:
+        """The components of these matrices, by matrix."""
+        made = {matrix.key: self.make(matrix, learned[matrix.key]) for matrix in matrices if matrix.key in learned}
+        return lambda matrix: made[matrix.key]
+
+
+def no_components(matrix: Matrix) -> Svd:
+    """Where no statistic is of components."""
+    raise AssertionError("statistics of components need some")
+
+
 def walk_through(
     lm: HFLM,
     matrices: Sequence[Matrix],
     names: frozenset[str],
     documents: DocumentBatches,
-    decompose: Callable[[Matrix], Svd],
+    decompose: Callable[[Matrix], Svd] | LearnedComponents,
 ) -> LayerWalk | None:
     """A walk through the layers that hold these matrices; None where the model is no plain stack of them. Arguments and
     errors are those of `gather`.
@@ -91,6 +111,26 @@ def _call(lm: HFLM, batch: PaddedBatch) -> Callable[[], Any]:
     return lambda: lm.model(**arguments_of(batch), use_cache=False)
 
 
+def gathered(
+    lm: HFLM,
+    matrices: Sequence[Matrix],
+    names: frozenset[str],
+    documents: DocumentBatches,
+    decompose: Callable[[Matrix], Svd] | LearnedComponents = no_components,
+) -> dict[str, dict[str, Tensor]]:
+    """What `gather` gives, by one walk through the layers where that can be had: for statistics that fit at once."""
+    walk = walk_through(lm, matrices, names, documents, decompose)
+    if walk is not None:
+        return {key: dict(values) for _, part in walk.as_it_is(matrices) for key, values in part.items()}
+    if not isinstance(decompose, LearnedComponents):
+        return gather(lm, matrices, names, documents, decompose)
+    found: dict[str, dict[str, Tensor]] = {}
+    for group in groups(matrices, names | decompose.names):
+        learned = gather(lm, group, decompose.names, documents, no_components)
+        found |= gather(lm, group, names, documents, decompose.of_each(group, learned))
+    return found
+
+
 @dataclass(frozen=True)
 class LayerWalk:
     """A plain stack of layers, and the batches that go through it. depths: the layer of each module under watch.
@@ -103,7 +143,7 @@ class LayerWalk:
     depths: Mapping[str, int]
     batches: Sequence[PaddedBatch]
     names: frozenset[str]
-    decompose: Callable[[Matrix], Svd]
+    decompose: Callable[[Matrix], Svd] | LearnedComponents
     losses: dict[str, list[float]] = field(default_factory=dict)
 
     @property
@@ -165,24 +205,49 @@ class LayerWalk:
         for task, loss in zip(batch.tasks, losses.tolist(), strict=True):
             self.losses.setdefault(task, []).append(loss)
 
+    def from_the_last(self, matrices: Sequence[Matrix]) -> Iterator[Learned]:
+        """As `as_it_is`, the last layer first, for statistics without gradients."""
+        by_layer = self._by_layer(matrices)
+        entering = self._before_each(max(by_layer) + 1)
+        for layer in sorted(by_layer, reverse=True):
+            found: dict[str, dict[str, Tensor]] = {}
+            for group in groups(by_layer[layer], self.names):
+                found |= self._watched(layer, entering[layer], group, stop=True)[0]
+            del entering[layer:]
+            yield by_layer[layer], found
+
     def _backward(self, matrices: Sequence[Matrix]) -> Iterator[Learned]:
         by_layer = self._by_layer(matrices)
-        entering = [self._entering()]
-        for layer in range(len(self.stack)):
-            entering.append(entering[-1].copy())
-            self._go_on(layer, entering[-1])
+        entering = self._before_each(len(self.stack) + 1)
         gradients = self._gradients_of_loss(entering.pop())
         for layer in reversed(range(min(by_layer), len(self.stack))):
             own = by_layer.get(layer, [])
             found: dict[str, dict[str, Tensor]] = {}
             states = entering.pop()
             before: Sequence[Tensor] = []
+            walk = self._with_components(layer, states, own)
             for group in groups(own, self.names) if own else [[]]:
-                more, before = self._watched(layer, states, group, gradients=gradients)
+                more, before = walk._watched(layer, states, group, gradients=gradients)
                 found |= more
-            gradients = States(list(before))
+            gradients = States(before)
             if own:
                 yield own, found
+
+    def _with_components(self, layer: int, states: States, matrices: Sequence[Matrix]) -> LayerWalk:
+        """The walk with the components of these matrices, where those are of what is learned first."""
+        if not isinstance(self.decompose, LearnedComponents) or not matrices:
+            return self
+        first = replace(self, names=self.decompose.names, decompose=no_components)
+        learned, _ = first._watched(layer, states, matrices, stop=True)
+        return replace(self, decompose=self.decompose.of_each(matrices, learned))
+
+    def _before_each(self, layers: int) -> list[States]:
+        """The states before each of the first layers; the last may be those behind the last layer."""
+        entering = [self._entering()]
+        for layer in range(layers - 1):
+            entering.append(entering[-1].copy())
+            self._go_on(layer, entering[-1])
+        return entering
 
     def _by_layer(self, matrices: Sequence[Matrix]) -> dict[int, list[Matrix]]:
         by_layer: dict[int, list[Matrix]] = {}
@@ -223,6 +288,7 @@ class LayerWalk:
             )
             return self._run(layer, states, watch, gradients, stop=stop)
 
+        assert not isinstance(self.decompose, LearnedComponents), "each layer has its own"
         return watched_through(group, self.names, self.decompose, run)
 
     def _run(

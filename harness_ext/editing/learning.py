@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness_ext.calibration.by_layer import LayerWalk, Learned, walk_through
+from harness_ext.calibration.by_layer import LayerWalk, Learned, gathered, walk_through
 from harness_ext.calibration.collect import gather, groups, held_bytes, not_finite
 from harness_ext.calibration.context import DocumentBatches, StepContext
 from harness_ext.calibration.documents import LabelledDocument
@@ -234,7 +234,7 @@ def _found(
         names = registered_methods()[step.method].gathered
         quiet = DocumentBatches(batches.documents, batches.size)
         context.progress.start(f"{step.method}: searching", step.search.rounds)
-        means = gather(model.lm, matrices, names, quiet, decomposed)
+        means = gathered(model.lm, matrices, names, quiet, decomposed)
         found, rows = searched(context, matrices, means, batches)
     context.progress.stop()
     log += [{"step": context.number, **row} for row in rows]
