@@ -23,6 +23,7 @@ from harness_ext.editing.warnings import checkpoint_warnings, receipt_warnings
 from harness_ext.errors import UserError, VariantFailed, located
 from harness_ext.lm_eval_adapter import admission
 from harness_ext.lm_eval_adapter.admission import ChatTemplate
+from harness_ext.lm_eval_adapter.unchanged import Unchanged
 from harness_ext.model import checkpoint
 from harness_ext.model.completeness import check_headers
 from harness_ext.model.renames import as_loaded
@@ -68,6 +69,7 @@ class Session:
         self.spec = RunSpec(config, report)
         self._baseline_speed: dict[str, float | None] = {}
         self._to_check: list[Recipe] = []
+        self._unchanged = Unchanged()
         self._planned = True
 
     def run(self) -> Iterator[VariantOutcome]:
@@ -308,7 +310,7 @@ class Session:
 
         lm.speed = Speed()
         tasks = self.spec.tasks
-        return evaluate(lm, tasks.as_named, tasks.manager, self.config)
+        return evaluate(lm, tasks.as_named, tasks.manager, self.config, self._unchanged)
 
 
 @contextmanager
