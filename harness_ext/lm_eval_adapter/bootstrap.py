@@ -29,19 +29,19 @@ _BLOCK = 1 << 17
 """Draws that a thread holds at once, of eight bytes, some four times over: what a processor's cache holds."""
 
 
-def bootstrap_stderr(original: Bootstrap, statistic: Any, values: Sequence[Any], iterations: int) -> float:
-    """The standard error of a statistic as lm-eval's `bootstrap_stderr` (`original`) gives it. That one is called
-    itself for every statistic but `perplexity`, for what is no list of floats, and where Python sums in yet another
-    way than the two that are known.
+def bootstrap_stderr(original: Bootstrap, f: Any, xs: Sequence[Any], iters: int) -> float:
+    """The standard error of a statistic `f` as lm-eval's `bootstrap_stderr` (`original`) gives it, whose parameters the
+    others are. That one is called itself for every statistic but `perplexity`, for what is no list of floats, and where
+    Python sums in yet another way than the two that are known.
     """
-    chunk = min(_CHUNK, iterations)
-    if statistic is not metrics.perplexity or not values or not all(type(value) is float for value in values):
-        return original(statistic, values, iterations)
-    sums = next((sums for sums in (_plain_sums, _compensated_sums) if _agrees(sums, values)), None)
+    if f is not metrics.perplexity or not xs or not all(type(value) is float for value in xs):
+        return original(f, xs, iters)
+    sums = next((sums for sums in (_plain_sums, _compensated_sums) if _agrees(sums, xs)), None)
     if sums is None:
-        return original(statistic, values, iterations)
+        return original(f, xs, iters)
+    chunk = min(_CHUNK, iters)
     with ThreadPoolExecutor(_THREADS) as pool:
-        chunks = pool.map(lambda seed: _perplexities(values, seed, chunk, sums), range(iterations // chunk))
+        chunks = pool.map(lambda seed: _perplexities(xs, seed, chunk, sums), range(iters // chunk))
         return float(metrics.sample_stddev([value for found in chunks for value in found]))
 
 

@@ -173,6 +173,7 @@ BORROWED = (
         "build the prompts of a task once a session",
         members=("build_all_requests", "dump_config", "set_fewshot_seed"),
         source=("self._instances = ", "self.fewshot_rnd = "),
+        public=True,
         replaced=("build_all_requests",),
     ),
     BorrowedName(

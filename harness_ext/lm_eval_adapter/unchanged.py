@@ -63,7 +63,7 @@ class Unchanged:
         with ExitStack() as stack:
             stack.enter_context(replaced(evaluator, "add_env_info", self._add_env_info))
             stack.enter_context(replaced(Task, "build_all_requests", self._building(build)))
-            stack.enter_context(replaced(metrics, "bootstrap_stderr", lambda f, xs, iters: faster(f, xs, iters)))
+            stack.enter_context(replaced(metrics, "bootstrap_stderr", faster))
             yield
 
     def _add_env_info(self, storage: dict[str, Any]) -> None:
