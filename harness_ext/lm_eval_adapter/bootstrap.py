@@ -56,7 +56,7 @@ def _perplexities(values: Sequence[float], seed: int, resamples: int, sums: Sums
     """The perplexity of each of some resamples of log-likelihoods, drawn as `random.Random(seed).choices` draws."""
     count, state = len(values), random.Random(seed).getstate()[1]
     generator = np.random.RandomState()
-    generator.set_state(("MT19937", np.array(state[:-1], dtype=np.uint32), state[-1]))
+    generator.set_state(("MT19937", np.array(state[:-1], dtype=np.uint32), state[-1], 0, 0.0))
     array, rows = np.array(values), max(1, _BLOCK // count)
     found: list[float] = []
     for start in range(0, resamples, rows):

@@ -129,8 +129,8 @@ def _random_states(task: Task) -> list[Any]:
     import numpy as np
     import torch
 
-    kind, key, *rest = np.random.get_state()
-    shared = [random.getstate(), (kind, key.tobytes(), *rest), torch.get_rng_state().numpy().tobytes()]
+    kind, key, *rest = np.random.get_state(legacy=True)
+    shared = [random.getstate(), (kind, np.asarray(key).tobytes(), *rest), torch.get_rng_state().numpy().tobytes()]
     return shared + [generator.getstate() for generator in _own_generators(task)]
 
 
