@@ -41,7 +41,7 @@ _ALIGNMENT = 8
 _BLOCK = 1 << 24
 
 
-class Entry(NamedTuple):
+class TensorEntry(NamedTuple):
     """A tensor in a file that is to be written."""
 
     name: str
@@ -61,7 +61,7 @@ def read_tensor(place: TensorPlace, row: int | None = None) -> Tensor:
     try:
         with place.path.open("rb", buffering=0) as file:
             file.seek(place.start + (row or 0) * data.nbytes)
-            _fill(file, memoryview(data), place.path)
+            _fill(file, data.data, place.path)
     except OSError as error:
         raise UserError(f"{place.path} cannot be read: {error.strerror or error}") from None
     return value
@@ -94,7 +94,7 @@ def same_bytes(one: TensorPlace, other: TensorPlace) -> bool:
     return True
 
 
-def write_shard(path: Path, entries: Sequence[Entry], parts: Iterable[Tensor]) -> str:
+def write_shard(path: Path, entries: Sequence[TensorEntry], parts: Iterable[Tensor]) -> str:
     """Write a safetensors file, and return the SHA-256 of what it holds, on the disk when this returns.
 
     entries: in the order in which they are to lie; larger numbers must come before smaller ones, since readers want
@@ -131,7 +131,7 @@ def file_digest(path: Path) -> str | None:
         return None
 
 
-def _header(entries: Sequence[Entry]) -> bytes:
+def _header(entries: Sequence[TensorEntry]) -> bytes:
     at = 0
     described: dict[str, object] = {"__metadata__": {"format": "pt"}}
     for entry in entries:
@@ -147,7 +147,7 @@ def _header(entries: Sequence[Entry]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _bytes_of(entry: Entry) -> int:
+def _bytes_of(entry: TensorEntry) -> int:
     size = entry.dtype.itemsize
     for length in entry.shape:
         size *= length

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness_ext.model.checkpoint import quantisation_method, weight_files
+from harness_ext.model.checkpoint import INDEX, SINGLE, quantisation_method, weight_files
 from harness_ext.model.completeness import config_of, refuse_incomplete, silent
 from harness_ext.model.config_file import read_config, refuse_impossible
 from harness_ext.model.digests import parts_digest, tensor_digest
 from harness_ext.model.safetensors_header import TensorPlace, read_places
-from harness_ext.model.shard_files import TORCH_NAMES, Entry, read_tensor, same_bytes
+from harness_ext.model.shard_files import TORCH_NAMES, TensorEntry, read_tensor, same_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ class StoredModel:
     @property
     def files(self) -> list[str]:
         """The names of the files that hold any of it, in order."""
-        return list(dict.fromkeys(self.places[name].path.name for unit in self.units for name in unit.pieces))
+        return sorted({place.path.name for place in self.places.values()})
 
     def read(self, unit: Unit) -> Tensor:
         """The unit as loading would make it, on the CPU."""
@@ -93,13 +93,13 @@ class StoredModel:
 
         return sorted(inside, key=place)
 
-    def entries(self, file: str) -> list[Entry]:
+    def entries(self, file: str) -> list[TensorEntry]:
         """What a file with the same tensors holds, in the order of `in_file`."""
-        found: dict[str, Entry] = {}
+        found: dict[str, TensorEntry] = {}
         for unit in self.in_file(file):
             for name in unit.pieces:
                 if self.places[name].path.name == file:
-                    found[name] = Entry(name, unit.dtype, self.places[name].tensor.shape)
+                    found[name] = TensorEntry(name, unit.dtype, self.places[name].tensor.shape)
         return list(found.values())
 
     def digest_of(self, parameter: str) -> str:
@@ -146,9 +146,9 @@ def stored_model(folder: Path, name: str, dtype: str) -> StoredModel:
 
 
 def _places(folder: Path) -> dict[str, TensorPlace]:
+    if not any((folder / name).is_file() for name in (SINGLE, INDEX)):
+        raise NotByShards(f"it has neither {SINGLE} nor {INDEX}")
     files = weight_files(folder)
-    if not files:
-        raise NotByShards("it has no safetensors files")
     if any(path.parent != folder for path in files):
         raise NotByShards("its index names files in folders of their own")
     places = {name: place for path in files for name, place in read_places(path).items()}

@@ -229,7 +229,6 @@ def export(
     tasks: Sequence[str] | str | None = None,
     documents: Sequence[tuple[str, str]] | None = None,
     texts: Sequence[str] | None = None,
-    shards: bool | None = None,
     **model_args: Any,
 ) -> Path:
     """Load a model, apply a recipe and write the result as a checkpoint that plain transformers loads: safetensors,
@@ -237,8 +236,8 @@ def export(
 
     out: the folder to write, which must not exist. pretrained: a hub name, a local folder, or `demo`. tasks, documents,
     texts: what a recipe that learns learns from, as in `apply`. model_args: as in lm-eval; `device` is by default the
-    CPU. shards: edit and write the checkpoint file by file, without loading the model, as is done by itself where it is
-    possible; True refuses any other way, False loads the model. Returns the folder. Matrices that the recipe computes
+    CPU. One more, `shards`, is ours: the checkpoint is edited and written file by file, without loading the model, where
+    that is possible; True refuses any other way, False loads the model. Returns the folder. Matrices that the recipe computes
     as two low-rank layers are written as their products.
 
     Raises UserError where the folder exists, the recipe does not fit the model, or the architecture cannot hold a bias
@@ -251,6 +250,7 @@ def export(
     from harness_ext.runs.export import export_recipe
     from harness_ext.runs.shard_export import export_by_shards
 
+    shards = model_args.pop("shards", None)
     _check_model_args("export", model_args)
     loaded, place = load_recipe(recipe), Path(out)
     source = CalibrationSource(tasks, documents, texts)
