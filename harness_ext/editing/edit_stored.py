@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from harness_ext.calibration.cache import StatisticsCache
 from harness_ext.calibration.context import EditableModel, StepContext
 from harness_ext.calibration.experts import check_experts
-from harness_ext.editing.edit_matrix import EditedMatrix, edit_matrix
+from harness_ext.editing.edit_matrix import edit_matrix
 from harness_ext.errors import located
 from harness_ext.linalg.cache import lasting
 from harness_ext.linalg.decompose import Decomposer
 from harness_ext.methods import registered_methods
+from harness_ext.model.digests import tensor_digest
 from harness_ext.model.layout import Matrix
 from harness_ext.model.stored_model import NotByShards, StoredModel, Unit
 from harness_ext.model.stored_weights import StoredWeights
 from harness_ext.progress import Progress
 from harness_ext.storage.rundir import scratch_folder
-from leaderboard.readers.receipt import MatrixRecord
+from leaderboard.readers.receipt import FACTORS, MatrixRecord
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,6 +64,14 @@ class PlacedEdit(NamedTuple):
 
     place: int
     record: MatrixRecord
+
+
+class EditedUnit(NamedTuple):
+    """A unit with its new values. digest: of them."""
+
+    value: Tensor
+    digest: str
+    edits: list[PlacedEdit]
 
 
 class StoredEdits:
@@ -109,7 +118,7 @@ class StoredEdits:
         """The number of edits of a unit."""
         return len(self._planned.get((unit.parameter, unit.expert), ()))
 
-    def edited(self, unit: Unit) -> tuple[Tensor, list[PlacedEdit]]:
+    def edited(self, unit: Unit) -> EditedUnit:
         """The unit after all edits of it, and what became of each of its matrices.
 
         Raises UserError where it cannot be read, and VariantFailed where its numbers are at fault.
@@ -117,13 +126,14 @@ class StoredEdits:
         value = self.stored.read(unit)
         edits = self._planned.get((unit.parameter, unit.expert), [])
         if not edits:
-            return value, []
+            return EditedUnit(value, tensor_digest(value), [])
         value = value.to(self._device)
-        done: list[tuple[int, EditedMatrix]] = []
         with self.weights.lent(unit, value):
-            for place, context, matrix in edits:
-                done.append((place, edit_matrix(context, matrix, {})))
-        return value, [PlacedEdit(place, edit.record) for place, edit in done]
+            done = [(place, edit_matrix(context, matrix, {}).record) for place, context, matrix in edits]
+            # Known already, unless what was lent is still to be made of factors.
+            factored = any(record.stored == FACTORS for _, record in done)
+            digest = None if factored else self.weights.digest_of(unit.parameter, unit.expert)
+        return EditedUnit(value, digest or tensor_digest(value), [PlacedEdit(*edit) for edit in done])
 
 
 @contextmanager

@@ -7,7 +7,6 @@ another.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -94,8 +93,8 @@ def same_bytes(one: TensorPlace, other: TensorPlace) -> bool:
     return True
 
 
-def write_shard(path: Path, entries: Sequence[TensorEntry], parts: Iterable[Tensor]) -> str:
-    """Write a safetensors file, and return the SHA-256 of what it holds, on the disk when this returns.
+def write_shard(path: Path, entries: Sequence[TensorEntry], parts: Iterable[Tensor]) -> None:
+    """Write a safetensors file, on the disk when this returns.
 
     entries: in the order in which they are to lie; larger numbers must come before smaller ones, since readers want
     each tensor aligned to its numbers. parts: the tensors in that order, each whole, or in pieces along its first axis.
@@ -106,29 +105,18 @@ def write_shard(path: Path, entries: Sequence[TensorEntry], parts: Iterable[Tens
 
     header = _header(entries)
     expected = sum(_bytes_of(entry) for entry in entries)
-    hasher, written = hashlib.sha256(header), 0
+    written = 0
     with path.open("wb") as file:
         file.write(header)
         for part in parts:
             data = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
             file.write(data)
-            hasher.update(data)
             written += len(data)
             del data, part
         file.flush()
         os.fsync(file.fileno())
     if written != expected:
         raise RuntimeError(f"{path} was to hold {expected:,} bytes of tensors, and {written:,} came")
-    return hasher.hexdigest()
-
-
-def file_digest(path: Path) -> str | None:
-    """The SHA-256 of a file; None where it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return None
 
 
 def _header(entries: Sequence[TensorEntry]) -> bytes:

@@ -236,9 +236,9 @@ def export(
 
     out: the folder to write, which must not exist. pretrained: a hub name, a local folder, or `demo`. tasks, documents,
     texts: what a recipe that learns learns from, as in `apply`. model_args: as in lm-eval; `device` is by default the
-    CPU. One more, `shards`, is ours: the checkpoint is edited and written file by file, without loading the model, where
-    that is possible; True refuses any other way, False loads the model. Returns the folder. Matrices that the recipe computes
-    as two low-rank layers are written as their products.
+    CPU. One more, `shards`, is ours: the checkpoint is edited and written file by file, without loading the model,
+    where that is possible; True refuses any other way, False loads the model. Returns the folder. Matrices that the
+    recipe computes as two low-rank layers are written as their products.
 
     Raises UserError where the folder exists, the recipe does not fit the model, or the architecture cannot hold a bias
     that the recipe adds, and TypeError for a misspelt argument.

@@ -22,7 +22,8 @@ from harness_ext.editing.records import totals
 from harness_ext.errors import UserError, VariantFailed
 from harness_ext.model.checkpoint import INDEX, SINGLE
 from harness_ext.model.digests import tensor_digest
-from harness_ext.model.shard_files import file_digest, write_shard
+from harness_ext.model.safetensors_header import read_places
+from harness_ext.model.shard_files import read_tensor, write_shard
 from harness_ext.model.stored_model import NotByShards, StoredModel, stored_model
 from harness_ext.runs.export import checked_arguments, export_card, export_receipt
 from harness_ext.runs.versions import versions
@@ -207,7 +208,7 @@ class _ShardExport:
         whole = {row["file"]: row for row in state.rows(_SHARDS)}
         for file in self._stored.files:
             row = whole.get(file)
-            if row is None or file_digest(folder / file) != row["digest"]:
+            if row is None or self._parts_in(folder / file) != row["parts"]:
                 row = self._written(folder, file)
                 state.append(_SHARDS, row)
             else:
@@ -219,22 +220,37 @@ class _ShardExport:
         """Write one file, and return what is to be known of it."""
         edits: list[PlacedEdit] = []
         digests: dict[str, str] = {}
+        of_parts: list[str] = []
 
         def parts() -> Iterator[Tensor]:
             for unit in self._stored.in_file(file):
-                value, done = self._edits.edited(unit)
+                edited = self._edits.edited(unit)
                 if unit.expert is None:
-                    digests[unit.parameter] = tensor_digest(value)
-                edits.extend(done)
-                self._report.progress.advance(len(done))
-                for name, piece in self._stored.pieces_of(unit, value):
+                    digests[unit.parameter] = edited.digest
+                edits.extend(edited.edits)
+                self._report.progress.advance(len(edited.edits))
+                for name, piece in self._stored.pieces_of(unit, edited.value):
                     if self._stored.places[name].path.name == file:
+                        of_parts.append(edited.digest if piece is edited.value else tensor_digest(piece))
                         yield piece
-                del value
+                del edited
 
-        digest = write_shard(folder / file, self._stored.entries(file), parts())
+        write_shard(folder / file, self._stored.entries(file), parts())
         rows = [[edit.place, edit.record.to_json()] for edit in edits]
-        return {"file": file, "digest": digest, "edits": rows, "digests": digests}
+        return {"file": file, "parts": of_parts, "edits": rows, "digests": digests}
+
+    def _parts_in(self, path: Path) -> list[str] | None:
+        """The digests of what a written file holds, part by part; None where it is not whole."""
+        try:
+            places = read_places(path)
+            return [
+                tensor_digest(read_tensor(places[name], unit.row))
+                for unit in self._stored.in_file(path.name)
+                for name in unit.pieces
+                if self._stored.places[name].path.name == path.name
+            ]
+        except (UserError, KeyError):
+            return None
 
     def _finish(self, folder: Path) -> None:
         """The index, where there are several files, and the digests of parameters that lie in several tensors."""

@@ -270,7 +270,7 @@ def killed_after(files: int, model: Path, out: Path) -> Path:
         "        path.write_bytes(b'half')\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    count[0] += 1\n"
-        "    return written(path, entries, parts)\n"
+        "    written(path, entries, parts)\n"
         "s.write_shard = write\n"
         f"harness_ext.export({SVD!r}, {str(out)!r}, pretrained={str(model)!r}, shards=True)\n"
     )
@@ -287,12 +287,12 @@ def stopped_after(files: int, model: Path, out: Path) -> Path:
     written: list[str] = []
     writes = shard_export.write_shard
 
-    def write(path: Path, *rest: Any) -> str:
+    def write(path: Path, *rest: Any) -> None:
         if len(written) == files:
             path.write_bytes(b"half")
             raise KeyboardInterrupt
         written.append(path.name)
-        return writes(path, *rest)
+        writes(path, *rest)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(shard_export, "write_shard", write)
@@ -307,9 +307,9 @@ def exported_counting(monkeypatch: pytest.MonkeyPatch, model: Path, out: Path, r
     names: list[str] = []
     writes = shard_export.write_shard
 
-    def write(path: Path, *rest: Any) -> str:
+    def write(path: Path, *rest: Any) -> None:
         names.append(path.name)
-        return writes(path, *rest)
+        writes(path, *rest)
 
     monkeypatch.setattr(shard_export, "write_shard", write)
     harness_ext.export(recipe, out, pretrained=str(model), shards=True)
@@ -367,10 +367,10 @@ def test_a_full_disk_is_a_sentence_and_the_whole_files_stay(
     files = sorted(path.name for path in model.glob("*.safetensors"))
     writes = shard_export.write_shard
 
-    def full(path: Path, *rest: Any) -> str:
+    def full(path: Path, *rest: Any) -> None:
         if path.name == files[2]:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return writes(path, *rest)
+        writes(path, *rest)
 
     monkeypatch.setattr(shard_export, "write_shard", full)
     with pytest.raises(UserError, match=r"out cannot be written: No space left on device; make room and run the same"):
