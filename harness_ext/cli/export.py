@@ -52,6 +52,15 @@ class Export(RecipesCommand):
         parser.add_argument(
             "--out", type=Path, required=True, metavar="DIR", help="The folder to write, which must not exist"
         )
+        parser.add_argument(
+            "--shards",
+            action=argparse.BooleanOptionalAction,
+            default=None,
+            help=(
+                "Edit and write the checkpoint file by file, without loading the model: possible for recipes that learn"
+                " nothing, and chosen by itself then; killed, the same command goes on (--no-shards: load the model)"
+            ),
+        )
         parser.set_defaults(func=self.execute)
 
     @staticmethod
@@ -63,11 +72,18 @@ class Export(RecipesCommand):
         from harness_ext.runs.export import export_recipe
         from harness_ext.runs.progress import report_for
         from harness_ext.runs.run_config import RECIPE_BACKENDS
+        from harness_ext.runs.shard_export import export_by_shards
 
         if args.model not in RECIPE_BACKENDS:
             raise UserError(f"weights of the backend {args.model!r} cannot be edited: use --model hf")
         recipe, arguments = parse_recipe(args.recipe), {**args.model_args, "device": args.device}
-        dense = export_recipe(recipe, args.out, arguments, CalibrationSource(), list(command_line()), report_for(None))
+        command, report = list(command_line()), report_for(None)
+        dense = None
+        if args.shards is not False:
+            required = args.shards is True
+            dense = export_by_shards(recipe, args.out, arguments, command, report, required=required)
+        if dense is None:
+            dense = export_recipe(recipe, args.out, arguments, CalibrationSource(), command, report)
         print(f"{args.recipe} on {args.model_args['pretrained']}: written to {args.out}")
         if dense:
             print(

@@ -143,6 +143,12 @@ BORROWED = (
         ("pretrained", "tokenizer", "revision", "gguf_file", "add_bos_token", "subfolder"),
     ),
     BorrowedName(
+        "lm_eval.models.utils:configure_pad_token",
+        "write the tokenizer of a model that is exported without loading it",
+        ("tokenizer", "model_config"),
+        public=True,
+    ),
+    BorrowedName(
         f"{_MODEL}.apply_chat_template",
         "try a chat template before a model is loaded",
         ("chat_history", "add_generation_prompt"),
