@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from harness_ext.calibration.documents import LabelledDocument
 from harness_ext.errors import UserError
+from harness_ext.methods.statistic_registry import statistics_among
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
     from torch import Tensor
+
+    from harness_ext.calibration.context import DocumentBatches
 
 COUNTS_PADDING = frozenset(
     (
@@ -24,16 +28,33 @@ document padded on the left they make something else. A test holds the list agai
 """
 
 
+TOKENS_AT_ONCE = 4096
+"""Tokens of a batch, padding included, of which nothing but sums is kept."""
+TOKENS_WITH_GRADIENTS = 2048
+"""The same where a backward pass keeps what a layer made of them, or logits are made of them."""
+_TOKENS_OF_PROBE = 24
+_LOGITS_AT_ONCE = 256
+
+
+class Encoded(NamedTuple):
+    """A document in tokens: those that go in, and those of the answer that must come out."""
+
+    tokens: list[int]
+    answer: list[int]
+    task: str = ""
+
+
 @dataclass(frozen=True)
 class PaddedBatch:
     """One batch, padded on one side: tokens, mask and positions `[b, t]`; labels `[b, t]`, -100 where nothing is
-    predicted.
+    predicted. tasks: of each document.
     """
 
     tokens: Tensor
     mask: Tensor
     positions: Tensor
     labels: Tensor
+    tasks: tuple[str, ...] = ()
 
     @property
     def first(self) -> Tensor:
@@ -43,17 +64,81 @@ class PaddedBatch:
 
 def summed_loss(lm: HFLM, batch: PaddedBatch) -> Tensor:
     """The sum over documents of the mean cross-entropy of each one's answer tokens, in fp32."""
+    return document_losses(lm, batch).sum()
+
+
+def document_losses(lm: HFLM, batch: PaddedBatch) -> Tensor:
+    """The mean cross-entropy of each document's answer tokens `[b]`, in fp32."""
+    return losses_of_logits(lm.model(**arguments_of(batch), **_last_logits(lm, batch), use_cache=False).logits, batch)
+
+
+def arguments_of(batch: PaddedBatch) -> dict[str, Tensor]:
+    """What a model is called with."""
+    return {"input_ids": batch.tokens, "attention_mask": batch.mask, "position_ids": batch.positions}
+
+
+def _last_logits(lm: HFLM, batch: PaddedBatch) -> dict[str, int]:
+    """The argument that keeps a model from making logits of a prompt's tokens, where it takes one; not with gradients:
+    a product of fewer rows is rounded in another way, and `zero_sum` chooses by sums that small changes turn around.
+    """
+    import torch
+
+    if torch.is_grad_enabled() or "logits_to_keep" not in inspect.signature(lm.model.forward).parameters:
+        return {}
+    wanted = (batch.labels != -100).any(0).nonzero()[0]
+    return {"logits_to_keep": batch.labels.shape[1] - int(wanted)}
+
+
+def losses_of_logits(logits: Tensor, batch: PaddedBatch) -> Tensor:
+    """`document_losses`, from the logits `[b, k, vocabulary]` of the last k places."""
+    import torch
     from torch.nn.functional import cross_entropy
 
-    logits = lm.model(
-        input_ids=batch.tokens, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
-    ).logits
-    labels = batch.labels.to(logits.device)
-    # The answer's tokens alone: softmax over a vocabulary for every token of the prompts takes longer than the model.
+    labels = batch.labels[:, -logits.shape[1] :].to(logits.device)
+    # The answer's tokens alone: softmax over a vocabulary for every token of the prompts takes longer than the model;
+    # and some at a time, since its numbers are many.
     asked = labels != -100
-    each = cross_entropy(logits[asked].float(), labels[asked], reduction="none")
+    each = torch.cat(
+        [
+            cross_entropy(some.float(), own, reduction="none")
+            for some, own in zip(
+                logits[asked].split(_LOGITS_AT_ONCE), labels[asked].split(_LOGITS_AT_ONCE), strict=True
+            )
+        ]
+    )
     losses = each.new_zeros(labels.shape).masked_scatter(asked, each)
-    return (losses.sum(1) / asked.sum(1).to(losses)).sum()
+    return losses.sum(1) / asked.sum(1).to(losses)
+
+
+def calibration_batches(lm: HFLM, documents: DocumentBatches, names: Collection[str]) -> list[PaddedBatch]:
+    """The batches by which statistics are gathered: of at most so many documents as asked for, and of no more tokens
+    than `TOKENS_AT_ONCE`, unless a statistic compares the documents of a batch.
+    """
+    chosen = statistics_among(names)
+    compares = any(item.compares_documents or item.needs == "contrasts" for item in chosen)
+    if compares:
+        return list(batches_of(lm, documents.documents, documents.size))
+    backward = any(item.needs_gradients for item in chosen)
+    most = TOKENS_WITH_GRADIENTS if backward else TOKENS_AT_ONCE
+    return list(batches_by_tokens(lm, documents.documents, documents.size, most))
+
+
+def batches_by_tokens(
+    lm: HFLM, documents: Sequence[LabelledDocument], most_documents: int, most_tokens: int
+) -> Iterator[PaddedBatch]:
+    """Batches of documents in their order, none of more documents or, with its padding, of more tokens than that; a
+    longer document is one by itself.
+    """
+    batch: list[Encoded] = []
+    for document in documents:
+        encoded = _encode(lm, document)
+        width = max(len(item.tokens) for item in [*batch, encoded])
+        if batch and (len(batch) == most_documents or width * (len(batch) + 1) > most_tokens):
+            yield _padded(lm, batch)
+            batch = []
+        batch.append(encoded)
+    if batch:
+        yield _padded(lm, batch)
 
 
 def batches_of(lm: HFLM, documents: Sequence[LabelledDocument], batch_size: int) -> Iterator[PaddedBatch]:
@@ -69,27 +154,43 @@ def batches_of(lm: HFLM, documents: Sequence[LabelledDocument], batch_size: int)
             yield pad(lm, own[start:stop])
 
 
+def probes(lm: HFLM, documents: Sequence[LabelledDocument]) -> tuple[PaddedBatch, PaddedBatch]:
+    """Two small batches of different tokens, for trials of a model."""
+    cut = [_encode(lm, document).tokens[:_TOKENS_OF_PROBE] for document in documents[:2]]
+    other = [[*tokens[:1], *reversed(tokens)] for tokens in cut]
+    return _unlabelled(lm, cut), _unlabelled(lm, other)
+
+
+def _unlabelled(lm: HFLM, documents: Sequence[list[int]]) -> PaddedBatch:
+    return _padded(lm, [Encoded(tokens, tokens[-1:]) for tokens in documents])
+
+
 def pad(lm: HFLM, documents: Sequence[LabelledDocument]) -> PaddedBatch:
     """One batch, padded on the left, or on the right for a model that would count padding as tokens."""
+    return _padded(lm, [_encode(lm, document) for document in documents])
+
+
+def _padded(lm: HFLM, encoded: Sequence[Encoded]) -> PaddedBatch:
     import torch
 
-    encoded = [_encode(lm, document) for document in documents]
-    width = max(len(tokens) for tokens, _ in encoded)
+    width = max(len(item.tokens) for item in encoded)
     tokens = torch.full((len(encoded), width), lm.tokenizer.pad_token_id or 0)
     labels = torch.full((len(encoded), width), -100)
     mask = torch.zeros((len(encoded), width), dtype=torch.long)
     on_the_right = getattr(lm.model.config, "model_type", None) in COUNTS_PADDING
-    for row, (document, answer) in enumerate(encoded):
+    for row, (document, answer, _) in enumerate(encoded):
         stop = len(document) if on_the_right else width
         tokens[row, stop - len(document) : stop] = torch.tensor(document)
         mask[row, stop - len(document) : stop] = 1
         labels[row, stop - len(answer) : stop] = torch.tensor(answer)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    return PaddedBatch(*(value.to(lm.device) for value in (tokens, mask, positions, labels)))
+    tasks = tuple(item.task for item in encoded)
+    tokens, mask, positions, labels = (value.to(lm.device) for value in (tokens, mask, positions, labels))
+    return PaddedBatch(tokens, mask, positions, labels, tasks)
 
 
-def _encode(lm: HFLM, document: LabelledDocument) -> tuple[list[int], list[int]]:
-    return encode(lm, document.context, document.answer, document.task)
+def _encode(lm: HFLM, document: LabelledDocument) -> Encoded:
+    return Encoded(*encode(lm, document.context, document.answer, document.task), document.task)
 
 
 def encode(lm: HFLM, context: str, answer: str, task: str) -> tuple[list[int], list[int]]:

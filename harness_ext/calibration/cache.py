@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.model.digests import tensor_digest
 
@@ -23,8 +23,16 @@ if TYPE_CHECKING:
     from harness_ext.model.layout import Matrix
 
     Statistics = Mapping[str, Tensor]
+    Learned = tuple[Sequence[Matrix], Mapping[str, Statistics]]
 
 SCRATCH_BYTES = 16 << 30
+
+
+class _Place(NamedTuple):
+    """Where a set of tensors lies: its file, and the name there of each tensor."""
+
+    path: Path
+    tensors: Mapping[str, str]
 
 
 class ScratchStore:
@@ -35,54 +43,71 @@ class ScratchStore:
     def __init__(self, folder: Path, limit_bytes: int = SCRATCH_BYTES) -> None:
         self._folder = folder
         self._limit = limit_bytes
-        self._sizes: dict[str, dict[str, int]] = {}
+        self._places: dict[str, dict[str, _Place]] = {}
+        self._sizes: dict[str, dict[Path, int]] = {}
         self._held = 0
 
     def names(self, batch: str) -> frozenset[str]:
         """What a batch holds."""
-        return frozenset(self._sizes.get(batch, ()))
+        return frozenset(self._places.get(batch, ()))
 
-    def save(self, batch: str, name: str, tensors: Mapping[str, Tensor]) -> bool:
-        """Keep tensors; whether there was room. Older batches make room for a newer one, never for themselves."""
+    def admits(self, size: int) -> bool:
+        """Whether a batch of so many bytes could be kept whole."""
+        return size <= self._limit
+
+    def save(self, batch: str, sets: Mapping[str, Mapping[str, Tensor]]) -> bool:
+        """Keep sets of tensors, by their names, in one file, a tensor that several hold once; whether there was room.
+        Older batches make room for a newer one, never for themselves.
+        """
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        size = sum(value.numel() * value.element_size() for value in tensors.values())
-        while (
-            self._held + size > self._limit
-            and (old := next((other for other in self._sizes if other != batch), None)) is not None
-        ):
-            self._drop(old)
-        if self._held + size > self._limit:
+        numbered = {id(value): value for tensors in sets.values() for value in tensors.values()}
+        size = sum(value.numel() * value.element_size() for value in numbered.values())
+        if not self._make_room(batch, size):
             return False
-        path = self._path(batch, name)
+        path = self._path(batch, next(iter(sets)))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path)
+            save_file({str(key): value.detach().cpu().contiguous() for key, value in numbered.items()}, path)
         except (OSError, SafetensorError):
             # A full scratch disk costs time, nothing else.
             with suppress(OSError):
                 path.unlink(missing_ok=True)
             self._limit = self._held
             return False
-        self._sizes.setdefault(batch, {})[name] = size
+        self._sizes.setdefault(batch, {})[path] = size
         self._held += size
+        for name, tensors in sets.items():
+            place = _Place(path, {key: str(id(value)) for key, value in tensors.items()})
+            self._places.setdefault(batch, {})[name] = place
         return True
 
     def load(self, batch: str, name: str) -> dict[str, Tensor] | None:
         """The tensors kept under a name, on the CPU; None where there are none."""
-        from safetensors.torch import load_file
+        from safetensors import safe_open
 
-        if name not in self._sizes.get(batch, ()):
+        place = self._places.get(batch, {}).get(name)
+        if place is None:
             return None
-        return {key: value.clone() for key, value in load_file(self._path(batch, name)).items()}
+        with safe_open(place.path, framework="pt") as file:
+            return {key: file.get_tensor(stored).clone() for key, stored in place.tensors.items()}
+
+    def _make_room(self, batch: str, size: int) -> bool:
+        while (
+            self._held + size > self._limit
+            and (old := next((other for other in self._sizes if other != batch), None)) is not None
+        ):
+            self._drop(old)
+        return self._held + size <= self._limit
 
     def _path(self, batch: str, name: str) -> Path:
         return self._folder / f"{hashlib.sha256(f'{batch} {name}'.encode()).hexdigest()}.safetensors"
 
     def _drop(self, batch: str) -> None:
-        for name, size in self._sizes.pop(batch).items():
-            self._path(batch, name).unlink(missing_ok=True)
+        del self._places[batch]
+        for path, size in self._sizes.pop(batch).items():
+            path.unlink(missing_ok=True)
             self._held -= size
 
 
@@ -106,11 +131,19 @@ class _OnScratch(Mapping[str, Mapping[str, "Tensor"]]):
 
 
 class StatisticsCache:
-    """The stores of a session. scratch: an existing folder, removed by the caller."""
+    """The stores of a session. scratch: an existing folder, removed by the caller. losses: of documents by task, by all
+    that they depend on; whoever measures them puts them there.
+    """
 
     def __init__(self, scratch: Path, limit_bytes: int = SCRATCH_BYTES) -> None:
         self._statistics = ScratchStore(scratch / "statistics", limit_bytes)
         self._results = ScratchStore(scratch / "results", limit_bytes)
+        self.losses: dict[tuple[str, ...], Any] = {}
+
+    def lacks(self, about: Sequence[str], matrices: Sequence[Matrix]) -> bool:
+        """Whether the statistics of one of these matrices are not there; see `gathered`."""
+        there = self._statistics.names(_batch(about))
+        return any(matrix.key not in there for matrix in matrices)
 
     def gathered(
         self,
@@ -124,17 +157,40 @@ class StatisticsCache:
 
         about: all that the statistics depend on besides the matrix.
         """
-        batch = hashlib.sha256("\n".join(about).encode()).hexdigest()
+        batch = _batch(about)
         there = self._statistics.names(batch)
         loose: dict[str, Statistics] = {}
         for group in groups([matrix for matrix in matrices if matrix.key not in there]):
-            gathered = gather(group)
-            for matrix in group:
-                # Of a matrix that showed nothing, that it did is kept.
-                found = gathered.get(matrix.key, {})
-                if not self._statistics.save(batch, matrix.key, found):
-                    loose[matrix.key] = found
+            found = _of_each(group, gather(group))
+            if not self._statistics.save(batch, found):
+                loose |= found
         return _OnScratch(self._statistics, batch, loose)
+
+    def through(
+        self,
+        about: Sequence[str],
+        matrices: Sequence[Matrix],
+        learn: Callable[[Sequence[Matrix]], Iterator[Learned]],
+        expected: int,
+    ) -> Iterator[Learned]:
+        """The matrices in parts, with their statistics: first those that have none yet, as `learn` gives them, and then
+        those that were kept. about: as in `gathered`. expected: what the statistics will take, in bytes; nothing is
+        kept of what cannot be kept whole, since a pass through the model would be needed for the rest as well.
+        """
+        batch = _batch(about)
+        there = self._statistics.names(batch)
+        if missing := [matrix for matrix in matrices if matrix.key not in there]:
+            keeps = self._statistics.admits(expected)
+            for group, gathered in learn(missing):
+                found = _of_each(group, gathered)
+                if keeps:
+                    self._statistics.save(batch, found)
+                yield group, found
+        for matrix in matrices:
+            if matrix.key in there:
+                kept = self._statistics.load(batch, matrix.key)
+                assert kept is not None, "a batch in use is not dropped"
+                yield [matrix], {matrix.key: kept}
 
     def remember(self, function: Callable[..., tuple[Tensor, ...]], *arguments: Tensor) -> tuple[Tensor, ...]:
         """`function(*arguments)` of a pure function of tensors, worked out once for the same arguments; on the device
@@ -145,6 +201,15 @@ class StatisticsCache:
         kept = self._results.load(batch, name)
         if kept is None:
             found = function(*arguments)
-            self._results.save(batch, name, {str(place): value for place, value in enumerate(found)})
+            self._results.save(batch, {name: {str(place): value for place, value in enumerate(found)}})
             return found
         return tuple(kept[str(place)].to(arguments[0].device) for place in range(len(kept)))
+
+
+def _of_each(group: Sequence[Matrix], gathered: Mapping[str, Statistics]) -> dict[str, Statistics]:
+    """Of a matrix that showed nothing, that it did is known."""
+    return {matrix.key: gathered.get(matrix.key, {}) for matrix in group}
+
+
+def _batch(about: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(about).encode()).hexdigest()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from harness_ext.calibration.batches import batches_of, summed_loss
+from harness_ext.calibration.batches import TOKENS_WITH_GRADIENTS, batches_by_tokens, summed_loss
 from harness_ext.errors import VariantFailed
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def measured_loss(
         for task in dict.fromkeys(document.task for document in documents):
             own = [document for document in documents if document.task == task]
             started = total
-            for batch in batches_of(lm, own, batch_size):
+            for batch in batches_by_tokens(lm, own, batch_size, TOKENS_WITH_GRADIENTS):
                 total += float(summed_loss(lm, batch))
                 run += batch.tokens.shape[0]
                 sums.append(total)

@@ -7,6 +7,7 @@ methods ask for it; `harness_ext.methods.statistic_registry` says what it must h
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from harness_ext.methods.statistic_registry import one_per_component, statistic
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
     from harness_ext.methods import Svd
     from harness_ext.methods.statistic_registry import SinkTokens
+
+# More blocks spare more of the upper half, and make smaller products.
+_BLOCKS, _SMALLEST_BLOCK = 8, 256
 
 
 @statistic(name="input_mean_with_sinks", needs="inputs")
@@ -75,7 +79,7 @@ class InputSquare(InputMean):
 @statistic(name="input_second_moment", needs="inputs", numbers=lambda shape: shape[1] ** 2)
 class InputSecondMoment:
     """The mean of `x x^T` over real tokens, `[n, n]`, accumulated in fp64: small eigenvalues of covariances of outputs
-    are differences of large numbers.
+    are differences of large numbers. Only the lower half is summed, in blocks of rows.
     """
 
     def __init__(self) -> None:
@@ -85,16 +89,28 @@ class InputSecondMoment:
     def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor) -> None:
         """See `Statistic`."""
         chosen = inputs[real].double()
+        size = chosen.shape[1]
         if self._total is None:
-            self._total = chosen.T @ chosen
-        else:
-            self._total.addmm_(chosen.T, chosen)
+            self._total = chosen.new_zeros(size, size)
+        for rows in _blocks(size):
+            self._total[rows, : rows.stop].addmm_(chosen[:, rows].T, chosen[:, : rows.stop])
         self._tokens += chosen.shape[0]
 
     def result(self) -> Tensor:
         """The mean, `[n, n]`, fp64."""
         assert self._total is not None, "no batch was seen"
+        for rows in _blocks(len(self._total)):
+            diagonal = self._total[rows, rows]
+            diagonal.copy_(diagonal.tril() + diagonal.tril(-1).T)
+            self._total[: rows.start, rows] = self._total[rows, : rows.start].T
         return self._total / self._tokens
+
+
+def _blocks(size: int) -> Iterator[slice]:
+    """Blocks of rows of a square matrix."""
+    block = max(_SMALLEST_BLOCK, -(-size // _BLOCKS))
+    for start in range(0, size, block):
+        yield slice(start, min(start + block, size))
 
 
 @statistic(name="contrast_differences", needs="contrasts")

@@ -67,6 +67,15 @@ class Export(RecipesCommand):
                 " faster; transformers loads it where this package is imported. pifa: pivot rows, fewer numbers still"
             ),
         )
+        parser.add_argument(
+            "--shards",
+            action=argparse.BooleanOptionalAction,
+            default=None,
+            help=(
+                "Edit and write the checkpoint file by file, without loading the model: possible for recipes that learn"
+                " nothing, and chosen by itself then; killed, the same command goes on (--no-shards: load the model)"
+            ),
+        )
         parser.set_defaults(func=self.execute)
 
     @staticmethod
@@ -78,6 +87,7 @@ class Export(RecipesCommand):
         from harness_ext.runs.export import export_recipe
         from harness_ext.runs.progress import report_for
         from harness_ext.runs.run_config import RECIPE_BACKENDS
+        from harness_ext.runs.shard_export import export_by_shards
 
         if args.model not in RECIPE_BACKENDS:
             raise UserError(f"weights of the backend {args.model!r} cannot be edited: use --model hf")
@@ -85,7 +95,13 @@ class Export(RecipesCommand):
         if args.format != "dense":
             _export_factored(args, recipe, arguments)
             return
-        dense = export_recipe(recipe, args.out, arguments, CalibrationSource(), list(command_line()), report_for(None))
+        command, report = list(command_line()), report_for(None)
+        dense = None
+        if args.shards is not False:
+            required = args.shards is True
+            dense = export_by_shards(recipe, args.out, arguments, command, report, required=required)
+        if dense is None:
+            dense = export_recipe(recipe, args.out, arguments, CalibrationSource(), command, report)
         print(f"{args.recipe} on {args.model_args['pretrained']}: written to {args.out}")
         if dense:
             print(
@@ -97,9 +113,10 @@ class Export(RecipesCommand):
 def _export_factored(args: argparse.Namespace, recipe: Recipe, arguments: dict[str, Any]) -> None:
     from harness_ext.cli.config import command_line
     from harness_ext.runs.applied_model import CalibrationSource
-    from harness_ext.runs.factored_export import Destination, export_factored_recipe
+    from harness_ext.runs.factored_export import Destination, export_factored_recipe, refuse_shards
     from harness_ext.runs.progress import report_for
 
+    refuse_shards(args.shards)
     to = Destination(args.out, args.format)
     written = export_factored_recipe(recipe, to, arguments, CalibrationSource(), list(command_line()), report_for(None))
     layers = "1 layer" if written.layers == 1 else f"{written.layers} layers"

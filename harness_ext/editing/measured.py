@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.calibration.context import DocumentBatches, StepContext
@@ -42,12 +43,29 @@ class TaskLoss(NamedTuple):
     loss: float | None
 
 
+@dataclass
+class StepLosses:
+    """The losses of a step's documents by task, before and after its edits; None where not known yet."""
+
+    before: Mapping[str, TaskLoss] | None = None
+    after: Mapping[str, TaskLoss] | None = None
+
+
 def losses_by_task(context: StepContext, documents: Sequence[LabelledDocument]) -> dict[str, TaskLoss]:
     """The losses of the model as it is on a step's documents."""
     assert context.step.calibration is not None, "a step with documents of its own"
     found = measured_loss(context.model.lm, documents, context.step.calibration.batch_size).tasks
     counts = Counter(document.task for document in documents)
-    return {task: TaskLoss(counts[task], loss if math.isfinite(loss) else None) for task, loss in found.items()}
+    return {task: _task_loss(counts[task], loss) for task, loss in found.items()}
+
+
+def means_by_task(losses: Mapping[str, Sequence[float]]) -> dict[str, TaskLoss]:
+    """The same from the loss of every document."""
+    return {task: _task_loss(len(own), sum(own) / len(own)) for task, own in losses.items()}
+
+
+def _task_loss(documents: int, loss: float) -> TaskLoss:
+    return TaskLoss(documents, loss if math.isfinite(loss) else None)
 
 
 def loss_of_all(found: Mapping[str, TaskLoss]) -> float | None:

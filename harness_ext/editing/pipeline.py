@@ -5,62 +5,40 @@ Undo is the business of `Weights.restore`; a failure in the middle leaves a mode
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from harness_ext.calibration.collect import gather, groups
-from harness_ext.calibration.context import DocumentBatches, EditableModel, StepContext
+from harness_ext.calibration.context import EditableModel, StepContext
 from harness_ext.calibration.contrast_pairs import contrast_set
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
 from harness_ext.calibration.experts import check_experts
-from harness_ext.calibration.sinks import RULE
 from harness_ext.editing.edit_matrix import (
     EditedMatrix,
-    decompose,
     edit_matrix,
     require_finite,
-    require_finite_statistics,
 )
-from harness_ext.editing.measured import TaskLoss, completed, loss_of_all, losses_by_task, searched
+from harness_ext.editing.learning import LearningRecord, learn
+from harness_ext.editing.measured import StepLosses, TaskLoss, loss_of_all, losses_by_task
 from harness_ext.errors import located
-from harness_ext.methods import Svd, registered_methods
-from harness_ext.methods.registry import sink_use
 from harness_ext.methods.search_registry import check_searchable
 from harness_ext.model.layout import Matrix, inferred_note
-from harness_ext.model.seeding import generator_for
 from harness_ext.model.weights import Weights
 from harness_ext.progress import Progress
 from harness_ext.recipe.recipe import Recipe
 from harness_ext.recipe.schema import Calibration, Step
 from harness_ext.search.runner import run_search
 from harness_ext.storage.resume import ResumeState
-from harness_ext.training.bases import Bases, all_bases
-from harness_ext.training.trainer import TrainingPlan, check_trainable, train
+from harness_ext.training.trainer import check_trainable
 from leaderboard.readers.receipt import MatrixRecord
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 DrawDocuments = Callable[[Calibration], list[CalibrationSet]]
 """Draws the documents of a step."""
-
-# Even, so that no pair is torn apart.
-_CONTRAST_BATCH = 16
-# What comes before what within a layer.
-_ORDER = (
-    ("q_a_proj", "kv_a_proj"),
-    ("q_proj", "k_proj", "v_proj", "q_b_proj", "kv_b_proj"),
-    ("o_proj",),
-    ("in_proj",),
-    ("out_proj",),
-    ("gate_proj", "up_proj"),
-    ("down_proj",),
-)
-_PLACES = {role: place for place, roles in enumerate(_ORDER) for role in roles}
 
 
 @dataclass
@@ -186,46 +164,39 @@ def _apply_step(context: StepContext, recipe: Recipe, documents: DrawDocuments, 
     if context.step.calibration is None:
         _apply_edits(context, recipe, labelled, applied)
         return
+    losses = StepLosses()
+    _apply_edits(context, recipe, labelled, applied, losses)
     with applied.calibrating():
-        before = losses_by_task(context, labelled)
-    _apply_edits(context, recipe, labelled, applied)
-    with applied.calibrating():
-        losses = _measured_losses(before, losses_by_task(context, labelled))
-    applied.losses.append(_about_losses(context, labelled) | losses)
+        after = losses.after or losses_by_task(context, labelled)
+    assert losses.before is not None, "learning measures it, or has it measured"
+    applied.losses.append(_about_losses(context, labelled) | _measured_losses(losses.before, after))
 
 
 def _apply_edits(
-    context: StepContext, recipe: Recipe, labelled: Sequence[LabelledDocument], applied: AppliedRecipe
+    context: StepContext,
+    recipe: Recipe,
+    labelled: Sequence[LabelledDocument],
+    applied: AppliedRecipe,
+    losses: StepLosses | None = None,
 ) -> None:
-    """The edits of an ordinary step."""
+    """The edits of an ordinary step. losses: is given those that learning comes by; None where none are wanted."""
     matrices = _selected(context.model.weights, context.step)
-    for stage in stages(matrices) if context.step.sequential else [matrices]:
+    edited: dict[str, EditedMatrix] = {}
+    learned = learn(context, matrices, labelled, LearningRecord(applied.log, losses))
+    while True:
         with applied.calibrating():
-            statistics, trials = completed(context, stage, _statistics(context, stage, labelled, applied), labelled)
-            applied.log += [{"step": context.number, **row} for row in trials]
+            part = next(learned, None)
+        if part is None:
+            break
+        if not edited:
+            context.progress.start(f"{recipe.label}: editing", len(matrices))
         started = time.perf_counter()
-        context.progress.start(f"{recipe.label}: decomposing", len(stage))
-        for matrix in stage:
-            applied.edited.append(edit_matrix(context, matrix, statistics.get(matrix.key, {})))
+        for matrix in part[0]:
+            edited[matrix.key] = edit_matrix(context, matrix, part[1].get(matrix.key, {}))
             context.progress.advance()
-        context.progress.stop()
         applied.seconds_editing += time.perf_counter() - started
-
-
-def stages(matrices: Sequence[Matrix]) -> list[list[Matrix]]:
-    """The matrices in runs, none of which feeds another of its run: those down to latents; query, key and value;
-    attention output; mixer input; mixer output; MLP inputs; MLP output; layer by layer.
-
-    A matrix of unknown role is a stage of its own, with other parts of its module. Matrices are taken in the order
-    given, that of the model.
-    """
-
-    def place(matrix: Matrix) -> tuple[int | None, object]:
-        if matrix.role is None:
-            return matrix.layer, matrix.module
-        return matrix.layer, _PLACES[matrix.role]
-
-    return [list(run) for _, run in itertools.groupby(matrices, key=place)]
+    context.progress.stop()
+    applied.edited += [edited[matrix.key] for matrix in matrices]
 
 
 def _documents(context: StepContext, draw: DrawDocuments, applied: AppliedRecipe) -> list[LabelledDocument]:
@@ -240,67 +211,3 @@ def _documents(context: StepContext, draw: DrawDocuments, applied: AppliedRecipe
     pairs = [(context.number, drawn) for drawn in sets]
     applied.calibration += [pair for pair in pairs if pair not in applied.calibration]
     return [document for drawn in sets for document in drawn.documents]
-
-
-def _statistics(
-    context: StepContext, matrices: Sequence[Matrix], labelled: Sequence[LabelledDocument], applied: AppliedRecipe
-) -> Mapping[str, Mapping[str, Tensor]]:
-    """What the step's method learns of each matrix, by `Matrix.key`; empty for a method that learns nothing."""
-    if not labelled:
-        return {}
-    model, step = context.model, context.step
-    _start_stage(context.progress, step, len(labelled))
-    for matrix in matrices:
-        require_finite(model.weights, matrix)
-    size = step.calibration.batch_size if step.calibration is not None else _CONTRAST_BATCH
-    batches = DocumentBatches(labelled, size, context.progress.advance)
-
-    def gather_for(group: Sequence[Matrix]) -> Mapping[str, Mapping[str, Tensor]]:
-        statistics = _gathered(context, group, batches, applied)
-        for key, values in statistics.items():
-            require_finite_statistics(values, key)
-        return statistics
-
-    if step.training is not None or step.search is not None or step.sequential:
-        gathered = gather_for(matrices)
-    else:
-        names = registered_methods()[step.method].gathered
-        sinks = [f"{name}: sink tokens {use}" for name, use in sink_use(names).items()]
-        about = [model.weights.digest(), str(size), RULE, *sinks, *(repr(document) for document in labelled)]
-        gathered = model.statistics_cache.gathered(about, matrices, gather_for, lambda missing: groups(missing, names))
-    context.progress.stop()
-    return gathered
-
-
-def _gathered(
-    context: StepContext, matrices: Sequence[Matrix], batches: DocumentBatches, applied: AppliedRecipe
-) -> Mapping[str, Mapping[str, Tensor]]:
-    """Trained, searched for or gathered, as the step's method needs it."""
-    model, step = context.model, context.step
-
-    def decomposed(matrix: Matrix) -> Svd:
-        return decompose(model.decomposer, model.weights.read(matrix), matrix)
-
-    training = step.training
-    if training is not None:
-
-        def bases(matrix: Matrix) -> Bases:
-            return all_bases(decomposed(matrix), training.added_rank, generator_for(step.seed, matrix))
-
-        trained, log = train(model.lm, matrices, batches, TrainingPlan(training, step.seed, bases), context.resume)
-        applied.log += [{"step": context.number, **row} for row in log]
-        return trained
-    names = registered_methods()[step.method].gathered
-    if step.search is not None:
-        quiet = DocumentBatches(batches.documents, batches.size)
-        found, trials = searched(context, matrices, gather(model.lm, matrices, names, quiet, decomposed), batches)
-        applied.log += [{"step": context.number, **row} for row in trials]
-        return found
-    return gather(model.lm, matrices, names, batches, decomposed)
-
-
-def _start_stage(progress: Progress, step: Step, documents: int) -> None:
-    if step.training is not None:
-        progress.start(f"{step.method}: training", documents * step.training.epochs)
-    else:
-        progress.start(f"{step.method}: calibrating", documents if step.search is None else step.search.rounds)

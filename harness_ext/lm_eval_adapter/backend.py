@@ -35,6 +35,7 @@ from harness_ext.lm_eval_adapter.admission import (
     refuse_quantised,
 )
 from harness_ext.lm_eval_adapter.throughput import Speed, first_pass, seconds_since
+from harness_ext.lm_eval_adapter.unchanged import EncodedPairs
 from harness_ext.model.checkpoint import Checkpoint, adapter_inside, read_checkpoint
 from harness_ext.model.completeness import WholeModels, check_headers, refusing_incomplete_adapters
 from harness_ext.model.safetensors_header import StoredTensor
@@ -78,6 +79,7 @@ class RecipeLM(HFLM):
         self.applied: AppliedRecipe | None = None
         self.unexpected_weights: list[str] = []
         self._weights: Weights | None = None
+        self._encoded = EncodedPairs()
         if pretrained == "demo" and not Path("demo", "config.json").is_file():
             from harness_ext.demo import demo_path
 
@@ -242,6 +244,11 @@ class RecipeLM(HFLM):
         except (AttributeError, NotImplementedError):
             return float("inf")
         return float(rows)
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """lm-eval's, worked out once for all variants."""
+        encoder = (self.tokenizer, self.backend, self.add_bos_token)
+        return self._encoded.get((context, continuation), encoder, super()._encode_pair)
 
     def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """The tokens of a prompt that is not empty, and those of what follows it, split as lm-eval splits them."""

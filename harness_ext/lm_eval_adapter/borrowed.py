@@ -143,6 +143,12 @@ BORROWED = (
         ("pretrained", "tokenizer", "revision", "gguf_file", "add_bos_token", "subfolder"),
     ),
     BorrowedName(
+        "lm_eval.models.utils:configure_pad_token",
+        "write the tokenizer of a model that is exported without loading it",
+        ("tokenizer", "model_config"),
+        public=True,
+    ),
+    BorrowedName(
         f"{_MODEL}.apply_chat_template",
         "try a chat template before a model is loaded",
         ("chat_history", "add_generation_prompt"),
@@ -157,10 +163,41 @@ BORROWED = (
     # Scoring and its files
     BorrowedName(
         "lm_eval.evaluator",
-        "look up the commit without git's complaint",
-        members=("get_git_commit_hash", "simple_evaluate"),
+        "look up the commit without git's complaint, and facts about the machine once a session",
+        members=("get_git_commit_hash", "add_env_info", "simple_evaluate"),
         public=True,
-        replaced=("get_git_commit_hash",),
+        replaced=("get_git_commit_hash", "add_env_info"),
+    ),
+    BorrowedName(
+        "lm_eval.loggers.utils:add_env_info",
+        "collect facts about the machine once a session",
+        ("storage",),
+        source=('"upper_git_hash": ',),
+    ),
+    BorrowedName(
+        "lm_eval.api.task:Task",
+        "build the prompts of a task once a session",
+        members=("build_all_requests", "dump_config", "set_fewshot_seed"),
+        source=("self._instances = ", "self.fewshot_rnd = "),
+        public=True,
+        replaced=("build_all_requests",),
+    ),
+    BorrowedName(
+        "lm_eval.api.instance:Instance",
+        "ask the same requests of the next variant",
+        members=("resps", "filtered_resps"),
+        public=True,
+    ),
+    BorrowedName(
+        "lm_eval.api.metrics",
+        "work out the standard error of a perplexity faster",
+        members=("perplexity", "bootstrap_stderr", "sample_stddev"),
+        replaced=("bootstrap_stderr",),
+    ),
+    BorrowedName(
+        "lm_eval.api.metrics:bootstrap_stderr",
+        "work out the standard error of a perplexity faster",
+        ("f", "xs", "iters"),
     ),
     BorrowedName("lm_eval.loggers.utils:get_commit_from_path", "look up the commit", ("repo_path",)),
     BorrowedName("lm_eval.evaluator_utils:get_sample_size", "count scored documents", ("task", "limit"), public=True),

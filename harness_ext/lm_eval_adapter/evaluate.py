@@ -4,8 +4,8 @@
 which backend was asked for, since lm-eval only sees a finished model object. The files are read back, because lm-eval
 logs a failed write and goes on.
 
-The patch: `get_git_commit_hash` of `lm_eval.evaluator` while a variant is scored, since lm-eval's own has git print an
-error for every variant where the folder is no repository.
+A patch: `get_git_commit_hash` of `lm_eval.evaluator` while a variant is scored, since lm-eval's own has git print an
+error for every variant where the folder is no repository. The others are in `unchanged`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.lm_eval_adapter.borrowed import replaced
+from harness_ext.lm_eval_adapter.unchanged import Unchanged
 from leaderboard.readers.results import settings_without_secrets
 from leaderboard.readers.secrets import without_known
 
@@ -36,10 +37,10 @@ log = logging.getLogger("lm_eval.recipes")
 
 
 def evaluate(
-    lm: RecipeLM, tasks: Sequence[Task | Group], task_manager: TaskManager, config: RunConfig
+    lm: RecipeLM, tasks: Sequence[Task | Group], task_manager: TaskManager, config: RunConfig, unchanged: Unchanged
 ) -> dict[str, Any]:
-    """Score the model as it is on tasks that are built already. Returns lm-eval's results, samples included; the
-    tracker is under `_tracker`.
+    """Score the model as it is on tasks that are built already. unchanged: what earlier variants of the session have in
+    common with this one. Returns lm-eval's results, samples included; the tracker is under `_tracker`.
     """
     from lm_eval.loggers import EvaluationTracker
 
@@ -48,7 +49,7 @@ def evaluate(
     tracker = EvaluationTracker(
         **{key: value for key, value in harness.hf_hub_log_args.items() if key != "output_path"}
     )
-    with _quiet_git():
+    with _quiet_git(), unchanged.reused():
         results = _simple_evaluate(lm, tasks, task_manager, config, tracker, seed)
     results["config"]["model"] = tracker.general_config_tracker.model_source = harness.model
     return {**results, "_tracker": tracker}

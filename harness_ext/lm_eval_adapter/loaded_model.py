@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import configure_pad_token
 
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.backend import RecipeLM, backend_of
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _CONSTRUCTOR_LOG = "lm_eval.models.huggingface"
 
@@ -85,3 +88,18 @@ def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def tokenizer_as_loaded(model_args: Mapping[str, Any], config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer that lm-eval would give the model of these arguments, its padding token filled in."""
+    lm = HFLM.__new__(HFLM)
+    lm._create_tokenizer(
+        str(model_args["pretrained"]),
+        model_args.get("tokenizer"),
+        revision=str(model_args.get("revision") or "main"),
+        trust_remote_code=bool(model_args.get("trust_remote_code")),
+        use_fast_tokenizer=model_args.get("use_fast_tokenizer", True),
+        add_bos_token=model_args.get("add_bos_token"),
+        subfolder=str(model_args.get("subfolder") or ""),
+    )
+    return configure_pad_token(lm.tokenizer, model_config=config)

@@ -117,6 +117,11 @@ class Method:
         return bool(self.statistics & TRIED)
 
     @property
+    def decides_among_all(self) -> bool:
+        """Whether it must know of all matrices of a step before it edits the first."""
+        return self.tries or bool(self.statistics & RANKED)
+
+    @property
     def gathered(self) -> frozenset[str]:
         """Those of its statistics that a pass over the documents gathers."""
         return self.statistics - SEARCHED - TRAINED - TRIED - RANKED

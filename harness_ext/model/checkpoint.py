@@ -18,8 +18,8 @@ from harness_ext.model.config_file import read_config, read_object, refuse_impos
 from harness_ext.model.safetensors_header import StoredTensor, read_header
 from leaderboard.readers.plain_yaml import shown
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
 _ADAPTER = "adapter_config.json"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 # transformers turns these into plain weights as it loads them, where it has no kernels for the packed ones.
@@ -80,7 +80,7 @@ def check_local(
     config = read_config(folder / "config.json", pretrained)
     if to_be_edited and (folder / _ADAPTER).is_file() and find_spec("peft") is not None:
         raise UserError(adapter_inside(pretrained))
-    if any(folder.glob("*.safetensors")) or (folder / _INDEX).is_file():
+    if any(folder.glob("*.safetensors")) or (folder / INDEX).is_file():
         refuse_impossible(pretrained, _local_tensors(folder), config)
     elif any((folder / name).is_file() for name in _PICKLES):
         if not pickle_allowed:
@@ -89,7 +89,7 @@ def check_local(
                 " them to safetensors, or, if you trust their source, say so with --model_args use_safetensors=False"
             )
     elif not any(folder.glob("*.gguf")):
-        raise UserError(f"{pretrained} holds no weights: expected {_SINGLE} or {_INDEX} beside config.json")
+        raise UserError(f"{pretrained} holds no weights: expected {SINGLE} or {INDEX} beside config.json")
 
 
 def hub_or_local_config(model_args: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def stays_packed(config: Mapping[str, Any]) -> bool:
 def _local_tensors(folder: Path) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     file_of: dict[str, Path] = {}
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         found = read_header(path)
         for name in found.keys() & file_of.keys():
             raise UserError(
@@ -158,11 +158,11 @@ def _local_tensors(folder: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that transformers loads: the single one, or those that the index names, or whatever there
     is.
     """
-    single, index = folder / _SINGLE, folder / _INDEX
+    single, index = folder / SINGLE, folder / INDEX
     if single.is_file():
         return [single]
     if not index.is_file():
@@ -235,7 +235,7 @@ def _hub_checkpoint(name: str, revision: str, subfolder: str) -> Checkpoint:
         raise _not_found(name, error) from None
     config = read_config(config_path, name)
     try:
-        cached = Path(hf_hub_download(name, f"{prefix}{_SINGLE}", revision=revision, local_files_only=True))
+        cached = Path(hf_hub_download(name, f"{prefix}{SINGLE}", revision=revision, local_files_only=True))
     except Exception:
         pass
     else:

@@ -20,6 +20,7 @@ from harness_ext.errors import UserError
 from harness_ext.model.checkpoint import Checkpoint, read_checkpoint
 from harness_ext.model.config_file import said
 from harness_ext.model.factored_checkpoint import METHOD
+from harness_ext.model.shard_files import TORCH_NAMES
 from leaderboard.readers.plain_yaml import shown
 
 # Of older releases: a model computes them from its config, so nothing is lost where a checkpoint lacks them.
@@ -36,20 +37,6 @@ _KINDS = {
     "bool": "true or false",
     "dict": "an object",
     "list": "a list",
-}
-_TORCH_NAMES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U8": "uint8",
-    "BOOL": "bool",
 }
 
 
@@ -139,7 +126,7 @@ def _loading_info(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
     try:
         state = {
             name: torch.empty(
-                tensor.shape, dtype=getattr(torch, _TORCH_NAMES.get(tensor.dtype, "float32")), device="meta"
+                tensor.shape, dtype=getattr(torch, TORCH_NAMES.get(tensor.dtype, "float32")), device="meta"
             )
             for name, tensor in checkpoint.tensors.items()
         }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from harness_ext.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 _HASHING_THREADS = 4
@@ -44,4 +45,15 @@ def tensor_digest(value: Tensor) -> str:
     hasher = hashlib.sha256(f"{data.dtype} {tuple(data.shape)} ".encode())
     if data.numel():
         hasher.update(data.reshape(-1).view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
+
+
+def parts_digest(dtype: torch.dtype, shape: tuple[int, ...], parts: Iterable[Tensor]) -> str:
+    """The digest that `tensor_digest` gives of a tensor whose rows come in parts, one in memory at a time."""
+    import torch
+
+    hasher = hashlib.sha256(f"{dtype} {shape} ".encode())
+    for part in parts:
+        if part.numel():
+            hasher.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return hasher.hexdigest()

@@ -15,10 +15,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from harness_ext.errors import UserError
 from harness_ext.model.checkpoint import hub_commit
+from harness_ext.model.file_digests import THREADS, FileDigests
 
 _READ_SUBFOLDERS = ("additional_chat_templates", "custom_generate")
 """Subfolders of a model's folder into which transformers goes by itself."""
@@ -38,31 +39,48 @@ _MODELS = ("pretrained", "peft", "delta", "tokenizer", "config")
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _HUB_FILES = {"peft": ("adapter_config.json",), "tokenizer": (*_TOKENIZER_FILES, "config.json")}
 """The files by which a hub repository that is no model's is found, in order."""
-_THREADS = 4
-_BLOCK = 1 << 22
-
-
-class FileStamp(NamedTuple):
-    """What changes when a file does. The time of the last change of its status cannot be set by hand, as the time of
-    its contents can.
-    """
-
-    device: int
-    inode: int
-    size: int
-    modified_ns: int
-    changed_ns: int
 
 
 class ModelReader:
-    """Identities of models. A file is hashed once, and again only where its stamp changed.
+    """Identities of models. A file is hashed once, and again only where its stamp changed (see `file_digests`).
 
     left_out: a folder to leave out wherever it lies, that of the results.
     """
 
     def __init__(self, left_out: Path | None = None) -> None:
         self._left_out = left_out
-        self._digests: dict[tuple[Path, FileStamp], str] = {}
+        self._digests = FileDigests()
+
+    def begin(self, model_args: Mapping[str, Any]) -> None:
+        """Start to hash the files of local models beside what else is done; `identities` waits for them. What is wrong
+        with them is told there.
+        """
+        subfolder = str(model_args.get("subfolder") or "")
+        files: list[Path] = []
+        for name in _MODELS:
+            value = model_args.get(name)
+            if isinstance(value, (str, Path)) and str(value):
+                below = subfolder if name in ("pretrained", "tokenizer") else ""
+                files += self._local_files(Path(value, below).expanduser())
+        self._digests.begin(dict.fromkeys(files))
+
+    def _local_files(self, folder: Path) -> list[Path]:
+        try:
+            if not folder.is_dir():
+                return [folder] if folder.is_file() else []
+            files = dict(self._files(folder, own_code=False))
+            return [*files.values(), *(path for name, path in _named_by_indexes(files, folder) if name not in files)]
+        except (OSError, ValueError):  # too long, or with a zero byte: no path
+            return []
+
+    @property
+    def busy(self) -> bool:
+        """Whether a file is still being hashed since `begin`."""
+        return self._digests.busy
+
+    def changed(self) -> list[Path]:
+        """The files that are not what they were when `begin` noted them."""
+        return self._digests.changed()
 
     def identities(self, model_args: Mapping[str, Any]) -> dict[str, str]:
         """The identity of everything that lm-eval's arguments of a model name, by argument.
@@ -114,7 +132,7 @@ class ModelReader:
             # Code is looked for above the subfolder too.
             files |= {f"../{name}": path for name, path in self._files(top, own_code=True)}
         names = sorted(files, key=lambda name: Path(name).parts)
-        with ThreadPoolExecutor(_THREADS) as pool:
+        with ThreadPoolExecutor(THREADS) as pool:
             lines = [
                 f"{name} {digest}\n"
                 for name, digest in zip(names, pool.map(self._digest, (files[name] for name in names)), strict=True)
@@ -176,22 +194,7 @@ class ModelReader:
         return {name: "sha256:" + self._digest(path)} if is_file else {}
 
     def _digest(self, path: Path) -> str:
-        """SHA-256 of a file's contents; of a file that is not there, the word."""
-        try:
-            with path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                stamp = FileStamp(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-                key = (path, stamp)
-                if key not in self._digests:
-                    hasher = hashlib.sha256()
-                    while block := file.read(_BLOCK):
-                        hasher.update(block)
-                    self._digests[key] = hasher.hexdigest()
-                return self._digests[key]
-        except FileNotFoundError:
-            return "missing"
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+        return self._digests.digest(path)
 
 
 def identity(pretrained: str, revision: str = "main", subfolder: str = "") -> str:

@@ -48,6 +48,14 @@ class StoredTensor(NamedTuple):
         return self.dtype in _WHOLE_NUMBERS
 
 
+class TensorPlace(NamedTuple):
+    """A tensor in a file. start: the place of its first byte, counted from the beginning of the file."""
+
+    path: Path
+    tensor: StoredTensor
+    start: int
+
+
 class _Span(NamedTuple):
     """Where the bytes of a tensor lie, counted from the end of the header."""
 
@@ -61,19 +69,26 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
     Raises UserError naming the file where it is missing, truncated or not a safetensors file, or its header lies.
     """
+    return {name: place.tensor for name, place in read_places(path).items()}
+
+
+def read_places(path: Path) -> dict[str, TensorPlace]:
+    """`read_header`, with where each tensor lies, in the order in which they lie there. Raises UserError as it does."""
     try:
         with opened(path) as file:
             size = file.seek(0, 2)
             text = _header_text(path, file, size)
         header = json.loads(text, object_pairs_hook=_once)
         spans, found = _tensors(header)
-        _check_spans(path, sorted(spans), size - _LENGTH_BYTES - len(text))
+        spans.sort()
+        _check_spans(path, spans, size - _LENGTH_BYTES - len(text))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: the checkpoint is incomplete; fetch or copy it again") from None
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or shown(str(error), 200)
         raise UserError(f"{path} cannot be read as a safetensors file: {reason}") from None
-    return found
+    first = _LENGTH_BYTES + len(text)
+    return {span.name: TensorPlace(path, found[span.name], first + span.begin) for span in spans}
 
 
 def _header_text(path: Path, file: BinaryIO, size: int) -> bytes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from harness_ext.calibration.rewording import hashed_signs
 from harness_ext.editing.warnings import found_nothing, left_unedited
@@ -25,13 +25,31 @@ from leaderboard.readers.secrets import redacted_command, secret_values
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from harness_ext.editing.pipeline import AppliedRecipe
     from harness_ext.lm_eval_adapter.backend import RecipeLM
+    from harness_ext.model.weights import Weights
     from harness_ext.recipe.recipe import Recipe
     from harness_ext.runs.applied_model import CalibrationSource
     from harness_ext.runs.progress import ProgressReport
+
+
+class EditedModel(Protocol):
+    """What receipt and card of an exported model are made from: a loaded model, or one that stayed on disk."""
+
+    recipe: Recipe | None
+    applied: AppliedRecipe | None
+    loaded_from: str
+
+    @property
+    def model(self) -> PreTrainedModel: ...
+
+    @property
+    def weights(self) -> Weights: ...
+
+    def totals(self) -> dict[str, Any]: ...
+
 
 _BIAS_SWITCHES = ("attention_bias", "mlp_bias", "bias")
 
@@ -59,16 +77,9 @@ def edited_model(
     recipe: Recipe, place: Path, model_args: Mapping[str, Any], source: CalibrationSource, report: ProgressReport
 ) -> RecipeLM:
     """Load a model and apply a recipe, to be written to a place; see `export_recipe`. Raises UserError."""
-    from harness_ext.lm_eval_adapter import admission
     from harness_ext.lm_eval_adapter.fast_import import preload_hf
 
-    if not recipe.steps:
-        raise UserError(f"{recipe.label} edits nothing, so there is nothing to export: name another recipe")
-    if not model_args.get("pretrained"):
-        raise UserError("no model given: add --model_args pretrained=NAME (a hub name, a local folder, or `demo`)")
-    _refuse_existing(place)
-    arguments = resolve_demo("hf", model_args)
-    admission.check_all(arguments, [recipe])
+    arguments = checked_arguments(recipe, place, model_args)
     preload_hf()
     from harness_ext.lm_eval_adapter.backend import load_model
 
@@ -87,6 +98,20 @@ def edited_model(
     return lm
 
 
+def checked_arguments(recipe: Recipe, place: Path, model_args: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a model that is to be exported, `demo` resolved. Raises UserError where it cannot be."""
+    from harness_ext.lm_eval_adapter import admission
+
+    if not recipe.steps:
+        raise UserError(f"{recipe.label} edits nothing, so there is nothing to export: name another recipe")
+    if not model_args.get("pretrained"):
+        raise UserError("no model given: add --model_args pretrained=NAME (a hub name, a local folder, or `demo`)")
+    _refuse_existing(place)
+    arguments = resolve_demo("hf", model_args)
+    admission.check_all(arguments, [recipe])
+    return arguments
+
+
 def export(lm: RecipeLM, place: Path, model_name: str, command: list[str]) -> int:
     """Write the model as it is, with the recipe that was applied to it, into a new folder. Plain transformers has no
     place for low-rank layers: they become the products of their factors, in the model too.
@@ -102,8 +127,8 @@ def export(lm: RecipeLM, place: Path, model_name: str, command: list[str]) -> in
 
     def fill(folder: Path) -> None:
         save(lm, config, state, folder)
-        rundir.write_json(folder / rundir.RECEIPT, receipt_of_export(lm, model_name, command, dense))
-        (folder / "README.md").write_text(card(lm, model_name, command, _written_dense(dense)), encoding="utf-8")
+        rundir.write_json(folder / rundir.RECEIPT, export_receipt(lm, model_name, command, dense))
+        (folder / "README.md").write_text(export_card(lm, model_name, command, dense), encoding="utf-8")
 
     write_folder(place, fill)
     return len(dense)
@@ -183,10 +208,10 @@ def _zeros(state: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Te
     return state[f"{name.rpartition('.')[0]}.weight"].new_zeros(shape)
 
 
-def receipt_of_export(
-    lm: RecipeLM, model_name: str, command: list[str], made_dense: Collection[str] = ()
+def export_receipt(
+    lm: EditedModel, model_name: str, command: list[str], made_dense: Collection[str] = ()
 ) -> dict[str, Any]:
-    """The receipt of a written model. made_dense: the weights whose factors were multiplied."""
+    """What `receipt.json` of an exported model says. made_dense: the layers whose factors were multiplied out."""
     assert lm.recipe is not None and lm.applied is not None
     records = [
         (
@@ -231,7 +256,7 @@ def _calibration(applied: AppliedRecipe) -> list[dict[str, Any]]:
     ]
 
 
-def _chosen_on(lm: RecipeLM) -> list[str]:
+def _chosen_on(lm: EditedModel) -> list[str]:
     """Hashes and digests of the documents that are in the weights, by learning or by choosing, of this recipe and of
     those that the model was exported with before.
     """
@@ -240,7 +265,7 @@ def _chosen_on(lm: RecipeLM) -> list[str]:
     return sorted(rundir.learned_from(_calibration(lm.applied)).union(lm.recipe.chosen_on, before))
 
 
-def _wordings(lm: RecipeLM) -> dict[str, list[str]]:
+def _wordings(lm: EditedModel) -> dict[str, list[str]]:
     """By task, the hashed wordings of these documents."""
     assert lm.recipe is not None and lm.applied is not None
     learned = rundir.wordings_learned(_calibration(lm.applied))
@@ -258,8 +283,13 @@ def _written_dense(made_dense: Collection[str]) -> str:
     return f"written back dense.{products}"
 
 
-def card(lm: RecipeLM, model_name: str, command: list[str], written: str) -> str:
-    """The card of a written model. written: how the edited matrices are, as what follows "and"."""
+def export_card(
+    lm: EditedModel, model_name: str, command: list[str], made_dense: Collection[str] = (), written: str | None = None
+) -> str:
+    """The model card of an exported model; see `export_receipt`. written: how the edited matrices are, as what follows
+    "and"; None where they are dense.
+    """
+    written = written or _written_dense(made_dense)
     import yaml
 
     assert lm.recipe is not None and lm.applied is not None

@@ -18,7 +18,7 @@ from harness_ext.model.digests import combined, tensor_digest
 from harness_ext.model.factored_checkpoint import FACTORS, PIFA, WEIGHTS, WEIGHTS_INDEX, described, low_rank_layers
 from harness_ext.model.low_rank import LowRankLinear
 from harness_ext.model.pivot_rows import pivot_rows
-from harness_ext.runs.export import card, edited_model, receipt_of_export, save, write_folder
+from harness_ext.runs.export import edited_model, export_card, export_receipt, save, write_folder
 from harness_ext.storage import rundir
 from leaderboard.readers.secrets import redacted_command
 
@@ -51,6 +51,12 @@ class WrittenFactors(NamedTuple):
 
     layers: int
     largest_error: float
+
+
+def refuse_shards(asked: bool | None) -> None:
+    """Raise UserError where a factored checkpoint is to be written file by file, without a model."""
+    if asked:
+        raise UserError("what is written file by file (shards) is dense: leave out --shards, or --format")
 
 
 def export_factored_recipe(
@@ -97,7 +103,9 @@ def export_factored(lm: RecipeLM, to: Destination, model_name: str, command: lis
         save(lm, config, state, folder)
         _rename(folder, described(layers, biases, WEIGHTS, form))
         rundir.write_json(folder / rundir.RECEIPT, _receipt(lm, model_name, command, written, state, form))
-        (folder / "README.md").write_text(card(lm, model_name, command, _how(written, form)), encoding="utf-8")
+        (folder / "README.md").write_text(
+            export_card(lm, model_name, command, written=_how(written, form)), encoding="utf-8"
+        )
 
     write_folder(to.place, fill)
     return written
@@ -156,7 +164,7 @@ def _receipt(
     }
     digest = combined(parameters, lambda name: tensor_digest(parameters[name]))
     return {
-        **receipt_of_export(lm, model_name, command),
+        **export_receipt(lm, model_name, command),
         "stored_as": stored,
         "weights": {"digest_after": digest},
     }

@@ -236,9 +236,10 @@ def export(
 
     out: the folder to write, which must not exist. pretrained: a hub name, a local folder, or `demo`. tasks, documents,
     texts: what a recipe that learns learns from, as in `apply`. model_args: as in lm-eval; `device` is by default the
-    CPU. Returns the folder. Matrices that the recipe computes as two low-rank layers are written as their products;
-    `format="factored"` or `"pifa"` among the model_args writes a factored checkpoint instead (see
-    `harness_ext.runs.factored_export`).
+    CPU. One more, `shards`, is ours: the checkpoint is edited and written file by file, without loading the model,
+    where that is possible; True refuses any other way, False loads the model. Returns the folder. Matrices that the
+    recipe computes as two low-rank layers are written as their products; `format="factored"` or `"pifa"`, ours too,
+    writes a factored checkpoint instead (see `harness_ext.runs.factored_export`).
 
     Raises UserError where the folder exists, the recipe does not fit the model, or the architecture cannot hold a bias
     that the recipe adds, and TypeError for a misspelt argument.
@@ -248,9 +249,10 @@ def export(
     """
     from harness_ext.runs.applied_model import CalibrationSource
     from harness_ext.runs.export import export_recipe
-    from harness_ext.runs.factored_export import Destination, export_factored_recipe
+    from harness_ext.runs.factored_export import Destination, export_factored_recipe, refuse_shards
+    from harness_ext.runs.shard_export import export_by_shards
 
-    form = model_args.pop("format", "dense")
+    form, shards = model_args.pop("format", "dense"), model_args.pop("shards", None)
     _check_model_args("export", model_args)
     loaded, place = load_recipe(recipe), Path(out)
     source = CalibrationSource(tasks, documents, texts)
@@ -260,10 +262,15 @@ def export(
         arguments = {"device": "cpu", **model_args, "pretrained": pretrained}
         told = {"pretrained": pretrained, **model_args} | ({"format": form} if form != "dense" else {})
         command = [_export_command(loaded, out, source, told)]
-        if form == "dense":
-            export_recipe(loaded, place, arguments, source, command, report)
-        else:
+        if form != "dense":
+            refuse_shards(shards)
             export_factored_recipe(loaded, Destination(place, form), arguments, source, command, report)
+            return place
+        if shards is not False:
+            done = export_by_shards(loaded, place, arguments, command, report, required=shards is True)
+            if done is not None:
+                return place
+        export_recipe(loaded, place, arguments, source, command, report)
     return place
 
 

@@ -23,6 +23,7 @@ from harness_ext.editing.warnings import checkpoint_warnings, receipt_warnings
 from harness_ext.errors import UserError, VariantFailed, located
 from harness_ext.lm_eval_adapter import admission
 from harness_ext.lm_eval_adapter.admission import ChatTemplate
+from harness_ext.lm_eval_adapter.unchanged import Unchanged
 from harness_ext.model import checkpoint
 from harness_ext.model.completeness import check_headers
 from harness_ext.model.renames import as_loaded
@@ -68,6 +69,8 @@ class Session:
         self.spec = RunSpec(config, report)
         self._baseline_speed: dict[str, float | None] = {}
         self._to_check: list[Recipe] = []
+        self._unchanged = Unchanged()
+        self._seconds_loading = 0.0
         self._planned = True
 
     def run(self) -> Iterator[VariantOutcome]:
@@ -75,6 +78,7 @@ class Session:
         is at fault.
         """
         recipes = parse_recipes(self.config.recipes)
+        self.spec.begin()
         self._check_asked(recipes)
         rundir.prepare_root(self.root)
         rundir.sweep(self.folder)
@@ -83,6 +87,7 @@ class Session:
         variants = [baseline, *(self.spec.resolved(recipe) for recipe in recipes)]
         self.spec.hold_out(variants)
         self._check_fit(variants)
+        self._load_while_hashing()
         for recipe in variants:
             if recipe.recipe_id in seen:
                 continue
@@ -178,6 +183,19 @@ class Session:
         for name, task in self.spec.tasks.by_name.items():
             self._chat_template.check(task, self.spec.first_document(name), prompts)
 
+    def _load_while_hashing(self) -> None:
+        """Load the model before its identity is known, where nothing can be there already, so that large files are
+        hashed and loaded side by side.
+        """
+        if any(rundir.finished_runs(self.folder)) or not self.spec.model_is_being_read:
+            return
+        try:
+            self.lm  # noqa: B018 - loaded when first asked for
+        except UserError:
+            # A file that cannot be read is told as such.
+            self.spec.model  # noqa: B018
+            raise
+
     def _variant(self, recipe: Recipe) -> VariantOutcome:
         spec_id, former = self.spec.spec_id(recipe), self.spec.former_spec_id(recipe)
         place = self.folder / f"{rundir.safe_name(recipe.label)}-{spec_id[:10]}"
@@ -203,8 +221,8 @@ class Session:
     def _make(self, recipe: Recipe, place: Path) -> FinishedRun:
         seconds = dict.fromkeys(("load", "evaluate"), 0.0)
         started = receipts.now()
-        with _timed(seconds, "load"):
-            lm = self.lm
+        lm = self.lm
+        seconds["load"], self._seconds_loading = self._seconds_loading, 0.0
         receipt = receipts.opened(self.config, self.spec, lm, recipe, started)
         receipt.warnings = [*checkpoint_warnings(lm.unexpected_weights), *self.spec.reworded(recipe)]
         resume = ResumeState(place.parent / f".{place.name}.work")
@@ -252,6 +270,7 @@ class Session:
 
         harness = self.harness
         name = self.config.model_name
+        started = time.perf_counter()
         preload_hf()
         from harness_ext.lm_eval_adapter.backend import load_model
 
@@ -264,6 +283,7 @@ class Session:
                 # Before the baseline: it must have the very weights that the recipes start from.
                 lm.merge_adapter()
         self.spec.check_model_unchanged()
+        self._seconds_loading = time.perf_counter() - started
         lm.check_editable(self._to_check)
         if not self._planned:
             # Without headers to plan from, only the loaded model tells whether the recipes fit it.
@@ -309,7 +329,7 @@ class Session:
 
         lm.speed = Speed()
         tasks = self.spec.tasks
-        return evaluate(lm, tasks.as_named, tasks.manager, self.config)
+        return evaluate(lm, tasks.as_named, tasks.manager, self.config, self._unchanged)
 
 
 @contextmanager

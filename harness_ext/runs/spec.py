@@ -200,6 +200,15 @@ class RunSpec:
         """
         return self._reader.identities(self._harness.model_args)
 
+    def begin(self) -> None:
+        """Start to hash the model's files beside what else is done."""
+        self._reader.begin(self._harness.model_args)
+
+    @property
+    def model_is_being_read(self) -> bool:
+        """Whether asking for `model` would wait for files that are being hashed."""
+        return "model" not in vars(self) and self._reader.busy
+
     @property
     def model_identity(self) -> str:
         """`model` as one text: that of the checkpoint where there is nothing beside it."""
@@ -209,7 +218,7 @@ class RunSpec:
         """Raise UserError where the model's files are not what they were when this command read them first."""
         before, now = self.model, self._reader.identities(self._harness.model_args)
         changed = [name for name in before if before[name] != now.get(name)]
-        if changed or before.keys() != now.keys():
+        if changed or before.keys() != now.keys() or self._reader.changed():
             value = self._harness.model_args[changed[0]] if changed else self._harness.model_args["pretrained"]
             raise UserError(
                 f"{value} was changed while this command ran, so what it loaded cannot be told from what it began with:"

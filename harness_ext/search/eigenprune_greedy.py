@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from harness_ext.calibration.collect import gather
+from harness_ext.calibration.by_layer import gathered
 from harness_ext.calibration.context import DocumentBatches
 from harness_ext.search.removals import EditedSite, RemovalCandidate, RemovalTrials
 
@@ -31,7 +31,7 @@ def greedy_search(site: EditedSite, documents: DocumentBatches, settings: Search
     trials = RemovalTrials(site, quiet)
     for _ in range(settings.rounds):
         with trials.standing():
-            effects = gather(site.lm, site.matrices, frozenset({"ablation_effects"}), quiet, site.decompose)
+            effects = gathered(site.lm, site.matrices, frozenset({"ablation_effects"}), quiet, site.decompose)
         groups = _groups(_candidates(effects, trials.removed), settings.at_once)
         accepted = any(trials.attempt(group) for group in groups)
         documents.advance(1)

@@ -19,10 +19,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from harness_ext.calibration.collect import gather
+from harness_ext.calibration.by_layer import Learned, LearnedComponents, gathered, no_components, walk_through
+from harness_ext.calibration.collect import gather, groups, needs_backward
 from harness_ext.calibration.context import DocumentBatches, StepContext
 from harness_ext.errors import VariantFailed
-from harness_ext.methods.statistic_registry import statistics_among
 from harness_ext.model.seeding import generator_for
 from harness_ext.model.weights import with_part, with_shift
 from harness_ext.search.candidates import Alternatives, Nested, as_computed
@@ -363,20 +363,37 @@ class CandidateEvaluator:
             self._replay.forget()
 
     def gather(
-        self, matrices: Sequence[Matrix], names: frozenset[str], components: Callable[[Matrix], Svd] | None = None
+        self,
+        matrices: Sequence[Matrix],
+        names: frozenset[str],
+        components: Callable[[Matrix], Svd] | LearnedComponents = no_components,
     ) -> dict[str, dict[str, Tensor]]:
         """Statistics of matrices on the documents, of the model as it stands, as a method would be given them.
         components: what statistics of components are of.
         """
+        self._count_passes(names, components)
+        return gathered(self.lm, matrices, names, self._document_batches, components)
 
-        def none(matrix: Matrix) -> Svd:
-            raise AssertionError("statistics of components need some")
+    def gather_from_the_last(self, matrices: Sequence[Matrix], names: frozenset[str]) -> Iterator[Learned]:
+        """Statistics of the unedited model, without gradients, of the last matrices first, in parts that fit together;
+        edits of these may stand when the next are asked for.
+        """
+        self._count_passes(names, None)
+        walk = walk_through(self.lm, matrices, names, self._document_batches, no_components)
+        if walk is not None:
+            yield from walk.from_the_last(matrices)
+            return
+        for group in groups(list(reversed(matrices)), names):
+            yield group, gather(self.lm, group, names, self._document_batches, no_components)
 
+    @property
+    def _document_batches(self) -> DocumentBatches:
         assert self.step.calibration is not None
-        self._other_passes += 1
-        self.backward_passes += any(item.needs_gradients for item in statistics_among(names))
-        batches = DocumentBatches(self.documents, self.step.calibration.batch_size)
-        return gather(self.lm, matrices, names, batches, components or none)
+        return DocumentBatches(self.documents, self.step.calibration.batch_size)
+
+    def _count_passes(self, names: frozenset[str], components: object) -> None:
+        self._other_passes += 2 if isinstance(components, LearnedComponents) else 1
+        self.backward_passes += needs_backward(names)
 
     def __enter__(self) -> CandidateEvaluator:
         return self

@@ -14,9 +14,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness_ext.calibration.collect import part_of
 from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.loss import MeasuredLoss, measured_loss, require_finite_loss
+from harness_ext.calibration.observed import part_of
 from harness_ext.methods.eigenprune import without
 from harness_ext.model.layout import Matrix
 from harness_ext.model.weights import with_part, with_shift

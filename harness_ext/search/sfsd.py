@@ -11,11 +11,12 @@ from __future__ import annotations
 import heapq
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from harness_ext.calibration.by_layer import LearnedComponents
 from harness_ext.errors import UserError
 from harness_ext.methods.search_registry import Fraction, Fractions, SearchResult, search
 from harness_ext.model.size import stored_parameters
@@ -151,15 +152,10 @@ def _from_the_last(
     """The matrices from the last to the first with their places and the moments of their inputs, gathered for as many
     at a time as fit together.
     """
-    from harness_ext.calibration.collect import groups
-
-    names = frozenset(_MOMENTS)
-    place = len(matrices)
-    for group in groups(list(reversed(matrices)), names):
-        found = evaluator.gather(group, names)
-        for matrix in group:
-            place -= 1
-            yield place, matrix, found.pop(matrix.key)
+    places = {matrix.key: place for place, matrix in enumerate(matrices)}
+    for group, found in evaluator.gather_from_the_last(matrices, frozenset(_MOMENTS)):
+        for matrix in sorted(group, key=lambda matrix: -places[matrix.key]):
+            yield places[matrix.key], matrix, found[matrix.key]
 
 
 def _truncations(weight: Tensor, moments: Mapping[str, Tensor], ranks: Sequence[int]) -> Nested:
@@ -269,15 +265,14 @@ def zero_sum(evaluator: CandidateEvaluator, /, *, param_fraction: Fraction = 0.8
     step, `feature_space` as `svd-llm` has it; its score is the one trial. Both statistics are of all tokens; gradients
     without the sinks leave SmolLM2 much the same (1,036 and 1,063, of 734, as perplexity of WikiData's answers).
     """
-    effects: dict[str, list[float]] = {}
-    for group in _groups(evaluator):
-        moments = evaluator.gather(group, frozenset({"input_second_moment"}))
-        bases = {
-            matrix.key: _output_basis(evaluator.weight(matrix), moments.pop(matrix.key)["input_second_moment"])
-            for matrix in group
-        }
-        gradients = evaluator.gather(group, frozenset({"singular_value_gradients"}), _by_key(bases))
-        effects |= {key: (-found["singular_value_gradients"]).tolist() for key, found in gradients.items()}
+    components = LearnedComponents(
+        frozenset({"input_second_moment"}),
+        lambda matrix, learned: _output_basis(evaluator.weight(matrix), learned["input_second_moment"]),
+    )
+    gradients = evaluator.gather(evaluator.matrices, frozenset({"singular_value_gradients"}), components)
+    effects = {
+        matrix.key: (-gradients[matrix.key]["singular_value_gradients"]).tolist() for matrix in evaluator.matrices
+    }
     ranks = allotted({matrix.key: matrix.shape for matrix in evaluator.matrices}, effects, param_fraction)
     removed = sum(effect for key, rank in ranks.items() for effect in effects[key][rank:])
     evaluator.context.progress.advance(1)
@@ -286,16 +281,6 @@ def zero_sum(evaluator: CandidateEvaluator, /, *, param_fraction: Fraction = 0.8
         (f"the predicted change of the loss is {removed:+.3g} nats",),
         reason="" if ranks else f"its budget, param_fraction {param_fraction:g}, asks for no smaller matrix",
     )
-
-
-def _groups(evaluator: CandidateEvaluator) -> Iterator[list[Matrix]]:
-    from harness_ext.calibration.collect import groups
-
-    return groups(evaluator.matrices, frozenset(_EFFECTS))
-
-
-def _by_key(bases: Mapping[str, Svd]) -> Callable[[Matrix], Svd]:
-    return lambda matrix: bases[matrix.key]
 
 
 def _output_basis(weight: Tensor, moment: Tensor) -> Svd:

@@ -23,15 +23,13 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.model.architectures import MLP
+from harness_ext.model.decoder_stack import hidden_of, layers_of, pass_on
 from harness_ext.model.typed import pretrained
 from harness_ext.search.hooks import (
     enter,
     head,
-    hidden_of,
-    layers_of,
     merge,
     only_at,
-    pass_on,
     sliced_modules,
     substitute,
 )

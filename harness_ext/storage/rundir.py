@@ -13,8 +13,9 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,11 @@ from harness_ext.storage.integrity import RECEIPT, damage
 EXPORT = "export"
 """The format of the receipt beside an exported model."""
 EXPORTING = ".lm-eval-recipes-export"
-"""In the temporary folder of an export while it is written, which tells it from a stranger's."""
+"""In the temporary folder of an export while it is written, which tells it from a stranger's. Of one that can be gone
+on with, it holds what tells that export from others.
+"""
+KEPT_SECONDS = 7 * 24 * 3600
+"""How long the exports of other names leave alone what a killed one can go on with."""
 _SCRATCH = "lm-eval-recipes-"
 _TEMPORARY = re.compile(r"\.(.+?)(\.old)?\.tmp-(\d+)")
 
@@ -162,11 +167,17 @@ def sweep(folder: Path) -> None:
 
 def sweep_exports(place: Path) -> None:
     """Remove what killed exports left beside a place, of this name or another: gigabytes in a hidden folder. The folder
-    is the user's, so that nothing else in it is touched.
+    is the user's, so that nothing else in it is touched. What an export of another name can go on with stays for
+    `KEPT_SECONDS`.
     """
     for path, match in _left_by_the_dead(place.parent):
-        if match[1] == place.name or (path / EXPORTING).exists():
+        if match[1] == place.name or ((path / EXPORTING).exists() and not _is_awaited(path)):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_awaited(folder: Path) -> bool:
+    status = (folder / EXPORTING).stat()
+    return status.st_size > 0 and time.time() - folder.stat().st_mtime < KEPT_SECONDS
 
 
 def _left_by_the_dead(folder: Path) -> list[tuple[Path, re.Match[str]]]:
@@ -209,6 +220,43 @@ def writing(place: Path) -> Iterator[Path]:
         _move_into_place(temporary, place)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def writing_on(place: Path, key: str, keep: Callable[[BaseException], bool]) -> Iterator[Path]:
+    """`writing`, in the folder that a killed process left of the same export, where there is one.
+
+    key: what tells this export from others. keep: whether the folder stays for the next try where the block raises
+    this; it stays after a kill in any case.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.parent / f".{place.name}.tmp-{os.getpid()}"
+    if _key_of(temporary) != key:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for path, match in _left_by_the_dead(place.parent):
+            if match[1] == place.name and match[2] is None and _key_of(path) == key:
+                with suppress(OSError):  # another process may have been quicker
+                    path.rename(temporary)
+                    break
+    sweep_exports(place)
+    try:
+        temporary.mkdir(exist_ok=True)
+        (temporary / EXPORTING).write_text(key, encoding="utf-8")
+        yield temporary
+        (temporary / EXPORTING).unlink()
+        _sync(temporary)
+        _move_into_place(temporary, place)
+    except BaseException as error:
+        if not keep(error):
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _key_of(folder: Path) -> str | None:
+    try:
+        return (folder / EXPORTING).read_text(encoding="utf-8") or None
+    except (OSError, ValueError):
+        return None
 
 
 def scratch_folder() -> Path:

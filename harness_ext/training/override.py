@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from harness_ext.calibration.collect import part_of
+from harness_ext.calibration.observed import part_of
 from harness_ext.errors import UserError
 from harness_ext.model.layout import Matrix
 from harness_ext.model.typed import tensor_of

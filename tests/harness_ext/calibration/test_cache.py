@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from harness_ext.calibration import by_layer, collect
 from harness_ext.calibration.cache import ScratchStore, StatisticsCache
-from harness_ext.calibration.collect import gather
+from harness_ext.calibration.collect import watched_through as collect_watched
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
-from harness_ext.editing import pipeline
 from harness_ext.methods import feature_space
 from harness_ext.recipe.recipe import parse_recipe
 
@@ -38,11 +38,12 @@ def gathered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The matrices for which statistics are gathered, by key, as it happens."""
     seen: list[str] = []
 
-    def counting(lm, matrices, *rest):
-        seen.extend(matrix.key for matrix in matrices)
-        return gather(lm, matrices, *rest)
+    def counting(group, *rest):
+        seen.extend(matrix.key for matrix in group)
+        return collect_watched(group, *rest)
 
-    monkeypatch.setattr(pipeline, "gather", counting)
+    for module in (collect, by_layer):
+        monkeypatch.setattr(module, "watched_through", counting)
     return seen
 
 
@@ -137,23 +138,32 @@ def test_without_room_it_is_gathered_again_and_nothing_else_changes(
 def test_a_store_gives_bits_back_and_makes_room_by_dropping_the_oldest_batch(tmp_path: Path) -> None:
     store = ScratchStore(tmp_path / "store", limit_bytes=1000)
     value = torch.randn(100)
-    assert store.save("old", "a", {"x": value}) and store.save("old", "b", {"x": value})
+    assert store.save("old", {"a": {"x": value}}) and store.save("old", {"b": {"x": value}})
     assert torch.equal(store.load("old", "a")["x"], value)
-    assert not store.save("old", "c", {"x": value}) and store.load("old", "c") is None
-    assert store.save("new", "a", {"x": value + 1})
+    assert not store.save("old", {"c": {"x": value}}) and store.load("old", "c") is None
+    assert store.save("new", {"a": {"x": value + 1}})
     assert (
         store.names("old") == frozenset()
         and store.load("old", "a") is None
         and torch.equal(store.load("new", "a")["x"], value + 1)
     )
     assert len(list((tmp_path / "store").iterdir())) == 1
-    assert store.save("new", "nothing", {}) and store.load("new", "nothing") == {}
+    assert store.save("new", {"nothing": {}}) and store.load("new", "nothing") == {}
+
+
+def test_a_tensor_that_several_sets_hold_is_kept_once(tmp_path: Path) -> None:
+    store = ScratchStore(tmp_path / "store", limit_bytes=1000)
+    shared = torch.randn(200)
+    assert store.save("batch", {"q": {"x": shared}, "k": {"x": shared, "y": torch.ones(2)}})
+    assert all(torch.equal(store.load("batch", name)["x"], shared) for name in ("q", "k"))
+    assert torch.equal(store.load("batch", "k")["y"], torch.ones(2))
+    assert sum(path.stat().st_size for path in (tmp_path / "store").iterdir()) < 1100
 
 
 def test_a_store_that_cannot_be_written_keeps_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     store = ScratchStore(tmp_path / "file" / "store")
-    assert not store.save("batch", "a", {"x": torch.ones(3)}) and store.load("batch", "a") is None
+    assert not store.save("batch", {"a": {"x": torch.ones(3)}}) and store.load("batch", "a") is None
 
 
 def test_statistics_that_found_no_room_are_there_beside_what_did(tmp_path: Path, make_lm) -> None:

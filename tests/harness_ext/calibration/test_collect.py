@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from harness_ext.calibration import collect
+from harness_ext.calibration import collect, observed
 from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import LabelledDocument
 from harness_ext.errors import UserError, VariantFailed
@@ -308,7 +308,7 @@ def test_the_gradients_of_two_layers_are_never_there_together(make_lm, monkeypat
     matrices = lm.weights.layout.select(parse_recipe("identity").steps[0])
     held: dict[int, list[StorageWeakRef]] = {}
     layers: list[int] = []
-    real = collect._Observed._show
+    real = observed.ObservedModule._show
 
     def watch(self, module, seen, gradient) -> None:
         layer = self.items[0].matrix.layer
@@ -319,7 +319,7 @@ def test_the_gradients_of_two_layers_are_never_there_together(make_lm, monkeypat
         layers.append(layer)
         real(self, module, seen, gradient)
 
-    monkeypatch.setattr(collect._Observed, "_show", watch)
+    monkeypatch.setattr(observed.ObservedModule, "_show", watch)
     collect.gather(lm, matrices, frozenset({"fisher_information"}), DocumentBatches(DOCUMENTS[:2], 2), decompose(lm))
     assert layers == sorted(layers, reverse=True) and set(layers) == {0, 1, 2}
     assert all(parameter.grad is None for parameter in lm.model.parameters())
@@ -390,10 +390,10 @@ def test_a_pass_ends_behind_the_last_matrix_that_is_watched(make_lm, monkeypatch
         return found, len(heads)
 
     ended, needed = gathered()
-    monkeypatch.setattr(collect, "_may_be_stopped", lambda model: False)
+    monkeypatch.setattr(collect, "may_be_stopped", lambda model: False)
     whole, every = gathered()
     handle.remove()
-    assert (needed, every) == (1, len(DOCUMENTS) - 1)  # a last batch of one joins the one before it
+    assert (needed, every) == (1, len(DOCUMENTS))
     assert ended.keys() == whole.keys() != set()
     for key, statistics in whole.items():
         assert statistics.keys() == ended[key].keys()
@@ -403,9 +403,9 @@ def test_a_pass_ends_behind_the_last_matrix_that_is_watched(make_lm, monkeypatch
 
 def test_a_pass_goes_on_where_modules_are_moved_or_called_in_parts(make_lm) -> None:
     model = make_lm("llama").model
-    assert collect._may_be_stopped(model)
+    assert collect.may_be_stopped(model)
     model.hf_device_map = {"": "cpu"}
-    assert not collect._may_be_stopped(model)
+    assert not collect.may_be_stopped(model)
     del model.hf_device_map
     model.config.chunk_size_feed_forward = 8
-    assert not collect._may_be_stopped(model)
+    assert not collect.may_be_stopped(model)

@@ -12,6 +12,7 @@ from harness_ext.calibration import collect
 from harness_ext.calibration.batches import batches_of
 from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
+from harness_ext.calibration.observed import ModuleWatch, WatchedMatrix
 from harness_ext.editing.edit_matrix import UNSEEN
 from harness_ext.editing.plan import plan
 from harness_ext.editing.warnings import receipt_warnings
@@ -116,10 +117,11 @@ def test_what_removing_a_component_of_an_expert_changes_is_in_its_weights_gradie
     matrices = select(lm, f"matrices=[{role}],layers=[1]")
     matrices = [matrix for matrix in matrices if matrix.expert is not None]
     watched = [
-        collect._Watched(matrix, collect._start(frozenset({"ablation_effects"}), matrix, decompose(lm)))
+        WatchedMatrix(matrix, collect._start(frozenset({"ablation_effects"}), matrix, decompose(lm)))
         for matrix in matrices
     ]
-    collect._one_pass(lm, watched, list(batches_of(lm, DOCUMENTS, 3)), lambda count: None, backward=True)
+    watch = ModuleWatch(lm.model, watched, backward=True, share=False, alone=False)
+    collect._one_pass(lm, watch, list(batches_of(lm, DOCUMENTS, 3)), lambda count: None, backward=True)
     gradients = gradients_of_weights(lm, matrices[0].parameter)
     for item in watched:
         u, _, vh = decompose(lm)(item.matrix)

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness_ext.calibration.collect import _Watched
+from harness_ext.calibration.observed import WatchedMatrix
 from harness_ext.calibration.sinks import RULE, SEEN, SINK_FACTOR, SeenTokens, sink_tokens
 from harness_ext.calibration.statistics import AblationEffects
 from harness_ext.editing.edit_matrix import EditedMatrix
@@ -104,17 +104,17 @@ def test_inputs_of_which_most_are_zero_have_no_median_to_stand_out_from() -> Non
     assert marked(sink_tokens(*tensors(inputs, mask)).every) == [(0, 0)]
 
 
-def watched(*names: str) -> _Watched:
+def watched(*names: str) -> WatchedMatrix:
     registered = registered_statistics()
     svd = Svd(*torch.linalg.svd(torch.randn(4, 6, generator=torch.Generator().manual_seed(1)), full_matrices=False))
     made = {
         name: registered[name].make(svd) if registered[name].needs_components else registered[name].make()
         for name in names
     }
-    return _Watched(MATRIX, made)
+    return WatchedMatrix(MATRIX, made)
 
 
-def seen(item: _Watched, inputs: numpy.ndarray, mask: numpy.ndarray, gradients: torch.Tensor | None = None):
+def seen(item: WatchedMatrix, inputs: numpy.ndarray, mask: numpy.ndarray, gradients: torch.Tensor | None = None):
     values, real, first = tensors(inputs, mask)
     item.update(values, gradients, real, sink_tokens(values, real, first))
     return item

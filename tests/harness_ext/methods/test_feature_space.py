@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from harness_ext.calibration import collect, statistics
 from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
-from harness_ext.editing.pipeline import stages
+from harness_ext.editing.learning import stages
 from harness_ext.errors import VariantFailed
 from harness_ext.methods.budget import Keep
 from harness_ext.methods.feature_space import WEIGHT_DIRECTIONS, feature_space

@@ -17,7 +17,7 @@ from harness_ext.calibration import collect
 from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
 from harness_ext.calibration.sinks import SeenTokens
-from harness_ext.editing.pipeline import stages
+from harness_ext.editing.learning import stages
 from harness_ext.editing.plan import plan
 from harness_ext.errors import UserError
 from harness_ext.model.checkpoint import read_checkpoint

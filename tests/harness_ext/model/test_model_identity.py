@@ -178,7 +178,7 @@ def test_a_file_that_stays_is_hashed_once(folder: Path, monkeypatch: pytest.Monk
     reader = ModelReader()
     before = reader.identity(str(folder))
     # Whatever is read from now on is read as an empty file.
-    monkeypatch.setattr("harness_ext.model.model_identity._BLOCK", 0)
+    monkeypatch.setattr("harness_ext.model.file_digests._BLOCK", 0)
     assert reader.identity(str(folder)) == before != ModelReader().identity(str(folder))
 
 

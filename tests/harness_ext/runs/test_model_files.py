@@ -81,6 +81,43 @@ def test_a_model_that_changes_while_the_command_runs_is_told(
     assert "baseline: kept" in lm_eval(*arguments).err
 
 
+@pytest.mark.parametrize("overtaken", [False, True])
+def test_files_are_hashed_while_the_model_loads(
+    lm_eval, make_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overtaken: bool
+) -> None:
+    import shutil
+    import threading
+
+    from harness_ext.lm_eval_adapter.backend import RecipeLM
+    from harness_ext.model import file_digests
+
+    folder = tmp_path / "model"
+    shutil.copytree(make_model("llama", seed=5), folder)
+    other, real, hashed = make_model("llama", seed=6), RecipeLM._create_model, file_digests._hashed
+    write_tiny_task(tmp_path / "tasks")
+    loading = threading.Event()
+
+    def load(self, *args, **kwargs) -> None:
+        if overtaken:
+            shutil.copy(other / "model.safetensors", folder)
+        loading.set()
+        real(self, *args, **kwargs)
+
+    def hashing(descriptor: int) -> str:
+        assert loading.wait(120)
+        return hashed(descriptor)
+
+    monkeypatch.setattr(RecipeLM, "_create_model", load)
+    monkeypatch.setattr(file_digests, "_hashed", hashing)
+    arguments = ("run", "--model", "hf", "--model_args", f"pretrained={folder}", "--tasks", "tiny", "--device", "cpu")
+    ran = lm_eval(*arguments, "--include_path", tmp_path / "tasks", "--batch_size", 4, "--recipe", "baseline")
+    receipts = list(tmp_path.glob("results/*/*/receipt.json"))
+    if overtaken:
+        assert ran.code == 2 and "was changed while this command ran" in ran.err and not receipts
+    else:
+        assert ran.code == 0 and json.loads(receipts[0].read_text())["seconds"]["load"] > 0
+
+
 def test_a_checkpoint_that_lacks_weights_is_refused_by_every_command(
     lm_eval, make_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

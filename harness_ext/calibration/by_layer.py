@@ -1,0 +1,367 @@
+"""Statistics gathered one decoder layer after another, so that a model is run through its calibration documents once,
+whatever its size, and what is held is one layer's.
+
+The hidden states of all documents stand before one layer at a time (`DecoderStack`). The layer takes them one step
+further while its matrices are under watch; whoever gets their statistics may then edit it. Three ways:
+
+- *forward*, of the model as it is: the states go on as the unedited layer made them;
+- *forward, edited* (SFSD, arXiv:2405.13039): matrices are edited stage by stage, and the states go on as the edited
+  layer makes them. A stage runs its layer only up to its own last matrix;
+- *backward*, for gradients: states are kept before every layer, and gradients go back from the loss, each layer run
+  once more as they pass it.
+
+Sums are those of `gather`, to rounding. Where the layers are no plain stack, which a trial shows, `gather` is the way.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from harness_ext.calibration.batches import (
+    PaddedBatch,
+    arguments_of,
+    calibration_batches,
+    document_losses,
+    probes,
+)
+from harness_ext.calibration.collect import (
+    Rest,
+    check_pairs,
+    frozen,
+    gather,
+    groups,
+    may_be_stopped,
+    needs_backward,
+    require_finite_sum,
+    watched_through,
+)
+from harness_ext.calibration.context import DocumentBatches
+from harness_ext.calibration.observed import ModuleWatch, WatchedMatrix, are_alone
+from harness_ext.model.decoder_stack import DecoderStack, layers_of
+from harness_ext.model.layout import Matrix
+
+if TYPE_CHECKING:
+    from lm_eval.models.huggingface import HFLM
+    from torch import Tensor
+
+    from harness_ext.methods import Svd
+
+Learned = tuple[Sequence[Matrix], Mapping[str, Mapping[str, "Tensor"]]]
+"""Some matrices, and their statistics by `Matrix.key` as `gather` gives them."""
+Stages = Callable[[Sequence[Matrix]], Sequence[Sequence[Matrix]]]
+"""Splits the matrices of a layer into those that are learned about, and edited, one after another."""
+
+SHARE_OF_MEMORY = 0.25
+"""Of the free memory of a GPU, what hidden states may take before they are kept on the CPU."""
+
+
+_stacks: WeakKeyDictionary[Any, DecoderStack | None] = WeakKeyDictionary()
+"""By the list of a model's layers; None for one that is no plain stack."""
+
+
+class LearnedComponents(NamedTuple):
+    """Components of a matrix that are made of its statistics. names: of those; make: gives the components."""
+
+    names: frozenset[str]
+    make: Callable[[Matrix, Mapping[str, Tensor]], Svd]
+
+    def of_each(
+        self, matrices: Sequence[Matrix], learned: Mapping[str, Mapping[str, Tensor]]
+    ) -> Callable[[Matrix], Svd]:
+        """The components of these matrices, by matrix."""
+        made = {matrix.key: self.make(matrix, learned[matrix.key]) for matrix in matrices if matrix.key in learned}
+        return lambda matrix: made[matrix.key]
+
+
+def no_components(matrix: Matrix) -> Svd:
+    """Where no statistic is of components."""
+    raise AssertionError("statistics of components need some")
+
+
+def walk_through(
+    lm: HFLM,
+    matrices: Sequence[Matrix],
+    names: frozenset[str],
+    documents: DocumentBatches,
+    decompose: Callable[[Matrix], Svd] | LearnedComponents,
+) -> LayerWalk | None:
+    """A walk through the layers that hold these matrices; None where the model is no plain stack of them. Arguments and
+    errors are those of `gather`.
+    """
+    check_pairs(names, Counter(document.task for document in documents.documents), documents.size)
+    layers, depths = layers_of(lm.model, matrices)
+    # A block that layers share sees inputs at each of them.
+    shared = any(len(matrix.modules) > 1 or matrix.also for matrix in matrices)
+    if layers is None or shared or not may_be_stopped(lm.model):
+        return None
+    if layers not in _stacks:
+        stack, calls = DecoderStack(layers), [_call(lm, batch) for batch in probes(lm, documents.documents)]
+        _stacks[layers] = stack if stack.adds_up(calls) else None
+    found = _stacks[layers]
+    if found is None:
+        return None
+    return LayerWalk(lm, found, depths, calibration_batches(lm, documents, names), names, decompose)
+
+
+def _call(lm: HFLM, batch: PaddedBatch) -> Callable[[], Any]:
+    return lambda: lm.model(**arguments_of(batch), use_cache=False)
+
+
+def gathered(
+    lm: HFLM,
+    matrices: Sequence[Matrix],
+    names: frozenset[str],
+    documents: DocumentBatches,
+    decompose: Callable[[Matrix], Svd] | LearnedComponents = no_components,
+) -> dict[str, dict[str, Tensor]]:
+    """What `gather` gives, by one walk through the layers where that can be had: for statistics that fit at once."""
+    walk = walk_through(lm, matrices, names, documents, decompose)
+    if walk is not None:
+        return {key: dict(values) for _, part in walk.as_it_is(matrices) for key, values in part.items()}
+    if not isinstance(decompose, LearnedComponents):
+        return gather(lm, matrices, names, documents, decompose)
+    found: dict[str, dict[str, Tensor]] = {}
+    for group in groups(matrices, names | decompose.names):
+        learned = gather(lm, group, decompose.names, documents, no_components)
+        found |= gather(lm, group, names, documents, decompose.of_each(group, learned))
+    return found
+
+
+@dataclass(frozen=True)
+class LayerWalk:
+    """A plain stack of layers, and the batches that go through it. depths: the layer of each module under watch.
+    losses: once a walk is at its end, the loss of every document by task, of the model that it saw: the unedited one,
+    or the one that all edits made.
+    """
+
+    lm: HFLM
+    stack: DecoderStack
+    depths: Mapping[str, int]
+    batches: Sequence[PaddedBatch]
+    names: frozenset[str]
+    decompose: Callable[[Matrix], Svd] | LearnedComponents
+    losses: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def backward(self) -> bool:
+        """Whether gradients are wanted."""
+        return needs_backward(self.names)
+
+    def as_it_is(self, matrices: Sequence[Matrix]) -> Iterator[Learned]:
+        """The matrices layer by layer, with the statistics of the model as it was when this began: a layer may be
+        edited when its statistics are there.
+        """
+        return self._backward(matrices) if self.backward else self._forward(matrices)
+
+    def as_edited(self, matrices: Sequence[Matrix], stages: Stages) -> Iterator[Learned]:
+        """The matrices stage by stage, with the statistics of the model as all edits so far have made it."""
+        by_layer = self._by_layer(matrices)
+        states = self._entering()
+        for layer in range(max(by_layer) + 1):
+            for stage in stages(by_layer.get(layer, [])):
+                found: dict[str, dict[str, Tensor]] = {}
+                for group in groups(stage, self.names):
+                    found |= self._watched(layer, states, group, stop=True)[0]
+                yield stage, found
+            self._go_on(layer, states)
+        self._finish(max(by_layer) + 1, states)
+
+    def _forward(self, matrices: Sequence[Matrix]) -> Iterator[Learned]:
+        by_layer = self._by_layer(matrices)
+        states, last = self._entering(), max(by_layer)
+        for layer in range(last + 1):
+            own = by_layer.get(layer, [])
+            found: dict[str, dict[str, Tensor]] = {}
+            *before, final = list(groups(own, self.names)) or [[]]
+            for group in before:
+                found |= self._watched(layer, states, group, stop=True)[0]
+            if final:
+                more, outputs = self._watched(layer, states, final)
+                found |= more
+                states.replace(outputs)
+            else:
+                self._go_on(layer, states)
+            if own:
+                yield own, found
+        self._finish(last + 1, states)
+
+    def _finish(self, layer: int, states: States) -> None:
+        """Take the states through the other layers, and on to the loss."""
+        import torch
+
+        for further in range(layer, len(self.stack)):
+            self._go_on(further, states)
+        with torch.no_grad():
+            for place, batch in enumerate(self.batches):
+                leaving = states[place]
+                found = self.stack.beyond(leaving, lambda: document_losses(self.lm, batch))  # noqa: B023 - called at once
+                self._note(batch, found)
+
+    def _note(self, batch: PaddedBatch, losses: Tensor) -> None:
+        for task, loss in zip(batch.tasks, losses.tolist(), strict=True):
+            self.losses.setdefault(task, []).append(loss)
+
+    def from_the_last(self, matrices: Sequence[Matrix]) -> Iterator[Learned]:
+        """As `as_it_is`, the last layer first, for statistics without gradients."""
+        by_layer = self._by_layer(matrices)
+        entering = self._before_each(max(by_layer) + 1)
+        for layer in sorted(by_layer, reverse=True):
+            found: dict[str, dict[str, Tensor]] = {}
+            for group in groups(by_layer[layer], self.names):
+                found |= self._watched(layer, entering[layer], group, stop=True)[0]
+            del entering[layer:]
+            yield by_layer[layer], found
+
+    def _backward(self, matrices: Sequence[Matrix]) -> Iterator[Learned]:
+        by_layer = self._by_layer(matrices)
+        entering = self._before_each(len(self.stack) + 1)
+        gradients = self._gradients_of_loss(entering.pop())
+        for layer in reversed(range(min(by_layer), len(self.stack))):
+            own = by_layer.get(layer, [])
+            found: dict[str, dict[str, Tensor]] = {}
+            states = entering.pop()
+            before: Sequence[Tensor] = []
+            walk = self._with_components(layer, states, own)
+            for group in groups(own, self.names) if own else [[]]:
+                more, before = walk._watched(layer, states, group, gradients=gradients)
+                found |= more
+            gradients = States(before)
+            if own:
+                yield own, found
+
+    def _with_components(self, layer: int, states: States, matrices: Sequence[Matrix]) -> LayerWalk:
+        """The walk with the components of these matrices, where those are of what is learned first."""
+        if not isinstance(self.decompose, LearnedComponents) or not matrices:
+            return self
+        first = replace(self, names=self.decompose.names, decompose=no_components)
+        learned, _ = first._watched(layer, states, matrices, stop=True)
+        return replace(self, decompose=self.decompose.of_each(matrices, learned))
+
+    def _before_each(self, layers: int) -> list[States]:
+        """The states before each of the first layers; the last may be those behind the last layer."""
+        entering = [self._entering()]
+        for layer in range(layers - 1):
+            entering.append(entering[-1].copy())
+            self._go_on(layer, entering[-1])
+        return entering
+
+    def _by_layer(self, matrices: Sequence[Matrix]) -> dict[int, list[Matrix]]:
+        by_layer: dict[int, list[Matrix]] = {}
+        for matrix in matrices:
+            by_layer.setdefault(self.depths[matrix.module], []).append(matrix)
+        return by_layer
+
+    def _entering(self) -> States:
+        import torch
+
+        with torch.no_grad():
+            return States([self.stack.entering(_call(self.lm, batch)) for batch in self.batches])
+
+    def _go_on(self, layer: int, states: States) -> None:
+        """Take the states through a layer that nobody watches."""
+        import torch
+
+        with torch.no_grad():
+            for place, batch in enumerate(self.batches):
+                states[place] = self.stack.through(layer, states[place], _call(self.lm, batch))
+
+    def _watched(
+        self,
+        layer: int,
+        states: States,
+        group: Sequence[Matrix],
+        *,
+        gradients: States | None = None,
+        stop: bool = False,
+    ) -> tuple[dict[str, dict[str, Tensor]], Sequence[Tensor]]:
+        """The statistics of matrices of one layer; and of each batch the states behind it, or where gradients at its
+        output are given, those at its input. stop: the states behind it are not wanted.
+        """
+
+        def run(watched: Sequence[WatchedMatrix], share: bool) -> Sequence[Tensor]:
+            watch = ModuleWatch(
+                self.lm.model, watched, backward=self.backward, share=share, alone=are_alone(self.batches)
+            )
+            return self._run(layer, states, watch, gradients, stop=stop)
+
+        assert not isinstance(self.decompose, LearnedComponents), "each layer has its own"
+        return watched_through(group, self.names, self.decompose, run)
+
+    def _run(
+        self, layer: int, states: States, watch: ModuleWatch, gradients: States | None, *, stop: bool
+    ) -> Sequence[Tensor]:
+        import torch
+
+        made: list[Tensor] = []
+        with frozen(self.lm.model), torch.set_grad_enabled(self.backward), watch:
+            rest = Rest(watch)
+            if stop and watch.observed:
+                rest.stop_when_done()
+            for place, batch in enumerate(self.batches):
+                watch.begin(batch)
+                entering = states[place].detach().requires_grad_(self.backward)
+                call = _call(self.lm, batch)
+                output = rest.unless_stopped(lambda: self.stack.through(layer, entering, call))  # noqa: B023 - called at once
+                if gradients is not None:
+                    assert output is not None
+                    (output,) = torch.autograd.grad(output, [entering], gradients[place])
+                if output is not None and not stop:
+                    made.append(states.kept(output))
+        return made
+
+    def _gradients_of_loss(self, states: States) -> States:
+        """The gradients of the loss at the output of the last layer. Raises VariantFailed where it is not finite."""
+        import torch
+
+        gradients = []
+        with frozen(self.lm.model), torch.enable_grad():
+            for place, batch in enumerate(self.batches):
+                leaving = states[place].detach().requires_grad_(True)
+                losses = self.stack.beyond(leaving, lambda: document_losses(self.lm, batch))  # noqa: B023 - called at once
+                loss = losses.sum()
+                require_finite_sum(loss.detach(), self.lm)
+                self._note(batch, losses.detach())
+                (gradient,) = torch.autograd.grad(loss, [leaving])
+                gradients.append(states.kept(gradient))
+        return States(gradients)
+
+
+class States:
+    """A tensor `[b, t, d]` for each batch, on the CPU where a GPU would be filled by them."""
+
+    def __init__(self, values: Sequence[Tensor]) -> None:
+        self._values = list(values)
+        self._device = self._values[0].device
+        self._aside = _fills(self._values)
+        self._values = [self.kept(value) for value in self._values]
+
+    def __getitem__(self, place: int) -> Tensor:
+        return self._values[place].to(self._device, non_blocking=True)
+
+    def __setitem__(self, place: int, value: Tensor) -> None:
+        self._values[place] = self.kept(value)
+
+    def kept(self, value: Tensor) -> Tensor:
+        """A tensor where these are kept."""
+        return value.detach().cpu() if self._aside else value.detach()
+
+    def replace(self, values: Sequence[Tensor]) -> None:
+        """Other values for all batches."""
+        self._values = list(values)
+
+    def copy(self) -> States:
+        """The same, to be changed by itself."""
+        return States(self._values)
+
+
+def _fills(values: Sequence[Tensor]) -> bool:
+    import torch
+
+    if values[0].device.type != "cuda":
+        return False
+    size = sum(value.numel() * value.element_size() for value in values)
+    return size > SHARE_OF_MEMORY * torch.cuda.mem_get_info(values[0].device)[0]

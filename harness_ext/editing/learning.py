@@ -1,0 +1,246 @@
+"""What a step learns of its matrices before it edits them, and in which order: all of a layer and then the next where
+that suffices, so that a model runs through the calibration documents once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness_ext.calibration.by_layer import LayerWalk, Learned, gathered, walk_through
+from harness_ext.calibration.collect import gather, groups, held_bytes, not_finite
+from harness_ext.calibration.context import DocumentBatches, StepContext
+from harness_ext.calibration.documents import LabelledDocument
+from harness_ext.calibration.sinks import RULE
+from harness_ext.editing.edit_matrix import decompose, require_finite, require_finite_statistics
+from harness_ext.editing.measured import (
+    Log,
+    StepLosses,
+    TaskLoss,
+    completed,
+    loss_of_all,
+    losses_by_task,
+    means_by_task,
+    searched,
+)
+from harness_ext.methods import Svd, registered_methods
+from harness_ext.methods.registry import sink_use
+from harness_ext.model.layout import Matrix
+from harness_ext.model.seeding import generator_for
+from harness_ext.training.bases import Bases, all_bases
+from harness_ext.training.trainer import TrainingPlan, train
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Even, so that no pair is torn apart.
+_CONTRAST_BATCH = 16
+# What comes before what within a layer.
+_ORDER = (
+    ("q_a_proj", "kv_a_proj"),
+    ("q_proj", "k_proj", "v_proj", "q_b_proj", "kv_b_proj"),
+    ("o_proj",),
+    ("in_proj",),
+    ("out_proj",),
+    ("gate_proj", "up_proj"),
+    ("down_proj",),
+)
+_PLACES = {role: place for place, roles in enumerate(_ORDER) for role in roles}
+
+
+@dataclass(frozen=True)
+class LearningRecord:
+    """What learning tells besides. log: is given rows about what took many passes. losses: are given those that it
+    comes by, and those before the edits in any case; None where none are wanted.
+    """
+
+    log: Log
+    losses: StepLosses | None
+
+
+def learn(
+    context: StepContext, matrices: Sequence[Matrix], labelled: Sequence[LabelledDocument], record: LearningRecord
+) -> Iterator[Learned]:
+    """The matrices of a step in parts, each with what its method learns of it, by `Matrix.key`; empty for a method that
+    learns nothing. A part is to be edited before the next is asked for.
+
+    Raises VariantFailed where a weight, what was learned, or the loss of the documents is not finite.
+    """
+    if not labelled:
+        for matrix in matrices:
+            yield [matrix], {}
+        return
+    for matrix in matrices:
+        require_finite(context.model.weights, matrix)
+    for part, statistics in _learned(context, matrices, labelled, record):
+        for key, values in statistics.items():
+            require_finite_statistics(values, key)
+        yield part, statistics
+
+
+def stages(matrices: Sequence[Matrix]) -> list[list[Matrix]]:
+    """The matrices in runs, none of which feeds another of its run: those down to latents; query, key and value;
+    attention output; mixer input; mixer output; MLP inputs; MLP output; layer by layer.
+
+    A matrix of unknown role is a stage of its own, with other parts of its module. Matrices are taken in the order
+    given, that of the model.
+    """
+
+    def place(matrix: Matrix) -> tuple[int | None, object]:
+        if matrix.role is None:
+            return matrix.layer, matrix.module
+        return matrix.layer, _PLACES[matrix.role]
+
+    return [list(run) for _, run in itertools.groupby(matrices, key=place)]
+
+
+def _learned(
+    context: StepContext, matrices: Sequence[Matrix], labelled: Sequence[LabelledDocument], record: LearningRecord
+) -> Iterator[Learned]:
+    step = context.step
+    size = step.calibration.batch_size if step.calibration is not None else _CONTRAST_BATCH
+    batches = DocumentBatches(labelled, size, context.progress.advance)
+    method = registered_methods()[step.method]
+    if step.training is not None or step.search is not None:
+        _measure_before(context, labelled, record)
+        yield matrices, _found(context, matrices, batches, record.log)
+        return
+    walk = walk_through(
+        context.model.lm, matrices, method.gathered, DocumentBatches(labelled, size), _decomposing(context)
+    )
+    if step.sequential:
+        _measure_before(context, labelled, record)
+        for stage, statistics in _one_after_another(context, walk, matrices, batches):
+            yield stage, _completed(context, stage, statistics, labelled, record)
+        if walk is not None and walk.losses and record.losses is not None:
+            record.losses.after = means_by_task(walk.losses)
+        return
+    learned = _at_once(context, walk, matrices, batches, record)
+    if not method.decides_among_all:
+        yield from learned
+        return
+    together = {key: values for _, statistics in learned for key, values in statistics.items()}
+    yield matrices, _completed(context, matrices, together, labelled, record)
+
+
+def _completed(
+    context: StepContext,
+    matrices: Sequence[Matrix],
+    statistics: Mapping[str, Mapping[str, Tensor]],
+    labelled: Sequence[LabelledDocument],
+    record: LearningRecord,
+) -> Mapping[str, Mapping[str, Tensor]]:
+    found, trials = completed(context, matrices, statistics, labelled)
+    record.log.extend({"step": context.number, **row} for row in trials)
+    return found
+
+
+def _measure_before(context: StepContext, labelled: Sequence[LabelledDocument], record: LearningRecord) -> None:
+    """The losses of the model as it is, measured once a session."""
+    if record.losses is None:
+        return
+    known, name = context.model.statistics_cache.losses, _about(context, labelled)
+    if name not in known:
+        known[name] = losses_by_task(context, labelled)
+    record.losses.before = _finite(context, known[name])
+
+
+def _finite(context: StepContext, losses: Mapping[str, TaskLoss]) -> Mapping[str, TaskLoss]:
+    import torch
+
+    if loss_of_all(losses) is None:
+        raise not_finite(in_float64=context.model.lm.model.dtype == torch.float64)
+    return losses
+
+
+def _about(context: StepContext, labelled: Sequence[LabelledDocument]) -> tuple[str, ...]:
+    """All that the losses of documents depend on, and statistics of them as well."""
+    return (context.model.weights.digest(), *(repr(document) for document in labelled))
+
+
+def _one_after_another(
+    context: StepContext, walk: LayerWalk | None, matrices: Sequence[Matrix], batches: DocumentBatches
+) -> Iterator[Learned]:
+    """Stage by stage, each seeing the model as the edits before it left it."""
+    if walk is not None and not walk.backward:
+        yield from walk.as_edited(matrices, stages)
+        return
+    names = registered_methods()[context.step.method].gathered
+    quiet = DocumentBatches(batches.documents, batches.size)
+    for stage in stages(matrices):
+        yield stage, gather(context.model.lm, stage, names, quiet, _decomposing(context))
+
+
+def _at_once(
+    context: StepContext,
+    walk: LayerWalk | None,
+    matrices: Sequence[Matrix],
+    batches: DocumentBatches,
+    record: LearningRecord,
+) -> Iterator[Learned]:
+    """All that is learned is of the model as it is. Statistics are kept for later recipes of the session."""
+    cache, names = context.model.statistics_cache, registered_methods()[context.step.method].gathered
+    losses = _about(context, batches.documents)
+    sinks = [f"{name}: sink tokens {use}" for name, use in sink_use(names).items()]
+    about = [str(batches.size), RULE, *sinks, *losses]
+    if walk is None or not cache.lacks(about, matrices):
+        _measure_before(context, batches.documents, record)
+    if walk is None:
+        yield from _whole_passes(context, matrices, batches, about)
+        return
+    expected = sum(held_bytes(matrix.shape, names) for matrix in matrices)
+    yield from cache.through(about, matrices, walk.as_it_is, expected)
+    if record.losses is not None and record.losses.before is None:
+        # Walked to its end, which has the loss besides.
+        cache.losses[losses] = means_by_task(walk.losses)
+        record.losses.before = _finite(context, cache.losses[losses])
+
+
+def _whole_passes(
+    context: StepContext, matrices: Sequence[Matrix], batches: DocumentBatches, about: Sequence[str]
+) -> Iterator[Learned]:
+    model, step = context.model, context.step
+    names = registered_methods()[step.method].gathered
+
+    def gather_for(group: Sequence[Matrix]) -> Mapping[str, Mapping[str, Tensor]]:
+        return gather(model.lm, group, names, batches, _decomposing(context))
+
+    context.progress.start(f"{step.method}: calibrating", len(batches.documents))
+    found = model.statistics_cache.gathered(about, matrices, gather_for, lambda missing: groups(missing, names))
+    context.progress.stop()
+    for matrix in matrices:
+        yield [matrix], {matrix.key: found[matrix.key]}
+
+
+def _found(
+    context: StepContext, matrices: Sequence[Matrix], batches: DocumentBatches, log: Log
+) -> Mapping[str, Mapping[str, Tensor]]:
+    """What is trained or searched for."""
+    model, step = context.model, context.step
+    training, decomposed = step.training, _decomposing(context)
+    if training is not None:
+
+        def bases(matrix: Matrix) -> Bases:
+            return all_bases(decomposed(matrix), training.added_rank, generator_for(step.seed, matrix))
+
+        context.progress.start(f"{step.method}: training", len(batches.documents) * training.epochs)
+        plan = TrainingPlan(training, step.seed, bases)
+        found: Mapping[str, Mapping[str, Tensor]]
+        found, rows = train(model.lm, matrices, batches, plan, context.resume)
+    else:
+        assert step.search is not None, "one of the two is asked for"
+        names = registered_methods()[step.method].gathered
+        quiet = DocumentBatches(batches.documents, batches.size)
+        context.progress.start(f"{step.method}: searching", step.search.rounds)
+        means = gathered(model.lm, matrices, names, quiet, decomposed)
+        found, rows = searched(context, matrices, means, batches)
+    context.progress.stop()
+    log += [{"step": context.number, **row} for row in rows]
+    return found
+
+
+def _decomposing(context: StepContext) -> Callable[[Matrix], Svd]:
+    model = context.model
+    return lambda matrix: decompose(model.decomposer, model.weights.read(matrix), matrix)

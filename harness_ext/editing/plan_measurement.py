@@ -1,0 +1,355 @@
+"""What an edit, a statistic and a forward pass take on a device: measured there, on random numbers, when a plan is made.
+
+An edit is the real one, by the code that a run executes: its seconds, and the most bytes that its tensors hold at once.
+A matrix too large for that is measured at two smaller sizes, and the time is carried on as `a m n + b m n min(m, n)`:
+a part for reading, hashing and writing, and a part for decomposing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from harness_ext.calibration.cache import StatisticsCache
+from harness_ext.calibration.context import EditableModel, StepContext
+from harness_ext.editing.edit_matrix import edit_matrix
+from harness_ext.errors import UserError, VariantFailed
+from harness_ext.linalg.decompose import Decomposer
+from harness_ext.methods import registered_methods
+from harness_ext.methods.registry import RANKED, SEARCHED, TRAINED, TRIED
+from harness_ext.methods.statistic_registry import SinkTokens, statistics_among
+from harness_ext.model.layout import Matrix
+from harness_ext.model.weights import Weights
+from harness_ext.progress import Progress
+from harness_ext.recipe.schema import Step
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from harness_ext.methods import Svd
+
+Shape = tuple[int, int]
+FIRST_SIDE = 96
+"""The smaller side of the first matrix that is measured; the next have twice of it."""
+PATIENCE_SECONDS = 1.0
+"""What is measured of one kind of matrix is no longer doubled where the next would take longer than this."""
+_NAME = "layer.weight"
+_DOCUMENTS = 4
+
+
+class MeasuredEdit(NamedTuple):
+    """One edit. seconds: expected. bytes: held at once at most. exact: whether a matrix of this very shape was
+    measured.
+    """
+
+    seconds: float
+    bytes: float
+    exact: bool
+
+
+class _Measured(NamedTuple):
+    """One size: its shape, the seconds, and the bytes."""
+
+    shape: Shape
+    seconds: float
+    bytes: int
+
+
+def measured_edit(step: Step, key: str, shape: Shape, dtype: str, device: str) -> MeasuredEdit:
+    """What a step's edit of a matrix of this shape takes. key: of such a matrix; `keep.ranks` goes by it. dtype: of the
+    weight, by torch's name. Raises UserError where there is no such device.
+    """
+    return _measured_edit(step.model_dump_json(), key, shape, dtype, device, _Hidden(step))
+
+
+class _Hidden:
+    """A step for a cache that goes by its text."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Hidden)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@cache
+def _measured_edit(about: str, key: str, shape: Shape, dtype: str, device: str, hidden: _Hidden) -> MeasuredEdit:
+    found: list[_Measured] = []
+    side = FIRST_SIDE
+    while True:
+        tried = _scaled(shape, side)
+        found.append(_one_edit(_scaled_step(hidden.step, key, shape, tried), tried, dtype, device))
+        if tried == shape or found[-1].seconds * 8 > PATIENCE_SECONDS:
+            break
+        side *= 2
+    return _carried_on(found, shape)
+
+
+def _carried_on(found: list[_Measured], shape: Shape) -> MeasuredEdit:
+    last = found[-1]
+    if last.shape == shape:
+        return MeasuredEdit(last.seconds, last.bytes, True)
+    square, cube = _square(shape), _cube(shape)
+    share = square / _square(last.shape)
+    if len(found) == 1:
+        return MeasuredEdit(last.seconds * cube / _cube(last.shape), last.bytes * share, False)
+    before = found[-2]
+    growth = _square(last.shape) / _square(before.shape)
+    excess = last.seconds - growth * before.seconds
+    by_cube = max(0.0, excess / (_cube(last.shape) - growth * _cube(before.shape)))
+    by_square = max(0.0, last.seconds - by_cube * _cube(last.shape)) / _square(last.shape)
+    return MeasuredEdit(by_square * square + by_cube * cube, last.bytes * share, False)
+
+
+def _square(shape: Shape) -> int:
+    return shape[0] * shape[1]
+
+
+def _cube(shape: Shape) -> int:
+    return shape[0] * shape[1] * min(shape)
+
+
+def _scaled(shape: Shape, side: int) -> Shape:
+    """The shape with a smaller side of `side`, or the shape itself where that is no larger, or nearly so small."""
+    small = min(shape)
+    if small <= 1.5 * side:
+        return shape
+    rows, columns = (max(1, round(length * side / small)) for length in shape)
+    return rows, columns
+
+
+def _scaled_step(step: Step, key: str, shape: Shape, tried: Shape) -> Step:
+    """The step with its ranks in proportion."""
+    if step.keep is None:
+        return step
+    keep = step.keep.of(key)
+    if keep.rank is not None:
+        keep = keep.model_copy(update={"rank": min(min(tried), round(keep.rank * min(tried) / min(shape)))})
+    return step.model_copy(update={"keep": keep})
+
+
+def _one_edit(step: Step, shape: Shape, dtype: str, device: str) -> _Measured:
+    """The better of two, so that nothing is made ready for the first time in it; then the bytes of a third."""
+    seconds = []
+    held = 0
+    for attempt in range(3):
+        weight = _weight(shape, dtype, device)
+        statistics = _statistics(step, shape, device)
+        with TemporaryDirectory() as scratch:
+            context = _context(step, weight, Path(scratch))
+            if attempt < 2:
+                started = time.perf_counter()
+                _edited(context, shape, statistics)
+                seconds.append(time.perf_counter() - started)
+                if seconds[0] > PATIENCE_SECONDS / 2:
+                    continue
+            else:
+                held = live_bytes(lambda: _edited(context, shape, statistics))  # noqa: B023 - called here and now
+    return _Measured(shape, min(seconds), held)
+
+
+def _edited(context: StepContext, shape: Shape, statistics: Mapping[str, Tensor]) -> None:
+    try:
+        edit_matrix(context, Matrix(_NAME, shape), statistics)
+    except VariantFailed:
+        # Random numbers may be none for a method; what it did until then is measured.
+        return
+
+
+def _context(step: Step, weight: Tensor, scratch: Path) -> StepContext:
+    model = _one_matrix(weight)
+    editable = EditableModel(cast("Any", None), Weights(model, scratch), Decomposer(), StatisticsCache(scratch))
+    return StepContext(editable, step.model_copy(update={"factored": False}), 0, Progress())
+
+
+def _one_matrix(weight: Tensor) -> nn.Module:
+    """A module with one linear layer, and a config that says nothing."""
+    import torch
+    from transformers import PretrainedConfig
+
+    model = torch.nn.Module()
+    layer = torch.nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype, device="meta")
+    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    layer.bias = torch.nn.Parameter(weight.new_zeros(weight.shape[0]), requires_grad=False)
+    model.layer = layer
+    model.config = PretrainedConfig()  # type: ignore[assignment]  # as a model of transformers has it
+    return model
+
+
+def _weight(shape: Shape, dtype: str, device: str) -> Tensor:
+    """Random numbers with a falling spectrum, as trained matrices have one."""
+    import torch
+
+    rows, columns = shape
+    falls = [(1.0 + torch.arange(count)) ** -0.4 for count in shape]
+    value = falls[0][:, None] * torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)) * falls[1]
+    return value.to(dtype=getattr(torch, dtype), device=_device(device))
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def _statistics(step: Step, shape: Shape, device: str) -> dict[str, Tensor]:
+    """Statistics of random documents, such as the step's method asks for."""
+    import torch
+
+    names = registered_methods()[step.method].statistics
+    rank = min(shape)
+    found: dict[str, Tensor] = {}
+    for name in sorted(names & (SEARCHED | TRIED)):
+        found[name] = torch.arange(rank) < max(1, rank // 50)
+    for name in sorted(names & RANKED):
+        found[name] = torch.tensor(max(1, rank // 50))
+    if names & TRAINED:
+        found |= {"trained_left": torch.randn(shape[0], rank), "trained_right": torch.randn(rank, shape[1])}
+    for item in statistics_among(names):
+        if item.needs_components:
+            found[item.name] = torch.randn(rank)
+            continue
+        statistic: Any = item.make()
+        _update(statistic, item.sinks, *_activations(shape, _DOCUMENTS, 8, device))
+        value = statistic.result()
+        # A moment of so few tokens has no full rank.
+        found[item.name] = value + 0.1 * torch.eye(shape[1]).to(value) if value.shape == (shape[1],) * 2 else value
+    return {name: value.to(device) for name, value in found.items()}
+
+
+def _activations(shape: Shape, documents: int, tokens: int, device: str) -> tuple[Tensor, Tensor]:
+    import torch
+
+    made = torch.Generator().manual_seed(1)
+    inputs, gradients = (torch.randn(documents, tokens, width, generator=made) for width in reversed(shape))
+    return inputs.to(device), gradients.to(device)
+
+
+def _update(statistic: Any, use: str, inputs: Tensor, gradients: Tensor) -> None:
+    import torch
+
+    real = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
+    first = torch.zeros_like(real)
+    first[:, 0] = True
+    if use == "left out of its mean":
+        statistic.update(inputs, gradients, real, SinkTokens(first, first))
+    else:
+        statistic.update(inputs, gradients, first if use == "alone" else real)
+
+
+class Batch(NamedTuple):
+    """A batch of calibration documents."""
+
+    documents: int
+    tokens: int
+
+
+@cache
+def gathering_seconds(names: frozenset[str], shape: Shape, batch: Batch, device: str) -> float:
+    """What the statistics of one matrix take of a pass, for one batch; smaller matrices stand for large ones."""
+    import torch
+
+    tried = _scaled(shape, 512) if min(shape) > 1024 else shape
+    inputs, gradients = _activations(tried, batch.documents, min(batch.tokens, 128), device)
+    total = 0.0
+    for item in statistics_among(names):
+        rank = min(tried)
+        svd: Svd | Any = _factors(tried, rank, device) if item.needs_components else None
+        statistic = item.make(svd) if item.needs_components else item.make()
+        with torch.no_grad():
+            total += _timed(lambda: _update(statistic, item.sinks, inputs, gradients), device)  # noqa: B023 - at once
+    return total * _square(shape) / _square(tried) * max(1.0, batch.tokens / 128)
+
+
+def _factors(shape: Shape, rank: int, device: str) -> Svd:
+    import torch
+
+    from harness_ext.methods import Svd
+
+    rows, columns = shape
+    return Svd(*(torch.randn(size).to(device) for size in ((rows, rank), (rank,), (rank, columns))))
+
+
+@cache
+def product_seconds(shape: Shape, tokens: int, dtype: str, device: str) -> float:
+    """What a linear layer of this shape takes for so many tokens; a part of a large one stands for it."""
+    import torch
+
+    rows, columns = (min(length, 4096) for length in shape)
+    some = min(tokens, 1024)
+    weight = torch.randn(rows, columns).to(dtype=getattr(torch, dtype), device=device)
+    inputs = torch.randn(some, columns).to(weight)
+    with torch.no_grad():
+        seconds = _timed(lambda: torch.nn.functional.linear(inputs, weight), device)
+    return seconds * _square(shape) / (rows * columns) * tokens / some
+
+
+@cache
+def layer_seconds(dtype: str, device: str) -> float:
+    """What a decoder layer takes beside its products: the calls of its modules, with next to no numbers in them."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "vocab_size": 32}
+    model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=4, **sizes)).to(dtype=getattr(torch, dtype), device=device)
+    tokens = torch.zeros(4, 8, dtype=torch.long, device=device)
+    with torch.no_grad():
+        return _timed(lambda: model(tokens), device) / 4
+
+
+def _timed(work: Callable[[], object], device: str) -> float:
+    """The best of three, after one that makes things ready."""
+    import torch
+
+    best = float("inf")
+    for attempt in range(4):
+        started = time.perf_counter()
+        work()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+        best = min(best, seconds) if attempt else best
+        if attempt and seconds > PATIENCE_SECONDS / 4:
+            break
+    return best
+
+
+def live_bytes(work: Callable[[], object]) -> int:
+    """The most bytes that tensors made while `work` runs held at once; what libraries hold inside is not seen."""
+    import torch
+    from torch.multiprocessing.reductions import StorageWeakRef
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    held: dict[int, tuple[Any, int]] = {}
+    peak = 0
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal peak
+            made = function(*args, **(kwargs or {}))
+            for key in [key for key, (reference, _) in held.items() if reference.expired()]:
+                del held[key]
+            for value in tree_leaves(made):
+                if isinstance(value, torch.Tensor) and value.device.type != "meta":
+                    storage = value.untyped_storage()
+                    held.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
+            peak = max(peak, sum(size for _, size in held.values()))
+            return made
+
+    with Watching():
+        work()
+    return peak
