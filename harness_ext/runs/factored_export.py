@@ -163,11 +163,8 @@ def _receipt(
         "largest_error": written.largest_error,
     }
     digest = combined(parameters, lambda name: tensor_digest(parameters[name]))
-    return {
-        **export_receipt(lm, model_name, command),
-        "stored_as": stored,
-        "weights": {"digest_after": digest},
-    }
+    receipt = export_receipt(lm, model_name, command)
+    return {**receipt, "stored_as": stored, "weights": {**receipt["weights"], "digest_after": digest}}
 
 
 def _how(written: WrittenFactors, form: str) -> str:
