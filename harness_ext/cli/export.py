@@ -106,7 +106,7 @@ class Export(RecipesCommand):
         if dense:
             print(
                 f"{dense} {'layer' if dense == 1 else 'layers'} of two low-rank ones in the recipe: written as their"
-                " product, since plain transformers has no place for factors"
+                " product, since plain transformers has no place for factors; --format factored keeps them"
             )
 
 
