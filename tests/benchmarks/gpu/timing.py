@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import resource
 import signal
@@ -68,7 +69,8 @@ class Peak:
             torch.cuda.reset_peak_memory_stats(device)
             self._before = torch.cuda.memory_allocated(device)
         else:
-            with suppress(OSError):  # the kernel then forgets the peak of before
+            with suppress(OSError, AttributeError):  # what is free goes back, and the kernel forgets the peak of before
+                ctypes.CDLL("libc.so.6").malloc_trim(0)
                 Path("/proc/self/clear_refs").write_text("5")
             self._before = _resident("VmRSS")
 
