@@ -40,6 +40,11 @@ def at_most(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+def clock(device: torch.device) -> float:
+    """Seconds of the wall on a GPU; on a CPU of the processor, all threads together: others at work change them less."""
+    return time.perf_counter() if device.type == "cuda" else time.process_time()
+
+
 def settle(device: torch.device) -> None:
     """Wait until the device has done what it was given."""
     if device.type == "cuda":
@@ -51,10 +56,10 @@ def seconds(device: torch.device, work: Callable[[], Any], repeats: int = 1) -> 
     taken = []
     for _ in range(repeats):
         settle(device)
-        started = time.perf_counter()
+        started = clock(device)
         work()
         settle(device)
-        taken.append(time.perf_counter() - started)
+        taken.append(clock(device) - started)
     return statistics.median(taken)
 
 
