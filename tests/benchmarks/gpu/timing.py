@@ -41,7 +41,7 @@ def at_most(seconds: float) -> Iterator[None]:
 
 
 def clock(device: torch.device) -> float:
-    """Seconds of the wall on a GPU; on a CPU of the processor, all threads together: others at work change them less."""
+    """Seconds of the wall on a GPU; on a CPU of the processor, which others at work change less."""
     return time.perf_counter() if device.type == "cuda" else time.process_time()
 
 
