@@ -229,7 +229,7 @@ def digests(bench: Bench) -> Iterator[Row]:
         return name, f"{bytes_ / GIB:.2f}", f"{taken:.3f}", f"{bytes_ / GIB / taken:.2f}", ""
 
     def of_model() -> Row:
-        from harness_ext.model.weights import model_digest
+        from harness_ext.model.digests import model_digest
 
         return row("digest of all weights of the model", size, lambda: model_digest(bench.model))
 
