@@ -52,7 +52,8 @@ def main() -> None:
     print(
         f"{_name_of(device)}, torch {torch.__version__}, {torch.get_num_threads()} threads; Llama of {shapes.layers}"
         f" layers, {shapes.width} x {shapes.inner}, {str(dtype).removeprefix('torch.')}, {bytes_ / 2**30:.2f} GiB;"
-        f" {shapes.documents} documents of {shapes.tokens} tokens",
+        f" {shapes.documents} documents of {shapes.tokens} tokens; seconds of the"
+        f" {'wall' if device.type == 'cuda' else 'processor, to learn and to edit of the wall'}",
         flush=True,
     )
     for section in asked.sections:

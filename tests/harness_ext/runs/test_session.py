@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -135,6 +136,35 @@ def test_identity_scores_as_the_baseline_and_says_so(demo_run, tmp_path: Path) -
         assert [sample["filtered_resps"][0][1] for sample in ours] == [
             sample["filtered_resps"][0][1] for sample in theirs
         ]
+
+
+@pytest.mark.slow
+def test_what_is_worked_out_once_changes_no_file(demo_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from contextlib import nullcontext
+
+    from harness_ext.lm_eval_adapter.unchanged import EncodedPairs, Unchanged
+
+    arguments = ("--recipe", "noise", "laser", "--num_fewshot", "2", "--output_path")
+    demo_run(*arguments, "once", tasks="int_mult,pronoun_bias")
+    monkeypatch.setattr(Unchanged, "reused", lambda self: nullcontext())
+    monkeypatch.setattr(EncodedPairs, "get", lambda self, pair, encoder, encode: encode(*pair))
+    demo_run(*arguments, "anew", tasks="int_mult,pronoun_bias")
+
+    def written(root: Path) -> dict[tuple[str, str], bytes | dict[str, object]]:
+        found: dict[tuple[str, str], bytes | dict[str, object]] = {}
+        for path in root.rglob("*_*.json*"):
+            name = (path.parent.name, path.name.rpartition("_")[0])
+            if path.suffix == ".jsonl":
+                found[name] = path.read_bytes()
+            else:
+                passing = ("date", "start_time", "end_time", "total_evaluation_time_seconds", "pretty_env_info")
+                # lm-eval writes some functions by their address in memory.
+                results = json.loads(re.sub(r" at 0x[0-9a-f]+>", ">", path.read_text()))
+                found[name] = {key: value for key, value in results.items() if key not in passing}
+        return found
+
+    once = written(tmp_path / "once")
+    assert len(once) == 9 and once == written(tmp_path / "anew")
 
 
 def test_an_identity_that_changes_scores_is_called_out(demo_run, monkeypatch: pytest.MonkeyPatch) -> None:
