@@ -1,8 +1,8 @@
-"""What an edit, a statistic and a forward pass take on a device: measured there, on random numbers, when a plan is made.
+"""What an edit, a statistic and a forward pass take on a device: measured there, on random numbers, for a plan.
 
 An edit is the real one, by the code that a run executes: its seconds, and the most bytes that its tensors hold at once.
 A matrix too large for that is measured at two smaller sizes, and the time is carried on as `a m n + b m n min(m, n)`:
-a part for reading, hashing and writing, and a part for decomposing.
+a part for reading, hashing and writing, and a part for decomposing, of methods that decompose.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 Shape = tuple[int, int]
 FIRST_SIDE = 96
 """The smaller side of the first matrix that is measured; the next have twice of it."""
-PATIENCE_SECONDS = 1.0
+PATIENCE_SECONDS = 2.0
 """What is measured of one kind of matrix is no longer doubled where the next would take longer than this."""
 _NAME = "layer.weight"
 _DOCUMENTS = 4
@@ -90,15 +90,22 @@ def _measured_edit(about: str, key: str, shape: Shape, dtype: str, device: str, 
         if tried == shape or found[-1].seconds * 8 > PATIENCE_SECONDS:
             break
         side *= 2
-    return _carried_on(found, shape)
+    return _carried_on(found, shape, decomposes=_decomposes(hidden.step.method))
 
 
-def _carried_on(found: list[_Measured], shape: Shape) -> MeasuredEdit:
+def _decomposes(name: str) -> bool:
+    method = registered_methods()[name]
+    return bool({"svd", "truncate", "keep", "remember"} & method.engine_arguments) or method.rank_from_weights
+
+
+def _carried_on(found: list[_Measured], shape: Shape, *, decomposes: bool) -> MeasuredEdit:
     last = found[-1]
     if last.shape == shape:
         return MeasuredEdit(last.seconds, last.bytes, True)
     square, cube = _square(shape), _cube(shape)
     share = square / _square(last.shape)
+    if not decomposes:
+        return MeasuredEdit(last.seconds * share, last.bytes * share, False)
     if len(found) == 1:
         return MeasuredEdit(last.seconds * cube / _cube(last.shape), last.bytes * share, False)
     before = found[-2]
@@ -132,7 +139,7 @@ def _scaled_step(step: Step, key: str, shape: Shape, tried: Shape) -> Step:
         return step
     keep = step.keep.of(key)
     if keep.rank is not None:
-        keep = keep.model_copy(update={"rank": min(min(tried), round(keep.rank * min(tried) / min(shape)))})
+        keep = keep.model_copy(update={"rank": min(*tried, round(keep.rank * min(tried) / min(shape)))})
     return step.model_copy(update={"keep": keep})
 
 
@@ -250,7 +257,7 @@ def _update(statistic: Any, use: str, inputs: Tensor, gradients: Tensor) -> None
         statistic.update(inputs, gradients, first if use == "alone" else real)
 
 
-class Batch(NamedTuple):
+class BatchSize(NamedTuple):
     """A batch of calibration documents."""
 
     documents: int
@@ -258,7 +265,7 @@ class Batch(NamedTuple):
 
 
 @cache
-def gathering_seconds(names: frozenset[str], shape: Shape, batch: Batch, device: str) -> float:
+def gathering_seconds(names: frozenset[str], shape: Shape, batch: BatchSize, device: str) -> float:
     """What the statistics of one matrix take of a pass, for one batch; smaller matrices stand for large ones."""
     import torch
 
