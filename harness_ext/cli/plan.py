@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from harness_ext.editing.plan import Plan, PlannedGroup, PlannedSearch
-    from harness_ext.editing.plan_estimate import PlanEstimate, EstimatedStep
+    from harness_ext.editing.plan_estimate import EstimatedStep, PlanEstimate
     from harness_ext.recipe.recipe import Recipe
 
 

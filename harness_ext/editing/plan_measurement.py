@@ -344,15 +344,20 @@ def live_bytes(work: Callable[[], object]) -> int:
     held: dict[int, tuple[Any, int]] = {}
     peak = 0
 
+    def storages(values: Any) -> list[Any]:
+        found = [value for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
+        return [value.untyped_storage() for value in found if value.device.type != "meta"]
+
     class Watching(TorchDispatchMode):
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             nonlocal peak
             made = function(*args, **(kwargs or {}))
             for key in [key for key, (reference, _) in held.items() if reference.expired()]:
                 del held[key]
-            for value in tree_leaves(made):
-                if isinstance(value, torch.Tensor) and value.device.type != "meta":
-                    storage = value.untyped_storage()
+            # What was there before, such as the model's weights, shows up again in views of it.
+            given = {storage._cdata for storage in storages((args, kwargs))}
+            for storage in storages(made):
+                if storage._cdata not in given:
                     held.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
             peak = max(peak, sum(size for _, size in held.values()))
             return made
