@@ -88,7 +88,7 @@ def _groups(planned: Plan) -> Iterable[str]:
 
 
 def _counted(group: PlannedGroup) -> str:
-    return f"{group.count} x {group.what}"
+    return f"{group.number} x {group.what}"
 
 
 def _sizes(planned: Plan) -> Iterable[str]:

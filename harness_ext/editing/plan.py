@@ -79,14 +79,16 @@ class PlannedSearch:
 
 
 class PlannedGroup(NamedTuple):
-    """Matrices of one step that are alike. what: their role, or their names with `*` for the numbers in them."""
+    """Matrices of one step that are alike. what: their role, or their names with `*` for the numbers in them. number:
+    how many there are.
+    """
 
     step: int
     method: str
     what: str
     shape: tuple[int, int]
     rank_after: int | None
-    count: int
+    number: int
 
 
 @dataclass(frozen=True)

@@ -111,9 +111,9 @@ def passes_of(plan: Plan, number: int, step: Step) -> Passes:
         # Through two factors of full rank each, with gradients of both.
         return Passes(around + 2.0 * step.training.epochs, 2.0 * step.training.epochs)
     if step.search is not None:
-        rounds = step.search.rounds
-        tried = rounds * 2 * step.search.at_once
-        return Passes(around + rounds + tried, rounds, rounds, at_most=True)
+        rounds = float(step.search.rounds)
+        removals = rounds * 2 * step.search.at_once
+        return Passes(around + rounds + removals, rounds, rounds, at_most=True)
     if step.sequential:
         layers = max(1, plan.layers)
         once = sum(((run[0].layer or 0) + 1) / layers for run in stages(matrices))

@@ -38,6 +38,7 @@ FIRST_SIDE = 96
 """The smaller side of the first matrix that is measured; the next have twice of it."""
 PATIENCE_SECONDS = 2.0
 """What is measured of one kind of matrix is no longer doubled where the next would take longer than this."""
+MOST_ATTEMPTS = 5
 _NAME = "layer.weight"
 _DOCUMENTS = 4
 
@@ -144,23 +145,27 @@ def _scaled_step(step: Step, key: str, shape: Shape, tried: Shape) -> Step:
 
 
 def _one_edit(step: Step, shape: Shape, dtype: str, device: str) -> _Measured:
-    """The better of two, so that nothing is made ready for the first time in it; then the bytes of a third."""
-    seconds = []
-    held = 0
-    for attempt in range(3):
-        weight = _weight(shape, dtype, device)
-        statistics = _statistics(step, shape, device)
-        with TemporaryDirectory() as scratch:
-            context = _context(step, weight, Path(scratch))
-            if attempt < 2:
-                started = time.perf_counter()
-                _edited(context, shape, statistics)
-                seconds.append(time.perf_counter() - started)
-                if seconds[0] > PATIENCE_SECONDS / 2:
-                    continue
-            else:
-                held = live_bytes(lambda: _edited(context, shape, statistics))  # noqa: B023 - called here and now
-    return _Measured(shape, min(seconds), held)
+    """The best of several, since other programs may be busy, and the first makes things ready; then the bytes."""
+    seconds: list[float] = []
+    while len(seconds) < 2 or (len(seconds) < MOST_ATTEMPTS and sum(seconds) < PATIENCE_SECONDS / 2):
+        seconds.append(_of_fresh(step, shape, dtype, device, _seconds_of))
+    return _Measured(shape, min(seconds), int(_of_fresh(step, shape, dtype, device, live_bytes)))
+
+
+def _of_fresh(
+    step: Step, shape: Shape, dtype: str, device: str, measure: Callable[[Callable[[], object]], float]
+) -> float:
+    """What a measure says of the edit of a fresh matrix."""
+    statistics = _statistics(step, shape, device)
+    with TemporaryDirectory() as scratch:
+        context = _context(step, _weight(shape, dtype, device), Path(scratch))
+        return measure(lambda: _edited(context, shape, statistics))
+
+
+def _seconds_of(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
 
 
 def _edited(context: StepContext, shape: Shape, statistics: Mapping[str, Tensor]) -> None:
@@ -308,10 +313,11 @@ def product_seconds(shape: Shape, tokens: int, dtype: str, device: str) -> float
 def layer_seconds(dtype: str, device: str) -> float:
     """What a decoder layer takes beside its products: the calls of its modules, with next to no numbers in them."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "vocab_size": 32}
-    model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=4, **sizes)).to(dtype=getattr(torch, dtype), device=device)
+    config = AutoConfig.for_model("llama", num_hidden_layers=4, **sizes)
+    model = AutoModelForCausalLM.from_config(config).to(dtype=getattr(torch, dtype), device=device)
     tokens = torch.zeros(4, 8, dtype=torch.long, device=device)
     with torch.no_grad():
         return _timed(lambda: model(tokens), device) / 4

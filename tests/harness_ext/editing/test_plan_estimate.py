@@ -80,7 +80,7 @@ def test_matrices_that_are_alike_are_one_group(make_model) -> None:
         parse_recipe("svd:keep.rank_fraction=0.5,matrices=[attn, 'model.embed_tokens.weight']"),
         read_checkpoint(str(make_model("llama"))),
     )
-    found = {group.what: (group.count, group.shape, group.rank_after) for group in planned.groups}
+    found = {group.what: (group.number, group.shape, group.rank_after) for group in planned.groups}
     assert found == {
         "model.embed_tokens.weight": (1, (43, 24), 12),
         "q_proj": (3, (24, 24), 12),
@@ -88,7 +88,7 @@ def test_matrices_that_are_alike_are_one_group(make_model) -> None:
         "v_proj": (3, (12, 24), 6),
         "o_proj": (3, (24, 24), 12),
     }
-    assert sum(group.count for group in planned.groups) == len(planned.matrices)
+    assert sum(group.number for group in planned.groups) == len(planned.matrices)
 
 
 def test_experts_are_counted_not_listed(lm_eval, make_model) -> None:
@@ -109,7 +109,7 @@ def test_json_has_what_the_lines_say(lm_eval) -> None:
     assert (step["documents"], step["method"]) == (256, "feature_space")
     assert data["parameters"]["after"] < data["parameters"]["before"]
     for group in data["matrices"]:
-        assert f"{group['count']} x {group['what']}" in lines.out
+        assert f"{group['number']} x {group['what']}" in lines.out
     assert "256 documents of 12 tokens" in lines.out and "beyond the loaded model" in lines.out
 
 
