@@ -14,7 +14,7 @@ from harness_ext.editing.plan_measurement import (
     BatchSize,
     Shape,
     gathering_seconds,
-    layer_seconds,
+    host_seconds,
     measured_edit,
     product_seconds,
 )
@@ -32,9 +32,11 @@ _FP32 = 4
 CONTRAST_BATCH = 16
 # A backward pass, without gradients of weights, takes as long again as the forward pass, and its bookkeeping as long.
 _BACKWARD = 2.0
-# Of the time: measured at the very shapes, carried on from smaller ones, and by passes over documents, whose real
-# lengths nobody knows yet; a search may give a trial up early.
-_SURE, _CARRIED_ON, _PASSES, _GIVEN_UP = 1.5, 2.0, 2.0, 6.0
+# How far the time may be off, as a factor: measured at the very shapes, carried on from smaller ones, of passes over
+# documents, whose real lengths nobody knows yet, and of trials, which are given up early.
+_SURE, _CARRIED_ON, _PASSES, _TRIALS = 1.5, 2.0, 2.0, 3.0
+# Of the passes that a search may make at most, what those on the embedded model made.
+_USUAL = 0.6
 
 
 class Passes(NamedTuple):
@@ -157,25 +159,34 @@ def _estimated_step(plan: Plan, number: int, step: Step) -> EstimatedStep:
     own = _own(plan, number)
     kinds = Counter((item.matrix.shape, item.dtype) for item in own)
     first = {item.matrix.shape: item.matrix.key for item in own}
-    # A search makes ready every matrix that it tries, and edits few.
-    edit = parse_recipe("svd").steps[0] if step.is_search else step
+    edit, times = _edit_of(step)
     edits = {kind: measured_edit(edit, first[kind[0]], *kind, plan.device) for kind in kinds}
-    editing = sum(count * edits[kind].seconds for kind, count in kinds.items())
+    editing = times * sum(count * edits[kind].seconds for kind, count in kinds.items())
     passes = passes_of(plan, number, step)
-    calibrating = _calibrating_seconds(plan, step, kinds, passes)
+    calibrating = _calibrating_seconds(plan, step, kinds, passes) * (_USUAL if passes.at_most else 1)
     sure = _SURE if all(item.exact for item in edits.values()) else _CARRIED_ON
-    given_up = _GIVEN_UP if passes.at_most else _PASSES
+    by_passes = _TRIALS if passes.at_most else _PASSES
     return EstimatedStep(
         step=number,
         method=step.method,
         editing_seconds=editing,
         calibrating_seconds=calibrating,
-        low=editing / sure + calibrating / given_up,
-        high=editing * sure + calibrating * _PASSES,
+        low=editing / sure + calibrating / by_passes,
+        high=editing * sure + calibrating * by_passes,
         passes=passes,
         documents=_documents(step),
         peak_bytes=round(max((item.bytes for item in edits.values()), default=0)) + held_of(plan, number, step),
     )
+
+
+def _edit_of(step: Step) -> tuple[Step, int]:
+    """The step whose edit of every matrix takes as long as what a step does to each, and how many times. A search
+    decomposes what it tries; one that goes by second moments does so by them, and again for what it found.
+    """
+    if not step.is_search:
+        return step, 1
+    by_moments = "input_second_moment" in registered_searches()[step.method].statistics
+    return parse_recipe("svd-llm" if by_moments else "svd").steps[0], 2 if by_moments else 1
 
 
 def _calibrating_seconds(plan: Plan, step: Step, kinds: Counter[tuple[Shape, str]], passes: Passes) -> float:
@@ -184,9 +195,14 @@ def _calibrating_seconds(plan: Plan, step: Step, kinds: Counter[tuple[Shape, str
         return 0.0
     batch = _batch(plan, step)
     batches = -(-documents // batch.documents)
-    forward = plan.layers * layer_seconds(plan.dtype, plan.device) + sum(
-        count * product_seconds(shape, batch.documents * batch.tokens, plan.dtype, plan.device)
-        for shape, count in plan.products
+    host = host_seconds(plan.dtype, plan.device)
+    forward = (
+        host.once
+        + plan.layers * host.layer
+        + sum(
+            count * product_seconds(shape, batch.documents * batch.tokens, plan.dtype, plan.device)
+            for shape, count in plan.products
+        )
     )
     method = described(step.method)
     names = frozenset(method.statistics) if step.is_search else registered_methods()[step.method].gathered
@@ -195,4 +211,7 @@ def _calibrating_seconds(plan: Plan, step: Step, kinds: Counter[tuple[Shape, str
         if names and passes.gathering
         else 0.0
     )
-    return batches * (forward * (passes.forward + _BACKWARD * passes.backward) + gathering * passes.gathering)
+    passing = batches * (forward * (passes.forward + _BACKWARD * passes.backward) + gathering * passes.gathering)
+    # A search and a training turn their documents into tokens once.
+    readings = 1.0 if step.is_search or step.training is not None else min(passes.forward, 3.0)
+    return passing + documents * host.document * readings

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from harness_ext.calibration.cache import StatisticsCache
 from harness_ext.calibration.context import EditableModel, StepContext
+from harness_ext.calibration.sinks import sink_tokens
 from harness_ext.editing.edit_matrix import edit_matrix
 from harness_ext.errors import UserError, VariantFailed
 from harness_ext.linalg.decompose import Decomposer
@@ -38,7 +39,8 @@ FIRST_SIDE = 96
 """The smaller side of the first matrix that is measured; the next have twice of it."""
 PATIENCE_SECONDS = 2.0
 """What is measured of one kind of matrix is no longer doubled where the next would take longer than this."""
-MOST_ATTEMPTS = 5
+MEASURED_SECONDS = 0.1
+MOST_ATTEMPTS = 50
 _NAME = "layer.weight"
 _DOCUMENTS = 4
 
@@ -145,11 +147,12 @@ def _scaled_step(step: Step, key: str, shape: Shape, tried: Shape) -> Step:
 
 
 def _one_edit(step: Step, shape: Shape, dtype: str, device: str) -> _Measured:
-    """The best of several, since other programs may be busy, and the first makes things ready; then the bytes."""
+    """The mean of some, after one that makes things ready; then the bytes."""
     seconds: list[float] = []
-    while len(seconds) < 2 or (len(seconds) < MOST_ATTEMPTS and sum(seconds) < PATIENCE_SECONDS / 2):
+    while len(seconds) < 2 or (len(seconds) < MOST_ATTEMPTS and sum(seconds[1:]) < MEASURED_SECONDS):
         seconds.append(_of_fresh(step, shape, dtype, device, _seconds_of))
-    return _Measured(shape, min(seconds), int(_of_fresh(step, shape, dtype, device, live_bytes)))
+    mean = sum(seconds[1:]) / len(seconds[1:])
+    return _Measured(shape, mean, int(_of_fresh(step, shape, dtype, device, live_bytes)))
 
 
 def _of_fresh(
@@ -276,7 +279,7 @@ def gathering_seconds(names: frozenset[str], shape: Shape, batch: BatchSize, dev
 
     tried = _scaled(shape, 512) if min(shape) > 1024 else shape
     inputs, gradients = _activations(tried, batch.documents, min(batch.tokens, 128), device)
-    total = 0.0
+    total = _timed(lambda: _looked_at(inputs, gradients), device)
     for item in statistics_among(names):
         rank = min(tried)
         svd: Svd | Any = _factors(tried, rank, device) if item.needs_components else None
@@ -284,6 +287,17 @@ def gathering_seconds(names: frozenset[str], shape: Shape, batch: BatchSize, dev
         with torch.no_grad():
             total += _timed(lambda: _update(statistic, item.sinks, inputs, gradients), device)  # noqa: B023 - at once
     return total * _square(shape) / _square(tried) * max(1.0, batch.tokens / 128)
+
+
+def _looked_at(inputs: Tensor, outputs: Tensor) -> None:
+    """What the pass itself does with what it sees of a matrix: it finds sinks, twice, and sizes of outputs."""
+    import torch
+
+    real = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
+    for _ in range(2):
+        sinks = sink_tokens(inputs, real, real).every
+    norms = outputs.float().norm(dim=-1).double()
+    float(norms[real].sum()), float(norms[real & ~sinks].sum()), int(real.sum())
 
 
 def _factors(shape: Shape, rank: int, device: str) -> Svd:
@@ -309,35 +323,74 @@ def product_seconds(shape: Shape, tokens: int, dtype: str, device: str) -> float
     return seconds * _square(shape) / (rows * columns) * tokens / some
 
 
+class HostSeconds(NamedTuple):
+    """What a forward pass takes beside its products: once, and for each decoder layer. document: to turn one into
+    tokens, which every pass does.
+    """
+
+    once: float
+    layer: float
+    document: float
+
+
 @cache
-def layer_seconds(dtype: str, device: str) -> float:
-    """What a decoder layer takes beside its products: the calls of its modules, with next to no numbers in them."""
+def host_seconds(dtype: str, device: str) -> HostSeconds:
+    """The calls of modules with next to no numbers in them, and a tokenizer of few words."""
+    one, four = (_tiny_forward(layers, dtype, device) for layers in (1, 4))
+    layer = max(0.0, (four - one) / 3)
+    return HostSeconds(max(0.0, one - layer), layer, _tokenising_seconds())
+
+
+def _tiny_forward(layers: int, dtype: str, device: str) -> float:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "vocab_size": 32}
-    config = AutoConfig.for_model("llama", num_hidden_layers=4, **sizes)
-    model = AutoModelForCausalLM.from_config(config).to(dtype=getattr(torch, dtype), device=device)
+    config = AutoConfig.for_model("llama", num_hidden_layers=layers, **sizes)
+    model = AutoModelForCausalLM.from_config(config).to(dtype=getattr(torch, dtype), device=device).eval()
     tokens = torch.zeros(4, 8, dtype=torch.long, device=device)
+    mask = torch.ones_like(tokens)
+    mask[0, 0] = 0
+
+    def loss() -> None:
+        logits = model(input_ids=tokens, attention_mask=mask).logits
+        logits.float().log_softmax(-1)[:, :-1].gather(-1, tokens[:, 1:, None]).sum().item()
+
     with torch.no_grad():
-        return _timed(lambda: model(tokens), device) / 4
+        return _timed(loss, device)
+
+
+def _tokenising_seconds() -> float:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"w{number}": number for number in range(32)}
+    made = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made)
+    text = " ".join(words)
+    # lm-eval encodes the prompt, and the prompt with its answer.
+    return _timed(lambda: [tokenizer.encode(text) for _ in range(2 * 50)], "cpu") / 50
 
 
 def _timed(work: Callable[[], object], device: str) -> float:
-    """The best of three, after one that makes things ready."""
+    """The mean of some, after one that makes things ready: what else the machine does now, it will do then."""
     import torch
 
-    best = float("inf")
-    for attempt in range(4):
+    def run() -> float:
         started = time.perf_counter()
         work()
         if device.startswith("cuda"):
             torch.cuda.synchronize()
-        seconds = time.perf_counter() - started
-        best = min(best, seconds) if attempt else best
-        if attempt and seconds > PATIENCE_SECONDS / 4:
-            break
-    return best
+        return time.perf_counter() - started
+
+    first = run()
+    if first > PATIENCE_SECONDS / 2:
+        return first
+    seconds: list[float] = []
+    while sum(seconds) < MEASURED_SECONDS:
+        seconds.append(run())
+    return sum(seconds) / len(seconds)
 
 
 def live_bytes(work: Callable[[], object]) -> int:
