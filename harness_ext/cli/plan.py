@@ -35,7 +35,12 @@ def plan_data(planned: Plan, name: str) -> dict[str, Any]:
         "matrices": [{**group._asdict(), "shape": list(group.shape)} for group in planned.groups],
         "parameters": {"before": planned.parameters, "after": planned.parameters_after},
         "bytes": {"before": planned.stored_bytes, "after": planned.bytes_after},
-        "seconds": {"expected": estimate.seconds, "low": estimate.low, "high": estimate.high},
+        "seconds": {
+            "expected": estimate.seconds,
+            "low": estimate.low,
+            "high": estimate.high,
+            "hashing": estimate.hashing_seconds,
+        },
         "peak_bytes": estimate.peak_bytes,
         "steps": [
             {**step._asdict(), "seconds": step.seconds, "passes": step.passes._asdict()} for step in estimate.steps

@@ -14,6 +14,7 @@ from harness_ext.editing.plan_measurement import (
     BatchSize,
     Shape,
     gathering_seconds,
+    hashing_seconds_per_byte,
     host_seconds,
     measured_edit,
     product_seconds,
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
 
 _FP32 = 4
 CONTRAST_BATCH = 16
-# A backward pass, without gradients of weights, takes as long again as the forward pass, and its bookkeeping as long.
-_BACKWARD = 2.0
+# A backward pass, without gradients of weights, as a multiple of the forward pass, its bookkeeping included: measured
+# on the embedded model and SmolLM2.
+_BACKWARD = 3.0
 # How far the time may be off, as a factor: measured at the very shapes, carried on from smaller ones, of passes over
 # documents, whose real lengths nobody knows yet, and of trials, which are given up early.
 _SURE, _CARRIED_ON, _PASSES, _TRIALS = 1.5, 2.0, 2.0, 3.0
@@ -72,9 +74,12 @@ class EstimatedStep(NamedTuple):
 
 
 class PlanEstimate(NamedTuple):
-    """A recipe on a model. seconds lie between low and high."""
+    """A recipe on a model. seconds lie between low and high. hashing_seconds: of them, for the digest of the weights
+    that the receipt has.
+    """
 
     steps: tuple[EstimatedStep, ...]
+    hashing_seconds: float
     seconds: float
     low: float
     high: float
@@ -84,11 +89,13 @@ class PlanEstimate(NamedTuple):
 def estimated(plan: Plan) -> PlanEstimate:
     """What a plan will take. Raises UserError where its device cannot be used."""
     steps = tuple(_estimated_step(plan, number, step) for number, step in enumerate(plan.recipe.steps))
+    hashing = plan.stored_bytes * hashing_seconds_per_byte() if steps else 0.0
     return PlanEstimate(
         steps,
-        sum(step.seconds for step in steps),
-        sum(step.low for step in steps),
-        sum(step.high for step in steps),
+        hashing,
+        hashing + sum(step.seconds for step in steps),
+        hashing / _SURE + sum(step.low for step in steps),
+        hashing * _SURE + sum(step.high for step in steps),
         max((step.peak_bytes for step in steps), default=0),
     )
 
@@ -101,8 +108,11 @@ def passes_of(plan: Plan, number: int, step: Step) -> Passes:
 
     if step.is_search:
         found = next(search for search in plan.searches if search.step == number)
-        gathered = bool(registered_searches()[step.method].statistics)
-        return Passes(found.passes, float(gathered), float(gathered), at_most=True)
+        statistics = registered_searches()[step.method].statistics
+        gradients = any(item.needs_gradients for item in statistics_among(statistics))
+        # What goes by second moments gathers them again for the step that it found.
+        gathering = 2.0 if "input_second_moment" in statistics else float(bool(statistics))
+        return Passes(found.passes, float(gradients), gathering, at_most=found.trials > 1)
     method, matrices = registered_methods()[step.method], [item.matrix for item in _own(plan, number)]
     gradients = any(item.needs_gradients for item in statistics_among(method.gathered))
     if not method.statistics:

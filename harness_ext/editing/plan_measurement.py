@@ -23,6 +23,7 @@ from harness_ext.linalg.decompose import Decomposer
 from harness_ext.methods import registered_methods
 from harness_ext.methods.registry import RANKED, SEARCHED, TRAINED, TRIED
 from harness_ext.methods.statistic_registry import SinkTokens, statistics_among
+from harness_ext.model.digests import tensor_digest
 from harness_ext.model.layout import Matrix
 from harness_ext.model.weights import Weights
 from harness_ext.progress import Progress
@@ -371,6 +372,16 @@ def _tokenising_seconds() -> float:
     text = " ".join(words)
     # lm-eval encodes the prompt, and the prompt with its answer.
     return _timed(lambda: [tokenizer.encode(text) for _ in range(2 * 50)], "cpu") / 50
+
+
+@cache
+def hashing_seconds_per_byte() -> float:
+    """What a digest of weights takes."""
+    import torch
+
+    size = 1 << 22
+    value = torch.zeros(size, dtype=torch.uint8)
+    return _timed(lambda: tensor_digest(value), "cpu") / size
 
 
 def _timed(work: Callable[[], object], device: str) -> float:
