@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import math
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness_ext.cli.plan import plan_data, plan_lines, sinks_in
 from harness_ext.lm_eval_adapter.subcommand import MergeDictAction, RecipesCommand
 
 if TYPE_CHECKING:
-    from harness_ext.editing.plan import Plan, PlannedMatrix
     from harness_ext.recipe.recipe import Recipe
 
 EPILOG = """
@@ -58,6 +58,19 @@ class Recipes(RecipesCommand):
             metavar="<arg>",
             help="As in `lm-eval run`: pretrained=NAME, also revision and subfolder",
         )
+        planned.add_argument(
+            "--device",
+            default="cpu",
+            metavar="<device>",
+            help="What will do it; edits and passes are measured there (default: cpu)",
+        )
+        planned.add_argument(
+            "--tokens",
+            type=int,
+            metavar="N",
+            help="Tokens of a calibration document (default: 64)",
+        )
+        planned.add_argument("--json", action="store_true", help="Print the plan as JSON")
         planned.set_defaults(func=self._plan)
         parser.set_defaults(func=self._list)
 
@@ -78,7 +91,7 @@ class Recipes(RecipesCommand):
             raise UserError("name a recipe, or a run folder with --from: one of the two")
         recipe = _recipe_of_run(Path(args.run)) if args.run is not None else parse_recipe(args.recipe)
         print(f"# needs {_needs(recipe)}")
-        if sinks := _sinks(recipe):
+        if sinks := sinks_in(recipe):
             print(f"# sink tokens: {sinks}")
         print(yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True, width=100), end="")
 
@@ -93,15 +106,20 @@ class Recipes(RecipesCommand):
             raise UserError("no model given: add --model_args pretrained=NAME (a hub name, a local folder, or `demo`)")
         recipe = load_recipe(args.recipe)
         check_all(resolve_demo("hf", arguments), [recipe])
-        print("\n".join(_plan_lines(recipe, plan_from_headers(recipe, arguments), str(arguments["pretrained"]))))
+        if args.tokens is not None and args.tokens < 1:
+            raise UserError(f"--tokens {args.tokens} must be 1 or more")
+        planned, name = (
+            plan_from_headers(recipe, {**arguments, "device": args.device}, args.tokens),
+            arguments["pretrained"],
+        )
+        lines = json.dumps(plan_data(planned, str(name)), indent=2) if args.json else plan_lines(planned, str(name))
+        print(lines if isinstance(lines, str) else "\n".join(lines))
 
 
 def _recipe_of_run(place: Path) -> Recipe:
     """The recipe that a run folder, or its receipt, tells of, without searches. Raises UserError where it tells of
     none.
     """
-    import json
-
     from harness_ext.errors import UserError
     from harness_ext.recipe.recipe import recipe_from
     from harness_ext.search.runner import found_nothing, without_searching
@@ -155,108 +173,3 @@ def _needs(recipe: Recipe) -> str:
     from harness_ext.recipe.schema import described
 
     return max((described(step.method).needs for step in recipe.steps), key=NEEDS.index, default="nothing")
-
-
-def _sinks(recipe: Recipe) -> str:
-    """In which of its statistics sink tokens are counted, and which they are left out of; empty where it has none."""
-    from harness_ext.methods.registry import sink_use
-    from harness_ext.recipe.schema import described
-
-    use = sink_use({name for step in recipe.steps for name in described(step.method).statistics})
-    return "; ".join(
-        f"{word} ({', '.join(name for name in use if use[name] == word)})" for word in dict.fromkeys(use.values())
-    )
-
-
-def _plan_lines(recipe: Recipe, planned: Plan, name: str) -> Iterable[str]:
-    from harness_ext.model.layout import inferred_note
-
-    yield f"{recipe.label} on {name} ({planned.model_type}, {planned.parameters:,} parameters)"
-    yield ""
-    if not planned.matrices:
-        yield "  nothing is edited"
-        return
-    if planned.inferred:
-        yield f"  {inferred_note(planned.model_type)}"
-        yield ""
-    keys = [item.matrix.key for item in planned.matrices]
-    yield f"  {'matrix'.ljust(max(map(len, keys)))}  {'shape':>13}  {'rank':>14}  {'parameters':>25}"
-    for item in planned.matrices:
-        yield (
-            f"  {item.matrix.key.ljust(max(map(len, keys)))}  {_shape(item):>13}  {_rank(item):>14} "
-            f" {_change(item.parameters_before, item.parameters_after):>25}"
-        )
-    yield ""
-    if shared := len({item.matrix.parameter for item in planned.matrices if item.matrix.also}):
-        yield f"  shared      {_matrices(shared)} by several layers, each edited once for all of them"
-    unknown = sum(item.rank_after is None for item in planned.matrices)
-    at_most = " at most" if unknown else ""
-    yield (
-        f"  parameters {at_most} {_change(planned.parameters, planned.parameters_after)}"
-        f" ({planned.parameters_after / planned.parameters:.1%}), {_stored(recipe)}"
-    )
-    yield f"  bytes       {_change(planned.stored_bytes, planned.bytes_after)}"
-    yield (
-        f"  time        about {_duration(planned.seconds)} to decompose {_matrices(len(planned.matrices))} here"
-        " (loading and scoring not counted)"
-    )
-    yield f"  memory      about {_bytes(planned.peak_bytes)} beyond the loaded model"
-    for search in planned.searches:
-        yield (
-            f"  search      at most {search.trials} {'trial' if search.trials == 1 else 'trials'} among"
-            f" {_matrices(search.matrices)} on {search.documents} documents: at most {math.ceil(search.passes)} passes"
-            " of the whole model over them; it edits what it finds"
-        )
-    if planned.calibration_documents:
-        yield f"  calibration {planned.calibration_documents} documents"
-    if sinks := _sinks(recipe):
-        yield f"  sink tokens {sinks}"
-    if planned.training_epochs:
-        yield f"  training    {planned.training_epochs} epochs over them, whose time is not counted"
-    if unknown:
-        yield (
-            f"  ranks of {_matrices(unknown)} follow from their values or the calibration, and are known when the"
-            " recipe runs"
-        )
-
-
-def _stored(recipe: Recipe) -> str:
-    """How the edited matrices are kept."""
-    factored = {step.factored for step in recipe.steps}
-    if False in factored:
-        return "if stored as factors where that is smaller"
-    return f"computed as two low-rank layers where that is {'faster' if True in factored else 'smaller'}"
-
-
-def _matrices(count: int) -> str:
-    return "1 matrix" if count == 1 else f"{count} matrices"
-
-
-def _shape(item: PlannedMatrix) -> str:
-    return "{} x {}".format(*item.matrix.shape)
-
-
-def _rank(item: PlannedMatrix) -> str:
-    return f"{min(item.matrix.shape)} -> {'?' if item.rank_after is None else item.rank_after}"
-
-
-def _change(before: int, after: int) -> str:
-    return f"{before:,}" if before == after else f"{before:,} -> {after:,}"
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{max(seconds, 0.01):.2f} s"
-        if seconds < 10
-        else f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-    )
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError("unreachable")

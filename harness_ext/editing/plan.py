@@ -1,40 +1,46 @@
 """What a recipe would do to a model, from its config and the headers of its checkpoint alone: no weight is read.
 
-Times are estimates: a singular value decomposition takes time in proportion to `m n min(m, n)`, and the constant is
-measured on this machine, on one small matrix, when the plan is made; leading components alone take a
-share of it. What is kept from earlier runs takes next to none.
+Time and memory are estimates, from measurements on the device that will do it (`plan_estimate`); they are made when
+they are asked for. What is kept from earlier runs takes next to no time.
 """
 
 from __future__ import annotations
 
-import time
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
 from harness_ext.calibration.experts import check_experts
 from harness_ext.editing.records import standing
 from harness_ext.errors import UserError, located
 from harness_ext.methods import registered_methods
-from harness_ext.methods.search_registry import Search, check_searchable, planned_trials, registered_searches
+from harness_ext.methods.search_registry import check_searchable, planned_trials, registered_searches
 from harness_ext.model.checkpoint import Checkpoint
 from harness_ext.model.layout import Layout, Matrix
 from harness_ext.model.module_replacement import check_replaceable
 from harness_ext.model.renames import as_loaded
+from harness_ext.model.shard_files import TORCH_NAMES
 from harness_ext.model.size import stored_parameters
 from harness_ext.recipe.recipe import Recipe
 from harness_ext.recipe.schema import Step, described
 from harness_ext.training.trainer import check_trainable
 
-_FP32, _FP64 = 4, 8
-# Of the time of a singular value decomposition: leading components through the Gram matrix, mostly in fp32
-# (tests/benchmarks: a quarter to a half, and more with one thread).
-_SHARE_OF_TRUNCATION = 0.5
+if TYPE_CHECKING:
+    from harness_ext.editing.plan_estimate import PlanEstimate
+
+_FP32 = 4
+TOKENS = 64
+"""Tokens of a calibration document, where nobody says how many it has."""
 
 
 @dataclass(frozen=True)
 class PlannedMatrix:
     """One matrix of one step. rank_after: None where only the weights or the calibration can tell. element_bytes: of a
-    number as stored. stays_dense: whether the step computes it dense, though it computes others as factors.
+    number as stored; dtype: its kind, by torch's name. stays_dense: whether the step computes it dense, though it computes
+    others as factors.
     """
 
     step: int
@@ -42,6 +48,7 @@ class PlannedMatrix:
     matrix: Matrix
     rank_after: int | None
     element_bytes: int
+    dtype: str = "float32"
     stays_dense: bool = False
 
     @property
@@ -73,23 +80,68 @@ class PlannedSearch:
     passes: float
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The whole of it. parameters, stored_bytes: of the checkpoint. seconds: expected for the decompositions.
-    peak_bytes: expected beyond the loaded model. training_epochs: passes over the calibration documents, forward and
-    backward. inferred: whether roles are told from names, rather than declared for this kind of model.
+class PlannedGroup(NamedTuple):
+    """Matrices of one step that are alike. what: their role, or their names with `*` for the numbers in them. number:
+    how many there are.
     """
 
+    step: int
+    method: str
+    what: str
+    shape: tuple[int, int]
+    rank_after: int | None
+    number: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole of it. parameters, stored_bytes: of the checkpoint. training_epochs: passes over the calibration
+    documents, forward and backward. inferred: whether roles are told from names, rather than declared for this kind of
+    model. device: that will do it. tokens: of a calibration document. layers, products, dtype: of the model, its linear
+    layers by shape, with how many there are of each.
+    """
+
+    recipe: Recipe
     model_type: str
     matrices: tuple[PlannedMatrix, ...]
     parameters: int
     stored_bytes: int
-    seconds: float
-    peak_bytes: int
     calibration_documents: int
     training_epochs: int = 0
     searches: tuple[PlannedSearch, ...] = ()
     inferred: bool = False
+    device: str = "cpu"
+    tokens: int = TOKENS
+    layers: int = 0
+    products: tuple[tuple[tuple[int, int], int], ...] = ()
+    dtype: str = "float32"
+
+    @cached_property
+    def estimate(self) -> PlanEstimate:
+        """Seconds, bytes and passes, step by step, measured on the device when first asked for. Raises UserError where
+        the device cannot be used.
+        """
+        from harness_ext.editing.plan_estimate import estimated
+
+        return estimated(self)
+
+    @property
+    def seconds(self) -> float:
+        """Expected for everything but loading and scoring."""
+        return self.estimate.seconds
+
+    @property
+    def peak_bytes(self) -> int:
+        """Expected beyond the loaded model."""
+        return self.estimate.peak_bytes
+
+    @property
+    def groups(self) -> list[PlannedGroup]:
+        """The matrices by step, role, shape and rank, in the order of the first of each."""
+        counts: Counter[tuple[int, str, str, tuple[int, int], int | None]] = Counter(
+            (item.step, item.method, _kind(item.matrix), item.matrix.shape, item.rank_after) for item in self.matrices
+        )
+        return [PlannedGroup(*kind, count) for kind, count in counts.items()]
 
     @property
     def parameters_after(self) -> int:
@@ -107,8 +159,8 @@ class Plan:
         return standing(self.matrices, lambda item: (item.matrix.parameter, item.matrix.part))
 
 
-def plan(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
-    """Plan a recipe for a checkpoint.
+def plan(recipe: Recipe, checkpoint: Checkpoint, device: str = "cpu", tokens: int = TOKENS) -> Plan:
+    """Plan a recipe for a checkpoint. device: that will do it. tokens: of a calibration document.
 
     Raises UserError where a pattern matches nothing, a rank is beyond a matrix, or the checkpoint has no safetensors
     headers to plan from.
@@ -120,12 +172,11 @@ def plan(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
     matrices = _planned_matrices(recipe, checkpoint, layout)
     sizes = {name: _count(tensor.shape) for name, tensor in checkpoint.tensors.items()}
     return Plan(
+        recipe=recipe,
         model_type=str(checkpoint.config.get("model_type", "unknown")),
         matrices=matrices,
         parameters=sum(sizes.values()),
         stored_bytes=sum(sizes[name] * tensor.element_bytes for name, tensor in checkpoint.tensors.items()),
-        seconds=_expected_seconds(matrices),
-        peak_bytes=_expected_peak(matrices) + _held_by_training(recipe, matrices) + _held_by_search(recipe, matrices),
         calibration_documents=sum(step.calibration.samples for step in recipe.steps if step.calibration is not None),
         training_epochs=sum(step.training.epochs for step in recipe.steps if step.training is not None),
         searches=tuple(
@@ -134,7 +185,42 @@ def plan(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
             if step.is_search
         ),
         inferred=layout.inferred and any(item.matrix.role for item in matrices),
+        device=device,
+        tokens=tokens,
+        layers=layout.layers,
+        products=_products(checkpoint),
+        dtype=_torch_name(Counter(tensor.dtype for tensor in checkpoint.tensors.values()).most_common(1)[0][0]),
     )
+
+
+def _products(loaded: Checkpoint) -> tuple[tuple[tuple[int, int], int], ...]:
+    """The shapes that multiply every token, `[out, in]`, and how many there are of each: all matrices but the
+    embedding, which serves as the output head where that has none of its own. Of experts, all: it is not known here how
+    many a token is sent to, and those of a batch reach most.
+    """
+    shapes: Counter[tuple[int, int]] = Counter()
+    for name, tensor in loaded.tensors.items():
+        if len(tensor.shape) == 3 and "experts" in name:
+            shapes[tensor.shape[1], tensor.shape[2]] += tensor.shape[0]
+        elif len(tensor.shape) == 2:
+            shapes[tensor.shape[0], tensor.shape[1]] += 1
+    embeddings = [tensor.shape for name, tensor in loaded.tensors.items() if "embed" in name or ".wte." in name]
+    if any(name.startswith(("lm_head", "embed_out")) for name in loaded.tensors) and embeddings:
+        shapes[embeddings[0][0], embeddings[0][-1]] -= 1
+    return tuple((shape, count) for shape, count in shapes.items() if count > 0)
+
+
+def _kind(matrix: Matrix) -> str:
+    """What matrices that are alike have in common: the role, or the name without its numbers."""
+    name = matrix.role or re.sub(r"\d+", "*", matrix.parameter)
+    parts = [word for word, number in (("head", matrix.head), ("expert", matrix.expert)) if number is not None]
+    return " ".join([name, *(f"{word} *" for word in parts)])
+
+
+def _torch_name(dtype: str) -> str:
+    """Of a dtype that arithmetic is done in; fp32 for any other."""
+    name = TORCH_NAMES.get(dtype, "float32")
+    return name if name in ("float64", "float32", "float16", "bfloat16") else "float32"
 
 
 def _planned_search(number: int, step: Step, matrices: Sequence[Matrix], layers: int) -> PlannedSearch:
@@ -199,9 +285,9 @@ def _planned(number: int, step: Step, matrix: Matrix, checkpoint: Checkpoint) ->
             if keep.needs_singular_values
             else keep.rank_for(matrix.shape)
         )
-    element_bytes = checkpoint.tensors[matrix.parameter].element_bytes
+    stored = checkpoint.tensors[matrix.parameter]
     dense = bool(step.factored) and rank is not None and not step.stores_factors(matrix.shape, rank)
-    return PlannedMatrix(number, step.method, matrix, rank, element_bytes, dense)
+    return PlannedMatrix(number, step.method, matrix, rank, stored.element_bytes, _torch_name(stored.dtype), dense)
 
 
 def _rank_without_weights(step: Step, matrix: Matrix) -> int | None:
@@ -214,18 +300,6 @@ def _rank_without_weights(step: Step, matrix: Matrix) -> int | None:
     return full - int(step.parameters["fraction"] * full + 1e-9) if "fraction" in step.parameters else full
 
 
-def _decompositions(method: str) -> float:
-    """The work of a method on a matrix, in singular value decompositions of it; an eigendecomposition of its outputs
-    counts as one, and so does what a search needs.
-    """
-    if method in registered_searches():
-        return 1.0
-    known = registered_methods()[method]
-    if "truncate" in known.engine_arguments:
-        return _SHARE_OF_TRUNCATION
-    return float("svd" in known.engine_arguments or known.trains or (known.takes_keep and bool(known.statistics)))
-
-
 def _count(shape: Sequence[int]) -> int:
     count = 1
     for size in shape:
@@ -233,43 +307,8 @@ def _count(shape: Sequence[int]) -> int:
     return count
 
 
-def _expected_seconds(planned: Sequence[PlannedMatrix]) -> float:
-    work = sum(_decompositions(item.method) * item.parameters_before * min(item.matrix.shape) for item in planned)
-    return work * _seconds_per_unit() if work else 0.0
-
-
-def _seconds_per_unit() -> float:
-    """Seconds per `m n min(m, n)` of a singular value decomposition here, in fp32: the best of three on a 256 x 256
-    matrix.
-    """
-    import numpy
-
-    size = 256
-    matrix = numpy.random.default_rng(0).standard_normal((size, size), dtype=numpy.float32)
-    best = float("inf")
-    for _ in range(3):
-        started = time.perf_counter()
-        numpy.linalg.svd(matrix, full_matrices=False)
-        best = min(best, time.perf_counter() - started)
-    return best / size**3
-
-
-def _expected_peak(matrices: Sequence[PlannedMatrix]) -> int:
-    """One matrix, its copy, its three factors and their product, in fp64 for a method that truncates by what it learns;
-    for statistics, what is held for one group of matrices as well.
-    """
-
-    def one(item: PlannedMatrix) -> int:
-        rows, columns = item.matrix.shape
-        method = described(item.method)
-        truncates = isinstance(method, Search) or method.takes_keep
-        number = _FP64 if truncates and method.statistics else _FP32
-        return number * (4 * rows * columns + min(rows, columns) * (rows + columns + 1))
-
-    return max(map(one, matrices), default=0) + _held_factors(matrices)
-
-
-def _held_factors(matrices: Sequence[PlannedMatrix]) -> int:
+def held_factors(matrices: Sequence[PlannedMatrix]) -> int:
+    """What a pass over the documents holds for statistics, of a group of matrices."""
     from harness_ext.calibration.collect import FACTOR_BYTES, held_bytes
 
     held: Mapping[str, int] = {
@@ -278,45 +317,27 @@ def _held_factors(matrices: Sequence[PlannedMatrix]) -> int:
     return min(max(FACTOR_BYTES, max(held.values(), default=0)), sum(held.values()))
 
 
-def _held_by_training(recipe: Recipe, matrices: Sequence[PlannedMatrix]) -> int:
-    """The most that a training step holds, activations aside: two factors of every matrix in fp32, their gradients and
-    two moments each.
+def held_by_training(step: Step, own: Sequence[PlannedMatrix]) -> int:
+    """What a step that trains its matrices holds, activations aside: two factors of each in fp32, their gradients and
+    two moments each; nothing where it does not train.
     """
-
-    def held(number: int, added: int) -> int:
-        return sum(
-            4 * _FP32 * (min(item.matrix.shape) + added) * sum(item.matrix.shape)
-            for item in matrices
-            if item.step == number
-        )
-
-    return max(
-        (
-            held(number, step.training.added_rank)
-            for number, step in enumerate(recipe.steps)
-            if step.training is not None
-        ),
-        default=0,
-    )
+    if step.training is None:
+        return 0
+    added = step.training.added_rank
+    return sum(4 * _FP32 * (min(item.matrix.shape) + added) * sum(item.matrix.shape) for item in own)
 
 
-def _held_by_search(recipe: Recipe, matrices: Sequence[PlannedMatrix]) -> int:
-    """The most that a search holds: activations of one pass, a few times the widest layer's inputs and outputs; the
-    edits that stand while others are tried; and of its documents no more than `STATE_BYTES`, which short ones do not
-    come near.
+def held_by_search(step: Step, own: Sequence[PlannedMatrix]) -> int:
+    """What a search holds: activations of one pass, a few times the widest layer's inputs and outputs; the edits that
+    stand while others are tried; and of its documents no more than `STATE_BYTES`, which short ones do not come near.
     """
     from harness_ext.search.evaluator import TOKENS_PER_DOCUMENT
 
-    searches = registered_searches()
-
-    def held(number: int, step: Step) -> int:
-        own = [item for item in matrices if item.step == number]
-        assert step.calibration is not None
-        activations = (
-            3 * _FP32 * TOKENS_PER_DOCUMENT * step.calibration.batch_size * max(sum(item.matrix.shape) for item in own)
-        )
-        return activations + (
-            sum(item.parameters_before * item.element_bytes for item in own) if searches[step.method].takes_on else 0
-        )
-
-    return max((held(number, step) for number, step in enumerate(recipe.steps) if step.is_search), default=0)
+    if not step.is_search or not own:
+        return 0
+    assert step.calibration is not None
+    activations = (
+        3 * _FP32 * TOKENS_PER_DOCUMENT * step.calibration.batch_size * max(sum(item.matrix.shape) for item in own)
+    )
+    stand = registered_searches()[step.method].takes_on
+    return activations + (sum(item.parameters_before * item.element_bytes for item in own) if stand else 0)

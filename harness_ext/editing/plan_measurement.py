@@ -1,8 +1,8 @@
-"""What an edit, a statistic and a forward pass take on a device: measured there, on random numbers, when a plan is made.
+"""What an edit, a statistic and a forward pass take on a device: measured there, on random numbers, for a plan.
 
 An edit is the real one, by the code that a run executes: its seconds, and the most bytes that its tensors hold at once.
 A matrix too large for that is measured at two smaller sizes, and the time is carried on as `a m n + b m n min(m, n)`:
-a part for reading, hashing and writing, and a part for decomposing.
+a part for reading, hashing and writing, and a part for decomposing, of methods that decompose.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from harness_ext.calibration.cache import StatisticsCache
 from harness_ext.calibration.context import EditableModel, StepContext
+from harness_ext.calibration.sinks import sink_tokens
 from harness_ext.editing.edit_matrix import edit_matrix
 from harness_ext.errors import UserError, VariantFailed
 from harness_ext.linalg.decompose import Decomposer
 from harness_ext.methods import registered_methods
 from harness_ext.methods.registry import RANKED, SEARCHED, TRAINED, TRIED
 from harness_ext.methods.statistic_registry import SinkTokens, statistics_among
+from harness_ext.model.digests import tensor_digest
 from harness_ext.model.layout import Matrix
 from harness_ext.model.weights import Weights
 from harness_ext.progress import Progress
@@ -36,8 +38,10 @@ if TYPE_CHECKING:
 Shape = tuple[int, int]
 FIRST_SIDE = 96
 """The smaller side of the first matrix that is measured; the next have twice of it."""
-PATIENCE_SECONDS = 1.0
+PATIENCE_SECONDS = 2.0
 """What is measured of one kind of matrix is no longer doubled where the next would take longer than this."""
+MEASURED_SECONDS = 0.1
+MOST_ATTEMPTS = 50
 _NAME = "layer.weight"
 _DOCUMENTS = 4
 
@@ -90,15 +94,22 @@ def _measured_edit(about: str, key: str, shape: Shape, dtype: str, device: str, 
         if tried == shape or found[-1].seconds * 8 > PATIENCE_SECONDS:
             break
         side *= 2
-    return _carried_on(found, shape)
+    return _carried_on(found, shape, decomposes=_decomposes(hidden.step.method))
 
 
-def _carried_on(found: list[_Measured], shape: Shape) -> MeasuredEdit:
+def _decomposes(name: str) -> bool:
+    method = registered_methods()[name]
+    return bool({"svd", "truncate", "keep", "remember"} & method.engine_arguments) or method.rank_from_weights
+
+
+def _carried_on(found: list[_Measured], shape: Shape, *, decomposes: bool) -> MeasuredEdit:
     last = found[-1]
     if last.shape == shape:
         return MeasuredEdit(last.seconds, last.bytes, True)
     square, cube = _square(shape), _cube(shape)
     share = square / _square(last.shape)
+    if not decomposes:
+        return MeasuredEdit(last.seconds * share, last.bytes * share, False)
     if len(found) == 1:
         return MeasuredEdit(last.seconds * cube / _cube(last.shape), last.bytes * share, False)
     before = found[-2]
@@ -132,28 +143,33 @@ def _scaled_step(step: Step, key: str, shape: Shape, tried: Shape) -> Step:
         return step
     keep = step.keep.of(key)
     if keep.rank is not None:
-        keep = keep.model_copy(update={"rank": min(min(tried), round(keep.rank * min(tried) / min(shape)))})
+        keep = keep.model_copy(update={"rank": min(*tried, round(keep.rank * min(tried) / min(shape)))})
     return step.model_copy(update={"keep": keep})
 
 
 def _one_edit(step: Step, shape: Shape, dtype: str, device: str) -> _Measured:
-    """The better of two, so that nothing is made ready for the first time in it; then the bytes of a third."""
-    seconds = []
-    held = 0
-    for attempt in range(3):
-        weight = _weight(shape, dtype, device)
-        statistics = _statistics(step, shape, device)
-        with TemporaryDirectory() as scratch:
-            context = _context(step, weight, Path(scratch))
-            if attempt < 2:
-                started = time.perf_counter()
-                _edited(context, shape, statistics)
-                seconds.append(time.perf_counter() - started)
-                if seconds[0] > PATIENCE_SECONDS / 2:
-                    continue
-            else:
-                held = live_bytes(lambda: _edited(context, shape, statistics))  # noqa: B023 - called here and now
-    return _Measured(shape, min(seconds), held)
+    """The mean of some, after one that makes things ready; then the bytes."""
+    seconds: list[float] = []
+    while len(seconds) < 2 or (len(seconds) < MOST_ATTEMPTS and sum(seconds[1:]) < MEASURED_SECONDS):
+        seconds.append(_of_fresh(step, shape, dtype, device, _seconds_of))
+    mean = sum(seconds[1:]) / len(seconds[1:])
+    return _Measured(shape, mean, int(_of_fresh(step, shape, dtype, device, live_bytes)))
+
+
+def _of_fresh(
+    step: Step, shape: Shape, dtype: str, device: str, measure: Callable[[Callable[[], object]], float]
+) -> float:
+    """What a measure says of the edit of a fresh matrix."""
+    statistics = _statistics(step, shape, device)
+    with TemporaryDirectory() as scratch:
+        context = _context(step, _weight(shape, dtype, device), Path(scratch))
+        return measure(lambda: _edited(context, shape, statistics))
+
+
+def _seconds_of(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
 
 
 def _edited(context: StepContext, shape: Shape, statistics: Mapping[str, Tensor]) -> None:
@@ -250,7 +266,7 @@ def _update(statistic: Any, use: str, inputs: Tensor, gradients: Tensor) -> None
         statistic.update(inputs, gradients, first if use == "alone" else real)
 
 
-class Batch(NamedTuple):
+class BatchSize(NamedTuple):
     """A batch of calibration documents."""
 
     documents: int
@@ -258,13 +274,13 @@ class Batch(NamedTuple):
 
 
 @cache
-def gathering_seconds(names: frozenset[str], shape: Shape, batch: Batch, device: str) -> float:
+def gathering_seconds(names: frozenset[str], shape: Shape, batch: BatchSize, device: str) -> float:
     """What the statistics of one matrix take of a pass, for one batch; smaller matrices stand for large ones."""
     import torch
 
     tried = _scaled(shape, 512) if min(shape) > 1024 else shape
     inputs, gradients = _activations(tried, batch.documents, min(batch.tokens, 128), device)
-    total = 0.0
+    total = _timed(lambda: _looked_at(inputs, gradients), device)
     for item in statistics_among(names):
         rank = min(tried)
         svd: Svd | Any = _factors(tried, rank, device) if item.needs_components else None
@@ -272,6 +288,17 @@ def gathering_seconds(names: frozenset[str], shape: Shape, batch: Batch, device:
         with torch.no_grad():
             total += _timed(lambda: _update(statistic, item.sinks, inputs, gradients), device)  # noqa: B023 - at once
     return total * _square(shape) / _square(tried) * max(1.0, batch.tokens / 128)
+
+
+def _looked_at(inputs: Tensor, outputs: Tensor) -> None:
+    """What the pass itself does with what it sees of a matrix: it finds sinks, twice, and sizes of outputs."""
+    import torch
+
+    real = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
+    for _ in range(2):
+        sinks = sink_tokens(inputs, real, real).every
+    norms = outputs.float().norm(dim=-1).double()
+    float(norms[real].sum()), float(norms[real & ~sinks].sum()), int(real.sum())
 
 
 def _factors(shape: Shape, rank: int, device: str) -> Svd:
@@ -297,34 +324,84 @@ def product_seconds(shape: Shape, tokens: int, dtype: str, device: str) -> float
     return seconds * _square(shape) / (rows * columns) * tokens / some
 
 
+class HostSeconds(NamedTuple):
+    """What a forward pass takes beside its products: once, and for each decoder layer. document: to turn one into
+    tokens, which every pass does.
+    """
+
+    once: float
+    layer: float
+    document: float
+
+
 @cache
-def layer_seconds(dtype: str, device: str) -> float:
-    """What a decoder layer takes beside its products: the calls of its modules, with next to no numbers in them."""
+def host_seconds(dtype: str, device: str) -> HostSeconds:
+    """The calls of modules with next to no numbers in them, and a tokenizer of few words."""
+    one, four = (_tiny_forward(layers, dtype, device) for layers in (1, 4))
+    layer = max(0.0, (four - one) / 3)
+    return HostSeconds(max(0.0, one - layer), layer, _tokenising_seconds())
+
+
+def _tiny_forward(layers: int, dtype: str, device: str) -> float:
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "vocab_size": 32}
-    model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=4, **sizes)).to(dtype=getattr(torch, dtype), device=device)
+    config = AutoConfig.for_model("llama", num_hidden_layers=layers, **sizes)
+    model = AutoModelForCausalLM.from_config(config).to(dtype=getattr(torch, dtype), device=device).eval()
     tokens = torch.zeros(4, 8, dtype=torch.long, device=device)
+    mask = torch.ones_like(tokens)
+    mask[0, 0] = 0
+
+    def loss() -> None:
+        logits = model(input_ids=tokens, attention_mask=mask).logits
+        logits.float().log_softmax(-1)[:, :-1].gather(-1, tokens[:, 1:, None]).sum().item()
+
     with torch.no_grad():
-        return _timed(lambda: model(tokens), device) / 4
+        return _timed(loss, device)
+
+
+def _tokenising_seconds() -> float:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"w{number}": number for number in range(32)}
+    made = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made)
+    text = " ".join(words)
+    # lm-eval encodes the prompt, and the prompt with its answer.
+    return _timed(lambda: [tokenizer.encode(text) for _ in range(2 * 50)], "cpu") / 50
+
+
+@cache
+def hashing_seconds_per_byte() -> float:
+    """What a digest of weights takes."""
+    import torch
+
+    size = 1 << 22
+    value = torch.zeros(size, dtype=torch.uint8)
+    return _timed(lambda: tensor_digest(value), "cpu") / size
 
 
 def _timed(work: Callable[[], object], device: str) -> float:
-    """The best of three, after one that makes things ready."""
+    """The mean of some, after one that makes things ready: what else the machine does now, it will do then."""
     import torch
 
-    best = float("inf")
-    for attempt in range(4):
+    def run() -> float:
         started = time.perf_counter()
         work()
         if device.startswith("cuda"):
             torch.cuda.synchronize()
-        seconds = time.perf_counter() - started
-        best = min(best, seconds) if attempt else best
-        if attempt and seconds > PATIENCE_SECONDS / 4:
-            break
-    return best
+        return time.perf_counter() - started
+
+    first = run()
+    if first > PATIENCE_SECONDS / 2:
+        return first
+    seconds: list[float] = []
+    while sum(seconds) < MEASURED_SECONDS:
+        seconds.append(run())
+    return sum(seconds) / len(seconds)
 
 
 def live_bytes(work: Callable[[], object]) -> int:
@@ -337,15 +414,20 @@ def live_bytes(work: Callable[[], object]) -> int:
     held: dict[int, tuple[Any, int]] = {}
     peak = 0
 
+    def storages(values: Any) -> list[Any]:
+        found = [value for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
+        return [value.untyped_storage() for value in found if value.device.type != "meta"]
+
     class Watching(TorchDispatchMode):
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             nonlocal peak
             made = function(*args, **(kwargs or {}))
             for key in [key for key, (reference, _) in held.items() if reference.expired()]:
                 del held[key]
-            for value in tree_leaves(made):
-                if isinstance(value, torch.Tensor) and value.device.type != "meta":
-                    storage = value.untyped_storage()
+            # What was there before, such as the model's weights, shows up again in views of it.
+            given = {storage._cdata for storage in storages((args, kwargs))}
+            for storage in storages(made):
+                if storage._cdata not in given:
                     held.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
             peak = max(peak, sum(size for _, size in held.values()))
             return made

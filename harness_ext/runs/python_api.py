@@ -107,14 +107,15 @@ def plan(recipe: AnyRecipe, *, pretrained: str, **model_args: Any) -> Plan:
     from harness_ext.lm_eval_adapter.admission import check_all
     from harness_ext.runs.run_config import resolve_demo
 
+    tokens = model_args.pop("tokens", None)
     _check_model_args("plan", model_args)
     checked = load_recipe(recipe)
     arguments = resolve_demo("hf", {**model_args, "pretrained": pretrained})
     check_all(arguments, [checked])
-    return plan_from_headers(checked, arguments)
+    return plan_from_headers(checked, arguments, tokens)
 
 
-def plan_from_headers(recipe: Recipe, model_args: Mapping[str, Any]) -> Plan:
+def plan_from_headers(recipe: Recipe, model_args: Mapping[str, Any], tokens: int | None = None) -> Plan:
     """`plan`, for arguments as a command gives them: with `pretrained`, and not checked. Raises UserError."""
     from harness_ext.editing import plan as planning
     from harness_ext.model.checkpoint import read_checkpoint
@@ -128,7 +129,7 @@ def plan_from_headers(recipe: Recipe, model_args: Mapping[str, Any]) -> Plan:
         str(arguments["pretrained"]), str(arguments.get("revision") or "main"), str(arguments.get("subfolder") or "")
     )
     check_headers(checkpoint)
-    return planning.plan(recipe, checkpoint)
+    return planning.plan(recipe, checkpoint, str(arguments.get("device") or "cpu"), tokens or planning.TOKENS)
 
 
 def apply(

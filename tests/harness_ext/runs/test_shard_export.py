@@ -166,6 +166,15 @@ def test_checkpoints_as_they_are_found(make_model, change: Callable[[Tensors], T
     assert_equal(*exported_both_ways(SVD, rewritten(make_model("llama"), change), tmp_path))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["laser", "svd:keep.rank_fraction=0.1,matrices=[k_proj]", "noise:layers=[3]"])
+def test_a_trained_model(smollm2: Path, recipe: str, tmp_path: Path) -> None:
+    by_shards, plain = tmp_path / "by-shards", tmp_path / "plain"
+    harness_ext.export(recipe, by_shards, pretrained=str(smollm2), shards=True)
+    harness_ext.export(recipe, plain, pretrained=str(smollm2), shards=False)
+    assert_equal(by_shards, plain)
+
+
 # The choice
 
 

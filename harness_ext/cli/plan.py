@@ -1,0 +1,189 @@
+"""How `lm_eval recipes plan` tells a plan: in lines, and as plain data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness_ext.editing.plan import Plan, PlannedGroup, PlannedSearch
+    from harness_ext.editing.plan_estimate import EstimatedStep, PlanEstimate
+    from harness_ext.recipe.recipe import Recipe
+
+
+def sinks_in(recipe: Recipe) -> str:
+    """In which of its statistics sink tokens are counted, and which they are left out of; empty where it has none."""
+    from harness_ext.methods.registry import sink_use
+    from harness_ext.recipe.schema import described
+
+    use = sink_use({name for step in recipe.steps for name in described(step.method).statistics})
+    return "; ".join(
+        f"{word} ({', '.join(name for name in use if use[name] == word)})" for word in dict.fromkeys(use.values())
+    )
+
+
+def plan_data(planned: Plan, name: str) -> dict[str, Any]:
+    """A plan as JSON has it. name: of the model, as the user gave it."""
+    estimate = planned.estimate
+    return {
+        "recipe": {"label": planned.recipe.label, "recipe_id": planned.recipe.recipe_id},
+        "model": {"name": name, "model_type": planned.model_type, "dtype": planned.dtype, "layers": planned.layers},
+        "device": planned.device,
+        "tokens_per_document": planned.tokens,
+        "roles_inferred": planned.inferred,
+        "matrices": [{**group._asdict(), "shape": list(group.shape)} for group in planned.groups],
+        "parameters": {"before": planned.parameters, "after": planned.parameters_after},
+        "bytes": {"before": planned.stored_bytes, "after": planned.bytes_after},
+        "seconds": {
+            "expected": estimate.seconds,
+            "low": estimate.low,
+            "high": estimate.high,
+            "hashing": estimate.hashing_seconds,
+        },
+        "peak_bytes": estimate.peak_bytes,
+        "steps": [
+            {**step._asdict(), "seconds": step.seconds, "passes": step.passes._asdict()} for step in estimate.steps
+        ],
+        "searches": [vars(search) for search in planned.searches],
+    }
+
+
+def plan_lines(planned: Plan, name: str) -> Iterable[str]:
+    """A plan for the terminal. name: of the model, as the user gave it."""
+    from harness_ext.model.layout import inferred_note
+
+    yield f"{planned.recipe.label} on {name} ({planned.model_type}, {planned.parameters:,} parameters)"
+    yield ""
+    if not planned.matrices:
+        yield "  nothing is edited"
+        return
+    if planned.inferred:
+        yield f"  {inferred_note(planned.model_type)}"
+        yield ""
+    yield from _groups(planned)
+    yield ""
+    yield from _sizes(planned)
+    yield from _costs(planned, planned.estimate)
+    unknown = sum(item.rank_after is None for item in planned.matrices)
+    if unknown:
+        yield (
+            f"  ranks of {_matrices(unknown)} follow from their values or the calibration, and are known when the"
+            " recipe runs"
+        )
+
+
+def _groups(planned: Plan) -> Iterable[str]:
+    """A line for matrices that are alike; where the recipe has several steps, under the step's method."""
+    groups = planned.groups
+    width = max(len("matrices"), *(len(_counted(group)) for group in groups))
+    several = len({group.step for group in groups}) > 1
+    step = None
+    yield f"  {'matrices'.ljust(width)}  {'shape':>13}  {'rank':>14}  {'parameters of one':>25}"
+    for group in groups:
+        if several and group.step != step:
+            step = group.step
+            yield f"  step {step}: {group.method}"
+        before = group.shape[0] * group.shape[1]
+        after = before if group.rank_after is None else min(before, group.rank_after * sum(group.shape))
+        yield (
+            f"  {_counted(group).ljust(width)}  {'{} x {}'.format(*group.shape):>13}  {_rank(group):>14} "
+            f" {_change(before, after):>25}"
+        )
+
+
+def _counted(group: PlannedGroup) -> str:
+    return f"{group.number} x {group.what}"
+
+
+def _sizes(planned: Plan) -> Iterable[str]:
+    if shared := len({item.matrix.parameter for item in planned.matrices if item.matrix.also}):
+        yield f"  shared      {_matrices(shared)} by several layers, each edited once for all of them"
+    at_most = " at most" if any(item.rank_after is None for item in planned.matrices) else ""
+    yield (
+        f"  parameters {at_most} {_change(planned.parameters, planned.parameters_after)}"
+        f" ({planned.parameters_after / planned.parameters:.1%}), {_stored(planned.recipe)}"
+    )
+    yield f"  bytes       {_change(planned.stored_bytes, planned.bytes_after)}"
+
+
+def _stored(recipe: Recipe) -> str:
+    """How the edited matrices are kept."""
+    factored = {step.factored for step in recipe.steps}
+    if False in factored:
+        return "if stored as factors where that is smaller"
+    return f"computed as two low-rank layers where that is {'faster' if True in factored else 'smaller'}"
+
+
+def _costs(planned: Plan, estimate: PlanEstimate) -> Iterable[str]:
+    between = f"{_duration(estimate.low)} to {_duration(estimate.high)}"
+    yield (
+        f"  time        about {_duration(estimate.seconds)} ({between}) on {planned.device} for"
+        f" {_matrices(len(planned.matrices))}; loading and scoring are not counted"
+    )
+    yield f"  memory      about {_bytes(estimate.peak_bytes)} beyond the loaded model"
+    for search in planned.searches:
+        yield _searching(search)
+    for step in estimate.steps:
+        if step.documents:
+            yield _calibrating(step, planned)
+    if sinks := sinks_in(planned.recipe):
+        yield f"  sink tokens {sinks}"
+    if planned.training_epochs:
+        yield f"  training    {planned.training_epochs} epochs over them"
+
+
+def _searching(search: PlannedSearch) -> str:
+    return (
+        f"  search      at most {search.trials} {'trial' if search.trials == 1 else 'trials'} among"
+        f" {_matrices(search.matrices)} on {search.documents} documents: at most {math.ceil(search.passes)} passes"
+        " of the whole model over them; it edits what it finds"
+    )
+
+
+def _calibrating(step: EstimatedStep, planned: Plan) -> str:
+    passes = step.passes
+    backward = f" and {_number(passes.backward)} backward" if passes.backward else ""
+    return (
+        f"  calibration {step.documents} documents of {planned.tokens} tokens:"
+        f" {'at most ' if passes.at_most else ''}{_passes(passes.forward)} forward{backward},"
+        f" {_duration(step.calibrating_seconds)}"
+    )
+
+
+def _number(passes: float) -> str:
+    return f"{passes:.0f}" if passes >= 10 or passes == int(passes) else f"{passes:.1f}"
+
+
+def _passes(passes: float) -> str:
+    return f"{_number(passes)} {'pass' if passes == 1 else 'passes'}"
+
+
+def _matrices(count: int) -> str:
+    return "1 matrix" if count == 1 else f"{count} matrices"
+
+
+def _rank(group: PlannedGroup) -> str:
+    return f"{min(group.shape)} -> {'?' if group.rank_after is None else group.rank_after}"
+
+
+def _change(before: int, after: int) -> str:
+    return f"{before:,}" if before == after else f"{before:,} -> {after:,}"
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{max(seconds, 0.01):.2f} s"
+        if seconds < 10
+        else f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+    )
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError("unreachable")

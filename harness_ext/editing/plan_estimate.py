@@ -1,0 +1,227 @@
+"""What a plan expects to take: passes over the documents, seconds and bytes, from measurements on the device that will
+do it (`plan_measurement`).
+
+How many passes a step makes is said in `passes_of` alone, and what it holds beside its edits in `held_of` alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, NamedTuple
+
+from harness_ext.calibration.contrast_pairs import contrast_set
+from harness_ext.editing.plan_measurement import (
+    BatchSize,
+    Shape,
+    gathering_seconds,
+    hashing_seconds_per_byte,
+    host_seconds,
+    measured_edit,
+    product_seconds,
+)
+from harness_ext.methods import registered_methods
+from harness_ext.methods.search_registry import registered_searches
+from harness_ext.methods.statistic_registry import statistics_among
+from harness_ext.recipe.recipe import parse_recipe
+from harness_ext.recipe.schema import described
+
+if TYPE_CHECKING:
+    from harness_ext.editing.plan import Plan, PlannedMatrix
+    from harness_ext.recipe.schema import Step
+
+_FP32 = 4
+CONTRAST_BATCH = 16
+# A backward pass, without gradients of weights, as a multiple of the forward pass, its bookkeeping included: measured
+# on the embedded model and SmolLM2.
+_BACKWARD = 3.0
+# How far the time may be off, as a factor: measured at the very shapes, carried on from smaller ones, of passes over
+# documents, whose real lengths nobody knows yet, and of trials, which are given up early.
+_SURE, _CARRIED_ON, _PASSES, _TRIALS = 1.5, 2.0, 2.0, 3.0
+# Of the passes that a search may make at most, what those on the embedded model made.
+_USUAL = 0.6
+
+
+class Passes(NamedTuple):
+    """Over the documents of a step, in passes through the whole model. gathering: how many times the statistics of
+    every matrix are gathered. at_most: whether trials may end it earlier.
+    """
+
+    forward: float = 0.0
+    backward: float = 0.0
+    gathering: float = 0.0
+    at_most: bool = False
+
+
+class EstimatedStep(NamedTuple):
+    """One step. editing_seconds: of the edits. calibrating_seconds: of the passes, in training and searches too. low,
+    high: of both together. documents: in a pass. peak_bytes: beyond the loaded model.
+    """
+
+    step: int
+    method: str
+    editing_seconds: float
+    calibrating_seconds: float
+    low: float
+    high: float
+    passes: Passes
+    documents: int
+    peak_bytes: int
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.editing_seconds + self.calibrating_seconds
+
+
+class PlanEstimate(NamedTuple):
+    """A recipe on a model. seconds lie between low and high. hashing_seconds: of them, for the digest of the weights
+    that the receipt has.
+    """
+
+    steps: tuple[EstimatedStep, ...]
+    hashing_seconds: float
+    seconds: float
+    low: float
+    high: float
+    peak_bytes: int
+
+
+def estimated(plan: Plan) -> PlanEstimate:
+    """What a plan will take. Raises UserError where its device cannot be used."""
+    steps = tuple(_estimated_step(plan, number, step) for number, step in enumerate(plan.recipe.steps))
+    hashing = plan.stored_bytes * hashing_seconds_per_byte() if steps else 0.0
+    return PlanEstimate(
+        steps,
+        hashing,
+        hashing + sum(step.seconds for step in steps),
+        hashing / _SURE + sum(step.low for step in steps),
+        hashing * _SURE + sum(step.high for step in steps),
+        max((step.peak_bytes for step in steps), default=0),
+    )
+
+
+def passes_of(plan: Plan, number: int, step: Step) -> Passes:
+    """How often a step goes over its documents."""
+    from harness_ext.calibration.collect import groups
+    from harness_ext.editing.learning import stages
+    from harness_ext.search.ablation_prune import most_trials
+
+    if step.is_search:
+        found = next(search for search in plan.searches if search.step == number)
+        statistics = registered_searches()[step.method].statistics
+        gradients = any(item.needs_gradients for item in statistics_among(statistics))
+        # What goes by second moments gathers them again for the step that it found.
+        gathering = 2.0 if "input_second_moment" in statistics else float(bool(statistics))
+        return Passes(found.passes, float(gradients), gathering, at_most=found.trials > 1)
+    method, matrices = registered_methods()[step.method], [item.matrix for item in _own(plan, number)]
+    gradients = any(item.needs_gradients for item in statistics_among(method.gathered))
+    if not method.statistics:
+        return Passes()
+    # The loss of the documents before and after.
+    around = 2.0 if step.calibration is not None else 0.0
+    if step.training is not None:
+        # Through two factors of full rank each, with gradients of both.
+        return Passes(around + 2.0 * step.training.epochs, 2.0 * step.training.epochs)
+    if step.search is not None:
+        rounds = float(step.search.rounds)
+        removals = rounds * 2 * step.search.at_once
+        return Passes(around + rounds + removals, rounds, rounds, at_most=True)
+    if step.sequential:
+        layers = max(1, plan.layers)
+        once = sum(((run[0].layer or 0) + 1) / layers for run in stages(matrices))
+        return Passes(around + once, once * gradients, 1.0)
+    once = float(sum(1 for _ in groups(matrices, method.gathered)))
+    tried = float(most_trials(len(matrices))) if method.tries else 0.0
+    return Passes(around + once + tried, once * gradients, 1.0, at_most=method.tries)
+
+
+def held_of(plan: Plan, number: int, step: Step) -> int:
+    """What a step holds beside its edits: statistics of a group of matrices, activations of a batch with the logits of
+    its tokens, factors in training, and the states and standing edits of a search.
+    """
+    from harness_ext.editing.plan import held_by_search, held_by_training, held_factors
+
+    own = _own(plan, number)
+    tokens = _batch(plan, step).documents * plan.tokens
+    widest = max((sum(item.matrix.shape) for item in own), default=0)
+    logits = 2 * _FP32 * tokens * max((shape[0] for shape, _ in plan.products), default=0)
+    learns = step.calibration is not None or step.contrast is not None
+    activations = logits + 3 * _FP32 * tokens * widest if learns else 0
+    return activations + held_factors(own) + held_by_training(step, own) + held_by_search(step, own)
+
+
+def _own(plan: Plan, number: int) -> list[PlannedMatrix]:
+    return [item for item in plan.matrices if item.step == number]
+
+
+def _documents(step: Step) -> int:
+    if step.calibration is not None:
+        return step.calibration.samples
+    return len(contrast_set(step.contrast).documents) if step.contrast is not None else 0
+
+
+def _batch(plan: Plan, step: Step) -> BatchSize:
+    size = step.calibration.batch_size if step.calibration is not None else CONTRAST_BATCH
+    return BatchSize(min(size, max(1, _documents(step))), plan.tokens)
+
+
+def _estimated_step(plan: Plan, number: int, step: Step) -> EstimatedStep:
+    own = _own(plan, number)
+    kinds = Counter((item.matrix.shape, item.dtype) for item in own)
+    first = {item.matrix.shape: item.matrix.key for item in own}
+    edit, times = _edit_of(step)
+    edits = {kind: measured_edit(edit, first[kind[0]], *kind, plan.device) for kind in kinds}
+    editing = times * sum(count * edits[kind].seconds for kind, count in kinds.items())
+    passes = passes_of(plan, number, step)
+    calibrating = _calibrating_seconds(plan, step, kinds, passes) * (_USUAL if passes.at_most else 1)
+    sure = _SURE if all(item.exact for item in edits.values()) else _CARRIED_ON
+    by_passes = _TRIALS if passes.at_most else _PASSES
+    return EstimatedStep(
+        step=number,
+        method=step.method,
+        editing_seconds=editing,
+        calibrating_seconds=calibrating,
+        low=editing / sure + calibrating / by_passes,
+        high=editing * sure + calibrating * by_passes,
+        passes=passes,
+        documents=_documents(step),
+        peak_bytes=round(max((item.bytes for item in edits.values()), default=0)) + held_of(plan, number, step),
+    )
+
+
+def _edit_of(step: Step) -> tuple[Step, int]:
+    """The step whose edit of every matrix takes as long as what a step does to each, and how many times. A search
+    decomposes what it tries; one that goes by second moments does so by them, and again for what it found.
+    """
+    if not step.is_search:
+        return step, 1
+    by_moments = "input_second_moment" in registered_searches()[step.method].statistics
+    return parse_recipe("svd-llm" if by_moments else "svd").steps[0], 2 if by_moments else 1
+
+
+def _calibrating_seconds(plan: Plan, step: Step, kinds: Counter[tuple[Shape, str]], passes: Passes) -> float:
+    documents = _documents(step)
+    if not documents:
+        return 0.0
+    batch = _batch(plan, step)
+    batches = -(-documents // batch.documents)
+    host = host_seconds(plan.dtype, plan.device)
+    forward = (
+        host.once
+        + plan.layers * host.layer
+        + sum(
+            count * product_seconds(shape, batch.documents * batch.tokens, plan.dtype, plan.device)
+            for shape, count in plan.products
+        )
+    )
+    method = described(step.method)
+    names = frozenset(method.statistics) if step.is_search else registered_methods()[step.method].gathered
+    gathering = (
+        sum(count * gathering_seconds(names, shape, batch, plan.device) for (shape, _), count in kinds.items())
+        if names and passes.gathering
+        else 0.0
+    )
+    passing = batches * (forward * (passes.forward + _BACKWARD * passes.backward) + gathering * passes.gathering)
+    # A search and a training turn their documents into tokens once.
+    readings = 1.0 if step.is_search or step.training is not None else min(passes.forward, 3.0)
+    return passing + documents * host.document * readings

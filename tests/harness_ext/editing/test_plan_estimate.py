@@ -1,0 +1,144 @@
+"""What plans expect to take, against what applying takes; and how they are told."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from harness_ext.editing.plan import TOKENS, plan
+from harness_ext.editing.plan_measurement import MeasuredEdit, _carried_on, _Measured, live_bytes, measured_edit
+from harness_ext.errors import UserError
+from harness_ext.methods import registered_methods
+from harness_ext.model.checkpoint import read_checkpoint
+from harness_ext.recipe.recipe import parse_recipe, shipped_names
+
+DATA_FREE = ("svd:keep.rank=3", "laser", "magnitude", "noise", "random-subspace", "identity", "bottom-k")
+
+
+def no_documents(calibration):
+    pytest.fail("no document was to be asked for")
+
+
+@pytest.mark.parametrize("recipe", DATA_FREE)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_memory_is_what_the_edits_hold(make_lm, make_model, recipe: str, dtype: str) -> None:
+    planned = plan(parse_recipe(recipe), read_checkpoint(str(make_model("llama", dtype=dtype))))
+    lm = make_lm("llama", dtype=dtype)
+    held = live_bytes(lambda: lm.apply(parse_recipe(recipe), no_documents))
+    # The largest matrix has 960 numbers; next to it, a generator's state and the like count.
+    assert held / 1.5 - 4096 < planned.peak_bytes < 1.5 * held + 4096
+
+
+def test_live_bytes_are_those_held_at_once_and_not_what_was_there() -> None:
+    given = torch.ones(1000)
+
+    def work() -> None:
+        for _ in range(5):
+            doubled = given.view(10, 100).double()
+            del doubled
+        held = given * 2
+        held.add_(1)
+
+    assert live_bytes(work) == 8000
+
+
+def test_time_is_carried_on_by_square_and_cube() -> None:
+    def seconds(shape: tuple[int, int]) -> float:
+        return 2e-9 * shape[0] * shape[1] + 3e-12 * shape[0] * shape[1] * min(shape)
+
+    shapes, full = ((128, 256), (256, 512)), (4096, 8192)
+    found = [_Measured(shape, seconds(shape), 4 * shape[0] * shape[1]) for shape in shapes]
+    carried = _carried_on(found, full, decomposes=True)
+    assert carried.seconds == pytest.approx(seconds(full)) and not carried.exact
+    assert carried.bytes == 4 * full[0] * full[1]
+    by_square = _carried_on(found, full, decomposes=False)
+    assert by_square.seconds == pytest.approx(seconds(shapes[1]) * 256)
+    exact = _carried_on([*found, _Measured(full, 1.0, 5)], full, decomposes=True)
+    assert exact == MeasuredEdit(1.0, 5, True)
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_names() if name != "baseline"])
+def test_every_shipped_recipe_can_be_estimated(make_model, name: str) -> None:
+    estimate = plan(parse_recipe(name), read_checkpoint(str(make_model("llama")))).estimate
+    assert 0 < estimate.low < estimate.seconds < estimate.high and estimate.peak_bytes > 0
+    for step in estimate.steps:
+        learns = step.documents > 0
+        assert learns == (step.passes.forward > 0) == (step.calibrating_seconds > 0)
+
+
+def test_an_edit_of_a_step_is_measured_on_its_own_shape() -> None:
+    step = parse_recipe("svd:keep.rank=40").steps[0]
+    small = measured_edit(step, "x.weight", (48, 80), "float32", "cpu")
+    assert small.exact and small.bytes > 4 * 48 * 80
+    assert registered_methods()[step.method].takes_keep
+
+
+def test_matrices_that_are_alike_are_one_group(make_model) -> None:
+    planned = plan(
+        parse_recipe("svd:keep.rank_fraction=0.5,matrices=[attn, 'model.embed_tokens.weight']"),
+        read_checkpoint(str(make_model("llama"))),
+    )
+    found = {group.what: (group.number, group.shape, group.rank_after) for group in planned.groups}
+    assert found == {
+        "model.embed_tokens.weight": (1, (43, 24), 12),
+        "q_proj": (3, (24, 24), 12),
+        "k_proj": (3, (12, 24), 6),
+        "v_proj": (3, (12, 24), 6),
+        "o_proj": (3, (24, 24), 12),
+    }
+    assert sum(group.number for group in planned.groups) == len(planned.matrices)
+
+
+def test_experts_are_counted_not_listed(lm_eval, make_model) -> None:
+    ran = lm_eval("recipes", "plan", "svd:matrices=[experts]", "--model_args", f"pretrained={make_model('mixtral')}")
+    assert ran.code == 0, ran.err
+    (line,) = [line for line in ran.out.splitlines() if "gate_proj" in line]
+    assert line.split()[:5] == ["12", "x", "gate_proj", "expert", "*"]
+
+
+def test_json_has_what_the_lines_say(lm_eval) -> None:
+    asked = ("recipes", "plan", "svd-llm:keep.rank=2", "--model_args", "pretrained=demo", "--tokens", "12")
+    lines, ran = lm_eval(*asked), lm_eval(*asked, "--json")
+    assert ran.code == 0 == lines.code, ran.err
+    data = json.loads(ran.out)
+    assert data["device"] == "cpu" and data["tokens_per_document"] == 12
+    assert data["seconds"]["low"] < data["seconds"]["expected"] < data["seconds"]["high"]
+    (step,) = data["steps"]
+    assert (step["documents"], step["method"]) == (256, "feature_space")
+    assert data["parameters"]["after"] < data["parameters"]["before"]
+    for group in data["matrices"]:
+        assert f"{group['number']} x {group['what']}" in lines.out
+    assert "256 documents of 12 tokens" in lines.out and "beyond the loaded model" in lines.out
+
+
+def test_searches_are_planned_too(lm_eval) -> None:
+    ran = lm_eval("recipes", "plan", "laser-search", "--model_args", "pretrained=demo", "--json")
+    data = json.loads(ran.out)
+    assert data["searches"][0]["trials"] == 48 and data["steps"][0]["passes"]["at_most"]
+    assert data["steps"][0]["calibrating_seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--device", "nowhere"), "--device nowhere cannot be used here"),
+        (("--tokens", "0"), "--tokens 0 must be 1 or more"),
+    ],
+)
+def test_mistakes(lm_eval, arguments: tuple[str, ...], words: str) -> None:
+    ran = lm_eval("recipes", "plan", "svd", "--model_args", "pretrained=demo", *arguments)
+    assert ran.code == 2 and words in ran.err and "Traceback" not in ran.err
+
+
+def test_a_device_that_is_not_there_is_told(make_model) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    planned = plan(parse_recipe("svd"), read_checkpoint(str(make_model("llama"))), "cuda")
+    with pytest.raises(UserError, match="--device cuda cannot be used here"):
+        _ = planned.seconds
+
+
+def test_the_help_names_the_default(lm_eval) -> None:
+    assert f"(default: {TOKENS})" in lm_eval("recipes", "plan", "--help").out
