@@ -39,8 +39,8 @@ TOKENS = 64
 @dataclass(frozen=True)
 class PlannedMatrix:
     """One matrix of one step. rank_after: None where only the weights or the calibration can tell. element_bytes: of a
-    number as stored; dtype: its kind, by torch's name. stays_dense: whether the step computes it dense, though it computes
-    others as factors.
+    number as stored; dtype: its kind, by torch's name. stays_dense: whether the step computes it dense, though it
+    computes others as factors.
     """
 
     step: int
