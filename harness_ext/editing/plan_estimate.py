@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
+from harness_ext.calibration.batches import TOKENS_WITH_GRADIENTS
 from harness_ext.calibration.contrast_pairs import contrast_set
+from harness_ext.editing.learning import stages
 from harness_ext.editing.plan_measurement import (
     BatchSize,
     Shape,
@@ -26,7 +28,10 @@ from harness_ext.recipe.recipe import parse_recipe
 from harness_ext.recipe.schema import described
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from harness_ext.editing.plan import Plan, PlannedMatrix
+    from harness_ext.model.layout import Matrix
     from harness_ext.recipe.schema import Step
 
 _FP32 = 4
@@ -37,19 +42,23 @@ _BACKWARD = 3.0
 # How far the time may be off, as a factor: measured at the very shapes, carried on from smaller ones, of passes over
 # documents, whose real lengths nobody knows yet, and of trials, which are given up early.
 _SURE, _CARRIED_ON, _PASSES, _TRIALS = 1.5, 2.0, 2.0, 3.0
+# Of a run of a layer, what a stage of it takes, which ends behind its own last matrix.
+_SHARE_OF_STAGE = 0.7
 # Of the passes that a search may make at most, what those on the embedded model made.
 _USUAL = 0.6
 
 
 class Passes(NamedTuple):
     """Over the documents of a step, in passes through the whole model. gathering: how many times the statistics of
-    every matrix are gathered. at_most: whether trials may end it earlier.
+    every matrix are gathered. at_most: whether trials may end it earlier. layer_by_layer: of the forward passes, those
+    in which the model is called anew for each layer.
     """
 
     forward: float = 0.0
     backward: float = 0.0
     gathering: float = 0.0
     at_most: bool = False
+    layer_by_layer: float = 0.0
 
 
 class EstimatedStep(NamedTuple):
@@ -102,8 +111,6 @@ def estimated(plan: Plan) -> PlanEstimate:
 
 def passes_of(plan: Plan, number: int, step: Step) -> Passes:
     """How often a step goes over its documents."""
-    from harness_ext.calibration.collect import groups
-    from harness_ext.editing.learning import stages
     from harness_ext.search.ablation_prune import most_trials
 
     if step.is_search:
@@ -124,15 +131,32 @@ def passes_of(plan: Plan, number: int, step: Step) -> Passes:
         return Passes(around + 2.0 * step.training.epochs, 2.0 * step.training.epochs)
     if step.search is not None:
         rounds = float(step.search.rounds)
-        removals = rounds * 2 * step.search.at_once
-        return Passes(around + rounds + removals, rounds, rounds, at_most=True)
-    if step.sequential:
-        layers = max(1, plan.layers)
-        once = sum(((run[0].layer or 0) + 1) / layers for run in stages(matrices))
-        return Passes(around + once, once * gradients, 1.0)
-    once = float(sum(1 for _ in groups(matrices, method.gathered)))
+        walked, removals = 2 * rounds, rounds * 2 * step.search.at_once
+        return Passes(around + walked + removals, rounds, rounds, at_most=True, layer_by_layer=walked)
     tried = float(most_trials(len(matrices))) if method.tries else 0.0
-    return Passes(around + once + tried, once * gradients, 1.0, at_most=method.tries)
+    if not _is_walked(matrices):
+        once = _whole_passes(plan, matrices, method.gathered, sequential=bool(step.sequential))
+        return Passes(around + once + tried, once * gradients, 1.0, at_most=method.tries)
+    # One of the two losses comes with the walk; gradients take a further run of each layer, and so do stages.
+    walked = 1.0 + gradients
+    if step.sequential and not gradients:
+        walked = 1.0 + _SHARE_OF_STAGE * len(stages(matrices)) / max(1, len({matrix.layer for matrix in matrices}))
+    return Passes(around / 2 + walked + tried, float(gradients), 1.0, method.tries, walked)
+
+
+def _is_walked(matrices: Sequence[Matrix]) -> bool:
+    """Whether a step is taken to learn layer by layer; whether the model is a plain stack, only a trial tells."""
+    return all(matrix.layer is not None and not matrix.also for matrix in matrices)
+
+
+def _whole_passes(plan: Plan, matrices: Sequence[Matrix], names: frozenset[str], *, sequential: bool) -> float:
+    """How many passes through a model learn about matrices group by group, or one after another."""
+    from harness_ext.calibration.collect import groups
+
+    if not sequential:
+        return float(sum(1 for _ in groups(matrices, names)))
+    layers = max(1, plan.layers)
+    return sum(((run[0].layer or 0) + 1) / layers for run in stages(matrices))
 
 
 def held_of(plan: Plan, number: int, step: Step) -> int:
@@ -147,7 +171,14 @@ def held_of(plan: Plan, number: int, step: Step) -> int:
     logits = 2 * _FP32 * tokens * max((shape[0] for shape, _ in plan.products), default=0)
     learns = step.calibration is not None or step.contrast is not None
     activations = logits + 3 * _FP32 * tokens * widest if learns else 0
-    return activations + held_factors(own) + held_by_training(step, own) + held_by_search(step, own)
+    statistics = held_factors(own)
+    if learns and not step.is_search and step.training is None and _is_walked([item.matrix for item in own]):
+        by_layer = Counter(item.matrix.layer for item in own)
+        fullest = max(by_layer, key=lambda layer: by_layer[layer])
+        statistics = held_factors([item for item in own if item.matrix.layer == fullest])
+        states = _documents(step) * plan.tokens * min(shape[1] for shape, _ in plan.products) * _FP32
+        activations += states * (plan.layers + 1 if passes_of(plan, number, step).backward else 2)
+    return activations + statistics + held_by_training(step, own) + held_by_search(step, own)
 
 
 def _own(plan: Plan, number: int) -> list[PlannedMatrix]:
@@ -162,7 +193,8 @@ def _documents(step: Step) -> int:
 
 def _batch(plan: Plan, step: Step) -> BatchSize:
     size = step.calibration.batch_size if step.calibration is not None else CONTRAST_BATCH
-    return BatchSize(min(size, max(1, _documents(step))), plan.tokens)
+    fits = max(1, TOKENS_WITH_GRADIENTS // plan.tokens)
+    return BatchSize(min(size, fits, max(1, _documents(step))), plan.tokens)
 
 
 def _estimated_step(plan: Plan, number: int, step: Step) -> EstimatedStep:
@@ -221,7 +253,10 @@ def _calibrating_seconds(plan: Plan, step: Step, kinds: Counter[tuple[Shape, str
         if names and passes.gathering
         else 0.0
     )
-    passing = batches * (forward * (passes.forward + _BACKWARD * passes.backward) + gathering * passes.gathering)
+    calls = passes.layer_by_layer * plan.layers * host.once
+    passing = batches * (
+        calls + forward * (passes.forward + _BACKWARD * passes.backward) + gathering * passes.gathering
+    )
     # A search and a training turn their documents into tokens once.
     readings = 1.0 if step.is_search or step.training is not None else min(passes.forward, 3.0)
     return passing + documents * host.document * readings
