@@ -22,12 +22,16 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
+from harness_ext.linalg.edits import Svd
+
 if TYPE_CHECKING:
     from torch import Tensor, dtype
 
 EXCESS_LIMIT = 1e-5
 """How much larger than the least possible error that of an exact truncation may be, as a share of it."""
 
+_REACH = 1e-3
+"""Of the largest: `u (s_1 / s)^2` bounds what V lacks of orthonormal, u the roundoff of fp64."""
 _BLOCK = 512
 _LARGE = 1024
 # Powers of two: entries between the inverse of this and this can be squared and summed in fp32 without overflow, and
@@ -74,6 +78,45 @@ def decompose(matrix: Tensor, precision: dtype) -> Leading:
     excess = _excess(directions, projections, lengths**2, torch.finfo(matrix.dtype).eps)
     projections = (projections if scale == 1 else projections * scale).to(matrix.dtype)
     return Leading(directions.to(matrix.dtype).contiguous(), projections.contiguous(), lengths * scale, excess)
+
+
+def full(matrix: Tensor) -> Svd | None:
+    """The thin singular value decomposition of an fp32 `[m, n]`, from eigenvectors in fp64: U from the Gram matrix of
+    the smaller side, `V^T = U^T W / s`.
+
+    A Gram matrix in fp64 gives the components down to `_REACH` of its largest. What they leave of W is seen along the
+    other eigenvectors, and has a Gram matrix of its own, with a smaller largest component; and so on. None where what
+    is left is all rounding, so that it has no directions: the full decomposition knows some.
+
+    Raises torch.linalg.LinAlgError where an eigendecomposition does not converge.
+    """
+    import torch
+
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    scale = _scale(wide)
+    rest = (wide if scale == 1 else wide / scale).double()
+    floor = torch.finfo(matrix.dtype).eps * float(torch.linalg.vector_norm(rest))
+    basis: Tensor | None = None
+    directions, rows, lengths = [], [], []
+    while len(rest):
+        turn = _eigenvectors(rest)
+        seen = turn @ rest
+        size = _lengths(seen)
+        order = size.argsort(descending=True, stable=True)
+        turn, seen, size = turn[order], seen[order], size[order]
+        sound = int((size > _REACH * size[0]).sum())
+        if float(size[sound - 1]) <= floor:
+            return None
+        here = turn if basis is None else turn @ basis
+        directions.append(here[:sound])
+        rows.append(seen[:sound] / size[:sound, None])
+        lengths.append(size[:sound])
+        basis, rest = here[sound:], seen[sound:]
+        for known in rows:
+            rest = rest - (rest @ known.T) @ known
+    near, far, s = torch.cat(directions), torch.cat(rows), torch.cat(lengths)
+    u, vh = (near.T, far) if wide is matrix else (far.T, near)
+    return Svd(*(part.to(matrix.dtype).contiguous() for part in (u, s * scale, vh)))
 
 
 def _scale(matrix: Tensor) -> float:

@@ -24,6 +24,7 @@ from leaderboard.errors import Unreadable
 from leaderboard.readers.records import BASELINE, Rejection, Run
 from leaderboard.readers.safe_json import clean
 from leaderboard.readers.task_identity import differing_parts
+from leaderboard.readers.weights_digest import weights_differ
 from leaderboard.store import former_ids, noise_floor
 from leaderboard.store.database import Store
 from leaderboard.store.rows import insert_runs
@@ -209,7 +210,8 @@ class _Answers:
             return None
         limit = ROUNDING.get(run.variant.dtype or "float32", ROUNDING["float32"])
         for other in self._by_model[run.variant.model_key]:
-            if other.digest == run.variant.digest_after:
+            if not weights_differ(other.digest, run.variant.digest_after):
+                # The same, or named by digests of two kinds, and then perhaps the same.
                 continue
             shared = _shared(mine, other.tasks)
             if not shared or any(other.tasks[task].hash != mine[task].hash for task in shared):

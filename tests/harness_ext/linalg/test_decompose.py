@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -276,11 +277,13 @@ def weight() -> torch.Tensor:
 
 def both(kept: DiskCache | Path | None, weight: torch.Tensor) -> list[torch.Tensor]:
     factors = Decomposer(kept)
-    return [
+    found = [
         *factors.of(weight),
         factors.truncate(weight, fixed(3)).weight(),
         factors.truncate(weight, fixed(29)).weight(),
     ]
+    factors.flush()
+    return found
 
 
 def equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
@@ -376,30 +379,97 @@ def sizes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def test_the_folder_stays_within_its_bound_and_the_least_recently_used_goes_first(tmp_path: Path) -> None:
-    def tensors(value: float) -> dict[str, torch.Tensor]:
-        return {"a": torch.full((1000,), float(value))}
+def save(cache: DiskCache, name: str, count: int, value: float = 0.0) -> None:
+    cache.save(name, {"a": torch.full((count,), float(value))})
+    disk.flush()
 
+
+def test_the_folder_stays_within_its_bound_and_the_least_recently_used_goes_first(tmp_path: Path) -> None:
     def names() -> set[str]:
         return {path.stem for path in tmp_path.iterdir()}
 
-    cache = DiskCache(tmp_path, 13_500)
+    earlier, cache = DiskCache(tmp_path, 13_500), DiskCache(tmp_path, 13_500)
     for number in range(3):
-        cache.save(str(number), tensors(number))
+        save(earlier, str(number), 1000, number)
         os.utime(tmp_path / f"{number}.safetensors", (1000 + number, 1000 + number))
     assert cache.load("0", {"a": (1000,)}, torch.device("cpu")).tensors["a"][0] == 0
-    cache.save("3", tensors(3))
+    save(cache, "3", 1000)
     assert names() == {"0", "2", "3"} and sizes(tmp_path) <= 13_500
-    cache.save("large", {"a": torch.zeros(4000)})
+    save(cache, "large", 4000)
     assert names() == {"0", "2", "3"}
     assert cache.load("0", {"a": (999,)}, torch.device("cpu")) is None
 
 
+def test_what_a_session_used_makes_no_room_and_what_finds_none_is_not_serialised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that is larger than the folder, gone through twice: what was kept the first time is found the second."""
+    copies, real = [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda value: copies.append(value.numel()) or real(value))
+    for session in range(2):
+        cache, found = DiskCache(tmp_path, 13_500), []
+        for number in range(6):
+            if cache.load(str(number), {"a": (1000,)}, torch.device("cpu")) is not None:
+                found.append(number)
+            else:
+                save(cache, str(number), 1000, number)
+        assert found == ([0, 1, 2] if session else [])
+        assert {path.stem for path in tmp_path.iterdir()} == {"0", "1", "2"}
+        assert copies.count(1000) == (9 if session else 6), "hashed and written if kept, checked if found, else neither"
+
+
+def test_what_waits_to_be_written_is_found_and_what_was_changed_meanwhile_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, go_on, real = threading.Event(), threading.Event(), disk._digest
+
+    def slow(tensors):
+        held.set()
+        assert go_on.wait(20)
+        return real(tensors)
+
+    monkeypatch.setattr(disk, "_digest", slow)
+    cache, other = DiskCache(tmp_path), DiskCache(tmp_path)
+    one, two = torch.ones(10), torch.ones(10)
+    cache.save("one", {"a": one}, "a note")
+    cache.save("two", {"a": two})
+    assert held.wait(20) and not list(tmp_path.glob("*.safetensors"))
+    for reader in (cache, other):
+        entry = reader.load("one", {"a": (10,)}, torch.device("cpu"))
+        assert torch.equal(entry.tensors["a"], one) and entry.note == "a note"
+        assert reader.load("one", {"a": (11,)}, torch.device("cpu")) is None
+    two += 1
+    assert cache.load("two", {"a": (10,)}, torch.device("cpu")) is None
+    go_on.set()
+    disk.flush()
+    assert [path.stem for path in tmp_path.iterdir()] == ["one"]
+    assert DiskCache(tmp_path).load("one", {"a": (10,)}, torch.device("cpu")).note == "a note"
+
+
+def test_a_process_that_ends_writes_what_waits_and_one_that_is_killed_leaves_a_sound_folder(
+    tmp_path: Path, repository: Path
+) -> None:
+    code = (
+        "import os, signal, sys, torch; from pathlib import Path; from harness_ext.linalg.cache import DiskCache\n"
+        "cache = DiskCache(Path(sys.argv[1]))\n"
+        "for number in range(3): cache.save(str(number), {'a': torch.full((100_000,), float(number))})\n"
+        "if sys.argv[2] == 'kill': os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    for how in ("kill", "end"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path), how], cwd=repository, timeout=120, check=False
+        )
+        assert done.returncode == (-signal.SIGKILL if how == "kill" else 0)
+        for number in range(3):
+            found = DiskCache(tmp_path).load(str(number), {"a": (100_000,)}, torch.device("cpu"))
+            assert (found is None and how == "kill") or bool((found.tensors["a"] == number).all())
+
+
 def test_what_cannot_be_removed_stays_and_the_rest_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = DiskCache(tmp_path, limit_bytes=3000)
+    earlier, cache = DiskCache(tmp_path, limit_bytes=3000), DiskCache(tmp_path, limit_bytes=3000)
     (tmp_path / "folder.safetensors").mkdir()
     for name in ("foreign", "old"):
-        cache.save(name, {"t": torch.zeros(300)})
+        save(earlier, name, 300)
     unlink = Path.unlink
 
     def refused(path: Path, missing_ok: bool = False) -> None:
@@ -408,7 +478,7 @@ def test_what_cannot_be_removed_stays_and_the_rest_makes_room(tmp_path: Path, mo
         unlink(path, missing_ok)
 
     monkeypatch.setattr(Path, "unlink", refused)
-    cache.save("new", {"t": torch.zeros(300)})
+    save(cache, "new", 300)
     assert {path.name for path in tmp_path.iterdir()} == {
         "folder.safetensors",
         "foreign.safetensors",
@@ -420,8 +490,8 @@ def test_the_bound_is_also_a_share_of_what_is_free(tmp_path: Path, monkeypatch: 
     usage = disk.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: usage._replace(free=10_000))
     cache = DiskCache(tmp_path)
-    cache.save("small", {"a": torch.zeros(500)})
-    cache.save("large", {"a": torch.zeros(2000)})
+    save(cache, "small", 500)
+    save(cache, "large", 2000)
     assert [path.stem for path in tmp_path.iterdir()] == ["small"]
 
 
@@ -429,7 +499,7 @@ def test_what_a_killed_process_left_is_swept_and_what_is_being_written_is_not(tm
     for name, age in ((".old.writing", 2 * 3600), (".new.writing", 0)):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (time.time() - age,) * 2)
-    DiskCache(tmp_path).save("a", {"a": torch.zeros(3)})
+    save(DiskCache(tmp_path), "a", 3)
     assert {path.name for path in tmp_path.iterdir()} == {".new.writing", "a.safetensors"}
 
 
@@ -451,12 +521,14 @@ def test_a_folder_that_goes_away_is_made_again(weight: torch.Tensor, tmp_path: P
     factors = Decomposer(folder)
     factors.of(weight)
     for _ in range(2):
+        factors.flush()
         for path in folder.iterdir() if folder.exists() else ():
             path.unlink()
         if folder.exists():
             folder.rmdir()
         factors.of(weight)
     factors.of(weight + 1)
+    factors.flush()
     assert list(folder.iterdir())
 
 
@@ -498,7 +570,9 @@ def test_the_users_cache_is_taken_unless_it_is_off_or_cannot_be_written(
     weight: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def place_of_files() -> str:
-        Decomposer(lasting(tmp_path / "scratch")).of(weight)
+        factors = Decomposer(lasting(tmp_path / "scratch"))
+        factors.of(weight)
+        factors.flush()
         (path,) = tmp_path.rglob("*.safetensors")
         path.unlink()
         return str(path.parent.relative_to(tmp_path))
