@@ -37,10 +37,14 @@ def model_digest(model: nn.Module) -> str:
 
 def combined(names: Iterable[str], digest_of: Callable[[str], str]) -> str:
     """The digest over names and the digest of each, in order of name."""
-    ordered = sorted(names)
+    return text_digest("".join(f"{name} {digest}\n" for name, digest in digests_of(sorted(names), digest_of).items()))
+
+
+def digests_of(names: Iterable[str], digest_of: Callable[[str], str]) -> dict[str, str]:
+    """The digest of each, several at a time."""
+    ordered = list(names)
     with ThreadPoolExecutor(_HASHING_THREADS) as pool:
-        digests = list(pool.map(digest_of, ordered))
-    return text_digest("".join(f"{name} {digest}\n" for name, digest in zip(ordered, digests, strict=True)))
+        return dict(zip(ordered, pool.map(digest_of, ordered), strict=True))
 
 
 def text_digest(text: str) -> str:

@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from harness_ext.errors import UserError
 from harness_ext.model.built import module_classes, shared_parameters
-from harness_ext.model.digests import background_digest, combined, model_digest, named, on_cpu, tensor_digest
+from harness_ext.model.digests import (
+    background_digest,
+    combined,
+    digests_of,
+    model_digest,
+    named,
+    on_cpu,
+    tensor_digest,
+)
 from harness_ext.model.layout import Layout, Matrix
 from harness_ext.model.module_replacement import ModuleReplacements
 from harness_ext.model.size import size_of
@@ -230,9 +238,8 @@ class Weights:
             with torch.no_grad():
                 self._parameters[name].copy_(kept[expected[name]])
             self._forget_digests(name)
-            self.digest_soon(name)
-        for name, digest in expected.items():
-            if self.digest_of(name) != digest:
+        for name, digest in digests_of(expected, self.digest_of).items():
+            if digest != expected[name]:
                 raise RuntimeError(
                     f"{name} could not be restored bit for bit; the scratch folder {self._scratch} may be damaged"
                 )
@@ -291,9 +298,11 @@ class Weights:
         return value if expert is None else value[expert]
 
     def _await_digests(self, name: str) -> None:
-        """Bytes that are being hashed must not be written to."""
-        for known, expert in [key for key in self._hashing if key[0] == name]:
-            self.digest_of(known, expert)
+        """Bytes that are being hashed must not be written to. What went wrong is raised to whoever wants the digest."""
+        for key in [key for key in self._hashing if key[0] == name]:
+            waiting = self._hashing.pop(key)
+            if waiting.exception() is None:
+                self._digests[key] = waiting.result()
 
     def _before_writing(self, name: str) -> None:
         self._await_digests(name)
