@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness_ext.model.digests import tensor_digest
+from harness_ext.model.digests import name_of, named, tensor_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,7 +96,8 @@ class _OnScratch(Mapping[str, Mapping[str, "Tensor"]]):
 
     def __getitem__(self, key: str) -> Statistics:
         found = self._store.load(self._batch, key)
-        return self._loose[key] if found is None else found
+        found = dict(self._loose[key]) if found is None else found
+        return {name: named(value, f"{self._batch} {key} {name}") for name, value in found.items()}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._store.names(self._batch) | self._loose.keys())
@@ -139,12 +140,21 @@ class StatisticsCache:
     def remember(self, function: Callable[..., tuple[Tensor, ...]], *arguments: Tensor) -> tuple[Tensor, ...]:
         """`function(*arguments)` of a pure function of tensors, worked out once for the same arguments; on the device
         of the first.
+
+        Arguments are told by their names (`harness_ext.model.digests`): weights and statistics, as a method is handed
+        them, have one. One without is hashed on the CPU; elsewhere the call is made, and nothing kept.
         """
-        batch = f"{function.__module__}.{function.__qualname__}"
-        name = " ".join(tensor_digest(value) for value in arguments)
+        names = [name_of(value) or _by_bytes(value) for value in arguments]
+        if None in names:
+            return function(*arguments)
+        batch, name = f"{function.__module__}.{function.__qualname__}", " ".join(map(str, names))
         kept = self._results.load(batch, name)
         if kept is None:
             found = function(*arguments)
             self._results.save(batch, name, {str(place): value for place, value in enumerate(found)})
             return found
         return tuple(kept[str(place)].to(arguments[0].device) for place in range(len(kept)))
+
+
+def _by_bytes(value: Tensor) -> str | None:
+    return tensor_digest(value) if value.device.type == "cpu" else None

@@ -32,7 +32,7 @@ EXCESS_LIMIT = 1e-5
 
 _REACH = 1e-3
 """Of the largest: `u (s_1 / s)^2` bounds what V lacks of orthonormal, u the roundoff of fp64."""
-_BLOCK = 512
+_BLOCKS = (128, 512)
 _LARGE = 1024
 # Powers of two: entries between the inverse of this and this can be squared and summed in fp32 without overflow, and
 # with nothing lost that counts.
@@ -135,10 +135,15 @@ def _eigenvectors(matrix: Tensor) -> Tensor:
 
 def _gram(matrix: Tensor) -> Tensor:
     """The lower triangle of `W W^T` `[k, k]`, in blocks of rows; nothing of what is above it is read."""
-    gram = matrix.new_zeros(matrix.shape[0], matrix.shape[0])
-    for stop in range(_BLOCK, matrix.shape[0] + _BLOCK, _BLOCK):
-        gram[stop - _BLOCK : stop, :stop] = matrix[stop - _BLOCK : stop] @ matrix[:stop].T
+    gram, block = matrix.new_zeros(matrix.shape[0], matrix.shape[0]), _block(len(matrix))
+    for stop in range(block, matrix.shape[0] + block, block):
+        gram[stop - block : stop, :stop] = matrix[stop - block : stop] @ matrix[:stop].T
     return gram
+
+
+def _block(count: int) -> int:
+    """Rows at a time of a triangle of this many: few enough that little of the other triangle is worked out."""
+    return min(max(_BLOCKS[0], -(-count // 4)), _BLOCKS[1])
 
 
 def _of_symmetric(gram: Tensor) -> Tensor:
@@ -194,8 +199,9 @@ def _pairs(directions: Tensor, projections: Tensor, energies: Tensor) -> tuple[T
     unit = energies[0].clamp(min=torch.finfo(torch.float64).tiny)
     share = (energies / unit).to(directions.dtype)
     crossing, overlapping = torch.zeros_like(energies), torch.zeros_like(energies[0])
-    for start in range(0, count, _BLOCK):
-        rows = slice(start, min(start + _BLOCK, count))
+    block = _block(count)
+    for start in range(0, count, block):
+        rows = slice(start, min(start + block, count))
         both = share[rows, None] + share[start:]
         overlap = (directions[rows] @ directions[start:].T).triu(1)
         coupling = ((projections[rows] @ projections[start:].T) / unit.to(projections.dtype)).triu(

@@ -72,6 +72,8 @@ class Weights:
         self._digests: dict[tuple[str, int | None], str] = {}
         self._hashing: dict[tuple[str, int | None], Future[str]] = {}
         self._finite: dict[str, set[Matrix]] = {}
+        self._written: dict[str, set[Matrix]] = {}
+        self._before: dict[tuple[str, int | None], str] = {}
         self._originals: dict[str, _Original] = {}
         self._replacements = ModuleReplacements(model, self._renew)
         self.size = size_of(model)
@@ -116,11 +118,13 @@ class Weights:
 
     def read(self, matrix: Matrix) -> Tensor:
         """A copy of the matrix, `[out, in]`, in fp32 (fp64 where the weight is); of a factored one, the product. Named
-        (see `digests`) by the stored bytes, the part of them and the dtype of the copy.
+        (see `digests`) by the stored bytes, the part of them and the dtype of the copy; a part that no edit has
+        touched, by the bytes before its neighbours were edited.
         """
-        values = self.values(matrix)
-        part = f"{matrix.rows} {matrix.columns} {matrix.stored_transposed}"
-        return named(values, f"{self.digest_of(matrix.parameter, matrix.expert)} {part} {values.dtype}")
+        values, place = self.values(matrix), (matrix.parameter, matrix.expert)
+        touched = any(_overlap(matrix, other) for other in self._written.get(matrix.parameter, ()))
+        digest = self._before[place] if place in self._before and not touched else self.digest_of(*place)
+        return named(values, f"{digest} {matrix.rows} {matrix.columns} {matrix.stored_transposed} {values.dtype}")
 
     def values(self, matrix: Matrix) -> Tensor:
         """What `read` gives, without a name."""
@@ -139,8 +143,7 @@ class Weights:
         """
         import torch
 
-        self._before_writing(matrix.parameter)
-        self._forget_finite(matrix)
+        self._before_writing_matrix(matrix)
         if matrix.parameter in self._replacements:
             dense, parts = self._without(matrix)
             put(dense, matrix.rows, matrix.columns, weight.to(dense))
@@ -159,8 +162,7 @@ class Weights:
         """
         from harness_ext.model.low_rank import LowRankPart
 
-        self._before_writing(matrix.parameter)
-        self._forget_finite(matrix)
+        self._before_writing_matrix(matrix)
         dense, parts = self._without(matrix)
         self._replacements.set_parts(matrix, dense, [*parts, LowRankPart(matrix.rows, matrix.columns, left, right)])
 
@@ -232,7 +234,9 @@ class Weights:
         expected: dict[str, str] = {}
         for name, (path, _) in self._originals.items():
             self._await_digests(name)
-            self._finite.pop(name, None)
+            for known in (self._finite, self._written):
+                known.pop(name, None)
+            self._before = {place: digest for place, digest in self._before.items() if place[0] != name}
             kept = load_file(path)
             (expected[name],) = kept.keys()
             with torch.no_grad():
@@ -332,15 +336,15 @@ class Weights:
         row, column = (~finite).nonzero()[0].tolist()
         return f"[{row}, {column}]"
 
-    def _forget_finite(self, written: Matrix) -> None:
-        """What is to be looked at anew once a matrix is written."""
-        known = self._finite.get(written.parameter, set())
-        self._finite[written.parameter] = {
-            other
-            for other in known
-            if other.expert != written.expert
-            or not (overlap(other.rows, written.rows) and overlap(other.columns, written.columns))
-        }
+    def _before_writing_matrix(self, matrix: Matrix) -> None:
+        """Note what is to be looked at anew, and what the bytes were."""
+        place = (matrix.parameter, matrix.expert)
+        if place not in self._before:
+            self._before[place] = self.digest_of(*place)
+        self._before_writing(matrix.parameter)
+        self._written.setdefault(matrix.parameter, set()).add(matrix)
+        known = self._finite.get(matrix.parameter, set())
+        self._finite[matrix.parameter] = {other for other in known if not _overlap(matrix, other)}
 
     def _as_stored(self, matrix: Matrix) -> Tensor:
         """The matrix `[out, in]` in its own dtype, which may share its memory."""
@@ -398,6 +402,11 @@ def with_shift(bias: Tensor, matrix: Matrix, shift: Tensor) -> Tensor:
     """The bias `[full out]` with a shift `[out]` added, in place, to the rows of the matrix."""
     bias[places(matrix.rows or ((0, matrix.full_shape[0]),))] += shift.to(bias)
     return bias
+
+
+def _overlap(one: Matrix, other: Matrix) -> bool:
+    """Whether two matrices of one parameter share a number."""
+    return one.expert == other.expert and overlap(one.rows, other.rows) and overlap(one.columns, other.columns)
 
 
 def _view(value: Tensor, matrix: Matrix) -> Tensor:

@@ -59,9 +59,11 @@ def test_a_matrix_that_is_read_is_named_by_its_bytes_part_and_arithmetic(make_lm
     wider = make_lm("gpt2", dtype="float64")
     assert not set(names) & {name_of(wider.weights.read(matrix)) for matrix in matrices}
     lm.apply(parse_recipe("svd:matrices=[q_proj],layers=[0],keep.rank=2"), no_documents)
-    # Query, key and value are one parameter here.
+    # Query, key and value are one parameter here, and the key is what it was.
     changed = [name_of(lm.weights.read(matrix)) != name for matrix, name in zip(matrices, names, strict=True)]
-    assert changed == [matrix.layer == 0 for matrix in matrices]
+    assert changed == [matrix.layer == 0 and matrix.role == "q_proj" for matrix in matrices]
+    lm.undo()
+    assert names == [name_of(lm.weights.read(matrix)) for matrix in matrices]
 
 
 @pytest.fixture
