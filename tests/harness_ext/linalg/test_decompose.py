@@ -22,11 +22,13 @@ from hypothesis import strategies as st
 
 from harness_ext.errors import RecipeError, UserError, VariantFailed
 from harness_ext.linalg import cache as disk
-from harness_ext.linalg import gram, randomized
-from harness_ext.linalg.cache import DiskCache, lasting
+from harness_ext.linalg import decompose, devices, gram, randomized
+from harness_ext.linalg.cache import DiskCache, Entry, lasting
 from harness_ext.linalg.decompose import GRAM_FP32, GRAM_FP64, SVD, Decomposer, NotConverged
 from harness_ext.methods.budget import Keep
 from harness_ext.methods.svd import EXACT_INSTEAD, truncate_svd
+from harness_ext.methods.weighted_svd import scaled_truncation
+from harness_ext.model import digests
 from harness_ext.recipe.recipe import parse_recipe
 
 LIMIT = 1e-5
@@ -265,6 +267,139 @@ def test_a_recipe_asks_for_it_and_where_it_is_not_worth_while_gets_the_exact_one
     with pytest.raises(RecipeError, match="decomposition"):
         parse_recipe("svd:decomposition=fast")
     assert parse_recipe("svd").recipe_id != parse_recipe("svd:decomposition=randomised").recipe_id
+
+
+# The full decomposition through the Gram matrix, and the order of attempts.
+
+
+@pytest.mark.parametrize("shape", [(160, 160), (160, 400), (400, 160)])
+@pytest.mark.parametrize("name", [*STRUCTURED, "flat"])
+def test_both_sides_from_eigenvectors_are_as_good_as_lapacks(name: str, shape: tuple[int, int]) -> None:
+    """Reconstruction, orthonormality of either side and singular values, against numpy in float64; where W has fewer
+    directions than its sides are long, it says that it cannot.
+    """
+    weight = (
+        torch.randn(shape, generator=torch.Generator().manual_seed(3))
+        if name == "flat"
+        else with_spectrum(*shape, STRUCTURED[name], seed=1)
+    )
+    found = gram.full(weight)
+    s = numpy.linalg.svd(weight.double().numpy(), compute_uv=False)
+    if found is None:
+        assert s[-1] <= 1e-6 * numpy.linalg.norm(s)
+        return
+    u, sizes, vh = (part.double().numpy() for part in found)
+    norm, unit = numpy.linalg.norm(s), numpy.eye(160)
+    assert all(part.is_contiguous() and part.dtype == torch.float32 for part in found)
+    assert (u.shape, sizes.shape, vh.shape) == ((shape[0], 160), (160,), (160, shape[1]))
+    assert (numpy.diff(sizes) <= 0).all() and numpy.abs(sizes - s).max() <= 1e-6 * s[0]
+    assert numpy.linalg.norm((u * sizes) @ vh - weight.double().numpy()) <= 1e-6 * norm
+    assert numpy.abs(u.T @ u - unit).max() <= 1e-6 and numpy.abs(vh @ vh.T - unit).max() <= 1e-6
+    # What needs both sides of each component: derivatives of a loss in the singular values.
+    slope = numpy.random.default_rng(5).standard_normal(shape)
+    left, _, right = numpy.linalg.svd(weight.double().numpy(), full_matrices=False)
+    apart = numpy.diff(s, append=0.0).__abs__() > 1e-2 * s[0]
+    apart[1:] &= apart[:-1].copy()
+    ours, theirs = (numpy.einsum("ik,ij,kj->k", a, slope, b) for a, b in ((u, vh), (left, right)))
+    assert numpy.abs(ours - theirs)[apart].max(initial=0.0) <= 1e-5 * numpy.abs(theirs).max()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_both_sides_at_the_ends_of_fp32(scale: float) -> None:
+    weight = torch.randn(40, 60, generator=torch.Generator().manual_seed(3)) * scale
+    u, s, vh = gram.full(weight)
+    assert float((((u * s) @ vh - weight) / scale).abs().max()) < 1e-5
+
+
+def test_where_that_is_the_way_what_it_cannot_reach_is_decomposed_by_lapack(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, real, calls = torch.randn(26, 70, generator=torch.Generator().manual_seed(1)), torch.linalg.svd, []
+    monkeypatch.setattr(decompose, "full_by_gram", lambda matrix: True)
+    monkeypatch.setattr(torch.linalg, "svd", lambda *args, **options: calls.append(1) or real(*args, **options))
+    u, s, vh = Decomposer().of(weight)
+    assert not calls and float(((u * s) @ vh - weight).norm() / weight.norm()) < 1e-6
+    weight[7] = weight[8]
+    u, s, vh = Decomposer().of(weight)
+    assert calls and float((vh @ vh.T - torch.eye(26)).abs().max()) < 1e-5
+
+
+class Placed:
+    """As much of a matrix as the order goes by."""
+
+    def __init__(self, device: str, dtype: torch.dtype, shape: tuple[int, int] = (4096, 4096)) -> None:
+        self.device, self.dtype, self.shape = torch.device(device), dtype, shape
+
+
+@pytest.mark.parametrize(
+    ("capability", "at_once"),
+    [((8, 0), True), ((9, 0), True), ((10, 0), True), ((8, 6), False), ((8, 9), False), ((12, 0), False)],
+)
+def test_fp64_comes_at_once_where_it_costs_what_fp32_costs(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], at_once: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert devices.gram_attempts(Placed("cuda", torch.float32)) == ((GRAM_FP64,) if at_once else (GRAM_FP32, GRAM_FP64))
+    assert devices.full_by_gram(Placed("cuda", torch.float32)) is at_once
+    for device in ("cpu", "cuda"):
+        assert devices.gram_attempts(Placed(device, torch.float64)) == (GRAM_FP64,)
+        assert not devices.full_by_gram(Placed(device, torch.float64, (300, 3000)))
+    assert devices.gram_attempts(Placed("cpu", torch.float32)) == (GRAM_FP32, GRAM_FP64)
+    assert not devices.full_by_gram(Placed("cpu", torch.float32, (300, 3000)))
+
+
+def test_the_order_is_the_devices_whatever_the_cache_holds(
+    weight: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_cpu = Decomposer(tmp_path).truncate(weight, fixed(3))
+    monkeypatch.setattr(decompose, "gram_attempts", lambda matrix: (GRAM_FP64,))
+    elsewhere = Decomposer(tmp_path).truncate(weight, fixed(3))
+    assert (on_cpu.decomposition, elsewhere.decomposition) == (GRAM_FP32, GRAM_FP64)
+    assert torch.equal(elsewhere.weight(), Decomposer().truncate(weight, fixed(3)).weight())
+
+
+def test_a_matrix_made_from_a_weight_is_decomposed_once_for_all_ranks_and_never_hashed(
+    make_lm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ASVD at three budgets in one session, without the user's cache: each scaled matrix has one decomposition."""
+    (tmp_path / "none").touch()
+    monkeypatch.setenv("LM_EVAL_RECIPES_CACHE", str(tmp_path / "none"))
+    lm, made, real = make_lm("llama"), [], gram.decompose
+    (matrix,) = lm.weights.layout.select(parse_recipe("svd:matrices=[up_proj],layers=[0]").steps[0])
+    scales = [torch.linspace(1, 2, 24).double(), torch.linspace(1, 3, 24).double()]
+    monkeypatch.setattr(gram, "decompose", lambda matrix, precision: made.append(1) or real(matrix, precision))
+    hashed, digest = [], digests._digest_on_cpu
+    monkeypatch.setattr(digests, "_digest_on_cpu", lambda value: hashed.append(value.numel()) or digest(value))
+    monkeypatch.setattr(disk, "_digest", lambda tensors: "unchecked")
+    for scale in scales:
+        for rank in (3, 5, 9):
+            weight = lm.weights.read(matrix)
+            scaled_truncation(weight, scale, lm.editable.decomposer.truncate, Keep(rank=rank))
+    assert len(made) == 2 and sorted(hashed) == [24] * 6 + [24 * 40]
+
+
+def test_without_a_name_a_tensor_is_hashed_on_the_cpu_only(weight: torch.Tensor) -> None:
+    assert decompose.matrix_name(weight) == digests.tensor_digest(weight)
+    assert decompose.matrix_name(weight.to("meta")) is None
+    named = digests.named(weight.to("meta"), "a weight")
+    assert decompose.matrix_name(named) == "a weight"
+    scale = torch.ones(3)
+    other = decompose.MadeFrom(named, "columns scaled", (scale,))
+    assert decompose.matrix_name(weight.to("meta") * 2, other).startswith("a weight columns scaled ")
+    assert decompose.matrix_name(named, other._replace(others=(2 * scale,))) != decompose.matrix_name(named, other)
+
+
+def test_on_a_gpu_the_latest_decompositions_stay_as_far_as_there_is_room(
+    weight: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8400, 10**9))
+    factors = Decomposer()
+    for number in range(3):
+        factors._hold(str(number), Entry({"a": torch.zeros(100)}, None), weight)
+    assert list(factors._on_device) == ["0", "1", "2"]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5000, 10**9))
+    factors._hold("3", Entry({"a": torch.zeros(100)}, None), weight)
+    assert list(factors._on_device) == ["2", "3"]
+    factors._hold("large", Entry({"a": torch.zeros(10_000)}, None), weight)
+    assert "large" not in factors._on_device
 
 
 # The cache.
