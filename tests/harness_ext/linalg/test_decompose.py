@@ -4,6 +4,7 @@ cache that may fail in any way without changing a bit.
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import signal
@@ -725,6 +726,22 @@ def test_the_users_cache_is_taken_unless_it_is_off_or_cannot_be_written(
         monkeypatch.setenv(disk.LIMIT_VARIABLE, wrong)
         with pytest.raises(UserError, match="must be a number of GiB"):
             lasting(tmp_path)
+
+
+def test_the_scratch_folder_goes_with_its_model_whatever_is_still_being_written(
+    make_lm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "none").touch()
+    monkeypatch.setenv("LM_EVAL_RECIPES_CACHE", str(tmp_path / "none"))
+    real = disk._digest
+    monkeypatch.setattr(disk, "_digest", lambda tensors: time.sleep(0.05) or real(tensors))
+    lm = make_lm("llama")
+    scratch = lm.weights._scratch
+    lm.apply(parse_recipe("svd:matrices=[up_proj],keep.rank=3"), no_documents)
+    assert disk._writing and (scratch / "factors").exists()
+    del lm
+    gc.collect()
+    assert not disk._writing and not scratch.exists()
 
 
 def test_another_number_of_threads_is_another_name() -> None:
