@@ -88,7 +88,8 @@ def _forget_writing() -> None:
     _writing.clear()
 
 
-os.register_at_fork(after_in_child=_forget_writing)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_writing)
 
 
 def flush() -> None:

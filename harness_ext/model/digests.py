@@ -11,6 +11,7 @@ an operation on it gives a tensor without one, and writing into it takes the nam
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
@@ -95,6 +96,11 @@ def _digest_on_cpu(data: Tensor) -> str:
 @cache
 def _background() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_BACKGROUND_THREADS, thread_name_prefix="digests")
+
+
+if hasattr(os, "register_at_fork"):
+    # A forked process has none of the threads.
+    os.register_at_fork(after_in_child=_background.cache_clear)
 
 
 class _Name(NamedTuple):
