@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness_ext.model.digests import tensor_digest
+from harness_ext.model.digests import name_of, named, tensor_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,7 +121,8 @@ class _OnScratch(Mapping[str, Mapping[str, "Tensor"]]):
 
     def __getitem__(self, key: str) -> Statistics:
         found = self._store.load(self._batch, key)
-        return self._loose[key] if found is None else found
+        found = dict(self._loose[key]) if found is None else found
+        return _named(self._batch, key, found)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._store.names(self._batch) | self._loose.keys())
@@ -185,19 +186,24 @@ class StatisticsCache:
                 found = _of_each(group, gathered)
                 if keeps:
                     self._statistics.save(batch, found)
-                yield group, found
+                yield group, {key: _named(batch, key, values) for key, values in found.items()}
         for matrix in matrices:
             if matrix.key in there:
                 kept = self._statistics.load(batch, matrix.key)
                 assert kept is not None, "a batch in use is not dropped"
-                yield [matrix], {matrix.key: kept}
+                yield [matrix], {matrix.key: _named(batch, matrix.key, kept)}
 
     def remember(self, function: Callable[..., tuple[Tensor, ...]], *arguments: Tensor) -> tuple[Tensor, ...]:
         """`function(*arguments)` of a pure function of tensors, worked out once for the same arguments; on the device
         of the first.
+
+        Arguments are told by their names (`harness_ext.model.digests`): weights and statistics, as a method is handed
+        them, have one. One without is hashed on the CPU; elsewhere the call is made, and nothing kept.
         """
-        batch = f"{function.__module__}.{function.__qualname__}"
-        name = " ".join(tensor_digest(value) for value in arguments)
+        names = [name_of(value) or _by_bytes(value) for value in arguments]
+        if None in names:
+            return function(*arguments)
+        batch, name = f"{function.__module__}.{function.__qualname__}", " ".join(map(str, names))
         kept = self._results.load(batch, name)
         if kept is None:
             found = function(*arguments)
@@ -211,5 +217,17 @@ def _of_each(group: Sequence[Matrix], gathered: Mapping[str, Statistics]) -> dic
     return {matrix.key: gathered.get(matrix.key, {}) for matrix in group}
 
 
+def _named(batch: str, key: str, values: Statistics) -> Statistics:
+    """The statistics of a matrix under names; one that several matrices have keeps the name of the first."""
+    return {
+        name: value if name_of(value) is not None else named(value, f"{batch} {key} {name}")
+        for name, value in values.items()
+    }
+
+
 def _batch(about: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(about).encode()).hexdigest()
+
+
+def _by_bytes(value: Tensor) -> str | None:
+    return tensor_digest(value) if value.device.type == "cpu" else None

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.calibration.context import StepContext
@@ -12,10 +15,11 @@ from harness_ext.errors import VariantFailed, located
 from harness_ext.linalg.decompose import SVD, Decomposer, NotConverged
 from harness_ext.methods import AnyEdit, DenseEdit, Edit, Svd, call, registered_methods
 from harness_ext.methods.budget import Keep, NotedKeep
+from harness_ext.model.digests import moved
 from harness_ext.model.layout import Matrix
 from harness_ext.model.seeding import generator_for
 from harness_ext.model.size import stored_parameters
-from harness_ext.model.weights import Weights, tensor_digest
+from harness_ext.model.weights import Weights
 from harness_ext.recipe.schema import Step
 from leaderboard.readers.receipt import DENSE, FACTORS, MatrixRecord
 
@@ -25,17 +29,44 @@ if TYPE_CHECKING:
 UNSEEN = "unseen"
 """The fallback for an expert to which no token of the calibration documents was sent: it stays as it was."""
 _ROWS_AT_ONCE = 256
+_NUMBERS_AT_ONCE = 1 << 23
 
 
-class EditedMatrix(NamedTuple):
-    """What became of one matrix. seen: the tokens that its statistics are of, None where nothing was gathered.
-    shift_size: the norm of the bias shift over that of a typical output, None where there is no shift or no such
-    output is known.
+@dataclass(frozen=True)
+class EditedMatrix:
+    """What became of one matrix. written: its record, all but for the digest of what was written; digest_after: that,
+    which may still be in the making. seen: the tokens that its statistics are of, None where nothing was gathered.
+    shift_size: the norm of the bias shift over that of a typical output, None where there is no shift or no such output
+    is known.
     """
 
-    record: MatrixRecord
+    written: MatrixRecord
     seen: SeenTokens | None
     shift_size: float | None
+    digest_after: Future[str] | None = None
+
+    @cached_property
+    def record(self) -> MatrixRecord:
+        """The whole record. Waits for the digest, and raises what went wrong with it."""
+        if self.digest_after is None:
+            return self.written
+        return self.written.model_copy(update={"digest_after": self.digest_after.result()})
+
+
+class _Change(NamedTuple):
+    """Of a matrix W and what was stored in its place, W': `||W||^2`, `||W'||^2` and `||W - W'||^2`."""
+
+    before: float
+    after: float
+    difference: float
+
+    @property
+    def energy_kept(self) -> float:
+        return self.after / self.before if self.before else 1.0
+
+    @property
+    def relative_error(self) -> float:
+        return (self.difference / self.before) ** 0.5 if self.before else 0.0
 
 
 def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, Tensor]) -> EditedMatrix:
@@ -56,8 +87,8 @@ def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, T
     shift = edit.bias_shift if edit.bias_shift is not None and bool(edit.bias_shift.any()) else None
     if shift is not None:
         weights.shift_bias(matrix, shift)
-    after = weights.read(matrix)
-    norm = _norm(weight)
+    change = _change(weight, weights.values(matrix))
+    after = weights.digest_soon(matrix.parameter, matrix.expert)
     described = registered_methods()[step.method]
     seen = SeenTokens.of(statistics)
     record = MatrixRecord(
@@ -70,21 +101,21 @@ def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, T
         shape=matrix.shape,
         rank_before=min(matrix.shape),
         rank_after=edit.rank,
-        energy_kept=(_norm(after) / norm) ** 2 if norm else 1.0,
-        relative_error=_norm(weight, after) / norm if norm else 0.0,
+        energy_kept=change.energy_kept,
+        relative_error=change.relative_error,
         digest_before=before,
-        digest_after=weights.digest_of(matrix.parameter, matrix.expert),
+        digest_after="",
         seconds=time.perf_counter() - started,
         bias_shift=shift is not None,
         parameters_before=matrix.shape[0] * matrix.shape[1],
         parameters_after=_parameters_after(step, matrix, edit, stored),
-        fallback=edit.fallback or context.model.decomposer.fallbacks.get(tensor_digest(weight)),
+        fallback=edit.fallback or context.model.decomposer.fallback_of(weight),
         decomposition=edit.decomposition or (SVD if "svd" in described.engine_arguments or described.trains else None),
         excess_error=edit.excess_error,
         stored=stored,
         rank_asked=keep.noted(matrix.shape) if keep is not None and isinstance(edit, Edit) else None,
     )
-    return EditedMatrix(record, seen, _shift_size(shift, seen))
+    return EditedMatrix(record, seen, _shift_size(shift, seen), after)
 
 
 def _shift_size(shift: Tensor | None, seen: SeenTokens | None) -> float | None:
@@ -93,19 +124,18 @@ def _shift_size(shift: Tensor | None, seen: SeenTokens | None) -> float | None:
     return float(shift.double().norm()) / seen.typical_output
 
 
-def _norm(matrix: Tensor, without: Tensor | None = None) -> float:
-    """The Frobenius norm of a matrix, or of what it is without another, added up in fp64; some rows at a time, since a
-    whole copy in fp64 would be the largest thing in memory.
+def _change(weight: Tensor, after: Tensor) -> _Change:
+    """One pass over both, added up in fp64 where they are, and read once; some rows at a time, since a whole copy in
+    fp64 would be the largest thing in memory.
     """
     import torch
 
-    squares = 0.0
-    for start in range(0, matrix.shape[0], _ROWS_AT_ONCE):
-        rows = matrix[start : start + _ROWS_AT_ONCE].to(torch.float64, copy=True)
-        if without is not None:
-            rows -= without[start : start + _ROWS_AT_ONCE]
-        squares += float(rows.square_().sum())
-    return squares**0.5
+    rows = _ROWS_AT_ONCE if weight.device.type == "cpu" else max(_ROWS_AT_ONCE, _NUMBERS_AT_ONCE // weight.shape[1])
+    sums = torch.zeros(3, dtype=torch.float64, device=weight.device)
+    for start in range(0, weight.shape[0], rows):
+        old, new = (part[start : start + rows].double() for part in (weight, after))
+        sums += torch.stack([old.square().sum(), new.square().sum(), (old - new).square().sum()])
+    return _Change(*sums.tolist())
 
 
 def _write(weights: Weights, step: Step, matrix: Matrix, edit: AnyEdit) -> str:
@@ -138,7 +168,7 @@ def _edited(
     method = registered_methods()[context.step.method]
     if method.statistics - statistics.keys():
         return DenseEdit(weight, UNSEEN)
-    learned = {name: value.to(weight.device) for name, value in statistics.items() if name in method.statistics}
+    learned = {name: moved(value, weight.device) for name, value in statistics.items() if name in method.statistics}
     try:
         with located(f"{matrix.key}: "):
             return method.function(weight, **learned, **_arguments(context, matrix, weight, keep))
@@ -200,5 +230,5 @@ def require_finite_statistics(values: Mapping[str, Tensor], key: str) -> None:
 def _require_finite_edit(edit: AnyEdit, matrix: Matrix) -> None:
     import torch
 
-    if not all(bool(torch.isfinite(part).all()) for part in edit.parts):
+    if not bool(torch.stack([torch.isfinite(part).all() for part in edit.parts]).all()):
         raise VariantFailed("non_finite_edit", f"the edit of {matrix.key} holds a NaN or an infinity", matrix.key)

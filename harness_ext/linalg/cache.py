@@ -3,7 +3,13 @@
 Notable choices. Whatever may go wrong with it costs time only: a file is written under another name and renamed when
 whole; one that is damaged, cut short or another's is thrown away and made anew, since its tensors must
 have the digest in its header; a full disk, a read-only one or none at all means no cache. Processes may share the
-folder, and anybody may empty it. Its bound is also a share of what is free on its disk.
+folder, and anybody may empty it. Its bound is also a share of what is free on its disk. What a session has read or
+written makes no room for what it works out later: in a folder that is too small for a model, each file would be thrown
+away before it is wanted again. So what finds no room is never serialised.
+
+Files are written by a thread beside the next decomposition, at most `_MOST_WAITING` at a time; what waits there is
+found as if it were on disk. A process that ends writes the last ones first (`flush`); a killed one loses them, which
+costs time.
 
 The name of a file holds all that its bits depend on: the matrix by digest, the decomposition and its version, and what
 computes it (torch, scipy, processor or card, threads). So an edit is bit for bit the same whether its
@@ -18,6 +24,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from importlib import metadata
@@ -25,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness_ext.errors import UserError
-from harness_ext.model.weights import tensor_digest
+from harness_ext.model.digests import tensor_digest, text_digest
 from harness_ext.storage.paths import cache_folder
 
 if TYPE_CHECKING:
@@ -36,6 +43,8 @@ DEFAULT_LIMIT_BYTES = 16 << 30
 SHARE_OF_FREE = 0.25
 _SUFFIX = ".safetensors"
 _SECONDS_TO_WRITE = 3600
+_MOST_WAITING = 2
+"""Sets of tensors in memory that are still to be written."""
 
 
 class Entry(NamedTuple):
@@ -43,6 +52,50 @@ class Entry(NamedTuple):
 
     tensors: dict[str, Tensor]
     note: str | None
+
+
+class _Unwritten(NamedTuple):
+    """What waits for the thread that writes. versions: of the tensors, how often each had been written to."""
+
+    entry: Entry
+    size: int
+    versions: tuple[int, ...]
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether nobody has written into the tensors since: what they are then is not what was worked out."""
+        return self.versions == _versions(self.entry.tensors)
+
+
+def _versions(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
+    return tuple(0 if value.is_inference() else value._version for value in tensors.values())
+
+
+# Of this process, over all caches: several may have one folder.
+_unwritten: dict[Path, _Unwritten] = {}
+_writing: dict[Path, Future[None]] = {}
+
+
+@cache
+def _writer() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="factors")
+
+
+def _forget_writing() -> None:
+    """In a forked process, which has no such thread."""
+    _writer.cache_clear()
+    _unwritten.clear()
+    _writing.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_writing)
+
+
+def flush() -> None:
+    """Wait until everything is written."""
+    for waiting in list(_writing.values()):
+        waiting.result()
 
 
 class DiskCache:
@@ -53,12 +106,16 @@ class DiskCache:
         self._limit = limit_bytes
         self._unseen: int | None = None
         self._checked: set[tuple[str, int]] = set()
+        self._used: set[str] = set()
 
     def load(self, name: str, shapes: Mapping[str, tuple[int, ...]], on: device) -> Entry | None:
         """The tensors kept under a name; None where there are none, or they are not whole or not of these names and
         shapes.
         """
         path = self._folder / f"{name}{_SUFFIX}"
+        waiting = _unwritten.get(path)
+        if waiting is not None and waiting.unchanged and _shapes(waiting.entry.tensors) == dict(shapes):
+            return Entry({key: value.to(on) for key, value in waiting.entry.tensors.items()}, waiting.entry.note)
         try:
             entry = self._read(path, name, shapes)
         except FileNotFoundError:
@@ -67,6 +124,7 @@ class DiskCache:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
             return None
+        self._used.add(path.name)
         with suppress(OSError):
             os.utime(path)
         # Memory of torch's own: where a tensor is aligned may decide the last bits of a product.
@@ -83,7 +141,7 @@ class DiskCache:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-        if header.get("name") != name or {key: tuple(value.shape) for key, value in tensors.items()} != dict(shapes):
+        if header.get("name") != name or _shapes(tensors) != dict(shapes):
             raise ValueError(f"{path} is another's")
         if known not in self._checked and header.get("digest") != _digest(tensors):
             raise ValueError(f"{path} is damaged")
@@ -91,25 +149,48 @@ class DiskCache:
         return Entry(tensors, header.get("note") or None)
 
     def save(self, name: str, tensors: Mapping[str, Tensor], note: str | None = None) -> None:
-        """Keep tensors under a name, where there is room."""
-        from safetensors import SafetensorError
+        """Keep tensors under a name, where there is room; written beside what comes next. They must stay as they are
+        until then, or are not kept.
+        """
+        path = self._folder / f"{name}{_SUFFIX}"
+        size = sum(value.numel() * value.element_size() for value in tensors.values())
+        try:
+            if not self._make_room(size):
+                return
+        except OSError:
+            self._unseen = None
+            return
+        while len(_writing) >= _MOST_WAITING or path in _writing:
+            next(iter(_writing.values())).result()
+        self._used.add(path.name)
+        entry = Entry(dict(tensors), note)
+        _unwritten[path] = _Unwritten(entry, size, _versions(tensors))
+        written: Future[None] = Future()
+        _writing[path] = written
+        _writer().submit(self._write, path, name, written)
+
+    def _write(self, path: Path, name: str, written: Future[None]) -> None:
         from safetensors.torch import save_file
 
-        path, temporary = self._folder / f"{name}{_SUFFIX}", self._folder / f".{uuid.uuid4().hex}.writing"
-        kept = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        temporary = self._folder / f".{uuid.uuid4().hex}.writing"
+        waiting = _unwritten[path]
         try:
-            if not self._make_room(sum(value.numel() * value.element_size() for value in kept.values())):
-                return
-            save_file(kept, temporary, {"name": name, "digest": _digest(kept), "note": note or ""})
-            os.replace(temporary, path)
-        except (OSError, SafetensorError):
+            kept = {key: value.detach().cpu().contiguous() for key, value in waiting.entry.tensors.items()}
+            save_file(kept, temporary, {"name": name, "digest": _digest(kept), "note": waiting.entry.note or ""})
+            if waiting.unchanged:
+                os.replace(temporary, path)
+        except Exception:  # whatever went wrong, it costs time only
             self._unseen = None
+        finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+            _unwritten.pop(path, None)
+            _writing.pop(path, None)
+            written.set_result(None)
 
     def _make_room(self, size: int) -> bool:
-        """Let the least recently used go until so many bytes fit; False where they cannot. Files of other processes are
-        counted now and then.
+        """Let the least recently used go until so many bytes fit, but none that this session has used; False where
+        they cannot. Files of other processes are counted now and then.
         """
         if self._unseen is not None and self._unseen >= size:
             self._unseen -= size
@@ -118,13 +199,17 @@ class DiskCache:
             return False
         self._folder.mkdir(parents=True, exist_ok=True)
         files = self._files()
-        held = sum(status.st_size for _, status in files)
+        held = sum(status.st_size for _, status in files) + sum(
+            waiting.size for path, waiting in list(_unwritten.items()) if path.parent == self._folder
+        )
         limit = min(self._limit, int(SHARE_OF_FREE * (shutil.disk_usage(self._folder).free + held)))
         if size > limit:
             return False
         for path, status in sorted(files, key=lambda item: item[1].st_mtime_ns):
             if held + size <= limit:
                 break
+            if path.name in self._used:
+                continue
             # What another user put there stays, and counts.
             with suppress(PermissionError):
                 path.unlink(missing_ok=True)
@@ -176,9 +261,9 @@ def _limit_asked_for() -> int:
         ) from None
 
 
-def name_of(digest: str, kind: str, on: device) -> str:
-    """The name for a decomposition of this kind of the matrix with this digest, computed on this device."""
-    return f"{digest[:40]}-{kind}-{_computed_by(str(on), _threads())}"
+def file_name(name: str, kind: str, on: device) -> str:
+    """The name for a decomposition of this kind of the matrix with this name, computed on this device."""
+    return f"{text_digest(name).rpartition(':')[2][:40]}-{kind}-{_computed_by(str(on), _threads())}"
 
 
 def _threads() -> int:
@@ -200,7 +285,9 @@ def _computed_by(on: str, threads: int) -> str:
     return hashlib.sha256(f"{torch.__version__} {machine}".encode()).hexdigest()[:12]
 
 
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in tensors.items()}
+
+
 def _digest(tensors: Mapping[str, Tensor]) -> str:
-    return hashlib.sha256(
-        "".join(f"{key} {tensor_digest(tensors[key])}\n" for key in sorted(tensors)).encode()
-    ).hexdigest()
+    return text_digest("".join(f"{key} {tensor_digest(tensors[key])}\n" for key in sorted(tensors)))

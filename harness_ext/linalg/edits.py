@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,10 +14,23 @@ RankRule = Callable[["Tensor"], int]
 """The number of components to keep, from the singular values `[min(m, n)]`, descending."""
 
 
-Truncate = Callable[["Tensor", RankRule], "Edit"]
-"""The best approximation of a matrix `[m, n]`, the weight or one made from it, at the rank that a rule gives: its error
-exceeds the least possible by at most 1e-5 of that, in fp32.
-"""
+class MadeFrom(NamedTuple):
+    """What a matrix was made from, and how: by this its decomposition is found again, where the matrix itself has no
+    name. weight: as the method was given it. how: a word. others: small tensors, all that it depends on besides.
+    """
+
+    weight: Tensor
+    how: str
+    others: tuple[Tensor, ...] = ()
+
+
+class Truncate(Protocol):
+    """The best approximation of a matrix `[m, n]`, the weight or one made from it, at the rank that a rule gives: its
+    error exceeds the least possible by at most 1e-5 of that, in fp32.
+    """
+
+    def __call__(self, matrix: Tensor, rank_of: RankRule, made_from: MadeFrom | None = None) -> Edit:
+        """made_from: for a matrix made from the weight, so that its decomposition is found again."""
 
 
 class Svd(NamedTuple):

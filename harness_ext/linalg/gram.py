@@ -22,13 +22,17 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
+from harness_ext.linalg.edits import Svd
+
 if TYPE_CHECKING:
     from torch import Tensor, dtype
 
 EXCESS_LIMIT = 1e-5
 """How much larger than the least possible error that of an exact truncation may be, as a share of it."""
 
-_BLOCK = 512
+_REACH = 1e-3
+"""Of the largest: `u (s_1 / s)^2` bounds what V lacks of orthonormal, u the roundoff of fp64."""
+_BLOCKS = (128, 512)
 _LARGE = 1024
 # Powers of two: entries between the inverse of this and this can be squared and summed in fp32 without overflow, and
 # with nothing lost that counts.
@@ -76,6 +80,45 @@ def decompose(matrix: Tensor, precision: dtype) -> Leading:
     return Leading(directions.to(matrix.dtype).contiguous(), projections.contiguous(), lengths * scale, excess)
 
 
+def full(matrix: Tensor) -> Svd | None:
+    """The thin singular value decomposition of an fp32 `[m, n]`, from eigenvectors in fp64: U from the Gram matrix of
+    the smaller side, `V^T = U^T W / s`.
+
+    A Gram matrix in fp64 gives the components down to `_REACH` of its largest. What they leave of W is seen along the
+    other eigenvectors, and has a Gram matrix of its own, with a smaller largest component; and so on. None where what
+    is left is all rounding, so that it has no directions: the full decomposition knows some.
+
+    Raises torch.linalg.LinAlgError where an eigendecomposition does not converge.
+    """
+    import torch
+
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    scale = _scale(wide)
+    rest = (wide if scale == 1 else wide / scale).double()
+    floor = torch.finfo(matrix.dtype).eps * float(torch.linalg.vector_norm(rest))
+    basis: Tensor | None = None
+    directions, rows, lengths = [], [], []
+    while len(rest):
+        turn = _eigenvectors(rest)
+        seen = turn @ rest
+        size = _lengths(seen)
+        order = size.argsort(descending=True, stable=True)
+        turn, seen, size = turn[order], seen[order], size[order]
+        sound = int((size > _REACH * size[0]).sum())
+        if float(size[sound - 1]) <= floor:
+            return None
+        here = turn if basis is None else turn @ basis
+        directions.append(here[:sound])
+        rows.append(seen[:sound] / size[:sound, None])
+        lengths.append(size[:sound])
+        basis, rest = here[sound:], seen[sound:]
+        for known in rows:
+            rest = rest - (rest @ known.T) @ known
+    near, far, s = torch.cat(directions), torch.cat(rows), torch.cat(lengths)
+    u, vh = (near.T, far) if wide is matrix else (far.T, near)
+    return Svd(*(part.to(matrix.dtype).contiguous() for part in (u, s * scale, vh)))
+
+
 def _scale(matrix: Tensor) -> float:
     """A power of two that brings the entries to where their squares neither overflow nor vanish; 1 for any usual
     weight.
@@ -92,10 +135,15 @@ def _eigenvectors(matrix: Tensor) -> Tensor:
 
 def _gram(matrix: Tensor) -> Tensor:
     """The lower triangle of `W W^T` `[k, k]`, in blocks of rows; nothing of what is above it is read."""
-    gram = matrix.new_zeros(matrix.shape[0], matrix.shape[0])
-    for stop in range(_BLOCK, matrix.shape[0] + _BLOCK, _BLOCK):
-        gram[stop - _BLOCK : stop, :stop] = matrix[stop - _BLOCK : stop] @ matrix[:stop].T
+    gram, block = matrix.new_zeros(matrix.shape[0], matrix.shape[0]), _block(len(matrix))
+    for stop in range(block, matrix.shape[0] + block, block):
+        gram[stop - block : stop, :stop] = matrix[stop - block : stop] @ matrix[:stop].T
     return gram
+
+
+def _block(count: int) -> int:
+    """Rows at a time of a triangle of this many: few enough that little of the other triangle is worked out."""
+    return min(max(_BLOCKS[0], -(-count // 4)), _BLOCKS[1])
 
 
 def _of_symmetric(gram: Tensor) -> Tensor:
@@ -151,8 +199,9 @@ def _pairs(directions: Tensor, projections: Tensor, energies: Tensor) -> tuple[T
     unit = energies[0].clamp(min=torch.finfo(torch.float64).tiny)
     share = (energies / unit).to(directions.dtype)
     crossing, overlapping = torch.zeros_like(energies), torch.zeros_like(energies[0])
-    for start in range(0, count, _BLOCK):
-        rows = slice(start, min(start + _BLOCK, count))
+    block = _block(count)
+    for start in range(0, count, block):
+        rows = slice(start, min(start + block, count))
         both = share[rows, None] + share[start:]
         overlap = (directions[rows] @ directions[start:].T).triu(1)
         coupling = ((projections[rows] @ projections[start:].T) / unit.to(projections.dtype)).triu(

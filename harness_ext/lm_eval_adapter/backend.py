@@ -266,6 +266,8 @@ class RecipeLM(HFLM):
             self.merge_adapter()
             self._weights = Weights(self.model, scratch)
             self._decomposer, self._statistics_cache = Decomposer(lasting(scratch)), StatisticsCache(scratch)
+            # Before the scratch folder goes, what is still being written there is: the last to come is called first.
+            weakref.finalize(self, self._decomposer.flush)
         return self._weights
 
     @property

@@ -3,7 +3,7 @@
 What another package needs to add a method is here; `harness_ext.methods.registry` says how it is called.
 """
 
-from harness_ext.linalg.edits import AnyEdit, DenseEdit, Edit, Svd, Truncate
+from harness_ext.linalg.edits import AnyEdit, DenseEdit, Edit, MadeFrom, Svd, Truncate
 from harness_ext.methods.budget import Keep
 from harness_ext.methods.registry import Method, Parameter, call, method, registered_methods
 
@@ -12,6 +12,7 @@ __all__ = [
     "DenseEdit",
     "Edit",
     "Keep",
+    "MadeFrom",
     "Method",
     "Parameter",
     "Svd",

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 WEIGHT_DIRECTIONS = "weight_directions"
 """The fallback where the texts move the outputs along fewer directions than are to be kept."""
 
+_LEAST_SQUARE = 1e-8
+"""Of the largest: what a Gram matrix in fp64 tells to eight digits."""
+
 
 @method(summary="Keep the directions along which the outputs on calibration texts vary most.", shifts_bias=True)
 def feature_space(
@@ -52,9 +55,12 @@ def feature_space(
     Where the outputs span fewer directions than are kept, the rest are the leading singular directions of what is left
     of W (ours): recorded as a fallback.
     """
-    moment, mean, dense = input_second_moment.double(), input_mean_with_sinks.double(), weight.double()
-    spread = moment - mean.outer(mean) if centred else moment
-    eigenvalues, eigenvectors = remember(output_spectrum, dense, spread)
+    mean, dense = input_mean_with_sinks.double(), weight.double()
+    eigenvalues, eigenvectors = (
+        remember(centred_spectrum, weight, input_second_moment, input_mean_with_sinks)
+        if centred
+        else remember(output_spectrum, weight, input_second_moment)
+    )
     rows, columns = weight.shape
     rank = keep.rank_for((rows, columns), eigenvalues.sqrt())
     directions, fallback = leading_directions(dense, eigenvalues, eigenvectors, rank)
@@ -76,16 +82,22 @@ def leading_directions(
     return _completed(weight, eigenvectors[:, :spanned], rank), WEIGHT_DIRECTIONS
 
 
+def centred_spectrum(weight: Tensor, moment: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """`output_spectrum` for the covariance of the inputs, from their second moment `[n, n]` and mean `[n]`."""
+    mean = mean.double()
+    return output_spectrum(weight, moment.double() - mean.outer(mean))
+
+
 def output_spectrum(weight: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
-    """The leading min(m, n) eigenvalues `[r]`, descending and not negative, and eigenvectors `[m, r]` of `W S W^T`, for
-    W `[m, n]` and S `[n, n]`.
+    """In fp64, the leading min(m, n) eigenvalues `[r]`, descending and not negative, and eigenvectors `[m, r]` of
+    `W S W^T`, for W `[m, n]` and S `[n, n]`.
 
     Of a tall matrix, those of `R S R^T` with `W = Q R`, turned by Q: the eigenproblem has the smaller side.
     """
     import torch
 
-    rows, columns = weight.shape
-    basis = None
+    (rows, columns), basis = weight.shape, None
+    weight, spread = weight.double(), spread.double()
     if rows > columns:
         basis, weight = torch.linalg.qr(weight)
     moment = weight @ spread @ weight.T
@@ -102,6 +114,20 @@ def _completed(weight: Tensor, directions: Tensor, rank: int) -> Tensor:
     import torch
 
     rest = weight - directions @ (directions.T @ weight)
-    more = torch.linalg.svd(rest, full_matrices=False).U[:, : rank - directions.shape[1]]
+    more = _left_singular_vectors(rest, rank - directions.shape[1])
     # Those of a rest that has vanished may lean on the directions already there.
     return torch.linalg.qr(torch.cat([directions, more], dim=1)).Q
+
+
+def _left_singular_vectors(matrix: Tensor, count: int) -> Tensor:
+    """The leading ones `[m, count]` of an fp64 `[m, n]`, from the Gram matrix of the smaller side where all of them are
+    far enough above its rounding; else from the full decomposition.
+    """
+    import torch
+
+    rows, columns = matrix.shape
+    squares, vectors = torch.linalg.eigh(matrix @ matrix.T if rows <= columns else matrix.T @ matrix)
+    squares, vectors = squares.flip(0)[:count], vectors.flip(1)[:, :count]
+    if not bool(squares[-1] > _LEAST_SQUARE * squares[0]):
+        return torch.linalg.svd(matrix, full_matrices=False).U[:, :count]
+    return vectors if rows <= columns else (matrix @ vectors) / squares.sqrt()

@@ -17,7 +17,8 @@ name:
 - everything else is a parameter that a recipe may set: it needs an annotation, and its default is the recipe's default.
 
 A method that keeps leading components asks for `truncate`, which is several times faster than `svd` and lasts over runs
-like it; one that works on components one by one, or on all of them, asks for `svd`.
+like it (of a matrix that the method made from the weight, where it says what from: `MadeFrom`); one that works on
+components one by one, or on all of them, asks for `svd`.
 
 Another package names its modules of methods in the entry-point group `lm_eval_recipes.methods`.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from harness_ext.linalg.edits import Truncate
+from harness_ext.linalg.edits import MadeFrom, Truncate
 from harness_ext.methods import Edit, method
 
 if TYPE_CHECKING:
@@ -117,7 +117,8 @@ def scaled_truncation(weight: Tensor, scale: Tensor, truncate: Truncate, keep: K
     largest = scale.max()
     unscaled = bool(largest == 0)
     scale = torch.ones_like(scale) if unscaled else (scale / largest).clamp(min=SCALE_FLOOR)
-    kept = truncate(weight.double() * scale, keep.rank_rule((rows, columns)))
+    made_from = MadeFrom(weight, "columns scaled", (scale,))
+    kept = truncate(weight.double() * scale, keep.rank_rule((rows, columns)), made_from)
     return replace(
         kept,
         left=kept.left.to(weight),

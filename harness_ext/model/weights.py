@@ -2,7 +2,8 @@
 
 Arithmetic is in fp32 (fp64 for fp64 weights), storage in the weight's own orientation and dtype. Originals are spilled
 to a scratch folder before the first change, not held in memory: the extra memory of an edit stays one matrix and its
-factors, however many matrices a recipe touches. Digests show that what was put back is what was there.
+factors, however many matrices a recipe touches. Digests show that what was put back is what was there. They are worked
+out beside the next edit where nobody waits for them (`digest_soon`), and waited for before the bytes are written to.
 
 A matrix that is factored (`factor`) is computed by a `LowRankLinear` in the place of its layer, and the memory of its
 dense weight is given back until `restore`. It reads as the product of its factors; whatever is then written to a part
@@ -13,16 +14,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness_ext.errors import UserError
 from harness_ext.model.built import module_classes, shared_parameters
-from harness_ext.model.digests import combined, model_digest, tensor_digest
+from harness_ext.model.digests import (
+    background_digest,
+    combined,
+    digests_of,
+    model_digest,
+    named,
+    on_cpu,
+    tensor_digest,
+)
 from harness_ext.model.layout import Layout, Matrix
 from harness_ext.model.module_replacement import ModuleReplacements
 from harness_ext.model.size import size_of
-from harness_ext.model.slices import places, put, take
+from harness_ext.model.slices import overlap, places, put, take
 from harness_ext.model.typed import pretrained
 from harness_ext.storage.disk import disk_trouble
 
@@ -33,6 +43,10 @@ if TYPE_CHECKING:
     from harness_ext.model.low_rank import LowRankPart
 
 __all__ = ["Weights", "model_digest", "tensor_digest"]
+
+
+_MOST_HASHING = 4
+"""Digests that are worked out at a time beside the edits."""
 
 
 class _Original(NamedTuple):
@@ -56,6 +70,10 @@ class Weights:
         self._scratch = scratch
         self._parameters: dict[str, Tensor] = dict(model.named_parameters())
         self._digests: dict[tuple[str, int | None], str] = {}
+        self._hashing: dict[tuple[str, int | None], Future[str]] = {}
+        self._finite: dict[str, set[Matrix]] = {}
+        self._written: dict[str, set[Matrix]] = {}
+        self._before: dict[tuple[str, int | None], str] = {}
         self._originals: dict[str, _Original] = {}
         self._replacements = ModuleReplacements(model, self._renew)
         self.size = size_of(model)
@@ -99,7 +117,17 @@ class Weights:
                 )
 
     def read(self, matrix: Matrix) -> Tensor:
-        """A copy of the matrix, `[out, in]`, in fp32 (fp64 where the weight is); of a factored one, the product."""
+        """A copy of the matrix, `[out, in]`, in fp32 (fp64 where the weight is); of a factored one, the product. Named
+        (see `digests`) by the stored bytes, the part of them and the dtype of the copy; a part that no edit has
+        touched, by the bytes before its neighbours were edited.
+        """
+        values, place = self.values(matrix), (matrix.parameter, matrix.expert)
+        touched = any(_overlap(matrix, other) for other in self._written.get(matrix.parameter, ()))
+        digest = self._before[place] if place in self._before and not touched else self.digest_of(*place)
+        return named(values, f"{digest} {matrix.rows} {matrix.columns} {matrix.stored_transposed} {values.dtype}")
+
+    def values(self, matrix: Matrix) -> Tensor:
+        """What `read` gives, without a name."""
         import torch
 
         value = self._stored(matrix.parameter).detach()
@@ -115,7 +143,7 @@ class Weights:
         """
         import torch
 
-        self._keep_original(matrix.parameter)
+        self._before_writing_matrix(matrix)
         if matrix.parameter in self._replacements:
             dense, parts = self._without(matrix)
             put(dense, matrix.rows, matrix.columns, weight.to(dense))
@@ -134,7 +162,7 @@ class Weights:
         """
         from harness_ext.model.low_rank import LowRankPart
 
-        self._keep_original(matrix.parameter)
+        self._before_writing_matrix(matrix)
         dense, parts = self._without(matrix)
         self._replacements.set_parts(matrix, dense, [*parts, LowRankPart(matrix.rows, matrix.columns, left, right)])
 
@@ -148,6 +176,7 @@ class Weights:
         """
         names = frozenset(self._replacements)
         for name in names:
+            self._await_digests(name)
             self._replacements.put_back(name, self._replacements[name].product(self._stored(name).dtype))
         return names
 
@@ -184,7 +213,7 @@ class Weights:
             if matrix.expert is not None:
                 raise UserError(f"{matrix.key} has no bias to shift: experts have none")
             self._add_bias(matrix)
-        self._keep_original(matrix.bias)
+        self._before_writing(matrix.bias)
         value = self._parameters[matrix.bias]
         with torch.no_grad():
             with_shift(value if matrix.expert is None else value[matrix.expert], matrix, shift)
@@ -202,18 +231,23 @@ class Weights:
         self._check_dtypes()
         for name in self._replacements:
             self._replacements.put_back(name)
+        expected: dict[str, str] = {}
         for name, (path, _) in self._originals.items():
+            self._await_digests(name)
+            for known in (self._finite, self._written):
+                known.pop(name, None)
+            self._before = {place: digest for place, digest in self._before.items() if place[0] != name}
             kept = load_file(path)
-            (digest,) = kept.keys()
+            (expected[name],) = kept.keys()
             with torch.no_grad():
-                self._parameters[name].copy_(kept[digest])
+                self._parameters[name].copy_(kept[expected[name]])
             self._forget_digests(name)
-            if self.digest_of(name) != digest:
+        for name, digest in digests_of(expected, self.digest_of).items():
+            if digest != expected[name]:
                 raise RuntimeError(
                     f"{name} could not be restored bit for bit; the scratch folder {self._scratch} may be damaged"
                 )
-            path.unlink()
-        self._originals.clear()
+            self._originals.pop(name).path.unlink()
         for name in self.added_biases:
             for module in self._bias_owners.pop(name):
                 self._model.get_submodule(module).register_parameter("bias", None)
@@ -231,8 +265,8 @@ class Weights:
                 )
 
     def digest_of(self, name: str, expert: int | None = None) -> str:
-        """SHA-256 over a parameter's dtype, shape and bytes, or over those of one of its experts: hashing all of them
-        for the edit of each would take their number squared.
+        """The digest of a parameter, or of one of its experts: hashing all of them for the edit of each would take
+        their number squared.
 
         Of a factored matrix, over the digests of what its layer holds, without the bias.
         """
@@ -243,28 +277,81 @@ class Weights:
                 if part != "bias"
             ]
             return combined(held, self.digest_of)
+        waiting = self._hashing.pop((name, expert), None)
+        if waiting is not None:
+            self._digests[name, expert] = waiting.result()
         if (name, expert) not in self._digests:
-            value = self._parameters[name]
-            self._digests[name, expert] = tensor_digest(value if expert is None else value[expert])
+            self._digests[name, expert] = tensor_digest(self._of_expert(name, expert))
         return self._digests[name, expert]
 
+    def digest_soon(self, name: str, expert: int | None = None) -> Future[str]:
+        """What `digest_of` gives now, worked out beside what comes next. Of a factored matrix it is ready at once."""
+        if name in self._replacements or (name, expert) in self._digests:
+            done: Future[str] = Future()
+            done.set_result(self.digest_of(name, expert))
+            return done
+        if (name, expert) not in self._hashing:
+            while len(self._hashing) >= _MOST_HASHING:
+                # The oldest: each may hold a copy on the CPU.
+                self.digest_of(*next(iter(self._hashing)))
+            self._hashing[name, expert] = background_digest(self._of_expert(name, expert))
+        return self._hashing[name, expert]
+
+    def _of_expert(self, name: str, expert: int | None) -> Tensor:
+        value = self._parameters[name]
+        return value if expert is None else value[expert]
+
+    def _await_digests(self, name: str) -> None:
+        """Bytes that are being hashed must not be written to. What went wrong is raised to whoever wants the digest."""
+        for key in [key for key in self._hashing if key[0] == name]:
+            waiting = self._hashing.pop(key)
+            if waiting.exception() is None:
+                self._digests[key] = waiting.result()
+
+    def _before_writing(self, name: str) -> None:
+        self._await_digests(name)
+        self._keep_original(name)
+
     def digest(self) -> str:
-        """SHA-256 over the names and digests of all parameters, in order of name: the identity of the weights as they
-        are now.
+        """The digest over the names and digests of all parameters, in order of name: the identity of the weights as
+        they are now.
         """
+        for key in list(self._hashing):
+            self.digest_of(*key)
         return combined(self._parameters, self.digest_of)
 
     def first_not_finite(self, matrix: Matrix) -> str | None:
         """Where the matrix holds a NaN or an infinity, as `[row, column]` of its `[out, in]` view; None where it holds
-        none.
+        none. What was looked at is not looked at again before it is written to.
         """
         import torch
 
-        finite = torch.isfinite(self.read(matrix))
+        known = self._finite.setdefault(matrix.parameter, set())
+        if matrix in known:
+            return None
+        finite = torch.isfinite(self._as_stored(matrix))
         if bool(finite.all()):
+            known.add(matrix)
             return None
         row, column = (~finite).nonzero()[0].tolist()
         return f"[{row}, {column}]"
+
+    def _before_writing_matrix(self, matrix: Matrix) -> None:
+        """Note what is to be looked at anew, and what the bytes were."""
+        place = (matrix.parameter, matrix.expert)
+        if place not in self._before:
+            self._before[place] = self.digest_of(*place)
+        self._before_writing(matrix.parameter)
+        self._written.setdefault(matrix.parameter, set()).add(matrix)
+        known = self._finite.get(matrix.parameter, set())
+        self._finite[matrix.parameter] = {other for other in known if not _overlap(matrix, other)}
+
+    def _as_stored(self, matrix: Matrix) -> Tensor:
+        """The matrix `[out, in]` in its own dtype, which may share its memory."""
+        if matrix.parameter in self._replacements:
+            return self.values(matrix)
+        view = _view(self._parameters[matrix.parameter].detach(), matrix)
+        return take(take(view, matrix.rows, 0), matrix.columns, 1)
 
     def _forget_digests(self, name: str, expert: int | None = None) -> None:
         """After a change of a parameter: of one of its experts, or anywhere in it."""
@@ -274,6 +361,7 @@ class Weights:
         )
         for part in (None, *experts):
             self._digests.pop((name, part), None)
+            self._hashing.pop((name, part), None)
 
     def _keep_original(self, name: str) -> None:
         from safetensors.torch import save_file
@@ -282,7 +370,7 @@ class Weights:
             return
         path = self._scratch / f"{hashlib.sha256(name.encode()).hexdigest()}.safetensors"
         try:
-            save_file({self.digest_of(name): self._parameters[name].detach().cpu().contiguous()}, path)
+            save_file({self.digest_of(name): on_cpu(self._parameters[name])}, path)
         except Exception as error:
             if (trouble := disk_trouble(error)) is None:
                 raise
@@ -314,6 +402,11 @@ def with_shift(bias: Tensor, matrix: Matrix, shift: Tensor) -> Tensor:
     """The bias `[full out]` with a shift `[out]` added, in place, to the rows of the matrix."""
     bias[places(matrix.rows or ((0, matrix.full_shape[0]),))] += shift.to(bias)
     return bias
+
+
+def _overlap(one: Matrix, other: Matrix) -> bool:
+    """Whether two matrices of one parameter share a number."""
+    return one.expert == other.expert and overlap(one.rows, other.rows) and overlap(one.columns, other.columns)
 
 
 def _view(value: Tensor, matrix: Matrix) -> Tensor:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from harness_ext.calibration.rewording import hashed_signs
 from harness_ext.editing.warnings import found_nothing, left_unedited
 from harness_ext.errors import UserError, VariantFailed
+from harness_ext.model.digests import KIND
 from harness_ext.runs.run_config import resolve_demo
 from harness_ext.runs.versions import versions
 from harness_ext.search.runner import without_searching
@@ -231,7 +232,7 @@ def export_receipt(
             "model_type": lm.model.config.model_type,
         },
         "recipe": {"label": lm.recipe.label, "recipe_id": lm.recipe.recipe_id, "resolved": lm.recipe.resolved()},
-        "weights": {"digest_after": lm.weights.digest()},
+        "weights": {"digest_after": lm.weights.digest(), "digest": KIND},
         "matrices": [record.to_json() for record in records],
         "made_dense": sorted(made_dense),
         "totals": lm.totals(),

@@ -16,6 +16,7 @@ from leaderboard.app.download import downloads
 from leaderboard.app.linked_table import RUN_BLUE
 from leaderboard.app.run_files import OnDisk
 from leaderboard.board.layers import LayerEdit, places
+from leaderboard.readers.weights_digest import short_digest
 from leaderboard.terminal.format import counted, number, percent, plain
 
 _STEPS = ("epoch", "number")  # what a training and a search count in
@@ -88,8 +89,8 @@ def _matrix(row: dict[str, Any]) -> dict[str, Any]:
         "Fallback": plain(row["fallback"] or ""),
         "Role": plain(row["role"] or ""),
         "Layer": row["layer"],
-        "Digest before": plain(row["digest_before"] or "")[:12],
-        "Digest after": plain(row["digest_after"] or "")[:12],
+        "Digest before": plain(short_digest(row["digest_before"] or "")),
+        "Digest after": plain(short_digest(row["digest_after"] or "")),
     }
 
 

@@ -24,6 +24,7 @@ from leaderboard import metrics
 from leaderboard.compare.effect import reproduces
 from leaderboard.readers.asked import revision_of
 from leaderboard.readers.task_identity import differing_parts
+from leaderboard.readers.weights_digest import short_digest, weights_differ
 from leaderboard.statistics import wilson
 from leaderboard.store.database import Store
 
@@ -53,9 +54,8 @@ _ALIKE = {
     "system_instruction_hash": "system instruction",
     "generation_arguments": "generation arguments",
 }
+_DIGESTS = ("digest_before", "digest_after")
 _HASHES = (
-    "digest_before",
-    "digest_after",
     "recipe_id",
     "identity",
     "documents_hash",
@@ -252,6 +252,7 @@ def _changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
         Change(words, _short(name, before[name]), _short(name, after[name]))
         for name, words in _ALIKE.items()
         if _differ(before[name], after[name])
+        and (name not in _DIGESTS or weights_differ(str(before[name]), str(after[name])))
     ]
     found += _task_change(before, after)
     metrics = [f"{row['metric']} ({row['filter']})" for row in (before, after) if row["metric"]]
@@ -271,7 +272,8 @@ def _differ(before: object, after: object) -> bool:
 
 
 def _short(name: str, value: object) -> str:
-    return str(value)[:12] if name in _HASHES else str(value)
+    text = str(value)
+    return short_digest(text) if name in _DIGESTS else text[:12] if name in _HASHES else text
 
 
 def _limit(value: object) -> str:

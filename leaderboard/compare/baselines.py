@@ -26,6 +26,7 @@ from leaderboard.compare import comparability
 from leaderboard.compare.contents import Contents
 from leaderboard.compare.pairing import Subject
 from leaderboard.readers.records import BASELINE
+from leaderboard.readers.weights_digest import kind_of
 from leaderboard.store.queries import RunRow, RunTaskRow, ScoreRow
 
 _MOST_NAMED = 100  # unedited runs, the latest, among which the nearest is looked for where none will do
@@ -121,6 +122,7 @@ class Baselines:
             candidate.run.edited is not False,
             *((False, False) if subject.run.may_be_baseline else settings[:2]),
             comparability.same_task_known(candidate.task, subject.task),
+            _of_other_digests(candidate.run, subject.run),
             0 if subject.run.may_be_baseline else settings[2],
         )
 
@@ -134,6 +136,12 @@ class Baselines:
                     f"an older baseline: run {candidate.run.run_id[:8]} later ran this task with other code or data",
                 )
         return ()
+
+
+def _of_other_digests(candidate: RunRow, run: RunRow) -> bool:
+    """Whether both name the weights that they began from, by digests of two kinds."""
+    both = candidate.digest_before and run.digest_before
+    return bool(both) and kind_of(candidate.digest_before or "") != kind_of(run.digest_before or "")
 
 
 def _counts(run: RunRow) -> tuple[object, ...]:

@@ -16,6 +16,7 @@ from functools import cache
 
 from leaderboard.metrics import GOLD_LOG_LIKELIHOOD
 from leaderboard.readers.task_identity import differing_parts
+from leaderboard.readers.weights_digest import weights_differ
 from leaderboard.store import queries
 from leaderboard.store.database import Store
 from leaderboard.store.queries import RunRow, RunTaskRow, ScoreRow
@@ -214,9 +215,11 @@ def _subsets(baseline: RunTaskRow, task: RunTaskRow) -> str:
 
 
 def _other_weights(baseline: RunRow, run: RunRow) -> bool:
-    """Whether two runs of one model began from different weights: then it is not one model."""
-    known = baseline.digest_before and run.digest_before and baseline.model_key == run.model_key
-    return bool(known) and baseline.dtype == run.dtype and baseline.digest_before != run.digest_before
+    """Whether two runs of one model began from different weights: then it is not one model. Where their digests are of
+    two kinds, the model's key tells, in which the identity of its checkpoint is.
+    """
+    alike = baseline.model_key == run.model_key and baseline.dtype == run.dtype
+    return alike and weights_differ(baseline.digest_before or None, run.digest_before or None) is True
 
 
 def reservations(baseline: RunRow, run: RunRow) -> tuple[str, ...]:

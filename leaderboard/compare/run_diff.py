@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from leaderboard.readers.weights_digest import kind_of
 from leaderboard.store.database import Store
 
 _FACTS = {
@@ -31,6 +32,7 @@ _FACTS = {
     "started": "started",
     "path": "folder",
 }
+_DIGESTS = frozenset({_FACTS["digest_before"], _FACTS["digest_after"]})
 _TREES = {"settings": "settings", "versions": "versions", "seeds": "seeds", "recipe_resolved": "recipe"}
 _MOST_DEEP = 12
 # Failed runs have tasks without scores; groups are means over tasks, and theirs are told of.
@@ -43,22 +45,29 @@ FROM (FROM x EXCEPT FROM y) ORDER BY task, metric, filter
 
 
 class Difference(NamedTuple):
-    """One thing: its name, and what it is in the first run and in the second; empty where a run does not say."""
+    """One thing: its name, and what it is in the first run and in the second; empty where a run does not say.
+    comparable: not where it is two digests of different kinds, which are neither the same nor different.
+    """
 
     name: str
     first: str
     second: str
+    comparable: bool = True
 
     @property
     def differs(self) -> bool:
         """Whether the two are not the same."""
-        return self.first != self.second
+        return self.comparable and self.first != self.second
 
 
 def compare_facts(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Difference]:
     """Everything that either of two runs (rows of the store) says of how it was made."""
     left, right = _facts(first), _facts(second)
-    return [Difference(name, left.get(name, ""), right.get(name, "")) for name in dict.fromkeys([*left, *right])]
+    return [
+        Difference(name, one, other, name not in _DIGESTS or not (one and other) or kind_of(one) == kind_of(other))
+        for name in dict.fromkeys([*left, *right])
+        for one, other in [(left.get(name, ""), right.get(name, ""))]
+    ]
 
 
 def _facts(run: Mapping[str, Any]) -> dict[str, str]:

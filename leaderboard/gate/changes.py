@@ -15,7 +15,10 @@ from leaderboard.gate.decision import GateRow
 from leaderboard.gate.evaluate import GateStore
 from leaderboard.readers.asked import revision_of
 from leaderboard.readers.records import Run
+from leaderboard.readers.weights_digest import short_digest, weights_differ
 from leaderboard.terminal.format import signed
+
+_DIGESTS = ("weights digest", "unedited weights")
 
 
 class RunChange(NamedTuple):
@@ -32,7 +35,10 @@ def changes(baseline: Run, candidate: Run) -> list[RunChange]:
     return [
         RunChange(name, before[name], after[name])
         for name in before
-        if before[name] and after[name] and before[name] != after[name]
+        if before[name]
+        and after[name]
+        and before[name] != after[name]
+        and (name not in _DIGESTS or weights_differ(before[name], after[name]))
     ]
 
 
@@ -67,12 +73,12 @@ def _mapping(text: str | None) -> dict[str, Any]:
 
 
 def _short(digest: str | None) -> str | None:
-    return None if digest is None else digest[:12]
+    return None if digest is None else short_digest(digest)
 
 
 def same_weights(baseline: Run, candidate: Run) -> bool:
     """Whether both runs scored the same weights, to the bit."""
-    return baseline.variant.digest_after is not None and baseline.variant.digest_after == candidate.variant.digest_after
+    return weights_differ(baseline.variant.digest_after, candidate.variant.digest_after) is False
 
 
 def findings(baseline: Run, candidate: Run, found: list[RunChange]) -> list[str]:
@@ -83,6 +89,11 @@ def findings(baseline: Run, candidate: Run, found: list[RunChange]) -> list[str]
     names = {change.what for change in found}
     if baseline.variant.digest_after is None or candidate.variant.digest_after is None:
         said.append("the weights were not recorded in both runs, so the recipe is neither cleared nor accused")
+    elif weights_differ(baseline.variant.digest_after, candidate.variant.digest_after) is None:
+        said.append(
+            "the two runs name their weights by digests of two kinds, which say nothing of each other, so the recipe is"
+            " neither cleared nor accused"
+        )
     elif "unedited weights" in names:
         said.append("the unedited model has other weights than it had, so the recipe started from something else")
     elif not names - {"weights digest", "recipe", "recipe's steps", "revision of its methods"}:

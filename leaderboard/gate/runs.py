@@ -17,9 +17,10 @@ from leaderboard.gate.base_choice import choose_base
 from leaderboard.readers.discovery import RECEIPT, Candidate, find_runs
 from leaderboard.readers.edited import of_receipt
 from leaderboard.readers.reader import read_runs
-from leaderboard.readers.receipt import read_receipt
+from leaderboard.readers.receipt import Receipt, read_receipt
 from leaderboard.readers.records import BASELINE, Rejection, Run
 from leaderboard.readers.safe_json import canonical
+from leaderboard.readers.weights_digest import began_alike, weights_differ
 from leaderboard.store import pins, queries
 from leaderboard.store.database import open_store
 
@@ -167,12 +168,20 @@ def _beside(run: Run, known: set[str]) -> list[Run]:
         if (
             of_receipt(receipt).edited is False
             and receipt.status == "complete"
-            and receipt.weights.digest_after == run.variant.digest_before
+            and _began_from(run, receipt)
             and mine & receipt.tasks.keys()
         ):
             asked = canonical([receipt.settings_id, receipt.tasks])
             found[asked] = max(found.get(asked, ("", path)), (receipt.started or "", path))
     return [read_one(path.parent, "the unedited run") for _, path in found.values()]
+
+
+def _began_from(run: Run, unedited: Receipt) -> bool:
+    """Whether a run began from the weights that an unedited one scored."""
+    model, variant = unedited.model, run.variant
+    alike = began_alike(unedited.weights.digest_after, variant.digest_before, model.identity, variant.identity)
+    one_kind = weights_differ(unedited.weights.digest_after, variant.digest_before) is not None
+    return alike is True and (one_kind or (model.dtype, model.revision) == (variant.dtype, variant.revision))
 
 
 def _receipts(folder: Path, but: Path) -> Iterable[Path]:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from leaderboard.readers.receipt import Receipt
 from leaderboard.readers.records import BASELINE
 from leaderboard.readers.safe_json import canonical, clean, optional_text
+from leaderboard.readers.weights_digest import weights_differ
 
 PLAIN_RECIPE = "plain lm_eval"
 NOT_BASELINE = "baseline (edited)"
@@ -81,9 +82,7 @@ def of_receipt(receipt: Receipt) -> Editedness:
     if recipe.name != BASELINE:
         return Editedness(True, recipe.name, recipe.name if recipe.label == BASELINE else recipe.label)
     steps = recipe.resolved.get("steps") if isinstance(recipe.resolved, dict) else None
-    changed = (
-        None not in (weights.digest_before, weights.digest_after) and weights.digest_before != weights.digest_after
-    )
+    changed = weights_differ(weights.digest_before, weights.digest_after) is True
     contradictions = [
         words
         for words, holds in (

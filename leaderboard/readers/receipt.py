@@ -110,10 +110,22 @@ class ReceiptRecipe(ReceiptPart):
 
 
 class ReceiptWeights(ReceiptPart):
-    """SHA-256 of all weights, before and after the recipe."""
+    """Digests of all weights, before and after the recipe: `blake3:` and hex digits, or in receipts of before SHA-256
+    in hex; `weights_digest` says what two of them tell of each other. digest: the function that they are of; absent in
+    receipts of before.
+    """
 
     digest_before: str | None = None
     digest_after: str | None = None
+    digest: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_function(cls, data: Any) -> Any:
+        before = data.get("digest_before") if isinstance(data, dict) else None
+        if isinstance(before, str) and ":" in before:
+            return {"digest": before.partition(":")[0], **data}
+        return data
 
 
 class ReceiptMatrix(ReceiptPart):
@@ -122,7 +134,7 @@ class ReceiptMatrix(ReceiptPart):
     step: number of the recipe's step, from 0. name: the parameter; part: which part of it, None for all of it.
     shape: [out, in], of the part. rank_before: min(shape).
     energy_kept: `||W'||^2 / ||W||^2`; relative_error: `||W - W'|| / ||W||`; Frobenius norms of the stored values.
-    digest_before, digest_after: SHA-256 of the whole parameter, or of the one expert of it.
+    digest_before, digest_after: of the whole parameter, or of the one expert of it, as in `ReceiptWeights`.
     bias_shift: whether the layer's bias was changed too.
     parameters_after: count for two factors where they hold less than the dense matrix; the dense count otherwise.
     fallback: why the method did something simpler here, None where it did not.

@@ -13,6 +13,7 @@ import json
 from collections import defaultdict
 from typing import NamedTuple
 
+from leaderboard.readers.weights_digest import sql_same
 from leaderboard.store.database import Store
 
 UNCHANGING = "identity"
@@ -21,7 +22,12 @@ UNCHANGING = "identity"
 # Alike: model, task as far as both say, its settings, documents, versions, device, dtype. Different: the batch size of
 # two unedited runs of the same weights; of an unchanging recipe and its baseline nothing but how the weights are
 # rounded. Copies of one document may stand in any order: their scores are compared as a group.
-_PAIRS = """
+# A pair may have been made by two versions that name the weights by other digests. Both are of one model key, in which
+# the identity of the checkpoint is, where the run has one.
+_SAME_AFTER, _SAME_BEFORE = (
+    sql_same(f"vo.{column}", f"vn.{column}", "vn.identity IS NOT NULL") for column in ("digest_after", "digest_before")
+)
+_PAIRS = f"""
 INSERT INTO noise_floors
 WITH pairs AS (
     SELECT vn.model_key, o.run_id AS other, n.run_id AS run, tn.task, o.batch_size AS other_size, n.batch_size AS size
@@ -30,10 +36,10 @@ WITH pairs AS (
     JOIN runs o ON o.variant_id = vo.variant_id AND o.run_id <> n.run_id AND o.status = 'complete'
         AND CASE
             WHEN vn.recipe_name = 'baseline' AND vo.recipe_name = 'baseline'
-                THEN vo.digest_after = vn.digest_after AND o.batch_size <> n.batch_size
+                THEN {_SAME_AFTER} AND o.batch_size <> n.batch_size
             WHEN vn.recipe_name = 'baseline' AND list_contains($unchanging, vo.variant_id)
                 OR vo.recipe_name = 'baseline' AND list_contains($unchanging, vn.variant_id)
-                THEN vo.digest_before = vn.digest_before AND o.batch_size IS NOT DISTINCT FROM n.batch_size
+                THEN {_SAME_BEFORE} AND o.batch_size IS NOT DISTINCT FROM n.batch_size
             ELSE false
         END
       AND o.device IS NOT DISTINCT FROM n.device AND o.lm_eval_version IS NOT DISTINCT FROM n.lm_eval_version

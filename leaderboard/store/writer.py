@@ -24,6 +24,7 @@ from leaderboard.errors import Unreadable
 from leaderboard.readers.records import BASELINE, Rejection, Run
 from leaderboard.readers.safe_json import clean
 from leaderboard.readers.task_identity import differing_parts
+from leaderboard.readers.weights_digest import weights_differ
 from leaderboard.store import former_ids, noise_floor
 from leaderboard.store.database import Store
 from leaderboard.store.rows import insert_runs
@@ -154,13 +155,37 @@ class _AnsweredTask(NamedTuple):
         return bool(self.config and other.config and differing_parts(self.config, other.config))
 
 
+class _ScoredWeights(NamedTuple):
+    """What a run says of the weights that it began from and scored."""
+
+    before: str | None
+    after: str | None
+    identity: str | None
+    dtype: str | None
+
+    @classmethod
+    def of(cls, run: Run) -> _ScoredWeights:
+        variant = run.variant
+        return cls(variant.digest_before, variant.digest_after, variant.identity, variant.dtype)
+
+    def differ(self, other: _ScoredWeights) -> bool:
+        """Whether two runs of one model are known to have scored other weights. Where their digests are of two kinds,
+        they began from one checkpoint, and one of them edited nothing: whether the other changed what it began from.
+        """
+        known = weights_differ(self.after, other.after)
+        if known is not None or self.identity is None or self[2:] != other[2:]:
+            return known is True
+        changed = [weights_differ(run.before, run.after) for run in (self, other)]
+        return False in changed and True in changed
+
+
 @dataclass(frozen=True)
 class _Answered:
     """The log-likelihoods of one run, by task."""
 
     run_id: str
     path: str
-    digest: str
+    weights: _ScoredWeights
     tasks: dict[str, _AnsweredTask]
     changes: Callable[[], list[float | None]]
 
@@ -174,8 +199,9 @@ class _Answers:
         if not asked:
             return
         rows = store.rows(
-            "SELECT v.model_key, r.run_id, r.path, v.digest_after AS digest, t.task, t.log_likelihoods_hash AS hash,"
-            " t.documents_hash AS documents, t.identity, t.config_hash AS config"
+            "SELECT v.model_key, r.run_id, r.path, v.digest_before, v.digest_after, v.identity, v.dtype, t.task,"
+            " t.log_likelihoods_hash AS hash, t.documents_hash AS documents, t.identity AS task_identity,"
+            " t.config_hash AS config"
             " FROM run_tasks t JOIN runs r USING (run_id) JOIN variants v USING (variant_id) WHERE v.digest_after IS"
             " NOT NULL AND t.log_likelihoods >= $1 AND t.run_id IN (SELECT run_id FROM run_tasks WHERE"
             " log_likelihoods_hash IN (SELECT unnest($2))) ORDER BY r.run_id",
@@ -186,10 +212,12 @@ class _Answers:
             by_run[row["run_id"]].append(row)
         for run_id, of_run in by_run.items():
             first = of_run[0]
-            tasks = {row["task"]: _AnsweredTask(*(row[name] for name in _AnsweredTask._fields)) for row in of_run}
+            names = ("hash", "documents", "task_identity", "config")
+            tasks = {row["task"]: _AnsweredTask(*(row[name] for name in names)) for row in of_run}
+            weights = _ScoredWeights(*(first[name] for name in ("digest_before", "digest_after", "identity", "dtype")))
             path = str(store.places.resolved(first["path"]))
             self._by_model[first["model_key"]].append(
-                _Answered(run_id, path, first["digest"], tasks, _stored_changes(store, run_id))
+                _Answered(run_id, path, weights, tasks, _stored_changes(store, run_id))
             )
 
     def remember(self, run: Run) -> None:
@@ -197,7 +225,7 @@ class _Answers:
         if run.variant.digest_after is not None and (hashes := _hashes(run)):
             changes = [matrix.relative_error for matrix in run.matrices]
             self._by_model[run.variant.model_key].append(
-                _Answered(run.run_id, str(run.path), run.variant.digest_after, hashes, lambda: changes)
+                _Answered(run.run_id, str(run.path), _ScoredWeights.of(run), hashes, lambda: changes)
             )
 
     def copied(self, run: Run) -> Unreadable | str | None:
@@ -209,7 +237,7 @@ class _Answers:
             return None
         limit = ROUNDING.get(run.variant.dtype or "float32", ROUNDING["float32"])
         for other in self._by_model[run.variant.model_key]:
-            if other.digest == run.variant.digest_after:
+            if not other.weights.differ(_ScoredWeights.of(run)):
                 continue
             shared = _shared(mine, other.tasks)
             if not shared or any(other.tasks[task].hash != mine[task].hash for task in shared):

@@ -155,7 +155,9 @@ def show_differences(runs: Sequence[dict[str, object]]) -> None:
     ]
     st.dataframe(rows, hide_index=True, width="stretch", key="differences")
     downloads(rows, "differences")
-    same = [{"Name": plain(entry.name), "Both": plain(entry.first)} for entry in found if not entry.differs]
+    same = [{"Name": plain(entry.name), "Both": plain(entry.first)} for entry in found if entry.first == entry.second]
+    if unknown := [entry.name for entry in found if not entry.comparable]:
+        st.caption(f"Digests of two kinds, which say nothing of each other: {plain(', '.join(unknown))}")
     with st.expander(f"The same in both: {len(same)}"):
         st.dataframe(same, hide_index=True, width="stretch", key="same")
 

@@ -4,11 +4,13 @@ cache that may fail in any way without changing a bit.
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,11 +23,13 @@ from hypothesis import strategies as st
 
 from harness_ext.errors import RecipeError, UserError, VariantFailed
 from harness_ext.linalg import cache as disk
-from harness_ext.linalg import gram, randomized
-from harness_ext.linalg.cache import DiskCache, lasting
+from harness_ext.linalg import decompose, devices, gram, randomized
+from harness_ext.linalg.cache import DiskCache, Entry, lasting
 from harness_ext.linalg.decompose import GRAM_FP32, GRAM_FP64, SVD, Decomposer, NotConverged
 from harness_ext.methods.budget import Keep
 from harness_ext.methods.svd import EXACT_INSTEAD, truncate_svd
+from harness_ext.methods.weighted_svd import scaled_truncation
+from harness_ext.model import digests
 from harness_ext.recipe.recipe import parse_recipe
 
 LIMIT = 1e-5
@@ -266,6 +270,139 @@ def test_a_recipe_asks_for_it_and_where_it_is_not_worth_while_gets_the_exact_one
     assert parse_recipe("svd").recipe_id != parse_recipe("svd:decomposition=randomised").recipe_id
 
 
+# The full decomposition through the Gram matrix, and the order of attempts.
+
+
+@pytest.mark.parametrize("shape", [(160, 160), (160, 400), (400, 160)])
+@pytest.mark.parametrize("name", [*STRUCTURED, "flat"])
+def test_both_sides_from_eigenvectors_are_as_good_as_lapacks(name: str, shape: tuple[int, int]) -> None:
+    """Reconstruction, orthonormality of either side and singular values, against numpy in float64; where W has fewer
+    directions than its sides are long, it says that it cannot.
+    """
+    weight = (
+        torch.randn(shape, generator=torch.Generator().manual_seed(3))
+        if name == "flat"
+        else with_spectrum(*shape, STRUCTURED[name], seed=1)
+    )
+    found = gram.full(weight)
+    s = numpy.linalg.svd(weight.double().numpy(), compute_uv=False)
+    if found is None:
+        assert s[-1] <= 1e-6 * numpy.linalg.norm(s)
+        return
+    u, sizes, vh = (part.double().numpy() for part in found)
+    norm, unit = numpy.linalg.norm(s), numpy.eye(160)
+    assert all(part.is_contiguous() and part.dtype == torch.float32 for part in found)
+    assert (u.shape, sizes.shape, vh.shape) == ((shape[0], 160), (160,), (160, shape[1]))
+    assert (numpy.diff(sizes) <= 0).all() and numpy.abs(sizes - s).max() <= 1e-6 * s[0]
+    assert numpy.linalg.norm((u * sizes) @ vh - weight.double().numpy()) <= 1e-6 * norm
+    assert numpy.abs(u.T @ u - unit).max() <= 1e-6 and numpy.abs(vh @ vh.T - unit).max() <= 1e-6
+    # What needs both sides of each component: derivatives of a loss in the singular values.
+    slope = numpy.random.default_rng(5).standard_normal(shape)
+    left, _, right = numpy.linalg.svd(weight.double().numpy(), full_matrices=False)
+    apart = numpy.diff(s, append=0.0).__abs__() > 1e-2 * s[0]
+    apart[1:] &= apart[:-1].copy()
+    ours, theirs = (numpy.einsum("ik,ij,kj->k", a, slope, b) for a, b in ((u, vh), (left, right)))
+    assert numpy.abs(ours - theirs)[apart].max(initial=0.0) <= 1e-5 * numpy.abs(theirs).max()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_both_sides_at_the_ends_of_fp32(scale: float) -> None:
+    weight = torch.randn(40, 60, generator=torch.Generator().manual_seed(3)) * scale
+    u, s, vh = gram.full(weight)
+    assert float((((u * s) @ vh - weight) / scale).abs().max()) < 1e-5
+
+
+def test_where_that_is_the_way_what_it_cannot_reach_is_decomposed_by_lapack(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, real, calls = torch.randn(26, 70, generator=torch.Generator().manual_seed(1)), torch.linalg.svd, []
+    monkeypatch.setattr(decompose, "full_by_gram", lambda matrix: True)
+    monkeypatch.setattr(torch.linalg, "svd", lambda *args, **options: calls.append(1) or real(*args, **options))
+    u, s, vh = Decomposer().of(weight)
+    assert not calls and float(((u * s) @ vh - weight).norm() / weight.norm()) < 1e-6
+    weight[7] = weight[8]
+    u, s, vh = Decomposer().of(weight)
+    assert calls and float((vh @ vh.T - torch.eye(26)).abs().max()) < 1e-5
+
+
+class Placed:
+    """As much of a matrix as the order goes by."""
+
+    def __init__(self, device: str, dtype: torch.dtype, shape: tuple[int, int] = (4096, 4096)) -> None:
+        self.device, self.dtype, self.shape = torch.device(device), dtype, shape
+
+
+@pytest.mark.parametrize(
+    ("capability", "at_once"),
+    [((8, 0), True), ((9, 0), True), ((10, 0), True), ((8, 6), False), ((8, 9), False), ((12, 0), False)],
+)
+def test_fp64_comes_at_once_where_it_costs_what_fp32_costs(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], at_once: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert devices.gram_attempts(Placed("cuda", torch.float32)) == ((GRAM_FP64,) if at_once else (GRAM_FP32, GRAM_FP64))
+    assert devices.full_by_gram(Placed("cuda", torch.float32)) is at_once
+    for device in ("cpu", "cuda"):
+        assert devices.gram_attempts(Placed(device, torch.float64)) == (GRAM_FP64,)
+        assert not devices.full_by_gram(Placed(device, torch.float64, (300, 3000)))
+    assert devices.gram_attempts(Placed("cpu", torch.float32)) == (GRAM_FP32, GRAM_FP64)
+    assert not devices.full_by_gram(Placed("cpu", torch.float32, (300, 3000)))
+
+
+def test_the_order_is_the_devices_whatever_the_cache_holds(
+    weight: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_cpu = Decomposer(tmp_path).truncate(weight, fixed(3))
+    monkeypatch.setattr(decompose, "gram_attempts", lambda matrix: (GRAM_FP64,))
+    elsewhere = Decomposer(tmp_path).truncate(weight, fixed(3))
+    assert (on_cpu.decomposition, elsewhere.decomposition) == (GRAM_FP32, GRAM_FP64)
+    assert torch.equal(elsewhere.weight(), Decomposer().truncate(weight, fixed(3)).weight())
+
+
+def test_a_matrix_made_from_a_weight_is_decomposed_once_for_all_ranks_and_never_hashed(
+    make_lm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ASVD at three budgets in one session, without the user's cache: each scaled matrix has one decomposition."""
+    (tmp_path / "none").touch()
+    monkeypatch.setenv("LM_EVAL_RECIPES_CACHE", str(tmp_path / "none"))
+    lm, made, real = make_lm("llama"), [], gram.decompose
+    (matrix,) = lm.weights.layout.select(parse_recipe("svd:matrices=[up_proj],layers=[0]").steps[0])
+    scales = [torch.linspace(1, 2, 24).double(), torch.linspace(1, 3, 24).double()]
+    monkeypatch.setattr(gram, "decompose", lambda matrix, precision: made.append(1) or real(matrix, precision))
+    hashed, digest = [], digests._digest_on_cpu
+    monkeypatch.setattr(digests, "_digest_on_cpu", lambda value: hashed.append(value.numel()) or digest(value))
+    monkeypatch.setattr(disk, "_digest", lambda tensors: "unchecked")
+    for scale in scales:
+        for rank in (3, 5, 9):
+            weight = lm.weights.read(matrix)
+            scaled_truncation(weight, scale, lm.editable.decomposer.truncate, Keep(rank=rank))
+    assert len(made) == 2 and sorted(hashed) == [24] * 6 + [24 * 40]
+
+
+def test_without_a_name_a_tensor_is_hashed_on_the_cpu_only(weight: torch.Tensor) -> None:
+    assert decompose.matrix_name(weight) == digests.tensor_digest(weight)
+    assert decompose.matrix_name(weight.to("meta")) is None
+    named = digests.named(weight.to("meta"), "a weight")
+    assert decompose.matrix_name(named) == "a weight"
+    scale = torch.ones(3)
+    other = decompose.MadeFrom(named, "columns scaled", (scale,))
+    assert decompose.matrix_name(weight.to("meta") * 2, other).startswith("a weight columns scaled ")
+    assert decompose.matrix_name(named, other._replace(others=(2 * scale,))) != decompose.matrix_name(named, other)
+
+
+def test_on_a_gpu_the_latest_decompositions_stay_as_far_as_there_is_room(
+    weight: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8400, 10**9))
+    factors = Decomposer()
+    for number in range(3):
+        factors._hold(str(number), Entry({"a": torch.zeros(100)}, None), weight)
+    assert list(factors._on_device) == ["0", "1", "2"]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5000, 10**9))
+    factors._hold("3", Entry({"a": torch.zeros(100)}, None), weight)
+    assert list(factors._on_device) == ["2", "3"]
+    factors._hold("large", Entry({"a": torch.zeros(10_000)}, None), weight)
+    assert "large" not in factors._on_device
+
+
 # The cache.
 
 
@@ -276,11 +413,13 @@ def weight() -> torch.Tensor:
 
 def both(kept: DiskCache | Path | None, weight: torch.Tensor) -> list[torch.Tensor]:
     factors = Decomposer(kept)
-    return [
+    found = [
         *factors.of(weight),
         factors.truncate(weight, fixed(3)).weight(),
         factors.truncate(weight, fixed(29)).weight(),
     ]
+    factors.flush()
+    return found
 
 
 def equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
@@ -376,30 +515,97 @@ def sizes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def test_the_folder_stays_within_its_bound_and_the_least_recently_used_goes_first(tmp_path: Path) -> None:
-    def tensors(value: float) -> dict[str, torch.Tensor]:
-        return {"a": torch.full((1000,), float(value))}
+def save(cache: DiskCache, name: str, count: int, value: float = 0.0) -> None:
+    cache.save(name, {"a": torch.full((count,), float(value))})
+    disk.flush()
 
+
+def test_the_folder_stays_within_its_bound_and_the_least_recently_used_goes_first(tmp_path: Path) -> None:
     def names() -> set[str]:
         return {path.stem for path in tmp_path.iterdir()}
 
-    cache = DiskCache(tmp_path, 13_500)
+    earlier, cache = DiskCache(tmp_path, 13_500), DiskCache(tmp_path, 13_500)
     for number in range(3):
-        cache.save(str(number), tensors(number))
+        save(earlier, str(number), 1000, number)
         os.utime(tmp_path / f"{number}.safetensors", (1000 + number, 1000 + number))
     assert cache.load("0", {"a": (1000,)}, torch.device("cpu")).tensors["a"][0] == 0
-    cache.save("3", tensors(3))
+    save(cache, "3", 1000)
     assert names() == {"0", "2", "3"} and sizes(tmp_path) <= 13_500
-    cache.save("large", {"a": torch.zeros(4000)})
+    save(cache, "large", 4000)
     assert names() == {"0", "2", "3"}
     assert cache.load("0", {"a": (999,)}, torch.device("cpu")) is None
 
 
+def test_what_a_session_used_makes_no_room_and_what_finds_none_is_not_serialised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that is larger than the folder, gone through twice: what was kept the first time is found the second."""
+    copies, real = [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda value: copies.append(value.numel()) or real(value))
+    for session in range(2):
+        cache, found = DiskCache(tmp_path, 13_500), []
+        for number in range(6):
+            if cache.load(str(number), {"a": (1000,)}, torch.device("cpu")) is not None:
+                found.append(number)
+            else:
+                save(cache, str(number), 1000, number)
+        assert found == ([0, 1, 2] if session else [])
+        assert {path.stem for path in tmp_path.iterdir()} == {"0", "1", "2"}
+        assert copies.count(1000) == (9 if session else 6), "hashed and written if kept, checked if found, else neither"
+
+
+def test_what_waits_to_be_written_is_found_and_what_was_changed_meanwhile_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, go_on, real = threading.Event(), threading.Event(), disk._digest
+
+    def slow(tensors):
+        held.set()
+        assert go_on.wait(20)
+        return real(tensors)
+
+    monkeypatch.setattr(disk, "_digest", slow)
+    cache, other = DiskCache(tmp_path), DiskCache(tmp_path)
+    one, two = torch.ones(10), torch.ones(10)
+    cache.save("one", {"a": one}, "a note")
+    cache.save("two", {"a": two})
+    assert held.wait(20) and not list(tmp_path.glob("*.safetensors"))
+    for reader in (cache, other):
+        entry = reader.load("one", {"a": (10,)}, torch.device("cpu"))
+        assert torch.equal(entry.tensors["a"], one) and entry.note == "a note"
+        assert reader.load("one", {"a": (11,)}, torch.device("cpu")) is None
+    two += 1
+    assert cache.load("two", {"a": (10,)}, torch.device("cpu")) is None
+    go_on.set()
+    disk.flush()
+    assert [path.stem for path in tmp_path.iterdir()] == ["one"]
+    assert DiskCache(tmp_path).load("one", {"a": (10,)}, torch.device("cpu")).note == "a note"
+
+
+def test_a_process_that_ends_writes_what_waits_and_one_that_is_killed_leaves_a_sound_folder(
+    tmp_path: Path, repository: Path
+) -> None:
+    code = (
+        "import os, signal, sys, torch; from pathlib import Path; from harness_ext.linalg.cache import DiskCache\n"
+        "cache = DiskCache(Path(sys.argv[1]))\n"
+        "for number in range(3): cache.save(str(number), {'a': torch.full((100_000,), float(number))})\n"
+        "if sys.argv[2] == 'kill': os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    for how in ("kill", "end"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path), how], cwd=repository, timeout=120, check=False
+        )
+        assert done.returncode == (-signal.SIGKILL if how == "kill" else 0)
+        for number in range(3):
+            found = DiskCache(tmp_path).load(str(number), {"a": (100_000,)}, torch.device("cpu"))
+            assert (found is None and how == "kill") or bool((found.tensors["a"] == number).all())
+
+
 def test_what_cannot_be_removed_stays_and_the_rest_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = DiskCache(tmp_path, limit_bytes=3000)
+    earlier, cache = DiskCache(tmp_path, limit_bytes=3000), DiskCache(tmp_path, limit_bytes=3000)
     (tmp_path / "folder.safetensors").mkdir()
     for name in ("foreign", "old"):
-        cache.save(name, {"t": torch.zeros(300)})
+        save(earlier, name, 300)
     unlink = Path.unlink
 
     def refused(path: Path, missing_ok: bool = False) -> None:
@@ -408,7 +614,7 @@ def test_what_cannot_be_removed_stays_and_the_rest_makes_room(tmp_path: Path, mo
         unlink(path, missing_ok)
 
     monkeypatch.setattr(Path, "unlink", refused)
-    cache.save("new", {"t": torch.zeros(300)})
+    save(cache, "new", 300)
     assert {path.name for path in tmp_path.iterdir()} == {
         "folder.safetensors",
         "foreign.safetensors",
@@ -420,8 +626,8 @@ def test_the_bound_is_also_a_share_of_what_is_free(tmp_path: Path, monkeypatch: 
     usage = disk.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: usage._replace(free=10_000))
     cache = DiskCache(tmp_path)
-    cache.save("small", {"a": torch.zeros(500)})
-    cache.save("large", {"a": torch.zeros(2000)})
+    save(cache, "small", 500)
+    save(cache, "large", 2000)
     assert [path.stem for path in tmp_path.iterdir()] == ["small"]
 
 
@@ -429,7 +635,7 @@ def test_what_a_killed_process_left_is_swept_and_what_is_being_written_is_not(tm
     for name, age in ((".old.writing", 2 * 3600), (".new.writing", 0)):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (time.time() - age,) * 2)
-    DiskCache(tmp_path).save("a", {"a": torch.zeros(3)})
+    save(DiskCache(tmp_path), "a", 3)
     assert {path.name for path in tmp_path.iterdir()} == {".new.writing", "a.safetensors"}
 
 
@@ -451,12 +657,14 @@ def test_a_folder_that_goes_away_is_made_again(weight: torch.Tensor, tmp_path: P
     factors = Decomposer(folder)
     factors.of(weight)
     for _ in range(2):
+        factors.flush()
         for path in folder.iterdir() if folder.exists() else ():
             path.unlink()
         if folder.exists():
             folder.rmdir()
         factors.of(weight)
     factors.of(weight + 1)
+    factors.flush()
     assert list(folder.iterdir())
 
 
@@ -498,7 +706,9 @@ def test_the_users_cache_is_taken_unless_it_is_off_or_cannot_be_written(
     weight: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def place_of_files() -> str:
-        Decomposer(lasting(tmp_path / "scratch")).of(weight)
+        factors = Decomposer(lasting(tmp_path / "scratch"))
+        factors.of(weight)
+        factors.flush()
         (path,) = tmp_path.rglob("*.safetensors")
         path.unlink()
         return str(path.parent.relative_to(tmp_path))
@@ -516,6 +726,22 @@ def test_the_users_cache_is_taken_unless_it_is_off_or_cannot_be_written(
         monkeypatch.setenv(disk.LIMIT_VARIABLE, wrong)
         with pytest.raises(UserError, match="must be a number of GiB"):
             lasting(tmp_path)
+
+
+def test_the_scratch_folder_goes_with_its_model_whatever_is_still_being_written(
+    make_lm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "none").touch()
+    monkeypatch.setenv("LM_EVAL_RECIPES_CACHE", str(tmp_path / "none"))
+    real = disk._digest
+    monkeypatch.setattr(disk, "_digest", lambda tensors: time.sleep(0.05) or real(tensors))
+    lm = make_lm("llama")
+    scratch = lm.weights._scratch
+    lm.apply(parse_recipe("svd:matrices=[up_proj],keep.rank=3"), no_documents)
+    assert disk._writing and (scratch / "factors").exists()
+    del lm
+    gc.collect()
+    assert not disk._writing and not scratch.exists()
 
 
 def test_another_number_of_threads_is_another_name() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def check_matrices(rows: list[dict[str, Any]], steps: tuple[Step, ...]) -> None:
         assert 0 <= row["rank_after"] <= row["rank_before"] == min(row["shape"])
         assert row["parameters_before"] == math.prod(row["shape"]) >= row["parameters_after"] >= 0
         assert 0 <= row["energy_kept"] < 1.2 and 0 <= row["relative_error"] < 1.05 and row["seconds"] >= 0
-        assert all(len(row[key]) == 64 for key in ("digest_before", "digest_after"))
+        assert all(re.fullmatch("blake3:[0-9a-f]{64}", row[key]) for key in ("digest_before", "digest_after"))
         assert row["relative_error"] == 0 or row["digest_after"] != row["digest_before"]
 
 

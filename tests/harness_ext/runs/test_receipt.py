@@ -55,6 +55,7 @@ tasks dict
 versions dict
 weights.digest_before str
 weights.digest_after str
+weights.digest str
 totals.parameters_before int
 totals.parameters_after int
 totals.bytes_before int
