@@ -53,7 +53,9 @@ def test_a_file_cut_after_its_header_was_read_is_named(tmp_path: Path) -> None:
 
 def test_equal_bytes_are_told(tmp_path: Path) -> None:
     value = torch.randn(50)
-    save_file({"a": value, "b": value.clone(), "c": value + 1, "d": value.reshape(5, 10).clone()}, tmp_path / "a.safetensors")
+    save_file(
+        {"a": value, "b": value.clone(), "c": value + 1, "d": value.reshape(5, 10).clone()}, tmp_path / "a.safetensors"
+    )
     places = read_places(tmp_path / "a.safetensors")
     assert [same_bytes(places["a"], places[other]) for other in "bcd"] == [True, False, False]
 
