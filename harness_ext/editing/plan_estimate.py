@@ -231,13 +231,19 @@ def _edit_of(step: Step) -> tuple[Step, int]:
     return parse_recipe("svd-llm" if by_moments else "svd").steps[0], 2 if by_moments else 1
 
 
+def _width(plan: Plan) -> int:
+    """The size that most of the model's linear layers have on a side."""
+    sizes = Counter(size for shape, count in plan.products for size in shape for _ in range(count))
+    return sizes.most_common(1)[0][0] if sizes else 1
+
+
 def _calibrating_seconds(plan: Plan, step: Step, kinds: Counter[tuple[Shape, str]], passes: Passes) -> float:
     documents = _documents(step)
     if not documents:
         return 0.0
     batch = _batch(plan, step)
     batches = -(-documents // batch.documents)
-    host = host_seconds(plan.dtype, plan.device)
+    host = host_seconds(_width(plan), batch, plan.dtype, plan.device)
     forward = (
         host.once
         + plan.layers * host.layer

@@ -42,6 +42,8 @@ PATIENCE_SECONDS = 2.0
 """What is measured of one kind of matrix is no longer doubled where the next would take longer than this."""
 MEASURED_SECONDS = 0.1
 MOST_ATTEMPTS = 50
+WIDEST = 1024
+"""The widest decoder layer that is made to be measured; what it takes beside its products grows with the width."""
 _NAME = "layer.weight"
 _DOCUMENTS = 4
 
@@ -335,21 +337,27 @@ class HostSeconds(NamedTuple):
 
 
 @cache
-def host_seconds(dtype: str, device: str) -> HostSeconds:
-    """The calls of modules with next to no numbers in them, and a tokenizer of few words."""
-    one, four = (_tiny_forward(layers, dtype, device) for layers in (1, 4))
-    layer = max(0.0, (four - one) / 3)
-    return HostSeconds(max(0.0, one - layer), layer, _tokenising_seconds())
+def host_seconds(width: int, batch: BatchSize, dtype: str, device: str) -> HostSeconds:
+    """Norms, attention, activation functions and the calls of modules, at a model's width; and a tokenizer of few
+    words.
+    """
+    few = BatchSize(batch.documents, min(batch.tokens, 128))
+    narrow = max(64, 64 * (min(width, WIDEST) // 64))
+    one, three = (_small_forward(layers, narrow, few, dtype, device) for layers in (1, 3))
+    products = 7 * product_seconds((narrow, narrow), few.documents * few.tokens, dtype, device)
+    share = max(1.0, width / narrow) * batch.tokens / few.tokens
+    layer = max(0.0, (three - one) / 2 - products)
+    return HostSeconds(max(0.0, one - layer - products) * share, layer * share, _tokenising_seconds())
 
 
-def _tiny_forward(layers: int, dtype: str, device: str) -> float:
+def _small_forward(layers: int, width: int, batch: BatchSize, dtype: str, device: str) -> float:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "vocab_size": 32}
+    sizes = {"hidden_size": width, "intermediate_size": width, "num_attention_heads": width // 64, "vocab_size": 64}
     config = AutoConfig.for_model("llama", num_hidden_layers=layers, **sizes)
     model = AutoModelForCausalLM.from_config(config).to(dtype=getattr(torch, dtype), device=device).eval()
-    tokens = torch.zeros(4, 8, dtype=torch.long, device=device)
+    tokens = torch.zeros(batch, dtype=torch.long, device=device)
     mask = torch.ones_like(tokens)
     mask[0, 0] = 0
 
