@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from harness_ext.linalg.devices import full_rate_fp64
 from harness_ext.methods.statistic_registry import one_per_component, statistic
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ class InputSquare(InputMean):
 @statistic(name="input_second_moment", needs="inputs", numbers=lambda shape: shape[1] ** 2)
 class InputSecondMoment:
     """The mean of `x x^T` over real tokens, `[n, n]`, accumulated in fp64: small eigenvalues of covariances of outputs
-    are differences of large numbers. Only the lower half is summed, in blocks of rows.
+    are differences of large numbers. Only the lower half is summed, in blocks of rows. A GPU that is slow in fp64 makes
+    the products of each batch in fp32 and adds them up in fp64.
     """
 
     def __init__(self) -> None:
@@ -88,12 +90,20 @@ class InputSecondMoment:
 
     def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor) -> None:
         """See `Statistic`."""
-        chosen = inputs[real].double()
+        import torch
+
+        chosen = inputs[real]
         size = chosen.shape[1]
         if self._total is None:
-            self._total = chosen.new_zeros(size, size)
+            self._total = chosen.new_zeros(size, size, dtype=torch.float64)
+        if _multiplies_in_fp64(chosen):
+            chosen = chosen.double()
         for rows in _blocks(size):
-            self._total[rows, : rows.stop].addmm_(chosen[:, rows].T, chosen[:, : rows.stop])
+            left, right, total = chosen[:, rows].T, chosen[:, : rows.stop], self._total[rows, : rows.stop]
+            if chosen.dtype == torch.float64:
+                total.addmm_(left, right)
+            else:
+                total += left @ right
         self._tokens += chosen.shape[0]
 
     def result(self) -> Tensor:
@@ -104,6 +114,10 @@ class InputSecondMoment:
             diagonal.copy_(diagonal.tril() + diagonal.tril(-1).T)
             self._total[: rows.start, rows] = self._total[rows, : rows.start].T
         return self._total / self._tokens
+
+
+def _multiplies_in_fp64(inputs: Tensor) -> bool:
+    return inputs.device.type == "cpu" or full_rate_fp64(inputs.device)
 
 
 def _blocks(size: int) -> Iterator[slice]:

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 import torch
 
-from harness_ext.calibration import batches, by_layer
+from harness_ext.calibration import batches, by_layer, statistics
 from harness_ext.calibration.collect import gather
 from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
@@ -210,3 +210,20 @@ def test_the_loss_asks_for_no_more_logits_than_it_needs(make_lm, plain_family: s
     assert shapes == [2]
     whole = lm.model(**batches.arguments_of(batch)).logits
     torch.testing.assert_close(loss, batches.losses_of_logits(whole, batch).sum())
+
+
+@pytest.mark.parametrize(("in_fp64", "close"), [(True, 1e-14), (False, 1e-6)])
+def test_a_second_moment_is_symmetric_and_that_of_all_tokens(monkeypatch, in_fp64: bool, close: float) -> None:
+    """In blocks, of which the last is narrower; and as a GPU that is slow in fp64 makes it."""
+    monkeypatch.setattr(statistics, "_multiplies_in_fp64", lambda inputs: in_fp64)
+    draw = torch.Generator().manual_seed(0)
+    inputs = torch.randn(4, 3, 50, 600, generator=draw)
+    real = torch.rand(4, 3, 50, generator=draw) > 0.3
+    moment = statistics.InputSecondMoment()
+    for batch, mask in zip(inputs, real, strict=True):
+        moment.update(batch, None, mask)
+    tokens = inputs[real].double()
+    found = moment.result()
+    assert torch.equal(found, found.T) and torch.equal(found, moment.result())
+    expected = tokens.T @ tokens / len(tokens)
+    assert float((found - expected).norm() / expected.norm()) < close
