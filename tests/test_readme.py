@@ -54,7 +54,9 @@ def test_the_python_of_the_readme_is_python(repository: Path) -> None:
 
 def test_lm_evals_own_function_runs_as_the_readme_says(repository: Path) -> None:
     text = (repository / "harness_ext" / "README.md").read_text(encoding="utf-8")
-    (start,) = [number for number, line in enumerate(text.splitlines()) if line.startswith("    import harness_ext")]
+    (start,) = [
+        number for number, line in enumerate(text.splitlines()) if line.startswith("    import harness_ext, lm_eval")
+    ]
     *imports, call = [line.strip() for line in text.splitlines()[start : start + 3]]
     namespace: dict[str, Any] = {}
     exec("\n".join([*imports, f"results = {call}"]), namespace)

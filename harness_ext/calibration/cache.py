@@ -93,6 +93,11 @@ class ScratchStore:
         with safe_open(place.path, framework="pt") as file:
             return {key: file.get_tensor(stored).clone() for key, stored in place.tensors.items()}
 
+    def label(self, batch: str, name: str, tensor: str) -> str:
+        """What all numbers of a tensor kept under a name follow from; the same for one that several sets hold."""
+        place = self._places.get(batch, {}).get(name)
+        return f"{batch} {name} {tensor}" if place is None else f"{place.path.stem} {place.tensors[tensor]}"
+
     def _make_room(self, batch: str, size: int) -> bool:
         while (
             self._held + size > self._limit
@@ -122,7 +127,7 @@ class _OnScratch(Mapping[str, Mapping[str, "Tensor"]]):
     def __getitem__(self, key: str) -> Statistics:
         found = self._store.load(self._batch, key)
         found = dict(self._loose[key]) if found is None else found
-        return _named(self._batch, key, found)
+        return _named(self._store, self._batch, key, found)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._store.names(self._batch) | self._loose.keys())
@@ -186,12 +191,12 @@ class StatisticsCache:
                 found = _of_each(group, gathered)
                 if keeps:
                     self._statistics.save(batch, found)
-                yield group, {key: _named(batch, key, values) for key, values in found.items()}
+                yield group, {key: _named(self._statistics, batch, key, values) for key, values in found.items()}
         for matrix in matrices:
             if matrix.key in there:
                 kept = self._statistics.load(batch, matrix.key)
                 assert kept is not None, "a batch in use is not dropped"
-                yield [matrix], {matrix.key: _named(batch, matrix.key, kept)}
+                yield [matrix], {matrix.key: _named(self._statistics, batch, matrix.key, kept)}
 
     def remember(self, function: Callable[..., tuple[Tensor, ...]], *arguments: Tensor) -> tuple[Tensor, ...]:
         """`function(*arguments)` of a pure function of tensors, worked out once for the same arguments; on the device
@@ -217,12 +222,9 @@ def _of_each(group: Sequence[Matrix], gathered: Mapping[str, Statistics]) -> dic
     return {matrix.key: gathered.get(matrix.key, {}) for matrix in group}
 
 
-def _named(batch: str, key: str, values: Statistics) -> Statistics:
-    """The statistics of a matrix under names; one that several matrices have keeps the name of the first."""
-    return {
-        name: value if name_of(value) is not None else named(value, f"{batch} {key} {name}")
-        for name, value in values.items()
-    }
+def _named(store: ScratchStore, batch: str, key: str, values: Statistics) -> Statistics:
+    """The statistics of a matrix, under names."""
+    return {name: named(value, store.label(batch, key, name)) for name, value in values.items()}
 
 
 def _batch(about: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from harness_ext.editing.plan import Plan, PlannedGroup, PlannedSearch
-    from harness_ext.editing.plan_estimate import EstimatedStep, PlanEstimate
+    from harness_ext.editing.plan_estimate import EstimatedStep
     from harness_ext.recipe.recipe import Recipe
 
 
@@ -64,7 +64,7 @@ def plan_lines(planned: Plan, name: str) -> Iterable[str]:
     yield from _groups(planned)
     yield ""
     yield from _sizes(planned)
-    yield from _costs(planned, planned.estimate)
+    yield from _costs(planned)
     unknown = sum(item.rank_after is None for item in planned.matrices)
     if unknown:
         yield (
@@ -115,7 +115,8 @@ def _stored(recipe: Recipe) -> str:
     return f"computed as two low-rank layers where that is {'faster' if True in factored else 'smaller'}"
 
 
-def _costs(planned: Plan, estimate: PlanEstimate) -> Iterable[str]:
+def _costs(planned: Plan) -> Iterable[str]:
+    estimate = planned.estimate
     between = f"{_duration(estimate.low)} to {_duration(estimate.high)}"
     yield (
         f"  time        about {_duration(estimate.seconds)} ({between}) on {planned.device} for"

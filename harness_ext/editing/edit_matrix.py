@@ -80,7 +80,8 @@ def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, T
     require_finite(weights, matrix)
     weight = weights.read(matrix)
     before = weights.digest_of(matrix.parameter, matrix.expert)
-    keep = _noting(step.keep_of(matrix.key))
+    with located(f"{matrix.key}: "):
+        keep = _noting(step.keep_of(matrix.key))
     edit = _edited(context, matrix, weight, statistics, keep)
     _require_finite_edit(edit, matrix)
     stored = _write(weights, step, matrix, edit)

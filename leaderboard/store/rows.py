@@ -21,9 +21,6 @@ _TABLES = ("runs", "run_tasks", "scores", "samples", "sample_scores", "receipts"
 _NAMES = ("model_key", "model_name", "recipe_name", "recipe_label", "control", "control_of")
 """What a variant goes by."""
 
-_IN_RECEIPTS_ALONE = {"rank_asked"}
-"""What a receipt says of a matrix and the store has no column for."""
-
 
 def insert_runs(store: Store, runs: Sequence[Run], moment: datetime) -> None:
     """Insert runs that the store does not hold, inside the caller's transaction; `moment` is naive UTC."""
@@ -135,7 +132,7 @@ class _Logged(NamedTuple):
 def _insert_matrices(store: Store, runs: Sequence[Run]) -> None:
     matrices = [matrix for run in runs for matrix in run.matrices]
     places = [place for run in runs for place in range(len(run.matrices))]
-    columns: dict[str, list[Any]] = _picked(matrices, ReceiptMatrix.model_fields.keys() - _IN_RECEIPTS_ALONE) | {
+    columns: dict[str, list[Any]] = _picked(matrices, ReceiptMatrix.model_fields) | {
         "shape": [" x ".join(map(str, matrix.shape)) or None for matrix in matrices]
     }
     store.insert("receipts", {"run_id": _ids(runs, "matrices"), "position": places, **columns})
