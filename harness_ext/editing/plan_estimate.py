@@ -49,8 +49,13 @@ _PROBES, _PROBE_DOCUMENTS, _PROBE_TOKENS, _PASSES_OF_PROBE = 2, 2, 24, 3
 _SURE, _CARRIED_ON, _PASSES, _TRIALS = 1.5, 2.0, 2.0, 3.0
 # Of a run of a layer, what a stage of it takes, which ends behind its own last matrix.
 _SHARE_OF_STAGE = 0.7
-# Of the passes that a search may make at most, what those on the embedded model made.
-_USUAL = 0.6
+# Of the passes that trials may make at most, what those on the embedded model made: of a search, and of one that goes
+# in rounds.
+_USUAL, _USUAL_IN_ROUNDS = 0.6, 0.5
+# Of full rank, what alternatives have: the mean of LASER's grid.
+_USUAL_RANK = 0.4
+# Alternatives that a search tries side by side, by which it makes its batches.
+_AT_ONCE = 8
 
 
 class Passes(NamedTuple):
@@ -148,13 +153,13 @@ def passes_of(plan: Plan, number: int, step: Step) -> Passes:
 
 
 def _removals(step: Step, matrices: Sequence[Matrix]) -> float:
-    """How many trials `ablation_prune` makes: as many as there are candidates where half of these should lower the
-    loss and all groups are halved, down to single ones; and one that confirms them.
+    """How many trials `ablation_prune` makes: half of what it may make, and of what halves all groups of candidates
+    down to single ones where half of the components should lower the loss; and one that confirms them.
     """
     from harness_ext.search.ablation_prune import most_trials
 
     candidates = sum(int(step.parameters["fraction"] * min(matrix.shape) + 1e-9) for matrix in matrices)
-    return 1.0 + min(candidates, most_trials(len(matrices)))
+    return 1.0 + min(candidates, most_trials(len(matrices))) / 2
 
 
 def _is_walked(matrices: Sequence[Matrix]) -> bool:
@@ -194,7 +199,10 @@ def held_of(plan: Plan, number: int, step: Step) -> Held:
         passes, batch = passes_of(plan, number, step), _batch(plan, step)
         of_logits = batch.of_all if passes.backward else _ANSWER * batch.documents
         learning = 2 * _FP32 * of_logits * plan.vocabulary + 3 * _FP32 * batch.of_all * widest
-        if step.training is None and _is_walked([item.matrix for item in own]):
+        if step.training is not None:
+            # A backward pass through all layers needs what each made.
+            learning += _FP32 * batch.of_all * sum(count * sum(shape) for shape, count in plan.products)
+        elif _is_walked([item.matrix for item in own]):
             states = _documents(step) * plan.tokens * _width(plan) * _FP32
             kept += states * (plan.layers + 1 if passes.backward else 2)
             own = own if step.is_search else _of_fullest_layer(own)
@@ -215,7 +223,9 @@ def _held_by_trials(plan: Plan, number: int, step: Step, widest: int) -> int:
     from harness_ext.search.suffix_replay import STATE_BYTES
 
     found = next(search for search in plan.searches if search.step == number)
-    plain, small, copies = batches_of_search(step, plan.tokens, found.trials, found.matrices)
+    search = registered_searches()[step.method]
+    alternatives = max(search.trials([item.matrix.shape], step.parameters) for item in _own(plan, number))
+    plain, small, copies = batches_of_search(step, plan.tokens, alternatives)
     answers = _ANSWER * max(plain.documents, small.documents * copies)
     states = min(STATE_BYTES, plan.layers * found.documents * plan.tokens * _width(plan) * _FP32)
     tokens = max(plain.of_all, small.of_all * copies)
@@ -346,7 +356,7 @@ def _calibrating_seconds(plan: Plan, number: int, step: Step, passes: Passes) ->
     # A training turns its documents into tokens once.
     walks = float(passes.gathering > 0)
     readings = 1.0 if step.training is not None else walks + max(0.0, passes.forward - passes.layer_by_layer)
-    usual = _USUAL if step.search is not None else 1.0
+    usual = _USUAL_IN_ROUNDS if step.search is not None else 1.0
     return usual * (_walking_seconds(plan, number, step, passes) + tokenising * readings)
 
 
@@ -403,15 +413,15 @@ class SearchBatches(NamedTuple):
     copies: int
 
 
-def batches_of_search(step: Step, tokens: int, trials: int, matrices: int) -> SearchBatches:
-    """As `CandidateEvaluator` makes them. tokens: of a document."""
-    from harness_ext.search.evaluator import ALTERNATIVES, BATCHES, SMALLEST_BATCH, TOKENS_PER_DOCUMENT
+def batches_of_search(step: Step, tokens: int, alternatives: int = _AT_ONCE) -> SearchBatches:
+    """As `CandidateEvaluator` makes them. tokens: of a document. alternatives: for a matrix."""
+    from harness_ext.search.evaluator import BATCHES, SMALLEST_BATCH, TOKENS_PER_DOCUMENT
 
     assert step.calibration is not None
     documents, budget = step.calibration.samples, TOKENS_PER_DOCUMENT * step.calibration.batch_size
-    most = min(budget // ALTERNATIVES, max(SMALLEST_BATCH, documents * tokens // BATCHES))
+    most = min(budget // _AT_ONCE, max(SMALLEST_BATCH, documents * tokens // BATCHES))
     plain, small = (BatchSize(max(1, min(documents, size // tokens)), tokens) for size in (budget, most))
-    copies = max(1, min(max(ALTERNATIVES, -(-trials // max(1, matrices))), trials, budget // small.of_all))
+    copies = max(1, min(alternatives, budget // small.of_all))
     return SearchBatches(plain, small, copies)
 
 
@@ -419,11 +429,33 @@ def _searching_seconds(plan: Plan, step: Step, found: PlannedSearch) -> float:
     """The model as it is, what enters its layers, and as it becomes; and trials, of which each runs the layers from its
     matrix on.
     """
-    plain, small, copies = batches_of_search(step, plan.tokens, found.trials, found.matrices)
+    plain, small, copies = batches_of_search(step, plan.tokens, min(_AT_ONCE, found.trials))
     batches = -(-found.documents // small.documents)
     tried = BatchSize(small.documents * copies, small.tokens)
     whole, part, many = (_forward(plan, batch) for batch in (plain, small, tried))
     before = -(-found.documents // plain.documents) * (whole.whole + _answers(plan, plain))
     around = 2 * batches * (part.whole + _answers(plan, small))
     calls = found.trials / copies * (many.once + _answers(plan, tried))
-    return before + around + _USUAL * batches * (calls + found.tried / copies * many.layers)
+    trials = batches * (calls + found.tried / copies * many.layers)
+    shapes = Counter(item.matrix.shape for item in _own(plan, found.step))
+    return (
+        before + around + _USUAL * trials + _checking_seconds(plan, found) + _alternatives_seconds(plan, found, shapes)
+    )
+
+
+def _checking_seconds(plan: Plan, found: PlannedSearch) -> float:
+    """Trials of two alternatives on two documents, from the first layer on and from the middle: of every kind of
+    matrix, which stand for those of other layers.
+    """
+    kinds = {item.matrix.role for item in _own(plan, found.step)} if found.tried else set()
+    probe = BatchSize(2 * _PROBE_DOCUMENTS, plan.tokens)
+    return len(kinds) * (_forward(plan, probe).whole + _answers(plan, probe))
+
+
+def _alternatives_seconds(plan: Plan, found: PlannedSearch, shapes: Counter[Shape]) -> float:
+    """Weights of lower rank, multiplied out from factors."""
+    each = sum(
+        count * product_seconds(shape, max(1, int(_USUAL_RANK * min(shape))), "float32", plan.device)
+        for shape, count in shapes.items()
+    )
+    return each / max(1, shapes.total()) * found.trials if found.tried else 0.0

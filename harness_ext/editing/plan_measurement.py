@@ -245,7 +245,7 @@ def activations(shape: Shape, documents: int, tokens: int, device: str) -> tuple
     return inputs.to(device), gradients.to(device)
 
 
-def update(statistic: Any, use: str, inputs: Tensor, gradients: Tensor) -> None:
+def update(statistic: Any, use: str, inputs: Tensor, gradients: Tensor | None) -> None:
     import torch
 
     real = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
