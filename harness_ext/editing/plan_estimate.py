@@ -199,16 +199,20 @@ def held_of(plan: Plan, number: int, step: Step) -> Held:
         passes, batch = passes_of(plan, number, step), _batch(plan, step)
         of_logits = batch.of_all if passes.backward else _ANSWER * batch.documents
         learning = 2 * _FP32 * of_logits * plan.vocabulary + 3 * _FP32 * batch.of_all * widest
-        if step.training is not None:
-            # A backward pass through all layers needs what each made.
-            learning += _FP32 * batch.of_all * sum(count * sum(shape) for shape, count in plan.products)
-        elif _is_walked([item.matrix for item in own]):
+        # A backward pass needs what each layer that it goes through made.
+        made = _FP32 * batch.of_all * sum(count * sum(shape) for shape, count in plan.products)
+        if passes.backward:
+            learning += made if step.training is not None else made // max(1, plan.layers)
+        if step.training is None and _is_walked([item.matrix for item in own]):
             states = _documents(step) * plan.tokens * _width(plan) * _FP32
-            kept += states * (plan.layers + 1 if passes.backward else 2)
+            kept += states * (plan.layers + 1 if passes.backward or step.is_search else 2)
             own = own if step.is_search else _of_fullest_layer(own)
         kept += held_factors(own)
     if step.is_search:
-        learning = max(learning, _held_by_trials(plan, number, step, widest))
+        # Statistics are let go before the trials, but by a search that goes from the last layer to the first.
+        standing = kept if held_by_search(step, own) else 0
+        learning = max(kept - standing + learning, _held_by_trials(plan, number, step, widest))
+        kept = standing
     return Held(kept, learning)
 
 
@@ -229,7 +233,7 @@ def _held_by_trials(plan: Plan, number: int, step: Step, widest: int) -> int:
     answers = _ANSWER * max(plain.documents, small.documents * copies)
     states = min(STATE_BYTES, plan.layers * found.documents * plan.tokens * _width(plan) * _FP32)
     tokens = max(plain.of_all, small.of_all * copies)
-    return 3 * _FP32 * tokens * widest + 3 * _FP32 * answers * plan.vocabulary + states
+    return 3 * _FP32 * tokens * widest // 2 + 2 * _FP32 * answers * plan.vocabulary + states
 
 
 def _own(plan: Plan, number: int) -> list[PlannedMatrix]:
