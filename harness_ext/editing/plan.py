@@ -69,7 +69,8 @@ class PlannedMatrix:
 @dataclass(frozen=True)
 class PlannedSearch:
     """One search. trials: at most. matrices: those among which it chooses. passes: through the whole model over all its
-    documents, at most but for checks on two of them; each trial starts at its matrix's layer.
+    documents, at most but for checks on two of them; each trial starts at its matrix's layer. tried: of them, those
+    of trials.
     """
 
     step: int
@@ -78,6 +79,7 @@ class PlannedSearch:
     trials: int
     documents: int
     passes: float
+    tried: float = 0.0
 
 
 class PlannedGroup(NamedTuple):
@@ -98,7 +100,7 @@ class Plan:
     """The whole of it. parameters, stored_bytes: of the checkpoint. training_epochs: passes over the calibration
     documents, forward and backward. inferred: whether roles are told from names, rather than declared for this kind of
     model. device: that will do it. tokens: of a calibration document. layers, products, dtype: of the model, its linear
-    layers by shape, with how many there are of each.
+    layers by shape, with how many there are of each. vocabulary: rows of its embedding. tensors: in the checkpoint.
     """
 
     recipe: Recipe
@@ -115,6 +117,8 @@ class Plan:
     layers: int = 0
     products: tuple[tuple[tuple[int, int], int], ...] = ()
     dtype: str = "float32"
+    vocabulary: int = 1
+    tensors: int = 0
 
     @cached_property
     def estimate(self) -> PlanEstimate:
@@ -189,6 +193,8 @@ def plan(recipe: Recipe, checkpoint: Checkpoint, device: str = "cpu", tokens: in
         tokens=tokens,
         layers=layout.layers,
         products=_products(checkpoint),
+        vocabulary=_vocabulary(checkpoint),
+        tensors=len(sizes),
         dtype=_torch_name(Counter(tensor.dtype for tensor in checkpoint.tensors.values()).most_common(1)[0][0]),
     )
 
@@ -204,10 +210,20 @@ def _products(loaded: Checkpoint) -> tuple[tuple[tuple[int, int], int], ...]:
             shapes[tensor.shape[1], tensor.shape[2]] += tensor.shape[0]
         elif len(tensor.shape) == 2:
             shapes[tensor.shape[0], tensor.shape[1]] += 1
-    embeddings = [tensor.shape for name, tensor in loaded.tensors.items() if "embed" in name or ".wte." in name]
+    embeddings = _embeddings(loaded)
     if any(name.startswith(("lm_head", "embed_out")) for name in loaded.tensors) and embeddings:
         shapes[embeddings[0][0], embeddings[0][-1]] -= 1
     return tuple((shape, count) for shape, count in shapes.items() if count > 0)
+
+
+def _embeddings(loaded: Checkpoint) -> list[tuple[int, ...]]:
+    return [tuple(tensor.shape) for name, tensor in loaded.tensors.items() if "embed" in name or ".wte." in name]
+
+
+def _vocabulary(loaded: Checkpoint) -> int:
+    """Rows of the embedding; of the tallest matrix where none is called so."""
+    embeddings = _embeddings(loaded)
+    return embeddings[0][0] if embeddings else max((shape[0] for shape, _ in _products(loaded)), default=1)
 
 
 def _kind(matrix: Matrix) -> str:
@@ -238,7 +254,8 @@ def _planned_search(number: int, step: Step, matrices: Sequence[Matrix], layers:
     )
     gathered = len(search.statistics) * sum(1 for _ in groups(among, search.statistics)) if search.statistics else 0
     # As it is, as it becomes, and once for the states that enter each layer.
-    return PlannedSearch(number, step.method, len(among), trials, step.calibration.samples, 3 + gathered + tried)
+    passes = 3 + gathered + tried
+    return PlannedSearch(number, step.method, len(among), trials, step.calibration.samples, passes, tried)
 
 
 def planned_matrices(recipe: Recipe, loaded: Checkpoint) -> tuple[PlannedMatrix, ...]:
@@ -328,16 +345,6 @@ def held_by_training(step: Step, own: Sequence[PlannedMatrix]) -> int:
 
 
 def held_by_search(step: Step, own: Sequence[PlannedMatrix]) -> int:
-    """What a search holds: activations of one pass, a few times the widest layer's inputs and outputs; the edits that
-    stand while others are tried; and of its documents no more than `STATE_BYTES`, which short ones do not come near.
-    """
-    from harness_ext.search.evaluator import TOKENS_PER_DOCUMENT
-
-    if not step.is_search or not own:
-        return 0
-    assert step.calibration is not None
-    activations = (
-        3 * _FP32 * TOKENS_PER_DOCUMENT * step.calibration.batch_size * max(sum(item.matrix.shape) for item in own)
-    )
-    stand = registered_searches()[step.method].takes_on
-    return activations + (sum(item.parameters_before * item.element_bytes for item in own) if stand else 0)
+    """The edits of a search that stand while others are tried."""
+    stand = step.is_search and registered_searches()[step.method].takes_on
+    return sum(item.parameters_before * item.element_bytes for item in own) if stand else 0
