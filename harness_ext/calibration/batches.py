@@ -56,6 +56,18 @@ class PaddedBatch:
     labels: Tensor
     tasks: tuple[str, ...] = ()
 
+    def parts(self, most_tokens: int) -> Iterator[tuple[slice, PaddedBatch]]:
+        """The batch in runs of documents of no more tokens than that, with their places; a longer document is one by
+        itself.
+        """
+        documents, width = self.tokens.shape
+        step = max(1, most_tokens // width)
+        for start in range(0, documents, step):
+            own = slice(start, start + step)
+            values = (self.tokens, self.mask, self.positions, self.labels)
+            tokens, mask, positions, labels = (value[own] for value in values)
+            yield own, PaddedBatch(tokens, mask, positions, labels, self.tasks[own])
+
     @property
     def first(self) -> Tensor:
         """Which tokens are the first of their documents, `[b, t]`."""
@@ -98,12 +110,13 @@ def losses_of_logits(logits: Tensor, batch: PaddedBatch) -> Tensor:
     # The answer's tokens alone: softmax over a vocabulary for every token of the prompts takes longer than the model;
     # and some at a time, since its numbers are many.
     asked = labels != -100
+    places = asked.nonzero()
+    # A backward pass would make zeros for all logits at each part.
+    parts = places.split(len(places) if logits.requires_grad else _LOGITS_AT_ONCE)
     each = torch.cat(
         [
-            cross_entropy(some.float(), own, reduction="none")
-            for some, own in zip(
-                logits[asked].split(_LOGITS_AT_ONCE), labels[asked].split(_LOGITS_AT_ONCE), strict=True
-            )
+            cross_entropy(logits[rows, columns].float(), labels[rows, columns], reduction="none")
+            for rows, columns in (part.unbind(1) for part in parts)
         ]
     )
     losses = each.new_zeros(labels.shape).masked_scatter(asked, each)

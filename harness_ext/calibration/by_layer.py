@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from harness_ext.calibration.batches import (
+    TOKENS_WITH_GRADIENTS,
     PaddedBatch,
     arguments_of,
     calibration_batches,
@@ -197,9 +198,10 @@ class LayerWalk:
             self._go_on(further, states)
         with torch.no_grad():
             for place, batch in enumerate(self.batches):
-                leaving = states[place]
-                found = self.stack.beyond(leaving, lambda: document_losses(self.lm, batch))  # noqa: B023 - called at once
-                self._note(batch, found)
+                for own, part in batch.parts(TOKENS_WITH_GRADIENTS):
+                    leaving = states[place][own]
+                    found = self.stack.beyond(leaving, lambda: document_losses(self.lm, part))  # noqa: B023 - at once
+                    self._note(part, found)
 
     def _note(self, batch: PaddedBatch, losses: Tensor) -> None:
         for task, loss in zip(batch.tasks, losses.tolist(), strict=True):
