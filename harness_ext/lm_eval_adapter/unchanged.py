@@ -48,16 +48,25 @@ class Unchanged:
         self._environment: Future[dict[str, Any]] | None = None
         self._built: dict[int, tuple[Task, _Built]] = {}
 
+    def collect(self) -> None:
+        """Begin to collect the machine's facts, beside what takes long."""
+        from harness_ext.lm_eval_adapter.borrowed import add_env_info
+
+        if self._environment is None:
+            self._environment = _in_background(partial(_collected, add_env_info))
+
     @contextmanager
     def reused(self) -> Iterator[None]:
         """Inside this block lm-eval takes from here what it would work out again."""
         from lm_eval.api.task import Task
 
         from harness_ext.lm_eval_adapter.bootstrap import bootstrap_stderr
-        from harness_ext.lm_eval_adapter.borrowed import add_env_info, evaluator, metrics
+        from harness_ext.lm_eval_adapter.borrowed import evaluator, metrics
 
-        if self._environment is None:
-            self._environment = _in_background(partial(_collected, add_env_info))
+        self.collect()
+        assert self._environment is not None
+        # Before the first variant is scored, whose speed it would change.
+        self._environment.exception()
         build = Task.build_all_requests
         faster = partial(bootstrap_stderr, metrics.bootstrap_stderr)
         with ExitStack() as stack:

@@ -20,12 +20,15 @@ A checkpoint is untrusted input: every number of it is checked before a layer is
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness_ext.errors import UserError
+from harness_ext.model.checkpoint import indexed_files
 from harness_ext.model.geometry import Ranges
+from harness_ext.model.safetensors_header import read_header
 from leaderboard.readers.plain_yaml import shown
 
 if TYPE_CHECKING:
@@ -186,6 +189,30 @@ def check_loaded(model: nn.Module, name: str) -> None:
         if isinstance(layer, PivotRowsLinear) and not layer.is_sound():
             raise UserError(f"{name}: an order of rows of {place} is none: copy or export it again")
         layer.reset_order()
+
+
+def check_stored(model: nn.Module, folder: Path, weights: str) -> None:
+    """Raise UserError where the file of a local checkpoint is not there, is cut, or does not hold what its model needs:
+    transformers would tell of some of it in words of its own, and fill in the rest.
+    """
+    path = folder / weights
+    if not path.is_file():
+        raise UserError(f"{folder} holds no {weights}, in which its weights are: copy or export it again")
+    paths = indexed_files(path) if path.suffix == ".json" else [path]
+    stored = {name: tensor.shape for part in paths for name, tensor in read_header(part).items()}
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    for name, shape in expected.items():
+        if name in stored and tuple(stored[name]) != shape:
+            has, wants = (" x ".join(map(str, found)) for found in (stored[name], shape))
+            raise UserError(
+                f"{folder} lacks the weight {name} in the shape {wants}, which its config.json says, and has it as"
+                f" {has}: copy or export it again"
+            )
+    # Where files have names of their own, transformers alone knows what is what.
+    lacking = [name for name in expected if name not in stored and name not in tied and name not in tied.values()]
+    if lacking and stored.keys() <= expected.keys():
+        raise UserError(f"{folder} lacks the weight {lacking[0]}: copy or export it again")
 
 
 def make_dense(model: nn.Module, dtype: torch.dtype | None) -> None:

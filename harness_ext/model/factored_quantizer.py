@@ -7,6 +7,7 @@ Importing this module registers it. `harness_ext.model.registration` does so whe
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,13 +19,21 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from harness_ext.errors import UserError
 from harness_ext.model.factored_checkpoint import (
     METHOD,
     check_loaded,
+    check_stored,
     make_dense,
     make_layers,
     read_factored,
 )
+
+
+def _local(config: Any) -> Path | None:
+    """The folder that a model is loaded from; None for one on the hub, or one that is not loaded."""
+    name = str(getattr(config, "name_or_path", "") or "")
+    return Path(name) if name and Path(name).is_dir() else None
 
 
 class LowRankConfig(QuantizationConfigMixin):
@@ -49,6 +58,10 @@ class LowRankQuantizer(HfQuantizer):
     def update_attn_implementation(self, config: Any) -> Any:
         """Tell transformers the name of the file with the weights."""
         if self._described.weights is not None:
+            if (folder := _local(config)) is not None and not (folder / self._described.weights).is_file():
+                raise UserError(
+                    f"{folder} holds no {self._described.weights}, in which its weights are: copy or export it again"
+                )
             config.transformers_weights = self._described.weights
         return config
 
@@ -56,6 +69,8 @@ class LowRankQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         make_layers(model, self._described, str(model.config.name_or_path) or "the factored checkpoint")
+        if (folder := _local(model.config)) is not None and self._described.weights is not None:
+            check_stored(model, folder, self._described.weights)
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:

@@ -276,6 +276,7 @@ class Session:
 
         arguments = {key: value for key, value in harness.model_args.items() if key != "recipe"}
         extra = {"batch_size": harness.batch_size, "max_batch_size": harness.max_batch_size, "device": harness.device}
+        self._unchanged.collect()
         with self.report.stage(f"loading {name}"):
             lm = load_model(name, arguments, extra, self.config.secrets)
             lm.bars = self.report.bars

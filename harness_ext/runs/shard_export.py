@@ -315,7 +315,8 @@ def _key(recipe: Recipe | None, stored: StoredModel, arguments: Mapping[str, Any
     assert recipe is not None
     paths = sorted({place.path for place in stored.places.values()})
     stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    told = [recipe.recipe_id, recipe.revisions, stamps, arguments.get("dtype"), arguments.get("device"), versions()]
+    made_as = [stored.model.config.to_dict(), [(unit.parameter, unit.expert, str(unit.dtype)) for unit in stored.units]]
+    told = [recipe.recipe_id, recipe.revisions, stamps, made_as, arguments.get("device"), versions()]
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
 

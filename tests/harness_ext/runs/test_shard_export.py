@@ -358,6 +358,20 @@ def test_what_was_left_of_another_export_is_not_gone_on_with(
     assert exported_counting(monkeypatch, model, tmp_path / "out") == files
 
 
+def test_a_config_that_changed_meanwhile_makes_another_export(
+    make_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dtype is the config's where nobody names one: half of a checkpoint in another would be nobody's model."""
+    model = sharded(make_model("llama", dtype="bfloat16"))
+    files = sorted(path.name for path in model.glob("*.safetensors"))
+    stopped_after(2, model, tmp_path / "out")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"dtype": "float32"}))
+    assert exported_counting(monkeypatch, model, tmp_path / "out") == files
+    found = {value.dtype for path in (tmp_path / "out").glob("*.safetensors") for value in load_file(path).values()}
+    assert found == {torch.float32}
+
+
 def test_exports_of_other_names_leave_it_for_a_week(make_model, tmp_path: Path) -> None:
     model = sharded(make_model("llama"))
     left = stopped_after(1, model, tmp_path / "out")
