@@ -206,9 +206,14 @@ def _device(name: str) -> torch.device:
 
     try:
         device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name} is no device that torch knows: name cpu, cuda, cuda:1 or mps") from None
+    try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"--device {name} cannot be used here: {str(error).splitlines()[0].partition('. ')[0]}"
+        ) from None
     return device
 
 

@@ -123,7 +123,7 @@ def test_searches_are_planned_too(lm_eval) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--device", "nowhere"), "--device nowhere cannot be used here"),
+        (("--device", "nowhere"), "--device nowhere is no device that torch knows"),
         (("--tokens", "0"), "--tokens 0 must be 1 or more"),
     ],
 )
