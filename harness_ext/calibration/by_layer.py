@@ -46,6 +46,7 @@ from harness_ext.model.decoder_stack import DecoderStack, layers_of
 from harness_ext.model.layout import Matrix
 
 if TYPE_CHECKING:
+    import torch
     from lm_eval.models.huggingface import HFLM
     from torch import Tensor
 
@@ -135,8 +136,9 @@ def gathered(
 @dataclass(frozen=True)
 class LayerWalk:
     """A plain stack of layers, and the batches that go through it. depths: the layer of each module under watch.
-    losses: once a walk is at its end, the loss of every document by task, of the model that it saw: the unedited one,
-    or the one that all edits made.
+    layers_on: a device for the layer at hand alone, where the model has no room there; the layer stays there while its
+    matrices are edited. losses: once a walk is at its end, the loss of every document by task, of the model that it
+    saw: the unedited one, or the one that all edits made.
     """
 
     lm: HFLM
@@ -145,6 +147,7 @@ class LayerWalk:
     batches: Sequence[PaddedBatch]
     names: frozenset[str]
     decompose: Callable[[Matrix], Svd] | LearnedComponents
+    layers_on: torch.device | None = None
     losses: dict[str, list[float]] = field(default_factory=dict)
 
     @property
@@ -163,12 +166,13 @@ class LayerWalk:
         by_layer = self._by_layer(matrices)
         states = self._entering()
         for layer in range(max(by_layer) + 1):
-            for stage in stages(by_layer.get(layer, [])):
-                found: dict[str, dict[str, Tensor]] = {}
-                for group in groups(stage, self.names):
-                    found |= self._watched(layer, states, group, stop=True)[0]
-                yield stage, found
-            self._go_on(layer, states)
+            with self.stack.placed(layer, self.layers_on):
+                for stage in stages(by_layer.get(layer, [])):
+                    found: dict[str, dict[str, Tensor]] = {}
+                    for group in groups(stage, self.names):
+                        found |= self._watched(layer, states, group, stop=True)[0]
+                    yield stage, found
+                self._run_on(layer, states)
         self._finish(max(by_layer) + 1, states)
 
     def _forward(self, matrices: Sequence[Matrix]) -> Iterator[Learned]:
@@ -176,19 +180,24 @@ class LayerWalk:
         states, last = self._entering(), max(by_layer)
         for layer in range(last + 1):
             own = by_layer.get(layer, [])
-            found: dict[str, dict[str, Tensor]] = {}
-            *before, final = list(groups(own, self.names)) or [[]]
-            for group in before:
-                found |= self._watched(layer, states, group, stop=True)[0]
-            if final:
-                more, outputs = self._watched(layer, states, final)
-                found |= more
-                states.replace(outputs)
-            else:
+            if not own:
                 self._go_on(layer, states)
-            if own:
-                yield own, found
+                continue
+            found: dict[str, dict[str, Tensor]] = {}
+            *before, final = groups(own, self.names)
+            with self.stack.placed(layer, self.layers_on):
+                for group in before:
+                    found |= self._watched(layer, states, group, stop=True)[0]
+                more, outputs = self._watched(layer, states, final)
+                states.replace(outputs)
+                yield own, found | more
         self._finish(last + 1, states)
+
+    def measure(self) -> dict[str, list[float]]:
+        """The loss of every document by task, of the model as it is."""
+        self.losses.clear()
+        self._finish(0, self._entering())
+        return self.losses
 
     def _finish(self, layer: int, states: States) -> None:
         """Take the states through the other layers, and on to the loss."""
@@ -213,10 +222,11 @@ class LayerWalk:
         entering = self._before_each(max(by_layer) + 1)
         for layer in sorted(by_layer, reverse=True):
             found: dict[str, dict[str, Tensor]] = {}
-            for group in groups(by_layer[layer], self.names):
-                found |= self._watched(layer, entering[layer], group, stop=True)[0]
-            del entering[layer:]
-            yield by_layer[layer], found
+            with self.stack.placed(layer, self.layers_on):
+                for group in groups(by_layer[layer], self.names):
+                    found |= self._watched(layer, entering[layer], group, stop=True)[0]
+                del entering[layer:]
+                yield by_layer[layer], found
 
     def _backward(self, matrices: Sequence[Matrix]) -> Iterator[Learned]:
         by_layer = self._by_layer(matrices)
@@ -227,13 +237,14 @@ class LayerWalk:
             found: dict[str, dict[str, Tensor]] = {}
             states = entering.pop()
             before: Sequence[Tensor] = []
-            walk = self._with_components(layer, states, own)
-            for group in groups(own, self.names) if own else [[]]:
-                more, before = walk._watched(layer, states, group, gradients=gradients)
-                found |= more
-            gradients = States(before)
-            if own:
-                yield own, found
+            with self.stack.placed(layer, self.layers_on):
+                walk = self._with_components(layer, states, own)
+                for group in groups(own, self.names) if own else [[]]:
+                    more, before = walk._watched(layer, states, group, gradients=gradients)
+                    found |= more
+                gradients = States(before)
+                if own:
+                    yield own, found
 
     def _with_components(self, layer: int, states: States, matrices: Sequence[Matrix]) -> LayerWalk:
         """The walk with the components of these matrices, where those are of what is learned first."""
@@ -265,6 +276,10 @@ class LayerWalk:
 
     def _go_on(self, layer: int, states: States) -> None:
         """Take the states through a layer that nobody watches."""
+        with self.stack.placed(layer, self.layers_on):
+            self._run_on(layer, states)
+
+    def _run_on(self, layer: int, states: States) -> None:
         import torch
 
         with torch.no_grad():
@@ -310,7 +325,7 @@ class LayerWalk:
                 output = rest.unless_stopped(lambda: self.stack.through(layer, entering, call))  # noqa: B023 - called at once
                 if gradients is not None:
                     assert output is not None
-                    (output,) = torch.autograd.grad(output, [entering], gradients[place])
+                    (output,) = torch.autograd.grad(output, [entering], gradients[place].to(output.device))
                 if output is not None and not stop:
                     made.append(states.kept(output))
         return made
@@ -349,7 +364,7 @@ class States:
 
     def kept(self, value: Tensor) -> Tensor:
         """A tensor where these are kept."""
-        return value.detach().cpu() if self._aside else value.detach()
+        return value.detach().to("cpu" if self._aside else self._device)
 
     def replace(self, values: Sequence[Tensor]) -> None:
         """Other values for all batches."""

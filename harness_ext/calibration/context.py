@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from lm_eval.models.huggingface import HFLM
 
     from harness_ext.calibration.cache import StatisticsCache
@@ -34,13 +35,15 @@ class DocumentBatches:
 @dataclass(frozen=True)
 class EditableModel:
     """A loaded model with what edits of it are made from: its weights with undo, decompositions of them, and statistics
-    that an earlier recipe of the session gathered.
+    that an earlier recipe of the session gathered. layers_on: a device that holds one decoder layer of it at a time,
+    while that layer is learned about and edited; None where the model computes where it is.
     """
 
     lm: HFLM
     weights: Weights
     decomposer: Decomposer
     statistics_cache: StatisticsCache
+    layers_on: torch.device | None = None
 
 
 @dataclass(frozen=True)

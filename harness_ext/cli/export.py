@@ -76,6 +76,14 @@ class Export(RecipesCommand):
                 " nothing, and chosen by itself then; killed, the same command goes on (--no-shards: load the model)"
             ),
         )
+        parser.add_argument(
+            "--layers_on",
+            metavar="DEVICE",
+            help=(
+                "Keep the model in memory, and only the decoder layer that is learned about and edited on this device:"
+                " for models that have no room there"
+            ),
+        )
         parser.set_defaults(func=self.execute)
 
     @staticmethod
@@ -101,13 +109,18 @@ class Export(RecipesCommand):
             required = args.shards is True
             dense = export_by_shards(recipe, args.out, arguments, command, report, required=required)
         if dense is None:
-            dense = export_recipe(recipe, args.out, arguments, CalibrationSource(), command, report)
+            asked = arguments | _layers_on(args)
+            dense = export_recipe(recipe, args.out, asked, CalibrationSource(), command, report)
         print(f"{args.recipe} on {args.model_args['pretrained']}: written to {args.out}")
         if dense:
             print(
                 f"{dense} {'layer' if dense == 1 else 'layers'} of two low-rank ones in the recipe: written as their"
                 " product, since plain transformers has no place for factors; --format factored keeps them"
             )
+
+
+def _layers_on(args: argparse.Namespace) -> dict[str, Any]:
+    return {} if args.layers_on is None else {"layers_on": args.layers_on}
 
 
 def _export_factored(args: argparse.Namespace, recipe: Recipe, arguments: dict[str, Any]) -> None:
@@ -118,7 +131,8 @@ def _export_factored(args: argparse.Namespace, recipe: Recipe, arguments: dict[s
 
     refuse_shards(args.shards)
     to = Destination(args.out, args.format)
-    written = export_factored_recipe(recipe, to, arguments, CalibrationSource(), list(command_line()), report_for(None))
+    asked = arguments | _layers_on(args)
+    written = export_factored_recipe(recipe, to, asked, CalibrationSource(), list(command_line()), report_for(None))
     layers = "1 layer" if written.layers == 1 else f"{written.layers} layers"
     print(f"{args.recipe} on {args.model_args['pretrained']}: written to {args.out}, {layers} as low-rank ones")
     print("to load it with transformers, `import harness_ext` first; `lm_eval run --model hf` scores it as it is")

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from harness_ext.calibration.by_layer import LayerWalk, Learned, gathered, walk_through
@@ -25,6 +25,7 @@ from harness_ext.editing.measured import (
     means_by_task,
     searched,
 )
+from harness_ext.errors import UserError
 from harness_ext.methods import Svd, registered_methods
 from harness_ext.methods.registry import sink_use
 from harness_ext.model.layout import Matrix
@@ -107,9 +108,7 @@ def _learned(
         _measure_before(context, labelled, record)
         yield matrices, _found(context, matrices, batches, record.log)
         return
-    walk = walk_through(
-        context.model.lm, matrices, method.gathered, DocumentBatches(labelled, size), _decomposing(context)
-    )
+    walk = _walk(context, matrices, method.gathered, DocumentBatches(labelled, size))
     if step.sequential:
         _measure_before(context, labelled, record)
         for stage, statistics in _one_after_another(context, walk, matrices, batches):
@@ -123,6 +122,19 @@ def _learned(
         return
     together = {key: values for _, statistics in learned for key, values in statistics.items()}
     yield matrices, _completed(context, matrices, together, labelled, record)
+
+
+def _walk(
+    context: StepContext, matrices: Sequence[Matrix], names: frozenset[str], documents: DocumentBatches
+) -> LayerWalk | None:
+    model = context.model
+    walk = walk_through(model.lm, matrices, names, documents, _decomposing(context))
+    if walk is None and model.layers_on is not None:
+        raise UserError(
+            f"the layers of this model hand each other more than hidden states, so they cannot go to {model.layers_on}"
+            " one at a time: leave --layers_on out"
+        )
+    return walk if walk is None else replace(walk, layers_on=model.layers_on)
 
 
 def _completed(

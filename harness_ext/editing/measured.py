@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from harness_ext.calibration.by_layer import no_components, walk_through
 from harness_ext.calibration.context import DocumentBatches, StepContext
 from harness_ext.calibration.loss import measured_loss
 from harness_ext.editing.edit_matrix import decompose
@@ -54,9 +55,19 @@ class StepLosses:
 def losses_by_task(context: StepContext, documents: Sequence[LabelledDocument]) -> dict[str, TaskLoss]:
     """The losses of the model as it is on a step's documents."""
     assert context.step.calibration is not None, "a step with documents of its own"
+    if context.model.layers_on is not None and (walk := _losses_by_layer(context, documents)) is not None:
+        return means_by_task(walk)
     found = measured_loss(context.model.lm, documents, context.step.calibration.batch_size).tasks
     counts = Counter(document.task for document in documents)
     return {task: _task_loss(counts[task], loss) for task, loss in found.items()}
+
+
+def _losses_by_layer(context: StepContext, documents: Sequence[LabelledDocument]) -> dict[str, list[float]] | None:
+    model, step = context.model, context.step
+    assert step.calibration is not None, "a step with documents of its own"
+    asked = DocumentBatches(documents, step.calibration.batch_size)
+    walk = walk_through(model.lm, model.weights.layout.select(step), frozenset(), asked, no_components)
+    return None if walk is None else replace(walk, layers_on=model.layers_on).measure()
 
 
 def means_by_task(losses: Mapping[str, Sequence[float]]) -> dict[str, TaskLoss]:

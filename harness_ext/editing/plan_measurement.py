@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from harness_ext.calibration.cache import StatisticsCache
 from harness_ext.calibration.context import EditableModel, StepContext
 from harness_ext.editing.edit_matrix import edit_matrix
-from harness_ext.errors import UserError, VariantFailed
+from harness_ext.errors import VariantFailed
 from harness_ext.linalg.decompose import Decomposer
+from harness_ext.linalg.devices import usable_device
 from harness_ext.methods import registered_methods
 from harness_ext.methods.registry import RANKED, SEARCHED, TRAINED, TRIED
 from harness_ext.methods.statistic_registry import SinkTokens, statistics_among
@@ -29,7 +30,6 @@ from harness_ext.progress import Progress
 from harness_ext.recipe.schema import Step
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
 
@@ -198,23 +198,7 @@ def _weight(shape: Shape, dtype: str, device: str) -> Tensor:
     rows, columns = shape
     falls = [(1.0 + torch.arange(count)) ** -0.4 for count in shape]
     value = falls[0][:, None] * torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)) * falls[1]
-    return value.to(dtype=getattr(torch, dtype), device=_device(device))
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"--device {name} is no device that torch knows: name cpu, cuda, cuda:1 or mps") from None
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"--device {name} cannot be used here: {str(error).splitlines()[0].partition('. ')[0]}"
-        ) from None
-    return device
+    return value.to(dtype=getattr(torch, dtype), device=usable_device("--device", device))
 
 
 def _statistics(step: Step, shape: Shape, device: str) -> dict[str, Tensor]:

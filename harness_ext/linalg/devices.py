@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from harness_ext.errors import UserError
+
 if TYPE_CHECKING:
     from torch import Tensor, device
 
@@ -54,3 +56,19 @@ def full_by_gram(matrix: Tensor) -> bool:
     import torch
 
     return matrix.dtype == torch.float32 and full_rate_fp64(matrix.device)
+
+
+def usable_device(flag: str, name: str) -> device:
+    """The device of that name. Raises UserError where torch knows none, or has none here; flag: what named it."""
+    import torch
+
+    try:
+        found = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"{flag} {name} is no device that torch knows: name cpu, cuda, cuda:1 or mps") from None
+    try:
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].partition(". ")[0]
+        raise UserError(f"{flag} {name} cannot be used here: {reason}") from None
+    return found

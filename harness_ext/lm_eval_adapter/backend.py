@@ -78,6 +78,7 @@ class RecipeLM(HFLM):
         self.recipe: Recipe | None = None
         self.applied: AppliedRecipe | None = None
         self.unexpected_weights: list[str] = []
+        self.layers_on: torch.device | None = None
         self._weights: Weights | None = None
         self._encoded = EncodedPairs()
         if pretrained == "demo" and not Path("demo", "config.json").is_file():
@@ -273,7 +274,7 @@ class RecipeLM(HFLM):
     @property
     def editable(self) -> EditableModel:
         """This model, with what edits of it are made from."""
-        return EditableModel(self, self.weights, self._decomposer, self._statistics_cache)
+        return EditableModel(self, self.weights, self._decomposer, self._statistics_cache, self.layers_on)
 
     def apply(
         self,

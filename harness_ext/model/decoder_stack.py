@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
     from torch.utils.hooks import RemovableHandle
 
@@ -92,8 +93,10 @@ class DecoderStack:
         def enter(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            where = device_of(module)
             # A copy: a layer may add to what it is given in place.
-            given = hidden.clone()
+            given = hidden.to(where) if hidden.device != where else hidden.clone()
+            args, kwargs = moved_to(where, args), moved_to(where, kwargs)
             return ((given, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": given})
 
         def stop(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -110,6 +113,19 @@ class DecoderStack:
         ):
             call()
         return seen[0]
+
+    @contextmanager
+    def placed(self, layer: int, device: torch.device | None) -> Iterator[None]:
+        """A layer is on another device while the block lasts; None for where it is."""
+        module, home = self.layers[layer], device_of(self.layers[layer])
+        if device is None or device == home:
+            yield
+            return
+        module.to(device)
+        try:
+            yield
+        finally:
+            module.to(home)
 
     def beyond(self, hidden: Tensor, call: Callable[[], Result]) -> Result:
         """What the model makes of the hidden states `[b, t, d]` that leave its last layer."""
@@ -171,6 +187,24 @@ class DecoderStack:
                 stack.enter_context(_hooked(layer.register_forward_hook(keep)))
             call()
         return seen
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's weights are."""
+    return next(module.parameters()).device
+
+
+def moved_to(device: torch.device, value: Any) -> Any:
+    """The same with all tensors on a device, wherever they are nested: masks, positions and the like."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, (tuple, list)) and type(value) in (tuple, list):
+        return type(value)(moved_to(device, item) for item in value)
+    if isinstance(value, dict):
+        return {key: moved_to(device, item) for key, item in value.items()}
+    return value
 
 
 def _same(found: Tensor, wanted: Tensor) -> bool:

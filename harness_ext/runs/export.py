@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from harness_ext.calibration.rewording import hashed_signs
 from harness_ext.editing.warnings import found_nothing, left_unedited
 from harness_ext.errors import UserError, VariantFailed
+from harness_ext.linalg.devices import usable_device
 from harness_ext.model.digests import KIND
 from harness_ext.runs.run_config import resolve_demo
 from harness_ext.runs.versions import versions
@@ -65,7 +66,8 @@ def export_recipe(
 ) -> int:
     """Load a model, apply a recipe and write it; see `export` for what is written and returned.
 
-    model_args: as in lm-eval, with `pretrained` and `device`. source: what the recipe learns from, where it does.
+    model_args: as in lm-eval, with `pretrained` and `device`, and `layers_on` where that is asked for. source: what the
+    recipe learns from, where it does.
     command: how the export was asked for, for receipt and card.
 
     Raises UserError where that is not possible.
@@ -80,11 +82,14 @@ def edited_model(
     """Load a model and apply a recipe, to be written to a place; see `export_recipe`. Raises UserError."""
     from harness_ext.lm_eval_adapter.fast_import import preload_hf
 
-    arguments = checked_arguments(recipe, place, model_args)
+    asked = dict(model_args)
+    layers_on = asked.pop("layers_on", None)
+    arguments = checked_arguments(recipe, place, asked | ({} if layers_on is None else {"device": "cpu"}))
     preload_hf()
     from harness_ext.lm_eval_adapter.backend import load_model
 
     lm = load_model(str(model_args["pretrained"]), {**arguments, "recipe": None}, secrets=secret_values(model_args))
+    lm.layers_on = None if layers_on is None else usable_device("--layers_on", layers_on)
     resolved, documents = source.resolve(recipe, lm, report)
     try:
         lm.apply(resolved, documents, report.progress)

@@ -238,7 +238,8 @@ def export(
     out: the folder to write, which must not exist. pretrained: a hub name, a local folder, or `demo`. tasks, documents,
     texts: what a recipe that learns learns from, as in `apply`. model_args: as in lm-eval; `device` is by default the
     CPU. One more, `shards`, is ours: the checkpoint is edited and written file by file, without loading the model,
-    where that is possible; True refuses any other way, False loads the model. Returns the folder. Matrices that the
+    where that is possible; True refuses any other way, False loads the model. `layers_on` names a device for the
+    decoder layer at hand alone, while the model stays in memory. Returns the folder. Matrices that the
     recipe computes as two low-rank layers are written as their products; `format="factored"` or `"pifa"`, ours too,
     writes a factored checkpoint instead (see `harness_ext.runs.factored_export`).
 
@@ -253,7 +254,8 @@ def export(
     from harness_ext.runs.factored_export import Destination, export_factored_recipe, refuse_shards
     from harness_ext.runs.shard_export import export_by_shards
 
-    form, shards = model_args.pop("format", "dense"), model_args.pop("shards", None)
+    form, shards, layers_on = (model_args.pop(name, None) for name in ("format", "shards", "layers_on"))
+    form = form or "dense"
     _check_model_args("export", model_args)
     loaded, place = load_recipe(recipe), Path(out)
     source = CalibrationSource(tasks, documents, texts)
@@ -261,17 +263,18 @@ def export(
     with _reporting(False) as report:
         _warn_of_unused(source, loaded, report)
         arguments = {"device": "cpu", **model_args, "pretrained": pretrained}
+        asked = arguments if layers_on is None else arguments | {"layers_on": layers_on}
         told = {"pretrained": pretrained, **model_args} | ({"format": form} if form != "dense" else {})
         command = [_export_command(loaded, out, source, told)]
         if form != "dense":
             refuse_shards(shards)
-            export_factored_recipe(loaded, Destination(place, form), arguments, source, command, report)
+            export_factored_recipe(loaded, Destination(place, form), asked, source, command, report)
             return place
         if shards is not False:
             done = export_by_shards(loaded, place, arguments, command, report, required=shards is True)
             if done is not None:
                 return place
-        export_recipe(loaded, place, arguments, source, command, report)
+        export_recipe(loaded, place, asked, source, command, report)
     return place
 
 

@@ -17,6 +17,7 @@ from harness_ext.calibration.loss import measured_loss
 from harness_ext.editing import learning
 from harness_ext.editing.learning import stages
 from harness_ext.methods import Svd
+from harness_ext.model.decoder_stack import moved_to
 from harness_ext.model.typed import pretrained
 from harness_ext.recipe.recipe import parse_recipe
 
@@ -227,3 +228,49 @@ def test_a_second_moment_is_symmetric_and_that_of_all_tokens(monkeypatch, in_fp6
     assert torch.equal(found, found.T) and torch.equal(found, moment.result())
     expected = tokens.T @ tokens / len(tokens)
     assert float((found - expected).norm() / expected.norm()) < close
+
+
+@pytest.mark.parametrize("recipe", ["svd-llm", "sfsd", "fwsvd", "eigenprune"])
+def test_one_layer_at_a_time_is_on_the_other_device(
+    make_lm, plain_family: str, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no second device here: what is moved where is looked at, and what comes of it."""
+    plain = make_lm(plain_family)
+    plain.apply(parse_recipe(recipe), documents_of)
+    lm = make_lm(plain_family)
+    lm.layers_on = other = torch.device("cpu", 1)
+    layers, _ = by_layer.layers_of(lm.model, lm.weights.layout.matrices)
+    placed: list[int] = []
+    places = {id(layer): place for place, layer in enumerate(layers)}
+
+    def to(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+        (placed.append if device == other else placed.remove)(places[id(module)])
+        assert len(placed) <= 1
+        return module
+
+    for layer in layers:
+        monkeypatch.setattr(layer, "to", to.__get__(layer))
+
+    edited: list[bool] = []
+    replace_matrix = lm.weights.replace
+
+    def replace(matrix, weight) -> None:
+        edited.append(placed == [matrix.layer])
+        replace_matrix(matrix, weight)
+
+    monkeypatch.setattr(lm.weights, "replace", replace)
+    lm.apply(parse_recipe(recipe), documents_of)
+    assert not placed and edited
+    if recipe != "eigenprune":
+        # What is decided among all matrices is edited when all is known, where the model is.
+        assert all(edited)
+    for name, value in lm.model.named_parameters():
+        torch.testing.assert_close(value, dict(plain.model.named_parameters())[name], rtol=1e-5, atol=1e-6)
+
+
+def test_tensors_are_moved_wherever_they_are_nested() -> None:
+    there = torch.device("meta")
+    mask, cosine, sine = torch.ones(2, 3), torch.ones(1), torch.zeros(1)
+    moved = moved_to(there, {"mask": mask, "position": (cosine, sine), "cache": None, "flag": True, "many": [mask]})
+    assert moved["mask"].device == moved["position"][1].device == moved["many"][0].device == there
+    assert moved["cache"] is None and moved["flag"] is True and isinstance(moved["position"], tuple)
