@@ -314,7 +314,7 @@ class LayerWalk:
         import torch
 
         made: list[Tensor] = []
-        with frozen(self.lm.model), torch.set_grad_enabled(self.backward), watch:
+        with frozen(self.stack.layers[layer]), torch.set_grad_enabled(self.backward), watch:
             rest = Rest(watch)
             if stop and watch.observed:
                 rest.stop_when_done()

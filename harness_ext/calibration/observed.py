@@ -308,7 +308,7 @@ class ModuleWatch:
     def __init__(
         self, model: nn.Module, watched: Sequence[WatchedMatrix], *, backward: bool, share: bool, alone: bool
     ) -> None:
-        self._modules = dict(model.named_modules())
+        self._model = model
         self._alone = alone
         self._shared = SharedInputs() if share and not backward else None
         self._stack = ExitStack()
@@ -326,7 +326,7 @@ class ModuleWatch:
     def hook(self, module: ObservedModule, hook: Callable[..., None]) -> None:
         """Have a forward hook called wherever a module is used."""
         for name in module.items[0].matrix.modules:
-            self._stack.callback(self._modules[name].register_forward_hook(hook).remove)
+            self._stack.callback(self._model.get_submodule(name).register_forward_hook(hook).remove)
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
