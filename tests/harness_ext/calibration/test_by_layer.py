@@ -29,6 +29,8 @@ TEXTS = [
     ("w9 w8 w7 w6 w5", " w4 w3"),
 ]
 DOCUMENTS = [LabelledDocument("t", context, answer, context) for context, answer in TEXTS]
+# Their attention cannot take padding in float64.
+EAGER = ("gemma2", "bloom")
 INPUTS = frozenset({"input_mean", "input_second_moment", "input_magnitude", "far_input_mean"})
 GRADIENTS = frozenset({"fisher_information", "ablation_effects", "singular_value_gradients", "input_mean"})
 COMPARED = frozenset({"counterfactual_effects"})
@@ -65,12 +67,13 @@ def counted(lm, runs: Counter[int], stack: ExitStack) -> None:
 
 @pytest.mark.parametrize("names", [INPUTS, GRADIENTS, COMPARED], ids=["inputs", "gradients", "compared"])
 def test_statistics_layer_by_layer_are_those_of_whole_passes(make_lm, family: str, names: frozenset[str]) -> None:
-    lm = make_lm(family, dtype="float64")
+    lm = make_lm(family, dtype="float32" if family in EAGER else "float64")
     matrices, walk = walk_of(lm, names)
     assert walk is not None, "every family here is a plain stack"
     whole = gather(lm, matrices, names, DocumentBatches(DOCUMENTS, 3), decompose(lm))
     found = {key: values for _, part in walk.as_it_is(matrices) for key, values in part.items()}
-    assert found.keys() == whole.keys() and len(found) == len(matrices)
+    # An expert may have seen nothing that can be compared.
+    assert found.keys() == whole.keys() >= {matrix.key for matrix in matrices if matrix.expert is None}
     for key, values in whole.items():
         assert values.keys() == found[key].keys()
         for name, value in values.items():
