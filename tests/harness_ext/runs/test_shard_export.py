@@ -61,13 +61,13 @@ def exported_both_ways(recipe: Any, model: Path, tmp_path: Path, **settings: Any
     return by_shards, plain
 
 
-def assert_equal(by_shards: Path, plain: Path) -> None:
+def assert_equal(by_shards: Path, plain: Path, *, but: str = "command") -> None:
     ours, theirs = loaded(by_shards), loaded(plain)
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         assert ours[name].dtype == value.dtype and torch.equal(ours[name], value), name
     receipts = [receipt_of(folder) for folder in (by_shards, plain)]
-    for key in receipts[1].keys() - {"command"}:
+    for key in receipts[1].keys() - {"command", but}:
         assert receipts[0][key] == receipts[1][key], key
     for path in plain.glob("*.json"):
         if path.name not in (INDEX, "receipt.json"):
@@ -83,7 +83,9 @@ def test_every_family(make_model, family: str, recipe: str, tmp_path: Path) -> N
 
 
 def test_every_mixed_architecture(make_model, mixed: str, tmp_path: Path) -> None:
-    assert_equal(*exported_both_ways(SVD, make_model(mixed), tmp_path))
+    # Whenever transformers loads Youtu it sets a row of the embedding to zero, which the digest of loaded weights has.
+    but = "weights" if mixed == "youtu" else "command"
+    assert_equal(*exported_both_ways(SVD, make_model(mixed), tmp_path), but=but)
 
 
 STEPS = {
