@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from harness_ext.linalg.devices import full_rate_fp64
 from harness_ext.methods import Edit, call, method
 
 if TYPE_CHECKING:
@@ -120,11 +121,14 @@ def _completed(weight: Tensor, directions: Tensor, rank: int) -> Tensor:
 
 
 def _left_singular_vectors(matrix: Tensor, count: int) -> Tensor:
-    """The leading ones `[m, count]` of an fp64 `[m, n]`, from the Gram matrix of the smaller side where all of them are
-    far enough above its rounding; else from the full decomposition.
+    """The leading ones `[m, count]` of an fp64 `[m, n]`. Where the device is fast in fp64, from the Gram matrix of the
+    smaller side, if all of them are far enough above its rounding; else from the full decomposition, whose last bits
+    the directions of a rest without a gap depend on.
     """
     import torch
 
+    if not full_rate_fp64(matrix.device):
+        return torch.linalg.svd(matrix, full_matrices=False).U[:, :count]
     rows, columns = matrix.shape
     squares, vectors = torch.linalg.eigh(matrix @ matrix.T if rows <= columns else matrix.T @ matrix)
     squares, vectors = squares.flip(0)[:count], vectors.flip(1)[:, :count]

@@ -15,6 +15,7 @@ from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
 from harness_ext.editing.learning import stages
 from harness_ext.errors import VariantFailed
+from harness_ext.methods import feature_space as module
 from harness_ext.methods.budget import Keep
 from harness_ext.methods.feature_space import WEIGHT_DIRECTIONS, feature_space
 from harness_ext.recipe.recipe import parse_recipe
@@ -275,3 +276,17 @@ def test_a_moment_that_is_not_finite_is_a_failure_with_its_place(make_lm, monkey
         VariantFailed, match=r"input_second_moment of model.layers.0.self_attn.q_proj.weight .* NaN or an infinity"
     ):
         lm.apply(parse_recipe("svd-llm:matrices=[q_proj]"), texts)
+
+
+@pytest.mark.parametrize("shape", [(30, 50), (50, 30)])
+def test_leading_singular_vectors_by_a_gram_matrix_span_the_same(shape: tuple[int, int], monkeypatch) -> None:
+    """As a device that is fast in fp64 makes them, and where the last of them drown in rounding."""
+    draw = torch.Generator().manual_seed(4)
+    falling = torch.diag(0.7 ** torch.arange(30, dtype=torch.float64))
+    bases = [torch.linalg.qr(torch.randn(n, 30, generator=draw, dtype=torch.float64)).Q for n in shape]
+    matrix = bases[0] @ falling @ bases[1].T
+    monkeypatch.setattr(module, "full_rate_fp64", lambda device: True)
+    for count in (5, 12, 30):
+        found = module._left_singular_vectors(matrix, count)
+        torch.testing.assert_close(found.T @ found, torch.eye(count, dtype=torch.float64), rtol=0, atol=1e-7)
+        assert float((found - bases[0][:, :count] @ (bases[0][:, :count].T @ found)).norm()) < 1e-6
