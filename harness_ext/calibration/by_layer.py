@@ -248,8 +248,10 @@ class LayerWalk:
 
     def _with_components(self, layer: int, states: States, matrices: Sequence[Matrix]) -> LayerWalk:
         """The walk with the components of these matrices, where those are of what is learned first."""
-        if not isinstance(self.decompose, LearnedComponents) or not matrices:
+        if not isinstance(self.decompose, LearnedComponents):
             return self
+        if not matrices:
+            return replace(self, decompose=no_components)
         first = replace(self, names=self.decompose.names, decompose=no_components)
         learned, _ = first._watched(layer, states, matrices, stop=True)
         return replace(self, decompose=self.decompose.of_each(matrices, learned))

@@ -44,6 +44,11 @@ def hidden_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     return args[0] if args else kwargs["hidden_states"]
 
 
+def hidden_in(output: Any) -> Tensor:
+    """The hidden states in what a layer gives: alone, or first among others."""
+    return output[0] if isinstance(output, (tuple, list)) else output
+
+
 def pass_on(length: int | None) -> Callable[..., Any]:
     def forward(*args: Any, **kwargs: Any) -> Any:
         hidden = hidden_of(args, kwargs)
@@ -100,8 +105,8 @@ class DecoderStack:
             return ((given, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": given})
 
         def stop(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self._tuple_lengths[layer] = len(output) if isinstance(output, tuple) else None
-            seen.append(output[0] if isinstance(output, tuple) else output)
+            self._tuple_lengths[layer] = len(output) if isinstance(output, (tuple, list)) else None
+            seen.append(hidden_in(output))
             raise _FarEnough
 
         current = self.layers[layer]
@@ -162,8 +167,8 @@ class DecoderStack:
         import torch
 
         with torch.no_grad():
-            plain = [self._outputs_of(call) for call in calls]
             try:
+                plain = [self._outputs_of(call) for call in calls]
                 states = [self.entering(call) for call in calls]
                 for layer in range(len(self)):
                     states = [self.through(layer, hidden, call) for hidden, call in zip(states, calls, strict=True)]
@@ -180,7 +185,7 @@ class DecoderStack:
         seen: list[Tensor] = []
 
         def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            seen.append((output[0] if isinstance(output, tuple) else output).clone())
+            seen.append(hidden_in(output).clone())
 
         with ExitStack() as stack:
             for layer in self.layers:

@@ -277,3 +277,11 @@ def test_tensors_are_moved_wherever_they_are_nested() -> None:
     moved = moved_to(there, {"mask": mask, "position": (cosine, sine), "cache": None, "flag": True, "many": [mask]})
     assert moved["mask"].device == moved["position"][1].device == moved["many"][0].device == there
     assert moved["cache"] is None and moved["flag"] is True and isinstance(moved["position"], tuple)
+
+
+def test_zero_sum_of_one_layer_learns_of_that_layer(make_lm, plain_family: str) -> None:
+    """Gradients come down through layers that are not asked about, and have no components."""
+    lm = make_lm(plain_family)
+    applied = lm.apply(parse_recipe("zero-sum:layers=[1]"), documents_of)
+    assert {record.layer for record in applied.records} == {1}
+    lm.undo()
