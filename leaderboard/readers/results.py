@@ -29,6 +29,7 @@ from leaderboard.readers.secrets import without_secrets
 from leaderboard.readers.task_identity import config_hash, subset
 
 _MOST_DOCUMENTS = 2**31
+_SMALLEST_ERROR = 1e-100
 _NO_SETTINGS = frozenset(
     {
         *("results", "groups", "group_subtasks", "configs", "versions", "n-shot", "n-samples", "higher_is_better"),
@@ -275,7 +276,10 @@ def _likely_count(data: dict[str, Any], scores: list[ReportedScore]) -> int | No
     `sqrt(p (1 - p) / (n - 1))`, so that `n` follows from both; `--limit` is what it is at most.
     """
     for score in scores:
-        if score.score is not None and score.stderr and value_range(score.metric).is_unit and 0 < score.score < 1:
+        if score.score is None or score.stderr is None or not value_range(score.metric).is_unit:
+            continue
+        # Of two documents it is a half at most; the square of a tiny one is zero.
+        if 0 < score.score < 1 and _SMALLEST_ERROR < score.stderr <= 1:
             count = 1 + score.score * (1 - score.score) / score.stderr**2
             right = score.score * round(count)
             if 2 <= count < _MOST_DOCUMENTS and abs(count - round(count)) < 1e-3 and abs(right - round(right)) < 1e-3:

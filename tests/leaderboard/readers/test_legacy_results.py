@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from leaderboard.readers import results
 from leaderboard.readers.discovery import Candidate, find_runs
 from leaderboard.readers.reader import read_runs
-from leaderboard.readers.records import Run
+from leaderboard.readers.records import ReportedScore, Run
 
 ACC = {"acc": 0.25, "acc_stderr": 0.01}
 NEW = {"acc,none": 0.25, "acc_stderr,none": 0.01, "alias": "piqa"}
@@ -184,3 +185,14 @@ def test_responses_of_any_shape_are_kept(tmp_path: Path, resps: Any) -> None:
     samples = run.tasks[0].samples
     assert [json.loads(text) for text in samples.responses] == [resps]
     assert [document.doc_id for document in samples.documents] == [None]
+
+
+def accuracy(error: float) -> ReportedScore:
+    return ReportedScore("t", "acc", "none", 0.5, "0.5", error, True, None, None, True, False)
+
+
+@pytest.mark.parametrize("error", [5e-324, 1e-200, 1e200, 1.7e308, 0.0, -1e-300])
+def test_an_error_that_no_share_can_have_tells_no_number_of_documents(error: float) -> None:
+    """Its square is zero, or beyond all numbers. A true one tells them: the file may name none."""
+    assert results._likely_count({}, [accuracy(error)]) is None
+    assert results._likely_count({}, [accuracy(error), accuracy((0.25 / 99) ** 0.5)]) == 100
