@@ -57,6 +57,23 @@ def pass_on(length: int | None) -> Callable[..., Any]:
     return forward
 
 
+@contextmanager
+def computing_instead(layers: nn.ModuleList, forwards: Sequence[Callable[..., Any]]) -> Iterator[None]:
+    """The first layers compute something else while the block lasts."""
+    replaced = list(layers)[: len(forwards)]
+    had = [layer.__dict__.get("forward") for layer in replaced]
+    try:
+        for layer, forward in zip(replaced, forwards, strict=True):
+            layer.forward = forward
+        yield
+    finally:
+        for layer, own in zip(replaced, had, strict=True):
+            if own is None:
+                layer.__dict__.pop("forward", None)
+            else:
+                layer.forward = own
+
+
 Call = Callable[[], Any]
 """Runs the model on one batch, from its tokens on."""
 
@@ -111,7 +128,7 @@ class DecoderStack:
 
         current = self.layers[layer]
         with (
-            self._replaced([pass_on(self._tuple_lengths[depth]) for depth in range(layer)]),
+            computing_instead(self.layers, [pass_on(self._tuple_lengths[depth]) for depth in range(layer)]),
             _hooked(current.register_forward_pre_hook(enter, with_kwargs=True)),
             _hooked(current.register_forward_hook(stop)),
             suppress(_FarEnough),
@@ -140,23 +157,8 @@ class DecoderStack:
             return hidden if last is None else (hidden, *[None] * (last - 1))
 
         passing = [pass_on(self._tuple_lengths[depth]) for depth in range(len(self) - 1)]
-        with self._replaced([*passing, leave]):
+        with computing_instead(self.layers, [*passing, leave]):
             return call()
-
-    @contextmanager
-    def _replaced(self, forwards: Sequence[Callable[..., Any]]) -> Iterator[None]:
-        """The first layers compute something else."""
-        had = [layer.__dict__.get("forward") for layer, _ in zip(self.layers, forwards, strict=False)]
-        try:
-            for layer, forward in zip(self.layers, forwards, strict=False):
-                layer.forward = forward
-            yield
-        finally:
-            for layer, own in zip(self.layers, had, strict=False):
-                if own is None:
-                    layer.__dict__.pop("forward", None)
-                else:
-                    layer.forward = own
 
     def adds_up(self, calls: Sequence[Call]) -> bool:
         """Whether running one layer after another, each on all batches, makes what plain passes make, but for rounding.

@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.model.architectures import MLP
-from harness_ext.model.decoder_stack import hidden_of, layers_of, pass_on
+from harness_ext.model.decoder_stack import computing_instead, hidden_of, layers_of, pass_on
 from harness_ext.model.typed import pretrained
 from harness_ext.search.hooks import (
     enter,
@@ -241,23 +241,8 @@ class Replay:
 
         return hook
 
-    @contextmanager
-    def _below(self, layers: nn.ModuleList, start: int) -> Iterator[None]:
+    def _below(self, layers: nn.ModuleList, start: int) -> AbstractContextManager[None]:
         """The layers below this one pass on what they are given; they were run before, which showed the form of what
         they return.
         """
-        replaced: list[nn.Module] = []
-        had = []
-        try:
-            for depth in range(start):
-                layer = layers[depth]
-                had.append(layer.__dict__.get("forward"))
-                replaced.append(layer)
-                layer.forward = pass_on(self._tuple_lengths.get(depth))
-            yield
-        finally:
-            for layer, own in zip(replaced, had, strict=True):
-                if own is None:
-                    del layer.__dict__["forward"]
-                else:
-                    layer.forward = own
+        return computing_instead(layers, [pass_on(self._tuple_lengths.get(depth)) for depth in range(start)])
