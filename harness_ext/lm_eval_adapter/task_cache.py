@@ -13,12 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from harness_ext.storage.paths import cache_folder
+from harness_ext.storage.paths import cache_folder, keep_text
 
 FORMAT = 1
 _IGNORED_FOLDERS = frozenset({"__pycache__", ".ipynb_checkpoints"})
@@ -98,16 +97,4 @@ def write(path: Path | None, key: str, saved: SavedIndex) -> bool:
     content = json.dumps(
         {"format": FORMAT, "fingerprint": key, "rows": saved.rows, "warnings": saved.warnings}, separators=(",", ":")
     )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError:
-        return False
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except OSError:
-        Path(temporary).unlink(missing_ok=True)
-        return False
-    return True
+    return keep_text(path, content)

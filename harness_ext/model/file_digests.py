@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 import threading
 import time
 from collections.abc import Iterable
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness_ext.errors import UserError
-from harness_ext.storage.paths import cache_folder
+from harness_ext.storage.paths import cache_folder, keep_text
 
 FORMAT = 1
 THREADS = 4
@@ -183,15 +182,8 @@ def write_entry(path: Path, stamp: FileStamp, digest: str) -> None:
     content = {"format": FORMAT, "path": os.path.abspath(path), "stamp": list(stamp), "sha256": digest}
     with suppress(OSError, ValueError):  # no such path, or no room
         text = json.dumps(content, ensure_ascii=True)
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(entry.parent)
-        handle, temporary = tempfile.mkstemp(dir=entry.parent, prefix=f".{entry.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(temporary, entry)
-        except OSError:
-            Path(temporary).unlink(missing_ok=True)
+        if keep_text(entry, text):
+            _sweep(entry.parent)
 
 
 def _sweep(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 
@@ -18,3 +19,22 @@ def cache_folder() -> Path | None:
     except RuntimeError:
         return None
     return parent / "lm-eval-recipes"
+
+
+def keep_text(path: Path, text: str) -> bool:
+    """Put a file of a cache in its place, whole or not at all; its folder is made where there is none. False where it
+    cannot be kept.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError:
+        return False
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except OSError:
+        Path(temporary).unlink(missing_ok=True)
+        return False
+    return True
