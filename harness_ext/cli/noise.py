@@ -108,7 +108,7 @@ def _show(database: Path, outcomes: list[VariantOutcome], first: int, second: in
     from leaderboard.ingest import ingest
     from leaderboard.store import noise_floor
     from leaderboard.store.database import open_store
-    from leaderboard.store.pins import find_run
+    from leaderboard.store.naming import find_run
 
     paths = [outcome.run.path for outcome in outcomes]
     for rejected in ingest(paths, database, timeout_s=PATIENCE_SECONDS).rejected:

@@ -13,7 +13,8 @@ from typing import NamedTuple
 from leaderboard.errors import LeaderboardError, UnknownRun
 from leaderboard.store import decisions, queries
 from leaderboard.store.database import Store, open_store
-from leaderboard.store.pins import find_run, is_blessed
+from leaderboard.store.naming import resolve
+from leaderboard.store.pins import is_blessed
 from leaderboard.store.writer import now
 
 
@@ -27,14 +28,14 @@ class Deletion(NamedTuple):
 
 
 def delete(database: Path, run: str, reason: str, *, timeout_s: float = 30.0) -> Deletion:
-    """Take a run, named by id or place, off the board. Its files stay.
+    """Take a run, named as `naming` says, off the board; of several runs of a recipe it wants the id. Its files stay.
 
     Raises `UnknownRun`, `LeaderboardError` for an empty reason or a chosen run, and what `open_store` raises.
     """
     if not reason.strip():
         raise LeaderboardError("a deletion needs a reason: say in --reason why this run is taken off the board")
     with open_store(database, read_only=True, timeout_s=timeout_s) as store:
-        run_id = find_run(store, run)
+        run_id = resolve(store, run, newest=False).run.run_id
     with open_store(database, read_only=False, timeout_s=timeout_s) as store:
         if run_id in queries.pinned_baselines(store).values():
             raise LeaderboardError(
