@@ -267,7 +267,7 @@ def _nearest(runs: Sequence[KnownRun], name: str) -> list[str]:
         forms = (run.name, f"{_last(run.model)}/{run.recipe}", *(() if "/" in name else (run.recipe,)))
         for form in forms:
             said.setdefault(form, _printable(run.name))
-    close = difflib.get_close_matches(name, said, n=6, cutoff=0.6)
+    close = difflib.get_close_matches(name, said, n=6, cutoff=0.7)
     return list(dict.fromkeys(said[form] for form in close))[:3]
 
 
