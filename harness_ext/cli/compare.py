@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness_ext.cli.ingest import add_database_argument
-from harness_ext.cli.terminal import add_form_arguments, tell, terminal_style
+from harness_ext.cli.terminal import add_form_arguments, tell, terminal_style, write_cells
 from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
 from leaderboard.commands import RUN_HELP
 
 if TYPE_CHECKING:
     from leaderboard.compare_runs import RunComparison
-    from leaderboard.terminal.output import Form
 
 
 class Compare(RecipesCommand):
@@ -44,7 +43,8 @@ class Compare(RecipesCommand):
         if args.form == "text":
             _print(compared, first.path, second.path)
         else:
-            _write(compared, args.form)
+            tell(sentence for only in compared.unshared for sentence in only.sentences())
+            write_cells(compared.cells, args.form)
 
 
 def _print(compared: RunComparison, a: Path, b: Path) -> None:
@@ -60,11 +60,3 @@ def _print(compared: RunComparison, a: Path, b: Path) -> None:
     controls = [control for control in controls_beside(b) if control.resolve() != a.resolve()]
     if controls:
         print(f"\ncontrol   lm_eval compare {shlex.join(map(str, (controls[0], b)))}")
-
-
-def _write(compared: RunComparison, form: Form) -> None:
-    from leaderboard.board.frame import cell_rows
-    from leaderboard.terminal.output import cells_shown, written
-
-    tell(sentence for only in compared.unshared for sentence in only.sentences())
-    print(written(form, cell_rows(compared.cells), cells_shown(compared.cells)))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from leaderboard.terminal.output import TerminalStyle
+    from leaderboard.board.cell import Cell
+    from leaderboard.terminal.output import Form, TerminalStyle
 
 FORMS = {
     "json": "Print JSON, a list of objects",
@@ -32,6 +33,15 @@ def add_form_arguments(parser: argparse._ActionsContainer, default: str = "text"
     forms = parser.add_mutually_exclusive_group()
     for form, text in FORMS.items():
         forms.add_argument(f"--{form}", dest="form", action="store_const", const=form, default=default, help=text)
+
+
+def write_cells(cells: Sequence[Cell], form: Form) -> None:
+    """Print judged cells in a form for other programs."""
+    from leaderboard.board.frame import cell_rows
+    from leaderboard.terminal.output import cells_shown, written
+
+    if text := written(form, cell_rows(cells), cells_shown(cells)):
+        print(text, flush=True)
 
 
 def tell(notes: Iterable[str]) -> None:
