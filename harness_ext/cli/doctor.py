@@ -10,10 +10,9 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import NamedTuple
 
+from harness_ext.cli.habits import PACKAGES
 from harness_ext.cli.ingest import add_database_argument
 from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
-
-PACKAGES = ("lm-eval-recipes", "lm_eval", "torch", "transformers", "datasets", "duckdb", "streamlit")
 
 
 class Finding(NamedTuple):

@@ -33,8 +33,8 @@ class Runs(RecipesCommand):
     name = "runs"
     summary = "List the leaderboard's runs, or take one off it"
     description = (
-        "List what the leaderboard holds, or take a run off it. The run's files are never touched; it is\n"
-        "remembered that ingest must leave them out. Alone it lists."
+        "List what the leaderboard holds, or take a run off it. The run's files are never touched; it is"
+        " remembered that ingest must leave them out. Alone it lists."
     )
     epilog = EPILOG
 

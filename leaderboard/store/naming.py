@@ -137,12 +137,17 @@ def matching(runs: Iterable[KnownRun], text: str, part: Callable[[KnownRun], str
     held = list(runs)
     for fits in (
         lambda own: own == text,
-        lambda own: _last(own) == text,
-        lambda own: own.startswith(text) or _last(own).startswith(text),
+        lambda own: last_part(own) == text,
+        lambda own: own.startswith(text) or last_part(own).startswith(text),
     ):
         if found := [run for run in held if fits(part(run))]:
             return found
     return []
+
+
+def last_part(name: str) -> str:
+    """Of a model's name what stands behind its last slash."""
+    return name.rstrip("/").rpartition("/")[2]
 
 
 def when(moment: datetime | None) -> str:
@@ -175,10 +180,6 @@ def _refuse_in_store(name: str, database: Path) -> None:
         _refuse_both(name, _at(runs, Path(name)), named)
 
 
-def _last(name: str) -> str:
-    return name.rstrip("/").rpartition("/")[2]
-
-
 def _splits(name: str) -> list[tuple[str, str]]:
     """Every reading of a name as MODEL and RECIPE, of which either may have slashes."""
     return [(name[:place], name[place + 1 :]) for place, letter in enumerate(name) if letter == "/" and place]
@@ -191,7 +192,7 @@ def _exact(runs: Iterable[KnownRun], name: str) -> list[KnownRun]:
         lambda run: name == run.run_id,
         lambda run: name == run.former_id,
         lambda run: name == run.name,
-        lambda run: name == f"{_last(run.model)}/{run.recipe}",
+        lambda run: name == f"{last_part(run.model)}/{run.recipe}",
         lambda run: name == run.recipe,
         lambda run: name == run.path.name,
     ):
@@ -264,7 +265,7 @@ def _nearest(runs: Sequence[KnownRun], name: str) -> list[str]:
     """Up to three names like a mistyped one, the newest runs' first among equals."""
     said: dict[str, str] = {}
     for run in runs:
-        forms = (run.name, f"{_last(run.model)}/{run.recipe}", *(() if "/" in name else (run.recipe,)))
+        forms = (run.name, f"{last_part(run.model)}/{run.recipe}", *(() if "/" in name else (run.recipe,)))
         for form in forms:
             said.setdefault(form, _printable(run.name))
     close = difflib.get_close_matches(name, said, n=6, cutoff=0.7)
