@@ -96,7 +96,7 @@ examples:
         print(_SCRIPTS[args.shell], end="")
 
 
-class _Place(NamedTuple):
+class _CursorPlace(NamedTuple):
     """Where the word to be completed stands. pending: the option whose value it is; positionals: how many stand before
     it.
     """
@@ -142,7 +142,7 @@ def suggested(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[Sug
     return _printable([*found, *_positional(place, current)])
 
 
-def _place(parser: argparse.ArgumentParser, before: Sequence[str]) -> _Place:
+def _place(parser: argparse.ArgumentParser, before: Sequence[str]) -> _CursorPlace:
     commands = _commands_of(parser)
     if before and before[0].startswith("-") and before[0] not in ("-h", "--help", "--version"):
         parser = commands["run"]  # lm-eval's old form, without a command
@@ -162,7 +162,7 @@ def _place(parser: argparse.ArgumentParser, before: Sequence[str]) -> _Place:
             parser, positionals = inner[word], 0
         else:
             positionals += 1
-    return _Place(parser, pending, positionals, database)
+    return _CursorPlace(parser, pending, positionals, database)
 
 
 def _most_values(action: argparse.Action | None) -> int:
@@ -192,7 +192,7 @@ def _options(parser: argparse.ArgumentParser, begun: str) -> list[Suggestion]:
     ]
 
 
-def _positional(place: _Place, begun: str) -> list[Suggestion]:
+def _positional(place: _CursorPlace, begun: str) -> list[Suggestion]:
     helps = {
         pseudo.dest: pseudo.help
         for action in place.parser._actions
@@ -217,7 +217,7 @@ def _positional(place: _Place, begun: str) -> list[Suggestion]:
     return [*commands, *_values(place, actions[number], begun)]
 
 
-def _values(place: _Place, action: argparse.Action, begun: str) -> list[Suggestion]:
+def _values(place: _CursorPlace, action: argparse.Action, begun: str) -> list[Suggestion]:
     if action.choices is not None:
         return [Suggestion(str(choice)) for choice in action.choices if str(choice).startswith(begun)]
     if action.metavar in FILES or action.dest in FILES:

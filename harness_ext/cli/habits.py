@@ -60,7 +60,13 @@ def check_command(words: Sequence[str], commands: Iterable[str]) -> None:
 
 def add_habits(parser: argparse.ArgumentParser) -> None:
     """Give a command line its `--version`, and all its parsers short errors with the nearest word."""
-    parser.add_argument("--version", nargs=0, action=_Version, help="print the versions of all that scores depend on")
+    parser.add_argument(
+        "--version",
+        nargs=0,
+        action=_Version,
+        dest=argparse.SUPPRESS,
+        help="print the versions of all that scores depend on",
+    )
     _with_short_errors(parser, parser)
 
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from harness_ext.cli.habits import EXIT_USAGE
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
 from leaderboard.commands import DEFAULT_DATABASE
 
 if TYPE_CHECKING:
     from leaderboard.ingest import IngestReport
+    from leaderboard.readers.records import Rejection
+
+EXIT_REFUSED = 1
 
 
 def add_database_argument(parser: argparse.ArgumentParser, *, inner: bool = False) -> None:
@@ -36,6 +42,8 @@ class Ingest(RecipesCommand):
     description = (
         "Add run folders, or the output of plain lm-eval from any machine, to the leaderboard. What it holds"
         " already is left alone. The database is the one that --database names, also where PATH holds another."
+        " Files below a folder that are no runs are told and refused; a PATH that is not there, or is refused itself,"
+        " is an error, after the others have been taken."
     )
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -51,6 +59,9 @@ class Ingest(RecipesCommand):
             "--rebuild",
             action="store_true",
             help="Make the database anew from the paths; the run folders are the truth, it is an index",
+        )
+        parser.add_argument(
+            "--strict", action="store_true", help="End with 1 where a file anywhere below the paths was refused"
         )
         parser.add_argument(
             "--watch",
@@ -78,9 +89,18 @@ class Ingest(RecipesCommand):
         if args.watch is not None:
             _watch(paths, args)
         report = ingest(paths, args.database, rebuild=args.rebuild, timeout_s=args.timeout)
-        _tell(report, args.database)
-        if report.rejected:
-            sys.exit(1)
+        wrong = _mistaken(report, paths)
+        _tell(report, args.database, wrong)
+        if wrong:
+            sys.exit(EXIT_USAGE)
+        if report.rejected and args.strict:
+            sys.exit(EXIT_REFUSED)
+
+
+def _mistaken(report: IngestReport, paths: Sequence[Path]) -> list[Rejection]:
+    """What was refused and is no mere file in a tree: a path that was named itself, or files that are gone."""
+    named = {path.resolve() for path in paths}
+    return [item for item in report.rejected if item.path.resolve() in named or not os.path.exists(item.path)]
 
 
 def _watch(paths: list[Path], args: argparse.Namespace) -> NoReturn:
@@ -97,7 +117,7 @@ def _watch(paths: list[Path], args: argparse.Namespace) -> NoReturn:
     raise AssertionError("it watches until it is interrupted")
 
 
-def _tell(report: IngestReport, database: Path) -> None:
+def _tell(report: IngestReport, database: Path, wrong: Sequence[Rejection] = ()) -> None:
     from leaderboard.terminal.format import plain
 
     deleted = (
@@ -111,4 +131,5 @@ def _tell(report: IngestReport, database: Path) -> None:
     for note in report.notes:
         print(plain(note), flush=True)
     for rejected in report.rejected:
-        print(plain(f"rejected: {rejected.path}: {rejected.reason}"), file=sys.stderr)
+        word = "error" if rejected in wrong else "rejected"
+        print(plain(f"{word}: {rejected.path}: {rejected.reason}"), file=sys.stderr)

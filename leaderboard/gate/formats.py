@@ -40,7 +40,7 @@ def markdown(report: GateReport) -> str:
         for title, rows in groups(report, compared):
             lines += [title, ""] if title else []
             lines += [
-                "| task | baseline | now | drop | at most | margin | verdict |",
+                "| task | baseline | now | change | at worst | margin | verdict |",
                 "|---|---:|---:|---:|---:|---:|---|",
                 *map(_markdown_row, rows),
                 "",
@@ -61,8 +61,8 @@ def markdown(report: GateReport) -> str:
             )
         lines.append("")
     lines.append(
-        f"Drop: above 0 is worse. At most: its one-sided limit at {100 * report.alpha:g} %. PASS where that is below"
-        " the margin; significance by Holm over all rows."
+        f"Change: above 0 is better, below 0 worse. At worst: its one-sided limit at {100 * report.alpha:g} %. PASS"
+        " where that is less than the margin below 0; significance by Holm over all rows."
     )
     return "\n".join(lines) + "\n"
 
@@ -71,8 +71,8 @@ def _markdown_row(row: GateRow) -> str:
     name = _code(row.name) + (" (critical)" if row.critical else "")
     name += " (unpaired)" if row.unpaired else ""
     return (
-        f"| {name} | {number(row.baseline_score)} | {number(row.score)} | {signed(row.drop)} | {signed(row.drop_high)}"
-        f" | {number(row.margin)} | {_MARKS[row.verdict]} |"
+        f"| {name} | {number(row.baseline_score)} | {number(row.score)} | {signed(row.change)}"
+        f" | {signed(row.change_at_worst)} | {number(row.margin)} | {_MARKS[row.verdict]} |"
     )
 
 
@@ -111,7 +111,8 @@ def _case(suite: ElementTree.Element, row: GateRow, report: GateReport, against:
         ElementTree.SubElement(properties, "property", name="decides", value=str(row.decides).lower())
     element = {"FAIL": "failure", "INCOMPARABLE": "error", "UNDECIDED": "skipped"}.get(row.verdict)
     said = [
-        f"{row.verdict}: {signed(row.drop)} drop, at most {signed(row.drop_high)}, margin {number(row.margin)}",
+        f"{row.verdict}: change {signed(row.change)}, at worst {signed(row.change_at_worst)}, margin"
+        f" {number(row.margin)}",
         *(["informs: the overall margin decides for it"] if row.only_unsure else []),
         *notes(row),
     ]
