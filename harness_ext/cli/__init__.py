@@ -11,11 +11,12 @@ import os
 import sys
 
 from harness_ext.cli.completion import ASK, Completion, answer
+from harness_ext.cli.exit_codes import MISTAKE
 from harness_ext.cli.habits import Help, add_habits, check_command, without_help
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.subcommand import CommandLine, RecipesCommand
 
-EXIT_USER_ERROR = 2
+EXIT_USER_ERROR = MISTAKE
 
 
 class RecipesCLI(CommandLine):

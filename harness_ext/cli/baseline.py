@@ -28,8 +28,15 @@ class Baseline(RecipesCommand):
         " blessed: `lm_eval gate` compares later runs of its recipe with it. Alone it lists."
     )
 
+    epilog = """
+examples:
+  $ lm_eval baseline
+  $ lm_eval baseline set gemma-2b/baseline --reason "of the new machine"
+  $ lm_eval baseline set gemma-2b/laser --reason "the release"
+"""
+
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        actions = parser.add_subparsers(metavar="ACTION")
+        actions = parser.add_subparsers(metavar="[ACTION]")
         chosen = actions.add_parser(
             "set",
             help=(

@@ -23,7 +23,16 @@ class Compare(RecipesCommand):
 
     name = "compare"
     summary = "Compare two runs with paired statistics"
-    description = "Compare run B with run A, task by task: difference, interval, verdict."
+    description = (
+        "Compare run B with run A, task by task: difference, interval, verdict. Nothing is stored, and the exit code is"
+        " 0 whatever the verdicts say: `lm_eval gate` decides."
+    )
+    epilog = """
+examples:
+  $ lm_eval compare gemma-2b/baseline gemma-2b/laser
+  $ lm_eval compare results/demo/baseline-78195ceb92 4f0c
+  $ lm_eval compare demo/base demo/laser --json | jq -r '.[] | [.task, .verdict] | @tsv'
+"""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("a", metavar="A", help=f"The run to compare with: {RUN_HELP}")

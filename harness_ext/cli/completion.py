@@ -127,7 +127,7 @@ def answer(parser: argparse.ArgumentParser, asked: Sequence[str]) -> None:
 
 def suggested(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[Suggestion]:
     """What completes the last of these words, which follow the program's name."""
-    *before, current = words if words[:1] != ["help"] or len(words) == 1 else words[1:]
+    *before, current = words[1:] if len(words) > 1 and words[0] == "help" else words
     place = _place(parser, before)
     if current.startswith("--") and "=" in current and place.pending is None:
         option, _, begun = current.partition("=")
@@ -202,7 +202,7 @@ def _positional(place: _CursorPlace, begun: str) -> list[Suggestion]:
     commands = [
         Suggestion(name, _first_sentence(helps.get(name)))
         for name in _commands_of(place.parser)
-        if name.startswith(begun)
+        if name.startswith(begun) and not place.positionals
     ]
     actions = [
         action

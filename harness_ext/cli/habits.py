@@ -13,11 +13,11 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
+from harness_ext.cli.exit_codes import MISTAKE
 from harness_ext.cli.secrecy import printable
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
 
-EXIT_USAGE = 2
 PACKAGES = ("lm-eval-recipes", "lm_eval", "torch", "transformers", "datasets", "duckdb", "streamlit")
 _INVALID = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)$", re.DOTALL)
 
@@ -88,7 +88,7 @@ def _with_short_errors(parser: argparse.ArgumentParser, top: argparse.ArgumentPa
         used = _used(top, sys.argv[1:]) if parser is top else parser
         print(f"error: {printable(_with_nearest(message, used))}", file=sys.stderr)
         print(f"see `{used.prog.replace('lm-eval', 'lm_eval', 1)} --help`", file=sys.stderr)
-        sys.exit(EXIT_USAGE)
+        sys.exit(MISTAKE)
 
     parser.error = error  # type: ignore[method-assign]
     for inner in _inner(parser).values():

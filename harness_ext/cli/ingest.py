@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from harness_ext.cli.habits import EXIT_USAGE
+from harness_ext.cli.exit_codes import CHECK_FAILED, MISTAKE
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
 from leaderboard.commands import DEFAULT_DATABASE
@@ -17,8 +17,6 @@ from leaderboard.commands import DEFAULT_DATABASE
 if TYPE_CHECKING:
     from leaderboard.ingest import IngestReport
     from leaderboard.readers.records import Rejection
-
-EXIT_REFUSED = 1
 
 
 def add_database_argument(parser: argparse.ArgumentParser, *, inner: bool = False) -> None:
@@ -45,6 +43,13 @@ class Ingest(RecipesCommand):
         " Files below a folder that are no runs are told and refused; a PATH that is not there, or is refused itself,"
         " is an error, after the others have been taken."
     )
+
+    epilog = """
+examples:
+  $ lm_eval ingest results
+  $ lm_eval ingest ~/old_results /mnt/cluster/results --strict
+  $ lm_eval ingest --rebuild
+"""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
@@ -92,9 +97,9 @@ class Ingest(RecipesCommand):
         wrong = _mistaken(report, paths)
         _tell(report, args.database, wrong)
         if wrong:
-            sys.exit(EXIT_USAGE)
+            sys.exit(MISTAKE)
         if report.rejected and args.strict:
-            sys.exit(EXIT_REFUSED)
+            sys.exit(CHECK_FAILED)
 
 
 def _mistaken(report: IngestReport, paths: Sequence[Path]) -> list[Rejection]:

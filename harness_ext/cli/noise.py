@@ -41,6 +41,11 @@ class Noise(RecipesCommand):
         " have to exceed it. Takes the flags of `run`."
     )
 
+    epilog = """
+examples:
+  $ lm_eval noise --model_args pretrained=demo --tasks int_mult,int_sum --batch_size 8
+"""
+
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         add_run_arguments(parser)
         parser.add_argument(

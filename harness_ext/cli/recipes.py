@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 EPILOG = """
 examples:
-  $ lm-eval recipes
-  $ lm-eval recipes show laser > mine.yaml
-  $ lm-eval recipes show --from demo/laser-search > found.yaml
-  $ lm-eval recipes plan svd:keep.rank_fraction=0.25 --model_args pretrained=demo
+  $ lm_eval recipes
+  $ lm_eval recipes show laser > mine.yaml
+  $ lm_eval recipes show --from demo/laser-search > found.yaml
+  $ lm_eval recipes plan svd:keep.rank_fraction=0.25 --model_args pretrained=demo
 """
 
 
@@ -36,7 +36,7 @@ class Recipes(RecipesCommand):
     epilog = EPILOG
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        actions = parser.add_subparsers(metavar="ACTION")
+        actions = parser.add_subparsers(metavar="[ACTION]")
         listed = actions.add_parser("list", help="List the recipes by group, a line each; so does the command alone")
         add_form_arguments(parser)
         add_form_arguments(listed, default=argparse.SUPPRESS)

@@ -22,11 +22,11 @@ from harness_ext.runs.run_config import HF_BACKENDS, resolve_demo
 EXAMPLES = """
 recipes:
   # The embedded model, two recipes, each compared with the unedited model
-  $ lm-eval run --model hf --model_args pretrained=demo --tasks int_mult,int_sum \\
+  $ lm_eval run --model hf --model_args pretrained=demo --tasks int_mult,int_sum \\
       --recipe laser --recipe eigenprune:fraction=0.1
 
   # What recipes there are
-  $ lm-eval recipes
+  $ lm_eval recipes
 """
 
 

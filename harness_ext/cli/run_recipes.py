@@ -9,6 +9,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness_ext.cli.exit_codes import MISTAKE
 from harness_ext.cli.terminal import terminal_style, write_cells
 from harness_ext.lm_eval_adapter.config import RunConfig
 from harness_ext.runs import execution
@@ -18,8 +19,6 @@ from harness_ext.runs.progress import ProgressReport
 if TYPE_CHECKING:
     from leaderboard.board.cell import Cell
     from leaderboard.terminal.output import Form
-
-EXIT_FAILED_VARIANT = 2
 
 
 def execute(config: RunConfig, report: ProgressReport, form: Form = "text") -> None:
@@ -35,7 +34,7 @@ def execute(config: RunConfig, report: ProgressReport, form: Form = "text") -> N
     if executed.mistake is not None:
         raise executed.mistake
     if any(outcome.run.failed for outcome in executed.outcomes):
-        sys.exit(EXIT_FAILED_VARIANT)
+        sys.exit(MISTAKE)
 
 
 def _show(executed: Execution, report: ProgressReport, form: Form) -> None:

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 SHOWN = 20
 EPILOG = """
 examples:
-  $ lm-eval runs
-  $ lm-eval runs list --model gemma-2b --status failed
-  $ lm-eval runs list --json -L 100 | jq -r '.[].path'
-  $ lm-eval runs delete gemma-2b/laser --reason "wrong tokenizer"
+  $ lm_eval runs
+  $ lm_eval runs list --model gemma-2b --status failed
+  $ lm_eval runs list --json -L 100 | jq -r '.[].path'
+  $ lm_eval runs delete gemma-2b/laser --reason "wrong tokenizer"
 """
 
 
@@ -40,7 +40,7 @@ class Runs(RecipesCommand):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         _add_list_arguments(parser, inner=False)
-        actions = parser.add_subparsers(metavar="ACTION")
+        actions = parser.add_subparsers(metavar="[ACTION]")
         listed = actions.add_parser("list", help="List runs, the newest first, or those that were deleted")
         _add_list_arguments(listed, inner=True)
         gone = actions.add_parser("delete", help="Take a run off the board; its files stay")

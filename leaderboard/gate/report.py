@@ -74,7 +74,8 @@ class GateReport:
             row |= _with_changes(row)
             if row["choices"] and (gold := row["choices"].pop("gold_drop")):
                 turned = _with_changes({f"drop{end}": gold[name] for end, name in _ENDS})
-                row["choices"] |= {f"gold_{name}": value for name, value in turned.items()}
+                for word in ("drop", "change"):
+                    row["choices"][f"gold_{word}"] = {name: turned[f"{word}{end}"] for end, name in _ENDS}
         return json.dumps(report, indent=2, ensure_ascii=False, default=str)
 
     def deciding(self, compared: Compared) -> list[GateRow]:

@@ -216,7 +216,7 @@ def choices(found: Choices | None) -> str | None:
     if found.divergence is not None:
         parts.append(f"choice divergence {estimated(found.divergence)} nats")
     if found.gold_drop is not None:
-        parts.append(f"log-likelihood of the right answer {gained(found.gold_drop)} nats")
+        parts.append(f"log-likelihood of the right answer changed by {gained(found.gold_drop)} nats")
     return ", ".join(parts) or None
 
 
