@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from harness_ext.cli.exit_codes import MISTAKE
 from harness_ext.cli.secrecy import printable
@@ -20,6 +20,21 @@ from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
 
 PACKAGES = ("lm-eval-recipes", "lm_eval", "torch", "transformers", "datasets", "duckdb", "streamlit")
 _INVALID = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)$", re.DOTALL)
+
+
+EXAMPLES = """
+recipes and results:
+  # Edit a model's weights, score it, and compare it with the unedited model and with a random edit
+  $ lm_eval run --model hf --model_args pretrained=demo --tasks int_mult --recipe laser --control random-subspace
+  $ lm_eval compare demo/baseline demo/laser
+  $ lm_eval runs
+  $ lm_eval leaderboard --open
+"""
+
+
+class _WideHelp(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(prog, **{"max_help_position": 28} | options)
 
 
 class Help(RecipesCommand):
@@ -59,7 +74,11 @@ def check_command(words: Sequence[str], commands: Iterable[str]) -> None:
 
 
 def add_habits(parser: argparse.ArgumentParser) -> None:
-    """Give a command line its `--version`, and all its parsers short errors with the nearest word."""
+    """Give a command line its `--version`, room for long names, our examples below lm-eval's, and all its
+    parsers short errors with the nearest word.
+    """
+    parser.formatter_class = _WideHelp
+    parser.epilog = (parser.epilog or "") + EXAMPLES
     parser.add_argument(
         "--version",
         nargs=0,

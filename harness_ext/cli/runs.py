@@ -206,7 +206,7 @@ def _as_text(rows: list[Row]) -> str:
     from leaderboard.terminal.listing import ago, listed, with_tabs
     from leaderboard.terminal.output import terminal_style
 
-    if not sys.stdout.isatty():
+    if not _is_terminal():
         return with_tabs([{column: _whole(value) for column, value in row.items()} for row in rows])
     style, moment = terminal_style(), now()
     texts = [
@@ -217,6 +217,10 @@ def _as_text(rows: list[Row]) -> str:
         for row in rows
     ]
     return listed(texts, style.width, ("recipe", "model", "path", "reason"), {"failed": "31"} if style.color else {})
+
+
+def _is_terminal() -> bool:
+    return sys.stdout.isatty()
 
 
 _MOMENTS = ("started", "deleted")
