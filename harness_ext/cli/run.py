@@ -68,8 +68,8 @@ def _only_whole(parser: argparse.ArgumentParser, actions: Sequence[argparse.Acti
     """Have these flags be written out, so that abbreviations of lm-eval's mean what they meant."""
     abbreviated = parser._get_option_tuples
 
-    def of_the_others(option: str) -> list[Any]:
-        return [found for found in abbreviated(option) if found[0] not in actions]
+    def of_the_others(option_string: str) -> list[tuple[argparse.Action, str, str | None]]:
+        return [found for found in abbreviated(option_string) if found[0] not in actions]
 
     parser._get_option_tuples = of_the_others  # type: ignore[method-assign]
 

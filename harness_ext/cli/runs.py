@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.cli.ingest import add_database_argument
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from leaderboard.terminal.output import Row
 
 SHOWN = 20
+_SHORT_TASK = 16  # letters of a task's name that stands in place of its number
 EPILOG = """
 examples:
   $ lm_eval runs
@@ -214,7 +216,7 @@ def _as_text(rows: list[Row]) -> str:
             _HEADS.get(column, column): ago(value, moment) if column in _MOMENTS else _short(column, value)
             for column, value in row.items()
         }
-        for row in rows
+        for row in _with_short_models(rows)
     ]
     return listed(texts, style.width, ("recipe", "model", "path", "reason"), {"failed": "31"} if style.color else {})
 
@@ -237,5 +239,18 @@ def _short(column: str, value: Any) -> str:
     if column == "run_id":
         return str(value)[:12]
     if isinstance(value, list):
-        return value[0] if len(value) == 1 else f"{len(value)} tasks"
+        only = len(value) == 1
+        return value[0] if only and len(value[0]) <= _SHORT_TASK else f"{len(value)} {'task' if only else 'tasks'}"
     return _whole(value)
+
+
+def _with_short_models(rows: list[Row]) -> list[Row]:
+    """The rows with the last part of each model's name, where no other model listed has the same."""
+    from leaderboard.store.naming import last_part
+
+    whole = {str(row["model"]) for row in rows if "model" in row}
+    ends = Counter(map(last_part, whole))
+    return [
+        {**row, "model": last_part(row["model"])} if "model" in row and ends[last_part(row["model"])] == 1 else row
+        for row in rows
+    ]

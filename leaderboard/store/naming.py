@@ -256,6 +256,11 @@ def _unknown(runs: Sequence[KnownRun], name: str) -> str:
     where = "`lm_eval runs list` shows their ids"
     if not name:
         return f"no run (none named) in the leaderboard: {where}"
+    if of_model := matching(runs, name, lambda run: run.model):
+        model = _printable(of_model[0].model)
+        recipes = list(dict.fromkeys(_printable(run.recipe) for run in of_model if run.model == of_model[0].model))
+        few = ", ".join(recipes[:5]) + (", ..." if len(recipes) > 5 else "")
+        return f"no run {name} in the leaderboard: {model} is a model, write {model}/RECIPE; it has {few}"
     near = _nearest(runs, name)
     meant = f"; did you mean {' or '.join(near)}?" if near else ""
     return f"no run {name} in the leaderboard: {where}{meant}"

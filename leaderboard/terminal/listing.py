@@ -75,7 +75,7 @@ def _lines(row: Sequence[str], rooms: Sequence[int], tints: Mapping[str, str]) -
 def _wrapped(text: str, room: int) -> list[str]:
     """Text in pieces of at most `room` letters, each as long as can be, that joined are the text."""
     pieces = [""]
-    for word in re.findall(r"[^-/,:+=\s]*[-/,:+=\s]?", text):
+    for word in re.findall(r"[^-_./,:+=\s]*[-_./,:+=\s]?", text):
         if len(pieces[-1]) + len(word.rstrip()) > room and pieces[-1]:
             pieces.append("")
         while len(pieces[-1] + word.rstrip()) > room:

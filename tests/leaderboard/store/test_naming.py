@@ -141,6 +141,15 @@ def test_an_unknown_name_is_told_its_neighbours(database: Path) -> None:
             named(database, name)
 
 
+def test_a_model_alone_is_told_its_recipes(database: Path) -> None:
+    with pytest.raises(UnknownRun) as told:
+        named(database, "gemma-2b")
+    assert str(told.value) == (
+        "no run gemma-2b in the leaderboard: google/gemma-2b is a model, write google/gemma-2b/RECIPE; it has"
+        " laser:layers=3, baseline"
+    )
+
+
 def test_what_names_nothing(database: Path) -> None:
     for name in ("", "/", "//", "/svd", "tiny//svd", "feedface", "a/b/c/d"):
         with pytest.raises(UnknownRun):
