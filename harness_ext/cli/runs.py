@@ -61,9 +61,11 @@ class Runs(RecipesCommand):
 
     @staticmethod
     def _delete(args: argparse.Namespace) -> None:
+        from leaderboard.board.named_runs import resolve_in
         from leaderboard.store.deletions import delete
 
-        entry = delete(args.database, args.run, args.reason)
+        found = resolve_in(args.database, args.run, newest=False)
+        entry = delete(args.database, found.run.run_id, args.reason)
         print(
             f"{entry.run_id[:12]} is off the board; its files stay in {entry.path}. `lm_eval runs restore"
             f" {entry.run_id[:12]}` takes this back"
