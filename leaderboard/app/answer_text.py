@@ -73,6 +73,26 @@ def likelihood_rows(
     return [(_choice(i, texts), float(value), i == right) for i, value in enumerate(found)]
 
 
+def gold_log_likelihood(
+    responses: str | None, target: str | None, output_type: str | None, doubled: bool
+) -> float | None:
+    """The right answer's log-likelihood in nats: of the right choice, or of the one text that was scored. None where
+    there is none.
+    """
+    found = log_likelihoods(_json(responses)) if output_type in ("multiple_choice", "loglikelihood") else None
+    if found is None:
+        return None
+    found = found[: len(found) // 2] if doubled else found
+    right = 0 if len(found) == 1 else target_index(target, len(found))
+    return None if right is None else float(found[right])
+
+
+def scores_one_text(responses: str | None, output_type: str | None) -> bool:
+    """Whether the task only asked how likely the right text is, so that no other answer was recorded."""
+    found = log_likelihoods(_json(responses)) if output_type == "loglikelihood" else None
+    return found is not None and len(found) == 1
+
+
 def margin_text(margin: float | None) -> str:
     """`+1.23`, or a dash."""
     return "-" if margin is None else number(margin) if margin < 0 else f"+{number(margin)}"

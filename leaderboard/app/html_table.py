@@ -46,7 +46,8 @@ STYLE = f"""<style>
   .lb-blocks thead {{position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%)}}
   .lb-blocks tbody tr {{display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); padding: .4rem 0;
     border-bottom: 1px solid rgba({_GREY}, .4)}}
-  .lb-blocks tbody th, .lb-blocks tbody td {{border: 0; padding: .15rem .3rem .15rem 0; text-align: left}}
+  .lb-blocks tbody th, .lb-blocks tbody td, .lb-blocks tbody td.num {{border: 0;
+    padding: .15rem .3rem .15rem 0; text-align: left}}
   .lb-blocks tbody .lb-small {{white-space: normal}}
   .lb-blocks tbody th[scope=row] {{grid-column: 1 / -1; font-weight: 600}}
   .lb-blocks tbody td::before {{content: attr(data-label); display: block; font-size: .75rem; opacity: .75;

@@ -51,7 +51,7 @@ def chart(rows: Sequence[Scores], whom: Sequence[str], axis: str, *, legend: boo
     lines = alt.Chart(spans).mark_rule(strokeWidth=4, color=NEUTRAL, opacity=0.35)
     lines = lines.encode(y=y, x=alt.X("low:Q", scale=scale, title=axis), x2="high:Q")
     order = list(whom)
-    key = alt.Legend(title=None, orient="top", labelLimit=300, columns=1 if len(order) > 3 else 0) if legend else None
+    key = alt.Legend(title=None, orient="top", labelLimit=300, columns=2) if legend else None
     dots = (
         alt.Chart(points)
         .mark_point(opacity=1, strokeWidth=2)

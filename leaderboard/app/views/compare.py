@@ -174,11 +174,11 @@ def heads(sides: Sequence[Side]) -> list[Head]:
     """The columns' heads: of the first side, of the run, and of every further side."""
     found = [Head("Task")]
     for place, side in enumerate(sides):
-        score, over = ("Baseline", "the baseline") if side.kind == BASELINE else (side.title, side.phrase)
-        found.append(Head(score, numeric=True))
+        found.append(Head(side.title, numeric=True))
         if place == 0:
             found.append(Head("This run", numeric=True))
-        found += [Head("Improvement", numeric=True, label=f"Over {over}"), Head(f"Against {over}")]
+        short = side.title.partition(":")[0].lower() if side.kind != comparison.OTHER else side.title
+        found += [Head("Improvement", numeric=True, label=f"Over {short}"), Head(f"Against {short}")]
         if place == 0:
             found.append(Head("Lost / gained", numeric=True))
     return found
