@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from leaderboard.compare.choice_shift import log_likelihoods, target_index
-from leaderboard.terminal.format import number
+from leaderboard.terminal.format import number, plain
 
 
 class ModelAnswer(NamedTuple):
@@ -71,6 +71,12 @@ def likelihood_rows(
     found = found[: len(found) // 2] if doubled else found
     texts, right = choice_texts(document, len(found)), target_index(target, len(found))
     return [(_choice(i, texts), float(value), i == right) for i, value in enumerate(found)]
+
+
+def question(prompt: str) -> str:
+    """What a prompt asks, on one line: its last paragraph, behind any examples."""
+    paragraphs = [" ".join(plain(part).split()) for part in prompt.split("\n\n")]
+    return next((part for part in reversed(paragraphs) if part), "")
 
 
 def gold_log_likelihood(

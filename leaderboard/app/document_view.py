@@ -4,6 +4,7 @@ choices, and what changed in a generated text. Everything is shown as text.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from leaderboard.terminal.format import counted, plain
 from leaderboard.terminal.marks import MINUS, gain
 
 RIGHT, WRONG = "\u2713 right", "\u2715 wrong"
+TEXTS = ("Right answer", "Baseline", "With the recipe", "The other run", "This run")
 _LINE = 200  # letters of a text in the list
 
 
@@ -63,6 +65,17 @@ class _Answered(NamedTuple):
     gold: float | None
     margin: float | None
 
+    @property
+    def short(self) -> str:
+        """`\u2713 right`, or with the sign alone before an answer in words."""
+        sign = self.state.partition(" ")[0] if self.state in (RIGHT, WRONG) else f"{self.state}:"
+        return f"{sign} {_without_place(self.words)}" if self.words else self.state
+
+
+def _without_place(words: str) -> str:
+    """`dog` for `choice 1: dog`."""
+    return re.sub(r"^choice \d+: (?=.)", "", words)
+
 
 def _answers(flip: Flip) -> tuple[_Answered, _Answered]:
     first, second = (
@@ -86,10 +99,10 @@ def row(flip: Flip, sides: Sides) -> dict[str, Any]:
     first, second = sides.titles
     return {
         "Change": sides.word(flip),
-        "Prompt": _one_line(flip.prompt or ""),
-        "Right answer": _one_line(answer_text.right_answer(flip.target, flip.document)),
-        first: _one_line(f"{before.state}{f': {before.words}' if before.words else ''}"),
-        second: _one_line(f"{after.state}{f': {after.words}' if after.words else ''}"),
+        "Prompt": _one_line(answer_text.question(flip.prompt or "")),
+        "Right answer": _one_line(_without_place(answer_text.right_answer(flip.target, flip.document))),
+        first: _one_line(before.short),
+        second: _one_line(after.short),
         "Log-lik. before": before.gold,
         "Log-lik. after": after.gold,
         "Moved": None if before.gold is None or after.gold is None else after.gold - before.gold,
@@ -114,7 +127,8 @@ def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             ("Other recipes", "%d", "How many other recipes of the model flip this document too"),
         )
     }
-    config |= {"Prompt": st.column_config.TextColumn(width="large"), "Key": None}
+    config |= {"Prompt": st.column_config.TextColumn(width=300), "Key": None}
+    config |= {name: st.column_config.TextColumn(width=150) for name in TEXTS}
     empty = [name for name in config if all(one.get(name) is None for one in rows)]
     return config | dict.fromkeys(empty)
 
@@ -124,7 +138,7 @@ def often_row(found: OftenFlipped, sides: Sides) -> dict[str, Any]:
     lost, gained = (found.lower, found.higher) if sides.cell.higher_is_better else (found.higher, found.lower)
     return {
         "Document": found.doc_id,
-        "Prompt": _one_line(found.prompt or ""),
+        "Prompt": _one_line(answer_text.question(found.prompt or "")),
         "Lost under": lost,
         "Gained under": gained,
         f"Of {counted(len(sides.names), 'recipe', 'recipes')}": lost + gained,
@@ -170,7 +184,7 @@ def _show_answers(flip: Flip, sides: Sides) -> None:
             facts.append((name, [_nats(value) for value in values]))
     html_table.show(
         html_table.table(
-            [Head(sides.word(flip)), *(Head(title, numeric=True) for title in sides.titles)],
+            [Head(sides.word(flip).capitalize()), *(Head(title, numeric=True) for title in sides.titles)],
             [
                 [Text(name), *(Text(text, kind=_state_kind(text) if name == "Answer" else "") for text in texts)]
                 for name, texts in facts

@@ -75,8 +75,9 @@ def choose(overview: data.Answer[data.Overview], places: Sequence[Any]) -> str |
     """Draw the box of the model and that of its runs; the run chosen. places: of the two boxes."""
     runs = overview.value.runs
     earlier = named_run(runs, "b")
-    named = earlier or named_run(runs, "run")
-    if named and (earlier or "model" not in st.query_params):
+    arrived = earlier is not None and "run" not in st.query_params
+    named = earlier if arrived else named_run(runs, "run")
+    if named and (arrived or "model" not in st.query_params):
         st.query_params["model"] = plain(overview.value.names[runs[named].model_key])
     model = layout.choose_model(overview.value, places[0])
     of_model = newest_first(runs, model)

@@ -23,8 +23,19 @@ _HEAD = ("run", "started", "recipe", "calibration", "parameters after", "tasks",
 _RENAMED = {"backend": "engine"}
 _SAID = ("dtype", "engine", "batch size", "device", "lm-eval", "transformers", "torch", "model", "settings.limit")
 """What is worth a word where it is the same."""
-_LEFT_OUT = ("folder", "settings.versions.", "settings.batch_size", "settings.device", "versions.lm_eval")
-_COPIES = ("versions.torch", "versions.transformers", "settings.model.")
+_COPIES = frozenset(
+    {
+        *(
+            f"{tree}.{name}"
+            for tree in ("versions", "settings.versions")
+            for name in ("lm_eval", "torch", "transformers")
+        ),
+        "settings.batch_size",
+        "settings.device",
+        "settings.model.pretrained",
+        "recipe's steps",
+    }
+)
 """Said under another name already."""
 
 
@@ -112,8 +123,8 @@ def differing(found: Sequence[Fact], made: Sequence[RunRecord]) -> list[Fact]:
         _short(fact)
         for fact in found
         if fact.differs
-        and not fact.name.startswith((*_LEFT_OUT, *_COPIES))
-        and fact.name != "recipe's steps"
+        and fact.name not in _COPIES
+        and fact.name != "folder"
         and not (unedited and fact.name.startswith("recipe."))
     ]
 
@@ -131,18 +142,30 @@ def _short(fact: Fact) -> Fact:
 def same_sentence(found: Sequence[Fact]) -> str:
     """What is the same in all, in one line, and what follows if nothing else differs than the edit."""
     same = {fact.name: fact.values[0] for fact in found if not fact.differs and fact.comparable and fact.values[0]}
-    said = [f"{name.removeprefix('settings.')} {plain(same[name])}" for name in _SAID if name in same]
+    said = [f"{short(name)} {plain(_value(same[name]))}" for name in _SAID if name in same]
     others = [
         fact.name
         for fact in found
-        if fact.differs and fact.name not in (*_EDIT, *_EVERY_TIME) and not fact.name.startswith("recipe.")
+        if fact.differs and fact.name not in (*_EDIT, *_EVERY_TIME, *_COPIES) and not fact.name.startswith("recipe.")
     ]
     both = "all" if found and len(found[0].values) > 2 else "both"
     start = f"The same in {both}: {', '.join(said)}. " if said else ""
     edited = any(fact.name == "recipe" and fact.differs for fact in found)
     if others:
-        return f"{start}Besides the edit these differ: {plain(', '.join(others))}."
+        return f"{start}Besides the edit these differ: {plain(', '.join(map(short, others)))}."
     return start + ("Nothing else that is known differs, so the edit did this." if edited else "No setting differs.")
+
+
+def short(name: str) -> str:
+    """`torch threads` for `versions.torch_threads`."""
+    for tree in ("settings.", "versions."):
+        name = name.removeprefix(tree)
+    return name.replace("_", " ")
+
+
+def _value(text: str) -> str:
+    """A whole number without its `.0`."""
+    return text[:-2] if text.endswith(".0") and text[:-2].isdigit() else text
 
 
 def setting_badges(record: RunRecord) -> list[str]:
@@ -156,7 +179,7 @@ def setting_badges(record: RunRecord) -> list[str]:
             f"{_short_count(parameters)} parameters" if parameters else "",
             run["model_type"] or "",
             f"dtype {run['dtype']}" if run["dtype"] else "",
-            f"limit {limit}" if limit else "no limit" if settings else "",
+            f"limit {_value(str(limit))}" if limit else "no limit" if settings else "",
             f"batch {run['batch_size']}" if run["batch_size"] else "",
         )
         if words

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from os.path import commonprefix
 from typing import Any
 
+from leaderboard.app.answer_text import question
 from leaderboard.app.flip_queries import OftenFlipped
-from leaderboard.terminal.format import counted, percent, plain
+from leaderboard.terminal.format import counted, percent
 
 MOST_ROWS = 20
 MOST_RECIPES = 24
@@ -67,15 +69,25 @@ def recipes(rows: Sequence[OftenFlipped], names: Mapping[str, str]) -> list[str]
 
 
 def _labels(rows: Sequence[OftenFlipped]) -> list[str]:
-    """The end of each prompt, where what is asked stands; no two alike."""
-    texts = []
-    for row in rows:
-        text = " ".join(plain(row.prompt or "").split()) or f"document {row.doc_id}"
+    """What each prompt asks, without what all begin and end with; no two alike."""
+    asked = [question(row.prompt or "") or f"document {row.doc_id}" for row in rows]
+    start, end = _common(asked), _common([text[::-1] for text in asked])
+    texts: list[str] = []
+    for row, whole in zip(rows, asked):
+        text = whole[start : len(whole) - end].strip() or whole
         text = text if len(text) <= 44 else f"{text[:41]}..."
         while text in texts:
             text = f"{text} ({row.doc_id if row.doc_id is not None else row.doc_key[:6]})"
         texts.append(text)
     return texts
+
+
+def _common(texts: Sequence[str]) -> int:
+    """Letters that all begin with, up to the last whole word; 0 for one text."""
+    if len(texts) < 2:
+        return 0
+    shared = commonprefix(list(texts))
+    return shared.rfind(" ") + 1
 
 
 def sentence(rows: Sequence[OftenFlipped], names: Mapping[str, str], documents: int | None) -> str:

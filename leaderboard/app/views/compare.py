@@ -336,7 +336,7 @@ def show_differences(made: Sequence[RunRecord], sides: Sequence[Side]) -> None:
     html_table.show(
         html_table.table(
             [Head("Name"), *map(Head, titles)],
-            [[Text(fact.name), *map(Text, fact.values)] for fact in differing],
+            [[Text(run_differences.short(fact.name)), *map(Text, fact.values)] for fact in differing],
             caption="What differs between the runs",
             blocks=False,
         )
