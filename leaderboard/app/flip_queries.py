@@ -125,9 +125,9 @@ def often_flipped(store: Store, question: FlipQuestion, runs: tuple[str, ...]) -
         " list(r.run_id ORDER BY r.run_id) FILTER (r.value < b.value) AS lowered_by, list(r.run_id ORDER BY r.run_id)"
         f" FILTER (r.value > b.value) AS raised_by FROM {_in_order('(SELECT unnest($runs))')} r JOIN"
         f" {_in_order('($baseline)')} b USING (doc_key, copy) WHERE r.value <> b.value GROUP BY doc_key, copy) SELECT"
-        " f.*, s.doc_id, right(d.prompt, 1000) AS prompt FROM found f LEFT JOIN (SELECT doc_key, occurrence, doc_id FROM"
-        " samples WHERE run_id = $baseline AND task = $task AND filter = $filter) s USING (doc_key, occurrence) LEFT"
-        " JOIN (SELECT doc_key, any_value(prompt) AS prompt FROM docs WHERE task = $task GROUP BY doc_key) d USING"
+        " f.*, s.doc_id, right(d.prompt, 1000) AS prompt FROM found f LEFT JOIN (SELECT doc_key, occurrence, doc_id"
+        " FROM samples WHERE run_id = $baseline AND task = $task AND filter = $filter) s USING (doc_key, occurrence)"
+        " LEFT JOIN (SELECT doc_key, any_value(prompt) AS prompt FROM docs WHERE task = $task GROUP BY doc_key) d USING"
         " (doc_key) ORDER BY coalesce(len(lowered_by), 0) + coalesce(len(raised_by), 0) DESC, doc_key, occurrence",
         {name: getattr(question, name) for name in ("baseline", "task", "metric", "filter")} | {"runs": list(runs)},
     )

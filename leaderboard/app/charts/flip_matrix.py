@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from os.path import commonprefix
 from typing import Any
 
 from leaderboard.app.answer_text import question
@@ -86,8 +85,9 @@ def _common(texts: Sequence[str]) -> int:
     """Letters that all begin with, up to the last whole word; 0 for one text."""
     if len(texts) < 2:
         return 0
-    shared = commonprefix(list(texts))
-    return shared.rfind(" ") + 1
+    least, most = min(texts), max(texts)
+    shared = next((place for place, pair in enumerate(zip(least, most)) if pair[0] != pair[1]), len(least))
+    return least.rfind(" ", 0, shared) + 1
 
 
 def sentence(rows: Sequence[OftenFlipped], names: Mapping[str, str], documents: int | None) -> str:
