@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import streamlit as st
 
+from leaderboard.app.colours import css
+from leaderboard.board.standings import ALONE, HARM, PROVEN
 from leaderboard.terminal.format import plain
 
 _BLUE, _ORANGE, _GREY = "28, 120, 200", "224, 112, 32", "128, 128, 128"
@@ -28,12 +30,8 @@ STYLE = f"""<style>
 .lb-small {{display: block; font-size: .8125rem; opacity: .78; font-weight: 400}}
 .lb-mark {{display: inline-block; padding: 0 .4rem; border-radius: .25rem; white-space: nowrap;
   border: 1px solid transparent}}
-.lb-beats, .lb-better {{background: rgba({_BLUE}, .28); font-weight: 600}}
-.lb-alone {{border-color: rgba({_BLUE}, .8); font-weight: 600}}
-.lb-as-control {{background: rgba({_BLUE}, .10)}}
-.lb-worse {{background: rgba({_ORANGE}, .30); font-weight: 600}}
-.lb-collapsed {{background: rgba({_ORANGE}, .55); font-weight: 600}}
-.lb-same, .lb-undecided, .lb-incomparable {{opacity: .8}}
+.lb-strong-mark {{font-weight: 600}}
+.lb-alone {{border-color: currentColor}}
 .lb-lead {{font-size: 1rem; line-height: 1.5; margin: 0 0 .5rem}}
 .lb-name {{font-size: 1.5rem; line-height: 1.25; font-weight: 600; margin: 0 0 .4rem; padding: 0;
   overflow-wrap: anywhere}}
@@ -54,6 +52,9 @@ STYLE = f"""<style>
     font-weight: 400}}
 }}
 </style>"""
+
+
+_STRONG = (*PROVEN, *HARM, "better")
 
 
 class Head(NamedTuple):
@@ -98,7 +99,9 @@ def _cell(head: Head, cell: Text, place: int) -> str:
     if cell.link:
         inner = f'<a href="{html.escape(cell.link)}" target="_self">{inner}</a>'
     if cell.kind:
-        inner = f'<span class="lb-mark lb-{cell.kind.replace(" ", "-")}">{inner}</span>'
+        names = ["lb-mark", *(["lb-alone"] if cell.kind == ALONE else [])]
+        names += ["lb-strong-mark"] if cell.kind in _STRONG else []
+        inner = f'<span class="{" ".join(names)}" style="{css(cell.kind)}">{inner}</span>'
     small = f'<span class="lb-small">{escaped(cell.small)}</span>' if cell.small else ""
     if place == 0:
         return f'<th scope="row" role="rowheader">{inner}{small}</th>'

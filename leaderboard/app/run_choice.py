@@ -78,7 +78,7 @@ def choose(overview: data.Answer[data.Overview], places: Sequence[Any]) -> str |
     arrived = earlier is not None and "run" not in st.query_params
     named = earlier if arrived else named_run(runs, "run")
     if named and (arrived or "model" not in st.query_params):
-        st.query_params["model"] = plain(overview.value.names[runs[named].model_key])
+        url_state.put(url_state.MODEL, [plain(overview.value.names[runs[named].model_key])])
     model = layout.choose_model(overview.value, places[0])
     of_model = newest_first(runs, model)
     if named and runs[named].model_key != model:
@@ -86,19 +86,15 @@ def choose(overview: data.Answer[data.Overview], places: Sequence[Any]) -> str |
         st.query_params.pop("run", None)
         forget_pair()
     roles = layout.further_or_stop(lambda: data.answer(controls), overview)
-    first = named or first_choice(of_model, roles, st.query_params.get("recipe"))
+    usual = first_choice(of_model, roles, None)
+    first = named or first_choice(of_model, roles, st.query_params.get(url_state.RECIPE))
     chosen = url_state.by_id(places[1], "Run (newest first)", labels(of_model), "run", first=first)
     if chosen and earlier and chosen != earlier:
         forget_pair()
     if chosen and not unedited(runs[chosen].recipe):
-        keep("recipe", plain(runs[chosen].recipe))
+        # The run that a page opens on by itself filters no other page.
+        url_state.put(url_state.RECIPE, [plain(runs[chosen].recipe)], travels=chosen != usual)
     return chosen
-
-
-def keep(key: str, value: str) -> None:
-    """Put a value into the URL unless it is there already."""
-    if st.query_params.get_all(key) != [value]:
-        st.query_params[key] = value
 
 
 def forget_pair() -> None:

@@ -58,11 +58,23 @@ class _Box(NamedTuple):
         )
 
 
-def places(spots: Sequence[Spot], widths: Sequence[float], height: float) -> dict[int, Place]:
-    """Position in `spots` -> where its name goes, of those that have room, the first spots first. widths: of the plot
-    in pixels, each of which must do.
+class Line(NamedTuple):
+    """A level or upright line within the plot: both its ends, 0 to 1 from the left and from the top."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+def places(spots: Sequence[Spot], lines: Sequence[Line], widths: Sequence[float], height: float) -> dict[int, Place]:
+    """Position in `spots` -> where its name goes, of those that have room, the first spots first. lines: that no name
+    may cross. widths: of the plot in pixels, each of which must do.
     """
-    obstacles = [[_around(spot, width, height) for spot in spots] for width in widths]
+    obstacles = [
+        [_around(spot, width, height) for spot in spots] + [_along(line, width, height) for line in lines]
+        for width in widths
+    ]
     taken: list[list[_Box]] = [[] for _ in widths]
     found: dict[int, Place] = {}
     for group in _groups(spots, min(widths), height):
@@ -97,6 +109,10 @@ def _distance(one: Spot, other: Spot, width: float, height: float) -> float:
 def _around(spot: Spot, width: float, height: float) -> _Box:
     x, y = spot.across * width, spot.down * height
     return _Box(x - _POINT, y - _POINT, x + _POINT, y + _POINT)
+
+
+def _along(line: Line, width: float, height: float) -> _Box:
+    return _Box(line.left * width - 1, line.top * height - 1, line.right * width + 1, line.bottom * height + 1)
 
 
 def _text(spot: Spot, place: Place, width: float, height: float) -> _Box:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from leaderboard.app.charts.label_places import Spot, places
+from leaderboard.app.charts.label_places import Line, Spot, places
 from leaderboard.app.colours import NEUTRAL
 from leaderboard.app.comparison import about, possible, score_text
 from leaderboard.app.page_queries import RunFacts
@@ -32,7 +33,7 @@ _SHAPES = {
     "same": ("square", _GREY, _GREY),
     "undecided": ("circle", _GREY, _EMPTY),
     "worse": ("triangle-down", _ORANGE, _ORANGE),
-    COLLAPSED: ("cross", _DARK, _DARK),
+    COLLAPSED: ("M-0.6,-0.6L0.6,0.6M0.6,-0.6L-0.6,0.6", _DARK, _EMPTY),
 }
 """Kind -> shape, outline and filling."""
 
@@ -117,8 +118,11 @@ class _Axes(NamedTuple):
 
     def spot(self, point: SizePoint, measure: Measure, name: str = "") -> Spot:
         across = (_across(point, measure) - self.left) / (self.right - self.left)
-        up = ((point.cell.score or 0.0) - self.low) / (self.high - self.low)
-        return Spot(across, up if self.reverse else 1 - up, name)
+        return Spot(across, self.down(point.cell.score or 0.0), name)
+
+    def down(self, score: float) -> float:
+        up = (score - self.low) / (self.high - self.low)
+        return up if self.reverse else 1 - up
 
 
 def _across(point: SizePoint, measure: Measure) -> float:
@@ -179,10 +183,10 @@ def chart(every: Sequence[SizePoint], shown: Sequence[SizePoint], measure: Measu
     )
     rows = pd.DataFrame([_row(point, measure) for point in drawn])
     recipes = alt.Chart(rows[~rows["control"]]).encode(x=x, y=y)
-    layers = [_baseline(shown, y), _steps(rows, x, y), _ticks(rows, x, y)]
+    layers = [_baseline(shown, y), _steps(rows, (x, y), measure), _ticks(rows, x, y)]
     layers.append(recipes.mark_point(size=70, opacity=0.95, strokeWidth=1.5).encode(**_signs(rows)))
     layers += _labels(drawn, rows, axes, measure)
-    title = alt.TitleParams(plain(shown[0].cell.task), subtitle=subtitle(shown), anchor="start")
+    title = alt.TitleParams(plain(shown[0].cell.task), subtitle=subtitle(shown), subtitleColor=NEUTRAL, anchor="start")
     return (
         alt.layer(*[layer for layer in layers if layer is not None])
         .properties(height=HEIGHT + _AROUND, title=title)
@@ -213,11 +217,14 @@ def _baseline(shown: Sequence[SizePoint], y: Any) -> Any:
     return alt.Chart(pd.DataFrame({"score": [score]})).mark_rule(color=NEUTRAL, strokeDash=[5, 4]).encode(y=y)
 
 
-def _steps(rows: Any, x: Any, y: Any) -> Any:
+def _steps(rows: Any, axes: tuple[Any, Any], measure: Measure) -> Any:
     import altair as alt
 
+    x, y = axes
     on_front = rows[rows["front"]].sort_values("across")
-    line = alt.Chart(on_front).mark_line(interpolate="step-after", color=NEUTRAL, strokeWidth=1.2)
+    line = alt.Chart(on_front).mark_line(
+        interpolate="step-before" if measure == SPEED else "step-after", color=NEUTRAL, strokeWidth=1.2
+    )
     return line.encode(x=x, y=y, order="across:Q")
 
 
@@ -267,8 +274,23 @@ def _labels(drawn: Sequence[SizePoint], rows: Any, axes: _Axes, measure: Measure
             ),
             text="recipe:N",
         )
-        for position, place in places(spots, WIDTHS, HEIGHT).items()
+        for position, place in places(spots, _lines(drawn, axes, measure), WIDTHS, HEIGHT).items()
     ]
+
+
+def _lines(drawn: Sequence[SizePoint], axes: _Axes, measure: Measure) -> list[Line]:
+    """The baseline's, and those of the front's steps."""
+    found = []
+    score = _baseline_score(drawn)
+    if score is not None:
+        level = axes.down(score)
+        found.append(Line(0, level, 1, level))
+    steps = sorted(axes.spot(point, measure) for point in drawn if point.front)
+    for one, other in itertools.pairwise(steps):
+        level, upright = (other.down, one.across) if measure == SPEED else (one.down, other.across)
+        found.append(Line(one.across, level, other.across, level))
+        found.append(Line(upright, min(one.down, other.down), upright, max(one.down, other.down)))
+    return found
 
 
 def _row(point: SizePoint, measure: Measure) -> dict[str, Any]:

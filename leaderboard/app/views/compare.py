@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import groupby
+from typing import Any
 from urllib.parse import urlencode
 
 import streamlit as st
 
-from leaderboard.app import comparison, data, html_table, layout, run_choice, run_differences, tables
+from leaderboard.app import comparison, data, html_table, layout, run_choice, run_differences, tables, url_state
 from leaderboard.app.charts import dumbbells, forest, heat
 from leaderboard.app.comparison import Side
 from leaderboard.app.download import downloads
@@ -30,6 +31,7 @@ from leaderboard.terminal.format import direction, estimated, metric_name, perce
 
 TASKS_IN_A_PLOT = 40
 THE_BASELINE, ITS_CONTROLS = "baseline", "controls"
+BOX = "against what"
 USUAL = (THE_BASELINE, ITS_CONTROLS)
 
 
@@ -79,7 +81,7 @@ def show_failed(run: str, overview: data.Answer[data.Overview]) -> None:
         st.text(note)
 
 
-def choose_against(run: str, cells: Sequence[Cell], place: object, overview: data.Answer[data.Overview]) -> list[str]:
+def choose_against(run: str, cells: Sequence[Cell], place: Any, overview: data.Answer[data.Overview]) -> list[str]:
     """What to compare with, from the URL and the box: `baseline`, `controls`, or ids of runs."""
     runs = overview.value.runs
     pair = run_choice.named_run(runs, "a")
@@ -94,13 +96,17 @@ def choose_against(run: str, cells: Sequence[Cell], place: object, overview: dat
         if name != run and runs[name].status == "complete"
     }
     first = [name for name in named if name in labels] or usual
-    chosen: list[str] = place.multiselect(  # type: ignore[attr-defined]
-        "Against", list(labels), default=first, key=f"against {run} {first}", format_func=labels.__getitem__
+    st.session_state[BOX] = first
+    place.multiselect(
+        "Against", list(labels), key=BOX, format_func=labels.__getitem__, on_change=_chosen, args=(usual,)
     )
-    if chosen != ([pair] if pair else None):
-        run_choice.forget_pair()
-        _keep_against([] if chosen == usual else chosen)
-    return chosen
+    return first
+
+
+def _chosen(usual: list[str]) -> None:
+    value = st.session_state[BOX]
+    run_choice.forget_pair()
+    url_state.put("against", [] if value == usual else value)
 
 
 def _asked(runs: Mapping[str, RunFacts]) -> list[str]:
@@ -123,23 +129,12 @@ def _with_models(runs: Sequence[RunFacts], overview: data.Answer[data.Overview])
     }
 
 
-def _keep_against(chosen: list[str]) -> None:
-    if chosen == st.query_params.get_all("against"):
-        return
-    if chosen:
-        st.query_params["against"] = chosen
-    else:
-        st.query_params.pop("against", None)
-
-
 def sides_of(
     run: str, cells: Sequence[Cell], against: Sequence[str], overview: data.Answer[data.Overview]
 ) -> list[Side]:
-    """What was chosen, as groups of columns; the baseline where nothing is."""
-    if not against:
-        st.info("Choose what to compare it with; the baseline stands here until then.")
+    """What was chosen, as groups of columns."""
     sides = []
-    for name in against or [THE_BASELINE]:
+    for name in against:
         if name == THE_BASELINE:
             sides.append(comparison.baseline_side(cells))
         elif name == ITS_CONTROLS:

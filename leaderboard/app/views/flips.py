@@ -8,6 +8,7 @@ Prompts and answers may hold anything: they are shown as text.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import streamlit as st
 
@@ -28,7 +29,7 @@ from leaderboard.app.download import downloads
 from leaderboard.app.flip_queries import Flip, FlipQuestion, OftenFlipped
 from leaderboard.board.across_models import unedited
 from leaderboard.board.board import pair_board
-from leaderboard.board.cell import Cell
+from leaderboard.board.cell import COMPARED, Cell
 from leaderboard.board.standings import kind
 from leaderboard.readers.records import BASELINE
 from leaderboard.terminal.format import counted, plain
@@ -88,11 +89,8 @@ def cells_of(run: str, overview: data.Answer[data.Overview]) -> tuple[list[Cell]
 
 def sentence(cell: Cell, other: str | None, overview: data.Answer[data.Overview]) -> str:
     """`1 lost, 11 gained of 200 documents: better than baseline and control (+0.050).`"""
-    verdict = (
-        cell.verdict
-        if other or (cell.verdict in ("better", "worse", "same") and not _has_say(cell))
-        else MARKS[kind(cell)].words
-    )
+    what = kind(cell)
+    verdict = MARKS[what].words if other is None and what not in COMPARED else cell.verdict
     number = gain(improvement(cell), minus=MINUS)
     said = f"{verdict}{f' ({number})' if number else ''}"
     if cell.lost is not None:
@@ -102,10 +100,6 @@ def sentence(cell: Cell, other: str | None, overview: data.Answer[data.Overview]
         return f"{said}."
     runs = overview.value.runs
     return f"{said}, against {plain(runs[other].name or runs[other].recipe)} ({other[:8]})."
-
-
-def _has_say(cell: Cell) -> bool:
-    return cell.verdict == "better"
 
 
 def often_flipped(cell: Cell, overview: data.Answer[data.Overview]) -> tuple[list[OftenFlipped], dict[str, str]]:
@@ -134,24 +128,8 @@ def show_documents(sides: Sides, overview: data.Answer[data.Overview]) -> None:
     """Filter and search, the list, and beneath it the document chosen."""
     cell = sides.cell
     left, right = st.columns([2, 5], vertical_alignment="bottom")
-    which = _remembered("show", ALL)
-    which = (
-        left.segmented_control(
-            "Documents", (ALL, LOST, GAINED), key="show", required=True, label_visibility="collapsed"
-        )
-        if which
-        else ALL
-    )
-    _remembered("find", "")
-    search = right.text_input(
-        "Find in prompts and answers",
-        key="find",
-        placeholder="Find in prompts and answers",
-        icon=":material/search:",
-        label_visibility="collapsed",
-    )
-    _keep_unless("show", which, ALL)
-    _keep_unless("find", search, "")
+    which = _filter(left)
+    search = url_state.text(right, "Find in prompts and answers", "find", placeholder="Find in prompts and answers")
     up = 1 if cell.higher_is_better else -1
     change = {LOST: -up, GAINED: up}.get(which, 0)
     question = FlipQuestion(
@@ -167,19 +145,20 @@ def show_documents(sides: Sides, overview: data.Answer[data.Overview]) -> None:
     document_view.show(flip, sides)
 
 
-def _remembered(key: str, default: str) -> str:
-    """Fill a box from the URL before it is first drawn."""
-    if key not in st.session_state:
-        asked = st.query_params.get(key, default)
-        st.session_state[key] = asked if key != "show" or asked in (ALL, LOST, GAINED) else ALL
-    return str(st.session_state[key])
+def _filter(place: Any) -> str:
+    """Which flips to show; all of them stand in no URL."""
+    asked = st.query_params.get("show", ALL)
+    value = asked if asked in (LOST, GAINED) else ALL
+    st.session_state["show"] = value
+    place.segmented_control(
+        "Documents", (ALL, LOST, GAINED), key="show", required=True, label_visibility="collapsed", on_change=_filtered
+    )
+    return value
 
 
-def _keep_unless(key: str, value: str, default: str) -> None:
-    if value == default:
-        st.query_params.pop(key, None)
-    else:
-        run_choice.keep(key, value)
+def _filtered() -> None:
+    value = st.session_state["show"]
+    url_state.put("show", [] if value == ALL else [value])
 
 
 def _pick(shown: Sequence[Flip], sides: Sides, question: FlipQuestion) -> Flip:
@@ -203,7 +182,7 @@ def _pick(shown: Sequence[Flip], sides: Sides, question: FlipQuestion) -> Flip:
     ticked = [place for place in picked["selection"]["rows"] if place < len(shown)] or [first]
     flip = shown[ticked[0]]
     if ticked[0] != 0 or asked:
-        run_choice.keep("doc", flip.doc_key[:12])
+        url_state.put("doc", [flip.doc_key[:12]])
     return flip
 
 
