@@ -9,7 +9,7 @@ from leaderboard.app.colours import NEUTRAL
 from leaderboard.app.comparison import possible, score_text
 from leaderboard.terminal.format import counted, plain
 
-SUBJECT = "this run"
+SUBJECT = "This run"
 _COLOURS = ("#7a8494", "#1c78c8", "#9b59b6", "#c9711c", "#16998a", "#8c6d1f")
 _SHAPES = ("diamond", "circle", "square", "triangle-up", "cross", "triangle-down")
 _FILLS = (_COLOURS[0], _COLOURS[1], *["transparent"] * 4)

@@ -11,7 +11,7 @@ from leaderboard.app.flip_queries import OftenFlipped
 from leaderboard.terminal.format import counted, percent
 
 MOST_ROWS = 20
-MOST_RECIPES = 24
+MOST_RECIPES = 16
 _LOST, _GAINED = "#c9571c", "#1c6fb5"
 
 
@@ -38,13 +38,13 @@ def chart(rows: Sequence[OftenFlipped], names: Mapping[str, str], *, higher_is_b
         "recipe:N",
         title=None,
         scale=alt.Scale(domain=order, paddingInner=0.08),
-        axis=alt.Axis(orient="top", labelAngle=-45, labelLimit=220, ticks=False, domain=False, labelOverlap=False),
+        axis=alt.Axis(orient="top", labelAngle=-60, labelLimit=200, ticks=False, domain=False, labelOverlap=False),
     )
     y = alt.Y(
         "document:N",
         title=None,
         scale=alt.Scale(domain=labels, paddingInner=0.1),
-        axis=alt.Axis(labelLimit=230, ticks=False, domain=False, labelOverlap=False, labelFlush=False),
+        axis=alt.Axis(labelLimit=170, ticks=False, domain=False, labelOverlap=False, labelFlush=False),
     )
     colour = alt.Color(
         "change:N",
@@ -74,7 +74,7 @@ def _labels(rows: Sequence[OftenFlipped]) -> list[str]:
     texts: list[str] = []
     for row, whole in zip(rows, asked):
         text = whole[start : len(whole) - end].strip() or whole
-        text = text if len(text) <= 44 else f"{text[:41]}..."
+        text = text if len(text) <= 34 else f"{text[:31]}..."
         while text in texts:
             text = f"{text} ({row.doc_id if row.doc_id is not None else row.doc_key[:6]})"
         texts.append(text)

@@ -33,7 +33,7 @@ _SHAPES = {
     "same": ("square", _GREY, _GREY),
     "undecided": ("circle", _GREY, _EMPTY),
     "worse": ("triangle-down", _ORANGE, _ORANGE),
-    COLLAPSED: ("M-0.6,-0.6L0.6,0.6M0.6,-0.6L-0.6,0.6", _DARK, _EMPTY),
+    COLLAPSED: ("M-1,-1L1,1M1,-1L-1,1", _DARK, _EMPTY),
 }
 """Kind -> shape, outline and filling."""
 

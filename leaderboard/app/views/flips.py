@@ -36,6 +36,7 @@ from leaderboard.terminal.format import counted, plain
 from leaderboard.terminal.marks import MARKS, MINUS, gain
 
 ALL, LOST, GAINED = "all flips", "lost", "gained"
+_SIGNS = {LOST: "\u25bc lost", GAINED: "\u25b2 gained"}
 
 
 def main() -> None:
@@ -167,7 +168,7 @@ def _pick(shown: Sequence[Flip], sides: Sides, question: FlipQuestion) -> Flip:
     asked = st.query_params.get("doc", "")
     first = next((place for place, flip in enumerate(shown) if asked and flip.doc_key.startswith(asked)), 0)
     picked = st.dataframe(
-        layout.tinted(rows, ["Change"]),
+        layout.tinted(rows, ["Change"]).format(_SIGNS.get, subset=["Change"]),
         hide_index=True,
         width="stretch",
         height=300 if len(rows) > 7 else "content",

@@ -5,12 +5,14 @@ tokens a second that it reads, and the smallest that makes no task worse.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import streamlit as st
 
 from leaderboard.app import data, html_table, layout, smallest, url_state
 from leaderboard.app.charts import size
 from leaderboard.app.charts.size import MEASURES, SPEED, Measure, SizePoint
+from leaderboard.app.colours import css
 from leaderboard.app.comparison import improvement, improvement_limits
 from leaderboard.app.download import downloads
 from leaderboard.app.html_table import Head, Text
@@ -131,6 +133,7 @@ def show_table(shown: Sequence[SizePoint], measure: Measure) -> None:
     if not shown:
         return
     st.subheader("All points", anchor=False)
+    ordered = sorted(shown, key=lambda point: (point.cell.task, not point.front, point.size))
     rows = [
         {
             "Task": plain(point.cell.task),
@@ -144,10 +147,10 @@ def show_table(shown: Sequence[SizePoint], measure: Measure) -> None:
             "95 %": _limits(point.cell),
             "Run": point.cell.run_id[:12],
         }
-        for point in sorted(shown, key=lambda point: (point.cell.task, not point.front, point.size))
+        for point in ordered
     ]
     st.dataframe(
-        layout.tinted(rows, ["Verdict"]),
+        _painted(rows, [kind(point.cell) for point in ordered]),
         hide_index=True,
         width="stretch",
         key=f"points {measure.words} {len(rows)}",
@@ -159,10 +162,18 @@ def show_table(shown: Sequence[SizePoint], measure: Measure) -> None:
             "Recipe": st.column_config.TextColumn(width=280),
             measure.words: st.column_config.NumberColumn(format="localized"),
             "Score": st.column_config.NumberColumn(format="%.3f"),
-            "Improvement": st.column_config.NumberColumn(format="%+.3f", help="Positive is good on every task"),
+            "Improvement": st.column_config.Column(help="Positive is good on every task"),
         },
     )
     downloads(rows, "size-and-score")
+
+
+def _painted(rows: Sequence[dict[str, object]], kinds: Sequence[str]) -> Any:
+    """The rows with the colours of the verdicts, and improvements with their signs."""
+    import pandas as pd
+
+    style = pd.DataFrame(list(rows)).style.apply(lambda column: [css(what) for what in kinds], subset=["Verdict"])
+    return style.format({"Improvement": lambda value: gain(value, minus=MINUS)}, na_rep="")
 
 
 def _limits(cell: Cell) -> str:
