@@ -90,8 +90,10 @@ def estimated(estimate: Estimate | None) -> str:
     )
 
 
-def gained(drop: Estimate) -> str:
+def gained(drop: Estimate | None) -> str:
     """What was lost, with the sign of a gain: `+0.0120 [-0.0030, +0.0270]`."""
+    if drop is None:
+        return NOTHING
     return f"{signed(0.0 - drop.value)} [{signed(0.0 - drop.high)}, {signed(0.0 - drop.low)}]"
 
 
