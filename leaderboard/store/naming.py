@@ -28,6 +28,7 @@ from leaderboard.store.database import Store
 MOST_CANDIDATES = 10
 ID_DIGITS = 12
 _FEW = 5
+_LEAST_OF_SPEC = 6
 EXPLICIT = (".", "/", "~")
 """What a name begins with that is meant as a path."""
 
@@ -39,6 +40,7 @@ class KnownRun(NamedTuple):
 
     run_id: str
     former_id: str | None
+    spec_id: str | None
     model_key: str
     model: str
     identity: str
@@ -69,7 +71,7 @@ class AmbiguousRun(UnknownRun):
 def known_runs(store: Store) -> list[KnownRun]:
     """All runs, newest first."""
     rows = store.rows(
-        "SELECT run_id, former_id, model_key, model_name AS model, coalesce(nullif(identity, ''), model_key)"
+        "SELECT run_id, former_id, spec_id, model_key, model_name AS model, coalesce(nullif(identity, ''), model_key)"
         " AS identity, recipe_label AS recipe, control IS NOT NULL AS"
         " is_control, status, started, path FROM runs JOIN variants USING (variant_id)"
         " ORDER BY started DESC NULLS LAST, runs.rowid DESC"
@@ -197,6 +199,8 @@ def _completed(runs: Sequence[KnownRun], name: str) -> list[KnownRun]:
         return []
     by_id = [run for run in runs if run.run_id.startswith(name)]
     by_id = by_id or [run for run in runs if (run.former_id or "").startswith(name)]
+    if len(name) >= _LEAST_OF_SPEC:  # what stands at the end of a run folder's name
+        by_id = by_id or [run for run in runs if (run.spec_id or "").startswith(name)]
     by_name = [run for run in runs if run.recipe.startswith(name)]
     for model, recipe in _splits(name):
         by_name += [

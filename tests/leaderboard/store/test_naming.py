@@ -71,6 +71,8 @@ def test_an_id_is_completed(database: Path) -> None:
     for run in runs:
         assert named(database, run.run_id).run == run
         assert named(database, run.run_id[:10]) == ResolvedRun(run)
+    laser = next(run for run in runs if run.name == "tiny/laser:layers=4")
+    assert laser.spec_id is not None and named(database, laser.spec_id[:10]).run == laser
 
 
 def test_of_several_runs_of_a_recipe_the_newest_complete_one_is_taken_and_said(database: Path) -> None:
