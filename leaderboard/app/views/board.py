@@ -29,7 +29,7 @@ def main() -> None:
     """Draw the page."""
     overview = layout.overview_or_stop()
     bar = st.container(horizontal=True, vertical_alignment="bottom", gap="small")
-    model = layout.choose_model(overview.value, bar.container(width=195))
+    model = layout.choose_model(overview.value, bar.container(width=250))
     cells = layout.further_or_stop(lambda: data.cells_of(model), overview)
     tasks = sorted({cell.task for cell in cells if cell.metric})
     by = url_state.maybe_one_of(bar.container(width=145), "Rank by", tasks, url_state.TASK, nothing=MEAN_RANK)
@@ -187,7 +187,10 @@ def show_standings(
     st.caption(
         "Numbers are improvements over the baseline: + is good on every task, whatever its metric. \u2605: best of"
         " its task. Blank: not run. Click a head to sort; tick rows to compare them."
-        + (f" {counted(unranked, 'row has', 'rows have')} no rank: no task in common with the others." * bool(unranked))
+        + (
+            f" {counted(unranked, 'row has', 'rows have')} no rank: no comparison, or on no task of the others."
+            * bool(unranked)
+        )
     )
 
 
