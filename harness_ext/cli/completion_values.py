@@ -103,11 +103,11 @@ def _known(database: Path) -> list[KnownRun]:
 
 def _run_names(begun: str, database: Path) -> list[Suggestion]:
     """Runs by MODEL/RECIPE, up to the next slash as files are completed, and by id."""
-    from leaderboard.store.naming import bare_name, when
+    from leaderboard.store.naming import last_part, when
 
     found: dict[str, str] = {}
     for run in _known(database):
-        for model in (bare_name(run.model), run.model):
+        for model in (last_part(run.model), run.model):
             name = f"{model}/{run.recipe}"
             if name.startswith(begun) and (begun or not name.startswith("/")):
                 end = name.find("/", len(begun))
@@ -119,11 +119,11 @@ def _run_names(begun: str, database: Path) -> list[Suggestion]:
 
 
 def _filters(name: str, begun: str, database: Path) -> list[Suggestion]:
-    from leaderboard.store.naming import bare_name
+    from leaderboard.store.naming import last_part
 
     runs = _known(database)
     words = {
-        "model": [word for run in runs for word in (bare_name(run.model), run.model)],
+        "model": [word for run in runs for word in (last_part(run.model), run.model)],
         "recipe": [run.recipe for run in runs],
         "task": _task_names() if begun and name == "task" else [],
     }[name]

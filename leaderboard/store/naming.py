@@ -116,8 +116,8 @@ def matching(runs: Iterable[KnownRun], text: str, part: Callable[[KnownRun], str
     held = list(runs)
     for fits in (
         lambda own: own == text,
-        lambda own: bare_name(own) == text,
-        lambda own: own.startswith(text) or bare_name(own).startswith(text),
+        lambda own: last_part(own) == text,
+        lambda own: own.startswith(text) or last_part(own).startswith(text),
     ):
         if found := [run for run in held if fits(part(run))]:
             return found
@@ -135,7 +135,7 @@ def short_identity(identity: str) -> str:
     return identity.rpartition("@")[2].rpartition(":")[2][:8]
 
 
-def bare_name(name: str) -> str:
+def last_part(name: str) -> str:
     """Of a model's name what stands behind its last slash."""
     return name.rstrip("/").rpartition("/")[2]
 
@@ -162,12 +162,12 @@ def refuse_both(name: str, at_path: Sequence[KnownRun], named: Sequence[KnownRun
 
 def _with_identity(run: KnownRun) -> tuple[str, str]:
     """What pages call one of several models of a name."""
-    return f"{run.model} ({run.identity})", f"{bare_name(run.model)} ({run.identity})"
+    return f"{run.model} ({run.identity})", f"{last_part(run.model)} ({run.identity})"
 
 
 def _models(run: KnownRun) -> list[str]:
     """What a run's model may be called in front of its recipe."""
-    return [f"{model}/" for model in (run.model, bare_name(run.model), *_with_identity(run))]
+    return [f"{model}/" for model in (run.model, last_part(run.model), *_with_identity(run))]
 
 
 def _splits(name: str) -> list[tuple[str, str]]:
@@ -182,7 +182,7 @@ def exactly(runs: Iterable[KnownRun], name: str) -> list[KnownRun]:
         lambda run: name == run.run_id,
         lambda run: name == run.former_id,
         lambda run: name == run.name,
-        lambda run: name == f"{bare_name(run.model)}/{run.recipe}",
+        lambda run: name == f"{last_part(run.model)}/{run.recipe}",
         lambda run: run.shown and name in [f"{lead}{run.shown}" for lead in ("", *_models(run))],
         lambda run: name in [f"{lead}{run.recipe}" for lead in _models(run)],
         lambda run: name == run.recipe,
@@ -265,7 +265,7 @@ def _nearest(runs: Sequence[KnownRun], name: str) -> list[str]:
     """Up to three names like a mistyped one, the newest runs' first among equals."""
     said: dict[str, str] = {}
     for run in runs:
-        forms = (run.name, f"{bare_name(run.model)}/{run.recipe}", *(() if "/" in name else (run.recipe,)))
+        forms = (run.name, f"{last_part(run.model)}/{run.recipe}", *(() if "/" in name else (run.recipe,)))
         for form in forms:
             said.setdefault(form, _printable(run.name))
     close = difflib.get_close_matches(name, said, n=6, cutoff=0.7)
