@@ -145,9 +145,16 @@ def when(moment: datetime | None) -> str:
     return f"{moment:%Y-%m-%d %H:%M}" if moment else "unknown date"
 
 
-def lying_at(runs: Iterable[KnownRun], place: Path) -> list[KnownRun]:
+def lying_at(runs: Sequence[KnownRun], place: Path) -> list[KnownRun]:
+    """The runs whose folder or results file a path is, or whose file lies in that folder."""
     where = place.resolve()
-    return [run for run in runs if where in ((own := run.path.resolve()), own.parent)]
+
+    def among(some: Iterable[KnownRun]) -> list[KnownRun]:
+        return [run for run in some if where in ((own := run.path.resolve()), own.parent)]
+
+    # a look at the disk for each of ten thousand runs takes seconds: first those whose names are right
+    likely = [run for run in runs if where.name in (run.path.name, run.path.parent.name)]
+    return among(likely) or among(runs)
 
 
 def refuse_both(name: str, at_path: Sequence[KnownRun], named: Sequence[KnownRun]) -> None:
