@@ -68,6 +68,8 @@ def named_run(runs: Mapping[str, RunFacts], key: str) -> str | None:
         st.warning("The run of this link is not known here:", icon=":material/filter_alt_off:")
         st.text(plain(asked))
         del st.query_params[key]
+    if found and found != asked:
+        st.query_params[key] = found
     return found
 
 
