@@ -93,8 +93,8 @@ def test_compare_tells_what_only_one_run_has(made: Any, kit: Any, database: Path
         )
     said = texts(page("compare", a=ids["baseline"], b=ids["laser"]), "text").splitlines()
     assert [line for line in said if line.startswith("Only")] == [
-        f"Only the baseline has the task {HOSTILE.replace('/', '')}",
-        "Only the baseline has the metric acc_norm of sums",
+        f"Only baseline has the task {HOSTILE.replace('/', '')}",
+        "Only baseline has the metric acc_norm of sums",
         "Only this run has the task words",
     ]
     same = page("compare", a=ids["laser"], b=ids["laser"])
