@@ -85,17 +85,13 @@ def test_the_matrix_is_capped_and_says_so() -> None:
     assert data[0]["document"] == "0?" and {row["change"] for row in data} == {"lost"}
     said = flip_matrix.sentence(rows, names, 100)
     assert said.startswith("The 20 documents that most recipes flip are drawn. The 16 recipes that flip most of them")
-    assert (
-        "28 documents of 100 (28.0%) flip under at least one of 30 recipes" in said
+    assert "28 documents of 100 (28.0%) flip under at least one of 30 recipes" in said
     assert "16 under at least half" in said
-    )
 
 
 def test_what_a_prompt_asks_is_its_last_paragraph() -> None:
-    assert (
-        answer_text.question("Q: 1+1\nA: 2\n\nQ:  1+2\nA:\n\n") == "Q: 1+2 A:"
+    assert answer_text.question("Q: 1+1\nA: 2\n\nQ:  1+2\nA:\n\n") == "Q: 1+2 A:"
     assert answer_text.question(" \n\n") == ""
-    )
 
 
 @pytest.mark.parametrize(
