@@ -2,7 +2,7 @@
 and what differs in how they were made.
 
 Its URL ends in `?run=<id>` and `&against=` for what it is compared with; `?a=<id>&b=<id>` compares run b with run a,
-whatever their models.
+whatever their models, and with every further `b`.
 """
 
 from __future__ import annotations
@@ -100,10 +100,11 @@ def choose_against(run: str, cells: Sequence[Cell], place: Any, overview: data.A
     """What to compare with, from the URL and the box: `baseline`, `controls`, or ids of runs."""
     runs = overview.value.runs
     pair = run_choice.named_run(runs, "a")
+    others_named = run_choice.named_runs(runs, "b")[1:] if pair else []
     usual = list(USUAL) if any(cell.against_controls for cell in cells) else [THE_BASELINE]
     labels = dict(zip(USUAL, ("baseline", "its controls"))) if len(usual) > 1 else {THE_BASELINE: "baseline"}
     others = run_choice.newest_first(runs, runs[run].model_key)
-    named = [pair] if pair else _asked(runs)
+    named = [pair, *others_named] if pair else _asked(runs)
     foreign = [runs[name] for name in named if name in runs and runs[name].model_key != runs[run].model_key]
     labels |= {
         name: words
@@ -132,15 +133,12 @@ def _chosen(usual: list[str]) -> None:
 
 def _asked(runs: Mapping[str, RunFacts]) -> list[str]:
     """The URL's `against`, ids in full."""
-    found = []
-    for asked in st.query_params.get_all("against"):
-        run = next((name for name in runs if asked and name.startswith(asked)), None)
-        if asked in USUAL or run:
-            found.append(asked if asked in USUAL else str(run))
-        else:
-            st.warning("The run to compare with is not known here:", icon=":material/filter_alt_off:")
-            st.text(plain(asked))
-    return found
+    asked = st.query_params.get_all("against")
+    found = [name if name in USUAL else next((r for r in runs if name and r.startswith(name)), "") for name in asked]
+    if "" in found:
+        st.warning("A run to compare with is not known here:", icon=":material/filter_alt_off:")
+        st.text(plain(", ".join(name for name, run in zip(asked, found) if not run)))
+    return [name for name in found if name]
 
 
 def _with_models(runs: Sequence[RunFacts], overview: data.Answer[data.Overview]) -> dict[str, str]:

@@ -177,6 +177,7 @@ def _pick(shown: Sequence[Flip], sides: Sides, question: FlipQuestion) -> Flip:
         selection_mode="single-row-required",
         selection_default={"selection": {"rows": [first]}},
         placeholder="",
+        column_order=[name for name in rows[0] if name != "Document"] + ["Document"],
         column_config=document_view.columns(rows),
     )
     downloads(rows, "flips")

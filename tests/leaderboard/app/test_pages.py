@@ -75,6 +75,8 @@ def test_compare_takes_more_than_two_runs(runs: dict[str, str]) -> None:
     assert "Against the baseline: worse on 1 of 1 task. Against laser: worse on 1 of 1 task." in said
     assert "Task Baseline This run Improvement Against baseline Lost / gained laser Improvement Against laser" in said
     assert "run " + " ".join(runs[name][:8] for name in ("baseline", "svd", "laser")) in said
+    ticked = page("compare", a=runs["baseline"], b=[runs["svd"], runs["laser"]])
+    assert "Against baseline: worse on 1 of 1 task. Against laser: worse on 1 of 1 task." in words_of(ticked)
     unknown = page("compare", run=runs["svd"], against="feedface")
     assert "not known here" in texts(unknown, "warning") and "Against the baseline" in words_of(unknown)
 
