@@ -174,9 +174,10 @@ def _pick(shown: Sequence[Flip], sides: Sides, question: FlipQuestion) -> Flip:
         height=300 if len(rows) > 7 else "content",
         key=f"flips {question}",
         on_select="rerun",
-        selection_mode="single-row",
+        selection_mode="single-row-required",
         selection_default={"selection": {"rows": [first]}},
         placeholder="",
+        column_order=[name for name in rows[0] if name != "Document"] + ["Document"],
         column_config=document_view.columns(rows),
     )
     downloads(rows, "flips")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import os
+import re
 import shutil
 import signal
 import socket
@@ -58,6 +60,17 @@ def results(**parameters: str) -> Any:
 def texts(app: Any, *kinds: str) -> str:
     """Everything that is written on the page outside tables, or what is of these kinds."""
     return "\n".join(str(element.value) for kind in kinds or KINDS for element in getattr(app, kind))
+
+
+def html_of(app: Any) -> str:
+    """All HTML that the page itself writes (`st.html`)."""
+    return "\n".join(element.proto.body for element in app.get("html"))
+
+
+def words_of(app: Any) -> str:
+    """The text of that HTML, without tags."""
+    text = re.sub(r"<style>.*?</style>", "", html_of(app), flags=re.DOTALL)
+    return html.unescape(" ".join(re.sub(r"<[^>]*>", " ", text).split()))
 
 
 @contextmanager
