@@ -36,7 +36,7 @@ from leaderboard.board.cell import Cell
 from leaderboard.compare import choice_shift
 from leaderboard.compare.run_diff import unshared
 from leaderboard.readers.records import BASELINE
-from leaderboard.terminal.format import direction, estimated, metric_name, percent, plain
+from leaderboard.terminal.format import direction, estimated, gained, metric_name, percent, plain
 
 TASKS_IN_A_PLOT = 40
 THE_BASELINE, ITS_CONTROLS = "baseline", "controls"
@@ -343,14 +343,14 @@ def show_choices(sides: Sequence[Side], overview: data.Answer[data.Overview]) ->
             "Documents": of_task.documents,
             "Answers changed": percent(of_task.changed),
             "Choice divergence, nats [95 %]": estimated(of_task.divergence),
-            "Right answer's log-likelihood, drop in nats [95 %]": estimated(of_task.gold_drop),
+            "Right answer's log-likelihood, change in nats [95 %]": gained(of_task.gold_drop),
         }
         for side, task, of_task in found
     ]
     st.dataframe(rows, hide_index=True, width="stretch", key="choices")
     st.caption(
         "Divergence: how far this run's probabilities of the choices are from the other's (Kullback-Leibler, mean over"
-        " documents; 0 is no change). Drop: above 0, this run finds the right answers less likely. Shown, and part of"
+        " documents; 0 is no change). Change: above 0, this run finds the right answers more likely. Shown, and part of"
         " no verdict."
     )
     downloads(

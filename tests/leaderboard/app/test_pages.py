@@ -52,7 +52,7 @@ def test_compare_shows_two_runs(runs: dict[str, str]) -> None:
     (answered,) = answers.to_dict("records")
     assert (
         answered["Documents"] == 40
-        and answered["Right answer's log-likelihood, drop in nats [95 %]"] == "0.0000 [0.0000, 0.0000]"
+        and answered["Right answer's log-likelihood, change in nats [95 %]"] == "0.0000 [0.0000, 0.0000]"
     )
     assert tasks.iloc[0]["Lost / gained"] == "15 / 0" and "15 / 0" in said
     assert "recipe laser svd" in said and "The same in both: dtype" in texts(app, "text")
