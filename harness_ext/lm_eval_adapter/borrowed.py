@@ -122,6 +122,13 @@ BORROWED = (
         source=("self._model = ", "self.batch_size_per_gpu = "),
         public=True,
     ),
+    BorrowedName(
+        "lm_eval.models.huggingface",
+        "tell how far scoring is",
+        members=("tqdm",),
+        source=("pbar.update(1)", "pbar.close()"),
+        replaced=("tqdm",),
+    ),
     BorrowedName(f"{_MODEL}._model_call", "time scoring", ("inps", "attn_mask", "labels")),
     BorrowedName(f"{_MODEL}._model_generate", "time generating", ("context",)),
     BorrowedName(f"{_MODEL}._encode_pair", "tokenise documents as lm-eval does", ("context", "continuation")),

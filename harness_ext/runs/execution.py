@@ -107,13 +107,17 @@ def cells_from_store(paths: Sequence[Path], database: Path, report: ProgressRepo
     from leaderboard.ingest import ingest
     from leaderboard.store.database import open_store
 
-    ingested = ingest(paths, database, timeout_s=PATIENCE_SECONDS)
+    with report.progress.stage("putting the runs on the board"):
+        ingested = ingest(paths, database, timeout_s=PATIENCE_SECONDS)
     for rejected in ingested.rejected:
         report.warn(f"{rejected.path} is not on the board: {rejected.reason}")
     for path in ingested.deleted:
         report.warn(f"{path} was taken off the board, and stays off: `lm_eval runs list --deleted` has the reason")
     ours = {*ingested.added, *ingested.known}
-    with open_store(database, read_only=True, timeout_s=PATIENCE_SECONDS) as store:
+    with (
+        report.progress.stage("comparing the runs"),
+        open_store(database, read_only=True, timeout_s=PATIENCE_SECONDS) as store,
+    ):
         return [cell for cell in board(store) if cell.run_id in ours]
 
 

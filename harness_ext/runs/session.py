@@ -83,11 +83,19 @@ class Session:
         rundir.prepare_root(self.root)
         rundir.sweep(self.folder)
         baseline = parse_recipe("baseline")
-        seen: set[str] = set()
         variants = [baseline, *(self.spec.resolved(recipe) for recipe in recipes)]
         self.spec.hold_out(variants)
         self._check_fit(variants)
         self._load_while_hashing()
+        most = len(variants) + (len(variants) - 1) * len(self.config.controls)
+        with self.report.progress.stage("scoring", most, "variants") as stage:
+            for outcome in self._outcomes(variants):
+                stage.advance()
+                yield outcome
+
+    def _outcomes(self, variants: Sequence[Recipe]) -> Iterator[VariantOutcome]:
+        """Each of them that differs from those before, followed by its controls."""
+        seen: set[str] = set()
         for recipe in variants:
             if recipe.recipe_id in seen:
                 continue
@@ -279,7 +287,7 @@ class Session:
         self._unchanged.collect()
         with self.report.stage(f"loading {name}"):
             lm = load_model(name, arguments, extra, self.config.secrets)
-            lm.bars = self.report.bars
+            lm.progress = self.report.progress
             if arguments.get("peft"):
                 # Before the baseline: it must have the very weights that the recipes start from.
                 lm.merge_adapter()
