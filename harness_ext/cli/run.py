@@ -70,12 +70,22 @@ def run(args: argparse.Namespace) -> None:
         from harness_ext.cli.run_recipes import execute
         from harness_ext.runs.progress import report_for
 
+        _refuse_repeated_tasks()
         if warning := taken_back():
             print(f"note: {warning}", file=sys.stderr)
         report = report_for(args.verbosity or from_file.get("verbosity"))
         execute(run_config(args, wanted), report)
     else:
         run_plain(args, from_file)
+
+
+def _refuse_repeated_tasks() -> None:
+    """Raise UserError where `--tasks` is given twice: lm-eval would take the last and say nothing."""
+    given = [word for word in sys.argv[1:] if word in ("--tasks", "-t") or word.startswith("--tasks=")]
+    if len(given) > 1:
+        raise UserError(
+            "--tasks is given twice, of which lm-eval takes only the last: name all tasks in one, --tasks NAME,NAME"
+        )
 
 
 def run_plain(args: argparse.Namespace, from_file: Mapping[str, Any]) -> None:

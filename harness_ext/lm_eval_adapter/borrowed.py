@@ -127,6 +127,7 @@ BORROWED = (
         "tell how far scoring is",
         members=("tqdm",),
         source=("pbar.update(1)", "pbar.close()"),
+        public=True,
         replaced=("tqdm",),
     ),
     BorrowedName(f"{_MODEL}._model_call", "time scoring", ("inps", "attn_mask", "labels")),

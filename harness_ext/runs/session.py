@@ -95,11 +95,15 @@ class Session:
 
     def _outcomes(self, variants: Sequence[Recipe]) -> Iterator[VariantOutcome]:
         """Each of them that differs from those before, followed by its controls."""
-        seen: set[str] = set()
+        seen: dict[str, str] = {}
         for recipe in variants:
             if recipe.recipe_id in seen:
+                if not recipe.is_baseline:
+                    same = seen[recipe.recipe_id]
+                    what = "given twice" if same == recipe.label else f"the same as {same}"
+                    self.report.line(f"{recipe.label}: {what}, and run once")
                 continue
-            seen.add(recipe.recipe_id)
+            seen[recipe.recipe_id] = recipe.label
             outcome = self._variant(recipe)
             yield outcome
             if recipe.is_baseline:
