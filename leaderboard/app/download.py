@@ -1,19 +1,17 @@
 """What is shown, as a file: CSV for people and spreadsheets, Parquet with its types.
 
-Notable choice: a spreadsheet runs a CSV cell that begins like a formula, and names come from anybody. Such text gets an
-apostrophe in front, in CSV alone.
+`terminal.output` writes the CSV, for the commands too.
 """
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Sequence
 from typing import Any
 
 import streamlit as st
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+from leaderboard.terminal import output
 
 
 def downloads(rows: Sequence[dict[str, Any]], name: str) -> None:
@@ -44,11 +42,7 @@ def downloads(rows: Sequence[dict[str, Any]], name: str) -> None:
 
 def as_csv(rows: Sequence[dict[str, Any]]) -> bytes:
     """UTF-8 with a line of names. Nothing stands for what is missing."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writerow({column: _no_formula(column) for column in rows[0]})
-    writer.writerows({column: _no_formula(value) for column, value in row.items()} for row in rows)
-    return text.getvalue().encode("utf-8")
+    return output.as_csv(rows).encode("utf-8")
 
 
 def as_parquet(rows: Sequence[dict[str, Any]]) -> bytes:
@@ -59,7 +53,3 @@ def as_parquet(rows: Sequence[dict[str, Any]]) -> bytes:
     file = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), file)
     return file.getvalue()
-
-
-def _no_formula(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

@@ -90,6 +90,11 @@ def estimated(estimate: Estimate | None) -> str:
     )
 
 
+def gained(drop: Estimate) -> str:
+    """What was lost, with the sign of a gain: `+0.0120 [-0.0030, +0.0270]`."""
+    return f"{signed(0.0 - drop.value)} [{signed(0.0 - drop.high)}, {signed(0.0 - drop.low)}]"
+
+
 def percent(fraction: float | None) -> str:
     """`91.2%`."""
     return NOTHING if fraction is None else f"{100 * fraction:.1f}%"
@@ -208,12 +213,10 @@ def choices(found: Choices | None) -> str | None:
     parts = []
     if found.changed is not None:
         parts.append(f"answers changed {percent(found.changed)}")
-    for words, estimate in (
-        ("choice divergence", found.divergence),
-        ("log-likelihood of the right answer, drop", found.gold_drop),
-    ):
-        if estimate is not None:
-            parts.append(f"{words} {estimated(estimate)} nats")
+    if found.divergence is not None:
+        parts.append(f"choice divergence {estimated(found.divergence)} nats")
+    if found.gold_drop is not None:
+        parts.append(f"log-likelihood of the right answer changed by {gained(found.gold_drop)} nats")
     return ", ".join(parts) or None
 
 
