@@ -19,7 +19,7 @@ from leaderboard.board.standings import Standing, Standings, kind, standings
 from leaderboard.readers.records import BASELINE
 from leaderboard.terminal.board_notes import facts, notes
 from leaderboard.terminal.format import NOTHING, counted, percent, plain
-from leaderboard.terminal.marks import ASCII_STAR, STAR, cell_text, legend
+from leaderboard.terminal.marks import ASCII_STAR, MARKS, MINUS, STAR, cell_text, legend
 
 NARROWEST = 60
 _HEAD, _LONGEST_HEAD = 12, 20
@@ -36,6 +36,11 @@ _COLOURS = {
     "collapsed": _ORANGE,
     "failed": _ORANGE,
 }
+
+
+_UNDER, _ASCII_UNDER = "\u21b3 ", "> "
+SIGNS = "".join([STAR, MINUS, _UNDER, *(mark.sign for mark in MARKS.values())])
+"""All that a board writes beyond ASCII and names."""
 
 
 class Look(NamedTuple):
@@ -100,7 +105,8 @@ def _board(cells: Sequence[Cell], look: Look, shown: Collection[str] | None, *, 
         *_blocks(ranked, rows, tasks, look),
         "",
     ]
-    for sentence in (*_explained(ranked, own, len(rows), look), *facts(own), _about_controls(hidden)):
+    starred = any(row.name in ranked.best.get(task, ()) for row in rows for task in tasks)
+    for sentence in (*_explained(ranked, own, starred, look), *facts(own), _about_controls(hidden)):
         lines += _paragraph(sentence, look)
     told = notes(own, look.width)
     return [*lines, *([""] if told else []), *told]
@@ -164,8 +170,8 @@ def _block(
     heads = [[*[""] * (height - len(column.head)), *column.head] for column in columns]
     for line in range(height):
         first = ("#", "recipe") if line == height - 1 else ("", "")
-        beside = [f"  {head[line]:>{column.width}}" for head, column in zip(heads, columns)]
-        yield f"{first[0]:>{rank_room}} {first[1]:<{room}}{''.join(beside)}".rstrip()
+        others = "".join(f"  {head[line]:>{column.width}}" for head, column in zip(heads, columns))
+        yield f"{first[0]:>{rank_room}} {first[1]:<{room}}{others}".rstrip()
     yield "-" * (rank_room + 1 + room + sum(2 + column.width for column in columns))
     for number, (place, name) in enumerate(names):
         beside = "".join(f"  {column.text(number, look)}" for column in columns)
@@ -178,7 +184,7 @@ def _block(
 
 
 def _name(row: Standing, look: Look) -> str:
-    under = "" if row.control is None else "> " if look.ascii_only else "\u21b3 "
+    under = "" if row.control is None else _ASCII_UNDER if look.ascii_only else _UNDER
     return under + plain(row.name)
 
 
@@ -235,20 +241,22 @@ def broken(name: str, room: int) -> list[str]:
     return [*lines, rest]
 
 
-def _explained(ranked: Standings, cells: Sequence[Cell], rows: int, look: Look) -> Iterator[str]:
+def _explained(ranked: Standings, cells: Sequence[Cell], starred: bool, look: Look) -> Iterator[str]:
     """What the marks, the numbers and the ranks mean."""
     kinds = legend(kind(cell) for cell in cells)
     signs = "; ".join(f"{mark.ascii if look.ascii_only else mark.sign} {mark.words}" for _, mark in kinds)
     star = ASCII_STAR if look.ascii_only else STAR
-    best = f"; {star} best of its task" if any(ranked.best.values()) else ""
+    best = f"; {star} best of its task" if starred else ""
     if signs:
         yield f"{signs}{best}."
     yield "Numbers: improvement over the baseline, + is good on every task; of the baseline its score."
-    if ranked.ranked_on and rows > 1:
-        on = f"over {counted(len(ranked.ranked_on), 'task', 'tasks')}"
+    ranked_rows = sum(row.rank is not None for row in ranked.rows)
+    if ranked.ranked_on and ranked_rows > 1:
+        on = f"on {counted(len(ranked.ranked_on), 'task', 'tasks')}"
         yield (
-            f"#: mean rank {on} by what is proven; what stands below the baseline is not worth doing. beats control: on"
-            " how many of the tasks that it is better on. kept: of the parameters."
+            f"#: place among {ranked_rows} of this model, by the mean rank {on} of what is proven; what stands below"
+            " the baseline is not worth doing. beats control: on how many of the tasks that it is better on. kept: of"
+            " the parameters."
         )
 
 
