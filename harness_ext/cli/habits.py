@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from harness_ext.cli.exit_codes import MISTAKE
 from harness_ext.cli.secrecy import printable
@@ -33,9 +33,13 @@ recipes and results:
 """
 
 
-class _WideHelp(argparse.RawDescriptionHelpFormatter):
-    def __init__(self, prog: str, **options: Any) -> None:
-        super().__init__(prog, **{"max_help_position": 28} | options)
+class _RoomForCommands(argparse.RawDescriptionHelpFormatter):
+    def add_argument(self, action: argparse.Action) -> None:
+        """As argparse's, which forgets how far the names of commands are indented."""
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):
+            longest = max(map(len, action.choices)) + self._current_indent + self._indent_increment
+            self._action_max_length = max(self._action_max_length, longest)
 
 
 class Help(RecipesCommand):
@@ -78,7 +82,7 @@ def add_habits(parser: argparse.ArgumentParser) -> None:
     """Give a command line its `--version`, room for long names, our examples below lm-eval's, and all its
     parsers short errors with the nearest word.
     """
-    parser.formatter_class = _WideHelp
+    parser.formatter_class = _RoomForCommands
     parser.epilog = (parser.epilog or "") + EXAMPLES
     parser.add_argument(
         "--version",

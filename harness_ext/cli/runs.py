@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.cli.ingest import add_database_argument
@@ -112,43 +111,56 @@ def _add_list_arguments(parser: argparse.ArgumentParser, *, inner: bool) -> None
 
 
 def _list(args: argparse.Namespace) -> None:
-    from leaderboard.store.database import open_store
-    from leaderboard.store.deletions import deletions
-
     if args.limit < 0:
         raise UserError(f"--limit {args.limit} must be 0 (all) or more")
     if args.deleted:
-        gone = deletions(args.database)
-        rows: list[Row] = [
-            {"run_id": entry.run_id, "deleted": entry.logged_at, "path": entry.path, "reason": entry.reason}
-            for entry in reversed(gone)
-        ]
-        if not rows:
-            tell([f"no run is deleted in {args.database}"])
-        _print(_limited(rows, args.limit), args.form, ("run_id", "deleted", "path", "reason"))
+        _list_deleted(args)
         return
+    from leaderboard.compare.families import families
+    from leaderboard.store.database import open_store
+
     with open_store(args.database) as store:
         found = _filtered(store, args)
-        shown = _limited(found, args.limit)
-        rows = _rows(store, shown)
+        rows = _rows(store, found[: args.limit or None])
+        if args.form == "text" and _is_terminal():
+            names = {model.model_key: model.shown for model in families(store)}
+            rows = [{**row, "model": names[row["model_key"]]} for row in rows]
     if not found:
         asked = [f"--{name} {value}" for name in ("model", "recipe", "task", "status") if (value := vars(args)[name])]
         with_what = f" with {' '.join(asked)}" if asked else ""
         ingest = "" if asked else ": `lm_eval run --recipe ...` and `lm_eval ingest` add some"
         tell([f"{args.database} holds no runs{with_what}{ingest}"])
     _print(rows, args.form, ("status", "recipe", "model", "tasks", "run_id", "started"))
-    if len(shown) < len(found):
-        tell([f"{len(shown)} of {len(found)} runs, the newest: -L 0 lists all"])
+    _tell_rest(len(rows), len(found))
+
+
+def _list_deleted(args: argparse.Namespace) -> None:
+    from leaderboard.store.deletions import deletions
+
+    gone = deletions(args.database)[::-1]
+    rows: list[Row] = [
+        {"run_id": entry.run_id, "deleted": entry.logged_at, "path": entry.path, "reason": entry.reason}
+        for entry in gone[: args.limit or None]
+    ]
+    if not rows:
+        tell([f"no run is deleted in {args.database}"])
+    _print(rows, args.form, ("run_id", "deleted", "path", "reason"))
+    _tell_rest(len(rows), len(gone))
+
+
+def _tell_rest(shown: int, count: int) -> None:
+    if shown < count:
+        tell([f"{shown} of {count} runs, the newest: -L 0 lists all"])
 
 
 def _filtered(store: Store, args: argparse.Namespace) -> list[RunRow]:
     """The runs that were asked for, newest first."""
     from leaderboard.store import queries
-    from leaderboard.store.naming import known_runs, matching
+    from leaderboard.store.naming import known_runs, matching, of_model
 
     wanted = known_runs(store)
     if args.model is not None:
-        wanted = matching(wanted, args.model, lambda run: run.model)
+        wanted = of_model(wanted, args.model)
     if args.recipe is not None:
         wanted = matching(wanted, args.recipe, lambda run: run.recipe)
     if args.status is not None:
@@ -173,6 +185,7 @@ def _rows(store: Store, runs: list[RunRow]) -> list[Row]:
             "tasks": [task.task for task in tasks.get(run.run_id, ())],
             "run_id": run.run_id,
             "started": run.started,
+            "model_key": run.model_key,
             "label": run.recipe_label,
             "control": run.control,
             "dtype": run.dtype,
@@ -183,10 +196,6 @@ def _rows(store: Store, runs: list[RunRow]) -> list[Row]:
         }
         for run in runs
     ]
-
-
-def _limited(rows: list[Any], limit: int) -> list[Any]:
-    return rows[:limit] if limit else rows
 
 
 def _print(rows: list[Row], form: Any, columns: tuple[str, ...]) -> None:
@@ -216,7 +225,7 @@ def _as_text(rows: list[Row]) -> str:
             _HEADS.get(column, column): ago(value, moment) if column in _MOMENTS else _short(column, value)
             for column, value in row.items()
         }
-        for row in _with_short_models(rows)
+        for row in rows
     ]
     return listed(texts, style.width, ("recipe", "model", "path", "reason"), {"failed": "31"} if style.color else {})
 
@@ -242,15 +251,3 @@ def _short(column: str, value: Any) -> str:
         only = len(value) == 1
         return value[0] if only and len(value[0]) <= _SHORT_TASK else f"{len(value)} {'task' if only else 'tasks'}"
     return _whole(value)
-
-
-def _with_short_models(rows: list[Row]) -> list[Row]:
-    """The rows with the last part of each model's name, where no other model listed has the same."""
-    from leaderboard.store.naming import last_part
-
-    whole = {str(row["model"]) for row in rows if "model" in row}
-    ends = Counter(map(last_part, whole))
-    return [
-        {**row, "model": last_part(row["model"])} if "model" in row and ends[last_part(row["model"])] == 1 else row
-        for row in rows
-    ]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from leaderboard.store.database import Store
+from leaderboard.store.naming import short_identity
 
 
 class ModelName(NamedTuple):
@@ -77,8 +78,3 @@ def last_part(name: str) -> str:
     if not name.startswith(("/", "./", "../", "~")) and name[1:3] not in (":\\", ":/") and name.count("/") < 2:
         return name
     return name.replace("\\", "/").rstrip("/").rpartition("/")[2] or name
-
-
-def short_identity(identity: str) -> str:
-    """Of `sha256:...` and `organisation/model@commit` the part that differs, eight characters of it."""
-    return identity.rpartition("@")[2].rpartition(":")[2][:8]

@@ -3,8 +3,9 @@
 The rules, first to last:
 1. A path that exists is that folder or results file. If the same word is, letter by letter, the name of another run of
    the leaderboard, it is refused, as git refuses what is a revision and a file: `./NAME` is the folder, the id the run.
-2. A whole id, or a whole MODEL/RECIPE. MODEL may have slashes, or be the last part of the model's name; RECIPE is the
-   label that tables show. RECIPE alone will do, and so will the name of the run's folder.
+2. A whole id, or a whole MODEL/RECIPE. MODEL may have slashes, be the last part of the model's name, or `NAME
+   (IDENTITY)` as pages call one of several of a name; RECIPE is the label that tables show. RECIPE alone will do, and
+   so will the name of the run's folder.
 3. Else what it completes: the beginning of an id, of RECIPE, or of MODEL and RECIPE. Controls are only taken where
    nothing else begins so.
 
@@ -27,16 +28,20 @@ from leaderboard.store.database import Store, open_store
 MOST_CANDIDATES = 10
 ID_DIGITS = 12
 _PATIENCE_SECONDS = 30.0
+_FEW = 5
 _EXPLICIT = (".", "/", "~")  # what begins so is meant as a path
 
 
 class KnownRun(NamedTuple):
-    """What a run can be called by. `recipe`: its label; `path`: where it lies now."""
+    """What a run can be called by. `identity`: of the model's weights or commit, shortened; `recipe`: its label;
+    `path`: where it lies now.
+    """
 
     run_id: str
     former_id: str | None
     model_key: str
     model: str
+    identity: str
     recipe: str
     is_control: bool
     status: str
@@ -70,11 +75,15 @@ class AmbiguousRun(UnknownRun):
 def known_runs(store: Store) -> list[KnownRun]:
     """All runs, newest first."""
     rows = store.rows(
-        "SELECT run_id, former_id, model_key, model_name AS model, recipe_label AS recipe, control IS NOT NULL AS"
+        "SELECT run_id, former_id, model_key, model_name AS model, coalesce(nullif(identity, ''), model_key)"
+        " AS identity, recipe_label AS recipe, control IS NOT NULL AS"
         " is_control, status, started, path FROM runs JOIN variants USING (variant_id)"
         " ORDER BY started DESC NULLS LAST, runs.rowid DESC"
     )
-    return [KnownRun(**row | {"path": store.places.resolved(row["path"])}) for row in rows]
+    return [
+        KnownRun(**row | {"path": store.places.resolved(row["path"]), "identity": short_identity(row["identity"])})
+        for row in rows
+    ]
 
 
 def resolve(store: Store, name: str, *, newest: bool = True) -> ResolvedRun:
@@ -145,6 +154,17 @@ def matching(runs: Iterable[KnownRun], text: str, part: Callable[[KnownRun], str
     return []
 
 
+def of_model(runs: Iterable[KnownRun], text: str) -> list[KnownRun]:
+    """The runs whose model is called so, as `matching` has it; `NAME (IDENTITY)` is one of those that share a name."""
+    held = list(runs)
+    return [run for run in held if text in _with_identity(run)] or matching(held, text, lambda run: run.model)
+
+
+def short_identity(identity: str) -> str:
+    """Of `sha256:...` and `organisation/model@commit` the part that differs, eight characters of it."""
+    return identity.rpartition("@")[2].rpartition(":")[2][:8]
+
+
 def last_part(name: str) -> str:
     """Of a model's name what stands behind its last slash."""
     return name.rstrip("/").rpartition("/")[2]
@@ -180,6 +200,11 @@ def _refuse_in_store(name: str, database: Path) -> None:
         _refuse_both(name, _at(runs, Path(name)), named)
 
 
+def _with_identity(run: KnownRun) -> tuple[str, str]:
+    """What pages call one of several models of a name."""
+    return f"{run.model} ({run.identity})", f"{last_part(run.model)} ({run.identity})"
+
+
 def _splits(name: str) -> list[tuple[str, str]]:
     """Every reading of a name as MODEL and RECIPE, of which either may have slashes."""
     return [(name[:place], name[place + 1 :]) for place, letter in enumerate(name) if letter == "/" and place]
@@ -193,6 +218,7 @@ def _exact(runs: Iterable[KnownRun], name: str) -> list[KnownRun]:
         lambda run: name == run.former_id,
         lambda run: name == run.name,
         lambda run: name == f"{last_part(run.model)}/{run.recipe}",
+        lambda run: name in [f"{model}/{run.recipe}" for model in _with_identity(run)],
         lambda run: name == run.recipe,
         lambda run: name == run.path.name,
     ):
@@ -209,11 +235,7 @@ def _completed(runs: Sequence[KnownRun], name: str) -> list[KnownRun]:
     by_id = by_id or [run for run in runs if (run.former_id or "").startswith(name)]
     by_name = [run for run in runs if run.recipe.startswith(name)]
     for model, recipe in _splits(name):
-        by_name += [
-            run
-            for run in matching(runs, model, lambda run: run.model)
-            if run.recipe.startswith(recipe) and run not in by_name
-        ]
+        by_name += [run for run in of_model(runs, model) if run.recipe.startswith(recipe) and run not in by_name]
     whole = [run for run in by_name if any(run.recipe == recipe for _, recipe in _splits(name))]
     by_name = whole or [run for run in by_name if not run.is_control] or by_name
     return [*by_id, *(run for run in by_name if run not in by_id)]
@@ -256,11 +278,12 @@ def _unknown(runs: Sequence[KnownRun], name: str) -> str:
     where = "`lm_eval runs list` shows their ids"
     if not name:
         return f"no run (none named) in the leaderboard: {where}"
-    if of_model := matching(runs, name, lambda run: run.model):
-        model = _printable(of_model[0].model)
-        recipes = list(dict.fromkeys(_printable(run.recipe) for run in of_model if run.model == of_model[0].model))
-        few = ", ".join(recipes[:5]) + (", ..." if len(recipes) > 5 else "")
-        return f"no run {name} in the leaderboard: {model} is a model, write {model}/RECIPE; it has {few}"
+    if alike := of_model(runs, name):
+        models = list(dict.fromkeys(_printable(run.model) for run in alike))
+        if len(models) > 1:
+            return f"no run {name} in the leaderboard: the models {_few(models)} begin so; write MODEL/RECIPE"
+        recipes = _few(list(dict.fromkeys(_printable(run.recipe) for run in alike)))
+        return f"no run {name} in the leaderboard: {models[0]} is a model, write {models[0]}/RECIPE; it has {recipes}"
     near = _nearest(runs, name)
     meant = f"; did you mean {' or '.join(near)}?" if near else ""
     return f"no run {name} in the leaderboard: {where}{meant}"
@@ -275,6 +298,10 @@ def _nearest(runs: Sequence[KnownRun], name: str) -> list[str]:
             said.setdefault(form, _printable(run.name))
     close = difflib.get_close_matches(name, said, n=6, cutoff=0.7)
     return list(dict.fromkeys(said[form] for form in close))[:3]
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:_FEW]) + (", ..." if len(names) > _FEW else "")
 
 
 def _printable(text: str) -> str:

@@ -6,6 +6,7 @@ Text that does not fit is wrapped in its column, at slashes, colons and the like
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 
@@ -46,15 +47,18 @@ def ago(moment: datetime | None, now: datetime) -> str:
 
 
 def _rooms(rows: Sequence[Sequence[str]], width: int, may_wrap: Sequence[bool]) -> list[int]:
-    """The width of each column: what it needs, the widest of those that may wrap made smaller until all fit."""
-    rooms = [max(map(len, column)) for column in zip(*rows)]
+    """The width of each column: what it needs, those that may wrap made smaller until all fit, where the fewest texts
+    are wrapped by it.
+    """
+    lengths = [Counter(map(len, column)) for column in zip(*rows)]
+    rooms = [max(counts) for counts in lengths]
     over = sum(rooms) + _GAP * (len(rooms) - 1) - width
-    wrapping = [place for place, may in enumerate(may_wrap) if may]
-    while over > 0 and wrapping:
-        widest = max(wrapping, key=rooms.__getitem__)
-        if rooms[widest] <= _LEAST:
+    while over > 0:
+        wrapping = [place for place, may in enumerate(may_wrap) if may and rooms[place] > _LEAST]
+        if not wrapping:
             break
-        rooms[widest] -= 1
+        smaller = min(wrapping, key=lambda place: (lengths[place][rooms[place]], -rooms[place]))
+        rooms[smaller] -= 1
         over -= 1
     return rooms
 

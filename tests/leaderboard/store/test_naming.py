@@ -11,7 +11,7 @@ import pytest
 from leaderboard.errors import LeaderboardError, UnknownRun
 from leaderboard.ingest import ingest
 from leaderboard.store.database import open_store
-from leaderboard.store.naming import AmbiguousRun, ResolvedRun, known_runs, place_of, resolve
+from leaderboard.store.naming import AmbiguousRun, ResolvedRun, known_runs, place_of, resolve, short_identity
 from tests.leaderboard.conftest import sha
 
 
@@ -102,6 +102,9 @@ def test_two_identities_of_one_name_are_one_model_and_said(database: Path, made:
     found = named(database, "tiny/baseline")
     assert found.run.path.name == "new"
     assert "has 2 runs, of 2 identities of the model: the newest is taken" in found.notes[0]
+    old = f"tiny ({short_identity(sha('tiny'))})/base"
+    assert named(database, old) == named(database, f"{old}line") and named(database, old).notes == ()
+    assert named(database, old).run.path.name == "baseline-0123456789"
 
 
 def test_what_fits_several_is_listed(database: Path) -> None:

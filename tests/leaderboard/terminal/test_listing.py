@@ -27,7 +27,15 @@ def test_names_are_wrapped_at_their_joints() -> None:
     lines = listed(ROWS[1:2], 70, ("recipe",)).splitlines()
     pieces = [line[8:40].split("  ")[0].strip() for line in lines[1:]]
     assert "".join(pieces) == NAMES[1]
-    assert all(re.search(r"[-/,:+=]$", piece) for piece in pieces[:-1])
+    assert all(re.search(r"[-_./,:+=]$", piece) for piece in pieces[:-1])
+
+
+def test_as_few_names_as_can_be_are_wrapped() -> None:
+    models = ["SmolLM2-135M-Instruct"] * 6
+    names = ["svd", "magnitude", "eigenprune-greedy", "svd-llm+random-subspace", "laser", "sfsd"]
+    rows = [{"recipe": name, "model": model, "id": "0" * 12} for name, model in zip(names, models)]
+    assert len(listed(rows, 60, ("recipe", "model")).splitlines()) == 7
+    assert len(listed(rows, 56, ("recipe", "model")).splitlines()) == 8
 
 
 def test_what_cannot_be_wrapped_is_not_cut() -> None:
