@@ -31,14 +31,18 @@ def board_look() -> Look:
     from leaderboard.terminal.board_table import Look
 
     style = terminal_style()
-    return Look(style.width, style.color, ascii_only=not _writes_signs(sys.stdout.encoding))
+    return Look(style.width, style.color, ascii_only=not _writes_signs())
 
 
-def _writes_signs(encoding: str | None) -> bool:
+def _encoding() -> str:
+    return sys.stdout.encoding or "ascii"
+
+
+def _writes_signs() -> bool:
     from leaderboard.terminal.board_table import SIGNS
 
     try:
-        SIGNS.encode(encoding or "ascii")
+        SIGNS.encode(_encoding())
     except (UnicodeEncodeError, LookupError):
         return False
     return True
