@@ -50,32 +50,35 @@ class Stage:
         self.news = self._progress.count()
         self._progress.changed()
 
+    def named(self) -> str:
+        """What it is and how far, for a stage within it."""
+        return self.what if self.total is None else f"{self.what} {min(self.done, self.total):,}/{self.total:,}"
+
+    def left(self, now: float) -> str:
+        """How long it will still take, in words; empty where that cannot be told."""
+        if not self.total or not 0 < self.done < self.total:
+            return ""
+        return duration((now - self.began) / self.done * (self.total - self.done))
+
     def told(self, now: float) -> str:
         """The stage in one line, at a time of the clock."""
-        spent = now - self.began
-        parts = []
-        if self.total:
-            parts.append(f"{min(self.done, self.total):,} of {self.total:,} {self.units}".rstrip())
-        elif self.done:
-            parts.append(f"{self.done:,} {self.units}".rstrip())
+        spent, parts = now - self.began, []
+        if self.total or self.done:
+            whole = f" of {self.total:,}" if self.total else ""
+            parts.append(f"{min(self.done, self.total or self.done):,}{whole} {self.units}".rstrip())
         if self.done >= _ENOUGH_FOR_A_RATE and spent > 0:
             parts.append(rate(self.done / spent))
-        if self.total and 0 < self.done < self.total:
-            parts.append(f"about {duration(spent / self.done * (self.total - self.done))} left")
-        parts.append(f"{duration(spent)} so far")
-        return f"{self.what}: {', '.join(parts)}" + (f"; {self.best}" if self.best else "")
+        if left := self.left(now):
+            parts.append(f"about {left} left")
+        return f"{self.what}: {', '.join([*parts, f'{duration(spent)} so far'])}"
 
     def drawn(self, now: float) -> str:
         """The same as short as a terminal needs it."""
-        spent = now - self.began
-        counted = (
-            f"{min(self.done, self.total):,}/{self.total:,}" if self.total else f"{self.done:,}" if self.done else ""
+        left = self.left(now)
+        counted = f"{self.named().removeprefix(self.what)} {self.units}".strip() if self.total else ""
+        return (
+            f"{self.what}: {', '.join(filter(None, [counted, f'{left} left' if left else duration(now - self.began)]))}"
         )
-        left = (
-            duration(spent / self.done * (self.total - self.done)) if self.total and 0 < self.done < self.total else ""
-        )
-        parts = [f"{counted} {self.units}".strip() if counted else "", f"{left} left" if left else duration(spent)]
-        return f"{self.what}: {', '.join(filter(None, parts))}" + (f"; {self.best}" if self.best else "")
 
 
 class Progress:
@@ -166,18 +169,19 @@ class _Told(Progress):
 
     @property
     def _line(self) -> str:
-        """The stage that had news last in a line, before it how far the outermost is, and those between that are only
-        names; empty where none is open.
+        """The stage that had news last in a line, before it those around it, after it the best that was found; empty
+        where none is open.
         """
         stages = self.stages[:]
         if not stages:
             return ""
         place = max(range(len(stages)), key=lambda number: stages[number].news)
         outer, shown = stages[:place], stages[place]
-        names = "".join(f"{stage.what}: " for stage in outer if stage.total is None)
         total = outer[0].total if outer else None
         counted = f"[{min(outer[0].done + 1, total)}/{total}] " if total else ""
-        return f"{counted}{names}{self._told(shown)}"
+        names = "".join(f"{stage.named()}: " for stage in (outer[1:] if total else outer))
+        best = next((stage.best for stage in (shown, *reversed(outer)) if stage.best), "")
+        return f"{counted}{names}{self._told(shown)}" + (f"; {best}" if best else "")
 
     def _told(self, stage: Stage) -> str:
         return stage.told(self.clock())

@@ -15,7 +15,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -201,10 +201,16 @@ class CandidateEvaluator:
         """The model as it stands now, by plain passes."""
         import torch
 
-        with torch.inference_mode():
-            parts = [batch.score(self._replay.plain(place)) for place, batch in enumerate(self._batches)]
+        parts = []
+        with torch.inference_mode(), self._counting("scoring all documents", len(self._batches)) as stage:
+            for place, batch in enumerate(self._batches):
+                parts.append(batch.score(self._replay.plain(place)))
+                stage.advance()
         right, loss = self._in_order(parts)
         return trial_of({}, right[0], loss[0])
+
+    def _counting(self, what: str, batches: int) -> AbstractContextManager[Stage]:
+        return self.context.progress.stage(what, batches, "batches")
 
     def _in_order(self, parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         import torch
@@ -312,7 +318,7 @@ class CandidateEvaluator:
         )
         ran = torch.zeros(count, total, dtype=torch.bool)
         active = torch.arange(count)
-        with torch.inference_mode():
+        with torch.inference_mode(), self._counting(f"trying {count}", len(self._batches)) as stage:
             for place in self._hardest_first():
                 batch = self._batches[place]
                 # Large batches of large documents go in fewer alternatives at a time.
@@ -322,6 +328,7 @@ class CandidateEvaluator:
                     partial.loss[some[:, None], list(batch.places)] = loss.cpu()
                     ran[some[:, None], list(batch.places)] = True
                 partial.seen[list(batch.places)] = True
+                stage.advance()
                 if hopeless is not None and not bool(partial.seen.all()):
                     active = active[~hopeless(partial)[active]]
                     if not len(active):

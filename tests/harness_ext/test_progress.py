@@ -123,8 +123,22 @@ def test_the_stage_that_had_news_last_is_told_within_the_outer_ones(
         clock.now += 60
         progress.tick()
     assert told(capsys) == [
-        "[3/7] svd-llm: calibrating: 5 of 30 layers, about 5 min left, 60 s so far",
+        "[3/7] svd-llm: editing 0/14: calibrating: 5 of 30 layers, about 5 min left, 60 s so far",
         "[3/7] svd-llm: editing: 2 of 14 matrices, about 12 min left, 2 min so far",
+    ]
+
+
+def test_what_was_found_is_told_within_a_trial_too(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    progress = ProgressLines(clock, threaded=False)
+    with progress.stage("laser-search"), progress.stage("searching", 48, "trials") as search:
+        search.advance(8)
+        search.found("best 61.2 % right")
+        with progress.stage("trying 8", 16, "batches") as trial:
+            trial.advance()
+            clock.now += 60
+            progress.tick()
+    assert told(capsys) == [
+        "laser-search: searching 8/48: trying 8: 1 of 16 batches, about 15 min left, 60 s so far; best 61.2 % right"
     ]
 
 
