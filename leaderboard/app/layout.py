@@ -13,14 +13,14 @@ import streamlit as st
 
 from leaderboard.app import data, url_state
 from leaderboard.app.colours import tinted
-from leaderboard.app.tables import cell_rows, glance
+from leaderboard.app.tables import cell_rows
 from leaderboard.board.across_models import unedited
 from leaderboard.commands import ingest_command, run_arguments
 from leaderboard.compare.families import meant
 from leaderboard.errors import Busy, LeaderboardError, MissingDatabase, NewerDatabase
 from leaderboard.terminal.format import plain
 
-__all__ = ["cell_rows", "glance", "tinted"]  # and all that is defined here
+__all__ = ["cell_rows", "tinted"]  # and all that is defined here
 _Value = TypeVar("_Value")
 REFRESH_SECONDS = 5
 EXAMPLE_RUN = (
