@@ -53,8 +53,10 @@ from leaderboard.store.writer import Added, add_runs, log_rejections, note_moves
 if TYPE_CHECKING:
     import duckdb
 
-_AHEAD_SECONDS = 5.0  # of judging after an ingest, in turns of
-_TURN_SECONDS = 0.5
+_AHEAD_SECONDS = 5.0  # of judging after an ingest that added runs, or as long as that took
+_AGAIN_SECONDS = 2.0  # after one that added none
+_TURN_SECONDS, _LONGEST_TURN_SECONDS = 0.5, 8.0
+_RUNS_A_TURN = 300
 _REBUILD_AHEAD_SECONDS = 120.0  # nobody waits for the new file
 _BATCH_SECONDS = 4.0  # of reading, before the batch is written
 # more than the 122,880 rows of a row group: DuckDB writes whole ones at once, and fewer first to its log and then
@@ -95,7 +97,7 @@ def ingest(
         return report
     if rebuild:
         return _rebuild(roots, Path(database), timeout_s)
-    report = IngestReport()
+    report, started = IngestReport(), time.monotonic()
     with no_collection():
         looks = Looks(Path(database), roots)
         changed = _recall(roots, Path(database), report, looks, timeout_s)
@@ -103,7 +105,8 @@ def ingest(
             _read_and_write(changed, Path(database), report, looks, timeout_s)
         _finish(Path(database), report, looks, timeout_s)
     if report.added or report.duplicates:  # the database is there, and up to date
-        _judge_ahead(Path(database), timeout_s)
+        seconds = max(_AHEAD_SECONDS, time.monotonic() - started) if report.added else _AGAIN_SECONDS
+        _judge_ahead(Path(database), timeout_s, seconds)
     return report
 
 
@@ -253,23 +256,40 @@ def _add(store: Store, batch: Sequence[Run], report: IngestReport, looks: Looks 
                 report.known.append(run.run_id)
 
 
-def _judge_ahead(database: Path, timeout_s: float) -> None:
+def _judge_ahead(database: Path, timeout_s: float, seconds: float) -> None:
     """Judge the models whose stored verdicts no longer hold, in turns of reading and writing, so that nobody waits
     long. A board does without; so does a busy database, and then the next ingest goes on.
     """
-    until = time.monotonic() + _AHEAD_SECONDS
+    until, turn = time.monotonic() + seconds, _TURN_SECONDS
     try:
-        while time.monotonic() < until:
+        while (left := until - time.monotonic()) > 0:
             with open_store(database, read_only=True, timeout_s=timeout_s) as store:
                 states = stored_verdicts.outdated(store)
                 if not states:
                     return
-                ahead = judge_ahead(store, list(states), _TURN_SECONDS)
+                ahead = judge_ahead(store, _some_models(store, list(states)), min(turn, left))
             with open_store(database, read_only=False, timeout_s=timeout_s) as store:
                 verdict_cache.write(store, ahead.new)
                 stored_verdicts.write(store, ahead.boards, states)
+            if not ahead.done:  # of many runs it takes longer to find out what is still to be judged
+                turn = min(2 * turn, _LONGEST_TURN_SECONDS)
     except Busy:
         pass
+
+
+def _some_models(store: Store, models: Sequence[str]) -> list[str]:
+    """The first of these models, as many as are read in a moment."""
+    counts = dict(
+        store.connection.execute(
+            "SELECT model_key, count(*) FROM runs JOIN variants USING (variant_id) GROUP BY model_key"
+        ).fetchall()
+    )
+    runs = 0
+    for number, model in enumerate(models, start=1):
+        runs += counts.get(model, 0)
+        if runs >= _RUNS_A_TURN:
+            return list(models[:number])
+    return list(models)
 
 
 def _rebuild(roots: Sequence[Path], database: Path, timeout_s: float) -> IngestReport:

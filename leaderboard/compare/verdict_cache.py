@@ -7,9 +7,9 @@ Notable choices:
   other rows, new code for all of them anew, and a deleted run's go with it.
 - What depends on more than the two runs is not in it: the correction over all cells, published numbers and the noise
   floor are worked out for every board.
-- Writers fill the table when they ingest, for the models that got runs, in turns of half a second that let others in,
-  for a few seconds at most. Pages never write: what the table lacks they judge themselves, and keep the effects in
-  memory (`known` of `board`).
+- Writers fill the table when they ingest, for the models that got runs, in short turns that let others in, for a few
+  seconds, or as long as it took to read new runs. Pages never write: what the table lacks they judge themselves, and
+  keep the effects in memory (`known` of `board`).
 """
 
 from __future__ import annotations
