@@ -1,0 +1,254 @@
+"""The board as people read it: recipes by tasks, ranked by what is proven, controls under their recipe.
+
+Notable choices:
+- A gain counts only beyond the recipe's controls. There are three kinds of better: *beats* (better than the baseline
+  and than every control of the recipe's own), *alone* (no control was run; controls themselves too) and *as control* (a
+  control does as well).
+- A rank is the mean over tasks of the rank on each. On a task, rows whose verdict proves nothing (same, undecided, *as
+  control*) stand level with the baseline, whatever their difference; a collapsed row stands behind every worse one.
+  Rows with equal means share a place.
+- Ranks are over tasks that all ranked rows have. A row without any comparison has no rank. Where no task is common to
+  all, the rows whose tasks the fewest others have go without, until one is.
+- The latest run of a name speaks for it on each task.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import rankdata
+
+from leaderboard.board.cell import COMPARED, Cell
+from leaderboard.compare.collapse import COLLAPSED
+from leaderboard.readers.records import BASELINE
+
+BEATS, ALONE, AS_CONTROL = "beats", "alone", "as control"
+KINDS = (BEATS, ALONE, AS_CONTROL, "same", "undecided", "worse", COLLAPSED, "incomparable", "failed", BASELINE)
+"""What a cell says, from good to bad. Every other than the first three is the cell's verdict."""
+PROVEN = (BEATS, ALONE)
+HARM = ("worse", COLLAPSED)
+
+
+def kind(cell: Cell) -> str:
+    """What a cell says: its verdict, or one of the three kinds of better."""
+    return kind_of(cell.verdict, cell.beats_controls)
+
+
+def kind_of(verdict: str, beats_controls: bool | None) -> str:
+    """`kind`, of what the store has of a cell."""
+    return {True: BEATS, False: AS_CONTROL, None: ALONE}[beats_controls] if verdict == "better" else verdict
+
+
+class Rank(NamedTuple):
+    """A row's place among the ranked ones, from 1; `shared` with others; `mean` of its ranks on the tasks."""
+
+    place: int
+    shared: bool
+    mean: float
+
+    def __str__(self) -> str:
+        return f"{self.place}{'=' if self.shared else ''}"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A recipe, control or the baseline: a row of the board.
+
+    name: whole, as in `Cell.name`; recipe and settings: its two parts. cells: task -> the latest one of this name.
+    run_ids: of all its cells, the latest first. rank: None for controls and rows that cannot be ranked. controls: the
+    rows of its own controls. better, beaten: on how many tasks with a control it is better than the baseline, and on
+    how many of these better than every control.
+    """
+
+    name: str
+    recipe: str
+    settings: str
+    cells: Mapping[str, Cell]
+    run_ids: tuple[str, ...]
+    control: str | None = None
+    rank: Rank | None = None
+    controls: tuple[Standing, ...] = ()
+    better: int = 0
+    beaten: int = 0
+    parameters_kept: float | None = None
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether this is the unedited model."""
+        return any(cell.verdict == BASELINE for cell in self.cells.values())
+
+    @property
+    def run_id(self) -> str:
+        """The latest run."""
+        return self.run_ids[0]
+
+    def kinds(self) -> Counter[str]:
+        """How many of its cells say what."""
+        return Counter(map(kind, self.cells.values()))
+
+
+@dataclass(frozen=True)
+class Standings:
+    """A model's board in rows.
+
+    rows: the recipes and the baseline, best first, then those without a rank. unclaimed: controls whose recipe is not
+    here. ranked_on: the tasks that the ranks are over. best: task -> names of the rows whose cell is its best.
+    """
+
+    tasks: tuple[str, ...]
+    rows: tuple[Standing, ...]
+    unclaimed: tuple[Standing, ...] = ()
+    ranked_on: tuple[str, ...] = ()
+    best: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    def listed(self, *, controls: bool = False) -> list[Standing]:
+        """The rows in order, each followed by its controls where these are wanted."""
+        if not controls:
+            return list(self.rows)
+        return [*(one for row in self.rows for one in (row, *row.controls)), *self.unclaimed]
+
+    @property
+    def unranked(self) -> tuple[Standing, ...]:
+        """The rows that have no rank."""
+        return tuple(row for row in self.rows if row.rank is None)
+
+
+def standings(cells: Iterable[Cell], *, by: str | None = None) -> Standings:
+    """The board of one model. by: the task to rank on; all common ones unless given."""
+    cells = list(cells)
+    rows = _rows(cells)
+    tasks = tuple(sorted({task for row in rows for task, cell in row.cells.items() if cell.metric}))
+    controls = [row for row in rows if row.control is not None]
+    recipes = [row for row in rows if row.control is None]
+    claimed = _claims(recipes, controls)
+    recipes = [replace(row, controls=tuple(claimed.get(row.name, ()))) for row in recipes]
+    taken = {one.name for of_recipe in claimed.values() for one in of_recipe}
+    ranked_on, ranks = _ranks(recipes, tasks if by is None else (by,))
+    ranked = sorted((replace(row, rank=ranks.get(row.name)) for row in recipes), key=_order)
+    return Standings(
+        tasks,
+        tuple(ranked),
+        tuple(row for row in controls if row.name not in taken),
+        ranked_on,
+        {task: _best(ranked, task) for task in tasks},
+    )
+
+
+def split_name(recipe: str, name: str) -> tuple[str, str]:
+    """The recipe's own name, and all that follows it: `laser`, `layers=0, matrices=down_proj (calibrated on piqa)`."""
+    base, _, settings = recipe.partition(":")
+    addition = name.removeprefix(recipe).strip() if name.startswith(recipe) else ""
+    return base, " ".join(filter(None, [settings.replace(",", ", ") if "[" not in settings else settings, addition]))
+
+
+def _rows(cells: Sequence[Cell]) -> list[Standing]:
+    by_name: dict[str, list[Cell]] = defaultdict(list)
+    for cell in sorted(cells, key=_age):
+        by_name[BASELINE if cell.verdict == BASELINE else cell.name].append(cell)
+    return [_row(alike) for alike in by_name.values()]
+
+
+def _row(alike: Sequence[Cell]) -> Standing:
+    """One name's cells, the earliest first."""
+    latest = {cell.task: cell for cell in alike}
+    last = alike[-1]
+    recipe, settings = split_name(last.recipe, last.name)
+    better = [cell for cell in latest.values() if cell.verdict == "better" and cell.against_controls]
+    return Standing(
+        last.name,
+        recipe,
+        settings,
+        dict(sorted(latest.items())),
+        tuple(dict.fromkeys(cell.run_id for cell in reversed(alike))),
+        control=last.control,
+        better=len(better),
+        beaten=sum(cell.beats_controls is True for cell in better),
+        parameters_kept=next((c.parameters_kept for c in reversed(alike) if c.parameters_kept is not None), None),
+    )
+
+
+def _claims(recipes: Sequence[Standing], controls: Sequence[Standing]) -> dict[str, list[Standing]]:
+    """The name of each recipe -> its controls. One that two recipes share stands under both."""
+    of_run = {run_id: control for control in controls for run_id in control.run_ids}
+    claimed: dict[str, list[Standing]] = {}
+    for row in recipes:
+        runs = (pair.baseline_run for cell in row.cells.values() for pair in cell.against_controls)
+        named = {of_run[run].name: of_run[run] for run in runs if run in of_run}
+        claimed[row.name] = [named[name] for name in sorted(named)]
+    return claimed
+
+
+def proven(cell: Cell) -> float:
+    """What a cell proves, in the metric's units and positive where it is good: its improvement where its verdict says
+    that there is one, 0 where it proves none, minus infinity where the model collapsed.
+    """
+    if cell.verdict == COLLAPSED:
+        return -np.inf
+    return cell.improvement or 0.0 if kind(cell) in (*PROVEN, "worse") else 0.0
+
+
+def gained(cell: Cell) -> float | None:
+    """The difference of the scores as it is shown: positive where it is good on every task, in the metric's units. Of
+    clipped differences that of the plain scores, unless it points the other way.
+    """
+    if cell.best_value is not None or cell.delta is None:
+        return cell.improvement
+    plain = cell.delta if cell.higher_is_better else -cell.delta
+    return plain if cell.improvement is None or plain * cell.improvement >= 0 else cell.improvement
+
+
+def _comparable(row: Standing, task: str) -> bool:
+    cell = row.cells.get(task)
+    return cell is not None and (cell.verdict in COMPARED or cell.verdict == BASELINE)
+
+
+def _ranks(rows: Sequence[Standing], tasks: Sequence[str]) -> tuple[tuple[str, ...], dict[str, Rank]]:
+    """The tasks that ranks are over, and the rank of each row that has one, by name."""
+    having = {row.name: frozenset(task for task in tasks if _comparable(row, task)) for row in rows}
+    shared_by = Counter(task for found in having.values() for task in found)
+    ranked = sorted(
+        (row for row in rows if having[row.name]),
+        key=lambda row: (row.is_baseline, sum(shared_by[task] for task in having[row.name])),
+    )
+    while ranked and not frozenset.intersection(*(having[row.name] for row in ranked)):
+        ranked = ranked[1:]
+    if not ranked:
+        return (), {}
+    common = tuple(task for task in tasks if all(task in having[row.name] for row in ranked))
+    values = np.array([[proven(row.cells[task]) for task in common] for row in ranked])
+    means = rankdata(-values, axis=0).mean(axis=1).round(9)
+    places = rankdata(means, method="min").astype(int)
+    shared = Counter(places.tolist())
+    return common, {
+        row.name: Rank(int(place), shared[int(place)] > 1, float(mean))
+        for row, place, mean in zip(ranked, places, means)
+    }
+
+
+def _best(rows: Sequence[Standing], task: str) -> frozenset[str]:
+    """The rows with the largest proven gain on a task: among those that beat their controls, if any does."""
+    for wanted in PROVEN:
+        gains = {
+            row.name: row.cells[task].improvement or 0.0
+            for row in rows
+            if task in row.cells and kind(row.cells[task]) == wanted
+        }
+        if gains:
+            return frozenset(name for name, gain in gains.items() if gain == max(gains.values()))
+    return frozenset()
+
+
+def _order(row: Standing) -> tuple[object, ...]:
+    """Best first. In a shared place the baseline stands first: what is level with it is not worth doing."""
+    if row.rank is None:
+        return (True, not row.is_baseline, row.name)
+    return (False, row.rank.mean, not row.is_baseline, row.name)
+
+
+def _age(cell: Cell) -> tuple[object, ...]:
+    """Order of time. The run that is the baseline speaks for the unedited model, however often that was run."""
+    return (cell.verdict == BASELINE, cell.started is not None, cell.started or 0, cell.run_id)

@@ -1,0 +1,149 @@
+"""The board as rows: order, ranks, stars, controls. From cells made by hand, against plain loops."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from leaderboard.board.cell import Cell
+from leaderboard.board.standings import Standings, kind, proven, split_name, standings
+
+
+def cell(recipe: str, task: str, verdict: str, improvement: float | None = None, **rest: Any) -> Cell:
+    run_id = rest.pop("run_id", f"run of {recipe}")
+    return Cell(
+        "m", recipe, run_id, task, "acc", "none", 100, 0.5, 0.5, verdict, improvement=improvement, **rest
+    )  # fmt: skip
+
+
+def beside(one: Cell, verdict: str, control: str = "random-subspace") -> Cell:
+    """The cell, compared with a control of its own."""
+    pair = replace(one, verdict=verdict, control=control, baseline_run=f"run of {one.recipe}+{control}")
+    return replace(one, against_controls=(*one.against_controls, pair))
+
+
+def baseline(*tasks: str) -> list[Cell]:
+    return [cell("baseline", task, "baseline") for task in tasks]
+
+
+def names(found: Standings) -> list[str]:
+    return [f"{row.rank} {row.name}" for row in found.rows]
+
+
+def test_a_gain_that_the_control_has_too_counts_as_none() -> None:
+    proved = beside(cell("eigenprune", "sums", "better", 0.1), "better")
+    shown_by_noise = beside(cell("laser", "sums", "better", 0.3), "undecided")
+    alone = cell("svd", "sums", "better", 0.2)
+    found = standings([*baseline("sums"), proved, shown_by_noise, alone])
+    assert names(found) == ["1 svd", "2 eigenprune", "3= baseline", "3= laser"]
+    assert [kind(one) for one in (proved, shown_by_noise, alone)] == ["beats", "as control", "alone"]
+    # the star prefers what was held against a control, however small
+    assert found.best["sums"] == {"eigenprune"}
+
+
+def test_being_better_than_one_of_two_controls_is_not_enough() -> None:
+    one = beside(beside(cell("laser", "sums", "better", 0.3), "better"), "same", "noise")
+    assert kind(one) == "as control"
+    (row,) = standings([one]).rows
+    assert (row.better, row.beaten) == (1, 0)
+
+
+def test_controls_stand_under_their_recipe_and_in_no_rank() -> None:
+    laser = beside(cell("laser", "sums", "better", 0.3), "better")
+    control = cell("laser+random-subspace", "sums", "better", 0.9, control="random-subspace")
+    orphan = cell("svd+noise", "sums", "worse", -0.9, control="noise")
+    found = standings([*baseline("sums"), laser, control, orphan])
+    assert names(found) == ["1 laser", "2 baseline"]
+    assert [row.name for row in found.listed(controls=True)] == [
+        "laser",
+        "laser+random-subspace",
+        "baseline",
+        "svd+noise",
+    ]
+    assert found.best["sums"] == {"laser"}
+
+
+def test_collapsed_is_behind_worse_whatever_its_metric_says() -> None:
+    cells = [cell("a", "bias", "collapsed", 0.9), cell("b", "bias", "worse", -0.5), cell("c", "bias", "undecided", 0.4)]
+    assert names(standings([*baseline("bias"), *cells])) == ["1= baseline", "1= c", "3 b", "4 a"]
+    assert proven(cells[0]) < proven(cells[1])
+
+
+def test_ranks_are_over_tasks_that_all_have_and_a_chosen_task_goes_before() -> None:
+    cells = [
+        *baseline("a", "b", "c"),
+        cell("laser", "a", "worse", -0.1),
+        cell("laser", "b", "better", 0.1),
+        cell("laser", "c", "better", 0.9),
+        cell("svd", "a", "better", 0.1),
+        cell("svd", "b", "worse", -0.1),
+        replace(cell("broken", "(all)", "failed"), metric=""),
+    ]
+    found = standings(cells)
+    assert found.ranked_on == ("a", "b") and found.tasks == ("a", "b", "c")
+    assert names(found) == ["1= baseline", "1= laser", "1= svd", "None broken"]
+    assert names(standings(cells, by="c")) == ["1 laser", "2 baseline", "None broken", "None svd"]
+    assert [row.name for row in found.unranked] == ["broken"]
+
+
+def test_no_task_in_common_leaves_out_the_rows_with_the_fewest() -> None:
+    cells = [*baseline("a", "b"), cell("x", "a", "better", 0.1), cell("y", "a", "same"), cell("y", "b", "same")]
+    lonely = cell("z", "c", "better", 0.1)
+    found = standings([*cells, lonely])
+    assert found.ranked_on == ("a",) and [row.name for row in found.unranked] == ["z"]
+
+
+def test_the_latest_run_of_a_name_speaks_for_it() -> None:
+    old = cell("laser", "a", "better", 0.5, run_id="old", started=datetime(2026, 1, 1))
+    new = cell("laser", "a", "worse", -0.5, run_id="new", started=datetime(2026, 2, 1))
+    other = cell("laser", "b", "same", run_id="old", started=datetime(2026, 1, 1))
+    (row,) = standings([new, old, other]).rows
+    assert row.cells["a"] is new and row.cells["b"] is other and row.run_ids == ("new", "old")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_ranks_equal_a_plain_count(seed: int) -> None:
+    draw = random.Random(seed)
+    tasks = ["a", "b", "c"][: draw.randint(1, 3)]
+    verdicts = {"better": 1, "worse": -1, "same": 0.01, "undecided": -0.2, "collapsed": 0.4}
+    recipes = [f"r{i}" for i in range(draw.randint(1, 9))]
+    cells = baseline(*tasks)
+    for recipe in recipes:
+        for task in tasks:
+            verdict = draw.choice(list(verdicts))
+            cells.append(cell(recipe, task, verdict, verdicts[verdict] * draw.choice([0.1, 0.2])))
+    found = standings(cells)
+    value = {(one.recipe, one.task): proven(one) for one in cells}
+    every = ["baseline", *recipes]
+
+    def mean_rank(name: str) -> float:
+        ranks = [
+            sum((value[one, task] > value[name, task]) + (value[one, task] == value[name, task]) / 2 for one in every)
+            + 0.5
+            for task in tasks
+        ]  # fmt: skip
+        return sum(ranks) / len(ranks)
+
+    for row in found.rows:
+        assert row.rank is not None
+        assert row.rank.mean == pytest.approx(mean_rank(row.name))
+        assert row.rank.place == 1 + sum(mean_rank(other) < mean_rank(row.name) - 1e-9 for other in every)
+        assert row.rank.shared == (sum(abs(mean_rank(other) - mean_rank(row.name)) < 1e-9 for other in every) > 1)
+    assert [row.rank.mean for row in found.rows if row.rank] == sorted(row.rank.mean for row in found.rows if row.rank)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name", "parts"),
+    [
+        ("laser", "laser", ("laser", "")),
+        ("svd:layers=0,matrices=attn", "svd:layers=0,matrices=attn", ("svd", "layers=0, matrices=attn")),
+        ("laser", "laser (calibrated on piqa) [bfloat16]", ("laser", "(calibrated on piqa) [bfloat16]")),
+        ("laser:layers=[0,1]", "laser:layers=[0,1] [limit 20]", ("laser", "layers=[0,1] [limit 20]")),
+    ],
+)  # fmt: skip
+def test_a_name_parts_into_recipe_and_settings(recipe: str, name: str, parts: tuple[str, str]) -> None:
+    assert split_name(recipe, name) == parts
