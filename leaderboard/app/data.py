@@ -24,7 +24,7 @@ from leaderboard.app.serve import DATABASE_VARIABLE
 from leaderboard.board.board import board
 from leaderboard.board.cell import Cell
 from leaderboard.commands import DEFAULT_DATABASE
-from leaderboard.compare.contents import Effects, display_names
+from leaderboard.compare.contents import Effects, model_names
 from leaderboard.errors import Busy
 from leaderboard.store import queries
 from leaderboard.store.database import Store, open_store
@@ -138,9 +138,7 @@ def details(run_id: str) -> Details:
 
 def _overview(store: Store) -> Overview:
     runs = page_queries.run_facts(store)
-    return Overview(
-        display_names(queries.runs(store)), runs, queries.rejections(store), queries.pinned_baselines(store)
-    )
+    return Overview(model_names(store), runs, queries.rejections(store), queries.pinned_baselines(store))
 
 
 def _board_of(store: Store, *model_keys: str) -> list[Cell]:

@@ -76,10 +76,10 @@ class JudgedAhead(NamedTuple):
     done: bool
 
 
-def judge_ahead(store: Store, models: Sequence[str], seconds: float) -> JudgedAhead:
-    """The boards of some models (by key), as far as `seconds` go."""
+def judge_ahead(store: Store, models: Sequence[str], seconds: float, known: Effects | None = None) -> JudgedAhead:
+    """The boards of some models (by key), as far as `seconds` go. known: as of `board`."""
     until = time.monotonic() + seconds
-    contents = read_contents(store, models=models)
+    contents = read_contents(store, known, models=models)
     memory = verdict_cache.recall(store, contents.run_ids(set(models)))
     boards: dict[str, list[Cell]] = {}
     by_model = contents.by_model(set(models))

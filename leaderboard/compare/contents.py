@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -159,10 +160,24 @@ def read_contents(
 def display_names(runs: Iterable[RunRow]) -> dict[str, str]:
     """model_key -> the name shown, with part of its identity where two models bear one name."""
     names = {run.model_key: (run.model_name, run.identity or run.model_key) for run in runs}
-    shared = [name for name, _ in names.values()]
+    return _told_apart(names)
+
+
+def model_names(store: Store) -> dict[str, str]:
+    """`display_names` of all runs of a store."""
+    by_age = "ORDER BY started NULLS LAST, coalesce(former_id, run_id), run_id"
+    rows = store.connection.execute(
+        f"SELECT model_key, last(model_name {by_age}), last(coalesce(nullif(identity, ''), model_key) {by_age}) FROM"
+        " runs JOIN variants USING (variant_id) GROUP BY model_key"
+    ).fetchall()
+    return _told_apart({key: (name, identity) for key, name, identity in rows})
+
+
+def _told_apart(names: dict[str, tuple[str, str]]) -> dict[str, str]:
+    """names: model_key -> name and identity."""
+    shared = Counter(name for name, _ in names.values())
     return {
-        key: name if shared.count(name) == 1 else f"{name} ({_short(identity)})"
-        for key, (name, identity) in names.items()
+        key: name if shared[name] == 1 else f"{name} ({_short(identity)})" for key, (name, identity) in names.items()
     }
 
 
