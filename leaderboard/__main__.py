@@ -41,17 +41,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _gate(arguments: list[str]) -> int:
-    import os
-    import shutil
-
     from leaderboard.gate.command import DESCRIPTION, add_arguments, execute
+    from leaderboard.terminal.output import terminal_style
 
     parser = argparse.ArgumentParser(prog="python -m leaderboard gate", description=DESCRIPTION)
     add_arguments(parser)
     given = parser.parse_args(arguments)
-    color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    style = terminal_style()
     try:
-        return execute(given, width=shutil.get_terminal_size((120, 24)).columns, color=color)
+        return execute(given, width=style.width, color=style.color)
     except LeaderboardError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from leaderboard.ingest import IngestReport
 
 
-def add_database_argument(parser: argparse.ArgumentParser) -> None:
-    """The flag that names the database, the same for every command that reads or writes it."""
+def add_database_argument(parser: argparse.ArgumentParser, *, inner: bool = False) -> None:
+    """The flag that names the database, the same for every command that reads or writes it. inner: for an action of a
+    command that has the flag too, so that it may stand before the action's name.
+    """
     parser.add_argument(
         "--database",
         type=Path,
-        default=DEFAULT_DATABASE,
+        default=argparse.SUPPRESS if inner else DEFAULT_DATABASE,
         metavar="<path>",
         help=f"The leaderboard's database (default: {DEFAULT_DATABASE}, wherever the results lie)",
     )

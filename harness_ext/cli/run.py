@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness_ext.cli.config import KEYS, asked, read_config_file, run_config
 from harness_ext.cli.secrecy import hide
+from harness_ext.cli.terminal import add_form_arguments
 from harness_ext.errors import UserError
 from harness_ext.runs.run_config import HF_BACKENDS, resolve_demo
 
@@ -56,12 +57,26 @@ def add_recipes(parser: argparse.ArgumentParser) -> None:
             " shuffled-labels, for one that learns from documents. Repeatable."
         ),
     )
+    before = set(parser._actions)
+    add_form_arguments(group)
+    _only_whole(parser, [action for action in parser._actions if action not in before])
     parser.epilog = (parser.epilog or "") + EXAMPLES
     parser.set_defaults(func=run)
 
 
+def _only_whole(parser: argparse.ArgumentParser, actions: Sequence[argparse.Action]) -> None:
+    """Have these flags be written out, so that abbreviations of lm-eval's mean what they meant."""
+    abbreviated = parser._get_option_tuples
+
+    def of_the_others(option: str) -> list[Any]:
+        return [found for found in abbreviated(option) if found[0] not in actions]
+
+    parser._get_option_tuples = of_the_others  # type: ignore[method-assign]
+
+
 def run(args: argparse.Namespace) -> None:
     """Run with the recipes that the flags or the file name, or as lm-eval does where there are none."""
+    form = vars(args).pop("form", "text")
     from_file = read_config_file(args.config)
     hide(from_file)
     wanted = asked(args, from_file)
@@ -73,7 +88,12 @@ def run(args: argparse.Namespace) -> None:
         if warning := taken_back():
             print(f"note: {warning}", file=sys.stderr)
         report = report_for(args.verbosity or from_file.get("verbosity"))
-        execute(run_config(args, wanted), report)
+        execute(run_config(args, wanted), report, form)
+    elif form != "text":
+        raise UserError(
+            f"--{form} is for the table of a run with --recipe; lm-eval's own tables are in the results_*.json that it"
+            " writes with --output_path"
+        )
     else:
         run_plain(args, from_file)
 

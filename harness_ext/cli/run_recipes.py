@@ -5,10 +5,11 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness_ext.cli.terminal import terminal_style
+from harness_ext.cli.terminal import terminal_style, write_cells
 from harness_ext.lm_eval_adapter.config import RunConfig
 from harness_ext.runs import execution
 from harness_ext.runs.execution import Execution
@@ -16,25 +17,28 @@ from harness_ext.runs.progress import ProgressReport
 
 if TYPE_CHECKING:
     from leaderboard.board.cell import Cell
+    from leaderboard.terminal.output import Form
 
 EXIT_FAILED_VARIANT = 2
 
 
-def execute(config: RunConfig, report: ProgressReport) -> None:
+def execute(config: RunConfig, report: ProgressReport, form: Form = "text") -> None:
     """Do what was asked; leaves by SystemExit with 2 where a variant failed, after everything else is done and shown.
+    form: of the table at the end, which is all that goes to standard output.
 
     Raises UserError and LeaderboardError. A database that cannot be used is told before anything is computed; one that
     is busy at the end costs only its own update.
     """
-    executed = execution.execute(config, report)
-    _show(executed, report)
+    with redirect_stdout(sys.stderr):
+        executed = execution.execute(config, report)
+    _show(executed, report, form)
     if executed.mistake is not None:
         raise executed.mistake
     if any(outcome.run.failed for outcome in executed.outcomes):
         sys.exit(EXIT_FAILED_VARIANT)
 
 
-def _show(executed: Execution, report: ProgressReport) -> None:
+def _show(executed: Execution, report: ProgressReport, form: Form) -> None:
     """Print the table of this command's variants: from the store, or from their run directories alone where the store
     cannot be had.
     """
@@ -43,9 +47,9 @@ def _show(executed: Execution, report: ProgressReport) -> None:
 
     paths, database = executed.paths, executed.database
     try:
-        _print(execution.cells_from_store(paths, database, report))
+        _print(execution.cells_from_store(paths, database, report), form)
     except LeaderboardError as trouble:
-        _print(execution.cells_from_runs(paths))
+        _print(execution.cells_from_runs(paths), form)
         # A run that found no room in its place lies elsewhere.
         folders = list(dict.fromkeys(path.parent for path in paths))
         elsewhere = [folder for folder in folders if database.parent.resolve() not in folder.resolve().parents]
@@ -56,9 +60,12 @@ def _show(executed: Execution, report: ProgressReport) -> None:
     _next_steps(executed, report)
 
 
-def _print(cells: Sequence[Cell]) -> None:
+def _print(cells: Sequence[Cell], form: Form) -> None:
     from leaderboard.terminal.table import render
 
+    if form != "text":
+        write_cells(cells, form)
+        return
     style = terminal_style()
     print(render(cells, width=style.width, color=style.color), flush=True)
 

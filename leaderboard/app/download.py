@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 import streamlit as st
 
-from leaderboard.terminal import output
+from leaderboard.terminal import exports, output
 
 _COUNTS = ("n", "documents", "Documents")
 """What a column of document counts is called."""
@@ -28,10 +28,10 @@ class _Format(NamedTuple):
 
 
 _FORMATS = (
-    _Format("Markdown", "md", "text/markdown", lambda rows, caption: output.as_markdown(rows)),
+    _Format("Markdown", "md", "text/markdown", lambda rows, caption: f"{output.as_markdown(rows)}\n"),
     _Format("CSV", "csv", "text/csv", lambda rows, caption: as_csv(rows)),
-    _Format("LaTeX", "tex", "application/x-tex", output.as_latex),
-    _Format("Parquet", "parquet", "application/vnd.apache.parquet", lambda rows, caption: output.as_parquet(rows)),
+    _Format("LaTeX", "tex", "application/x-tex", exports.as_latex),
+    _Format("Parquet", "parquet", "application/vnd.apache.parquet", lambda rows, caption: exports.as_parquet(rows)),
 )
 
 

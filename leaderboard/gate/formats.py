@@ -13,7 +13,8 @@ from xml.etree import ElementTree
 from leaderboard.gate.decision import GateRow
 from leaderboard.gate.report import GateReport
 from leaderboard.gate.table import groups, notes, summary
-from leaderboard.terminal.format import number, plain, signed
+from leaderboard.terminal.format import number, signed
+from leaderboard.terminal.output import markdown_code
 
 _MARKS = {
     "PASS": "PASS",
@@ -76,8 +77,7 @@ def _markdown_row(row: GateRow) -> str:
 
 
 def _code(text: str) -> str:
-    """`text` as a code span that nothing in it can end, also within a table."""
-    return f"`{plain(text).replace('`', chr(39)).replace('|', chr(0xA6)).strip() or ' '}`"
+    return markdown_code(text) or "` `"
 
 
 def junit(report: GateReport) -> str:

@@ -1,12 +1,8 @@
-"""Tables in the formats that others read: CSV, Markdown, LaTeX, JSON, Parquet. A table is a sequence of rows with the
-same keys; its values are plain ones of Python.
+"""Tables for other programs: JSON, CSV and Markdown of the rows that a command or a page shows.
 
-Notable choices:
-- Names, notes and reasons come from files that anybody may have written. A spreadsheet runs a CSV cell that begins like
-  a formula: such text gets an apostrophe in front. In Markdown, text that would link, mention, embed or compute becomes
-  a code span, and other signs of markup are escaped. In LaTeX all of its signs are.
-- What is missing, NaN and infinity are an empty cell, and null in JSON.
-- Numbers keep all digits in CSV, JSON and Parquet, and six in Markdown and LaTeX.
+Names come from files that anybody may have written. In Markdown they stand in code spans, where neither links, images,
+HTML nor mentions mean anything. A spreadsheet runs a CSV cell that begins like a formula: such text gets an apostrophe
+in front, in CSV alone. In JSON a number is a number, and one that is not finite is null.
 """
 
 from __future__ import annotations
@@ -15,175 +11,153 @@ import csv
 import io
 import json
 import math
+import os
 import re
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
-from datetime import date, datetime
-from typing import Any
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
-from leaderboard.terminal.format import plain
+from leaderboard.board.cell import Cell
+from leaderboard.board.further import all_metrics
+from leaderboard.terminal.format import interval, metric_name, number, plain
 
+Form = Literal["text", "json", "markdown", "csv"]
 Row = Mapping[str, Any]
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
-_ACTIVE = re.compile(r"@|\$|://|www\.|#\d|\bGH-\d|:[a-z0-9_+-]+:|javascript:|mailto:|xmpp:", re.IGNORECASE)
-"""What GitHub makes something of wherever it stands: mentions, formulas, links, references, emoji."""
-_MARKUP = re.compile(r"[\\`*\[\]<>|~&!{}]|(?<![^\W_])_|_(?![^\W_])")
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "[": "{[}",  # a row that begins with it would be read as the space after the row before
-    "*": "{*}",
-    '"': r"\textquotedbl{}",
-    "\u2212": "$-$",
-    "\u2605": r"$\bigstar$",
-    "\u25b2": r"$\blacktriangle$",
-    "\u25b4": r"$\blacktriangle$",
-    "\u25b3": r"$\vartriangle$",
-    "\u25bc": r"$\blacktriangledown$",
-    "\u00b7": r"$\cdot$",
-    "\u2a2f": r"$\times$",
-    "\u2192": r"$\rightarrow$",
-    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-}
 
 
-def as_csv(rows: Sequence[Row]) -> str:
-    """CSV with a line of names; lines end as the format wants (`\\r\\n`)."""
+class OurText(str):
+    """Text of ours in a table for Markdown, not a name from a file: it stands there as it is."""
+
+    __slots__ = ()
+
+
+class TerminalStyle(NamedTuple):
+    """Columns of the terminal, and whether to colour."""
+
+    width: int
+    color: bool
+
+
+def terminal_style() -> TerminalStyle:
+    """The style of standard output: 120 columns and no colour where it is no terminal, or where `NO_COLOR` is set;
+    `CLICOLOR_FORCE` colours what goes elsewhere too.
+    """
+    forced = os.environ.get("CLICOLOR_FORCE", "0") not in ("", "0")
+    wanted = (sys.stdout.isatty() and os.environ.get("TERM") != "dumb") or forced
+    return TerminalStyle(shutil.get_terminal_size((120, 24)).columns, wanted and not os.environ.get("NO_COLOR"))
+
+
+def written(form: Form, rows: Sequence[Row], shown: Sequence[Row] | None = None) -> str:
+    """Rows of the same keys as JSON, CSV or Markdown, without a final newline. shown: for Markdown, fewer columns with
+    formatted numbers.
+    """
+    if form == "json":
+        return json.dumps([_plain_data(dict(row)) for row in rows], indent=2, ensure_ascii=False)
+    if form == "csv":
+        return as_csv(rows, "\n").rstrip("\n")
+    return as_markdown(rows if shown is None else shown)
+
+
+def as_csv(rows: Sequence[Row], line_end: str = "\r\n") -> str:
+    """A line of names, and one a row. Nothing stands for what is missing; lists are joined by semicolons."""
     if not rows:
         return ""
     text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow([_no_formula(name) for name in rows[0]])
-    writer.writerows([[_csv_value(value) for value in row.values()] for row in rows])
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator=line_end)
+    writer.writerow({column: no_formula(column) for column in rows[0]})
+    writer.writerows({column: no_formula(_flat(value)) for column, value in row.items()} for row in rows)
     return text.getvalue()
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
-    """A table as GitHub reads it, with a final newline. Columns of numbers stand to the right."""
+    """A table as GitHub reads it: numbers to the right, names as code."""
     if not rows:
         return ""
-    names = list(rows[0])
+    columns = list(rows[0])
+    right = [all(_is_numeric(row[column]) for row in rows) for column in columns]
     lines = [
-        [markdown_cell(name) for name in names],
-        ["---:" if _is_numeric(rows, name) else "---" for name in names],
-        *([markdown_cell(value) for value in row.values()] for row in rows),
+        "| " + " | ".join(columns) + " |",
+        "|" + "|".join("---:" if is_right else "---" for is_right in right) + "|",
+        *("| " + " | ".join(_markdown_cell(row[column]) for column in columns) + " |" for row in rows),
     ]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "\n".join(lines)
 
 
-def as_json(rows: Sequence[Row]) -> str:
-    """A list of objects, in ASCII, with a final newline."""
-    return json.dumps([_json_value(row) for row in rows], indent=2) + "\n"
+def markdown_code(text: str) -> str:
+    """`text` as a code span that nothing in it can end, also within a table; nothing for nothing."""
+    bare = plain(text).replace("`", "'").strip()
+    # a pipe behind a backslash would end the cell however it is escaped
+    safe = re.sub(r"(\\*)\|", lambda found: rf"{found[1]}" + ("\u00a6" if found[1] else r"\|"), bare)
+    return f"`{safe}`" if safe else ""
 
 
-def as_latex(rows: Sequence[Row], caption: str) -> str:
-    """A `table` of the packages booktabs and amssymb, with its caption above, and a final newline."""
-    if not rows:
-        return ""
-    names = list(rows[0])
-    aligned = "".join("r" if _is_numeric(rows, name) else "l" for name in names)
-    head, *body = ([latex_text(value) for value in line] for line in [names, *(row.values() for row in rows)])
-    return "\n".join(
-        [
-            r"% needs \usepackage{booktabs,amssymb}",
-            r"\begin{table}",
-            r"  \centering",
-            rf"  \caption{{{latex_text(caption)}}}",
-            rf"  \begin{{tabular}}{{{aligned}}}",
-            r"    \toprule",
-            rf"    {' & '.join(head)} \\",
-            r"    \midrule",
-            *(rf"    {' & '.join(line)} \\" for line in body),
-            r"    \bottomrule",
-            r"  \end{tabular}",
-            r"\end{table}",
-            "",
-        ]
-    )
+def no_formula(value: Any) -> Any:
+    """`value` with an apostrophe in front where a spreadsheet would run it."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
-def as_parquet(rows: Sequence[Row]) -> bytes:
-    """A Parquet file: one column a key; numbers stay numbers."""
-    import pyarrow
-    import pyarrow.parquet
-
-    file = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([dict(row) for row in rows]), file)
-    return file.getvalue()
-
-
-def markdown_cell(value: Any) -> str:
-    """A value as text of a Markdown table, in which nothing of it is markup."""
-    text = shown(value)
-    if _ACTIVE.search(text):
-        return _code_span(text).replace("|", "\\|")
-    return markdown_text(text)
-
-
-def markdown_text(text: str) -> str:
-    """Text in a line of Markdown, in which nothing of it is markup: signs are escaped, or it is a code span."""
-    text = plain(text).strip()
-    return _code_span(text) if _ACTIVE.search(text) else _MARKUP.sub(lambda found: f"\\{found[0]}", text)
+def cells_shown(cells: Sequence[Cell]) -> list[Row]:
+    """Judged cells as a short table: a row a metric, the primary one of each task first."""
+    models = len({cell.model for cell in cells}) > 1
+    return [
+        {
+            **({"model": cell.model} if models else {}),
+            "task": cell.task,
+            "recipe": cell.name,
+            "metric": metric_name(cell),
+            "documents": cell.n,
+            "baseline": OurText(number(cell.baseline_score)),
+            "score": OurText(number(cell.score)),
+            "delta [95 %]": OurText("" if cell.delta is None else interval(cell)),
+            "verdict": OurText(cell.verdict),
+        }
+        for cell in all_metrics(cells)
+    ]
 
 
-def latex_text(value: Any) -> str:
-    """A value as text of LaTeX, in which nothing of it is a command."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return f"${shown(value)}$" if shown(value).startswith("-") else shown(value)
-    text = "".join(_LATEX.get(letter, letter) for letter in shown(value))
-    return re.sub("--", "-{}-", text)
+def _is_numeric(value: Any) -> bool:
+    if value is None or isinstance(value, (int, float)):
+        return not isinstance(value, bool)
+    return isinstance(value, OurText) and re.fullmatch(r"[-+]?[\d.,]+(e[-+]?\d+)?%?|-|", value) is not None
 
 
-def shown(value: Any) -> str:
-    """A value as one line of text, for the eye."""
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.6g}"
+def _markdown_cell(value: Any) -> str:
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%M}"
-    return plain(str(value)).strip()
+    flat = _flat(value)
+    if flat is None:
+        return ""
+    if isinstance(flat, OurText):
+        return plain(flat).replace("|", r"\|")
+    if isinstance(flat, bool):
+        return "yes" if flat else "no"
+    if isinstance(flat, float):
+        return number(flat)
+    return f"{flat:,}" if isinstance(flat, int) else markdown_code(str(flat))
 
 
-def _code_span(text: str) -> str:
-    """A code span that nothing in the text can end."""
-    longest = max((len(found) for found in re.findall("`+", text)), default=0)
-    fence = "`" * (longest + 1)
-    space = " " if longest else ""
-    return f"{fence}{space}{text}{space}{fence}"
-
-
-def _is_numeric(rows: Sequence[Row], name: str) -> bool:
-    """Whether a column holds numbers, and nothing else but gaps."""
-    values = [row[name] for row in rows if row[name] not in (None, "")]
-    return bool(values) and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
-
-
-def _csv_value(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
+def _flat(value: Any) -> Any:
+    """One cell's value: nothing for NaN, lists joined, dates in ISO form."""
+    if isinstance(value, float) and math.isnan(value):
         return None
-    return value.isoformat(" ") if isinstance(value, datetime) else _no_formula(value)
+    if isinstance(value, (list, tuple)):
+        return "; ".join(str(_flat(item)) for item in value)
+    return value if isinstance(value, (str, bool, int, float)) or value is None else _plain_data(value)
 
 
-def _no_formula(value: Any) -> Any:
-    if isinstance(value, str) and value.startswith(_FORMULA) and not _NUMBER.fullmatch(value):
-        return f"'{value}"
-    return value
-
-
-def _json_value(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
+def _plain_data(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%dT%H:%M:%SZ}"  # the store has UTC
+    if isinstance(value, Path):
+        return str(value)
     if isinstance(value, Mapping):
-        return {str(key): _json_value(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_json_value(inner) for inner in value]
-    return value.isoformat() if isinstance(value, date) else str(value)
+        return {str(key): _plain_data(item) for key, item in value.items()}
+    if hasattr(value, "item"):  # a number of NumPy's
+        return _plain_data(value.item())
+    return [_plain_data(item) for item in value] if isinstance(value, (list, tuple)) else value
