@@ -42,9 +42,10 @@ def _commands() -> list[type[RecipesCommand]]:
     from harness_ext.cli.leaderboard import Leaderboard
     from harness_ext.cli.noise import Noise
     from harness_ext.cli.recipes import Recipes
+    from harness_ext.cli.report import ReportCommand
     from harness_ext.cli.runs import Runs
 
-    return [Recipes, Export, Compare, Gate, Noise, Ingest, Runs, Baseline, Leaderboard, Doctor]
+    return [Recipes, Export, Compare, Gate, Noise, Ingest, Runs, Baseline, Leaderboard, ReportCommand, Doctor]
 
 
 def _index_tasks_of(parser: argparse.ArgumentParser, *, listing: bool) -> None:
