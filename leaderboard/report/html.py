@@ -24,7 +24,7 @@ from leaderboard.report.plots import MOST_ROWS, interval_plot, size_plot
 from leaderboard.report.svg import css, text
 from leaderboard.report.words import baseline_score, control_text, improvement_text, share, span
 from leaderboard.terminal.format import counted, direction, metric_name, number
-from leaderboard.terminal.marks import MARKS, MINUS, STAR, cell_text, legend, p_text
+from leaderboard.terminal.marks import MARKS, STAR, cell_text, legend, p_text
 
 _FOLDER = Path(__file__).parent
 _OPEN_ROWS = 400
@@ -257,10 +257,10 @@ def _task_row(cell: Cell, numbers: dict[str, int], with_controls: int) -> str:
     what, mark = kind(cell), MARKS[kind(cell)]
     flips = "" if cell.lost is None else f"{cell.lost:,} / {cell.gained:,}"
     n = "" if cell.n is None else f"{cell.n:,}"
-    score = number(cell.score).replace("-", MINUS)
-    shown = [score, improvement_text(cell), n, p_text(cell.p_value), p_text(cell.q_value), flips]
+    shown = [words.score_text(cell), improvement_text(cell), n, p_text(cell.p_value), p_text(cell.q_value), flips]
     sign = f'<span class="chip {css(what)}"><span aria-hidden="true">{text(mark.sign)}</span> {text(mark.words)}</span>'
-    marks = [f'<a href="#note-{numbers[note]}">{numbers[note]}</a>' for note in words.cell_notes(cell)]
+    places = sorted({numbers[note] for note in words.cell_notes(cell)})
+    marks = [f'<a href="#note-{place}">{place}</a>' for place in places]
     lacks = words.lacks(cell)
     against = "; ".join(control_text(pair, named=with_controls > 1) for pair in cell.against_controls)
     return (

@@ -15,9 +15,10 @@ from leaderboard.report import words
 from leaderboard.report.contents import Report
 from leaderboard.report.words import baseline_score, control_text, improvement_text, share, span
 from leaderboard.terminal.format import direction, metric_name, number
-from leaderboard.terminal.marks import MARKS, MINUS, STAR, cell_text, legend, p_text
+from leaderboard.terminal.marks import MARKS, STAR, cell_text, legend, p_text
 from leaderboard.terminal.output import OurText, Row, as_markdown, markdown_code
 
+_CONTROL = "Against its control"
 _LONGEST = 60
 """Rows of the board above which the tables of its tasks are left out: GitHub shows no more than 65,536 letters."""
 
@@ -71,19 +72,22 @@ def _task(report: Report, task: str) -> str:
     counts = span([cell.n for cell in cells if cell.n is not None])
     against = f"; baseline {number(base)}" if base is not None else ""
     about = f"{markdown_code(metric_name(cells[0]))}, {direction(cells[0])}, {counts}{against}"
-    return f"### {markdown_code(task)}\n\n{about}\n\n{as_markdown([_task_row(cell) for cell in cells])}"
+    rows = [_task_row(cell) for cell in cells]
+    if not any(cell.against_controls for cell in cells):
+        rows = [{name: value for name, value in row.items() if name != _CONTROL} for row in rows]
+    return f"### {markdown_code(task)}\n\n{about}\n\n{as_markdown(rows)}"
 
 
 def _task_row(cell: Cell) -> Row:
     return {
         "Recipe": cell.name,
         "Verdict": OurText(f"{MARKS[kind(cell)].sign} {MARKS[kind(cell)].words}"),
-        "Score": OurText(number(cell.score).replace("-", MINUS)),
+        "Score": OurText(words.score_text(cell)),
         "Improvement [95 %]": OurText(improvement_text(cell)),
         "n": cell.n,
         "q": OurText(p_text(cell.q_value).replace("<", "\\<")),
         "Lost / gained": OurText("" if cell.lost is None else f"{cell.lost:,} / {cell.gained:,}"),
-        "Against its control": OurText("; ".join(map(_against, cell.against_controls))),
+        _CONTROL: OurText("; ".join(map(_against, cell.against_controls))),
     }
 
 

@@ -14,7 +14,7 @@ from leaderboard.report import svg
 from leaderboard.report.contents import Report
 from leaderboard.report.svg import Scale, label, line, mark, number, text
 from leaderboard.report.words import (
-    Limits,
+    ImprovementLimits,
     baseline_score,
     improvement_limits,
     improvement_point,
@@ -36,11 +36,11 @@ _NAMED = 6
 _NEAR = 9.0  # pixels: points so near each other are named both or neither; here neither
 
 
-class _Row(NamedTuple):
+class _DrawnRow(NamedTuple):
     name: str
     cell: Cell
     point: float
-    limits: Limits
+    limits: ImprovementLimits
 
 
 def about(report: Report, cells: Sequence[Cell]) -> str:
@@ -78,7 +78,7 @@ def interval_plot(report: Report, task: str) -> str:
     )
 
 
-def _rows(report: Report, task: str) -> list[_Row]:
+def _rows(report: Report, task: str) -> list[_DrawnRow]:
     found = []
     for row in report.standings.rows:
         cell = row.cells.get(task)
@@ -86,11 +86,11 @@ def _rows(report: Report, task: str) -> list[_Row]:
             continue
         limits, point = improvement_limits(cell), improvement_point(cell)
         if limits is not None and point is not None:
-            found.append(_Row(plain(row.name), cell, point, limits))
+            found.append(_DrawnRow(plain(row.name), cell, point, limits))
     return found
 
 
-def _band(rows: Sequence[_Row], x: Scale, bottom: float) -> str:
+def _band(rows: Sequence[_DrawnRow], x: Scale, bottom: float) -> str:
     """The margin within which a row counts as the same, where all rows have the same one."""
     margins = {row.cell.margin for row in rows}
     margin = margins.pop() if len(margins) == 1 else None
@@ -103,7 +103,7 @@ def _band(rows: Sequence[_Row], x: Scale, bottom: float) -> str:
     )
 
 
-def _interval(row: _Row, lines: Sequence[str], x: Scale, at: tuple[float, float]) -> str:
+def _interval(row: _DrawnRow, lines: Sequence[str], x: Scale, at: tuple[float, float]) -> str:
     left, middle = at
     first = middle + 4 - svg.SMALL_LINE * (len(lines) - 1) / 2
     names = "".join(label(part, left, first + svg.SMALL_LINE * i, "", "end") for i, part in enumerate(lines))
@@ -113,7 +113,7 @@ def _interval(row: _Row, lines: Sequence[str], x: Scale, at: tuple[float, float]
     return f"<g><title>{said}</title>{names}{rule}{mark(what, x(row.point), middle)}</g>"
 
 
-def told(rows: Sequence[_Row], shown: int) -> str:
+def told(rows: Sequence[_DrawnRow], shown: int) -> str:
     """What an interval plot shows, in words."""
     words = Counter(kind(row.cell) for row in rows)
     listed = ", ".join(f"{words[name]} {sign.words}" for name, sign in MARKS.items() if words[name])
@@ -126,7 +126,7 @@ def told(rows: Sequence[_Row], shown: int) -> str:
     )
 
 
-class _Point(NamedTuple):
+class _SizedRow(NamedTuple):
     row: Standing
     cell: Cell
     kept: float
@@ -164,14 +164,14 @@ def size_plot(report: Report, task: str) -> str:
     )
 
 
-def _points(report: Report, task: str) -> list[_Point]:
+def _points(report: Report, task: str) -> list[_SizedRow]:
     found = []
     for row in report.standings.rows:
         cell = row.cells.get(task)
         if cell is None or cell.score is None or row.parameters_kept is None or row.is_baseline:
             continue
         if cell.verdict not in ("failed", "incomparable"):
-            found.append(_Point(row, cell, row.parameters_kept, cell.score, _good(cell)))
+            found.append(_SizedRow(row, cell, row.parameters_kept, cell.score, _good(cell)))
     return found
 
 
@@ -182,7 +182,7 @@ def _good(cell: Cell) -> float:
     return score if cell.higher_is_better else -score
 
 
-def _front(points: Sequence[_Point]) -> list[int]:
+def _front(points: Sequence[_SizedRow]) -> list[int]:
     """The points that nothing beats in both, by size; a collapsed model is never among them."""
     able = [i for i, point in enumerate(points) if point.cell.verdict != COLLAPSED]
     return [able[k] for k in front([points[i].kept for i in able], [points[i].good for i in able])]
@@ -246,7 +246,7 @@ def _covers(box: tuple[float, float, float, float], points: Sequence[tuple[float
     return any(_meet(box, (x - 4, y - 4, x + 4, y + 4)) for x, y in points)
 
 
-def _size_told(points: Sequence[_Point], best: Sequence[_Point]) -> str:
+def _size_told(points: Sequence[_SizedRow], best: Sequence[_SizedRow]) -> str:
     listed = [f"{plain(p.row.name)}, {share(p.kept)}, score {score_text(p.score)}" for p in best]
     shown = listed if len(listed) <= _NAMED else [*listed[: _NAMED - 1], listed[-1]]
     return (

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from leaderboard.board.cell import Cell
-from leaderboard.board.standings import BEATS, HARM, PROVEN, Standing, kind
+from leaderboard.board.standings import ALONE, BEATS, HARM, PROVEN, Standing, kind
 from leaderboard.readers.records import BASELINE
 from leaderboard.report.contents import Report, ReportedRun
-from leaderboard.terminal.format import TOO_FEW, counted, plain
+from leaderboard.terminal.format import TOO_FEW, counted, number, plain
 from leaderboard.terminal.marks import MARKS, MINUS, gain
 
 HARMLESS = ("same", "undecided", "baseline")
@@ -19,14 +19,14 @@ _TELLING = ("lm_eval", "lm_eval_recipes", "torch", "transformers")
 _SIZES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
 
 
-class Limits(NamedTuple):
+class ImprovementLimits(NamedTuple):
     """The ends of an interval of the improvement, positive where it is good."""
 
     low: float
     high: float
 
 
-def improvement_limits(cell: Cell) -> Limits | None:
+def improvement_limits(cell: Cell) -> ImprovementLimits | None:
     """The 95 % interval of a cell's improvement; None where it has none that says anything.
 
     Where the best value lies in the middle, at `m`, the improvement is `|b - m| - |b + d - m|` for a baseline `b` and a
@@ -39,8 +39,8 @@ def improvement_limits(cell: Cell) -> Limits | None:
             return None
         away = cell.baseline_score - cell.best_value
         ends = [abs(away) - abs(away + difference) for difference in (cell.low, cell.high)]
-        return Limits(min(ends), abs(away) if cell.low <= -away <= cell.high else max(ends))
-    return Limits(cell.low, cell.high) if cell.higher_is_better else Limits(-cell.high, -cell.low)
+        return ImprovementLimits(min(ends), abs(away) if cell.low <= -away <= cell.high else max(ends))
+    return ImprovementLimits(cell.low, cell.high) if cell.higher_is_better else ImprovementLimits(-cell.high, -cell.low)
 
 
 def improvement_point(cell: Cell) -> float | None:
@@ -63,6 +63,11 @@ def improvement_text(cell: Cell) -> str:
         return f"{number}, {TOO_FEW}"
     limits = improvement_limits(cell)
     return f"{number} [{gain(limits.low, minus=MINUS)}, {gain(limits.high, minus=MINUS)}]" if limits else number
+
+
+def score_text(cell: Cell) -> str:
+    """A cell's score; empty where it has none."""
+    return "" if cell.score is None else number(cell.score).replace("-", MINUS)
 
 
 def word(cell: Cell) -> str:
@@ -106,7 +111,11 @@ def sentences(report: Report) -> list[tuple[str, str, str]]:
 
 def _compared(row: Standing) -> tuple[str, str, str]:
     counts = Counter(word(cell) for cell in row.cells.values())
-    listed = ", ".join(f"{mark.words} on {counts[mark.words]}" for mark in MARKS.values() if counts[mark.words])
+    listed = ", ".join(
+        f"{'better' if name == ALONE else mark.words} on {counts[mark.words]}"
+        for name, mark in MARKS.items()
+        if counts[mark.words]
+    )
     return ("", plain(row.name), f": {listed} of {counted(len(row.cells), 'task', 'tasks')}. ")
 
 
