@@ -3,36 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
-# Tints of table cells that words remain readable on.
-TINTS = {
-    "better": "rgba(46, 160, 67, 0.28)",
-    "worse": "rgba(229, 83, 75, 0.30)",
-    "collapsed": "rgba(178, 34, 52, 0.58)",
-    "same": "rgba(56, 139, 253, 0.22)",
-    "undecided": "rgba(187, 128, 9, 0.24)",
-    "incomparable": "rgba(163, 113, 247, 0.24)",
-    "failed": "rgba(229, 83, 75, 0.48)",
-    "baseline": "rgba(128, 128, 128, 0.20)",
-    "lost": "rgba(229, 83, 75, 0.30)",
-    "gained": "rgba(46, 160, 67, 0.28)",
+from leaderboard.board.standings import ALONE, AS_CONTROL, BEATS
+from leaderboard.compare.collapse import COLLAPSED
+from leaderboard.readers.records import BASELINE
+
+
+class Paint(NamedTuple):
+    """A cell's background (None: the table's own) and its text."""
+
+    back: str | None
+    text: str
+
+
+LIGHT = {
+    BEATS: Paint("#c4ddf5", "#0a3f75"),
+    ALONE: Paint(None, "#1a62a8"),
+    AS_CONTROL: Paint("#eaf3fb", "#3f6c99"),
+    "same": Paint("#eceef1", "#596270"),
+    "undecided": Paint(None, "#626b78"),
+    "worse": Paint("#fbdcc4", "#8a3a00"),
+    COLLAPSED: Paint("#f2b48c", "#5c2400"),
+    "incomparable": Paint(None, "#7a4fb5"),
+    "failed": Paint("#f6e0f0", "#86195f"),
+    BASELINE: Paint("#f3f5f8", "#2b3442"),
 }
+DARK = {
+    BEATS: Paint("#12426f", "#d5e9ff"),
+    ALONE: Paint(None, "#7fbcf5"),
+    AS_CONTROL: Paint("#182b3f", "#92b9de"),
+    "same": Paint("#2a2e37", "#b0b8c4"),
+    "undecided": Paint(None, "#a0a9b6"),
+    "worse": Paint("#54290c", "#ffc79d"),
+    COLLAPSED: Paint("#7d3509", "#ffe3cf"),
+    "incomparable": Paint(None, "#c5a4f2"),
+    "failed": Paint("#4b1a3a", "#ffbde3"),
+    BASELINE: Paint("#20242d", "#e3e7ed"),
+}
+"""Blue is good and orange is bad, so that nobody needs to tell red from green; what says nothing recedes."""
+_ALIKE = {"better": BEATS, "gained": BEATS, "lost": "worse"}  # words of other tables
 # One colour for points and rules of a chart, readable on white and on near-black.
 MARKS = {
-    "better": "#2da44e",
-    "worse": "#e5534b",
-    "collapsed": "#b3261e",
-    "same": "#388bfd",
-    "undecided": "#bb8009",
+    "better": "#1f77c0",
+    "worse": "#d9600b",
+    "collapsed": "#a63f02",
+    "same": "#8b949e",
+    "undecided": "#a3abb6",
     "incomparable": "#a371f7",
-    "failed": "#e5534b",
-    "baseline": "#8b949e",
-    "lost": "#e5534b",
-    "gained": "#2da44e",
+    "failed": "#c2388b",
+    "baseline": "#6b7685",
+    "lost": "#d9600b",
+    "gained": "#1f77c0",
 }
 NEUTRAL = "#8b949e"  # axes, zero lines, bands
-_WORSE_TO_BETTER = ("#e5534b", NEUTRAL, "#2da44e")
+_WORSE_TO_BETTER = (MARKS["worse"], NEUTRAL, MARKS["better"])
 
 
 def word_colour(field: str, words: Iterable[str], *, legend: bool = False) -> Any:
@@ -46,7 +71,7 @@ def word_colour(field: str, words: Iterable[str], *, legend: bool = False) -> An
 
 
 def difference_colour(field: str, largest: float, title: str) -> Any:
-    """An altair colour by a signed number in `field`: red below zero, grey at zero, green above, the same strength
+    """An altair colour by a signed number in `field`: orange below zero, grey at zero, blue above, the same strength
     `largest` to either side.
     """
     import altair as alt
@@ -58,14 +83,26 @@ def difference_colour(field: str, largest: float, title: str) -> Any:
     )
 
 
+def is_dark() -> bool:
+    """Whether the reader's page is dark."""
+    import streamlit as st
+
+    return st.context.theme.type == "dark"
+
+
+def css(word: str) -> str:
+    """The style of a table's cell that says this word, or one of the board's kinds; empty for any other."""
+    paint = (DARK if is_dark() else LIGHT).get(_ALIKE.get(word, word))
+    if paint is None:
+        return ""
+    return f"color: {paint.text}" + (f"; background-color: {paint.back}" if paint.back else "")
+
+
 def tinted(rows: Iterable[dict[str, Any]], columns: Iterable[str]) -> Any:
     """A table whose word columns bear their colour: a cell's first word says which."""
     import pandas as pd
 
     frame = pd.DataFrame(list(rows))
-
-    def tint(text: Any) -> str:
-        colour = TINTS.get(str(text).split(" ")[0])
-        return f"background-color: {colour}" if colour else ""
-
-    return frame.style.map(tint, subset=[name for name in columns if name in frame])
+    return frame.style.map(
+        lambda text: css(str(text).split(" ")[0]), subset=[name for name in columns if name in frame]
+    )

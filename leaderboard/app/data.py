@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -24,7 +24,8 @@ from leaderboard.app.serve import DATABASE_VARIABLE
 from leaderboard.board.board import board
 from leaderboard.board.cell import Cell
 from leaderboard.commands import DEFAULT_DATABASE
-from leaderboard.compare.contents import Effects, model_names
+from leaderboard.compare.contents import Effects
+from leaderboard.compare.families import ModelName, families
 from leaderboard.errors import Busy
 from leaderboard.store import queries
 from leaderboard.store.database import Store, open_store
@@ -52,13 +53,14 @@ class Answer(Generic[_Value]):
 
 class Overview(NamedTuple):
     """What the database holds, by name. names: model_key -> the name shown; runs: every run shown, by id, earliest
-    first; pinned: model_key -> run.
+    first; pinned: model_key -> run; models: every one, the newest first.
     """
 
     names: dict[str, str]
     runs: dict[str, RunFacts]
     rejections: list[dict[str, Any]]
     pinned: dict[str, str]
+    models: Sequence[ModelName] = ()
 
 
 @dataclass(frozen=True)
@@ -138,13 +140,25 @@ def details(run_id: str) -> Details:
 
 def _overview(store: Store) -> Overview:
     runs = page_queries.run_facts(store)
-    return Overview(model_names(store), runs, queries.rejections(store), queries.pinned_baselines(store))
+    models = families(store)
+    return Overview(
+        {model.model_key: model.shown for model in models},
+        runs,
+        queries.rejections(store),
+        queries.pinned_baselines(store),
+        models,
+    )
+
+
+def effects() -> Effects:
+    """What was found of pairs of runs, for questions that judge: runs never change, so neither do they."""
+    if len(_effects) > _EFFECTS:
+        _effects.clear()
+    return _effects
 
 
 def _board_of(store: Store, *model_keys: str) -> list[Cell]:
-    if len(_effects) > _EFFECTS:
-        _effects.clear()
-    return board(store, models=model_keys, known=_effects)
+    return board(store, models=model_keys, known=effects())
 
 
 def _details(store: Store, run_id: str) -> Details:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import itertools
 import shlex
 from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import streamlit as st
 
@@ -16,6 +16,7 @@ from leaderboard.app.colours import tinted
 from leaderboard.app.tables import cell_rows, glance
 from leaderboard.board.across_models import unedited
 from leaderboard.commands import ingest_command, run_arguments
+from leaderboard.compare.families import meant
 from leaderboard.errors import Busy, LeaderboardError, MissingDatabase, NewerDatabase
 from leaderboard.terminal.format import plain
 
@@ -87,11 +88,24 @@ def show_rejections(found: data.Overview) -> None:
 
 
 def choose_model(overview: data.Overview, place: Any) -> str:
-    """The model chosen in the URL, as its key; at first the one that was edited last, if any was."""
-    names = {name: key for key, name in sorted(overview.names.items(), key=lambda item: item[1])}
+    """The model chosen in the URL, as its key; at first the one that was edited last, if any was. A name that several
+    models bear means the newest of them, which is said.
+    """
+    shown = {model.shown: model.model_key for model in overview.models}
+    asked = st.query_params.get(url_state.MODEL)
+    if asked is not None and asked not in shown:
+        found = meant(asked, overview.models)
+        if found.model is not None:
+            url_state.put(url_state.MODEL, [found.model.shown])
+            if found.others:
+                others = ", ".join(plain(other.shown) for other in found.others)
+                st.info(f"{len(found.others) + 1} models bear this name. This is the newest; choose another above:")
+                st.text(others)
     edited = [run for run in overview.runs.values() if not unedited(run.recipe)]
     last = max(edited, key=lambda run: (run.started is not None, run.started or 0), default=None)
-    return names[url_state.one_of(place, "Model", list(names), "model", first=last and overview.names[last.model_key])]
+    names = sorted(shown, key=str.casefold)
+    first = last and overview.names[last.model_key]
+    return shown[url_state.one_of(place, "Model", names, url_state.MODEL, first=first)]
 
 
 def run_labels(overview: data.Overview) -> dict[str, str]:
@@ -164,7 +178,7 @@ def facts_table(facts: dict[str, Any]) -> None:
         st.dataframe(rows, hide_index=True, width="stretch", height="content")
 
 
-def plot(chart: Any, sentence: str) -> None:
+def plot(chart: Any, sentence: str, width: Literal["stretch", "content"] = "stretch") -> None:
     """A chart with what it shows in words: beneath it for everybody, and as the picture's alternative text."""
-    st.altair_chart(chart.properties(description=sentence), width="stretch")
+    st.altair_chart(chart.properties(description=sentence), width=width)
     st.text(sentence)

@@ -16,7 +16,7 @@ from leaderboard.app.menu import RUN
 from leaderboard.board.cell import Cell
 from leaderboard.readers.safe_json import digest
 
-RUN_BLUE = "#388bfd"  # marks of what is looked at, where no verdict gives a colour
+RUN_BLUE = "#1f77c0"  # marks of what is looked at, where no verdict gives a colour
 ROWS_IN_FULL = 25
 
 
@@ -24,6 +24,13 @@ def cells_of(model_keys: Iterable[str], first: data.Answer[Any]) -> list[Cell]:
     """The boards of some models, for a page that has had its `first` answer."""
     keys = sorted(set(model_keys))
     return layout.further_or_stop(partial(data.cells_of, *keys), first) if keys else []
+
+
+def content_key(*content: object) -> str:
+    """A key that changes with what a table shows: a table that is given other rows keeps its old widths and loses a
+    click.
+    """
+    return digest(content)[:16]
 
 
 def linked_table(
@@ -42,7 +49,7 @@ def linked_table(
         hide_index=True,
         width="stretch",
         height="content" if len(rows) <= ROWS_IN_FULL else 700,
-        key=f"{name} {digest([name, *run_ids])[:16]}",  # other rows under an old key keep its widths and lose a click
+        key=f"{name} {content_key(name, *run_ids)}",
         on_select="rerun",
         selection_mode="single-row",
         column_config=columns or {},

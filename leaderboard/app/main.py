@@ -8,7 +8,8 @@ from __future__ import annotations
 import streamlit as st
 from PIL import Image
 
-from leaderboard.app.menu import BOARD, menu
+from leaderboard.app import url_state
+from leaderboard.app.menu import HOME, menu
 
 
 def icon() -> Image.Image:
@@ -20,14 +21,15 @@ def icon() -> Image.Image:
 
 
 st.set_page_config(page_icon=icon(), layout="wide")
+url_state.carry()
 st.navigation(
     [
         st.Page(
             page.script,
             title=page.title,
             icon=page.icon,
-            default=page == BOARD,
-            url_path=None if page == BOARD else page.name,
+            default=page == HOME,
+            url_path=None if page == HOME else page.name,
         )
         for page in menu()
     ],

@@ -25,6 +25,7 @@ class Page(NamedTuple):
         return f"{FOLDER}/{self.name}.py"
 
 
+HOME = Page("models", "Models", ":material/home:")
 BOARD = Page("board", "Leaderboard", ":material/leaderboard:")
 COMPARE = Page("compare", "Compare", ":material/compare_arrows:")
 FLIPS = Page("flips", "Flips", ":material/swap_vert:")
@@ -33,7 +34,7 @@ HISTORY = Page("history", "History", ":material/timeline:")
 ACROSS = Page("across", "Across models", ":material/grid_on:")
 LAYERS = Page("layers", "Layers", ":material/layers:")
 RUN = Page("run", "Run", ":material/receipt_long:")
-_MENU = (BOARD, COMPARE, FLIPS, SIZE, HISTORY, ACROSS, LAYERS, RUN)
+_MENU = (HOME, BOARD, COMPARE, FLIPS, SIZE, HISTORY, ACROSS, LAYERS, RUN)
 
 
 def menu() -> list[Page]:

@@ -38,7 +38,9 @@ def serve(database: Path, *, host: str = "127.0.0.1", port: int = 8501, open_bro
     with _nothing_of_the_user():
         import streamlit
 
-        streamlit.App(MAIN).run(config=_config(host, port, open_browser))
+        known = streamlit.config.get_config_options()  # an older Streamlit lacks some settings of the look
+        look = {name: value for name, value in _theme().items() if name in known}
+        streamlit.App(MAIN).run(config=_config(host, port, open_browser) | look)
 
 
 @contextmanager
@@ -77,6 +79,40 @@ def _config(host: str, port: int, open_browser: bool) -> dict[str, object]:
         "client.allowedOrigins": [],
         "client.toolbarMode": "viewer",
         "client.showErrorDetails": "none",
+    }
+
+
+def _theme() -> dict[str, object]:
+    """The look of the pages, light or dark as the reader's system is."""
+    light = {
+        "primaryColor": "#0b5cad",
+        "backgroundColor": "#ffffff",
+        "secondaryBackgroundColor": "#f3f5f8",
+        "textColor": "#1b2430",
+        "linkColor": "#0b5cad",
+        "borderColor": "#d9dee5",
+        "grayTextColor": "#5b6472",
+    }
+    dark = {
+        "primaryColor": "#4c9be8",
+        "backgroundColor": "#12151b",
+        "secondaryBackgroundColor": "#1c2028",
+        "textColor": "#e6e9ee",
+        "linkColor": "#7fbcf5",
+        "borderColor": "#333945",
+        "grayTextColor": "#a6afbc",
+    }
+    common = {
+        "paddingTop": "1rem",
+        "paddingBottom": "3rem",
+        "baseRadius": "6px",
+        "headingFontSizes": ["1.6rem", "1.3rem", "1.1rem", "1rem", "0.95rem", "0.9rem"],
+        "baseFontSize": 15,
+    }
+    return {
+        **{f"theme.{name}": value for name, value in common.items()},
+        **{f"theme.light.{name}": value for name, value in light.items()},
+        **{f"theme.dark.{name}": value for name, value in dark.items()},
     }
 
 

@@ -35,9 +35,12 @@ HARM = ("worse", COLLAPSED)
 
 def kind(cell: Cell) -> str:
     """What a cell says: its verdict, or one of the three kinds of better."""
-    if cell.verdict != "better":
-        return cell.verdict
-    return {True: BEATS, False: AS_CONTROL, None: ALONE}[cell.beats_controls]
+    return kind_of(cell.verdict, cell.beats_controls)
+
+
+def kind_of(verdict: str, beats_controls: bool | None) -> str:
+    """`kind`, of what the store has of a cell."""
+    return {True: BEATS, False: AS_CONTROL, None: ALONE}[beats_controls] if verdict == "better" else verdict
 
 
 class Rank(NamedTuple):
@@ -186,6 +189,16 @@ def proven(cell: Cell) -> float:
     if cell.verdict == COLLAPSED:
         return -np.inf
     return cell.improvement or 0.0 if kind(cell) in (*PROVEN, "worse") else 0.0
+
+
+def gained(cell: Cell) -> float | None:
+    """The difference of the scores as it is shown: positive where it is good on every task, in the metric's units. Of
+    clipped differences that of the plain scores, unless it points the other way.
+    """
+    if cell.best_value is not None or cell.delta is None:
+        return cell.improvement
+    plain = cell.delta if cell.higher_is_better else -cell.delta
+    return plain if cell.improvement is None or plain * cell.improvement >= 0 else cell.improvement
 
 
 def _comparable(row: Standing, task: str) -> bool:

@@ -22,19 +22,16 @@ from typing import NamedTuple
 from leaderboard.board import stored_verdicts
 from leaderboard.board.board import judge_ahead
 from leaderboard.board.cell import Cell
+from leaderboard.board.standings import ALONE, AS_CONTROL, BEATS, KINDS
 from leaderboard.compare.collapse import COLLAPSED
 from leaderboard.compare.contents import Effects, model_names
 from leaderboard.readers.records import BASELINE
 from leaderboard.store.database import Store
 
-BEATS, BETTER, SO_DOES_CONTROL = "beats", "better", "so-does-control"
-KINDS = (BEATS, BETTER, SO_DOES_CONTROL, "same", "undecided", "worse", COLLAPSED, "incomparable", "failed")
-"""What may be said of a run on a task."""
-
 
 class BestOfTask(NamedTuple):
     """The best run of a task. improvement: positive, delta: recipe minus baseline; both in the metric's units. kind:
-    `beats`, or `better` where no control was run. breaks: the tasks that the same run makes worse or collapses.
+    `beats`, or `alone` where no control was run. breaks: the tasks that the same run makes worse or collapses.
     """
 
     task: str
@@ -58,8 +55,8 @@ class ModelSummary(NamedTuple):
     """A model at a glance. runs: those that a board shows, controls and baselines among them; recipes: distinct edited
     ones without controls; tasks: those that a completed run has. parameters, architecture, dtype: None where no run
     says; several dtypes are listed. newest: when its latest run was started. counts: kind -> cells of primary metrics,
-    every one of `KINDS` given. best: by task, in order of name. judged: false where there was no time to, and then
-    `counts` and `best` say nothing.
+    every one of `standings.KINDS` given. best: by task, in order of name. judged: false where there was no time to, and
+    then `counts` and `best` say nothing.
     """
 
     model_key: str
@@ -120,8 +117,8 @@ _LENT = ", ".join(f"unnest(${i}::{kind}[]) AS {name}" for i, (name, kind) in enu
 _CELLS = f"""
 SELECT d.*, v.control IS NOT NULL AS is_control, CASE
     WHEN d.verdict <> 'better' THEN d.verdict
-    WHEN d.beats_controls IS NULL THEN '{BETTER}'
-    WHEN d.beats_controls THEN '{BEATS}' ELSE '{SO_DOES_CONTROL}' END AS kind
+    WHEN d.beats_controls IS NULL THEN '{ALONE}'
+    WHEN d.beats_controls THEN '{BEATS}' ELSE '{AS_CONTROL}' END AS kind
 FROM (
     SELECT {", ".join(_COLUMNS)} FROM verdicts WHERE is_primary AND model_key NOT IN (SELECT unnest($1::VARCHAR[]))
     UNION ALL SELECT {_LENT}
@@ -148,7 +145,7 @@ FROM {_SHOWN} LEFT JOIN (
 _BEST = f"""
 WITH best AS (
     SELECT model_key, task, label, run_id, improvement, delta, kind FROM glance
-    WHERE NOT is_control AND kind IN ('{BEATS}', '{BETTER}')
+    WHERE NOT is_control AND kind IN ('{BEATS}', '{ALONE}')
     QUALIFY row_number() OVER (PARTITION BY model_key, task ORDER BY kind = '{BEATS}' DESC, improvement DESC, run_id)
         = 1
 )

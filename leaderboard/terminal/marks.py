@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from leaderboard.board.cell import Cell
-from leaderboard.board.standings import ALONE, AS_CONTROL, BEATS, KINDS, kind
+from leaderboard.board.standings import ALONE, AS_CONTROL, BEATS, KINDS, gained, kind
 from leaderboard.readers.records import BASELINE
 
 STAR = "\u2605"
@@ -80,7 +80,7 @@ def cell_text(cell: Cell, *, best: bool = False, ascii_only: bool = False) -> st
         return f"score {_score(cell.score)}"
     mark = MARKS[kind(cell)]
     star = (ASCII_STAR if ascii_only else STAR) if best else ""
-    number = gain(cell.improvement if cell.improvement is not None else _signed_delta(cell), minus=_minus(ascii_only))
+    number = gain(gained(cell), minus="-" if ascii_only else MINUS)
     return " ".join(filter(None, [star, mark.ascii if ascii_only else mark.sign, number or mark.words]))
 
 
@@ -88,17 +88,6 @@ def legend(kinds: Iterable[str]) -> list[tuple[str, Mark]]:
     """The kinds that occur and their marks, from good to bad, without the baseline."""
     present = set(kinds)
     return [(name, mark) for name, mark in MARKS.items() if name in present and name != BASELINE]
-
-
-def _minus(ascii_only: bool) -> str:
-    return "-" if ascii_only else MINUS
-
-
-def _signed_delta(cell: Cell) -> float | None:
-    """The difference of two scores by themselves, positive where it is good; None where the best lies in the middle."""
-    if cell.delta is None or cell.best_value is not None:
-        return None
-    return cell.delta if cell.higher_is_better else -cell.delta
 
 
 def _score(value: float | None) -> str:

@@ -1,111 +1,258 @@
-"""Recipes x tasks against the baseline: verdicts at a glance, intervals, and every number in a table."""
+"""Recipes by tasks against the baseline: which help beyond their control, which hurt, how sure that is."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import streamlit as st
 
-from leaderboard.app import data, layout, tables, url_state
-from leaderboard.app.charts import forest
+from leaderboard.app import badges, data, layout, standings_table, tables, url_state
+from leaderboard.app.charts import intervals
 from leaderboard.app.download import downloads
+from leaderboard.app.linked_table import content_key
+from leaderboard.app.menu import COMPARE, FLIPS, RUN
 from leaderboard.app.page_queries import RunFacts
 from leaderboard.board import further
-from leaderboard.board.cell import VERDICTS, Cell, not_its_control
+from leaderboard.board.cell import Cell
+from leaderboard.board.standings import AS_CONTROL, BEATS, HARM, KINDS, PROVEN, Standing, Standings, standings
 from leaderboard.readers.records import BASELINE
-from leaderboard.readers.safe_json import digest
-from leaderboard.terminal.format import counted, direction, metric_name, plain
+from leaderboard.terminal.format import counted, plain
+from leaderboard.terminal.marks import MARKS
 
 PRIMARY = "primary"
-PLOTS, PLOTS_ASKED_FOR = 6, 24  # tasks drawn when all are shown, and when the filter names them
+MEAN_RANK = "mean rank"
+PLOTTED = 12  # tasks drawn side by side, until others are chosen
 ROWS_IN_FULL = 40
 
 
 def main() -> None:
     """Draw the page."""
-    st.title("Leaderboard", anchor=False)
     overview = layout.overview_or_stop()
-    columns = st.columns([3, 2, 3, 3, 2])
-    model = layout.choose_model(overview.value, columns[0])
-    board = layout.further_or_stop(lambda: data.cells_of(model), overview)
-    cells = chosen(of_metric(board, columns[1]), columns[2:])
-    facts = overview.value.runs
-    show_summary(cells, overview)
-    if cells:
-        show_glance(cells, facts)
-        show_forest(cells, PLOTS_ASKED_FOR if st.session_state.get("task") else PLOTS)
-        show_table(cells, facts)
-        show_reported(cells)
+    bar = st.container(horizontal=True, vertical_alignment="bottom", gap="small")
+    model = layout.choose_model(overview.value, bar.container(width=195))
+    cells = layout.further_or_stop(lambda: data.cells_of(model), overview)
+    tasks = sorted({cell.task for cell in cells if cell.metric})
+    by = url_state.maybe_one_of(bar.container(width=145), "Rank by", tasks, url_state.TASK, nothing=MEAN_RANK)
+    filters = bar.popover("Filter", icon=":material/tune:")
+    cells = list(of_metric(cells, filters))
+    board = standings(cells, by=by)
+    with_controls = any(row.controls for row in board.rows) or bool(board.unclaimed)
+    controls = with_controls and url_state.switch(bar, "Show controls", "controls")
+    rows, columns = chosen(board, controls, filters)
+    share = bar.popover("Share", icon=":material/ios_share:")
+    st.markdown(summary(board, by))
+    settings = layout.further_or_stop(lambda: data.answer(badges.model_facts, model), overview)
+    badges.show(badges.board_badges(settings, cells))
+    if rows:
+        show_tabs(rows, board, columns, overview)
     else:
         st.info("No result matches these filters.")
+    with share:
+        downloads(tables.cell_records(_cells(rows, columns), overview.value.runs), "results")
+    show_reported(cells)
     layout.show_rejections(overview.value)
+    against = measured_against(_cells(rows, columns), overview.value.pinned)
+    st.caption(f"Compared {against}. Data of {overview.read_at:%H:%M:%S}.")
     how_to_read()
 
 
-def of_metric(cells: Sequence[Cell], place: Any) -> Sequence[Cell]:
-    """The cells of the metric in the URL: each task's primary one, with the further ones in a column, or one by
+def facts_of(model: str) -> data.Answer[dict[str, tuple[str, ...]]]:
+    """What is the same for all of a model's runs."""
+    return data.answer(badges.model_facts, model)
+
+
+def of_metric(cells: Sequence[Cell], place: st.delta_generator.DeltaGenerator) -> Sequence[Cell]:
+    """The cells of the metric in the URL: each task's primary one, with the further ones in the details, or one by
     name.
     """
     names = further.metric_names(cells)
-    metric = url_state.one_of(place, "Metric", [PRIMARY, *names], "metric") if names else PRIMARY
-    return cells if metric == PRIMARY else further.in_metric(cells, metric)
+    metric = url_state.maybe_one_of(place, "Metric", names, "metric", nothing=PRIMARY) if names else None
+    return cells if metric is None else further.in_metric(cells, metric)
 
 
-def chosen(cells: Sequence[Cell], columns: Sequence[Any]) -> list[Cell]:
-    """The cells of the tasks, recipes and verdicts in the filters, which live in the URL. The baseline stays: the
-    others mean nothing without it.
+def chosen(
+    board: Standings, controls: bool, place: st.delta_generator.DeltaGenerator
+) -> tuple[list[Standing], list[str]]:
+    """The rows and tasks of the filters, which live in the URL. The baseline stays: the others mean nothing without
+    it.
     """
-    tasks = url_state.any_of(columns[0], "Tasks", sorted({c.task for c in cells}), "task", placeholder="All tasks")
-    recipes = url_state.any_of(
-        columns[1],
-        "Recipes",
-        sorted({c.recipe for c in cells if c.verdict != BASELINE}),
-        "recipe",
-        placeholder="All recipes",
+    rows = board.listed(controls=controls)
+    text = url_state.text(place, "Search", "find", placeholder="Recipes whose name holds").casefold()
+    present = {kind for row in rows for kind in row.kinds()} - {BASELINE}
+    _translate_old_verdicts()
+    kinds = url_state.any_of(
+        place, "Verdicts", [kind for kind in KINDS if kind in present], "verdict", placeholder="All verdicts",
+        words=lambda kind: MARKS[kind].words,
+    )  # fmt: skip
+    only = url_state.any_of(
+        place, "Recipes", sorted({row.recipe for row in rows if not row.is_baseline}), "only", placeholder="All recipes"
     )
-    present = {cell.verdict for cell in cells}
-    verdicts = url_state.any_of(
-        columns[2],
-        "Verdicts",
-        [word for word in VERDICTS if word in present and word != BASELINE],
-        "verdict",
-        placeholder="All verdicts",
-    )
-    controls = any(cell.control for cell in cells) and not st.toggle(
-        "Show controls", value=True, key="controls", bind="query-params"
-    )
+    columns = url_state.any_of(place, "Tasks", board.tasks, "tasks", placeholder="All tasks") or list(board.tasks)
     return [
-        c
-        for c in cells
-        if (not tasks or c.task in tasks)
-        and (
-            c.verdict == BASELINE
-            or (
-                (not recipes or c.recipe in recipes)
-                and (not verdicts or c.verdict in verdicts)
-                and not (controls and c.control)
-            )
+        row
+        for row in rows
+        if row.is_baseline
+        or (
+            text in row.name.casefold()
+            and (not only or row.recipe in only)
+            and (not kinds or any(kind in kinds for kind in _kinds(row, columns)))
         )
+    ], columns
+
+
+def _kinds(row: Standing, tasks: Sequence[str]) -> set[str]:
+    return set(Standing.kinds(_only(row, tasks)))
+
+
+def _only(row: Standing, tasks: Sequence[str]) -> Standing:
+    from dataclasses import replace
+
+    return replace(row, cells={task: cell for task, cell in row.cells.items() if task in tasks or not cell.metric})
+
+
+def _translate_old_verdicts() -> None:
+    """A link of before there were three kinds of better asks for all of them."""
+    asked = st.query_params.get_all("verdict")
+    words = {kind: [MARKS[kind].words] for kind in KINDS} | {"better": [MARKS[kind].words for kind in KINDS[:3]]}
+    if any(word in words for word in asked):
+        st.query_params["verdict"] = [each for word in asked for each in words.get(word, [word])]
+
+
+def summary(board: Standings, by: str | None) -> str:
+    """The page's question answered in words, of names that are no markup."""
+    recipes = [row for row in board.rows if not row.is_baseline]
+    if not recipes:
+        return "Only the baseline so far."
+    kinds = [row.kinds() for row in recipes]
+    proven = sum(any(found[kind] for kind in PROVEN) for found in kinds)
+    beating = sum(found[BEATS] > 0 for found in kinds)
+    harmful = sum(any(found[kind] for kind in HARM) for found in kinds)
+    as_control = sum(found[AS_CONTROL] > 0 for found in kinds)
+    said = [
+        f"Of {counted(len(recipes), 'recipe', 'recipes')}, **{beating}** better than baseline *and* control somewhere"
     ]
+    if proven > beating:
+        said.append(f"{proven - beating} better without a control")
+    if as_control:
+        said.append(f"{as_control} no better than a control somewhere")
+    said.append(f"**{harmful}** worse on some task")
+    best = next((row for row in board.rows if row.rank and not row.is_baseline and row.rank.place == 1), None)
+    if best is None or best.rank is None or (best.rank.shared and any(row.is_baseline for row in board.rows[:1])):
+        return "; ".join(said) + ". Nothing ranks above the baseline."
+    on = f"on {_text(by)}" if by else "by mean rank"
+    return "; ".join(said) + f". Best {on}: {_text(best.name)}."
 
 
-def show_summary(cells: Sequence[Cell], overview: data.Answer[data.Overview]) -> None:
-    """How many of each verdict, what they are measured against, and how fresh the data is."""
-    counts = Counter(cell.verdict for cell in cells)
-    words = [f"{counts[word]} {word}" for word in VERDICTS if counts[word] and word != BASELINE]
-    doubtful = sum(not_its_control(cell) for cell in cells)
-    if doubtful:
+def _text(name: str) -> str:
+    """A name from a file inside markdown."""
+    return f"`{plain(name).replace('`', chr(0x2019))}`"
+
+
+def show_tabs(
+    rows: Sequence[Standing], board: Standings, tasks: Sequence[str], overview: data.Answer[data.Overview]
+) -> None:
+    """The table first; intervals and every number behind tabs."""
+    table, plot, details = url_state.tabs(["Table", "Intervals", "All results"], "view")
+    if table.open:
+        with table:
+            show_standings(rows, board, tasks, overview.value.runs)
+    if plot.open:
+        with plot:
+            show_intervals([row for row in rows if not row.is_baseline], tasks)
+    if details.open:
+        with details:
+            show_results(_cells(rows, tasks), overview.value.runs)
+
+
+def show_standings(
+    rows: Sequence[Standing], board: Standings, tasks: Sequence[str], facts: Mapping[str, RunFacts]
+) -> None:
+    """The table of recipes by tasks. Ticked rows lead on."""
+    badges.show_legend(board)
+    picked = st.dataframe(
+        standings_table.table(rows, board, tasks, facts),
+        hide_index=True,
+        width="stretch",
+        height=standings_table.height(len(rows)),
+        row_height=standings_table.ROW_HEIGHT,
+        placeholder="",
+        key=f"standings {content_key([row.name for row in rows], tasks)}",
+        on_select="rerun",
+        selection_mode="multi-row",
+        column_config=standings_table.column_config(board, tasks),
+    )
+    lead_on([rows[i] for i in picked["selection"]["rows"] if i < len(rows)])
+    badges.show_legend(board, below=True)
+    unranked = sum(row.rank is None for row in board.rows)
+    st.caption(
+        "Numbers are improvements over the baseline: + is good on every task, whatever its metric. \u2605: best of"
+        " its task. Blank: not run. Click a head to sort; tick rows to compare them."
+        + (f" {counted(unranked, 'row has', 'rows have')} no rank: no task in common with the others." * bool(unranked))
+    )
+
+
+def lead_on(ticked: Sequence[Standing]) -> None:
+    """Links for the ticked rows, in this tab."""
+    if not ticked:
+        return
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if len(ticked) == 1:
+            (row,) = ticked
+            about = {"recipe": row.name}
+            st.page_link(
+                COMPARE.script, label="Compare with baseline and control", icon=COMPARE.icon, query_params=about
+            )
+            st.page_link(FLIPS.script, label="Flips", icon=FLIPS.icon, query_params=about | {"run": row.run_id})
+            st.page_link(RUN.script, label="Run", icon=RUN.icon, query_params=about | {"run": row.run_id})
+            st.text(plain(row.name))
+        else:
+            first, *others = sorted(ticked, key=lambda row: (not row.is_baseline, row.control is None))
+            runs = {"a": first.run_id, "b": [row.run_id for row in others]}
+            st.page_link(COMPARE.script, label=f"Compare these {len(ticked)}", icon=COMPARE.icon, query_params=runs)
+
+
+def show_intervals(rows: Sequence[Standing], tasks: Sequence[str]) -> None:
+    """One plot a task, in the order of the table."""
+    with_intervals = [task for task in tasks if intervals.drawable(rows, task)]
+    if not with_intervals:
+        st.info("No comparison has an interval.")
+        return
+    if len(with_intervals) > PLOTTED:
+        st.caption(f"The first {PLOTTED} of {len(with_intervals)} tasks; choose others in the filter.")
+    shown = with_intervals[:PLOTTED]
+    layout.plot(intervals.chart(rows, shown), intervals.sentence(rows, shown), width="content")
+
+
+def show_results(cells: Sequence[Cell], facts: Mapping[str, RunFacts]) -> None:
+    """Every number, a row a run and task."""
+    if doubtful := sum(cell.verdict == "better" and cell.beats_controls is False for cell in cells):
         st.warning(
             f"{counted(doubtful, 'result is', 'results are')} better than the baseline, but not better than a control"
             " of the recipe's own: an edit of the same size without the recipe's idea may do as well.",
             icon=":material/balance:",
         )
-    st.caption(
-        f"{', '.join(words) or 'Only the baseline so far'} \u00b7 {measured_against(cells, overview.value.pinned)}"
-        f" \u00b7 data of {overview.read_at:%H:%M:%S}"
+    st.caption("Click a recipe's name to open the run: command, versions, receipt, files.")
+    picked = st.dataframe(
+        layout.tinted(layout.cell_rows(cells, with_model=False, facts=facts), ["Verdict", "Against its control"]),
+        hide_index=True,
+        width="stretch",
+        height="content" if len(cells) <= ROWS_IN_FULL else 800,
+        key=f"cells {content_key([[cell.run_id, cell.task, cell.metric] for cell in cells])}",
+        on_select="rerun",
+        selection_mode="single-cell",
+        column_config={
+            name: st.column_config.TextColumn(width="medium") for name in ("Recipe", "Against its control", "Notes")
+        },
     )
+    clicked = [row for row, column in picked["selection"]["cells"] if column == "Recipe" and row < len(cells)]
+    if clicked:
+        st.switch_page(RUN.script, query_params={"run": cells[clicked[0]].run_id})
+
+
+def _cells(rows: Sequence[Standing], tasks: Sequence[str]) -> list[Cell]:
+    """Every cell of the rows on these tasks, by task; failed runs without one too."""
+    cells = [cell for row in rows for cell in row.cells.values() if cell.task in tasks or not cell.metric]
+    return sorted(cells, key=lambda cell: (cell.task, cell.verdict != BASELINE))
 
 
 def measured_against(cells: Sequence[Cell], pinned: Mapping[str, str]) -> str:
@@ -132,91 +279,6 @@ def measured_against(cells: Sequence[Cell], pinned: Mapping[str, str]) -> str:
         f"against {stand_in} (no baseline {'of these tasks ' if any(c.model_key in pinned for c in cells) else ''}is"
         " pinned)"
     )
-
-
-def show_glance(cells: Sequence[Cell], facts: Mapping[str, RunFacts]) -> None:
-    """The matrix of recipes and tasks."""
-    st.subheader("At a glance", anchor=False)
-    rows = layout.glance(cells, facts)
-    recipes = tables.glance_order(cells)
-    picked = st.dataframe(
-        layout.tinted(rows, [name for name in rows[0] if name not in ("Recipe", "Kept", "Tokens/s")]),
-        hide_index=True,
-        width="stretch",
-        key=f"glance {_content(cells)}",
-        on_select="rerun",
-        selection_mode="multi-row",
-        column_config={"Recipe": st.column_config.TextColumn(pinned=True, width=190)},
-    )
-    st.caption("Blank: not run. Tick two recipes to compare them.")
-    downloads(rows, "glance")
-    latest = {cell.name: cell for cell in tables.by_age(cells)}
-    compare([latest[recipes[row]] for row in picked["selection"]["rows"] if row < len(recipes)])
-
-
-def compare(ticked: Sequence[Cell]) -> None:
-    """Lead on to the comparison of two ticked runs; the baseline, or else the earlier, is what the other is compared
-    with.
-    """
-    if len(ticked) < 2:
-        return
-    first, second = ticked[:2]
-    if first.run_id == second.run_id:
-        st.info("Both rows are of one run: tick a row of another.")
-        return
-    if second.verdict == BASELINE and first.verdict != BASELINE:
-        first, second = second, first
-    st.switch_page("views/compare.py", query_params={"a": first.run_id, "b": second.run_id})
-
-
-def show_forest(cells: Sequence[Cell], most: int) -> None:
-    """One small plot a task, for the first `most` tasks."""
-    drawable = forest.drawable(cells)
-    tasks = sorted({cell.task for cell in drawable})
-    if not tasks:
-        return
-    st.subheader("Difference from the baseline, with 95 % intervals", anchor=False)
-    if len(tasks) > most:
-        st.caption(f"The first {most} of {len(tasks)} tasks; choose others above.")
-    for start in range(0, len(tasks[:most]), 2):
-        for column, task in zip(st.columns(2), tasks[:most][start : start + 2]):
-            of_task = [cell for cell in drawable if cell.task == task]
-            shown = forest.most_telling(of_task)
-            with column.container(border=True):
-                st.text(f"{plain(task)}: {plain(metric_name(of_task[0]))}, {direction(of_task[0])}")
-                layout.plot(forest.chart(shown), forest.sentence(shown, len(of_task)))
-
-
-def show_table(cells: Sequence[Cell], facts: Mapping[str, RunFacts]) -> None:
-    """All numbers; a click on a recipe opens its run, two ticked rows are compared."""
-    st.subheader("All results", anchor=False)
-    st.caption(
-        "Click a recipe's name to open the run: command, versions, receipt, files. Tick two rows to compare their runs."
-    )
-    picked = st.dataframe(
-        layout.tinted(layout.cell_rows(cells, with_model=False, facts=facts), ["Verdict", "Against its control"]),
-        hide_index=True,
-        width="stretch",
-        height="content" if len(cells) <= ROWS_IN_FULL else 800,
-        key=f"cells {_content(cells)}",
-        on_select="rerun",
-        selection_mode=["multi-row", "single-cell"],
-        column_config={
-            name: st.column_config.TextColumn(width="medium") for name in ("Recipe", "Against its control", "Notes")
-        },
-    )
-    downloads(tables.cell_records(cells, facts), "results")
-    clicked = [row for row, column in picked["selection"]["cells"] if column == "Recipe" and row < len(cells)]
-    if clicked:
-        st.switch_page("views/run.py", query_params={"run": cells[clicked[0]].run_id})
-    compare([cells[row] for row in picked["selection"]["rows"] if row < len(cells)])
-
-
-def _content(cells: Sequence[Cell]) -> str:
-    """A key that changes with what a table shows: a table that is given other rows keeps its old widths and loses a
-    click.
-    """
-    return digest([[cell.run_id, cell.task, cell.metric] for cell in cells])[:16]
 
 
 def show_reported(cells: Sequence[Cell]) -> None:

@@ -43,11 +43,16 @@ def page(name: str = "board", **parameters: str) -> Any:
     app = AppTest.from_file(str(MAIN), default_timeout=TIMEOUT)
     for key, value in parameters.items():
         app.query_params[key] = value
-    if name != "board":
+    if name != "models":
         app.switch_page(f"views/{name}.py")
     app.run()
     assert not app.exception, app.exception
     return app
+
+
+def results(**parameters: str) -> Any:
+    """The board's tab with a row a run and task."""
+    return page("board", view="All results", **parameters)
 
 
 def texts(app: Any, *kinds: str) -> str:

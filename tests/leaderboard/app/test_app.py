@@ -11,7 +11,7 @@ import pytest
 from leaderboard.app.serve import _config
 from leaderboard.ingest import ingest
 from leaderboard.store.pins import pin
-from tests.leaderboard.app.driving import page, page_database, texts
+from tests.leaderboard.app.driving import page, page_database, results, texts
 
 pytest.importorskip("streamlit")
 
@@ -53,36 +53,40 @@ def test_an_empty_database_explains_itself(database: Path) -> None:
 
 def test_the_board_shows_recipes_by_tasks(filled: Path) -> None:
     app = page()
-    glance, cells = (app.dataframe[i].value for i in (0, 1))
-    assert list(glance.columns) == ["Recipe", "int_mult", "int_sum", "Kept"]
-    laser = glance[glance["Recipe"] == "laser"].iloc[0]
-    assert (laser["int_mult"], laser["Kept"]) == ("better +0.1500", "99.2%")
-    assert laser["int_sum"].startswith("undecided")
-    assert glance.iloc[0]["Recipe"] == "baseline"
-    failed = cells[cells["Verdict"] == "failed"].iloc[0]
-    assert "3 weights are NaN" in failed["Notes"]
-    assert "1 better, 1 undecided, 1 failed" in texts(app)
+    (board,) = (table.value for table in app.dataframe)
+    assert list(board.columns) == ["#", "Recipe", "int_mult", "int_sum", "Settings", "Size kept"]
+    laser, baseline, failed = board.to_dict("records")
+    assert laser["Recipe"] == "compare?recipe=laser&model=tiny#laser"
+    # numbers, so that a head sorts them: what is shown is mark and sign
+    assert (laser["#"], laser["int_mult"], laser["int_sum"]) == (1, pytest.approx(0.15), pytest.approx(-1 / 30))
+    assert laser["Size kept"] == pytest.approx(99.2, abs=0.05)
+    assert (baseline["#"], baseline["int_mult"]) == (2, 0.0) and failed["#"] != failed["#"]
+    assert "Of 2 recipes, **0** better than baseline *and* control somewhere; 1 better without a control" in texts(app)
+    cells = results().dataframe[0].value
+    assert "3 weights are NaN" in cells[cells["Verdict"] == "failed"].iloc[0]["Notes"]
 
 
 def test_filters_live_in_the_url(filled: Path) -> None:
-    app = page(task="int_sum", recipe="laser")
-    assert app.multiselect(key="task").value == ["int_sum"] and app.multiselect(key="recipe").value == ["laser"]
-    assert set(app.dataframe[1].value["Task"]) == {"int_sum"} and set(app.dataframe[1].value["Recipe"]) == {
-        "baseline",
-        "laser",
-    }
-    app.multiselect(key="task").set_value(["int_mult"]).run()
-    assert set(app.dataframe[1].value["Task"]) == {"int_mult"}
+    app = results(tasks="int_sum", only="laser", task="int_sum")
+    assert app.multiselect(key="tasks").value == ["int_sum"] and app.multiselect(key="only").value == ["laser"]
+    assert app.selectbox(key="task").value == "int_sum"  # what the rows are ranked on
+    assert set(app.dataframe[0].value["Task"]) == {"int_sum"}
+    assert set(app.dataframe[0].value["Recipe"]) == {"baseline", "laser"}
+    app.multiselect(key="tasks").set_value(["int_mult"]).run()
+    assert set(app.dataframe[0].value["Task"]) == {"int_mult"}
+    assert app.query_params["tasks"] == "int_mult"
+    app.text_input(key="find").set_value("no such").run()
+    assert set(app.dataframe[0].value["Recipe"]) == {"baseline"} and app.query_params["find"] == "no such"
 
 
 def test_a_filter_that_names_nothing_says_so(filled: Path) -> None:
-    assert "names nothing known" not in texts(page(task="int_sum", recipe="laser", model="tiny"))
-    for name in ("task", "recipe", "model"):
-        app = page(**{name: "*nope*"})
+    assert "names nothing known" not in texts(results(task="int_sum", only="laser", model="tiny"))
+    for name in ("task", "tasks", "only", "model", "verdict"):
+        app = results(**{name: "*nope*"})
         assert f"The {name} filter of this link names nothing known here" in app.warning[0].value and "*nope*" in [
             text.value for text in app.text
         ]
-        assert len(app.dataframe[1].value) == 5
+        assert len(app.dataframe[0].value) == 5
 
 
 def test_the_chosen_model_is_in_the_url(made: Any, kit: Any, filled: Path) -> None:
@@ -97,7 +101,7 @@ def test_the_chosen_model_is_in_the_url(made: Any, kit: Any, filled: Path) -> No
     linked = page(model="tiny")
     assert linked.selectbox(key="model").value == "tiny" and "int_sum" in linked.dataframe[0].value
     linked.selectbox(key="model").set_value("another").run()
-    assert set(linked.dataframe[1].value["Task"]) == {"int_mult"} and not linked.warning
+    assert "int_sum" not in linked.dataframe[0].value and not linked.warning
 
 
 def test_the_page_says_whether_its_baseline_is_pinned(made: Any, kit: Any, filled: Path) -> None:
@@ -113,16 +117,16 @@ def test_the_page_says_whether_its_baseline_is_pinned(made: Any, kit: Any, fille
         f"against the pinned baseline, run {chosen.run_id[:8]}, and on tasks that it has not run, or ran in"
         in texts(page())
     )
-    assert f"against the pinned baseline, run {chosen.run_id[:8]} " in texts(page(task="int_mult"))
-    assert "(no baseline of these tasks is pinned)" in texts(page(task="int_sum"))
+    assert f"against the pinned baseline, run {chosen.run_id[:8]}." in texts(page(tasks="int_mult"))
+    assert "(no baseline of these tasks is pinned)" in texts(page(tasks="int_sum"))
 
 
 def test_the_correction_does_not_follow_the_filters(filled: Path) -> None:
     def q_value(app: Any) -> float:
-        cells = app.dataframe[1].value
+        cells = app.dataframe[0].value
         return float(cells[(cells["Task"] == "int_sum") & (cells["Recipe"] == "laser")]["q"].iloc[0])
 
-    assert q_value(page()) == q_value(page(task="int_sum", recipe="laser"))
+    assert q_value(results()) == q_value(results(tasks="int_sum", only="laser"))
 
 
 def test_a_run_page_has_command_versions_receipt_and_files(filled: Path) -> None:
@@ -178,7 +182,7 @@ def test_busy_shows_the_last_good_data(filled: Path) -> None:
         writer.execute("CHECKPOINT")
         app = page()
         assert "The database is busy: showing data of" in texts(app)
-        assert len(app.dataframe[1].value) == 5
+        assert len(app.dataframe[0].value) == 3
     finally:
         writer.close()
     assert "is busy" not in texts(page())
@@ -226,14 +230,13 @@ def test_further_metrics_are_shown_and_can_be_chosen(made: Any, kit: Any, databa
     made.run("baseline", {"sums": before})
     made.run("laser", {"sums": after})
     run_id = ingest([made.root], database).added[1]
-    table = page().dataframe[1].value
+    table = results().dataframe[0].value
     (laser,) = table[table["Recipe"] == "laser"].to_dict("records")
     assert (laser["Verdict"], laser["Metric"]) == ("better", "acc")
     assert laser["Further metrics"] == "acc_norm better +0.1500; gold_loglikelihood worse -1.0000"
     assert laser["Notes"].startswith("better by acc, but worse by gold_loglikelihood -1 [")
-    chosen = page(metric="gold_loglikelihood")
-    glance, table = (chosen.dataframe[i].value for i in (0, 1))
-    assert glance[glance["Recipe"] == "laser"].iloc[0]["sums"] == "worse -1.0000"
+    assert page(metric="gold_loglikelihood").dataframe[0].value["sums"].tolist() == [0.0, pytest.approx(-1.0)]
+    table = results(metric="gold_loglikelihood").dataframe[0].value
     assert set(table["Metric"]) == {"gold_loglikelihood"} and set(table["Verdict"]) == {"baseline", "worse"}
     verdicts = page("run", run=run_id).dataframe[0].value
     assert list(verdicts["Metric"]) == ["acc", "acc_norm", "gold_loglikelihood"]
@@ -242,5 +245,5 @@ def test_further_metrics_are_shown_and_can_be_chosen(made: Any, kit: Any, databa
 
 def test_a_board_without_further_metrics_has_no_choice_of_them(filled: Path) -> None:
     app = page()
-    assert [box.label for box in app.selectbox] == ["Model"]
-    assert "Further metrics" not in app.dataframe[1].value.columns
+    assert [box.label for box in app.selectbox] == ["Model", "Rank by"]
+    assert "Further metrics" not in results().dataframe[0].value.columns

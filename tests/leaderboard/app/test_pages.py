@@ -126,7 +126,7 @@ def test_reported_numbers_stand_apart(made: Any, kit: Any, database: Path) -> No
     made.run("laser-search", {"counterfact": after}, model="EleutherAI/gpt-j-6b", folder="b")
     ingest([made.root], database)
     app = page("board")
-    reported = app.dataframe[2].value.iloc[0]
+    reported = app.dataframe[1].value.iloc[0]
     assert (
         reported["Reported"] == "0.1310 -> 0.2400"
         and reported["Ours"] == "0.5000 -> 0.6250"
@@ -136,8 +136,8 @@ def test_reported_numbers_stand_apart(made: Any, kit: Any, database: Path) -> No
 
 
 def test_filters_by_verdict_and_control(made: Any, kit: Any, runs: dict[str, str], database: Path) -> None:
-    app = page("board", verdict="failed")
-    assert set(app.dataframe[1].value["Verdict"]) == {"baseline", "failed"}
+    app = page("board", verdict="failed", view="All results")
+    assert set(app.dataframe[0].value["Verdict"]) == {"baseline", "failed"}
 
 
 @pytest.mark.parametrize("name", ["compare", "flips", "size"])

@@ -64,12 +64,12 @@ def test_three_kinds_of_better_and_what_the_best_breaks(filled: Path) -> None:
     assert (tiny.architecture, tiny.dtype) == ("llama", "float32")
     assert tiny.newest is not None and f"{tiny.newest:%H:%M}" == "03:05"
     said = {kind: count for kind, count in tiny.counts.items() if count}
-    assert said == {"beats": 1, "better": 2, "so-does-control": 1, "same": 1, "worse": 1, "failed": 1}
+    assert said == {"beats": 1, "alone": 2, "as control": 1, "same": 1, "worse": 1, "failed": 1}
     sums, words = (
         best._replace(improvement=round(best.improvement, 9), delta=round(best.delta, 9)) for best in tiny.best
     )
     assert sums == BestOfTask("sums", "beating", ids["beating"], 0.3, 0.3, "beats", ("words",))
-    assert words == BestOfTask("words", "alone", ids["alone"], 0.25, 0.25, "better")
+    assert words == BestOfTask("words", "alone", ids["alone"], 0.25, 0.25, "alone")
     assert tiny.failed == [FailedRun(ids["asvd"], "asvd", "non_finite_weight: 3 weights are NaN (layers.0.up.weight)")]
     assert (other.runs, other.recipes, list(other.best), sum(other.counts.values())) == (1, 0, [], 0)
 
