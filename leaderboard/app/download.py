@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 import streamlit as st
+from streamlit.errors import StreamlitAPIException
 
 from leaderboard.terminal import exports, output
 
@@ -41,7 +42,11 @@ def downloads(rows: Sequence[dict[str, Any]], name: str) -> None:
     """
     if not rows:
         return
-    with st.popover("Share", icon=":material/ios_share:", key=f"share {name}"):
+    try:
+        place = st.popover("Share", icon=":material/ios_share:", key=f"share {name}")
+    except StreamlitAPIException:  # the page has a popover of its own for this, and none fits into another
+        place = st.container()
+    with place:
         with st.container(horizontal=True):
             for kind in _FORMATS:
                 _button(kind, rows, name)

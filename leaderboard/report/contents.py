@@ -247,7 +247,7 @@ def _run(row: RunRow, said: Mapping[str, Any]) -> ReportedRun:
         tuple(map(str, command)) if isinstance(command, list) else (command,) if isinstance(command, str) else (),
         {str(name): str(version) for name, version in versions.items() if version is not None}
         or ({"lm_eval": row.lm_eval_version} if row.lm_eval_version else {}),
-        None if limit in (None, "", 0) else str(limit),
+        None if limit in (None, "", 0) else f"{limit:g}" if isinstance(limit, (int, float)) else str(limit),
         said["model_type"],
         said["parameters"],
     )

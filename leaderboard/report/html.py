@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from leaderboard.board.cell import Cell
-from leaderboard.board.standings import KINDS, Standing, kind
+from leaderboard.board.standings import KINDS, Standing, gained, kind
 from leaderboard.readers.records import BASELINE
 from leaderboard.report import words
 from leaderboard.report.contents import Report
@@ -175,7 +175,7 @@ def _cell(cell: Cell | None, *, best: bool) -> str:
         return "<td></td>"
     if cell.verdict == BASELINE:
         return f'<td data-s="0">{text(cell_text(cell))}</td>'
-    value = words.improvement_point(cell)
+    value = gained(cell)
     sort = "" if value is None else f' data-s="{value:.4g}"'
     what, mark = kind(cell), MARKS[kind(cell)]
     shown = cell_text(cell, best=best)

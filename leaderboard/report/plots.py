@@ -64,7 +64,7 @@ def interval_plot(report: Report, task: str) -> str:
     left = 8 + svg.LETTER * max(len(part) for parts in names for part in parts)
     heights = [max(17, svg.SMALL_LINE * len(parts) + 5) for parts in names]
     bottom = svg.HEAD + sum(heights)
-    x = svg.scale([0.0, *(end for row in shown for end in (*row.limits, row.point))], left + 6, WIDTH - 8)
+    x = svg.scale([0.0, *(end for row in shown for end in (*row.limits, row.point))], left + 6, WIDTH - 14)
     parts = [_band(shown, x, bottom), line((x(0), svg.HEAD - 4), (x(0), bottom), "zero")]
     top = float(svg.HEAD)
     for row, lines, height in zip(shown, names, heights):
@@ -143,7 +143,7 @@ def size_plot(report: Report, task: str) -> str:
         return ""
     baseline = baseline_score(report, task)
     bottom, left = svg.HEAD + _SIZE_HEIGHT, 52.0
-    x = svg.scale([100 * point.kept for point in points], left, WIDTH - 12)
+    x = svg.scale([100 * point.kept for point in points], left, WIDTH - 16)
     y = svg.scale([point.score for point in points] + ([] if baseline is None else [baseline]), bottom, svg.HEAD + 8.0)
     best = [points[i] for i in _front(points)]
     parts = [_grid(y, left), *_baseline(baseline, y, left), _steps([(x(100 * p.kept), y(p.score)) for p in best])]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from leaderboard.board.cell import Cell
-from leaderboard.board.standings import ALONE, BEATS, HARM, PROVEN, Standing, kind
+from leaderboard.board.standings import ALONE, BEATS, HARM, PROVEN, Standing, gained, kind
 from leaderboard.readers.records import BASELINE
 from leaderboard.report.contents import Report, ReportedRun
 from leaderboard.terminal.format import TOO_FEW, counted, number, plain
@@ -44,25 +44,29 @@ def improvement_limits(cell: Cell) -> ImprovementLimits | None:
 
 
 def improvement_point(cell: Cell) -> float | None:
-    """The improvement of a cell, of which `improvement_limits` are the limits."""
-    if cell.improvement is not None:
-        return cell.improvement
-    if cell.delta is None or cell.best_value is not None:
-        return None
-    return cell.delta if cell.higher_is_better else -cell.delta
+    """What the interval of `improvement_limits` is of: the mean of clipped differences where documents are clipped,
+    else the improvement as it is shown.
+    """
+    return gained(cell) if cell.improvement is None else cell.improvement
 
 
 def improvement_text(cell: Cell) -> str:
-    """`+0.838 [+0.731, +0.912]`; `too few documents` in place of an interval as wide as the range."""
-    number = gain(improvement_point(cell), minus=MINUS)
-    if not number:
+    """`+0.838 [+0.731, +0.912]`; `too few documents` in place of an interval as wide as the range; `clipped` behind one
+    that is of the mean with no document counted for more than a bound, and does not hold the plain improvement.
+    """
+    point = gained(cell)
+    number = gain(point, minus=MINUS)
+    if not number or point is None:
         return ""
     if cell.unpaired:
         return f"{number} unpaired"
     if cell.says_nothing:
         return f"{number}, {TOO_FEW}"
     limits = improvement_limits(cell)
-    return f"{number} [{gain(limits.low, minus=MINUS)}, {gain(limits.high, minus=MINUS)}]" if limits else number
+    if limits is None:
+        return number
+    clipped = "" if limits.low <= point <= limits.high or cell.clipping is None else " clipped"
+    return f"{number} [{gain(limits.low, minus=MINUS)}, {gain(limits.high, minus=MINUS)}]{clipped}"
 
 
 def score_text(cell: Cell) -> str:
@@ -98,14 +102,8 @@ def sentences(report: Report) -> list[tuple[str, str, str]]:
         (" at least one.", "", ""),
     ]
     if uncontrolled:
-        said.append(
-            (
-                f" {counted(len(uncontrolled), 'more is', 'more are')} better than the baseline, and no control of"
-                " theirs says more.",
-                "",
-                "",
-            )
-        )
+        count = counted(len(uncontrolled), "more is", "more are")
+        said.append((f" {count} better than the baseline, with no control to tell why.", "", ""))
     return [*said, *_best(recipes, board.rows), *_smallest(recipes)]
 
 
@@ -130,7 +128,7 @@ def _best(recipes: Sequence[Standing], rows: Sequence[Standing]) -> list[tuple[s
 def _smallest(recipes: Sequence[Standing]) -> list[tuple[str, str, str]]:
     """The smallest recipe that loses on no task."""
     able = [row for row in recipes if row.parameters_kept is not None and row.rank and not _has(row, (*HARM, "failed"))]
-    if not able or (least := min(row.parameters_kept or 1.0 for row in able)) >= 0.9995:
+    if not able or (least := min(row.parameters_kept or 1.0 for row in able)) >= 0.995:
         return []
     smallest = [row for row in able if row.parameters_kept == least]
     caveat = ", where undecided counts as no loss" if any(row.kinds()["undecided"] for row in smallest) else ""
