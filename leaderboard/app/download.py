@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 import streamlit as st
-from streamlit.errors import StreamlitAPIException
 
 from leaderboard.terminal import exports, output
 
@@ -37,21 +36,22 @@ _FORMATS = (
 
 
 def downloads(rows: Sequence[dict[str, Any]], name: str) -> None:
-    """A popover with a button a format for these rows, of which each has the same keys, and the page's link; nothing
-    where there are no rows. `name` is the file's, without ending, and unique on its page.
+    """A popover with what `share` offers; nothing where there are no rows."""
+    if rows:
+        with st.popover("Share", icon=":material/ios_share:", key=f"share {name}"):
+            share(rows, name)
+
+
+def share(rows: Sequence[dict[str, Any]], name: str) -> None:
+    """A button a format for these rows, of which each has the same keys, and the page's link. `name` is the file's,
+    without ending, and unique on its page.
     """
-    if not rows:
-        return
-    try:
-        place = st.popover("Share", icon=":material/ios_share:", key=f"share {name}")
-    except StreamlitAPIException:  # the page has a popover of its own for this, and none fits into another
-        place = st.container()
-    with place:
+    if rows:
         with st.container(horizontal=True):
             for kind in _FORMATS:
                 _button(kind, rows, name)
-        st.caption("Link to this page as it is now:")
-        st.code(page_link(), language=None, wrap_lines=True)
+    st.caption("Link to this page as it is now:")
+    st.code(page_link(), language=None, wrap_lines=True)
 
 
 def _button(kind: _Format, rows: Sequence[dict[str, Any]], name: str) -> None:
