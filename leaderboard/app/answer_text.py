@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from leaderboard.compare.choice_shift import log_likelihoods, target_index
-from leaderboard.terminal.format import number
+from leaderboard.terminal.format import number, plain
 
 
 class ModelAnswer(NamedTuple):
@@ -71,6 +71,32 @@ def likelihood_rows(
     found = found[: len(found) // 2] if doubled else found
     texts, right = choice_texts(document, len(found)), target_index(target, len(found))
     return [(_choice(i, texts), float(value), i == right) for i, value in enumerate(found)]
+
+
+def question(prompt: str) -> str:
+    """What a prompt asks, on one line: its last paragraph, behind any examples."""
+    paragraphs = [" ".join(plain(part).split()) for part in prompt.split("\n\n")]
+    return next((part for part in reversed(paragraphs) if part), "")
+
+
+def gold_log_likelihood(
+    responses: str | None, target: str | None, output_type: str | None, doubled: bool
+) -> float | None:
+    """The right answer's log-likelihood in nats: of the right choice, or of the one text that was scored. None where
+    there is none.
+    """
+    found = log_likelihoods(_json(responses)) if output_type in ("multiple_choice", "loglikelihood") else None
+    if found is None:
+        return None
+    found = found[: len(found) // 2] if doubled else found
+    right = 0 if len(found) == 1 else target_index(target, len(found))
+    return None if right is None else float(found[right])
+
+
+def scores_one_text(responses: str | None, output_type: str | None) -> bool:
+    """Whether the task only asked how likely the right text is, so that no other answer was recorded."""
+    found = log_likelihoods(_json(responses)) if output_type == "loglikelihood" else None
+    return found is not None and len(found) == 1
 
 
 def margin_text(margin: float | None) -> str:

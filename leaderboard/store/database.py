@@ -49,9 +49,9 @@ class Store:
         self.places = RunPlaces(path)
         self._schemas: dict[str, dict[str, Any]] = {}
 
-    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
-        """The result of a query as one dict a row."""
-        cursor = self.connection.execute(sql, list(parameters))
+    def rows(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[dict[str, Any]]:
+        """The result of a query as one dict a row. parameters: of `?` and `$1` in order, of `$name` by name."""
+        cursor = self.connection.execute(sql, parameters if isinstance(parameters, dict) else list(parameters))
         names = [column[0] for column in cursor.description or ()]
         return [dict(zip(names, row)) for row in cursor.fetchall()]
 

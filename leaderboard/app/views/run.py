@@ -10,13 +10,15 @@ from typing import Any
 
 import streamlit as st
 
-from leaderboard.app import data, layout, linked_table, receipt_view, run_files
+from leaderboard.app import data, html_table, layout, linked_table, receipt_view, run_choice, run_files
 from leaderboard.app.download import downloads
-from leaderboard.app.menu import ACROSS, BOARD, HISTORY, LAYERS, RUN
+from leaderboard.app.menu import ACROSS, BOARD, COMPARE, FLIPS, HISTORY, LAYERS
+from leaderboard.app.own_command import is_own, own_command
 from leaderboard.board.further import all_metrics
 from leaderboard.board.layers import edits
-from leaderboard.errors import Busy, LeaderboardError, UnknownRun
+from leaderboard.errors import Busy, LeaderboardError
 from leaderboard.readers.asked import revision_of
+from leaderboard.readers.records import BASELINE
 from leaderboard.terminal.format import plain
 
 
@@ -24,17 +26,15 @@ def main() -> None:
     """Draw the page."""
     first = layout.overview_or_stop()
     wanted = str(st.query_params.get("run", ""))
-    st.page_link(BOARD.script, label="Back to the leaderboard", icon=":material/arrow_back:")
-    if not wanted:
-        choose(first.value)
+    if wanted and not any(name.startswith(wanted) for name in first.value.runs):
+        st.query_params.pop("run", None)
+        say_unknown(wanted)
+        return
+    chosen = run_choice.choose(first, st.columns([2, 5]))
+    if chosen is None:
         return
     try:
-        details = data.details(wanted)
-    except UnknownRun as error:
-        st.header("No such run", anchor=False)
-        st.text(str(error))
-        choose(first.value)
-        return
+        details = data.details(chosen)
     except LeaderboardError as error:
         layout.explain_error(error)
         if isinstance(error, Busy):
@@ -43,20 +43,25 @@ def main() -> None:
     show(details, first)
 
 
-def choose(overview: data.Overview) -> None:
-    """A list of runs to pick from."""
-    st.subheader("Choose a run", anchor=False)
-    labels = layout.run_labels(overview)
-    picked = st.selectbox("Run", list(labels), index=None, format_func=labels.__getitem__, label_visibility="collapsed")
-    if picked:
-        st.switch_page(RUN.script, query_params={"run": picked})
+def say_unknown(wanted: str) -> None:
+    """That a link names no run, and where there are some."""
+    st.header("No such run", anchor=False)
+    try:
+        data.details(wanted)
+    except LeaderboardError as error:
+        st.text(str(error))
+    st.page_link(BOARD.script, label="To the leaderboard", icon=BOARD.icon)
 
 
 def show(details: data.Details, first: data.Answer[data.Overview]) -> None:
     """All sections of one run."""
     run = details.run
-    st.title("Run", anchor=False)
+    html_table.show(html_table.name(first.value.runs[run["run_id"]].name or run["recipe_label"]))
     st.text(f"{plain(run['recipe_label'])} on {plain(run['model_name'])}")
+    left, right = st.columns([2, 5])
+    for place, title, text in ((left, "Run", run["run_id"]), (right, "Folder", run["path"])):
+        place.caption(title)
+        place.code(plain(str(text)), language=None, wrap_lines=True)
     if run["recipe_summary"]:
         st.text(plain(run["recipe_summary"]))
     if run["status"] == "failed":
@@ -89,6 +94,10 @@ def show_links(run: dict[str, Any], tasks: list[str]) -> None:
     """Where else this run is to be seen."""
     edited = run["origin"] == "recipe" and run["recipe_name"] != "baseline"
     with st.container(horizontal=True):
+        if tasks and edited:
+            here = {"run": run["run_id"], "model": st.query_params.get("model", "")}
+            st.page_link(COMPARE.script, label="Compare it", icon=COMPARE.icon, query_params=here)
+            st.page_link(FLIPS.script, label="Its flips", icon=FLIPS.icon, query_params=here)
         if tasks:
             st.page_link(
                 HISTORY.script,
@@ -111,13 +120,13 @@ def show_links(run: dict[str, Any], tasks: list[str]) -> None:
 
 
 def show_command(run: dict[str, Any]) -> None:
-    """What to type, and with which versions installed."""
+    """What to type for this run alone, and with which versions installed."""
     st.subheader("Command", anchor=False)
-    words = json.loads(run["command"] or "[]")
+    words = [str(word) for word in json.loads(run["command"] or "[]")]
     if not words:
         st.code("not recorded: these results came from plain lm_eval", language=None, wrap_lines=True)
     else:
-        st.code(plain(shlex.join(map(str, words))), language=None, wrap_lines=True)
+        show_own_command(run, words)
     needed = run_files.requirements(_versions(run))
     if needed:
         st.caption("With these versions, as lines for pip")
@@ -129,6 +138,23 @@ def show_command(run: dict[str, Any]) -> None:
     if run["digest_after"] and words:
         st.caption("The weights that were scored have the digest")
         st.code(plain(run["digest_after"]), language=None, wrap_lines=True)
+
+
+def show_own_command(run: dict[str, Any], words: list[str]) -> None:
+    """The command that makes this run alone, and folded the one that made it among others."""
+    own = own_command(words, run["recipe_label"], run["control"])
+    st.code(_typed(words if own is None else own), language=None, wrap_lines=True)
+    if own is None:
+        st.caption("The command as it was typed; which of its recipes made this run cannot be told from it.")
+    elif not is_own(words, own):
+        also = "the unedited model and the recipe" if run["control"] else "the unedited model"
+        st.caption("Makes this run alone" + ("." if run["recipe_name"] == BASELINE else f", and {also} beside it."))
+        with st.expander("The whole command that made it, among other runs"):
+            st.code(_typed(words), language=None, wrap_lines=True)
+
+
+def _typed(words: list[str]) -> str:
+    return plain(shlex.join(words))
 
 
 def show_files(run: dict[str, Any]) -> None:

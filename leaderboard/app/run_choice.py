@@ -1,0 +1,103 @@
+"""The boxes that choose a model and one of its runs, alike on the pages that look at one run.
+
+Notable choices:
+- The newest complete run of a recipe comes first, so that a page opens on what was just made.
+- A link's `run` (or `b`, of older links) names a run by its id or the beginning of it, and brings its model along where
+  the link names none. `recipe` alone stands for the newest run of that recipe.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import streamlit as st
+
+from leaderboard.app import data, layout, url_state
+from leaderboard.app.page_queries import RunFacts
+from leaderboard.board.across_models import unedited
+from leaderboard.store.database import Store
+from leaderboard.terminal.format import plain
+
+
+def controls(store: Store) -> dict[str, str]:
+    """run_id -> the control that it is, of all runs that are one."""
+    rows = store.rows("SELECT run_id, control FROM runs JOIN variants USING (variant_id) WHERE control IS NOT NULL")
+    return {row["run_id"]: row["control"] for row in rows}
+
+
+def newest_first(runs: Mapping[str, RunFacts], model: str) -> list[RunFacts]:
+    """The runs of a model (by key), the latest started first, those without a time last."""
+    of_model = [run for run in runs.values() if run.model_key == model]
+    return sorted(of_model, key=lambda run: (run.started is not None, run.started or 0, run.run_id), reverse=True)
+
+
+def first_choice(runs: Sequence[RunFacts], is_control: Mapping[str, str], recipe: str | None) -> str | None:
+    """The run that a page opens on: the first one of `recipe` where such is asked for and there, else the first that
+    is complete and no control, an edited one before the unedited model. runs: the newest first.
+    """
+    named = [run for run in runs if recipe and recipe in (plain(run.recipe), plain(run.name))]
+    for some in (named, [run for run in runs if not unedited(run.recipe)], list(runs)):
+        complete = [run for run in some if run.status == "complete"]
+        best = [run for run in complete if run.run_id not in is_control] or complete or (some if named else [])
+        if best:
+            return best[0].run_id
+    return runs[0].run_id if runs else None
+
+
+def labels(runs: Sequence[RunFacts]) -> dict[str, str]:
+    """run_id -> name and date, `laser, 26 Nov 2026 09:35`; with the beginning of the id where two would be alike."""
+    words = {run.run_id: _label(run) for run in runs}
+    times = Counter(words.values())
+    return {run_id: text if times[text] == 1 else f"{text}, {run_id[:8]}" for run_id, text in words.items()}
+
+
+def _label(run: RunFacts) -> str:
+    when = "" if run.started is None else f", {run.started:%d %b %Y %H:%M}"
+    return f"{plain(run.name or run.recipe)}{when}{'' if run.status == 'complete' else ', failed'}"
+
+
+def named_run(runs: Mapping[str, RunFacts], key: str) -> str | None:
+    """The run that the URL names under `key`, by the beginning of its id; None where it names none that is known. What
+    is not known is told.
+    """
+    asked = st.query_params.get(key, "")
+    found = next((run_id for run_id in runs if asked and run_id.startswith(asked)), None)
+    if asked and found is None:
+        st.warning("The run of this link is not known here:", icon=":material/filter_alt_off:")
+        st.text(plain(asked))
+        del st.query_params[key]
+    return found
+
+
+def choose(overview: data.Answer[data.Overview], places: Sequence[Any]) -> str | None:
+    """Draw the box of the model and that of its runs; the run chosen. places: of the two boxes."""
+    runs = overview.value.runs
+    earlier = named_run(runs, "b")
+    arrived = earlier is not None and "run" not in st.query_params
+    named = earlier if arrived else named_run(runs, "run")
+    if named and (arrived or "model" not in st.query_params):
+        url_state.put(url_state.MODEL, [plain(overview.value.names[runs[named].model_key])])
+    model = layout.choose_model(overview.value, places[0])
+    of_model = newest_first(runs, model)
+    if named and runs[named].model_key != model:
+        named = None
+        st.query_params.pop("run", None)
+        forget_pair()
+    roles = layout.further_or_stop(lambda: data.answer(controls), overview)
+    usual = first_choice(of_model, roles, None)
+    first = named or first_choice(of_model, roles, st.query_params.get(url_state.RECIPE))
+    chosen = url_state.by_id(places[1], "Run (newest first)", labels(of_model), "run", first=first)
+    if chosen and earlier and chosen != earlier:
+        forget_pair()
+    if chosen and not unedited(runs[chosen].recipe):
+        # The run that a page opens on by itself filters no other page.
+        url_state.put(url_state.RECIPE, [plain(runs[chosen].recipe)], travels=chosen != usual)
+    return chosen
+
+
+def forget_pair() -> None:
+    """Drop the two runs of an older link, once something else is chosen."""
+    for key in ("a", "b"):
+        st.query_params.pop(key, None)
