@@ -24,7 +24,7 @@ from leaderboard.store import queries
 from leaderboard.store.database import Store, open_store
 from leaderboard.store.naming import place_of, resolve
 from leaderboard.store.queries import RunRow
-from leaderboard.terminal.format import counted
+from leaderboard.terminal.format import counted, short_name
 
 _PATIENCE_SECONDS = 30.0
 _SAID_OF_A_RUN = (
@@ -258,9 +258,3 @@ def _json(text: str | None) -> Any:
         return json.loads(text or "null")
     except (ValueError, RecursionError):
         return text
-
-
-def short_name(model: str) -> str:
-    """A model's name, of a path the last part: `/data/models/llama-7b` is `llama-7b`, `google/gemma-2b` stays."""
-    looks_like_a_path = model.startswith(("/", "./", "../", "~")) or model.count("/") > 1 or "\\" in model
-    return model.replace("\\", "/").rstrip("/").rpartition("/")[2] if looks_like_a_path else model

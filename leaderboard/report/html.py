@@ -22,8 +22,8 @@ from leaderboard.report import words
 from leaderboard.report.contents import Report
 from leaderboard.report.plots import MOST_ROWS, interval_plot, size_plot
 from leaderboard.report.svg import css, text
-from leaderboard.report.words import baseline_score, control_text, improvement_text, share, span
-from leaderboard.terminal.format import counted, direction, metric_name, number
+from leaderboard.report.words import baseline_score, control_text, improvement_text, share
+from leaderboard.terminal.format import counted, direction, metric_name, number, span
 from leaderboard.terminal.marks import MARKS, STAR, cell_text, legend, p_text
 
 _FOLDER = Path(__file__).parent

@@ -13,8 +13,8 @@ from leaderboard.board.standings import Standing, kind
 from leaderboard.readers.records import BASELINE
 from leaderboard.report import words
 from leaderboard.report.contents import Report
-from leaderboard.report.words import baseline_score, control_text, improvement_text, share, span
-from leaderboard.terminal.format import direction, metric_name, number
+from leaderboard.report.words import baseline_score, control_text, improvement_text, share
+from leaderboard.terminal.format import direction, metric_name, number, span
 from leaderboard.terminal.marks import MARKS, STAR, cell_text, legend, p_text
 from leaderboard.terminal.output import OurText, Row, as_markdown, markdown_code
 

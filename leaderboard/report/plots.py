@@ -20,10 +20,9 @@ from leaderboard.report.words import (
     improvement_point,
     improvement_text,
     share,
-    span,
     word,
 )
-from leaderboard.terminal.format import counted, direction, metric_name, plain
+from leaderboard.terminal.format import counted, direction, metric_name, plain, span
 from leaderboard.terminal.format import number as score_text
 from leaderboard.terminal.marks import MARKS
 

@@ -11,7 +11,7 @@ from leaderboard.board.cell import Cell
 from leaderboard.board.standings import ALONE, BEATS, HARM, PROVEN, Standing, gained, kind
 from leaderboard.readers.records import BASELINE
 from leaderboard.report.contents import Report, ReportedRun
-from leaderboard.terminal.format import TOO_FEW, counted, number, plain
+from leaderboard.terminal.format import TOO_FEW, counted, number, plain, span
 from leaderboard.terminal.marks import MARKS, MINUS, gain
 
 HARMLESS = ("same", "undecided", "baseline")
@@ -198,14 +198,6 @@ def _differing(before: str, values: Iterable[str | None]) -> list[str]:
 def _joined(values: Iterable[str | None]) -> str:
     found = sorted({value for value in values if value})
     return ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
-
-
-def span(counts: Sequence[int]) -> str:
-    """`n 80 to 2,000`, or `n 80`."""
-    if not counts:
-        return ""
-    low, high = min(counts), max(counts)
-    return f"n {low:,}" if low == high else f"n {low:,} to {high:,}"
 
 
 def magnitude(count: float) -> str:

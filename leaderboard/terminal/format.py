@@ -6,6 +6,7 @@ Names, notes and reasons come from files that anybody may have written: `plain` 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from leaderboard.board.cell import Cell, not_its_control
 from leaderboard.compare.choice_shift import Choices
@@ -237,3 +238,17 @@ def metric_name(cell: Cell) -> str:
 def plain(text: str) -> str:
     """`text` without control characters, on one line: safe to print."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def span(counts: Sequence[int]) -> str:
+    """`n 80 to 2,000`, or `n 80`."""
+    if not counts:
+        return ""
+    low, high = min(counts), max(counts)
+    return f"n {low:,}" if low == high else f"n {low:,} to {high:,}"
+
+
+def short_name(model: str) -> str:
+    """A model's name, of a path the last part: `/data/models/llama-7b` is `llama-7b`, `google/gemma-2b` stays."""
+    looks_like_a_path = model.startswith(("/", "./", "../", "~")) or model.count("/") > 1 or "\\" in model
+    return model.replace("\\", "/").rstrip("/").rpartition("/")[2] if looks_like_a_path else model

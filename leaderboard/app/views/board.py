@@ -221,7 +221,13 @@ def show_intervals(rows: Sequence[Standing], tasks: Sequence[str]) -> None:
     if len(with_intervals) > PLOTTED:
         st.caption(f"The first {PLOTTED} of {len(with_intervals)} tasks; choose others in the filter.")
     shown = with_intervals[:PLOTTED]
-    layout.plot(intervals.chart(rows, shown), intervals.sentence(rows, shown), width="content")
+    layout.plot(
+        intervals.chart(rows, shown),
+        intervals.sentence(rows, shown),
+        width="content",
+        title="Improvement over the baseline, 95 % interval",
+        cells=_cells(rows, shown),
+    )
 
 
 def show_results(cells: Sequence[Cell], facts: Mapping[str, RunFacts]) -> None:
