@@ -225,7 +225,7 @@ def show_intervals(rows: Sequence[Standing], tasks: Sequence[str]) -> None:
         intervals.chart(rows, shown),
         intervals.sentence(rows, shown),
         width="content",
-        title="Improvement over the baseline, 95 % interval",
+        title="Recipe minus baseline, 95 % interval",
         cells=_cells(rows, shown),
     )
 
