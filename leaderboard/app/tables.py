@@ -14,7 +14,6 @@ from leaderboard.readers.records import BASELINE
 from leaderboard.terminal.format import (
     NOTHING,
     against_controls,
-    beside_verdict,
     could_show,
     interval,
     metric_name,
@@ -175,41 +174,6 @@ def by_age(cells: Sequence[Cell]) -> list[Cell]:
     it, and the latest baseline for the unedited model.
     """
     return sorted(cells, key=lambda cell: (cell.verdict == BASELINE, cell.started is not None, cell.started or 0))
-
-
-def glance_order(cells: Sequence[Cell]) -> list[str]:
-    """The recipes in the order of the matrix: the baseline, then by name."""
-    plain_runs = {cell.name for cell in cells if cell.verdict == BASELINE}
-    return sorted({cell.name for cell in cells}, key=lambda recipe: (recipe not in plain_runs, recipe))
-
-
-def glance(cells: Sequence[Cell], facts: Mapping[str, RunFacts] = _NO_FACTS) -> list[dict[str, Any]]:
-    """One row a recipe, one column a task: the verdict and the difference. The latest run of a recipe speaks for it,
-    the baseline for the unedited model.
-    """
-    tasks = sorted({cell.task for cell in cells})
-    ordered = by_age(cells)
-    latest = {(cell.name, cell.task): cell for cell in ordered}
-    kept = {cell.name: cell.parameters_kept for cell in ordered}
-    speeds = {cell.name: _speed(facts.get(cell.run_id)) for cell in ordered}
-    fast = {"Tokens/s": True} if any(speeds.values()) else {}
-    return [
-        {"Recipe": plain(recipe)}
-        | {plain(task): _glance_text(latest.get((recipe, task))) for task in tasks}
-        | {"Kept": percent(kept[recipe])}
-        | dict.fromkeys(fast, speeds[recipe])
-        for recipe in glance_order(cells)
-    ]
-
-
-def _glance_text(cell: Cell | None) -> str:
-    if cell is None:
-        return ""
-    if cell.verdict == BASELINE:
-        return f"baseline {number(cell.score)}"
-    mark = " unpaired" if cell.unpaired else ""
-    text = cell.verdict if cell.delta is None else f"{cell.verdict} {signed(cell.delta)}{mark}"
-    return ", ".join(filter(None, [text, beside_verdict(cell), plain(cell.subset or "")]))
 
 
 def _speed(run: RunFacts | None) -> str:

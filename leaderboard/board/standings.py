@@ -250,4 +250,5 @@ def _order(row: Standing) -> tuple[object, ...]:
 
 
 def _age(cell: Cell) -> tuple[object, ...]:
-    return (cell.started is not None, cell.started or 0, cell.run_id)
+    """Order of time. The run that is the baseline speaks for the unedited model, however often that was run."""
+    return (cell.verdict == BASELINE, cell.started is not None, cell.started or 0, cell.run_id)

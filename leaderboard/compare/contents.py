@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from leaderboard.compare import collapse, comparability
 from leaderboard.compare.effect import Effect
+from leaderboard.compare.families import short_identity, told_apart
 from leaderboard.readers import asked
 from leaderboard.store import noise_floor, queries
 from leaderboard.store.answer_samples import AnswerSamples
@@ -159,28 +159,5 @@ def read_contents(
 
 def display_names(runs: Iterable[RunRow]) -> dict[str, str]:
     """model_key -> the name shown, with part of its identity where two models bear one name."""
-    names = {run.model_key: (run.model_name, run.identity or run.model_key) for run in runs}
-    return _told_apart(names)
-
-
-def model_names(store: Store) -> dict[str, str]:
-    """`display_names` of all runs of a store."""
-    by_age = "ORDER BY started NULLS LAST, coalesce(former_id, run_id), run_id"
-    rows = store.connection.execute(
-        f"SELECT model_key, last(model_name {by_age}), last(coalesce(nullif(identity, ''), model_key) {by_age}) FROM"
-        " runs JOIN variants USING (variant_id) GROUP BY model_key"
-    ).fetchall()
-    return _told_apart({key: (name, identity) for key, name, identity in rows})
-
-
-def _told_apart(names: dict[str, tuple[str, str]]) -> dict[str, str]:
-    """names: model_key -> name and identity."""
-    shared = Counter(name for name, _ in names.values())
-    return {
-        key: name if shared[name] == 1 else f"{name} ({_short(identity)})" for key, (name, identity) in names.items()
-    }
-
-
-def _short(identity: str) -> str:
-    """Of `sha256:...` and `organisation/model@commit` the part that differs."""
-    return identity.rpartition("@")[2].removeprefix("sha256:")[:8]
+    names = {run.model_key: (run.model_name, short_identity(run.identity or run.model_key)) for run in runs}
+    return {model.model_key: model.shown for model in told_apart([(key, *name) for key, name in names.items()])}

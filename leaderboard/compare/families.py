@@ -38,7 +38,7 @@ class Meant(NamedTuple):
 
 def families(store: Store) -> list[ModelName]:
     """Every model of a store, the one whose run was started last first."""
-    by_age = "ORDER BY started NULLS FIRST, coalesce(former_id, run_id), run_id"
+    by_age = "ORDER BY started NULLS LAST, coalesce(former_id, run_id), run_id"
     rows = store.connection.execute(
         f"SELECT model_key, last(model_name {by_age}), last(coalesce(nullif(identity, ''), model_key) {by_age}),"
         " max(started) AS newest FROM runs JOIN variants USING (variant_id) GROUP BY model_key ORDER BY newest DESC"

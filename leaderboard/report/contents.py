@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from leaderboard.board.board import board, pair_board
 from leaderboard.board.cell import Cell, changed
 from leaderboard.board.standings import Standings, standings
-from leaderboard.compare.contents import display_names
+from leaderboard.compare.families import Meant, families, last_part, meant
 from leaderboard.compare.run_diff import unshared
 from leaderboard.errors import LeaderboardError, MissingDatabase, UnknownRun
 from leaderboard.ingest import ingest
@@ -24,7 +24,7 @@ from leaderboard.store import queries
 from leaderboard.store.database import Store, open_store
 from leaderboard.store.naming import place_of, resolve
 from leaderboard.store.queries import RunRow
-from leaderboard.terminal.format import counted, short_name
+from leaderboard.terminal.format import counted
 
 _PATIENCE_SECONDS = 30.0
 _SAID_OF_A_RUN = (
@@ -94,31 +94,31 @@ def read_report(names: Sequence[str], database: Path) -> Report:
 
 
 def _the_model(store: Store, name: str | None) -> tuple[str, tuple[str, ...]] | None:
-    """The key of the model meant, with remarks; None where no model is called so. Of several that share a name it is
-    the one edited last.
+    """The key of the model meant, with remarks; None where no model is called so. Without a name it is the one edited
+    last; of several of a name the newest.
     """
     runs = queries.runs(store)
     if not runs:
         raise LeaderboardError("this leaderboard holds no run: `lm_eval ingest PATH` takes results in")
-    shown = display_names(runs)
-    fits = [run for run in runs if name is None or _called(run, shown[run.model_key], name)]
-    if not fits:
+    if name is None:
+        last = max(runs, key=lambda run: (not run.may_be_baseline, run.started is not None, run.started or 0))
+        return last.model_key, ()
+    models = families(store)
+    found = meant(name, models)
+    if found.model is None:
+        found = Meant(*next(((one, ()) for one in models if one.name.rpartition("/")[2] == name), (None, ())))
+    if found.model is None:
         return None
-    last = max(fits, key=lambda run: (not run.may_be_baseline, run.started is not None, run.started or 0, run.run_id))
-    others = len({run.model_key for run in fits}) - 1
-    remark = f"{others + 1} models are called {name}: this is the one edited last, {shown[last.model_key]}"
-    return last.model_key, (remark,) if others and name is not None else ()
-
-
-def _called(run: RunRow, shown: str, name: str) -> bool:
-    return name in (run.model_key, shown, run.model_name, run.model_name.rstrip("/").rpartition("/")[2])
+    others = ", ".join(other.with_identity for other in found.others)
+    remark = f"{len(found.others) + 1} models bear the name {name}: this is the newest; the others are {others}"
+    return found.model.model_key, (remark,) if others else ()
 
 
 def _of_model(store: Store, key: str, remarks: tuple[str, ...] = ()) -> Report:
     cells = board(store, models=[key])
     if not cells:
         raise LeaderboardError("none of this model's runs has a score or a failure to show")
-    model = short_name(cells[0].model)
+    model = last_part(cells[0].model)
     return Report(
         f"{model}: recipes against their baseline",
         cells[0].model,
@@ -145,7 +145,7 @@ def _of_one_run(name: str, database: Path) -> Report:
         shown = [cell for cell in cells if cell.run_id in own]
         label = next((cell.name for cell in shown if cell.run_id == run.run_id), run.recipe_label)
         return Report(
-            f"{label} on {short_name(run.model_name)}",
+            f"{label} on {last_part(run.model_name)}",
             run.model_name,
             "the unedited model",
             tuple(shown),
@@ -224,7 +224,7 @@ def _told_apart(cells: Sequence[Cell], runs: Mapping[str, RunRow]) -> list[Cell]
     """The cells, with the model or the id in the names of runs that are called the same."""
     names = {cell.run_id: cell.name for cell in cells}
     for tell in (
-        lambda run: f" on {short_name(runs[run].model_name)}",
+        lambda run: f" on {last_part(runs[run].model_name)}",
         lambda run: f" ({run[:8]})",
     ):
         often = Counter(names.values())

@@ -246,9 +246,3 @@ def span(counts: Sequence[int]) -> str:
         return ""
     low, high = min(counts), max(counts)
     return f"n {low:,}" if low == high else f"n {low:,} to {high:,}"
-
-
-def short_name(model: str) -> str:
-    """A model's name, of a path the last part: `/data/models/llama-7b` is `llama-7b`, `google/gemma-2b` stays."""
-    looks_like_a_path = model.startswith(("/", "./", "../", "~")) or model.count("/") > 1 or "\\" in model
-    return model.replace("\\", "/").rstrip("/").rpartition("/")[2] if looks_like_a_path else model

@@ -62,8 +62,9 @@ def main() -> None:
 def chosen(found: Sequence[LayerEdit], answer: data.Answer[list[LayerEdit]]) -> Choice:
     """What the filters leave."""
     first, second = st.columns([2, 2, 4]), st.columns([2, 2, 2, 2])
-    names = layout.further_or_stop(data.overview, answer).names
-    models = {edit.model_key: names.get(edit.model_key, edit.model_name) for edit in found}
+    overview = layout.further_or_stop(data.overview, answer)
+    layout.resolve_model(overview)
+    models = {edit.model_key: overview.names.get(edit.model_key, edit.model_name) for edit in found}
     model = url_state.one_of(
         first[0],
         "Model",

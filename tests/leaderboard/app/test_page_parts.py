@@ -16,10 +16,12 @@ from leaderboard.app.charts import forest, heat, size
 from leaderboard.board.board import board, pair_board
 from leaderboard.board.cell import Cell
 from leaderboard.board.pareto import front
+from leaderboard.board.standings import standings
 from leaderboard.compare.run_diff import compare_facts
 from leaderboard.ingest import ingest
 from leaderboard.store.database import Store, open_store
 from leaderboard.terminal.exports import as_parquet
+from leaderboard.terminal.marks import cell_text
 
 pytest.importorskip("streamlit")
 
@@ -67,7 +69,8 @@ def test_the_baseline_speaks_for_the_unedited_model_however_often_it_was_run(
     assert not ingest([made.root], database).rejected
     with open_store(database, read_only=True) as opened:
         cells = board(opened)
-    assert [row["int_mult"] for row in tables.glance(cells)] == ["baseline 0.5000", "better +0.5000"]
+    rows = standings(cells).rows
+    assert [cell_text(row.cells["int_mult"]) for row in rows] == ["\u25b4 +0.500", "score 0.500"]
     assert tables.by_age(cells)[-1].verdict == "baseline"
 
 

@@ -16,6 +16,7 @@ from leaderboard.board.board import board, pair_board
 from leaderboard.board.frame import cells_frame
 from leaderboard.board.history import history
 from leaderboard.board.labels import TRAITS, LabelledRun, distinct_names, stored_names
+from leaderboard.board.standings import standings
 from leaderboard.compare_runs import compare_paths
 from leaderboard.ingest import ingest
 from leaderboard.store import queries
@@ -126,7 +127,7 @@ def test_on_every_surface(made: Any, kit: Any, database: Path, expected: str) ->
         (beside,) = pair_board(store, *ids)
     assert expected in listed and beside.name == expected
     assert len({cell.name for cell in cells if cell.recipe == "laser"}) == 2
-    assert expected in {row["Recipe"] for row in tables.glance(cells)}
+    assert expected in {row.name for row in standings(cells).rows}
     assert expected in {row["Recipe"] for row in tables.cell_rows(cells, with_model=False)}
     assert expected in render(cells, width=120) and expected in set(cells_frame(cells)["label"])
     assert expected in {line.recipe for line in across_models.lines(cells, "sums")}

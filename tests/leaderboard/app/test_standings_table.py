@@ -1,0 +1,108 @@
+"""The leaderboard's table: numbers that sort, marks that are seen; badges; the plot of intervals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from leaderboard.app import badges, standings_table
+from leaderboard.app.charts import intervals
+from leaderboard.board.cell import Cell
+from leaderboard.board.standings import standings
+
+pytest.importorskip("streamlit")
+
+
+def cell(recipe: str, task: str, verdict: str, improvement: float | None = None, **rest: Any) -> Cell:
+    return Cell(
+        "m", recipe, f"run {recipe}", task, "acc", "none", 100, 0.5, 0.5, verdict,
+        improvement=improvement, delta=improvement, **rest,
+    )  # fmt: skip
+
+
+HOSTILE = "<b>x</b>[l](http://e.org)|%41#:a=1"
+CELLS = [
+    cell("baseline", "sums", "baseline"),
+    cell("baseline", "bias", "baseline"),
+    cell("laser", "sums", "better", 0.8375, low=0.7, high=0.9, parameters_kept=0.5),
+    cell("laser", "bias", "collapsed", 0.9, low=0.8, high=1.0),
+    cell("svd", "sums", "undecided", 0.0, low=-0.1, high=0.1),
+    cell("svd", "bias", "worse", -0.2, low=-0.3, high=-0.1),
+    cell(HOSTILE, "sums", "incomparable"),
+]
+
+
+def table(cells: list[Cell]) -> Any:
+    board = standings(cells)
+    return standings_table.table(board.rows, board, board.tasks, {})
+
+
+def shown(style: Any, column: str) -> list[str]:
+    """The texts of a column, as pandas hands them to the page."""
+    translated = style._translate(sparse_index=False, sparse_cols=False)
+    place = list(style.data.columns).index(column)
+    return [[one for one in row if one["type"] == "td"][place]["display_value"] for row in translated["body"]]
+
+
+def test_a_head_sorts_by_the_number_while_the_cell_shows_mark_and_sign() -> None:
+    style = table(CELLS)
+    assert shown(style, "sums") == ["score 0.500", "\u2605 \u25b4 +0.838", "\u00b7 0.000", "? incomparable"]
+    descending = style.data.sort_values("sums", ascending=False)
+    assert [name.rpartition("#")[2][:5] for name in descending["Recipe"]][:2] == ["laser", "basel"]
+    # a collapsed model is below every other, though its metric rose
+    assert style.data.sort_values("bias", ascending=False)["Recipe"].str.contains("laser#|laser&").tolist()[-2]
+    assert all(isinstance(value, float) for value in style.data["sums"])
+
+
+def test_a_name_is_an_address_that_nothing_can_break_out_of() -> None:
+    row = next(row for row in standings(CELLS).rows if row.name == HOSTILE)
+    address = standings_table.link("compare", row, "m&x=1#y")
+    assert address.startswith("compare?recipe=%3Cb%3Ex") and address.count("#") == 1 and address.count("&") == 1
+    assert "<" not in address and "javascript" not in address
+
+
+def test_equal_numbers_with_different_marks_are_told_apart() -> None:
+    cells = [cell("baseline", "t", "baseline"), cell("a", "t", "same", 0.0), cell("b", "t", "undecided", 0.0)]
+    assert sorted(shown(table(cells), "t")) == ["= 0.000", "score 0.500", "\u00b7 0.000"]
+
+
+def test_two_hundred_recipes_on_thirty_tasks_take_a_moment() -> None:
+    from time import process_time
+
+    tasks = [f"t{i}" for i in range(30)]
+    cells = [cell("baseline", task, "baseline") for task in tasks] + [
+        cell(f"r{i}", task, "worse" if i % 3 else "same", -i / 100) for i in range(200) for task in tasks
+    ]
+    started = process_time()
+    style = table(cells)
+    style._translate(sparse_index=False, sparse_cols=False)
+    assert process_time() - started < 6
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(587_648, "588K"), (134_515_008, "135M"), (8_030_261_248, "8B"), (7_241_732_096, "7.2B"), (999, "999")],
+)
+def test_counts_are_short(count: float, text: str) -> None:
+    assert badges.short_count(count) == text
+
+
+def test_badges_say_what_is_the_same_and_what_is_not() -> None:
+    facts = {"parameters": ("588K parameters",), "dtype": ("bfloat16", "float32")}
+    words = badges.board_badges(facts, [*CELLS, replace(CELLS[2], n=20, subset="first 20 of 100 documents")])
+    assert words == [
+        "588K parameters",
+        "dtype bfloat16, float32",
+        "n 20 to 100",
+        "scored: first 20 of 100 documents",
+        "baseline run base",
+    ]
+
+
+def test_intervals_are_drawn_in_the_order_of_the_table() -> None:
+    rows = [row for row in standings(CELLS).rows if not row.is_baseline]
+    chart = intervals.chart(rows, ["bias", "sums"]).to_dict()
+    assert len(chart["hconcat"]) == 2 and "2 tasks, 4 intervals" in intervals.sentence(rows, ["bias", "sums"])
+    assert "Best laser on bias" in intervals.sentence(rows, ["bias", "sums"])
