@@ -244,6 +244,8 @@ def show_scores(sides: Sequence[Side], subject: Mapping[str, Cell]) -> None:
         layout.plot(
             dumbbells.chart(found, whom, f"{plain(metric_name(first))}, {direction(first)}", legend=place == 0),
             dumbbells.sentence(found, whom),
+            title="Scores",
+            cells=of_metric[:TASKS_IN_A_PLOT],
         )
         if len(of_metric) > TASKS_IN_A_PLOT:
             st.caption(f"The first {TASKS_IN_A_PLOT} of {len(of_metric)} tasks.")
@@ -270,7 +272,9 @@ def show_forest(cells: Sequence[Cell]) -> None:
         of_metric = list(group)
         shown = sorted(of_metric, key=lambda cell: -abs(cell.delta or 0.0))[:TASKS_IN_A_PLOT]
         st.text(f"{plain(metric_name(shown[0]))}, {direction(shown[0])}")
-        layout.plot(forest.by_task(shown), forest.task_sentence(shown, len(of_metric)))
+        layout.plot(
+            forest.by_task(shown), forest.task_sentence(shown, len(of_metric)), title="Differences", cells=shown
+        )
 
 
 def show_heat(side: Side, place: int, overview: data.Answer[data.Overview]) -> None:
@@ -287,7 +291,7 @@ def show_heat(side: Side, place: int, overview: data.Answer[data.Overview]) -> N
     if not found:
         st.info("The two runs share no metric of a task in which they may be compared.")
         return
-    layout.plot(heat.chart(found), heat.sentence(found))
+    layout.plot(heat.chart(found), heat.sentence(found), title="Every metric", cells=comparable)
     downloads([row._asdict() for row in found], "metrics" if place == 0 else f"metrics-{place}")
 
 
