@@ -27,6 +27,7 @@ recipes and results:
   # Edit a model's weights, score it, and compare it with the unedited model and with a random edit
   $ lm_eval run --model hf --model_args pretrained=demo --tasks int_mult --recipe laser --control random-subspace
   $ lm_eval compare demo/baseline demo/laser
+  $ lm_eval show
   $ lm_eval runs
   $ lm_eval leaderboard --open
 """

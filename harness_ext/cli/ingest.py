@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 from harness_ext.cli.exit_codes import CHECK_FAILED, MISTAKE
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
+from harness_ext.progress import progress_for
 from leaderboard.commands import DEFAULT_DATABASE
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ examples:
         paths = args.paths or [args.database.parent]
         if args.watch is not None:
             _watch(paths, args)
-        report = ingest(paths, args.database, rebuild=args.rebuild, timeout_s=args.timeout)
+        with progress_for(quiet=False).stage(f"reading what lies below {', '.join(map(str, paths))}"):
+            report = ingest(paths, args.database, rebuild=args.rebuild, timeout_s=args.timeout)
         wrong = _mistaken(report, paths)
         _tell(report, args.database, wrong)
         if wrong:

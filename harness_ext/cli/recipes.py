@@ -111,6 +111,7 @@ class Recipes(RecipesCommand):
     def _plan(self, args: argparse.Namespace) -> None:
         from harness_ext.errors import UserError
         from harness_ext.lm_eval_adapter.admission import check_all
+        from harness_ext.progress import progress_for
         from harness_ext.runs.python_api import load_recipe, plan_from_headers
         from harness_ext.runs.run_config import resolve_demo
 
@@ -121,10 +122,9 @@ class Recipes(RecipesCommand):
         check_all(resolve_demo("hf", arguments), [recipe])
         if args.tokens is not None and args.tokens < 1:
             raise UserError(f"--tokens {args.tokens} must be 1 or more")
-        planned, name = (
-            plan_from_headers(recipe, {**arguments, "device": args.device}, args.tokens),
-            arguments["pretrained"],
-        )
+        name = arguments["pretrained"]
+        with progress_for(quiet=False).stage(f"measuring {recipe.label} for {name}"):
+            planned = plan_from_headers(recipe, {**arguments, "device": args.device}, args.tokens)
         print("\n".join(plan_in_form(planned, str(name), args.form)))
 
 

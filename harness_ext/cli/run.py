@@ -59,6 +59,9 @@ def add_recipes(parser: argparse.ArgumentParser) -> None:
     )
     before = set(parser._actions)
     add_form_arguments(group)
+    group.add_argument(
+        "--details", action="store_true", help="Print everything of every row below the table of a run with --recipe"
+    )
     _only_whole(parser, [action for action in parser._actions if action not in before])
     parser.epilog = (parser.epilog or "") + EXAMPLES
     parser.set_defaults(func=run)
@@ -76,7 +79,7 @@ def _only_whole(parser: argparse.ArgumentParser, actions: Sequence[argparse.Acti
 
 def run(args: argparse.Namespace) -> None:
     """Run with the recipes that the flags or the file name, or as lm-eval does where there are none."""
-    form = vars(args).pop("form", "text")
+    form, details = vars(args).pop("form", "text"), vars(args).pop("details", False)
     from_file = read_config_file(args.config)
     hide(from_file)
     wanted = asked(args, from_file)
@@ -85,17 +88,28 @@ def run(args: argparse.Namespace) -> None:
         from harness_ext.cli.run_recipes import execute
         from harness_ext.runs.progress import report_for
 
+        _refuse_repeated_tasks()
         if warning := taken_back():
             print(f"note: {warning}", file=sys.stderr)
         report = report_for(args.verbosity or from_file.get("verbosity"))
-        execute(run_config(args, wanted), report, form)
-    elif form != "text":
+        execute(run_config(args, wanted), report, form, details=details)
+    elif form != "text" or details:
+        flag = "--details" if details else f"--{form}"
         raise UserError(
-            f"--{form} is for the table of a run with --recipe; lm-eval's own tables are in the results_*.json that it"
+            f"{flag} is for the table of a run with --recipe; lm-eval's own tables are in the results_*.json that it"
             " writes with --output_path"
         )
     else:
         run_plain(args, from_file)
+
+
+def _refuse_repeated_tasks() -> None:
+    """Raise UserError where `--tasks` is given twice: lm-eval would take the last and say nothing."""
+    given = [word for word in sys.argv[1:] if word in ("--tasks", "-t") or word.startswith("--tasks=")]
+    if len(given) > 1:
+        raise UserError(
+            "--tasks is given twice, of which lm-eval takes only the last: name all tasks in one, --tasks NAME,NAME"
+        )
 
 
 def run_plain(args: argparse.Namespace, from_file: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from leaderboard.board.cell import Cell
+    from leaderboard.terminal.board_table import Look
     from leaderboard.terminal.output import Form, TerminalStyle
 
 FORMS = {
@@ -23,6 +24,28 @@ def terminal_style() -> TerminalStyle:
     from leaderboard.terminal import output
 
     return output.terminal_style()
+
+
+def board_look() -> Look:
+    """How standard output has a board: as wide as the terminal, and in ASCII where it can write nothing else."""
+    from leaderboard.terminal.board_table import Look
+
+    style = terminal_style()
+    return Look(style.width, style.color, ascii_only=not _writes_signs())
+
+
+def _encoding() -> str:
+    return sys.stdout.encoding or "ascii"
+
+
+def _writes_signs() -> bool:
+    from leaderboard.terminal.board_table import SIGNS
+
+    try:
+        SIGNS.encode(_encoding())
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
 
 
 def add_form_arguments(parser: argparse._ActionsContainer, default: str = "text") -> None:

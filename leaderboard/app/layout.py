@@ -8,18 +8,21 @@ import itertools
 import shlex
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from datetime import date
 from typing import Any, Literal, TypeVar
 
 import streamlit as st
 
 from leaderboard.app import data, url_state
+from leaderboard.app.charts.titled import save_button, titled
 from leaderboard.app.colours import tinted
 from leaderboard.app.tables import cell_rows
 from leaderboard.board.across_models import unedited
+from leaderboard.board.cell import Cell
 from leaderboard.commands import ingest_command, run_arguments
-from leaderboard.compare.families import last_part, meant
 from leaderboard.errors import Busy, LeaderboardError, MissingDatabase, NewerDatabase
-from leaderboard.terminal.format import plain
+from leaderboard.store.families import last_part, meant
+from leaderboard.terminal.format import plain, span
 
 __all__ = ["cell_rows", "tinted"]  # and all that is defined here
 _Value = TypeVar("_Value")
@@ -197,7 +200,51 @@ def facts_table(facts: dict[str, Any]) -> None:
         st.dataframe(rows, hide_index=True, width="stretch", height="content")
 
 
-def plot(chart: Any, sentence: str, width: Literal["stretch", "content"] = "stretch") -> None:
-    """A chart with what it shows in words: beneath it for everybody, and as the picture's alternative text."""
-    st.altair_chart(chart.properties(description=sentence), width=width)
+def plot(
+    chart: Any,
+    sentence: str,
+    width: Literal["stretch", "content"] = "stretch",
+    *,
+    title: str = "",
+    cells: Sequence[Cell] = (),
+) -> None:
+    """A chart with what it shows in words: beneath it for everybody, and as the picture's alternative text. title: of
+    the picture; cells: what it is of, where it is of cells.
+    """
+    draw(chart, sentence, width, title=title, cells=cells)
     st.text(sentence)
+
+
+def draw(
+    chart: Any,
+    sentence: str,
+    width: Literal["stretch", "content"] = "stretch",
+    *,
+    title: str = "",
+    cells: Sequence[Cell] = (),
+) -> None:
+    """The chart of `plot`, which can be saved, without its words."""
+    picture = titled(chart, title or sentence.partition(":")[0].partition(".")[0][:60], picture_of(cells))
+    st.altair_chart(picture.properties(description=sentence), width=width)
+    save_button()
+
+
+def picture_of(cells: Sequence[Cell]) -> str:
+    """`demo, int_mult, n 80, 27 Nov 2026`: what a picture needs in order to stand alone; without cells, of the model
+    and task that are chosen.
+    """
+    models = list(dict.fromkeys(cell.model for cell in cells)) or st.query_params.get_all(url_state.MODEL)
+    tasks = list(dict.fromkeys(cell.task for cell in cells)) or st.query_params.get_all(url_state.TASK)
+    counts = [cell.n for cell in cells if cell.n is not None]
+    today = date.today()
+    return ", ".join(
+        filter(
+            None,
+            [
+                last_part(models[0]) if len(models) == 1 else f"{len(models)} models" if models else "",
+                tasks[0] if len(tasks) == 1 else f"{len(tasks)} tasks" if tasks else "",
+                span(counts),
+                f"{today.day} {today:%b %Y}",
+            ],
+        )
+    )

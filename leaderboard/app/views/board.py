@@ -9,6 +9,7 @@ import streamlit as st
 from leaderboard.app import badges, data, layout, standings_table, tables, url_state
 from leaderboard.app.charts import intervals
 from leaderboard.app.download import downloads
+from leaderboard.app.download import share as share_table
 from leaderboard.app.linked_table import content_key
 from leaderboard.app.menu import COMPARE, FLIPS, RUN
 from leaderboard.app.page_queries import RunFacts
@@ -48,7 +49,7 @@ def main() -> None:
     else:
         st.info("No result matches these filters.")
     with share:
-        downloads(tables.cell_records(_cells(rows, columns), overview.value.runs), "results")
+        share_table(tables.cell_records(_cells(rows, columns), overview.value.runs), "results")
     show_reported(cells)
     layout.show_rejections(overview.value)
     against = measured_against(_cells(rows, columns), overview.value.pinned)
@@ -223,7 +224,13 @@ def show_intervals(rows: Sequence[Standing], tasks: Sequence[str]) -> None:
     if len(with_intervals) > PLOTTED:
         st.caption(f"The first {PLOTTED} of {len(with_intervals)} tasks; choose others in the filter.")
     shown = with_intervals[:PLOTTED]
-    layout.plot(intervals.chart(rows, shown), intervals.sentence(rows, shown), width="content")
+    layout.plot(
+        intervals.chart(rows, shown),
+        intervals.sentence(rows, shown),
+        width="content",
+        title="Recipe minus baseline, 95 % interval",
+        cells=_cells(rows, shown),
+    )
 
 
 def show_results(cells: Sequence[Cell], facts: Mapping[str, RunFacts]) -> None:

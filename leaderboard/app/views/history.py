@@ -71,7 +71,11 @@ def show_plot(found: History, recipe: str, place: Any) -> None:
     points = found.points
     dated = all(point.moment is not None for point in points) and len({point.moment for point in points}) > 1
     spacing = url_state.one_of(place, "Spacing", [BY_DATE, EVENLY] if dated else [EVENLY], "spacing")
-    layout.plot(timeline.chart(points, found.events, by_date=spacing == BY_DATE), sentence(found, recipe))
+    layout.plot(
+        timeline.chart(points, found.events, by_date=spacing == BY_DATE),
+        sentence(found, recipe),
+        title=f"History of {plain(recipe)}",
+    )
 
 
 def sentence(found: History, recipe: str) -> str:

@@ -112,7 +112,7 @@ def show_map(shown: Sequence[LayerEdit], by_run: dict[str, Cell], task: str, mea
         f"{counted(runs, 'run', 'runs')} edited {counted(len(gathered), 'place', 'places')} (a layer and a matrix)."
         f" {_extremes(gathered, plain(task))} A place that is not drawn was not edited, or has no such number."
     )
-    layout.plot(place_map(gathered, measure), said)
+    layout.plot(place_map(gathered, measure), said, title=f"{measure.capitalize()} by layer and matrix")
     downloads([_place(place, task) for place in gathered], "places")
 
 
@@ -163,7 +163,7 @@ def show_ranks(shown: Sequence[LayerEdit], by_run: dict[str, Cell], task: str) -
         "A point is one matrix in one run: from left to right the share of its rank that was kept, upwards what the"
         f" run gained on {plain(task)}, coloured by the run's verdict.{every}"
     )
-    layout.plot(rank_chart(drawn, by_run), said)
+    layout.plot(rank_chart(drawn, by_run), said, title="Rank kept and change of score")
 
 
 def rank_chart(drawn: Sequence[LayerEdit], by_run: dict[str, Cell]) -> Any:

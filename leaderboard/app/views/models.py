@@ -17,9 +17,9 @@ from leaderboard.app.menu import BOARD, RUN
 from leaderboard.board.newest import NewestRun, newest
 from leaderboard.board.standings import ALONE, AS_CONTROL, BEATS, KINDS, kind_of, split_name
 from leaderboard.board.summary import ModelSummary, summaries
-from leaderboard.compare.families import ModelName
 from leaderboard.readers.records import BASELINE
 from leaderboard.store.database import Store
+from leaderboard.store.families import ModelName
 from leaderboard.terminal.format import counted, plain
 from leaderboard.terminal.marks import MARKS, MINUS, gain
 
@@ -85,13 +85,16 @@ def in_words(models: Sequence[ModelSummary], runs: int) -> str:
     better = counts.get(BEATS, 0)
     others = counts.get(ALONE, 0) + counts.get(AS_CONTROL, 0)
     worse = counts.get("worse", 0) + counts.get("collapsed", 0)
+    waiting = sum(not model.judged for model in models)
+    results = (
+        f"**{better:,}** results better than baseline and control, {others:,} better without that proof,"
+        f" {counts.get('undecided', 0):,} undecided, **{worse:,}** worse."
+    )
     words = [
         f"**{len(models):,}** {'model' if len(models) == 1 else 'models'},"
         f" **{runs:,}** {'run' if runs == 1 else 'runs'}.",
-        f"Recipes were tried on **{edited:,}** of them: **{better:,}** results better than baseline and control,"
-        f" {others:,} better without that proof, {counts.get('undecided', 0):,} undecided, **{worse:,}** worse."
-        if edited
-        else "No recipe was tried yet.",
+        f"Recipes were tried on **{edited:,}** of them." if edited else "No recipe was tried yet.",
+        f"{counted(waiting, 'model is', 'models are')} being judged." if waiting else results if edited else "",
         f"{counted(failed, 'run', 'runs')} failed." if failed else "",
         f"Newest: {newest_run:%d %b %Y, %H:%M}." if newest_run else "",
     ]
@@ -108,10 +111,10 @@ def holds(model: ModelSummary, name: ModelName, asked: str) -> bool:
 def show_cards(models: Sequence[ModelSummary], names: dict[str, ModelName]) -> None:
     """A card a model; the one whose name is in the URL first."""
     chosen = st.query_params.get(url_state.MODEL)
-    with st.container(horizontal=True, gap="medium"):
+    with st.container(horizontal=True, gap="small"):
         for model in sorted(models, key=lambda model: names[model.model_key].shown != chosen):
             name = names[model.model_key]
-            with st.container(border=True, width=372, key=f"card {model.model_key}"):
+            with st.container(border=True, width=364, key=f"card {model.model_key}"):
                 st.html(f"{_STYLE}{card(model, name)}")
                 st.page_link(
                     BOARD.script, label="Open the board", icon=":material/arrow_forward:",
