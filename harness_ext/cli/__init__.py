@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import suppress
 
 from harness_ext.cli.completion import ASK, Completion, answer
 from harness_ext.cli.exit_codes import MISTAKE
@@ -77,7 +78,8 @@ def _index_tasks_of(parser: argparse.ArgumentParser, *, listing: bool) -> None:
 def main() -> None:
     """Run the command in `sys.argv`; leaves by `SystemExit` with the codes of `exit_codes`."""
     if sys.argv[1:2] == [ASK]:
-        answer(RecipesCLI().parser, sys.argv[2:])
+        with suppress(BrokenPipeError):
+            answer(RecipesCLI().parser, sys.argv[2:])
         return
     from lm_eval.utils import setup_logging
 

@@ -17,7 +17,20 @@ if TYPE_CHECKING:
     from leaderboard.store.naming import KnownRun
 
 FILES = frozenset(
-    {"FILE", "DIR", "PATH", "<path>", "config", "database", "output_path", "include_path", "use_cache", "junit", "out"}
+    {
+        "FILE",
+        "DIR",
+        "PATH",
+        "<path>",
+        "<file>",
+        "config",
+        "database",
+        "output_path",
+        "include_path",
+        "use_cache",
+        "junit",
+        "out",
+    }
 )
 """Metavars and destinations of flags that take a file or a folder."""
 _RUNS = frozenset({"A", "B", "RUN"})
@@ -37,9 +50,13 @@ class Suggestion(NamedTuple):
 def values_of(program: str, action: argparse.Action, begun: str, database: Path) -> list[Suggestion]:
     """What completes `begun` as the value of an action. program: the parser's, which tells filters from flags."""
     name = action.dest
-    if action.metavar in _RUNS:
+    wanted = set(re.split(r"\W+", str(action.metavar)))
+    if wanted & _RUNS:
         beside = [Suggestion(word) for word in ("base", "blessed") if name == "baseline" and word.startswith(begun)]
-        return [*beside, *_run_names(begun, database), *files(begun)]
+        models = _filters("model", begun, database) if "MODEL" in wanted else []
+        return [*beside, *models, *_run_names(begun, database), *files(begun)]
+    if "TASK" in wanted:
+        return _filters("task", begun, database)
     if program.split()[1:2] == ["runs"] and name in ("model", "recipe", "task"):
         return _filters(name, begun, database)
     if name == "recipe":

@@ -16,6 +16,13 @@ class ReportCommand(RecipesCommand):
     summary = "Write a model's board or a comparison as one HTML file"
     description = DESCRIPTION
 
+    epilog = """
+examples:
+  $ lm_eval report gemma-2b --out report.html
+  $ lm_eval report gemma-2b/baseline gemma-2b/laser --open
+  $ lm_eval report gemma-2b --markdown >> "$GITHUB_STEP_SUMMARY"
+"""
+
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         add_arguments(parser)
         parser.set_defaults(func=self.execute)

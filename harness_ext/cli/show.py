@@ -42,7 +42,7 @@ examples:
 """
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("name", nargs="?", metavar="RUN", help=f"A model's name, or a run: {RUN_HELP}")
+        parser.add_argument("name", nargs="?", metavar="MODEL|RUN", help=f"A model's name, or a run: {RUN_HELP}")
         parser.add_argument("--controls", action="store_true", help="Show controls under their recipe")
         parser.add_argument("--details", action="store_true", help="Everything of every row below the table")
         parser.add_argument(

@@ -81,6 +81,9 @@ def test_runs_are_completed_part_by_part(results: Path) -> None:
     for words in (("baseline", "set"), ("runs", "delete"), ("gate", "--candidate"), ("recipes", "show", "--from")):
         assert completed(*words, "tiny/las") == names[1:], words
     assert completed("gate", "--baseline", "b") == ["base", "blessed"]
+    for command in ("show", "report"):
+        assert {"gemma-2b", "gemma-2b/"} <= set(completed(command, "gem")), command
+    assert completed("show", "--by", "int_mult_cl") == ["int_mult_clean"]
     assert completed("runs", "list", "--model", "g") == ["gemma-2b", "google/gemma-2b"]
     assert completed("runs", "list", "--recipe", "las") == ["laser:layers=3"]
 
