@@ -31,10 +31,12 @@ headline.
 RUN, A and B are one of these, in every command:
 
 - a **folder** of a run, or a results file;
-- an **id**, or its beginning (`lm_eval runs` shows them);
+- an **id**, or its beginning (`lm_eval runs` shows them), or the digits at the end of a run folder's name;
 - **MODEL/RECIPE**: `google/gemma-2b/laser:layers=3`. MODEL is the model's name or its last part, RECIPE the label in
   tables; either may be cut short where only one fits (`gemma/las`), and RECIPE alone will do where one model has it.
-  Controls (`laser+noise`) are only taken where nothing else begins so. The name of a run's folder works from anywhere.
+  Controls (`laser+noise`) are only taken where nothing else begins so. What tables call a run (`laser [limit 20]`)
+  works as RECIPE, what pages call one of several models of a name (`gpt2 (607a30d7)`) as MODEL, and the name of a run's
+  folder from anywhere.
 
 Of several runs of one recipe on one model the newest complete one is taken, and a note on standard error says which; so
 where several identities share the model's name. `runs delete` asks for the id then. What fits several recipes or models

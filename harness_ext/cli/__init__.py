@@ -51,10 +51,14 @@ def _commands() -> list[type[RecipesCommand]]:
     from harness_ext.cli.leaderboard import Leaderboard
     from harness_ext.cli.noise import Noise
     from harness_ext.cli.recipes import Recipes
+    from harness_ext.cli.report import ReportCommand
     from harness_ext.cli.runs import Runs
     from harness_ext.cli.show import Show
 
-    return [Recipes, Export, Show, Compare, Gate, Noise, Ingest, Runs, Baseline, Leaderboard, Doctor, Completion, Help]
+    return [
+        *(Recipes, Export, Show, Compare, Gate, Noise, Ingest, Runs, Baseline, Leaderboard, ReportCommand, Doctor),
+        *(Completion, Help),
+    ]
 
 
 def _index_tasks_of(parser: argparse.ArgumentParser, *, listing: bool) -> None:

@@ -63,7 +63,7 @@ examples:
 
     @staticmethod
     def _set(args: argparse.Namespace) -> None:
-        from leaderboard.store.naming import resolve_in
+        from leaderboard.board.named_runs import resolve_in
         from leaderboard.store.pins import choose
 
         if not args.reason.strip():

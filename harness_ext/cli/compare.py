@@ -43,8 +43,8 @@ examples:
 
     @staticmethod
     def execute(args: argparse.Namespace) -> None:
+        from leaderboard.board.named_runs import place_of
         from leaderboard.compare_runs import compare_paths
-        from leaderboard.store.naming import place_of
 
         first, second = place_of(args.a, args.database, "A"), place_of(args.b, args.database, "B")
         tell([*first.notes, *second.notes])

@@ -130,7 +130,7 @@ class Recipes(RecipesCommand):
 
 def _place_of(args: argparse.Namespace) -> Path:
     """Where the run of `--from` lies."""
-    from leaderboard.store.naming import place_of
+    from leaderboard.board.named_runs import place_of
 
     found = place_of(args.run, args.database, "--from")
     tell(found.notes)

@@ -61,9 +61,11 @@ class Runs(RecipesCommand):
 
     @staticmethod
     def _delete(args: argparse.Namespace) -> None:
+        from leaderboard.board.named_runs import resolve_in
         from leaderboard.store.deletions import delete
 
-        entry = delete(args.database, args.run, args.reason)
+        found = resolve_in(args.database, args.run, newest=False)
+        entry = delete(args.database, found.run.run_id, args.reason)
         print(
             f"{entry.run_id[:12]} is off the board; its files stay in {entry.path}. `lm_eval runs restore"
             f" {entry.run_id[:12]}` takes this back"
@@ -116,14 +118,14 @@ def _list(args: argparse.Namespace) -> None:
     if args.deleted:
         _list_deleted(args)
         return
-    from leaderboard.compare.families import families
     from leaderboard.store.database import open_store
+    from leaderboard.store.families import shown_names
 
     with open_store(args.database) as store:
         found = _filtered(store, args)
         rows = _rows(store, found[: args.limit or None])
         if args.form == "text" and _is_terminal():
-            names = {model.model_key: model.shown for model in families(store)}
+            names = shown_names(store)
             rows = [{**row, "model": names[row["model_key"]]} for row in rows]
     if not found:
         asked = [f"--{name} {value}" for name in ("model", "recipe", "task", "status") if (value := vars(args)[name])]

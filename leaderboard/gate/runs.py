@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from leaderboard.board.named_runs import place_of
 from leaderboard.errors import LeaderboardError, UnknownRun, Unreadable
 from leaderboard.gate.base_choice import choose_base
 from leaderboard.readers.discovery import RECEIPT, Candidate, find_runs
@@ -23,7 +24,7 @@ from leaderboard.readers.safe_json import canonical
 from leaderboard.readers.weights_digest import began_alike, weights_differ
 from leaderboard.store import pins, queries
 from leaderboard.store.database import open_store
-from leaderboard.store.naming import AmbiguousRun, place_of
+from leaderboard.store.naming import AmbiguousRun
 
 Role = Literal["base", "blessed", "run"]
 PATIENCE_SECONDS = 30.0

@@ -5,7 +5,7 @@ The rules, first to last:
    the leaderboard, it is refused, as git refuses what is a revision and a file: `./NAME` is the folder, the id the run.
 2. A whole id, or a whole MODEL/RECIPE. MODEL may have slashes, be the last part of the model's name, or `NAME
    (IDENTITY)` as pages call one of several of a name; RECIPE is the label that tables show. RECIPE alone will do, and
-   so will the name of the run's folder.
+   so will the name of the run's folder, and what tables call the run (`laser [limit 20]`).
 3. Else what it completes: the beginning of an id, of RECIPE, or of MODEL and RECIPE. Controls are only taken where
    nothing else begins so.
 
@@ -17,28 +17,30 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from leaderboard.errors import LeaderboardError, MissingDatabase, UnknownRun
-from leaderboard.store.database import Store, open_store
+from leaderboard.errors import UnknownRun
+from leaderboard.store.database import Store
 
 MOST_CANDIDATES = 10
 ID_DIGITS = 12
-_PATIENCE_SECONDS = 30.0
 _FEW = 5
-_EXPLICIT = (".", "/", "~")  # what begins so is meant as a path
+_LEAST_OF_SPEC = 6
+EXPLICIT = (".", "/", "~")
+"""What a name begins with that is meant as a path."""
 
 
 class KnownRun(NamedTuple):
     """What a run can be called by. `identity`: of the model's weights or commit, shortened; `recipe`: its label;
-    `path`: where it lies now.
+    `path`: where it lies now; `shown`: what tables call the recipe, where that says more.
     """
 
     run_id: str
     former_id: str | None
+    spec_id: str | None
     model_key: str
     model: str
     identity: str
@@ -47,6 +49,7 @@ class KnownRun(NamedTuple):
     status: str
     started: datetime | None
     path: Path
+    shown: str = ""
 
     @property
     def name(self) -> str:
@@ -61,13 +64,6 @@ class ResolvedRun(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-class RunPlace(NamedTuple):
-    """Where the run that a name means lies, with notes as those of a `ResolvedRun`."""
-
-    path: Path
-    notes: tuple[str, ...] = ()
-
-
 class AmbiguousRun(UnknownRun):
     """A name that fits several runs; the message lists them."""
 
@@ -75,7 +71,7 @@ class AmbiguousRun(UnknownRun):
 def known_runs(store: Store) -> list[KnownRun]:
     """All runs, newest first."""
     rows = store.rows(
-        "SELECT run_id, former_id, model_key, model_name AS model, coalesce(nullif(identity, ''), model_key)"
+        "SELECT run_id, former_id, spec_id, model_key, model_name AS model, coalesce(nullif(identity, ''), model_key)"
         " AS identity, recipe_label AS recipe, control IS NOT NULL AS"
         " is_control, status, started, path FROM runs JOIN variants USING (variant_id)"
         " ORDER BY started DESC NULLS LAST, runs.rowid DESC"
@@ -86,59 +82,33 @@ def known_runs(store: Store) -> list[KnownRun]:
     ]
 
 
-def resolve(store: Store, name: str, *, newest: bool = True) -> ResolvedRun:
+def resolve(
+    store: Store, name: str, *, newest: bool = True, shown: Callable[[Store], Mapping[str, str]] | None = None
+) -> ResolvedRun:
     """The run of the store that a name means, by the rules above.
 
-    newest: whether of several runs of one recipe the newest is taken, instead of asking for an id. Raises `UnknownRun`.
+    newest: whether of several runs of one recipe the newest is taken, instead of asking for an id. shown: what tables
+    call runs, by run_id; only asked for what looks like it. Raises `UnknownRun`.
     """
     runs = known_runs(store)
+    if shown is not None and name.endswith(("]", ")")):
+        names = shown(store)
+        runs = [run._replace(shown=names.get(run.run_id, "")) for run in runs]
     if name and Path(name).exists():
-        found = _at(runs, Path(name))
-        _refuse_both(name, found, _exact(runs, name))
+        found = lying_at(runs, Path(name))
+        refuse_both(name, found, exactly(runs, name))
         if len({run.run_id for run in found}) != 1:
             raise UnknownRun(
                 f"{name} holds {len(found) or 'no'} runs of this leaderboard: name one run's folder or results file,"
                 " its id, or MODEL/RECIPE"
             )
         return ResolvedRun(found[0])
-    return _chosen(_exact(runs, name) or _completed(runs, name), runs, name, newest=newest)
+    return _chosen(exactly(runs, name) or _completed(runs, name), runs, name, newest=newest)
 
 
 def find_run(store: Store, name: str) -> str:
     """The id of the run that a name means. Raises `UnknownRun`."""
     return resolve(store, name).run.run_id
-
-
-def resolve_in(database: Path, name: str, *, newest: bool = True, timeout_s: float = _PATIENCE_SECONDS) -> ResolvedRun:
-    """`resolve` in a database. Raises `UnknownRun` and what `open_store` raises."""
-    with open_store(database, read_only=True, timeout_s=timeout_s) as store:
-        return resolve(store, name, newest=newest)
-
-
-def place_of(name: str, database: Path, what: str = "run") -> RunPlace:
-    """Where the run lies that a name means: a path need not be in the database, nor a database be there.
-
-    what: the name's part in the command, for messages. Raises `LeaderboardError`.
-    """
-    path = Path(name)
-    if name and path.exists():
-        if not name.startswith(_EXPLICIT):
-            _refuse_in_store(name, database)
-        return RunPlace(path)
-    try:
-        found = resolve_in(database, name)
-    except MissingDatabase:
-        raise LeaderboardError(
-            f"{what} {name}: there is nothing at this path, and no leaderboard at {database} that could know a run of"
-            " this name"
-        ) from None
-    except AmbiguousRun as error:
-        raise AmbiguousRun(f"{what} {error}") from None
-    except UnknownRun as error:
-        raise UnknownRun(
-            f"{what} {name or '(none named)'}: there is nothing at this path, and {database} does not know it: {error}"
-        ) from None
-    return RunPlace(found.run.path, found.notes)
 
 
 def matching(runs: Iterable[KnownRun], text: str, part: Callable[[KnownRun], str]) -> list[KnownRun]:
@@ -175,29 +145,19 @@ def when(moment: datetime | None) -> str:
     return f"{moment:%Y-%m-%d %H:%M}" if moment else "unknown date"
 
 
-def _at(runs: Iterable[KnownRun], place: Path) -> list[KnownRun]:
+def lying_at(runs: Iterable[KnownRun], place: Path) -> list[KnownRun]:
     where = place.resolve()
     return [run for run in runs if where in ((own := run.path.resolve()), own.parent)]
 
 
-def _refuse_both(name: str, at_path: Sequence[KnownRun], named: Sequence[KnownRun]) -> None:
+def refuse_both(name: str, at_path: Sequence[KnownRun], named: Sequence[KnownRun]) -> None:
     """Refuse a path that is another run's name as well."""
     others = [run for run in named if run.run_id not in {found.run_id for found in at_path}]
-    if others and not name.startswith(_EXPLICIT) and len(others) == len(named):
+    if others and not name.startswith(EXPLICIT) and len(others) == len(named):
         raise AmbiguousRun(
             f"{name} is both a path and the run {others[0].run_id[:ID_DIGITS]} of the leaderboard: write"
             f" .{os.sep}{name} for the path, or the run's id"
         )
-
-
-def _refuse_in_store(name: str, database: Path) -> None:
-    try:
-        with open_store(database, read_only=True, timeout_s=0) as store:
-            runs = known_runs(store)
-    except LeaderboardError:  # a path needs no leaderboard
-        return
-    if named := _exact(runs, name):
-        _refuse_both(name, _at(runs, Path(name)), named)
 
 
 def _with_identity(run: KnownRun) -> tuple[str, str]:
@@ -205,12 +165,17 @@ def _with_identity(run: KnownRun) -> tuple[str, str]:
     return f"{run.model} ({run.identity})", f"{last_part(run.model)} ({run.identity})"
 
 
+def _models(run: KnownRun) -> list[str]:
+    """What a run's model may be called in front of its recipe."""
+    return [f"{model}/" for model in (run.model, last_part(run.model), *_with_identity(run))]
+
+
 def _splits(name: str) -> list[tuple[str, str]]:
     """Every reading of a name as MODEL and RECIPE, of which either may have slashes."""
     return [(name[:place], name[place + 1 :]) for place, letter in enumerate(name) if letter == "/" and place]
 
 
-def _exact(runs: Iterable[KnownRun], name: str) -> list[KnownRun]:
+def exactly(runs: Iterable[KnownRun], name: str) -> list[KnownRun]:
     """The runs that are called so, letter by letter."""
     held = list(runs)
     for fits in (
@@ -218,7 +183,8 @@ def _exact(runs: Iterable[KnownRun], name: str) -> list[KnownRun]:
         lambda run: name == run.former_id,
         lambda run: name == run.name,
         lambda run: name == f"{last_part(run.model)}/{run.recipe}",
-        lambda run: name in [f"{model}/{run.recipe}" for model in _with_identity(run)],
+        lambda run: run.shown and name in [f"{lead}{run.shown}" for lead in ("", *_models(run))],
+        lambda run: name in [f"{lead}{run.recipe}" for lead in _models(run)],
         lambda run: name == run.recipe,
         lambda run: name == run.path.name,
     ):
@@ -233,9 +199,15 @@ def _completed(runs: Sequence[KnownRun], name: str) -> list[KnownRun]:
         return []
     by_id = [run for run in runs if run.run_id.startswith(name)]
     by_id = by_id or [run for run in runs if (run.former_id or "").startswith(name)]
+    if len(name) >= _LEAST_OF_SPEC:  # what stands at the end of a run folder's name
+        by_id = by_id or [run for run in runs if (run.spec_id or "").startswith(name)]
     by_name = [run for run in runs if run.recipe.startswith(name)]
     for model, recipe in _splits(name):
-        by_name += [run for run in of_model(runs, model) if run.recipe.startswith(recipe) and run not in by_name]
+        by_name += [
+            run
+            for run in of_model(runs, model)
+            if (run.recipe.startswith(recipe) or run.shown == recipe) and run not in by_name
+        ]
     whole = [run for run in by_name if any(run.recipe == recipe for _, recipe in _splits(name))]
     by_name = whole or [run for run in by_name if not run.is_control] or by_name
     return [*by_id, *(run for run in by_name if run not in by_id)]

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -199,11 +198,9 @@ def test_it_is_quick_and_loads_nothing_heavy(results: Path) -> None:
         "from harness_ext.cli import main\nmain()\n"
         f"print('loaded:', [name for name in {HEAVY} if name in sys.modules])"
     )
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - start)
-        if seconds[-1] < 1:
-            break
-    assert "tiny/baseline" in done.stdout and done.stdout.endswith("loaded: []\n") and min(seconds) < 1
+    before = os.times()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    after = os.times()
+    assert "tiny/baseline" in done.stdout and done.stdout.endswith("loaded: []\n")
+    # of the processor: others on the machine do not count
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 1

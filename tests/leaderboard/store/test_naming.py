@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from leaderboard.errors import LeaderboardError, UnknownRun
+from leaderboard.errors import UnknownRun
 from leaderboard.ingest import ingest
 from leaderboard.store.database import open_store
-from leaderboard.store.naming import AmbiguousRun, ResolvedRun, known_runs, place_of, resolve, short_identity
+from leaderboard.store.naming import AmbiguousRun, ResolvedRun, known_runs, resolve, short_identity
 from tests.leaderboard.conftest import sha
 
 
@@ -45,10 +45,6 @@ def named(database: Path, name: str, **options: Any) -> ResolvedRun:
         return resolve(store, name, **options)
 
 
-def folder(database: Path, name: str) -> str:
-    return named(database, name).run.path.name
-
-
 FINDS = (
     ("google/gemma-2b/laser:layers=3", "google/gemma-2b/laser:layers=3"),
     ("gemma-2b/laser:layers=3", "google/gemma-2b/laser:layers=3"),
@@ -75,6 +71,8 @@ def test_an_id_is_completed(database: Path) -> None:
     for run in runs:
         assert named(database, run.run_id).run == run
         assert named(database, run.run_id[:10]) == ResolvedRun(run)
+    laser = next(run for run in runs if run.name == "tiny/laser:layers=4")
+    assert laser.spec_id is not None and named(database, laser.spec_id[:10]).run == laser
 
 
 def test_of_several_runs_of_a_recipe_the_newest_complete_one_is_taken_and_said(database: Path) -> None:
@@ -157,49 +155,3 @@ def test_what_names_nothing(database: Path) -> None:
     for name in ("", "/", "//", "/svd", "tiny//svd", "feedface", "a/b/c/d"):
         with pytest.raises(UnknownRun):
             named(database, name)
-
-
-class TestPaths:
-    """A word that is a path, and perhaps a name too."""
-
-    def test_a_path_needs_no_leaderboard(self, made: Any, database: Path, tmp_path: Path) -> None:
-        place = made.root / "tiny" / "svd-1"
-        assert place_of(str(place), tmp_path / "none.duckdb").path == place
-        with pytest.raises(LeaderboardError, match="candidate tiny/svd: there is nothing at this path, and no leader"):
-            place_of("tiny/svd", tmp_path / "none.duckdb", "candidate")
-
-    def test_a_name_leads_to_the_folder(self, made: Any, database: Path) -> None:
-        found = place_of("gemma-2b/las", database)
-        assert found.path == made.root / "google" / "gemma-2b" / "laser_layers=3-0123456789"
-
-    def test_a_path_that_is_another_runs_name_is_refused(
-        self, made: Any, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        elsewhere = tmp_path / "elsewhere"
-        (elsewhere / "tiny" / "svd").mkdir(parents=True)
-        monkeypatch.chdir(elsewhere)
-        words = "tiny/svd is both a path and the run .* write ./tiny/svd for the path, or the run's id"
-        with pytest.raises(AmbiguousRun, match=words):
-            place_of("tiny/svd", database)
-        with pytest.raises(AmbiguousRun, match=words):
-            named(database, "tiny/svd")
-        assert place_of("./tiny/svd", database).path == Path("tiny/svd")
-        with pytest.raises(UnknownRun, match="holds no runs of this leaderboard"):
-            named(database, "./tiny/svd")
-
-    def test_a_path_that_only_begins_a_name_is_the_path(
-        self, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        (tmp_path / "elsewhere" / "tiny" / "sv").mkdir(parents=True)
-        monkeypatch.chdir(tmp_path / "elsewhere")
-        assert place_of("tiny/sv", database).path == Path("tiny/sv")
-
-    def test_a_path_that_is_the_very_run_that_it_names(
-        self, made: Any, kit: Any, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        _, after = kit.pair(9, 3, lost=1)
-        made.run("svd", {"sums": after}, folder="svd")
-        database = made.root / "leaderboard.duckdb"
-        ingest([made.root], database)
-        monkeypatch.chdir(made.root)
-        assert folder(database, "tiny/svd") == "svd" and place_of("tiny/svd", database).path == Path("tiny/svd")

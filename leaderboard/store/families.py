@@ -39,13 +39,18 @@ class Meant(NamedTuple):
 
 def families(store: Store) -> list[ModelName]:
     """Every model of a store, the one whose run was started last first."""
-    by_age = "ORDER BY started NULLS FIRST, coalesce(former_id, run_id), run_id"
+    by_age = "ORDER BY started NULLS LAST, coalesce(former_id, run_id), run_id"
     rows = store.connection.execute(
         f"SELECT model_key, last(model_name {by_age}), last(coalesce(nullif(identity, ''), model_key) {by_age}),"
         " max(started) AS newest FROM runs JOIN variants USING (variant_id) GROUP BY model_key ORDER BY newest DESC"
         " NULLS LAST, model_key"
     ).fetchall()
     return told_apart([(key, name, short_identity(identity)) for key, name, identity, _ in rows])
+
+
+def shown_names(store: Store) -> dict[str, str]:
+    """model_key -> the name shown, of every model of a store."""
+    return {model.model_key: model.shown for model in families(store)}
 
 
 def told_apart(models: Sequence[tuple[str, str, str]]) -> list[ModelName]:
