@@ -31,12 +31,12 @@ def terminal(database: Path, tasks: Collection[str]) -> str:
 
     from leaderboard.board.board import board
     from leaderboard.store.database import open_store
-    from leaderboard.terminal.board_table import Look, render_board
+    from leaderboard.terminal.board_table import BoardLook, render_board
 
     with open_store(database, read_only=True) as store:
         cells = [cell for cell in board(store) if not tasks or cell.task in tasks]
     console = Console(record=True, width=COLUMNS, file=StringIO(), color_system="truecolor", force_terminal=True)
-    console.print(Text.from_ansi(render_board(cells, Look(COLUMNS, color=True, ascii_only=False))), soft_wrap=True)
+    console.print(Text.from_ansi(render_board(cells, BoardLook(COLUMNS, color=True, ascii_only=False))), soft_wrap=True)
     svg = console.export_svg(title="lm_eval run --recipe ... --control ...", theme=MONOKAI, unique_id="table")
     return re.sub(r"@font-face\s*\{.*?\}\s*", "", svg, flags=re.DOTALL)
 

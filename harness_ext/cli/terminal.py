@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from leaderboard.board.cell import Cell
-    from leaderboard.terminal.board_table import Look
+    from leaderboard.terminal.board_table import BoardLook
     from leaderboard.terminal.output import Form, TerminalStyle
 
 FORMS = {
@@ -26,12 +26,12 @@ def terminal_style() -> TerminalStyle:
     return output.terminal_style()
 
 
-def board_look() -> Look:
+def board_look() -> BoardLook:
     """How standard output has a board: as wide as the terminal, and in ASCII where it can write nothing else."""
-    from leaderboard.terminal.board_table import Look
+    from leaderboard.terminal.board_table import BoardLook
 
     style = terminal_style()
-    return Look(style.width, style.color, ascii_only=not _writes_signs())
+    return BoardLook(style.width, style.color, ascii_only=not _writes_signs())
 
 
 def _encoding() -> str:

@@ -43,7 +43,7 @@ SIGNS = "".join([STAR, MINUS, _UNDER, *(mark.sign for mark in MARKS.values())])
 """All that a board writes beyond ASCII and names."""
 
 
-class Look(NamedTuple):
+class BoardLook(NamedTuple):
     """How a board is drawn. width: in columns."""
 
     width: int = 80
@@ -66,14 +66,19 @@ class _Column(NamedTuple):
     def width(self) -> int:
         return max(map(len, (*self.head, *self.texts)))
 
-    def text(self, row: int, look: Look) -> str:
+    def text(self, row: int, look: BoardLook) -> str:
         """The text of a row, as wide as the column."""
         text = f"{self.texts[row]:>{self.width}}"
         return look.tinted(text, self.colours[row]) if self.colours[row] else text
 
 
 def render_board(
-    cells: Iterable[Cell], look: Look, *, shown: Collection[str] | None = None, controls: bool = False, by: str = ""
+    cells: Iterable[Cell],
+    look: BoardLook,
+    *,
+    shown: Collection[str] | None = None,
+    controls: bool = False,
+    by: str = "",
 ) -> str:
     """The boards of all models in `cells`, as text without a final newline; a sentence where there are none.
 
@@ -90,7 +95,9 @@ def render_board(
     return "\n\n".join("\n".join(lines) for lines in boards if lines) or "No results to show yet."
 
 
-def _board(cells: Sequence[Cell], look: Look, shown: Collection[str] | None, *, controls: bool, by: str) -> list[str]:
+def _board(
+    cells: Sequence[Cell], look: BoardLook, shown: Collection[str] | None, *, controls: bool, by: str
+) -> list[str]:
     ranked = standings(cells, by=by or None)
     wanted = {cell.run_id for cell in cells} if shown is None else shown
     folded = [row for row in ranked.listed(controls=True) if row.control is not None and _is_among(row, wanted)]
@@ -120,13 +127,13 @@ def _has(row: Standing, task: str, wanted: Collection[str]) -> bool:
     return task in row.cells and row.cells[task].run_id in wanted
 
 
-def _title(model: str, rows: Sequence[Standing], tasks: int, look: Look) -> list[str]:
+def _title(model: str, rows: Sequence[Standing], tasks: int, look: BoardLook) -> list[str]:
     recipes = sum(not row.is_baseline and row.control is None for row in rows)
     what = f"Model {plain(model)}: {counted(recipes, 'recipe', 'recipes')} on {counted(tasks, 'task', 'tasks')}"
     return [look.tinted(line, "1") for line in textwrap.wrap(what, look.width)]
 
 
-def _blocks(ranked: Standings, rows: Sequence[Standing], tasks: Sequence[str], look: Look) -> Iterator[str]:
+def _blocks(ranked: Standings, rows: Sequence[Standing], tasks: Sequence[str], look: BoardLook) -> Iterator[str]:
     """The table in as many blocks as its columns need."""
     places = [str(row.rank) if row.rank is not None else "" for row in rows]
     names = [_name(row, look) for row in rows]
@@ -163,7 +170,7 @@ def _in_blocks(columns: Sequence[_Column], room: int) -> list[list[_Column]]:
 
 
 def _block(
-    columns: Sequence[_Column], names: Sequence[tuple[str, str]], rooms: tuple[int, int], look: Look
+    columns: Sequence[_Column], names: Sequence[tuple[str, str]], rooms: tuple[int, int], look: BoardLook
 ) -> Iterator[str]:
     rank_room, room = rooms
     height = max((len(column.head) for column in columns), default=1)
@@ -183,12 +190,12 @@ def _block(
         yield f"{'':>{rank_room + 1 + room}}{beside}".rstrip()
 
 
-def _name(row: Standing, look: Look) -> str:
+def _name(row: Standing, look: BoardLook) -> str:
     under = "" if row.control is None else _ASCII_UNDER if look.ascii_only else _UNDER
     return under + plain(row.name)
 
 
-def _task_column(ranked: Standings, rows: Sequence[Standing], task: str, look: Look) -> _Column:
+def _task_column(ranked: Standings, rows: Sequence[Standing], task: str, look: BoardLook) -> _Column:
     cells = [row.cells.get(task) for row in rows]
     texts = _aligned([_parts(cell, row.name in ranked.best.get(task, ()), look) for cell, row in zip(cells, rows)])
     longest = max(map(len, _JOINT.split(task)))
@@ -199,7 +206,7 @@ def _task_column(ranked: Standings, rows: Sequence[Standing], task: str, look: L
     return _Column(broken(plain(task), room), texts, colours)
 
 
-def _parts(cell: Cell | None, best: bool, look: Look) -> tuple[str, str, str]:
+def _parts(cell: Cell | None, best: bool, look: BoardLook) -> tuple[str, str, str]:
     """The star, the mark and the number of a cell; of the baseline its score alone."""
     if cell is None:
         return "", "", ""
@@ -241,7 +248,7 @@ def broken(name: str, room: int) -> list[str]:
     return [*lines, rest]
 
 
-def _explained(ranked: Standings, cells: Sequence[Cell], starred: bool, look: Look) -> Iterator[str]:
+def _explained(ranked: Standings, cells: Sequence[Cell], starred: bool, look: BoardLook) -> Iterator[str]:
     """What the marks, the numbers and the ranks mean."""
     kinds = legend(kind(cell) for cell in cells)
     signs = "; ".join(f"{mark.ascii if look.ascii_only else mark.sign} {mark.words}" for _, mark in kinds)
@@ -264,6 +271,6 @@ def _about_controls(folded: int) -> str:
     return f"{counted(folded, 'control is', 'controls are')} not shown: `lm_eval show --controls`." if folded else ""
 
 
-def _paragraph(sentence: str, look: Look) -> list[str]:
+def _paragraph(sentence: str, look: BoardLook) -> list[str]:
     lines = textwrap.wrap(sentence, look.width, subsequent_indent="  ", break_on_hyphens=False)
     return [look.tinted(line, _GREY) for line in lines]

@@ -38,7 +38,9 @@ def test_two_runs_are_made_stored_and_shown_beside_verdicts(lm_eval, tmp_path: P
     again = lm_eval("noise", *MODEL, "--tasks", "int_mult,pronoun_bias", "--batch_size", 8, "--other_batch_size", 24)
     assert again.out == ran.out and again.err.count("kept from") == 2
 
-    shown = lm_eval("run", *MODEL, "--tasks", "int_mult,pronoun_bias", "--batch_size", 8, "--recipe", "laser")
+    shown = lm_eval(
+        "run", *MODEL, "--tasks", "int_mult,pronoun_bias", "--batch_size", 8, "--recipe", "laser", "--details"
+    )
     assert "baseline: kept from" in shown.err and "noise floor" in shown.out
 
 

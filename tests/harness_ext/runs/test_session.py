@@ -414,7 +414,7 @@ def test_a_run_by_an_earlier_revision_of_a_method_is_made_anew(
     assert "revisions" not in before[pruned]["recipe"]
     assert "control_of_revisions" not in before[f"{pruned}+noise"]["recipe"]
 
-    ran = demo_run(*arguments, limit=8)
+    ran = demo_run(*arguments, "--details", limit=8)
     assert ran.code == 0, ran.err
     anew = {line.split(": done")[0] for line in ran.err.splitlines() if ": done" in line}
     assert anew == {pruned, f"{pruned}+noise"} and ran.err.count("kept from") == 3

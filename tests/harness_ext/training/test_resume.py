@@ -39,18 +39,14 @@ class Stopped(Exception):
 
 
 class Telling(Progress):
-    """What the progress of training was told."""
+    """What the progress of training was told, as often as that had news."""
 
-    def __init__(self) -> None:
-        self.told, self.total, self._training = 0, 0, False
+    told = total = 0
 
-    def start(self, what: str, total: int) -> None:
-        self._training = what.endswith("training")
-        if self._training:
-            self.told, self.total = 0, total
-
-    def advance(self, units: int = 1) -> None:
-        self.told += units if self._training else 0
+    def changed(self) -> None:
+        training = [stage for stage in self.stages if stage.what == "training"]
+        if training:
+            self.told, self.total = training[0].done, training[0].total
 
 
 class Batches:

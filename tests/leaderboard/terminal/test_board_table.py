@@ -11,7 +11,7 @@ import pytest
 from leaderboard.board.cell import Cell
 from leaderboard.board.standings import standings
 from leaderboard.terminal.board_notes import MOST_NOTES, facts, notes
-from leaderboard.terminal.board_table import SIGNS, Look, broken, render_board
+from leaderboard.terminal.board_table import SIGNS, BoardLook, broken, render_board
 from leaderboard.terminal.marks import cell_text
 
 COLOURS = re.compile(r"\x1b\[[\d;]*m")
@@ -51,7 +51,7 @@ def board(recipes: int, tasks: int) -> list[Cell]:
 @pytest.mark.parametrize("tasks", [1, 5, 30])
 def test_every_row_and_task_is_there_within_the_width(recipes: int, tasks: int, width: int) -> None:
     cells = board(recipes, tasks)
-    text = render_board(cells, Look(width))
+    text = render_board(cells, BoardLook(width))
     lines = text.splitlines()
     assert max(map(len, lines)) <= width and text.isascii()
     table = re.split(r"\n\n[\^+~=.vx] [a-z]", text)[0]
@@ -74,8 +74,8 @@ def test_every_row_and_task_is_there_within_the_width(recipes: int, tasks: int, 
 @pytest.mark.parametrize("ascii_only", [True, False])
 def test_colour_and_signs_add_nothing_else(ascii_only: bool) -> None:
     cells = board(5, 5)
-    tinted = render_board(cells, Look(100, True, ascii_only))
-    assert "\x1b[" in tinted and COLOURS.sub("", tinted) == render_board(cells, Look(100, False, ascii_only))
+    tinted = render_board(cells, BoardLook(100, True, ascii_only))
+    assert "\x1b[" in tinted and COLOURS.sub("", tinted) == render_board(cells, BoardLook(100, False, ascii_only))
     assert all(letter.isascii() or letter in SIGNS for letter in COLOURS.sub("", tinted))
 
 
@@ -85,28 +85,28 @@ def test_controls_fold_and_unfold_under_their_recipe() -> None:
         beside(cell("laser", "sums", "better", 0.3), "better"),
         cell("laser+noise", "sums", "same", 0.0, control="noise"),
     ]
-    folded = render_board(cells, Look(100))
+    folded = render_board(cells, BoardLook(100))
     assert "laser+noise" not in folded and "1 control is not shown" in folded
     assert re.search(r"^1 laser +\*\^ \+0\.300 +1 of 1 +50\.0%$", folded, re.MULTILINE)
-    unfolded = render_board(cells, Look(100), controls=True).splitlines()
+    unfolded = render_board(cells, BoardLook(100), controls=True).splitlines()
     (place,) = [number for number, line in enumerate(unfolded) if line.startswith("1 laser")]
     assert unfolded[place + 1].startswith("  > laser+noise")
 
 
 def test_a_run_among_others_has_its_place_on_the_whole_board() -> None:
     cells = board(5, 2)
-    text = render_board(cells, Look(100), shown={"run of recipe-4"})
+    text = render_board(cells, BoardLook(100), shown={"run of recipe-4"})
     places = {row.name: str(row.rank) for row in standings(cells).rows}
     rows = re.findall(r"^ *(\d+=?) (\S+)", text, re.MULTILINE)
     assert {name: place for place, name in rows} == {name: places[name] for name in ("baseline", "recipe-4")}
     assert "place among 6 of this model" in text
-    assert render_board(cells, Look(100), shown={"no such run"}) == "No results to show yet."
+    assert render_board(cells, BoardLook(100), shown={"no such run"}) == "No results to show yet."
 
 
 @pytest.mark.parametrize("width", [60, 80])
 def test_long_names_stay_whole(width: int) -> None:
     task = "crows_pairs_english_socioeconomic_and_an_incomprehensibilityofall"
-    text = render_board([cell("baseline", task, "baseline"), cell(LONG, task, "worse", -0.1)], Look(width))
+    text = render_board([cell("baseline", task, "baseline"), cell(LONG, task, "worse", -0.1)], BoardLook(width))
     lines = text.splitlines()
     assert max(map(len, lines)) <= width
     (place,) = [number for number, line in enumerate(lines) if line.startswith("2 eigenprune:")]
@@ -122,10 +122,10 @@ def test_a_failed_row_and_one_without_any_task_are_there() -> None:
         cell("laser", "sums", "failed", notes=("3 weights are NaN",)),
         cell("svd", "", "failed", metric="", notes=("out of memory",)),
     ]
-    text = render_board(cells, Look(80))
+    text = render_board(cells, BoardLook(80))
     assert re.search(r"^ +laser +!", text, re.MULTILINE) and re.search(r"^ +svd ", text, re.MULTILINE)
     assert "! failed: laser: 3 weights are NaN" in text and "! failed: svd: out of memory" in text
-    assert render_board([], Look()) == "No results to show yet."
+    assert render_board([], BoardLook()) == "No results to show yet."
 
 
 def test_a_note_is_told_once() -> None:
@@ -162,5 +162,5 @@ def test_tasks_that_are_alike_are_told_together() -> None:
 
 
 def test_names_from_files_cannot_write_on_the_terminal() -> None:
-    text = render_board([cell("evil\x1b[2J\nrecipe", "su\x1bms", "same", 0.0, notes=("a\x07b",))], Look(80))
+    text = render_board([cell("evil\x1b[2J\nrecipe", "su\x1bms", "same", 0.0, notes=("a\x07b",))], BoardLook(80))
     assert "\x1b" not in text and "\x07" not in text
