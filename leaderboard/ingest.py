@@ -3,6 +3,8 @@
 Notable choices:
 - Reading (slow, no lock) and writing (fast, locked) take turns: some runs are read, then written with the file held for
   less than a second, in one transaction, while the next are read. Killed anywhere, the store holds whole runs only.
+- What has not changed since an earlier look is not read again (`store.looks`), and is reported as if it were. A rebuild
+  reads everything.
 - What cannot be read is reported with its reason and stops nothing else. Unedited models go first, so that of two runs
   that contradict each other the edited one is rejected.
 - A rebuild writes a new file and renames it into place; it also reads every run directory that the old file knew of.
@@ -12,11 +14,9 @@ Notable choices:
 
 from __future__ import annotations
 
-import glob
 import os
-import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -36,6 +36,7 @@ from leaderboard.errors import (
     Unwritable,
 )
 from leaderboard.readers.discovery import Candidate, find_runs
+from leaderboard.readers.orphan_samples import looks_like_samples
 from leaderboard.readers.reader import read_runs
 from leaderboard.readers.records import Rejection, Run
 from leaderboard.readers.safe_json import no_collection
@@ -44,15 +45,18 @@ from leaderboard.store import decisions, trouble
 from leaderboard.store.database import Store, connect_to_salvage, memory_store, open_for_writing_unlocked, open_store
 from leaderboard.store.decision_files import folder_of, names
 from leaderboard.store.lock import file_lock
+from leaderboard.store.looks import FoundRun, Look, Looks
 from leaderboard.store.places import RunPlaces, file_of
-from leaderboard.store.writer import Added, add_runs, log_rejections
+from leaderboard.store.replacement import replace_database
+from leaderboard.store.writer import Added, add_runs, log_rejections, note_moves
 
 if TYPE_CHECKING:
     import duckdb
 
-_OLD_KEPT = 3  # files of before a rebuild
-_AHEAD_SECONDS = 5.0  # of judging after an ingest, in turns of
-_TURN_SECONDS = 0.5
+_AHEAD_SECONDS = 5.0  # of judging after an ingest that added runs, or as long as that took
+_AGAIN_SECONDS = 2.0  # after one that added none
+_TURN_SECONDS, _LONGEST_TURN_SECONDS = 0.5, 8.0
+_RUNS_A_TURN = 300
 _REBUILD_AHEAD_SECONDS = 120.0  # nobody waits for the new file
 _BATCH_SECONDS = 4.0  # of reading, before the batch is written
 # more than the 122,880 rows of a row group: DuckDB writes whole ones at once, and fewer first to its log and then
@@ -88,62 +92,131 @@ def ingest(
     if database is None:
         report = IngestReport(store=memory_store())
         assert report.store is not None
-        for batch in _batches(_read_all(roots, report)):
+        for batch in _batches(_read_all(_in_order(roots, report), report)):
             _add(report.store, batch, report)
         return report
     if rebuild:
         return _rebuild(roots, Path(database), timeout_s)
-    import pyarrow  # noqa: F401 - takes a moment to load, and the database must not wait for it
-
-    report = IngestReport()
-    # the disk is waited for while the next runs are read
-    with no_collection(), ThreadPoolExecutor(max_workers=1) as writer:
-        writing: Future[None] | None = None
-        for batch in _batches(_read_all(roots, report)):
-            if writing is not None:
-                writing.result()
-            writing = writer.submit(_write, batch, Path(database), report, timeout_s)
-        if writing is not None:
-            writing.result()
-    _write_rejections(Path(database), report, timeout_s)
+    report, started = IngestReport(), time.monotonic()
+    with no_collection():
+        looks = Looks(Path(database), roots)
+        changed = _recall(roots, Path(database), report, looks, timeout_s)
+        if changed:
+            _read_and_write(changed, Path(database), report, looks, timeout_s)
+        _finish(Path(database), report, looks, timeout_s)
     if report.added or report.duplicates:  # the database is there, and up to date
-        _judge_ahead(Path(database), timeout_s)
+        seconds = max(_AHEAD_SECONDS, time.monotonic() - started) if report.added else _AGAIN_SECONDS
+        _judge_ahead(Path(database), timeout_s, seconds)
     return report
 
 
-def _write(batch: Sequence[Run], database: Path, report: IngestReport, timeout_s: float) -> None:
+def _recall(
+    roots: Sequence[Path], database: Path, report: IngestReport, looks: Looks, timeout_s: float
+) -> list[Candidate]:
+    """What has to be read under the roots. The rest is reported by what is known of it."""
+    if database.exists():
+        with open_store(database, read_only=False, timeout_s=timeout_s) as store:
+            looks.recall(store)
+    found = list(_in_order(roots, report, looks.is_samples))
+    changed = []
+    moved: list[FoundRun] = []
+    for candidate, look in zip(found, looks.unchanged(found)):
+        if look is None:
+            changed.append(candidate)
+        else:
+            moved += _report_again(candidate, look, report, looks)
+    if moved:
+        with open_store(database, read_only=False, timeout_s=timeout_s) as store, store.transaction():
+            note_moves(store, [(run.run_id, run.path) for run in moved])
+    return changed
+
+
+def _report_again(candidate: Candidate, look: Look, report: IngestReport, looks: Looks) -> list[FoundRun]:
+    """Report what has not changed. Returns the runs that the store knows from other places."""
+    moved = []
+    if look.reason is not None:
+        report.rejected.append(Rejection(candidate.path, look.reason))
+    for run in look.runs:
+        if run.run_id in looks.present:
+            report.duplicates.append(run.path)
+            report.known.append(run.run_id)
+            if looks.present[run.run_id] != looks.places.stored(run.path):
+                moved.append(run)
+        elif run.run_id in looks.deleted:
+            report.deleted.append(run.path)
+        else:
+            report.rejected.append(Rejection(run.path, str(run.contradiction)))
+    return moved
+
+
+def _read_and_write(
+    candidates: Sequence[Candidate], database: Path, report: IngestReport, looks: Looks, timeout_s: float
+) -> None:
+    import pyarrow  # noqa: F401 - takes a moment to load, and the database must not wait for it
+
+    # the disk is waited for while the next runs are read
+    with ThreadPoolExecutor(max_workers=1) as writer:
+        writing: Future[None] | None = None
+        for batch in _batches(_read_all(candidates, report, looks)):
+            if writing is not None:
+                writing.result()
+            writing = writer.submit(_write, batch, database, report, looks, timeout_s)
+        if writing is not None:
+            writing.result()
+
+
+def _write(batch: Sequence[Run], database: Path, report: IngestReport, looks: Looks, timeout_s: float) -> None:
     with open_store(database, read_only=False, timeout_s=timeout_s) as store:
-        _add(store, batch, report)
+        _add(store, batch, report, looks)
+        looks.write(store)
 
 
-def _read_all(roots: Sequence[Path], report: IngestReport) -> Iterator[Run]:
-    """Every run that can be read, unedited ones of our own first within each root."""
-    reader = SamplesReader()
+def _finish(database: Path, report: IngestReport, looks: Looks, timeout_s: float) -> None:
+    """Keep what was found. Rejections are worth a row only in a store that exists: a mistyped path must not create
+    one.
+    """
+    if database.exists() and (report.rejected or looks.has_news):
+        with open_store(database, read_only=False, timeout_s=timeout_s) as store:
+            with store.transaction():
+                log_rejections(store, report.rejected)
+            looks.write(store, last=True)
+
+
+def _in_order(
+    roots: Sequence[Path], report: IngestReport, is_samples: Callable[[Path], bool] = looks_like_samples
+) -> Iterator[Candidate]:
+    """Everything found, unedited runs of our own first within each root."""
     for root in roots:
         later: list[Candidate] = []
-        for found in find_runs(root):
+        for found in find_runs(root, is_samples):
             if isinstance(found, Rejection):
                 report.rejected.append(found)
             elif found.receipt is not None and not found.path.name.startswith("baseline"):
                 later.append(found)
             else:
-                yield from _read(found, report, reader)
-        for candidate in later:
-            yield from _read(candidate, report, reader)
+                yield found
+        yield from later
 
 
-def _read(candidate: Candidate, report: IngestReport, reader: SamplesReader) -> Iterator[Run]:
-    try:
-        runs = read_runs(candidate, reader)
-    except Unreadable as error:
-        report.rejected.append(Rejection(candidate.path, str(error)))
-    # a form nobody thought of
-    except (TypeError, ValueError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        report.rejected.append(
-            Rejection(candidate.path, f"holds something unexpected ({type(error).__name__}: {error})")
-        )
-    else:
-        yield from runs
+def _read_all(candidates: Iterable[Candidate], report: IngestReport, looks: Looks | None = None) -> Iterator[Run]:
+    """Every run of these that can be read."""
+    reader = SamplesReader()
+    for candidate in candidates:
+        try:
+            runs = read_runs(candidate, reader)
+        except Unreadable as error:
+            report.rejected.append(Rejection(candidate.path, str(error)))
+            if looks is not None:
+                looks.was_refused(candidate, error)
+        # a form nobody thought of
+        except (TypeError, ValueError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+            report.rejected.append(
+                Rejection(candidate.path, f"holds something unexpected ({type(error).__name__}: {error})")
+            )
+        else:
+            if looks is not None:
+                looks.was_read(candidate, runs)
+            yield from runs
 
 
 def _batches(runs: Iterable[Run]) -> Iterator[list[Run]]:
@@ -161,17 +234,18 @@ def _batches(runs: Iterable[Run]) -> Iterator[list[Run]]:
         yield batch
 
 
-def _add(store: Store, batch: Sequence[Run], report: IngestReport) -> None:
+def _add(store: Store, batch: Sequence[Run], report: IngestReport, looks: Looks | None = None) -> None:
     try:
         outcomes = add_runs(store, batch)
     except (ValueError, OverflowError, TypeError) as error:  # Arrow's, for a value that a column cannot hold
         if len(batch) > 1:
             for run in batch:
-                _add(store, [run], report)
-        else:
-            report.rejected.append(Rejection(batch[0].path, f"holds a value that cannot be stored: {error}"))
-        return
+                _add(store, [run], report, looks)
+            return
+        outcomes = [Unreadable(f"holds a value that cannot be stored: {error}")]
     for run, outcome in zip(batch, outcomes):
+        if looks is not None:
+            looks.became(run, str(outcome) if isinstance(outcome, Unreadable) else None)
         if isinstance(outcome, Unreadable):
             report.rejected.append(Rejection(run.path, str(outcome)))
         elif outcome is Added.NEW:
@@ -182,30 +256,40 @@ def _add(store: Store, batch: Sequence[Run], report: IngestReport) -> None:
                 report.known.append(run.run_id)
 
 
-def _judge_ahead(database: Path, timeout_s: float) -> None:
+def _judge_ahead(database: Path, timeout_s: float, seconds: float) -> None:
     """Judge the models whose stored verdicts no longer hold, in turns of reading and writing, so that nobody waits
     long. A board does without; so does a busy database, and then the next ingest goes on.
     """
-    until = time.monotonic() + _AHEAD_SECONDS
+    until, turn = time.monotonic() + seconds, _TURN_SECONDS
     try:
-        while time.monotonic() < until:
+        while (left := until - time.monotonic()) > 0:
             with open_store(database, read_only=True, timeout_s=timeout_s) as store:
                 states = stored_verdicts.outdated(store)
                 if not states:
                     return
-                ahead = judge_ahead(store, list(states), _TURN_SECONDS)
+                ahead = judge_ahead(store, _some_models(store, list(states)), min(turn, left))
             with open_store(database, read_only=False, timeout_s=timeout_s) as store:
                 verdict_cache.write(store, ahead.new)
                 stored_verdicts.write(store, ahead.boards, states)
+            if not ahead.done:  # of many runs it takes longer to find out what is still to be judged
+                turn = min(2 * turn, _LONGEST_TURN_SECONDS)
     except Busy:
         pass
 
 
-def _write_rejections(database: Path, report: IngestReport, timeout_s: float) -> None:
-    """Rejections are worth a row only in a store that exists: a mistyped path must not create one."""
-    if report.rejected and database.exists():
-        with open_store(database, read_only=False, timeout_s=timeout_s) as store, store.transaction():
-            log_rejections(store, report.rejected)
+def _some_models(store: Store, models: Sequence[str]) -> list[str]:
+    """The first of these models, as many as are read in a moment."""
+    counts = dict(
+        store.connection.execute(
+            "SELECT model_key, count(*) FROM runs JOIN variants USING (variant_id) GROUP BY model_key"
+        ).fetchall()
+    )
+    runs = 0
+    for number, model in enumerate(models, start=1):
+        runs += counts.get(model, 0)
+        if runs >= _RUNS_A_TURN:
+            return list(models[:number])
+    return list(models)
 
 
 def _rebuild(roots: Sequence[Path], database: Path, timeout_s: float) -> IngestReport:
@@ -220,16 +304,21 @@ def _rebuild(roots: Sequence[Path], database: Path, timeout_s: float) -> IngestR
             store = open_for_writing_unlocked(temporary)
             try:
                 decisions.synchronize(store, database)
-                for batch in _batches(_read_all(_with_known_paths(roots, known, report), report)):
-                    _add(store, batch, report)
+                everywhere = _with_known_paths(roots, known, report)
+                looks = Looks(database, everywhere)
+                found = list(_in_order(everywhere, report, looks.is_samples))
+                looks.unchanged(found)
+                for batch in _batches(_read_all(found, report, looks)):
+                    _add(store, batch, report, looks)
                 log_rejections(store, report.rejected)
+                looks.write(store, last=True)
                 states = stored_verdicts.outdated(store)
                 ahead = judge_ahead(store, list(states), _REBUILD_AHEAD_SECONDS)
                 verdict_cache.write(store, ahead.new)
                 stored_verdicts.write(store, ahead.boards, states)
             finally:
                 store.connection.close()
-            _replace(temporary, real, report)
+            report.notes.extend(replace_database(temporary, real))
         except OSError as error:
             raise Unwritable(
                 f"{database} could not be replaced ({error}), and is as it was: mend this and run the command again"
@@ -296,46 +385,6 @@ def _with_known_paths(roots: Sequence[Path], known: Sequence[Path], report: Inge
     missing = [path for path in known if not path.exists()]
     report.rejected.extend(Rejection(path, "its files are gone: no longer on the board") for path in missing)
     return [*roots, *(path for path in outside if path.exists())]
-
-
-def _replace(temporary: Path, database: Path, report: IngestReport) -> None:
-    """Rename the new file into place, and the old one, with its write-ahead log, to a name of its own: at no moment is
-    there none.
-    """
-    log = Path(f"{database}.wal")
-    if database.exists():
-        earlier = sorted(_kept_before(database))
-        number = earlier[-1] + 1 if earlier else 1
-        for file, kept in (
-            (database, _kept_name(database, number)),
-            (log, Path(f"{_kept_name(database, number)}.wal")),
-        ):
-            if file.exists():
-                _second_name(file, kept)
-        report.notes.append(f"the old database is kept as {_kept_name(database, number)}")
-        for old in earlier[: 1 - _OLD_KEPT]:
-            for file in (_kept_name(database, old), Path(f"{_kept_name(database, old)}.wal")):
-                file.unlink(missing_ok=True)
-    log.unlink(missing_ok=True)
-    os.replace(temporary, database)
-
-
-def _kept_name(database: Path, number: int) -> Path:
-    return Path(f"{database}.before-rebuild-{number}")
-
-
-def _kept_before(database: Path) -> Iterator[int]:
-    for file in database.parent.glob(f"{glob.escape(database.name)}.before-rebuild-*"):
-        number = file.name.rpartition("-")[2]
-        if number.isdecimal() and len(number) < 10:
-            yield int(number)
-
-
-def _second_name(file: Path, name: Path) -> None:
-    try:
-        os.link(file, name)
-    except OSError:  # a file system without links
-        shutil.copy2(file, name)
 
 
 make_callable(__name__, "leaderboard.ingest:ingest")

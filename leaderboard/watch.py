@@ -10,18 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from leaderboard.errors import Busy
 from leaderboard.ingest import IngestReport, ingest
 from leaderboard.readers.discovery import Candidate, find_runs
-
-
-class _Stamp(NamedTuple):
-    """What tells that files have changed."""
-
-    newest: int
-    size: int
+from leaderboard.readers.file_stamps import FileState, state_of
 
 
 class Watch:
@@ -36,8 +29,8 @@ class Watch:
         self._database = database
         self._told = told
         self._timeout_s = timeout_s
-        self._done: dict[Path, _Stamp] = {}
-        self._seen: dict[Path, _Stamp] = {}
+        self._done: dict[Path, FileState] = {}
+        self._seen: dict[Path, FileState] = {}
 
     def round(self) -> None:
         """Look once, and ingest what is new or has changed and then stayed as it is. Raises what `ingest` raises,
@@ -47,7 +40,7 @@ class Watch:
             item.path: stamp
             for path in self._paths
             for item in find_runs(path)
-            if isinstance(item, Candidate) and (stamp := _stamp(item))
+            if isinstance(item, Candidate) and (stamp := state_of(item))
         }
         settled = [
             path
@@ -69,13 +62,3 @@ class Watch:
         while True:
             self.round()
             time.sleep(every_s)
-
-
-def _stamp(candidate: Candidate) -> _Stamp | None:
-    """None where a file has gone since it was found."""
-    files = [file for file in (candidate.receipt, candidate.results, *candidate.samples) if file is not None]
-    try:
-        facts = [file.stat() for file in files]
-    except OSError:
-        return None
-    return _Stamp(max(fact.st_mtime_ns for fact in facts), sum(fact.st_size for fact in facts))

@@ -11,7 +11,6 @@ from leaderboard.board.cell import COMPARED
 from leaderboard.board.standings import HARM, Standing, Standings
 from leaderboard.terminal.format import counted, plain
 
-
 _LESS, _MORE = 0.9995, 1.005
 """From where on a share, as it is written, is less or more than all."""
 
@@ -57,15 +56,11 @@ def _harmless(row: Standing, board: Standings, facts: Mapping[str, RunFacts], me
 
 def caveat(one: Harmless, tasks: int) -> str:
     """What the decision rests on: `Undecided counts as not worse: on 2 of 5 tasks (int_mult, int_mult_clean).`"""
-    said = []
+    said, of = [], f"of {counted(tasks, 'task', 'tasks')}"
     if one.undecided:
-        said.append(
-            f"Undecided counts as not worse: on {len(one.undecided)} of {counted(tasks, 'task', 'tasks')} ({_listed(one.undecided)})."
-        )
+        said.append(f"Undecided counts as not worse: on {len(one.undecided)} {of} ({_listed(one.undecided)}).")
     if one.missing:
-        said.append(
-            f"Not compared on {len(one.missing)} of {counted(tasks, 'task', 'tasks')} ({_listed(one.missing)})."
-        )
+        said.append(f"Not compared on {len(one.missing)} {of} ({_listed(one.missing)}).")
     return " ".join(said) or "Same or better on every task."
 
 

@@ -18,10 +18,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from leaderboard.board import labels, reported
-from leaderboard.board.cell import Cell, changed, with_collapses, with_control_verdicts, with_verdicts
+from leaderboard.board.cell import Cell, changed, made, with_collapses, with_control_verdicts, with_verdicts
 from leaderboard.board.further import further_scores, with_contradictions, with_further_verdicts
 from leaderboard.compare import clipping, collapse, comparability, needs, verdict_cache
 from leaderboard.compare.baselines import BaselineChoice, Baselines
@@ -102,7 +102,7 @@ def pair_board(store: Store, baseline_run: str, run_id: str, *, margin: float = 
     contents = read_contents(store)
     baseline, run = _the_run(contents, baseline_run), _the_run(contents, run_id)
     judging = _Judging(store, contents, baseline, margin, names=_names(contents, [baseline, run]))
-    return sorted(_in_words(_cells(judging, run)), key=_order)
+    return sorted(_in_words(_cells(judging, run, _asked_of(judging, run))), key=_order)
 
 
 def _turns(runs: Sequence[RunRow]) -> Iterator[Sequence[RunRow]]:
@@ -111,8 +111,9 @@ def _turns(runs: Sequence[RunRow]) -> Iterator[Sequence[RunRow]]:
 
 
 def _cells_of(judging: _Judging, runs: Sequence[RunRow]) -> list[Cell]:
-    judging.contents.fetch(_pairs(judging, runs))
-    return [cell for run in runs for cell in _cells(judging, run)]
+    asked = {run.run_id: _asked_of(judging, run) for run in runs}
+    judging.contents.fetch(_pairs(judging, asked))
+    return [cell for run in runs for cell in _cells(judging, run, asked[run.run_id])]
 
 
 def _in_words(cells: list[Cell]) -> list[Cell]:
@@ -139,28 +140,42 @@ def _names(contents: Contents, runs: Sequence[RunRow]) -> dict[str, str]:
     return labels.names_of(runs, contents.tasks, contents.calibrated)
 
 
-def _pairs(judging: _Judging, runs: Sequence[RunRow]) -> set[tuple[str, str]]:
-    """(baseline, run) of every pair whose samples will be asked for."""
-    found = set()
+class _Asked(NamedTuple):
+    """A primary score, what it is compared with, and the task's other metrics of which documents may bear a value."""
+
+    subject: Subject
+    choice: BaselineChoice
+    controls: list[RunRow]
+    further: list[Subject]
+
+
+def _asked_of(judging: _Judging, run: RunRow) -> list[_Asked]:
+    contents = judging.contents
+    rows = [(task, contents.primary(run.run_id, task.task)) for task in contents.tasks.get(run.run_id, ())]
+    subjects = [Subject(run, task, score) for task, score in rows if score is not None]
+    return [
+        _Asked(one, _choice(judging, one), _controls(judging, one), _further_subjects(judging, one)) for one in subjects
+    ]
+
+
+def _pairs(judging: _Judging, asked: Mapping[str, Sequence[_Asked]]) -> set[tuple[str, str]]:
+    """(baseline, run) of every pair whose samples will be asked for. asked: by run."""
+    found: set[tuple[str, str]] = set()
     contents, terms = judging.contents, Terms(judging.margin)
-    for run in runs if len(runs) > 1 else ():
-        for task in contents.tasks.get(run.run_id, ()):
-            score = contents.primary(run.run_id, task.task)
-            if score is None:
-                continue
-            subject = Subject(run, task, score)
-            baseline = _choice(judging, subject).run
-            if baseline is None or baseline is run:
-                continue
-            asked = [(subject, other) for other in (baseline, *_controls(judging, subject))]
-            asked += [(one, baseline) for one in _further_subjects(judging, subject)]
-            for one, other in asked:
-                if (
-                    (other.run_id, run.run_id) not in found
-                    and _recalled(judging, one, other) is None
-                    and effect_key(run, one.score, other.run_id, terms) not in contents.effects
-                ):
-                    found.add((other.run_id, run.run_id))
+    several = asked.values() if len(asked) > 1 else ()
+    for subject, choice, controls, further in (one for ones in several for one in ones):
+        run, baseline = subject.run, choice.run
+        if baseline is None or baseline is run:
+            continue
+        wanted = [(subject, other) for other in (baseline, *controls)]
+        wanted += [(one, baseline) for one in further]
+        for one, other in wanted:
+            if (
+                (other.run_id, run.run_id) not in found
+                and _recalled(judging, one, other) is None
+                and effect_key(run, one.score, other.run_id, terms) not in contents.effects
+            ):
+                found.add((other.run_id, run.run_id))
     return found
 
 
@@ -179,31 +194,26 @@ def _the_run(contents: Contents, run_id: str) -> RunRow:
     return found[0]
 
 
-def _cells(judging: _Judging, run: RunRow) -> list[Cell]:
-    contents = judging.contents
+def _cells(judging: _Judging, run: RunRow, asked: Sequence[_Asked]) -> list[Cell]:
     if run.status == "failed":
-        names = [row.task for row in contents.tasks.get(run.run_id, ())] or ["(all)"]
+        names = [row.task for row in judging.contents.tasks.get(run.run_id, ())] or ["(all)"]
         return [_failed(judging, run, name) for name in names]
-    rows = [(row, contents.primary(run.run_id, row.task)) for row in contents.tasks.get(run.run_id, ())]
-    subjects = [Subject(run, row, score) for row, score in rows if score is not None]
-    return [_with_further(judging, _cell(judging, subject), subject) for subject in subjects]
+    return [_with_further(judging, _cell(judging, one), one) for one in asked]
 
 
-def _with_further(judging: _Judging, cell: Cell, subject: Subject) -> Cell:
+def _with_further(judging: _Judging, cell: Cell, asked: _Asked) -> Cell:
     """The cell with those of the task's further metrics; as it is where the run cannot be compared at all."""
-    if cell.verdict == "incomparable":
+    baseline = asked.choice.run
+    if cell.verdict == "incomparable" or baseline is None:
         return cell
-    baseline = _choice(judging, subject).run
-    if baseline is None:
-        return cell
-    found = (_further(judging, one, baseline) for one in _further_subjects(judging, subject))
-    return changed(cell, further=tuple(one for one in found if one is not None))
+    found = tuple(one for subject in asked.further if (one := _further(judging, subject, baseline)) is not None)
+    return changed(cell, further=found) if found else cell
 
 
 def _further(judging: _Judging, subject: Subject, baseline: RunRow) -> Cell | None:
     """The cell of a further metric; None where no document bears a value of it."""
     run, _, score = subject
-    cell = changed(_of_score(judging, subject), is_primary=False)
+    cell = _of_score(judging, subject, is_primary=False)
     if score.score is None:
         return changed(cell, verdict="failed", notes=(f"the result is {score.reported}, not a number",))
     if baseline.run_id == run.run_id:
@@ -213,38 +223,42 @@ def _further(judging: _Judging, subject: Subject, baseline: RunRow) -> Cell | No
     return _compared(judging, cell, subject, baseline)
 
 
-def _blank(judging: _Judging, run: RunRow, task: str, verdict: str) -> Cell:
+def _blank(judging: _Judging, run: RunRow, task: str, **values: Any) -> Cell:
     kept = run.parameters_after / run.parameters_before if run.parameters_after and run.parameters_before else None
-    return Cell(
-        model=judging.contents.names[run.model_key],
-        recipe=run.recipe_label,
-        run_id=run.run_id,
-        task=task,
-        metric="",
-        filter="",
-        n=None,
-        baseline_score=None,
-        score=None,
-        verdict=verdict,
-        model_key=run.model_key,
-        control=run.control,
-        started=run.started,
-        parameters_kept=1.0 if kept is None and run.recipe_name == BASELINE else kept,
-        label=judging.names.get(run.run_id, ""),
-        weights=run.digest_after or run.run_id,
-    )
+    blank = {
+        "model": judging.contents.names[run.model_key],
+        "recipe": run.recipe_label,
+        "run_id": run.run_id,
+        "task": task,
+        "metric": "",
+        "filter": "",
+        "n": None,
+        "baseline_score": None,
+        "score": None,
+        "verdict": "undecided",
+        "model_key": run.model_key,
+        "control": run.control,
+        "started": run.started,
+        "parameters_kept": 1.0 if kept is None and run.recipe_name == BASELINE else kept,
+        "label": judging.names.get(run.run_id, ""),
+        "weights": run.digest_after or run.run_id,
+    }
+    return made(blank, values)
 
 
 def _failed(judging: _Judging, run: RunRow, task: str) -> Cell:
     reason = run.failure or "no reason given"
-    return changed(_blank(judging, run, task, "failed"), notes=(reason, *comparability.own_warnings(run)))
+    return _blank(judging, run, task, verdict="failed", notes=(reason, *comparability.own_warnings(run)))
 
 
-def _of_score(judging: _Judging, subject: Subject) -> Cell:
+def _of_score(judging: _Judging, subject: Subject, *, is_primary: bool = True) -> Cell:
     """The cell of a score before it is compared."""
     run, task, score = subject
-    return changed(
-        _blank(judging, run, task.task, "undecided"),
+    claims = is_primary and run.control is None
+    return _blank(
+        judging,
+        run,
+        task.task,
         metric=score.metric,
         filter=score.filter,
         n=task.document_count,
@@ -252,25 +266,22 @@ def _of_score(judging: _Judging, subject: Subject) -> Cell:
         score=score.score,
         best_value=score.best_value,
         higher_is_better=score.higher_is_better is not False,
+        is_primary=is_primary,
+        reported=reported.beside(run.model_name, task.task, run.recipe_name, score.metric) if claims else (),
     )
 
 
-def _cell(judging: _Judging, subject: Subject) -> Cell:
+def _cell(judging: _Judging, asked: _Asked) -> Cell:
+    subject, (baseline, _, notes), controls, _ = asked
     run, task, score = subject
-    cell = changed(
-        _of_score(judging, subject),
-        reported=(
-            reported.beside(run.model_name, task.task, run.recipe_name, score.metric) if run.control is None else ()
-        ),
-    )
+    cell = _of_score(judging, subject)
     if score.score is None:
         return changed(
             cell,
             verdict="failed",
             notes=(f"the result is {score.reported}, not a number", *comparability.own_warnings(run)),
-            collapse=_collapse_without_a_score(judging, subject),
+            collapse=_collapse_without_a_score(judging, asked),
         )
-    baseline, _, notes = _choice(judging, subject)
     if baseline is None:
         return changed(
             cell,
@@ -287,11 +298,10 @@ def _cell(judging: _Judging, subject: Subject) -> Cell:
         )
     against_controls = tuple(
         _compared(judging, changed(cell, control=control.control, reported=()), subject, control)
-        for control in _controls(judging, subject)
+        for control in controls
     )
-    compared = changed(_compared(judging, cell, subject, baseline), against_controls=against_controls)
-    notes = (*judging.contents.revision_notes(run), *notes)
-    return changed(compared, notes=(*notes, *compared.notes)) if notes else compared
+    before = (*judging.contents.revision_notes(run), *notes)
+    return _compared(judging, cell, subject, baseline, before, against_controls)
 
 
 def _choice(judging: _Judging, subject: Subject) -> BaselineChoice:
@@ -306,30 +316,42 @@ def _controls(judging: _Judging, subject: Subject) -> list[RunRow]:
     return judging.contents.controls_of(subject.run, subject.task)
 
 
-def _compared(judging: _Judging, cell: Cell, subject: Subject, baseline: RunRow) -> Cell:
+def _compared(
+    judging: _Judging,
+    cell: Cell,
+    subject: Subject,
+    baseline: RunRow,
+    before: tuple[str, ...] = (),
+    against_controls: tuple[Cell, ...] = (),
+) -> Cell:
+    """The cell with what its comparison found. before: notes that come before those of the comparison."""
     run, task, score = subject
     found = _judged(judging, subject, baseline)
-    cell = changed(cell, baseline_run=baseline.run_id, baseline_score=found.baseline_score)
     base_score = judging.contents.score(baseline.run_id, task.task, score.metric, score.filter)
-    cell = changed(cell, higher_is_better=comparability.agreed(base_score, score).higher_is_better is not False)
+    values: dict[str, Any] = {
+        "baseline_run": baseline.run_id,
+        "baseline_score": found.baseline_score,
+        "higher_is_better": comparability.agreed(base_score, score).higher_is_better is not False,
+        "delta": found.delta,
+        "low": found.low,
+        "high": found.high,
+        "against_controls": against_controls,
+    }
+    notes = verdict_cache.texts(found.notes)
     if found.documents is None:
-        beside = verdict_cache.texts(found.notes) or comparability.own_warnings(run)
+        why = (*verdict_cache.texts(found.obstacles), *(notes or comparability.own_warnings(run)))
         return changed(
             cell,
+            **values,
             verdict="incomparable",
-            notes=(*verdict_cache.texts(found.obstacles), *beside),
-            delta=found.delta,
-            low=found.low,
-            high=found.high,
+            notes=(*before, *why),
             unpaired=found.delta is not None,
             says_nothing=_as_wide_as_the_range(score.metric, found),
         )
     return changed(
         cell,
+        **values,
         n=found.documents or task.documents,
-        delta=found.delta,
-        low=found.low,
-        high=found.high,
         p_value=found.p_value,
         p_same=found.p_same,
         lost=found.lost,
@@ -337,7 +359,7 @@ def _compared(judging: _Judging, cell: Cell, subject: Subject, baseline: RunRow)
         flip_rate=found.flip_rate,
         improvement=found.improvement,
         margin=found.margin,
-        notes=verdict_cache.texts(found.notes),
+        notes=(*before, *notes) if before else notes,
         noise_floor=judging.contents.noise_floor(run, score, baseline),
         clipping=clipping.from_json(found.clipping),
         needs=found.needs,
@@ -345,15 +367,15 @@ def _compared(judging: _Judging, cell: Cell, subject: Subject, baseline: RunRow)
     )
 
 
-def _collapse_without_a_score(judging: _Judging, subject: Subject) -> tuple[str, ...] | None:
+def _collapse_without_a_score(judging: _Judging, asked: _Asked) -> tuple[str, ...] | None:
     """What shows that the model collapsed, where its score is no finite number: other tasks of the weights may look
     cured.
     """
-    baseline = _choice(judging, subject).run
-    if baseline is None or baseline.run_id == subject.run.run_id:
+    run, task, _ = asked.subject
+    baseline = asked.choice.run
+    if baseline is None or baseline.run_id == run.run_id:
         return None
-    found = judging.contents.answers
-    return collapse.collapse_signs(found, baseline.run_id, subject.run.run_id, subject.task.task)
+    return collapse.collapse_signs(judging.contents.answers, baseline.run_id, run.run_id, task.task)
 
 
 def _as_wide_as_the_range(metric: str, found: Judged) -> bool:

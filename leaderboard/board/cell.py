@@ -19,7 +19,8 @@ says.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
 from datetime import datetime
 from typing import Any
 
@@ -153,17 +154,27 @@ def changed(cell: Cell, **changes: Any) -> Cell:
     return result
 
 
+_DEFAULTS = {field.name: field.default for field in fields(Cell) if field.default is not MISSING}
+
+
+def made(*values: Mapping[str, Any]) -> Cell:
+    """A cell of these fields, of which all without a default must be given: as `Cell(**values)`, quicker."""
+    result = object.__new__(Cell)
+    result.__dict__.update(_DEFAULTS)
+    for some in values:
+        result.__dict__.update(some)
+    return result
+
+
 def with_verdicts(cells: list[Cell]) -> list[Cell]:
     """Correct over the cells of one model and put into words."""
     tested = [i for i, cell in enumerate(cells) if cell.p_value is not None]
     differ = statistics.benjamini_hochberg(np.array([cells[i].p_value for i in tested], dtype=float))
     equal = statistics.benjamini_hochberg(np.array([_or_one(cells[i].p_same) for i in tested], dtype=float))
     for i, q_differ, q_equal in zip(tested, differ, equal):
-        cells[i] = _worded(
-            changed(cells[i], q_value=float(q_differ), comparisons=len(tested)),
-            q_differ <= SIGNIFICANCE,
-            q_equal <= SIGNIFICANCE,
-        )
+        q_value = float(q_differ)
+        words = _words(cells[i], q_value, q_differ <= SIGNIFICANCE, q_equal <= SIGNIFICANCE)
+        cells[i] = changed(cells[i], q_value=q_value, comparisons=len(tested), **words)
     return _with_needs(cells, len(tested), int(np.sum(differ <= SIGNIFICANCE)), int(np.sum(equal <= SIGNIFICANCE)))
 
 
@@ -175,9 +186,11 @@ def _with_needs(cells: list[Cell], comparisons: int, different: int, same: int) 
         if lacks is None and cells[i].p_value is not None:  # one independent document or cluster: no spread
             cells[i] = changed(cells[i], too_few=TooFew(None))
     beyond = sum(lacks.beyond for _, lacks in found)
-    family = comparisons, Verdicts(same, len(found) - beyond), Verdicts(different, beyond)
-    for i, lacks in found:
-        cells[i] = _lacking(cells[i], lacks, levels_alone(*family), levels_together(*family))
+    if found:
+        family = comparisons, Verdicts(same, len(found) - beyond), Verdicts(different, beyond)
+        alone, together = levels_alone(*family), levels_together(*family)
+        for i, lacks in found:
+            cells[i] = _lacking(cells[i], lacks, alone, together)
     return cells
 
 
@@ -261,13 +274,14 @@ def _lacking(cell: Cell, found: needs.Needs, alone: needs.Levels, together: need
     count = cell.n or 0
     by_itself = needs.lacking(found, count, alone)
     shared = needs.claimed(found, by_itself.claim, together) if by_itself else None
+    few, shown = needs.can_show(found, count, alone.difference)
     return changed(
         cell,
         documents_needed=by_itself.documents if by_itself else None,
         documents_needed_together=shared.documents if shared else None,
         needed_for=by_itself.claim if by_itself else None,
-        detectable=needs.detectable(found, count, alone.difference),
-        too_few=needs.too_few(found, count, alone.difference),
+        detectable=shown,
+        too_few=few,
         says_nothing=(
             cell.low is not None and cell.high is not None and needs.says_nothing(found, count, cell.low, cell.high)
         ),
@@ -276,7 +290,8 @@ def _lacking(cell: Cell, found: needs.Needs, alone: needs.Levels, together: need
     )
 
 
-def _worded(cell: Cell, differs: bool, equal: bool) -> Cell:
+def _words(cell: Cell, q_value: float, differs: bool, equal: bool) -> dict[str, Any]:
+    """The verdict, and notes where it needs any."""
     differs = differs and bool(cell.improvement)
     both = differs and not _holds_none(cell)
     direction = "better" if (cell.improvement or 0) > 0 else "worse"
@@ -284,23 +299,17 @@ def _worded(cell: Cell, differs: bool, equal: bool) -> Cell:
     doubt = cell.clipping.doubt(cell.n, allowed) if cell.clipping else None
     if doubt and (equal or (both and direction == "better")):
         verdict = "worse" if both and direction == "worse" else "undecided"
-        return changed(cell, verdict=verdict, notes=(doubt, *cell.notes))
+        return {"verdict": verdict, "notes": (doubt, *cell.notes)}
     if equal:
         small = (f"{direction}, but by less than the margin of {cell.margin:.3g}",) if both else ()
-        return changed(cell, verdict="same", notes=(*small, *cell.notes))
+        return {"verdict": "same", "notes": (*small, *cell.notes)}
     if differs and not both:
-        return changed(
-            cell,
-            verdict="undecided",
-            notes=(
-                (
-                    f"{direction} by the test alone (q {cell.q_value:.2g}); the interval does not exclude that there is"
-                    " no difference"
-                ),
-                *cell.notes,
-            ),
+        alone = (
+            f"{direction} by the test alone (q {q_value:.2g}); the interval does not exclude that there is"
+            " no difference"
         )
-    return changed(cell, verdict=direction if both else "undecided")
+        return {"verdict": "undecided", "notes": (alone, *cell.notes)}
+    return {"verdict": direction if both else "undecided"}
 
 
 def _holds_none(cell: Cell) -> bool:

@@ -59,7 +59,8 @@ def with_further_verdicts(cells: Sequence[Cell]) -> list[Cell]:
 
 def with_contradictions(cells: Sequence[Cell]) -> list[Cell]:
     """Each row with a note of what contradicts its own verdict."""
-    return [changed(cell, notes=(*contradictions(cell), *cell.notes)) if cell.further else cell for cell in cells]
+    found = [(cell, contradictions(cell) if cell.further else ()) for cell in cells]
+    return [changed(cell, notes=(*notes, *cell.notes)) if notes else cell for cell, notes in found]
 
 
 def contradictions(cell: Cell) -> tuple[str, ...]:

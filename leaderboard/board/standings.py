@@ -20,7 +20,6 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata
 
 from leaderboard.board.cell import COMPARED, Cell
 from leaderboard.compare.collapse import COLLAPSED
@@ -149,7 +148,12 @@ def _rows(cells: Sequence[Cell]) -> list[Standing]:
     by_name: dict[str, list[Cell]] = defaultdict(list)
     for cell in sorted(cells, key=_age):
         by_name[BASELINE if cell.verdict == BASELINE else cell.name].append(cell)
-    return [_row(alike) for alike in by_name.values()]
+    rows = [_row(alike) for alike in by_name.values()]
+    # Plain results may be called the same whether they are the baseline or cannot be compared with it.
+    others = {row.name for row in rows if not row.is_baseline}
+    return [
+        replace(row, name=f"{row.name} ({BASELINE})") if row.is_baseline and row.name in others else row for row in rows
+    ]
 
 
 def _row(alike: Sequence[Cell]) -> Standing:
@@ -214,19 +218,30 @@ def _ranks(rows: Sequence[Standing], tasks: Sequence[str]) -> tuple[tuple[str, .
         (row for row in rows if having[row.name]),
         key=lambda row: (row.is_baseline, sum(shared_by[task] for task in having[row.name])),
     )
-    while ranked and not frozenset.intersection(*(having[row.name] for row in ranked)):
-        ranked = ranked[1:]
+    shared_by_last: frozenset[str] = frozenset(tasks)
+    for place in reversed(range(len(ranked))):
+        those = shared_by_last & having[ranked[place].name]
+        if not those:
+            ranked = ranked[place + 1 :]
+            break
+        shared_by_last = those
     if not ranked:
         return (), {}
-    common = tuple(task for task in tasks if all(task in having[row.name] for row in ranked))
+    common = tuple(task for task in tasks if task in shared_by_last)
     values = np.array([[proven(row.cells[task]) for task in common] for row in ranked])
-    means = rankdata(-values, axis=0).mean(axis=1).round(9)
-    places = rankdata(means, method="min").astype(int)
+    means = np.column_stack([_places(-column).mean(axis=0) for column in values.T]).mean(axis=1).round(9)
+    places = _places(means)[0]
     shared = Counter(places.tolist())
     return common, {
         row.name: Rank(int(place), shared[int(place)] > 1, float(mean))
         for row, place, mean in zip(ranked, places, means)
     }
+
+
+def _places(values: np.ndarray) -> np.ndarray:
+    """The first and the last place that each value shares with its equals, from 1, the smallest first: `[2, n]`."""
+    ordered = np.sort(values)
+    return np.stack([np.searchsorted(ordered, values, "left") + 1, np.searchsorted(ordered, values, "right")])
 
 
 def _best(rows: Sequence[Standing], task: str) -> frozenset[str]:

@@ -59,6 +59,7 @@ class Baselines:
         self._pinned: dict[str, _PossibleBaseline] = {}
         self._unedited: dict[str, dict[tuple[object, ...], _PossibleBaseline]] = defaultdict(dict)
         self._asked_alike: dict[tuple[object, ...], list[_PossibleBaseline]] = defaultdict(list)
+        self._counted: dict[str, tuple[object, ...]] = {}
         self._chosen: dict[tuple[object, ...], BaselineChoice] = {}
         for run in sorted(runs, key=_age, reverse=True):
             if run.status == "complete" and (run.run_id == self._pinned_id or run.may_be_baseline):
@@ -85,13 +86,20 @@ class Baselines:
     def choose(self, subject: Subject) -> BaselineChoice:
         """The run to compare a score with; see the module's notes."""
         run, task, score = subject
-        counts = (run.model_key, run.digest_before, run.dtype) if run.may_be_baseline else _counts(run)
-        alike = (*task[1:], score.metric, score.filter, *_terms(score), run.may_be_baseline, *counts)
+        alike = (task[1:], score.metric, score.filter, _terms(score), self._counting(run))
         if alike not in self._chosen:
             self._chosen[alike] = self._choose(subject)
         found = self._chosen[alike]
         own = found.run is not None and found.run.run_id == run.run_id
         return found._replace(notes=self._older(subject)) if own else found
+
+    def _counting(self, run: RunRow) -> tuple[object, ...]:
+        """What of a run decides which baseline its scores have."""
+        if run.run_id not in self._counted:
+            unedited = run.may_be_baseline
+            counts = (run.model_key, run.digest_before, run.dtype) if unedited else _counts(run)
+            self._counted[run.run_id] = (unedited, *counts)
+        return self._counted[run.run_id]
 
     def _choose(self, subject: Subject) -> BaselineChoice:
         pinned = self._pinned.get(subject.task.task)

@@ -128,8 +128,12 @@ def agreed(baseline: ScoreRow | None, score: ScoreRow) -> ScoreRow:
     """The score with what only the baseline's file says of their metric: direction, best value, margin."""
     if baseline is None:
         return score
-    said = {name: getattr(baseline, name) for name in _OF_METRIC if getattr(score, name) is None}
-    return score._replace(**said)
+    said = {
+        name: value
+        for name in _OF_METRIC
+        if getattr(score, name) is None and (value := getattr(baseline, name)) is not None
+    }
+    return score._replace(**said) if said else score
 
 
 def _metrics_differ(baseline: ScoreRow, score: ScoreRow) -> list[str]:

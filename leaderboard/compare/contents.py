@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +12,7 @@ from leaderboard.readers import asked
 from leaderboard.store import noise_floor, queries
 from leaderboard.store.answer_samples import AnswerSamples
 from leaderboard.store.database import Store
+from leaderboard.store.families import shown_names
 from leaderboard.store.noise_floor import Floor
 from leaderboard.store.paired_samples import PairedSamples, SampleCounts
 from leaderboard.store.queries import Calibrated, RunRow, RunTaskRow, ScoreRow
@@ -125,22 +125,15 @@ def read_contents(
     store: Store, known: Effects | None = None, *, models: Iterable[str] | None = None, and_run: str | None = None
 ) -> Contents:
     """What was found before may be handed on as `known`, which grows. All runs that a board shows: failed ones only
-    where no run of the same `spec_id` has completed since. Tasks and scores are read of all models, or of those given
-    (by key, name shown or own name) and of runs whose id begins with `and_run`.
+    where no run of the same `spec_id` has completed since. Of all models, or of those given (by key, name shown or own
+    name) and runs whose id begins with `and_run`.
     """
-    runs = queries.runs(store)
-    complete = {run.spec_id for run in runs if run.status == "complete" and run.spec_id}
-    shown = [run for run in runs if run.status == "complete" or run.spec_id not in complete]
-    names = display_names(runs)
+    names = shown_names(store)
     wanted = None if models is None else set(models)
-    chosen = None
-    if wanted is not None:
-        chosen = [
-            run.run_id
-            for run in shown
-            if wanted & {run.model_key, names[run.model_key], run.model_name}
-            or (and_run and run.run_id.startswith(and_run))
-        ]
+    keys = None if wanted is None else [*wanted, *(key for key, name in names.items() if name in wanted)]
+    superseded = queries.superseded_runs(store)
+    shown = [run for run in queries.runs(store, keys, and_run) if run.run_id not in superseded]
+    chosen = None if wanted is None else [run.run_id for run in shown]
     return Contents(
         shown,
         queries.run_tasks(store, chosen),
@@ -152,35 +145,6 @@ def read_contents(
         AnswerSamples(store, collapse.BOUND),
         noise_floor.floors(store),
         {} if known is None else known,
-        controls=queries.control_runs(store),
-        calibrated=queries.calibrated_on(store),
+        controls=queries.control_runs(store, chosen),
+        calibrated=queries.calibrated_on(store, chosen),
     )
-
-
-def display_names(runs: Iterable[RunRow]) -> dict[str, str]:
-    """model_key -> the name shown, with part of its identity where two models bear one name."""
-    names = {run.model_key: (run.model_name, run.identity or run.model_key) for run in runs}
-    return _told_apart(names)
-
-
-def model_names(store: Store) -> dict[str, str]:
-    """`display_names` of all runs of a store."""
-    by_age = "ORDER BY started NULLS LAST, coalesce(former_id, run_id), run_id"
-    rows = store.connection.execute(
-        f"SELECT model_key, last(model_name {by_age}), last(coalesce(nullif(identity, ''), model_key) {by_age}) FROM"
-        " runs JOIN variants USING (variant_id) GROUP BY model_key"
-    ).fetchall()
-    return _told_apart({key: (name, identity) for key, name, identity in rows})
-
-
-def _told_apart(names: dict[str, tuple[str, str]]) -> dict[str, str]:
-    """names: model_key -> name and identity."""
-    shared = Counter(name for name, _ in names.values())
-    return {
-        key: name if shared[name] == 1 else f"{name} ({_short(identity)})" for key, (name, identity) in names.items()
-    }
-
-
-def _short(identity: str) -> str:
-    """Of `sha256:...` and `organisation/model@commit` the part that differs."""
-    return identity.rpartition("@")[2].removeprefix("sha256:")[:8]

@@ -109,21 +109,30 @@ class TooFew(NamedTuple):
 
 def too_few(needs: Needs, count: int, level: float) -> TooFew | None:
     """Whether `count` documents can say nothing of a difference at one-sided `level`; None where they can."""
-    bits = math.ceil(-math.log2(level) - 1e-9) - (1 if needs.flips else 0)
-    size = max((side.size for side in needs.within), default=1.0)
-    if count < bits * size:
-        return TooFew(math.ceil(bits * size))
+    return can_show(needs, count, level)[0]
+
+
+def can_show(needs: Needs, count: int, level: float) -> tuple[TooFew | None, float | None]:
+    """`too_few` and `detectable`."""
+    least = _least(needs, level)
+    if count < least:
+        return TooFew(math.ceil(least)), None
     shown = _shown(needs, count, level)
     beyond = shown is not None and needs.largest is not None and shown >= _WHOLE * needs.largest
-    return TooFew(None) if beyond else None
+    return (TooFew(None), None) if beyond else (None, shown)
+
+
+def _least(needs: Needs, level: float) -> float:
+    """The documents without which no result reaches a level."""
+    bits = math.ceil(-math.log2(level) - 1e-9) - (1 if needs.flips else 0)
+    return bits * max((side.size for side in needs.within), default=1.0)
 
 
 def says_nothing(needs: Needs, count: int, low: float, high: float) -> bool:
     """Whether a 95 % interval says nothing: it is as wide as the range of the score, or no result of so few documents
     would have been significant.
     """
-    few = too_few(needs, count, 0.025)
-    return spans(needs.width, low, high) or (few is not None and few.least is not None)
+    return spans(needs.width, low, high) or count < _least(needs, 0.025)
 
 
 def spans(width: float | None, low: float, high: float) -> bool:
@@ -146,7 +155,7 @@ def detectable(needs: Needs, count: int, level: float) -> float | None:
     """The smallest difference that `count` documents show with 80 % power at one-sided `level`, in the metric's units;
     None where it is not a finite number, or the documents are too few for any.
     """
-    return None if too_few(needs, count, level) else _shown(needs, count, level)
+    return can_show(needs, count, level)[1]
 
 
 def _shown(needs: Needs, count: int, level: float) -> float | None:

@@ -7,26 +7,23 @@ Notable choices:
   other rows, new code for all of them anew, and a deleted run's go with it.
 - What depends on more than the two runs is not in it: the correction over all cells, published numbers and the noise
   floor are worked out for every board.
-- Writers fill the table when they ingest, for the models that got runs, in turns of half a second that let others in,
-  for a few seconds at most. Pages never write: what the table lacks they judge themselves, and keep the effects in
-  memory (`known` of `board`).
+- Writers fill the table when they ingest, for the models that got runs, in short turns that let others in, for a few
+  seconds, or as long as it took to read new runs. Pages never write: what the table lacks they judge themselves, and
+  keep the effects in memory (`known` of `board`).
 """
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from leaderboard.compare import clipping, collapse, needs
 from leaderboard.compare.pairing import Pairing
+from leaderboard.readers.source_code import digest_of, sources_of
 from leaderboard.store.database import Store
-
-_PACKAGE = Path(__file__).parent.parent
 
 
 class Key(NamedTuple):
@@ -68,37 +65,12 @@ def code() -> str:
     """A digest of everything that decides what judging finds: the source of the board, and of every module of this
     package that it imports, directly or through others.
     """
-    sources = judging_sources()
-    return hashlib.sha256(b"\0".join(sources[file] for file in sorted(sources))).hexdigest()[:16]
+    return digest_of(judging_sources())
 
 
 def judging_sources() -> dict[Path, bytes]:
     """The files whose code takes part in judging, with their contents."""
-    sources: dict[Path, bytes] = {}
-    waiting = [_PACKAGE / "board" / "board.py"]
-    while waiting:
-        file = waiting.pop()
-        if file not in sources:
-            sources[file] = file.read_bytes()
-            waiting.extend(_imported(ast.parse(sources[file])))
-    return sources
-
-
-def _imported(tree: ast.Module) -> Iterator[Path]:
-    """The files of this package that a module imports anywhere in its code."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        else:
-            continue
-        for package, *inside in (name.split(".") for name in names):
-            place = _PACKAGE.joinpath(*inside)
-            if package == _PACKAGE.name:
-                yield from (
-                    file for file in (place.with_suffix(".py"), place / "__init__.py") if inside and file.is_file()
-                )
+    return sources_of("board/board.py")
 
 
 class Memory:

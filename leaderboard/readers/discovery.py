@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,30 +35,43 @@ class Candidate:
     results: Path | None
     samples: tuple[Path, ...]
 
+    @property
+    def files(self) -> list[Path]:
+        """Everything that is read of it."""
+        return [file for file in (self.receipt, self.results, *self.samples) if file is not None]
+
     @cached_property
     def samples_by_name(self) -> dict[str, Path]:
         """The samples files by their names in the folder."""
         return {file.name: file for file in self.samples}
 
 
-def find_runs(path: Path) -> Iterator[Candidate | Rejection]:
-    """Every run at or under `path`, in order of name, and what looked like one but is not."""
+Looks = Callable[[Path], bool]
+"""Whether a file looks like samples of lm-eval."""
+
+
+def find_runs(path: Path, looks: Looks = looks_like_samples) -> Iterator[Candidate | Rejection]:
+    """Every run at or under `path`, in order of name, and what looked like one but is not. No file is opened but by
+    `looks`.
+    """
     path = Path(path)
     if path.is_file():
-        yield from _from_file(path)
+        yield from _from_file(path, looks)
     elif path.is_dir():
-        yield from _walk(path.resolve())
+        yield from _walk(path.resolve(), looks)
     else:
         yield Rejection(path, "there is nothing at this path")
 
 
-def _from_file(path: Path) -> Iterator[Candidate | Rejection]:
+def _from_file(path: Path, looks: Looks) -> Iterator[Candidate | Rejection]:
     if path.name == RECEIPT:
-        yield from _in_folder(path.parent.resolve(), path.parent.resolve())
+        folder = path.parent.resolve()
+        yield from _in_folder(folder, _regular_files(_entries(folder), folder), looks)
     elif path.suffix == ".jsonl":
-        yield _lone_samples(path.resolve())
+        yield _lone_samples(path.resolve(), looks)
     elif path.suffix == ".json":
-        yield _plain(path.resolve(), _regular_files(path.parent.resolve(), path.parent.resolve()))
+        folder = path.parent.resolve()
+        yield _plain(path.resolve(), _Siblings(_regular_files(_entries(folder), folder)), looks)
     else:
         yield Rejection(
             path,
@@ -66,21 +79,42 @@ def _from_file(path: Path) -> Iterator[Candidate | Rejection]:
         )
 
 
-def _walk(root: Path) -> Iterator[Candidate | Rejection]:
+def _walk(root: Path, looks: Looks) -> Iterator[Candidate | Rejection]:
     refused: list[OSError] = []
-    for folder, names, _ in os.walk(root, onerror=refused.append, followlinks=False):
-        names[:] = sorted(name for name in names if not name.startswith(".") and not name.endswith(DECISIONS))
-        here = Path(folder)
-        if (here / RECEIPT).is_file():
-            names.clear()
-        yield from _in_folder(here, root)
+    waiting = [str(root)]
+    while waiting:
+        folder = waiting.pop()
+        entries = _entries(folder, refused)
+        if not any(entry.name == RECEIPT and _is_file(entry) for entry in entries):
+            waiting += [entry.path for entry in reversed(entries) if _is_entered(entry)]
+        yield from _in_folder(Path(folder), _regular_files(entries, root), looks)
     for error in refused:
         if not isinstance(error, FileNotFoundError):  # removed since it was listed
             yield Rejection(Path(error.filename), f"this folder cannot be read: {error.strerror}")
 
 
-def _in_folder(folder: Path, root: Path) -> Iterator[Candidate | Rejection]:
-    files = _regular_files(folder, root)
+def _entries(folder: str | Path, refused: list[OSError] | None = None) -> list[os.DirEntry[str]]:
+    """What lies in a folder, in order of name; nothing where it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:  # renamed or removed since it was listed, or not ours to read
+        if refused is not None:
+            refused.append(error)
+        return []
+
+
+def _is_entered(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder that may hold runs."""
+    if entry.name.startswith(".") or entry.name.endswith(DECISIONS):
+        return False
+    try:
+        return entry.is_dir(follow_symlinks=False)
+    except OSError:
+        return False
+
+
+def _in_folder(folder: Path, files: list[Path], looks: Looks) -> Iterator[Candidate | Rejection]:
     names = {file.name: file for file in files}
     if RECEIPT in names:
         results = [file for file in files if file.name.startswith("results") and file.suffix == ".json"]
@@ -90,28 +124,25 @@ def _in_folder(folder: Path, root: Path) -> Iterator[Candidate | Rejection]:
             return
         yield Candidate(folder, names[RECEIPT], results[0] if results else None, samples)
         return
-    used: set[Path] = set()
+    siblings, used = _Siblings(files), set[Path]()
     for file in files:
         if file.suffix == ".json":
-            candidate = _plain(file, files)
+            candidate = _plain(file, siblings, looks)
             used.update(candidate.samples)
             yield candidate
     for file in files:
         if file.suffix == ".jsonl" and file not in used:
-            yield _lone_samples(file)
+            yield _lone_samples(file, looks)
 
 
-def _regular_files(folder: Path, root: Path) -> list[Path]:
-    """The files of a folder in order of name, without those whose real place is outside `root`."""
+def _regular_files(entries: list[os.DirEntry[str]], root: Path) -> list[Path]:
+    """The .json and .jsonl files among them, without those whose real place is outside `root`."""
     found = []
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:  # renamed or removed since it was listed, or not ours to read, of which `_walk` speaks
-        return []
     for entry in entries:
-        path = Path(entry.path)
-        if _is_file(entry) and (not entry.is_symlink() or path.resolve().is_relative_to(root)):
-            found.append(path)
+        if entry.name.endswith((".json", ".jsonl")) and _is_file(entry):
+            path = Path(entry.path)
+            if not entry.is_symlink() or path.resolve().is_relative_to(root):
+                found.append(path)
     return found
 
 
@@ -123,30 +154,35 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _plain(results: Path, siblings: list[Path]) -> Candidate:
+class _Siblings:
+    """The files of a folder that belong to some results file by their dates: looked at once, because a folder may hold
+    thousands.
+    """
+
+    def __init__(self, files: list[Path]) -> None:
+        self.samples_of: dict[str, list[Path]] = {}
+        self.undated_results: list[Path] = []
+        self.undated_samples: list[Path] = []
+        for file in files:
+            date, is_samples = date_of(file), file.suffix == ".jsonl"
+            if date is None:
+                (self.undated_samples if is_samples else self.undated_results).append(file)
+            elif is_samples and file.name.startswith("samples_"):
+                self.samples_of.setdefault(date, []).append(file)
+
+
+def _plain(results: Path, siblings: _Siblings, looks: Looks) -> Candidate:
     date = date_of(results)
     if date:
-        return Candidate(
-            results,
-            None,
-            results,
-            tuple(f for f in siblings if f.suffix == ".jsonl" and f.name.startswith("samples_") and date_of(f) == date),
-        )
-    if any(file.suffix == ".json" and file != results and date_of(file) is None for file in siblings):
+        return Candidate(results, None, results, tuple(siblings.samples_of.get(date, ())))
+    if any(file != results for file in siblings.undated_results[:2]):
         return Candidate(results, None, results, ())
-    return Candidate(
-        results,
-        None,
-        results,
-        tuple(
-            file for file in siblings if file.suffix == ".jsonl" and date_of(file) is None and looks_like_samples(file)
-        ),
-    )
+    return Candidate(results, None, results, tuple(file for file in siblings.undated_samples if looks(file)))
 
 
-def _lone_samples(file: Path) -> Candidate | Rejection:
+def _lone_samples(file: Path, looks: Looks) -> Candidate | Rejection:
     """Samples whose results file is elsewhere, each file by itself: nothing says which of them belong together."""
-    if looks_like_samples(file):
+    if looks(file):
         return Candidate(file, None, None, (file,))
     return Rejection(file, "not a samples file of lm-eval (its first line holds no `doc` and `resps`)")
 

@@ -28,7 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -228,6 +228,7 @@ def clipped_interval(sample: ClippedSample, confidence: float = 0.95) -> Estimat
     return Estimate(sample.mean, low, high, error, degrees)
 
 
+@lru_cache(maxsize=1 << 14)
 def share_limit(seen: int, count: int) -> float:
     """The exact one-sided 95 % upper limit of a share of all documents, such as of those that collapse or flip, where
     it was `seen` of `count`.

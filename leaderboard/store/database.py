@@ -77,11 +77,11 @@ class Store:
 
         `table` and the column names are ours, never input. Types are the table's own.
         """
-        import pyarrow
-
         count = len(next(iter(columns.values()), ()))
         if count == 0:
             return
+        import pyarrow
+
         schema = self._arrow_schema(table)
         arrays = [pyarrow.array(values, type=schema[name]) for name, values in columns.items()]
         batch = pyarrow.Table.from_arrays(arrays, names=list(columns))

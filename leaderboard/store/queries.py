@@ -5,8 +5,8 @@ here judges.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,17 +103,45 @@ class ScoreRow(NamedTuple):
     bound: float | None = None
 
 
-def runs(store: Store) -> list[RunRow]:
-    """All runs, earliest first, each with the path where it lies now."""
-    rows = store.rows(
-        "SELECT run_id, spec_id, settings_id, status, origin, path, started, warnings, model_key, model_name, identity,"
-        " recipe_name, recipe_label, control, digest_before, digest_after, parameters_before, parameters_after,"
-        " backend, device, dtype, batch_size, lm_eval_version, transformers_version, torch_version, recipe_id, asked,"
-        " edited, CASE WHEN status = 'failed' THEN concat_ws(': ', failure_kind, failure_reason) ||"
-        " coalesce(' (' || failure_where || ')', '') END AS failure FROM runs JOIN variants USING (variant_id) ORDER BY"
-        " started NULLS LAST, coalesce(former_id, run_id), run_id"
-    )
-    return [RunRow(**row | {"path": str(store.places.resolved(row["path"]))}) for row in rows]
+_OF_RUNS = {
+    "failure": "CASE WHEN status = 'failed' THEN concat_ws(': ', failure_kind, failure_reason) || coalesce(' (' ||"
+    " failure_where || ')', '') END"
+}
+"""What of a `RunRow` is no column."""
+
+
+def runs(store: Store, models: Iterable[str] | None = None, and_run: str | None = None) -> list[RunRow]:
+    """Runs, earliest first, each with the path where it lies now: all, or those of some models (by key or own name) and
+    those whose id begins with `and_run`.
+    """
+    names = [field.name for field in fields(RunRow)]
+    columns = ", ".join(_OF_RUNS.get(name, name) for name in names)
+    some = "" if models is None else " WHERE model_key IN (SELECT unnest($1)) OR model_name IN (SELECT unnest($1))"
+    if models is not None and and_run:
+        some += " OR starts_with(run_id, $2)"
+    rows = store.connection.execute(
+        f"SELECT {columns} FROM runs JOIN variants USING (variant_id){some} ORDER BY started NULLS LAST,"
+        " coalesce(former_id, run_id), run_id",
+        [] if models is None else [list(models), *([and_run] if and_run else [])],
+    ).fetchall()
+    return [_run_row(store, dict(zip(names, row))) for row in rows]
+
+
+def _run_row(store: Store, values: dict[str, Any]) -> RunRow:
+    """A `RunRow`, of which a store has ten thousand: its own way of setting 30 fields takes most of the time."""
+    values["path"] = store.places.resolved_text(values["path"])
+    row = object.__new__(RunRow)
+    row.__dict__.update(values)
+    return row
+
+
+def superseded_runs(store: Store) -> set[str]:
+    """The failed runs whose `spec_id` a run has completed."""
+    rows = store.connection.execute(
+        "SELECT run_id FROM runs WHERE status <> 'complete' AND spec_id <> '' AND spec_id IN (SELECT spec_id FROM runs"
+        " WHERE status = 'complete')"
+    ).fetchall()
+    return {run_id for (run_id,) in rows}
 
 
 def run_tasks(store: Store, run_ids: list[str] | None = None) -> dict[str, list[RunTaskRow]]:
@@ -123,6 +151,11 @@ def run_tasks(store: Store, run_ids: list[str] | None = None) -> dict[str, list[
         task = RunTaskRow._make(row)
         found[task.run_id].append(task)
     return found
+
+
+def runs_of_task(store: Store, task: str) -> set[str]:
+    """The ids of the runs that scored a task."""
+    return {row["run_id"] for row in store.rows("SELECT DISTINCT run_id FROM run_tasks WHERE task = ?", [task])}
 
 
 def _rows_of(
@@ -151,17 +184,19 @@ def pinned_baselines(store: Store) -> dict[str, str]:
     return {row["model_key"]: row["run_id"] for row in rows}
 
 
-def control_runs(store: Store) -> dict[str, dict[str, list[str]]]:
-    """run_id of a recipe's run -> name of a control -> run_ids of that control of the recipe, on the same model, dtype
-    and settings, the latest in the store first. Names in order. The budget of a control is that of a recipe's edit by
-    one revision of its methods, and it is a control of runs by that one alone.
+def control_runs(store: Store, run_ids: list[str] | None = None) -> dict[str, dict[str, list[str]]]:
+    """run_id of a recipe's run, of all or of some -> name of a control -> run_ids of that control of the recipe, on the
+    same model, dtype and settings, the latest in the store first. Names in order. The budget of a control is that of a
+    recipe's edit by one revision of its methods, and it is a control of runs by that one alone.
     """
+    some = "" if run_ids is None else " AND r.run_id IN (SELECT unnest($1))"
     rows = store.rows(
         "SELECT r.run_id, cv.control, c.run_id AS control_run, r.asked, c.asked AS control_asked FROM runs r JOIN"
         " variants v USING (variant_id) JOIN variants cv ON cv.model_key = v.model_key AND cv.control_of = v.recipe_id"
         " AND cv.dtype IS NOT DISTINCT FROM v.dtype JOIN runs c ON c.variant_id = cv.variant_id AND c.settings_id IS"
         " NOT DISTINCT FROM r.settings_id WHERE r.status = 'complete' AND c.status = 'complete' AND v.control IS NULL"
-        " AND cv.control IS NOT NULL ORDER BY r.run_id, cv.control, c.rowid DESC"
+        f" AND cv.control IS NOT NULL{some} ORDER BY r.run_id, cv.control, c.rowid DESC",
+        [] if run_ids is None else [run_ids],
     )
     found: dict[str, dict[str, list[str]]] = {}
     for row in rows:
@@ -250,13 +285,16 @@ class Calibrated(NamedTuple):
     seeds: str
 
 
-def calibrated_on(store: Store) -> dict[str, Calibrated]:
-    """run_id -> what it was calibrated on."""
+def calibrated_on(store: Store, run_ids: list[str] | None = None) -> dict[str, Calibrated]:
+    """run_id -> what it was calibrated on, of all runs or of some."""
     texts = ", ".join(
         f"coalesce(string_agg(DISTINCT CAST({name} AS VARCHAR), ', ' ORDER BY CAST({name} AS VARCHAR)), '')"
         for name in ("task", "split", "samples", "seed")
     )
-    rows = store.connection.execute(f"SELECT run_id, {texts} FROM calibrations GROUP BY run_id").fetchall()
+    some = "" if run_ids is None else " WHERE run_id IN (SELECT unnest($1))"
+    rows = store.connection.execute(
+        f"SELECT run_id, {texts} FROM calibrations{some} GROUP BY run_id", [] if run_ids is None else [run_ids]
+    ).fetchall()
     return {row[0]: Calibrated(*row[1:]) for row in rows}
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from enum import Enum
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from leaderboard.errors import Unreadable
@@ -67,7 +68,7 @@ def add_runs(store: Store, runs: Sequence[Run]) -> list[Added | Unreadable]:
     with store.transaction():
         carried = former_ids.carry_over(store, runs)
         left_out = _left_out(store, [run.run_id for run in runs])
-        _note_moves(store, [run for run in runs if left_out.get(run.run_id) is Added.KNOWN])
+        note_moves(store, [(run.run_id, run.path) for run in runs if left_out.get(run.run_id) is Added.KNOWN])
         answers = _Answers(store, runs)
         for run in runs:
             known = left_out.get(run.run_id)
@@ -106,15 +107,25 @@ def _left_out(store: Store, run_ids: Sequence[str]) -> dict[str, Added | Unreada
     return left_out | {row["run_id"]: Added.KNOWN for row in known}
 
 
-def _note_moves(store: Store, known: Sequence[Run]) -> None:
-    paths = store.rows("SELECT run_id, path FROM runs WHERE run_id IN (SELECT unnest(?))", [[r.run_id for r in known]])
-    stored = {row["run_id"]: row["path"] for row in paths}
-    for run in known:
-        place, before = store.places.stored(run.path), stored[run.run_id]
-        if place != before and (
-            store.places.resolved(before) == run.path or not store.places.resolved(before).exists()
-        ):
-            store.connection.execute("UPDATE runs SET path = ? WHERE run_id = ?", [place, run.run_id])
+def deleted_runs(store: Store) -> set[str]:
+    """The runs that were taken off the board, and are not to come back."""
+    rows = store.rows("SELECT run_id FROM deletions GROUP BY run_id HAVING arg_max(deleted, rowid)")
+    return {row["run_id"] for row in rows}
+
+
+def note_moves(store: Store, known: Iterable[tuple[str, Path]]) -> None:
+    """Note the place of runs of the store, by id, where the files have gone from where they were. Inside the caller's
+    transaction.
+    """
+    places: dict[str, Path] = {}
+    for run_id, path in known:
+        places.setdefault(run_id, path)  # of several copies the first
+    rows = store.rows("SELECT run_id, path FROM runs WHERE run_id IN (SELECT unnest(?))", [list(places)])
+    for run_id, before in ((row["run_id"], row["path"]) for row in rows):
+        path = places[run_id]
+        place, former = store.places.stored(path), store.places.resolved(before)
+        if place != before and (former == path or not former.exists()):
+            store.connection.execute("UPDATE runs SET path = ? WHERE run_id = ?", [place, run_id])
 
 
 def log_rejections(store: Store, rejections: Iterable[Rejection]) -> None:

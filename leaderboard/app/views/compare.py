@@ -36,7 +36,7 @@ from leaderboard.board.cell import Cell
 from leaderboard.compare import choice_shift
 from leaderboard.compare.run_diff import unshared
 from leaderboard.readers.records import BASELINE
-from leaderboard.terminal.format import direction, estimated, metric_name, percent, plain
+from leaderboard.terminal.format import direction, estimated, gained, metric_name, percent, plain
 
 TASKS_IN_A_PLOT = 40
 THE_BASELINE, ITS_CONTROLS = "baseline", "controls"
@@ -244,6 +244,8 @@ def show_scores(sides: Sequence[Side], subject: Mapping[str, Cell]) -> None:
         layout.plot(
             dumbbells.chart(found, whom, f"{plain(metric_name(first))}, {direction(first)}", legend=place == 0),
             dumbbells.sentence(found, whom),
+            title="Scores",
+            cells=of_metric[:TASKS_IN_A_PLOT],
         )
         if len(of_metric) > TASKS_IN_A_PLOT:
             st.caption(f"The first {TASKS_IN_A_PLOT} of {len(of_metric)} tasks.")
@@ -270,7 +272,9 @@ def show_forest(cells: Sequence[Cell]) -> None:
         of_metric = list(group)
         shown = sorted(of_metric, key=lambda cell: -abs(cell.delta or 0.0))[:TASKS_IN_A_PLOT]
         st.text(f"{plain(metric_name(shown[0]))}, {direction(shown[0])}")
-        layout.plot(forest.by_task(shown), forest.task_sentence(shown, len(of_metric)))
+        layout.plot(
+            forest.by_task(shown), forest.task_sentence(shown, len(of_metric)), title="Differences", cells=shown
+        )
 
 
 def show_heat(side: Side, place: int, overview: data.Answer[data.Overview]) -> None:
@@ -287,7 +291,7 @@ def show_heat(side: Side, place: int, overview: data.Answer[data.Overview]) -> N
     if not found:
         st.info("The two runs share no metric of a task in which they may be compared.")
         return
-    layout.plot(heat.chart(found), heat.sentence(found))
+    layout.plot(heat.chart(found), heat.sentence(found), title="Every metric", cells=comparable)
     downloads([row._asdict() for row in found], "metrics" if place == 0 else f"metrics-{place}")
 
 
@@ -343,14 +347,14 @@ def show_choices(sides: Sequence[Side], overview: data.Answer[data.Overview]) ->
             "Documents": of_task.documents,
             "Answers changed": percent(of_task.changed),
             "Choice divergence, nats [95 %]": estimated(of_task.divergence),
-            "Right answer's log-likelihood, drop in nats [95 %]": estimated(of_task.gold_drop),
+            "Right answer's log-likelihood, change in nats [95 %]": gained(of_task.gold_drop),
         }
         for side, task, of_task in found
     ]
     st.dataframe(rows, hide_index=True, width="stretch", key="choices")
     st.caption(
         "Divergence: how far this run's probabilities of the choices are from the other's (Kullback-Leibler, mean over"
-        " documents; 0 is no change). Drop: above 0, this run finds the right answers less likely. Shown, and part of"
+        " documents; 0 is no change). Change: above 0, this run finds the right answers more likely. Shown, and part of"
         " no verdict."
     )
     downloads(

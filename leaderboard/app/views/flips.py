@@ -200,6 +200,8 @@ def show_matrix(sides: Sides, often: Sequence[OftenFlipped]) -> None:
     layout.plot(
         flip_matrix.chart(often, sides.names, higher_is_better=cell.higher_is_better),
         flip_matrix.sentence(often, sides.names, cell.n),
+        title="Documents that flip, by recipe",
+        cells=[cell],
     )
     rows = [document_view.often_row(row, sides) for row in often[: flip_queries.MOST_DOCUMENTS]]
     with st.expander("As a table"):

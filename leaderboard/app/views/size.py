@@ -81,7 +81,7 @@ def show_plots(
             with st.container():
                 if of_task:
                     said = size.sentence(of_task, measure)
-                    st.altair_chart(size.chart(drawn, of_task, measure).properties(description=said), width="stretch")
+                    layout.draw(size.chart(drawn, of_task, measure), said, cells=[point.cell for point in of_task])
                 else:
                     st.info(f"No run of this task has recorded its {measure.words.replace('P', 'p', 1)}.")
                     st.text(plain(task))

@@ -21,6 +21,7 @@ from leaderboard.board.standings import standings
 from leaderboard.compare.run_diff import compare_facts
 from leaderboard.ingest import ingest
 from leaderboard.store.database import Store, open_store
+from leaderboard.terminal.exports import as_parquet
 from leaderboard.terminal.marks import cell_text
 
 pytest.importorskip("streamlit")
@@ -257,7 +258,7 @@ def test_a_downloaded_name_cannot_be_a_formula() -> None:
     )
     import pyarrow.parquet
 
-    assert pyarrow.parquet.read_table(io.BytesIO(download.as_parquet(rows))).to_pylist() == rows
+    assert pyarrow.parquet.read_table(io.BytesIO(as_parquet(rows))).to_pylist() == rows
 
 
 def test_long_names_keep_their_ends_and_stay_apart(store: Store) -> None:

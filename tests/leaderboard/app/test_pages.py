@@ -52,7 +52,7 @@ def test_compare_shows_two_runs(runs: dict[str, str]) -> None:
     (answered,) = answers.to_dict("records")
     assert (
         answered["Documents"] == 40
-        and answered["Right answer's log-likelihood, drop in nats [95 %]"] == "0.0000 [0.0000, 0.0000]"
+        and answered["Right answer's log-likelihood, change in nats [95 %]"] == "0.0000 [0.0000, 0.0000]"
     )
     assert tasks.iloc[0]["Lost / gained"] == "15 / 0" and "15 / 0" in said
     assert "recipe laser svd" in said and "The same in both: dtype" in texts(app, "text")
@@ -186,3 +186,23 @@ def test_filters_by_verdict_and_control(made: Any, kit: Any, runs: dict[str, str
 @pytest.mark.parametrize("name", ["compare", "flips", "size"])
 def test_an_empty_store_explains_itself(database: Path, name: str) -> None:
     assert "Nothing here yet" in texts(page(name))
+
+
+def test_claims_stand_beside_what_was_measured(made: Any, kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = page_database(made.root, monkeypatch)
+    before, after = kit.pair(400, 100, gained=60)
+    made.run("baseline", {"int_mult": before}, model="microsoft/phi-2")
+    made.run("eigenprune", {"int_mult": after}, model="microsoft/phi-2")
+    ingest([made.root], database)
+    app = page("claims")
+    assert "**1** of" in texts(app) and "has been run here, by 1 run: **1** with" in texts(app)
+    measured, missing = (app.dataframe[i].value for i in (0, 1))
+    row = measured.iloc[0]
+    assert (row["Reported before"], row["Reported after"], row["After"]) == (0.1375, 0.975, 0.4)
+    assert (row["Verdict"], row["Reported direction"], row["Beats its control"]) == ("better", "yes", "no control run")
+    assert row["Low"] < row["Improvement"] < row["High"] and row["Reported improvement"] == pytest.approx(0.8375)
+    assert missing["Command"].str.startswith("lm_eval run").any()
+    assert any("pretrained=" in str(code.value) for code in app.code)
+    assert "Settings differ" in texts(app)
+    only = page("claims", method="LASER")
+    assert set(only.dataframe[0].value["Method"]) == {"LASER"} and "**None** of 48 reported results" in texts(only)

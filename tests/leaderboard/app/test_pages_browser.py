@@ -12,7 +12,7 @@ import duckdb
 import pytest
 
 from leaderboard.ingest import ingest
-from tests.leaderboard.app.driving import watched
+from tests.leaderboard.app.driving import downloaded, watched
 
 pytestmark = pytest.mark.browser
 WAIT_MS = 20_000
@@ -91,9 +91,7 @@ def test_a_document_is_text(address: str, page: Any, database: Path) -> None:
 def test_the_download_holds_what_is_shown(address: str, page: Any, database: Path) -> None:
     page.goto(f"{address}/flips?b={run_ids(database)['laser']}&task=int_mult&show=lost")
     page.get_by_text("2 lost, 5 gained of 40 documents").wait_for(timeout=WAIT_MS)
-    with page.expect_download(timeout=WAIT_MS) as waiting:
-        page.locator('[data-testid="stDownloadButton"] button').first.click()
-    lines = Path(waiting.value.path()).read_text().splitlines()
+    lines = Path(downloaded(page, "CSV").path()).read_text().splitlines()
     assert len(lines) == 3 and all(",lost," in line for line in lines[1:])
 
 
