@@ -9,7 +9,10 @@ from leaderboard.app.charts.size import SPEED, Measure
 from leaderboard.app.page_queries import RunFacts
 from leaderboard.board.cell import COMPARED
 from leaderboard.board.standings import HARM, Standing, Standings
-from leaderboard.terminal.format import plain
+from leaderboard.terminal.format import counted, plain
+
+_LESS, _MORE = 0.9995, 1.005
+"""From where on a share, as it is written, is less or more than all."""
 
 
 class Harmless(NamedTuple):
@@ -29,7 +32,7 @@ def smallest(board: Standings, facts: Mapping[str, RunFacts], measure: Measure) 
     fastest first.
     """
     found = [one for row in board.rows if not row.is_baseline and (one := _harmless(row, board, facts, measure))]
-    better = [one for one in found if (one.share > 1 if measure == SPEED else one.share < 1)]
+    better = [one for one in found if (one.share > _MORE if measure == SPEED else one.share < _LESS)]
     return sorted(better, key=lambda one: (-one.share if measure == SPEED else one.share, one.row.name))
 
 
@@ -53,13 +56,11 @@ def _harmless(row: Standing, board: Standings, facts: Mapping[str, RunFacts], me
 
 def caveat(one: Harmless, tasks: int) -> str:
     """What the decision rests on: `Undecided counts as not worse: on 2 of 5 tasks (int_mult, int_mult_clean).`"""
-    said = []
+    said, of = [], f"of {counted(tasks, 'task', 'tasks')}"
     if one.undecided:
-        said.append(
-            f"Undecided counts as not worse: on {len(one.undecided)} of {tasks} tasks ({_listed(one.undecided)})."
-        )
+        said.append(f"Undecided counts as not worse: on {len(one.undecided)} {of} ({_listed(one.undecided)}).")
     if one.missing:
-        said.append(f"Not compared on {len(one.missing)} of {tasks} tasks ({_listed(one.missing)}).")
+        said.append(f"Not compared on {len(one.missing)} {of} ({_listed(one.missing)}).")
     return " ".join(said) or "Same or better on every task."
 
 

@@ -27,8 +27,8 @@ def difference(before: str, after: str) -> str:
     cut = len(left) > MOST_WORDS or len(right) > MOST_WORDS
     left, right = left[:MOST_WORDS], right[:MOST_WORDS]
     parts = []
-    bare = [[word.strip() for word in words] for words in (left, right)]
-    for tag, a, b, c, d in SequenceMatcher(a=bare[0], b=bare[1]).get_opcodes():
+    one, other = ([word.strip() for word in words] for words in (left, right))
+    for tag, a, b, c, d in SequenceMatcher(None, one, other).get_opcodes():
         if tag == "equal":
             parts.append(_escaped(right[c:d]))
         else:

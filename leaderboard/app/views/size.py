@@ -48,6 +48,9 @@ def main() -> None:
         for point in size.points(latest, overview.value.runs, measure.field)
         if point.share is not None or not measure.share
     ]
+    if not found:
+        st.info(f"No run of this model has recorded its {measure.words.replace('P', 'p', 1)}; a recipe's receipt does.")
+        return
     shown = [point for point in found if controls or point.cell.control is None]
     show_legend([point.cell for point in shown])
     show_plots(asked, shown, board, measure, overview.value.runs)

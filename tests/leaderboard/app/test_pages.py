@@ -160,7 +160,7 @@ def test_size_and_score_has_the_front(runs: dict[str, str]) -> None:
     assert dict(zip(points["Recipe"], points["Parameters"])) == {"laser": 992, "svd": 992, "baseline": 1000}
     assert "Not drawn: 1 failed or incomparable, 0 without a recorded size." in texts(app, "caption")
     assert "laser 99.2%" in words_of(app)
-    assert "laser: Undecided counts as not worse: on 1 of 1 tasks (int_mult)." in texts(app, "text")
+    assert "laser: Undecided counts as not worse: on 1 of 1 task (int_mult)." in texts(app, "text")
 
 
 def test_reported_numbers_stand_apart(made: Any, kit: Any, database: Path) -> None:
