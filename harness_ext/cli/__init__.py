@@ -56,9 +56,9 @@ def _commands() -> list[type[RecipesCommand]]:
     from harness_ext.cli.show import Show
 
     return [
-        Recipes, Export, Show, Compare, Gate, Noise, Ingest, Runs, Baseline, Leaderboard, ReportCommand, Doctor, Completion,
-        Help,
-    ]  # fmt: skip
+        *(Recipes, Export, Show, Compare, Gate, Noise, Ingest, Runs, Baseline, Leaderboard, ReportCommand, Doctor),
+        *(Completion, Help),
+    ]
 
 
 def _index_tasks_of(parser: argparse.ArgumentParser, *, listing: bool) -> None:

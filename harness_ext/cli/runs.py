@@ -118,14 +118,14 @@ def _list(args: argparse.Namespace) -> None:
     if args.deleted:
         _list_deleted(args)
         return
-    from leaderboard.compare.families import families
     from leaderboard.store.database import open_store
+    from leaderboard.store.families import shown_names
 
     with open_store(args.database) as store:
         found = _filtered(store, args)
         rows = _rows(store, found[: args.limit or None])
         if args.form == "text" and _is_terminal():
-            names = {model.model_key: model.shown for model in families(store)}
+            names = shown_names(store)
             rows = [{**row, "model": names[row["model_key"]]} for row in rows]
     if not found:
         asked = [f"--{name} {value}" for name in ("model", "recipe", "task", "status") if (value := vars(args)[name])]

@@ -26,10 +26,10 @@ from leaderboard.board.board import board
 from leaderboard.board.cell import Cell
 from leaderboard.commands import DEFAULT_DATABASE
 from leaderboard.compare.contents import Effects
-from leaderboard.compare.families import ModelName, families
 from leaderboard.errors import Busy, LeaderboardError
 from leaderboard.store import queries
 from leaderboard.store.database import Store, open_store
+from leaderboard.store.families import ModelName, families
 
 _TIMEOUT_S = 2.0
 _KEPT = 256  # answers

@@ -20,8 +20,8 @@ from leaderboard.app.tables import cell_rows
 from leaderboard.board.across_models import unedited
 from leaderboard.board.cell import Cell
 from leaderboard.commands import ingest_command, run_arguments
-from leaderboard.compare.families import last_part, meant
 from leaderboard.errors import Busy, LeaderboardError, MissingDatabase, NewerDatabase
+from leaderboard.store.families import last_part, meant
 from leaderboard.terminal.format import plain, span
 
 __all__ = ["cell_rows", "tinted"]  # and all that is defined here

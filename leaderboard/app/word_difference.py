@@ -28,7 +28,7 @@ def difference(before: str, after: str) -> str:
     left, right = left[:MOST_WORDS], right[:MOST_WORDS]
     parts = []
     bare = [[word.strip() for word in words] for words in (left, right)]
-    for tag, a, b, c, d in SequenceMatcher(None, *bare).get_opcodes():
+    for tag, a, b, c, d in SequenceMatcher(a=bare[0], b=bare[1]).get_opcodes():
         if tag == "equal":
             parts.append(_escaped(right[c:d]))
         else:

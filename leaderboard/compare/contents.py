@@ -8,11 +8,11 @@ from functools import cached_property
 
 from leaderboard.compare import collapse, comparability
 from leaderboard.compare.effect import Effect
-from leaderboard.compare.families import short_identity, told_apart
 from leaderboard.readers import asked
 from leaderboard.store import noise_floor, queries
 from leaderboard.store.answer_samples import AnswerSamples
 from leaderboard.store.database import Store
+from leaderboard.store.families import shown_names
 from leaderboard.store.noise_floor import Floor
 from leaderboard.store.paired_samples import PairedSamples, SampleCounts
 from leaderboard.store.queries import Calibrated, RunRow, RunTaskRow, ScoreRow
@@ -128,7 +128,7 @@ def read_contents(
     where no run of the same `spec_id` has completed since. Of all models, or of those given (by key, name shown or own
     name) and runs whose id begins with `and_run`.
     """
-    names = model_names(store)
+    names = shown_names(store)
     wanted = None if models is None else set(models)
     keys = None if wanted is None else [*wanted, *(key for key, name in names.items() if name in wanted)]
     superseded = queries.superseded_runs(store)
@@ -148,9 +148,3 @@ def read_contents(
         controls=queries.control_runs(store, chosen),
         calibrated=queries.calibrated_on(store, chosen),
     )
-
-
-def display_names(runs: Iterable[RunRow]) -> dict[str, str]:
-    """model_key -> the name shown, with part of its identity where two models bear one name."""
-    names = {run.model_key: (run.model_name, short_identity(run.identity or run.model_key)) for run in runs}
-    return {model.model_key: model.shown for model in told_apart([(key, *name) for key, name in names.items()])}

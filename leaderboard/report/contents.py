@@ -17,13 +17,13 @@ from leaderboard.board.cell import Cell, changed
 from leaderboard.board.labels import stored_names
 from leaderboard.board.named_runs import place_of
 from leaderboard.board.standings import Standings, standings
-from leaderboard.compare.families import Meant, families, last_part, meant
 from leaderboard.compare.run_diff import unshared
 from leaderboard.errors import LeaderboardError, MissingDatabase, UnknownRun
 from leaderboard.ingest import ingest
 from leaderboard.readers.safe_json import mapping
 from leaderboard.store import queries
 from leaderboard.store.database import Store, open_store
+from leaderboard.store.families import Meant, families, last_part, meant
 from leaderboard.store.naming import resolve
 from leaderboard.store.queries import RunRow
 from leaderboard.terminal.format import counted

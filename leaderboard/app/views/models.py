@@ -17,9 +17,9 @@ from leaderboard.app.menu import BOARD, RUN
 from leaderboard.board.newest import NewestRun, newest
 from leaderboard.board.standings import ALONE, AS_CONTROL, BEATS, KINDS, kind_of, split_name
 from leaderboard.board.summary import ModelSummary, summaries
-from leaderboard.compare.families import ModelName
 from leaderboard.readers.records import BASELINE
 from leaderboard.store.database import Store
+from leaderboard.store.families import ModelName
 from leaderboard.terminal.format import counted, plain
 from leaderboard.terminal.marks import MARKS, MINUS, gain
 

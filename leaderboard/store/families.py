@@ -48,6 +48,11 @@ def families(store: Store) -> list[ModelName]:
     return told_apart([(key, name, short_identity(identity)) for key, name, identity, _ in rows])
 
 
+def shown_names(store: Store) -> dict[str, str]:
+    """model_key -> the name shown, of every model of a store."""
+    return {model.model_key: model.shown for model in families(store)}
+
+
 def told_apart(models: Sequence[tuple[str, str, str]]) -> list[ModelName]:
     """Models (key, name, identity) with the names they are shown by, in the same order."""
     same = Counter(name for _, name, _ in models)
