@@ -58,4 +58,7 @@ def test_a_table_is_shared_in_four_formats_with_its_link(address: str, page: Any
     text = Path(downloaded(page, "LaTeX").path()).read_text(encoding="utf-8")
     assert r"\toprule" in text and re.search(r"\\caption\{Size and score: model tiny.*\d{4}\}", text)
     body = page.get_by_test_id("stPopoverBody")
-    assert body.get_by_role("button").all_inner_texts()[:4] != [] and "model=tiny" in body.locator("code").inner_text()
+    assert "model=tiny" in body.locator("code").inner_text()
+    page.goto(f"{address}/board?model=tiny")
+    board = Path(downloaded(page, "LaTeX").path()).read_text(encoding="utf-8")
+    assert r"Rank & Recipe & int\_mult & " in board and "score 0.500" in board
