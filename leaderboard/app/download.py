@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 import streamlit as st
 
 from leaderboard.terminal import exports, output
+from leaderboard.terminal.output import Row
 
 _COUNTS = ("n", "documents", "Documents")
 """What a column of document counts is called."""
@@ -24,14 +25,17 @@ class _Format(NamedTuple):
     label: str
     ending: str
     mime: str
-    write: Callable[[Sequence[dict[str, Any]], str], str | bytes]
+    write: Callable[[Sequence[Row], str], str | bytes]
+    is_read: bool
 
 
 _FORMATS = (
-    _Format("Markdown", "md", "text/markdown", lambda rows, caption: f"{output.as_markdown(rows)}\n"),
-    _Format("CSV", "csv", "text/csv", lambda rows, caption: as_csv(rows)),
-    _Format("LaTeX", "tex", "application/x-tex", exports.as_latex),
-    _Format("Parquet", "parquet", "application/vnd.apache.parquet", lambda rows, caption: exports.as_parquet(rows)),
+    _Format("Markdown", "md", "text/markdown", lambda rows, caption: f"{output.as_markdown(rows)}\n", True),
+    _Format("CSV", "csv", "text/csv", lambda rows, caption: as_csv(rows), False),
+    _Format("LaTeX", "tex", "application/x-tex", exports.as_latex, True),
+    _Format(
+        "Parquet", "parquet", "application/vnd.apache.parquet", lambda rows, caption: exports.as_parquet(rows), False
+    ),
 )
 
 
@@ -42,20 +46,24 @@ def downloads(rows: Sequence[dict[str, Any]], name: str) -> None:
             share(rows, name)
 
 
-def share(rows: Sequence[dict[str, Any]], name: str) -> None:
+def share(rows: Sequence[Row], name: str, *, shown: Sequence[Row] | None = None) -> None:
     """A button a format for these rows, of which each has the same keys, and the page's link. `name` is the file's,
-    without ending, and unique on its page.
+    without ending, and unique on its page. shown: for Markdown and LaTeX, which people read, fewer columns.
     """
     if rows:
         with st.container(horizontal=True):
             for kind in _FORMATS:
-                _button(kind, rows, name)
+                _button(
+                    kind,
+                    rows if shown is None or not kind.is_read else shown,
+                    name,
+                    caption_of(rows, name, st.query_params),
+                )
     st.caption("Link to this page as it is now:")
     st.code(page_link(), language=None, wrap_lines=True)
 
 
-def _button(kind: _Format, rows: Sequence[dict[str, Any]], name: str) -> None:
-    caption = caption_of(rows, name, st.query_params)
+def _button(kind: _Format, rows: Sequence[Row], name: str, caption: str) -> None:
     st.download_button(
         kind.label,
         lambda: kind.write(rows, caption),
@@ -65,6 +73,11 @@ def _button(kind: _Format, rows: Sequence[dict[str, Any]], name: str) -> None:
         icon=":material/download:",
         on_click="ignore",
     )
+
+
+def _bare(rows: Sequence[Row]) -> list[Row]:
+    """The rows with the names of their columns as they are, not as Markdown's code."""
+    return [{name.strip("`"): value for name, value in row.items()} for row in rows]
 
 
 def page_link() -> str:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from leaderboard.board.board import board, pair_board
 from leaderboard.board.cell import Cell, changed
+from leaderboard.board.labels import stored_names
 from leaderboard.board.named_runs import place_of
 from leaderboard.board.standings import Standings, standings
 from leaderboard.compare.run_diff import unshared
@@ -160,7 +161,7 @@ def _of_one_run(name: str, database: Path) -> Report:
 def _in_store(store: Store, name: str) -> tuple[RunRow, tuple[str, ...]]:
     """The run that a name means."""
     try:
-        found = resolve(store, name)
+        found = resolve(store, name, shown=stored_names)
     except UnknownRun as error:
         models = ", ".join(sorted({run.model_name for run in queries.runs(store)})[:5])
         raise UnknownRun(f"{error}; nor is it a model: the leaderboard has {models}") from None
@@ -171,7 +172,7 @@ def _of_runs(names: Sequence[str], database: Path) -> Report:
     """Runs against the first of them. Where the database does not know them all, they are read from their files."""
     try:
         with open_store(database, read_only=True, timeout_s=_PATIENCE_SECONDS) as store:
-            found = [resolve(store, name) for name in names]
+            found = [resolve(store, name, shown=stored_names) for name in names]
             notes = tuple(note for one in found for note in one.notes)
             return _comparison(store, names, [one.run.run_id for one in found], notes)
     except (MissingDatabase, UnknownRun):

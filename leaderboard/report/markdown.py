@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from leaderboard.board.cell import Cell
-from leaderboard.board.standings import Standing, kind
+from leaderboard.board.standings import kind
 from leaderboard.readers.records import BASELINE
 from leaderboard.report import words
 from leaderboard.report.contents import Report
-from leaderboard.report.words import baseline_score, control_text, improvement_text, share
+from leaderboard.report.words import baseline_score, control_text, improvement_text
 from leaderboard.terminal.format import direction, metric_name, number, span
-from leaderboard.terminal.marks import MARKS, STAR, cell_text, legend, p_text
+from leaderboard.terminal.marks import MARKS, STAR, legend, p_text
 from leaderboard.terminal.output import OurText, Row, as_markdown, markdown_code
 
 _CONTROL = "Against its control"
@@ -38,7 +38,7 @@ def _parts(report: Report) -> Iterator[str]:
     yield "\n".join(f"> {markdown_code(remark)}" for remark in report.remarks)
     yield " · ".join(map(markdown_code, words.badges(report)))
     rows = [row for row in board.listed(controls=report.compared) if not words.is_failed(row)]
-    yield as_markdown([_row(report, row) for row in rows])
+    yield as_markdown(words.board_rows(board, rows, board.tasks))
     kinds = legend(kind(cell) for row in rows for cell in row.cells.values())
     yield "; ".join([f"{STAR} best of its task", *(f"{mark.sign} {mark.words}" for _, mark in kinds)]) + (
         f". Improvement over {markdown_code(report.baseline)}: + is good on every task, whatever its metric."
@@ -47,21 +47,6 @@ def _parts(report: Report) -> Iterator[str]:
     if len(rows) <= _LONGEST:
         yield from (_task(report, task) for task in board.tasks)
     yield _made(report)
-
-
-def _row(report: Report, row: Standing) -> Row:
-    board = report.standings
-    cells = {
-        markdown_code(task): OurText(_cell(row.cells.get(task), best=row.name in board.best[task]))
-        for task in board.tasks
-    }
-    beaten = {"Beats control": OurText(words.beaten(row))} if any(other.better for other in board.rows) else {}
-    kept = {"Size kept": OurText(share(row.parameters_kept))} if any(r.parameters_kept for r in board.rows) else {}
-    return {"Rank": OurText(row.rank or ""), "Recipe": row.name, **cells, **beaten, **kept}
-
-
-def _cell(cell: Cell | None, *, best: bool) -> str:
-    return "" if cell is None else cell_text(cell, best=best)
 
 
 def _task(report: Report, task: str) -> str:

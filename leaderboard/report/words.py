@@ -8,11 +8,12 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from leaderboard.board.cell import Cell
-from leaderboard.board.standings import ALONE, BEATS, HARM, PROVEN, Standing, gained, kind
+from leaderboard.board.standings import ALONE, BEATS, HARM, PROVEN, Standing, Standings, gained, kind
 from leaderboard.readers.records import BASELINE
 from leaderboard.report.contents import Report, ReportedRun
 from leaderboard.terminal.format import TOO_FEW, counted, number, plain, span
-from leaderboard.terminal.marks import MARKS, MINUS, gain
+from leaderboard.terminal.marks import MARKS, MINUS, cell_text, gain
+from leaderboard.terminal.output import OurText, Row, markdown_code
 
 HARMLESS = ("same", "undecided", "baseline")
 _TELLING = ("lm_eval", "lm_eval_recipes", "torch", "transformers")
@@ -281,6 +282,25 @@ def failures(report: Report) -> list[tuple[str, str]]:
 def beaten(row: Standing) -> str:
     """`2 of 3`: on how many tasks of those that are better than the baseline it beats its controls too."""
     return f"{row.beaten} of {row.better}" if row.better else ""
+
+
+def board_rows(board: Standings, rows: Sequence[Standing], tasks: Sequence[str]) -> list[Row]:
+    """The board's table for Markdown and LaTeX: a row a recipe, a column a task, in it mark and improvement. Tasks are
+    named in Markdown's code.
+    """
+    any_better = any(row.better for row in board.rows)
+    sized = any(row.parameters_kept is not None for row in board.rows)
+    return [
+        {"Rank": OurText(row.rank or ""), "Recipe": row.name}
+        | {
+            markdown_code(task): OurText(cell_text(cell, best=row.name in board.best.get(task, ())) if cell else "")
+            for task in tasks
+            for cell in [row.cells.get(task)]
+        }
+        | ({"Beats control": OurText(beaten(row))} if any_better else {})
+        | ({"Size kept": OurText(share(row.parameters_kept))} if sized else {})
+        for row in rows
+    ]
 
 
 def is_failed(row: Standing) -> bool:

@@ -17,6 +17,7 @@ from leaderboard.board import further
 from leaderboard.board.cell import Cell
 from leaderboard.board.standings import AS_CONTROL, BEATS, HARM, KINDS, PROVEN, Standing, Standings, standings
 from leaderboard.readers.records import BASELINE
+from leaderboard.report.words import board_rows
 from leaderboard.terminal.format import counted, plain
 from leaderboard.terminal.marks import MARKS
 
@@ -49,7 +50,8 @@ def main() -> None:
     else:
         st.info("No result matches these filters.")
     with share:
-        share_table(tables.cell_records(_cells(rows, columns), overview.value.runs), "results")
+        cells_shown = tables.cell_records(_cells(rows, columns), overview.value.runs)
+        share_table(cells_shown, "results", shown=board_rows(board, rows, columns))
     show_reported(cells)
     layout.show_rejections(overview.value)
     against = measured_against(_cells(rows, columns), overview.value.pinned)

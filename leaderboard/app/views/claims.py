@@ -19,8 +19,8 @@ from leaderboard.terminal.format import counted, plain
 
 _CONTROL = {True: "yes", False: "no", None: "no control run"}
 _SURE = {"paper": "stated in the paper", "code": "in its released code", "secondary": "as others cite it"}
-_DIFFERENCE = st.column_config.NumberColumn(format="%+.3f")
-_SCORE = st.column_config.NumberColumn(format="%.4g")
+_DIFFERENCE = st.column_config.NumberColumn(format="%+.6g")
+_SCORE = st.column_config.NumberColumn(format="%.6g")
 
 
 def main() -> None:
