@@ -32,10 +32,8 @@ class _Format(NamedTuple):
 _FORMATS = (
     _Format("Markdown", "md", "text/markdown", lambda rows, caption: f"{output.as_markdown(rows)}\n", True),
     _Format("CSV", "csv", "text/csv", lambda rows, caption: as_csv(rows), False),
-    _Format("LaTeX", "tex", "application/x-tex", exports.as_latex, True),
-    _Format(
-        "Parquet", "parquet", "application/vnd.apache.parquet", lambda rows, caption: exports.as_parquet(rows), False
-    ),
+    _Format("LaTeX", "tex", "application/x-tex", lambda rows, caption: exports.as_latex(_bare(rows), caption), True),
+    _Format("Parquet", "parquet", "application/octet-stream", lambda rows, caption: exports.as_parquet(rows), False),
 )
 
 
