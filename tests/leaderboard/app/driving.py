@@ -131,10 +131,11 @@ def watched(page: Any) -> tuple[list[str], list[str]]:
     return outside, dialogs
 
 
-def downloaded(page: Any, kind: str, place: int = 0, wait_ms: int = 20_000) -> Any:
+def downloaded(page: Any, kind: str, place: int = 0, wait_ms: int = 60_000) -> Any:
     """The download behind a button of a `Share` popover, of which `place` counts those of the page from 0."""
     button = page.get_by_test_id("stPopover").filter(has_text="Share").nth(place).locator("button").first
     button.wait_for(timeout=wait_ms)
+    page.wait_for_timeout(1500)  # a first view is drawn again once its URL is written
     button.evaluate("found => found.click()")  # not by place: tables above it still grow
     wanted = page.get_by_test_id("stPopoverBody").get_by_role("button", name=kind, exact=True)
     wanted.wait_for(timeout=wait_ms)
