@@ -25,12 +25,26 @@ def nearest(name: str, known: Iterable[str]) -> str:
     where there is neither.
     """
     names = sorted(set(known))
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if not close and len(name) >= 3:
-        close = sorted((longer for longer in names if name in longer), key=len)
-    if close:
-        return f"did you mean {close[0]!r}?"
+    close = closest(name, names)
+    if close is not None:
+        return f"did you mean {close!r}?"
     return f"known: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}" if names else "none are known"
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name nearest to a mistyped one, or the shortest that contains it; None where there is neither. Case
+    does not count, nor whether words are joined by `-`, `_` or a blank.
+    """
+    by_letters = {_letters(other): other for other in sorted(set(known), reverse=True)}
+    letters = _letters(name)
+    close = difflib.get_close_matches(letters, sorted(by_letters), n=1, cutoff=0.5)
+    if not close and len(letters) >= 3:
+        close = sorted((longer for longer in by_letters if letters in longer), key=lambda longer: (len(longer), longer))
+    return by_letters[close[0]] if close else None
+
+
+def _letters(name: str) -> str:
+    return name.casefold().replace("_", "-").replace(" ", "-")
 
 
 class VariantFailed(Exception):

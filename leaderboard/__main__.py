@@ -1,4 +1,4 @@
-"""`python -m leaderboard`: the page, or with `gate` first the gate, without the rest of the project."""
+"""`python -m leaderboard`: the page, or with `gate` or `report` first that, without the rest of the project."""
 
 from __future__ import annotations
 
@@ -15,9 +15,14 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     if words[:1] == ["gate"]:
         return _gate(words[1:])
+    if words[:1] == ["report"]:
+        return _report(words[1:])
     parser = argparse.ArgumentParser(
         prog="python -m leaderboard",
-        description="Open the leaderboard's page on this machine, or judge a run: `python -m leaderboard gate --help`.",
+        description=(
+            "Open the leaderboard's page on this machine. `python -m leaderboard gate --help`: judge a run."
+            " `python -m leaderboard report --help`: write a board as one file."
+        ),
     )
     parser.add_argument("--database", type=Path, default=DEFAULT_DATABASE, help="the DuckDB file (%(default)s)")
     parser.add_argument(
@@ -41,17 +46,27 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _gate(arguments: list[str]) -> int:
-    import os
-    import shutil
-
     from leaderboard.gate.command import DESCRIPTION, add_arguments, execute
+    from leaderboard.terminal.output import terminal_style
 
     parser = argparse.ArgumentParser(prog="python -m leaderboard gate", description=DESCRIPTION)
     add_arguments(parser)
     given = parser.parse_args(arguments)
-    color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    style = terminal_style()
     try:
-        return execute(given, width=shutil.get_terminal_size((120, 24)).columns, color=color)
+        return execute(given, width=style.width, color=style.color)
+    except LeaderboardError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _report(arguments: list[str]) -> int:
+    from leaderboard.report.command import DESCRIPTION, add_arguments, execute
+
+    parser = argparse.ArgumentParser(prog="python -m leaderboard report", description=DESCRIPTION)
+    add_arguments(parser)
+    try:
+        return execute(parser.parse_args(arguments))
     except LeaderboardError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -123,9 +123,9 @@ def gate(
 ) -> GateReport:
     """Decide whether a run may replace the last one, as `lm_eval gate` does; nothing is recorded.
 
-    policy: a file, or a policy. candidate: a run's folder or results file, or the beginning of its id in the database.
-    baselines: runs, `"base"` or `"blessed"`; the latter two unless given. The report's `verdict` and `exit_code` are
-    those of the command.
+    policy: a file, or a policy. candidate: a run, by a folder or results file, or by an id or MODEL/RECIPE of the
+    database. baselines: runs, `"base"` or `"blessed"`; the latter two unless given. The report's `verdict` and
+    `exit_code` are those of the command.
 
     Raises `PolicyError` for a policy that cannot be used, and `LeaderboardError` where there is nothing to compare.
     """

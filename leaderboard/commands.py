@@ -12,6 +12,8 @@ import shlex
 from pathlib import Path
 
 DEFAULT_DATABASE = Path("results") / "leaderboard.duckdb"
+RUN_HELP = "an id, a folder or MODEL/RECIPE"
+"""The three ways to name a run, for the help of commands; `store.naming` has the rules."""
 
 
 def ingest_command(database: Path, *paths: Path | str, rebuild: bool = False) -> str:

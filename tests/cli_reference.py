@@ -18,6 +18,36 @@ INTRODUCTION = """# Command line reference
 Every command of ours, as `--help` prints it at 80 columns. `lm_eval run` is lm-eval's own; the options that it gains
 are shown. Written by `python tests/cli_reference.py --write`, kept equal to the commands by a test. What the commands
 are for stands in [harness_ext/README.md](../README.md).
+
+`-h` or `lm_eval help COMMAND` prints the same, `lm_eval --version` all versions, `lm_eval completion SHELL` a script
+that completes commands, flags, recipes, tasks and runs. Data goes to standard output, everything else to standard
+error. `--json`, `--markdown` and `--csv` print a table for other programs: JSON is a list of objects, numbers are
+numbers, and what is missing is null. Colour is for terminals, never with `NO_COLOR` set, and always with
+`CLICOLOR_FORCE=1`. A list is as wide as the terminal; in a pipe its columns are parted by tabs, whole and without a
+headline.
+
+## How a run is named
+
+RUN, A and B are one of these, in every command:
+
+- a **folder** of a run, or a results file;
+- an **id**, or its beginning (`lm_eval runs` shows them), or the digits at the end of a run folder's name;
+- **MODEL/RECIPE**: `google/gemma-2b/laser:layers=3`. MODEL is the model's name or its last part, RECIPE the label in
+  tables; either may be cut short where only one fits (`gemma/las`), and RECIPE alone will do where one model has it.
+  Controls (`laser+noise`) are only taken where nothing else begins so. What tables call a run (`laser [limit 20]`)
+  works as RECIPE, what pages call one of several models of a name (`gpt2 (607a30d7)`) as MODEL, and the name of a run's
+  folder from anywhere.
+
+Of several runs of one recipe on one model the newest complete one is taken, and a note on standard error says which; so
+where several identities share the model's name. `runs delete` asks for the id then. What fits several recipes or models
+is refused, with at most ten candidates. A path that exists comes before a name that is only completed; if a word is a
+path and, letter by letter, another run's name, it is refused: `./NAME` is the path.
+
+## Exit codes
+
+{exit_codes}
+
+A gate that is called by `python -m leaderboard gate` ends with the same codes.
 """
 
 
@@ -26,11 +56,12 @@ def rendered() -> str:
     from lm_eval._cli import HarnessCLI
 
     from harness_ext.cli import RecipesCLI
+    from harness_ext.cli.exit_codes import exit_table
 
     lm_evals = HarnessCLI()._subparsers.choices
     commands = RecipesCLI()._subparsers.choices
     os.environ["COLUMNS"] = str(COLUMNS)  # argparse reads its width there
-    parts = [INTRODUCTION, "## run\n", _block(_gained(commands["run"]))]
+    parts = [INTRODUCTION.replace("{exit_codes}", exit_table()), "## run\n", _block(_gained(commands["run"]))]
     for name, parser in commands.items():
         if name not in lm_evals:
             parts += [f"## {name}\n", *_helps(parser)]

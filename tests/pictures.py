@@ -1,8 +1,8 @@
 """The two pictures of the README, made from a real run: `python tests/pictures.py --results DIR`, or `make pictures`.
 
-`board.png` is the first page of the leaderboard in a headless Chromium, 1280 pixels wide, in the light theme;
-`terminal.svg` the table that a run prints, at 100 columns. Both are of what the database in DIR holds; with `--tasks`
-they show these tasks alone, with the verdicts that they have on the whole board.
+`board.png` is the board of the model that was edited last, in a headless Chromium, 1280 pixels wide, in the light
+theme; `terminal.svg` the table that a run prints, at 100 columns. Both are of what the database in DIR holds; with
+`--tasks` they show these tasks alone, with the verdicts that they have on the whole board.
 """
 
 from __future__ import annotations
@@ -31,28 +31,25 @@ def terminal(database: Path, tasks: Collection[str]) -> str:
 
     from leaderboard.board.board import board
     from leaderboard.store.database import open_store
-    from leaderboard.terminal.table import render
+    from leaderboard.terminal.board_table import Look, render_board
 
     with open_store(database, read_only=True) as store:
         cells = [cell for cell in board(store) if not tasks or cell.task in tasks]
     console = Console(record=True, width=COLUMNS, file=StringIO(), color_system="truecolor", force_terminal=True)
-    console.print(Text.from_ansi(render(cells, width=COLUMNS, color=True)), soft_wrap=True)
+    console.print(Text.from_ansi(render_board(cells, Look(COLUMNS, color=True, ascii_only=False))), soft_wrap=True)
     svg = console.export_svg(title="lm_eval run --recipe ... --control ...", theme=MONOKAI, unique_id="table")
     return re.sub(r"@font-face\s*\{.*?\}\s*", "", svg, flags=re.DOTALL)
 
 
 def photograph(database: Path, tasks: Collection[str], path: Path) -> None:
-    """Write the first page, as far as its first table."""
+    """Write the board's page, as far as its table."""
     from tests.leaderboard.app.driving import chromium_page, serving
 
     with serving(database) as url, chromium_page(HEIGHT) as page:
         page.emulate_media(color_scheme="light")
-        page.goto(f"{url}/?{urlencode([('task', task) for task in tasks])}")
-        page.get_by_role("heading", name="Leaderboard").wait_for(timeout=WAIT_MS)
-        page.locator("[data-testid=stVegaLiteChart] canvas, [data-testid=stVegaLiteChart] svg").first.wait_for(
-            timeout=WAIT_MS
-        )
-        page.wait_for_timeout(3_000)  # charts and tables settle
+        page.goto(f"{url}/board?{urlencode([('tasks', task) for task in tasks])}")
+        page.locator("[data-testid=stDataFrame] canvas").first.wait_for(timeout=WAIT_MS)
+        page.wait_for_timeout(3_000)  # the table settles
         page.screenshot(path=path)
 
 

@@ -42,6 +42,7 @@ LAYERS = {
         "ingest",
         "watch",
         "compare_runs",
+        "report",
         "api",
         "app",
     ),

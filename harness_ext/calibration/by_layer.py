@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -44,6 +45,7 @@ from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.observed import ModuleWatch, WatchedMatrix, are_alone
 from harness_ext.model.decoder_stack import DecoderStack, layers_of
 from harness_ext.model.layout import Matrix
+from harness_ext.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from harness_ext.methods import Svd
+    from harness_ext.progress import Stage
 
 Learned = tuple[Sequence[Matrix], Mapping[str, Mapping[str, "Tensor"]]]
 """Some matrices, and their statistics by `Matrix.key` as `gather` gives them."""
@@ -106,7 +109,8 @@ def walk_through(
     found = _stacks[layers]
     if found is None:
         return None
-    return LayerWalk(lm, found, depths, calibration_batches(lm, documents, names), names, decompose)
+    batches = calibration_batches(lm, documents, names)
+    return LayerWalk(lm, found, depths, batches, names, decompose, progress=documents.progress)
 
 
 def _call(lm: HFLM, batch: PaddedBatch) -> Callable[[], Any]:
@@ -138,7 +142,7 @@ class LayerWalk:
     """A plain stack of layers, and the batches that go through it. depths: the layer of each module under watch.
     layers_on: a device for the layer at hand alone, where the model has no room there; the layer stays there while its
     matrices are edited. losses: once a walk is at its end, the loss of every document by task, of the model that it
-    saw: the unedited one, or the one that all edits made.
+    saw: the unedited one, or the one that all edits made. progress: has a stage for each walk.
     """
 
     lm: HFLM
@@ -149,6 +153,7 @@ class LayerWalk:
     decompose: Callable[[Matrix], Svd] | LearnedComponents
     layers_on: torch.device | None = None
     losses: dict[str, list[float]] = field(default_factory=dict)
+    progress: Progress = field(default_factory=Progress)
 
     @property
     def backward(self) -> bool:
@@ -161,50 +166,59 @@ class LayerWalk:
         """
         return self._backward(matrices) if self.backward else self._forward(matrices)
 
+    def _counted(self, layers: int) -> AbstractContextManager[Stage]:
+        """The stage of a walk that takes so many layers."""
+        return self.progress.stage("calibrating", layers, "layers")
+
     def as_edited(self, matrices: Sequence[Matrix], stages: Stages) -> Iterator[Learned]:
         """The matrices stage by stage, with the statistics of the model as all edits so far have made it."""
         by_layer = self._by_layer(matrices)
         states = self._entering()
-        for layer in range(max(by_layer) + 1):
-            with self.stack.placed(layer, self.layers_on):
-                for stage in stages(by_layer.get(layer, [])):
-                    found: dict[str, dict[str, Tensor]] = {}
-                    for group in groups(stage, self.names):
-                        found |= self._watched(layer, states, group, stop=True)[0]
-                    yield stage, found
-                self._run_on(layer, states)
-        self._finish(max(by_layer) + 1, states)
+        with self._counted(len(self.stack)) as counted:
+            for layer in range(max(by_layer) + 1):
+                with self.stack.placed(layer, self.layers_on):
+                    for stage in stages(by_layer.get(layer, [])):
+                        found: dict[str, dict[str, Tensor]] = {}
+                        for group in groups(stage, self.names):
+                            found |= self._watched(layer, states, group, stop=True)[0]
+                        yield stage, found
+                    self._run_on(layer, states)
+                counted.advance()
+            self._finish(max(by_layer) + 1, states, counted)
 
     def _forward(self, matrices: Sequence[Matrix]) -> Iterator[Learned]:
         by_layer = self._by_layer(matrices)
         states, last = self._entering(), max(by_layer)
-        for layer in range(last + 1):
-            own = by_layer.get(layer, [])
-            if not own:
-                self._go_on(layer, states)
-                continue
-            found: dict[str, dict[str, Tensor]] = {}
-            *before, final = groups(own, self.names)
-            with self.stack.placed(layer, self.layers_on):
-                for group in before:
-                    found |= self._watched(layer, states, group, stop=True)[0]
-                more, outputs = self._watched(layer, states, final)
-                states.replace(outputs)
-                yield own, found | more
-        self._finish(last + 1, states)
+        with self._counted(len(self.stack)) as counted:
+            for layer in range(last + 1):
+                own = by_layer.get(layer, [])
+                if not own:
+                    self._go_on(layer, states, counted)
+                    continue
+                found: dict[str, dict[str, Tensor]] = {}
+                *before, final = groups(own, self.names)
+                with self.stack.placed(layer, self.layers_on):
+                    for group in before:
+                        found |= self._watched(layer, states, group, stop=True)[0]
+                    more, outputs = self._watched(layer, states, final)
+                    states.replace(outputs)
+                    yield own, found | more
+                counted.advance()
+            self._finish(last + 1, states, counted)
 
     def measure(self) -> dict[str, list[float]]:
         """The loss of every document by task, of the model as it is."""
         self.losses.clear()
-        self._finish(0, self._entering())
+        with self.progress.stage("measuring the loss", len(self.stack), "layers") as counted:
+            self._finish(0, self._entering(), counted)
         return self.losses
 
-    def _finish(self, layer: int, states: States) -> None:
+    def _finish(self, layer: int, states: States, counted: Stage) -> None:
         """Take the states through the other layers, and on to the loss."""
         import torch
 
         for further in range(layer, len(self.stack)):
-            self._go_on(further, states)
+            self._go_on(further, states, counted)
         with torch.no_grad():
             for place, batch in enumerate(self.batches):
                 for own, part in batch.parts(TOKENS_WITH_GRADIENTS):
@@ -219,32 +233,37 @@ class LayerWalk:
     def from_the_last(self, matrices: Sequence[Matrix]) -> Iterator[Learned]:
         """As `as_it_is`, the last layer first, for statistics without gradients."""
         by_layer = self._by_layer(matrices)
-        entering = self._before_each(max(by_layer) + 1)
-        for layer in sorted(by_layer, reverse=True):
-            found: dict[str, dict[str, Tensor]] = {}
-            with self.stack.placed(layer, self.layers_on):
-                for group in groups(by_layer[layer], self.names):
-                    found |= self._watched(layer, entering[layer], group, stop=True)[0]
-                del entering[layer:]
-                yield by_layer[layer], found
+        with self._counted(max(by_layer) + len(by_layer)) as counted:
+            entering = self._before_each(max(by_layer) + 1, counted)
+            for layer in sorted(by_layer, reverse=True):
+                found: dict[str, dict[str, Tensor]] = {}
+                with self.stack.placed(layer, self.layers_on):
+                    for group in groups(by_layer[layer], self.names):
+                        found |= self._watched(layer, entering[layer], group, stop=True)[0]
+                    del entering[layer:]
+                    counted.advance()
+                    yield by_layer[layer], found
 
     def _backward(self, matrices: Sequence[Matrix]) -> Iterator[Learned]:
         by_layer = self._by_layer(matrices)
-        entering = self._before_each(len(self.stack) + 1)
-        gradients = self._gradients_of_loss(entering.pop())
-        for layer in reversed(range(min(by_layer), len(self.stack))):
-            own = by_layer.get(layer, [])
-            found: dict[str, dict[str, Tensor]] = {}
-            states = entering.pop()
-            before: Sequence[Tensor] = []
-            with self.stack.placed(layer, self.layers_on):
-                walk = self._with_components(layer, states, own)
-                for group in groups(own, self.names) if own else [[]]:
-                    more, before = walk._watched(layer, states, group, gradients=gradients)
-                    found |= more
-                gradients = States(before)
-                if own:
-                    yield own, found
+        # There and back.
+        with self._counted(2 * len(self.stack) - min(by_layer)) as counted:
+            entering = self._before_each(len(self.stack) + 1, counted)
+            gradients = self._gradients_of_loss(entering.pop())
+            for layer in reversed(range(min(by_layer), len(self.stack))):
+                own = by_layer.get(layer, [])
+                found: dict[str, dict[str, Tensor]] = {}
+                states = entering.pop()
+                before: Sequence[Tensor] = []
+                with self.stack.placed(layer, self.layers_on):
+                    walk = self._with_components(layer, states, own)
+                    for group in groups(own, self.names) if own else [[]]:
+                        more, before = walk._watched(layer, states, group, gradients=gradients)
+                        found |= more
+                    gradients = States(before)
+                    counted.advance()
+                    if own:
+                        yield own, found
 
     def _with_components(self, layer: int, states: States, matrices: Sequence[Matrix]) -> LayerWalk:
         """The walk with the components of these matrices, where those are of what is learned first."""
@@ -256,12 +275,12 @@ class LayerWalk:
         learned, _ = first._watched(layer, states, matrices, stop=True)
         return replace(self, decompose=self.decompose.of_each(matrices, learned))
 
-    def _before_each(self, layers: int) -> list[States]:
+    def _before_each(self, layers: int, counted: Stage) -> list[States]:
         """The states before each of the first layers; the last may be those behind the last layer."""
         entering = [self._entering()]
         for layer in range(layers - 1):
             entering.append(entering[-1].copy())
-            self._go_on(layer, entering[-1])
+            self._go_on(layer, entering[-1], counted)
         return entering
 
     def _by_layer(self, matrices: Sequence[Matrix]) -> dict[int, list[Matrix]]:
@@ -276,10 +295,11 @@ class LayerWalk:
         with torch.no_grad():
             return States([self.stack.entering(_call(self.lm, batch)) for batch in self.batches])
 
-    def _go_on(self, layer: int, states: States) -> None:
+    def _go_on(self, layer: int, states: States, counted: Stage) -> None:
         """Take the states through a layer that nobody watches."""
         with self.stack.placed(layer, self.layers_on):
             self._run_on(layer, states)
+        counted.advance()
 
     def _run_on(self, layer: int, states: States) -> None:
         import torch

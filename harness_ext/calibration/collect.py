@@ -46,7 +46,7 @@ def gather(
 
     Sink tokens (`sink_tokens`) are in the statistics that are registered so.
 
-    decompose: gives the factors of a matrix, called once each. documents.advance is told the number of documents done.
+    decompose: gives the factors of a matrix, called once each. documents.progress has a stage for the passes.
 
     Raises UserError where a batch of one cannot give what is asked (some statistics compare documents of a
     batch), and VariantFailed where the loss is not finite.
@@ -55,13 +55,15 @@ def gather(
     batches = calibration_batches(lm, documents, names)
     backward, alone = needs_backward(names), are_alone(batches)
     gathered: dict[str, dict[str, Tensor]] = {}
-    for group in groups(matrices, names):
+    passes = list(groups(matrices, names))
+    with documents.progress.stage("calibrating", len(passes) * len(documents.documents), "documents") as stage:
+        for group in passes:
 
-        def run(watched: Sequence[WatchedMatrix], share: bool) -> None:
-            watch = ModuleWatch(lm.model, watched, backward=backward, share=share, alone=alone)
-            _one_pass(lm, watch, batches, documents.advance, backward=backward)
+            def run(watched: Sequence[WatchedMatrix], share: bool) -> None:
+                watch = ModuleWatch(lm.model, watched, backward=backward, share=share, alone=alone)
+                _one_pass(lm, watch, batches, stage.advance, backward=backward)
 
-        gathered |= watched_through(group, names, decompose, run)[0]
+            gathered |= watched_through(group, names, decompose, run)[0]
     return gathered
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from harness_ext.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
     from harness_ext.calibration.documents import LabelledDocument
     from harness_ext.linalg.decompose import Decomposer
     from harness_ext.model.weights import Weights
-    from harness_ext.progress import Progress
     from harness_ext.recipe.schema import Step
     from harness_ext.storage.resume import ResumeState
 
@@ -25,11 +26,14 @@ def _unheard(count: int) -> None:
 
 @dataclass(frozen=True)
 class DocumentBatches:
-    """Calibration documents, taken `size` at a time. advance: told how many units of a pass over them are done."""
+    """Calibration documents, taken `size` at a time. advance: told how many units of what is done with them are done.
+    progress: has stages for passes over them, and is told what was found.
+    """
 
     documents: Sequence[LabelledDocument]
     size: int
     advance: Callable[[int], Any] = _unheard
+    progress: Progress = field(default_factory=Progress)
 
 
 @dataclass(frozen=True)

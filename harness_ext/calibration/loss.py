@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.calibration.batches import TOKENS_WITH_GRADIENTS, batches_by_tokens, summed_loss
 from harness_ext.errors import VariantFailed
@@ -45,10 +45,14 @@ class MeasuredLoss(NamedTuple):
 
 
 def measured_loss(
-    lm: HFLM, documents: Sequence[LabelledDocument], batch_size: int, beside: MeasuredLoss | None = None
+    lm: HFLM,
+    documents: Sequence[LabelledDocument],
+    batch_size: int,
+    beside: MeasuredLoss | None = None,
+    advance: Callable[[int], Any] = lambda count: None,
 ) -> MeasuredLoss:
     """The loss of the model as it is, by plain forward passes. beside: an earlier measurement on the same documents;
-    one that is much worse is not carried to the end.
+    one that is much worse is not carried to the end. advance: told how many more documents are done.
     """
     import torch
 
@@ -63,6 +67,7 @@ def measured_loss(
                 total += float(summed_loss(lm, batch))
                 run += batch.tokens.shape[0]
                 sums.append(total)
+                advance(batch.tokens.shape[0])
                 if beside is not None and not total <= GIVEN_UP * beside.sums[len(sums) - 1]:
                     return MeasuredLoss(tuple(sums), run, tasks)
             tasks[task] = (total - started) / len(own)

@@ -1,8 +1,7 @@
 """The command line: lm-eval's own commands plus ours, in one parser.
 
 lm-eval has no hook for flags, so its command line is subclassed: it builds its own parsers first, then `run` gains our
-two flags, and our commands are added beside its own. Exit codes: 0 done, 1 a check that failed, 3 a gate that cannot
-tell, 2 a mistake the user can mend, a failed variant, or Ctrl-C (a message on stderr, no traceback).
+flags, and our commands are added beside its own. `exit_codes` has what each command ends with.
 """
 
 from __future__ import annotations
@@ -11,10 +10,13 @@ import argparse
 import os
 import sys
 
+from harness_ext.cli.completion import ASK, Completion, answer
+from harness_ext.cli.exit_codes import MISTAKE
+from harness_ext.cli.habits import Help, add_habits, check_command, without_help
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.subcommand import CommandLine, RecipesCommand
 
-EXIT_USER_ERROR = 2
+EXIT_USER_ERROR = MISTAKE
 
 
 class RecipesCLI(CommandLine):
@@ -30,6 +32,13 @@ class RecipesCLI(CommandLine):
         _index_tasks_of(choices["validate"], listing=False)
         for command in _commands():
             command(self.commands)
+        add_habits(self.parser)
+
+    def parse_args(self) -> argparse.Namespace:
+        """See lm-eval's. Raises UserError for a command that is none."""
+        sys.argv[1:] = without_help(sys.argv[1:])
+        check_command(sys.argv[1:], self.commands.choices)
+        return super().parse_args()
 
 
 def _commands() -> list[type[RecipesCommand]]:
@@ -42,9 +51,14 @@ def _commands() -> list[type[RecipesCommand]]:
     from harness_ext.cli.leaderboard import Leaderboard
     from harness_ext.cli.noise import Noise
     from harness_ext.cli.recipes import Recipes
+    from harness_ext.cli.report import ReportCommand
     from harness_ext.cli.runs import Runs
+    from harness_ext.cli.show import Show
 
-    return [Recipes, Export, Compare, Gate, Noise, Ingest, Runs, Baseline, Leaderboard, Doctor]
+    return [
+        *(Recipes, Export, Show, Compare, Gate, Noise, Ingest, Runs, Baseline, Leaderboard, ReportCommand, Doctor),
+        *(Completion, Help),
+    ]
 
 
 def _index_tasks_of(parser: argparse.ArgumentParser, *, listing: bool) -> None:
@@ -61,7 +75,10 @@ def _index_tasks_of(parser: argparse.ArgumentParser, *, listing: bool) -> None:
 
 
 def main() -> None:
-    """Run the command in `sys.argv`; leaves by `SystemExit` with the codes named above."""
+    """Run the command in `sys.argv`; leaves by `SystemExit` with the codes of `exit_codes`."""
+    if sys.argv[1:2] == [ASK]:
+        answer(RecipesCLI().parser, sys.argv[2:])
+        return
     from lm_eval.utils import setup_logging
 
     from harness_ext.cli import secrecy

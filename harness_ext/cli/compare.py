@@ -7,39 +7,65 @@ from __future__ import annotations
 import argparse
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from harness_ext.cli.ingest import add_database_argument
+from harness_ext.cli.terminal import add_form_arguments, tell, terminal_style, write_cells
 from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
+from leaderboard.commands import RUN_HELP
+
+if TYPE_CHECKING:
+    from leaderboard.compare_runs import RunComparison
 
 
 class Compare(RecipesCommand):
-    """Compare two run folders or results files."""
+    """Compare two runs."""
 
     name = "compare"
     summary = "Compare two runs with paired statistics"
-    description = "Compare run B with run A, task by task: difference, interval, verdict."
+    description = (
+        "Compare run B with run A, task by task: difference, interval, verdict. Nothing is stored, and the exit code is"
+        " 0 whatever the verdicts say: `lm_eval gate` decides."
+    )
+    epilog = """
+examples:
+  $ lm_eval compare gemma-2b/baseline gemma-2b/laser
+  $ lm_eval compare results/demo/baseline-78195ceb92 4f0c
+  $ lm_eval compare demo/base demo/laser --json | jq -r '.[] | [.task, .verdict] | @tsv'
+"""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument(
-            "a", type=Path, metavar="A", help="The run to compare with: its folder or its results_*.json"
-        )
-        parser.add_argument("b", type=Path, metavar="B", help="The run to judge: its folder or its results_*.json")
+        parser.add_argument("a", metavar="A", help=f"The run to compare with: {RUN_HELP}")
+        parser.add_argument("b", metavar="B", help=f"The run to judge: {RUN_HELP}")
+        add_database_argument(parser)
+        add_form_arguments(parser)
         parser.set_defaults(func=self.execute)
 
     @staticmethod
     def execute(args: argparse.Namespace) -> None:
-        from harness_ext.cli.terminal import terminal_style
-        from leaderboard.compare_runs import compare_paths, controls_beside
-        from leaderboard.terminal.format import plain
-        from leaderboard.terminal.table import render, render_unshared
+        from leaderboard.board.named_runs import place_of
+        from leaderboard.compare_runs import compare_paths
 
-        style = terminal_style()
-        compared = compare_paths(args.a, args.b)
-        lines = render_unshared(compared.unshared, width=style.width)
-        first, second = (plain(only.label) for only in compared.unshared)
-        print(f"A is {first}, B is {second}")
-        print(
-            "\n".join([render(compared.cells, width=style.width, color=style.color), *([""] if lines else []), *lines])
-        )
-        controls = [control for control in controls_beside(args.b) if control.resolve() != args.a.resolve()]
-        if controls:
-            print(f"\ncontrol   lm_eval compare {shlex.join(map(str, (controls[0], args.b)))}")
+        first, second = place_of(args.a, args.database, "A"), place_of(args.b, args.database, "B")
+        tell([*first.notes, *second.notes])
+        compared = compare_paths(first.path, second.path)
+        if args.form == "text":
+            _print(compared, first.path, second.path)
+        else:
+            tell(sentence for only in compared.unshared for sentence in only.sentences())
+            write_cells(compared.cells, args.form)
+
+
+def _print(compared: RunComparison, a: Path, b: Path) -> None:
+    from leaderboard.compare_runs import controls_beside
+    from leaderboard.terminal.format import plain
+    from leaderboard.terminal.table import render, render_unshared
+
+    style = terminal_style()
+    lines = render_unshared(compared.unshared, width=style.width)
+    first, second = (plain(only.label) for only in compared.unshared)
+    print(f"A is {first}, B is {second}")
+    print("\n".join([render(compared.cells, width=style.width, color=style.color), *([""] if lines else []), *lines]))
+    controls = [control for control in controls_beside(b) if control.resolve() != a.resolve()]
+    if controls:
+        print(f"\ncontrol   lm_eval compare {shlex.join(map(str, (controls[0], b)))}")

@@ -10,10 +10,10 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import NamedTuple
 
+from harness_ext.cli.exit_codes import CHECK_FAILED
+from harness_ext.cli.habits import PACKAGES
 from harness_ext.cli.ingest import add_database_argument
 from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
-
-PACKAGES = ("lm-eval-recipes", "lm_eval", "torch", "transformers", "datasets", "duckdb", "streamlit")
 
 
 class Finding(NamedTuple):
@@ -44,7 +44,7 @@ class Doctor(RecipesCommand):
             print(f"{finding.level:<5} {finding.text}", flush=True)
             failed |= finding.level == "FAIL"
         if failed:
-            sys.exit(1)
+            sys.exit(CHECK_FAILED)
 
 
 def findings(database: Path) -> Iterator[Finding]:

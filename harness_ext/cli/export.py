@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 EPILOG = """
 examples:
-  $ lm-eval export --model hf --model_args pretrained=demo --recipe laser --out edited
-  $ lm-eval export --model hf --model_args pretrained=demo --out edited \\
+  $ lm_eval export --model hf --model_args pretrained=demo --recipe laser --out edited
+  $ lm_eval export --model hf --model_args pretrained=demo --out edited \\
       --recipe ablation-prune:calibration.task=int_mult
-  $ lm-eval export --model hf --model_args pretrained=demo --out small \\
+  $ lm_eval export --model hf --model_args pretrained=demo --out small \\
       --recipe svd:keep.param_fraction=0.6 --format factored
 """
 

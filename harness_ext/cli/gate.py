@@ -15,6 +15,12 @@ class Gate(RecipesCommand):
     name = "gate"
     summary = "Judge a run by a policy: pass, warn, fail or undecided"
     description = DESCRIPTION
+    epilog = """
+examples:
+  $ lm_eval gate --policy gate.yaml --candidate gemma-2b/laser
+  $ lm_eval gate --policy gate.yaml --candidate new/demo/laser-2 --baseline old/demo/laser-1
+  $ lm_eval gate --policy gate.yaml --candidate 4f0c --markdown >> "$GITHUB_STEP_SUMMARY"
+"""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         add_arguments(parser)

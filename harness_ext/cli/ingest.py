@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from harness_ext.cli.exit_codes import CHECK_FAILED, MISTAKE
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
+from harness_ext.progress import progress_for
 from leaderboard.commands import DEFAULT_DATABASE
 
 if TYPE_CHECKING:
     from leaderboard.ingest import IngestReport
+    from leaderboard.readers.records import Rejection
 
 
-def add_database_argument(parser: argparse.ArgumentParser) -> None:
-    """The flag that names the database, the same for every command that reads or writes it."""
+def add_database_argument(parser: argparse.ArgumentParser, *, inner: bool = False) -> None:
+    """The flag that names the database, the same for every command that reads or writes it. inner: for an action of a
+    command that has the flag too, so that it may stand before the action's name.
+    """
     parser.add_argument(
         "--database",
         type=Path,
-        default=DEFAULT_DATABASE,
+        default=argparse.SUPPRESS if inner else DEFAULT_DATABASE,
         metavar="<path>",
         help=f"The leaderboard's database (default: {DEFAULT_DATABASE}, wherever the results lie)",
     )
@@ -34,7 +41,16 @@ class Ingest(RecipesCommand):
     description = (
         "Add run folders, or the output of plain lm-eval from any machine, to the leaderboard. What it holds"
         " already is left alone. The database is the one that --database names, also where PATH holds another."
+        " Files below a folder that are no runs are told and refused; a PATH that is not there, or is refused itself,"
+        " is an error, after the others have been taken."
     )
+
+    epilog = """
+examples:
+  $ lm_eval ingest results
+  $ lm_eval ingest ~/old_results /mnt/cluster/results --strict
+  $ lm_eval ingest --rebuild
+"""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
@@ -49,6 +65,9 @@ class Ingest(RecipesCommand):
             "--rebuild",
             action="store_true",
             help="Make the database anew from the paths; the run folders are the truth, it is an index",
+        )
+        parser.add_argument(
+            "--strict", action="store_true", help="End with 1 where a file anywhere below the paths was refused"
         )
         parser.add_argument(
             "--watch",
@@ -75,10 +94,20 @@ class Ingest(RecipesCommand):
         paths = args.paths or [args.database.parent]
         if args.watch is not None:
             _watch(paths, args)
-        report = ingest(paths, args.database, rebuild=args.rebuild, timeout_s=args.timeout)
-        _tell(report, args.database)
-        if report.rejected:
-            sys.exit(1)
+        with progress_for(quiet=False).stage(f"reading what lies below {', '.join(map(str, paths))}"):
+            report = ingest(paths, args.database, rebuild=args.rebuild, timeout_s=args.timeout)
+        wrong = _mistaken(report, paths)
+        _tell(report, args.database, wrong)
+        if wrong:
+            sys.exit(MISTAKE)
+        if report.rejected and args.strict:
+            sys.exit(CHECK_FAILED)
+
+
+def _mistaken(report: IngestReport, paths: Sequence[Path]) -> list[Rejection]:
+    """What was refused and is no mere file in a tree: a path that was named itself, or files that are gone."""
+    named = {path.resolve() for path in paths}
+    return [item for item in report.rejected if item.path.resolve() in named or not os.path.exists(item.path)]
 
 
 def _watch(paths: list[Path], args: argparse.Namespace) -> NoReturn:
@@ -95,7 +124,7 @@ def _watch(paths: list[Path], args: argparse.Namespace) -> NoReturn:
     raise AssertionError("it watches until it is interrupted")
 
 
-def _tell(report: IngestReport, database: Path) -> None:
+def _tell(report: IngestReport, database: Path, wrong: Sequence[Rejection] = ()) -> None:
     from leaderboard.terminal.format import plain
 
     deleted = (
@@ -109,4 +138,5 @@ def _tell(report: IngestReport, database: Path) -> None:
     for note in report.notes:
         print(plain(note), flush=True)
     for rejected in report.rejected:
-        print(plain(f"rejected: {rejected.path}: {rejected.reason}"), file=sys.stderr)
+        word = "error" if rejected in wrong else "rejected"
+        print(plain(f"{word}: {rejected.path}: {rejected.reason}"), file=sys.stderr)

@@ -15,6 +15,12 @@ class Leaderboard(RecipesCommand):
     summary = "Open the leaderboard in a browser"
     description = "Serve the leaderboard: recipes x tasks against the baseline, with verdicts. Ctrl-C ends it."
 
+    epilog = """
+examples:
+  $ lm_eval leaderboard --open
+  $ lm_eval leaderboard --database results/leaderboard.duckdb --port 8600
+"""
+
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         add_database_argument(parser)
         parser.add_argument(

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import argparse
 import copy
+import sys
 from collections.abc import Iterable
-from dataclasses import replace
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from harness_ext.cli.terminal import add_form_arguments, tell
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.subcommand import RecipesCommand, add_run_arguments
 
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from harness_ext.lm_eval_adapter.config import RunConfig
     from harness_ext.runs.progress import ProgressReport
     from harness_ext.runs.session import VariantOutcome
+    from leaderboard.store.noise_floor import Floor
+    from leaderboard.terminal.output import Form
 
 TIMES = 4
 """The other batch size, where none is given, in batch sizes."""
@@ -36,6 +41,11 @@ class Noise(RecipesCommand):
         " have to exceed it. Takes the flags of `run`."
     )
 
+    epilog = """
+examples:
+  $ lm_eval noise --model_args pretrained=demo --tasks int_mult,int_sum --batch_size 8
+"""
+
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         add_run_arguments(parser)
         parser.add_argument(
@@ -45,6 +55,7 @@ class Noise(RecipesCommand):
             metavar="<size>",
             help=f"The second batch size (default: {TIMES} times --batch_size)",
         )
+        add_form_arguments(parser)
         parser.set_defaults(func=self.execute)
 
     @staticmethod
@@ -52,12 +63,14 @@ class Noise(RecipesCommand):
         from harness_ext.cli.config import Asked, read_config_file, run_config
         from harness_ext.runs.progress import report_for
 
-        other = args.other_batch_size
-        del args.other_batch_size
+        other, form = args.other_batch_size, args.form
+        del args.other_batch_size, args.form
         from_file = read_config_file(args.config)
         config = run_config(args, Asked(("baseline",), (), in_file=False))
         first, second = _sizes(config, other)
-        measure(config, first, second, report_for(args.verbosity or from_file.get("verbosity")))
+        with redirect_stdout(sys.stderr):
+            found = measure(config, first, second, report_for(args.verbosity or from_file.get("verbosity")))
+        found.show(form)
 
 
 def _sizes(config: RunConfig, other: int | None) -> tuple[int, int]:
@@ -73,8 +86,8 @@ def _sizes(config: RunConfig, other: int | None) -> tuple[int, int]:
     return int(given), second
 
 
-def measure(config: RunConfig, first: int, second: int, report: ProgressReport) -> None:
-    """Score at both sizes, store both runs, print what differs. Raises UserError where a run failed, and
+def measure(config: RunConfig, first: int, second: int, report: ProgressReport) -> MeasuredNoise:
+    """Score at both sizes and store both runs; returns what differs. Raises UserError where a run failed, and
     LeaderboardError.
     """
     from harness_ext.runs.execution import DATABASE, check_database
@@ -92,7 +105,7 @@ def measure(config: RunConfig, first: int, second: int, report: ProgressReport) 
         if outcome.run.failed:
             raise UserError(f"batch size {size}: {outcome.run.receipt['failure']['reason']}")
         outcomes.append(outcome)
-    _show(database, outcomes, first, second)
+    return _measured(database, outcomes, first, second)
 
 
 def _at_size(config: RunConfig, size: int) -> RunConfig:
@@ -102,29 +115,68 @@ def _at_size(config: RunConfig, size: int) -> RunConfig:
     return replace(config, harness=harness)
 
 
-def _show(database: Path, outcomes: list[VariantOutcome], first: int, second: int) -> None:
+@dataclass(frozen=True)
+class MeasuredNoise:
+    """What differs between two runs that only their batch sizes tell apart. largest: difference of log-likelihoods."""
+
+    database: Path
+    first: int
+    second: int
+    floors: list[Floor]
+    largest: float
+
+    def show(self, form: Form) -> None:
+        """Print it in the form asked for."""
+        from leaderboard.terminal.output import written
+
+        stored = f"stored in {self.database}: verdicts on this model now say what exceeds it"
+        if form != "text":
+            if text := written(form, self._rows(), None):
+                print(text)
+            tell([stored])
+            return
+        print(f"batch size {self.first} against {self.second}, nothing edited:")
+        print(_lines(self.floors))
+        print(f"log-likelihoods differ by up to {self.largest:.2g}")
+        print(stored)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        beside = {"batch_size": self.first, "other_batch_size": self.second, "largest_difference": self.largest}
+        return [
+            {
+                "task": floor.task,
+                "metric": floor.metric,
+                "filter": floor.filter,
+                "documents": floor.documents,
+                "flips": floor.flips,
+                "noise_floor": floor.rate,
+                **beside,
+            }
+            for floor in self.floors
+        ]
+
+
+def _measured(database: Path, outcomes: list[VariantOutcome], first: int, second: int) -> MeasuredNoise:
     from harness_ext.runs.execution import PATIENCE_SECONDS
     from harness_ext.runs.identity_check import largest_difference
     from leaderboard.ingest import ingest
     from leaderboard.store import noise_floor
     from leaderboard.store.database import open_store
-    from leaderboard.store.pins import find_run
+    from leaderboard.store.naming import find_run
 
     paths = [outcome.run.path for outcome in outcomes]
     for rejected in ingest(paths, database, timeout_s=PATIENCE_SECONDS).rejected:
         raise UserError(f"{rejected.path} was not stored: {rejected.reason}")
     with open_store(database, read_only=True, timeout_s=PATIENCE_SECONDS) as store:
         ours = {find_run(store, str(path)) for path in paths}
-        measured = [
+        floors = [
             floor
             for floors in noise_floor.floors(store).values()
             for floor in floors
             if {floor.run_id, floor.other_run_id} == ours
         ]
-    print(f"batch size {first} against {second}, nothing edited:")
-    print(_lines(measured))
-    print(f"log-likelihoods differ by up to {largest_difference(outcomes[0].run, outcomes[1].run):.2g}")
-    print(f"stored in {database}: verdicts on this model now say what exceeds it")
+    largest = largest_difference(outcomes[0].run, outcomes[1].run)
+    return MeasuredNoise(database, first, second, floors, largest)
 
 
 def _lines(measured: Iterable) -> str:

@@ -1,7 +1,8 @@
-"""How `lm_eval recipes plan` tells a plan: in lines, and as plain data."""
+"""How `lm_eval recipes plan` tells a plan: in lines, as plain data, and as a table."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,46 @@ if TYPE_CHECKING:
     from harness_ext.editing.plan import Plan, PlannedGroup, PlannedSearch
     from harness_ext.editing.plan_estimate import EstimatedStep
     from harness_ext.recipe.recipe import Recipe
+    from leaderboard.terminal.output import Form
+
+
+def plan_in_form(planned: Plan, name: str, form: Form) -> Iterable[str]:
+    """A plan as it is asked for, in lines: JSON has all of it, a table the matrices that are alike, in Markdown with
+    what the plan says of sizes and costs below. name: of the model, as the user gave it.
+    """
+    if form == "json":
+        return [json.dumps(plan_data(planned, name), indent=2)]
+    return plan_lines(planned, name) if form == "text" else _plan_table(planned, form)
+
+
+def _plan_table(planned: Plan, form: Form) -> Iterable[str]:
+    from leaderboard.terminal.output import written
+
+    rows = [
+        {
+            "step": group.step,
+            "method": group.method,
+            "matrices": group.number,
+            "what": group.what,
+            "rows": group.shape[0],
+            "columns": group.shape[1],
+            "rank": min(group.shape),
+            "rank_after": group.rank_after,
+            "parameters": group.shape[0] * group.shape[1],
+            "parameters_after": _parameters_after(group),
+        }
+        for group in planned.groups
+    ]
+    yield written(form, rows)
+    if form == "markdown" and rows:
+        yield ""
+        yield from (f"- {' '.join(line.split())}" for line in [*_sizes(planned), *_costs(planned)])
+
+
+def _parameters_after(group: PlannedGroup) -> int:
+    """Of one matrix, stored as factors where that is smaller."""
+    before = group.shape[0] * group.shape[1]
+    return before if group.rank_after is None else min(before, group.rank_after * sum(group.shape))
 
 
 def sinks_in(recipe: Recipe) -> str:
@@ -84,8 +125,7 @@ def _groups(planned: Plan) -> Iterable[str]:
         if several and group.step != step:
             step = group.step
             yield f"  step {step}: {group.method}"
-        before = group.shape[0] * group.shape[1]
-        after = before if group.rank_after is None else min(before, group.rank_after * sum(group.shape))
+        before, after = group.shape[0] * group.shape[1], _parameters_after(group)
         yield (
             f"  {_counted(group).ljust(width)}  {'{} x {}'.format(*group.shape):>13}  {_rank(group):>14} "
             f" {_change(before, after):>25}"

@@ -8,18 +8,22 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness_ext.cli.plan import plan_data, plan_lines, sinks_in
+from harness_ext.cli.ingest import add_database_argument
+from harness_ext.cli.plan import plan_in_form, sinks_in
+from harness_ext.cli.terminal import add_form_arguments, tell
 from harness_ext.lm_eval_adapter.subcommand import MergeDictAction, RecipesCommand
+from leaderboard.commands import RUN_HELP
 
 if TYPE_CHECKING:
     from harness_ext.recipe.recipe import Recipe
+    from leaderboard.terminal.output import Form
 
 EPILOG = """
 examples:
-  $ lm-eval recipes
-  $ lm-eval recipes show laser > mine.yaml
-  $ lm-eval recipes show --from results/demo/laser-search-0123456789 > found.yaml
-  $ lm-eval recipes plan svd:keep.rank_fraction=0.25 --model_args pretrained=demo
+  $ lm_eval recipes
+  $ lm_eval recipes show laser > mine.yaml
+  $ lm_eval recipes show --from demo/laser-search > found.yaml
+  $ lm_eval recipes plan svd:keep.rank_fraction=0.25 --model_args pretrained=demo
 """
 
 
@@ -32,7 +36,10 @@ class Recipes(RecipesCommand):
     epilog = EPILOG
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        actions = parser.add_subparsers(metavar="ACTION")
+        actions = parser.add_subparsers(metavar="[ACTION]")
+        listed = actions.add_parser("list", help="List the recipes by group, a line each; so does the command alone")
+        add_form_arguments(parser)
+        add_form_arguments(listed, default=argparse.SUPPRESS)
         show = actions.add_parser("show", help="Print a recipe as a file that reproduces it, every default written out")
         show.add_argument(
             "recipe", metavar="RECIPE", nargs="?", help="A name, name:key=value,key=value, or a YAML file"
@@ -41,8 +48,9 @@ class Recipes(RecipesCommand):
             "--from",
             metavar="RUN",
             dest="run",
-            help="A run folder instead: its recipe, with what its searches found in their place",
+            help=f"A run instead ({RUN_HELP}): its recipe, with what its searches found in their place",
         )
+        add_database_argument(show)
         show.set_defaults(func=self._show)
         planned = actions.add_parser(
             "plan", help="Say what a recipe would do to a model, from its config and headers alone"
@@ -70,14 +78,19 @@ class Recipes(RecipesCommand):
             metavar="N",
             help="Tokens of a calibration document (default: 64)",
         )
-        planned.add_argument("--json", action="store_true", help="Print the plan as JSON")
+        add_form_arguments(planned, default=argparse.SUPPRESS)
         planned.set_defaults(func=self._plan)
-        parser.set_defaults(func=self._list)
+        for action in (parser, listed):
+            action.set_defaults(func=self._list)
 
     def _list(self, args: argparse.Namespace) -> None:
         from harness_ext.recipe.recipe import parse_recipe, shipped_names
 
-        print("\n".join(_listing([parse_recipe(name) for name in shipped_names()])))
+        recipes = [parse_recipe(name) for name in shipped_names()]
+        if args.form != "text":
+            _write_listing(recipes, args.form)
+            return
+        print("\n".join(_listing(recipes)))
         print("\n`lm_eval recipes show NAME` has the rest, as a file.")
         print("`--recipe NAME:key=value` changes it.")
 
@@ -88,8 +101,8 @@ class Recipes(RecipesCommand):
         from harness_ext.recipe.recipe import parse_recipe
 
         if (args.recipe is None) == (args.run is None):
-            raise UserError("name a recipe, or a run folder with --from: one of the two")
-        recipe = _recipe_of_run(Path(args.run)) if args.run is not None else parse_recipe(args.recipe)
+            raise UserError("name a recipe, or a run with --from: one of the two")
+        recipe = _recipe_of_run(_place_of(args)) if args.run is not None else parse_recipe(args.recipe)
         print(f"# needs {_needs(recipe)}")
         if sinks := sinks_in(recipe):
             print(f"# sink tokens: {sinks}")
@@ -98,6 +111,7 @@ class Recipes(RecipesCommand):
     def _plan(self, args: argparse.Namespace) -> None:
         from harness_ext.errors import UserError
         from harness_ext.lm_eval_adapter.admission import check_all
+        from harness_ext.progress import progress_for
         from harness_ext.runs.python_api import load_recipe, plan_from_headers
         from harness_ext.runs.run_config import resolve_demo
 
@@ -108,12 +122,39 @@ class Recipes(RecipesCommand):
         check_all(resolve_demo("hf", arguments), [recipe])
         if args.tokens is not None and args.tokens < 1:
             raise UserError(f"--tokens {args.tokens} must be 1 or more")
-        planned, name = (
-            plan_from_headers(recipe, {**arguments, "device": args.device}, args.tokens),
-            arguments["pretrained"],
-        )
-        lines = json.dumps(plan_data(planned, str(name)), indent=2) if args.json else plan_lines(planned, str(name))
-        print(lines if isinstance(lines, str) else "\n".join(lines))
+        name = arguments["pretrained"]
+        with progress_for(quiet=False).stage(f"measuring {recipe.label} for {name}"):
+            planned = plan_from_headers(recipe, {**arguments, "device": args.device}, args.tokens)
+        print("\n".join(plan_in_form(planned, str(name), args.form)))
+
+
+def _place_of(args: argparse.Namespace) -> Path:
+    """Where the run of `--from` lies."""
+    from leaderboard.board.named_runs import place_of
+
+    found = place_of(args.run, args.database, "--from")
+    tell(found.notes)
+    return found.path
+
+
+def _write_listing(recipes: Sequence[Recipe], form: Form) -> None:
+    from leaderboard.terminal.output import OurText, written
+
+    rows = [
+        {
+            "name": recipe.name,
+            "group": recipe.group or None,
+            "summary": recipe.summary,
+            "needs": _needs(recipe),
+            "source": recipe.source or None,
+            "caveats": recipe.caveats or None,
+        }
+        for recipe in recipes
+    ]
+    shown = [
+        {"recipe": row["name"], "what it does": OurText(row["summary"]), "needs": OurText(row["needs"])} for row in rows
+    ]
+    print(written(form, rows, shown))
 
 
 def _recipe_of_run(place: Path) -> Recipe:

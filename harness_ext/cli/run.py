@@ -9,23 +9,24 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness_ext.cli.config import KEYS, asked, read_config_file, run_config
 from harness_ext.cli.secrecy import hide
+from harness_ext.cli.terminal import add_form_arguments
 from harness_ext.errors import UserError
 from harness_ext.runs.run_config import HF_BACKENDS, resolve_demo
 
 EXAMPLES = """
 recipes:
   # The embedded model, two recipes, each compared with the unedited model
-  $ lm-eval run --model hf --model_args pretrained=demo --tasks int_mult,int_sum \\
+  $ lm_eval run --model hf --model_args pretrained=demo --tasks int_mult,int_sum \\
       --recipe laser --recipe eigenprune:fraction=0.1
 
   # What recipes there are
-  $ lm-eval recipes
+  $ lm_eval recipes
 """
 
 
@@ -56,12 +57,29 @@ def add_recipes(parser: argparse.ArgumentParser) -> None:
             " shuffled-labels, for one that learns from documents. Repeatable."
         ),
     )
+    before = set(parser._actions)
+    add_form_arguments(group)
+    group.add_argument(
+        "--details", action="store_true", help="Print everything of every row below the table of a run with --recipe"
+    )
+    _only_whole(parser, [action for action in parser._actions if action not in before])
     parser.epilog = (parser.epilog or "") + EXAMPLES
     parser.set_defaults(func=run)
 
 
+def _only_whole(parser: argparse.ArgumentParser, actions: Sequence[argparse.Action]) -> None:
+    """Have these flags be written out, so that abbreviations of lm-eval's mean what they meant."""
+    abbreviated = parser._get_option_tuples
+
+    def of_the_others(option_string: str) -> list[tuple[argparse.Action, str, str | None]]:
+        return [found for found in abbreviated(option_string) if found[0] not in actions]
+
+    parser._get_option_tuples = of_the_others  # type: ignore[method-assign]
+
+
 def run(args: argparse.Namespace) -> None:
     """Run with the recipes that the flags or the file name, or as lm-eval does where there are none."""
+    form, details = vars(args).pop("form", "text"), vars(args).pop("details", False)
     from_file = read_config_file(args.config)
     hide(from_file)
     wanted = asked(args, from_file)
@@ -70,12 +88,28 @@ def run(args: argparse.Namespace) -> None:
         from harness_ext.cli.run_recipes import execute
         from harness_ext.runs.progress import report_for
 
+        _refuse_repeated_tasks()
         if warning := taken_back():
             print(f"note: {warning}", file=sys.stderr)
         report = report_for(args.verbosity or from_file.get("verbosity"))
-        execute(run_config(args, wanted), report)
+        execute(run_config(args, wanted), report, form, details=details)
+    elif form != "text" or details:
+        flag = "--details" if details else f"--{form}"
+        raise UserError(
+            f"{flag} is for the table of a run with --recipe; lm-eval's own tables are in the results_*.json that it"
+            " writes with --output_path"
+        )
     else:
         run_plain(args, from_file)
+
+
+def _refuse_repeated_tasks() -> None:
+    """Raise UserError where `--tasks` is given twice: lm-eval would take the last and say nothing."""
+    given = [word for word in sys.argv[1:] if word in ("--tasks", "-t") or word.startswith("--tasks=")]
+    if len(given) > 1:
+        raise UserError(
+            "--tasks is given twice, of which lm-eval takes only the last: name all tasks in one, --tasks NAME,NAME"
+        )
 
 
 def run_plain(args: argparse.Namespace, from_file: Mapping[str, Any]) -> None:

@@ -4,37 +4,44 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness_ext.cli.terminal import terminal_style
+from harness_ext.cli.exit_codes import MISTAKE
+from harness_ext.cli.secrecy import printable
+from harness_ext.cli.terminal import board_look, terminal_style, write_cells
+from harness_ext.editing.controls import RANDOM_SUBSPACE, SHUFFLED_LABELS, NoControl, control_recipe
+from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.config import RunConfig
 from harness_ext.runs import execution
-from harness_ext.runs.execution import Execution
+from harness_ext.runs.execution import Execution, JudgedRuns
 from harness_ext.runs.progress import ProgressReport
+from harness_ext.runs.session import VariantOutcome
 
 if TYPE_CHECKING:
-    from leaderboard.board.cell import Cell
-
-EXIT_FAILED_VARIANT = 2
+    from leaderboard.terminal.output import Form
 
 
-def execute(config: RunConfig, report: ProgressReport) -> None:
+def execute(config: RunConfig, report: ProgressReport, form: Form = "text", *, details: bool = False) -> None:
     """Do what was asked; leaves by SystemExit with 2 where a variant failed, after everything else is done and shown.
+    form: of the table at the end, which is all that goes to standard output. details: all of every row as well.
 
     Raises UserError and LeaderboardError. A database that cannot be used is told before anything is computed; one that
     is busy at the end costs only its own update.
     """
-    executed = execution.execute(config, report)
-    _show(executed, report)
+    with redirect_stdout(sys.stderr):
+        executed = execution.execute(config, report)
+    _show(executed, report, form, details=details)
+    if form == "text":
+        _next_steps(executed, config, report)
     if executed.mistake is not None:
         raise executed.mistake
     if any(outcome.run.failed for outcome in executed.outcomes):
-        sys.exit(EXIT_FAILED_VARIANT)
+        sys.exit(MISTAKE)
 
 
-def _show(executed: Execution, report: ProgressReport) -> None:
+def _show(executed: Execution, report: ProgressReport, form: Form, *, details: bool) -> None:
     """Print the table of this command's variants: from the store, or from their run directories alone where the store
     cannot be had.
     """
@@ -43,9 +50,12 @@ def _show(executed: Execution, report: ProgressReport) -> None:
 
     paths, database = executed.paths, executed.database
     try:
-        _print(execution.cells_from_store(paths, database, report))
+        with report.progress.stage("comparing the runs with all others of the model"):
+            judged = execution.judged_in_store(paths, database, report)
+        _print(judged, form, details=details)
     except LeaderboardError as trouble:
-        _print(execution.cells_from_runs(paths))
+        cells = execution.cells_from_runs(paths)
+        _print(JudgedRuns(cells, frozenset(cell.run_id for cell in cells)), form, details=details)
         # A run that found no room in its place lies elsewhere.
         folders = list(dict.fromkeys(path.parent for path in paths))
         elsewhere = [folder for folder in folders if database.parent.resolve() not in folder.resolve().parents]
@@ -53,25 +63,51 @@ def _show(executed: Execution, report: ProgressReport) -> None:
         raise type(trouble)(
             f"{trouble}\nthe runs are safe in {' and '.join(map(str, folders))}: `{command}` puts them on the board"
         ) from None
-    _next_steps(executed, report)
 
 
-def _print(cells: Sequence[Cell]) -> None:
+def _print(judged: JudgedRuns, form: Form, *, details: bool) -> None:
+    """Print the table: recipes by tasks, ranked among all of the model's board, then everything of every row."""
+    from leaderboard.terminal.board_table import render_board
     from leaderboard.terminal.table import render
 
-    style = terminal_style()
-    print(render(cells, width=style.width, color=style.color), flush=True)
+    if form != "text":
+        write_cells(judged.cells, form)
+        return
+    look, style = board_look(), terminal_style()
+    print(render_board(judged.board, look, shown=judged.run_ids), flush=True)
+    if details:
+        print(f"\n{render(judged.cells, width=style.width, color=style.color)}", flush=True)
 
 
-def _next_steps(executed: Execution, report: ProgressReport) -> None:
-    edited = [outcome.run.path for outcome in executed.outcomes if not outcome.recipe.is_baseline]
-    baseline = executed.paths[0]
-    report.line(f"\nruns      {baseline.parent}")
+def _next_steps(executed: Execution, config: RunConfig, report: ProgressReport) -> None:
+    """Where the runs are, how to see more, and last the comparison that decides: a recipe with its control, or a
+    control to run.
+    """
+    edited = [outcome for outcome in executed.outcomes if outcome.recipe.steps and outcome.recipe.control is None]
+    database = quoted(executed.database)
+    report.line(f"\nruns      {executed.paths[0].parent}")
     if edited:
-        report.line(f"compare   lm_eval compare {quoted(baseline, edited[0])}")
-    for control, recipe in _control_pairs(executed)[:1]:
-        report.line(f"control   lm_eval compare {quoted(control, recipe)}")
-    report.line(f"browse    lm_eval leaderboard --database {quoted(executed.database)}")
+        report.line(f"details   lm_eval show --database {database} {quoted(edited[0].run.path)}")
+    report.line(f"browse    lm_eval leaderboard --database {database}")
+    if pairs := _control_pairs(executed):
+        report.line(f"control   lm_eval compare {quoted(*pairs[0])}")
+    elif name := next((found for outcome in edited if (found := _possible_control(outcome))), None):
+        report.line(f"control   none was run; the same with one:\n          {_with_control(config, name)}")
+
+
+def _possible_control(outcome: VariantOutcome) -> str | None:
+    """The control that says most about a recipe, of those that it can have."""
+    for name in (RANDOM_SUBSPACE, "noise", SHUFFLED_LABELS):
+        try:
+            control_recipe(name, outcome.recipe, outcome.run.receipt)
+        except (NoControl, UserError):
+            continue
+        return name
+    return None
+
+
+def _with_control(config: RunConfig, name: str) -> str:
+    return printable(shlex.join([*config.command, "--control", name]))
 
 
 def quoted(*paths: Path) -> str:

@@ -13,15 +13,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from harness_ext.errors import UserError
+from harness_ext.errors import UserError, closest
 from harness_ext.methods import Method, registered_methods
 from harness_ext.methods.registry import TEXTS
-from harness_ext.recipe.recipe import Recipe, parse_recipe, recipe_from, shipped_names
+from harness_ext.recipe.recipe import (
+    SHUFFLED_LABELS,
+    Recipe,
+    parse_recipe,
+    recipe_from,
+    refuse_several,
+    shipped_names,
+)
 from harness_ext.recipe.schema import Step, described
 from harness_ext.storage.rundir import searched_on
 from leaderboard.readers.receipt import FACTORS
 
-SHUFFLED_LABELS = "shuffled-labels"
 RANDOM_SUBSPACE = "random-subspace"
 IDENTITY = "identity"
 
@@ -39,6 +45,9 @@ class NoControl(Exception):
 
 def check_control(name: str) -> None:
     """Raise UserError where no recipe could have this control."""
+    refuse_several(name, "--control")
+    if closest(name, [SHUFFLED_LABELS]) and name not in (SHUFFLED_LABELS, *shipped_names()):
+        raise UserError(f"unknown control {name!r}: did you mean {SHUFFLED_LABELS!r}?")
     if name != SHUFFLED_LABELS and not _fit(parse_recipe(name)):
         fit = [*(other for other in shipped_names() if _fit(parse_recipe(other))), SHUFFLED_LABELS]
         raise UserError(

@@ -102,13 +102,13 @@ def _learned(
 ) -> Iterator[Learned]:
     step = context.step
     size = step.calibration.batch_size if step.calibration is not None else _CONTRAST_BATCH
-    batches = DocumentBatches(labelled, size, context.progress.advance)
+    batches = DocumentBatches(labelled, size, progress=context.progress)
     method = registered_methods()[step.method]
     if step.training is not None or step.search is not None:
         _measure_before(context, labelled, record)
         yield matrices, _found(context, matrices, batches, record.log)
         return
-    walk = _walk(context, matrices, method.gathered, DocumentBatches(labelled, size))
+    walk = _walk(context, matrices, method.gathered, batches)
     if step.sequential:
         _measure_before(context, labelled, record)
         for stage, statistics in _one_after_another(context, walk, matrices, batches):
@@ -180,9 +180,8 @@ def _one_after_another(
         yield from walk.as_edited(matrices, stages)
         return
     names = registered_methods()[context.step.method].gathered
-    quiet = DocumentBatches(batches.documents, batches.size)
     for stage in stages(matrices):
-        yield stage, gather(context.model.lm, stage, names, quiet, _decomposing(context))
+        yield stage, gather(context.model.lm, stage, names, batches, _decomposing(context))
 
 
 def _at_once(
@@ -219,9 +218,7 @@ def _whole_passes(
     def gather_for(group: Sequence[Matrix]) -> Mapping[str, Mapping[str, Tensor]]:
         return gather(model.lm, group, names, batches, _decomposing(context))
 
-    context.progress.start(f"{step.method}: calibrating", len(batches.documents))
     found = model.statistics_cache.gathered(about, matrices, gather_for, lambda missing: groups(missing, names))
-    context.progress.stop()
     for matrix in matrices:
         yield [matrix], {matrix.key: found[matrix.key]}
 
@@ -237,18 +234,17 @@ def _found(
         def bases(matrix: Matrix) -> Bases:
             return all_bases(decomposed(matrix), training.added_rank, generator_for(step.seed, matrix))
 
-        context.progress.start(f"{step.method}: training", len(batches.documents) * training.epochs)
         plan = TrainingPlan(training, step.seed, bases)
         found: Mapping[str, Mapping[str, Tensor]]
-        found, rows = train(model.lm, matrices, batches, plan, context.resume)
+        with context.progress.stage("training", len(batches.documents) * training.epochs, "documents") as stage:
+            told = replace(batches, advance=stage.advance)
+            found, rows = train(model.lm, matrices, told, plan, context.resume)
     else:
         assert step.search is not None, "one of the two is asked for"
         names = registered_methods()[step.method].gathered
-        quiet = DocumentBatches(batches.documents, batches.size)
-        context.progress.start(f"{step.method}: searching", step.search.rounds)
-        means = gathered(model.lm, matrices, names, quiet, decomposed)
-        found, rows = searched(context, matrices, means, batches)
-    context.progress.stop()
+        means = gathered(model.lm, matrices, names, batches, decomposed)
+        with context.progress.stage("searching", step.search.rounds, "rounds at most") as stage:
+            found, rows = searched(context, matrices, means, replace(batches, advance=stage.advance))
     log += [{"step": context.number, **row} for row in rows]
     return found
 

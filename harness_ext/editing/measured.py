@@ -57,7 +57,9 @@ def losses_by_task(context: StepContext, documents: Sequence[LabelledDocument]) 
     assert context.step.calibration is not None, "a step with documents of its own"
     if context.model.layers_on is not None and (walk := _losses_by_layer(context, documents)) is not None:
         return means_by_task(walk)
-    found = measured_loss(context.model.lm, documents, context.step.calibration.batch_size).tasks
+    size = context.step.calibration.batch_size
+    with context.progress.stage("measuring the loss", len(documents), "documents") as stage:
+        found = measured_loss(context.model.lm, documents, size, advance=stage.advance).tasks
     counts = Counter(document.task for document in documents)
     return {task: _task_loss(counts[task], loss) for task, loss in found.items()}
 
@@ -65,7 +67,7 @@ def losses_by_task(context: StepContext, documents: Sequence[LabelledDocument]) 
 def _losses_by_layer(context: StepContext, documents: Sequence[LabelledDocument]) -> dict[str, list[float]] | None:
     model, step = context.model, context.step
     assert step.calibration is not None, "a step with documents of its own"
-    asked = DocumentBatches(documents, step.calibration.batch_size)
+    asked = DocumentBatches(documents, step.calibration.batch_size, progress=context.progress)
     walk = walk_through(model.lm, model.weights.layout.select(step), frozenset(), asked, no_components)
     return None if walk is None else replace(walk, layers_on=model.layers_on).measure()
 
@@ -117,16 +119,16 @@ def _tried(
 ) -> tuple[Statistics, Log]:
     """The removals of `ablation_prune`."""
     most = most_trials(len(matrices))
-    context.progress.start(f"{context.step.method}: trying removals", most)
     assert context.step.calibration is not None
-    trials = RemovalTrials(
-        _site(context, matrices, statistics),
-        DocumentBatches(documents, context.step.calibration.batch_size, context.progress.advance),
-    )
-    effects = {key: values["ablation_effects"] for key, values in statistics.items()}
-    try_removals(trials, candidates_of(effects, context.step.parameters["fraction"]), most)
-    trials.confirm()
-    context.progress.stop()
+    size = context.step.calibration.batch_size
+    with context.progress.stage("trying removals", most, "trials at most") as stage:
+        trials = RemovalTrials(
+            _site(context, matrices, statistics),
+            DocumentBatches(documents, size, stage.advance, context.progress),
+        )
+        effects = {key: values["ablation_effects"] for key, values in statistics.items()}
+        try_removals(trials, candidates_of(effects, context.step.parameters["fraction"]), most)
+        trials.confirm()
     return {
         key: {**values, "accepted_components": trials.removed[key]} for key, values in statistics.items()
     }, trials.log

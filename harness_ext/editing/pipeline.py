@@ -84,10 +84,12 @@ def apply_recipe(
     impossible.
     """
     applied = AppliedRecipe()
+    progress = progress or Progress()
     for number, step in enumerate(recipe.steps):
         part = resume.part(f"step-{number}") if resume is not None else None
-        context = StepContext(model, step, number, progress or Progress(), part)
-        with located(recipe.place(number)):
+        context = StepContext(model, step, number, progress, part)
+        place = f", step {number + 1} of {len(recipe.steps)}" if len(recipe.steps) > 1 else ""
+        with located(recipe.place(number)), progress.stage(recipe.label + place):
             if step.is_search:
                 _apply_search(context, recipe, documents, applied)
             else:
@@ -182,20 +184,18 @@ def _apply_edits(
     """The edits of an ordinary step. losses: is given those that learning comes by; None where none are wanted."""
     matrices = _selected(context.model.weights, context.step)
     edited: dict[str, EditedMatrix] = {}
-    learned = learn(context, matrices, labelled, LearningRecord(applied.log, losses))
-    while True:
-        with applied.calibrating():
-            part = next(learned, None)
-        if part is None:
-            break
-        if not edited:
-            context.progress.start(f"{recipe.label}: editing", len(matrices))
-        started = time.perf_counter()
-        for matrix in part[0]:
-            edited[matrix.key] = edit_matrix(context, matrix, part[1].get(matrix.key, {}))
-            context.progress.advance()
-        applied.seconds_editing += time.perf_counter() - started
-    context.progress.stop()
+    with context.progress.stage("editing", len(matrices), "matrices") as stage:
+        learned = learn(context, matrices, labelled, LearningRecord(applied.log, losses))
+        while True:
+            with applied.calibrating():
+                part = next(learned, None)
+            if part is None:
+                break
+            started = time.perf_counter()
+            for matrix in part[0]:
+                edited[matrix.key] = edit_matrix(context, matrix, part[1].get(matrix.key, {}))
+                stage.advance()
+            applied.seconds_editing += time.perf_counter() - started
     applied.edited += [edited[matrix.key] for matrix in matrices]
 
 

@@ -34,6 +34,7 @@ from harness_ext.lm_eval_adapter.admission import (
     refuse_calibrated,
     refuse_quantised,
 )
+from harness_ext.lm_eval_adapter.scoring_progress import counted_requests
 from harness_ext.lm_eval_adapter.throughput import Speed, first_pass, seconds_since
 from harness_ext.lm_eval_adapter.unchanged import EncodedPairs
 from harness_ext.model.checkpoint import Checkpoint, adapter_inside, read_checkpoint
@@ -73,7 +74,7 @@ class RecipeLM(HFLM):
     def __init__(self, pretrained: str = "demo", recipe: str | None = None, **kwargs: Any) -> None:
         asked = parse_recipe(recipe) if recipe else None
         self._learned: frozenset[str] = frozenset()
-        self.bars = True
+        self.progress: Progress | None = None
         self.speed = Speed()
         self.recipe: Recipe | None = None
         self.applied: AppliedRecipe | None = None
@@ -163,22 +164,26 @@ class RecipeLM(HFLM):
         self.speed.generated(context, tokens, first.seconds, seconds_since(started, tokens))
         return tokens
 
-    # lm-eval draws a bar for each kind of request unless told not to, also where no terminal can show it.
+    # lm-eval draws a bar for each kind of request, also where no terminal can show it; `progress`, where it is set,
+    # tells instead.
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """lm-eval's, its progress bar only where `bars` is set."""
+        """lm-eval's, counted by `progress`."""
         self._refuse_learned(requests)
-        return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not self.bars)
+        with counted_requests(self.progress, "choices", len(requests)):
+            return super().loglikelihood(requests, disable_tqdm=disable_tqdm or self.progress is not None)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """lm-eval's, its progress bar only where `bars` is set."""
+        """lm-eval's, counted by `progress`: in windows of the model's length, so that nobody knows of how many."""
         self._refuse_learned(requests)
-        return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm or not self.bars)
+        with counted_requests(self.progress, f"{len(requests):,} texts", None, "windows"):
+            return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm or self.progress is not None)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """lm-eval's, its progress bar only where `bars` is set."""
+        """lm-eval's, counted by `progress`."""
         self._refuse_learned(requests)
-        return super().generate_until(requests, disable_tqdm=disable_tqdm or not self.bars)
+        with counted_requests(self.progress, "generations", len(requests)):
+            return super().generate_until(requests, disable_tqdm=disable_tqdm or self.progress is not None)
 
     def answer_rank(self, requests: list[Instance]) -> list[int]:
         """The rank of each answer's first token among all tokens that could come next: one more than the number of
@@ -189,17 +194,23 @@ class RecipeLM(HFLM):
         """
         ranks: list[int] = []
         size = self.batch_size if isinstance(self.batch_size, int) else _RANK_BATCH
-        for start in range(0, len(requests), size):
-            pairs = [self.encode_pair(*request.args) for request in requests[start : start + size]]
-            contexts = [torch.tensor(context[-self.max_length :]) for context, _ in pairs]
-            # Padded at the end, which a causal model does not see.
-            padded = torch.nn.utils.rnn.pad_sequence(contexts, batch_first=True).to(self.device)
-            last = torch.tensor([len(context) - 1 for context in contexts], device=self.device)
-            logits = self._model_call(padded)[torch.arange(len(pairs), device=self.device), last]
-            answers = torch.tensor([answer[0] for _, answer in pairs], device=self.device)
-            of_answers = logits.gather(1, answers[:, None])
-            ranks += ((logits > of_answers).sum(dim=1) + 1).tolist()
+        with (self.progress or Progress()).stage("ranks", len(requests), "requests") as stage:
+            for start in range(0, len(requests), size):
+                ranks += self._ranks(requests[start : start + size])
+                stage.advance(len(requests[start : start + size]))
         return ranks
+
+    def _ranks(self, requests: Sequence[Instance]) -> list[int]:
+        """The ranks of the answers of one batch."""
+        pairs = [self.encode_pair(*request.args) for request in requests]
+        contexts = [torch.tensor(context[-self.max_length :]) for context, _ in pairs]
+        # Padded at the end, which a causal model does not see.
+        padded = torch.nn.utils.rnn.pad_sequence(contexts, batch_first=True).to(self.device)
+        last = torch.tensor([len(context) - 1 for context in contexts], device=self.device)
+        logits = self._model_call(padded)[torch.arange(len(pairs), device=self.device), last]
+        answers = torch.tensor([answer[0] for _, answer in pairs], device=self.device)
+        of_answers = logits.gather(1, answers[:, None])
+        return ((logits > of_answers).sum(dim=1) + 1).tolist()
 
     def _refuse_learned(self, requests: Sequence[Instance]) -> None:
         """Raise UserError where a request is about a document that the recipe was chosen on or learned from."""

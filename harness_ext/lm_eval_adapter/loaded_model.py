@@ -19,6 +19,7 @@ from lm_eval.models.utils import configure_pad_token
 
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.backend import RecipeLM, backend_of
+from harness_ext.progress import Progress
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,7 +44,7 @@ class LoadedModel(RecipeLM):
         with _without_warnings():
             super().__init__(pretrained=facts, backend=backend_of(model))
         self._model = model
-        self.bars = False
+        self.progress = Progress()
 
     def _create_tokenizer(self, *args: Any, **kwargs: Any) -> None:
         """Take the tokenizer that was given; lm-eval would look one up by the model's name."""

@@ -19,6 +19,18 @@ class CommandLine(HarnessCLI):
         """The action to which commands are added; its `choices` holds the parser of each, by name."""
         return self._subparsers
 
+    @property
+    def parser(self) -> argparse.ArgumentParser:
+        """The parser of the whole command line."""
+        return self._parser
+
+
+class _HelpWithExamples(argparse.HelpFormatter):
+    """Help whose text is wrapped, and whose examples stand as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text.strip("\n") if text.lstrip().startswith("examples:") else super()._fill_text(text, width, indent)
+
 
 class RecipesCommand(ABC):
     """A command of ours beside lm-eval's: a subclass states its texts, adds its arguments and sets `func`."""
@@ -36,7 +48,7 @@ class RecipesCommand(ABC):
             help=self.summary,
             description=self.description,
             epilog=self.epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter if self.epilog else argparse.HelpFormatter,
+            formatter_class=_HelpWithExamples,
         )
         self.add_arguments(parser)
 

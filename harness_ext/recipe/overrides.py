@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from harness_ext.errors import RecipeError, located, nearest
-from harness_ext.recipe.schema import known_methods, step_model
+from harness_ext.errors import RecipeError, located
+from harness_ext.recipe.schema import key_paths, known_methods, meant, step_model
 from leaderboard.errors import Unreadable
 from leaderboard.readers.plain_yaml import WIDEST_PATH, parse_yaml, shown
 
@@ -18,7 +18,7 @@ def split_specification(specification: str) -> tuple[str, str, str]:
     """What names the recipe, the colon if there is one, and the changes."""
     # A Windows path may hold a colon after its drive letter; the changes never start with a path separator.
     head, colon, tail = specification.partition(":")
-    if colon and tail[:1] in "\\/":
+    if colon and tail.startswith(("\\", "/")):
         inner, colon, tail = tail.partition(":")
         head = f"{head}:{inner}"
     return head, colon, tail
@@ -33,7 +33,7 @@ def parse_changes(specification: str, text: str) -> dict[str, Any]:
     """The changed keys and their values. Raises RecipeError."""
     changes: dict[str, Any] = {}
     recipe = f"recipe {shown(specification, WIDEST_PATH)!r}"
-    for item in _split_outside_brackets(text):
+    for item in split_outside_brackets(text):
         key, equals, value = item.partition("=")
         key = key.strip()
         if not equals or not key:
@@ -52,11 +52,12 @@ def parse_changes(specification: str, text: str) -> dict[str, Any]:
     return changes
 
 
-def _split_outside_brackets(text: str) -> list[str]:
+def split_outside_brackets(text: str, separators: str = ",") -> list[str]:
+    """The parts of a text, none of them blank; what stands in brackets is one part."""
     parts, depth = [""], 0
     for character in text:
         depth += (character in "[{") - (character in "]}")
-        if character == "," and depth == 0:
+        if character in separators and depth == 0:
             parts.append("")
         else:
             parts[-1] += character
@@ -84,8 +85,8 @@ def with_changes(data: dict[str, Any], changes: Mapping[str, Any], specification
         else:
             targets, path = [index for index, step in enumerate(steps) if _knows(step, head)], key
         if not targets:
-            known = {name for step in steps for name in _known_keys(step)}
-            raise RecipeError(f"{recipe}: unknown key {shown(key)!r}, {nearest(head, known)}")
+            known = [path for step in steps for path in _known_paths(step)]
+            raise RecipeError(f"{recipe}: unknown key {shown(key)!r}, {meant(key, known)}")
         for index in targets:
             if path.startswith("keep.") and path != "keep.align" and index not in replaced:
                 steps[index]["keep"] = _without_measure(steps[index].get("keep"))
@@ -99,13 +100,14 @@ def _without_measure(keep: Any) -> dict[str, Any]:
     return {"align": keep["align"]} if isinstance(keep, dict) and "align" in keep else {}
 
 
-def _known_keys(step: Any) -> set[str]:
+def _known_paths(step: Any) -> list[str]:
     name = step.get("method") if isinstance(step, dict) else None
-    return set(step_model(str(name)).model_fields) - {"method"} if name in known_methods() else set()
+    known = key_paths(step_model(str(name))) if name in known_methods() else []
+    return [path for path in known if path != "method"]
 
 
 def _knows(step: Any, key: str) -> bool:
-    return key in _known_keys(step)
+    return key in _known_paths(step)
 
 
 def _set(target: dict[str, Any], path: list[str], value: Any) -> None:

@@ -19,17 +19,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from harness_ext.errors import RecipeError, nearest
-from harness_ext.methods.budget import MEASURES, Keep
-from harness_ext.recipe.overrides import parse_changes, split_specification, with_changes
+from harness_ext.methods.budget import MEASURES
+from harness_ext.recipe.overrides import (
+    parse_changes,
+    split_outside_brackets,
+    split_specification,
+    with_changes,
+)
 from harness_ext.recipe.schema import (
     EVALUATED,
+    NESTED,
     STRICT,
-    Calibration,
-    SearchSettings,
     Step,
-    Training,
     described,
+    key_paths,
     known_methods,
+    meant,
     step_model,
 )
 from leaderboard.errors import Unreadable
@@ -39,6 +44,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 BASELINE = "baseline"
+SHUFFLED_LABELS = "shuffled-labels"
+"""A control that is no recipe of its own."""
 _UNEDITED = frozenset({BASELINE, "unedited", "plain", "lm_eval", "lm-eval"})
 """Names that readers of a board take for the model as it is."""
 IDENTITY = "identity"
@@ -176,7 +183,13 @@ def parse_recipe(specification: str) -> Recipe:
 
     Raises RecipeError naming every mistake.
     """
-    source, _, changes = split_specification(specification)
+    refuse_several(specification)
+    source, colon, changes = split_specification(specification)
+    if colon and not changes.strip():
+        raise RecipeError(
+            f"recipe {shown(specification, WIDEST_PATH)!r}: nothing follows the colon: leave it out, or write"
+            " NAME:key=value"
+        )
     data = _read(source)
     if changes:
         data = with_changes(data, parse_changes(specification, changes), specification)
@@ -243,8 +256,27 @@ def _misnamed(name: str, steps: Sequence[Step]) -> str | None:
     return None
 
 
+def refuse_several(specification: str, flag: str = "--recipe") -> None:
+    """Raise RecipeError where a specification names several recipes at once, each with its own changes: a flag names
+    one.
+    """
+    names: list[str] = []
+    text = specification.strip()
+    for part in split_outside_brackets(text[1:-1] if text[:1] == "[" else text, ", ;+|\t\n"):
+        head = part.partition(":")[0]
+        if head in (*shipped_names(), SHUFFLED_LABELS) or head.endswith((".yaml", ".yml")):
+            names.append(part)
+        elif names:
+            names[-1] += f"{',' if ':' in names[-1] else ':'}{part}"
+    if len(names) > 1 and not Path(specification.partition(":")[0]).exists():
+        repeated = " ".join(f"{flag} {name}" for name in names)
+        raise RecipeError(f"{shown(text, WIDEST_PATH)!r} names {len(names)} recipes: repeat the flag, {repeated}")
+
+
 def _read(source: str) -> dict[str, Any]:
     is_file = source.endswith((".yaml", ".yml"))
+    if source == SHUFFLED_LABELS:
+        raise RecipeError(f"{source!r} is a control, and no recipe: --control {source}")
     if not is_file and source not in shipped_names():
         raise RecipeError(
             f"unknown recipe {shown(source, WIDEST_PATH)!r}: {nearest(source, shipped_names())} (`lm_eval recipes`"
@@ -254,7 +286,7 @@ def _read(source: str) -> dict[str, Any]:
         data = load_yaml(
             Path(source).expanduser() if is_file else SHIPPED / f"{source}.yaml",
             "recipe file",
-            hint="give the path of a YAML file, or a name from `lm_eval recipes`",
+            hint=_instead_of(source),
             largest=LARGEST_FILE,
         )
     except Unreadable as error:
@@ -266,6 +298,14 @@ def _read(source: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise RecipeError(f"recipe file {source} must hold a mapping with name and steps, not {type(data).__name__}")
     return data
+
+
+def _instead_of(file: str) -> str:
+    """What to give instead of a file that is not there."""
+    name = Path(file).stem
+    if name in shipped_names():
+        return f"the recipe that comes with this is called {name!r}, without .yaml"
+    return "give the path of a YAML file, or a name from `lm_eval recipes`"
 
 
 def _parse_step(step: Any, where: str, mistakes: list[str]) -> Step | None:
@@ -292,12 +332,11 @@ def _parse_step(step: Any, where: str, mistakes: list[str]) -> Step | None:
     return read
 
 
-_KEYS_OF: dict[object, type[BaseModel]] = {
-    "calibration": Calibration,
-    "keep": Keep,
-    "search": SearchSettings,
-    "training": Training,
-}
+def _nearest_to(location: Sequence[str], model: type[BaseModel]) -> str:
+    """Which key was meant by one that the model does not know."""
+    if issubclass(model, Step):
+        return meant(".".join(location), [path for path in key_paths(model) if path != "method"])
+    return nearest(location[-1], model.model_fields)
 
 
 def _sentences(error: ValidationError, where: str, model: type[BaseModel]) -> list[str]:
@@ -317,11 +356,13 @@ def _sentence(item: Mapping[str, Any], where: str, model: type[BaseModel]) -> st
     key = where + ".".join(location)
     match item["type"]:
         case "extra_forbidden":
-            owner = _KEYS_OF.get(location[-2], model) if len(location) > 1 else model
-            return f"{shown(key)}: unknown key, {nearest(location[-1], owner.model_fields)}"
+            return f"{shown(key)}: unknown key, {_nearest_to(location, model)}"
         case "missing":
             hint = f"; give one of {', '.join(MEASURES)}" if location[-1] == "keep" else ""
             return f"{key}: is missing{hint}"
+        case "model_type" if location[-1] in NESTED:
+            own = ", ".join(NESTED[location[-1]].model_fields)
+            return f"{shown(key)}: holds keys of its own, {own}: write {location[-1]}.KEY=VALUE, or a mapping in a file"
         case _:
             message = item["msg"].removeprefix("Value error, ")
             value = item.get("input")

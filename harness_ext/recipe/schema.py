@@ -4,7 +4,7 @@ strict: an unknown key is a mistake.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,6 +18,7 @@ from pydantic import (
     field_validator,
 )
 
+from harness_ext.errors import closest, nearest
 from harness_ext.methods import Method, registered_methods
 from harness_ext.methods.budget import Keep, pays
 from harness_ext.methods.search_registry import Search, registered_searches
@@ -98,6 +99,13 @@ class Training(BaseModel):
         return self.keeping_epochs + self.pruning_times * self.pruning_epochs + self.post_epochs
 
 
+NESTED: dict[str, type[BaseModel]] = {
+    "keep": Keep,
+    "calibration": Calibration,
+    "search": SearchSettings,
+    "training": Training,
+}
+"""The fields of a step that hold keys of their own."""
 SOME_STEPS = frozenset({"keep", "calibration", "sequential", "contrast", "search", "training"})
 """The common fields that a step has only where its method takes them."""
 
@@ -189,6 +197,32 @@ def described(name: str) -> Method | Search:
 def known_methods() -> Mapping[str, Method | Search]:
     """All that a step may name: methods, and searches."""
     return {**registered_methods(), **registered_searches()}
+
+
+def key_paths(model: type[Step]) -> list[str]:
+    """The keys of a step, and with dots those that lie in them: `keep`, `keep.rank`."""
+    paths = []
+    for name, own in model.model_fields.items():
+        nested = NESTED[name].model_fields if own.annotation is NESTED.get(name) else ()
+        paths += [name, *(f"{name}.{key}" for key in nested)]
+    return paths
+
+
+def meant(key: str, paths: Sequence[str]) -> str:
+    """A phrase about an unknown key (`rank`, `calibration.rank`): which of the known ones was meant, at whatever level,
+    or why there is none of that name.
+    """
+    last = key.rpartition(".")[2]
+    by_last: dict[str, str] = {}
+    for path in paths:
+        by_last.setdefault(path.rpartition(".")[2], path)
+    if last not in by_last and (owner := next((own for own in NESTED if last in NESTED[own].model_fields), None)):
+        return f"which belongs to `{owner}`, and this method takes no `{owner}`"
+    close = last if last in by_last else closest(last, by_last)
+    if close is None:
+        return nearest(last, (path for path in paths if "." not in path))
+    is_beside = by_last[close].rpartition(".")[0] == key.rpartition(".")[0]
+    return f"did you mean {(close if is_beside else by_last[close])!r}?"
 
 
 @cache

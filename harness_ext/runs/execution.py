@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.config import RunConfig
@@ -99,7 +99,27 @@ def _check_identity(outcomes: Sequence[VariantOutcome], report: ProgressReport) 
         )
 
 
+class JudgedRuns(NamedTuple):
+    """Whole boards of the models of some runs, and the ids of these runs."""
+
+    board: Sequence[Cell]
+    run_ids: frozenset[str]
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Those of the runs alone."""
+        return [cell for cell in self.board if cell.run_id in self.run_ids]
+
+
+_MODEL_KEYS = "SELECT DISTINCT model_key FROM runs JOIN variants USING (variant_id) WHERE run_id IN (SELECT unnest(?))"
+
+
 def cells_from_store(paths: Sequence[Path], database: Path, report: ProgressReport) -> list[Cell]:
+    """The cells of `judged_in_store`."""
+    return judged_in_store(paths, database, report).cells
+
+
+def judged_in_store(paths: Sequence[Path], database: Path, report: ProgressReport) -> JudgedRuns:
     """Put run folders into the database and judge them there, beside all other runs of the model. Raises
     LeaderboardError.
     """
@@ -114,7 +134,8 @@ def cells_from_store(paths: Sequence[Path], database: Path, report: ProgressRepo
         report.warn(f"{path} was taken off the board, and stays off: `lm_eval runs list --deleted` has the reason")
     ours = {*ingested.added, *ingested.known}
     with open_store(database, read_only=True, timeout_s=PATIENCE_SECONDS) as store:
-        return [cell for cell in board(store) if cell.run_id in ours]
+        keys = {str(row["model_key"]) for row in store.rows(_MODEL_KEYS, [sorted(ours)])}
+        return JudgedRuns(board(store, models=keys), frozenset(ours))
 
 
 def cells_from_runs(paths: Sequence[Path]) -> list[Cell]:

@@ -73,7 +73,8 @@ def export_recipe(
     Raises UserError where that is not possible.
     """
     lm = edited_model(recipe, place, model_args, source, report)
-    return export(lm, place, str(model_args["pretrained"]), redacted_command(command))
+    with report.progress.stage(f"writing {place}"):
+        return export(lm, place, str(model_args["pretrained"]), redacted_command(command))
 
 
 def edited_model(
@@ -88,7 +89,9 @@ def edited_model(
     preload_hf()
     from harness_ext.lm_eval_adapter.backend import load_model
 
-    lm = load_model(str(model_args["pretrained"]), {**arguments, "recipe": None}, secrets=secret_values(model_args))
+    name = str(model_args["pretrained"])
+    with report.progress.stage(f"loading {name}"):
+        lm = load_model(name, {**arguments, "recipe": None}, secrets=secret_values(model_args))
     lm.layers_on = None if layers_on is None else usable_device("--layers_on", layers_on)
     resolved, documents = source.resolve(recipe, lm, report)
     try:

@@ -1,5 +1,5 @@
-"""What a run says while it works: progress bars on a terminal, plain lines elsewhere, nothing but results when asked to
-be quiet.
+"""What a run says while it works: what it does and has done, and how far it is; nothing but results when asked to be
+quiet.
 
 Everything here goes to standard error; standard output is for the table at the end.
 """
@@ -8,94 +8,32 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from harness_ext.progress import Progress
+from harness_ext.progress import Progress, ProgressBar, progress_for
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
     from harness_ext.recipe.recipe import Recipe
     from harness_ext.storage.rundir import FinishedRun
 
 
-SECONDS_BETWEEN_LINES = 60.0
-
-
-class _Bar(Progress):
-    """Progress as a bar."""
-
-    def __init__(self) -> None:
-        self._bar: tqdm | None = None
-
-    def start(self, what: str, total: int) -> None:
-        """See `Progress`."""
-        from tqdm import tqdm
-
-        self.stop()
-        self._bar = tqdm(total=total, desc=what, file=sys.stderr, leave=False)
-
-    def advance(self, units: int = 1) -> None:
-        """See `Progress`."""
-        if self._bar is not None:
-            self._bar.update(units)
-
-    def stop(self) -> None:
-        """See `Progress`."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-
-class _Lines(Progress):
-    """Progress where no bar can be drawn: for what takes long, now and then a line with the time left."""
-
-    def __init__(self) -> None:
-        self._what, self._total, self._done = "", 0, 0
-        self._started = self._told = 0.0
-
-    def start(self, what: str, total: int) -> None:
-        """See `Progress`."""
-        self._what, self._total, self._done = what, total, 0
-        self._started = self._told = time.monotonic()
-
-    def advance(self, units: int = 1) -> None:
-        """See `Progress`."""
-        self._done += units
-        now = time.monotonic()
-        if now - self._told < SECONDS_BETWEEN_LINES or self._done >= self._total:
-            return
-        self._told = now
-        left = (now - self._started) / self._done * (self._total - self._done)
-        print(
-            f"{self._what}: {self._done} of {self._total} done, about {left / 60:.0f} min left",
-            file=sys.stderr,
-            flush=True,
-        )
-
-
 class ProgressReport:
-    """The voice of a run. quiet: say nothing. bars: draw progress bars (a terminal)."""
+    """The voice of a run. quiet: say nothing but warnings. progress: for work that is long."""
 
-    def __init__(self, *, quiet: bool, bars: bool) -> None:
+    def __init__(self, *, quiet: bool, progress: Progress | None = None) -> None:
         self.quiet = quiet
-        self.bars = bars and not quiet
-        self.progress: Progress = _Bar() if self.bars else Progress() if quiet else _Lines()
+        self.progress = progress or progress_for(quiet=quiet)
 
     def line(self, text: str) -> None:
         """One line of news."""
         if not self.quiet:
-            self.progress.stop()
-            print(text, file=sys.stderr, flush=True)
+            self.progress.say(text)
 
     def warn(self, text: str) -> None:
         """Something the user must know, quiet or not."""
-        self.progress.stop()
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        self.progress.say(f"warning: {text}")
 
     def not_run(self, what: str, reason: str) -> None:
         """A variant that was asked for is left out."""
@@ -103,10 +41,11 @@ class ProgressReport:
 
     @contextmanager
     def stage(self, what: str) -> Iterator[None]:
-        """Announce a stage where no bar does."""
-        if not self.bars:
+        """A stage of work that is not counted; announced where nothing is drawn."""
+        if not isinstance(self.progress, ProgressBar):
             self.line(f"{what} ...")
-        yield
+        with self.progress.stage(what):
+            yield
 
     def finished(self, recipe: Recipe, run: FinishedRun, seconds: float) -> None:
         """The one line about a variant that is done."""
@@ -151,12 +90,11 @@ def report_for(verbosity: str | None) -> ProgressReport:
     are loaded, since some read it only once.
     """
     quiet = (verbosity or "").upper() in ("ERROR", "CRITICAL")
-    bars = sys.stderr.isatty() and not quiet
-    if not bars:
-        os.environ.setdefault("TQDM_DISABLE", "1")
+    # Ours tells how far scoring is; lm-eval's bars would be drawn across it, and into logs.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     if quiet:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # One run of lm-eval says some twenty lines at its default level; here there is one for each variant.
     logging.getLogger("lm_eval").setLevel((verbosity or "WARNING").upper())
     logging.getLogger("lm_eval.api.task").addFilter(_not_about_metadata)
-    return ProgressReport(quiet=quiet, bars=bars)
+    return ProgressReport(quiet=quiet)

@@ -349,7 +349,7 @@ class _Collecting(ProgressReport):
     """A report that says nothing, and keeps what the user must know."""
 
     def __init__(self) -> None:
-        super().__init__(quiet=True, bars=False)
+        super().__init__(quiet=True)
         self.warnings: list[str] = []
 
     def warn(self, text: str) -> None:

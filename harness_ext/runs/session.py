@@ -83,15 +83,27 @@ class Session:
         rundir.prepare_root(self.root)
         rundir.sweep(self.folder)
         baseline = parse_recipe("baseline")
-        seen: set[str] = set()
         variants = [baseline, *(self.spec.resolved(recipe) for recipe in recipes)]
         self.spec.hold_out(variants)
         self._check_fit(variants)
         self._load_while_hashing()
+        most = len(variants) + (len(variants) - 1) * len(self.config.controls)
+        with self.report.progress.stage("scoring", most, "variants") as stage:
+            for outcome in self._outcomes(variants):
+                stage.advance()
+                yield outcome
+
+    def _outcomes(self, variants: Sequence[Recipe]) -> Iterator[VariantOutcome]:
+        """Each of them that differs from those before, followed by its controls."""
+        seen: dict[str, str] = {}
         for recipe in variants:
             if recipe.recipe_id in seen:
+                if not recipe.is_baseline:
+                    same = seen[recipe.recipe_id]
+                    what = "given twice" if same == recipe.label else f"the same as {same}"
+                    self.report.line(f"{recipe.label}: {what}, and run once")
                 continue
-            seen.add(recipe.recipe_id)
+            seen[recipe.recipe_id] = recipe.label
             outcome = self._variant(recipe)
             yield outcome
             if recipe.is_baseline:
@@ -279,7 +291,7 @@ class Session:
         self._unchanged.collect()
         with self.report.stage(f"loading {name}"):
             lm = load_model(name, arguments, extra, self.config.secrets)
-            lm.bars = self.report.bars
+            lm.progress = self.report.progress
             if arguments.get("peft"):
                 # Before the baseline: it must have the very weights that the recipes start from.
                 lm.merge_adapter()

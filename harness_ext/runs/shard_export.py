@@ -173,10 +173,9 @@ class _ShardExport:
         try:
             with rundir.writing_on(self._place, key, _can_go_on) as folder:
                 self._refuse_small_disk(folder)
-                self._report.progress.start(f"{self._label}: editing shard by shard", self._edits.count)
-                state = ResumeState(folder)
-                self._write_shards(folder, state)
-                self._report.progress.stop()
+                what = f"{self._label}: editing shard by shard"
+                with self._report.progress.stage(what, self._edits.count, "matrices"):
+                    self._write_shards(folder, ResumeState(folder))
                 self._finish(folder)
                 return self._describe(folder, arguments, model_name, command)
         except VariantFailed as error:
@@ -190,8 +189,6 @@ class _ShardExport:
                 f"{self._place} cannot be written: {trouble}; make room and run the same command again, which goes on"
                 " from the last whole file, or name another folder with --out"
             ) from error
-        finally:
-            self._report.progress.stop()
 
     def _refuse_small_disk(self, folder: Path) -> None:
         """Say before hours are spent that there is no room for what is still to be written."""

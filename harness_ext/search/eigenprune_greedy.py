@@ -27,7 +27,8 @@ def greedy_search(site: EditedSite, documents: DocumentBatches, settings: Search
 
     Raises VariantFailed where the loss is not finite.
     """
-    quiet = DocumentBatches(documents.documents, documents.size)
+    # Its rounds are what is counted, not the trials within them.
+    quiet = DocumentBatches(documents.documents, documents.size, progress=documents.progress)
     trials = RemovalTrials(site, quiet)
     for _ in range(settings.rounds):
         with trials.standing():

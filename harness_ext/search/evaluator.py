@@ -15,7 +15,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,16 @@ from harness_ext.model.weights import with_part, with_shift
 from harness_ext.search.candidates import Alternatives, Nested, as_computed
 from harness_ext.search.scoring import batches_by_length, questions
 from harness_ext.search.suffix_replay import Replay, tolerance
-from harness_ext.search.trials import NOT_RUN, Hopeless, Partial, Trial, finite, trial_of
+from harness_ext.search.trials import (
+    NOT_RUN,
+    Hopeless,
+    Partial,
+    Trial,
+    finite,
+    scored,
+    told_setting,
+    trial_of,
+)
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -36,6 +45,7 @@ if TYPE_CHECKING:
     from harness_ext.calibration.documents import LabelledDocument
     from harness_ext.methods import Svd
     from harness_ext.model.layout import Matrix
+    from harness_ext.progress import Stage
     from harness_ext.search.scoring import Batch, Question
 
 ALTERNATIVES = 8
@@ -65,7 +75,7 @@ class CandidateEvaluator:
     as_it_is: the model as it stands now.
 
     Everything else is the engine's. lm, weights and decomposer are those of the context; trials are kept in its
-    `resume`, and its progress is told the number of them made. resumed: how many of the trials an earlier process made.
+    `resume`. stage: is told the number of them made, and the best. resumed: how many an earlier process made.
     """
 
     context: StepContext
@@ -76,6 +86,7 @@ class CandidateEvaluator:
     resumed: int = 0
     earlier_seconds: float = 0.0
     backward_passes: int = 0
+    stage: Stage | None = None
 
     def __post_init__(self) -> None:
         import torch
@@ -84,6 +95,7 @@ class CandidateEvaluator:
         self.lm, self.weights, self.decomposer = model.lm, model.weights, model.decomposer
         assert self.step.calibration is not None, "a search has calibration documents"
         self._budget = TOKENS_PER_DOCUMENT * self.step.calibration.batch_size
+        self._best: Trial | None = None
         self._put_aside: dict[tuple[str, str], Any] = {}
         self._standing: dict[str, Any] = {}
         self._known = {row["key"]: row for row in self._resume.rows("trials")} if self._resume is not None else {}
@@ -189,10 +201,16 @@ class CandidateEvaluator:
         """The model as it stands now, by plain passes."""
         import torch
 
-        with torch.inference_mode():
-            parts = [batch.score(self._replay.plain(place)) for place, batch in enumerate(self._batches)]
+        parts = []
+        with torch.inference_mode(), self._counting("scoring all documents", len(self._batches)) as stage:
+            for place, batch in enumerate(self._batches):
+                parts.append(batch.score(self._replay.plain(place)))
+                stage.advance()
         right, loss = self._in_order(parts)
         return trial_of({}, right[0], loss[0])
+
+    def _counting(self, what: str, batches: int) -> AbstractContextManager[Stage]:
+        return self.context.progress.stage(what, batches, "batches")
 
     def _in_order(self, parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         import torch
@@ -260,8 +278,19 @@ class CandidateEvaluator:
                     },
                 )
         self.trials += made
-        self.context.progress.advance(len(made))
+        self._tell(made)
         return made
+
+    def _tell(self, made: Sequence[Trial]) -> None:
+        """Tell how far the search is, and its best trial so far: the most documents right, then the lowest loss."""
+        stage = self.stage or self.context.progress
+        eligible = [trial for trial in (self._best, *made) if trial is not None and trial.eligible]
+        if eligible:
+            best = min(eligible, key=lambda trial: (-trial.score.correct, trial.loss))
+            if best is not self._best:
+                self._best = best
+                stage.found(f"best {scored(best)} right (unedited {scored(self.before)}): {told_setting(best.setting)}")
+        stage.advance(len(made))
 
     def _hardest_first(self) -> list[int]:
         """The places of the batches, those first whose documents the trials so far got wrong most often."""
@@ -289,7 +318,7 @@ class CandidateEvaluator:
         )
         ran = torch.zeros(count, total, dtype=torch.bool)
         active = torch.arange(count)
-        with torch.inference_mode():
+        with torch.inference_mode(), self._counting(f"trying {count}", len(self._batches)) as stage:
             for place in self._hardest_first():
                 batch = self._batches[place]
                 # Large batches of large documents go in fewer alternatives at a time.
@@ -299,6 +328,7 @@ class CandidateEvaluator:
                     partial.loss[some[:, None], list(batch.places)] = loss.cpu()
                     ran[some[:, None], list(batch.places)] = True
                 partial.seen[list(batch.places)] = True
+                stage.advance()
                 if hopeless is not None and not bool(partial.seen.all()):
                     active = active[~hopeless(partial)[active]]
                     if not len(active):
@@ -389,7 +419,7 @@ class CandidateEvaluator:
     @property
     def _document_batches(self) -> DocumentBatches:
         assert self.step.calibration is not None
-        return DocumentBatches(self.documents, self.step.calibration.batch_size)
+        return DocumentBatches(self.documents, self.step.calibration.batch_size, progress=self.context.progress)
 
     def _count_passes(self, names: frozenset[str], components: object) -> None:
         self._other_passes += 2 if isinstance(components, LearnedComponents) else 1

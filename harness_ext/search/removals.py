@@ -94,6 +94,10 @@ class RemovalTrials:
         self._tell(removes, sum(candidate.effect for candidate in group), found, accepted=accepted)
         if accepted:
             self.removed, self.loss = trial, found
+            count = sum(int(marks.sum()) for marks in trial.values())
+            self.documents.progress.found(
+                f"best loss {found.mean:.4g} nats (before {self.found_as.mean:.4g}), {count} removed"
+            )
         self.documents.advance(1)
         return accepted
 

@@ -61,7 +61,6 @@ def run_search(
     search = registered_searches()[step.method]
     started = time.perf_counter()
     planned = planned_trials(step.method, matrices, context.model.weights.layout.layers, step.parameters)
-    context.progress.start(f"{step.method}: searching", planned)
     evaluator: CandidateEvaluator | None = None
     record: dict[str, Any] = {
         "step": context.number,
@@ -71,7 +70,10 @@ def run_search(
         "planned": planned,
     }
     try:
-        with CandidateEvaluator(context, matrices, documents) as evaluator:
+        with (
+            context.progress.stage("searching", planned, "trials") as stage,
+            CandidateEvaluator(context, matrices, documents, stage=stage) as evaluator,
+        ):
             found = search.function(evaluator, **step.parameters)
         steps = tuple(
             recipe_from(
@@ -82,8 +84,6 @@ def run_search(
     except VariantFailed as error:
         error.searches = [record | (_trials(evaluator) if evaluator is not None else {})]
         raise
-    finally:
-        context.progress.stop()
     chosen = [one.model_dump(mode="json", exclude_none=True) for one in steps]
     record |= {
         "chosen": chosen,

@@ -181,3 +181,21 @@ def trial_of(setting: Mapping[str, Any], right: Tensor, loss: Tensor, ran: Tenso
 
 def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def scored(trial: Trial) -> str:
+    """A trial's accuracy in words: "61.2 %"."""
+    return f"{100 * trial.score.correct / max(1, trial.score.documents):.1f} %"
+
+
+def told_setting(setting: Mapping[str, Any]) -> str:
+    """What a trial's setting edits, in few words: matrices and what is kept of them; how many where there are many."""
+    keep = setting.get("keep") or {}
+    kept = {name: value for name, value in keep.items() if name != "ranks"}
+    ranks = keep.get("ranks") or {}
+    matrices = [str(name) for name in setting.get("matrices") or ranks]
+    what = matrices[0] if len(matrices) == 1 else f"{len(matrices)} matrices" if matrices else "all matrices"
+    if len(ranks) == 1:
+        kept["rank"] = next(iter(ranks.values()))
+    others = {name: value for name, value in setting.items() if isinstance(value, (int, float)) and name != "seed"}
+    return " ".join([what, *(f"{name} {value}" for name, value in {**kept, **others}.items())])

@@ -129,6 +129,7 @@ class _Training:
     ) -> None:
         self._lm, self._settings, self._seed, self._work = lm, plan.settings, plan.seed, resume
         self._documents, self._batch_size, self._progress = documents.documents, documents.size, documents.advance
+        self._found = documents.progress.found
         self._epochs = schedule(plan.settings)
         kept = resume.tensors(_CHECKPOINT) if resume else None
         if kept is None:
@@ -159,6 +160,7 @@ class _Training:
                     self._progress(len(batch))
                     self._keep_if_due()
                 state.losses.append(state.loss / len(self._documents))
+                self._found(f"loss {state.losses[-1]:.4g} nats in epoch {len(state.losses)}, {epoch.stage}")
                 state.epoch, state.batch, state.loss = state.epoch + 1, 0, 0.0
                 self._keep()
 

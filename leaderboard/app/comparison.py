@@ -72,6 +72,8 @@ def run_side(label: str, cells: Iterable[Cell]) -> Side:
 
 def sentences(sides: Sequence[Side]) -> list[str]:
     """What the comparison says, a sentence a side, and which gains are not the recipe's own."""
+    if any(cell.verdict == BASELINE for side in sides for cell in side.cells.values()):
+        return ["This is the baseline itself, the unedited model."]
     found = [f"Against {side.phrase}: {_counts(side)}." for side in sides]
     return found + [line for side in sides if side.kind == BASELINE for line in _doubts(side)]
 
@@ -79,7 +81,7 @@ def sentences(sides: Sequence[Side]) -> list[str]:
 def _counts(side: Side) -> str:
     words = Counter(cell.verdict for cell in side.cells.values())
     said = [f"{word} on {words[word]}" for word in COMPARED if words[word]]
-    compared, others = sum(words[word] for word in COMPARED), sum(words.values()) - words[BASELINE]
+    compared, others = sum(words[word] for word in COMPARED), len(side.cells)
     rest = f"; {others - compared} cannot be compared" if others > compared else ""
     if not compared:
         return (

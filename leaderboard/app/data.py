@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -25,10 +26,10 @@ from leaderboard.board.board import board
 from leaderboard.board.cell import Cell
 from leaderboard.commands import DEFAULT_DATABASE
 from leaderboard.compare.contents import Effects
-from leaderboard.compare.families import ModelName, families
-from leaderboard.errors import Busy
+from leaderboard.errors import Busy, LeaderboardError
 from leaderboard.store import queries
 from leaderboard.store.database import Store, open_store
+from leaderboard.store.families import ModelName, families
 
 _TIMEOUT_S = 2.0
 _KEPT = 256  # answers
@@ -36,6 +37,7 @@ _EFFECTS = 200_000
 _effects: Effects = {}
 _lock = threading.Lock()
 _answers: dict[Hashable, Answer[Any]] = {}
+_ahead: dict[Hashable, object] = {}  # what is being found, for which generation
 _Value = TypeVar("_Value")
 
 
@@ -114,10 +116,38 @@ def answer(question: Callable[..., _Value], *arguments: Hashable) -> Answer[_Val
         return fresh
 
 
+def ahead(question: Callable[..., _Value], *arguments: Hashable) -> Answer[_Value] | None:
+    """`answer`, for what may take long: found by a thread of its own while pages go on, and None until it is there."""
+    path = database()
+    key = (path, question.__module__, question.__qualname__, arguments)
+    current = generation(path)
+    with _lock:
+        last = _answers.get(key)
+        if last is not None and last.generation == current:
+            return last
+        if _ahead.get(key) == current:
+            return None
+        _ahead[key] = current
+    threading.Thread(target=_find_ahead, args=(key, current, question, arguments), daemon=True).start()
+    return None
+
+
+def _find_ahead(key: Hashable, current: object, question: Callable[..., Any], arguments: tuple[Hashable, ...]) -> None:
+    try:
+        with suppress(LeaderboardError), open_store(database(), read_only=True, timeout_s=_TIMEOUT_S) as store:
+            found = Answer(question(store, *arguments), datetime.now(), current)
+            with _lock:
+                _answers[key] = found
+    finally:
+        with _lock:
+            _ahead.pop(key, None)
+
+
 def forget() -> None:
     """Drop all answers."""
     with _lock:
         _answers.clear()
+        _ahead.clear()
         _effects.clear()
 
 

@@ -98,6 +98,7 @@ def row(flip: Flip, sides: Sides) -> dict[str, Any]:
     before, after = _answers(flip)
     first, second = sides.titles
     return {
+        "Document": flip.doc_id,
         "Change": sides.word(flip),
         "Prompt": _one_line(answer_text.question(flip.prompt or "")),
         "Right answer": _one_line(_without_place(answer_text.right_answer(flip.target, flip.document))),
@@ -109,7 +110,6 @@ def row(flip: Flip, sides: Sides) -> dict[str, Any]:
         "Margin before": before.margin,
         "Margin after": after.margin,
         "Other recipes": sides.others(flip),
-        "Document": flip.doc_id,
         "Key": flip.doc_key[:12],
     }
 

@@ -1,65 +1,92 @@
-"""What is shown, as a file: CSV for people and spreadsheets, Parquet with its types.
+"""What is shown, to take along: a table as Markdown, CSV, LaTeX or Parquet, and the page's link.
 
-Notable choice: a spreadsheet runs a CSV cell that begins like a formula, and names come from anybody. Such text gets an
-apostrophe in front, in CSV alone.
+Notable choice: a page redraws at every click, so that a file is only written once its button is pressed.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
 
 import streamlit as st
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+from leaderboard.terminal import exports, output
+
+_COUNTS = ("n", "documents", "Documents")
+"""What a column of document counts is called."""
+_ASKED = ("model", "task")
+"""Parameters of the URL that say what a table is about."""
+
+
+class _Format(NamedTuple):
+    label: str
+    ending: str
+    mime: str
+    write: Callable[[Sequence[dict[str, Any]], str], str | bytes]
+
+
+_FORMATS = (
+    _Format("Markdown", "md", "text/markdown", lambda rows, caption: f"{output.as_markdown(rows)}\n"),
+    _Format("CSV", "csv", "text/csv", lambda rows, caption: as_csv(rows)),
+    _Format("LaTeX", "tex", "application/x-tex", exports.as_latex),
+    _Format("Parquet", "parquet", "application/vnd.apache.parquet", lambda rows, caption: exports.as_parquet(rows)),
+)
 
 
 def downloads(rows: Sequence[dict[str, Any]], name: str) -> None:
-    """Two buttons for these rows, of which each has the same keys; none where there are no rows. `name` is the file's,
+    """A popover with what `share` offers; nothing where there are no rows."""
+    if rows:
+        with st.popover("Share", icon=":material/ios_share:", key=f"share {name}"):
+            share(rows, name)
+
+
+def share(rows: Sequence[dict[str, Any]], name: str) -> None:
+    """A button a format for these rows, of which each has the same keys, and the page's link. `name` is the file's,
     without ending, and unique on its page.
     """
-    if not rows:
-        return
-    with st.container(horizontal=True):
-        st.download_button(
-            "CSV",
-            lambda: as_csv(rows),
-            f"{name}.csv",
-            "text/csv",
-            key=f"csv {name}",
-            icon=":material/download:",
-            on_click="ignore",
-        )
-        st.download_button(
-            "Parquet",
-            lambda: as_parquet(rows),
-            f"{name}.parquet",
-            key=f"parquet {name}",
-            icon=":material/download:",
-            on_click="ignore",
-        )
+    if rows:
+        with st.container(horizontal=True):
+            for kind in _FORMATS:
+                _button(kind, rows, name)
+    st.caption("Link to this page as it is now:")
+    st.code(page_link(), language=None, wrap_lines=True)
 
 
-def as_csv(rows: Sequence[dict[str, Any]]) -> bytes:
-    """UTF-8 with a line of names. Nothing stands for what is missing."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writerow({column: _no_formula(column) for column in rows[0]})
-    writer.writerows({column: _no_formula(value) for column, value in row.items()} for row in rows)
-    return text.getvalue().encode("utf-8")
+def _button(kind: _Format, rows: Sequence[dict[str, Any]], name: str) -> None:
+    caption = caption_of(rows, name, st.query_params)
+    st.download_button(
+        kind.label,
+        lambda: kind.write(rows, caption),
+        f"{name}.{kind.ending}",
+        kind.mime,
+        key=f"{kind.ending} {name}",
+        icon=":material/download:",
+        on_click="ignore",
+    )
 
 
-def as_parquet(rows: Sequence[dict[str, Any]]) -> bytes:
-    """One column a key; numbers stay numbers."""
-    import pyarrow
-    import pyarrow.parquet
-
-    file = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), file)
-    return file.getvalue()
+def page_link() -> str:
+    """The page's address with all that was chosen on it."""
+    chosen = [(key, value) for key in st.query_params for value in st.query_params.get_all(key)]
+    address = (st.context.url or "").partition("?")[0]
+    return f"{address}?{urlencode(chosen)}" if chosen else address
 
 
-def _no_formula(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+def caption_of(rows: Sequence[Mapping[str, Any]], name: str, chosen: Mapping[str, str]) -> str:
+    """`Glance: model demo, task int_mult, n 80 to 2,000, 27 November 2026`: what a table needs in order to stand alone.
+    chosen: by parameter of the URL.
+    """
+    about = [f"{key} {chosen[key]}" for key in _ASKED if chosen.get(key)]
+    counts = [value for row in rows for key in _COUNTS if isinstance(value := row.get(key), int)]
+    if counts:
+        low, high = min(counts), max(counts)
+        about.append(f"n {low:,}" if low == high else f"n {low:,} to {high:,}")
+    today = date.today()
+    return f"{name.replace('-', ' ').capitalize()}: {', '.join([*about, f'{today.day} {today:%B %Y}'])}"
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """`output.as_csv` in UTF-8."""
+    return output.as_csv(rows).encode("utf-8")

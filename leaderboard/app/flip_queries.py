@@ -5,7 +5,7 @@ dozens of recipes are quick.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from leaderboard.metrics import ACC_MUTUAL_INFO
 from leaderboard.store.database import Store
@@ -134,6 +134,7 @@ def often_flipped(store: Store, question: FlipQuestion, runs: tuple[str, ...]) -
     return [_often(row) for row in rows]
 
 
-def _often(row: dict[str, object]) -> OftenFlipped:
-    lowered, raised = (tuple(row.pop(name) or ()) for name in ("lowered_by", "raised_by"))  # type: ignore[call-overload]
-    return OftenFlipped(**row, lower=len(lowered), higher=len(raised), lowered_by=lowered, raised_by=raised)  # type: ignore[arg-type]
+def _often(row: dict[str, Any]) -> OftenFlipped:
+    lowered: tuple[str, ...] = tuple(row.pop("lowered_by") or ())
+    raised: tuple[str, ...] = tuple(row.pop("raised_by") or ())
+    return OftenFlipped(**row, lower=len(lowered), higher=len(raised), lowered_by=lowered, raised_by=raised)

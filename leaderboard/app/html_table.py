@@ -97,7 +97,7 @@ def table(heads: Sequence[Head], rows: Sequence[Sequence[Text]], *, caption: str
 def _cell(head: Head, cell: Text, place: int) -> str:
     inner = escaped(cell.text)
     if cell.link:
-        inner = f'<a href="{html.escape(cell.link)}" target="_self">{inner}</a>'
+        inner = f'<a href="{html.escape(plain(cell.link))}" target="_self">{inner}</a>'
     if cell.kind:
         names = ["lb-mark", *(["lb-alone"] if cell.kind == ALONE else [])]
         names += ["lb-strong-mark"] if cell.kind in _STRONG else []

@@ -6,19 +6,23 @@ from __future__ import annotations
 
 import itertools
 import shlex
-from collections.abc import Callable, Hashable
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from datetime import date
 from typing import Any, Literal, TypeVar
 
 import streamlit as st
 
 from leaderboard.app import data, url_state
+from leaderboard.app.charts.titled import save_button, titled
 from leaderboard.app.colours import tinted
 from leaderboard.app.tables import cell_rows
 from leaderboard.board.across_models import unedited
+from leaderboard.board.cell import Cell
 from leaderboard.commands import ingest_command, run_arguments
-from leaderboard.compare.families import meant
 from leaderboard.errors import Busy, LeaderboardError, MissingDatabase, NewerDatabase
-from leaderboard.terminal.format import plain
+from leaderboard.store.families import last_part, meant
+from leaderboard.terminal.format import plain, span
 
 __all__ = ["cell_rows", "tinted"]  # and all that is defined here
 _Value = TypeVar("_Value")
@@ -91,21 +95,39 @@ def choose_model(overview: data.Overview, place: Any) -> str:
     """The model chosen in the URL, as its key; at first the one that was edited last, if any was. A name that several
     models bear means the newest of them, which is said.
     """
+    resolve_model(overview)
     shown = {model.shown: model.model_key for model in overview.models}
-    asked = st.query_params.get(url_state.MODEL)
-    if asked is not None and asked not in shown:
-        found = meant(asked, overview.models)
-        if found.model is not None:
-            url_state.put(url_state.MODEL, [found.model.shown])
-            if found.others:
-                others = ", ".join(plain(other.shown) for other in found.others)
-                st.info(f"{len(found.others) + 1} models bear this name. This is the newest; choose another above:")
-                st.text(others)
     edited = [run for run in overview.runs.values() if not unedited(run.recipe)]
     last = max(edited, key=lambda run: (run.started is not None, run.started or 0), default=None)
     names = sorted(shown, key=str.casefold)
     first = last and overview.names[last.model_key]
     return shown[url_state.one_of(place, "Model", names, url_state.MODEL, first=first)]
+
+
+def resolve_model(overview: data.Overview) -> None:
+    """Write the name of one model into the URL in place of one that means a family, or is written otherwise."""
+    asked = st.query_params.get(url_state.MODEL)
+    if asked is None or any(asked == model.shown for model in overview.models):
+        return
+    found = meant(asked, overview.models)
+    if found.model is None:
+        return
+    url_state.put(url_state.MODEL, [found.model.shown])
+    if found.others:
+        others = ", ".join(plain(other.shown) for other in found.others)
+        st.info(f"{len(found.others) + 1} models bear this name. This is the newest; choose another in the box:")
+        st.text(others)
+
+
+def choose_family(overview: data.Overview, names: Sequence[str], place: Any, first: str) -> str:
+    """A box of models by name alone, whatever their identity; the URL keeps the identity until another is chosen."""
+    found = meant(st.query_params.get(url_state.MODEL, ""), overview.models).model
+    current = found.name if found is not None and found.name in names else first
+    parts = Counter(last_part(name) for name in names)
+    labels = {last_part(name) if parts[last_part(name)] == 1 else name: name for name in names}
+    label = next(label for label, name in labels.items() if name == current)
+    url_state.follow(place, "Model", list(labels), url_state.MODEL, label)
+    return current
 
 
 def run_labels(overview: data.Overview) -> dict[str, str]:
@@ -178,7 +200,51 @@ def facts_table(facts: dict[str, Any]) -> None:
         st.dataframe(rows, hide_index=True, width="stretch", height="content")
 
 
-def plot(chart: Any, sentence: str, width: Literal["stretch", "content"] = "stretch") -> None:
-    """A chart with what it shows in words: beneath it for everybody, and as the picture's alternative text."""
-    st.altair_chart(chart.properties(description=sentence), width=width)
+def plot(
+    chart: Any,
+    sentence: str,
+    width: Literal["stretch", "content"] = "stretch",
+    *,
+    title: str = "",
+    cells: Sequence[Cell] = (),
+) -> None:
+    """A chart with what it shows in words: beneath it for everybody, and as the picture's alternative text. title: of
+    the picture; cells: what it is of, where it is of cells.
+    """
+    draw(chart, sentence, width, title=title, cells=cells)
     st.text(sentence)
+
+
+def draw(
+    chart: Any,
+    sentence: str,
+    width: Literal["stretch", "content"] = "stretch",
+    *,
+    title: str = "",
+    cells: Sequence[Cell] = (),
+) -> None:
+    """The chart of `plot`, which can be saved, without its words."""
+    picture = titled(chart, title or sentence.partition(":")[0].partition(".")[0][:60], picture_of(cells))
+    st.altair_chart(picture.properties(description=sentence), width=width)
+    save_button()
+
+
+def picture_of(cells: Sequence[Cell]) -> str:
+    """`demo, int_mult, n 80, 27 Nov 2026`: what a picture needs in order to stand alone; without cells, of the model
+    and task that are chosen.
+    """
+    models = list(dict.fromkeys(cell.model for cell in cells)) or st.query_params.get_all(url_state.MODEL)
+    tasks = list(dict.fromkeys(cell.task for cell in cells)) or st.query_params.get_all(url_state.TASK)
+    counts = [cell.n for cell in cells if cell.n is not None]
+    today = date.today()
+    return ", ".join(
+        filter(
+            None,
+            [
+                last_part(models[0]) if len(models) == 1 else f"{len(models)} models" if models else "",
+                tasks[0] if len(tasks) == 1 else f"{len(tasks)} tasks" if tasks else "",
+                span(counts),
+                f"{today.day} {today:%b %Y}",
+            ],
+        )
+    )

@@ -33,8 +33,9 @@ SIZE = Page("size", "Size and score", ":material/scatter_plot:")
 HISTORY = Page("history", "History", ":material/timeline:")
 ACROSS = Page("across", "Across models", ":material/grid_on:")
 LAYERS = Page("layers", "Layers", ":material/layers:")
+CLAIMS = Page("claims", "Claims", ":material/fact_check:")
 RUN = Page("run", "Run", ":material/receipt_long:")
-_MENU = (HOME, BOARD, COMPARE, FLIPS, SIZE, HISTORY, ACROSS, LAYERS, RUN)
+_MENU = (HOME, BOARD, COMPARE, FLIPS, SIZE, HISTORY, ACROSS, LAYERS, CLAIMS, RUN)
 
 
 def menu() -> list[Page]:

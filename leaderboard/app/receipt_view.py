@@ -68,6 +68,7 @@ def _show_matrices(matrices: Sequence[dict[str, Any]], edits: Sequence[LayerEdit
             place_map(places(ranked, {}), "least rank kept"),
             f"The share of its rank that each matrix kept, by layer: {least} at least, {most} at most. What is not"
             " drawn was not edited.",
+            title="Rank kept by layer and matrix",
         )
     st.dataframe([_matrix(row) for row in matrices], hide_index=True, width="stretch", key="matrices")
     downloads(matrices, "matrices")
@@ -156,6 +157,7 @@ def _show_course(entries: Sequence[dict[str, Any]], of_what: str) -> None:
         _course(rows, step, measure),
         f"The {measure} over {len(rows)} {of_what}: {number(first)} at first, {number(last)} at last,"
         f" {number(min(row['value'] for row in rows))} at least.",
+        title=f"{measure} over {len(rows)} {of_what}",
     )
 
 

@@ -58,17 +58,29 @@ def _label(run: RunFacts) -> str:
     return f"{plain(run.name or run.recipe)}{when}{'' if run.status == 'complete' else ', failed'}"
 
 
-def named_run(runs: Mapping[str, RunFacts], key: str) -> str | None:
-    """The run that the URL names under `key`, by the beginning of its id; None where it names none that is known. What
-    is not known is told.
+def named_runs(runs: Mapping[str, RunFacts], key: str) -> list[str]:
+    """The runs that the URL names under `key`, by the beginnings of their ids; from then on it names them in full. What
+    is not known is told and left out.
     """
-    asked = st.query_params.get(key, "")
-    found = next((run_id for run_id in runs if asked and run_id.startswith(asked)), None)
-    if asked and found is None:
-        st.warning("The run of this link is not known here:", icon=":material/filter_alt_off:")
-        st.text(plain(asked))
-        del st.query_params[key]
-    return found
+    asked = st.query_params.get_all(key)
+    found = [next((run_id for run_id in runs if start and run_id.startswith(start)), None) for start in asked]
+    unknown = [start for start, run_id in zip(asked, found) if run_id is None]
+    if unknown:
+        st.warning("A run of this link is not known here:", icon=":material/filter_alt_off:")
+        st.text(plain(", ".join(unknown)))
+    known = [run_id for run_id in found if run_id is not None]
+    if known != asked:
+        if known:
+            st.query_params[key] = known
+        else:
+            st.query_params.pop(key, None)
+    return known
+
+
+def named_run(runs: Mapping[str, RunFacts], key: str) -> str | None:
+    """The first of them; None where there is none."""
+    found = named_runs(runs, key)
+    return found[0] if found else None
 
 
 def choose(overview: data.Answer[data.Overview], places: Sequence[Any]) -> str | None:

@@ -64,6 +64,7 @@ def column_config(board: Standings, tasks: Sequence[str]) -> dict[str, Any]:
             format="%.0f %%",
             min_value=0,
             max_value=100,
+            color="gray",
             width=120,
             help="Share of the model's parameters that is left.",
         ),

@@ -87,6 +87,16 @@ def maybe_one_of(
     return written.get(str(asked))
 
 
+def follow(place: Any, label: str, options: Sequence[str], key: str, current: str) -> None:
+    """A box that shows `current`, which the URL says in other words, and writes to the URL once another is chosen."""
+    names = [plain(option) for option in options]
+    if key not in st.query_params:
+        put(key, [plain(current)])
+    box = f"{key} followed"
+    st.session_state[box] = plain(current)
+    place.selectbox(label, names, key=box, on_change=_chosen_id, args=(key, box))
+
+
 def any_of(
     place: Any, label: str, options: Sequence[str], key: str, *, placeholder: str, words: Callable[[str], str] = plain
 ) -> list[str]:

@@ -22,17 +22,18 @@ def visible(text: str) -> str:
 
 
 def difference(before: str, after: str) -> str:
-    """HTML of both texts as one."""
+    """HTML of both texts as one. Spaces do not count, and stand as they are in `after`."""
     left, right = (_words(text) for text in (before, after))
     cut = len(left) > MOST_WORDS or len(right) > MOST_WORDS
     left, right = left[:MOST_WORDS], right[:MOST_WORDS]
     parts = []
-    for tag, a, b, c, d in SequenceMatcher(None, left, right, autojunk=False).get_opcodes():
+    bare = [[word.strip() for word in words] for words in (left, right)]
+    for tag, a, b, c, d in SequenceMatcher(a=bare[0], b=bare[1]).get_opcodes():
         if tag == "equal":
-            parts.append(_escaped(left[a:b]))
+            parts.append(_escaped(right[c:d]))
         else:
             parts += [_marked("del", left[a:b]), _marked("ins", right[c:d])]
-    end = f" [cut after {MOST_WORDS:,} words and spaces]" if cut else ""
+    end = f" [cut after {MOST_WORDS:,} words]" if cut else ""
     return f'<div class="lb-diff" dir="auto">{"".join(parts)}{end}</div>'
 
 
@@ -42,7 +43,8 @@ def same(before: str, after: str) -> bool:
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"\s+|[^\s]+", visible(text))
+    """Each with the spaces behind it."""
+    return re.findall(r"\S+\s*", visible(text))
 
 
 def _escaped(words: Sequence[str]) -> str:

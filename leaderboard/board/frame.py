@@ -1,9 +1,9 @@
-"""Cells of a board as a pandas table."""
+"""Cells of a board as rows of plain values, and as a pandas table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from leaderboard.board.cell import Cell
 from leaderboard.board.further import all_metrics
@@ -51,6 +51,19 @@ def cells_frame(cells: Sequence[Cell]) -> pandas.DataFrame:
         kind = "bool" if column in _FLAGS else kind
         columns[column] = pandas.Series([getattr(cell, name) for cell in rows], dtype=kind)
     return pandas.DataFrame(columns)
+
+
+def cell_rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """The rows of `cells_frame_with_controls` as plain values, None for what is missing, with the baseline's run and
+    notes.
+    """
+    rows = []
+    for cell in all_metrics(cells):
+        pair = next(iter(cell.against_controls), None)
+        row = {column: getattr(cell, name) for column, name in _COLUMNS.items()}
+        beside = {f"control_{column}": pair and getattr(pair, name) for column, name in _CONTROL_COLUMNS.items()}
+        rows.append({**row, "baseline_run": cell.baseline_run, **beside, "notes": list(cell.notes)})
+    return rows
 
 
 def cells_frame_with_controls(cells: Sequence[Cell], control: str | None = None) -> pandas.DataFrame:

@@ -24,7 +24,7 @@ _SURE = {"paper": "stated in the paper", "code": "from its released code", "seco
 
 class Reported(NamedTuple):
     """One reported pair of scores, in the units of our metric (fractions, not percent). recipes and models: our names
-    for the method and model, in small letters where models.
+    for the method and model, in small letters where models; hub_names: the models' names as the hub writes them.
     """
 
     method: str
@@ -40,6 +40,7 @@ class Reported(NamedTuple):
     higher_is_better: bool
     recipes: tuple[str, ...]
     models: tuple[str, ...]
+    hub_names: tuple[str, ...] = ()
 
     def sentence(self) -> str:
         """One line for a person."""
@@ -108,6 +109,7 @@ class _Table(BaseModel):
                     metric.better == "higher",
                     self.recipes[values["recipe"]],
                     tuple(alias.lower() for alias in self.models[values["model"]]),
+                    self.models[values["model"]],
                 )
 
 

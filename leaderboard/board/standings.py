@@ -148,7 +148,12 @@ def _rows(cells: Sequence[Cell]) -> list[Standing]:
     by_name: dict[str, list[Cell]] = defaultdict(list)
     for cell in sorted(cells, key=_age):
         by_name[BASELINE if cell.verdict == BASELINE else cell.name].append(cell)
-    return [_row(alike) for alike in by_name.values()]
+    rows = [_row(alike) for alike in by_name.values()]
+    # Plain results may be called the same whether they are the baseline or cannot be compared with it.
+    others = {row.name for row in rows if not row.is_baseline}
+    return [
+        replace(row, name=f"{row.name} ({BASELINE})") if row.is_baseline and row.name in others else row for row in rows
+    ]
 
 
 def _row(alike: Sequence[Cell]) -> Standing:

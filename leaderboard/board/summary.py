@@ -24,9 +24,10 @@ from leaderboard.board.board import judge_ahead
 from leaderboard.board.cell import Cell
 from leaderboard.board.standings import ALONE, AS_CONTROL, BEATS, KINDS
 from leaderboard.compare.collapse import COLLAPSED
-from leaderboard.compare.contents import Effects, model_names
+from leaderboard.compare.contents import Effects
 from leaderboard.readers.records import BASELINE
 from leaderboard.store.database import Store
+from leaderboard.store.families import shown_names
 
 
 class BestOfTask(NamedTuple):
@@ -82,7 +83,7 @@ def summaries(store: Store, known: Effects | None = None, *, seconds: float | No
     boards = _judged(store, list(outdated), known, seconds) if outdated else {}
     cells = [cell for cells in boards.values() for cell in cells]
     store.connection.execute(f"CREATE OR REPLACE TEMP TABLE glance AS {_CELLS}", [list(outdated), *_columns(cells)])
-    names = model_names(store)
+    names = shown_names(store)
     counts, best, failed = _counts(store), _best(store), _failed(store)
     found = {
         row["model_key"]: ModelSummary(

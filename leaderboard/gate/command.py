@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from leaderboard.commands import DEFAULT_DATABASE
+from leaderboard.commands import DEFAULT_DATABASE, RUN_HELP
 from leaderboard.errors import LeaderboardError
 
 DESCRIPTION = (
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--candidate",
         required=True,
         metavar="RUN",
-        help="The run to judge: its folder or results file, or the beginning of its id",
+        help=f"The run to judge: {RUN_HELP}",
     )
     parser.add_argument(
         "--baseline",
@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="RUN",
         help=(
-            "What to compare with: a run, `base` (the unedited model) or `blessed` (the last blessed run of the"
-            " recipe); repeatable; base and blessed unless given"
+            f"What to compare with: a run ({RUN_HELP}), `base` (the unedited model) or `blessed` (the last blessed"
+            " run of the recipe); repeatable; base and blessed unless given"
         ),
     )
     parser.add_argument(
@@ -64,9 +64,13 @@ def execute(args: argparse.Namespace, *, width: int, color: bool) -> int:
     from leaderboard.gate.policy import load_policy
     from leaderboard.gate.report import judge_candidate, record
     from leaderboard.gate.runs import read_named
+    from leaderboard.terminal.format import plain
 
     policy = load_policy(args.policy)
-    candidate = read_named(args.candidate, args.database, "candidate")
+    chosen: list[str] = []
+    candidate = read_named(args.candidate, args.database, "candidate", chosen)
+    for note in chosen:
+        print(f"note: {plain(note)}", file=sys.stderr)
     report = judge_candidate(candidate, policy, args.baseline, args.database)
     if args.junit is not None:
         _write(args.junit, formats.junit(report))

@@ -86,6 +86,16 @@ class GateRow:
     collapse: tuple[str, ...] | None = None
 
     @property
+    def change(self) -> float | None:
+        """The improvement as tables show it: above 0 is better, below 0 worse."""
+        return None if self.drop is None else 0.0 - self.drop
+
+    @property
+    def change_at_worst(self) -> float | None:
+        """Its one-sided lower limit."""
+        return None if self.drop_high is None else 0.0 - self.drop_high
+
+    @property
     def only_unsure(self) -> bool:
         """Whether it is undecided, and that does not matter."""
         return self.verdict == "UNDECIDED" and not self.decides

@@ -13,7 +13,8 @@ from xml.etree import ElementTree
 from leaderboard.gate.decision import GateRow
 from leaderboard.gate.report import GateReport
 from leaderboard.gate.table import groups, notes, summary
-from leaderboard.terminal.format import number, plain, signed
+from leaderboard.terminal.format import number, signed
+from leaderboard.terminal.output import markdown_code
 
 _MARKS = {
     "PASS": "PASS",
@@ -39,7 +40,7 @@ def markdown(report: GateReport) -> str:
         for title, rows in groups(report, compared):
             lines += [title, ""] if title else []
             lines += [
-                "| task | baseline | now | drop | at most | margin | verdict |",
+                "| task | baseline | now | change | at worst | margin | verdict |",
                 "|---|---:|---:|---:|---:|---:|---|",
                 *map(_markdown_row, rows),
                 "",
@@ -60,8 +61,8 @@ def markdown(report: GateReport) -> str:
             )
         lines.append("")
     lines.append(
-        f"Drop: above 0 is worse. At most: its one-sided limit at {100 * report.alpha:g} %. PASS where that is below"
-        " the margin; significance by Holm over all rows."
+        f"Change: above 0 is better, below 0 worse. At worst: its one-sided limit at {100 * report.alpha:g} %. PASS"
+        " where that is less than the margin below 0; significance by Holm over all rows."
     )
     return "\n".join(lines) + "\n"
 
@@ -70,14 +71,13 @@ def _markdown_row(row: GateRow) -> str:
     name = _code(row.name) + (" (critical)" if row.critical else "")
     name += " (unpaired)" if row.unpaired else ""
     return (
-        f"| {name} | {number(row.baseline_score)} | {number(row.score)} | {signed(row.drop)} | {signed(row.drop_high)}"
-        f" | {number(row.margin)} | {_MARKS[row.verdict]} |"
+        f"| {name} | {number(row.baseline_score)} | {number(row.score)} | {signed(row.change)}"
+        f" | {signed(row.change_at_worst)} | {number(row.margin)} | {_MARKS[row.verdict]} |"
     )
 
 
 def _code(text: str) -> str:
-    """`text` as a code span that nothing in it can end, also within a table."""
-    return f"`{plain(text).replace('`', chr(39)).replace('|', chr(0xA6)).strip() or ' '}`"
+    return markdown_code(text) or "` `"
 
 
 def junit(report: GateReport) -> str:
@@ -111,7 +111,8 @@ def _case(suite: ElementTree.Element, row: GateRow, report: GateReport, against:
         ElementTree.SubElement(properties, "property", name="decides", value=str(row.decides).lower())
     element = {"FAIL": "failure", "INCOMPARABLE": "error", "UNDECIDED": "skipped"}.get(row.verdict)
     said = [
-        f"{row.verdict}: {signed(row.drop)} drop, at most {signed(row.drop_high)}, margin {number(row.margin)}",
+        f"{row.verdict}: change {signed(row.change)}, at worst {signed(row.change_at_worst)}, margin"
+        f" {number(row.margin)}",
         *(["informs: the overall margin decides for it"] if row.only_unsure else []),
         *notes(row),
     ]

@@ -23,6 +23,7 @@ from leaderboard.store.writer import now
 PATIENCE_SECONDS = 5.0
 """How long a busy database is waited for, for what is only shown."""
 RECORD_PATIENCE_SECONDS = 10.0
+_ENDS = (("", "value"), ("_low", "low"), ("_high", "high"))  # of the names of an estimate's numbers
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,18 @@ class GateReport:
     decision: Literal["rows", "overall"] = "rows"
 
     def to_json(self) -> str:
-        """The report as JSON, numbers that are not finite as null."""
+        """The report as JSON, numbers that are not finite as null.
+
+        `change` and its limits have the sign of the improvement, `drop` and its own are 0 where nothing was lost.
+        """
         report = _finite(asdict(self))
         for row in report["rows"]:
             del row["needs"]  # of use within this program only
+            row |= _with_changes(row)
+            if row["choices"] and (gold := row["choices"].pop("gold_drop")):
+                turned = _with_changes({f"drop{end}": gold[name] for end, name in _ENDS})
+                for word in ("drop", "change"):
+                    row["choices"][f"gold_{word}"] = {name: turned[f"{word}{end}"] for end, name in _ENDS}
         return json.dumps(report, indent=2, ensure_ascii=False, default=str)
 
     def deciding(self, compared: Compared) -> list[GateRow]:
@@ -207,6 +216,18 @@ def _floors(database: Path) -> Floors:
             return noise_floor.floors(store)
     except LeaderboardError:  # a floor is shown beside a verdict and never decides one
         return {}
+
+
+def _with_changes(drops: Mapping[str, float | None]) -> dict[str, float | None]:
+    """A drop and its limits, each at least 0, and as `change...` the same with the sign of the improvement."""
+    found: dict[str, float | None] = {}
+    for end, opposite in (("", ""), ("_low", "_high"), ("_high", "_low")):
+        drop, other = drops[f"drop{end}"], drops[f"drop{opposite}"]
+        found |= {
+            f"drop{end}": None if drop is None else max(drop, 0.0),
+            f"change{end}": None if other is None else 0.0 - other,
+        }
+    return found
 
 
 def _finite(value: Any) -> Any:

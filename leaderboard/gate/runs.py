@@ -1,5 +1,5 @@
-"""Which runs a gate compares: a path, an id, `base` (the unedited model) or `blessed` (the last blessed run of the
-recipe), each read from its files.
+"""Which runs a gate compares: one named by a path, an id or MODEL/RECIPE, `base` (the unedited model) or `blessed` (the
+last blessed run of the recipe), each read from its files.
 
 Notable choices: the database names runs and says where they lie, and their files are what is compared. `base` is looked
 for there and beside the candidate, where `lm_eval run` puts it; `base_choice` says which run it is.
@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from leaderboard.errors import LeaderboardError, MissingDatabase, UnknownRun, Unreadable
+from leaderboard.board.named_runs import place_of
+from leaderboard.errors import LeaderboardError, UnknownRun, Unreadable
 from leaderboard.gate.base_choice import choose_base
 from leaderboard.readers.discovery import RECEIPT, Candidate, find_runs
 from leaderboard.readers.edited import of_receipt
@@ -23,6 +24,7 @@ from leaderboard.readers.safe_json import canonical
 from leaderboard.readers.weights_digest import began_alike, weights_differ
 from leaderboard.store import pins, queries
 from leaderboard.store.database import open_store
+from leaderboard.store.naming import AmbiguousRun
 
 Role = Literal["base", "blessed", "run"]
 PATIENCE_SECONDS = 30.0
@@ -86,26 +88,23 @@ def read_one(path: Path, what: str) -> Run:
     return run
 
 
-def read_named(name: str, database: Path, what: str) -> Run:
-    """The run that a path, or the beginning of an id in the database, names."""
-    if name and Path(name).exists():
-        return read_one(Path(name), what)
+def read_named(name: str, database: Path, what: str, notes: list[str] | None = None) -> Run:
+    """The run that a name means, by the rules of `leaderboard.store.naming`. notes: gets sentences on what was chosen
+    among several.
+
+    Raises `LeaderboardError`.
+    """
     try:
-        with open_store(database, read_only=True, timeout_s=PATIENCE_SECONDS) as store:
-            place = Path(str(queries.run_details(store, name)["path"]))
-    except MissingDatabase:
-        raise LeaderboardError(
-            f"{what} {name}: there is nothing at this path, and no leaderboard at {database} that could know a run of"
-            " this id"
-        ) from None
+        place = place_of(name, database, what)
+    except AmbiguousRun:
+        raise
     except UnknownRun as error:
         close = difflib.get_close_matches(name, ("base", "blessed"), n=1) if what == "baseline" else ()
         meant = f"; did you mean {close[0]!r}?" if close else ""
-        raise LeaderboardError(
-            f"{what} {name or '(none named)'}: there is nothing at this path, and {database} does not know it:"
-            f" {error}{meant}"
-        ) from None
-    return _from_store(place, what)
+        raise LeaderboardError(f"{error}{meant}") from None
+    if notes is not None:
+        notes += place.notes
+    return read_one(place.path, what) if place.path == Path(name) else _from_store(place.path, what)
 
 
 def _from_store(place: Path, what: str) -> Run:
@@ -236,7 +235,9 @@ def baselines_of(candidate: Run, asked: Iterable[str], database: Path) -> list[N
                 " blesses one"
             )
         else:
-            named, missing = Named("run", read_named(name, database, "baseline"), f"named, {name}"), ""
+            notes: list[str] = []
+            run = read_named(name, database, "baseline", notes)
+            named, missing = Named("run", run, "; ".join([f"named, {name}", *notes])), ""
         if named is not None and named.run.run_id not in {other.run.run_id for other in found}:
             found.append(named)
         elif named is None and names:

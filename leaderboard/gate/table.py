@@ -1,8 +1,8 @@
 """A gate's report for people, in a terminal: 80 columns are enough, more are used if there. Plain ASCII; colour only
 when asked for.
 
-Drops are in the metric's own units, so that above zero is always worse. Names and reasons come from files that anybody
-may have written, and pass through `plain`.
+Changes are in the metric's own units, with the sign of the improvement: above zero is better, as on the board. Names
+and reasons come from files that anybody may have written, and pass through `plain`.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def render(report: GateReport, *, width: int = 80, color: bool = False) -> str:
         lines += _what_changed(compared, any(row.got_worse for row in report.rows_of(compared)), width)
     final = "\n".join(textwrap.wrap(f"{report.verdict}, exit code {report.exit_code}: {summary(report)}", width))
     legend = (
-        f"drop: above 0 is worse; at most: its one-sided limit at {100 * report.alpha:g} %. PASS where that is below"
-        " the margin. Significance by Holm over all rows."
+        f"change: above 0 is better, below 0 worse; at worst: its one-sided limit at {100 * report.alpha:g} %. PASS"
+        " where that is less than the margin below 0. Significance by Holm over all rows."
     )
     return "\n".join([*lines, "", *textwrap.wrap(legend, width), _tinted(final, report.verdict, color)])
 
@@ -73,7 +73,7 @@ def summary(report: GateReport) -> str:
 
 
 def _header(width: int) -> list[str]:
-    row = _line(_GateColumns("task", "baseline", "now", "drop", "at most", "margin", "verdict"), width)
+    row = _line(_GateColumns("task", "baseline", "now", "change", "at worst", "margin", "verdict"), width)
     return [row, "-" * len(row)]
 
 
@@ -84,8 +84,8 @@ def _row_lines(row: GateRow, width: int, color: bool) -> list[str]:
         name if fits else "",
         number(row.baseline_score),
         number(row.score),
-        signed(row.drop),
-        signed(row.drop_high),
+        signed(row.change),
+        signed(row.change_at_worst),
         number(row.margin),
         row.verdict,
     )
@@ -139,16 +139,16 @@ class _GateColumns(NamedTuple):
     name: str
     baseline: str
     now: str
-    drop: str
+    change: str
     limit: str
     margin: str
     verdict: str
 
 
 def _line(columns: _GateColumns, width: int) -> str:
-    name, baseline, now, drop, limit, margin, verdict = columns
+    name, baseline, now, change, limit, margin, verdict = columns
     return (
-        f"{name:<{_name_room(width)}} {baseline:>{_NUMBER}} {now:>{_NUMBER}} {drop:>{_NUMBER}} {limit:>{_NUMBER}}"
+        f"{name:<{_name_room(width)}} {baseline:>{_NUMBER}} {now:>{_NUMBER}} {change:>{_NUMBER}} {limit:>{_NUMBER}}"
         f" {margin:>{_NUMBER - 2}} {verdict:<{_VERDICT}}"
     )
 

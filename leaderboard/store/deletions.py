@@ -13,7 +13,8 @@ from typing import NamedTuple
 from leaderboard.errors import LeaderboardError, UnknownRun
 from leaderboard.store import decisions, queries
 from leaderboard.store.database import Store, open_store
-from leaderboard.store.pins import find_run, is_blessed
+from leaderboard.store.naming import resolve
+from leaderboard.store.pins import is_blessed
 from leaderboard.store.writer import now
 
 
@@ -27,14 +28,14 @@ class Deletion(NamedTuple):
 
 
 def delete(database: Path, run: str, reason: str, *, timeout_s: float = 30.0) -> Deletion:
-    """Take a run, named by id or place, off the board. Its files stay.
+    """Take a run, named as `naming` says, off the board; of several runs of a recipe it wants the id. Its files stay.
 
     Raises `UnknownRun`, `LeaderboardError` for an empty reason or a chosen run, and what `open_store` raises.
     """
     if not reason.strip():
         raise LeaderboardError("a deletion needs a reason: say in --reason why this run is taken off the board")
     with open_store(database, read_only=True, timeout_s=timeout_s) as store:
-        run_id = find_run(store, run)
+        run_id = resolve(store, run, newest=False).run.run_id
     with open_store(database, read_only=False, timeout_s=timeout_s) as store:
         if run_id in queries.pinned_baselines(store).values():
             raise LeaderboardError(
@@ -53,14 +54,17 @@ def delete(database: Path, run: str, reason: str, *, timeout_s: float = 30.0) ->
 
 
 def take_back(database: Path, run: str, *, timeout_s: float = 30.0) -> Deletion:
-    """Allow a deleted run to be ingested again. Raises `UnknownRun` where no deleted run's id begins so, and what
-    `open_store` raises.
+    """Allow a deleted run, named by its folder or the beginning of its id, to be ingested again. Raises `UnknownRun`,
+    and what `open_store` raises.
     """
     with open_store(database, read_only=False, timeout_s=timeout_s) as store:
-        found = [entry for entry in _deletions(store) if run and entry.run_id.startswith(run)]
+        deleted, place = _deletions(store), Path(run).resolve()
+        found = [entry for entry in deleted if run and entry.run_id.startswith(run)]
+        found = found or [entry for entry in deleted if run and entry.path.resolve() == place]
         if len(found) != 1:
             raise UnknownRun(
-                f"{run!r} begins the id of {len(found) or 'no'} deleted runs: `lm_eval runs list --deleted` shows them"
+                f"{run!r} begins the id of {len(found) or 'no'} deleted runs, and none lies there:"
+                " `lm_eval runs list --deleted` shows them"
             )
         values = _values(store, found[0].run_id, found[0].path, "taken back", deleted=False)
         decisions.record(store, "deletion", values)

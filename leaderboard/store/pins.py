@@ -3,8 +3,7 @@ recipe are gated against (blessed).
 
 Notable choices: choices are only ever added, each with its reason, and the last one of a model, or of a model and
 recipe, counts. Which of the two a choice is follows from the run: an unedited one is pinned, an edited one is blessed,
-and only `as_base` makes an edited one its model's baseline. A run may be named by the beginning of its id or by where
-it lies, because the table prints folders and the page prints ids.
+and only `as_base` makes an edited one its model's baseline. A run is named as `naming` says.
 """
 
 from __future__ import annotations
@@ -14,10 +13,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from leaderboard.errors import LeaderboardError, UnknownRun
+from leaderboard.errors import LeaderboardError
 from leaderboard.readers.records import BASELINE
 from leaderboard.store import decisions, queries
 from leaderboard.store.database import Store, open_store
+from leaderboard.store.naming import find_run
 from leaderboard.store.writer import now
 
 
@@ -100,27 +100,6 @@ def pins(database: Path, *, timeout_s: float = 30.0) -> list[Pin]:
     with open_store(database, read_only=True, timeout_s=timeout_s) as store:
         # the clock only puts the two beside each other
         return list(heapq.merge(_pins(store), _blessings(store), key=lambda entry: entry.pinned_at))
-
-
-def find_run(store: Store, run: str) -> str:
-    """The id of the run that `run` names: its folder or results file, or the beginning of its id. Raises
-    `UnknownRun`.
-    """
-    place = Path(run)
-    if not run or not place.exists():
-        return str(queries.run_details(store, run)["run_id"])
-    where = place.resolve()
-    found = [
-        row.run_id
-        for row in queries.runs(store)
-        if where in (Path(row.path).resolve(), Path(row.path).resolve().parent)
-    ]
-    if len(found) != 1:
-        raise UnknownRun(
-            f"{run} holds {len(found) or 'no'} runs of this leaderboard: name one run's folder or results file, or"
-            " its id"
-        )
-    return found[0]
 
 
 def _pins(store: Store) -> list[Pin]:

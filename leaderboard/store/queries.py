@@ -153,6 +153,11 @@ def run_tasks(store: Store, run_ids: list[str] | None = None) -> dict[str, list[
     return found
 
 
+def runs_of_task(store: Store, task: str) -> set[str]:
+    """The ids of the runs that scored a task."""
+    return {row["run_id"] for row in store.rows("SELECT DISTINCT run_id FROM run_tasks WHERE task = ?", [task])}
+
+
 def _rows_of(
     store: Store, columns: Sequence[str], table: str, condition: str, order: str, run_ids: list[str] | None
 ) -> list[tuple[Any, ...]]:

@@ -6,6 +6,7 @@ Names, notes and reasons come from files that anybody may have written: `plain` 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from leaderboard.board.cell import Cell, not_its_control
 from leaderboard.compare.choice_shift import Choices
@@ -88,6 +89,13 @@ def estimated(estimate: Estimate | None) -> str:
     return (
         NOTHING if estimate is None else f"{number(estimate.value)} [{signed(estimate.low)}, {signed(estimate.high)}]"
     )
+
+
+def gained(drop: Estimate | None) -> str:
+    """What was lost, with the sign of a gain: `+0.0120 [-0.0030, +0.0270]`."""
+    if drop is None:
+        return NOTHING
+    return f"{signed(0.0 - drop.value)} [{signed(0.0 - drop.high)}, {signed(0.0 - drop.low)}]"
 
 
 def percent(fraction: float | None) -> str:
@@ -208,12 +216,10 @@ def choices(found: Choices | None) -> str | None:
     parts = []
     if found.changed is not None:
         parts.append(f"answers changed {percent(found.changed)}")
-    for words, estimate in (
-        ("choice divergence", found.divergence),
-        ("log-likelihood of the right answer, drop", found.gold_drop),
-    ):
-        if estimate is not None:
-            parts.append(f"{words} {estimated(estimate)} nats")
+    if found.divergence is not None:
+        parts.append(f"choice divergence {estimated(found.divergence)} nats")
+    if found.gold_drop is not None:
+        parts.append(f"log-likelihood of the right answer changed by {gained(found.gold_drop)} nats")
     return ", ".join(parts) or None
 
 
@@ -237,3 +243,11 @@ def metric_name(cell: Cell) -> str:
 def plain(text: str) -> str:
     """`text` without control characters, on one line: safe to print."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def span(counts: Sequence[int]) -> str:
+    """`n 80 to 2,000`, or `n 80`."""
+    if not counts:
+        return ""
+    low, high = min(counts), max(counts)
+    return f"n {low:,}" if low == high else f"n {low:,} to {high:,}"

@@ -398,3 +398,20 @@ def test_a_busy_database_costs_only_its_own_update(demo_run, tmp_path: Path, mon
     assert_told(ran, "busy", "the runs are safe in", "lm_eval ingest")
     assert "laser" in ran.out
     assert demo_run("--recipe", "laser", limit=4).code == 0
+
+
+def test_tasks_given_twice_would_be_the_last_alone(demo_run, tmp_path: Path) -> None:
+    assert_told(
+        demo_run("--tasks", "int_sum", "--recipe", "laser", limit=4),
+        "--tasks is given twice, of which lm-eval takes only the last",
+        "--tasks NAME,NAME",
+    )
+    assert not list(tmp_path.glob("results/*"))
+
+
+def test_a_recipe_given_twice_is_run_once_and_said(demo_run, tmp_path: Path) -> None:
+    ran = demo_run("--recipe", "laser", "--recipe", "laser:keep.rank_fraction=0.01", "laser", limit=4)
+    assert ran.code == 0, ran.err
+    assert "laser:keep.rank_fraction=0.01: the same as laser, and run once" in ran.err
+    assert "laser: given twice, and run once" in ran.err
+    assert len(list(tmp_path.glob("results/demo/laser*"))) == 1

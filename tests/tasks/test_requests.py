@@ -23,9 +23,7 @@ PROMPTS = [
 def lm() -> Any:
     from harness_ext.lm_eval_adapter.backend import RecipeLM
 
-    made = RecipeLM("demo", device="cpu", batch_size=2)
-    made.bars = False
-    return made
+    return RecipeLM("demo", device="cpu", batch_size=2)
 
 
 def test_ranks_are_those_of_the_models_logits(lm):

@@ -30,7 +30,7 @@ def chart(rows: Sequence[Standing], tasks: Sequence[str]) -> Any:
 
     names = [plain(row.name) for row in rows]
     return alt.hconcat(
-        *(_of_task(rows, task, names, labels=not i) for i, task in enumerate(tasks)), spacing=14
+        *(_of_task(rows, task, names, labels=not i) for i, task in enumerate(tasks)), spacing=26
     ).configure_view(strokeOpacity=0)
 
 
@@ -62,7 +62,7 @@ def _of_task(rows: Sequence[Standing], task: str, names: Sequence[str], *, label
     base = alt.Chart(data).encode(
         y=y, color=colour, tooltip=[alt.Tooltip(f"{name}:N", title=name) for name in ("recipe", "text")]
     )
-    x = alt.X("low:Q", title=f"{metric_name(shown)}: recipe minus baseline", axis=alt.Axis(tickCount=4))
+    x = alt.X("low:Q", title=f"{metric_name(shown)}: recipe minus baseline", axis=alt.Axis(tickCount=3))
     rules = base.mark_rule(strokeWidth=2).encode(x=x, x2="high:Q")
     shapes = alt.Shape(
         "verdict:N",

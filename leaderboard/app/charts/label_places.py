@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 LETTER, LINE = 5.6, 12.0
 """Pixels that a letter of the labels is wide at most on average, and a line is high."""
@@ -23,7 +23,7 @@ class Place(NamedTuple):
 
     right: float
     down: float
-    align: str
+    align: Literal["left", "center", "right"]
 
 
 _PLACES = (

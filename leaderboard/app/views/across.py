@@ -76,6 +76,8 @@ def show_grid(found: Sequence[Line]) -> None:
         f"{said} {plain(best.recipe)}: {across_models.sentence(best)}. Signs:"
         f" {', '.join(f'{sign} {word}' for word, sign in SIGNS.items())}, {NOT_ITS_CONTROL} better, but not than its"
         " own control; a blank is a model that the recipe was not run on.".strip(),
+        title="Recipes by models",
+        cells=[cell for line in drawn for cell in line.cells.values()],
     )
 
 

@@ -9,6 +9,7 @@ import streamlit as st
 from leaderboard.app import badges, data, layout, standings_table, tables, url_state
 from leaderboard.app.charts import intervals
 from leaderboard.app.download import downloads
+from leaderboard.app.download import share as share_table
 from leaderboard.app.linked_table import content_key
 from leaderboard.app.menu import COMPARE, FLIPS, RUN
 from leaderboard.app.page_queries import RunFacts
@@ -29,7 +30,7 @@ def main() -> None:
     """Draw the page."""
     overview = layout.overview_or_stop()
     bar = st.container(horizontal=True, vertical_alignment="bottom", gap="small")
-    model = layout.choose_model(overview.value, bar.container(width=195))
+    model = layout.choose_model(overview.value, bar.container(width=250))
     cells = layout.further_or_stop(lambda: data.cells_of(model), overview)
     tasks = sorted({cell.task for cell in cells if cell.metric})
     by = url_state.maybe_one_of(bar.container(width=145), "Rank by", tasks, url_state.TASK, nothing=MEAN_RANK)
@@ -48,7 +49,7 @@ def main() -> None:
     else:
         st.info("No result matches these filters.")
     with share:
-        downloads(tables.cell_records(_cells(rows, columns), overview.value.runs), "results")
+        share_table(tables.cell_records(_cells(rows, columns), overview.value.runs), "results")
     show_reported(cells)
     layout.show_rejections(overview.value)
     against = measured_against(_cells(rows, columns), overview.value.pinned)
@@ -187,7 +188,10 @@ def show_standings(
     st.caption(
         "Numbers are improvements over the baseline: + is good on every task, whatever its metric. \u2605: best of"
         " its task. Blank: not run. Click a head to sort; tick rows to compare them."
-        + (f" {counted(unranked, 'row has', 'rows have')} no rank: no task in common with the others." * bool(unranked))
+        + (
+            f" {counted(unranked, 'row has', 'rows have')} no rank: no comparison, or on no task of the others."
+            * bool(unranked)
+        )
     )
 
 
@@ -220,7 +224,13 @@ def show_intervals(rows: Sequence[Standing], tasks: Sequence[str]) -> None:
     if len(with_intervals) > PLOTTED:
         st.caption(f"The first {PLOTTED} of {len(with_intervals)} tasks; choose others in the filter.")
     shown = with_intervals[:PLOTTED]
-    layout.plot(intervals.chart(rows, shown), intervals.sentence(rows, shown), width="content")
+    layout.plot(
+        intervals.chart(rows, shown),
+        intervals.sentence(rows, shown),
+        width="content",
+        title="Recipe minus baseline, 95 % interval",
+        cells=_cells(rows, shown),
+    )
 
 
 def show_results(cells: Sequence[Cell], facts: Mapping[str, RunFacts]) -> None:

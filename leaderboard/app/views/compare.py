@@ -2,7 +2,7 @@
 and what differs in how they were made.
 
 Its URL ends in `?run=<id>` and `&against=` for what it is compared with; `?a=<id>&b=<id>` compares run b with run a,
-whatever their models.
+whatever their models, and with every further `b`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,20 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from typing import Any
-from urllib.parse import urlencode
 
 import streamlit as st
 
-from leaderboard.app import comparison, data, html_table, layout, run_choice, run_differences, tables, url_state
+from leaderboard.app import (
+    comparison,
+    comparison_table,
+    data,
+    html_table,
+    layout,
+    run_choice,
+    run_differences,
+    tables,
+    url_state,
+)
 from leaderboard.app.charts import dumbbells, forest, heat
 from leaderboard.app.comparison import Side
 from leaderboard.app.download import downloads
@@ -27,7 +36,7 @@ from leaderboard.board.cell import Cell
 from leaderboard.compare import choice_shift
 from leaderboard.compare.run_diff import unshared
 from leaderboard.readers.records import BASELINE
-from leaderboard.terminal.format import direction, estimated, metric_name, percent, plain
+from leaderboard.terminal.format import direction, estimated, gained, metric_name, percent, plain
 
 TASKS_IN_A_PLOT = 40
 THE_BASELINE, ITS_CONTROLS = "baseline", "controls"
@@ -49,6 +58,8 @@ def main() -> None:
         return
     cells = [cell for cell in _board(facts, overview) if cell.run_id == run]
     sides = sides_of(run, cells, choose_against(run, cells, places[2], overview), overview)
+    if not sides:
+        return
     subject = {cell.task: cell for side in reversed(sides) for cell in side.cells.values()}
     made = layout.further_or_stop(
         lambda: data.answer(run_differences.records, run, *[side.run_id for side in sides if side.run_id]), overview
@@ -56,8 +67,12 @@ def main() -> None:
     html_table.show(
         html_table.name(facts.name or facts.recipe),
         html_table.lead(comparison.sentences(sides)),
-        html_table.badges(_badges(made, subject.values(), overview)),
-        html_table.table(heads(sides), rows(sides, subject), caption="Scores and improvements, a row a task"),
+        html_table.badges(_badges(made, list(subject.values()))),
+        html_table.table(
+            comparison_table.heads(sides),
+            comparison_table.rows(sides, subject),
+            caption="Scores and improvements, a row a task",
+        ),
     )
     show_unshared(run, sides, overview)
     show_numbers(sides)
@@ -85,16 +100,23 @@ def choose_against(run: str, cells: Sequence[Cell], place: Any, overview: data.A
     """What to compare with, from the URL and the box: `baseline`, `controls`, or ids of runs."""
     runs = overview.value.runs
     pair = run_choice.named_run(runs, "a")
+    others_named = run_choice.named_runs(runs, "b")[1:] if pair else []
     usual = list(USUAL) if any(cell.against_controls for cell in cells) else [THE_BASELINE]
     labels = dict(zip(USUAL, ("baseline", "its controls"))) if len(usual) > 1 else {THE_BASELINE: "baseline"}
     others = run_choice.newest_first(runs, runs[run].model_key)
-    named = [pair] if pair else _asked(runs)
+    named = [pair, *others_named] if pair else _asked(runs)
     foreign = [runs[name] for name in named if name in runs and runs[name].model_key != runs[run].model_key]
     labels |= {
         name: words
         for name, words in (run_choice.labels(others) | _with_models(foreign, overview)).items()
         if name != run and runs[name].status == "complete"
     }
+    if pair and pair not in labels:
+        st.info(
+            "Both are the same run: there is nothing to compare." if pair == run else "The run to compare with failed:"
+        )
+        st.text(plain(runs[pair].name or runs[pair].recipe))
+        return []
     first = [name for name in named if name in labels] or usual
     st.session_state[BOX] = first
     place.multiselect(
@@ -111,15 +133,12 @@ def _chosen(usual: list[str]) -> None:
 
 def _asked(runs: Mapping[str, RunFacts]) -> list[str]:
     """The URL's `against`, ids in full."""
-    found = []
-    for asked in st.query_params.get_all("against"):
-        run = next((name for name in runs if asked and name.startswith(asked)), None)
-        if asked in USUAL or run:
-            found.append(asked if asked in USUAL else str(run))
-        else:
-            st.warning("The run to compare with is not known here:", icon=":material/filter_alt_off:")
-            st.text(plain(asked))
-    return found
+    asked = st.query_params.get_all("against")
+    found = [name if name in USUAL else next((r for r in runs if name and r.startswith(name)), "") for name in asked]
+    if "" in found:
+        st.warning("A run to compare with is not known here:", icon=":material/filter_alt_off:")
+        st.text(plain(", ".join(name for name, run in zip(asked, found) if not run)))
+    return [name for name in found if name]
 
 
 def _with_models(runs: Sequence[RunFacts], overview: data.Answer[data.Overview]) -> dict[str, str]:
@@ -153,63 +172,19 @@ def sides_of(
     return sides
 
 
-def _badges(made: Sequence[RunRecord], cells: object, overview: data.Answer[data.Overview]) -> list[str]:
-    """Settings of the run, and which run its baseline is."""
+def _badges(made: Sequence[RunRecord], cells: Sequence[Cell]) -> list[str]:
+    """Settings of the run, how many documents, and which run its baseline is."""
     if not made:
         return []
     words = run_differences.setting_badges(made[0])
+    counts = sorted({cell.n for cell in cells if cell.n is not None})
+    if counts:
+        words.append(f"n {counts[0]:,}" if len(counts) == 1 else f"n {counts[0]:,} to {counts[-1]:,}")
     other = next((record.run for record in made[1:] if record.run["recipe_name"] == BASELINE), None)
     if other is not None:
-        when = f", {other['started']:%d %b %Y %H:%M}" if other["started"] else ""
+        when = f", {other['started']:%d %b %Y, %H:%M}" if other["started"] else ""
         words.append(f"baseline {other['run_id'][:8]}{when}")
     return words
-
-
-def heads(sides: Sequence[Side]) -> list[Head]:
-    """The columns' heads: of the first side, of the run, and of every further side."""
-    found = [Head("Task")]
-    for place, side in enumerate(sides):
-        found.append(Head(side.title, numeric=True))
-        if place == 0:
-            found.append(Head("This run", numeric=True))
-        short = side.title.partition(":")[0].lower() if side.kind != comparison.OTHER else side.title
-        found += [Head("Improvement", numeric=True, label=f"Over {short}"), Head(f"Against {short}")]
-        if place == 0:
-            found.append(Head("Lost / gained", numeric=True))
-    return found
-
-
-def rows(sides: Sequence[Side], subject: Mapping[str, Cell]) -> list[list[Text]]:
-    """A row a task."""
-    found = []
-    for task, own in sorted(subject.items()):
-        row = [Text(task, comparison.about(own))]
-        for place, side in enumerate(sides):
-            cell = side.cells.get(task)
-            row += [Text("")] * (5 if place == 0 else 3) if cell is None else _side_cells(cell, side, place == 0)
-        found.append(row)
-    return found
-
-
-def _side_cells(cell: Cell, side: Side, with_run: bool) -> list[Text]:
-    if cell.verdict == BASELINE:
-        own = [Text(comparison.score_text(cell.score)), Text(comparison.score_text(cell.score), strong=True)]
-        return [*own, Text(""), Text("it is the baseline"), Text("")]
-    said = comparison.shown(cell, is_pair=side.kind != BASELINE)
-    reason = cell.notes[0] if cell.notes and cell.verdict in ("incomparable", "failed") else ""
-    number = Text(said.number or "\u2013", said.interval, kind=said.kind if said.number else "")
-    texts = [Text(comparison.score_text(cell.baseline_score)), number, Text(said.word, reason)]
-    if not with_run:
-        return texts
-    moved = "\u2013" if cell.lost is None else f"{cell.lost:,} / {cell.gained:,}"
-    flips = Text(moved, link=_flips_link(cell, side) if cell.lost or cell.gained else "")
-    return [texts[0], Text(comparison.score_text(cell.score), strong=True), *texts[1:], flips]
-
-
-def _flips_link(cell: Cell, side: Side) -> str:
-    if side.kind == BASELINE:
-        return f"flips?{urlencode({'run': cell.run_id, 'task': cell.task})}"
-    return f"flips?{urlencode({'a': cell.baseline_run or '', 'b': cell.run_id, 'task': cell.task})}"
 
 
 def show_unshared(run: str, sides: Sequence[Side], overview: data.Answer[data.Overview]) -> None:
@@ -269,6 +244,8 @@ def show_scores(sides: Sequence[Side], subject: Mapping[str, Cell]) -> None:
         layout.plot(
             dumbbells.chart(found, whom, f"{plain(metric_name(first))}, {direction(first)}", legend=place == 0),
             dumbbells.sentence(found, whom),
+            title="Scores",
+            cells=of_metric[:TASKS_IN_A_PLOT],
         )
         if len(of_metric) > TASKS_IN_A_PLOT:
             st.caption(f"The first {TASKS_IN_A_PLOT} of {len(of_metric)} tasks.")
@@ -295,7 +272,9 @@ def show_forest(cells: Sequence[Cell]) -> None:
         of_metric = list(group)
         shown = sorted(of_metric, key=lambda cell: -abs(cell.delta or 0.0))[:TASKS_IN_A_PLOT]
         st.text(f"{plain(metric_name(shown[0]))}, {direction(shown[0])}")
-        layout.plot(forest.by_task(shown), forest.task_sentence(shown, len(of_metric)))
+        layout.plot(
+            forest.by_task(shown), forest.task_sentence(shown, len(of_metric)), title="Differences", cells=shown
+        )
 
 
 def show_heat(side: Side, place: int, overview: data.Answer[data.Overview]) -> None:
@@ -312,7 +291,7 @@ def show_heat(side: Side, place: int, overview: data.Answer[data.Overview]) -> N
     if not found:
         st.info("The two runs share no metric of a task in which they may be compared.")
         return
-    layout.plot(heat.chart(found), heat.sentence(found))
+    layout.plot(heat.chart(found), heat.sentence(found), title="Every metric", cells=comparable)
     downloads([row._asdict() for row in found], "metrics" if place == 0 else f"metrics-{place}")
 
 
@@ -368,14 +347,14 @@ def show_choices(sides: Sequence[Side], overview: data.Answer[data.Overview]) ->
             "Documents": of_task.documents,
             "Answers changed": percent(of_task.changed),
             "Choice divergence, nats [95 %]": estimated(of_task.divergence),
-            "Right answer's log-likelihood, drop in nats [95 %]": estimated(of_task.gold_drop),
+            "Right answer's log-likelihood, change in nats [95 %]": gained(of_task.gold_drop),
         }
         for side, task, of_task in found
     ]
     st.dataframe(rows, hide_index=True, width="stretch", key="choices")
     st.caption(
         "Divergence: how far this run's probabilities of the choices are from the other's (Kullback-Leibler, mean over"
-        " documents; 0 is no change). Drop: above 0, this run finds the right answers less likely. Shown, and part of"
+        " documents; 0 is no change). Change: above 0, this run finds the right answers more likely. Shown, and part of"
         " no verdict."
     )
     downloads(

@@ -174,9 +174,10 @@ def _pick(shown: Sequence[Flip], sides: Sides, question: FlipQuestion) -> Flip:
         height=300 if len(rows) > 7 else "content",
         key=f"flips {question}",
         on_select="rerun",
-        selection_mode="single-row",
+        selection_mode="single-row-required",
         selection_default={"selection": {"rows": [first]}},
         placeholder="",
+        column_order=[name for name in rows[0] if name != "Document"] + ["Document"],
         column_config=document_view.columns(rows),
     )
     downloads(rows, "flips")
@@ -199,6 +200,8 @@ def show_matrix(sides: Sides, often: Sequence[OftenFlipped]) -> None:
     layout.plot(
         flip_matrix.chart(often, sides.names, higher_is_better=cell.higher_is_better),
         flip_matrix.sentence(often, sides.names, cell.n),
+        title="Documents that flip, by recipe",
+        cells=[cell],
     )
     rows = [document_view.often_row(row, sides) for row in often[: flip_queries.MOST_DOCUMENTS]]
     with st.expander("As a table"):

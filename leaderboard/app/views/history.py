@@ -30,7 +30,7 @@ def main() -> None:
         layout.explain_empty()
         return
     places = st.columns([3, 3, 3, 2])
-    model, recipe, task = chosen(known, places)
+    model, recipe, task = chosen(known, layout.further_or_stop(data.overview, first), places)
     found: History = layout.further_or_stop(lambda: data.answer(history, model, recipe, task), first)
     if not found.points:
         st.info("No run of these has a score of the task's main metric.")
@@ -46,12 +46,10 @@ def main() -> None:
     how_to_read()
 
 
-def chosen(known: Sequence[HistorySubject], places: Sequence[Any]) -> tuple[str, str, str]:
+def chosen(known: Sequence[HistorySubject], overview: data.Overview, places: Sequence[Any]) -> tuple[str, str, str]:
     """Model, recipe and task; at first those with the most runs of an edited model, if there are any."""
     first = max(known, key=lambda subject: (not unedited(subject.recipe), subject.runs))
-    model = url_state.one_of(
-        places[0], "Model", sorted({subject.model for subject in known}), "model", first=first.model
-    )
+    model = layout.choose_family(overview, sorted({subject.model for subject in known}), places[0], first.model)
     of_model = [subject for subject in known if subject.model == model]
     most = max(of_model, key=lambda subject: (not unedited(subject.recipe), subject.runs))
     recipe = url_state.one_of(
@@ -73,7 +71,11 @@ def show_plot(found: History, recipe: str, place: Any) -> None:
     points = found.points
     dated = all(point.moment is not None for point in points) and len({point.moment for point in points}) > 1
     spacing = url_state.one_of(place, "Spacing", [BY_DATE, EVENLY] if dated else [EVENLY], "spacing")
-    layout.plot(timeline.chart(points, found.events, by_date=spacing == BY_DATE), sentence(found, recipe))
+    layout.plot(
+        timeline.chart(points, found.events, by_date=spacing == BY_DATE),
+        sentence(found, recipe),
+        title=f"History of {plain(recipe)}",
+    )
 
 
 def sentence(found: History, recipe: str) -> str:

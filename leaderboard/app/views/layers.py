@@ -62,8 +62,9 @@ def main() -> None:
 def chosen(found: Sequence[LayerEdit], answer: data.Answer[list[LayerEdit]]) -> Choice:
     """What the filters leave."""
     first, second = st.columns([2, 2, 4]), st.columns([2, 2, 2, 2])
-    names = layout.further_or_stop(data.overview, answer).names
-    models = {edit.model_key: names.get(edit.model_key, edit.model_name) for edit in found}
+    overview = layout.further_or_stop(data.overview, answer)
+    layout.resolve_model(overview)
+    models = {edit.model_key: overview.names.get(edit.model_key, edit.model_name) for edit in found}
     model = url_state.one_of(
         first[0],
         "Model",
@@ -111,7 +112,7 @@ def show_map(shown: Sequence[LayerEdit], by_run: dict[str, Cell], task: str, mea
         f"{counted(runs, 'run', 'runs')} edited {counted(len(gathered), 'place', 'places')} (a layer and a matrix)."
         f" {_extremes(gathered, plain(task))} A place that is not drawn was not edited, or has no such number."
     )
-    layout.plot(place_map(gathered, measure), said)
+    layout.plot(place_map(gathered, measure), said, title=f"{measure.capitalize()} by layer and matrix")
     downloads([_place(place, task) for place in gathered], "places")
 
 
@@ -162,7 +163,7 @@ def show_ranks(shown: Sequence[LayerEdit], by_run: dict[str, Cell], task: str) -
         "A point is one matrix in one run: from left to right the share of its rank that was kept, upwards what the"
         f" run gained on {plain(task)}, coloured by the run's verdict.{every}"
     )
-    layout.plot(rank_chart(drawn, by_run), said)
+    layout.plot(rank_chart(drawn, by_run), said, title="Rank kept and change of score")
 
 
 def rank_chart(drawn: Sequence[LayerEdit], by_run: dict[str, Cell]) -> Any:

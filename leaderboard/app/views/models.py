@@ -17,9 +17,9 @@ from leaderboard.app.menu import BOARD, RUN
 from leaderboard.board.newest import NewestRun, newest
 from leaderboard.board.standings import ALONE, AS_CONTROL, BEATS, KINDS, kind_of, split_name
 from leaderboard.board.summary import ModelSummary, summaries
-from leaderboard.compare.families import ModelName
 from leaderboard.readers.records import BASELINE
 from leaderboard.store.database import Store
+from leaderboard.store.families import ModelName
 from leaderboard.terminal.format import counted, plain
 from leaderboard.terminal.marks import MARKS, MINUS, gain
 
@@ -27,8 +27,7 @@ CARDS = 12  # models shown as cards; more of them are rows
 NEWEST = 8
 FAILED = 6
 BEST = 4  # tasks of a card
-JUDGING_SECONDS = 1.0
-_TURN = "turns of judging"
+JUDGING_SECONDS = 0.5
 BOARD_ONLY = ("verdict", "metric", "controls", "only", "tasks", "find")
 
 
@@ -37,8 +36,10 @@ def main() -> None:
     if any(key in st.query_params for key in BOARD_ONLY):  # a link of when the board was the first page
         st.switch_page(BOARD.script, query_params=dict(st.query_params.to_dict()))
     overview = layout.overview_or_stop()
-    turn = st.session_state.get(_TURN, 0)
-    found = layout.further_or_stop(lambda: data.answer(models_at_a_glance, turn), overview)
+    found = layout.further_or_stop(lambda: data.answer(models_at_a_glance, JUDGING_SECONDS), overview)
+    if not all(model.judged for model in found.values()):
+        whole = data.ahead(models_at_a_glance, None)
+        found = found if whole is None else whole.value
     last = layout.further_or_stop(lambda: data.answer(newest, NEWEST), overview)
     st.title("Models", anchor=False)
     st.markdown(in_words(list(found.values()), len(overview.value.runs)))
@@ -56,14 +57,20 @@ def main() -> None:
         show_failed(edited, names)
     show_rows([found[key] for key in order if found[key] not in edited], names, "Plain lm-eval results", "plain")
     layout.show_rejections(overview.value)
-    if not all(model.judged for model in found.values()):  # what is here is shown first, and judging goes on
-        st.session_state[_TURN] = turn + 1
+    if not all(model.judged for model in found.values()):
+        show_once_judged()
+
+
+def models_at_a_glance(store: Store, seconds: float | None) -> dict[str, ModelSummary]:
+    """Every model; those that were not judged after so long say so."""
+    return summaries(store, data.effects(), seconds=seconds)
+
+
+@st.fragment(run_every=layout.REFRESH_SECONDS)
+def show_once_judged() -> None:
+    """Draw the page again once every model is judged."""
+    if data.ahead(models_at_a_glance, None) is not None:
         st.rerun()
-
-
-def models_at_a_glance(store: Store, turn: int) -> dict[str, ModelSummary]:
-    """Every model. Those that cannot be judged in a moment say so, and the next turn goes on with them."""
-    return summaries(store, data.effects(), seconds=JUDGING_SECONDS * (turn + 1))
 
 
 def in_words(models: Sequence[ModelSummary], runs: int) -> str:
@@ -78,13 +85,16 @@ def in_words(models: Sequence[ModelSummary], runs: int) -> str:
     better = counts.get(BEATS, 0)
     others = counts.get(ALONE, 0) + counts.get(AS_CONTROL, 0)
     worse = counts.get("worse", 0) + counts.get("collapsed", 0)
+    waiting = sum(not model.judged for model in models)
+    results = (
+        f"**{better:,}** results better than baseline and control, {others:,} better without that proof,"
+        f" {counts.get('undecided', 0):,} undecided, **{worse:,}** worse."
+    )
     words = [
         f"**{len(models):,}** {'model' if len(models) == 1 else 'models'},"
         f" **{runs:,}** {'run' if runs == 1 else 'runs'}.",
-        f"Recipes were tried on **{edited:,}** of them: **{better:,}** results better than baseline and control,"
-        f" {others:,} better without that proof, {counts.get('undecided', 0):,} undecided, **{worse:,}** worse."
-        if edited
-        else "No recipe was tried yet.",
+        f"Recipes were tried on **{edited:,}** of them." if edited else "No recipe was tried yet.",
+        f"{counted(waiting, 'model is', 'models are')} being judged." if waiting else results if edited else "",
         f"{counted(failed, 'run', 'runs')} failed." if failed else "",
         f"Newest: {newest_run:%d %b %Y, %H:%M}." if newest_run else "",
     ]
@@ -101,10 +111,10 @@ def holds(model: ModelSummary, name: ModelName, asked: str) -> bool:
 def show_cards(models: Sequence[ModelSummary], names: dict[str, ModelName]) -> None:
     """A card a model; the one whose name is in the URL first."""
     chosen = st.query_params.get(url_state.MODEL)
-    with st.container(horizontal=True, gap="medium"):
+    with st.container(horizontal=True, gap="small"):
         for model in sorted(models, key=lambda model: names[model.model_key].shown != chosen):
             name = names[model.model_key]
-            with st.container(border=True, width=372, key=f"card {model.model_key}"):
+            with st.container(border=True, width=364, key=f"card {model.model_key}"):
                 st.html(f"{_STYLE}{card(model, name)}")
                 st.page_link(
                     BOARD.script, label="Open the board", icon=":material/arrow_forward:",

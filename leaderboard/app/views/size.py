@@ -78,7 +78,7 @@ def show_plots(
             with st.container():
                 if of_task:
                     said = size.sentence(of_task, measure)
-                    st.altair_chart(size.chart(drawn, of_task, measure).properties(description=said), width="stretch")
+                    layout.draw(size.chart(drawn, of_task, measure), said, cells=[point.cell for point in of_task])
                 else:
                     st.info(f"No run of this task has recorded its {measure.words.replace('P', 'p', 1)}.")
                     st.text(plain(task))
@@ -134,7 +134,7 @@ def show_table(shown: Sequence[SizePoint], measure: Measure) -> None:
         return
     st.subheader("All points", anchor=False)
     ordered = sorted(shown, key=lambda point: (point.cell.task, not point.front, point.size))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "Task": plain(point.cell.task),
             "Recipe": plain(point.cell.name),
@@ -155,20 +155,24 @@ def show_table(shown: Sequence[SizePoint], measure: Measure) -> None:
         width="stretch",
         key=f"points {measure.words} {len(rows)}",
         placeholder="",
-        column_config={
-            "Kept": st.column_config.NumberColumn(
-                "Times the baseline's" if measure == SPEED else "Kept", format="%.2f" if measure == SPEED else "%.1f%%"
-            ),
-            "Recipe": st.column_config.TextColumn(width=280),
-            measure.words: st.column_config.NumberColumn(format="localized"),
-            "Score": st.column_config.NumberColumn(format="%.3f"),
-            "Improvement": st.column_config.Column(help="Positive is good on every task"),
-        },
+        column_config=_columns(measure),
     )
     downloads(rows, "size-and-score")
 
 
-def _painted(rows: Sequence[dict[str, object]], kinds: Sequence[str]) -> Any:
+def _columns(measure: Measure) -> dict[str, Any]:
+    number = st.column_config.NumberColumn
+    faster = measure == SPEED
+    return {
+        "Kept": number("Times the baseline's" if faster else "Kept", format="%.2f" if faster else "%.1f%%"),
+        "Recipe": st.column_config.TextColumn(width=280),
+        measure.words: number(format="localized"),
+        "Score": number(format="%.3f"),
+        "Improvement": st.column_config.Column(help="Positive is good on every task"),
+    }
+
+
+def _painted(rows: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> Any:
     """The rows with the colours of the verdicts, and improvements with their signs."""
     import pandas as pd
 

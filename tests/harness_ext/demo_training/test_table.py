@@ -20,7 +20,7 @@ from harness_ext.storage.rundir import FinishedRun
 
 @pytest.fixture
 def report() -> ProgressReport:
-    return ProgressReport(quiet=True, bars=False)
+    return ProgressReport(quiet=True)
 
 
 @pytest.fixture(scope="module")

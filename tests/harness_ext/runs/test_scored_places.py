@@ -62,7 +62,7 @@ def asking(tmp_path: Path) -> Callable[..., Session]:
             "include_path": str(folder),
         }
         config = RunConfig(harness_config({**asked, **settings}), (), (), "demo", ())
-        return Session(config, ProgressReport(quiet=True, bars=False))
+        return Session(config, ProgressReport(quiet=True))
 
     return ask
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import os
+import re
 import shutil
 import signal
 import socket
@@ -58,6 +60,17 @@ def results(**parameters: str) -> Any:
 def texts(app: Any, *kinds: str) -> str:
     """Everything that is written on the page outside tables, or what is of these kinds."""
     return "\n".join(str(element.value) for kind in kinds or KINDS for element in getattr(app, kind))
+
+
+def html_of(app: Any) -> str:
+    """All HTML that the page itself writes (`st.html`)."""
+    return "\n".join(element.proto.body for element in app.get("html"))
+
+
+def words_of(app: Any) -> str:
+    """The text of that HTML, without tags."""
+    text = re.sub(r"<style>.*?</style>", "", html_of(app), flags=re.DOTALL)
+    return html.unescape(" ".join(re.sub(r"<[^>]*>", " ", text).split()))
 
 
 @contextmanager
@@ -116,3 +129,15 @@ def watched(page: Any) -> tuple[list[str], list[str]]:
     )
     page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
     return outside, dialogs
+
+
+def downloaded(page: Any, kind: str, place: int = 0, wait_ms: int = 20_000) -> Any:
+    """The download behind a button of a `Share` popover, of which `place` counts those of the page from 0."""
+    button = page.get_by_test_id("stPopover").nth(place).locator("button").first
+    button.wait_for(timeout=wait_ms)
+    button.evaluate("found => found.click()")  # not by place: tables above it still grow
+    wanted = page.get_by_test_id("stPopoverBody").get_by_role("button", name=kind, exact=True)
+    wanted.wait_for(timeout=wait_ms)
+    with page.expect_download(timeout=wait_ms) as waiting:
+        wanted.evaluate("found => found.click()")
+    return waiting.value

@@ -15,7 +15,7 @@ import pytest
 
 from leaderboard.ingest import ingest
 from leaderboard.store.pins import choose
-from tests.leaderboard.app.driving import chromium_page, watched
+from tests.leaderboard.app.driving import chromium_page, downloaded, watched
 
 pytestmark = pytest.mark.browser
 WAIT_MS = 30_000
@@ -141,11 +141,9 @@ def test_downloads_are_what_is_shown(address: str, page: Any) -> None:
     page.goto(f"{address}/across?task=int_mult&least=2")
     page.get_by_text("All 2 runs").wait_for(timeout=WAIT_MS)
     page.wait_for_timeout(1500)  # the first view writes the URL and is drawn again
-    with page.expect_download(timeout=WAIT_MS) as waiting:
-        # not by place: tables above it still grow
-        page.get_by_test_id("stDownloadButton").first.locator("button").evaluate("button => button.click()")
-    assert waiting.value.suggested_filename == "recipes-across-models.csv"
-    text = Path(waiting.value.path()).read_text()
+    file = downloaded(page, "CSV")
+    assert file.suggested_filename == "recipes-across-models.csv"
+    text = Path(file.path()).read_text()
     assert text.splitlines()[1].startswith("laser,int_mult,False,2,2,2,0")
 
 

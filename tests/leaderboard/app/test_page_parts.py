@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from leaderboard.app import answer_text, download, menu, page_queries, tables
+from leaderboard.app import answer_text, download, flip_queries, menu, page_queries, tables
 from leaderboard.app.charts import forest, heat, size
+from leaderboard.app.flip_queries import FlipQuestion
 from leaderboard.board.board import board, pair_board
 from leaderboard.board.cell import Cell
 from leaderboard.board.pareto import front
@@ -20,6 +21,7 @@ from leaderboard.board.standings import standings
 from leaderboard.compare.run_diff import compare_facts
 from leaderboard.ingest import ingest
 from leaderboard.store.database import Store, open_store
+from leaderboard.terminal.exports import as_parquet
 from leaderboard.terminal.marks import cell_text
 
 pytest.importorskip("streamlit")
@@ -76,14 +78,14 @@ def test_the_baseline_speaks_for_the_unedited_model_however_often_it_was_run(
 def test_flips_are_the_documents_that_changed(store: Store) -> None:
     cells = by_recipe(store)
     base, laser = cells["baseline"], cells["laser"]
-    found = page_queries.flips(store, base.run_id, laser.run_id, "int_mult", "acc", "none")
+    asked = FlipQuestion(base.run_id, laser.run_id, "int_mult", "acc", "none")
+    found, total = flip_queries.flips(store, asked)
     assert sorted((flip.before, flip.after) for flip in found) == [(0.0, 1.0)] * 5 + [(1.0, 0.0)] * 2
-    assert (laser.lost, laser.gained) == (2, 5)
-    question = page_queries.prompt(store, "int_mult", found[0].doc_key)
-    assert question == f"int_mult {found[0].doc_id}? with 0 examples"
-    often = page_queries.often_flipped(
-        store, base.run_id, (laser.run_id, cells["svd"].run_id), "int_mult", "acc", "none"
-    )
+    assert (laser.lost, laser.gained) == (2, 5) and total == 7
+    assert found[0].prompt == f"int_mult {found[0].doc_id}? with 0 examples"
+    assert flip_queries.flips(store, asked._replace(change=-1)).total == 2
+    assert flip_queries.flips(store, asked._replace(search=found[0].prompt.upper())).shown == [found[0]]
+    often = flip_queries.often_flipped(store, asked, (laser.run_id, cells["svd"].run_id))
     assert sorted((row.lower, row.higher) for row in often) == [(0, 1)] * 5 + [(2, 0)] * 2
     assert [(row.lower, row.higher) for row in often[:2]] == [(2, 0)] * 2
 
@@ -135,7 +137,7 @@ def test_sizes_come_from_the_receipt(store: Store) -> None:
     assert points["laser"].size == 992 and points["laser"].share == 0.992 and points["baseline"].size == 1000
     # smaller than the baseline and better than it and svd
     assert {name for name, point in points.items() if point.front} == {"laser"}
-    assert "1 on the front" in size.sentence(list(points.values()), "Parameters")
+    assert "1 on the line: laser (99.2%, 0.575)" in size.sentence(list(points.values()), size.MEASURES[0])
 
 
 def test_a_receipt_with_odd_totals_has_no_size(made: Any, kit: Any) -> None:
@@ -256,7 +258,7 @@ def test_a_downloaded_name_cannot_be_a_formula() -> None:
     )
     import pyarrow.parquet
 
-    assert pyarrow.parquet.read_table(io.BytesIO(download.as_parquet(rows))).to_pylist() == rows
+    assert pyarrow.parquet.read_table(io.BytesIO(as_parquet(rows))).to_pylist() == rows
 
 
 def test_long_names_keep_their_ends_and_stay_apart(store: Store) -> None:

@@ -11,7 +11,7 @@ import duckdb
 import pytest
 
 from leaderboard.ingest import ingest
-from tests.leaderboard.app.driving import page, page_database, texts
+from tests.leaderboard.app.driving import page, page_database, texts, words_of
 
 pytest.importorskip("streamlit")
 HOSTILE = "![x](http://example.org/x.png) <script>alert(1)</script> $\\frac{1}{2}$ [link](http://example.org)"
@@ -44,18 +44,41 @@ def runs(made: Any, kit: Any, database: Path) -> dict[str, str]:
 
 def test_compare_shows_two_runs(runs: dict[str, str]) -> None:
     app = page("compare", a=runs["laser"], b=runs["svd"][:10])
-    said = texts(app)
-    assert "corrected over 1 task." in said and "1 task: 1 worse" in said and "1 declined, by the direction" in said
-    tasks, answers, differences = (app.dataframe[i].value for i in range(3))
+    said = words_of(app)
+    assert "Against laser: worse on 1 of 1 task." in said
+    assert "1 declined, by the direction" in texts(app)
+    tasks = next(table.value for table in app.dataframe if "Lost / gained" in table.value)
+    answers = next(table.value for table in app.dataframe if "Answers changed" in table.value)
     (answered,) = answers.to_dict("records")
     assert (
         answered["Documents"] == 40
-        and answered["Right answer's log-likelihood, drop in nats [95 %]"] == "0.0000 [0.0000, 0.0000]"
+        and answered["Right answer's log-likelihood, change in nats [95 %]"] == "0.0000 [0.0000, 0.0000]"
     )
-    assert tasks.iloc[0]["Lost / gained"] == "15 / 0"
-    recipe = differences[differences["Name"] == "recipe"].iloc[0]
-    assert (recipe["Run A"], recipe["Run B"]) == ("laser", "svd")
-    assert app.query_params["b"] == runs["svd"]
+    assert tasks.iloc[0]["Lost / gained"] == "15 / 0" and "15 / 0" in said
+    assert "recipe laser svd" in said and "The same in both: dtype" in texts(app, "text")
+    assert app.query_params["b"] == runs["svd"] and app.query_params["a"] == runs["laser"]
+
+
+def test_compare_opens_on_the_newest_run_against_its_baseline(runs: dict[str, str]) -> None:
+    app = page("compare")
+    said = words_of(app)
+    assert said.startswith("svd Against the baseline: worse on 1 of 1 task.")
+    assert app.query_params["run"] == runs["svd"] and "against" not in app.query_params
+    assert "int_mult acc, n 40 0.500 0.200" in said and "12 / 0" in said
+    laser = page("compare", recipe="laser")
+    assert laser.query_params["run"] == runs["laser"] and "0.500 0.575" in words_of(laser)
+
+
+def test_compare_takes_more_than_two_runs(runs: dict[str, str]) -> None:
+    app = page("compare", run=runs["svd"], against=["baseline", runs["laser"][:9]])
+    said = words_of(app)
+    assert "Against the baseline: worse on 1 of 1 task. Against laser: worse on 1 of 1 task." in said
+    assert "Task Baseline This run Improvement Against baseline Lost / gained laser Improvement Against laser" in said
+    assert "run " + " ".join(runs[name][:8] for name in ("baseline", "svd", "laser")) in said
+    ticked = page("compare", a=runs["baseline"], b=[runs["svd"], runs["laser"]])
+    assert "Against baseline: worse on 1 of 1 task. Against laser: worse on 1 of 1 task." in words_of(ticked)
+    unknown = page("compare", run=runs["svd"], against="feedface")
+    assert "not known here" in texts(unknown, "warning") and "Against the baseline" in words_of(unknown)
 
 
 def test_compare_tells_what_only_one_run_has(made: Any, kit: Any, database: Path) -> None:
@@ -72,32 +95,50 @@ def test_compare_tells_what_only_one_run_has(made: Any, kit: Any, database: Path
         )
     said = texts(page("compare", a=ids["baseline"], b=ids["laser"]), "text").splitlines()
     assert [line for line in said if line.startswith("Only")] == [
-        f"Only A has the task {HOSTILE.replace('/', '')}",
-        "Only A has the metric acc_norm of sums",
-        "Only B has the task words",
+        f"Only baseline has the task {HOSTILE.replace('/', '')}",
+        "Only baseline has the metric acc_norm of sums",
+        "Only this run has the task words",
     ]
     same = page("compare", a=ids["laser"], b=ids["laser"])
     assert "Only" not in texts(same, "text")
 
 
-def test_compare_wants_two_runs_that_are_there(runs: dict[str, str]) -> None:
-    assert "Choose two runs" in texts(page("compare"))
+def test_compare_wants_runs_that_are_there(runs: dict[str, str]) -> None:
     assert "the same run" in texts(page("compare", a=runs["svd"], b=runs["svd"]))
     said = texts(page("compare", a="*nope*", b=runs["svd"]))
     assert "not known here" in said and "*nope*" in said
-    assert "This run failed" in texts(page("compare", a=runs["broken"], b=runs["svd"]))
+    assert "The run to compare with failed" in texts(page("compare", a=runs["broken"], b=runs["svd"]))
+    assert "This run failed" in texts(page("compare", b=runs["broken"]))
+    assert "This is the baseline itself" in words_of(page("compare", run=runs["baseline"]))
 
 
 def test_flips_lists_what_was_lost_and_gained(runs: dict[str, str]) -> None:
     app = page("flips", b=runs["laser"])
-    said = texts(app)
-    assert "2 lost, 5 gained of 40 documents" in said
+    assert "2 lost, 5 gained of 40 documents: undecided (+0.075)." in words_of(app)
     assert sorted(app.dataframe[0].value["Change"]) == ["gained"] * 5 + ["lost"] * 2
     lost = page("flips", b=runs["laser"], show="lost", task="int_mult")
     assert list(lost.dataframe[0].value["Change"]) == ["lost"] * 2
-    assert "17 documents of 40" in said and "of 2 recipes, controls left out; 2 under" not in said
+    assert "17 documents of 40" in texts(app) and "of 2 recipes, controls left out; 2 under" not in texts(app)
     against = page("flips", a=runs["svd"], b=runs["laser"], task="int_mult")
-    assert "0 lost, 15 gained of 40" in texts(against)
+    assert "0 lost, 15 gained of 40" in words_of(against) and "against svd" in words_of(against)
+
+
+def test_flips_opens_on_the_newest_run_and_its_first_document(runs: dict[str, str]) -> None:
+    app = page("flips")
+    assert app.query_params["run"] == runs["svd"] and app.query_params["task"] == "int_mult"
+    rows = app.dataframe[0].value
+    assert len(rows) == 12 and set(rows["Change"]) == {"lost"} and set(rows["Other recipes"]) == {0, 1}
+    assert "\u2713 right" in words_of(app) and "\u2715 wrong" in words_of(app)
+    assert any("with 0 examples" in str(code.value) for code in app.code)
+
+
+def test_flips_are_found_by_a_text(runs: dict[str, str]) -> None:
+    app = page("flips", run=runs["svd"], find="3 ![X](HTTP")
+    found = app.dataframe[0].value
+    assert len(found) == 1 and found.iloc[0]["Prompt"].startswith("3 ![x]")
+    assert "No document of these has this text" in texts(page("flips", run=runs["svd"], find="nowhere at all"), "info")
+    app.text_input(key="find").set_value("").run()
+    assert len(app.dataframe[0].value) == 12 and "find" not in app.query_params
 
 
 def test_a_hostile_document_is_text(runs: dict[str, str]) -> None:
@@ -109,15 +150,17 @@ def test_a_hostile_document_is_text(runs: dict[str, str]) -> None:
 
 def test_flips_says_so_where_there_are_none(made: Any, kit: Any, runs: dict[str, str], database: Path) -> None:
     assert "No task of this run" in texts(page("flips", b=runs["broken"]))
-    assert "Choose a run" in texts(page("flips"))
+    assert "This run is the baseline itself" in texts(page("flips", run=runs["baseline"]))
 
 
 def test_size_and_score_has_the_front(runs: dict[str, str]) -> None:
     app = page("size", model="tiny", size="Parameters")
     points = app.dataframe[0].value
-    assert dict(zip(points["Recipe"], points["On the front"])) == {"laser": "yes", "svd": "no", "baseline": "no"}
+    assert dict(zip(points["Recipe"], points["On the line"])) == {"laser": "yes", "svd": "no", "baseline": "no"}
     assert dict(zip(points["Recipe"], points["Parameters"])) == {"laser": 992, "svd": 992, "baseline": 1000}
-    assert "1 failed, 0 without a recorded size" in texts(app)
+    assert "Not drawn: 1 failed or incomparable, 0 without a recorded size." in texts(app, "caption")
+    assert "laser 99.2%" in words_of(app)
+    assert "laser: Undecided counts as not worse: on 1 of 1 tasks (int_mult)." in texts(app, "text")
 
 
 def test_reported_numbers_stand_apart(made: Any, kit: Any, database: Path) -> None:
@@ -143,3 +186,23 @@ def test_filters_by_verdict_and_control(made: Any, kit: Any, runs: dict[str, str
 @pytest.mark.parametrize("name", ["compare", "flips", "size"])
 def test_an_empty_store_explains_itself(database: Path, name: str) -> None:
     assert "Nothing here yet" in texts(page(name))
+
+
+def test_claims_stand_beside_what_was_measured(made: Any, kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = page_database(made.root, monkeypatch)
+    before, after = kit.pair(400, 100, gained=60)
+    made.run("baseline", {"int_mult": before}, model="microsoft/phi-2")
+    made.run("eigenprune", {"int_mult": after}, model="microsoft/phi-2")
+    ingest([made.root], database)
+    app = page("claims")
+    assert "**1** of" in texts(app) and "has been run here, by 1 run: **1** with" in texts(app)
+    measured, missing = (app.dataframe[i].value for i in (0, 1))
+    row = measured.iloc[0]
+    assert (row["Reported before"], row["Reported after"], row["After"]) == (0.1375, 0.975, 0.4)
+    assert (row["Verdict"], row["Reported direction"], row["Beats its control"]) == ("better", "yes", "no control run")
+    assert row["Low"] < row["Improvement"] < row["High"] and row["Reported improvement"] == pytest.approx(0.8375)
+    assert missing["Command"].str.startswith("lm_eval run").any()
+    assert any("pretrained=" in str(code.value) for code in app.code)
+    assert "Settings differ" in texts(app)
+    only = page("claims", method="LASER")
+    assert set(only.dataframe[0].value["Method"]) == {"LASER"} and "**None** of 48 reported results" in texts(only)

@@ -12,7 +12,7 @@ import duckdb
 import pytest
 
 from leaderboard.ingest import ingest
-from tests.leaderboard.app.driving import watched
+from tests.leaderboard.app.driving import downloaded, watched
 
 pytestmark = pytest.mark.browser
 WAIT_MS = 20_000
@@ -69,10 +69,10 @@ def test_a_link_to_a_comparison_restores_it(address: str, page: Any, database: P
     outside, dialogs = watched(page)
     ids = run_ids(database)
     page.goto(f"{address}/compare?a={ids['svd']}&b={ids['laser']}")
-    page.get_by_text("What differs in how they were made").wait_for(timeout=WAIT_MS)
-    page.locator(PLOT).nth(1).wait_for(timeout=WAIT_MS)
+    page.get_by_text("What differs").wait_for(timeout=WAIT_MS)
+    page.locator(PLOT).first.wait_for(timeout=WAIT_MS)
     page.reload()
-    page.get_by_text("1 task: 1 better").first.wait_for(timeout=WAIT_MS)
+    page.get_by_text("better on 1 of 2 tasks; 1 cannot be compared").first.wait_for(timeout=WAIT_MS)
     assert f"a={ids['svd']}" in page.url and outside == [] and dialogs == []
 
 
@@ -90,21 +90,18 @@ def test_a_document_is_text(address: str, page: Any, database: Path) -> None:
 def test_the_download_holds_what_is_shown(address: str, page: Any, database: Path) -> None:
     page.goto(f"{address}/flips?b={run_ids(database)['laser']}&task=int_mult&show=lost")
     page.get_by_text("2 lost, 5 gained of 40 documents").wait_for(timeout=WAIT_MS)
-    with page.expect_download(timeout=WAIT_MS) as waiting:
-        page.locator('[data-testid="stDownloadButton"] button').first.click()
-    lines = Path(waiting.value.path()).read_text().splitlines()
+    lines = Path(downloaded(page, "CSV").path()).read_text().splitlines()
     assert len(lines) == 3 and all(",lost," in line for line in lines[1:])
 
 
 def test_plots_have_words_of_their_own(address: str, page: Any, database: Path) -> None:
     page.goto(f"{address}/size?model=tiny&task=int_mult")
     page.locator(PLOT).first.wait_for(timeout=WAIT_MS)
-    said = page.get_by_text("by parameters and score").first
-    said.wait_for(timeout=WAIT_MS)
+    page.wait_for_selector('[aria-label*="by parameters kept and score"]', state="attached", timeout=WAIT_MS)
     labels = page.evaluate(
         "() => [...document.querySelectorAll('[aria-label]')].map(e => e.getAttribute('aria-label'))"
     )
-    assert any(label and "by parameters and score" in label for label in labels), json.dumps(labels)[:2000]
+    assert any(label and "1 on the line: laser" in label for label in labels), json.dumps(labels)[:2000]
 
 
 @pytest.mark.parametrize("width", [390, 1280])
@@ -113,9 +110,60 @@ def test_nothing_sticks_out(address: str, page: Any, database: Path, width: int)
     page.set_viewport_size({"width": width, "height": 900})
     for place, ready in (
         (f"compare?a={ids['baseline']}&b={ids['laser']}", "What differs"),
-        (f"flips?b={ids['laser']}", "Documents that flip"),
+        (f"flips?b={ids['laser']}", "Which documents flip"),
         ("size?model=tiny", "All points"),
     ):
         page.goto(f"{address}/{place}")
         page.get_by_text(ready).first.wait_for(timeout=WAIT_MS)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, place
+
+
+def settled(page: Any) -> None:
+    """Wait until the page's script has run, and what that asked for."""
+    for _ in range(2):
+        page.wait_for_timeout(400)
+        page.wait_for_selector('[data-testid="stApp"][data-test-script-state="notRunning"]', timeout=WAIT_MS)
+
+
+def test_a_walk_from_a_comparison_to_its_flips_and_on_by_a_link(address: str, page: Any, database: Path) -> None:
+    outside, dialogs = watched(page)
+    ids = run_ids(database)
+    page.goto(f"{address}/compare?run={ids['laser']}")
+    settled(page)
+    page.get_by_role("combobox", name="Against").click()
+    page.get_by_role("option", name="svd").click()
+    page.get_by_text("Against svd").first.wait_for(timeout=WAIT_MS)
+    settled(page)
+    assert f"against={ids['svd']}" in page.url and "against=baseline" in page.url
+    page.locator(".lb-table a").first.click()
+    page.wait_for_url("**/flips?*", timeout=WAIT_MS)
+    page.get_by_text("2 lost, 5 gained of 40 documents").wait_for(timeout=WAIT_MS)
+    settled(page)
+    page.get_by_role("radio", name="gained").click()
+    page.wait_for_url("**show=gained**", timeout=WAIT_MS)
+    search = page.get_by_role("textbox", name="Find in prompts and answers")
+    search.fill("![X](HTTP")
+    search.press("Enter")
+    page.wait_for_url("**find=**", timeout=WAIT_MS)
+    settled(page)
+    other = page.context.browser.new_page()
+    other.goto(page.url)
+    other.get_by_text("2 lost, 5 gained of 40 documents").wait_for(timeout=WAIT_MS)
+    settled(other)
+    assert other.get_by_role("textbox", name="Find in prompts and answers").input_value() == "![X](HTTP"
+    assert HOSTILE in other.locator('[data-testid="stCode"]').first.inner_text()
+    assert other.locator('a[href*="example.org"], img[src*="example.org"]').count() == 0
+    other.close()
+    assert outside == [] and dialogs == []
+
+
+def test_another_model_or_run_replaces_the_two_of_a_link(address: str, page: Any, database: Path) -> None:
+    ids = run_ids(database)
+    page.goto(f"{address}/compare?a={ids['svd']}&b={ids['laser']}")
+    page.get_by_text("Against svd").first.wait_for(timeout=WAIT_MS)
+    settled(page)
+    page.get_by_role("combobox", name="Run (newest first)").click()
+    page.get_by_role("option", name="svd").click()
+    page.get_by_text("Against the baseline: worse on 1").wait_for(timeout=WAIT_MS)
+    settled(page)
+    assert f"run={ids['svd']}" in page.url and "a=" not in page.url.partition("?")[2].replace("a=tiny", "")

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from leaderboard.app.download import as_csv, as_parquet
+from leaderboard.app.download import as_csv
 from leaderboard.app.run_files import as_text, files_of, flat, receipt_of, records, requirements
 from leaderboard.ingest import ingest
 from leaderboard.store import queries
 from leaderboard.store.database import open_store
+from leaderboard.terminal.exports import as_parquet
 
 LOG = [{"step": 0, "epoch": 1, "loss": 2.5}, {"step": 0, "epoch": 2, "loss": 2, "bases": {"a": 1}}]
 

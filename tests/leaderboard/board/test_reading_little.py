@@ -12,10 +12,11 @@ from leaderboard import ingest as ingest_module
 from leaderboard.board import board as board_module
 from leaderboard.board.board import board
 from leaderboard.compare import baselines
-from leaderboard.compare.contents import display_names, model_names, read_contents
+from leaderboard.compare.contents import read_contents
 from leaderboard.ingest import ingest
 from leaderboard.store import queries
 from leaderboard.store.database import open_store
+from leaderboard.store.families import shown_names
 
 
 @pytest.fixture
@@ -43,9 +44,8 @@ def of_model(run: Path, identity: str) -> None:
 
 def test_a_models_board_is_its_part_of_the_whole(filled: Path) -> None:
     with open_store(filled) as store:
-        runs = queries.runs(store)
-        names = model_names(store)
-        assert names == display_names(runs) and len(set(names.values())) == 3
+        names = shown_names(store)
+        assert set(names) == {run.model_key for run in queries.runs(store)} and len(set(names.values())) == 3
         whole = board(store)
         for key, name in names.items():
             own = [cell for cell in whole if cell.model_key == key]

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from leaderboard.app import page_queries
+from leaderboard.app import flip_queries
+from leaderboard.app.flip_queries import FlipQuestion, Flips
 from leaderboard.board.board import board
 from leaderboard.board.cell import Cell
 from leaderboard.compare.choice_shift import compare_choices
@@ -66,9 +67,9 @@ def test_copies_logged_in_another_order_are_no_change(made: Any, kit: Any) -> No
     report = ingest(made.root, None)
     store = report.store
     assert store is not None
-    asked = (cell.baseline_run, cell.run_id, "sums", "acc", "none")
-    assert page_queries.flips(store, *asked) == []
-    assert page_queries.often_flipped(store, asked[0], (cell.run_id,), "sums", "acc", "none") == []
+    asked = FlipQuestion(cell.baseline_run, cell.run_id, "sums", "acc", "none")
+    assert flip_queries.flips(store, asked) == Flips([], 0)
+    assert flip_queries.often_flipped(store, asked, (cell.run_id,)) == []
     assert compare_choices(store, cell.baseline_run, cell.run_id, "sums", "none") is not None
     store.connection.close()
 
@@ -81,7 +82,8 @@ def test_a_copy_that_changed_is_shown_with_its_own_answer(made: Any, kit: Any) -
     report = ingest(made.root, None)
     assert report.store is not None
     (cell,) = [cell for cell in board(report.store) if cell.recipe == "laser"]
-    (flip,) = page_queries.flips(report.store, cell.baseline_run, cell.run_id, "sums", "acc", "none")
+    asked = FlipQuestion(cell.baseline_run, cell.run_id, "sums", "acc", "none")
+    (flip,) = flip_queries.flips(report.store, asked).shown
     assert (flip.before, flip.after, flip.answer_before, flip.answer_after) == (
         1.0,
         0.0,

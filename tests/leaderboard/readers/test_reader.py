@@ -6,12 +6,10 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from leaderboard.compare.contents import display_names
 from leaderboard.errors import Unreadable
 from leaderboard.ingest import ingest
 from leaderboard.readers.discovery import Candidate, find_runs
@@ -20,6 +18,8 @@ from leaderboard.readers.records import Rejection, Run
 from leaderboard.readers.results import model_arguments
 from leaderboard.readers.same_document import DocumentText, content_digests
 from leaderboard.readers.samples_reader import sample_score
+from leaderboard.store.families import told_apart
+from leaderboard.store.naming import short_identity
 
 
 def only_run(path: Path) -> Run:
@@ -545,11 +545,9 @@ def test_a_folder_is_one_model_however_it_is_written(made: Any, kit: Any, writte
 
 
 def test_models_of_one_name_are_told_apart_by_what_differs() -> None:
-    runs = [
-        SimpleNamespace(model_key=key, model_name="m", identity=identity)
-        for key, identity in (("a", "sha256:1234567890"), ("b", "sha256:1299999999"), ("c", "org/m@abcdef0123"))
-    ]
-    assert display_names(runs) == {"a": "m (12345678)", "b": "m (12999999)", "c": "m (abcdef01)"}  # type: ignore[arg-type]
+    identities = {"a": "sha256:1234567890", "b": "sha256:1299999999", "c": "org/m@abcdef0123"}
+    models = told_apart([(key, "m", short_identity(identity)) for key, identity in identities.items()])
+    assert [model.shown for model in models] == ["m (12345678)", "m (12999999)", "m (abcdef01)"]
 
 
 @pytest.mark.parametrize("row", [{"bypass,none": 999, "bypass_stderr,none": "N/A"}, {"alias": "sums", "sample_len": 0}])

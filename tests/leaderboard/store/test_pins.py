@@ -109,12 +109,13 @@ def test_the_command(
     )
 
 
-def test_the_command_asks_for_a_reason_and_an_action(
+def test_the_command_asks_for_a_reason_and_lists_alone(
     database: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command(monkeypatch, "baseline", "set", "abc", "--database", database) == 2
     assert "--reason" in capsys.readouterr().err
-    assert command(monkeypatch, "baseline") == 2
+    assert command(monkeypatch, "baseline", "--database", database) is None
+    assert "no baseline is pinned" in capsys.readouterr().out
     assert command(monkeypatch, "baseline", "set", "feedface", "--reason", "x", "--database", database) == 2
     assert "no run feedface in the leaderboard" in capsys.readouterr().err
 

@@ -19,7 +19,8 @@ from leaderboard.ingest import ingest
 from leaderboard.store import queries
 from leaderboard.store.database import open_store
 from leaderboard.store.deletions import delete, deletions
-from leaderboard.store.pins import choose, find_run, pin, pins
+from leaderboard.store.naming import find_run
+from leaderboard.store.pins import choose, pin, pins
 from leaderboard.store.places import RunPlaces
 from tests.leaderboard.store.old_store import make_old
 

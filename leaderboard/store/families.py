@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from leaderboard.store.database import Store
+from leaderboard.store.naming import short_identity
 
 
 class ModelName(NamedTuple):
@@ -38,13 +39,18 @@ class Meant(NamedTuple):
 
 def families(store: Store) -> list[ModelName]:
     """Every model of a store, the one whose run was started last first."""
-    by_age = "ORDER BY started NULLS FIRST, coalesce(former_id, run_id), run_id"
+    by_age = "ORDER BY started NULLS LAST, coalesce(former_id, run_id), run_id"
     rows = store.connection.execute(
         f"SELECT model_key, last(model_name {by_age}), last(coalesce(nullif(identity, ''), model_key) {by_age}),"
         " max(started) AS newest FROM runs JOIN variants USING (variant_id) GROUP BY model_key ORDER BY newest DESC"
         " NULLS LAST, model_key"
     ).fetchall()
     return told_apart([(key, name, short_identity(identity)) for key, name, identity, _ in rows])
+
+
+def shown_names(store: Store) -> dict[str, str]:
+    """model_key -> the name shown, of every model of a store."""
+    return {model.model_key: model.shown for model in families(store)}
 
 
 def told_apart(models: Sequence[tuple[str, str, str]]) -> list[ModelName]:
@@ -77,8 +83,3 @@ def last_part(name: str) -> str:
     if not name.startswith(("/", "./", "../", "~")) and name[1:3] not in (":\\", ":/") and name.count("/") < 2:
         return name
     return name.replace("\\", "/").rstrip("/").rpartition("/")[2] or name
-
-
-def short_identity(identity: str) -> str:
-    """Of `sha256:...` and `organisation/model@commit` the part that differs, eight characters of it."""
-    return identity.rpartition("@")[2].rpartition(":")[2][:8]

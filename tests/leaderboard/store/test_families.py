@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from leaderboard.compare.families import families, last_part, meant, short_identity, told_apart
 from leaderboard.ingest import ingest
 from leaderboard.store.database import open_store
+from leaderboard.store.families import families, last_part, meant, told_apart
+from leaderboard.store.naming import short_identity
 
 MODELS = told_apart(
     [

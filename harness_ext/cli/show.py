@@ -1,0 +1,121 @@
+"""`lm_eval show [RUN|MODEL]`: a model's board in the terminal, or everything about one run on it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from harness_ext.cli.ingest import add_database_argument
+from harness_ext.cli.terminal import add_form_arguments, board_look, tell, terminal_style, write_cells
+from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
+from leaderboard.commands import RUN_HELP
+
+if TYPE_CHECKING:
+    from leaderboard.board.cell import Cell
+    from leaderboard.store.database import Store
+    from leaderboard.store.naming import KnownRun
+
+
+class _Meant(NamedTuple):
+    """What is to be shown: a model's board, and of it one run, or all. notes: what was chosen among several."""
+
+    model_key: str
+    run_id: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+class Show(RecipesCommand):
+    """Show a model's board, or a run."""
+
+    name = "show"
+    summary = "Show a model's board, or a run in detail"
+    description = (
+        "Show the board of a model, recipes by tasks, best first, as the pages do; or with a run everything about it:"
+        " every metric, interval and note. Without a name it is the board of the newest run's model."
+    )
+    epilog = """
+examples:
+  $ lm_eval show
+  $ lm_eval show gemma-2b --controls
+  $ lm_eval show gemma-2b/laser
+"""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("name", nargs="?", metavar="RUN", help=f"A model's name, or a run: {RUN_HELP}")
+        parser.add_argument("--controls", action="store_true", help="Show controls under their recipe")
+        parser.add_argument("--details", action="store_true", help="Everything of every row below the table")
+        parser.add_argument(
+            "--by", default="", metavar="TASK", help="Rank on this task (default: on all that all rows have)"
+        )
+        add_database_argument(parser)
+        add_form_arguments(parser)
+        parser.set_defaults(func=self.execute)
+
+    @staticmethod
+    def execute(args: argparse.Namespace) -> None:
+        from leaderboard.board.board import board
+        from leaderboard.store.database import open_store
+
+        with open_store(args.database, read_only=True) as store:
+            meant = _meant(store, args.name)
+            if meant is None:
+                print("No results to show yet.")
+                return
+            cells = board(store, models=[meant.model_key])
+        tell(meant.notes)
+        shown = [cell for cell in cells if meant.run_id in (None, cell.run_id)]
+        if args.form != "text":
+            write_cells(shown, args.form)
+            return
+        _check_task(args.by, cells)
+        _print(cells, shown, args)
+
+
+def _print(cells: Sequence[Cell], shown: Sequence[Cell], args: argparse.Namespace) -> None:
+    from leaderboard.terminal.board_table import render_board
+    from leaderboard.terminal.table import render
+
+    only = None if len(shown) == len(cells) else {cell.run_id for cell in shown}
+    # A run that was named is shown, also where it is a control.
+    controls = args.controls or (only is not None and any(cell.control for cell in shown))
+    print(render_board(cells, board_look(), shown=only, controls=controls, by=args.by))
+    if args.details or only is not None:
+        style = terminal_style()
+        print(f"\n{render(shown, width=style.width, color=style.color)}")
+
+
+def _meant(store: Store, name: str | None) -> _Meant | None:
+    """What a name means; None in a store without runs. Raises `UnknownRun`."""
+    from leaderboard.errors import UnknownRun
+    from leaderboard.store.naming import known_runs, last_part, matching, resolve
+
+    runs = known_runs(store)
+    if name is None:
+        return _Meant(runs[0].model_key) if runs else None
+    called = [run for run in runs if name in (run.model, last_part(run.model))]
+    if called:
+        return _newest(called)
+    try:
+        found = resolve(store, name)
+    except UnknownRun:
+        begun = matching(runs, name, lambda run: run.model)
+        if len({run.model for run in begun}) != 1:
+            raise
+        return _newest(begun)
+    return _Meant(found.run.model_key, found.run.run_id, found.notes)
+
+
+def _newest(runs: Sequence[KnownRun]) -> _Meant:
+    """The identity of a model that the newest run is of; the runs come newest first."""
+    identities = len({run.model_key for run in runs})
+    note = f"{runs[0].model} has {identities} identities: the one with the newest run is shown; a run names another"
+    return _Meant(runs[0].model_key, None, (note,) if identities > 1 else ())
+
+
+def _check_task(task: str, cells: Sequence[Cell]) -> None:
+    from harness_ext.errors import UserError, nearest
+
+    tasks = {cell.task for cell in cells if cell.metric}
+    if task and task not in tasks:
+        raise UserError(f"--by {task}: the board has no such task: {nearest(task, tasks)}")

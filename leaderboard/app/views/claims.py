@@ -1,0 +1,179 @@
+"""What papers report, beside what was measured here: does the gain come back, and does it beat a control?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import streamlit as st
+
+from leaderboard.app import layout, linked_table, url_state
+from leaderboard.app.colours import tinted
+from leaderboard.app.download import downloads
+from leaderboard.app.menu import RUN
+from leaderboard.board.claims import Claim, claims, command_for, is_of_model
+from leaderboard.board.reported import published
+from leaderboard.board.standings import gained
+from leaderboard.report.words import improvement_limits
+from leaderboard.terminal.format import counted, plain
+
+_CONTROL = {True: "yes", False: "no", None: "no control run"}
+_SURE = {"paper": "stated in the paper", "code": "in its released code", "secondary": "as others cite it"}
+_DIFFERENCE = st.column_config.NumberColumn(format="%+.3f")
+_SCORE = st.column_config.NumberColumn(format="%.4g")
+
+
+def main() -> None:
+    """Draw the page."""
+    overview = layout.overview_or_stop()
+    keys = {key for key, name in overview.value.names.items() if any(is_of_model(entry, name) for entry in published())}
+    found = chosen(claims(linked_table.cells_of(keys, overview)))
+    measured = [claim for claim in found if claim.cell is not None]
+    st.markdown(sentence(found, measured))
+    if measured:
+        show_measured(measured)
+    missing = [claim for claim in found if claim.cell is None]
+    if missing:
+        show_missing(missing)
+    st.caption(
+        "Numbers of papers are as they are reported, in fractions; they were not measured here, and are part of no"
+        " verdict. Settings differ: models, prompts, documents, budgets and what a recipe learned from. A run is shown"
+        " beside a claim where model, task, metric and recipe are the same; both settings are named."
+    )
+
+
+def chosen(found: Sequence[Claim]) -> list[Claim]:
+    """The claims of the papers, models and methods in the filters."""
+    places = st.columns(3)
+    papers = _filter(places[0], "Papers", "paper", [claim.reported.paper for claim in found])
+    models = _filter(places[1], "Models", "reported-model", [claim.reported.model for claim in found])
+    methods = _filter(places[2], "Methods", "method", [claim.reported.method for claim in found])
+    return [
+        claim
+        for claim in found
+        if claim.reported.paper in papers and claim.reported.model in models and claim.reported.method in methods
+    ]
+
+
+def _filter(place: Any, label: str, key: str, values: Sequence[str]) -> list[str]:
+    options = sorted(set(values))
+    return url_state.any_of(place, label, options, key, placeholder=f"All {label.lower()}") or options
+
+
+def sentence(found: Sequence[Claim], measured: Sequence[Claim]) -> str:
+    """The page's question answered in words."""
+    entries = len({claim.reported for claim in found})
+    of = len({claim.reported for claim in measured})
+    if not measured:
+        return f"**None** of {counted(entries, 'reported result', 'reported results')} has been run here yet."
+    agree = sum(claim.agrees is True for claim in measured)
+    beat = sum(claim.cell is not None and claim.cell.beats_controls is True for claim in measured)
+    return (
+        f"**{of}** of {counted(entries, 'reported result', 'reported results')} {'has' if of == 1 else 'have'} been run"
+        f" here, by {counted(len(measured), 'run', 'runs')}: **{agree}** with a significant difference of the reported"
+        f" direction, **{beat}** better than a control of the same size."
+    )
+
+
+def show_measured(measured: Sequence[Claim]) -> None:
+    """Reported beside measured, a row a run. A ticked row opens it."""
+    st.subheader("Measured here", anchor=False)
+    rows = [_row(claim) for claim in measured]
+    picked = st.dataframe(
+        tinted(rows, ["Verdict"]),
+        hide_index=True,
+        width="stretch",
+        placeholder="",
+        key=f"measured {linked_table.content_key([claim.cell and claim.cell.run_id for claim in measured])}",
+        on_select="rerun",
+        selection_mode="single-row",
+        column_config={
+            "Reported improvement": _DIFFERENCE,
+            "Improvement": _DIFFERENCE,
+            "Low": _DIFFERENCE,
+            "High": _DIFFERENCE,
+            **dict.fromkeys(("Reported before", "Reported after", "Before", "After"), _SCORE),
+        },
+    )
+    downloads(rows, "claims-measured")
+    ticked = [place for place in picked["selection"]["rows"] if place < len(measured)]
+    if ticked and (cell := measured[ticked[0]].cell) is not None:
+        st.switch_page(RUN.script, query_params={"run": cell.run_id})
+
+
+def _row(claim: Claim) -> dict[str, Any]:
+    cell = claim.cell
+    assert cell is not None
+    limits = improvement_limits(cell)
+    return _reported(claim) | {
+        "Before": cell.baseline_score,
+        "After": cell.score,
+        "Improvement": gained(cell),
+        "Low": limits and limits.low,
+        "High": limits and limits.high,
+        "Verdict": cell.verdict,
+        "Reported direction": {True: "yes", False: "no", None: ""}[claim.agrees],
+        "Beats its control": _CONTROL[cell.beats_controls],
+        "n": cell.n,
+        "Run here": plain(cell.name),
+        "Reported setting": claim.reported.setting,
+        "Source": f"{claim.reported.source}, {_SURE[claim.reported.sure]}",
+    }
+
+
+def _reported(claim: Claim) -> dict[str, Any]:
+    return {
+        "Method": claim.reported.method,
+        "Model": claim.reported.model,
+        "Task": claim.reported.task,
+        "Metric": claim.reported.metric,
+        "Reported before": claim.reported.before,
+        "Reported after": claim.reported.after,
+        "Reported improvement": claim.improvement,
+    }
+
+
+def show_missing(missing: Sequence[Claim]) -> None:
+    """What nobody has run here, with the command for the ticked row."""
+    st.subheader("Not measured here", anchor=False)
+    rows = [
+        _reported(claim)
+        | {
+            "Reported setting": claim.reported.setting,
+            "Source": f"{claim.reported.source}, {_SURE[claim.reported.sure]}",
+            "Command": command_for(claim.reported) or "no recipe here stands for this method",
+        }
+        for claim in missing
+    ]
+    picked = st.dataframe(
+        rows,
+        hide_index=True,
+        width="stretch",
+        height=420,
+        key=f"missing {linked_table.content_key([list(map(str, row.values())) for row in rows])}",
+        on_select="rerun",
+        selection_mode="single-row",
+        selection_default={"selection": {"rows": [0]}},
+        column_config={
+            "Reported improvement": _DIFFERENCE,
+            "Reported before": _SCORE,
+            "Reported after": _SCORE,
+        },
+    )
+    downloads(rows, "claims-not-measured")
+    place = next((place for place in picked["selection"]["rows"] if place < len(missing)), 0)
+    show_command(missing[place])
+
+
+def show_command(claim: Claim) -> None:
+    """How to measure one claim."""
+    entry, command = claim.reported, command_for(claim.reported)
+    st.text(f"{entry.method} on {entry.model}, {entry.task}, as reported with: {entry.setting}")
+    if command is None:
+        st.text("No recipe here stands for this method.")
+        return
+    st.code(command, language=None, wrap_lines=True)
+    st.caption("It takes the recipe as it is shipped; the reported setting, where it is another, is yours to add.")
+
+
+main()

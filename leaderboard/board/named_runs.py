@@ -1,0 +1,74 @@
+"""The run that a name means, for commands: `store.naming` has the rules. Here is what needs the names that tables show
+(`laser [limit 20]`), or no database at all.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from leaderboard.board.labels import stored_names
+from leaderboard.errors import LeaderboardError, MissingDatabase, UnknownRun
+from leaderboard.store.database import open_store
+from leaderboard.store.naming import (
+    EXPLICIT,
+    AmbiguousRun,
+    ResolvedRun,
+    exactly,
+    known_runs,
+    lying_at,
+    refuse_both,
+    resolve,
+)
+
+PATIENCE_SECONDS = 30.0
+"""How long a busy database is waited for."""
+
+
+class RunPlace(NamedTuple):
+    """Where the run that a name means lies, with notes as those of a `ResolvedRun`."""
+
+    path: Path
+    notes: tuple[str, ...] = ()
+
+
+def resolve_in(database: Path, name: str, *, newest: bool = True, timeout_s: float = PATIENCE_SECONDS) -> ResolvedRun:
+    """`resolve` in a database, by the names of tables too. Raises `UnknownRun` and what `open_store` raises."""
+    with open_store(database, read_only=True, timeout_s=timeout_s) as store:
+        return resolve(store, name, newest=newest, shown=stored_names)
+
+
+def place_of(name: str, database: Path, what: str = "run") -> RunPlace:
+    """Where the run lies that a name means: a path need not be in the database, nor a database be there.
+
+    what: the name's part in the command, for messages. Raises `LeaderboardError`.
+    """
+    path = Path(name)
+    if name and path.exists():
+        if not name.startswith(EXPLICIT):
+            _refuse_in_store(name, database)
+        return RunPlace(path)
+    try:
+        found = resolve_in(database, name)
+    except MissingDatabase:
+        raise LeaderboardError(
+            f"{what} {name}: there is nothing at this path, and no leaderboard at {database} that could know a run of"
+            " this name"
+        ) from None
+    except AmbiguousRun as error:
+        raise AmbiguousRun(f"{what} {error}") from None
+    except UnknownRun as error:
+        raise UnknownRun(
+            f"{what} {name or '(none named)'}: there is nothing at this path, and {database} does not know it: {error}"
+        ) from None
+    return RunPlace(found.run.path, found.notes)
+
+
+def _refuse_in_store(name: str, database: Path) -> None:
+    try:
+        with open_store(database, read_only=True, timeout_s=0) as store:
+            runs = known_runs(store)
+    except LeaderboardError:  # a path needs no leaderboard
+        return
+    if named := exactly(runs, name):
+        refuse_both(name, lying_at(runs, Path(name)), named)

@@ -1,0 +1,134 @@
+"""What is said of a recipe that is nearly right: the key at its level, the flag that names one recipe."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness_ext.editing.controls import check_control
+from harness_ext.errors import RecipeError, UserError, closest
+from harness_ext.recipe.recipe import parse_recipe, shipped_names
+from harness_ext.recipe.schema import NESTED, key_paths, known_methods, step_model
+
+
+def refused(specification: str) -> str:
+    with pytest.raises(RecipeError) as told:
+        parse_recipe(specification)
+    return str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("specification", "key"),
+    [
+        ("laser:rank=5", "keep.rank"),
+        ("laser:fraction=0.1", "keep.rank_fraction"),
+        ("laser:rank_fraction=0.1", "keep.rank_fraction"),
+        ("laser:energy=0.5", "keep.energy"),
+        ("laser:enrgy=0.5", "keep.energy"),
+        ("laser:rnk=3", "keep.rank"),
+        ("laser:Keep.rank=4", "keep.rank"),
+        ("laser:keep.fraction=0.1", "rank_fraction"),
+        ("laser:steps.0.rank=4", "keep.rank"),
+        ("svd:param_fraction=0.3", "keep.param_fraction"),
+        ("svd-llm:sample=3", "calibration.samples"),
+        ("svd-llm:keep.samples=3", "calibration.samples"),
+        ("svd-llm:batch-size=3", "calibration.batch_size"),
+        ("eigenprune:samples=20", "calibration.samples"),
+        ("eigenprune:task=piqa", "calibration.task"),
+        ("eigenprune:fractoin=0.3", "fraction"),
+        ("eigenprune-greedy:rounds=3", "search.rounds"),
+        ("basis-selection:learning_rate=1", "training.learning_rate"),
+        ("laser-search:fraction=0.3", "fractions"),
+        ("laser-search:samples=10", "calibration.samples"),
+        ("laser:layer=3", "layers"),
+    ],
+)
+def test_an_unknown_key_is_told_where_it_lies(specification: str, key: str) -> None:
+    assert f"did you mean {key!r}?" in refused(specification)
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_every_nested_key_of_a_recipe_is_found_from_its_last_part(name: str) -> None:
+    """And at a wrong level it is never called something else."""
+    for step in parse_recipe(name).steps:
+        paths = key_paths(step_model(step.method))
+        tops = {path for path in paths if "." not in path}
+        for path in paths:
+            head, _, last = path.rpartition(".")
+            if head and last not in tops:
+                assert f"did you mean {path!r}?" in refused(f"{name}:{last}=1"), path
+
+
+def test_a_key_of_what_the_method_does_not_take_says_so() -> None:
+    said = "unknown key 'samples', which belongs to `calibration`, and this method takes no `calibration`"
+    assert said in refused("laser:samples=3")
+    assert "belongs to `keep`" in refused("eigenprune:calibration.rank=3")
+    assert "known: decomposition" in refused("svd:k=4")
+
+
+def test_a_field_that_holds_keys_says_which() -> None:
+    said = refused("laser:keep=5")
+    assert "steps.0.keep: holds keys of its own, rank, rank_fraction" in said and "write keep.KEY=VALUE" in said
+
+
+def test_the_fields_that_hold_keys_are_those_of_the_schema() -> None:
+    found = {
+        name: own.annotation
+        for method in known_methods()
+        for name, own in step_model(method).model_fields.items()
+        if name in NESTED
+    }
+    assert found == NESTED
+
+
+@pytest.mark.parametrize(
+    ("specification", "flags"),
+    [
+        ("laser,svd", "--recipe laser --recipe svd"),
+        ("laser, svd", "--recipe laser --recipe svd"),
+        ("laser svd", "--recipe laser --recipe svd"),
+        ("laser;svd", "--recipe laser --recipe svd"),
+        ("laser+svd", "--recipe laser --recipe svd"),
+        ("[laser,svd]", "--recipe laser --recipe svd"),
+        ("laser:keep.rank=5,svd", "--recipe laser:keep.rank=5 --recipe svd"),
+        ("laser:keep.rank=5,layers=[0,1],svd:keep.rank=2", "--recipe laser:keep.rank=5,layers=[0,1] --recipe svd:keep"),
+        ("a.yaml,svd,b.yml", "--recipe a.yaml --recipe svd --recipe b.yml"),
+    ],
+)
+def test_several_recipes_in_one_flag(specification: str, flags: str) -> None:
+    said = refused(specification)
+    assert "repeat the flag, " + flags in said
+
+
+@pytest.mark.parametrize("name", ["bottom-k,noise", "bottom-k noise", "noise,shuffled-labels"])
+def test_several_controls_in_one_flag(name: str) -> None:
+    with pytest.raises(UserError, match="repeat the flag, --control .* --control"):
+        check_control(name)
+
+
+@pytest.mark.parametrize(
+    "specification", ["laser:matrices=[up_proj,down_proj],layers=[0]", "eigenprune:calibration.task=noise"]
+)
+def test_settings_are_no_list_of_recipes(specification: str) -> None:
+    assert parse_recipe(specification).label == specification
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("LASER", "laser"),
+        ("laser_search", "laser-search"),
+        ("Svd_LLM", "svd-llm"),
+        ("random subspace", "random-subspace"),
+    ],
+)
+def test_case_and_joints_of_a_name_do_not_count(given: str, name: str) -> None:
+    assert f"did you mean {name!r}?" in refused(given)
+    assert closest(given, shipped_names()) == name
+
+
+def test_other_near_misses() -> None:
+    assert "nothing follows the colon" in refused("laser:")
+    assert "called 'laser', without .yaml" in refused("nowhere/laser.yaml")
+    assert "--control shuffled-labels" in refused("shuffled-labels")
+    with pytest.raises(UserError, match="did you mean 'shuffled-labels'"):
+        check_control("shuffled_labels")
