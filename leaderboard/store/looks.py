@@ -11,6 +11,7 @@ Kept are the runs that reading it gave, or why it could not be read. Notable cho
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -58,7 +59,7 @@ class Looks:
 
     def __init__(self, database: Path, roots: Iterable[Path]) -> None:
         self.places = RunPlaces(database)
-        self._roots = {root.resolve() for root in roots}
+        self._roots = {str(root.resolve()) for root in roots}
         self._lock = threading.Lock()  # one thread reads, another writes
         self.present: dict[str, str] = {}
         self.deleted: set[str] = set()
@@ -160,12 +161,22 @@ class Looks:
 
     def _gone(self) -> list[str]:
         """What is stored of places below the roots where nothing was found now."""
-        gone = []
-        for place in self._stored.keys() - self._stamps.keys():
-            path = Path(place) if self.places.folder is None else self.places.folder / place
-            if not self._roots.isdisjoint((path, *path.parents)):
-                gone.append(place)
-        return gone
+        folder = self.places.folder
+        inside = folder is not None and not self._roots.isdisjoint(map(str, (folder, *folder.parents)))
+        return [
+            place
+            for place in self._stored.keys() - self._stamps.keys()
+            if (inside and not os.path.isabs(place)) or self._is_below_a_root(place)
+        ]
+
+    def _is_below_a_root(self, place: str) -> bool:
+        """Texts are compared, because a store has ten thousand places."""
+        path = place if self.places.folder is None else os.path.join(self.places.folder, place)
+        while path not in self._roots:
+            path, separator, _ = path.rpartition(os.sep)
+            if not separator:
+                return False
+        return True
 
 
 def _row(candidate: Candidate, key: tuple[str, Path], contradiction: str | None) -> tuple[str, int | None, str | None]:

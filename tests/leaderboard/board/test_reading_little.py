@@ -44,8 +44,8 @@ def of_model(run: Path, identity: str) -> None:
 
 def test_a_models_board_is_its_part_of_the_whole(filled: Path) -> None:
     with open_store(filled) as store:
-        names = shown_names(store)
-        assert set(names) == {run.model_key for run in queries.runs(store)} and len(set(names.values())) == 3
+        names, runs = shown_names(store), queries.runs(store)
+        assert set(names) == {run.model_key for run in runs} and len(set(names.values())) == 3
         whole = board(store)
         for key, name in names.items():
             own = [cell for cell in whole if cell.model_key == key]
@@ -79,7 +79,7 @@ def test_models_are_judged_ahead_some_at_a_time(filled: Path, monkeypatch: pytes
         return board_module.judge_ahead(store, models, seconds)
 
     with open_store(filled, read_only=False) as store:
-        models = sorted(model_names(store))
+        models = sorted(shown_names(store))
         store.connection.execute("DELETE FROM verdict_states")
     monkeypatch.setattr(ingest_module, "judge_ahead", counted)
     monkeypatch.setattr(ingest_module, "_RUNS_A_TURN", 5)
