@@ -34,7 +34,7 @@ class FoundRun(NamedTuple):
     contradiction: str | None = None
 
 
-class Look(NamedTuple):
+class EarlierLook(NamedTuple):
     """What reading gave: runs, or why nothing could be read."""
 
     runs: tuple[FoundRun, ...] = ()
@@ -93,7 +93,7 @@ class Looks:
         self._note(candidate, {"samples": found})
         return found
 
-    def unchanged(self, candidates: Sequence[Candidate]) -> list[Look | None]:
+    def unchanged(self, candidates: Sequence[Candidate]) -> list[EarlierLook | None]:
         """Of each, what reading it again would give; None where it has to be read."""
         found = [self._look(candidate) for candidate in candidates]
         if None in found:
@@ -133,7 +133,7 @@ class Looks:
             store.connection.execute("DELETE FROM looks WHERE place IN (SELECT unnest(?))", [[*new, *gone]])
             store.insert("looks", _columns(new, state))
 
-    def _look(self, candidate: Candidate) -> Look | None:
+    def _look(self, candidate: Candidate) -> EarlierLook | None:
         held = self._held(candidate)
         if held is None or held.outcomes.keys() <= {"samples"}:
             return None
@@ -141,7 +141,7 @@ class Looks:
             FoundRun(run_id, candidate.path if number is None else candidate.files[number], contradiction)
             for run_id, number, contradiction in held.outcomes.get("runs", ())
         )
-        look = Look(runs, held.outcomes.get("reason"))
+        look = EarlierLook(runs, held.outcomes.get("reason"))
         known = all(run.contradiction or run.run_id in self.present or run.run_id in self.deleted for run in runs)
         return look if known and (held.runs == self._state or not look.rests_on_others) else None
 
