@@ -35,7 +35,7 @@ from tests.leaderboard.app.driving import chromium_page
 
 pytestmark = pytest.mark.benchmark
 
-TASKS, DOCUMENTS = 5, 5
+TASKS, DOCUMENTS, MANY = 5, 5, 10_000
 _WANTED = """
 CREATE TEMP TABLE wanted AS
 WITH s AS (
@@ -135,9 +135,13 @@ def filled(root: Path, extent: Extent, capsys: pytest.CaptureFixture[str]) -> Pa
     database = root / "board.duckdb"
     write_runs(root / "runs", extent)
     time.sleep(4)  # files that were written just now are read again
-    with said(capsys, f"{extent.runs:,} runs, ingested and judged for as long"):
+    with said(capsys, f"{extent.runs:,} runs, ingested"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ingest_module, "_judge_ahead", lambda *_: None)
         assert len(ingest([root / "runs"], database).added) == extent.runs
-    judge_all(database)
+    with said(capsys, "some of them judged"):
+        ingest_module._judge_ahead(database, 30.0, 10.0)
+    with said(capsys, "every board, of comparisons that are known"):
+        judge_all(database)
     return database
 
 
@@ -165,9 +169,11 @@ def test_the_first_page_of_a_thousand_runs(tmp_path: Path, capsys: pytest.Captur
 
 @pytest.mark.parametrize(("models", "most"), [(20, 3.0), (1, None)])
 def test_ten_thousand_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str], models: int, most: float | None) -> None:
-    extent = Extent(10_000, TASKS, DOCUMENTS, models)
+    extent = Extent(MANY, TASKS, DOCUMENTS, models)
     database = filled(tmp_path, extent, capsys)
-    of_each = f"{models} models, {extent.runs // models:,} runs each"
+    of_each = (
+        f"{models} models, {extent.runs // models:,} runs each" if models > 1 else f"one model, {extent.runs:,} runs"
+    )
     with said(capsys, f"{of_each}: ingest of an unchanged tree", 5.0):
         assert len(ingest([tmp_path / "runs"], database).duplicates) == extent.runs
     write_runs(tmp_path / "runs", extent._replace(runs=extent.runs + 1), first=extent.runs)
