@@ -74,7 +74,7 @@ def _kind_of_weights(value: object) -> str:
 class OverallPolicy(_Strict):
     """One margin for the weighted mean of the tasks, which then decides beside what must not happen to any of them.
 
-    margin: in points of scores within [0, 1]. weights: `equal` or `by_documents`, over the required tasks that the file
+    margin: of scores within [0, 1]. weights: `equal` or `by_documents`, over the required tasks that the file
     names, or a weight for each task. floor: the worst mean score allowed.
     """
 

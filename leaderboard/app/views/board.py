@@ -323,7 +323,7 @@ def how_to_read() -> None:
             " their own, corrected among themselves; choose one above to see it everywhere. *gold_loglikelihood* is the"
             " log-likelihood of the right answer in nats. The notes say where one contradicts the verdict.\n"
             "- **same**: the difference is shown to be"
-            " smaller than the margin: 2 points for scores between 0 and 1. It is the grey band in the plots, where it"
+            " smaller than the margin: 0.02 for scores between 0 and 1. It is the grey band in the plots, where it"
             " is not far wider than they are.\n- **undecided**: there are too few documents to tell; the notes say"
             " about how many are needed to decide four times in five among so many comparisons, going by how much"
             " changed so far. *Could show* is the smallest difference that those at hand show four times in five;"
