@@ -21,7 +21,7 @@ from leaderboard.terminal.format import counted, percent, plain
 NAMES = 6  # of points on the front that the sentence names
 HEIGHT = 170
 """Pixels of a plot without its title and axis, for which `_AROUND` has room."""
-_AROUND = 128
+_AROUND = 142
 WIDTHS = (240, 300, 420, 620, 1000)
 """Pixels that a plot may be wide, without its axis."""
 _BLUE, _ORANGE, _DARK, _GREY = "#1f77c0", "#d9600b", "#a63f02", "#8b949e"
