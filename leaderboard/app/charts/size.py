@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from leaderboard.app.charts.label_places import Line, Spot, places
+from leaderboard.app.charts.label_places import LabelObstacle, Spot, places
 from leaderboard.app.colours import NEUTRAL
 from leaderboard.app.comparison import about, possible, score_text
 from leaderboard.app.page_queries import RunFacts
@@ -278,18 +278,18 @@ def _labels(drawn: Sequence[SizePoint], rows: Any, axes: _Axes, measure: Measure
     ]
 
 
-def _lines(drawn: Sequence[SizePoint], axes: _Axes, measure: Measure) -> list[Line]:
+def _lines(drawn: Sequence[SizePoint], axes: _Axes, measure: Measure) -> list[LabelObstacle]:
     """The baseline's, and those of the front's steps."""
     found = []
     score = _baseline_score(drawn)
     if score is not None:
         level = axes.down(score)
-        found.append(Line(0, level, 1, level))
+        found.append(LabelObstacle(0, level, 1, level))
     steps = sorted(axes.spot(point, measure) for point in drawn if point.front)
     for one, other in itertools.pairwise(steps):
         level, upright = (other.down, one.across) if measure == SPEED else (one.down, other.across)
-        found.append(Line(one.across, level, other.across, level))
-        found.append(Line(upright, min(one.down, other.down), upright, max(one.down, other.down)))
+        found.append(LabelObstacle(one.across, level, other.across, level))
+        found.append(LabelObstacle(upright, min(one.down, other.down), upright, max(one.down, other.down)))
     return found
 
 
