@@ -45,7 +45,7 @@ from leaderboard.store import decisions, trouble
 from leaderboard.store.database import Store, connect_to_salvage, memory_store, open_for_writing_unlocked, open_store
 from leaderboard.store.decision_files import folder_of, names
 from leaderboard.store.lock import file_lock
-from leaderboard.store.looks import FoundRun, Look, Looks
+from leaderboard.store.looks import EarlierLook, FoundRun, Looks
 from leaderboard.store.places import RunPlaces, file_of
 from leaderboard.store.replacement import replace_database
 from leaderboard.store.writer import Added, add_runs, log_rejections, note_moves
@@ -131,7 +131,7 @@ def _recall(
     return changed
 
 
-def _report_again(candidate: Candidate, look: Look, report: IngestReport, looks: Looks) -> list[FoundRun]:
+def _report_again(candidate: Candidate, look: EarlierLook, report: IngestReport, looks: Looks) -> list[FoundRun]:
     """Report what has not changed. Returns the runs that the store knows from other places."""
     moved = []
     if look.reason is not None:

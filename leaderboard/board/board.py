@@ -213,19 +213,20 @@ def _with_further(judging: _Judging, cell: Cell, asked: _Asked) -> Cell:
 def _further(judging: _Judging, subject: Subject, baseline: RunRow) -> Cell | None:
     """The cell of a further metric; None where no document bears a value of it."""
     run, _, score = subject
-    cell = _of_score(judging, subject, is_primary=False)
+    values = _of_score(judging, subject, is_primary=False)
     if score.score is None:
-        return changed(cell, verdict="failed", notes=(f"the result is {score.reported}, not a number",))
+        return made(values, verdict="failed", notes=(f"the result is {score.reported}, not a number",))
     if baseline.run_id == run.run_id:
-        return changed(cell, verdict=BASELINE, baseline_run=run.run_id, baseline_score=score.score)
+        return made(values, verdict=BASELINE, baseline_run=run.run_id, baseline_score=score.score)
     if _judged(judging, subject, baseline).documents == 0:
         return None
-    return _compared(judging, cell, subject, baseline)
+    return _compared(judging, values, subject, baseline)
 
 
-def _blank(judging: _Judging, run: RunRow, task: str, **values: Any) -> Cell:
+def _blank(judging: _Judging, run: RunRow, task: str) -> dict[str, Any]:
+    """The fields of a cell that are known of any."""
     kept = run.parameters_after / run.parameters_before if run.parameters_after and run.parameters_before else None
-    blank = {
+    return {
         "model": judging.contents.names[run.model_key],
         "recipe": run.recipe_label,
         "run_id": run.run_id,
@@ -243,65 +244,62 @@ def _blank(judging: _Judging, run: RunRow, task: str, **values: Any) -> Cell:
         "label": judging.names.get(run.run_id, ""),
         "weights": run.digest_after or run.run_id,
     }
-    return made(blank, values)
 
 
 def _failed(judging: _Judging, run: RunRow, task: str) -> Cell:
     reason = run.failure or "no reason given"
-    return _blank(judging, run, task, verdict="failed", notes=(reason, *comparability.own_warnings(run)))
+    notes = (reason, *comparability.own_warnings(run))
+    return made(_blank(judging, run, task), verdict="failed", notes=notes)
 
 
-def _of_score(judging: _Judging, subject: Subject, *, is_primary: bool = True) -> Cell:
-    """The cell of a score before it is compared."""
+def _of_score(judging: _Judging, subject: Subject, *, is_primary: bool = True) -> dict[str, Any]:
+    """The fields of the cell of a score before it is compared."""
     run, task, score = subject
     claims = is_primary and run.control is None
-    return _blank(
-        judging,
-        run,
-        task.task,
-        metric=score.metric,
-        filter=score.filter,
-        n=task.document_count,
-        subset=task.subset,
-        score=score.score,
-        best_value=score.best_value,
-        higher_is_better=score.higher_is_better is not False,
-        is_primary=is_primary,
-        reported=reported.beside(run.model_name, task.task, run.recipe_name, score.metric) if claims else (),
-    )
+    values = _blank(judging, run, task.task)
+    values["metric"] = score.metric
+    values["filter"] = score.filter
+    values["n"] = task.document_count
+    values["subset"] = task.subset
+    values["score"] = score.score
+    values["best_value"] = score.best_value
+    values["higher_is_better"] = score.higher_is_better is not False
+    values["is_primary"] = is_primary
+    values["reported"] = reported.beside(run.model_name, task.task, run.recipe_name, score.metric) if claims else ()
+    return values
 
 
 def _cell(judging: _Judging, asked: _Asked) -> Cell:
     subject, (baseline, _, notes), controls, _ = asked
     run, task, score = subject
-    cell = _of_score(judging, subject)
+    values = _of_score(judging, subject)
     if score.score is None:
-        return changed(
-            cell,
+        return made(
+            values,
             verdict="failed",
             notes=(f"the result is {score.reported}, not a number", *comparability.own_warnings(run)),
             collapse=_collapse_without_a_score(judging, asked),
         )
     if baseline is None:
-        return changed(
-            cell,
+        return made(
+            values,
             verdict="incomparable",
             notes=("no baseline run of this model has this task", *comparability.unpaired_notes(run, task)),
         )
     if baseline.run_id == run.run_id:
-        return changed(
-            cell,
+        return made(
+            values,
             verdict=BASELINE,
             baseline_run=run.run_id,
             baseline_score=score.score,
             notes=(*notes, *comparability.unpaired_notes(run, task)),
         )
     against_controls = tuple(
-        _compared(judging, changed(cell, control=control.control, reported=()), subject, control)
+        _compared(judging, values | {"control": control.control, "reported": ()}, subject, control)
         for control in controls
     )
     before = (*judging.contents.revision_notes(run), *notes)
-    return _compared(judging, cell, subject, baseline, before, against_controls)
+    return _compared(judging, values, subject, baseline, before, against_controls)
 
 
 def _choice(judging: _Judging, subject: Subject) -> BaselineChoice:
@@ -318,13 +316,13 @@ def _controls(judging: _Judging, subject: Subject) -> list[RunRow]:
 
 def _compared(
     judging: _Judging,
-    cell: Cell,
+    known: Mapping[str, Any],
     subject: Subject,
     baseline: RunRow,
     before: tuple[str, ...] = (),
     against_controls: tuple[Cell, ...] = (),
 ) -> Cell:
-    """The cell with what its comparison found. before: notes that come before those of the comparison."""
+    """The cell of a comparison. known: its fields so far; before: notes that come before those of the comparison."""
     run, task, score = subject
     found = _judged(judging, subject, baseline)
     base_score = judging.contents.score(baseline.run_id, task.task, score.metric, score.filter)
@@ -340,16 +338,16 @@ def _compared(
     notes = verdict_cache.texts(found.notes)
     if found.documents is None:
         why = (*verdict_cache.texts(found.obstacles), *(notes or comparability.own_warnings(run)))
-        return changed(
-            cell,
+        return made(
+            known,
             **values,
             verdict="incomparable",
             notes=(*before, *why),
             unpaired=found.delta is not None,
             says_nothing=_as_wide_as_the_range(score.metric, found),
         )
-    return changed(
-        cell,
+    return made(
+        known,
         **values,
         n=found.documents or task.documents,
         p_value=found.p_value,

@@ -19,7 +19,7 @@ says.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from datetime import datetime
 from typing import Any
@@ -157,12 +157,11 @@ def changed(cell: Cell, **changes: Any) -> Cell:
 _DEFAULTS = {field.name: field.default for field in fields(Cell) if field.default is not MISSING}
 
 
-def made(*values: Mapping[str, Any]) -> Cell:
+def made(values: Mapping[str, Any], **further: Any) -> Cell:
     """A cell of these fields, of which all without a default must be given: as `Cell(**values)`, quicker."""
     result = object.__new__(Cell)
     result.__dict__.update(_DEFAULTS)
-    for some in values:
-        result.__dict__.update(some)
+    result.__dict__.update(values, **further)
     return result
 
 
@@ -171,27 +170,39 @@ def with_verdicts(cells: list[Cell]) -> list[Cell]:
     tested = [i for i, cell in enumerate(cells) if cell.p_value is not None]
     differ = statistics.benjamini_hochberg(np.array([cells[i].p_value for i in tested], dtype=float))
     equal = statistics.benjamini_hochberg(np.array([_or_one(cells[i].p_same) for i in tested], dtype=float))
-    for i, q_differ, q_equal in zip(tested, differ, equal):
-        q_value = float(q_differ)
-        words = _words(cells[i], q_value, q_differ <= SIGNIFICANCE, q_equal <= SIGNIFICANCE)
-        cells[i] = changed(cells[i], q_value=q_value, comparisons=len(tested), **words)
-    return _with_needs(cells, len(tested), int(np.sum(differ <= SIGNIFICANCE)), int(np.sum(equal <= SIGNIFICANCE)))
-
-
-def _with_needs(cells: list[Cell], comparisons: int, different: int, same: int) -> list[Cell]:
-    """What the undecided cells still need. different, same: how many of the tests of each kind rejected."""
-    undecided = [(i, needs.from_json(cell.needs)) for i, cell in enumerate(cells) if cell.verdict == "undecided"]
-    found = [(i, lacks) for i, lacks in undecided if lacks is not None]
-    for i, lacks in undecided:
-        if lacks is None and cells[i].p_value is not None:  # one independent document or cluster: no spread
-            cells[i] = changed(cells[i], too_few=TooFew(None))
-    beyond = sum(lacks.beyond for _, lacks in found)
-    if found:
-        family = comparisons, Verdicts(same, len(found) - beyond), Verdicts(different, beyond)
-        alone, together = levels_alone(*family), levels_together(*family)
-        for i, lacks in found:
-            cells[i] = _lacking(cells[i], lacks, alone, together)
+    changes: dict[int, dict[str, Any]] = {}
+    for i, q_differ, q_equal in zip(tested, differ.tolist(), equal.tolist()):
+        words = _words(cells[i], q_differ, q_differ <= SIGNIFICANCE, q_equal <= SIGNIFICANCE)
+        changes[i] = {"q_value": q_differ, "comparisons": len(tested), **words}
+    undecided = [i for i, cell in enumerate(cells) if changes.get(i, cell.__dict__)["verdict"] == "undecided"]
+    reached = int(np.sum(equal <= SIGNIFICANCE)), int(np.sum(differ <= SIGNIFICANCE))
+    for i, lacks in _needs_of(cells, undecided, len(tested), *reached):
+        changes.setdefault(i, {}).update(lacks)
+    for i, changed_fields in changes.items():
+        cells[i] = changed(cells[i], **changed_fields)
     return cells
+
+
+def _needs_of(
+    cells: Sequence[Cell], undecided: Sequence[int], comparisons: int, same: int, different: int
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """What the undecided cells still need, as changes of each. same, different: how many of the tests of each kind
+    rejected.
+    """
+    found = []
+    for i in undecided:
+        lacks = needs.from_json(cells[i].needs)
+        if lacks is not None:
+            found.append((i, lacks))
+        elif cells[i].p_value is not None:  # one independent document or cluster: no spread
+            yield i, {"too_few": TooFew(None)}
+    if not found:
+        return
+    beyond = sum(lacks.beyond for _, lacks in found)
+    family = comparisons, Verdicts(same, len(found) - beyond), Verdicts(different, beyond)
+    alone, together = levels_alone(*family), levels_together(*family)
+    for i, lacks in found:
+        yield i, _lacking(cells[i], lacks, alone, together)
 
 
 def with_control_verdicts(cells: list[Cell]) -> list[Cell]:
@@ -270,24 +281,23 @@ def _collapsed(cell: Cell, *notes: str) -> Cell:
     )
 
 
-def _lacking(cell: Cell, found: needs.Needs, alone: needs.Levels, together: needs.Levels) -> Cell:
+def _lacking(cell: Cell, found: needs.Needs, alone: needs.Levels, together: needs.Levels) -> dict[str, Any]:
     count = cell.n or 0
     by_itself = needs.lacking(found, count, alone)
     shared = needs.claimed(found, by_itself.claim, together) if by_itself else None
     few, shown = needs.can_show(found, count, alone.difference)
-    return changed(
-        cell,
-        documents_needed=by_itself.documents if by_itself else None,
-        documents_needed_together=shared.documents if shared else None,
-        needed_for=by_itself.claim if by_itself else None,
-        detectable=shown,
-        too_few=few,
-        says_nothing=(
+    return {
+        "documents_needed": by_itself.documents if by_itself else None,
+        "documents_needed_together": shared.documents if shared else None,
+        "needed_for": by_itself.claim if by_itself else None,
+        "detectable": shown,
+        "too_few": few,
+        "says_nothing": (
             cell.low is not None and cell.high is not None and needs.says_nothing(found, count, cell.low, cell.high)
         ),
-        fell=found.fell,
-        rose=found.rose,
-    )
+        "fell": found.fell,
+        "rose": found.rose,
+    }
 
 
 def _words(cell: Cell, q_value: float, differs: bool, equal: bool) -> dict[str, Any]:

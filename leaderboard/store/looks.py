@@ -11,6 +11,7 @@ Kept are the runs that reading it gave, or why it could not be read. Notable cho
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ class FoundRun(NamedTuple):
     contradiction: str | None = None
 
 
-class Look(NamedTuple):
+class EarlierLook(NamedTuple):
     """What reading gave: runs, or why nothing could be read."""
 
     runs: tuple[FoundRun, ...] = ()
@@ -58,7 +59,7 @@ class Looks:
 
     def __init__(self, database: Path, roots: Iterable[Path]) -> None:
         self.places = RunPlaces(database)
-        self._roots = {root.resolve() for root in roots}
+        self._roots = {str(root.resolve()) for root in roots}
         self._lock = threading.Lock()  # one thread reads, another writes
         self.present: dict[str, str] = {}
         self.deleted: set[str] = set()
@@ -92,7 +93,7 @@ class Looks:
         self._note(candidate, {"samples": found})
         return found
 
-    def unchanged(self, candidates: Sequence[Candidate]) -> list[Look | None]:
+    def unchanged(self, candidates: Sequence[Candidate]) -> list[EarlierLook | None]:
         """Of each, what reading it again would give; None where it has to be read."""
         found = [self._look(candidate) for candidate in candidates]
         if None in found:
@@ -132,7 +133,7 @@ class Looks:
             store.connection.execute("DELETE FROM looks WHERE place IN (SELECT unnest(?))", [[*new, *gone]])
             store.insert("looks", _columns(new, state))
 
-    def _look(self, candidate: Candidate) -> Look | None:
+    def _look(self, candidate: Candidate) -> EarlierLook | None:
         held = self._held(candidate)
         if held is None or held.outcomes.keys() <= {"samples"}:
             return None
@@ -140,7 +141,7 @@ class Looks:
             FoundRun(run_id, candidate.path if number is None else candidate.files[number], contradiction)
             for run_id, number, contradiction in held.outcomes.get("runs", ())
         )
-        look = Look(runs, held.outcomes.get("reason"))
+        look = EarlierLook(runs, held.outcomes.get("reason"))
         known = all(run.contradiction or run.run_id in self.present or run.run_id in self.deleted for run in runs)
         return look if known and (held.runs == self._state or not look.rests_on_others) else None
 
@@ -160,12 +161,22 @@ class Looks:
 
     def _gone(self) -> list[str]:
         """What is stored of places below the roots where nothing was found now."""
-        gone = []
-        for place in self._stored.keys() - self._stamps.keys():
-            path = Path(place) if self.places.folder is None else self.places.folder / place
-            if not self._roots.isdisjoint((path, *path.parents)):
-                gone.append(place)
-        return gone
+        folder = self.places.folder
+        inside = folder is not None and not self._roots.isdisjoint(map(str, (folder, *folder.parents)))
+        return [
+            place
+            for place in self._stored.keys() - self._stamps.keys()
+            if (inside and not os.path.isabs(place)) or self._is_below_a_root(place)
+        ]
+
+    def _is_below_a_root(self, place: str) -> bool:
+        """Texts are compared, because a store has ten thousand places."""
+        path = place if self.places.folder is None else os.path.join(self.places.folder, place)
+        while path not in self._roots:
+            path, separator, _ = path.rpartition(os.sep)
+            if not separator:
+                return False
+        return True
 
 
 def _row(candidate: Candidate, key: tuple[str, Path], contradiction: str | None) -> tuple[str, int | None, str | None]:

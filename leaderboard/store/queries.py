@@ -313,7 +313,7 @@ def rejections(store: Store) -> list[dict[str, Any]]:
     )
     last: dict[str, dict[str, Any]] = {}
     for row in rows:  # a path may have been stored in more than one way
-        path = str(store.places.resolved(row["path"]))
+        path = store.places.resolved_text(row["path"])
         last.pop(path, None)
         last[path] = row | {"path": path}
     return [row for row in reversed(last.values()) if row.pop("rejected")]

@@ -222,6 +222,34 @@ def test_a_contradiction_is_looked_at_again_once_the_other_run_has_gone(
     assert len(ingest([made.root], database).added) == 1
 
 
+def test_what_was_written_before_a_kill_is_not_read_again(
+    made: Any, kit: Any, database: Path, opened: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made.run("baseline", {"sums": task(kit, 0)})
+    made.run("svd", {"sums": task(kit, 1)})
+    with monkeypatch.context() as killed:
+        killed.setattr(ingest_module, "_finish", lambda *_: sys.exit(1))
+        with pytest.raises(SystemExit):
+            ingest([made.root], database)
+    opened()
+    assert len(ingest([made.root], database).duplicates) == 2 and opened() == []
+
+
+def test_only_places_below_the_roots_are_forgotten(made: Any, kit: Any, database: Path, tmp_path: Path) -> None:
+    inside = [made.run(name, {"sums": task(kit, k)}) for k, name in enumerate(("baseline", "svd"))]
+    other = type(made)(tmp_path / "elsewhere")
+    outside = [other.run(name, {"sums": task(kit, k)}, model="other") for k, name in enumerate(("baseline", "svd"))]
+    ingest([made.root, other.root], database)
+    for run in (inside[1], outside[1]):
+        shutil.rmtree(run)
+    kept = []
+    for root in (inside[0], inside[0].parent, other.root, tmp_path):
+        ingest([root], database)
+        with open_store(database) as store:
+            kept.append(len(store.rows("SELECT place FROM looks")))
+    assert kept == [4, 3, 2, 2]
+
+
 def test_watching_goes_by_the_same(made: Any, kit: Any, database: Path, opened: Any) -> None:
     made.run("baseline", {"sums": task(kit, 0)})
     ingest([made.root], database)
