@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from leaderboard.app import flip_queries
-from leaderboard.app.flip_queries import FlipQuestion, FlippedDocuments
+from leaderboard.app.flip_queries import FlippedDocuments, FlipQuestion
 from leaderboard.board.board import board
 from leaderboard.board.cell import Cell
 from leaderboard.compare.choice_shift import compare_choices
