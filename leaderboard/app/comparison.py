@@ -27,7 +27,7 @@ _CONTROLS_IDEA = {
 """Control -> why a gain that it shows too is not the recipe's."""
 
 
-class Side(NamedTuple):
+class ComparedSide(NamedTuple):
     """What a run is compared with: a group of columns.
 
     kind: baseline, control or run. title: over its columns. phrase: in a sentence. cells: task -> the run against it,
@@ -46,12 +46,12 @@ class Side(NamedTuple):
         return runs.most_common(1)[0][0] if runs else None
 
 
-def baseline_side(cells: Iterable[Cell]) -> Side:
+def baseline_side(cells: Iterable[Cell]) -> ComparedSide:
     """The baseline's, from a run's cells on the board."""
-    return Side(BASELINE, "Baseline", "the baseline", {cell.task: cell for cell in cells})
+    return ComparedSide(BASELINE, "Baseline", "the baseline", {cell.task: cell for cell in cells})
 
 
-def control_sides(cells: Iterable[Cell]) -> list[Side]:
+def control_sides(cells: Iterable[Cell]) -> list[ComparedSide]:
     """One for each run of a control, from the cells of the recipe's run on the board."""
     pairs: dict[tuple[str, str], dict[str, Cell]] = defaultdict(dict)
     for cell in cells:
@@ -59,18 +59,18 @@ def control_sides(cells: Iterable[Cell]) -> list[Side]:
             pairs[plain(pair.control or ""), pair.baseline_run or ""][cell.task] = pair
     names = Counter(name for name, _ in pairs)
     return [
-        Side(CONTROL, f"Control: {words}", f"its control {words}", of_control)
+        ComparedSide(CONTROL, f"Control: {words}", f"its control {words}", of_control)
         for (name, run), of_control in sorted(pairs.items())
         for words in [name if names[name] == 1 else f"{name} ({run[:8]})"]
     ]
 
 
-def run_side(label: str, cells: Iterable[Cell]) -> Side:
+def run_side(label: str, cells: Iterable[Cell]) -> ComparedSide:
     """Another run's, from the cells of the pair."""
-    return Side(OTHER, label, label, {cell.task: cell for cell in cells})
+    return ComparedSide(OTHER, label, label, {cell.task: cell for cell in cells})
 
 
-def sentences(sides: Sequence[Side]) -> list[str]:
+def sentences(sides: Sequence[ComparedSide]) -> list[str]:
     """What the comparison says, a sentence a side, and which gains are not the recipe's own."""
     if any(cell.verdict == BASELINE for side in sides for cell in side.cells.values()):
         return ["This is the baseline itself, the unedited model."]
@@ -78,7 +78,7 @@ def sentences(sides: Sequence[Side]) -> list[str]:
     return found + [line for side in sides if side.kind == BASELINE for line in _doubts(side)]
 
 
-def _counts(side: Side) -> str:
+def _counts(side: ComparedSide) -> str:
     words = Counter(cell.verdict for cell in side.cells.values())
     said = [f"{word} on {words[word]}" for word in COMPARED if words[word]]
     compared, others = sum(words[word] for word in COMPARED), len(side.cells)
@@ -90,7 +90,7 @@ def _counts(side: Side) -> str:
     return f"{', '.join(said)} of {counted(others, 'task', 'tasks')}{rest}"
 
 
-def _doubts(side: Side) -> list[str]:
+def _doubts(side: ComparedSide) -> list[str]:
     by_control: dict[tuple[str, ...], list[str]] = defaultdict(list)
     empty = []
     for task, cell in sorted(side.cells.items()):

@@ -6,27 +6,27 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import urlencode
 
 from leaderboard.app import comparison
-from leaderboard.app.comparison import Side
-from leaderboard.app.html_table import Head, Text
+from leaderboard.app.comparison import ComparedSide
+from leaderboard.app.html_table import ColumnHead, Text
 from leaderboard.board.cell import Cell
 from leaderboard.readers.records import BASELINE
 
 
-def heads(sides: Sequence[Side]) -> list[Head]:
+def heads(sides: Sequence[ComparedSide]) -> list[ColumnHead]:
     """The columns' heads: of the first side, of the run, and of every further side."""
-    found = [Head("Task")]
+    found = [ColumnHead("Task")]
     for place, side in enumerate(sides):
-        found.append(Head(side.title, numeric=True))
+        found.append(ColumnHead(side.title, numeric=True))
         if place == 0:
-            found.append(Head("This run", numeric=True))
+            found.append(ColumnHead("This run", numeric=True))
         short = side.title.partition(":")[0].lower() if side.kind != comparison.OTHER else side.title
-        found += [Head("Improvement", numeric=True, label=f"Over {short}"), Head(f"Against {short}")]
+        found += [ColumnHead("Improvement", numeric=True, label=f"Over {short}"), ColumnHead(f"Against {short}")]
         if place == 0:
-            found.append(Head("Lost / gained", numeric=True))
+            found.append(ColumnHead("Lost / gained", numeric=True))
     return found
 
 
-def rows(sides: Sequence[Side], subject: Mapping[str, Cell]) -> list[list[Text]]:
+def rows(sides: Sequence[ComparedSide], subject: Mapping[str, Cell]) -> list[list[Text]]:
     """A row a task."""
     found = []
     for task, own in sorted(subject.items()):
@@ -38,7 +38,7 @@ def rows(sides: Sequence[Side], subject: Mapping[str, Cell]) -> list[list[Text]]
     return found
 
 
-def _side_cells(cell: Cell, side: Side, with_run: bool) -> list[Text]:
+def _side_cells(cell: Cell, side: ComparedSide, with_run: bool) -> list[Text]:
     if cell.verdict == BASELINE:
         own = [Text(comparison.score_text(cell.score)), Text(comparison.score_text(cell.score), strong=True)]
         return [*own, Text(""), Text("it is the baseline"), Text("")]
@@ -53,7 +53,7 @@ def _side_cells(cell: Cell, side: Side, with_run: bool) -> list[Text]:
     return [texts[0], Text(comparison.score_text(cell.score), strong=True), *texts[1:], flips]
 
 
-def _flips_link(cell: Cell, side: Side) -> str:
+def _flips_link(cell: Cell, side: ComparedSide) -> str:
     if side.kind == BASELINE:
         return f"flips?{urlencode({'run': cell.run_id, 'task': cell.task})}"
     return f"flips?{urlencode({'a': cell.baseline_run or '', 'b': cell.run_id, 'task': cell.task})}"

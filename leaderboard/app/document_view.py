@@ -13,7 +13,7 @@ import streamlit as st
 from leaderboard.app import answer_text, html_table, word_difference
 from leaderboard.app.comparison import score_text
 from leaderboard.app.flip_queries import CUT, Flip, OftenFlipped
-from leaderboard.app.html_table import Head, Text
+from leaderboard.app.html_table import ColumnHead, Text
 from leaderboard.board.cell import Cell
 from leaderboard.terminal.format import counted, plain
 from leaderboard.terminal.marks import MINUS, gain
@@ -55,7 +55,7 @@ class Sides(NamedTuple):
         return 0 if found is None else found.lower + found.higher - own
 
 
-class _Answered(NamedTuple):
+class _RunAnswer(NamedTuple):
     """What one run answered: right or wrong (its score where it is neither), the answer in words, the right answer's
     log-likelihood and its margin.
     """
@@ -77,7 +77,7 @@ def _without_place(words: str) -> str:
     return re.sub(r"^choice \d+: (?=.)", "", words)
 
 
-def _answers(flip: Flip) -> tuple[_Answered, _Answered]:
+def _answers(flip: Flip) -> tuple[_RunAnswer, _RunAnswer]:
     first, second = (
         _answered(flip, stored, score)
         for stored, score in ((flip.answer_before, flip.before), (flip.answer_after, flip.after))
@@ -85,12 +85,12 @@ def _answers(flip: Flip) -> tuple[_Answered, _Answered]:
     return first, second
 
 
-def _answered(flip: Flip, stored: str | None, score: float) -> _Answered:
+def _answered(flip: Flip, stored: str | None, score: float) -> _RunAnswer:
     answer = answer_text.read_answer(stored, flip.target, flip.document, flip.output_type, flip.doubled)
     state = RIGHT if score == 1 else WRONG if score == 0 else f"score {score_text(score)}"
     gold = answer_text.gold_log_likelihood(stored, flip.target, flip.output_type, flip.doubled)
     one_text = answer_text.scores_one_text(stored, flip.output_type)
-    return _Answered(state, "" if one_text else answer.words, gold, None if one_text else answer.margin)
+    return _RunAnswer(state, "" if one_text else answer.words, gold, None if one_text else answer.margin)
 
 
 def row(flip: Flip, sides: Sides) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def _show_answers(flip: Flip, sides: Sides) -> None:
             facts.append((name, [_nats(value) for value in values]))
     html_table.show(
         html_table.table(
-            [Head(sides.word(flip).capitalize()), *(Head(title, numeric=True) for title in sides.titles)],
+            [ColumnHead(sides.word(flip).capitalize()), *(ColumnHead(title, numeric=True) for title in sides.titles)],
             [
                 [Text(name), *(Text(text, kind=_state_kind(text) if name == "Answer" else "") for text in texts)]
                 for name, texts in facts
@@ -230,7 +230,11 @@ def _show_choices(flip: Flip, sides: Sides) -> None:
         )
     html_table.show(
         html_table.table(
-            [Head("Log-likelihood of"), *(Head(t, numeric=True) for t in sides.titles), Head("Moved", numeric=True)],
+            [
+                ColumnHead("Log-likelihood of"),
+                *(ColumnHead(t, numeric=True) for t in sides.titles),
+                ColumnHead("Moved", numeric=True),
+            ],
             rows,
             caption="Log-likelihoods of all choices",
             blocks=False,
@@ -238,7 +242,7 @@ def _show_choices(flip: Flip, sides: Sides) -> None:
     )
 
 
-def _show_generated(flip: Flip, both: Sequence[_Answered], sides: Sides) -> None:
+def _show_generated(flip: Flip, both: Sequence[_RunAnswer], sides: Sides) -> None:
     """Both texts, and their difference word by word."""
     if flip.output_type == "multiple_choice" or not any(one.words for one in both):
         return

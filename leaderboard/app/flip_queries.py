@@ -61,7 +61,7 @@ class Flip(NamedTuple):
     prompt: str | None
 
 
-class Flips(NamedTuple):
+class FlippedDocuments(NamedTuple):
     """The documents, at most `MOST_DOCUMENTS`, and how many there are."""
 
     shown: list[Flip]
@@ -75,7 +75,7 @@ def _cut(column: str) -> str:
     )
 
 
-def flips(store: Store, question: FlipQuestion) -> Flips:
+def flips(store: Store, question: FlipQuestion) -> FlippedDocuments:
     """The documents whose score changed between two comparable runs, the largest changes first."""
     named = question._asdict() | {"most": MOST_DOCUMENTS, "mutual": ACC_MUTUAL_INFO}
     named["search"] = question.search.strip().lower()
@@ -97,7 +97,7 @@ def flips(store: Store, question: FlipQuestion) -> Flips:
         named,
     )
     total = rows[0]["total"] if rows else 0
-    return Flips([Flip(**{name: row[name] for name in Flip._fields}) for row in rows], total)
+    return FlippedDocuments([Flip(**{name: row[name] for name in Flip._fields}) for row in rows], total)
 
 
 class OftenFlipped(NamedTuple):

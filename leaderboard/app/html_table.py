@@ -57,7 +57,7 @@ STYLE = f"""<style>
 _STRONG = (*PROVEN, *HARM, "better")
 
 
-class Head(NamedTuple):
+class ColumnHead(NamedTuple):
     """A column's head. label: before its values on a phone, the title unless given."""
 
     title: str
@@ -80,7 +80,7 @@ def escaped(text: str) -> str:
     return f"<bdi>{html.escape(plain(text))}</bdi>" if text else ""
 
 
-def table(heads: Sequence[Head], rows: Sequence[Sequence[Text]], *, caption: str, blocks: bool = True) -> str:
+def table(heads: Sequence[ColumnHead], rows: Sequence[Sequence[Text]], *, caption: str, blocks: bool = True) -> str:
     """The HTML of a table whose first column heads its rows. blocks: each row is a block on a phone. caption: for
     readers of screens.
     """
@@ -94,7 +94,7 @@ def table(heads: Sequence[Head], rows: Sequence[Sequence[Text]], *, caption: str
     )
 
 
-def _cell(head: Head, cell: Text, place: int) -> str:
+def _cell(head: ColumnHead, cell: Text, place: int) -> str:
     inner = escaped(cell.text)
     if cell.link:
         inner = f'<a href="{html.escape(plain(cell.link))}" target="_self">{inner}</a>'
@@ -109,7 +109,7 @@ def _cell(head: Head, cell: Text, place: int) -> str:
     return f'<td role="cell" data-label="{label}"{_class(head, cell.strong)}>{inner}{small}</td>'
 
 
-def _class(head: Head, strong: bool) -> str:
+def _class(head: ColumnHead, strong: bool) -> str:
     names = [*(["num"] if head.numeric else []), *(["strong"] if strong else [])]
     return f' class="{" ".join(names)}"' if names else ""
 

@@ -18,7 +18,7 @@ _NEAR = 16.0
 _MARGIN = 14.0  # pixels above and below the plot that a name may use
 
 
-class Place(NamedTuple):
+class LabelPlace(NamedTuple):
     """Beside its point: pixels to the right and down from it to the text's anchor, and which end is the anchor."""
 
     right: float
@@ -27,14 +27,14 @@ class Place(NamedTuple):
 
 
 _PLACES = (
-    Place(0, -9, "center"),
-    Place(0, 16, "center"),
-    Place(8, 4, "left"),
-    Place(-8, 4, "right"),
-    Place(7, -8, "left"),
-    Place(-7, -8, "right"),
-    Place(7, 15, "left"),
-    Place(-7, 15, "right"),
+    LabelPlace(0, -9, "center"),
+    LabelPlace(0, 16, "center"),
+    LabelPlace(8, 4, "left"),
+    LabelPlace(-8, 4, "right"),
+    LabelPlace(7, -8, "left"),
+    LabelPlace(-7, -8, "right"),
+    LabelPlace(7, 15, "left"),
+    LabelPlace(-7, 15, "right"),
 )
 
 
@@ -58,7 +58,7 @@ class _Box(NamedTuple):
         )
 
 
-class Line(NamedTuple):
+class LabelObstacle(NamedTuple):
     """A level or upright line within the plot: both its ends, 0 to 1 from the left and from the top."""
 
     left: float
@@ -67,7 +67,9 @@ class Line(NamedTuple):
     bottom: float
 
 
-def places(spots: Sequence[Spot], lines: Sequence[Line], widths: Sequence[float], height: float) -> dict[int, Place]:
+def places(
+    spots: Sequence[Spot], lines: Sequence[LabelObstacle], widths: Sequence[float], height: float
+) -> dict[int, LabelPlace]:
     """Position in `spots` -> where its name goes, of those that have room, the first spots first. lines: that no name
     may cross. widths: of the plot in pixels, each of which must do.
     """
@@ -76,7 +78,7 @@ def places(spots: Sequence[Spot], lines: Sequence[Line], widths: Sequence[float]
         for width in widths
     ]
     taken: list[list[_Box]] = [[] for _ in widths]
-    found: dict[int, Place] = {}
+    found: dict[int, LabelPlace] = {}
     for group in _groups(spots, min(widths), height):
         for tried in itertools.product(_PLACES, repeat=len(group)):
             boxes = [[_text(spots[i], place, width, height) for i, place in zip(group, tried)] for width in widths]
@@ -111,11 +113,11 @@ def _around(spot: Spot, width: float, height: float) -> _Box:
     return _Box(x - _POINT, y - _POINT, x + _POINT, y + _POINT)
 
 
-def _along(line: Line, width: float, height: float) -> _Box:
+def _along(line: LabelObstacle, width: float, height: float) -> _Box:
     return _Box(line.left * width - 1, line.top * height - 1, line.right * width + 1, line.bottom * height + 1)
 
 
-def _text(spot: Spot, place: Place, width: float, height: float) -> _Box:
+def _text(spot: Spot, place: LabelPlace, width: float, height: float) -> _Box:
     long = LETTER * len(spot.name)
     anchor = spot.across * width + place.right
     left = anchor - {"left": 0.0, "center": long / 2, "right": long}[place.align]

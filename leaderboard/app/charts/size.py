@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from leaderboard.app.charts.label_places import Line, Spot, places
+from leaderboard.app.charts.label_places import LabelObstacle, Spot, places
 from leaderboard.app.colours import NEUTRAL
 from leaderboard.app.comparison import about, possible, score_text
 from leaderboard.app.page_queries import RunFacts
@@ -21,7 +21,7 @@ from leaderboard.terminal.format import counted, percent, plain
 NAMES = 6  # of points on the front that the sentence names
 HEIGHT = 170
 """Pixels of a plot without its title and axis, for which `_AROUND` has room."""
-_AROUND = 128
+_AROUND = 142
 WIDTHS = (240, 300, 420, 620, 1000)
 """Pixels that a plot may be wide, without its axis."""
 _BLUE, _ORANGE, _DARK, _GREY = "#1f77c0", "#d9600b", "#a63f02", "#8b949e"
@@ -278,18 +278,18 @@ def _labels(drawn: Sequence[SizePoint], rows: Any, axes: _Axes, measure: Measure
     ]
 
 
-def _lines(drawn: Sequence[SizePoint], axes: _Axes, measure: Measure) -> list[Line]:
+def _lines(drawn: Sequence[SizePoint], axes: _Axes, measure: Measure) -> list[LabelObstacle]:
     """The baseline's, and those of the front's steps."""
     found = []
     score = _baseline_score(drawn)
     if score is not None:
         level = axes.down(score)
-        found.append(Line(0, level, 1, level))
+        found.append(LabelObstacle(0, level, 1, level))
     steps = sorted(axes.spot(point, measure) for point in drawn if point.front)
     for one, other in itertools.pairwise(steps):
         level, upright = (other.down, one.across) if measure == SPEED else (one.down, other.across)
-        found.append(Line(one.across, level, other.across, level))
-        found.append(Line(upright, min(one.down, other.down), upright, max(one.down, other.down)))
+        found.append(LabelObstacle(one.across, level, other.across, level))
+        found.append(LabelObstacle(upright, min(one.down, other.down), upright, max(one.down, other.down)))
     return found
 
 

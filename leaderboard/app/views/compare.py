@@ -26,9 +26,9 @@ from leaderboard.app import (
     url_state,
 )
 from leaderboard.app.charts import dumbbells, forest, heat
-from leaderboard.app.comparison import Side
+from leaderboard.app.comparison import ComparedSide
 from leaderboard.app.download import downloads
-from leaderboard.app.html_table import Head, Text
+from leaderboard.app.html_table import ColumnHead, Text
 from leaderboard.app.page_queries import RunFacts
 from leaderboard.app.run_differences import RunRecord
 from leaderboard.board.board import pair_board
@@ -150,7 +150,7 @@ def _with_models(runs: Sequence[RunFacts], overview: data.Answer[data.Overview])
 
 def sides_of(
     run: str, cells: Sequence[Cell], against: Sequence[str], overview: data.Answer[data.Overview]
-) -> list[Side]:
+) -> list[ComparedSide]:
     """What was chosen, as groups of columns."""
     sides = []
     for name in against:
@@ -187,7 +187,7 @@ def _badges(made: Sequence[RunRecord], cells: Sequence[Cell]) -> list[str]:
     return words
 
 
-def show_unshared(run: str, sides: Sequence[Side], overview: data.Answer[data.Overview]) -> None:
+def show_unshared(run: str, sides: Sequence[ComparedSide], overview: data.Answer[data.Overview]) -> None:
     """Tasks and metrics that only one of the runs has, a line each."""
     for side in sides:
         if side.run_id is None or side.run_id == run:
@@ -198,7 +198,7 @@ def show_unshared(run: str, sides: Sequence[Side], overview: data.Answer[data.Ov
                 st.text(plain(line))
 
 
-def show_numbers(sides: Sequence[Side]) -> None:
+def show_numbers(sides: Sequence[ComparedSide]) -> None:
     """All numbers of the primary metrics and the notes, folded."""
     with st.expander("All numbers and notes"):
         for place, side in enumerate(sides):
@@ -216,7 +216,9 @@ def show_numbers(sides: Sequence[Side]) -> None:
             downloads(tables.cell_records(cells), "tasks" if place == 0 else f"tasks-{place}")
 
 
-def show_plots(sides: Sequence[Side], subject: Mapping[str, Cell], overview: data.Answer[data.Overview]) -> None:
+def show_plots(
+    sides: Sequence[ComparedSide], subject: Mapping[str, Cell], overview: data.Answer[data.Overview]
+) -> None:
     """Scores, intervals and all metrics, one behind the other."""
     scores, intervals, every = st.tabs(["Scores", "Intervals", "Every metric"])
     with scores:
@@ -230,7 +232,7 @@ def show_plots(sides: Sequence[Side], subject: Mapping[str, Cell], overview: dat
             show_heat(side, place, overview)
 
 
-def show_scores(sides: Sequence[Side], subject: Mapping[str, Cell]) -> None:
+def show_scores(sides: Sequence[ComparedSide], subject: Mapping[str, Cell]) -> None:
     """One plot a metric, because units differ."""
     whom = [side.title for side in sides]
     whom.insert(1, dumbbells.SUBJECT)
@@ -253,7 +255,7 @@ def show_scores(sides: Sequence[Side], subject: Mapping[str, Cell]) -> None:
         st.info("No task has a score.")
 
 
-def _scores_of(cell: Cell, sides: Sequence[Side]) -> dict[str, float]:
+def _scores_of(cell: Cell, sides: Sequence[ComparedSide]) -> dict[str, float]:
     found = {
         side.title: other.baseline_score
         for side in sides
@@ -277,7 +279,7 @@ def show_forest(cells: Sequence[Cell]) -> None:
         )
 
 
-def show_heat(side: Side, place: int, overview: data.Answer[data.Overview]) -> None:
+def show_heat(side: ComparedSide, place: int, overview: data.Answer[data.Overview]) -> None:
     """Every metric that both report of the tasks in which they may be compared, coloured by whether it rose or fell."""
     comparable = [c for c in side.cells.values() if c.verdict not in ("incomparable", "failed", BASELINE)]
     by_pair = [(run, other) for run, other in {(c.baseline_run or "", c.run_id): None for c in comparable}]
@@ -295,7 +297,7 @@ def show_heat(side: Side, place: int, overview: data.Answer[data.Overview]) -> N
     downloads([row._asdict() for row in found], "metrics" if place == 0 else f"metrics-{place}")
 
 
-def show_differences(made: Sequence[RunRecord], sides: Sequence[Side]) -> None:
+def show_differences(made: Sequence[RunRecord], sides: Sequence[ComparedSide]) -> None:
     """What the runs say of how they were made: a row for what differs, a line for the rest."""
     st.subheader("What differs", anchor=False)
     ids = [side.run_id for side in sides if side.run_id]
@@ -309,7 +311,7 @@ def show_differences(made: Sequence[RunRecord], sides: Sequence[Side]) -> None:
     differing = run_differences.differing(facts, order)
     html_table.show(
         html_table.table(
-            [Head("Name"), *map(Head, titles)],
+            [ColumnHead("Name"), *map(ColumnHead, titles)],
             [[Text(run_differences.short(fact.name)), *map(Text, fact.values)] for fact in differing],
             caption="What differs between the runs",
             blocks=False,
@@ -325,7 +327,7 @@ def show_differences(made: Sequence[RunRecord], sides: Sequence[Side]) -> None:
         st.dataframe(same, hide_index=True, width="stretch", key="same")
 
 
-def show_choices(sides: Sequence[Side], overview: data.Answer[data.Overview]) -> None:
+def show_choices(sides: Sequence[ComparedSide], overview: data.Answer[data.Overview]) -> None:
     """Answers that changed, wrong ones among themselves included, and how far the probabilities moved: more sensitive
     than any score.
     """
@@ -363,7 +365,7 @@ def show_choices(sides: Sequence[Side], overview: data.Answer[data.Overview]) ->
     )
 
 
-def _by_pair(side: Side) -> dict[tuple[str, str], list[tuple[str, str]]]:
+def _by_pair(side: ComparedSide) -> dict[tuple[str, str], list[tuple[str, str]]]:
     """(other run, this run) -> (task, filter) of what may be compared."""
     found: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for cell in side.cells.values():

@@ -15,7 +15,7 @@ from leaderboard.app.charts.size import MEASURES, SPEED, Measure, SizePoint
 from leaderboard.app.colours import css
 from leaderboard.app.comparison import improvement, improvement_limits
 from leaderboard.app.download import downloads
-from leaderboard.app.html_table import Head, Text
+from leaderboard.app.html_table import ColumnHead, Text
 from leaderboard.app.page_queries import RunFacts
 from leaderboard.board.cell import Cell
 from leaderboard.board.standings import Standings, kind, standings
@@ -104,7 +104,9 @@ def show_decision(board: Standings, measure: Measure, facts: Mapping[str, RunFac
     ]
     head = "Times as fast" if measure == SPEED else f"{measure.words} kept"
     html_table.show(
-        html_table.table([Head("Recipe"), Head(head, numeric=True)], rows, caption="The decision", blocks=False)
+        html_table.table(
+            [ColumnHead("Recipe"), ColumnHead(head, numeric=True)], rows, caption="The decision", blocks=False
+        )
     )
     st.text(f"{plain(found[0].row.name)}: {smallest.caveat(found[0], len(board.tasks))}")
     if len(found) > NAMED:

@@ -11,7 +11,7 @@ from leaderboard.app import comparison, run_differences, smallest
 from leaderboard.app.charts.size import MEASURES, SPEED
 from leaderboard.app.comparison import baseline_side, control_sides, improvement_limits, sentences
 from leaderboard.app.comparison_table import heads, rows
-from leaderboard.app.html_table import Head, Text, table
+from leaderboard.app.html_table import ColumnHead, Text, table
 from leaderboard.app.page_queries import RunFacts
 from leaderboard.board.cell import Cell
 from leaderboard.board.standings import standings
@@ -107,7 +107,9 @@ def test_numbers_have_one_form() -> None:
 def test_names_are_text_in_a_table() -> None:
     hostile = "<b>x</b> \u202egnp.exe \x1b[31m"
     found = table(
-        [Head("Task"), Head(hostile)], [[Text(hostile), Text(hostile, hostile, link=f'"{hostile}')]], caption="c"
+        [ColumnHead("Task"), ColumnHead(hostile)],
+        [[Text(hostile), Text(hostile, hostile, link=f'"{hostile}')]],
+        caption="c",
     )
     assert "<b>" not in found and "\u202e" not in found and "\x1b" not in found and found.count("&lt;b&gt;") >= 4
     assert 'href="&quot;&lt;b&gt;' in found

@@ -10,7 +10,7 @@ import pytest
 
 from leaderboard.app import answer_text, word_difference
 from leaderboard.app.charts import flip_matrix
-from leaderboard.app.charts.label_places import LETTER, LINE, Line, Place, Spot, places
+from leaderboard.app.charts.label_places import LETTER, LINE, LabelObstacle, LabelPlace, Spot, places
 from leaderboard.app.flip_queries import OftenFlipped
 
 pytest.importorskip("streamlit")
@@ -30,7 +30,7 @@ def test_a_difference_of_huge_and_hostile_texts_is_cut_and_visible() -> None:
     assert word_difference.visible("a\n\tb\x00\u200f") == "a\n\tb\ufffd\ufffd" and 'dir="auto"' in said
 
 
-def box(spot: Spot, place: Place, width: float) -> tuple[float, float, float, float]:
+def box(spot: Spot, place: LabelPlace, width: float) -> tuple[float, float, float, float]:
     long = LETTER * len(spot.name)
     left = spot.across * width + place.right - {"left": 0.0, "center": long / 2, "right": long}[place.align]
     base = spot.down * HEIGHT + place.down
@@ -49,7 +49,7 @@ def test_names_overlap_neither_names_nor_points_nor_lines() -> None:
             Spot(draw.random(), draw.random(), "x" * draw.randrange(3, 30) if draw.random() < 0.6 else "")
             for _ in range(draw.randrange(1, 14))
         ]
-        line = Line(0, 0.5, 1, 0.5)
+        line = LabelObstacle(0, 0.5, 1, 0.5)
         found = places(spots, [line], WIDTHS, HEIGHT)
         named += len(found)
         for width in WIDTHS:

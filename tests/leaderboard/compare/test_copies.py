@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from leaderboard.app import flip_queries
-from leaderboard.app.flip_queries import FlipQuestion, Flips
+from leaderboard.app.flip_queries import FlippedDocuments, FlipQuestion
 from leaderboard.board.board import board
 from leaderboard.board.cell import Cell
 from leaderboard.compare.choice_shift import compare_choices
@@ -68,7 +68,7 @@ def test_copies_logged_in_another_order_are_no_change(made: Any, kit: Any) -> No
     store = report.store
     assert store is not None
     asked = FlipQuestion(cell.baseline_run, cell.run_id, "sums", "acc", "none")
-    assert flip_queries.flips(store, asked) == Flips([], 0)
+    assert flip_queries.flips(store, asked) == FlippedDocuments([], 0)
     assert flip_queries.often_flipped(store, asked, (cell.run_id,)) == []
     assert compare_choices(store, cell.baseline_run, cell.run_id, "sums", "none") is not None
     store.connection.close()
