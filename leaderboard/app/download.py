@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 
 import streamlit as st
 
+from leaderboard.app import data
 from leaderboard.terminal import exports, output
 from leaderboard.terminal.output import Row
 
@@ -59,6 +60,23 @@ def share(rows: Sequence[Row], name: str, *, shown: Sequence[Row] | None = None)
                 )
     st.caption("Link to this page as it is now:")
     st.code(page_link(), language=None, wrap_lines=True)
+
+
+def report_button(model: str) -> None:
+    """A button for the whole board of a model (by the name it is shown by) as one file, as `lm_eval report` writes
+    it.
+    """
+
+    def write() -> str:
+        from leaderboard.report.contents import read_report
+        from leaderboard.report.html import as_html
+
+        return as_html(read_report([model], data.database()))
+
+    st.download_button(
+        "Report, one HTML file", write, "report.html", "text/html", key="report", icon=":material/description:",
+        on_click="ignore",
+    )  # fmt: skip
 
 
 def _button(kind: _Format, rows: Sequence[Row], name: str, caption: str) -> None:

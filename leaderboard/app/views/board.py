@@ -9,6 +9,7 @@ import streamlit as st
 from leaderboard.app import badges, data, layout, standings_table, tables, url_state
 from leaderboard.app.charts import intervals
 from leaderboard.app.download import downloads
+from leaderboard.app.download import report_button
 from leaderboard.app.download import share as share_table
 from leaderboard.app.linked_table import content_key
 from leaderboard.app.menu import COMPARE, FLIPS, RUN
@@ -51,17 +52,13 @@ def main() -> None:
         st.info("No result matches these filters.")
     with share:
         cells_shown = tables.cell_records(_cells(rows, columns), overview.value.runs)
+        report_button(overview.value.names[model])
         share_table(cells_shown, "results", shown=board_rows(board, rows, columns))
     show_reported(cells)
     layout.show_rejections(overview.value)
     against = measured_against(_cells(rows, columns), overview.value.pinned)
     st.caption(f"Compared {against}. Data of {overview.read_at:%H:%M:%S}.")
     how_to_read()
-
-
-def facts_of(model: str) -> data.Answer[dict[str, tuple[str, ...]]]:
-    """What is the same for all of a model's runs."""
-    return data.answer(badges.model_facts, model)
 
 
 def of_metric(cells: Sequence[Cell], place: st.delta_generator.DeltaGenerator) -> Sequence[Cell]:
