@@ -8,8 +8,7 @@ import streamlit as st
 
 from leaderboard.app import badges, data, layout, standings_table, tables, url_state
 from leaderboard.app.charts import intervals
-from leaderboard.app.download import downloads
-from leaderboard.app.download import report_button
+from leaderboard.app.download import downloads, report_button
 from leaderboard.app.download import share as share_table
 from leaderboard.app.linked_table import content_key
 from leaderboard.app.menu import COMPARE, FLIPS, RUN
