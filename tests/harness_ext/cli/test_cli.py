@@ -34,7 +34,7 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
     """Collects what a run with recipes was asked to do, instead of doing it."""
     collected: list[RunConfig] = []
     module = types.ModuleType("harness_ext.cli.run_recipes")
-    module.execute = lambda config, report, form: collected.append(config)  # type: ignore[attr-defined]
+    module.execute = lambda config, report, form, details=False: collected.append(config)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     return collected
 
@@ -78,7 +78,7 @@ def test_every_argument_of_lm_eval_is_unchanged(command: str) -> None:
     ours = [
         action
         for action in RecipesCLI()._subparsers.choices[command]._actions
-        if action.dest not in ("recipe", "control", "form")
+        if action.dest not in ("recipe", "control", "form", "details")
     ]
     assert [describe(action) for action in ours] == [describe(action) for action in theirs]
 

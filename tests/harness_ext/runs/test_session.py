@@ -392,7 +392,7 @@ def test_git_says_nothing_outside_a_repository(demo_run, tmp_path: Path) -> None
 
 def test_calibrating_on_the_scored_facts_in_other_words_is_told(demo_run, tmp_path: Path) -> None:
     recipe = "fwsvd:calibration.task=int_mult_clean,calibration.split=test,calibration.samples=40"
-    ran = demo_run("--recipe", recipe, "fwsvd", limit=80)
+    ran = demo_run("--recipe", recipe, "fwsvd", "--details", limit=80)
     said = "40 of 80 scored documents of int_mult ask for the same as calibration documents of int_mult_clean"
     assert ran.code == 0 and f"{recipe}: {said}" in ran.err and "warning: 40 of 80 scored" in ran.out
     lossy, told = receipts(tmp_path)[recipe]["warnings"]
