@@ -9,6 +9,7 @@ import streamlit as st
 from PIL import Image
 
 from leaderboard.app import url_state
+from leaderboard.app.colours import is_dark
 from leaderboard.app.menu import HOME, menu
 
 
@@ -22,6 +23,8 @@ def icon() -> Image.Image:
 
 st.set_page_config(page_icon=icon(), layout="wide")
 url_state.carry()
+if is_dark():  # the names in a box of several are white on the light blue of a dark page, too faint to read
+    st.html("<style>[data-testid='stMultiSelect'] span[title] { color: #0b111a }</style>")
 st.navigation(
     [
         st.Page(

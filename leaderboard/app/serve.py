@@ -88,7 +88,7 @@ def _theme() -> dict[str, object]:
         "primaryColor": "#0b5cad",
         "backgroundColor": "#ffffff",
         "secondaryBackgroundColor": "#f3f5f8",
-        "textColor": "#1b2430",
+        "textColor": "#0b111a",
         "linkColor": "#0b5cad",
         "borderColor": "#d9dee5",
         "grayTextColor": "#5b6472",

@@ -63,9 +63,7 @@ def chart(points: Sequence[HistoryPoint], events: Sequence[Event], *, by_date: b
                 "line:N", scale=alt.Scale(domain=names, range=["circle", "square"][: len(names)]), legend=None
             ),
         ),
-        alt.Chart(changed)
-        .mark_point(shape="triangle-up", filled=True, size=90, color=_CHANGE, opacity=1, yOffset=-6)
-        .encode(x=axis, y=alt.value("height"), tooltip=tooltip),
+        *_changes(changed, axis, tooltip),
         *_failures(rows[rows["status"] == FAILED], axis, tooltip),
         *_decisions(events, at, found, axis),
     ]
@@ -127,10 +125,26 @@ def _span(scored: Any) -> tuple[float, float]:
     return low - air, high + air
 
 
-def _failures(failed: Any, axis: Any, tooltip: list[Any]) -> list[Any]:
-    """A cross near the floor with the word beside it."""
+def _changes(changed: Any, axis: Any, tooltip: list[Any]) -> list[Any]:
+    """A triangle at the floor where something was made otherwise than before; no empty layer, which would be a picture
+    without a word to a screen reader.
+    """
     import altair as alt
 
+    if changed.empty:
+        return []
+    base = alt.Chart(changed).mark_point(
+        shape="triangle-up", filled=True, size=90, color=_CHANGE, opacity=1, yOffset=-6
+    )
+    return [base.encode(x=axis, y=alt.value("height"), tooltip=tooltip)]
+
+
+def _failures(failed: Any, axis: Any, tooltip: list[Any]) -> list[Any]:
+    """A cross near the floor with the word beside it, if any failed."""
+    import altair as alt
+
+    if failed.empty:
+        return []
     base = alt.Chart(failed).encode(x=axis, y=alt.value("height"), tooltip=tooltip)
     cross = base.mark_point(
         shape="cross", angle=45, filled=True, size=120, color=MARKS["failed"], opacity=1, yOffset=-24

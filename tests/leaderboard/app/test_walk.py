@@ -5,6 +5,8 @@ Run with `-m browser`; skipped where Chromium or Playwright is absent (`CHROMIUM
 
 from __future__ import annotations
 
+import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlparse
@@ -12,12 +14,25 @@ from urllib.parse import parse_qs, urlparse
 import pytest
 
 from leaderboard.ingest import ingest
-from tests.leaderboard.app.driving import watched
+from tests.leaderboard.app.driving import downloaded, watched
 
 pytestmark = pytest.mark.browser
 WAIT_MS = 30_000
 OLD, NEW = "google/gemma-2b", "small"
-PAGES = ("Leaderboard", "Compare", "Flips", "Size and score", "History", "Across models", "Layers", "Run", "Models")
+PAGES = (
+    *(
+        "Leaderboard",
+        "Compare",
+        "Flips",
+        "Size and score",
+        "History",
+        "Across models",
+        "Layers",
+        "Run",
+        "Claims",
+        "Models",
+    ),
+)
 
 
 @pytest.fixture
@@ -26,9 +41,16 @@ def database(made: Any, kit: Any) -> Path:
     for place, (model, year) in enumerate(((OLD, 2026), (NEW, 2027))):
         mult, total = kit.pair(400, 200, gained=60 + place), kit.pair(400, 100, gained=40)
         control = kit.pair(400, 200, gained=5)
+        folder = f"{model.rpartition('/')[2]}-control"
         when = {"model": model, "started": f"{year}-01-01T00:00:00Z"}
         made.run("baseline", {"int_mult": mult[0], "int_sum": total[0]}, **when)
         made.run("laser", {"int_mult": mult[1], "int_sum": total[1]}, **when)
+        written = made.run(
+            "laser+random-subspace", {"int_mult": control[1], "int_sum": total[0]}, folder=folder, **when
+        )
+        receipt = json.loads((written / "receipt.json").read_text())
+        receipt["recipe"] |= {"control": "random-subspace", "control_of": kit.sha("laser")}
+        (written / "receipt.json").write_text(json.dumps(receipt))
         made.run("svd", {"int_mult": control[1], "int_sum": total[0]}, **when)
     path: Path = made.root / "leaderboard.duckdb"
     ingest([made.root], path)
@@ -122,6 +144,94 @@ def tick(page: Any, row: int) -> None:
             settled(page)
         if page.get_by_role("link", name="Run").count() > 1:
             return
+
+
+def test_from_the_first_page_to_a_report(address: str, database: Path, page: Any) -> None:
+    """Open, pick a model, sort, filter, compare a recipe with its control, read flips, copy the link, open it in a new
+    session, export the report and open that file.
+    """
+    outside, dialogs = watched(page)
+    page.goto(address)
+    settled(page)
+    assert "2 models" in page.get_by_test_id("stMain").inner_text()
+    page.get_by_role("link", name="Open the board").first.click()
+    settled(page)
+    assert chosen(page, "Model") == NEW
+    sort(page, column=3)
+    page.get_by_role("button", name="Filter").click()
+    page.get_by_role("textbox", name="Search").fill("las")
+    page.keyboard.press("Enter")
+    settled(page)
+    page.keyboard.press("Escape")
+    assert parameters(page)["find"] == ["las"]
+    tick(page, row=1)
+    page.get_by_role("link", name="Compare with baseline and control").click()
+    settled(page)
+    said = page.get_by_test_id("stMain").inner_text()
+    assert "Against the baseline" in said and "control random-subspace" in said
+    go(page, "Flips")
+    assert "gained of 400 documents" in page.get_by_test_id("stMain").inner_text()
+    assert chosen(page, "Task") in ("int_mult", "int_sum")
+    link = page.url
+    other = page.context.browser.new_context().new_page()
+    other.goto(link)
+    settled(other)
+    assert "gained of 400 documents" in other.get_by_test_id("stMain").inner_text() and other.url == link
+    go(other, "Leaderboard")
+    saved = downloaded(other, "Report, one HTML file")
+    assert saved.suggested_filename == "report.html"
+    file = database.parent / "report.html"
+    saved.save_as(file)
+    other.goto(file.as_uri())
+    assert other.locator("table").first.get_by_text("laser").first.is_visible()
+    other.context.close()
+    assert outside == [] and dialogs == []
+
+
+def sort(page: Any, column: int) -> None:
+    """Click the head of a column of the board's table."""
+    box = page.locator('[data-testid="stDataFrame"]').first.bounding_box()
+    page.mouse.click(box["x"] + 90 * column, box["y"] + 16)
+    settled(page)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_serious_on_any_page(address: str, database: Path, page: Any, theme: str) -> None:
+    found = importlib.util.find_spec("axe_playwright_python")
+    if found is None or found.origin is None:
+        pytest.skip("axe-playwright-python is not installed")
+    axe = (Path(found.origin).parent / "axe.min.js").read_text(encoding="utf-8")
+    page.emulate_media(color_scheme=theme)
+    page.goto(f"{address}/?model={NEW}")
+    settled(page)
+    faults = {}
+    for title in PAGES:
+        go(page, title)
+        page.evaluate(axe)
+        there = page.evaluate(
+            "axe.run().then(found => found.violations.filter(one => ['serious', 'critical'].includes(one.impact))"
+            ".map(one => [one.id, one.nodes.map(node => node.html.slice(0, 200) + node.any.map(a => a.message))]))"
+        )
+        if there:
+            faults[title] = there
+    assert faults == {}
+
+
+def test_the_keyboard_alone_reaches_everything(address: str, database: Path, page: Any) -> None:
+    page.goto(f"{address}/board?model={NEW}")
+    settled(page)
+    reached = []
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        reached.append(
+            page.evaluate(
+                "() => { const e = document.activeElement; return e.getAttribute('aria-label') || e.innerText ||"
+                " e.getAttribute('data-testid') || e.tagName }"
+            )
+        )
+    said = "\n".join(reached)
+    for name in ("Models", "Compare", "Claims", "Model", "Rank by", "Filter", "Share", "Table"):
+        assert name in said, (name, reached)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
