@@ -86,7 +86,7 @@ def show_rejections(found: data.Overview) -> None:
                 {"Path": plain(row["path"]), "Reason": plain(row["reason"]), "When (UTC)": row["logged_at"]}
                 for row in found.rejections
             ]
-            st.dataframe(rows, hide_index=True, width="stretch")
+            st.dataframe(rows, hide_index=True, placeholder="", width="stretch")
             st.caption("Once mended, take them in again:")
             st.code(ingest_command(data.database(), "PATH"), language=None, wrap_lines=True)
 
@@ -197,7 +197,7 @@ def facts_table(facts: dict[str, Any]) -> None:
     """Two columns of plain text, name and value; empty values are left out."""
     rows = [{"Name": name, "Value": plain(str(value))} for name, value in facts.items() if value not in (None, "")]
     if rows:
-        st.dataframe(rows, hide_index=True, width="stretch", height="content")
+        st.dataframe(rows, hide_index=True, placeholder="", width="stretch", height="content")
 
 
 def plot(

@@ -47,6 +47,7 @@ def linked_table(
     picked = st.dataframe(
         tinted(rows, words),
         hide_index=True,
+        placeholder="",
         width="stretch",
         height="content" if len(rows) <= ROWS_IN_FULL else 700,
         key=f"{name} {content_key(name, *run_ids)}",

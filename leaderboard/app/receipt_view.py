@@ -40,7 +40,11 @@ def show(details: data.Details, edits: Sequence[LayerEdit], lying: OnDisk) -> No
     if details.calibrations:
         st.caption("Calibrated on")
         st.dataframe(
-            [plain_row(row) for row in details.calibrations], hide_index=True, width="stretch", key="calibrations"
+            [plain_row(row) for row in details.calibrations],
+            hide_index=True,
+            placeholder="",
+            width="stretch",
+            key="calibrations",
         )
     if lying.receipt is None:
         st.caption("How searches and trainings went stands in the receipt itself, which cannot be shown:")
@@ -70,7 +74,7 @@ def _show_matrices(matrices: Sequence[dict[str, Any]], edits: Sequence[LayerEdit
             " drawn was not edited.",
             title="Rank kept by layer and matrix",
         )
-    st.dataframe([_matrix(row) for row in matrices], hide_index=True, width="stretch", key="matrices")
+    st.dataframe([_matrix(row) for row in matrices], hide_index=True, placeholder="", width="stretch", key="matrices")
     downloads(matrices, "matrices")
 
 
@@ -122,7 +126,7 @@ def _show_search(place: int, search: dict[str, Any]) -> None:
         with st.expander(f"All {len(trials)} trials"):
             _show_course(trials, "trials")
             rows = run_files.flat(trials)
-            st.dataframe(_texts(rows), hide_index=True, width="stretch", key=f"trials {place}")
+            st.dataframe(_texts(rows), hide_index=True, placeholder="", width="stretch", key=f"trials {place}")
             downloads(rows, f"trials-{place}")
 
 
@@ -135,7 +139,7 @@ def _show_log(log: Sequence[dict[str, Any]]) -> None:
     _show_course(log, "trials" if tried else "epochs")
     rows = run_files.flat(log)
     with st.expander(f"All {len(rows)} entries"):
-        st.dataframe(_texts(rows), hide_index=True, width="stretch", key="log")
+        st.dataframe(_texts(rows), hide_index=True, placeholder="", width="stretch", key="log")
         downloads(rows, "log")
 
 

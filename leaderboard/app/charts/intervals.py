@@ -79,7 +79,11 @@ def _of_task(rows: Sequence[Standing], task: str, names: Sequence[str], *, label
     if len(margins) == 1 and (margin := next(iter(margins))) <= 4 * widest:
         band = alt.Chart(pd.DataFrame({"from": [-margin], "to": [margin]}))
         layers.insert(0, band.mark_rect(color=NEUTRAL, opacity=0.16).encode(x="from:Q", x2="to:Q"))
-    title = alt.Title(plain(task), subtitle=f"{direction(shown)}, n {shown.n:,}" if shown.n else direction(shown))
+    title = alt.Title(
+        plain(task),
+        subtitle=f"{direction(shown)}, n {shown.n:,}" if shown.n else direction(shown),
+        subtitleColor=NEUTRAL,
+    )
     return alt.layer(*layers).properties(width=170, height=alt.Step(_STEP), title=title)
 
 

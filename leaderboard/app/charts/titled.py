@@ -13,6 +13,7 @@ from typing import Any
 
 import streamlit as st
 
+from leaderboard.app.colours import is_dark
 from leaderboard.terminal.format import plain
 
 _SAVE = Path(__file__).parent / "save.html"
@@ -37,6 +38,7 @@ def titled(chart: Any, title: str, about: str) -> Any:
         head.subtitle = [*([before] if isinstance(before, str) else before), *lines]
         room = _LINE * len(lines)
     head.anchor, head.frame = "start", "bounds"
+    head.subtitleColor = "#a6afbc" if is_dark() else "#5b6472"  # Streamlit's theme leaves it black
     if isinstance(getattr(chart, "height", None), (int, float)):
         chart = chart.properties(height=chart.height + room)
     return chart.properties(title=head)

@@ -103,6 +103,7 @@ def show_counts(found: Sequence[Line]) -> None:
     st.dataframe(
         tinted(rows, []),
         hide_index=True,
+        placeholder="",
         width="stretch",
         key="counts",
         column_config={"Recipe": st.column_config.TextColumn(pinned=True)},
@@ -139,6 +140,7 @@ def show_tasks(cells: Sequence[Cell], tasks: Sequence[str], recipes: Sequence[st
     st.dataframe(
         tinted(rows, []),
         hide_index=True,
+        placeholder="",
         width="stretch",
         key="tasks",
         column_config={"Recipe": st.column_config.TextColumn(pinned=True)},
@@ -169,6 +171,7 @@ def show_numbers(found: Sequence[Line]) -> None:
     st.dataframe(
         tinted(rows, list(short.values())),
         hide_index=True,
+        placeholder="",
         width="stretch",
         key="models",
         column_config={"Recipe": st.column_config.TextColumn(pinned=True)},

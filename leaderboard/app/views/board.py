@@ -243,6 +243,7 @@ def show_results(cells: Sequence[Cell], facts: Mapping[str, RunFacts]) -> None:
     picked = st.dataframe(
         layout.tinted(layout.cell_rows(cells, with_model=False, facts=facts), ["Verdict", "Against its control"]),
         hide_index=True,
+        placeholder="",
         width="stretch",
         height="content" if len(cells) <= ROWS_IN_FULL else 800,
         key=f"cells {content_key([[cell.run_id, cell.task, cell.metric] for cell in cells])}",
@@ -298,7 +299,7 @@ def show_reported(cells: Sequence[Cell]) -> None:
             "Numbers that papers report for this model, task and recipe. They were not measured here, their settings"
             " may differ, and they are part of no verdict."
         )
-        st.dataframe(rows, hide_index=True, width="stretch", key="reported")
+        st.dataframe(rows, hide_index=True, placeholder="", width="stretch", key="reported")
         downloads(rows, "reported")
 
 

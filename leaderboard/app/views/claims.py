@@ -148,6 +148,7 @@ def show_missing(missing: Sequence[Claim]) -> None:
     picked = st.dataframe(
         rows,
         hide_index=True,
+        placeholder="",
         width="stretch",
         height=420,
         key=f"missing {linked_table.content_key([list(map(str, row.values())) for row in rows])}",
@@ -155,6 +156,7 @@ def show_missing(missing: Sequence[Claim]) -> None:
         selection_mode="single-row",
         selection_default={"selection": {"rows": [0]}},
         column_config={
+            "Method": st.column_config.TextColumn(width="medium"),
             "Reported improvement": _DIFFERENCE,
             "Reported before": _SCORE,
             "Reported after": _SCORE,

@@ -209,6 +209,7 @@ def show_numbers(sides: Sequence[ComparedSide]) -> None:
             st.dataframe(
                 layout.tinted(layout.cell_rows(cells, with_model=False), ["Verdict"]),
                 hide_index=True,
+                placeholder="",
                 width="stretch",
                 key=f"numbers {place} {cells[0].run_id}",
                 column_config={"Recipe": None, "Notes": st.column_config.TextColumn(width="medium")},
@@ -324,7 +325,7 @@ def show_differences(made: Sequence[RunRecord], sides: Sequence[ComparedSide]) -
     downloads(rows, "differences")
     same = [{"Name": plain(fact.name), "Value": plain(fact.values[0])} for fact in facts if not fact.differs]
     with st.expander(f"The same in all: {len(same)}"):
-        st.dataframe(same, hide_index=True, width="stretch", key="same")
+        st.dataframe(same, hide_index=True, placeholder="", width="stretch", key="same")
 
 
 def show_choices(sides: Sequence[ComparedSide], overview: data.Answer[data.Overview]) -> None:
@@ -353,7 +354,7 @@ def show_choices(sides: Sequence[ComparedSide], overview: data.Answer[data.Overv
         }
         for side, task, of_task in found
     ]
-    st.dataframe(rows, hide_index=True, width="stretch", key="choices")
+    st.dataframe(rows, hide_index=True, placeholder="", width="stretch", key="choices")
     st.caption(
         "Divergence: how far this run's probabilities of the choices are from the other's (Kullback-Leibler, mean over"
         " documents; 0 is no change). Change: above 0, this run finds the right answers more likely. Shown, and part of"

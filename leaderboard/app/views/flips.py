@@ -205,7 +205,9 @@ def show_matrix(sides: Sides, often: Sequence[OftenFlipped]) -> None:
     )
     rows = [document_view.often_row(row, sides) for row in often[: flip_queries.MOST_DOCUMENTS]]
     with st.expander("As a table"):
-        st.dataframe(rows, hide_index=True, width="stretch", key=f"often {cell.task} {cell.baseline_run}")
+        st.dataframe(
+            rows, hide_index=True, placeholder="", width="stretch", key=f"often {cell.task} {cell.baseline_run}"
+        )
         downloads(rows, "often")
 
 

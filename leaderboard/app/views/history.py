@@ -188,7 +188,7 @@ def show_decisions(events: Sequence[Event]) -> None:
         }
         for event in latest
     ]
-    st.dataframe(rows, hide_index=True, width="stretch", key="decisions")
+    st.dataframe(rows, hide_index=True, placeholder="", width="stretch", key="decisions")
     downloads([event._asdict() for event in latest], "decisions")
 
 

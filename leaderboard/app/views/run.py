@@ -77,7 +77,7 @@ def show(details: data.Details, first: data.Answer[data.Overview]) -> None:
             {name: text for name, text in row.items() if name != "Recipe"}
             for row in layout.cell_rows(list(all_metrics(cells)), with_model=False)
         ]
-        st.dataframe(layout.tinted(rows, ["Verdict"]), hide_index=True, width="stretch", key="verdicts")
+        st.dataframe(layout.tinted(rows, ["Verdict"]), hide_index=True, placeholder="", width="stretch", key="verdicts")
         downloads(rows, "verdicts")
     for warning in json.loads(run["warnings"] or "[]"):
         st.text(f"warning: {plain(warning)}")
@@ -242,7 +242,7 @@ def show_scores(details: data.Details) -> None:
             }
             for r in details.scores
         ]
-        st.dataframe(rows, hide_index=True, width="stretch", key="scores")
+        st.dataframe(rows, hide_index=True, placeholder="", width="stretch", key="scores")
         downloads(details.scores, "scores")
 
 
