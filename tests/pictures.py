@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 PICTURES = ROOT / "leaderboard" / "pictures"
-COLUMNS, HEIGHT = 100, 900
+COLUMNS, HEIGHT = 100, 760
 WAIT_MS = 60_000
 
 

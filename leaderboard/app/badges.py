@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import streamlit as st
 
 from leaderboard.board.cell import Cell
-from leaderboard.board.standings import Standings
+from leaderboard.board.standings import Standing
 from leaderboard.readers.records import BASELINE
 from leaderboard.store.database import Store
 from leaderboard.terminal.format import plain
@@ -78,13 +78,13 @@ def show(words: Iterable[str]) -> None:
     st.html(f"{_STYLE}<div class='badges'>{spans}</div>")
 
 
-def show_legend(board: Standings, *, below: bool = False) -> None:
+def show_legend(rows: Iterable[Standing], *, below: bool = False) -> None:
     """The marks that occur, with what they mean on hover. On a phone the one below the table is seen, elsewhere the
     other.
     """
     from leaderboard.app.colours import css
 
-    kinds = {name for row in board.listed(controls=True) for name in row.kinds()}
+    kinds = {name for row in rows for name in row.kinds()}
     entries = "".join(
         f'<span title="{html.escape(mark.meaning)}"><span class="mark" style="{css(name)}">{mark.sign}</span>'
         f"{html.escape(mark.words)}</span>"

@@ -59,7 +59,7 @@ def column_config(board: Standings, tasks: Sequence[str]) -> dict[str, Any]:
             help="Of the tasks on which the recipe is better than the baseline and has a control: on how many it is"
             " better than every control of its own too."
         ),
-        SETTINGS: column.TextColumn(width=220),
+        SETTINGS: column.TextColumn(width=170),
         SIZE: column.ProgressColumn(
             format="%.0f %%",
             min_value=0,

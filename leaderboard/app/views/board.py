@@ -167,7 +167,7 @@ def show_standings(
     rows: Sequence[Standing], board: Standings, tasks: Sequence[str], facts: Mapping[str, RunFacts]
 ) -> None:
     """The table of recipes by tasks. Ticked rows lead on."""
-    badges.show_legend(board)
+    badges.show_legend(rows)
     picked = st.dataframe(
         standings_table.table(rows, board, tasks, facts),
         hide_index=True,
@@ -181,7 +181,7 @@ def show_standings(
         column_config=standings_table.column_config(board, tasks),
     )
     lead_on([rows[i] for i in picked["selection"]["rows"] if i < len(rows)])
-    badges.show_legend(board, below=True)
+    badges.show_legend(rows, below=True)
     unranked = sum(row.rank is None for row in board.rows)
     st.caption(
         "Numbers are improvements over the baseline: + is good on every task, whatever its metric. \u2605: best of"
