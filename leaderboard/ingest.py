@@ -28,13 +28,13 @@ from leaderboard.board import stored_verdicts
 from leaderboard.board.board import judge_ahead
 from leaderboard.compare import verdict_cache
 from leaderboard.errors import (
-    Busy,
     ForeignDatabase,
     NewerDatabase,
     NotADatabase,
     Unreadable,
     Unwritable,
 )
+from leaderboard.judging import judge_outdated
 from leaderboard.readers.discovery import Candidate, find_runs
 from leaderboard.readers.orphan_samples import looks_like_samples
 from leaderboard.readers.reader import read_runs
@@ -55,8 +55,6 @@ if TYPE_CHECKING:
 
 _AHEAD_SECONDS = 5.0  # of judging after an ingest that added runs, or as long as that took
 _AGAIN_SECONDS = 2.0  # after one that added none
-_TURN_SECONDS, _LONGEST_TURN_SECONDS = 0.5, 8.0
-_RUNS_A_TURN = 300
 _REBUILD_AHEAD_SECONDS = 120.0  # nobody waits for the new file
 _BATCH_SECONDS = 4.0  # of reading, before the batch is written
 # more than the 122,880 rows of a row group: DuckDB writes whole ones at once, and fewer first to its log and then
@@ -106,7 +104,7 @@ def ingest(
         _finish(Path(database), report, looks, timeout_s)
     if report.added or report.duplicates:  # the database is there, and up to date
         seconds = max(_AHEAD_SECONDS, time.monotonic() - started) if report.added else _AGAIN_SECONDS
-        _judge_ahead(Path(database), timeout_s, seconds)
+        judge_outdated(Path(database), timeout_s, seconds)
     return report
 
 
@@ -254,42 +252,6 @@ def _add(store: Store, batch: Sequence[Run], report: IngestReport, looks: Looks 
             (report.deleted if outcome is Added.DELETED else report.duplicates).append(run.path)
             if outcome is Added.KNOWN:
                 report.known.append(run.run_id)
-
-
-def _judge_ahead(database: Path, timeout_s: float, seconds: float) -> None:
-    """Judge the models whose stored verdicts no longer hold, in turns of reading and writing, so that nobody waits
-    long. A board does without; so does a busy database, and then the next ingest goes on.
-    """
-    until, turn = time.monotonic() + seconds, _TURN_SECONDS
-    try:
-        while (left := until - time.monotonic()) > 0:
-            with open_store(database, read_only=True, timeout_s=timeout_s) as store:
-                states = stored_verdicts.outdated(store)
-                if not states:
-                    return
-                ahead = judge_ahead(store, _some_models(store, list(states)), min(turn, left))
-            with open_store(database, read_only=False, timeout_s=timeout_s) as store:
-                verdict_cache.write(store, ahead.new)
-                stored_verdicts.write(store, ahead.boards, states)
-            if not ahead.done:  # of many runs it takes longer to find out what is still to be judged
-                turn = min(2 * turn, _LONGEST_TURN_SECONDS)
-    except Busy:
-        pass
-
-
-def _some_models(store: Store, models: Sequence[str]) -> list[str]:
-    """The first of these models, as many as are read in a moment."""
-    counts = dict(
-        store.connection.execute(
-            "SELECT model_key, count(*) FROM runs JOIN variants USING (variant_id) GROUP BY model_key"
-        ).fetchall()
-    )
-    runs = 0
-    for number, model in enumerate(models, start=1):
-        runs += counts.get(model, 0)
-        if runs >= _RUNS_A_TURN:
-            return list(models[:number])
-    return list(models)
 
 
 def _rebuild(roots: Sequence[Path], database: Path, timeout_s: float) -> IngestReport:

@@ -39,6 +39,7 @@ LAYERS = {
         "board",
         "terminal",
         "gate",
+        "judging",
         "ingest",
         "watch",
         "compare_runs",

@@ -10,6 +10,7 @@ of another origin asks.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,12 +36,40 @@ def serve(database: Path, *, host: str = "127.0.0.1", port: int = 8501, open_bro
         )
     os.environ[DATABASE_VARIABLE] = str(Path(database).resolve())
     print(f"leaderboard of {database} at http://{_url_host(host)}:{port} (Ctrl-C ends it)", file=sys.stderr, flush=True)
-    with _nothing_of_the_user():
+    with _nothing_of_the_user(), _judging_beside(Path(database).resolve()):
         import streamlit
 
         known = streamlit.config.get_config_options()  # an older Streamlit lacks some settings of the look
         look = {name: value for name, value in _theme().items() if name in known}
         streamlit.App(MAIN).run(config=_config(host, port, open_browser) | look)
+
+
+@contextmanager
+def _judging_beside(database: Path) -> Iterator[None]:
+    """Inside the block another process judges what is not judged yet, and stores it: pages only read. It gives way to
+    whatever else the machine does, and ends with this one.
+    """
+    code = "import sys; from leaderboard.app.serve import judge_for; judge_for(sys.argv[1], int(sys.argv[2]))"
+    worker = subprocess.Popen(
+        [sys.executable, "-c", code, str(database), str(os.getpid())],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield
+    finally:
+        worker.terminate()
+        worker.wait()
+
+
+def judge_for(database: str, server: int) -> None:
+    """What the process beside the server with this process id does."""
+    from leaderboard.judging import keep_judged
+
+    if hasattr(os, "nice"):
+        os.nice(10)
+    keep_judged(Path(database), lambda: os.getppid() == server)
 
 
 @contextmanager

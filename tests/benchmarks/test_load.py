@@ -79,7 +79,7 @@ def judge_all(database: Path) -> None:
     """Store a comparison for every score that has none, drawn from those that were judged, and the verdicts of all."""
     with open_store(database, read_only=False) as store, store.transaction():
         fill(store)
-    ingest_module._judge_ahead(database, 30.0, 600.0)
+    ingest_module.judge_outdated(database, 30.0, 600.0)
 
 
 def fill(store: Store) -> None:
@@ -136,10 +136,10 @@ def filled(root: Path, extent: Extent, capsys: pytest.CaptureFixture[str]) -> Pa
     write_runs(root / "runs", extent)
     time.sleep(4)  # files that were written just now are read again
     with said(capsys, f"{extent.runs:,} runs, ingested"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ingest_module, "_judge_ahead", lambda *_: None)
+        patch.setattr(ingest_module, "judge_outdated", lambda *_: None)
         assert len(ingest([root / "runs"], database).added) == extent.runs
     with said(capsys, "some of them judged"):
-        ingest_module._judge_ahead(database, 30.0, 10.0)
+        ingest_module.judge_outdated(database, 30.0, 10.0)
     with said(capsys, "every board, of comparisons that are known"):
         judge_all(database)
     return database
@@ -178,7 +178,7 @@ def test_ten_thousand_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
         assert len(ingest([tmp_path / "runs"], database).duplicates) == extent.runs
     write_runs(tmp_path / "runs", extent._replace(runs=extent.runs + 1), first=extent.runs)
     with said(capsys, f"{of_each}: ingest after one more run, not judged"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ingest_module, "_judge_ahead", lambda *_: None)
+        patch.setattr(ingest_module, "judge_outdated", lambda *_: None)
         assert len(ingest([tmp_path / "runs"], database).added) == 1
     with open_store(database) as store:
         (row,) = store.rows("SELECT model_key FROM runs JOIN variants USING (variant_id) ORDER BY started DESC LIMIT 1")

@@ -49,7 +49,7 @@ sys.addaudithook(_notice)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files written just now may be relied on; boards are not what these tests are about."""
     monkeypatch.setattr(file_stamps, "SETTLED_NS", 0)
-    monkeypatch.setattr(ingest_module, "_judge_ahead", lambda *_: None)
+    monkeypatch.setattr(ingest_module, "judge_outdated", lambda *_: None)
 
 
 @pytest.fixture

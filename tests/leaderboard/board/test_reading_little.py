@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from leaderboard import ingest as ingest_module
+from leaderboard import judging
 from leaderboard.board import board as board_module
 from leaderboard.board.board import board
 from leaderboard.compare import baselines
@@ -81,8 +81,8 @@ def test_models_are_judged_ahead_some_at_a_time(filled: Path, monkeypatch: pytes
     with open_store(filled, read_only=False) as store:
         models = sorted(shown_names(store))
         store.connection.execute("DELETE FROM verdict_states")
-    monkeypatch.setattr(ingest_module, "judge_ahead", counted)
-    monkeypatch.setattr(ingest_module, "_RUNS_A_TURN", 5)
+    monkeypatch.setattr(judging, "judge_ahead", counted)
+    monkeypatch.setattr(judging, "_RUNS_A_TURN", 5)
     ingest([filled.parent], filled)
     assert turns == [models[:2], models[2:]]
     turns.clear()
