@@ -31,7 +31,7 @@ def smallest(board: Standings, facts: Mapping[str, RunFacts], measure: Measure) 
     """Those smaller than the unedited model, the smallest first; of tokens per second those that are faster, the
     fastest first.
     """
-    found = [one for row in board.rows if not row.is_baseline and (one := _harmless(row, board, facts, measure))]
+    found = [one for row in board.rows if row.is_recipe and (one := _harmless(row, board, facts, measure))]
     better = [one for one in found if (one.share > _MORE if measure == SPEED else one.share < _LESS)]
     return sorted(better, key=lambda one: (-one.share if measure == SPEED else one.share, one.row.name))
 

@@ -7,8 +7,12 @@ Notable choices:
 - A rank is the mean over tasks of the rank on each. On a task, rows whose verdict proves nothing (same, undecided, *as
   control*) stand level with the baseline, whatever their difference; a collapsed row stands behind every worse one.
   Rows with equal means share a place.
-- Ranks are over tasks that all ranked rows have. A row without any comparison has no rank. Where no task is common to
-  all, the rows whose tasks the fewest others have go without, until one is.
+- Ranks are over tasks that all ranked rows have. A row without any comparison has no rank. So that one short run does
+  not leave a single task for all, up to a quarter of the rows go without where the others then have more tasks in
+  common (rows times tasks are most); where no task is common, as many as it takes. They are those whose tasks the
+  fewest others have.
+- The baseline of a task is the unedited run that most others are compared with. Other runs of the unedited model are
+  rows without a rank, and no recipes.
 - The latest run of a name speaks for it on each task.
 """
 
@@ -21,6 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from leaderboard.board.across_models import unedited
 from leaderboard.board.cell import COMPARED, Cell
 from leaderboard.compare.collapse import COLLAPSED
 from leaderboard.readers.records import BASELINE
@@ -30,6 +35,7 @@ KINDS = (BEATS, ALONE, AS_CONTROL, "same", "undecided", "worse", COLLAPSED, "inc
 """What a cell says, from good to bad. Every other than the first three is the cell's verdict."""
 PROVEN = (BEATS, ALONE)
 HARM = ("worse", COLLAPSED)
+_MOST_LEFT_OUT = 0.25  # of the rows that have a task in common, for more tasks in common
 
 
 def kind(cell: Cell) -> str:
@@ -58,7 +64,7 @@ class Standing:
     """A recipe, control or the baseline: a row of the board.
 
     name: whole, as in `Cell.name`; recipe and settings: its two parts. cells: task -> the latest one of this name.
-    run_ids: of all its cells, the latest first. rank: None for controls and rows that cannot be ranked. controls: the
+    run_ids: of all its cells, the latest first. is_main: whether it is the baseline's row. rank: None for controls and rows that cannot be ranked. controls: the
     rows of its own controls. better, beaten: on how many tasks with a control it is better than the baseline, and on
     how many of these better than every control.
     """
@@ -74,11 +80,17 @@ class Standing:
     better: int = 0
     beaten: int = 0
     parameters_kept: float | None = None
+    is_main: bool = False
 
     @property
     def is_baseline(self) -> bool:
-        """Whether this is the unedited model."""
+        """Whether this is what others are compared with."""
         return any(cell.verdict == BASELINE for cell in self.cells.values())
+
+    @property
+    def is_recipe(self) -> bool:
+        """Whether this is an edit that is no control."""
+        return self.control is None and not any(unedited(cell.recipe) for cell in self.cells.values())
 
     @property
     def run_id(self) -> str:
@@ -125,8 +137,9 @@ def standings(cells: Iterable[Cell], *, by: str | None = None) -> Standings:
     recipes = [row for row in rows if row.control is None]
     claimed = _claims(recipes, controls)
     recipes = [replace(row, controls=tuple(claimed.get(row.name, ()))) for row in recipes]
+    in_ranks = [row for row in recipes if row.is_recipe or row.is_main]
     taken = {one.name for of_recipe in claimed.values() for one in of_recipe}
-    ranked_on, ranks = _ranks(recipes, tasks if by is None else (by,))
+    ranked_on, ranks = _ranks(in_ranks, tasks if by is None else (by,))
     ranked = sorted((replace(row, rank=ranks.get(row.name)) for row in recipes), key=_order)
     return Standings(
         tasks,
@@ -145,15 +158,26 @@ def split_name(recipe: str, name: str) -> tuple[str, str]:
 
 
 def _rows(cells: Sequence[Cell]) -> list[Standing]:
-    by_name: dict[str, list[Cell]] = defaultdict(list)
+    by_name: dict[tuple[bool, str], list[Cell]] = defaultdict(list)
+    main = _main_baselines(cells)
     for cell in sorted(cells, key=_age):
-        by_name[BASELINE if cell.verdict == BASELINE else cell.name].append(cell)
-    rows = [_row(alike) for alike in by_name.values()]
+        if cell.verdict == BASELINE and main[cell.task] == cell.run_id:
+            by_name[True, BASELINE].append(cell)
+        else:
+            by_name[False, cell.name].append(cell)
+    rows = [replace(_row(alike), is_main=is_main) for (is_main, _), alike in by_name.items()]
     # Plain results may be called the same whether they are the baseline or cannot be compared with it.
-    others = {row.name for row in rows if not row.is_baseline}
+    others = {row.name for row in rows if not row.is_main}
     return [
-        replace(row, name=f"{row.name} ({BASELINE})") if row.is_baseline and row.name in others else row for row in rows
+        replace(row, name=f"{row.name} ({BASELINE})") if row.is_main and row.name in others else row for row in rows
     ]
+
+
+def _main_baselines(cells: Sequence[Cell]) -> dict[str, str]:
+    """task -> the run that most others are compared with on it; of several the latest."""
+    uses = Counter((cell.task, cell.baseline_run) for cell in cells if cell.verdict != BASELINE)
+    found = sorted((cell for cell in cells if cell.verdict == BASELINE), key=_age)
+    return {cell.task: cell.run_id for cell in sorted(found, key=lambda cell: uses[cell.task, cell.run_id])}
 
 
 def _row(alike: Sequence[Cell]) -> Standing:
@@ -218,16 +242,9 @@ def _ranks(rows: Sequence[Standing], tasks: Sequence[str]) -> tuple[tuple[str, .
         (row for row in rows if having[row.name]),
         key=lambda row: (row.is_baseline, sum(shared_by[task] for task in having[row.name])),
     )
-    shared_by_last: frozenset[str] = frozenset(tasks)
-    for place in reversed(range(len(ranked))):
-        those = shared_by_last & having[ranked[place].name]
-        if not those:
-            ranked = ranked[place + 1 :]
-            break
-        shared_by_last = those
-    if not ranked:
+    ranked, common = _with_most_in_common(ranked, having, tasks)
+    if not common:
         return (), {}
-    common = tuple(task for task in tasks if task in shared_by_last)
     values = np.array([[proven(row.cells[task]) for task in common] for row in ranked])
     means = np.column_stack([_places(-column).mean(axis=0) for column in values.T]).mean(axis=1).round(9)
     places = _places(means)[0]
@@ -236,6 +253,25 @@ def _ranks(rows: Sequence[Standing], tasks: Sequence[str]) -> tuple[tuple[str, .
         row.name: Rank(int(place), shared[int(place)] > 1, float(mean))
         for row, place, mean in zip(ranked, places, means)
     }
+
+
+def _with_most_in_common(
+    rows: Sequence[Standing], having: Mapping[str, frozenset[str]], tasks: Sequence[str]
+) -> tuple[Sequence[Standing], tuple[str, ...]]:
+    """The last of these rows, as many as there are to be ranked, and the tasks that all of them have."""
+    shared: list[frozenset[str]] = []  # by the last so many rows
+    left = frozenset(tasks)
+    for row in reversed(rows):
+        left &= having[row.name]
+        if not left:
+            break
+        shared.append(left)
+    if not shared:
+        return (), ()
+    most = len(shared)
+    least = most - int(most * _MOST_LEFT_OUT)
+    count = max(range(most, least - 1, -1), key=lambda number: number * len(shared[number - 1]))
+    return rows[len(rows) - count :], tuple(task for task in tasks if task in shared[count - 1])
 
 
 def _places(values: np.ndarray) -> np.ndarray:
@@ -261,7 +297,7 @@ def _order(row: Standing) -> tuple[object, ...]:
     """Best first. In a shared place the baseline stands first: what is level with it is not worth doing."""
     if row.rank is None:
         return (True, not row.is_baseline, row.name)
-    return (False, row.rank.mean, not row.is_baseline, row.name)
+    return (False, row.rank.mean, not row.is_main, row.name)
 
 
 def _age(cell: Cell) -> tuple[object, ...]:

@@ -91,7 +91,7 @@ def control_text(pair: Cell, *, named: bool = True) -> str:
 def sentences(report: Report) -> list[tuple[str, str, str]]:
     """The report in a few sentences, each as what stands before a stressed part, that part, and what follows."""
     board = report.standings
-    recipes = [row for row in board.rows if not row.is_baseline and row.cells]
+    recipes = [row for row in board.rows if row.is_recipe and row.cells]
     if report.compared:
         return [_compared(row) for row in recipes[:12]]
     proven = [row for row in recipes if any(kind(cell) == BEATS for cell in row.cells.values())]
@@ -119,7 +119,7 @@ def _compared(row: Standing) -> tuple[str, str, str]:
 
 
 def _best(recipes: Sequence[Standing], rows: Sequence[Standing]) -> list[tuple[str, str, str]]:
-    level = next((row.rank.mean for row in rows if row.is_baseline and row.rank), None)
+    level = next((row.rank.mean for row in rows if row.is_main and row.rank), None)
     ahead = [row for row in recipes if row.rank and row.rank.place == 1 and (level is None or row.rank.mean < level)]
     if not ahead:
         return [(" No recipe ranks before the baseline.", "", "")]

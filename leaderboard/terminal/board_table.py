@@ -128,7 +128,7 @@ def _has(row: Standing, task: str, wanted: Collection[str]) -> bool:
 
 
 def _title(model: str, rows: Sequence[Standing], tasks: int, look: BoardLook) -> list[str]:
-    recipes = sum(not row.is_baseline and row.control is None for row in rows)
+    recipes = sum(row.is_recipe for row in rows)
     what = f"Model {plain(model)}: {counted(recipes, 'recipe', 'recipes')} on {counted(tasks, 'task', 'tasks')}"
     return [look.tinted(line, "1") for line in textwrap.wrap(what, look.width)]
 

@@ -119,9 +119,9 @@ def _translate_old_verdicts() -> None:
 
 def summary(board: Standings, by: str | None) -> str:
     """The page's question answered in words, of names that are no markup."""
-    recipes = [row for row in board.rows if not row.is_baseline]
+    recipes = [row for row in board.rows if row.is_recipe]
     if not recipes:
-        return "Only the baseline so far."
+        return "No recipe so far."
     kinds = [row.kinds() for row in recipes]
     proven = sum(any(found[kind] for kind in PROVEN) for found in kinds)
     beating = sum(found[BEATS] > 0 for found in kinds)
@@ -135,7 +135,7 @@ def summary(board: Standings, by: str | None) -> str:
     if as_control:
         said.append(f"{as_control} no better than a control somewhere")
     said.append(f"**{harmful}** worse on some task")
-    best = next((row for row in board.rows if row.rank and not row.is_baseline and row.rank.place == 1), None)
+    best = next((row for row in board.rows if row.rank and row.is_recipe and row.rank.place == 1), None)
     if best is None or best.rank is None or (best.rank.shared and any(row.is_baseline for row in board.rows[:1])):
         return "; ".join(said) + ". Nothing ranks above the baseline."
     on = f"on {_text(by)}" if by else "by mean rank"
@@ -187,7 +187,7 @@ def show_standings(
         "Numbers are improvements over the baseline: + is good on every task, whatever its metric. \u2605: best of"
         " its task. Blank: not run. Click a head to sort; tick rows to compare them."
         + (
-            f" {counted(unranked, 'row has', 'rows have')} no rank: no comparison, or on no task of the others."
+            f" {counted(unranked, 'row has', 'rows have')} no rank: unedited, or without a verdict on the tasks that the others share."
             * bool(unranked)
         )
     )

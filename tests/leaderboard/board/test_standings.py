@@ -147,3 +147,31 @@ def test_ranks_equal_a_plain_count(seed: int) -> None:
 )  # fmt: skip
 def test_a_name_parts_into_recipe_and_settings(recipe: str, name: str, parts: tuple[str, str]) -> None:
     assert split_name(recipe, name) == parts
+
+
+def test_one_short_run_does_not_leave_one_task_for_all() -> None:
+    tasks = ("a", "b", "c")
+    cells = baseline(*tasks)
+    for place, recipe in enumerate(("r0", "r1", "r2", "r3")):
+        cells += [cell(recipe, task, "worse", -0.1 * place - 0.1) for task in tasks]
+    short = cell("short", "a", "same")
+    found = standings([*cells, short])
+    assert found.ranked_on == tasks and [row.name for row in found.unranked] == ["short"]
+    # where as many have the one task alone, it is what all have in common
+    many = [cell(f"s{i}", "a", "same") for i in range(5)]
+    assert standings([*cells, *many]).ranked_on == ("a",)
+
+
+def test_other_runs_of_the_unedited_model_are_no_recipes_and_in_no_rank() -> None:
+    full, short = datetime(2026, 1, 1), datetime(2026, 2, 1)
+    cells = [
+        cell("baseline", "a", "baseline", run_id="full", started=full),
+        cell("laser", "a", "better", 0.1, baseline_run="full", started=full),
+        cell("svd", "a", "worse", -0.1, baseline_run="full", started=full),
+        cell("baseline", "a", "baseline", run_id="short", started=short, label="baseline [limit 20]"),
+        cell("baseline", "a", "same", 0.0, run_id="again", baseline_run="full", label="baseline [batch]"),
+    ]
+    found = standings(cells)
+    assert names(found) == ["1 laser", "2 baseline", "3 svd", "None baseline [limit 20]", "None baseline [batch]"]
+    main = next(row for row in found.rows if row.is_main)
+    assert main.run_ids == ("full",) and [row.name for row in found.rows if row.is_recipe] == ["laser", "svd"]
