@@ -18,6 +18,7 @@ from leaderboard.board.standings import COLLAPSED, Standing, Standings, gained, 
 from leaderboard.readers.records import BASELINE
 from leaderboard.terminal.format import direction, metric_name, plain
 from leaderboard.terminal.marks import cell_text
+from leaderboard.terminal.output import as_text
 
 RANK, RECIPE, BEATS_CONTROL, SETTINGS, SIZE, SPEED = (
     "#", "Recipe", "Beats control", "Settings", "Size kept", "Tokens/s",
@@ -170,7 +171,7 @@ def _about(board: Standings, task: str) -> str:
     n = "" if not counts else f", n {counts[0]:,}" + (f" to {counts[-1]:,}" if len(counts) > 1 else "")
     scores = {cell.baseline_score for cell in cells if cell.baseline_score is not None}
     base = f", baseline {next(iter(scores)):.4g}" if len(scores) == 1 else ""
-    return _markdown_free(f"{metric_name(shown)}, {direction(shown)}{n}{base}")
+    return as_text(f"{metric_name(shown)}, {direction(shown)}{n}{base}")
 
 
 def _about_ranks(board: Standings) -> str:
@@ -181,8 +182,3 @@ def _about_ranks(board: Standings) -> str:
         f"Place by the mean rank over {over}. Same, undecided and gains that the control has too count as no"
         " difference."
     )
-
-
-def _markdown_free(text: str) -> str:
-    """Heads' help is markdown, and names come from files."""
-    return "".join(f"\\{letter}" if letter in "\\`*_{}[]()#+-!<>|$~:" else letter for letter in plain(text))

@@ -64,9 +64,9 @@ class Standing:
     """A recipe, control or the baseline: a row of the board.
 
     name: whole, as in `Cell.name`; recipe and settings: its two parts. cells: task -> the latest one of this name.
-    run_ids: of all its cells, the latest first. is_main: whether it is the baseline's row. rank: None for controls and rows that cannot be ranked. controls: the
-    rows of its own controls. better, beaten: on how many tasks with a control it is better than the baseline, and on
-    how many of these better than every control.
+    run_ids: of all its cells, the latest first. is_main: whether it is the baseline's row. rank: None for controls and
+    rows that cannot be ranked. controls: the rows of its own controls. better, beaten: on how many tasks with a control
+    it is better than the baseline, and on how many of these better than every control.
     """
 
     name: str
@@ -242,16 +242,16 @@ def _ranks(rows: Sequence[Standing], tasks: Sequence[str]) -> tuple[tuple[str, .
         (row for row in rows if having[row.name]),
         key=lambda row: (row.is_baseline, sum(shared_by[task] for task in having[row.name])),
     )
-    ranked, common = _with_most_in_common(ranked, having, tasks)
+    chosen, common = _with_most_in_common(ranked, having, tasks)
     if not common:
         return (), {}
-    values = np.array([[proven(row.cells[task]) for task in common] for row in ranked])
+    values = np.array([[proven(row.cells[task]) for task in common] for row in chosen])
     means = np.column_stack([_places(-column).mean(axis=0) for column in values.T]).mean(axis=1).round(9)
     places = _places(means)[0]
     shared = Counter(places.tolist())
     return common, {
         row.name: Rank(int(place), shared[int(place)] > 1, float(mean))
-        for row, place, mean in zip(ranked, places, means)
+        for row, place, mean in zip(chosen, places, means)
     }
 
 

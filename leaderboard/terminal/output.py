@@ -95,6 +95,11 @@ def markdown_code(text: str) -> str:
     return f"`{safe}`" if safe else ""
 
 
+def as_text(text: str) -> str:
+    """Text from a file inside a sentence of Markdown: shown letter by letter, never as markup."""
+    return "".join(f"\\{letter}" if letter in "\\`*_{}[]()#+-!<>|$~:" else letter for letter in plain(text))
+
+
 def no_formula(value: Any) -> Any:
     """`value` with an apostrophe in front where a spreadsheet would run it."""
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

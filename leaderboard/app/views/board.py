@@ -20,6 +20,7 @@ from leaderboard.readers.records import BASELINE
 from leaderboard.report.words import board_rows
 from leaderboard.terminal.format import counted, plain
 from leaderboard.terminal.marks import MARKS
+from leaderboard.terminal.output import as_text
 
 PRIMARY = "primary"
 MEAN_RANK = "mean rank"
@@ -138,13 +139,8 @@ def summary(board: Standings, by: str | None) -> str:
     best = next((row for row in board.rows if row.rank and row.is_recipe and row.rank.place == 1), None)
     if best is None or best.rank is None or (best.rank.shared and any(row.is_baseline for row in board.rows[:1])):
         return "; ".join(said) + ". Nothing ranks above the baseline."
-    on = f"on {_text(by)}" if by else "by mean rank"
-    return "; ".join(said) + f". Best {on}: {_text(best.name)}."
-
-
-def _text(name: str) -> str:
-    """A name from a file inside markdown."""
-    return f"`{plain(name).replace('`', chr(0x2019))}`"
+    on = f"on {as_text(by)}" if by else "by mean rank"
+    return "; ".join(said) + f". Best {on}: **{as_text(best.name)}**."
 
 
 def show_tabs(
@@ -183,13 +179,13 @@ def show_standings(
     lead_on([rows[i] for i in picked["selection"]["rows"] if i < len(rows)])
     badges.show_legend(rows, below=True)
     unranked = sum(row.rank is None for row in board.rows)
+    without = (
+        f" {counted(unranked, 'row has', 'rows have')} no rank: unedited, or without a verdict on the tasks that the"
+        " others share."
+    )
     st.caption(
         "Numbers are improvements over the baseline: + is good on every task, whatever its metric. \u2605: best of"
-        " its task. Blank: not run. Click a head to sort; tick rows to compare them."
-        + (
-            f" {counted(unranked, 'row has', 'rows have')} no rank: unedited, or without a verdict on the tasks that the others share."
-            * bool(unranked)
-        )
+        f" its task. Blank: not run. Click a head to sort; tick rows to compare them.{without if unranked else ''}"
     )
 
 

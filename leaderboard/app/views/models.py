@@ -22,6 +22,7 @@ from leaderboard.store.database import Store
 from leaderboard.store.families import ModelName
 from leaderboard.terminal.format import counted, plain
 from leaderboard.terminal.marks import MARKS, MINUS, gain
+from leaderboard.terminal.output import as_text
 
 CARDS = 12  # models shown as cards; more of them are rows
 NEWEST = 8
@@ -191,7 +192,7 @@ def show_newest(runs: Sequence[NewestRun], names: dict[str, ModelName]) -> None:
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             model = f"{names[run.model_key].shown}: " if run.model_key in names else ""
             when = f"{run.started:%d %b, %H:%M} " if run.started else ""
-            st.page_link(RUN.script, label=_label(f"{when}{model}{run.name}"), query_params={"run": run.run_id})
+            st.page_link(RUN.script, label=as_text(f"{when}{model}{run.name}"), query_params={"run": run.run_id})
             st.html(f"{_STYLE}{_newest(run)}")
 
 
@@ -215,7 +216,7 @@ def show_failed(models: Iterable[ModelSummary], names: dict[str, ModelName]) -> 
         return
     st.subheader("Failed runs", anchor=False)
     for name, one in failed[:FAILED]:
-        st.page_link(RUN.script, label=_label(f"{name.shown}: {one.name}"), query_params={"run": one.run_id})
+        st.page_link(RUN.script, label=as_text(f"{name.shown}: {one.name}"), query_params={"run": one.run_id})
         st.html(f"{_STYLE}<div class='quiet'>{html.escape(plain(one.reason))}</div>")
     if len(failed) > FAILED:
         st.caption(f"and {len(failed) - FAILED:,} more, on the boards of their models")
@@ -250,11 +251,6 @@ def show_rows(models: Sequence[ModelSummary], names: dict[str, ModelName], title
     ticked = [i for i in picked["selection"]["rows"] if i < len(models)]
     if ticked:
         st.switch_page(BOARD.script, query_params={url_state.MODEL: names[models[ticked[0]].model_key].shown})
-
-
-def _label(text: str) -> str:
-    """A name from a file as the label of a link, which is markdown."""
-    return "".join(f"\\{letter}" if letter in "\\`*_{}[]()#+-!<>|$~:" else letter for letter in plain(text))
 
 
 _SHORT = {BEATS: "better", ALONE: "better, no control", AS_CONTROL: "better, control too"}
