@@ -99,6 +99,8 @@ _STYLE = """<style>
 .legend > span { cursor: help; margin-right: 6px; white-space: nowrap; }
 .badge, .mark { border: 1px solid rgba(128, 138, 150, 0.4); border-radius: 6px; padding: 1px 7px; }
 .mark { display: inline-block; min-width: 1.5em; text-align: center; margin-right: 5px; padding: 0 3px; }
-.below { display: none; }
-@media (max-width: 640px) { .badges, .above { display: none; } .legend.below { display: flex; } }
+@media (min-width: 641px) { .stElementContainer:has(.legend.below) { display: none; } }
+@media (max-width: 640px) {
+  .stElementContainer:has(.badges), .stElementContainer:has(.legend.above) { display: none; }
+}
 </style>"""

@@ -246,4 +246,4 @@ def test_nothing_sticks_out_and_the_table_comes_first(
         settled(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, place
     box = page.locator('[data-testid="stDataFrame"]').first.bounding_box()
-    assert box["y"] <= (330 if width == 1280 else 450)
+    assert box["y"] <= (330 if width == 1280 else 430)
