@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
 KEYS = ("recipe", "control")
+OUTPUT_FLAGS = ("form", "details")
+"""Our flags of `run` for the table at the end. No `--config` file has them."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def _harness_config(args: argparse.Namespace) -> EvaluatorConfig:
                 "log_samples": True,
             }
 
-    flags = {key: value for key, value in vars(args).items() if key not in KEYS}
+    flags = {key: value for key, value in vars(args).items() if key not in (*KEYS, *OUTPUT_FLAGS)}
     flags["log_samples"] = True
     if not args.config:
         flags["output_path"] = args.output_path or "results"

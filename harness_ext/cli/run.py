@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness_ext.cli.config import KEYS, asked, read_config_file, run_config
+from harness_ext.cli.config import KEYS, OUTPUT_FLAGS, asked, read_config_file, run_config
 from harness_ext.cli.secrecy import hide
 from harness_ext.cli.terminal import add_form_arguments
 from harness_ext.errors import UserError
@@ -79,7 +79,7 @@ def _only_whole(parser: argparse.ArgumentParser, actions: Sequence[argparse.Acti
 
 def run(args: argparse.Namespace) -> None:
     """Run with the recipes that the flags or the file name, or as lm-eval does where there are none."""
-    form, details = vars(args).pop("form", "text"), vars(args).pop("details", False)
+    form, details = args.form, args.details
     from_file = read_config_file(args.config)
     hide(from_file)
     wanted = asked(args, from_file)
@@ -121,7 +121,7 @@ def run_plain(args: argparse.Namespace, from_file: Mapping[str, Any]) -> None:
 
     _place_demo(args, from_file)
     _order_samples(args, from_file)
-    for key in KEYS:
+    for key in (*KEYS, *OUTPUT_FLAGS):
         delattr(args, key)
     # Another backend may need a package that is missing, which is for lm-eval to say.
     preload_hf() if (args.model or from_file.get("model") or "hf") in HF_BACKENDS else preload_harness()

@@ -65,7 +65,7 @@ def assert_told(ran, *words: str) -> None:
             ["--cache_requests cannot be combined with --recipe", "an earlier version of the task"],
         ),
         (["--recipe", "laser", "--model", "vllm"], ["vllm", "use --model hf"]),
-        (["--recipe", "laser", "--tasks", "int_malt"], ["no task is called 'int_malt'", "int_mult"]),
+        (["--recipe", "laser", "--tasks", "int_malt"], ["--tasks is given twice", "name all tasks in one"]),
     ],
 )
 def test_a_mistake_in_the_command(demo_run, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
@@ -76,6 +76,12 @@ def test_a_mistake_in_the_command(demo_run, tmp_path: Path, arguments: list[str]
         for path in tmp_path.glob("results/demo/*/receipt.json")
         if json.loads(path.read_text())["recipe"]["name"] != "baseline"
     ]
+
+
+def test_a_task_that_is_not_there(demo_run, tmp_path: Path) -> None:
+    ran = demo_run("--recipe", "laser", tasks="int_malt", limit=4)
+    assert_told(ran, "no task is called 'int_malt'", "int_mult")
+    assert not list(tmp_path.glob("results/demo/*"))
 
 
 def test_one_recipe_that_does_not_fit_is_told_before_anything_is_loaded(demo_run, tmp_path: Path) -> None:

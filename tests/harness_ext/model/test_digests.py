@@ -201,7 +201,7 @@ def test_a_run_of_now_is_compared_with_a_baseline_of_before(demo_run, lm_eval, t
     for place in (folder, older):
         as_written_before(place, lambda name: hashlib.sha256(name.encode()).hexdigest())
     kept = (folder / "receipt.json").read_bytes()
-    ran = demo_run("--recipe", "laser", "svd:keep.rank_fraction=0.2")
+    ran = demo_run("--recipe", "laser", "svd:keep.rank_fraction=0.2", "--details")
     assert ran.code == 0, ran.err
     # Nothing is made twice: what an earlier version left is taken as it is.
     assert ran.err.count("kept from") == 2 and (folder / "receipt.json").read_bytes() == kept

@@ -35,7 +35,9 @@ def test_spec_ids_of_the_embedded_models_runs(lm_eval, monkeypatch: pytest.Monke
         pytest.skip("the configurations of tasks are written out by lm-eval, and belong to its version")
     monkeypatch.setattr("harness_ext.runs.spec.versions", lambda: VERSIONS)
     asked = []
-    monkeypatch.setattr("harness_ext.cli.run_recipes.execute", lambda config, report: asked.append((config, report)))
+    monkeypatch.setattr(
+        "harness_ext.cli.run_recipes.execute", lambda config, report, *_, **__: asked.append((config, report))
+    )
     tasks = "int_mult,int_sum,pronoun_bias,int_mult_clean,int_sum_clean"
     command = ["run", "--model", "hf", "--model_args", "pretrained=demo", "--tasks", tasks, "--recipe", "laser"]
     ran = lm_eval(*command, "--batch_size", "64", "--device", "cpu")

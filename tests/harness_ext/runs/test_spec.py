@@ -65,7 +65,9 @@ def documents(path: Path, prefix: str) -> None:
 def spec(lm_eval, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunSpec]:
     """What a command asks: `spec("--limit", 5)`."""
     asked = []
-    monkeypatch.setattr("harness_ext.cli.run_recipes.execute", lambda config, report: asked.append((config, report)))
+    monkeypatch.setattr(
+        "harness_ext.cli.run_recipes.execute", lambda config, report, *_, **__: asked.append((config, report))
+    )
 
     def make(*arguments: object, tasks: str = "own") -> RunSpec:
         command = ["run", "--model", "hf", "--model_args", "pretrained=demo", "--tasks", tasks, "--recipe", "laser"]

@@ -450,7 +450,10 @@ def test_mistakes_are_told(demo_run, recipe: str, message: str) -> None:
 
 
 def test_a_run_to_show_must_be_one(lm_eval, tmp_path: Path) -> None:
-    assert "cannot be read" in lm_eval("recipes", "show", "--from", tmp_path / "none").err
+    missing = lm_eval("recipes", "show", "--from", tmp_path / "none")
+    assert missing.code == 2 and f"--from {tmp_path / 'none'}: there is nothing at this path" in missing.err
+    (tmp_path / "empty").mkdir()
+    assert "cannot be read" in lm_eval("recipes", "show", "--from", tmp_path / "empty").err
     (tmp_path / "receipt.json").write_text("[]")
     assert "is not the receipt of a run" in lm_eval("recipes", "show", "--from", tmp_path).err
     assert "one of the two" in lm_eval("recipes", "show").err

@@ -9,7 +9,7 @@ import pytest
 
 from leaderboard.app.charts.grid import SIGNS
 from leaderboard.app.charts.size import points
-from leaderboard.app.colours import MARKS, TINTS
+from leaderboard.app.colours import DARK, LIGHT, MARKS, Paint, css
 from leaderboard.app.page_queries import RunFacts
 from leaderboard.app.tables import cell_rows
 from leaderboard.board.across_models import lines, sentence
@@ -71,11 +71,18 @@ class TestRows:
 class TestShown:
     """How it is shown."""
 
-    @pytest.mark.parametrize("words", [MARKS, TINTS])
-    def test_every_word_has_a_colour_of_its_own(self, words: dict[str, str]) -> None:
-        assert set(VERDICTS) <= words.keys()
-        assert words["collapsed"] not in {colour for word, colour in words.items() if word != "collapsed"}
+    def test_every_word_has_a_colour_of_its_own(self) -> None:
+        assert set(VERDICTS) <= MARKS.keys()
+        assert MARKS["collapsed"] not in {colour for word, colour in MARKS.items() if word != "collapsed"}
         assert len(set(SIGNS.values())) == len(SIGNS) and set(COMPARED) <= SIGNS.keys()
+
+    @pytest.mark.parametrize("theme", [LIGHT, DARK])
+    def test_every_word_has_a_style_of_its_own(self, theme: dict[str, Paint], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("leaderboard.app.colours.is_dark", lambda: theme is DARK)
+        styles = {word: css(word) for word in (*VERDICTS, *theme)}
+        assert all(styles.values())
+        assert styles["collapsed"] not in {style for word, style in styles.items() if word != "collapsed"}
+        assert len({paint.text for paint in theme.values()}) == len(theme)
 
     @pytest.mark.parametrize("width", [80, 120])
     def test_terminal(self, width: int) -> None:
