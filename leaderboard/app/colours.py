@@ -100,7 +100,9 @@ def css(word: str) -> str:
 
 
 def tinted(rows: Iterable[dict[str, Any]], columns: Iterable[str]) -> Any:
-    """A table whose word columns bear their colour: a cell's first word says which, and of better ones the words for its kind."""
+    """A table whose word columns bear their colour: a cell's first word says which, or the words for its kind of
+    better.
+    """
     import pandas as pd
 
     frame = pd.DataFrame(list(rows))

@@ -41,8 +41,8 @@ def control_text(pair: Cell) -> str:
 
 
 def verdict_words(cell: Cell, *, is_pair: bool = False) -> str:
-    """A cell's verdict; of a better one, which of the three kinds it is. is_pair: against a control or another run, where
-    no control has a say.
+    """A cell's verdict; of a better one, which of the three kinds it is. is_pair: against a control or another run,
+    where no control has a say.
     """
     return MARKS[kind(cell)].words if cell.verdict == "better" and not is_pair else cell.verdict
 
