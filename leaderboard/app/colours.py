@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from leaderboard.board.standings import ALONE, AS_CONTROL, BEATS
+from leaderboard.board.standings import ALONE, AS_CONTROL, BEATS, KINDS
 from leaderboard.compare.collapse import COLLAPSED
 from leaderboard.readers.records import BASELINE
+from leaderboard.terminal.marks import MARKS as MARK_WORDS
 
 
 class Paint(NamedTuple):
@@ -99,10 +100,15 @@ def css(word: str) -> str:
 
 
 def tinted(rows: Iterable[dict[str, Any]], columns: Iterable[str]) -> Any:
-    """A table whose word columns bear their colour: a cell's first word says which."""
+    """A table whose word columns bear their colour: a cell's first word says which, or the words for its kind of
+    better.
+    """
     import pandas as pd
 
     frame = pd.DataFrame(list(rows))
-    return frame.style.map(
-        lambda text: css(str(text).split(" ")[0]), subset=[name for name in columns if name in frame]
-    )
+    return frame.style.map(lambda text: css(_said(str(text))), subset=[name for name in columns if name in frame])
+
+
+def _said(text: str) -> str:
+    """The kind of better that a text begins with the words of, else its first word."""
+    return next((name for name in KINDS[:3] if text.startswith(MARK_WORDS[name].words)), text.split(" ")[0])

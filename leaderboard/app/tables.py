@@ -10,6 +10,7 @@ from typing import Any
 from leaderboard.app.page_queries import RunFacts
 from leaderboard.board.cell import Cell
 from leaderboard.board.further import all_metrics
+from leaderboard.board.standings import kind
 from leaderboard.readers.records import BASELINE
 from leaderboard.terminal.format import (
     NOTHING,
@@ -23,6 +24,7 @@ from leaderboard.terminal.format import (
     signed,
     undecided,
 )
+from leaderboard.terminal.marks import MARKS
 
 _NO_FACTS: Mapping[str, RunFacts] = {}
 
@@ -38,6 +40,13 @@ def control_text(pair: Cell) -> str:
     return f"{pair.verdict}{difference} ({plain(pair.control or '')})"
 
 
+def verdict_words(cell: Cell, *, is_pair: bool = False) -> str:
+    """A cell's verdict; of a better one, which of the three kinds it is. is_pair: against a control or another run,
+    where no control has a say.
+    """
+    return MARKS[kind(cell)].words if cell.verdict == "better" and not is_pair else cell.verdict
+
+
 def further_text(cell: Cell) -> str:
     """`acc_norm same -0.0010; gold_loglikelihood worse -0.8770`; scores where there is nothing to compare with."""
     words = (
@@ -48,10 +57,10 @@ def further_text(cell: Cell) -> str:
 
 
 def cell_rows(
-    cells: Sequence[Cell], *, with_model: bool, facts: Mapping[str, RunFacts] = _NO_FACTS
+    cells: Sequence[Cell], *, with_model: bool, facts: Mapping[str, RunFacts] = _NO_FACTS, are_pairs: bool = False
 ) -> list[dict[str, Any]]:
     """The cells as rows of text for a table. facts: of the runs, for their speed; a column that would be empty
-    throughout is left out.
+    throughout is left out. are_pairs: of runs with others than their baseline.
     """
     fast = any(_speed(facts.get(cell.run_id)) for cell in cells)
     sizes = any(could_show(cell) for cell in cells)
@@ -63,7 +72,7 @@ def cell_rows(
         ({"Model": plain(cell.model)} if with_model else {})
         | {
             "Task": plain(cell.task),
-            "Verdict": cell.verdict,
+            "Verdict": verdict_words(cell, is_pair=are_pairs),
             "Recipe": plain(cell.name),
             "Delta [95 %]": interval(cell),
         }

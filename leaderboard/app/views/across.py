@@ -13,12 +13,14 @@ from leaderboard.app import layout, linked_table, url_state
 from leaderboard.app.charts.grid import NOT_ITS_CONTROL, SIGNS, shortened, sign_grid
 from leaderboard.app.colours import tinted
 from leaderboard.app.download import downloads
-from leaderboard.app.tables import control_text, notes
+from leaderboard.app.tables import control_text, notes, verdict_words
 from leaderboard.board import across_models
 from leaderboard.board.across_models import Line
 from leaderboard.board.cell import COMPARED, Cell
+from leaderboard.board.standings import gained
 from leaderboard.compare.collapse import COLLAPSED
-from leaderboard.terminal.format import beside_verdict, counted, interval, number, plain, signed
+from leaderboard.terminal.format import beside_verdict, counted, interval, number, plain
+from leaderboard.terminal.marks import MINUS, gain
 
 DRAWN = 40  # recipes in the grid
 MOST_TASKS = 12  # columns of the table over tasks
@@ -189,15 +191,17 @@ def _text(cell: Cell | None) -> str:
     if cell is None:
         return ""
     mark = " unpaired" if cell.unpaired else ""
-    text = cell.verdict if cell.delta is None else f"{cell.verdict} {signed(cell.delta)}{mark}"
-    return ", ".join(filter(None, [text, beside_verdict(cell), plain(cell.subset or "")]))
+    number = gain(gained(cell), minus=MINUS)
+    text = " ".join(filter(None, [verdict_words(cell), f"{number}{mark}" if number else ""]))
+    beside = "" if cell.verdict == "better" else beside_verdict(cell)
+    return ", ".join(filter(None, [text, beside, plain(cell.subset or "")]))
 
 
 def _row(cell: Cell) -> dict[str, Any]:
     return {
         "Recipe": plain(cell.name),
         "Model": plain(cell.model),
-        "Verdict": cell.verdict,
+        "Verdict": verdict_words(cell),
         "Delta [95 %]": interval(cell),
         "Against its control": "; ".join(map(control_text, cell.against_controls)),
         "Score": number(cell.score),

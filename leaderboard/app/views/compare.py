@@ -207,7 +207,7 @@ def show_numbers(sides: Sequence[ComparedSide]) -> None:
                 continue
             st.text(f"Against {side.phrase}")
             st.dataframe(
-                layout.tinted(layout.cell_rows(cells, with_model=False), ["Verdict"]),
+                layout.tinted(layout.cell_rows(cells, with_model=False, are_pairs=side.kind != BASELINE), ["Verdict"]),
                 hide_index=True,
                 placeholder="",
                 width="stretch",

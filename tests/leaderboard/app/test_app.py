@@ -232,7 +232,7 @@ def test_further_metrics_are_shown_and_can_be_chosen(made: Any, kit: Any, databa
     run_id = ingest([made.root], database).added[1]
     table = results().dataframe[0].value
     (laser,) = table[table["Recipe"] == "laser"].to_dict("records")
-    assert (laser["Verdict"], laser["Metric"]) == ("better", "acc")
+    assert (laser["Verdict"], laser["Metric"]) == ("better, no control run", "acc")
     assert laser["Further metrics"] == "acc_norm better +0.1500; gold_loglikelihood worse -1.0000"
     assert laser["Notes"].startswith("better by acc, but worse by gold_loglikelihood -1 [")
     assert page(metric="gold_loglikelihood").dataframe[0].value["sums"].tolist() == [0.0, pytest.approx(-1.0)]
@@ -240,7 +240,7 @@ def test_further_metrics_are_shown_and_can_be_chosen(made: Any, kit: Any, databa
     assert set(table["Metric"]) == {"gold_loglikelihood"} and set(table["Verdict"]) == {"baseline", "worse"}
     verdicts = page("run", run=run_id).dataframe[0].value
     assert list(verdicts["Metric"]) == ["acc", "acc_norm", "gold_loglikelihood"]
-    assert list(verdicts["Verdict"]) == ["better", "better", "worse"]
+    assert list(verdicts["Verdict"]) == [*["better, no control run"] * 2, "worse"]
 
 
 def test_a_board_without_further_metrics_has_no_choice_of_them(filled: Path) -> None:

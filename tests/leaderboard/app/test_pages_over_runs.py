@@ -164,7 +164,8 @@ class TestAcross:
             == ["better on 1 of 2 models, worse on 1", "better on 0 of 1 model, undecided on 1"]
             and counts["Up / down"].iloc[0] == "1 / 1"
         )
-        assert list(differences["small"]) == ["worse -0.1500", ""] and differences["tiny"].iloc[0] == "better +0.5000"
+        assert list(differences["small"]) == ["worse \u22120.150", ""]
+        assert differences["tiny"].iloc[0] == "better, no control run +0.500"
         assert "laser: better on 1 of 2 models, worse on 1; up on 1, down on 1" in next(descriptions(app))
 
     def test_boards_of_many_models_are_one_reading(
