@@ -15,6 +15,7 @@ from leaderboard.app.colours import tinted
 from leaderboard.app.menu import RUN
 from leaderboard.board.cell import Cell
 from leaderboard.readers.safe_json import digest
+from leaderboard.terminal.format import counted
 
 RUN_BLUE = "#1f77c0"  # marks of what is looked at, where no verdict gives a colour
 ROWS_IN_FULL = 25
@@ -23,7 +24,8 @@ ROWS_IN_FULL = 25
 def cells_of(model_keys: Iterable[str], first: data.Answer[Any]) -> list[Cell]:
     """The boards of some models, for a page that has had its `first` answer."""
     keys = sorted(set(model_keys))
-    return layout.further_or_stop(partial(data.cells_of, *keys), first) if keys else []
+    with st.spinner(f"Reading and judging {counted(len(keys), 'board', 'boards')}"):
+        return layout.further_or_stop(partial(data.cells_of, *keys), first) if keys else []
 
 
 def content_key(*content: object) -> str:

@@ -99,6 +99,8 @@ def choose(overview: data.Answer[data.Overview], places: Sequence[Any]) -> str |
         forget_pair()
     roles = layout.further_or_stop(lambda: data.answer(controls), overview)
     usual = first_choice(of_model, roles, None)
+    if named is None:
+        url_state.say_unknown(url_state.RECIPE, [plain(name) for run in of_model for name in (run.recipe, run.name)])
     first = named or first_choice(of_model, roles, st.query_params.get(url_state.RECIPE))
     chosen = url_state.by_id(places[1], "Run (newest first)", labels(of_model), "run", first=first)
     if chosen and earlier and chosen != earlier:

@@ -24,7 +24,7 @@ from leaderboard.terminal.format import (
     signed,
     undecided,
 )
-from leaderboard.terminal.marks import MARKS
+from leaderboard.terminal.marks import MARKS, p_text
 
 _NO_FACTS: Mapping[str, RunFacts] = {}
 
@@ -74,7 +74,7 @@ def cell_rows(
             "Task": plain(cell.task),
             "Verdict": verdict_words(cell, is_pair=are_pairs),
             "Recipe": plain(cell.name),
-            "Delta [95 %]": interval(cell),
+            "Score minus baseline [95 %]": interval(cell),
         }
         | ({"Against its control": "; ".join(map(control_text, cell.against_controls))} if controls else {})
         | ({"Further metrics": further_text(cell)} if further else {})
@@ -101,7 +101,7 @@ def cell_rows(
             "Notes": notes(cell),
             "Metric": plain(metric_name(cell)),
             "Documents": cell.subset or (NOTHING if cell.n is None else f"{cell.n:,}"),
-            "q": number(cell.q_value),
+            "q": p_text(cell.q_value),
         }
         for cell in cells
     ]

@@ -1,4 +1,4 @@
-"""Every recipe's difference on every task, with its interval: a column a task, a row a recipe, names printed once."""
+"""Every recipe's improvement on every task, with its interval: a column a task, a row a recipe, names printed once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 from leaderboard.app.colours import MARKS, NEUTRAL
 from leaderboard.board.cell import Cell
 from leaderboard.board.standings import Standing, kind
-from leaderboard.terminal.format import counted, direction, interval, metric_name, plain
+from leaderboard.report.words import improvement_limits, improvement_point, improvement_text
+from leaderboard.terminal.format import counted, direction, metric_name, plain
 
 _STEP = 19
 _KINDS = ("better", "worse", "collapsed", "same", "undecided")
@@ -17,11 +18,7 @@ _KINDS = ("better", "worse", "collapsed", "same", "undecided")
 def drawable(rows: Sequence[Standing], task: str) -> list[tuple[Standing, Cell]]:
     """The rows that have an interval to draw. Unpaired ones stand in tables only, where the word is beside them."""
     cells = ((row, row.cells[task]) for row in rows if task in row.cells)
-    return [
-        (row, cell)
-        for row, cell in cells
-        if cell.low is not None and cell.high is not None and cell.delta is not None and not cell.unpaired
-    ]
+    return [(row, cell) for row, cell in cells if improvement_limits(cell) is not None]
 
 
 def chart(rows: Sequence[Standing], tasks: Sequence[str]) -> Any:
@@ -43,18 +40,19 @@ def _of_task(rows: Sequence[Standing], task: str, names: Sequence[str], *, label
         [
             {
                 "recipe": plain(row.name),
-                "delta": _middle(cell),
-                "low": cell.low,
-                "high": cell.high,
+                "point": improvement_point(cell),
+                "low": limits.low,
+                "high": limits.high,
                 "verdict": cell.verdict,
                 "proven": kind(cell) in ("beats", "worse", "collapsed"),
-                "text": f"{interval(cell)}, {cell.verdict}",
+                "text": f"{improvement_text(cell)}, {cell.verdict}",
             }
             for row, cell in found
+            if (limits := improvement_limits(cell))
         ]
     )
     shown = found[0][1]
-    axis = alt.Axis(labelFlush=False, labelOverlap=False, labelLimit=320, ticks=False, domain=False)
+    axis = alt.Axis(labelFlush=False, labelOverlap=False, labelLimit=0, ticks=False, domain=False)
     order = list(names)
     y = alt.Y("recipe:N", title=None, sort=order, scale=alt.Scale(domain=order), axis=axis if labels else None)
     scale = alt.Scale(domain=list(_KINDS), range=[MARKS[word] for word in _KINDS])
@@ -62,7 +60,7 @@ def _of_task(rows: Sequence[Standing], task: str, names: Sequence[str], *, label
     base = alt.Chart(data).encode(
         y=y, color=colour, tooltip=[alt.Tooltip(f"{name}:N", title=name) for name in ("recipe", "text")]
     )
-    x = alt.X("low:Q", title=f"{metric_name(shown)}: recipe minus baseline", axis=alt.Axis(tickCount=3))
+    x = alt.X("low:Q", title=f"improvement of {metric_name(shown)}", axis=alt.Axis(tickCount=3))
     rules = base.mark_rule(strokeWidth=2).encode(x=x, x2="high:Q")
     shapes = alt.Shape(
         "verdict:N",
@@ -70,12 +68,12 @@ def _of_task(rows: Sequence[Standing], task: str, names: Sequence[str], *, label
         scale=alt.Scale(domain=list(_KINDS), range=["triangle-up", "triangle-down", "cross", "square", "circle"]),
     )
     filled = alt.condition(alt.datum.proven, alt.value(1), alt.value(0))
-    points = base.mark_point(size=55, opacity=1, strokeWidth=1.5).encode(x="delta:Q", shape=shapes, fillOpacity=filled)
+    points = base.mark_point(size=55, opacity=1, strokeWidth=1.5).encode(x="point:Q", shape=shapes, fillOpacity=filled)
     points = points.encode(fill=alt.Fill("verdict:N", legend=None, scale=scale))
     zero = alt.Chart(pd.DataFrame({"zero": [0.0]})).mark_rule(color=NEUTRAL, strokeDash=[4, 3]).encode(x="zero:Q")
     layers = [zero, rules, points]
     margins = {cell.margin for _, cell in found if cell.margin}
-    widest = max(max(abs(cell.low or 0.0), abs(cell.high or 0.0)) for _, cell in found)
+    widest = float(data[["low", "high"]].abs().max().max())
     if len(margins) == 1 and (margin := next(iter(margins))) <= 4 * widest:
         band = alt.Chart(pd.DataFrame({"from": [-margin], "to": [margin]}))
         layers.insert(0, band.mark_rect(color=NEUTRAL, opacity=0.16).encode(x="from:Q", x2="to:Q"))
@@ -87,19 +85,16 @@ def _of_task(rows: Sequence[Standing], task: str, names: Sequence[str], *, label
     return alt.layer(*layers).properties(width=170, height=alt.Step(_STEP), title=title)
 
 
-def _middle(cell: Cell) -> float | None:
-    """What the interval is of: the mean of clipped differences where documents are clipped, else the difference."""
-    if cell.clipping is None or cell.best_value is not None or cell.improvement is None:
-        return cell.delta
-    return cell.improvement if cell.higher_is_better else -cell.improvement
-
-
 def sentence(rows: Sequence[Standing], tasks: Sequence[str]) -> str:
     """What the chart shows, in words."""
     cells = [cell for task in tasks for _, cell in drawable(rows, task)]
     words = [f"{count} {word}" for word in _KINDS if (count := sum(cell.verdict == word for cell in cells))]
     ends = sorted(cells, key=lambda cell: cell.improvement or 0.0)
-    span = "" if len(ends) < 2 else f" Best {plain(ends[-1].name)} on {plain(ends[-1].task)} ({interval(ends[-1])})."
+    span = (
+        ""
+        if len(ends) < 2
+        else f" Best {plain(ends[-1].name)} on {plain(ends[-1].task)} ({improvement_text(ends[-1])})."
+    )
     return (
         f"{counted(len(tasks), 'task', 'tasks')}, {counted(len(cells), 'interval', 'intervals')} of 95 %, not corrected"
         f" for their number (the words are): {', '.join(words)}.{span} The grey band is the margin."

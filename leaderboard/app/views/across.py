@@ -202,7 +202,7 @@ def _row(cell: Cell) -> dict[str, Any]:
         "Recipe": plain(cell.name),
         "Model": plain(cell.model),
         "Verdict": verdict_words(cell),
-        "Delta [95 %]": interval(cell),
+        "Score minus baseline [95 %]": interval(cell),
         "Against its control": "; ".join(map(control_text, cell.against_controls)),
         "Score": number(cell.score),
         "Baseline": number(cell.baseline_score),

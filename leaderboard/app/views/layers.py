@@ -239,7 +239,7 @@ def _row(edit: LayerEdit, cell: Cell | None) -> dict[str, Any]:
         ),
         "Kept": percent(edit.rank_kept),
         "Verdict": cell.verdict if cell else "",
-        "Delta [95 %]": interval(cell) if cell else "",
+        "Score minus baseline [95 %]": interval(cell) if cell else "",
         "Energy kept": percent(edit.energy_kept),
         "Relative error": number(edit.relative_error),
         "Matrices of the run": str(edit.edited),

@@ -48,12 +48,14 @@ def main() -> None:
     names = {model.model_key: model for model in overview.value.models}
     order = [key for key in names if key in found and holds(found[key], names[key], asked)]
     edited = [found[key] for key in order if found[key].recipes or found[key].failed]
+    if asked and not order:
+        st.info("No model, recipe or task is called so.")
     show_cards(edited[:CARDS], names)
     if len(edited) > CARDS:
         show_rows(edited[CARDS:], names, "Further models", "further")
     left, right = st.columns([3, 2], gap="large")
     with left:
-        show_newest(last, names)
+        show_newest([run for run in last if run.model_key in order], names)
     with right:
         show_failed(edited, names)
     show_rows([found[key] for key in order if found[key] not in edited], names, "Plain lm-eval results", "plain")

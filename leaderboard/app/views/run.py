@@ -74,7 +74,7 @@ def show(details: data.Details, first: data.Answer[data.Overview]) -> None:
     cells = [cell for cell in linked_table.cells_of([run["model_key"]], first) if cell.run_id == run["run_id"]]
     if cells:
         rows = [
-            {name: text for name, text in row.items() if name != "Recipe"}
+            {"Task": row["Task"], "Metric": row["Metric"]} | {name: row[name] for name in row if name != "Recipe"}
             for row in layout.cell_rows(list(all_metrics(cells)), with_model=False)
         ]
         st.dataframe(layout.tinted(rows, ["Verdict"]), hide_index=True, placeholder="", width="stretch", key="verdicts")

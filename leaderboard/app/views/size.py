@@ -110,7 +110,8 @@ def show_decision(board: Standings, measure: Measure, facts: Mapping[str, RunFac
     )
     st.text(f"{plain(found[0].row.name)}: {smallest.caveat(found[0], len(board.tasks))}")
     if len(found) > NAMED:
-        st.caption(f"{len(found) - NAMED} more are {'faster' if measure == SPEED else 'smaller'} with no task worse.")
+        what = "faster" if measure == SPEED else "smaller"
+        st.caption(f"{len(found) - NAMED} further recipes are {what} than the model with no task worse.")
 
 
 def say_what_is_drawn(cells: Sequence[Cell], found: Sequence[SizePoint], measure: Measure, controls: bool) -> None:
