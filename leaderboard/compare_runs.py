@@ -6,13 +6,13 @@ A is taken as the baseline, B as the recipe, whatever their models.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from leaderboard.board.board import board
-from leaderboard.board.cell import Cell
+from leaderboard.board.cell import Cell, changed
 from leaderboard.board.frame import cells_frame
 from leaderboard.board.labels import stored_names
 from leaderboard.compare.choice_shift import compare_choices
@@ -72,6 +72,20 @@ def compare_paths(a: Path, b: Path, *, margin: float = DEFAULT_MARGIN) -> RunCom
         )
     finally:
         report.store.connection.close()
+
+
+def with_controls(compared: RunComparison, run: Path, controls: Sequence[Path]) -> RunComparison:
+    """The comparison of a run, each cell with what the run is against these controls of its recipe on its task."""
+    pairs: dict[str, list[Cell]] = {}
+    for control in controls:
+        try:
+            name, found = read_receipt(control / RECEIPT)[0].recipe.control, compare_paths(control, run)
+        except LeaderboardError:  # a control that cannot be read says nothing of the run
+            continue
+        for cell in found.cells:
+            pairs.setdefault(cell.task, []).append(changed(cell, control=name))
+    cells = [changed(cell, against_controls=tuple(pairs.get(cell.task, ()))) for cell in compared.cells]
+    return compared._replace(cells=cells)
 
 
 def controls_beside(run: Path) -> list[Path]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,28 +45,28 @@ examples:
     @staticmethod
     def execute(args: argparse.Namespace) -> None:
         from leaderboard.board.named_runs import place_of
-        from leaderboard.compare_runs import compare_paths
+        from leaderboard.compare_runs import compare_paths, controls_beside, with_controls
 
         first, second = place_of(args.a, args.database, "A"), place_of(args.b, args.database, "B")
         tell([*first.notes, *second.notes])
         compared = compare_paths(first.path, second.path)
+        controls = [path for path in controls_beside(second.path) if path.resolve() != first.path.resolve()]
+        compared = with_controls(compared, second.path, controls)
         if args.form == "text":
-            _print(compared, first.path, second.path)
+            _print(compared, second.path, controls)
         else:
             tell(sentence for only in compared.unshared for sentence in only.sentences())
             write_cells(compared.cells, args.form)
 
 
-def _print(compared: RunComparison, a: Path, b: Path) -> None:
-    from leaderboard.compare_runs import controls_beside
+def _print(compared: RunComparison, b: Path, controls: Sequence[Path]) -> None:
     from leaderboard.terminal.format import plain
     from leaderboard.terminal.table import render, render_unshared
 
     style = terminal_style()
     lines = render_unshared(compared.unshared, width=style.width)
     first, second = (plain(only.label) for only in compared.unshared)
-    print(f"A is {first}, B is {second}")
+    print(f"A is {first}, B is {second}; delta is B minus A")
     print("\n".join([render(compared.cells, width=style.width, color=style.color), *([""] if lines else []), *lines]))
-    controls = [control for control in controls_beside(b) if control.resolve() != a.resolve()]
     if controls:
         print(f"\ncontrol   lm_eval compare {shlex.join(map(str, (controls[0], b)))}")

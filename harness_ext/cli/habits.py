@@ -136,7 +136,11 @@ def _with_nearest(message: str, parser: argparse.ArgumentParser) -> str:
         return message + _meant(found[1], re.findall(r"[^\s,']+", found[2]))
     if message.startswith("unrecognized arguments: "):
         flags = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
-        return message + "".join(_meant(flag, parser._option_string_actions) for flag in flags[:1])
+        flag = next(iter(flags), "")
+        named = [action.metavar for action in parser._actions if not action.option_strings]
+        if flag[2:].upper() in named:
+            return f"{message}; {flag[2:].upper()} is given without a flag"
+        return message + (_meant(flag, parser._option_string_actions) if flag else "")
     return message
 
 

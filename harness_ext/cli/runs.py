@@ -98,7 +98,7 @@ def _add_list_arguments(parser: argparse.ArgumentParser, *, inner: bool) -> None
     )
     for name, text in (
         ("model", "Only runs of this model: its name, its last part, or how either begins"),
-        ("recipe", "Only runs of this recipe: its label, or how it begins"),
+        ("recipe", "Only runs of this recipe: its label, or, if none is called so, how it begins"),
         ("task", "Only runs that scored this task"),
     ):
         parser.add_argument(f"--{name}", default=default(None), metavar=f"<{name}>", help=text)

@@ -20,6 +20,7 @@ from leaderboard.board.standings import Standings, standings
 from leaderboard.compare.run_diff import unshared
 from leaderboard.errors import LeaderboardError, MissingDatabase, UnknownRun
 from leaderboard.ingest import ingest
+from leaderboard.readers.records import BASELINE
 from leaderboard.readers.safe_json import mapping
 from leaderboard.store import queries
 from leaderboard.store.database import Store, open_store
@@ -188,7 +189,8 @@ def _comparison(store: Store, names: Sequence[str], ids: Sequence[str], remarks:
     for run_id, name in zip(ids, names):
         if runs[run_id].status == "failed":
             raise LeaderboardError(f"{name} is a failed run: there is nothing to compare")
-    cells = _told_apart([cell for run_id in ids for cell in pair_board(store, ids[0], run_id)], runs)
+    paired = [cell for run_id in ids for cell in pair_board(store, ids[0], run_id)]
+    cells = _told_apart(_with_controls(store, paired, runs), runs)
     first = next((cell.name for cell in cells if cell.run_id == ids[0]), names[0])
     alone = (unshared(store, ids[0], run_id) for run_id in ids[1:])
     return Report(
@@ -202,6 +204,18 @@ def _comparison(store: Store, names: Sequence[str], ids: Sequence[str], remarks:
         remarks=remarks
         + (tuple(said for both in alone for only in both for said in only.sentences()) if len(ids) == 2 else ()),
     )
+
+
+def _with_controls(store: Store, cells: Sequence[Cell], runs: Mapping[str, RunRow]) -> list[Cell]:
+    """The cells of named runs with what each is against its own controls in the store, as its board has it."""
+    models = list(dict.fromkeys(runs[cell.run_id].model_key for cell in cells))
+    known = {(cell.run_id, cell.task): cell.against_controls for cell in board(store, models=models)}
+    return [
+        cell
+        if cell.verdict == BASELINE or not (pairs := known.get((cell.run_id, cell.task)))
+        else changed(cell, against_controls=tuple(one for one in pairs if one.baseline_run != cell.baseline_run))
+        for cell in cells
+    ]
 
 
 @contextmanager

@@ -99,7 +99,7 @@ def sentences(report: Report) -> list[tuple[str, str, str]]:
     harmful = [row for row in recipes if _has(row, HARM)]
     said = [
         (f"Of {counted(len(recipes), 'recipe', 'recipes')}, ", str(len(proven)), f" {_are(len(proven))} better than"),
-        (" baseline and control on at least one task; ", str(len(harmful)), f" {_verb(len(harmful), 'lose')} on"),
+        (" baseline and control on at least one task; ", str(len(harmful)), f" {_are(len(harmful))} worse on"),
         (" at least one.", "", ""),
     ]
     if uncontrolled:
@@ -142,10 +142,6 @@ def _has(row: Standing, kinds: Iterable[str]) -> bool:
 
 def _are(count: int) -> str:
     return "is" if count == 1 else "are"
-
-
-def _verb(count: int, stem: str) -> str:
-    return f"{stem}s" if count == 1 else stem
 
 
 def _listed(rows: Sequence[Standing]) -> str:

@@ -82,7 +82,7 @@ def test_the_board_is_a_table_with_heads(report: Report) -> None:
     assert len(page.all("th", scope="row")) >= 8 and page.all("th", scope="col")
     assert page.all("th", scope="col")[0]["aria-sort"] == "ascending"
     assert len(page.texts["caption"]) == len(page.texts["table"])
-    assert "Of 4 recipes" in page.texts["p"][0] and "1 loses on" in page.texts["p"][0]
+    assert "Of 4 recipes" in page.texts["p"][0] and "1 is worse on" in page.texts["p"][0]
     assert "Best by mean rank: " in page.texts["p"][0]
     assert "3 weights are NaN" in " ".join(page.texts["li"])
 
