@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from leaderboard.compare.choice_shift import log_likelihoods, target_index
-from leaderboard.terminal.format import number, plain
+from leaderboard.terminal.format import plain
 
 
 class ModelAnswer(NamedTuple):
@@ -97,11 +97,6 @@ def scores_one_text(responses: str | None, output_type: str | None) -> bool:
     """Whether the task only asked how likely the right text is, so that no other answer was recorded."""
     found = log_likelihoods(_json(responses)) if output_type == "loglikelihood" else None
     return found is not None and len(found) == 1
-
-
-def margin_text(margin: float | None) -> str:
-    """`+1.23`, or a dash."""
-    return "-" if margin is None else number(margin) if margin < 0 else f"+{number(margin)}"
 
 
 def _choice(index: int, texts: list[str]) -> str:

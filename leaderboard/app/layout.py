@@ -130,15 +130,6 @@ def choose_family(overview: data.Overview, names: Sequence[str], place: Any, fir
     return current
 
 
-def run_labels(overview: data.Overview) -> dict[str, str]:
-    """run_id -> what it is called in a list, by name."""
-    words = {
-        run.run_id: f"{plain(overview.names[run.model_key])}: {plain(run.name or run.recipe)} ({run.run_id[:8]})"
-        for run in overview.runs.values()
-    }
-    return dict(sorted(words.items(), key=lambda item: item[1]))
-
-
 def _or_stop(ask: Callable[[], data.Answer[_Value]]) -> data.Answer[_Value]:
     try:
         found = ask()

@@ -62,15 +62,6 @@ def _facts(row: dict[str, Any]) -> RunFacts:
     )
 
 
-def two_runs(store: Store, a: str, b: str) -> list[dict[str, Any]]:
-    """Everything known of two runs, in this order; shorter where one is not there."""
-    found = {
-        row["run_id"]: row | {"path": str(store.places.resolved(row["path"]))}
-        for row in store.rows("SELECT * FROM runs JOIN variants USING (variant_id) WHERE run_id IN (?, ?)", [a, b])
-    }
-    return [found[run] for run in (a, b) if run in found]
-
-
 def common_scores(store: Store, a: str, b: str) -> list[dict[str, Any]]:
     """Every metric that both runs report as a finite number: task, metric, filter, before (a), after (b),
     higher_is_better, best_value; groups left out.

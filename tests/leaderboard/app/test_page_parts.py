@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from leaderboard.app import answer_text, download, flip_queries, menu, page_queries, tables
-from leaderboard.app.charts import forest, heat, size
+from leaderboard.app.charts import heat, size
 from leaderboard.app.flip_queries import FlipQuestion
 from leaderboard.board.board import board, pair_board
 from leaderboard.board.cell import Cell
@@ -20,6 +20,7 @@ from leaderboard.board.pareto import front
 from leaderboard.board.standings import standings
 from leaderboard.compare.run_diff import compare_facts
 from leaderboard.ingest import ingest
+from leaderboard.store import queries
 from leaderboard.store.database import Store, open_store
 from leaderboard.terminal.exports import as_parquet
 from leaderboard.terminal.marks import cell_text
@@ -180,7 +181,7 @@ def test_differences_name_what_changed(store: Store) -> None:
     cells = by_recipe(store)
     found = {
         entry.name: entry
-        for entry in compare_facts(*page_queries.two_runs(store, cells["baseline"].run_id, cells["laser"].run_id))
+        for entry in compare_facts(*(queries.run_details(store, cells[name].run_id) for name in ("baseline", "laser")))
     }
     assert found["recipe"].differs and (found["recipe"].first, found["recipe"].second) == ("baseline", "laser")
     assert (
@@ -259,11 +260,6 @@ def test_a_downloaded_name_cannot_be_a_formula() -> None:
     import pyarrow.parquet
 
     assert pyarrow.parquet.read_table(io.BytesIO(as_parquet(rows))).to_pylist() == rows
-
-
-def test_long_names_keep_their_ends_and_stay_apart(store: Store) -> None:
-    assert forest.shortened("basis-selection:calibration.seed=1,seed=1") == "basis-selec...eed=1,seed=1"
-    assert len(forest.shortened("x" * 99)) == 26
 
 
 def test_every_page_of_the_menu_is_there() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from leaderboard.app import tables
-from leaderboard.app.charts import forest
+from leaderboard.app.charts import intervals
 from leaderboard.board import across_models
 from leaderboard.board.board import board, pair_board
 from leaderboard.board.frame import cells_frame
@@ -131,7 +131,7 @@ def test_on_every_surface(made: Any, kit: Any, database: Path, expected: str) ->
     assert expected in {row["Recipe"] for row in tables.cell_rows(cells, with_model=False)}
     assert expected in render(cells, width=120) and expected in set(cells_frame(cells)["label"])
     assert expected in {line.recipe for line in across_models.lines(cells, "sums")}
-    assert expected in forest.sentence([cell for cell in cells if cell.recipe == "laser"], 2)
+    assert expected in str(intervals.chart(standings(cells).rows, ["sums"]).to_dict())
     assert compare_paths(*places).unshared[1].label == expected
 
 
