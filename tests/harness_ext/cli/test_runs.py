@@ -170,7 +170,7 @@ def test_recipes_and_plans_come_in_forms(lm_eval: Any) -> None:
 def test_the_table_of_a_run_is_all_of_standard_output(demo_run: Any, lm_eval: Any) -> None:
     ran = demo_run("--recipe", "laser", "--json")
     rows = json.loads(ran.out)
-    assert [row["recipe"] for row in rows if row["primary"]] == ["baseline", "laser"] and "compare" in ran.err
+    assert [row["recipe"] for row in rows if row["primary"]] == ["baseline", "laser"] and "laser: done in" in ran.err
     noise = ("noise", "--model_args", "pretrained=demo", "--tasks", "int_mult", "--limit", 8, "--device", "cpu")
     (row,) = json.loads(lm_eval(*noise, "--batch_size", 2, "--json").out)
     assert (row["documents"], row["flips"], row["batch_size"], row["other_batch_size"]) == (8, 0, 2, 8)

@@ -195,7 +195,7 @@ def test_the_users_configuration_cannot_open_the_server(database: Path, tmp_path
             host = answer.read().decode()
         assert "evil.example" not in host
         shown = views(server, f"http://127.0.0.1:{server.port}", ("", "compare", "history", "layers", "size"))
-        assert "All results" in shown and "evil.example" not in shown
+        assert "All numbers and notes" in shown and "Newest runs" in shown and "evil.example" not in shown
         assert not server.asked.exists(), server.asked.read_text()
 
 
