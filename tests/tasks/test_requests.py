@@ -229,6 +229,7 @@ def test_the_bias_suite_runs_on_real_items(shared, real_model, tmp_path, monkeyp
         "8",
         "--recipe",
         "svd:keep.rank_fraction=0.95",
+        "--details",
         "--output_path",
         str(tmp_path),
         "--device",
