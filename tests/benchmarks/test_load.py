@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +30,7 @@ from leaderboard.compare.verdict_cache import Judged
 from leaderboard.ingest import ingest
 from leaderboard.store.database import Store, open_store
 from tests.benchmarks.run_folders import Extent, write_runs
-from tests.leaderboard.app.driving import chromium_page
+from tests.leaderboard.app.driving import chromium_page, wait_for
 
 pytestmark = pytest.mark.benchmark
 
@@ -113,13 +112,7 @@ class Server:
         self._process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def wait(self) -> None:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"{self.url}/_stcore/health", timeout=1).close()
-                return
-            except OSError:
-                time.sleep(0.05)
-        raise AssertionError("the server does not answer")
+        wait_for(self.url, self._process)
 
     def cpu(self) -> float:
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()

@@ -84,14 +84,15 @@ def serving(database: Path) -> Iterator[str]:
     server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
-        _wait_for(url, server)
+        wait_for(url, server)
         yield url
     finally:
         server.send_signal(signal.SIGINT)
         server.wait(timeout=20)
 
 
-def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
+def wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
+    """Until the server answers."""
     for _ in range(300):
         assert server.poll() is None, "the server ended"
         try:
