@@ -108,7 +108,9 @@ def read(name: DecisionName) -> RecordedDecision:
         with open(descriptor, "rb") as file:
             data = file.read(LARGEST_FILE + 1)
         text = data.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:  # its text may hold the descriptor's number, which is another at each reading
+        raise Unreadable(f"{where} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
         raise Unreadable(f"{where} cannot be read: {error}") from error
     if len(data) > LARGEST_FILE:
         raise Unreadable(f"{where} has more than {LARGEST_FILE // 2**20} MiB")
