@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pytest
 
 from leaderboard.ingest import ingest
+from leaderboard.store.database import open_for_writing_unlocked
 
 pytestmark = pytest.mark.browser
 WAIT_MS = 20_000
@@ -65,7 +65,7 @@ def test_the_page_in_a_browser(address: str, database: Path, page: Any) -> None:
     # Back, and a busy database keeps what was shown.
     page.goto(f"{address}/board")
     page.get_by_text("Click a head to sort").wait_for(timeout=WAIT_MS)
-    writer = duckdb.connect(str(database))
+    writer = open_for_writing_unlocked(database).connection  # waits where the server holds the file
     try:
         writer.execute(
             "INSERT INTO baselines (model_key, run_id, pinned_at, reason) VALUES ('k', 'r', now()::TIMESTAMP, 'x')"

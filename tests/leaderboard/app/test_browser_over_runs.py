@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pytest
 
 from leaderboard.ingest import ingest
+from leaderboard.store.database import open_store
 from leaderboard.store.pins import choose
 from tests.leaderboard.app.driving import chromium_page, downloaded, watched
 
@@ -56,15 +56,9 @@ def page() -> Iterator[Any]:
 
 
 def run_id(database: Path, folder: str) -> str:
-    connection = duckdb.connect(str(database), read_only=True)
-    try:
-        found = connection.execute(
-            "SELECT run_id FROM runs WHERE path LIKE ? ORDER BY path LIMIT 1", [f"%{folder}%"]
-        ).fetchone()
-    finally:
-        connection.close()
-    assert found is not None
-    return str(found[0])
+    with open_store(database) as store:  # waits where the server holds the file
+        (found,) = store.rows("SELECT run_id FROM runs WHERE path LIKE ? ORDER BY path LIMIT 1", [f"%{folder}%"])
+    return str(found["run_id"])
 
 
 def pick(page: Any, label: str, option: str) -> None:

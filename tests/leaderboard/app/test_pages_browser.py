@@ -8,10 +8,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pytest
 
 from leaderboard.ingest import ingest
+from leaderboard.store.database import open_store
 from tests.leaderboard.app.driving import downloaded, watched
 
 pytestmark = pytest.mark.browser
@@ -40,10 +40,9 @@ def database(made: Any, kit: Any) -> Path:
 
 
 def run_ids(database: Path) -> dict[str, str]:
-    with duckdb.connect(str(database), read_only=True) as connection:
-        return dict(
-            connection.execute("SELECT recipe_name, run_id FROM runs JOIN variants USING (variant_id)").fetchall()
-        )
+    with open_store(database) as store:  # waits where the server holds the file
+        found = store.rows("SELECT recipe_name, run_id FROM runs JOIN variants USING (variant_id)")
+    return {row["recipe_name"]: row["run_id"] for row in found}
 
 
 def test_two_ticked_rows_are_compared(address: str, page: Any, database: Path) -> None:
