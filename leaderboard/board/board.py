@@ -10,6 +10,8 @@ Notable choices:
 - Where samples are all that is missing, an incomparable cell has the difference of the two scores and an unpaired
   interval; it is in no correction.
 - NaN or infinity as a run's score makes the cell *failed* with that reason, never a number and never a missing row.
+- What was made on another GPU, or by another engine, is compared where `compare.hardware` allows it: that depends on
+  which noise was measured, so it is asked for every board and never kept with what was judged.
 - A failed run is left out once a run of the same `spec_id` has completed.
 """
 
@@ -311,7 +313,7 @@ def _controls(judging: _Judging, subject: Subject) -> list[RunRow]:
     """The controls that a recipe's run is compared with beside its baseline; none where another run is asked about."""
     if isinstance(judging.against, RunRow):
         return []
-    return judging.contents.controls_of(subject.run, subject.task)
+    return judging.contents.controls_of(subject.run, subject.task, subject.score)
 
 
 def _compared(
@@ -324,6 +326,11 @@ def _compared(
 ) -> Cell:
     """The cell of a comparison. known: its fields so far; before: notes that come before those of the comparison."""
     run, task, score = subject
+    apart = judging.contents.hardware(baseline, run, score)
+    if apart is not None:
+        if not apart.is_measured:
+            return _in_another_place(judging, known, subject, baseline, (*before, apart.refusal))
+        before = (*before, apart.warning)
     found = _judged(judging, subject, baseline)
     base_score = judging.contents.score(baseline.run_id, task.task, score.metric, score.filter)
     values: dict[str, Any] = {
@@ -362,6 +369,21 @@ def _compared(
         clipping=clipping.from_json(found.clipping),
         needs=found.needs,
         collapse=collapse.from_json(found.collapse),
+    )
+
+
+def _in_another_place(
+    judging: _Judging, known: Mapping[str, Any], subject: Subject, baseline: RunRow, notes: tuple[str, ...]
+) -> Cell:
+    """The cell of a run that may not be compared because its baseline was made elsewhere, whatever the answers say."""
+    run, task, score = subject
+    base_score = judging.contents.score(baseline.run_id, task.task, score.metric, score.filter)
+    return made(
+        known,
+        verdict="incomparable",
+        baseline_run=baseline.run_id,
+        baseline_score=None if base_score is None else base_score.score,
+        notes=(*notes, *comparability.own_warnings(run)),
     )
 
 

@@ -2,16 +2,16 @@
 
 Notable choices:
 - Only an unedited run that is in the score's comparability key (`comparability`) will do: the same task by its code and
-  data, the same documents, shots and so on. Runs of the recipe `baseline` come before plain ones of lm-eval, those
-  whose files say that the model is unedited before those whose files leave it open, the same
-  settings before others, a task that is known to be the same before one of which that is not known, and of equals the
-  latest.
+  data, the same documents, shots and so on. Runs by the same engine on the same GPU come before others (`hardware`),
+  then those of the recipe `baseline` before plain ones of lm-eval, those whose files say that the model is unedited
+  before those whose files leave it open, the same settings before others, a task that is known to be the same before
+  one of which that is not known, and of equals the latest.
 - "Latest" goes by when a run was started, which stands in its files. The order of ingest does not: a rebuild reads the
   folders in another order, and archived runs may come in late.
 - A pinned run comes first where it will do, edited or not; where another run does and it does not, the reason is said.
 - Where no run will do, the pinned one, or else the nearest, is named: the comparison then says what differs.
-- An unedited run is measured against the latest one like it, whatever the settings: what differs between the two is
-  noise. Where that is itself, and a later one ran another task of the same name, it is an older baseline.
+- An unedited run is measured against the latest one like it of its GPU and engine, whatever the settings: what differs
+  between the two is noise. Where that is itself, and a later one ran another task of the same name, it is an older baseline.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from datetime import datetime
 from itertools import islice
 from typing import NamedTuple
 
-from leaderboard.compare import comparability
+from leaderboard.compare import comparability, hardware
 from leaderboard.compare.contents import Contents
 from leaderboard.compare.pairing import Subject
 from leaderboard.readers.records import BASELINE
@@ -97,7 +97,7 @@ class Baselines:
         """What of a run decides which baseline its scores have."""
         if run.run_id not in self._counted:
             unedited = run.may_be_baseline
-            counts = (run.model_key, run.digest_before, run.dtype) if unedited else _counts(run)
+            counts = (run.model_key, run.digest_before, run.dtype, run.place) if unedited else _counts(run)
             self._counted[run.run_id] = (unedited, *counts)
         return self._counted[run.run_id]
 
@@ -120,12 +120,15 @@ class Baselines:
         score = self._contents.score(
             candidate.run.run_id, subject.task.task, subject.score.metric, subject.score.filter
         )
-        return comparability.key_differences((*candidate, score), subject)
+        apart = self._contents.hardware(candidate.run, subject.run, subject.score)
+        refused = [apart.refusal] if apart is not None and not apart.is_measured else []
+        return [*comparability.key_differences((*candidate, score), subject), *refused]
 
     def _distance(self, candidate: _PossibleBaseline, subject: Subject) -> tuple[object, ...]:
         settings = comparability.settings_distance(candidate.run, subject.run)
         return (
             len(self._differences(candidate, subject)),
+            hardware.distance(candidate.run, subject.run),
             candidate.run.recipe_name != BASELINE,
             candidate.run.edited is not False,
             *((False, False) if subject.run.may_be_baseline else settings[:2]),
@@ -155,7 +158,7 @@ def _of_other_digests(candidate: RunRow, run: RunRow) -> bool:
 def _counts(run: RunRow) -> tuple[object, ...]:
     """What of a run decides which baseline it has, or which it is."""
     reservations = (getattr(run, name) for name in comparability.RESERVATIONS)
-    return run.model_key, run.settings_id, run.digest_before, *reservations
+    return run.model_key, run.settings_id, run.digest_before, run.place, *reservations
 
 
 def _terms(score: ScoreRow) -> tuple[object, ...]:

@@ -6,8 +6,9 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from leaderboard.compare import collapse, comparability
+from leaderboard.compare import collapse, comparability, hardware
 from leaderboard.compare.effect import Effect
+from leaderboard.compare.hardware import Elsewhere
 from leaderboard.readers import asked
 from leaderboard.store import noise_floor, queries
 from leaderboard.store.answer_samples import AnswerSamples
@@ -59,16 +60,27 @@ class Contents:
         """All scores of a run's task."""
         return self.scores.get((run_id, task), [])
 
-    def controls_of(self, run: RunRow, task: RunTaskRow) -> list[RunRow]:
-        """The run of each control of a recipe's run that its scores of the task are to be compared with: the latest
-        that was asked the same, else the latest that has the task.
+    def controls_of(self, run: RunRow, task: RunTaskRow, score: ScoreRow) -> list[RunRow]:
+        """The run of each control of a recipe's run that a score of the task is to be compared with: the latest that
+        was asked the same, else the latest that has the task. Of those that `hardware` lets be compared, such as were
+        made where the run was come first.
         """
         chosen = []
         for candidates in self.controls.get(run.run_id, {}).values():
             rows = [row for run_id in candidates if (row := self.task(run_id, task.task)) is not None]
             fitting = [row for row in rows if comparability.asked_the_same(row, task)]
-            chosen += [self._run_of[row.run_id] for row in (fitting or rows)[:1]]
+            chosen += self._nearest_made([self._run_of[row.run_id] for row in fitting or rows], run, score)
         return chosen
+
+    def _nearest_made(self, controls: list[RunRow], run: RunRow, score: ScoreRow) -> list[RunRow]:
+        """The first of these that was made where the run was, else the first that may be compared for all that; no
+        more than one.
+        """
+        here = [control for control in controls if hardware.same_place(control, run)]
+        if here or not controls:
+            return here[:1]
+        apart = ((control, self.hardware(control, run, score)) for control in controls)
+        return [control for control, found in apart if found is not None and found.is_measured][:1]
 
     def revision_notes(self, run: RunRow) -> tuple[str, ...]:
         """Whether a later run of the same recipe and settings was made by another revision of its methods."""
@@ -111,9 +123,20 @@ class Contents:
         """The share of answers that flip when rounding alone changes, for comparisons of this score with a
         baseline run; None where it was not measured.
         """
-        return noise_floor.rate(
-            self.floors.get((run.model_key, score.task, score.metric, score.filter), []), baseline.run_id
-        )
+        measured = self.floors_of(run, score)
+        return hardware.noise_floor(measured, baseline, run) if measured else None
+
+    def floors_of(self, run: RunRow, score: ScoreRow) -> list[Floor]:
+        """What was measured of a score's metric on the run's model, wherever."""
+        return self.floors.get((run.model_key, score.task, score.metric, score.filter), [])
+
+    def hardware(self, baseline: RunRow, run: RunRow, score: ScoreRow) -> Elsewhere | None:
+        """How far it forbids a comparison of the score that the two runs were made in two places; None where they were
+        not, as far as is known.
+        """
+        if hardware.same_place(baseline, run):
+            return None
+        return hardware.elsewhere(self.floors_of(run, score), baseline, run)
 
 
 def _recipe_of(run: RunRow) -> Hashable:

@@ -95,4 +95,5 @@ def _joined(first: Contents, second: Contents) -> Contents:
         tasks={**second.tasks, **first.tasks},
         scores={**second.scores, **first.scores},
         pinned=second.pinned,
+        floors=second.floors,
     )

@@ -49,9 +49,19 @@ class GateStore:
         row, score = self.contents.task(candidate.run_id, task), self.contents.primary(candidate.run_id, task)
         return None if row is None or score is None else Subject(self.run(candidate), row, score)
 
-    def pair(self, subject: Subject, baseline: Run, terms: Terms) -> Pairing:
-        """What the comparison of a score that is a number gives."""
-        return pair_up(self.store, self.contents, subject, self.run(baseline), terms)
+    def pair(self, subject: Subject, baseline: Run, terms: Terms, *, across: bool = False) -> Pairing:
+        """What the comparison of a score that is a number gives. across: whether runs of two GPUs or engines are
+        compared where their noise was not measured.
+        """
+        row = self.run(baseline)
+        pairing = pair_up(self.store, self.contents, subject, row, terms)
+        apart = self.contents.hardware(row, subject.run, subject.score)
+        if apart is None or row.run_id == subject.run.run_id:
+            return pairing
+        if apart.is_measured or across:
+            return replace(pairing, notes=(apart.warning, *pairing.notes))
+        refusal = f"{apart.refusal}; the policy's `different_hardware: warn` compares all the same"
+        return replace(pairing, effect=None, unpaired=None, obstacles=(*pairing.obstacles, refusal))
 
 
 @contextmanager
@@ -148,7 +158,7 @@ def _task_row(
             row, metric=score.metric, decided="FAIL", reasons=(f"the result is {score.reported}, not a number",)
         )
     baseline = named.run_of(name)
-    pairing = gate.pair(subject, baseline, terms)
+    pairing = gate.pair(subject, baseline, terms, across=policy.different_hardware == "warn")
     metric = score.metric if score.filter == "none" else f"{score.metric} ({score.filter})"
     row = replace(
         row,

@@ -16,6 +16,7 @@ from leaderboard.readers.discovery import Candidate, date_of
 from leaderboard.readers.edited import of_receipt
 from leaderboard.readers.gold_answer import gold_score
 from leaderboard.readers.orphan_samples import WARNING, read_task
+from leaderboard.readers.ran_on import ran_on_of
 from leaderboard.readers.receipt import Receipt, ReceiptFailure, ReceiptFile, read_receipt, shown, storable, utc
 from leaderboard.readers.records import NO_FILTER, ReportedScore, Run, TaskRun
 from leaderboard.readers.results import Environment, Results, read_results
@@ -142,6 +143,7 @@ def _as_receipt_says(candidate: Candidate, receipt: Receipt, raw: Mapping[str, A
         matrices=[storable(matrix) for matrix in receipt.matrices],
         calibrations=[storable(used) for used in receipt.calibration],
         edited=known.edited,
+        ran_on=ran_on_of(receipt.ran_on),
     )
 
 

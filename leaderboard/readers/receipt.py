@@ -30,6 +30,7 @@ from leaderboard.readers.safe_json import canonical, clean, finite, load_json
 from leaderboard.readers.secrets import redacted_command, without_secrets
 
 FORMAT = 1
+LONGEST_NAME, MOST_GPUS = 200, 65_536
 DENSE, FACTORS = "dense", "factors"
 _READING = {"reading": True}
 _WITH_SETTINGS = ("model", "settings", "failure", "warnings")
@@ -223,6 +224,25 @@ class ReceiptStatistic(ReceiptPart):
     sink_tokens: tuple[Whole, Whole] | None = None
 
 
+Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
+
+
+class ReceiptRanOn(ReceiptPart):
+    """Where a run was made. host: its name in the network. gpus: the name of each GPU that was used, none on a CPU;
+    driver: version of NVIDIA's. ranks: processes that shared the work. engine: `hf`, `vllm` or `sglang`. sweep, cell:
+    the sweep that asked for the run, and which part of it. What is absent, or None, is not known.
+    """
+
+    host: Name | None = None
+    gpus: Annotated[list[Name], Field(max_length=MOST_GPUS)] = Field(default_factory=list)
+    driver: Name | None = None
+    ranks: Annotated[int, Field(ge=1, le=2**31)] | None = None
+    engine: Name | None = None
+    engine_version: Name | None = None
+    sweep: Name | None = None
+    cell: Name | None = None
+
+
 class ReceiptTotals(ReceiptPart):
     """Sums over the whole model. The figures after an edit are those of factored storage for matrices that it makes
     smaller, and dense otherwise; for a factored recipe they are those of the model as it runs.
@@ -275,7 +295,7 @@ class Receipt(ReceiptPart):
     epoch, and of removals on trial, one a trial. searches: one record a search, with every trial. calibration_loss: of
     the documents of each step, before and after it. seeds: python, numpy, torch, fewshot.
     settings: of the evaluation; tasks: the settings of each task by name; versions: of each package by name.
-    files: the other files of the folder.
+    files: the other files of the folder. ran_on: absent in receipts of before.
     """
 
     model_config = ConfigDict(frozen=False, validate_assignment=True)
@@ -295,6 +315,7 @@ class Receipt(ReceiptPart):
     settings: dict[str, Plain] = Field(default_factory=dict)
     tasks: dict[str, Plain] = Field(default_factory=dict)
     versions: dict[str, Plain] = Field(default_factory=dict)
+    ran_on: ReceiptRanOn | None = None
     weights: ReceiptWeights = Field(default_factory=ReceiptWeights)
     totals: ReceiptTotals | None = None
     speed: Unread[list[ReceiptSpeed]] = Field(default_factory=list)

@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from leaderboard.readers.ran_on import NOWHERE, RanOn
 from leaderboard.readers.receipt import ReceiptCalibration, ReceiptMatrix
 from leaderboard.readers.samples import Samples
 
@@ -130,6 +131,7 @@ class Run:
     asked: str | None = None  # JSON of `asked.asked_of`: what runs of one recipe may differ in
     former_id: str | None = None  # by the formula of earlier versions, where that gives another
     edited: bool | None = None  # None: the files do not say
+    ran_on: RanOn = NOWHERE
 
 
 class Rejection(NamedTuple):

@@ -2,7 +2,8 @@
 
 Notable choices:
 - Dates, durations, folders and the machine are left out. The same run copied elsewhere is the same run, and a second
-  run that came out the same under the same settings adds nothing.
+  run that came out the same under the same settings adds nothing. On another GPU, or by another engine, it does: it is
+  what runs there are compared with.
 - Samples tell two experiments apart by every answer. Where a task has none, the whole results file is hashed instead:
   shots, versions, configurations, counts, errors and keys that lm-eval does not write. Keys of the last kind count for
   runs with samples too, because only they say what somebody did to the model.
@@ -90,6 +91,7 @@ def _parts(run: Run, variant_id: str) -> list[Any]:
         outcome,
         tasks,
         [[matrix.name, matrix.digest_after] for matrix in run.matrices],
+        *([list(place)] if (place := run.ran_on.place).is_told else []),
     ]
 
 

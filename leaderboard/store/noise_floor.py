@@ -3,16 +3,19 @@
 Two runs of one unedited model, alike in everything but the batch size, differ by rounding alone. So does a run of a
 recipe that only decomposes and recomposes, `identity`, from its baseline, and it comes at no cost. The share of their
 answers that flip is what a recipe's flips have to exceed. Notable choices: such a pair is known by what the runs say of
-themselves, whoever made them, so a rebuild finds it again; only scores of 0 and 1 have one; where several pairs were
-measured, those with the baseline at hand count, and of them the largest.
+themselves, whoever made them, so a rebuild finds it again; only scores of 0 and 1 have one; both runs of a pair were
+made by one engine on one kind of GPU, as far as both say (`compare.hardware`); where several pairs were measured, those
+with the baseline at hand count, and of them the largest.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import NamedTuple
 
+from leaderboard.readers.ran_on import Place
 from leaderboard.readers.weights_digest import sql_same
 from leaderboard.store.database import Store
 
@@ -45,6 +48,7 @@ WITH pairs AS (
       AND o.device IS NOT DISTINCT FROM n.device AND o.lm_eval_version IS NOT DISTINCT FROM n.lm_eval_version
       AND o.transformers_version IS NOT DISTINCT FROM n.transformers_version
       AND o.torch_version IS NOT DISTINCT FROM n.torch_version
+      AND coalesce(o.gpu = n.gpu, true) AND coalesce(o.engine = n.engine, true)
     JOIN run_tasks tn ON tn.run_id = n.run_id
     JOIN run_tasks t ON t.run_id = o.run_id AND t.task = tn.task AND t.documents_hash = tn.documents_hash
         AND t.version IS NOT DISTINCT FROM tn.version
@@ -72,7 +76,7 @@ HAVING bool_and(sn.plain AND so.plain)
 
 
 class Floor(NamedTuple):
-    """One measurement, of one metric of a task."""
+    """One measurement, of one metric of a task. place: where both runs were made, as far as both say."""
 
     model_key: str
     run_id: str
@@ -84,6 +88,7 @@ class Floor(NamedTuple):
     flips: int
     batch_size: str | None
     other_batch_size: str | None
+    place: Place = Place()
 
     @property
     def rate(self) -> float:
@@ -115,18 +120,20 @@ def record(store: Store, run_id: str) -> None:
 
 def floors(store: Store) -> dict[tuple[str, str, str, str], list[Floor]]:
     """(model_key, task, metric, filter) -> its measurements, of runs that are still there."""
-    names = ", ".join(f"f.{name}" for name in Floor._fields)
+    names = ", ".join(f"f.{name}" for name in Floor._fields if name != "place")
     found: dict[tuple[str, str, str, str], list[Floor]] = defaultdict(list)
     for row in store.rows(
-        f"SELECT {names} FROM noise_floors f WHERE EXISTS (FROM runs r WHERE r.run_id = f.run_id) AND EXISTS (FROM runs"
-        " r WHERE r.run_id = f.other_run_id) ORDER BY f.task, f.metric, f.filter, f.run_id, f.other_run_id"
+        f"SELECT {names}, CASE WHEN r.engine = o.engine THEN r.engine END AS engine, CASE WHEN r.gpu = o.gpu THEN r.gpu"
+        " END AS gpu FROM noise_floors f JOIN runs r ON r.run_id = f.run_id JOIN runs o ON o.run_id = f.other_run_id"
+        " ORDER BY f.task, f.metric, f.filter, f.run_id, f.other_run_id"
     ):
-        floor = Floor(**row)
+        floor = Floor(place=Place(row.pop("engine"), row.pop("gpu")), **row)
         found[floor.model_key, floor.task, floor.metric, floor.filter].append(floor)
     return found
 
 
-def rate(measured: list[Floor], baseline: str) -> float | None:
+def rate(measured: Iterable[Floor], baseline: str) -> float | None:
     """The noise floor of comparisons with a baseline run; None where nothing was measured."""
-    own = [floor for floor in measured if baseline in (floor.run_id, floor.other_run_id)]
-    return max((floor.rate for floor in own or measured), default=None)
+    all_of_them = list(measured)
+    own = [floor for floor in all_of_them if baseline in (floor.run_id, floor.other_run_id)]
+    return max((floor.rate for floor in own or all_of_them), default=None)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from leaderboard.errors import LeaderboardError, UnknownRun
 from leaderboard.readers import asked
 from leaderboard.readers.asked import CONTROL_OF_REVISION, REVISION
+from leaderboard.readers.ran_on import Place
 from leaderboard.readers.records import BASELINE
 from leaderboard.store import decisions
 from leaderboard.store.database import Store
@@ -53,6 +54,13 @@ class RunRow:
     recipe_id: str | None = None
     asked: str | None = None
     edited: bool | None = None
+    engine: str | None = None
+    gpu: str | None = None
+
+    @property
+    def place(self) -> Place:
+        """Where it was made."""
+        return Place(self.engine, self.gpu)
 
     @property
     def may_be_baseline(self) -> bool:

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from leaderboard.metrics import GOLD_LOG_LIKELIHOOD
+from leaderboard.readers.ran_on import RanOn
 from leaderboard.readers.receipt import ReceiptMatrix
 from leaderboard.readers.records import ReportedScore, Run, RunVariant, TaskRun
 from leaderboard.readers.safe_json import canonical, digest, finite
@@ -109,9 +110,11 @@ def _own_id(variant: RunVariant) -> str:
 
 def _run_columns(store: Store, runs: Sequence[Run], variants: Sequence[str], moment: datetime) -> dict[str, list[Any]]:
     left_out = {"variant", "tasks", "scores", "matrices", "calibrations", "path", "files", "warnings", "request_cache"}
+    left_out.add("ran_on")
     columns = {
         field.name: [getattr(run, field.name) for run in runs] for field in fields(Run) if field.name not in left_out
     }
+    columns |= _picked([run.ran_on for run in runs], RanOn._fields)
     return columns | {
         "variant_id": list(variants),
         "path": [store.places.stored(run.path) for run in runs],

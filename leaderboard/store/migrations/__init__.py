@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import duckdb
 
 
-READABLE = 14
+READABLE = 17
 """The oldest schema that this code can read: later migrations add what only writers and SQL users need."""
 
 

@@ -1,0 +1,66 @@
+"""Where a run was made: machine, GPU, engine, and the sweep that asked for it, as far as its receipt says.
+
+Notable choice: a place is an engine and the names of GPUs, each once and in order. How many there were, the host and the
+versions may differ within one place.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from leaderboard.readers.receipt import ReceiptRanOn
+from leaderboard.readers.safe_json import clean
+
+ORDINARY = "hf"
+"""The engine of runs that no receipt says an engine of."""
+
+
+class Place(NamedTuple):
+    """What decides where a run was made; None where that is not known, and the GPU also where there was none."""
+
+    engine: str | None = None
+    gpu: str | None = None
+
+    @property
+    def is_told(self) -> bool:
+        """Whether it says more than that an ordinary engine was used, on what is not known."""
+        return self.gpu is not None or self.engine not in (None, ORDINARY)
+
+
+class RanOn(NamedTuple):
+    """By the columns of the store. gpu: as that of a `Place`; gpu_count: how many GPUs were used, 0 on a CPU. None where
+    it is not known.
+    """
+
+    host: str | None = None
+    gpu: str | None = None
+    gpu_count: int | None = None
+    driver: str | None = None
+    ranks: int | None = None
+    engine: str | None = None
+    engine_version: str | None = None
+    sweep: str | None = None
+    sweep_cell: str | None = None
+
+    @property
+    def place(self) -> Place:
+        """What decides whether it was made where another was."""
+        return Place(self.engine, self.gpu)
+
+
+NOWHERE = RanOn()
+
+
+def gpu_of(names: list[str]) -> str | None:
+    """The names of GPUs as one, each once; None where there are none."""
+    return ", ".join(sorted({clean(name) for name in names})) or None
+
+
+def ran_on_of(said: ReceiptRanOn | None) -> RanOn:
+    """What a receipt says, as it is stored."""
+    if said is None:
+        return NOWHERE
+    texts = (said.host, said.driver, said.engine, said.engine_version, said.sweep, said.cell)
+    host, driver, engine, version, sweep, cell = (text and clean(text) for text in texts)
+    gpus = list(said.gpus)
+    return RanOn(host, gpu_of(gpus), len(gpus), driver, said.ranks, engine, version, sweep, cell)
