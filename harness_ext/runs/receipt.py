@@ -18,6 +18,7 @@ from harness_ext.editing.records import statistics_used
 from harness_ext.errors import UserError, VariantFailed
 from harness_ext.recipe.recipe import Recipe
 from harness_ext.runs.progress import ProgressReport
+from harness_ext.runs.ran_on import gathered
 from harness_ext.runs.spec import RunSpec, digest
 from harness_ext.runs.versions import versions
 from harness_ext.storage import rundir
@@ -64,6 +65,7 @@ def opened(config: RunConfig, spec: RunSpec, lm: RecipeLM, recipe: Recipe, start
         settings=spec.settings,
         tasks=spec.task_settings,
         versions=versions(),
+        ran_on=gathered(lm),
     )
 
 

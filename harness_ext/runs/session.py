@@ -29,6 +29,7 @@ from harness_ext.model.completeness import check_headers
 from harness_ext.model.renames import as_loaded
 from harness_ext.recipe.recipe import Recipe, parse_recipe, parse_recipes
 from harness_ext.recipe.schema import Calibration, described
+from harness_ext.runs import ran_on
 from harness_ext.runs import receipt as receipts
 from harness_ext.runs.progress import ProgressReport
 from harness_ext.runs.spec import RunSpec
@@ -78,6 +79,8 @@ class Session:
         is at fault.
         """
         recipes = parse_recipes(self.config.recipes)
+        for variable in (ran_on.SWEEP, ran_on.CELL):
+            ran_on.sweep_name(variable)
         self.spec.begin()
         self._check_asked(recipes)
         rundir.prepare_root(self.root)
@@ -210,25 +213,52 @@ class Session:
 
     def _variant(self, recipe: Recipe) -> VariantOutcome:
         spec_id, former = self.spec.spec_id(recipe), self.spec.former_spec_id(recipe)
-        place = self.folder / f"{rundir.safe_name(recipe.label)}-{spec_id[:10]}"
+        place = self._place(recipe, spec_id)
+        elsewhere: dict[Path, str] = {}
         damaged = {} if not place.exists() else {place: f"{rundir.RECEIPT} is missing or cannot be read"}
         for run in rundir.finished_runs(self.folder):
             damaged.pop(run.path, None)
             if run.receipt.get("spec_id") not in (spec_id, former) or run.failed:
                 continue
-            damage = run.damage
-            if damage is None:
-                self.report.line(f"{recipe.label}: kept from {run.path} (same model, tasks and settings)")
-                for warning in self.spec.reworded(recipe):
-                    self.report.line(f"{recipe.label}: {warning}")
-                return VariantOutcome(recipe, run, reused=True)
-            damaged[run.path] = damage
+            damage, where = run.damage, self._here.is_not_of(run.receipt)
+            if damage is None and where is None:
+                return self._kept(recipe, run)
+            if damage is not None:
+                damaged[run.path] = damage
+            elif where is not None:
+                elsewhere[run.path] = where
         for path, damage in damaged.items():
             self.report.warn(f"{recipe.label}: the run in {path} is damaged ({damage}) and is made anew")
+        for path, where in elsewhere.items():
+            self.report.line(
+                f"{recipe.label}: the run in {path} was made on {where}, whose rounding may differ from that of"
+                f" {ran_on.in_words(self._here.place)}: it stays, and this is scored here as well"
+            )
+        if place in elsewhere:
+            place = place.with_name(f"{place.name}-{self._here.name}")
         started = time.perf_counter()
         run = self._make(recipe, place)
         self.report.finished(recipe, run, time.perf_counter() - started)
         return VariantOutcome(recipe, run, reused=False)
+
+    @cached_property
+    def _here(self) -> ran_on.Here:
+        return ran_on.here(self.harness)
+
+    def _place(self, recipe: Recipe, spec_id: str) -> Path:
+        """The folder of a variant made here. What a killed command left beside it goes on where the same GPU and engine
+        are, on whatever host.
+        """
+        made_on = f"-{self._here.name}" if self._here.place.is_told else ""
+        return self.folder / f"{rundir.safe_name(recipe.label)}-{spec_id[:10]}{made_on}"
+
+    def _kept(self, recipe: Recipe, run: FinishedRun) -> VariantOutcome:
+        where = self._here.of_another_kind(run.receipt)
+        made = "" if where is None else f"; it was made on {where}, this is {ran_on.in_words(self._here.place)}"
+        self.report.line(f"{recipe.label}: kept from {run.path} (same model, tasks and settings{made})")
+        for warning in self.spec.reworded(recipe):
+            self.report.line(f"{recipe.label}: {warning}")
+        return VariantOutcome(recipe, run, reused=True)
 
     def _make(self, recipe: Recipe, place: Path) -> FinishedRun:
         seconds = dict.fromkeys(("load", "evaluate"), 0.0)

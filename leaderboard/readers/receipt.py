@@ -351,6 +351,14 @@ def read_receipt(path: Path) -> tuple[Receipt, dict[str, Any]]:
     return receipt, data
 
 
+def read_ran_on(value: Any) -> ReceiptRanOn | None:
+    """What a receipt's JSON says of where the run was made; None where it says nothing that can be read."""
+    try:
+        return ReceiptRanOn.model_validate(value, context=_READING)
+    except ValidationError:
+        return None
+
+
 def public_receipt(data: Any) -> Any:
     """A receipt's JSON without tokens and passwords, which were written before they were kept out."""
     if not isinstance(data, dict):
