@@ -24,9 +24,14 @@ from leaderboard.readers.discovery import RECEIPT
 from leaderboard.readers.receipt import read_receipt
 from leaderboard.store import queries
 from leaderboard.store.database import Store
+from leaderboard.store.noise_floor import floors_in
 
 if TYPE_CHECKING:
     import pandas
+
+
+PATIENCE_SECONDS = 30.0
+"""How long a busy database is waited for."""
 
 
 class RunComparison(NamedTuple):
@@ -40,8 +45,8 @@ class RunComparison(NamedTuple):
         return cells_frame(self.cells)
 
 
-def compare_paths(a: Path, b: Path, *, margin: float = DEFAULT_MARGIN) -> RunComparison:
-    """Compare run directory or results file `b` with `a`.
+def compare_paths(a: Path, b: Path, *, margin: float = DEFAULT_MARGIN, database: Path | None = None) -> RunComparison:
+    """Compare run directory or results file `b` with `a`. database: whose noise floors count, if it is there.
 
     Raises `LeaderboardError` where either path does not hold exactly one run, or both hold the same one.
     """
@@ -63,7 +68,12 @@ def compare_paths(a: Path, b: Path, *, margin: float = DEFAULT_MARGIN) -> RunCom
             raise LeaderboardError(f"{a if first == 'failed' else b} holds a failed run: there is nothing to compare")
         cells = [
             cell
-            for cell in board(report.store, baseline_run=report.added[0], margin=margin)
+            for cell in board(
+                report.store,
+                baseline_run=report.added[0],
+                margin=margin,
+                floors=None if database is None else floors_in(database, PATIENCE_SECONDS),
+            )
             if cell.run_id == report.added[1]
         ]
         return RunComparison(
@@ -74,12 +84,17 @@ def compare_paths(a: Path, b: Path, *, margin: float = DEFAULT_MARGIN) -> RunCom
         report.store.connection.close()
 
 
-def with_controls(compared: RunComparison, run: Path, controls: Sequence[Path]) -> RunComparison:
-    """The comparison of a run, each cell with what the run is against these controls of its recipe on its task."""
+def with_controls(
+    compared: RunComparison, run: Path, controls: Sequence[Path], database: Path | None = None
+) -> RunComparison:
+    """The comparison of a run, each cell with what the run is against these controls of its recipe on its task.
+    database: as of `compare_paths`.
+    """
     pairs: dict[str, list[Cell]] = {}
     for control in controls:
         try:
-            name, found = read_receipt(control / RECEIPT)[0].recipe.control, compare_paths(control, run)
+            name = read_receipt(control / RECEIPT)[0].recipe.control
+            found = compare_paths(control, run, database=database)
         except LeaderboardError:  # a control that cannot be read says nothing of the run
             continue
         for cell in found.cells:

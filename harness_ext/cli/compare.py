@@ -49,9 +49,9 @@ examples:
 
         first, second = place_of(args.a, args.database, "A"), place_of(args.b, args.database, "B")
         tell([*first.notes, *second.notes])
-        compared = compare_paths(first.path, second.path)
+        compared = compare_paths(first.path, second.path, database=args.database)
         controls = [path for path in controls_beside(second.path) if path.resolve() != first.path.resolve()]
-        compared = with_controls(compared, second.path, controls)
+        compared = with_controls(compared, second.path, controls, args.database)
         if args.form == "text":
             _print(compared, second.path, controls)
         else:

@@ -13,11 +13,13 @@ from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
 from leaderboard.commands import RUN_HELP
 
 if TYPE_CHECKING:
+    from leaderboard.readers.ran_on import RanOn
     from leaderboard.store.database import Store
     from leaderboard.store.queries import RunRow
     from leaderboard.terminal.output import Row
 
 SHOWN = 20
+_FILTERS = ("model", "recipe", "task", "gpu", "sweep", "status")
 _SHORT_TASK = 16  # letters of a task's name that stands in place of its number
 EPILOG = """
 examples:
@@ -100,6 +102,8 @@ def _add_list_arguments(parser: argparse.ArgumentParser, *, inner: bool) -> None
         ("model", "Only runs of this model: its name, its last part, or how either begins"),
         ("recipe", "Only runs of this recipe: its label, or, if none is called so, how it begins"),
         ("task", "Only runs that scored this task"),
+        ("gpu", "Only runs made on a GPU whose name has this in it, such as H100"),
+        ("sweep", "Only runs of the sweep of this name"),
     ):
         parser.add_argument(f"--{name}", default=default(None), metavar=f"<{name}>", help=text)
     parser.add_argument(
@@ -128,7 +132,7 @@ def _list(args: argparse.Namespace) -> None:
             names = shown_names(store)
             rows = [{**row, "model": names[row["model_key"]]} for row in rows]
     if not found:
-        asked = [f"--{name} {value}" for name in ("model", "recipe", "task", "status") if (value := vars(args)[name])]
+        asked = [f"--{name} {value}" for name in _FILTERS if (value := vars(args)[name])]
         with_what = f" with {' '.join(asked)}" if asked else ""
         ingest = "" if asked else ": `lm_eval run --recipe ...` and `lm_eval ingest` add some"
         tell([f"{args.database} holds no runs{with_what}{ingest}"])
@@ -170,15 +174,25 @@ def _filtered(store: Store, args: argparse.Namespace) -> list[RunRow]:
     if args.task is not None:
         scored = queries.runs_of_task(store, args.task)
         wanted = [run for run in wanted if run.run_id in scored]
+    if args.gpu is not None or args.sweep is not None:
+        made = queries.ran_on(store, [run.run_id for run in wanted])
+        wanted = [run for run in wanted if _was_made(made[run.run_id], args.gpu, args.sweep)]
     rows = {run.run_id: run for run in queries.runs(store)}
     return [rows[run.run_id] for run in wanted]
+
+
+def _was_made(made: RanOn, gpu: str | None, sweep: str | None) -> bool:
+    """Whether a run was made on a GPU of such a name, and for the sweep of this name; None asks for nothing."""
+    on_gpu = gpu is None or gpu.casefold() in (made.gpu or "").casefold()
+    return on_gpu and (sweep is None or sweep == made.sweep)
 
 
 def _rows(store: Store, runs: list[RunRow]) -> list[Row]:
     from leaderboard.board.labels import stored_names
     from leaderboard.store import queries
 
-    names, tasks = stored_names(store), queries.run_tasks(store, [run.run_id for run in runs])
+    run_ids = [run.run_id for run in runs]
+    names, tasks, made = stored_names(store), queries.run_tasks(store, run_ids), queries.ran_on(store, run_ids)
     return [
         {
             "status": run.status,
@@ -193,6 +207,7 @@ def _rows(store: Store, runs: list[RunRow]) -> list[Row]:
             "dtype": run.dtype,
             "device": run.device,
             "batch_size": run.batch_size,
+            **made[run.run_id]._asdict(),
             "failure": run.failure,
             "path": run.path,
         }

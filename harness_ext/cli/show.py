@@ -55,7 +55,9 @@ examples:
     @staticmethod
     def execute(args: argparse.Namespace) -> None:
         from leaderboard.board.board import board
+        from leaderboard.store import queries
         from leaderboard.store.database import open_store
+        from leaderboard.terminal.format import plain
 
         with open_store(args.database, read_only=True) as store:
             meant = _meant(store, args.name)
@@ -63,6 +65,7 @@ examples:
                 print("No results to show yet.")
                 return
             cells = board(store, models=[meant.model_key])
+            made = queries.ran_on(store, [meant.run_id]) if meant.run_id else {}
         tell(meant.notes)
         shown = [cell for cell in cells if meant.run_id in (None, cell.run_id)]
         if args.form != "text":
@@ -70,6 +73,8 @@ examples:
             return
         _check_task(args.by, cells)
         _print(cells, shown, args)
+        if where := " ".join(ran_on.in_words() for ran_on in made.values()):
+            print(f"\nmade on   {plain(where)}")
 
 
 def _print(cells: Sequence[Cell], shown: Sequence[Cell], args: argparse.Namespace) -> None:

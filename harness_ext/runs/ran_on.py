@@ -63,7 +63,9 @@ def sweep_name(variable: str) -> str | None:
     if not text:
         return None
     if len(text) > _LONGEST or not text.isprintable():
-        raise UserError(f"{variable} must be at most {_LONGEST} characters that can be printed: it names part of a sweep")
+        raise UserError(
+            f"{variable} must be at most {_LONGEST} printable characters, as part of a sweep's name"
+        )
     return text
 
 

@@ -16,7 +16,7 @@ from leaderboard.terminal.marks import legend
 
 _FACTS = """
 SELECT v.model_type AS architecture, coalesce(r.parameters_before, v.parameters) AS parameters, v.dtype, r.batch_size,
-    r.backend, r.lm_eval_version, v.model_name
+    r.backend, r.lm_eval_version, v.model_name, r.gpu, r.driver, r.engine
 FROM runs r JOIN variants v USING (variant_id) WHERE v.model_key = ? AND r.status = 'complete'
 """
 _MOST_VALUES = 3
@@ -56,6 +56,11 @@ def board_badges(facts: Mapping[str, Sequence[str]], cells: Iterable[Cell]) -> l
         "no limit" if subsets == {None} else _several("scored:", limits) if limits else "",
         _several("batch", facts.get("batch_size", ())),
         _several("lm-eval", facts.get("lm_eval_version", ())),
+        *(
+            _several(words, facts[name])
+            for name, words in (("gpu", "GPU"), ("driver", "driver"), ("engine", "engine"))
+            if len(facts.get(name, ())) > 1
+        ),
         *(
             f"baseline {run_id[:8]}" + (f", {cell.started:%d %b %Y, %H:%M}" if cell.started else "")
             for run_id, cell in list(baselines.items())[:1]

@@ -16,12 +16,23 @@ from leaderboard.terminal.format import plain
 
 _EDIT = ("recipe", "recipe's steps", "control", "calibration", "weights digest", "parameters after")
 """What the edit itself makes differ."""
-_EVERY_TIME = ("started", "folder", "run")
+_EVERY_TIME = ("started", "folder", "run", "cell of the sweep")
 """What is another in every run."""
 _HEAD = ("run", "started", "recipe", "calibration", "parameters after", "tasks", "engine")
 """Rows of the table, in this order, before all others."""
 _RENAMED = {"backend": "engine"}
-_SAID = ("dtype", "engine", "batch size", "device", "lm-eval", "transformers", "torch", "model", "settings.limit")
+_SAID = (
+    "dtype",
+    "engine",
+    "batch size",
+    "device",
+    "GPU",
+    "lm-eval",
+    "transformers",
+    "torch",
+    "model",
+    "settings.limit",
+)
 """What is worth a word where it is the same."""
 _COPIES = frozenset(
     {

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from leaderboard.board import labels, reported
@@ -35,6 +36,7 @@ from leaderboard.metrics import DEFAULT_MARGIN, named
 from leaderboard.readers.records import BASELINE
 from leaderboard.readers.safe_json import no_collection
 from leaderboard.store.database import Store
+from leaderboard.store.noise_floor import Floors, together
 from leaderboard.store.queries import RunRow
 
 _AT_ONCE = 20  # runs judged between two looks at the clock
@@ -47,16 +49,20 @@ def board(
     baseline_run: str | None = None,
     margin: float = DEFAULT_MARGIN,
     known: Effects | None = None,
+    floors: Floors | None = None,
 ) -> list[Cell]:
     """All cells, or those of some models, by model, task and time.
 
     `baseline_run` compares everything with that run instead. `margin` is for scores in [0, 1]; see `judge` for others.
-    `known` keeps effects from one call to the next: runs never change, so neither do they. The correction is over all
+    `known` keeps effects from one call to the next: runs never change, so neither do they. `floors`: noise measured by
+    runs of another store. The correction is over all
     cells of a model. Raises `UnknownRun`.
     """
     wanted = None if models is None else set(models)
     with no_collection():
         contents = read_contents(store, known, models=wanted, and_run=baseline_run)
+        if floors:
+            contents = replace(contents, floors=together(floors, contents.floors))
         fixed = _the_run(contents, baseline_run) if baseline_run else None
         memory = verdict_cache.recall(store, contents.run_ids(wanted)) if margin == DEFAULT_MARGIN else None
         cells = []

@@ -2,10 +2,10 @@
 
 Notable choices:
 - Only an unedited run that is in the score's comparability key (`comparability`) will do: the same task by its code and
-  data, the same documents, shots and so on. Runs by the same engine on the same GPU come before others (`hardware`),
-  then those of the recipe `baseline` before plain ones of lm-eval, those whose files say that the model is unedited
-  before those whose files leave it open, the same settings before others, a task that is known to be the same before
-  one of which that is not known, and of equals the latest.
+  data, the same documents, shots and so on, and an engine and a GPU that it may be compared across (`hardware`). Those
+  of the run itself come before others, then runs of the recipe `baseline` before plain ones of lm-eval, those whose
+  files say that the model is unedited before those whose files leave it open, the same settings before others, a task
+  that is known to be the same before one of which that is not known, and of equals the latest.
 - "Latest" goes by when a run was started, which stands in its files. The order of ingest does not: a rebuild reads the
   folders in another order, and archived runs may come in late.
 - A pinned run comes first where it will do, edited or not; where another run does and it does not, the reason is said.

@@ -14,7 +14,7 @@ from leaderboard.store import noise_floor, queries
 from leaderboard.store.answer_samples import AnswerSamples
 from leaderboard.store.database import Store
 from leaderboard.store.families import shown_names
-from leaderboard.store.noise_floor import Floor
+from leaderboard.store.noise_floor import Floor, Floors
 from leaderboard.store.paired_samples import PairedSamples, SampleCounts
 from leaderboard.store.queries import Calibrated, RunRow, RunTaskRow, ScoreRow
 
@@ -33,7 +33,7 @@ class Contents:
     names: dict[str, str]
     samples: PairedSamples
     answers: AnswerSamples
-    floors: dict[tuple[str, str, str, str], list[Floor]]
+    floors: Floors
     effects: Effects
     controls: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     calibrated: dict[str, Calibrated] = field(default_factory=dict)

@@ -44,10 +44,10 @@ class Elsewhere:
     @property
     def refusal(self) -> str:
         """Why there is no comparison, and the way out."""
-        lacking = " and ".join(words(place) for place in self.unmeasured)
+        lacking = "either" if len(self.unmeasured) == 2 else words(self.unmeasured[0])
         return (
             f"{self._differences()}, and the noise of this metric was not measured on {lacking}: score the unedited"
-            " model where this run was made, or measure both with `lm_eval noise` (for scores of right or wrong)"
+            " model where this run was made, or measure it with `lm_eval noise` on both (for scores of right or wrong)"
         )
 
     def _differences(self) -> str:

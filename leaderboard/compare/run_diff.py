@@ -24,6 +24,14 @@ _FACTS = {
     "dtype": "dtype",
     "backend": "backend",
     "device": "device",
+    "gpu": "GPU",
+    "gpu_count": "number of GPUs",
+    "driver": "GPU driver",
+    "host": "host",
+    "ranks": "ranks",
+    "engine_version": "engine version",
+    "sweep": "sweep",
+    "sweep_cell": "cell of the sweep",
     "batch_size": "batch size",
     "lm_eval_version": "lm-eval",
     "transformers_version": "transformers",
@@ -72,6 +80,8 @@ def compare_facts(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[D
 
 def _facts(run: Mapping[str, Any]) -> dict[str, str]:
     found = {words: str(run[name]) for name, words in _FACTS.items() if run.get(name) not in (None, "")}
+    if run.get("engine"):
+        found["backend"] = str(run["engine"])  # as the receipt names it
     for column, words in _TREES.items():
         found.update(_leaves(_json(run.get(column)), words))
     return found

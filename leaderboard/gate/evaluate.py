@@ -25,12 +25,10 @@ from leaderboard.gate.policy import Policy, Requirement, SuitePolicy, TaskPolicy
 from leaderboard.gate.runs import Named
 from leaderboard.readers.records import ReportedScore, Run
 from leaderboard.store.database import Store, memory_store
-from leaderboard.store.noise_floor import Floor
+from leaderboard.store.noise_floor import Floors, together
 from leaderboard.store.queries import RunRow, ScoreRow
 from leaderboard.store.writer import add_run
 from leaderboard.terminal.format import unpaired_words
-
-Floors = Mapping[tuple[str, str, str, str], list[Floor]]
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def gate_store(runs: Sequence[Run], floors: Floors) -> Iterator[GateStore]:
             except Unreadable as error:
                 raise LeaderboardError(f"{run.path}: {error}") from None
         contents = read_contents(store)
-        yield GateStore(store, replace(contents, floors={**floors, **contents.floors}))
+        yield GateStore(store, replace(contents, floors=together(floors, contents.floors)))
     finally:
         store.connection.close()
 

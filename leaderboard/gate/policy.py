@@ -92,9 +92,9 @@ class Policy(_Strict):
     alpha: the level of every one-sided test. margin, critical_margin: for scores within [0, 1], and relative or scaled
     to the spread for others, as on the board. others: whether tasks that the file does not name are gated with the
     margin of non-critical ones. overall: one margin over the tasks; without it every row decides. allow_unpaired:
-    whether tasks without samples are decided by the two scores alone. different_hardware: whether runs on two GPUs, or by
-    two engines, are incomparable where `lm_eval noise` has not measured both, or compared with a warning. No key is about candidates that collapsed
-    (`compare.collapse`): they always fail.
+    whether tasks without samples are decided by the two scores alone. different_hardware: whether runs on two GPUs, or
+    by two engines, are incomparable where `lm_eval noise` has not measured both, or compared with a warning. No key is
+    about candidates that collapsed (`compare.collapse`): they always fail.
     """
 
     alpha: Annotated[float, Field(gt=0, le=0.2)] = 0.05

@@ -12,12 +12,13 @@ from typing import Any, Literal, NamedTuple
 from leaderboard.errors import LeaderboardError
 from leaderboard.gate.changes import RunChange, changes, findings, moved_baseline
 from leaderboard.gate.decision import EXIT_CODES, GateRow, Verdict, decide, overall
-from leaderboard.gate.evaluate import Floors, GateStore, gate_store, rows_against, with_metrics
+from leaderboard.gate.evaluate import GateStore, gate_store, rows_against, with_metrics
 from leaderboard.gate.policy import Policy
 from leaderboard.gate.runs import Named, base_of, baselines_of
 from leaderboard.readers.records import BASELINE, Run
-from leaderboard.store import decisions, noise_floor
+from leaderboard.store import decisions
 from leaderboard.store.database import open_store
+from leaderboard.store.noise_floor import floors_in
 from leaderboard.store.writer import now
 
 PATIENCE_SECONDS = 5.0
@@ -105,7 +106,7 @@ def judge_candidate(candidate: Run, policy: Policy, asked: Sequence[str], databa
     baselines = baselines_of(candidate, asked, database)
     unedited = _unedited(candidate, baselines, database)
     runs = _all_runs(candidate, baselines, unedited)
-    with gate_store([with_metrics(run, policy) for run in runs], _floors(database)) as gate:
+    with gate_store([with_metrics(run, policy) for run in runs], floors_in(database, PATIENCE_SECONDS)) as gate:
         rows = decide(
             [row for named in baselines for row in rows_against(gate, candidate, named, policy)], policy.alpha
         )
@@ -206,16 +207,6 @@ def _all_runs(candidate: Run, baselines: Sequence[Named], unedited: UneditedRuns
         candidate,
     ]
     return sorted({run.run_id: run for run in runs}.values(), key=lambda run: run.variant.recipe_name != BASELINE)
-
-
-def _floors(database: Path) -> Floors:
-    if not database.exists():
-        return {}
-    try:
-        with open_store(database, read_only=True, timeout_s=PATIENCE_SECONDS) as store:
-            return noise_floor.floors(store)
-    except LeaderboardError:  # a floor is shown beside a verdict and never decides one
-        return {}
 
 
 def _with_changes(drops: Mapping[str, float | None]) -> dict[str, float | None]:

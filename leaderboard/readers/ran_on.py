@@ -1,11 +1,12 @@
 """Where a run was made: machine, GPU, engine, and the sweep that asked for it, as far as its receipt says.
 
-Notable choice: a place is an engine and the names of GPUs, each once and in order. How many there were, the host and the
-versions may differ within one place.
+Notable choice: a place is an engine and the names of GPUs, each once and in order. How many there were, the host and
+the versions may differ within one place.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from leaderboard.readers.receipt import ReceiptRanOn
@@ -28,8 +29,8 @@ class Place(NamedTuple):
 
 
 class RanOn(NamedTuple):
-    """By the columns of the store. gpu: as that of a `Place`; gpu_count: how many GPUs were used, 0 on a CPU. None where
-    it is not known.
+    """By the columns of the store. gpu: as that of a `Place`; gpu_count: how many GPUs were used, 0 on a CPU. None
+    where it is not known.
     """
 
     host: str | None = None
@@ -42,6 +43,20 @@ class RanOn(NamedTuple):
     sweep: str | None = None
     sweep_cell: str | None = None
 
+    def in_words(self) -> str:
+        """`node7, 2 x NVIDIA H100 (driver 570.1), vllm 0.11.0, sweep low-rank, cell 3`; empty where none is known."""
+        many = f"{self.gpu_count} x " if self.gpu_count and self.gpu_count > 1 else ""
+        driver = f" (driver {self.driver})" if self.driver else ""
+        known = (
+            self.host,
+            f"{many}{self.gpu}{driver}" if self.gpu else "no GPU" if self.gpu_count == 0 else None,
+            f"{self.ranks} ranks" if self.ranks and self.ranks > 1 else None,
+            " ".join(filter(None, [self.engine, self.engine_version])),
+            f"sweep {self.sweep}" if self.sweep else None,
+            f"cell {self.sweep_cell}" if self.sweep_cell else None,
+        )
+        return ", ".join(filter(None, known))
+
     @property
     def place(self) -> Place:
         """What decides whether it was made where another was."""
@@ -51,7 +66,7 @@ class RanOn(NamedTuple):
 NOWHERE = RanOn()
 
 
-def gpu_of(names: list[str]) -> str | None:
+def gpu_of(names: Sequence[str]) -> str | None:
     """The names of GPUs as one, each once; None where there are none."""
     return ", ".join(sorted({clean(name) for name in names})) or None
 

@@ -154,6 +154,7 @@ def badges(report: Report) -> list[str]:
     runs, baseline = report.runs, _baseline(report)
     documents = [cell.n for cell in report.cells if cell.n is not None]
     parameters = {run.parameters for run in runs if run.parameters}
+    engines = {run.row.engine for run in runs if run.row.engine}
     found = [
         " and ".join(f"{magnitude(count)} parameters" for count in sorted(parameters)),
         *_differing("", (run.model_type for run in runs)),
@@ -166,6 +167,8 @@ def badges(report: Report) -> list[str]:
         ),
         *_differing("batch ", (run.row.batch_size for run in runs)),
         *_differing("device ", (run.row.device for run in runs)),
+        *_differing("GPU ", (run.row.gpu for run in runs)),
+        *(_differing("engine ", engines) if len(engines) > 1 else []),
         counted(len(runs), "run", "runs"),
         f"baseline {baseline.row.run_id[:8]}{_on(baseline)}" if baseline else "",
         *(f"{name} {_joined(run.versions.get(name) for run in runs)}" for name in _TELLING if _known(runs, name)),

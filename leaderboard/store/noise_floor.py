@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
+from leaderboard.errors import LeaderboardError
 from leaderboard.readers.ran_on import Place
 from leaderboard.readers.weights_digest import sql_same
-from leaderboard.store.database import Store
+from leaderboard.store.database import Store, open_store
 
 UNCHANGING = "identity"
 """The method that gives every matrix back as it was, but for rounding."""
@@ -96,6 +98,10 @@ class Floor(NamedTuple):
         return self.flips / self.documents
 
 
+Floors = Mapping[tuple[str, str, str, str], list[Floor]]
+"""(model_key, task, metric, filter) -> its measurements."""
+
+
 def unchanging(recipe_resolved: str | None) -> bool:
     """Whether a resolved recipe (JSON) only gives every matrix back."""
     try:
@@ -130,6 +136,23 @@ def floors(store: Store) -> dict[tuple[str, str, str, str], list[Floor]]:
         floor = Floor(place=Place(row.pop("engine"), row.pop("gpu")), **row)
         found[floor.model_key, floor.task, floor.metric, floor.filter].append(floor)
     return found
+
+
+def floors_in(database: Path, patience_s: float) -> Floors:
+    """The measurements that a database holds; none where there is no such file, or it cannot be read."""
+    if not database.exists():
+        return {}
+    try:
+        with open_store(database, read_only=True, timeout_s=patience_s) as store:
+            return floors(store)
+    except LeaderboardError:  # the comparison at hand needs no database
+        return {}
+
+
+def together(first: Floors, second: Floors) -> Floors:
+    """The measurements of two stores, each once."""
+    keys = dict.fromkeys([*first, *second])
+    return {key: list(dict.fromkeys([*first.get(key, ()), *second.get(key, ())])) for key in keys}
 
 
 def rate(measured: Iterable[Floor], baseline: str) -> float | None:

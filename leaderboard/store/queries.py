@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from leaderboard.errors import LeaderboardError, UnknownRun
 from leaderboard.readers import asked
 from leaderboard.readers.asked import CONTROL_OF_REVISION, REVISION
-from leaderboard.readers.ran_on import Place
+from leaderboard.readers.ran_on import Place, RanOn
 from leaderboard.readers.records import BASELINE
 from leaderboard.store import decisions
 from leaderboard.store.database import Store
@@ -141,6 +141,15 @@ def _run_row(store: Store, values: dict[str, Any]) -> RunRow:
     row = object.__new__(RunRow)
     row.__dict__.update(values)
     return row
+
+
+def ran_on(store: Store, run_ids: list[str]) -> dict[str, RanOn]:
+    """run_id -> where the run was made, of some runs."""
+    names = ", ".join(RanOn._fields)
+    rows = store.connection.execute(
+        f"SELECT run_id, {names} FROM runs WHERE run_id IN (SELECT unnest($1))", [run_ids]
+    ).fetchall()
+    return {run_id: RanOn._make(said) for run_id, *said in rows}
 
 
 def superseded_runs(store: Store) -> set[str]:

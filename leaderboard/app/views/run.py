@@ -18,6 +18,7 @@ from leaderboard.board.further import all_metrics
 from leaderboard.board.layers import edits
 from leaderboard.errors import Busy, LeaderboardError
 from leaderboard.readers.asked import revision_of
+from leaderboard.readers.ran_on import RanOn
 from leaderboard.readers.records import BASELINE
 from leaderboard.terminal.format import plain
 
@@ -181,6 +182,7 @@ def show_facts(run: dict[str, Any]) -> None:
     with left:
         st.subheader("Versions and machine", anchor=False)
         machine = {name: run[name] for name in ("backend", "device", "dtype", "batch_size", "started", "finished")}
+        machine |= {name: run[name] for name in RanOn._fields}
         layout.facts_table(
             _versions(run) | machine | {f"seconds: {k}": round(v, 2) for k, v in _numbers(run["seconds"]).items()}
         )

@@ -1,0 +1,200 @@
+"""Runs of two GPUs or engines: when they are compared, with which noise floor, and with which baseline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from leaderboard.board.cell import Cell
+from leaderboard.compare.hardware import are_two
+from leaderboard.compare_runs import compare_paths
+from leaderboard.ingest import ingest
+from leaderboard.readers.ran_on import Place
+from leaderboard.store.database import open_store
+from leaderboard.store.noise_floor import floors
+from tests.leaderboard.board.judging import recipe_cell
+from tests.leaderboard.gate.gating import gated, row
+
+A100, H100 = "NVIDIA A100", "NVIDIA H100"
+
+
+def on(gpu: str | None, engine: str = "hf", **more: Any) -> dict[str, Any]:
+    """What a receipt says of where its run was made."""
+    return {"ran_on": {"gpus": [gpu] if gpu else [], "engine": engine, **more}}
+
+
+class TestPlaces:
+    """What is known to be two places."""
+
+    @pytest.mark.parametrize(
+        ("first", "second", "two"),
+        [
+            (Place("hf", A100), Place("hf", A100), False),
+            (Place("hf", A100), Place("hf", H100), True),
+            (Place("hf", A100), Place("vllm", A100), True),
+            (Place("hf", A100), Place("hf", None), False),
+            (Place(), Place("vllm", H100), False),
+            (Place("hf", None), Place("vllm", None), True),
+        ],
+    )
+    def test_both_must_say(self, first: Place, second: Place, two: bool) -> None:
+        assert are_two(first, second) is two and are_two(second, first) is two
+
+
+class TestBoard:
+    """The board of one recipe whose baseline was made elsewhere."""
+
+    def cell(self, made: Any, kit: Any, base: dict[str, Any], laser: dict[str, Any]) -> Cell:
+        before, after = kit.pair(300, 150, lost=60)
+        made.run("baseline", {"sums": before}, **base)
+        made.run("laser", {"sums": after}, **laser)
+        return recipe_cell(made.board())
+
+    @pytest.mark.parametrize(
+        ("base", "laser"),
+        [
+            ({}, {}),
+            ({}, on(H100)),
+            (on(A100), {}),
+            (on(None), on(H100)),
+            (on(H100, host="one", driver="550"), on(H100, host="two", driver="570", ranks=4)),
+        ],
+    )
+    def test_one_place_or_an_unknown_one_is_compared_as_ever(
+        self, made: Any, kit: Any, base: dict[str, Any], laser: dict[str, Any]
+    ) -> None:
+        found = self.cell(made, kit, base, laser)
+        assert found.verdict == "worse" and not any("differs" in note for note in found.notes)
+
+    @pytest.mark.parametrize(
+        ("laser", "words"),
+        [
+            (on(H100), f"GPU differs: baseline {A100}, this run {H100}, and the noise of this metric was not measured"),
+            (on(A100, "vllm"), "engine differs: baseline hf, this run vllm, and the noise"),
+            (on(H100, "vllm"), f"engine differs: baseline hf, this run vllm and GPU differs: baseline {A100}"),
+        ],
+    )
+    def test_two_places_are_not(self, made: Any, kit: Any, laser: dict[str, Any], words: str) -> None:
+        found = self.cell(made, kit, on(A100), laser)
+        assert (found.verdict, found.delta, found.baseline_score) == ("incomparable", None, 0.5)
+        assert found.notes[0].startswith(words) and "`lm_eval noise`" in found.notes[0]
+
+    def test_a_baseline_of_the_same_place_is_preferred_to_a_later_one(self, made: Any, kit: Any) -> None:
+        before, after = kit.pair(300, 150, lost=60)
+        made.run("baseline", {"sums": before}, **on(H100), started="2026-01-01T00:00:00+00:00")
+        other = kit.pair(300, 150, lost=1)[1]
+        made.run("baseline", {"sums": other}, folder="later", **on(A100), started="2026-05-01T00:00:00+00:00")
+        made.run("laser", {"sums": after}, **on(H100))
+        cells = made.board()
+        found = recipe_cell(cells)
+        assert (found.verdict, found.lost) == ("worse", 60)
+        assert [cell.verdict for cell in cells if cell.recipe == "baseline"] == ["baseline"] * 2
+
+    def test_equal_results_of_two_gpus_are_two_runs(self, made: Any, kit: Any) -> None:
+        before, after = kit.pair(300, 150, lost=60)
+        for gpu in (A100, H100):
+            made.run("baseline", {"sums": before}, folder=f"base {gpu}", **on(gpu))
+        made.run("laser", {"sums": after}, **on(H100))
+        cells = made.board()
+        assert len(cells) == 3 and recipe_cell(cells).verdict == "worse"
+
+    def test_a_control_made_elsewhere_says_nothing(self, made: Any, kit: Any) -> None:
+        before, after = kit.pair(300, 150, gained=60)
+        made.run("baseline", {"sums": before}, **on(H100))
+        laser = made.run("laser", {"sums": after}, **on(H100))
+        assert laser.is_dir()
+        assert recipe_cell(made.board()).beats_controls is None
+
+
+class TestNoise:
+    """The floor of each place."""
+
+    def measured(self, made: Any, kit: Any, *flips: tuple[str, int]) -> None:
+        before = kit.pair(300, 150)[0]
+        for number, (gpu, lost) in enumerate(flips):
+            made.run("baseline", {"sums": before}, folder=f"base {gpu}", **on(gpu), started=f"2026-01-0{number + 1}")
+            made.run(
+                "baseline",
+                {"sums": kit.pair(300, 150, lost=lost)[1]},
+                folder=f"noise {gpu}",
+                config={"batch_size": 16},
+                spec_id=f"noise {gpu}",
+                started=f"2025-01-0{number + 1}",
+                **on(gpu),
+            )
+
+    def pair(self, made: Any, kit: Any) -> Cell:
+        made.run("laser", {"sums": kit.pair(300, 150, lost=60)[1]}, **on("NVIDIA B200"))
+        return recipe_cell(made.board())
+
+    def test_is_measured_within_one_place_alone(self, made: Any, kit: Any) -> None:
+        self.measured(made, kit, (A100, 3), (H100, 9))
+        report = ingest(made.root, None)
+        assert report.store is not None
+        found = {(floor.place, floor.flips) for of in floors(report.store).values() for floor in of}
+        assert found == {(Place("hf", A100), 3), (Place("hf", H100), 9)}
+
+    def test_each_place_has_its_own(self, made: Any, kit: Any) -> None:
+        self.measured(made, kit, (A100, 3), (H100, 9))
+        made.run("laser", {"sums": kit.pair(300, 150, lost=60)[1]}, **on(A100))
+        made.run("svd", {"sums": kit.pair(300, 150, lost=61)[1]}, **on(H100))
+        cells = made.board()
+        assert recipe_cell(cells).noise_floor == pytest.approx(3 / 300)
+        assert recipe_cell(cells, "svd").noise_floor == pytest.approx(9 / 300)
+
+    def test_measured_in_both_places_they_are_compared_and_the_larger_counts(self, made: Any, kit: Any) -> None:
+        self.measured(made, kit, (A100, 3), (H100, 9))
+        before, after = kit.pair(300, 150, lost=60)
+        places = [path for path in made.root.glob("*/base*A100")]
+        laser = made.run("laser", {"sums": after}, **on(H100))
+        database = made.root / "board.duckdb"
+        ingest(made.root, database)
+        (found,) = compare_paths(places[0], laser, database=database).cells
+        assert (found.verdict, found.lost) == ("worse", 60) and found.noise_floor == pytest.approx(9 / 300)
+        assert any(note.startswith("warning: GPU differs") and "larger noise floor" in note for note in found.notes)
+        (alone,) = compare_paths(places[0], laser).cells
+        assert alone.verdict == "incomparable" and before is not after
+
+    def test_measured_in_one_of_them_they_are_not(self, made: Any, kit: Any) -> None:
+        self.measured(made, kit, (A100, 3))
+        found = self.pair(made, kit)
+        assert found.verdict == "incomparable" and "not measured on hf on NVIDIA B200" in found.notes[0]
+
+    def test_a_measurement_that_comes_later_changes_what_was_judged_before(self, made: Any, kit: Any) -> None:
+        before, after = kit.pair(300, 150, lost=60)
+        made.run("baseline", {"sums": before}, folder="base", **on(A100), started="2026-01-01T00:00:00+00:00")
+        made.run("laser", {"sums": after}, **on(H100))
+        database = made.root / "board.duckdb"
+        ingest(made.root, database)
+        with open_store(database) as store:
+            verdicts = dict(store.connection.execute("SELECT recipe, verdict FROM v_verdicts").fetchall())
+        assert verdicts == {"baseline": "baseline", "laser": "incomparable"}
+        self.measured(made, kit, (A100, 3))
+        identity = {"recipe": {"name": "untouched", "label": "untouched", "resolved": {"steps": [{"method": "identity"}]}}}
+        assert identity
+        ingest(made.root, database)
+        with open_store(database) as store:
+            verdicts = dict(store.connection.execute("SELECT recipe, verdict FROM v_verdicts").fetchall())
+        assert verdicts["laser"] == "incomparable"
+
+
+class TestGate:
+    """The policy decides where nothing was measured."""
+
+    def runs(self, made: Any, kit: Any) -> tuple[Any, Any]:
+        before, after = kit.pair(300, 150, lost=3)
+        return made.run("laser", {"sums": after}, **on(H100)), made.run("baseline", {"sums": before}, **on(A100))
+
+    def test_refused_unless_asked(self, made: Any, kit: Any) -> None:
+        found = row(gated(*self.runs(made, kit), margin=0.1))
+        assert found.verdict == "INCOMPARABLE" and "`different_hardware: warn`" in found.reasons[0]
+
+    def test_allowed_with_a_warning(self, made: Any, kit: Any) -> None:
+        found = row(gated(*self.runs(made, kit), margin=0.1, different_hardware="warn"))
+        assert found.verdict == "PASS"
+        assert found.notes[0].startswith(f"warning: GPU differs: baseline {A100}, this run {H100}")
+
+    def test_what_changed_names_the_gpu(self, made: Any, kit: Any) -> None:
+        report = gated(*self.runs(made, kit), margin=0.001, different_hardware="warn")
+        assert "NVIDIA A100" in report.to_json()
