@@ -58,14 +58,12 @@ def gathered(lm: Any) -> ReceiptRanOn:
 
 
 def sweep_name(variable: str) -> str | None:
-    """What the environment says of the sweep; None where it says nothing. Raises UserError where that cannot be kept."""
+    """What the environment says of the sweep; None where it says nothing. Raises UserError for what is no name."""
     text = os.environ.get(variable)
     if not text:
         return None
     if len(text) > _LONGEST or not text.isprintable():
-        raise UserError(
-            f"{variable} must be at most {_LONGEST} printable characters, as part of a sweep's name"
-        )
+        raise UserError(f"{variable} must be at most {_LONGEST} printable characters, as part of a sweep's name")
     return text
 
 

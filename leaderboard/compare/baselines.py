@@ -11,7 +11,8 @@ Notable choices:
 - A pinned run comes first where it will do, edited or not; where another run does and it does not, the reason is said.
 - Where no run will do, the pinned one, or else the nearest, is named: the comparison then says what differs.
 - An unedited run is measured against the latest one like it of its GPU and engine, whatever the settings: what differs
-  between the two is noise. Where that is itself, and a later one ran another task of the same name, it is an older baseline.
+  between the two is noise. Where that is itself, and a later one ran another task of the same name, it is an older
+  baseline.
 """
 
 from __future__ import annotations

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from leaderboard.board.cell import Cell
+from leaderboard.board.history import history
 from leaderboard.compare.hardware import are_two
 from leaderboard.compare_runs import compare_paths
 from leaderboard.ingest import ingest
 from leaderboard.readers.ran_on import Place
+from leaderboard.store import queries
 from leaderboard.store.database import open_store
 from leaderboard.store.noise_floor import floors
 from tests.leaderboard.board.judging import recipe_cell
@@ -99,12 +104,18 @@ class TestBoard:
         cells = made.board()
         assert len(cells) == 3 and recipe_cell(cells).verdict == "worse"
 
-    def test_a_control_made_elsewhere_says_nothing(self, made: Any, kit: Any) -> None:
+    @pytest.mark.parametrize(("gpu", "controls"), [(H100, 1), (A100, 0)])
+    def test_a_control_made_elsewhere_says_nothing(self, made: Any, kit: Any, gpu: str, controls: int) -> None:
         before, after = kit.pair(300, 150, gained=60)
         made.run("baseline", {"sums": before}, **on(H100))
-        laser = made.run("laser", {"sums": after}, **on(H100))
-        assert laser.is_dir()
-        assert recipe_cell(made.board()).beats_controls is None
+        made.run("laser", {"sums": after}, **on(H100))
+        control = made.run("laser+noise", {"sums": kit.pair(300, 150, lost=1)[1]}, **on(gpu)) / "receipt.json"
+        receipt = json.loads(control.read_text())
+        receipt["recipe"] |= {"control": "noise", "control_of": kit.sha("laser")}
+        control.write_text(json.dumps(receipt))
+        found = recipe_cell(made.board())
+        assert (found.verdict, len(found.against_controls)) == ("better", controls)
+        assert found.beats_controls is (True if controls else None)
 
 
 class TestNoise:
@@ -124,10 +135,6 @@ class TestNoise:
                 **on(gpu),
             )
 
-    def pair(self, made: Any, kit: Any) -> Cell:
-        made.run("laser", {"sums": kit.pair(300, 150, lost=60)[1]}, **on("NVIDIA B200"))
-        return recipe_cell(made.board())
-
     def test_is_measured_within_one_place_alone(self, made: Any, kit: Any) -> None:
         self.measured(made, kit, (A100, 3), (H100, 9))
         report = ingest(made.root, None)
@@ -145,38 +152,61 @@ class TestNoise:
 
     def test_measured_in_both_places_they_are_compared_and_the_larger_counts(self, made: Any, kit: Any) -> None:
         self.measured(made, kit, (A100, 3), (H100, 9))
-        before, after = kit.pair(300, 150, lost=60)
-        places = [path for path in made.root.glob("*/base*A100")]
-        laser = made.run("laser", {"sums": after}, **on(H100))
+        (base,) = made.root.glob("*/base*A100")
+        laser = made.run("laser", {"sums": kit.pair(300, 150, lost=60)[1]}, **on(H100))
         database = made.root / "board.duckdb"
         ingest(made.root, database)
-        (found,) = compare_paths(places[0], laser, database=database).cells
+        (found,) = compare_paths(base, laser, database=database).cells
         assert (found.verdict, found.lost) == ("worse", 60) and found.noise_floor == pytest.approx(9 / 300)
         assert any(note.startswith("warning: GPU differs") and "larger noise floor" in note for note in found.notes)
-        (alone,) = compare_paths(places[0], laser).cells
-        assert alone.verdict == "incomparable" and before is not after
+        (alone,) = compare_paths(base, laser).cells
+        assert alone.verdict == "incomparable"
 
     def test_measured_in_one_of_them_they_are_not(self, made: Any, kit: Any) -> None:
         self.measured(made, kit, (A100, 3))
-        found = self.pair(made, kit)
+        made.run("laser", {"sums": kit.pair(300, 150, lost=60)[1]}, **on("NVIDIA B200"))
+        found = recipe_cell(made.board())
         assert found.verdict == "incomparable" and "not measured on hf on NVIDIA B200" in found.notes[0]
 
-    def test_a_measurement_that_comes_later_changes_what_was_judged_before(self, made: Any, kit: Any) -> None:
+    def test_a_pinned_baseline_serves_elsewhere_as_soon_as_both_places_are_measured(self, made: Any, kit: Any) -> None:
+        """What was judged before a measurement is not believed after it."""
         before, after = kit.pair(300, 150, lost=60)
-        made.run("baseline", {"sums": before}, folder="base", **on(A100), started="2026-01-01T00:00:00+00:00")
+        base = made.run("baseline", {"sums": before}, folder="base", **on(A100))
         made.run("laser", {"sums": after}, **on(H100))
         database = made.root / "board.duckdb"
+        pinned = ingest([base], database).added[0]
+        with open_store(database, read_only=False) as store:
+            queries.pin_baseline(store, pinned, "the first")
         ingest(made.root, database)
-        with open_store(database) as store:
-            verdicts = dict(store.connection.execute("SELECT recipe, verdict FROM v_verdicts").fetchall())
-        assert verdicts == {"baseline": "baseline", "laser": "incomparable"}
-        self.measured(made, kit, (A100, 3))
-        identity = {"recipe": {"name": "untouched", "label": "untouched", "resolved": {"steps": [{"method": "identity"}]}}}
-        assert identity
+        assert self.verdict(database) == ("incomparable", pinned)
+        base_again = made.root / base.parent.name / "base"
+        shutil.rmtree(base_again)
+        self.measured(made, kit, (A100, 3), (H100, 9))
         ingest(made.root, database)
+        assert self.verdict(database) == ("worse", pinned)
+
+    def verdict(self, database: Path) -> tuple[str, str]:
+        """The stored verdict on laser, and the run that it was compared with."""
         with open_store(database) as store:
-            verdicts = dict(store.connection.execute("SELECT recipe, verdict FROM v_verdicts").fetchall())
-        assert verdicts["laser"] == "incomparable"
+            sql = "SELECT verdict, baseline_run FROM v_verdicts WHERE recipe = 'laser' AND is_primary"
+            ((verdict, baseline),) = store.connection.execute(sql).fetchall()
+        return verdict, baseline
+
+
+class TestHistory:
+    """What changed from run to run."""
+
+    def test_gpu_driver_and_engine_are_marked(self, made: Any, kit: Any) -> None:
+        before, after = kit.pair(300, 150, lost=60)
+        made.run("laser", {"sums": before}, **on(A100, driver="550"), started="2026-01-01T00:00:00+00:00")
+        changed = on(H100, "vllm", driver="570", host="other")
+        made.run("laser", {"sums": after}, folder="later", **changed, started="2026-02-01T00:00:00+00:00")
+        report = ingest(made.root, None)
+        assert report.store is not None
+        *_, last = history(report.store, "tiny", "laser", "sums").points
+        marked = {change.what: (change.before, change.after) for change in last.changes}
+        expected = {"GPU": (A100, H100), "GPU driver": ("550", "570"), "engine": ("hf", "vllm")}
+        assert expected.items() <= marked.items() and "host" not in marked
 
 
 class TestGate:

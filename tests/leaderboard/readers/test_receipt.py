@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from leaderboard.errors import Unreadable
+from leaderboard.readers.ran_on import NOWHERE, Place, ran_on_of
 from leaderboard.readers.receipt import ReceiptMatrix, read_receipt, storable
 from leaderboard.store.database import memory_store
 
@@ -40,6 +41,12 @@ def test_unknown_keys_and_unused_parts_of_another_type_are_left_out(written: tup
         {"matrices": [{"name": "a", "rank_after": "low"}]},
         {"totals": {"parameters_after": 2**70}},
         {"model": {}},
+        {"ran_on": "here"},
+        {"ran_on": {"gpus": "NVIDIA A100"}},
+        {"ran_on": {"gpus": ["x" * 201]}},
+        {"ran_on": {"host": ""}},
+        {"ran_on": {"ranks": 0}},
+        {"ran_on": {"engine": ["hf"]}},
     ],
 )
 def test_a_used_part_of_another_type_is_refused(written: tuple[Path, dict[str, Any]], change: dict[str, Any]) -> None:
@@ -61,3 +68,13 @@ def test_a_matrix_has_a_column_for_every_field_of_the_schema() -> None:
 def test_what_the_store_cannot_hold_is_replaced() -> None:
     matrix = storable(ReceiptMatrix(name="a\x00b", energy_kept=float("nan"), shape=(2, 3)))
     assert (matrix.name, matrix.energy_kept, matrix.shape) == ("a\N{REPLACEMENT CHARACTER}b", None, (2, 3))
+
+
+def test_where_it_ran_is_read_with_what_the_future_adds(written: tuple[Path, dict[str, Any]]) -> None:
+    path, data = written
+    assert read_receipt(path)[0].ran_on is None and ran_on_of(None) == NOWHERE and NOWHERE.in_words() == ""
+    said = {"host": "node7", "gpus": ["B", "A", "B"], "driver": "570", "ranks": 2, "engine": "vllm", "watts": 3}
+    path.write_text(json.dumps(data | {"ran_on": said}))
+    found = ran_on_of(read_receipt(path)[0].ran_on)
+    assert (found.gpu, found.gpu_count, found.place) == ("A, B", 3, Place("vllm", "A, B"))
+    assert found.in_words() == "node7, 3 x A, B (driver 570), 2 ranks, vllm"
