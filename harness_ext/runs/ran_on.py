@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from harness_ext.errors import UserError
 from harness_ext.runs.versions import package_version
 from harness_ext.storage.rundir import safe_name
-from leaderboard.readers.ran_on import ORDINARY, Place, gpu_of
+from leaderboard.readers.ran_on import ORDINARY, ComputePlace, gpu_of
 from leaderboard.readers.receipt import LONGEST_NAME, ReceiptRanOn, read_ran_on
 
 if TYPE_CHECKING:
@@ -95,9 +95,9 @@ class Here:
     gpus: frozenset[str]
 
     @property
-    def place(self) -> Place:
+    def place(self) -> ComputePlace:
         """As the leaderboard has it."""
-        return Place(self.engine, gpu_of(sorted(self.gpus)))
+        return ComputePlace(self.engine, gpu_of(sorted(self.gpus)))
 
     @property
     def name(self) -> str:
@@ -111,7 +111,7 @@ class Here:
             return None
         other_engine = said.engine is not None and self.engine is not None and said.engine != self.engine
         other_gpu = bool(said.gpus) and bool(self.gpus) and not self.gpus.issuperset(said.gpus)
-        return in_words(Place(said.engine, gpu_of(list(said.gpus)))) if other_engine or other_gpu else None
+        return in_words(ComputePlace(said.engine, gpu_of(list(said.gpus)))) if other_engine or other_gpu else None
 
     def of_another_kind(self, receipt: Mapping[str, Any]) -> str | None:
         """Where a run was made, in words, if one of the two had a GPU and the other none."""
@@ -121,7 +121,7 @@ class Here:
         return gpu_of(list(said.gpus)) or "a CPU"
 
 
-def in_words(place: Place) -> str:
+def in_words(place: ComputePlace) -> str:
     """`NVIDIA A100 by vllm`."""
     return f"{place.gpu or 'a CPU'}" + (f" by {place.engine}" if place.engine else "")
 

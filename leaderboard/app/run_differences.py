@@ -16,7 +16,7 @@ from leaderboard.terminal.format import plain
 
 _EDIT = ("recipe", "recipe's steps", "control", "calibration", "weights digest", "parameters after")
 """What the edit itself makes differ."""
-_EVERY_TIME = ("started", "folder", "run", "cell of the sweep")
+_EVERY_TIME = ("started", "folder", "run", "host", "sweep", "cell of the sweep")
 """What is another in every run."""
 _HEAD = ("run", "started", "recipe", "calibration", "parameters after", "tasks", "engine")
 """Rows of the table, in this order, before all others."""

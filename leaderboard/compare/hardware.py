@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from leaderboard.readers.ran_on import Place
+from leaderboard.readers.ran_on import ComputePlace
 from leaderboard.store import noise_floor as floors
 from leaderboard.store.noise_floor import Floor
 from leaderboard.store.queries import RunRow
@@ -26,9 +26,9 @@ from leaderboard.store.queries import RunRow
 class Elsewhere:
     """Two runs that were made in two places. baseline, run: the two; unmeasured: those without a noise floor."""
 
-    baseline: Place
-    run: Place
-    unmeasured: tuple[Place, ...]
+    baseline: ComputePlace
+    run: ComputePlace
+    unmeasured: tuple[ComputePlace, ...]
 
     @property
     def is_measured(self) -> bool:
@@ -59,12 +59,12 @@ class Elsewhere:
         return " and ".join(f"{what} differs: baseline {one}, this run {other}" for what, one, other in pairs)
 
 
-def words(place: Place) -> str:
+def words(place: ComputePlace) -> str:
     """`vllm on NVIDIA A100`, or what of it is known."""
     return " on ".join(filter(None, place)) or "an unknown machine"
 
 
-def are_two(first: Place, second: Place) -> bool:
+def are_two(first: ComputePlace, second: ComputePlace) -> bool:
     """Whether two places are known to be two."""
     return any(one is not None and other is not None and one != other for one, other in zip(first, second))
 
@@ -104,6 +104,6 @@ def noise_floor(measured: Sequence[Floor], baseline: RunRow, run: RunRow) -> flo
     return max((rate for rate in rates if rate is not None), default=None)
 
 
-def _covers(measured: Place, place: Place) -> bool:
+def _covers(measured: ComputePlace, place: ComputePlace) -> bool:
     """Whether a floor says all of a place that the run made there does."""
     return all(said is None or said == known for known, said in zip(measured, place))

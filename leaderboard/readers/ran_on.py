@@ -16,7 +16,7 @@ ORDINARY = "hf"
 """The engine of runs that no receipt says an engine of."""
 
 
-class Place(NamedTuple):
+class ComputePlace(NamedTuple):
     """What decides where a run was made; None where that is not known, and the GPU also where there was none."""
 
     engine: str | None = None
@@ -29,7 +29,7 @@ class Place(NamedTuple):
 
 
 class RanOn(NamedTuple):
-    """By the columns of the store. gpu: as that of a `Place`; gpu_count: how many GPUs were used, 0 on a CPU. None
+    """By the columns of the store. gpu: as that of a `ComputePlace`; gpu_count: of the GPUs used, 0 on a CPU. None
     where it is not known.
     """
 
@@ -58,9 +58,9 @@ class RanOn(NamedTuple):
         return ", ".join(filter(None, known))
 
     @property
-    def place(self) -> Place:
+    def place(self) -> ComputePlace:
         """What decides whether it was made where another was."""
-        return Place(self.engine, self.gpu)
+        return ComputePlace(self.engine, self.gpu)
 
 
 NOWHERE = RanOn()

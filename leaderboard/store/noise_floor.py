@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from leaderboard.errors import LeaderboardError
-from leaderboard.readers.ran_on import Place
+from leaderboard.readers.ran_on import ComputePlace
 from leaderboard.readers.weights_digest import sql_same
 from leaderboard.store.database import Store, open_store
 
@@ -90,7 +90,7 @@ class Floor(NamedTuple):
     flips: int
     batch_size: str | None
     other_batch_size: str | None
-    place: Place = Place()
+    place: ComputePlace = ComputePlace()
 
     @property
     def rate(self) -> float:
@@ -133,7 +133,7 @@ def floors(store: Store) -> dict[tuple[str, str, str, str], list[Floor]]:
         " END AS gpu FROM noise_floors f JOIN runs r ON r.run_id = f.run_id JOIN runs o ON o.run_id = f.other_run_id"
         " ORDER BY f.task, f.metric, f.filter, f.run_id, f.other_run_id"
     ):
-        floor = Floor(place=Place(row.pop("engine"), row.pop("gpu")), **row)
+        floor = Floor(place=ComputePlace(row.pop("engine"), row.pop("gpu")), **row)
         found[floor.model_key, floor.task, floor.metric, floor.filter].append(floor)
     return found
 

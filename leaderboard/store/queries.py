@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from leaderboard.errors import LeaderboardError, UnknownRun
 from leaderboard.readers import asked
 from leaderboard.readers.asked import CONTROL_OF_REVISION, REVISION
-from leaderboard.readers.ran_on import Place, RanOn
+from leaderboard.readers.ran_on import ComputePlace, RanOn
 from leaderboard.readers.records import BASELINE
 from leaderboard.store import decisions
 from leaderboard.store.database import Store
@@ -58,9 +58,9 @@ class RunRow:
     gpu: str | None = None
 
     @property
-    def place(self) -> Place:
+    def place(self) -> ComputePlace:
         """Where it was made."""
-        return Place(self.engine, self.gpu)
+        return ComputePlace(self.engine, self.gpu)
 
     @property
     def may_be_baseline(self) -> bool:

@@ -9,12 +9,17 @@ from typing import Any
 
 import pytest
 
+from leaderboard.app import badges
+from leaderboard.app.run_differences import differing, facts, records, same_sentence
+from leaderboard.board.board import board
 from leaderboard.board.cell import Cell
 from leaderboard.board.history import history
 from leaderboard.compare.hardware import are_two
 from leaderboard.compare_runs import compare_paths
 from leaderboard.ingest import ingest
-from leaderboard.readers.ran_on import Place
+from leaderboard.readers.ran_on import ComputePlace
+from leaderboard.report import words as report_words
+from leaderboard.report.contents import read_report
 from leaderboard.store import queries
 from leaderboard.store.database import open_store
 from leaderboard.store.noise_floor import floors
@@ -35,15 +40,15 @@ class TestPlaces:
     @pytest.mark.parametrize(
         ("first", "second", "two"),
         [
-            (Place("hf", A100), Place("hf", A100), False),
-            (Place("hf", A100), Place("hf", H100), True),
-            (Place("hf", A100), Place("vllm", A100), True),
-            (Place("hf", A100), Place("hf", None), False),
-            (Place(), Place("vllm", H100), False),
-            (Place("hf", None), Place("vllm", None), True),
+            (ComputePlace("hf", A100), ComputePlace("hf", A100), False),
+            (ComputePlace("hf", A100), ComputePlace("hf", H100), True),
+            (ComputePlace("hf", A100), ComputePlace("vllm", A100), True),
+            (ComputePlace("hf", A100), ComputePlace("hf", None), False),
+            (ComputePlace(), ComputePlace("vllm", H100), False),
+            (ComputePlace("hf", None), ComputePlace("vllm", None), True),
         ],
     )
-    def test_both_must_say(self, first: Place, second: Place, two: bool) -> None:
+    def test_both_must_say(self, first: ComputePlace, second: ComputePlace, two: bool) -> None:
         assert are_two(first, second) is two and are_two(second, first) is two
 
 
@@ -140,7 +145,7 @@ class TestNoise:
         report = ingest(made.root, None)
         assert report.store is not None
         found = {(floor.place, floor.flips) for of in floors(report.store).values() for floor in of}
-        assert found == {(Place("hf", A100), 3), (Place("hf", H100), 9)}
+        assert found == {(ComputePlace("hf", A100), 3), (ComputePlace("hf", H100), 9)}
 
     def test_each_place_has_its_own(self, made: Any, kit: Any) -> None:
         self.measured(made, kit, (A100, 3), (H100, 9))
@@ -228,3 +233,31 @@ class TestGate:
     def test_what_changed_names_the_gpu(self, made: Any, kit: Any) -> None:
         report = gated(*self.runs(made, kit), margin=0.001, different_hardware="warn")
         assert "NVIDIA A100" in report.to_json()
+
+
+class TestShown:
+    """Where the two differ, pages and reports say so."""
+
+    def store(self, made: Any, kit: Any, *gpus: str) -> Path:
+        before, after = kit.pair(300, 150, lost=3)
+        made.run("baseline", {"sums": before}, **on(gpus[0], driver="550", host="node1"))
+        made.run("laser", {"sums": after}, **on(gpus[-1], driver="550", host="node2"))
+        database = made.root / "board.duckdb"
+        ingest(made.root, database)
+        return database
+
+    @pytest.mark.parametrize("gpus", [(A100, H100), (A100, A100)])
+    def test_badges_and_differences(self, made: Any, kit: Any, gpus: tuple[str, str]) -> None:
+        database = self.store(made, kit, *gpus)
+        with open_store(database) as store:
+            cells = board(store)
+            words = badges.board_badges(badges.model_facts(store, cells[0].model_key), cells)
+            made_by = records(store, *(cell.run_id for cell in cells))
+            found = {fact.name: fact.values for fact in differing(facts(made_by), made_by)}
+            sentence = same_sentence(facts(made_by))
+        differ = len(set(gpus)) == 2
+        assert (f"GPU {A100}, {H100}" in words) is differ and not any(word.startswith("driver") for word in words)
+        assert found.get("GPU") == (gpus if differ else None) and found["host"] == ("node1", "node2")
+        assert ("Besides the edit these differ: GPU" in sentence) is differ and "engine hf" in sentence
+        report = report_words.badges(read_report(["tiny"], database))
+        assert f"GPU {', '.join(sorted(set(gpus)))}" in report

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from leaderboard.errors import Unreadable
-from leaderboard.readers.ran_on import NOWHERE, Place, ran_on_of
+from leaderboard.readers.ran_on import NOWHERE, ComputePlace, ran_on_of
 from leaderboard.readers.receipt import ReceiptMatrix, read_receipt, storable
 from leaderboard.store.database import memory_store
 
@@ -76,5 +76,5 @@ def test_where_it_ran_is_read_with_what_the_future_adds(written: tuple[Path, dic
     said = {"host": "node7", "gpus": ["B", "A", "B"], "driver": "570", "ranks": 2, "engine": "vllm", "watts": 3}
     path.write_text(json.dumps(data | {"ran_on": said}))
     found = ran_on_of(read_receipt(path)[0].ran_on)
-    assert (found.gpu, found.gpu_count, found.place) == ("A, B", 3, Place("vllm", "A, B"))
+    assert (found.gpu, found.gpu_count, found.place) == ("A, B", 3, ComputePlace("vllm", "A, B"))
     assert found.in_words() == "node7, 3 x A, B (driver 570), 2 ranks, vllm"
