@@ -89,7 +89,7 @@ def elsewhere(measured: Sequence[Floor], baseline: RunRow, run: RunRow) -> Elsew
     """Of two runs made in two places, what was measured there. measured: of the model and the metric."""
     known = {floor.place for floor in measured}
     places = (baseline.place, run.place)
-    return Elsewhere(*places, tuple(place for place in places if not any(_covers(one, place) for one in known)))
+    return Elsewhere(*places, tuple(place for place in places if place not in known))
 
 
 def noise_floor(measured: Sequence[Floor], baseline: RunRow, run: RunRow) -> float | None:
@@ -102,8 +102,3 @@ def noise_floor(measured: Sequence[Floor], baseline: RunRow, run: RunRow) -> flo
         for place in places
     ]
     return max((rate for rate in rates if rate is not None), default=None)
-
-
-def _covers(measured: ComputePlace, place: ComputePlace) -> bool:
-    """Whether a floor says all of a place that the run made there does."""
-    return all(said is None or said == known for known, said in zip(measured, place))

@@ -30,7 +30,7 @@ from leaderboard.readers.safe_json import canonical, clean, finite, load_json
 from leaderboard.readers.secrets import redacted_command, without_secrets
 
 FORMAT = 1
-LONGEST_NAME, MOST_GPUS = 200, 65_536
+LONGEST_NAME, MOST_GPUS = 200, 1024
 DENSE, FACTORS = "dense", "factors"
 _READING = {"reading": True}
 _WITH_SETTINGS = ("model", "settings", "failure", "warnings")
