@@ -8,7 +8,8 @@ Notable choices:
   the same on every model. Names do not depend on the order of the runs.
 - Runs by several revisions of a recipe's methods are told apart on all models, whether two meet or not.
 - Runs that were asked the same are called the same: they are repetitions. How they were computed (device, batch size,
-  versions of packages) is not part of a name; it is named beside a comparison in which it differs.
+  versions of packages) is not part of a name; it is named beside a comparison in which it differs. Engines and GPUs
+  are, where two runs name different ones: such runs have different baselines (`compare.hardware`).
 """
 
 from __future__ import annotations
@@ -27,10 +28,21 @@ from leaderboard.store.queries import Calibrated, RunRow, RunTaskRow
 
 _CALIBRATION = ("calibration", "split", "drawn", "seed")
 _OF_TASKS = ("shots", "documents", "which documents", "task", "configuration")
-_MAY_BE_UNKNOWN = frozenset({*_OF_TASKS, "recipe", "seeds"})  # a run without one is not another
+_MAY_BE_UNKNOWN = frozenset({*_OF_TASKS, "recipe", "seeds", "gpu", "engine"})  # a run without one is not another
 TRAITS = (
     *_CALIBRATION,
-    *("dtype", "limit", "samples", "chat_template", "system_instruction", "gen_kwargs", "model_args", "recipe"),
+    *(
+        "dtype",
+        "engine",
+        "gpu",
+        "limit",
+        "samples",
+        "chat_template",
+        "system_instruction",
+        "gen_kwargs",
+        "model_args",
+        "recipe",
+    ),
     REVISION,
     *_OF_TASKS,
     "seeds",
@@ -148,6 +160,8 @@ def stored_names(store: Store) -> dict[str, str]:
 def _traits(run: RunRow, calibrated: Calibrated | None) -> Traits:
     found = {
         "dtype": run.dtype,
+        "engine": run.engine,
+        "gpu": run.gpu,
         "recipe": run.recipe_id and f"recipe {run.recipe_id[:6]}",
         **asked.words(run.asked),
     }

@@ -108,6 +108,7 @@ class TestBoard:
         made.run("laser", {"sums": after}, **on(H100))
         cells = made.board()
         assert len(cells) == 3 and recipe_cell(cells).verdict == "worse"
+        assert {cell.name for cell in cells} == {f"baseline [{A100}]", f"baseline [{H100}]", "laser"}
 
     @pytest.mark.parametrize(("gpu", "controls"), [(H100, 1), (A100, 0)])
     def test_a_control_made_elsewhere_says_nothing(self, made: Any, kit: Any, gpu: str, controls: int) -> None:
