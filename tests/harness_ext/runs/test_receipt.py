@@ -53,6 +53,14 @@ seeds.fewshot int
 settings dict
 tasks dict
 versions dict
+ran_on.host str
+ran_on.gpus list
+ran_on.driver NoneType
+ran_on.ranks int
+ran_on.engine str
+ran_on.engine_version str
+ran_on.sweep NoneType
+ran_on.cell NoneType
 weights.digest_before str
 weights.digest_after str
 weights.digest str
