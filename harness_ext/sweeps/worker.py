@@ -118,7 +118,7 @@ class _Run:
         self._begun = time.monotonic()
 
     def run(self) -> int:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):  # Slurm's, of submitit's choice
             signal.signal(number, lambda *_: self._stopped.set())
         with suppress(OSError):
             (self._folder / ENDED).unlink(missing_ok=True)
@@ -168,7 +168,8 @@ class _Run:
         due = BEAT_SECONDS
         while True:
             with suppress(subprocess.TimeoutExpired):
-                return "command" if process.wait(_STEP_SECONDS) >= 0 else "machine"
+                returned = process.wait(_STEP_SECONDS)
+                return "machine" if returned < 0 or (returned > 0 and self._stopped.is_set()) else "command"
             seconds = time.monotonic() - self._begun
             if seconds >= due:
                 self._beat()

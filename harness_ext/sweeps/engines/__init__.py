@@ -29,4 +29,12 @@ def engine(name: str, options: EngineOptions | None = None) -> Engine:
         from harness_ext.sweeps.engines.local import LocalEngine
 
         return LocalEngine(options.jobs)
+    if name == "ray":
+        from harness_ext.sweeps.engines.ray import RayEngine
+
+        return RayEngine(options.jobs)
+    if name == "slurm":
+        from harness_ext.sweeps.engines.slurm import SlurmEngine
+
+        return SlurmEngine(options.slurm)
     raise UserError(f"--on {name}: no such engine; {nearest(name, ENGINES)}")

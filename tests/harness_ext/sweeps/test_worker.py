@@ -105,6 +105,16 @@ def test_a_killed_command_is_the_machines_failure(tmp_path: Path) -> None:
     assert (ended["exit_code"], ended["signal"], ended["reason"]) == (None, "SIGKILL", "machine")
 
 
+def test_a_command_that_fails_since_it_was_told_to_end_is_the_machines_failure(tmp_path: Path) -> None:
+    code = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(1)); print(1, flush=True);"
+    folder = asked(tmp_path / "cell", python(code + "time.sleep(600)"))
+    worker = start(folder, {})
+    until((folder / OUTPUT).read_text)
+    worker.send_signal(signal.SIGUSR2)
+    worker.wait(30)
+    assert (record(folder / ENDED)["exit_code"], record(folder / ENDED)["reason"]) == (1, "machine")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
 def test_a_killed_worker_takes_its_command_along(tmp_path: Path) -> None:
     folder = asked(tmp_path / "cell", python("import os, time; print(os.getpid(), flush=True); time.sleep(600)"))
