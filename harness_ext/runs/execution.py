@@ -41,15 +41,16 @@ class Execution:
         return [outcome.run.path for outcome in self.outcomes]
 
 
-def execute(config: RunConfig, report: ProgressReport) -> Execution:
-    """Score every variant that is not there already.
+def execute(config: RunConfig, report: ProgressReport, *, with_store: bool = True) -> Execution:
+    """Score every variant that is not there already. with_store: whether the database will be asked for afterwards.
 
     Raises UserError where nothing could be done, and LeaderboardError, before anything is computed, for a database that
     cannot be used.
     """
     session = Session(config, report)
     database = session.root / DATABASE
-    check_database(database)
+    if with_store:
+        check_database(database)
     outcomes: list[VariantOutcome] = []
     mistake: UserError | None = None
     try:

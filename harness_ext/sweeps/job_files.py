@@ -11,35 +11,15 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
-from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-ASKED, JOB, ENDED, OUTPUT, HEARTBEAT = "asked.json", "job.json", "ended.json", "output.log", "heartbeat"
+from leaderboard.readers.sweep_state import ENDED, JOB
+
+HEARTBEAT = "heartbeat"
 BEAT_SECONDS = 2.0
 """How often a worker counts its heartbeat up."""
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file by way of a new one that is renamed, so that nobody reads half of it. Raises OSError."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with new.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            new.unlink(missing_ok=True)
-        raise
-
-
-def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write plain data as JSON, whole. Raises OSError."""
-    write_whole(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_record(path: Path) -> dict[str, Any] | None:

@@ -20,7 +20,8 @@ from typing import Any
 
 from harness_ext.errors import UserError
 from harness_ext.sweeps.engines.base import Job, absent, prepare, ready
-from harness_ext.sweeps.job_files import ASKED, ENDED, JOB, OUTPUT, write_whole
+from harness_ext.storage.whole_files import write_whole
+from leaderboard.readers.sweep_state import ASKED, ENDED, JOB, OUTPUT
 from harness_ext.sweeps.worker import call
 
 

@@ -18,7 +18,8 @@ from harness_ext.errors import UserError
 from harness_ext.sweeps.engines import Engine, EngineOptions, engine
 from harness_ext.sweeps.engines.base import Job, ready
 from harness_ext.sweeps.engines.local import LocalEngine, visible_gpus
-from harness_ext.sweeps.job_files import ENDED, JOB, living_process, read_record
+from harness_ext.sweeps.job_files import living_process, read_record
+from leaderboard.readers.sweep_state import ENDED, JOB
 
 
 def job(folder: Path, code: str, *, gpus: int = 1, after: tuple[str, ...] = (), timeout_s: float | None = None) -> Job:

@@ -15,7 +15,8 @@ import pytest
 
 from harness_ext.errors import UserError
 from harness_ext.sweeps.engines.base import Job
-from harness_ext.sweeps.job_files import ASKED, ENDED, JOB, living_process, process_start, read_record
+from harness_ext.sweeps.job_files import living_process, process_start, read_record
+from leaderboard.readers.sweep_state import ASKED, ENDED, JOB
 
 ray = pytest.importorskip("ray", reason="ray is not installed")
 

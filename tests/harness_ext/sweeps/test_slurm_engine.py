@@ -15,7 +15,8 @@ from harness_ext.sweeps.engines import EngineOptions, engine
 from harness_ext.sweeps.engines.base import Job
 from harness_ext.sweeps.engines.slurm import SlurmEngine
 from harness_ext.sweeps.engines.slurm_options import slurm_mistakes
-from harness_ext.sweeps.job_files import ENDED, living_process, read_record
+from harness_ext.sweeps.job_files import living_process, read_record
+from leaderboard.readers.sweep_state import ENDED
 
 pytest.importorskip("submitit", reason="submitit is not installed")
 
