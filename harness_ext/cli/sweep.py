@@ -105,7 +105,9 @@ def _plan(args: argparse.Namespace) -> None:
     known = [line for line in lines if line.hours is not None]
     hours = sum(line.hours * max(line.gpus, 1) for line in known if line.hours is not None)
     unknown = len(lines) - len(known)
-    told = f"about {hours:.1f} GPU hours, by the receipts in {plan.results}" if known else "no receipts to tell hours by"
+    told = (
+        f"about {hours:.1f} GPU hours, by the receipts in {plan.results}" if known else "no receipts to tell hours by"
+    )
     if known and unknown:
         told += f"; {unknown} of {len(lines)} models have none and are not counted"
     print(f"\n{left} of {len(plan.cells)} cells to run: {told}")
@@ -159,7 +161,7 @@ def _say(line: str) -> None:
 
 
 def _ingest_into(results: Path) -> Callable[[Sequence[Path]], bool]:
-    """What takes run folders into the database beside them. A database that somebody else holds is asked again later."""
+    """What takes run folders into the database beside them. One that somebody else holds is asked again later."""
     from harness_ext.runs.execution import DATABASE
     from leaderboard.errors import Busy
     from leaderboard.ingest import ingest

@@ -8,7 +8,6 @@ its process is, or, on another machine, where its heartbeat counts on.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 from datetime import datetime, timezone

@@ -77,7 +77,9 @@ def _runs(manifest: Mapping[str, Any] | None) -> tuple[tuple[Path, ...], list[tu
     listed = (manifest or {}).get("runs")
     entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
     runs = tuple(Path(entry["path"]) for entry in entries if isinstance(entry.get("path"), str))
-    failed = [(str(entry.get("recipe")), entry["failure"]) for entry in entries if isinstance(entry.get("failure"), dict)]
+    failed = [
+        (str(entry.get("recipe")), entry["failure"]) for entry in entries if isinstance(entry.get("failure"), dict)
+    ]
     return runs, failed
 
 

@@ -26,9 +26,7 @@ def multiplied(specification: str) -> tuple[str, ...]:
     choices = [(part, _elements(part)) for part in parts]
     if not any(elements for _, elements in choices):
         return (specification,)
-    values = [
-        elements if elements and not _takes_lists(head, part) else [part] for part, elements in choices
-    ]
+    values = [elements if elements and not _takes_lists(head, part) else [part] for part, elements in choices]
     count = 1
     for one in values:
         count *= max(len(one), 1)

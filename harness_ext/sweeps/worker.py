@@ -25,11 +25,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from harness_ext.sweeps.bounded_log import BoundedLog
 from harness_ext.storage.whole_files import write_record, write_whole
+from harness_ext.sweeps.bounded_log import BoundedLog
 from harness_ext.sweeps.job_files import BEAT_SECONDS, HEARTBEAT, host, now, process_start, read_record
-from leaderboard.readers.sweep_state import ASKED, ENDED, JOB, OUTPUT
 from leaderboard.readers.secrets import secret_values
+from leaderboard.readers.sweep_state import ASKED, ENDED, JOB, OUTPUT
 
 GRACE_SECONDS = 10.0
 """How long a command has between SIGTERM and SIGKILL."""

@@ -16,8 +16,8 @@ from contextlib import suppress
 from harness_ext.errors import UserError
 from harness_ext.sweeps.engines.base import Job, prepare, ready
 from harness_ext.sweeps.job_files import Heartbeats, host, living_process, read_record
-from leaderboard.readers.sweep_state import JOB
 from harness_ext.sweeps.worker import start
+from leaderboard.readers.sweep_state import JOB
 
 _DEVICES = "CUDA_VISIBLE_DEVICES"
 _LEFT_RUNNING: list[subprocess.Popen[bytes]] = []

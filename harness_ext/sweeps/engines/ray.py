@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from harness_ext.errors import UserError
-from harness_ext.sweeps.engines.base import Job, absent, prepare, ready
 from harness_ext.storage.whole_files import write_whole
-from leaderboard.readers.sweep_state import ASKED, ENDED, JOB, OUTPUT
+from harness_ext.sweeps.engines.base import Job, absent, prepare, ready
 from harness_ext.sweeps.worker import call
+from leaderboard.readers.sweep_state import ASKED, ENDED, JOB, OUTPUT
 
 
 def work(folder: str, asked: str, environment: str) -> str:

@@ -19,9 +19,9 @@ from itertools import groupby
 from typing import Any
 
 from harness_ext.errors import UserError
+from harness_ext.storage.whole_files import write_record
 from harness_ext.sweeps.engines.base import Job, absent, ended, prepare, ready
 from harness_ext.sweeps.engines.slurm_options import SHARED, slurm_mistakes
-from harness_ext.storage.whole_files import write_record
 from harness_ext.sweeps.job_files import read_record
 from harness_ext.sweeps.worker import call
 
