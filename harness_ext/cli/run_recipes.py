@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,18 +69,22 @@ def _show(executed: Execution, report: ProgressReport, form: Form, *, details: b
     cannot be had, or is not to be touched.
     """
     if not stored:
-        _print(_of_folders(executed.paths), form, details=details)
+        _print(_judged_alone(executed.paths), form, details=details)
         return
     from leaderboard.commands import ingest_command
     from leaderboard.errors import LeaderboardError
 
     paths, database = executed.paths, executed.database
+    if executed.remote is not None:
+        # Many machines may write there; the board is made where the runs are brought together.
+        _print(_judged_alone(paths), form, details=details)
+        return
     try:
         with report.progress.stage("comparing the runs with all others of the model"):
             judged = execution.judged_in_store(paths, database, report)
         _print(judged, form, details=details)
     except LeaderboardError as trouble:
-        _print(_of_folders(paths), form, details=details)
+        _print(_judged_alone(paths), form, details=details)
         # A run that found no room in its place lies elsewhere.
         folders = list(dict.fromkeys(path.parent for path in paths))
         elsewhere = [folder for folder in folders if database.parent.resolve() not in folder.resolve().parents]
@@ -89,7 +94,7 @@ def _show(executed: Execution, report: ProgressReport, form: Form, *, details: b
         ) from None
 
 
-def _of_folders(paths: list[Path]) -> JudgedRuns:
+def _judged_alone(paths: Sequence[Path]) -> JudgedRuns:
     cells = execution.cells_from_runs(paths)
     return JudgedRuns(cells, frozenset(cell.run_id for cell in cells))
 
@@ -114,6 +119,9 @@ def _next_steps(executed: Execution, config: RunConfig, report: ProgressReport) 
     """
     edited = [outcome for outcome in executed.outcomes if outcome.recipe.steps and outcome.recipe.control is None]
     database = quoted(executed.database)
+    if executed.remote is not None:
+        report.line(f"\nruns      {executed.remote}\nboard     lm_eval ingest {shlex.quote(executed.remote)}")
+        return
     report.line(f"\nruns      {executed.paths[0].parent}")
     if edited:
         report.line(f"details   lm_eval show --database {database} {quoted(edited[0].run.path)}")

@@ -27,13 +27,14 @@ PATIENCE_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Execution:
-    """What came of a run: at least one outcome, the database beside the runs, and the mistake that stopped the rest, if
-    one did.
+    """What came of a run: at least one outcome, the database beside the runs, the mistake that stopped the rest, if one
+    did, and the URL where the runs went, if they did.
     """
 
     outcomes: tuple[VariantOutcome, ...]
     database: Path
     mistake: UserError | None
+    remote: str | None = None
 
     @property
     def paths(self) -> list[Path]:
@@ -61,7 +62,7 @@ def execute(config: RunConfig, report: ProgressReport, *, with_store: bool = Tru
             raise
         mistake = error
     _check_identity(outcomes, report)
-    return Execution(tuple(outcomes), database, mistake)
+    return Execution(tuple(outcomes), database, mistake, config.remote.url if config.remote is not None else None)
 
 
 def check_database(database: Path) -> None:

@@ -238,6 +238,23 @@ def test_engines_by_name() -> None:
         engine("slrum")
 
 
+@pytest.mark.parametrize(("name", "package", "extra"), [("ray", "ray", "ray"), ("slurm", "submitit", "slurm")])
+def test_an_engine_whose_package_is_absent(
+    monkeypatch: pytest.MonkeyPatch, name: str, package: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    message = f"{package} is not installed: pip install 'lm-eval-recipes[{extra}]', or use --on local"
+    with pytest.raises(UserError) as caught:
+        engine(name)
+    assert str(caught.value) == message
+
+
+def test_no_engine_is_imported_without_being_asked_for() -> None:
+    code = "import sys; import harness_ext.sweeps.engines as engines; engines.engine('local')\n"
+    code += "print({'ray', 'submitit', 'fsspec', 'torch'} & {*sys.modules})"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)

@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,12 @@ import pytest
 
 from harness_ext.errors import UserError
 from harness_ext.sweeps.engines.base import Job
+from harness_ext.sweeps.engines.ray import RayEngine, work
 from harness_ext.sweeps.job_files import living_process, process_start, read_record
 from leaderboard.readers.sweep_state import ASKED, ENDED, JOB
 
-ray = pytest.importorskip("ray", reason="ray is not installed")
-
-from harness_ext.sweeps.engines.ray import RayEngine, work  # noqa: E402
-
-pytestmark = pytest.mark.slow
+# Looked for and not imported, which would cost every collection of the tests a second.
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")]
 
 
 def job(folder: Path, code: str, *, gpus: int = 1, after: tuple[str, ...] = ()) -> Job:

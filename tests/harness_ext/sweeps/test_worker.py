@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from harness_ext.sweeps.bounded_log import BoundedLog
 from harness_ext.storage.whole_files import write_record
+from harness_ext.sweeps.bounded_log import BoundedLog
 from harness_ext.sweeps.job_files import HEARTBEAT, Heartbeats, living_process, process_start, read_record
-from leaderboard.readers.sweep_state import ASKED, ENDED, JOB, OUTPUT
 from harness_ext.sweeps.worker import call, start
+from leaderboard.readers.sweep_state import ASKED, ENDED, JOB, OUTPUT
 
 
 def python(code: str) -> list[str]:
