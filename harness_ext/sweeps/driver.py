@@ -54,6 +54,11 @@ class Driver:
             self.plan.write()
             try:
                 self._drive(claim)
+            except KeyboardInterrupt:
+                self.say(
+                    "cells that run go on by themselves; the same command drives them on, `sweep status` shows them"
+                )
+                raise
             finally:
                 self.engine.close()
             self._take_in(at_last=True)
@@ -65,7 +70,9 @@ class Driver:
         self.say(f"{len(self.plan.cells)} cells, {done} settled before; their files are in {self.plan.folder}")
         # What an earlier driver did not live to take in may be in the database already, which ingest finds out.
         self._pending = [path for cell in self.plan.cells if cell.key not in self._cells for path in self._runs(cell)]
-        self._submit([cell for cell in self._cells.values() if not self._settle_ended(cell)])
+        for cell in list(self._cells.values()):
+            self._settle_ended(cell)
+        self._submit(list(self._cells.values()))
         while self._cells:
             if claim.lost.is_set():
                 raise UserError(

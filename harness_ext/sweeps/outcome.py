@@ -25,13 +25,16 @@ _WIDEST = 300
 
 @dataclass(frozen=True)
 class Ending:
-    """How one try ended. why: in a sentence, empty where all is well. machine: whether to try again. runs: folders."""
+    """How one try ended. why: in a sentence, empty where all is well. machine: whether to try again. runs: folders.
+    mark: what tells the try from others; empty where its worker left no last record.
+    """
 
     why: str
     machine: bool
     runs: tuple[Path, ...]
-    host: str
-    seconds: float | None
+    host: str = ""
+    seconds: float | None = None
+    mark: str = ""
 
 
 def ending(place: Path) -> Ending:
@@ -40,17 +43,21 @@ def ending(place: Path) -> Ending:
     manifest = read_json(place / MANIFEST, _LARGEST_MANIFEST)
     runs, failures = _runs(manifest)
     if ended is None:
-        return Ending("its worker is gone without a word: killed, or its machine is down", True, runs, "", None)
+        return Ending("its worker is gone without a word: killed, or its machine is down", True, runs)
     why, machine = _why(ended, manifest, failures, place)
     seconds = ended.get("seconds")
-    return Ending(why, machine, runs, str(ended.get("host") or ""), seconds if isinstance(seconds, float) else None)
+    took = float(seconds) if isinstance(seconds, (int, float)) else None
+    return Ending(why, machine, runs, str(ended.get("host") or ""), took, str(ended.get("try") or ""))
 
 
 def settle(place: Path, found: Ending, retries: int) -> State:
     """Record how a try ended; what the cell is now. Raises OSError."""
-    tries = [*tried(place), {"why": found.why, "host": found.host, "seconds": found.seconds, "when": now()}]
+    before = tried(place)
+    if before and found.mark and before[-1].get("mark") == found.mark:  # a driver died right after it had settled this
+        before = before[:-1]
+    told = {"why": found.why, "host": found.host, "seconds": found.seconds, "when": now()}
+    tries = [*before, {**told, "machine": found.machine, "mark": found.mark}]
     again = bool(found.why) and found.machine and _of_machines(tries) <= retries
-    tries[-1]["machine"] = found.machine
     state: State = "waiting" if again else "failed" if found.why else "done"
     write_record(place / OUTCOME, {"state": state, "runs": [str(path) for path in found.runs], "tries": tries})
     return state
@@ -69,7 +76,7 @@ def is_whole(place: Path) -> bool:
 
 
 def _of_machines(tries: list[Any]) -> int:
-    return sum(bool(one.get("machine", True)) for one in tries)
+    return sum(bool(one.get("machine")) for one in tries)
 
 
 def _runs(manifest: Mapping[str, Any] | None) -> tuple[tuple[Path, ...], list[tuple[str, Mapping[str, Any]]]]:

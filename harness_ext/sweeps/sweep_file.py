@@ -172,8 +172,16 @@ def _of_values(data: Mapping[str, Any]) -> Iterator[str]:
         yield from slurm_mistakes(slurm)
     models = data.get("models")
     for number, model in enumerate(models if isinstance(models, list) else ()):
-        arguments = model.get("model_args") if isinstance(model, Mapping) else None
-        for key in arguments if isinstance(arguments, Mapping) else ():
+        yield from _of_model(number, model)
+
+
+def _of_model(number: int, model: Any) -> Iterator[str]:
+    arguments = model.get("model_args") if isinstance(model, Mapping) else None
+    if isinstance(arguments, Mapping):
+        pieces, gpus = arguments.get("tensor_parallel_size", 1), model.get("gpus", 1)
+        if isinstance(pieces, int) and isinstance(gpus, int) and pieces > gpus:
+            yield f"models.{number}.gpus: {gpus} are fewer than tensor_parallel_size={pieces} needs"
+        for key in arguments:
             if is_secret(str(key)):
                 yield (
                     f"models.{number}.model_args.{key}: is a secret, which would stand in the files of the sweep: leave"

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -170,6 +171,9 @@ class _Run:
     def _beat(self) -> None:
         self._beats += 1
         with suppress(OSError):
+            if self._beats > 1 and not (self._folder / JOB).exists():
+                # A driver that began again in the moment before the record was there has made the folder ready anew.
+                self._record(JOB, self._job())
             write_whole(self._folder / HEARTBEAT, f"{self._beats}\n")
 
     def _record(self, name: str, record: Mapping[str, Any]) -> None:
@@ -184,6 +188,7 @@ class _Run:
         self._log.close()
         ended = {
             "cell": self._asked["cell"],
+            "try": uuid.uuid4().hex,
             "exit_code": returned if returned >= 0 else None,
             "signal": signal.Signals(-returned).name if returned < 0 else None,
             "reason": reason,
