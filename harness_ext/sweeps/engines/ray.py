@@ -23,6 +23,8 @@ from harness_ext.sweeps.engines.base import Job, absent, prepare, ready
 from harness_ext.sweeps.job_files import ASKED, ENDED, JOB, OUTPUT, write_whole
 from harness_ext.sweeps.worker import call
 
+_THREADS = "OMP_NUM_THREADS"
+
 
 def work(folder: str, asked: str, environment: str) -> str:
     """Run a job where Ray put it. The records that its folder lacks, as JSON: none where this machine sees the folder.
@@ -115,7 +117,9 @@ class RayEngine:
             gpus = job.gpus if self._gpus else 0
             task = self._ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0, max_calls=1)(work)
             asked = (job.folder / ASKED).read_text(encoding="utf-8")
-            self._running[job.cell] = job, task.remote(str(job.folder), asked, job.environment_text)
+            # Ray sets it to 1, which would give other sums than the same command does by itself.
+            environment = {_THREADS: os.environ.get(_THREADS), **job.environment}
+            self._running[job.cell] = job, task.remote(str(job.folder), asked, json.dumps(environment))
 
     def _take_records(self, job: Job, reference: Any) -> None:
         """Write the records of a machine that does not see the folder; where the task was killed there are none."""

@@ -11,6 +11,7 @@ Notable choices:
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import time
@@ -139,7 +140,7 @@ class SlurmEngine:
                 slurm_additional_parameters=extra,
             )
             with executor.batch():
-                submitted = [executor.submit(call, str(job.folder), job.environment_text) for job in group]
+                submitted = [executor.submit(call, str(job.folder), json.dumps(dict(job.environment))) for job in group]
         except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(
