@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -101,3 +102,31 @@ def test_records_of_a_machine_that_does_not_see_the_folder(engine: RayEngine, tm
 def test_more_gpus_than_any_machine_has(engine: RayEngine, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cell a needs 64 GPUs and no machine of the Ray cluster has more than \d"):
         engine.submit([job(tmp_path / "a", "", gpus=64)])
+
+
+DRIVER = """
+import sys, time
+from pathlib import Path
+from harness_ext.sweeps.engines.base import Job
+from harness_ext.sweeps.engines.ray import RayEngine
+folder = Path(sys.argv[1])
+code = "import os, time; print(os.getpid(), os.environ.get('OMP_NUM_THREADS'), flush=True); time.sleep(600)"
+engine = RayEngine(jobs=1)
+engine.submit([Job("a", (sys.executable, "-c", code), {}, folder, 1, None)])
+while engine.alive():
+    time.sleep(0.1)
+"""
+
+
+def test_cells_end_with_the_driver_and_have_its_number_of_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    output = tmp_path / "a" / "output.log"
+    with subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path / "a")], start_new_session=True) as driver:
+        until(lambda: output.exists() and output.read_text().endswith("\n"))
+        driver.kill()
+    command, threads = output.read_text().split()
+    assert threads == "3"
+    until(lambda: process_start(int(command)) is None)
