@@ -29,14 +29,14 @@ def job(folder: Path, code: str, *, gpus: int = 1, after: tuple[str, ...] = ()) 
     return Job(folder.name, command, {"LM_EVAL_SWEEP_CELL": folder.name}, folder, gpus, None, after)
 
 
-def drain(engine: RayEngine, seconds: float = 120) -> None:
+def drain(engine: RayEngine, seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while alive := engine.alive():
         assert time.monotonic() < end, f"still alive: {alive}"
         time.sleep(0.05)
 
 
-def until(true: Callable[[], object], seconds: float = 60) -> None:
+def until(true: Callable[[], object], seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "waited in vain"
