@@ -81,8 +81,9 @@ class RayEngine:
                     f" {self._gpus}: lower `gpus` of its model"
                 )
         for job in jobs:
-            prepare(job)
-            self._waiting[job.cell] = job
+            if job.cell not in self._running:
+                prepare(job)
+                self._waiting[job.cell] = job
         self._start_ready()
 
     def alive(self) -> set[str]:

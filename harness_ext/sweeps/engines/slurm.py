@@ -68,6 +68,7 @@ class SlurmEngine:
                 raise UserError(
                     f"cell {job.cell} has no time limit, which Slurm wants: give one with `cells: {{timeout: 4h}}`"
                 )
+        self.alive()  # what has ended is forgotten: Slurm takes no dependency on a job that it knows no more
         waiting = [job for job in jobs if not self._adopted(job)]
         for job in waiting:
             prepare(job)
