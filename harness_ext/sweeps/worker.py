@@ -41,13 +41,13 @@ _STEP_SECONDS = 0.2
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 
 
-def start(folder: Path, environment: Mapping[str, str], *, with_parent: bool = False) -> subprocess.Popen[bytes]:
-    """Start a worker on a folder in a session of its own. environment: added to this process's."""
+def start(folder: Path, environment: Mapping[str, str | None], *, with_parent: bool = False) -> subprocess.Popen[bytes]:
+    """Start a worker on a folder in a session of its own. environment: added to this process's; None takes one away."""
     words = [sys.executable, "-m", "harness_ext.sweeps.worker", str(folder), *([WITH_PARENT] if with_parent else [])]
     with (folder / OUTPUT).open("ab") as early:  # a worker that cannot even begin says why there
         return subprocess.Popen(
             words,
-            env={**os.environ, **environment},
+            env={name: value for name, value in {**os.environ, **environment}.items() if value is not None},
             stdin=subprocess.DEVNULL,
             stdout=early,
             stderr=early,
@@ -56,7 +56,8 @@ def start(folder: Path, environment: Mapping[str, str], *, with_parent: bool = F
 
 
 def call(folder: str, environment: str) -> int:
-    """Run the worker on a folder and wait for it; its exit code. environment: JSON of variables to add.
+    """Run the worker on a folder and wait for it; its exit code. environment: JSON of variables to add; null takes
+    one away.
 
     A plain function of texts: Ray and submitit pickle the function that they run and its arguments, and texts are all
     that is ever in there.
