@@ -14,7 +14,7 @@ from typing import Any
 from harness_ext.storage.integrity import RECEIPT
 from harness_ext.storage.whole_files import write_record
 from harness_ext.sweeps.job_files import now, read_record
-from leaderboard.readers.sweep_state import ENDED, MANIFEST, OUTCOME, OUTPUT, State, read_json, tried
+from leaderboard.readers.sweep_state import ENDED, MANIFEST, OUTCOME, OUTPUT, State, read_json, tries_in
 
 _OF_MACHINES = frozenset({"out_of_memory", "disk"})
 """Kinds of failures that a manifest may tell of, and that another machine may not have."""
@@ -52,7 +52,7 @@ def ending(place: Path) -> Ending:
 
 def settle(place: Path, found: Ending, retries: int) -> State:
     """Record how a try ended; what the cell is now. Raises OSError."""
-    before = tried(place)
+    before = tries_in(read_json(place / OUTCOME))
     if before and found.mark and before[-1].get("mark") == found.mark:  # a driver died right after it had settled this
         before = before[:-1]
     told = {"why": found.why, "host": found.host, "seconds": found.seconds, "when": now()}
@@ -63,15 +63,16 @@ def settle(place: Path, found: Ending, retries: int) -> State:
     return state
 
 
-def run_folders(place: Path) -> list[Path]:
-    """The run folders of a settled cell."""
+def run_folders(place: Path, results: Path) -> list[Path]:
+    """The run folders of a settled cell. results: where those of a machine without a shared disk are brought to."""
     runs = (read_record(place / OUTCOME) or {}).get("runs")
-    return [Path(path) for path in runs if isinstance(path, str)] if isinstance(runs, list) else []
+    paths = [Path(path) for path in runs if isinstance(path, str)] if isinstance(runs, list) else []
+    return [path if path.is_dir() else results / path.parent.name / path.name for path in paths]
 
 
-def is_whole(place: Path) -> bool:
+def is_whole(place: Path, results: Path) -> bool:
     """Whether all run folders of a cell that is done are still there."""
-    folders = run_folders(place)
+    folders = run_folders(place, results)
     return bool(folders) and all((folder / RECEIPT).is_file() for folder in folders)
 
 

@@ -34,11 +34,11 @@ Text = Annotated[str, Field(min_length=1, max_length=10_000)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
-class _Strict(BaseModel):
+class _StrictPart(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class SweptModel(_Strict):
+class SweptModel(_StrictPart):
     """A model. model: lm-eval's backend. gpus: how many a cell of it needs. model_args: further ones."""
 
     pretrained: Text
@@ -55,7 +55,7 @@ class SweptModel(_Strict):
         return {**{key: value for key, value in own.items() if value is not None}, **self.model_args}
 
 
-class Exclusion(_Strict):
+class Exclusion(_StrictPart):
     """Pairs to leave out: patterns (`*70B`) of a model's name and of a recipe as it is written or by its name."""
 
     model: Text = "*"
@@ -67,7 +67,7 @@ class Exclusion(_Strict):
         return fnmatchcase(model, self.model) and any(fnmatchcase(name, self.recipe) for name in names)
 
 
-class Cutting(_Strict):
+class Cutting(_StrictPart):
     """How cells are cut and run. timeout: `90m`, `4h`. retries: after failures of a machine."""
 
     recipes_per_cell: Count = 4
@@ -90,7 +90,7 @@ class Cutting(_Strict):
         return float(int(number) * _SECONDS[unit])
 
 
-class SweepFile(_Strict):
+class SweepFile(_StrictPart):
     """What a sweep file says. run: flags of `lm_eval run` without their dashes."""
 
     name: str

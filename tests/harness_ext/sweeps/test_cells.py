@@ -12,7 +12,7 @@ import pytest
 
 from harness_ext.lm_eval_adapter.subcommand import add_run_arguments
 from harness_ext.storage.whole_files import write_record
-from harness_ext.sweeps.cells import Cell, cells_of, job
+from harness_ext.sweeps.cells import SweepCell, cells_of, job
 from harness_ext.sweeps.plan import expectations, plan_of
 from harness_ext.sweeps.sweep_file import sweep_from
 from leaderboard.readers.sweep_state import OUTCOME
@@ -28,7 +28,7 @@ PLAIN: dict[str, Any] = {
 }
 
 
-def cells(**changes: Any) -> list[Cell]:
+def cells(**changes: Any) -> list[SweepCell]:
     return cells_of(sweep_from({**PLAIN, **changes}, "sweep.yaml"))
 
 

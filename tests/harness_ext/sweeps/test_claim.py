@@ -14,7 +14,7 @@ import pytest
 
 from harness_ext.errors import UserError
 from harness_ext.sweeps import claim
-from harness_ext.sweeps.claim import Claim, claimed
+from harness_ext.sweeps.claim import DriverClaim, claimed
 from harness_ext.sweeps.job_files import host, process_start
 from leaderboard.readers.sweep_state import DRIVER
 
@@ -84,10 +84,10 @@ def test_a_driver_that_was_taken_over_notices(tmp_path: Path) -> None:
 
 def test_of_many_drivers_one_gets_it(tmp_path: Path) -> None:
     write(tmp_path, process_start="dead")
-    claims = [Claim(tmp_path) for _ in range(8)]
-    got: list[Claim] = []
+    claims = [DriverClaim(tmp_path) for _ in range(8)]
+    got: list[DriverClaim] = []
 
-    def take(one: Claim) -> None:
+    def take(one: DriverClaim) -> None:
         try:
             claim._take(one, tmp_path, 1.0)
         except UserError:

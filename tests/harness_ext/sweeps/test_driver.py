@@ -17,7 +17,17 @@ from harness_ext.sweeps.driver import Driver, forget_failures
 from harness_ext.sweeps.engines.base import Job, prepare, ready
 from harness_ext.sweeps.plan import SweepPlan, plan_of
 from harness_ext.sweeps.sweep_file import sweep_from
-from leaderboard.readers.sweep_state import ENDED, JOB, MANIFEST, OUTCOME, OUTPUT, rows, sweep_state, tried
+from leaderboard.readers.sweep_state import (
+    ENDED,
+    JOB,
+    MANIFEST,
+    OUTCOME,
+    OUTPUT,
+    read_json,
+    rows,
+    sweep_state,
+    tries_in,
+)
 
 Play = Callable[[Job, int], None]
 
@@ -220,7 +230,7 @@ def test_a_try_is_settled_once(plan: SweepPlan) -> None:
     (place / ENDED).write_text(json.dumps({"exit_code": 1, "reason": "command", "host": "h", "seconds": 1, "try": "t"}))
     for _ in range(3):  # the driver died between settling and putting the record away
         assert outcome.settle(place, outcome.ending(place), retries=1) == "waiting"
-    assert len(tried(place)) == 1
+    assert len(tries_in(read_json(place / OUTCOME))) == 1
 
 
 def test_a_database_that_is_held_waits(plan: SweepPlan) -> None:
