@@ -226,5 +226,5 @@ def _sentence(item: Mapping[str, Any]) -> str:
 
 
 def _known(place: list[str]) -> Iterable[str]:
-    inner = {"models": SweptModel, "exclude": Exclusion, "cells": Cutting}
+    inner: dict[str, type[BaseModel]] = {"models": SweptModel, "exclude": Exclusion, "cells": Cutting}
     return (inner.get(place[0], SweepFile) if len(place) > 1 else SweepFile).model_fields
