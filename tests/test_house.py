@@ -25,6 +25,7 @@ LAYERS = {
         "editing",
         "lm_eval_adapter",
         "runs",
+        "sweeps",
         "cli",
         "demo_training",
     ),

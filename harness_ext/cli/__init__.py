@@ -55,10 +55,11 @@ def _commands() -> list[type[RecipesCommand]]:
     from harness_ext.cli.report import ReportCommand
     from harness_ext.cli.runs import Runs
     from harness_ext.cli.show import Show
+    from harness_ext.cli.sweep import Sweep
 
     return [
-        *(Recipes, Export, Show, Compare, Gate, Noise, Ingest, Runs, Baseline, Leaderboard, ReportCommand, Doctor),
-        *(Completion, Help),
+        *(Recipes, Export, Sweep, Show, Compare, Gate, Noise, Ingest, Runs, Baseline, Leaderboard, ReportCommand),
+        *(Doctor, Completion, Help),
     ]
 
 

@@ -30,6 +30,11 @@ EXIT_CODES: dict[str, dict[int, str]] = {
             " gone. The rest is in; or as above"
         ),
     },
+    "sweep": {
+        DONE: "`run`, `retry`, `status`: every cell is done; `plan`: planned",
+        CHECK_FAILED: "`run`, `retry`, `status`: a cell failed, and its row says why",
+        CANNOT_TELL: "`status`: cells are running or waiting, and none has failed",
+    },
     "doctor": {DONE: "the installation is whole", CHECK_FAILED: "something needs mending"},
 }
 """What differs from `EVERY_COMMAND`, or says more."""

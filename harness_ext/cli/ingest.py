@@ -13,6 +13,7 @@ from harness_ext.cli.exit_codes import CHECK_FAILED, MISTAKE
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
 from harness_ext.progress import progress_for
+from harness_ext.storage.remote import is_remote
 from leaderboard.commands import DEFAULT_DATABASE
 
 if TYPE_CHECKING:
@@ -49,16 +50,20 @@ class Ingest(RecipesCommand):
 examples:
   $ lm_eval ingest results
   $ lm_eval ingest ~/old_results /mnt/cluster/results --strict
+  $ lm_eval ingest s3://bucket/results
   $ lm_eval ingest --rebuild
 """
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             "paths",
-            type=Path,
+            type=_place,
             nargs="*",
             metavar="PATH",
-            help="Folders (searched to the bottom) or results_*.json files; default: the database's folder",
+            help=(
+                "Folders (searched to the bottom), results_*.json files, or URLs (s3://bucket/results), whose new runs"
+                " are brought into the database's folder first; default: that folder"
+            ),
         )
         add_database_argument(parser)
         parser.add_argument(
@@ -91,7 +96,10 @@ examples:
     def execute(args: argparse.Namespace) -> None:
         from leaderboard.ingest import ingest
 
-        paths = args.paths or [args.database.parent]
+        left_out: dict[str, str] = {}
+        if args.watch is not None and any(isinstance(place, str) for place in args.paths):
+            raise UserError("--watch looks at folders: ingest URLs without it, as often as you like")
+        paths = _brought(args.paths, args.database.parent, left_out) or [args.database.parent]
         if args.watch is not None:
             _watch(paths, args)
         with progress_for(quiet=False).stage(f"reading what lies below {', '.join(map(str, paths))}"):
@@ -100,8 +108,36 @@ examples:
         _tell(report, args.database, wrong)
         if wrong:
             sys.exit(MISTAKE)
-        if report.rejected and args.strict:
+        if (report.rejected or left_out) and args.strict:
             sys.exit(CHECK_FAILED)
+
+
+def _place(text: str) -> Path | str:
+    """A path, or a URL as it is."""
+    return text if is_remote(text) else Path(text)
+
+
+def _brought(places: Sequence[Path | str], folder: Path, left_out: dict[str, str]) -> list[Path]:
+    """The places as paths: new runs of URLs are brought into a folder, which stands for them. left_out: gets what was
+    not taken, and why.
+    """
+    from harness_ext.storage.remote import RemoteResults
+
+    paths: list[Path] = []
+    for place in places:
+        if isinstance(place, Path):
+            paths.append(place)
+            continue
+        remote = RemoteResults(place)
+        with progress_for(quiet=False).stage(f"bringing runs from {remote.url}"):
+            pulled = remote.pull(folder)
+        print(f"{len(pulled.new)} brought from {remote.url} into {folder}", flush=True)
+        for name, reason in pulled.left_out.items():
+            left_out[f"{remote.url}/{name}"] = reason
+        paths.append(folder)
+    for url, reason in left_out.items():
+        print(f"rejected: {url}: {reason}", file=sys.stderr)
+    return list(dict.fromkeys(paths))
 
 
 def _mistaken(report: IngestReport, paths: Sequence[Path]) -> list[Rejection]:

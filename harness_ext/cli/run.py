@@ -62,6 +62,16 @@ def add_recipes(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--details", action="store_true", help="Print everything of every row below the table of a run with --recipe"
     )
+    group.add_argument(
+        "--manifest",
+        type=Path,
+        default=None,
+        metavar="<file>",
+        help=(
+            "Write to this file, as JSON, which run folders came of it, and leave the leaderboard's database alone: for"
+            " programs that run many commands, and ingest by themselves"
+        ),
+    )
     _only_whole(parser, [action for action in parser._actions if action not in before])
     parser.epilog = (parser.epilog or "") + EXAMPLES
     parser.set_defaults(func=run)
@@ -79,7 +89,7 @@ def _only_whole(parser: argparse.ArgumentParser, actions: Sequence[argparse.Acti
 
 def run(args: argparse.Namespace) -> None:
     """Run with the recipes that the flags or the file name, or as lm-eval does where there are none."""
-    form, details = args.form, args.details
+    form, details, manifest = args.form, args.details, args.manifest
     from_file = read_config_file(args.config)
     hide(from_file)
     wanted = asked(args, from_file)
@@ -92,9 +102,9 @@ def run(args: argparse.Namespace) -> None:
         if warning := taken_back():
             print(f"note: {warning}", file=sys.stderr)
         report = report_for(args.verbosity or from_file.get("verbosity"))
-        execute(run_config(args, wanted), report, form, details=details)
-    elif form != "text" or details:
-        flag = "--details" if details else f"--{form}"
+        execute(run_config(args, wanted), report, form, details=details, manifest=manifest)
+    elif form != "text" or details or manifest:
+        flag = "--details" if details else "--manifest" if manifest else f"--{form}"
         raise UserError(
             f"{flag} is for the table of a run with --recipe; lm-eval's own tables are in the results_*.json that it"
             " writes with --output_path"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,17 +24,25 @@ if TYPE_CHECKING:
     from leaderboard.terminal.output import Form
 
 
-def execute(config: RunConfig, report: ProgressReport, form: Form = "text", *, details: bool = False) -> None:
+def execute(
+    config: RunConfig,
+    report: ProgressReport,
+    form: Form = "text",
+    *,
+    details: bool = False,
+    manifest: Path | None = None,
+) -> None:
     """Do what was asked; leaves by SystemExit with 2 where a variant failed, after everything else is done and shown.
     form: of the table at the end, which is all that goes to standard output. details: all of every row as well.
+    manifest: a file that gets what came of it; then the database is left alone.
 
     Raises UserError and LeaderboardError. A database that cannot be used is told before anything is computed; one that
     is busy at the end costs only its own update.
     """
     with redirect_stdout(sys.stderr):
-        executed = execution.execute(config, report)
-    _show(executed, report, form, details=details)
-    if form == "text":
+        executed = _executed(config, report, manifest)
+    _show(executed, report, form, details=details, stored=manifest is None)
+    if form == "text" and manifest is None:
         _next_steps(executed, config, report)
     if executed.mistake is not None:
         raise executed.mistake
@@ -41,21 +50,41 @@ def execute(config: RunConfig, report: ProgressReport, form: Form = "text", *, d
         sys.exit(MISTAKE)
 
 
-def _show(executed: Execution, report: ProgressReport, form: Form, *, details: bool) -> None:
+def _executed(config: RunConfig, report: ProgressReport, manifest: Path | None) -> Execution:
+    from harness_ext.runs.manifest import write_manifest
+
+    if manifest is None:
+        return execution.execute(config, report)
+    try:
+        executed = execution.execute(config, report, with_store=False)
+    except UserError as error:
+        write_manifest(manifest, [], error)
+        raise
+    write_manifest(manifest, executed.outcomes, executed.mistake)
+    return executed
+
+
+def _show(executed: Execution, report: ProgressReport, form: Form, *, details: bool, stored: bool = True) -> None:
     """Print the table of this command's variants: from the store, or from their run directories alone where the store
-    cannot be had.
+    cannot be had, or is not to be touched.
     """
+    if not stored:
+        _print(_judged_alone(executed.paths), form, details=details)
+        return
     from leaderboard.commands import ingest_command
     from leaderboard.errors import LeaderboardError
 
     paths, database = executed.paths, executed.database
+    if executed.remote is not None:
+        # Many machines may write there; the board is made where the runs are brought together.
+        _print(_judged_alone(paths), form, details=details)
+        return
     try:
         with report.progress.stage("comparing the runs with all others of the model"):
             judged = execution.judged_in_store(paths, database, report)
         _print(judged, form, details=details)
     except LeaderboardError as trouble:
-        cells = execution.cells_from_runs(paths)
-        _print(JudgedRuns(cells, frozenset(cell.run_id for cell in cells)), form, details=details)
+        _print(_judged_alone(paths), form, details=details)
         # A run that found no room in its place lies elsewhere.
         folders = list(dict.fromkeys(path.parent for path in paths))
         elsewhere = [folder for folder in folders if database.parent.resolve() not in folder.resolve().parents]
@@ -63,6 +92,11 @@ def _show(executed: Execution, report: ProgressReport, form: Form, *, details: b
         raise type(trouble)(
             f"{trouble}\nthe runs are safe in {' and '.join(map(str, folders))}: `{command}` puts them on the board"
         ) from None
+
+
+def _judged_alone(paths: Sequence[Path]) -> JudgedRuns:
+    cells = execution.cells_from_runs(paths)
+    return JudgedRuns(cells, frozenset(cell.run_id for cell in cells))
 
 
 def _print(judged: JudgedRuns, form: Form, *, details: bool) -> None:
@@ -85,6 +119,9 @@ def _next_steps(executed: Execution, config: RunConfig, report: ProgressReport) 
     """
     edited = [outcome for outcome in executed.outcomes if outcome.recipe.steps and outcome.recipe.control is None]
     database = quoted(executed.database)
+    if executed.remote is not None:
+        report.line(f"\nruns      {executed.remote}\nboard     lm_eval ingest {shlex.quote(executed.remote)}")
+        return
     report.line(f"\nruns      {executed.paths[0].parent}")
     if edited:
         report.line(f"details   lm_eval show --database {database} {quoted(edited[0].run.path)}")

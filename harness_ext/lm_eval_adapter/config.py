@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
     from harness_ext.recipe.recipe import Recipe
+    from harness_ext.storage.remote import RemoteResults
 
 
 _WITH_SECRETS = ("model_args", "metadata", "gen_kwargs", "hf_hub_log_args", "wandb_args", "trackio_args")
@@ -24,7 +25,8 @@ class RunConfig:
 
     `harness` is lm-eval's full configuration, validated, with `output_path` and `log_samples` set. `model_name` is what
     the user typed after `pretrained=` (`harness.model_args["pretrained"]` holds the folder where that was `demo`).
-    `command` is `sys.argv`, or the call from Python, for the receipt.
+    `command` is `sys.argv`, or the call from Python, for the receipt. `remote` is where finished runs go as well, where
+    the results were asked for in a place with a scheme; `output_path` is then its local mirror.
     """
 
     harness: EvaluatorConfig
@@ -32,6 +34,7 @@ class RunConfig:
     controls: tuple[str, ...]
     model_name: str
     command: tuple[str, ...]
+    remote: RemoteResults | None = None
 
     @property
     def secrets(self) -> set[str]:

@@ -27,13 +27,14 @@ PATIENCE_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Execution:
-    """What came of a run: at least one outcome, the database beside the runs, and the mistake that stopped the rest, if
-    one did.
+    """What came of a run: at least one outcome, the database beside the runs, the mistake that stopped the rest, if one
+    did, and the URL where the runs went, if they did.
     """
 
     outcomes: tuple[VariantOutcome, ...]
     database: Path
     mistake: UserError | None
+    remote: str | None = None
 
     @property
     def paths(self) -> list[Path]:
@@ -41,15 +42,16 @@ class Execution:
         return [outcome.run.path for outcome in self.outcomes]
 
 
-def execute(config: RunConfig, report: ProgressReport) -> Execution:
-    """Score every variant that is not there already.
+def execute(config: RunConfig, report: ProgressReport, *, with_store: bool = True) -> Execution:
+    """Score every variant that is not there already. with_store: whether the database will be asked for afterwards.
 
     Raises UserError where nothing could be done, and LeaderboardError, before anything is computed, for a database that
     cannot be used.
     """
     session = Session(config, report)
     database = session.root / DATABASE
-    check_database(database)
+    if with_store:
+        check_database(database)
     outcomes: list[VariantOutcome] = []
     mistake: UserError | None = None
     try:
@@ -60,7 +62,7 @@ def execute(config: RunConfig, report: ProgressReport) -> Execution:
             raise
         mistake = error
     _check_identity(outcomes, report)
-    return Execution(tuple(outcomes), database, mistake)
+    return Execution(tuple(outcomes), database, mistake, config.remote.url if config.remote is not None else None)
 
 
 def check_database(database: Path) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.config import RunConfig
+from harness_ext.storage.remote import RemoteResults, is_remote
 
 if TYPE_CHECKING:
     from lm_eval.config.evaluate_config import EvaluatorConfig
@@ -61,7 +62,10 @@ def recipe_run_config(
         **harness.metadata,
         **{key: harness.model_args[key] for key in ("pretrained",) if key in harness.metadata},
     }
-    return RunConfig(harness, tuple(recipes), tuple(controls), name, tuple(command))
+    remote = RemoteResults(str(harness.output_path)) if is_remote(harness.output_path) else None
+    if remote is not None:
+        harness.output_path = str(remote.mirror)
+    return RunConfig(harness, tuple(recipes), tuple(controls), name, tuple(command), remote)
 
 
 def _refuse(harness: EvaluatorConfig) -> None:

@@ -32,6 +32,7 @@ from harness_ext.recipe.schema import Calibration, described
 from harness_ext.runs import ran_on
 from harness_ext.runs import receipt as receipts
 from harness_ext.runs.progress import ProgressReport
+from harness_ext.runs.remote_copy import RemoteCopy
 from harness_ext.runs.spec import RunSpec
 from harness_ext.storage import rundir
 from harness_ext.storage.resume import ResumeState
@@ -68,6 +69,7 @@ class Session:
         self.root = rundir.results_root(Path(self.harness.output_path))
         self.folder = self.root / rundir.safe_name(config.model_name)
         self.spec = RunSpec(config, report)
+        self._remote = RemoteCopy(config.remote, self.folder, report)
         self._baseline_speed: dict[str, float | None] = {}
         self._to_check: list[Recipe] = []
         self._unchanged = Unchanged()
@@ -76,7 +78,7 @@ class Session:
 
     def run(self) -> Iterator[VariantOutcome]:
         """Yield every variant as it is finished or found. Raises UserError before anything is loaded, where the asking
-        is at fault.
+        is at fault, and at the end where runs could not be uploaded.
         """
         recipes = parse_recipes(self.config.recipes)
         for variable in (ran_on.SWEEP, ran_on.CELL):
@@ -85,6 +87,7 @@ class Session:
         self._check_asked(recipes)
         rundir.prepare_root(self.root)
         rundir.sweep(self.folder)
+        self._remote.begin()
         baseline = parse_recipe("baseline")
         variants = [baseline, *(self.spec.resolved(recipe) for recipe in recipes)]
         self.spec.hold_out(variants)
@@ -94,7 +97,9 @@ class Session:
         with self.report.progress.stage("scoring", most, "variants") as stage:
             for outcome in self._outcomes(variants):
                 stage.advance()
+                self._remote.send(outcome.run)
                 yield outcome
+        self._remote.end()
 
     def _outcomes(self, variants: Sequence[Recipe]) -> Iterator[VariantOutcome]:
         """Each of them that differs from those before, followed by its controls."""
@@ -213,6 +218,7 @@ class Session:
 
     def _variant(self, recipe: Recipe) -> VariantOutcome:
         spec_id, former = self.spec.spec_id(recipe), self.spec.former_spec_id(recipe)
+        self._remote.bring(spec_id, former)
         place = self._place(recipe, spec_id)
         elsewhere: dict[Path, str] = {}
         damaged = {} if not place.exists() else {place: f"{rundir.RECEIPT} is missing or cannot be read"}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import tempfile
@@ -30,9 +31,11 @@ EXPORTING = ".lm-eval-recipes-export"
 on with, it holds what tells that export from others.
 """
 KEPT_SECONDS = 7 * 24 * 3600
-"""How long the exports of other names leave alone what a killed one can go on with."""
+"""How long the exports of other names leave alone what a killed one can go on with, and runs what other machines that
+see the folder may be writing.
+"""
 _SCRATCH = "lm-eval-recipes-"
-_TEMPORARY = re.compile(r"\.(.+?)(\.old)?\.tmp-(\d+)")
+_TEMPORARY = re.compile(r"\.(.+?)(\.old)?\.tmp-(\d+)(?:-(.+))?")
 
 
 @dataclass(frozen=True)
@@ -185,8 +188,24 @@ def _left_by_the_dead(folder: Path) -> list[tuple[Path, re.Match[str]]]:
     return [
         (path, match)
         for path in folder.glob(".*.tmp-*")
-        if (match := _TEMPORARY.fullmatch(path.name)) and not _alive(int(match[3]))
+        if (match := _TEMPORARY.fullmatch(path.name)) and _is_left(path, int(match[3]), match[4])
     ]
+
+
+def _is_left(folder: Path, process: int, machine: str | None) -> bool:
+    """Whether the process that wrote a temporary folder is gone. Of another machine's processes nothing is known here:
+    theirs count as left when nothing was written there for `KEPT_SECONDS`.
+    """
+    if machine in (None, _machine()):
+        return not _alive(process)
+    try:
+        return time.time() - folder.stat().st_mtime > KEPT_SECONDS
+    except OSError:
+        return False
+
+
+def _machine() -> str:
+    return safe_name(platform.node())
 
 
 def _is_whole(folder: Path) -> bool:
@@ -211,7 +230,7 @@ def writing(place: Path) -> Iterator[Path]:
     The block fills the folder and may raise; an OSError of the block or of the renaming reaches the caller.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.parent / f".{place.name}.tmp-{os.getpid()}"
+    temporary = place.parent / f".{place.name}.tmp-{os.getpid()}-{_machine()}"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
@@ -287,7 +306,7 @@ def _sync(folder: Path) -> None:
 def _move_into_place(temporary: Path, place: Path) -> None:
     """Rename; an earlier run of the same name, which can only be a failed or damaged one, gives way."""
     if place.exists():
-        old = place.parent / f".{place.name}.old.tmp-{os.getpid()}"
+        old = place.parent / f".{place.name}.old.tmp-{os.getpid()}-{_machine()}"
         place.rename(old)
         temporary.rename(place)
         shutil.rmtree(old, ignore_errors=True)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -60,9 +64,6 @@ def test_a_short_write_of_lm_evals_is_noticed(demo_run, tmp_path: Path, monkeypa
 
 
 def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
-    import os
-    import subprocess
-
     gone = subprocess.Popen(["true"])
     gone.wait()
     dead, alive = tmp_path / f".laser-1.tmp-{gone.pid}", tmp_path / f".laser-2.tmp-{os.getppid()}"
@@ -70,6 +71,21 @@ def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not
     alive.mkdir()
     rundir.sweep(tmp_path)
     assert not dead.exists() and alive.exists()
+
+
+def test_what_another_machine_may_be_writing_is_left_to_it_for_a_week(tmp_path: Path) -> None:
+    """Machines that share a results folder know nothing of each other's processes."""
+    fresh, old = (tmp_path / f".laser-{number}.tmp-99999999-another" for number in (1, 2))
+    for folder in (fresh, old):
+        folder.mkdir()
+    then = time.time() - rundir.KEPT_SECONDS - 60
+    os.utime(old, (then, then))
+    rundir.sweep(tmp_path)
+    assert fresh.exists() and not old.exists()
+    with rundir.writing(tmp_path / "laser-3") as ours:
+        assert ours.name.endswith(f".tmp-{os.getpid()}-{rundir.safe_name(platform.node())}")
+        rundir.sweep(tmp_path)
+        assert ours.exists()
 
 
 # Damaged run folders

@@ -1,0 +1,237 @@
+"""`lm_eval sweep`: many models and recipes, cut into cells that run on this machine, a Ray cluster or Slurm."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from harness_ext.cli.exit_codes import CANNOT_TELL, CHECK_FAILED
+from harness_ext.cli.secrecy import printable
+from harness_ext.cli.terminal import add_form_arguments, terminal_style
+from harness_ext.errors import UserError
+from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
+
+if TYPE_CHECKING:
+    from harness_ext.sweeps.plan import SweepPlan
+    from leaderboard.terminal.output import Form, Row
+
+ENGINES = ("local", "ray", "slurm")
+EPILOG = """
+examples:
+  $ lm_eval sweep plan sweep.yaml
+  $ lm_eval sweep run sweep.yaml --on local
+  $ lm_eval sweep status sweep.yaml
+  $ lm_eval sweep retry sweep.yaml
+"""
+
+
+class Sweep(RecipesCommand):
+    """Plan, run and look at sweeps."""
+
+    name = "sweep"
+    summary = "Run many models and recipes, here or on a cluster"
+    description = (
+        "Run what a sweep file names: models by recipes, cut into cells, each an ordinary `lm_eval run` in a process of"
+        " its own. What is done already is not done again, so that the same command goes on after anything."
+    )
+    epilog = EPILOG
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        actions = parser.add_subparsers(metavar="ACTION", required=True)
+        for name, text, function in (
+            ("plan", "Show cells, GPUs, expected hours and what is there already; loads nothing", _plan),
+            ("run", "Run every cell that is not done, and take the results in as they come", _run),
+            ("status", "Show what became of each cell, and why", _status),
+            ("retry", "Run failed cells again", _retry),
+        ):
+            action = actions.add_parser(name, help=text, description=f"{text}.")
+            action.add_argument("sweep", type=Path, metavar="FILE", help="The sweep file (YAML)")
+            action.set_defaults(func=function)
+            if name == "retry":
+                action.add_argument(
+                    "cells", nargs="*", metavar="CELL", help="Only these: a cell's name, or how it begins"
+                )
+            if name in ("run", "retry"):
+                _add_engine_arguments(action)
+            if name in ("plan", "status"):
+                add_form_arguments(action)
+            if name == "status":
+                action.add_argument("--all", action="store_true", help="List the cells that are done, too")
+
+
+def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--on",
+        default="local",
+        metavar="<engine>",
+        help="Where cells run: local (processes of this machine), ray or slurm (default: local)",
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=None, metavar="<n>", help="With local: cells at once (default: one a GPU, or one)"
+    )
+
+
+def _read(path: Path) -> SweepPlan:
+    from harness_ext.sweeps.plan import plan_of
+    from harness_ext.sweeps.sweep_file import read_sweep
+
+    return plan_of(read_sweep(path), Path())
+
+
+def _plan(args: argparse.Namespace) -> None:
+    from harness_ext.sweeps.plan import expectations
+
+    plan = _read(args.sweep)
+    lines = expectations(plan)
+    rows: list[Row] = [
+        {
+            "model": line.model,
+            "cells": line.cells,
+            "done": line.done,
+            "gpus": line.gpus,
+            "variants": line.variants,
+            "there": line.there,
+            "hours": None if line.hours is None else round(line.hours, 3),
+        }
+        for line in lines
+    ]
+    _print(args.form, rows, wrap=("model",))
+    if args.form != "text":
+        return
+    left = sum(line.cells - line.done for line in lines)
+    known = [line for line in lines if line.hours is not None]
+    hours = sum(line.hours * max(line.gpus, 1) for line in known if line.hours is not None)
+    unknown = len(lines) - len(known)
+    told = (
+        f"about {hours:.1f} GPU hours, by the receipts in {plan.results}" if known else "no receipts to tell hours by"
+    )
+    if known and unknown:
+        told += f"; {unknown} of {len(lines)} models have none and are not counted"
+    print(f"\n{left} of {len(plan.cells)} cells to run: {told}")
+
+
+def _run(args: argparse.Namespace) -> None:
+    _drive(args, _read(args.sweep))
+
+
+def _retry(args: argparse.Namespace) -> None:
+    from harness_ext.sweeps.driver import forget_failures
+
+    plan = _read(args.sweep)
+    chosen = forget_failures(plan, args.cells)
+    if not chosen:
+        print("no cell has failed", file=sys.stderr)
+        return
+    _drive(args, plan)
+
+
+def _drive(args: argparse.Namespace, plan: SweepPlan) -> None:
+    from harness_ext.sweeps.driver import Driver
+    from harness_ext.sweeps.engines import EngineOptions, engine
+
+    if args.on not in ENGINES:
+        from harness_ext.errors import nearest
+
+        raise UserError(f"--on {args.on}: no such engine; {nearest(args.on, ENGINES)}")
+    if args.jobs is not None and args.jobs < 1:
+        raise UserError(f"--jobs {args.jobs} must be 1 or more")
+    _check_tasks(plan)
+    options = EngineOptions(jobs=args.jobs, slurm=plan.sweep.slurm)
+    driver = Driver(plan, engine(args.on, options), _say, _ingest_of(plan))
+    all_done = driver.run()
+    _show(plan, args.on)
+    if not all_done:
+        sys.exit(CHECK_FAILED)
+
+
+def _check_tasks(plan: SweepPlan) -> None:
+    """Raise UserError for tasks that do not exist, before any cell is started."""
+    from harness_ext.lm_eval_adapter.config import resolve_tasks
+    from harness_ext.runs.run_config import harness_config
+
+    flags: dict[str, Any] = {key: plan.sweep.run[key] for key in ("include_path", "metadata") if key in plan.sweep.run}
+    resolve_tasks(harness_config({"model": "hf", "tasks": list(plan.sweep.tasks), **flags}))
+
+
+def _say(line: str) -> None:
+    print(printable(line), file=sys.stderr, flush=True)
+
+
+def _ingest_of(plan: SweepPlan) -> Callable[[Sequence[Path]], bool]:
+    """What takes run folders into the database beside them. One that somebody else holds is asked again later."""
+    from harness_ext.runs.execution import DATABASE
+    from harness_ext.storage.remote import RemoteResults, is_remote
+    from leaderboard.errors import Busy
+    from leaderboard.ingest import ingest
+
+    remote = RemoteResults(plan.output) if is_remote(plan.output) else None
+
+    def take_in(paths: Sequence[Path]) -> bool:
+        if remote is not None:
+            for name, reason in remote.pull(plan.results).left_out.items():
+                _say(f"{remote.url}/{name} is not taken: {reason}")
+        there = [path for path in paths if path.is_dir()]
+        try:
+            report = ingest(there, plan.results / DATABASE) if there else None
+        except Busy as busy:
+            _say(f"{busy}: {len(there)} run folders wait, and nothing of them is lost")
+            return False
+        for rejected in report.rejected if report is not None else ():
+            _say(f"{rejected.path} is not on the board: {rejected.reason}")
+        return True
+
+    return take_in
+
+
+def _status(args: argparse.Namespace) -> None:
+    from leaderboard.readers.sweep_state import State, rows, sweep_state
+
+    plan = _read(args.sweep)
+    state = sweep_state(plan.folder)
+    if state is None:
+        raise UserError(f"{plan.folder} has no sweep yet: `lm_eval sweep run {args.sweep}` begins it")
+    wanted: tuple[State, ...] = get_args(State) if args.all or args.form != "text" else ("failed", "running")
+    _print(args.form, rows(state, wanted), wrap=("model", "recipes", "cell", "reason"))
+    if args.form == "text":
+        left = state.seconds_left
+        print(f"{state.summary}{'' if left is None else f'; about {left / 3600:.1f} h left'}")
+        print(f"driver: {state.driver or 'none'}; files: {state.folder}")
+    if state.count("done") < len(state.cells):
+        sys.exit(CHECK_FAILED if state.count("failed") else CANNOT_TELL)
+
+
+def _show(plan: SweepPlan, engine: str) -> None:
+    from leaderboard.readers.sweep_state import rows, sweep_state
+
+    state = sweep_state(plan.folder)
+    if state is None:
+        return
+    _print("text", rows(state, ("failed",)), wrap=("model", "recipes", "cell", "reason"))
+    print(state.summary)
+    from harness_ext.runs.execution import DATABASE
+
+    print(f"browse    lm_eval leaderboard --database {plan.results / DATABASE}", file=sys.stderr)
+
+
+_HIDDEN = ("log", "seconds")
+
+
+def _print(form: Form, rows: Sequence[Row], wrap: tuple[str, ...]) -> None:
+    from leaderboard.terminal.listing import listed
+    from leaderboard.terminal.output import written
+
+    if form != "text":
+        if text := written(form, rows):
+            print(printable(text))
+    elif rows:
+        texts = [{key: _short(value) for key, value in row.items() if key not in _HIDDEN} for row in rows]
+        print(printable(listed(texts, terminal_style().width, wrap)))
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(value)
+    return "?" if value is None else str(value)

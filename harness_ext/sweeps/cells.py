@@ -1,0 +1,97 @@
+"""The cells of a sweep: each is one ordinary `lm_eval run`, of one model and some recipes with their controls.
+
+Cells are grouped by model, so that one load of it serves several recipes. A model's baseline is a cell of its own, and
+the others wait for it: started together, each would compute it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness_ext.storage.rundir import safe_name
+from harness_ext.sweeps.engines.base import Job
+from harness_ext.sweeps.run_flags import words
+from harness_ext.sweeps.sweep_file import BASELINE, SweepFile, SweptModel
+from leaderboard.readers.sweep_state import CELLS, MANIFEST
+
+_ID_DIGITS = 10
+
+
+@dataclass(frozen=True)
+class SweepCell:
+    """One command. key: its name, which everything that can change its results is in; safe as a file name.
+
+    recipes: as they are written; the baseline alone, or those of one group. after: the key of its baseline's cell.
+    """
+
+    key: str
+    model: str
+    recipes: tuple[str, ...]
+    controls: tuple[str, ...]
+    gpus: int
+    words: tuple[str, ...]
+    after: tuple[str, ...] = ()
+
+    @property
+    def variants(self) -> int:
+        """How many run folders it leaves: its recipes, and their controls."""
+        return len(self.recipes) * (1 + len(self.controls))
+
+
+def cells_of(sweep: SweepFile) -> list[SweepCell]:
+    """All cells, each model's baseline before its others."""
+    return [cell for model in sweep.models for cell in _of_model(sweep, model)]
+
+
+def job(cell: SweepCell, sweep: SweepFile, folder: Path, output_path: str) -> Job:
+    """What an engine is handed. folder: the sweep's; output_path: where the run folders go."""
+    place = folder / CELLS / cell.key
+    own = ["--output_path", output_path, "--manifest", str(place / MANIFEST)]
+    environment = {"LM_EVAL_SWEEP": sweep.name, "LM_EVAL_SWEEP_CELL": cell.key}
+    command = (sys.executable, "-m", "harness_ext", "run", *cell.words, *own)
+    return Job(cell.key, command, environment, place, cell.gpus, sweep.cells.timeout_s, cell.after)
+
+
+def _of_model(sweep: SweepFile, model: SweptModel) -> Iterator[SweepCell]:
+    baseline = _cell(sweep, model, (BASELINE,))
+    yield baseline
+    recipes, size = sweep.recipes_of(model), sweep.cells.recipes_per_cell
+    for first in range(0, len(recipes), size):
+        yield _cell(sweep, model, tuple(recipes[first : first + size]), (baseline.key,))
+
+
+def _cell(sweep: SweepFile, model: SweptModel, recipes: tuple[str, ...], after: tuple[str, ...] = ()) -> SweepCell:
+    controls = tuple(sweep.controls) if after else ()
+    asked = ["--model", model.model, *_model_args(model.arguments), "--tasks", ",".join(sweep.tasks), *words(sweep.run)]
+    asked += [word for recipe in recipes for word in ("--recipe", recipe)]
+    asked += [word for control in controls for word in ("--control", control)]
+    told = hashlib.sha256(json.dumps([sweep.output_path, *asked]).encode()).hexdigest()[:_ID_DIGITS]
+    last = safe_name(os.path.basename(model.pretrained.rstrip("/")))[:40]
+    what = safe_name(recipes[0])[:40] + (f"+{len(recipes) - 1}" if len(recipes) > 1 else "")
+    return SweepCell(f"{last}-{what}-{told}", model.pretrained, recipes, controls, model.gpus, tuple(asked), after)
+
+
+def _model_args(arguments: Mapping[str, Any]) -> list[str]:
+    """`--model_args` as one would type it where that says the same, else as JSON."""
+    plain = all(
+        isinstance(value, (str, int, float)) and not (set(str(value)) & set(',=" {}[]')) for value in arguments.values()
+    )
+    texts = all(not isinstance(value, str) or not _looks_like_a_number(value) for value in arguments.values())
+    if plain and texts:
+        return ["--model_args", ",".join(f"{key}={value}" for key, value in arguments.items())]
+    return ["--model_args", json.dumps(dict(arguments))]
+
+
+def _looks_like_a_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return text.lower() in ("true", "false", "none", "null")
+    return True

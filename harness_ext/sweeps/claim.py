@@ -1,0 +1,131 @@
+"""Who drives a sweep: one driver at a time, on whatever machine sees the folder.
+
+No lock of a file system is relied on, and no clock of another machine: a claim is a file that only one can create, and
+its owner counts in it. Where the owner is of this machine, its process tells whether it lives; of another one, whether
+it counts on while one looks.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from harness_ext.errors import UserError
+from harness_ext.storage.whole_files import write_record
+from harness_ext.sweeps.job_files import host, now, process_start, read_record
+from leaderboard.readers.sweep_state import DRIVER
+
+BEAT_SECONDS = 2.0
+PATIENCE_SECONDS = 30.0
+"""How long a claim of another machine is watched before it is taken for a dead driver's."""
+_TRIES = 20
+
+
+class DriverClaim:
+    """This process's claim on a sweep's folder. `lost` is set where another driver has taken it over, which it does
+    where this one seemed dead, stopped for minutes, say.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / DRIVER
+        self._token = uuid.uuid4().hex
+        self._count = 0
+        self._ended = threading.Event()
+        self.lost = threading.Event()
+
+    def record(self) -> dict[str, object]:
+        """What the file says."""
+        pid = os.getpid()
+        own = {"host": host(), "pid": pid, "process_start": process_start(pid), "token": self._token}
+        return {**own, "count": self._count, "since": now()}
+
+    def create(self) -> bool:
+        """Make the file; False where there is one."""
+        new = self._path.with_name(f".{DRIVER}.{self._token}")
+        try:
+            write_record(new, self.record())
+            os.link(new, self._path)  # fails where the name is taken, on network file systems too
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise UserError(f"{self._path.parent} cannot be written: {error.strerror or error}") from None
+        finally:
+            with suppress(OSError):
+                new.unlink()
+        return True
+
+    def beat(self) -> None:
+        """Count on until `end`, and notice where the claim is somebody else's."""
+        while not self._ended.wait(BEAT_SECONDS):
+            found = read_record(self._path)
+            if found is not None and found.get("token") != self._token:
+                self.lost.set()
+                return
+            self._count += 1
+            with suppress(OSError):
+                write_record(self._path, self.record())
+
+    def end(self) -> None:
+        """Give the claim up."""
+        self._ended.set()
+        if (read_record(self._path) or {}).get("token") == self._token:
+            with suppress(OSError):
+                self._path.unlink()
+
+
+@contextmanager
+def claimed(folder: Path, patience_s: float = PATIENCE_SECONDS) -> Iterator[DriverClaim]:
+    """Hold the claim on a sweep's folder. Raises UserError where another driver lives, naming it."""
+    claim = DriverClaim(folder)
+    _take(claim, folder, patience_s)
+    beating = threading.Thread(target=claim.beat, daemon=True)
+    beating.start()
+    try:
+        yield claim
+    finally:
+        claim._ended.set()
+        beating.join()
+        claim.end()
+
+
+def _take(claim: DriverClaim, folder: Path, patience_s: float) -> None:
+    path = folder / DRIVER
+    for _ in range(_TRIES):
+        if claim.create():
+            return
+        owner = read_record(path)
+        if owner is None and not path.exists():
+            continue
+        if owner is not None and _lives(path, owner, patience_s):
+            raise UserError(
+                f"{folder} is driven already, by process {owner.get('pid')} on {owner.get('host')}: `lm_eval sweep"
+                " status` shows how far it is; end that one first to drive from here"
+            )
+        # Of several that find it dead, one renames it.
+        with suppress(OSError):
+            dead = path.with_name(f".{DRIVER}.dead")
+            path.replace(dead)
+            if (read_record(dead) or {}).get("token") != (owner or {}).get("token") and not path.exists():
+                dead.replace(path)  # somebody was quicker, and this was the new driver's
+    raise UserError(f"{path} cannot be taken over: several drivers try at once; start one of them again")
+
+
+def _lives(path: Path, owner: dict[str, object], patience_s: float) -> bool:
+    """Whether the owner of a claim is alive."""
+    if owner.get("host") == host() and isinstance(owner.get("pid"), int):
+        start = process_start(int(str(owner["pid"])))
+        return start is not None and start == owner.get("process_start")
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        time.sleep(min(BEAT_SECONDS / 4, patience_s / 4))
+        found = read_record(path)
+        if found is None:
+            return False
+        if (found.get("token"), found.get("count")) != (owner.get("token"), owner.get("count")):
+            return True
+    return False

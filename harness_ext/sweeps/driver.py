@@ -1,0 +1,192 @@
+"""The driver of a sweep: hands cells to an engine, settles those that ended, and takes their runs into the database.
+
+Folders are the only state. The driver can die at any point and be started again anywhere that sees them: cells go on
+meanwhile, living ones are adopted, and what ended is settled from what it left.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from harness_ext.errors import UserError
+from harness_ext.storage.disk import is_of_the_disk
+from harness_ext.sweeps import outcome
+from harness_ext.sweeps.cells import SweepCell, job
+from harness_ext.sweeps.claim import DriverClaim, claimed
+from harness_ext.sweeps.engines import Engine
+from harness_ext.sweeps.plan import SweepPlan
+from leaderboard.readers.sweep_state import ENDED, JOB, MANIFEST, OUTCOME
+
+POLL_SECONDS = 0.5
+INGEST_SECONDS = 20.0
+"""How long finished cells are gathered before they are taken into the database together."""
+_LAST_WORD_SECONDS = 5.0
+"""How long the last record of a worker that is gone may take through a network's file system."""
+
+Say = Callable[[str], None]
+Done = TypeVar("Done")
+
+
+@dataclass
+class Driver:
+    """One driver's work. say: told a line of news. ingest: takes run folders into the database and says whether it
+    could; called again with them where not.
+    """
+
+    plan: SweepPlan
+    engine: Engine
+    say: Say
+    ingest: Callable[[Sequence[Path]], bool]
+    _cells: dict[str, SweepCell] = field(default_factory=dict)
+    _gone: dict[str, float] = field(default_factory=dict)
+    _pending: list[Path] = field(default_factory=list)
+    _ingested: float = 0.0
+
+    def run(self) -> bool:
+        """Run every cell that is not settled; whether all cells are done. Raises UserError, also where another driver
+        lives.
+        """
+        self.plan.folder.mkdir(parents=True, exist_ok=True)
+        with claimed(self.plan.folder) as claim:
+            self.plan.write()
+            try:
+                self._drive(claim)
+            except KeyboardInterrupt:
+                self.say(
+                    "cells that run go on by themselves; the same command drives them on, `sweep status` shows them"
+                )
+                raise
+            finally:
+                self.engine.close()
+            self._take_in(at_last=True)
+        return all(self.plan.settled(cell) == "done" for cell in self.plan.cells)
+
+    def _drive(self, claim: DriverClaim) -> None:
+        self._cells = {cell.key: cell for cell in self.plan.cells if self.plan.settled(cell) is None}
+        done = len(self.plan.cells) - len(self._cells)
+        self.say(f"{len(self.plan.cells)} cells, {done} settled before; their files are in {self.plan.folder}")
+        # What an earlier driver did not live to take in may be in the database already, which ingest finds out.
+        self._pending = [path for cell in self.plan.cells if cell.key not in self._cells for path in self._runs(cell)]
+        for cell in list(self._cells.values()):
+            self._settle_ended(cell)
+        self._submit(list(self._cells.values()))
+        while self._cells:
+            if claim.lost.is_set():
+                raise UserError(
+                    f"another driver has taken {self.plan.folder} over, since this one gave no sign of life; its cells"
+                    " go on"
+                )
+            self._look()
+            self._take_in()
+            if self._cells:
+                time.sleep(POLL_SECONDS)
+
+    def _look(self) -> None:
+        """Settle what ended since the last look, and submit again what is to be tried again."""
+        alive = self.engine.alive()
+        again = []
+        for cell in list(self._cells.values()):
+            if self._settle_ended(cell):
+                if cell.key in self._cells:
+                    again.append(cell)
+            elif cell.key not in alive and self._is_gone(cell.key):
+                self._settle(cell)
+                if cell.key in self._cells:
+                    again.append(cell)
+        self._submit(again)
+
+    def _settle_ended(self, cell: SweepCell) -> bool:
+        """Settle a cell that has left its last record; whether it had."""
+        if not (self.plan.place(cell) / ENDED).exists():
+            return False
+        self._settle(cell)
+        return True
+
+    def _settle(self, cell: SweepCell) -> None:
+        """Record how a cell's try ended; it stays among the cells where it is to be tried again."""
+        place = self.plan.place(cell)
+        found = outcome.ending(place)
+        state = self._told(lambda: outcome.settle(place, found, self.plan.sweep.cells.retries))
+        for name in (ENDED, JOB):  # settled once
+            with suppress(FileNotFoundError):
+                (place / name).unlink()
+        self._gone.pop(cell.key, None)
+        self._pending += self._runs(cell)
+        where = f" on {found.host}" if found.host else ""
+        took = f" in {found.seconds:.1f} s" if found.seconds is not None else ""
+        if state == "done":
+            self.say(f"{cell.key}: done{where}{took}")
+        elif state == "failed":
+            self.say(f"{cell.key}: failed{where}: {found.why}")
+        else:
+            self.say(f"{cell.key}: to be tried again, since {found.why}")
+        if state != "waiting":
+            del self._cells[cell.key]
+
+    def _runs(self, cell: SweepCell) -> list[Path]:
+        return outcome.run_folders(self.plan.place(cell), self.plan.results)
+
+    def _is_gone(self, key: str) -> bool:
+        """Whether a cell that no engine knows of has been without a word for long enough."""
+        since = self._gone.setdefault(key, time.monotonic())
+        return time.monotonic() - since > _LAST_WORD_SECONDS
+
+    def _submit(self, cells: Collection[SweepCell]) -> None:
+        jobs = []
+        for cell in cells:
+            if cell.key not in self._cells:
+                continue
+            place = self.plan.place(cell)
+            if not (place / JOB).exists():
+                with suppress(OSError):
+                    (place / MANIFEST).unlink(missing_ok=True)
+            after = tuple(key for key in cell.after if key in self._cells)
+            made = job(cell, self.plan.sweep, self.plan.folder.resolve(), self.plan.output)
+            jobs.append(type(made)(**{**vars(made), "after": after}))
+        if jobs:
+            self._told(lambda: self.engine.submit(jobs))
+
+    def _told(self, work: Callable[[], Done]) -> Done:
+        """Do what writes into the sweep's folder; a full disk is waited for no longer than the user likes."""
+        try:
+            return work()
+        except OSError as error:
+            if not is_of_the_disk(error):
+                raise
+            raise UserError(
+                f"{self.plan.folder} cannot be written: {error.strerror}; cells that run go on: make room, and start"
+                " the same command again"
+            ) from error
+
+    def _take_in(self, *, at_last: bool = False) -> None:
+        """Put the runs of settled cells into the database, some at a time."""
+        if not self._pending or (not at_last and time.monotonic() - self._ingested < INGEST_SECONDS):
+            return
+        self._ingested = time.monotonic()
+        if self.ingest(list(dict.fromkeys(self._pending))):
+            self._pending = []
+
+
+def forget_failures(plan: SweepPlan, keys: Sequence[str]) -> list[SweepCell]:
+    """Make failed cells be run again: those named (by their key or how it begins), else all. The cells that will be.
+
+    Raises UserError for a name that fits no failed cell.
+    """
+    failed = [cell for cell in plan.cells if plan.settled(cell) == "failed"]
+    chosen: list[SweepCell] = []
+    for key in keys:
+        fitting = [cell for cell in failed if cell.key.startswith(key)]
+        if not fitting:
+            known = [cell.key for cell in plan.cells if cell.key.startswith(key)]
+            what = f"{known[0]} has not failed" if known else f"no cell is called {key}"
+            raise UserError(f"{what}; `lm_eval sweep status` lists the cells")
+        chosen += fitting
+    chosen = list(dict.fromkeys(chosen)) if keys else failed
+    for cell in chosen:
+        (plan.place(cell) / OUTCOME).unlink(missing_ok=True)
+    return chosen

@@ -1,0 +1,134 @@
+"""Cells as tasks of Ray Core, on this machine or on a Ray cluster (extra `[ray]`).
+
+Notable choices:
+- The cluster of `RAY_ADDRESS`, or the one that runs on this machine; else one is started for as long as the driver
+  lives. Ray ends the tasks of a driver that dies, and the next driver runs those cells again.
+- Ray never runs a cell again by itself; the driver decides that, from what the worker left.
+- A machine that does not see the cell's folder works in a folder of its own, and its records come back as texts.
+- Ray pickles the function that it runs with its arguments and its result: it gets a plain function of texts.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness_ext.errors import UserError
+from harness_ext.storage.whole_files import write_whole
+from harness_ext.sweeps.engines.base import Job, absent, prepare, ready
+from harness_ext.sweeps.worker import call
+from leaderboard.readers.sweep_state import ASKED, ENDED, JOB, OUTPUT
+
+_THREADS = "OMP_NUM_THREADS"
+
+
+def work(folder: str, asked: str, environment: str) -> str:
+    """Run a job where Ray put it. The records that its folder lacks, as JSON: none where this machine sees the folder.
+
+    folder: the job's. asked: the text of its `asked.json`. environment: JSON of variables to add.
+    """
+    try:
+        seen = (Path(folder) / ASKED).read_text(encoding="utf-8") == asked
+    except OSError:
+        seen = False
+    if seen:
+        call(folder, environment)
+        return "{}"
+    with tempfile.TemporaryDirectory(prefix="lm-eval-sweep-") as own:
+        (Path(own) / ASKED).write_text(asked, encoding="utf-8")
+        call(own, environment)
+        left = [Path(own) / name for name in (JOB, OUTPUT, ENDED)]
+        return json.dumps({path.name: path.read_text(errors="replace") for path in left if path.exists()})
+
+
+class RayEngine:
+    """jobs: how many cells run at once; None leaves it to Ray, a CPU and its GPUs a cell.
+
+    Raises UserError where Ray is not installed or cannot be started.
+    """
+
+    def __init__(self, jobs: int | None = None) -> None:
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # read when Ray is imported
+        try:
+            import ray
+        except ImportError:
+            raise absent("ray", "ray") from None
+        self._ray = ray
+        if not ray.is_initialized():
+            try:
+                ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+                reason = str(error).partition("\n")[0]
+                raise UserError(
+                    f"Ray does not start: {reason}; mend RAY_ADDRESS or unset it, or use --on local"
+                ) from error
+        self._most = jobs
+        machines = [machine["Resources"].get("GPU", 0) for machine in ray.nodes() if machine["Alive"]]
+        self._gpus = int(max(machines, default=0))
+        self._waiting: dict[str, Job] = {}
+        self._running: dict[str, tuple[Job, Any]] = {}
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Queue jobs. Raises UserError for one that needs more GPUs than any machine of the cluster has."""
+        for job in jobs:
+            if job.gpus > max(self._gpus, 1):
+                raise UserError(
+                    f"cell {job.cell} needs {job.gpus} GPUs and no machine of the Ray cluster has more than"
+                    f" {self._gpus}: lower `gpus` of its model"
+                )
+        for job in jobs:
+            if job.cell not in self._running:
+                prepare(job)
+                self._waiting[job.cell] = job
+        self._start_ready()
+
+    def alive(self) -> set[str]:
+        """The cells that wait or run; the records of those that are over are in their folders when this returns."""
+        references = [reference for _, reference in self._running.values()]
+        over, _ = self._ray.wait(references, num_returns=len(references), timeout=0) if references else ([], [])
+        for cell, (job, reference) in list(self._running.items()):
+            if reference in over:
+                del self._running[cell]
+                self._take_records(job, reference)
+        self._start_ready()
+        return {*self._waiting, *self._running}
+
+    def cancel(self, cells: Iterable[str]) -> None:
+        """Take cells out of the queue, and have Ray kill those that run; their workers end with them."""
+        for cell in cells:
+            self._waiting.pop(cell, None)
+            if cell in self._running:
+                self._ray.cancel(self._running[cell][1], force=True)
+
+    def close(self) -> None:
+        """Leave Ray, which ends what this driver has running."""
+        self._waiting.clear()
+        self._running.clear()
+        self._ray.shutdown()
+
+    def _start_ready(self) -> None:
+        for job in ready(self._waiting.values(), self._running):
+            if self._most is not None and len(self._running) >= self._most:
+                return
+            del self._waiting[job.cell]
+            gpus = job.gpus if self._gpus else 0
+            task = self._ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0, max_calls=1)(work)
+            asked = (job.folder / ASKED).read_text(encoding="utf-8")
+            # Ray sets it to 1, which would give other sums than the same command does by itself.
+            environment = {_THREADS: os.environ.get(_THREADS), **job.environment}
+            self._running[job.cell] = job, task.remote(str(job.folder), asked, json.dumps(environment))
+
+    def _take_records(self, job: Job, reference: Any) -> None:
+        """Write the records of a machine that does not see the folder; where the task was killed there are none."""
+        try:
+            records = json.loads(self._ray.get(reference))
+        except self._ray.exceptions.RayError:
+            return
+        for name in (JOB, OUTPUT, ENDED):
+            if name in records:
+                write_whole(job.folder / name, records[name])

@@ -1,0 +1,94 @@
+"""The files of one cell's job, in a folder that driver and worker both see.
+
+`asked.json` is written by an engine before the job starts; `job.json`, `output.log`, `heartbeat` and `ended.json` by
+the worker. No environment is written, and no clock of another machine is compared with one's own: a job is alive where
+its process is, or, on another machine, where its heartbeat counts on.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from leaderboard.readers.sweep_state import ENDED, JOB
+
+HEARTBEAT = "heartbeat"
+BEAT_SECONDS = 2.0
+"""How often a worker counts its heartbeat up."""
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """The plain data of a file; None where there is none or it is no JSON object."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def now() -> str:
+    """This machine's time in UTC, for people: nothing is decided by it."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def host() -> str:
+    """This machine's name."""
+    return platform.node()
+
+
+def process_start(process: int) -> str | None:
+    """What tells a process from a later one of the same number: the machine's boot and when it started after that; None
+    where there is no such process.
+    """
+    try:
+        # The name in brackets may hold blanks and brackets itself; field 22 is the 20th after it, field 3 the state.
+        fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    except OSError:
+        return None if Path("/proc/self/stat").exists() else _start_by_ps(process)
+    return None if fields[0] in "ZX" else f"{boot}:{fields[19]}"
+
+
+def _start_by_ps(process: int) -> str | None:
+    """Where there is no /proc. The answer is in whole seconds."""
+    told = subprocess.run(["ps", "-o", "lstart=", "-p", str(process)], capture_output=True, text=True, check=False)
+    return told.stdout.strip() or None
+
+
+def living_process(folder: Path) -> int | None:
+    """The process of the worker that runs the job of this folder on this machine; None where none does."""
+    job = read_record(folder / JOB)
+    if job is None or job.get("host") != host() or not isinstance(job.get("pid"), int):
+        return None
+    start = process_start(job["pid"])
+    return job["pid"] if start is not None and start == job.get("process_start") else None
+
+
+class Heartbeats:
+    """Which jobs on other machines are alive: those whose heartbeat has counted on while one looked.
+
+    patience_s: seconds of one's own clock without a count after which a job is taken for dead; until then one that was
+    seen for the first time is taken for alive.
+    """
+
+    def __init__(self, patience_s: float = 60 * BEAT_SECONDS) -> None:
+        self._patience_s = patience_s
+        self._seen: dict[Path, tuple[str, float]] = {}
+
+    def alive(self, folder: Path, clock: float) -> bool:
+        """Whether the job of this folder is alive. clock: seconds of a monotonic clock, now."""
+        if not (folder / JOB).exists() or (folder / ENDED).exists():
+            return False
+        try:
+            count = (folder / HEARTBEAT).read_text(encoding="utf-8")
+        except OSError:
+            count = ""
+        last, since = self._seen.setdefault(folder, (count, clock))
+        if count != last:
+            self._seen[folder] = (count, clock)
+            return True
+        return clock - since < self._patience_s

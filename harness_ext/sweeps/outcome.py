@@ -1,0 +1,127 @@
+"""What became of a cell that ended: done, failed for good, or to be run again.
+
+A machine's failure (killed, out of memory, a full disk, out of time, gone) may not happen elsewhere, so the cell is run
+again. What the recipe or the asking is at fault for would only happen again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness_ext.storage.integrity import RECEIPT
+from harness_ext.storage.whole_files import write_record
+from harness_ext.sweeps.job_files import now, read_record
+from leaderboard.readers.sweep_state import ENDED, MANIFEST, OUTCOME, OUTPUT, State, read_json, tries_in
+
+_OF_MACHINES = frozenset({"out_of_memory", "disk"})
+"""Kinds of failures that a manifest may tell of, and that another machine may not have."""
+_LARGEST_MANIFEST = 16 * 2**20
+_TAIL_BYTES = 4096
+_WIDEST = 300
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How one try ended. why: in a sentence, empty where all is well. machine: whether to try again. runs: folders.
+    mark: what tells the try from others; empty where its worker left no last record.
+    """
+
+    why: str
+    machine: bool
+    runs: tuple[Path, ...]
+    host: str = ""
+    seconds: float | None = None
+    mark: str = ""
+
+
+def ending(place: Path) -> Ending:
+    """How the last try of the cell in this folder ended, whose worker is gone."""
+    ended = read_record(place / ENDED)
+    manifest = read_json(place / MANIFEST, _LARGEST_MANIFEST)
+    runs, failures = _runs(manifest)
+    if ended is None:
+        return Ending("its worker is gone without a word: killed, or its machine is down", True, runs)
+    why, machine = _why(ended, manifest, failures, place)
+    seconds = ended.get("seconds")
+    took = float(seconds) if isinstance(seconds, (int, float)) else None
+    return Ending(why, machine, runs, str(ended.get("host") or ""), took, str(ended.get("try") or ""))
+
+
+def settle(place: Path, found: Ending, retries: int) -> State:
+    """Record how a try ended; what the cell is now. Raises OSError."""
+    before = tries_in(read_json(place / OUTCOME))
+    if before and found.mark and before[-1].get("mark") == found.mark:  # a driver died right after it had settled this
+        before = before[:-1]
+    told = {"why": found.why, "host": found.host, "seconds": found.seconds, "when": now()}
+    tries = [*before, {**told, "machine": found.machine, "mark": found.mark}]
+    again = bool(found.why) and found.machine and _of_machines(tries) <= retries
+    state: State = "waiting" if again else "failed" if found.why else "done"
+    write_record(place / OUTCOME, {"state": state, "runs": [str(path) for path in found.runs], "tries": tries})
+    return state
+
+
+def run_folders(place: Path, results: Path) -> list[Path]:
+    """The run folders of a settled cell. results: where those of a machine without a shared disk are brought to."""
+    runs = (read_record(place / OUTCOME) or {}).get("runs")
+    paths = [Path(path) for path in runs if isinstance(path, str)] if isinstance(runs, list) else []
+    return [path if path.is_dir() else results / path.parent.name / path.name for path in paths]
+
+
+def is_whole(place: Path, results: Path) -> bool:
+    """Whether all run folders of a cell that is done are still there."""
+    folders = run_folders(place, results)
+    return bool(folders) and all((folder / RECEIPT).is_file() for folder in folders)
+
+
+def _of_machines(tries: list[Any]) -> int:
+    return sum(bool(one.get("machine")) for one in tries)
+
+
+def _runs(manifest: Mapping[str, Any] | None) -> tuple[tuple[Path, ...], list[tuple[str, Mapping[str, Any]]]]:
+    """The run folders that a manifest names, and the failed ones: (recipe, failure)."""
+    listed = (manifest or {}).get("runs")
+    entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    runs = tuple(Path(entry["path"]) for entry in entries if isinstance(entry.get("path"), str))
+    failed = [
+        (str(entry.get("recipe")), entry["failure"]) for entry in entries if isinstance(entry.get("failure"), dict)
+    ]
+    return runs, failed
+
+
+def _why(
+    ended: Mapping[str, Any],
+    manifest: Mapping[str, Any] | None,
+    failures: list[tuple[str, Mapping[str, Any]]],
+    place: Path,
+) -> tuple[str, bool]:
+    """Why a try failed, or nothing; and whether that was the machine's fault."""
+    code = ended.get("exit_code")
+    if code == 0 and manifest is not None and not failures:
+        return "", False
+    if ended.get("reason") == "timeout":
+        return "it ran out of its time (cells.timeout)", True
+    if failures:
+        told = "; ".join(f"{recipe}: {failure.get('reason')}" for recipe, failure in failures)
+        return told, any(failure.get("kind") in _OF_MACHINES for _, failure in failures)
+    mistake = (manifest or {}).get("mistake")
+    if isinstance(mistake, dict):
+        return str(mistake.get("reason")), mistake.get("kind") in _OF_MACHINES
+    if code is None:
+        return f"its command was ended by {ended.get('signal')}", True
+    told = _last_line(place / OUTPUT)
+    if code == 2 and ended.get("reason") == "command":  # a mistake that was told before anything was asked for
+        return told or "it ended with code 2", False
+    return f"it ended with code {code}" + (f": {told}" if told else ""), True
+
+
+def _last_line(log: Path) -> str:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+            lines = file.read().decode("utf-8", "replace").strip().splitlines()
+    except OSError:
+        return ""
+    return lines[-1][:_WIDEST] if lines else ""

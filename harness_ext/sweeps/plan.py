@@ -1,0 +1,114 @@
+"""What a sweep would do: its cells, GPUs, expected hours, and what is there already. Nothing is loaded."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness_ext.errors import UserError
+from harness_ext.storage.remote import is_remote
+from harness_ext.storage.rundir import finished_runs, safe_name
+from harness_ext.storage.whole_files import write_record
+from harness_ext.sweeps import outcome
+from harness_ext.sweeps.cells import SweepCell, cells_of
+from harness_ext.sweeps.sweep_file import SweepFile
+from leaderboard.readers.sweep_state import CELLS, OUTCOME, PLAN, SWEEPS, read_json
+
+DEFAULT = "results"
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """A sweep's cells, and its folder. results: where the run folders come together. output: what cells are told as
+    their `--output_path`: the same, or the URL that runs are brought from.
+    """
+
+    sweep: SweepFile
+    results: Path
+    output: str
+    cells: tuple[SweepCell, ...]
+
+    @property
+    def folder(self) -> Path:
+        """Where driver and cells leave their files."""
+        return self.results / SWEEPS / self.sweep.name
+
+    def place(self, cell: SweepCell) -> Path:
+        """Where a cell leaves its files."""
+        return self.folder / CELLS / cell.key
+
+    def settled(self, cell: SweepCell) -> str | None:
+        """`done` or `failed` where a cell is settled; None where it is to run. One whose run folders are gone runs."""
+        place = self.place(cell)
+        state = (read_json(place / OUTCOME) or {}).get("state")
+        if state == "done":
+            return "done" if outcome.is_whole(place, self.results) else None
+        return "failed" if state == "failed" else None
+
+    def write(self) -> None:
+        """Keep the plan for `status` and the page. Raises UserError."""
+        cells = [{"key": cell.key, "model": cell.model, "recipes": list(cell.recipes)} for cell in self.cells]
+        try:
+            (self.folder / CELLS).mkdir(parents=True, exist_ok=True)
+            write_record(self.folder / PLAN, {"name": self.sweep.name, "cells": cells})
+        except OSError as error:
+            raise UserError(
+                f"{self.folder} cannot be written: {error.strerror or error}; make room, or name another output_path"
+            ) from None
+
+
+def plan_of(sweep: SweepFile, beside: Path) -> SweepPlan:
+    """The plan of a sweep. beside: the folder that a relative output_path starts from; a URL's runs go to `results`."""
+    if is_remote(sweep.output_path):
+        return SweepPlan(sweep, beside / DEFAULT, sweep.output_path, tuple(cells_of(sweep)))
+    results = beside / sweep.output_path
+    return SweepPlan(sweep, results, str(results.resolve()), tuple(cells_of(sweep)))
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What is left to do of one model. hours: of its cells, by receipts that are there; None without any.
+
+    there: run folders of this model and these recipes, whatever their tasks and settings: a cell keeps those that fit.
+    """
+
+    model: str
+    cells: int
+    done: int
+    gpus: int
+    variants: int
+    there: int
+    hours: float | None
+
+
+def expectations(plan: SweepPlan) -> list[Expectation]:
+    """A line a model."""
+    by_model: dict[str, list[SweepCell]] = defaultdict(list)
+    for cell in plan.cells:
+        by_model[cell.model].append(cell)
+    return [_expected(plan, model, cells) for model, cells in by_model.items()]
+
+
+def _expected(plan: SweepPlan, model: str, cells: Sequence[SweepCell]) -> Expectation:
+    left = [cell for cell in cells if plan.settled(cell) != "done"]
+    seconds: list[float] = []
+    labels: set[str] = set()
+    for run in finished_runs(plan.results / safe_name(model)):
+        spent = run.receipt.get("seconds")
+        recipe = run.receipt.get("recipe")
+        if isinstance(recipe, dict):
+            labels.add(str(recipe.get("label") or recipe.get("name")))
+        if isinstance(spent, dict) and (numbers := [one for one in spent.values() if isinstance(one, (int, float))]):
+            seconds.append(float(sum(numbers)))
+    variants = sum(cell.variants for cell in left)
+    return Expectation(
+        model,
+        len(cells),
+        len(cells) - len(left),
+        max(cell.gpus for cell in cells),
+        variants,
+        sum(recipe in labels for cell in cells for recipe in cell.recipes),
+        sum(seconds) / len(seconds) * variants / 3600 if seconds else None,
+    )

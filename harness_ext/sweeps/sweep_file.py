@@ -1,0 +1,230 @@
+"""The sweep file: which models, tasks, recipes and controls, and how their cells are cut and run.
+
+Anybody may have written it: it is small, plain YAML without aliases, and every mistake in it is told at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from harness_ext.editing.controls import check_control
+from harness_ext.errors import RecipeError, UserError, nearest
+from harness_ext.recipe.recipe import parse_recipe
+from harness_ext.sweeps.engines.slurm_options import slurm_mistakes
+from harness_ext.sweeps.recipe_lists import multiplied
+from harness_ext.sweeps.run_flags import flag_mistakes
+from leaderboard.errors import Unreadable
+from leaderboard.readers.plain_yaml import listed, load_yaml, mistyped, shown
+from leaderboard.readers.secrets import is_secret
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_TIME = re.compile(r"(\d{1,6})(s|m|h|d)")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_MOST = 10_000
+"""Models, or recipes, of one sweep."""
+BASELINE = "baseline"
+
+Text = Annotated[str, Field(min_length=1, max_length=10_000)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+class _StrictPart(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class SweptModel(_StrictPart):
+    """A model. model: lm-eval's backend. gpus: how many a cell of it needs. model_args: further ones."""
+
+    pretrained: Text
+    model: Text = "hf"
+    dtype: Text | None = None
+    revision: Text | None = None
+    gpus: Annotated[int, Field(ge=0, le=1024)] = 1
+    model_args: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """All of `--model_args`."""
+        own = {"pretrained": self.pretrained, "dtype": self.dtype, "revision": self.revision}
+        return {**{key: value for key, value in own.items() if value is not None}, **self.model_args}
+
+
+class Exclusion(_StrictPart):
+    """Pairs to leave out: patterns (`*70B`) of a model's name and of a recipe as it is written or by its name."""
+
+    model: Text = "*"
+    recipe: Text = "*"
+
+    def fits(self, model: str, recipe: str) -> bool:
+        """Whether a pair is left out."""
+        names = (recipe, recipe.partition(":")[0])
+        return fnmatchcase(model, self.model) and any(fnmatchcase(name, self.recipe) for name in names)
+
+
+class Cutting(_StrictPart):
+    """How cells are cut and run. timeout: `90m`, `4h`. retries: after failures of a machine."""
+
+    recipes_per_cell: Count = 4
+    timeout: str | None = None
+    retries: Annotated[int, Field(ge=0, le=100)] = 2
+
+    @field_validator("timeout")
+    @classmethod
+    def _is_a_time(cls, value: str | None) -> str | None:
+        if value is not None and (not _TIME.fullmatch(value) or value.startswith("0")):
+            raise ValueError("write a number and s, m, h or d, such as 90m or 4h")
+        return value
+
+    @property
+    def timeout_s(self) -> float | None:
+        """Seconds until a cell is ended; None for no end."""
+        if self.timeout is None:
+            return None
+        number, unit = _TIME.fullmatch(self.timeout).groups()  # type: ignore[union-attr]
+        return float(int(number) * _SECONDS[unit])
+
+
+class SweepFile(_StrictPart):
+    """What a sweep file says. run: flags of `lm_eval run` without their dashes."""
+
+    name: str
+    output_path: Text = "results"
+    models: Annotated[list[SweptModel], Field(min_length=1, max_length=_MOST)]
+    tasks: Annotated[list[Text], Field(min_length=1, max_length=_MOST)]
+    recipes: Annotated[list[Text], Field(min_length=1, max_length=_MOST)]
+    controls: Annotated[list[Text], Field(max_length=_MOST)] = []
+    exclude: Annotated[list[Exclusion], Field(max_length=_MOST)] = []
+    run: dict[str, Any] = Field(default_factory=dict)
+    cells: Cutting = Cutting()
+    slurm: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        if not _NAME.fullmatch(value):
+            raise ValueError("write at most 64 letters, digits, dots, dashes and underscores, a letter or digit first")
+        return value
+
+    def recipes_of(self, model: SweptModel) -> list[str]:
+        """The recipes of a model, lists multiplied, without what is excluded and without the baseline."""
+        return [
+            recipe
+            for recipe in self.all_recipes
+            if not any(entry.fits(model.pretrained, recipe) for entry in self.exclude)
+        ]
+
+    @property
+    def all_recipes(self) -> list[str]:
+        """The recipes with their lists multiplied, each once."""
+        return list(dict.fromkeys(one for recipe in self.recipes for one in multiplied(recipe) if one != BASELINE))
+
+
+def read_sweep(path: Path) -> SweepFile:
+    """Read a sweep file. Raises UserError naming every mistake in it."""
+    try:
+        data = load_yaml(path, "sweep", hint="name the sweep's YAML file")
+    except Unreadable as error:
+        raise UserError(str(error)) from None
+    return sweep_from(data, str(path))
+
+
+def sweep_from(data: Any, origin: str) -> SweepFile:
+    """Check plain data. Raises UserError naming every mistake in it."""
+    if not isinstance(data, Mapping):
+        raise UserError(f"sweep {origin} must be a mapping with name, models, tasks and recipes")
+    mistakes: list[str] = []
+    sweep: SweepFile | None = None
+    try:
+        sweep = SweepFile.model_validate(dict(data))
+    except ValidationError as error:
+        mistakes += [_sentence(item) for item in error.errors(include_url=False)]
+    mistakes += _of_values(data)
+    if sweep is not None:
+        mistakes += [f"{key}: {trouble}" for key, trouble in mistyped(data, sweep)]
+        mistakes += [] if mistakes else _of_pairs(sweep)
+    if mistakes or sweep is None:
+        raise UserError(f"sweep {origin} cannot be used:{listed(dict.fromkeys(mistakes))}")
+    return sweep
+
+
+def _of_values(data: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong within values, whatever else is wrong with the file."""
+    for place, recipe in _texts(data, "recipes"):
+        try:
+            for one in multiplied(recipe):
+                parse_recipe(one)
+        except RecipeError as error:
+            yield f"{place}: {str(error).replace(chr(10), ' ')}"
+    for place, control in _texts(data, "controls"):
+        try:
+            check_control(control)
+        except UserError as error:
+            yield f"{place}: {error}"
+    if isinstance(run := data.get("run"), Mapping):
+        yield from (f"run.{sentence}" for sentence in flag_mistakes(run))
+    if isinstance(slurm := data.get("slurm"), Mapping):
+        yield from slurm_mistakes(slurm)
+    models = data.get("models")
+    for number, model in enumerate(models if isinstance(models, list) else ()):
+        yield from _of_model(number, model)
+
+
+def _of_model(number: int, model: Any) -> Iterator[str]:
+    arguments = model.get("model_args") if isinstance(model, Mapping) else None
+    if isinstance(arguments, Mapping):
+        pieces, gpus = arguments.get("tensor_parallel_size", 1), model.get("gpus", 1)
+        if isinstance(pieces, int) and isinstance(gpus, int) and pieces > gpus:
+            yield f"models.{number}.gpus: {gpus} are fewer than tensor_parallel_size={pieces} needs"
+        for key in arguments:
+            if is_secret(str(key)):
+                yield (
+                    f"models.{number}.model_args.{key}: is a secret, which would stand in the files of the sweep: leave"
+                    " it out, and set HF_TOKEN in the environment of `lm_eval sweep`"
+                )
+            elif key in ("pretrained", "dtype", "revision"):
+                yield f"models.{number}.model_args.{key}: belongs beside model_args: models.{number}.{key}"
+
+
+def _of_pairs(sweep: SweepFile) -> Iterator[str]:
+    names = [model.pretrained for model in sweep.models]
+    for number, entry in enumerate(sweep.exclude):
+        if not any(entry.fits(name, recipe) for name in names for recipe in sweep.all_recipes):
+            yield f"exclude.{number}: fits no pair of a model and a recipe, so that it would exclude nothing"
+    identities = [(model.model, repr(sorted(model.arguments.items(), key=str))) for model in sweep.models]
+    for number, identity in enumerate(identities):
+        if identity in identities[:number]:
+            yield f"models.{number}: is the same as models.{identities.index(identity)}"
+    if not sweep.all_recipes and sweep.controls:
+        yield "controls: take the budget of a recipe, and `recipes` names none that edits"
+
+
+def _texts(data: Mapping[str, Any], key: str) -> Iterator[tuple[str, str]]:
+    values = data.get(key)
+    for number, value in enumerate(values if isinstance(values, list) else ()):
+        if isinstance(value, str) and value:
+            yield f"{key}.{number}", value
+
+
+def _sentence(item: Mapping[str, Any]) -> str:
+    """One of pydantic's findings: the key, the trouble, and the nearest key that there is."""
+    place = [str(part) for part in item["loc"]]
+    key = shown(".".join(place))
+    if item["type"] == "extra_forbidden":
+        return f"{key}: unknown key; {nearest(place[-1], _known(place))}"
+    if item["type"] == "missing":
+        return f"{key}: is missing"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    value = item.get("input")
+    found = f" (found {shown(repr(value))})" if isinstance(value, (str, int, float, bool)) else ""
+    return f"{key}: {message[0].lower()}{message[1:]}{found}"
+
+
+def _known(place: list[str]) -> Iterable[str]:
+    inner: dict[str, type[BaseModel]] = {"models": SweptModel, "exclude": Exclusion, "cells": Cutting}
+    return (inner.get(place[0], SweepFile) if len(place) > 1 else SweepFile).model_fields

@@ -1,0 +1,182 @@
+"""The state of a sweep, from the files that its driver and its cells leave: the same for the terminal and the page.
+
+A sweep's folder is `<results>/sweeps/<name>/`: `plan.json` names the cells, `driver.json` who drives, and
+`cells/<key>/` has what became of each: `asked.json`, `job.json`, `ended.json` and `manifest.json` of the last try,
+and `outcome.json`, which the driver writes when it has settled a cell. Nothing here is trusted beyond its form.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+SWEEPS, CELLS = "sweeps", "cells"
+PLAN, DRIVER, OUTCOME, MANIFEST = "plan.json", "driver.json", "outcome.json", "manifest.json"
+ASKED, JOB, ENDED, OUTPUT = "asked.json", "job.json", "ended.json", "output.log"
+LARGEST = 64 * 2**20
+"""Bytes of a plan that is read: 10,000 cells take 8 MiB."""
+_LARGEST_RECORD = 2**20
+
+State = Literal["done", "failed", "running", "waiting"]
+
+
+@dataclass(frozen=True)
+class CellState:
+    """What became of one cell. tries: how often it was begun. seconds: of its last try. reason: why it failed, or runs
+    again. log: its output, if there is any.
+    """
+
+    key: str
+    model: str
+    recipes: tuple[str, ...]
+    state: State
+    reason: str
+    host: str
+    tries: int
+    seconds: float | None
+    log: Path
+
+
+@dataclass(frozen=True)
+class SweepState:
+    """A sweep. driver: `host (process N)` of the last driver; empty where there was none or it has ended in order."""
+
+    name: str
+    folder: Path
+    driver: str
+    cells: tuple[CellState, ...]
+
+    def count(self, state: State) -> int:
+        """How many cells are in a state."""
+        return sum(cell.state == state for cell in self.cells)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """An estimate: what is to do, at the mean of what is done, by as many cells at once as run now; None where
+        nothing is done, or nothing runs.
+        """
+        spent = [cell.seconds for cell in self.cells if cell.state == "done" and cell.seconds is not None]
+        running, waiting = self.count("running"), self.count("waiting")
+        if not spent or not running:
+            return None
+        return sum(spent) / len(spent) * (waiting + running / 2) / running
+
+    @property
+    def summary(self) -> str:
+        """`3 of 8 cells done, 1 running, 1 failed, 3 waiting`."""
+        counts = Counter(cell.state for cell in self.cells)
+        rest = [f"{counts[state]} {state}" for state in ("running", "failed", "waiting") if counts[state]]
+        return ", ".join([f"{counts['done']} of {len(self.cells)} cells done", *rest])
+
+
+def sweep_folders(root: Path) -> list[Path]:
+    """The folders of the sweeps whose results go to `root`, by name."""
+    try:
+        return sorted(path.parent for path in (root / SWEEPS).glob(f"*/{PLAN}"))
+    except OSError:
+        return []
+
+
+def sweep_state(folder: Path) -> SweepState | None:
+    """The state of the sweep in a folder; None where there is none that can be read."""
+    plan = read_json(folder / PLAN, LARGEST)
+    cells = plan.get("cells") if plan is not None else None
+    if plan is None or not isinstance(cells, list):
+        return None
+    known = {entry.name: entry.path for entry in _entries(folder / CELLS)}
+    driver = read_json(folder / DRIVER) or {}
+    states = tuple(_cell(folder, cell, known, bool(driver)) for cell in cells if _is_cell(cell))
+    by = f"{_text(driver.get('host'))} (process {driver.get('pid')})" if driver else ""
+    return SweepState(_text(plan.get("name")), folder, by, states)
+
+
+def read_json(path: Path | str, largest: int = _LARGEST_RECORD) -> dict[str, Any] | None:
+    """The JSON object in a file of at most so many bytes; None where there is none."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(largest + 1)
+        found = json.loads(content) if len(content) <= largest else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def tries_in(outcome: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    """The tries of a cell that came to an end, the earliest first, by its `outcome.json`."""
+    found = (outcome or {}).get("tries")
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def _cell(folder: Path, cell: Mapping[str, Any], known: Mapping[str, str], driven: bool) -> CellState:
+    key = cell["key"]
+    place = Path(known.get(key, folder / CELLS / key))
+    outcome = (read_json(place / OUTCOME) if key in known else None) or {}
+    tries = tries_in(outcome)
+    last: Mapping[str, Any] = tries[-1] if tries else {}
+    state: State = next((known for known in get_args(State) if known == outcome.get("state")), "waiting")
+    host, begun, why = _text(last.get("host")), len(tries), _text(last.get("why"))
+    if state == "waiting" and key in known and (job := read_json(place / JOB)) is not None:
+        host, begun = _text(job.get("host")), begun + 1
+        if (place / ENDED).exists():
+            why = "it has ended, and waits for a driver to take it in"
+        else:
+            state, why = "running", why if driven else "or lost: no driver watches it"
+    seconds = last.get("seconds")
+    return CellState(
+        key,
+        cell["model"],
+        tuple(cell["recipes"]),
+        state,
+        why if state != "done" else "",
+        host,
+        begun,
+        float(seconds) if isinstance(seconds, (int, float)) else None,
+        place / OUTPUT,
+    )
+
+
+def _is_cell(cell: Any) -> bool:
+    return (
+        isinstance(cell, dict)
+        and isinstance(cell.get("key"), str)
+        and os.path.basename(cell["key"]) == cell["key"] not in ("", ".", "..")
+        and isinstance(cell.get("model"), str)
+        and isinstance(cell.get("recipes"), list)
+        and all(isinstance(recipe, str) for recipe in cell["recipes"])
+    )
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as found:
+            yield from found
+    except OSError:
+        return
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def rows(state: SweepState, states: Sequence[State]) -> list[dict[str, Any]]:
+    """The cells in these states as rows of a table."""
+    return [
+        {
+            "state": cell.state,
+            "model": cell.model,
+            "recipes": list(cell.recipes),
+            "cell": cell.key,
+            "host": cell.host,
+            "tries": cell.tries,
+            "seconds": cell.seconds,
+            "reason": cell.reason,
+            "log": str(cell.log),
+        }
+        for cell in state.cells
+        if cell.state in states
+    ]

@@ -1,0 +1,133 @@
+"""Cells as tasks of Ray: a box of its own, killed workers, and machines that do not see the folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness_ext.errors import UserError
+from harness_ext.sweeps.engines.base import Job
+from harness_ext.sweeps.engines.ray import RayEngine, work
+from harness_ext.sweeps.job_files import living_process, process_start, read_record
+from leaderboard.readers.sweep_state import ASKED, ENDED, JOB
+
+# Looked for and not imported, which would cost every collection of the tests a second.
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")]
+
+
+def job(folder: Path, code: str, *, gpus: int = 1, after: tuple[str, ...] = ()) -> Job:
+    command = (sys.executable, "-c", code)
+    return Job(folder.name, command, {"LM_EVAL_SWEEP_CELL": folder.name}, folder, gpus, None, after)
+
+
+def drain(engine: RayEngine, seconds: float = 180) -> None:
+    end = time.monotonic() + seconds
+    while alive := engine.alive():
+        assert time.monotonic() < end, f"still alive: {alive}"
+        time.sleep(0.05)
+
+
+def until(true: Callable[[], object], seconds: float = 180) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def ended(folder: Path) -> dict[str, Any]:
+    record = read_record(folder / ENDED)
+    assert record is not None
+    return record
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[RayEngine]:
+    """Two cells at once, whatever the machine has."""
+    address = os.environ.pop("RAY_ADDRESS", None)
+    engine = RayEngine(jobs=2)
+    yield engine
+    engine.close()
+    if address is not None:
+        os.environ["RAY_ADDRESS"] = address
+
+
+def test_cells_run_with_their_environment(engine: RayEngine, tmp_path: Path) -> None:
+    code = "import os; print(os.environ['LM_EVAL_SWEEP_CELL'])"
+    engine.submit(
+        [job(tmp_path / name, code, after=("base",) if name != "base" else ()) for name in ("a", "b", "base")]
+    )
+    drain(engine)
+    for name in ("a", "b", "base"):
+        assert (tmp_path / name / "output.log").read_text() == f"{name}\n"
+        assert ended(tmp_path / name)["exit_code"] == 0 and (tmp_path / name / JOB).exists()
+
+
+def test_a_cell_that_is_cancelled_and_one_whose_worker_is_killed(engine: RayEngine, tmp_path: Path) -> None:
+    """Neither leaves its command running, and nothing says that they ended by themselves."""
+    code = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    engine.submit([job(tmp_path / name, code) for name in ("a", "b", "c")])
+    output = {name: tmp_path / name / "output.log" for name in ("a", "b")}
+    until(lambda: engine.alive() and all(path.exists() and path.read_text() for path in output.values()))
+    commands = [int(path.read_text()) for path in output.values()]
+    worker = living_process(tmp_path / "b")
+    assert worker is not None
+    engine.cancel(["a", "c"])
+    os.kill(worker, 9)
+    drain(engine)
+    until(lambda: not any(process_start(command) for command in commands))
+    assert (read_record(tmp_path / "a" / ENDED) or {"reason": "machine"})["reason"] == "machine"
+    assert not (tmp_path / "b" / ENDED).exists() and not (tmp_path / "c" / JOB).exists()
+
+
+def test_records_of_a_machine_that_does_not_see_the_folder(engine: RayEngine, tmp_path: Path) -> None:
+    engine.submit([job(tmp_path / "a", "print('far')")])
+    # As from the other machine: the folder is not there.
+    shutil.move(tmp_path / "a", tmp_path / "moved")
+    records = json.loads(work(str(tmp_path / "a"), (tmp_path / "moved" / ASKED).read_text(), "{}"))
+    assert records.keys() == {"job.json", "output.log", "ended.json"} and records["output.log"] == "far\n"
+    (tmp_path / "a").mkdir()
+    drain(engine)
+    assert ended(tmp_path / "a")["exit_code"] == 0
+
+
+def test_more_gpus_than_any_machine_has(engine: RayEngine, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cell a needs 64 GPUs and no machine of the Ray cluster has more than \d"):
+        engine.submit([job(tmp_path / "a", "", gpus=64)])
+
+
+DRIVER = """
+import sys, time
+from pathlib import Path
+from harness_ext.sweeps.engines.base import Job
+from harness_ext.sweeps.engines.ray import RayEngine
+folder = Path(sys.argv[1])
+code = "import os, time; print(os.getpid(), os.environ.get('OMP_NUM_THREADS'), flush=True); time.sleep(600)"
+engine = RayEngine(jobs=1)
+engine.submit([Job("a", (sys.executable, "-c", code), {}, folder, 1, None)])
+while engine.alive():
+    time.sleep(0.1)
+"""
+
+
+def test_cells_end_with_the_driver_and_have_its_number_of_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    output = tmp_path / "a" / "output.log"
+    with subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path / "a")], start_new_session=True) as driver:
+        until(lambda: output.exists() and output.read_text().endswith("\n"))
+        driver.kill()
+    command, threads = output.read_text().split()
+    assert threads == "3"
+    until(lambda: process_start(int(command)) is None)

@@ -1,0 +1,227 @@
+"""Cells as Slurm's arrays: the very text that sbatch gets, a Slurm of small scripts, and submitit's local executor."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness_ext.errors import UserError
+from harness_ext.sweeps.engines import EngineOptions, engine
+from harness_ext.sweeps.engines.base import Job
+from harness_ext.sweeps.engines.slurm import SlurmEngine
+from harness_ext.sweeps.engines.slurm_options import slurm_mistakes
+from harness_ext.sweeps.job_files import living_process, read_record
+from leaderboard.readers.sweep_state import ENDED
+
+pytest.importorskip("submitit", reason="submitit is not installed")
+
+RAN = (sys.executable, "-c", "import os; print(os.environ['LM_EVAL_SWEEP_CELL'])")
+SLEEPS = (sys.executable, "-c", "import time; time.sleep(600)")
+
+
+def job(folder: Path, command: tuple[str, ...] = RAN, *, gpus: int = 0, after: tuple[str, ...] = ()) -> Job:
+    return Job(folder.name, command, {"LM_EVAL_SWEEP_CELL": folder.name}, folder, gpus, 14_400, after)
+
+
+def drain(slurm: SlurmEngine, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while alive := slurm.alive():
+        assert time.monotonic() < end, f"still alive: {alive}"
+        time.sleep(0.05)
+
+
+def ended(folder: Path) -> dict[str, Any]:
+    record = read_record(folder / ENDED)
+    assert record is not None
+    return record
+
+
+# A cluster of one machine: each task of an array is a process, whose number is kept beside its id.
+SBATCH = r"""#!/bin/bash
+id=$(($(ls {state}/scripts | wc -l) + 100)); cp "$1" {state}/scripts/$id; echo "Submitted batch job $id"
+[ -f {state}/hold ] && echo "$id" >> {state}/held && exit
+last=$(sed -n 's/^#SBATCH --array=0-\([0-9]*\)%.*/\1/p' "$1")
+export SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 SLURM_NODEID=0 SLURM_PROCID=0 SLURM_JOB_ID=$id
+for task in $(seq 0 ${{last:-0}}); do
+  name=$id
+  [ -n "$last" ] && name=${{id}}_$task && export SLURM_ARRAY_JOB_ID=$id SLURM_ARRAY_TASK_ID=$task
+  (sleep 0.3; SLURM_CONF={state}/$name exec bash {state}/scripts/$id) >/dev/null 2>&1 &
+  echo $! > {state}/running/$name
+done
+"""
+SRUN = """#!/bin/bash
+while [ "$1" != "{python}" ]; do shift; done
+exec "$@"
+"""
+SQUEUE = r"""#!/bin/bash
+[ -f {state}/silent ] && exit 1
+cat {state}/held 2>/dev/null
+for file in {state}/running/*; do
+  [ -f "$file" ] && kill -0 $(cat $file) 2>/dev/null && basename $file
+done
+exit 0
+"""
+SCANCEL = r"""#!/bin/bash
+for process in $(grep -lzs "^SLURM_CONF={state}/$1\$" /proc/[0-9]*/environ | cut -d/ -f3); do kill -TERM $process; done
+exit 0
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the state of a Slurm of scripts, whose commands are on the PATH."""
+    state, commands = tmp_path / "state", tmp_path / "commands"
+    for folder in (state / "scripts", state / "running", commands):
+        folder.mkdir(parents=True)
+    for name, text in (("sbatch", SBATCH), ("srun", SRUN), ("squeue", SQUEUE), ("scancel", SCANCEL)):
+        (commands / name).write_text(text.format(state=state, python=sys.executable))
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    monkeypatch.setattr("harness_ext.sweeps.engines.slurm._QUEUE_SECONDS", 0.0)
+    return state
+
+
+def scripts(state: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in sorted((state / "scripts").iterdir())}
+
+
+GOLDEN = """#!/bin/bash
+
+# Parameters
+#SBATCH --account=project
+#SBATCH --array=0-1%1
+#SBATCH --constraint='a100|h100'
+#SBATCH --cpus-per-task=8
+#SBATCH --dependency=afterany:100
+#SBATCH --error={logs}/%A_%a_0_log.err
+#SBATCH --gpus-per-node=4
+#SBATCH --job-name=lm-eval-sweep
+#SBATCH --mem=64GB
+#SBATCH --no-requeue
+#SBATCH --nodes=1
+#SBATCH --open-mode=append
+#SBATCH --output={logs}/%A_%a_0_log.out
+#SBATCH --partition=gpu
+#SBATCH --signal=USR2@90
+#SBATCH --time=245
+#SBATCH --wckey=submitit
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output {logs}/%A_%a_%t_log.out --error {logs}/%A_%a_%t_log.err {python} -u -m submitit.core._submit\
+ {logs}
+"""
+
+
+def test_the_text_that_sbatch_gets(cluster: Path, tmp_path: Path) -> None:
+    (cluster / "hold").touch()
+    options = {"partition": "gpu", "account": "project", "constraint": "a100|h100", "array_parallelism": 1}
+    slurm = engine("slurm", EngineOptions(slurm={**options, "cpus_per_task": 8, "mem_gb": 64}))
+    slurm.submit([job(tmp_path / name, gpus=4, after=("base",)) for name in "ab"] + [job(tmp_path / "base", gpus=4)])
+    texts = scripts(cluster)
+    assert texts.keys() == {"100", "101"}
+    logs = tmp_path / ".submitit"
+    assert texts["101"] == GOLDEN.format(logs=logs, python=sys.executable)
+    assert "--array" not in texts["100"] and "--dependency" not in texts["100"]
+
+
+def test_cells_that_need_the_same_are_one_array(cluster: Path, tmp_path: Path) -> None:
+    (cluster / "hold").touch()
+    slurm = SlurmEngine({})
+    slurm.submit([job(tmp_path / f"{gpus}-{place}", gpus=gpus) for gpus in (1, 2) for place in range(30)])
+    texts = scripts(cluster)
+    assert sum("--array=0-29%30" in text for text in texts.values()) == len(texts) == 2
+
+
+def test_cells_run_as_tasks_and_are_adopted(cluster: Path, tmp_path: Path) -> None:
+    """The second driver finds them by what the first wrote down; Slurm's silence takes nobody for dead."""
+    go = tmp_path / "go"
+    wait = f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.02)\nprint('whole')"
+    command = (sys.executable, "-c", wait)
+    first = SlurmEngine({"partition": "gpu"})
+    first.submit([job(tmp_path / name, command) for name in "abc"])
+    first.close()
+    heir = SlurmEngine({})
+    heir.submit([job(tmp_path / name) for name in "abc"])
+    assert heir.alive() == {"a", "b", "c"} and len(scripts(cluster)) == 1
+    (cluster / "silent").touch()
+    assert heir.alive() == {"a", "b", "c"}
+    go.touch()
+    drain(heir)
+    assert [(tmp_path / name / "output.log").read_text() for name in "abc"] == ["whole\n"] * 3
+    # What has ended is submitted anew.
+    (cluster / "silent").unlink()
+    heir.submit([job(tmp_path / "a")])
+    drain(heir)
+    assert (tmp_path / "a" / "output.log").read_text() == "a\n"
+
+
+def test_cancelling(cluster: Path, tmp_path: Path) -> None:
+    slurm = SlurmEngine({})
+    slurm.submit([job(tmp_path / "a", SLEEPS)])
+    end = time.monotonic() + 30
+    while living_process(tmp_path / "a") is None:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    slurm.cancel(["a", "unknown"])
+    drain(slurm)
+    assert ended(tmp_path / "a")["reason"] == "machine"
+
+
+def test_a_job_that_is_gone_without_a_word(cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness_ext.sweeps.engines.slurm._NEWS_SECONDS", 0.2)
+    (cluster / "hold").touch()
+    slurm = SlurmEngine({})
+    slurm.submit([job(tmp_path / "a")])
+    assert slurm.alive() == {"a"}
+    (cluster / "held").unlink()
+    drain(slurm)
+    assert not (tmp_path / "a" / ENDED).exists()
+
+
+def test_no_slurm_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/bin:/usr/bin")
+    with pytest.raises(UserError, match=r"takes no job: Could not detect \"srun\".*run the sweep where sbatch works"):
+        SlurmEngine({}).submit([job(tmp_path / "a")])
+
+
+def test_sbatch_refuses(cluster: Path, tmp_path: Path) -> None:
+    sbatch = tmp_path / "commands" / "sbatch"
+    sbatch.write_text("#!/bin/bash\necho 'sbatch: error: invalid partition specified: gpux' >&2; exit 1\n")
+    with pytest.raises(UserError, match="Slurm takes no job: sbatch: error: invalid partition specified: gpux"):
+        SlurmEngine({"partition": "gpux"}).submit([job(tmp_path / "a")])
+
+
+def test_a_cell_without_a_time_limit(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cell a has no time limit.*`cells: \{timeout: 4h\}`"):
+        SlurmEngine({}).submit([Job("a", RAN, {}, tmp_path / "a", 0, None)])
+
+
+def test_all_mistakes_of_the_options_at_once() -> None:
+    options = {"partiton": "x", "array_parallelism": 0, "account": "a\n#SBATCH --x", "qos": 3, "mem_gb": True}
+    assert slurm_mistakes(options) == [
+        "slurm: partiton is not known; did you mean 'partition'?",
+        "slurm: array_parallelism is 0: give a whole number from 1",
+        "slurm: account is 'a\\n#SBATCH --x': give one word, as sbatch takes it",
+        "slurm: qos is 3: give one word, as sbatch takes it",
+        "slurm: mem_gb is True: give a whole number from 1",
+    ]
+    with pytest.raises(UserError, match="partiton is not known"):
+        SlurmEngine(options)
+    assert slurm_mistakes({"partition": "gpu", "account": "x", "array_parallelism": 16}) == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # submitit drops its processes
+def test_submitits_local_executor(cluster: Path, tmp_path: Path) -> None:
+    """Its ids are numbers of processes, so that a list of all processes is its queue."""
+    (tmp_path / "commands" / "squeue").write_text("#!/bin/bash\nps -eo pid=,stat= | awk '$2 !~ /Z/ {print $1}'\n")
+    local = SlurmEngine({"partition": "gpu"}, cluster="local")
+    local.submit([job(tmp_path / name) for name in "ab"])
+    drain(local)
+    assert [(tmp_path / name / "output.log").read_text() for name in "ab"] == ["a\n", "b\n"]
+    assert [ended(tmp_path / name)["exit_code"] for name in "ab"] == [0, 0]
