@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.config import RunConfig
+from harness_ext.ranks.group import current
 from harness_ext.runs.identity_check import worst_deviation
 from harness_ext.runs.progress import ProgressReport
 from harness_ext.runs.session import Session, VariantOutcome
@@ -49,7 +50,9 @@ def execute(config: RunConfig, report: ProgressReport) -> Execution:
     """
     session = Session(config, report)
     database = session.root / DATABASE
-    check_database(database)
+    ranks = current()
+    if ranks.first:
+        check_database(database)
     outcomes: list[VariantOutcome] = []
     mistake: UserError | None = None
     try:
@@ -59,7 +62,8 @@ def execute(config: RunConfig, report: ProgressReport) -> Execution:
         if not outcomes:
             raise
         mistake = error
-    _check_identity(outcomes, report)
+    if ranks.first:
+        _check_identity(outcomes, report)
     return Execution(tuple(outcomes), database, mistake)
 
 

@@ -1,0 +1,98 @@
+"""A command that several processes carry out together: the first prints, and what ends one of them ends all.
+
+Only a run with recipes is made so; without them `lm_eval run` under a launcher is lm-eval's own.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from harness_ext.cli.exit_codes import MISTAKE
+from harness_ext.cli.secrecy import printable
+from harness_ext.ranks import group as groups
+from harness_ext.ranks.group import Group, OutOfStep
+from harness_ext.ranks.launch import check_nodes, launched
+from harness_ext.ranks.watch import MACHINE, Failure, Watch
+from harness_ext.storage.rundir import scratch_folder
+
+INTERRUPTED = "interrupted: what was complete is kept; the same command goes on from there"
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Carry out the block with the other processes that a launcher started; leaves by SystemExit where one of them
+    fails. Nothing is done where there is no launcher.
+
+    Raises UserError for processes on several machines.
+    """
+    if launched().ranks == 1:
+        yield
+        return
+    check_nodes()
+    group = groups.join()
+    watch = _watch(group)
+    try:
+        yield
+        sys.stdout.flush()
+        watch.done()
+        _await_others(group)
+    except BaseException as error:
+        sys.exit(watch.end(_failure(error)))
+    watch.stop()
+    groups.leave()
+
+
+def _watch(group: Group) -> Watch:
+    told_on = os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8", errors="replace")
+
+    def tell(text: str) -> None:
+        print(printable(text), file=told_on, flush=True)
+
+    folder = scratch_folder() if group.first else None
+    place, *_ = group.exchange("where to watch", str(folder))
+    processes = group.exchange("processes", os.getpid())
+    if not group.first:
+        faulthandler.enable(file=told_on)
+        _be_silent()
+    return Watch(Path(place), group.rank, processes, tell)
+
+
+def _be_silent() -> None:
+    """What this rank would print, another prints: it does the same."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def _await_others(group: Group) -> None:
+    """Return when all are done: the first writes and prints longer than the others."""
+    try:
+        group.exchange("end")
+    except RuntimeError:
+        # Whoever is gone had said that it was done, or the watch ends this process.
+        if group.first:
+            return
+        raise
+
+
+def _failure(error: BaseException) -> Failure:
+    """What is told of an exception, and the code that it ends with."""
+    from harness_ext.cli import message_of
+
+    if isinstance(error, SystemExit):
+        return Failure("", error.code if isinstance(error.code, int) else MISTAKE)
+    if isinstance(error, KeyboardInterrupt):
+        return Failure(INTERRUPTED, MISTAKE)
+    if isinstance(error, Exception) and (message := message_of(error)) is not None:
+        return Failure(f"error: {message}", MISTAKE)
+    # The other end of a message that broke off: the rank there is what failed.
+    cause = not isinstance(error, (RuntimeError, OSError)) or isinstance(error, OutOfStep)
+    return Failure("".join(traceback.format_exception(error)).rstrip(), MACHINE, cause)
