@@ -18,7 +18,7 @@ from harness_ext.cli.secrecy import printable
 from harness_ext.ranks import group as groups
 from harness_ext.ranks.group import Group, OutOfStep
 from harness_ext.ranks.launch import check_nodes, launched
-from harness_ext.ranks.watch import MACHINE, Failure, Watch
+from harness_ext.ranks.watch import MACHINE, Failure, RankWatch
 from harness_ext.storage.rundir import scratch_folder
 
 INTERRUPTED = "interrupted: what was complete is kept; the same command goes on from there"
@@ -48,7 +48,7 @@ def together() -> Iterator[None]:
     groups.leave()
 
 
-def _watch(group: Group) -> Watch:
+def _watch(group: Group) -> RankWatch:
     told_on = os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8", errors="replace")
 
     def tell(text: str) -> None:
@@ -60,7 +60,7 @@ def _watch(group: Group) -> Watch:
     if not group.first:
         faulthandler.enable(file=told_on)
         _be_silent()
-    return Watch(Path(place), group.rank, processes, tell)
+    return RankWatch(Path(place), group.rank, processes, tell)
 
 
 def _be_silent() -> None:

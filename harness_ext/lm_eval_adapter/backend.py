@@ -86,7 +86,8 @@ class RecipeLM(HFLM):
         self._weights: Weights | None = None
         self._encoded = EncodedPairs()
         # With tp_plan all ranks are one model, and each takes part in every batch.
-        self._ranks = current() if not kwargs.get("tp_plan") else ALONE
+        self.is_cut = bool(kwargs.get("tp_plan"))
+        self._ranks = ALONE if self.is_cut else current()
         self._windows: SharedWindows | None = None
         if pretrained == "demo" and not Path("demo", "config.json").is_file():
             from harness_ext.demo import demo_path

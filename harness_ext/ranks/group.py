@@ -80,7 +80,7 @@ class Group:
         return load(buffer.numpy().tobytes())
 
     def in_shares(self, what: str, items: Sequence[Item], work: Callable[[Item], Any]) -> list[Any]:
-        """What `work` makes of each item, as plain data, each made in one of the ranks; in their order on every rank."""
+        """What `work` makes of each item, as plain data, each made in one rank; in their order on every rank."""
         own = [[place, work(item)] for place, item in enumerate(items) if place % self.ranks == self.rank]
         made = {place: value for share in self.exchange(what, own) for place, value in share}
         return [made[place] for place in range(len(items))]

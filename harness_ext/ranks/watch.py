@@ -41,7 +41,7 @@ class Failure(NamedTuple):
     cause: bool = True
 
 
-class Watch:
+class RankWatch:
     """The watch of one rank. folder: seen by all ranks, empty at first. processes: their ids. tell: prints a text where
     the user sees it, from any rank.
     """
@@ -75,6 +75,8 @@ class Watch:
         self._ending.set()
         if self._rank:
             self._wait_for(self._claimed, _FIRST_RANK_SECONDS)
+            if failure.text:
+                failure = failure._replace(text=f"(rank {self._rank}) {failure.text}")
         if not failure.cause:
             self._wait_for(lambda: self._claimed() or self._gone() is not None, _PATIENCE_SECONDS)
             if (gone := self._gone()) is not None:
@@ -99,8 +101,7 @@ class Watch:
         os.write(handle, json.dumps({"code": failure.code}).encode())
         os.close(handle)
         if failure.text:
-            prefix = f"(rank {self._rank}) " if self._rank and failure.cause else ""
-            self._tell(prefix + failure.text)
+            self._tell(failure.text)
         with suppress(OSError):
             (self._folder / _TOLD).touch()
         return failure.code

@@ -271,7 +271,7 @@ class Session:
         resume = SharedResumeState(ResumeState(place.parent / f".{place.name}.work"), self._ranks)
         results: dict[str, Any] | None = None
         try:
-            with self._ranks.failing_together(recipe.label), _failures_of_machine():
+            with self._ranks.failing_together(recipe.label), _failures_of_machine(lm):
                 self._apply(lm, recipe, receipt, resume)
                 with _timed(seconds, "evaluate"), self.report.stage(f"{recipe.label}: evaluating"):
                     results = self._evaluate(lm)
@@ -408,18 +408,20 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 @contextmanager
-def _failures_of_machine() -> Iterator[None]:
-    """Running out of memory fails one variant, not the command."""
+def _failures_of_machine(lm: RecipeLM) -> Iterator[None]:
+    """Running out of memory fails one variant, not the command; unless the model is cut over ranks, where the others
+    wait for the piece of this one.
+    """
     import torch
 
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError) as error:
-        raise VariantFailed(
-            "out_of_memory",
+        told = (
             f"{str(error).splitlines()[0] if str(error) else 'out of memory'}; a smaller --batch_size or"
-            " calibration.batch_size may fit",
-        ) from None
+            " calibration.batch_size may fit"
+        )
+        raise (UserError(told) if lm.is_cut else VariantFailed("out_of_memory", told)) from None
 
 
 def _require_finite_results(results: Mapping[str, Any] | None) -> None:
