@@ -36,31 +36,38 @@ def together() -> Iterator[None]:
         return
     check_nodes()
     group = groups.join()
-    watch = _watch(group)
+    folder = _common_folder(group)
+    watch = _watch(group, folder)
     try:
         yield
         sys.stdout.flush()
         watch.done()
-        _await_others(group)
+        _await_others(group, watch)
     except BaseException as error:
         sys.exit(watch.end(_failure(error)))
     watch.stop()
+    # Only when nobody looks into the folder any longer.
+    _await_others(group, watch)
+    if group.first:
+        shutil.rmtree(folder, ignore_errors=True)
     groups.leave()
 
 
-def _watch(group: Group) -> RankWatch:
+def _common_folder(group: Group) -> Path:
+    return Path(group.from_first("where to watch", lambda: str(scratch_folder())))
+
+
+def _watch(group: Group, folder: Path) -> RankWatch:
     told_on = os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8", errors="replace")
 
     def tell(text: str) -> None:
         print(printable(text), file=told_on, flush=True)
 
-    folder = scratch_folder() if group.first else None
-    place, *_ = group.exchange("where to watch", str(folder))
     processes = group.exchange("processes", os.getpid())
     if not group.first:
         faulthandler.enable(file=told_on)
         _be_silent()
-    return RankWatch(Path(place), group.rank, processes, tell)
+    return RankWatch(folder, group.rank, processes, tell)
 
 
 def _be_silent() -> None:
@@ -72,15 +79,14 @@ def _be_silent() -> None:
     os.close(nowhere)
 
 
-def _await_others(group: Group) -> None:
+def _await_others(group: Group, watch: RankWatch) -> None:
     """Return when all are done: the first writes and prints longer than the others."""
     try:
         group.exchange("end")
     except RuntimeError:
-        # Whoever is gone had said that it was done, or the watch ends this process.
-        if group.first:
-            return
-        raise
+        # One that was done may be gone.
+        if not watch.all_done():
+            raise
 
 
 def _failure(error: BaseException) -> Failure:

@@ -61,6 +61,10 @@ class RankWatch:
         """This rank has nothing more to do: it may be gone without anything being wrong."""
         (self._folder / f"done-{self._rank}").touch()
 
+    def all_done(self) -> bool:
+        """Whether every rank has said so."""
+        return all((self._folder / f"done-{rank}").exists() for rank in range(len(self._processes)))
+
     def stop(self) -> None:
         """All are done."""
         self._ending.set()
