@@ -12,9 +12,8 @@ import sys
 from contextlib import suppress
 
 from harness_ext.cli.completion import ASK, Completion, answer
-from harness_ext.cli.exit_codes import MISTAKE
+from harness_ext.cli.exit_codes import INTERRUPTED, MISTAKE
 from harness_ext.cli.habits import Help, add_habits, check_command, without_help
-from harness_ext.cli.together import INTERRUPTED
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.subcommand import CommandLine, RecipesCommand
 

@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness_ext.cli.exit_codes import MISTAKE
+from harness_ext.cli.exit_codes import INTERRUPTED, MISTAKE
 from harness_ext.cli.secrecy import printable
 from harness_ext.ranks import group as groups
 from harness_ext.ranks.group import Group, OutOfStep
 from harness_ext.ranks.launch import check_nodes, launched
 from harness_ext.ranks.watch import MACHINE, Failure, RankWatch
 from harness_ext.storage.rundir import scratch_folder
-
-INTERRUPTED = "interrupted: what was complete is kept; the same command goes on from there"
 
 
 @contextmanager

@@ -18,11 +18,13 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "
 
 
 class Ended(NamedTuple):
-    """codes: of each process. said: standard output and error together."""
+    """codes: of each process. said: standard output and error together. apart: seconds between the first to end and the
+    last.
+    """
 
     codes: list[int]
     said: str
-    seconds: float
+    apart: float
 
 
 def free_port() -> int:
@@ -54,15 +56,20 @@ def two_ranks(arguments: Sequence[str], more: Mapping[str, str] | None = None) -
 
 def ended(processes: Sequence[subprocess.Popen[str]]) -> Ended:
     """Wait for all of them."""
-    started = time.monotonic()
-    said = []
+    until = time.monotonic() + SECONDS
+    ends: dict[int, float] = {}
     try:
-        for process in processes:
-            said.append(process.communicate(timeout=SECONDS)[0])
+        while len(ends) < len(processes) and time.monotonic() < until:
+            for process in processes:
+                if process.poll() is not None:
+                    ends.setdefault(process.pid, time.monotonic())
+            time.sleep(0.05)
     finally:
         for process in processes:
             process.kill()
-    return Ended([process.returncode for process in processes], "".join(said), time.monotonic() - started)
+    said = "".join(process.communicate()[0] for process in processes)
+    assert len(ends) == len(processes), f"some did not end: {said}"
+    return Ended([process.returncode for process in processes], said, max(ends.values()) - min(ends.values()))
 
 
 def torchrun(*arguments: str, more: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
