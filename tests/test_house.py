@@ -15,6 +15,7 @@ LAYERS = {
         "progress",
         "demo",
         "storage",
+        "ranks",
         "model",
         "linalg",
         "methods",

@@ -12,7 +12,7 @@ import sys
 from contextlib import suppress
 
 from harness_ext.cli.completion import ASK, Completion, answer
-from harness_ext.cli.exit_codes import MISTAKE
+from harness_ext.cli.exit_codes import INTERRUPTED, MISTAKE
 from harness_ext.cli.habits import Help, add_habits, check_command, without_help
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.subcommand import CommandLine, RecipesCommand
@@ -96,14 +96,12 @@ def main() -> None:
         # Whoever read our output has enough of it; the interpreter must not try to flush the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
-        print("interrupted: what was complete is kept; the same command goes on from there", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     except Exception as error:
-        if not is_for_the_user(error):
-            if (trouble := _of_the_disk(error)) is None:
-                raise
-            error = UserError(trouble)
-        print(f"error: {secrecy.printable(error)}", file=sys.stderr)
+        if (message := message_of(error)) is None:
+            raise
+        print(f"error: {secrecy.printable(message)}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
 
 
@@ -132,6 +130,11 @@ def _of_the_disk(error: Exception) -> str | None:
         f"{named or 'a file'} cannot be written or read: {disk_trouble(error)}; make room (in TMPDIR and ~/.cache too)"
         " and run the same command again"
     )
+
+
+def message_of(error: Exception) -> str | None:
+    """All that a user sees of an exception; None for one that is a bug and keeps its traceback."""
+    return str(error) if is_for_the_user(error) else _of_the_disk(error)
 
 
 def is_for_the_user(error: Exception) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 DONE, CHECK_FAILED, MISTAKE, CANNOT_TELL = 0, 1, 2, 3
+INTERRUPTED = "interrupted: what was complete is kept; the same command goes on from there"
 EVERY_COMMAND = {
     DONE: "done",
     MISTAKE: "a mistake that you can mend, told in a sentence (a wrong flag, no such run, a full disk); or Ctrl-C",

@@ -96,13 +96,16 @@ def run(args: argparse.Namespace) -> None:
     if wanted.recipes or wanted.controls or wanted.in_file:
         from harness_ext.cli.installation import taken_back
         from harness_ext.cli.run_recipes import execute
+        from harness_ext.cli.together import together
         from harness_ext.runs.progress import report_for
 
-        _refuse_repeated_tasks()
-        if warning := taken_back():
-            print(f"note: {warning}", file=sys.stderr)
+        # Before libraries are loaded, of which some read only once how much to say.
         report = report_for(args.verbosity or from_file.get("verbosity"))
-        execute(run_config(args, wanted), report, form, details=details, manifest=manifest)
+        with together():
+            _refuse_repeated_tasks()
+            if warning := taken_back():
+                print(f"note: {warning}", file=sys.stderr)
+            execute(run_config(args, wanted), report, form, details=details, manifest=manifest)
     elif form != "text" or details or manifest:
         flag = "--details" if details else "--manifest" if manifest else f"--{form}"
         raise UserError(

@@ -15,6 +15,7 @@ from harness_ext.cli.terminal import board_look, terminal_style, write_cells
 from harness_ext.editing.controls import RANDOM_SUBSPACE, SHUFFLED_LABELS, NoControl, control_recipe
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.config import RunConfig
+from harness_ext.ranks.group import current
 from harness_ext.runs import execution
 from harness_ext.runs.execution import Execution, JudgedRuns
 from harness_ext.runs.progress import ProgressReport
@@ -41,9 +42,10 @@ def execute(
     """
     with redirect_stdout(sys.stderr):
         executed = _executed(config, report, manifest)
-    _show(executed, report, form, details=details, stored=manifest is None)
-    if form == "text" and manifest is None:
-        _next_steps(executed, config, report)
+    if current().first:
+        _show(executed, report, form, details=details, stored=manifest is None)
+        if form == "text" and manifest is None:
+            _next_steps(executed, config, report)
     if executed.mistake is not None:
         raise executed.mistake
     if any(outcome.run.failed for outcome in executed.outcomes):

@@ -77,6 +77,8 @@ def check_all(model_args: Mapping[str, Any], recipes: Sequence[Recipe]) -> None:
     edited = [recipe for recipe in recipes if recipe.steps]
     if edited:
         check_arguments(model_args)
+    if model_args.get("tp_plan"):
+        check_cut(model_args, edited)
     check_gguf(model_args)
     check_adapter(str(model_args.get("peft") or model_args.get("delta") or ""))
     if not model_args.get("gguf_file"):
@@ -110,6 +112,35 @@ def check_arguments(model_args: Mapping[str, Any]) -> None:
     _check_words(model_args)
     if model_args.get("peft") and model_args.get("delta"):
         raise UserError("peft and delta are both given, and lm-eval takes one adapter: leave one of them out")
+
+
+def check_cut(model_args: Mapping[str, Any], recipes: Sequence[Recipe]) -> None:
+    """Refuse what cannot be done with matrices that `tp_plan` cuts into pieces over processes. Raises UserError."""
+    for name in ("peft", "delta"):
+        if model_args.get(name):
+            raise UserError(
+                f"{name} and tp_plan are both given, and an adapter cannot be made part of matrices that are cut into"
+                " pieces: merge it and save the model first, and name the folder as pretrained"
+            )
+    learning = [
+        recipe.label
+        for recipe in recipes
+        if any(step.calibration is not None or step.contrast is not None or step.is_search for step in recipe.steps)
+    ]
+    if learning:
+        label, pretrained = learning[0], model_args["pretrained"]
+        raise UserError(
+            f"tp_plan cuts each matrix into pieces, and {' and '.join(map(repr, learning))} learns from documents, for"
+            " which layers must be whole. Edit layer by layer first, and score what comes of it: `lm_eval export"
+            f" --layers_on cuda --model_args pretrained={pretrained} --recipe {label} ...`, then pretrained=ITS_FOLDER"
+            " with tp_plan. What a search found in an earlier run can be replayed: `lm_eval recipes show --from RUN >"
+            " found.yaml`, and --recipe found.yaml"
+        )
+    if factored := [recipe.label for recipe in recipes if any(step.factored for step in recipe.steps)]:
+        raise UserError(
+            f"tp_plan cuts each matrix into pieces, and {factored[0]!r} puts two low-rank layers in the place of it:"
+            " set factored=false, or use --model_args parallelize=True"
+        )
 
 
 def _check_words(model_args: Mapping[str, Any]) -> None:

@@ -7,12 +7,13 @@ lm-eval's.
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 import weakref
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack
-from functools import cached_property
+from contextlib import AbstractContextManager, ExitStack
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ from harness_ext.lm_eval_adapter.admission import (
     refuse_quantised,
 )
 from harness_ext.lm_eval_adapter.scoring_progress import counted_requests
+from harness_ext.lm_eval_adapter.shared_scoring import SharedWindows, shared_out
 from harness_ext.lm_eval_adapter.throughput import Speed, first_pass, seconds_since
 from harness_ext.lm_eval_adapter.unchanged import EncodedPairs
 from harness_ext.model.checkpoint import Checkpoint, adapter_inside, read_checkpoint
@@ -43,6 +45,7 @@ from harness_ext.model.safetensors_header import StoredTensor
 from harness_ext.model.size import size_of
 from harness_ext.model.weights import Weights
 from harness_ext.progress import Progress
+from harness_ext.ranks.group import ALONE, current
 from harness_ext.recipe.recipe import Recipe, parse_recipe
 from harness_ext.recipe.schema import EVALUATED, Calibration
 from harness_ext.storage.resume import ResumeState
@@ -82,6 +85,10 @@ class RecipeLM(HFLM):
         self.layers_on: torch.device | None = None
         self._weights: Weights | None = None
         self._encoded = EncodedPairs()
+        # With tp_plan all ranks are one model, and each takes part in every batch.
+        self.is_cut = bool(kwargs.get("tp_plan"))
+        self._ranks = ALONE if self.is_cut else current()
+        self._windows: SharedWindows | None = None
         if pretrained == "demo" and not Path("demo", "config.json").is_file():
             from harness_ext.demo import demo_path
 
@@ -97,6 +104,8 @@ class RecipeLM(HFLM):
         # lm-eval's own default is a CUDA device, whether or not there is one.
         kwargs.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
         super().__init__(pretrained=pretrained, **kwargs)
+        # Requests are shared out here (`shared_scoring`), not by lm-eval.
+        self._rank, self._world_size = 0, 1
         # Not in `_create_model`, which lm-eval runs before it knows how to tokenise calibration documents.
         if asked is not None and asked.steps:
             applied = self.apply(asked, documents_of_named_tasks)
@@ -170,20 +179,46 @@ class RecipeLM(HFLM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """lm-eval's, counted by `progress`."""
         self._refuse_learned(requests)
-        with counted_requests(self.progress, "choices", len(requests)):
+        with self._counted("choices", requests), shared_out(self._ranks):
             return super().loglikelihood(requests, disable_tqdm=disable_tqdm or self.progress is not None)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """lm-eval's, counted by `progress`: in windows of the model's length, so that nobody knows of how many."""
         self._refuse_learned(requests)
         with counted_requests(self.progress, f"{len(requests):,} texts", None, "windows"):
-            return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm or self.progress is not None)
+            score = partial(super().loglikelihood_rolling, requests, disable_tqdm or self.progress is not None)
+            if self._ranks.ranks == 1:
+                return score()
+            self._windows = SharedWindows(self._ranks)
+            try:
+                score()
+                self._windows.gather()
+                return score()
+            finally:
+                self._windows = None
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """lm-eval's, counted by `progress`."""
         self._refuse_learned(requests)
-        with counted_requests(self.progress, "generations", len(requests)):
+        with self._counted("generations", requests), shared_out(self._ranks):
             return super().generate_until(requests, disable_tqdm=disable_tqdm or self.progress is not None)
+
+    def _counted(self, what: str, requests: Sequence[Instance]) -> AbstractContextManager[None]:
+        return counted_requests(self.progress, what, math.ceil(len(requests) / self._ranks.ranks))
+
+    def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
+        """lm-eval's; while texts are scored in windows, of every n-th call in each rank."""
+        score = partial(super()._loglikelihood_tokens, requests, *args, **kwargs)
+        return score() if self._windows is None else self._windows.answers(len(requests), score)
+
+    def _detect_batch_size(self, requests: Any = None, pos: int = 0) -> int:
+        """lm-eval's: the smallest that any rank finds, since all form the same batches."""
+        if self._windows is not None and self._windows.batch_size is not None:
+            return self._windows.batch_size
+        size = min(self._ranks.exchange("batch size", super()._detect_batch_size(requests, pos)))
+        if self._windows is not None:
+            self._windows.batch_size = size
+        return int(size)
 
     def answer_rank(self, requests: list[Instance]) -> list[int]:
         """The rank of each answer's first token among all tokens that could come next: one more than the number of
@@ -192,15 +227,17 @@ class RecipeLM(HFLM):
         A kind of request that lm-eval does not have: only tasks that were told of it ask (see
         `harness_ext.lm_eval_adapter.task_types.RankedAnswer`).
         """
-        ranks: list[int] = []
         size = self.batch_size if isinstance(self.batch_size, int) else _RANK_BATCH
-        with (self.progress or Progress()).stage("ranks", len(requests), "requests") as stage:
-            for start in range(0, len(requests), size):
-                ranks += self._ranks(requests[start : start + size])
-                stage.advance(len(requests[start : start + size]))
-        return ranks
+        batches = [requests[start : start + size] for start in range(0, len(requests), size)]
+        with (self.progress or Progress()).stage("ranks", len(batches), "batches") as stage:
 
-    def _ranks(self, requests: Sequence[Instance]) -> list[int]:
+            def answered(batch: Sequence[Instance]) -> list[int]:
+                stage.advance()
+                return self._ranks_of(batch)
+
+            return [rank for found in self._ranks.in_shares("ranks", batches, answered) for rank in found]
+
+    def _ranks_of(self, requests: Sequence[Instance]) -> list[int]:
         """The ranks of the answers of one batch."""
         pairs = [self.encode_pair(*request.args) for request in requests]
         contexts = [torch.tensor(context[-self.max_length :]) for context, _ in pairs]

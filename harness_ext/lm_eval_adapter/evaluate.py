@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness_ext.lm_eval_adapter.borrowed import replaced
 from harness_ext.lm_eval_adapter.unchanged import Unchanged
+from harness_ext.ranks.group import current
 from leaderboard.readers.results import settings_without_secrets
 from leaderboard.readers.secrets import without_known
 
@@ -38,9 +39,10 @@ log = logging.getLogger("lm_eval.recipes")
 
 def evaluate(
     lm: RecipeLM, tasks: Sequence[Task | Group], task_manager: TaskManager, config: RunConfig, unchanged: Unchanged
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Score the model as it is on tasks that are built already. unchanged: what earlier variants of the session have in
-    common with this one. Returns lm-eval's results, samples included; the tracker is under `_tracker`.
+    common with this one. Returns lm-eval's results, samples included; the tracker is under `_tracker`. Only the first
+    of several ranks has results; the others return None.
     """
     from lm_eval.loggers import EvaluationTracker
 
@@ -51,6 +53,8 @@ def evaluate(
     )
     with _quiet_git(), unchanged.reused():
         results = _simple_evaluate(lm, tasks, task_manager, config, tracker, seed)
+    if results is None:
+        return None
     results["config"]["model"] = tracker.general_config_tracker.model_source = harness.model
     return {**results, "_tracker": tracker}
 
@@ -62,7 +66,7 @@ def _simple_evaluate(
     config: RunConfig,
     tracker: EvaluationTracker,
     seed: list[int | None],
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     from lm_eval import simple_evaluate
 
     harness = config.harness
@@ -79,6 +83,8 @@ def _simple_evaluate(
         rewrite_requests_cache=harness.cache_requests.get("rewrite_requests_cache", False),
         delete_requests_cache=harness.cache_requests.get("delete_requests_cache", False),
         limit=harness.limit,
+        # Every rank has all answers and works out the metrics; only the first reports their standard errors.
+        **({} if current().first else {"bootstrap_iters": 0}),
         samples=harness.samples,
         check_integrity=harness.check_integrity,
         write_out=harness.write_out,

@@ -18,6 +18,7 @@ from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness_ext.errors import UserError
+from harness_ext.model.cut import is_cut, whole
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +35,8 @@ _BYTES_FOR_ALL_CORES = 1 << 20
 def model_digest(model: nn.Module) -> str:
     """The digest that `Weights.digest` gives, of a model that is only looked at."""
     parameters = dict(model.named_parameters())
-    return combined(parameters, lambda name: tensor_digest(parameters[name]))
+    gathered = {name: tensor_digest(value) for name, value in sorted(parameters.items()) if is_cut(value)}
+    return combined(parameters, lambda name: gathered.get(name) or tensor_digest(parameters[name]))
 
 
 def combined(names: Iterable[str], digest_of: Callable[[str], str]) -> str:
@@ -77,7 +79,7 @@ def on_cpu(value: Tensor) -> Tensor:
             "some weights of the model are offloaded, not in memory, and can neither be edited nor told apart: give the"
             " model more memory, or drop parallelize and offloading"
         )
-    return value.detach().cpu().contiguous()
+    return whole(value.detach()).cpu().contiguous()
 
 
 def _digest_on_cpu(data: Tensor) -> str:

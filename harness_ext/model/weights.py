@@ -13,13 +13,14 @@ of it makes dense again what that part touches.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness_ext.errors import UserError
 from harness_ext.model.built import module_classes, shared_parameters
+from harness_ext.model.cut import is_cut, whole, write_whole
 from harness_ext.model.digests import (
     background_digest,
     combined,
@@ -130,7 +131,7 @@ class Weights:
         """What `read` gives, without a name."""
         import torch
 
-        value = self._stored(matrix.parameter).detach()
+        value = whole(self._stored(matrix.parameter).detach())
         dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
         if matrix.parameter in self._replacements:
             return self._replacements[matrix.parameter].product_of(matrix.rows, matrix.columns, dtype)
@@ -151,7 +152,10 @@ class Weights:
             return
         value = self._parameters[matrix.parameter]
         with torch.no_grad():
-            put(_view(value, matrix), matrix.rows, matrix.columns, weight.to(value))
+            full = whole(value)
+            put(_view(full, matrix), matrix.rows, matrix.columns, weight.to(full))
+            if full is not value:
+                write_whole(value, full)
         self._forget_digests(matrix.parameter, matrix.expert)
 
     def factor(self, matrix: Matrix, left: Tensor, right: Tensor) -> None:
@@ -212,11 +216,16 @@ class Weights:
         if matrix.bias not in self._parameters:
             if matrix.expert is not None:
                 raise UserError(f"{matrix.key} has no bias to shift: experts have none")
+            if is_cut(self._stored(matrix.parameter)):
+                raise UserError(f"{matrix.key} has no bias to shift, and with tp_plan it can be given none")
             self._add_bias(matrix)
         self._before_writing(matrix.bias)
         value = self._parameters[matrix.bias]
         with torch.no_grad():
-            with_shift(value if matrix.expert is None else value[matrix.expert], matrix, shift)
+            full = whole(value)
+            with_shift(full if matrix.expert is None else full[matrix.expert], matrix, shift)
+            if full is not value:
+                write_whole(value, full)
         self._forget_digests(matrix.bias)
 
     def restore(self) -> None:
@@ -225,7 +234,6 @@ class Weights:
         Raises UserError, and leaves the model as it is, where somebody changed the dtype of an edited parameter.
         Raises RuntimeError where a digest differs: the model must then not be used further.
         """
-        import torch
         from safetensors.torch import load_file
 
         self._check_dtypes()
@@ -239,9 +247,9 @@ class Weights:
             self._before = {place: digest for place, digest in self._before.items() if place[0] != name}
             kept = load_file(path)
             (expected[name],) = kept.keys()
-            with torch.no_grad():
-                self._parameters[name].copy_(kept[expected[name]])
+            write_whole(self._parameters[name], kept[expected[name]])
             self._forget_digests(name)
+        self._gather_digests(expected)
         for name, digest in digests_of(expected, self.digest_of).items():
             if digest != expected[name]:
                 raise RuntimeError(
@@ -299,7 +307,7 @@ class Weights:
 
     def _of_expert(self, name: str, expert: int | None) -> Tensor:
         value = self._parameters[name]
-        return value if expert is None else value[expert]
+        return value if expert is None else whole(value)[expert]
 
     def _await_digests(self, name: str) -> None:
         """Bytes that are being hashed must not be written to. What went wrong is raised to whoever wants the digest."""
@@ -318,7 +326,14 @@ class Weights:
         """
         for key in list(self._hashing):
             self.digest_of(*key)
+        self._gather_digests(self._parameters)
         return combined(self._parameters, self.digest_of)
+
+    def _gather_digests(self, names: Iterable[str]) -> None:
+        """Work out the digests of what is cut over ranks, in one order: threads would gather in another in each."""
+        for name in sorted(names):
+            if name in self._parameters and is_cut(self._parameters[name]):
+                self.digest_of(name)
 
     def first_not_finite(self, matrix: Matrix) -> str | None:
         """Where the matrix holds a NaN or an infinity, as `[row, column]` of its `[out, in]` view; None where it holds
@@ -350,7 +365,7 @@ class Weights:
         """The matrix `[out, in]` in its own dtype, which may share its memory."""
         if matrix.parameter in self._replacements:
             return self.values(matrix)
-        view = _view(self._parameters[matrix.parameter].detach(), matrix)
+        view = _view(whole(self._parameters[matrix.parameter].detach()), matrix)
         return take(take(view, matrix.rows, 0), matrix.columns, 1)
 
     def _forget_digests(self, name: str, expert: int | None = None) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.config import RunConfig
+from harness_ext.ranks.group import current
 from harness_ext.runs.identity_check import worst_deviation
 from harness_ext.runs.progress import ProgressReport
 from harness_ext.runs.session import Session, VariantOutcome
@@ -50,7 +51,8 @@ def execute(config: RunConfig, report: ProgressReport, *, with_store: bool = Tru
     """
     session = Session(config, report)
     database = session.root / DATABASE
-    if with_store:
+    ranks = current()
+    if with_store and ranks.first:
         check_database(database)
     outcomes: list[VariantOutcome] = []
     mistake: UserError | None = None
@@ -61,7 +63,8 @@ def execute(config: RunConfig, report: ProgressReport, *, with_store: bool = Tru
         if not outcomes:
             raise
         mistake = error
-    _check_identity(outcomes, report)
+    if ranks.first:
+        _check_identity(outcomes, report)
     return Execution(tuple(outcomes), database, mistake, config.remote.url if config.remote is not None else None)
 
 

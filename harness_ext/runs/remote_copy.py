@@ -28,10 +28,10 @@ class RemoteCopy:
             self._remote.check_writable()
 
     def bring(self, *spec_ids: str) -> None:
-        """Fetch the runs of what was asked, by the ids that their names end in. Raises UserError."""
-        endings = {spec_id[:10] for spec_id in spec_ids}
+        """Fetch the runs of what was asked, by the ids in their names. Raises UserError."""
+        parts = {f"-{spec_id[:10]}" for spec_id in spec_ids}
         for name in self._names:
-            if self._remote is None or name.rpartition("-")[2] not in endings:
+            if self._remote is None or not any(part in name for part in parts):
                 continue
             try:
                 self._remote.bring(self._folder.name, name, self._folder.parent)

@@ -4,7 +4,6 @@ settings that make no sense with a recipe.
 
 from __future__ import annotations
 
-import os
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.config import RunConfig
+from harness_ext.ranks.group import current
+from harness_ext.ranks.launch import check_model, check_nodes, launched
 from harness_ext.storage.remote import RemoteResults, is_remote
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def recipe_run_config(
 def _refuse(harness: EvaluatorConfig) -> None:
     from harness_ext.lm_eval_adapter.admission import check_arguments, refuse_backend
 
+    _check_launch(harness)
     if harness.model not in RECIPE_BACKENDS:
         refuse_backend(str(harness.model))
     if not harness.model_args.get("pretrained"):
@@ -93,17 +95,6 @@ def _refuse(harness: EvaluatorConfig) -> None:
             "--cache_requests cannot be combined with --recipe: its cache is keyed by the task's name and would return"
             " the prompts of an earlier version of the task; leave it out"
         )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            "--recipe edits one copy of the model, and this is one of several processes (accelerate launch or"
-            " torchrun): start the command by itself; --model_args parallelize=True spreads a large model over the"
-            " devices of one process"
-        )
-    if harness.model_args.get("tp_plan"):
-        raise UserError(
-            "tp_plan cuts each matrix into pieces, which cannot be decomposed: use --model_args parallelize=True, which"
-            " spreads whole layers over devices"
-        )
     if harness.limit is not None and harness.limit <= 0:
         raise UserError(
             f"--limit {harness.limit:g} leaves no document to score: give a number of documents, or a share between 0"
@@ -111,6 +102,16 @@ def _refuse(harness: EvaluatorConfig) -> None:
         )
     if not harness.tasks:
         raise UserError("no task given: add --tasks NAME[,NAME...] (`lm_eval ls tasks` lists them)")
+
+
+def _check_launch(harness: EvaluatorConfig) -> None:
+    check_nodes()
+    check_model(str(harness.model), harness.model_args)
+    if launched().ranks > 1 and current().ranks == 1:
+        raise UserError(
+            "harness_ext.run is one process, and this is one of several: start `accelerate launch -m harness_ext run"
+            " ... --recipe ...` instead"
+        )
 
 
 def resolve_demo(model: str | None, model_args: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ model is loaded when the first variant needs it, so a command whose work is done
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +27,8 @@ from harness_ext.lm_eval_adapter.unchanged import Unchanged
 from harness_ext.model import checkpoint
 from harness_ext.model.completeness import check_headers
 from harness_ext.model.renames import as_loaded
+from harness_ext.ranks.group import current
+from harness_ext.ranks.shared_resume import SharedResumeState
 from harness_ext.recipe.recipe import Recipe, parse_recipe, parse_recipes
 from harness_ext.recipe.schema import Calibration, described
 from harness_ext.runs import ran_on
@@ -37,7 +39,7 @@ from harness_ext.runs.spec import RunSpec
 from harness_ext.storage import rundir
 from harness_ext.storage.resume import ResumeState
 from harness_ext.storage.rundir import FinishedRun
-from leaderboard.readers.receipt import ReceiptTotals, ReceiptWeights
+from leaderboard.readers.receipt import Receipt, ReceiptTotals, ReceiptWeights
 
 if TYPE_CHECKING:
     from harness_ext.calibration.documents import CalibrationSet
@@ -70,11 +72,13 @@ class Session:
         self.folder = self.root / rundir.safe_name(config.model_name)
         self.spec = RunSpec(config, report)
         self._remote = RemoteCopy(config.remote, self.folder, report)
+        self._aside: set[str] = set()
         self._baseline_speed: dict[str, float | None] = {}
         self._to_check: list[Recipe] = []
         self._unchanged = Unchanged()
         self._seconds_loading = 0.0
         self._planned = True
+        self._ranks = current()
 
     def run(self) -> Iterator[VariantOutcome]:
         """Yield every variant as it is finished or found. Raises UserError before anything is loaded, where the asking
@@ -83,11 +87,13 @@ class Session:
         recipes = parse_recipes(self.config.recipes)
         for variable in (ran_on.SWEEP, ran_on.CELL):
             ran_on.sweep_name(variable)
-        self.spec.begin()
+        if self._ranks.first:
+            self.spec.begin()
         self._check_asked(recipes)
-        rundir.prepare_root(self.root)
-        rundir.sweep(self.folder)
-        self._remote.begin()
+        if self._ranks.first:
+            rundir.prepare_root(self.root)
+            rundir.sweep(self.folder)
+            self._remote.begin()
         baseline = parse_recipe("baseline")
         variants = [baseline, *(self.spec.resolved(recipe) for recipe in recipes)]
         self.spec.hold_out(variants)
@@ -97,7 +103,8 @@ class Session:
         with self.report.progress.stage("scoring", most, "variants") as stage:
             for outcome in self._outcomes(variants):
                 stage.advance()
-                self._remote.send(outcome.run)
+                if self._ranks.first:
+                    self._remote.send(outcome.run)
                 yield outcome
         self._remote.end()
 
@@ -207,7 +214,11 @@ class Session:
         """Load the model before its identity is known, where nothing can be there already, so that large files are
         hashed and loaded side by side.
         """
-        if any(rundir.finished_runs(self.folder)) or not self.spec.model_is_being_read:
+
+        def nothing_is_there() -> bool:
+            return self.spec.model_is_being_read and not any(rundir.finished_runs(self.folder))
+
+        if not self._ranks.from_first("whether to load at once", nothing_is_there):
             return
         try:
             self.lm  # noqa: B018 - loaded when first asked for
@@ -217,18 +228,41 @@ class Session:
             raise
 
     def _variant(self, recipe: Recipe) -> VariantOutcome:
-        spec_id, former = self.spec.spec_id(recipe), self.spec.former_spec_id(recipe)
-        self._remote.bring(spec_id, former)
-        place = self._place(recipe, spec_id)
+        """A variant that is found or made. With several ranks the first decides, and tells the others."""
+        self.spec.model  # noqa: B018 - the first rank tells it to all
+        kept = self._told(f"what is there of {recipe.label}", lambda: self._kept(recipe))
+        if kept is not None:
+            return VariantOutcome(recipe, kept, reused=True)
+        started = time.perf_counter()
+        run = self._make(recipe)
+        self.report.finished(recipe, run, time.perf_counter() - started)
+        return VariantOutcome(recipe, run, reused=False)
+
+    def _told(self, what: str, look: Callable[[], FinishedRun | None]) -> FinishedRun | None:
+        """A run that the first rank finds or writes, or None, on every rank."""
+
+        def as_data() -> list[Any] | None:
+            run = look()
+            return None if run is None else [str(run.path), run.receipt]
+
+        told = self._ranks.from_first(what, as_data)
+        return None if told is None else FinishedRun(Path(told[0]), told[1])
+
+    def _kept(self, recipe: Recipe) -> FinishedRun | None:
+        """The whole run of this variant, made in a place like this one, that is there already."""
+        place = self._place(recipe)
+        asked = (self.spec.spec_id(recipe), self.spec.former_spec_id(recipe))
+        self._remote.bring(*asked)
         elsewhere: dict[Path, str] = {}
         damaged = {} if not place.exists() else {place: f"{rundir.RECEIPT} is missing or cannot be read"}
         for run in rundir.finished_runs(self.folder):
             damaged.pop(run.path, None)
-            if run.receipt.get("spec_id") not in (spec_id, former) or run.failed:
+            if run.receipt.get("spec_id") not in asked or run.failed:
                 continue
             damage, where = run.damage, self._here.is_not_of(run.receipt)
             if damage is None and where is None:
-                return self._kept(recipe, run)
+                self._tell_kept(recipe, run)
+                return run
             if damage is not None:
                 damaged[run.path] = damage
             elif where is not None:
@@ -241,52 +275,40 @@ class Session:
                 f" {ran_on.in_words(self._here.place)}: it stays, and this is scored here as well"
             )
         if place in elsewhere:
-            place = place.with_name(f"{place.name}-{self._here.name}")
-        started = time.perf_counter()
-        run = self._make(recipe, place)
-        self.report.finished(recipe, run, time.perf_counter() - started)
-        return VariantOutcome(recipe, run, reused=False)
+            self._aside.add(recipe.recipe_id)
+        return None
 
-    @cached_property
-    def _here(self) -> ran_on.Here:
-        return ran_on.here(self.harness)
-
-    def _place(self, recipe: Recipe, spec_id: str) -> Path:
-        """The folder of a variant made here. What a killed command left beside it goes on where the same GPU and engine
-        are, on whatever host.
-        """
-        made_on = f"-{self._here.name}" if self._here.place.is_told else ""
-        return self.folder / f"{rundir.safe_name(recipe.label)}-{spec_id[:10]}{made_on}"
-
-    def _kept(self, recipe: Recipe, run: FinishedRun) -> VariantOutcome:
+    def _tell_kept(self, recipe: Recipe, run: FinishedRun) -> None:
         where = self._here.of_another_kind(run.receipt)
         made = "" if where is None else f"; it was made on {where}, this is {ran_on.in_words(self._here.place)}"
         self.report.line(f"{recipe.label}: kept from {run.path} (same model, tasks and settings{made})")
         for warning in self.spec.reworded(recipe):
             self.report.line(f"{recipe.label}: {warning}")
-        return VariantOutcome(recipe, run, reused=True)
 
-    def _make(self, recipe: Recipe, place: Path) -> FinishedRun:
+    @cached_property
+    def _here(self) -> ran_on.Here:
+        return ran_on.here(self.harness)
+
+    def _place(self, recipe: Recipe) -> Path:
+        """The folder of a variant made here. What a killed command left beside it goes on where the same GPU and engine
+        are, on whatever host.
+        """
+        told = self._here.place.is_told or recipe.recipe_id in self._aside
+        made_on = f"-{self._here.name}" if told else ""
+        return self.folder / f"{rundir.safe_name(recipe.label)}-{self.spec.spec_id(recipe)[:10]}{made_on}"
+
+    def _make(self, recipe: Recipe) -> FinishedRun:
         seconds = dict.fromkeys(("load", "evaluate"), 0.0)
         started = receipts.now()
         lm = self.lm
         seconds["load"], self._seconds_loading = self._seconds_loading, 0.0
-        receipt = receipts.opened(self.config, self.spec, lm, recipe, started)
+        place, receipt = self._place(recipe), receipts.opened(self.config, self.spec, lm, recipe, started)
         receipt.warnings = [*checkpoint_warnings(lm.unexpected_weights), *self.spec.reworded(recipe)]
-        resume = ResumeState(place.parent / f".{place.name}.work")
-        applied: AppliedRecipe | None = None
+        resume = SharedResumeState(ResumeState(place.parent / f".{place.name}.work"), self._ranks)
         results: dict[str, Any] | None = None
         try:
-            with _failures_of_machine():
-                before = self._base_digest if recipe.is_baseline else lm.weights.digest()
-                receipt.weights = ReceiptWeights(digest_before=before, digest_after=before)
-                if not recipe.is_baseline:
-                    applied = lm.apply(recipe, self.documents, self.report.progress, resume)
-                    # What was chosen on documents and learns from them again is told once.
-                    receipt.warnings = list(dict.fromkeys([*receipt.warnings, *receipt_warnings(recipe, applied)]))
-                    self._tell_resumed(recipe, applied)
-                    receipt.weights = ReceiptWeights(digest_before=before, digest_after=lm.weights.digest())
-                receipt.totals = ReceiptTotals(**lm.totals())
+            with self._ranks.failing_together(recipe.label), _failures_of_machine(lm):
+                self._apply(lm, recipe, receipt, resume)
                 with _timed(seconds, "evaluate"), self.report.stage(f"{recipe.label}: evaluating"):
                     results = self._evaluate(lm)
                 receipt.totals = ReceiptTotals.model_validate(lm.totals() | self._speed(recipe, lm.speed))
@@ -296,13 +318,42 @@ class Session:
             receipts.mark_failed(receipt, error)
             results = None
         finally:
+            applied = lm.applied
             if not recipe.is_baseline:
                 lm.undo()
         receipts.close(receipt, applied, seconds)
-        run = receipts.write(place, receipt, results, self.config, self.report)
+        run = self._told(
+            f"the run of {recipe.label}", lambda: receipts.write(place, receipt, results, self.config, self.report)
+        )
+        assert run is not None, "the first rank has written it"
         if not run.failed:
             resume.remove()
         return run
+
+    def _apply(self, lm: RecipeLM, recipe: Recipe, receipt: Receipt, resume: ResumeState) -> None:
+        """Edit the model, and fill in what the receipt says of its weights."""
+        before = self._base_digest if recipe.is_baseline else lm.weights.digest()
+        receipt.weights = self._weights(recipe, before, before)
+        if not recipe.is_baseline:
+            applied = lm.apply(recipe, self.documents, self.report.progress, resume)
+            # What was chosen on documents and learns from them again is told once.
+            receipt.warnings = list(dict.fromkeys([*receipt.warnings, *receipt_warnings(recipe, applied)]))
+            self._tell_resumed(recipe, applied)
+            receipt.weights = self._weights(recipe, before, lm.weights.digest())
+        receipt.totals = ReceiptTotals(**lm.totals())
+
+    def _weights(self, recipe: Recipe, before: str, after: str) -> ReceiptWeights:
+        """The digests, which are the same on all ranks. Raises UserError where they are not."""
+        first, *others = self._ranks.exchange(f"weights of {recipe.label}", [before, after])
+        for rank, other in enumerate(others, start=1):
+            if other != first:
+                own, its = next(pair for pair in zip(first, other, strict=True) if pair[0] != pair[1])
+                raise UserError(
+                    f"{recipe.label}: the processes hold different weights, {own} in rank 0 and {its} in rank {rank},"
+                    " so that their scores are of different models: start the command without accelerate launch or"
+                    " torchrun, or on devices of one kind"
+                )
+        return ReceiptWeights(digest_before=before, digest_after=after)
 
     def _tell_resumed(self, recipe: Recipe, applied: AppliedRecipe) -> None:
         for record in applied.searches:
@@ -331,7 +382,9 @@ class Session:
             if arguments.get("peft"):
                 # Before the baseline: it must have the very weights that the recipes start from.
                 lm.merge_adapter()
-        self.spec.check_model_unchanged()
+        self.spec.model  # noqa: B018 - the first rank tells it to all
+        if self._ranks.first:
+            self.spec.check_model_unchanged()
         self._seconds_loading = time.perf_counter() - started
         lm.check_editable(self._to_check)
         if not self._planned:
@@ -372,7 +425,7 @@ class Session:
             f"{name}_after": value for name, value in found.items()
         }
 
-    def _evaluate(self, lm: RecipeLM) -> dict[str, Any]:
+    def _evaluate(self, lm: RecipeLM) -> dict[str, Any] | None:
         from harness_ext.lm_eval_adapter.evaluate import evaluate
         from harness_ext.lm_eval_adapter.throughput import Speed
 
@@ -391,23 +444,25 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 @contextmanager
-def _failures_of_machine() -> Iterator[None]:
-    """Running out of memory fails one variant, not the command."""
+def _failures_of_machine(lm: RecipeLM) -> Iterator[None]:
+    """Running out of memory fails one variant, not the command; unless the model is cut over ranks, where the others
+    wait for the piece of this one.
+    """
     import torch
 
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError) as error:
-        raise VariantFailed(
-            "out_of_memory",
+        told = (
             f"{str(error).splitlines()[0] if str(error) else 'out of memory'}; a smaller --batch_size or"
-            " calibration.batch_size may fit",
-        ) from None
+            " calibration.batch_size may fit"
+        )
+        raise (UserError(told) if lm.is_cut else VariantFailed("out_of_memory", told)) from None
 
 
-def _require_finite_results(results: Mapping[str, Any]) -> None:
-    """A NaN among the answers' log-likelihoods makes every score of the run worthless."""
-    for task, samples in results["samples"].items():
+def _require_finite_results(results: Mapping[str, Any] | None) -> None:
+    """A NaN among the answers' log-likelihoods makes every score of the run worthless. None: the first rank looks."""
+    for task, samples in (results or {"samples": {}})["samples"].items():
         broken = sum(1 for sample in samples if _has_nan(sample["filtered_resps"]))
         if broken:
             raise VariantFailed(

@@ -28,6 +28,7 @@ from harness_ext.lm_eval_adapter import task_code, task_identity
 from harness_ext.lm_eval_adapter.task_identity import digest
 from harness_ext.lm_eval_adapter.task_loading import FreshTasks, load_tasks
 from harness_ext.model.model_identity import ModelReader
+from harness_ext.ranks.group import current
 from harness_ext.recipe.recipe import Recipe
 from harness_ext.runs.progress import ProgressReport
 from harness_ext.runs.scored_places import Places, check_places, places_by_task, scored_hashes, scored_places
@@ -196,9 +197,11 @@ class RunSpec:
     @cached_property
     def model(self) -> dict[str, str]:
         """The contents of the checkpoint, and of all else that the model's arguments name: adapter, delta, tokenizer,
-        ...
+        ... With several ranks the first reads them, and this is a message to the others.
         """
-        return self._reader.identities(self._harness.model_args)
+        return dict(
+            current().from_first("the model's files", lambda: self._reader.identities(self._harness.model_args))
+        )
 
     def begin(self) -> None:
         """Start to hash the model's files beside what else is done."""

@@ -25,8 +25,10 @@ from harness_ext.calibration.context import DocumentBatches, StepContext
 from harness_ext.errors import VariantFailed
 from harness_ext.model.seeding import generator_for
 from harness_ext.model.weights import with_part, with_shift
+from harness_ext.ranks.group import current
 from harness_ext.search.candidates import Alternatives, Nested, as_computed
 from harness_ext.search.scoring import batches_by_length, questions
+from harness_ext.search.shared_passes import ScoredPart, SharedTrial, scores_of_all
 from harness_ext.search.suffix_replay import Replay, tolerance
 from harness_ext.search.trials import (
     NOT_RUN,
@@ -201,11 +203,13 @@ class CandidateEvaluator:
         """The model as it stands now, by plain passes."""
         import torch
 
-        parts = []
         with torch.inference_mode(), self._counting("scoring all documents", len(self._batches)) as stage:
-            for place, batch in enumerate(self._batches):
-                parts.append(batch.score(self._replay.plain(place)))
+
+            def score(place: int) -> tuple[Tensor, Tensor]:
                 stage.advance()
+                return self._batches[place].score(self._replay.plain(place))
+
+            parts = scores_of_all(current(), self._replay, len(self._batches), score)
         right, loss = self._in_order(parts)
         return trial_of({}, right[0], loss[0])
 
@@ -318,21 +322,37 @@ class CandidateEvaluator:
         )
         ran = torch.zeros(count, total, dtype=torch.bool)
         active = torch.arange(count)
+        order = self._hardest_first()
+
+        def split(place: int, active: Tensor) -> Sequence[Tensor]:
+            # Large batches of large documents go in fewer alternatives at a time.
+            return active.split(max(1, self._budget // self._batches[place].tokens.numel()))
+
+        def score(place: int, active: Tensor) -> list[ScoredPart]:
+            batch, parts = self._batches[place], split(place, active)
+            made = (batch.score(self._replay.logits(place, matrix, alternatives.only(some.tolist()))) for some in parts)
+            return [
+                ScoredPart(some.tolist(), right.cpu(), loss.cpu())
+                for some, (right, loss) in zip(parts, made, strict=True)
+            ]
+
+        trial = SharedTrial(current(), self._replay, order, score)
         with torch.inference_mode(), self._counting(f"trying {count}", len(self._batches)) as stage:
-            for place in self._hardest_first():
+            self._replay.prepare(matrix, alternatives.only(split(order[0], active)[0].tolist()))
+            for number, place in enumerate(order):
                 batch = self._batches[place]
-                # Large batches of large documents go in fewer alternatives at a time.
-                for some in active.split(max(1, self._budget // batch.tokens.numel())):
-                    right, loss = batch.score(self._replay.logits(place, matrix, alternatives.only(some.tolist())))
-                    partial.right[some[:, None], list(batch.places)] = right.cpu()
-                    partial.loss[some[:, None], list(batch.places)] = loss.cpu()
-                    ran[some[:, None], list(batch.places)] = True
+                for some, right, loss in trial.scores(number, active):
+                    rows = torch.tensor(some)[:, None]
+                    partial.right[rows, list(batch.places)] = right
+                    partial.loss[rows, list(batch.places)] = loss
+                    ran[rows, list(batch.places)] = True
                 partial.seen[list(batch.places)] = True
                 stage.advance()
                 if hopeless is not None and not bool(partial.seen.all()):
                     active = active[~hopeless(partial)[active]]
                     if not len(active):
                         break
+            trial.forget(number + 1)
         return [
             trial_of(setting, partial.right[number], partial.loss[number], ran[number])
             for number, setting in enumerate(settings)

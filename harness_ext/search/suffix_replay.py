@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -107,12 +107,27 @@ class Replay:
         """Logits `[alternatives, n, vocabulary]` of a batch, with each of the weights in turn in the place of the
         matrix.
         """
-        # Layers of one model may differ: what holds for a matrix holds for those of the same name in other layers, as
-        # far as these hold the same modules.
+        self.prepare(matrix, alternatives)
+        shared = self.shared[self._kind(matrix)] and len(alternatives) > 1
+        return self._replayed(place, matrix, alternatives, shared=shared)
+
+    def prepare(self, matrix: Matrix, alternatives: Alternatives) -> None:
+        """Find out which savings hold for a matrix.
+
+        Layers of one model may differ: what holds for a matrix holds for those of the same name in other layers, as far
+        as these hold the same modules.
+        """
         kind = self._kind(matrix)
         if kind not in self.shared:
             self.shared[kind] = self._check(matrix, alternatives.only(range(min(2, len(alternatives)))))
-        return self._replayed(place, matrix, alternatives, shared=self.shared[kind] and len(alternatives) > 1)
+
+    def kept(self) -> Mapping[tuple[int, int], Tensor]:
+        """The hidden states that are kept now, for `put_back`."""
+        return dict(self._states)
+
+    def put_back(self, states: Mapping[tuple[int, int], Tensor]) -> None:
+        """Keep those states, and no others."""
+        self._states = dict(states)
 
     def _kind(self, matrix: Matrix) -> str:
         inside = re.sub(r"\d+", "#", matrix.key)

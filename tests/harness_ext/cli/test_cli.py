@@ -333,12 +333,13 @@ def test_settings_that_make_no_sense_with_a_recipe(
     assert not executed
 
 
-def test_several_processes_are_refused(
+def test_half_an_environment_of_several_processes_is_refused(
     monkeypatch: pytest.MonkeyPatch, executed: list[RunConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
     set_arguments(monkeypatch, *run_arguments("--recipe", "laser"))
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert_user_error(capsys, "several processes", "parallelize=True")
+    monkeypatch.delenv("RANK", raising=False)
+    assert_user_error(capsys, "several processes", "RANK", "parallelize=True")
     assert executed == []
 
 

@@ -1,0 +1,49 @@
+"""Messages between two ranks, and what ends one of them ends both."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.harness_ext.ranks.launching import HERE, Ended, ended, two_ranks
+
+
+def test_every_rank_hears_all(tmp_path: Path) -> None:
+    codes, said, _ = ended(two_ranks([str(HERE / "messages_in_two_ranks.py"), str(tmp_path)]))
+    assert codes == [0, 0] and said.count("all is well") == 2, said
+
+
+def of(how: str, waiting: str, rank: int, folder: Path) -> Ended:
+    processes = two_ranks([str(HERE / "ends_in_two_ranks.py"), how, waiting, str(rank)], {"TMPDIR": str(folder)})
+    return ended(processes)
+
+
+def test_only_the_first_prints_and_nothing_is_left(tmp_path: Path) -> None:
+    codes, said, _ = of("nothing", "", 0, tmp_path)
+    assert codes == [0, 0] and said == "rank 0 prints\n"
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("how", "waiting", "rank", "code", "told"),
+    [
+        ("mistake", "message", 1, 2, "(rank 1) error: a mistake in one place"),
+        ("kill", "collective", 1, 1, "error: rank 1 of 2 was ended from outside"),
+        pytest.param("kill", "computing", 0, 1, "error: rank 0 of 2 was ended from", marks=pytest.mark.slow),
+        pytest.param("mistake", "collective", 0, 2, "error: a mistake in one place", marks=pytest.mark.slow),
+        pytest.param("bug", "computing", 1, 1, "KeyError: 'a bug in one place'", marks=pytest.mark.slow),
+        pytest.param("runtime", "message", 1, 1, "RuntimeError: an error of the", marks=pytest.mark.slow),
+        pytest.param("term", "message", 0, 1, "error: rank 0 of 2 was ended from", marks=pytest.mark.slow),
+        pytest.param("exit", "collective", 0, 7, "", marks=pytest.mark.slow),
+        pytest.param("both", "", 0, 2, "error: the same mistake", marks=pytest.mark.slow),
+    ],
+)
+def test_what_ends_one_ends_all(how: str, waiting: str, rank: int, code: int, told: str, tmp_path: Path) -> None:
+    codes, said, apart = of(how, waiting, rank, tmp_path)
+    failed, other = codes[rank], codes[1 - rank]
+    assert other == code and apart < 20, (codes, said)
+    assert failed == {"kill": -9, "term": 128 + 15}.get(how, code)
+    assert said.count(told) == 1 if told else "rror" not in said, said
+    assert "Connection" not in said and ("Traceback" in said) == (how in ("bug", "runtime")), said
