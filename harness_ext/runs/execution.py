@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.config import RunConfig
+from harness_ext.runs.engine_scoring import EngineSession
 from harness_ext.runs.identity_check import worst_deviation
 from harness_ext.runs.progress import ProgressReport
 from harness_ext.runs.session import Session, VariantOutcome
@@ -47,7 +48,7 @@ def execute(config: RunConfig, report: ProgressReport) -> Execution:
     Raises UserError where nothing could be done, and LeaderboardError, before anything is computed, for a database that
     cannot be used.
     """
-    session = Session(config, report)
+    session = (Session if config.engine is None else EngineSession)(config, report)
     database = session.root / DATABASE
     check_database(database)
     outcomes: list[VariantOutcome] = []

@@ -35,7 +35,7 @@ from harness_ext.runs.spec import RunSpec
 from harness_ext.storage import rundir
 from harness_ext.storage.resume import ResumeState
 from harness_ext.storage.rundir import FinishedRun
-from leaderboard.readers.receipt import ReceiptTotals, ReceiptWeights
+from leaderboard.readers.receipt import Receipt, ReceiptTotals, ReceiptWeights
 
 if TYPE_CHECKING:
     from harness_ext.calibration.documents import CalibrationSet
@@ -119,6 +119,11 @@ class Session:
                     continue
                 yield self._variant(control)
 
+    @property
+    def loading_arguments(self) -> dict[str, Any]:
+        """lm-eval's arguments for the model that recipes edit."""
+        return {key: value for key, value in self.harness.model_args.items() if key != "recipe"}
+
     def _check_asked(self, recipes: Sequence[Recipe]) -> None:
         edited = [recipe for recipe in recipes if recipe.steps]
         if self.config.controls and not edited:
@@ -128,7 +133,7 @@ class Session:
             )
         for name in self.config.controls:
             check_control(name)
-        admission.check_all(self.harness.model_args, recipes)
+        admission.check_all(self.loading_arguments, recipes)
 
     def _check_fit(self, recipes: Sequence[Recipe]) -> None:
         """Find out what will not work before the model is loaded and scored: matrices and ranks from the headers,
@@ -159,14 +164,14 @@ class Session:
         """
         try:
             found = self._stored()
-            foreign_code = bool(self.harness.model_args.get("trust_remote_code"))
+            foreign_code = bool(self.loading_arguments.get("trust_remote_code"))
             loaded = as_loaded(found, foreign_code=foreign_code)
             return loaded if loaded.tensors else None
         except UserError:
             return None
 
     def _stored(self) -> checkpoint.Checkpoint:
-        arguments = self.harness.model_args
+        arguments = self.loading_arguments
         if gguf := arguments.get("gguf_file"):
             raise UserError(f"{gguf} has no safetensors headers")
         return checkpoint.read_checkpoint(
@@ -185,7 +190,7 @@ class Session:
 
     @cached_property
     def _chat_template(self) -> ChatTemplate:
-        return ChatTemplate(self.harness.model_args, self.harness.apply_chat_template)
+        return ChatTemplate(self.loading_arguments, self.harness.apply_chat_template)
 
     def _check_chat_template(self) -> None:
         """Ask the template for the first conversation of every task."""
@@ -225,10 +230,14 @@ class Session:
             damaged[run.path] = damage
         for path, damage in damaged.items():
             self.report.warn(f"{recipe.label}: the run in {path} is damaged ({damage}) and is made anew")
+        return VariantOutcome(recipe, self._made(recipe, place), reused=False)
+
+    def _made(self, recipe: Recipe, place: Path) -> FinishedRun:
+        """Apply, score and write a variant, and tell that it is done."""
         started = time.perf_counter()
         run = self._make(recipe, place)
         self.report.finished(recipe, run, time.perf_counter() - started)
-        return VariantOutcome(recipe, run, reused=False)
+        return run
 
     def _make(self, recipe: Recipe, place: Path) -> FinishedRun:
         seconds = dict.fromkeys(("load", "evaluate"), 0.0)
@@ -241,21 +250,13 @@ class Session:
         applied: AppliedRecipe | None = None
         results: dict[str, Any] | None = None
         try:
-            with _failures_of_machine():
-                before = self._base_digest if recipe.is_baseline else lm.weights.digest()
-                receipt.weights = ReceiptWeights(digest_before=before, digest_after=before)
-                if not recipe.is_baseline:
-                    applied = lm.apply(recipe, self.documents, self.report.progress, resume)
-                    # What was chosen on documents and learns from them again is told once.
-                    receipt.warnings = list(dict.fromkeys([*receipt.warnings, *receipt_warnings(recipe, applied)]))
-                    self._tell_resumed(recipe, applied)
-                    receipt.weights = ReceiptWeights(digest_before=before, digest_after=lm.weights.digest())
-                receipt.totals = ReceiptTotals(**lm.totals())
-                with _timed(seconds, "evaluate"), self.report.stage(f"{recipe.label}: evaluating"):
+            with failures_of_machine():
+                applied = self._apply(recipe, receipt, resume)
+                with timed(seconds, "evaluate"), self.report.stage(f"{recipe.label}: evaluating"):
                     results = self._evaluate(lm)
                 receipt.totals = ReceiptTotals.model_validate(lm.totals() | self._speed(recipe, lm.speed))
                 receipt.speed = lm.speed.phases()
-                _require_finite_results(results)
+                require_finite_results(results)
         except VariantFailed as error:
             receipts.mark_failed(receipt, error)
             results = None
@@ -267,6 +268,21 @@ class Session:
         if not run.failed:
             resume.remove()
         return run
+
+    def _apply(self, recipe: Recipe, receipt: Receipt, resume: ResumeState) -> AppliedRecipe | None:
+        """Apply a recipe to the model, and put into the receipt what became of its weights; None for the baseline."""
+        lm = self.lm
+        before = self._base_digest if recipe.is_baseline else lm.weights.digest()
+        receipt.weights = ReceiptWeights(digest_before=before, digest_after=before)
+        applied: AppliedRecipe | None = None
+        if not recipe.is_baseline:
+            applied = lm.apply(recipe, self.documents, self.report.progress, resume)
+            # What was chosen on documents and learns from them again is told once.
+            receipt.warnings = list(dict.fromkeys([*receipt.warnings, *receipt_warnings(recipe, applied)]))
+            self._tell_resumed(recipe, applied)
+            receipt.weights = ReceiptWeights(digest_before=before, digest_after=lm.weights.digest())
+        receipt.totals = ReceiptTotals(**lm.totals())
+        return applied
 
     def _tell_resumed(self, recipe: Recipe, applied: AppliedRecipe) -> None:
         for record in applied.searches:
@@ -286,7 +302,7 @@ class Session:
         preload_hf()
         from harness_ext.lm_eval_adapter.backend import load_model
 
-        arguments = {key: value for key, value in harness.model_args.items() if key != "recipe"}
+        arguments = self.loading_arguments
         extra = {"batch_size": harness.batch_size, "max_batch_size": harness.max_batch_size, "device": harness.device}
         self._unchanged.collect()
         with self.report.stage(f"loading {name}"):
@@ -346,7 +362,7 @@ class Session:
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     started = time.perf_counter()
     try:
         yield
@@ -355,7 +371,7 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 @contextmanager
-def _failures_of_machine() -> Iterator[None]:
+def failures_of_machine() -> Iterator[None]:
     """Running out of memory fails one variant, not the command."""
     import torch
 
@@ -369,7 +385,7 @@ def _failures_of_machine() -> Iterator[None]:
         ) from None
 
 
-def _require_finite_results(results: Mapping[str, Any]) -> None:
+def require_finite_results(results: Mapping[str, Any]) -> None:
     """A NaN among the answers' log-likelihoods makes every score of the run worthless."""
     for task, samples in results["samples"].items():
         broken = sum(1 for sample in samples if _has_nan(sample["filtered_resps"]))

@@ -244,7 +244,10 @@ class RunSpec:
         comparable = {
             name: version for name, version in versions().items() if name in ("lm_eval", "transformers", "torch")
         }
-        return {**asked, "model_args": arguments, "model": self.model, "versions": comparable}
+        engine = self._config.engine
+        # Left out where the model is scored by the backend that edits it, so that such runs keep their id.
+        scored_by = {} if engine is None else {"engine": {engine.name: package_version(engine.module)}}
+        return {**asked, **scored_by, "model_args": arguments, "model": self.model, "versions": comparable}
 
     @property
     def settings_id(self) -> str:
