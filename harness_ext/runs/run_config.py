@@ -116,8 +116,8 @@ def _refuse(harness: EvaluatorConfig) -> None:
 def resolve_demo(model: str | None, model_args: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of `model_args` in which `pretrained=demo` is the folder of the embedded model.
 
-    Only for the Hugging Face backends and for engines, and not where the working directory has a model folder of that name, which
-    lm-eval would load.
+    Only for the Hugging Face backends and for engines, and not where the working directory has a model folder of that
+    name, which lm-eval would load.
     """
     resolved = dict(model_args)
     if (model or "hf") not in (*RECIPE_BACKENDS, *ENGINES) or resolved.get("pretrained") != DEMO:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lm_eval.api.model import LM
@@ -43,7 +43,7 @@ class StandInModel:
         self.prefix_cache.clear()
         return True
 
-    def generate(self, requests: list[tuple[str, str]]) -> list[SimpleNamespace]:
+    def generate(self, requests: list[tuple[str, str]], use_tqdm: bool = True) -> list[SimpleNamespace]:
         instances = [SimpleNamespace(args=pair, request_type="loglikelihood") for pair in requests]
         new = [place for place, pair in enumerate(requests) if pair not in self.prefix_cache]
         answers = self.inner.loglikelihood([instances[place] for place in new], disable_tqdm=True) if new else []
@@ -61,8 +61,8 @@ class StandInModel:
 class StandInEngine(LM):
     """What lm-eval's `VLLM` is, of a model in memory. Every one that was made is in `made`, with its arguments."""
 
-    made: list[StandInEngine] = []
-    faults: frozenset[str] = frozenset()
+    made: ClassVar[list[StandInEngine]] = []
+    faults: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, pretrained: str, tokenizer: str | None = None, **arguments: Any) -> None:
         super().__init__()
