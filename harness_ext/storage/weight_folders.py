@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -34,13 +35,15 @@ _GRACE_SECONDS = 60
 class WeightFolders:
     """Folders under names. root: made when first needed. limit_bytes: of all that no process uses, together.
 
-    What this object has handed out is in use until `release`, or until its process ends.
+    What this object has handed out is in use until `release`, until nobody holds this object, or until its process
+    ends.
     """
 
     def __init__(self, root: Path, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
         self._root = root
         self._limit = limit_bytes
         self._held: dict[Path, IO[str]] = {}
+        weakref.finalize(self, _close_all, self._held)
 
     def get(self, name: str, size: int, fill: Callable[[Path], None]) -> Path:
         """The folder of this name, filled where there is none that is whole, and in use from now on. size: bytes that
@@ -168,6 +171,11 @@ def user_folders() -> WeightFolders:
         ) from None
     cache = cache_folder()
     return WeightFolders((cache or Path(tempfile.gettempdir(), "lm-eval-recipes")) / "weights", limit)
+
+
+def _close_all(held: dict[Path, IO[str]]) -> None:
+    for handle in held.values():
+        handle.close()
 
 
 def _wait_for_lock(handle: IO[str]) -> None:
