@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from harness_ext.editing.pipeline import AppliedRecipe
     from harness_ext.lm_eval_adapter.config import RunConfig
 
-_CHECKED_TEXTS = 8
+_CHECKED_OF_A_TASK, _CHECKED_TEXTS = 8, 32
 _TWO_BYTES = ("float16", "bfloat16", "half")
 _SENTENCE = "The recipe for bread is flour, water, salt and time. Most of the work is done by waiting for it to rise."
 
@@ -117,8 +117,9 @@ class EngineSession(Session):
         texts: list[str] = []
         for name, task in self.spec.tasks.by_name.items():
             with suppress(Exception):  # of anybody's task; one that gives no text is not needed here
-                texts.append(str(task.doc_to_text(self.spec.first_document(name))))
-        return [f"{text.strip()} {_SENTENCE}" for text in texts[: _CHECKED_TEXTS - 1]] + [_SENTENCE]
+                documents = self.spec.first_documents(name, _CHECKED_OF_A_TASK)
+                texts += [str(task.doc_to_text(document)).strip() for document in documents]
+        return [*(f"{text} {_SENTENCE}" for text in texts[:_CHECKED_TEXTS]), _SENTENCE]
 
     def _made(self, recipe: Recipe, place: Path) -> FinishedRun:
         """Edit a variant and write its weights; it is scored later. One that cannot be edited is done with that."""

@@ -329,7 +329,11 @@ class RunSpec:
 
     def first_document(self, name: str) -> Any:
         """The first document of a task that will be scored."""
-        return self.tasks.by_name[name].eval_docs[self._scored_places(name)[0]]
+        return self.first_documents(name, 1)[0]
+
+    def first_documents(self, name: str, count: int) -> list[Any]:
+        """The first documents of a task that will be scored."""
+        return [self.tasks.by_name[name].eval_docs[place] for place in self._scored_places(name)[:count]]
 
     def _named_only_by(self, calibration: Calibration) -> FreshTasks | None:
         """The tasks that a step takes its documents from and that are not evaluated, built once; None where there are

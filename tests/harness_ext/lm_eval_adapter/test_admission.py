@@ -64,7 +64,12 @@ def test_arguments_of_plain_weights_pass() -> None:
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("trtllm", "lm_eval export"), ("openai-completions", "`lm_eval ingest`"), ("vlm", "did you mean 'vllm'"), ("steered", "without the steering vectors")]
+    [
+        ("trtllm", "lm_eval export"),
+        ("openai-completions", "`lm_eval ingest`"),
+        ("vlm", "did you mean 'vllm'"),
+        ("steered", "without the steering vectors"),
+    ]
     + [(name, "transformers loads the same checkpoint") for name in ("hf-multimodal", "mamba_ssm", "hf-mistral3")],
 )
 def test_other_backends(name: str, words: str) -> None:
