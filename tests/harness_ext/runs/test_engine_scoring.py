@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter import engines, running_engine
+from harness_ext.runs import engine_scoring
 from tests.harness_ext.runs.outputs import receipts, samples
 from tests.harness_ext.runs.stand_in_engine import StandInEngine
 
