@@ -60,9 +60,11 @@ def _executed(config: RunConfig, report: ProgressReport, manifest: Path | None) 
     try:
         executed = execution.execute(config, report, with_store=False)
     except UserError as error:
-        write_manifest(manifest, [], error)
+        if current().first:
+            write_manifest(manifest, [], error)
         raise
-    write_manifest(manifest, executed.outcomes, executed.mistake)
+    if current().first:
+        write_manifest(manifest, executed.outcomes, executed.mistake)
     return executed
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness_ext.errors import UserError
+from harness_ext.errors import UserError, nearest
 from harness_ext.model.checkpoint import (
     check_adapter,
     check_local,
@@ -48,6 +48,14 @@ _NOT_OURS = {
     "mamba_ssm": "loads a model of the package mamba_ssm",
     "steered": "adds vectors to activations",
 }
+_SERVED = frozenset(
+    {
+        *("anthropic-chat", "anthropic-chat-completions", "anthropic-completions", "litellm", "litellm-chat"),
+        *("litellm-chat-completions", "local-chat-completions", "local-completions", "openai-chat-completions"),
+        *("openai-completions", "sglang-generate", "textsynth", "watsonx_llm", "gguf", "ggml"),
+    }
+)
+"""Backends that ask a server, which holds the weights."""
 _DTYPES = ("auto", "float32", "bfloat16", "float16", "float64", "float", "half", "double")
 _BACKENDS = ("default", "causal", "seq2seq")
 PATIENCE_SECONDS = 60.0
@@ -65,8 +73,18 @@ def refuse_backend(name: str) -> None:
             f"--recipe edits weights of a text model that transformers holds, and the backend {name!r}"
             f" {_NOT_OURS[name]}: {way_out}, or run without --recipe"
         )
+    if name in _SERVED:
+        raise UserError(
+            f"--recipe edits weights, and those of the backend {name!r} lie with a server: use --model hf or vllm with"
+            " the model's folder or hub name, or run without --recipe and put the results on the board by `lm_eval"
+            " ingest`"
+        )
+    from lm_eval.models import MODEL_MAPPING
+
+    if name not in MODEL_MAPPING:
+        raise UserError(f"--model {name}: lm-eval has no such backend; {nearest(name, [*MODEL_MAPPING])}")
     raise UserError(
-        f"--recipe edits weights in memory, which the backend {name!r} does not allow: use --model hf with the"
+        f"--recipe edits weights in memory, which the backend {name!r} does not allow: use --model hf or vllm with the"
         " model's folder or hub name, or run without --recipe. To serve an edited model elsewhere, write it with"
         " `lm_eval export` first"
     )

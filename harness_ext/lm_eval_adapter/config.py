@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness_ext.errors import UserError
+from harness_ext.lm_eval_adapter.engines import ENGINES, Engine
 from leaderboard.readers.secrets import secret_values
 
 if TYPE_CHECKING:
@@ -35,6 +36,11 @@ class RunConfig:
     model_name: str
     command: tuple[str, ...]
     remote: RemoteResults | None = None
+
+    @property
+    def engine(self) -> Engine | None:
+        """The inference engine that scores; None where the model is scored by the backend that edits it."""
+        return ENGINES.get(str(self.harness.model))
 
     @property
     def secrets(self) -> set[str]:

@@ -27,18 +27,18 @@ from leaderboard.readers.secrets import without_known
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group
+    from lm_eval.api.model import LM
     from lm_eval.api.task import Task
     from lm_eval.loggers import EvaluationTracker
     from lm_eval.tasks import TaskManager
 
-    from harness_ext.lm_eval_adapter.backend import RecipeLM
     from harness_ext.lm_eval_adapter.config import RunConfig
 
 log = logging.getLogger("lm_eval.recipes")
 
 
 def evaluate(
-    lm: RecipeLM, tasks: Sequence[Task | Group], task_manager: TaskManager, config: RunConfig, unchanged: Unchanged
+    lm: LM, tasks: Sequence[Task | Group], task_manager: TaskManager, config: RunConfig, unchanged: Unchanged
 ) -> dict[str, Any] | None:
     """Score the model as it is on tasks that are built already. unchanged: what earlier variants of the session have in
     common with this one. Returns lm-eval's results, samples included; the tracker is under `_tracker`. Only the first
@@ -60,7 +60,7 @@ def evaluate(
 
 
 def _simple_evaluate(
-    lm: RecipeLM,
+    lm: LM,
     tasks: Sequence[Task | Group],
     task_manager: TaskManager,
     config: RunConfig,
@@ -70,7 +70,7 @@ def _simple_evaluate(
     from lm_eval import simple_evaluate
 
     harness = config.harness
-    _ask_for_ranks(tasks)
+    _ask_for_ranks(tasks, given=hasattr(lm, "answer_rank"))
     return simple_evaluate(
         model=lm,
         model_args={**harness.model_args, "pretrained": config.model_name},
@@ -105,12 +105,12 @@ def _simple_evaluate(
     )
 
 
-def _ask_for_ranks(tasks: Sequence[Task | Group]) -> None:
-    """Tell the tasks that can report an answer's rank that this backend gives it."""
+def _ask_for_ranks(tasks: Sequence[Task | Group], *, given: bool) -> None:
+    """Tell the tasks that can report an answer's rank whether this backend gives it."""
     for item in tasks:
         for task in item.get_all_tasks() if hasattr(item, "get_all_tasks") else [item]:
             if hasattr(task, "ranks"):
-                task.ranks = True
+                task.ranks = given
 
 
 @contextmanager

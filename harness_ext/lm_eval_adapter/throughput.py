@@ -10,7 +10,7 @@ Where there was only one call there is no figure.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -71,6 +71,19 @@ class Speed:
     generating: Clock = field(default_factory=Clock)
     prefill: Clock = field(default_factory=Clock)
     decode: Clock = field(default_factory=Clock)
+
+    @classmethod
+    def of_warm_engine(cls) -> Speed:
+        """For an engine that set itself up before its first call, which counts."""
+        return cls(scoring=Clock(calls=1), generating=Clock(calls=1))
+
+    def engine_call(self, prompts: Sequence[int], new: int | None, seconds: float) -> None:
+        """A call of an engine is over. prompts: tokens of each. new: tokens that it made; None where it scored the
+        prompts. An engine passes over prompts and makes tokens at once, so that these are not told apart.
+        """
+        tokens = sum(prompts)
+        clock = self.scoring if new is None else self.generating
+        clock.add(tokens if new is None else new, seconds, len(prompts), tokens / max(1, len(prompts)))
 
     def scored(self, inputs: Tensor, seconds: float) -> None:
         """A pass over whole texts `[batch, length]` is over."""

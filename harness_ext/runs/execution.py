@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.config import RunConfig
 from harness_ext.ranks.group import current
+from harness_ext.runs.engine_scoring import EngineSession
 from harness_ext.runs.identity_check import worst_deviation
 from harness_ext.runs.progress import ProgressReport
 from harness_ext.runs.session import Session, VariantOutcome
@@ -49,7 +50,7 @@ def execute(config: RunConfig, report: ProgressReport, *, with_store: bool = Tru
     Raises UserError where nothing could be done, and LeaderboardError, before anything is computed, for a database that
     cannot be used.
     """
-    session = Session(config, report)
+    session = (Session if config.engine is None else EngineSession)(config, report)
     database = session.root / DATABASE
     ranks = current()
     if with_store and ranks.first:

@@ -8,7 +8,7 @@ the shift dropped. The folder is written beside its place and renamed when whole
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,7 +22,7 @@ from harness_ext.runs.versions import versions
 from harness_ext.search.runner import without_searching
 from harness_ext.storage import rundir
 from harness_ext.storage.disk import disk_trouble
-from leaderboard.readers.receipt import DENSE, FACTORS
+from leaderboard.readers.receipt import DENSE, FACTORS, MatrixRecord
 from leaderboard.readers.secrets import redacted_command, secret_values
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def export(lm: RecipeLM, place: Path, model_name: str, command: list[str]) -> in
     """
     _refuse_existing(place)
     dense = lm.weights.make_dense()
-    config, state = _with_biases(lm.model.config, dict(lm.model.state_dict()), lm.weights.added_biases)
+    config, state = checkpoint_of(lm)
 
     def fill(folder: Path) -> None:
         save(lm, config, state, folder)
@@ -182,6 +182,13 @@ def save(lm: RecipeLM, config: PretrainedConfig, state: dict[str, Tensor], folde
     lm.tokenizer.save_pretrained(folder)
 
 
+def checkpoint_of(lm: RecipeLM) -> tuple[PretrainedConfig, dict[str, Tensor]]:
+    """Config and weights of a model as it is, for `save`. Raises UserError where the architecture cannot hold a bias
+    that the recipe made.
+    """
+    return _with_biases(lm.model.config, dict(lm.model.state_dict()), lm.weights.added_biases)
+
+
 def _with_biases(
     config: PretrainedConfig, state: dict[str, Tensor], added: list[str]
 ) -> tuple[PretrainedConfig, dict[str, Tensor]]:
@@ -217,19 +224,26 @@ def _zeros(state: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Te
     return state[f"{name.rpartition('.')[0]}.weight"].new_zeros(shape)
 
 
-def export_receipt(
-    lm: EditedModel, model_name: str, command: list[str], made_dense: Collection[str] = ()
-) -> dict[str, Any]:
-    """What `receipt.json` of an exported model says. made_dense: the layers whose factors were multiplied out."""
-    assert lm.recipe is not None and lm.applied is not None
-    records = [
+def records_made_dense(
+    lm: EditedModel, records: Iterable[MatrixRecord], made_dense: Collection[str]
+) -> list[MatrixRecord]:
+    """What became of each matrix, of which some layers' factors were multiplied out since."""
+    return [
         (
             record.model_copy(update={"stored": DENSE, "digest_after": lm.weights.digest_of(record.name)})
             if record.name in made_dense and record.stored == FACTORS
             else record
         )
-        for record in lm.applied.records
+        for record in records
     ]
+
+
+def export_receipt(
+    lm: EditedModel, model_name: str, command: list[str], made_dense: Collection[str] = ()
+) -> dict[str, Any]:
+    """What `receipt.json` of an exported model says. made_dense: the layers whose factors were multiplied out."""
+    assert lm.recipe is not None and lm.applied is not None
+    records = records_made_dense(lm, lm.applied.records, made_dense)
     calibration = _calibration(lm.applied)
     return {
         "format": rundir.EXPORT,

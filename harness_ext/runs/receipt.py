@@ -80,7 +80,7 @@ def described(recipe: Recipe) -> ReceiptRecipe:
 def _model(config: RunConfig, spec: RunSpec, lm: RecipeLM) -> ReceiptModel:
     arguments = config.harness.model_args
     return ReceiptModel(
-        backend="hf",
+        backend="hf" if config.engine is None else config.engine.name,
         name=config.model_name,
         pretrained=config.model_name,
         revision=str(arguments.get("revision") or "main"),
@@ -98,6 +98,12 @@ def mark_failed(receipt: Receipt, error: VariantFailed) -> None:
     receipt.status = "failed"
     receipt.failure = ReceiptFailure(kind=error.kind, reason=error.reason, where=error.where)
     receipt.searches = error.searches
+
+
+def finish(receipt: Receipt, **seconds: float) -> None:
+    """Bring a closed receipt up to date, where a variant is scored after the model is gone. seconds: of stages."""
+    receipt.finished = now()
+    receipt.seconds = receipt.seconds | {stage: round(value, 3) for stage, value in seconds.items()}
 
 
 def close(receipt: Receipt, applied: AppliedRecipe | None, seconds: Mapping[str, float]) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.config import RunConfig
+from harness_ext.lm_eval_adapter.engines import ENGINES, check_engine, editing_arguments
 from harness_ext.ranks.group import current
 from harness_ext.ranks.launch import check_model, check_nodes, launched
 from harness_ext.storage.remote import RemoteResults, is_remote
@@ -73,14 +74,17 @@ def _refuse(harness: EvaluatorConfig) -> None:
     from harness_ext.lm_eval_adapter.admission import check_arguments, refuse_backend
 
     _check_launch(harness)
-    if harness.model not in RECIPE_BACKENDS:
+    engine = ENGINES.get(str(harness.model))
+    if harness.model not in RECIPE_BACKENDS and engine is None:
         refuse_backend(str(harness.model))
     if not harness.model_args.get("pretrained"):
         raise UserError(
             "no model given: add --model_args pretrained=NAME (a hub name, a local folder, or `demo` for the embedded"
             " model)"
         )
-    check_arguments(harness.model_args)
+    if engine is not None:
+        check_engine(engine, harness.model_args)
+    check_arguments(harness.model_args if engine is None else editing_arguments(engine, harness.model_args))
     if "recipe" in harness.model_args:
         raise UserError("the recipe is given twice: by --recipe and by `recipe=` in --model_args; keep one of them")
     if harness.predict_only:
@@ -117,11 +121,11 @@ def _check_launch(harness: EvaluatorConfig) -> None:
 def resolve_demo(model: str | None, model_args: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of `model_args` in which `pretrained=demo` is the folder of the embedded model.
 
-    Only for the Hugging Face backends, and not where the working directory has a model folder of that name, which
-    lm-eval would load.
+    Only for the Hugging Face backends and for engines, and not where the working directory has a model folder of that
+    name, which lm-eval would load.
     """
     resolved = dict(model_args)
-    if (model or "hf") not in RECIPE_BACKENDS or resolved.get("pretrained") != DEMO:
+    if (model or "hf") not in (*RECIPE_BACKENDS, *ENGINES) or resolved.get("pretrained") != DEMO:
         return resolved
     if (Path(DEMO) / "config.json").is_file():
         print(f"note: {DEMO} is taken to be the folder ./{DEMO}, not the embedded model", file=sys.stderr)

@@ -134,6 +134,11 @@ class Session:
                     continue
                 yield self._variant(control)
 
+    @property
+    def loading_arguments(self) -> dict[str, Any]:
+        """lm-eval's arguments for the model that recipes edit."""
+        return {key: value for key, value in self.harness.model_args.items() if key != "recipe"}
+
     def _check_asked(self, recipes: Sequence[Recipe]) -> None:
         edited = [recipe for recipe in recipes if recipe.steps]
         if self.config.controls and not edited:
@@ -143,7 +148,7 @@ class Session:
             )
         for name in self.config.controls:
             check_control(name)
-        admission.check_all(self.harness.model_args, recipes)
+        admission.check_all(self.loading_arguments, recipes)
 
     def _check_fit(self, recipes: Sequence[Recipe]) -> None:
         """Find out what will not work before the model is loaded and scored: matrices and ranks from the headers,
@@ -174,14 +179,14 @@ class Session:
         """
         try:
             found = self._stored()
-            foreign_code = bool(self.harness.model_args.get("trust_remote_code"))
+            foreign_code = bool(self.loading_arguments.get("trust_remote_code"))
             loaded = as_loaded(found, foreign_code=foreign_code)
             return loaded if loaded.tensors else None
         except UserError:
             return None
 
     def _stored(self) -> checkpoint.Checkpoint:
-        arguments = self.harness.model_args
+        arguments = self.loading_arguments
         if gguf := arguments.get("gguf_file"):
             raise UserError(f"{gguf} has no safetensors headers")
         return checkpoint.read_checkpoint(
@@ -200,7 +205,7 @@ class Session:
 
     @cached_property
     def _chat_template(self) -> ChatTemplate:
-        return ChatTemplate(self.harness.model_args, self.harness.apply_chat_template)
+        return ChatTemplate(self.loading_arguments, self.harness.apply_chat_template)
 
     def _check_chat_template(self) -> None:
         """Ask the template for the first conversation of every task."""
@@ -233,10 +238,14 @@ class Session:
         kept = self._told(f"what is there of {recipe.label}", lambda: self._kept(recipe))
         if kept is not None:
             return VariantOutcome(recipe, kept, reused=True)
+        return VariantOutcome(recipe, self._made(recipe), reused=False)
+
+    def _made(self, recipe: Recipe) -> FinishedRun:
+        """Apply, score and write a variant, and tell that it is done."""
         started = time.perf_counter()
         run = self._make(recipe)
         self.report.finished(recipe, run, time.perf_counter() - started)
-        return VariantOutcome(recipe, run, reused=False)
+        return run
 
     def _told(self, what: str, look: Callable[[], FinishedRun | None]) -> FinishedRun | None:
         """A run that the first rank finds or writes, or None, on every rank."""
@@ -307,13 +316,13 @@ class Session:
         resume = SharedResumeState(ResumeState(place.parent / f".{place.name}.work"), self._ranks)
         results: dict[str, Any] | None = None
         try:
-            with self._ranks.failing_together(recipe.label), _failures_of_machine(lm):
-                self._apply(lm, recipe, receipt, resume)
-                with _timed(seconds, "evaluate"), self.report.stage(f"{recipe.label}: evaluating"):
+            with self._ranks.failing_together(recipe.label), failures_of_machine(lm):
+                self._apply(recipe, receipt, resume)
+                with timed(seconds, "evaluate"), self.report.stage(f"{recipe.label}: evaluating"):
                     results = self._evaluate(lm)
                 receipt.totals = ReceiptTotals.model_validate(lm.totals() | self._speed(recipe, lm.speed))
                 receipt.speed = lm.speed.phases()
-                _require_finite_results(results)
+                require_finite_results(results)
         except VariantFailed as error:
             receipts.mark_failed(receipt, error)
             results = None
@@ -330,10 +339,12 @@ class Session:
             resume.remove()
         return run
 
-    def _apply(self, lm: RecipeLM, recipe: Recipe, receipt: Receipt, resume: ResumeState) -> None:
-        """Edit the model, and fill in what the receipt says of its weights."""
+    def _apply(self, recipe: Recipe, receipt: Receipt, resume: ResumeState) -> AppliedRecipe | None:
+        """Apply a recipe to the model, and put into the receipt what became of its weights; None for the baseline."""
+        lm = self.lm
         before = self._base_digest if recipe.is_baseline else lm.weights.digest()
         receipt.weights = self._weights(recipe, before, before)
+        applied: AppliedRecipe | None = None
         if not recipe.is_baseline:
             applied = lm.apply(recipe, self.documents, self.report.progress, resume)
             # What was chosen on documents and learns from them again is told once.
@@ -341,6 +352,7 @@ class Session:
             self._tell_resumed(recipe, applied)
             receipt.weights = self._weights(recipe, before, lm.weights.digest())
         receipt.totals = ReceiptTotals(**lm.totals())
+        return applied
 
     def _weights(self, recipe: Recipe, before: str, after: str) -> ReceiptWeights:
         """The digests, which are the same on all ranks. Raises UserError where they are not."""
@@ -373,7 +385,7 @@ class Session:
         preload_hf()
         from harness_ext.lm_eval_adapter.backend import load_model
 
-        arguments = {key: value for key, value in harness.model_args.items() if key != "recipe"}
+        arguments = self.loading_arguments
         extra = {"batch_size": harness.batch_size, "max_batch_size": harness.max_batch_size, "device": harness.device}
         self._unchanged.collect()
         with self.report.stage(f"loading {name}"):
@@ -435,7 +447,7 @@ class Session:
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     started = time.perf_counter()
     try:
         yield
@@ -444,7 +456,7 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 @contextmanager
-def _failures_of_machine(lm: RecipeLM) -> Iterator[None]:
+def failures_of_machine(lm: RecipeLM | None = None) -> Iterator[None]:
     """Running out of memory fails one variant, not the command; unless the model is cut over ranks, where the others
     wait for the piece of this one.
     """
@@ -457,10 +469,10 @@ def _failures_of_machine(lm: RecipeLM) -> Iterator[None]:
             f"{str(error).splitlines()[0] if str(error) else 'out of memory'}; a smaller --batch_size or"
             " calibration.batch_size may fit"
         )
-        raise (UserError(told) if lm.is_cut else VariantFailed("out_of_memory", told)) from None
+        raise (UserError(told) if lm is not None and lm.is_cut else VariantFailed("out_of_memory", told)) from None
 
 
-def _require_finite_results(results: Mapping[str, Any] | None) -> None:
+def require_finite_results(results: Mapping[str, Any] | None) -> None:
     """A NaN among the answers' log-likelihoods makes every score of the run worthless. None: the first rank looks."""
     for task, samples in (results or {"samples": {}})["samples"].items():
         broken = sum(1 for sample in samples if _has_nan(sample["filtered_resps"]))

@@ -247,7 +247,10 @@ class RunSpec:
         comparable = {
             name: version for name, version in versions().items() if name in ("lm_eval", "transformers", "torch")
         }
-        return {**asked, "model_args": arguments, "model": self.model, "versions": comparable}
+        engine = self._config.engine
+        # Left out where the model is scored by the backend that edits it, so that such runs keep their id.
+        scored_by = {} if engine is None else {"engine": {engine.name: package_version(engine.module)}}
+        return {**asked, **scored_by, "model_args": arguments, "model": self.model, "versions": comparable}
 
     @property
     def settings_id(self) -> str:
@@ -329,7 +332,11 @@ class RunSpec:
 
     def first_document(self, name: str) -> Any:
         """The first document of a task that will be scored."""
-        return self.tasks.by_name[name].eval_docs[self._scored_places(name)[0]]
+        return self.first_documents(name, 1)[0]
+
+    def first_documents(self, name: str, count: int) -> list[Any]:
+        """The first documents of a task that will be scored."""
+        return [self.tasks.by_name[name].eval_docs[place] for place in self._scored_places(name)[:count]]
 
     def _named_only_by(self, calibration: Calibration) -> FreshTasks | None:
         """The tasks that a step takes its documents from and that are not evaluated, built once; None where there are

@@ -470,7 +470,7 @@ def test_a_variant_that_fails_is_told(make_model, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model": "vllm"}, "the backend 'vllm' does not allow"),
+        ({"model": "trtllm"}, "the backend 'trtllm' does not allow"),
         ({"model_args": {}}, "no model given"),
         ({"tasks": []}, "no task given"),
         ({"tasks": ["int_mul"]}, "did you mean int_mult"),
