@@ -96,6 +96,10 @@ class Contents:
         return {_recipe_of(run): asked.revision_of(run.asked) for run in self.runs if run.status == "complete"}
 
     @cached_property
+    def _rates(self) -> dict[Hashable, float | None]:
+        return {}
+
+    @cached_property
     def _run_of(self) -> dict[str, RunRow]:
         return {run.run_id: run for run in self.runs}
 
@@ -124,7 +128,12 @@ class Contents:
         baseline run; None where it was not measured.
         """
         measured = self.floors_of(run, score)
-        return hardware.noise_floor(measured, baseline, run) if measured else None
+        if not measured:
+            return None
+        key = (id(measured), baseline.run_id, run.engine, run.gpu)  # most cells of a board ask the same
+        if key not in self._rates:
+            self._rates[key] = hardware.noise_floor(measured, baseline, run)
+        return self._rates[key]
 
     def floors_of(self, run: RunRow, score: ScoreRow) -> list[Floor]:
         """What was measured of a score's metric on the run's model, wherever."""
