@@ -230,14 +230,14 @@ def _version_of_cpu_build(name: str) -> Iterator[None]:
     """
     original = metadata.version
 
-    def version(package: str) -> str:
+    def version(distribution_name: str) -> str:
         try:
-            return original(package)
+            return original(distribution_name)
         except metadata.PackageNotFoundError:
-            if package != name:
+            if distribution_name != name:
                 raise
             # As vLLM itself names it, which tells its platform by that.
-            return f"{original(f'{package}-cpu')}+cpu"
+            return f"{original(f'{distribution_name}-cpu')}+cpu"
 
     metadata.version = version
     try:

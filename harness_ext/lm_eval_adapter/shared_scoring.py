@@ -22,8 +22,10 @@ from harness_ext.ranks.group import Group
 Answers = list[Any]
 
 
-class SharedCollator(Collator):  # type: ignore[misc]
-    """lm-eval's batches, of which this rank is handed its own; the others parameters are lm-eval's."""
+class SharedCollator(Collator):
+    """lm-eval's batches, of which this rank is handed its own; the other parameters are lm-eval's."""
+
+    _reorder_indices: list[int]
 
     def __init__(self, group: Group, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -20,7 +20,7 @@ def is_cut(value: Tensor) -> bool:
 
 def whole(value: Tensor) -> Tensor:
     """The tensor in one piece; itself where it is not cut."""
-    return value.full_tensor() if is_cut(value) else value  # type: ignore[attr-defined, no-any-return]
+    return value.full_tensor() if is_cut(value) else value  # type: ignore[attr-defined]
 
 
 def write_whole(value: Tensor, new: Tensor) -> None:
