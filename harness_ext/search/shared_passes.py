@@ -28,7 +28,7 @@ class ScoredPart(NamedTuple):
     loss: Tensor
 
 
-class _Made(NamedTuple):
+class _MadeElsewhere(NamedTuple):
     parts: list[ScoredPart]
     passes: float
 
@@ -63,7 +63,7 @@ class SharedTrial:
         score: Callable[[int, Tensor], Sequence[ScoredPart]],
     ) -> None:
         self._group, self._replay, self._order, self._score = group, replay, order, score
-        self._made: dict[int, _Made] = {}
+        self._made: dict[int, _MadeElsewhere] = {}
         self._active: list[int] = []
         self._states: dict[int, Any] = {}
 
@@ -94,7 +94,9 @@ class SharedTrial:
                 parts, passes = _counted(self._replay, lambda ahead=ahead: self._as_data(ahead, active))  # type: ignore[misc]
                 own.append([ahead, parts, passes])
         for share in self._group.exchange("trial", own):
-            self._made |= {ahead: _Made([_tensors(part) for part in parts], passes) for ahead, parts, passes in share}
+            self._made |= {
+                ahead: _MadeElsewhere([_tensors(part) for part in parts], passes) for ahead, parts, passes in share
+            }
         self._active = active.tolist()
 
     def _as_data(self, number: int, active: Tensor) -> list[Any]:

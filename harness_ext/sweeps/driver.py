@@ -18,7 +18,7 @@ from harness_ext.storage.disk import is_of_the_disk
 from harness_ext.sweeps import outcome
 from harness_ext.sweeps.cells import SweepCell, job
 from harness_ext.sweeps.claim import DriverClaim, claimed
-from harness_ext.sweeps.engines import Engine
+from harness_ext.sweeps.engines import SweepEngine
 from harness_ext.sweeps.plan import SweepPlan
 from leaderboard.readers.sweep_state import ENDED, JOB, MANIFEST, OUTCOME
 
@@ -39,7 +39,7 @@ class Driver:
     """
 
     plan: SweepPlan
-    engine: Engine
+    engine: SweepEngine
     say: Say
     ingest: Callable[[Sequence[Path]], bool]
     _cells: dict[str, SweepCell] = field(default_factory=dict)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness_ext.errors import UserError, nearest
-from harness_ext.sweeps.engines.base import Engine, Job
+from harness_ext.sweeps.engines.base import Job, SweepEngine
 
-__all__ = ["ENGINES", "Engine", "EngineOptions", "Job", "engine"]
+__all__ = ["ENGINES", "EngineOptions", "Job", "SweepEngine", "engine"]
 
 ENGINES = ("local", "ray", "slurm")
 
@@ -22,7 +22,7 @@ class EngineOptions:
     slurm: Mapping[str, Any] = field(default_factory=dict)
 
 
-def engine(name: str, options: EngineOptions | None = None) -> Engine:
+def engine(name: str, options: EngineOptions | None = None) -> SweepEngine:
     """The engine of this name. Raises UserError for one that is unknown or not installed, and for unknown options."""
     options = options or EngineOptions()
     if name == "local":

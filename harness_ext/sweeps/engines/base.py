@@ -32,7 +32,7 @@ class Job:
     after: tuple[str, ...] = ()
 
 
-class Engine(Protocol):
+class SweepEngine(Protocol):
     """What the driver of a sweep asks of an engine."""
 
     def submit(self, jobs: Sequence[Job]) -> None:

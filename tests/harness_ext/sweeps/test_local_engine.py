@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from harness_ext.errors import UserError
-from harness_ext.sweeps.engines import Engine, EngineOptions, engine
+from harness_ext.sweeps.engines import EngineOptions, SweepEngine, engine
 from harness_ext.sweeps.engines.base import Job, ready
 from harness_ext.sweeps.engines.local import LocalEngine, visible_gpus
 from harness_ext.sweeps.job_files import living_process, read_record
@@ -28,7 +28,7 @@ def job(folder: Path, code: str, *, gpus: int = 1, after: tuple[str, ...] = (), 
     return Job(folder.name, (sys.executable, "-c", code), environment, folder, gpus, timeout_s, after)
 
 
-def drain(engine: Engine, seconds: float = 60) -> list[set[str]]:
+def drain(engine: SweepEngine, seconds: float = 60) -> list[set[str]]:
     """What was alive, from look to look, until nothing is."""
     seen, end = [engine.alive()], time.monotonic() + seconds
     while seen[-1]:
