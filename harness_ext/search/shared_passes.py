@@ -28,7 +28,7 @@ class ScoredPart(NamedTuple):
     loss: Tensor
 
 
-class _MadeElsewhere(NamedTuple):
+class _MadeTrial(NamedTuple):
     parts: list[ScoredPart]
     passes: float
 
@@ -63,7 +63,7 @@ class SharedTrial:
         score: Callable[[int, Tensor], Sequence[ScoredPart]],
     ) -> None:
         self._group, self._replay, self._order, self._score = group, replay, order, score
-        self._made: dict[int, _MadeElsewhere] = {}
+        self._made: dict[int, _MadeTrial] = {}
         self._active: list[int] = []
         self._states: dict[int, Any] = {}
 
@@ -95,7 +95,7 @@ class SharedTrial:
                 own.append([ahead, parts, passes])
         for share in self._group.exchange("trial", own):
             self._made |= {
-                ahead: _MadeElsewhere([_tensors(part) for part in parts], passes) for ahead, parts, passes in share
+                ahead: _MadeTrial([_tensors(part) for part in parts], passes) for ahead, parts, passes in share
             }
         self._active = active.tolist()
 
