@@ -96,7 +96,10 @@ examples:
     def execute(args: argparse.Namespace) -> None:
         from leaderboard.ingest import ingest
 
-        paths = _brought(args.paths, args.database.parent) or [args.database.parent]
+        left_out: dict[str, str] = {}
+        if args.watch is not None and any(isinstance(place, str) for place in args.paths):
+            raise UserError("--watch looks at folders: ingest URLs without it, as often as you like")
+        paths = _brought(args.paths, args.database.parent, left_out) or [args.database.parent]
         if args.watch is not None:
             _watch(paths, args)
         with progress_for(quiet=False).stage(f"reading what lies below {', '.join(map(str, paths))}"):
@@ -105,7 +108,7 @@ examples:
         _tell(report, args.database, wrong)
         if wrong:
             sys.exit(MISTAKE)
-        if report.rejected and args.strict:
+        if (report.rejected or left_out) and args.strict:
             sys.exit(CHECK_FAILED)
 
 
@@ -114,8 +117,10 @@ def _place(text: str) -> Path | str:
     return text if is_remote(text) else Path(text)
 
 
-def _brought(places: Sequence[Path | str], folder: Path) -> list[Path]:
-    """The places as paths: new runs of URLs are brought into a folder, which stands for them."""
+def _brought(places: Sequence[Path | str], folder: Path, left_out: dict[str, str]) -> list[Path]:
+    """The places as paths: new runs of URLs are brought into a folder, which stands for them. left_out: gets what was
+    not taken, and why.
+    """
     from harness_ext.storage.remote import RemoteResults
 
     paths: list[Path] = []
@@ -128,8 +133,10 @@ def _brought(places: Sequence[Path | str], folder: Path) -> list[Path]:
             pulled = remote.pull(folder)
         print(f"{len(pulled.new)} brought from {remote.url} into {folder}", flush=True)
         for name, reason in pulled.left_out.items():
-            print(f"rejected: {remote.url}/{name}: {reason}", file=sys.stderr)
+            left_out[f"{remote.url}/{name}"] = reason
         paths.append(folder)
+    for url, reason in left_out.items():
+        print(f"rejected: {url}: {reason}", file=sys.stderr)
     return list(dict.fromkeys(paths))
 
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from harness_ext.cli.exit_codes import CANNOT_TELL, CHECK_FAILED
 from harness_ext.cli.secrecy import printable
@@ -140,7 +140,7 @@ def _drive(args: argparse.Namespace, plan: SweepPlan) -> None:
         raise UserError(f"--jobs {args.jobs} must be 1 or more")
     _check_tasks(plan)
     options = EngineOptions(jobs=args.jobs, slurm=plan.sweep.slurm)
-    driver = Driver(plan, engine(args.on, options), _say, _ingest_into(plan.results))
+    driver = Driver(plan, engine(args.on, options), _say, _ingest_of(plan))
     all_done = driver.run()
     _show(plan, args.on)
     if not all_done:
@@ -152,7 +152,7 @@ def _check_tasks(plan: SweepPlan) -> None:
     from harness_ext.lm_eval_adapter.config import resolve_tasks
     from harness_ext.runs.run_config import harness_config
 
-    flags = {key: plan.sweep.run[key] for key in ("include_path", "metadata") if key in plan.sweep.run}
+    flags: dict[str, Any] = {key: plan.sweep.run[key] for key in ("include_path", "metadata") if key in plan.sweep.run}
     resolve_tasks(harness_config({"model": "hf", "tasks": list(plan.sweep.tasks), **flags}))
 
 
@@ -160,16 +160,22 @@ def _say(line: str) -> None:
     print(printable(line), file=sys.stderr, flush=True)
 
 
-def _ingest_into(results: Path) -> Callable[[Sequence[Path]], bool]:
+def _ingest_of(plan: SweepPlan) -> Callable[[Sequence[Path]], bool]:
     """What takes run folders into the database beside them. One that somebody else holds is asked again later."""
     from harness_ext.runs.execution import DATABASE
+    from harness_ext.storage.remote import RemoteResults, is_remote
     from leaderboard.errors import Busy
     from leaderboard.ingest import ingest
 
+    remote = RemoteResults(plan.output) if is_remote(plan.output) else None
+
     def take_in(paths: Sequence[Path]) -> bool:
+        if remote is not None:
+            for name, reason in remote.pull(plan.results).left_out.items():
+                _say(f"{remote.url}/{name} is not taken: {reason}")
         there = [path for path in paths if path.is_dir()]
         try:
-            report = ingest(there, results / DATABASE) if there else None
+            report = ingest(there, plan.results / DATABASE) if there else None
         except Busy as busy:
             _say(f"{busy}: {len(there)} run folders wait, and nothing of them is lost")
             return False
@@ -181,13 +187,13 @@ def _ingest_into(results: Path) -> Callable[[Sequence[Path]], bool]:
 
 
 def _status(args: argparse.Namespace) -> None:
-    from leaderboard.readers.sweep_state import rows, sweep_state
+    from leaderboard.readers.sweep_state import State, rows, sweep_state
 
     plan = _read(args.sweep)
     state = sweep_state(plan.folder)
     if state is None:
         raise UserError(f"{plan.folder} has no sweep yet: `lm_eval sweep run {args.sweep}` begins it")
-    wanted = ("done", "failed", "running", "waiting") if args.all or args.form != "text" else ("failed", "running")
+    wanted: tuple[State, ...] = get_args(State) if args.all or args.form != "text" else ("failed", "running")
     _print(args.form, rows(state, wanted), wrap=("model", "recipes", "cell", "reason"))
     if args.form == "text":
         left = state.seconds_left

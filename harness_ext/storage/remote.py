@@ -122,6 +122,7 @@ class RemoteResults:
             receipt = _receipt(text)
             files = _listed(receipt)
             self._check_sizes(remote, files)
+            place.parent.mkdir(parents=True, exist_ok=True)
             _check_room(root, sum(files.values()))
             with writing(place) as folder:
                 for listed in files:
@@ -132,7 +133,9 @@ class RemoteResults:
         return place
 
     def pull(self, root: Path) -> Pulled:
-        """Fetch all whole runs that a local results folder lacks. Raises UserError."""
+        """Fetch all whole runs that a local results folder lacks; it is made where there is none. Raises UserError."""
+        with _told(self.url):
+            root.mkdir(parents=True, exist_ok=True)
         new: list[Path] = []
         left_out: dict[str, str] = {}
         for model, name in self._receipts(self._root):
@@ -233,7 +236,6 @@ def _listed(receipt: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _check_room(root: Path, needed: int) -> None:
-    root.mkdir(parents=True, exist_ok=True)
     if needed > (free := shutil.disk_usage(root).free):
         raise UserError(
             f"{root} has {free:,} bytes free, and a run to be fetched has {needed:,}: make room and try again"

@@ -25,7 +25,7 @@ _ID_DIGITS = 10
 
 
 @dataclass(frozen=True)
-class Cell:
+class SweepCell:
     """One command. key: its name, which everything that can change its results is in; safe as a file name.
 
     recipes: as they are written; the baseline alone, or those of one group. after: the key of its baseline's cell.
@@ -45,12 +45,12 @@ class Cell:
         return len(self.recipes) * (1 + len(self.controls))
 
 
-def cells_of(sweep: SweepFile) -> list[Cell]:
+def cells_of(sweep: SweepFile) -> list[SweepCell]:
     """All cells, each model's baseline before its others."""
     return [cell for model in sweep.models for cell in _of_model(sweep, model)]
 
 
-def job(cell: Cell, sweep: SweepFile, folder: Path, output_path: str) -> Job:
+def job(cell: SweepCell, sweep: SweepFile, folder: Path, output_path: str) -> Job:
     """What an engine is handed. folder: the sweep's; output_path: where the run folders go."""
     place = folder / CELLS / cell.key
     own = ["--output_path", output_path, "--manifest", str(place / MANIFEST)]
@@ -59,7 +59,7 @@ def job(cell: Cell, sweep: SweepFile, folder: Path, output_path: str) -> Job:
     return Job(cell.key, command, environment, place, cell.gpus, sweep.cells.timeout_s, cell.after)
 
 
-def _of_model(sweep: SweepFile, model: SweptModel) -> Iterator[Cell]:
+def _of_model(sweep: SweepFile, model: SweptModel) -> Iterator[SweepCell]:
     baseline = _cell(sweep, model, (BASELINE,))
     yield baseline
     recipes, size = sweep.recipes_of(model), sweep.cells.recipes_per_cell
@@ -67,7 +67,7 @@ def _of_model(sweep: SweepFile, model: SweptModel) -> Iterator[Cell]:
         yield _cell(sweep, model, tuple(recipes[first : first + size]), (baseline.key,))
 
 
-def _cell(sweep: SweepFile, model: SweptModel, recipes: tuple[str, ...], after: tuple[str, ...] = ()) -> Cell:
+def _cell(sweep: SweepFile, model: SweptModel, recipes: tuple[str, ...], after: tuple[str, ...] = ()) -> SweepCell:
     controls = tuple(sweep.controls) if after else ()
     asked = ["--model", model.model, *_model_args(model.arguments), "--tasks", ",".join(sweep.tasks), *words(sweep.run)]
     asked += [word for recipe in recipes for word in ("--recipe", recipe)]
@@ -75,7 +75,7 @@ def _cell(sweep: SweepFile, model: SweptModel, recipes: tuple[str, ...], after: 
     told = hashlib.sha256(json.dumps([sweep.output_path, *asked]).encode()).hexdigest()[:_ID_DIGITS]
     last = safe_name(os.path.basename(model.pretrained.rstrip("/")))[:40]
     what = safe_name(recipes[0])[:40] + (f"+{len(recipes) - 1}" if len(recipes) > 1 else "")
-    return Cell(f"{last}-{what}-{told}", model.pretrained, recipes, controls, model.gpus, tuple(asked), after)
+    return SweepCell(f"{last}-{what}-{told}", model.pretrained, recipes, controls, model.gpus, tuple(asked), after)
 
 
 def _model_args(arguments: Mapping[str, Any]) -> list[str]:

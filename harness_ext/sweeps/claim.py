@@ -26,7 +26,7 @@ PATIENCE_SECONDS = 30.0
 _TRIES = 20
 
 
-class Claim:
+class DriverClaim:
     """This process's claim on a sweep's folder. `lost` is set where another driver has taken it over, which it does
     where this one seemed dead, stopped for minutes, say.
     """
@@ -79,9 +79,9 @@ class Claim:
 
 
 @contextmanager
-def claimed(folder: Path, patience_s: float = PATIENCE_SECONDS) -> Iterator[Claim]:
+def claimed(folder: Path, patience_s: float = PATIENCE_SECONDS) -> Iterator[DriverClaim]:
     """Hold the claim on a sweep's folder. Raises UserError where another driver lives, naming it."""
-    claim = Claim(folder)
+    claim = DriverClaim(folder)
     _take(claim, folder, patience_s)
     beating = threading.Thread(target=claim.beat, daemon=True)
     beating.start()
@@ -93,7 +93,7 @@ def claimed(folder: Path, patience_s: float = PATIENCE_SECONDS) -> Iterator[Clai
         claim.end()
 
 
-def _take(claim: Claim, folder: Path, patience_s: float) -> None:
+def _take(claim: DriverClaim, folder: Path, patience_s: float) -> None:
     path = folder / DRIVER
     for _ in range(_TRIES):
         if claim.create():

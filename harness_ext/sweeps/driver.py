@@ -11,12 +11,13 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from harness_ext.errors import UserError
 from harness_ext.storage.disk import is_of_the_disk
 from harness_ext.sweeps import outcome
-from harness_ext.sweeps.cells import Cell, job
-from harness_ext.sweeps.claim import Claim, claimed
+from harness_ext.sweeps.cells import SweepCell, job
+from harness_ext.sweeps.claim import DriverClaim, claimed
 from harness_ext.sweeps.engines import Engine
 from harness_ext.sweeps.plan import SweepPlan
 from leaderboard.readers.sweep_state import ENDED, JOB, MANIFEST, OUTCOME
@@ -28,6 +29,7 @@ _LAST_WORD_SECONDS = 5.0
 """How long the last record of a worker that is gone may take through a network's file system."""
 
 Say = Callable[[str], None]
+Done = TypeVar("Done")
 
 
 @dataclass
@@ -40,7 +42,7 @@ class Driver:
     engine: Engine
     say: Say
     ingest: Callable[[Sequence[Path]], bool]
-    _cells: dict[str, Cell] = field(default_factory=dict)
+    _cells: dict[str, SweepCell] = field(default_factory=dict)
     _gone: dict[str, float] = field(default_factory=dict)
     _pending: list[Path] = field(default_factory=list)
     _ingested: float = 0.0
@@ -54,18 +56,25 @@ class Driver:
             self.plan.write()
             try:
                 self._drive(claim)
+            except KeyboardInterrupt:
+                self.say(
+                    "cells that run go on by themselves; the same command drives them on, `sweep status` shows them"
+                )
+                raise
             finally:
                 self.engine.close()
             self._take_in(at_last=True)
         return all(self.plan.settled(cell) == "done" for cell in self.plan.cells)
 
-    def _drive(self, claim: Claim) -> None:
+    def _drive(self, claim: DriverClaim) -> None:
         self._cells = {cell.key: cell for cell in self.plan.cells if self.plan.settled(cell) is None}
         done = len(self.plan.cells) - len(self._cells)
         self.say(f"{len(self.plan.cells)} cells, {done} settled before; their files are in {self.plan.folder}")
         # What an earlier driver did not live to take in may be in the database already, which ingest finds out.
         self._pending = [path for cell in self.plan.cells if cell.key not in self._cells for path in self._runs(cell)]
-        self._submit([cell for cell in self._cells.values() if not self._settle_ended(cell)])
+        for cell in list(self._cells.values()):
+            self._settle_ended(cell)
+        self._submit(list(self._cells.values()))
         while self._cells:
             if claim.lost.is_set():
                 raise UserError(
@@ -91,14 +100,14 @@ class Driver:
                     again.append(cell)
         self._submit(again)
 
-    def _settle_ended(self, cell: Cell) -> bool:
+    def _settle_ended(self, cell: SweepCell) -> bool:
         """Settle a cell that has left its last record; whether it had."""
         if not (self.plan.place(cell) / ENDED).exists():
             return False
         self._settle(cell)
         return True
 
-    def _settle(self, cell: Cell) -> None:
+    def _settle(self, cell: SweepCell) -> None:
         """Record how a cell's try ended; it stays among the cells where it is to be tried again."""
         place = self.plan.place(cell)
         found = outcome.ending(place)
@@ -119,15 +128,15 @@ class Driver:
         if state != "waiting":
             del self._cells[cell.key]
 
-    def _runs(self, cell: Cell) -> list[Path]:
-        return outcome.run_folders(self.plan.place(cell))
+    def _runs(self, cell: SweepCell) -> list[Path]:
+        return outcome.run_folders(self.plan.place(cell), self.plan.results)
 
     def _is_gone(self, key: str) -> bool:
         """Whether a cell that no engine knows of has been without a word for long enough."""
         since = self._gone.setdefault(key, time.monotonic())
         return time.monotonic() - since > _LAST_WORD_SECONDS
 
-    def _submit(self, cells: Collection[Cell]) -> None:
+    def _submit(self, cells: Collection[SweepCell]) -> None:
         jobs = []
         for cell in cells:
             if cell.key not in self._cells:
@@ -137,12 +146,12 @@ class Driver:
                 with suppress(OSError):
                     (place / MANIFEST).unlink(missing_ok=True)
             after = tuple(key for key in cell.after if key in self._cells)
-            made = job(cell, self.plan.sweep, self.plan.folder.resolve(), str(self.plan.results.resolve()))
+            made = job(cell, self.plan.sweep, self.plan.folder.resolve(), self.plan.output)
             jobs.append(type(made)(**{**vars(made), "after": after}))
         if jobs:
             self._told(lambda: self.engine.submit(jobs))
 
-    def _told(self, work: Callable[[], outcome.State]) -> outcome.State:  # type: ignore[misc]
+    def _told(self, work: Callable[[], Done]) -> Done:
         """Do what writes into the sweep's folder; a full disk is waited for no longer than the user likes."""
         try:
             return work()
@@ -163,13 +172,13 @@ class Driver:
             self._pending = []
 
 
-def forget_failures(plan: SweepPlan, keys: Sequence[str]) -> list[Cell]:
+def forget_failures(plan: SweepPlan, keys: Sequence[str]) -> list[SweepCell]:
     """Make failed cells be run again: those named (by their key or how it begins), else all. The cells that will be.
 
     Raises UserError for a name that fits no failed cell.
     """
     failed = [cell for cell in plan.cells if plan.settled(cell) == "failed"]
-    chosen: list[Cell] = []
+    chosen: list[SweepCell] = []
     for key in keys:
         fitting = [cell for cell in failed if cell.key.startswith(key)]
         if not fitting:

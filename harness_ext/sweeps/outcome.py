@@ -14,7 +14,7 @@ from typing import Any
 from harness_ext.storage.integrity import RECEIPT
 from harness_ext.storage.whole_files import write_record
 from harness_ext.sweeps.job_files import now, read_record
-from leaderboard.readers.sweep_state import ENDED, MANIFEST, OUTCOME, OUTPUT, State, read_json, tried
+from leaderboard.readers.sweep_state import ENDED, MANIFEST, OUTCOME, OUTPUT, State, read_json, tries_in
 
 _OF_MACHINES = frozenset({"out_of_memory", "disk"})
 """Kinds of failures that a manifest may tell of, and that another machine may not have."""
@@ -25,13 +25,16 @@ _WIDEST = 300
 
 @dataclass(frozen=True)
 class Ending:
-    """How one try ended. why: in a sentence, empty where all is well. machine: whether to try again. runs: folders."""
+    """How one try ended. why: in a sentence, empty where all is well. machine: whether to try again. runs: folders.
+    mark: what tells the try from others; empty where its worker left no last record.
+    """
 
     why: str
     machine: bool
     runs: tuple[Path, ...]
-    host: str
-    seconds: float | None
+    host: str = ""
+    seconds: float | None = None
+    mark: str = ""
 
 
 def ending(place: Path) -> Ending:
@@ -40,36 +43,41 @@ def ending(place: Path) -> Ending:
     manifest = read_json(place / MANIFEST, _LARGEST_MANIFEST)
     runs, failures = _runs(manifest)
     if ended is None:
-        return Ending("its worker is gone without a word: killed, or its machine is down", True, runs, "", None)
+        return Ending("its worker is gone without a word: killed, or its machine is down", True, runs)
     why, machine = _why(ended, manifest, failures, place)
     seconds = ended.get("seconds")
-    return Ending(why, machine, runs, str(ended.get("host") or ""), seconds if isinstance(seconds, float) else None)
+    took = float(seconds) if isinstance(seconds, (int, float)) else None
+    return Ending(why, machine, runs, str(ended.get("host") or ""), took, str(ended.get("try") or ""))
 
 
 def settle(place: Path, found: Ending, retries: int) -> State:
     """Record how a try ended; what the cell is now. Raises OSError."""
-    tries = [*tried(place), {"why": found.why, "host": found.host, "seconds": found.seconds, "when": now()}]
+    before = tries_in(read_json(place / OUTCOME))
+    if before and found.mark and before[-1].get("mark") == found.mark:  # a driver died right after it had settled this
+        before = before[:-1]
+    told = {"why": found.why, "host": found.host, "seconds": found.seconds, "when": now()}
+    tries = [*before, {**told, "machine": found.machine, "mark": found.mark}]
     again = bool(found.why) and found.machine and _of_machines(tries) <= retries
-    tries[-1]["machine"] = found.machine
     state: State = "waiting" if again else "failed" if found.why else "done"
     write_record(place / OUTCOME, {"state": state, "runs": [str(path) for path in found.runs], "tries": tries})
     return state
 
 
-def run_folders(place: Path) -> list[Path]:
-    """The run folders of a settled cell."""
+def run_folders(place: Path, results: Path) -> list[Path]:
+    """The run folders of a settled cell. results: where those of a machine without a shared disk are brought to."""
     runs = (read_record(place / OUTCOME) or {}).get("runs")
-    return [Path(path) for path in runs if isinstance(path, str)] if isinstance(runs, list) else []
+    paths = [Path(path) for path in runs if isinstance(path, str)] if isinstance(runs, list) else []
+    return [path if path.is_dir() else results / path.parent.name / path.name for path in paths]
 
 
-def is_whole(place: Path) -> bool:
+def is_whole(place: Path, results: Path) -> bool:
     """Whether all run folders of a cell that is done are still there."""
-    folders = run_folders(place)
+    folders = run_folders(place, results)
     return bool(folders) and all((folder / RECEIPT).is_file() for folder in folders)
 
 
 def _of_machines(tries: list[Any]) -> int:
-    return sum(bool(one.get("machine", True)) for one in tries)
+    return sum(bool(one.get("machine")) for one in tries)
 
 
 def _runs(manifest: Mapping[str, Any] | None) -> tuple[tuple[Path, ...], list[tuple[str, Mapping[str, Any]]]]:

@@ -8,37 +8,43 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness_ext.errors import UserError
+from harness_ext.storage.remote import is_remote
 from harness_ext.storage.rundir import finished_runs, safe_name
 from harness_ext.storage.whole_files import write_record
 from harness_ext.sweeps import outcome
-from harness_ext.sweeps.cells import Cell, cells_of
+from harness_ext.sweeps.cells import SweepCell, cells_of
 from harness_ext.sweeps.sweep_file import SweepFile
 from leaderboard.readers.sweep_state import CELLS, OUTCOME, PLAN, SWEEPS, read_json
+
+DEFAULT = "results"
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A sweep's cells, and its folder. results: where the run folders go."""
+    """A sweep's cells, and its folder. results: where the run folders come together. output: what cells are told as
+    their `--output_path`: the same, or the URL that runs are brought from.
+    """
 
     sweep: SweepFile
     results: Path
-    cells: tuple[Cell, ...]
+    output: str
+    cells: tuple[SweepCell, ...]
 
     @property
     def folder(self) -> Path:
         """Where driver and cells leave their files."""
         return self.results / SWEEPS / self.sweep.name
 
-    def place(self, cell: Cell) -> Path:
+    def place(self, cell: SweepCell) -> Path:
         """Where a cell leaves its files."""
         return self.folder / CELLS / cell.key
 
-    def settled(self, cell: Cell) -> str | None:
+    def settled(self, cell: SweepCell) -> str | None:
         """`done` or `failed` where a cell is settled; None where it is to run. One whose run folders are gone runs."""
         place = self.place(cell)
         state = (read_json(place / OUTCOME) or {}).get("state")
         if state == "done":
-            return "done" if outcome.is_whole(place) else None
+            return "done" if outcome.is_whole(place, self.results) else None
         return "failed" if state == "failed" else None
 
     def write(self) -> None:
@@ -54,8 +60,11 @@ class SweepPlan:
 
 
 def plan_of(sweep: SweepFile, beside: Path) -> SweepPlan:
-    """The plan of a sweep. beside: the folder that a relative output_path starts from."""
-    return SweepPlan(sweep, beside / sweep.output_path, tuple(cells_of(sweep)))
+    """The plan of a sweep. beside: the folder that a relative output_path starts from; a URL's runs go to `results`."""
+    if is_remote(sweep.output_path):
+        return SweepPlan(sweep, beside / DEFAULT, sweep.output_path, tuple(cells_of(sweep)))
+    results = beside / sweep.output_path
+    return SweepPlan(sweep, results, str(results.resolve()), tuple(cells_of(sweep)))
 
 
 @dataclass(frozen=True)
@@ -76,13 +85,13 @@ class Expectation:
 
 def expectations(plan: SweepPlan) -> list[Expectation]:
     """A line a model."""
-    by_model: dict[str, list[Cell]] = defaultdict(list)
+    by_model: dict[str, list[SweepCell]] = defaultdict(list)
     for cell in plan.cells:
         by_model[cell.model].append(cell)
     return [_expected(plan, model, cells) for model, cells in by_model.items()]
 
 
-def _expected(plan: SweepPlan, model: str, cells: Sequence[Cell]) -> Expectation:
+def _expected(plan: SweepPlan, model: str, cells: Sequence[SweepCell]) -> Expectation:
     left = [cell for cell in cells if plan.settled(cell) != "done"]
     seconds: list[float] = []
     labels: set[str] = set()

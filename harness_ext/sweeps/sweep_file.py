@@ -34,11 +34,11 @@ Text = Annotated[str, Field(min_length=1, max_length=10_000)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
-class _Strict(BaseModel):
+class _StrictPart(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class SweptModel(_Strict):
+class SweptModel(_StrictPart):
     """A model. model: lm-eval's backend. gpus: how many a cell of it needs. model_args: further ones."""
 
     pretrained: Text
@@ -55,7 +55,7 @@ class SweptModel(_Strict):
         return {**{key: value for key, value in own.items() if value is not None}, **self.model_args}
 
 
-class Exclusion(_Strict):
+class Exclusion(_StrictPart):
     """Pairs to leave out: patterns (`*70B`) of a model's name and of a recipe as it is written or by its name."""
 
     model: Text = "*"
@@ -67,7 +67,7 @@ class Exclusion(_Strict):
         return fnmatchcase(model, self.model) and any(fnmatchcase(name, self.recipe) for name in names)
 
 
-class Cutting(_Strict):
+class Cutting(_StrictPart):
     """How cells are cut and run. timeout: `90m`, `4h`. retries: after failures of a machine."""
 
     recipes_per_cell: Count = 4
@@ -90,7 +90,7 @@ class Cutting(_Strict):
         return float(int(number) * _SECONDS[unit])
 
 
-class SweepFile(_Strict):
+class SweepFile(_StrictPart):
     """What a sweep file says. run: flags of `lm_eval run` without their dashes."""
 
     name: str
@@ -172,8 +172,16 @@ def _of_values(data: Mapping[str, Any]) -> Iterator[str]:
         yield from slurm_mistakes(slurm)
     models = data.get("models")
     for number, model in enumerate(models if isinstance(models, list) else ()):
-        arguments = model.get("model_args") if isinstance(model, Mapping) else None
-        for key in arguments if isinstance(arguments, Mapping) else ():
+        yield from _of_model(number, model)
+
+
+def _of_model(number: int, model: Any) -> Iterator[str]:
+    arguments = model.get("model_args") if isinstance(model, Mapping) else None
+    if isinstance(arguments, Mapping):
+        pieces, gpus = arguments.get("tensor_parallel_size", 1), model.get("gpus", 1)
+        if isinstance(pieces, int) and isinstance(gpus, int) and pieces > gpus:
+            yield f"models.{number}.gpus: {gpus} are fewer than tensor_parallel_size={pieces} needs"
+        for key in arguments:
             if is_secret(str(key)):
                 yield (
                     f"models.{number}.model_args.{key}: is a secret, which would stand in the files of the sweep: leave"
@@ -218,5 +226,5 @@ def _sentence(item: Mapping[str, Any]) -> str:
 
 
 def _known(place: list[str]) -> Iterable[str]:
-    inner = {"models": SweptModel, "exclude": Exclusion, "cells": Cutting}
+    inner: dict[str, type[BaseModel]] = {"models": SweptModel, "exclude": Exclusion, "cells": Cutting}
     return (inner.get(place[0], SweepFile) if len(place) > 1 else SweepFile).model_fields

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -40,13 +41,13 @@ _STEP_SECONDS = 0.2
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 
 
-def start(folder: Path, environment: Mapping[str, str], *, with_parent: bool = False) -> subprocess.Popen[bytes]:
-    """Start a worker on a folder in a session of its own. environment: added to this process's."""
+def start(folder: Path, environment: Mapping[str, str | None], *, with_parent: bool = False) -> subprocess.Popen[bytes]:
+    """Start a worker on a folder in a session of its own. environment: added to this process's; None takes one away."""
     words = [sys.executable, "-m", "harness_ext.sweeps.worker", str(folder), *([WITH_PARENT] if with_parent else [])]
     with (folder / OUTPUT).open("ab") as early:  # a worker that cannot even begin says why there
         return subprocess.Popen(
             words,
-            env={**os.environ, **environment},
+            env={name: value for name, value in {**os.environ, **environment}.items() if value is not None},
             stdin=subprocess.DEVNULL,
             stdout=early,
             stderr=early,
@@ -55,7 +56,8 @@ def start(folder: Path, environment: Mapping[str, str], *, with_parent: bool = F
 
 
 def call(folder: str, environment: str) -> int:
-    """Run the worker on a folder and wait for it; its exit code. environment: JSON of variables to add.
+    """Run the worker on a folder and wait for it; its exit code. environment: JSON of variables to add; null takes
+    one away.
 
     A plain function of texts: Ray and submitit pickle the function that they run and its arguments, and texts are all
     that is ever in there.
@@ -170,6 +172,9 @@ class _Run:
     def _beat(self) -> None:
         self._beats += 1
         with suppress(OSError):
+            if self._beats > 1 and not (self._folder / JOB).exists():
+                # A driver that began again in the moment before the record was there has made the folder ready anew.
+                self._record(JOB, self._job())
             write_whole(self._folder / HEARTBEAT, f"{self._beats}\n")
 
     def _record(self, name: str, record: Mapping[str, Any]) -> None:
@@ -184,6 +189,7 @@ class _Run:
         self._log.close()
         ended = {
             "cell": self._asked["cell"],
+            "try": uuid.uuid4().hex,
             "exit_code": returned if returned >= 0 else None,
             "signal": signal.Signals(-returned).name if returned < 0 else None,
             "reason": reason,

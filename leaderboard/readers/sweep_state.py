@@ -106,9 +106,9 @@ def read_json(path: Path | str, largest: int = _LARGEST_RECORD) -> dict[str, Any
     return found if isinstance(found, dict) else None
 
 
-def tried(folder: Path) -> list[Mapping[str, Any]]:
-    """The tries of a cell that came to an end, the earliest first."""
-    found = (read_json(folder / OUTCOME) or {}).get("tries")
+def tries_in(outcome: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    """The tries of a cell that came to an end, the earliest first, by its `outcome.json`."""
+    found = (outcome or {}).get("tries")
     return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
@@ -116,10 +116,9 @@ def _cell(folder: Path, cell: Mapping[str, Any], known: Mapping[str, str], drive
     key = cell["key"]
     place = Path(known.get(key, folder / CELLS / key))
     outcome = (read_json(place / OUTCOME) if key in known else None) or {}
-    tries = outcome.get("tries")
-    tries = [one for one in tries if isinstance(one, dict)] if isinstance(tries, list) else []
+    tries = tries_in(outcome)
     last: Mapping[str, Any] = tries[-1] if tries else {}
-    state = outcome.get("state") if outcome.get("state") in get_args(State) else "waiting"
+    state: State = next((known for known in get_args(State) if known == outcome.get("state")), "waiting")
     host, begun, why = _text(last.get("host")), len(tries), _text(last.get("why"))
     if state == "waiting" and key in known and (job := read_json(place / JOB)) is not None:
         host, begun = _text(job.get("host")), begun + 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +30,6 @@ class Job:
     gpus: int
     timeout_s: float | None
     after: tuple[str, ...] = ()
-
-    @property
-    def environment_text(self) -> str:
-        """The environment as JSON."""
-        return json.dumps(dict(self.environment))
 
 
 class Engine(Protocol):

@@ -46,7 +46,7 @@ class LocalEngine:
         self._slots = jobs or max(len(self._gpus), 1)
         self._waiting: dict[str, Job] = {}
         self._running: dict[str, Job] = {}
-        self._devices: dict[str, set[str]] = {}
+        self._devices: dict[str, set[str]] = {}  # of the cells that run on this machine
         self._workers: dict[str, subprocess.Popen[bytes]] = {}
         self._heartbeats = Heartbeats()
 
@@ -62,8 +62,10 @@ class LocalEngine:
                 )
         for job in jobs:
             if self._lives(job):
-                devices = (read_record(job.folder / JOB) or {}).get("devices") or ""
-                self._running[job.cell], self._devices[job.cell] = job, set(devices.split(","))
+                self._running[job.cell] = job
+                record = read_record(job.folder / JOB) or {}
+                if record.get("host") == host():  # one that runs elsewhere takes nothing from this machine
+                    self._devices[job.cell] = set((record.get("devices") or "").split(","))
             else:
                 prepare(job)
                 self._waiting[job.cell] = job
@@ -73,7 +75,8 @@ class LocalEngine:
         """The cells that wait or run; those for which there is room now are started."""
         for cell, job in list(self._running.items()):
             if not self._lives(job):
-                del self._running[cell], self._devices[cell]
+                del self._running[cell]
+                self._devices.pop(cell, None)
         self._start_ready()
         return {*self._waiting, *self._running}
 
@@ -109,7 +112,7 @@ class LocalEngine:
             busy = set().union(*self._devices.values())
             free = [name for name in self._gpus if name not in busy]
             gpus = job.gpus if self._gpus else 0
-            if len(self._running) >= self._slots or len(free) < gpus:
+            if len(self._devices) >= self._slots or len(free) < gpus:
                 return  # in order, so that a large one is not passed over for ever
             devices = free[:gpus]
             environment = {**job.environment, **({_DEVICES: ",".join(devices)} if self._gpus else {})}

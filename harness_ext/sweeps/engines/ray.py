@@ -24,6 +24,8 @@ from harness_ext.sweeps.engines.base import Job, absent, prepare, ready
 from harness_ext.sweeps.worker import call
 from leaderboard.readers.sweep_state import ASKED, ENDED, JOB, OUTPUT
 
+_THREADS = "OMP_NUM_THREADS"
+
 
 def work(folder: str, asked: str, environment: str) -> str:
     """Run a job where Ray put it. The records that its folder lacks, as JSON: none where this machine sees the folder.
@@ -80,8 +82,9 @@ class RayEngine:
                     f" {self._gpus}: lower `gpus` of its model"
                 )
         for job in jobs:
-            prepare(job)
-            self._waiting[job.cell] = job
+            if job.cell not in self._running:
+                prepare(job)
+                self._waiting[job.cell] = job
         self._start_ready()
 
     def alive(self) -> set[str]:
@@ -116,7 +119,9 @@ class RayEngine:
             gpus = job.gpus if self._gpus else 0
             task = self._ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0, max_calls=1)(work)
             asked = (job.folder / ASKED).read_text(encoding="utf-8")
-            self._running[job.cell] = job, task.remote(str(job.folder), asked, job.environment_text)
+            # Ray sets it to 1, which would give other sums than the same command does by itself.
+            environment = {_THREADS: os.environ.get(_THREADS), **job.environment}
+            self._running[job.cell] = job, task.remote(str(job.folder), asked, json.dumps(environment))
 
     def _take_records(self, job: Job, reference: Any) -> None:
         """Write the records of a machine that does not see the folder; where the task was killed there are none."""

@@ -11,6 +11,7 @@ Notable choices:
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import time
@@ -68,6 +69,7 @@ class SlurmEngine:
                 raise UserError(
                     f"cell {job.cell} has no time limit, which Slurm wants: give one with `cells: {{timeout: 4h}}`"
                 )
+        self.alive()  # what has ended is forgotten: Slurm takes no dependency on a job that it knows no more
         waiting = [job for job in jobs if not self._adopted(job)]
         for job in waiting:
             prepare(job)
@@ -140,7 +142,7 @@ class SlurmEngine:
                 slurm_additional_parameters=extra,
             )
             with executor.batch():
-                submitted = [executor.submit(call, str(job.folder), job.environment_text) for job in group]
+                submitted = [executor.submit(call, str(job.folder), json.dumps(dict(job.environment))) for job in group]
         except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(

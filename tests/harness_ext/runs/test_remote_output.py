@@ -69,6 +69,19 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_loaded(demo_r
     assert ran.code == 2 and "cannot be used" in ran.err and "loading" not in ran.err
 
 
+def test_what_is_not_whole_there_is_told(lm_eval, tmp_path: Path) -> None:
+    run = tmp_path / "bucket/demo/laser-0123456789"
+    run.mkdir(parents=True)
+    (run / "receipt.json").write_text("cut off")
+    url = f"file://{tmp_path}/bucket"
+    for arguments, code in (([], 0), (["--strict"], 1)):
+        ran = lm_eval("ingest", url, *arguments)
+        assert ran.code == code and ran.out.startswith(f"0 brought from {url} into results\n0 added")
+        assert f"rejected: {url}/demo/laser-0123456789: its receipt cannot be read" in ran.err
+    ran = lm_eval("ingest", url, "--watch")
+    assert ran.code == 2 and "--watch looks at folders: ingest URLs without it" in ran.err
+
+
 def test_credentials_in_the_url_are_refused_and_not_told(demo_run) -> None:
     ran = demo_run("--recipe", "laser", "--output_path", "s3://AKIAIOSFODNN7EXAMPLE:secret-word@bucket/x")
     assert ran.code == 2 and "holds credentials" in ran.err and "secret-word" not in ran.err + ran.out

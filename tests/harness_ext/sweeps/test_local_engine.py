@@ -197,6 +197,18 @@ def test_an_adopted_cell_can_be_cancelled(tmp_path: Path) -> None:
     assert ended(tmp_path / "a")["reason"] == "machine"
 
 
+def test_a_cell_that_runs_on_another_machine_is_left_there(tmp_path: Path) -> None:
+    """It is adopted, and takes no slot of this machine; it is over when it says so."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / JOB).write_text(json.dumps({"cell": "a", "host": "elsewhere", "pid": 1, "devices": "0"}))
+    local = LocalEngine(gpus=["0"])
+    local.submit([job(tmp_path / "a", "raise SystemExit(9)"), job(tmp_path / "b", "print('ran')")])
+    until(lambda: local.alive() == {"a"})
+    assert (tmp_path / "b" / "output.log").read_text() == "ran\n" and not (tmp_path / "a" / "asked.json").exists()
+    (tmp_path / "a" / ENDED).write_text("{}")
+    assert local.alive() == set()
+
+
 def test_another_process_of_the_same_number_is_no_worker(tmp_path: Path) -> None:
     local = LocalEngine(gpus=[])
     (tmp_path / "a").mkdir()
@@ -252,7 +264,8 @@ def test_an_engine_whose_package_is_absent(
 def test_no_engine_is_imported_without_being_asked_for() -> None:
     code = "import sys; import harness_ext.sweeps.engines as engines; engines.engine('local')\n"
     code += "print({'ray', 'submitit', 'fsspec', 'torch'} & {*sys.modules})"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout == "set()\n"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")

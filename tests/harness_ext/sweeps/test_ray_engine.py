@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -29,14 +30,14 @@ def job(folder: Path, code: str, *, gpus: int = 1, after: tuple[str, ...] = ()) 
     return Job(folder.name, command, {"LM_EVAL_SWEEP_CELL": folder.name}, folder, gpus, None, after)
 
 
-def drain(engine: RayEngine, seconds: float = 120) -> None:
+def drain(engine: RayEngine, seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while alive := engine.alive():
         assert time.monotonic() < end, f"still alive: {alive}"
         time.sleep(0.05)
 
 
-def until(true: Callable[[], object], seconds: float = 60) -> None:
+def until(true: Callable[[], object], seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "waited in vain"
@@ -102,3 +103,31 @@ def test_records_of_a_machine_that_does_not_see_the_folder(engine: RayEngine, tm
 def test_more_gpus_than_any_machine_has(engine: RayEngine, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cell a needs 64 GPUs and no machine of the Ray cluster has more than \d"):
         engine.submit([job(tmp_path / "a", "", gpus=64)])
+
+
+DRIVER = """
+import sys, time
+from pathlib import Path
+from harness_ext.sweeps.engines.base import Job
+from harness_ext.sweeps.engines.ray import RayEngine
+folder = Path(sys.argv[1])
+code = "import os, time; print(os.getpid(), os.environ.get('OMP_NUM_THREADS'), flush=True); time.sleep(600)"
+engine = RayEngine(jobs=1)
+engine.submit([Job("a", (sys.executable, "-c", code), {}, folder, 1, None)])
+while engine.alive():
+    time.sleep(0.1)
+"""
+
+
+def test_cells_end_with_the_driver_and_have_its_number_of_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    output = tmp_path / "a" / "output.log"
+    with subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path / "a")], start_new_session=True) as driver:
+        until(lambda: output.exists() and output.read_text().endswith("\n"))
+        driver.kill()
+    command, threads = output.read_text().split()
+    assert threads == "3"
+    until(lambda: process_start(int(command)) is None)

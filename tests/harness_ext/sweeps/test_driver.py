@@ -1,0 +1,271 @@
+"""The driver with an engine that plays its cells: what is settled, tried again, taken in, and gone on with."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness_ext.errors import UserError
+from harness_ext.sweeps import driver as driving
+from harness_ext.sweeps import outcome
+from harness_ext.sweeps.driver import Driver, forget_failures
+from harness_ext.sweeps.engines.base import Job, prepare, ready
+from harness_ext.sweeps.plan import SweepPlan, plan_of
+from harness_ext.sweeps.sweep_file import sweep_from
+from leaderboard.readers.sweep_state import (
+    ENDED,
+    JOB,
+    MANIFEST,
+    OUTCOME,
+    OUTPUT,
+    read_json,
+    rows,
+    sweep_state,
+    tries_in,
+)
+
+Play = Callable[[Job, int], None]
+
+
+class Killed(BaseException):
+    """The driver dies."""
+
+
+class Played:
+    """An engine whose cells end at once, as they are told to. begun: the cells, in order."""
+
+    def __init__(self, play: Play) -> None:
+        self.play = play
+        self.begun: list[str] = []
+        self.waiting: dict[str, Job] = {}
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            prepare(job)
+            self.waiting[job.cell] = job
+
+    def alive(self) -> set[str]:
+        for job in ready(self.waiting.values(), ()):
+            del self.waiting[job.cell]
+            self.begun.append(job.cell)
+            (job.folder / JOB).write_text(json.dumps({"host": "node1"}))
+            self.play(job, self.begun.count(job.cell))
+        return set(self.waiting)
+
+    def cancel(self, cells: Iterable[str]) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self.waiting.clear()
+
+
+def ends(job: Job, code: int | None = 0, *, reason: str = "command", manifest: dict[str, Any] | None = None) -> None:
+    """A cell ends with a code; with 0 it leaves a run folder."""
+    run = job.folder.parents[3] / "runs" / job.cell
+    if manifest is None and code == 0:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "receipt.json").write_text("{}")
+        manifest = {"runs": [{"recipe": "x", "path": str(run), "failure": None}], "mistake": None}
+    if manifest is not None:
+        (job.folder / MANIFEST).write_text(json.dumps(manifest))
+    ended = {"exit_code": code, "signal": None if code is not None else "SIGKILL", "reason": reason}
+    (job.folder / ENDED).write_text(json.dumps({**ended, "host": "node1", "seconds": 1.5, "try": uuid.uuid4().hex}))
+
+
+def failure(kind: str) -> dict[str, Any]:
+    return {"runs": [{"recipe": "laser", "path": "/x", "failure": {"kind": kind, "reason": f"for {kind}"}}]}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driving, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(driving, "_LAST_WORD_SECONDS", 0.05)
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> SweepPlan:
+    """A baseline's cell and two others."""
+    text = {
+        "name": "s",
+        "output_path": str(tmp_path / "results"),
+        "models": [{"pretrained": "demo"}],
+        "tasks": ["int_mult"],
+        "recipes": ["laser", "svd"],
+        "cells": {"recipes_per_cell": 1, "retries": 2},
+    }
+    return plan_of(sweep_from(text, "x"), Path())
+
+
+class Drive:
+    """Drives a plan; said: what the driver told, taken: the folders that were ingested."""
+
+    def __init__(self, plan: SweepPlan, play: Play, ingest: Callable[[Sequence[Path]], bool] | None = None) -> None:
+        self.said: list[str] = []
+        self.taken: list[Path] = []
+        self.engine = Played(play)
+        self.driver = Driver(plan, self.engine, self.said.append, ingest or self._take)
+
+    def _take(self, paths: Sequence[Path]) -> bool:
+        self.taken += paths
+        return True
+
+    def run(self) -> bool:
+        return self.driver.run()
+
+
+def states(plan: SweepPlan) -> list[str]:
+    state = sweep_state(plan.folder)
+    assert state is not None
+    return [cell.state for cell in state.cells]
+
+
+def test_all_is_run_once_in_order_and_taken_in(plan: SweepPlan) -> None:
+    drive = Drive(plan, lambda job, _: ends(job))
+    assert drive.run()
+    assert drive.engine.begun == [cell.key for cell in plan.cells]
+    assert states(plan) == ["done"] * 3
+    assert sorted(path.name for path in drive.taken) == sorted(cell.key for cell in plan.cells)
+    again = Drive(plan, lambda job, _: ends(job))
+    assert again.run() and again.engine.begun == []
+    assert not list(plan.folder.glob("driver*"))
+
+
+def test_a_machines_failure_is_tried_again_and_a_recipes_is_not(plan: SweepPlan) -> None:
+    def play(job: Job, number: int) -> None:
+        if "laser" in job.cell:
+            ends(job, 2, manifest=failure("non_finite_result"))
+        elif "svd" in job.cell and number == 1:
+            ends(job, None, reason="machine")
+        elif "svd" in job.cell and number == 2:
+            ends(job, 2, manifest=failure("out_of_memory"))
+        else:
+            ends(job)
+
+    drive = Drive(plan, play)
+    assert not drive.run()
+    assert states(plan) == ["done", "failed", "done"]
+    assert [drive.engine.begun.count(cell.key) for cell in plan.cells] == [1, 1, 3]
+    assert any("laser: for non_finite_result" in line for line in drive.said)
+    state = sweep_state(plan.folder)
+    assert state is not None and rows(state, ("failed",))[0]["reason"] == "laser: for non_finite_result"
+    # once more only by `retry`, which takes the beginning of a name
+    assert not Drive(plan, lambda job, _: ends(job)).run()
+    with pytest.raises(UserError, match="has not failed"):
+        forget_failures(plan, [plan.cells[0].key])
+    with pytest.raises(UserError, match="no cell is called zzz"):
+        forget_failures(plan, ["zzz"])
+    assert forget_failures(plan, [plan.cells[1].key[:9]]) == [plan.cells[1]]
+    assert Drive(plan, lambda job, _: ends(job)).run()
+
+
+@pytest.mark.parametrize(
+    ("play", "tries", "why"),
+    [
+        (lambda job, _: None, 3, "its worker is gone without a word"),
+        (lambda job, _: ends(job, None, reason="timeout"), 3, "ran out of its time"),
+        (lambda job, _: ends(job, None, reason="machine"), 3, "was ended by SIGKILL"),
+        (lambda job, _: ends(job, 1), 3, "ended with code 1: Traceback"),
+        (lambda job, _: ends(job, 2), 1, "Traceback"),
+        (
+            lambda job, _: ends(job, 2, manifest={"runs": [], "mistake": {"kind": "asked", "reason": "no such model"}}),
+            1,
+            "no such model",
+        ),
+        (
+            lambda job, _: ends(job, 2, manifest={"runs": [], "mistake": {"kind": "disk", "reason": "disk is full"}}),
+            3,
+            "disk is full",
+        ),
+        (lambda job, _: ends(job, 0, manifest=failure("out_of_memory")), 3, "for out_of_memory"),
+    ],
+)
+def test_every_way_to_end(plan: SweepPlan, play: Play, tries: int, why: str) -> None:
+    def told(job: Job, number: int) -> None:
+        (job.folder / OUTPUT).write_text("much\nTraceback\n")
+        play(job, number)
+
+    drive = Drive(plan, told)
+    assert not drive.run()
+    assert [drive.engine.begun.count(cell.key) for cell in plan.cells] == [tries] * 3
+    state = sweep_state(plan.folder)
+    assert state is not None and all(why in cell.reason for cell in state.cells), [cell.reason for cell in state.cells]
+
+
+def test_a_driver_that_dies_is_gone_on_with(plan: SweepPlan) -> None:
+    # whatever it was at: nothing is run twice that has ended, and nothing is lost
+    for moment in range(1, 12):
+        for path in sorted(plan.folder.glob("cells/*/*")):
+            path.unlink()
+        calls = 0
+        begun: list[str] = []
+
+        def play(job: Job, number: int, begun: list[str] = begun) -> None:
+            begun.append(job.cell)
+            ends(job)
+
+        def dies(line: str, moment: int = moment) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == moment:
+                raise Killed
+
+        drive = Drive(plan, play)
+        drive.driver.say = dies
+        try:
+            drive.run()
+        except Killed:
+            assert Drive(plan, play).run()
+        assert states(plan) == ["done"] * 3
+        assert sorted(begun) == sorted(cell.key for cell in plan.cells)
+
+
+def test_a_try_is_settled_once(plan: SweepPlan) -> None:
+    place = plan.place(plan.cells[0])
+    place.mkdir(parents=True)
+    (place / ENDED).write_text(json.dumps({"exit_code": 1, "reason": "command", "host": "h", "seconds": 1, "try": "t"}))
+    for _ in range(3):  # the driver died between settling and putting the record away
+        assert outcome.settle(place, outcome.ending(place), retries=1) == "waiting"
+    assert len(tries_in(read_json(place / OUTCOME))) == 1
+
+
+def test_a_database_that_is_held_waits(plan: SweepPlan) -> None:
+    asked: list[int] = []
+
+    def busy(paths: Sequence[Path]) -> bool:
+        asked.append(len(paths))
+        return False
+
+    assert Drive(plan, lambda job, _: ends(job), busy).run()  # the cells are done all the same
+    assert asked[-1] == 3
+    later = Drive(plan, lambda job, _: ends(job))
+    assert later.run() and len(later.taken) == 3
+
+
+def test_a_full_disk_is_a_sentence(plan: SweepPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    drive = Drive(plan, lambda job, _: ends(job))
+    with monkeypatch.context() as patch:
+        patch.setattr(outcome, "write_record", full)
+        with pytest.raises(UserError, match="No space left on device; cells that run go on"):
+            drive.run()
+    assert Drive(plan, lambda job, _: ends(job)).run()
+    assert states(plan) == ["done"] * 3
+
+
+def test_lies_in_the_folder_are_no_state(plan: SweepPlan) -> None:
+    assert Drive(plan, lambda job, _: ends(job)).run()
+    place = plan.place(plan.cells[1])
+    for lie in ("[]", "{", json.dumps({"state": "splendid", "tries": "many"}), "[" * 100_000):
+        (place / OUTCOME).write_text(lie)
+        state = sweep_state(plan.folder)
+        assert state is not None and state.cells[1].state == "waiting"
+    (plan.folder / "plan.json").write_text(json.dumps({"name": 3, "cells": [{"key": "../../x"}, 3, {"key": "a"}]}))
+    state = sweep_state(plan.folder)
+    assert state is not None and state.cells == ()

@@ -1,0 +1,131 @@
+"""The sweep file: every mistake at once, lists that multiply, and what the words of its flags become."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness_ext.errors import UserError
+from harness_ext.lm_eval_adapter.subcommand import add_run_arguments
+from harness_ext.sweeps.recipe_lists import multiplied
+from harness_ext.sweeps.run_flags import words
+from harness_ext.sweeps.sweep_file import read_sweep, sweep_from
+
+PLAIN: dict[str, Any] = {
+    "name": "low-rank",
+    "models": [{"pretrained": "demo"}],
+    "tasks": ["int_mult"],
+    "recipes": ["laser"],
+}
+
+
+def mistakes(**changes: Any) -> list[str]:
+    """The sentences about a file that differs from a good one in this."""
+    with pytest.raises(UserError) as caught:
+        sweep_from({**PLAIN, **changes}, "sweep.yaml")
+    first, *rest = str(caught.value).splitlines()
+    assert first == "sweep sweep.yaml cannot be used:"
+    return [line.removeprefix("  - ") for line in rest]
+
+
+def test_ten_mistakes_are_told_at_once() -> None:
+    told = mistakes(
+        name="low rank",
+        modls=[],
+        models=[{"pretrained": "demo", "gpu": 1, "model_args": {"token": "hf_x", "dtype": "float32"}}],
+        tasks=[],
+        recipes=["laserr", "svd:keep.rank=two"],
+        controls=["random"],
+        run={"batch_sise": 3, "num_fewshot": "x", "tasks": "int_mult"},
+        cells={"timeout": "4 hours", "retries": -1},
+        slurm={"partitoin": "gpu"},
+    )
+    for place in (
+        *("name", "modls", "models.0.gpu", "tasks", "recipes.0", "recipes.1", "controls.0", "run.batch_sise"),
+        *("run.num_fewshot", "run.tasks", "cells.timeout", "cells.retries", "slurm", "models.0.model_args.token"),
+        "models.0.model_args.dtype",
+    ):
+        assert sum(line.startswith(f"{place}:") for line in told) == 1, (place, told)
+    assert "did you mean 'gpus'?" in next(line for line in told if line.startswith("models.0.gpu"))
+    assert "hf_x" not in "\n".join(told)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"exclude": [{"model": "*70B"}]}, "exclude.0: fits no pair"),
+        ({"models": [{"pretrained": "demo"}, {"pretrained": "demo"}]}, "models.1: is the same as models.0"),
+        ({"recipes": ["baseline"], "controls": ["noise"]}, "controls: take the budget of a recipe"),
+        (
+            {"models": [{"pretrained": "x", "model": "vllm", "model_args": {"tensor_parallel_size": 4}}]},
+            "models.0.gpus: 1 are fewer than tensor_parallel_size=4 needs",
+        ),
+        ({"models": [{"pretrained": "demo", "gpus": True}]}, "models.0.gpus: should be a number (found true)"),
+        ({"recipes": [f"svd:keep.rank=[{','.join(map(str, range(1, 200)))}],seed=[{'1,' * 199}2]"]}, "at most 10,000"),
+    ],
+)
+def test_what_only_the_whole_file_shows(changes: dict[str, Any], told: str) -> None:
+    assert any(told in line for line in mistakes(**changes))
+
+
+def test_a_file_that_is_none(tmp_path: Path) -> None:
+    for text, told in (
+        ("- a list", "must be a mapping"),
+        ("name: &x a\nmodels: *x", "aliases"),
+        ("name: [", "not valid YAML"),
+    ):
+        (tmp_path / "sweep.yaml").write_text(text)
+        with pytest.raises(UserError, match=told):
+            read_sweep(tmp_path / "sweep.yaml")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_sweep(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("entry", "recipes"),
+    [
+        ("laser", ["laser"]),
+        ("svd:keep.rank=[4,8]", ["svd:keep.rank=4", "svd:keep.rank=8"]),
+        ("laser:layers=[0,1]", ["laser:layers=[0,1]"]),
+        ("laser:layers=[0,1],keep.rank=[2,3]", ["laser:layers=[0,1],keep.rank=2", "laser:layers=[0,1],keep.rank=3"]),
+        ("laser:layers=[-2:]", ["laser:layers=[-2:]"]),
+        ("svd:keep.rank=[4]", ["svd:keep.rank=4"]),
+    ],
+)
+def test_lists_multiply_where_a_setting_takes_none(entry: str, recipes: list[str]) -> None:
+    assert list(multiplied(entry)) == recipes
+
+
+def test_two_lists_multiply_in_order() -> None:
+    assert list(multiplied("svd-llm:keep.param_fraction=[0.8,0.6],calibration.samples=[8,16]")) == [
+        f"svd-llm:keep.param_fraction={share},calibration.samples={count}"
+        for share in ("0.8", "0.6")
+        for count in (8, 16)
+    ]
+
+
+def test_pairs_are_excluded_by_patterns() -> None:
+    sweep = sweep_from(
+        {
+            **PLAIN,
+            "models": [{"pretrained": "a/x-8B"}, {"pretrained": "a/x-70B"}],
+            "recipes": ["laser", "laser-search", "svd:keep.rank=[2,4]", "baseline"],
+            "exclude": [{"model": "*70B", "recipe": "laser-search"}, {"recipe": "svd:keep.rank=4"}],
+        },
+        "x",
+    )
+    small, large = map(sweep.recipes_of, sweep.models)
+    assert small == ["laser", "laser-search", "svd:keep.rank=2"]
+    assert large == ["laser", "svd:keep.rank=2"]
+
+
+def test_flags_say_on_a_command_line_what_the_file_says() -> None:
+    parser = argparse.ArgumentParser()
+    add_run_arguments(parser)
+    run = {"batch_size": 16, "num_fewshot": 0, "apply_chat_template": True, "write_out": False, "limit": 0.5}
+    parsed = parser.parse_args(words(run))
+    assert (parsed.batch_size, parsed.num_fewshot, parsed.limit) == ("16", 0, 0.5)
+    assert parsed.apply_chat_template is True
