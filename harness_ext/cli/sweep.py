@@ -85,6 +85,7 @@ def _plan(args: argparse.Namespace) -> None:
     from harness_ext.sweeps.plan import expectations
 
     plan = _read(args.sweep)
+    _check_tasks(plan)
     lines = expectations(plan)
     rows: list[Row] = [
         {
