@@ -54,21 +54,26 @@ class Sweep(RecipesCommand):
                 action.add_argument(
                     "cells", nargs="*", metavar="CELL", help="Only these: a cell's name, or how it begins"
                 )
+            if name in ("plan", "run", "retry"):
+                _add_engine_argument(action)
             if name in ("run", "retry"):
-                _add_engine_arguments(action)
+                _add_jobs_argument(action)
             if name in ("plan", "status"):
                 add_form_arguments(action)
             if name == "status":
                 action.add_argument("--all", action="store_true", help="List the cells that are done, too")
 
 
-def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_engine_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--on",
         default="local",
         metavar="<engine>",
         help="Where cells run: local (processes of this machine), ray or slurm (default: local)",
     )
+
+
+def _add_jobs_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs", type=int, default=None, metavar="<n>", help="With local: cells at once (default: one a GPU, or one)"
     )
@@ -85,6 +90,8 @@ def _plan(args: argparse.Namespace) -> None:
     from harness_ext.sweeps.plan import expectations
 
     plan = _read(args.sweep)
+    _check_engine(args.on, plan)
+    _check_tasks(plan)
     lines = expectations(plan)
     rows: list[Row] = [
         {
@@ -132,10 +139,7 @@ def _drive(args: argparse.Namespace, plan: SweepPlan) -> None:
     from harness_ext.sweeps.driver import Driver
     from harness_ext.sweeps.engines import EngineOptions, engine
 
-    if args.on not in ENGINES:
-        from harness_ext.errors import nearest
-
-        raise UserError(f"--on {args.on}: no such engine; {nearest(args.on, ENGINES)}")
+    _check_engine(args.on, plan)
     if args.jobs is not None and args.jobs < 1:
         raise UserError(f"--jobs {args.jobs} must be 1 or more")
     _check_tasks(plan)
@@ -145,6 +149,23 @@ def _drive(args: argparse.Namespace, plan: SweepPlan) -> None:
     _show(plan, args.on)
     if not all_done:
         sys.exit(CHECK_FAILED)
+
+
+def _check_engine(name: str, plan: SweepPlan) -> None:
+    """Raise UserError where an engine is unknown, or it is plain that it cannot run the cells of this sweep."""
+    from harness_ext.errors import nearest
+    from harness_ext.sweeps.engines.local import visible_gpus
+
+    if name not in ENGINES:
+        raise UserError(f"--on {name}: no such engine; {nearest(name, ENGINES)}")
+    if name == "slurm" and plan.sweep.cells.timeout is None:
+        raise UserError("Slurm wants a time limit: give one in the sweep file, `cells: {timeout: 4h}`")
+    largest = max(plan.cells, key=lambda cell: cell.gpus)
+    if name == "local" and largest.gpus > max(there := len(visible_gpus()), 1):
+        raise UserError(
+            f"{largest.model} needs {largest.gpus} GPUs and this machine has {there}: lower its `gpus`, or use --on"
+            " slurm or --on ray"
+        )
 
 
 def _check_tasks(plan: SweepPlan) -> None:

@@ -34,8 +34,9 @@ HISTORY = Page("history", "History", ":material/timeline:")
 ACROSS = Page("across", "Across models", ":material/grid_on:")
 LAYERS = Page("layers", "Layers", ":material/layers:")
 CLAIMS = Page("claims", "Claims", ":material/fact_check:")
+SWEEPS = Page("sweeps", "Sweeps", ":material/dynamic_feed:")
 RUN = Page("run", "Run", ":material/receipt_long:")
-_MENU = (HOME, BOARD, COMPARE, FLIPS, SIZE, HISTORY, ACROSS, LAYERS, CLAIMS, RUN)
+_MENU = (HOME, BOARD, COMPARE, FLIPS, SIZE, HISTORY, ACROSS, LAYERS, CLAIMS, SWEEPS, RUN)
 
 
 def menu() -> list[Page]:

@@ -30,6 +30,7 @@ PAGES = (
         "Layers",
         "Run",
         "Claims",
+        "Sweeps",
         "Models",
     ),
 )

@@ -1,0 +1,76 @@
+"""The page "From one GPU to a cluster in five commands", command by command, and what its cells leave: the same to the
+bit as one serial run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RUN = ("--model", "hf", "--model_args", "pretrained=demo", "--tasks", "int_mult", "--batch_size", "16", "--limit", "16")
+
+
+def blocks(repository: Path) -> tuple[str, list[list[str]]]:
+    """The sweep file of the page, and the words of its commands."""
+    text = (repository / "harness_ext" / "sweeps" / "README.md").read_text(encoding="utf-8")
+    (file,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (commands,) = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    return file, [shlex.split(line, comments=True)[1:] for line in commands.splitlines()]
+
+
+def left_by(root: Path) -> dict[str, Any]:
+    """By recipe: what was asked, the digest of the weights, all scores, and all that stands in the samples."""
+    found = {}
+    for path in root.glob("demo/*/receipt.json"):
+        receipt = json.loads(path.read_text())
+        (results,) = path.parent.glob("results_*.json")
+        (samples,) = path.parent.glob("samples_*.jsonl")
+        scores = json.loads(results.read_text())["results"]
+        found[receipt["recipe"]["label"]] = (
+            receipt["spec_id"],
+            receipt["weights"]["digest_after"],
+            scores,
+            samples.read_text(),
+        )
+    return found
+
+
+def test_the_page_has_a_sweep_file_that_can_be_used(repository: Path, tmp_path: Path) -> None:
+    from harness_ext.sweeps.sweep_file import read_sweep
+
+    file, commands = blocks(repository)
+    (tmp_path / "sweep.yaml").write_text(file)
+    assert read_sweep(tmp_path / "sweep.yaml").all_recipes == [
+        "laser",
+        "svd:keep.rank_fraction=0.9",
+        "svd:keep.rank_fraction=0.5",
+    ]
+    assert [words[1] for words in commands] == ["plan", "run", "status", "retry", "run"]
+
+
+@pytest.mark.slow
+def test_the_five_commands(lm_eval: Callable[..., Any], repository: Path, tmp_path: Path) -> None:
+    """A cluster is not at hand: the fifth goes to this machine, and finds all done. Ray and Slurm have tests of their
+    own.
+    """
+    file, commands = blocks(repository)
+    (tmp_path / "sweep.yaml").write_text(file)
+    said = []
+    for words in commands:
+        ran = lm_eval(*["local" if word == "slurm" else word for word in words])
+        assert ran.code == 0, ran.err
+        said.append(ran)
+    assert "2 of 2 cells to run" in said[0].out and "2 of 2 cells done" in said[1].out
+    assert "2 of 2 cells done" in said[2].out and "no cell has failed" in said[3].err
+    assert "2 settled before" in said[4].err
+
+    recipes = ("--recipe", "laser", "svd:keep.rank_fraction=0.5", "--control", "random-subspace")
+    assert lm_eval("run", *RUN, *recipes, "--output_path", "serial").code == 0
+    serial = left_by(tmp_path / "serial")
+    assert len(serial) == 5 and left_by(tmp_path / "results") == serial
