@@ -128,14 +128,10 @@ def _retry(args: argparse.Namespace) -> None:
     from harness_ext.sweeps.driver import forget_failures
 
     plan = _read(args.sweep)
-    chosen = forget_failures(plan, args.cells)
-    if not chosen:
-        print("no cell has failed", file=sys.stderr)
-        return
-    _drive(args, plan)
+    _drive(args, plan, lambda: forget_failures(plan, args.cells))
 
 
-def _drive(args: argparse.Namespace, plan: SweepPlan) -> None:
+def _drive(args: argparse.Namespace, plan: SweepPlan, first: Callable[[], object] = lambda: None) -> None:
     from harness_ext.sweeps.driver import Driver
     from harness_ext.sweeps.engines import EngineOptions, engine
 
@@ -144,7 +140,7 @@ def _drive(args: argparse.Namespace, plan: SweepPlan) -> None:
         raise UserError(f"--jobs {args.jobs} must be 1 or more")
     _check_tasks(plan)
     options = EngineOptions(jobs=args.jobs, slurm=plan.sweep.slurm)
-    driver = Driver(plan, engine(args.on, options), _say, _ingest_of(plan))
+    driver = Driver(plan, engine(args.on, options), _say, _ingest_of(plan), first)
     all_done = driver.run()
     _show(plan, args.on)
     if not all_done:

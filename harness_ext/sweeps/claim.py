@@ -115,11 +115,16 @@ def _take(claim: DriverClaim, folder: Path, patience_s: float) -> None:
     raise UserError(f"{path} cannot be taken over: several drivers try at once; start one of them again")
 
 
+def _boot(start: str) -> str:
+    return start.rpartition(":")[0]
+
+
 def _lives(path: Path, owner: dict[str, object], patience_s: float) -> bool:
     """Whether the owner of a claim is alive."""
-    if owner.get("host") == host() and isinstance(owner.get("pid"), int):
-        start = process_start(int(str(owner["pid"])))
-        return start is not None and start == owner.get("process_start")
+    own, its = process_start(os.getpid()) or "", str(owner.get("process_start") or "")
+    # Machines, or containers, may share a name: by their boot they are told apart.
+    if owner.get("host") == host() and isinstance(owner.get("pid"), int) and _boot(own) == _boot(its):
+        return process_start(int(str(owner["pid"]))) == its
     deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:
         time.sleep(min(BEAT_SECONDS / 4, patience_s / 4))

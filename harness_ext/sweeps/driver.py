@@ -35,13 +35,14 @@ Done = TypeVar("Done")
 @dataclass
 class Driver:
     """One driver's work. say: told a line of news. ingest: takes run folders into the database and says whether it
-    could; called again with them where not.
+    could; called again with them where not. first: what is to be done before anything else, once no other drives.
     """
 
     plan: SweepPlan
     engine: SweepEngine
     say: Say
     ingest: Callable[[Sequence[Path]], bool]
+    first: Callable[[], object] = lambda: None
     _cells: dict[str, SweepCell] = field(default_factory=dict)
     _gone: dict[str, float] = field(default_factory=dict)
     _pending: list[Path] = field(default_factory=list)
@@ -54,6 +55,7 @@ class Driver:
         self.plan.folder.mkdir(parents=True, exist_ok=True)
         with claimed(self.plan.folder) as claim:
             self.plan.write()
+            self.first()
             try:
                 self._drive(claim)
             except KeyboardInterrupt:

@@ -6,6 +6,8 @@ again. What the recipe or the asking is at fault for would only happen again.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from leaderboard.readers.sweep_state import ENDED, MANIFEST, OUTCOME, OUTPUT, St
 
 _OF_MACHINES = frozenset({"out_of_memory", "disk"})
 """Kinds of failures that a manifest may tell of, and that another machine may not have."""
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 _LARGEST_MANIFEST = 16 * 2**20
 _TAIL_BYTES = 4096
 _WIDEST = 300
@@ -112,8 +115,9 @@ def _why(
     if code is None:
         return f"its command was ended by {ended.get('signal')}", True
     told = _last_line(place / OUTPUT)
-    if code == 2 and ended.get("reason") == "command":  # a mistake that was told before anything was asked for
-        return told or "it ended with code 2", False
+    if code == 2 and ended.get("reason") == "command":
+        # A mistake that was told before anything was asked for, or a disk that took no manifest either.
+        return told or "it ended with code 2", any(os.strerror(number) in told for number in _DISK)
     return f"it ended with code {code}" + (f": {told}" if told else ""), True
 
 

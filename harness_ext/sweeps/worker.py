@@ -37,6 +37,8 @@ GRACE_SECONDS = 10.0
 WITH_PARENT = "--with-parent"
 """End with the process that started the worker: for engines whose processes are killed without further ado."""
 _TAKEN = 3
+_OF_A_LAUNCHER = frozenset({"WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "MASTER_PORT"})
+"""What accelerate and torchrun tell their processes: a cell is none of those that started the sweep."""
 _STEP_SECONDS = 0.2
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 
@@ -141,6 +143,7 @@ class _Run:
     def _started(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             self._asked["command"],
+            env={name: value for name, value in os.environ.items() if name not in _OF_A_LAUNCHER},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -13,6 +13,7 @@ import pytest
 from harness_ext.errors import UserError
 from harness_ext.sweeps import driver as driving
 from harness_ext.sweeps import outcome
+from harness_ext.sweeps.claim import claimed
 from harness_ext.sweeps.driver import Driver, forget_failures
 from harness_ext.sweeps.engines.base import Job, prepare, ready
 from harness_ext.sweeps.plan import SweepPlan, plan_of
@@ -269,3 +270,22 @@ def test_lies_in_the_folder_are_no_state(plan: SweepPlan) -> None:
     (plan.folder / "plan.json").write_text(json.dumps({"name": 3, "cells": [{"key": "../../x"}, 3, {"key": "a"}]}))
     state = sweep_state(plan.folder)
     assert state is not None and state.cells == ()
+
+
+def test_failures_are_forgotten_by_who_drives_alone(plan: SweepPlan) -> None:
+    assert not Drive(plan, lambda job, _: ends(job, 2)).run()
+    drive = Drive(plan, lambda job, _: ends(job))
+    drive.driver.first = lambda: forget_failures(plan, [])
+    with claimed(plan.folder), pytest.raises(UserError, match="driven already"):
+        drive.run()
+    assert states(plan) == ["failed"] * 3
+    assert drive.run() and states(plan) == ["done"] * 3
+
+
+def test_a_disk_that_takes_no_manifest_either(plan: SweepPlan) -> None:
+    def full(job: Job, _: int) -> None:
+        (job.folder / OUTPUT).write_text("error: results cannot be written: No space left on device")
+        ends(job, 2)
+
+    drive = Drive(plan, full)
+    assert not drive.run() and len(drive.engine.begun) == 9
