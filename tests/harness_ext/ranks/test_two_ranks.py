@@ -20,7 +20,7 @@ import pytest
 from tests.harness_ext.ranks.launching import SECONDS, TORCHRUN, torchrun
 
 OF_THE_TIME = {
-    *("started", "finished", "seconds", "speed", "files", "command", "date", "start_time", "end_time"),
+    *("started", "finished", "seconds", "speed", "files", "command", "date", "start_time", "end_time", "ran_on"),
     *("total_evaluation_time_seconds", "tokens_per_second_before", "tokens_per_second_after"),
     *("generated_tokens_per_second_before", "generated_tokens_per_second_after"),
 }
