@@ -90,10 +90,9 @@ def measure(config: RunConfig, first: int, second: int, report: ProgressReport) 
     """Score at both sizes and store both runs; returns what differs. Raises UserError where a run failed, and
     LeaderboardError.
     """
-    from harness_ext.runs.execution import DATABASE, check_database
-    from harness_ext.runs.session import Session
+    from harness_ext.runs.execution import DATABASE, check_database, session_for
 
-    sessions = [Session(_at_size(config, size), report) for size in (first, second)]
+    sessions = [session_for(_at_size(config, size), report) for size in (first, second)]
     database = sessions[0].root / DATABASE
     check_database(database)
     outcomes: list[VariantOutcome] = []

@@ -65,6 +65,9 @@ class EngineSession(Session):
         """Those of the Hugging Face backend, which edits."""
         return editing_arguments(self.engine, self.harness.model_args)
 
+    def take_model_of(self, other: Session) -> None:
+        """Nothing: an engine is started anew, since batch sizes are among its arguments."""
+
     def _check_fit(self, recipes: Sequence[Recipe]) -> None:
         """As without an engine, and whether its GPUs can hold the weights."""
         super()._check_fit(recipes)

@@ -50,7 +50,7 @@ def execute(config: RunConfig, report: ProgressReport, *, with_store: bool = Tru
     Raises UserError where nothing could be done, and LeaderboardError, before anything is computed, for a database that
     cannot be used.
     """
-    session = (Session if config.engine is None else EngineSession)(config, report)
+    session = session_for(config, report)
     database = session.root / DATABASE
     ranks = current()
     if with_store and ranks.first:
@@ -67,6 +67,11 @@ def execute(config: RunConfig, report: ProgressReport, *, with_store: bool = Tru
     if ranks.first:
         _check_identity(outcomes, report)
     return Execution(tuple(outcomes), database, mistake, config.remote.url if config.remote is not None else None)
+
+
+def session_for(config: RunConfig, report: ProgressReport) -> Session:
+    """The session of a command: of the backend that edits and scores, or of the engine that scores."""
+    return (Session if config.engine is None else EngineSession)(config, report)
 
 
 def check_database(database: Path) -> None:

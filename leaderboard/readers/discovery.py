@@ -6,7 +6,7 @@ Notable choices:
 - lm-eval 0.4.0 to 0.4.2 gave no dates: the undated samples files (`{model_args}_{task}.jsonl`) of a folder belong to
   its one undated results file, where there is just one.
 - Symbolic links that lead out of the folder given are not followed; hidden folders (a run being written) and those of
-  decisions are not entered.
+  decisions and of sweeps' records are not entered.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 
 from leaderboard.readers.orphan_samples import looks_like_samples
 from leaderboard.readers.records import Rejection
+from leaderboard.readers.sweep_state import PLAN, SWEEPS
 
 RECEIPT = "receipt.json"
 DECISIONS = ".duckdb.decisions"  # how folders end that hold what was decided about runs, and no runs
@@ -85,12 +86,19 @@ def _walk(root: Path, looks: Looks) -> Iterator[Candidate | Rejection]:
     while waiting:
         folder = waiting.pop()
         entries = _entries(folder, refused)
+        if _is_of_a_sweep(folder, entries):
+            continue
         if not any(entry.name == RECEIPT and _is_file(entry) for entry in entries):
             waiting += [entry.path for entry in reversed(entries) if _is_entered(entry)]
         yield from _in_folder(Path(folder), _regular_files(entries, root), looks)
     for error in refused:
         if not isinstance(error, FileNotFoundError):  # removed since it was listed
             yield Rejection(Path(error.filename), f"this folder cannot be read: {error.strerror}")
+
+
+def _is_of_a_sweep(folder: str, entries: list[os.DirEntry[str]]) -> bool:
+    """Whether a folder has the records of a sweep's driver and cells, whose runs lie elsewhere."""
+    return os.path.basename(os.path.dirname(folder)) == SWEEPS and any(entry.name == PLAN for entry in entries)
 
 
 def _entries(folder: str | Path, refused: list[OSError] | None = None) -> list[os.DirEntry[str]]:

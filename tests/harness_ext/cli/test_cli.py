@@ -34,7 +34,7 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
     """Collects what a run with recipes was asked to do, instead of doing it."""
     collected: list[RunConfig] = []
     module = types.ModuleType("harness_ext.cli.run_recipes")
-    module.execute = lambda config, report, form, details=False: collected.append(config)  # type: ignore[attr-defined]
+    module.execute = lambda config, report, form, **_: collected.append(config)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     return collected
 
@@ -78,7 +78,7 @@ def test_every_argument_of_lm_eval_is_unchanged(command: str) -> None:
     ours = [
         action
         for action in RecipesCLI()._subparsers.choices[command]._actions
-        if action.dest not in ("recipe", "control", "form", "details")
+        if action.dest not in ("recipe", "control", "form", "details", "manifest")
     ]
     assert [describe(action) for action in ours] == [describe(action) for action in theirs]
 
@@ -282,7 +282,7 @@ def test_demo_is_the_embedded_model(
 def test_demo_elsewhere_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert resolve_demo("vllm", {"pretrained": "demo"}) == {"pretrained": "demo"}
+    assert resolve_demo("local-completions", {"pretrained": "demo"}) == {"pretrained": "demo"}
     assert resolve_demo("hf", {"pretrained": "demo2"}) == {"pretrained": "demo2"}
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "config.json").write_text("{}")

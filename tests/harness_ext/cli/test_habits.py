@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -99,6 +100,10 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "gate.yaml").write_text("others: gate\n")
     (tmp_path / "tree" / "deep").mkdir(parents=True)
     (tmp_path / "tree" / "deep" / "results_x.json").write_text("{}")
+    (tmp_path / "sweep.yaml").write_text("name: s\nmodels: [{pretrained: demo}]\ntasks: [int_mult]\nrecipes: [laser]\n")
+    (tmp_path / "results" / "sweeps" / "s").mkdir(parents=True)
+    cell = {"key": "demo-laser-1", "model": "demo", "recipes": ["laser"]}
+    (tmp_path / "results" / "sweeps" / "s" / "plan.json").write_text(json.dumps({"name": "s", "cells": [cell]}))
     return tmp_path
 
 
@@ -135,6 +140,9 @@ CASES = [
     ("completion", ("completion", "csh"), 2),
     ("help", ("help",), 0),
     ("ls", ("ls", "nothing"), 2),
+    ("sweep", ("sweep", "plan", "sweep.yaml"), 0),
+    ("sweep", ("sweep", "status", "sweep.yaml"), 3),
+    ("sweep", ("sweep", "plan", "none.yaml"), 2),
     ("run", ("run", "--model_args", "pretrained=demo", "--tasks", "int_mult", "--json"), 2),
     ("noise", ("noise", "--model_args", "pretrained=demo", "--tasks", "int_mult", "--batch_size", "auto"), 2),
 ]
@@ -149,9 +157,10 @@ def test_the_commands_keep_the_table_of_exit_codes(folder: Path, lm_eval: Callab
 
 
 def test_the_table_names_nothing_that_is_not_seen(folder: Path) -> None:
-    # of the rest, lm-eval's own and a run's are seen elsewhere: test_task_index, test_bad_input, test_doctor
+    # of the rest, lm-eval's own and a run's are seen elsewhere: test_task_index, test_bad_input, test_doctor,
+    # test_sweep
     seen = {(name, code) for name, _, code in CASES} | {("run", 0), ("ls", 0), ("validate", 0), ("validate", 1)}
-    seen |= {("doctor", 0), ("doctor", 1)}
+    seen |= {("doctor", 0), ("doctor", 1), ("sweep", 1)}
     assert {(name, code) for name, codes in exit_codes.EXIT_CODES.items() for code in codes} <= seen
     assert set(exit_codes.EXIT_CODES) <= set(RecipesCLI().commands.choices)
     assert {*GATE_CODES.values()} == exit_codes.EXIT_CODES["gate"].keys()

@@ -64,7 +64,8 @@ def test_a_run_is_really_scored_at_its_own_size(lm_eval, monkeypatch: pytest.Mon
         ),
         (("--other_batch_size", "0"), "--other_batch_size 0 must be"),
         (("--tasks", "int_mullt"), "did you mean int_mult"),
-        (("--model", "vllm"), "the backend 'vllm'"),
+        (("--model", "vllm"), "the package vllm, which is not installed"),
+        (("--model", "local-completions"), "the backend 'local-completions'"),
     ],
 )
 def test_what_makes_no_sense_is_said_before_anything_is_loaded(

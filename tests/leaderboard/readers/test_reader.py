@@ -560,3 +560,12 @@ def test_predictions_alone_have_no_row(made, kit, row: dict[str, Any]) -> None:
     file.write_text(json.dumps(data))
     (rejected,) = ingest([file.parent], None).rejected
     assert "--predict_only, which computes no scores" in rejected.reason
+
+
+def test_records_of_sweeps_are_no_runs(tmp_path: Path) -> None:
+    cell = tmp_path / "sweeps" / "low-rank" / "cells" / "demo-laser-1"
+    cell.mkdir(parents=True)
+    (cell / "manifest.json").write_text("{}")
+    assert len(list(find_runs(tmp_path))) == 1  # a folder that only has such a name is looked at
+    (tmp_path / "sweeps" / "low-rank" / "plan.json").write_text("{}")
+    assert list(find_runs(tmp_path)) == []

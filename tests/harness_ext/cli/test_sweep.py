@@ -1,0 +1,102 @@
+"""`lm_eval sweep`: what it ends with and says, and where its cells are told apart from ordinary runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness_ext.sweeps.driver import Driver
+from harness_ext.sweeps.plan import plan_of
+from harness_ext.sweeps.sweep_file import read_sweep
+from leaderboard.readers.sweep_state import OUTCOME
+
+SWEEP = """
+name: s
+models: [{pretrained: demo}]
+tasks: [int_mult]
+recipes: [laser, svd]
+run: {limit: 8, batch_size: 8}
+"""
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    return tmp_path / "sweep.yaml"
+
+
+def settle(sweep: Path, states: list[str]) -> None:
+    """Leave what a driver leaves of cells that ended so."""
+    plan = plan_of(read_sweep(sweep), sweep.parent)
+    plan.write()
+    for cell, state in zip(plan.cells, states, strict=True):
+        plan.place(cell).mkdir(parents=True)
+        run = sweep.parent / "results" / "demo" / cell.key
+        if state == "done":
+            run.mkdir(parents=True)
+            (run / "receipt.json").write_text("{}")
+        tries = [{"why": "" if state == "done" else "it broke", "host": "node1", "seconds": 60.0, "machine": True}]
+        (plan.place(cell) / OUTCOME).write_text(json.dumps({"state": state, "runs": [str(run)], "tries": tries}))
+
+
+@pytest.mark.parametrize(
+    ("states", "code", "words"),
+    [
+        (["done", "done"], 0, "2 of 2 cells done"),
+        (["done", "failed"], 1, "it broke"),
+        (["done", "waiting"], 3, "1 of 2 cells done, 1 waiting"),
+    ],
+)
+def test_status_ends_by_what_became_of_the_cells(
+    lm_eval: Any, sweep: Path, states: list[str], code: int, words: str
+) -> None:
+    settle(sweep, states)
+    ran = lm_eval("sweep", "status", sweep)
+    assert ran.code == code and words in ran.out, ran
+    rows = json.loads(lm_eval("sweep", "status", sweep, "--json").out)
+    assert [row["state"] for row in rows] == states
+
+
+def test_a_sweep_that_is_none(lm_eval: Any, sweep: Path) -> None:
+    ran = lm_eval("sweep", "status", sweep)
+    assert ran.code == 2 and "has no sweep yet: `lm_eval sweep run" in ran.err
+
+
+@pytest.mark.parametrize("action", ["run", "retry"])
+def test_a_failed_cell_is_an_exit_code(lm_eval: Any, sweep: Path, monkeypatch: pytest.MonkeyPatch, action: str) -> None:
+    monkeypatch.setattr(Driver, "run", lambda self: False)
+    assert lm_eval("sweep", action, sweep, "--on", "local").code == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--on", "slurmm"), "did you mean 'slurm'?"),
+        (("--jobs", "0"), "--jobs 0 must be 1 or more"),
+    ],
+)
+def test_mistakes_are_a_sentence(lm_eval: Any, sweep: Path, words: tuple[str, ...], told: str) -> None:
+    ran = lm_eval("sweep", "run", sweep, *words)
+    assert ran.code == 2 and told in ran.err and "Traceback" not in ran.err
+
+
+def test_a_manifest_says_what_came_of_a_run_and_leaves_the_database_alone(lm_eval: Any, tmp_path: Path) -> None:
+    run = ("run", "--model", "hf", "--model_args", "pretrained=demo", "--tasks", "int_mult", "--limit", "8")
+    ran = lm_eval(*run, "--batch_size", "8", "--recipe", "laser", "--manifest", "out/manifest.json")
+    assert ran.code == 0, ran.err
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert [entry["recipe"] for entry in manifest["runs"]] == ["baseline", "laser"] and manifest["mistake"] is None
+    for entry in manifest["runs"]:
+        receipt = json.loads((Path(entry["path"]) / "receipt.json").read_text())
+        assert receipt["spec_id"] == entry["spec_id"] and entry["failure"] is None and not entry["kept"]
+    assert not list(tmp_path.glob("results/*.duckdb"))
+
+    wrong = lm_eval(*run, "--recipe", "svd:layers=[99]", "--manifest", "out/manifest.json")
+    assert wrong.code == 2
+    told = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert told["mistake"]["kind"] == "asked" and told["mistake"]["reason"] in wrong.err
+    plain = lm_eval(*run, "--manifest", "out/manifest.json")
+    assert plain.code == 2 and "--manifest is for" in plain.err
