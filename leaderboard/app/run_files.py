@@ -54,7 +54,8 @@ def _size(file: Path) -> int | None:
 def receipt_of(run: Mapping[str, Any]) -> OnDisk:
     """The receipt of a run (a row of the store), if it is still the one that was ingested."""
     if run["origin"] != "recipe":
-        return OnDisk(None, "results of plain lm_eval have no receipt")
+        scored_by = "plain lm_eval" if run["origin"] == "plain" else run["origin"]
+        return OnDisk(None, f"results of {scored_by} have no receipt")
     file = Path(run["path"]) / RECEIPT
     try:
         if file.is_symlink() or not file.is_file():

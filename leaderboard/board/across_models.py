@@ -26,6 +26,7 @@ from leaderboard import statistics
 from leaderboard.board.cell import COMPARED, Cell
 from leaderboard.compare.collapse import COLLAPSED
 from leaderboard.readers.edited import PLAIN_RECIPE
+from leaderboard.readers.foreign.formats import FOREIGN_LABELS
 from leaderboard.readers.records import BASELINE
 
 EVERY_TASK = "(all)"  # of a run that failed before it had tasks
@@ -155,7 +156,7 @@ def _signs(found: Iterable[Cell]) -> tuple[int, int]:
 
 def unedited(recipe: str) -> bool:
     """Whether a label is that of a model as it is."""
-    return recipe in (BASELINE, PLAIN_RECIPE)
+    return recipe in (BASELINE, PLAIN_RECIPE, *FOREIGN_LABELS)
 
 
 def _age(cell: Cell) -> tuple[bool, datetime, str]:

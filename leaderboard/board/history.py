@@ -72,7 +72,7 @@ _HASHES = (
 _POINTS = """
 SELECT r.run_id, coalesce(r.started, r.finished) AS moment, r.status, r.path,
     concat_ws(': ', r.failure_kind, r.failure_reason) AS failure, v.recipe_name = 'baseline'
-    OR (r.origin = 'plain' AND r.edited IS NOT TRUE) AS unedited,
+    OR (r.origin <> 'recipe' AND r.edited IS NOT TRUE) AS unedited,
   s.metric, s.filter, s.score, s.reported, s.stderr, t.documents, r.versions, r.settings, r.asked,
   v.model_key, v.revision, v.digest_before, v.recipe_id, v.digest_after, r.lm_eval_version, r.transformers_version,
   r.torch_version, r.device, r.gpu, r.gpu_count, r.driver, r.ranks, r.engine, r.engine_version, v.dtype, r.backend,
@@ -86,7 +86,7 @@ LEFT JOIN (SELECT run_id, string_agg(DISTINCT concat_ws(' ', samples, 'of', task
   ON c.run_id = r.run_id
 LEFT JOIN (SELECT * FROM scores WHERE task = $3 AND is_primary AND NOT is_group) s ON s.run_id = r.run_id
 WHERE v.model_name = $1 AND (v.recipe_label = $2 OR v.recipe_name = 'baseline'
-    OR (r.origin = 'plain' AND r.edited IS NOT TRUE))
+    OR (r.origin <> 'recipe' AND r.edited IS NOT TRUE))
   AND (s.metric IS NOT NULL
   OR r.status = 'failed' AND (t.task IS NOT NULL OR NOT EXISTS (SELECT 1 FROM run_tasks a WHERE a.run_id = r.run_id)))
 ORDER BY moment NULLS LAST, r.run_id

@@ -133,7 +133,7 @@ WHERE r.status = 'complete' OR r.spec_id IS NULL
 _MODELS = f"""
 SELECT model_key, count(*) AS runs,
     count(DISTINCT coalesce(recipe_id, recipe_label)) FILTER (control IS NULL AND recipe_name <> '{BASELINE}'
-        AND NOT (origin = 'plain' AND edited IS DISTINCT FROM true)) AS recipes,
+        AND NOT (origin <> 'recipe' AND edited IS DISTINCT FROM true)) AS recipes,
     coalesce(any_value(t.tasks), 0) AS tasks,
     arg_max(coalesce(parameters_before, parameters), (started IS NOT NULL, started)) AS parameters,
     arg_max(model_type, (started IS NOT NULL, started)) AS architecture,

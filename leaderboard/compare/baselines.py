@@ -82,7 +82,7 @@ class Baselines:
         alike = (*row[2:], *_counts(run), run.recipe_name == BASELINE, run.edited, has)
         if alike not in self._unedited[row.task]:
             self._unedited[row.task][alike] = _PossibleBaseline(run, row)
-            self._asked_alike[comparability.key(row)].append(_PossibleBaseline(run, row))
+            self._asked_alike[_asked(run, row)].append(_PossibleBaseline(run, row))
 
     def choose(self, subject: Subject) -> BaselineChoice:
         """The run to compare a score with; see the module's notes."""
@@ -99,6 +99,7 @@ class Baselines:
         if run.run_id not in self._counted:
             unedited = run.may_be_baseline
             counts = (run.model_key, run.digest_before, run.dtype, run.place) if unedited else _counts(run)
+            counts = (comparability.harness(run), *counts)
             self._counted[run.run_id] = (unedited, *counts)
         return self._counted[run.run_id]
 
@@ -107,7 +108,7 @@ class Baselines:
         unfit = self._differences(pinned, subject) if pinned else []
         if pinned and not unfit:
             return BaselineChoice(pinned.run, True)
-        best = self._nearest(self._asked_alike.get(comparability.key(subject.task), ()), subject)
+        best = self._nearest(self._asked_alike.get(_asked(subject.run, subject.task), ()), subject)
         if best is not None and not self._differences(best, subject):
             reason = f"warning: the pinned baseline does not serve here: {'; '.join(unfit)}"
             return BaselineChoice(best.run, True, (reason,) if pinned else ())
@@ -156,10 +157,18 @@ def _of_other_digests(candidate: RunRow, run: RunRow) -> bool:
     return bool(both) and kind_of(candidate.digest_before or "") != kind_of(run.digest_before or "")
 
 
+def _asked(run: RunRow, task: RunTaskRow) -> tuple[object, ...]:
+    """What a run's task and its baseline's have in common, task identity apart."""
+    return comparability.harness(run), *comparability.key(task)
+
+
 def _counts(run: RunRow) -> tuple[object, ...]:
     """What of a run decides which baseline it has, or which it is."""
     reservations = (getattr(run, name) for name in comparability.RESERVATIONS)
-    return run.model_key, run.settings_id, run.digest_before, run.place, *reservations
+    return (
+        *(comparability.harness(run), run.model_key, run.settings_id, run.digest_before, run.place),
+        *reservations,
+    )
 
 
 def _terms(score: ScoreRow) -> tuple[object, ...]:

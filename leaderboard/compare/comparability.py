@@ -1,6 +1,6 @@
 """May these two runs of a task be compared, and with which reservations? Answers are sentences for the board.
 
-Only inside one comparability key: task (its configuration, code and data, as far as both runs say) and version,
+Only inside one harness and one comparability key: task (its configuration, code and data, as far as both runs say) and version,
 few-shot examples, the set of documents, chat template, system instruction, generation arguments, metric, filter. Other
 differences (versions, dtype, device, backend, batch size) allow the comparison and are named beside it. Engine and GPU
 belong to the key too, but what they forbid depends on what else was measured: `hardware`.
@@ -47,6 +47,7 @@ RESERVATIONS = {
 
 
 UNKNOWN_TASK = 2
+_LM_EVAL = frozenset({"recipe", "plain"})
 
 
 def key(task: RunTaskRow) -> tuple[object, ...]:
@@ -64,7 +65,7 @@ def key_differences(
 ) -> list[str]:
     """Why a run cannot be another's baseline on a task, as far as it shows without a look at their samples."""
     (base_run, base_task, base_score), (run, task, _) = baseline, recipe
-    found = _differences(base_task, task)
+    found = [*_harnesses_differ(base_run, run), *_differences(base_task, task)]
     if _documents(base_task) != _documents(task):
         found.append("documents differ" + _subsets(base_task, task))
     if base_score is None or base_score.score is None:
@@ -72,6 +73,17 @@ def key_differences(
     if _other_weights(base_run, run):
         found.append("it began from other weights")
     return found
+
+
+def harness(run: RunRow) -> str:
+    """Which harness scored a run: `lm-eval`, or the name of another."""
+    return "lm-eval" if run.origin in _LM_EVAL else run.origin
+
+
+def _harnesses_differ(baseline: RunRow, run: RunRow) -> list[str]:
+    """Two harnesses ask and score a task of one name in their own ways."""
+    first, second = harness(baseline), harness(run)
+    return [] if first == second else [f"another harness: baseline {first}, this run {second}"]
 
 
 def settings_distance(baseline: RunRow, run: RunRow) -> tuple[bool, bool, int]:
@@ -87,7 +99,7 @@ def obstacles(
 ) -> tuple[str, ...]:
     """Why the two may not be compared; empty where they may."""
     (base_run, base_task, base_score), (run, task, score) = baseline, recipe
-    found = list(_differences(base_task, task))
+    found = [*_harnesses_differ(base_run, run), *_differences(base_task, task)]
     if task.calibration_overlap:
         found.append(
             f"{task.calibration_overlap} of its calibration documents are among the documents scored here "

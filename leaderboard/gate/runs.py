@@ -55,7 +55,7 @@ class Named(NamedTuple):
 
 def is_unedited(run: Run) -> bool:
     """Whether a run is of the model as it is."""
-    return run.variant.recipe_name == BASELINE or (run.origin == "plain" and run.edited is not True)
+    return run.variant.recipe_name == BASELINE or (run.origin != "recipe" and run.edited is not True)
 
 
 def read_one(path: Path, what: str) -> Run:

@@ -5,6 +5,8 @@ Notable choices:
   and a samples file without results is one too.
 - lm-eval 0.4.0 to 0.4.2 gave no dates: the undated samples files (`{model_args}_{task}.jsonl`) of a folder belong to
   its one undated results file, where there is just one.
+- A file `.eval` (a log of Inspect) is one run. Results below a folder `results` have their details, as lighteval saves
+  them, in the folder `details` beside it.
 - Symbolic links that lead out of the folder given are not followed; hidden folders (a run being written) and those of
   decisions and of sweeps' records are not entered.
 """
@@ -23,6 +25,7 @@ from leaderboard.readers.records import Rejection
 from leaderboard.readers.sweep_state import PLAN, SWEEPS
 
 RECEIPT = "receipt.json"
+ARCHIVE = ".eval"
 DECISIONS = ".duckdb.decisions"  # how folders end that hold what was decided about runs, and no runs
 _DATE = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d[-:]\d\d[-:]\d\d(?:\.\d+)?)\.jsonl?$")
 
@@ -70,13 +73,15 @@ def _from_file(path: Path, looks: Looks) -> Iterator[Candidate | Rejection]:
         yield from _in_folder(folder, _regular_files(_entries(folder), folder), looks)
     elif path.suffix == ".jsonl":
         yield _lone_samples(path.resolve(), looks)
+    elif path.suffix == ARCHIVE:
+        yield Candidate(path.resolve(), None, path.resolve(), ())
     elif path.suffix == ".json":
         folder = path.parent.resolve()
         yield _plain(path.resolve(), _Siblings(_regular_files(_entries(folder), folder)), looks)
     else:
         yield Rejection(
             path,
-            "not a results file (.json) or samples file (.jsonl): give the folder it lies in, or its results_*.json",
+            "not a results file (.json, .eval) or samples file (.jsonl): give the folder it lies in, or its results_*.json",
         )
 
 
@@ -134,6 +139,8 @@ def _in_folder(folder: Path, files: list[Path], looks: Looks) -> Iterator[Candid
         return
     siblings, used = _Siblings(files), set[Path]()
     for file in files:
+        if file.suffix == ARCHIVE:
+            yield Candidate(file, None, file, ())
         if file.suffix == ".json":
             candidate = _plain(file, siblings, looks)
             used.update(candidate.samples)
@@ -144,10 +151,10 @@ def _in_folder(folder: Path, files: list[Path], looks: Looks) -> Iterator[Candid
 
 
 def _regular_files(entries: list[os.DirEntry[str]], root: Path) -> list[Path]:
-    """The .json and .jsonl files among them, without those whose real place is outside `root`."""
+    """The .json, .jsonl and .eval files among them, without those whose real place is outside `root`."""
     found = []
     for entry in entries:
-        if entry.name.endswith((".json", ".jsonl")) and _is_file(entry):
+        if entry.name.endswith((".json", ".jsonl", ARCHIVE)) and _is_file(entry):
             path = Path(entry.path)
             if not entry.is_symlink() or path.resolve().is_relative_to(root):
                 found.append(path)
@@ -172,6 +179,8 @@ class _Siblings:
         self.undated_results: list[Path] = []
         self.undated_samples: list[Path] = []
         for file in files:
+            if file.suffix == ARCHIVE:
+                continue
             date, is_samples = date_of(file), file.suffix == ".jsonl"
             if date is None:
                 (self.undated_samples if is_samples else self.undated_results).append(file)
@@ -182,10 +191,22 @@ class _Siblings:
 def _plain(results: Path, siblings: _Siblings, looks: Looks) -> Candidate:
     date = date_of(results)
     if date:
-        return Candidate(results, None, results, tuple(siblings.samples_of.get(date, ())))
+        return Candidate(results, None, results, (*siblings.samples_of.get(date, ()), *_details(results, date)))
     if any(file != results for file in siblings.undated_results[:2]):
         return Candidate(results, None, results, ())
     return Candidate(results, None, results, tuple(file for file in siblings.undated_samples if looks(file)))
+
+
+def _details(results: Path, date: str) -> list[Path]:
+    """What lighteval saved beside `results/<model>/results_<date>.json`: `details/<model>/<date>/*.parquet`."""
+    for above in results.parents:
+        if above.name == "results":
+            folder = above.with_name("details") / results.parent.relative_to(above) / date
+            if folder.is_symlink() or folder.resolve() != folder:
+                return []
+            entries = [entry for entry in _entries(folder) if entry.name.endswith(".parquet")]
+            return [Path(entry.path) for entry in entries if not entry.is_symlink() and _is_file(entry)]
+    return []
 
 
 def _lone_samples(file: Path, looks: Looks) -> Candidate | Rejection:

@@ -6,6 +6,7 @@ Notable choices:
 - Not known: a quantisation that the checkpoint may have had before, or keys that lm-eval does not write, since whoever
   adds them says there what was done to the model. Such a run is shown as it was, with a warning, and is a baseline only
   where no other is.
+- Not known either: what an API served. It is called by its backend, with a warning.
 - A folder of weights that were edited before says nothing of that in the file. It bears its own name, and with it has
   a board of its own.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -39,6 +41,8 @@ _PERHAPS = frozenset(
         *("sparsity", "prune", "pruning", "kv_cache_dtype"),
     }
 )
+_SERVICES = frozenset({"watsonx_llm", "textsynth", "gguf", "ggml", "gpt3", "anthropic", "openai", "goose", "litellm"})
+_SERVED = re.compile(r".*-(?:chat-)?completions?(?:-chat)?|.*-chat|azure-openai.*")
 _NO = frozenset({"", "none", "null", "false", "no", "0", "auto"})
 _LONGEST = 60
 _MOST_NAMED = 3
@@ -67,11 +71,21 @@ def of_results(config: Mapping[str, Any], arguments: Mapping[str, Any], unknown:
     if edits:
         label = ", ".join([PLAIN_RECIPE, *edits])
         return Editedness(True, label, label)
+    service = optional_text(config.get("model"))
+    if service and is_service(service):
+        label = clean(f"{PLAIN_RECIPE}, {service[:_LONGEST]}")
+        warning = f"answered by a service ({clean(service[:_LONGEST])}): its weights, and whether they were edited, are not known"
+        return Editedness(None, recipe_label=label, warnings=(warning,))
     doubts = [*_facts(said, _PERHAPS), *_facts(unknown, frozenset(unknown))]
     if doubts or not config:
         label = ", ".join([PLAIN_RECIPE, *doubts[:_MOST_NAMED]])
         return Editedness(None, recipe_label=label, warnings=tuple(_doubt(doubts)))
     return Editedness(False)
+
+
+def is_service(backend: str) -> bool:
+    """Whether a backend of lm-eval asks a service, and has no weights of its own."""
+    return backend in _SERVICES or _SERVED.fullmatch(backend) is not None
 
 
 def of_receipt(receipt: Receipt) -> Editedness:

@@ -12,16 +12,17 @@ from typing import Any, NamedTuple
 
 from leaderboard.errors import Unreadable
 from leaderboard.readers.asked import asked_of
-from leaderboard.readers.discovery import Candidate, date_of
+from leaderboard.readers.discovery import ARCHIVE, Candidate, date_of
 from leaderboard.readers.edited import of_receipt
+from leaderboard.readers.foreign.formats import run_of_archive, run_of_json
 from leaderboard.readers.gold_answer import gold_score
 from leaderboard.readers.orphan_samples import WARNING, read_task
 from leaderboard.readers.ran_on import ran_on_of
 from leaderboard.readers.receipt import Receipt, ReceiptFailure, ReceiptFile, read_receipt, shown, storable, utc
 from leaderboard.readers.records import NO_FILTER, ReportedScore, Run, TaskRun
-from leaderboard.readers.results import Environment, Results, read_results
+from leaderboard.readers.results import Environment, Results, read_results, results_in
 from leaderboard.readers.run_id import with_id
-from leaderboard.readers.safe_json import canonical, clean, mapping, optional_text
+from leaderboard.readers.safe_json import canonical, clean, load_json, mapping, optional_text
 from leaderboard.readers.samples import Samples, documents_hash, log_likelihoods
 from leaderboard.readers.samples_reader import LOG_LIKELIHOOD_OUTPUTS, SampleForm, SamplesReader
 from leaderboard.readers.variants import (
@@ -48,9 +49,15 @@ def read_runs(candidate: Candidate, reader: SamplesReader | None = None) -> list
 def _read_runs(candidate: Candidate, reader: SamplesReader) -> list[Run]:
     if candidate.receipt is not None:
         return [_receipt_run(candidate, candidate.receipt, reader)]
+    if candidate.path.suffix == ARCHIVE:
+        return [run_of_archive(candidate.path)]
     if candidate.results is None:
         return [_samples_run(candidate, reader)]
-    runs = [_plain_run(candidate, results, reader) for results in read_results(candidate.results)]
+    data = load_json(candidate.results)
+    foreign = run_of_json(data, candidate, candidate.results)
+    if foreign is not None:
+        return [foreign]
+    runs = [_plain_run(candidate, results, reader) for results in results_in(data, candidate.results)]
     return [*runs, *_unclaimed(candidate, runs, reader)]
 
 

@@ -106,13 +106,15 @@ class Results:
 
 def read_results(path: Path) -> list[Results]:
     """Read one results file, which of old ones may hold several runs. Raises `Unreadable` with the reason."""
-    data = load_json(path)
+    return results_in(load_json(path), path)
+
+
+def results_in(data: Any, path: Path) -> list[Results]:
+    """The same of a file whose value is read already."""
     if isinstance(data, dict) and isinstance(data.get("results"), list) and (prompts := by_prompt(data["results"])):
         data = {**data, "results": prompts}
     if not isinstance(data, dict) or not isinstance(data.get("results"), dict):
         raise Unreadable(f"{path.name} is not a results file of lm-eval (no `results` object)")
-    if "config_general" in data:
-        raise Unreadable(f"{path.name} is a results file of lighteval, not of lm-eval (it has `config_general`)")
     if not data["results"]:
         raise Unreadable(f"{path.name} holds no results")
     public = settings_without_secrets(data)

@@ -59,7 +59,7 @@ def receipt_variant_id(receipt: Receipt) -> str:
 
 def _receipt_model_key(receipt: Receipt) -> str:
     model = receipt.model
-    return _model_key(model.pretrained or model.name, model.revision, model.identity)
+    return model_key(model.pretrained or model.name, model.revision, model.identity)
 
 
 def plain_variant(environment: Environment) -> RunVariant:
@@ -92,15 +92,15 @@ def plain_variant_id(environment: Environment) -> str:
 
 def _plain_model_key(environment: Environment) -> str:
     name, part = environment.pretrained or environment.model_name, environment.subfolder
-    return _model_key(f"{name}/{part}" if part else name, environment.revision, environment.model_hash)
+    return model_key(f"{name}/{part}" if part else name, environment.revision, environment.model_hash)
 
 
-def _model_key(name: str, revision: str | None, identity: str | None) -> str:
+def model_key(name: str, revision: str | None, identity: str | None) -> str:
     """Of one folder however it is written: `./model/` is `model`."""
     return digest([_PLAIN_PATH.sub("", name) or name, revision or "main", identity or ""])[:32]
 
 
 def samples_variant(name: str) -> RunVariant:
     """The variant of samples without a results file: of a model that is known by name alone."""
-    key = _model_key(name, None, None)
+    key = model_key(name, None, None)
     return RunVariant(digest([key, PLAIN_RECIPE]), key, name, PLAIN_RECIPE, PLAIN_RECIPE)

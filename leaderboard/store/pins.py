@@ -44,7 +44,7 @@ def choose(database: Path, run: str, reason: str, *, as_base: bool = False, time
         raise LeaderboardError("a choice needs a reason: say in --reason why this run")
     with open_store(database, read_only=True, timeout_s=timeout_s) as store:
         row = queries.run_details(store, find_run(store, run))
-    unedited = row["recipe_name"] == BASELINE or (row["origin"] == "plain" and row["edited"] is not True)
+    unedited = row["recipe_name"] == BASELINE or (row["origin"] != "recipe" and row["edited"] is not True)
     with open_store(database, read_only=False, timeout_s=timeout_s) as store:
         if unedited or as_base:
             queries.pin_baseline(store, row["run_id"], reason.strip())

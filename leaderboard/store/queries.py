@@ -65,7 +65,7 @@ class RunRow:
     @property
     def may_be_baseline(self) -> bool:
         """Whether the run is of the model as it is, as far as its files say."""
-        return self.recipe_name == BASELINE or (self.origin == "plain" and self.edited is not True)
+        return self.recipe_name == BASELINE or (self.origin != "recipe" and self.edited is not True)
 
 
 class RunTaskRow(NamedTuple):

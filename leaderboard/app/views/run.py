@@ -125,7 +125,8 @@ def show_command(run: dict[str, Any]) -> None:
     st.subheader("Command", anchor=False)
     words = [str(word) for word in json.loads(run["command"] or "[]")]
     if not words:
-        st.code("not recorded: these results came from plain lm_eval", language=None, wrap_lines=True)
+        scored_by = "plain lm_eval" if run["origin"] in ("recipe", "plain") else run["origin"]
+        st.code(f"not recorded: these results came from {scored_by}", language=None, wrap_lines=True)
     else:
         show_own_command(run, words)
     needed = run_files.requirements(_versions(run))
