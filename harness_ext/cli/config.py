@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
 KEYS = ("recipe", "control")
-OUTPUT_FLAGS = ("form", "details")
-"""Our flags of `run` for the table at the end. No `--config` file has them."""
+OUTPUT_FLAGS = ("form", "details", "trackers")
+"""Our flags of `run` for what is told at the end. No `--config` file has them."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,21 +19,35 @@ from harness_ext.runs import execution
 from harness_ext.runs.execution import Execution, JudgedRuns
 from harness_ext.runs.progress import ProgressReport
 from harness_ext.runs.session import VariantOutcome
+from harness_ext.runs.trackers import track, tracked_runs
 
 if TYPE_CHECKING:
     from leaderboard.terminal.output import Form
 
 
-def execute(config: RunConfig, report: ProgressReport, form: Form = "text", *, details: bool = False) -> None:
+def execute(
+    config: RunConfig,
+    report: ProgressReport,
+    form: Form = "text",
+    *,
+    details: bool = False,
+    trackers: Sequence[str] = (),
+) -> None:
     """Do what was asked; leaves by SystemExit with 2 where a variant failed, after everything else is done and shown.
     form: of the table at the end, which is all that goes to standard output. details: all of every row as well.
+    trackers: told of the runs once they are judged.
 
     Raises UserError and LeaderboardError. A database that cannot be used is told before anything is computed; one that
     is busy at the end costs only its own update.
     """
     with redirect_stdout(sys.stderr):
         executed = execution.execute(config, report)
-    _show(executed, report, form, details=details)
+    judged = _show(executed, report, form, details=details)
+    if trackers:
+        with redirect_stdout(sys.stderr):
+            track(
+                trackers, tracked_runs([outcome.run for outcome in executed.outcomes], judged, config.secrets), report
+            )
     if form == "text":
         _next_steps(executed, config, report)
     if executed.mistake is not None:
@@ -41,9 +56,9 @@ def execute(config: RunConfig, report: ProgressReport, form: Form = "text", *, d
         sys.exit(MISTAKE)
 
 
-def _show(executed: Execution, report: ProgressReport, form: Form, *, details: bool) -> None:
+def _show(executed: Execution, report: ProgressReport, form: Form, *, details: bool) -> JudgedRuns:
     """Print the table of this command's variants: from the store, or from their run directories alone where the store
-    cannot be had.
+    cannot be had, which is then raised.
     """
     from leaderboard.commands import ingest_command
     from leaderboard.errors import LeaderboardError
@@ -53,6 +68,7 @@ def _show(executed: Execution, report: ProgressReport, form: Form, *, details: b
         with report.progress.stage("comparing the runs with all others of the model"):
             judged = execution.judged_in_store(paths, database, report)
         _print(judged, form, details=details)
+        return judged
     except LeaderboardError as trouble:
         cells = execution.cells_from_runs(paths)
         _print(JudgedRuns(cells, frozenset(cell.run_id for cell in cells)), form, details=details)
