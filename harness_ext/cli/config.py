@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
 KEYS = ("recipe", "control")
-OUTPUT_FLAGS = ("form", "details", "manifest")
+OUTPUT_FLAGS = ("form", "details", "manifest", "trackers")
 """Our flags of `run` for what it tells at its end. No `--config` file has them."""
 
 

@@ -18,6 +18,7 @@ from harness_ext.cli.secrecy import hide
 from harness_ext.cli.terminal import add_form_arguments
 from harness_ext.errors import UserError
 from harness_ext.runs.run_config import HF_BACKENDS, resolve_demo
+from harness_ext.runs.trackers import asked_trackers
 
 EXAMPLES = """
 recipes:
@@ -72,6 +73,16 @@ def add_recipes(parser: argparse.ArgumentParser) -> None:
             " programs that run many commands, and ingest by themselves"
         ),
     )
+    group.add_argument(
+        "--trackers",
+        type=str,
+        default=None,
+        metavar="<names>",
+        help=(
+            "Tell these of the runs with --recipe, once they are judged: wandb, trackio, mlflow (with commas). One run"
+            " a variant, grouped by sweep or baseline; each by its own package, settings and login"
+        ),
+    )
     _only_whole(parser, [action for action in parser._actions if action not in before])
     parser.epilog = (parser.epilog or "") + EXAMPLES
     parser.set_defaults(func=run)
@@ -89,7 +100,7 @@ def _only_whole(parser: argparse.ArgumentParser, actions: Sequence[argparse.Acti
 
 def run(args: argparse.Namespace) -> None:
     """Run with the recipes that the flags or the file name, or as lm-eval does where there are none."""
-    form, details, manifest = args.form, args.details, args.manifest
+    form, details, manifest, trackers = args.form, args.details, args.manifest, asked_trackers(args.trackers)
     from_file = read_config_file(args.config)
     hide(from_file)
     wanted = asked(args, from_file)
@@ -105,7 +116,12 @@ def run(args: argparse.Namespace) -> None:
             _refuse_repeated_tasks()
             if warning := taken_back():
                 print(f"note: {warning}", file=sys.stderr)
-            execute(run_config(args, wanted), report, form, details=details, manifest=manifest)
+            asked_run = run_config(args, wanted)
+            execute(asked_run, report, form, details=details, manifest=manifest, trackers=trackers)
+    elif trackers:
+        raise UserError(
+            "--trackers is for a run with --recipe; lm-eval's own --wandb_args and --trackio_args track a run without"
+        )
     elif form != "text" or details or manifest:
         flag = "--details" if details else "--manifest" if manifest else f"--{form}"
         raise UserError(

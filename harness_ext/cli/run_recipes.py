@@ -20,6 +20,7 @@ from harness_ext.runs import execution
 from harness_ext.runs.execution import Execution, JudgedRuns
 from harness_ext.runs.progress import ProgressReport
 from harness_ext.runs.session import VariantOutcome
+from harness_ext.runs.trackers import track, tracked_runs
 
 if TYPE_CHECKING:
     from leaderboard.terminal.output import Form
@@ -32,10 +33,12 @@ def execute(
     *,
     details: bool = False,
     manifest: Path | None = None,
+    trackers: Sequence[str] = (),
 ) -> None:
     """Do what was asked; leaves by SystemExit with 2 where a variant failed, after everything else is done and shown.
     form: of the table at the end, which is all that goes to standard output. details: all of every row as well.
-    manifest: a file that gets what came of it; then the database is left alone.
+    manifest: a file that gets what came of it; then the database is left alone. trackers: told of the runs once they
+    are judged.
 
     Raises UserError and LeaderboardError. A database that cannot be used is told before anything is computed; one that
     is busy at the end costs only its own update.
@@ -43,7 +46,11 @@ def execute(
     with redirect_stdout(sys.stderr):
         executed = _executed(config, report, manifest)
     if current().first:
-        _show(executed, report, form, details=details, stored=manifest is None)
+        judged = _show(executed, report, form, details=details, stored=manifest is None)
+        if trackers:
+            with redirect_stdout(sys.stderr):
+                runs = [outcome.run for outcome in executed.outcomes]
+                track(trackers, tracked_runs(runs, judged, config.secrets), report)
         if form == "text" and manifest is None:
             _next_steps(executed, config, report)
     if executed.mistake is not None:
@@ -68,25 +75,24 @@ def _executed(config: RunConfig, report: ProgressReport, manifest: Path | None) 
     return executed
 
 
-def _show(executed: Execution, report: ProgressReport, form: Form, *, details: bool, stored: bool = True) -> None:
+def _show(executed: Execution, report: ProgressReport, form: Form, *, details: bool, stored: bool = True) -> JudgedRuns:
     """Print the table of this command's variants: from the store, or from their run directories alone where the store
-    cannot be had, or is not to be touched.
+    cannot be had, which is then raised, or is not to be touched.
     """
-    if not stored:
-        _print(_judged_alone(executed.paths), form, details=details)
-        return
+    if not stored or executed.remote is not None:
+        # Many machines may write to a remote place; the board is made where the runs are brought together.
+        judged = _judged_alone(executed.paths)
+        _print(judged, form, details=details)
+        return judged
     from leaderboard.commands import ingest_command
     from leaderboard.errors import LeaderboardError
 
     paths, database = executed.paths, executed.database
-    if executed.remote is not None:
-        # Many machines may write there; the board is made where the runs are brought together.
-        _print(_judged_alone(paths), form, details=details)
-        return
     try:
         with report.progress.stage("comparing the runs with all others of the model"):
             judged = execution.judged_in_store(paths, database, report)
         _print(judged, form, details=details)
+        return judged
     except LeaderboardError as trouble:
         _print(_judged_alone(paths), form, details=details)
         # A run that found no room in its place lies elsewhere.

@@ -5,9 +5,10 @@ The command line and Python both go through here; what is printed is theirs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness_ext.errors import UserError
@@ -111,10 +112,11 @@ def _check_identity(outcomes: Sequence[VariantOutcome], report: ProgressReport) 
 
 
 class JudgedRuns(NamedTuple):
-    """Whole boards of the models of some runs, and the ids of these runs."""
+    """Whole boards of the models of some runs, the ids of these runs, and these ids by what was asked (`spec_id`)."""
 
     board: Sequence[Cell]
     run_ids: frozenset[str]
+    run_of: Mapping[str, str] = MappingProxyType({})
 
     @property
     def cells(self) -> list[Cell]:
@@ -122,7 +124,9 @@ class JudgedRuns(NamedTuple):
         return [cell for cell in self.board if cell.run_id in self.run_ids]
 
 
-_MODEL_KEYS = "SELECT DISTINCT model_key FROM runs JOIN variants USING (variant_id) WHERE run_id IN (SELECT unnest(?))"
+_RUNS = (
+    "SELECT run_id, spec_id, model_key FROM runs JOIN variants USING (variant_id) WHERE run_id IN (SELECT unnest(?))"
+)
 
 
 def cells_from_store(paths: Sequence[Path], database: Path, report: ProgressReport) -> list[Cell]:
@@ -145,8 +149,9 @@ def judged_in_store(paths: Sequence[Path], database: Path, report: ProgressRepor
         report.warn(f"{path} was taken off the board, and stays off: `lm_eval runs list --deleted` has the reason")
     ours = {*ingested.added, *ingested.known}
     with open_store(database, read_only=True, timeout_s=PATIENCE_SECONDS) as store:
-        keys = {str(row["model_key"]) for row in store.rows(_MODEL_KEYS, [sorted(ours)])}
-        return JudgedRuns(board(store, models=keys), frozenset(ours))
+        runs = store.rows(_RUNS, [sorted(ours)])
+        run_of = {str(row["spec_id"]): str(row["run_id"]) for row in runs}
+        return JudgedRuns(board(store, models={str(row["model_key"]) for row in runs}), frozenset(ours), run_of)
 
 
 def cells_from_runs(paths: Sequence[Path]) -> list[Cell]:
