@@ -43,12 +43,19 @@ _KINDS = {
 class WholeModels:
     """An Auto class of transformers whose `from_pretrained` refuses a checkpoint that lacks weights.
 
-    unexpected: told the names of stored weights that the model has no place for.
+    unexpected: told the names of stored weights that the model has no place for. finished: what becomes of a whole
+    model.
     """
 
-    def __init__(self, auto_class: Any, unexpected: Callable[[list[str]], None]) -> None:
+    def __init__(
+        self,
+        auto_class: Any,
+        unexpected: Callable[[list[str]], None],
+        finished: Callable[[Any], Any] = lambda model: model,
+    ) -> None:
         self._auto_class = auto_class
         self._unexpected = unexpected
+        self._finished = finished
 
     def from_pretrained(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """The model. Raises UserError naming the first missing weight, or where weights cannot be put together."""
@@ -65,7 +72,7 @@ class WholeModels:
             check_headers(read_checkpoint(name, str(kwargs.get("revision") or "main"), kwargs.get("subfolder") or ""))
         refuse_incomplete(str(name), info)
         self._unexpected(sorted(key for key in info["unexpected_keys"] if not _COMPUTED.search(key)))
-        return model
+        return self._finished(model)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._auto_class, name)
