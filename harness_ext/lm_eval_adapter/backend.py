@@ -42,6 +42,9 @@ from harness_ext.model.dequantize import (
     asks_to_dequantize,
     check_dequantize,
     dense_quantization,
+    forget_packing,
+    one_set_of_settings,
+    packed_as,
     refuse_quantised,
     unpacked,
 )
@@ -142,7 +145,7 @@ class RecipeLM(HFLM):
     def _create_model(self, pretrained: str, *args: Any, **kwargs: Any) -> None:
         """Load the model as lm-eval does, and refuse a checkpoint or an adapter that is not whole."""
         loader, stored = self.AUTO_MODEL_CLASS, self.config.to_dict()
-        self.AUTO_MODEL_CLASS = WholeModels(loader, self.unexpected_weights.extend, self._unpacked)
+        self.AUTO_MODEL_CLASS = WholeModels(loader, self.unexpected_weights.extend, self._settled)
         try:
             if self._dequantize:
                 check_dequantize(pretrained, stored)
@@ -153,11 +156,15 @@ class RecipeLM(HFLM):
                 super()._create_model(pretrained, *args, **kwargs)
         finally:
             self.AUTO_MODEL_CLASS = loader
-        if not self._packed():
+        if packed_as(self.model.config) is None:
             self.dequantized_from = quantisation_method(stored)
 
-    def _unpacked(self, model: Any) -> Any:
-        return unpacked(model) if self._dequantize else model
+    def _settled(self, model: Any) -> Any:
+        """What becomes of a model of transformers as soon as it is loaded."""
+        if self._dequantize:
+            return unpacked(model)
+        unasked = quantisation_method(self.config.to_dict()) and packed_as(model.config) is None
+        return forget_packing(model) if unasked else model
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Refuse lm-eval's cache of answers, which another recipe would share. Raises UserError."""
@@ -354,19 +361,8 @@ class RecipeLM(HFLM):
         return Checkpoint(self.loaded_from, self.model.config.to_dict(), tensors)
 
     def _refuse_quantised(self) -> None:
-        if (method := self._packed()) is not None:
+        if (method := packed_as(self.model.config)) is not None:
             refuse_quantised(self.loaded_from or "the model", method)
-
-    def _packed(self) -> str | None:
-        """How the weights in memory are quantised; None where they are plain."""
-        quantisation = getattr(self.model.config, "quantization_config", None)
-        if quantisation is None:
-            return None
-        as_dict = quantisation if isinstance(quantisation, Mapping) else vars(quantisation)
-        if as_dict.get("dequantize"):
-            return None
-        kind = as_dict.get("quant_method") or "an unknown method"
-        return str(getattr(kind, "value", kind))
 
     def merge_adapter(self) -> None:
         """Make an adapter part of the weights: an edit of the base weight alone would leave the adapter's part of the

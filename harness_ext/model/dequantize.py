@@ -9,7 +9,9 @@ that it was made from.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -151,6 +153,38 @@ def dense_quantization(config: Mapping[str, Any]) -> Any:
     return settings
 
 
+def packed_as(config: Any) -> str | None:
+    """How the weights of a loaded model are quantised, from the config that it has then; None where they are plain."""
+    found = getattr(config, "quantization_config", None)
+    if found is None:
+        return None
+    as_dict = found if isinstance(found, Mapping) else vars(found)
+    if as_dict.get("dequantize"):
+        return None
+    kind = as_dict.get("quant_method") or "an unknown method"
+    return str(getattr(kind, "value", kind))
+
+
 def unpacked(model: Any) -> Any:
-    """The model with plain weights: itself, unpacked now where loading left it packed."""
-    return model.dequantize() if getattr(model, "hf_quantizer", None) is not None else model
+    """A model that is to have plain weights, with such: it is unpacked now where loading left it packed."""
+    if packed_as(model.config) is not None:
+        model = model.dequantize()
+    return forget_packing(model)
+
+
+def forget_packing(model: Any) -> Any:
+    """A model that was unpacked as it was loaded, to be saved with the weights that it has: transformers would do again
+    in reverse what it did when it loaded them, and so round edited weights to the packed form.
+    """
+    model._weight_conversions = None
+    return model
+
+
+@contextmanager
+def one_set_of_settings() -> Iterator[None]:
+    """Inside the block transformers does not warn that a checkpoint's own settings are given again, which is how it is
+    asked for plain weights.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "You passed `quantization_config`")
+        yield
