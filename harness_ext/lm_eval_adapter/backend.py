@@ -152,7 +152,7 @@ class RecipeLM(HFLM):
                 kwargs["quantization_config"] = dense_quantization(stored)
             if kwargs.get("gguf_file") and kwargs.get("quantization_config") is None:
                 kwargs["quantization_config"] = _unpacked_gguf()
-            with refusing_incomplete_adapters(str(kwargs.get("peft"))):
+            with one_set_of_settings(), refusing_incomplete_adapters(str(kwargs.get("peft"))):
                 super()._create_model(pretrained, *args, **kwargs)
         finally:
             self.AUTO_MODEL_CLASS = loader

@@ -25,6 +25,8 @@ from leaderboard.readers.plain_yaml import shown
 
 # Of older releases: a model computes them from its config, so nothing is lost where a checkpoint lacks them.
 _COMPUTED = re.compile(r"(^|\.)(inv_freq|masked_bias|position_ids)$")
+_OTHER_SHAPES = "bitsandbytes"
+"""Whose packed weights have not the shape of the layer's."""
 # How peft begins its list of them.
 _ADAPTER_MISSING = "ound missing adapter keys while loading the checkpoint: "
 # How transformers' checks of a config begin what they say: of one field, and of several together.
@@ -60,9 +62,13 @@ class WholeModels:
     def from_pretrained(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """The model. Raises UserError naming the first missing weight, or where weights cannot be put together."""
         asked = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}
-        if getattr(kwargs.get("quantization_config"), "quant_method", None) == METHOD:
+        method = getattr(kwargs.get("quantization_config"), "quant_method", None)
+        if method == METHOD:
             # lm-eval gives what the checkpoint itself says, and transformers warns of two.
             del asked["quantization_config"]
+        if method == _OTHER_SHAPES:
+            # It would fill them with random numbers. Without this it raises for the others.
+            del asked["ignore_mismatched_sizes"]
         try:
             model, info = self._auto_class.from_pretrained(name, *args, **asked)
         except RuntimeError as error:

@@ -141,15 +141,14 @@ def _card_path(name: str) -> Path | None:
 
 
 def dense_quantization(config: Mapping[str, Any]) -> Any:
-    """transformers' own settings for a checkpoint, asking for plain weights as it loads; None where it unpacks them
-    afterwards (see `unpacked`).
+    """transformers' own settings for a checkpoint, asking for plain weights where it makes them as it loads; the others
+    are for `unpacked`.
     """
-    if quantisation_method(config) == _BITSANDBYTES:
-        return None
     from transformers.quantizers.auto import AutoQuantizationConfig
 
     settings = AutoQuantizationConfig.from_dict(dict(quantisation(config)))
-    settings.dequantize = True
+    if hasattr(settings, ARGUMENT):
+        settings.dequantize = True
     return settings
 
 

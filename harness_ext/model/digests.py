@@ -18,6 +18,7 @@ from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness_ext.errors import UserError
+from harness_ext.model.offload import whole_value
 
 if TYPE_CHECKING:
     import torch
@@ -32,9 +33,11 @@ _BYTES_FOR_ALL_CORES = 1 << 20
 
 
 def model_digest(model: nn.Module) -> str:
-    """The digest that `Weights.digest` gives, of a model that is only looked at."""
+    """The digest that `Weights.digest` gives, of a model that is only looked at; of what is offloaded, from where it is
+    kept.
+    """
     parameters = dict(model.named_parameters())
-    return combined(parameters, lambda name: tensor_digest(parameters[name]))
+    return combined(parameters, lambda name: tensor_digest(whole_value(model, name, parameters[name])))
 
 
 def combined(names: Iterable[str], digest_of: Callable[[str], str]) -> str:
