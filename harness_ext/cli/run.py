@@ -172,6 +172,11 @@ def _place_demo(args: argparse.Namespace, from_file: Mapping[str, Any]) -> None:
             "`recipe=` in --model_args is for --model hf-recipe; with --model hf give it as a flag: --recipe"
             f" {given['recipe']}"
         )
+    if "dequantize" in given and (args.model or from_file.get("model") or "hf") in HF_BACKENDS:
+        raise UserError(
+            "`dequantize=` in --model_args is for runs with --recipe, and lm-eval's own have nothing like it: add"
+            " --recipe baseline, which scores the dequantised model as it is"
+        )
     resolved = resolve_demo(args.model or from_file.get("model"), given)
     if resolved != dict(given):
         args.model_args = resolved

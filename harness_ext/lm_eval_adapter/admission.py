@@ -23,7 +23,7 @@ from harness_ext.model.checkpoint import (
     quantisation_method,
     stays_packed,
 )
-from harness_ext.model.factored_checkpoint import METHOD
+from harness_ext.model.dequantize import asks_to_dequantize, check_dequantize, refuse_quantised
 from leaderboard.readers.plain_yaml import shown
 from leaderboard.readers.secrets import redacted
 
@@ -93,6 +93,7 @@ def refuse_backend(name: str) -> None:
 def check_all(model_args: Mapping[str, Any], recipes: Sequence[Recipe]) -> None:
     """Every check of this module that needs no tokenizer, and that of the checkpoint's files. Raises UserError."""
     edited = [recipe for recipe in recipes if recipe.steps]
+    dequantize = asks_to_dequantize(model_args)
     if edited:
         check_arguments(model_args)
     if model_args.get("tp_plan"):
@@ -106,6 +107,8 @@ def check_all(model_args: Mapping[str, Any], recipes: Sequence[Recipe]) -> None:
             pickle_allowed=model_args.get("use_safetensors") is False,
             to_be_edited=bool(edited),
         )
+    if dequantize:
+        check_dequantize(str(model_args["pretrained"]), hub_or_local_config(model_args))
     check_model(model_args, edited)
 
 
@@ -114,6 +117,7 @@ def check_arguments(model_args: Mapping[str, Any]) -> None:
 
     Raises UserError.
     """
+    asks_to_dequantize(model_args)
     for name, how in _PACKED.items():
         value = model_args.get(name)
         if not value or (name == "quantization_config" and _asks_for_dense(value)):
@@ -211,9 +215,9 @@ def check_model(model_args: Mapping[str, Any], recipes: Sequence[Recipe]) -> Non
         return
     config = hub_or_local_config(model_args)
     method = quantisation_method(config)
-    dense = _asks_for_dense(model_args.get("quantization_config"))
+    dense = asks_to_dequantize(model_args) or _asks_for_dense(model_args.get("quantization_config"))
     if method is not None and not dense and stays_packed(config):
-        refuse_quantised(str(model_args["pretrained"]), method)
+        refuse_quantised(str(model_args["pretrained"]), method, config)
     if model_args.get("backend") != "causal":
         _check_encoder(model_args, config, recipes)
 
@@ -256,21 +260,6 @@ def has_encoder(model: nn.Module) -> bool:
 
 def _takes_decoder_tokens(model_class: type[nn.Module]) -> bool:
     return "decoder_input_ids" in inspect.signature(model_class.forward).parameters
-
-
-def refuse_quantised(name: str, method: str) -> None:
-    """Raise UserError: weights that are packed cannot be edited."""
-    if method == METHOD:
-        raise UserError(
-            f"{name} is a factored checkpoint, whose matrices are kept as factors, and recipes edit whole ones: use the"
-            " checkpoint it was made from, or save a dense copy (in transformers, `model.dequantize()` and"
-            " `model.save_pretrained(DIR)`) and name that"
-        )
-    raise UserError(
-        f"{name} is quantised ({method}), and quantised weights cannot be edited: use the checkpoint it was made from,"
-        " in float32, bfloat16 or float16, or save a dequantised copy (in transformers, `model.dequantize()` and"
-        " `model.save_pretrained(DIR)`) and name that"
-    )
 
 
 def refuse_calibrated(recipes: Sequence[Recipe], model_type: str) -> None:

@@ -33,14 +33,23 @@ from harness_ext.lm_eval_adapter.admission import (
     has_encoder,
     loading,
     refuse_calibrated,
-    refuse_quantised,
 )
 from harness_ext.lm_eval_adapter.scoring_progress import counted_requests
 from harness_ext.lm_eval_adapter.shared_scoring import SharedWindows, shared_out
 from harness_ext.lm_eval_adapter.throughput import Speed, first_pass, seconds_since
 from harness_ext.lm_eval_adapter.unchanged import EncodedPairs
-from harness_ext.model.checkpoint import Checkpoint, adapter_inside, read_checkpoint
+from harness_ext.model.checkpoint import Checkpoint, adapter_inside, quantisation_method, read_checkpoint
 from harness_ext.model.completeness import WholeModels, check_headers, refusing_incomplete_adapters
+from harness_ext.model.dequantize import (
+    asks_to_dequantize,
+    check_dequantize,
+    dense_quantization,
+    forget_packing,
+    one_set_of_settings,
+    packed_as,
+    refuse_quantised,
+    unpacked,
+)
 from harness_ext.model.safetensors_header import StoredTensor
 from harness_ext.model.size import size_of
 from harness_ext.model.weights import Weights
@@ -67,15 +76,20 @@ class RecipeLM(HFLM):
     """lm-eval's `hf` backend, its weights edited by a recipe.
 
     pretrained: as in lm-eval, or `demo` for the embedded model. recipe: a specification as on the command line (see
-    `parse_recipe`), or None. Everything else is lm-eval's.
+    `parse_recipe`), or None. dequantize: whether to load a quantised checkpoint as plain weights. Everything else is
+    lm-eval's.
 
     Raises UserError where the recipe does not fit the model, or the weights cannot be edited.
     """
 
     AUTO_MODEL_CLASS: Any
 
-    def __init__(self, pretrained: str = "demo", recipe: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, pretrained: str = "demo", recipe: str | None = None, dequantize: bool | None = None, **kwargs: Any
+    ) -> None:
         asked = parse_recipe(recipe) if recipe else None
+        self._dequantize = asks_to_dequantize({**kwargs, "dequantize": dequantize})
+        self.dequantized_from: str | None = None
         self._learned: frozenset[str] = frozenset()
         self.progress: Progress | None = None
         self.speed = Speed()
@@ -98,6 +112,8 @@ class RecipeLM(HFLM):
                 check_arguments({"pretrained": pretrained, **kwargs})
             self.loaded_from = str(Path(pretrained, str(kwargs.get("subfolder") or "")))
         else:  # from Python: a model in memory
+            if self._dequantize:
+                raise UserError("dequantize is for a checkpoint, and this model is loaded: call its dequantize() first")
             self.loaded_from = str(pretrained.config.name_or_path)
             if kwargs.get("backend", "default") == "default":
                 kwargs["backend"] = backend_of(pretrained)
@@ -137,15 +153,27 @@ class RecipeLM(HFLM):
 
     def _create_model(self, pretrained: str, *args: Any, **kwargs: Any) -> None:
         """Load the model as lm-eval does, and refuse a checkpoint or an adapter that is not whole."""
-        loader = self.AUTO_MODEL_CLASS
-        self.AUTO_MODEL_CLASS = WholeModels(loader, self.unexpected_weights.extend)
+        loader, stored = self.AUTO_MODEL_CLASS, self.config.to_dict()
+        self.AUTO_MODEL_CLASS = WholeModels(loader, self.unexpected_weights.extend, self._settled)
         try:
+            if self._dequantize:
+                check_dequantize(pretrained, stored)
+                kwargs["quantization_config"] = dense_quantization(stored)
             if kwargs.get("gguf_file") and kwargs.get("quantization_config") is None:
                 kwargs["quantization_config"] = _unpacked_gguf()
-            with refusing_incomplete_adapters(str(kwargs.get("peft"))):
+            with one_set_of_settings(), refusing_incomplete_adapters(str(kwargs.get("peft"))):
                 super()._create_model(pretrained, *args, **kwargs)
         finally:
             self.AUTO_MODEL_CLASS = loader
+        if packed_as(self.model.config) is None:
+            self.dequantized_from = quantisation_method(stored)
+
+    def _settled(self, model: Any) -> Any:
+        """What becomes of a model of transformers as soon as it is loaded."""
+        if self._dequantize:
+            return unpacked(model)
+        unasked = quantisation_method(self.config.to_dict()) and packed_as(model.config) is None
+        return forget_packing(model) if unasked else model
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Refuse lm-eval's cache of answers, which another recipe would share. Raises UserError."""
@@ -370,13 +398,8 @@ class RecipeLM(HFLM):
         return Checkpoint(self.loaded_from, self.model.config.to_dict(), tensors)
 
     def _refuse_quantised(self) -> None:
-        quantisation = getattr(self.model.config, "quantization_config", None)
-        if quantisation is None:
-            return
-        as_dict = quantisation if isinstance(quantisation, Mapping) else vars(quantisation)
-        if not as_dict.get("dequantize"):
-            kind = as_dict.get("quant_method") or "an unknown method"
-            refuse_quantised(self.loaded_from or "the model", str(getattr(kind, "value", kind)))
+        if (method := packed_as(self.model.config)) is not None:
+            refuse_quantised(self.loaded_from or "the model", method)
 
     def merge_adapter(self) -> None:
         """Make an adapter part of the weights: an edit of the base weight alone would leave the adapter's part of the

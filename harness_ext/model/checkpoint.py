@@ -112,7 +112,8 @@ def hub_or_local_config(model_args: Mapping[str, Any]) -> dict[str, Any]:
     return read_config(path, name) if path.exists() else {}
 
 
-def _quantisation(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def quantisation(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a config says of how the checkpoint is quantised; empty for a plain one."""
     inner = config.get("text_config")
     wrapped = inner.get("quantization_config") if isinstance(inner, dict) else None
     found = config.get("quantization_config") or wrapped
@@ -121,7 +122,7 @@ def _quantisation(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def quantisation_method(config: Mapping[str, Any]) -> str | None:
     """The word for how a checkpoint is quantised; None for a plain one."""
-    found = _quantisation(config)
+    found = quantisation(config)
     if not found:
         return None
     bits = next((name for name in ("load_in_4bit", "load_in_8bit") if found.get(name)), None)
@@ -136,7 +137,7 @@ def stays_packed(config: Mapping[str, Any]) -> bool:
     from transformers.quantizers.auto import AutoHfQuantizer
 
     try:
-        quantizer = AutoHfQuantizer.from_config(dict(_quantisation(config)), pre_quantized=True)
+        quantizer = AutoHfQuantizer.from_config(dict(quantisation(config)), pre_quantized=True)
         quantizer.validate_environment(device_map=None, weights_only=True)
     except (ImportError, ValueError, RuntimeError, TypeError):
         return True

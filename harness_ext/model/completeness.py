@@ -25,6 +25,8 @@ from leaderboard.readers.plain_yaml import shown
 
 # Of older releases: a model computes them from its config, so nothing is lost where a checkpoint lacks them.
 _COMPUTED = re.compile(r"(^|\.)(inv_freq|masked_bias|position_ids)$")
+_OTHER_SHAPES = "bitsandbytes"
+"""Whose packed weights have not the shape of the layer's."""
 # How peft begins its list of them.
 _ADAPTER_MISSING = "ound missing adapter keys while loading the checkpoint: "
 # How transformers' checks of a config begin what they say: of one field, and of several together.
@@ -43,19 +45,30 @@ _KINDS = {
 class WholeModels:
     """An Auto class of transformers whose `from_pretrained` refuses a checkpoint that lacks weights.
 
-    unexpected: told the names of stored weights that the model has no place for.
+    unexpected: told the names of stored weights that the model has no place for. finished: what becomes of a whole
+    model.
     """
 
-    def __init__(self, auto_class: Any, unexpected: Callable[[list[str]], None]) -> None:
+    def __init__(
+        self,
+        auto_class: Any,
+        unexpected: Callable[[list[str]], None],
+        finished: Callable[[Any], Any] = lambda model: model,
+    ) -> None:
         self._auto_class = auto_class
         self._unexpected = unexpected
+        self._finished = finished
 
     def from_pretrained(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """The model. Raises UserError naming the first missing weight, or where weights cannot be put together."""
         asked = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}
-        if getattr(kwargs.get("quantization_config"), "quant_method", None) == METHOD:
+        method = getattr(kwargs.get("quantization_config"), "quant_method", None)
+        if method == METHOD:
             # lm-eval gives what the checkpoint itself says, and transformers warns of two.
             del asked["quantization_config"]
+        if method == _OTHER_SHAPES:
+            # It would fill them with random numbers. Without this it raises for the others.
+            del asked["ignore_mismatched_sizes"]
         try:
             model, info = self._auto_class.from_pretrained(name, *args, **asked)
         except RuntimeError as error:
@@ -65,7 +78,7 @@ class WholeModels:
             check_headers(read_checkpoint(name, str(kwargs.get("revision") or "main"), kwargs.get("subfolder") or ""))
         refuse_incomplete(str(name), info)
         self._unexpected(sorted(key for key in info["unexpected_keys"] if not _COMPUTED.search(key)))
-        return model
+        return self._finished(model)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._auto_class, name)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from harness_ext.errors import UserError
 from harness_ext.model.cut import is_cut, whole
+from harness_ext.model.offload import whole_value
 
 if TYPE_CHECKING:
     import torch
@@ -33,10 +34,14 @@ _BYTES_FOR_ALL_CORES = 1 << 20
 
 
 def model_digest(model: nn.Module) -> str:
-    """The digest that `Weights.digest` gives, of a model that is only looked at."""
+    """The digest that `Weights.digest` gives, of a model that is only looked at; of what is offloaded, from where it is
+    kept.
+    """
     parameters = dict(model.named_parameters())
     gathered = {name: tensor_digest(value) for name, value in sorted(parameters.items()) if is_cut(value)}
-    return combined(parameters, lambda name: gathered.get(name) or tensor_digest(parameters[name]))
+    return combined(
+        parameters, lambda name: gathered.get(name) or tensor_digest(whole_value(model, name, parameters[name]))
+    )
 
 
 def combined(names: Iterable[str], digest_of: Callable[[str], str]) -> str:

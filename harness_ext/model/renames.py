@@ -17,7 +17,7 @@ from typing import Any
 from harness_ext.errors import UserError
 from harness_ext.model.architectures import Architecture, architecture_of, text_config
 from harness_ext.model.built import built
-from harness_ext.model.checkpoint import Checkpoint
+from harness_ext.model.checkpoint import Checkpoint, quantisation_method
 from harness_ext.model.safetensors_header import StoredTensor
 
 _EXPERT = re.compile(r"(.+\.)(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(\w+)\.weight")
@@ -43,6 +43,8 @@ def as_loaded(checkpoint: Checkpoint, *, foreign_code: bool = False) -> Checkpoi
     architecture = architecture_of(checkpoint.config)
     wrapped = text_config(checkpoint.config) is not checkpoint.config
     followed = not wrapped or checkpoint.config.get("model_type") in _FOLLOWED_WRAPPERS
+    # Quantised weights are stored in names and shapes of their own.
+    followed = followed and quantisation_method(checkpoint.config) is None
     if architecture is None or architecture.built or not followed or not checkpoint.tensors:
         foreign = foreign_code and "auto_map" in checkpoint.config
         made = None if foreign else built(checkpoint)

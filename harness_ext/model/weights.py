@@ -32,6 +32,7 @@ from harness_ext.model.digests import (
 )
 from harness_ext.model.layout import Layout, Matrix
 from harness_ext.model.module_replacement import ModuleReplacements
+from harness_ext.model.offload import whole_value
 from harness_ext.model.size import size_of
 from harness_ext.model.slices import overlap, places, put, take
 from harness_ext.model.typed import pretrained
@@ -93,8 +94,9 @@ class Weights:
             value = self._stored(matrix.parameter)
             if value.device.type == "meta":
                 raise UserError(
-                    f"{matrix.parameter} is offloaded, not in memory, and cannot be edited: give the model more memory,"
-                    " or drop parallelize and offloading"
+                    f"{matrix.parameter} is offloaded, not in memory, and cannot be edited there: use `lm_eval run"
+                    " --recipe`, which edits the files of the checkpoint, give the model more memory, or drop"
+                    " parallelize and offloading"
                 )
             if not value.dtype.is_floating_point or value.element_size() == 1:
                 raise UserError(
@@ -306,7 +308,7 @@ class Weights:
         return self._hashing[name, expert]
 
     def _of_expert(self, name: str, expert: int | None) -> Tensor:
-        value = self._parameters[name]
+        value = whole_value(self._model, name, self._parameters[name])
         return value if expert is None else whole(value)[expert]
 
     def _await_digests(self, name: str) -> None:

@@ -43,6 +43,7 @@ class EditedModel(Protocol):
     recipe: Recipe | None
     applied: AppliedRecipe | None
     loaded_from: str
+    dequantized_from: str | None
 
     @property
     def model(self) -> PreTrainedModel: ...
@@ -252,6 +253,7 @@ def export_receipt(
             "name": model_name,
             "dtype": str(lm.model.dtype).removeprefix("torch."),
             "model_type": lm.model.config.model_type,
+            **({} if lm.dequantized_from is None else {"dequantized_from": lm.dequantized_from}),
         },
         "recipe": {"label": lm.recipe.label, "recipe_id": lm.recipe.recipe_id, "resolved": lm.recipe.resolved()},
         "weights": {"digest_after": lm.weights.digest(), "digest": KIND},

@@ -312,8 +312,9 @@ def _check_names(function: str, settings: Mapping[str, Any], known: type) -> Non
 
 _MODEL_ARGS = (
     *("add_bos_token", "attn_implementation", "autogptq", "backend", "batch_size", "cache_dir", "chat_template_args"),
-    *("config", "delta", "device", "device_map", "dtype", "enable_thinking", "experts_implementation", "gguf_file"),
-    *("force_download", "gptqmodel", "key_mapping", "load_in_4bit", "load_in_8bit", "local_files_only", "logits_cache"),
+    *("config", "delta", "dequantize", "device", "device_map", "dtype", "enable_thinking", "experts_implementation"),
+    *("force_download", "gguf_file", "gptqmodel", "key_mapping", "load_in_4bit", "load_in_8bit", "local_files_only"),
+    *("logits_cache",),
     *("low_cpu_mem_usage", "max_batch_size", "max_cpu_memory", "max_length", "max_memory", "max_memory_per_gpu"),
     *("mixed_precision_dtype", "offload_buffers", "offload_folder", "offload_state_dict", "parallelize", "peft"),
     *("prefix_token_id", "proxies", "quantization_config", "revision", "softmax_dtype", "subfolder", "think_end_token"),

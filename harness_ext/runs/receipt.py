@@ -79,6 +79,7 @@ def described(recipe: Recipe) -> ReceiptRecipe:
 
 def _model(config: RunConfig, spec: RunSpec, lm: RecipeLM) -> ReceiptModel:
     arguments = config.harness.model_args
+    unpacked = {} if lm.dequantized_from is None else {"dequantized_from": lm.dequantized_from}
     return ReceiptModel(
         backend="hf" if config.engine is None else config.engine.name,
         name=config.model_name,
@@ -90,6 +91,7 @@ def _model(config: RunConfig, spec: RunSpec, lm: RecipeLM) -> ReceiptModel:
         identity=spec.model_identity,
         parameters=lm.model.num_parameters(),
         model_args=without_secrets({**arguments, "pretrained": config.model_name}),
+        **unpacked,
     )
 
 

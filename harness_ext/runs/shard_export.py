@@ -144,6 +144,7 @@ class _ShardExport:
         self.recipe: Recipe | None = recipe
         self.applied: AppliedRecipe | None = None
         self.loaded_from = str(folder)
+        self.dequantized_from: str | None = None
         self._edits = edits
         self._stored = edits.stored
         self._place = place

@@ -9,6 +9,7 @@ import streamlit as st
 
 from leaderboard.board.cell import Cell
 from leaderboard.board.standings import Standing
+from leaderboard.readers.asked import dequantized
 from leaderboard.readers.records import BASELINE
 from leaderboard.store.database import Store
 from leaderboard.terminal.format import plain
@@ -16,7 +17,7 @@ from leaderboard.terminal.marks import legend
 
 _FACTS = """
 SELECT v.model_type AS architecture, coalesce(r.parameters_before, v.parameters) AS parameters, v.dtype, r.batch_size,
-    r.backend, r.lm_eval_version, v.model_name, r.gpu, r.driver, r.engine
+    r.backend, r.lm_eval_version, v.model_name, r.gpu, r.driver, r.engine, r.asked
 FROM runs r JOIN variants v USING (variant_id) WHERE v.model_key = ? AND r.status = 'complete'
 """
 _MOST_VALUES = 3
@@ -26,6 +27,7 @@ def model_facts(store: Store, model_key: str) -> dict[str, tuple[str, ...]]:
     """What a model's complete runs say of it and of how they were made: name -> the different values, as text."""
     rows = store.rows(_FACTS, [model_key])
     values = {name: {row[name] for row in rows if row[name] not in (None, "")} for name in rows[0]} if rows else {}
+    values["dequantized"] = {dequantized(text) for text in values.pop("asked", ())} - {None}
     values["parameters"] = (
         {f"{short_count(max(values['parameters']))} parameters"} if values.get("parameters") else set()
     )
@@ -52,6 +54,7 @@ def board_badges(facts: Mapping[str, Sequence[str]], cells: Iterable[Cell]) -> l
         *facts.get("parameters", ()),
         *facts.get("architecture", ()),
         _several("dtype", facts.get("dtype", ())),
+        *facts.get("dequantized", ()),
         "" if not counts else f"n {counts[0]:,}" if len(counts) == 1 else f"n {counts[0]:,} to {counts[-1]:,}",
         "no limit" if subsets == {None} else _several("scored:", limits) if limits else "",
         _several("batch", facts.get("batch_size", ())),

@@ -16,6 +16,7 @@ import json
 from functools import cache
 
 from leaderboard.metrics import GOLD_LOG_LIKELIHOOD
+from leaderboard.readers.asked import dequantized
 from leaderboard.readers.task_identity import differing_parts
 from leaderboard.readers.weights_digest import weights_differ
 from leaderboard.store import queries
@@ -233,9 +234,11 @@ def _subsets(baseline: RunTaskRow, task: RunTaskRow) -> str:
 
 def _other_weights(baseline: RunRow, run: RunRow) -> bool:
     """Whether two runs of one model began from different weights: then it is not one model. Where their digests are of
-    two kinds, the model's key tells, in which the identity of its checkpoint is.
+    two kinds, the model's key tells, in which the identity of its checkpoint is. In another dtype a model is another by
+    its digest only, unless one of the two was dequantised.
     """
-    alike = baseline.model_key == run.model_key and baseline.dtype == run.dtype
+    one_dtype = baseline.dtype == run.dtype or dequantized(baseline.asked) != dequantized(run.asked)
+    alike = baseline.model_key == run.model_key and one_dtype
     return alike and weights_differ(baseline.digest_before or None, run.digest_before or None) is True
 
 

@@ -15,11 +15,15 @@ _LONGEST = 60
 
 REVISION = "revision"
 CONTROL_OF_REVISION = "control of revision"
+DEQUANTIZED = "dequantized"
 
 
-def asked_of(settings: Any, revisions: Any = None, control_of: Any = None) -> str | None:
+def asked_of(
+    settings: Any, revisions: Any = None, control_of: Any = None, dequantized_from: str | None = None
+) -> str | None:
     """JSON of name -> words, from a receipt's settings or a results file's config; None where there is nothing to
     say. revisions: of the recipe's methods, where above 1; control_of: those of the recipe whose control it is.
+    dequantized_from: how the checkpoint is quantised, where it was loaded as plain weights.
     """
     asked = mapping(settings)
     limit, seeds = finite(asked.get("limit")), asked.get("seed", [asked[name] for name in _SEEDS if name in asked])
@@ -33,6 +37,7 @@ def asked_of(settings: Any, revisions: Any = None, control_of: Any = None) -> st
         "seeds": f"seeds {', '.join(map(str, seeds))}" if isinstance(seeds, list) and seeds else None,
         REVISION: _revised(revisions),
         CONTROL_OF_REVISION: _revised(control_of),
+        DEQUANTIZED: f"dequantised from {dequantized_from}" if dequantized_from else None,
     }
     found = {name: clean(text) for name, text in words.items() if text}
     return canonical(found) if found else None
@@ -56,6 +61,11 @@ def _revised(value: Any) -> str | None:
 def revision_of(text: str | None) -> str:
     """The revision of a recipe's methods that a run was made by, in words, from what `asked_of` made."""
     return words(text).get(REVISION, "revision 1")
+
+
+def dequantized(text: str | None) -> str | None:
+    """`dequantised from fp8`, of a run on a checkpoint that was loaded so, from what `asked_of` made."""
+    return words(text).get(DEQUANTIZED)
 
 
 def _named(what: str, value: Any) -> str | None:

@@ -141,7 +141,12 @@ def _as_receipt_says(candidate: Candidate, receipt: Receipt, raw: Mapping[str, A
         device=receipt.model.device and clean(receipt.model.device),
         versions=shown(raw.get("versions")),
         settings=shown(raw.get("settings")),
-        asked=asked_of(raw.get("settings"), receipt.recipe.revisions, receipt.recipe.control_of_revisions),
+        asked=asked_of(
+            raw.get("settings"),
+            receipt.recipe.revisions,
+            receipt.recipe.control_of_revisions,
+            receipt.model.dequantized_from,
+        ),
         seeds=shown(raw.get("seeds")),
         warnings=[clean(warning) for warning in (*receipt.warnings, *known.warnings)],
         totals=shown(raw.get("totals")),

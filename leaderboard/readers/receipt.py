@@ -79,7 +79,9 @@ class ReceiptFailure(ReceiptPart):
 
 
 class ReceiptModel(ReceiptPart):
-    """The model before the recipe. identity: a hash of the checkpoint's files; parameters: a count."""
+    """The model before the recipe. identity: a hash of the checkpoint's files; parameters: a count. dequantized_from:
+    how its checkpoint is quantised, where it was loaded as plain weights.
+    """
 
     backend: str | None = None
     name: str
@@ -91,6 +93,7 @@ class ReceiptModel(ReceiptPart):
     identity: str | None = None
     parameters: Whole | None = None
     model_args: Unread[dict[str, Plain] | None] = None
+    dequantized_from: str | None = None
 
 
 class ReceiptRecipe(ReceiptPart):
