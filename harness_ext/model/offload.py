@@ -4,12 +4,13 @@ or in the files of the checkpoint), and fetches as each layer computes. In the m
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from harness_ext.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
 PLACEMENT = frozenset(
     {
@@ -34,7 +35,7 @@ def whole_value(model: nn.Module, name: str, value: Tensor) -> Tensor:
     from transformers.integrations.accelerate import load_offloaded_parameter
 
     try:
-        kept = load_offloaded_parameter(model, name)
+        kept = load_offloaded_parameter(cast("PreTrainedModel", model), name)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"the weight {name} is offloaded, not in memory, and where it is kept cannot be told: give the model more"

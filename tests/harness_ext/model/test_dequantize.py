@@ -1,4 +1,4 @@
-"""`dequantize=true`: checkpoints of four formats are loaded as the weights that they stand for, edited and scored so."""
+"""`dequantize=true`: checkpoints of four formats are loaded, edited and scored as the weights that they stand for."""
 
 from __future__ import annotations
 
