@@ -24,6 +24,7 @@ from harness_ext.recipe.recipe import Recipe
 from harness_ext.runs import export
 from harness_ext.runs import receipt as receipts
 from harness_ext.runs.progress import ProgressReport
+from harness_ext.runs.ran_on import gathered
 from harness_ext.runs.session import Session, VariantOutcome, failures_of_machine, require_finite_results, timed
 from harness_ext.runs.spec import digest
 from harness_ext.runs.versions import versions
@@ -206,6 +207,7 @@ class EngineSession(Session):
         try:
             with failures_of_machine():
                 lm: Any = self._running.with_weights(edited.weights)
+                receipt.ran_on = gathered(lm)
                 self._unchanged.collect()
                 speed = self._running.measured()
                 if dtype := self._running.dtype:

@@ -69,14 +69,12 @@ class StandInEngine(LM):
         self.arguments = {"pretrained": pretrained, "tokenizer": tokenizer, **arguments}
         self.made.append(self)
         inner = HFLM(pretrained=pretrained, tokenizer=tokenizer, device="cpu", batch_size=16, dtype="float32")
+        self.copies = StandInModel(inner, self.faults)
         if arguments.get("data_parallel_size", 1) <= 1:
-            self.model = StandInModel(inner, self.faults)
-        else:
-            self._copies = StandInModel(inner, self.faults)
+            self.model = self.copies
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        model = getattr(self, "model", None) or self._copies
-        return [output.prompt_logprobs for output in model.generate([request.args for request in requests])]
+        return [output.prompt_logprobs for output in self.copies.generate([request.args for request in requests])]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         raise NotImplementedError
