@@ -7,6 +7,7 @@ lm-eval's.
 
 from __future__ import annotations
 
+import gc
 import shutil
 import time
 import weakref
@@ -33,6 +34,7 @@ from harness_ext.lm_eval_adapter.admission import (
     loading,
     refuse_calibrated,
 )
+from harness_ext.lm_eval_adapter.offloaded import FileEditor
 from harness_ext.lm_eval_adapter.scoring_progress import counted_requests
 from harness_ext.lm_eval_adapter.throughput import Speed, first_pass, seconds_since
 from harness_ext.lm_eval_adapter.unchanged import EncodedPairs
@@ -94,6 +96,8 @@ class RecipeLM(HFLM):
         self.applied: AppliedRecipe | None = None
         self.unexpected_weights: list[str] = []
         self.layers_on: torch.device | None = None
+        self.files: FileEditor | None = None
+        self._from_files = False
         self._weights: Weights | None = None
         self._encoded = EncodedPairs()
         if pretrained == "demo" and not Path("demo", "config.json").is_file():
@@ -142,8 +146,9 @@ class RecipeLM(HFLM):
                 info["recipe_revisions"] = self.recipe.revisions
         return info
 
-    def _create_model(self, pretrained: str, *args: Any, **kwargs: Any) -> None:
+    def _create_model(self, pretrained: str, **kwargs: Any) -> None:
         """Load the model as lm-eval does, and refuse a checkpoint or an adapter that is not whole."""
+        self._arguments = dict(kwargs)
         loader, stored = self.AUTO_MODEL_CLASS, self.config.to_dict()
         self.AUTO_MODEL_CLASS = WholeModels(loader, self.unexpected_weights.extend, self._settled)
         try:
@@ -153,7 +158,7 @@ class RecipeLM(HFLM):
             if kwargs.get("gguf_file") and kwargs.get("quantization_config") is None:
                 kwargs["quantization_config"] = _unpacked_gguf()
             with one_set_of_settings(), refusing_incomplete_adapters(str(kwargs.get("peft"))):
-                super()._create_model(pretrained, *args, **kwargs)
+                super()._create_model(pretrained, **kwargs)
         finally:
             self.AUTO_MODEL_CLASS = loader
         if packed_as(self.model.config) is None:
@@ -325,6 +330,8 @@ class RecipeLM(HFLM):
         """Edit the weights; `undo` puts them back. A failure in the middle puts them back before it is raised. See
         `apply_recipe`.
         """
+        if self.files is not None:
+            return self._apply_to_files(recipe, self.files)
         with ExitStack() as undo_on_failure:
             undo_on_failure.callback(self.weights.restore)
             self.check_editable([recipe])
@@ -335,8 +342,36 @@ class RecipeLM(HFLM):
 
     def undo(self) -> None:
         """Put the weights back, bit for bit."""
-        self.weights.restore()
         self.recipe = self.applied = None
+        if self.files is None:
+            self.weights.restore()
+            return
+        self.files.discard()
+        if self._from_files:
+            self._load_anew(self.pretrained)
+            self._from_files = False
+
+    def _apply_to_files(self, recipe: Recipe, files: FileEditor) -> AppliedRecipe:
+        """Load an edited checkpoint in the place of the model, which cannot be edited in memory. Raises RuntimeError
+        where what was loaded is not what was written.
+        """
+        edited = files.edit(recipe)
+        self._from_files = True
+        self._load_anew(str(edited.folder), revision="main", subfolder="")
+        if self.weights.digest() != edited.digest:
+            raise RuntimeError(f"the weights loaded from {edited.folder} are not those that were written there")
+        self.recipe, self.applied = recipe, edited.applied
+        return edited.applied
+
+    def _load_anew(self, pretrained: str, **changes: Any) -> None:
+        """Load another checkpoint as this one was loaded. The memory of what is there is given back first."""
+        unexpected = list(self.unexpected_weights)
+        self._weights = self._model = None
+        gc.collect()
+        self._create_model(pretrained, **{**self._arguments, **changes})
+        self.unexpected_weights[:] = unexpected
+        self.model.eval()
+        self.model.tie_weights()
 
     def totals(self) -> dict[str, Any]:
         """Parameters, bytes and operations of the model, before and after what was applied."""
@@ -348,6 +383,8 @@ class RecipeLM(HFLM):
         """Raise UserError where these recipes cannot be applied to a model of this kind, before anything is scored."""
         if any(recipe.steps for recipe in recipes):
             self._refuse_quantised()
+            if self.files is not None:
+                self.files.check(recipes)
         if has_encoder(self.model):
             refuse_calibrated(recipes, str(self.model.config.model_type))
 
