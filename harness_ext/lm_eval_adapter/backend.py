@@ -50,6 +50,7 @@ from harness_ext.model.dequantize import (
     refuse_quantised,
     unpacked,
 )
+from harness_ext.model.offload import is_offloaded
 from harness_ext.model.safetensors_header import StoredTensor
 from harness_ext.model.size import size_of
 from harness_ext.model.weights import Weights
@@ -302,6 +303,7 @@ class RecipeLM(HFLM):
     @property
     def weights(self) -> Weights:
         """The model's weights, for reading, editing and undoing; the scratch folder lives as long as this object."""
+        self._tie_offloaded()
         if self._weights is None:
             scratch = scratch_folder()
             weakref.finalize(self, shutil.rmtree, scratch, ignore_errors=True)
@@ -351,6 +353,11 @@ class RecipeLM(HFLM):
             self._load_anew(self.pretrained)
             self._from_files = False
 
+    def _tie_offloaded(self) -> None:
+        """Of weights that two layers share, a forward pass of an offloaded model leaves each layer a parameter."""
+        if is_offloaded(self.model):
+            self.model.tie_weights()
+
     def _apply_to_files(self, recipe: Recipe, files: FileEditor) -> AppliedRecipe:
         """Load an edited checkpoint in the place of the model, which cannot be edited in memory. Raises RuntimeError
         where what was loaded is not what was written.
@@ -375,6 +382,7 @@ class RecipeLM(HFLM):
 
     def totals(self) -> dict[str, Any]:
         """Parameters, bytes and operations of the model, before and after what was applied."""
+        self._tie_offloaded()
         if self.applied:
             return totals(self.weights.size, self.applied.records, self.weights.added()).to_json()
         return totals(size_of(self.model)).to_json()
