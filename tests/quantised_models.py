@@ -65,8 +65,8 @@ def packed_int4(weight: np.ndarray, draw: np.random.Generator) -> Quantised:
 
     groups = weight.reshape(weight.shape[0], -1, GROUP)
     scale = (np.abs(groups).max(2) / 7).astype(np.float32)
-    whole = np.clip(np.rint(groups / scale[:, :, None]), -8, 7)
-    nibbles = (whole.reshape(weight.shape[0], -1, 8) + 8).astype(np.uint32)
+    whole = np.clip(np.rint(groups / scale[:, :, None]), -8, 7).astype(np.int8)
+    nibbles = (whole.reshape(weight.shape[0], -1, 8) + np.int8(8)).astype(np.uint32)
     packed = (nibbles << (4 * np.arange(8, dtype=np.uint32))).sum(2, dtype=np.uint32).view(np.int32)
     stored = {
         "weight_packed": torch.from_numpy(packed.copy()),

@@ -7,6 +7,7 @@ lm-eval's.
 
 from __future__ import annotations
 
+import gc
 import math
 import shutil
 import time
@@ -34,6 +35,7 @@ from harness_ext.lm_eval_adapter.admission import (
     loading,
     refuse_calibrated,
 )
+from harness_ext.lm_eval_adapter.offloaded import FileEditor
 from harness_ext.lm_eval_adapter.scoring_progress import counted_requests
 from harness_ext.lm_eval_adapter.shared_scoring import SharedWindows, shared_out
 from harness_ext.lm_eval_adapter.throughput import Speed, first_pass, seconds_since
@@ -50,6 +52,7 @@ from harness_ext.model.dequantize import (
     refuse_quantised,
     unpacked,
 )
+from harness_ext.model.offload import is_offloaded
 from harness_ext.model.safetensors_header import StoredTensor
 from harness_ext.model.size import size_of
 from harness_ext.model.weights import Weights
@@ -97,6 +100,8 @@ class RecipeLM(HFLM):
         self.applied: AppliedRecipe | None = None
         self.unexpected_weights: list[str] = []
         self.layers_on: torch.device | None = None
+        self.files: FileEditor | None = None
+        self._from_files = False
         self._weights: Weights | None = None
         self._encoded = EncodedPairs()
         # With tp_plan all ranks are one model, and each takes part in every batch.
@@ -151,8 +156,9 @@ class RecipeLM(HFLM):
                 info["recipe_revisions"] = self.recipe.revisions
         return info
 
-    def _create_model(self, pretrained: str, *args: Any, **kwargs: Any) -> None:
+    def _create_model(self, pretrained: str, **kwargs: Any) -> None:
         """Load the model as lm-eval does, and refuse a checkpoint or an adapter that is not whole."""
+        self._arguments = dict(kwargs)
         loader, stored = self.AUTO_MODEL_CLASS, self.config.to_dict()
         self.AUTO_MODEL_CLASS = WholeModels(loader, self.unexpected_weights.extend, self._settled)
         try:
@@ -162,7 +168,7 @@ class RecipeLM(HFLM):
             if kwargs.get("gguf_file") and kwargs.get("quantization_config") is None:
                 kwargs["quantization_config"] = _unpacked_gguf()
             with one_set_of_settings(), refusing_incomplete_adapters(str(kwargs.get("peft"))):
-                super()._create_model(pretrained, *args, **kwargs)
+                super()._create_model(pretrained, **kwargs)
         finally:
             self.AUTO_MODEL_CLASS = loader
         if packed_as(self.model.config) is None:
@@ -334,6 +340,7 @@ class RecipeLM(HFLM):
     @property
     def weights(self) -> Weights:
         """The model's weights, for reading, editing and undoing; the scratch folder lives as long as this object."""
+        self._tie_offloaded()
         if self._weights is None:
             scratch = scratch_folder()
             weakref.finalize(self, shutil.rmtree, scratch, ignore_errors=True)
@@ -362,6 +369,8 @@ class RecipeLM(HFLM):
         """Edit the weights; `undo` puts them back. A failure in the middle puts them back before it is raised. See
         `apply_recipe`.
         """
+        if self.files is not None:
+            return self._apply_to_files(recipe, self.files)
         with ExitStack() as undo_on_failure:
             undo_on_failure.callback(self.weights.restore)
             self.check_editable([recipe])
@@ -372,11 +381,45 @@ class RecipeLM(HFLM):
 
     def undo(self) -> None:
         """Put the weights back, bit for bit."""
-        self.weights.restore()
         self.recipe = self.applied = None
+        if self.files is None:
+            self.weights.restore()
+            return
+        self.files.discard()
+        if self._from_files:
+            self._load_anew(self.pretrained)
+            self._from_files = False
+
+    def _tie_offloaded(self) -> None:
+        """Of weights that two layers share, a forward pass of an offloaded model leaves each layer a parameter."""
+        if is_offloaded(self.model):
+            self.model.tie_weights()
+
+    def _apply_to_files(self, recipe: Recipe, files: FileEditor) -> AppliedRecipe:
+        """Load an edited checkpoint in the place of the model, which cannot be edited in memory. Raises RuntimeError
+        where what was loaded is not what was written.
+        """
+        edited = files.edit(recipe)
+        self._from_files = True
+        self._load_anew(str(edited.folder), revision="main", subfolder="")
+        if self.weights.digest() != edited.digest:
+            raise RuntimeError(f"the weights loaded from {edited.folder} are not those that were written there")
+        self.recipe, self.applied = recipe, edited.applied
+        return edited.applied
+
+    def _load_anew(self, pretrained: str, **changes: Any) -> None:
+        """Load another checkpoint as this one was loaded. The memory of what is there is given back first."""
+        unexpected = list(self.unexpected_weights)
+        self._weights = self._model = None
+        gc.collect()
+        self._create_model(pretrained, **{**self._arguments, **changes})
+        self.unexpected_weights[:] = unexpected
+        self.model.eval()
+        self.model.tie_weights()
 
     def totals(self) -> dict[str, Any]:
         """Parameters, bytes and operations of the model, before and after what was applied."""
+        self._tie_offloaded()
         if self.applied:
             return totals(self.weights.size, self.applied.records, self.weights.added()).to_json()
         return totals(size_of(self.model)).to_json()
@@ -385,6 +428,8 @@ class RecipeLM(HFLM):
         """Raise UserError where these recipes cannot be applied to a model of this kind, before anything is scored."""
         if any(recipe.steps for recipe in recipes):
             self._refuse_quantised()
+            if self.files is not None:
+                self.files.check(recipes)
         if has_encoder(self.model):
             refuse_calibrated(recipes, str(self.model.config.model_type))
 

@@ -59,6 +59,11 @@ class StoredModel:
     units: tuple[Unit, ...]
 
     @property
+    def folder(self) -> Path:
+        """Where its files are."""
+        return next(iter(self.places.values())).path.parent
+
+    @property
     def files(self) -> list[str]:
         """The names of the files that hold any of it, in order."""
         return sorted({place.path.name for place in self.places.values()})

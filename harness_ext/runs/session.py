@@ -26,6 +26,7 @@ from harness_ext.lm_eval_adapter.admission import ChatTemplate
 from harness_ext.lm_eval_adapter.unchanged import Unchanged
 from harness_ext.model import checkpoint
 from harness_ext.model.completeness import check_headers
+from harness_ext.model.offload import is_offloaded
 from harness_ext.model.renames import as_loaded
 from harness_ext.ranks.group import current
 from harness_ext.ranks.shared_resume import SharedResumeState
@@ -33,6 +34,7 @@ from harness_ext.recipe.recipe import Recipe, parse_recipe, parse_recipes
 from harness_ext.recipe.schema import Calibration, described
 from harness_ext.runs import ran_on
 from harness_ext.runs import receipt as receipts
+from harness_ext.runs.file_edits import FileEdits
 from harness_ext.runs.progress import ProgressReport
 from harness_ext.runs.remote_copy import RemoteCopy
 from harness_ext.runs.spec import RunSpec
@@ -398,6 +400,8 @@ class Session:
         if self._ranks.first:
             self.spec.check_model_unchanged()
         self._seconds_loading = time.perf_counter() - started
+        if is_offloaded(lm.model):
+            lm.files = FileEdits({**arguments, "device": str(lm.device)}, self.folder, self.report)
         lm.check_editable(self._to_check)
         if not self._planned:
             # Without headers to plan from, only the loaded model tells whether the recipes fit it.

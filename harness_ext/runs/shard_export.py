@@ -12,6 +12,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from harness_ext.editing.records import totals
 from harness_ext.errors import UserError, VariantFailed
 from harness_ext.model.checkpoint import INDEX, SINGLE
 from harness_ext.model.digests import tensor_digest
+from harness_ext.model.offload import PLACEMENT
 from harness_ext.model.safetensors_header import read_places
 from harness_ext.model.shard_files import read_tensor, write_shard
 from harness_ext.model.stored_model import NotByShards, StoredModel, stored_model
@@ -47,6 +49,7 @@ _FOLLOWED = {
     *("add_bos_token", "batch_size", "max_batch_size", "max_length", "truncation", "logits_cache", "backend"),
     *("prefix_token_id", "chat_template_args", "enable_thinking", "think_end_token", "trust_remote_code"),
     *("low_cpu_mem_usage", "use_safetensors", "softmax_dtype", "mixed_precision_dtype", "attn_implementation"),
+    *PLACEMENT,
 }
 _SHARDS = "shards"
 
@@ -67,14 +70,11 @@ def export_by_shards(
     """
     arguments = checked_arguments(recipe, place, model_args)
     try:
-        if (reason := needs_a_model(recipe)) is not None:
-            raise NotByShards(reason)
-        folder, dtype = _folder(arguments), _dtype(arguments)
-        stored = stored_model(folder, str(arguments["pretrained"]), dtype)
-        with scratch() as temporary:
-            edits = StoredEdits(stored, recipe, _device(arguments), temporary)
-            export = _ShardExport(recipe, edits, folder, place, report)
+        with edits_of_files(recipe, arguments) as edits:
+            export = ShardExport(recipe, edits, place, report)
             return export.write(arguments, str(model_args["pretrained"]), command)
+    except VariantFailed as error:
+        raise UserError(f"recipe {recipe.label!r} cannot be applied to this model: {error}") from error
     except NotByShards as reason:
         if not required:
             return None
@@ -82,6 +82,19 @@ def export_by_shards(
             f"--shards: {recipe.label!r} on {model_args['pretrained']} cannot be exported shard by shard: {reason};"
             " leave --shards out, and the model is loaded for it"
         ) from None
+
+
+@contextmanager
+def edits_of_files(recipe: Recipe, arguments: Mapping[str, Any]) -> Iterator[StoredEdits]:
+    """The edits of a recipe on the files of a checkpoint, checked; none is made yet. arguments: of the model, as in
+    lm-eval, `demo` resolved. Raises NotByShards where they take a loaded model, and UserError.
+    """
+    if (reason := needs_a_model(recipe)) is not None:
+        raise NotByShards(reason)
+    folder, dtype = _folder(arguments), _dtype(arguments)
+    stored = stored_model(folder, str(arguments["pretrained"]), dtype)
+    with scratch() as temporary:
+        yield StoredEdits(stored, recipe, _device(arguments), temporary)
 
 
 def _folder(arguments: Mapping[str, Any]) -> Path:
@@ -137,17 +150,22 @@ def _device(arguments: Mapping[str, Any]) -> Any:
         raise UserError(f"--device {arguments['device']} is no device: {str(error).splitlines()[0]}") from None
 
 
-class _ShardExport:
-    """One export. folder: of the checkpoint. It has what receipt and card are made from, once it is written."""
+class ShardExport:
+    """One export. It has what receipt and card are made from, once it is written. flag: of the command, that names the
+    place.
+    """
 
-    def __init__(self, recipe: Recipe, edits: StoredEdits, folder: Path, place: Path, report: ProgressReport) -> None:
+    def __init__(
+        self, recipe: Recipe, edits: StoredEdits, place: Path, report: ProgressReport, *, flag: str = "--out"
+    ) -> None:
         self.recipe: Recipe | None = recipe
         self.applied: AppliedRecipe | None = None
-        self.loaded_from = str(folder)
+        self.loaded_from = str(edits.stored.folder)
         self.dequantized_from: str | None = None
         self._edits = edits
         self._stored = edits.stored
         self._place = place
+        self._flag = flag
         self._report = report
         self._label = recipe.label
         self._digests: dict[str, str] = {}
@@ -169,7 +187,9 @@ class _ShardExport:
         return totals(self.weights.size, self.applied.records).to_json()
 
     def write(self, arguments: Mapping[str, Any], model_name: str, command: list[str]) -> int:
-        """Write all of it. Returns the number of layers whose factors were multiplied out. Raises UserError."""
+        """Write all of it. Returns the number of layers whose factors were multiplied out. Raises UserError, and
+        VariantFailed where numbers are at fault.
+        """
         key = _key(self.recipe, self._stored, arguments)
         try:
             with rundir.writing_on(self._place, key, _can_go_on) as folder:
@@ -179,16 +199,14 @@ class _ShardExport:
                     self._write_shards(folder, ResumeState(folder))
                 self._finish(folder)
                 return self._describe(folder, arguments, model_name, command)
-        except VariantFailed as error:
-            raise UserError(f"recipe {self._label!r} cannot be applied to this model: {error}") from error
-        except UserError:
+        except (UserError, VariantFailed):
             raise
         except Exception as error:
             if (trouble := disk_trouble(error)) is None:
                 raise
             raise UserError(
                 f"{self._place} cannot be written: {trouble}; make room and run the same command again, which goes on"
-                " from the last whole file, or name another folder with --out"
+                f" from the last whole file, or name another folder with {self._flag}"
             ) from error
 
     def _refuse_small_disk(self, folder: Path) -> None:
@@ -199,7 +217,7 @@ class _ShardExport:
         if needed - there > free:
             raise UserError(
                 f"{self._place} cannot be written: it takes {(needed - there) / 2**30:,.1f} GiB and {free / 2**30:,.1f}"
-                " GiB are free; make room, or name another folder with --out"
+                f" GiB are free; make room, or name another folder with {self._flag}"
             )
 
     def _write_shards(self, folder: Path, state: ResumeState) -> None:

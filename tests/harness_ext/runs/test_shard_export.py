@@ -215,7 +215,7 @@ def _with_code(folder: Path) -> None:
         ("laser-search", {"documents": [("w3", " w4")]}, _no_change, "laser_search searches"),
         ("basis-selection", {"documents": [("w3", " w4")]}, _no_change, "basis_selection trains"),
         ("contrast-projection", {}, _no_change, "learns from documents"),
-        ("svd", {"parallelize": True}, _no_change, "parallelize in --model_args is for the loader"),
+        ("svd", {"key_mapping": {"a": "b"}}, _no_change, "key_mapping in --model_args is for the loader"),
         ("svd", {"backend": "seq2seq"}, _no_change, "backend seq2seq"),
         ("svd", {}, _different_head, "ties lm_head.weight and model.embed_tokens.weight, which it stores with"),
         ("svd", {}, _with_code, "code of its own"),
