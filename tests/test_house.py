@@ -44,6 +44,7 @@ LAYERS = {
         "watch",
         "compare_runs",
         "report",
+        "postgres",
         "api",
         "app",
     ),
