@@ -46,6 +46,7 @@ LAYERS = {
         "watch",
         "compare_runs",
         "report",
+        "postgres",
         "api",
         "app",
     ),

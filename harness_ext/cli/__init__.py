@@ -51,6 +51,7 @@ def _commands() -> list[type[RecipesCommand]]:
     from harness_ext.cli.ingest import Ingest
     from harness_ext.cli.leaderboard import Leaderboard
     from harness_ext.cli.noise import Noise
+    from harness_ext.cli.publish import Publish
     from harness_ext.cli.recipes import Recipes
     from harness_ext.cli.report import ReportCommand
     from harness_ext.cli.runs import Runs
@@ -58,8 +59,8 @@ def _commands() -> list[type[RecipesCommand]]:
     from harness_ext.cli.sweep import Sweep
 
     return [
-        *(Recipes, Export, Sweep, Show, Compare, Gate, Noise, Ingest, Runs, Baseline, Leaderboard, ReportCommand),
-        *(Doctor, Completion, Help),
+        *(Recipes, Export, Sweep, Show, Compare, Gate, Noise, Ingest, Runs, Baseline, Leaderboard, Publish),
+        *(ReportCommand, Doctor, Completion, Help),
     ]
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
-from harness_ext.cli.ingest import add_database_argument
+from harness_ext.cli.publish import add_schema_argument
 from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
+from leaderboard.commands import DEFAULT_DATABASE
 
 
 class Leaderboard(RecipesCommand):
@@ -19,10 +22,21 @@ class Leaderboard(RecipesCommand):
 examples:
   $ lm_eval leaderboard --open
   $ lm_eval leaderboard --database results/leaderboard.duckdb --port 8600
+  $ lm_eval leaderboard --database postgres://team@db.example.org/evaluations
 """
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        add_database_argument(parser)
+        parser.add_argument(
+            "--database",
+            type=_place,
+            default=DEFAULT_DATABASE,
+            metavar="<path>",
+            help=(
+                f"The leaderboard's database (default: {DEFAULT_DATABASE}, wherever the results lie), or"
+                " postgres://USER@HOST/DATABASE for one that `lm_eval publish` wrote"
+            ),
+        )
+        add_schema_argument(parser)
         parser.add_argument(
             "--host",
             type=str,
@@ -40,4 +54,18 @@ examples:
     def execute(args: argparse.Namespace) -> None:
         from leaderboard.app.serve import serve
 
-        serve(args.database, host=args.host, port=args.port, open_browser=args.open)
+        place = args.database
+        with nullcontext(place) if isinstance(place, Path) else _copy_of(place, args.schema) as database:
+            serve(database, host=args.host, port=args.port, open_browser=args.open)
+
+
+def _place(text: str) -> Path | str:
+    """A path, or the address of a PostgreSQL as it is: a path would lose one of its slashes."""
+    return text if text.startswith(("postgres://", "postgresql://")) else Path(text)
+
+
+def _copy_of(url: str, schema: str) -> AbstractContextManager[Path]:
+    from leaderboard.postgres.address import PostgresAddress
+    from leaderboard.postgres.local_copy import local_copy
+
+    return local_copy(PostgresAddress(url, schema))
