@@ -80,7 +80,8 @@ def _from_file(path: Path, looks: Looks) -> Iterator[Candidate | Rejection]:
     else:
         yield Rejection(
             path,
-            "not a results file (.json, .eval) or samples file (.jsonl): give the folder it lies in, or its results_*.json",
+            "not a results file (.json, .eval) or samples file (.jsonl): give the folder it lies in, or its"
+            " results_*.json",
         )
 
 

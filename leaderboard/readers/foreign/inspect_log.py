@@ -53,9 +53,7 @@ def read_archive(path: Path) -> ForeignResults:
         header = archive.json("header.json")
         if not matches(header):
             raise Unreadable(f"{path.name} is no log of Inspect (its `header.json` has no `status` and `eval`)")
-        names = dict.fromkeys(
-            name for name in archive.names if name.startswith("samples/") and name.endswith(".json")
-        )
+        names = dict.fromkeys(name for name in archive.names if name.startswith("samples/") and name.endswith(".json"))
         return _log(header, path, map(archive.json, names) if names else None)
 
 
@@ -64,7 +62,9 @@ def _log(header: dict[str, Any], path: Path, samples: Iterable[Any] | None) -> F
     if header["status"] != "success":
         reason = optional_text(mapping(header.get("error")).get("message"))
         why = f": {clean(reason)[:200]}" if reason else ""
-        raise Unreadable(f"{path.name} is of a run of Inspect that did not end well ({str(header['status'])[:20]}){why}")
+        raise Unreadable(
+            f"{path.name} is of a run of Inspect that did not end well ({str(header['status'])[:20]}){why}"
+        )
     task, model = clean(str(asked["task"])), optional_text(asked.get("model")) or "unnamed model"
     entries = mapping(header.get("results")).get("scores")
     scores = list(_scores(task, [mapping(entry) for entry in entries] if isinstance(entries, list) else []))
@@ -193,7 +193,9 @@ def _documents(samples: Iterable[Any], metrics: dict[str, str]) -> Iterator[Fore
 def _completion(entry: dict[str, Any]) -> str | None:
     """The text of the answer; of one in parts, the texts."""
     choices = mapping(entry.get("output")).get("choices")
-    content = mapping(mapping(choices[0]).get("message")).get("content") if isinstance(choices, list) and choices else None
+    content = (
+        mapping(mapping(choices[0]).get("message")).get("content") if isinstance(choices, list) and choices else None
+    )
     if isinstance(content, list):
         content = "".join(str(mapping(part).get("text") or "") for part in content)
     return content[:_LONGEST_TEXT] if isinstance(content, str) else None

@@ -134,7 +134,9 @@ def _scores(task: str, row: dict[str, Any], directions: dict[str, Any]) -> Itera
 
 
 def _details_of(task: str, details: Sequence[Path]) -> Path | None:
-    return next((file for file in details if re.sub(r"_\d{4}-\d\d-\d\dT[^_]*$", "", file.stem) == f"details_{task}"), None)
+    return next(
+        (file for file in details if re.sub(r"_\d{4}-\d\d-\d\dT[^_]*$", "", file.stem) == f"details_{task}"), None
+    )
 
 
 def _samples(file: Path, metrics: frozenset[str]) -> Iterator[ForeignSample]:
@@ -148,9 +150,7 @@ def _samples(file: Path, metrics: frozenset[str]) -> Iterator[ForeignSample]:
         source = {"query": query, "choices": choices, "gold": gold}
         response = row.get("predictions") if old else _response(mapping(row.get("model_response")))
         scores = {metric: finite(value) for metric, value in values.items() if metric in metrics}
-        yield ForeignSample(
-            number, source, str(query or ""), _target(choices, gold), response, {NO_FILTER: scores}
-        )
+        yield ForeignSample(number, source, str(query or ""), _target(choices, gold), response, {NO_FILTER: scores})
 
 
 def _response(response: dict[str, Any]) -> dict[str, Any]:

@@ -163,7 +163,16 @@ def _document(task: str, sample: ForeignSample, filter_name: str) -> Document:
     hashes = [_sha(text) for text in (document_text(sample.source), sample.prompt, sample.target)]
     key = _sha("\x1f".join((task, *hashes)))[:32]
     return Document(
-        filter_name, sample.doc_id, key, hashes[0], hashes[1], hashes[2], None, sample.source, sample.prompt, sample.target
+        filter_name,
+        sample.doc_id,
+        key,
+        hashes[0],
+        hashes[1],
+        hashes[2],
+        None,
+        sample.source,
+        sample.prompt,
+        sample.target,
     )
 
 

@@ -24,7 +24,13 @@ TASK = "arc:challenge|25"
 
 
 def write_lighteval(
-    folder: Path, right: Sequence[int], *, date: str = DATE, model: str = "org/tiny", task: str = TASK, details: bool = True
+    folder: Path,
+    right: Sequence[int],
+    *,
+    date: str = DATE,
+    model: str = "org/tiny",
+    task: str = TASK,
+    details: bool = True,
 ) -> Path:
     """The files of `lighteval ... --output-dir folder --save-details`, in which each document is right or wrong."""
     mean = sum(right) / len(right)
@@ -34,7 +40,12 @@ def write_lighteval(
             "num_fewshot_seeds": 1,
             "max_samples": None,
             "start_time": 12.5,
-            "model_config": {"model_name": model, "revision": "main", "dtype": "torch.bfloat16", "api_key": "sk-secret"},
+            "model_config": {
+                "model_name": model,
+                "revision": "main",
+                "dtype": "torch.bfloat16",
+                "api_key": "sk-secret",
+            },
             "model_name": model,
         },
         "results": {
