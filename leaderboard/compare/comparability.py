@@ -1,8 +1,8 @@
 """May these two runs of a task be compared, and with which reservations? Answers are sentences for the board.
 
 Only inside one harness and one comparability key: task (its configuration, code and data, as far as both runs say) and
-version, few-shot examples, the set of documents, chat template, system instruction, generation arguments, metric, filter. Other
-differences (versions, dtype, device, backend, batch size) allow the comparison and are named beside it.
+version, few-shot examples, the set of documents, chat template, system instruction, generation arguments, metric,
+filter. Other differences (versions, dtype, device, backend, batch size) allow the comparison and are named beside it.
 
 Two tasks of one name are the same where their identities are. Where a run's files hold none, the digests of the
 configurations decide, if one version of lm-eval wrote both. Where that is not known either, it is no obstacle; it is
