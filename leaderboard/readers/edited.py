@@ -74,10 +74,8 @@ def of_results(config: Mapping[str, Any], arguments: Mapping[str, Any], unknown:
     service = optional_text(config.get("model"))
     if service and is_service(service):
         label = clean(f"{PLAIN_RECIPE}, {service[:_LONGEST]}")
-        warning = (
-            f"answered by a service ({clean(service[:_LONGEST])}): its weights, and whether they were edited, are not"
-            " known"
-        )
+        name = clean(service[:_LONGEST])
+        warning = f"answered by a service ({name}): its weights, and whether they were edited, are not known"
         return Editedness(None, recipe_label=label, warnings=(warning,))
     doubts = [*_facts(said, _PERHAPS), *_facts(unknown, frozenset(unknown))]
     if doubts or not config:

@@ -6,6 +6,7 @@ together up to another, so that a bomb costs no more than these.
 
 from __future__ import annotations
 
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ MAX_MEMBERS = 1_000_000
 MAX_MEMBER_BYTES = 64 * 2**20
 MAX_BYTES = 8 * 2**30
 _ZSTANDARD = 93
+_LOCAL_HEADER = struct.Struct("<26xHH")  # of which the lengths of the name and of what follows it are read
 
 
 class JsonArchive:
@@ -35,13 +37,8 @@ class JsonArchive:
         """The value in a member. Raises `Unreadable`."""
         where = f"{self._path.name}, in it {name[:100]!r},"
         member = self._archive.getinfo(name)
-        if member.compress_type == _ZSTANDARD:
-            raise Unreadable(
-                f"{self._path.name} is compressed by Zstandard, which is not read: `inspect log convert --to json`"
-            )
         try:
-            with self._archive.open(member) as file:
-                data = file.read(MAX_MEMBER_BYTES + 1)
+            data = self._zstandard(member) if member.compress_type == _ZSTANDARD else self._plain(member)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
             raise Unreadable(f"{where} cannot be unpacked: {error}") from error
         self._left -= len(data)
@@ -53,6 +50,33 @@ class JsonArchive:
             return parse_json(data.decode("utf-8-sig"), where)
         except UnicodeDecodeError as error:
             raise Unreadable(f"{where} is not UTF-8 text (byte {error.start})") from error
+
+    def _plain(self, member: zipfile.ZipInfo) -> bytes:
+        with self._archive.open(member) as file:
+            return file.read(MAX_MEMBER_BYTES + 1)
+
+    def _zstandard(self, member: zipfile.ZipInfo) -> bytes:
+        """A member in the compression that Inspect writes now, and that Python reads from 3.14 on."""
+        import pyarrow
+
+        header = self._raw(member.header_offset, _LOCAL_HEADER.size)
+        if len(header) < _LOCAL_HEADER.size:
+            raise EOFError("its header is cut off")
+        name, extra = _LOCAL_HEADER.unpack(header)
+        start = member.header_offset + _LOCAL_HEADER.size + name + extra
+        packed = pyarrow.BufferReader(self._raw(start, min(member.compress_size, MAX_MEMBER_BYTES)))
+        try:
+            data = bytes(pyarrow.CompressedInputStream(packed, "zstd").read(MAX_MEMBER_BYTES + 1))
+        except (OSError, pyarrow.ArrowException) as error:
+            raise ValueError(str(error)[:200]) from error
+        if len(data) <= MAX_MEMBER_BYTES and zlib.crc32(data) != member.CRC:
+            raise zipfile.BadZipFile("its checksum is another")
+        return data
+
+    def _raw(self, start: int, size: int) -> bytes:
+        assert self._archive.fp is not None
+        self._archive.fp.seek(start)
+        return self._archive.fp.read(size)
 
 
 @contextmanager
