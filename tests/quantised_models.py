@@ -131,9 +131,7 @@ _INT4 = {
     "group_size": GROUP,
 }
 FORMATS = {
-    "fp8": Format(
-        fp8, {"quant_method": "fp8", "weight_block_size": [BLOCK, BLOCK], "activation_scheme": "dynamic"}
-    ),
+    "fp8": Format(fp8, {"quant_method": "fp8", "weight_block_size": [BLOCK, BLOCK], "activation_scheme": "dynamic"}),
     "mxfp4": Format(mxfp4, {"quant_method": "mxfp4", "modules_to_not_convert": ["self_attn", "lm_head", "router"]}),
     "compressed-tensors": Format(
         packed_int4,
