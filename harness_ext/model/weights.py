@@ -94,8 +94,8 @@ class Weights:
             if value.device.type == "meta":
                 raise UserError(
                     f"{matrix.parameter} is offloaded, not in memory, and cannot be edited there: `lm_eval run"
-                    " --recipe` and `lm_eval export` edit the files of a checkpoint, for recipes that need the weights only; for"
-                    " others give the model more memory, or use `lm_eval export --layers_on DEVICE`"
+                    " --recipe` and `lm_eval export` edit the files of a checkpoint, for recipes that need the weights"
+                    " only; for others give the model more memory, or use `lm_eval export --layers_on DEVICE`"
                 )
             if not value.dtype.is_floating_point or value.element_size() == 1:
                 raise UserError(
