@@ -79,20 +79,72 @@ def test_other_backends(name: str, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("quantisation", "word"),
+    ("quantisation", "word", "way_out"),
     [
-        ({"quant_method": "gptq", "bits": 4}, "gptq"),
-        ({"quant_method": "awq", "bits": 4}, "awq"),
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
-        ({"load_in_8bit": True}, "bitsandbytes"),
-        ({"quant_method": "of tomorrow"}, "of tomorrow"),
+        ({"quant_method": "gptq", "bits": 4}, "gptq", r"nor can transformers unpack.*its model card names it"),
+        ({"quant_method": "awq", "bits": 4}, "awq", r"nor can transformers unpack.*its model card names it"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes", "add dequantize=true to --model_args"),
+        ({"load_in_8bit": True}, "bitsandbytes", "add dequantize=true to --model_args"),
+        ({"quant_method": "compressed-tensors"}, "compressed-tensors", "add dequantize=true to --model_args"),
+        ({"quant_method": "of tomorrow"}, "of tomorrow", r"model\.dequantize\(\)"),
     ],
 )
-def test_quantised_checkpoints(folder: Path, quantisation: dict[str, Any], word: str) -> None:
+def test_quantised_checkpoints(
+    folder: Path, quantisation: dict[str, Any], word: str, way_out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness_ext.lm_eval_adapter.admission.stays_packed", lambda config: True)
     arguments = configured(folder, quantization_config=quantisation)
-    with pytest.raises(UserError, match=rf"is quantised \({word}\).*model\.dequantize\(\)"):
+    with pytest.raises(UserError, match=rf"is quantised \({word}\).*{way_out}"):
         check_all(arguments, [parse_recipe("laser")])
     check_all(arguments, [parse_recipe("baseline")])
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+@pytest.mark.parametrize(
+    ("card", "config", "base"),
+    [
+        ("---\ndate: 2024-01-01\nbase_model: org/whole\nbase_model_relation: quantized\n---\n# X\n", {}, "org/whole"),
+        ("---\nbase_model:\n- org/listed\ntags:\n- x\n---\n", {"_name_or_path": "org/other"}, "org/listed"),
+        ("# No front matter\nbase_model: [", {"_name_or_path": "org/of-config"}, "org/of-config"),
+        ("---\nbase_model: [\n---\n", {"_name_or_path": "/home/somebody/model"}, None),
+        ("", {"quantization_config": {"model_name_or_path": "org/of-quantiser"}}, "org/of-quantiser"),
+    ],
+)
+def test_the_base_model_is_named_where_it_can_be_read(
+    folder: Path, method: str, card: str, config: dict[str, Any], base: str | None
+) -> None:
+    (folder / "README.md").write_text(card)
+    said = {**config, "quantization_config": {**config.get("quantization_config", {}), "quant_method": method}}
+    for dequantize in ({}, {"dequantize": True}):
+        with pytest.raises(UserError) as refused:
+            check_all(configured(folder, **said) | dequantize, [parse_recipe("svd")])
+        expected = f"made from, {base}, in float32" if base else "made from (its model card names it, under base_model)"
+        assert expected in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"dequantize": "maybe"}, "dequantize=maybe must be true or false"),
+        ({"dequantize": True}, "names no quantisation (quantization_config): leave dequantize out"),
+        ({"dequantize": True, "load_in_4bit": True}, "load_in_4bit=True says how to load packed ones: leave load_in_4"),
+        ({"dequantize": True, "load_in_8bit": True}, "leave load_in_8bit out"),
+        ({"dequantize": True, "gguf_file": "m.gguf"}, "a GGUF file is unpacked in any case: leave dequantize out"),
+    ],
+)
+def test_what_dequantize_does_not_go_with(folder: Path, arguments: dict[str, Any], words: str) -> None:
+    for recipe in ("svd", "baseline"):
+        with pytest.raises(UserError) as refused:
+            check_all({"pretrained": str(folder), **arguments}, [parse_recipe(recipe)])
+        assert words in str(refused.value)
+
+
+def test_dequantize_takes_the_package_that_unpacks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness_ext.model.dequantize.find_spec", lambda name: None)
+    arguments = configured(folder, quantization_config={"quant_method": "compressed-tensors"}) | {"dequantize": True}
+    with pytest.raises(UserError, match="pip install compressed-tensors"):
+        check_all(arguments, [parse_recipe("svd")])
+    check_all(configured(folder, quantization_config={"quant_method": "fp8"}) | {"dequantize": True}, [])
 
 
 def test_quantised_inside_a_wrapper(folder: Path) -> None:

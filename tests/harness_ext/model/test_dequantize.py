@@ -49,6 +49,7 @@ def test_the_weights_are_those_of_the_formula(pair: tuple[str, Path, Path]) -> N
     assert lm.weights.digest() == expected.weights.digest()
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_plain_checkpoint(lm_eval, pair: tuple[str, Path, Path], tmp_path: Path) -> None:
     kind, packed, plain = pair
     recipes = ("--recipe", "svd", "--control", "random-subspace")
@@ -107,3 +108,8 @@ def test_a_model_in_memory_is_not_dequantised(pair: tuple[str, Path, Path]) -> N
     model: Any = AutoModelForCausalLM.from_pretrained(pair[2])
     with pytest.raises(UserError, match=r"dequantize is for a checkpoint.*call its dequantize\(\)"):
         RecipeLM(model, dequantize=True)
+
+
+def test_without_a_recipe_it_is_told_what_it_is_for(lm_eval) -> None:
+    ran = lm_eval("run", "--model", "hf", "--model_args", "pretrained=demo,dequantize=true", "--tasks", "int_sum")
+    assert ran.code == 2 and "add --recipe baseline" in ran.err
