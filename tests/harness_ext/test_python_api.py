@@ -134,7 +134,7 @@ def test_the_receipt_has_the_keys_of_a_run_as_far_as_nothing_was_scored(loaded, 
         missing = of_run.keys() - applied.receipt.keys()
         assert applied.receipt.keys() <= of_run.keys()
         assert applied.receipt["matrices"][0].keys() == of_run["matrices"][0].keys()
-    assert missing == {"spec_id", "settings_id", "command", "seeds", "settings", "tasks", "files", "speed"}
+    assert missing == {"spec_id", "settings_id", "command", "seeds", "settings", "tasks", "files", "speed", "ran_on"}
 
 
 def test_an_exception_in_the_block_undoes_the_recipe(loaded) -> None:

@@ -48,7 +48,7 @@ def evaluated(lm: Any, *names: str, ranks: bool) -> dict[str, Any]:
 
     tasks = load(*names, data_dir=str(FIXTURES))
     if ranks:
-        _ask_for_ranks(list(tasks.values()))
+        _ask_for_ranks(list(tasks.values()), given=True)
     return lm_eval.evaluate(lm, {"tasks": tasks}, bootstrap_iters=0)
 
 
@@ -70,7 +70,7 @@ def test_a_task_in_a_group_is_told_of_ranks(lm):
     from .conftest import manager
 
     loaded = manager(data_dir=str(FIXTURES)).load(["laser_suite"])
-    _ask_for_ranks(list(loaded["groups"].values()))
+    _ask_for_ranks(list(loaded["groups"].values()), given=True)
     assert loaded["tasks"]["counterfact"].ranks is True and not hasattr(loaded["tasks"]["fever_claims"], "ranks")
 
 
