@@ -410,7 +410,8 @@ class RecipeLM(HFLM):
     def _load_anew(self, pretrained: str, **changes: Any) -> None:
         """Load another checkpoint as this one was loaded. The memory of what is there is given back first."""
         unexpected = list(self.unexpected_weights)
-        self._weights = self._model = None
+        self._weights = None
+        self._model: Any = None
         gc.collect()
         self._create_model(pretrained, **{**self._arguments, **changes})
         self.unexpected_weights[:] = unexpected
