@@ -143,7 +143,9 @@ def answers(folder: Path) -> dict[str, list[float]]:
     found = {}
     for path in runs(folder).values():
         label = json.loads((path / "receipt.json").read_text(encoding="utf-8"))["recipe"]["label"]
-        samples = [json.loads(line) for file in sorted(path.glob("samples_*")) for line in file.read_text().splitlines()]
+        samples = [
+            json.loads(line) for file in sorted(path.glob("samples_*")) for line in file.read_text().splitlines()
+        ]
         found[label] = [float(one[0]) for sample in samples for one in sample["filtered_resps"]]
     return found
 
