@@ -128,7 +128,12 @@ def _retry(args: argparse.Namespace) -> None:
     from harness_ext.sweeps.driver import forget_failures
 
     plan = _read(args.sweep)
-    _drive(args, plan, lambda: forget_failures(plan, args.cells))
+
+    def forget() -> None:
+        if not forget_failures(plan, args.cells):
+            _say("no cell has failed")
+
+    _drive(args, plan, forget)
 
 
 def _drive(args: argparse.Namespace, plan: SweepPlan, first: Callable[[], object] = lambda: None) -> None:
