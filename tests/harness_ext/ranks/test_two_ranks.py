@@ -177,7 +177,6 @@ def whole(folder: Path, labels: Sequence[str]) -> set[str]:
     return set(found)
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_a_rank_killed_at_a_random_time(tmp_path: Path) -> None:
     more = ["--model_args", "pretrained=demo", "--tasks", "int_sum", "--limit", "40", "--recipe", "svd", "laser-search"]
