@@ -7,14 +7,13 @@ its process is, or, on another machine, where its heartbeat counts on.
 
 from __future__ import annotations
 
-import json
 import platform
 import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from leaderboard.readers.sweep_state import ENDED, JOB
+from leaderboard.readers.sweep_state import ENDED, JOB, read_json
 
 HEARTBEAT = "heartbeat"
 BEAT_SECONDS = 2.0
@@ -22,12 +21,8 @@ BEAT_SECONDS = 2.0
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """The plain data of a file; None where there is none or it is no JSON object."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None
+    """The plain data of a file of at most a mebibyte; None where there is none or it is no JSON object."""
+    return read_json(path)
 
 
 def now() -> str:
