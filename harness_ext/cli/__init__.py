@@ -83,15 +83,15 @@ def main() -> None:
         with suppress(BrokenPipeError):
             answer(RecipesCLI().parser, sys.argv[2:])
         return
-    from lm_eval.utils import setup_logging
-
     from harness_ext.cli import secrecy
 
-    setup_logging()
     secrecy.install()
     try:
         cli = RecipesCLI()
-        cli.execute(_parsed(cli))
+        args = _parsed(cli)
+        if getattr(args, "logs", True):
+            _log_as_lm_eval()
+        cli.execute(args)
         sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read our output has enough of it; the interpreter must not try to flush the rest.
@@ -104,6 +104,15 @@ def main() -> None:
             raise
         print(f"error: {secrecy.printable(message)}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+
+
+def _log_as_lm_eval() -> None:
+    from lm_eval.utils import setup_logging
+
+    from harness_ext.cli import secrecy
+
+    setup_logging()
+    secrecy.install()  # again: now there are handlers to hide secrets from
 
 
 def _parsed(cli: RecipesCLI) -> argparse.Namespace:

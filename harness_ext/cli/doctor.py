@@ -27,6 +27,7 @@ class Doctor(RecipesCommand):
     """Check the installation."""
 
     name = "doctor"
+    logs = True
     summary = "Check the installation"
     description = (
         "Check the installation: versions, scripts, entry points, the parts of lm-eval that are relied on, the task"

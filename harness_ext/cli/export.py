@@ -25,6 +25,7 @@ class Export(RecipesCommand):
     """Write an edited model to a folder."""
 
     name = "export"
+    logs = True
     summary = "Write an edited model as a checkpoint"
     description = (
         "Apply a recipe and write the model as safetensors, with tokenizer, receipt and model card; plain"

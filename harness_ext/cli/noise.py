@@ -35,6 +35,7 @@ class Noise(RecipesCommand):
     """Score the unedited model at two batch sizes. The flags are those of lm-eval's `run`."""
 
     name = "noise"
+    logs = True
     summary = "Measure how many answers flip when only the batch size changes"
     description = (
         "Score the unedited model at two batch sizes. What differs between the two is rounding, and a recipe's flips"

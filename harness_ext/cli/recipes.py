@@ -79,7 +79,7 @@ class Recipes(RecipesCommand):
             help="Tokens of a calibration document (default: 64)",
         )
         add_form_arguments(planned, default=argparse.SUPPRESS)
-        planned.set_defaults(func=self._plan)
+        planned.set_defaults(func=self._plan, logs=True)
         for action in (parser, listed):
             action.set_defaults(func=self._list)
 

@@ -32,6 +32,7 @@ class Sweep(RecipesCommand):
     """Plan, run and look at sweeps."""
 
     name = "sweep"
+    logs = True
     summary = "Run many models and recipes, here or on a cluster"
     description = (
         "Run what a sweep file names: models by recipes, cut into cells, each an ordinary `lm_eval run` in a process of"

@@ -4,7 +4,8 @@ mark and sign.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -36,10 +37,11 @@ def table(rows: Sequence[Standing], board: Standings, tasks: Sequence[str], fact
     import pandas as pd
 
     columns = _columns(rows, board, tasks, facts)
-    frame = pd.DataFrame(columns)
-    style = frame.style
+    shown: dict[str, Callable[[Any], str]] = {}
     for name, texts in _texts(rows, board, tasks, facts).items():
-        style = _shown_as(style, name, texts)
+        columns[name], shown[name] = _shown_as(columns[name], texts)
+    frame = pd.DataFrame(columns)
+    style = frame.style.format(shown)
     styles = pd.DataFrame("", index=frame.index, columns=frame.columns)
     for task in tasks:
         styles[task] = [_style(row.cells.get(task), row.name in board.best.get(task, ())) for row in rows]
@@ -127,17 +129,17 @@ def _texts(
     }
 
 
-def _shown_as(style: Any, column: str, texts: Sequence[str]) -> Any:
-    """The column with a text for each cell, whatever its number. Pandas formats by value, and two cells of one value
-    may have two marks: so one format a text.
+def _shown_as(numbers: Sequence[float | None], texts: Sequence[str]) -> tuple[list[float | None], Callable[[Any], str]]:
+    """The numbers, and what shows each as its text. Pandas formats by value, and cells of one value may have several
+    marks: then the lower row gets the next smaller number.
     """
-    rows_of: dict[str, list[int]] = {}
-    for i, text in enumerate(texts):
-        rows_of.setdefault(text, []).append(i)
-    for text, rows in rows_of.items():
-        if text:
-            style = style.format(lambda _, text=text: text, subset=(rows, [column]))
-    return style
+    text_of: dict[float, str] = {}
+    distinct = []
+    for number, text in zip(numbers, texts):
+        while number is not None and text_of.setdefault(number, text) != text:
+            number = math.nextafter(number, -math.inf)
+        distinct.append(number)
+    return distinct, lambda number: text_of.get(number, str(number))
 
 
 def _value(cell: Cell | None) -> float | None:
