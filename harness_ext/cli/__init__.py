@@ -89,7 +89,7 @@ def main() -> None:
     try:
         cli = RecipesCLI()
         args = _parsed(cli)
-        if getattr(args, "logs", True):
+        if vars(args).pop("logs", True):  # some commands hand all that is left to lm-eval
             _log_as_lm_eval()
         cli.execute(args)
         sys.stdout.flush()
