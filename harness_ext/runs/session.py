@@ -322,7 +322,7 @@ class Session:
         name = self.config.model_name
         started = time.perf_counter()
         preload_hf()
-        from harness_ext.lm_eval_adapter.backend import load_model
+        from harness_ext.lm_eval_adapter.model_loading import load_model
 
         arguments = self.loading_arguments
         extra = {"batch_size": harness.batch_size, "max_batch_size": harness.max_batch_size, "device": harness.device}
