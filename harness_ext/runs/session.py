@@ -22,7 +22,7 @@ from harness_ext.editing.plan import planned_matrices
 from harness_ext.editing.warnings import checkpoint_warnings, receipt_warnings
 from harness_ext.errors import UserError, VariantFailed, located
 from harness_ext.lm_eval_adapter import admission
-from harness_ext.lm_eval_adapter.admission import ChatTemplate
+from harness_ext.lm_eval_adapter.chat_template import ChatTemplate
 from harness_ext.lm_eval_adapter.unchanged import Unchanged
 from harness_ext.model.checkpoint import Checkpoint
 from harness_ext.model.completeness import check_headers
