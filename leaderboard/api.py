@@ -105,13 +105,17 @@ def _reasons(rejected: Sequence[Rejection]) -> str:
     return f" that can be read ({'; '.join(told)}{f'; and {more} more' if more else ''})" if told else ""
 
 
-def compare(a: str | Path, b: str | Path, *, margin: float = DEFAULT_MARGIN) -> RunComparison:
+def compare(
+    a: str | Path, b: str | Path, *, margin: float = DEFAULT_MARGIN, database: str | Path | None = None
+) -> RunComparison:
     """Compare run folder or results file `b` with `a`, whatever their models. margin: the largest difference that
-    counts as the same, for scores between 0 and 1.
+    counts as the same, for scores between 0 and 1. database: the leaderboard's database whose noise floors count, as
+    `--database` of `lm_eval compare`: with the noise of both measured, runs of two GPUs or engines are compared. Unless
+    it is given, or where there is no such file, only what the two runs hold counts.
 
     Raises `LeaderboardError` where either path does not hold exactly one complete run, or both hold the same one.
     """
-    return compare_paths(Path(a), Path(b), margin=margin)
+    return compare_paths(Path(a), Path(b), margin=margin, database=None if database is None else Path(database))
 
 
 def gate(

@@ -26,26 +26,15 @@ def scores(run: Path) -> dict[str, float]:
     return {task: found[task][PRIMARY[task]] for task in TASKS}
 
 
+def run_on_tasks(model: str) -> list[str]:
+    """The words of a command that scores a model on the tasks."""
+    words = ["run", "--model", "hf", "--model_args", f"pretrained={model}", "--tasks", ",".join(TASKS)]
+    return [*words, "--device", "cpu", "--batch_size", "64"]
+
+
 def evaluate(model: Path, output: Path, recipes: list[str]) -> None:
     """Run the baseline, `recipes` and a control at the budget of each on one model, with the project's own command."""
-    command = [
-        sys.executable,
-        "-m",
-        "harness_ext",
-        "run",
-        "--model",
-        "hf",
-        "--model_args",
-        f"pretrained={model}",
-        "--tasks",
-        ",".join(TASKS),
-        "--device",
-        "cpu",
-        "--batch_size",
-        "64",
-        "--output_path",
-        str(output),
-    ]
+    command = [sys.executable, "-m", "harness_ext", *run_on_tasks(str(model)), "--output_path", str(output)]
     for recipe in recipes or ["baseline"]:
         command += ["--recipe", recipe]
     command += ["--control", "random-subspace"] if recipes else []

@@ -22,7 +22,7 @@ from harness_ext.demo import demo_path
 from harness_ext.demo_training import card, figures
 from harness_ext.demo_training.figures import CONTROLS, Kind, Row
 from harness_ext.demo_training.finetune import FineTuning, fine_tune
-from harness_ext.demo_training.spread import TASKS, scores
+from harness_ext.demo_training.spread import TASKS, run_on_tasks, scores
 from harness_ext.editing.controls import SHUFFLED_LABELS
 from harness_ext.errors import UserError
 from harness_ext.methods.registry import NEEDS
@@ -105,20 +105,7 @@ def session(model: str, command: Command, out: Path, report: ProgressReport) -> 
     from harness_ext.cli.config import asked, run_config
     from harness_ext.runs.session import Session
 
-    arguments = [
-        "run",
-        "--model",
-        "hf",
-        "--model_args",
-        f"pretrained={model}",
-        "--tasks",
-        ",".join(TASKS),
-        "--device",
-        "cpu",
-        "--batch_size",
-        "64",
-    ]
-    arguments += ["--output_path", str(out / "runs"), "--recipe", *command.recipes]
+    arguments = [*run_on_tasks(model), "--output_path", str(out / "runs"), "--recipe", *command.recipes]
     arguments += ["--control", *command.controls] if command.controls else []
     parsed = RecipesCLI()._parser.parse_args(arguments)
     return Session(replace(run_config(parsed, asked(parsed, {})), command=("lm_eval", *arguments)), report)

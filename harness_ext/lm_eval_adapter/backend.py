@@ -12,7 +12,7 @@ import math
 import shutil
 import time
 import weakref
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,25 +23,21 @@ from lm_eval.models.huggingface import HFLM
 
 from harness_ext.calibration.cache import StatisticsCache
 from harness_ext.calibration.context import EditableModel
-from harness_ext.calibration.documents import PromptSettings, asked_document, document_hash, draw_documents
 from harness_ext.editing.pipeline import AppliedRecipe, DrawDocuments, apply_recipe
 from harness_ext.editing.records import totals
-from harness_ext.errors import UserError, nearest
+from harness_ext.errors import UserError
 from harness_ext.linalg.cache import lasting
 from harness_ext.linalg.decompose import Decomposer
-from harness_ext.lm_eval_adapter.admission import (
-    check_arguments,
-    has_encoder,
-    loading,
-    refuse_calibrated,
-)
+from harness_ext.lm_eval_adapter.admission import check_arguments, has_encoder, refuse_calibrated
+from harness_ext.lm_eval_adapter.answer_ranks import PROMPTS_AT_ONCE, ranks_of_answers
+from harness_ext.lm_eval_adapter.learned_documents import documents_of_named_tasks, learned_from, refuse_learned
 from harness_ext.lm_eval_adapter.offloaded import FileEditor
 from harness_ext.lm_eval_adapter.scoring_progress import counted_requests
 from harness_ext.lm_eval_adapter.shared_scoring import SharedWindows, shared_out
 from harness_ext.lm_eval_adapter.throughput import Speed, first_pass, seconds_since
 from harness_ext.lm_eval_adapter.unchanged import EncodedPairs
-from harness_ext.model.checkpoint import Checkpoint, adapter_inside, quantisation_method, read_checkpoint
-from harness_ext.model.completeness import WholeModels, check_headers, refusing_incomplete_adapters
+from harness_ext.model.checkpoint import Checkpoint, adapter_inside, quantisation_method
+from harness_ext.model.completeness import WholeModels, refusing_incomplete_adapters
 from harness_ext.model.dequantize import (
     asks_to_dequantize,
     check_dequantize,
@@ -51,6 +47,7 @@ from harness_ext.model.dequantize import (
     packed_as,
     refuse_quantised,
     unpacked,
+    unpacked_gguf,
 )
 from harness_ext.model.offload import is_offloaded
 from harness_ext.model.safetensors_header import StoredTensor
@@ -59,20 +56,12 @@ from harness_ext.model.weights import Weights
 from harness_ext.progress import Progress
 from harness_ext.ranks.group import ALONE, current
 from harness_ext.recipe.recipe import Recipe, parse_recipe
-from harness_ext.recipe.schema import EVALUATED, Calibration
 from harness_ext.storage.resume import ResumeState
 from harness_ext.storage.rundir import scratch_folder
-from leaderboard.readers.same_document import DocumentText, content_digests, digests_in_samples, plain_requests
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import CacheHook
-
-    from harness_ext.calibration.documents import CalibrationSet
-
-
-_RANK_BATCH = 16
-"""Prompts ranked at once where lm-eval finds its batch size by itself."""
 
 
 class RecipeLM(HFLM):
@@ -130,13 +119,7 @@ class RecipeLM(HFLM):
         # Not in `_create_model`, which lm-eval runs before it knows how to tokenise calibration documents.
         if asked is not None and asked.steps:
             applied = self.apply(asked, documents_of_named_tasks)
-            self._learned = frozenset(asked.chosen_on).union(
-                *(
-                    {document.doc_hash, *document.digests}
-                    for _, drawn in applied.calibration
-                    for document in drawn.documents
-                )
-            )
+            self._learned = learned_from(asked, applied)
 
     def get_model_info(self) -> dict[str, Any]:
         """lm-eval's facts about the model, plus the recipe that was applied and the digest of the weights as they
@@ -166,7 +149,7 @@ class RecipeLM(HFLM):
                 check_dequantize(pretrained, stored)
                 kwargs["quantization_config"] = dense_quantization(stored)
             if kwargs.get("gguf_file") and kwargs.get("quantization_config") is None:
-                kwargs["quantization_config"] = _unpacked_gguf()
+                kwargs["quantization_config"] = unpacked_gguf()
             with one_set_of_settings(), refusing_incomplete_adapters(str(kwargs.get("peft"))):
                 super()._create_model(pretrained, **kwargs)
         finally:
@@ -212,13 +195,13 @@ class RecipeLM(HFLM):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """lm-eval's, counted by `progress`."""
-        self._refuse_learned(requests)
+        refuse_learned(self.recipe, self._learned, requests)
         with self._counted("choices", requests), shared_out(self._ranks):
             return super().loglikelihood(requests, disable_tqdm=disable_tqdm or self.progress is not None)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """lm-eval's, counted by `progress`: in windows of the model's length, so that nobody knows of how many."""
-        self._refuse_learned(requests)
+        refuse_learned(self.recipe, self._learned, requests)
         with counted_requests(self.progress, f"{len(requests):,} texts", None, "windows"):
             score = partial(super().loglikelihood_rolling, requests, disable_tqdm or self.progress is not None)
             if self._ranks.ranks == 1:
@@ -233,7 +216,7 @@ class RecipeLM(HFLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """lm-eval's, counted by `progress`."""
-        self._refuse_learned(requests)
+        refuse_learned(self.recipe, self._learned, requests)
         with self._counted("generations", requests), shared_out(self._ranks):
             return super().generate_until(requests, disable_tqdm=disable_tqdm or self.progress is not None)
 
@@ -261,41 +244,15 @@ class RecipeLM(HFLM):
         A kind of request that lm-eval does not have: only tasks that were told of it ask (see
         `harness_ext.lm_eval_adapter.task_types.RankedAnswer`).
         """
-        size = self.batch_size if isinstance(self.batch_size, int) else _RANK_BATCH
+        size = self.batch_size if isinstance(self.batch_size, int) else PROMPTS_AT_ONCE
         batches = [requests[start : start + size] for start in range(0, len(requests), size)]
         with (self.progress or Progress()).stage("ranks", len(batches), "batches") as stage:
 
             def answered(batch: Sequence[Instance]) -> list[int]:
                 stage.advance()
-                return self._ranks_of(batch)
+                return ranks_of_answers(self, batch)
 
             return [rank for found in self._ranks.in_shares("ranks", batches, answered) for rank in found]
-
-    def _ranks_of(self, requests: Sequence[Instance]) -> list[int]:
-        """The ranks of the answers of one batch."""
-        pairs = [self.encode_pair(*request.args) for request in requests]
-        contexts = [torch.tensor(context[-self.max_length :]) for context, _ in pairs]
-        # Padded at the end, which a causal model does not see.
-        padded = torch.nn.utils.rnn.pad_sequence(contexts, batch_first=True).to(self.device)
-        last = torch.tensor([len(context) - 1 for context in contexts], device=self.device)
-        logits = self._model_call(padded)[torch.arange(len(pairs), device=self.device), last]
-        answers = torch.tensor([answer[0] for _, answer in pairs], device=self.device)
-        of_answers = logits.gather(1, answers[:, None])
-        return ((logits > of_answers).sum(dim=1) + 1).tolist()
-
-    def _refuse_learned(self, requests: Sequence[Instance]) -> None:
-        """Raise UserError where a request is about a document that the recipe was chosen on or learned from."""
-        if not self._learned or self.recipe is None:
-            return
-        together: dict[tuple[str | None, int | None], list[Instance]] = {}
-        for request in requests:
-            together.setdefault((request.task_name, request.doc_id), []).append(request)
-        learned = sum(_is_among(of_document, self._learned) for of_document in together.values())
-        if learned:
-            raise UserError(
-                f"recipe {self.recipe.label!r} was chosen on or learned from {learned} of the {len(together)} documents"
-                " asked here (chosen_on), which cannot be taken out of the score here; run it by `lm_eval run --recipe`"
-            )
 
     # A token beyond the embedding is an error of an index on a CPU, and kills the process's use of a GPU.
 
@@ -455,72 +412,8 @@ class RecipeLM(HFLM):
             self._model = self.model.merge_and_unload()
 
 
-def load_model(
-    name: str, arguments: Mapping[str, Any], extra: Mapping[str, Any] | None = None, secrets: Collection[str] = ()
-) -> RecipeLM:
-    """The model of lm-eval's arguments, unedited. name: as the user gave it, and secrets: what must not be in messages.
-
-    Raises UserError for whatever its files make a loader raise, of which there are dozens of kinds.
-    """
-    with loading(name, secrets):
-        _check_stored(arguments)
-        return RecipeLM.create_from_arg_obj(dict(arguments), dict(extra or {}))
-
-
-def _check_stored(arguments: Mapping[str, Any]) -> None:
-    """Raise UserError where the headers of a local folder do not fit its config, before memory is taken for it."""
-    name, subfolder = str(arguments.get("pretrained")), str(arguments.get("subfolder") or "")
-    if Path(name, subfolder).expanduser().is_dir() and not arguments.get("gguf_file"):
-        checkpoint = read_checkpoint(name, subfolder=subfolder)
-        # Of these lm-eval loads another class than the one that is checked.
-        if not checkpoint.config.get("is_encoder_decoder"):
-            check_headers(checkpoint)
-
-
 def backend_of(model: Any) -> str:
     """lm-eval's `backend` for a model in memory. lm-eval itself goes by the model's type, which a decoder by itself
     (`BartForCausalLM`) has in common with the whole model.
     """
     return "seq2seq" if has_encoder(model) else "causal"
-
-
-def _unpacked_gguf() -> Any:
-    """What has transformers unpack a GGUF file into plain weights also where it has kernels for the packed ones; None
-    for releases that always unpack.
-    """
-    import transformers
-
-    config = getattr(transformers, "GgufConfig", None)
-    return config(dequantize=True) if config is not None else None
-
-
-def documents_of_named_tasks(calibration: Calibration) -> list[CalibrationSet]:
-    """Calibration documents when the evaluated tasks are not known here: the recipe must name its tasks."""
-    if EVALUATED in calibration.tasks:
-        raise UserError(
-            "calibration: which tasks are evaluated is not known here; name one in the recipe: calibration.task=TASK"
-        )
-    from harness_ext.lm_eval_adapter.task_index import task_manager
-    from harness_ext.lm_eval_adapter.task_loading import load_tasks
-
-    manager = task_manager()
-    for name in calibration.tasks:
-        if name not in manager.all_tasks:
-            raise UserError(f"calibration: there is no task {name!r}: {nearest(name, manager.all_tasks)}")
-    loaded = load_tasks(manager, calibration.tasks).loaded["tasks"]
-    scored = {
-        hashed
-        for task in loaded.values()
-        for document in task.eval_docs
-        for hashed in asked_document(task, document).identities
-    }
-    return draw_documents(calibration, loaded, scored, PromptSettings())
-
-
-def _is_among(requests: Sequence[Instance], learned: frozenset[str]) -> bool:
-    """Whether the document of these requests is one of those learned from."""
-    document = requests[0].doc
-    if document_hash(document) in learned:
-        return True
-    text = DocumentText(plain_requests(request.args for request in requests), "", document)
-    return not learned.isdisjoint(content_digests(text) | digests_in_samples(text, 1))

@@ -187,3 +187,13 @@ def one_set_of_settings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "You passed `quantization_config`")
         yield
+
+
+def unpacked_gguf() -> Any:
+    """What has transformers unpack a GGUF file into plain weights also where it has kernels for the packed ones; None
+    for releases that always unpack.
+    """
+    import transformers
+
+    config = getattr(transformers, "GgufConfig", None)
+    return config(dequantize=True) if config is not None else None

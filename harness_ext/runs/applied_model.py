@@ -68,7 +68,7 @@ class CalibrationSource:
 
     def resolve(self, recipe: Recipe, lm: RecipeLM, report: ProgressReport) -> tuple[Recipe, DrawDocuments]:
         """The recipe with its documents named, and what draws them. Raises UserError where they cannot be had."""
-        from harness_ext.lm_eval_adapter.backend import documents_of_named_tasks
+        from harness_ext.lm_eval_adapter.learned_documents import documents_of_named_tasks
 
         if all(step.calibration is None for step in recipe.steps):
             return recipe, documents_of_named_tasks

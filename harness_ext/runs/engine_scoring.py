@@ -23,9 +23,10 @@ from harness_ext.lm_eval_adapter.running_engine import EngineWeights, RunningEng
 from harness_ext.recipe.recipe import Recipe
 from harness_ext.runs import export
 from harness_ext.runs import receipt as receipts
+from harness_ext.runs.failures import failures_of_machine, require_finite_results
 from harness_ext.runs.progress import ProgressReport
 from harness_ext.runs.ran_on import gathered
-from harness_ext.runs.session import Session, VariantOutcome, failures_of_machine, require_finite_results, timed
+from harness_ext.runs.session import Session, VariantOutcome, timed
 from harness_ext.runs.spec import digest
 from harness_ext.runs.versions import versions
 from harness_ext.storage.resume import ResumeState

@@ -88,7 +88,7 @@ def edited_model(
     layers_on = asked.pop("layers_on", None)
     arguments = checked_arguments(recipe, place, asked | ({} if layers_on is None else {"device": "cpu"}))
     preload_hf()
-    from harness_ext.lm_eval_adapter.backend import load_model
+    from harness_ext.lm_eval_adapter.model_loading import load_model
 
     name = str(model_args["pretrained"])
     with report.progress.stage(f"loading {name}"):

@@ -9,7 +9,7 @@ model is loaded when the first variant needs it, so a command whose work is done
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,22 +22,24 @@ from harness_ext.editing.plan import planned_matrices
 from harness_ext.editing.warnings import checkpoint_warnings, receipt_warnings
 from harness_ext.errors import UserError, VariantFailed, located
 from harness_ext.lm_eval_adapter import admission
-from harness_ext.lm_eval_adapter.admission import ChatTemplate
+from harness_ext.lm_eval_adapter.chat_template import ChatTemplate
 from harness_ext.lm_eval_adapter.unchanged import Unchanged
-from harness_ext.model import checkpoint
+from harness_ext.model.checkpoint import Checkpoint
 from harness_ext.model.completeness import check_headers
 from harness_ext.model.offload import is_offloaded
-from harness_ext.model.renames import as_loaded
 from harness_ext.ranks.group import current
 from harness_ext.ranks.shared_resume import SharedResumeState
 from harness_ext.recipe.recipe import Recipe, parse_recipe, parse_recipes
 from harness_ext.recipe.schema import Calibration, described
 from harness_ext.runs import ran_on
 from harness_ext.runs import receipt as receipts
+from harness_ext.runs.failures import failures_of_machine, require_finite_results
 from harness_ext.runs.file_edits import FileEdits
 from harness_ext.runs.progress import ProgressReport
 from harness_ext.runs.remote_copy import RemoteCopy
 from harness_ext.runs.spec import RunSpec
+from harness_ext.runs.stored_model import model_to_be_loaded, stored_model
+from harness_ext.runs.variant_runs import VariantRuns
 from harness_ext.storage import rundir
 from harness_ext.storage.resume import ResumeState
 from harness_ext.storage.rundir import FinishedRun
@@ -74,7 +76,7 @@ class Session:
         self.folder = self.root / rundir.safe_name(config.model_name)
         self.spec = RunSpec(config, report)
         self._remote = RemoteCopy(config.remote, self.folder, report)
-        self._aside: set[str] = set()
+        self._runs = VariantRuns(self.harness, self.spec, self.folder, self._remote, report)
         self._baseline_speed: dict[str, float | None] = {}
         self._to_check: list[Recipe] = []
         self._unchanged = Unchanged()
@@ -172,30 +174,11 @@ class Session:
         if mistakes:
             if loaded is not None:
                 # A pattern that matches nothing may be the fault of weights that are not there.
-                check_headers(self._stored())
+                check_headers(stored_model(self.loading_arguments))
             raise UserError("\n".join(mistakes))
 
-    def _headers(self) -> checkpoint.Checkpoint | None:
-        """The checkpoint as it will be loaded; None where its headers cannot be had, which is then the loader's
-        business.
-        """
-        try:
-            found = self._stored()
-            foreign_code = bool(self.loading_arguments.get("trust_remote_code"))
-            loaded = as_loaded(found, foreign_code=foreign_code)
-            return loaded if loaded.tensors else None
-        except UserError:
-            return None
-
-    def _stored(self) -> checkpoint.Checkpoint:
-        arguments = self.loading_arguments
-        if gguf := arguments.get("gguf_file"):
-            raise UserError(f"{gguf} has no safetensors headers")
-        return checkpoint.read_checkpoint(
-            str(arguments["pretrained"]),
-            str(arguments.get("revision") or "main"),
-            str(arguments.get("subfolder") or ""),
-        )
+    def _headers(self) -> Checkpoint | None:
+        return model_to_be_loaded(self.loading_arguments)
 
     def _check_calibration(self, recipe: Recipe) -> None:
         for number, step in enumerate(recipe.steps):
@@ -237,7 +220,7 @@ class Session:
     def _variant(self, recipe: Recipe) -> VariantOutcome:
         """A variant that is found or made. With several ranks the first decides, and tells the others."""
         self.spec.model  # noqa: B018 - the first rank tells it to all
-        kept = self._told(f"what is there of {recipe.label}", lambda: self._kept(recipe))
+        kept = self._told(f"what is there of {recipe.label}", lambda: self._runs.find(recipe))
         if kept is not None:
             return VariantOutcome(recipe, kept, reused=True)
         return VariantOutcome(recipe, self._made(recipe), reused=False)
@@ -259,54 +242,8 @@ class Session:
         told = self._ranks.from_first(what, as_data)
         return None if told is None else FinishedRun(Path(told[0]), told[1])
 
-    def _kept(self, recipe: Recipe) -> FinishedRun | None:
-        """The whole run of this variant, made in a place like this one, that is there already."""
-        place = self._place(recipe)
-        asked = (self.spec.spec_id(recipe), self.spec.former_spec_id(recipe))
-        self._remote.bring(*asked)
-        elsewhere: dict[Path, str] = {}
-        damaged = {} if not place.exists() else {place: f"{rundir.RECEIPT} is missing or cannot be read"}
-        for run in rundir.finished_runs(self.folder):
-            damaged.pop(run.path, None)
-            if run.receipt.get("spec_id") not in asked or run.failed:
-                continue
-            damage, where = run.damage, self._here.is_not_of(run.receipt)
-            if damage is None and where is None:
-                self._tell_kept(recipe, run)
-                return run
-            if damage is not None:
-                damaged[run.path] = damage
-            elif where is not None:
-                elsewhere[run.path] = where
-        for path, damage in damaged.items():
-            self.report.warn(f"{recipe.label}: the run in {path} is damaged ({damage}) and is made anew")
-        for path, where in elsewhere.items():
-            self.report.line(
-                f"{recipe.label}: the run in {path} was made on {where}, whose rounding may differ from that of"
-                f" {ran_on.in_words(self._here.place)}: it stays, and this is scored here as well"
-            )
-        if place in elsewhere:
-            self._aside.add(recipe.recipe_id)
-        return None
-
-    def _tell_kept(self, recipe: Recipe, run: FinishedRun) -> None:
-        where = self._here.of_another_kind(run.receipt)
-        made = "" if where is None else f"; it was made on {where}, this is {ran_on.in_words(self._here.place)}"
-        self.report.line(f"{recipe.label}: kept from {run.path} (same model, tasks and settings{made})")
-        for warning in self.spec.reworded(recipe):
-            self.report.line(f"{recipe.label}: {warning}")
-
-    @cached_property
-    def _here(self) -> ran_on.Here:
-        return ran_on.here(self.harness)
-
     def _place(self, recipe: Recipe) -> Path:
-        """The folder of a variant made here. What a killed command left beside it goes on where the same GPU and engine
-        are, on whatever host.
-        """
-        told = self._here.place.is_told or recipe.recipe_id in self._aside
-        made_on = f"-{self._here.name}" if told else ""
-        return self.folder / f"{rundir.safe_name(recipe.label)}-{self.spec.spec_id(recipe)[:10]}{made_on}"
+        return self._runs.place(recipe)
 
     def _make(self, recipe: Recipe) -> FinishedRun:
         seconds = dict.fromkeys(("load", "evaluate"), 0.0)
@@ -385,7 +322,7 @@ class Session:
         name = self.config.model_name
         started = time.perf_counter()
         preload_hf()
-        from harness_ext.lm_eval_adapter.backend import load_model
+        from harness_ext.lm_eval_adapter.model_loading import load_model
 
         arguments = self.loading_arguments
         extra = {"batch_size": harness.batch_size, "max_batch_size": harness.max_batch_size, "device": harness.device}
@@ -457,38 +394,3 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
         yield
     finally:
         seconds[stage] += time.perf_counter() - started
-
-
-@contextmanager
-def failures_of_machine(lm: RecipeLM | None = None) -> Iterator[None]:
-    """Running out of memory fails one variant, not the command; unless the model is cut over ranks, where the others
-    wait for the piece of this one.
-    """
-    import torch
-
-    try:
-        yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        told = (
-            f"{str(error).splitlines()[0] if str(error) else 'out of memory'}; a smaller --batch_size or"
-            " calibration.batch_size may fit"
-        )
-        raise (UserError(told) if lm is not None and lm.is_cut else VariantFailed("out_of_memory", told)) from None
-
-
-def require_finite_results(results: Mapping[str, Any] | None) -> None:
-    """A NaN among the answers' log-likelihoods makes every score of the run worthless. None: the first rank looks."""
-    for task, samples in (results or {"samples": {}})["samples"].items():
-        broken = sum(1 for sample in samples if _has_nan(sample["filtered_resps"]))
-        if broken:
-            raise VariantFailed(
-                "non_finite_result",
-                f"{broken} of {len(samples)} samples of {task} have a log-likelihood that is not a number",
-                task,
-            )
-
-
-def _has_nan(value: Any) -> bool:
-    if isinstance(value, float):
-        return value != value
-    return isinstance(value, Sequence) and not isinstance(value, str) and any(_has_nan(item) for item in value)

@@ -11,8 +11,6 @@ trials.
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -24,18 +22,19 @@ from harness_ext.calibration.collect import gather, groups, needs_backward
 from harness_ext.calibration.context import DocumentBatches, StepContext
 from harness_ext.errors import VariantFailed
 from harness_ext.model.seeding import generator_for
-from harness_ext.model.weights import with_part, with_shift
 from harness_ext.ranks.group import current
 from harness_ext.search.candidates import Alternatives, Nested, as_computed
-from harness_ext.search.scoring import batches_by_length, questions
+from harness_ext.search.packing import in_tokens
+from harness_ext.search.resumable_trials import MadeTrials, ResumableTrials, trial_key
+from harness_ext.search.scoring import batches_by_length
 from harness_ext.search.shared_passes import ScoredPart, SharedTrial, scores_of_all
-from harness_ext.search.suffix_replay import Replay, tolerance
+from harness_ext.search.standing_edits import StandingEdits
+from harness_ext.search.suffix_replay import Replay
 from harness_ext.search.trials import (
     NOT_RUN,
     Hopeless,
     Partial,
     Trial,
-    finite,
     scored,
     told_setting,
     trial_of,
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
     from harness_ext.methods import Svd
     from harness_ext.model.layout import Matrix
     from harness_ext.progress import Stage
-    from harness_ext.search.scoring import Batch, Question
+    from harness_ext.search.scoring import Batch
 
 ALTERNATIVES = 8
 """About as many as one pass has: LASER's grid."""
@@ -93,16 +92,15 @@ class CandidateEvaluator:
     def __post_init__(self) -> None:
         import torch
 
-        model, self.step, self._resume = self.context.model, self.context.step, self.context.resume
+        model, self.step = self.context.model, self.context.step
         self.lm, self.weights, self.decomposer = model.lm, model.weights, model.decomposer
         assert self.step.calibration is not None, "a search has calibration documents"
         self._budget = TOKENS_PER_DOCUMENT * self.step.calibration.batch_size
         self._best: Trial | None = None
-        self._put_aside: dict[tuple[str, str], Any] = {}
-        self._standing: dict[str, Any] = {}
-        self._known = {row["key"]: row for row in self._resume.rows("trials")} if self._resume is not None else {}
+        self._standing = StandingEdits(self.lm.model)
+        self._resumable = ResumableTrials(self.context.resume)
         self._other_passes = 0.0
-        self._questions = self._in_tokens()
+        self._questions = in_tokens(self.lm, self.documents, self.matrices)
         self._batches, self._replay = self._arranged([range(len(self.documents))], self._budget)
         self.before = self.as_it_is()
         if not self.before.eligible:
@@ -116,33 +114,6 @@ class CandidateEvaluator:
         self._replay.passes = spent
         self._wrong = torch.zeros(len(self.documents))
         self._ran = torch.zeros(len(self.documents))
-
-    def _in_tokens(self) -> list[Question]:
-        """The documents with the choices of each packed into one sequence, if the model makes the same of them so; else
-        apart.
-        """
-        import torch
-
-        packed = questions(self.lm, self.documents, packed=True)
-        probed = [place for place, question in enumerate(packed) if question.packed][:2]
-        if not probed:
-            return packed
-        apart = questions(self.lm, self.documents, packed=False)
-        with torch.inference_mode():
-            try:
-                first, second = (self._likelihoods(asked, probed) for asked in (packed, apart))
-            except (RuntimeError, ValueError, TypeError, IndexError):
-                # Whatever an architecture makes of a mask that it was not written for.
-                return apart
-        return (
-            packed
-            if first.shape == second.shape and bool(((first - second).abs() <= tolerance(self.lm.model)).all())
-            else apart
-        )
-
-    def _likelihoods(self, asked: Sequence[Question], places: Sequence[int]) -> Tensor:
-        (batch,) = batches_by_length(asked, places, 1 << 30, self.lm.device)
-        return batch.likelihoods(Replay(self.lm.model, [batch], batch, self.matrices, ()).plain(0).float())
 
     def _by_difficulty(self) -> list[list[int]]:
         """Documents that the unedited model gets wrong, then the others. What most edits get wrong is run first: the
@@ -245,7 +216,7 @@ class CandidateEvaluator:
                 hopeless,
             )
 
-        made = self._kept([self._standing, matrix.key, list(settings)], make)
+        made = self._kept([self._standing.notes, matrix.key, list(settings)], make)
         for trial in made:
             self._wrong += torch.tensor([digit == "0" for digit in trial.right])
             self._ran += torch.tensor([digit != NOT_RUN for digit in trial.right])
@@ -255,32 +226,18 @@ class CandidateEvaluator:
         """Trials that the resume state has, or else made now and kept there, with what they cost. asked: what tells
         them from others.
         """
-        key = json.dumps(asked, sort_keys=True)
-        row = self._known.get(key)
-        if row is not None:
-            made = [
-                Trial(one["setting"], one["right"], math.nan if one["loss"] is None else one["loss"])
-                for one in row["trials"]
-            ]
-            self._other_passes += row["passes"]
-            self.earlier_seconds += row["seconds"]
+        key = trial_key(asked)
+        earlier = self._resumable.made(key)
+        if earlier is not None:
+            made = earlier.trials
+            self._other_passes += earlier.passes
+            self.earlier_seconds += earlier.seconds
             self.resumed += len(made)
         else:
             started, passes = time.perf_counter(), self._replay.passes
             made = make()
-            if self._resume is not None:
-                cost = {"passes": self._replay.passes - passes, "seconds": time.perf_counter() - started}
-                self._resume.append(
-                    "trials",
-                    {
-                        "key": key,
-                        "trials": [
-                            {"setting": trial.setting, "right": trial.right, "loss": finite(trial.loss)}
-                            for trial in made
-                        ],
-                        **cost,
-                    },
-                )
+            cost = self._replay.passes - passes, time.perf_counter() - started
+            self._resumable.keep(key, MadeTrials(made, *cost))
         self.trials += made
         self._tell(made)
         return made
@@ -362,55 +319,24 @@ class CandidateEvaluator:
         """Try edits `[m, n]` of several matrices at once on all documents."""
 
         def make() -> list[Trial]:
-            with self._standing_only():
-                for matrix, weight in edits.items():
-                    self.take(matrix, weight, note=None)
-                found = self.as_it_is()
+            try:
+                with self._standing.as_before():
+                    for matrix, weight in edits.items():
+                        self.take(matrix, weight, note=None)
+                    found = self.as_it_is()
+            finally:
+                self._replay.forget()
             return [Trial(setting, found.right, found.loss)]
 
-        (made,) = self._kept([self._standing, setting], make)
+        (made,) = self._kept([self._standing.notes, setting], make)
         return made
 
     def take(self, matrix: Matrix, weight: Tensor, shift: Tensor | None = None, *, note: Any) -> None:
         """Let an edit stand in the model; its weight takes the place of an earlier one of the same matrix, its shift
         adds to it. note: names what stands, so that trials on top of it are told from others.
         """
-        import torch
-
-        module = self.lm.model.get_submodule(matrix.module)
-        with torch.no_grad():
-            self._substitute(matrix, module, "weight", with_part(module.weight, matrix, weight))
-            if shift is not None:
-                bias = (
-                    module.weight.new_zeros(matrix.full_shape[0])
-                    if module.bias is None
-                    else module.bias.detach().clone()
-                )
-                self._substitute(matrix, module, "bias", with_shift(bias, matrix, shift))
-        self._standing[matrix.key] = note
+        self._standing.put(matrix, weight, shift, note)
         self._replay.forget(self._replay.depth(matrix))
-
-    def _substitute(self, matrix: Matrix, module: Any, name: str, value: Tensor) -> None:
-        import torch
-
-        self._put_aside.setdefault((matrix.module, name), module._parameters.get(name))
-        module._parameters[name] = torch.nn.Parameter(value, requires_grad=False)
-
-    @contextmanager
-    def _standing_only(self) -> Iterator[None]:
-        """What is taken on inside does not stand any longer when the block ends."""
-        standing = dict(self._standing)
-        parameters = {
-            (module, name): self.lm.model.get_submodule(module)._parameters.get(name)
-            for module, name in self._put_aside
-        }
-        try:
-            yield
-        finally:
-            for (module, name), own in self._put_aside.items():
-                self.lm.model.get_submodule(module)._parameters[name] = parameters.get((module, name), own)
-            self._standing = standing
-            self._replay.forget()
 
     def gather(
         self,
@@ -449,10 +375,7 @@ class CandidateEvaluator:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        for (module, name), own in self._put_aside.items():
-            self.lm.model.get_submodule(module)._parameters[name] = own
-        self._put_aside.clear()
-        self._standing.clear()
+        self._standing.remove()
         self._replay.forget()
 
 

@@ -3,36 +3,29 @@
 Notable choices:
 - Which run is the baseline of a cell is for `compare.baselines` to say: the pinned one, or else the latest unedited
   run of the same task, documents and settings.
-- The words are those of `cell`.
+- What a cell holds before that is for `run_cells` to say; its words are those of `cell`.
 - A recipe is compared with each control of its own too, on the same documents: being better than the baseline says
   little where the control is as good. Corrected over all such comparisons of the model.
-- A task's further metrics have cells of their own, in `further` of the primary one's.
-- Where samples are all that is missing, an incomparable cell has the difference of the two scores and an unpaired
-  interval; it is in no correction.
-- NaN or infinity as a run's score makes the cell *failed* with that reason, never a number and never a missing row.
-- What was made on another GPU, or by another engine, is compared where `compare.hardware` allows it: that depends on
-  which noise was measured, so it is asked for every board and never kept with what was judged.
 - A failed run is left out once a run of the same `spec_id` has completed.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from leaderboard.board import labels, reported
-from leaderboard.board.cell import Cell, changed, made, with_collapses, with_control_verdicts, with_verdicts
-from leaderboard.board.further import further_scores, with_contradictions, with_further_verdicts
-from leaderboard.compare import clipping, collapse, comparability, needs, verdict_cache
-from leaderboard.compare.baselines import BaselineChoice, Baselines
+from leaderboard.board import labels
+from leaderboard.board.cell import Cell, with_collapses, with_control_verdicts, with_verdicts
+from leaderboard.board.further import with_contradictions, with_further_verdicts
+from leaderboard.board.run_cells import Judging, cells_of
+from leaderboard.compare import verdict_cache
+from leaderboard.compare.baselines import Baselines
 from leaderboard.compare.contents import Contents, Effects, read_contents
-from leaderboard.compare.pairing import Subject, Terms, effect_key, pair_up
-from leaderboard.compare.verdict_cache import Judged, Key, Memory
+from leaderboard.compare.verdict_cache import Judged, Key
 from leaderboard.errors import UnknownRun
-from leaderboard.metrics import DEFAULT_MARGIN, named
+from leaderboard.metrics import DEFAULT_MARGIN
 from leaderboard.readers.records import BASELINE
 from leaderboard.readers.safe_json import no_collection
 from leaderboard.store.database import Store
@@ -69,8 +62,8 @@ def board(
         by_model = contents.by_model(wanted)
         names = _names(contents, [run for runs in by_model.values() for run in runs])
         for runs in by_model.values():
-            judging = _Judging(store, contents, fixed or Baselines(contents, runs), margin, memory, names)
-            cells += _in_words([cell for some in _turns(runs) for cell in _cells_of(judging, some)])
+            judging = Judging(store, contents, fixed or Baselines(contents, runs), margin, memory, names)
+            cells += _in_words([cell for some in _turns(runs) for cell in cells_of(judging, some)])
         return sorted(cells, key=_order)
 
 
@@ -93,12 +86,12 @@ def judge_ahead(store: Store, models: Sequence[str], seconds: float, known: Effe
     by_model = contents.by_model(set(models))
     names = _names(contents, [run for runs in by_model.values() for run in runs])
     for model, runs in by_model.items():
-        judging = _Judging(store, contents, Baselines(contents, runs), DEFAULT_MARGIN, memory, names)
+        judging = Judging(store, contents, Baselines(contents, runs), DEFAULT_MARGIN, memory, names)
         cells: list[Cell] = []
         for some in _turns(runs):
             if memory.new and time.monotonic() > until:  # what is only recalled is quick, and each turn must get on
                 return JudgedAhead(memory.new, boards, False)
-            cells += _cells_of(judging, some)
+            cells += cells_of(judging, some)
         boards[model] = _in_words(cells)
     return JudgedAhead(memory.new, boards, True)
 
@@ -109,19 +102,13 @@ def pair_board(store: Store, baseline_run: str, run_id: str, *, margin: float = 
     """
     contents = read_contents(store)
     baseline, run = _the_run(contents, baseline_run), _the_run(contents, run_id)
-    judging = _Judging(store, contents, baseline, margin, names=_names(contents, [baseline, run]))
-    return sorted(_in_words(_cells(judging, run, _asked_of(judging, run))), key=_order)
+    judging = Judging(store, contents, baseline, margin, names=_names(contents, [baseline, run]))
+    return sorted(_in_words(cells_of(judging, [run])), key=_order)
 
 
 def _turns(runs: Sequence[RunRow]) -> Iterator[Sequence[RunRow]]:
     """Some runs at a time, whose samples fit into memory."""
     return (runs[first : first + _AT_ONCE] for first in range(0, len(runs), _AT_ONCE))
-
-
-def _cells_of(judging: _Judging, runs: Sequence[RunRow]) -> list[Cell]:
-    asked = {run.run_id: _asked_of(judging, run) for run in runs}
-    judging.contents.fetch(_pairs(judging, asked))
-    return [cell for run in runs for cell in _cells(judging, run, asked[run.run_id])]
 
 
 def _in_words(cells: list[Cell]) -> list[Cell]:
@@ -131,68 +118,8 @@ def _in_words(cells: list[Cell]) -> list[Cell]:
     return with_contradictions(with_collapses(with_further_verdicts(with_control_verdicts(with_verdicts(cells)))))
 
 
-class _Judging(NamedTuple):
-    """What every cell of a board is judged with: against the one run, or the best of a model's; remembered where
-    `memory` is given. names: run_id -> what it is called beside the others.
-    """
-
-    store: Store
-    contents: Contents
-    against: RunRow | Baselines
-    margin: float
-    memory: Memory | None = None
-    names: Mapping[str, str] = {}
-
-
 def _names(contents: Contents, runs: Sequence[RunRow]) -> dict[str, str]:
     return labels.names_of(runs, contents.tasks, contents.calibrated)
-
-
-class _Asked(NamedTuple):
-    """A primary score, what it is compared with, and the task's other metrics of which documents may bear a value."""
-
-    subject: Subject
-    choice: BaselineChoice
-    controls: list[RunRow]
-    further: list[Subject]
-
-
-def _asked_of(judging: _Judging, run: RunRow) -> list[_Asked]:
-    contents = judging.contents
-    rows = [(task, contents.primary(run.run_id, task.task)) for task in contents.tasks.get(run.run_id, ())]
-    subjects = [Subject(run, task, score) for task, score in rows if score is not None]
-    return [
-        _Asked(one, _choice(judging, one), _controls(judging, one), _further_subjects(judging, one)) for one in subjects
-    ]
-
-
-def _pairs(judging: _Judging, asked: Mapping[str, Sequence[_Asked]]) -> set[tuple[str, str]]:
-    """(baseline, run) of every pair whose samples will be asked for. asked: by run."""
-    found: set[tuple[str, str]] = set()
-    contents, terms = judging.contents, Terms(judging.margin)
-    several = asked.values() if len(asked) > 1 else ()
-    for subject, choice, controls, further in (one for ones in several for one in ones):
-        run, baseline = subject.run, choice.run
-        if baseline is None or baseline is run:
-            continue
-        wanted = [(subject, other) for other in (baseline, *controls)]
-        wanted += [(one, baseline) for one in further]
-        for one, other in wanted:
-            if (
-                (other.run_id, run.run_id) not in found
-                and _recalled(judging, one, other) is None
-                and effect_key(run, one.score, other.run_id, terms) not in contents.effects
-            ):
-                found.add((other.run_id, run.run_id))
-    return found
-
-
-def _further_subjects(judging: _Judging, subject: Subject) -> list[Subject]:
-    """The task's other metrics, of which documents may bear a value."""
-    if subject.task.documents is None:
-        return []
-    scores = judging.contents.of_task(subject.run.run_id, subject.task.task)
-    return [subject._replace(score=score) for score in further_scores(scores, subject.score)]
 
 
 def _the_run(contents: Contents, run_id: str) -> RunRow:
@@ -200,237 +127,6 @@ def _the_run(contents: Contents, run_id: str) -> RunRow:
     if len(found) != 1:
         raise UnknownRun(f"{'no run' if not found else 'more than one run'} in the leaderboard begins with {run_id}")
     return found[0]
-
-
-def _cells(judging: _Judging, run: RunRow, asked: Sequence[_Asked]) -> list[Cell]:
-    if run.status == "failed":
-        names = [row.task for row in judging.contents.tasks.get(run.run_id, ())] or ["(all)"]
-        return [_failed(judging, run, name) for name in names]
-    return [_with_further(judging, _cell(judging, one), one) for one in asked]
-
-
-def _with_further(judging: _Judging, cell: Cell, asked: _Asked) -> Cell:
-    """The cell with those of the task's further metrics; as it is where the run cannot be compared at all."""
-    baseline = asked.choice.run
-    if cell.verdict == "incomparable" or baseline is None:
-        return cell
-    found = tuple(one for subject in asked.further if (one := _further(judging, subject, baseline)) is not None)
-    return changed(cell, further=found) if found else cell
-
-
-def _further(judging: _Judging, subject: Subject, baseline: RunRow) -> Cell | None:
-    """The cell of a further metric; None where no document bears a value of it."""
-    run, _, score = subject
-    values = _of_score(judging, subject, is_primary=False)
-    if score.score is None:
-        return made(values, verdict="failed", notes=(f"the result is {score.reported}, not a number",))
-    if baseline.run_id == run.run_id:
-        return made(values, verdict=BASELINE, baseline_run=run.run_id, baseline_score=score.score)
-    if _judged(judging, subject, baseline).documents == 0:
-        return None
-    return _compared(judging, values, subject, baseline)
-
-
-def _blank(judging: _Judging, run: RunRow, task: str) -> dict[str, Any]:
-    """The fields of a cell that are known of any."""
-    kept = run.parameters_after / run.parameters_before if run.parameters_after and run.parameters_before else None
-    return {
-        "model": judging.contents.names[run.model_key],
-        "recipe": run.recipe_label,
-        "run_id": run.run_id,
-        "task": task,
-        "metric": "",
-        "filter": "",
-        "n": None,
-        "baseline_score": None,
-        "score": None,
-        "verdict": "undecided",
-        "model_key": run.model_key,
-        "control": run.control,
-        "started": run.started,
-        "parameters_kept": 1.0 if kept is None and run.recipe_name == BASELINE else kept,
-        "label": judging.names.get(run.run_id, ""),
-        "weights": run.digest_after or run.run_id,
-    }
-
-
-def _failed(judging: _Judging, run: RunRow, task: str) -> Cell:
-    reason = run.failure or "no reason given"
-    notes = (reason, *comparability.own_warnings(run))
-    return made(_blank(judging, run, task), verdict="failed", notes=notes)
-
-
-def _of_score(judging: _Judging, subject: Subject, *, is_primary: bool = True) -> dict[str, Any]:
-    """The fields of the cell of a score before it is compared."""
-    run, task, score = subject
-    claims = is_primary and run.control is None
-    values = _blank(judging, run, task.task)
-    values["metric"] = score.metric
-    values["filter"] = score.filter
-    values["n"] = task.document_count
-    values["subset"] = task.subset
-    values["score"] = score.score
-    values["best_value"] = score.best_value
-    values["higher_is_better"] = score.higher_is_better is not False
-    values["is_primary"] = is_primary
-    values["reported"] = reported.beside(run.model_name, task.task, run.recipe_name, score.metric) if claims else ()
-    return values
-
-
-def _cell(judging: _Judging, asked: _Asked) -> Cell:
-    subject, (baseline, _, notes), controls, _ = asked
-    run, task, score = subject
-    values = _of_score(judging, subject)
-    if score.score is None:
-        return made(
-            values,
-            verdict="failed",
-            notes=(f"the result is {score.reported}, not a number", *comparability.own_warnings(run)),
-            collapse=_collapse_without_a_score(judging, asked),
-        )
-    if baseline is None:
-        return made(
-            values,
-            verdict="incomparable",
-            notes=("no baseline run of this model has this task", *comparability.unpaired_notes(run, task)),
-        )
-    if baseline.run_id == run.run_id:
-        return made(
-            values,
-            verdict=BASELINE,
-            baseline_run=run.run_id,
-            baseline_score=score.score,
-            notes=(*notes, *comparability.unpaired_notes(run, task)),
-        )
-    against_controls = tuple(
-        _compared(judging, values | {"control": control.control, "reported": ()}, subject, control)
-        for control in controls
-    )
-    before = (*judging.contents.revision_notes(run), *notes)
-    return _compared(judging, values, subject, baseline, before, against_controls)
-
-
-def _choice(judging: _Judging, subject: Subject) -> BaselineChoice:
-    against = judging.against
-    return BaselineChoice(against) if isinstance(against, RunRow) else against.choose(subject)
-
-
-def _controls(judging: _Judging, subject: Subject) -> list[RunRow]:
-    """The controls that a recipe's run is compared with beside its baseline; none where another run is asked about."""
-    if isinstance(judging.against, RunRow):
-        return []
-    return judging.contents.controls_of(subject.run, subject.task, subject.score)
-
-
-def _compared(
-    judging: _Judging,
-    known: Mapping[str, Any],
-    subject: Subject,
-    baseline: RunRow,
-    before: tuple[str, ...] = (),
-    against_controls: tuple[Cell, ...] = (),
-) -> Cell:
-    """The cell of a comparison. known: its fields so far; before: notes that come before those of the comparison."""
-    run, task, score = subject
-    apart = judging.contents.hardware(baseline, run, score)
-    if apart is not None:
-        if not apart.is_measured:
-            return _in_another_place(judging, known, subject, baseline, (*before, apart.refusal))
-        before = (*before, apart.warning)
-    found = _judged(judging, subject, baseline)
-    base_score = judging.contents.score(baseline.run_id, task.task, score.metric, score.filter)
-    values: dict[str, Any] = {
-        "baseline_run": baseline.run_id,
-        "baseline_score": found.baseline_score,
-        "higher_is_better": comparability.agreed(base_score, score).higher_is_better is not False,
-        "delta": found.delta,
-        "low": found.low,
-        "high": found.high,
-        "against_controls": against_controls,
-    }
-    notes = verdict_cache.texts(found.notes)
-    if found.documents is None:
-        why = (*verdict_cache.texts(found.obstacles), *(notes or comparability.own_warnings(run)))
-        return made(
-            known,
-            **values,
-            verdict="incomparable",
-            notes=(*before, *why),
-            unpaired=found.delta is not None,
-            says_nothing=_as_wide_as_the_range(score.metric, found),
-        )
-    return made(
-        known,
-        **values,
-        n=found.documents or task.documents,
-        p_value=found.p_value,
-        p_same=found.p_same,
-        lost=found.lost,
-        gained=found.gained,
-        flip_rate=found.flip_rate,
-        improvement=found.improvement,
-        margin=found.margin,
-        notes=(*before, *notes) if before else notes,
-        noise_floor=judging.contents.noise_floor(run, score, baseline),
-        clipping=clipping.from_json(found.clipping),
-        needs=found.needs,
-        collapse=collapse.from_json(found.collapse),
-    )
-
-
-def _in_another_place(
-    judging: _Judging, known: Mapping[str, Any], subject: Subject, baseline: RunRow, notes: tuple[str, ...]
-) -> Cell:
-    """The cell of a run that may not be compared because its baseline was made elsewhere, whatever the answers say."""
-    run, task, score = subject
-    base_score = judging.contents.score(baseline.run_id, task.task, score.metric, score.filter)
-    return made(
-        known,
-        verdict="incomparable",
-        baseline_run=baseline.run_id,
-        baseline_score=None if base_score is None else base_score.score,
-        notes=(*notes, *comparability.own_warnings(run)),
-    )
-
-
-def _collapse_without_a_score(judging: _Judging, asked: _Asked) -> tuple[str, ...] | None:
-    """What shows that the model collapsed, where its score is no finite number: other tasks of the weights may look
-    cured.
-    """
-    run, task, _ = asked.subject
-    baseline = asked.choice.run
-    if baseline is None or baseline.run_id == run.run_id:
-        return None
-    return collapse.collapse_signs(judging.contents.answers, baseline.run_id, run.run_id, task.task)
-
-
-def _as_wide_as_the_range(metric: str, found: Judged) -> bool:
-    """Whether the unpaired interval of a metric within limits leaves everything possible."""
-    within = named(metric).range
-    width = within.high - within.low
-    if found.low is None or found.high is None or not math.isfinite(width):
-        return False
-    return needs.spans(width, found.low, found.high)
-
-
-def _judged(judging: _Judging, subject: Subject, baseline: RunRow) -> Judged:
-    found = _recalled(judging, subject, baseline)
-    if found is not None:
-        return found
-    pairing = pair_up(judging.store, judging.contents, subject, baseline, Terms(judging.margin))
-    return (
-        verdict_cache.judged(pairing)
-        if judging.memory is None
-        else judging.memory.add(_key(subject, baseline), pairing)
-    )
-
-
-def _recalled(judging: _Judging, subject: Subject, baseline: RunRow) -> Judged | None:
-    return None if judging.memory is None else judging.memory.get(_key(subject, baseline))
-
-
-def _key(subject: Subject, baseline: RunRow) -> Key:
-    return Key(subject.run.run_id, baseline.run_id, subject.task.task, subject.score.metric, subject.score.filter)
 
 
 def _order(cell: Cell) -> tuple[str, str, bool, str, str]:

@@ -47,7 +47,13 @@ MARKS = {
         "collapsed",
         "right answers ten times less likely, or no better than chance: what the metric says means nothing",
     ),
-    "incomparable": Mark("?", "?", "incomparable", "the two runs were not asked the same thing"),
+    "incomparable": Mark(
+        "?",
+        "?",
+        "incomparable",
+        "the two runs were not asked the same thing, or are from different GPUs or engines and lm_eval noise did not"
+        " measure both",
+    ),
     "failed": Mark("!", "!", "failed", "no usable result; details say why"),
     BASELINE: Mark("", "", "baseline", "the unedited model; its scores"),
 }

@@ -30,7 +30,8 @@ def settle() -> None:
 
 
 def main(model: str, recipes: list[str]) -> None:
-    from harness_ext.lm_eval_adapter.backend import RecipeLM, documents_of_named_tasks
+    from harness_ext.lm_eval_adapter.backend import RecipeLM
+    from harness_ext.lm_eval_adapter.learned_documents import documents_of_named_tasks
     from harness_ext.recipe.recipe import parse_recipe
 
     lm = RecipeLM(model, device="cpu")

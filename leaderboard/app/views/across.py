@@ -102,14 +102,7 @@ def show_counts(found: Sequence[Line]) -> None:
         }
         for line in found
     ]
-    st.dataframe(
-        tinted(rows, []),
-        hide_index=True,
-        placeholder="",
-        width="stretch",
-        key="counts",
-        column_config={"Recipe": st.column_config.TextColumn(pinned=True)},
-    )
+    _show(rows, "counts")
     counts = [
         {
             "recipe": line.recipe,
@@ -126,6 +119,18 @@ def show_counts(found: Sequence[Line]) -> None:
     downloads(counts, "recipes-across-models")
 
 
+def _show(rows: Sequence[dict[str, Any]], key: str) -> None:
+    """A table of recipes whose names stay in view. key: of its state."""
+    st.dataframe(
+        tinted(rows, []),
+        hide_index=True,
+        placeholder="",
+        width="stretch",
+        key=key,
+        column_config={"Recipe": st.column_config.TextColumn(pinned=True)},
+    )
+
+
 def show_tasks(cells: Sequence[Cell], tasks: Sequence[str], recipes: Sequence[str], task: str) -> None:
     """The same counts for the other tasks: one row a recipe, one column a task."""
     if len(tasks) < 2:
@@ -139,14 +144,7 @@ def show_tasks(cells: Sequence[Cell], tasks: Sequence[str], recipes: Sequence[st
         {"Recipe": plain(recipe)} | {plain(name): _brief(by_task[name].get(recipe)) for name in shown}
         for recipe in recipes
     ]
-    st.dataframe(
-        tinted(rows, []),
-        hide_index=True,
-        placeholder="",
-        width="stretch",
-        key="tasks",
-        column_config={"Recipe": st.column_config.TextColumn(pinned=True)},
-    )
+    _show(rows, "tasks")
     downloads(rows, "recipes-across-tasks")
 
 

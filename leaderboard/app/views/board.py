@@ -321,7 +321,7 @@ def how_to_read() -> None:
             " about how many are needed to decide four times in five among so many comparisons, going by how much"
             " changed so far. *Could show* is the smallest difference that those at hand show four times in five;"
             " *too few documents*, there or in place of an interval, that they show none within the score's range.\n-"
-            " **incomparable**: the two runs did not do the same; the notes name what differs.\n"
+            f" **incomparable**: {MARKS['incomparable'].meaning}; the notes name what differs.\n"
             "- **failed**: no usable result, with the reason.\n\nDelta is"
             " recipe minus baseline in the metric's own units; its interval holds for that one comparison. Where a"
             " metric's best value lies in the middle (a bias score of 0), better means nearer to it. Kept is the share"

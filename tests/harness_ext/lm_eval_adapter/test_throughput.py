@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from harness_ext.lm_eval_adapter.throughput import Speed, first_pass
+from harness_ext.lm_eval_adapter.throughput import Clock, Speed, first_pass
 
 
 def test_prefill_and_decode_by_hand() -> None:
@@ -48,3 +48,13 @@ def test_a_block_without_a_pass_leaves_no_hook(make_lm) -> None:
     with first_pass(model) as clock:
         pass
     assert clock.seconds == 0 and not model._forward_hooks
+
+
+def test_the_first_call_is_not_counted() -> None:
+    clock = Clock()
+    assert clock.tokens_per_second is None
+    clock.add(100, 10.0)
+    assert clock.tokens_per_second is None
+    clock.add(100, 1.0)
+    clock.add(300, 1.0)
+    assert clock.tokens_per_second == 200.0

@@ -13,12 +13,10 @@ import torch
 
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
 from harness_ext.editing.plan import plan
-from harness_ext.editing.records import standing
 from harness_ext.errors import RecipeError, UserError
-from harness_ext.lm_eval_adapter.throughput import Clock
 from harness_ext.model.checkpoint import read_checkpoint
 from harness_ext.model.low_rank import LowRankLinear, LowRankPart
-from harness_ext.model.slices import left_over, overlap, places, put, take
+from harness_ext.model.slices import places
 from harness_ext.model.weights import model_digest
 from harness_ext.recipe.recipe import parse_recipe, recipe_from
 from harness_ext.runs.export import export
@@ -547,45 +545,6 @@ def test_a_layer_of_interleaved_parts_by_hand() -> None:
     torch.testing.assert_close(layer.product(torch.float64), whole)
     torch.testing.assert_close(layer.product_of(two, None, torch.float64), whole[places(two)])
     torch.testing.assert_close(layer.product_of(((0, 3),), None, torch.float64), whole[:3])
-
-
-def test_ranges() -> None:
-    value = torch.arange(20).reshape(4, 5)
-    assert take(value, ((3, 4), (0, 1)), 0).tolist() == [value[3].tolist(), value[0].tolist()]
-    put(value, ((1, 2),), ((0, 2), (4, 5)), torch.tensor([[-1, -2, -3]]))
-    assert value[1].tolist() == [-1, -2, 7, 8, -3]
-    assert (
-        overlap(((0, 2), (5, 7)), ((2, 5),)) is False
-        and overlap(((0, 2), (5, 7)), ((6, 9),))
-        and overlap(None, ((0, 1),))
-    )
-    assert left_over([((1, 2),), ((4, 6), (2, 3))], 8) == ((0, 1), (3, 4), (6, 8)) and left_over([((0, 8),)], 8) == ()
-
-
-def test_standing_edits_are_those_that_nothing_later_overwrote() -> None:
-    def left(*edits: tuple[str, str | None]) -> list[tuple[str, str | None]]:
-        return standing(list(edits), lambda edit: edit)
-
-    assert left(("w", None), ("w", "q_proj head 0"), ("v", None)) == [("w", "q_proj head 0"), ("v", None)]
-    assert left(("w", "q_proj head 0"), ("w", "q_proj head 1"), ("w", "k_proj"), ("w", "q_proj")) == [
-        ("w", "k_proj"),
-        ("w", "q_proj"),
-    ]
-    assert left(("w", "q_proj"), ("w", "q_proj"), ("w", None)) == [("w", None)]
-    assert left(("w", "up_proj expert 1"), ("w", "up_proj expert 11"), ("w", "up_proj expert 1")) == [
-        ("w", "up_proj expert 11"),
-        ("w", "up_proj expert 1"),
-    ]
-
-
-def test_the_first_call_is_not_counted() -> None:
-    clock = Clock()
-    assert clock.tokens_per_second is None
-    clock.add(100, 10.0)
-    assert clock.tokens_per_second is None
-    clock.add(100, 1.0)
-    clock.add(300, 1.0)
-    assert clock.tokens_per_second == 200.0
 
 
 def test_a_trained_step_can_follow(make_lm) -> None:

@@ -206,7 +206,7 @@ def test_shards_in_a_subfolder_and_behind_links_are_read(tmp_path: Path) -> None
 @pytest.mark.parametrize("content", [b"", b"hello" * 100, b"PK\x03\x04" + b"\0" * 500])
 def test_pickles_that_are_none_are_a_sentence(tmp_path: Path, content: bytes) -> None:
     from harness_ext.demo import demo_path
-    from harness_ext.lm_eval_adapter.backend import load_model
+    from harness_ext.lm_eval_adapter.model_loading import load_model
 
     shutil.copytree(demo_path(), tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
     (tmp_path / "model" / "pytorch_model.bin").write_bytes(content)

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import harness_ext
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
 from harness_ext.errors import UserError
-from harness_ext.lm_eval_adapter.backend import load_model
+from harness_ext.lm_eval_adapter.model_loading import load_model
 from harness_ext.model.factored_checkpoint import WEIGHTS, low_rank_layers
 from harness_ext.model.pivot_rows import PivotRowsLinear
 from harness_ext.model.weights import model_digest

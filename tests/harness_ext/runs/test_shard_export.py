@@ -187,7 +187,7 @@ def test_it_is_chosen_where_it_is_possible_and_not_elsewhere(
         raise AssertionError("the model was loaded")
 
     model = str(make_model("llama"))
-    monkeypatch.setattr("harness_ext.lm_eval_adapter.backend.load_model", never)
+    monkeypatch.setattr("harness_ext.lm_eval_adapter.model_loading.load_model", never)
     harness_ext.export("laser", tmp_path / "a", pretrained=model)
     with pytest.raises(AssertionError, match="loaded"):
         harness_ext.export("laser", tmp_path / "b", pretrained=model, shards=False)

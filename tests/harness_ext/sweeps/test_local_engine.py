@@ -7,48 +7,17 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from harness_ext.errors import UserError
-from harness_ext.sweeps.engines import EngineOptions, SweepEngine, engine
+from harness_ext.sweeps.engines import EngineOptions, engine
 from harness_ext.sweeps.engines.base import Job, ready
 from harness_ext.sweeps.engines.local import LocalEngine, visible_gpus
-from harness_ext.sweeps.job_files import living_process, read_record
+from harness_ext.sweeps.job_files import living_process
 from leaderboard.readers.sweep_state import ENDED, JOB
-
-
-def job(folder: Path, code: str, *, gpus: int = 1, after: tuple[str, ...] = (), timeout_s: float | None = None) -> Job:
-    """A cell named after its folder that runs a few lines of Python."""
-    environment = {"LM_EVAL_SWEEP": "low-rank", "LM_EVAL_SWEEP_CELL": folder.name}
-    return Job(folder.name, (sys.executable, "-c", code), environment, folder, gpus, timeout_s, after)
-
-
-def drain(engine: SweepEngine, seconds: float = 60) -> list[set[str]]:
-    """What was alive, from look to look, until nothing is."""
-    seen, end = [engine.alive()], time.monotonic() + seconds
-    while seen[-1]:
-        assert time.monotonic() < end, f"still alive: {seen[-1]}"
-        time.sleep(0.02)
-        seen.append(engine.alive())
-    return seen
-
-
-def until(true: Callable[[], Any], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
-
-def ended(folder: Path) -> dict[str, Any]:
-    record = read_record(folder / ENDED)
-    assert record is not None
-    return record
+from tests.harness_ext.sweeps.jobs import drain, ended, job, until
 
 
 def times(folder: Path) -> tuple[float, float]:

@@ -7,47 +7,23 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from harness_ext.errors import UserError
-from harness_ext.sweeps.engines.base import Job
 from harness_ext.sweeps.engines.ray import RayEngine, work
 from harness_ext.sweeps.job_files import living_process, process_start, read_record
 from leaderboard.readers.sweep_state import ASKED, ENDED, JOB
+from tests.harness_ext.sweeps.jobs import drain, ended, job, until
 
 # Looked for and not imported, which would cost every collection of the tests a second.
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")]
 
 
-def job(folder: Path, code: str, *, gpus: int = 1, after: tuple[str, ...] = ()) -> Job:
-    command = (sys.executable, "-c", code)
-    return Job(folder.name, command, {"LM_EVAL_SWEEP_CELL": folder.name}, folder, gpus, None, after)
-
-
-def drain(engine: RayEngine, seconds: float = 180) -> None:
-    end = time.monotonic() + seconds
-    while alive := engine.alive():
-        assert time.monotonic() < end, f"still alive: {alive}"
-        time.sleep(0.05)
-
-
-def until(true: Callable[[], object], seconds: float = 180) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-
-
-def ended(folder: Path) -> dict[str, Any]:
-    record = read_record(folder / ENDED)
-    assert record is not None
-    return record
+SECONDS = 180  # a cluster takes its time
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +42,7 @@ def test_cells_run_with_their_environment(engine: RayEngine, tmp_path: Path) -> 
     engine.submit(
         [job(tmp_path / name, code, after=("base",) if name != "base" else ()) for name in ("a", "b", "base")]
     )
-    drain(engine)
+    drain(engine, SECONDS)
     for name in ("a", "b", "base"):
         assert (tmp_path / name / "output.log").read_text() == f"{name}\n"
         assert ended(tmp_path / name)["exit_code"] == 0 and (tmp_path / name / JOB).exists()
@@ -77,14 +53,14 @@ def test_a_cell_that_is_cancelled_and_one_whose_worker_is_killed(engine: RayEngi
     code = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
     engine.submit([job(tmp_path / name, code) for name in ("a", "b", "c")])
     output = {name: tmp_path / name / "output.log" for name in ("a", "b")}
-    until(lambda: engine.alive() and all(path.exists() and path.read_text() for path in output.values()))
+    until(lambda: engine.alive() and all(path.exists() and path.read_text() for path in output.values()), SECONDS)
     commands = [int(path.read_text()) for path in output.values()]
     worker = living_process(tmp_path / "b")
     assert worker is not None
     engine.cancel(["a", "c"])
     os.kill(worker, 9)
-    drain(engine)
-    until(lambda: not any(process_start(command) for command in commands))
+    drain(engine, SECONDS)
+    until(lambda: not any(process_start(command) for command in commands), SECONDS)
     assert (read_record(tmp_path / "a" / ENDED) or {"reason": "machine"})["reason"] == "machine"
     assert not (tmp_path / "b" / ENDED).exists() and not (tmp_path / "c" / JOB).exists()
 
@@ -96,7 +72,7 @@ def test_records_of_a_machine_that_does_not_see_the_folder(engine: RayEngine, tm
     records = json.loads(work(str(tmp_path / "a"), (tmp_path / "moved" / ASKED).read_text(), "{}"))
     assert records.keys() == {"job.json", "output.log", "ended.json"} and records["output.log"] == "far\n"
     (tmp_path / "a").mkdir()
-    drain(engine)
+    drain(engine, SECONDS)
     assert ended(tmp_path / "a")["exit_code"] == 0
 
 
@@ -126,8 +102,8 @@ def test_cells_end_with_the_driver_and_have_its_number_of_threads(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     output = tmp_path / "a" / "output.log"
     with subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path / "a")], start_new_session=True) as driver:
-        until(lambda: output.exists() and output.read_text().endswith("\n"))
+        until(lambda: output.exists() and output.read_text().endswith("\n"), SECONDS)
         driver.kill()
     command, threads = output.read_text().split()
     assert threads == "3"
-    until(lambda: process_start(int(command)) is None)
+    until(lambda: process_start(int(command)) is None, SECONDS)

@@ -11,6 +11,7 @@ import pytest
 from leaderboard.app.serve import _config
 from leaderboard.ingest import ingest
 from leaderboard.store.pins import pin
+from leaderboard.terminal.marks import MARKS
 from tests.leaderboard.app.driving import page, page_database, results, texts
 
 pytest.importorskip("streamlit")
@@ -64,6 +65,11 @@ def test_the_board_shows_recipes_by_tasks(filled: Path) -> None:
     assert "Of 2 recipes, **0** better than baseline *and* control somewhere; 1 better without a control" in texts(app)
     cells = results().dataframe[0].value
     assert "3 weights are NaN" in cells[cells["Verdict"] == "failed"].iloc[0]["Notes"]
+
+
+def test_the_board_explains_incomparable_as_its_mark_does(filled: Path) -> None:
+    (how_to_read,) = [one for one in page().expander if one.label == "How to read this"]
+    assert f"**incomparable**: {MARKS['incomparable'].meaning}" in texts(how_to_read, "markdown")
 
 
 def test_filters_live_in_the_url(filled: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import leaderboard
 from leaderboard.app import badges
 from leaderboard.app.run_differences import differing, facts, records, same_sentence
 from leaderboard.board.board import board
@@ -167,6 +168,19 @@ class TestNoise:
         assert any(note.startswith("warning: GPU differs") and "larger noise floor" in note for note in found.notes)
         (alone,) = compare_paths(base, laser).cells
         assert alone.verdict == "incomparable"
+
+    def test_python_compares_two_places_by_the_noise_in_a_database(self, made: Any, kit: Any) -> None:
+        self.measured(made, kit, (A100, 3), (H100, 9))
+        (base,) = made.root.glob("*/base*A100")
+        laser = made.run("laser", {"sums": kit.pair(300, 150, lost=60)[1]}, **on(H100))
+        database = made.root / "board.duckdb"
+        ingest(made.root, database)
+        for given in (database, str(database)):
+            (found,) = leaderboard.compare(base, laser, database=given).cells
+            assert (found.verdict, found.noise_floor) == ("worse", pytest.approx(9 / 300))
+        for without in ({}, {"database": None}, {"database": made.root / "nowhere.duckdb"}):
+            (alone,) = leaderboard.compare(base, laser, **without).cells
+            assert alone.verdict == "incomparable" and "`lm_eval noise` on both" in alone.notes[0]
 
     def test_measured_in_one_of_them_they_are_not(self, made: Any, kit: Any) -> None:
         self.measured(made, kit, (A100, 3))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from leaderboard.board import board as board_module
+from leaderboard.board import run_cells
 from leaderboard.board.board import board
 from leaderboard.compare import verdict_cache
 from leaderboard.ingest import ingest
@@ -44,9 +45,9 @@ def stored(database: Path) -> int:
 def judged_anew(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The runs that are judged from now on."""
     asked: list[str] = []
-    real = board_module.pair_up
+    real = run_cells.pair_up
     monkeypatch.setattr(
-        board_module,
+        run_cells,
         "pair_up",
         lambda store, contents, subject, *rest: (
             asked.append(subject.run.run_id) or real(store, contents, subject, *rest)

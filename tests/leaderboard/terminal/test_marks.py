@@ -44,3 +44,8 @@ def test_ascii_is_ascii_and_no_two_kinds_look_alike() -> None:
     for signs in ([mark.sign for mark in MARKS.values()], [mark.ascii for mark in MARKS.values()]):
         assert len(set(signs)) == len(KINDS)
     assert [name for name, _ in legend(["worse", "beats", "baseline"])] == ["beats", "worse"]
+
+
+def test_the_legend_says_that_hardware_makes_runs_incomparable() -> None:
+    meaning = MARKS["incomparable"].meaning
+    assert "different GPUs or engines" in meaning and "lm_eval noise did not measure both" in meaning
