@@ -12,13 +12,12 @@ from leaderboard.app.colours import tinted
 from leaderboard.app.download import downloads
 from leaderboard.app.menu import RUN
 from leaderboard.board.claims import Claim, claims, command_for, is_of_model
-from leaderboard.board.reported import published
+from leaderboard.board.reported import SURE, published
 from leaderboard.board.standings import gained
 from leaderboard.report.words import improvement_limits
 from leaderboard.terminal.format import counted, plain
 
 _CONTROL = {True: "yes", False: "no", None: "no control run"}
-_SURE = {"paper": "stated in the paper", "code": "in its released code", "secondary": "as others cite it"}
 _DIFFERENCE = st.column_config.NumberColumn(format="%+.6g")
 _SCORE = st.column_config.NumberColumn(format="%.6g")
 
@@ -117,7 +116,7 @@ def _row(claim: Claim) -> dict[str, Any]:
         "n": cell.n,
         "Run here": plain(cell.name),
         "Reported setting": claim.reported.setting,
-        "Source": f"{claim.reported.source}, {_SURE[claim.reported.sure]}",
+        "Source": f"{claim.reported.source}, {SURE[claim.reported.sure]}",
     }
 
 
@@ -140,7 +139,7 @@ def show_missing(missing: Sequence[Claim]) -> None:
         _reported(claim)
         | {
             "Reported setting": claim.reported.setting,
-            "Source": f"{claim.reported.source}, {_SURE[claim.reported.sure]}",
+            "Source": f"{claim.reported.source}, {SURE[claim.reported.sure]}",
             "Command": command_for(claim.reported) or "no recipe here stands for this method",
         }
         for claim in missing
