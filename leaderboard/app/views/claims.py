@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from leaderboard.app.menu import RUN
 from leaderboard.board.claims import Claim, claims, command_for, is_of_model
 from leaderboard.board.reported import SURE, published
 from leaderboard.board.standings import gained
+from leaderboard.report.claim_verdict import CLAIM_WORDS
+from leaderboard.report.claim_words import judged_claim
 from leaderboard.report.words import improvement_limits
 from leaderboard.terminal.format import counted, plain
 
@@ -27,7 +30,7 @@ def main() -> None:
     overview = layout.overview_or_stop()
     keys = {key for key, name in overview.value.names.items() if any(is_of_model(entry, name) for entry in published())}
     found = chosen(claims(linked_table.cells_of(keys, overview)))
-    measured = [claim for claim in found if claim.cell is not None]
+    measured = of_states([claim for claim in found if claim.cell is not None])
     st.markdown(sentence(found, measured))
     if measured:
         show_measured(measured)
@@ -37,7 +40,10 @@ def main() -> None:
     st.caption(
         "Numbers of papers are as they are reported, in fractions; they were not measured here, and are part of no"
         " verdict. Settings differ: models, prompts, documents, budgets and what a recipe learned from. A run is shown"
-        " beside a claim where model, task, metric and recipe are the same; both settings are named."
+        " beside a claim where model, task, metric and recipe are the same; both settings are named. **supported**: the"
+        " measured change is within a quarter of the reported one, with its whole interval, and better than its"
+        " control. **contradicted**: shown to be worse than that, and no gain. **partly**: a gain, but of another size"
+        " or the control has it too; or a cost as reported that the control has too. **undecided**: all else."
     )
 
 
@@ -54,6 +60,21 @@ def chosen(found: Sequence[Claim]) -> list[Claim]:
     ]
 
 
+def of_states(measured: Sequence[Claim]) -> list[Claim]:
+    """Those of the measured claims whose state is among the chosen."""
+    if not measured:
+        return []
+    states = [state(claim) for claim in measured]
+    wanted = _filter(st, "State", "state", states)
+    return [claim for claim, found in zip(measured, states) if found in wanted]
+
+
+def state(claim: Claim) -> str:
+    """What became of a measured claim."""
+    assert claim.cell is not None
+    return judged_claim(claim.reported, claim.cell).word
+
+
 def _filter(place: Any, label: str, key: str, values: Sequence[str]) -> list[str]:
     options = sorted(set(values))
     return url_state.any_of(place, label, options, key, placeholder=f"All {label.lower()}") or options
@@ -65,12 +86,11 @@ def sentence(found: Sequence[Claim], measured: Sequence[Claim]) -> str:
     of = len({claim.reported for claim in measured})
     if not measured:
         return f"**None** of {counted(entries, 'reported result', 'reported results')} has been run here yet."
-    agree = sum(claim.agrees is True for claim in measured)
-    beat = sum(claim.cell is not None and claim.cell.beats_controls is True for claim in measured)
+    counts = Counter(state(claim) for claim in measured)
+    states = ", ".join(f"**{counts[word]}** {word}" for word in CLAIM_WORDS if counts[word])
     return (
         f"**{of}** of {counted(entries, 'reported result', 'reported results')} {'has' if of == 1 else 'have'} been run"
-        f" here, by {counted(len(measured), 'run', 'runs')}: **{agree}** with a significant difference of the reported"
-        f" direction, **{beat}** better than a control of the same size."
+        f" here, by {counted(len(measured), 'run', 'runs')}: {states}."
     )
 
 
@@ -110,6 +130,8 @@ def _row(claim: Claim) -> dict[str, Any]:
         "Improvement": gained(cell),
         "Low": limits and limits.low,
         "High": limits and limits.high,
+        "Claim": judged_claim(claim.reported, cell).word,
+        "Why": judged_claim(claim.reported, cell).why,
         "Verdict": cell.verdict,
         "Reported direction": {True: "yes", False: "no", None: ""}[claim.agrees],
         "Beats its control": _CONTROL[cell.beats_controls],
@@ -174,7 +196,7 @@ def show_command(claim: Claim) -> None:
         st.text("No recipe here stands for this method.")
         return
     st.code(command, language=None, wrap_lines=True)
-    st.caption("It takes the recipe as it is shipped; the reported setting, where it is another, is yours to add.")
+    st.caption(f"`lm_eval claims run {entry.identity}` does the same, and ends with a sentence on the claim.")
 
 
 main()
