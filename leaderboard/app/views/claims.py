@@ -34,7 +34,10 @@ def main() -> None:
     st.markdown(sentence(found, measured))
     if measured:
         show_measured(measured)
-    missing = [claim for claim in found if claim.cell is None]
+    # what can be measured here first, in the order of the papers
+    missing = sorted(
+        (claim for claim in found if claim.cell is None), key=lambda claim: command_for(claim.reported) is None
+    )
     if missing:
         show_missing(missing)
     st.caption(
