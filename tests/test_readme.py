@@ -19,21 +19,19 @@ WORDS = 900
 
 
 def recipe_table() -> str:
-    """The recipes as the README lists them, by group."""
+    """The recipes as the README names them, a line a group."""
     recipes = [parse_recipe(name) for name in shipped_names()]
-    rows = ["| recipe | what it does |", "|---|---|"]
-    for group in filter(None, GROUPS):
-        rows.append(f"| **{group}** | |")
-        rows += [f"| `{recipe.name}` | {recipe.summary} |" for recipe in recipes if recipe.group == group]
-    return "\n".join(rows) + "\n"
+    of_group = {group: [f"`{recipe.name}`" for recipe in recipes if recipe.group == group] for group in GROUPS if group}
+    return "".join(f"- **{group}**: {' '.join(names)}\n" for group, names in of_group.items())
 
 
 def source_table() -> str:
-    """The sources and caveats of the recipes, as harness_ext/README.md lists them."""
+    """What the recipes do, their sources and caveats, as harness_ext/README.md lists them."""
     rows = [
-        f"| `{recipe.name}` | {recipe.source} | {recipe.caveats} |" for recipe in map(parse_recipe, shipped_names())
+        f"| `{recipe.name}` | {recipe.summary} | {recipe.source} | {recipe.caveats} |"
+        for recipe in map(parse_recipe, shipped_names())
     ]
-    return "\n".join(["| recipe | source | caveats |", "|---|---|---|", *rows]) + "\n"
+    return "\n".join(["| recipe | what it does | source | caveats |", "|---|---|---|---|", *rows]) + "\n"
 
 
 @pytest.mark.parametrize(("file", "table"), [("README.md", recipe_table), ("harness_ext/README.md", source_table)])

@@ -15,9 +15,10 @@ Sums are those of `gather`, to rounding. Where the layers are no plain stack, wh
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -31,6 +32,7 @@ from harness_ext.calibration.batches import (
     probes,
 )
 from harness_ext.calibration.collect import (
+    Enough,
     Rest,
     check_pairs,
     frozen,
@@ -38,6 +40,7 @@ from harness_ext.calibration.collect import (
     groups,
     may_be_stopped,
     needs_backward,
+    needs_originals,
     require_finite_sum,
     watched_through,
 )
@@ -50,7 +53,7 @@ from harness_ext.progress import Progress
 if TYPE_CHECKING:
     import torch
     from lm_eval.models.huggingface import HFLM
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from harness_ext.methods import Svd
     from harness_ext.progress import Stage
@@ -174,15 +177,20 @@ class LayerWalk:
         """The matrices stage by stage, with the statistics of the model as all edits so far have made it."""
         by_layer = self._by_layer(matrices)
         states = self._entering()
+        beside = UneditedStream(self, self._entering()) if needs_originals(self.names) else None
         with self._counted(len(self.stack)) as counted:
             for layer in range(max(by_layer) + 1):
                 with self.stack.placed(layer, self.layers_on):
+                    if beside is not None:
+                        beside.come_to(layer)
                     for stage in stages(by_layer.get(layer, [])):
                         found: dict[str, dict[str, Tensor]] = {}
                         for group in groups(stage, self.names):
-                            found |= self._watched(layer, states, group, stop=True)[0]
+                            found |= self._watched(layer, states, group, stop=True, beside=beside)[0]
                         yield stage, found
                     self._run_on(layer, states)
+                    if beside is not None:
+                        beside.go_on()
                 counted.advance()
             self._finish(max(by_layer) + 1, states, counted)
 
@@ -316,22 +324,31 @@ class LayerWalk:
         *,
         gradients: States | None = None,
         stop: bool = False,
+        beside: UneditedStream | None = None,
     ) -> tuple[dict[str, dict[str, Tensor]], Sequence[Tensor]]:
         """The statistics of matrices of one layer; and of each batch the states behind it, or where gradients at its
-        output are given, those at its input. stop: the states behind it are not wanted.
+        output are given, those at its input. stop: the states behind it are not wanted. beside: the unedited model at
+        the same layer, whose inputs are shown too.
         """
 
         def run(watched: Sequence[WatchedMatrix], share: bool) -> Sequence[Tensor]:
             watch = ModuleWatch(
                 self.lm.model, watched, backward=self.backward, share=share, alone=are_alone(self.batches)
             )
-            return self._run(layer, states, watch, gradients, stop=stop)
+            return self._run(layer, states, watch, gradients, stop=stop, beside=beside)
 
         assert not isinstance(self.decompose, LearnedComponents), "each layer has its own"
         return watched_through(group, self.names, self.decompose, run)
 
     def _run(
-        self, layer: int, states: States, watch: ModuleWatch, gradients: States | None, *, stop: bool
+        self,
+        layer: int,
+        states: States,
+        watch: ModuleWatch,
+        gradients: States | None,
+        *,
+        stop: bool,
+        beside: UneditedStream | None,
     ) -> Sequence[Tensor]:
         import torch
 
@@ -342,6 +359,8 @@ class LayerWalk:
                 rest.stop_when_done()
             for place, batch in enumerate(self.batches):
                 watch.begin(batch)
+                if beside is not None:
+                    beside.show(place, watch)
                 entering = states[place].detach().requires_grad_(self.backward)
                 call = _call(self.lm, batch)
                 output = rest.unless_stopped(lambda: self.stack.through(layer, entering, call))  # noqa: B023 - called at once
@@ -367,6 +386,69 @@ class LayerWalk:
                 (gradient,) = torch.autograd.grad(loss, [leaving])
                 gradients.append(states.kept(gradient))
         return States(gradients)
+
+
+class UneditedStream:
+    """The hidden states of the model as it was before all edits, beside the walk that edits it: what each layer makes
+    of them, by a copy of the layer from before its own edits. Two copies of one layer are held at a time.
+    """
+
+    def __init__(self, walk: LayerWalk, states: States) -> None:
+        self._walk, self._states = walk, states
+        self._layer = 0
+        self._untouched: nn.Module | None = None
+
+    def come_to(self, layer: int) -> None:
+        """Keep a layer as it is now, before it is edited."""
+        self._layer, self._untouched = layer, copy.deepcopy(self._walk.stack.layers[layer])
+
+    def show(self, place: int, watch: ModuleWatch) -> None:
+        """Show the modules under watch what they were handed of a batch in the unedited model."""
+        import torch
+
+        waiting = {module.items[0].matrix.modules[0]: module for module in watch.observed}
+
+        with self._in_place(), ExitStack() as hooks, torch.no_grad():
+            seen: set[str] = set()
+
+            def hook_for(name: str) -> Callable[..., None]:
+                def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+                    waiting[name].originals = args[0].detach()
+                    seen.add(name)
+                    if len(seen) == len(waiting):
+                        raise Enough
+
+                return hook
+
+            for name in waiting:
+                module = self._walk.lm.model.get_submodule(name)
+                hooks.callback(module.register_forward_pre_hook(hook_for(name)).remove)
+            with suppress(Enough):
+                self._through(place)
+
+    def go_on(self) -> None:
+        """Take the states through the layer as it was."""
+        import torch
+
+        with self._in_place(), torch.no_grad():
+            for place in range(len(self._walk.batches)):
+                self._states[place] = self._through(place)
+        self._untouched = None
+
+    def _through(self, place: int) -> Tensor:
+        call = _call(self._walk.lm, self._walk.batches[place])
+        return self._walk.stack.through(self._layer, self._states[place], call)
+
+    @contextmanager
+    def _in_place(self) -> Iterator[None]:
+        """The copy stands where the layer stands, for the block."""
+        assert self._untouched is not None, "a layer is kept before it is edited"
+        layers, edited = self._walk.stack.layers, self._walk.stack.layers[self._layer]
+        layers[self._layer] = self._untouched
+        try:
+            yield
+        finally:
+            layers[self._layer] = edited
 
 
 class States:

@@ -72,6 +72,11 @@ def needs_backward(names: frozenset[str]) -> bool:
     return any(item.needs_gradients for item in statistics_among(names))
 
 
+def needs_originals(names: frozenset[str]) -> bool:
+    """Whether gathering these statistics takes the unedited model beside the edited one."""
+    return any(item.needs_originals for item in statistics_among(names))
+
+
 def check_pairs(names: frozenset[str], documents: Mapping[str, int], batch_size: int) -> None:
     """Raise UserError where a method compares documents with one another and some would stand alone. documents: how
     many, by task.
@@ -190,7 +195,7 @@ def not_finite(*, in_float64: bool = False) -> VariantFailed:
     )
 
 
-class _Enough(Exception):
+class Enough(Exception):
     """Ends a forward pass of which the rest is asked by nobody."""
 
 
@@ -210,13 +215,13 @@ class Rest:
 
     def _stop(self, *_: object) -> None:
         if self.needless and all(module.calls for module in self.watch.observed):
-            raise _Enough
+            raise Enough
 
     def unless_stopped(self, run: Callable[[], Made]) -> Made | None:
         """What a pass over one batch makes; None where it was ended before that."""
         try:
             made = run()
-        except _Enough:
+        except Enough:
             return None
         self.needless = self.watch.called_once
         return made

@@ -23,6 +23,7 @@ from harness_ext.methods.statistic_registry import (
     AnyStatistic,
     SinkTokens,
     Statistic,
+    StatisticOfBoth,
     StatisticToldOfSinks,
     registered_statistics,
 )
@@ -47,7 +48,14 @@ class WatchedMatrix:
     sinks: int = 0
     output_norms: tuple[float, float] | None = None
 
-    def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor, sinks: SinkTokens) -> None:
+    def update(
+        self,
+        inputs: Tensor,
+        gradients: Tensor | None,
+        real: Tensor,
+        sinks: SinkTokens,
+        originals: Tensor | None = None,
+    ) -> None:
         """Take in a batch of what goes into its module and of the gradients at what comes out; see `Statistic`."""
         own_inputs = part_of(inputs, self.matrix.columns).float()
         own_gradients = None if gradients is None else part_of(gradients, self.matrix.rows).float()
@@ -57,7 +65,11 @@ class WatchedMatrix:
         registered = registered_statistics()
         for name, statistic in self.statistics.items():
             use = registered[name].sinks
-            if use == "left out of its mean":
+            if registered[name].needs_originals:
+                assert originals is not None, "only a walk that edits has the unedited model beside it"
+                own_originals = part_of(originals, self.matrix.columns).float()
+                cast(StatisticOfBoth, statistic).update(own_inputs, own_gradients, counted[use], own_originals)
+            elif use == "left out of its mean":
                 cast(StatisticToldOfSinks, statistic).update(own_inputs, own_gradients, real, sinks)
             else:
                 cast(Statistic, statistic).update(own_inputs, own_gradients, counted[use])
@@ -129,6 +141,7 @@ class ObservedModule:
     """One module under watch: the matrices in it, and which tokens of the batch at hand are real and which are the
     first of a document, `[b, t]`. places: where in its row each token stands that belongs to a place of the row padded
     on the left, `[b, t]`; None where that is the same. calls: how often the module was called for that batch.
+    originals: the inputs of the batch at hand in the unedited model, where those are wanted.
     together: what calls saw that is not yet taken in. shared: tells of modules with the very same inputs; None where
     each has its own sums, as with gradients. follows: the first module with the inputs of this one.
 
@@ -144,6 +157,7 @@ class ObservedModule:
     real: Tensor | None = None
     first: Tensor | None = None
     places: Tensor | None = None
+    originals: Tensor | None = None
     checked: bool = False
     calls: int = 0
     together: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
@@ -167,6 +181,11 @@ class ObservedModule:
         """
         matrix = self.items[0].matrix
         experts = matrix.expert is not None
+        if experts and self.originals is not None:
+            raise UserError(
+                f"{matrix.parameter} holds experts, and which tokens they see changes with the edits: choose a method"
+                " that does not compare with the unedited model, such as svd-llm"
+            )
         if not experts and not _multiplies(args, output, matrix.full_shape):
             raise UserError(
                 f"{matrix.parameter} does not multiply an input (an embedding is looked up, a router chooses), so there"
@@ -256,9 +275,12 @@ class ObservedModule:
         sinks = SinkTokens(*(torch.cat(masks, dim=1) for masks in zip(*found, strict=True)))
         gradients = [gradient for _, gradient in self.together if gradient is not None]
         gradient = torch.cat(gradients, dim=1) if gradients else None
+        originals = self.originals
+        if originals is not None:
+            originals = self._padded_on_the_left(originals.reshape(*real.shape, -1))
         for item in self.items:
             if item.same_as is None:
-                item.update(inputs, gradient, real.repeat(1, len(self.together)), sinks)
+                item.update(inputs, gradient, real.repeat(1, len(self.together)), sinks, originals)
         self.together.clear()
 
 

@@ -116,6 +116,48 @@ class InputSecondMoment:
         return self._total / self._tokens
 
 
+@statistic(name="original_input_mean", needs="originals")
+class OriginalInputMean(InputMean):
+    """The mean input of the unedited model over real tokens, `[n]`, fp64."""
+
+    def update(  # type: ignore[override]
+        self, inputs: Tensor, gradients: Tensor | None, real: Tensor, originals: Tensor
+    ) -> None:
+        """See `StatisticOfBoth`."""
+        super().update(originals, gradients, real)
+
+
+@statistic(name="input_cross_moment", needs="originals", numbers=lambda shape: shape[1] ** 2)
+class InputCrossMoment:
+    """The mean of `x x'^T` over real tokens, `[n, n]`, fp64: x the input in the unedited model, x' the one that the
+    edits before it leave. Not symmetric; the original comes first.
+    """
+
+    def __init__(self) -> None:
+        self._total: Tensor | None = None
+        self._tokens = 0
+
+    def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor, originals: Tensor) -> None:
+        """See `StatisticOfBoth`."""
+        import torch
+
+        before, after = originals[real], inputs[real]
+        if _multiplies_in_fp64(after):
+            before, after = before.double(), after.double()
+        if self._total is None:
+            self._total = after.new_zeros(after.shape[1], after.shape[1], dtype=torch.float64)
+        if after.dtype == torch.float64:
+            self._total.addmm_(before.T, after)
+        else:
+            self._total += before.T @ after
+        self._tokens += after.shape[0]
+
+    def result(self) -> Tensor:
+        """The mean, `[n, n]`, fp64."""
+        assert self._total is not None, "no batch was seen"
+        return self._total / self._tokens
+
+
 def _multiplies_in_fp64(inputs: Tensor) -> bool:
     return inputs.device.type == "cpu" or full_rate_fp64(inputs.device)
 

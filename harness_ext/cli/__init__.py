@@ -44,6 +44,7 @@ class RecipesCLI(CommandLine):
 
 def _commands() -> list[type[RecipesCommand]]:
     from harness_ext.cli.baseline import Baseline
+    from harness_ext.cli.claims import Claims
     from harness_ext.cli.compare import Compare
     from harness_ext.cli.doctor import Doctor
     from harness_ext.cli.export import Export
@@ -59,7 +60,7 @@ def _commands() -> list[type[RecipesCommand]]:
     from harness_ext.cli.sweep import Sweep
 
     return [
-        *(Recipes, Export, Sweep, Show, Compare, Gate, Noise, Ingest, Runs, Baseline, Leaderboard, Publish),
+        *(Recipes, Export, Sweep, Show, Compare, Gate, Noise, Ingest, Runs, Baseline, Leaderboard, Publish, Claims),
         *(ReportCommand, Doctor, Completion, Help),
     ]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from harness_ext.calibration.by_layer import LayerWalk, Learned, gathered, walk_through
-from harness_ext.calibration.collect import gather, groups, held_bytes, not_finite
+from harness_ext.calibration.collect import gather, groups, held_bytes, needs_originals, not_finite
 from harness_ext.calibration.context import DocumentBatches, StepContext
 from harness_ext.calibration.documents import LabelledDocument
 from harness_ext.calibration.sinks import RULE
@@ -180,6 +180,11 @@ def _one_after_another(
         yield from walk.as_edited(matrices, stages)
         return
     names = registered_methods()[context.step.method].gathered
+    if needs_originals(names):
+        raise UserError(
+            f"{context.step.method} compares each layer with the unedited model's, and the layers of this model hand"
+            " each other more than hidden states, or share weights: choose a method such as svd-llm or sfsd"
+        )
     for stage in stages(matrices):
         yield stage, gather(context.model.lm, stage, names, batches, _decomposing(context))
 

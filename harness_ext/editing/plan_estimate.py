@@ -149,6 +149,7 @@ def passes_of(plan: Plan, number: int, step: Step) -> Passes:
     walked = 1.0 + gradients
     if step.sequential and not gradients:
         walked = 1.0 + _SHARE_OF_STAGE * len(stages(matrices)) / max(1, len({matrix.layer for matrix in matrices}))
+        walked *= 1 + method.compares_with_unedited
     return Passes(around / 2 + walked + tried, float(gradients), 1.0, method.tries, walked)
 
 
@@ -205,7 +206,8 @@ def held_of(plan: Plan, number: int, step: Step) -> Held:
             learning += made if step.training is not None else made // max(1, plan.layers)
         if step.training is None and _is_walked([item.matrix for item in own]):
             states = _documents(step) * plan.tokens * _width(plan) * _FP32
-            kept += states * (plan.layers + 1 if passes.backward or step.is_search else 2)
+            beside = 2 * (not step.is_search and registered_methods()[step.method].compares_with_unedited)
+            kept += states * (plan.layers + 1 if passes.backward or step.is_search else 2 + beside)
             own = own if step.is_search else _of_fullest_layer(own)
         kept += held_factors(own)
     if step.is_search:

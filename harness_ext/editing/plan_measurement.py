@@ -23,7 +23,7 @@ from harness_ext.linalg.decompose import Decomposer
 from harness_ext.linalg.devices import usable_device
 from harness_ext.methods import registered_methods
 from harness_ext.methods.registry import RANKED, SEARCHED, TRAINED, TRIED
-from harness_ext.methods.statistic_registry import SinkTokens, statistics_among
+from harness_ext.methods.statistic_registry import RegisteredStatistic, SinkTokens, statistics_among
 from harness_ext.model.layout import Matrix
 from harness_ext.model.weights import Weights
 from harness_ext.progress import Progress
@@ -219,7 +219,7 @@ def _statistics(step: Step, shape: Shape, device: str) -> dict[str, Tensor]:
             found[item.name] = torch.randn(rank)
             continue
         statistic: Any = item.make()
-        update(statistic, item.sinks, *activations(shape, _DOCUMENTS, 8, device))
+        update(statistic, item, *activations(shape, _DOCUMENTS, 8, device))
         value = statistic.result()
         # A moment of so few tokens has no full rank.
         found[item.name] = value + 0.1 * torch.eye(shape[1]).to(value) if value.shape == (shape[1],) * 2 else value
@@ -234,16 +234,19 @@ def activations(shape: Shape, documents: int, tokens: int, device: str) -> tuple
     return inputs.to(device), gradients.to(device)
 
 
-def update(statistic: Any, use: str, inputs: Tensor, gradients: Tensor | None) -> None:
+def update(statistic: Any, item: RegisteredStatistic, inputs: Tensor, gradients: Tensor | None) -> None:
+    """Have a statistic take in a batch, as a pass would."""
     import torch
 
     real = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
     first = torch.zeros_like(real)
     first[:, 0] = True
-    if use == "left out of its mean":
+    if item.needs_originals:
+        statistic.update(inputs, gradients, real, inputs)
+    elif item.sinks == "left out of its mean":
         statistic.update(inputs, gradients, real, SinkTokens(first, first))
     else:
-        statistic.update(inputs, gradients, first if use == "alone" else real)
+        statistic.update(inputs, gradients, first if item.sinks == "alone" else real)
 
 
 def timed(work: Callable[[], object], device: str, *, in_threads: bool = False) -> float:

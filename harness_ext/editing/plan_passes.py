@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.calibration.sinks import sink_tokens
 from harness_ext.editing.plan_measurement import Shape, activations, scaled, square, timed, update
-from harness_ext.methods.statistic_registry import statistics_among
+from harness_ext.methods.statistic_registry import RegisteredStatistic, statistics_among
 from harness_ext.model.digests import digests_of, tensor_digest
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def statistics_seconds(names: frozenset[str], shape: Shape, batch: BatchSize, dt
         statistic = item.make(svd) if item.needs_components else item.make()
         own_gradients = gradients if item.needs_gradients else None
         with torch.no_grad():
-            total += timed(lambda: _taken_in(statistic, item.sinks, inputs, own_gradients), device)  # noqa: B023 - at once
+            total += timed(lambda: _taken_in(statistic, item, inputs, own_gradients), device)  # noqa: B023 - at once
     return total * square(shape) / square(tried) * max(1.0, batch.tokens / _MOST_TOKENS)
 
 
@@ -67,8 +67,8 @@ def _in_dtype(shape: Shape, batch: BatchSize, dtype: str, device: str) -> tuple[
     return inputs, gradients
 
 
-def _taken_in(statistic: Any, use: str, inputs: Tensor, gradients: Tensor | None) -> None:
-    update(statistic, use, inputs.float(), gradients if gradients is None else gradients.float())
+def _taken_in(statistic: Any, item: RegisteredStatistic, inputs: Tensor, gradients: Tensor | None) -> None:
+    update(statistic, item, inputs.float(), gradients if gradients is None else gradients.float())
 
 
 @cache

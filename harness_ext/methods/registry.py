@@ -138,6 +138,11 @@ class Method:
         return any(item.needs == "contrasts" for item in statistics_among(self.statistics))
 
     @property
+    def compares_with_unedited(self) -> bool:
+        """Whether its statistics are of the unedited model too, so that it edits one matrix after another."""
+        return any(item.needs_originals for item in statistics_among(self.statistics))
+
+    @property
     def needs(self) -> str:
         """What a user must have for it: one of `NEEDS`."""
         if not self.statistics:

@@ -27,10 +27,11 @@ from harness_ext.methods.discovery import load_entry_points
 if TYPE_CHECKING:
     from torch import Tensor
 
-Needs = Literal["inputs", "contrasts", "gradients", "components"]
-"""What gathering a statistic takes. inputs: a forward pass over any texts. contrasts: the same over the pairs of a
-contrast set. gradients: a backward pass from the right answers as well. components: gradients, and the factors of the
-matrix, which the class is made with: `Class(svd)`.
+Needs = Literal["inputs", "originals", "contrasts", "gradients", "components"]
+"""What gathering a statistic takes. inputs: a forward pass over any texts. originals: the same, of the model before all
+edits beside the edited one, see `StatisticOfBoth`. contrasts: a forward pass over the pairs of a contrast set.
+gradients: a backward pass from the right answers as well. components: gradients, and the factors of the matrix, which
+the class is made with: `Class(svd)`.
 """
 Sinks = Literal["counted", "left out", "left out of its mean", "alone"]
 """Whether sink tokens (`harness_ext.calibration.sinks`) belong in a statistic; in these words receipts say it. counted:
@@ -74,7 +75,17 @@ class StatisticToldOfSinks(Protocol):
         """As `Statistic.result`."""
 
 
-AnyStatistic = Statistic | StatisticToldOfSinks
+class StatisticOfBoth(Protocol):
+    """What the gathering pass needs of a statistic that is registered with `needs="originals"`."""
+
+    def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor, originals: Tensor) -> None:
+        """As `Statistic.update`; originals: the inputs of the same tokens in the unedited model, `[b, t, n]`, fp32."""
+
+    def result(self) -> Tensor | None:
+        """As `Statistic.result`."""
+
+
+AnyStatistic = Statistic | StatisticToldOfSinks | StatisticOfBoth
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,11 @@ class RegisteredStatistic:
     def needs_gradients(self) -> bool:
         """Whether it takes a backward pass."""
         return self.needs in ("gradients", "components")
+
+    @property
+    def needs_originals(self) -> bool:
+        """Whether it compares a layer's inputs with those of the unedited model."""
+        return self.needs == "originals"
 
     @property
     def needs_components(self) -> bool:

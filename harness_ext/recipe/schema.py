@@ -249,6 +249,8 @@ def step_model(method_name: str) -> type[Step]:
             if method.searches
             else {"training": (Training, Training())}
             if method.trains
+            else {"sequential": (Literal[True], True)}
+            if method.compares_with_unedited
             else {"sequential": (bool, False)}
         )
     return create_model(f"{method.name} step", __base__=Step, **fields)

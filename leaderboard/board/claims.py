@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from typing import NamedTuple
 
 from leaderboard.board.cell import COMPARED, Cell
 from leaderboard.board.reported import Reported, published
+from leaderboard.errors import LeaderboardError
 from leaderboard.readers.records import BASELINE
 
 
@@ -75,20 +77,32 @@ def _last_part(name: str) -> str:
     return name.rstrip("/").rpartition("/")[2]
 
 
+def recipe_for(entry: Reported) -> str | None:
+    """The recipe that computes a row, as `--recipe` reads it; None where no recipe of ours stands for the method."""
+    return entry.run or next(iter(entry.recipes), None)
+
+
 def command_for(entry: Reported) -> str | None:
-    """The command that would measure a claim, with the recipe as it is shipped; None where no recipe of ours stands for
-    the method.
-    """
-    if not entry.recipes or not entry.hub_names:
+    """The command that would measure a claim; None where no recipe of ours stands for the method."""
+    recipe = recipe_for(entry)
+    if recipe is None or not entry.hub_names:
         return None
-    words = [
-        "lm_eval",
-        "run",
-        "--model",
-        "hf",
-        "--model_args",
-        f"pretrained={entry.hub_names[0]}",
-        "--tasks",
-        entry.task,
-    ]
-    return shlex.join([*words, "--recipe", entry.recipes[0], "--control", "random-subspace"])
+    words = ["lm_eval", "run", "--model", "hf", "--model_args", f"pretrained={entry.hub_names[0]}"]
+    return shlex.join([*words, "--tasks", entry.task, "--recipe", recipe, "--control", "random-subspace"])
+
+
+def of_identity(name: str, entries: Sequence[Reported] | None = None) -> list[Reported]:
+    """The pairs of one row, one a metric, by its identity or a beginning of it that only one row has. Raises
+    LeaderboardError for a name of none, or of several.
+    """
+    known = published() if entries is None else entries
+    rows = dict.fromkeys(entry.identity for entry in known)
+    found = [name] if name in rows else [row for row in rows if row.startswith(name)]
+    if len(found) == 1:
+        return [entry for entry in known if entry.identity == found[0]]
+    if not found:
+        close = get_close_matches(name, rows, n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(close)}?" if close else "; `lm_eval claims` lists them"
+        raise LeaderboardError(f"no claim {name}{hint}")
+    shown = ", ".join(found[:6]) + (f" and {len(found) - 6} more" if len(found) > 6 else "")
+    raise LeaderboardError(f"{name} begins {len(found)} claims: {shown}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,13 +13,14 @@ from leaderboard.app.colours import tinted
 from leaderboard.app.download import downloads
 from leaderboard.app.menu import RUN
 from leaderboard.board.claims import Claim, claims, command_for, is_of_model
-from leaderboard.board.reported import published
+from leaderboard.board.reported import SURE, published
 from leaderboard.board.standings import gained
+from leaderboard.report.claim_verdict import CLAIM_WORDS
+from leaderboard.report.claim_words import judged_claim
 from leaderboard.report.words import improvement_limits
 from leaderboard.terminal.format import counted, plain
 
 _CONTROL = {True: "yes", False: "no", None: "no control run"}
-_SURE = {"paper": "stated in the paper", "code": "in its released code", "secondary": "as others cite it"}
 _DIFFERENCE = st.column_config.NumberColumn(format="%+.6g")
 _SCORE = st.column_config.NumberColumn(format="%.6g")
 
@@ -28,17 +30,23 @@ def main() -> None:
     overview = layout.overview_or_stop()
     keys = {key for key, name in overview.value.names.items() if any(is_of_model(entry, name) for entry in published())}
     found = chosen(claims(linked_table.cells_of(keys, overview)))
-    measured = [claim for claim in found if claim.cell is not None]
+    measured = of_states([claim for claim in found if claim.cell is not None])
     st.markdown(sentence(found, measured))
     if measured:
         show_measured(measured)
-    missing = [claim for claim in found if claim.cell is None]
+    # what can be measured here first, in the order of the papers
+    missing = sorted(
+        (claim for claim in found if claim.cell is None), key=lambda claim: command_for(claim.reported) is None
+    )
     if missing:
         show_missing(missing)
     st.caption(
         "Numbers of papers are as they are reported, in fractions; they were not measured here, and are part of no"
         " verdict. Settings differ: models, prompts, documents, budgets and what a recipe learned from. A run is shown"
-        " beside a claim where model, task, metric and recipe are the same; both settings are named."
+        " beside a claim where model, task, metric and recipe are the same; both settings are named. **supported**: the"
+        " measured change is within a quarter of the reported one, with its whole interval, and better than its"
+        " control. **contradicted**: shown to be worse than that, and no gain. **partly**: a gain, but of another size"
+        " or the control has it too; or a cost as reported that the control has too. **undecided**: all else."
     )
 
 
@@ -55,6 +63,21 @@ def chosen(found: Sequence[Claim]) -> list[Claim]:
     ]
 
 
+def of_states(measured: Sequence[Claim]) -> list[Claim]:
+    """Those of the measured claims whose state is among the chosen."""
+    if not measured:
+        return []
+    states = [state(claim) for claim in measured]
+    wanted = _filter(st, "State", "state", states)
+    return [claim for claim, found in zip(measured, states) if found in wanted]
+
+
+def state(claim: Claim) -> str:
+    """What became of a measured claim."""
+    assert claim.cell is not None
+    return judged_claim(claim.reported, claim.cell).word
+
+
 def _filter(place: Any, label: str, key: str, values: Sequence[str]) -> list[str]:
     options = sorted(set(values))
     return url_state.any_of(place, label, options, key, placeholder=f"All {label.lower()}") or options
@@ -66,12 +89,11 @@ def sentence(found: Sequence[Claim], measured: Sequence[Claim]) -> str:
     of = len({claim.reported for claim in measured})
     if not measured:
         return f"**None** of {counted(entries, 'reported result', 'reported results')} has been run here yet."
-    agree = sum(claim.agrees is True for claim in measured)
-    beat = sum(claim.cell is not None and claim.cell.beats_controls is True for claim in measured)
+    counts = Counter(state(claim) for claim in measured)
+    states = ", ".join(f"**{counts[word]}** {word}" for word in CLAIM_WORDS if counts[word])
     return (
         f"**{of}** of {counted(entries, 'reported result', 'reported results')} {'has' if of == 1 else 'have'} been run"
-        f" here, by {counted(len(measured), 'run', 'runs')}: **{agree}** with a significant difference of the reported"
-        f" direction, **{beat}** better than a control of the same size."
+        f" here, by {counted(len(measured), 'run', 'runs')}: {states}."
     )
 
 
@@ -111,13 +133,15 @@ def _row(claim: Claim) -> dict[str, Any]:
         "Improvement": gained(cell),
         "Low": limits and limits.low,
         "High": limits and limits.high,
+        "Claim": judged_claim(claim.reported, cell).word,
+        "Why": judged_claim(claim.reported, cell).why,
         "Verdict": cell.verdict,
         "Reported direction": {True: "yes", False: "no", None: ""}[claim.agrees],
         "Beats its control": _CONTROL[cell.beats_controls],
         "n": cell.n,
         "Run here": plain(cell.name),
         "Reported setting": claim.reported.setting,
-        "Source": f"{claim.reported.source}, {_SURE[claim.reported.sure]}",
+        "Source": f"{claim.reported.source}, {SURE[claim.reported.sure]}",
     }
 
 
@@ -140,7 +164,7 @@ def show_missing(missing: Sequence[Claim]) -> None:
         _reported(claim)
         | {
             "Reported setting": claim.reported.setting,
-            "Source": f"{claim.reported.source}, {_SURE[claim.reported.sure]}",
+            "Source": f"{claim.reported.source}, {SURE[claim.reported.sure]}",
             "Command": command_for(claim.reported) or "no recipe here stands for this method",
         }
         for claim in missing
@@ -175,7 +199,7 @@ def show_command(claim: Claim) -> None:
         st.text("No recipe here stands for this method.")
         return
     st.code(command, language=None, wrap_lines=True)
-    st.caption("It takes the recipe as it is shipped; the reported setting, where it is another, is yours to add.")
+    st.caption(f"`lm_eval claims run {entry.identity}` does the same, and ends with a sentence on the claim.")
 
 
 main()

@@ -53,6 +53,7 @@ def test_what_gathering_takes_is_what_the_classes_say() -> None:
             "input_second_moment",
             "input_second_moment_diagonal",
         },
+        "originals": {"input_cross_moment", "original_input_mean"},
         "contrasts": {"contrast_differences"},
         "gradients": {"fisher_information"},
         "components": {"counterfactual_effects", "ablation_effects", "singular_value_gradients"},

@@ -195,11 +195,12 @@ def test_claims_stand_beside_what_was_measured(made: Any, kit: Any, monkeypatch:
     made.run("eigenprune", {"int_mult": after}, model="microsoft/phi-2")
     ingest([made.root], database)
     app = page("claims")
-    assert "**1** of" in texts(app) and "has been run here, by 1 run: **1** with" in texts(app)
+    assert "**1** of" in texts(app) and "has been run here, by 1 run: **1** partly." in texts(app)
     measured, missing = (app.dataframe[i].value for i in (0, 1))
     row = measured.iloc[0]
     assert (row["Reported before"], row["Reported after"], row["After"]) == (0.1375, 0.975, 0.4)
     assert (row["Verdict"], row["Reported direction"], row["Beats its control"]) == ("better", "yes", "no control run")
+    assert row["Claim"] == "partly" and row["Why"].endswith("smaller than reported, and no control was run")
     assert row["Low"] < row["Improvement"] < row["High"] and row["Reported improvement"] == pytest.approx(0.8375)
     assert missing["Command"].str.startswith("lm_eval run").any()
     assert any("pretrained=" in str(code.value) for code in app.code)

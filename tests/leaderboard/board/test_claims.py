@@ -59,7 +59,7 @@ def test_models_go_by_their_names() -> None:
 def test_the_command_names_what_the_hub_names() -> None:
     phi = next(entry for entry in published() if entry.model == "Phi-2")
     assert command_for(phi) == (
-        "lm_eval run --model hf --model_args pretrained=microsoft/phi-2 --tasks int_mult --recipe eigenprune"
+        "lm_eval run --model hf --model_args pretrained=microsoft/phi-2 --tasks int_mult --recipe eigenprune-released"
         " --control random-subspace"
     )
     pruner = next(entry for entry in published() if entry.method == "LLM-Pruner")

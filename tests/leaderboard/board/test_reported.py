@@ -18,9 +18,10 @@ from leaderboard.terminal.table import render
 
 def test_the_known_headline_numbers() -> None:
     (phi,) = beside("microsoft/phi-2", "int_mult", "eigenprune", "acc")
-    assert (phi.before, phi.after, phi.sure) == (0.1375, 0.975, "paper")
+    assert (phi.before, phi.after, phi.sure) == (0.1375, 0.975, "abstract")
     (gptj,) = beside("EleutherAI/gpt-j-6B", "counterfact", "laser-search", "acc")
     assert (gptj.before, gptj.after, gptj.setting) == (0.131, 0.240, "U_in, layer 27, rho 0.01")
+    assert gptj.run == "laser:matrices=[up_proj],layers=[27],keep.rank_fraction=0.01"
     (loss,) = beside("/models/somewhere/gpt-j-6b".rpartition("/")[2], "bios_gender", "laser-search", "log_loss")
     assert (loss.before, loss.after, loss.higher_is_better) == (3.86, 4.20, False)
 
@@ -28,9 +29,16 @@ def test_the_known_headline_numbers() -> None:
 def test_as_many_as_the_tables_have() -> None:
     by_method = {
         name: sum(entry.method == name for entry in published())
-        for name in ("LASER", "feature space", "SFSD, searched", "MoDeGPT", "SVD")
+        for name in ("LASER", "feature space", "SFSD, searched", "SFSD, perplexity search", "MoDeGPT", "SVD")
     }
-    assert by_method == {"LASER": 48, "feature space": 12, "SFSD, searched": 10, "MoDeGPT": 2, "SVD": 3}
+    assert by_method == {
+        "LASER": 48,
+        "feature space": 12,
+        "SFSD, searched": 36,
+        "SFSD, perplexity search": 24,
+        "MoDeGPT": 16,
+        "SVD": 3,
+    }
 
 
 @pytest.mark.parametrize(
@@ -63,7 +71,7 @@ def test_it_stands_beside_the_cell_and_in_no_verdict(made: Any, kit: Any, databa
     with open_store(database) as store:
         cells = {cell.recipe: cell for cell in board(store)}
     assert [entry.after for entry in cells["eigenprune"].reported] == [0.975] and cells["baseline"].reported == ()
-    assert "reported by arXiv:2404.03147 (stated in the paper)" in " ".join(
+    assert "reported by arXiv:2404.03147 (in the paper's abstract)" in " ".join(
         render(list(cells.values()), width=120).split()
     )
 
@@ -72,7 +80,7 @@ def test_it_stands_beside_the_cell_and_in_no_verdict(made: Any, kit: Any, databa
     ("key", "value", "message"),
     [
         ("sure", "certain", "sure"),
-        ("rows", [["LASER", "GPT-J", "t", [1, 2]]], "4 values for 6 columns"),
+        ("rows", [["LASER", "GPT-J", "t", [1, 2]]], "4 values for 7 columns"),
         ("columns", ["model"], "columns must be"),
         ("extra", 1, "extra"),
     ],

@@ -1,0 +1,273 @@
+"""`lm_eval claims`: what papers report, and whether it is true: listed, shown, and measured by a command."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness_ext.cli.ingest import add_database_argument
+from harness_ext.cli.terminal import add_form_arguments
+from harness_ext.lm_eval_adapter.subcommand import MergeDictAction, RecipesCommand
+
+if TYPE_CHECKING:
+    from leaderboard.board.cell import Cell
+    from leaderboard.board.reported import Headline, Reported
+
+SMALLER_LIMIT = 200
+"""Documents of a claim's smaller form."""
+EPILOG = """
+examples:
+  $ lm_eval claims
+  $ lm_eval claims list --model llama-7b --task wikitext2_2048
+  $ lm_eval claims show eigenpruning/phi-2/int_mult
+  $ lm_eval claims run eigenpruning/phi-2/int_mult --device cuda
+  $ lm_eval claims run eigenpruning/phi-2/int_mult --smaller
+"""
+
+
+class Claims(RecipesCommand):
+    """List, show and measure the claims of papers."""
+
+    name = "claims"
+    summary = "List what papers report, and measure whether it is true"
+    description = (
+        "List the published claims that are known here, show one with its protocol, or measure it: the paper's model,"
+        " task and setting, a control of the same budget, and a sentence that says whether the claim holds. Alone it"
+        " lists."
+    )
+    epilog = EPILOG
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        actions = parser.add_subparsers(metavar="[ACTION]")
+        listed = actions.add_parser("list", help="List claims, a line each, with what was measured of them")
+        for one, inner in ((parser, False), (listed, True)):
+            default = argparse.SUPPRESS if inner else ""
+            for name in ("paper", "model", "task"):
+                one.add_argument(
+                    f"--{name}",
+                    default=default,
+                    metavar="<text>",
+                    help=f"Only claims whose {name} has this in its name",
+                )
+            add_database_argument(one, inner=inner)
+            add_form_arguments(one, **({"default": argparse.SUPPRESS} if inner else {}))
+            one.set_defaults(func=self._list)
+        show = actions.add_parser("show", help="Show one claim: where it stands, its setting, what was measured of it")
+        run = actions.add_parser("run", help="Measure one claim, with its control, and say whether it holds")
+        for one in (show, run):
+            one.add_argument("claim", metavar="CLAIM", help="PAPER/MODEL/TASK, as `claims` lists it, or its beginning")
+        add_database_argument(show, inner=True)
+        show.set_defaults(func=self._show)
+        _add_run_arguments(run)
+        run.set_defaults(func=self._run, logs=True)
+
+    @staticmethod
+    def _list(args: argparse.Namespace) -> None:
+        from leaderboard.board.reported import headlines, published
+        from leaderboard.terminal.output import written
+
+        wanted = {name: getattr(args, name).lower() for name in ("paper", "model", "task")}
+        entries = [entry for entry in published() if _is_wanted(entry, wanted)]
+        others = [] if wanted["model"] or wanted["task"] else headlines()
+        others = [one for one in others if wanted["paper"] in f"{one.paper} {one.source}".lower()]
+        states = _states(_stored_cells(args.database), entries)
+        if args.form != "text":
+            print(written(args.form, [_row(entry, states) for entry in entries]))
+            return
+        print("\n".join(_listing(entries, others, states)) or "No claim is like that.")
+
+    @staticmethod
+    def _show(args: argparse.Namespace) -> None:
+        from leaderboard.board.claims import of_identity
+        from leaderboard.report.claim_words import claim_lines
+
+        rows = of_identity(args.claim)
+        print("\n".join(claim_lines(rows, f"lm_eval claims run {rows[0].identity}")))
+        if told := list(_sentences(rows, _stored_cells(args.database))):
+            print("\n" + "\n".join(told))
+
+    @staticmethod
+    def _run(args: argparse.Namespace) -> None:
+        from harness_ext.runs.python_api import run
+        from leaderboard.board.claims import of_identity
+        from leaderboard.report.claim_words import claim_lines
+
+        rows = of_identity(args.claim)
+        asked = _protocol(rows[0], args)
+        print("\n".join(claim_lines(rows)), flush=True)
+        result = run(**asked, verbose=True)
+        found = list(_sentences(rows, result.cells, is_the_claim=_is_of_the_claim(rows[0], args)))
+        reasons = [f"the recipe failed: {reason}" for reason in result.failed.values()]
+        print("\n" + "\n".join(found or reasons or ["no score of the claim's metric came of it"]))
+
+
+def _add_run_arguments(run: argparse.ArgumentParser) -> None:
+    run.add_argument(
+        "--model_args",
+        "-a",
+        nargs="+",
+        action=MergeDictAction,
+        default=None,
+        metavar="<arg>",
+        help="Added to the paper's model: dtype=float16, parallelize=True; with pretrained= it is another model",
+    )
+    run.add_argument(
+        "--control",
+        nargs="+",
+        default=["random-subspace"],
+        metavar="<name>",
+        help="Controls (default: random-subspace)",
+    )
+    run.add_argument(
+        "--smaller",
+        action="store_true",
+        help="The same protocol on a model that fits (the embedded one, or --model_args pretrained=) and"
+        f" {SMALLER_LIMIT} documents: it shows that the way works, and is not the claim",
+    )
+    run.add_argument("--limit", type=float, metavar="<n>", help="At most so many documents; all by default")
+    run.add_argument("--device", metavar="<device>", help="As in `lm_eval run`")
+    run.add_argument("--batch_size", metavar="<n>", help="As in `lm_eval run`")
+    run.add_argument("--seed", type=int, metavar="<n>", help="As in `lm_eval run`")
+    run.add_argument("--include_path", metavar="<dir>", help="As in `lm_eval run`")
+    run.add_argument("--output_path", default=None, metavar="<dir>", help="Where runs lie (default: results)")
+
+
+def _protocol(entry: Reported, args: argparse.Namespace) -> dict[str, Any]:
+    """The claim as arguments of `harness_ext.run`. Raises UserError where no recipe of ours, or no model of the hub,
+    stands for it.
+    """
+    from harness_ext.errors import UserError
+    from leaderboard.board.claims import recipe_for
+
+    recipe = recipe_for(entry)
+    given = dict(args.model_args or {})
+    if recipe is None:
+        raise UserError(f"no recipe here stands for {entry.method}: the claim is shown, and cannot be measured")
+    model = "demo" if args.smaller else next(iter(entry.hub_names), None)
+    if "pretrained" not in given and model is None:
+        raise UserError(f"no name of {entry.model} on the hub is known: give one with --model_args pretrained=")
+    smaller = {"limit": SMALLER_LIMIT} if args.smaller else {}
+    named = ("limit", "device", "batch_size", "seed", "include_path", "output_path")
+    return {
+        "model_args": {"pretrained": model, **given},
+        "tasks": [entry.task],
+        "recipes": [_at_the_same_depth(recipe, entry, str(given.get("pretrained", model))) if args.smaller else recipe],
+        "controls": args.control,
+        **smaller,
+        **{name: value for name in named if (value := getattr(args, name)) is not None},
+    }
+
+
+def _is_of_the_claim(entry: Reported, args: argparse.Namespace) -> bool:
+    """Whether what is run is the claim, and neither a smaller form nor another model."""
+    from leaderboard.board.claims import is_of_model
+
+    given = (args.model_args or {}).get("pretrained")
+    return not args.smaller and (given is None or is_of_model(entry, str(given)))
+
+
+def _at_the_same_depth(recipe: str, entry: Reported, pretrained: str) -> str:
+    """A recipe that names layers of the claim's model, with the layers of another at the same depth."""
+    if not entry.layers or (named := re.search(r"layers=\[(\d+)\]", recipe)) is None:
+        return recipe
+    depth = int(named[1]) / max(entry.layers - 1, 1)
+    return recipe.replace(named[0], f"layers=[{round(depth * (_layers_of(pretrained) - 1))}]")
+
+
+def _layers_of(pretrained: str) -> int:
+    from transformers import AutoConfig
+
+    from harness_ext.runs.run_config import resolve_demo
+
+    place = resolve_demo("hf", {"pretrained": pretrained})["pretrained"]
+    return int(AutoConfig.from_pretrained(place).num_hidden_layers)
+
+
+def _stored_cells(database: Path) -> Sequence[Cell]:
+    """What was measured here; nothing where there is no database."""
+    from leaderboard.board.board import board
+    from leaderboard.errors import MissingDatabase
+    from leaderboard.store.database import open_store
+
+    try:
+        with open_store(database, read_only=True) as store:
+            return board(store)
+    except MissingDatabase:
+        return []
+
+
+def _states(cells: Sequence[Cell], entries: Sequence[Reported]) -> dict[Reported, str]:
+    """The state of each claim that was measured: the words of its runs, each once."""
+    from leaderboard.board.claims import claims
+    from leaderboard.report.claim_words import judged_claim
+
+    states: dict[Reported, list[str]] = {}
+    for claim in claims(cells, entries):
+        if claim.cell is not None:
+            states.setdefault(claim.reported, []).append(judged_claim(claim.reported, claim.cell).word)
+    return {entry: ", ".join(dict.fromkeys(words)) for entry, words in states.items()}
+
+
+def _sentences(rows: Sequence[Reported], cells: Sequence[Cell], *, is_the_claim: bool = True) -> Iterator[str]:
+    """A sentence for each run of the claim, a metric each. Of a smaller form, the model is another's."""
+    from leaderboard.board.claims import claims
+    from leaderboard.report.claim_words import verdict_sentence
+
+    if is_the_claim:
+        for claim in claims(cells, rows):
+            if claim.cell is not None:
+                yield f"{claim.reported.metric}: {verdict_sentence(claim.reported, claim.cell)}"
+        return
+    for cell in (one for whole in cells for one in (whole, *whole.further)):
+        for entry in rows:
+            if entry.metric == cell.metric and cell.delta is not None and cell.control is None:
+                yield f"{entry.metric}: {verdict_sentence(entry, cell, is_the_claim=False)}"
+
+
+def _is_wanted(entry: Reported, wanted: dict[str, str]) -> bool:
+    of_model = " ".join((entry.model, *entry.hub_names)).lower()
+    return (
+        wanted["paper"] in f"{entry.identity.partition('/')[0]} {entry.paper} {entry.source}".lower()
+        and wanted["model"] in of_model
+        and wanted["task"] in entry.task.lower()
+    )
+
+
+def _row(entry: Reported, states: dict[Reported, str]) -> dict[str, Any]:
+    return {
+        "claim": entry.identity,
+        "paper": entry.paper,
+        "source": entry.source,
+        "where": entry.where,
+        "sure": entry.sure,
+        "method": entry.method,
+        "model": entry.model,
+        "task": entry.task,
+        "metric": entry.metric,
+        "before": entry.before,
+        "after": entry.after,
+        "kept": entry.kept,
+        "setting": entry.setting,
+        "recipe": entry.run,
+        "state": states.get(entry, ""),
+    }
+
+
+def _listing(entries: Iterable[Reported], headlines: Iterable[Headline], states: dict[Reported, str]) -> Iterator[str]:
+    """The claims by paper, a line each: what it is called, its pairs, and what was measured of it."""
+    from leaderboard.board.reported import SURE
+
+    for paper, of_paper in groupby(entries, lambda entry: (entry.paper, entry.source)):
+        yield f"{paper[0]} ({paper[1]})"
+        for _, of_row in groupby(of_paper, lambda entry: entry.identity):
+            rows = list(of_row)
+            pairs = "  ".join(f"{row.metric} {row.before:.4g} -> {row.after:.4g}" for row in rows)
+            found = next((states[row] for row in rows if row in states), "")
+            yield f"  {rows[0].identity:62} {pairs}" + (f"  here: {found}" if found else "")
+        yield ""
+    for one in headlines:
+        yield f"{one.paper} ({one.source}; {one.where}, {SURE[one.sure]}): {one.claim}"

@@ -1,0 +1,113 @@
+"""`lm_eval claims`: what is listed, what a name means, and the way from a claim to a sentence."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness_ext.cli import main
+from leaderboard.board.claims import of_identity, recipe_for
+from leaderboard.board.reported import headlines, published
+from leaderboard.errors import LeaderboardError
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["lm_eval", "claims", *arguments])
+    try:
+        main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_every_claim_is_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch) == 0
+    shown = capsys.readouterr().out
+    assert all(entry.identity in shown for entry in published())
+    assert all(one.claim in shown for one in headlines())
+    assert call(monkeypatch, "list", "--json", "--model", "gpt-j", "--task", "counterfact") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {(row["task"], row["model"]) for row in rows} == {("counterfact", "GPT-J")}
+    assert {row["sure"] for row in rows} == {"paper"} and all(row["where"] for row in rows)
+
+
+def test_no_two_rows_have_one_name() -> None:
+    names = Counter((entry.identity, entry.metric) for entry in published())
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_every_recipe_of_a_row_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness_ext.runs.python_api import load_recipe
+
+    for recipe in {recipe_for(entry) for entry in published()} - {None}:
+        assert load_recipe(str(recipe)).steps or recipe == "baseline"
+
+
+def test_a_beginning_is_enough_where_one_claim_has_it() -> None:
+    assert {entry.task for entry in of_identity("eigenpr")} == {"int_mult"}
+    with pytest.raises(LeaderboardError, match=r"begins 8 claims: laser/gpt-j/counterfact"):
+        of_identity("laser/gpt-j")
+    with pytest.raises(LeaderboardError, match=r"did you mean eigenpruning/phi-2/int_mult"):
+        of_identity("eigenpruning/phi2/int_mult")
+
+
+def test_a_claim_is_shown_with_where_it_stands(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "show", "svd-llm/llama-7b/wikitext2_2048/asvd/80") == 0
+    shown = capsys.readouterr().out
+    for part in (
+        "Table 1",
+        "read in the paper",
+        "5.68 -> 11.14",
+        "80% of the parameters",
+        "lm_eval claims run svd-llm/",
+    ):
+        assert part in shown
+
+
+def test_what_cannot_be_measured_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "run", "sfsd/llama-7b/boolq/llm-pruner/1") == 2
+    assert "no recipe here stands for LLM-Pruner" in capsys.readouterr().err
+
+
+def test_a_smaller_form_runs_and_settles_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("run", "eigenpruning/phi-2/int_mult", "--smaller", "--limit", "20", "--device", "cpu")
+    assert call(monkeypatch, *arguments) == 0
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last.startswith("acc: reported +0.8375; measured ") and last.endswith("so the claim is as open as before")
+    assert "random-subspace" in last
+    # a smaller form stands beside no claim afterwards
+    assert call(monkeypatch, "show", "eigenpruning/phi-2/int_mult") == 0
+    assert "measured" not in capsys.readouterr().out
+
+
+def test_layers_keep_their_depth(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked: dict[str, Any] = {}
+
+    def note(**given: Any) -> Any:
+        asked.clear()
+        asked.update(given)
+        raise LeaderboardError("stopped here")
+
+    monkeypatch.setattr("harness_ext.runs.python_api.run", note)
+    call(monkeypatch, "run", "laser/gpt-j/counterfact", "--smaller")
+    # layer 27 of 28 is the last; the embedded model has two
+    assert asked["recipes"] == ["laser:matrices=[up_proj],layers=[1],keep.rank_fraction=0.01"]
+    assert asked["model_args"] == {"pretrained": "demo"} and asked["controls"] == ["random-subspace"]
+    call(monkeypatch, "run", "laser/gpt-j/counterfact", "--model_args", "dtype=float16", "--control", "noise")
+    assert asked["model_args"] == {"pretrained": "EleutherAI/gpt-j-6b", "dtype": "float16"}
+    assert asked["recipes"] == ["laser:matrices=[up_proj],layers=[27],keep.rank_fraction=0.01"]
+    assert asked["controls"] == ["noise"] and "limit" not in asked

@@ -1,0 +1,139 @@
+"""The rules of claims: their words, and how often they err on data made with a known effect."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from leaderboard import statistics
+from leaderboard.board.cell import Cell
+from leaderboard.board.reported import Reported
+from leaderboard.report.claim_verdict import (
+    CLAIM_WORDS,
+    SLACK,
+    ClaimEffect,
+    claimed_effect,
+    in_units_of,
+    measured_effect,
+    state_of,
+)
+from leaderboard.report.claim_words import verdict_sentence
+
+SIMULATED = 2000
+
+
+@pytest.mark.parametrize(
+    ("reported", "interval", "beats", "word"),
+    [
+        (0.80, (0.70, 0.90), True, "supported"),
+        (0.80, (0.70, 0.90), False, "partly"),
+        (0.80, (0.70, 0.90), None, "partly"),
+        (0.80, (0.20, 0.40), True, "partly"),
+        (0.80, (0.50, 1.00), True, "partly"),
+        (0.20, (0.40, 0.60), True, "partly"),
+        (0.80, (-0.05, 0.10), True, "contradicted"),
+        (0.80, (-0.60, -0.40), False, "contradicted"),
+        (0.05, (-0.02, 0.12), True, "undecided"),
+        (-0.33, (-0.35, -0.31), True, "supported"),
+        (-0.33, (-0.35, -0.31), False, "partly"),
+        (-0.33, (-0.20, -0.10), True, "partly"),
+        (-0.33, (-2.00, -1.00), True, "contradicted"),
+        (-0.33, (-0.60, -0.10), True, "undecided"),
+        (0.00, (-0.01, 0.01), True, "supported"),
+        (0.00, (-0.10, -0.05), True, "contradicted"),
+    ],
+)
+def test_the_words(reported: float, interval: tuple[float, float], beats: bool | None, word: str) -> None:
+    assert state_of(reported, ClaimEffect(sum(interval) / 2, *interval), beats).word == word
+
+
+@given(
+    st.just(0.0) | st.floats(0.001, 2) | st.floats(-2, -0.001),
+    st.tuples(st.floats(-3, 3), st.floats(-3, 3), st.floats(-3, 3)),
+    st.sampled_from([True, False, None]),
+)
+def test_laws(reported: float, ends: tuple[float, float, float], beats: bool | None) -> None:
+    low, point, high = sorted(ends)
+    state = state_of(reported, ClaimEffect(point, low, high), beats)
+    assert state.word in CLAIM_WORDS and state.why
+    assert state.word != "supported" or beats
+    # what holds the reported effect is never against it
+    assert not (low <= reported <= high and state.word == "contradicted")
+    # more documents around the reported effect support it in the end
+    near = ClaimEffect(reported, reported - 1e-9, reported + 1e-9)
+    assert state_of(reported, near, True).word == "supported"
+
+
+def test_an_interval_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="no interval"):
+        state_of(0.1, ClaimEffect(0.3, 0.0, 0.2), True)
+
+
+@pytest.mark.parametrize("documents", [80, 400, 2000])
+def test_error_rates(documents: int) -> None:
+    """Paired answers, a quarter right before. An effect at the edge of the slack is called supported in at most a
+    fortieth of cases, the reported effect contradicted in at most as many; with many documents the truth is found.
+    """
+    reported = 0.4
+
+    def rate(true_gain: float, word: str) -> float:
+        draws = np.random.default_rng(0)
+        found = 0
+        for _ in range(SIMULATED):
+            before = draws.random(documents) < 0.25
+            after = np.where(
+                before, draws.random(documents) > 0.05, draws.random(documents) < (true_gain + 0.0125) / 0.75
+            )
+            lost, gained = int((before & ~after).sum()), int((~before & after).sum())
+            effect = ClaimEffect(*statistics.bonett_price(lost, gained, documents)[:3])
+            found += state_of(reported, effect, True).word == word
+        return found / SIMULATED
+
+    assert rate(reported * (1 - SLACK), "supported") <= 0.035
+    assert rate(reported, "contradicted") <= 0.025
+    assert rate(0.0, "supported") == 0
+    if documents == 2000:
+        assert rate(reported, "supported") >= 0.95
+        assert rate(0.0, "contradicted") >= 0.95
+
+
+def entry(metric: str = "acc", before: float = 0.1375, after: float = 0.975) -> Reported:
+    higher = metric == "acc"
+    return Reported(
+        "m", "Phi-2", "int_mult", metric, before, after, "s", "p", "src", "paper", higher, ("eigenprune",), ("phi-2",)
+    )
+
+
+CELL = Cell(
+    "phi-2", "eigenprune", "run", "int_mult", "acc", "none", 80, 0.14, 0.95, "better",
+    delta=0.81, low=0.70, high=0.89, improvement=0.81,
+)  # fmt: skip
+
+
+def test_perplexities_are_compared_as_factors() -> None:
+    told = entry("token_perplexity", 5.68, 7.94)
+    cell = replace(
+        CELL, metric="token_perplexity", higher_is_better=False, baseline_score=20.0, score=28.0,
+        delta=8.0, low=7.0, high=9.0, improvement=-8.0,
+    )  # fmt: skip
+    effect = measured_effect(cell)
+    assert effect is not None
+    assert effect == pytest.approx((math.log(20 / 28), math.log(20 / 29), math.log(20 / 27)))
+    assert claimed_effect(told) == pytest.approx(math.log(5.68 / 7.94))
+    assert in_units_of("token_perplexity", effect.point) == "perplexity x 1.4"
+
+
+def test_the_sentence() -> None:
+    control = replace(CELL, control="random-subspace", delta=0.8, low=0.7, high=0.9, improvement=0.8)
+    cell = replace(CELL, against_controls=(control,))
+    assert verdict_sentence(entry(), cell) == (
+        "reported +0.8375; measured +0.8100 [+0.7000, +0.8900]; ahead of its random-subspace by +0.8000 (better); the"
+        " claim is supported: as large as reported, and better than its control"
+    )
+    assert "as open as before" in verdict_sentence(entry(), cell, is_the_claim=False)
+    assert "no control was run" in verdict_sentence(entry(), CELL)
