@@ -116,6 +116,16 @@ class InputSecondMoment:
         return self._total / self._tokens
 
 
+@statistic(name="gradient_second_moment", needs="gradients", numbers=lambda shape: shape[0] ** 2)
+class GradientSecondMoment(InputSecondMoment):
+    """The mean of `g g^T` over real tokens, `[m, m]`, fp64, g the gradient of the documents' loss at the outputs."""
+
+    def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor) -> None:
+        """See `Statistic`."""
+        assert gradients is not None
+        super().update(gradients, None, real)
+
+
 @statistic(name="original_input_mean", needs="originals")
 class OriginalInputMean(InputMean):
     """The mean input of the unedited model over real tokens, `[n]`, fp64."""

@@ -55,7 +55,7 @@ def test_what_gathering_takes_is_what_the_classes_say() -> None:
         },
         "originals": {"input_cross_moment", "original_input_mean"},
         "contrasts": {"contrast_differences"},
-        "gradients": {"fisher_information"},
+        "gradients": {"fisher_information", "gradient_second_moment"},
         "components": {"counterfactual_effects", "ablation_effects", "singular_value_gradients"},
     }
     assert {name for name, item in registered_statistics().items() if item.needs_gradients} == (
@@ -105,6 +105,7 @@ def test_whether_sink_tokens_belong_in_a_statistic_is_said_of_every_one() -> Non
         "counterfactual_effects": "counted",
         "far_input_mean": "alone",
         "fisher_information": "counted",
+        "gradient_second_moment": "counted",
         "input_cross_moment": "counted",
         "input_magnitude": "counted",
         "input_mean": "left out",
