@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.errors import UserError
+from harness_ext.ranks.group import current
 from harness_ext.runs.versions import package_version
 from harness_ext.storage.rundir import safe_name
 from leaderboard.readers.ran_on import ORDINARY, ComputePlace, gpu_of
@@ -49,7 +50,7 @@ def gathered(lm: Any) -> ReceiptRanOn:
         host=_short(platform.node()),
         gpus=gpus,
         driver=_short(driver()) if gpus else None,
-        ranks=ranks(),
+        ranks=current().ranks,
         engine=engine,
         engine_version=_short(package_version(package)) if package else None,
         sweep=sweep_name(SWEEP),
@@ -65,12 +66,6 @@ def sweep_name(variable: str) -> str | None:
     if len(text) > _LONGEST or not text.isprintable():
         raise UserError(f"{variable} must be at most {_LONGEST} printable characters, as part of a sweep's name")
     return text
-
-
-def ranks() -> int:
-    """How many processes share the work."""
-    given = os.environ.get("WORLD_SIZE", "")
-    return max(1, int(given)) if given.isdecimal() and len(given) < 8 else 1
 
 
 def driver() -> str | None:
@@ -138,7 +133,7 @@ def _gpus_asked(device: str, model_args: Mapping[str, Any]) -> list[str]:
     if device.partition(":")[0] not in ("", "cuda", "auto") or not _may_have_gpus():
         return []
     index = device.partition(":")[2]
-    spread = model_args.get("parallelize") or model_args.get("device_map") or ranks() > 1
+    spread = model_args.get("parallelize") or model_args.get("device_map") or current().ranks > 1
     return _names([int(index)] if index.isdecimal() and not spread else None)
 
 
@@ -156,7 +151,8 @@ def _gpus_of(lm: Any) -> list[str]:
         return _names(range(used))
     devices = {parameter.device for parameter in parameters()}
     places = sorted({device.index or 0 for device in devices if device.type == "cuda"})
-    return _names(range(ranks()) if places and ranks() > 1 else places)
+    ranks = current().ranks
+    return _names(range(ranks) if places and ranks > 1 else places)
 
 
 def _names(places: Iterable[int] | None) -> list[str]:

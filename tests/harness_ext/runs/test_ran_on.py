@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from harness_ext.errors import UserError
+from harness_ext.ranks.group import Group
+from harness_ext.ranks.launch import Launch
 from harness_ext.runs import ran_on
 from harness_ext.runs.ran_on import Here, gathered, here, sweep_name
 
@@ -163,7 +165,7 @@ def test_engine_and_gpus_of_a_model_object(monkeypatch: pytest.MonkeyPatch) -> N
     devices = [SimpleNamespace(device=torch.device("cuda", index)) for index in (1, 0, 1)]
     model = SimpleNamespace(model=SimpleNamespace(parameters=lambda: devices))
     assert gathered(model).gpus == ["GPU 0", "GPU 1"] and gathered(model).engine is None
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setattr(ran_on, "current", lambda: Group(Launch(0, 4)))
     assert gathered(model).gpus == [f"GPU {place}" for place in range(4)] and gathered(model).ranks == 4
 
 
