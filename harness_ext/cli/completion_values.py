@@ -96,15 +96,14 @@ def _task_names() -> Iterable[str]:
     from importlib.metadata import version
 
     from harness_ext.lm_eval_adapter import task_cache
-    from harness_ext.lm_eval_adapter.task_index import default_root, tasks_root
+    from harness_ext.lm_eval_adapter.task_index import default_root, our_names
 
     names = set()
     with suppress(OSError, ValueError, KeyError, TypeError):
         path = task_cache.cache_file(default_root(), version("lm_eval"))
         names |= {str(row[0]) for row in json.loads(path.read_bytes())["rows"]} if path else set()
     with suppress(OSError, UnicodeDecodeError):
-        for file in tasks_root().rglob("*.yaml"):
-            names |= set(re.findall(r"^(?:task|group): (\S+)$", file.read_text(encoding="utf-8"), re.MULTILINE))
+        names |= our_names()
     return sorted(names)
 
 

@@ -172,6 +172,10 @@ def _check_engine(name: str, plan: SweepPlan) -> None:
 
 def _check_tasks(plan: SweepPlan) -> None:
     """Raise UserError for tasks that do not exist, before any cell is started."""
+    from harness_ext.lm_eval_adapter.task_index import indexed_names
+
+    if indexed_names().issuperset(plan.sweep.tasks):
+        return
     from harness_ext.lm_eval_adapter.config import resolve_tasks
     from harness_ext.runs.run_config import harness_config
 
