@@ -49,7 +49,7 @@ class Sweep(RecipesCommand):
             ("retry", "Run failed cells again", _retry),
         ):
             action = actions.add_parser(name, help=text, description=f"{text}.")
-            action.add_argument("sweep", type=Path, metavar="FILE", help="The sweep file (YAML)")
+            action.add_argument("sweep", type=Path, metavar="SWEEP.yaml", help="The sweep file")
             action.set_defaults(func=function)
             if name == "retry":
                 action.add_argument(
