@@ -146,7 +146,7 @@ def _drive(args: argparse.Namespace, plan: SweepPlan, first: Callable[[], object
         raise UserError(f"--jobs {args.jobs} must be 1 or more")
     _check_tasks(plan)
     options = EngineOptions(jobs=args.jobs, slurm=plan.sweep.slurm)
-    driver = Driver(plan, engine(args.on, options), _say, _ingest_of(plan), first)
+    driver = Driver(plan, engine(args.on, options), _say, _ingest_of(plan), first, holds=args.on != "slurm")
     all_done = driver.run()
     _show(plan, args.on)
     if not all_done:
@@ -221,7 +221,7 @@ def _status(args: argparse.Namespace) -> None:
     if state is None:
         raise UserError(f"{plan.folder} has no sweep yet: `lm_eval sweep run {args.sweep}` begins it")
     wanted: tuple[State, ...] = get_args(State) if args.all or args.form != "text" else ("failed", "running")
-    _print(args.form, rows(state, wanted), wrap=("model", "recipes", "cell", "reason"))
+    _print(args.form, rows(state, wanted, blocked=True), wrap=("model", "recipes", "cell", "reason"))
     if args.form == "text":
         left = state.seconds_left
         print(f"{state.summary}{'' if left is None else f'; about {left / 3600:.1f} h left'}")
@@ -236,7 +236,7 @@ def _show(plan: SweepPlan, engine: str) -> None:
     state = sweep_state(plan.folder)
     if state is None:
         return
-    _print("text", rows(state, ("failed",)), wrap=("model", "recipes", "cell", "reason"))
+    _print("text", rows(state, ("failed",), blocked=True), wrap=("model", "recipes", "cell", "reason"))
     print(state.summary)
     from harness_ext.runs.execution import DATABASE
 

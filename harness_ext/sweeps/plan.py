@@ -49,7 +49,10 @@ class SweepPlan:
 
     def write(self) -> None:
         """Keep the plan for `status` and the page. Raises UserError."""
-        cells = [{"key": cell.key, "model": cell.model, "recipes": list(cell.recipes)} for cell in self.cells]
+        cells = [
+            {"key": cell.key, "model": cell.model, "recipes": list(cell.recipes), "after": list(cell.after)}
+            for cell in self.cells
+        ]
         try:
             (self.folder / CELLS).mkdir(parents=True, exist_ok=True)
             write_record(self.folder / PLAN, {"name": self.sweep.name, "cells": cells})
