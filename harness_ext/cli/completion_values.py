@@ -127,14 +127,14 @@ def _task_names() -> Iterable[str]:
     from importlib.metadata import version
 
     from harness_ext.lm_eval_adapter import task_cache
-    from harness_ext.lm_eval_adapter.task_index import default_root, our_names
+    from harness_ext.lm_eval_adapter.task_index import default_root, our_kinds
 
     names = set()
     with suppress(OSError, ValueError, KeyError, TypeError):
         path = task_cache.cache_file(default_root(), version("lm_eval"))
         names |= {str(row[0]) for row in json.loads(path.read_bytes())["rows"]} if path else set()
     with suppress(OSError, UnicodeDecodeError):
-        names |= our_names()
+        names |= our_kinds().keys()
     return sorted(names)
 
 

@@ -153,21 +153,22 @@ def saved_rows(root: Path) -> SavedIndex:
     return saved
 
 
-def indexed_names() -> frozenset[str]:
-    """Names of lm-eval's tasks, groups and tags, and of our tasks, told without lm-eval's task modules, which take a
-    second to load; empty where the index is not kept, or is stale.
+def indexed_kinds() -> dict[str, str]:
+    """`TASK`, `GROUP` and so on by the names of lm-eval's tasks, groups and tags, and of our tasks and groups. Told
+    without lm-eval's task modules, which take a second to load; empty where the index is not kept, or is stale.
     """
     import lm_eval
 
     root = default_root()
     saved = task_cache.read(task_cache.cache_file(root, lm_eval.__version__), task_cache.fingerprint(root))
-    return frozenset({row.name for row in saved.rows} | our_names()) if saved is not None else frozenset()
+    return {row.name: row.kind for row in saved.rows} | our_kinds() if saved is not None else {}
 
 
-def our_names() -> set[str]:
-    """Names of our tasks and groups. Raises OSError."""
+def our_kinds() -> dict[str, str]:
+    """`TASK` and `GROUP` by the names of our tasks and groups. Raises OSError."""
     texts = [file.read_text(encoding="utf-8") for file in tasks_root().rglob("*.yaml")]
-    return {name for text in texts for name in re.findall(r"^(?:task|group): (\S+)$", text, re.MULTILINE)}
+    found = (pair for text in texts for pair in re.findall(r"^(task|group): (\S+)$", text, re.MULTILINE))
+    return {name: kind.upper() for kind, name in found}
 
 
 def scan(root: Path) -> SavedIndex:
