@@ -33,6 +33,10 @@ FILES = frozenset(
     }
 )
 """Metavars and destinations of flags that take a file or a folder."""
+_SWEEP_KEYS = (b"models", b"tasks", b"recipes")
+_OF_SWEEPS = re.compile(rb"^(%s):" % b"|".join(_SWEEP_KEYS), re.MULTILINE)
+_SWEEP_BYTES = 1 << 16
+_MOST_READ = 200
 _RUNS = frozenset({"A", "B", "RUN"})
 _DEVICES = ("cpu", "cuda", "cuda:0", "mps")
 _MODELS = ("hf", "hf-recipe", "vllm", "local-completions", "local-chat-completions", "openai-completions", "dummy")
@@ -50,6 +54,8 @@ class Suggestion(NamedTuple):
 def values_of(program: str, action: argparse.Action, begun: str, database: Path) -> list[Suggestion]:
     """What completes `begun` as the value of an action. program: the parser's, which tells filters from flags."""
     name = action.dest
+    if program.split()[1:2] == ["sweep"]:
+        return _of_sweep(action, begun)
     wanted = set(re.split(r"\W+", str(action.metavar)))
     if wanted & _RUNS:
         beside = [Suggestion(word) for word in ("base", "blessed") if name == "baseline" and word.startswith(begun)]
@@ -85,6 +91,31 @@ def files(begun: str) -> list[Suggestion]:
     return []
 
 
+def _of_sweep(action: argparse.Action, begun: str) -> list[Suggestion]:
+    from harness_ext.cli.sweep import ENGINES
+
+    if action.dest == "on":
+        return [Suggestion(engine) for engine in ENGINES if engine.startswith(begun)]
+    return _sweep_files(begun) if action.dest == "sweep" else []
+
+
+def _sweep_files(begun: str) -> list[Suggestion]:
+    """Folders, and the YAML files that have the keys of a sweep; all YAML files where none has."""
+    there = files(begun)
+    folders = [entry for entry in there if entry.text.endswith("/")]
+    written = [entry for entry in there if entry.text.endswith((".yaml", ".yml"))]
+    sweeps = [entry for entry in written if _looks_like_a_sweep(entry.text)] if len(written) <= _MOST_READ else []
+    return [*folders, *(sweeps or written)]
+
+
+def _looks_like_a_sweep(name: str) -> bool:
+    from leaderboard.readers.safe_json import opened
+
+    with suppress(OSError), opened(Path(os.path.expanduser(name))) as file:
+        return len(set(_OF_SWEEPS.findall(file.read(_SWEEP_BYTES)))) == len(_SWEEP_KEYS)
+    return False
+
+
 def _recipes(begun: str) -> list[Suggestion]:
     from harness_ext.recipe.recipe import parse_recipe, shipped_names
 
@@ -96,15 +127,14 @@ def _task_names() -> Iterable[str]:
     from importlib.metadata import version
 
     from harness_ext.lm_eval_adapter import task_cache
-    from harness_ext.lm_eval_adapter.task_index import default_root, tasks_root
+    from harness_ext.lm_eval_adapter.task_index import default_root, our_kinds
 
     names = set()
     with suppress(OSError, ValueError, KeyError, TypeError):
         path = task_cache.cache_file(default_root(), version("lm_eval"))
         names |= {str(row[0]) for row in json.loads(path.read_bytes())["rows"]} if path else set()
     with suppress(OSError, UnicodeDecodeError):
-        for file in tasks_root().rglob("*.yaml"):
-            names |= set(re.findall(r"^(?:task|group): (\S+)$", file.read_text(encoding="utf-8"), re.MULTILINE))
+        names |= our_kinds().keys()
     return sorted(names)
 
 

@@ -15,7 +15,7 @@ from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
 
 if TYPE_CHECKING:
-    from harness_ext.sweeps.plan import SweepPlan
+    from harness_ext.sweeps.plan import Expectation, SweepPlan
     from leaderboard.terminal.output import Form, Row
 
 ENGINES = ("local", "ray", "slurm")
@@ -49,7 +49,7 @@ class Sweep(RecipesCommand):
             ("retry", "Run failed cells again", _retry),
         ):
             action = actions.add_parser(name, help=text, description=f"{text}.")
-            action.add_argument("sweep", type=Path, metavar="FILE", help="The sweep file (YAML)")
+            action.add_argument("sweep", type=Path, metavar="SWEEP.yaml", help="The sweep file")
             action.set_defaults(func=function)
             if name == "retry":
                 action.add_argument(
@@ -88,12 +88,13 @@ def _read(path: Path) -> SweepPlan:
 
 
 def _plan(args: argparse.Namespace) -> None:
+    from harness_ext.sweeps.engines.local import visible_gpus
     from harness_ext.sweeps.plan import expectations
 
     plan = _read(args.sweep)
     _check_engine(args.on, plan)
-    _check_tasks(plan)
-    lines = expectations(plan)
+    on_gpu = any(cell.gpus for cell in plan.cells) and (args.on != "local" or bool(visible_gpus()))
+    lines = expectations(plan, _check_tasks(plan), on_gpu=on_gpu)
     rows: list[Row] = [
         {
             "model": line.model,
@@ -102,23 +103,45 @@ def _plan(args: argparse.Namespace) -> None:
             "gpus": line.gpus,
             "variants": line.variants,
             "there": line.there,
-            "hours": None if line.hours is None else round(line.hours, 3),
+            "hours": None
+            if line.hours is None
+            else float(f"{line.hours:.2g}" if line.by == "rough" else f"{line.hours:.3f}"),
+            "hours_by": line.by,
         }
         for line in lines
     ]
-    _print(args.form, rows, wrap=("model",))
     if args.form != "text":
+        _print(args.form, rows, wrap=("model",))
         return
+    for row in rows:
+        if row.pop("hours_by") == "rough":
+            row["hours"] = _about(row["hours"])
+    _print(args.form, rows, wrap=("model",))
     left = sum(line.cells - line.done for line in lines)
-    known = [line for line in lines if line.hours is not None]
-    hours = sum(line.hours * max(line.gpus, 1) for line in known if line.hours is not None)
-    unknown = len(lines) - len(known)
-    told = (
-        f"about {hours:.1f} GPU hours, by the receipts in {plan.results}" if known else "no receipts to tell hours by"
-    )
-    if known and unknown:
-        told += f"; {unknown} of {len(lines)} models have none and are not counted"
-    print(f"\n{left} of {len(plan.cells)} cells to run: {told}")
+    print(f"\n{left} of {len(plan.cells)} cells to run: {_hours_told(lines, plan.results)}")
+
+
+def _hours_told(lines: Sequence[Expectation], results: Path) -> str:
+    """The hours of all models together, and what they are known by."""
+    hours = sum(line.hours * max(line.gpus, 1) for line in lines if line.hours is not None)
+    rough, unknown = (sum(line.by == by for line in lines) for by in ("rough", None))
+    if unknown == len(lines):
+        return (
+            "hours are unknown, since sizes of models or numbers of documents are: a first run in"
+            f" {results} tells them, and so do models on this machine with `run: {{limit: N}}`"
+        )
+    if rough:
+        told = (
+            f"{_about(hours)} GPU hours; those of {rough} of {len(lines)} models are a rough estimate by size, ten"
+            " times off either way, without edits and searches"
+        )
+    else:
+        told = f"about {hours:.1f} GPU hours, by the receipts in {results}"
+    return told + (f"; {unknown} of {len(lines)} models are not known and not counted" if unknown else "")
+
+
+def _about(hours: float) -> str:
+    return f"about {max(hours, 0.01):.2g}"
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -146,7 +169,7 @@ def _drive(args: argparse.Namespace, plan: SweepPlan, first: Callable[[], object
         raise UserError(f"--jobs {args.jobs} must be 1 or more")
     _check_tasks(plan)
     options = EngineOptions(jobs=args.jobs, slurm=plan.sweep.slurm)
-    driver = Driver(plan, engine(args.on, options), _say, _ingest_of(plan), first)
+    driver = Driver(plan, engine(args.on, options), _say, _ingest_of(plan), first, holds=args.on != "slurm")
     all_done = driver.run()
     _show(plan, args.on)
     if not all_done:
@@ -170,13 +193,19 @@ def _check_engine(name: str, plan: SweepPlan) -> None:
         )
 
 
-def _check_tasks(plan: SweepPlan) -> None:
-    """Raise UserError for tasks that do not exist, before any cell is started."""
+def _check_tasks(plan: SweepPlan) -> dict[str, str]:
+    """Raise UserError for tasks that do not exist, before any cell is started. The kinds of tasks that are at hand."""
+    from harness_ext.lm_eval_adapter.task_index import indexed_kinds
+
+    kinds = indexed_kinds()
+    if kinds.keys() >= set(plan.sweep.tasks):
+        return kinds
     from harness_ext.lm_eval_adapter.config import resolve_tasks
     from harness_ext.runs.run_config import harness_config
 
     flags: dict[str, Any] = {key: plan.sweep.run[key] for key in ("include_path", "metadata") if key in plan.sweep.run}
     resolve_tasks(harness_config({"model": "hf", "tasks": list(plan.sweep.tasks), **flags}))
+    return kinds
 
 
 def _say(line: str) -> None:
@@ -217,7 +246,7 @@ def _status(args: argparse.Namespace) -> None:
     if state is None:
         raise UserError(f"{plan.folder} has no sweep yet: `lm_eval sweep run {args.sweep}` begins it")
     wanted: tuple[State, ...] = get_args(State) if args.all or args.form != "text" else ("failed", "running")
-    _print(args.form, rows(state, wanted), wrap=("model", "recipes", "cell", "reason"))
+    _print(args.form, rows(state, wanted, blocked=True), wrap=("model", "recipes", "cell", "reason"))
     if args.form == "text":
         left = state.seconds_left
         print(f"{state.summary}{'' if left is None else f'; about {left / 3600:.1f} h left'}")
@@ -232,7 +261,7 @@ def _show(plan: SweepPlan, engine: str) -> None:
     state = sweep_state(plan.folder)
     if state is None:
         return
-    _print("text", rows(state, ("failed",)), wrap=("model", "recipes", "cell", "reason"))
+    _print("text", rows(state, ("failed",), blocked=True), wrap=("model", "recipes", "cell", "reason"))
     print(state.summary)
     from harness_ext.runs.execution import DATABASE
 

@@ -13,6 +13,7 @@ those of `--include_path`, which can override both.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
@@ -150,6 +151,24 @@ def saved_rows(root: Path) -> SavedIndex:
         saved = scan(root)
         task_cache.write(path, key, saved)
     return saved
+
+
+def indexed_kinds() -> dict[str, str]:
+    """`TASK`, `GROUP` and so on by the names of lm-eval's tasks, groups and tags, and of our tasks and groups. Told
+    without lm-eval's task modules, which take a second to load; empty where the index is not kept, or is stale.
+    """
+    import lm_eval
+
+    root = default_root()
+    saved = task_cache.read(task_cache.cache_file(root, lm_eval.__version__), task_cache.fingerprint(root))
+    return {row.name: row.kind for row in saved.rows} | our_kinds() if saved is not None else {}
+
+
+def our_kinds() -> dict[str, str]:
+    """`TASK` and `GROUP` by the names of our tasks and groups. Raises OSError."""
+    texts = [file.read_text(encoding="utf-8") for file in tasks_root().rglob("*.yaml")]
+    found = (pair for text in texts for pair in re.findall(r"^(task|group): (\S+)$", text, re.MULTILINE))
+    return {name: kind.upper() for kind, name in found}
 
 
 def scan(root: Path) -> SavedIndex:

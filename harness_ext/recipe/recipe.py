@@ -13,6 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -172,7 +174,12 @@ class Recipe(BaseModel):
 
 def shipped_names() -> list[str]:
     """The names of the recipes that come with the package, in order."""
-    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+    return list(_shipped_names())
+
+
+@lru_cache(maxsize=1)
+def _shipped_names() -> tuple[str, ...]:
+    return tuple(sorted(path.stem for path in SHIPPED.glob("*.yaml")))
 
 
 def parse_recipe(specification: str) -> Recipe:
@@ -283,12 +290,9 @@ def _read(source: str) -> dict[str, Any]:
             " lists them; a file's name ends in .yaml)"
         )
     try:
-        data = load_yaml(
-            Path(source).expanduser() if is_file else SHIPPED / f"{source}.yaml",
-            "recipe file",
-            hint=_instead_of(source),
-            largest=LARGEST_FILE,
-        )
+        if not is_file:
+            return deepcopy(_shipped(source))
+        data = load_yaml(Path(source).expanduser(), "recipe file", hint=_instead_of(source), largest=LARGEST_FILE)
     except Unreadable as error:
         raise RecipeError(str(error)) from None
     except RuntimeError as error:  # `~NAME` of nobody
@@ -297,6 +301,13 @@ def _read(source: str) -> dict[str, Any]:
         raise RecipeError(f"recipe file {source} is empty: it must hold a mapping with name and steps")
     if not isinstance(data, dict):
         raise RecipeError(f"recipe file {source} must hold a mapping with name and steps, not {type(data).__name__}")
+    return data
+
+
+@lru_cache(maxsize=64)
+def _shipped(name: str) -> dict[str, Any]:
+    """What the file of a shipped recipe says. A sweep asks for one a thousand times, with other changes each."""
+    data: dict[str, Any] = load_yaml(SHIPPED / f"{name}.yaml", "recipe file")
     return data
 
 

@@ -36,6 +36,8 @@ Done = TypeVar("Done")
 class Driver:
     """One driver's work. say: told a line of news. ingest: takes run folders into the database and says whether it
     could; called again with them where not. first: what is to be done before anything else, once no other drives.
+    holds: whether it keeps a cell to itself until those that it waits for are done. The queue of a cluster, which
+    outlives a driver, is given all at once; there the worker of such a cell looks whether they are.
     """
 
     plan: SweepPlan
@@ -43,7 +45,10 @@ class Driver:
     say: Say
     ingest: Callable[[Sequence[Path]], bool]
     first: Callable[[], object] = lambda: None
+    holds: bool = True
     _cells: dict[str, SweepCell] = field(default_factory=dict)
+    _held: dict[str, SweepCell] = field(default_factory=dict)
+    _failed: set[str] = field(default_factory=set)
     _gone: dict[str, float] = field(default_factory=dict)
     _pending: list[Path] = field(default_factory=list)
     _ingested: float = 0.0
@@ -69,14 +74,19 @@ class Driver:
         return all(self.plan.settled(cell) == "done" for cell in self.plan.cells)
 
     def _drive(self, claim: DriverClaim) -> None:
-        self._cells = {cell.key: cell for cell in self.plan.cells if self.plan.settled(cell) is None}
+        settled = {cell.key: self.plan.settled(cell) for cell in self.plan.cells}
+        self._failed = {key for key, state in settled.items() if state == "failed"}
+        self._cells = {cell.key: cell for cell in self.plan.cells if settled[cell.key] is None}
         done = len(self.plan.cells) - len(self._cells)
         self.say(f"{len(self.plan.cells)} cells, {done} settled before; their files are in {self.plan.folder}")
         # What an earlier driver did not live to take in may be in the database already, which ingest finds out.
         self._pending = [path for cell in self.plan.cells if cell.key not in self._cells for path in self._runs(cell)]
         for cell in list(self._cells.values()):
             self._settle_ended(cell)
-        self._submit(list(self._cells.values()))
+        for cell in list(self._cells.values()):
+            if self._waits(cell):
+                self._held[cell.key] = self._cells.pop(cell.key)
+        self._submit([*self._cells.values(), *self._released()])
         while self._cells:
             if claim.lost.is_set():
                 raise UserError(
@@ -100,7 +110,33 @@ class Driver:
                 self._settle(cell)
                 if cell.key in self._cells:
                     again.append(cell)
-        self._submit(again)
+        self._submit([*again, *self._released()])
+
+    def _waits(self, cell: SweepCell) -> bool:
+        """Whether a cell is not to be handed over yet. One that has begun is: it may live."""
+        others = set(cell.after)
+        waits = bool(others & self._failed) or (self.holds and bool(others & self._cells.keys()))
+        return waits and not (self.plan.place(cell) / JOB).exists()
+
+    def _released(self) -> list[SweepCell]:
+        """Cells to be handed over, since what they wait for is done; those for which it failed are dropped."""
+        free = [cell for cell in self._held.values() if not self._cells.keys() & set(cell.after)]
+        for cell in free:
+            del self._held[cell.key]
+        released = [cell for cell in free if not self._failed.intersection(cell.after)]
+        self._cells |= {cell.key: cell for cell in released}
+        return released
+
+    def _drop_dependents(self, failed: SweepCell) -> str:
+        """Have nothing begin that waits for a cell that failed for good; the words that tell of it."""
+        self._failed.add(failed.key)
+        queued = [cell for cell in self._cells.values() if failed.key in cell.after and self._waits(cell)]
+        if queued:
+            self.engine.cancel([cell.key for cell in queued])
+        for cell in queued:
+            del self._cells[cell.key]
+        count = len(queued) + sum(failed.key in cell.after for cell in self._held.values())
+        return f"; {count} cells that wait for it are not run" if count else ""
 
     def _settle_ended(self, cell: SweepCell) -> bool:
         """Settle a cell that has left its last record; whether it had."""
@@ -113,18 +149,22 @@ class Driver:
         """Record how a cell's try ended; it stays among the cells where it is to be tried again."""
         place = self.plan.place(cell)
         found = outcome.ending(place)
-        state = self._told(lambda: outcome.settle(place, found, self.plan.sweep.cells.retries))
+        if found.begun:
+            state = self._told(lambda: outcome.settle(place, found, self.plan.sweep.cells.retries))
         for name in (ENDED, JOB):  # settled once
             with suppress(FileNotFoundError):
                 (place / name).unlink()
         self._gone.pop(cell.key, None)
+        if not found.begun:
+            self._held[cell.key] = self._cells.pop(cell.key)
+            return
         self._pending += self._runs(cell)
         where = f" on {found.host}" if found.host else ""
         took = f" in {found.seconds:.1f} s" if found.seconds is not None else ""
         if state == "done":
             self.say(f"{cell.key}: done{where}{took}")
         elif state == "failed":
-            self.say(f"{cell.key}: failed{where}: {found.why}")
+            self.say(f"{cell.key}: failed{where}: {found.why}{self._drop_dependents(cell)}")
         else:
             self.say(f"{cell.key}: to be tried again, since {found.why}")
         if state != "waiting":
@@ -147,7 +187,7 @@ class Driver:
             if not (place / JOB).exists():
                 with suppress(OSError):
                     (place / MANIFEST).unlink(missing_ok=True)
-            after = tuple(key for key in cell.after if key in self._cells)
+            after = tuple(key for key in cell.after if key in self._cells or key in self._failed)
             made = job(cell, self.plan.sweep, self.plan.folder.resolve(), self.plan.output)
             jobs.append(type(made)(**{**vars(made), "after": after}))
         if jobs:
@@ -184,11 +224,18 @@ def forget_failures(plan: SweepPlan, keys: Sequence[str]) -> list[SweepCell]:
     for key in keys:
         fitting = [cell for cell in failed if cell.key.startswith(key)]
         if not fitting:
-            known = [cell.key for cell in plan.cells if cell.key.startswith(key)]
-            what = f"{known[0]} has not failed" if known else f"no cell is called {key}"
-            raise UserError(f"{what}; `lm_eval sweep status` lists the cells")
+            raise UserError(f"{_why_not_again(plan, key, failed)}; `lm_eval sweep status` lists the cells")
         chosen += fitting
     chosen = list(dict.fromkeys(chosen)) if keys else failed
     for cell in chosen:
         (plan.place(cell) / OUTCOME).unlink(missing_ok=True)
     return chosen
+
+
+def _why_not_again(plan: SweepPlan, begun: str, failed: Sequence[SweepCell]) -> str:
+    """Why a key, or how it begins, names no failed cell."""
+    known = [cell for cell in plan.cells if cell.key.startswith(begun)]
+    if not known:
+        return f"no cell is called {begun}"
+    waits_for = [cell.key for cell in failed if cell.key in known[0].after]
+    return f"{known[0].key} has not failed" + (f" but waits for {waits_for[0]}: retry that one" if waits_for else "")

@@ -16,6 +16,8 @@ from typing import Any
 from leaderboard.readers.sweep_state import ENDED, JOB, read_json
 
 HEARTBEAT = "heartbeat"
+NOT_BEGUN = "baseline"
+"""The reason in the last record of a job whose command was not begun, since a cell that it waits for is not done."""
 BEAT_SECONDS = 2.0
 """How often a worker counts its heartbeat up."""
 

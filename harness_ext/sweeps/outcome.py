@@ -15,7 +15,7 @@ from typing import Any
 
 from harness_ext.storage.integrity import RECEIPT
 from harness_ext.storage.whole_files import write_record
-from harness_ext.sweeps.job_files import now, read_record
+from harness_ext.sweeps.job_files import NOT_BEGUN, now, read_record
 from leaderboard.readers.sweep_state import ENDED, MANIFEST, OUTCOME, OUTPUT, State, read_json, tries_in
 
 _OF_MACHINES = frozenset({"out_of_memory", "disk"})
@@ -29,7 +29,8 @@ _WIDEST = 300
 @dataclass(frozen=True)
 class Ending:
     """How one try ended. why: in a sentence, empty where all is well. machine: whether to try again. runs: folders.
-    mark: what tells the try from others; empty where its worker left no last record.
+    mark: what tells the try from others; empty where its worker left no last record. begun: whether its command was;
+    if not, it was no try.
     """
 
     why: str
@@ -38,6 +39,7 @@ class Ending:
     host: str = ""
     seconds: float | None = None
     mark: str = ""
+    begun: bool = True
 
 
 def ending(place: Path) -> Ending:
@@ -47,10 +49,19 @@ def ending(place: Path) -> Ending:
     runs, failures = _runs(manifest)
     if ended is None:
         return Ending("its worker is gone without a word: killed, or its machine is down", True, runs)
+    if ended.get("reason") == NOT_BEGUN:
+        return Ending("its baseline is not done", False, (), begun=False)
     why, machine = _why(ended, manifest, failures, place)
     seconds = ended.get("seconds")
     took = float(seconds) if isinstance(seconds, (int, float)) else None
     return Ending(why, machine, runs, str(ended.get("host") or ""), took, str(ended.get("try") or ""))
+
+
+def has_failed(place: Path) -> bool:
+    """Whether the cell in this folder has ended without being done, settled by a driver or not yet."""
+    if (place / ENDED).exists():
+        return bool(ending(place).why)
+    return (read_json(place / OUTCOME) or {}).get("state") in ("failed", "waiting")
 
 
 def settle(place: Path, found: Ending, retries: int) -> State:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from harness_ext.storage.rundir import finished_runs, safe_name
 from harness_ext.storage.whole_files import write_record
 from harness_ext.sweeps import outcome
 from harness_ext.sweeps.cells import SweepCell, cells_of
+from harness_ext.sweeps.expected_hours import By, PastRun, Workload, hours_of, past_run
 from harness_ext.sweeps.sweep_file import SweepFile
 from leaderboard.readers.sweep_state import CELLS, OUTCOME, PLAN, SWEEPS, read_json
 
@@ -49,7 +50,10 @@ class SweepPlan:
 
     def write(self) -> None:
         """Keep the plan for `status` and the page. Raises UserError."""
-        cells = [{"key": cell.key, "model": cell.model, "recipes": list(cell.recipes)} for cell in self.cells]
+        cells = [
+            {"key": cell.key, "model": cell.model, "recipes": list(cell.recipes), "after": list(cell.after)}
+            for cell in self.cells
+        ]
         try:
             (self.folder / CELLS).mkdir(parents=True, exist_ok=True)
             write_record(self.folder / PLAN, {"name": self.sweep.name, "cells": cells})
@@ -69,7 +73,7 @@ def plan_of(sweep: SweepFile, beside: Path) -> SweepPlan:
 
 @dataclass(frozen=True)
 class Expectation:
-    """What is left to do of one model. hours: of its cells, by receipts that are there; None without any.
+    """What is left to do of one model. hours: of its cells; by: what tells them; None where nothing does.
 
     there: run folders of this model and these recipes, whatever their tasks and settings: a cell keeps those that fit.
     """
@@ -81,34 +85,53 @@ class Expectation:
     variants: int
     there: int
     hours: float | None
+    by: By | None
 
 
-def expectations(plan: SweepPlan) -> list[Expectation]:
-    """A line a model."""
+def expectations(plan: SweepPlan, kinds: Mapping[str, str] | None = None, *, on_gpu: bool = True) -> list[Expectation]:
+    """A line a model. kinds, on_gpu: as `expected_hours.Workload` has them."""
     by_model: dict[str, list[SweepCell]] = defaultdict(list)
     for cell in plan.cells:
         by_model[cell.model].append(cell)
-    return [_expected(plan, model, cells) for model, cells in by_model.items()]
+    labels: dict[str, set[str]] = {}
+    past: dict[str, list[PastRun]] = {}
+    for model in by_model:
+        labels[model], past[model] = _left_by(plan.results / safe_name(model))
+    workload = Workload.of(plan.sweep, kinds or {}, on_gpu=on_gpu)
+    lines = []
+    for model, cells in by_model.items():
+        left = [cell for cell in cells if plan.settled(cell) != "done"]
+        hours, by = hours_of(model, sum(cell.variants for cell in left), workload, past)
+        lines.append(_line(model, cells, left, labels[model], (hours, by)))
+    return lines
 
 
-def _expected(plan: SweepPlan, model: str, cells: Sequence[SweepCell]) -> Expectation:
-    left = [cell for cell in cells if plan.settled(cell) != "done"]
-    seconds: list[float] = []
+def _left_by(folder: Path) -> tuple[set[str], list[PastRun]]:
+    """The labels of the recipes of a model's runs, and what they tell of time."""
     labels: set[str] = set()
-    for run in finished_runs(plan.results / safe_name(model)):
-        spent = run.receipt.get("seconds")
+    past: list[PastRun] = []
+    for run in finished_runs(folder):
         recipe = run.receipt.get("recipe")
         if isinstance(recipe, dict):
             labels.add(str(recipe.get("label") or recipe.get("name")))
-        if isinstance(spent, dict) and (numbers := [one for one in spent.values() if isinstance(one, (int, float))]):
-            seconds.append(float(sum(numbers)))
-    variants = sum(cell.variants for cell in left)
+        if (told := past_run(run)) is not None:
+            past.append(told)
+    return labels, past
+
+
+def _line(
+    model: str,
+    cells: Sequence[SweepCell],
+    left: Sequence[SweepCell],
+    labels: set[str],
+    hours: tuple[float | None, By | None],
+) -> Expectation:
     return Expectation(
         model,
         len(cells),
         len(cells) - len(left),
         max(cell.gpus for cell in cells),
-        variants,
+        sum(cell.variants for cell in left),
         sum(recipe in labels for cell in cells for recipe in cell.recipes),
-        sum(seconds) / len(seconds) * variants / 3600 if seconds else None,
+        *hours,
     )

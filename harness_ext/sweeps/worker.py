@@ -21,14 +21,14 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from harness_ext.storage.whole_files import write_record, write_whole
 from harness_ext.sweeps.bounded_log import BoundedLog
-from harness_ext.sweeps.job_files import BEAT_SECONDS, HEARTBEAT, host, now, process_start, read_record
+from harness_ext.sweeps.job_files import BEAT_SECONDS, HEARTBEAT, NOT_BEGUN, host, now, process_start, read_record
 from leaderboard.readers.secrets import secret_values
 from leaderboard.readers.sweep_state import ASKED, ENDED, JOB, OUTPUT
 
@@ -117,6 +117,8 @@ class _Run:
             (self._folder / ENDED).unlink(missing_ok=True)
         self._beat()
         self._record(JOB, self._job())
+        if (after := self._asked.get("after")) and self._is_in_vain(after):
+            return self._ended(0, NOT_BEGUN)
         try:
             process = self._started()
         except OSError as error:
@@ -128,6 +130,14 @@ class _Run:
         _kill_group(process.pid)
         reader.join(timeout=GRACE_SECONDS)
         return self._ended(process.returncode, reason)
+
+    def _is_in_vain(self, after: Sequence[str]) -> bool:
+        """Whether a cell that this one waited for has ended without being done: the queue of a cluster starts it all
+        the same. after: keys of cells.
+        """
+        from harness_ext.sweeps.outcome import has_failed
+
+        return any(has_failed(self._folder.parent / key) for key in after)
 
     def _job(self) -> dict[str, Any]:
         return {

@@ -11,7 +11,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -27,8 +27,9 @@ State = Literal["done", "failed", "running", "waiting"]
 
 @dataclass(frozen=True)
 class CellState:
-    """What became of one cell. tries: how often it was begun. seconds: of its last try. reason: why it failed, or runs
-    again. log: its output, if there is any.
+    """What became of one cell. tries: how often it was begun. seconds: of its last try. reason: why it failed, runs
+    again, or is not run. log: its output, if there is any. after: the cells that it waits for. blocked: whether one of
+    them has failed, so that it waits until that one is retried.
     """
 
     key: str
@@ -40,6 +41,8 @@ class CellState:
     tries: int
     seconds: float | None
     log: Path
+    after: tuple[str, ...] = ()
+    blocked: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,22 +59,28 @@ class SweepState:
         return sum(cell.state == state for cell in self.cells)
 
     @property
+    def blocked(self) -> int:
+        """How many of those that wait do so for a cell that failed."""
+        return sum(cell.blocked for cell in self.cells)
+
+    @property
     def seconds_left(self) -> float | None:
         """An estimate: what is to do, at the mean of what is done, by as many cells at once as run now; None where
         nothing is done, or nothing runs.
         """
         spent = [cell.seconds for cell in self.cells if cell.state == "done" and cell.seconds is not None]
-        running, waiting = self.count("running"), self.count("waiting")
+        running, waiting = self.count("running"), self.count("waiting") - self.blocked
         if not spent or not running:
             return None
         return sum(spent) / len(spent) * (waiting + running / 2) / running
 
     @property
     def summary(self) -> str:
-        """`3 of 8 cells done, 1 running, 1 failed, 3 waiting`."""
+        """`3 of 8 cells done, 1 running, 1 failed, 3 waiting (2 for a baseline that failed)`."""
         counts = Counter(cell.state for cell in self.cells)
         rest = [f"{counts[state]} {state}" for state in ("running", "failed", "waiting") if counts[state]]
-        return ", ".join([f"{counts['done']} of {len(self.cells)} cells done", *rest])
+        blocked = f" ({self.blocked} for a baseline that failed)" if self.blocked else ""
+        return ", ".join([f"{counts['done']} of {len(self.cells)} cells done", *rest]) + blocked
 
 
 def sweep_folders(root: Path) -> list[Path]:
@@ -90,7 +99,7 @@ def sweep_state(folder: Path) -> SweepState | None:
         return None
     known = {entry.name: entry.path for entry in _entries(folder / CELLS)}
     driver = read_json(folder / DRIVER) or {}
-    states = tuple(_cell(folder, cell, known, bool(driver)) for cell in cells if _is_cell(cell))
+    states = _with_blocked([_cell(folder, cell, known, bool(driver)) for cell in cells if _is_cell(cell)])
     by = f"{_text(driver.get('host'))} (process {driver.get('pid')})" if driver else ""
     return SweepState(_text(plan.get("name")), folder, by, states)
 
@@ -137,6 +146,18 @@ def _cell(folder: Path, cell: Mapping[str, Any], known: Mapping[str, str], drive
         begun,
         float(seconds) if isinstance(seconds, (int, float)) else None,
         place / OUTPUT,
+        tuple(cell.get("after", ())),
+    )
+
+
+def _with_blocked(cells: Sequence[CellState]) -> tuple[CellState, ...]:
+    """The cells, those that wait for a failed one told so."""
+    failed = {cell.key: cell.reason for cell in cells if cell.state == "failed"}
+    return tuple(
+        replace(cell, blocked=True, reason=f"not run, since its baseline failed: {failed[blocking]}")
+        if cell.state == "waiting" and (blocking := next((key for key in cell.after if key in failed), None))
+        else cell
+        for cell in cells
     )
 
 
@@ -148,6 +169,8 @@ def _is_cell(cell: Any) -> bool:
         and isinstance(cell.get("model"), str)
         and isinstance(cell.get("recipes"), list)
         and all(isinstance(recipe, str) for recipe in cell["recipes"])
+        and isinstance(cell.get("after", []), list)
+        and all(isinstance(key, str) for key in cell.get("after", []))
     )
 
 
@@ -163,8 +186,8 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def rows(state: SweepState, states: Sequence[State]) -> list[dict[str, Any]]:
-    """The cells in these states as rows of a table."""
+def rows(state: SweepState, states: Sequence[State], *, blocked: bool = False) -> list[dict[str, Any]]:
+    """The cells in these states as rows of a table; with `blocked` also those that wait for a failed one."""
     return [
         {
             "state": cell.state,
@@ -178,5 +201,5 @@ def rows(state: SweepState, states: Sequence[State]) -> list[dict[str, Any]]:
             "log": str(cell.log),
         }
         for cell in state.cells
-        if cell.state in states
+        if cell.state in states or (blocked and cell.blocked)
     ]

@@ -6,6 +6,8 @@ Processor seconds are asserted, since other processes slow a wall clock down; wa
 from __future__ import annotations
 
 import json
+import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from harness_ext.lm_eval_adapter.task_index import default_root, saved_rows
 from harness_ext.sweeps.engines.base import Job
 from harness_ext.sweeps.engines.local import LocalEngine
 from harness_ext.sweeps.plan import expectations, plan_of
@@ -34,19 +37,37 @@ def processor_seconds(work: Callable[[], Any]) -> tuple[Any, float]:
     return found, taken
 
 
-def test_planning_a_thousand_cells(tmp_path: Path) -> None:
+def large_sweep(folder: Path) -> Path:
+    """A file of ten models by 399 recipes: 1,010 cells."""
     shares = ",".join(str(place / 1000) for place in range(1, 400))
     models = "".join(f"  - {{pretrained: org/model-{number}}}\n" for number in range(10))
-    file = tmp_path / "sweep.yaml"
+    file = folder / "sweep.yaml"
     file.write_text(
-        f"name: large\noutput_path: {tmp_path}/results\nmodels:\n{models}tasks: [int_mult]\n"
+        f"name: large\noutput_path: {folder}/results\nmodels:\n{models}tasks: [int_mult]\n"
         f"recipes: ['svd:keep.rank_fraction=[{shares}]']\ncontrols: [random-subspace]\n"
         "run: {batch_size: 16}\ncells: {recipes_per_cell: 4}\n"
     )
+    return file
+
+
+def test_planning_a_thousand_cells(tmp_path: Path) -> None:
+    file = large_sweep(tmp_path)
     plan, taken = processor_seconds(lambda: plan_of(read_sweep(file), tmp_path))
     lines, more = processor_seconds(lambda: expectations(plan))
     assert len(plan.cells) == 10 * (1 + 100) and sum(line.cells for line in lines) == len(plan.cells)
     assert taken + more < 2
+
+
+def test_the_plan_command_on_a_thousand_cells(tmp_path: Path) -> None:
+    """All of it: the interpreter's start, the check of the tasks, the table."""
+    command = [sys.executable, "-m", "harness_ext", "sweep", "plan", str(large_sweep(tmp_path))]
+    saved_rows(default_root())
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ran, _ = processor_seconds(lambda: subprocess.run(command, capture_output=True, text=True, check=True))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    taken = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(f"{taken:.2f} s processor of the command")
+    assert "1010 of 1010 cells to run" in ran.stdout and taken < 2
 
 
 def test_the_status_of_ten_thousand_cells(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ def prepare(job: Job) -> None:
         for name in (ENDED, JOB, HEARTBEAT):
             (job.folder / name).unlink(missing_ok=True)
         asked = {"cell": job.cell, "command": list(job.command), "gpus": job.gpus, "timeout_s": job.timeout_s}
+        asked |= {"after": list(job.after)} if job.after else {}
         write_record(job.folder / ASKED, asked)
     except OSError as error:
         raise UserError(

@@ -59,12 +59,13 @@ def _follow(folder: Path, wanted: Sequence[State]) -> None:
 def sentence(found: SweepState) -> str:
     """How far a sweep is, in words."""
     left = found.seconds_left
-    unsettled = found.count("running") + found.count("waiting")
+    unsettled = found.count("running") + found.count("waiting") - found.blocked
     time_left = f" About {duration(left)} left, at the pace so far." if left is not None and unsettled else ""
     if found.driver:
         driver = f" Driven by {plain(found.driver)}."
     else:
         driver = " No driver watches it: `lm_eval sweep run` goes on." if unsettled else ""
+        driver = driver or (" `lm_eval sweep retry` runs what failed, and what waits for it." if found.blocked else "")
     return f"{found.summary}.{time_left}{driver}"
 
 

@@ -109,6 +109,21 @@ def test_files_are_completed(results: Path) -> None:
     assert completed("ingest", "no/such/fol") == [] == completed("ingest", "\0")
 
 
+def test_sweeps_are_completed(results: Path) -> None:
+    assert completed("sweep", "") == ["plan", "run", "status", "retry"]
+    for action in ("plan", "run", "retry"):
+        assert completed("sweep", action, "--on", "") == ["local", "ray", "slurm"], action
+    assert completed("sweep", "run", "x.yaml", "--on", "s") == ["slurm"] and completed("sweep", "run", "--on=r") == [
+        "--on=ray"
+    ]
+    # All YAML files where none is a sweep; folders may hold some.
+    assert completed("sweep", "run", "") == ["results/", "my policy.yaml"] == completed("sweep", "status", "")
+    Path("lowrank.yaml").write_text("name: s\nmodels: []\ntasks: []\nrecipes: []\n")
+    os.mkfifo("pipe.yaml")
+    assert completed("sweep", "run", "") == ["results/", "lowrank.yaml"] == completed("sweep", "retry", "")
+    assert completed("sweep", "run", "lowrank.yaml", "") == [] == completed("sweep", "retry", "lowrank.yaml", "")
+
+
 def test_names_that_cannot_be_typed_are_left_out(results: Path) -> None:
     assert not any("\x1b" in name for name in completed("compare", "tiny/"))
 

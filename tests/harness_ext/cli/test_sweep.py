@@ -47,6 +47,7 @@ def settle(sweep: Path, states: list[str]) -> None:
     [
         (["done", "done"], 0, "2 of 2 cells done"),
         (["done", "failed"], 1, "it broke"),
+        (["failed", "waiting"], 1, "1 failed, 1 waiting (1 for a baseline that failed)"),
         (["done", "waiting"], 3, "1 of 2 cells done, 1 waiting"),
     ],
 )
@@ -58,6 +59,8 @@ def test_status_ends_by_what_became_of_the_cells(
     assert ran.code == code and words in ran.out, ran
     rows = json.loads(lm_eval("sweep", "status", sweep, "--json").out)
     assert [row["state"] for row in rows] == states
+    if states[0] == "failed":
+        assert rows[1]["reason"] == "not run, since its baseline failed: it broke" and "not run" in ran.out
 
 
 def test_a_sweep_that_is_none(lm_eval: Any, sweep: Path) -> None:

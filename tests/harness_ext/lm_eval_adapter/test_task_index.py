@@ -284,3 +284,14 @@ def test_validate_knows_our_tasks_and_the_users(tmp_path: Path, monkeypatch: pyt
     )
     missing = subprocess.run([*command, "int_mult,not_there"], capture_output=True, text=True, check=False)
     assert missing.returncode == 1 and "not_there" in missing.stdout
+
+
+def test_names_are_told_from_a_current_index_alone(root: Path) -> None:
+    assert task_index.indexed_kinds() == {}
+    entries = task_index.entries_of(root)
+    ours = task_index.our_kinds()
+    built = TaskIndex.build([task_index.tasks_root()]).values()
+    assert ours == {entry.name: entry.kind.name for entry in built if entry.kind is not Kind.TAG}
+    assert task_index.indexed_kinds() == {name: entry.kind.name for name, entry in entries.items()} | ours
+    CHANGES["task removed"](root)
+    assert task_index.indexed_kinds() == {}

@@ -315,3 +315,11 @@ def test_settings_of_a_file_whose_steps_are_no_list(tmp_path: Path) -> None:
         path = tmp_path / f"{number}.yaml"
         path.write_text(f"name: x\nsteps: {steps}")
         assert "steps: input should be a valid list" in refusal(f"{path}:seed=1")
+
+
+def test_changes_of_a_shipped_recipe_are_not_kept() -> None:
+    for _ in range(2):
+        changed = parse_recipe("svd:keep.rank_fraction=0.125,layers=[0]")
+        assert changed.steps[0].keep.rank_fraction == 0.125
+        assert parse_recipe("svd").steps[0].keep != changed.steps[0].keep
+        assert parse_recipe("svd").recipe_id != changed.recipe_id

@@ -16,6 +16,7 @@ from harness_ext.sweeps import outcome
 from harness_ext.sweeps.claim import claimed
 from harness_ext.sweeps.driver import Driver, forget_failures
 from harness_ext.sweeps.engines.base import Job, prepare, ready
+from harness_ext.sweeps.job_files import NOT_BEGUN
 from harness_ext.sweeps.plan import SweepPlan, plan_of
 from harness_ext.sweeps.sweep_file import sweep_from
 from leaderboard.readers.sweep_state import (
@@ -188,13 +189,55 @@ def test_a_machines_failure_is_tried_again_and_a_recipes_is_not(plan: SweepPlan)
 def test_every_way_to_end(plan: SweepPlan, play: Play, tries: int, why: str) -> None:
     def told(job: Job, number: int) -> None:
         (job.folder / OUTPUT).write_text("much\nTraceback\n")
-        play(job, number)
+        if "baseline" in job.cell:
+            ends(job)
+        else:
+            play(job, number)
 
     drive = Drive(plan, told)
     assert not drive.run()
-    assert [drive.engine.begun.count(cell.key) for cell in plan.cells] == [tries] * 3
+    assert [drive.engine.begun.count(cell.key) for cell in plan.cells] == [1, tries, tries]
     state = sweep_state(plan.folder)
-    assert state is not None and all(why in cell.reason for cell in state.cells), [cell.reason for cell in state.cells]
+    reasons = [cell.reason for cell in state.cells[1:]] if state is not None else []
+    assert len(reasons) == 2 and all(why in reason for reason in reasons), reasons
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_what_waits_for_a_baseline_that_fails_is_not_run(plan: SweepPlan, holds: bool) -> None:
+    """Tried twice by fault of the machine, then it is at fault itself. A queue of a cluster begins the others all the
+    same; their workers end at once.
+    """
+    baseline, *others = plan.cells
+
+    def play(job: Job, number: int) -> None:
+        if job.cell == baseline.key:
+            ends(job, *((None,) if number < 3 else (2,)), reason="machine" if number < 3 else "command")
+        elif outcome.has_failed(plan.place(baseline)):
+            ends(job, 0, reason=NOT_BEGUN, manifest={})
+        else:
+            ends(job)
+
+    drive = Drive(plan, play)
+    drive.driver.holds = holds
+    drive.engine.cancel = lambda cells: [drive.engine.waiting.pop(cell, None) for cell in cells]  # type: ignore
+    assert not drive.run()
+    assert drive.engine.begun.count(baseline.key) == 3
+    assert not holds or drive.engine.begun == [baseline.key] * 3
+    assert any("; 2 cells that wait for it are not run" in line for line in drive.said)
+    state = sweep_state(plan.folder)
+    assert state is not None and states(plan) == ["failed", "waiting", "waiting"]
+    assert [cell.reason for cell in state.cells[1:]] == ["not run, since its baseline failed: it ended with code 2"] * 2
+    assert [cell.tries for cell in state.cells] == [3, 0, 0] and state.seconds_left is None
+    assert state.summary == "0 of 3 cells done, 1 failed, 2 waiting (2 for a baseline that failed)"
+    # Again: nothing is run, until the baseline is retried.
+    again = Drive(plan, lambda job, _: ends(job))
+    again.driver.holds = holds
+    assert not again.run() and again.engine.begun == []
+    with pytest.raises(UserError, match=f"{others[0].key} has not failed but waits for {baseline.key}: retry that one"):
+        forget_failures(plan, [others[0].key])
+    assert forget_failures(plan, []) == [baseline]
+    assert again.run() and again.engine.begun == [cell.key for cell in plan.cells]
+    assert states(plan) == ["done"] * 3
 
 
 def test_a_driver_that_dies_is_gone_on_with(plan: SweepPlan) -> None:
@@ -278,7 +321,7 @@ def test_failures_are_forgotten_by_who_drives_alone(plan: SweepPlan) -> None:
     drive.driver.first = lambda: forget_failures(plan, [])
     with claimed(plan.folder), pytest.raises(UserError, match="driven already"):
         drive.run()
-    assert states(plan) == ["failed"] * 3
+    assert states(plan) == ["failed", "waiting", "waiting"]
     assert drive.run() and states(plan) == ["done"] * 3
 
 
@@ -288,4 +331,4 @@ def test_a_disk_that_takes_no_manifest_either(plan: SweepPlan) -> None:
         ends(job, 2)
 
     drive = Drive(plan, full)
-    assert not drive.run() and len(drive.engine.begun) == 9
+    assert not drive.run() and drive.engine.begun == [plan.cells[0].key] * 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,3 +34,17 @@ def test_what_run_would_refuse(
     (tmp_path / "sweep.yaml").write_text(SWEEP)
     ran = lm_eval("sweep", "plan", "sweep.yaml", "--on", engine)
     assert ran.code == 2 and f"error: {words}" in ran.err and not (tmp_path / "results").exists()
+
+
+def test_a_plan_loads_no_task_modules_where_the_index_knows_the_tasks(tmp_path: Path) -> None:
+    """They load the data set libraries, which takes a second."""
+    from harness_ext.lm_eval_adapter.task_index import default_root, saved_rows
+
+    saved_rows(default_root())
+    (tmp_path / "sweep.yaml").write_text(SWEEP.replace("int_mlt", "arc_easy, int_mult").replace(", gpus: 4", ""))
+    code = (
+        "import sys; from harness_ext.cli import main; sys.argv = ['lm_eval', 'sweep', 'plan', 'sweep.yaml']; main();"
+        " print([name for name in ('datasets', 'torch', 'lm_eval.tasks') if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "[]"

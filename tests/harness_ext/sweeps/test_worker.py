@@ -17,8 +17,9 @@ import pytest
 from harness_ext.storage.whole_files import write_record
 from harness_ext.sweeps.bounded_log import BoundedLog
 from harness_ext.sweeps.job_files import HEARTBEAT, Heartbeats, living_process, process_start, read_record
+from harness_ext.sweeps.outcome import ending
 from harness_ext.sweeps.worker import call, start
-from leaderboard.readers.sweep_state import ASKED, ENDED, JOB, OUTPUT
+from leaderboard.readers.sweep_state import ASKED, ENDED, JOB, MANIFEST, OUTCOME, OUTPUT
 
 
 def python(code: str) -> list[str]:
@@ -205,3 +206,27 @@ def test_a_worker_imports_nothing_heavy() -> None:
     )
     told = subprocess.run(python(code), capture_output=True, text=True, check=True)
     assert told.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("left", "runs"),
+    [
+        ({}, True),
+        ({OUTCOME: {"state": "done"}}, True),
+        ({OUTCOME: {"state": "failed"}}, False),
+        ({OUTCOME: {"state": "waiting"}}, False),
+        ({ENDED: {"exit_code": 1, "reason": "command"}}, False),
+        ({ENDED: {"exit_code": 0, "reason": "command"}, MANIFEST: {"runs": [], "mistake": None}}, True),
+    ],
+)
+def test_a_command_is_not_begun_where_what_it_waits_for_is_not_done(
+    tmp_path: Path, left: dict[str, dict[str, Any]], runs: bool
+) -> None:
+    (tmp_path / "baseline").mkdir()
+    for name, content in left.items():
+        write_record(tmp_path / "baseline" / name, content)
+    folder = asked(tmp_path / "cell", python("print('said')"))
+    write_record(folder / ASKED, {**record(folder / ASKED), "after": ["baseline"]})
+    assert call(str(folder), "{}") == 0
+    ended = ending(folder)
+    assert ended.begun == runs and (folder / OUTPUT).read_text() == ("said\n" if runs else "")
