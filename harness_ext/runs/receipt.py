@@ -176,7 +176,7 @@ def write(
 
 def _rescue(place: Path, fill: Callable[[Path], None], error: OSError, report: ProgressReport) -> Path:
     for folder in rundir.rescue_folders():
-        rescued = folder / "lm-eval-recipes-rescued" / place.name
+        rescued = folder / rundir.RESCUED / place.name
         try:
             fill(rescued)
         except OSError:

@@ -34,6 +34,8 @@ KEPT_SECONDS = 7 * 24 * 3600
 """How long the exports of other names leave alone what a killed one can go on with, and runs what other machines that
 see the folder may be writing.
 """
+RESCUED = "lm-eval-recipes-rescued"
+"""In a folder of `rescue_folders`: what holds the finished runs whose own place could not take them."""
 _SCRATCH = "lm-eval-recipes-"
 _TEMPORARY = re.compile(r"\.(.+?)(\.old)?\.tmp-(\d+)(?:-(.+))?")
 

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from harness_ext.errors import UserError
 from harness_ext.storage.disk import is_of_the_disk
+from harness_ext.storage.rundir import safe_name
 from harness_ext.sweeps import outcome
 from harness_ext.sweeps.cells import SweepCell, job
 from harness_ext.sweeps.claim import DriverClaim, claimed
@@ -148,7 +149,8 @@ class Driver:
     def _settle(self, cell: SweepCell) -> None:
         """Record how a cell's try ended; it stays among the cells where it is to be tried again."""
         place = self.plan.place(cell)
-        found = outcome.ending(place)
+        home = self.plan.results / safe_name(cell.model)
+        found = self._told(lambda: outcome.brought_home(outcome.ending(place), home))
         if found.begun:
             state = self._told(lambda: outcome.settle(place, found, self.plan.sweep.cells.retries))
         for name in (ENDED, JOB):  # settled once

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from harness_ext.storage.integrity import RECEIPT
+from harness_ext.storage.rundir import RESCUED, writing
 from harness_ext.storage.whole_files import write_record
 from harness_ext.sweeps.job_files import NOT_BEGUN, now, read_record
 from leaderboard.readers.sweep_state import ENDED, MANIFEST, OUTCOME, OUTPUT, State, read_json, tries_in
@@ -62,6 +65,31 @@ def has_failed(place: Path) -> bool:
     if (place / ENDED).exists():
         return bool(ending(place).why)
     return (read_json(place / OUTCOME) or {}).get("state") in ("failed", "waiting")
+
+
+def brought_home(found: Ending, folder: Path) -> Ending:
+    """The ending with its rescued runs in the folder of their model, where they would be had the disk not been full.
+
+    One that is out of sight, on another machine, is the machine's failure. Raises OSError where there is no room yet.
+    """
+    runs = tuple(_home(run, folder) if run.parent.name == RESCUED else run for run in found.runs)
+    lost = [str(old) for old, new in zip(found.runs, runs) if old != new and not (new / RECEIPT).is_file()]
+    if not lost or found.why:
+        return replace(found, runs=runs)
+    why = f"{folder} had no room, and {found.host or 'its machine'} alone sees where its runs went: {', '.join(lost)}"
+    return replace(found, runs=runs, why=why, machine=True)
+
+
+def _home(run: Path, folder: Path) -> Path:
+    """Move a rescued run to its place; it may be there already, moved by a driver that died then."""
+    home = folder / run.name
+    if (run / RECEIPT).is_file():
+        with writing(home) as new:
+            shutil.copytree(run, new, dirs_exist_ok=True)
+        shutil.rmtree(run, ignore_errors=True)
+        with suppress(OSError):  # others may lie there
+            run.parent.rmdir()
+    return home
 
 
 def settle(place: Path, found: Ending, retries: int) -> State:

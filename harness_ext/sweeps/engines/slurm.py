@@ -5,6 +5,9 @@ Notable choices:
 - Slurm and submitit never run a cell again by themselves; the driver decides that, from what the worker left.
 - Which cells are alive is what `squeue` says, which any cluster has; accounting (`sacct`) is not needed. Where it does
   not answer, nobody is taken for dead.
+- An array's name is written down before `sbatch` and its number after: a driver killed in between, or an `sbatch` that
+  gave up waiting, leaves a job that the next driver finds by its name. Until submitit has put a task's arguments in
+  their place the task only waits for them, so that one without them is cancelled and submitted anew.
 - submitit pickles the function that it runs with its arguments: it gets a plain function of texts. What it keeps goes
   into `.submitit` beside the cells' folders.
 """
@@ -15,8 +18,11 @@ import json
 import math
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from harness_ext.errors import UserError
@@ -27,6 +33,8 @@ from harness_ext.sweeps.job_files import read_record
 from harness_ext.sweeps.worker import call
 
 _RECORD = "slurm.json"
+_NAME = "lm-eval-sweep"
+"""How the names of all arrays begin; the sweep's and the batch's own follow."""
 _LONGEST_ARRAY = 1000
 """Slurm's own default for the longest is 1001."""
 _EXTRA_MINUTES = 5
@@ -56,7 +64,7 @@ class SlurmEngine:
         self._jobs: dict[str, Job] = {}
         self._submitted: dict[str, Any] = {}
         self._seen: dict[str, float] = {}
-        self._queued: set[str] | None = None
+        self._queued: dict[str, str] | None = None
         self._asked = -math.inf
 
     def submit(self, jobs: Sequence[Job]) -> None:
@@ -101,22 +109,45 @@ class SlurmEngine:
         """Slurm's jobs go on."""
 
     def _adopted(self, job: Job) -> bool:
+        """Keep a cell's job that an earlier driver submitted; False where there is none. Raises UserError where that
+        cannot be told.
+        """
         record = read_record(job.folder / _RECORD) or {}
-        number, folder = record.get("job_id"), record.get("folder")
-        if not isinstance(number, str) or not isinstance(folder, str) or ended(job):
+        number, folder, queued = record.get("job_id"), record.get("folder"), self._queue()
+        if not isinstance(folder, str) or ended(job):
             return False
-        if (queued := self._queue()) is not None and number not in queued:
+        if number is None:
+            number = self._named(job, record)
+        if not isinstance(number, str) or (queued is not None and number not in queued):
             return False
-        self._keep(job, self._submitit.SlurmJob(folder, number))
+        submitted = self._submitit.SlurmJob(folder, number)
+        if "job_id" not in record and not submitted.paths.submitted_pickle.exists():
+            submitted.cancel(check=False)
+            return False
+        self._keep(job, submitted)
         return True
 
-    def _queue(self) -> set[str] | None:
-        """The ids of this user's jobs that wait or run, as of a moment ago; None where Slurm does not answer."""
+    def _named(self, job: Job, record: Mapping[str, Any]) -> str | None:
+        """The number of a cell's job whose name is all that was written down; None where Slurm has none."""
+        queued, task = self._queue(), record.get("task")
+        if queued is None:
+            raise UserError(
+                f"squeue does not answer, and cell {job.cell} may be submitted already, as {record.get('name')}: start"
+                " the same command again when it does"
+            )
+        numbers = [number for number, name in queued.items() if name == record.get("name")]
+        return next((number for number in numbers if task is None or number.endswith(f"_{task}")), None)
+
+    def _queue(self) -> dict[str, str] | None:
+        """The names of this user's jobs that wait or run, by id, as of a moment ago; None where Slurm does not
+        answer.
+        """
         if time.monotonic() - self._asked > _QUEUE_SECONDS:
-            command = ["squeue", "--me", "--array", "--noheader", "--format=%i"]
+            command = ["squeue", "--me", "--array", "--noheader", "--format=%i %j"]
             try:
                 told = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-                self._queued = set(told.stdout.split()) if told.returncode == 0 else None
+                lines = [line.split(maxsplit=1) for line in told.stdout.splitlines() if line.strip()]
+                self._queued = {line[0]: line[-1].strip() for line in lines} if told.returncode == 0 else None
             except (OSError, subprocess.TimeoutExpired):
                 self._queued = None
             self._asked = time.monotonic()
@@ -128,30 +159,45 @@ class SlurmEngine:
     def _submit_array(self, group: list[Job]) -> None:
         """Submit cells that need the same and wait for the same, and write down which jobs they are."""
         folder = group[0].folder.parent / ".submitit"
-        before = [str(self._submitted[cell].job_id) for cell in group[0].after if cell in self._submitted]
-        extra = {"no-requeue": True} | ({"dependency": f"afterany:{':'.join(before)}"} if before else {})
-        assert group[0].timeout_s is not None
-        try:
-            # A negative number has submitit leave a job alone that Slurm preempts, where it would requeue it.
-            executor = self._submitit.AutoExecutor(folder, self._cluster, slurm_max_num_timeout=-1)
-            executor.update_parameters(
-                name="lm-eval-sweep",
-                timeout_min=math.ceil(group[0].timeout_s / 60) + _EXTRA_MINUTES,
-                **{"gpus_per_node": group[0].gpus} if group[0].gpus else {},
-                **self._options,
-                slurm_additional_parameters=extra,
-            )
-            with executor.batch():
-                submitted = [executor.submit(call, str(job.folder), json.dumps(dict(job.environment))) for job in group]
-        except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise UserError(
-                f"Slurm takes no job: {reason}; run the sweep where sbatch works, or use --on local"
-            ) from error
-        for job, task in zip(group, submitted):
-            write_record(job.folder / _RECORD, {"job_id": task.job_id, "folder": str(folder)})
+        name = f"{_NAME}-{group[0].environment.get('LM_EVAL_SWEEP', '')}-{uuid.uuid4().hex[:12]}"
+        with _refusals():
+            executor = self._executor(folder, name, group[0])
+        tasks: Iterable[int | None] = range(len(group)) if len(group) > 1 else (None,)  # one alone is no array
+        records = [{"name": name, "task": task, "folder": str(folder)} for task in tasks]
+        for job, record in zip(group, records):
+            write_record(job.folder / _RECORD, record)
+        with _refusals(), executor.batch():
+            submitted = [executor.submit(call, str(job.folder), json.dumps(dict(job.environment))) for job in group]
+        for job, record, task in zip(group, records, submitted):
+            write_record(job.folder / _RECORD, {**record, "job_id": task.job_id})
             self._keep(job, task)
         self._asked = -math.inf
+
+    def _executor(self, folder: Path, name: str, job: Job) -> Any:
+        """Submitit's, for cells that need what this one needs."""
+        before = [str(self._submitted[cell].job_id) for cell in job.after if cell in self._submitted]
+        extra = {"no-requeue": True} | ({"dependency": f"afterany:{':'.join(before)}"} if before else {})
+        assert job.timeout_s is not None
+        # A negative number has submitit leave a job alone that Slurm preempts, where it would requeue it.
+        executor = self._submitit.AutoExecutor(folder, self._cluster, slurm_max_num_timeout=-1)
+        executor.update_parameters(
+            name=name,
+            timeout_min=math.ceil(job.timeout_s / 60) + _EXTRA_MINUTES,
+            **{"gpus_per_node": job.gpus} if job.gpus else {},
+            **self._options,
+            slurm_additional_parameters=extra,
+        )
+        return executor
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What Slurm and submitit refuse, as a sentence."""
+    try:
+        yield
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"Slurm takes no job: {reason}; run the sweep where sbatch works, or use --on local") from error
 
 
 def _needs(job: Job) -> tuple[int, float, tuple[str, ...]]:

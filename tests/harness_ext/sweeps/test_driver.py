@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from harness_ext.errors import UserError
+from harness_ext.storage.rundir import RESCUED
 from harness_ext.sweeps import driver as driving
 from harness_ext.sweeps import outcome
 from harness_ext.sweeps.claim import claimed
@@ -332,3 +333,40 @@ def test_a_disk_that_takes_no_manifest_either(plan: SweepPlan) -> None:
 
     drive = Drive(plan, full)
     assert not drive.run() and drive.engine.begun == [plan.cells[0].key] * 3
+
+
+def rescued(job: Job, folder: Path) -> None:
+    """A cell that found no room for its run, which it saved elsewhere."""
+    ends(job, 0, manifest={"runs": [{"recipe": "x", "path": str(folder / RESCUED / job.cell)}], "mistake": None})
+
+
+def test_rescued_runs_are_brought_home(plan: SweepPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As soon as there is room, also after a driver that died while it was at it."""
+
+    def play(job: Job, _: int) -> None:
+        (tmp_path / RESCUED / job.cell).mkdir(parents=True)
+        (tmp_path / RESCUED / job.cell / "receipt.json").write_text("{}")
+        rescued(job, tmp_path)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outcome.shutil, "copytree", full)
+        with pytest.raises(UserError, match="No space left on device; cells that run go on"):
+            Drive(plan, play).run()
+    with monkeypatch.context() as patch:
+        patch.setattr(outcome, "write_record", full)
+        with pytest.raises(UserError, match="No space left on device"):
+            Drive(plan, play).run()
+    drive = Drive(plan, play)
+    assert drive.run() and len(drive.engine.begun) == 2
+    homes = [plan.results / "demo" / cell.key for cell in plan.cells]
+    assert sorted(drive.taken) == sorted(homes) and all((home / "receipt.json").is_file() for home in homes)
+    assert not (tmp_path / RESCUED).exists()
+
+
+def test_a_rescued_run_that_only_another_machine_sees_is_made_again(plan: SweepPlan, tmp_path: Path) -> None:
+    drive = Drive(plan, lambda job, number: rescued(job, tmp_path) if number == 1 else ends(job))
+    assert drive.run() and len(drive.engine.begun) == 6
+    assert any("had no room, and node1 alone sees where its runs went" in line for line in drive.said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from harness_ext.errors import UserError
+from harness_ext.storage.whole_files import write_record
 from harness_ext.sweeps.engines import EngineOptions, engine
 from harness_ext.sweeps.engines.base import Job
 from harness_ext.sweeps.engines.slurm import SlurmEngine
@@ -25,7 +27,8 @@ SLEEPS = (sys.executable, "-c", "import time; time.sleep(600)")
 
 
 def job(folder: Path, command: tuple[str, ...] = RAN, *, gpus: int = 0, after: tuple[str, ...] = ()) -> Job:
-    return Job(folder.name, command, {"LM_EVAL_SWEEP_CELL": folder.name}, folder, gpus, 14_400, after)
+    environment = {"LM_EVAL_SWEEP": "low-rank", "LM_EVAL_SWEEP_CELL": folder.name}
+    return Job(folder.name, command, environment, folder, gpus, 14_400, after)
 
 
 def drain(slurm: SlurmEngine, seconds: float = 60) -> None:
@@ -53,6 +56,7 @@ for task in $(seq 0 ${{last:-0}}); do
   (sleep 0.3; SLURM_CONF={state}/$name exec bash {state}/scripts/$id) >/dev/null 2>&1 &
   echo $! > {state}/running/$name
 done
+[ ! -f {state}/late ] || {{ echo 'sbatch: error: Batch job submission failed: Socket timed out' >&2; exit 1; }}
 """
 SRUN = """#!/bin/bash
 while [ "$1" != "{python}" ]; do shift; done
@@ -60,9 +64,9 @@ exec "$@"
 """
 SQUEUE = r"""#!/bin/bash
 [ -f {state}/silent ] && exit 1
-cat {state}/held 2>/dev/null
-for file in {state}/running/*; do
-  [ -f "$file" ] && kill -0 $(cat $file) 2>/dev/null && basename $file
+for id in $(cat {state}/held 2>/dev/null) $(ls {state}/running); do
+  [ -f {state}/running/$id ] && ! kill -0 $(cat {state}/running/$id) 2>/dev/null && continue
+  echo "$id $(sed -n 's/^#SBATCH --job-name=//p' {state}/scripts/${{id%_*}})"
 done
 exit 0
 """
@@ -100,7 +104,7 @@ GOLDEN = """#!/bin/bash
 #SBATCH --dependency=afterany:100
 #SBATCH --error={logs}/%A_%a_0_log.err
 #SBATCH --gpus-per-node=4
-#SBATCH --job-name=lm-eval-sweep
+#SBATCH --job-name={name}
 #SBATCH --mem=64GB
 #SBATCH --no-requeue
 #SBATCH --nodes=1
@@ -126,7 +130,9 @@ def test_the_text_that_sbatch_gets(cluster: Path, tmp_path: Path) -> None:
     texts = scripts(cluster)
     assert texts.keys() == {"100", "101"}
     logs = tmp_path / ".submitit"
-    assert texts["101"] == GOLDEN.format(logs=logs, python=sys.executable)
+    name = (read_record(tmp_path / "a" / "slurm.json") or {})["name"]
+    assert re.fullmatch("lm-eval-sweep-low-rank-[0-9a-f]{12}", name)
+    assert texts["101"] == GOLDEN.format(logs=logs, python=sys.executable, name=name)
     assert "--array" not in texts["100"] and "--dependency" not in texts["100"]
 
 
@@ -159,6 +165,59 @@ def test_cells_run_as_tasks_and_are_adopted(cluster: Path, tmp_path: Path) -> No
     heir.submit([job(tmp_path / "a")])
     drain(heir)
     assert (tmp_path / "a" / "output.log").read_text() == "a\n"
+
+
+class Killed(BaseException):
+    """The driver dies."""
+
+
+def counts_its_runs(folder: Path) -> tuple[str, ...]:
+    """A command that leaves a file for each time that it is run."""
+    runs = str(folder / "runs")
+    return (sys.executable, "-c", f"import os, uuid; os.makedirs({runs!r} + '/' + uuid.uuid4().hex)")
+
+
+@pytest.mark.parametrize("cells", ["a", "abc"])
+def test_a_driver_that_is_killed_right_after_sbatch(
+    cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cells: str
+) -> None:
+    """The next one finds the jobs by their name, and nothing is run twice."""
+
+    def dies(path: Path, record: dict[str, Any]) -> None:
+        if "job_id" in record and path.parent.name == cells[-1]:
+            raise Killed
+        write_record(path, record)
+
+    jobs = [job(tmp_path / name, counts_its_runs(tmp_path / name)) for name in cells]
+    with monkeypatch.context() as patch:
+        patch.setattr("harness_ext.sweeps.engines.slurm.write_record", dies)
+        with pytest.raises(Killed):
+            SlurmEngine({}).submit(jobs)
+    (cluster / "silent").touch()
+    with pytest.raises(UserError, match=r"squeue does not answer, and cell \w may be submitted already, as lm-eval"):
+        SlurmEngine({}).submit(jobs[-1:])
+    (cluster / "silent").unlink()
+    heir = SlurmEngine({})
+    heir.submit(jobs)
+    assert heir.alive() == set(cells) and len(scripts(cluster)) == 1
+    drain(heir)
+    assert [len(list((tmp_path / name / "runs").iterdir())) for name in cells] == [1] * len(cells)
+
+
+@pytest.mark.parametrize("cells", ["a", "abc"])
+def test_an_sbatch_that_gives_up_waiting(cluster: Path, tmp_path: Path, cells: str) -> None:
+    """Slurm has taken the job all the same, which would only wait for its arguments."""
+    jobs = [job(tmp_path / name, counts_its_runs(tmp_path / name)) for name in cells]
+    (cluster / "late").touch()
+    with pytest.raises(UserError, match="Slurm takes no job: sbatch: error: .* Socket timed out"):
+        SlurmEngine({}).submit(jobs)
+    (cluster / "late").unlink()
+    heir = SlurmEngine({})
+    heir.submit(jobs)
+    assert len(scripts(cluster)) == 2
+    drain(heir)
+    time.sleep(0.5)
+    assert [len(list((tmp_path / name / "runs").iterdir())) for name in cells] == [1] * len(cells)
 
 
 def test_cancelling(cluster: Path, tmp_path: Path) -> None:
