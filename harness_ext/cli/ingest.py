@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -19,6 +19,10 @@ from leaderboard.commands import DEFAULT_DATABASE
 if TYPE_CHECKING:
     from leaderboard.ingest import IngestReport
     from leaderboard.readers.records import Rejection
+
+_FOREIGN_SECONDS = 2.0
+"""How long a busy database is waited for, to name the harnesses of foreign runs."""
+_MODELS_NAMED = 3
 
 
 def add_database_argument(parser: argparse.ArgumentParser, *, inner: bool = False) -> None:
@@ -171,8 +175,28 @@ def _tell(report: IngestReport, database: Path, wrong: Sequence[Rejection] = ())
         f" {database}",
         flush=True,
     )
-    for note in report.notes:
-        print(plain(note), flush=True)
+    for line in [*_foreign(report, database), *report.notes]:
+        print(plain(line), flush=True)
     for rejected in report.rejected:
         word = "error" if rejected in wrong else "rejected"
         print(plain(f"{word}: {rejected.path}: {rejected.reason}"), file=sys.stderr)
+
+
+def _foreign(report: IngestReport, database: Path) -> Iterator[str]:
+    """A line for each other harness, and each service, that the runs are of."""
+    from leaderboard.errors import Busy
+    from leaderboard.store.database import open_store
+    from leaderboard.store.queries import foreign_runs
+
+    ids = [*report.added, *report.known]
+    if not ids:
+        return
+    try:
+        with open_store(database, read_only=True, timeout_s=_FOREIGN_SECONDS) as store:
+            found = foreign_runs(store, ids)
+    except Busy:
+        return  # what was taken is told already, and the board says it too
+    for scorer, models, runs in found:
+        more = f" and {len(models) - _MODELS_NAMED} more" if len(models) > _MODELS_NAMED else ""
+        names = f"{', '.join(models[:_MODELS_NAMED])}{more}"
+        yield f"{runs} of them {'is' if runs == 1 else 'are'} of {scorer}: {names}"

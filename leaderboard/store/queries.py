@@ -4,6 +4,7 @@ here judges.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -14,8 +15,10 @@ from typing import Any, NamedTuple
 from leaderboard.errors import LeaderboardError, UnknownRun
 from leaderboard.readers import asked
 from leaderboard.readers.asked import CONTROL_OF_REVISION, REVISION
+from leaderboard.readers.edited import is_service
 from leaderboard.readers.ran_on import ComputePlace, RanOn
 from leaderboard.readers.records import BASELINE
+from leaderboard.readers.safe_json import mapping
 from leaderboard.store import decisions
 from leaderboard.store.database import Store
 from leaderboard.store.writer import now
@@ -150,6 +153,31 @@ def ran_on(store: Store, run_ids: list[str]) -> dict[str, RanOn]:
         f"SELECT run_id, {names} FROM runs WHERE run_id IN (SELECT unnest($1))", [run_ids]
     ).fetchall()
     return {run_id: RanOn._make(said) for run_id, *said in rows}
+
+
+class ForeignRuns(NamedTuple):
+    """Runs that nobody of ours made. scorer: the harness with its version, or the service that answered lm-eval."""
+
+    scorer: str
+    models: tuple[str, ...]
+    runs: int
+
+
+def foreign_runs(store: Store, run_ids: Iterable[str]) -> list[ForeignRuns]:
+    """Which of these runs are of another harness, or of a service, by scorer."""
+    rows = store.rows(
+        "SELECT origin, backend, versions, model_name FROM runs JOIN variants USING (variant_id) WHERE run_id IN"
+        " (SELECT unnest(?)) AND origin <> 'recipe' ORDER BY model_name",
+        [sorted(run_ids)],
+    )
+    models: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        if row["origin"] != "plain":
+            version = mapping(json.loads(row["versions"] or "{}")).get(row["origin"])
+            models[f"{row['origin']} {version}" if version else row["origin"]].append(row["model_name"])
+        elif row["backend"] and is_service(row["backend"]):
+            models[f"lm-eval by the service {row['backend']}"].append(row["model_name"])
+    return [ForeignRuns(scorer, tuple(dict.fromkeys(names)), len(names)) for scorer, names in sorted(models.items())]
 
 
 def superseded_runs(store: Store) -> set[str]:

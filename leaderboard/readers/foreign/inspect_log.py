@@ -66,8 +66,7 @@ def _log(header: dict[str, Any], path: Path, samples: Iterable[Any] | None) -> F
             f"{path.name} is of a run of Inspect that did not end well ({str(header['status'])[:20]}){why}"
         )
     task, model = clean(str(asked["task"])), optional_text(asked.get("model")) or "unnamed model"
-    entries = mapping(header.get("results")).get("scores")
-    scores = list(_scores(task, [mapping(entry) for entry in entries] if isinstance(entries, list) else []))
+    scores = list(_scores(task, _entries(header)))
     if not any(score.score is not None for score in scores):
         raise Unreadable(f"{path.name} is a log of Inspect without a score that can be read")
     config, arguments = mapping(asked.get("config")), mapping(asked.get("model_args"))
@@ -144,15 +143,31 @@ def _scores(task: str, entries: list[dict[str, Any]]) -> Iterator[ReportedScore]
 def _filter(entry: dict[str, Any]) -> str:
     """The scorer, with the reducer of its epochs where it is not the mean."""
     name = optional_text(entry.get("name")) or optional_text(entry.get("scorer")) or "scorer"
-    reducer = optional_text(entry.get("reducer"))
-    return clean(name if reducer in (None, "mean") else f"{name} ({reducer})")
+    return clean(name if _is_mean(entry) else f"{name} ({optional_text(entry.get('reducer'))})")
+
+
+def _is_mean(entry: dict[str, Any]) -> bool:
+    """Whether a document's score is the mean over its epochs."""
+    return optional_text(entry.get("reducer")) in (None, "mean")
+
+
+def _entries(header: dict[str, Any]) -> list[dict[str, Any]]:
+    entries = mapping(header.get("results")).get("scores")
+    return [mapping(entry) for entry in entries] if isinstance(entries, list) else []
+
+
+def _place(entry: dict[str, Any]) -> tuple[str, str]:
+    """Where a sample has this score: the scorer, and the name in its value where that is a mapping."""
+    name = optional_text(entry.get("name")) or ""
+    return optional_text(entry.get("scorer")) or name, name
 
 
 def _task(task: str, header: dict[str, Any], scores: list[ReportedScore], samples: Iterable[Any] | None) -> ForeignTask:
     asked = mapping(header["eval"])
     config, dataset = mapping(asked.get("config")), mapping(asked.get("dataset"))
     metrics = {score.filter: score.metric for score in reversed(scores) if score.metric in _MEANS}
-    found = None if samples is None else list(_documents(samples, metrics))
+    places = {_filter(entry): _place(entry) for entry in _entries(header) if _is_mean(entry)}
+    found = None if samples is None else list(_documents(samples, metrics, places))
     system = optional_text(mapping(mapping(header.get("plan")).get("config")).get("system_message"))
     version = optional_text(asked.get("task_version"))
     arguments = mapping(asked.get("task_args"))
@@ -171,8 +186,12 @@ def _task(task: str, header: dict[str, Any], scores: list[ReportedScore], sample
     )
 
 
-def _documents(samples: Iterable[Any], metrics: dict[str, str]) -> Iterator[ForeignSample]:
-    """One sample a document: the mean of its epochs' scores. metrics: scorer -> the metric that is a mean of them."""
+def _documents(
+    samples: Iterable[Any], metrics: dict[str, str], places: dict[str, tuple[str, str]]
+) -> Iterator[ForeignSample]:
+    """One sample a document: the mean of its epochs' scores. metrics: filter -> the metric that is a mean of them;
+    places: filter -> where a sample has its score.
+    """
     epochs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for entry in map(mapping, samples):
         kept = {name: entry.get(name) for name in ("id", "input", "choices", "target", "scores")}
@@ -182,7 +201,8 @@ def _documents(samples: Iterable[Any], metrics: dict[str, str]) -> Iterator[Fore
         first = alike[0]
         source = {name: first[name] for name in ("input", "choices", "target")}
         scores = {
-            scorer: {metric: _mean([_value(scorer, entry) for entry in alike])} for scorer, metric in metrics.items()
+            name: {metric: _mean([_value(places.get(name), entry) for entry in alike])}
+            for name, metric in metrics.items()
         }
         prompt = first["input"] if isinstance(first["input"], str) else canonical(first["input"])
         target = first["target"] if isinstance(first["target"], str) else canonical(first["target"])
@@ -201,8 +221,13 @@ def _completion(entry: dict[str, Any]) -> str | None:
     return content[:_LONGEST_TEXT] if isinstance(content, str) else None
 
 
-def _value(scorer: str, entry: dict[str, Any]) -> float | None:
-    value = mapping(mapping(entry["scores"]).get(scorer)).get("value")
+def _value(place: tuple[str, str] | None, entry: dict[str, Any]) -> float | None:
+    if place is None:
+        return None
+    (scorer, name), by_scorer = place, mapping(entry["scores"])
+    value = mapping(by_scorer.get(name, by_scorer.get(scorer))).get("value")
+    if isinstance(value, dict):
+        value = value.get(name)
     if isinstance(value, str):
         known = _LETTERS.get(value, _WORDS.get(value.lower()))
         return _number(value) if known is None else known

@@ -42,7 +42,7 @@ def read(data: dict[str, Any], path: Path, details: Sequence[Path]) -> ForeignRe
     if name is None:
         raise Unreadable(f"{path.name} is of lighteval and names no model (`config_general.model_name`)")
     date = _DATE.search(path.name)
-    by_task = {task: mapping(row) for task, row in found.items()}
+    by_task, filled_in = _without_filled_in({task: mapping(row) for task, row in found.items()}, data)
     tasks = [_task(task, row, data, details) for task, row in by_task.items() if not _is_group(task)]
     if not any(task.scores for task in tasks):
         raise Unreadable(f"{path.name} is of lighteval and holds no score that can be read")
@@ -64,6 +64,36 @@ def read(data: dict[str, Any], path: Path, details: Sequence[Path]) -> ForeignRe
         identity=optional_text(general.get("model_sha")) or None,
         dtype=dtype.removeprefix("torch.") if dtype else None,
         started=None if date is None else _moment(date[1]),
+        warnings=tuple(_warnings(filled_in, by_task)),
+    )
+
+
+def _without_filled_in(
+    by_task: dict[str, dict[str, Any]], data: dict[str, Any]
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The rows without metrics that a task does not have, and what was left out. Where one of several tasks alike has a
+    metric, lighteval's mean over them writes it as 0 into the rows of the others.
+    """
+    configs = mapping(data.get("config_tasks"))
+    named = {task: _directions(mapping(configs.get(task))).keys() for task in by_task if not _is_group(task)}
+    every = {metric for metrics in named.values() for metric in metrics}
+    rows, left_out = dict(by_task), []
+    for task, metrics in named.items():
+        others = every - metrics if metrics else set()
+        extra = {metric for metric, value in by_task[task].items() if metric in others and value == 0}
+        rows[task] = {key: value for key, value in by_task[task].items() if key.removesuffix("_stderr") not in extra}
+        left_out += [f"{metric} of {task}" for metric in sorted(extra)]
+    return rows, left_out
+
+
+def _warnings(filled_in: list[str], by_task: dict[str, dict[str, Any]]) -> Iterator[str]:
+    if not filled_in:
+        return
+    more = f" and {len(filled_in) - 3} more" if len(filled_in) > 3 else ""
+    averages = [task for task in by_task if ":_average" in task]
+    yield (
+        f"zeros that lighteval fills in for metrics that a task does not have are left out ({', '.join(filled_in[:3])}"
+        f"{more}); its averages count them" + (f": {', '.join(averages[:3])}" if averages else "")
     )
 
 
@@ -90,12 +120,12 @@ def _task(task: str, row: dict[str, Any], data: dict[str, Any], details: Sequenc
     samples = list(_samples(file, frozenset(score.metric for score in scores))) if file and scores else None
     if samples is not None and count is not None and 0 <= len(samples) < count:
         raise Unreadable(f"{file.name if file else task} is incomplete: {len(samples)} of {count} documents")
-    whole = limit is None or (original is not None and original == count)
+    whole = limit is None or (original is not None and 0 < original == count)
     return ForeignTask(
         task=clean(task),
         scores=scores,
         samples=samples,
-        version=optional_text(mapping(data.get("versions")).get(task)),
+        version=optional_text(mapping(data.get("versions")).get(task)) or optional_text(config.get("version")),
         num_fewshot=int(shots[1]) if shots else integer(config.get("num_fewshots")),
         generation_arguments=canonical(generation) if generation else None,
         sample_count=count if count is not None and count > 0 else None,

@@ -127,6 +127,40 @@ def test_epochs_are_averaged_by_document(tmp_path: Path) -> None:
     assert [found.scores["accuracy"].value for found in task.samples.outcomes] == [0.5, 0.0]
 
 
+def test_a_scorer_of_several_numbers_has_them_by_document(tmp_path: Path) -> None:
+    """As Inspect 0.3.285 writes `@scorer(metrics={"length": [mean()], "words": [mean()]})`."""
+    entries = [
+        {"name": name, "scorer": "measures", "metrics": {"mean": {"name": "mean", "value": value}}}
+        for name, value in (("length", 13.0), ("words", 3.5))
+    ]
+    logged = samples(["C", "I"])
+    for one, value in zip(logged, ({"length": 15, "words": 4}, {"length": 11, "words": 3}), strict=True):
+        one["scores"] = {"measures": {"value": value}}
+    task = one_run(write_json(tmp_path / "log.json", ["C", "I"], results={"scores": entries}, samples=logged)).tasks[0]
+    by_filter = {
+        name: [
+            outcome.scores["mean"].value
+            for document, outcome in zip(task.samples.documents, task.samples.outcomes, strict=True)
+            if document.filter == name
+        ]
+        for name in ("length", "words")
+    }
+    assert by_filter == {"length": [15.0, 11.0], "words": [4.0, 3.0]}
+
+
+def test_another_reducer_leaves_documents_without_scores(tmp_path: Path) -> None:
+    entries = [
+        {"name": "match", "scorer": "match", "reducer": reducer, "metrics": {"accuracy": {"value": value}}}
+        for reducer, value in (("mean", 0.25), ("at_least_2", 0.0))
+    ]
+    both = [*samples(["C", "I"]), *samples(["I", "I"], epoch=2)]
+    run = one_run(write_json(tmp_path / "log.json", ["C", "I"], results={"scores": entries}, samples=both))
+    assert [(score.filter, score.score) for score in run.scores] == [("match", 0.25), ("match (at_least_2)", 0.0)]
+    (task,) = run.tasks
+    values = [found.scores["accuracy"].value for found in task.samples.outcomes]
+    assert sorted(values, key=str) == [0.0, 0.5, None, None]
+
+
 def test_runs_of_one_harness_are_paired_by_document(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", ["C"] * 60, stats={"started_at": "2025-03-01T00:00:00+00:00"})
     write_json(tmp_path / "b.json", ["C"] * 30 + ["I"] * 30)

@@ -110,6 +110,41 @@ def test_results_without_details_are_shown(tmp_path: Path) -> None:
     assert [(task.task, task.samples, task.sample_count) for task in run.tasks] == [(TASK, None, 2)]
 
 
+def as_lighteval_0_13(results: Path) -> None:
+    """Change a results file to what lighteval 0.13 writes of two tasks with different metrics, cut off at a limit."""
+    data = json.loads(results.read_text())
+    (config,) = data["config_tasks"].values()
+    acc = {"acc": 0.75, "acc_stderr": 0.25}
+    filled_in = {"acc": 0.0, "acc_stderr": 0.0}
+    metrics = {"a|0": ("acc", acc), "b|0": ("em", {"em": 0.0, "em_stderr": 0.0, **filled_in})}
+    data["versions"] = {}
+    data["config_general"]["max_samples"] = 4
+    data["config_tasks"] = {
+        task: config
+        | {"metrics": [{"metric_name": metric, "higher_is_better": True}], "version": 2, "num_fewshots": 0}
+        | {"original_num_docs": -1, "effective_num_docs": -1}
+        for task, (metric, _) in metrics.items()
+    }
+    data["results"] = {task: row for task, (_, row) in metrics.items()} | {"toy:_average|0": {"acc": 0.375}, "all": acc}
+    results.write_text(json.dumps(data))
+
+
+def test_zeros_of_metrics_that_a_task_does_not_have_are_left_out(tmp_path: Path) -> None:
+    as_lighteval_0_13(write_lighteval(tmp_path, [1], details=False))
+    (run,) = runs_below(tmp_path)
+    assert [(score.task, score.metric, score.score, score.stderr) for score in run.scores if not score.is_group] == [
+        ("a|0", "acc", 0.75, 0.25),
+        ("b|0", "em", 0.0, 0.0),
+    ]
+    assert [(task.version, task.subset, task.sample_count) for task in run.tasks] == [
+        ("2", "first 4 documents", None)
+    ] * 2
+    assert run.warnings[1:] == [
+        "zeros that lighteval fills in for metrics that a task does not have are left out (acc of b|0); its averages"
+        " count them: toy:_average|0"
+    ]
+
+
 def test_runs_of_one_harness_are_paired_by_document(tmp_path: Path) -> None:
     write_lighteval(tmp_path, [1] * 60, date=DATE)
     write_lighteval(tmp_path, [1] * 30 + [0] * 30, date="2025-11-02T10-20-30.123456")
