@@ -83,6 +83,7 @@ def plan_data(planned: Plan, name: str) -> dict[str, Any]:
             "hashing": estimate.hashing_seconds,
         },
         "peak_bytes": estimate.peak_bytes,
+        "if_offloaded": planned.if_offloaded,
         "steps": [
             {**step._asdict(), "seconds": step.seconds, "passes": step.passes._asdict()} for step in estimate.steps
         ],
@@ -163,6 +164,8 @@ def _costs(planned: Plan) -> Iterable[str]:
         f" {_matrices(len(planned.matrices))}; loading and scoring are not counted"
     )
     yield f"  memory      about {_bytes(estimate.peak_bytes)} beyond the loaded model"
+    if planned.if_offloaded is not None:
+        yield f"  offload     {planned.if_offloaded}"
     for search in planned.searches:
         yield _searching(search)
     for step in estimate.steps:

@@ -51,6 +51,15 @@ def needs_a_model(recipe: Recipe) -> str | None:
     return None
 
 
+def needs_memory(recipe: Recipe) -> str | None:
+    """Why a recipe cannot be scored while some weights are not in memory; None where the files of the checkpoint can be
+    edited in their place.
+    """
+    if any(step.factored for step in recipe.steps):
+        return "it computes matrices as two low-rank layers, which files of plain weights have not"
+    return needs_a_model(recipe)
+
+
 class _PlannedEdit(NamedTuple):
     """One edit. place: among all edits of the recipe, in the order in which a loaded model is edited."""
 

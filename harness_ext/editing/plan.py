@@ -101,6 +101,7 @@ class Plan:
     documents, forward and backward. inferred: whether roles are told from names, rather than declared for this kind of
     model. device: that will do it. tokens: of a calibration document. layers, products, dtype: of the model, its linear
     layers by shape, with how many there are of each. vocabulary: rows of its embedding. tensors: in the checkpoint.
+    spread: whether the model is asked to be spread over what memory there is, so that some of it may be left out.
     """
 
     recipe: Recipe
@@ -119,6 +120,7 @@ class Plan:
     dtype: str = "float32"
     vocabulary: int = 1
     tensors: int = 0
+    spread: bool = False
 
     @cached_property
     def estimate(self) -> PlanEstimate:
@@ -138,6 +140,17 @@ class Plan:
     def peak_bytes(self) -> int:
         """Expected beyond the loaded model."""
         return self.estimate.peak_bytes
+
+    @property
+    def if_offloaded(self) -> str | None:
+        """What a run does where some weights find no room in memory, as a clause; None where all are in memory."""
+        from harness_ext.editing.edit_stored import needs_memory
+
+        if not self.spread:
+            return None
+        if (reason := needs_memory(self.recipe)) is not None:
+            return f"where memory is short, a run is refused: {reason}"
+        return "where memory is short, a copy of the checkpoint's files is edited and loaded in the model's place"
 
     @property
     def groups(self) -> list[PlannedGroup]:

@@ -4,7 +4,8 @@ or in the files of the checkpoint), and fetches as each layer computes. In the m
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 from harness_ext.errors import UserError
 
@@ -19,6 +20,13 @@ PLACEMENT = frozenset(
     }
 )
 """Arguments of a model that say where its weights are kept, and nothing of what they are."""
+
+
+def may_offload(model_args: Mapping[str, Any]) -> bool:
+    """Whether these arguments have a model spread over what memory there is, the rest of it elsewhere."""
+    device_map = model_args.get("device_map")
+    spread = device_map in ("auto", "balanced", "balanced_low_0", "sequential") or isinstance(device_map, Mapping)
+    return spread or bool(model_args.get("parallelize"))
 
 
 def is_offloaded(model: nn.Module) -> bool:

@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -95,8 +96,8 @@ def plan(recipe: AnyRecipe, *, pretrained: str, **model_args: Any) -> Plan:
     """What a recipe would do to a model, from its config and the headers of its checkpoint; no weight is read.
 
     pretrained: a hub name, a local folder, or `demo` for the embedded model. model_args: as in lm-eval; of these
-    `revision` and `subfolder` matter. The plan has every matrix with its shape and ranks, parameters and bytes before
-    and after, and the expected time in seconds and memory in bytes.
+    `revision`, `subfolder` and those that spread a model over memory matter. The plan has every matrix with its shape
+    and ranks, parameters and bytes before and after, and the expected time in seconds and memory in bytes.
 
     Raises UserError where the recipe does not fit the model or the checkpoint has no headers to plan from, and
     TypeError for a misspelt argument.
@@ -120,6 +121,7 @@ def plan_from_headers(recipe: Recipe, model_args: Mapping[str, Any], tokens: int
     from harness_ext.editing import plan as planning
     from harness_ext.model.checkpoint import read_checkpoint
     from harness_ext.model.completeness import check_headers
+    from harness_ext.model.offload import may_offload
     from harness_ext.runs.run_config import resolve_demo
 
     arguments = resolve_demo("hf", model_args)
@@ -129,7 +131,8 @@ def plan_from_headers(recipe: Recipe, model_args: Mapping[str, Any], tokens: int
         str(arguments["pretrained"]), str(arguments.get("revision") or "main"), str(arguments.get("subfolder") or "")
     )
     check_headers(checkpoint)
-    return planning.plan(recipe, checkpoint, str(arguments.get("device") or "cpu"), tokens or planning.TOKENS)
+    planned = planning.plan(recipe, checkpoint, str(arguments.get("device") or "cpu"), tokens or planning.TOKENS)
+    return replace(planned, spread=may_offload(arguments))
 
 
 def apply(

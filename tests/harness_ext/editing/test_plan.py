@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import harness_ext
 from harness_ext.editing.plan import plan
 from harness_ext.errors import UserError
 from harness_ext.model.checkpoint import check_local, read_checkpoint
@@ -107,3 +108,17 @@ def test_an_index_cannot_point_outside_its_folder(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=r"index.json names '../../etc/passwd', which is no file of its folder"):
         check_local(str(tmp_path / "model"))
+
+
+def test_a_plan_says_what_becomes_of_offloaded_weights(lm_eval) -> None:
+    def told(recipe: str, **placement: object) -> str | None:
+        return harness_ext.plan(recipe, pretrained="demo", **placement).if_offloaded
+
+    by_files = "where memory is short, a copy of the checkpoint's files is edited and loaded in the model's place"
+    assert told("svd", parallelize=True) == told("svd", device_map="auto", max_memory={"cpu": "1MB"}) == by_files
+    assert told("svd") is told("svd", device_map="cpu") is told("svd", parallelize=False) is None
+    refused = "where memory is short, a run is refused: "
+    for recipe, reason in (("svd-llm", "feature_space learns from documents"), ("svd:factored=true", "it computes")):
+        assert str(told(recipe, parallelize=True)).startswith(f"{refused}{reason}")
+    said = lm_eval("recipes", "plan", "svd:matrices=[q_proj]", "--model_args", "pretrained=demo,parallelize=True")
+    assert said.code == 0 and f"  offload     {by_files}\n" in said.out, said.err
