@@ -32,6 +32,7 @@ from harness_ext.lm_eval_adapter.admission import check_arguments, has_encoder, 
 from harness_ext.lm_eval_adapter.answer_ranks import PROMPTS_AT_ONCE, ranks_of_answers
 from harness_ext.lm_eval_adapter.learned_documents import documents_of_named_tasks, learned_from, refuse_learned
 from harness_ext.lm_eval_adapter.offloaded import FileEditor
+from harness_ext.lm_eval_adapter.running_text import TokenText
 from harness_ext.lm_eval_adapter.scoring_progress import counted_requests
 from harness_ext.lm_eval_adapter.shared_scoring import SharedWindows, shared_out
 from harness_ext.lm_eval_adapter.throughput import Speed, first_pass, seconds_since
@@ -286,7 +287,10 @@ class RecipeLM(HFLM):
         return float(rows)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """lm-eval's, worked out once for all variants."""
+        """lm-eval's, worked out once for all variants; token numbers as they are where a request has them."""
+        if isinstance(context, TokenText) and isinstance(continuation, TokenText):
+            self._refuse_unknown(max(*context.tokens, *continuation.tokens))
+            return list(context.tokens), list(continuation.tokens)
         encoder = (self.tokenizer, self.backend, self.add_bos_token)
         return self._encoded.get((context, continuation), encoder, super()._encode_pair)
 

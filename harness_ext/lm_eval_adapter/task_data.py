@@ -12,7 +12,7 @@ import csv
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -99,6 +99,19 @@ class Source:
             ) from error
         self.checked(rows.select(range(min(1, len(rows)))), columns, f"{path}, split {split}")
         return rows.select_columns(list(columns)) if columns else rows
+
+    def stream(self, path: str, name: str, split: str, revision: str) -> Iterator[Mapping[str, Any]]:
+        """The rows of one split of a data set on the hub in their order, read only as far as they are asked for. Raises
+        UserError where they cannot be had.
+        """
+        import datasets
+
+        try:
+            yield from datasets.load_dataset(path, name, split=split, revision=revision, streaming=True)
+        except Exception as error:  # see `hub`
+            raise self._unreachable(
+                f"the data set {path} ({name}), split {split}, on the Hugging Face hub", error
+            ) from error
 
     def published(self, url: str) -> Path:
         """An official file from where its authors publish it, downloaded once into the cache of `datasets`. Raises

@@ -12,6 +12,8 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
+from harness_ext.lm_eval_adapter.running_text import TokenText
+
 
 class RequestsTask(ConfigurableTask):
     """A `ConfigurableTask` that lm-eval can make from a file with a `class` key."""
@@ -62,3 +64,13 @@ class RankedAnswer(RequestsTask):
         arguments = (ctx, self.doc_to_target(doc))
         kinds = ("loglikelihood", "answer_rank") if self.ranks else ("loglikelihood",)
         return [self.instance(kind, doc, arguments, index, **kwargs) for index, kind in enumerate(kinds)]
+
+
+class TokenWindow(RequestsTask):
+    """Scores a window of token numbers (`window` of a document), the first of which is given."""
+
+    def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> list[Instance]:
+        """One `loglikelihood` of all tokens but the first."""
+        first, *others = doc["window"]
+        arguments = (TokenText(ctx, [first]), TokenText(str(self.doc_to_target(doc)), others))
+        return [self.instance("loglikelihood", doc, arguments, 0, **kwargs)]

@@ -14,6 +14,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.errors import UserError
+from harness_ext.lm_eval_adapter.running_text import check_context, tokenizer_of, wikitext2
 from harness_ext.lm_eval_adapter.task_data import Row, Source
 
 if TYPE_CHECKING:
@@ -46,25 +47,15 @@ def pieces(length: int, **settings: Any) -> DatasetDict:
     """The documents of one length in tokens of the evaluated model's tokenizer."""
     source = Source(f"wikitext2_{length}", "wikitext-2-raw", settings)
     tokenizer = _tokenizer(source, settings)
-    _check_context(source, settings, length)
+    check_context(source, settings, length, "wikitext2_128, or lm-eval's `wikitext`")
     found = {
-        "test": list(cut(joined(source, "test"), tokenizer, length)),
-        "train": list(cut(joined(source, "train")[: TRAINING_TOKENS * LETTERS_A_TOKEN], tokenizer, length, TRAINING_TOKENS // length)),
+        "test": list(cut(wikitext2(source, "test"), tokenizer, length)),
+        "train": list(cut(wikitext2(source, "train")[: TRAINING_TOKENS * LETTERS_A_TOKEN], tokenizer, length, TRAINING_TOKENS // length)),
     }
     for split, documents in found.items():
         if not documents:
             raise UserError(f"task {source.task}: the {split} split is shorter than one piece of {length} tokens; provide the official wiki.{split}.raw, whole")
     return source.splits(**found)
-
-
-def joined(source: Source, split: str) -> str:
-    """A whole split as one text, its lines joined by empty ones, which is how the usual perplexity reads it."""
-    if source.local is None:
-        return "\n\n".join(source.hub("Salesforce/wikitext", "wikitext-2-raw-v1", split, ("text",))["text"])
-    path = source.file(f"wiki.{split}.raw")
-    lines = path.read_text(encoding="utf-8").split("\n")
-    # As the hub has them: blank lines empty, the others with their line break.
-    return "\n\n".join(f"{line}\n" if line.strip() else "" for line in lines[: -1 if not lines[-1] else None])
 
 
 def cut(text: str, tokenizer: Any, length: int, most: int | None = None) -> Iterator[Row]:
@@ -115,35 +106,10 @@ def _tokens(text: str, tokenizer: Any) -> Tokens:
 
 
 def _tokenizer(source: Source, settings: Mapping[str, Any]) -> Any:
-    """The tokenizer of the model that is evaluated; lm-eval puts the model's arguments among a task's settings."""
-    import transformers
-
-    name = settings.get("tokenizer") or settings.get("pretrained")
-    how = "give the model by --model_args pretrained=..., or its tokenizer by --metadata '{\"tokenizer\": \"...\"}'"
-    if not name:
-        raise UserError(f"task {source.task}: cuts the text into pieces of equal length in tokens, and no tokenizer is named: {how}")
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(name), revision=str(settings.get("revision") or "main"), trust_remote_code=bool(settings.get("trust_remote_code")))
-    except (OSError, ValueError) as error:
-        raise UserError(f"task {source.task}: the tokenizer of {name} cannot be loaded ({str(error).splitlines()[0]}); {how}") from error
+    tokenizer = tokenizer_of(source, settings)
     if not tokenizer.is_fast:
-        raise UserError(f"task {source.task}: the tokenizer of {name} does not say where its tokens lie in the text (it is not a fast one); use lm-eval's `wikitext` instead")
+        raise UserError(f"task {source.task}: the tokenizer of the model does not say where its tokens lie in the text (it is not a fast one); use lm-eval's `wikitext` instead")
     return tokenizer
-
-
-def _check_context(source: Source, settings: Mapping[str, Any], length: int) -> None:
-    """Refuse a model that cannot read a piece at once; lm-eval would stop in the middle of the run."""
-    import transformers
-
-    if not settings.get("pretrained"):
-        return
-    config = transformers.AutoConfig.from_pretrained(
-        str(settings["pretrained"]), revision=str(settings.get("revision") or "main"), trust_remote_code=bool(settings.get("trust_remote_code"))
-    )
-    stated = [settings.get("max_length"), *(getattr(config, name, None) for name in ("n_positions", "max_position_embeddings", "n_ctx"))]
-    limit = next((int(value) for value in stated if value), length)
-    if limit < length:
-        raise UserError(f"task {source.task}: the model reads at most {limit} tokens at once, and the pieces have {length}; use wikitext2_128, or lm-eval's `wikitext`")
 
 
 def process_results(doc: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, tuple[float, int]]:

@@ -1,0 +1,71 @@
+"""LowRankArena's windows against the protocol worked out by itself: the tokens and the cuts."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness_ext.demo import demo_path
+from harness_ext.errors import UserError
+
+from .conftest import FIXTURES, load, manager, module
+
+WINDOWS = module("lowrankarena/windows.py")
+TEXTS = ["one two three", "", "  \n", "four five six seven", "eight nine ten eleven twelve " * 9]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(demo_path())
+
+
+def c4_folder(tmp_path: Path) -> Path:
+    (tmp_path / "c4").mkdir()
+    with gzip.open(tmp_path / "c4" / "c4-validation.00000-of-00008.json.gz", "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": text, "url": "x"}) + "\n" for text in TEXTS)
+    return tmp_path
+
+
+def test_wikitext_is_tokenised_once_and_cut_into_whole_windows(tokenizer: Any) -> None:
+    lines = (FIXTURES / "wikitext-2-raw" / "wiki.test.raw").read_text(encoding="utf-8").splitlines(keepends=True)
+    whole = "\n\n".join(line if line.strip() else "" for line in lines)
+    numbers = tokenizer(whole, add_special_tokens=False)["input_ids"]
+    found = WINDOWS.wikitext2_windows(length=16, data_dir=str(FIXTURES), pretrained=str(demo_path()))["test"]
+    assert [row["window"] for row in found] == [
+        numbers[start : start + 16] for start in range(0, len(numbers) // 16 * 16, 16)
+    ]
+    assert {row["tokens"] for row in found} == {15}
+
+
+def test_c4_is_a_stream_of_texts_by_themselves(tokenizer: Any, tmp_path: Path) -> None:
+    between = tokenizer("\n\n", add_special_tokens=False)["input_ids"]
+    numbers: list[int] = []
+    for text in filter(str.strip, TEXTS):
+        numbers += (between if numbers else []) + tokenizer(text, add_special_tokens=False)["input_ids"]
+    settings = {"data_dir": str(c4_folder(tmp_path)), "pretrained": str(demo_path())}
+    found = WINDOWS.c4_windows(length=8, tokens=24, **settings)["test"]
+    assert [row["window"] for row in found] == [numbers[start : start + 8] for start in (0, 8, 16)]
+    with pytest.raises(UserError, match="shorter than one window of 64 tokens"):
+        WINDOWS.c4_windows(length=64, **settings)
+
+
+def test_texts_that_cannot_be_had_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LM_EVAL_RECIPES_DATA", raising=False)
+    with pytest.raises(UserError, match=r"task c4_stream: .*allenai/c4.*put the official files into a folder 'c4'"):
+        WINDOWS.c4_windows(length=8, pretrained=str(demo_path()))
+
+
+def test_the_tasks_are_lm_evals(tmp_path: Path) -> None:
+    task = load("wikitext2_arena", data_dir=str(FIXTURES), pretrained=str(demo_path()), length=16)["wikitext2_arena"]
+    document = task.test_docs()[0]
+    (request,) = task.construct_requests(document, task.doc_to_text(document))
+    context, text = request.arguments
+    assert [*context.tokens, *text.tokens] == document["window"] and text == document["text"]
+    known = manager()
+    assert {"lowrankarena", "mmlu_math"} <= set(known.all_groups)
