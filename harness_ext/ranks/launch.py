@@ -44,6 +44,18 @@ def check_nodes() -> None:
         )
 
 
+def check_all_started() -> None:
+    """Raise UserError where accelerate was asked for several processes and started one as if it were alone, which it
+    does on CPUs, with a single GPU, and where its configuration file says so.
+    """
+    # Set by its launcher of single processes; the address only where it was asked for several.
+    if os.environ.get("ACCELERATE_USE_CPU") and os.environ.get("MASTER_ADDR") and _number("WORLD_SIZE", 1) <= 1:
+        raise UserError(
+            "accelerate launch was asked for several processes, and this one is told of no other: add --multi_gpu, on"
+            " CPUs too, and leave out --cpu; or leave out --num_processes, and unset MASTER_ADDR if it is set"
+        )
+
+
 def check_model(model: str, model_args: Mapping[str, Any]) -> None:
     """Refuse what several processes cannot load together, and what one cannot load alone. Raises UserError."""
     ranks = launched().ranks

@@ -14,7 +14,7 @@ from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.config import RunConfig
 from harness_ext.lm_eval_adapter.engines import ENGINES, check_engine, editing_arguments
 from harness_ext.ranks.group import current
-from harness_ext.ranks.launch import check_model, check_nodes, launched
+from harness_ext.ranks.launch import check_all_started, check_model, check_nodes, launched
 from harness_ext.storage.remote import RemoteResults, is_remote
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ def _refuse(harness: EvaluatorConfig) -> None:
 
 def _check_launch(harness: EvaluatorConfig) -> None:
     check_nodes()
+    check_all_started()
     check_model(str(harness.model), harness.model_args)
     if launched().ranks > 1 and current().ranks == 1:
         raise UserError(

@@ -15,6 +15,11 @@ HERE = Path(__file__).parent
 SECONDS = 240
 """For a launch on a busy machine; none hangs."""
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+ACCELERATE = (
+    *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+)
+"""On a CPU too: with --cpu accelerate starts one process alone, whatever number it is given."""
 
 
 class Ended(NamedTuple):
@@ -74,8 +79,19 @@ def ended(processes: Sequence[subprocess.Popen[str]]) -> Ended:
 
 def torchrun(*arguments: str, more: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Two ranks by torchrun."""
+    return _launched(TORCHRUN, arguments, more)
+
+
+def accelerate(*arguments: str, launcher: Sequence[str] = ACCELERATE) -> subprocess.CompletedProcess[str]:
+    """Two ranks by `accelerate launch`."""
+    return _launched(launcher, arguments)
+
+
+def _launched(
+    launcher: Sequence[str], arguments: Sequence[str], more: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *TORCHRUN, *arguments],
+        [sys.executable, *launcher, *arguments],
         env={**os.environ, **(more or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

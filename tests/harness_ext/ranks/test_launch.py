@@ -8,7 +8,7 @@ import pytest
 
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.admission import check_cut
-from harness_ext.ranks.launch import check_model, check_nodes, launched
+from harness_ext.ranks.launch import check_all_started, check_model, check_nodes, launched
 from harness_ext.recipe.recipe import parse_recipe
 from harness_ext.runs.run_config import harness_config, recipe_run_config
 
@@ -40,6 +40,7 @@ def test_one_process_is_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_launcher_says_which_rank_this_is(two: pytest.MonkeyPatch) -> None:
     assert launched() == (1, 2)
     check_nodes()
+    check_all_started()
     check_model("hf", {"pretrained": "demo"})
 
 
@@ -49,6 +50,24 @@ def test_several_machines_are_refused(two: pytest.MonkeyPatch, changed: dict[str
         two.setenv(name, value)
     with pytest.raises(UserError, match=r"2 processes are on several machines.*`lm_eval sweep`"):
         check_nodes()
+
+
+@pytest.mark.parametrize("address", [None, "127.0.0.1"])
+def test_one_process_where_accelerate_was_asked_for_several(
+    monkeypatch: pytest.MonkeyPatch, address: str | None
+) -> None:
+    """`accelerate launch --cpu --num_processes 2`, and without the number."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    if address is None:
+        check_all_started()
+        return
+    monkeypatch.setenv("MASTER_ADDR", address)
+    with pytest.raises(
+        UserError, match=r"asked for several processes, and this one is told of no other: add --multi_gpu"
+    ):
+        check_all_started()
 
 
 @pytest.mark.parametrize(("name", "value"), [("WORLD_SIZE", "two"), ("RANK", "-1"), ("WORLD_SIZE", "2.0")])

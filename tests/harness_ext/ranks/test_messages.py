@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,27 @@ def test_what_ends_one_ends_all(how: str, waiting: str, rank: int, code: int, to
     assert failed == {"kill": -9, "term": 128 + 15}.get(how, code)
     assert said.count(told) == 1 if told else "rror" not in said, said
     assert "Connection" not in said and ("Traceback" in said) == (how in ("bug", "runtime")), said
+
+
+OTHER_WEIGHTS = """
+name: mine
+steps:
+  - {method: by_rank, matrices: [mlp]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("which", "variant"), [("edited", "mine"), pytest.param("loaded", "baseline", marks=pytest.mark.slow)]
+)
+def test_other_weights_in_one_rank_end_all(which: str, variant: str, tmp_path: Path) -> None:
+    """By the digests, before anything is scored of them."""
+    recipe, results = tmp_path / "mine.yaml", tmp_path / "results"
+    recipe.write_text(OTHER_WEIGHTS)
+    asked = ["--model", "hf", "--model_args", "pretrained=demo", "--tasks", "int_sum", "--limit", "1"]
+    run = ["run", *asked, "--recipe", str(recipe), "--output_path", str(results)]
+    codes, said, _ = ended(two_ranks([str(HERE / "weights_in_two_ranks.py"), which, *run]))
+    assert codes == [2, 2], (codes, said)
+    told = rf"error: {variant}: the processes hold different weights, \S+ in rank 0 and \S+ in rank 1, .*: start"
+    assert len(re.findall(told, said)) == 1 and "Traceback" not in said, said
+    finished = [path.parent.name.partition("-")[0] for path in results.glob("demo/[!.]*/receipt.json")]
+    assert finished == (["baseline"] if which == "edited" else [])

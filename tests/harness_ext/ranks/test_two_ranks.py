@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness_ext.ranks.launching import SECONDS, TORCHRUN, torchrun
+from tests.harness_ext.ranks.launching import SECONDS, TORCHRUN, accelerate, torchrun
 
 OF_THE_TIME = {
     *("started", "finished", "seconds", "speed", "files", "command", "date", "start_time", "end_time", "ran_on"),
@@ -40,7 +40,17 @@ generation_kwargs: {until: ["\\n"], max_gen_toks: 5}
 metric_list:
   - {metric: exact_match, aggregation: mean, higher_is_better: true}
 """,
+    "choices": """
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: 0
+metric_list:
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+""",
 }
+CHOICES = 20
+"""Of each question: 21 of them make more than 400 log-likelihoods."""
 
 
 def write_tasks(folder: Path) -> None:
@@ -50,6 +60,7 @@ def write_tasks(folder: Path) -> None:
         {
             "question": f"{draw.randint(1, 999)} times {draw.randint(1, 99)}",
             "answer": str(number),
+            "choices": [f" {draw.randint(0, 10 ** draw.randint(1, 6))}" for _ in range(CHOICES)],
             "text": " ".join(str(draw.randint(0, 999)) for _ in range(draw.randint(3, 90))),
         }
         for number in range(21)
@@ -98,9 +109,17 @@ def assert_same(one: Path, other: Path) -> None:
         assert contents(ours[name]) == contents(theirs[name]), name
 
 
+def samples(folder: Path, task: str) -> list[dict[str, Any]]:
+    """Of the baseline."""
+    (run,) = (path for name, path in runs(folder).items() if name.startswith("baseline"))
+    (file,) = run.glob(f"samples_{task}_*.jsonl")
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
 def test_two_ranks_give_what_one_process_gives(tmp_path: Path) -> None:
+    """Of texts, generations, words to predict, and more than 400 log-likelihoods of choices."""
     write_tasks(tmp_path)
-    tasks = ["--tasks", "texts,gens,int_sum", "--include_path", str(tmp_path), "--limit", "21"]
+    tasks = ["--tasks", "texts,gens,choices,int_sum", "--include_path", str(tmp_path), "--limit", "21"]
     more = [
         "--model_args",
         "pretrained=demo",
@@ -115,11 +134,26 @@ def test_two_ranks_give_what_one_process_gives(tmp_path: Path) -> None:
     together = torchrun(*asked(tmp_path / "two", *more))
     said = alone.communicate(timeout=SECONDS)[0]
     assert alone.returncode == 0 and together.returncode == 0, said + together.stdout
-    assert together.stdout.count("Model demo: 2 recipes on 3 tasks") == 1
+    assert together.stdout.count("Model demo: 2 recipes on 4 tasks") == 1
     assert len(runs(tmp_path / "two")) == 5
+    assert sum(len(sample["resps"]) for sample in samples(tmp_path / "two", "choices")) == 21 * CHOICES > 400
     assert_same(tmp_path / "one", tmp_path / "two")
     left = [path.name for folder in (tmp_path / "two", tmp_path / "two" / "demo") for path in folder.glob(".*")]
     assert left == []
+
+
+@pytest.mark.slow
+def test_accelerate_launch_gives_what_one_process_gives(tmp_path: Path) -> None:
+    write_tasks(tmp_path)
+    tasks = ["--tasks", "choices,int_mult", "--include_path", str(tmp_path), "--limit", "21"]
+    more = ["--model_args", "pretrained=demo", *tasks, "--recipe", "svd", "--control", "random-subspace"]
+    alone = one_process(*asked(tmp_path / "one", *more))
+    together = accelerate(*asked(tmp_path / "two", *more))
+    said = alone.communicate(timeout=SECONDS)[0]
+    assert alone.returncode == together.returncode == 0, said + together.stdout
+    assert [receipt["ran_on"]["ranks"] for receipt in receipts(tmp_path / "two").values()] == [2, 2, 2]
+    assert together.stdout.count("Model demo: 1 recipe on 2 tasks") == 1
+    assert_same(tmp_path / "one", tmp_path / "two")
 
 
 @pytest.mark.slow
