@@ -230,7 +230,8 @@ def forget_failures(plan: SweepPlan, keys: Sequence[str]) -> list[SweepCell]:
         chosen += fitting
     chosen = list(dict.fromkeys(chosen)) if keys else failed
     for cell in chosen:
-        (plan.place(cell) / OUTCOME).unlink(missing_ok=True)
+        for name in (ENDED, JOB, OUTCOME):  # a driver that died may have left the records of the try that failed
+            (plan.place(cell) / name).unlink(missing_ok=True)
     return chosen
 
 

@@ -18,6 +18,10 @@ from leaderboard.readers.sweep_state import ENDED, JOB, read_json
 HEARTBEAT = "heartbeat"
 NOT_BEGUN = "baseline"
 """The reason in the last record of a job whose command was not begun, since a cell that it waits for is not done."""
+HOLDER = ".worker"
+"""What a worker locks as long as it lives, and says in who it is: what `job.json` says, which a driver that begins
+again in the moment before that was there takes away.
+"""
 BEAT_SECONDS = 2.0
 """How often a worker counts its heartbeat up."""
 
@@ -58,11 +62,20 @@ def _start_by_ps(process: int) -> str | None:
 
 def living_process(folder: Path) -> int | None:
     """The process of the worker that runs the job of this folder on this machine; None where none does."""
-    job = read_record(folder / JOB)
-    if job is None or job.get("host") != host() or not isinstance(job.get("pid"), int):
-        return None
-    start = process_start(job["pid"])
-    return job["pid"] if start is not None and start == job.get("process_start") else None
+    job = living_job(folder)
+    return None if job is None else job["pid"]
+
+
+def living_job(folder: Path) -> dict[str, Any] | None:
+    """What the worker said that runs the job of this folder on this machine; None where none does."""
+    for name in (JOB, HOLDER):
+        job = read_record(folder / name)
+        if job is None or job.get("host") != host() or not isinstance(job.get("pid"), int):
+            continue
+        start = process_start(job["pid"])
+        if start is not None and start == job.get("process_start"):
+            return job
+    return None
 
 
 class Heartbeats:

@@ -28,7 +28,16 @@ from typing import IO, Any
 
 from harness_ext.storage.whole_files import write_record, write_whole
 from harness_ext.sweeps.bounded_log import BoundedLog
-from harness_ext.sweeps.job_files import BEAT_SECONDS, HEARTBEAT, NOT_BEGUN, host, now, process_start, read_record
+from harness_ext.sweeps.job_files import (
+    BEAT_SECONDS,
+    HEARTBEAT,
+    HOLDER,
+    NOT_BEGUN,
+    host,
+    now,
+    process_start,
+    read_record,
+)
 from leaderboard.readers.secrets import secret_values
 from leaderboard.readers.sweep_state import ASKED, ENDED, JOB, OUTPUT
 
@@ -78,7 +87,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     if WITH_PARENT in sys.argv[2:]:
         _die_with_parent(signal.SIGTERM)()
-    with (folder / ".worker").open("w") as lock:
+    with (folder / HOLDER).open("a") as lock:
         with suppress(OSError):  # a file system without locks: then engines alone see to it
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,7 +96,7 @@ def main() -> None:
         asked = read_record(folder / ASKED)
         if asked is None:
             sys.exit(f"error: {folder / ASKED} is missing or cannot be read")
-        sys.exit(_Run(folder, asked).run())
+        sys.exit(_Run(folder, asked, lock).run())
 
 
 def _die_with_parent(number: int) -> Callable[[], None]:
@@ -100,10 +109,13 @@ def _die_with_parent(number: int) -> Callable[[], None]:
 
 
 class _Run:
-    """One command from its start to its record. asked: `cell`, `command`, `timeout_s`."""
+    """One command from its start to its record. asked: `cell`, `command`, `timeout_s`. holder: the file that is locked
+    meanwhile.
+    """
 
-    def __init__(self, folder: Path, asked: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, asked: Mapping[str, Any], holder: IO[str]) -> None:
         self._folder = folder
+        self._holder = holder
         self._asked = asked
         self._log = BoundedLog(folder / OUTPUT, secret_values(dict(os.environ)))
         self._stopped = threading.Event()
@@ -115,6 +127,9 @@ class _Run:
             signal.signal(number, lambda *_: self._stopped.set())
         with suppress(OSError):
             (self._folder / ENDED).unlink(missing_ok=True)
+            self._holder.truncate(0)
+            self._holder.write(json.dumps(self._job()))
+            self._holder.flush()
         self._beat()
         self._record(JOB, self._job())
         if (after := self._asked.get("after")) and self._is_in_vain(after):

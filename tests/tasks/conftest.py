@@ -36,7 +36,17 @@ FROM_FILES = (
     "winobias_type2",
 )
 CUT = ("wikitext2_128", "wikitext2_2048", "wikitext2_arena", "c4_stream")
-GROUPS = ("laser_suite", "eigenpruning_suite", "sfsd_suite", "basel_suite", "bias_suite", "winobias", "collateral", "lowrankarena", "mmlu_math")
+GROUPS = (
+    "laser_suite",
+    "eigenpruning_suite",
+    "sfsd_suite",
+    "basel_suite",
+    "bias_suite",
+    "winobias",
+    "collateral",
+    "lowrankarena",
+    "mmlu_math",
+)
 
 
 def manager(**metadata: Any) -> Any:

@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from harness_ext.errors import UserError
 from harness_ext.sweeps.engines.base import Job, prepare, ready
-from harness_ext.sweeps.job_files import Heartbeats, host, living_process, read_record
+from harness_ext.sweeps.job_files import Heartbeats, host, living_job, living_process, read_record
 from harness_ext.sweeps.worker import start
 from leaderboard.readers.sweep_state import JOB
 
@@ -63,8 +63,7 @@ class LocalEngine:
         for job in jobs:
             if self._lives(job):
                 self._running[job.cell] = job
-                record = read_record(job.folder / JOB) or {}
-                if record.get("host") == host():  # one that runs elsewhere takes nothing from this machine
+                if (record := living_job(job.folder)) is not None:  # one elsewhere takes nothing from this machine
                     self._devices[job.cell] = set((record.get("devices") or "").split(","))
             else:
                 prepare(job)

@@ -316,6 +316,15 @@ def test_lies_in_the_folder_are_no_state(plan: SweepPlan) -> None:
     assert state is not None and state.cells == ()
 
 
+def test_a_driver_that_died_before_it_put_a_failed_try_away(plan: SweepPlan) -> None:
+    assert not Drive(plan, lambda job, _: ends(job, 2)).run()
+    for cell in plan.cells:
+        record = {"exit_code": 2, "reason": "command", "host": "h", "seconds": 1, "try": "t"}
+        (plan.place(cell) / ENDED).write_text(json.dumps(record))
+    forget_failures(plan, [])
+    assert Drive(plan, lambda job, _: ends(job)).run()
+
+
 def test_failures_are_forgotten_by_who_drives_alone(plan: SweepPlan) -> None:
     assert not Drive(plan, lambda job, _: ends(job, 2)).run()
     drive = Drive(plan, lambda job, _: ends(job))

@@ -154,6 +154,23 @@ def test_workers_outlive_their_driver_and_are_adopted(tmp_path: Path) -> None:
     assert [(tmp_path / name / "output.log").read_text() for name in "ab"] == ["whole\n", "whole\n"]
 
 
+def test_a_worker_is_known_before_its_record_is_there(tmp_path: Path) -> None:
+    """A driver that begins again in that moment takes the record of an earlier try away, or so it believes."""
+    first = LocalEngine(gpus=["0"])
+    first.submit([job(tmp_path / "a", "import time; time.sleep(600)")])
+    until((tmp_path / "a" / JOB).exists)
+    process = living_process(tmp_path / "a")
+    first.close()
+    (tmp_path / "a" / JOB).unlink()
+    heir = LocalEngine(gpus=["0"])
+    heir.submit([job(tmp_path / name, "raise SystemExit(9)") for name in "ab"])
+    assert heir.alive() == {"a", "b"} and living_process(tmp_path / "a") == process
+    assert not (tmp_path / "b" / JOB).exists()  # the only GPU is taken
+    heir.cancel(["a", "b"])
+    drain(heir)
+    assert ended(tmp_path / "a")["reason"] == "machine"
+
+
 def test_an_adopted_cell_can_be_cancelled(tmp_path: Path) -> None:
     first = LocalEngine(gpus=[])
     first.submit([job(tmp_path / "a", "import time; time.sleep(600)")])
