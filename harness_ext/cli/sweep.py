@@ -168,8 +168,9 @@ def _drive(args: argparse.Namespace, plan: SweepPlan, first: Callable[[], object
     if args.jobs is not None and args.jobs < 1:
         raise UserError(f"--jobs {args.jobs} must be 1 or more")
     _check_tasks(plan)
+    ingest = _ingest_of(plan)
     options = EngineOptions(jobs=args.jobs, slurm=plan.sweep.slurm)
-    driver = Driver(plan, engine(args.on, options), _say, _ingest_of(plan), first, holds=args.on != "slurm")
+    driver = Driver(plan, engine(args.on, options), _say, ingest, first, holds=args.on != "slurm")
     all_done = driver.run()
     _show(plan, args.on)
     if not all_done:
@@ -213,13 +214,18 @@ def _say(line: str) -> None:
 
 
 def _ingest_of(plan: SweepPlan) -> Callable[[Sequence[Path]], bool]:
-    """What takes run folders into the database beside them. One that somebody else holds is asked again later."""
+    """What takes run folders into the database beside them. One that somebody else holds is asked again later.
+
+    Raises UserError where the place of the results cannot be used: every cell would find that out.
+    """
     from harness_ext.runs.execution import DATABASE
     from harness_ext.storage.remote import RemoteResults, is_remote
     from leaderboard.errors import Busy
     from leaderboard.ingest import ingest
 
     remote = RemoteResults(plan.output) if is_remote(plan.output) else None
+    if remote is not None:
+        remote.check_writable()
 
     def take_in(paths: Sequence[Path]) -> bool:
         if remote is not None:
@@ -229,7 +235,7 @@ def _ingest_of(plan: SweepPlan) -> Callable[[Sequence[Path]], bool]:
         try:
             report = ingest(there, plan.results / DATABASE) if there else None
         except Busy as busy:
-            _say(f"{busy}: {len(there)} run folders wait, and nothing of them is lost")
+            _say(f"{str(busy).rstrip('.')}; {len(there)} run folders wait, and nothing of them is lost")
             return False
         for rejected in report.rejected if report is not None else ():
             _say(f"{rejected.path} is not on the board: {rejected.reason}")

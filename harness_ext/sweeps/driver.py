@@ -104,6 +104,8 @@ class Driver:
         alive = self.engine.alive()
         again = []
         for cell in list(self._cells.values()):
+            if cell.key not in self._cells:  # dropped with its baseline
+                continue
             if self._settle_ended(cell):
                 if cell.key in self._cells:
                     again.append(cell)

@@ -11,6 +11,7 @@ import pytest
 from harness_ext.sweeps.driver import Driver
 from harness_ext.sweeps.plan import plan_of
 from harness_ext.sweeps.sweep_file import read_sweep
+from leaderboard.errors import Busy
 from leaderboard.readers.sweep_state import OUTCOME
 
 SWEEP = """
@@ -84,6 +85,38 @@ def test_a_failed_cell_is_an_exit_code(lm_eval: Any, sweep: Path, monkeypatch: p
 def test_mistakes_are_a_sentence(lm_eval: Any, sweep: Path, words: tuple[str, ...], told: str) -> None:
     ran = lm_eval("sweep", "run", sweep, *words)
     assert ran.code == 2 and told in ran.err and "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("s3://AKIAEXAMPLE:secret-word@bucket/x", "s3://***@bucket/x holds credentials"),
+        ("file://{}/sweep.yaml/results", "cannot be used"),
+        ("nosuch://bucket/x", "nosuch"),
+    ],
+)
+def test_a_place_that_cannot_be_used_is_told_before_any_cell(
+    lm_eval: Any, sweep: Path, monkeypatch: pytest.MonkeyPatch, place: str, told: str
+) -> None:
+    monkeypatch.setattr(Driver, "run", lambda self: pytest.fail("it drives"))
+    sweep.write_text(SWEEP + f"output_path: '{place.format(sweep.parent)}'\n")
+    ran = lm_eval("sweep", "run", sweep)
+    assert ran.code == 2 and told in ran.err and "Traceback" not in ran.err and "secret-word" not in ran.err + ran.out
+    written = [path for path in sweep.parent.rglob("*") if path.is_file() and path != sweep]
+    assert not any(b"secret-word" in path.read_bytes() for path in written)
+
+
+def test_a_store_that_somebody_holds_leaves_the_cells_done(
+    lm_eval: Any, sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(paths: Any, database: Path) -> None:
+        raise Busy(f"{database} is being written, by process 4711. Again later.")
+
+    settle(sweep, ["done", "done"])
+    monkeypatch.setattr("leaderboard.ingest.ingest", busy)
+    ran = lm_eval("sweep", "run", sweep)
+    assert ran.code == 0 and "2 of 2 cells done" in ran.out
+    assert "is being written, by process 4711. Again later; 2 run folders wait, and nothing of them is lost" in ran.err
 
 
 def test_a_manifest_says_what_came_of_a_run_and_leaves_the_database_alone(lm_eval: Any, tmp_path: Path) -> None:
