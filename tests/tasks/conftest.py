@@ -37,15 +37,8 @@ FROM_FILES = (
 )
 CUT = ("wikitext2_128", "wikitext2_2048", "wikitext2_arena", "c4_stream")
 GROUPS = (
-    "laser_suite",
-    "eigenpruning_suite",
-    "sfsd_suite",
-    "basel_suite",
-    "bias_suite",
-    "winobias",
-    "collateral",
-    "lowrankarena",
-    "mmlu_math",
+    *("laser_suite", "eigenpruning_suite", "sfsd_suite", "basel_suite", "bias_suite", "winobias"),
+    *("collateral", "lowrankarena", "mmlu_math"),
 )
 
 

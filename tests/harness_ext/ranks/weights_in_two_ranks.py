@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from harness_ext.cli import main
-from harness_ext.lm_eval_adapter import backend
+from harness_ext.lm_eval_adapter import model_loading
 from harness_ext.methods import DenseEdit, method
 from harness_ext.ranks.group import current
 
@@ -22,7 +22,7 @@ def by_rank(weight: Tensor, /) -> DenseEdit:
     return DenseEdit(weight * (1 - current().rank / 256))
 
 
-def load_other(*arguments: Any, load: Any = backend.load_model) -> Any:
+def load_other(*arguments: Any, load: Any = model_loading.load_model) -> Any:
     lm = load(*arguments)
     parameter = next(lm.model.parameters())
     parameter.data[0, 0] += current().rank
@@ -30,5 +30,5 @@ def load_other(*arguments: Any, load: Any = backend.load_model) -> Any:
 
 
 if sys.argv.pop(1) == "loaded":
-    backend.load_model = load_other
+    model_loading.load_model = load_other
 main()

@@ -15,8 +15,8 @@ from harness_ext.errors import UserError
 from harness_ext.sweeps.engines import EngineOptions, engine
 from harness_ext.sweeps.engines.base import Job, ready
 from harness_ext.sweeps.engines.local import LocalEngine, visible_gpus
-from harness_ext.sweeps.job_files import living_process
-from leaderboard.readers.sweep_state import ENDED, JOB
+from harness_ext.sweeps.job_files import NOT_BEGUN, living_process
+from leaderboard.readers.sweep_state import ENDED, JOB, MANIFEST
 from tests.harness_ext.sweeps.jobs import drain, ended, job, until
 
 
@@ -87,16 +87,26 @@ def test_the_gpus_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 def test_cells_wait_for_the_baseline(tmp_path: Path) -> None:
+    manifest = tmp_path / "baseline" / MANIFEST
     local = LocalEngine(jobs=4, gpus=[])
     local.submit(
         [
             job(tmp_path / "laser", TIMED, after=("baseline",)),
-            job(tmp_path / "baseline", TIMED + "; raise SystemExit(1)"),
+            job(tmp_path / "baseline", f"{TIMED}; open({str(manifest)!r}, 'w').write('{{}}')"),
         ]
     )
     drain(local)
     assert times(tmp_path / "baseline")[1] <= times(tmp_path / "laser")[0]
+
+
+def test_cells_of_a_failed_baseline_are_not_begun(tmp_path: Path) -> None:
+    local = LocalEngine(jobs=4, gpus=[])
+    local.submit(
+        [job(tmp_path / "laser", TIMED, after=("baseline",)), job(tmp_path / "baseline", "raise SystemExit(1)")]
+    )
+    drain(local)
     assert ended(tmp_path / "baseline")["exit_code"] == 1
+    assert ended(tmp_path / "laser")["reason"] == NOT_BEGUN and not (tmp_path / "laser" / "output.log").exists()
 
 
 def test_what_is_ready() -> None:
