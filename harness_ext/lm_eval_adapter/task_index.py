@@ -161,7 +161,7 @@ def indexed_kinds() -> dict[str, str]:
 
     root = default_root()
     saved = task_cache.read(task_cache.cache_file(root, lm_eval.__version__), task_cache.fingerprint(root))
-    return {row.name: row.kind for row in saved.rows} | our_kinds() if saved is not None else {}
+    return {row.name: row.kind.removeprefix("PY_") for row in saved.rows} | our_kinds() if saved is not None else {}
 
 
 def our_kinds() -> dict[str, str]:

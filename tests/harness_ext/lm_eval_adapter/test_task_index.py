@@ -291,7 +291,8 @@ def test_names_are_told_from_a_current_index_alone(root: Path) -> None:
     entries = task_index.entries_of(root)
     ours = task_index.our_kinds()
     built = TaskIndex.build([task_index.tasks_root()]).values()
-    assert ours == {entry.name: entry.kind.name for entry in built if entry.kind is not Kind.TAG}
-    assert task_index.indexed_kinds() == {name: entry.kind.name for name, entry in entries.items()} | ours
+    assert ours == {entry.name: entry.kind.name.removeprefix("PY_") for entry in built if entry.kind is not Kind.TAG}
+    kinds = {name: entry.kind.name.removeprefix("PY_") for name, entry in entries.items()}
+    assert task_index.indexed_kinds() == kinds | ours and kinds["c"] == "TASK" and kinds["g"] == "GROUP"
     CHANGES["task removed"](root)
     assert task_index.indexed_kinds() == {}
