@@ -30,4 +30,4 @@ class FileEditor(Protocol):
         ...
 
     def discard(self) -> None:
-        """Remove it."""
+        """It is not needed any more."""

@@ -43,6 +43,7 @@ from harness_ext.runs.variant_runs import VariantRuns
 from harness_ext.storage import rundir
 from harness_ext.storage.resume import ResumeState
 from harness_ext.storage.rundir import FinishedRun
+from harness_ext.storage.weight_folders import user_folders
 from leaderboard.readers.receipt import Receipt, ReceiptTotals, ReceiptWeights
 
 if TYPE_CHECKING:
@@ -338,7 +339,8 @@ class Session:
             self.spec.check_model_unchanged()
         self._seconds_loading = time.perf_counter() - started
         if is_offloaded(lm.model):
-            lm.files = FileEdits({**arguments, "device": str(lm.device)}, self.folder, self.report)
+            placed = {**arguments, "device": str(lm.device)}
+            lm.files = FileEdits(placed, self.spec.model_identity, user_folders(), self.report)
         lm.check_editable(self._to_check)
         if not self._planned:
             # Without headers to plan from, only the loaded model tells whether the recipes fit it.

@@ -71,8 +71,7 @@ def export_by_shards(
     arguments = checked_arguments(recipe, place, model_args)
     try:
         with edits_of_files(recipe, arguments) as edits:
-            export = ShardExport(recipe, edits, place, report)
-            return export.write(arguments, str(model_args["pretrained"]), command)
+            return ShardExport(recipe, edits, report).write(place, arguments, str(model_args["pretrained"]), command)
     except VariantFailed as error:
         raise UserError(f"recipe {recipe.label!r} cannot be applied to this model: {error}") from error
     except NotByShards as reason:
@@ -151,21 +150,15 @@ def _device(arguments: Mapping[str, Any]) -> Any:
 
 
 class ShardExport:
-    """One export. It has what receipt and card are made from, once it is written. flag: of the command, that names the
-    place.
-    """
+    """One export. It has what receipt and card are made from, once it is written."""
 
-    def __init__(
-        self, recipe: Recipe, edits: StoredEdits, place: Path, report: ProgressReport, *, flag: str = "--out"
-    ) -> None:
+    def __init__(self, recipe: Recipe, edits: StoredEdits, report: ProgressReport) -> None:
         self.recipe: Recipe | None = recipe
         self.applied: AppliedRecipe | None = None
         self.loaded_from = str(edits.stored.folder)
         self.dequantized_from: str | None = None
         self._edits = edits
         self._stored = edits.stored
-        self._place = place
-        self._flag = flag
         self._report = report
         self._label = recipe.label
         self._digests: dict[str, str] = {}
@@ -186,38 +179,51 @@ class ShardExport:
         assert self.applied is not None
         return totals(self.weights.size, self.applied.records).to_json()
 
-    def write(self, arguments: Mapping[str, Any], model_name: str, command: list[str]) -> int:
-        """Write all of it. Returns the number of layers whose factors were multiplied out. Raises UserError, and
-        VariantFailed where numbers are at fault.
+    def write(self, place: Path, arguments: Mapping[str, Any], model_name: str, command: list[str]) -> int:
+        """Write all of it to a new folder. Returns the number of layers whose factors were multiplied out. Raises
+        UserError, and VariantFailed where numbers are at fault.
         """
-        key = _key(self.recipe, self._stored, arguments)
         try:
-            with rundir.writing_on(self._place, key, _can_go_on) as folder:
-                self._refuse_small_disk(folder)
-                what = f"{self._label}: editing shard by shard"
-                with self._report.progress.stage(what, self._edits.count, "matrices"):
-                    self._write_shards(folder, ResumeState(folder))
-                self._finish(folder)
-                return self._describe(folder, arguments, model_name, command)
+            with rundir.writing_on(place, self.key(arguments), _can_go_on) as folder:
+                self._refuse_small_disk(place, folder)
+                return self.fill(folder, arguments, model_name, command)
         except (UserError, VariantFailed):
             raise
         except Exception as error:
             if (trouble := disk_trouble(error)) is None:
                 raise
             raise UserError(
-                f"{self._place} cannot be written: {trouble}; make room and run the same command again, which goes on"
-                f" from the last whole file, or name another folder with {self._flag}"
+                f"{place} cannot be written: {trouble}; make room and run the same command again, which goes on from"
+                " the last whole file, or name another folder with --out"
             ) from error
 
-    def _refuse_small_disk(self, folder: Path) -> None:
+    def key(self, arguments: Mapping[str, Any]) -> str:
+        """What tells the written numbers from others. arguments: of the model."""
+        return _key(self.recipe, self._stored, arguments)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the weights that are written."""
+        return sum(place.tensor.element_bytes * _count(place.tensor.shape) for place in self._stored.places.values())
+
+    def fill(self, folder: Path, arguments: Mapping[str, Any], model_name: str, command: list[str]) -> int:
+        """Write all of it into a folder, or what is not there of it; otherwise as `write`. Raises OSError where the
+        disk has no room.
+        """
+        what = f"{self._label}: editing shard by shard"
+        with self._report.progress.stage(what, self._edits.count, "matrices"):
+            self._write_shards(folder, ResumeState(folder))
+        self._finish(folder)
+        return self._describe(folder, arguments, model_name, command)
+
+    def _refuse_small_disk(self, place: Path, folder: Path) -> None:
         """Say before hours are spent that there is no room for what is still to be written."""
-        needed = sum(place.tensor.element_bytes * _count(place.tensor.shape) for place in self._stored.places.values())
         there = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         free = shutil.disk_usage(folder).free
-        if needed - there > free:
+        if self.size - there > free:
             raise UserError(
-                f"{self._place} cannot be written: it takes {(needed - there) / 2**30:,.1f} GiB and {free / 2**30:,.1f}"
-                f" GiB are free; make room, or name another folder with {self._flag}"
+                f"{place} cannot be written: it takes {(self.size - there) / 2**30:,.1f} GiB and {free / 2**30:,.1f}"
+                " GiB are free; make room, or name another folder with --out"
             )
 
     def _write_shards(self, folder: Path, state: ResumeState) -> None:

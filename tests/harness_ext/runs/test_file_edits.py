@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from harness_ext.demo import demo_path
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.backend import RecipeLM
 from harness_ext.model.digests import model_digest
@@ -15,6 +16,8 @@ from harness_ext.model.offload import is_offloaded
 from harness_ext.recipe.recipe import parse_recipe
 from harness_ext.runs.file_edits import FileEdits
 from harness_ext.runs.progress import ProgressReport
+from harness_ext.runs.shard_export import ShardExport
+from harness_ext.storage.weight_folders import WeightFolders
 
 OFFLOADED = {"parallelize": True, "max_cpu_memory": "1MB"}
 
@@ -34,6 +37,12 @@ def receipts(place: Path) -> dict[str, dict[str, Any]]:
         answers = [json.loads(line)["resps"] for line in samples.read_text().splitlines()]
         found[receipt["recipe"]["label"]] = {**receipt, "answers": answers}
     return found
+
+
+def file_edits(root: Path, identity: str = "of the embedded model", limit: int = 1 << 30) -> FileEdits:
+    """Edits of the embedded model's files, in folders under `root`."""
+    arguments = {"pretrained": str(demo_path()), "device": "cpu"}
+    return FileEdits(arguments, identity, WeightFolders(root / "weights", limit), ProgressReport(quiet=True))
 
 
 def command(place: Path, arguments: dict[str, Any], *recipes: str) -> tuple[object, ...]:
@@ -90,9 +99,7 @@ def test_recipes_that_need_activations_are_refused_before_anything_is_scored(
 
 
 def test_all_that_cannot_be_done_on_files_is_named_at_once(tmp_path: Path) -> None:
-    from harness_ext.demo import demo_path
-
-    edits = FileEdits({"pretrained": str(demo_path()), "device": "cpu"}, tmp_path, ProgressReport(quiet=True))
+    edits = file_edits(tmp_path)
     edits.check([parse_recipe("svd"), parse_recipe("baseline")])
     with pytest.raises(UserError) as refused:
         edits.check([parse_recipe("svd:factored=true"), parse_recipe("svd-llm")])
@@ -110,19 +117,45 @@ def test_an_export_of_offloaded_weights_goes_by_shards(lm_eval, offloaded: dict[
 
 def test_weights_that_are_not_where_they_were_put_are_told(offloaded: dict[str, Any], tmp_path: Path) -> None:
     """What was loaded is checked against what was written."""
-    from harness_ext.demo import demo_path
-
     lm = RecipeLM(str(demo_path()), device="cpu", **offloaded)
-    edits = FileEdits({"pretrained": str(demo_path()), "device": "cpu"}, tmp_path, ProgressReport(quiet=True))
+    edits = file_edits(tmp_path)
     lm.files = edits
     digest = lm.weights.digest()
     lm.apply(parse_recipe("svd"), lambda calibration: [])
     assert lm.weights.digest() != digest and lm.applied is not None
     lm.undo()
-    assert lm.weights.digest() == digest and lm.applied is None and not list(tmp_path.glob(".weights*"))
+    assert lm.weights.digest() == digest and lm.applied is None
     edited = edits.edit
     edits.edit = lambda recipe: edited(recipe)._replace(digest="blake3:other")  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="are not those that were written there"):
         lm.apply(parse_recipe("svd"), lambda calibration: [])
     lm.undo()
     assert lm.weights.digest() == digest
+
+
+def test_files_edited_before_are_taken_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    svd, magnitude = parse_recipe("svd"), parse_recipe("magnitude")
+    first = file_edits(tmp_path).edit(svd)
+    with monkeypatch.context() as later:
+        later.setattr(ShardExport, "fill", lambda *_: pytest.fail("it is edited again"))
+        again = file_edits(tmp_path).edit(svd)
+    assert (again.folder, again.digest) == (first.folder, first.digest)
+    assert again.applied.records == first.applied.records and again.applied.records
+    assert file_edits(tmp_path, identity="of another model").edit(svd).folder != first.folder
+    assert file_edits(tmp_path).edit(magnitude).digest != first.digest
+
+
+def test_edited_files_are_kept_within_the_bound(tmp_path: Path) -> None:
+    edits = file_edits(tmp_path, limit=0)
+    first = edits.edit(parse_recipe("svd")).folder
+    assert (first / "model.safetensors").is_file()
+    second = edits.edit(parse_recipe("magnitude")).folder
+    assert second.is_dir() and not first.exists()
+    edits.discard()
+    assert not list((tmp_path / "weights").iterdir())
+
+
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ShardExport, "size", 1 << 60)
+    with pytest.raises(UserError, match=r"edited weights .* cannot be written to .*LM_EVAL_RECIPES_CACHE"):
+        file_edits(tmp_path).edit(parse_recipe("svd"))
