@@ -215,6 +215,9 @@ class _Run:
 
     def _ended(self, returned: int, reason: str) -> int:
         self._log.close()
+        with suppress(OSError):  # so that a worker of the next try finds it free, however long this one takes to go
+            self._holder.truncate(0)
+            fcntl.flock(self._holder, fcntl.LOCK_UN)
         ended = {
             "cell": self._asked["cell"],
             "try": uuid.uuid4().hex,

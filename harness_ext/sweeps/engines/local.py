@@ -20,6 +20,8 @@ from harness_ext.sweeps.worker import start
 from leaderboard.readers.sweep_state import JOB
 
 _DEVICES = "CUDA_VISIBLE_DEVICES"
+_ENDING_SECONDS = 30.0
+"""How long a worker may take to end after its last record."""
 _LEFT_RUNNING: list[subprocess.Popen[bytes]] = []
 # Python warns of a child that runs on when nothing refers to it any more.
 
@@ -61,6 +63,7 @@ class LocalEngine:
                     " model, or use --on slurm or --on ray"
                 )
         for job in jobs:
+            self._await_the_end(job)
             if self._lives(job):
                 self._running[job.cell] = job
                 if (record := living_job(job.folder)) is not None:  # one elsewhere takes nothing from this machine
@@ -96,6 +99,13 @@ class LocalEngine:
         """Workers go on, and are this process's children until it ends."""
         self._waiting.clear()
         _LEFT_RUNNING.extend(self._workers.values())
+
+    def _await_the_end(self, job: Job) -> None:
+        """Wait for the worker of a try that is settled: its records are put away, and it is about to end."""
+        worker = self._workers.get(job.cell)
+        if worker is not None and not (job.folder / JOB).exists():
+            with suppress(subprocess.TimeoutExpired):
+                worker.wait(_ENDING_SECONDS)
 
     def _lives(self, job: Job) -> bool:
         worker = self._workers.get(job.cell)

@@ -15,7 +15,7 @@ from harness_ext.errors import UserError
 from harness_ext.sweeps.engines import EngineOptions, engine
 from harness_ext.sweeps.engines.base import Job, ready
 from harness_ext.sweeps.engines.local import LocalEngine, visible_gpus
-from harness_ext.sweeps.job_files import NOT_BEGUN, living_process
+from harness_ext.sweeps.job_files import HOLDER, NOT_BEGUN, living_process
 from leaderboard.readers.sweep_state import ENDED, JOB, MANIFEST
 from tests.harness_ext.sweeps.jobs import drain, ended, job, until
 
@@ -165,6 +165,16 @@ def test_workers_outlive_their_driver_and_are_adopted(tmp_path: Path) -> None:
     assert [(tmp_path / name / "output.log").read_text() for name in "ab"] == ["whole\n", "whole\n"]
 
 
+def test_a_cell_is_tried_again_when_the_worker_before_has_ended(tmp_path: Path) -> None:
+    """Its last record may be settled while it still takes its leave; it is not the worker of the next try."""
+    local = LocalEngine(gpus=[])
+    local._workers["a"] = subprocess.Popen(["sleep", "0.5"])
+    local.submit([job(tmp_path / "a", "print('ran')")])
+    drain(local)
+    assert (tmp_path / "a" / "output.log").read_text() == "ran\n"
+    assert (tmp_path / "a" / HOLDER).read_text() == ""  # nobody is taken for its worker
+
+
 def test_a_worker_is_known_before_its_record_is_there(tmp_path: Path) -> None:
     """A driver that begins again in that moment takes the record of an earlier try away, or so it believes."""
     first = LocalEngine(gpus=["0"])
@@ -178,7 +188,7 @@ def test_a_worker_is_known_before_its_record_is_there(tmp_path: Path) -> None:
     assert heir.alive() == {"a", "b"} and living_process(tmp_path / "a") == process
     assert not (tmp_path / "b" / JOB).exists()  # the only GPU is taken
     heir.cancel(["a", "b"])
-    drain(heir)
+    until((tmp_path / "a" / ENDED).exists)
     assert ended(tmp_path / "a")["reason"] == "machine"
 
 
