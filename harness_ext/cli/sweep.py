@@ -95,7 +95,7 @@ def _plan(args: argparse.Namespace) -> None:
     _check_engine(args.on, plan)
     on_gpu = any(cell.gpus for cell in plan.cells) and (args.on != "local" or bool(visible_gpus()))
     lines = expectations(plan, _check_tasks(plan), on_gpu=on_gpu)
-    rows: list[Row] = [
+    rows: list[dict[str, Any]] = [
         {
             "model": line.model,
             "cells": line.cells,
