@@ -1,4 +1,4 @@
-"""What a `run` was asked to do: lm-eval's own configuration plus our two keys, `recipe` and `control`.
+"""What a `run` was asked to do: lm-eval's own configuration plus our keys, `recipe`, `control` and `trackers`.
 
 Notable choices. Our keys are taken out of the YAML file and the flags before lm-eval sees them, because its
 `EvaluatorConfig` rejects what it does not know; everything else is read, merged and checked by lm-eval itself. A flag
@@ -24,8 +24,12 @@ if TYPE_CHECKING:
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
 KEYS = ("recipe", "control")
-OUTPUT_FLAGS = ("form", "details", "manifest", "trackers")
+TRACKERS = "trackers"
+FILE_KEYS = (*KEYS, TRACKERS)
+"""Our keys of a `--config` file, which are flags of `run` as well."""
+OUTPUT_FLAGS = ("form", "details", "manifest")
 """Our flags of `run` for what it tells at its end. No `--config` file has them."""
+_EXAMPLES = {TRACKERS: "[wandb, mlflow]"}
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,15 @@ def asked(args: argparse.Namespace, from_file: Mapping[str, Any]) -> Asked:
     return Asked(values["recipe"], values["control"], in_file=any(key in from_file for key in KEYS))
 
 
+def tracker_names(args: argparse.Namespace, from_file: Mapping[str, Any]) -> tuple[str, ...]:
+    """The trackers that the flag names, or else the file. Raises UserError for those that cannot be had."""
+    from harness_ext.runs.trackers import asked_trackers
+
+    if args.trackers is not None:
+        return asked_trackers(args.trackers)
+    return asked_trackers(_names(TRACKERS, from_file, args.config) or None, f"`trackers:` in {args.config}:")
+
+
 def _names(key: str, from_file: Mapping[str, Any], path: str | None) -> tuple[str, ...]:
     if key not in from_file:
         return ()
@@ -74,8 +87,8 @@ def _names(key: str, from_file: Mapping[str, Any], path: str | None) -> tuple[st
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name.strip() for name in names):
         raise UserError(
-            f"`{key}:` in {path} must be a name or a list of names, not {value!r}; write for example `{key}: [laser,"
-            " svd]` or remove the key"
+            f"`{key}:` in {path} must be a name or a list of names, not {value!r}; write for example `{key}:"
+            f" {_EXAMPLES.get(key, '[laser, svd]')}` or remove the key"
         )
     return tuple(names)
 
@@ -120,11 +133,11 @@ def _harness_config(args: argparse.Namespace) -> EvaluatorConfig:
             values = evaluate_config.EvaluatorConfig.load_yaml_config(config_path)
             return {
                 "output_path": "results",
-                **{key: value for key, value in values.items() if key not in KEYS},
+                **{key: value for key, value in values.items() if key not in FILE_KEYS},
                 "log_samples": True,
             }
 
-    flags = {key: value for key, value in vars(args).items() if key not in (*KEYS, *OUTPUT_FLAGS)}
+    flags = {key: value for key, value in vars(args).items() if key not in (*FILE_KEYS, *OUTPUT_FLAGS)}
     flags["log_samples"] = True
     if not args.config:
         flags["output_path"] = args.output_path or "results"

@@ -13,12 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness_ext.cli.config import KEYS, OUTPUT_FLAGS, asked, read_config_file, run_config
+from harness_ext.cli.config import FILE_KEYS, OUTPUT_FLAGS, asked, read_config_file, run_config, tracker_names
 from harness_ext.cli.secrecy import hide
 from harness_ext.cli.terminal import add_form_arguments
 from harness_ext.errors import UserError
 from harness_ext.runs.run_config import HF_BACKENDS, resolve_demo
-from harness_ext.runs.trackers import asked_trackers
 
 EXAMPLES = """
 recipes:
@@ -76,11 +75,13 @@ def add_recipes(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--trackers",
         type=str,
+        nargs="+",
+        action="extend",
         default=None,
-        metavar="<names>",
+        metavar="<name>",
         help=(
-            "Tell these of the runs with --recipe, once they are judged: wandb, trackio, mlflow (with commas). One run"
-            " a variant, grouped by sweep or baseline; each by its own package, settings and login"
+            "Tell these of the runs with --recipe, once they are judged: wandb, trackio, mlflow. One run a variant,"
+            " grouped by sweep or baseline; each by its own package, settings and login"
         ),
     )
     _only_whole(parser, [action for action in parser._actions if action not in before])
@@ -100,9 +101,10 @@ def _only_whole(parser: argparse.ArgumentParser, actions: Sequence[argparse.Acti
 
 def run(args: argparse.Namespace) -> None:
     """Run with the recipes that the flags or the file name, or as lm-eval does where there are none."""
-    form, details, manifest, trackers = args.form, args.details, args.manifest, asked_trackers(args.trackers)
+    form, details, manifest = args.form, args.details, args.manifest
     from_file = read_config_file(args.config)
     hide(from_file)
+    trackers = tracker_names(args, from_file)
     wanted = asked(args, from_file)
     if wanted.recipes or wanted.controls or wanted.in_file:
         from harness_ext.cli.installation import taken_back
@@ -150,7 +152,7 @@ def run_plain(args: argparse.Namespace, from_file: Mapping[str, Any]) -> None:
 
     _place_demo(args, from_file)
     _order_samples(args, from_file)
-    for key in (*KEYS, *OUTPUT_FLAGS):
+    for key in (*FILE_KEYS, *OUTPUT_FLAGS):
         delattr(args, key)
     # Another backend may need a package that is missing, which is for lm-eval to say.
     preload_hf() if (args.model or from_file.get("model") or "hf") in HF_BACKENDS else preload_harness()

@@ -81,7 +81,7 @@ def _show(executed: Execution, report: ProgressReport, form: Form, *, details: b
     """
     if not stored or executed.remote is not None:
         # Many machines may write to a remote place; the board is made where the runs are brought together.
-        judged = _judged_alone(executed.paths)
+        judged = execution.judged_alone(executed.paths)
         _print(judged, form, details=details)
         return judged
     from leaderboard.commands import ingest_command
@@ -94,7 +94,7 @@ def _show(executed: Execution, report: ProgressReport, form: Form, *, details: b
         _print(judged, form, details=details)
         return judged
     except LeaderboardError as trouble:
-        _print(_judged_alone(paths), form, details=details)
+        _print(execution.judged_alone(paths), form, details=details)
         # A run that found no room in its place lies elsewhere.
         folders = list(dict.fromkeys(path.parent for path in paths))
         elsewhere = [folder for folder in folders if database.parent.resolve() not in folder.resolve().parents]
@@ -102,11 +102,6 @@ def _show(executed: Execution, report: ProgressReport, form: Form, *, details: b
         raise type(trouble)(
             f"{trouble}\nthe runs are safe in {' and '.join(map(str, folders))}: `{command}` puts them on the board"
         ) from None
-
-
-def _judged_alone(paths: Sequence[Path]) -> JudgedRuns:
-    cells = execution.cells_from_runs(paths)
-    return JudgedRuns(cells, frozenset(cell.run_id for cell in cells))
 
 
 def _print(judged: JudgedRuns, form: Form, *, details: bool) -> None:

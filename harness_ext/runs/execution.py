@@ -138,7 +138,6 @@ def judged_in_store(paths: Sequence[Path], database: Path, report: ProgressRepor
     """Put run folders into the database and judge them there, beside all other runs of the model. Raises
     LeaderboardError.
     """
-    from leaderboard.board.board import board
     from leaderboard.ingest import ingest
     from leaderboard.store.database import open_store
 
@@ -149,16 +148,26 @@ def judged_in_store(paths: Sequence[Path], database: Path, report: ProgressRepor
         report.warn(f"{path} was taken off the board, and stays off: `lm_eval runs list --deleted` has the reason")
     ours = {*ingested.added, *ingested.known}
     with open_store(database, read_only=True, timeout_s=PATIENCE_SECONDS) as store:
-        runs = store.rows(_RUNS, [sorted(ours)])
-        run_of = {str(row["spec_id"]): str(row["run_id"]) for row in runs}
-        return JudgedRuns(board(store, models={str(row["model_key"]) for row in runs}), frozenset(ours), run_of)
+        return _judged(store, ours)
+
+
+def judged_alone(paths: Sequence[Path]) -> JudgedRuns:
+    """Judge run folders by themselves, without a database."""
+    store = store_of(paths)
+    return _judged(store, {str(row["run_id"]) for row in store.rows("SELECT run_id FROM runs")})
 
 
 def cells_from_runs(paths: Sequence[Path]) -> list[Cell]:
-    """Judge run folders by themselves, without a database."""
+    """The cells of `judged_alone`."""
+    return judged_alone(paths).cells
+
+
+def _judged(store: Store, ours: set[str]) -> JudgedRuns:
     from leaderboard.board.board import board
 
-    return board(store_of(paths))
+    runs = store.rows(_RUNS, [sorted(ours)])
+    run_of = {str(row["spec_id"]): str(row["run_id"]) for row in runs}
+    return JudgedRuns(board(store, models={str(row["model_key"]) for row in runs}), frozenset(ours), run_of)
 
 
 def store_of(paths: Sequence[Path]) -> Store:

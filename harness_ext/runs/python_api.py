@@ -49,7 +49,8 @@ class ApplySettings(TypedDict, total=False):
 
 class RunSettings(TypedDict, total=False):
     """Settings of `run`, named as the flags of `lm_eval run`. output_path: the folder of the results, by default
-    `results`. limit: documents a task, or a share of them below 1. verbose: tell of progress on standard error.
+    `results`. limit: documents a task, or a share of them below 1. trackers: told of the runs once they are judged
+    (wandb, trackio, mlflow). verbose: tell of progress on standard error.
     """
 
     num_fewshot: int
@@ -69,6 +70,7 @@ class RunSettings(TypedDict, total=False):
     cache_requests: Mapping[str, bool]
     trust_remote_code: bool
     confirm_run_unsafe_code: bool
+    trackers: Sequence[str] | str
     verbose: bool
 
 
@@ -203,11 +205,12 @@ def run(
     """
     from harness_ext.runs.execution import execute
     from harness_ext.runs.run_config import harness_config, recipe_run_config
-    from harness_ext.runs.run_result import judged_result
+    from harness_ext.runs.run_result import judged_runs, run_result
+    from harness_ext.runs.trackers import asked_trackers, track, tracked_runs
 
     _check_names("run", settings, RunSettings)
     asked = {"model": model, "model_args": _copied(model_args), "tasks": _copied(tasks), **settings}
-    verbose = bool(asked.pop("verbose", False))
+    verbose, trackers = bool(asked.pop("verbose", False)), asked_trackers(asked.pop("trackers", None), "trackers:")
     if "output_path" in asked:
         asked["output_path"] = str(asked["output_path"])
     names = [controls] if isinstance(controls, str) else list(controls)
@@ -219,10 +222,13 @@ def run(
         command = (redacted(f"harness_ext.run({', '.join(f'{key}={value!r}' for key, value in told.items())})"),)
         config = recipe_run_config(harness_config(asked), loaded, names, command)
         executed = execute(config, report)
-        result = judged_result(executed, names, report)
+        judged = judged_runs(executed, report)
+        if trackers:
+            runs = [outcome.run for outcome in executed.outcomes]
+            track(trackers, tracked_runs(runs, judged, config.secrets), report)
     if executed.mistake is not None:
         raise executed.mistake
-    return result
+    return run_result(executed, judged, names)
 
 
 def export(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness_ext.errors import UserError, nearest
-from harness_ext.runs.execution import Execution, cells_from_runs, cells_from_store
+from harness_ext.runs.execution import Execution, JudgedRuns, judged_alone, judged_in_store
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,20 +69,23 @@ class RunResult:
         return cells_frame_with_controls(self.cells, control or next(iter(self.controls), None))
 
 
-def judged_result(executed: Execution, controls: Sequence[str], report: ProgressReport) -> RunResult:
+def judged_runs(executed: Execution, report: ProgressReport) -> JudgedRuns:
     """Put the runs into the store and judge them: against the baseline, and each recipe against its controls. A
     database that cannot be had costs only its own update, and a warning.
     """
     from leaderboard.errors import LeaderboardError
 
     paths = list(dict.fromkeys(executed.paths))
-    cells: list[Cell] = []
     try:
-        cells = cells_from_store(paths, executed.database, report)
+        judged = judged_in_store(paths, executed.database, report)
     except LeaderboardError as trouble:
         report.warn(f"{trouble}; the runs are safe in {paths[0].parent}")
+        return judged_alone(paths)
     # Runs that were copied here are in the store under the path where it met them first.
-    if len({cell.run_id for cell in cells}) < len(paths):
-        cells = cells_from_runs(paths)
+    return judged_alone(paths) if len({cell.run_id for cell in judged.cells}) < len(paths) else judged
+
+
+def run_result(executed: Execution, judged: JudgedRuns, controls: Sequence[str]) -> RunResult:
+    """The result of judged runs. controls: the names that were asked for."""
     runs = tuple(outcome.run for outcome in executed.outcomes)
-    return RunResult(runs, tuple(cells), executed.database, tuple(dict.fromkeys(controls)))
+    return RunResult(runs, tuple(judged.cells), executed.database, tuple(dict.fromkeys(controls)))

@@ -105,22 +105,39 @@ TRACKERS: dict[str, Callable[[TrackedRun], None]] = {
 """By the name of the package, which is also that of the flag."""
 
 
-def asked_trackers(given: str | None) -> tuple[str, ...]:
-    """The trackers in a list with commas, each once. Raises UserError for unknown ones and those whose package is not
-    installed, all at once; nothing of them is imported.
+def asked_trackers(given: str | Sequence[str] | None, where: str = "--trackers") -> tuple[str, ...]:
+    """The trackers in a list, or a text with commas, each once. where: what gave them, for messages.
+
+    Raises UserError for unknown ones and those whose package is not installed, all at once; nothing of them is
+    imported.
     """
-    names = tuple(dict.fromkeys(word.strip() for word in (given or "").split(",") if word.strip()))
-    if given is not None and not names:
-        raise UserError(f"--trackers names none: give one or more of {', '.join(TRACKERS)}")
-    mistakes = [f"no tracker is called {name!r}; {nearest(name, TRACKERS)}" for name in names if name not in TRACKERS]
+    if given is None:
+        return ()
+    names = _names(given)
+    if not names:
+        raise UserError(f"{where} names none: give one or more of {', '.join(TRACKERS)}")
+    mistakes = unknown_trackers(names)
     mistakes += [
-        f"--trackers {name} needs the package {name}, which is not installed: pip install {name}"
+        f"{where} {name} needs the package {name}, which is not installed: pip install {name}"
         for name in names
         if name in TRACKERS and find_spec(name) is None
     ]
     if mistakes:
         raise UserError("\n".join(mistakes))
     return names
+
+
+def unknown_trackers(given: str | Sequence[str]) -> list[str]:
+    """A sentence for each name that is no tracker's."""
+    return [
+        f"no tracker is called {name!r}; {nearest(name, TRACKERS)}" for name in _names(given) if name not in TRACKERS
+    ]
+
+
+def _names(given: str | Sequence[str]) -> tuple[str, ...]:
+    parts = [given] if isinstance(given, str) else given
+    words = (word.strip() for part in parts for word in str(part).split(","))
+    return tuple(dict.fromkeys(word for word in words if word))
 
 
 def track(names: Sequence[str], runs: Sequence[TrackedRun], report: ProgressReport) -> None:

@@ -1,4 +1,6 @@
-"""The `run:` of a sweep file: flags of `lm_eval run` in the same words, checked by lm-eval's own parser."""
+"""The `run:` of a sweep file: flags of `lm_eval run` in the same words, checked by lm-eval's own parser. Of our own
+flags it may have `trackers`, which each cell tells of its runs.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from typing import Any, NoReturn
 
 from harness_ext.errors import nearest
 from harness_ext.lm_eval_adapter.subcommand import add_run_arguments
+from harness_ext.runs.trackers import unknown_trackers
 from leaderboard.readers.plain_yaml import shown
 from leaderboard.readers.secrets import is_secret
 
@@ -36,6 +39,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> _Parser:
     parser = _Parser(add_help=False, allow_abbrev=False)
     add_run_arguments(parser)
+    parser.add_argument("--trackers", nargs="+")
     return parser
 
 
@@ -58,6 +62,8 @@ def flag_mistakes(run: Mapping[str, Any]) -> Iterator[str]:
             yield f"{shown(str(name))}: no flag of `lm_eval run` that a cell can have; {nearest(str(name), _known())}"
         elif is_secret(str(name)):
             yield f"{name}: is a secret, which would stand in the files of the sweep: leave it out"
+        elif name == "trackers" and (mistakes := unknown_trackers(words({name: value})[1:])):
+            yield from (f"{name}: {mistake}" for mistake in mistakes)
         else:
             try:
                 with contextlib.redirect_stderr(io.StringIO()):

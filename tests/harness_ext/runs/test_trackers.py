@@ -124,6 +124,63 @@ def test_mistakes_are_told_at_once_before_anything_is_loaded(demo_run, monkeypat
     assert "names none" in demo_run("--recipe", "svd", "--trackers", ",").err
 
 
+def test_python_and_a_file_name_them_by_the_same_word(stand_in, lm_eval, tmp_path: Path) -> None:
+    import harness_ext
+
+    told = stand_in("wandb", WANDB)
+    settings = {"tasks": ["int_mult"], "limit": 4, "batch_size": 4, "device": "cpu", "trackers": ["wandb"]}
+    file = tmp_path / "run.yaml"
+    file.write_text(json.dumps({"model_args": {"pretrained": "demo"}, "recipe": "svd", **settings}))
+    ran = lm_eval("run", "--config", file)
+    assert ran.code == 0 and "wandb: 2 runs tracked" in ran.err, ran.err
+    harness_ext.run(model_args={"pretrained": "demo"}, recipes="svd", **settings)
+    by_file, by_python = _told(told)[:2], _told(told)[2:]
+    # The same runs, which are kept: there as well.
+    assert by_file == by_python and [run["init"]["name"] for run in by_file] == ["baseline", "svd"]
+    assert "int_mult/acc/difference" in by_file[1]["metrics"]
+
+
+def test_a_cell_of_a_sweep_tells_of_its_runs(stand_in, demo_run, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = stand_in("wandb", WANDB)
+    monkeypatch.setenv("LM_EVAL_SWEEP", "first-sweep")
+    ran = demo_run("--recipe", "svd", "--trackers", "wandb", "--manifest", "cell.json")
+    assert ran.code == 0, ran.err
+    baseline, svd = _told(told)
+    assert {run["init"]["group"] for run in (baseline, svd)} == {"first-sweep"}
+    assert "int_mult/acc/difference" in svd["metrics"] and svd["summary"]["int_mult/acc/verdict"]
+
+
+def test_a_sweep_file_names_them_among_its_flags() -> None:
+    from harness_ext.sweeps.run_flags import flag_mistakes, words
+
+    assert words({"trackers": ["wandb", "mlflow"]}) == ["--trackers", "wandb", "mlflow"]
+    assert not list(flag_mistakes({"trackers": "wandb,mlflow"}))
+    assert list(flag_mistakes({"trackers": ["wandb", "weights"]})) == [
+        "trackers: no tracker is called 'weights'; known: mlflow, trackio, wandb"
+    ]
+
+
+def test_mistakes_in_a_file_name_it(stand_in, lm_eval, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import harness_ext
+    from harness_ext.errors import UserError
+
+    file = tmp_path / "run.yaml"
+    for trackers, message in (
+        ("[wandb]", f"`trackers:` in {file}: wandb needs the package wandb, which is not installed"),
+        ("5", f"`trackers:` in {file} must be a name or a list of names, not 5; write for example `trackers: [wandb"),
+    ):
+        file.write_text(f"model_args: {{pretrained: demo}}\ntasks: [int_mult]\nrecipe: svd\ntrackers: {trackers}\n")
+        with monkeypatch.context() as patch:
+            patch.setattr("harness_ext.runs.trackers.find_spec", lambda name: None)
+            ran = lm_eval("run", "--config", file)
+        assert ran.code == 2 and message in ran.err, ran.err
+    file.write_text("model_args: {pretrained: demo}\ntasks: [int_mult]\ntrackers: wandb\n")
+    stand_in("wandb", WANDB)
+    assert "--trackers is for a run with --recipe" in lm_eval("run", "--config", file).err
+    with pytest.raises(UserError, match="no tracker is called 'weights'"):
+        harness_ext.run(model_args={"pretrained": "demo"}, tasks="int_mult", recipes="svd", trackers="weights")
+
+
 def test_trackers_are_for_recipes(stand_in, lm_eval) -> None:
     stand_in("wandb", WANDB)
     ran = lm_eval("run", "--model", "hf", "--model_args", "pretrained=demo", "--trackers", "wandb")
