@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from leaderboard.commands import DEFAULT_DATABASE
 from leaderboard.errors import LeaderboardError
@@ -24,7 +23,11 @@ def main(arguments: list[str] | None = None) -> int:
             " `python -m leaderboard report --help`: write a board as one file."
         ),
     )
-    parser.add_argument("--database", type=Path, default=DEFAULT_DATABASE, help="the DuckDB file (%(default)s)")
+    parser.add_argument(
+        "--database",
+        default=str(DEFAULT_DATABASE),
+        help="the DuckDB file (%(default)s), or postgres://USER@HOST/DATABASE of a published board",
+    )
     parser.add_argument(
         "--host",
         default="127.0.0.1",
@@ -33,10 +36,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8501, help="(%(default)s)")
     parser.add_argument("--open", action="store_true", help="open a browser as well")
     given = parser.parse_args(arguments)
-    from leaderboard.app.serve import serve
+    from leaderboard.app.serve import serve_place
 
     try:
-        serve(given.database, host=given.host, port=given.port, open_browser=given.open)
+        serve_place(given.database, host=given.host, port=given.port, open_browser=given.open)
     except LeaderboardError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

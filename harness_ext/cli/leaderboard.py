@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from harness_ext.cli.publish import add_schema_argument
@@ -52,20 +51,11 @@ examples:
 
     @staticmethod
     def execute(args: argparse.Namespace) -> None:
-        from leaderboard.app.serve import serve
+        from leaderboard.app.serve import serve_place
 
-        place = args.database
-        with nullcontext(place) if isinstance(place, Path) else _copy_of(place, args.schema) as database:
-            serve(database, host=args.host, port=args.port, open_browser=args.open)
+        serve_place(args.database, schema=args.schema, host=args.host, port=args.port, open_browser=args.open)
 
 
 def _place(text: str) -> Path | str:
     """A path, or the address of a PostgreSQL as it is: a path would lose one of its slashes."""
     return text if text.startswith(("postgres://", "postgresql://")) else Path(text)
-
-
-def _copy_of(url: str, schema: str) -> AbstractContextManager[Path]:
-    from leaderboard.postgres.address import PostgresAddress
-    from leaderboard.postgres.local_copy import local_copy
-
-    return local_copy(PostgresAddress(url, schema))

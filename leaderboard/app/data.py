@@ -21,7 +21,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from leaderboard.app import page_queries
 from leaderboard.app.page_queries import RunFacts
-from leaderboard.app.serve import DATABASE_VARIABLE
+from leaderboard.app.serve import DATABASE_VARIABLE, PUBLISHED_VARIABLE
 from leaderboard.board.board import board
 from leaderboard.board.cell import Cell
 from leaderboard.commands import DEFAULT_DATABASE
@@ -78,6 +78,21 @@ class Details:
 def database() -> Path:
     """The file that this server shows."""
     return Path(os.environ.get(DATABASE_VARIABLE, DEFAULT_DATABASE))
+
+
+def published() -> str | None:
+    """Where the board was published, for a server that shows a copy of it: what is beside the file tells nothing then,
+    and nothing is to be taken into it.
+    """
+    return os.environ.get(PUBLISHED_VARIABLE) or None
+
+
+def place_of(path: str) -> str:
+    """A path as it is shown: of a published board, below the folder that the board lay in, wherever that was."""
+    folder = Path(path)
+    if published() and folder.is_relative_to(database().parent):
+        return str(folder.relative_to(database().parent))
+    return path
 
 
 def generation(path: Path) -> object:

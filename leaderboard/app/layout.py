@@ -83,10 +83,17 @@ def show_rejections(found: data.Overview) -> None:
     if found.rejections:
         with st.expander(f"Not taken in: {len(found.rejections)}"):
             rows = [
-                {"Path": plain(row["path"]), "Reason": plain(row["reason"]), "When (UTC)": row["logged_at"]}
+                {
+                    "Path": plain(data.place_of(row["path"])),
+                    "Reason": plain(row["reason"]),
+                    "When (UTC)": row["logged_at"],
+                }
                 for row in found.rejections
             ]
             st.dataframe(rows, hide_index=True, placeholder="", width="stretch")
+            if data.published():
+                st.caption("Once mended, they are taken in where this board was published from, by `lm_eval ingest`.")
+                return
             st.caption("Once mended, take them in again:")
             st.code(ingest_command(data.database(), "PATH"), language=None, wrap_lines=True)
 
@@ -164,6 +171,10 @@ def watch(shown: object) -> None:
 def explain_empty() -> None:
     """What to run when there is nothing to show."""
     st.header("Nothing here yet")
+    if place := data.published():
+        st.text(f"The board published at {place} holds no runs. Where the runs are, this publishes them:")
+        st.code("lm_eval publish --to postgres://USER@HOST/DATABASE", language=None)
+        return
     st.write(
         "This page shows every recipe beside its baseline as soon as one run is finished. To make one, with the small"
         " model that comes along:"

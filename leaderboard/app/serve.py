@@ -20,11 +20,43 @@ from leaderboard.errors import LeaderboardError
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 DATABASE_VARIABLE = "LEADERBOARD_DATABASE"
+PUBLISHED_VARIABLE = "LEADERBOARD_PUBLISHED"
+"""Where the board was published, without password; for a database that is a copy of it."""
 MAIN = Path(__file__).parent / "main.py"
 
 
-def serve(database: Path, *, host: str = "127.0.0.1", port: int = 8501, open_browser: bool = False) -> None:
+def serve_place(
+    place: Path | str,
+    *,
+    schema: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8501,
+    open_browser: bool = False,
+) -> None:
+    """`serve` a database file, or a copy of the board that was published at postgres://... (in `schema`, if that is not
+    ours), which is kept fresh. Raises what `serve` raises, and PostgresError.
+    """
+    from leaderboard.postgres.address import DEFAULT_SCHEMA, PostgresAddress, is_address
+    from leaderboard.postgres.local_copy import local_copy
+
+    if not is_address(str(place)):
+        serve(Path(place), host=host, port=port, open_browser=open_browser)
+        return
+    address = PostgresAddress(str(place), schema or DEFAULT_SCHEMA)
+    with local_copy(address) as copy:
+        serve(copy, host=host, port=port, open_browser=open_browser, published=str(address))
+
+
+def serve(
+    database: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8501,
+    open_browser: bool = False,
+    published: str | None = None,
+) -> None:
     """Serve the page until interrupted. The database may be missing or empty: the page then says what to run.
+    published: where the board was published, for a database that is a copy of it.
 
     Raises `LeaderboardError` for a port that is taken.
     """
@@ -35,7 +67,12 @@ def serve(database: Path, *, host: str = "127.0.0.1", port: int = 8501, open_bro
             file=sys.stderr,
         )
     os.environ[DATABASE_VARIABLE] = str(Path(database).resolve())
-    print(f"leaderboard of {database} at http://{_url_host(host)}:{port} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+    os.environ[PUBLISHED_VARIABLE] = published or ""
+    print(
+        f"leaderboard of {published or database} at http://{_url_host(host)}:{port} (Ctrl-C ends it)",
+        file=sys.stderr,
+        flush=True,
+    )
     with _nothing_of_the_user(), _judging_beside(Path(database).resolve()):
         import streamlit
 

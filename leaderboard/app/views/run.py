@@ -60,7 +60,7 @@ def show(details: data.Details, first: data.Answer[data.Overview]) -> None:
     html_table.show(html_table.name(first.value.runs[run["run_id"]].name or run["recipe_label"]))
     st.text(f"{plain(run['recipe_label'])} on {plain(run['model_name'])}")
     left, right = st.columns([2, 5])
-    for place, title, text in ((left, "Run", run["run_id"]), (right, "Folder", run["path"])):
+    for place, title, text in ((left, "Run", run["run_id"]), (right, "Folder", data.place_of(run["path"]))):
         place.caption(title)
         place.code(plain(str(text)), language=None, wrap_lines=True)
     if run["recipe_summary"]:
@@ -164,7 +164,9 @@ def show_files(run: dict[str, Any]) -> None:
     st.subheader("Files", anchor=False)
     files = run_files.files_of(run)
     st.code(
-        "\n".join([plain(run["path"]), *(f"  {plain(file.name)}  ({_size(file.size)})" for file in files)]),
+        "\n".join(
+            [plain(data.place_of(run["path"])), *(f"  {plain(file.name)}  ({_size(file.size)})" for file in files)]
+        ),
         language=None,
         wrap_lines=True,
     )

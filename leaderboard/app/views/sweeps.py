@@ -23,6 +23,10 @@ _STATES: tuple[State, ...] = get_args(State)
 def main() -> None:
     """Draw the page."""
     st.title("Sweeps", anchor=False)
+    if place := data.published():
+        st.text(f"The state of a sweep is in its files, and not in the board published at {place}. Where they are:")
+        st.code("lm_eval sweep status sweep.yaml", language=None)
+        return
     folders = {folder.name: folder for folder in sweep_folders(data.database().parent)}
     if not folders:
         st.text(f"No sweep has its results in {data.database().parent}. To plan and run one:")

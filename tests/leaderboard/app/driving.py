@@ -74,8 +74,8 @@ def words_of(app: Any) -> str:
 
 
 @contextmanager
-def serving(database: Path) -> Iterator[str]:
-    """The address of a running server, which must end when asked to."""
+def serving(database: Path | str, start_s: float = 30.0) -> Iterator[str]:
+    """The address of a running server, which must answer so soon, and end when asked to."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -84,16 +84,16 @@ def serving(database: Path) -> Iterator[str]:
     server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
-        wait_for(url, server)
+        wait_for(url, server, start_s)
         yield url
     finally:
         server.send_signal(signal.SIGINT)
         server.wait(timeout=20)
 
 
-def wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
+def wait_for(url: str, server: subprocess.Popen[bytes], start_s: float = 30.0) -> None:
     """Until the server answers."""
-    for _ in range(300):
+    for _ in range(round(start_s * 10)):
         assert server.poll() is None, "the server ended"
         try:
             urllib.request.urlopen(f"{url}/_stcore/health", timeout=1).close()
