@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.calibration.documents import LabelledDocument
 from harness_ext.errors import UserError
@@ -87,6 +87,11 @@ def document_losses(lm: HFLM, batch: PaddedBatch) -> Tensor:
 def arguments_of(batch: PaddedBatch) -> dict[str, Tensor]:
     """What a model is called with."""
     return {"input_ids": batch.tokens, "attention_mask": batch.mask, "position_ids": batch.positions}
+
+
+def call_of(lm: HFLM, batch: PaddedBatch) -> Callable[[], Any]:
+    """The call of the whole model with a batch, to be made later."""
+    return lambda: lm.model(**arguments_of(batch), use_cache=False)
 
 
 def _last_logits(lm: HFLM, batch: PaddedBatch) -> dict[str, int]:

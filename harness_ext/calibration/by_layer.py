@@ -15,10 +15,9 @@ Sums are those of `gather`, to rounding. Where the layers are no plain stack, wh
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -26,13 +25,12 @@ from weakref import WeakKeyDictionary
 from harness_ext.calibration.batches import (
     TOKENS_WITH_GRADIENTS,
     PaddedBatch,
-    arguments_of,
     calibration_batches,
+    call_of,
     document_losses,
     probes,
 )
 from harness_ext.calibration.collect import (
-    Enough,
     Rest,
     check_pairs,
     frozen,
@@ -45,7 +43,9 @@ from harness_ext.calibration.collect import (
     watched_through,
 )
 from harness_ext.calibration.context import DocumentBatches
+from harness_ext.calibration.hidden_states import States
 from harness_ext.calibration.observed import ModuleWatch, WatchedMatrix, are_alone
+from harness_ext.calibration.unedited_stream import UneditedStream
 from harness_ext.model.decoder_stack import DecoderStack, layers_of
 from harness_ext.model.layout import Matrix
 from harness_ext.progress import Progress
@@ -53,7 +53,7 @@ from harness_ext.progress import Progress
 if TYPE_CHECKING:
     import torch
     from lm_eval.models.huggingface import HFLM
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from harness_ext.methods import Svd
     from harness_ext.progress import Stage
@@ -62,10 +62,6 @@ Learned = tuple[Sequence[Matrix], Mapping[str, Mapping[str, "Tensor"]]]
 """Some matrices, and their statistics by `Matrix.key` as `gather` gives them."""
 Stages = Callable[[Sequence[Matrix]], Sequence[Sequence[Matrix]]]
 """Splits the matrices of a layer into those that are learned about, and edited, one after another."""
-
-SHARE_OF_MEMORY = 0.25
-"""Of the free memory of a GPU, what hidden states may take before they are kept on the CPU."""
-
 
 _stacks: WeakKeyDictionary[Any, DecoderStack | None] = WeakKeyDictionary()
 """By the list of a model's layers; None for one that is no plain stack."""
@@ -107,17 +103,13 @@ def walk_through(
     if layers is None or shared or not may_be_stopped(lm.model):
         return None
     if layers not in _stacks:
-        stack, calls = DecoderStack(layers), [_call(lm, batch) for batch in probes(lm, documents.documents)]
+        stack, calls = DecoderStack(layers), [call_of(lm, batch) for batch in probes(lm, documents.documents)]
         _stacks[layers] = stack if stack.adds_up(calls) else None
     found = _stacks[layers]
     if found is None:
         return None
     batches = calibration_batches(lm, documents, names)
     return LayerWalk(lm, found, depths, batches, names, decompose, progress=documents.progress)
-
-
-def _call(lm: HFLM, batch: PaddedBatch) -> Callable[[], Any]:
-    return lambda: lm.model(**arguments_of(batch), use_cache=False)
 
 
 def gathered(
@@ -301,7 +293,7 @@ class LayerWalk:
         import torch
 
         with torch.no_grad():
-            return States([self.stack.entering(_call(self.lm, batch)) for batch in self.batches])
+            return States([self.stack.entering(call_of(self.lm, batch)) for batch in self.batches])
 
     def _go_on(self, layer: int, states: States, counted: Stage) -> None:
         """Take the states through a layer that nobody watches."""
@@ -314,7 +306,7 @@ class LayerWalk:
 
         with torch.no_grad():
             for place, batch in enumerate(self.batches):
-                states[place] = self.stack.through(layer, states[place], _call(self.lm, batch))
+                states[place] = self.stack.through(layer, states[place], call_of(self.lm, batch))
 
     def _watched(
         self,
@@ -362,7 +354,7 @@ class LayerWalk:
                 if beside is not None:
                     beside.show(place, watch)
                 entering = states[place].detach().requires_grad_(self.backward)
-                call = _call(self.lm, batch)
+                call = call_of(self.lm, batch)
                 output = rest.unless_stopped(lambda: self.stack.through(layer, entering, call))  # noqa: B023 - called at once
                 if gradients is not None:
                     assert output is not None
@@ -386,103 +378,3 @@ class LayerWalk:
                 (gradient,) = torch.autograd.grad(loss, [leaving])
                 gradients.append(states.kept(gradient))
         return States(gradients)
-
-
-class UneditedStream:
-    """The hidden states of the model as it was before all edits, beside the walk that edits it: what each layer makes
-    of them, by a copy of the layer from before its own edits. Two copies of one layer are held at a time.
-    """
-
-    def __init__(self, walk: LayerWalk, states: States) -> None:
-        self._walk, self._states = walk, states
-        self._layer = 0
-        self._untouched: nn.Module | None = None
-
-    def come_to(self, layer: int) -> None:
-        """Keep a layer as it is now, before it is edited."""
-        self._layer, self._untouched = layer, copy.deepcopy(self._walk.stack.layers[layer])
-
-    def show(self, place: int, watch: ModuleWatch) -> None:
-        """Show the modules under watch what they were handed of a batch in the unedited model."""
-        import torch
-
-        waiting = {module.items[0].matrix.modules[0]: module for module in watch.observed}
-
-        with self._in_place(), ExitStack() as hooks, torch.no_grad():
-            seen: set[str] = set()
-
-            def hook_for(name: str) -> Callable[..., None]:
-                def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-                    waiting[name].originals = args[0].detach()
-                    seen.add(name)
-                    if len(seen) == len(waiting):
-                        raise Enough
-
-                return hook
-
-            for name in waiting:
-                module = self._walk.lm.model.get_submodule(name)
-                hooks.callback(module.register_forward_pre_hook(hook_for(name)).remove)
-            with suppress(Enough):
-                self._through(place)
-
-    def go_on(self) -> None:
-        """Take the states through the layer as it was."""
-        import torch
-
-        with self._in_place(), torch.no_grad():
-            for place in range(len(self._walk.batches)):
-                self._states[place] = self._through(place)
-        self._untouched = None
-
-    def _through(self, place: int) -> Tensor:
-        call = _call(self._walk.lm, self._walk.batches[place])
-        return self._walk.stack.through(self._layer, self._states[place], call)
-
-    @contextmanager
-    def _in_place(self) -> Iterator[None]:
-        """The copy stands where the layer stands, for the block."""
-        assert self._untouched is not None, "a layer is kept before it is edited"
-        layers, edited = self._walk.stack.layers, self._walk.stack.layers[self._layer]
-        layers[self._layer] = self._untouched
-        try:
-            yield
-        finally:
-            layers[self._layer] = edited
-
-
-class States:
-    """A tensor `[b, t, d]` for each batch, on the CPU where a GPU would be filled by them."""
-
-    def __init__(self, values: Sequence[Tensor]) -> None:
-        self._values = list(values)
-        self._device = self._values[0].device
-        self._aside = _fills(self._values)
-        self._values = [self.kept(value) for value in self._values]
-
-    def __getitem__(self, place: int) -> Tensor:
-        return self._values[place].to(self._device, non_blocking=True)
-
-    def __setitem__(self, place: int, value: Tensor) -> None:
-        self._values[place] = self.kept(value)
-
-    def kept(self, value: Tensor) -> Tensor:
-        """A tensor where these are kept."""
-        return value.detach().to("cpu" if self._aside else self._device)
-
-    def replace(self, values: Sequence[Tensor]) -> None:
-        """Other values for all batches."""
-        self._values = list(values)
-
-    def copy(self) -> States:
-        """The same, to be changed by itself."""
-        return States(self._values)
-
-
-def _fills(values: Sequence[Tensor]) -> bool:
-    import torch
-
-    if values[0].device.type != "cuda":
-        return False
-    size = sum(value.numel() * value.element_size() for value in values)
-    return size > SHARE_OF_MEMORY * torch.cuda.mem_get_info(values[0].device)[0]
