@@ -1,12 +1,14 @@
 """A run whose variants are scored by an inference engine: first all edits, each written to a folder, then all scores.
 
 Recipes learn and edit on the Hugging Face backend, as they do without an engine. It is gone before the engine starts,
-which wants the memory for itself. A folder of edited weights is kept for later commands, within a bound.
+which wants the memory for itself. A folder of edited weights is kept for later commands, within a bound; so is, until
+the variant is scored, what became of the edit, so that the same command after a kill does not edit it again.
 """
 
 from __future__ import annotations
 
 import gc
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -32,7 +34,8 @@ from harness_ext.runs.versions import versions
 from harness_ext.storage.resume import ResumeState
 from harness_ext.storage.rundir import FinishedRun
 from harness_ext.storage.weight_folders import WeightFolders, user_folders
-from leaderboard.readers.receipt import Receipt, ReceiptTotals, ReceiptWeights
+from leaderboard.readers.receipt import Receipt, ReceiptTotals, ReceiptWeights, public_receipt
+from leaderboard.readers.secrets import redacted_command
 
 if TYPE_CHECKING:
     from harness_ext.editing.pipeline import AppliedRecipe
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
 
 _CHECKED_OF_A_TASK, _CHECKED_TEXTS = 8, 32
 _TWO_BYTES = ("float16", "bfloat16", "half")
+_EDITED = "edited"
+_FOLDER = re.compile("[0-9a-f]{40}")
 _SENTENCE = "The recipe for bread is flour, water, salt and time. Most of the work is done by waiting for it to rise."
 
 
@@ -51,6 +56,13 @@ class _Edited:
     weights: EngineWeights
     resume: ResumeState
     seconds: float
+
+    def keep(self) -> None:
+        """Leave what a later process needs to score it."""
+        weights = vars(self.weights).copy()
+        folder = weights.pop("folder")
+        row = {"receipt": public_receipt(self.receipt.to_json()), "folder": folder and folder.name, "weights": weights}
+        self.resume.append(_EDITED, row)
 
 
 class EngineSession(Session):
@@ -127,15 +139,47 @@ class EngineSession(Session):
         return [*(f"{text} {_SENTENCE}" for text in texts[:_CHECKED_TEXTS]), _SENTENCE]
 
     def _made(self, recipe: Recipe) -> FinishedRun:
-        """Edit a variant and write its weights; it is scored later. One that cannot be edited is done with that."""
-        began, place = time.perf_counter(), self._place(recipe)
-        started = receipts.now()
+        """Edit a variant and write its weights, unless that is done; it is scored later. One that cannot be edited is
+        done with that.
+        """
+        place = self._place(recipe)
+        resume = ResumeState(place.parent / f".{place.name}.work")
+        edited = self._edited_before(recipe, resume) or self._edit(recipe, place, resume)
+        if isinstance(edited, FinishedRun):
+            return edited
+        self._edited[place] = edited
+        return FinishedRun(place, edited.receipt.to_json())
+
+    def _edited_before(self, recipe: Recipe, resume: ResumeState) -> _Edited | None:
+        """What an earlier process has edited and not scored, if it was asked for the same by the same versions and its
+        weights are still there.
+        """
+        try:
+            row = resume.rows(_EDITED)[-1]
+            receipt, weights = Receipt.model_validate(row["receipt"]), EngineWeights(**row["weights"])
+            name = row["folder"]
+            if name is not None and not _FOLDER.fullmatch(name):
+                return None
+        except (IndexError, KeyError, TypeError, ValueError):
+            return None  # nothing is there, or it is not as it was written
+        if receipt.spec_id != self.spec.spec_id(recipe) or receipt.versions != versions():
+            return None
+        if name is not None:
+            if (folder := self._folders.kept(name)) is None:
+                return None
+            weights = replace(weights, folder=folder)
+            self.report.line(f"{recipe.label}: an earlier command has edited it; its weights are in {folder}")
+        receipt.command = redacted_command(self.config.command)
+        return _Edited(receipt, weights, resume, 0.0)
+
+    def _edit(self, recipe: Recipe, place: Path, resume: ResumeState) -> _Edited | FinishedRun:
+        """Edit a variant and write its weights. Returns its run where it cannot be edited."""
+        began, started = time.perf_counter(), receipts.now()
         lm = self.lm
         seconds = {"load": self._seconds_loading, "evaluate": 0.0}
         self._seconds_loading = 0.0
         receipt = receipts.opened(self.config, self.spec, lm, recipe, started)
         receipt.warnings = [*checkpoint_warnings(lm.unexpected_weights), *self.spec.reworded(recipe)]
-        resume = ResumeState(place.parent / f".{place.name}.work")
         applied: AppliedRecipe | None = None
         weights: EngineWeights | None = None
         try:
@@ -152,8 +196,9 @@ class EngineSession(Session):
             run = receipts.write(place, receipt, None, self.config, self.report)
             self.report.finished(recipe, run, time.perf_counter() - began)
             return run
-        self._edited[place] = _Edited(receipt, weights, resume, time.perf_counter() - began)
-        return FinishedRun(place, receipt.to_json())
+        edited = _Edited(receipt, weights, resume, time.perf_counter() - began)
+        edited.keep()
+        return edited
 
     def _written(self, recipe: Recipe, receipt: Receipt) -> EngineWeights:
         """Write the model as it is to a folder of its own. Raises VariantFailed where its architecture has no place for

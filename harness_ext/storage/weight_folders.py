@@ -51,10 +51,9 @@ class WeightFolders:
 
         Raises UserError where the disk cannot take it.
         """
+        if (there := self.kept(name)) is not None:
+            return there
         place = self._root / name
-        if self._hold(place):
-            os.utime(place)
-            return place
         try:
             self._root.mkdir(parents=True, exist_ok=True)
             self._make_room(size)
@@ -71,6 +70,14 @@ class WeightFolders:
                 f"the edited weights ({size / 2**30:,.1f} GiB) cannot be written to {self._root}: {trouble}; make room"
                 " there, or name another folder by LM_EVAL_RECIPES_CACHE, and run the same command again"
             ) from error
+        return place
+
+    def kept(self, name: str) -> Path | None:
+        """The folder of this name, in use from now on; None where there is none that is whole."""
+        place = self._root / name
+        if not self._hold(place):
+            return None
+        os.utime(place)
         return place
 
     def release(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -175,3 +176,59 @@ def test_arguments_of_the_model_that_edits() -> None:
     assert engines.serving_arguments(engines.ENGINES["vllm"], asked, None) == asked
     served = engines.serving_arguments(engines.ENGINES["vllm"], asked, "F")
     assert served == {"pretrained": "F", "max_model_len": 64, "gpu_memory_utilization": 0.8, "tokenizer": "T"}
+
+
+# Commands that end before all is scored
+
+
+RECIPES = ("--recipe", "laser", "--control", "random-subspace")
+
+
+def undisturbed(receipt: dict[str, Any]) -> dict[str, Any]:
+    """What a receipt says but for times, speeds, and what the command was called."""
+    matrices = [{**matrix, "seconds": 0} for matrix in receipt["matrices"]]
+    timely = {"started", "finished", "seconds", "speed", "files", "command", "matrices", "totals"}
+    totals = {name: value for name, value in receipt["totals"].items() if "per_second" not in name}
+    return {name: receipt[name] for name in receipt.keys() - timely} | {"matrices": matrices, "totals": totals}
+
+
+def all_of(root: Path) -> dict[str, Any]:
+    """Receipt and answers of every variant, by label."""
+    return {label: (undisturbed(receipt), answers(root, label)) for label, receipt in receipts(root).items()}
+
+
+def test_what_an_ended_command_has_edited_is_not_edited_again(
+    engine_run, stand_in, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as ending:
+        ending.setattr(engine_scoring.EngineSession, "_scored", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert engine_run(*RECIPES).code != 0
+    assert not receipts(tmp_path) and len(list(tmp_path.glob("results/demo/.*.work"))) == 3
+    kept = sorted(tmp_path.glob("cache/weights/*"))
+    with monkeypatch.context() as again:
+        again.setattr(engine_scoring.EngineSession, "_edit", lambda *_: pytest.fail("it is edited"))
+        ran = engine_run(*RECIPES)
+    assert ran.code == 0 and ran.err.count("an earlier command has edited it") == 2, ran.err
+    assert not list(tmp_path.glob("results/demo/.*")) and sorted(tmp_path.glob("cache/weights/*")) == kept
+    found = all_of(tmp_path)
+    shutil.rmtree(tmp_path / "results")
+    assert engine_run(*RECIPES).code == 0
+    assert all_of(tmp_path) == found and set(found) == {"baseline", "laser", "laser+random-subspace"}
+
+
+@pytest.mark.parametrize("lost", ["the weights", "the record"])
+def test_an_edit_of_which_something_is_lost_is_made_anew(
+    engine_run, stand_in, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lost: str
+) -> None:
+    with monkeypatch.context() as ending:
+        ending.setattr(engine_scoring.EngineSession, "_scored", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert engine_run("--recipe", "laser").code != 0
+    (weights,) = tmp_path.glob("cache/weights/*")
+    (record,) = tmp_path.glob("results/demo/.laser*.work/edited.jsonl")
+    if lost == "the weights":
+        (weights / "model.safetensors").write_bytes(b"half")
+    else:
+        record.write_text(record.read_text().replace(f'"{weights.name}"', '"../elsewhere"'))
+    ran = engine_run("--recipe", "laser")
+    assert ran.code == 0 and "has edited it" not in ran.err, ran.err
+    assert set(receipts(tmp_path)) == {"baseline", "laser"}
