@@ -120,7 +120,7 @@ class SlurmEngine:
             number = self._named(job, record)
         if not isinstance(number, str) or (queued is not None and number not in queued):
             return False
-        submitted = self._submitit.SlurmJob(folder, number)
+        submitted: Any = self._submitit.SlurmJob(folder, number)
         if "job_id" not in record and not submitted.paths.submitted_pickle.exists():
             submitted.cancel(check=False)
             return False
