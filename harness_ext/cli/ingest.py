@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _FOREIGN_SECONDS = 2.0
 """How long a busy database is waited for, to name the harnesses of foreign runs."""
+_NAMED_PLACES = 5
 _MODELS_NAMED = 3
 
 
@@ -103,12 +104,13 @@ examples:
         left_out: dict[str, str] = {}
         if args.watch is not None and any(isinstance(place, str) for place in args.paths):
             raise UserError("--watch looks at folders: ingest URLs without it, as often as you like")
-        paths = _brought(args.paths, args.database.parent, left_out) or [args.database.parent]
+        paths = _brought(args.paths, args.database.parent, left_out) if args.paths else [args.database.parent]
         if args.watch is not None:
             _watch(paths, args)
-        with progress_for(quiet=False).stage(f"reading what lies below {', '.join(map(str, paths))}"):
+        below = ", ".join(map(str, paths)) if len(paths) <= _NAMED_PLACES else f"{len(paths):,} folders"
+        with progress_for(quiet=False).stage(f"reading what lies below {below}"):
             report = ingest(paths, args.database, rebuild=args.rebuild, timeout_s=args.timeout)
-        wrong = _mistaken(report, paths)
+        wrong = _mistaken(report, [place for place in args.paths or paths if isinstance(place, Path)])
         _tell(report, args.database, wrong)
         if wrong:
             sys.exit(MISTAKE)
@@ -122,8 +124,8 @@ def _place(text: str) -> Path | str:
 
 
 def _brought(places: Sequence[Path | str], folder: Path, left_out: dict[str, str]) -> list[Path]:
-    """The places as paths: new runs of URLs are brought into a folder, which stands for them. left_out: gets what was
-    not taken, and why.
+    """The places as paths: new runs of URLs are brought into a folder, and all runs of theirs that are there stand for
+    them. left_out: gets what was not taken, and why.
     """
     from harness_ext.storage.remote import RemoteResults
 
@@ -138,7 +140,7 @@ def _brought(places: Sequence[Path | str], folder: Path, left_out: dict[str, str
         print(f"{len(pulled.new)} brought from {remote.url} into {folder}", flush=True)
         for name, reason in pulled.left_out.items():
             left_out[f"{remote.url}/{name}"] = reason
-        paths.append(folder)
+        paths += pulled.here
     for url, reason in left_out.items():
         print(f"rejected: {url}: {reason}", file=sys.stderr)
     return list(dict.fromkeys(paths))

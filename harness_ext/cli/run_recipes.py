@@ -149,7 +149,12 @@ def _possible_control(outcome: VariantOutcome) -> str | None:
 
 
 def _with_control(config: RunConfig, name: str) -> str:
-    return printable(shlex.join([*config.command, "--control", name]))
+    """The command with a control, as it was started: by a launcher where there were several processes."""
+    command, ranks = list(config.command), current().ranks
+    if ranks > 1 and "run" in command:
+        launcher = ["torchrun", "--nproc_per_node", str(ranks), "-m", "harness_ext"]
+        command = [*launcher, *command[command.index("run") :]]
+    return printable(shlex.join([*command, "--control", name]))
 
 
 def quoted(*paths: Path) -> str:

@@ -20,7 +20,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,10 +50,13 @@ def is_remote(output_path: object) -> bool:
 
 @dataclass(frozen=True)
 class Pulled:
-    """What a pull brought: run folders that are new here, and what was left where it is, with the reason."""
+    """What a pull brought: run folders that are new here, what was left where it is, with the reason, and all of the
+    place's runs that are here now.
+    """
 
     new: tuple[Path, ...]
     left_out: Mapping[str, str]
+    here: tuple[Path, ...] = field(default=(), compare=False)
 
 
 class RemoteResults:
@@ -137,6 +140,7 @@ class RemoteResults:
         with _told(self.url):
             root.mkdir(parents=True, exist_ok=True)
         new: list[Path] = []
+        here: list[Path] = []
         left_out: dict[str, str] = {}
         for model, name in self._receipts(self._root):
             if not (_SAFE.fullmatch(model) and _SAFE.fullmatch(name)):
@@ -145,9 +149,10 @@ class RemoteResults:
             try:
                 if (place := self.bring(model, name, root)) is not None:
                     new.append(place)
+                here.append(root / model / name)
             except Untaken as reason:
                 left_out[f"{model}/{name}"] = str(reason)
-        return Pulled(tuple(new), left_out)
+        return Pulled(tuple(new), left_out, tuple(here))
 
     def _receipts(self, below: str) -> list[tuple[str, str]]:
         """(model, run) of each receipt below a place, in order."""

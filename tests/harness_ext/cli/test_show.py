@@ -88,3 +88,18 @@ def test_without_a_control_the_last_hint_is_to_run_one(demo_run: Any, lm_eval: A
 def test_details_are_of_runs_with_recipes(lm_eval: Any) -> None:
     refused = lm_eval("run", "--model", "hf", "--tasks", "int_mult", "--details")
     assert refused.code == 2 and "--details is for the table of a run with --recipe" in refused.err
+
+
+def test_a_command_of_several_processes_is_offered_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from harness_ext.cli import run_recipes
+    from harness_ext.ranks.group import Group
+    from harness_ext.ranks.launch import Launch
+
+    config: Any = SimpleNamespace(command=("python", "-m", "harness_ext", "run", "--recipe", "svd"))
+    assert run_recipes._with_control(config, "noise") == "python -m harness_ext run --recipe svd --control noise"
+    monkeypatch.setattr(run_recipes, "current", lambda: Group(Launch(0, 2)))
+    assert run_recipes._with_control(config, "noise") == (
+        "torchrun --nproc_per_node 2 -m harness_ext run --recipe svd --control noise"
+    )

@@ -82,6 +82,22 @@ def test_what_is_not_whole_there_is_told(lm_eval, tmp_path: Path) -> None:
     assert ran.code == 2 and "--watch looks at folders: ingest URLs without it" in ran.err
 
 
+def test_a_url_stands_for_its_own_runs(demo_run, lm_eval, tmp_path: Path) -> None:
+    """And not for what else lies in the database's folder."""
+    url, local = f"file://{tmp_path}/bucket", tmp_path / "local"
+    demo_run("--recipe", "laser", "--output_path", url)
+    demo_run("--recipe", "svd", "--output_path", local)
+    database = local / "board.duckdb"
+    out = lm_eval("ingest", url, "--database", database).out
+    assert "brought from" in out and "2 added, 0 known already" in out
+    again = lm_eval("ingest", url, "--database", database).out
+    assert "0 brought from" in again and "0 added, 2 known already" in again
+    rows = json.loads(lm_eval("runs", "--json", "--database", database).out)
+    assert {row["recipe"] for row in rows} == {"baseline", "laser"}
+    nothing = lm_eval("ingest", f"file://{tmp_path}/nothing", "--database", database).out
+    assert "0 brought from" in nothing and "0 added" in nothing
+
+
 def test_credentials_in_the_url_are_refused_and_not_told(demo_run) -> None:
     ran = demo_run("--recipe", "laser", "--output_path", "s3://AKIAIOSFODNN7EXAMPLE:secret-word@bucket/x")
     assert ran.code == 2 and "holds credentials" in ran.err and "secret-word" not in ran.err + ran.out

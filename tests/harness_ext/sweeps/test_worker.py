@@ -62,18 +62,21 @@ def test_a_command_that_ends_by_itself(tmp_path: Path, code: int) -> None:
 
 def test_the_environment_reaches_the_command_and_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "not-to-be-seen-anywhere")
+    monkeypatch.setenv("PWD", "/a/folder/of/mine")  # what a shell calls the folder is no password
     folder = asked(
         tmp_path / "cell",
-        python("import os; print(os.environ['SHOWN'], 'x' + os.environ['HF_TOKEN'] + 'y', flush=True)"),
+        python(
+            "import os; print(os.environ['SHOWN'], 'x' + os.environ['HF_TOKEN'] + 'y', os.environ['PWD'], flush=True)"
+        ),
     )
     call(str(folder), json.dumps({"SHOWN": "given"}))
-    assert (folder / OUTPUT).read_text() == "given x***y\n"
+    assert (folder / OUTPUT).read_text() == "given x***y /a/folder/of/mine\n"
     assert not [path for path in folder.rglob("*") if b"not-to-be-seen" in path.read_bytes()]
 
 
 def test_a_timeout_ends_the_whole_group(tmp_path: Path) -> None:
     child = "import subprocess, time; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True); time.sleep(600)"
-    folder = asked(tmp_path / "cell", python(child), timeout_s=1.0)
+    folder = asked(tmp_path / "cell", python(child), timeout_s=3.0)
     call(str(folder), "{}")
     ended = record(folder / ENDED)
     assert ended["reason"] == "timeout" and ended["signal"] == "SIGTERM"
