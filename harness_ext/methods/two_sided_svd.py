@@ -9,7 +9,7 @@ I plain SVD.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from pydantic import Field
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from harness_ext.methods.budget import Keep
 
+SHRINK_IN, SHRINK_OUT = 0.1, 0.3
+"""As the released code shrinks the two moments."""
 UNWEIGHTED = "unweighted_outputs"
 """The fallback where no gradient reaches the outputs: they are weighted alike."""
 
@@ -33,8 +35,8 @@ def two_sided_svd(
     input_second_moment: Tensor,
     gradient_second_moment: Tensor,
     keep: Keep,
-    shrink_in: Annotated[float, Field(ge=0, le=1)] = 0.1,
-    shrink_out: Annotated[float, Field(gt=0, le=1)] = 0.3,
+    shrink_in: Annotated[float, Field(ge=0, le=1)] = SHRINK_IN,
+    shrink_out: Annotated[float, Field(gt=0, le=1)] = SHRINK_OUT,
 ) -> Edit:
     """`W' = B^-1/2 U_r U_r^T B^1/2 W`; see the module.
 
@@ -43,22 +45,50 @@ def two_sided_svd(
     `(1 - s) M + s mean(diag M) I`; shrink_out of 1 weighs all outputs alike, which is SVD-LLM with shrunk moments.
     `keep.energy` is a share of the sum of the eigenvalues.
     """
+    dense = weight.double()
+    outputs = weighted_outputs(dense, input_second_moment, gradient_second_moment, shrink_in, shrink_out)
+    rank = keep.rank_for((dense.shape[0], dense.shape[1]), outputs.eigenvalues.sqrt())
+    directions, incomplete = leading_directions(outputs.weighted, outputs.eigenvalues, outputs.directions, rank)
+    left = outputs.unweighted(directions)
+    fallback = incomplete if outputs.are_weighted else UNWEIGHTED
+    return Edit(left.to(weight), (directions.T @ outputs.weighted).to(weight), None, fallback)
+
+
+class WeightedOutputs(NamedTuple):
+    """The outputs of W as both sides weigh them, in fp64. weighted: `B^1/2 W` `[m, n]`. eigenvalues `[r]`, descending,
+    and directions `[m, r]` of `B^1/2 W A W^T B^1/2`. vectors, roots: eigenvectors of B and the roots of its
+    eigenvalues. are_weighted: whether B says anything.
+    """
+
+    weighted: Tensor
+    eigenvalues: Tensor
+    directions: Tensor
+    vectors: Tensor
+    roots: Tensor
+    are_weighted: bool
+
+    def unweighted(self, values: Tensor) -> Tensor:
+        """`B^-1/2` times values `[m, k]`."""
+        return (self.vectors / self.roots) @ (self.vectors.T @ values)
+
+
+def weighted_outputs(
+    dense: Tensor, inputs: Tensor, gradients: Tensor, shrink_in: float = SHRINK_IN, shrink_out: float = SHRINK_OUT
+) -> WeightedOutputs:
+    """What the truncation of W `[m, n]` goes by, from the two second moments; arguments as `two_sided_svd` has them."""
     import torch
 
-    dense = weight.double()
-    inputs, outputs = shrunk(input_second_moment, shrink_in), shrunk(gradient_second_moment, shrink_out)
-    fallback = None
-    if not bool(outputs.diagonal().max() > 0):
-        outputs, fallback = torch.eye(len(outputs), dtype=outputs.dtype, device=outputs.device), UNWEIGHTED
+    outputs = shrunk(gradients, shrink_out)
+    are_weighted = bool(outputs.diagonal().max() > 0)
+    if not are_weighted:
+        outputs = torch.eye(len(outputs), dtype=outputs.dtype, device=outputs.device)
     values, vectors = torch.linalg.eigh(outputs)
     # shrinking leaves no eigenvalue below its share of the mean; rounding might
     roots = values.clamp(min=float(values[-1]) * 1e-15).sqrt()
     weighted = (vectors * roots) @ (vectors.T @ dense)
-    eigenvalues, eigenvectors = output_spectrum(weighted, inputs)
-    rank = keep.rank_for((dense.shape[0], dense.shape[1]), eigenvalues.sqrt())
-    directions, incomplete = leading_directions(weighted, eigenvalues, eigenvectors, rank)
-    left = (vectors / roots) @ (vectors.T @ directions)
-    return Edit(left.to(weight), (directions.T @ weighted).to(weight), None, fallback or incomplete)
+    return WeightedOutputs(
+        weighted, *output_spectrum(weighted, shrunk(inputs, shrink_in)), vectors, roots, are_weighted
+    )
 
 
 def shrunk(moment: Tensor, share: float) -> Tensor:

@@ -350,6 +350,16 @@ class CandidateEvaluator:
         self._count_passes(names, components)
         return gathered(self.lm, matrices, names, self._document_batches, components)
 
+    def gather_in_parts(self, matrices: Sequence[Matrix], names: frozenset[str]) -> Iterator[Learned]:
+        """As `gather`, in parts that fit together: what one part holds is let go before the next is asked for."""
+        self._count_passes(names, None)
+        walk = walk_through(self.lm, matrices, names, self._document_batches, no_components)
+        if walk is not None:
+            yield from walk.as_it_is(matrices)
+            return
+        for group in groups(matrices, names):
+            yield group, gather(self.lm, group, names, self._document_batches, no_components)
+
     def gather_from_the_last(self, matrices: Sequence[Matrix], names: frozenset[str]) -> Iterator[Learned]:
         """Statistics of the unedited model, without gradients, of the last matrices first, in parts that fit together;
         edits of these may stand when the next are asked for.

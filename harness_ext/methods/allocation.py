@@ -1,0 +1,248 @@
+"""Ranks for many matrices under one budget of parameters, from what each would lose at which rank.
+
+A rule says how the ranks should stand to each other; the budget then scales them. Three things hold for every rule:
+- A matrix may stay dense, at no error and at its own size. Ranks from break-even on (`m n / (m + n)`) cost as much as
+  the matrix, so none is given; rules that only move ranks a little never find this by themselves (arXiv:2510.19389).
+- Ranks are multiples of `align`, one multiple at least.
+- The numbers stored are at most the share asked for, and no matrix could get another multiple within it.
+
+Spectra are of whatever the factorisation truncates: of `W`, of `W` with weighted columns, of its outputs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from harness_ext.errors import UserError, VariantFailed
+from harness_ext.model.size import stored_parameters
+
+Rule = Literal["uniform", "d-rank", "svd-llm-v2", "least-error"]
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What one matrix `[m, n]` may lose. values: the singular values `[r]` of what is truncated, descending. kind: its
+    role, such as `q_proj`; matrices of one kind are set against each other by some rules. tokens: how many the values
+    are a mean over, 1 where they are of weights.
+    """
+
+    shape: tuple[int, int]
+    values: Sequence[float]
+    kind: str = ""
+    tokens: int = 1
+
+    @property
+    def size(self) -> int:
+        """The numbers of the dense matrix."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def cost(self) -> int:
+        """The numbers that one component takes."""
+        return self.shape[0] + self.shape[1]
+
+    @property
+    def break_even(self) -> float:
+        """The rank at which factors are as large as the matrix."""
+        return self.size / self.cost
+
+    @property
+    def effective_rank(self) -> float:
+        """`exp(-sum p ln p)`, p the shares of the squared values: the entropy as a count of components."""
+        squares = [value * value for value in self.values]
+        total = sum(squares)
+        shares = [square / total for square in squares if square > 0] if total > 0 else []
+        return math.exp(-sum(share * math.log(share) for share in shares)) if shares else 1.0
+
+    def tail(self, rank: int) -> float:
+        """The sum of the squared values beyond a rank."""
+        return sum(value * value for value in self.values[rank:])
+
+
+def uniform(spectra: Mapping[str, Spectrum]) -> dict[str, float]:
+    """The same share of every matrix: ranks in proportion to break-even."""
+    return {key: spectrum.break_even for key, spectrum in spectra.items()}
+
+
+def d_rank(spectra: Mapping[str, Spectrum], value_shift: float = 0.0) -> dict[str, float]:
+    """D-Rank (arXiv:2509.25622), each matrix by itself: `k = c sqrt(R / w)`, R the effective rank, w the cost of a
+    component; it minimises `sum R / k` under a budget `sum w k`.
+
+    value_shift: the share of every query's and key's numbers that is handed to the values of attention, equally.
+    """
+    wanted = {key: math.sqrt(one.effective_rank / one.cost) for key, one in spectra.items()}
+    values = [key for key, one in spectra.items() if one.kind == "v_proj"]
+    if not value_shift or not values:
+        return wanted
+    freed = 0.0
+    for key, one in spectra.items():
+        if one.kind in ("q_proj", "k_proj"):
+            freed += value_shift * wanted[key] * one.cost
+            wanted[key] *= 1 - value_shift
+    for key in values:
+        wanted[key] += freed / len(values) / spectra[key].cost
+    return wanted
+
+
+def svd_llm_v2(spectra: Mapping[str, Spectrum], param_fraction: float) -> dict[str, float]:
+    """SVD-LLM V2's ratios (arXiv:2503.12340): within a kind, the share removed goes as `1 / ln L`, L the error of the
+    outputs at uniform ranks, summed over tokens as published: the logarithm depends on its unit.
+
+    Shares are held in [0, 1) and the budget is repaired by scaling (ours). Raises VariantFailed where an error is too
+    small for its logarithm to rank anything (L <= e).
+    """
+    wanted: dict[str, float] = {}
+    for kind in dict.fromkeys(one.kind for one in spectra.values()):
+        group = {key: one for key, one in spectra.items() if one.kind == kind}
+        inverse = {}
+        for key, one in group.items():
+            lost = math.sqrt(one.tokens * one.tail(max(1, math.floor(param_fraction * one.break_even))))
+            if lost <= math.e:
+                reason = (
+                    f"the outputs of {key} lose {lost:.3g} at uniform ranks, and the rule svd-llm-v2 divides by the"
+                    " logarithm of that, which ranks nothing below e: take more calibration texts, or another rule"
+                )
+                raise VariantFailed("too_small_error", reason, key)
+            inverse[key] = 1 / math.log(lost)
+        total = sum(inverse.values())
+        for key, one in group.items():
+            removed = len(group) * (1 - param_fraction) * inverse[key] / total
+            wanted[key] = max(1e-9, 1 - removed) * one.break_even
+    return wanted
+
+
+def scaled(
+    spectra: Mapping[str, Spectrum], wanted: Mapping[str, float], param_fraction: float, align: int = 1
+) -> dict[str, int]:
+    """Whole ranks in the proportions wanted, as large as the budget allows; a matrix whose rank would reach break-even
+    stays dense, and is not among them. wanted: `inf` for one that is to stay dense.
+
+    Raises UserError where the budget is too small for one multiple of `align` of each.
+    """
+    budget = param_fraction * sum(one.size for one in spectra.values())
+
+    def at(scale: float) -> dict[str, int]:
+        return {key: _whole(one, scale * wanted[key], align) for key, one in spectra.items()}
+
+    low, high = 1e-300, 1.0
+    if _stored(spectra, at(low)) > budget:
+        raise UserError(
+            f"a budget of {param_fraction:g} of the parameters is too small for a rank of {align} in every matrix:"
+            " raise it, or choose other matrices"
+        )
+    while _stored(spectra, at(high)) <= budget:
+        low, high = high, 2 * high
+        if high > 1e18:
+            return {}
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _stored(spectra, at(middle)) <= budget else (low, middle)
+    ranks = at(low)
+    _fill(spectra, ranks, {key: low * wanted[key] for key in spectra}, budget, align)
+    return _smaller(spectra, ranks)
+
+
+def _whole(one: Spectrum, wanted: float, align: int) -> int:
+    """The rank, or min(m, n) for a matrix that stays dense."""
+    if wanted >= one.break_even:
+        return min(one.shape)
+    return max(align, math.floor(wanted / align + 1e-9) * align)
+
+
+def _stored(spectra: Mapping[str, Spectrum], ranks: Mapping[str, int]) -> int:
+    return sum(stored_parameters(one.shape, ranks[key]) for key, one in spectra.items())
+
+
+def _fill(
+    spectra: Mapping[str, Spectrum], ranks: dict[str, int], wanted: Mapping[str, float], budget: float, align: int
+) -> None:
+    """Hand out what rounding has left, a multiple at a time, to whoever was cut shortest of what it wanted."""
+    left = budget - _stored(spectra, ranks)
+    order = sorted(spectra, key=lambda key: ranks[key] - wanted[key])
+    while True:
+        for key in order:
+            one, rank = spectra[key], ranks[key]
+            if stored_parameters(one.shape, rank) >= one.size:
+                continue
+            grown = min(rank + align, *one.shape)
+            more = stored_parameters(one.shape, grown) - stored_parameters(one.shape, rank)
+            if 0 < more <= left:
+                ranks[key], left = grown, left - more
+                break
+        else:
+            return
+
+
+def _smaller(spectra: Mapping[str, Spectrum], ranks: Mapping[str, int]) -> dict[str, int]:
+    return {key: rank for key, rank in ranks.items() if stored_parameters(spectra[key].shape, rank) < spectra[key].size}
+
+
+def least_error(
+    spectra: Mapping[str, Spectrum],
+    param_fraction: float,
+    align: int = 1,
+    error: Callable[[str, float], float] | None = None,
+) -> dict[str, int]:
+    """The ranks of least summed error under the budget, dense among the choices: each matrix goes down the lower convex
+    hull of (numbers stored, error), the step of least error per number saved first. Exact but for one step: no other
+    choice of as few numbers has less error.
+
+    error: of a matrix, by its name, at the share of its squared values that is lost; that share by default. Raises
+    UserError where the budget is too small.
+    """
+    budget = param_fraction * sum(one.size for one in spectra.values())
+    measure = error or (lambda _, lost: lost)
+    hulls = {key: _hull(_options(key, one, align, measure)) for key, one in spectra.items()}
+    if sum(hull[-1][0] for hull in hulls.values()) > budget:
+        raise UserError(
+            f"a budget of {param_fraction:g} of the parameters is too small for a rank of {align} in every matrix:"
+            " raise it, or choose other matrices"
+        )
+    steps = sorted(
+        ((after[1] - before[1]) / (before[0] - after[0]), order, place, key)
+        for order, (key, hull) in enumerate(hulls.items())
+        for place, (before, after) in enumerate(itertools.pairwise(hull))
+    )
+    stored, at = sum(one.size for one in spectra.values()), dict.fromkeys(hulls, 0)
+    for _, _, place, key in steps:
+        if stored <= budget:
+            break
+        stored -= hulls[key][place][0] - hulls[key][place + 1][0]
+        at[key] = place + 1
+    return _smaller(spectra, {key: hulls[key][place][2] for key, place in at.items()})
+
+
+_Option = tuple[int, float, int]
+"""Numbers stored, error, rank."""
+
+
+def _options(key: str, one: Spectrum, align: int, error: Callable[[str, float], float]) -> list[_Option]:
+    """Dense at no error, and every multiple that is smaller, from the largest down."""
+    squares = [value * value for value in one.values]
+    total, tail = sum(squares), 0.0
+    options: list[_Option] = []
+    for rank in range(len(squares) - 1, 0, -1):
+        tail += squares[rank]
+        if rank % align == 0 and rank * one.cost < one.size:
+            options.append((rank * one.cost, error(key, tail / total if total > 0 else 0.0), rank))
+    return [(one.size, 0.0, min(one.shape)), *options]
+
+
+def _hull(options: Sequence[_Option]) -> list[_Option]:
+    """The lower convex hull, from the largest to the smallest: errors per number saved only rise along it."""
+    hull: list[_Option] = []
+    for option in options:
+        while hull and option[1] <= hull[-1][1]:
+            hull.pop()
+        while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], option):
+            hull.pop()
+        hull.append(option)
+    return hull
+
+
+def _slope(before: _Option, after: _Option) -> float:
+    return (after[1] - before[1]) / (before[0] - after[0])

@@ -1,0 +1,83 @@
+"""Ranks by a rule, end to end on a small model: what is found is what the formulas say of spectra made by numpy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy
+import pytest
+import torch
+
+from harness_ext.errors import UserError
+from harness_ext.methods.allocation import Spectrum, d_rank, least_error, scaled
+from harness_ext.model.size import stored_parameters
+from tests.harness_ext.search.test_searches import documents_for, found_by
+
+FACTORISATIONS = ["feature_space", "anchored", "two_sided_svd", "truncate_svd"]
+
+
+def inputs_of(lm: Any, module: str, documents: Any) -> numpy.ndarray:
+    """What a module is handed of every token of the documents, `[tokens, n]`."""
+    seen: list[torch.Tensor] = []
+    handle = lm.model.get_submodule(module).register_forward_hook(
+        lambda _, args, output: seen.append(args[0].reshape(-1, args[0].shape[-1]))
+    )
+    for document in documents:
+        context, answer = lm._encode_pair(document.context, document.answer)
+        with torch.no_grad():
+            lm.model(torch.tensor([(context + answer)[:-1]]))
+    handle.remove()
+    return torch.cat(seen).double().numpy()
+
+
+def spectra_of(lm: Any, recipe: Any, documents: Any, *, weights_alone: bool) -> dict[str, Spectrum]:
+    found = {}
+    for matrix in lm.weights.layout.select(recipe):
+        weight = lm.weights.read(matrix).double().numpy()
+        inputs = inputs_of(lm, matrix.module, documents)
+        outputs = weight if weights_alone else weight @ inputs.T / numpy.sqrt(len(inputs))
+        values = numpy.linalg.svd(outputs, compute_uv=False)[: min(matrix.shape)]
+        found[matrix.key] = Spectrum(matrix.shape, values.tolist(), matrix.role or "", len(inputs))
+    return found
+
+
+@pytest.mark.parametrize("factorisation", ["feature_space", "truncate_svd"])
+@pytest.mark.parametrize("rule", ["d-rank", "least-error"])
+def test_the_ranks_are_those_of_the_rule(make_lm: Any, factorisation: str, rule: str) -> None:
+    from harness_ext.recipe.recipe import parse_recipe
+
+    lm = make_lm("llama")
+    documents = documents_for(lm, 24)
+    text = f"d-rank:rule={rule},factorisation={factorisation},param_fraction=0.6,value_shift=0.2"
+    spectra = spectra_of(lm, parse_recipe(text).steps[0], documents, weights_alone=factorisation == "truncate_svd")
+    expected = least_error(spectra, 0.6) if rule == "least-error" else scaled(spectra, d_rank(spectra, 0.2), 0.6)
+    (chosen,) = found_by(lm, text, documents)
+    assert chosen["method"] == factorisation and len(expected) > 2
+    assert chosen["keep"]["ranks"] == expected
+
+
+@pytest.mark.parametrize("factorisation", FACTORISATIONS)
+def test_any_factorisation_takes_any_rule_within_the_budget(make_lm: Any, factorisation: str) -> None:
+    lm = make_lm("llama")
+    documents = documents_for(lm, 16)
+    from harness_ext.recipe.recipe import parse_recipe
+
+    whole = sum(matrix.shape[0] * matrix.shape[1] for matrix in lm.weights.layout.select(parse_recipe("svd").steps[0]))
+    for rule in ("uniform", "d-rank", "least-error"):
+        (chosen,) = found_by(lm, f"d-rank:rule={rule},factorisation={factorisation},param_fraction=0.7", documents)
+        shapes = {matrix.key: matrix.shape for matrix in lm.weights.layout.matrices}
+        ranks = chosen["keep"]["ranks"]
+        saved = sum(
+            shapes[key][0] * shapes[key][1] - stored_parameters(shapes[key], rank) for key, rank in ranks.items()
+        )
+        assert saved >= 0.3 * whole
+
+
+def test_the_last_blocks_pay_for_all(make_lm: Any) -> None:
+    lm = make_lm("llama")
+    documents = documents_for(lm, 16)
+    for rule in ("uniform", "least-error"):
+        (chosen,) = found_by(lm, f"d-rank:rule={rule},param_fraction=0.8,last_blocks=1", documents)
+        assert {key.split(".")[2] for key in chosen["keep"]["ranks"]} == {str(lm.weights.layout.layers - 1)}
+    with pytest.raises(UserError, match="too small|raise last_blocks"):
+        found_by(lm, "d-rank:param_fraction=0.3,last_blocks=1", documents)
