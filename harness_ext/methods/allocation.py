@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from harness_ext.errors import UserError, VariantFailed
+from harness_ext.errors import UserError
 from harness_ext.model.size import stored_parameters
 
 Rule = Literal["uniform", "d-rank", "svd-llm-v2", "least-error"]
@@ -92,8 +92,8 @@ def svd_llm_v2(spectra: Mapping[str, Spectrum], param_fraction: float) -> dict[s
     """SVD-LLM V2's ratios (arXiv:2503.12340): within a kind, the share removed goes as `1 / ln L`, L the error of the
     outputs at uniform ranks, summed over tokens as published: the logarithm depends on its unit.
 
-    Shares are held in [0, 1) and the budget is repaired by scaling (ours). Raises VariantFailed where an error is too
-    small for its logarithm to rank anything (L <= e).
+    Ours: shares are held in [0, 1), the budget is repaired by scaling, and an error below e counts as e, since the
+    logarithm would soon be negative and give the best matrices the most.
     """
     wanted: dict[str, float] = {}
     for kind in dict.fromkeys(one.kind for one in spectra.values()):
@@ -101,13 +101,7 @@ def svd_llm_v2(spectra: Mapping[str, Spectrum], param_fraction: float) -> dict[s
         inverse = {}
         for key, one in group.items():
             lost = math.sqrt(one.tokens * one.tail(max(1, math.floor(param_fraction * one.break_even))))
-            if lost <= math.e:
-                reason = (
-                    f"the outputs of {key} lose {lost:.3g} at uniform ranks, and the rule svd-llm-v2 divides by the"
-                    " logarithm of that, which ranks nothing below e: take more calibration texts, or another rule"
-                )
-                raise VariantFailed("too_small_error", reason, key)
-            inverse[key] = 1 / math.log(lost)
+            inverse[key] = 1 / math.log(max(lost, math.e))
         total = sum(inverse.values())
         for key, one in group.items():
             removed = len(group) * (1 - param_fraction) * inverse[key] / total

@@ -10,7 +10,7 @@ import pytest
 FORMER = {
     "harness_ext.lm": ("backend", ["RecipeLM"]),
     "harness_ext.task_index": ("task_index", ["task_manager"]),
-    "harness_ext.task_requests": ("task_types", ["OpenAnswer", "RankedAnswer", "RequestsTask"]),
+    "harness_ext.task_requests": ("task_types", ["OpenAnswer", "RankedAnswer", "RequestsTask", "TokenWindow"]),
     "harness_ext.task_data": ("task_data", ["TRAINING_LIMIT", "Row", "Source"]),
 }
 TASK = """

@@ -250,6 +250,44 @@ def check_feature_space(case: Case, method: Callable[..., AnyEdit]) -> None:
             case.near(dense(edit), left @ left.T @ case.weight)
 
 
+def check_anchored(case: Case, method: Callable[..., AnyEdit]) -> None:
+    """Where nothing before was edited, it is the truncation of what the inputs and the ridge show."""
+    moment = case.inputs @ case.inputs.T / case.inputs.shape[1]
+    pull = 0.01 * float(numpy.diag(moment).mean())
+    root = numpy.linalg.cholesky(moment + pull * numpy.eye(case.columns))
+    values = numpy.linalg.svd(case.weight @ root, compute_uv=False)
+    for rank in case.ranks:
+        edit = method(
+            case.tensor,
+            input_second_moment=torch.tensor(moment),
+            input_cross_moment=torch.tensor(moment),
+            input_mean_with_sinks=torch.tensor(case.mean),
+            original_input_mean=torch.tensor(case.mean),
+            keep=Keep(rank=rank),
+        )
+        size = float(numpy.linalg.norm(values))
+        case.near(numpy.linalg.norm((case.weight - dense(edit)) @ root), case.dropped(rank, values), scale=size)
+
+
+def check_two_sided_svd(case: Case, method: Callable[..., AnyEdit]) -> None:
+    gradients = numpy.random.default_rng(7).standard_normal((case.rows, 40))
+    moments = [values @ values.T / values.shape[1] for values in (case.inputs, gradients)]
+    roots = [
+        numpy.linalg.cholesky((1 - share) * moment + share * numpy.trace(moment) / len(moment) * numpy.eye(len(moment)))
+        for moment, share in zip(moments, (0.1, 0.3), strict=True)
+    ]
+    values = numpy.linalg.svd(roots[1].T @ case.weight @ roots[0], compute_uv=False)
+    for rank in case.ranks:
+        edit = method(
+            case.tensor,
+            input_second_moment=torch.tensor(moments[0]),
+            gradient_second_moment=torch.tensor(moments[1]),
+            keep=Keep(rank=rank),
+        )
+        lost = numpy.linalg.norm(roots[1].T @ (case.weight - dense(edit)) @ roots[0])
+        case.near(lost, case.dropped(rank, values), scale=float(numpy.linalg.norm(values)))
+
+
 def check_pruning(case: Case, drop: Callable[[float], AnyEdit], fraction: float) -> None:
     marks = numpy.zeros(case.full, dtype=bool)
     marks[numpy.argsort(case.effects)[: int(fraction * case.full + 1e-9)]] = True
@@ -377,6 +415,9 @@ def test_a_method_says_whether_it_moves_a_bias(method: str) -> None:
         "generator": torch.Generator().manual_seed(0),
         "input_mean": torch.tensor(case.mean),
         "input_mean_with_sinks": torch.tensor(case.mean),
+        "original_input_mean": torch.tensor(case.mean),
+        "input_cross_moment": torch.eye(13),
+        "gradient_second_moment": torch.eye(9),
         "far_input_mean": torch.zeros(13),
         "input_magnitude": torch.ones(13),
         "removed_components": torch.arange(9) < 3,

@@ -228,14 +228,20 @@ def test_a_much_worse_loss_is_not_measured_to_the_end(make_lm) -> None:
 # The rule, for every shipped recipe that has documents of its own.
 
 BY_BUDGET = {
+    "aa-svd": "keep",
     "asvd": "keep",
     "basis-selection": "training",
+    "d-rank": "param_fraction",
     "eigenprune": "fraction",
     "eigenprune-released": "fraction",
+    "fisher-svd": "keep",
     "fwsvd": "keep",
+    "least-error": "param_fraction",
     "sfsd": "keep",
     "sfsd-released": "keep",
     "svd-llm": "keep",
+    "svd-llm-update": "keep",
+    "svd-llm-v2": "param_fraction",
     "swift": "keep",
     "wanda": "density",
     "zero-sum": "param_fraction",
