@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from harness_ext.demo import demo_path
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.admission import argument_mistakes, file_mistakes, refuse_backend
 from harness_ext.lm_eval_adapter.engines import ENGINES, check_installed, editing_arguments, engine_mistakes
@@ -68,10 +69,11 @@ def model_mistakes_here(data: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _of_files(arguments: Mapping[str, Any], *, to_be_edited: bool) -> Iterator[tuple[str, str]]:
-    if arguments["pretrained"] == DEMO and not (Path(DEMO) / "config.json").is_file():
-        return
+    embedded = arguments["pretrained"] == DEMO and not (Path(DEMO) / "config.json").is_file()
     try:
-        yield from file_mistakes(arguments, to_be_edited=to_be_edited)
+        yield from file_mistakes(
+            {**arguments, "pretrained": str(demo_path())} if embedded else arguments, to_be_edited=to_be_edited
+        )
     except (OSError, ValueError) as error:
         yield "pretrained", f"{arguments['pretrained']} cannot be read: {getattr(error, 'strerror', None) or error}"
 
