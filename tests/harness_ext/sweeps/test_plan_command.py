@@ -71,12 +71,12 @@ TOLD = {
         (
             "local",
             "0,1",
-            "  - models.0.gpus: demo needs 4 GPUs and this machine has 2: lower its `gpus` to 2 or less, or",
+            "  - models.0.gpus: demo needs 4 GPUs and this machine has 2: lower its `gpus` to 2 or less",
         ),
         (
             "local",
             "",
-            "this machine has none: lower its `gpus` to 1 or 0, with which its cells compute on the CPU, or use",
+            "this machine has none: lower its `gpus` to 1 or 0, with which its cells compute on the CPU, or",
         ),
         ("local", "0,1,2,3", "  - tasks.0: no task is called 'int_mlt'; did you mean int_mult"),
     ],
@@ -115,9 +115,7 @@ def test_all_mistakes_are_in_one_list(
 
 def test_a_list_of_mistakes_is_not_cut(lm_eval: Callable[..., Any], tmp_path: Path) -> None:
     names = [f"lasr{number}" for number in range(60)]
-    (tmp_path / "sweep.yaml").write_text(
-        f"name: s\nmodels: [{{pretrained: demo}}]\ntasks: [int_mult]\nrecipes: {names}\n"
-    )
+    (tmp_path / "sweep.yaml").write_text(SWEEP.replace("int_mlt", "int_mult").replace("[laser]", str(names)))
     told = lm_eval("sweep", "plan", "sweep.yaml").err
     assert all(f"  - recipes.{number}: unknown recipe 'lasr{number}'" in told for number in range(60))
 
