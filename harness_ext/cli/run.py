@@ -17,6 +17,7 @@ from harness_ext.cli.config import FILE_KEYS, OUTPUT_FLAGS, asked, read_config_f
 from harness_ext.cli.secrecy import hide
 from harness_ext.cli.terminal import add_form_arguments
 from harness_ext.errors import UserError
+from harness_ext.lm_eval_adapter.flag_values import in_plain_words
 from harness_ext.runs.run_config import HF_BACKENDS, resolve_demo
 
 EXAMPLES = """
@@ -32,6 +33,7 @@ recipes:
 
 def add_recipes(parser: argparse.ArgumentParser) -> None:
     """Add `--recipe` and `--control` to the parser that lm-eval built for `run`."""
+    in_plain_words(parser)
     group = parser.add_argument_group("recipes")
     group.add_argument(
         "--recipe",

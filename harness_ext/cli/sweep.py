@@ -87,14 +87,26 @@ def _read(path: Path) -> SweepPlan:
     return plan_of(read_sweep(path), Path())
 
 
+def _checked(args: argparse.Namespace) -> SweepPlan:
+    """The plan of a sweep that can be run here. Raises UserError with every mistake of the file at once."""
+    from harness_ext.errors import nearest
+    from harness_ext.sweeps.on_this_machine import mistakes_here
+    from harness_ext.sweeps.plan import plan_of
+    from harness_ext.sweeps.sweep_file import read_sweep
+
+    if args.on not in ENGINES:
+        raise UserError(f"--on {args.on}: no such engine; {nearest(args.on, ENGINES)}")
+    return plan_of(read_sweep(args.sweep, lambda data: mistakes_here(data, args.on)), Path())
+
+
 def _plan(args: argparse.Namespace) -> None:
+    from harness_ext.lm_eval_adapter.task_index import indexed_kinds
     from harness_ext.sweeps.engines.local import visible_gpus
     from harness_ext.sweeps.plan import expectations
 
-    plan = _read(args.sweep)
-    _check_engine(args.on, plan)
+    plan = _checked(args)
     on_gpu = any(cell.gpus for cell in plan.cells) and (args.on != "local" or bool(visible_gpus()))
-    lines = expectations(plan, _check_tasks(plan), on_gpu=on_gpu)
+    lines = expectations(plan, indexed_kinds(), on_gpu=on_gpu)
     rows: list[dict[str, Any]] = [
         {
             "model": line.model,
@@ -145,13 +157,13 @@ def _about(hours: float) -> str:
 
 
 def _run(args: argparse.Namespace) -> None:
-    _drive(args, _read(args.sweep))
+    _drive(args, _checked(args))
 
 
 def _retry(args: argparse.Namespace) -> None:
     from harness_ext.sweeps.driver import forget_failures
 
-    plan = _read(args.sweep)
+    plan = _checked(args)
 
     def forget() -> None:
         if not forget_failures(plan, args.cells):
@@ -164,10 +176,8 @@ def _drive(args: argparse.Namespace, plan: SweepPlan, first: Callable[[], object
     from harness_ext.sweeps.driver import Driver
     from harness_ext.sweeps.engines import EngineOptions, engine
 
-    _check_engine(args.on, plan)
     if args.jobs is not None and args.jobs < 1:
         raise UserError(f"--jobs {args.jobs} must be 1 or more")
-    _check_tasks(plan)
     ingest = _ingest_of(plan)
     options = EngineOptions(jobs=args.jobs, slurm=plan.sweep.slurm)
     driver = Driver(plan, engine(args.on, options), _say, ingest, first, holds=args.on != "slurm")
@@ -175,38 +185,6 @@ def _drive(args: argparse.Namespace, plan: SweepPlan, first: Callable[[], object
     _show(plan, args.on)
     if not all_done:
         sys.exit(CHECK_FAILED)
-
-
-def _check_engine(name: str, plan: SweepPlan) -> None:
-    """Raise UserError where an engine is unknown, or it is plain that it cannot run the cells of this sweep."""
-    from harness_ext.errors import nearest
-    from harness_ext.sweeps.engines.local import visible_gpus
-
-    if name not in ENGINES:
-        raise UserError(f"--on {name}: no such engine; {nearest(name, ENGINES)}")
-    if name == "slurm" and plan.sweep.cells.timeout is None:
-        raise UserError("Slurm wants a time limit: give one in the sweep file, `cells: {timeout: 4h}`")
-    largest = max(plan.cells, key=lambda cell: cell.gpus)
-    if name == "local" and largest.gpus > max(there := len(visible_gpus()), 1):
-        raise UserError(
-            f"{largest.model} needs {largest.gpus} GPUs and this machine has {there}: lower its `gpus`, or use --on"
-            " slurm or --on ray"
-        )
-
-
-def _check_tasks(plan: SweepPlan) -> dict[str, str]:
-    """Raise UserError for tasks that do not exist, before any cell is started. The kinds of tasks that are at hand."""
-    from harness_ext.lm_eval_adapter.task_index import indexed_kinds
-
-    kinds = indexed_kinds()
-    if kinds.keys() >= set(plan.sweep.tasks):
-        return kinds
-    from harness_ext.lm_eval_adapter.config import resolve_tasks
-    from harness_ext.runs.run_config import harness_config
-
-    flags: dict[str, Any] = {key: plan.sweep.run[key] for key in ("include_path", "metadata") if key in plan.sweep.run}
-    resolve_tasks(harness_config({"model": "hf", "tasks": list(plan.sweep.tasks), **flags}))
-    return kinds
 
 
 def _say(line: str) -> None:

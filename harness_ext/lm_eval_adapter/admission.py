@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,18 +92,38 @@ def check_all(model_args: Mapping[str, Any], recipes: Sequence[Recipe]) -> None:
         check_arguments(model_args)
     if model_args.get("tp_plan"):
         check_cut(model_args, edited)
-    check_gguf(model_args)
-    check_adapter(str(model_args.get("peft") or model_args.get("delta") or ""))
-    if not model_args.get("gguf_file"):
-        check_local(
-            str(model_args["pretrained"]),
-            str(model_args.get("subfolder") or ""),
-            pickle_allowed=model_args.get("use_safetensors") is False,
-            to_be_edited=bool(edited),
-        )
+    _raise_first(file_mistakes(model_args, to_be_edited=bool(edited)))
     if dequantize:
         check_dequantize(str(model_args["pretrained"]), hub_or_local_config(model_args))
     check_model(model_args, edited)
+
+
+def _raise_first(mistakes: Iterator[tuple[str, str]]) -> None:
+    for _, sentence in mistakes:
+        raise UserError(sentence)
+
+
+def file_mistakes(model_args: Mapping[str, Any], *, to_be_edited: bool) -> Iterator[tuple[str, str]]:
+    """What is wrong with the local files that the arguments name: the argument, and a sentence. What is on the hub is
+    the loader's business.
+    """
+    pretrained, adapter = str(model_args["pretrained"]), "peft" if model_args.get("peft") else "delta"
+    checks: dict[str, Callable[[], None]] = {
+        "gguf_file": lambda: check_gguf(model_args),
+        adapter: lambda: check_adapter(str(model_args.get(adapter) or "")),
+    }
+    if not model_args.get("gguf_file"):
+        checks["pretrained"] = lambda: check_local(
+            pretrained,
+            str(model_args.get("subfolder") or ""),
+            pickle_allowed=model_args.get("use_safetensors") is False,
+            to_be_edited=to_be_edited,
+        )
+    for name, check in checks.items():
+        try:
+            check()
+        except UserError as error:
+            yield name, str(error)
 
 
 def check_arguments(model_args: Mapping[str, Any]) -> None:
@@ -111,23 +131,32 @@ def check_arguments(model_args: Mapping[str, Any]) -> None:
 
     Raises UserError.
     """
-    asks_to_dequantize(model_args)
+    _raise_first(argument_mistakes(model_args))
+
+
+def argument_mistakes(model_args: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """All that `check_arguments` refuses: the argument, and a sentence."""
+    try:
+        asks_to_dequantize(model_args)
+    except UserError as error:
+        yield "dequantize", str(error)
     for name, how in _PACKED.items():
         value = model_args.get(name)
         if not value or (name == "quantization_config" and _asks_for_dense(value)):
             continue
-        raise UserError(
+        yield (
+            name,
             f"{name}={value!r} loads packed weights ({how}), which cannot be edited: leave it out and load float32,"
-            " bfloat16 or float16 (dtype=...); `lm_eval export` writes the edited model, which can be quantised then"
+            " bfloat16 or float16 (dtype=...); `lm_eval export` writes the edited model, which can be quantised then",
         )
-    pretrained = str(model_args.get("pretrained"))
-    if "://" in pretrained:
-        raise UserError(
-            "pretrained is a URL, which no backend here loads: give a hub name (ORG/NAME), a local folder, or `demo`"
+    if "://" in str(model_args.get("pretrained")):
+        yield (
+            "pretrained",
+            "pretrained is a URL, which no backend here loads: give a hub name (ORG/NAME), a local folder, or `demo`",
         )
-    _check_words(model_args)
+    yield from _word_mistakes(model_args)
     if model_args.get("peft") and model_args.get("delta"):
-        raise UserError("peft and delta are both given, and lm-eval takes one adapter: leave one of them out")
+        yield "delta", "peft and delta are both given, and lm-eval takes one adapter: leave one of them out"
 
 
 def check_cut(model_args: Mapping[str, Any], recipes: Sequence[Recipe]) -> None:
@@ -159,19 +188,19 @@ def check_cut(model_args: Mapping[str, Any], recipes: Sequence[Recipe]) -> None:
         )
 
 
-def _check_words(model_args: Mapping[str, Any]) -> None:
+def _word_mistakes(model_args: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Arguments that are one of a few words or a number, and that lm-eval would use unseen."""
     for name in ("dtype", "softmax_dtype", "mixed_precision_dtype"):
         value = model_args.get(name)
         if isinstance(value, str) and value not in _DTYPES:
-            raise UserError(f"{name}={value} is no dtype that weights can be edited in: give {', '.join(_DTYPES)}")
+            yield name, f"{name}={value} is no dtype that weights can be edited in: give {', '.join(_DTYPES)}"
     backend = model_args.get("backend")
     if backend is not None and backend not in _BACKENDS:
-        raise UserError(f"backend={backend} is not known: give {', '.join(_BACKENDS)}, or leave it out")
+        yield "backend", f"backend={backend} is not known: give {', '.join(_BACKENDS)}, or leave it out"
     for name in ("max_length", "prefix_token_id"):
         value = model_args.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-            raise UserError(f"{name}={value} must be a whole number of tokens, 0 or more")
+            yield name, f"{name}={value} must be a whole number of tokens, 0 or more"
 
 
 @contextmanager

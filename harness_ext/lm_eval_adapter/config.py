@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import glob
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness_ext.errors import UserError
@@ -65,16 +69,42 @@ def resolve_tasks(harness: EvaluatorConfig) -> TaskManager:
 
 
 def _missing_tasks(harness: EvaluatorConfig, message: str) -> str:
-    import difflib
-
     from lm_eval.tasks import TaskManager
 
     prefix = "Tasks not found: "
     if not message.startswith(prefix):
         return message
     known = TaskManager(include_path=harness.include_path).all_tasks
-    lines = []
-    for name in message.removeprefix(prefix).split(", "):
-        nearest = difflib.get_close_matches(name, known, n=3)
-        lines.append(f"no task is called {name!r}" + (f"; did you mean {' or '.join(nearest)}?" if nearest else ""))
+    lines = [_no_task(name, known) for name in message.removeprefix(prefix).split(", ")]
     return "\n".join([*lines, "`lm_eval ls tasks` lists all tasks; --include_path DIR adds your own"])
+
+
+def _no_task(name: str, known: Sequence[str]) -> str:
+    nearest = difflib.get_close_matches(name, known, n=3)
+    return f"no task is called {name!r}" + (f"; did you mean {' or '.join(nearest)}?" if nearest else "")
+
+
+def missing_tasks(names: Sequence[str], include_path: str | None = None) -> dict[str, str]:
+    """A sentence by each of these names that is no task, group, tag, pattern of them, YAML file or folder of such.
+    Where the kept index knows them all, lm-eval's task modules are not loaded.
+    """
+    from harness_ext.lm_eval_adapter.task_index import indexed_kinds, task_manager
+
+    kinds = indexed_kinds()
+    unknown = [name for name in names if name not in kinds]
+    if not unknown:
+        return {}
+    from harness_ext.lm_eval_adapter.fast_import import quick_imports
+
+    with quick_imports():
+        manager = task_manager(include_path)
+    return {
+        name: _no_task(name, manager.all_tasks)
+        for name in unknown
+        if not (_task_files(name) if name.endswith(".yaml") else manager.match_tasks([name]))
+        and not (len(names) == 1 and Path(name).is_dir())
+    }
+
+
+def _task_files(pattern: str) -> list[str]:
+    return glob.glob(str(Path(pattern).absolute()))

@@ -7,7 +7,7 @@ it as they are; the edit itself needs only those that say which model it is, and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -118,30 +118,44 @@ def check_engine(engine: Engine, model_args: Mapping[str, Any]) -> None:
     """Raise UserError where an engine is not installed, cannot score edited weights with these arguments, or asks for
     GPUs that are not there.
     """
+    check_installed(engine)
+    for _, sentence in engine_mistakes(engine, model_args):
+        raise UserError(sentence)
+    _check_gpus(engine, model_args)
+
+
+def check_installed(engine: Engine) -> None:
+    """Raise UserError where an engine's library cannot be imported."""
     if not engine.installed:
         raise UserError(
             f"--model {engine.name} needs the package {engine.module}, which is not installed: pip install"
             f" 'lm-eval-recipes[{engine.name}]', or use --model hf"
         )
+
+
+def engine_mistakes(engine: Engine, model_args: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Arguments with which an engine cannot score edited weights: the argument, and a sentence."""
     for name in engine.packed:
         if model_args.get(name):
-            raise UserError(
+            yield (
+                name,
                 f"{name}={model_args[name]} packs the weights as they are loaded, so that what is scored is not what"
-                " was edited: leave it out"
+                " was edited: leave it out",
             )
     for name in engine.adapters:
         if model_args.get(name):
-            raise UserError(
+            yield (
+                name,
                 f"{name} adds an adapter to the edited weights, which a recipe would not see: merge it into the model"
-                " (merge_and_unload), save that, and name it as pretrained"
+                " (merge_and_unload), save that, and name it as pretrained",
             )
     form = model_args.get("load_format")
     if form not in (None, *ORIGINAL_LOAD_FORMATS):
-        raise UserError(
+        yield (
+            "load_format",
             f"load_format={form} loads other weights than the edited safetensors files: leave it out, or give"
-            f" {', '.join(ORIGINAL_LOAD_FORMATS)}"
+            f" {', '.join(ORIGINAL_LOAD_FORMATS)}",
         )
-    _check_gpus(engine, model_args)
 
 
 def _check_gpus(engine: Engine, model_args: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 from harness_ext.lm_eval_adapter.borrowed import HarnessCLI, MergeDictAction, Run
+from harness_ext.lm_eval_adapter.flag_values import in_plain_words
 
 __all__ = ["CommandLine", "MergeDictAction", "RecipesCommand", "add_run_arguments", "run_without_recipes"]
 
@@ -71,6 +72,7 @@ class _RunArguments(Run):
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add all arguments of lm-eval's `run` to a parser."""
     _RunArguments(parser)
+    in_plain_words(parser)
 
 
 def run_without_recipes(args: argparse.Namespace) -> None:

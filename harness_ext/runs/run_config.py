@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.config import RunConfig
 from harness_ext.lm_eval_adapter.engines import ENGINES, check_engine, editing_arguments
+from harness_ext.lm_eval_adapter.flag_values import check_batch_size, check_limit
 from harness_ext.ranks.group import current
 from harness_ext.ranks.launch import check_all_started, check_model, check_nodes, launched
 from harness_ext.storage.remote import RemoteResults, is_remote
@@ -99,11 +100,13 @@ def _refuse(harness: EvaluatorConfig) -> None:
             "--cache_requests cannot be combined with --recipe: its cache is keyed by the task's name and would return"
             " the prompts of an earlier version of the task; leave it out"
         )
-    if harness.limit is not None and harness.limit <= 0:
-        raise UserError(
-            f"--limit {harness.limit:g} leaves no document to score: give a number of documents, or a share between 0"
-            " and 1"
-        )
+    try:
+        flag = "--batch_size"
+        check_batch_size(harness.batch_size)
+        flag = "--limit"
+        check_limit(1 if harness.limit is None else harness.limit)
+    except ValueError as error:
+        raise UserError(f"{flag} {error}") from None
     if not harness.tasks:
         raise UserError("no task given: add --tasks NAME[,NAME...] (`lm_eval ls tasks` lists them)")
 

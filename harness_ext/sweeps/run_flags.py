@@ -7,11 +7,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any, NoReturn
 
 from harness_ext.errors import nearest
+from harness_ext.lm_eval_adapter.flag_values import check_limit
 from harness_ext.lm_eval_adapter.subcommand import add_run_arguments
 from harness_ext.runs.trackers import unknown_trackers
 from leaderboard.readers.plain_yaml import shown
@@ -28,6 +30,9 @@ _ELSEWHERE = {
 }
 _NONE_HERE = frozenset({"help", "log_samples", "show_config", "use_cache", "cache_requests", "predict_only"})
 """Flags that make no sense for a cell: samples are always logged with a recipe, and caches are refused."""
+
+_LEAST = {"num_fewshot": 0, "max_batch_size": 1}
+_ARGUMENT = re.compile(r"^argument \S+: ")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -67,9 +72,22 @@ def flag_mistakes(run: Mapping[str, Any]) -> Iterator[str]:
         else:
             try:
                 with contextlib.redirect_stderr(io.StringIO()):
-                    _parser().parse_args(words({name: value}))
+                    _check(name, getattr(_parser().parse_args(words({name: value})), name, None))
             except (ValueError, SystemExit, TypeError) as error:
-                yield f"{name}: {str(error) or 'cannot be read'} (found {shown(repr(value))})"
+                trouble = _ARGUMENT.sub("", str(error)) or "cannot be read"
+                yield f"{name}: {trouble}" + ("" if repr(value) in trouble else f" (found {shown(repr(value))})")
+    if run.get("samples") and run.get("limit") is not None:
+        yield "samples: and `limit` are both given, and lm-eval takes one of them: leave one out"
+
+
+def _check(name: str, value: Any) -> None:
+    """Raise ValueError for a number that can be read and makes no sense."""
+    if value is None:
+        return
+    if name == "limit":
+        check_limit(value)
+    elif name in _LEAST and value < _LEAST[name]:
+        raise ValueError(f"give a whole number from {_LEAST[name]}")
 
 
 def words(run: Mapping[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ Anybody may have written it: it is small, plain YAML without aliases, and every 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,14 +14,13 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from harness_ext.editing.controls import check_control
-from harness_ext.errors import RecipeError, UserError, nearest
-from harness_ext.recipe.recipe import parse_recipe
+from harness_ext.errors import UserError, nearest
 from harness_ext.sweeps.engines.slurm_options import slurm_mistakes
-from harness_ext.sweeps.recipe_lists import multiplied
+from harness_ext.sweeps.recipe_lists import multiplied, readable, recipe_mistakes
 from harness_ext.sweeps.run_flags import flag_mistakes
+from harness_ext.sweeps.swept_models import model_mistakes, models_in
 from leaderboard.errors import Unreadable
-from leaderboard.readers.plain_yaml import listed, load_yaml, mistyped, shown
-from leaderboard.readers.secrets import is_secret
+from leaderboard.readers.plain_yaml import listed, load_yaml, shown
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TIME = re.compile(r"(\d{1,6})(s|m|h|d)")
@@ -31,7 +30,7 @@ _MOST = 10_000
 BASELINE = "baseline"
 
 Text = Annotated[str, Field(min_length=1, max_length=10_000)]
-Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
 
 
 class _StrictPart(BaseModel):
@@ -45,7 +44,7 @@ class SweptModel(_StrictPart):
     model: Text = "hf"
     dtype: Text | None = None
     revision: Text | None = None
-    gpus: Annotated[int, Field(ge=0, le=1024)] = 1
+    gpus: Annotated[int, Field(strict=True, ge=0, le=1024)] = 1
     model_args: dict[str, Any] = Field(default_factory=dict)
 
     @property
@@ -72,7 +71,7 @@ class Cutting(_StrictPart):
 
     recipes_per_cell: Count = 4
     timeout: str | None = None
-    retries: Annotated[int, Field(ge=0, le=100)] = 2
+    retries: Annotated[int, Field(strict=True, ge=0, le=100)] = 2
 
     @field_validator("timeout")
     @classmethod
@@ -125,17 +124,21 @@ class SweepFile(_StrictPart):
         return list(dict.fromkeys(one for recipe in self.recipes for one in multiplied(recipe) if one != BASELINE))
 
 
-def read_sweep(path: Path) -> SweepFile:
-    """Read a sweep file. Raises UserError naming every mistake in it."""
+Check = Callable[[Mapping[str, Any]], Iterable[str]]
+"""Further sentences about the plain data of a file, each beginning with its key."""
+
+
+def read_sweep(path: Path, *checks: Check) -> SweepFile:
+    """Read a sweep file. Raises UserError naming every mistake in it, those that `checks` find among them."""
     try:
         data = load_yaml(path, "sweep", hint="name the sweep's YAML file")
     except Unreadable as error:
         raise UserError(str(error)) from None
-    return sweep_from(data, str(path))
+    return sweep_from(data, str(path), *checks)
 
 
-def sweep_from(data: Any, origin: str) -> SweepFile:
-    """Check plain data. Raises UserError naming every mistake in it."""
+def sweep_from(data: Any, origin: str, *checks: Check) -> SweepFile:
+    """Check plain data. Raises UserError naming every mistake in it, those that `checks` find among them."""
     if not isinstance(data, Mapping):
         raise UserError(f"sweep {origin} must be a mapping with name, models, tasks and recipes")
     mistakes: list[str] = []
@@ -145,62 +148,44 @@ def sweep_from(data: Any, origin: str) -> SweepFile:
     except ValidationError as error:
         mistakes += [_sentence(item) for item in error.errors(include_url=False)]
     mistakes += _of_values(data)
-    if sweep is not None:
-        mistakes += [f"{key}: {trouble}" for key, trouble in mistyped(data, sweep)]
-        mistakes += [] if mistakes else _of_pairs(sweep)
+    for check in checks:
+        mistakes += check(data)
     if mistakes or sweep is None:
-        raise UserError(f"sweep {origin} cannot be used:{listed(dict.fromkeys(mistakes))}")
+        raise UserError(f"sweep {origin} cannot be used:{listed(mistakes, most=len(mistakes))}")
     return sweep
 
 
 def _of_values(data: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong within values, whatever else is wrong with the file."""
-    for place, recipe in _texts(data, "recipes"):
-        try:
-            for one in multiplied(recipe):
-                parse_recipe(one)
-        except RecipeError as error:
-            yield f"{place}: {str(error).replace(chr(10), ' ')}"
+    yield from recipe_mistakes(_texts(data, "recipes"))
     for place, control in _texts(data, "controls"):
         try:
             check_control(control)
         except UserError as error:
             yield f"{place}: {error}"
+    for key in ("tasks", "controls"):
+        yield from _repeated(_texts(data, key))
     if isinstance(run := data.get("run"), Mapping):
         yield from (f"run.{sentence}" for sentence in flag_mistakes(run))
     if isinstance(slurm := data.get("slurm"), Mapping):
         yield from slurm_mistakes(slurm)
-    models = data.get("models")
-    for number, model in enumerate(models if isinstance(models, list) else ()):
-        yield from _of_model(number, model)
+    yield from model_mistakes(data)
+    yield from _of_pairs(data)
 
 
-def _of_model(number: int, model: Any) -> Iterator[str]:
-    arguments = model.get("model_args") if isinstance(model, Mapping) else None
-    if isinstance(arguments, Mapping):
-        pieces, gpus = arguments.get("tensor_parallel_size", 1), model.get("gpus", 1)
-        if isinstance(pieces, int) and isinstance(gpus, int) and pieces > gpus:
-            yield f"models.{number}.gpus: {gpus} are fewer than tensor_parallel_size={pieces} needs"
-        for key in arguments:
-            if is_secret(str(key)):
-                yield (
-                    f"models.{number}.model_args.{key}: is a secret, which would stand in the files of the sweep: leave"
-                    " it out, and set HF_TOKEN in the environment of `lm_eval sweep`"
-                )
-            elif key in ("pretrained", "dtype", "revision"):
-                yield f"models.{number}.model_args.{key}: belongs beside model_args: models.{number}.{key}"
-
-
-def _of_pairs(sweep: SweepFile) -> Iterator[str]:
-    names = [model.pretrained for model in sweep.models]
-    for number, entry in enumerate(sweep.exclude):
-        if not any(entry.fits(name, recipe) for name in names for recipe in sweep.all_recipes):
+def _of_pairs(data: Mapping[str, Any]) -> Iterator[str]:
+    """What only models and recipes together show, as far as they can be read."""
+    names = [str(model.get("pretrained")) for _, model in models_in(data)]
+    recipes = [one for _, text in _texts(data, "recipes") for one in readable(text) if one != BASELINE]
+    entries = data.get("exclude")
+    for number, raw in enumerate(entries if isinstance(entries, list) else ()):
+        try:
+            entry = Exclusion.model_validate(raw)
+        except ValidationError:
+            continue
+        if not any(entry.fits(name, recipe) for name in names for recipe in recipes):
             yield f"exclude.{number}: fits no pair of a model and a recipe, so that it would exclude nothing"
-    identities = [(model.model, repr(sorted(model.arguments.items(), key=str))) for model in sweep.models]
-    for number, identity in enumerate(identities):
-        if identity in identities[:number]:
-            yield f"models.{number}: is the same as models.{identities.index(identity)}"
-    if not sweep.all_recipes and sweep.controls:
+    if not recipes and data.get("controls"):
         yield "controls: take the budget of a recipe, and `recipes` names none that edits"
 
 
@@ -211,6 +196,15 @@ def _texts(data: Mapping[str, Any], key: str) -> Iterator[tuple[str, str]]:
             yield f"{key}.{number}", value
 
 
+def _repeated(texts: Iterable[tuple[str, str]]) -> Iterator[str]:
+    seen: dict[str, str] = {}
+    for place, text in texts:
+        for one in (part.strip() for part in text.split(",")):
+            if one in seen:
+                yield f"{place}: {one} stands in {seen[one]} already: leave one of them out"
+            seen.setdefault(one, place)
+
+
 def _sentence(item: Mapping[str, Any]) -> str:
     """One of pydantic's findings: the key, the trouble, and the nearest key that there is."""
     place = [str(part) for part in item["loc"]]
@@ -219,6 +213,8 @@ def _sentence(item: Mapping[str, Any]) -> str:
         return f"{key}: unknown key; {nearest(place[-1], _known(place))}"
     if item["type"] == "missing":
         return f"{key}: is missing"
+    if isinstance(item.get("input"), bool) and item["type"] == "int_type":
+        return f"{key}: should be a number (found {str(item['input']).lower()})"
     message = str(item["msg"]).removeprefix("Value error, ")
     value = item.get("input")
     found = f" (found {shown(repr(value))})" if isinstance(value, (str, int, float, bool)) else ""
