@@ -16,6 +16,7 @@ from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
 
 if TYPE_CHECKING:
     from harness_ext.sweeps.plan import Expectation, SweepPlan
+    from leaderboard.readers.sweep_state import SweepState
     from leaderboard.terminal.output import Form, Row
 
 ENGINES = ("local", "ray", "slurm")
@@ -245,18 +246,20 @@ def _ingest_of(plan: SweepPlan) -> Callable[[Sequence[Path]], bool]:
 
 
 def _status(args: argparse.Namespace) -> None:
-    from leaderboard.readers.sweep_state import State, rows, sweep_state
+    from leaderboard.readers.sweep_state import State, decided_state, rows
 
     plan = _read(args.sweep)
-    state = sweep_state(plan.folder)
+    state = decided_state(plan.folder, _say)
     if state is None:
         raise UserError(f"{plan.folder} has no sweep yet: `lm_eval sweep run {args.sweep}` begins it")
-    wanted: tuple[State, ...] = get_args(State) if args.all or args.form != "text" else ("failed", "running")
+    wanted: tuple[State, ...] = get_args(State) if args.all or args.form != "text" else ("failed", "lost", "running")
     _print(args.form, rows(state, wanted, blocked=True), wrap=("model", "recipes", "cell", "reason"))
     if args.form == "text":
         left = state.seconds_left
         print(f"{state.summary}{'' if left is None else f'; about {left / 3600:.1f} h left'}")
-        print(f"driver: {state.driver or 'none'}; files: {state.folder}")
+        _print_not_made(state)
+        begin = f"; start `lm_eval sweep run {args.sweep}` again" if state.dead else ""
+        print(f"driver: {state.driver or state.dead or 'none'}{begin}; files: {state.folder}")
     if state.count("done") < len(state.cells):
         sys.exit(CHECK_FAILED if state.count("failed") else CANNOT_TELL)
 
@@ -269,12 +272,18 @@ def _show(plan: SweepPlan, engine: str) -> None:
         return
     _print("text", rows(state, ("failed",), blocked=True), wrap=("model", "recipes", "cell", "reason"))
     print(state.summary)
+    _print_not_made(state)
     from harness_ext.runs.execution import DATABASE
 
     print(f"browse    lm_eval leaderboard --database {plan.results / DATABASE}", file=sys.stderr)
 
 
-_HIDDEN = ("log", "seconds")
+def _print_not_made(state: SweepState) -> None:
+    for sentence in state.not_made:
+        print(printable(f"control not made: {sentence}"))
+
+
+_HIDDEN = ("log", "seconds", "not_made")
 
 
 def _print(form: Form, rows: Sequence[Row], wrap: tuple[str, ...]) -> None:

@@ -80,6 +80,20 @@ def ends(job: Job, code: int | None = 0, *, reason: str = "command", manifest: d
     (job.folder / ENDED).write_text(json.dumps({**ended, "host": "node1", "seconds": 1.5, "try": uuid.uuid4().hex}))
 
 
+def test_a_control_that_was_not_made_is_kept_and_is_no_failure(plan: SweepPlan) -> None:
+    left_out = {"recipe": "svd", "control": "shuffled-labels", "reason": "it learns nothing"}
+
+    def play(job: Job, number: int) -> None:
+        ends(job)
+        manifest = read_json(job.folder / MANIFEST) or {}
+        (job.folder / MANIFEST).write_text(json.dumps({**manifest, "not_made": [left_out]}))
+
+    assert Drive(plan, play).run()
+    state = sweep_state(plan.folder)
+    assert state is not None and state.count("done") == 3 and state.cells[0].not_made == (left_out,)
+    assert state.not_made == ["shuffled-labels of svd: it learns nothing"]
+
+
 def failure(kind: str) -> dict[str, Any]:
     return {"runs": [{"recipe": "laser", "path": "/x", "failure": {"kind": kind, "reason": f"for {kind}"}}]}
 
