@@ -13,12 +13,14 @@ from harness_ext.cli.secrecy import printable
 from harness_ext.cli.terminal import add_form_arguments, terminal_style
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
+from harness_ext.progress import duration
 
 if TYPE_CHECKING:
     from harness_ext.sweeps.plan import Expectation, SweepPlan
     from leaderboard.readers.sweep_state import SweepState
     from leaderboard.terminal.output import Form, Row
 
+_NAMES = 5
 ENGINES = ("local", "ray", "slurm")
 EPILOG = """
 examples:
@@ -94,6 +96,7 @@ def _plan(args: argparse.Namespace) -> None:
 
     plan = _read(args.sweep)
     _check_engine(args.on, plan)
+    _say_what_is_left_alone(plan)
     on_gpu = any(cell.gpus for cell in plan.cells) and (args.on != "local" or bool(visible_gpus()))
     lines = expectations(plan, _check_tasks(plan), on_gpu=on_gpu)
     rows: list[dict[str, Any]] = [
@@ -133,12 +136,20 @@ def _hours_told(lines: Sequence[Expectation], results: Path) -> str:
         )
     if rough:
         told = (
-            f"{_about(hours)} GPU hours; those of {rough} of {len(lines)} models are a rough estimate by size, ten"
+            f"about {_gpu_time(hours)}; those of {rough} of {len(lines)} models are a rough estimate by size, ten"
             " times off either way, without edits and searches"
         )
     else:
-        told = f"about {hours:.1f} GPU hours, by the receipts in {results}"
+        told = f"about {_gpu_time(hours)}, by the receipts in {results}"
     return told + (f"; {unknown} of {len(lines)} models are not known and not counted" if unknown else "")
+
+
+def _gpu_time(hours: float) -> str:
+    """`2 GPU minutes`, `2.5 GPU hours`: as exact as an estimate deserves."""
+    minutes = max(1, round(hours * 60))
+    if hours < 1.5:
+        return f"{minutes} GPU minute{'' if minutes == 1 else 's'}"
+    return f"{hours:.1f} GPU hours" if hours < 100 else f"{hours:,.0f} GPU hours"
 
 
 def _about(hours: float) -> str:
@@ -169,6 +180,7 @@ def _drive(args: argparse.Namespace, plan: SweepPlan, first: Callable[[], object
     if args.jobs is not None and args.jobs < 1:
         raise UserError(f"--jobs {args.jobs} must be 1 or more")
     _check_tasks(plan)
+    _say_what_is_left_alone(plan)
     ingest = _ingest_of(plan)
     options = EngineOptions(jobs=args.jobs, slurm=plan.sweep.slurm)
     driver = Driver(plan, engine(args.on, options), _say, ingest, first, holds=args.on != "slurm")
@@ -176,6 +188,15 @@ def _drive(args: argparse.Namespace, plan: SweepPlan, first: Callable[[], object
     _show(plan, args.on)
     if not all_done:
         sys.exit(CHECK_FAILED)
+
+
+def _say_what_is_left_alone(plan: SweepPlan) -> None:
+    """Tell of models of which `exclude` takes every recipe away: the baseline alone is run."""
+    sweep = plan.sweep
+    alone = [model.pretrained for model in sweep.models if sweep.all_recipes and not sweep.recipes_of(model)]
+    if alone:
+        more = f" and {len(alone) - _NAMES} more" if len(alone) > _NAMES else ""
+        _say(f"note: `exclude` takes every recipe from {', '.join(alone[:_NAMES])}{more}: the baseline alone is run")
 
 
 def _check_engine(name: str, plan: SweepPlan) -> None:
@@ -256,7 +277,7 @@ def _status(args: argparse.Namespace) -> None:
     _print(args.form, rows(state, wanted, blocked=True), wrap=("model", "recipes", "cell", "reason"))
     if args.form == "text":
         left = state.seconds_left
-        print(f"{state.summary}{'' if left is None else f'; about {left / 3600:.1f} h left'}")
+        print(f"{state.summary}{'' if left is None else f'; about {duration(left)} left'}")
         _print_not_made(state)
         begin = f"; start `lm_eval sweep run {args.sweep}` again" if state.dead else ""
         print(f"driver: {state.driver or state.dead or 'none'}{begin}; files: {state.folder}")

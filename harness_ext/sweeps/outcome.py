@@ -179,4 +179,4 @@ def _last_line(log: Path) -> str:
             lines = file.read().decode("utf-8", "replace").strip().splitlines()
     except OSError:
         return ""
-    return lines[-1][:_WIDEST] if lines else ""
+    return lines[-1].removeprefix("error: ")[:_WIDEST] if lines else ""

@@ -218,10 +218,10 @@ def _cell(
 
 
 def _with_blocked(cells: Sequence[CellState]) -> tuple[CellState, ...]:
-    """The cells, those that wait for a failed one told so."""
-    failed = {cell.key: cell.reason for cell in cells if cell.state == "failed"}
+    """The cells, those that wait for a failed one told so, by its key: its reason stands in its own row."""
+    failed = {cell.key for cell in cells if cell.state == "failed"}
     return tuple(
-        replace(cell, blocked=True, reason=f"not run, since its baseline failed: {failed[blocking]}")
+        replace(cell, blocked=True, reason=f"not run, since its baseline failed: {blocking}")
         if cell.state == "waiting" and (blocking := next((key for key in cell.after if key in failed), None))
         else cell
         for cell in cells

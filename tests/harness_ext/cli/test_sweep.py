@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness_ext.cli.sweep import _gpu_time
 from harness_ext.sweeps.driver import Driver
 from harness_ext.sweeps.plan import plan_of
 from harness_ext.sweeps.sweep_file import read_sweep
@@ -63,7 +65,8 @@ def test_status_ends_by_what_became_of_the_cells(
     rows = json.loads(lm_eval("sweep", "status", sweep, "--json").out)
     assert [row["state"] for row in rows] == states
     if states[0] == "failed":
-        assert rows[1]["reason"] == "not run, since its baseline failed: it broke" and "not run" in ran.out
+        assert rows[1]["reason"] == f"not run, since its baseline failed: {rows[0]['cell']}" and "not run" in ran.out
+        assert rows[0]["reason"] == "it broke" and ran.out.count("it broke") == 1
 
 
 def test_a_control_that_was_left_out_is_named_and_is_no_failure(lm_eval: Any, sweep: Path) -> None:
@@ -93,6 +96,36 @@ def test_a_driver_that_died_is_told_with_the_way_on(lm_eval: Any, sweep: Path) -
     ran = lm_eval("sweep", "status", sweep)
     assert ran.code == 3 and "1 of 2 cells done, 1 lost" in ran.out and "running" not in ran.out
     assert f"driver: {host()} (process {record['pid']}) has died; start `lm_eval sweep run {sweep}` again" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("hours", "words"),
+    [
+        (0.0, "1 GPU minute"),
+        (0.04, "2 GPU minutes"),
+        (1.2, "72 GPU minutes"),
+        (2.54, "2.5 GPU hours"),
+        (5000, "5,000 GPU hours"),
+    ],
+)
+def test_short_times_are_minutes(hours: float, words: str) -> None:
+    assert _gpu_time(hours) == words
+
+
+def test_the_time_left_is_told_in_minutes(lm_eval: Any, sweep: Path) -> None:
+    settle(sweep, ["done", "waiting"])
+    plan = plan_of(read_sweep(sweep), sweep.parent)
+    (plan.place(plan.cells[1]) / JOB).write_text(
+        json.dumps({"host": host(), "pid": os.getpid(), "process_start": process_start(os.getpid())})
+    )
+    assert "1 of 2 cells done, 1 running; about 30 s left" in lm_eval("sweep", "status", sweep).out
+
+
+def test_a_model_left_without_recipes_is_told(lm_eval: Any, sweep: Path) -> None:
+    sweep.write_text(SWEEP + "exclude: [{model: '*', recipe: '*'}]\n")
+    ran = lm_eval("sweep", "plan", sweep)
+    assert ran.code == 0
+    assert "note: `exclude` takes every recipe from demo: the baseline alone is run" in ran.err
 
 
 def test_a_sweep_that_is_none(lm_eval: Any, sweep: Path) -> None:
