@@ -71,7 +71,7 @@ def _executed(config: RunConfig, report: ProgressReport, manifest: Path | None) 
             write_manifest(manifest, [], error)
         raise
     if current().first:
-        write_manifest(manifest, executed.outcomes, executed.mistake)
+        write_manifest(manifest, executed.outcomes, executed.mistake, executed.not_made)
     return executed
 
 

@@ -13,11 +13,14 @@ from harness_ext.cli.secrecy import printable
 from harness_ext.cli.terminal import add_form_arguments, terminal_style
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
+from harness_ext.progress import duration
 
 if TYPE_CHECKING:
     from harness_ext.sweeps.plan import Expectation, SweepPlan
+    from leaderboard.readers.sweep_state import SweepState
     from leaderboard.terminal.output import Form, Row
 
+_NAMES = 5
 ENGINES = ("local", "ray", "slurm")
 EPILOG = """
 examples:
@@ -105,6 +108,7 @@ def _plan(args: argparse.Namespace) -> None:
     from harness_ext.sweeps.plan import expectations
 
     plan = _checked(args)
+    _say_what_is_left_alone(plan)
     on_gpu = any(cell.gpus for cell in plan.cells) and (args.on != "local" or bool(visible_gpus()))
     lines = expectations(plan, indexed_kinds(), on_gpu=on_gpu)
     rows: list[dict[str, Any]] = [
@@ -144,12 +148,20 @@ def _hours_told(lines: Sequence[Expectation], results: Path) -> str:
         )
     if rough:
         told = (
-            f"{_about(hours)} GPU hours; those of {rough} of {len(lines)} models are a rough estimate by size, ten"
+            f"about {_gpu_time(hours)}; those of {rough} of {len(lines)} models are a rough estimate by size, ten"
             " times off either way, without edits and searches"
         )
     else:
-        told = f"about {hours:.1f} GPU hours, by the receipts in {results}"
+        told = f"about {_gpu_time(hours)}, by the receipts in {results}"
     return told + (f"; {unknown} of {len(lines)} models are not known and not counted" if unknown else "")
+
+
+def _gpu_time(hours: float) -> str:
+    """`2 GPU minutes`, `2.5 GPU hours`: as exact as an estimate deserves."""
+    minutes = max(1, round(hours * 60))
+    if hours < 1.5:
+        return f"{minutes} GPU minute{'' if minutes == 1 else 's'}"
+    return f"{hours:.1f} GPU hours" if hours < 100 else f"{hours:,.0f} GPU hours"
 
 
 def _about(hours: float) -> str:
@@ -178,6 +190,7 @@ def _drive(args: argparse.Namespace, plan: SweepPlan, first: Callable[[], object
 
     if args.jobs is not None and args.jobs < 1:
         raise UserError(f"--jobs {args.jobs} must be 1 or more")
+    _say_what_is_left_alone(plan)
     ingest = _ingest_of(plan)
     options = EngineOptions(jobs=args.jobs, slurm=plan.sweep.slurm)
     driver = Driver(plan, engine(args.on, options), _say, ingest, first, holds=args.on != "slurm")
@@ -185,6 +198,15 @@ def _drive(args: argparse.Namespace, plan: SweepPlan, first: Callable[[], object
     _show(plan, args.on)
     if not all_done:
         sys.exit(CHECK_FAILED)
+
+
+def _say_what_is_left_alone(plan: SweepPlan) -> None:
+    """Tell of models of which `exclude` takes every recipe away: the baseline alone is run."""
+    sweep = plan.sweep
+    alone = [model.pretrained for model in sweep.models if sweep.all_recipes and not sweep.recipes_of(model)]
+    if alone:
+        more = f" and {len(alone) - _NAMES} more" if len(alone) > _NAMES else ""
+        _say(f"note: `exclude` takes every recipe from {', '.join(alone[:_NAMES])}{more}: the baseline alone is run")
 
 
 def _say(line: str) -> None:
@@ -223,18 +245,20 @@ def _ingest_of(plan: SweepPlan) -> Callable[[Sequence[Path]], bool]:
 
 
 def _status(args: argparse.Namespace) -> None:
-    from leaderboard.readers.sweep_state import State, rows, sweep_state
+    from leaderboard.readers.sweep_state import State, decided_state, rows
 
     plan = _read(args.sweep)
-    state = sweep_state(plan.folder)
+    state = decided_state(plan.folder, _say)
     if state is None:
         raise UserError(f"{plan.folder} has no sweep yet: `lm_eval sweep run {args.sweep}` begins it")
-    wanted: tuple[State, ...] = get_args(State) if args.all or args.form != "text" else ("failed", "running")
+    wanted: tuple[State, ...] = get_args(State) if args.all or args.form != "text" else ("failed", "lost", "running")
     _print(args.form, rows(state, wanted, blocked=True), wrap=("model", "recipes", "cell", "reason"))
     if args.form == "text":
         left = state.seconds_left
-        print(f"{state.summary}{'' if left is None else f'; about {left / 3600:.1f} h left'}")
-        print(f"driver: {state.driver or 'none'}; files: {state.folder}")
+        print(f"{state.summary}{'' if left is None else f'; about {duration(left)} left'}")
+        _print_not_made(state)
+        begin = f"; start `lm_eval sweep run {args.sweep}` again" if state.dead else ""
+        print(f"driver: {state.driver or state.dead or 'none'}{begin}; files: {state.folder}")
     if state.count("done") < len(state.cells):
         sys.exit(CHECK_FAILED if state.count("failed") else CANNOT_TELL)
 
@@ -247,12 +271,18 @@ def _show(plan: SweepPlan, engine: str) -> None:
         return
     _print("text", rows(state, ("failed",), blocked=True), wrap=("model", "recipes", "cell", "reason"))
     print(state.summary)
+    _print_not_made(state)
     from harness_ext.runs.execution import DATABASE
 
     print(f"browse    lm_eval leaderboard --database {plan.results / DATABASE}", file=sys.stderr)
 
 
-_HIDDEN = ("log", "seconds")
+def _print_not_made(state: SweepState) -> None:
+    for sentence in state.not_made:
+        print(printable(f"control not made: {sentence}"))
+
+
+_HIDDEN = ("log", "seconds", "not_made")
 
 
 def _print(form: Form, rows: Sequence[Row], wrap: tuple[str, ...]) -> None:

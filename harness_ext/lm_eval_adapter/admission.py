@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness_ext.demo import demo_path
 from harness_ext.errors import UserError, nearest
 from harness_ext.model.checkpoint import (
     check_adapter,
@@ -174,6 +175,7 @@ def check_cut(model_args: Mapping[str, Any], recipes: Sequence[Recipe]) -> None:
     ]
     if learning:
         label, pretrained = learning[0], model_args["pretrained"]
+        pretrained = "demo" if str(pretrained) == str(demo_path()) else pretrained
         raise UserError(
             f"tp_plan cuts each matrix into pieces, and {' and '.join(map(repr, learning))} learns from documents, for"
             " which layers must be whole. Edit layer by layer first, and score what comes of it: `lm_eval export"

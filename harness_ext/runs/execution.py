@@ -17,7 +17,7 @@ from harness_ext.ranks.group import current
 from harness_ext.runs.engine_scoring import EngineSession
 from harness_ext.runs.identity_check import worst_deviation
 from harness_ext.runs.progress import ProgressReport
-from harness_ext.runs.session import Session, VariantOutcome
+from harness_ext.runs.session import ControlNotMade, Session, VariantOutcome
 
 if TYPE_CHECKING:
     from leaderboard.board.cell import Cell
@@ -31,13 +31,14 @@ PATIENCE_SECONDS = 30.0
 @dataclass(frozen=True)
 class Execution:
     """What came of a run: at least one outcome, the database beside the runs, the mistake that stopped the rest, if one
-    did, and the URL where the runs went, if they did.
+    did, the URL where the runs went, if they did, and the controls that cannot be ones of their recipes.
     """
 
     outcomes: tuple[VariantOutcome, ...]
     database: Path
     mistake: UserError | None
     remote: str | None = None
+    not_made: tuple[ControlNotMade, ...] = ()
 
     @property
     def paths(self) -> list[Path]:
@@ -67,7 +68,8 @@ def execute(config: RunConfig, report: ProgressReport, *, with_store: bool = Tru
         mistake = error
     if ranks.first:
         _check_identity(outcomes, report)
-    return Execution(tuple(outcomes), database, mistake, config.remote.url if config.remote is not None else None)
+    remote = config.remote.url if config.remote is not None else None
+    return Execution(tuple(outcomes), database, mistake, remote, tuple(session.not_made))
 
 
 def session_for(config: RunConfig, report: ProgressReport) -> Session:

@@ -10,18 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from harness_ext.errors import UserError
-from harness_ext.runs.session import VariantOutcome
+from harness_ext.runs.session import ControlNotMade, VariantOutcome
 from harness_ext.storage.disk import is_of_the_disk
 from harness_ext.storage.whole_files import write_record
 
 FORMAT = "manifest"
 
 
-def write_manifest(path: Path, outcomes: Sequence[VariantOutcome], mistake: UserError | None) -> None:
-    """Write the manifest of a run. mistake: what stopped it, if anything did. Raises UserError."""
+def write_manifest(
+    path: Path,
+    outcomes: Sequence[VariantOutcome],
+    mistake: UserError | None,
+    not_made: Sequence[ControlNotMade] = (),
+) -> None:
+    """Write the manifest of a run. mistake: what stopped it, if anything did. not_made: controls that cannot be ones of
+    their recipes. Raises UserError.
+    """
     record = {
         "format": FORMAT,
         "runs": [_entry(outcome) for outcome in outcomes],
+        "not_made": [control._asdict() for control in not_made],
         "mistake": None if mistake is None else {"kind": mistake_kind(mistake), "reason": str(mistake)},
     }
     try:

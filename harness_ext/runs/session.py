@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.calibration.collect import check_pairs
 from harness_ext.editing.controls import NoControl, check_control, control_recipe
@@ -63,10 +63,19 @@ class VariantOutcome:
     reused: bool
 
 
+class ControlNotMade(NamedTuple):
+    """A control that cannot be one of a recipe: the recipe's label, the control's name, and why."""
+
+    recipe: str
+    control: str
+    reason: str
+
+
 class Session:
     """Everything that the variants of one command share.
 
-    config: what was asked. report: told what happens. Nothing is loaded or written before `run`.
+    config: what was asked. report: told what happens. not_made: controls left out so far. Nothing is loaded or written
+    before `run`.
     """
 
     def __init__(self, config: RunConfig, report: ProgressReport) -> None:
@@ -81,6 +90,7 @@ class Session:
         self._baseline_speed: dict[str, float | None] = {}
         self._to_check: list[Recipe] = []
         self._unchanged = Unchanged()
+        self.not_made: list[ControlNotMade] = []
         self._seconds_loading = 0.0
         self._planned = True
         self._ranks = current()
@@ -136,6 +146,7 @@ class Session:
                     control = control_recipe(name, recipe, outcome.run.receipt)
                 except NoControl as reason:
                     self.report.not_run(f"{recipe.label}+{name}", str(reason))
+                    self.not_made.append(ControlNotMade(recipe.label, name, str(reason)))
                     continue
                 yield self._variant(control)
 

@@ -17,12 +17,11 @@ from pathlib import Path
 
 from harness_ext.errors import UserError
 from harness_ext.storage.whole_files import write_record
-from harness_ext.sweeps.job_files import host, now, process_start, read_record
+from harness_ext.sweeps.job_files import now, read_record
+from leaderboard.readers.sweep_life import PATIENCE_SECONDS, host, lives_here, process_start
 from leaderboard.readers.sweep_state import DRIVER
 
 BEAT_SECONDS = 2.0
-PATIENCE_SECONDS = 30.0
-"""How long a claim of another machine is watched before it is taken for a dead driver's."""
 _TRIES = 20
 
 
@@ -115,16 +114,10 @@ def _take(claim: DriverClaim, folder: Path, patience_s: float) -> None:
     raise UserError(f"{path} cannot be taken over: several drivers try at once; start one of them again")
 
 
-def _boot(start: str) -> str:
-    return start.rpartition(":")[0]
-
-
 def _lives(path: Path, owner: dict[str, object], patience_s: float) -> bool:
     """Whether the owner of a claim is alive."""
-    own, its = process_start(os.getpid()) or "", str(owner.get("process_start") or "")
-    # Machines, or containers, may share a name: by their boot they are told apart.
-    if owner.get("host") == host() and isinstance(owner.get("pid"), int) and _boot(own) == _boot(its):
-        return process_start(int(str(owner["pid"]))) == its
+    if (here := lives_here(owner)) is not None:
+        return here
     deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:
         time.sleep(min(BEAT_SECONDS / 4, patience_s / 4))

@@ -139,7 +139,8 @@ class Driver:
         for cell in queued:
             del self._cells[cell.key]
         count = len(queued) + sum(failed.key in cell.after for cell in self._held.values())
-        return f"; {count} cells that wait for it are not run" if count else ""
+        waiting = "1 cell that waits for it is" if count == 1 else f"{count} cells that wait for it are"
+        return f"; {waiting} not run" if count else ""
 
     def _settle_ended(self, cell: SweepCell) -> bool:
         """Settle a cell that has left its last record; whether it had."""

@@ -7,15 +7,13 @@ its process is, or, on another machine, where its heartbeat counts on.
 
 from __future__ import annotations
 
-import platform
-import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from leaderboard.readers.sweep_state import ENDED, JOB, read_json
+from leaderboard.readers.sweep_life import HeartbeatWatch, host, process_start
+from leaderboard.readers.sweep_state import ENDED, HEARTBEAT, JOB, read_json
 
-HEARTBEAT = "heartbeat"
 NOT_BEGUN = "baseline"
 """The reason in the last record of a job whose command was not begun, since a cell that it waits for is not done."""
 HOLDER = ".worker"
@@ -34,30 +32,6 @@ def read_record(path: Path) -> dict[str, Any] | None:
 def now() -> str:
     """This machine's time in UTC, for people: nothing is decided by it."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def host() -> str:
-    """This machine's name."""
-    return platform.node()
-
-
-def process_start(process: int) -> str | None:
-    """What tells a process from a later one of the same number: the machine's boot and when it started after that; None
-    where there is no such process.
-    """
-    try:
-        # The name in brackets may hold blanks and brackets itself; field 22 is the 20th after it, field 3 the state.
-        fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-    except OSError:
-        return None if Path("/proc/self/stat").exists() else _start_by_ps(process)
-    return None if fields[0] in "ZX" else f"{boot}:{fields[19]}"
-
-
-def _start_by_ps(process: int) -> str | None:
-    """Where there is no /proc. The answer is in whole seconds."""
-    told = subprocess.run(["ps", "-o", "lstart=", "-p", str(process)], capture_output=True, text=True, check=False)
-    return told.stdout.strip() or None
 
 
 def living_process(folder: Path) -> int | None:
@@ -86,19 +60,10 @@ class Heartbeats:
     """
 
     def __init__(self, patience_s: float = 60 * BEAT_SECONDS) -> None:
-        self._patience_s = patience_s
-        self._seen: dict[Path, tuple[str, float]] = {}
+        self._watch = HeartbeatWatch(patience_s)
 
     def alive(self, folder: Path, clock: float) -> bool:
         """Whether the job of this folder is alive. clock: seconds of a monotonic clock, now."""
         if not (folder / JOB).exists() or (folder / ENDED).exists():
             return False
-        try:
-            count = (folder / HEARTBEAT).read_text(encoding="utf-8")
-        except OSError:
-            count = ""
-        last, since = self._seen.setdefault(folder, (count, clock))
-        if count != last:
-            self._seen[folder] = (count, clock)
-            return True
-        return clock - since < self._patience_s
+        return self._watch.beats(folder / HEARTBEAT, clock) is not False

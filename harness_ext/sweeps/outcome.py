@@ -19,7 +19,16 @@ from harness_ext.storage.integrity import RECEIPT
 from harness_ext.storage.rundir import RESCUED, writing
 from harness_ext.storage.whole_files import write_record
 from harness_ext.sweeps.job_files import NOT_BEGUN, now, read_record
-from leaderboard.readers.sweep_state import ENDED, MANIFEST, OUTCOME, OUTPUT, State, read_json, tries_in
+from leaderboard.readers.sweep_state import (
+    ENDED,
+    MANIFEST,
+    OUTCOME,
+    OUTPUT,
+    State,
+    controls_not_made,
+    read_json,
+    tries_in,
+)
 
 _OF_MACHINES = frozenset({"out_of_memory", "disk"})
 """Kinds of failures that a manifest may tell of, and that another machine may not have."""
@@ -33,7 +42,7 @@ _WIDEST = 300
 class Ending:
     """How one try ended. why: in a sentence, empty where all is well. machine: whether to try again. runs: folders.
     mark: what tells the try from others; empty where its worker left no last record. begun: whether its command was;
-    if not, it was no try.
+    if not, it was no try. not_made: the manifest's entries of controls that cannot be ones of their recipes.
     """
 
     why: str
@@ -43,6 +52,7 @@ class Ending:
     seconds: float | None = None
     mark: str = ""
     begun: bool = True
+    not_made: tuple[Mapping[str, Any], ...] = ()
 
 
 def ending(place: Path) -> Ending:
@@ -57,7 +67,8 @@ def ending(place: Path) -> Ending:
     why, machine = _why(ended, manifest, failures, place)
     seconds = ended.get("seconds")
     took = float(seconds) if isinstance(seconds, (int, float)) else None
-    return Ending(why, machine, runs, str(ended.get("host") or ""), took, str(ended.get("try") or ""))
+    ending_of = Ending(why, machine, runs, str(ended.get("host") or ""), took, str(ended.get("try") or ""))
+    return replace(ending_of, not_made=tuple(controls_not_made(manifest)))
 
 
 def has_failed(place: Path) -> bool:
@@ -101,7 +112,8 @@ def settle(place: Path, found: Ending, retries: int) -> State:
     tries = [*before, {**told, "machine": found.machine, "mark": found.mark}]
     again = bool(found.why) and found.machine and _of_machines(tries) <= retries
     state: State = "waiting" if again else "failed" if found.why else "done"
-    write_record(place / OUTCOME, {"state": state, "runs": [str(path) for path in found.runs], "tries": tries})
+    runs, not_made = [str(path) for path in found.runs], [dict(control) for control in found.not_made]
+    write_record(place / OUTCOME, {"state": state, "runs": runs, "not_made": not_made, "tries": tries})
     return state
 
 
@@ -167,4 +179,4 @@ def _last_line(log: Path) -> str:
             lines = file.read().decode("utf-8", "replace").strip().splitlines()
     except OSError:
         return ""
-    return lines[-1][:_WIDEST] if lines else ""
+    return lines[-1].removeprefix("error: ")[:_WIDEST] if lines else ""

@@ -28,18 +28,10 @@ from typing import IO, Any
 
 from harness_ext.storage.whole_files import write_record, write_whole
 from harness_ext.sweeps.bounded_log import BoundedLog
-from harness_ext.sweeps.job_files import (
-    BEAT_SECONDS,
-    HEARTBEAT,
-    HOLDER,
-    NOT_BEGUN,
-    host,
-    now,
-    process_start,
-    read_record,
-)
+from harness_ext.sweeps.job_files import BEAT_SECONDS, HOLDER, NOT_BEGUN, now, read_record
 from leaderboard.readers.secrets import secret_values
-from leaderboard.readers.sweep_state import ASKED, ENDED, JOB, OUTPUT
+from leaderboard.readers.sweep_life import host, process_start
+from leaderboard.readers.sweep_state import ASKED, ENDED, HEARTBEAT, JOB, OUTPUT
 
 GRACE_SECONDS = 10.0
 """How long a command has between SIGTERM and SIGKILL."""

@@ -9,27 +9,37 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from leaderboard.readers.sweep_life import PATIENCE_SECONDS, HeartbeatWatch, lives_here
+
 SWEEPS, CELLS = "sweeps", "cells"
 PLAN, DRIVER, OUTCOME, MANIFEST = "plan.json", "driver.json", "outcome.json", "manifest.json"
-ASKED, JOB, ENDED, OUTPUT = "asked.json", "job.json", "ended.json", "output.log"
+ASKED, JOB, ENDED, OUTPUT, HEARTBEAT = "asked.json", "job.json", "ended.json", "output.log", "heartbeat"
 LARGEST = 64 * 2**20
 """Bytes of a plan that is read: 10,000 cells take 8 MiB."""
 _LARGEST_RECORD = 2**20
+_NAMES = 5
+_LOOK_SECONDS = 0.5
+_UNTOLD_SECONDS = 4.0
+"""What lives gives a sign every two seconds."""
+_WHO_RUNS_IT = {True: "the driver runs it again", False: "`lm_eval sweep run` runs it again"}
 
-State = Literal["done", "failed", "running", "waiting"]
+State = Literal["done", "failed", "running", "lost", "waiting"]
+"""A lost cell has begun, and its worker has died without a word: a driver runs it again."""
 
 
 @dataclass(frozen=True)
 class CellState:
     """What became of one cell. tries: how often it was begun. seconds: of its last try. reason: why it failed, runs
     again, or is not run. log: its output, if there is any. after: the cells that it waits for. blocked: whether one of
-    them has failed, so that it waits until that one is retried.
+    them has failed, so that it waits until that one is retried. not_made: controls that cannot be ones of its recipes
+    (recipe, control, reason), for which it has not failed.
     """
 
     key: str
@@ -43,16 +53,20 @@ class CellState:
     log: Path
     after: tuple[str, ...] = ()
     blocked: bool = False
+    not_made: tuple[Mapping[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class SweepState:
-    """A sweep. driver: `host (process N)` of the last driver; empty where there was none or it has ended in order."""
+    """A sweep. driver: `host (process N)` of the driver; empty where none lives. dead: the same of one that has died,
+    and how one knows.
+    """
 
     name: str
     folder: Path
     driver: str
     cells: tuple[CellState, ...]
+    dead: str = ""
 
     def count(self, state: State) -> int:
         """How many cells are in a state."""
@@ -69,16 +83,24 @@ class SweepState:
         nothing is done, or nothing runs.
         """
         spent = [cell.seconds for cell in self.cells if cell.state == "done" and cell.seconds is not None]
-        running, waiting = self.count("running"), self.count("waiting") - self.blocked
+        running, waiting = self.count("running"), self.count("waiting") + self.count("lost") - self.blocked
         if not spent or not running:
             return None
         return sum(spent) / len(spent) * (waiting + running / 2) / running
 
     @property
+    def not_made(self) -> list[str]:
+        """`shuffled-labels of svd, laser: the recipe learns nothing`: the controls that were left out, and why."""
+        recipes: dict[tuple[str, str], list[str]] = {}
+        for one in (one for cell in self.cells for one in cell.not_made):
+            recipes.setdefault((one["control"], one["reason"]), []).append(one["recipe"])
+        return [f"{control} of {_some(dict.fromkeys(names))}: {reason}" for (control, reason), names in recipes.items()]
+
+    @property
     def summary(self) -> str:
         """`3 of 8 cells done, 1 running, 1 failed, 3 waiting (2 for a baseline that failed)`."""
         counts = Counter(cell.state for cell in self.cells)
-        rest = [f"{counts[state]} {state}" for state in ("running", "failed", "waiting") if counts[state]]
+        rest = [f"{counts[state]} {state}" for state in ("running", "lost", "failed", "waiting") if counts[state]]
         blocked = f" ({self.blocked} for a baseline that failed)" if self.blocked else ""
         return ", ".join([f"{counts['done']} of {len(self.cells)} cells done", *rest]) + blocked
 
@@ -91,17 +113,36 @@ def sweep_folders(root: Path) -> list[Path]:
         return []
 
 
-def sweep_state(folder: Path) -> SweepState | None:
-    """The state of the sweep in a folder; None where there is none that can be read."""
+def sweep_state(folder: Path, watch: HeartbeatWatch | None = None) -> SweepState | None:
+    """The state of the sweep in a folder; None where there is none that can be read. watch: which writers on other
+    machines live, by earlier looks; what it does not know yet lives.
+    """
+    watch = watch or HeartbeatWatch()
+    watch.undecided.clear()
     plan = read_json(folder / PLAN, LARGEST)
     cells = plan.get("cells") if plan is not None else None
     if plan is None or not isinstance(cells, list):
         return None
     known = {entry.name: entry.path for entry in _entries(folder / CELLS)}
     driver = read_json(folder / DRIVER) or {}
-    states = _with_blocked([_cell(folder, cell, known, bool(driver)) for cell in cells if _is_cell(cell)])
     by = f"{_text(driver.get('host'))} (process {driver.get('pid')})" if driver else ""
-    return SweepState(_text(plan.get("name")), folder, by, states)
+    died = _died(driver, folder / DRIVER, watch) if driver else ""
+    driven = bool(driver) and not died
+    states = _with_blocked([_cell(folder, cell, known, driven, watch) for cell in cells if _is_cell(cell)])
+    return SweepState(_text(plan.get("name")), folder, by if driven else "", states, f"{by} {died}" if died else "")
+
+
+def decided_state(folder: Path, say: Callable[[str], None], patience_s: float = PATIENCE_SECONDS) -> SweepState | None:
+    """`sweep_state`, after a wait until it is known of all that runs on other machines whether it lives: a moment where
+    it does, else `patience_s`, of which `say` is told.
+    """
+    watch, begun, told = HeartbeatWatch(patience_s), time.monotonic(), False
+    while (state := sweep_state(folder, watch)) is not None and watch.undecided:
+        if not told and time.monotonic() - begun > _UNTOLD_SECONDS:
+            told = True
+            say(f"waits up to {patience_s:.0f} s for a sign of life from other machines")
+        time.sleep(min(_LOOK_SECONDS, patience_s / 4))
+    return state
 
 
 def read_json(path: Path | str, largest: int = _LARGEST_RECORD) -> dict[str, Any] | None:
@@ -121,7 +162,29 @@ def tries_in(outcome: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
     return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
-def _cell(folder: Path, cell: Mapping[str, Any], known: Mapping[str, str], driven: bool) -> CellState:
+def controls_not_made(record: Mapping[str, Any] | None) -> list[Mapping[str, str]]:
+    """The controls that a manifest or an outcome says were left out: recipe, control and reason of each."""
+    found, keys = (record or {}).get("not_made"), ("recipe", "control", "reason")
+    return [
+        {key: one[key] for key in keys}
+        for one in (found if isinstance(found, list) else ())
+        if isinstance(one, dict) and all(isinstance(one.get(key), str) for key in keys)
+    ]
+
+
+def _died(record: Mapping[str, Any], beaten: Path, watch: HeartbeatWatch) -> str:
+    """How one knows that the process of a record has died; empty where it lives, or may. beaten: what it writes on."""
+    here = lives_here(record)
+    if here is not None:
+        return "" if here else "has died"
+    if watch.beats(beaten) is not False:
+        return ""
+    return f"has given no sign of life for {watch.patience_s:.0f} s"
+
+
+def _cell(
+    folder: Path, cell: Mapping[str, Any], known: Mapping[str, str], driven: bool, watch: HeartbeatWatch
+) -> CellState:
     key = cell["key"]
     place = Path(known.get(key, folder / CELLS / key))
     outcome = (read_json(place / OUTCOME) if key in known else None) or {}
@@ -131,10 +194,13 @@ def _cell(folder: Path, cell: Mapping[str, Any], known: Mapping[str, str], drive
     host, begun, why = _text(last.get("host")), len(tries), _text(last.get("why"))
     if state == "waiting" and key in known and (job := read_json(place / JOB)) is not None:
         host, begun = _text(job.get("host")), begun + 1
+        died = _died(job, place / HEARTBEAT, watch)  # before it is looked whether it has left its last record
         if (place / ENDED).exists():
             why = "it has ended, and waits for a driver to take it in"
-        else:
-            state, why = "running", why if driven else "or lost: no driver watches it"
+        elif not died:
+            state = "running"
+        elif (place / JOB).exists():  # else a driver has just settled it
+            state, why = "lost", f"its worker {died}: {_WHO_RUNS_IT[driven]}"
     seconds = last.get("seconds")
     return CellState(
         key,
@@ -147,14 +213,15 @@ def _cell(folder: Path, cell: Mapping[str, Any], known: Mapping[str, str], drive
         float(seconds) if isinstance(seconds, (int, float)) else None,
         place / OUTPUT,
         tuple(cell.get("after", ())),
+        not_made=tuple(controls_not_made(outcome)),
     )
 
 
 def _with_blocked(cells: Sequence[CellState]) -> tuple[CellState, ...]:
-    """The cells, those that wait for a failed one told so."""
-    failed = {cell.key: cell.reason for cell in cells if cell.state == "failed"}
+    """The cells, those that wait for a failed one told so, by its key: its reason stands in its own row."""
+    failed = {cell.key for cell in cells if cell.state == "failed"}
     return tuple(
-        replace(cell, blocked=True, reason=f"not run, since its baseline failed: {failed[blocking]}")
+        replace(cell, blocked=True, reason=f"not run, since its baseline failed: {blocking}")
         if cell.state == "waiting" and (blocking := next((key for key in cell.after if key in failed), None))
         else cell
         for cell in cells
@@ -182,6 +249,13 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
         return
 
 
+def _some(names: Iterable[str]) -> str:
+    """The first few names, and how many more there are."""
+    first = list(names)
+    more = f" and {len(first) - _NAMES} more" if len(first) > _NAMES else ""
+    return ", ".join(first[:_NAMES]) + more
+
+
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
@@ -198,6 +272,7 @@ def rows(state: SweepState, states: Sequence[State], *, blocked: bool = False) -
             "tries": cell.tries,
             "seconds": cell.seconds,
             "reason": cell.reason,
+            "not_made": [f"{one['recipe']}+{one['control']}: {one['reason']}" for one in cell.not_made],
             "log": str(cell.log),
         }
         for cell in state.cells

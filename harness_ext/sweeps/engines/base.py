@@ -9,9 +9,8 @@ from typing import Protocol
 
 from harness_ext.errors import UserError
 from harness_ext.storage.whole_files import write_record
-from harness_ext.sweeps.job_files import HEARTBEAT
 from leaderboard.readers.secrets import is_secret, redacted_command
-from leaderboard.readers.sweep_state import ASKED, ENDED, JOB
+from leaderboard.readers.sweep_state import ASKED, ENDED, HEARTBEAT, JOB
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from contextlib import suppress
 
 from harness_ext.errors import UserError
 from harness_ext.sweeps.engines.base import Job, prepare, ready
-from harness_ext.sweeps.job_files import Heartbeats, host, living_job, living_process, read_record
+from harness_ext.sweeps.job_files import Heartbeats, living_job, living_process, read_record
 from harness_ext.sweeps.worker import start
+from leaderboard.readers.sweep_life import host
 from leaderboard.readers.sweep_state import JOB
 
 _DEVICES = "CUDA_VISIBLE_DEVICES"

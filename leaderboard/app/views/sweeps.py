@@ -13,6 +13,7 @@ import streamlit as st
 
 from leaderboard.app import data, layout, url_state
 from leaderboard.app.download import downloads
+from leaderboard.readers.sweep_life import HeartbeatWatch
 from leaderboard.readers.sweep_state import State, SweepState, rows, sweep_folders, sweep_state
 from leaderboard.terminal.format import counted, plain
 
@@ -41,12 +42,14 @@ def main() -> None:
 @st.fragment(run_every=layout.REFRESH_SECONDS)
 def _follow(folder: Path, wanted: Sequence[State]) -> None:
     """The sweep as it is now, again and again."""
-    found = sweep_state(folder)
+    found = sweep_state(folder, st.session_state.setdefault("heartbeats", HeartbeatWatch()))
     if found is None:
         st.text(f"The plan in {folder} cannot be read: `lm_eval sweep run` writes it anew.")
         return
     st.progress(found.count("done") / len(found.cells) if found.cells else 1.0)
     st.text(sentence(found))
+    for left_out in found.not_made:
+        st.text(plain(f"Control not made: {left_out}"))
     table = [
         {key: plain(str(value)) if isinstance(value, str) else value for key, value in row.items()}
         for row in rows(found, wanted)
@@ -63,10 +66,12 @@ def _follow(folder: Path, wanted: Sequence[State]) -> None:
 def sentence(found: SweepState) -> str:
     """How far a sweep is, in words."""
     left = found.seconds_left
-    unsettled = found.count("running") + found.count("waiting") - found.blocked
+    unsettled = found.count("running") + found.count("lost") + found.count("waiting") - found.blocked
     time_left = f" About {duration(left)} left, at the pace so far." if left is not None and unsettled else ""
     if found.driver:
         driver = f" Driven by {plain(found.driver)}."
+    elif found.dead:
+        driver = f" Its driver, {plain(found.dead)}: start `lm_eval sweep run` again."
     else:
         driver = " No driver watches it: `lm_eval sweep run` goes on." if unsettled else ""
         driver = driver or (" `lm_eval sweep retry` runs what failed, and what waits for it." if found.blocked else "")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness_ext.cli.sweep import _gpu_time
 from harness_ext.sweeps.driver import Driver
 from harness_ext.sweeps.plan import plan_of
 from harness_ext.sweeps.sweep_file import read_sweep
 from leaderboard.errors import Busy
-from leaderboard.readers.sweep_state import OUTCOME
+from leaderboard.readers.sweep_life import host, process_start
+from leaderboard.readers.sweep_state import DRIVER, JOB, OUTCOME
 
 SWEEP = """
 name: s
@@ -61,7 +65,68 @@ def test_status_ends_by_what_became_of_the_cells(
     rows = json.loads(lm_eval("sweep", "status", sweep, "--json").out)
     assert [row["state"] for row in rows] == states
     if states[0] == "failed":
-        assert rows[1]["reason"] == "not run, since its baseline failed: it broke" and "not run" in ran.out
+        assert rows[1]["reason"] == f"not run, since its baseline failed: {rows[0]['cell']}" and "not run" in ran.out
+        assert rows[0]["reason"] == "it broke" and ran.out.count("it broke") == 1
+
+
+def test_a_control_that_was_left_out_is_named_and_is_no_failure(lm_eval: Any, sweep: Path) -> None:
+    settle(sweep, ["done", "done"])
+    plan = plan_of(read_sweep(sweep), sweep.parent)
+    path = plan.place(plan.cells[1]) / OUTCOME
+    left_out = [{"recipe": name, "control": "shuffled-labels", "reason": "it learns nothing"} for name in "ab"]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "not_made": [*left_out, {"recipe": 3}, "x"]}))
+    ran = lm_eval("sweep", "status", sweep)
+    assert ran.code == 0 and "2 of 2 cells done" in ran.out
+    assert "control not made: shuffled-labels of a, b: it learns nothing\n" in ran.out
+    rows = json.loads(lm_eval("sweep", "status", sweep, "--json").out)
+    assert rows[0]["not_made"] == [] and rows[1]["not_made"] == [
+        "a+shuffled-labels: it learns nothing",
+        "b+shuffled-labels: it learns nothing",
+    ]
+
+
+def test_a_driver_that_died_is_told_with_the_way_on(lm_eval: Any, sweep: Path) -> None:
+    settle(sweep, ["done", "waiting"])
+    plan = plan_of(read_sweep(sweep), sweep.parent)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        record = {"host": host(), "pid": process.pid, "process_start": process_start(process.pid)}
+        process.kill()
+    (plan.folder / DRIVER).write_text(json.dumps(record))
+    (plan.place(plan.cells[1]) / JOB).write_text(json.dumps(record))
+    ran = lm_eval("sweep", "status", sweep)
+    assert ran.code == 3 and "1 of 2 cells done, 1 lost" in ran.out and "running" not in ran.out
+    assert f"driver: {host()} (process {record['pid']}) has died; start `lm_eval sweep run {sweep}` again" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("hours", "words"),
+    [
+        (0.0, "1 GPU minute"),
+        (0.04, "2 GPU minutes"),
+        (1.2, "72 GPU minutes"),
+        (2.54, "2.5 GPU hours"),
+        (5000, "5,000 GPU hours"),
+    ],
+)
+def test_short_times_are_minutes(hours: float, words: str) -> None:
+    assert _gpu_time(hours) == words
+
+
+def test_the_time_left_is_told_in_minutes(lm_eval: Any, sweep: Path) -> None:
+    settle(sweep, ["done", "waiting"])
+    plan = plan_of(read_sweep(sweep), sweep.parent)
+    (plan.place(plan.cells[1]) / JOB).write_text(
+        json.dumps({"host": host(), "pid": os.getpid(), "process_start": process_start(os.getpid())})
+    )
+    assert "1 of 2 cells done, 1 running; about 30 s left" in lm_eval("sweep", "status", sweep).out
+
+
+def test_a_model_left_without_recipes_is_told(lm_eval: Any, sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness_ext.cli.sweep._check_tasks", lambda plan: {})
+    sweep.write_text(SWEEP + "exclude: [{model: '*', recipe: '*'}]\n")
+    ran = lm_eval("sweep", "plan", sweep)
+    assert ran.code == 0
+    assert "note: `exclude` takes every recipe from demo: the baseline alone is run" in ran.err
 
 
 def test_a_sweep_that_is_none(lm_eval: Any, sweep: Path) -> None:
@@ -121,9 +186,21 @@ def test_a_store_that_somebody_holds_leaves_the_cells_done(
 
 def test_a_manifest_says_what_came_of_a_run_and_leaves_the_database_alone(lm_eval: Any, tmp_path: Path) -> None:
     run = ("run", "--model", "hf", "--model_args", "pretrained=demo", "--tasks", "int_mult", "--limit", "8")
-    ran = lm_eval(*run, "--batch_size", "8", "--recipe", "laser", "--manifest", "out/manifest.json")
+    ran = lm_eval(
+        *run,
+        "--batch_size",
+        "8",
+        "--recipe",
+        "laser",
+        "--control",
+        "shuffled-labels",
+        "--manifest",
+        "out/manifest.json",
+    )
     assert ran.code == 0, ran.err
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    reason = "the recipe learns nothing from calibration documents"
+    assert manifest["not_made"] == [{"recipe": "laser", "control": "shuffled-labels", "reason": reason}]
     assert [entry["recipe"] for entry in manifest["runs"]] == ["baseline", "laser"] and manifest["mistake"] is None
     for entry in manifest["runs"]:
         receipt = json.loads((Path(entry["path"]) / "receipt.json").read_text())

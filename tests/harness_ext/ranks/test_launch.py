@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from harness_ext.demo import demo_path
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.admission import check_cut
 from harness_ext.ranks.launch import check_all_started, check_model, check_nodes, launched
@@ -124,6 +125,11 @@ def test_python_is_one_process(two: pytest.MonkeyPatch) -> None:
 def test_what_needs_whole_matrices(recipe: str, told: str) -> None:
     with pytest.raises(UserError, match=told):
         check_cut({"pretrained": "demo", "tp_plan": "auto"}, [parse_recipe(recipe)])
+
+
+def test_the_embedded_model_keeps_its_name() -> None:
+    with pytest.raises(UserError, match="--model_args pretrained=demo --recipe svd-llm"):
+        check_cut({"pretrained": str(demo_path()), "tp_plan": "auto"}, [parse_recipe("svd-llm")])
 
 
 @pytest.mark.parametrize("recipe", ["svd", "magnitude", "laser", "random-subspace"])

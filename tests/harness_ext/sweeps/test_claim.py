@@ -15,7 +15,7 @@ import pytest
 from harness_ext.errors import UserError
 from harness_ext.sweeps import claim
 from harness_ext.sweeps.claim import DriverClaim, claimed
-from harness_ext.sweeps.job_files import host, process_start
+from leaderboard.readers.sweep_life import host, process_start
 from leaderboard.readers.sweep_state import DRIVER
 
 

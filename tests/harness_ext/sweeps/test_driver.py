@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -78,6 +79,38 @@ def ends(job: Job, code: int | None = 0, *, reason: str = "command", manifest: d
         (job.folder / MANIFEST).write_text(json.dumps(manifest))
     ended = {"exit_code": code, "signal": None if code is not None else "SIGKILL", "reason": reason}
     (job.folder / ENDED).write_text(json.dumps({**ended, "host": "node1", "seconds": 1.5, "try": uuid.uuid4().hex}))
+
+
+def test_a_control_that_was_not_made_is_kept_and_is_no_failure(plan: SweepPlan) -> None:
+    left_out = {"recipe": "svd", "control": "shuffled-labels", "reason": "it learns nothing"}
+
+    def play(job: Job, number: int) -> None:
+        ends(job)
+        manifest = read_json(job.folder / MANIFEST) or {}
+        (job.folder / MANIFEST).write_text(json.dumps({**manifest, "not_made": [left_out]}))
+
+    assert Drive(plan, play).run()
+    state = sweep_state(plan.folder)
+    assert state is not None and state.count("done") == 3 and state.cells[0].not_made == (left_out,)
+    assert state.not_made == ["shuffled-labels of svd: it learns nothing"]
+
+
+def test_a_reason_from_the_output_is_a_plain_sentence(plan: SweepPlan) -> None:
+    def play(job: Job, number: int) -> None:
+        (job.folder / OUTPUT).write_text("error: no such model: x\n")
+        ends(job, 2 if job.cell == plan.cells[0].key else 0)
+
+    drive = Drive(plan, play)
+    assert not drive.run()
+    state = sweep_state(plan.folder)
+    assert state is not None and state.cells[0].reason == "no such model: x"
+
+
+def test_one_cell_that_waits_is_told_in_the_singular(plan: SweepPlan) -> None:
+    plan = dataclasses.replace(plan, cells=plan.cells[:2])
+    drive = Drive(plan, lambda job, number: ends(job, 2))
+    assert not drive.run()
+    assert any("; 1 cell that waits for it is not run" in line for line in drive.said)
 
 
 def failure(kind: str) -> dict[str, Any]:
@@ -227,7 +260,8 @@ def test_what_waits_for_a_baseline_that_fails_is_not_run(plan: SweepPlan, holds:
     assert any("; 2 cells that wait for it are not run" in line for line in drive.said)
     state = sweep_state(plan.folder)
     assert state is not None and states(plan) == ["failed", "waiting", "waiting"]
-    assert [cell.reason for cell in state.cells[1:]] == ["not run, since its baseline failed: it ended with code 2"] * 2
+    assert [cell.reason for cell in state.cells[1:]] == [f"not run, since its baseline failed: {baseline.key}"] * 2
+    assert state.cells[0].reason == "it ended with code 2"
     assert [cell.tries for cell in state.cells] == [3, 0, 0] and state.seconds_left is None
     assert state.summary == "0 of 3 cells done, 1 failed, 2 waiting (2 for a baseline that failed)"
     # Again: nothing is run, until the baseline is retried.

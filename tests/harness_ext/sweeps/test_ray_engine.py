@@ -15,7 +15,8 @@ import pytest
 
 from harness_ext.errors import UserError
 from harness_ext.sweeps.engines.ray import RayEngine, work
-from harness_ext.sweeps.job_files import living_process, process_start, read_record
+from harness_ext.sweeps.job_files import living_process, read_record
+from leaderboard.readers.sweep_life import process_start
 from leaderboard.readers.sweep_state import ASKED, ENDED, JOB
 from tests.harness_ext.sweeps.jobs import drain, ended, job, until
 

@@ -16,10 +16,11 @@ import pytest
 
 from harness_ext.storage.whole_files import write_record
 from harness_ext.sweeps.bounded_log import BoundedLog
-from harness_ext.sweeps.job_files import HEARTBEAT, Heartbeats, living_process, process_start, read_record
+from harness_ext.sweeps.job_files import Heartbeats, living_process, read_record
 from harness_ext.sweeps.outcome import ending
 from harness_ext.sweeps.worker import call, start
-from leaderboard.readers.sweep_state import ASKED, ENDED, JOB, MANIFEST, OUTCOME, OUTPUT
+from leaderboard.readers.sweep_life import process_start
+from leaderboard.readers.sweep_state import ASKED, ENDED, HEARTBEAT, JOB, MANIFEST, OUTCOME, OUTPUT
 
 
 def python(code: str) -> list[str]:

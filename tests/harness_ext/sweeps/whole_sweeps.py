@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness_ext.sweeps.job_files import process_start, read_record
+from harness_ext.sweeps.job_files import read_record
 from leaderboard.board.board import board
+from leaderboard.readers.sweep_life import process_start
 from leaderboard.readers.sweep_state import JOB
 from leaderboard.store.database import open_store
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from leaderboard.readers.sweep_life import host, process_start
 from leaderboard.readers.sweep_state import CELLS, DRIVER, JOB, OUTCOME, PLAN, SWEEPS
 from tests.leaderboard.app.driving import page, page_database, texts
 
@@ -71,6 +73,19 @@ def test_states_and_sweeps_are_chosen_in_the_url(root: Path) -> None:
 def test_a_sweep_that_nobody_drives_says_so(root: Path) -> None:
     sweep(root, "one", {"a": "done", "b": "waiting"})
     assert "No driver watches it: `lm_eval sweep run` goes on." in texts(page("sweeps"), "text")
+
+
+def test_a_driver_that_died_is_told(root: Path) -> None:
+    boot = str(process_start(os.getpid())).rpartition(":")[0]
+    gone = {"host": host(), "pid": os.getpid(), "process_start": f"{boot}:1"}
+    folder = sweep(root, "one", {"a": "done", "b": "running"})
+    write(folder / DRIVER, gone)
+    write(folder / CELLS / "b" / JOB, gone)
+    app = page("sweeps")
+    said = texts(app, "text")
+    assert "1 of 2 cells done, 1 lost." in said and "Driven by" not in said
+    assert f"Its driver, {host()} (process {os.getpid()}) has died: start `lm_eval sweep run` again." in said
+    assert list(app.dataframe[0].value["State"]) == ["done", "lost"]
 
 
 @pytest.mark.parametrize("plan", ["", "[]", '{"cells": 3}', '{"name": 3, "cells": [{"key": "../x"}, 7]}'])
