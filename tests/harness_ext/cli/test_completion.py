@@ -61,7 +61,9 @@ def test_every_flag_of_every_command_is_completed() -> None:
 
 def test_values_of_flags_are_completed() -> None:
     assert set(completed("run", "--recipe", "")) == set(shipped_names())
-    assert completed("run", "--recipe", "laser", "svd") == ["svd", "svd-llm", "svd-llm-update"]  # it takes several
+    assert completed("run", "--recipe", "laser", "svd") == [  # it takes several
+        name for name in shipped_names() if name.startswith("svd")
+    ]
     assert completed("run", "--recipe=laser-r") == ["--recipe=laser-rmt"]
     assert "laser-rmt" in completed("recipes", "plan", "las") and "laser-rmt" in completed("recipes", "show", "las")
     assert "random-subspace" in completed("run", "--recipe", "laser", "--control", "")
