@@ -18,11 +18,16 @@ import harness_ext as recipes
 from harness_ext.recipe.recipe import shipped_names
 
 DOCUMENTS = 100
-TIMES_WORSE = 3.0
+COLLAPSED, KEPT = 30.0, 3.0
+"""Times the perplexity of an answer from which on a model must be called collapsed (the rule is ten times a word, and an
+answer may have several), and up to which it must not.
+"""
 MUST_NOT_COLLAPSE = {"ablation-prune", "contrast-projection", "eigenprune", "eigenprune-greedy", "eigenprune-released"}
 TAKE_LONG = {"basis-selection", "laser-compose", "laser-search", "sfsd-surgical"}
+ALIKE = {"least-error", "svd-llm-update", "svd-llm-v2"}
+"""Others here are made by the same functions with other settings."""
 EDITING = [
-    pytest.param(name, marks=pytest.mark.long if name in TAKE_LONG else pytest.mark.slow)
+    pytest.param(name, marks=pytest.mark.long if name in TAKE_LONG | ALIKE else pytest.mark.slow)
     for name in shipped_names()
     if name != "baseline"
 ]
@@ -68,10 +73,10 @@ def test_a_recipe_keeps_the_model_or_its_rows_say_collapsed(
     frame = result.to_frame()
     verdicts = set(frame[frame.recipe == name].verdict)
     assert verdicts
-    if edited > TIMES_WORSE * baseline:
+    if edited > COLLAPSED * baseline:
         assert verdicts == {"collapsed"}
     if name in MUST_NOT_COLLAPSE:
-        assert edited <= TIMES_WORSE * baseline and "collapsed" not in verdicts
+        assert edited <= KEPT * baseline and "collapsed" not in verdicts
     if name == "identity":
         assert verdicts <= {"same", "undecided"}
         assert not [one for one in warned if "identity" in str(one.message)]

@@ -14,7 +14,7 @@ from harness_ext.storage.remote import RemoteResults
 from harness_ext.sweeps.engines.base import Job
 from harness_ext.sweeps.engines.local import LocalEngine
 from harness_ext.sweeps.job_files import read_record
-from leaderboard.readers.sweep_state import ENDED
+from leaderboard.readers.sweep_state import ENDED, MANIFEST
 
 RUN = ("run", "--model", "hf", "--model_args", "pretrained=demo", "--tasks", "int_mult", "--limit", "24")
 RUN += ("--batch_size", "16", "--device", "cpu")
@@ -37,7 +37,10 @@ def test_cells_of_two_machines_equal_one_run(demo_run, tmp_path: Path) -> None:
     jobs = [
         Job(
             recipe,
-            (sys.executable, "-m", "harness_ext", *RUN, "--recipe", recipe, "--output_path", url),
+            (
+                *(sys.executable, "-m", "harness_ext", *RUN, "--recipe", recipe, "--output_path", url),
+                *("--manifest", str(tmp_path / "cells" / recipe / MANIFEST)),
+            ),
             {"LM_EVAL_RECIPES_CACHE": str(tmp_path / "cache" / recipe)},
             tmp_path / "cells" / recipe,
             gpus=0,

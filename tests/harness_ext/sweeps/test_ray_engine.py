@@ -17,7 +17,7 @@ from harness_ext.errors import UserError
 from harness_ext.sweeps.engines.ray import RayEngine, work
 from harness_ext.sweeps.job_files import living_process, read_record
 from leaderboard.readers.sweep_life import process_start
-from leaderboard.readers.sweep_state import ASKED, ENDED, JOB
+from leaderboard.readers.sweep_state import ASKED, ENDED, JOB, MANIFEST
 from tests.harness_ext.sweeps.jobs import drain, ended, job, until
 
 # Looked for and not imported, which would cost every collection of the tests a second.
@@ -40,8 +40,12 @@ def engine() -> Iterator[RayEngine]:
 
 def test_cells_run_with_their_environment(engine: RayEngine, tmp_path: Path) -> None:
     code = "import os; print(os.environ['LM_EVAL_SWEEP_CELL'])"
+    manifest = f"; open({str(tmp_path / 'base' / MANIFEST)!r}, 'w').write('{{}}')"
     engine.submit(
-        [job(tmp_path / name, code, after=("base",) if name != "base" else ()) for name in ("a", "b", "base")]
+        [
+            *(job(tmp_path / name, code, after=("base",)) for name in ("a", "b")),
+            job(tmp_path / "base", code + manifest),
+        ]
     )
     drain(engine, SECONDS)
     for name in ("a", "b", "base"):
