@@ -19,8 +19,8 @@ from harness_ext.recipe.recipe import shipped_names
 
 DOCUMENTS = 100
 COLLAPSED, KEPT = 30.0, 3.0
-"""Times the perplexity of an answer from which on a model must be called collapsed (the rule is ten times a word, and an
-answer may have several), and up to which it must not.
+"""Times the perplexity of an answer from which on a model must be called collapsed (the rule is ten times a word, and
+an answer may have several), and up to which it must not.
 """
 MUST_NOT_COLLAPSE = {"ablation-prune", "contrast-projection", "eigenprune", "eigenprune-greedy", "eigenprune-released"}
 TAKE_LONG = {"basis-selection", "laser-compose", "laser-search", "sfsd-surgical"}
