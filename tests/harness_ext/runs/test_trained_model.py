@@ -24,7 +24,7 @@ an answer may have several), and up to which it must not.
 """
 MUST_NOT_COLLAPSE = {"ablation-prune", "contrast-projection", "eigenprune", "eigenprune-greedy", "eigenprune-released"}
 TAKE_LONG = {"basis-selection", "laser-compose", "laser-search", "sfsd-surgical"}
-ALIKE = {"least-error", "svd-llm-update", "svd-llm-v2"}
+ALIKE = {"d-rank", "least-error", "svd-llm-update", "svd-llm-v2"}
 """Others here are made by the same functions with other settings."""
 EDITING = [
     pytest.param(name, marks=pytest.mark.long if name in TAKE_LONG | ALIKE else pytest.mark.slow)
