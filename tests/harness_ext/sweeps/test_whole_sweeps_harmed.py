@@ -19,7 +19,7 @@ from tests.harness_ext.sweeps.whole_sweeps import LABELS, WholeSweep, board_of, 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and ends commands with their workers")
 TRIALS = 40
 SHORT = (0,)
-"""Seeds of a killed driver, a killed cell and a full disk, each with further kills."""
+"""The seed of a killed driver, with further kills."""
 SEEDS = [pytest.param(seed, marks=pytest.mark.slow if seed in SHORT else pytest.mark.long) for seed in range(TRIALS)]
 
 
