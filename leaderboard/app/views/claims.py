@@ -199,7 +199,7 @@ def show_command(claim: Claim) -> None:
         st.text("No recipe here stands for this method.")
         return
     st.code(command, language=None, wrap_lines=True)
-    st.caption(f"`lm_eval claims run {entry.identity}` does the same, and ends with a sentence on the claim.")
+    st.text(f"lm_eval claims run {entry.identity} does the same, and ends with a sentence on the claim.")
 
 
 main()
