@@ -5,9 +5,9 @@ line.
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -127,14 +127,13 @@ def test_help_and_recipes_are_quick_and_load_nothing_heavy() -> None:
         )
         seconds = []
         for _ in range(3):
-            before = os.times()
+            start = time.perf_counter()
             done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-            spent = os.times()
-            # of the processor: what other processes on the machine do is not ours
-            seconds.append(spent.children_user + spent.children_system - before.children_user - before.children_system)
+            seconds.append(time.perf_counter() - start)
             if seconds[-1] < 1:
                 break
         assert done.stdout.endswith("loaded: []\n")
+        # The best of three: other processes on the machine may slow any one of them down.
         assert min(seconds) < 1, arguments
 
 

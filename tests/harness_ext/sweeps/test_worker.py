@@ -77,7 +77,7 @@ def test_the_environment_reaches_the_command_and_no_file(tmp_path: Path, monkeyp
 
 def test_a_timeout_ends_the_whole_group(tmp_path: Path) -> None:
     child = "import subprocess, time; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True); time.sleep(600)"
-    folder = asked(tmp_path / "cell", python(child), timeout_s=3.0)
+    folder = asked(tmp_path / "cell", python(child), timeout_s=1.0)
     call(str(folder), "{}")
     ended = record(folder / ENDED)
     assert ended["reason"] == "timeout" and ended["signal"] == "SIGTERM"
