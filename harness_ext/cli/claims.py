@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness_ext.cli.ingest import add_database_argument
 from harness_ext.cli.terminal import add_form_arguments
-from harness_ext.lm_eval_adapter.subcommand import MergeDictAction, RecipesCommand
+from harness_ext.lm_eval_adapter.subcommand import RecipesCommand, add_model_args
 
 if TYPE_CHECKING:
     from leaderboard.board.cell import Cell
@@ -106,14 +106,10 @@ class Claims(RecipesCommand):
 
 
 def _add_run_arguments(run: argparse.ArgumentParser) -> None:
-    run.add_argument(
-        "--model_args",
-        "-a",
-        nargs="+",
-        action=MergeDictAction,
-        default=None,
-        metavar="<arg>",
-        help="Added to the paper's model: dtype=float16, parallelize=True; with pretrained= it is another model",
+    add_model_args(
+        run,
+        "Added to the paper's model: dtype=float16, parallelize=True; with pretrained= it is another model",
+        required=False,
     )
     run.add_argument(
         "--control",

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness_ext.lm_eval_adapter.subcommand import MergeDictAction, RecipesCommand
+from harness_ext.lm_eval_adapter.subcommand import RecipesCommand, add_model_args
 
 if TYPE_CHECKING:
     from harness_ext.recipe.recipe import Recipe
@@ -35,15 +35,7 @@ class Export(RecipesCommand):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--model", "-M", default="hf", metavar="<model>", help="The backend: hf")
-        parser.add_argument(
-            "--model_args",
-            "-a",
-            nargs="+",
-            action=MergeDictAction,
-            required=True,
-            metavar="<arg>",
-            help="As in `lm-eval run`",
-        )
+        add_model_args(parser, "As in `lm-eval run`")
         parser.add_argument(
             "--recipe",
             required=True,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from harness_ext.cli.ingest import add_database_argument
 from harness_ext.cli.plan import plan_in_form, sinks_in
 from harness_ext.cli.terminal import add_form_arguments, tell
-from harness_ext.lm_eval_adapter.subcommand import MergeDictAction, RecipesCommand
+from harness_ext.lm_eval_adapter.subcommand import RecipesCommand, add_model_args
 from leaderboard.commands import RUN_HELP
 
 if TYPE_CHECKING:
@@ -56,16 +56,7 @@ class Recipes(RecipesCommand):
             "plan", help="Say what a recipe would do to a model, from its config and headers alone"
         )
         planned.add_argument("recipe", metavar="RECIPE", help="A name, name:key=value,key=value, or a YAML file")
-        planned.add_argument(
-            "--model_args",
-            "-a",
-            nargs="+",
-            action=MergeDictAction,
-            default=None,
-            required=True,
-            metavar="<arg>",
-            help="As in `lm-eval run`: pretrained=NAME, also revision and subfolder",
-        )
+        add_model_args(planned, "As in `lm-eval run`: pretrained=NAME, also revision and subfolder")
         planned.add_argument(
             "--device",
             default="cpu",

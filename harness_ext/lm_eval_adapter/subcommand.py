@@ -9,7 +9,14 @@ from typing import Any, ClassVar
 from harness_ext.lm_eval_adapter.borrowed import HarnessCLI, MergeDictAction, Run
 from harness_ext.lm_eval_adapter.flag_values import in_plain_words
 
-__all__ = ["CommandLine", "MergeDictAction", "RecipesCommand", "add_run_arguments", "run_without_recipes"]
+__all__ = [
+    "CommandLine",
+    "MergeDictAction",
+    "RecipesCommand",
+    "add_model_args",
+    "add_run_arguments",
+    "run_without_recipes",
+]
 
 
 class CommandLine(HarnessCLI):
@@ -73,6 +80,20 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add all arguments of lm-eval's `run` to a parser."""
     _RunArguments(parser)
     in_plain_words(parser)
+
+
+def add_model_args(parser: argparse.ArgumentParser, help: str, *, required: bool = True) -> None:
+    """Add `--model_args`, read as lm-eval's `run` reads it."""
+    parser.add_argument(
+        "--model_args",
+        "-a",
+        nargs="+",
+        action=MergeDictAction,
+        default=None,
+        required=required,
+        metavar="<arg>",
+        help=help,
+    )
 
 
 def run_without_recipes(args: argparse.Namespace) -> None:
