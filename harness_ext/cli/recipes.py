@@ -15,7 +15,7 @@ from harness_ext.lm_eval_adapter.subcommand import RecipesCommand, add_model_arg
 from leaderboard.commands import RUN_HELP
 
 if TYPE_CHECKING:
-    from harness_ext.recipe.recipe import Recipe
+    from harness_ext.recipe.recipe import Recipe, RecipeHeading
     from leaderboard.terminal.output import Form
 
 EPILOG = """
@@ -75,13 +75,12 @@ class Recipes(RecipesCommand):
             action.set_defaults(func=self._list)
 
     def _list(self, args: argparse.Namespace) -> None:
-        from harness_ext.recipe.recipe import parse_recipe, shipped_names
+        from harness_ext.recipe.recipe import parse_recipe, shipped_headings, shipped_names
 
-        recipes = [parse_recipe(name) for name in shipped_names()]
         if args.form != "text":
-            _write_listing(recipes, args.form)
+            _write_listing([parse_recipe(name) for name in shipped_names()], args.form)
             return
-        print("\n".join(_listing(recipes)))
+        print("\n".join(_listing(shipped_headings())))
         print("\n`lm_eval recipes show NAME` has the rest, as a file.")
         print("`--recipe NAME:key=value` changes it.")
 
@@ -186,7 +185,7 @@ def _recipe_of_run(place: Path) -> Recipe:
     return recipe_from(data, origin=str(path))
 
 
-def _listing(recipes: Sequence[Recipe]) -> Iterable[str]:
+def _listing(recipes: Sequence[RecipeHeading]) -> Iterable[str]:
     """The recipes under their headings, a line each, names and summaries aligned."""
     from harness_ext.recipe.recipe import GROUPS
 

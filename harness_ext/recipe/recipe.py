@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -180,6 +180,20 @@ def shipped_names() -> list[str]:
 @lru_cache(maxsize=1)
 def _shipped_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in SHIPPED.glob("*.yaml")))
+
+
+class RecipeHeading(NamedTuple):
+    """What a list says of a recipe."""
+
+    name: str
+    summary: str
+    group: str
+
+
+def shipped_headings() -> list[RecipeHeading]:
+    """The recipes that come with the package, without reading their steps, which would load every method and search."""
+    files = map(_shipped, _shipped_names())
+    return [RecipeHeading(data["name"], data.get("summary", ""), data.get("group", "")) for data in files]
 
 
 def parse_recipe(specification: str) -> Recipe:

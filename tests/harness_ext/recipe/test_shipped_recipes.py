@@ -217,3 +217,10 @@ def test_show_says_what_a_recipe_needs_and_its_caveats(name: str, needs: str, lm
     again, recipe = parse_recipe(str(tmp_path / "again.yaml")), parse_recipe(name)
     assert (again.caveats, again.group, again.recipe_id) == (recipe.caveats, recipe.group, recipe.recipe_id)
     assert bool(recipe.caveats) == (name != "baseline")
+
+
+def test_a_heading_is_what_the_recipe_says() -> None:
+    from harness_ext.recipe.recipe import shipped_headings
+
+    recipes = [parse_recipe(name) for name in shipped_names()]
+    assert shipped_headings() == [(recipe.name, recipe.summary, recipe.group) for recipe in recipes]
