@@ -75,11 +75,15 @@ class Recipes(RecipesCommand):
             action.set_defaults(func=self._list)
 
     def _list(self, args: argparse.Namespace) -> None:
+        from harness_ext.methods.discovery import KINDS, load_entry_points
         from harness_ext.recipe.recipe import parse_recipe, shipped_headings, shipped_names
 
         if args.form != "text":
             _write_listing([parse_recipe(name) for name in shipped_names()], args.form)
             return
+        # The list reads no step, so nothing else here tells the author of a package that it cannot be loaded.
+        for kind in KINDS:
+            load_entry_points(kind)
         print("\n".join(_listing(shipped_headings())))
         print("\n`lm_eval recipes show NAME` has the rest, as a file.")
         print("`--recipe NAME:key=value` changes it.")

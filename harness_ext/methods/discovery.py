@@ -10,6 +10,9 @@ import pkgutil
 import warnings
 from importlib import metadata
 
+# What other packages may hold, as the groups of their entry points name it.
+KINDS = ("methods", "searches", "statistics")
+
 
 def import_modules_of(package_name: str) -> None:
     """Import every module of a package of ours, by its dotted name."""

@@ -87,6 +87,11 @@ def test_factored_speed_digests_and_decompositions(bench: sections.Bench) -> Non
 def test_time_limits_end_with_their_block() -> None:
     with pytest.raises(TimeUp), at_most(0.01):
         time.sleep(5)
+    with pytest.raises(TimeUp), at_most(0.01):
+        try:
+            time.sleep(5)
+        except TimeUp as error:
+            raise ValueError("a library's own error") from error
     with at_most(0.05):
         pass
     time.sleep(0.1)

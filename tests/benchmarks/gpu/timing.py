@@ -27,7 +27,11 @@ class TimeUp(BaseException):
 def at_most(seconds: float) -> Iterator[None]:
     """Raise TimeUp in this block after so many seconds, between two operations of Python."""
 
+    rung = False
+
     def ring(*_: object) -> None:
+        nonlocal rung
+        rung = True
         raise TimeUp
 
     before = signal.signal(signal.SIGALRM, ring)
@@ -35,6 +39,11 @@ def at_most(seconds: float) -> Iterator[None]:
     signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001), 60)
     try:
         yield
+    except Exception as error:
+        # Some libraries turn whatever is raised in a callback into an error of their own.
+        if rung:
+            raise TimeUp from error
+        raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
