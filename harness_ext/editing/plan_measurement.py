@@ -19,12 +19,14 @@ from harness_ext.calibration.cache import StatisticsCache
 from harness_ext.calibration.context import EditableModel, StepContext
 from harness_ext.editing.edit_matrix import edit_matrix
 from harness_ext.errors import VariantFailed
+from harness_ext.linalg.components import Component
 from harness_ext.linalg.decompose import Decomposer
 from harness_ext.linalg.devices import usable_device
 from harness_ext.methods import registered_methods
 from harness_ext.methods.registry import RANKED, SEARCHED, TRAINED, TRIED
 from harness_ext.methods.statistic_registry import RegisteredStatistic, SinkTokens, statistics_among
 from harness_ext.model.layout import Matrix
+from harness_ext.model.seeding import generator_for
 from harness_ext.model.weights import Weights
 from harness_ext.progress import Progress
 from harness_ext.recipe.schema import Step
@@ -165,10 +167,24 @@ def _of_fresh(
 
 def _edited(context: StepContext, shape: Shape, statistics: Mapping[str, Tensor]) -> None:
     try:
-        edit_matrix(context, Matrix(_NAME, shape), statistics)
+        if registered_methods()[context.step.method].component is not None:
+            _component_edited(context, shape, statistics)
+        else:
+            edit_matrix(context, Matrix(_NAME, shape), statistics)
     except VariantFailed:
         # Random numbers may be none for a method; what it did until then is measured.
         return
+
+
+def _component_edited(context: StepContext, shape: Shape, statistics: Mapping[str, Tensor]) -> None:
+    """What a method makes of a component: two matrices of its reader's shape feed it, as in an MLP with a gate."""
+    matrix, step = Matrix(_NAME, shape), context.step
+    weight = context.model.weights.read(matrix)
+    feeding = weight.T.contiguous()
+    component = Component({"gate_proj": feeding, "up_proj": feeding}, {})
+    generator = generator_for(step.seed, matrix)
+    method = registered_methods()[step.method].function
+    method(weight, **statistics, component=component, generator=generator, **step.parameters)
 
 
 def _context(step: Step, weight: Tensor, scratch: Path) -> StepContext:

@@ -147,6 +147,8 @@ class ReceiptMatrix(ReceiptPart):
     before the result is rounded to the stored dtype; an estimate for `randomised`, None for `svd`.
     stored: `factors` (two low-rank layers that the model computes with) or `dense`. rank_asked: the rank that the
     budget means, of which rank_after is what alignment left; None where nothing asked for one.
+    rows_kept, columns_kept: of a matrix that lost whole rows or columns, how many are left; the others are zero, and
+    parameters_after counts the matrix without them. Where rows went, both counts are with the bias.
     """
 
     step: Whole | None = None
@@ -171,6 +173,8 @@ class ReceiptMatrix(ReceiptPart):
     excess_error: float | None = None
     stored: str | None = None
     rank_asked: Whole | None = None
+    rows_kept: Whole | None = None
+    columns_kept: Whole | None = None
 
 
 class MatrixRecord(ReceiptMatrix):
