@@ -105,7 +105,7 @@ def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, T
         layer=matrix.layer,
         shape=matrix.shape,
         rank_before=min(matrix.shape),
-        rank_after=min(edit.rank, *cut.values()),
+        rank_after=min([edit.rank, *cut.values()]),
         energy_kept=change.energy_kept,
         relative_error=change.relative_error,
         digest_before=before,

@@ -55,7 +55,8 @@ def feeders_of(layout: Layout, matrix: Matrix, kind: str) -> dict[str, Matrix]:
                 f"{matrix.key}: {known.what} is edited as a whole, and {len(feeding)} matrices of it are its {role}:"
                 " choose a method for single matrices, such as svd-llm"
             )
-        found |= {role: one for one in feeding}
+        if feeding:
+            found[role] = feeding[0]
     _check_fit(layout, matrix, found)
     return found
 
