@@ -3,10 +3,10 @@ of what matters in them.
 
 The budget is the rank that each matrix was left at, for a control that keeps a rank; the distance that it was moved,
 for `noise`; and the recipe itself for `shuffled-labels`, which is that recipe with the answers of its calibration
-documents exchanged. Whole units that a recipe takes away (of MLPs, say) have no rank: there `random-subspace` is the
-recipe with units drawn at random, and refitted as its own are. A search is controlled by a search: on exchanged answers, or, for `random-subspace`, by as many
+documents exchanged. A search is controlled by a search: on exchanged answers, or, for `random-subspace`, by as many
 trials of random directions in as many matrices of the same sizes drawn at random (`harness_ext.search.random_search`),
-of which the best is chosen in the same way.
+of which the best is chosen in the same way. Units that a recipe takes away whole (of MLPs, say) have no rank: there
+`random-subspace` is the recipe with units drawn at random, and whatever reads them refitted as by its own.
 """
 
 from __future__ import annotations

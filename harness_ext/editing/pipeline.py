@@ -122,8 +122,8 @@ def _lost_units(records: Sequence[MatrixRecord]) -> Iterator[str]:
         fewest = min(reading, key=lambda record: (record.columns_kept or 0) / record.shape[1])
         yield (
             f"widths changed: {len(reading)} matrices read fewer units than before, {fewest.name}"
-            f" {fewest.columns_kept} of {fewest.shape[1]}; the model computes with zeros in the place of the others, and"
-            " is counted without them"
+            f" {fewest.columns_kept} of {fewest.shape[1]}; the model computes with zeros in the place of the others,"
+            " and is counted without them"
         )
 
 

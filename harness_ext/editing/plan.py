@@ -20,7 +20,7 @@ from harness_ext.linalg.components import left_of
 from harness_ext.methods import registered_methods
 from harness_ext.methods.search_registry import check_searchable, planned_trials, registered_searches
 from harness_ext.model.checkpoint import Checkpoint
-from harness_ext.model.components import check_components, feeders_of
+from harness_ext.model.components import check_components, feeders_of, groups_of
 from harness_ext.model.layout import Layout, Matrix
 from harness_ext.model.module_replacement import check_replaceable
 from harness_ext.model.renames import as_loaded
@@ -334,9 +334,15 @@ def _taken_away(step: Step, matrix: Matrix, layout: Layout, loaded: Checkpoint) 
     kind = component_of(step)
     if kind is None:
         return 0
-    feeders = feeders_of(layout, matrix, kind).values()
-    units = matrix.shape[1] - left_of(matrix.shape[1], step.parameters["unit_fraction"])
-    return units * (matrix.shape[0] + sum(one.shape[1] + (one.bias in loaded.tensors) for one in feeders))
+
+    def lost(role: str, total: int) -> int:
+        groups = groups_of(layout, kind, role)
+        return total - groups * left_of(total // groups, step.parameters["unit_fraction"])
+
+    feeders = feeders_of(layout, matrix, kind)
+    rows = {role: lost(role, one.shape[0]) for role, one in feeders.items()}
+    beside = sum(rows[role] * (one.shape[1] + (one.bias in loaded.tensors)) for role, one in feeders.items())
+    return matrix.shape[0] * lost(matrix.role or "", matrix.shape[1]) + beside
 
 
 def _rank_without_weights(step: Step, matrix: Matrix) -> int | None:

@@ -6,8 +6,8 @@ units keeps the rows S of gate and up, with their biases, and `down_proj` become
     W' = W C_t[:, S] C_t[S, S]^-1     (refit)          W' = W[:, S]     (selection only)
 
 which minimises `mean |W h - W' h_S|^2 + t |W[:, S] - W'|^2`: the ridge pulls to the selection and not to zero (ours),
-so that at any ridge the refit is no worse than the selection on the texts it was made from. MoDeGPT (arXiv:2408.09632), A3
-(arXiv:2505.12942) and subspace node pruning (arXiv:2405.17506) differ in the ranking alone:
+so that at any ridge the refit is no worse than the selection on the texts it was made from. MoDeGPT (arXiv:2408.09632),
+A3 (arXiv:2505.12942) and subspace node pruning (arXiv:2405.17506) differ in the ranking alone:
 
     leverage   1 / [C_t^-1]_ii, in the order of the ridge leverage 1 - t [C_t^-1]_ii        (MoDeGPT)
     zca        1 / [C_t^-1/2]_ii^2                                                          (node pruning, our reading)

@@ -26,6 +26,7 @@ class ComponentKind(NamedTuple):
 
 COMPONENTS = {
     "mlp": ComponentKind("down_proj", ("gate_proj", "up_proj"), frozenset({"gate_proj"}), "the MLP of a layer"),
+    "values": ComponentKind("o_proj", ("v_proj",), frozenset(), "the values of an attention"),
 }
 
 
@@ -57,8 +58,20 @@ def feeders_of(layout: Layout, matrix: Matrix, kind: str) -> dict[str, Matrix]:
             )
         if feeding:
             found[role] = feeding[0]
-    _check_fit(layout, matrix, found)
+    check_not_shared([matrix, *found.values()], "what feeds it differs from layer to layer")
+    if kind == "values":
+        _check_heads(layout, matrix, found["v_proj"])
+    else:
+        _check_fit(layout, matrix, found)
     return found
+
+
+def groups_of(layout: Layout, kind: str, role: str) -> int:
+    """Among how many heads the rows or columns of a role are shared out; one where there are no heads."""
+    heads = layout.heads
+    if kind != "values" or heads is None:
+        return 1
+    return heads.queries if role == COMPONENTS[kind].reader else heads.key_values
 
 
 def check_components(layout: Layout, matrices: Sequence[Matrix], kind: str | None) -> None:
@@ -68,8 +81,18 @@ def check_components(layout: Layout, matrices: Sequence[Matrix], kind: str | Non
         feeders_of(layout, matrix, kind)
 
 
+def _check_heads(layout: Layout, matrix: Matrix, values: Matrix) -> None:
+    heads = layout.heads
+    if heads is None or layout.no_heads is not None:
+        raise UserError(f"{matrix.key}: its heads cannot be told apart: {layout.no_heads}; choose another method")
+    if matrix.shape[1] != heads.queries * heads.width or values.shape[0] != heads.key_values * heads.width:
+        raise UserError(
+            f"{matrix.key} reads {matrix.shape[1]} numbers and {values.key} makes {values.shape[0]}, which are not"
+            f" {heads.queries} and {heads.key_values} heads of {heads.width}: choose another method"
+        )
+
+
 def _check_fit(layout: Layout, matrix: Matrix, feeders: dict[str, Matrix]) -> None:
-    check_not_shared([matrix, *feeders.values()], "what feeds it differs from layer to layer")
     width = matrix.shape[1]
     for other in feeders.values():
         if other.shape[0] != width:

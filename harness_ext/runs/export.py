@@ -56,8 +56,8 @@ class EditedModel(Protocol):
 
 
 class Exported(NamedTuple):
-    """What was written. products: layers of which the factors were multiplied out. words: how hidden units that went are
-    written, None where none did.
+    """What was written. products: layers of which the factors were multiplied out. words: how hidden units that went
+    are written, None where none did.
     """
 
     products: int

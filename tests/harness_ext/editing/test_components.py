@@ -115,6 +115,26 @@ def test_what_is_no_mlp_of_its_own_is_refused(make_lm: Any, family: str, matrice
         lm.apply(parse_recipe(f"modegpt-mlp:matrices={matrices}"), drawing(documents_for(lm, 2)))
 
 
+@pytest.mark.parametrize("family", ["llama", pytest.param("gpt_neox", marks=pytest.mark.slow)])
+def test_values_leave_heads_and_a_plan_counts_them(make_lm: Any, family: str) -> None:
+    lm = make_lm(family)
+    recipe, digest = parse_recipe("a3-ov:unit_fraction=0.5"), lm.weights.digest()
+    applied = lm.apply(recipe, drawing(documents_for(lm, 6)))
+    heads = lm.weights.layout.heads
+    for record in applied.records:
+        queries = record.role == "o_proj"
+        kept = record.columns_kept if queries else record.rows_kept
+        assert kept == (heads.queries if queries else heads.key_values) * (heads.width // 2)
+    size = lm.totals()["parameters_after"]
+    planned = plan(recipe, read_checkpoint(lm.loaded_from))
+    assert planned.parameters_after == size < planned.parameters
+    lm.undo()
+    assert lm.weights.digest() == digest
+    # All of them: the very model.
+    lm.apply(parse_recipe("a3-ov:unit_fraction=1.0"), drawing(documents_for(lm, 6)))
+    assert lm.weights.digest() == digest
+
+
 def test_its_control_draws_as_many_units_at_random(make_lm: Any) -> None:
     lm, recipe = make_lm("llama"), parse_recipe("modegpt-mlp")
     documents = documents_for(lm, 8)

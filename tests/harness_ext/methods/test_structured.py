@@ -19,6 +19,7 @@ from harness_ext.methods import AnyEdit, Svd, call, registered_methods
 from harness_ext.methods.budget import Keep
 from harness_ext.methods.concept_projection import NO_DIFFERENCE
 from harness_ext.methods.weighted_svd import SCALE_FLOOR, marchenko_pastur_median
+from harness_ext.model.geometry import Heads
 
 TRUNCATE = Decomposer().truncate
 RANDOM = numpy.random.default_rng(7)
@@ -313,6 +314,24 @@ def check_mlp_select(case: Case, method: Callable[..., AnyEdit]) -> None:
         case.near(numpy.linalg.norm(found), numpy.linalg.norm(lost), scale=size)
 
 
+def check_mix_values(case: Case, method: Callable[..., AnyEdit]) -> None:
+    """One head that makes all inputs: the best of this rank for what is made of them."""
+    moment = case.inputs @ case.inputs.T / case.inputs.shape[1]
+    root = numpy.linalg.cholesky(moment + 1e-4 * numpy.diag(moment).mean() * numpy.eye(case.columns))
+    edit = method(
+        case.tensor,
+        component=Component({"v_proj": torch.eye(case.columns)}, {}, Heads(1, 1, case.columns)),
+        input_second_moment=torch.tensor(moment),
+        generator=torch.Generator(),
+        unit_fraction=0.6,
+    )
+    rank = max(1, int(0.6 * case.columns + 1e-9))
+    values = numpy.linalg.svd(case.weight @ root, compute_uv=False)
+    together = dense(edit) @ edit.beside["v_proj"].values.double().numpy()
+    lost = numpy.linalg.norm((case.weight - together) @ root)
+    case.near(lost, case.dropped(rank, values), scale=float(numpy.linalg.norm(values)))
+
+
 def check_pruning(case: Case, drop: Callable[[float], AnyEdit], fraction: float) -> None:
     marks = numpy.zeros(case.full, dtype=bool)
     marks[numpy.argsort(case.effects)[: int(fraction * case.full + 1e-9)]] = True
@@ -443,7 +462,7 @@ def test_a_method_says_whether_it_moves_a_bias(method: str) -> None:
         "original_input_mean": torch.tensor(case.mean),
         "input_cross_moment": torch.eye(13),
         "gradient_second_moment": torch.eye(9),
-        "component": Component({"up_proj": case.tensor.T}, {}),
+        "component": Component({"up_proj": case.tensor.T, "v_proj": case.tensor.T}, {}, Heads(1, 1, 13)),
         "input_second_moment_by_halves": torch.stack([torch.eye(13), torch.eye(13)]),
         "far_input_mean": torch.zeros(13),
         "input_magnitude": torch.ones(13),

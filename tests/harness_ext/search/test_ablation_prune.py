@@ -229,6 +229,7 @@ def test_a_much_worse_loss_is_not_measured_to_the_end(make_lm) -> None:
 
 BY_BUDGET = {
     "a3-mlp": "unit_fraction",
+    "a3-ov": "unit_fraction",
     "aa-svd": "keep",
     "asvd": "keep",
     "basis-selection": "training",
