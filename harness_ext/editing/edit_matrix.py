@@ -119,8 +119,7 @@ def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, T
         excess_error=edit.excess_error,
         stored=stored,
         rank_asked=keep.noted(matrix.shape) if keep is not None and isinstance(edit, Edit) else None,
-        **cut,
-    )
+    ).model_copy(update=cut)
     return EditedMatrix(record, seen, _shift_size(shift, seen), after, _edited_beside(context, matrix, edit))
 
 
@@ -171,8 +170,7 @@ def _edit_beside(context: StepContext, matrix: Matrix, edit: MatrixBeside) -> Ed
         parameters_after=edit.rows * width,
         stored=DENSE,
         rank_asked=None,
-        **({"rows_kept": edit.rows} if edit.rows < rows else {}),
-    )
+    ).model_copy(update={"rows_kept": edit.rows} if edit.rows < rows else {})
     return EditedMatrix(record, None, None, weights.digest_soon(matrix.parameter, matrix.expert))
 
 

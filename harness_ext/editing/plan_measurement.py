@@ -25,6 +25,8 @@ from harness_ext.linalg.devices import usable_device
 from harness_ext.methods import registered_methods
 from harness_ext.methods.registry import RANKED, SEARCHED, TRAINED, TRIED
 from harness_ext.methods.statistic_registry import RegisteredStatistic, SinkTokens, statistics_among
+from harness_ext.model.components import COMPONENTS
+from harness_ext.model.geometry import Heads
 from harness_ext.model.layout import Matrix
 from harness_ext.model.seeding import generator_for
 from harness_ext.model.weights import Weights
@@ -44,6 +46,7 @@ MEASURED_SECONDS = 0.1
 MOST_ATTEMPTS = 50
 _NAME = "layer.weight"
 _DOCUMENTS = 4
+_HEAD = 64
 
 
 class MeasuredEdit(NamedTuple):
@@ -177,14 +180,17 @@ def _edited(context: StepContext, shape: Shape, statistics: Mapping[str, Tensor]
 
 
 def _component_edited(context: StepContext, shape: Shape, statistics: Mapping[str, Tensor]) -> None:
-    """What a method makes of a component: two matrices of its reader's shape feed it, as in an MLP with a gate."""
+    """What a method makes of a component: matrices of its reader's shape feed it, all that may, in heads of a common
+    width.
+    """
     matrix, step = Matrix(_NAME, shape), context.step
-    weight = context.model.weights.read(matrix)
+    weight, method = context.model.weights.read(matrix), registered_methods()[step.method]
+    width = shape[1] if shape[1] % _HEAD else _HEAD
+    heads = Heads(shape[1] // width, shape[1] // width, width)
     feeding = weight.T.contiguous()
-    component = Component({"gate_proj": feeding, "up_proj": feeding}, {})
+    component = Component(dict.fromkeys(COMPONENTS[method.component or ""].feeders, feeding), {}, heads)
     generator = generator_for(step.seed, matrix)
-    method = registered_methods()[step.method].function
-    method(weight, **statistics, component=component, generator=generator, **step.parameters)
+    method.function(weight, **statistics, component=component, generator=generator, **step.parameters)
 
 
 def _context(step: Step, weight: Tensor, scratch: Path) -> StepContext:

@@ -147,8 +147,6 @@ class ReceiptMatrix(ReceiptPart):
     before the result is rounded to the stored dtype; an estimate for `randomised`, None for `svd`.
     stored: `factors` (two low-rank layers that the model computes with) or `dense`. rank_asked: the rank that the
     budget means, of which rank_after is what alignment left; None where nothing asked for one.
-    rows_kept, columns_kept: of a matrix that lost whole rows or columns, how many are left; the others are zero, and
-    parameters_after counts the matrix without them. Where rows went, both counts are with the bias.
     """
 
     step: Whole | None = None
@@ -173,12 +171,15 @@ class ReceiptMatrix(ReceiptPart):
     excess_error: float | None = None
     stored: str | None = None
     rank_asked: Whole | None = None
-    rows_kept: Whole | None = None
-    columns_kept: Whole | None = None
 
 
 class MatrixRecord(ReceiptMatrix):
-    """A row as this version writes it: what is known of every edit is required."""
+    """A row as this version writes it: what is known of every edit is required.
+
+    rows_kept, columns_kept: of a matrix that lost whole rows or columns, how many are left; absent of others. The lost
+    ones are zero, and parameters_after counts the matrix without them. Of a feeding matrix the two counts are with the
+    bias.
+    """
 
     step: Whole
     method: str
@@ -195,6 +196,8 @@ class MatrixRecord(ReceiptMatrix):
     parameters_after: Whole
     stored: str
     rank_asked: Whole | None
+    rows_kept: Whole | None = None
+    columns_kept: Whole | None = None
 
 
 class ReceiptCalibration(ReceiptPart):
