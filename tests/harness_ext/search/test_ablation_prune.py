@@ -240,6 +240,7 @@ BY_BUDGET = {
     "fwsvd": "keep",
     "least-error": "param_fraction",
     "modegpt-mlp": "unit_fraction",
+    "modegpt-qk": "unit_fraction",
     "obs-mlp": "unit_fraction",
     "sfsd": "keep",
     "sfsd-released": "keep",
