@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -178,9 +183,32 @@ def test_arguments_of_the_model_that_edits() -> None:
     assert served == {"pretrained": "F", "max_model_len": 64, "gpu_memory_utilization": 0.8, "tokenizer": "T"}
 
 
-# Commands that end before all is scored
+# Commands that are killed
 
 
+KILLED = """
+import os, signal, sys
+from harness_ext.cli import main
+from harness_ext.lm_eval_adapter import engines, running_engine
+from harness_ext.runs import engine_scoring, export
+from tests.harness_ext.runs.stand_in_engine import StandInEngine
+
+engines.Engine.installed = True
+running_engine.backend_class = lambda name: StandInEngine
+where, call, *sys.argv[1:] = sys.argv[1:]
+owner = {"save": export, "_scored": engine_scoring.EngineSession}[where]
+work, calls = getattr(owner, where), []
+
+def killing(*arguments):
+    calls.append(where)
+    result = work(*arguments)
+    if len(calls) == int(call):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+
+setattr(owner, where, killing)
+main()
+"""
 RECIPES = ("--recipe", "laser", "--control", "random-subspace")
 
 
@@ -232,3 +260,37 @@ def test_an_edit_of_which_something_is_lost_is_made_anew(
     ran = engine_run("--recipe", "laser")
     assert ran.code == 0 and "has edited it" not in ran.err, ran.err
     assert set(receipts(tmp_path)) == {"baseline", "laser"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("where", "call", "edited", "scored"),
+    [("save", 2, 1, 0), ("_scored", 1, 2, 1), ("_scored", 2, 1, 2)],
+    ids=["as the second folder is written", "after one score", "after two scores"],
+)
+def test_a_killed_command_goes_on_as_if_it_had_not_been(
+    engine_run, stand_in, tmp_path: Path, where: str, call: int, edited: int, scored: int
+) -> None:
+    wanted = ("run", "--model", "vllm", "--model_args", "pretrained=demo,dtype=float32", "--tasks", "int_mult",
+              "--limit", "12", "--batch_size", "16", *RECIPES)  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    ended = subprocess.run(
+        [sys.executable, "-c", KILLED, where, str(call), *wanted],
+        check=False, capture_output=True, text=True, cwd=tmp_path, env=environment,
+    )  # fmt: skip
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    before = all_of(tmp_path)
+    assert len(before) == scored
+    ran = engine_run(*RECIPES)
+    assert ran.code == 0 and ran.err.count("kept from") == scored, ran.err
+    assert ran.err.count("an earlier command has edited it") == edited
+    found = all_of(tmp_path)
+    assert before.items() <= found.items() and not list(tmp_path.glob("results/demo/.*"))
+
+    made_old = time.time() - 3600
+    for path in tmp_path.glob("cache/weights/.*"):
+        os.utime(path, (made_old, made_old))
+    shutil.rmtree(tmp_path / "results")
+    assert engine_run(*RECIPES).code == 0
+    assert all_of(tmp_path) == found and len(found) == 3
+    assert len(list(tmp_path.glob("cache/weights/*"))) == 2 and not list(tmp_path.glob("cache/weights/.*"))
