@@ -45,11 +45,13 @@ def check_device(value: Any) -> None:
 
 
 def check_present(device: str) -> None:
-    """Raise UserError for a device by a number that this machine has not: lm-eval would take another without a word."""
+    """Raise UserError for a device by a number that this machine has not: lm-eval would take another without a word.
+    The first is lm-eval's default, and stands for the processor where there is none.
+    """
     import torch
 
     number = device.partition(":")[2]
-    if number and (count := torch.cuda.device_count()) <= int(number) and device != "mps:0":
+    if number and int(number) and (count := torch.cuda.device_count()) <= int(number):
         there = (
             "no GPU" if count == 0 else "1 GPU, cuda:0" if count == 1 else f"{count} GPUs, cuda:0 to cuda:{count - 1}"
         )
