@@ -213,7 +213,8 @@ def _encode(lm: HFLM, document: LabelledDocument) -> Encoded:
 
 def encode(lm: HFLM, context: str, answer: str, task: str) -> tuple[list[int], list[int]]:
     """The tokens that go in (all but the last), and those of the answer that must come out, cut from the left like
-    lm-eval does; of an answer longer than the model's window what fits. task: named where the answer has no tokens, which is a UserError.
+    lm-eval does; of an answer longer than the model's window what fits. task: named where the answer has no tokens,
+    which is a UserError.
     """
     if context:
         before, after = lm.encode_pair(context, answer)

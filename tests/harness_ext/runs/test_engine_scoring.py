@@ -85,6 +85,7 @@ def test_one_engine_scores_all_variants_as_the_backend_that_edits_does(
     assert again.err.count("kept from") == 4 and len(stand_in.made) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
@@ -107,6 +108,7 @@ def test_an_engine_that_does_not_reload_exactly_is_made_anew(
     assert answers(tmp_path, "laser") != answers(tmp_path, "baseline")
 
 
+@pytest.mark.slow
 def test_copies_of_the_engine_are_given_the_folder(
     engine_run, stand_in, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -119,6 +121,7 @@ def test_copies_of_the_engine_are_given_the_folder(
     assert "engine of its own" not in ran.err
 
 
+@pytest.mark.slow
 def test_the_model_that_edits_is_gone_before_the_engine_starts(engine_run, monkeypatch: pytest.MonkeyPatch) -> None:
     edited: list[weakref.ref[Any]] = []
     alive: list[bool] = []
@@ -225,6 +228,7 @@ def all_of(root: Path) -> dict[str, Any]:
     return {label: (undisturbed(receipt), answers(root, label)) for label, receipt in receipts(root).items()}
 
 
+@pytest.mark.slow
 def test_what_an_ended_command_has_edited_is_not_edited_again(
     engine_run, stand_in, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -244,6 +248,7 @@ def test_what_an_ended_command_has_edited_is_not_edited_again(
     assert all_of(tmp_path) == found and set(found) == {"baseline", "laser", "laser+random-subspace"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["the weights", "the record"])
 def test_an_edit_of_which_something_is_lost_is_made_anew(
     engine_run, stand_in, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lost: str
